@@ -1,0 +1,25 @@
+"""Vector-quantisation ops for any codebase: codebook lookup, codebook update, grouped masking.
+
+Every op has a reference in plain torch (its specification) and, where the compiled extension is present, a CPU kernel.
+One convention everywhere: `valid` is True at real positions, and a negative index marks a position without a code.
+
+Letters in tensor names: N feature vectors, K codes, C channels, B images, L tokens per image.
+"""
+
+from soho_fast.ops.backends import available_backends, build_info, set_cpu_level
+from soho_fast.ops.codebook_lookup import codebook_lookup, straight_through
+from soho_fast.ops.codebook_update import codebook_ema_, codebook_stats, scatter_mean_ema_
+from soho_fast.ops.group_mask import group_mask, sample_group
+
+__all__ = [
+    "available_backends",
+    "build_info",
+    "codebook_ema_",
+    "codebook_lookup",
+    "codebook_stats",
+    "group_mask",
+    "sample_group",
+    "scatter_mean_ema_",
+    "set_cpu_level",
+    "straight_through",
+]

@@ -1,0 +1,158 @@
+"""Which implementation serves a call: the table of backends, the compiled extension, and op registration.
+
+Each op is registered once per backend, as `torch.ops.soho_fast.<op>_<backend>`, with one schema, one fake kernel and one
+gradient. `reference` is written in Python and runs on every device; `cpu` is implemented by `soho_fast._C`.
+"""
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+CPU_LEVELS = ("scalar", "avx2", "avx512", "amx")
+LIBRARY = torch.library.Library("soho_fast", "FRAGMENT")
+
+_NATIVE_OPS: dict[str, set[str]] = {"cpu": set(), "triton": set(), "cuda": set()}
+_fallback_warned = False
+
+
+def _load_extension() -> tuple[ModuleType | None, str]:
+    """The compiled module and "", or None and the reason why it is absent."""
+    try:
+        return importlib.import_module("soho_fast._C"), ""
+    except ModuleNotFoundError as error:
+        if error.name != "soho_fast._C":
+            raise
+        return (
+            None,
+            "the compiled extension soho_fast._C is not built (install a C++ compiler and reinstall the package)",
+        )
+    except ImportError as error:
+        return None, f"the compiled extension soho_fast._C does not load: {error}"
+
+
+_extension, _extension_missing = _load_extension()
+
+
+def define_op(
+    name: str,
+    schema: str,
+    *,
+    reference: Callable,
+    fake: Callable,
+    native: tuple[str, ...] = ("cpu",),
+    backward: Callable | None = None,
+    setup_context: Callable | None = None,
+) -> None:
+    """Register `soho_fast::<name>_<backend>` for the reference and for each native backend that implements it.
+
+    Args:
+        name: op name without backend.
+        schema: argument list and returns, such as "(Tensor x) -> Tensor".
+        reference: the plain torch implementation.
+        fake: the shape function used by torch.compile and meta tensors.
+        native: backends whose compiled code implements the op (registered by that code when it loads).
+        backward, setup_context: the gradient, as in `torch.library.register_autograd`.
+    """
+    for backend in ("reference", *native):
+        qualified = f"soho_fast::{name}_{backend}"
+        LIBRARY.define(f"{name}_{backend}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        if backend == "reference":
+            LIBRARY.impl(f"{name}_{backend}", reference, "CompositeExplicitAutograd")
+        else:
+            _NATIVE_OPS[backend].add(name)
+        torch.library.register_fake(qualified, fake, lib=LIBRARY)
+        if backward is not None:
+            torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def _refusals(name: str, backend: str, device_type: str) -> list[str]:
+    """Every reason why `backend` cannot serve op `name` on tensors of `device_type`."""
+    if backend == "reference":
+        return []
+    if backend in ("triton", "cuda"):
+        return [f"this version has no {backend} kernel for {name}"]
+    reasons = []
+    if _extension is None:
+        reasons.append(_extension_missing)
+    if device_type != backend:
+        reasons.append(f"it needs tensors on {backend}, these are on {device_type}")
+    if name not in _NATIVE_OPS[backend]:
+        reasons.append(f"it has no kernel for {name}")
+    return reasons
+
+
+@torch.compiler.assume_constant_result
+def _choose(name: str, backend: str | None, device_type: str) -> str:
+    global _fallback_warned
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
+    if backend is not None:
+        reasons = _refusals(name, backend, device_type)
+        if reasons:
+            raise ValueError(f"backend: {backend!r} cannot serve {name}: {'; '.join(reasons)}")
+        return backend
+    if not _refusals(name, "cpu", device_type):
+        return "cpu"
+    if _extension is None and not _fallback_warned:
+        _fallback_warned = True
+        warnings.warn(
+            f"soho_fast runs its slower plain torch reference: {_extension_missing}", RuntimeWarning, stacklevel=2
+        )
+    return "reference"
+
+
+def op_for(name: str, backend: str | None, device_type: str) -> Callable:
+    """The registered op that serves this call.
+
+    Raises:
+        ValueError: unknown backend, or a backend asked for by name that cannot serve the call, with every reason.
+    """
+    return getattr(torch.ops.soho_fast, f"{name}_{_choose(name, backend, device_type)}").default
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that can run here, the slowest first; `reference` is always among them."""
+    return ["reference"] if _extension is None else ["reference", "cpu"]
+
+
+def set_cpu_level(level: str | None) -> None:
+    """Force the instruction set of the `cpu` backend, for the whole process.
+
+    Args:
+        level: "scalar", "avx2", "avx512" or "amx"; None goes back to the best one this machine has.
+            An op that has no kernel of the level runs its next lower one.
+
+    Raises:
+        ValueError: unknown level, a level this machine or this build lacks, or no compiled extension.
+    """
+    if level is not None and level not in CPU_LEVELS:
+        raise ValueError(f"level: expected one of {', '.join(CPU_LEVELS)} or None, got {level!r}")
+    if _extension is None:
+        raise ValueError(f"level: {level!r} cannot be set, {_extension_missing}")
+    _extension.set_cpu_level(level or "")
+
+
+def build_info() -> dict:
+    """What was built and what runs here.
+
+    Returns:
+        dict with `extension` (bool), `reason` (why it is absent, or ""), `torch`, and, with the extension, `compiler`,
+        `architecture`, `stable_abi` (the oldest libtorch it loads into), `cpu_levels_built`, `cpu_levels_available`
+        and `cpu_level` (the one in use).
+    """
+    info = {"extension": _extension is not None, "reason": _extension_missing, "torch": str(torch.__version__)}
+    if _extension is not None:
+        info.update(_extension.build_info())
+    return info
+
+
+if os.environ.get("SOHO_FAST_CPU_LEVEL"):
+    try:
+        set_cpu_level(os.environ["SOHO_FAST_CPU_LEVEL"])
+    except ValueError as error:
+        raise ValueError(f"environment variable SOHO_FAST_CPU_LEVEL: {error}") from error

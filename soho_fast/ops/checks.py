@@ -1,0 +1,60 @@
+"""Argument checks shared by the ops: each raises with the argument's name, what was expected and what came."""
+
+import torch
+from torch import Tensor
+
+FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """TypeError unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def check_float(name: str, value: object, types: tuple[torch.dtype, ...] = FLOAT_TYPES) -> None:
+    """TypeError unless `value` is a tensor of one of the floating `types`."""
+    check_tensor(name, value)
+    if value.dtype not in types:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in types)
+        raise TypeError(f"{name}: expected {expected}, got {str(value.dtype).removeprefix('torch.')}")
+
+
+def check_index(name: str, value: object, shape: tuple[int, ...], meaning: str) -> None:
+    """TypeError unless `value` is an int64 tensor, ValueError unless it has `shape`."""
+    check_tensor(name, value)
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name}: expected int64, got {str(value.dtype).removeprefix('torch.')}")
+    check_shape(name, value, shape, meaning)
+
+
+def check_valid(value: object, shape: tuple[int, ...], meaning: str) -> None:
+    """TypeError unless `valid` is None or a bool tensor, ValueError unless it has `shape`."""
+    if value is None:
+        return
+    check_tensor("valid", value)
+    if value.dtype != torch.bool:
+        raise TypeError(f"valid: expected bool (True = real position), got {str(value.dtype).removeprefix('torch.')}")
+    check_shape("valid", value, shape, meaning)
+
+
+def check_shape(name: str, value: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    """ValueError unless `value` has `shape`, which `meaning` spells in letters."""
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected shape {tuple(shape)} = {meaning}, got {tuple(value.shape)}")
+
+
+def check_same_device(**tensors: Tensor | None) -> None:
+    """ValueError unless all given tensors live on the first one's device."""
+    first_name, first = next(iter(tensors.items()))
+    for name, value in tensors.items():
+        if value is not None and value.device != first.device:
+            raise ValueError(f"{name}: expected device {first.device} like {first_name}, got {value.device}")
+
+
+def check_decay(decay: float) -> None:
+    """TypeError unless `decay` is a number, ValueError unless it lies in [0, 1]."""
+    if isinstance(decay, bool) or not isinstance(decay, (int, float)):
+        raise TypeError(f"decay: expected a Python float in [0, 1], got {type(decay).__name__}")
+    if not 0.0 <= decay <= 1.0:
+        raise ValueError(f"decay: expected a value in [0, 1], got {decay}")

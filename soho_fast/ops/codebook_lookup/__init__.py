@@ -1,0 +1,146 @@
+"""Codebook lookup (SOHO eq. 2) and the straight-through embedding (eq. 5).
+
+Letters: N features, K codes, C channels.
+"""
+
+import torch
+from torch import Tensor
+
+from soho_fast.ops import checks
+from soho_fast.ops.backends import define_op, op_for
+from soho_fast.ops.codebook_lookup import reference
+
+
+def _check_pair(features: Tensor, codebook: Tensor) -> None:
+    checks.check_float("features", features)
+    checks.check_float("codebook", codebook)
+    if features.dim() < 2:
+        raise ValueError(f"features: expected at least 2 dimensions (..., N, C), got shape {tuple(features.shape)}")
+    if codebook.dim() < 2:
+        raise ValueError(f"codebook: expected (K, C) or (..., K, C), got shape {tuple(codebook.shape)}")
+    if codebook.shape[-2] < 1:
+        raise ValueError(f"codebook: expected at least one code, got shape {tuple(codebook.shape)}")
+    if codebook.shape[-1] != features.shape[-1]:
+        raise ValueError(
+            f"codebook: expected {features.shape[-1]} channels like features, got shape {tuple(codebook.shape)}"
+        )
+    if codebook.dim() > 2 and codebook.shape[:-2] != features.shape[:-2]:
+        raise ValueError(
+            f"codebook: a batched codebook needs the batch shape of features {tuple(features.shape[:-2])}, "
+            f"got {tuple(codebook.shape[:-2])}"
+        )
+    checks.check_same_device(features=features, codebook=codebook)
+
+
+def codebook_lookup(
+    features: Tensor, codebook: Tensor, *, return_distance: bool = False, backend: str | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Index of the nearest code, `argmin_j |x_i - d_j|^2` evaluated in float64 on the inputs as given (eq. 2).
+
+    Exact ties go to the lowest index, on every backend. A distance that is not finite counts as infinite: a row with NaN
+    or Inf gets index 0 (and, where asked, distance NaN or Inf), a code with NaN or Inf is never chosen while another is
+    left. Memory never grows with N x K.
+
+    Args:
+        features: (..., N, C) float32, bfloat16 or float16, any layout.
+        codebook: (K, C) shared, or (..., K, C) with the batch shape of features. Its type may differ from features'.
+        return_distance: also return the squared distance; it is differentiable in features and codebook.
+        backend: "reference", "cpu", "triton", "cuda"; None picks the best that supports the call.
+
+    Returns:
+        index int64 (..., N), and with `return_distance` the squared distance float32 (..., N).
+
+    Raises:
+        TypeError: an argument that is not a tensor of a supported type.
+        ValueError: shapes or devices that do not fit, an empty codebook, or a backend that cannot serve the call.
+    """
+    _check_pair(features, codebook)
+    op = op_for("codebook_lookup", backend, features.device.type)
+    if return_distance:
+        return op(features, codebook, True)
+    return op(features.detach(), codebook.detach(), False)[0]
+
+
+def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backend: str | None = None) -> Tensor:
+    """The chosen codes with the straight-through gradient: forward `d_{h_i}`, backward identity to features (eq. 5).
+
+    Args:
+        features: (..., N, C) float32, bfloat16 or float16.
+        codebook: (K, C) or (..., K, C); it gets no gradient.
+        index: int64 (..., N); a negative index (padding) gives a row of zeros.
+        backend: as in `codebook_lookup`.
+
+    Returns:
+        quantized (..., N, C) in the type of features.
+
+    Raises:
+        TypeError, ValueError: types, shapes or devices that do not fit; on a CPU also an index >= K.
+    """
+    _check_pair(features, codebook)
+    checks.check_index("index", index, features.shape[:-1], "(..., N)")
+    checks.check_same_device(features=features, index=index)
+    op = op_for("straight_through", backend, features.device.type)
+    return op(features, codebook.detach(), index)
+
+
+def _lookup_fake(features: Tensor, codebook: Tensor, return_distance: bool) -> tuple[Tensor, Tensor]:
+    shape = features.shape[:-1]
+    index = features.new_empty(shape, dtype=torch.int64)
+    return index, features.new_empty(shape if return_distance else (0,), dtype=torch.float32)
+
+
+def _lookup_setup(ctx, inputs: tuple, output: tuple) -> None:
+    features, codebook, ctx.return_distance = inputs
+    index, _ = output
+    ctx.mark_non_differentiable(index)
+    ctx.save_for_backward(features, codebook, index)
+
+
+def _lookup_backward(
+    ctx, grad_index: Tensor | None, grad_distance: Tensor
+) -> tuple[Tensor | None, Tensor | None, None]:
+    """d|x - d|^2 = 2 (x - d) (dx - dd), in float32."""
+    features, codebook, index = ctx.saved_tensors
+    if not ctx.return_distance:
+        return torch.zeros_like(features), torch.zeros_like(codebook), None
+    position = index.unsqueeze(-1).expand(features.shape)
+    table = (
+        codebook if codebook.dim() == features.dim() else codebook.expand(*features.shape[:-2], *codebook.shape[-2:])
+    )
+    grad = 2 * (features.float() - table.gather(-2, position).float()) * grad_distance.unsqueeze(-1)
+    grad_codebook = None
+    if ctx.needs_input_grad[1]:
+        if codebook.dim() == 2:
+            zeros = torch.zeros(codebook.shape, dtype=torch.float32, device=codebook.device)
+            grad_codebook = zeros.index_add(0, index.flatten(), -grad.flatten(0, -2))
+        else:
+            zeros = torch.zeros(codebook.shape, dtype=torch.float32, device=codebook.device)
+            grad_codebook = zeros.scatter_add(-2, position, -grad)
+        grad_codebook = grad_codebook.to(codebook.dtype)
+    return grad.to(features.dtype), grad_codebook, None
+
+
+def _straight_through_setup(ctx, inputs: tuple, output: Tensor) -> None:
+    """Nothing to save: the gradient of features is the incoming one."""
+
+
+def _straight_through_backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    return grad, None, None
+
+
+define_op(
+    "codebook_lookup",
+    "(Tensor features, Tensor codebook, bool return_distance) -> (Tensor, Tensor)",
+    reference=reference.codebook_lookup,
+    fake=_lookup_fake,
+    backward=_lookup_backward,
+    setup_context=_lookup_setup,
+)
+define_op(
+    "straight_through",
+    "(Tensor features, Tensor codebook, Tensor index) -> Tensor",
+    reference=reference.straight_through,
+    fake=lambda features, codebook, index: features.new_empty(features.shape),
+    backward=_straight_through_backward,
+    setup_context=_straight_through_setup,
+)

@@ -1,0 +1,146 @@
+"""Codebook update (SOHO eq. 4): members and sums per code, then the moving average.
+
+Letters: N features, K codes, C channels.
+"""
+
+import torch
+from torch import Tensor
+
+from soho_fast.ops import checks
+from soho_fast.ops.backends import define_op, op_for
+from soho_fast.ops.codebook_update import reference
+
+
+def _check_members(features: Tensor, index: Tensor, valid: Tensor | None) -> None:
+    checks.check_float("features", features)
+    if features.dim() < 1:
+        raise ValueError("features: expected at least 1 dimension (..., C), got a scalar")
+    checks.check_index("index", index, features.shape[:-1], "(..., N) like features without its channels")
+    checks.check_valid(valid, features.shape[:-1], "(..., N) like index")
+    checks.check_same_device(features=features, index=index, valid=valid)
+
+
+def _check_codebook(codebook: Tensor) -> None:
+    checks.check_tensor("codebook", codebook)
+    if codebook.dtype != torch.float32:
+        got = str(codebook.dtype).removeprefix("torch.")
+        raise TypeError(
+            f"codebook: expected float32 (a small moving-average step is lost in half precision), got {got}"
+        )
+    if codebook.dim() != 2:
+        raise ValueError(f"codebook: expected 2 dimensions (K, C), got shape {tuple(codebook.shape)}")
+
+
+def codebook_stats(
+    features: Tensor, index: Tensor, num_codes: int, *, valid: Tensor | None = None, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Members of each code and their sum; the input of `codebook_ema_`, to be all-reduced before it.
+
+    Accumulates in float32 whatever the type of features and whatever autocast says, members in ascending position:
+    the same bits for the same input at any thread count. Not differentiable.
+
+    Args:
+        features: (..., N, C) float32, bfloat16 or float16.
+        index: int64 (..., N); negative entries (padding) are not counted.
+        num_codes: K.
+        valid: bool (..., N), True at real positions; others are not counted and not read.
+        backend: "reference", "cpu", "triton", "cuda"; None picks the best that supports the call.
+
+    Returns:
+        counts float32 (K,), sums float32 (K, C).
+
+    Raises:
+        TypeError, ValueError: types, shapes or devices that do not fit; on a CPU also a counted index >= num_codes.
+    """
+    _check_members(features, index, valid)
+    if isinstance(num_codes, bool) or not isinstance(num_codes, (int, torch.SymInt)):
+        raise TypeError(f"num_codes: expected an int, got {type(num_codes).__name__}")
+    if num_codes < 1:
+        raise ValueError(f"num_codes: expected at least 1, got {num_codes}")
+    op = op_for("codebook_stats", backend, features.device.type)
+    return op(features.detach(), index, num_codes, valid)
+
+
+def codebook_ema_(
+    codebook: Tensor, counts: Tensor, sums: Tensor, decay: float, *, backend: str | None = None
+) -> Tensor:
+    """Move the codebook in place: `d_j <- decay d_j + (1 - decay) sums_j / counts_j` where counts_j > 0 (eq. 4).
+
+    A code with no member keeps its bits. In float32, rounded after each operation.
+
+    Args:
+        codebook: float32 (K, C). counts: float32 (K,). sums: float32 (K, C). decay: in [0, 1].
+        backend: as in `codebook_stats`.
+
+    Returns:
+        codebook, the same tensor.
+
+    Raises:
+        TypeError, ValueError: types, shapes, devices or a decay that do not fit.
+    """
+    _check_codebook(codebook)
+    checks.check_float("counts", counts, (torch.float32,))
+    checks.check_float("sums", sums, (torch.float32,))
+    checks.check_shape("counts", counts, codebook.shape[:1], "(K,)")
+    checks.check_shape("sums", sums, codebook.shape, "(K, C)")
+    checks.check_same_device(codebook=codebook, counts=counts, sums=sums)
+    checks.check_decay(decay)
+    op = op_for("codebook_ema_", backend, codebook.device.type)
+    op(codebook.detach(), counts.detach(), sums.detach(), float(decay))
+    return codebook
+
+
+def scatter_mean_ema_(
+    codebook: Tensor,
+    features: Tensor,
+    index: Tensor,
+    decay: float,
+    *,
+    valid: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """`codebook_stats` and `codebook_ema_` fused, for one process; same result, bit for bit, without the sums in memory.
+
+    Args:
+        codebook: float32 (K, C), changed in place. features, index, valid: as in `codebook_stats`. decay: in [0, 1].
+
+    Returns:
+        codebook, the same tensor.
+
+    Raises:
+        TypeError, ValueError: types, shapes, devices or a decay that do not fit; on a CPU also a counted index >= K.
+    """
+    _check_codebook(codebook)
+    _check_members(features, index, valid)
+    if features.shape[-1] != codebook.shape[1]:
+        raise ValueError(f"features: expected {codebook.shape[1]} channels like codebook, got {features.shape[-1]}")
+    checks.check_same_device(codebook=codebook, features=features)
+    checks.check_decay(decay)
+    op = op_for("scatter_mean_ema_", backend, codebook.device.type)
+    op(codebook.detach(), features.detach(), index, float(decay), valid)
+    return codebook
+
+
+def _stats_fake(features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    counts_K = features.new_empty((num_codes,), dtype=torch.float32)
+    return counts_K, features.new_empty((num_codes, features.shape[-1]), dtype=torch.float32)
+
+
+define_op(
+    "codebook_stats",
+    "(Tensor features, Tensor index, SymInt num_codes, Tensor? valid) -> (Tensor, Tensor)",
+    reference=reference.codebook_stats,
+    fake=_stats_fake,
+)
+define_op(
+    "codebook_ema_",
+    "(Tensor(a!) codebook, Tensor counts, Tensor sums, float decay) -> ()",
+    reference=reference.codebook_ema_,
+    fake=lambda codebook, counts, sums, decay: None,
+)
+define_op(
+    "scatter_mean_ema_",
+    "(Tensor(a!) codebook, Tensor features, Tensor index, float decay, Tensor? valid) -> ()",
+    reference=reference.scatter_mean_ema_,
+    fake=lambda codebook, features, index, decay, valid: None,
+)

@@ -1,0 +1,48 @@
+"""Specification of the codebook update in plain torch.
+
+Letters: N features, K codes, C channels.
+"""
+
+import torch
+from torch import Tensor
+
+
+def codebook_stats(features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Members and their sum per code.
+
+    `sums` adds the members in ascending position, each converted to float32 first, starting from zero.
+
+    Args:
+        features: (..., C). index: int64 (...). valid: bool (...) or None.
+
+    Returns:
+        counts float32 (K,), sums float32 (K, C).
+    """
+    features_NC = features.reshape(-1, features.shape[-1])
+    index_N = index.reshape(-1)
+    kept_N = index_N >= 0
+    if valid is not None:
+        kept_N = kept_N & valid.reshape(-1)
+    if index.device.type == "cpu" and bool((kept_N & (index_N >= num_codes)).any()):
+        worst = int(torch.where(kept_N, index_N, -1).max())
+        raise ValueError(f"index: expected values below num_codes = {num_codes}, got {worst}")
+    target_N = torch.where(kept_N, index_N, num_codes)
+    counts_K = torch.bincount(target_N, minlength=num_codes + 1)[:num_codes].float()
+    sums_KC = torch.zeros(num_codes + 1, features.shape[-1], dtype=torch.float32, device=features.device)
+    if features.device.type == "cpu":
+        sums_KC.index_add_(0, target_N, features_NC.float())
+    else:
+        sums_KC.index_put_((target_N,), features_NC.float(), accumulate=True)  # sorts: index_add_ would race
+    return counts_K, sums_KC[:num_codes].clone()
+
+
+def codebook_ema_(codebook: Tensor, counts: Tensor, sums: Tensor, decay: float) -> None:
+    """Eq. 4 in place: `d <- decay * d + (1 - decay) * (sums / counts)` where counts > 0, each step rounded to float32."""
+    mean_KC = sums / counts.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+    codebook.copy_(torch.where((counts > 0)[:, None], codebook * decay + mean_KC * (1 - decay), codebook))
+
+
+def scatter_mean_ema_(codebook: Tensor, features: Tensor, index: Tensor, decay: float, valid: Tensor | None) -> None:
+    """`codebook_stats` and `codebook_ema_` in one."""
+    counts_K, sums_KC = codebook_stats(features, index, codebook.shape[0], valid)
+    codebook_ema_(codebook, counts_K, sums_KC, decay)
