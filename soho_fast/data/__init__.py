@@ -1,0 +1,26 @@
+"""Data: one reader per published format, images, text. Knows no model."""
+
+from soho_fast.data.coco_captions import read_coco_captions
+from soho_fast.data.images import BrokenImageError, SohoImageProcessor, decode_image
+from soho_fast.data.karpathy import karpathy_coco_ids, read_karpathy
+from soho_fast.data.processor import SohoProcessor
+from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport
+from soho_fast.data.text import content_words, load_tokenizer, mask_tokens
+from soho_fast.data.visual_genome import read_visual_genome
+
+__all__ = [
+    "BrokenImageError",
+    "ImageRef",
+    "ImageTextRecord",
+    "ReadReport",
+    "SohoImageProcessor",
+    "SohoProcessor",
+    "content_words",
+    "decode_image",
+    "karpathy_coco_ids",
+    "load_tokenizer",
+    "mask_tokens",
+    "read_coco_captions",
+    "read_karpathy",
+    "read_visual_genome",
+]

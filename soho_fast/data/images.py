@@ -1,0 +1,204 @@
+"""From file bytes to `pixel_values` and `pixel_mask`: decode, resize, normalise, pad.
+
+Shapes: B images, H x W the padded size of the batch.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms.v2 import functional as tvF
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import TensorType
+
+from soho_fast.data.records import ImageRef
+
+# Pillow's own default for thumbnail(): decode a JPEG at a reduced DCT size only while that stays this many times larger
+# than the wanted size, which keeps the result indistinguishable from a full decode.
+_REDUCING_GAP = 2.0
+
+
+class BrokenImageError(ValueError):
+    """An image file that can't be read or decoded; the message names the file and what went wrong."""
+
+
+def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tensor:
+    """Decode any image format Pillow reads, whatever the file's name says, to RGB.
+
+    The EXIF orientation is applied, transparency is laid over white. A JPEG much larger than `shorter_edge` is decoded
+    at a half, quarter or eighth of its size (never below twice `shorter_edge`), which is what makes large photographs
+    cheap.
+
+    Args:
+        data: The file's bytes.
+        shorter_edge: The shorter edge the image will be resized to, in pixels; None decodes at full size.
+
+    Returns:
+        uint8 tensor (3, height, width).
+
+    Raises:
+        BrokenImageError: The bytes are no image, or a truncated one.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+        if shorter_edge is not None and image.format == "JPEG":
+            scale = min(1.0, _REDUCING_GAP * shorter_edge / min(image.size))
+            image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
+        image.load()
+        if image.info.get("exif"):
+            image = ImageOps.exif_transpose(image)
+        if image.mode != "RGB":
+            image = _to_rgb(image)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode.startswith("I"):
+        # 16-bit grey: Pillow's own conversion clips instead of scaling.
+        grey = np.asarray(image, dtype=np.float64)
+        return Image.fromarray((grey / max(grey.max(), 1.0) * 255.0).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+class SohoImageProcessorKwargs(ImagesKwargs, total=False):
+    """Keywords of `SohoImageProcessor`, beside those of every image processor.
+
+    size_divisor: Height and width of the padded batch are multiples of this.
+    """
+
+    size_divisor: int
+
+
+class SohoImageProcessor(TorchvisionBackend):
+    """Images to `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) int64, 1 on the image and 0 on padding.
+
+    Shorter edge to `size["shortest_edge"]` with the longer one at most `size["longest_edge"]` (paper, section 4.1:
+    600 and 1000), bilinear with antialiasing, ImageNet mean and standard deviation, zero padding at the right and
+    bottom up to the batch's largest height and width, rounded up to `size_divisor`. Images are never flipped: captions
+    say "left" and "right".
+    """
+
+    valid_kwargs = SohoImageProcessorKwargs
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 600, "longest_edge": 1000}
+    default_to_square = False
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_pad = True
+    size_divisor = 32
+    model_input_names = ["pixel_values", "pixel_mask"]
+
+    def load(self, image: ImageRef) -> torch.Tensor:
+        """Read, decode and resize one image to a uint8 tensor (3, height, width), not yet normalised or padded.
+
+        Raises:
+            BrokenImageError: The file can't be read or decoded; the message names it.
+        """
+        try:
+            pixels_3HW = decode_image(image.read(), shorter_edge=self.size.shortest_edge)
+        except (OSError, BrokenImageError) as error:
+            raise BrokenImageError(f"{image}: {error}") from error
+        return self.resize_one(pixels_3HW)
+
+    def resize_one(self, pixels_3HW: torch.Tensor) -> torch.Tensor:
+        """Resize a uint8 image (3, height, width) to this processor's size; the same tensor when it already fits."""
+        height, width = pixels_3HW.shape[-2:]
+        new_size = get_size_with_aspect_ratio((height, width), self.size.shortest_edge, self.size.longest_edge)
+        new_size = (max(1, new_size[0]), max(1, new_size[1]))
+        if new_size == (height, width):
+            return pixels_3HW
+        return tvF.resize(pixels_3HW, list(new_size), interpolation=tvF.InterpolationMode.BILINEAR, antialias=True)
+
+    def collate(self, images: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Normalise and pad resized uint8 images (3, height, width) to one batch.
+
+        Returns:
+            `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) int64.
+        """
+        return self._normalise_and_pad(
+            images, self.image_mean, self.image_std, self.rescale_factor, self.size_divisor, do_normalize=True
+        )
+
+    @staticmethod
+    def _normalise_and_pad(
+        images: Sequence[torch.Tensor],
+        mean: Sequence[float],
+        std: Sequence[float],
+        rescale_factor: float,
+        size_divisor: int | None,
+        *,
+        do_normalize: bool,
+    ) -> dict[str, torch.Tensor]:
+        divisor = size_divisor or 1
+        height = -(-max(image.shape[-2] for image in images) // divisor) * divisor
+        width = -(-max(image.shape[-1] for image in images) // divisor) * divisor
+        device = images[0].device
+        scale_311 = torch.full((3, 1, 1), rescale_factor, device=device)
+        shift_311 = torch.zeros(3, 1, 1, device=device)
+        if do_normalize:
+            std_311 = torch.tensor(std, device=device).view(3, 1, 1)
+            shift_311 = -torch.tensor(mean, device=device).view(3, 1, 1) / std_311
+            scale_311 = scale_311 / std_311
+        pixels_B3HW = torch.zeros(len(images), 3, height, width, device=device)
+        mask_BHW = torch.zeros(len(images), height, width, dtype=torch.int64, device=device)
+        for number, image in enumerate(images):
+            rows, columns = image.shape[-2:]
+            torch.addcmul(shift_311, image.float(), scale_311, out=pixels_B3HW[number, :, :rows, :columns])
+            mask_BHW[number, :rows, :columns] = 1
+        return {"pixel_values": pixels_B3HW, "pixel_mask": mask_BHW}
+
+    def _preprocess(
+        self,
+        images: list[torch.Tensor],
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling | tvF.InterpolationMode | int | None,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float] | None,
+        image_std: float | list[float] | None,
+        do_pad: bool | None,
+        return_tensors: str | TensorType | None,
+        size_divisor: int | None = None,
+        **kwargs: object,
+    ) -> BatchFeature:
+        if do_resize:
+            images = [self.resize(image, size, resample) for image in images]
+        if not do_pad and len({tuple(image.shape) for image in images}) > 1:
+            raise ValueError("do_pad=False: the images differ in size after resizing; pass do_pad=True to batch them")
+        batch = self._normalise_and_pad(
+            images,
+            image_mean,
+            image_std,
+            rescale_factor if do_rescale else 1.0,
+            size_divisor if do_pad else None,
+            do_normalize=do_normalize,
+        )
+        return BatchFeature(data=batch, tensor_type=return_tensors)

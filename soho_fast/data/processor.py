@@ -1,0 +1,31 @@
+"""Image and text together, in transformers' form: one object that is saved and loaded beside the model."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
+
+from soho_fast.data.images import SohoImageProcessor
+from soho_fast.data.text import load_tokenizer
+
+
+class SohoProcessor(ProcessorMixin):
+    """`SohoImageProcessor` and a BERT tokenizer.
+
+    `processor(images=..., text=..., return_tensors="pt", padding=True)` gives the keywords of the model's forward:
+    pixel_values, pixel_mask, input_ids, attention_mask.
+    """
+
+    def __init__(self, image_processor: SohoImageProcessor, tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> None:
+        # The model has one kind of text, so token type ids are not among its inputs.
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> SohoProcessor:
+        """Load what `save_pretrained` wrote, or a hub repository of the same layout."""
+        image_processor = SohoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return cls(image_processor, load_tokenizer(pretrained_model_name_or_path))

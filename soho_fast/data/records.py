@@ -1,0 +1,168 @@
+"""What every image-and-text reader returns, and the checks they share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from soho_fast.data.stores import ImageStore, open_stores
+
+MissingImages = Literal["error", "skip"]
+_NUM_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """An image by store and name; nothing is read until `read`."""
+
+    store: ImageStore
+    name: str
+
+    def read(self) -> bytes:
+        """The file's bytes. Raises OSError."""
+        return self.store.read(self.name)
+
+    def __str__(self) -> str:
+        return self.store.locate(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTextRecord:
+    """One image and the texts that describe it.
+
+    `image_id` is unique within its source; `source` names the data set it came from.
+    """
+
+    image: ImageRef
+    captions: tuple[str, ...]
+    image_id: str
+    source: str
+
+
+@dataclass
+class ReadReport:
+    """What a reader found and what it left out, filled while it reads."""
+
+    source: str = ""
+    num_images: int = 0
+    num_captions: int = 0
+    num_missing: int = 0
+    num_without_caption: int = 0
+    num_empty_captions: int = 0
+    num_excluded: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """What the set holds, one fact a line; only the first line when nothing was left out."""
+        splits = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
+        lines = [
+            f"{self.source}: {self.num_images:,} images, {self.num_captions:,} captions"
+            + (f" ({splits})" if splits else "")
+        ]
+        left_out = (
+            (self.num_excluded, "images left out: their coco_id is in the held-out list"),
+            (self.num_missing, "images left out: no file"),
+            (self.num_without_caption, "images left out: no caption"),
+            (self.num_empty_captions, "captions left out: empty"),
+        )
+        return lines + [f"{self.source}: {count:,} {what}" for count, what in left_out if count]
+
+
+def load_json(path: str | os.PathLike[str], what: str) -> Any:
+    """Parse a JSON file. Raises FileNotFoundError or ValueError naming the file, the place and what was expected."""
+    try:
+        text = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; expected {what}") from None
+    except IsADirectoryError:
+        raise FileNotFoundError(f"{path} is a folder; expected a file: {what}") from None
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); expected {what}") from error
+
+
+def field_of(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """`record[name]`, checked. Raises ValueError naming the file and record (`where`), the field and what came."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected a JSON object with a field '{name}', got {type(record).__name__}")
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if name not in record:
+        raise ValueError(f"{where}: no field '{name}' (the record has: {', '.join(sorted(record)) or 'nothing'})")
+    value = record[name]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(k.__name__ for k in kinds)
+        raise ValueError(f"{where}: field '{name}' is {value!r:.60}, expected {expected}")
+    return value
+
+
+@dataclass(slots=True)
+class Candidate:
+    """An image on its way to becoming a record: the names under which its file may be found, in order."""
+
+    names: tuple[str, ...]
+    captions: list[str]
+    image_id: str
+    split: str = ""
+
+
+def finish_records(
+    candidates: Sequence[Candidate],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    source: str,
+    annotations: str | os.PathLike[str],
+    missing_images: MissingImages = "error",
+    max_captions: int | None = None,
+    report: ReadReport | None = None,
+) -> list[ImageTextRecord]:
+    """Find every image's file, drop what can't be used (counted in `report`), refuse an empty result.
+
+    Raises FileNotFoundError when images are missing and `missing_images` is "error", or when none is found.
+    """
+    report = report if report is not None else ReadReport()
+    report.source = source
+    stores = open_stores(images)
+    all_names = {name for candidate in candidates for name in candidate.names}
+    found = [(store, store.existing(all_names)) for store in stores]
+    records: list[ImageTextRecord] = []
+    missing: list[str] = []
+    for candidate in candidates:
+        captions = [caption.strip() for caption in candidate.captions]
+        kept = tuple(caption for caption in captions if caption)
+        report.num_empty_captions += len(captions) - len(kept)
+        if not kept:
+            report.num_without_caption += 1
+            continue
+        image = _find(candidate.names, found)
+        if image is None:
+            missing.append(candidate.names[0])
+            continue
+        kept = kept[:max_captions]
+        records.append(ImageTextRecord(image, kept, candidate.image_id, source))
+        report.num_captions += len(kept)
+        if candidate.split:
+            report.splits[candidate.split] = report.splits.get(candidate.split, 0) + 1
+    report.num_images = len(records)
+    report.num_missing = len(missing)
+    where = ", ".join(store.root if hasattr(store, "root") else store.path for store in stores)
+    if missing and (missing_images == "error" or not records):
+        raise FileNotFoundError(
+            f"{annotations}: {len(missing)} of {len(missing) + len(records)} images are not in {where}; first: "
+            f"{', '.join(missing[:_NUM_SHOWN])}. Check the images path, or set missing_images to 'skip'."
+        )
+    if not records:
+        raise ValueError(f"{annotations}: no image with a caption was found for {source}; expected at least one")
+    return records
+
+
+def _find(names: Iterable[str], found: Sequence[tuple[ImageStore, set[str]]]) -> ImageRef | None:
+    for name in names:
+        for store, present in found:
+            if name in present:
+                return ImageRef(store, name)
+    return None

@@ -1,0 +1,188 @@
+"""Words and tokens: the tokenizer, content words, BERT masking.
+
+Shapes: S tokens of one text.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+IGNORED_LABEL = -100
+"""Label of a position that is not predicted (cross-entropy's default `ignore_index`)."""
+
+# Function words of English, and the words by which captions speak of themselves ("a picture showing ..."). Words that
+# only the image decides stay content words: numbers, colours, and places such as left, right, above, under.
+STOP_WORDS = frozenset(
+    """
+    a an the this that these those some any each every it its they them their he him his she her we us our you your i
+    me my who whom whose which what where when how there here
+    is are was were be been being am has have had having do does did can could will would may might must shall should
+    and or but nor so yet if then than as because while although though
+    of to in on at by for with from into onto about over up down out off near through during between among
+    not no only just also very too more most such same other another own both all
+    picture image photo photograph scene view shows show showing shown see seen sees seeing look looks looking
+    contains contain containing depicts depicting pictured
+    """.split()
+)
+
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+
+
+def content_words(text: str) -> frozenset[str]:
+    """The lower-case words of a text that are not stop words."""
+    return frozenset(_WORD.findall(text.lower())) - STOP_WORDS
+
+
+def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """A tokenizer from a directory or a hub name, checked for what SOHO needs.
+
+    Raises FileNotFoundError when it can't be loaded and ValueError when it lacks a special token, gives only [UNK], or
+    is not a fast tokenizer.
+    """
+    # The tokenizer runs inside DataLoader workers, which are processes already: its own threads would only warn about
+    # the fork and fight for the cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(
+            f"tokenizer: {name_or_path} can't be loaded ({reason}); expected a directory with tokenizer.json and "
+            "tokenizer_config.json (or vocab.txt), or a hub name such as bert-base-uncased"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"tokenizer: {name_or_path} is not a fast tokenizer; whole-word masking needs its word ids")
+    for token in ("pad", "cls", "sep", "mask", "unk"):
+        if getattr(tokenizer, f"{token}_token_id") is None:
+            raise ValueError(f"tokenizer: {name_or_path} has no {token} token; expected a BERT tokenizer")
+    pieces = tokenizer("a man and a woman", add_special_tokens=False)["input_ids"]
+    if set(pieces) <= {tokenizer.unk_token_id}:
+        raise ValueError(
+            f"tokenizer: {name_or_path} turns plain English into {tokenizer.unk_token} only; its vocabulary was not "
+            "loaded (transformers 5 ignores BertTokenizer(vocab_file=...): load the directory with AutoTokenizer)"
+        )
+    return tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """One text as the model reads it: `[CLS] pieces [SEP]`.
+
+    `ids` int64 (S,). `word_ids` int64 (S,): the number of the word a piece belongs to, -1 at special tokens.
+    """
+
+    ids: np.ndarray
+    word_ids: np.ndarray
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[EncodedText]:
+    """Tokenize texts, cut to `max_length` tokens including [CLS] and [SEP]."""
+    encoding = tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=max_length,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    return [
+        EncodedText(
+            np.asarray(ids, dtype=np.int64),
+            np.asarray([-1 if word is None else word for word in encoding.word_ids(number)], dtype=np.int64),
+        )
+        for number, ids in enumerate(encoding["input_ids"])
+    ]
+
+
+def mask_tokens(
+    text: EncodedText,
+    rng: np.random.Generator,
+    *,
+    mask_token_id: int,
+    vocab_size: int,
+    special_ids: frozenset[int],
+    probability: float = 0.15,
+    mask_share: float = 0.8,
+    random_share: float = 0.1,
+    whole_words: bool = False,
+    at_least_one: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """BERT masking (Devlin et al. 2019, section 3.1).
+
+    Each token is chosen with `probability`; a chosen one becomes [MASK] with `mask_share`, a random token of the
+    vocabulary with `random_share`, and stays as it is otherwise. Special tokens are never chosen and never drawn.
+
+    Args:
+        text: The text.
+        rng: Source of all draws.
+        mask_token_id: Id of [MASK].
+        vocab_size: Random tokens are drawn from [0, vocab_size) without `special_ids`.
+        special_ids: Ids never drawn as a replacement.
+        probability: Share of tokens (words with `whole_words`) to choose.
+        mask_share: Share of the chosen that become [MASK].
+        random_share: Share of the chosen that become a random token.
+        whole_words: Choose words instead of tokens: all pieces of a word are chosen together.
+        at_least_one: Choose one at random when chance chose none.
+
+    Returns:
+        `ids` int64 (S,) after masking and `labels` int64 (S,), the original id where chosen and -100 elsewhere.
+    """
+    ids = text.ids.copy()
+    labels = np.full_like(ids, IGNORED_LABEL)
+    maskable = text.word_ids >= 0
+    if whole_words:
+        units = text.word_ids
+    else:
+        units = np.where(maskable, np.cumsum(maskable) - 1, -1)
+    num_units = int(units.max(initial=-1)) + 1
+    if not num_units:
+        return ids, labels
+    chosen_units = rng.random(num_units) < probability
+    spare = int(rng.integers(num_units))
+    if at_least_one and not chosen_units.any():
+        chosen_units[spare] = True
+    positions = np.flatnonzero(maskable & chosen_units[units])
+    labels[positions] = ids[positions]
+    fate = rng.random(len(positions))
+    ids[positions[fate < mask_share]] = mask_token_id
+    for position in positions[(fate >= mask_share) & (fate < mask_share + random_share)]:
+        draw = int(rng.integers(vocab_size))
+        while draw in special_ids:
+            draw = int(rng.integers(vocab_size))
+        ids[position] = draw
+    return ids, labels
+
+
+class PackedTexts:
+    """Many lists of texts in two flat arrays.
+
+    Millions of Python strings in a forked worker are copied page by page, as their reference counts are touched; flat
+    arrays stay shared.
+    """
+
+    def __init__(self, texts_of: Sequence[Sequence[str]]) -> None:
+        encoded = [text.encode() for texts in texts_of for text in texts]
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        self._first = np.cumsum([0, *map(len, texts_of)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._first) - 1
+
+    def count(self, index: int) -> int:
+        """How many texts list `index` has."""
+        return int(self._first[index + 1] - self._first[index])
+
+    def get(self, index: int, number: int) -> str:
+        """Text `number` of list `index`."""
+        position = int(self._first[index]) + number
+        return self._bytes[self._ends[position] : self._ends[position + 1]].tobytes().decode()
+
+    def all(self, index: int) -> list[str]:
+        """All texts of list `index`."""
+        return [self.get(index, number) for number in range(self.count(index))]

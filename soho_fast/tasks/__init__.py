@@ -1,0 +1,1 @@
+"""Tasks: how examples become batches, the loss's inputs, and the measures."""

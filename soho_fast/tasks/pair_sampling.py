@@ -1,0 +1,89 @@
+"""Which texts go with an image: its own captions, and captions of other images that do not describe it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from soho_fast.data.text import PackedTexts, content_words
+
+# A random caption of another image is rejected now and then; after so many rejections in a row the images are so much
+# alike that looking further would cost more than it gives.
+_MAX_DRAWS = 20
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+class PairSampler:
+    """Draws positive and negative captions of an image. Every draw comes from the generator given."""
+
+    def __init__(self, captions_of: Sequence[Sequence[str]]) -> None:
+        """Keep the captions of all images.
+
+        Args:
+            captions_of: For every image its captions, at least one each.
+
+        Raises:
+            ValueError: Fewer than two images: there is nothing to draw negatives from.
+        """
+        if len(captions_of) < 2:
+            raise ValueError(f"expected at least 2 images to draw negative captions from, got {len(captions_of)}")
+        self._texts = PackedTexts(captions_of)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def captions(self, index: int) -> list[str]:
+        """All captions of image `index`."""
+        return self._texts.all(index)
+
+    def positives(self, index: int, count: int, rng: np.random.Generator) -> list[str]:
+        """`count` of the image's captions; different ones as long as it has enough, repeated evenly after that."""
+        available = self._texts.count(index)
+        chosen: list[int] = []
+        while len(chosen) < count:
+            chosen.extend(rng.permutation(available)[: count - len(chosen)].tolist())
+        return [self._texts.get(index, number) for number in chosen]
+
+    def negatives(self, index: int, count: int, rng: np.random.Generator) -> list[str]:
+        """`count` captions of other images whose content words are not all found in this image's captions.
+
+        A text without content words says nothing and is rejected too. When nothing passes in 20 draws, the first one
+        drawn that is not word for word one of the image's own captions is taken.
+
+        Raises:
+            ValueError: Every caption of the data set is also a caption of this image.
+        """
+        own = self.captions(index)
+        own_texts = {_folded(text) for text in own}
+        own_words = frozenset().union(*map(content_words, own))
+        return [self._negative(index, own_texts, own_words, rng) for _ in range(count)]
+
+    def _negative(self, index: int, own_texts: set[str], own_words: frozenset[str], rng: np.random.Generator) -> str:
+        fallback = ""
+        for _ in range(_MAX_DRAWS):
+            other = int(rng.integers(len(self._texts) - 1))
+            other += other >= index
+            text = self._texts.get(other, int(rng.integers(self._texts.count(other))))
+            if content_words(text) - own_words:
+                return text
+            if not fallback and _folded(text) not in own_texts:
+                fallback = text
+        return fallback or self._any_other(index, own_texts, rng)
+
+    def _any_other(self, index: int, own_texts: set[str], rng: np.random.Generator) -> str:
+        start = int(rng.integers(len(self._texts)))
+        for offset in range(len(self._texts)):
+            other = (start + offset) % len(self._texts)
+            if other == index:
+                continue
+            for text in self._texts.all(other):
+                if _folded(text) not in own_texts:
+                    return text
+        raise ValueError(
+            f"no negative caption for image {index}: every caption of the data set is one of its own "
+            f"({', '.join(sorted(own_texts))[:200]}); expected images with different captions"
+        )
