@@ -1,0 +1,238 @@
+"""Scene descriptions: which concepts stand where on which background, before anything is drawn.
+
+The held-out scenes differ from the training scenes in three ways:
+- combination: every pair of concepts (a concept with itself included) belongs to one side, and a scene shows pairs of its
+  own side only;
+- background: other photographs, and gradients that run in other directions;
+- placement: centres lie on a checkerboard of 1/16 of the picture, black squares for training and white ones for the rest.
+Single concepts, colours and all words occur on both sides: with one drawing a concept, an unseen concept could not be named.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from .concepts import COLOURS, CONCEPTS, Concept
+
+#: Share of all concept pairs that is kept for held-out scenes.
+HELD_OUT_PAIR_SHARE = 0.3
+#: Side of a checkerboard square of the placement split, as a fraction of the picture.
+PLACEMENT_CELL = 1.0 / 16
+PHOTO_SHARE = 0.3
+DUPLICATE_SHARE = 0.18
+#: Number of drawn objects -> probability.
+NUM_OBJECTS_SHARE = {1: 0.10, 2: 0.36, 3: 0.34, 4: 0.20}
+#: Number of drawn objects -> smallest and largest side of a cut-out as a fraction of the picture.
+SIZE_RANGE = {1: (0.40, 0.55), 2: (0.36, 0.48), 3: (0.33, 0.42), 4: (0.31, 0.38)}
+MAX_ROTATION_DEGREES = 12.0
+
+#: Photographs by side -> concepts and categories that may not stand on it, because the photograph itself shows one.
+PHOTOS: dict[bool, dict[str, tuple[str, ...]]] = {
+    False: {
+        "skimage/brick.png": (),
+        "skimage/grass.png": ("plant",),
+        "skimage/coffee.png": (),
+        "skimage/hubble_deep_field.jpg": ("star",),
+        "skimage/motorcycle_left.png": ("vehicle", "chair", "gift"),
+        "sklearn/flower.jpg": ("plant",),
+        "sklearn/china.jpg": ("plant", "building"),
+    },
+    True: {
+        "skimage/gravel.png": (),
+        "skimage/moon.png": ("moon",),
+        "skimage/chelsea.png": ("animal",),
+        "skimage/camera.png": ("camera", "telescope", "building"),
+        "skimage/coins.png": (),
+        "skimage/rocket.jpg": ("vehicle",),
+    },
+}
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One cut-out. ``x, y`` is its centre and ``size`` its side, as fractions of the picture; ``angle`` in degrees."""
+
+    name: str
+    x: float
+    y: float
+    size: float
+    angle: float
+    mirrored: bool
+
+    @property
+    def concept(self) -> Concept:
+        return CONCEPTS[self.name]
+
+
+@dataclass(frozen=True)
+class Background:
+    """A gradient of one named colour (``colour`` set) or a crop of a photograph (``photo`` set).
+
+    ``shades`` are two HSV triples in [0, 1]; ``direction`` in degrees; ``crop`` is (left, top, side) as fractions of what fits.
+    """
+
+    colour: str | None = None
+    shades: tuple[tuple[float, float, float], ...] = ()
+    direction: float = 0.0
+    photo: str | None = None
+    crop: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture to be drawn. ``number`` counts within its side (training or held-out)."""
+
+    number: int
+    held_out: bool
+    objects: tuple[SceneObject, ...]
+    background: Background
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Concept name -> how many of it are in the scene."""
+        return Counter(item.name for item in self.objects)
+
+
+@functools.cache
+def is_held_out_pair(first: str, second: str, seed: int) -> bool:
+    """Whether two concepts (in either order, possibly the same) may stand together in held-out scenes only."""
+    key = f"{seed}|{min(first, second)}|{max(first, second)}".encode()
+    draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2.0**64
+    return draw < HELD_OUT_PAIR_SHARE
+
+
+def is_held_out_place(x: float, y: float) -> bool:
+    """Whether a centre lies on a square of the placement checkerboard that belongs to the held-out scenes."""
+    return (int(x / PLACEMENT_CELL) + int(y / PLACEMENT_CELL)) % 2 == 1
+
+
+# Hue (degrees), saturation and value of a named colour's shades: (low, high) each, kept well inside what the word covers.
+_SHADES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
+    "red": ((-8, 6), (0.60, 0.85), (0.55, 0.85)),
+    "orange": ((24, 34), (0.65, 0.90), (0.85, 1.0)),
+    "yellow": ((50, 58), (0.45, 0.75), (0.90, 1.0)),
+    "green": ((100, 140), (0.40, 0.75), (0.45, 0.80)),
+    "blue": ((210, 232), (0.50, 0.80), (0.55, 0.90)),
+    "purple": ((268, 285), (0.40, 0.70), (0.45, 0.75)),
+    "pink": ((325, 345), (0.25, 0.45), (0.90, 1.0)),
+    "brown": ((18, 28), (0.50, 0.70), (0.30, 0.48)),
+    "gray": ((0, 360), (0.0, 0.04), (0.42, 0.62)),
+    "white": ((0, 360), (0.0, 0.03), (0.92, 1.0)),
+    "black": ((0, 360), (0.0, 0.05), (0.03, 0.14)),
+}
+assert tuple(_SHADES) == COLOURS
+
+
+def _draw_shade(colour: str, generator: random.Random) -> tuple[float, float, float]:
+    hue, saturation, value = (generator.uniform(*limits) for limits in _SHADES[colour])
+    return (hue % 360.0) / 360.0, saturation, value
+
+
+def _draw_background(names: list[str], held_out: bool, colour_deck: _Deck, generator: random.Random) -> Background:
+    if generator.random() < PHOTO_SHARE:
+        words = set(names) | {CONCEPTS[name].category for name in names}
+        photos = [photo for photo, barred in PHOTOS[held_out].items() if not words.intersection(barred)]
+        crop = (generator.random(), generator.random(), generator.uniform(0.45, 0.95))
+        return Background(photo=generator.choice(photos), crop=crop, mirrored=generator.random() < 0.5)
+    barred_colours = {CONCEPTS[name].colour for name in names}
+    colour = colour_deck.draw(lambda candidate: candidate not in barred_colours)
+    assert colour is not None
+    direction = generator.uniform(0.0, 180.0) + (180.0 if held_out else 0.0)
+    shades = sorted((_draw_shade(colour, generator) for _ in range(2)), key=lambda shade: shade[2])
+    return Background(colour=colour, shades=tuple(shades), direction=direction)
+
+
+class _Deck:
+    """Draws the least used item that a condition allows, ties broken at random: frequencies stay nearly equal."""
+
+    def __init__(self, items: list[str], generator: random.Random):
+        self.used = dict.fromkeys(items, 0)
+        self.generator = generator
+
+    def draw(self, allowed) -> str | None:
+        candidates = [item for item in self.used if allowed(item)]
+        if not candidates:
+            return None
+        fewest = min(self.used[item] for item in candidates)
+        item = self.generator.choice([item for item in candidates if self.used[item] == fewest])
+        self.used[item] += 1
+        return item
+
+
+def _draw_names(num_objects: int, held_out: bool, seed: int, deck: _Deck, generator: random.Random) -> list[str]:
+    """Concept names, one per object, all of whose pairs belong to the given side."""
+    names = [deck.draw(lambda _: True)]
+    if num_objects > 1 and generator.random() < DUPLICATE_SHARE and is_held_out_pair(names[0], names[0], seed) == held_out:
+        names.append(names[0])
+        if num_objects > 2 and generator.random() < 0.3:
+            names.append(names[0])
+    while len(names) < num_objects:
+        chosen = set(names)
+        name = deck.draw(
+            lambda candidate: candidate not in chosen
+            and all(is_held_out_pair(candidate, other, seed) == held_out for other in chosen)  # noqa: B023
+        )
+        if name is None:
+            break
+        names.append(name)
+    generator.shuffle(names)
+    return names
+
+
+def _draw_place(size: float, held_out: bool, generator: random.Random) -> tuple[float, float]:
+    margin = size / 2
+    while True:
+        x, y = generator.uniform(margin, 1 - margin), generator.uniform(margin, 1 - margin)
+        if is_held_out_place(x, y) == held_out:
+            return round(x, 4), round(y, 4)
+
+
+def _draw_objects(names: list[str], held_out: bool, generator: random.Random) -> tuple[SceneObject, ...]:
+    scale = 1.0
+    while True:
+        for _ in range(40):
+            objects: list[SceneObject] = []
+            for name in names:
+                size = round(scale * generator.uniform(*SIZE_RANGE[len(names)]), 4)
+                for _ in range(12):
+                    x, y = _draw_place(size, held_out, generator)
+                    if all(math.dist((x, y), (o.x, o.y)) >= 0.48 * (size + o.size) for o in objects):
+                        angle = round(generator.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES), 2)
+                        objects.append(SceneObject(name, x, y, size, angle, generator.random() < 0.5))
+                        break
+                else:
+                    break
+            if len(objects) == len(names):
+                return tuple(objects)
+        scale *= 0.95
+
+
+def describe_scenes(num_train: int, num_heldout: int, seed: int) -> tuple[list[Scene], list[Scene]]:
+    """Describe all scenes of a corpus.
+
+    Args:
+        num_train, num_heldout: how many scenes of each side.
+        seed: fixes the pair split and every scene; the same seed gives the same scenes on every machine.
+
+    Returns:
+        (training scenes, held-out scenes). Concepts are used nearly equally often on either side.
+    """
+    sides = []
+    for held_out, number_of_scenes in ((False, num_train), (True, num_heldout)):
+        generator = random.Random(f"scenes-{seed}-{held_out}")
+        deck = _Deck(list(CONCEPTS), generator)
+        colour_deck = _Deck(list(COLOURS), generator)
+        scenes = []
+        for number in range(number_of_scenes):
+            num_objects = generator.choices(list(NUM_OBJECTS_SHARE), list(NUM_OBJECTS_SHARE.values()))[0]
+            names = _draw_names(num_objects, held_out, seed, deck, generator)
+            background = _draw_background(names, held_out, colour_deck, generator)
+            scenes.append(Scene(number, held_out, _draw_objects(names, held_out, generator), background))
+        sides.append(scenes)
+    return sides[0], sides[1]

@@ -1,0 +1,101 @@
+"""File names of the demo corpus and the writers of its image-text files, in the published formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .scenes import Scene
+from .tokenizer import words_of
+
+#: Share of the training scenes that the Karpathy file calls "restval" (training pictures that lie in val2014).
+RESTVAL_SHARE = 0.075
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A scene with its place in the corpus.
+
+    ``folder`` and ``filename`` follow COCO ("val2014", "COCO_val2014_000000004201.jpg"), so that both the Karpathy file
+    and the VQA v2 files find the picture; ``image_id`` is the number in the file name.
+    """
+
+    scene: Scene
+    captions: tuple[str, ...]
+    split: str
+    folder: str
+    image_id: int
+
+    @property
+    def filename(self) -> str:
+        return f"COCO_{self.folder}_{self.image_id:012d}.jpg"
+
+    @property
+    def flickr_id(self) -> str:
+        """The picture's number in the Flickr30K-style files, a string of digits as published."""
+        return str(1_000_000 + self.image_id)
+
+
+def assign_pictures(train: Sequence[tuple[Scene, tuple[str, ...]]], held_out: Sequence[tuple[Scene, tuple[str, ...]]]):
+    """Give every scene its split, folder and number.
+
+    Training scenes are train (train2014) or restval (val2014); the first half of the held-out scenes is val (val2014), the
+    second half test (test2015).
+
+    Returns:
+        list of Picture, training scenes first.
+    """
+    num_restval = int(len(train) * RESTVAL_SHARE)
+    pictures = []
+    for index, (scene, captions) in enumerate(train):
+        is_restval = index >= len(train) - num_restval
+        split, folder = ("restval", "val2014") if is_restval else ("train", "train2014")
+        pictures.append(Picture(scene, captions, split, folder, len(pictures) + 1))
+    num_val = (len(held_out) + 1) // 2
+    for index, (scene, captions) in enumerate(held_out):
+        split, folder = ("val", "val2014") if index < num_val else ("test", "test2015")
+        pictures.append(Picture(scene, captions, split, folder, len(pictures) + 1))
+    return pictures
+
+
+def write_json(path: Path, content) -> None:
+    """Write compact JSON; the same content gives the same bytes."""
+    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def write_json_lines(path: Path, rows: Sequence[dict]) -> None:
+    """Write one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _karpathy_images(pictures: Sequence[Picture], *, flickr: bool) -> list[dict]:
+    images = []
+    sentence_id = 0
+    for image_id, picture in enumerate(pictures):
+        sentences = []
+        for caption in picture.captions:
+            sentences.append({"tokens": words_of(caption), "raw": caption, "imgid": image_id, "sentid": sentence_id})
+            sentence_id += 1
+        image = {
+            "sentids": [sentence["sentid"] for sentence in sentences],
+            "imgid": image_id,
+            "sentences": sentences,
+            "split": "train" if flickr and picture.split == "restval" else picture.split,
+            "filename": f"{picture.flickr_id}.jpg" if flickr else picture.filename,
+        }
+        if not flickr:
+            image = {"filepath": picture.folder, **image, "cocoid": picture.image_id}
+        images.append(image)
+    return images
+
+
+def write_karpathy_coco(path: Path, pictures: Sequence[Picture]) -> None:
+    """Write ``dataset_coco.json``: pictures at ``<root>/<filepath>/<filename>``."""
+    write_json(path, {"images": _karpathy_images(pictures, flickr=False), "dataset": "coco"})
+
+
+def write_karpathy_flickr(path: Path, pictures: Sequence[Picture]) -> None:
+    """Write ``dataset_flickr30k.json``: no ``filepath``, no ``cocoid``, pictures at ``<root>/flickr30k-images/<filename>``."""
+    write_json(path, {"images": _karpathy_images(pictures, flickr=True), "dataset": "flickr30k"})
