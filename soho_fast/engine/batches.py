@@ -1,0 +1,178 @@
+"""Batches: which samples each process sees at each step, and how they reach the device.
+
+The order is a function of (seed, epoch) alone. A global batch is a run of consecutive places in that order; micro-batch
+j of rank r is the r-th slice of the j-th part. One process and many therefore see the same images in the same step, and
+a resumed run continues at any step without replaying what came before.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.settings import BatchSettings
+
+SIDE_KEYS = ("skipped", "sample_ids")
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Sizes of one run's batches; see `plan_batches`."""
+
+    num_samples: int
+    images_per_step: int
+    accumulation: int
+    micro_batch: int
+    world: int
+    steps_per_epoch: int
+    seed: int
+
+    def micro_batches(self, rank: int, first_step: int, total_steps: int) -> Iterator[list[tuple[int, int]]]:
+        """Micro-batches of `rank` from optimiser step `first_step` on, each a list of (epoch, sample index)."""
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(first_step, total_steps):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+            start = step % self.steps_per_epoch * self.images_per_step
+            for part in range(self.accumulation):
+                at = start + (part * self.world + rank) * self.micro_batch
+                yield [(epoch, int(index)) for index in order[at : at + self.micro_batch]]
+
+
+def plan_batches(settings: BatchSettings, num_samples: int, world: int, seed: int) -> BatchPlan:
+    """Check that the batch sizes fit together.
+
+    Raises:
+        UserError: the global batch does not divide, or the data set is smaller than one.
+    """
+    if settings.images_per_step < 1 or settings.accumulation < 1:
+        raise UserError(
+            "batch: expected images_per_step >= 1 and accumulation >= 1, got "
+            f"{settings.images_per_step} and {settings.accumulation}"
+        )
+    parts = settings.accumulation * world
+    if settings.images_per_step % parts:
+        raise UserError(
+            f"batch.images_per_step: {settings.images_per_step} does not divide by accumulation {settings.accumulation}"
+            f" x processes {world} = {parts}; choose a multiple of {parts}"
+        )
+    if num_samples < settings.images_per_step:
+        raise UserError(
+            f"batch.images_per_step: {settings.images_per_step} is more than the {num_samples} training images; "
+            "lower it or point data at a larger split"
+        )
+    return BatchPlan(
+        num_samples=num_samples,
+        images_per_step=settings.images_per_step,
+        accumulation=settings.accumulation,
+        micro_batch=settings.images_per_step // parts,
+        world=world,
+        steps_per_epoch=num_samples // settings.images_per_step,
+        seed=seed,
+    )
+
+
+class _EpochDataset(Dataset):
+    """Serves (epoch, index): loader processes live through epochs, and hear of a new one with the sample itself."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.epoch: int | None = None
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
+        epoch, index = item
+        if epoch != self.epoch:
+            self.dataset.set_epoch(epoch)
+            self.epoch = epoch
+        return self.dataset[index]
+
+
+class _PlannedBatches(Sampler[list[tuple[int, int]]]):
+    def __init__(self, plan: BatchPlan, rank: int, first_step: int, total_steps: int) -> None:
+        self.plan, self.rank, self.first_step, self.total_steps = plan, rank, first_step, total_steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.plan.micro_batches(self.rank, self.first_step, self.total_steps)
+
+    def __len__(self) -> int:
+        return (self.total_steps - self.first_step) * self.plan.accumulation
+
+
+def _start_worker(_: int) -> None:
+    # The terminal and DeepSpeed's launcher signal the whole process tree; the training process decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class Batches:
+    """An iterator over a rank's micro-batches that owns its loader processes.
+
+    Args:
+        dataset: `len`, `[index]` and `set_epoch(epoch)`.
+        collate: list of samples -> mapping of the model's keyword arguments, with `SIDE_KEYS` beside them.
+        plan: the run's batch plan.
+        settings: workers and prefetch.
+        rank: this process.
+        first_step: optimiser step to begin at.
+        total_steps: optimiser step to end before.
+        pin: pin memory (for copies to a GPU).
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[[list], Mapping[str, Any]],
+        plan: BatchPlan,
+        settings: BatchSettings,
+        *,
+        rank: int,
+        first_step: int,
+        total_steps: int,
+        pin: bool,
+    ) -> None:
+        workers = settings.workers
+        loader = DataLoader(
+            _EpochDataset(dataset),
+            batch_sampler=_PlannedBatches(plan, rank, first_step, total_steps),
+            collate_fn=collate,
+            num_workers=workers,
+            prefetch_factor=settings.prefetch if workers else None,
+            worker_init_fn=_start_worker,
+            pin_memory=pin,
+            # Without its own generator the loader would draw from the global one, which dropout reads.
+            generator=torch.Generator().manual_seed(plan.seed),
+        )
+        self._iterator = iter(loader)
+        self._workers = list(getattr(self._iterator, "_workers", []))
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Mapping[str, Any]:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """End the loader processes; they ignore SIGTERM, so those that linger are killed."""
+        if self._workers:
+            self._iterator._shutdown_workers()
+            for worker in self._workers:
+                if worker.is_alive():
+                    os.kill(worker.pid, signal.SIGKILL)
+        self._iterator = iter(())
+
+
+def split_batch(batch: Mapping[str, Any], device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(model keywords on `device`, side information); tensors are copied without waiting when pinned."""
+    inputs = {
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+        if key not in SIDE_KEYS
+    }
+    return inputs, {key: batch[key] for key in SIDE_KEYS if key in batch}

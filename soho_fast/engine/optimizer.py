@@ -1,0 +1,144 @@
+"""One optimiser for two rules: SGD with momentum for the backbone, AdamW for everything else.
+
+DeepSpeed wraps exactly one `torch.optim.Optimizer`, and ZeRO replaces the parameters of its groups by flat float32
+partitions and calls `step` with some or all groups emptied (stage 3: once per sub-group). The rule therefore belongs to
+the group (`kind`), the state to the tensor, and no step count is shared between tensors.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.settings import OptimSettings
+
+KINDS = ("sgd", "adamw")
+
+
+class SgdAdamW(torch.optim.Optimizer):
+    """SGD with momentum or AdamW, chosen by each group's `kind`.
+
+    `kind="sgd"`: g += weight_decay * p; buf = momentum * buf + g; p -= lr * buf (torch.optim.SGD, no dampening).
+    `kind="adamw"`: decoupled weight decay (Loshchilov and Hutter, 2019), as torch.optim.AdamW.
+
+    A group whose `lr` is 0 is left alone wholly, state included: ZeRO hands zero gradients for frozen parameters and
+    runs a trial step at construction, and neither must decay weights, move momentum or count a step.
+
+    Args:
+        params: parameter groups; each holds `kind` ("sgd" or "adamw") and may override any of the values below.
+        lr: learning rate.
+        weight_decay: L2 for SGD, decoupled for AdamW.
+        momentum: SGD only.
+        betas: AdamW only.
+        eps: AdamW only.
+
+    Raises:
+        ValueError: a group with an unknown `kind` or a negative value.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict],
+        lr: float = 1e-4,
+        weight_decay: float = 1e-2,
+        momentum: float = 0.9,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+    ) -> None:
+        defaults = dict(kind="adamw", lr=lr, weight_decay=weight_decay, momentum=momentum, betas=betas, eps=eps)
+        super().__init__(params, defaults)
+        for number, group in enumerate(self.param_groups):
+            if group["kind"] not in KINDS:
+                raise ValueError(f"params: group {number} has kind {group['kind']!r}, expected one of {KINDS}")
+            for name in ("lr", "weight_decay", "momentum", "eps"):
+                if group[name] < 0:
+                    raise ValueError(f"{name}: group {number} has {group[name]}, expected a number >= 0")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Update every parameter that has a gradient and sits in a group with lr > 0."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["lr"] == 0:
+                continue
+            params = [param for param in group["params"] if param.grad is not None]
+            if params:
+                (self._step_sgd if group["kind"] == "sgd" else self._step_adamw)(group, params)
+        return loss
+
+    def _step_sgd(self, group: dict, params: list[Tensor]) -> None:
+        for param in params:
+            if "momentum_buffer" not in self.state[param]:
+                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        buffers = [self.state[param]["momentum_buffer"] for param in params]
+        grads = torch._foreach_add([param.grad for param in params], params, alpha=group["weight_decay"])
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, grads)
+        torch._foreach_add_(params, buffers, alpha=-group["lr"])
+
+    def _step_adamw(self, group: dict, params: list[Tensor]) -> None:
+        by_step = defaultdict(list)
+        for param in params:
+            state = self.state[param]
+            if "exp_avg" not in state:
+                state["step"] = 0
+                state["exp_avg"] = torch.zeros_like(param)
+                state["exp_avg_sq"] = torch.zeros_like(param)
+            state["step"] = int(state["step"]) + 1
+            by_step[state["step"]].append(param)
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        for step, same_step in by_step.items():
+            grads = [param.grad for param in same_step]
+            averages = [self.state[param]["exp_avg"] for param in same_step]
+            squares = [self.state[param]["exp_avg_sq"] for param in same_step]
+            torch._foreach_mul_(same_step, 1 - lr * group["weight_decay"])
+            torch._foreach_lerp_(averages, grads, 1 - beta1)
+            torch._foreach_mul_(squares, beta2)
+            torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+            denominators = torch._foreach_sqrt(squares)
+            torch._foreach_div_(denominators, (1 - beta2**step) ** 0.5)
+            torch._foreach_add_(denominators, group["eps"])
+            torch._foreach_addcdiv_(same_step, averages, denominators, -lr / (1 - beta1**step))
+
+
+def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
+    """Split a model's parameters into groups for `SgdAdamW`.
+
+    A parameter belongs to the SGD groups when one of the dotted components of its name is in `settings.sgd_modules`.
+    With `settings.decay_norm_and_bias` off, one-dimensional parameters (norms, biases) go to groups without decay.
+    Every group starts with lr 0 and keeps its own rate in `base_lr`; the schedule sets `lr` before each step.
+
+    Raises:
+        UserError: no parameter matches `sgd_modules`.
+    """
+    members: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, param in model.named_parameters():
+        kind = "sgd" if set(name.split(".")) & set(settings.sgd_modules) else "adamw"
+        members[kind, settings.decay_norm_and_bias or param.ndim > 1].append(param)
+    if settings.sgd_modules and not any(kind == "sgd" for kind, _ in members):
+        raise UserError(
+            f"optim.sgd_modules: no parameter of the model lies in a module named {list(settings.sgd_modules)}; "
+            "name one of its modules, or give [] for AdamW everywhere"
+        )
+    groups = []
+    for (kind, decayed), params in sorted(members.items()):
+        weight_decay = settings.sgd_weight_decay if kind == "sgd" else settings.weight_decay
+        groups.append(
+            {
+                "params": params,
+                "name": kind if decayed else f"{kind}_no_decay",
+                "kind": kind,
+                "lr": 0.0,
+                "base_lr": settings.sgd_lr if kind == "sgd" else settings.lr,
+                "weight_decay": weight_decay if decayed else 0.0,
+                "momentum": settings.sgd_momentum,
+                "betas": (settings.beta1, settings.beta2),
+                "eps": settings.eps,
+            }
+        )
+    return groups

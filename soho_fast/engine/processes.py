@@ -1,0 +1,179 @@
+"""Processes, devices and precision: everything that depends on where the training runs."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+if not any(os.path.exists(path) for path in ("/dev/nvidia0", "/dev/kfd", "/dev/accel")):
+    # Without this DeepSpeed warns, at import, that it looked for a GPU and found none.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.settings import EngineSettings
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The ranks of this run; `group` carries small CPU tensors (gloo), also where gradients go over nccl."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    device: torch.device
+    group: dist.ProcessGroup | None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which prints and writes."""
+        return self.rank == 0
+
+    def maximum(self, values: Sequence[float]) -> list[float]:
+        """Elementwise maximum over all ranks, the same floats on each."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Elementwise sum over all ranks, the same floats on each."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def gather(self, item: object) -> list:
+        """Every rank's `item`, in rank order, on every rank."""
+        if self.world == 1:
+            return [item]
+        items = [None] * self.world
+        dist.all_gather_object(items, item, group=self.group)
+        return items
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+        if self.world > 1:
+            dist.barrier(group=self.group)
+
+    def _reduce(self, values: Sequence[float], op: dist.ReduceOp.RedOpType) -> list[float]:
+        if self.world == 1:
+            return [float(value) for value in values]
+        buffer = torch.tensor(list(values), dtype=torch.float64)
+        dist.all_reduce(buffer, op=op, group=self.group)
+        return buffer.tolist()
+
+
+def environment_rank() -> tuple[int, int]:
+    """(rank, local rank) as the launcher's environment tells; (0, 0) without a launcher."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+
+
+def start_processes(threads: int = 0) -> Processes:
+    """Join the launcher's process group, or form a group of one.
+
+    Args:
+        threads: CPU threads of each process; 0 shares the machine's cores among its processes.
+    """
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # DeepSpeed would compile its shared-memory all-reduce, which only its inference path uses, at the first start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    accelerator = get_accelerator()
+    local_world = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    on_cpu = accelerator.device_name() == "cpu"
+    if threads:
+        torch.set_num_threads(threads)
+    elif on_cpu and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+    if not dist.is_initialized():
+        backend = accelerator.communication_backend_name()
+        if "RANK" in os.environ:
+            rank, local_rank = environment_rank()
+            if not on_cpu:
+                accelerator.set_device(local_rank)
+            dist.init_process_group(backend)
+        else:
+            os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    rank, local_rank = environment_rank()
+    device = torch.device(accelerator.device_name(local_rank) if not on_cpu else "cpu")
+    group = None
+    if dist.get_world_size() > 1:
+        group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    return Processes(dist.get_rank(), dist.get_world_size(), local_rank, local_world, device, group)
+
+
+def leave_processes() -> None:
+    """Leave the process group, so that the interpreter ends without a warning."""
+    if dist.is_initialized():
+        sys.stdout.flush()
+        dist.destroy_process_group()
+
+
+def choose_precision(settings: EngineSettings) -> str:
+    """Resolve `auto` and refuse what the device cannot do.
+
+    Returns:
+        "float32", "bf16" or "fp16".
+
+    Raises:
+        UserError: the accelerator says no and `emulate_precision` is off.
+    """
+    accelerator = get_accelerator()
+    name = accelerator.device_name()
+    if settings.precision == "auto":
+        if name != "cpu":
+            return "fp16" if accelerator.is_fp16_supported() else "float32"
+        return "bf16" if _cpu_has_bf16() else "float32"
+    supported = {
+        "float32": True,
+        "fp16": bool(accelerator.is_fp16_supported()),
+        "bf16": bool(accelerator.is_bf16_supported()),
+    }
+    if not supported[settings.precision]:
+        if not settings.emulate_precision:
+            able = [precision for precision, yes in supported.items() if yes]
+            raise UserError(
+                f"engine.precision: {settings.precision} is not supported by this device ({name}), which computes in "
+                f"{' or '.join(able)}; choose one of these or auto, or give --engine.emulate_precision true to "
+                "run it slowly"
+            )
+        # DeepSpeed asks the accelerator object itself; torch emulates both types on any CPU.
+        accelerator.is_fp16_supported = accelerator.is_bf16_supported = lambda: True
+    return settings.precision
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def deepspeed_config(settings: EngineSettings, precision: str, *, micro_batch: int, accumulation: int, clip: float) -> dict:
+    """DeepSpeed's JSON configuration.
+
+    fp16 and bf16 use DeepSpeed's own engine (parameters cast, float32 master weights in the optimiser, dynamic loss
+    scale), not its `torch_autocast` mode: the latter updates one GradScaler once per parameter group, looks for
+    overflow on each rank alone, and leaves the scale out of the checkpoint. The engine casts parameters only, so
+    BatchNorm statistics and the codebook stay float32.
+    """
+    config = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip,
+        "steps_per_print": sys.maxsize,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "fp16": {"enabled": precision == "fp16", "initial_scale_power": settings.loss_scale_power},
+        "bf16": {"enabled": precision == "bf16"},
+        "zero_optimization": {"stage": settings.zero_stage},
+        "checkpoint": {"tag_validation": "Ignore"},
+    }
+    if settings.zero_stage == 3:
+        config["zero_optimization"] |= {
+            "stage3_gather_16bit_weights_on_model_save": True,
+            # Small parameters (norms, biases, the mask vector) are read outside their module's forward.
+            "stage3_param_persistence_threshold": 100_000,
+        }
+    return config

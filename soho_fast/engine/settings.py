@@ -1,0 +1,149 @@
+"""The engine's part of a recipe: typed, each field explained once, here, for readers and for `--help`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class OptimSettings:
+    """Optimiser: SGD with momentum for the backbone, AdamW for the rest.
+
+    Args:
+        lr: AdamW learning rate.
+        weight_decay: AdamW decoupled weight decay.
+        beta1: AdamW first moment decay.
+        beta2: AdamW second moment decay.
+        eps: AdamW epsilon, added to the root of the second moment.
+        sgd_lr: SGD learning rate.
+        sgd_weight_decay: SGD weight decay (L2).
+        sgd_momentum: SGD momentum.
+        sgd_modules: Names of modules whose parameters take SGD; an empty list gives AdamW everywhere.
+        decay_norm_and_bias: Apply weight decay to one-dimensional parameters too (norms, biases).
+        clip: Largest global gradient norm; 0 switches clipping off.
+        frozen_backbone_epochs: Keep the backbone frozen for this many first epochs.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 1e-2
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    sgd_lr: float = 1e-2
+    sgd_weight_decay: float = 5e-4
+    sgd_momentum: float = 0.9
+    sgd_modules: list[str] = field(default_factory=lambda: ["backbone"])
+    decay_norm_and_bias: bool = True
+    clip: float = 10.0
+    frozen_backbone_epochs: float = 0.0
+
+
+@dataclass
+class ScheduleSettings:
+    """Learning rate over time, as a factor on every group's own rate.
+
+    Args:
+        warmup_steps: Steps of linear warm-up.
+        warmup_start: Factor at the first step of the warm-up.
+        decay: Shape after the warm-up. `step` multiplies by `step_factor` at each of `step_epochs`; `cosine` and
+            `linear` fall to `end_factor` at the last step; `constant` does not fall.
+        step_epochs: Epochs at which `step` decays (may be fractions).
+        step_factor: Multiplier of `step`.
+        end_factor: Factor that `cosine` and `linear` end at.
+    """
+
+    warmup_steps: int = 1000
+    warmup_start: float = 1 / 3
+    decay: Literal["step", "cosine", "linear", "constant"] = "step"
+    step_epochs: list[float] = field(default_factory=lambda: [25.0, 35.0])
+    step_factor: float = 0.1
+    end_factor: float = 0.0
+
+
+@dataclass
+class BatchSettings:
+    """How a global batch is made.
+
+    Args:
+        images_per_step: Images in one optimiser step, over all processes and accumulated micro-batches.
+        accumulation: Micro-batches accumulated per optimiser step. One process sees
+            images_per_step / (accumulation * processes) images at a time.
+        workers: Loader processes for each training process; 0 loads in the training process.
+        prefetch: Micro-batches each loader process prepares ahead.
+        broken_images: Largest number of unreadable images (all processes together) before training stops.
+    """
+
+    images_per_step: int = 16
+    accumulation: int = 1
+    workers: int = 1
+    prefetch: int = 4
+    broken_images: int = 100
+
+
+@dataclass
+class EngineSettings:
+    """DeepSpeed: precision, partitioning, memory.
+
+    Args:
+        precision: `auto` takes fp16 on a GPU, bf16 on a CPU with AMX or AVX512-BF16, else float32.
+        zero_stage: ZeRO stage; 1 partitions optimiser states, 2 gradients too, 3 parameters too.
+        activation_checkpointing: Recompute the Transformer's activations in the backward pass to save memory.
+        emulate_precision: Allow a precision that the device can only emulate (slow; for checks).
+        freeze_batch_norm: Keep every BatchNorm in evaluation mode.
+        loss_scale_power: fp16 starts with a loss scale of 2 to this power.
+        threads: CPU threads of each process; 0 shares the cores among the processes of a machine.
+    """
+
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    activation_checkpointing: bool = False
+    emulate_precision: bool = False
+    freeze_batch_norm: bool = False
+    loss_scale_power: int = 16
+    threads: int = 0
+
+
+@dataclass
+class CheckpointSettings:
+    """Checkpoints: complete, atomic, pruned.
+
+    Args:
+        every_steps: Save every this many steps; 0 leaves it to `every_minutes`.
+        every_minutes: Save when this many minutes have passed since the last save; 0 leaves it to `every_steps`.
+        keep: Newest checkpoints kept; 0 keeps all.
+    """
+
+    every_steps: int = 0
+    every_minutes: float = 10.0
+    keep: int = 2
+
+
+@dataclass
+class LogSettings:
+    """What is shown and written while training.
+
+    Args:
+        every_steps: Steps between records in log.jsonl and TensorBoard.
+        tensorboard: Write TensorBoard files.
+        bar: Show a progress bar on a terminal; off prints lines.
+        line_seconds: Seconds between lines where there is no bar.
+        profile: Wait for the device after each phase, so that the phase times are true on a GPU (slower).
+    """
+
+    every_steps: int = 10
+    tensorboard: bool = True
+    bar: bool = True
+    line_seconds: float = 15.0
+    profile: bool = False
+
+
+@dataclass
+class EvaluationSettings:
+    """Measures on held-out data.
+
+    Args:
+        at_end: Evaluate when training is done.
+        quick_every_steps: Also take a quick evaluation every this many steps; 0 never.
+    """
+
+    at_end: bool = True
+    quick_every_steps: int = 0

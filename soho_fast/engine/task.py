@@ -1,0 +1,53 @@
+"""What the engine asks of a task. The engine knows neither images nor texts: only this."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+
+@dataclass
+class Table:
+    """A table to print at the end: header cells and rows of text."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+class Task(Protocol):
+    """A model, its training data and its measures."""
+
+    def build_model(self) -> nn.Module:
+        """The model on the CPU in float32, initialised from torch's global generator (seeded alike on all ranks).
+
+        Its forward takes the batch's keywords and returns an object whose `loss` is a scalar and whose names listed in
+        `logged` are scalars or None. `freeze_backbone(bool)` and `gradient_checkpointing_enable()` are called when the
+        recipe asks for them.
+        """
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values that a checkpoint must share with the run that loads it (the model's sizes)."""
+
+    def training_data(self) -> Any:
+        """`len(data)` images, `data.set_epoch(epoch)`, `data[index]`: one sample, the same on any rank and worker."""
+
+    def collate(self, samples: list[Any]) -> Mapping[str, Any]:
+        """The model's keywords; beside them "skipped", one message for each unreadable image."""
+
+    logged: tuple[str, ...]
+    """Names of the output's scalars to log beside the loss."""
+
+    def evaluate(self, model: nn.Module, *, quick: bool) -> dict[str, float]:
+        """Measures on held-out data of a model in evaluation mode, no gradients."""
+
+    def table(self, measures: Mapping[str, float]) -> Table:
+        """Measures beside their baselines."""
+
+    def export(self, model: nn.Module, state_dict: Mapping[str, Any], folder: Path) -> None:
+        """Write a loadable model folder: weights (safetensors), config, processor."""
+
+    def next_commands(self, folder: Path) -> list[str]:
+        """Commands worth trying after the run, given the run's folder."""

@@ -1,0 +1,426 @@
+"""The training loop: DeepSpeed engine, batches, schedule, logs, checkpoints and stops, around an opaque task."""
+
+import random
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from soho_fast.engine.batches import Batches, plan_batches, split_batch
+from soho_fast.engine.checkpoint import Checkpoints, Progress, rng_state, set_rng_state
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.logs import PhaseTimer, RunLog
+from soho_fast.engine.optimizer import SgdAdamW, parameter_groups
+from soho_fast.engine.processes import Processes, choose_precision, deepspeed_config
+from soho_fast.engine.schedule import Schedule
+from soho_fast.engine.settings import (
+    BatchSettings,
+    CheckpointSettings,
+    EngineSettings,
+    EvaluationSettings,
+    LogSettings,
+    OptimSettings,
+    ScheduleSettings,
+)
+from soho_fast.engine.stop import StopRequest
+from soho_fast.engine.task import Task
+
+
+@dataclass
+class TrainSettings:
+    """The part of a recipe that every task shares.
+
+    Args:
+        output: Folder of the run; runs/<recipe> when empty.
+        epochs: Passes over the training data.
+        max_steps: Stop after this many steps, if fewer than `epochs` gives; 0 for no such limit.
+        max_minutes: Stop after this many minutes of training; 0 for no such limit. `cosine` and `linear` schedules
+            then end with whichever of steps and time ends first.
+        seed: Seed of initialisation, data order, masking and dropout.
+        resume: `auto` continues from the newest complete checkpoint where there is one; true demands one; false
+            starts anew.
+        overwrite: With resume false, delete the run that is already in the output folder.
+        optim: Optimiser.
+        schedule: Learning-rate schedule.
+        batch: Batches and loading.
+        engine: DeepSpeed.
+        checkpoint: Checkpoints.
+        log: Logs.
+        evaluation: Evaluation.
+    """
+
+    output: str = ""
+    epochs: float = 40.0
+    max_steps: int = 0
+    max_minutes: float = 0.0
+    seed: int = 0
+    resume: bool | str = "auto"
+    overwrite: bool = False
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+
+@dataclass
+class Result:
+    """How a run ended: `signal_number` 0 when trained to the end; `measures` empty when it was not evaluated."""
+
+    progress: Progress
+    signal_number: int
+    measures: dict[str, float]
+
+
+RUN_FILES = ("checkpoints", "tensorboard", "model", "log.jsonl", "metrics.json", "curves.png", "recipe.yaml")
+
+
+class Trainer:
+    """Trains one task by one recipe.
+
+    Args:
+        task: what is trained.
+        settings: the recipe.
+        processes: this run's ranks.
+
+    Raises:
+        UserError: settings that do not fit the data, the device or the checkpoint.
+    """
+
+    def __init__(self, task: Task, settings: TrainSettings, processes: Processes) -> None:
+        self.task, self.settings, self.processes = task, settings, processes
+        self.folder = Path(settings.output)
+        self.precision = choose_precision(settings.engine)
+        self.data = task.training_data()
+        self.plan = plan_batches(settings.batch, len(self.data), processes.world, settings.seed)
+        self.total_steps = max(1, round(settings.epochs * self.plan.steps_per_epoch))
+        if settings.max_steps:
+            self.total_steps = min(self.total_steps, settings.max_steps)
+        self.schedule = Schedule(settings.schedule, self.plan.steps_per_epoch, self.total_steps)
+        identity = {
+            **{f"model.{name}": value for name, value in task.identity().items()},
+            "seed": settings.seed,
+            "batch.images_per_step": settings.batch.images_per_step,
+            "training images": len(self.data),
+            "processes": processes.world,
+            "engine.zero_stage": settings.engine.zero_stage,
+            "engine.precision": self.precision,
+        }
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", processes, identity, settings.checkpoint.keep)
+        self._prepare_folder()
+        resume_from = self._choose_checkpoint()
+        self.engine = self._build_engine()
+        self.progress = Progress()
+        if resume_from is not None:
+            self.progress = self.checkpoints.load(self.engine, resume_from)
+            self._say(f"resumed from {resume_from} (step {self.progress.step} of {self.total_steps})")
+        self._frozen: bool | None = None
+
+    def train(self) -> Result:
+        """Train to the end or to a request to stop, then evaluate and export. All ranks call it together."""
+        stop = StopRequest()
+        log = None
+        if self.processes.is_main:
+            log = RunLog(self.folder, self.settings.log, self.progress.step, self.total_steps)
+        batches = Batches(
+            self.data,
+            self.task.collate,
+            self.plan,
+            self.settings.batch,
+            rank=self.processes.rank,
+            first_step=self.progress.step,
+            total_steps=self.total_steps,
+            pin=self.processes.device.type != "cpu",
+        )
+        try:
+            with stop:
+                signal_number = self._loop(batches, log, stop)
+        finally:
+            batches.close()
+            if log is not None:
+                log.close()
+        if signal_number:
+            return Result(self.progress, signal_number, {})
+        measures = self.evaluate(quick=False) if self.settings.evaluation.at_end else {}
+        self.export()
+        return Result(self.progress, 0, measures)
+
+    def evaluate(self, *, quick: bool) -> dict[str, float]:
+        """The task's measures, on rank 0; under ZeRO 3 all ranks compute, since each holds a part of the weights."""
+        average_batch_norm(self.engine.module, self.processes)
+        random_state = rng_state(self.processes.device)
+        module = self.engine.module.eval()
+        measures: dict[str, float] = {}
+        if self.processes.is_main or self.settings.engine.zero_stage == 3:
+            with torch.no_grad():
+                measures = self.task.evaluate(module, quick=quick)
+        self.processes.wait()
+        # An evaluation in mid-training must not move the dropout that follows it.
+        set_rng_state(random_state, self.processes.device)
+        return measures if self.processes.is_main else {}
+
+    def export(self) -> None:
+        """Write `model/`: weights, config and processor, gathered from all ranks under ZeRO 3."""
+        if self.settings.engine.zero_stage == 3:
+            state = self.engine._zero3_consolidated_16bit_state_dict()
+        else:
+            state = self.engine.module.state_dict()
+        if self.processes.is_main:
+            folder = self.folder / "model"
+            partial = self.folder / "model.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                self.task.export(self.engine.module, state, partial)
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+            except OSError as error:
+                raise UserError(f"{partial}: the model could not be written: {error.strerror or error}") from error
+        self.processes.wait()
+
+    def _loop(self, batches: Batches, log: RunLog | None, stop: StopRequest) -> int:
+        settings, progress, engine = self.settings, self.progress, self.engine
+        synchronize = None
+        if settings.log.profile and self.processes.device.type != "cpu":
+            synchronize = torch.get_device_module(self.processes.device).synchronize
+        timer = PhaseTimer(synchronize)
+        seconds_before, began = progress.seconds, time.monotonic()
+        last_save, saved_step = time.monotonic(), progress.step
+        seen_step, seen_time = progress.step, time.monotonic()
+        elapsed, signal_number = self._share_of_time(progress.seconds), 0
+        self._enter_training(progress.step)
+        while progress.step < self.total_steps and elapsed < 1:
+            self._freeze_backbone(progress.step)
+            self._set_rates(progress.step, elapsed)
+            logged = (progress.step + 1) % settings.log.every_steps == 0 or progress.step + 1 == self.total_steps
+            sums, broken = self._step(batches, timer)
+            progress.step += 1
+            minutes = (time.monotonic() - last_save) / 60
+            save_due = bool(settings.checkpoint.every_minutes) and minutes >= settings.checkpoint.every_minutes
+            seconds = seconds_before + time.monotonic() - began
+            signal_number, save_due, progress.seconds, *_ = self.processes.maximum([stop.pending(), save_due, seconds])
+            signal_number = int(signal_number)
+            elapsed = self._share_of_time(progress.seconds)
+            self._count_broken(broken, log)
+            if logged:
+                losses = self._mean_losses(sums)
+                if log is not None:
+                    now = time.monotonic()
+                    rate = (progress.step - seen_step) * self.plan.images_per_step / (now - seen_time)
+                    seen_step, seen_time = progress.step, now
+                    log.record("train", progress.step, self._record(losses, rate, timer))
+                    log.show(progress.step, losses, rate, self._seconds_left(rate))
+            if settings.evaluation.quick_every_steps and progress.step % settings.evaluation.quick_every_steps == 0:
+                measures = self.evaluate(quick=True)
+                if log is not None:
+                    log.record("evaluation", progress.step, {"measures": measures})
+                self._enter_training(progress.step)
+            every = settings.checkpoint.every_steps
+            if signal_number or save_due or (every and progress.step % every == 0):
+                path = self._save()
+                last_save, saved_step = time.monotonic(), progress.step
+                if signal_number:
+                    self._say(f"asked to stop: saved {path}; the same command continues from here")
+                    return signal_number
+        if saved_step != progress.step:
+            self._save()
+        return 0
+
+    def _step(self, batches: Batches, timer: PhaseTimer) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """One optimiser step; returns the sums of the scalars over its micro-batches and the skip messages."""
+        sums: dict[str, torch.Tensor] = {}
+        broken: list[str] = []
+        timer.start()
+        for _ in range(self.plan.accumulation):
+            batch = next(batches)
+            timer.stop("wait")
+            inputs, side = split_batch(batch, self.processes.device)
+            broken += side.get("skipped", [])
+            timer.stop("copy")
+            output = self.engine(**inputs)
+            timer.stop("forward")
+            self.engine.backward(output.loss)
+            timer.stop("backward")
+            self.engine.step()
+            timer.stop("optimizer")
+            for name in ("loss", *self.task.logged):
+                value = getattr(output, name)
+                if value is not None:
+                    value = value.detach().float()
+                    sums[name] = sums[name] + value if name in sums else value
+        timer.step()
+        return sums, broken
+
+    def _record(self, losses: dict[str, float], rate: float, timer: PhaseTimer) -> dict:
+        norm = self.engine.get_global_grad_norm()
+        scale = getattr(self.engine.optimizer, "cur_scale", None) or getattr(self.engine.optimizer, "loss_scale", None)
+        return {
+            "epoch": self.progress.step / self.plan.steps_per_epoch,
+            **losses,
+            "lr": {group["name"]: group["lr"] for group in self.engine.basic_optimizer.param_groups},
+            "grad_norm": None if norm is None else float(norm),
+            "loss_scale": float(scale) if self.precision == "fp16" and scale is not None else None,
+            "skipped_steps": self.engine.skipped_steps,
+            "images_per_second": rate,
+            "milliseconds": timer.take(),
+            "broken_images": self.progress.broken_images,
+            "seconds": self.progress.seconds,
+        }
+
+    def _mean_losses(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        totals = self.processes.total([float(value) / self.plan.accumulation for value in sums.values()])
+        return {name: total / self.processes.world for name, total in zip(sums, totals, strict=True)}
+
+    def _count_broken(self, broken: list[str], log: RunLog | None) -> None:
+        (count,) = self.processes.total([len(broken)])
+        if not count:
+            return
+        self.progress.broken_images += int(count)
+        messages = [line for lines in self.processes.gather(broken) for line in lines]
+        if log is not None:
+            for line in messages:
+                log.say(f"skipped: {line}")
+        if self.progress.broken_images > self.settings.batch.broken_images:
+            raise UserError(
+                f"batch.broken_images: {self.progress.broken_images} unreadable images, more than the "
+                f"{self.settings.batch.broken_images} allowed; the last one: {messages[-1]}"
+            )
+
+    def _set_rates(self, step: int, elapsed: float) -> None:
+        factor = self.schedule.factor(step, elapsed)
+        for group in self.engine.basic_optimizer.param_groups:
+            frozen = self._frozen and group["kind"] == "sgd"
+            group["lr"] = 0.0 if frozen else group["base_lr"] * factor
+
+    def _freeze_backbone(self, step: int) -> None:
+        epochs = self.settings.optim.frozen_backbone_epochs
+        frozen = step < epochs * self.plan.steps_per_epoch
+        if frozen != self._frozen and (epochs or self._frozen):
+            self.engine.module.freeze_backbone(frozen)
+        self._frozen = frozen
+
+    def _enter_training(self, step: int) -> None:
+        self.engine.train()
+        self._frozen = None
+        self._freeze_backbone(step)
+        if self.settings.engine.freeze_batch_norm:
+            for module in self.engine.module.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _share_of_time(self, seconds: float) -> float:
+        return seconds / (60 * self.settings.max_minutes) if self.settings.max_minutes else 0.0
+
+    def _seconds_left(self, rate: float) -> float:
+        by_steps = (self.total_steps - self.progress.step) * self.plan.images_per_step / max(rate, 1e-9)
+        if self.settings.max_minutes:
+            return min(by_steps, max(0.0, 60 * self.settings.max_minutes - self.progress.seconds))
+        return by_steps
+
+    def _save(self) -> Path:
+        average_batch_norm(self.engine.module, self.processes)
+        return self.checkpoints.save(self.engine, self.progress)
+
+    def _build_engine(self) -> deepspeed.DeepSpeedEngine:
+        settings, processes = self.settings, self.processes
+        seed_everything(settings.seed)
+        model = self.task.build_model()
+        if settings.engine.activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        optimizer = SgdAdamW(parameter_groups(model, settings.optim))
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_config(
+                settings.engine,
+                self.precision,
+                micro_batch=self.plan.micro_batch,
+                accumulation=self.plan.accumulation,
+                clip=settings.optim.clip,
+            ),
+            dist_init_required=False,
+        )
+        # The weights above are drawn alike on all ranks; dropout must not be.
+        seed_everything(settings.seed + 1_000_003 * (processes.rank + 1))
+        return engine
+
+    def _prepare_folder(self) -> None:
+        settings, error = self.settings, None
+        if self.processes.is_main:
+            present = [name for name in RUN_FILES if (self.folder / name).exists()]
+            if settings.resume is False and present and not settings.overwrite:
+                error = (
+                    f"output: {self.folder} already holds a run ({', '.join(present)}); give --overwrite to delete it, "
+                    "another --output, or --resume auto to continue it"
+                )
+            else:
+                try:
+                    if settings.resume is False:
+                        for name in present:
+                            path = self.folder / name
+                            shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+                except OSError as failure:
+                    error = f"output: {failure.filename} cannot be written: {failure.strerror}"
+        error = self.processes.gather(error)[0]
+        if error:
+            raise UserError(error)
+
+    def _choose_checkpoint(self) -> Path | None:
+        if self.settings.resume is False:
+            return None
+        for line in self.checkpoints.ignored() if self.processes.is_main else []:
+            self._say(f"ignored: {line}")
+        path = self.checkpoints.newest()
+        if path is None and self.settings.resume is True:
+            raise UserError(
+                f"resume: there is no complete checkpoint in {self.checkpoints.folder}; give --resume auto to start anew"
+            )
+        return path
+
+    def _say(self, line: str) -> None:
+        if self.processes.is_main:
+            print(line, flush=True)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python's, numpy's and torch's global generators (CPU and device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@torch.no_grad()
+def average_batch_norm(model: nn.Module, processes: Processes) -> None:
+    """Average BatchNorm's running statistics over the ranks, in one buffer.
+
+    They are exponential means of each rank's own batches, hence linear in them: averaging now and then gives the same
+    as averaging at each step. The training losses do not read them.
+    """
+    if processes.world == 1:
+        return
+    statistics = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if statistics:
+        flat = torch.cat([buffer.reshape(-1).double() for buffer in statistics])
+        dist.all_reduce(flat)
+        flat /= processes.world
+        for buffer, part in zip(statistics, flat.split([buffer.numel() for buffer in statistics]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+
+def resolved(settings: TrainSettings) -> dict:
+    """A recipe as plain values, for recipe.yaml."""
+    return asdict(settings)
