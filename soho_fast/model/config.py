@@ -1,0 +1,188 @@
+"""Configuration of SOHO.
+
+Source of every preset value: "Seeing Out of tHe bOx: End-to-End Pre-training for Vision-Language Representation Learning"
+(CVPR 2021), called "the paper" below. Values the paper does not give are marked "ours".
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+BACKBONES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101")
+
+# Section 4.1 and 3.1-3.3: ResNet-101, 2x2 pooling after the 1x1 convolution, 2048 codes of 768 channels, eq. 4 for the
+# codebook, 12 BERT-base layers. `ema_decay` is ours (the paper says only that gamma lies in [0, 1]).
+_PAPER = {
+    "backbone": "resnet101",
+    "backbone_frozen_stages": 0,
+    "visual_pool": 2,
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "use_dictionary": True,
+    "use_dictionary_output": True,
+    "num_codes": 2048,
+    "ema_decay": 0.9,
+    "ema_variant": "paper",
+    "dictionary_init": "random",
+    "revive_threshold": 0.0,
+    "dictionary_batch_norm": False,
+}
+
+PRESETS = {"paper": _PAPER}
+
+
+@strict
+class SohoConfig(PreTrainedConfig):
+    r"""Everything that fixes the shape and the arithmetic of a SOHO model.
+
+    Args:
+        preset (`str`): name of the preset the values started from; recorded, not read.
+        backbone (`str`): `"resnet10"` (torchvision's ResNet class with one BasicBlock per stage, for small corpora),
+            `"resnet18"`, `"resnet34"`, `"resnet50"` or `"resnet101"`.
+        backbone_frozen_stages (`int`): 0 trains all; n >= 1 freezes the stem and the first n stages for good, with
+            their BatchNorm in eval.
+        visual_pool (`int`): window of the max-pool after the 1x1 convolution; 2 gives stride 64 (paper section 3.1),
+            1 means no pooling (stride 32).
+        vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act,
+            hidden_dropout_prob, attention_probs_dropout_prob, max_position_embeddings, type_vocab_size,
+            layer_norm_eps, initializer_range, pad_token_id: as in `transformers.BertConfig`.
+        visual_layer_norm (`bool`): LayerNorm on visual embedding plus position before the Transformer, as BERT does for
+            words. The paper does not say; the released code has it.
+        visual_layer_norm_eps (`float`): its epsilon.
+        use_dictionary (`bool`): `False` is the paper's ablation without a visual dictionary (table 7).
+        use_dictionary_output (`bool`): feed f(v), eq. 3, to the Transformer; `False` feeds the dictionary's input
+            features, which the paper does in fine-tuning. No lookup is made then.
+        num_codes (`int`): k of the paper.
+        ema_decay (`float`): gamma of eq. 4.
+        ema_variant (`str`): `"paper"` is eq. 4: momentum mean of the batch's members, only where a code has members.
+            `"vqvae"` keeps running counts and sums with Laplace smoothing.
+        laplace_eps (`float`): smoothing of `"vqvae"`.
+        dictionary_init (`str`): `"random"` (normal, paper) or `"data"`: codes are drawn from the features of the first
+            training batch, all ranks together.
+        dictionary_init_std (`float`): standard deviation of the random codes. Ours.
+        dictionary_seed (`int`): seed of every draw inside the dictionary.
+        dictionary_update (`str`): `"micro_batch"`: the codebook moves at every training forward, so with gradient
+            accumulation it moves once per micro-batch.
+        dictionary_batch_norm (`bool`): BatchNorm over the valid tokens of all ranks before the lookup.
+        usage_decay (`float`): decay of the running usage behind perplexity, live codes and revival.
+        live_threshold (`float`): a code is live while its running usage, in units of the uniform share 1/k, is at
+            least this.
+        revive_threshold (`float`): a code whose running usage (same units) is below this is re-seeded from the
+            features of the batch, the same on all ranks; 0 switches revival off.
+        revive_patience (`int`): a code is left alone for so many updates after it was seeded.
+        revive_interval (`int`): revival is tried at every so many updates.
+        revive_limit (`int`): at most so many codes are re-seeded at once (bounds what ranks exchange).
+    """
+
+    model_type = "soho"
+
+    preset: str = "paper"
+
+    backbone: str = "resnet101"
+    backbone_frozen_stages: int = 0
+    visual_pool: int = 2
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    # Read by transformers' BertEncoder; SOHO is an encoder without cross-attention.
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+
+    visual_layer_norm: bool = True
+    visual_layer_norm_eps: float = 1e-5
+
+    use_dictionary: bool = True
+    use_dictionary_output: bool = True
+    num_codes: int = 2048
+    ema_decay: float = 0.9
+    ema_variant: str = "paper"
+    laplace_eps: float = 1e-5
+    dictionary_init: str = "random"
+    dictionary_init_std: float = 1.0
+    dictionary_seed: int = 0
+    dictionary_update: str = "micro_batch"
+    dictionary_batch_norm: bool = False
+    usage_decay: float = 0.99
+    live_threshold: float = 0.01
+    revive_threshold: float = 0.0
+    revive_patience: int = 10
+    revive_interval: int = 1
+    revive_limit: int = 256
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError that names the first field whose value can't be used."""
+        self._one_of("backbone", BACKBONES)
+        self._one_of("ema_variant", ("paper", "vqvae"))
+        self._one_of("dictionary_init", ("random", "data"))
+        self._one_of("dictionary_update", ("micro_batch",))
+        if not 0 <= self.backbone_frozen_stages <= 4:
+            raise ValueError(f"backbone_frozen_stages: expected 0 to 4, got {self.backbone_frozen_stages}")
+        for name in ("ema_decay", "usage_decay"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
+        if self.usage_decay == 1.0:
+            raise ValueError("usage_decay: expected a number below 1 (at 1 the usage would never be measured), got 1.0")
+        for name in ("visual_pool", "num_codes", "hidden_size", "num_hidden_layers", "revive_interval", "revive_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.revive_threshold < 0:
+            raise ValueError(f"revive_threshold: expected 0 (off) or a positive number, got {self.revive_threshold}")
+        if self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size: the 2-D sine position needs a multiple of 4 (sine and cosine of y and x), got "
+                f"{self.hidden_size}"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size: expected a multiple of num_attention_heads={self.num_attention_heads}, got "
+                f"{self.hidden_size}"
+            )
+
+    def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+
+    @classmethod
+    def from_preset(cls, preset: str = "paper", **overrides: Any) -> "SohoConfig":
+        """The configuration of a preset, with some fields replaced.
+
+        Args:
+            preset: `"paper"`: the values of the paper's text (sections 3 and 4.1).
+            overrides: fields of `SohoConfig` by name.
+
+        Raises:
+            ValueError: unknown preset, unknown field or a value that can't be used.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+        unknown = sorted(name for name in overrides if name not in cls.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"SohoConfig has no field {', '.join(unknown)}; see its docstring for the fields")
+        return cls(**{**PRESETS[preset], "preset": preset, **overrides})

@@ -1,0 +1,51 @@
+"""2-D sine position of the visual tokens, and how they enter the Transformer.
+
+B images, H x W cells of the token grid, L = H*W, D channels.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .config import SohoConfig
+
+
+def sine_position(grid_mask_BHW: Tensor, num_channels: int, temperature: float = 10000.0) -> Tensor:
+    """2-D sine position embedding on the true, unpadded area (paper section 3.1; the form of DETR, section 3.2 there).
+
+    Coordinates count the valid cells along each axis and are scaled to (0, 2*pi], so padding does not shift them.
+
+    Args:
+        grid_mask_BHW: bool, True where the cell holds a real pixel.
+        num_channels: D, a multiple of 4; the first half encodes y, the second x, sine and cosine interleaved.
+
+    Returns:
+        float32 (B, H*W, D).
+    """
+    mask_BHW = grid_mask_BHW.float()
+    num_frequencies = num_channels // 2
+    step_F = torch.arange(num_frequencies, dtype=torch.float32, device=mask_BHW.device)
+    period_F = temperature ** (2.0 * (step_F / 2.0).floor() / num_frequencies)
+    parts = []
+    for dim in (1, 2):
+        count_BHW = mask_BHW.cumsum(dim)
+        # The last entry along the axis is the number of valid cells in that column or row; 1e-6 as in DETR.
+        angle_BHW = count_BHW / (count_BHW.narrow(dim, -1, 1) + 1e-6) * (2.0 * math.pi)
+        angle_BHWF = angle_BHW.unsqueeze(-1) / period_F
+        parts.append(torch.stack([angle_BHWF[..., 0::2].sin(), angle_BHWF[..., 1::2].cos()], dim=-1).flatten(-2))
+    return torch.cat(parts, dim=-1).flatten(1, 2)
+
+
+class VisualEmbeddings(nn.Module):
+    """Visual token + position -> LayerNorm -> dropout. No token type: the released code gives visual tokens none."""
+
+    def __init__(self, config: SohoConfig) -> None:
+        super().__init__()
+        eps = config.visual_layer_norm_eps
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=eps) if config.visual_layer_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, embed_BLD: Tensor, position_BLD: Tensor) -> Tensor:
+        """Both (B, L, D); returns (B, L, D) in embed's type."""
+        return self.dropout(self.LayerNorm(embed_BLD + position_BLD.to(embed_BLD.dtype)))

@@ -1,0 +1,69 @@
+"""The three heads of pre-training (paper section 3.4) and how their losses are averaged.
+
+M positions, D channels, V words, K codes, P pairs.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+
+from .config import SohoConfig
+from .distributed import all_reduce_sum_, world_size
+
+
+class TokenHead(nn.Module):
+    """BERT's transform (linear, activation, LayerNorm), then a linear classifier.
+
+    Masked language modelling, eq. 6: `num_classes` words, the classifier's weight tied to the word embeddings by the
+    model. Masked visual modelling, eq. 7: `num_classes` codes.
+    """
+
+    def __init__(self, config: SohoConfig, num_classes: int) -> None:
+        super().__init__()
+        self.transform = BertPredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, num_classes)
+
+    def forward(self, hidden_MD: Tensor) -> Tensor:
+        """(M, D) -> (M, num_classes); M may be 0."""
+        return self.decoder(self.transform(hidden_MD))
+
+
+class MatchingHead(nn.Module):
+    """Image-text matching, eq. 8: a binary classifier on [CLS]; index 1 is "matched"."""
+
+    def __init__(self, config: SohoConfig) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, hidden_PD: Tensor) -> Tensor:
+        """(P, D) -> (P, 2)."""
+        return self.classifier(hidden_PD)
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropies in float32 and their number, both (); no position gives 0 with a gradient of zeros."""
+    loss = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    return loss, torch.full((), float(targets.numel()), device=logits.device)
+
+
+def global_means(sums_and_counts: list[tuple[Tensor, Tensor]], synchronise: bool) -> list[Tensor]:
+    """Means over the positions of all ranks, one collective for all losses.
+
+    With labels spread unevenly over ranks, the mean of the ranks' means is not the mean. Here every rank gets the
+    global value, and a gradient which, averaged over ranks as data-parallel training does, is that of the global mean:
+    several ranks then train as one process would on the joined batch.
+
+    Args:
+        sums_and_counts: (sum, count) of each loss, float32 ().
+        synchronise: all ranks make this call (training); otherwise the means are local.
+    """
+    if not synchronise or world_size() == 1:
+        return [total / count.clamp(min=1.0) for total, count in sums_and_counts]
+    packed = torch.stack([value.detach() for pair in sums_and_counts for value in pair])
+    all_reduce_sum_(packed)
+    means = []
+    for (local_sum, _), (global_sum, global_count) in zip(sums_and_counts, packed.view(-1, 2), strict=True):
+        global_count = global_count.clamp(min=1.0)
+        local = local_sum * (world_size() / global_count)
+        means.append(local + (global_sum / global_count - local).detach())
+    return means

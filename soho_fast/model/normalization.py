@@ -1,0 +1,91 @@
+"""BatchNorm whose running statistics stay float32, and what keeps buffers float32 under every precision.
+
+B images, C channels, H x W pixels of a feature map, L tokens per image.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .distributed import all_reduce_with_grad, world_size
+
+
+def is_recomputing() -> bool:
+    """True while activation checkpointing runs a forward again inside a backward pass.
+
+    State that a forward moves (running statistics, the codebook) must not move a second time then.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+class Float32Buffers(nn.Module):
+    """A module whose floating-point buffers stay float32 under `.half()`, `.bfloat16()` and `.to(dtype)`.
+
+    Devices are followed, parameters are cast as usual, and the values keep their bits.
+    """
+
+    def _apply(self, fn, recurse: bool = True):
+        before = {name: b for name, b in self._buffers.items() if b is not None and b.dtype == torch.float32}
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            if self._buffers[name].dtype != torch.float32:
+                self._buffers[name] = buffer.to(device=self._buffers[name].device)
+        return self
+
+
+class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
+    """`nn.BatchNorm2d` for mixed precision without autocast: running statistics and arithmetic are float32.
+
+    A recomputed forward (activation checkpointing) normalises by the batch as the first did, and leaves the running
+    statistics alone.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input (B, C, H, W) of any floating type; returns the same shape and type."""
+        weight_C, bias_C = self.weight.float(), self.bias.float()
+        if self.training and is_recomputing():
+            return F.batch_norm(input, None, None, weight_C, bias_C, True, 0.0, self.eps)
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, weight_C, bias_C, self.training, self.momentum, self.eps
+        )
+
+
+class TokenBatchNorm(Float32Buffers):
+    """BatchNorm over the valid tokens of all ranks: padding and the number of ranks do not change its statistics."""
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.register_buffer("running_mean", torch.zeros(num_channels, dtype=torch.float32))
+        self.register_buffer("running_var", torch.ones(num_channels, dtype=torch.float32))
+
+    def forward(self, feat_BLC: Tensor, valid_BL: Tensor) -> Tensor:
+        """feat_BLC of any floating type, valid_BL bool; returns feat_BLC's shape and type, computed in float32."""
+        x_BLC = feat_BLC.float()
+        if self.training:
+            mean_C, var_C = self._batch_statistics(x_BLC, valid_BL)
+        else:
+            mean_C, var_C = self.running_mean, self.running_var
+        scale_C = torch.rsqrt(var_C + self.eps) * self.weight.float()
+        return torch.addcmul(self.bias.float() - mean_C * scale_C, x_BLC, scale_C).to(feat_BLC.dtype)
+
+    def _batch_statistics(self, x_BLC: Tensor, valid_BL: Tensor) -> tuple[Tensor, Tensor]:
+        weight_BL1 = valid_BL.unsqueeze(-1).float()
+        total = torch.cat([(x_BLC * weight_BL1).sum((0, 1)), weight_BL1.sum().reshape(1)])
+        if world_size() > 1:
+            total = all_reduce_with_grad(total)
+        count = total[-1].detach().clamp(min=1.0)
+        mean_C = total[:-1] / count
+        square_C = ((x_BLC - mean_C).square() * weight_BL1).sum((0, 1))
+        if world_size() > 1:
+            square_C = all_reduce_with_grad(square_C)
+        var_C = square_C / count
+        if not is_recomputing():
+            with torch.no_grad():
+                self.running_mean.lerp_(mean_C, self.momentum)
+                self.running_var.lerp_(var_C * (count / (count - 1.0).clamp(min=1.0)), self.momentum)
+        return mean_C, var_C

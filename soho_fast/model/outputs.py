@@ -1,0 +1,123 @@
+"""What the model returns.
+
+B images, P image-text pairs, S text tokens, L visual tokens, D channels, K codes, M labelled positions, V words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class VisualTokens(ModelOutput):
+    """Images after the visual encoder and the dictionary; what retrieval keeps to score many texts against them.
+
+    Args:
+        features (B, L, D): the dictionary's input; zero at padding.
+        valid (B, L) bool: True at real tokens.
+        position (B, L, D) float32: 2-D sine position.
+        embedding (B, L, D): f(v), eq. 3; `None` without a dictionary output.
+        index (B, L) int64: the code of each token, -1 at padding; `None` without a dictionary.
+    """
+
+    features: Tensor | None = None
+    valid: Tensor | None = None
+    position: Tensor | None = None
+    embedding: Tensor | None = None
+    index: Tensor | None = None
+
+    def select(self, image_index_P: Tensor) -> "VisualTokens":
+        """The tokens of the images `image_index_P` (int64), in that order; repeats are allowed."""
+        return VisualTokens(**{name: tensor.index_select(0, image_index_P) for name, tensor in self.items()})
+
+    def to(self, *args, **kwargs) -> "VisualTokens":
+        """As `Tensor.to` for every tensor; give a device, not a type."""
+        return VisualTokens(**{name: tensor.to(*args, **kwargs) for name, tensor in self.items()})
+
+    @staticmethod
+    def concatenate(parts: Sequence["VisualTokens"]) -> "VisualTokens":
+        """Joins batches whose grids may differ, padding to the longest. Raises ValueError when `parts` is empty."""
+        if not parts:
+            raise ValueError("parts: expected at least one VisualTokens, got none")
+        longest = max(part.valid.shape[1] for part in parts)
+        joined = {}
+        for name in parts[0].keys():
+            padded = []
+            for part in parts:
+                tensor = part[name]
+                missing = longest - tensor.shape[1]
+                widths = (0, missing) if tensor.dim() == 2 else (0, 0, 0, missing)
+                padded.append(F.pad(tensor, widths, value=-1 if name == "index" else 0))
+            joined[name] = torch.cat(padded)
+        return VisualTokens(**joined)
+
+
+@dataclass
+class SohoModelOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state (P, S + L, D): text tokens first ([CLS] is position 0), then the visual tokens.
+        text_length: S.
+        index (B, L) int64, -1 at padding; `None` without a dictionary.
+        valid (B, L) bool.
+        mvm_labels (B, L) int64: the code of each token that was masked, -100 elsewhere; `None` when nothing was asked
+            to be masked.
+        features (B, L, D): the dictionary's input.
+        hidden_states, attentions: per layer, when asked for.
+    """
+
+    last_hidden_state: Tensor | None = None
+    text_length: int | None = None
+    index: Tensor | None = None
+    valid: Tensor | None = None
+    mvm_labels: Tensor | None = None
+    features: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def text_hidden(self) -> Tensor:
+        """(P, S, D)."""
+        return self.last_hidden_state[:, : self.text_length]
+
+    @property
+    def visual_hidden(self) -> Tensor:
+        """(P, L, D)."""
+        return self.last_hidden_state[:, self.text_length :]
+
+
+@dataclass
+class SohoForPreTrainingOutput(ModelOutput):
+    """
+    Args:
+        loss (): sum of the losses below that are there.
+        mlm_loss, mvm_loss, itm_loss (): means over the labelled positions (pairs) of all ranks, float32; 0 where there
+            is none, `None` where the labels were not given.
+        mlm_logits (M, V), mlm_targets (M,): at the labelled text positions, in the order of `mlm_labels != -100`.
+        mvm_logits (M, K), mvm_targets (M,): at the masked visual tokens of the positive pairs.
+        itm_logits (P, 2): index 1 is "matched".
+        index, valid (B, L): as in `SohoModelOutput`.
+        perplexity (), live_codes (), usage (K,): over the running usage, after this forward's update.
+        hidden_states, attentions: per layer, when asked for.
+    """
+
+    loss: Tensor | None = None
+    mlm_loss: Tensor | None = None
+    mvm_loss: Tensor | None = None
+    itm_loss: Tensor | None = None
+    mlm_logits: Tensor | None = None
+    mlm_targets: Tensor | None = None
+    mvm_logits: Tensor | None = None
+    mvm_targets: Tensor | None = None
+    itm_logits: Tensor | None = None
+    index: Tensor | None = None
+    valid: Tensor | None = None
+    perplexity: Tensor | None = None
+    live_codes: Tensor | None = None
+    usage: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None

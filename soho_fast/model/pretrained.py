@@ -1,0 +1,128 @@
+"""Starting weights from elsewhere: a BERT for the Transformer, a ResNet for the backbone; each with a report."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from transformers import AutoModel
+
+
+@dataclass
+class LoadReport:
+    """Which names were filled, which kept their initial values, and which the source had but the model has not."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        def some(names: list[str]) -> str:
+            return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+        lines = [f"{self.source}: {len(self.loaded)} tensors loaded"]
+        if self.missing:
+            lines.append(f"  not in the source, initial values kept: {some(self.missing)}")
+        if self.unexpected:
+            lines.append(f"  in the source, not used: {some(self.unexpected)}")
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def copy_state(module: nn.Module, state: dict[str, Tensor], source: str) -> LoadReport:
+    """Copies tensors by name into a module, all or nothing.
+
+    Raises:
+        ValueError: a shape differs, or no name fits; nothing was changed then.
+    """
+    own = module.state_dict()
+    wrong = [
+        f"{name} is {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}"
+        for name, tensor in state.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{source}: {len(wrong)} tensors have another size ({'; '.join(wrong[:3])}). Set the sizes of SohoConfig to "
+            f"those of the source, or choose another source."
+        )
+    report = LoadReport(source)
+    for name, tensor in own.items():
+        if name in state:
+            tensor.copy_(state[name])
+            report.loaded.append(name)
+        elif not name.endswith("num_batches_tracked"):
+            report.missing.append(name)
+    report.unexpected = [name for name in state if name not in own]
+    if not report.loaded:
+        raise ValueError(
+            f"{source}: none of its {len(state)} tensors has a name the model knows; is it the right file?"
+        )
+    return report
+
+
+def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], object]:
+    """State and config of the BERT in a directory, or of that name on the hub.
+
+    Raises:
+        FileNotFoundError: neither a directory nor a name that can be fetched.
+        ValueError: the model there is no BERT.
+    """
+    try:
+        source = AutoModel.from_pretrained(path_or_name, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"init_text_encoder_from: no BERT could be loaded from {path_or_name!r}: give a directory with config.json "
+            f"and model.safetensors, or a hub name this machine can reach. transformers said: {error}"
+        ) from error
+    if source.config.model_type != "bert":
+        raise ValueError(
+            f"init_text_encoder_from: expected a BERT (model_type 'bert'), {path_or_name!r} holds "
+            f"{source.config.model_type!r}"
+        )
+    return source.state_dict(), source.config
+
+
+def resnet_state(backbone: str, source: str) -> dict[str, Tensor]:
+    """State of a ResNet under torchvision's names, from `"imagenet"` (torchvision's download) or a file.
+
+    Files: what torch.save or safetensors wrote; a `state_dict` entry inside and the prefixes `module.` and
+    `backbone.` are taken off.
+
+    Raises:
+        ValueError: there are no ImageNet weights of this backbone, or the file is not a state dict.
+        FileNotFoundError: no such file.
+        ConnectionError: torchvision could not download.
+    """
+    if source == "imagenet":
+        if backbone == "resnet10":
+            raise ValueError(
+                "init_backbone_from: torchvision has no ImageNet weights for resnet10; use resnet18 or a file"
+            )
+        try:
+            return torchvision.models.get_model_weights(backbone).DEFAULT.get_state_dict(
+                progress=False, check_hash=True
+            )
+        except OSError as error:
+            raise ConnectionError(
+                f"init_backbone_from: torchvision could not download the ImageNet weights of {backbone} ({error}). "
+                f"Download the file elsewhere and give its path instead of 'imagenet'."
+            ) from error
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"init_backbone_from: expected 'imagenet' or a file with ResNet weights, got {source!r}"
+        )
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"init_backbone_from: expected a dict of tensors in {source!r}")
+    state = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}

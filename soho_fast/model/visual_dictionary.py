@@ -1,0 +1,206 @@
+"""The visual dictionary (paper section 3.2, eq. 2-5): a codebook that learns by a momentum mean, not by gradient.
+
+B images, L tokens per image, N = B*L, C channels, K codes, R candidates for re-seeding.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from soho_fast import ops
+
+from .config import SohoConfig
+from .distributed import all_gather_rows, all_reduce_sum_, broadcast_from_first_, rank, world_size
+from .normalization import Float32Buffers, is_recomputing
+
+_NO_CANDIDATE = torch.iinfo(torch.int64).max
+# Codes beyond the number of available features start near a feature; the spread is ours, in units of the features'
+# own standard deviation: enough to tell the copies apart, small beside the distance between features.
+_COPY_NOISE = 0.1
+
+
+def _mix64(x: Tensor) -> Tensor:
+    """A bijective hash of int64 (the finaliser of SplitMix64): the same bits on every device and rank."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x
+
+
+class VisualDictionary(Float32Buffers):
+    """Maps features to the nearest code (eq. 2), puts the code in their place (eq. 3, 5) and moves the codes (eq. 4).
+
+    Codebook and statistics are float32 buffers, whatever the precision of the model. A training forward looks up and
+    answers with the codebook as it stood before, and updates it afterwards from the members of all ranks; every rank
+    then holds the same bits. In eval nothing moves. Padding takes no part.
+
+    Buffers:
+        codebook (K, C); usage (K,): running mean of a code's share of the tokens in units of the uniform share 1/K,
+        counted from its seeding; age (K,): updates since its seeding; step (), initialised (); for
+        `ema_variant="vqvae"` also cluster_size (K,) and cluster_sum (K, C).
+    """
+
+    def __init__(self, config: SohoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_codes, self.num_channels = config.num_codes, config.hidden_size
+        shape = (self.num_codes, self.num_channels)
+        self.register_buffer("codebook", torch.zeros(shape, dtype=torch.float32))
+        self.register_buffer("usage", torch.zeros(self.num_codes, dtype=torch.float32))
+        self.register_buffer("age", torch.zeros(self.num_codes, dtype=torch.float32))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+        if config.ema_variant == "vqvae":
+            self.register_buffer("cluster_size", torch.zeros(self.num_codes, dtype=torch.float32))
+            self.register_buffer("cluster_sum", torch.zeros(shape, dtype=torch.float32))
+        self._forget_host_state()
+
+    def _forget_host_state(self) -> None:
+        # Mirrors of `step` and `initialised`, read from the buffers once so that no step waits for the device.
+        self._host_step: int | None = None
+        self._ranks_agree = False
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._forget_host_state()
+
+    def forward(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            feat_BLC: features, floating point.
+            valid_BL: bool, True at real tokens.
+            sample_key_B: float64 number of each image, the same whichever rank holds it; data-dependent init and
+                revival draw by it. `None`: drawn by rank and position in the batch.
+
+        Returns:
+            embed (B, L, C) in the features' type, gradient straight through (eq. 5), and index int64 (B, L), -1 at
+            padding.
+        """
+        if feat_BLC.shape[-1] != self.num_channels:
+            raise ValueError(f"feat_BLC: expected {self.num_channels} channels, got shape {tuple(feat_BLC.shape)}")
+        with torch.autocast(feat_BLC.device.type, enabled=False):
+            constant_BLC = feat_BLC.detach()
+            moving = self.training and not is_recomputing()
+            if moving:
+                self._prepare_update(constant_BLC, valid_BL, sample_key_B)
+            index_BL = ops.codebook_lookup(constant_BLC, self.codebook)
+            embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
+            if moving:
+                self._update(constant_BLC, index_BL, valid_BL, sample_key_B)
+        return embed_BLC, index_BL.masked_fill(~valid_BL, -1)
+
+    @torch.no_grad()
+    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """perplexity (), number of live codes () and usage (K,) in units of the uniform share, over the running usage.
+
+        Perplexity is exp of the entropy of the usage: K when all codes are used alike, 1 when one takes all.
+        """
+        usage_K = self._unbiased_usage()
+        share_K = usage_K / usage_K.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        perplexity = torch.exp(-torch.special.xlogy(share_K, share_K).sum())
+        return perplexity, (usage_K >= self.config.live_threshold).sum(), usage_K
+
+    def _unbiased_usage(self) -> Tensor:
+        seen_K = 1.0 - torch.pow(self.config.usage_decay, self.age)
+        return torch.where(self.age > 0, self.usage / seen_K.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+
+    @torch.no_grad()
+    def _prepare_update(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> None:
+        if not self._ranks_agree:
+            # Ranks that were seeded differently, or of which only one loaded a checkpoint, start alike all the same.
+            broadcast_from_first_(list(self.buffers(recurse=False)))
+            self._ranks_agree = True
+        if self._host_step is None:
+            self._host_step = int(self.step)
+            if self.config.dictionary_init == "data" and not bool(self.initialised):
+                self._init_from_data(feat_BLC, valid_BL, sample_key_B)
+
+    def _init_from_data(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> None:
+        feat_RC, available_R = self._draw_candidates(feat_BLC, valid_BL, sample_key_B, self.num_codes)
+        num_available = int(available_R.sum())
+        if num_available == 0:
+            self._host_step = None
+            return
+        copy_K = torch.arange(self.num_codes, device=feat_RC.device) % num_available
+        generator = torch.Generator().manual_seed(self.config.dictionary_seed)
+        noise_KC = torch.randn(self.codebook.shape, generator=generator).to(feat_RC.device)
+        spread_C = feat_RC[:num_available].std(0, correction=0) * _COPY_NOISE
+        codebook_KC = feat_RC[copy_K]
+        codebook_KC[num_available:] += (noise_KC * spread_C)[num_available:]
+        self.codebook.copy_(codebook_KC)
+        if self.config.ema_variant == "vqvae":
+            self.cluster_size.fill_(1.0)
+            self.cluster_sum.copy_(self.codebook)
+        self.initialised.fill_(True)
+
+    def _draw_candidates(
+        self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None, num: int
+    ) -> tuple[Tensor, Tensor]:
+        """`num` features drawn from the valid tokens of all ranks, and which rows hold one (available ones first).
+
+        Each token gets a hash of its image's key, its number among the image's valid tokens and the step; the smallest
+        hashes win. So the draw depends neither on the number of ranks nor on the order or padding of the batch.
+        """
+        B = feat_BLC.shape[0]
+        if sample_key_B is None:
+            image_B = torch.arange(B, device=feat_BLC.device) + (rank() << 32)
+        else:
+            image_B = sample_key_B.to(torch.float64).contiguous().view(torch.int64)
+        token_BL = valid_BL.long().cumsum(1)
+        salt = ((self.config.dictionary_seed << 32) ^ self._host_step) & _NO_CANDIDATE
+        key_BL = _mix64(_mix64(_mix64(image_B).unsqueeze(1) + token_BL) ^ salt) & _NO_CANDIDATE
+        key_N = key_BL.masked_fill(~valid_BL, _NO_CANDIDATE).flatten()
+        num_local = min(num, key_N.numel())
+        key_R, pick_R = key_N.topk(num_local, largest=False, sorted=True)
+        feat_RC = feat_BLC.flatten(0, 1)[pick_R].float()
+        if world_size() > 1:
+            missing = num - num_local
+            key_R = all_gather_rows(torch.cat([key_R, key_R.new_full((missing,), _NO_CANDIDATE)]))
+            feat_RC = all_gather_rows(torch.cat([feat_RC, feat_RC.new_zeros(missing, feat_RC.shape[1])]))
+            key_R, pick_R = key_R.topk(num, largest=False, sorted=True)
+            feat_RC = feat_RC[pick_R]
+        return feat_RC, key_R != _NO_CANDIDATE
+
+    @torch.no_grad()
+    def _update(self, feat_BLC: Tensor, index_BL: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> None:
+        counts_K, sums_KC = ops.codebook_stats(feat_BLC, index_BL, self.num_codes, valid=valid_BL)
+        if world_size() > 1:
+            packed = all_reduce_sum_(torch.cat([sums_KC, counts_K.unsqueeze(1)], dim=1))
+            counts_K, sums_KC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
+        if self.config.ema_variant == "paper":
+            ops.codebook_ema_(self.codebook, counts_K, sums_KC, self.config.ema_decay)
+        else:
+            self._update_vqvae(counts_K, sums_KC)
+        total = counts_K.sum()
+        share_K = counts_K * (self.num_codes / total.clamp(min=1.0))
+        decay = torch.where(total > 0, self.config.usage_decay, 1.0)
+        self.usage.mul_(decay).add_(share_K * (1.0 - decay))
+        self.age.add_((total > 0).float())
+        self._host_step += 1
+        self.step.add_(1)
+        if self.config.revive_threshold > 0 and self._host_step % self.config.revive_interval == 0:
+            self._revive(feat_BLC, valid_BL, sample_key_B)
+
+    def _update_vqvae(self, counts_K: Tensor, sums_KC: Tensor) -> None:
+        # The moving average of VQ-VAE (van den Oord et al. 2017, appendix A.1) with Laplace smoothing of the counts.
+        weight = 1.0 - self.config.ema_decay
+        self.cluster_size.lerp_(counts_K, weight)
+        self.cluster_sum.lerp_(sums_KC, weight)
+        total, eps = self.cluster_size.sum(), self.config.laplace_eps
+        smoothed_K = (self.cluster_size + eps) / (total + self.num_codes * eps) * total
+        self.codebook.copy_(self.cluster_sum / smoothed_K.unsqueeze(1))
+
+    def _revive(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> None:
+        """The j-th dead code takes the j-th candidate; all of it on the device and the same on every rank."""
+        limit = min(self.config.revive_limit, self.num_codes)
+        feat_RC, available_R = self._draw_candidates(feat_BLC, valid_BL, sample_key_B, limit)
+        dead_K = self._unbiased_usage() < self.config.revive_threshold
+        dead_K &= self.age >= self.config.revive_patience
+        place_K = dead_K.long().cumsum(0) - 1
+        row_K = place_K.clamp(0, feat_RC.shape[0] - 1)
+        revived_K = dead_K & (place_K < feat_RC.shape[0]) & available_R[row_K]
+        revived_K1 = revived_K.unsqueeze(1)
+        self.codebook.copy_(torch.where(revived_K1, feat_RC[row_K], self.codebook))
+        self.usage.masked_fill_(revived_K, 0.0)
+        self.age.masked_fill_(revived_K, 0.0)
+        if self.config.ema_variant == "vqvae":
+            self.cluster_size.masked_fill_(revived_K, 1.0)
+            self.cluster_sum.copy_(torch.where(revived_K1, self.codebook, self.cluster_sum))
