@@ -169,7 +169,7 @@ class SohoImageProcessor(TorchvisionBackend):
         mask_BHW = torch.zeros(len(images), height, width, dtype=torch.int64, device=device)
         for number, image in enumerate(images):
             rows, columns = image.shape[-2:]
-            torch.addcmul(shift_311, image.float(), scale_311, out=pixels_B3HW[number, :, :rows, :columns])
+            pixels_B3HW[number, :, :rows, :columns].copy_(image).mul_(scale_311).add_(shift_311)
             mask_BHW[number, :rows, :columns] = 1
         return {"pixel_values": pixels_B3HW, "pixel_mask": mask_BHW}
 

@@ -78,9 +78,8 @@ def read_karpathy(
         candidates.append(Candidate(names, captions, str(field_of(entry, "imgid", (int, str), where)), split))
     for split, count in wanted.items():
         if not count:
-            raise ValueError(
-                f"{annotations}: split '{split}' holds no image; the file has: {', '.join(sorted(present)) or 'no split'}"
-            )
+            known = ", ".join(sorted(present)) or "no split"
+            raise ValueError(f"{annotations}: split '{split}' holds no image; the file has: {known}")
     return finish_records(
         candidates,
         images,
