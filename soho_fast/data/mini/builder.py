@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -15,16 +17,20 @@ from pathlib import Path
 from .captions import write_captions
 from .concepts import CONCEPTS
 from .drawing import check_sources, draw_scene, load_cutout, load_photo
+from .hypotheses import write_snli_ve
 from .licences import LICENCES, write_attribution
+from .questions import write_vqa
 from .scenes import PHOTOS, describe_scenes
+from .statements import link_or_copy, write_nlvr2
 from .tokenizer import build_vocabulary, write_tokenizer
-from .writers import Picture, assign_pictures, write_json, write_karpathy_coco
+from .writers import Picture, assign_pictures, write_json, write_karpathy_coco, write_karpathy_flickr
 
 MANIFEST = "corpus.json"
 _KIND = "soho-mini corpus"
-# Raised whenever the same settings would give another corpus, so that an old one is rebuilt.
-_FORMAT = 1
 _JPEG_QUALITY = 92
+_PICTURE_SUFFIXES = (".jpg", ".png")
+# Training pictures that also appear in the Flickr30K-style files (all held-out pictures do).
+_MAX_FLICKR_TRAIN = 1500
 
 
 def read_manifest(folder: Path) -> dict | None:
@@ -48,6 +54,15 @@ def is_complete(folder: Path, settings: dict) -> bool:
         if not (folder / name).is_dir() or list(_folder_size(folder / name)) != [number, size]:
             return False
     return True
+
+
+@functools.cache
+def _source_digest() -> str:
+    """Return a digest of this package's source: another release of the builder makes another corpus."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _folder_size(folder: Path) -> tuple[int, int]:
@@ -82,7 +97,7 @@ def _check_number(name: str, value: int, low: int, high: int) -> None:
 
 
 def _draw_pictures(folder: Path, pictures: Sequence[Picture], image_size: int, progress: bool) -> None:
-    """Draw every picture as JPEG. Threads suffice: Pillow's resampling and encoding run outside the interpreter lock."""
+    """Draw every picture as JPEG, in threads: Pillow resamples and encodes outside the interpreter lock."""
     for name in CONCEPTS:
         load_cutout(name)
     for side in PHOTOS.values():
@@ -141,7 +156,7 @@ def build_corpus(
     _check_number("seed", seed, 0, 2**63 - 1)
     out = Path(out_dir)
     settings = {
-        "format": _FORMAT,
+        "source": _source_digest(),
         "num_train": num_train,
         "num_heldout": num_heldout,
         "image_size": image_size,
@@ -160,7 +175,7 @@ def build_corpus(
             return out
         if read_manifest(out) is None:
             raise ValueError(
-                f"out_dir {str(out)!r} is not empty and has no {MANIFEST} of a demo corpus, so it will not be overwritten: "
+                f"out_dir {str(out)!r} is not empty and has no {MANIFEST} of a demo corpus, so it is not overwritten: "
                 "give another path or remove the folder yourself"
             )
         tell(f"demo corpus: {out} is incomplete or has other settings and is rebuilt")
@@ -203,6 +218,11 @@ def _put_in_place(building: Path, out: Path, settings: dict) -> None:
             raise
 
 
+def _choose_flickr_pictures(pictures: Sequence[Picture]) -> list[Picture]:
+    train = [picture for picture in pictures if picture.split == "train"][:_MAX_FLICKR_TRAIN]
+    return train + [picture for picture in pictures if picture.split in ("val", "test")]
+
+
 def _write_corpus(folder: Path, settings: dict, progress: bool) -> dict:
     """Write everything into an empty folder and its manifest last; return the counts."""
     seed = settings["seed"]
@@ -213,9 +233,18 @@ def _write_corpus(folder: Path, settings: dict, progress: bool) -> dict:
     )
     texts = [caption for picture in pictures for caption in picture.captions]
     _draw_pictures(folder, pictures, settings["image_size"], progress)
-    picture_folders = sorted({picture.folder for picture in pictures})
     write_karpathy_coco(folder / "dataset_coco.json", pictures)
-    vocabulary = build_vocabulary(texts)
+    flickr = _choose_flickr_pictures(pictures)
+    (folder / "flickr30k-images").mkdir()
+    for picture in flickr:
+        link_or_copy(
+            folder / picture.folder / picture.filename, folder / "flickr30k-images" / f"{picture.flickr_id}.jpg"
+        )
+    write_karpathy_flickr(folder / "dataset_flickr30k.json", flickr)
+    question_texts, num_questions = write_vqa(folder / "vqa", pictures, seed)
+    statement_texts, num_statements = write_nlvr2(folder, pictures, seed)
+    hypothesis_texts, num_hypotheses = write_snli_ve(folder / "snli_ve", flickr, seed)
+    vocabulary = build_vocabulary([*texts, *question_texts, *statement_texts, *hypothesis_texts])
     write_tokenizer(folder / "tokenizer", vocabulary)
     write_attribution(folder / "ATTRIBUTION.txt")
     counts = {
@@ -224,8 +253,12 @@ def _write_corpus(folder: Path, settings: dict, progress: bool) -> dict:
         "captions": sum(len(picture.captions) for picture in pictures),
         "concepts": len({name for picture in pictures for name in picture.scene.counts}),
         "vocabulary": len(vocabulary),
+        "vqa_questions": num_questions,
+        "nlvr2_examples": num_statements,
+        "snli_ve_examples": num_hypotheses,
     }
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    picture_folders = sorted({path.parent for path in files if path.suffix in _PICTURE_SUFFIXES})
     manifest = {
         "kind": _KIND,
         "complete": True,
@@ -236,9 +269,9 @@ def _write_corpus(folder: Path, settings: dict, progress: bool) -> dict:
         "files": {
             path.relative_to(folder).as_posix(): path.stat().st_size
             for path in files
-            if path.parent == folder or path.parent.name == "tokenizer"
+            if path.suffix not in _PICTURE_SUFFIXES
         },
-        "picture_folders": {name: list(_folder_size(folder / name)) for name in picture_folders},
+        "picture_folders": {path.relative_to(folder).as_posix(): list(_folder_size(path)) for path in picture_folders},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return counts

@@ -18,7 +18,7 @@ from .wording import (
     join,
     phrase,
     place,
-    relation,
+    related_pairs,
 )
 
 NUM_CAPTIONS = 5
@@ -75,14 +75,7 @@ def _background(scene: Scene, generator: random.Random) -> str:
 
 
 def _relation(scene: Scene, generator: random.Random) -> str | None:
-    groups = group_objects(scene)
-    singles = [group for group in groups if group.single]
-    facts = [
-        (first, relation(first.single, second.single), second)
-        for first in singles
-        for second in singles
-        if first is not second and relation(first.single, second.single)
-    ]
+    groups, facts = group_objects(scene), related_pairs(scene)
     if not facts:
         return None
     first, direction, second = generator.choice(facts)
@@ -93,10 +86,12 @@ def _relation(scene: Scene, generator: random.Random) -> str | None:
     else:
         words = generator.choice((words, {"above": "over", "below": "under"}[direction]))
     text = f"{phrase(first)} {verb}{words} {phrase(second)}"
-    others = [phrase(group) for group in _shuffled(groups, generator) if group is not first and group is not second]
+    others = [phrase(group) for group in _shuffled(groups, generator) if group not in (first, second)]
     if not others:
         return text
-    return generator.choice((f"{text}, with {join(others)}", f"{join(others)}, and {text}", f"{text}, plus {join(others)}"))
+    return generator.choice(
+        (f"{text}, with {join(others)}", f"{join(others)}, and {text}", f"{text}, plus {join(others)}")
+    )
 
 
 def _places(scene: Scene, generator: random.Random) -> str | None:
@@ -143,7 +138,9 @@ def _category(scene: Scene, generator: random.Random) -> str | None:
             link = generator.choice(_BETWEEN_TWO)
             return generator.choice((f"{general} {link} {join(others)}", f"{join(others)} {link} {general}"))
         members = join([phrase(group) for group in groups])
-        return f"{general}: {members}" if counts[category] > 1 or generator.random() < 0.5 else f"{members} is {general}"
+        return (
+            f"{general}: {members}" if counts[category] > 1 or generator.random() < 0.5 else f"{members} is {general}"
+        )
     return None
 
 

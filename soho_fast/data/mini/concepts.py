@@ -1,7 +1,7 @@
 """The things SOHO-mini can show: names, categories and the emoji code points that draw them.
 
-A concept is a concrete, countable thing with one drawing (Twemoji, CC-BY-4.0). Names are chosen so that no name contains
-another one as a word ("dog" and "hot dog" would make the sentence "a dog" ambiguous) and no name is a colour.
+A concept is a concrete, countable thing with one drawing (Twemoji, CC-BY-4.0). Names are chosen so that no name
+contains another one as a word ("dog" and "hot dog" would make the sentence "a dog" ambiguous) and no name is a colour.
 Hearts and books come in several colours: there the colour must be seen, it does not follow from the noun.
 """
 
@@ -35,13 +35,13 @@ class Concept:
     article: str
 
 
-# group: (singular and plural of the category word, or None where no word fits every member; entries "code name[/plural]")
+# Groups: singular and plural of the category word (None where no word fits every member), entries "code name[/plural]".
 _TABLE: tuple[tuple[str | None, str | None, str], ...] = (
     (
         "animal",
         "animals",
-        """1f436 dog; 1f431 cat; 1f430 rabbit; 1f98a fox/foxes; 1f43c panda; 1f428 koala; 1f42f tiger; 1f981 lion; 1f42e cow;
-        1f437 pig; 1f438 frog; 1f435 monkey; 1f984 unicorn; 1f418 elephant; 1f992 giraffe; 1f993 zebra; 1f422 turtle;
+        """1f436 dog; 1f431 cat; 1f430 rabbit; 1f98a fox/foxes; 1f43c panda; 1f428 koala; 1f42f tiger; 1f981 lion;
+        1f42e cow; 1f437 pig; 1f438 frog; 1f435 monkey; 1f984 unicorn; 1f418 elephant; 1f992 giraffe; 1f993 zebra; 1f422 turtle;
         1f40d snake; 1f419 octopus/octopuses; 1f980 crab; 1f42c dolphin; 1f994 hedgehog; 1f42b camel; 1f40a crocodile;
         1f420 fish/fish; 1f427 penguin; 1f986 duck; 1f989 owl; 1f9a9 flamingo; 1f99c parrot; 1f414 chicken; 1f41d bee;
         1f98b butterfly/butterflies; 1f41e ladybug""",
@@ -49,13 +49,15 @@ _TABLE: tuple[tuple[str | None, str | None, str], ...] = (
     (
         "fruit",
         "fruits",
-        "1f34e apple; 1f34c banana; 1f353 strawberry/strawberries; 1f34d pineapple; 1f34b lemon; 1f349 watermelon; 1f350 pear",
+        """1f34e apple; 1f34c banana; 1f353 strawberry/strawberries; 1f34d pineapple; 1f34b lemon; 1f349 watermelon;
+        1f350 pear""",
     ),
     ("vegetable", "vegetables", "1f955 carrot; 1f346 eggplant"),
     (
         "snack",
         "snacks",
-        "1f355 pizza; 1f354 hamburger; 1f369 donut; 1f382 cake; 1f36a cookie; 1f968 pretzel; 1f36d lollipop; 1f32e taco",
+        """1f355 pizza; 1f354 hamburger; 1f369 donut; 1f382 cake; 1f36a cookie; 1f968 pretzel; 1f36d lollipop;
+        1f32e taco""",
     ),
     (
         "vehicle",
@@ -72,7 +74,11 @@ _TABLE: tuple[tuple[str | None, str | None, str], ...] = (
     ("tool", "tools", "1f528 hammer; 1f527 wrench/wrenches; 1f511 key; 1f9f2 magnet; 1fa9c ladder"),
     ("device", "devices", "1f4f7 camera; 1f4fa television; 260e telephone; 1f4bb laptop; 23f0 clock; 1f52d telescope"),
     ("garment", "garments", "1f457 dress/dresses; 1f462 boot; 1f3a9 hat; 1f9e3 scarf/scarves; 1f455 shirt"),
-    ("plant", "plants", "1f33b sunflower; 1f337 tulip; 1f339 rose; 1f335 cactus/cactuses; 1f332 pine tree; 1f334 palm tree"),
+    (
+        "plant",
+        "plants",
+        "1f33b sunflower; 1f337 tulip; 1f339 rose; 1f335 cactus/cactuses; 1f332 pine tree; 1f334 palm tree",
+    ),
     ("building", "buildings", "1f3e0 house; 1f3f0 castle; 26ea church/churches"),
     (
         None,

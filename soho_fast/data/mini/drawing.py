@@ -37,11 +37,13 @@ def source_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"the demo corpus needs the pictures in the Python package {package!r}, which is not installed: run `{command}`"
+            f"the demo corpus needs the pictures in the Python package {package!r}, which is absent: run `{command}`"
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / inner
     if not folder.is_dir():
-        raise FileNotFoundError(f"the installed package {package!r} has no folder {inner!r} ({folder}): run `{command}`")
+        raise FileNotFoundError(
+            f"the installed package {package!r} has no folder {inner!r} ({folder}): run `{command}`"
+        )
     return folder
 
 
@@ -72,7 +74,7 @@ def load_cutout(name: str) -> Image.Image:
 
 @functools.cache
 def load_photo(photo: str) -> Image.Image:
-    """Return a background photograph as RGB, its longer edge at most 420 pixels. ``photo`` is ``"package/file name"``."""
+    """Return a background photograph ("package/file name") as RGB, its longer edge at most 420 pixels."""
     package, name = photo.split("/", 1)
     image = Image.open(source_folder(package) / name).convert("RGB")
     image.thumbnail((_PHOTO_LONGER_EDGE, _PHOTO_LONGER_EDGE), Image.Resampling.LANCZOS)

@@ -13,16 +13,19 @@ LICENCES: list[dict[str, str]] = [
         "licence": "CC-BY-4.0, https://creativecommons.org/licenses/by/4.0/",
     },
     {
-        "what": "background photographs: crops of the example pictures",
+        "what": "background photographs brick, grass, coffee, hubble_deep_field, motorcycle_left, gravel, moon, "
+        "chelsea, camera, coins, rocket: crops at lowered contrast",
         "package": "scikit-image",
-        "credit": "skimage.data; each picture's origin is in the documentation of its function there",
-        "licence": "public domain, CC0 or as stated there",
+        "credit": "skimage.data; the docstring of each function there names the photographer or source",
+        "licence": "CC0 or public domain",
     },
     {
-        "what": "background photographs: china.jpg (Yosemite-style sample by danielbuechele) and flower.jpg (by vultilion)",
+        "what": "background photographs china.jpg (by danielbuechele) and flower.jpg (by vultilion): "
+        "crops at lowered contrast",
         "package": "scikit-learn",
-        "credit": "sklearn.datasets.load_sample_images",
-        "licence": "CC-BY, see the README beside the pictures",
+        "credit": "https://www.flickr.com/photos/danielbuechele/6061409035/ "
+        "and https://www.flickr.com/photos/vultilion/6056698931/",
+        "licence": "CC-BY-2.0, https://creativecommons.org/licenses/by/2.0/",
     },
 ]
 

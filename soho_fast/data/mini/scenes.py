@@ -1,11 +1,12 @@
 """Scene descriptions: which concepts stand where on which background, before anything is drawn.
 
 The held-out scenes differ from the training scenes in three ways:
-- combination: every pair of concepts (a concept with itself included) belongs to one side, and a scene shows pairs of its
-  own side only;
+- combination: every pair of concepts (a concept with itself included) belongs to one side, and a scene shows pairs of
+  its own side only;
 - background: other photographs, and gradients that run in other directions;
-- placement: centres lie on a checkerboard of 1/16 of the picture, black squares for training and white ones for the rest.
-Single concepts, colours and all words occur on both sides: with one drawing a concept, an unseen concept could not be named.
+- placement: centres lie on a checkerboard of 1/16 of the picture, its black squares for training, its white ones for the
+  rest.
+Single concepts and colours occur on both sides: with one drawing a concept, an unseen concept could not be named.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import math
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .concepts import COLOURS, CONCEPTS, Concept
@@ -73,7 +75,8 @@ class SceneObject:
 class Background:
     """A gradient of one named colour (``colour`` set) or a crop of a photograph (``photo`` set).
 
-    ``shades`` are two HSV triples in [0, 1]; ``direction`` in degrees; ``crop`` is (left, top, side) as fractions of what fits.
+    ``shades`` are two HSV triples in [0, 1]; ``direction`` in degrees; ``crop`` is (left, top, side) as fractions of
+    what fits.
     """
 
     colour: str | None = None
@@ -112,7 +115,7 @@ def is_held_out_place(x: float, y: float) -> bool:
     return (int(x / PLACEMENT_CELL) + int(y / PLACEMENT_CELL)) % 2 == 1
 
 
-# Hue (degrees), saturation and value of a named colour's shades: (low, high) each, kept well inside what the word covers.
+# Hue (degrees), saturation and value of a named colour's shades: (low, high) each, well inside what the word covers.
 _SHADES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "red": ((-8, 6), (0.60, 0.85), (0.55, 0.85)),
     "orange": ((24, 34), (0.65, 0.90), (0.85, 1.0)),
@@ -155,7 +158,7 @@ class _Deck:
         self.used = dict.fromkeys(items, 0)
         self.generator = generator
 
-    def draw(self, allowed) -> str | None:
+    def draw(self, allowed: Callable[[str], bool]) -> str | None:
         candidates = [item for item in self.used if allowed(item)]
         if not candidates:
             return None
@@ -165,19 +168,24 @@ class _Deck:
         return item
 
 
+def _may_join(name: str, *, chosen: frozenset[str], held_out: bool, seed: int) -> bool:
+    """Whether a concept is new to a scene and all its pairs with the chosen ones belong to the scene's side."""
+    return name not in chosen and all(is_held_out_pair(name, other, seed) == held_out for other in chosen)
+
+
 def _draw_names(num_objects: int, held_out: bool, seed: int, deck: _Deck, generator: random.Random) -> list[str]:
     """Concept names, one per object, all of whose pairs belong to the given side."""
     names = [deck.draw(lambda _: True)]
-    if num_objects > 1 and generator.random() < DUPLICATE_SHARE and is_held_out_pair(names[0], names[0], seed) == held_out:
+    if (
+        num_objects > 1
+        and generator.random() < DUPLICATE_SHARE
+        and is_held_out_pair(names[0], names[0], seed) == held_out
+    ):
         names.append(names[0])
         if num_objects > 2 and generator.random() < 0.3:
             names.append(names[0])
     while len(names) < num_objects:
-        chosen = set(names)
-        name = deck.draw(
-            lambda candidate: candidate not in chosen
-            and all(is_held_out_pair(candidate, other, seed) == held_out for other in chosen)  # noqa: B023
-        )
+        name = deck.draw(functools.partial(_may_join, chosen=frozenset(names), held_out=held_out, seed=seed))
         if name is None:
             break
         names.append(name)

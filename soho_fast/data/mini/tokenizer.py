@@ -20,7 +20,7 @@ def words_of(text: str) -> list[str]:
 
 
 def build_vocabulary(texts: Iterable[str]) -> list[str]:
-    """Return the vocabulary: special tokens, characters and common endings as word pieces, then every word of the texts.
+    """Return the vocabulary: special tokens, characters and common endings as pieces, then every word of the texts.
 
     Every word of the corpus is one token; any other word falls into characters and endings, never into [UNK].
     The list is sorted, so it does not depend on the order of the texts (a trained merge list would, on ties).
@@ -33,7 +33,7 @@ def build_vocabulary(texts: Iterable[str]) -> list[str]:
 
 
 def write_tokenizer(folder: Path, vocabulary: list[str]) -> None:
-    """Write tokenizer.json, tokenizer_config.json and vocab.txt of a BERT uncased WordPiece tokenizer into ``folder``."""
+    """Write a BERT uncased WordPiece tokenizer (tokenizer.json, tokenizer_config.json, vocab.txt) into ``folder``."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     ids = {piece: index for index, piece in enumerate(vocabulary)}

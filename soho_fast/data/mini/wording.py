@@ -5,11 +5,12 @@ Captions, questions, statements and hypotheses all take their facts from here.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import dataclass
 
 from .concepts import CATEGORY_PLURALS, CONCEPTS, Concept, article_for
-from .scenes import Scene, SceneObject
+from .scenes import PHOTOS, Scene, SceneObject
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four")
 _PLURAL_OF_WORD = {**CATEGORY_PLURALS, "thing": "things", "object": "objects"}
@@ -72,7 +73,7 @@ def bare(group: Group) -> str:
 
 
 def relation(first: SceneObject, second: SceneObject) -> str | None:
-    """Return where ``first`` is as seen from ``second``: "left", "right", "above", "below", or None where it is unclear."""
+    """Return where ``first`` is, seen from ``second``: "left", "right", "above", "below", or None if unclear."""
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) >= _MIN_OFFSET and abs(dx) >= _MIN_OFFSET_RATIO * abs(dy):
         return "left" if dx < 0 else "right"
@@ -101,7 +102,7 @@ def is_central(item: SceneObject) -> bool:
 
 
 def place(item: SceneObject) -> str | None:
-    """Return a phrase for where an object stands ("in the top left corner", "on the right"), or None where it is unclear."""
+    """Return where an object stands, as a phrase ("in the top left corner", "on the right"), or None if unclear."""
     horizontal, vertical = side(item), level(item)
     if horizontal and vertical:
         return f"in the {vertical} {horizontal} corner"
@@ -115,3 +116,31 @@ def place(item: SceneObject) -> str | None:
 def join(phrases: list[str]) -> str:
     """Return "a", "a and b", "a, b and c"."""
     return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
+
+
+def is_surely_absent(scene: Scene, name: str) -> bool:
+    """Whether a concept is neither drawn in the scene nor possibly shown by its background photograph."""
+    if name in scene.counts:
+        return False
+    barred = PHOTOS[scene.held_out].get(scene.background.photo or "", ())
+    return name not in barred and CONCEPTS[name].category not in barred
+
+
+def draw_absent(scene: Scene, generator: random.Random) -> Concept:
+    """Return a random concept that is surely absent."""
+    names = list(CONCEPTS)
+    while True:
+        name = generator.choice(names)
+        if is_surely_absent(scene, name):
+            return CONCEPTS[name]
+
+
+def related_pairs(scene: Scene) -> list[tuple[Group, str, Group]]:
+    """Return every (first, relation, second) of two concepts that occur once and stand clearly to one another."""
+    singles = [group for group in group_objects(scene) if group.single]
+    return [
+        (first, direction, second)
+        for first in singles
+        for second in singles
+        if first is not second and (direction := relation(first.single, second.single))
+    ]

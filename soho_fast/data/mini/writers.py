@@ -41,8 +41,8 @@ class Picture:
 def assign_pictures(train: Sequence[tuple[Scene, tuple[str, ...]]], held_out: Sequence[tuple[Scene, tuple[str, ...]]]):
     """Give every scene its split, folder and number.
 
-    Training scenes are train (train2014) or restval (val2014); the first half of the held-out scenes is val (val2014), the
-    second half test (test2015).
+    Training scenes are train (train2014) or restval (val2014); the first half of the held-out scenes is val (val2014),
+    the second half test (test2015).
 
     Returns:
         list of Picture, training scenes first.
@@ -97,5 +97,5 @@ def write_karpathy_coco(path: Path, pictures: Sequence[Picture]) -> None:
 
 
 def write_karpathy_flickr(path: Path, pictures: Sequence[Picture]) -> None:
-    """Write ``dataset_flickr30k.json``: no ``filepath``, no ``cocoid``, pictures at ``<root>/flickr30k-images/<filename>``."""
+    """Write ``dataset_flickr30k.json``: no ``filepath``, no ``cocoid``; pictures in ``<root>/flickr30k-images/``."""
     write_json(path, {"images": _karpathy_images(pictures, flickr=True), "dataset": "flickr30k"})

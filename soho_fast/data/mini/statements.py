@@ -1,0 +1,257 @@
+"""Statements about two pictures, true or false, in the NLVR2 format.
+
+As in NLVR2 one sentence goes with four pairs of pictures, two of which make it true: the sentence alone says nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from .concepts import COLOURS, CONCEPTS
+from .scenes import Scene
+from .wording import NUMBER_WORDS, counted, is_surely_absent
+from .writers import Picture, write_json_lines
+
+#: NLVR2 split -> (Karpathy split the pictures come from, number of sentences with four pairs each).
+SPLITS = {"train": ("train", 500), "dev": ("val", 100), "test1": ("test", 100)}
+PAIRS_PER_SENTENCE = 4
+# The published training pictures lie in numbered directories.
+_NUM_DIRECTORIES = 10
+# Most of the published ".png" files hold JPEG data; here every eighth is a real PNG.
+_REAL_PNG_EVERY = 8
+_MAX_TRIES = 200
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence, how to tell whether a pair makes it true (None: undecided), and pictures worth trying for a pair."""
+
+    sentence: str
+    is_true: Callable[[Scene, Scene], bool | None]
+    candidates: tuple[Picture, ...]
+
+
+class _Pool:
+    """The pictures of a split, by concept and by background colour."""
+
+    def __init__(self, pictures: Sequence[Picture]):
+        self.pictures = tuple(pictures)
+        self.by_name: dict[str, list[Picture]] = defaultdict(list)
+        self.by_colour: dict[str, list[Picture]] = defaultdict(list)
+        for picture in pictures:
+            for name in picture.scene.counts:
+                self.by_name[name].append(picture)
+            if picture.scene.background.colour:
+                self.by_colour[picture.scene.background.colour].append(picture)
+        self.names = [name for name in CONCEPTS if len(self.by_name[name]) >= 2]
+        self.colours = [colour for colour in COLOURS if len(self.by_colour[colour]) >= 2]
+
+    def having(self, *names: str) -> tuple[Picture, ...]:
+        return tuple(picture for name in names for picture in self.by_name[name])
+
+
+def _has(scene: Scene, name: str) -> bool | None:
+    return True if name in scene.counts else False if is_surely_absent(scene, name) else None
+
+
+def _both(*facts: bool | None) -> bool | None:
+    return None if None in facts else all(facts)
+
+
+def _a(name: str) -> str:
+    return counted(1, name)
+
+
+def _in_one(pool: _Pool, generator: random.Random) -> Statement | None:
+    name, side = generator.choice(pool.names), generator.choice(("left", "right"))
+    verb = generator.choice(("contains", "shows", "has"))
+    index = 0 if side == "left" else 1
+    return Statement(f"The {side} image {verb} {_a(name)}.", lambda *pair: _has(pair[index], name), pool.having(name))
+
+
+def _in_both(pool: _Pool, generator: random.Random) -> Statement | None:
+    name = generator.choice(pool.names)
+    sentence = generator.choice((f"Both images contain {_a(name)}.", f"There is {_a(name)} in each of the two images."))
+    return Statement(sentence, lambda left, right: _both(_has(left, name), _has(right, name)), pool.having(name))
+
+
+def _in_neither(pool: _Pool, generator: random.Random) -> Statement | None:
+    name = generator.choice(pool.names)
+
+    def is_true(left: Scene, right: Scene) -> bool | None:
+        facts = (_has(left, name), _has(right, name))
+        return None if None in facts else not any(facts)
+
+    return Statement(f"Neither image shows {_a(name)}.", is_true, pool.having(name))
+
+
+def _one_each(pool: _Pool, generator: random.Random) -> Statement | None:
+    first, second = generator.sample(pool.names, 2)
+
+    def is_true(left: Scene, right: Scene) -> bool | None:
+        facts = [_has(scene, name) for name in (first, second) for scene in (left, right)]
+        if None in facts:
+            return None
+        return (facts[0] and facts[3]) or (facts[1] and facts[2])
+
+    sentence = f"One image shows {_a(first)} and the other image shows {_a(second)}."
+    return Statement(sentence, is_true, pool.having(first, second))
+
+
+def _total(pool: _Pool, generator: random.Random) -> Statement | None:
+    name, number = generator.choice(pool.names), generator.choice((1, 2, 2, 3))
+
+    def is_true(left: Scene, right: Scene) -> bool | None:
+        if None in (_has(left, name), _has(right, name)):
+            return None
+        return left.counts[name] + right.counts[name] == number
+
+    verb = "is" if number == 1 else "are"
+    noun = CONCEPTS[name].name if number == 1 else CONCEPTS[name].plural
+    sentence = f"There {verb} exactly {NUMBER_WORDS[number]} {noun} in the two images together."
+    return Statement(sentence, is_true, pool.having(name))
+
+
+def _more_objects(pool: _Pool, generator: random.Random) -> Statement | None:
+    more, less = generator.sample(("left", "right"), 2)
+
+    def is_true(left: Scene, right: Scene) -> bool | None:
+        if left.background.photo or right.background.photo:
+            return None
+        difference = len(left.objects) - len(right.objects)
+        return difference > 0 if more == "left" else difference < 0
+
+    sentence = f"The {more} image contains more objects than the {less} image."
+    return Statement(sentence, is_true, pool.pictures)
+
+
+def _background(pool: _Pool, generator: random.Random) -> Statement | None:
+    if not pool.colours:
+        return None
+    colour = generator.choice(pool.colours)
+
+    def is_true(left: Scene, right: Scene) -> bool | None:
+        if left.background.photo or right.background.photo:
+            return None
+        return left.background.colour == colour and right.background.colour == colour
+
+    return Statement(f"Both images have a plain {colour} background.", is_true, tuple(pool.by_colour[colour]))
+
+
+def _long(pool: _Pool, generator: random.Random) -> Statement | None:
+    first, second, third = generator.sample(pool.names, 3)
+
+    def is_true(left: Scene, right: Scene) -> bool | None:
+        facts = (_has(left, first), _has(right, second), _has(left, third), _has(right, third))
+        if None in facts:
+            return None
+        return facts[0] and facts[1] and not facts[2] and not facts[3]
+
+    sentence = (
+        f"The image on the left shows {_a(first)}, possibly together with other things, the image on the right shows "
+        f"{_a(second)}, and {_a(third)} is not to be seen in either of the two images."
+    )
+    return Statement(sentence, is_true, pool.having(first, second, third))
+
+
+_KINDS = (_in_one, _in_both, _in_neither, _one_each, _total, _more_objects, _background, _long)
+
+
+def _find_pairs(
+    statement: Statement, pool: _Pool, generator: random.Random
+) -> list[tuple[Picture, Picture, bool]] | None:
+    """Return four different pairs, two true and two false, in random order; None when the pool lacks them."""
+    found: dict[bool, dict[tuple[int, int], tuple[Picture, Picture, bool]]] = {True: {}, False: {}}
+    for _ in range(_MAX_TRIES):
+        # At least one picture bears on the sentence, so that false pairs are near misses.
+        left = generator.choice(statement.candidates)
+        right = generator.choice(statement.candidates if generator.random() < 0.5 else pool.pictures)
+        if generator.random() < 0.5:
+            left, right = right, left
+        truth = None if left is right else statement.is_true(left.scene, right.scene)
+        if truth is None or len(found[truth]) == PAIRS_PER_SENTENCE // 2:
+            continue
+        found[truth].setdefault((left.image_id, right.image_id), (left, right, truth))
+        if all(len(pairs) == PAIRS_PER_SENTENCE // 2 for pairs in found.values()):
+            pairs = [*found[True].values(), *found[False].values()]
+            generator.shuffle(pairs)
+            return pairs
+    return None
+
+
+def _place_picture(source: Path, target: Path, as_png: bool) -> None:
+    if as_png:
+        with Image.open(source) as image:
+            image.save(target, "PNG")
+        return
+    link_or_copy(source, target)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a picture a second name: a hard link where the file system allows it, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def write_nlvr2(root: Path, pictures: Sequence[Picture], seed: int) -> tuple[list[str], dict[str, int]]:
+    """Write ``nlvr2/{train,dev,test1}.json`` and ``nlvr2/images/`` under the corpus folder ``root``.
+
+    Returns:
+        (all sentences, split -> number of examples).
+    """
+    folder = root / "nlvr2"
+    folder.mkdir()
+    sentences: list[str] = []
+    numbers: dict[str, int] = {}
+    num_placed = 0
+    for split, (source_split, num_sentences) in SPLITS.items():
+        generator = random.Random(f"statements-{seed}-{split}")
+        pool = _Pool([picture for picture in pictures if picture.split == source_split])
+        num_sentences = min(num_sentences, len(pool.pictures))
+        rows: list[dict] = []
+        seen: set[str] = set()
+        tries = 0
+        while len(rows) < num_sentences * PAIRS_PER_SENTENCE and tries < 30 * num_sentences:
+            tries += 1
+            kind = generator.choice(_KINDS)
+            if len(pool.names) < 3 or (statement := kind(pool, generator)) is None:
+                continue
+            # A few sentences fit any concept; only those may come back, with other pictures.
+            if statement.sentence in seen and kind not in (_more_objects, _background):
+                continue
+            pairs = _find_pairs(statement, pool, generator)
+            if pairs is None:
+                continue
+            seen.add(statement.sentence)
+            set_id = len(rows) // PAIRS_PER_SENTENCE
+            for pair_id, (left, right, truth) in enumerate(pairs):
+                row = {
+                    "identifier": f"{split}-{set_id}-{pair_id}-0",
+                    "sentence": statement.sentence,
+                    "label": str(truth),
+                }
+                images = folder / "images" / split
+                if split == "train":
+                    row["directory"] = set_id % _NUM_DIRECTORIES
+                    images = images / str(row["directory"])
+                images.mkdir(parents=True, exist_ok=True)
+                for side, picture in enumerate((left, right)):
+                    target = images / f"{split}-{set_id}-{pair_id}-img{side}.png"
+                    source = root / picture.folder / picture.filename
+                    _place_picture(source, target, as_png=num_placed % _REAL_PNG_EVERY == 0)
+                    num_placed += 1
+                rows.append(row)
+            sentences.append(statement.sentence)
+        write_json_lines(folder / f"{split}.json", rows)
+        numbers[split] = len(rows)
+    return sentences, numbers
