@@ -1,0 +1,88 @@
+#include "common/cpu_level.h"
+
+#include <atomic>
+#include <stdexcept>
+
+namespace soho {
+namespace {
+
+constexpr CpuLevel kAllLevels[] = {CpuLevel::kScalar, CpuLevel::kAvx2, CpuLevel::kAvx512, CpuLevel::kAmx};
+constexpr int kNotForced = -1;
+std::atomic<int> forced_level{kNotForced};
+
+bool built(CpuLevel level) {
+  switch (level) {
+    case CpuLevel::kScalar:
+      return true;
+    case CpuLevel::kAvx2:
+#ifdef SOHO_LEVEL_AVX2
+      return true;
+#else
+      return false;
+#endif
+    default:
+      return false;
+  }
+}
+
+bool probe(CpuLevel level) {
+  switch (level) {
+    case CpuLevel::kScalar:
+      return true;
+    case CpuLevel::kAvx2:
+#ifdef SOHO_LEVEL_AVX2
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
+      return false;
+#endif
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+const char* cpu_level_name(CpuLevel level) {
+  constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "amx"};
+  return kNames[static_cast<int>(level)];
+}
+
+std::vector<CpuLevel> built_cpu_levels() {
+  std::vector<CpuLevel> levels;
+  for (CpuLevel level : kAllLevels) {
+    if (built(level)) levels.push_back(level);
+  }
+  return levels;
+}
+
+bool cpu_level_available(CpuLevel level) { return built(level) && probe(level); }
+
+CpuLevel active_cpu_level() {
+  const int forced = forced_level.load(std::memory_order_relaxed);
+  if (forced != kNotForced) return static_cast<CpuLevel>(forced);
+  static const CpuLevel best = [] {
+    CpuLevel highest = CpuLevel::kScalar;
+    for (CpuLevel level : kAllLevels) {
+      if (cpu_level_available(level)) highest = level;
+    }
+    return highest;
+  }();
+  return best;
+}
+
+void set_cpu_level(const std::string& name) {
+  if (name.empty()) {
+    forced_level.store(kNotForced);
+    return;
+  }
+  for (CpuLevel level : kAllLevels) {
+    if (name != cpu_level_name(level)) continue;
+    if (!built(level)) throw std::invalid_argument("level: this build has no '" + name + "' kernels");
+    if (!probe(level)) throw std::invalid_argument("level: this machine cannot run '" + name + "'");
+    forced_level.store(static_cast<int>(level));
+    return;
+  }
+  throw std::invalid_argument("level: expected scalar, avx2, avx512 or amx, got '" + name + "'");
+}
+
+}  // namespace soho

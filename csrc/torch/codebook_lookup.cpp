@@ -1,0 +1,86 @@
+#include <algorithm>
+#include <atomic>
+#include <tuple>
+
+#include "common/cpu_level.h"
+#include "kernels/codebook_lookup/packed_codebook.h"
+#include "torch/tensors.h"
+
+namespace soho {
+namespace {
+
+constexpr int64_t kGroupsPerTask = 4;  // of packed codes: 64 x C float32
+constexpr int64_t kRowsPerTask = 48;   // eight register tiles of the AVX2 level
+constexpr int64_t kGatherRowsPerTask = 64;
+
+std::tuple<Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, const Tensor& codebook, bool return_distance) {
+  std::vector<int64_t> shape = shape_of(features);
+  shape.pop_back();
+  const Tensor index = empty_cpu(shape, ScalarType::Long, features);
+  const Tensor distance = empty_cpu(return_distance ? shape : std::vector<int64_t>{0}, ScalarType::Float, features);
+  const Tensor codes = as_float32(codebook);
+  const int64_t num_codes = codes.size(codes.dim() - 2), num_channels = codes.size(codes.dim() - 1);
+  if (num_codes >= int64_t{1} << 31) throw std::invalid_argument("codebook: expected fewer than 2^31 codes");
+
+  const Rows rows = as_rows(features);
+  if (rows.num_rows == 0) return {index, distance};
+  const int64_t rows_per_batch = codebook.dim() == 2 ? rows.num_rows : features.size(features.dim() - 2);
+  const CpuLevel level = active_cpu_level();
+  for (int64_t b = 0; b * rows_per_batch < rows.num_rows; ++b) {
+    CodebookLookupArgs args{};
+    args.features_type = element_of(features);
+    args.features = row_at(rows.data, b * rows_per_batch, rows.stride, args.features_type);
+    args.row_stride = rows.stride;
+    args.codebook = codes.const_data_ptr<float>() + b * num_codes * num_channels;
+    args.num_rows = rows_per_batch;
+    args.num_codes = num_codes;
+    args.num_channels = num_channels;
+    args.index = index.mutable_data_ptr<int64_t>() + b * rows_per_batch;
+    args.distance = return_distance ? distance.mutable_data_ptr<float>() + b * rows_per_batch : nullptr;
+
+    PackedCodebook packed(args.codebook, num_codes, num_channels, codebook_lookup_width(level));
+    torch::stable::parallel_for(0, packed.num_groups(), kGroupsPerTask,
+                                [&](int64_t begin, int64_t end) { packed.pack(begin, end); });
+    const ScreenedCodes screened = packed.screened();
+    torch::stable::parallel_for(0, args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+      codebook_lookup(level, args, screened, begin, end);
+    });
+  }
+  return {index, distance};
+}
+
+Tensor straight_through_cpu(const Tensor& features, const Tensor& codebook, const Tensor& index) {
+  const Tensor codes = torch::stable::contiguous(
+      codebook.scalar_type() == features.scalar_type() ? codebook : torch::stable::to(codebook, features.scalar_type()));
+  const Tensor positions = torch::stable::contiguous(index);
+  const Tensor output = empty_cpu(shape_of(features), features.scalar_type(), features);
+  const int64_t num_rows = positions.numel(), num_codes = codes.size(codes.dim() - 2);
+  if (num_rows == 0) return output;
+  const int64_t num_channels = codes.size(codes.dim() - 1);
+  const int64_t row_bytes = num_channels * element_size(element_of(features));
+  const int64_t rows_per_batch = codes.dim() == 2 ? num_rows : index.size(index.dim() - 1);
+  std::atomic<int64_t> bad_row{-1};
+  for (int64_t b = 0; b * rows_per_batch < num_rows; ++b) {
+    const GatherCodesArgs args{
+        static_cast<const char*>(codes.const_data_ptr()) + (codes.dim() == 2 ? 0 : b) * num_codes * row_bytes,
+        positions.const_data_ptr<int64_t>() + b * rows_per_batch,
+        static_cast<char*>(output.mutable_data_ptr()) + b * rows_per_batch * row_bytes, num_codes, row_bytes};
+    torch::stable::parallel_for(0, rows_per_batch, kGatherRowsPerTask, [&](int64_t begin, int64_t end) {
+      const int64_t bad = gather_codes(args, begin, end);
+      if (bad >= 0) bad_row.store(b * rows_per_batch + bad);
+    });
+  }
+  if (bad_row.load() >= 0) {
+    throw std::invalid_argument("index: expected values below " + std::to_string(num_codes) + " (codes), got " +
+                                std::to_string(positions.const_data_ptr<int64_t>()[bad_row.load()]));
+  }
+  return output;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(soho_fast, CPU, library) {
+  library.impl("codebook_lookup_cpu", TORCH_BOX(&codebook_lookup_cpu));
+  library.impl("straight_through_cpu", TORCH_BOX(&straight_through_cpu));
+}
+
+}  // namespace
+}  // namespace soho

@@ -1,0 +1,102 @@
+#include "kernels/codebook_update/codebook_update.h"
+
+#include <tuple>
+
+#include "common/cpu_level.h"
+#include "torch/tensors.h"
+
+namespace soho {
+namespace {
+
+constexpr int64_t kWorkPerTask = 1024;  // member slices of 64 channels: 256 KiB of float32
+constexpr int64_t kCodesPerTask = 64;
+
+const bool* bool_data(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? static_cast<const bool*>(tensor->const_data_ptr()) : nullptr;
+}
+
+std::optional<Tensor> dense(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, const std::optional<Tensor>& valid,
+         const char* limit_name) {
+  const Rows rows = as_rows(features);
+  const Tensor positions = torch::stable::contiguous(index);
+  const std::optional<Tensor> kept = dense(valid);
+  const Tensor offsets = empty_cpu({args.num_codes + 1}, ScalarType::Long, features);
+  const Tensor members = empty_cpu({rows.num_rows}, ScalarType::Long, features);
+  args.features = rows.data;
+  args.features_type = element_of(features);
+  args.row_stride = rows.stride;
+  args.index = positions.const_data_ptr<int64_t>();
+  args.valid = bool_data(kept);
+  args.num_rows = rows.num_rows;
+  args.num_channels = rows.num_channels;
+  args.members = {offsets.mutable_data_ptr<int64_t>(), members.mutable_data_ptr<int64_t>()};
+  const int64_t bad_row = list_members(args);
+  if (bad_row >= 0) {
+    throw std::invalid_argument(std::string("index: expected values below ") + limit_name + " = " +
+                                std::to_string(args.num_codes) + ", got " + std::to_string(args.index[bad_row]));
+  }
+  const CpuLevel level = active_cpu_level();
+  torch::stable::parallel_for(0, update_work(args), kWorkPerTask, [&](int64_t begin, int64_t end) {
+    update_members(level, args, begin, end);
+  });
+}
+
+std::tuple<Tensor, Tensor> codebook_stats_cpu(const Tensor& features, const Tensor& index, int64_t num_codes,
+                                              const std::optional<Tensor>& valid) {
+  const Tensor counts = empty_cpu({num_codes}, ScalarType::Float, features);
+  const Tensor sums = empty_cpu({num_codes, features.size(features.dim() - 1)}, ScalarType::Float, features);
+  CodebookUpdateArgs args{};
+  args.num_codes = num_codes;
+  args.counts = counts.mutable_data_ptr<float>();
+  args.sums = sums.mutable_data_ptr<float>();
+  run(args, features, index, valid, "num_codes");
+  return {counts, sums};
+}
+
+// A codebook of another layout is moved through a contiguous copy.
+bool has_adjacent_rows(const Tensor& codebook) {
+  return codebook.stride(1) == 1 || codebook.size(1) <= 1;
+}
+
+void codebook_ema_cpu(const Tensor& codebook, const Tensor& counts, const Tensor& sums, double decay) {
+  Tensor moved = has_adjacent_rows(codebook) ? codebook : torch::stable::contiguous(codebook);
+  const Tensor dense_counts = torch::stable::contiguous(counts), dense_sums = torch::stable::contiguous(sums);
+  const CodebookEmaArgs args{moved.mutable_data_ptr<float>(),       dense_counts.const_data_ptr<float>(),
+                             dense_sums.const_data_ptr<float>(),    moved.stride(0),
+                             codebook.size(1),                      decay};
+  const CpuLevel level = active_cpu_level();
+  torch::stable::parallel_for(0, codebook.size(0), kCodesPerTask, [&](int64_t begin, int64_t end) {
+    codebook_ema(level, args, begin, end);
+  });
+  if (!has_adjacent_rows(codebook)) {
+    Tensor target = codebook;
+    torch::stable::copy_(target, moved);
+  }
+}
+
+void scatter_mean_ema_cpu(const Tensor& codebook, const Tensor& features, const Tensor& index, double decay,
+                          const std::optional<Tensor>& valid) {
+  Tensor moved = torch::stable::contiguous(codebook);
+  CodebookUpdateArgs args{};
+  args.num_codes = codebook.size(0);
+  args.codebook = moved.mutable_data_ptr<float>();
+  args.decay = decay;
+  run(args, features, index, valid, "codes");
+  if (!codebook.is_contiguous()) {
+    Tensor target = codebook;
+    torch::stable::copy_(target, moved);
+  }
+}
+
+STABLE_TORCH_LIBRARY_IMPL(soho_fast, CPU, library) {
+  library.impl("codebook_stats_cpu", TORCH_BOX(&codebook_stats_cpu));
+  library.impl("codebook_ema__cpu", TORCH_BOX(&codebook_ema_cpu));
+  library.impl("scatter_mean_ema__cpu", TORCH_BOX(&scatter_mean_ema_cpu));
+}
+
+}  // namespace
+}  // namespace soho

@@ -1,0 +1,30 @@
+// soho_fast._C: introspection only. Loading it registers the CPU ops (see the other files of this folder).
+#include <pybind11/pybind11.h>
+
+#include "common/cpu_level.h"
+
+namespace {
+
+pybind11::dict build_info() {
+  pybind11::list built, available;
+  for (soho::CpuLevel level : soho::built_cpu_levels()) {
+    built.append(soho::cpu_level_name(level));
+    if (soho::cpu_level_available(level)) available.append(soho::cpu_level_name(level));
+  }
+  pybind11::dict info;
+  info["compiler"] = SOHO_COMPILER;
+  info["architecture"] = SOHO_ARCHITECTURE;
+  info["stable_abi"] = SOHO_STABLE_ABI;
+  info["cpu_levels_built"] = built;
+  info["cpu_levels_available"] = available;
+  info["cpu_level"] = soho::cpu_level_name(soho::active_cpu_level());
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Introspection of the compiled soho_fast kernels.";
+  module.def("build_info", &build_info);
+  module.def("set_cpu_level", &soho::set_cpu_level, pybind11::arg("level"));
+}

@@ -1,0 +1,41 @@
+// How tensors become the plain pointers and strides that kernels take. LibTorch stable ABI only.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/element.h"
+
+namespace soho {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Rows of adjacent elements, `stride` elements apart. `tensor` keeps the memory alive.
+struct Rows {
+  Tensor tensor;
+  const void* data;
+  int64_t num_rows, num_channels, stride;
+};
+
+Element element_of(const Tensor& tensor);
+
+// The leading dimensions flattened to rows, without a copy where the layout allows it.
+Rows as_rows(const Tensor& tensor);
+
+// Contiguous float32, exact for bfloat16 and float16; no copy where it already is.
+Tensor as_float32(const Tensor& tensor);
+
+std::vector<int64_t> shape_of(const Tensor& tensor);
+
+// A new contiguous CPU tensor.
+Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType type, const Tensor& like);
+
+}  // namespace soho
