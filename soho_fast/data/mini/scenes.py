@@ -4,8 +4,8 @@ The held-out scenes differ from the training scenes in three ways:
 - combination: every pair of concepts (a concept with itself included) belongs to one side, and a scene shows pairs of
   its own side only;
 - background: other photographs, and gradients that run in other directions;
-- placement: centres lie on a checkerboard of 1/16 of the picture, its black squares for training, its white ones for the
-  rest.
+- placement: centres lie on a checkerboard of 1/16 of the picture, its black squares for training, its white ones for
+  the rest.
 Single concepts and colours occur on both sides: with one drawing a concept, an unseen concept could not be named.
 """
 
@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .concepts import COLOURS, CONCEPTS, Concept
+from .concepts import COLOURS, CONCEPTS, DRAWN_IN, Concept
 
 #: Share of all concept pairs that is kept for held-out scenes.
 HELD_OUT_PAIR_SHARE = 0.3
@@ -129,7 +129,7 @@ _SHADES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, 
     "white": ((0, 360), (0.0, 0.03), (0.92, 1.0)),
     "black": ((0, 360), (0.0, 0.05), (0.03, 0.14)),
 }
-assert tuple(_SHADES) == COLOURS
+assert tuple(_SHADES) == COLOURS == tuple(DRAWN_IN)
 
 
 def _draw_shade(colour: str, generator: random.Random) -> tuple[float, float, float]:
@@ -143,8 +143,8 @@ def _draw_background(names: list[str], held_out: bool, colour_deck: _Deck, gener
         photos = [photo for photo, barred in PHOTOS[held_out].items() if not words.intersection(barred)]
         crop = (generator.random(), generator.random(), generator.uniform(0.45, 0.95))
         return Background(photo=generator.choice(photos), crop=crop, mirrored=generator.random() < 0.5)
-    barred_colours = {CONCEPTS[name].colour for name in names}
-    colour = colour_deck.draw(lambda candidate: candidate not in barred_colours)
+    own_colours = {CONCEPTS[name].colour for name in names}
+    colour = colour_deck.draw(lambda word: word not in own_colours and not set(names).intersection(DRAWN_IN[word]))
     assert colour is not None
     direction = generator.uniform(0.0, 180.0) + (180.0 if held_out else 0.0)
     shades = sorted((_draw_shade(colour, generator) for _ in range(2)), key=lambda shade: shade[2])
