@@ -45,7 +45,7 @@ class VisualTokens(ModelOutput):
             raise ValueError("parts: expected at least one VisualTokens, got none")
         longest = max(part.valid.shape[1] for part in parts)
         joined = {}
-        for name in parts[0].keys():
+        for name in list(parts[0]):
             padded = []
             for part in parts:
                 tensor = part[name]

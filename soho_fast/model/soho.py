@@ -5,6 +5,7 @@ S text tokens, L visual tokens, D channels, K codes, M labelled positions.
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,10 @@ class SohoPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["BertEmbeddings", "BertLayer"]
-    _can_record_outputs = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
+    _no_split_modules: ClassVar[list[str]] = ["BertEmbeddings", "BertLayer"]
+    _can_record_outputs: ClassVar[dict] = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
     # Loading in half precision must not round what stays float32 under `.half()`.
-    _keep_in_fp32_modules_strict = [
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = [
         "running_mean",
         "running_var",
         *(f"visual_dictionary.{name}" for name in ("codebook", "usage", "age", "cluster_size", "cluster_sum")),
@@ -287,7 +288,9 @@ class SohoModel(SohoPreTrainedModel):
 class SohoForPreTraining(SohoPreTrainedModel):
     """SOHO with the heads and losses of pre-training: L = L_MLM + L_MVM + L_ITM (paper section 3.4, eq. 9)."""
 
-    _tied_weights_keys = {"mlm_head.decoder.weight": "soho.text_embeddings.word_embeddings.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {
+        "mlm_head.decoder.weight": "soho.text_embeddings.word_embeddings.weight"
+    }
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)

@@ -4,7 +4,7 @@ B images, L tokens per image, N = B*L, C channels, K codes, R candidates for re-
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from soho_fast import ops
 

@@ -97,7 +97,12 @@ class VisualEncoder(nn.Module):
             feat (B, L, C) with zeros at padding, and the grid mask bool (B, h, w), L = h*w, h = ceil(H/(32*pool)).
         """
         B, _, H, W = pixel_values_B3HW.shape
-        # The kernels of a frozen or ZeRO-partitioned weight keep their type, so it decides what the images become.
+        if pixel_mask_BHW is not None and tuple(pixel_mask_BHW.shape) != (B, H, W):
+            raise ValueError(
+                f"pixel_mask: expected shape {(B, H, W)} to match pixel_values {tuple(pixel_values_B3HW.shape)}, "
+                f"got {tuple(pixel_mask_BHW.shape)}"
+            )
+        # A weight keeps its type where ZeRO has taken its values away, so it decides what the images become.
         x = pixel_values_B3HW.to(self.projection.weight.dtype)
         stride = 32 * self.pool
         if pixel_mask_BHW is not None and pixel_mask_BHW.device.type == "cpu" and bool(pixel_mask_BHW.all()):
@@ -106,11 +111,6 @@ class VisualEncoder(nn.Module):
             masks = {}
             mask_Bhw = x.new_ones(B, -(-H // stride), -(-W // stride), dtype=torch.bool)
         else:
-            if tuple(pixel_mask_BHW.shape) != (B, H, W):
-                raise ValueError(
-                    f"pixel_mask: expected shape {(B, H, W)} to match pixel_values {tuple(pixel_values_B3HW.shape)}, "
-                    f"got {tuple(pixel_mask_BHW.shape)}"
-                )
             masks, mask_Bhw = {}, pixel_mask_BHW
             for s in (1, 2, 4, 8, 16, 32):
                 mask_Bhw = grid_mask(mask_Bhw, min(s, 2))
@@ -132,8 +132,8 @@ class VisualEncoder(nn.Module):
         net = self.backbone
         with torch.no_grad() if self.num_frozen_stages else nullcontext():
             x = net.conv1(_masked(x, masks.get(1), inplace=False))
-            # Padding is zero and everything else is at least zero after the ReLU, so the max-pool needs no more.
-            x = net.maxpool(net.relu(_masked(net.bn1(x), masks.get(2))))
+            # A padded zero is never above a real value after the ReLU, so it is as good as the border of the max-pool.
+            x = _masked(net.maxpool(net.relu(_masked(net.bn1(x), masks.get(2)))), masks.get(4))
         stride = 4
         for number, name in enumerate(_STAGES, start=1):
             frozen = number <= self.num_frozen_stages

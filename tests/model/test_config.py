@@ -1,0 +1,61 @@
+"""The configuration: values of the paper, refusals, round trip."""
+
+import pytest
+
+from soho_fast.model import SohoConfig
+
+
+def test_paper_preset_has_the_papers_values():
+    config = SohoConfig.from_preset("paper")
+    expected = {
+        "backbone": "resnet101",
+        "visual_pool": 2,
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "vocab_size": 30522,
+        "num_codes": 2048,
+        "ema_variant": "paper",
+        "dictionary_init": "random",
+        "revive_threshold": 0.0,
+        "dictionary_batch_norm": False,
+        "use_dictionary": True,
+        "use_dictionary_output": True,
+        "backbone_frozen_stages": 0,
+    }
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert SohoConfig.from_preset("paper", num_codes=1024).num_codes == 1024
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"backbone": "vgg"}, "backbone: expected one of"),
+        ({"ema_variant": "mean"}, "ema_variant: expected one of"),
+        ({"dictionary_init": "zeros"}, "dictionary_init: expected one of"),
+        ({"ema_decay": 1.5}, "ema_decay: expected a number in"),
+        ({"hidden_size": 30, "num_attention_heads": 2}, "hidden_size: the 2-D sine position"),
+        ({"hidden_size": 32, "num_attention_heads": 3}, "hidden_size: expected a multiple of num_attention_heads"),
+        ({"num_codes": 0}, "num_codes: expected at least 1"),
+        ({"backbone_frozen_stages": 5}, "backbone_frozen_stages: expected 0 to 4"),
+        ({"usage_decay": 1.0}, "usage_decay"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(overrides, words):
+    with pytest.raises(ValueError, match=words):
+        SohoConfig.from_preset("paper", **overrides)
+
+
+def test_a_misspelt_field_or_preset_is_refused():
+    with pytest.raises(ValueError, match="no field num_code;"):
+        SohoConfig.from_preset("paper", num_code=5)
+    with pytest.raises(ValueError, match="preset: expected one of paper"):
+        SohoConfig.from_preset("papre")
+
+
+def test_round_trip_through_json(tmp_path, tiny_config):
+    config = tiny_config(ema_variant="vqvae", revive_threshold=0.3)
+    config.save_pretrained(tmp_path)
+    assert SohoConfig.from_pretrained(tmp_path).to_dict() == {**config.to_dict(), "_name_or_path": str(tmp_path)} or (
+        SohoConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+    )

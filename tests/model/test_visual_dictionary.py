@@ -1,0 +1,204 @@
+"""The dictionary against equations 2 to 5, its statistics, and its life: data init, revival, eval, recomputation."""
+
+import pytest
+import torch
+
+from soho_fast.model import VisualDictionary
+
+
+def dictionary(tiny_config, **overrides) -> VisualDictionary:
+    made = VisualDictionary(tiny_config(**{"dictionary_init": "random", **overrides})).train()
+    made.codebook.normal_()
+    if "vqvae" in overrides.values():
+        made.cluster_size.fill_(1.0)
+        made.cluster_sum.copy_(made.codebook)
+    return made
+
+
+def features(num_images: int = 3, num_tokens: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    valid = torch.ones(num_images, num_tokens, dtype=torch.bool)
+    valid[0, 4:] = False
+    feat = torch.randn(num_images, num_tokens, 16)
+    return feat.masked_fill(~valid.unsqueeze(-1), 1e6), valid
+
+
+def test_paper_update_is_equation_4_and_the_answer_uses_the_old_codebook(tiny_config):
+    made = dictionary(tiny_config, ema_decay=0.7)
+    old = made.codebook.clone()
+    feat, valid = features()
+    embed, index = made(feat, valid)
+    expected_index = torch.cdist(feat[valid].double(), old.double()).argmin(-1)
+    assert torch.equal(index[valid], expected_index)
+    assert (index[~valid] == -1).all()
+    assert torch.equal(embed[valid], old[expected_index])
+    expected = old.clone()
+    for code in range(12):
+        members = feat[valid][expected_index == code]
+        if len(members):
+            expected[code] = 0.7 * old[code] + 0.3 * members.mean(0)
+    torch.testing.assert_close(made.codebook, expected, rtol=1e-6, atol=1e-6)
+    unused = [code for code in range(12) if code not in expected_index]
+    assert unused
+    assert torch.equal(made.codebook[unused], old[unused])
+
+
+def test_vqvae_update_keeps_running_counts_and_sums(tiny_config):
+    made = dictionary(tiny_config, ema_variant="vqvae", ema_decay=0.6, laplace_eps=1e-3)
+    size, total = made.cluster_size.clone(), made.cluster_sum.clone()
+    feat, valid = features()
+    _, index = made(feat, valid)
+    one_hot = torch.nn.functional.one_hot(index[valid], 12).float()
+    size = 0.6 * size + 0.4 * one_hot.sum(0)
+    total = 0.6 * total + 0.4 * one_hot.T @ feat[valid]
+    smoothed = (size + 1e-3) / (size.sum() + 12 * 1e-3) * size.sum()
+    torch.testing.assert_close(made.codebook, total / smoothed.unsqueeze(1), rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_goes_straight_through_and_none_reaches_the_codebook(tiny_config):
+    made = dictionary(tiny_config)
+    feat, valid = features()
+    feat.requires_grad_()
+    embed, _ = made(feat, valid)
+    weight = torch.randn_like(embed)
+    (embed * weight).sum().backward()
+    assert torch.equal(feat.grad, weight)
+    assert not made.codebook.requires_grad
+
+
+def test_eval_moves_nothing(tiny_config):
+    made = dictionary(tiny_config, revive_threshold=1.0, revive_patience=0).eval()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    made(*features())
+    assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
+
+
+def test_usage_perplexity_and_live_codes(tiny_config):
+    made = dictionary(tiny_config, usage_decay=0.5)
+    made.codebook.zero_()
+    made.codebook[:, 0] = torch.arange(12.0) * 10
+    feat = torch.zeros(1, 4, 16)
+    feat[0, :, 0] = torch.tensor([0.0, 0.0, 10.0, 20.0])
+    valid = torch.ones(1, 4, dtype=torch.bool)
+    made(feat, valid)
+    perplexity, live, usage = made.statistics()
+    share = torch.tensor([0.5, 0.25, 0.25])
+    torch.testing.assert_close(usage[:3], share * 12)
+    assert perplexity.item() == pytest.approx(torch.exp(-(share * share.log()).sum()).item())
+    assert live == 3
+    feat[0, :, 0] = 30.0
+    made(feat, valid)
+    # Decay 0.5, seen twice: weights 1/3 for the first batch and 2/3 for the second.
+    torch.testing.assert_close(made.statistics()[2][:4], torch.tensor([0.5, 0.25, 0.25, 2.0]) * 12 / 3)
+
+
+def test_a_batch_of_padding_only_changes_no_code(tiny_config):
+    made = dictionary(tiny_config)
+    old = made.codebook.clone()
+    _, index = made(torch.randn(1, 3, 16), torch.zeros(1, 3, dtype=torch.bool))
+    assert (index == -1).all()
+    assert torch.equal(made.codebook, old)
+    assert torch.equal(made.usage, torch.zeros(12))
+    assert made.statistics()[0].isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_codebook_stays_float32_and_keeps_its_bits(tiny_config, dtype):
+    made = dictionary(tiny_config)
+    old = made.codebook.clone()
+    made.to(dtype)
+    assert torch.equal(made.codebook, old)
+    assert {b.dtype for b in made.buffers() if b.is_floating_point()} == {torch.float32}
+    feat, valid = features()
+    feat = feat.masked_fill(~valid.unsqueeze(-1), 0.0).to(dtype)
+    embed, index = made(feat, valid)
+    assert embed.dtype == dtype
+    assert torch.equal(index[valid], torch.cdist(feat[valid].double(), old.double()).argmin(-1))
+    with torch.autocast("cpu", dtype):
+        made(feat.float(), valid)
+    assert made.codebook.dtype == torch.float32
+
+
+def test_data_init_takes_features_whatever_the_order_and_padding_of_the_batch(tiny_config):
+    feat, valid = features(4, 6)
+    key = torch.rand(4, dtype=torch.float64)
+    made = dictionary(tiny_config, dictionary_init="data", ema_decay=1.0)
+    made(feat, valid, key)
+    rows = {tuple(row.tolist()) for row in feat[valid]}
+    assert all(tuple(row.tolist()) in rows for row in made.codebook)
+    assert len({tuple(row.tolist()) for row in made.codebook}) == 12
+    assert bool(made.initialised)
+
+    order = torch.tensor([2, 0, 3, 1])
+    wider = torch.nn.functional.pad(feat[order], (0, 0, 0, 3), value=5.0)
+    wider_valid = torch.nn.functional.pad(valid[order], (0, 3))
+    other = dictionary(tiny_config, dictionary_init="data", ema_decay=1.0)
+    other(wider, wider_valid, key[order])
+    assert torch.equal(other.codebook, made.codebook)
+
+    made(torch.randn_like(feat), valid, key)
+    assert torch.equal(other.codebook, made.codebook), "data init ran a second time"
+
+
+def test_data_init_with_fewer_features_than_codes_gives_distinct_codes(tiny_config):
+    made = dictionary(tiny_config, dictionary_init="data", ema_decay=1.0)
+    feat = torch.randn(1, 5, 16)
+    made(feat, torch.ones(1, 5, dtype=torch.bool))
+    assert torch.equal(made.codebook[:5].sort(0).values, feat[0].sort(0).values)
+    assert (torch.cdist(made.codebook, made.codebook) + torch.eye(12) * 9).min() > 1e-3
+
+
+def test_data_init_is_remembered_by_the_checkpoint(tiny_config):
+    made = dictionary(tiny_config, dictionary_init="data")
+    made(*features())
+    loaded = dictionary(tiny_config, dictionary_init="data")
+    loaded.load_state_dict(made.state_dict())
+    feat, valid = features()
+    made(feat, valid)
+    loaded(feat, valid)
+    assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), loaded.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("variant", ["paper", "vqvae"])
+def test_dead_codes_are_reseeded_from_the_batch_and_start_afresh(tiny_config, variant):
+    made = dictionary(tiny_config, ema_variant=variant, revive_threshold=0.1, revive_patience=2, usage_decay=0.5)
+    made.codebook[8:] += 1e4
+    if variant == "vqvae":
+        made.cluster_sum.copy_(made.codebook)
+    feat, valid = features(3, 16)
+    made(feat, valid)
+    assert (made.codebook[8:] > 1e3).all(), "revived before its patience was over"
+    made(feat, valid)
+    rows = {tuple(row.tolist()) for row in feat[valid]}
+    assert all(tuple(row.tolist()) in rows for row in made.codebook[8:])
+    assert torch.equal(made.usage[8:], torch.zeros(4))
+    assert torch.equal(made.age[8:], torch.zeros(4))
+    if variant == "vqvae":
+        assert torch.equal(made.cluster_sum[8:], made.codebook[8:])
+        assert torch.equal(made.cluster_size[8:], torch.ones(4))
+
+
+def test_revival_is_bounded_and_kept_to_its_interval(tiny_config):
+    made = dictionary(tiny_config, revive_threshold=0.1, revive_patience=1, revive_interval=2, revive_limit=3)
+    made.codebook[4:] += 1e4
+    feat, valid = features(3, 16)
+    for expected_far in (8, 5, 5, 2):
+        made(feat, valid)
+        assert int((made.codebook[:, 0] > 1e3).sum()) == expected_far
+
+
+def test_recomputation_updates_once(tiny_config):
+    made = dictionary(tiny_config, ema_decay=0.5)
+    plain = dictionary(tiny_config, ema_decay=0.5)
+    plain.codebook.copy_(made.codebook)
+    feat, valid = features()
+    feat.requires_grad_()
+    embed = torch.utils.checkpoint.checkpoint(lambda x: made(x, valid)[0] * 2, feat, use_reentrant=False)
+    embed.square().sum().backward()
+    plain(feat, valid)
+    assert torch.equal(made.codebook, plain.codebook)
+    assert made.step == 1
+
+
+def test_wrong_width_is_named(tiny_config):
+    with pytest.raises(ValueError, match="expected 16 channels"):
+        dictionary(tiny_config)(torch.randn(1, 2, 8), torch.ones(1, 2, dtype=torch.bool))

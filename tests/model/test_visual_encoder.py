@@ -1,0 +1,124 @@
+"""Tokens of an image: how many, where, and that padding does not change them."""
+
+import pytest
+import torch
+from torch import nn
+
+from soho_fast.model import SohoConfig, VisualEncoder
+from soho_fast.model.embeddings import sine_position
+from soho_fast.model.normalization import TokenBatchNorm
+
+
+def eval_encoder(tiny_config, **overrides) -> VisualEncoder:
+    """In eval, with running statistics and biases that make BatchNorm's output non-zero at padding."""
+    encoder = VisualEncoder(tiny_config(**overrides)).eval()
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.bias, 0.2, 1.0)
+    return encoder
+
+
+@torch.no_grad()
+def test_600_by_1000_gives_160_tokens(tiny_config):
+    encoder = eval_encoder(tiny_config, visual_pool=2)
+    pixel_values = torch.zeros(1, 3, 640, 1024)
+    pixel_mask = torch.zeros(1, 640, 1024)
+    pixel_mask[:, :600, :1000] = 1
+    feat, mask = encoder(pixel_values, pixel_mask)
+    assert int(mask.sum()) == 160
+    assert feat.shape == (1, 160, 16)
+    assert encoder(pixel_values[:, :, :600, :1000])[1].shape == (1, 10, 16)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", ["resnet10", "resnet50"])
+@pytest.mark.parametrize("pool", [1, 2])
+def test_padding_changes_neither_tokens_nor_their_number(tiny_config, backbone, pool):
+    encoder = eval_encoder(tiny_config, backbone=backbone, visual_pool=pool)
+    images = [torch.randn(3, 97, 65), torch.randn(3, 160, 40), torch.randn(3, 33, 130)]
+    pixel_values, pixel_mask = torch.full((3, 3, 192, 160), 7.0), torch.zeros(3, 192, 160)
+    for i, image in enumerate(images):
+        pixel_values[i, :, : image.shape[1], : image.shape[2]] = image
+        pixel_mask[i, : image.shape[1], : image.shape[2]] = 1
+    feat, mask = encoder(pixel_values, pixel_mask)
+    assert feat.flatten(0, 1)[~mask.flatten()].abs().max() == 0
+    for i, image in enumerate(images):
+        alone, mask_alone = encoder(image.unsqueeze(0))
+        assert bool(mask_alone.all())
+        scale = alone.abs().max()
+        torch.testing.assert_close(feat[i][mask[i].flatten()] / scale, alone[0] / scale, rtol=0, atol=1e-5)
+        ceil = [-(-side // (32 * pool)) for side in image.shape[1:]]
+        assert mask_alone.shape[1:] == (*ceil,)
+        position = sine_position(mask[i : i + 1], 16)[0][mask[i].flatten()]
+        torch.testing.assert_close(position, sine_position(mask_alone, 16)[0], rtol=0, atol=1e-6)
+
+
+def test_sine_position_against_the_formula():
+    mask = torch.zeros(1, 4, 5, dtype=torch.bool)
+    mask[:, :3, :4] = True
+    position = sine_position(mask, 16).view(4, 5, 16)
+    y, x = 2, 1
+    for axis, value in ((0, (y + 1) / 3), (1, (x + 1) / 4)):
+        for i in range(4):
+            angle = torch.tensor(value * 2 * torch.pi / 10000 ** (2 * i / 8))
+            assert position[y, x, 8 * axis + 2 * i].item() == pytest.approx(angle.sin().item(), abs=1e-5)
+            assert position[y, x, 8 * axis + 2 * i + 1].item() == pytest.approx(angle.cos().item(), abs=1e-5)
+
+
+def test_a_mask_of_another_size_is_refused(tiny_config):
+    with pytest.raises(ValueError, match="pixel_mask: expected shape"):
+        VisualEncoder(tiny_config())(torch.zeros(1, 3, 64, 64), torch.ones(1, 32, 64))
+
+
+def test_frozen_backbone_gets_no_gradient_and_keeps_its_statistics(tiny_config):
+    encoder = VisualEncoder(tiny_config()).train()
+    encoder.freeze_backbone(True)
+    encoder.train()
+    before = {name: value.clone() for name, value in encoder.backbone.state_dict().items()}
+    encoder(torch.randn(2, 3, 64, 64))[0].sum().backward()
+    assert all(p.grad is None and p.requires_grad for p in encoder.backbone.parameters())
+    assert encoder.projection.weight.grad.abs().sum() > 0
+    assert all(torch.equal(before[name], value) for name, value in encoder.backbone.state_dict().items())
+    encoder.freeze_backbone(False)
+    encoder(torch.randn(2, 3, 64, 64))[0].sum().backward()
+    assert all(p.grad is not None for p in encoder.backbone.parameters())
+    assert not torch.equal(before["bn1.running_mean"], encoder.backbone.bn1.running_mean)
+
+
+def test_stages_frozen_for_good(tiny_config):
+    encoder = VisualEncoder(tiny_config(backbone_frozen_stages=1)).train()
+    encoder(torch.randn(2, 3, 64, 64))[0].sum().backward()
+    frozen = {name for name, p in encoder.backbone.named_parameters() if p.grad is None}
+    assert frozen == {n for n, _ in encoder.backbone.named_parameters() if n.startswith(("conv1", "bn1", "layer1"))}
+    assert encoder.backbone.bn1.num_batches_tracked == 0
+    assert encoder.backbone.layer2[0].bn1.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_batch_norm_keeps_float32_statistics_in_half_precision(tiny_config, dtype):
+    encoder = VisualEncoder(tiny_config()).to(dtype).train()
+    assert encoder.backbone.bn1.running_var.dtype == torch.float32
+    assert encoder.backbone.bn1.weight.dtype == dtype
+    encoder(torch.randn(2, 3, 64, 64))[0].float().sum().backward()
+    assert encoder.backbone.bn1.running_var.dtype == torch.float32
+    assert not torch.equal(encoder.backbone.bn1.running_var, torch.ones(64))
+
+
+def test_token_batch_norm_ignores_padding():
+    norm = TokenBatchNorm(8).train()
+    feat = torch.randn(3, 5, 8) * 3 + 2
+    valid = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
+    out = norm(feat.masked_fill(~valid.unsqueeze(-1), 1e4), valid)[valid]
+    plain = nn.BatchNorm1d(8).train()
+    torch.testing.assert_close(out, plain(feat[valid]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_mean, plain.running_mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, plain.running_var, rtol=1e-5, atol=1e-5)
+
+
+def test_paper_backbone_names_are_torchvisions():
+    encoder = VisualEncoder(SohoConfig(backbone="resnet18"))
+    import torchvision
+
+    theirs = {n for n in torchvision.models.resnet18().state_dict() if not n.startswith("fc.")}
+    assert set(encoder.backbone.state_dict()) == theirs
