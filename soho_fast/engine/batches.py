@@ -39,7 +39,7 @@ class BatchPlan:
         for step in range(first_step, total_steps):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+                order = np.random.default_rng([1, self.seed, epoch]).permutation(self.num_samples)
             start = step % self.steps_per_epoch * self.images_per_step
             for part in range(self.accumulation):
                 at = start + (part * self.world + rank) * self.micro_batch

@@ -222,7 +222,7 @@ class Checkpoints:
                     shutil.rmtree(path, ignore_errors=True)
             kept = self.newest()
             raise UserError(
-                f"the checkpoint could not be written ({errors[0]}); free some space or choose another --output folder. "
+                f"the checkpoint could not be written ({errors[0]}); free some space or choose another --output. "
                 + (f"The last complete checkpoint is {kept}" if kept else "There is no earlier checkpoint")
             )
 

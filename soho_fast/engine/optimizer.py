@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from soho_fast.engine.errors import UserError
 from soho_fast.engine.settings import OptimSettings
 
 KINDS = ("sgd", "adamw")
@@ -106,37 +105,27 @@ class SgdAdamW(torch.optim.Optimizer):
             torch._foreach_addcdiv_(same_step, averages, denominators, -lr / (1 - beta1**step))
 
 
-def parameter_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
-    """Split a model's parameters into groups for `SgdAdamW`.
+def optimizer_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
+    """Give each of the model's own groups its rule and values, for `SgdAdamW`.
 
-    A parameter belongs to the SGD groups when one of the dotted components of its name is in `settings.sgd_modules`.
-    With `settings.decay_norm_and_bias` off, one-dimensional parameters (norms, biases) go to groups without decay.
-    Every group starts with lr 0 and keeps its own rate in `base_lr`; the schedule sets `lr` before each step.
-
-    Raises:
-        UserError: no parameter matches `sgd_modules`.
+    `model.parameter_groups(exclude_from_decay=...)` tells which parameters are the backbone's ("kind") and which are
+    decayed ("decay"). Every group starts with lr 0 and keeps its own rate in `base_lr`: the schedule sets `lr` before
+    each step.
     """
-    members: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
-    for name, param in model.named_parameters():
-        kind = "sgd" if set(name.split(".")) & set(settings.sgd_modules) else "adamw"
-        members[kind, settings.decay_norm_and_bias or param.ndim > 1].append(param)
-    if settings.sgd_modules and not any(kind == "sgd" for kind, _ in members):
-        raise UserError(
-            f"optim.sgd_modules: no parameter of the model lies in a module named {list(settings.sgd_modules)}; "
-            "name one of its modules, or give [] for AdamW everywhere"
-        )
     groups = []
-    for (kind, decayed), params in sorted(members.items()):
-        weight_decay = settings.sgd_weight_decay if kind == "sgd" else settings.weight_decay
+    for group in model.parameter_groups(exclude_from_decay=not settings.decay_norm_and_bias):
+        of_backbone = group["kind"] == "backbone"
+        weight_decay = settings.backbone_weight_decay if of_backbone else settings.weight_decay
         groups.append(
             {
-                "params": params,
-                "name": kind if decayed else f"{kind}_no_decay",
-                "kind": kind,
+                "params": group["params"],
+                "name": group["kind"] if group["decay"] else f"{group['kind']}_no_decay",
+                "backbone": of_backbone,
+                "kind": settings.backbone_rule if of_backbone else "adamw",
                 "lr": 0.0,
-                "base_lr": settings.sgd_lr if kind == "sgd" else settings.lr,
-                "weight_decay": weight_decay if decayed else 0.0,
-                "momentum": settings.sgd_momentum,
+                "base_lr": settings.backbone_lr if of_backbone else settings.lr,
+                "weight_decay": weight_decay if group["decay"] else 0.0,
+                "momentum": settings.backbone_momentum,
                 "betas": (settings.beta1, settings.beta2),
                 "eps": settings.eps,
             }

@@ -150,7 +150,9 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def deepspeed_config(settings: EngineSettings, precision: str, *, micro_batch: int, accumulation: int, clip: float) -> dict:
+def deepspeed_config(
+    settings: EngineSettings, precision: str, *, micro_batch: int, accumulation: int, clip: float
+) -> dict:
     """DeepSpeed's JSON configuration.
 
     fp16 and bf16 use DeepSpeed's own engine (parameters cast, float32 master weights in the optimiser, dynamic loss

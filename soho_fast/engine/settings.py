@@ -14,10 +14,10 @@ class OptimSettings:
         beta1: AdamW first moment decay.
         beta2: AdamW second moment decay.
         eps: AdamW epsilon, added to the root of the second moment.
-        sgd_lr: SGD learning rate.
-        sgd_weight_decay: SGD weight decay (L2).
-        sgd_momentum: SGD momentum.
-        sgd_modules: Names of modules whose parameters take SGD; an empty list gives AdamW everywhere.
+        backbone_rule: Rule for the backbone.
+        backbone_lr: Learning rate of the backbone.
+        backbone_weight_decay: Weight decay of the backbone (L2 under sgd, decoupled under adamw).
+        backbone_momentum: Momentum of the backbone under sgd.
         decay_norm_and_bias: Apply weight decay to one-dimensional parameters too (norms, biases).
         clip: Largest global gradient norm; 0 switches clipping off.
         frozen_backbone_epochs: Keep the backbone frozen for this many first epochs.
@@ -28,10 +28,10 @@ class OptimSettings:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-6
-    sgd_lr: float = 1e-2
-    sgd_weight_decay: float = 5e-4
-    sgd_momentum: float = 0.9
-    sgd_modules: list[str] = field(default_factory=lambda: ["backbone"])
+    backbone_rule: Literal["sgd", "adamw"] = "sgd"
+    backbone_lr: float = 1e-2
+    backbone_weight_decay: float = 5e-4
+    backbone_momentum: float = 0.9
     decay_norm_and_bias: bool = True
     clip: float = 10.0
     frozen_backbone_epochs: float = 0.0

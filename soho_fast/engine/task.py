@@ -24,8 +24,9 @@ class Task(Protocol):
         """The model on the CPU in float32, initialised from torch's global generator (seeded alike on all ranks).
 
         Its forward takes the batch's keywords and returns an object whose `loss` is a scalar and whose names listed in
-        `logged` are scalars or None. `freeze_backbone(bool)` and `gradient_checkpointing_enable()` are called when the
-        recipe asks for them.
+        `logged` are scalars or None. `parameter_groups(exclude_from_decay=...)` lists dicts with `params`, `kind`
+        ("backbone" or another name) and `decay`. `freeze_backbone(bool)`, `freeze_batch_norm(bool)` (both must outlast
+        `train()`) and `gradient_checkpointing_enable(...)` are called when the recipe asks for them.
         """
 
     def identity(self) -> dict[str, Any]:

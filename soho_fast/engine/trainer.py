@@ -16,7 +16,7 @@ from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.checkpoint import Checkpoints, Progress, rng_state, set_rng_state
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.logs import PhaseTimer, RunLog
-from soho_fast.engine.optimizer import SgdAdamW, parameter_groups
+from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
 from soho_fast.engine.processes import Processes, choose_precision, deepspeed_config
 from soho_fast.engine.schedule import Schedule
 from soho_fast.engine.settings import (
@@ -296,7 +296,7 @@ class Trainer:
     def _set_rates(self, step: int, elapsed: float) -> None:
         factor = self.schedule.factor(step, elapsed)
         for group in self.engine.basic_optimizer.param_groups:
-            frozen = self._frozen and group["kind"] == "sgd"
+            frozen = self._frozen and group["backbone"]
             group["lr"] = 0.0 if frozen else group["base_lr"] * factor
 
     def _freeze_backbone(self, step: int) -> None:
@@ -310,10 +310,6 @@ class Trainer:
         self.engine.train()
         self._frozen = None
         self._freeze_backbone(step)
-        if self.settings.engine.freeze_batch_norm:
-            for module in self.engine.module.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
 
     def _share_of_time(self, seconds: float) -> float:
         return seconds / (60 * self.settings.max_minutes) if self.settings.max_minutes else 0.0
@@ -334,7 +330,9 @@ class Trainer:
         model = self.task.build_model()
         if settings.engine.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        optimizer = SgdAdamW(parameter_groups(model, settings.optim))
+        if settings.engine.freeze_batch_norm:
+            model.freeze_batch_norm(True)
+        optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,

@@ -1,6 +1,6 @@
 """A tiny task and a script that trains it, so that the engine is tested without the model.
 
-    python tests/engine/stub_run.py '{"output": ..., "optim": {...}, ...}' [--stub.KEY VALUE ...]
+python tests/engine/stub_run.py '{"output": ..., "optim": {...}, ...}' [--stub.KEY VALUE ...]
 """
 
 import json
@@ -20,21 +20,49 @@ from torch import nn
 IMAGE, WORDS, CLASSES = 12, 20, 5
 
 
+class FloatBatchNorm(nn.BatchNorm2d):
+    """BatchNorm in float32 whatever the module is cast to."""
+
+    def forward(self, feat: torch.Tensor) -> torch.Tensor:
+        mean, var, weight, bias = self.running_mean, self.running_var, self.weight.float(), self.bias.float()
+        return nn.functional.batch_norm(feat.float(), mean, var, weight, bias, self.training).to(feat.dtype)
+
+
 class StubModel(nn.Module):
     """Convolution and BatchNorm as the backbone, an EMA codebook as a buffer, dropout, a tied embedding."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU())
+        self.backbone = nn.Sequential(nn.Conv2d(3, width, 3, 2), FloatBatchNorm(width), nn.ReLU())
         self.words = nn.Embedding(WORDS, width)
         self.mask_vector = nn.Parameter(torch.zeros(width))
-        self.layer = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width))
+        self.layer = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width)
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, WORDS, bias=False)
         self.head.weight = self.words.weight
         self.never_used = nn.Linear(width, 2)
         self.register_buffer("codebook", torch.randn(8, width))
         self.checkpointing = False
+
+        self.batch_norm_frozen = False
+
+    def parameter_groups(self, *, exclude_from_decay: bool = False) -> list[dict]:
+        groups = {}
+        for name, param in self.named_parameters():
+            key = ("backbone" if name.startswith("backbone") else "rest", param.ndim > 1 or not exclude_from_decay)
+            groups.setdefault(key, []).append(param)
+        return [{"kind": kind, "decay": decay, "params": params} for (kind, decay), params in groups.items()]
+
+    def freeze_batch_norm(self, frozen: bool) -> None:
+        self.batch_norm_frozen = frozen
+
+    def train(self, mode: bool = True) -> "StubModel":
+        super().train(mode)
+        if self.batch_norm_frozen:
+            self.backbone.eval()
+        return self
 
     def freeze_backbone(self, frozen: bool) -> None:
         self.backbone.requires_grad_(not frozen)
@@ -44,7 +72,7 @@ class StubModel(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> SimpleNamespace:
         dtype = self.mask_vector.dtype
-        feat_BC = self._features(pixel_values, dtype)
+        feat_BC = self.backbone(pixel_values.to(dtype)).mean((2, 3))
         index_B = torch.cdist(feat_BC.detach().float(), self.codebook).argmin(1)
         if self.training:
             self._update(feat_BC.detach().float(), index_B)
@@ -57,14 +85,6 @@ class StubModel(nn.Module):
         logits = self.head(self.norm(hidden)).float()
         loss = nn.functional.cross_entropy(logits, labels)
         return SimpleNamespace(loss=loss, word_loss=loss.detach(), absent_loss=None, logits=logits)
-
-    def _features(self, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        conv, norm, relu = self.backbone
-        feat = conv(pixels.to(dtype)).float()
-        feat = nn.functional.batch_norm(
-            feat, norm.running_mean, norm.running_var, norm.weight.float(), norm.bias.float(), norm.training
-        )
-        return relu(feat).mean((2, 3)).to(dtype)
 
     def _update(self, feat_BC: torch.Tensor, index_B: torch.Tensor) -> None:
         sums = torch.zeros(8, feat_BC.shape[1] + 1, dtype=torch.float64)
