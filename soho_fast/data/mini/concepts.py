@@ -43,8 +43,8 @@ _TABLE: tuple[tuple[str | None, str | None, str], ...] = (
         """1f436 dog; 1f431 cat; 1f430 rabbit; 1f98a fox/foxes; 1f43c panda; 1f428 koala; 1f42f tiger; 1f981 lion;
         1f42e cow; 1f437 pig; 1f438 frog; 1f435 monkey; 1f984 unicorn; 1f418 elephant; 1f992 giraffe; 1f993 zebra;
         1f422 turtle; 1f40d snake; 1f419 octopus/octopuses; 1f980 crab; 1f42c dolphin; 1f994 hedgehog; 1f42b camel;
-        1f40a crocodile; 1f420 fish/fish; 1f427 penguin; 1f986 duck; 1f989 owl; 1f9a9 flamingo; 1f99c parrot; 1f414 chicken;
-        1f41d bee; 1f98b butterfly/butterflies; 1f41e ladybug""",
+        1f40a crocodile; 1f420 fish/fish; 1f427 penguin; 1f986 duck; 1f989 owl; 1f9a9 flamingo; 1f99c parrot;
+        1f414 chicken; 1f41d bee; 1f98b butterfly/butterflies; 1f41e ladybug""",
     ),
     (
         "fruit",

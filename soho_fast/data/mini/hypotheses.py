@@ -35,12 +35,12 @@ _ANIMAL_PROPERTIES = (
     "is tired",
     "is very old",
     "has a name",
-    "is a gift from a friend",
+    "came from a friend",
     "was born in spring",
 )
 _THING_PROPERTIES = (
     "is very old",
-    "is a gift from a friend",
+    "came from a friend",
     "belongs to a teacher",
     "was found in a garden",
     "is expensive",

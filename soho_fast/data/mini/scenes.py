@@ -196,9 +196,10 @@ def _draw_names(num_objects: int, held_out: bool, seed: int, deck: _Deck, genera
 def _draw_place(size: float, held_out: bool, generator: random.Random) -> tuple[float, float]:
     margin = size / 2
     while True:
-        x, y = generator.uniform(margin, 1 - margin), generator.uniform(margin, 1 - margin)
+        x = round(generator.uniform(margin, 1 - margin), 4)
+        y = round(generator.uniform(margin, 1 - margin), 4)
         if is_held_out_place(x, y) == held_out:
-            return round(x, 4), round(y, 4)
+            return x, y
 
 
 def _draw_objects(names: list[str], held_out: bool, generator: random.Random) -> tuple[SceneObject, ...]:

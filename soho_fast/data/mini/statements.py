@@ -51,8 +51,8 @@ class _Pool:
                 self.by_name[name].append(picture)
             if picture.scene.background.colour:
                 self.by_colour[picture.scene.background.colour].append(picture)
-        self.names = [name for name in CONCEPTS if len(self.by_name[name]) >= 2]
-        self.colours = [colour for colour in COLOURS if len(self.by_colour[colour]) >= 2]
+        self.names = [name for name in CONCEPTS if self.by_name[name]]
+        self.colours = [colour for colour in COLOURS if self.by_colour[colour]]
 
     def having(self, *names: str) -> tuple[Picture, ...]:
         return tuple(picture for name in names for picture in self.by_name[name])

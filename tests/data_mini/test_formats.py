@@ -1,0 +1,265 @@
+"""The files are in the published formats, balanced, and true of the pictures they name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+
+import pytest
+from PIL import Image
+
+from soho_fast.data import read_karpathy
+from soho_fast.data.mini.concepts import CONCEPTS
+from soho_fast.data.mini.hypotheses import write_hypotheses
+from soho_fast.data.mini.questions import ask_questions
+from soho_fast.data.mini.tokenizer import build_vocabulary, words_of
+
+
+def _json(path):
+    return json.loads(path.read_text())
+
+
+def _json_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_karpathy_coco(corpus, settings):
+    content = _json(corpus / "dataset_coco.json")
+    assert set(content) == {"images", "dataset"} and content["dataset"] == "coco"
+    images = content["images"]
+    keys = {"filepath", "filename", "imgid", "cocoid", "split", "sentids", "sentences"}
+    assert all(set(image) == keys for image in images)
+    splits = Counter(image["split"] for image in images)
+    assert splits == {"train": 56, "restval": 4, "val": 10, "test": 10}
+    assert [image["imgid"] for image in images] == list(range(len(images)))
+    sentences = [sentence for image in images for sentence in image["sentences"]]
+    assert [sentence["sentid"] for sentence in sentences] == list(range(len(sentences)))
+    for image in images:
+        assert image["sentids"] == [sentence["sentid"] for sentence in image["sentences"]]
+        assert image["filename"] == f"COCO_{image['filepath']}_{image['cocoid']:012d}.jpg"
+        for sentence in image["sentences"]:
+            assert set(sentence) == {"tokens", "raw", "imgid", "sentid"} and sentence["imgid"] == image["imgid"]
+            assert sentence["tokens"] == re.findall(r"[a-z]+", sentence["raw"].lower())
+        with Image.open(corpus / image["filepath"] / image["filename"]) as picture:
+            assert picture.format == "JPEG" and picture.size == (settings["image_size"],) * 2
+    assert {image["filepath"] for image in images if image["split"] in ("restval", "val")} == {"val2014"}
+
+
+def test_project_reader_reads_it(corpus):
+    records = read_karpathy(corpus / "dataset_coco.json", corpus, splits=("train", "restval"))
+    assert len(records) == 60
+    assert all(len(record.captions) == 5 for record in records)
+
+
+def test_karpathy_flickr(corpus):
+    images = _json(corpus / "dataset_flickr30k.json")["images"]
+    assert all(set(image) == {"filename", "imgid", "split", "sentids", "sentences"} for image in images)
+    assert all((corpus / "flickr30k-images" / image["filename"]).is_file() for image in images)
+    assert Counter(image["split"] for image in images) == {"train": 56, "val": 10, "test": 10}
+
+
+def _questions(corpus, split):
+    return _json(corpus / "vqa" / f"v2_OpenEnded_mscoco_{split}_questions.json")
+
+
+def test_vqa_files(corpus):
+    names = sorted(path.name for path in (corpus / "vqa").iterdir())
+    assert names == [
+        "v2_OpenEnded_mscoco_test-dev2015_questions.json",
+        "v2_OpenEnded_mscoco_test2015_questions.json",
+        "v2_OpenEnded_mscoco_train2014_questions.json",
+        "v2_OpenEnded_mscoco_val2014_questions.json",
+        "v2_mscoco_train2014_annotations.json",
+        "v2_mscoco_val2014_annotations.json",
+    ]
+    splits = {image["cocoid"]: image["split"] for image in _json(corpus / "dataset_coco.json")["images"]}
+    for subset, split in (("train2014", "train"), ("val2014", "val"), ("test2015", "test")):
+        content = _questions(corpus, subset)
+        assert {"info", "task_type", "data_type", "license", "data_subtype", "questions"} == set(content)
+        assert content["data_subtype"] == subset
+        for row in content["questions"]:
+            assert set(row) == {"image_id", "question", "question_id"}
+            assert splits[row["image_id"]] == split, "a training picture must not be asked about in validation"
+            assert (corpus / subset / f"COCO_{subset}_{row['image_id']:012d}.jpg").is_file()
+    ids = [row["question_id"] for subset in ("train2014", "val2014") for row in _questions(corpus, subset)["questions"]]
+    assert len(ids) == len(set(ids))
+    dev, full = (_questions(corpus, name)["questions"] for name in ("test-dev2015", "test2015"))
+    assert 0 < len(dev) < len(full) and all(row in full for row in dev)
+
+
+@pytest.mark.parametrize("subset", ["train2014", "val2014"])
+def test_vqa_annotations(corpus, subset):
+    content = _json(corpus / "vqa" / f"v2_mscoco_{subset}_annotations.json")
+    assert set(content) == {"info", "license", "data_subtype", "annotations", "data_type"}
+    questions = _questions(corpus, subset)["questions"]
+    keys = {"question_type", "multiple_choice_answer", "answers", "image_id", "answer_type", "question_id"}
+    disagreements = 0
+    for question, row in zip(questions, content["annotations"], strict=True):
+        assert set(row) == keys
+        assert (row["question_id"], row["image_id"]) == (question["question_id"], question["image_id"])
+        assert question["question"].lower().startswith(row["question_type"])
+        assert row["answer_type"] in ("yes/no", "number", "other")
+        assert [answer["answer_id"] for answer in row["answers"]] == list(range(1, 11))
+        assert all(set(answer) == {"answer", "answer_confidence", "answer_id"} for answer in row["answers"])
+        assert {answer["answer_confidence"] for answer in row["answers"]} <= {"yes", "maybe", "no"}
+        (common, number), *rest = Counter(answer["answer"] for answer in row["answers"]).most_common()
+        assert common == row["multiple_choice_answer"] and number >= 6
+        disagreements += bool(rest)
+    assert 0.2 < disagreements / len(questions) < 0.8
+
+
+def test_answers_are_true(full_scenes):
+    """Presence, number and colour, recomputed from the scene."""
+    checked = Counter()
+    by_phrase = {phrase: c.name for c in CONCEPTS.values() for phrase in (c.name, c.plural)}
+    for scene in full_scenes[0][:800]:
+        for question in ask_questions(scene, 4, 0):
+            text, answer = question.text, question.answer
+            if found := re.fullmatch(r"Is there an? (.*?)( in the picture| here)?\?", text):
+                assert answer == ("yes" if found[1] in scene.counts else "no"), text
+            elif (found := re.fullmatch(r"How many (.*) are there\?", text)) and found[1] in by_phrase:
+                assert answer == str(scene.counts[by_phrase[found[1]]]), text
+            elif re.fullmatch(r"How many (objects|things) are there\?", text):
+                assert answer == str(len(scene.objects)), text
+            elif re.fullmatch(r"What color is the (background|wall)\?", text):
+                assert answer == scene.background.colour, text
+            elif found := re.fullmatch(r"What color is the (heart|book)\?", text):
+                assert [i.concept.colour for i in scene.objects if i.concept.noun == found[1]] == [answer], text
+            elif found := re.fullmatch(r"What (animal|fruit|vehicle|instrument) is in the picture\?", text):
+                assert [i.name for i in scene.objects if i.concept.category == found[1]] == [answer], text
+            elif found := re.fullmatch(r"What is (to the left of|to the right of|above|below) the (.*)\?", text):
+                (anchor,) = [item for item in scene.objects if item.name == found[2]]
+                axis = "x" if "left" in found[1] or "right" in found[1] else "y"
+                sign = -1 if found[1] in ("to the left of", "above") else 1
+                beyond = [
+                    item.name
+                    for item in scene.objects
+                    if item is not anchor and sign * (getattr(item, axis) - getattr(anchor, axis)) > 0
+                ]
+                assert beyond == [answer], text
+            else:
+                continue
+            checked[text.split()[0] + " " + text.split()[1]] += 1
+    assert checked["Is there"] > 300 and checked["How many"] > 200 and checked["What color"] > 200
+
+
+def test_answers_are_balanced(full_scenes):
+    answers = defaultdict(Counter)
+    for scene in full_scenes[0][:2000]:
+        for question in ask_questions(scene, 2, 0):
+            answers[question.question_type][question.answer] += 1
+    for kind in ("is there a", "is the"):
+        assert 0.45 < answers[kind]["yes"] / answers[kind].total() < 0.55
+    assert answers["how many"].most_common(1)[0][1] / answers["how many"].total() < 0.45
+    assert answers["what is"].most_common(1)[0][1] / answers["what is"].total() < 0.05
+    assert answers["what color is the"].most_common(1)[0][1] / answers["what color is the"].total() < 0.2
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test1"])
+def test_nlvr2(corpus, split):
+    rows = _json_lines(corpus / "nlvr2" / f"{split}.json")
+    assert len(rows) >= 4
+    by_set = defaultdict(list)
+    for row in rows:
+        assert set(row) == {"identifier", "sentence", "label"} | ({"directory"} if split == "train" else set())
+        name, set_id, pair_id, sentence_id = row["identifier"].split("-")
+        assert name == split and sentence_id == "0" and pair_id in "0123"
+        by_set[set_id].append(row)
+        folder = corpus / "nlvr2" / "images" / split
+        folder = folder / str(row["directory"]) if split == "train" else folder
+        for side in (0, 1):
+            with Image.open(folder / f"{split}-{set_id}-{pair_id}-img{side}.png") as picture:
+                assert picture.format in ("PNG", "JPEG")
+    for group in by_set.values():
+        assert Counter(row["label"] for row in group) == {"True": 2, "False": 2}
+        assert len({row["sentence"] for row in group}) == 1
+
+
+def test_nlvr2_labels_are_true(corpus, scenes_by_id):
+    """Pictures are recognised by their bytes; "the left image contains a dog" and the like are recomputed."""
+    known = {path.read_bytes(): int(path.stem[-12:]) for path in corpus.glob("*20*/COCO_*.jpg")}
+    checked = 0
+    for split in ("train", "dev", "test1"):
+        for row in _json_lines(corpus / "nlvr2" / f"{split}.json"):
+            set_id, pair_id = row["identifier"].split("-")[1:3]
+            paths = [
+                next((corpus / "nlvr2" / "images" / split).rglob(f"{split}-{set_id}-{pair_id}-img{i}.png"))
+                for i in (0, 1)
+            ]
+            pair = [scenes_by_id.get(known.get(path.read_bytes())) for path in paths]
+            if None in pair:  # one of the real PNG files
+                continue
+            sentence = row["sentence"]
+            if found := re.fullmatch(r"The (left|right) image (?:contains|shows|has) an? (.*)\.", sentence):
+                truth = found[2] in pair[found[1] == "right"].counts
+            elif found := re.fullmatch(r"Both images contain an? (.*)\.", sentence):
+                truth = all(found[1] in scene.counts for scene in pair)
+            elif found := re.fullmatch(r"The (left|right) image contains more objects than the .* image\.", sentence):
+                more, less = pair if found[1] == "left" else pair[::-1]
+                truth = len(more.objects) > len(less.objects)
+            else:
+                continue
+            assert row["label"] == str(truth), row
+            checked += 1
+    assert checked > 20
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_snli_ve(corpus, split):
+    rows = _json_lines(corpus / "snli_ve" / f"snli_ve_{split}.jsonl")
+    keys = {"Flickr30K_ID", "annotator_labels", "captionID", "gold_label", "pairID", "sentence1", "sentence2"}
+    flickr = {image["filename"]: image for image in _json(corpus / "dataset_flickr30k.json")["images"]}
+    for row in rows:
+        assert set(row) == keys
+        image = flickr[row["Flickr30K_ID"] + ".jpg"]
+        assert image["split"] == {"train": "train", "dev": "val", "test": "test"}[split]
+        name, _, number = row["captionID"].partition("#")
+        assert name == image["filename"] and row["sentence1"] == image["sentences"][int(number)]["raw"]
+        assert row["pairID"].startswith(row["captionID"] + "r") and row["pairID"][-1] == row["gold_label"][0]
+        assert Counter(row["annotator_labels"]).most_common(1)[0][0] == row["gold_label"]
+    labels = Counter(row["gold_label"] for row in rows)
+    assert set(labels) == {"entailment", "neutral", "contradiction"} and len(set(labels.values())) == 1
+
+
+def test_hypotheses_are_labelled_truly(full_scenes):
+    for scene in full_scenes[0][:500]:
+        for label, text in write_hypotheses(scene, 2, 0):
+            names = {name for name in CONCEPTS if re.search(rf"\b{re.escape(name)}\b", text.lower())}
+            if re.match(r"There is|The picture shows", text) or text.endswith("can be seen."):
+                assert (label == "entailment") == (names <= set(scene.counts)), text
+            elif text.startswith("The background"):
+                assert (label == "entailment") == (scene.background.colour in text), text
+            elif label == "neutral":
+                assert names and names <= set(scene.counts), text
+                assert not re.search(r"left|right|above|below|background|there", text.lower()), text
+
+
+def test_every_word_is_one_token(corpus):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
+    texts = [s["raw"] for image in _json(corpus / "dataset_coco.json")["images"] for s in image["sentences"]]
+    for split in ("train2014", "val2014", "test2015"):
+        texts += [row["question"] for row in _questions(corpus, split)["questions"]]
+    texts += [r["sentence"] for split in ("train", "dev", "test1") for r in _json_lines(corpus / f"nlvr2/{split}.json")]
+    for split in ("train", "dev", "test"):
+        texts += [row["sentence2"] for row in _json_lines(corpus / f"snli_ve/snli_ve_{split}.jsonl")]
+    for text in texts:
+        tokens = tokenizer.tokenize(text)
+        assert "[UNK]" not in tokens
+        assert [token for token in tokens if token.isalpha()] == words_of(text)
+    assert tokenizer.pad_token_id == 0
+    assert [tokenizer.convert_ids_to_tokens(i) for i in range(5)] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert (tokenizer.cls_token, tokenizer.sep_token, tokenizer.mask_token) == ("[CLS]", "[SEP]", "[MASK]")
+    ids = tokenizer("A Dog", "two cats")
+    assert tokenizer.convert_ids_to_tokens(ids.input_ids)[0] == "[CLS]"
+    assert ids.token_type_ids == [0] * (ids.input_ids.index(3) + 1) + [1] * (
+        len(ids.input_ids) - ids.input_ids.index(3) - 1
+    )
+    assert "[UNK]" not in tokenizer.tokenize("Zeppelins, 42 of them!")
+    assert len(tokenizer) == len(_json(corpus / "tokenizer" / "tokenizer.json")["model"]["vocab"])
+
+
+def test_vocabulary_ignores_order():
+    assert build_vocabulary(["a dog", "two cats"]) == build_vocabulary(["two cats", "a dog"])
