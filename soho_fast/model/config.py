@@ -1,7 +1,7 @@
 """Configuration of SOHO.
 
-Source of every preset value: "Seeing Out of tHe bOx: End-to-End Pre-training for Vision-Language Representation Learning"
-(CVPR 2021), called "the paper" below. Values the paper does not give are marked "ours".
+Source of every preset value: "Seeing Out of tHe bOx: End-to-End Pre-training for Vision-Language Representation
+Learning" (CVPR 2021), called "the paper" in this package. Values the paper does not give are marked "ours".
 """
 
 from typing import Any

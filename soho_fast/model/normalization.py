@@ -44,7 +44,9 @@ class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
         """input (B, C, H, W) of any floating type; returns the same shape and type."""
         weight_C, bias_C = self.weight.float(), self.bias.float()
         if self.training and is_recomputing():
-            return F.batch_norm(input, None, None, weight_C, bias_C, True, 0.0, self.eps)
+            # Copies, because checkpointing wants the second forward to save as many tensors as the first.
+            mean_C, var_C = self.running_mean.clone(), self.running_var.clone()
+            return F.batch_norm(input, mean_C, var_C, weight_C, bias_C, True, 0.0, self.eps)
         if self.training:
             self.num_batches_tracked.add_(1)
         return F.batch_norm(

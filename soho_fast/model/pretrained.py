@@ -45,8 +45,8 @@ def copy_state(module: nn.Module, state: dict[str, Tensor], source: str) -> Load
     ]
     if wrong:
         raise ValueError(
-            f"{source}: {len(wrong)} tensors have another size ({'; '.join(wrong[:3])}). Set the sizes of SohoConfig to "
-            f"those of the source, or choose another source."
+            f"{source}: {len(wrong)} tensors have another size ({'; '.join(wrong[:3])}). Set the sizes of SohoConfig "
+            f"to those of the source, or choose another source."
         )
     report = LoadReport(source)
     for name, tensor in own.items():

@@ -137,8 +137,8 @@ class SohoPreTrainedModel(PreTrainedModel):
                 )
         if bert_config.num_hidden_layers < self.config.num_hidden_layers:
             raise ValueError(
-                f"init_text_encoder_from: {path_or_name!r} has num_hidden_layers={bert_config.num_hidden_layers}, fewer "
-                f"than this model's {self.config.num_hidden_layers}"
+                f"init_text_encoder_from: {path_or_name!r} has num_hidden_layers={bert_config.num_hidden_layers}, "
+                f"fewer than this model's {self.config.num_hidden_layers}"
             )
         target = nn.ModuleDict({"embeddings": self.base().text_embeddings, "encoder": self.base().encoder})
         return copy_state(target, state, f"init_text_encoder_from({path_or_name!r})")

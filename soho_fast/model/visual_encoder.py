@@ -34,7 +34,7 @@ def build_resnet(name: str) -> nn.Module:
 
 
 def grid_mask(pixel_mask_BHW: Tensor, stride: int) -> Tensor:
-    """Which cells of a `stride` x `stride` grid hold at least one real pixel: bool (B, ceil(H/stride), ceil(W/stride))."""
+    """Which cells of `stride` x `stride` pixels hold a real one: bool (B, ceil(H/stride), ceil(W/stride))."""
     return F.max_pool2d(pixel_mask_BHW.float().unsqueeze(1), stride, stride, ceil_mode=True).squeeze(1) > 0
 
 

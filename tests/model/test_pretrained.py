@@ -1,0 +1,94 @@
+"""Starting from a BERT and from a ResNet: what is filled, what is refused, and that a refusal changes nothing."""
+
+import pytest
+import torch
+import torchvision
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 16,
+}
+
+
+def bert(tmp_path, **overrides) -> tuple[BertModel, str]:
+    model = BertModel(BertConfig(**{**SIZES, **overrides}))
+    model.save_pretrained(tmp_path / "bert")
+    return model, str(tmp_path / "bert")
+
+
+def snapshot(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_text_encoder_from_a_bert_directory(tiny_model, tmp_path):
+    source, path = bert(tmp_path)
+    model = tiny_model()
+    report = model.init_text_encoder_from(path)
+    assert torch.equal(model.soho.encoder.layer[1].output.dense.weight, source.encoder.layer[1].output.dense.weight)
+    assert torch.equal(model.mlm_head.decoder.weight, source.embeddings.word_embeddings.weight)
+    assert report.missing == []
+    assert any(name.startswith("encoder.layer.2.") for name in report.unexpected)
+    assert "pooler.dense.weight" in report.unexpected
+    assert f"{len(report.loaded)} tensors loaded" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"hidden_size": 32}, "hidden_size=32, this model 16"),
+        ({"vocab_size": 61}, "vocab_size=61, this model 60"),
+        ({"num_hidden_layers": 1}, "num_hidden_layers=1, fewer"),
+        ({"max_position_embeddings": 8}, "position_embeddings.weight is"),
+    ],
+)
+def test_a_bert_of_another_size_is_refused(tiny_model, tmp_path, overrides, words):
+    _, path = bert(tmp_path, **overrides)
+    model = tiny_model()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=words):
+        model.init_text_encoder_from(path)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_no_bert_there(tiny_model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="init_text_encoder_from: no BERT could be loaded"):
+        tiny_model().init_text_encoder_from(str(tmp_path / "nothing"))
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="expected a BERT"):
+        tiny_model().init_text_encoder_from(str(tmp_path / "vit"))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.backbone."])
+def test_backbone_from_a_file(tiny_model, tmp_path, prefix):
+    source = torchvision.models.resnet18()
+    torch.save({"state_dict": {prefix + n: t for n, t in source.state_dict().items()}}, tmp_path / "resnet.pth")
+    model = tiny_model(backbone="resnet18")
+    report = model.init_backbone_from(str(tmp_path / "resnet.pth"))
+    assert torch.equal(model.soho.visual_encoder.backbone.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    assert report.missing == []
+    assert report.unexpected == []
+
+
+def test_backbone_refusals(tiny_model, tmp_path):
+    model = tiny_model()
+    with pytest.raises(ValueError, match="no ImageNet weights for resnet10"):
+        model.init_backbone_from("imagenet")
+    with pytest.raises(FileNotFoundError, match="expected 'imagenet' or a file"):
+        model.init_backbone_from(str(tmp_path / "missing.pth"))
+    torch.save({"some.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="none of its 1 tensors"):
+        model.init_backbone_from(str(tmp_path / "other.pth"))
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="expected a dict of tensors"):
+        model.init_backbone_from(str(tmp_path / "list.pth"))
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "resnet50.pth")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="have another size"):
+        model.init_backbone_from(str(tmp_path / "resnet50.pth"))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -1,0 +1,312 @@
+"""The whole model: which tokens are masked, which losses count, precision, freezing, saving, caching."""
+
+import pytest
+import torch
+
+from soho_fast.model import SohoForPreTraining, SohoModel, VisualTokens
+from soho_fast.model.heads import cross_entropy_sum, global_means
+
+
+def test_shapes_and_names(tiny_model, batch):
+    model = tiny_model(visual_pool=2)
+    inputs = batch(size=(128, 70))
+    inputs["pixel_mask"][1, 60:] = 0
+    out = model(**inputs)
+    assert out.index.shape == out.valid.shape == (3, 4)
+    assert out.valid[1].tolist() == [True, True, False, False]
+    assert out.index[1, 2:].tolist() == [-1, -1]
+    assert out.mlm_logits.shape == (6, 60)
+    assert out.mvm_logits.shape == (len(out.mvm_targets), 12)
+    assert out.itm_logits.shape == (12, 2)
+    assert out.usage.shape == (12,)
+    torch.testing.assert_close(out.loss, out.mlm_loss + out.mvm_loss + out.itm_loss)
+    model.zero_grad()
+    out.loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    hidden = model.soho(**{k: v for k, v in inputs.items() if "labels" not in k})
+    assert hidden.last_hidden_state.shape == (12, 7 + 4, 16)
+    assert hidden.text_hidden.shape == (12, 7, 16)
+    assert hidden.visual_hidden.shape == (12, 4, 16)
+
+
+def test_losses_against_plain_cross_entropy(tiny_model, batch):
+    model, inputs = tiny_model().eval(), batch()
+    model.soho.visual_dictionary.codebook.normal_()
+    out = model(**inputs)
+    hidden = model.soho(**{k: v for k, v in inputs.items() if "labels" not in k})
+    logits = model.mlm_head(hidden.text_hidden)
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["mlm_labels"].flatten())
+    torch.testing.assert_close(out.mlm_loss, expected)
+    labels = hidden.mvm_labels[inputs["image_index"]].masked_fill((inputs["itm_labels"] == 0).unsqueeze(1), -100)
+    expected = torch.nn.functional.cross_entropy(model.mvm_head(hidden.visual_hidden).flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(out.mvm_loss, expected)
+    expected = torch.nn.functional.cross_entropy(out.itm_logits, inputs["itm_labels"])
+    torch.testing.assert_close(out.itm_loss, expected)
+
+
+def test_masked_visual_modelling_masks_every_token_of_one_present_label(tiny_model, batch, monkeypatch):
+    model, inputs = tiny_model(), batch(size=(128, 128))
+    entered = []
+    embeddings = model.soho.visual_embeddings
+    monkeypatch.setattr(
+        embeddings, "forward", lambda embed, position: entered.append(embed) or embed + position.to(embed.dtype)
+    )
+    with torch.no_grad():
+        model.soho.mask_token.fill_(123.0)
+    # Four codes for 16 tokens an image: labels are shared.
+    model.soho.visual_dictionary.eval().codebook[:4].normal_(std=3.0)
+    model.soho.visual_dictionary.codebook[4:] = 1e3
+    out = model.soho(**{k: v for k, v in inputs.items() if "labels" not in k})
+    for b in range(3):
+        present = out.index[b].unique()
+        target = present[int(inputs["mask_uniform"][b] * len(present))]
+        hit = out.index[b] == target
+        assert torch.equal(out.mvm_labels[b], torch.where(hit, target, -100))
+        for text in (inputs["image_index"] == b).nonzero().flatten():
+            assert torch.equal((entered[0][text] == 123.0).all(-1), hit), "texts of one image must be masked alike"
+    assert (out.mvm_labels != -100).sum() > 3, "no label has two tokens: the test shows nothing"
+
+
+def test_negatives_give_neither_mlm_nor_mvm_loss(tiny_model, batch):
+    model, inputs = tiny_model(), batch()
+    all_out = model.eval()(**inputs)
+    inputs["itm_labels"] = torch.zeros_like(inputs["itm_labels"])
+    inputs["mlm_labels"] = torch.full_like(inputs["mlm_labels"], -100)
+    out = model.train()(**inputs)
+    assert out.mlm_loss == 0
+    assert out.mvm_loss == 0
+    assert out.mvm_logits.shape == (0, 12)
+    assert all_out.mvm_loss > 0
+    out.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert model.mlm_head.transform.dense.weight.grad.abs().sum() == 0
+
+
+def test_statistics_count_each_image_once_and_no_padding(tiny_model, batch):
+    one, many = batch(texts_per_image=1), batch(texts_per_image=4)
+    for inputs in (one, many):
+        inputs["pixel_mask"][0, 32:] = 0
+    codebooks = []
+    for inputs in (one, many):
+        model = tiny_model(dictionary_init="random", dictionary_init_std=0.5)
+        model.freeze_batch_norm()
+        model(**inputs)
+        codebooks.append(model.soho.visual_dictionary.codebook)
+        usage = model.soho.visual_dictionary.usage / (1 - 0.99)
+        # 2 + 6 + 6 valid tokens: every share is a multiple of 1/14.
+        torch.testing.assert_close((usage / 12 * 14).sum(), torch.tensor(14.0), rtol=1e-4, atol=0)
+        torch.testing.assert_close(usage / 12 * 14, (usage / 12 * 14).round(), rtol=1e-3, atol=1e-3)
+    assert torch.equal(*codebooks)
+
+
+def test_a_padded_batch_gives_the_losses_of_the_images_alone(tiny_model, batch):
+    model = tiny_model().eval()
+    model.soho.visual_dictionary.codebook.normal_()
+    inputs = batch(num_images=2, size=(64, 96))
+    alone = model(**inputs)
+    pad = (0, 96, 0, 64)
+    inputs["pixel_values"] = torch.nn.functional.pad(inputs["pixel_values"], pad, value=3.0)
+    inputs["pixel_mask"] = torch.nn.functional.pad(inputs["pixel_mask"], pad)
+    inputs["input_ids"] = torch.nn.functional.pad(inputs["input_ids"], (0, 3))
+    inputs["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, 3))
+    inputs["mlm_labels"] = torch.nn.functional.pad(inputs["mlm_labels"], (0, 3), value=-100)
+    padded = model(**inputs)
+    for name in ("mlm_loss", "mvm_loss", "itm_loss"):
+        torch.testing.assert_close(padded[name], alone[name], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(padded.itm_logits, alone.itm_logits, rtol=1e-4, atol=1e-5)
+
+
+def test_cached_visual_tokens_equal_the_pixel_path(tiny_model, batch):
+    model, inputs = tiny_model().eval(), batch()
+    model.soho.visual_dictionary.codebook.normal_()
+    pixels = model(**inputs)
+    tokens = model.encode_images(inputs.pop("pixel_values"), inputs.pop("pixel_mask"))
+    cached = model(visual_tokens=tokens, **inputs)
+    assert torch.equal(pixels.loss, cached.loss)
+    assert torch.equal(pixels.itm_logits, cached.itm_logits)
+    picked = tokens.select(inputs["image_index"])
+    inputs.pop("image_index"), inputs.pop("mask_uniform")
+    each = model(visual_tokens=picked, **inputs)
+    assert each.itm_logits.shape == (12, 2)
+
+
+def test_cached_tokens_of_different_grids_are_joined(tiny_model, batch):
+    model = tiny_model().eval()
+    model.soho.visual_dictionary.codebook.normal_()
+    small, large = batch(num_images=1, size=(64, 64)), batch(num_images=1, size=(96, 128))
+    tokens = VisualTokens.concatenate([model.encode_images(b["pixel_values"], b["pixel_mask"]) for b in (small, large)])
+    assert tokens.valid.sum(1).tolist() == [4, 12]
+    assert tokens.index[0, 4:].eq(-1).all()
+    texts = {k: torch.cat([small[k], large[k]]) for k in ("input_ids", "attention_mask")}
+    joint = model(visual_tokens=tokens, image_index=torch.tensor([0] * 4 + [1] * 4), **texts)
+    for part, rows in ((small, slice(0, 4)), (large, slice(4, 8))):
+        part = {k: v for k, v in part.items() if k not in ("mask_uniform", "mlm_labels", "itm_labels")}
+        torch.testing.assert_close(joint.itm_logits[rows], model(**part).itm_logits, rtol=1e-4, atol=1e-5)
+
+
+def test_without_dictionary_there_is_no_visual_loss(tiny_model, batch):
+    model = tiny_model(use_dictionary=False)
+    out = model(**batch())
+    assert out.mvm_loss is None
+    assert out.index is None
+    torch.testing.assert_close(out.loss, out.mlm_loss + out.itm_loss)
+    assert not any("dictionary" in name or "mvm" in name for name, _ in model.named_parameters())
+
+
+def test_fine_tuning_feeds_the_dictionarys_input(tiny_model, batch):
+    model, inputs = tiny_model(use_dictionary_output=False), batch()
+    before = model.soho.visual_dictionary.codebook.clone()
+    out = model(**inputs)
+    assert out.mvm_loss is None
+    assert torch.equal(model.soho.visual_dictionary.codebook, before)
+    tokens = model.eval().encode_images(inputs["pixel_values"])
+    without = tiny_model(use_dictionary=False)
+    without.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(without.eval().encode_images(inputs["pixel_values"]).features, tokens.features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_on_the_cpu(tiny_model, batch, dtype):
+    model, inputs = tiny_model(dictionary_batch_norm=True), batch()
+    reference = tiny_model(dictionary_batch_norm=True)(**inputs)
+    model.to(dtype)
+    out = model(**inputs)
+    out.loss.backward()
+    assert out.loss.dtype == torch.float32
+    assert out.loss.isfinite()
+    torch.testing.assert_close(out.loss, reference.loss, rtol=0.05, atol=0.1)
+    assert model.soho.visual_dictionary.codebook.dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_autocast(tiny_model, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        out = tiny_model()(**batch())
+    assert out.loss.isfinite()
+    assert out.mlm_loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("variant", ["paper", "vqvae"])
+def test_save_and_load_keep_every_bit(tiny_model, batch, tmp_path, variant):
+    model, inputs = tiny_model(ema_variant=variant, revive_threshold=0.2, dictionary_batch_norm=True), batch()
+    model(**inputs)
+    model.save_pretrained(tmp_path)
+    loaded = SohoForPreTraining.from_pretrained(tmp_path)
+    ours, theirs = model.state_dict(), loaded.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert {name: t.dtype for name, t in ours.items()} == {name: t.dtype for name, t in theirs.items()}
+    assert loaded.mlm_head.decoder.weight is loaded.soho.text_embeddings.word_embeddings.weight
+    assert torch.equal(model.eval()(**inputs).loss, loaded.eval()(**inputs).loss)
+    model.train(), loaded.train()
+    assert torch.equal(model(**inputs).loss, loaded(**inputs).loss), "the loaded dictionary started over"
+    assert torch.equal(model.soho.visual_dictionary.codebook, loaded.soho.visual_dictionary.codebook)
+
+    model.save_pretrained(tmp_path)
+    half = SohoForPreTraining.from_pretrained(tmp_path, dtype=torch.float16)
+    assert half.itm_head.classifier.weight.dtype == torch.float16
+    assert half.soho.visual_dictionary.codebook.dtype == torch.float32
+    assert torch.equal(half.soho.visual_dictionary.codebook, model.soho.visual_dictionary.codebook)
+    assert half.soho.visual_dictionary.step.dtype == torch.int64
+    assert SohoModel.from_pretrained(tmp_path).visual_dictionary.initialised
+
+
+def test_words_and_mlm_classifier_are_one_tensor(tiny_model, batch):
+    model = tiny_model()
+    words = model.soho.text_embeddings.word_embeddings.weight
+    assert model.mlm_head.decoder.weight is words
+    assert sum(p is words for p in model.parameters()) == 1
+    model(**batch()).mlm_loss.backward()
+    # The word [MASK]'s neighbours in the softmax get a gradient though no text holds them.
+    unused = [i for i in range(60) if i not in batch()["input_ids"].unique()]
+    assert unused
+    assert words.grad[unused].abs().sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+def test_activation_checkpointing_changes_neither_loss_nor_state(tiny_model, batch):
+    states = []
+    for checkpointing in (False, True):
+        model, inputs = tiny_model(), batch()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert model.soho.visual_encoder.gradient_checkpointing
+            assert model.soho.encoder.layer[0].gradient_checkpointing
+        out = model(**inputs)
+        out.loss.backward()
+        states.append((out.loss, model.state_dict(), [p.grad for p in model.parameters()]))
+    (loss, state, grads), (loss_c, state_c, grads_c) = states
+    torch.testing.assert_close(loss_c, loss, rtol=1e-6, atol=1e-6)
+    assert [name for name in state if not torch.equal(state[name], state_c[name])] == []
+    for grad, grad_c in zip(grads, grads_c, strict=True):
+        torch.testing.assert_close(grad_c, grad, rtol=1e-4, atol=1e-6)
+
+
+def test_parameter_groups_split_backbone_from_rest(tiny_model):
+    model = tiny_model()
+    groups = model.parameter_groups()
+    assert [(g["kind"], g["decay"]) for g in groups] == [("backbone", True), ("rest", True)]
+    assert all(".visual_encoder.backbone." in f".{name}" for name in groups[0]["names"])
+    assert "soho.visual_encoder.projection.weight" in groups[1]["names"]
+    grouped = [id(p) for g in groups for p in g["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    split = model.parameter_groups(exclude_from_decay=True)
+    assert len(split) == 4
+    assert all(p.dim() < 2 for g in split if not g["decay"] for p in g["params"])
+    assert all(p.dim() >= 2 for g in split if g["decay"] for p in g["params"])
+    frozen = tiny_model(backbone_frozen_stages=2).parameter_groups()
+    assert not any(name.startswith("soho.visual_encoder.backbone.layer2") for name in frozen[0]["names"])
+
+
+def test_freezing_reaches_the_encoder_and_survives_train(tiny_model, batch):
+    model = tiny_model(dictionary_batch_norm=True)
+    model.freeze_batch_norm()
+    model.train()
+    assert not model.soho.visual_encoder.backbone.bn1.training
+    assert not model.soho.feature_norm.training
+    assert model.soho.visual_dictionary.training
+    model.freeze_batch_norm(False)
+    assert model.soho.feature_norm.training
+    model.freeze_backbone()
+    out = model.train()(**batch())
+    out.loss.backward()
+    assert all(p.grad is None for p in model.backbone_parameters())
+    assert model.soho.visual_encoder.projection.weight.grad is not None
+
+
+def test_a_loss_over_no_position_is_zero_with_a_gradient():
+    logits = torch.zeros(0, 5, requires_grad=True)
+    (mean,) = global_means([cross_entropy_sum(logits * 1, torch.zeros(0, dtype=torch.int64))], synchronise=True)
+    assert mean == 0
+    mean.backward()
+    assert logits.grad.shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"input_ids": None}, "input_ids: expected"),
+        ({"pixel_values": None}, "exactly one of pixel_values and visual_tokens"),
+        ({"image_index": None}, "image_index: needed to map 12 texts to 3 images"),
+        ({"image_index": torch.zeros(5, dtype=torch.int64)}, "image_index: expected shape"),
+        ({"pixel_values": torch.zeros(3, 64, 64)}, "pixel_values: expected"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(tiny_model, batch, change, words):
+    with pytest.raises(ValueError, match=words):
+        tiny_model()(**{**batch(), **change})
+
+
+def test_tuple_output(tiny_model, batch):
+    assert isinstance(tiny_model()(**batch(), return_dict=False), tuple)
+
+
+def test_attentions_and_hidden_states_on_request(tiny_model, batch):
+    model, inputs = tiny_model(), batch()
+    model.set_attn_implementation("eager")
+    out = model(**inputs, output_attentions=True, output_hidden_states=True)
+    assert len(out.attentions) == 2
+    assert out.attentions[0].shape == (12, 2, 13, 13)
+    assert len(out.hidden_states) == 3
+    # A padded word is looked at by nobody.
+    assert out.attentions[0][1, :, :, 5:7].abs().max() == 0
