@@ -1,6 +1,6 @@
 """Builds the extension module soho_fast._C by calling CMake; metadata lives in pyproject.toml.
 
-Environment variable SOHO_FAST_BUILD_EXTENSION: 0 skips the build, 1 demands it; unset builds where a C++ compiler is found.
+Environment variable SOHO_FAST_BUILD_EXTENSION: 0 skips the build, 1 demands it; unset builds where a C++ compiler is.
 """
 
 import importlib.util

@@ -1,7 +1,7 @@
 """Which implementation serves a call: the table of backends, the compiled extension, and op registration.
 
-Each op is registered once per backend, as `torch.ops.soho_fast.<op>_<backend>`, with one schema, one fake kernel and one
-gradient. `reference` is written in Python and runs on every device; `cpu` is implemented by `soho_fast._C`.
+Each op is registered once per backend, as `torch.ops.soho_fast.<op>_<backend>`, with one schema, one fake kernel and
+one gradient. `reference` is written in Python and runs on every device; `cpu` is implemented by `soho_fast._C`.
 """
 
 import importlib
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 CPU_LEVELS = ("scalar", "avx2", "avx512", "amx")
@@ -113,6 +114,12 @@ def op_for(name: str, backend: str | None, device_type: str) -> Callable:
         ValueError: unknown backend, or a backend asked for by name that cannot serve the call, with every reason.
     """
     return getattr(torch.ops.soho_fast, f"{name}_{_choose(name, backend, device_type)}").default
+
+
+def mark_changed(tensor: Tensor) -> None:
+    """Tell autograd that an op wrote into `tensor`: kernels of torch.library do not count versions themselves."""
+    if not torch.compiler.is_compiling():  # a compiled graph writes back by copy_, which counts
+        torch.autograd.graph.increment_version(tensor)
 
 
 def available_backends() -> list[str]:

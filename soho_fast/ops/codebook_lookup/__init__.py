@@ -37,9 +37,9 @@ def codebook_lookup(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Index of the nearest code, `argmin_j |x_i - d_j|^2` evaluated in float64 on the inputs as given (eq. 2).
 
-    Exact ties go to the lowest index, on every backend. A distance that is not finite counts as infinite: a row with NaN
-    or Inf gets index 0 (and, where asked, distance NaN or Inf), a code with NaN or Inf is never chosen while another is
-    left. Memory never grows with N x K.
+    Exact ties go to the lowest index, on every backend. A distance that is not finite counts as infinite: a row with
+    NaN or Inf gets index 0 (and, where asked, distance NaN or Inf), a code with NaN or Inf is never chosen while
+    another is left. Memory never grows with N x K.
 
     Args:
         features: (..., N, C) float32, bfloat16 or float16, any layout.

@@ -3,6 +3,8 @@
 Letters: N features, K codes, C channels, P pairs (feature, code), S steps of LANES channels.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,8 @@ _MAX_PAIR_ELEMENTS = 1 << 21
 def squared_distance(features_PC: Tensor, codes_PC: Tensor) -> Tensor:
     """The squared distance of each pair, float64 (P,), in the one order of summation that every backend follows.
 
-    Lane l of 8 adds the channels l, l+8, l+16, ... in that order, without fused multiply-add; then lane l takes lane l+4,
-    lane l+2, lane l+1.
+    Lane l of 8 adds the channels l, l+8, l+16, ... in that order, without fused multiply-add; then lane l adds lane
+    l+4, lane l+2, lane l+1.
     """
     num_channels = features_PC.shape[-1]
     difference_PC = features_PC.double() - codes_PC.double()
@@ -39,7 +41,7 @@ def _distances_of_pairs(features_NC: Tensor, codebook_KC: Tensor, row_P: Tensor,
 
 
 def _lookup_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor) -> Tensor:
-    """Exact index of a chunk of rows: score all codes in float64, then compare directly what its rounding leaves open."""
+    """Exact index of a chunk of rows: float64 scores, then a direct comparison of what their rounding leaves open."""
     num_rows, num_channels = features_NC.shape
     features = features_NC.double()
     codebook = torch.where(usable_K[:, None], codebook_KC.double(), 0.0)
@@ -68,8 +70,8 @@ def _lookup_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor) -> 
 def codebook_lookup(features: Tensor, codebook: Tensor, return_distance: bool) -> tuple[Tensor, Tensor]:
     """`index = argmin_j |x_i - d_j|^2` (eq. 2), evaluated in float64; exact ties go to the lowest index.
 
-    A distance that is not finite counts as infinite, so a row with NaN or Inf gets index 0, and a code with NaN or Inf is
-    chosen only where no other is left. The returned distance is that of the chosen code, whatever its value.
+    A distance that is not finite counts as infinite, so a row with NaN or Inf gets index 0, and a code with NaN or Inf
+    is chosen only where no other is left. The returned distance is that of the chosen code, whatever its value.
 
     Args:
         features: (..., N, C). codebook: (K, C) or (..., K, C).
@@ -77,11 +79,10 @@ def codebook_lookup(features: Tensor, codebook: Tensor, return_distance: bool) -
     Returns:
         index int64 (..., N) and distance float32 (..., N), the latter empty (0,) unless asked for.
     """
-    batched = codebook.dim() > 2
-    features_GNC = (
-        features.reshape(-1, *features.shape[-2:]) if batched else features.reshape(1, -1, features.shape[-1])
-    )
-    codebook_GKC = codebook.reshape(-1, *codebook.shape[-2:]) if batched else codebook[None]
+    num_codebooks = math.prod(codebook.shape[:-2])
+    num_rows = features.shape[-2] if codebook.dim() > 2 else math.prod(features.shape[:-1])
+    features_GNC = features.reshape(num_codebooks, num_rows, features.shape[-1])
+    codebook_GKC = codebook.reshape(num_codebooks, *codebook.shape[-2:])
     index_GN = torch.zeros(features_GNC.shape[:2], dtype=torch.int64, device=features.device)
     distance_GN = torch.zeros(features_GNC.shape[:2] if return_distance else (0, 0), device=features.device)
     chunk = max(1, _MAX_SCORES // codebook.shape[-2])

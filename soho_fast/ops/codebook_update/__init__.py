@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import define_op, op_for
+from soho_fast.ops.backends import define_op, mark_changed, op_for
 from soho_fast.ops.codebook_update import reference
 
 
@@ -87,6 +87,7 @@ def codebook_ema_(
     checks.check_decay(decay)
     op = op_for("codebook_ema_", backend, codebook.device.type)
     op(codebook.detach(), counts.detach(), sums.detach(), float(decay))
+    mark_changed(codebook)
     return codebook
 
 
@@ -99,7 +100,7 @@ def scatter_mean_ema_(
     valid: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """`codebook_stats` and `codebook_ema_` fused, for one process; same result, bit for bit, without the sums in memory.
+    """`codebook_stats` and `codebook_ema_` fused, for one process: the same bits without the sums in memory.
 
     Args:
         codebook: float32 (K, C), changed in place. features, index, valid: as in `codebook_stats`. decay: in [0, 1].
@@ -118,6 +119,7 @@ def scatter_mean_ema_(
     checks.check_decay(decay)
     op = op_for("scatter_mean_ema_", backend, codebook.device.type)
     op(codebook.detach(), features.detach(), index, float(decay), valid)
+    mark_changed(codebook)
     return codebook
 
 

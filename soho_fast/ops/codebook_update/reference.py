@@ -18,7 +18,7 @@ def codebook_stats(features: Tensor, index: Tensor, num_codes: int, valid: Tenso
     Returns:
         counts float32 (K,), sums float32 (K, C).
     """
-    features_NC = features.reshape(-1, features.shape[-1])
+    features_NC = features.reshape(index.numel(), features.shape[-1])
     index_N = index.reshape(-1)
     kept_N = index_N >= 0
     if valid is not None:
@@ -37,7 +37,7 @@ def codebook_stats(features: Tensor, index: Tensor, num_codes: int, valid: Tenso
 
 
 def codebook_ema_(codebook: Tensor, counts: Tensor, sums: Tensor, decay: float) -> None:
-    """Eq. 4 in place: `d <- decay * d + (1 - decay) * (sums / counts)` where counts > 0, each step rounded to float32."""
+    """Eq. 4 in place, rounded to float32 at each step: `d <- decay * d + (1 - decay) * (sums / counts)`, counts > 0."""
     mean_KC = sums / counts.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
     codebook.copy_(torch.where((counts > 0)[:, None], codebook * decay + mean_KC * (1 - decay), codebook))
 

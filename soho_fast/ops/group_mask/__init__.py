@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import define_op, op_for
+from soho_fast.ops.backends import define_op, mark_changed, op_for
 from soho_fast.ops.group_mask import reference
 
 
@@ -96,6 +96,8 @@ def group_mask(
     device_type = features.device.type
     if not inplace:
         return op_for("group_mask", backend, device_type)(features, index, mask_token, target, valid)
+    if any(stride == 0 and size > 1 for stride, size in zip(features.stride(), features.shape, strict=True)):
+        raise ValueError("features: an expanded tensor cannot be masked in place; pass inplace=False or a copy")
     if torch.is_grad_enabled() and (features.requires_grad or mask_token.requires_grad):
         if features.requires_grad and features.is_leaf:
             raise ValueError(
@@ -103,7 +105,9 @@ def group_mask(
                 "computed from it"
             )
         return _GroupMaskInPlace.apply(features, index, mask_token, target, valid, backend)
-    return features, op_for("group_mask_", backend, device_type)(features, index, mask_token, target, valid)
+    labels = op_for("group_mask_", backend, device_type)(features, index, mask_token, target, valid)
+    mark_changed(features)
+    return features, labels
 
 
 def _fake(features: Tensor, index: Tensor, mask_token: Tensor, target: Tensor, valid: Tensor | None):

@@ -1,0 +1,59 @@
+"""Fixtures of the op tests: every implementation by force, and numbers to compare with that do not come from it."""
+
+import numpy as np
+import pytest
+import torch
+
+from soho_fast import ops
+
+IMPLEMENTATIONS = ("reference", *ops.build_info().get("cpu_levels_built", ()))
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def backend(request):
+    """The `backend` argument that runs the implementation; CPU levels are forced for the duration of the test."""
+    if request.param == "reference":
+        yield "reference"
+        return
+    try:
+        ops.set_cpu_level(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield "cpu"
+    ops.set_cpu_level(None)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """Number of intra-op threads, set for the duration of the test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def _distances(features_NC, codebook_KC):
+    """Squared distances in float64, in the documented order of summation, by numpy."""
+    x, d = features_NC.double().numpy(), codebook_KC.double().numpy()
+    lanes = np.zeros((x.shape[0], d.shape[0], 8))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for channel in range(x.shape[1]):
+            difference = x[:, None, channel] - d[None, :, channel]
+            lanes[..., channel % 8] += difference * difference
+        for width in (4, 2, 1):
+            lanes = lanes[..., :width] + lanes[..., width : 2 * width]
+    return lanes[..., 0]
+
+
+@pytest.fixture
+def exact_lookup():
+    """Function (features (N, C), codebook (K, C)) -> index (N,), distance float32 (N,) by the float64 rule."""
+
+    def lookup(features_NC, codebook_KC):
+        distance_NK = _distances(features_NC, codebook_KC)
+        ranked_NK = np.where(np.isfinite(distance_NK), distance_NK, np.inf)
+        index_N = ranked_NK.argmin(1) if features_NC.shape[0] else np.zeros(0, dtype=np.int64)
+        chosen_N = distance_NK[np.arange(features_NC.shape[0]), index_N]
+        return torch.from_numpy(index_N), torch.from_numpy(chosen_N).float()
+
+    return lookup

@@ -1,0 +1,284 @@
+"""codebook_lookup against the float64 rule: sizes, types, layouts, adversarial inputs, refusals."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from soho_fast.ops import available_backends, codebook_lookup
+
+SIZES = [
+    (0, 5, 8), (1, 1, 1), (1, 2, 3), (5, 15, 7), (6, 16, 8), (7, 17, 9), (13, 33, 16), (25, 64, 31), (100, 130, 65),
+    (3, 4, 0), (200, 7, 12),
+]  # fmt: skip
+
+
+def _random(num_rows, num_codes, num_channels, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(num_rows, num_channels, generator=generator),
+        torch.randn(num_codes, num_channels, generator=generator),
+    )
+
+
+def _check(features, codebook, backend, exact_lookup):
+    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    expected_index, expected_distance = exact_lookup(features, codebook)
+    assert index.dtype == torch.int64 and distance.dtype == torch.float32
+    assert torch.equal(index, expected_index)
+    assert torch.equal(distance.nan_to_num(nan=-1.0), expected_distance.nan_to_num(nan=-1.0))
+    assert torch.equal(codebook_lookup(features, codebook, backend=backend), expected_index)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_sizes(size, backend, threads, exact_lookup):
+    _check(*_random(*size), backend, exact_lookup)
+
+
+@pytest.mark.parametrize("features_type", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("codebook_type", [torch.float32, torch.bfloat16, torch.float16])
+def test_types_mix_freely(features_type, codebook_type, backend, exact_lookup):
+    features, codebook = _random(70, 90, 19)
+    _check(features.to(features_type), codebook.to(codebook_type), backend, exact_lookup)
+
+
+def _duplicates():
+    features, codebook = _random(50, 12, 20)
+    return features, torch.cat([torch.zeros(300, 20), codebook, codebook.repeat(40, 1), -torch.zeros(200, 20)])
+
+
+def _one_ulp():
+    features, codebook = _random(60, 8, 24)
+    near = codebook.repeat(20, 1)
+    near[torch.arange(160), torch.arange(160) % 24] = torch.nextafter(
+        near[torch.arange(160), torch.arange(160) % 24], torch.tensor(torch.inf)
+    )
+    return torch.cat([features, codebook]), torch.cat([near, codebook])
+
+
+def _one_cluster():
+    """More near ties than a survivor list holds."""
+    features, codebook = _random(20, 700, 16)
+    return features, torch.ones(700, 16) + codebook * 2.0**-22
+
+
+def _improving():
+    """Each code is closer than the one before: the worst order for a running threshold."""
+    return torch.zeros(9, 10), torch.linspace(5, 1, 400)[:, None].expand(400, 10) * 1.0
+
+
+def _offset(size):
+    features, codebook = _random(60, 100, 33)
+    return features + size, codebook + size
+
+
+def _norms():
+    features, codebook = _random(60, 100, 12)
+    return (
+        features * 10.0 ** torch.linspace(-15, 15, 60)[:, None],
+        codebook * 10.0 ** torch.linspace(15, -15, 100)[:, None],
+    )
+
+
+def _far_rows():
+    features, codebook = _random(40, 50, 12)
+    return features * 10.0 ** torch.linspace(0, 37, 40)[:, None], codebook * 1e-6
+
+
+def _not_finite():
+    features, codebook = _random(40, 60, 17)
+    features[3, 5] = torch.nan
+    features[4, 0] = torch.inf
+    features[5, 16] = -torch.inf
+    features[6, 1], features[6, 2] = torch.inf, torch.nan
+    codebook[0, 3], codebook[7, 0], codebook[9, 9] = torch.nan, torch.inf, -torch.inf
+    return features, codebook
+
+
+ADVERSARIAL = {
+    "duplicates by hundreds": _duplicates,
+    "one ulp apart": _one_ulp,
+    "one cluster of near ties": _one_cluster,
+    "each code nearer": _improving,
+    "offset 1e2": lambda: _offset(1e2),
+    "offset 1e4": lambda: _offset(1e4),
+    "offset 1e7": lambda: _offset(1e7),
+    "norms over 30 orders": _norms,
+    "rows far from all codes": _far_rows,
+    "not finite": _not_finite,
+    "no finite code": lambda: (_random(5, 4, 9)[0], torch.full((4, 9), torch.nan)),
+    "zeros": lambda: (torch.zeros(9, 8), torch.zeros(20, 8)),
+    "subnormal codes": lambda: tuple(t * 1e-42 for t in _random(20, 30, 9)),
+    "subnormal and normal": lambda: (_random(20, 30, 9)[0] * 1e-42, _random(20, 30, 9)[1] * 1e-3),
+    "largest floats": lambda: tuple(t.sign() * 3.4e38 for t in _random(20, 30, 9)),
+    "squares overflow": lambda: tuple(t * 1e25 for t in _random(20, 30, 9)),
+    "integers with ties": lambda: tuple(t.round() for t in _random(200, 60, 4)),
+    "codes on a line": lambda: (torch.full((30, 1), 0.5), torch.arange(40.0)[:, None]),
+}
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_adversarial(name, backend, exact_lookup):
+    _check(*ADVERSARIAL[name](), backend, exact_lookup)
+
+
+def test_nan_row_gets_index_zero_and_nan_distance(backend):
+    features, codebook = torch.full((1, 4), torch.nan), torch.ones(3, 4)
+    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    assert index.item() == 0 and distance.isnan().item()
+
+
+def test_flushed_subnormals_do_not_change_the_index(backend, exact_lookup):
+    features, codebook = (t * 1e-41 for t in _random(40, 50, 9))
+    expected, _ = exact_lookup(features, codebook)
+    if backend == "reference" or not torch.set_flush_denormal(True):
+        pytest.skip("the reference runs torch's own operations, which follow the flag")
+    try:
+        index = codebook_lookup(features, codebook, backend=backend)
+        still_flushed = (torch.tensor([1e-41]) * 1).item() == 0.0
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(index, expected)
+    assert still_flushed, "the caller's float environment must come back"
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 11), (4, 0), (0, 5), (2, 2, 2, 6)], ids=str)
+def test_shared_codebook_takes_any_leading_shape(shape, backend, exact_lookup):
+    features, codebook = torch.randn(*shape, 9), torch.randn(20, 9)
+    index = codebook_lookup(features, codebook, backend=backend)
+    assert index.shape == shape
+    assert torch.equal(index.flatten(), exact_lookup(features.reshape(-1, 9), codebook)[0])
+
+
+def test_batched_codebooks(backend, exact_lookup):
+    features, codebook = torch.randn(2, 3, 14, 9), torch.randn(2, 3, 20, 9)
+    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    for outer in range(2):
+        for inner in range(3):
+            expected = exact_lookup(features[outer, inner], codebook[outer, inner])
+            assert torch.equal(index[outer, inner], expected[0])
+            assert torch.equal(distance[outer, inner], expected[1])
+
+
+LAYOUTS = {
+    "channels permuted": lambda x: x.permute(0, 2, 1).contiguous().permute(0, 2, 1),
+    "batch permuted": lambda x: x.permute(1, 0, 2).contiguous().permute(1, 0, 2),
+    "channels sliced": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+    "rows strided": lambda x: x.repeat_interleave(2, 1)[:, ::2],
+    "rows reversed": lambda x: x.flip(1).as_strided(x.shape, x.stride()).flip(1),
+    "offset": lambda x: torch.cat([torch.zeros(3), x.flatten()])[3:].view(x.shape),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(name, backend):
+    features, codebook = torch.randn(3, 10, 12), torch.randn(31, 12)
+    expected = codebook_lookup(features, codebook, backend=backend)
+    laid_out = LAYOUTS[name](features)
+    assert torch.equal(laid_out, features)
+    assert torch.equal(codebook_lookup(laid_out, codebook, backend=backend), expected)
+    strided_codebook = codebook.t().contiguous().t()
+    assert torch.equal(codebook_lookup(features, strided_codebook, backend=backend), expected)
+
+
+def test_expanded_rows(backend):
+    features, codebook = torch.randn(1, 12), torch.randn(31, 12)
+    index = codebook_lookup(features.expand(40, 12), codebook, backend=backend)
+    assert index.unique().numel() == 1
+    assert torch.equal(index[:1], codebook_lookup(features, codebook, backend=backend))
+
+
+def test_offsets_beyond_32_bits(backend):
+    stride = 2**31 + 8
+    memory = torch.empty(2 * stride + 16, dtype=torch.bfloat16)  # untouched pages cost nothing
+    features = memory.as_strided((3, 4), (stride, 1))
+    codebook = torch.eye(4)[:3] * 2
+    features.copy_(codebook[[2, 0, 1]])
+    assert codebook_lookup(features, codebook, backend=backend).tolist() == [2, 0, 1]
+
+
+def test_permuting_rows_permutes_indices(backend):
+    features, codebook = _random(90, 40, 10)
+    order = torch.randperm(90)
+    index = codebook_lookup(features, codebook, backend=backend)
+    assert torch.equal(codebook_lookup(features[order], codebook, backend=backend), index[order])
+
+
+def test_a_code_maps_to_itself(backend):
+    codebook = torch.randn(150, 10) + 100
+    index, distance = codebook_lookup(codebook, codebook, return_distance=True, backend=backend)
+    assert torch.equal(index, torch.arange(150)) and not distance.any()
+
+
+def test_distance_gradient(backend):
+    features = torch.randn(2, 9, 5, requires_grad=True)
+    codebook = torch.randn(12, 5, requires_grad=True)
+    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    weight = torch.randn(2, 9)
+    (distance * weight).sum().backward()
+    x, d = features.detach().double().requires_grad_(), codebook.detach().double().requires_grad_()
+    ((x - d[index]).square().sum(-1) * weight).sum().backward()
+    torch.testing.assert_close(features.grad, x.grad.float())
+    torch.testing.assert_close(codebook.grad, d.grad.float())
+    assert not index.requires_grad
+
+
+def test_distance_gradient_of_batched_codebooks(backend):
+    features = torch.randn(3, 9, 5, requires_grad=True)
+    codebook = torch.randn(3, 12, 5, requires_grad=True)
+    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    distance.sum().backward()
+    x, d = features.detach().requires_grad_(), codebook.detach().requires_grad_()
+    (x - d.gather(1, index[..., None].expand(-1, -1, 5))).square().sum().backward()
+    torch.testing.assert_close(features.grad, x.grad)
+    torch.testing.assert_close(codebook.grad, d.grad)
+
+
+def test_autocast_changes_nothing(backend, exact_lookup):
+    features, codebook = _random(80, 90, 33)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _check(features, codebook, backend, exact_lookup)
+
+
+MEMORY_SCRIPT = """
+import resource, torch
+from soho_fast.ops import codebook_lookup
+features, codebook = torch.randn(200_000, 4), torch.randn(4096, 4)
+codebook_lookup(features[:64], codebook, backend="cpu")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+codebook_lookup(features, codebook, backend="cpu")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif("cpu" not in available_backends(), reason="the compiled extension is absent")
+def test_memory_does_not_grow_with_rows_times_codes():
+    output = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True)
+    assert int(output.stdout) < 64, "MiB; the N x K matrix would take 3125"
+
+
+REFUSALS = [
+    ([1.0], torch.ones(2, 2), TypeError, "features: expected a torch.Tensor, got list"),
+    (torch.ones(2, 2), None, TypeError, "codebook: expected a torch.Tensor, got NoneType"),
+    (
+        torch.ones(2, 2).double(),
+        torch.ones(2, 2),
+        TypeError,
+        "features: expected float32, bfloat16, float16, got float64",
+    ),
+    (torch.ones(2, 2), torch.ones(2, 2).long(), TypeError, "codebook: expected float32, bfloat16, float16, got int64"),
+    (torch.ones(2), torch.ones(2, 2), ValueError, "features: expected at least 2 dimensions"),
+    (torch.ones(2, 2), torch.ones(2), ValueError, r"codebook: expected \(K, C\)"),
+    (torch.ones(2, 2), torch.ones(0, 2), ValueError, "codebook: expected at least one code"),
+    (torch.ones(2, 3), torch.ones(2, 2), ValueError, "codebook: expected 3 channels like features"),
+    (torch.ones(2, 5, 3), torch.ones(3, 2, 3), ValueError, r"batch shape of features \(2,\), got \(3,\)"),
+    (torch.ones(2, 3, device="meta"), torch.ones(2, 3), ValueError, "codebook: expected device meta like features"),
+]
+
+
+@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case[3])
+def test_refusals(case):
+    features, codebook, error, words = case
+    with pytest.raises(error, match=words):
+        codebook_lookup(features, codebook)
