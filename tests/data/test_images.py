@@ -1,0 +1,125 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_corpus import COLOURS, draw
+
+from soho_fast.data import BrokenImageError, ImageRef, SohoImageProcessor, decode_image
+from soho_fast.data.stores import FolderStore
+
+
+def encoded(image, kind="JPEG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(width, height, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def make_processor(shorter=60, longer=100, divisor=1):
+    return SohoImageProcessor(size={"shortest_edge": shorter, "longest_edge": longer}, size_divisor=divisor)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
+def test_decode_gives_rgb_planes_in_order(kind):
+    pixels = decode_image(encoded(Image.new("RGB", (30, 20), COLOURS["red"]), kind))
+    assert pixels.shape == (3, 20, 30) and pixels.dtype == torch.uint8
+    assert pixels[0].float().mean() > 240 and pixels[1:].float().mean() < 20
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA"])
+def test_every_mode_becomes_rgb(mode):
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    pixels = decode_image(encoded(Image.new("L", (16, 12), 255).convert(mode), kind))
+    assert pixels.shape == (3, 12, 16) and (pixels > 250).all()
+
+
+def test_transparency_is_laid_over_white():
+    assert (decode_image(encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")) == 255).all()
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    pixels = decode_image(encoded(Image.fromarray(ramp), "PNG"))
+    assert len(pixels.unique()) == 64
+
+
+def test_exif_orientation_is_applied():
+    image = Image.new("RGB", (30, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    assert decode_image(encoded(image, exif=exif)).shape == (3, 30, 20)
+
+
+def test_reduced_decode_is_close_to_the_full_one():
+    data = encoded(noise(1600, 1200), quality=95)
+    reduced = decode_image(data, shorter_edge=100)
+    assert reduced.shape == (3, 300, 400), "a quarter: never below twice the wanted edge"
+    processor = make_processor(100, 200)
+    difference = processor.resize_one(reduced).float() - processor.resize_one(decode_image(data)).float()
+    assert difference.abs().mean() < 2.0
+    assert decode_image(data, shorter_edge=700).shape == (3, 1200, 1600)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.95])
+def test_truncated_jpeg_is_broken(share):
+    data = encoded(noise(200, 160))
+    with pytest.raises(BrokenImageError, match=r"can't be decoded as an image \(\d+ bytes\)"):
+        decode_image(data[: int(len(data) * share)])
+
+
+def test_text_instead_of_an_image_is_broken_and_named(tmp_path):
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    with pytest.raises(BrokenImageError, match=r"page\.jpg: can't be decoded"):
+        make_processor().load(ImageRef(FolderStore(str(tmp_path)), "page.jpg"))
+    with pytest.raises(BrokenImageError, match=r"gone\.jpg"):
+        make_processor().load(ImageRef(FolderStore(str(tmp_path)), "gone.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [(640, 480, (60, 80)), (480, 640, (80, 60)), (1000, 200, (20, 100)), (60, 60, (60, 60)), (30, 30, (60, 60))],
+)
+def test_shorter_edge_and_longest_edge(width, height, expected):
+    pixels = torch.zeros(3, height, width, dtype=torch.uint8)
+    assert tuple(make_processor().resize_one(pixels).shape[1:]) == expected
+
+
+def test_extreme_shapes_keep_at_least_one_pixel():
+    assert make_processor().resize_one(torch.zeros(3, 1, 5000, dtype=torch.uint8)).shape == (3, 1, 100)
+
+
+def test_collate_normalises_pads_with_zero_and_masks():
+    processor = make_processor(divisor=32)
+    images = [torch.full((3, 60, 80), 255, dtype=torch.uint8), torch.zeros(3, 65, 60, dtype=torch.uint8)]
+    batch = processor.collate(images)
+    assert batch["pixel_values"].shape == (2, 3, 96, 96) and batch["pixel_values"].dtype == torch.float32
+    assert batch["pixel_mask"].sum((1, 2)).tolist() == [60 * 80, 65 * 60]
+    assert batch["pixel_mask"][0, :60, :80].all() and batch["pixel_mask"][1, :65, :60].all()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(batch["pixel_values"][0, :, 0, 0], (1 - mean) / std)
+    torch.testing.assert_close(batch["pixel_values"][1, :, 64, 59], -mean / std)
+    outside = batch["pixel_mask"][:, None].expand(-1, 3, -1, -1) == 0
+    assert (batch["pixel_values"][outside] == 0).all()
+
+
+def test_call_and_training_path_agree(tmp_path):
+    draw(tmp_path / "0.jpg", "olive", (300, 200))
+    noise(150, 400).save(tmp_path / "1.png")
+    processor = make_processor(divisor=32)
+    called = processor([Image.open(tmp_path / name) for name in ("0.jpg", "1.png")], return_tensors="pt")
+    refs = [ImageRef(FolderStore(str(tmp_path)), name) for name in ("0.jpg", "1.png")]
+    trained = processor.collate([processor.load(ref) for ref in refs])
+    torch.testing.assert_close(called["pixel_values"], trained["pixel_values"], atol=0.05, rtol=0)
+    assert torch.equal(called["pixel_mask"], trained["pixel_mask"])
+
+
+def test_paper_size_is_the_default():
+    processor = SohoImageProcessor()
+    assert tuple(processor.resize_one(torch.zeros(3, 480, 640, dtype=torch.uint8)).shape[1:]) == (600, 800)
+    assert tuple(processor.resize_one(torch.zeros(3, 300, 900, dtype=torch.uint8)).shape[1:]) == (333, 1000)

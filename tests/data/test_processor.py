@@ -1,0 +1,22 @@
+import torch
+from PIL import Image
+
+from soho_fast.data import SohoProcessor
+
+
+def test_round_trip_gives_the_same_inputs(processor, tmp_path):
+    processor.image_processor.size_divisor = 7
+    processor.save_pretrained(tmp_path)
+    loaded = SohoProcessor.from_pretrained(tmp_path)
+    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
+    images = [Image.new("RGB", (50, 40), "red"), Image.new("RGB", (40, 90), "blue")]
+    texts = ["a red", "there is a blue painting"]
+    first = processor(images=images, text=texts, padding=True, return_tensors="pt")
+    second = loaded(images=images, text=texts, padding=True, return_tensors="pt")
+    assert set(first) == {"pixel_values", "pixel_mask", "input_ids", "attention_mask"}
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert first["pixel_values"].shape[-2] % 7 == 0
+
+
+def test_text_alone_has_no_token_types(processor):
+    assert set(processor(text=["a red"], return_tensors="pt")) == {"input_ids", "attention_mask"}

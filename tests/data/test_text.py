@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+
+from soho_fast.data import content_words, load_tokenizer, mask_tokens
+from soho_fast.data.text import EncodedText, PackedTexts, encode_texts
+
+MASK, VOCAB, SPECIAL = 4, 1000, frozenset(range(5))
+
+
+def long_text(num_words=20_000, pieces=2):
+    body = np.random.default_rng(1).integers(5, VOCAB, num_words * pieces)
+    ids = np.concatenate([[2], body, [3]])
+    return EncodedText(ids, np.concatenate([[-1], np.repeat(np.arange(num_words), pieces), [-1]]))
+
+
+def mask(text, seed=0, **options):
+    options = {"mask_token_id": MASK, "vocab_size": VOCAB, "special_ids": SPECIAL, **options}
+    return mask_tokens(text, np.random.default_rng(seed), **options)
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+@pytest.mark.parametrize(("probability", "shares"), [(0.15, (0.8, 0.1)), (0.4, (0.5, 0.5))])
+def test_share_chosen_and_what_becomes_of_it(whole_words, probability, shares):
+    text = long_text()
+    options = {"mask_share": shares[0], "random_share": shares[1]}
+    ids, labels = mask(text, probability=probability, whole_words=whole_words, **options)
+    chosen = labels != -100
+    assert abs(chosen.mean() - probability) < 0.01
+    assert (labels[chosen] == text.ids[chosen]).all(), "the label is the word before masking"
+    assert (ids[~chosen] == text.ids[~chosen]).all(), "nothing else changes"
+    masked, kept = ids[chosen] == MASK, ids[chosen] == text.ids[chosen]
+    assert abs(masked.mean() - shares[0]) < 0.02
+    assert abs(kept.mean() - (1 - sum(shares))) < 0.02
+    drawn = ids[chosen][~masked & ~kept]
+    assert len(drawn) and drawn.min() >= 5 and drawn.max() < VOCAB, "random words, never special tokens"
+    assert labels[0] == labels[-1] == -100, "[CLS] and [SEP] are never chosen"
+
+
+def test_whole_words_are_chosen_with_all_pieces():
+    text = long_text(pieces=3)
+    chosen = (mask(text, whole_words=True)[1] != -100)[1:-1].reshape(-1, 3)
+    assert (chosen.all(1) == chosen.any(1)).all()
+    single = (mask(text)[1] != -100)[1:-1].reshape(-1, 3)
+    assert (single.all(1) != single.any(1)).any()
+
+
+def test_at_least_one():
+    text = long_text(num_words=3, pieces=1)
+    none = [(mask(text, seed, probability=0.0)[1] != -100).sum() for seed in range(50)]
+    one = [(mask(text, seed, probability=0.0, at_least_one=True)[1] != -100) for seed in range(50)]
+    assert set(none) == {0}
+    assert {int(chosen.sum()) for chosen in one} == {1}
+    assert np.sum(one, axis=0)[1:-1].min() > 5, "any word can be the one"
+
+
+def test_text_without_words():
+    ids, labels = mask(EncodedText(np.array([2, 3]), np.array([-1, -1])), at_least_one=True)
+    assert ids.tolist() == [2, 3] and (labels == -100).all()
+
+
+def test_encoding_knows_words_and_is_cut(tokenizer):
+    text, short = encode_texts(tokenizer, ["a red painting .", "a"], 16)
+    assert tokenizer.convert_ids_to_tokens(text.ids.tolist()) == ["[CLS]", "a", "red", "paint", "##ing", ".", "[SEP]"]
+    assert text.word_ids.tolist() == [-1, 0, 1, 2, 2, 3, -1]
+    assert len(short.ids) == 3
+    (cut,) = encode_texts(tokenizer, ["a red painting ."], 5)
+    assert tokenizer.convert_ids_to_tokens(cut.ids.tolist()) == ["[CLS]", "a", "red", "paint", "[SEP]"]
+
+
+def test_content_words():
+    assert content_words("There is a picture of Two red dogs, to the LEFT of it.") == {"two", "red", "dogs", "left"}
+
+
+def test_tokenizer_errors(tmp_path, tokenizer_dir):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer: .*nowhere can't be loaded .*; expected a directory"):
+        load_tokenizer(tmp_path / "nowhere")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (tokenizer_dir / name).read_text()
+        for word in ("man", "woman", "and"):
+            text = text.replace(f'"{word}":', f'"x{word}x":')
+        (tmp_path / name).write_text(text.replace('"a":', '"xax":'))
+    with pytest.raises(ValueError, match=r"turns plain English into \[UNK\] only"):
+        load_tokenizer(tmp_path)
+
+
+def test_packed_texts():
+    packed = PackedTexts([["a", "größer ✓"], [""], ["b c"]])
+    assert len(packed) == 3
+    assert [packed.count(index) for index in range(3)] == [2, 1, 1]
+    assert packed.all(0) == ["a", "größer ✓"] and packed.all(1) == [""] and packed.get(2, 0) == "b c"

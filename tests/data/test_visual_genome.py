@@ -1,0 +1,67 @@
+import json
+
+import pytest
+from tiny_corpus import draw, edit_json
+
+from soho_fast.data import ReadReport, read_visual_genome
+
+
+def region(image_id, phrase):
+    box = {"x": 0, "y": 0, "width": 9, "height": 9}
+    return {"region_id": hash(phrase) % 1000, "image_id": image_id, "phrase": phrase, **box}
+
+
+def write(folder, id_field="id", data_id_field="image_id"):
+    rows = [(1, "VG_100K_2", None, "red"), (2, "VG_100K", 581, "green"), (3, "VG_100K", 582, "blue")]
+    images, regions = [], []
+    for number, directory, coco_id, colour in rows:
+        url = f"https://cs.stanford.edu/people/rak248/{directory}/{number}.jpg"
+        size = {"width": 48, "height": 40}
+        images.append({data_id_field: number, "url": url, "coco_id": coco_id, "flickr_id": None, **size})
+        phrases = [f"a {colour}", f"the {colour}", f"a {colour}"]
+        regions.append({id_field: number, "regions": [region(number, phrase) for phrase in phrases]})
+        draw(folder / directory / f"{number}.jpg", colour)
+    (folder / "image_data.json").write_text(json.dumps(images))
+    (folder / "region_descriptions.json").write_text(json.dumps(regions))
+    return folder / "region_descriptions.json", folder / "image_data.json"
+
+
+@pytest.mark.parametrize("id_field", ["id", "image_id"])
+@pytest.mark.parametrize("data_id_field", ["id", "image_id"])
+def test_regions_become_captions_and_the_folder_comes_from_the_url(tmp_path, id_field, data_id_field):
+    records = read_visual_genome(*write(tmp_path, id_field, data_id_field), tmp_path)
+    assert [record.image.name for record in records] == ["VG_100K_2/1.jpg", "VG_100K/2.jpg", "VG_100K/3.jpg"]
+    assert records[0].captions == ("a red", "the red"), "a phrase said twice is one caption"
+    assert records[0].image_id == "1" and records[0].source == "visual_genome"
+
+
+def test_images_straight_in_the_folders(tmp_path):
+    paths = write(tmp_path)
+    records = read_visual_genome(*paths, [tmp_path / "VG_100K", tmp_path / "VG_100K_2"])
+    assert [record.image.name for record in records] == ["1.jpg", "2.jpg", "3.jpg"]
+
+
+def test_held_out_coco_images_are_dropped_and_null_coco_id_is_kept(tmp_path):
+    report = ReadReport()
+    records = read_visual_genome(*write(tmp_path), tmp_path, exclude_coco_ids=[582, 7], report=report)
+    assert [record.image_id for record in records] == ["1", "2"]
+    assert report.num_excluded == 1
+
+
+def test_region_of_an_image_that_image_data_lacks(tmp_path):
+    regions, data = write(tmp_path)
+    edit_json(data, lambda content: content.pop(1))
+    with pytest.raises(ValueError, match=r"region_descriptions\.json: \[1\]: image 2 is not in .*image_data\.json"):
+        read_visual_genome(regions, data, tmp_path)
+
+
+def test_swapped_and_malformed_files(tmp_path):
+    regions, data = write(tmp_path)
+    with pytest.raises(ValueError, match=r"region_descriptions\.json: \[0\]: no field 'url'"):
+        read_visual_genome(data, regions, tmp_path)
+    edit_json(regions, lambda content: content[2]["regions"][1].pop("phrase"))
+    with pytest.raises(ValueError, match=r"\[2\]\.regions\[1\]: no field 'phrase'"):
+        read_visual_genome(regions, data, tmp_path)
+    regions.write_text('{"a": 1}')
+    with pytest.raises(ValueError, match=r"expected Visual Genome's region_descriptions\.json.*, got a JSON dict"):
+        read_visual_genome(regions, data, tmp_path)
