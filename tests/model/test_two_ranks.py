@@ -1,0 +1,42 @@
+"""Two ranks on gloo against one process on the joined batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> list[dict]:
+    """First rank, second rank, one process."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script, names = Path(__file__).with_name("two_ranks.py"), ("0", "1", "alone")
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    processes = [subprocess.Popen([sys.executable, script, folder, name], env=environment) for name in names]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(folder / f"{name}.pt") for name in names]
+
+
+def test_both_ranks_hold_the_same_bits(results):
+    first, second, _ = results
+    names = [name for name in first["state"] if "visual_dictionary" in name or "feature_norm.running" in name]
+    assert len(names) > 4
+    assert [name for name in names if not torch.equal(first["state"][name], second["state"][name])] == []
+    assert first["revived"] == second["revived"] > 0
+    assert torch.equal(first["losses"], second["losses"]), "every rank reports the loss of the joined batch"
+
+
+def test_two_ranks_train_as_one_process_on_the_joined_batch(results):
+    first, _, one = results
+    torch.testing.assert_close(first["losses"], one["losses"], rtol=2e-4, atol=2e-4)
+    assert first["revived"] == one["revived"]
+    for name, value in one["state"].items():
+        torch.testing.assert_close(first["state"][name], value, rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,68 @@
+"""One process of test_two_ranks.py: `python two_ranks.py FOLDER RANK`, with RANK 0, 1 or `alone`."""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from conftest import TINY, make_batch
+
+from soho_fast.model import SohoConfig, SohoForPreTraining
+
+STEPS = 4
+# Revival with a threshold of half the uniform share re-seeds codes at every step from the second on.
+OPTIONS = {"dictionary_batch_norm": True, "revive_threshold": 0.5, "revive_patience": 1, "revive_limit": 3}
+
+
+def share(step: int, rank: int | None) -> dict:
+    """The batch of a step: of all (`None`), or of one rank, padded no further than its own images need.
+
+    The first rank has the larger images and all the labelled words.
+    """
+    whole = make_batch(num_images=4, texts_per_image=2, size=(96, 128))
+    generator = torch.Generator().manual_seed(100 + step)
+    whole["pixel_values"] = torch.randn(whole["pixel_values"].shape, generator=generator)
+    whole["mask_uniform"] = torch.rand(4, dtype=torch.float64, generator=generator)
+    whole["mlm_labels"][4:] = -100
+    whole["pixel_mask"][2:, 64:] = 0
+    whole["pixel_mask"][2:, :, 96:] = 0
+    if rank is None:
+        return whole
+    images, texts = slice(2 * rank, 2 * rank + 2), slice(4 * rank, 4 * rank + 4)
+    part = {k: v[images] if k in ("pixel_values", "pixel_mask", "mask_uniform") else v[texts] for k, v in whole.items()}
+    part["image_index"] = part["image_index"] - 2 * rank
+    if rank == 1:
+        part["pixel_values"], part["pixel_mask"] = part["pixel_values"][..., :64, :96], part["pixel_mask"][:, :64, :96]
+    return part
+
+
+def train(rank: int | None) -> dict:
+    torch.set_num_threads(1)
+    torch.manual_seed(7)
+    model = SohoForPreTraining(SohoConfig(**{**TINY, **OPTIONS}))
+    if rank == 1:
+        model.soho.visual_dictionary.codebook.add_(1.0)  # seeded differently, by mistake
+    model.soho.visual_encoder.freeze_batch_norm()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses, revived = [], 0
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        out = model(**share(step, rank))
+        out.loss.backward()
+        if rank is not None:
+            for parameter in model.parameters():
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= 2
+        optimizer.step()
+        losses.append(torch.stack([out.mlm_loss, out.mvm_loss, out.itm_loss]).detach())
+        revived += int((model.soho.visual_dictionary.age == 0).sum())
+    return {"state": model.state_dict(), "losses": torch.stack(losses), "revived": revived}
+
+
+if __name__ == "__main__":
+    folder, name = sys.argv[1:]
+    if name == "alone":
+        torch.save(train(None), f"{folder}/{name}.pt")
+    else:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=int(name), world_size=2)
+        torch.save(train(int(name)), f"{folder}/{name}.pt")
+        dist.destroy_process_group()
