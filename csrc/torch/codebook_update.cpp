@@ -83,6 +83,7 @@ void scatter_mean_ema_cpu(const Tensor& codebook, const Tensor& features, const 
   Tensor moved = torch::stable::contiguous(codebook);
   CodebookUpdateArgs args{};
   args.num_codes = codebook.size(0);
+  args.moves_codebook = true;
   args.codebook = moved.mutable_data_ptr<float>();
   args.decay = decay;
   run(args, features, index, valid, "codes");

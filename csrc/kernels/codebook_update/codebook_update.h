@@ -29,9 +29,10 @@ struct CodebookUpdateArgs {
   int64_t num_codes;
   int64_t num_channels;
   MemberLists members;
-  float* counts;    // (num_codes,), or null when `codebook` is moved
-  float* sums;      // (num_codes, num_channels), or null when `codebook` is moved
-  float* codebook;  // (num_codes, num_channels), moved by `decay`, or null
+  bool moves_codebook;  // false: counts and sums are written; true: codebook is moved by decay
+  float* counts;        // (num_codes,)
+  float* sums;          // (num_codes, num_channels)
+  float* codebook;      // (num_codes, num_channels)
   double decay;
 };
 
@@ -41,7 +42,7 @@ int64_t list_members(const CodebookUpdateArgs& args);
 // Size of the work that update_members shares between threads.
 int64_t update_work(const CodebookUpdateArgs& args);
 
-// The part [begin, end) of the work: writes counts and sums, or moves the codebook where that is given.
+// The part [begin, end) of the work: writes counts and sums, or moves the codebook.
 // Disjoint parts may run at the same time.
 void update_members(CpuLevel level, const CodebookUpdateArgs& args, int64_t begin, int64_t end);
 

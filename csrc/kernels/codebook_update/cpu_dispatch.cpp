@@ -57,7 +57,7 @@ void update_members(CpuLevel level, const CodebookUpdateArgs& args, int64_t begi
   const auto work_before = [&](int64_t j) { return (offsets[j] + j) * slices; };
   const auto [sum_slice, move_code] = kernels_of(level);
   const float decay = static_cast<float>(args.decay), rest = static_cast<float>(1.0 - args.decay);
-  const Scratch scratch(args.codebook != nullptr ? sizeof(float) * args.num_channels : 0);
+  const Scratch scratch(args.moves_codebook ? sizeof(float) * args.num_channels : 0);
 
   int64_t low = 0, high = args.num_codes;  // the last code whose work starts at or before `begin`
   while (high - low > 1) {
@@ -78,7 +78,7 @@ void update_members(CpuLevel level, const CodebookUpdateArgs& args, int64_t begi
                             first * kSliceChannels,
                             std::min(args.num_channels, last * kSliceChannels)};
     const int64_t position = j * args.num_channels + slice.begin;
-    if (args.codebook == nullptr) {
+    if (!args.moves_codebook) {
       sum_slice(slice, args.sums + position);
       if (first == 0) args.counts[j] = static_cast<float>(num_members);
     } else if (num_members > 0) {
