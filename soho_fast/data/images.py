@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ class SohoImageProcessor(TorchvisionBackend):
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
-    size = {"shortest_edge": 600, "longest_edge": 1000}
+    size: ClassVar = {"shortest_edge": 600, "longest_edge": 1000}
     default_to_square = False
     do_resize = True
     do_rescale = True
@@ -112,7 +113,7 @@ class SohoImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
     do_pad = True
     size_divisor = 32
-    model_input_names = ["pixel_values", "pixel_mask"]
+    model_input_names: ClassVar = ["pixel_values", "pixel_mask"]
 
     def load(self, image: ImageRef) -> torch.Tensor:
         """Read, decode and resize one image to a uint8 tensor (3, height, width), not yet normalised or padded.

@@ -18,8 +18,7 @@ IGNORED_LABEL = -100
 
 # Function words of English, and the words by which captions speak of themselves ("a picture showing ..."). Words that
 # only the image decides stay content words: numbers, colours, and places such as left, right, above, under.
-STOP_WORDS = frozenset(
-    """
+_STOP_WORDS = """
     a an the this that these those some any each every it its they them their he him his she her we us our you your i
     me my who whom whose which what where when how there here
     is are was were be been being am has have had having do does did can could will would may might must shall should
@@ -28,8 +27,8 @@ STOP_WORDS = frozenset(
     not no only just also very too more most such same other another own both all
     picture image photo photograph scene view shows show showing shown see seen sees seeing look looks looking
     contains contain containing depicts depicting pictured
-    """.split()
-)
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
@@ -135,10 +134,7 @@ def mask_tokens(
     ids = text.ids.copy()
     labels = np.full_like(ids, IGNORED_LABEL)
     maskable = text.word_ids >= 0
-    if whole_words:
-        units = text.word_ids
-    else:
-        units = np.where(maskable, np.cumsum(maskable) - 1, -1)
+    units = text.word_ids if whole_words else np.where(maskable, np.cumsum(maskable) - 1, -1)
     num_units = int(units.max(initial=-1)) + 1
     if not num_units:
         return ids, labels

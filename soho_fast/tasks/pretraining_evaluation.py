@@ -332,7 +332,7 @@ def evaluate_pretraining(
       the same texts and labels with another image.
     - MVM: share of masked visual tokens whose index is guessed right; the baseline is the index that is most frequent
       among these very targets, the best constant answer. Shuffled: with another image's caption.
-    - Retrieval: every candidate image with one caption each, all pairs scored by ITM on unmasked input; chance is K / N.
+    - Retrieval: every candidate image with one caption each, all pairs scored by ITM on unmasked input; chance K / N.
     - Codes: live codes and perplexity of the held-out tokens, and the dictionary's own running figures.
 
     Args:

@@ -9,8 +9,7 @@ from soho_fast.data import ReadReport, read_coco_captions
 def write(folder, year="2014", split="train"):
     name = (lambda n: f"COCO_{split}2014_{n:012d}.jpg") if year == "2014" else (lambda n: f"{n:012d}.jpg")
     content = {
-        "images": [{"id": 9, "file_name": name(9), "height": 40, "width": 48}]
-        + [{"id": 4, "file_name": name(4), "height": 40, "width": 48}],
+        "images": [{"id": number, "file_name": name(number), "height": 40, "width": 48} for number in (9, 4)],
         "annotations": [
             {"id": 1, "image_id": 4, "caption": "a red\n"},
             {"id": 2, "image_id": 9, "caption": "a blue"},

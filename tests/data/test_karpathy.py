@@ -56,9 +56,9 @@ def test_wrong_paths(tmp_path):
         read_karpathy(tmp_path / "nowhere.json", tmp_path, ["train"])
     with pytest.raises(FileNotFoundError, match="is a folder; expected a file"):
         read_karpathy(tmp_path, tmp_path, ["train"])
-    with pytest.raises(FileNotFoundError, match="gone does not exist; expected a folder or a .zip"):
+    with pytest.raises(FileNotFoundError, match=r"gone does not exist; expected a folder or a \.zip"):
         read_karpathy(path, tmp_path / "gone", ["train"])
-    with pytest.raises(ValueError, match="neither a folder nor a .zip"):
+    with pytest.raises(ValueError, match=r"neither a folder nor a \.zip"):
         read_karpathy(path, path, ["train"])
 
 

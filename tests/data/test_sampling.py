@@ -1,3 +1,5 @@
+from itertools import chain
+
 import pytest
 
 from soho_fast.data.sampling import GlobalBatchSampler
@@ -21,7 +23,7 @@ def test_every_micro_step_has_the_same_samples_for_any_number_of_ranks():
             )
             for r in range(world_size)
         ]
-        joined = [[sum(parts, []) for parts in zip(*of_ranks, strict=True)] for of_ranks in zip(*ranks, strict=True)]
+        joined = [[[*chain(*parts)] for parts in zip(*of_ranks, strict=True)] for of_ranks in zip(*ranks, strict=True)]
         assert joined == alone
     assert len(alone) == 6, "the last 7 samples make no global batch"
 

@@ -1,0 +1,171 @@
+"""The task as the engine uses it, with a small model."""
+
+import json
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from tiny_corpus import COLOURS, draw, write_karpathy
+
+from soho_fast.data import SohoProcessor
+from soho_fast.model import SohoForPreTraining
+from soho_fast.tasks.pretraining import CaptionSource, PretrainingData, PretrainingModel, PretrainingTask
+
+NAMES = list(COLOURS)
+SMALL = {
+    "backbone": "resnet10",
+    "visual_pool": 1,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "num_codes": 8,
+    "max_position_embeddings": 32,
+}
+
+
+@pytest.fixture
+def data(tmp_path, tokenizer_dir):
+    path = str(write_karpathy(tmp_path, {"train": NAMES[:6], "restval": NAMES[6:8], "val": NAMES[8:]}))
+    return PretrainingData(
+        sources=[CaptionSource(path, [str(tmp_path)], splits=["train", "restval"])],
+        heldout=[CaptionSource(path, [str(tmp_path)], splits=["val"])],
+        tokenizer=str(tokenizer_dir),
+        shorter_edge=32,
+        longer_edge=64,
+    )
+
+
+def make_task(data, **options):
+    said = []
+    return PretrainingTask(data, 3, PretrainingModel(config=SMALL), say=said.append, **options), said
+
+
+def test_says_what_it_holds(data):
+    task, said = make_task(data)
+    assert task.load() is task
+    assert said == [
+        "sources: coco: 8 images, 16 captions (train 6, restval 2)",
+        "heldout: coco: 4 images, 8 captions (val 4)",
+        f"training on 8 images with 2 positive and 2 negative texts each, vocabulary of {len(task.tokenizer)}",
+    ]
+
+
+def test_a_training_step_and_the_measures(data):
+    task, _ = make_task(data)
+    torch.manual_seed(0)
+    model = task.build_model()
+    samples = task.training_data()
+    batch = task.collate([samples[index] for index in range(4)])
+    inputs = {key: value for key, value in batch.items() if key not in ("skipped", "sample_ids")}
+    output = model(**inputs)
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert all(getattr(output, name).numel() == 1 for name in task.logged)
+    model.train()
+    measures = task.evaluate(model, quick=False)
+    assert measures["num_images"] == 4 and measures["num_candidates"] == 4
+    assert model.training
+    quick = task.evaluate(model, quick=True)
+    assert "num_candidates" not in quick and quick["itm"] == measures["itm"]
+    table = task.table(measures)
+    assert len(table.columns) == 3 and all(len(row) == 3 for row in table.rows)
+    assert task.table({}).rows == []
+
+
+def test_cached_tokens_score_as_pixels_do(data):
+    task, _ = make_task(data)
+    model = task.build_model().eval()
+    samples = task.training_data()
+    batch = task.collate([samples[index] for index in range(3)])
+    texts = {key: batch[key] for key in ("input_ids", "attention_mask", "image_index")}
+    with torch.no_grad():
+        direct = model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"], **texts)
+        visual = model.encode_images(batch["pixel_values"], batch["pixel_mask"])
+        cached = model(visual_tokens=visual, **texts)
+    torch.testing.assert_close(direct.itm_logits, cached.itm_logits)
+
+
+def test_export_loads_again(data, tmp_path):
+    task, _ = make_task(data)
+    model = task.build_model()
+    task.export(model, model.state_dict(), tmp_path / "model")
+    loaded = SohoForPreTraining.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    processor = SohoProcessor.from_pretrained(tmp_path / "model")
+    assert processor.image_processor.to_dict() == task.processor.image_processor.to_dict()
+    assert processor.tokenizer.get_vocab() == task.tokenizer.get_vocab()
+
+
+def test_identity_is_json_and_follows_the_sizes(data):
+    task, _ = make_task(data)
+    identity = json.loads(json.dumps(task.identity()))
+    assert identity["num_codes"] == 8 and identity["vocab_size"] == len(task.tokenizer)
+
+
+def test_settings_from_a_command_line_and_yaml(data, tmp_path):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PretrainingData, "data")
+    parser.add_class_arguments(PretrainingModel, "model")
+    text = " ".join(parser.format_help().split())
+    assert "Shorter edge" not in text and "so that the shorter edge has so many pixels" in text
+    assert "become [MASK]" in text, "nested fields are explained too"
+    source = {"annotations": "a.json", "images": ["i"], "splits": ["train"]}
+    config = tmp_path / "recipe.json"
+    config.write_text(json.dumps({"data": {"sources": [source], "masking": {"whole_words": True}}}))
+    parsed = parser.parse_args([f"--data={json.dumps({'sources': [source]})}", "--model.config.num_codes=16"])
+    built = parser.instantiate_classes(parsed)
+    assert built.data.sources[0].annotations == "a.json" and built.model.config == {"num_codes": 16}
+    loaded = parser.instantiate_classes(parser.parse_path(config))
+    assert loaded.data.masking.whole_words and loaded.data.sources[0].splits == ["train"]
+
+
+def test_bad_settings_name_the_field(data, tmp_path):
+    def refuse(words, kind=ValueError, **changes):
+        task, _ = make_task(PretrainingData(**{**vars(data), **changes}))
+        with pytest.raises(kind, match=words):
+            task.load().build_model()
+
+    source = data.sources[0]
+    refuse(r"data\.sources: no data set was given", sources=[])
+    refuse(
+        "split 'nonsense' holds no image",
+        sources=[CaptionSource(source.annotations, source.images, splits=["nonsense"])],
+    )
+    refuse("expected a list of split names", sources=[CaptionSource(source.annotations, source.images)])
+    refuse(
+        r"data\.sources\[0\]\.splits: only a karpathy file has splits",
+        sources=[CaptionSource(source.annotations, source.images, "coco_captions", ["train"])],
+    )
+    refuse(
+        r"data\.sources\[0\]\.image_data: expected the path",
+        sources=[CaptionSource(source.annotations, source.images, "visual_genome")],
+    )
+    refuse(
+        r"2 images are both in sources and in heldout",
+        heldout=[CaptionSource(source.annotations, source.images, splits=["restval"])],
+    )
+    refuse("tokenizer: .* can't be loaded", FileNotFoundError, tokenizer=str(tmp_path / "gone"))
+    refuse("0 < shorter_edge <= longer_edge", shorter_edge=100)
+    refuse("max_text_length: 64 is more than the model's max_position_embeddings 32", max_text_length=64)
+
+
+def test_visual_genome_drops_the_held_out_coco_images(data, tmp_path):
+    images = [
+        {"image_id": n, "url": f"https://host/VG_100K/{n}.jpg", "coco_id": coco_id, "width": 48, "height": 40}
+        for n, coco_id in enumerate([None, 1008, 1000, 555])
+    ]
+    regions = [{"id": n, "regions": [{"phrase": f"a {NAMES[n]}"}]} for n in range(4)]
+    for n in range(4):
+        draw(tmp_path / f"VG_100K/{n}.jpg", NAMES[n])
+    (tmp_path / "image_data.json").write_text(json.dumps(images))
+    (tmp_path / "regions.json").write_text(json.dumps(regions))
+    options = {"format": "visual_genome", "image_data": str(tmp_path / "image_data.json")}
+    genome = CaptionSource(str(tmp_path / "regions.json"), [str(tmp_path)], **options)
+    task, said = make_task(PretrainingData(**{**vars(data), "sources": [genome]}))
+    assert len(task.training_data()) == 4
+    assert any("exclude_coco_ids_from is not set" in line for line in said)
+    genome.exclude_coco_ids_from = data.sources[0].annotations
+    task, said = make_task(PretrainingData(**{**vars(data), "sources": [genome]}))
+    assert len(task.training_data()) == 3, "coco_id 1008 is in val; 1000 is in train"
+    assert "sources: visual_genome: 1 images left out: their coco_id is in the held-out list" in said
