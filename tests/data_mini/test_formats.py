@@ -59,6 +59,16 @@ def test_karpathy_flickr(corpus):
     assert Counter(image["split"] for image in images) == {"train": 56, "val": 10, "test": 10}
 
 
+def _stands(scene, first, words, second):
+    """Whether the concept ``first`` stands so to ``second`` ("above", "to the left of"), from the coordinates."""
+    (one,), (other,) = ([item for item in scene.objects if item.name == name] for name in (first, second))
+    dx, dy = one.x - other.x, one.y - other.y
+    return {"to the left of": -dx, "to the right of": dx, "above": -dy, "below": dy}[words] > 0.1
+
+
+RELATION = r"(to the left of|to the right of|above|below)"
+
+
 def _questions(corpus, split):
     return _json(corpus / "vqa" / f"v2_OpenEnded_mscoco_{split}_questions.json")
 
@@ -120,6 +130,10 @@ def test_answers_are_true(full_scenes):
                 assert answer == ("yes" if found[1] in scene.counts else "no"), text
             elif (found := re.fullmatch(r"How many (.*) are there\?", text)) and found[1] in by_phrase:
                 assert answer == str(scene.counts[by_phrase[found[1]]]), text
+            elif found := re.fullmatch(rf"Is the (.*) {RELATION} the (.*)\?", text):
+                assert answer == ("yes" if _stands(scene, *found.groups()) else "no"), text
+            elif found := re.fullmatch(r"Is the background (.*)\?", text):
+                assert answer == ("yes" if scene.background.colour == found[1] else "no"), text
             elif re.fullmatch(r"How many (objects|things) are there\?", text):
                 assert answer == str(len(scene.objects)), text
             elif re.fullmatch(r"What color is the (background|wall)\?", text):
@@ -141,7 +155,12 @@ def test_answers_are_true(full_scenes):
             else:
                 continue
             checked[text.split()[0] + " " + text.split()[1]] += 1
-    assert checked["Is there"] > 300 and checked["How many"] > 200 and checked["What color"] > 200
+    assert (
+        checked["Is the"] > 200
+        and checked["Is there"] > 300
+        and checked["How many"] > 200
+        and checked["What color"] > 200
+    )
 
 
 def test_answers_are_balanced(full_scenes):
@@ -195,6 +214,16 @@ def test_nlvr2_labels_are_true(corpus, scenes_by_id):
                 truth = found[2] in pair[found[1] == "right"].counts
             elif found := re.fullmatch(r"Both images contain an? (.*)\.", sentence):
                 truth = all(found[1] in scene.counts for scene in pair)
+            elif found := re.fullmatch(r"Neither image shows an? (.*)\.", sentence):
+                truth = not any(found[1] in scene.counts for scene in pair)
+            elif found := re.fullmatch(r"One image shows an? (.*) and the other image shows an? (.*)\.", sentence):
+                truth = any(found[1] in a.counts and found[2] in b.counts for a, b in (pair, pair[::-1]))
+            elif found := re.fullmatch(r"There (?:is|are) exactly (.*?) (.*) in the two images together\.", sentence):
+                number = ["one", "two", "three"].index(found[1]) + 1
+                (name,) = [c.name for c in CONCEPTS.values() if found[2] == (c.name if number == 1 else c.plural)]
+                truth = pair[0].counts[name] + pair[1].counts[name] == number
+            elif found := re.fullmatch(r"Both images have a plain (.*) background\.", sentence):
+                truth = all(scene.background.colour == found[1] for scene in pair)
             elif found := re.fullmatch(r"The (left|right) image contains more objects than the .* image\.", sentence):
                 more, less = pair if found[1] == "left" else pair[::-1]
                 truth = len(more.objects) > len(less.objects)
@@ -230,8 +259,18 @@ def test_hypotheses_are_labelled_truly(full_scenes):
                 assert (label == "entailment") == (names <= set(scene.counts)), text
             elif text.startswith("The background"):
                 assert (label == "entailment") == (scene.background.colour in text), text
-            elif label == "neutral":
-                assert names and names <= set(scene.counts), text
+            elif found := re.fullmatch(rf"The (.*) is {RELATION} the (.*)\.", text):
+                assert (label == "entailment") == _stands(scene, *found.groups()), text
+            elif found := re.fullmatch(r"At least one thing here is an? (.*)\.", text):
+                words = {item.concept.category for item in scene.objects}
+                assert (label == "entailment") == (found[1] in words), text
+            elif found := re.fullmatch(r"There are (two|three) (.*)\.", text):
+                (name,) = [c.name for c in CONCEPTS.values() if c.plural == found[2]]
+                assert (label == "entailment") == (scene.counts[name] == ["two", "three"].index(found[1]) + 2), text
+            elif label == "contradiction":
+                assert len(names) == 1 and not names & set(scene.counts), text
+            else:
+                assert label == "neutral" and names and names <= set(scene.counts), text
                 assert not re.search(r"left|right|above|below|background|there", text.lower()), text
 
 
