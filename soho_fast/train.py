@@ -50,7 +50,7 @@ class Recipe(TrainSettings):
     """Pre-train SOHO: everything one run needs.
 
     Args:
-        places: Folders that the strings of `data` and `model` name as {key}.
+        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
         corpus: Demo corpus.
         data: Training and held-out data.
         model: Model and its starting weights.
@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     recipe, name = parse_recipe(Recipe, arguments, RECIPES, default="mini")
     recipe.output = recipe.output or f"runs/{name}"
+    recipe.corpus = fill_places(recipe.corpus, recipe.places)
     recipe.data = fill_places(recipe.data, recipe.places)
     recipe.model = fill_places(recipe.model, recipe.places)
     processes = start_processes(recipe.engine.threads)
@@ -96,7 +97,7 @@ def _run(arguments: list[str]) -> int:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.module.parameters())
         say(
             f"recipe {name}: {parameters / 1e6:.1f} M parameters, {trainer.total_steps} steps of "
-            f"{trainer.plan.images_per_step} images, {trainer.precision}, ZeRO {recipe.engine.zero_stage}, "
+            f"{trainer.plan.images_per_step} images, {trainer.precision}, ZeRO {trainer.engine.zero_optimization_stage()}, "
             f"{processes.world} process(es) on {processes.device.type}; output in {folder}/"
         )
     result = trainer.train()

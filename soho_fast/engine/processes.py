@@ -90,15 +90,14 @@ def start_processes(threads: int = 0) -> Processes:
     if not dist.is_initialized():
         backend = accelerator.communication_backend_name()
         if "RANK" in os.environ:
-            rank, local_rank = environment_rank()
             if not on_cpu:
-                accelerator.set_device(local_rank)
+                accelerator.set_device(environment_rank()[1])
             dist.init_process_group(backend)
         else:
             os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    rank, local_rank = environment_rank()
+    _, local_rank = environment_rank()
     device = torch.device(accelerator.device_name(local_rank) if not on_cpu else "cpu")
     group = None
     if dist.get_world_size() > 1:
@@ -150,6 +149,11 @@ def _cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def zero_stage(settings: EngineSettings, precision: str) -> int:
+    """The stage that DeepSpeed runs; see `deepspeed_config`."""
+    return max(settings.zero_stage, 0 if precision == "float32" else 1)
+
+
 def deepspeed_config(
     settings: EngineSettings, precision: str, *, micro_batch: int, accumulation: int, clip: float
 ) -> dict:
@@ -159,6 +163,9 @@ def deepspeed_config(
     scale), not its `torch_autocast` mode: the latter updates one GradScaler once per parameter group, looks for
     overflow on each rank alone, and leaves the scale out of the checkpoint. The engine casts parameters only, so
     BatchNorm statistics and the codebook stay float32.
+
+    Stage 0 in fp16 or bf16 runs as stage 1. DeepSpeed 0.19.8's stage 0 optimiser divides fp16 gradients by a loss scale
+    that its `backward` never applied: AdamW hides it, SGD stands still.
     """
     config = {
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -169,7 +176,7 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "fp16": {"enabled": precision == "fp16", "initial_scale_power": settings.loss_scale_power},
         "bf16": {"enabled": precision == "bf16"},
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": {"stage": zero_stage(settings, precision)},
         "checkpoint": {"tag_validation": "Ignore"},
     }
     if settings.zero_stage == 3:

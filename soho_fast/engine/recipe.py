@@ -7,6 +7,7 @@
 
 import dataclasses
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -93,8 +94,9 @@ def fill_places(value: Any, places: dict[str, str]) -> Any:
 
 
 def write_recipe(recipe: Any, path: Path) -> None:
-    """Write a recipe with all its values, so that the run can be repeated from the file."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False))
+    """Write a recipe with all its values, so that the run can be continued or repeated from the file."""
+    values = dataclasses.asdict(recipe) | {"resume": "auto", "overwrite": False}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
 
 
 class _Parser(ArgumentParser):
@@ -124,7 +126,13 @@ def _take_recipe(arguments: list[str], default: str) -> tuple[list[str], str]:
 
 
 def fail(message: str, rank: int) -> int:
-    """Print one line on the first rank (on others too, with their number, once it had time to), and give exit code 2."""
+    """Print one line and give exit code 2.
+
+    Most mistakes meet all ranks; the first one prints, and DeepSpeed's launcher ends the others within a second or two
+    of its exit. Only a mistake that the first rank did not make is left for another to print.
+    """
+    if rank:
+        time.sleep(4)
     sys.stdout.flush()
     sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error on rank {rank}: {message}\n")
     sys.stderr.flush()

@@ -85,7 +85,8 @@ class EngineSettings:
 
     Args:
         precision: `auto` takes fp16 on a GPU, bf16 on a CPU with AMX or AVX512-BF16, else float32.
-        zero_stage: ZeRO stage; 1 partitions optimiser states, 2 gradients too, 3 parameters too.
+        zero_stage: ZeRO stage; 1 partitions optimiser states, 2 gradients too, 3 parameters too. 0 partitions
+            nothing, in float32 only: fp16 and bf16 take at least 1.
         activation_checkpointing: Recompute the Transformer's activations in the backward pass to save memory.
         emulate_precision: Allow a precision that the device can only emulate (slow; for checks).
         freeze_batch_norm: Keep every BatchNorm in evaluation mode.

@@ -1,9 +1,9 @@
 """Stopping on request: Ctrl-C and SIGTERM end the run at the next step on all ranks, with a checkpoint.
 
 DeepSpeed's launcher answers Ctrl-C and SIGTERM by sending SIGTERM to one rank after the other, and SIGKILL to any that
-is still there after 30 seconds. A rank therefore only raises a flag, and the flag is agreed on between ranks at each step
-(`Processes.maximum`): the first rank told stops them all at the same step. On Ctrl-C a terminal signals the ranks as well
-as the launcher, so SIGINT and SIGTERM arrive together: only a second SIGINT stops at once.
+is still there after 30 seconds. A rank therefore only raises a flag, and the flag is agreed on between ranks at each
+step (`Processes.maximum`): the first rank told stops them all at the same step. On Ctrl-C a terminal signals the ranks
+as well as the launcher, so SIGINT and SIGTERM arrive together: only a second SIGINT stops at once.
 
 Killing the `deepspeed` command itself (SIGTERM to its pid) leaves its launcher and ranks behind as orphans; the ranks
 notice, and stop the same way.

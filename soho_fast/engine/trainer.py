@@ -17,7 +17,7 @@ from soho_fast.engine.checkpoint import Checkpoints, Progress, rng_state, set_rn
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.logs import PhaseTimer, RunLog
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.processes import Processes, choose_precision, deepspeed_config
+from soho_fast.engine.processes import Processes, choose_precision, deepspeed_config, zero_stage
 from soho_fast.engine.schedule import Schedule
 from soho_fast.engine.settings import (
     BatchSettings,
@@ -111,7 +111,7 @@ class Trainer:
             "batch.images_per_step": settings.batch.images_per_step,
             "training images": len(self.data),
             "processes": processes.world,
-            "engine.zero_stage": settings.engine.zero_stage,
+            "engine.zero_stage": zero_stage(settings.engine, self.precision),
             "engine.precision": self.precision,
         }
         self.checkpoints = Checkpoints(self.folder / "checkpoints", processes, identity, settings.checkpoint.keep)
@@ -186,7 +186,7 @@ class Trainer:
         self.processes.wait()
 
     def _loop(self, batches: Batches, log: RunLog | None, stop: StopRequest) -> int:
-        settings, progress, engine = self.settings, self.progress, self.engine
+        settings, progress = self.settings, self.progress
         synchronize = None
         if settings.log.profile and self.processes.device.type != "cpu":
             synchronize = torch.get_device_module(self.processes.device).synchronize
@@ -379,7 +379,7 @@ class Trainer:
         path = self.checkpoints.newest()
         if path is None and self.settings.resume is True:
             raise UserError(
-                f"resume: there is no complete checkpoint in {self.checkpoints.folder}; give --resume auto to start anew"
+                f"resume: no complete checkpoint is in {self.checkpoints.folder}; give --resume auto to start anew"
             )
         return path
 

@@ -1,10 +1,12 @@
-"""A tiny task and a script that trains it, so that the engine is tested without the model.
+"""Tiny tasks and a script that trains them one after another, alone or under DeepSpeed's launcher.
 
-python tests/engine/stub_run.py '{"output": ..., "optim": {...}, ...}' [--stub.KEY VALUE ...]
+python tests/engine/engine_run.py '[{"output": ..., "optim": {...}, "task": {"soho": true, "dropout": 0}}, ...]'
 """
 
+import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -120,11 +122,16 @@ class StubTask:
     logged = ("word_loss", "absent_loss")
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self.options = {
-            "width": 8, "dropout": 0.1, "size": 40, "delay": 0.0, "skip_each": 0, "kill_at": 0, "signal_at": 0,
-            "signal": "SIGTERM", **options,
-        }  # fmt: skip
-        self.seen = 0
+        defaults = {
+            "width": 8,
+            "dropout": 0.1,
+            "size": 40,
+            "delay": 0.0,
+            "skip_each": 0,
+            "pixels": 64,
+            "signal": "SIGTERM",
+        }
+        self.options = {**defaults, **options}
 
     def build_model(self) -> nn.Module:
         return StubModel(self.options["width"], self.options["dropout"])
@@ -137,7 +144,7 @@ class StubTask:
 
     def collate(self, samples: list) -> dict[str, Any]:
         pixels, words, labels = zip(*samples, strict=True)
-        skipped = ["broken.jpg: truncated"] if self.options["skip_each"] else []
+        skipped = ["broken.jpg: truncated"] * self.options["skip_each"]
         return {
             "pixel_values": torch.stack(pixels), "input_ids": torch.stack(words), "labels": torch.tensor(labels),
             "skipped": skipped, "sample_ids": list(labels),
@@ -160,45 +167,128 @@ class StubTask:
         return []
 
 
-def main() -> int:
-    from soho_fast.engine import processes as ranks
-    from soho_fast.engine import trainer as training
-    from soho_fast.engine.errors import UserError
+class SohoTask(StubTask):
+    """The real model, tiny, on random pictures and words; numbers of texts, masks and labels vary between images."""
 
-    request = json.loads(sys.argv[-1])
-    stub = request.pop("stub", {})
-    settings = training.TrainSettings()
+    logged = ("mlm_loss", "mvm_loss", "itm_loss", "perplexity", "live_codes")
+
+    def build_model(self) -> nn.Module:
+        from soho_fast.model import SohoConfig, SohoForPreTraining
+
+        torch.manual_seed(0)
+        return SohoForPreTraining(
+            SohoConfig.from_preset(
+                "paper", backbone="resnet10", visual_pool=1, hidden_size=32, num_hidden_layers=1,
+                num_attention_heads=2, intermediate_size=64, vocab_size=50, max_position_embeddings=16, num_codes=16,
+                hidden_dropout_prob=self.options["dropout"], attention_probs_dropout_prob=self.options["dropout"],
+                dictionary_init="data", dictionary_batch_norm=True, revive_threshold=0.1,
+            )
+        )  # fmt: skip
+
+    def training_data(self) -> "SohoData":
+        return SohoData(self.options["size"], self.options["delay"], self.options["pixels"])
+
+    def collate(self, samples: list) -> dict[str, Any]:
+        counts = torch.tensor([len(sample["input_ids"]) for sample in samples])
+        batch = {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+        return batch | {
+            "image_index": torch.repeat_interleave(torch.arange(len(samples)), counts), "skipped": [],
+            "sample_ids": list(range(len(samples))),
+        }  # fmt: skip
+
+    def evaluate(self, model: nn.Module, *, quick: bool) -> dict[str, float]:
+        batch = self.collate([SohoData(4, 0, self.options["pixels"])[index] for index in range(4)])
+        del batch["skipped"], batch["sample_ids"]
+        return {"loss": float(model(**batch).loss)}
+
+    def export(self, model: nn.Module, state_dict: Mapping[str, Any], folder: Path) -> None:
+        model.save_pretrained(folder, state_dict=dict(state_dict))
+
+
+class SohoData(StubData):
+    def __init__(self, size: int, delay: float, pixels: int) -> None:
+        super().__init__(size, delay)
+        self.pixels = pixels
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        time.sleep(self.delay)
+        generator = torch.Generator().manual_seed(1000 * self.epoch + index)
+        texts, length = 2 + index % 3, 8
+        ids = torch.randint(5, 50, (texts, length), generator=generator)
+        positive = (torch.arange(texts) < 1 + index % 2).long()
+        labelled = (torch.rand(texts, length, generator=generator) < 0.3) & positive.bool().unsqueeze(1)
+        return {
+            "pixel_values": torch.randn(1, 3, self.pixels, self.pixels, generator=generator) + index % 7,
+            "pixel_mask": torch.ones(1, self.pixels, self.pixels, dtype=torch.int64),
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mlm_labels": torch.where(labelled, ids, -100),
+            "itm_labels": positive,
+            "mask_uniform": torch.rand(1, dtype=torch.float64, generator=generator),
+        }
+
+
+def run_one(request: dict[str, Any], processes: Any) -> int:
+    from soho_fast.engine import trainer as training
+
+    options, settings = request.pop("task", {}), training.TrainSettings()
     for name, value in request.items():
         if isinstance(value, dict):
             for inner, inner_value in value.items():
+                assert hasattr(getattr(settings, name), inner), inner
                 setattr(getattr(settings, name), inner, inner_value)
         else:
+            assert hasattr(settings, name), name
             setattr(settings, name, value)
-    processes = ranks.start_processes(threads=1)
-    task = StubTask(stub)
-    try:
-        trainer = training.Trainer(task, settings, processes)
-        at, number = task.options["kill_at"] or task.options["signal_at"], task.options["signal"]
-        number = signal.SIGKILL if task.options["kill_at"] else getattr(signal, number)
-        original = trainer._record
+    task = (SohoTask if options.get("soho") else StubTask)(options)
+    trainer = training.Trainer(task, settings, processes)
+    count = trainer._count_broken
 
-        def record(*arguments: Any) -> dict:
-            if at and trainer.progress.step == at:
-                os.kill(os.getpid(), number)
-            return original(*arguments)
+    def at_each_step(*arguments: Any) -> None:
+        step = trainer.progress.step
+        if step == task.options.get("kill_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == task.options.get("signal_at"):
+            os.kill(os.getpid(), getattr(signal, task.options["signal"]))
+        if step == task.options.get("small_files_at") and processes.rank == processes.world - 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        count(*arguments)
 
-        trainer._record = record
-        result = trainer.train()
-    except UserError as error:
-        if processes.is_main:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    codebook = trainer.engine.module.codebook
-    print(json.dumps({"rank": processes.rank, "codebook": codebook.flatten().tolist()}), flush=True)
-    if processes.is_main:
-        print(json.dumps({"step": result.progress.step, "measures": result.measures}), flush=True)
-    ranks.leave_processes()
+    trainer._count_broken = at_each_step
+    result = trainer.train()
+    buffers = dict(trainer.engine.module.named_buffers())
+    codebook = next(buffer for name, buffer in buffers.items() if name.endswith("codebook"))
+    print(
+        json.dumps(
+            {
+                "rank": processes.rank,
+                "output": settings.output,
+                "step": result.progress.step,
+                "signal": result.signal_number,
+                "measures": result.measures,
+                "codebook": hashlib.sha256(codebook.numpy().tobytes()).hexdigest(),
+                "codebook_type": str(codebook.dtype),
+            }
+        ),
+        flush=True,
+    )
     return 128 + result.signal_number if result.signal_number else 0
+
+
+def main() -> int:
+    from soho_fast.engine.errors import UserError
+    from soho_fast.engine.processes import environment_rank, leave_processes, start_processes
+    from soho_fast.engine.recipe import fail
+
+    processes = start_processes(threads=1)
+    code = 0
+    try:
+        for request in json.loads(sys.argv[-1]):
+            code = code or run_one(request, processes)
+    except UserError as error:
+        return fail(str(error), environment_rank()[0])
+    leave_processes()
+    return code
 
 
 if __name__ == "__main__":

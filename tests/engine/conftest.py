@@ -1,0 +1,102 @@
+"""Launching the engine in processes of its own: its process group and signal handlers must not reach the tests'."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).with_name("engine_run.py")
+
+
+@dataclass
+class Finished:
+    """A finished launch."""
+
+    code: int
+    text: str
+
+    def results(self) -> list[dict]:
+        """What the ranks printed at the end of each run."""
+        return [json.loads(line) for line in self.text.splitlines() if line.startswith('{"rank"')]
+
+
+def environment() -> dict[str, str]:
+    """One thread each, the package importable, no launcher's variables."""
+    values = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return values | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONUNBUFFERED": "1"}
+
+
+def command(processes: int, port: int) -> list[str]:
+    """How to start a script with so many processes."""
+    if processes == 1:
+        return [sys.executable]
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    return [launcher, "--num_accelerators", str(processes), "--master_port", str(port)]
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that is free now."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def launch(port: int) -> Callable[..., Finished]:
+    """Run requests for `engine_run.py` one after another in the same processes, and wait."""
+
+    def run(*requests: dict, processes: int = 1, script: Path = SCRIPT, arguments: list[str] | None = None) -> Finished:
+        arguments = [json.dumps(requests)] if arguments is None else arguments
+        done = subprocess.run(
+            [*command(processes, port), str(script), *arguments],
+            env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        return Finished(done.returncode, done.stdout + done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def request_for(tmp_path: Path) -> Callable[..., dict]:
+    """A request with small, quick settings, writing to a folder of this test."""
+
+    def make(name: str, **changes: object) -> dict:
+        base = {
+            "output": str(tmp_path / name),
+            "epochs": 100,
+            "max_steps": 10,
+            "optim": {"lr": 1e-2, "backbone_lr": 1e-2, "clip": 1.0},
+            "schedule": {"warmup_steps": 2},
+            "batch": {"images_per_step": 8, "workers": 0},
+            "checkpoint": {"every_minutes": 0},
+            "log": {"every_steps": 1, "tensorboard": False},
+            "evaluation": {"at_end": False},
+        }
+        for key, value in changes.items():
+            base[key] = {**base[key], **value} if isinstance(value, dict) and key in base else value
+        return base
+
+    return make
+
+
+@pytest.fixture
+def losses() -> Callable[[dict], list[float]]:
+    """The losses in a run's log, one a step, and a check that no step is there twice."""
+
+    def read(request: dict) -> list[float]:
+        lines = (Path(request["output"]) / "log.jsonl").read_text().splitlines()
+        records = [record for record in map(json.loads, lines) if record["kind"] == "train"]
+        assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+        return [record["loss"] for record in records]
+
+    return read
