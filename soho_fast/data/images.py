@@ -93,7 +93,9 @@ class SohoImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class SohoImageProcessor(TorchvisionBackend):
-    """Images to `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) int64, 1 on the image and 0 on padding.
+    """Images to `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) bool, False on padding.
+
+    (transformers' own masks are int64: at 600 x 1000 pixels that is two thirds of the image's own size.)
 
     Shorter edge to `size["shortest_edge"]` with the longer one at most `size["longest_edge"]` (paper, section 4.1:
     600 and 1000), bilinear with antialiasing, ImageNet mean and standard deviation, zero padding at the right and
@@ -140,7 +142,7 @@ class SohoImageProcessor(TorchvisionBackend):
         """Normalise and pad resized uint8 images (3, height, width) to one batch.
 
         Returns:
-            `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) int64.
+            `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) bool, True on the image.
         """
         return self._normalise_and_pad(
             images, self.image_mean, self.image_std, self.rescale_factor, self.size_divisor, do_normalize=True
@@ -166,12 +168,13 @@ class SohoImageProcessor(TorchvisionBackend):
             std_311 = torch.tensor(std, device=device).view(3, 1, 1)
             shift_311 = -torch.tensor(mean, device=device).view(3, 1, 1) / std_311
             scale_311 = scale_311 / std_311
-        pixels_B3HW = torch.zeros(len(images), 3, height, width, device=device)
-        mask_BHW = torch.zeros(len(images), height, width, dtype=torch.int64, device=device)
+        unpadded = all(image.shape[-2:] == (height, width) for image in images)
+        pixels_B3HW = (torch.empty if unpadded else torch.zeros)(len(images), 3, height, width, device=device)
+        mask_BHW = torch.full((len(images), height, width), unpadded, device=device)
         for number, image in enumerate(images):
             rows, columns = image.shape[-2:]
             pixels_B3HW[number, :, :rows, :columns].copy_(image).mul_(scale_311).add_(shift_311)
-            mask_BHW[number, :rows, :columns] = 1
+            mask_BHW[number, :rows, :columns] = True
         return {"pixel_values": pixels_B3HW, "pixel_mask": mask_BHW}
 
     def _preprocess(

@@ -23,7 +23,7 @@ _STOP_WORDS = """
     me my who whom whose which what where when how there here
     is are was were be been being am has have had having do does did can could will would may might must shall should
     and or but nor so yet if then than as because while although though
-    of to in on at by for with from into onto about over up down out off near through during between among
+    of to in on at by for with from into onto about up down out off through during among
     not no only just also very too more most such same other another own both all
     picture image photo photograph scene view shows show showing shown see seen sees seeing look looks looking
     contains contain containing depicts depicting pictured

@@ -172,9 +172,9 @@ def pad_texts(texts_ids: Sequence[np.ndarray], pad_token_id: int, length: int | 
 class PretrainingCollator:
     """Batches samples into the keywords of the model's forward, plus "skipped" and "sample_ids".
 
-    The keywords: `pixel_values` (B, 3, H, W) float32, `pixel_mask` (B, H, W), `input_ids`, `attention_mask` and
-    `mlm_labels` (P, S; -100 outside, and everywhere on negatives), `image_index` (P,), `itm_labels` (P,; 1 = matched),
-    all int64, and `mask_uniform` (B,) float64. "skipped" lists the messages of broken images, which are left out;
+    The keywords: `pixel_values` (B, 3, H, W) float32, `pixel_mask` (B, H, W) bool, int64 `input_ids`, `attention_mask`
+    and `mlm_labels` (P, S; -100 outside, and everywhere on negatives), int64 `image_index` (P,) and `itm_labels` (P,;
+    1 = matched), and `mask_uniform` (B,) float64. "skipped" lists the messages of broken images, which are left out;
     "sample_ids" names the B images that remain.
     """
 
