@@ -13,7 +13,35 @@ constexpr int64_t kGroupsPerTask = 4;  // of packed codes: 64 x C float32
 constexpr int64_t kRowsPerTask = 48;   // eight register tiles of the AVX2 level
 constexpr int64_t kGatherRowsPerTask = 64;
 
-std::tuple<Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, const Tensor& codebook, bool return_distance) {
+// Rows `index` of the contiguous `codes` (K, C) or (..., K, C), shaped (index's shape, C).
+Tensor gather(const Tensor& codes, const Tensor& index) {
+  std::vector<int64_t> shape = shape_of(index);
+  shape.push_back(codes.size(codes.dim() - 1));
+  const Tensor positions = torch::stable::contiguous(index);
+  const Tensor output = empty_cpu(shape, codes.scalar_type(), codes);
+  const int64_t num_rows = positions.numel(), num_codes = codes.size(codes.dim() - 2);
+  const int64_t row_bytes = shape.back() * element_size(element_of(codes));
+  const int64_t rows_per_batch = codes.dim() == 2 ? num_rows : index.size(index.dim() - 1);
+  std::atomic<int64_t> bad_row{-1};
+  for (int64_t b = 0; b * rows_per_batch < num_rows; ++b) {
+    const GatherCodesArgs args{static_cast<const char*>(codes.const_data_ptr()) + b * num_codes * row_bytes,
+                               positions.const_data_ptr<int64_t>() + b * rows_per_batch,
+                               static_cast<char*>(output.mutable_data_ptr()) + b * rows_per_batch * row_bytes, num_codes,
+                               row_bytes};
+    torch::stable::parallel_for(0, rows_per_batch, kGatherRowsPerTask, [&](int64_t begin, int64_t end) {
+      const int64_t bad = gather_codes(args, begin, end);
+      if (bad >= 0) bad_row.store(b * rows_per_batch + bad);
+    });
+  }
+  if (bad_row.load() >= 0) {
+    throw std::invalid_argument("index: expected values below " + std::to_string(num_codes) + " (codes), got " +
+                                std::to_string(positions.const_data_ptr<int64_t>()[bad_row.load()]));
+  }
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, const Tensor& codebook, bool return_distance,
+                                                       bool return_codes) {
   std::vector<int64_t> shape = shape_of(features);
   shape.pop_back();
   const Tensor index = empty_cpu(shape, ScalarType::Long, features);
@@ -23,7 +51,6 @@ std::tuple<Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, const Ten
   if (num_codes >= int64_t{1} << 31) throw std::invalid_argument("codebook: expected fewer than 2^31 codes");
 
   const Rows rows = as_rows(features);
-  if (rows.num_rows == 0) return {index, distance};
   const int64_t rows_per_batch = codebook.dim() == 2 ? rows.num_rows : features.size(features.dim() - 2);
   const CpuLevel level = active_cpu_level();
   for (int64_t b = 0; b * rows_per_batch < rows.num_rows; ++b) {
@@ -46,35 +73,15 @@ std::tuple<Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, const Ten
       codebook_lookup(level, args, screened, begin, end);
     });
   }
-  return {index, distance};
+  const Tensor chosen = return_codes ? gather(torch::stable::contiguous(codebook), index)
+                                     : empty_cpu({0}, codebook.scalar_type(), codebook);
+  return {distance, index, chosen};
 }
 
 Tensor straight_through_cpu(const Tensor& features, const Tensor& codebook, const Tensor& index) {
-  const Tensor codes = torch::stable::contiguous(
-      codebook.scalar_type() == features.scalar_type() ? codebook : torch::stable::to(codebook, features.scalar_type()));
-  const Tensor positions = torch::stable::contiguous(index);
-  const Tensor output = empty_cpu(shape_of(features), features.scalar_type(), features);
-  const int64_t num_rows = positions.numel(), num_codes = codes.size(codes.dim() - 2);
-  if (num_rows == 0) return output;
-  const int64_t num_channels = codes.size(codes.dim() - 1);
-  const int64_t row_bytes = num_channels * element_size(element_of(features));
-  const int64_t rows_per_batch = codes.dim() == 2 ? num_rows : index.size(index.dim() - 1);
-  std::atomic<int64_t> bad_row{-1};
-  for (int64_t b = 0; b * rows_per_batch < num_rows; ++b) {
-    const GatherCodesArgs args{
-        static_cast<const char*>(codes.const_data_ptr()) + (codes.dim() == 2 ? 0 : b) * num_codes * row_bytes,
-        positions.const_data_ptr<int64_t>() + b * rows_per_batch,
-        static_cast<char*>(output.mutable_data_ptr()) + b * rows_per_batch * row_bytes, num_codes, row_bytes};
-    torch::stable::parallel_for(0, rows_per_batch, kGatherRowsPerTask, [&](int64_t begin, int64_t end) {
-      const int64_t bad = gather_codes(args, begin, end);
-      if (bad >= 0) bad_row.store(b * rows_per_batch + bad);
-    });
-  }
-  if (bad_row.load() >= 0) {
-    throw std::invalid_argument("index: expected values below " + std::to_string(num_codes) + " (codes), got " +
-                                std::to_string(positions.const_data_ptr<int64_t>()[bad_row.load()]));
-  }
-  return output;
+  const bool same_type = codebook.scalar_type() == features.scalar_type();
+  return gather(torch::stable::contiguous(same_type ? codebook : torch::stable::to(codebook, features.scalar_type())),
+                index);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(soho_fast, CPU, library) {

@@ -56,9 +56,11 @@ def codebook_lookup(
     """
     _check_pair(features, codebook)
     op = op_for("codebook_lookup", backend, features.device.type)
-    if return_distance:
-        return op(features, codebook, True)
-    return op(features.detach(), codebook.detach(), False)[0]
+    if not return_distance:
+        return op(features.detach(), codebook.detach(), False, False)[1]
+    differentiable = torch.is_grad_enabled() and (features.requires_grad or codebook.requires_grad)
+    distance, index, _ = op(features, codebook, True, differentiable)
+    return index, distance
 
 
 def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backend: str | None = None) -> Tensor:
@@ -83,41 +85,39 @@ def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backe
     return op(features, codebook.detach(), index)
 
 
-def _lookup_fake(features: Tensor, codebook: Tensor, return_distance: bool) -> tuple[Tensor, Tensor]:
+def _lookup_fake(
+    features: Tensor, codebook: Tensor, return_distance: bool, return_codes: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     shape = features.shape[:-1]
-    index = features.new_empty(shape, dtype=torch.int64)
-    return index, features.new_empty(shape if return_distance else (0,), dtype=torch.float32)
+    distance = features.new_empty(shape if return_distance else (0,), dtype=torch.float32)
+    codes = features.new_empty(features.shape if return_codes else (0,), dtype=codebook.dtype)
+    return distance, features.new_empty(shape, dtype=torch.int64), codes
 
 
 def _lookup_setup(ctx, inputs: tuple, output: tuple) -> None:
-    features, codebook, ctx.return_distance = inputs
-    index, _ = output
-    ctx.mark_non_differentiable(index)
-    ctx.save_for_backward(features, codebook, index)
+    features, codebook, _, return_codes = inputs
+    _, index, codes = output
+    ctx.mark_non_differentiable(index, codes)
+    ctx.codebook_shape, ctx.codebook_type = codebook.shape, codebook.dtype
+    # The chosen codes are an output of the op and kept, not the codebook: that is usually moved before the backward.
+    ctx.save_for_backward(*((features, index, codes) if return_codes else ()))
 
 
-def _lookup_backward(
-    ctx, grad_index: Tensor | None, grad_distance: Tensor
-) -> tuple[Tensor | None, Tensor | None, None]:
+def _lookup_backward(ctx, grad_distance: Tensor, grad_index: Tensor | None, grad_codes: Tensor | None) -> tuple:
     """d|x - d|^2 = 2 (x - d) (dx - dd), in float32."""
-    features, codebook, index = ctx.saved_tensors
-    if not ctx.return_distance:
-        return torch.zeros_like(features), torch.zeros_like(codebook), None
-    position = index.unsqueeze(-1).expand(features.shape)
-    table = (
-        codebook if codebook.dim() == features.dim() else codebook.expand(*features.shape[:-2], *codebook.shape[-2:])
-    )
-    grad = 2 * (features.float() - table.gather(-2, position).float()) * grad_distance.unsqueeze(-1)
+    if not ctx.saved_tensors:
+        return None, None, None, None
+    features, index, codes = ctx.saved_tensors
+    grad = 2 * (features.float() - codes.float()) * grad_distance.unsqueeze(-1)
     grad_codebook = None
     if ctx.needs_input_grad[1]:
-        if codebook.dim() == 2:
-            zeros = torch.zeros(codebook.shape, dtype=torch.float32, device=codebook.device)
+        zeros = grad.new_zeros(ctx.codebook_shape)
+        if len(ctx.codebook_shape) == 2:
             grad_codebook = zeros.index_add(0, index.flatten(), -grad.flatten(0, -2))
         else:
-            zeros = torch.zeros(codebook.shape, dtype=torch.float32, device=codebook.device)
-            grad_codebook = zeros.scatter_add(-2, position, -grad)
-        grad_codebook = grad_codebook.to(codebook.dtype)
-    return grad.to(features.dtype), grad_codebook, None
+            grad_codebook = zeros.scatter_add(-2, index.unsqueeze(-1).expand(grad.shape), -grad)
+        grad_codebook = grad_codebook.to(ctx.codebook_type)
+    return grad.to(features.dtype), grad_codebook, None, None
 
 
 def _straight_through_setup(ctx, inputs: tuple, output: Tensor) -> None:
@@ -130,7 +130,7 @@ def _straight_through_backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
 
 define_op(
     "codebook_lookup",
-    "(Tensor features, Tensor codebook, bool return_distance) -> (Tensor, Tensor)",
+    "(Tensor features, Tensor codebook, bool return_distance, bool return_codes) -> (Tensor, Tensor, Tensor)",
     reference=reference.codebook_lookup,
     fake=_lookup_fake,
     backward=_lookup_backward,

@@ -67,7 +67,15 @@ def _lookup_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor) -> 
     return torch.where(usable_N & usable_K.any(), index_N, 0)
 
 
-def codebook_lookup(features: Tensor, codebook: Tensor, return_distance: bool) -> tuple[Tensor, Tensor]:
+def _gather(codebook: Tensor, index: Tensor) -> Tensor:
+    if codebook.dim() == 2:
+        return codebook[index]
+    return codebook.gather(-2, index.unsqueeze(-1).expand(*index.shape, codebook.shape[-1]))
+
+
+def codebook_lookup(
+    features: Tensor, codebook: Tensor, return_distance: bool, return_codes: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """`index = argmin_j |x_i - d_j|^2` (eq. 2), evaluated in float64; exact ties go to the lowest index.
 
     A distance that is not finite counts as infinite, so a row with NaN or Inf gets index 0, and a code with NaN or Inf
@@ -77,7 +85,8 @@ def codebook_lookup(features: Tensor, codebook: Tensor, return_distance: bool) -
         features: (..., N, C). codebook: (K, C) or (..., K, C).
 
     Returns:
-        index int64 (..., N) and distance float32 (..., N), the latter empty (0,) unless asked for.
+        distance float32 (..., N), index int64 (..., N) and the chosen codes (..., N, C) in the type of codebook;
+        distance and codes are empty (0,) unless asked for.
     """
     num_codebooks = math.prod(codebook.shape[:-2])
     num_rows = features.shape[-2] if codebook.dim() > 2 else math.prod(features.shape[:-1])
@@ -98,7 +107,8 @@ def codebook_lookup(features: Tensor, codebook: Tensor, return_distance: bool) -
                 distance_N = _distances_of_pairs(rows_NC, codebook_KC, row_N, index_N)
                 distance_GN[group, start : start + chunk] = distance_N.float()
     index = index_GN.reshape(features.shape[:-1])
-    return index, (distance_GN.reshape(features.shape[:-1]) if return_distance else distance_GN.reshape(0))
+    distance = distance_GN.reshape(features.shape[:-1] if return_distance else (0,))
+    return distance, index, _gather(codebook, index) if return_codes else codebook.new_empty(0)
 
 
 def straight_through(features: Tensor, codebook: Tensor, index: Tensor) -> Tensor:
@@ -110,9 +120,5 @@ def straight_through(features: Tensor, codebook: Tensor, index: Tensor) -> Tenso
     num_codes = codebook.shape[-2]
     if index.device.type == "cpu" and bool((index >= num_codes).any()):
         raise ValueError(f"index: expected values below {num_codes} (codes), got {int(index.max())}")
-    safe = index.clamp(min=0)
-    if codebook.dim() == 2:
-        chosen = codebook[safe]
-    else:
-        chosen = codebook.gather(-2, safe.unsqueeze(-1).expand(*index.shape, codebook.shape[-1]))
+    chosen = _gather(codebook, index.clamp(min=0))
     return torch.where((index >= 0).unsqueeze(-1), chosen, 0.0).to(features.dtype)

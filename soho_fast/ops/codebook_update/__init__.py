@@ -31,6 +31,11 @@ def _check_codebook(codebook: Tensor) -> None:
         raise ValueError(f"codebook: expected 2 dimensions (K, C), got shape {tuple(codebook.shape)}")
 
 
+def _writable(codebook: Tensor) -> Tensor:
+    """The tensor to write into, without its gradient: an update is no step of the optimiser."""
+    return codebook.detach() if codebook.requires_grad else codebook
+
+
 def codebook_stats(
     features: Tensor, index: Tensor, num_codes: int, *, valid: Tensor | None = None, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -86,7 +91,7 @@ def codebook_ema_(
     checks.check_same_device(codebook=codebook, counts=counts, sums=sums)
     checks.check_decay(decay)
     op = op_for("codebook_ema_", backend, codebook.device.type)
-    op(codebook.detach(), counts.detach(), sums.detach(), float(decay))
+    op(_writable(codebook), counts.detach(), sums.detach(), float(decay))
     mark_changed(codebook)
     return codebook
 
@@ -118,7 +123,7 @@ def scatter_mean_ema_(
     checks.check_same_device(codebook=codebook, features=features)
     checks.check_decay(decay)
     op = op_for("scatter_mean_ema_", backend, codebook.device.type)
-    op(codebook.detach(), features.detach(), index, float(decay), valid)
+    op(_writable(codebook), features.detach(), index, float(decay), valid)
     mark_changed(codebook)
     return codebook
 
