@@ -1,0 +1,128 @@
+"""Choosing a backend and a CPU level, and life without the compiled extension."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from soho_fast import ops
+from soho_fast.ops import backends
+
+needs_extension = pytest.mark.skipif("cpu" not in ops.available_backends(), reason="the compiled extension is absent")
+
+WITHOUT_EXTENSION = """
+import sys, warnings
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name == "soho_fast._C":
+            raise ModuleNotFoundError("No module named 'soho_fast._C'", name="soho_fast._C")
+sys.meta_path.insert(0, Absent())
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch
+    from soho_fast import ops
+    said = lambda: [w for w in caught if "plain torch reference" in str(w.message)]
+    assert not said(), "importing must be silent"
+    features, codebook = torch.randn(2, 6, 5), torch.randn(4, 5)
+    index = ops.codebook_lookup(features, codebook)
+    counts, sums = ops.codebook_stats(features, index, 4)
+    ops.codebook_ema_(codebook, counts, sums, 0.9)
+    ops.group_mask(features, index, torch.zeros(5), ops.sample_group(index), inplace=True)
+    assert len(said()) == 1, caught
+    assert "soho_fast._C is not built" in str(said()[0].message)
+assert ops.available_backends() == ["reference"]
+info = ops.build_info()
+assert info["extension"] is False and "not built" in info["reason"]
+for call in (lambda: ops.codebook_lookup(features, codebook, backend="cpu"), lambda: ops.set_cpu_level("scalar")):
+    try:
+        call()
+    except ValueError as error:
+        assert "not built" in str(error)
+    else:
+        raise AssertionError("an absent extension must be refused when asked for")
+print("done")
+"""
+
+
+def _python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_without_extension_the_reference_runs_and_says_so_once():
+    result = _python(WITHOUT_EXTENSION)
+    assert result.stdout.strip() == "done", result.stderr
+
+
+@needs_extension
+@pytest.mark.parametrize("level", ["scalar", "avx2"])
+def test_level_from_the_environment(level):
+    if level not in ops.build_info()["cpu_levels_available"]:
+        pytest.skip(f"this machine has no {level}")
+    result = _python("from soho_fast import ops; print(ops.build_info()['cpu_level'])", SOHO_FAST_CPU_LEVEL=level)
+    assert result.stdout.strip() == level, result.stderr
+
+
+@needs_extension
+def test_level_from_the_environment_that_is_unknown():
+    result = _python("import soho_fast.ops", SOHO_FAST_CPU_LEVEL="sse9")
+    assert "ValueError: environment variable SOHO_FAST_CPU_LEVEL: level: expected one of scalar" in result.stderr
+
+
+@needs_extension
+def test_forced_level_is_reported_and_released():
+    best = ops.build_info()["cpu_level"]
+    ops.set_cpu_level("scalar")
+    try:
+        assert ops.build_info()["cpu_level"] == "scalar"
+    finally:
+        ops.set_cpu_level(None)
+    assert ops.build_info()["cpu_level"] == best == ops.build_info()["cpu_levels_available"][-1]
+
+
+@needs_extension
+@pytest.mark.parametrize("level", backends.CPU_LEVELS)
+def test_level_that_is_missing_is_refused(level):
+    info = ops.build_info()
+    if level in info["cpu_levels_available"]:
+        pytest.skip("this machine has it")
+    words = "this machine cannot run" if level in info["cpu_levels_built"] else "this build has no"
+    with pytest.raises(ValueError, match=f"level: {words} '{level}'"):
+        ops.set_cpu_level(level)
+    assert ops.build_info()["cpu_level"] == info["cpu_level"]
+
+
+def test_unknown_level_is_refused():
+    with pytest.raises(ValueError, match="level: expected one of scalar, avx2, avx512, amx or None, got 'sse9'"):
+        ops.set_cpu_level("sse9")
+
+
+def test_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="backend: expected one of reference, cpu, triton, cuda or None, got 'gpu'"):
+        ops.codebook_lookup(torch.ones(2, 2), torch.ones(2, 2), backend="gpu")
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_backend_without_kernel_is_refused_with_the_reason(name):
+    with pytest.raises(ValueError, match=f"backend: '{name}' cannot serve codebook_lookup: .*no {name} kernel"):
+        ops.codebook_lookup(torch.ones(2, 2), torch.ones(2, 2), backend=name)
+
+
+@needs_extension
+def test_backend_on_another_device_is_refused_with_the_reason():
+    with pytest.raises(
+        ValueError, match=r"backend: 'cpu' cannot serve codebook_lookup: it needs tensors on cpu, .*meta"
+    ):
+        ops.codebook_lookup(torch.ones(2, 2, device="meta"), torch.ones(2, 2, device="meta"), backend="cpu")
+
+
+@needs_extension
+def test_build_info_names_what_was_built():
+    info = ops.build_info()
+    assert info["compiler"] and info["architecture"] and info["stable_abi"]
+    assert info["cpu_levels_built"][0] == "scalar" and info["torch"] == torch.__version__
+    if info["architecture"] == "x86_64":
+        assert "avx2" in info["cpu_levels_built"]

@@ -1,0 +1,77 @@
+"""Random small problems, bounded in time: every implementation agrees with the float64 rule and with the others."""
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from soho_fast.ops import codebook_lookup, codebook_stats, group_mask, sample_group
+
+BOUNDED = settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+SPECIAL = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e-38, 3.4e38, -3.4e38, 1e15, 1e-15, 1e4, float("nan"), float("inf"))
+
+
+def _numbers(draw, shape, generator):
+    """Random normal, small integers with many ties, or special values, with an offset and a scale."""
+    kind = draw(st.sampled_from(["normal", "integers", "special", "cluster"]))
+    if kind == "integers":
+        return torch.randint(-2, 3, shape, generator=generator).float()
+    values = torch.randn(shape, generator=generator)
+    if kind == "special":
+        picked = torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), shape, generator=generator)]
+        return torch.where(torch.rand(shape, generator=generator) < 0.05, picked, values)
+    if kind == "cluster":
+        return 1 + values * 2.0**-23
+    return values * 10.0 ** draw(st.integers(-12, 12)) + draw(st.sampled_from([0.0, 1.0, 1e4]))
+
+
+@st.composite
+def lookups(draw):
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    num_rows, num_codes, num_channels = (draw(st.integers(low, 40)) for low in (0, 1, 1))
+    types = st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16])
+    features = _numbers(draw, (num_rows, num_channels), generator).to(draw(types))
+    codebook = _numbers(draw, (num_codes, num_channels), generator)
+    if draw(st.booleans()):
+        codebook = codebook[torch.randint(num_codes, (num_codes,), generator=generator)]
+    return features, codebook.to(draw(types))
+
+
+@BOUNDED
+@given(case=lookups())
+def test_lookup(case, backend, exact_lookup):
+    features, codebook = case
+    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    expected_index, expected_distance = exact_lookup(features, codebook)
+    assert torch.equal(index, expected_index)
+    assert torch.equal(distance.nan_to_num(nan=-1.0), expected_distance.nan_to_num(nan=-1.0))
+
+
+@BOUNDED
+@given(seed=st.integers(0, 2**31), size=st.tuples(st.integers(0, 90), st.integers(1, 20), st.integers(0, 70)))
+def test_stats(seed, size, backend):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(size[0], size[2], generator=generator)
+    index = torch.randint(-1, size[1], (size[0],), generator=generator)
+    valid = torch.rand(size[0], generator=generator) < 0.7
+    got = codebook_stats(features, index, size[1], valid=valid, backend=backend)
+    expected = codebook_stats(features, index, size[1], valid=valid, backend="reference")
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+
+
+@BOUNDED
+@given(seed=st.integers(0, 2**31), size=st.tuples(st.integers(0, 6), st.integers(0, 20), st.integers(0, 20)))
+def test_mask(seed, size, backend):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(*size, generator=generator)
+    index = torch.randint(-1, 5, size[:2], generator=generator)
+    valid = torch.rand(size[:2], generator=generator) < 0.7
+    uniform = torch.rand(size[0], dtype=torch.float64, generator=generator)
+    target = sample_group(index, valid=valid, uniform=uniform, backend=backend)
+    assert torch.equal(target, sample_group(index, valid=valid, uniform=uniform, backend="reference"))
+    masked, labels = group_mask(features, index, torch.ones(size[2]), target, valid=valid, backend=backend)
+    hit = labels >= 0
+    assert torch.equal(hit.any(1), target >= 0), "a drawn label is present at a valid position"
+    assert not (hit & ~valid).any()
+    assert torch.equal(masked[~hit], features[~hit]) and (masked[hit] == 1).all()
