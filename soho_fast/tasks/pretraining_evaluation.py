@@ -22,10 +22,12 @@ from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.sampling import EVALUATION_STREAM
 from soho_fast.data.text import IGNORED_LABEL, STOP_WORDS, EncodedText, encode_texts
 from soho_fast.tasks.pair_sampling import PairSampler
+from soho_fast.tasks.pair_scoring import first_token_only, matched_odds, score_all_pairs
 from soho_fast.tasks.pretraining_batches import pad_texts
 from soho_fast.tasks.recall import recall_at
 
 Progress = Callable[[str, int, int], None]
+"""Called with what is being measured, how many are done, and of how many."""
 RECALL_KS = (1, 5, 10)
 
 
@@ -203,12 +205,6 @@ def _measure_mvm(score: _Scorer, visual: Any, texts: Sequence[EncodedText], unif
     )
 
 
-def _matched(output: Any) -> torch.Tensor:
-    """Log-odds of "matched" from the two ITM logits, float32 on the CPU."""
-    logits_P2 = output.itm_logits.float()
-    return (logits_P2[:, 1] - logits_P2[:, 0]).cpu()
-
-
 def _batches(count: int, size: int) -> Iterator[range]:
     """Ranges of about `size`, none of them of one element: a lone image could not be shuffled."""
     num = max(1, round(count / size))
@@ -241,7 +237,7 @@ def _measure_batch(
     texts_ids = [text.ids for text in positives] + [held.negatives[row].ids for row in rows]
     truth = torch.arange(len(texts_ids)) < len(rows)
     for image_index, counter in ((own, tally.itm), (other, tally.itm_shuffled)):
-        odds_P = _matched(score(visual, texts_ids, np.concatenate([image_index, image_index])))
+        odds_P = matched_odds(score(visual, texts_ids, np.concatenate([image_index, image_index])))
         counter.add((odds_P > 0) == truth)
 
     uniform = held.mask_uniform[list(rows)]
@@ -258,54 +254,6 @@ def _measure_batch(
         tally.model_perplexity = float(output.perplexity)
         tally.model_live_codes = float(output.live_codes)
     return visual
-
-
-def score_all_pairs(
-    score: Callable[..., Any],
-    image_batches: Sequence[tuple[Any, int]],
-    texts: Sequence[EncodedText],
-    *,
-    pair_batch: int,
-    progress: Progress | None = None,
-) -> torch.Tensor:
-    """ITM log-odds of every image with every text.
-
-    A call takes texts of one length only, so that nothing is spent on padding (and attention needs no mask where the
-    images have none), and expands them over as many images of a batch as `pair_batch` allows.
-
-    Args:
-        score: (visual tokens, texts' ids, image_index) -> output with `itm_logits` (P, 2).
-        image_batches: Cached visual tokens of a batch of images, and how many of its first images to score.
-        texts: The N texts.
-        pair_batch: Pairs scored in one call.
-        progress: Called with ("retrieval", images done, all).
-
-    Returns:
-        float32 (all images, N).
-    """
-    rows_by_length: dict[int, list[int]] = {}
-    for row, text in enumerate(texts):
-        rows_by_length.setdefault(len(text.ids), []).append(row)
-    groups = [
-        rows[begin : begin + pair_batch]
-        for rows in rows_by_length.values()
-        for begin in range(0, len(rows), pair_batch)
-    ]
-    num_images = sum(count for _, count in image_batches)
-    scores_IN = torch.empty(num_images, len(texts))
-    done = 0
-    for visual, count in image_batches:
-        for group in groups:
-            step = max(1, pair_batch // len(group))
-            for begin in range(0, count, step):
-                places = np.arange(begin, min(begin + step, count))
-                texts_ids = [texts[row].ids for row in group] * len(places)
-                odds_P = _matched(score(visual, texts_ids, np.repeat(places, len(group))))
-                scores_IN[done + begin : done + begin + len(places), group] = odds_P.view(len(places), len(group))
-        done += count
-        if progress is not None:
-            progress("retrieval", done, num_images)
-    return scores_IN
 
 
 @torch.no_grad()
@@ -386,7 +334,8 @@ def evaluate_pretraining(
                 f"no two held-out images of a batch can be read; first: {'; '.join(tally.skipped[:5])}"
             )
         texts = [held.positives[row] for row in candidate_rows]
-        scores_NN = score_all_pairs(score, candidates, texts, pair_batch=pair_batch, progress=progress)
+        with first_token_only(model):
+            scores_NN = score_all_pairs(score, candidates, texts, pair_batch=pair_batch, progress=progress)
     finally:
         model.train(was_training)
     return {**_summary(tally), **_recalls(scores_NN)}

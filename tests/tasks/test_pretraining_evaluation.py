@@ -9,8 +9,8 @@ from tiny_corpus import COLOURS
 from torch import nn
 
 from soho_fast.data import BrokenImageError
-from soho_fast.data.text import EncodedText, encode_texts
-from soho_fast.tasks.pretraining_evaluation import evaluate_pretraining, format_table, mask_words, score_all_pairs
+from soho_fast.data.text import encode_texts
+from soho_fast.tasks.pretraining_evaluation import evaluate_pretraining, format_table, mask_words
 
 NAMES = list(COLOURS)
 BACKGROUND = len(NAMES)
@@ -146,23 +146,6 @@ def test_table_rows(records, processor):
     assert rows["ITM, balanced pairs"].value == "100.0 %"
     assert rows["text to image R@5 of 12"].baseline == "41.7 % chance"
     assert rows["live codes, running usage in training"].value == "9 (perplexity 7.5)"
-
-
-@pytest.mark.parametrize("pair_batch", [1, 3, 7, 100])
-def test_all_pairs_land_where_they_belong(pair_batch):
-    texts = [EncodedText(torch.full((2 + n % 3,), n).numpy(), None) for n in range(7)]
-    image_batches = [(torch.arange(0, 4), 4), (torch.arange(4, 8), 2)]
-    calls = []
-
-    def score(visual, texts_ids, image_index):
-        assert len({len(ids) for ids in texts_ids}) == 1, "one length per call: no padding"
-        calls.append(len(texts_ids))
-        odds = [100.0 * visual[place] + ids[0] for ids, place in zip(texts_ids, image_index, strict=True)]
-        return SimpleNamespace(itm_logits=torch.stack([torch.zeros(len(odds)), torch.tensor(odds)], 1))
-
-    scores = score_all_pairs(score, image_batches, texts, pair_batch=pair_batch)
-    assert torch.equal(scores, 100.0 * torch.arange(6)[:, None] + torch.arange(7.0))
-    assert max(calls) <= pair_batch and sum(calls) == 42
 
 
 def test_words_are_masked_whole_and_content_words_are_known(processor):
