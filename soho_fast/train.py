@@ -97,8 +97,9 @@ def _run(arguments: list[str]) -> int:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.module.parameters())
         say(
             f"recipe {name}: {parameters / 1e6:.1f} M parameters, {trainer.total_steps} steps of "
-            f"{trainer.plan.images_per_step} images, {trainer.precision}, ZeRO {trainer.engine.zero_optimization_stage()}, "
-            f"{processes.world} process(es) on {processes.device.type}; output in {folder}/"
+            f"{trainer.plan.images_per_step} images, {trainer.precision}, "
+            f"ZeRO {trainer.engine.zero_optimization_stage()}, {processes.world} process(es) on "
+            f"{processes.device.type}; output in {folder}/"
         )
     result = trainer.train()
     if result.signal_number:

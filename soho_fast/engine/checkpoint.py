@@ -69,9 +69,10 @@ class _NotingWriter(TorchCheckpointEngine):
                 torch.save(state_dict, file)
                 file.flush()
                 os.fsync(file.fileno())
-        # torch's zip writer reports a full disk as a RuntimeError without an errno.
+        # torch's zip writer reports a full disk as a RuntimeError, whose context is the error with the number.
         except (OSError, RuntimeError) as error:
-            self.error = f"{path}: {error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]}"
+            cause = error if isinstance(error, OSError) else error.__context__
+            self.error = f"{path}: {getattr(cause, 'strerror', None) or str(error).splitlines()[0]}"
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         try:

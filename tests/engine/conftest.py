@@ -67,6 +67,19 @@ def launch(port: int) -> Callable[..., Finished]:
 
 
 @pytest.fixture
+def start(port: int) -> Callable[..., subprocess.Popen]:
+    """Start a request without waiting for its end; output and errors come through one pipe."""
+
+    def run(request: dict, processes: int = 1) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*command(processes, port), str(SCRIPT), json.dumps([request])],
+            env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
 def request_for(tmp_path: Path) -> Callable[..., dict]:
     """A request with small, quick settings, writing to a folder of this test."""
 

@@ -258,7 +258,7 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
     result = trainer.train()
     buffers = dict(trainer.engine.module.named_buffers())
     codebook = next(buffer for name, buffer in buffers.items() if name.endswith("codebook"))
-    print(
+    line = (
         json.dumps(
             {
                 "rank": processes.rank,
@@ -269,9 +269,12 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
                 "codebook": hashlib.sha256(codebook.numpy().tobytes()).hexdigest(),
                 "codebook_type": str(codebook.dtype),
             }
-        ),
-        flush=True,
+        )
+        + "\n"
     )
+    # One write, so that the ranks' lines do not mix.
+    sys.stdout.write(line)
+    sys.stdout.flush()
     return 128 + result.signal_number if result.signal_number else 0
 
 

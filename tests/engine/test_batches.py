@@ -1,0 +1,88 @@
+"""The order of samples: the same for any number of processes, and from any step on."""
+
+import pytest
+import torch
+
+from soho_fast.engine.batches import Batches, plan_batches, split_batch
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.settings import BatchSettings
+
+
+def _plan(num_samples: int = 50, world: int = 1, accumulation: int = 1, images: int = 12, seed: int = 3):
+    return plan_batches(BatchSettings(images_per_step=images, accumulation=accumulation), num_samples, world, seed)
+
+
+def _steps(world: int, accumulation: int, first: int, total: int) -> list[list[tuple[int, int]]]:
+    """Samples of each step in the order of one process's batch: micro-batch by micro-batch, rank by rank."""
+    plan = _plan(world=world, accumulation=accumulation)
+    ranks = [list(plan.micro_batches(rank, first, total)) for rank in range(world)]
+    steps = []
+    for step in range(total - first):
+        parts = range(step * accumulation, (step + 1) * accumulation)
+        steps.append([sample for part in parts for rank in ranks for sample in rank[part]])
+    return steps
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (1, 3), (3, 2), (4, 3)])
+def test_order_depends_on_nothing_but_seed_and_epoch(world, accumulation):
+    assert _steps(world, accumulation, 0, 9) == _steps(1, 1, 0, 9)
+
+
+def test_resuming_continues_the_order():
+    assert _steps(1, 1, 5, 9) == _steps(1, 1, 0, 9)[5:]
+
+
+def test_an_epoch_shows_each_sample_at_most_once_and_epochs_differ():
+    steps = _steps(1, 1, 0, 8)
+    first, second = [[s for step in part for s in step] for part in (steps[:4], steps[4:])]
+    assert {epoch for epoch, _ in first} == {0} and {epoch for epoch, _ in second} == {1}
+    assert len(set(first)) == len(first) == 48
+    assert [index for _, index in first] != [index for _, index in second]
+    assert _plan(seed=4).micro_batches(0, 0, 1) != steps[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images": 13, "world": 2}, "13 does not divide by accumulation 1 x processes 2"),
+        ({"images": 60}, "60 is more than the 50 training images"),
+        ({"images": 0}, "expected images_per_step >= 1"),
+        ({"accumulation": 0}, "accumulation >= 1"),
+    ],
+)
+def test_sizes_that_do_not_fit(changes, words):
+    with pytest.raises(UserError, match=words):
+        _plan(**changes)
+
+
+class _Numbers:
+    """Sample i of epoch e is 100 e + i."""
+
+    def __init__(self) -> None:
+        self.epoch = -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> int:
+        return 100 * self.epoch + index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_processes_hear_of_epochs_and_spare_the_global_generator(workers):
+    plan = _plan()
+    settings = BatchSettings(images_per_step=12, workers=workers, prefetch=2)
+    torch.manual_seed(0)
+    expected_next = torch.rand(())
+    torch.manual_seed(0)
+    batches = Batches(_Numbers(), torch.tensor, plan, settings, rank=0, first_step=2, total_steps=9, pin=False)
+    loaded = [batch.tolist() for batch in batches]
+    batches.close()
+    assert loaded == [[100 * e + i for e, i in samples] for samples in plan.micro_batches(0, 2, 9)]
+    assert torch.equal(torch.rand(()), expected_next)
+
+
+def test_side_information_stays_off_the_model():
+    inputs, side = split_batch({"x": torch.ones(2), "skipped": ["a.jpg"], "sample_ids": [1, 2]}, torch.device("cpu"))
+    assert list(inputs) == ["x"]
+    assert side == {"skipped": ["a.jpg"], "sample_ids": [1, 2]}

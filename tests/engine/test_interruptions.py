@@ -1,0 +1,169 @@
+"""Runs that are killed, stopped, resumed, or lose their disk."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from soho_fast.engine import stop as stopping
+
+SOHO = {"soho": True, "dropout": 0.1, "pixels": 32}
+
+
+def _checkpoints(request: dict) -> list[str]:
+    return sorted(path.name for path in (Path(request["output"]) / "checkpoints").iterdir())
+
+
+def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
+    """kill -9 in mid-training, dropout on: what follows equals the uninterrupted run, exactly."""
+    every = {"checkpoint": {"every_steps": 4, "keep": 1}, "batch": {"workers": 1, "accumulation": 2}, "max_steps": 12}
+    # Five steps an epoch: the run is killed in its second epoch, two steps past its checkpoint.
+    through = request_for("through", task=SOHO, evaluation={"quick_every_steps": 3}, **every)
+    killed = request_for("killed", task=SOHO | {"kill_at": 10}, **every)
+    resumed = request_for("killed", task=SOHO, **every)
+    done = launch(through, killed)
+    assert done.code == -signal.SIGKILL, done.text
+    assert _checkpoints(killed) == ["latest", "step-00000008"]
+    half_written = Path(killed["output"]) / "checkpoints" / "step-00000009.partial"
+    half_written.mkdir()
+    (half_written / "mp_rank_00_model_states.pt").write_bytes(b"half")
+    done = launch(resumed)
+    assert done.code == 0, done.text
+    assert "half-written, from a run that was cut off" in done.text
+    assert "resumed from" in done.text and "step 8 of 12" in done.text
+    assert losses(resumed) == losses(through)
+    assert _checkpoints(resumed) == ["latest", "step-00000012"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_signal_saves_and_stops_at_the_next_step(launch, request_for, losses, name):
+    asked = request_for("run", task={"signal_at": 4, "signal": name})
+    done = launch(asked)
+    assert done.code == 128 + getattr(signal, name), done.text
+    assert "asked to stop: saved" in done.text
+    assert len(losses(asked)) in (4, 5)
+    assert _checkpoints(asked)[1:] == [f"step-0000000{len(losses(asked))}"]
+    assert not (Path(asked["output"]) / "model").exists()
+
+
+def test_killing_the_launcher_saves_on_all_ranks(start, request_for, losses):
+    """SIGTERM to the `deepspeed` command leaves its launcher and ranks as orphans; they must save and end."""
+    run = request_for("run", max_steps=10_000, task={"delay": 0.02}, engine={"zero_stage": 1})
+    log = Path(run["output"]) / "log.jsonl"
+    launcher = start(run, processes=2)
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) > 3):
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.2)
+    launcher.terminate()
+    # The pipe closes when the last of the orphans has ended.
+    text = launcher.communicate(timeout=120)[0]
+    assert "asked to stop: saved" in text, text
+    steps = len(losses(run))
+    assert _checkpoints(run) == ["latest", f"step-{steps:08d}"]
+    manifest = json.loads((Path(run["output"]) / "checkpoints" / f"step-{steps:08d}" / "checkpoint.json").read_text())
+    assert {"rank-00000.pt", "rank-00001.pt"} <= set(manifest["files"])
+
+
+def test_second_interrupt_stops_at_once(monkeypatch):
+    ended = []
+    monkeypatch.setattr(stopping.os, "_exit", ended.append)
+    before = signal.getsignal(signal.SIGINT)
+    with stopping.StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (stop.pending(), ended) == (signal.SIGINT, []), "one key press arrives as several signals"
+        time.sleep(0.6)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended == []
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ended == [130]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_full_disk_on_one_rank_is_one_error_and_keeps_what_was_saved(launch, request_for):
+    """The second of two ranks cannot write: both stop with one message, and the earlier checkpoint still loads."""
+    full = request_for(
+        "full", task={"small_files_at": 6, "width": 64}, checkpoint={"every_steps": 4}, engine={"zero_stage": 2}
+    )
+    done = launch(full, processes=2)
+    assert done.code == 2, done.text
+    errors = [line for line in done.text.splitlines() if line.startswith("error")]
+    assert len(errors) == 1, done.text
+    assert "could not be written" in errors[0] and "File too large" in errors[0] and "step-00000004" in errors[0]
+    assert "Traceback" not in done.text
+    assert _checkpoints(full) == ["latest", "step-00000004"]
+    again = request_for("full", task={"width": 64}, engine={"zero_stage": 2})
+    done = launch(again, processes=2)
+    assert done.code == 0, done.text
+    assert "step 4 of 10" in done.text
+
+
+def test_full_disk_on_a_small_file_system(launch, request_for, tmp_path):
+    """The real thing, where a file system can be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this user cannot mount a tmpfs")
+    try:
+        full = request_for(
+            "full", task={"width": 64}, checkpoint={"every_steps": 2, "keep": 0}, output=str(disk / "run")
+        )
+        done = launch(full)
+        assert done.code == 2, done.text
+        assert "could not be written" in done.text and "Traceback" not in done.text
+        assert "step-00000002" in _checkpoints(full)
+        assert not [name for name in _checkpoints(full) if name.endswith("partial")]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_checkpoint_of_another_size_names_what_differs(launch, request_for):
+    small = request_for("run", max_steps=2)
+    other = request_for("run", max_steps=4, task={"width": 16}, seed=5)
+    done = launch(small, other)
+    assert done.code == 2, done.text
+    assert "model.width is 8 there and 16 here; seed is 0 there and 5 here" in done.text
+    assert "Traceback" not in done.text
+    assert _checkpoints(small) == ["latest", "step-00000002"]
+
+
+def test_starting_anew_spares_an_existing_run(launch, request_for, losses):
+    first = request_for("run", max_steps=2)
+    anew = request_for("run", max_steps=3, resume=False)
+    forced = request_for("run", max_steps=3, resume=False, overwrite=True)
+    none = request_for("empty", resume=True)
+    assert launch(first, forced).code == 0
+    assert len(losses(forced)) == 3
+    done = launch(anew)
+    assert done.code == 2
+    assert "already holds a run (checkpoints, model, log.jsonl)" in done.text and "--overwrite" in done.text
+    assert len(losses(forced)) == 3
+    done = launch(none)
+    assert done.code == 2 and "no complete checkpoint" in done.text
+
+
+def test_damaged_checkpoint_is_passed_over(launch, request_for):
+    run = request_for("run", max_steps=4, checkpoint={"every_steps": 2})
+    assert launch(run).code == 0
+    folder = Path(run["output"]) / "checkpoints"
+    with (folder / "step-00000004" / "rank-00000.pt").open("r+b") as file:
+        file.truncate(100)
+    (folder / "step-00000009").mkdir()
+    done = launch(run)
+    assert done.code == 0, done.text
+    assert "rank-00000.pt has 100 bytes" in done.text and "checkpoint.json is missing" in done.text
+    assert "step 2 of 4" in done.text
+
+
+def test_too_many_broken_images_stop_the_run(launch, request_for):
+    run = request_for("run", task={"skip_each": 1}, batch={"broken_images": 3})
+    done = launch(run)
+    assert done.code == 2, done.text
+    assert done.text.count("skipped: broken.jpg: truncated") == 4
+    assert "4 unreadable images, more than the 3 allowed" in done.text

@@ -1,0 +1,124 @@
+"""SgdAdamW against torch's own SGD and AdamW, and the schedule."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
+from soho_fast.engine.schedule import Schedule
+from soho_fast.engine.settings import OptimSettings, ScheduleSettings
+
+
+def _parameters(seed: int) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((7, 5), (5,), (3, 2, 2))]
+
+
+def _train(optimizers: list[torch.optim.Optimizer], params: list[torch.nn.Parameter], steps: int) -> None:
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(100 + step)
+        for number, param in enumerate(params):
+            # The second parameter has no gradient at every other step, so its step count falls behind.
+            param.grad = None if number == 1 and step % 2 else torch.randn(param.shape, generator=generator)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def test_equals_torch_bit_for_bit():
+    ours, theirs = _parameters(0) + _parameters(1), _parameters(0) + _parameters(1)
+    joint = SgdAdamW(
+        [
+            {"params": ours[:3], "kind": "sgd", "lr": 0.1, "weight_decay": 0.05, "momentum": 0.9},
+            {"params": ours[3:], "kind": "adamw", "lr": 0.01, "weight_decay": 0.1, "betas": (0.8, 0.99), "eps": 1e-6},
+        ]
+    )
+    sgd = torch.optim.SGD(theirs[:3], lr=0.1, weight_decay=0.05, momentum=0.9, foreach=True)
+    adamw = torch.optim.AdamW(theirs[3:], lr=0.01, weight_decay=0.1, betas=(0.8, 0.99), eps=1e-6, foreach=True)
+    _train([joint], ours, 7)
+    _train([sgd, adamw], theirs, 7)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
+
+
+def test_rate_zero_leaves_weights_and_state_alone():
+    """ZeRO hands zero gradients for a frozen backbone: weight decay and momentum must not move it meanwhile."""
+    params = _parameters(0)
+    before = [param.detach().clone() for param in params]
+    optimizer = SgdAdamW([{"params": params, "kind": "sgd", "lr": 0.0, "weight_decay": 0.5}])
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert all(torch.equal(param, old) for param, old in zip(params, before, strict=True))
+    assert not optimizer.state
+
+
+def test_state_survives_saving():
+    straight, saved = _parameters(0), _parameters(0)
+    first = SgdAdamW([{"params": straight, "kind": "adamw", "lr": 0.01}])
+    _train([first], straight, 3)
+    second = SgdAdamW([{"params": saved, "kind": "adamw", "lr": 0.01}])
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    with torch.no_grad():
+        for param, value in zip(saved, straight, strict=True):
+            param.copy_(value)
+    _train([first], straight, 3)
+    _train([second], saved, 3)
+    assert all(torch.equal(one, two) for one, two in zip(straight, saved, strict=True))
+
+
+def test_refuses_unknown_rules_and_negative_values():
+    with pytest.raises(ValueError, match="kind 'adam'"):
+        SgdAdamW([{"params": _parameters(0), "kind": "adam"}])
+    with pytest.raises(ValueError, match="momentum"):
+        SgdAdamW([{"params": _parameters(0), "momentum": -1.0}])
+
+
+def test_groups_take_the_recipes_values():
+    class Model:
+        def parameter_groups(self, *, exclude_from_decay):
+            assert exclude_from_decay
+            params = _parameters(0)
+            return [
+                {"params": params[:1], "kind": "backbone", "decay": True},
+                {"params": params[1:2], "kind": "rest", "decay": False},
+                {"params": params[2:], "kind": "rest", "decay": True},
+            ]
+
+    settings = OptimSettings(lr=3.0, weight_decay=0.3, backbone_lr=4.0, backbone_weight_decay=0.4, eps=0.5)
+    settings.decay_norm_and_bias = False
+    backbone, bare, rest = optimizer_groups(Model(), settings)
+    assert (backbone["kind"], backbone["base_lr"], backbone["weight_decay"]) == ("sgd", 4.0, 0.4)
+    assert (bare["kind"], bare["base_lr"], bare["weight_decay"], bare["name"]) == ("adamw", 3.0, 0.0, "rest_no_decay")
+    assert (rest["kind"], rest["weight_decay"], rest["eps"]) == ("adamw", 0.3, 0.5)
+    assert [group["backbone"] for group in (backbone, bare, rest)] == [True, False, False]
+
+
+def test_schedule_of_the_paper():
+    """Warm-up from a third, then a tenth at epochs 25 and 35 of 40."""
+    schedule = Schedule(ScheduleSettings(), steps_per_epoch=100, total_steps=4000)
+    assert schedule.factor(0) == pytest.approx(1 / 3)
+    assert schedule.factor(500) == pytest.approx(2 / 3)
+    assert [schedule.factor(step) for step in (1000, 2499)] == [1.0, 1.0]
+    assert [schedule.factor(step) for step in (2500, 3499)] == pytest.approx([0.1, 0.1])
+    assert [schedule.factor(step) for step in (3500, 3999)] == pytest.approx([0.01, 0.01])
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_schedule_falls_to_its_end_by_steps_or_by_time(decay):
+    schedule = Schedule(ScheduleSettings(warmup_steps=10, decay=decay, end_factor=0.2), 50, 110)
+    assert schedule.factor(10) == 1.0
+    assert schedule.factor(60) == pytest.approx(0.6)
+    assert schedule.factor(110) == pytest.approx(0.2)
+    assert schedule.factor(60, elapsed=1.0) == pytest.approx(0.2)
+    values = [schedule.factor(step) for step in range(10, 111)]
+    assert values == sorted(values, reverse=True) and all(map(math.isfinite, values))
+
+
+def test_schedule_refuses_nonsense():
+    with pytest.raises(UserError, match="step_epochs"):
+        Schedule(ScheduleSettings(step_epochs=[3, 1]), 1, 1)
+    with pytest.raises(UserError, match="warmup_start"):
+        Schedule(ScheduleSettings(warmup_start=2.0), 1, 1)
