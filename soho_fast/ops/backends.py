@@ -4,6 +4,7 @@ Each op is registered once per backend, as `torch.ops.soho_fast.<op>_<backend>`,
 one gradient. `reference` is written in Python and runs on every device; `cpu` is implemented by `soho_fast._C`.
 """
 
+import functools
 import importlib
 import os
 import warnings
@@ -39,6 +40,22 @@ def _load_extension() -> tuple[ModuleType | None, str]:
 _extension, _extension_missing = _load_extension()
 
 
+def _warning_once(reference: Callable) -> Callable:
+    """The reference, saying on the first run of any op that the extension is absent. At run time, so that it is heard
+    from compiled graphs as well."""
+
+    @functools.wraps(reference)
+    def kernel(*args):
+        global _fallback_warned
+        if _extension is None and not _fallback_warned:
+            _fallback_warned = True
+            message = f"soho_fast runs its slower plain torch reference: {_extension_missing}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return reference(*args)
+
+    return kernel
+
+
 def define_op(
     name: str,
     schema: str,
@@ -63,7 +80,7 @@ def define_op(
         qualified = f"soho_fast::{name}_{backend}"
         LIBRARY.define(f"{name}_{backend}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         if backend == "reference":
-            LIBRARY.impl(f"{name}_{backend}", reference, "CompositeExplicitAutograd")
+            LIBRARY.impl(f"{name}_{backend}", _warning_once(reference), "CompositeExplicitAutograd")
         else:
             _NATIVE_OPS[backend].add(name)
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
@@ -87,9 +104,7 @@ def _refusals(name: str, backend: str, device_type: str) -> list[str]:
     return reasons
 
 
-@torch.compiler.assume_constant_result
 def _choose(name: str, backend: str | None, device_type: str) -> str:
-    global _fallback_warned
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
     if backend is not None:
@@ -99,11 +114,6 @@ def _choose(name: str, backend: str | None, device_type: str) -> str:
         return backend
     if not _refusals(name, "cpu", device_type):
         return "cpu"
-    if _extension is None and not _fallback_warned:
-        _fallback_warned = True
-        warnings.warn(
-            f"soho_fast runs its slower plain torch reference: {_extension_missing}", RuntimeWarning, stacklevel=2
-        )
     return "reference"
 
 

@@ -98,6 +98,7 @@ PackedCodebook::PackedCodebook(const float* codebook, int64_t num_codes, int64_t
 }
 
 void PackedCodebook::pack(int64_t begin, int64_t end) {
+  if (begin >= end) return;
   DefaultFloatEnvironment environment;
   float* negated_half = static_cast<float*>(negated_half_->data());
   for (int64_t group = begin; group < end; ++group) {

@@ -1,0 +1,115 @@
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "check.h"
+#include "common/cpu_level.h"
+#include "kernels/codebook_lookup/packed_codebook.h"
+
+namespace {
+
+using namespace soho;
+
+std::vector<CpuLevel> levels() {
+  std::vector<CpuLevel> runnable;
+  for (CpuLevel level : built_cpu_levels()) {
+    if (cpu_level_available(level)) runnable.push_back(level);
+  }
+  return runnable;
+}
+
+std::vector<float> normal(int64_t size, unsigned seed, float offset = 0.0f) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<float> distribution;
+  std::vector<float> values(size);
+  for (float& value : values) value = distribution(engine) + offset;
+  return values;
+}
+
+int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t num_codes, int64_t num_channels) {
+  int64_t best = 0;
+  double smallest = std::numeric_limits<double>::infinity();
+  for (int64_t j = 0; j < num_codes; ++j) {
+    double lanes[8] = {};
+    for (int64_t c = 0; c < num_channels; ++c) {
+      const double difference = static_cast<double>(row[c]) - static_cast<double>(codebook[j * num_channels + c]);
+      lanes[c % 8] += difference * difference;
+    }
+    const double distance = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+    if (distance < smallest) {
+      smallest = distance;
+      best = j;
+    }
+  }
+  return best;
+}
+
+// Looks up at one level, in parts, between sentinels; exact-sized buffers let the sanitizer see every stray access.
+std::vector<int64_t> lookup(CpuLevel level, const std::vector<float>& features, const std::vector<float>& codebook,
+                            int64_t num_rows, int64_t num_codes, int64_t num_channels, int num_parts) {
+  std::vector<int64_t> index(num_rows + 2, -7);
+  std::vector<float> distance(num_rows + 2, -7.0f);
+  CodebookLookupArgs args{};
+  args.features = features.data();
+  args.features_type = Element::kFloat32;
+  args.row_stride = num_channels;
+  args.codebook = codebook.data();
+  args.num_rows = num_rows;
+  args.num_codes = num_codes;
+  args.num_channels = num_channels;
+  args.index = index.data() + 1;
+  args.distance = distance.data() + 1;
+  PackedCodebook packed(codebook.data(), num_codes, num_channels, codebook_lookup_width(level));
+  in_parts(packed.num_groups(), num_parts, [&](int64_t begin, int64_t end) { packed.pack(begin, end); });
+  const ScreenedCodes screened = packed.screened();
+  in_parts(num_rows, num_parts, [&](int64_t begin, int64_t end) { codebook_lookup(level, args, screened, begin, end); });
+  CHECK(index.front() == -7 && index.back() == -7 && distance.front() == -7.0f && distance.back() == -7.0f);
+  return {index.begin() + 1, index.end() - 1};
+}
+
+void compare(const std::vector<float>& features, const std::vector<float>& codebook, int64_t num_rows, int64_t num_codes,
+             int64_t num_channels) {
+  for (CpuLevel level : levels()) {
+    for (int num_parts : {1, 3}) {
+      const auto index = lookup(level, features, codebook, num_rows, num_codes, num_channels, num_parts);
+      bool equal = true;
+      for (int64_t i = 0; i < num_rows; ++i) {
+        equal &= index[i] == nearest(features.data() + i * num_channels, codebook, num_codes, num_channels);
+      }
+      CHECK(equal);
+    }
+  }
+}
+
+void test_gather() {
+  const std::vector<float> codebook = normal(15, 9);
+  const std::vector<int64_t> index = {4, -1, 0, 5};
+  std::vector<float> output(12, 7.0f);
+  const GatherCodesArgs args{codebook.data(), index.data(), output.data(), 5, 3 * sizeof(float)};
+  CHECK(gather_codes(args, 0, 3) == -1);
+  CHECK(output[0] == codebook[12] && output[3] == 0.0f && output[6] == codebook[0] && output[9] == 7.0f);
+  CHECK(gather_codes(args, 0, 4) == 3 && output[9] == 7.0f);
+}
+
+}  // namespace
+
+void test_codebook_lookup() {
+  for (int64_t num_rows : {0, 1, 5, 6, 7, 200}) {
+    for (int64_t num_codes : {1, 2, 15, 16, 17, 40}) {
+      for (int64_t num_channels : {1, 7, 8, 9, 33}) {
+        compare(normal(num_rows * num_channels, 1), normal(num_codes * num_channels, 2), num_rows, num_codes, num_channels);
+      }
+    }
+  }
+  compare(normal(50 * 20, 3, 1e4f), normal(60 * 20, 4, 1e4f), 50, 60, 20);
+  compare(normal(20 * 8, 5), std::vector<float>(700 * 8, 0.0f), 20, 700, 8);
+  std::vector<float> cluster = normal(500 * 8, 6);
+  for (float& value : cluster) value = 1.0f + value * 0x1p-22f;
+  compare(normal(20 * 8, 7), cluster, 20, 500, 8);
+  std::vector<float> broken = normal(20 * 8, 8);
+  broken[3] = std::numeric_limits<float>::quiet_NaN();
+  broken[9] = std::numeric_limits<float>::infinity();
+  compare(broken, cluster, 20, 500, 8);
+  compare(cluster, broken, 100, 20, 8);
+  test_gather();
+}

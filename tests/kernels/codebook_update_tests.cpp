@@ -1,0 +1,82 @@
+#include <random>
+
+#include "check.h"
+#include "common/cpu_level.h"
+#include "kernels/codebook_update/codebook_update.h"
+
+namespace {
+
+using namespace soho;
+
+struct Problem {
+  int64_t num_rows, num_codes, num_channels;
+  std::vector<float> features;
+  std::vector<int64_t> index;
+};
+
+Problem make(int64_t num_rows, int64_t num_codes, int64_t num_channels) {
+  Problem problem{num_rows, num_codes, num_channels, {}, {}};
+  std::mt19937 engine(1);
+  for (int64_t i = 0; i < num_rows * num_channels; ++i) problem.features.push_back(std::normal_distribution<float>()(engine));
+  // Half of the rows share code 0, so that one code is cut between threads.
+  for (int64_t i = 0; i < num_rows; ++i) problem.index.push_back(i % 2 ? 0 : static_cast<int64_t>(engine() % num_codes));
+  if (num_rows > 2) problem.index[2] = -1;
+  return problem;
+}
+
+void run(const Problem& problem, CpuLevel level, int num_parts) {
+  const auto& [num_rows, num_codes, num_channels, features, index] = problem;
+  std::vector<int64_t> offsets(num_codes + 1), rows(num_rows);
+  std::vector<float> counts(num_codes + 2, -7.0f), sums(num_codes * num_channels + 2, -7.0f);
+  CodebookUpdateArgs args{};
+  args.features = features.data();
+  args.features_type = Element::kFloat32;
+  args.row_stride = num_channels;
+  args.index = index.data();
+  args.num_rows = num_rows;
+  args.num_codes = num_codes;
+  args.num_channels = num_channels;
+  args.members = {offsets.data(), rows.data()};
+  args.counts = counts.data() + 1;
+  args.sums = sums.data() + 1;
+  CHECK(list_members(args) == -1);
+  in_parts(update_work(args), num_parts, [&](int64_t begin, int64_t end) { update_members(level, args, begin, end); });
+  CHECK(counts.front() == -7.0f && counts.back() == -7.0f && sums.front() == -7.0f && sums.back() == -7.0f);
+
+  std::vector<float> expected(num_codes * num_channels, 0.0f);
+  for (int64_t i = 0; i < num_rows; ++i) {
+    for (int64_t c = 0; c < num_channels && index[i] >= 0; ++c) expected[index[i] * num_channels + c] += features[i * num_channels + c];
+  }
+  CHECK(std::vector<float>(sums.begin() + 1, sums.end() - 1) == expected);
+
+  std::vector<float> fused(num_codes * num_channels, 2.0f), stepwise = fused;
+  args.moves_codebook = true;
+  args.codebook = fused.data();
+  args.decay = 0.9;
+  in_parts(update_work(args), num_parts, [&](int64_t begin, int64_t end) { update_members(level, args, begin, end); });
+  const CodebookEmaArgs ema{stepwise.data(), counts.data() + 1, sums.data() + 1, num_channels, num_channels, 0.9};
+  in_parts(num_codes, num_parts, [&](int64_t begin, int64_t end) { codebook_ema(level, ema, begin, end); });
+  CHECK(fused == stepwise);
+}
+
+}  // namespace
+
+void test_codebook_update() {
+  for (CpuLevel level : built_cpu_levels()) {
+    if (!cpu_level_available(level)) continue;
+    for (int num_parts : {1, 2, 7}) {
+      for (int64_t num_channels : {0, 1, 8, 13, 64, 65, 200}) {
+        for (int64_t num_rows : {0, 1, 3, 300}) run(make(num_rows, 11, num_channels), level, num_parts);
+      }
+    }
+  }
+  Problem problem = make(5, 3, 2);
+  problem.index = {0, 1, 3, 0, 0};
+  std::vector<int64_t> offsets(4), rows(5);
+  CodebookUpdateArgs args{};
+  args.index = problem.index.data();
+  args.num_rows = 5;
+  args.num_codes = 3;
+  args.members = {offsets.data(), rows.data()};
+  CHECK(list_members(args) == 2);
+}
