@@ -145,6 +145,8 @@ class PretrainingTask:
         self.seed = seed
         self.model = model or PretrainingModel()
         self._say = say
+        self._training: list[ImageTextRecord] = []
+        self._heldout: list[ImageTextRecord] | None = None
 
     @cached_property
     def processor(self) -> SohoProcessor:
@@ -160,8 +162,9 @@ class PretrainingTask:
         """The processor's tokenizer."""
         return self.processor.tokenizer
 
-    @cached_property
-    def _records(self) -> tuple[list[ImageTextRecord], list[ImageTextRecord]]:
+    def _read(self) -> None:
+        if self._heldout is not None:
+            return
         training = read_sources(self.data.sources, "sources", self._say)
         heldout = read_sources(self.data.heldout, "heldout", self._say) if self.data.heldout else []
         shared = {str(record.image) for record in heldout} & {str(record.image) for record in training}
@@ -170,18 +173,20 @@ class PretrainingTask:
                 f"data: {len(shared)} images are both in sources and in heldout, as {min(shared)}; held-out images "
                 "must not be trained on"
             )
-        return training, heldout
+        self._training, self._heldout = training, heldout
 
     @property
     def heldout_records(self) -> list[ImageTextRecord]:
         """The held-out images with their captions."""
-        return self._records[1]
+        self._read()
+        return self._heldout
 
     @cached_property
     def train_dataset(self) -> PretrainingDataset:
         """The training samples."""
-        return PretrainingDataset(
-            self._records[0],
+        self._read()
+        dataset = PretrainingDataset(
+            self._training,
             self.processor,
             seed=self.seed,
             num_positive=self.data.num_positive,
@@ -189,6 +194,9 @@ class PretrainingTask:
             max_text_length=self.data.max_text_length,
             masking=self.data.masking,
         )
+        # The data set has packed them; millions of caption strings need not live on.
+        self._training = []
+        return dataset
 
     @cached_property
     def train_collator(self) -> PretrainingCollator:
@@ -197,7 +205,9 @@ class PretrainingTask:
         return PretrainingCollator(self.processor, pad_text_to=pad_text_to)
 
     def load(self) -> PretrainingTask:
-        """Read everything now, say what it holds, and refuse what can't be trained on. Returns itself."""
+        """Read everything, say what it holds, and refuse what can't be trained on. Returns itself."""
+        if "train_dataset" in self.__dict__:
+            return self
         dataset = self.train_dataset
         self._say(
             f"training on {len(dataset):,} images with {self.data.num_positive} positive and {self.data.num_negative} "

@@ -37,6 +37,12 @@ def test_all_other_captions_are_reached():
     assert drawn == {text for texts in CAPTIONS[:2] + CAPTIONS[3:4] for text in texts}
 
 
+def test_the_last_image_is_drawn_as_often_as_the_others():
+    sampler = PairSampler([["a red"], ["a blue"], ["a green"]])
+    drawn = sampler.negatives(0, 300, np.random.default_rng(0))
+    assert set(drawn) == {"a blue", "a green"} and abs(drawn.count("a green") - 150) < 40
+
+
 def test_images_much_alike_still_never_give_the_own_caption():
     sampler = PairSampler([["a red dog"], ["a red dog"], ["a dog"]])
     assert set(sampler.negatives(0, 50, np.random.default_rng(0))) == {"a dog"}

@@ -44,6 +44,7 @@ def make_task(data, **options):
 def test_says_what_it_holds(data):
     task, said = make_task(data)
     assert task.load() is task
+    assert len(task.training_data()) == 8, "read and said once"
     assert said == [
         "sources: coco: 8 images, 16 captions (train 6, restval 2)",
         "heldout: coco: 4 images, 8 captions (val 4)",
