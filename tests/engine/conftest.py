@@ -1,10 +1,12 @@
 """Launching the engine in processes of its own: its process group and signal handlers must not reach the tests'."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,20 @@ def command(processes: int, port: int) -> list[str]:
     return [launcher, "--num_accelerators", str(processes), "--master_port", str(port)]
 
 
+def _start(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        arguments, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Kill what is left of a launch: ranks outlive a launcher that is killed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 @pytest.fixture
 def port() -> int:
     """A port that is free now."""
@@ -57,26 +73,29 @@ def launch(port: int) -> Callable[..., Finished]:
 
     def run(*requests: dict, processes: int = 1, script: Path = SCRIPT, arguments: list[str] | None = None) -> Finished:
         arguments = [json.dumps(requests)] if arguments is None else arguments
-        done = subprocess.run(
-            [*command(processes, port), str(script), *arguments],
-            env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        return Finished(done.returncode, done.stdout + done.stderr)
+        process = _start([*command(processes, port), str(script), *arguments])
+        try:
+            text = process.communicate(timeout=900)[0]
+        finally:
+            _end(process)
+        return Finished(process.returncode, text)
 
     return run
 
 
 @pytest.fixture
-def start(port: int) -> Callable[..., subprocess.Popen]:
+def start(port: int) -> Iterator[Callable[..., subprocess.Popen]]:
     """Start a request without waiting for its end; output and errors come through one pipe."""
 
-    def run(request: dict, processes: int = 1) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*command(processes, port), str(SCRIPT), json.dumps([request])],
-            env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+    started = []
 
-    return run
+    def run(request: dict, processes: int = 1) -> subprocess.Popen:
+        started.append(_start([*command(processes, port), str(SCRIPT), json.dumps([request])]))
+        return started[-1]
+
+    yield run
+    for process in started:
+        _end(process)
 
 
 @pytest.fixture

@@ -1,0 +1,190 @@
+"""The command: recipes, overrides, mistakes, and the whole way from corpus to table."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from soho_fast import train
+from soho_fast.engine import processes
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.recipe import fill_places, find_recipe, parse_recipe, write_recipe
+from soho_fast.engine.settings import EngineSettings
+
+SCRIPT = Path(train.__file__)
+
+
+def _parse(*arguments: str) -> train.Recipe:
+    return parse_recipe(train.Recipe, arguments, train.RECIPES, default="mini")[0]
+
+
+def test_recipe_paper_is_the_papers():
+    recipe = _parse("--recipe", "paper")
+    config = train.PretrainingTask(recipe.data, 0, recipe.model).model
+    assert (config.preset, config.text_encoder, config.backbone) == ("paper", "bert-base-uncased", "imagenet")
+    pairs = recipe.batch.images_per_step * (recipe.data.num_positive + recipe.data.num_negative)
+    assert (pairs, recipe.data.num_positive, recipe.epochs) == (4096, 2, 40)
+    optim, schedule = recipe.optim, recipe.schedule
+    assert (optim.backbone_rule, optim.backbone_lr, optim.backbone_weight_decay) == ("sgd", 1e-2, 5e-4)
+    assert (optim.lr, optim.weight_decay, optim.frozen_backbone_epochs) == (1e-4, 1e-2, 10)
+    assert (schedule.decay, schedule.step_epochs, schedule.step_factor) == ("step", [25, 35], 0.1)
+    assert (recipe.data.shorter_edge, recipe.data.longer_edge) == (600, 1000)
+    assert recipe.data.sources[0].splits == ["train", "restval"]
+    assert recipe.data.sources[1].exclude_coco_ids_from == recipe.data.sources[0].annotations
+
+
+def test_command_line_goes_over_the_recipe(tmp_path):
+    recipe = _parse("--optim.lr", "0.5", "--local_rank=1", "--overwrite", "--resume", "false", "--places.corpus", "/c")
+    assert (recipe.optim.lr, recipe.overwrite, recipe.resume) == (0.5, True, False)
+    assert recipe.optim.backbone_lr == _parse().optim.backbone_lr
+    filled = fill_places(recipe.data, recipe.places)
+    assert filled.sources[0].annotations == "/c/dataset_coco.json" and filled.tokenizer == "/c/tokenizer"
+    write_recipe(recipe, tmp_path / "again.yaml")
+    again = _parse("--recipe", str(tmp_path / "again.yaml"))
+    assert (again.optim, again.data, again.overwrite, again.resume) == (recipe.optim, recipe.data, False, "auto")
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as ended:
+        _parse("--help")
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "Keep the backbone frozen for this many first epochs", "Passes over the training data", "Training scenes",
+        "Longest text in tokens", "Name of a recipe", "Micro-batches accumulated",
+    ):  # fmt: skip
+        assert words in text, words
+    fields = set(yaml.safe_load((train.RECIPES / "mini.yaml").read_text())["optim"])
+    assert all(f"--optim.{name}" in text for name in fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--recipe", "nope"], "no recipe 'nope'; expected one of mini, paper"),
+        (["--recipe", "a/b.yaml"], "there is no file a/b.yaml"),
+        (["--recipe"], "expected a name or a path"),
+        (["--optim.lrr", "1"], "optim.lrr"),
+        (["--optim.lr", "fast"], "optim.lr"),
+        (["--engine.zero_stage", "4"], "zero_stage"),
+        (["--recipe", "paper"], "places.coco: '{coco}/dataset_coco.json' needs it; give --places.coco FOLDER"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(capsys, arguments, words):
+    assert train.main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], lines
+
+
+def test_unknown_field_of_a_recipe_file(tmp_path, capsys):
+    (tmp_path / "odd.yaml").write_text("epochs: 1\nlearning_rate: 3\n")
+    assert train.main(["--recipe", str(tmp_path / "odd.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert "learning_rate" in error and "Traceback" not in error
+
+
+def test_find_recipe_takes_names_and_paths(tmp_path):
+    (tmp_path / "mine.yaml").write_text("epochs: 1\n")
+    assert find_recipe("mine", tmp_path) == tmp_path / "mine.yaml"
+    assert find_recipe(str(tmp_path / "mine.yaml"), train.RECIPES) == tmp_path / "mine.yaml"
+
+
+@pytest.mark.parametrize(
+    ("device", "fp16", "bf16", "native_bf16", "auto"),
+    [
+        ("cuda", True, True, False, "fp16"),
+        ("cuda", False, False, False, "float32"),
+        ("cpu", False, True, True, "bf16"),
+        ("cpu", False, True, False, "float32"),
+    ],
+)
+def test_precision_follows_the_device(monkeypatch, device, fp16, bf16, native_bf16, auto):
+    class Accelerator:
+        def device_name(self):
+            return device
+
+        def is_fp16_supported(self):
+            return fp16
+
+        def is_bf16_supported(self):
+            return bf16
+
+    accelerator = Accelerator()
+    monkeypatch.setattr(processes, "get_accelerator", lambda: accelerator)
+    monkeypatch.setattr(processes, "_cpu_has_bf16", lambda: native_bf16)
+    assert processes.choose_precision(EngineSettings()) == auto
+    for precision, supported in (("float32", True), ("fp16", fp16), ("bf16", bf16)):
+        settings = EngineSettings(precision=precision)
+        if supported:
+            assert processes.choose_precision(settings) == precision
+        else:
+            with pytest.raises(UserError, match=f"{precision} is not supported by this device \\({device}\\)"):
+                processes.choose_precision(settings)
+    assert processes.choose_precision(EngineSettings(precision="fp16", emulate_precision=True)) == "fp16"
+    assert accelerator.is_fp16_supported()
+
+
+SMALL = {
+    "corpus": {"num_train": 40, "num_heldout": 12, "image_size": 64},
+    "data": {"shorter_edge": 64, "longer_edge": 64, "heldout_images": 12, "heldout_candidates": 8},
+    "model": {
+        "config": {
+            "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "intermediate_size": 64, "num_codes": 16, "dictionary_init": "data",
+        }
+    },
+    "batch": {"images_per_step": 8, "workers": 1},
+    "log": {"every_steps": 1},
+}  # fmt: skip
+
+
+@pytest.fixture
+def small_recipe(tmp_path: Path) -> Path:
+    """Recipe mini, made small, all in this test's folder."""
+    recipe = yaml.safe_load((train.RECIPES / "mini.yaml").read_text())
+    for part, values in SMALL.items():
+        recipe[part] = {**recipe.get(part, {}), **values}
+    recipe["places"] = {"corpus": str(tmp_path / "corpus")}
+    recipe |= {"output": str(tmp_path / "run"), "max_steps": 3, "max_minutes": 0}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_from_corpus_to_table(launch, small_recipe, tmp_path):
+    """The script builds its corpus, trains, measures, and leaves everything it promises; mistakes then are one line."""
+    from soho_fast.data import SohoProcessor
+    from soho_fast.model import SohoForPreTraining
+
+    done = launch(script=SCRIPT, arguments=["--recipe", str(small_recipe)])
+    assert done.code == 0, done.text
+    for words in ("ITM, balanced pairs", "50.0 % majority", "R@1 of 8", "live codes", "next:", "tensorboard --logdir"):
+        assert words in done.text, done.text
+    run = tmp_path / "run"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["step"] == 3 and 0 <= metrics["measures"]["itm"] <= 1
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG") and list((run / "tensorboard").iterdir())
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for earlier, later in itertools.pairwise(records):
+        assert later["seconds"] > earlier["seconds"]
+    last = records[-1]
+    assert abs(last["loss"] - last["mlm_loss"] - last["mvm_loss"] - last["itm_loss"]) < 1e-5
+    assert set(last["lr"]) == {"backbone", "rest"}
+    assert set(last["milliseconds"]) == {"wait", "copy", "forward", "backward", "optimizer"}
+    model = SohoForPreTraining.from_pretrained(run / "model")
+    assert model.config.num_codes == 16
+    assert SohoProcessor.from_pretrained(run / "model").tokenizer.mask_token_id is not None
+
+    for arguments, words in (
+        (["--engine.precision", "fp16"], "engine.precision: fp16 is not supported by this device (cpu)"),
+        (["--places.corpus", "/nowhere", "--corpus.folder", ""], "/nowhere"),
+        (["--batch.accumulation", "3"], "8 does not divide by accumulation 3"),
+        (["--model.config.hidden_size", "64"], "model.hidden_size is 32 there and 64 here"),
+    ):
+        done = launch(script=SCRIPT, arguments=["--recipe", str(small_recipe), *arguments])
+        assert done.code == 2, done.text
+        errors = [line for line in done.text.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and words in errors[0], done.text
+        assert "Traceback" not in done.text
