@@ -1,0 +1,56 @@
+"""codebook_stats + codebook_ema_ against index_add_ + bincount + where; checked against float64."""
+
+import pytest
+import torch
+
+from soho_fast.ops import codebook_ema_, codebook_stats, scatter_mean_ema_
+
+DECAY = 0.9
+
+
+def _two_steps(codebook, features, index):
+    return codebook_ema_(codebook, *codebook_stats(features, index, codebook.shape[0]), DECAY)
+
+
+def _fused(codebook, features, index):
+    return scatter_mean_ema_(codebook, features, index, DECAY)
+
+
+def _torch(codebook, features, index):
+    sums = torch.zeros_like(codebook).index_add_(0, index, features)
+    counts = torch.bincount(index, minlength=codebook.shape[0])[:, None]
+    moved = codebook * DECAY + sums / counts.clamp(min=1) * (1 - DECAY)
+    return codebook.copy_(torch.where(counts > 0, moved, codebook))
+
+
+def _read_once(codebook, features, index):
+    return features.sum()
+
+
+CONTENDERS = {"soho_fast": _two_steps, "soho_fast fused": _fused, "torch index_add_": _torch, "(read once)": _read_once}
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("shape", [(16384, 2048, 768), (65536, 1024, 64)], ids=lambda shape: "x".join(map(str, shape)))
+def test_codebook_update(shape, contender, time_checked, generator):
+    num_rows, num_codes, num_channels = shape
+    features = torch.randn(num_rows, num_channels, generator=generator)
+    index = torch.randint(num_codes, (num_rows,), generator=generator)
+    codebook = torch.randn(num_codes, num_channels, generator=generator)
+    start = codebook.clone()
+
+    def share_wrong(moved):
+        if contender == "(read once)":
+            return 0.0
+        sums = torch.zeros(num_codes, num_channels, dtype=torch.float64).index_add_(0, index, features.double())
+        counts = torch.bincount(index, minlength=num_codes)[:, None]
+        average = start.double() * DECAY + sums / counts.clamp(min=1) * (1 - DECAY)
+        expected = torch.where(counts > 0, average, start.double())
+        return (~torch.isclose(moved.double(), expected, rtol=1e-5, atol=1e-5)).double().mean().item()
+
+    time_checked(
+        f"codebook update {num_rows}x{num_codes}x{num_channels}",
+        lambda: CONTENDERS[contender](codebook, features, index),
+        share_wrong,
+        must_be_exact=True,
+    )

@@ -1,0 +1,37 @@
+"""group_mask, in place and out of place, against torch.where."""
+
+import pytest
+import torch
+
+from soho_fast.ops import group_mask, sample_group
+
+
+def _out_of_place(features, index, mask_token, target):
+    return group_mask(features, index, mask_token, target)[0]
+
+
+def _in_place(features, index, mask_token, target):
+    return group_mask(features, index, mask_token, target, inplace=True)[0]
+
+
+def _where(features, index, mask_token, target):
+    return torch.where((index == target[:, None])[..., None], mask_token, features)
+
+
+CONTENDERS = {"soho_fast in place": _in_place, "soho_fast out of place": _out_of_place, "torch where": _where}
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("shape", [(64, 160, 768), (256, 64, 256)], ids=lambda shape: "x".join(map(str, shape)))
+def test_group_mask(shape, contender, time_checked, generator):
+    features = torch.randn(shape, generator=generator)
+    index = torch.randint(64, shape[:2], generator=generator)
+    mask_token = torch.randn(shape[2], generator=generator)
+    target = sample_group(index, generator=generator)
+    expected = _where(features, index, mask_token, target)
+    time_checked(
+        f"group_mask {shape[0]}x{shape[1]}x{shape[2]}",
+        lambda: CONTENDERS[contender](features, index, mask_token, target),
+        lambda masked: (masked != expected).double().mean().item(),
+        must_be_exact=True,
+    )
