@@ -6,6 +6,7 @@ python -m soho_fast.train --optim.lr 3e-4 --max_steps 100
 deepspeed --hostfile hosts soho_fast/train.py         several machines that share the output folder
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -16,6 +17,7 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() ==
     # Run as a script, python puts this file's own folder first, where `data`, `engine`, ... would hide other packages.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from soho_fast.data.images import BrokenImageError
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.processes import environment_rank, leave_processes, start_processes
 from soho_fast.engine.recipe import fail, fill_places, parse_recipe, write_recipe
@@ -69,6 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         return fail(str(error), rank)
+    except OSError as error:
+        # Logs, curves and tables meet a full disk too; checkpoints and the model report theirs themselves.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        return fail(f"{error.filename or 'output'}: {error.strerror}; the checkpoints written so far are intact", rank)
 
 
 def _run(arguments: list[str]) -> int:
@@ -101,7 +108,11 @@ def _run(arguments: list[str]) -> int:
             f"ZeRO {trainer.engine.zero_optimization_stage()}, {processes.world} process(es) on "
             f"{processes.device.type}; output in {folder}/"
         )
-    result = trainer.train()
+    try:
+        result = trainer.train()
+    except BrokenImageError as error:
+        # Raised in a loader process, its text comes with that process's stack before it.
+        raise UserError(str(error).rpartition("BrokenImageError: ")[2].strip()) from error
     if result.signal_number:
         leave_processes()
         return 128 + result.signal_number

@@ -6,19 +6,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-if not any(os.path.exists(path) for path in ("/dev/nvidia0", "/dev/kfd", "/dev/accel")):
-    # Without this DeepSpeed warns, at import, that it looked for a GPU and found none.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 
-from soho_fast.engine.errors import UserError
-from soho_fast.engine.settings import EngineSettings
+# At import DeepSpeed looks for an accelerator and warns where it finds none; a CPU is no cause for a warning here.
+logging.disable(logging.WARNING)
+import deepspeed  # noqa: E402
+from deepspeed.accelerator import get_accelerator  # noqa: E402
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+logging.disable(logging.NOTSET)
+
+from soho_fast.engine.errors import UserError  # noqa: E402
+from soho_fast.engine.settings import EngineSettings  # noqa: E402
 
 
 @dataclass(frozen=True)
