@@ -38,6 +38,9 @@ class Task(Protocol):
     def collate(self, samples: list[Any]) -> Mapping[str, Any]:
         """The model's keywords; beside them "skipped", one message for each unreadable image."""
 
+    def before_step(self, model: nn.Module, epoch: float) -> None:
+        """Called before each optimiser step with the epochs behind it: what the task changes as training goes on."""
+
     logged: tuple[str, ...]
     """Names of the output's scalars to log beside the loss."""
 

@@ -198,6 +198,7 @@ class Trainer:
         self._enter_training(progress.step)
         while progress.step < self.total_steps and elapsed < 1:
             self._freeze_backbone(progress.step)
+            self.task.before_step(self.engine.module, progress.step / self.plan.steps_per_epoch)
             self._set_rates(progress.step, elapsed)
             logged = (progress.step + 1) % settings.log.every_steps == 0 or progress.step + 1 == self.total_steps
             sums, broken = self._step(batches, timer)

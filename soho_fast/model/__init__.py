@@ -1,4 +1,9 @@
-"""The SOHO model. Start at `SohoConfig.from_preset` and `SohoForPreTraining`."""
+"""The SOHO model. Start at `SohoConfig.from_preset` and `SohoForPreTraining`.
+
+`AutoConfig`, `AutoModel` and `AutoModelForPreTraining` know the model once this package is imported.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from .config import SohoConfig
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
@@ -6,6 +11,10 @@ from .pretrained import LoadReport
 from .soho import SohoForPreTraining, SohoModel, SohoPreTrainedModel
 from .visual_dictionary import VisualDictionary
 from .visual_encoder import VisualEncoder
+
+AutoConfig.register("soho", SohoConfig, exist_ok=True)
+AutoModel.register(SohoConfig, SohoModel, exist_ok=True)
+AutoModelForPreTraining.register(SohoConfig, SohoForPreTraining, exist_ok=True)
 
 __all__ = [
     "LoadReport",

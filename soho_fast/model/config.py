@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-BACKBONES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101")
+BACKBONES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
 
 # Section 4.1 and 3.1-3.3: ResNet-101, 2x2 pooling after the 1x1 convolution, 2048 codes of 768 channels, eq. 4 for the
 # codebook, 12 BERT-base layers. `ema_decay` is ours (the paper says only that gamma lies in [0, 1]).
@@ -48,7 +48,8 @@ class SohoConfig(PreTrainedConfig):
     Args:
         preset (`str`): name of the preset the values started from; recorded, not read.
         backbone (`str`): `"resnet10"` (torchvision's ResNet class with one BasicBlock per stage, for small corpora),
-            `"resnet18"`, `"resnet34"`, `"resnet50"` or `"resnet101"`.
+            `"resnet18"`, `"resnet34"`, `"resnet50"`, `"resnet101"`, or `"mobilenet_v2"` (ours: ImageNet weights of it
+            come with a package index, see `init_backbone_from`).
         backbone_frozen_stages (`int`): 0 trains all; n >= 1 freezes the stem and the first n stages for good, with
             their BatchNorm in eval.
         visual_pool (`int`): window of the max-pool after the 1x1 convolution; 2 gives stride 64 (paper section 3.1),
@@ -82,6 +83,8 @@ class SohoConfig(PreTrainedConfig):
         revive_patience (`int`): a code is left alone for so many updates after it was seeded.
         revive_interval (`int`): revival is tried at every so many updates.
         revive_limit (`int`): at most so many codes are re-seeded at once (bounds what ranks exchange).
+        caption_word_weight (`float`): weight of the loss of `caption_words.py` (which words do the captions hold?),
+            an aid for small corpora that the paper does not have; 0 leaves it and its head out.
     """
 
     model_type = "soho"
@@ -131,6 +134,8 @@ class SohoConfig(PreTrainedConfig):
     revive_interval: int = 1
     revive_limit: int = 256
 
+    caption_word_weight: float | int = 0.0
+
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.check()
@@ -151,6 +156,10 @@ class SohoConfig(PreTrainedConfig):
         for name in ("visual_pool", "num_codes", "hidden_size", "num_hidden_layers", "revive_interval", "revive_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.caption_word_weight < 0:
+            raise ValueError(
+                f"caption_word_weight: expected 0 (off) or a positive number, got {self.caption_word_weight}"
+            )
         if self.revive_threshold < 0:
             raise ValueError(f"revive_threshold: expected 0 (off) or a positive number, got {self.revive_threshold}")
         if self.hidden_size % 4:

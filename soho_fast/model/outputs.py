@@ -38,6 +38,13 @@ class VisualTokens(ModelOutput):
         """As `Tensor.to` for every tensor; give a device, not a type."""
         return VisualTokens(**{name: tensor.to(*args, **kwargs) for name, tensor in self.items()})
 
+    def for_scoring(self) -> "VisualTokens":
+        """Only what the Transformer reads: half the memory of a large cache of images."""
+        kept = {name: self[name] for name in ("features", "valid", "position", "embedding") if name in self}
+        if "embedding" in kept:
+            del kept["features"]
+        return VisualTokens(**kept)
+
     @staticmethod
     def concatenate(parts: Sequence["VisualTokens"]) -> "VisualTokens":
         """Joins batches whose grids may differ, padding to the longest. Raises ValueError when `parts` is empty."""
@@ -94,9 +101,11 @@ class SohoModelOutput(ModelOutput):
 class SohoForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss (): sum of the losses below that are there.
+        loss (): sum of the losses below that are there, `caption_word_loss` by its weight.
         mlm_loss, mvm_loss, itm_loss (): means over the labelled positions (pairs) of all ranks, float32; 0 where there
             is none, `None` where the labels were not given.
+        caption_word_loss (): binary cross-entropy summed over the words, mean over images; training only, `None` where
+            the config has no weight for it.
         mlm_logits (M, V), mlm_targets (M,): at the labelled text positions, in the order of `mlm_labels != -100`.
         mvm_logits (M, K), mvm_targets (M,): at the masked visual tokens of the positive pairs.
         itm_logits (P, 2): index 1 is "matched".
@@ -109,6 +118,7 @@ class SohoForPreTrainingOutput(ModelOutput):
     mlm_loss: Tensor | None = None
     mvm_loss: Tensor | None = None
     itm_loss: Tensor | None = None
+    caption_word_loss: Tensor | None = None
     mlm_logits: Tensor | None = None
     mlm_targets: Tensor | None = None
     mvm_logits: Tensor | None = None

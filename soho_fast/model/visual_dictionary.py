@@ -5,6 +5,7 @@ B images, L tokens per image, N = B*L, C channels, K codes, R candidates for re-
 
 import torch
 from torch import Tensor
+from transformers import initialization as init
 
 from soho_fast import ops
 
@@ -51,6 +52,17 @@ class VisualDictionary(Float32Buffers):
         if config.ema_variant == "vqvae":
             self.register_buffer("cluster_size", torch.zeros(self.num_codes, dtype=torch.float32))
             self.register_buffer("cluster_sum", torch.zeros(shape, dtype=torch.float32))
+        self.reset()
+
+    def reset(self) -> None:
+        """Random codes (the paper's start), no usage, nothing learnt."""
+        # transformers' functions leave alone what a checkpoint has filled.
+        init.normal_(self.codebook, std=self.config.dictionary_init_std)
+        for name in ("usage", "age", "step", "initialised"):
+            init.zeros_(getattr(self, name))
+        if self.config.ema_variant == "vqvae":
+            init.ones_(self.cluster_size)
+            init.copy_(self.cluster_sum, self.codebook)
         self._forget_host_state()
 
     def _forget_host_state(self) -> None:

@@ -1,4 +1,4 @@
-"""Visual encoder: image -> ResNet (stride 32) -> 1x1 convolution -> 2x2 max-pool -> tokens (paper section 3.1).
+"""Visual encoder: image -> CNN (stride 32) -> 1x1 convolution -> 2x2 max-pool -> tokens (paper section 3.1).
 
 B images, 3 colours, H x W pixels or cells, C channels, L = H*W tokens.
 """
@@ -9,33 +9,9 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from .backbones import backbone_stages, build_backbone, grid_mask
 from .config import SohoConfig
-from .normalization import BatchNorm2d
-
-_BLOCKS = {
-    "resnet10": (BasicBlock, [1, 1, 1, 1]),
-    "resnet18": (BasicBlock, [2, 2, 2, 2]),
-    "resnet34": (BasicBlock, [3, 4, 6, 3]),
-    "resnet50": (Bottleneck, [3, 4, 6, 3]),
-    "resnet101": (Bottleneck, [3, 4, 23, 3]),
-}
-_STAGES = ("layer1", "layer2", "layer3", "layer4")
-
-
-def build_resnet(name: str) -> nn.Module:
-    """torchvision's ResNet under torchvision's parameter names, without pooling and classifier."""
-    block, depths = _BLOCKS[name]
-    resnet = torchvision.models.ResNet(block, depths, norm_layer=BatchNorm2d)
-    resnet.num_features = resnet.fc.in_features
-    del resnet.fc, resnet.avgpool
-    return resnet
-
-
-def grid_mask(pixel_mask_BHW: Tensor, stride: int) -> Tensor:
-    """Which cells of `stride` x `stride` pixels hold a real one: bool (B, ceil(H/stride), ceil(W/stride))."""
-    return F.max_pool2d(pixel_mask_BHW.float().unsqueeze(1), stride, stride, ceil_mode=True).squeeze(1) > 0
 
 
 class VisualEncoder(nn.Module):
@@ -49,7 +25,7 @@ class VisualEncoder(nn.Module):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
-        self.backbone = build_resnet(config.backbone)
+        self.backbone = build_backbone(config.backbone)
         self.projection = nn.Conv2d(self.backbone.num_features, config.hidden_size, kernel_size=1)
         self.pool = config.visual_pool
         self.num_frozen_stages = config.backbone_frozen_stages
@@ -59,10 +35,8 @@ class VisualEncoder(nn.Module):
             module.requires_grad_(False)
 
     def _modules_for_good_frozen(self) -> list[nn.Module]:
-        if self.num_frozen_stages == 0:
-            return []
-        stages = [getattr(self.backbone, name) for name in _STAGES[: self.num_frozen_stages]]
-        return [self.backbone.conv1, self.backbone.bn1, *stages]
+        stages = backbone_stages(self.backbone)[: self.num_frozen_stages]
+        return [module for stage in stages for step in stage for module in step.modules]
 
     def freeze_backbone(self, frozen: bool = True) -> None:
         """Cold start (paper section 4.1: the ResNet is frozen in the first epochs): no gradient, BatchNorm in eval.
@@ -117,6 +91,9 @@ class VisualEncoder(nn.Module):
                 masks[s] = mask_Bhw.unsqueeze(1).to(x.dtype)
             mask_Bhw = grid_mask(mask_Bhw, self.pool)
 
+        if isinstance(self.backbone, torchvision.models.MobileNetV2):
+            # Depthwise convolutions run about twice as fast with the channels last, on a CPU too.
+            x = x.contiguous(memory_format=torch.channels_last)
         with torch.no_grad() if self.backbone_frozen else nullcontext():
             x = self._run_backbone(x, masks)
         x = self.projection(x)
@@ -129,40 +106,11 @@ class VisualEncoder(nn.Module):
         return x.flatten(2).transpose(1, 2).contiguous(), mask_Bhw
 
     def _run_backbone(self, x: Tensor, masks: dict[int, Tensor]) -> Tensor:
-        net = self.backbone
-        with torch.no_grad() if self.num_frozen_stages else nullcontext():
-            x = net.conv1(_masked(x, masks.get(1), inplace=False))
-            # A padded zero is never above a real value after the ReLU, so it is as good as the border of the max-pool.
-            x = _masked(net.maxpool(net.relu(_masked(net.bn1(x), masks.get(2)))), masks.get(4))
-        stride = 4
-        for number, name in enumerate(_STAGES, start=1):
-            frozen = number <= self.num_frozen_stages
-            with torch.no_grad() if frozen else nullcontext():
-                for block in getattr(net, name):
-                    stride_out = stride * block.stride
-                    args = (block, x, masks.get(stride), masks.get(stride_out))
+        for number, stage in enumerate(backbone_stages(self.backbone)):
+            with torch.no_grad() if number < self.num_frozen_stages else nullcontext():
+                for step in stage:
                     if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                        x = self._gradient_checkpointing_func(_run_block, *args)
+                        x = self._gradient_checkpointing_func(step.run, x, masks)
                     else:
-                        x = _run_block(*args)
-                    stride = stride_out
+                        x = step.run(x, masks)
         return x
-
-
-def _masked(x: Tensor, mask: Tensor | None, inplace: bool = True) -> Tensor:
-    if mask is None:
-        return x
-    return x.mul_(mask) if inplace else x * mask
-
-
-def _run_block(block: nn.Module, x: Tensor, mask_in: Tensor | None, mask_out: Tensor | None) -> Tensor:
-    """torchvision's residual block with the padded area set to zero after every BatchNorm."""
-    identity = x if block.downsample is None else _masked(block.downsample(x), mask_out)
-    if isinstance(block, Bottleneck):
-        x = block.relu(_masked(block.bn1(block.conv1(x)), mask_in))
-        x = block.relu(_masked(block.bn2(block.conv2(x)), mask_out))
-        x = _masked(block.bn3(block.conv3(x)), mask_out)
-    else:
-        x = block.relu(_masked(block.bn1(block.conv1(x)), mask_out))
-        x = _masked(block.bn2(block.conv2(x)), mask_out)
-    return block.relu(x.add_(identity))

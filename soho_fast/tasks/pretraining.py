@@ -122,7 +122,7 @@ def read_sources(
 class PretrainingTask:
     """Everything the engine asks of a task, for SOHO's pre-training. Reading starts at the first use, or at `load`."""
 
-    logged = ("mlm_loss", "mvm_loss", "itm_loss", "perplexity", "live_codes")
+    logged = ("mlm_loss", "mvm_loss", "itm_loss", "caption_word_loss", "perplexity", "live_codes")
     """Names of the output's scalars to log beside the loss."""
 
     def __init__(
@@ -228,6 +228,11 @@ class PretrainingTask:
         """The preset with this task's replacements and the tokenizer's vocabulary."""
         vocabulary = {"vocab_size": len(self.tokenizer), "pad_token_id": self.tokenizer.pad_token_id}
         config = SohoConfig.from_preset(self.model.preset, **{**vocabulary, **self.model.config})
+        if self.model.caption_word_epochs and not config.caption_word_weight:
+            raise ValueError(
+                f"model.caption_word_epochs: {self.model.caption_word_epochs} epochs of the caption-word loss need "
+                "model.config.caption_word_weight above 0"
+            )
         if config.vocab_size < len(self.tokenizer):
             raise ValueError(
                 f"model.config.vocab_size: {config.vocab_size} is smaller than the tokenizer's {len(self.tokenizer)}"
@@ -251,6 +256,10 @@ class PretrainingTask:
         if self.model.backbone:
             self._say(str(model.init_backbone_from(self.model.backbone)))
         return model
+
+    def before_step(self, model: SohoForPreTraining, epoch: float) -> None:
+        """The first `caption_word_epochs` train the visual encoder alone, on the words of the captions."""
+        model.caption_words_only = epoch < self.model.caption_word_epochs
 
     def evaluate(
         self,

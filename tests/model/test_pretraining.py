@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from soho_fast.model import SohoForPreTraining, SohoModel, VisualTokens
 from soho_fast.model.heads import cross_entropy_sum, global_means
@@ -124,10 +125,12 @@ def test_cached_visual_tokens_equal_the_pixel_path(tiny_model, batch):
     cached = model(visual_tokens=tokens, **inputs)
     assert torch.equal(pixels.loss, cached.loss)
     assert torch.equal(pixels.itm_logits, cached.itm_logits)
+    slim = model(visual_tokens=tokens.for_scoring(), **{k: v for k, v in inputs.items() if k != "mask_uniform"})
+    assert slim.itm_logits.shape == (12, 2)
     picked = tokens.select(inputs["image_index"])
     inputs.pop("image_index"), inputs.pop("mask_uniform")
     each = model(visual_tokens=picked, **inputs)
-    assert each.itm_logits.shape == (12, 2)
+    torch.testing.assert_close(each.itm_logits, slim.itm_logits)
 
 
 def test_cached_tokens_of_different_grids_are_joined(tiny_model, batch):
@@ -208,7 +211,9 @@ def test_save_and_load_keep_every_bit(tiny_model, batch, tmp_path, variant):
     assert half.soho.visual_dictionary.codebook.dtype == torch.float32
     assert torch.equal(half.soho.visual_dictionary.codebook, model.soho.visual_dictionary.codebook)
     assert half.soho.visual_dictionary.step.dtype == torch.int64
-    assert SohoModel.from_pretrained(tmp_path).visual_dictionary.initialised
+    base = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(base, SohoModel)
+    assert torch.equal(base.visual_dictionary.codebook, half.soho.visual_dictionary.codebook)
 
 
 def test_words_and_mlm_classifier_are_one_tensor(tiny_model, batch):

@@ -18,7 +18,7 @@ def results(tmp_path_factory) -> list[dict]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     processes = [subprocess.Popen([sys.executable, script, folder, name], env=environment) for name in names]
     try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+        assert [process.wait(timeout=600) for process in processes] == [0, 0, 0]
     finally:
         for process in processes:
             process.kill()

@@ -1,0 +1,129 @@
+"""The convolutional backbones: torchvision's networks under torchvision's parameter names, cut into stages.
+
+A stage is what `backbone_frozen_stages` counts; a step is what activation checkpointing recomputes. The padded area is
+set to zero after every BatchNorm, which is what a convolution sees beyond the border of an image that stands alone.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops.misc import Conv2dNormActivation
+
+from .normalization import BatchNorm2d
+
+NUM_STAGES = 4
+_RESNETS = {
+    "resnet10": (BasicBlock, [1, 1, 1, 1]),
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+}
+# The modules of MobileNetV2's `features` that end at stride 4, 8, 16 and 32.
+_MOBILENET_STAGES = (slice(0, 4), slice(4, 7), slice(7, 14), slice(14, 19))
+
+Masks = dict[int, Tensor]
+"""(B, 1, H/stride, W/stride), 1 at real pixels, by stride 1 to 32; empty: no padding."""
+
+
+class Step(NamedTuple):
+    """One piece of a backbone: its modules, and features (B, C, H, W) and masks to features."""
+
+    modules: tuple[nn.Module, ...]
+    run: Callable[[Tensor, Masks], Tensor]
+
+
+def build_backbone(name: str) -> nn.Module:
+    """The network without pooling and classifier; `num_features` is its number of output channels (stride 32)."""
+    if name == "mobilenet_v2":
+        net = torchvision.models.mobilenet_v2(norm_layer=BatchNorm2d)
+        net.num_features = net.last_channel
+        del net.classifier
+        return net
+    block, depths = _RESNETS[name]
+    net = torchvision.models.ResNet(block, depths, norm_layer=BatchNorm2d)
+    net.num_features = net.fc.in_features
+    del net.fc, net.avgpool
+    return net
+
+
+def backbone_stages(net: nn.Module) -> list[list[Step]]:
+    """The steps of the four stages, in order; the stem belongs to the first."""
+    if isinstance(net, torchvision.models.MobileNetV2):
+        return _mobilenet_stages(net)
+    stages = [[Step((net.conv1, net.bn1), partial(_run_resnet_stem, net))]]
+    stride = 4
+    for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+        if layer is not net.layer1:
+            stages.append([])
+        for block in layer:
+            stride_out = stride * block.stride
+            stages[-1].append(Step((block,), partial(_run_residual_block, block, stride, stride_out)))
+            stride = stride_out
+    return stages
+
+
+def _mobilenet_stages(net: nn.Module) -> list[list[Step]]:
+    stages, stride = [], 1
+    for part in _MOBILENET_STAGES:
+        stages.append([])
+        for block in net.features[part]:
+            stride_out = stride * (2 if _halves(block) else 1)
+            run = _run_conv_norm if isinstance(block, Conv2dNormActivation) else _run_inverted_residual
+            stages[-1].append(Step((block,), partial(run, block, stride, stride_out)))
+            stride = stride_out
+    return stages
+
+
+def _halves(block: nn.Module) -> bool:
+    return any(conv.stride == (2, 2) for conv in block.modules() if isinstance(conv, nn.Conv2d))
+
+
+def _masked(x: Tensor, mask: Tensor | None, inplace: bool = True) -> Tensor:
+    if mask is None:
+        return x
+    return x.mul_(mask) if inplace else x * mask
+
+
+def _run_resnet_stem(net: nn.Module, x: Tensor, masks: Masks) -> Tensor:
+    x = net.conv1(_masked(x, masks.get(1), inplace=False))
+    # A padded zero is never above a real value after the ReLU, so it is as good as the border of the max-pool.
+    return _masked(net.maxpool(net.relu(_masked(net.bn1(x), masks.get(2)))), masks.get(4))
+
+
+def _run_residual_block(block: nn.Module, stride: int, stride_out: int, x: Tensor, masks: Masks) -> Tensor:
+    mask_in, mask_out = masks.get(stride), masks.get(stride_out)
+    identity = x if block.downsample is None else _masked(block.downsample(x), mask_out)
+    if isinstance(block, Bottleneck):
+        x = block.relu(_masked(block.bn1(block.conv1(x)), mask_in))
+        x = block.relu(_masked(block.bn2(block.conv2(x)), mask_out))
+        x = _masked(block.bn3(block.conv3(x)), mask_out)
+    else:
+        x = block.relu(_masked(block.bn1(block.conv1(x)), mask_out))
+        x = _masked(block.bn2(block.conv2(x)), mask_out)
+    return block.relu(x.add_(identity))
+
+
+def _run_conv_norm(block: nn.Module, stride: int, stride_out: int, x: Tensor, masks: Masks) -> Tensor:
+    return _masked(block(_masked(x, masks.get(stride), inplace=False)), masks.get(stride_out), inplace=False)
+
+
+def _run_inverted_residual(block: nn.Module, stride: int, stride_out: int, x: Tensor, masks: Masks) -> Tensor:
+    identity, at = x, stride
+    for layer in block.conv:
+        x = layer(x)
+        if isinstance(layer, Conv2dNormActivation) and layer[0].groups > 1:
+            at = stride_out
+        if not isinstance(layer, nn.Conv2d):
+            x = _masked(x, masks.get(at), inplace=False)
+    return identity + x if block.use_res_connect else x
+
+
+def grid_mask(pixel_mask_BHW: Tensor, stride: int) -> Tensor:
+    """Which cells of `stride` x `stride` pixels hold a real one: bool (B, ceil(H/stride), ceil(W/stride))."""
+    return F.max_pool2d(pixel_mask_BHW.float().unsqueeze(1), stride, stride, ceil_mode=True).squeeze(1) > 0
