@@ -160,7 +160,7 @@ def deepspeed_config(
 
     fp16 and bf16 use DeepSpeed's own engine (parameters cast, float32 master weights in the optimiser, dynamic loss
     scale), not its `torch_autocast` mode: in 0.19.8 the latter clips ZeRO's gradients while the scale is still in them,
-    updates the scale once per parameter group, and leaves it out of the checkpoint. The engine casts parameters only, so
+    updates the scale once per parameter group, and leaves it out of the checkpoint. The engine casts parameters only:
     BatchNorm statistics and the codebook stay float32.
 
     Stage 0 in fp16 or bf16 runs as stage 1. DeepSpeed 0.19.8's stage 0 optimiser divides fp16 gradients by a loss scale
