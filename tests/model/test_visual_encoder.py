@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from soho_fast.model import SohoConfig, VisualEncoder
@@ -32,7 +33,7 @@ def test_600_by_1000_gives_160_tokens(tiny_config):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backbone", ["resnet10", "resnet50"])
+@pytest.mark.parametrize("backbone", ["resnet10", "resnet50", "mobilenet_v2"])
 @pytest.mark.parametrize("pool", [1, 2])
 def test_padding_changes_neither_tokens_nor_their_number(tiny_config, backbone, pool):
     encoder = eval_encoder(tiny_config, backbone=backbone, visual_pool=pool)
@@ -93,6 +94,27 @@ def test_stages_frozen_for_good(tiny_config):
     assert frozen == {n for n, _ in encoder.backbone.named_parameters() if n.startswith(("conv1", "bn1", "layer1"))}
     assert encoder.backbone.bn1.num_batches_tracked == 0
     assert encoder.backbone.layer2[0].bn1.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(("num_frozen", "last"), [(1, 3), (2, 6), (3, 13)])
+def test_stages_of_mobilenet_end_where_its_stride_grows(tiny_config, num_frozen, last):
+    encoder = VisualEncoder(tiny_config(backbone="mobilenet_v2", backbone_frozen_stages=num_frozen)).train()
+    encoder(torch.randn(2, 3, 64, 64))[0].sum().backward()
+    trained = {int(name.split(".")[1]) for name, p in encoder.backbone.named_parameters() if p.grad is not None}
+    assert trained == set(range(last + 1, 19))
+    with torch.no_grad():
+        side = encoder.backbone.features[: last + 1](torch.randn(1, 3, 64, 64)).shape[-1]
+    assert side == 64 // 2 ** (num_frozen + 1)
+
+
+@torch.no_grad()
+def test_mobilenet_computes_what_torchvisions_does(tiny_config):
+    encoder = eval_encoder(tiny_config, backbone="mobilenet_v2")
+    plain = torchvision.models.mobilenet_v2().eval()
+    plain.load_state_dict(encoder.backbone.state_dict(), strict=False)
+    x = torch.randn(2, 3, 96, 64)
+    expected = encoder.projection(plain.features(x)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(encoder(x)[0], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
