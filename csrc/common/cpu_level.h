@@ -19,7 +19,8 @@ bool cpu_level_available(CpuLevel level);
 // The forced level, or the best available one.
 CpuLevel active_cpu_level();
 
-// Forces a level by name; "" goes back to the best one. Throws std::invalid_argument for an unknown or unavailable level.
+// Forces a level by name; "" goes back to the best one. Throws std::invalid_argument for an unknown or unavailable
+// level.
 void set_cpu_level(const std::string& name);
 
 }  // namespace soho

@@ -26,8 +26,8 @@ Tensor gather(const Tensor& codes, const Tensor& index) {
   for (int64_t b = 0; b * rows_per_batch < num_rows; ++b) {
     const GatherCodesArgs args{static_cast<const char*>(codes.const_data_ptr()) + b * num_codes * row_bytes,
                                positions.const_data_ptr<int64_t>() + b * rows_per_batch,
-                               static_cast<char*>(output.mutable_data_ptr()) + b * rows_per_batch * row_bytes, num_codes,
-                               row_bytes};
+                               static_cast<char*>(output.mutable_data_ptr()) + b * rows_per_batch * row_bytes,
+                               num_codes, row_bytes};
     torch::stable::parallel_for(0, rows_per_batch, kGatherRowsPerTask, [&](int64_t begin, int64_t end) {
       const int64_t bad = gather_codes(args, begin, end);
       if (bad >= 0) bad_row.store(b * rows_per_batch + bad);
@@ -40,8 +40,8 @@ Tensor gather(const Tensor& codes, const Tensor& index) {
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, const Tensor& codebook, bool return_distance,
-                                                       bool return_codes) {
+std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, const Tensor& codebook,
+                                                       bool return_distance, bool return_codes) {
   std::vector<int64_t> shape = shape_of(features);
   shape.pop_back();
   const Tensor index = empty_cpu(shape, ScalarType::Long, features);

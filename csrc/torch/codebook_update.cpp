@@ -40,9 +40,8 @@ void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, c
                                 std::to_string(args.num_codes) + ", got " + std::to_string(args.index[bad_row]));
   }
   const CpuLevel level = active_cpu_level();
-  torch::stable::parallel_for(0, update_work(args), kWorkPerTask, [&](int64_t begin, int64_t end) {
-    update_members(level, args, begin, end);
-  });
+  torch::stable::parallel_for(0, update_work(args), kWorkPerTask,
+                              [&](int64_t begin, int64_t end) { update_members(level, args, begin, end); });
 }
 
 std::tuple<Tensor, Tensor> codebook_stats_cpu(const Tensor& features, const Tensor& index, int64_t num_codes,
@@ -58,20 +57,20 @@ std::tuple<Tensor, Tensor> codebook_stats_cpu(const Tensor& features, const Tens
 }
 
 // A codebook of another layout is moved through a contiguous copy.
-bool has_adjacent_rows(const Tensor& codebook) {
-  return codebook.stride(1) == 1 || codebook.size(1) <= 1;
-}
+bool has_adjacent_rows(const Tensor& codebook) { return codebook.stride(1) == 1 || codebook.size(1) <= 1; }
 
 void codebook_ema_cpu(const Tensor& codebook, const Tensor& counts, const Tensor& sums, double decay) {
   Tensor moved = has_adjacent_rows(codebook) ? codebook : torch::stable::contiguous(codebook);
   const Tensor dense_counts = torch::stable::contiguous(counts), dense_sums = torch::stable::contiguous(sums);
-  const CodebookEmaArgs args{moved.mutable_data_ptr<float>(),       dense_counts.const_data_ptr<float>(),
-                             dense_sums.const_data_ptr<float>(),    moved.stride(0),
-                             codebook.size(1),                      decay};
+  const CodebookEmaArgs args{moved.mutable_data_ptr<float>(),
+                             dense_counts.const_data_ptr<float>(),
+                             dense_sums.const_data_ptr<float>(),
+                             moved.stride(0),
+                             codebook.size(1),
+                             decay};
   const CpuLevel level = active_cpu_level();
-  torch::stable::parallel_for(0, codebook.size(0), kCodesPerTask, [&](int64_t begin, int64_t end) {
-    codebook_ema(level, args, begin, end);
-  });
+  torch::stable::parallel_for(0, codebook.size(0), kCodesPerTask,
+                              [&](int64_t begin, int64_t end) { codebook_ema(level, args, begin, end); });
   if (!has_adjacent_rows(codebook)) {
     Tensor target = codebook;
     torch::stable::copy_(target, moved);

@@ -48,8 +48,8 @@ std::tuple<Tensor, Tensor> group_mask_cpu(const Tensor& features, const Tensor& 
   return {masked, mask(features, masked, false, index, mask_token, target, valid)};
 }
 
-Tensor group_mask_inplace_cpu(const Tensor& features, const Tensor& index, const Tensor& mask_token, const Tensor& target,
-                              const std::optional<Tensor>& valid) {
+Tensor group_mask_inplace_cpu(const Tensor& features, const Tensor& index, const Tensor& mask_token,
+                              const Tensor& target, const std::optional<Tensor>& valid) {
   return mask(features, features, true, index, mask_token, target, valid);
 }
 

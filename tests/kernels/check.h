@@ -12,12 +12,12 @@ inline int& num_failures() {
   return count;
 }
 
-#define CHECK(condition)                                                         \
-  do {                                                                           \
-    if (!(condition)) {                                                          \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);        \
-      ++num_failures();                                                          \
-    }                                                                            \
+#define CHECK(condition)                                                  \
+  do {                                                                    \
+    if (!(condition)) {                                                   \
+      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      ++num_failures();                                                   \
+    }                                                                     \
   } while (false)
 
 // Runs `body` on [0, total) cut into `num_parts` ranges, each on its own thread.

@@ -35,7 +35,8 @@ int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t nu
       const double difference = static_cast<double>(row[c]) - static_cast<double>(codebook[j * num_channels + c]);
       lanes[c % 8] += difference * difference;
     }
-    const double distance = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+    const double distance =
+        ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
     if (distance < smallest) {
       smallest = distance;
       best = j;
@@ -62,13 +63,14 @@ std::vector<int64_t> lookup(CpuLevel level, const std::vector<float>& features, 
   PackedCodebook packed(codebook.data(), num_codes, num_channels, codebook_lookup_width(level));
   in_parts(packed.num_groups(), num_parts, [&](int64_t begin, int64_t end) { packed.pack(begin, end); });
   const ScreenedCodes screened = packed.screened();
-  in_parts(num_rows, num_parts, [&](int64_t begin, int64_t end) { codebook_lookup(level, args, screened, begin, end); });
+  in_parts(num_rows, num_parts,
+           [&](int64_t begin, int64_t end) { codebook_lookup(level, args, screened, begin, end); });
   CHECK(index.front() == -7 && index.back() == -7 && distance.front() == -7.0f && distance.back() == -7.0f);
   return {index.begin() + 1, index.end() - 1};
 }
 
-void compare(const std::vector<float>& features, const std::vector<float>& codebook, int64_t num_rows, int64_t num_codes,
-             int64_t num_channels) {
+void compare(const std::vector<float>& features, const std::vector<float>& codebook, int64_t num_rows,
+             int64_t num_codes, int64_t num_channels) {
   for (CpuLevel level : levels()) {
     for (int num_parts : {1, 3}) {
       const auto index = lookup(level, features, codebook, num_rows, num_codes, num_channels, num_parts);
@@ -97,7 +99,8 @@ void test_codebook_lookup() {
   for (int64_t num_rows : {0, 1, 5, 6, 7, 200}) {
     for (int64_t num_codes : {1, 2, 15, 16, 17, 40}) {
       for (int64_t num_channels : {1, 7, 8, 9, 33}) {
-        compare(normal(num_rows * num_channels, 1), normal(num_codes * num_channels, 2), num_rows, num_codes, num_channels);
+        compare(normal(num_rows * num_channels, 1), normal(num_codes * num_channels, 2), num_rows, num_codes,
+                num_channels);
       }
     }
   }

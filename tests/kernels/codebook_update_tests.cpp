@@ -17,9 +17,11 @@ struct Problem {
 Problem make(int64_t num_rows, int64_t num_codes, int64_t num_channels) {
   Problem problem{num_rows, num_codes, num_channels, {}, {}};
   std::mt19937 engine(1);
-  for (int64_t i = 0; i < num_rows * num_channels; ++i) problem.features.push_back(std::normal_distribution<float>()(engine));
+  for (int64_t i = 0; i < num_rows * num_channels; ++i)
+    problem.features.push_back(std::normal_distribution<float>()(engine));
   // Half of the rows share code 0, so that one code is cut between threads.
-  for (int64_t i = 0; i < num_rows; ++i) problem.index.push_back(i % 2 ? 0 : static_cast<int64_t>(engine() % num_codes));
+  for (int64_t i = 0; i < num_rows; ++i)
+    problem.index.push_back(i % 2 ? 0 : static_cast<int64_t>(engine() % num_codes));
   if (num_rows > 2) problem.index[2] = -1;
   return problem;
 }
@@ -45,7 +47,8 @@ void run(const Problem& problem, CpuLevel level, int num_parts) {
 
   std::vector<float> expected(num_codes * num_channels, 0.0f);
   for (int64_t i = 0; i < num_rows; ++i) {
-    for (int64_t c = 0; c < num_channels && index[i] >= 0; ++c) expected[index[i] * num_channels + c] += features[i * num_channels + c];
+    for (int64_t c = 0; c < num_channels && index[i] >= 0; ++c)
+      expected[index[i] * num_channels + c] += features[i * num_channels + c];
   }
   CHECK(std::vector<float>(sums.begin() + 1, sums.end() - 1) == expected);
 

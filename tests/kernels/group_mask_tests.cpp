@@ -33,7 +33,8 @@ void run(bool inplace, int64_t channel_stride, int num_parts) {
     const int64_t wanted = target[p / kTokens];
     const bool hit = wanted >= 0 && index[p] == wanted && valid[p];
     CHECK(labels[p + 1] == (hit ? wanted : kIgnoredLabel));
-    for (int64_t c = 0; c < kChannels; ++c) CHECK(target_memory[p * token_stride + c * channel_stride] == (hit ? 9.0f : 1.0f));
+    for (int64_t c = 0; c < kChannels; ++c)
+      CHECK(target_memory[p * token_stride + c * channel_stride] == (hit ? 9.0f : 1.0f));
     if (channel_stride == 2 && !inplace) CHECK(target_memory[p * token_stride + 1] == 7.0f);
   }
 }

@@ -1,17 +1,19 @@
 // Codebook lookup: index_i = argmin_j |x_i - d_j|^2 (SOHO eq. 2), and the gather of the chosen codes (eq. 5).
 //
-// Exactness. The distance is evaluated in float64 on the inputs as given, in one order of summation at every level: eight
-// partial sums, partial l adds the channels l, l+8, l+16, ... in that order without fused multiply-add, then partial l adds
-// partial l+4, l+2, l+1. The lowest distance wins, exact ties go to the lowest index. A distance that is not finite counts
-// as infinite: a row with NaN or Inf gets index 0, a code with NaN or Inf is never chosen while another is left.
+// Exactness. The distance is evaluated in float64 on the inputs as given, in one order of summation at every level:
+// eight partial sums, partial l adds the channels l, l+8, l+16, ... in that order without fused multiply-add, then
+// partial l adds partial l+4, l+2, l+1. The lowest distance wins, exact ties go to the lowest index. A distance that is
+// not finite counts as infinite: a row with NaN or Inf gets index 0, a code with NaN or Inf is never chosen while
+// another is left.
 //
-// Certified screening (vector levels). With a = s(x - m), b = s(d - m), m the mean of the codes and s a power of two, the
-// score a.b - |b|^2/2 is maximal where the distance is minimal. It is computed in float32; every code whose score lies
-// within twice the error bound of the row's best survives, and survivors are compared in float64 as above:
+// Certified screening (vector levels). With a = s(x - m), b = s(d - m), m the mean of the codes and s a power of two,
+// the score a.b - |b|^2/2 is maximal where the distance is minimal. It is computed in float32; every code whose score
+// lies within twice the error bound of the row's best survives, and survivors are compared in float64 as above:
 //   |score~ - score| <= 1.25 (C + 16) 2^-24 (|a| max|b| + max|b|^2/2) + (C + 16) 2^-52 (|a| + max|b|)^2
-// The first term holds the rounding of a and b (relative 2^-24 each: a subtraction and an exact scaling), of |b|^2/2, of a
-// chain of C fused multiply-adds (C u / (1 - C u), at most 1.07 C u up to C = 2^18), of |a| itself and of the threshold;
-// the second the rounding of the float64 distances the result is defined by. Copies of a code are screened once.
+// The first term holds the rounding of a and b (relative 2^-24 each: a subtraction and an exact scaling), of |b|^2/2,
+// of a chain of C fused multiply-adds (C u / (1 - C u), at most 1.07 C u up to C = 2^18), of |a| itself and of the
+// threshold; the second the rounding of the float64 distances the result is defined by. Copies of a code are screened
+// once.
 #pragma once
 
 #include <cstdint>
@@ -34,14 +36,15 @@ struct CodebookLookupArgs {
   float* distance;  // (num_rows,) or null: the squared distance, float64 rounded to float32
 };
 
-// What the screening of one codebook needs: its distinct finite codes, centred, scaled and laid out in groups of `width`.
+// What the screening of one codebook needs: its distinct finite codes, centred, scaled and laid out in groups of
+// `width`.
 struct ScreenedCodes {
-  const int64_t* codes;       // (num_distinct,) distinct finite codes, ascending
+  const int64_t* codes;  // (num_distinct,) distinct finite codes, ascending
   int64_t num_distinct;
-  bool screenable;            // false: nothing to screen or beyond the bound's reach, every code is compared in float64
-  const float* centre;        // (num_channels,)
-  float scale;                // a power of two
-  double largest_norm;        // max |b|
+  bool screenable;      // false: nothing to screen or beyond the bound's reach, every code is compared in float64
+  const float* centre;  // (num_channels,)
+  float scale;          // a power of two
+  double largest_norm;  // max |b|
   int64_t num_groups;
   const float* panel;         // (num_groups, num_channels, width): b, and 0 at padding
   const float* negated_half;  // (num_groups, width): -|b|^2/2, and -inf at padding

@@ -14,11 +14,12 @@
 namespace soho {
 namespace {
 
-constexpr int kRows = 6;   // 6 x 2 accumulators, 2 code vectors, 1 broadcast: 15 of 16 registers
+constexpr int kRows = 6;  // 6 x 2 accumulators, 2 code vectors, 1 broadcast: 15 of 16 registers
 constexpr int kCodes = 16;
 static_assert(kCodes == kCodebookLookupWidthAvx2);
-constexpr int kListLength = 128;             // survivors kept per row
-constexpr int64_t kPanelBytes = 256 * 1024;  // of converted rows: half of a 512 KiB L2 cache, the rest streams the codes
+constexpr int kListLength = 128;  // survivors kept per row
+constexpr int64_t kPanelBytes =
+    256 * 1024;  // of converted rows: half of a 512 KiB L2 cache, the rest streams the codes
 constexpr int64_t kMaxPanelRows = 192;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -60,8 +61,8 @@ double squared_distance(const double* row, const float* code, int64_t num_channe
 
 // Survivors of one row so far, in ascending order of code.
 struct Survivors {
-  float best;       // highest score seen
-  float window;     // twice the error bound
+  float best;    // highest score seen
+  float window;  // twice the error bound
   int32_t count;
   int32_t state;
   int32_t position[kListLength];  // in ScreenedCodes::codes
@@ -133,9 +134,9 @@ inline void screen_tile(const float* rows, int64_t row_length, const float* code
   }
   for (int r = 0; r < kRows; ++r) {
     const __m256 limit = _mm256_broadcast_ss(threshold + r);
-    unsigned hits = static_cast<unsigned>(
-        _mm256_movemask_ps(_mm256_cmp_ps(_mm256_load_ps(stored[r]), limit, _CMP_GE_OQ)) |
-        _mm256_movemask_ps(_mm256_cmp_ps(_mm256_load_ps(stored[r] + 8), limit, _CMP_GE_OQ)) << 8);
+    unsigned hits =
+        static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_load_ps(stored[r]), limit, _CMP_GE_OQ)) |
+                              _mm256_movemask_ps(_mm256_cmp_ps(_mm256_load_ps(stored[r] + 8), limit, _CMP_GE_OQ)) << 8);
     for (; hits != 0; hits &= hits - 1) {
       const int code = __builtin_ctz(hits);
       if (first_position + code < num_positions) offer(lists[r], threshold[r], first_position + code, stored[r][code]);
@@ -174,15 +175,16 @@ bool row_is_finite(const void* row, int64_t num_channels) {
 
 // Prepares the list of one row and its converted channels; a row that cannot be screened gets an unreachable threshold.
 template <Element type>
-void begin_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t i, float* target, float& threshold,
-               Survivors& list) {
+void begin_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t i, float* target,
+               float& threshold, Survivors& list) {
   const void* row = row_at(args.features, i, args.row_stride, type);
   list.count = 0;
   list.best = -kInfinity;
   list.state = kScreened;
   threshold = -kInfinity;
-  const float square =
-      screened.screenable ? convert_row<type>(row, screened.centre, screened.scale, args.num_channels, target) : kInfinity;
+  const float square = screened.screenable
+                           ? convert_row<type>(row, screened.centre, screened.scale, args.num_channels, target)
+                           : kInfinity;
   if (is_finite(square)) {
     const double norm = std::sqrt(static_cast<double>(square)), largest = screened.largest_norm;
     const double unit = static_cast<double>(args.num_channels + 16);
@@ -198,8 +200,8 @@ void begin_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, in
 
 // Decides between the survivors of one row in float64.
 template <Element type>
-void finish_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t i, float threshold, Survivors& list,
-                double* exact_row) {
+void finish_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t i, float threshold,
+                Survivors& list, double* exact_row) {
   const int64_t num_channels = args.num_channels;
   const int64_t* codes = screened.codes;
   if (list.state == kScreened) keep_above(list, threshold);
@@ -231,7 +233,8 @@ void finish_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, i
 template <Element type>
 void lookup_rows(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
   const int64_t num_channels = args.num_channels;
-  const int64_t row_length = (num_channels + 7) / 8 * 8 + 16;  // off the 4 KiB stride that maps all rows to one cache set
+  const int64_t row_length =
+      (num_channels + 7) / 8 * 8 + 16;  // off the 4 KiB stride that maps all rows to one cache set
   int64_t panel_rows = kPanelBytes / static_cast<int64_t>(sizeof(float) * row_length) / kRows * kRows;
   panel_rows = panel_rows < kRows ? kRows : panel_rows > kMaxPanelRows ? kMaxPanelRows : panel_rows;
   const Scratch row_memory(sizeof(float) * panel_rows * row_length), list_memory(sizeof(Survivors) * panel_rows),
@@ -255,8 +258,8 @@ void lookup_rows(const CodebookLookupArgs& args, const ScreenedCodes& screened, 
     for (int64_t group = 0; screened.screenable && group < screened.num_groups; ++group) {
       for (int64_t r = 0; r < num_padded; r += kRows) {
         screen_tile(rows + r * row_length, row_length, screened.panel + group * num_channels * kCodes,
-                    screened.negated_half + group * kCodes, num_channels, group * kCodes, screened.num_distinct, threshold + r,
-                    lists + r);
+                    screened.negated_half + group * kCodes, num_channels, group * kCodes, screened.num_distinct,
+                    threshold + r, lists + r);
       }
     }
     for (int64_t r = 0; r < num_rows; ++r) {

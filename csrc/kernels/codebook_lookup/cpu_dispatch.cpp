@@ -7,8 +7,8 @@ namespace soho {
 
 int64_t codebook_lookup_width(CpuLevel level) { return level == CpuLevel::kScalar ? 0 : kCodebookLookupWidthAvx2; }
 
-void codebook_lookup([[maybe_unused]] CpuLevel level, const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
-                     int64_t end) {
+void codebook_lookup([[maybe_unused]] CpuLevel level, const CodebookLookupArgs& args, const ScreenedCodes& screened,
+                     int64_t begin, int64_t end) {
 #ifdef SOHO_LEVEL_AVX2
   if (level >= CpuLevel::kAvx2) return codebook_lookup_avx2(args, screened, begin, end);
 #endif

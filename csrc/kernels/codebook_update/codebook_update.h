@@ -1,8 +1,9 @@
-// Codebook update: members and sums per code, and the moving average d_j <- g d_j + (1 - g) sums_j / counts_j (SOHO eq. 4).
+// Codebook update: members and sums per code, and the moving average d_j <- g d_j + (1 - g) sums_j / counts_j (SOHO eq.
+// 4).
 //
-// Determinism. Members are listed per code in ascending row order and added in that order, in float32, starting from zero;
-// threads share the work by (code, slice of channels), so the result has the same bits at any thread count and level.
-// The average is rounded to float32 after each operation; a code without members keeps its bits.
+// Determinism. Members are listed per code in ascending row order and added in that order, in float32, starting from
+// zero; threads share the work by (code, slice of channels), so the result has the same bits at any thread count and
+// level. The average is rounded to float32 after each operation; a code without members keeps its bits.
 #pragma once
 
 #include <cstdint>

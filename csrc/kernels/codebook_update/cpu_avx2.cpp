@@ -14,8 +14,8 @@ __m256 load8(const void* row, int64_t position) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
-// Adds two members at a time, in order, to halve the traffic to the sums; the next two are on their way meanwhile, since
-// rows of one code lie apart and the hardware does not foresee them.
+// Adds two members at a time, in order, to halve the traffic to the sums; the next two are on their way meanwhile,
+// since rows of one code lie apart and the hardware does not foresee them.
 template <Element type>
 void sum_slice(const MemberSlice& slice, float* sums) {
   const int64_t length = slice.end - slice.begin;

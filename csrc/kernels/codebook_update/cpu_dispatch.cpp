@@ -94,8 +94,8 @@ void codebook_ema(CpuLevel level, const CodebookEmaArgs& args, int64_t begin, in
   const float decay = static_cast<float>(args.decay), rest = static_cast<float>(1.0 - args.decay);
   for (int64_t j = begin; j < end; ++j) {
     if (!(args.counts[j] > 0.0f)) continue;
-    move_code(args.codebook + j * args.codebook_row_stride, args.sums + j * args.num_channels, args.counts[j], decay, rest,
-              args.num_channels);
+    move_code(args.codebook + j * args.codebook_row_stride, args.sums + j * args.num_channels, args.counts[j], decay,
+              rest, args.num_channels);
   }
 }
 

@@ -6,7 +6,8 @@ void sum_slice_scalar(const MemberSlice& slice, float* sums) {
   for (int64_t c = slice.begin; c < slice.end; ++c) sums[c - slice.begin] = 0.0f;
   for (int64_t m = 0; m < slice.num_members; ++m) {
     const void* row = row_at(slice.features, slice.rows[m], slice.row_stride, slice.features_type);
-    for (int64_t c = slice.begin; c < slice.end; ++c) sums[c - slice.begin] += load_element(row, c, slice.features_type);
+    for (int64_t c = slice.begin; c < slice.end; ++c)
+      sums[c - slice.begin] += load_element(row, c, slice.features_type);
   }
 }
 

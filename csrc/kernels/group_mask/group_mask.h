@@ -1,7 +1,7 @@
 // Grouped masking: draw one present label per image, and replace all its tokens by the mask token.
 //
-// Bound by memory: rows are moved by memcpy, so there is one level for all machines. A token is hit when it is valid, its
-// index equals the image's target, and the target is not negative.
+// Bound by memory: rows are moved by memcpy, so there is one level for all machines. A token is hit when it is valid,
+// its index equals the image's target, and the target is not negative.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace soho {
 constexpr int64_t kIgnoredLabel = -100;  // cross-entropy's ignore_index
 
 struct GroupMaskArgs {
-  const void* features;  // (num_images, num_tokens, num_channels); null when masking in place
+  const void* features;        // (num_images, num_tokens, num_channels); null when masking in place
   int64_t feature_strides[3];  // in elements
   void* masked;
   int64_t masked_strides[3];  // in elements
