@@ -119,9 +119,7 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
             ) from error
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"init_backbone_from: expected 'imagenet' or a file with weights, got {source!r}"
-        )
+        raise FileNotFoundError(f"init_backbone_from: expected 'imagenet' or a file with weights, got {source!r}")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

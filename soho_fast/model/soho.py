@@ -24,7 +24,7 @@ from .embeddings import VisualEmbeddings, sine_position
 from .heads import MatchingHead, TokenHead, cross_entropy_sum, global_means
 from .normalization import TokenBatchNorm
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
-from .pretrained import LoadReport, bert_state, copy_state, backbone_state
+from .pretrained import LoadReport, backbone_state, bert_state, copy_state
 from .visual_dictionary import VisualDictionary
 from .visual_encoder import VisualEncoder
 

@@ -288,7 +288,6 @@ class PretrainingTask:
             num_images=self.data.quick_images if quick else self.data.heldout_images or None,
             num_candidates=0 if quick else self.data.heldout_candidates,
             max_text_length=self.data.max_text_length,
-            mlm_probability=self.data.masking.probability,
             image_batch=self.data.image_batch,
             pair_batch=self.data.pair_batch,
             progress=progress,

@@ -1,0 +1,114 @@
+"""The rules of the house that prose cannot keep: arrows, homes, file sizes, switches."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OPS = ("codebook_lookup", "codebook_update", "group_mask")
+
+# What each room of the package may import from the package, besides itself.
+ARROWS = {
+    "ops": {"_C"},
+    "model": {"ops"},
+    "data": {"ops"},
+    "tasks": {"model", "data", "ops"},
+    "engine": set(),
+    "train": {"engine", "tasks", "data"},
+}
+
+
+def tracked(*suffixes: str) -> list[Path]:
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [ROOT / name for name in names if name.endswith(suffixes) and (ROOT / name).is_file()]
+
+
+def package_imports(path: Path) -> set[str]:
+    """First component below ``soho_fast`` of everything the file imports, relative imports resolved."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(parts[: len(parts) - node.level]) if node.level else []
+            module = ".".join(base + ([node.module] if node.module else []))
+            names = [module] if module.count(".") >= 1 else [f"{module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("soho_fast.")}
+    return found
+
+
+def test_imports_follow_the_arrows():
+    wrong = []
+    for path in tracked(".py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[0] != "soho_fast" or len(parts) < 2 or parts[1] not in ARROWS:
+            continue
+        forbidden = package_imports(path) - ARROWS[parts[1]] - {parts[1], "__version__"}
+        if forbidden:
+            wrong.append(f"{path.relative_to(ROOT)} imports {sorted(forbidden)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_package_file_has_a_room():
+    rooms = {
+        p.relative_to(ROOT).with_suffix("").parts[1] for p in tracked(".py") if p.is_relative_to(ROOT / "soho_fast")
+    }
+    assert rooms <= set(ARROWS) | {"__init__", "recipes", "_C"}
+
+
+def test_kernels_do_not_know_torch():
+    files = [
+        p
+        for p in tracked(".h", ".cpp", ".cu", ".cuh")
+        if p.relative_to(ROOT).parts[:2] in {("csrc", "kernels"), ("csrc", "common")}
+    ]
+    assert files, "no kernel sources found"
+    pattern = re.compile(r"#\s*include\s*[<\"](torch|ATen|c10|pybind11|Python\.h)")
+    wrong = [str(p.relative_to(ROOT)) for p in files if pattern.search(p.read_text())]
+    assert not wrong, f"torch or Python headers in {wrong}"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_has_one_name_in_every_room(op):
+    homes = [ROOT / "csrc/kernels" / op, ROOT / "soho_fast/ops" / op]
+    missing = [str(h.relative_to(ROOT)) for h in homes if not h.is_dir()]
+    for folder in ("csrc/torch", "tests/ops", "benchmarks/ops"):
+        if not list((ROOT / folder).glob(f"*{op}*")):
+            missing.append(f"{folder}/*{op}*")
+    assert not missing, f"{op} has no home at {missing}"
+
+
+def test_no_file_grows_past_600_lines():
+    sizes = {p: len(p.read_text().splitlines()) for p in tracked(".py", ".cpp", ".cu", ".h", ".cuh")}
+    too_long = {str(p.relative_to(ROOT)): n for p, n in sizes.items() if n > 600}
+    assert not too_long
+
+
+def test_every_switch_is_documented():
+    """Every SOHO_FAST_ name that the code mentions stands in the table of docs/switches.md, and the other way round."""
+    documented = set(re.findall(r"SOHO_FAST_[A-Z_]+[A-Z]", (ROOT / "docs/switches.md").read_text()))
+    used = set()
+    for path in tracked(".py", ".cpp", ".h", ".cu", "CMakeLists.txt", "Makefile"):
+        if path.is_relative_to(ROOT / "tests"):
+            continue
+        text = path.read_text()
+        if path.suffix == ".py":
+            used |= set(re.findall(r"[\"'](SOHO_FAST_[A-Z_]+[A-Z])[\"']", text))
+        elif path.name == "CMakeLists.txt":
+            used |= set(re.findall(r"option\((SOHO_FAST_[A-Z_]+[A-Z])", text))
+        else:
+            used |= set(re.findall(r"getenv\(\"(SOHO_FAST_[A-Z_]+[A-Z])\"", text))
+    assert used == documented, f"undocumented: {used - documented}, documented but unused: {documented - used}"
+
+
+def test_nothing_calls_itself_utils_or_misc():
+    wrong = [str(p.relative_to(ROOT)) for p in tracked(".py", ".cpp", ".h", ".cu") if re.search(r"(util|misc)", p.stem)]
+    assert not wrong
