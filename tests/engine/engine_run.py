@@ -132,6 +132,7 @@ class StubTask:
             "signal": "SIGTERM",
         }
         self.options = {**defaults, **options}
+        self.epoch = 0.0
 
     def build_model(self) -> nn.Module:
         return StubModel(self.options["width"], self.options["dropout"])
@@ -141,6 +142,10 @@ class StubTask:
 
     def training_data(self) -> StubData:
         return StubData(self.options["size"], self.options["delay"])
+
+    def before_step(self, model: nn.Module, epoch: float) -> None:
+        assert model.training and epoch >= self.epoch
+        self.epoch = epoch
 
     def collate(self, samples: list) -> dict[str, Any]:
         pixels, words, labels = zip(*samples, strict=True)
