@@ -130,6 +130,7 @@ SMALL = {
     "corpus": {"num_train": 40, "num_heldout": 12, "image_size": 64},
     "data": {"shorter_edge": 64, "longer_edge": 64, "heldout_images": 12, "heldout_candidates": 8},
     "model": {
+        "backbone": None,
         "config": {
             "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1,
             "num_attention_heads": 2, "intermediate_size": 64, "num_codes": 16, "dictionary_init": "data",
