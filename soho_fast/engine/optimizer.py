@@ -5,11 +5,11 @@ partitions and calls `step` with some or all groups emptied (stage 3: once per s
 the group (`kind`), the state to the tensor, and no step count is shared between tensors.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from soho_fast.engine.settings import OptimSettings
 
@@ -81,28 +81,36 @@ class SgdAdamW(torch.optim.Optimizer):
         torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
     def _step_adamw(self, group: dict, params: list[Tensor]) -> None:
-        by_step = defaultdict(list)
+        states = []
         for param in params:
             state = self.state[param]
             if "exp_avg" not in state:
                 state["step"] = 0
                 state["exp_avg"] = torch.zeros_like(param)
                 state["exp_avg_sq"] = torch.zeros_like(param)
+            states.append(state)
+        beta1, beta2 = group["betas"]
+        adamw(
+            params,
+            [param.grad for param in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            max_exp_avg_sqs=[],
+            state_steps=[
+                torch.tensor(float(state["step"]), device=param.device)
+                for param, state in zip(params, states, strict=True)
+            ],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        for state in states:
             state["step"] = int(state["step"]) + 1
-            by_step[state["step"]].append(param)
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        for step, same_step in by_step.items():
-            grads = [param.grad for param in same_step]
-            averages = [self.state[param]["exp_avg"] for param in same_step]
-            squares = [self.state[param]["exp_avg_sq"] for param in same_step]
-            torch._foreach_mul_(same_step, 1 - lr * group["weight_decay"])
-            torch._foreach_lerp_(averages, grads, 1 - beta1)
-            torch._foreach_mul_(squares, beta2)
-            torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-            denominators = torch._foreach_sqrt(squares)
-            torch._foreach_div_(denominators, (1 - beta2**step) ** 0.5)
-            torch._foreach_add_(denominators, group["eps"])
-            torch._foreach_addcdiv_(same_step, averages, denominators, -lr / (1 - beta1**step))
 
 
 def optimizer_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:

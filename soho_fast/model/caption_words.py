@@ -17,7 +17,7 @@ from .config import SohoConfig
 
 
 class CaptionWordHead(nn.Module):
-    """Features to logits of words; the classifier's weight is the word embedding matrix of the text encoder."""
+    """Features to logits of words; the classifier's weight is tied to the word embeddings by the model."""
 
     # Logit of a word before anything is known: a caption holds about one word in fifty of a small vocabulary.
     PRIOR_LOGIT = -4.0
@@ -25,11 +25,12 @@ class CaptionWordHead(nn.Module):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.full((config.vocab_size,), self.PRIOR_LOGIT))
 
-    def forward(self, feat_BLD: Tensor, valid_BL: Tensor, word_embedding_VD: Tensor) -> Tensor:
+    def forward(self, feat_BLD: Tensor, valid_BL: Tensor) -> Tensor:
         """Returns (B, V): the best logit over the valid tokens of each image, plus the word's bias."""
-        logits_BLV = self.norm(feat_BLD) @ word_embedding_VD.to(feat_BLD.dtype).T
+        logits_BLV = self.decoder(self.norm(feat_BLD))
         return logits_BLV.masked_fill(~valid_BL.unsqueeze(-1), float("-inf")).amax(1) + self.bias
 
 

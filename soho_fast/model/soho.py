@@ -302,7 +302,11 @@ class SohoForPreTraining(SohoPreTrainedModel):
         self.mlm_head = TokenHead(config, config.vocab_size)
         self.mvm_head = TokenHead(config, config.num_codes) if config.use_dictionary else None
         self.itm_head = MatchingHead(config)
-        self.caption_word_head = CaptionWordHead(config) if config.caption_word_weight else None
+        self.caption_word_head = None
+        if config.caption_word_weight:
+            self.caption_word_head = CaptionWordHead(config)
+            tied = {"caption_word_head.decoder.weight": "soho.text_embeddings.word_embeddings.weight"}
+            self._tied_weights_keys = {**self._tied_weights_keys, **tied}
         self.caption_words_only = False
         self.post_init()
 
@@ -407,7 +411,7 @@ class SohoForPreTraining(SohoPreTrainedModel):
         itm_labels: Tensor | None,
         image_index: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        logits_BV = self.caption_word_head(feat_BLD, valid_BL, self.get_input_embeddings().weight)
+        logits_BV = self.caption_word_head(feat_BLD, valid_BL)
         words_BV = caption_word_targets(
             input_ids, attention_mask, mlm_labels, itm_labels, image_index, *logits_BV.shape
         )
