@@ -47,7 +47,8 @@ def draw_curves(log: Path, picture: Path) -> None:
     records = [record for record in read_log(log) if record["kind"] == "train"]
     if not records:
         return
-    names = [name for name in records[0] if name not in _NOT_CURVES]
+    # A loss that is off at first (or later) has its curve all the same.
+    names = [name for name in dict.fromkeys(key for record in records for key in record) if name not in _NOT_CURVES]
     columns = min(3, len(names) + 1)
     rows = -(-(len(names) + 1) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.2 * rows), squeeze=False)

@@ -69,14 +69,15 @@ class BatchSettings:
             images_per_step / (accumulation * processes) images at a time.
         workers: Loader processes for each training process; 0 loads in the training process.
         prefetch: Micro-batches each loader process prepares ahead.
-        broken_images: Largest number of unreadable images (all processes together) before training stops.
+        broken_images: Largest share of unreadable images among those seen (counted as at least 1000, all processes
+            together) before training stops and lists them.
     """
 
     images_per_step: int = 16
     accumulation: int = 1
     workers: int = 1
     prefetch: int = 4
-    broken_images: int = 100
+    broken_images: float = 0.01
 
 
 @dataclass

@@ -80,6 +80,10 @@ class Result:
     measures: dict[str, float]
 
 
+# One unreadable image in the first batch is no verdict on a data set.
+_MIN_SEEN = 1000
+_NUM_SHOWN = 20
+
 RUN_FILES = ("checkpoints", "tensorboard", "model", "log.jsonl", "metrics.json", "curves.png", "recipe.yaml")
 
 
@@ -123,6 +127,7 @@ class Trainer:
             self.progress = self.checkpoints.load(self.engine, resume_from)
             self._say(f"resumed from {resume_from} (step {self.progress.step} of {self.total_steps})")
         self._frozen: bool | None = None
+        self._broken: dict[str, None] = {}
 
     def train(self) -> Result:
         """Train to the end or to a request to stop, then evaluate and export. All ranks call it together."""
@@ -288,10 +293,14 @@ class Trainer:
         if log is not None:
             for line in messages:
                 log.say(f"skipped: {line}")
-        if self.progress.broken_images > self.settings.batch.broken_images:
+        self._broken |= dict.fromkeys(messages)
+        seen = self.progress.step * self.plan.images_per_step
+        share = self.settings.batch.broken_images
+        if self.progress.broken_images > share * max(seen, _MIN_SEEN):
+            shown = "; ".join(list(self._broken)[:_NUM_SHOWN])
             raise UserError(
-                f"batch.broken_images: {self.progress.broken_images} unreadable images, more than the "
-                f"{self.settings.batch.broken_images} allowed; the last one: {messages[-1]}"
+                f"batch.broken_images: {self.progress.broken_images} of {seen} images were unreadable, more than the "
+                f"share of {share:g} that is allowed (of at least {_MIN_SEEN} images): {shown}"
             )
 
     def _set_rates(self, step: int, elapsed: float) -> None:

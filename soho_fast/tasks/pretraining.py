@@ -42,7 +42,7 @@ __all__ = [
     "read_sources",
 ]
 
-# What a checkpoint must share with the run that loads it: every field that changes a tensor's shape.
+# What a checkpoint must share with the run that loads it: every field that changes which tensors there are.
 _SIZES = (
     "backbone",
     "use_dictionary",
@@ -53,6 +53,9 @@ _SIZES = (
     "intermediate_size",
     "vocab_size",
     "max_position_embeddings",
+    "ema_variant",
+    "dictionary_batch_norm",
+    "visual_layer_norm",
 )
 
 
@@ -246,7 +249,9 @@ class PretrainingTask:
 
     def identity(self) -> dict[str, Any]:
         """Sizes that a checkpoint must share with the run that loads it."""
-        return {name: getattr(self.model_config, name) for name in _SIZES}
+        config = self.model_config
+        sizes = {name: getattr(config, name) for name in _SIZES}
+        return {**sizes, "caption_word_head": bool(config.caption_word_weight)}
 
     def build_model(self) -> SohoForPreTraining:
         """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""

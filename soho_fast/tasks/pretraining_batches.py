@@ -66,8 +66,7 @@ class PretrainingSample:
 class PretrainingDataset(Dataset[PretrainingSample]):
     """Samples that depend on (seed, epoch, index) only: not on the rank, the worker, or what was drawn before.
 
-    Ask for `dataset[SampleKey(epoch, index)]` (what `GlobalBatchSampler` yields) or, in one process, `set_epoch` and
-    `dataset[index]`.
+    Ask for `dataset[SampleKey(epoch, index)]`, or `set_epoch` and `dataset[index]`.
     """
 
     def __init__(

@@ -162,8 +162,9 @@ def test_damaged_checkpoint_is_passed_over(launch, request_for):
 
 
 def test_too_many_broken_images_stop_the_run(launch, request_for):
-    run = request_for("run", task={"skip_each": 1}, batch={"broken_images": 3})
+    run = request_for("run", task={"skip_each": 1}, batch={"broken_images": 0.003})
     done = launch(run)
     assert done.code == 2, done.text
     assert done.text.count("skipped: broken.jpg: truncated") == 4
-    assert "4 unreadable images, more than the 3 allowed" in done.text
+    assert "images were unreadable, more than the share of 0.003" in done.text
+    assert done.text.rstrip().endswith("broken.jpg: truncated")

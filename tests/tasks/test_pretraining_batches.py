@@ -6,7 +6,9 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from soho_fast.data import BrokenImageError
-from soho_fast.data.sampling import GlobalBatchSampler, SampleKey
+from soho_fast.data.sampling import SampleKey
+from soho_fast.engine.batches import Batches, plan_batches
+from soho_fast.engine.settings import BatchSettings
 from soho_fast.tasks.pretraining_batches import PretrainingCollator, PretrainingDataset, TextMasking
 
 KEYWORDS = {
@@ -113,41 +115,35 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(records, processor, colla
     assert len(set(uniforms)) == len(uniforms) and 0.4 < sum(uniforms) / len(uniforms) < 0.6
 
 
-def test_two_ranks_with_workers_see_what_one_sees(dataset, collate):
-    def stream(rank, world_size, workers):
-        sampler = GlobalBatchSampler(len(dataset), global_batch_size=4, rank=rank, world_size=world_size, seed=1)
-        loader = DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            multiprocessing_context="fork" if workers else None,
-        )
-        for epoch in range(2):
-            sampler.set_epoch(epoch)
-            yield from loader
+def stream(dataset, collate, *, rank=0, world=1, workers=0, first_step=0):
+    """Two epochs of a rank's micro-batches, as the engine makes them."""
+    settings = BatchSettings(images_per_step=2, workers=workers)
+    plan = plan_batches(settings, len(dataset), world, seed=1)
+    steps = 2 * plan.steps_per_epoch
+    batches = Batches(dataset, collate, plan, settings, rank=rank, first_step=first_step, total_steps=steps, pin=False)
+    try:
+        return list(batches)
+    finally:
+        batches.close()
 
-    count = 0
-    for whole, first, second in zip(stream(0, 1, 0), stream(0, 2, 1), stream(1, 2, 0), strict=True):
-        count += 1
+
+def test_two_ranks_with_workers_see_what_one_sees(dataset, collate):
+    alone = stream(dataset, collate)
+    assert len(alone) == 2 * (len(dataset) // 2)
+    ranks = [stream(dataset, collate, rank=rank, world=2, workers=1 - rank) for rank in range(2)]
+    for whole, first, second in zip(alone, *ranks, strict=True):
         assert whole["sample_ids"] == first["sample_ids"] + second["sample_ids"]
         for key in ("pixel_values", "mask_uniform", "itm_labels"):
             assert torch.equal(whole[key], torch.cat([first[key], second[key]]))
-        for part, begin in ((first, 0), (second, 8)):
+        for part, begin in ((first, 0), (second, 4)):
             length = part["input_ids"].shape[1]
             for key in ("input_ids", "mlm_labels"):
-                assert torch.equal(whole[key][begin : begin + 8, :length], part[key])
-    assert count == 6
+                assert torch.equal(whole[key][begin : begin + 4, :length], part[key])
 
 
 def test_resuming_in_an_epoch_gives_the_rest_of_the_stream(dataset, collate):
-    sampler = GlobalBatchSampler(len(dataset), global_batch_size=3, seed=1)
-    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
-    sampler.set_epoch(1)
-    whole = list(loader)
-    sampler.set_position(1, 2)
-    assert all(itertools.starmap(same, zip(loader, whole[2:], strict=True)))
+    whole = stream(dataset, collate)
+    assert all(itertools.starmap(same, zip(stream(dataset, collate, first_step=4), whole[4:], strict=True)))
 
 
 def test_broken_image_is_left_out_and_named(records, dataset, collate, tmp_path):
