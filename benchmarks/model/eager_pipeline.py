@@ -1,0 +1,208 @@
+"""SOHO's pre-training step as one would write it first: eager float32 torch, nothing shared, nothing packed.
+
+The mathematics and the weights are those of a `SohoForPreTraining`; every choice below is what the released SOHO code
+does or what a first version of the paper's equations looks like, and none is there to make it slow:
+
+- the CNN runs once per image (as the paper says) in torch's ordinary NCHW layout;
+- its features are repeated for each text at once, so dictionary, masking and position see (texts, tokens, channels),
+  as in the released code, whose neck and dictionary run per pair;
+- eq. 2 is `torch.cdist(...).argmin(-1)`; eq. 3 and the members' counts and sums of eq. 4 are products with one-hot
+  matrices (tokens x codes), as in the released code's VQ-VAE quantiser; eq. 4 itself is plain tensor arithmetic;
+- masked visual modelling draws a label and applies `torch.where` pair by pair;
+- texts are padded to the recipe's `max_text_length` (the released code pads to a fixed length);
+- transformers' BERT runs with eager attention and an additive mask;
+- MLM and MVM logits are computed at every position and the loss ignores unlabelled ones;
+- `torch.optim` in its per-parameter form (`foreach=False`).
+
+Repeating the features leaves eq. 4 as it is: every member counts as often as its image has texts, in the sum and in
+the count. Left out, in this pipeline's favour: running usage, perplexity, live codes and the revival of dead codes
+(the codebooks agree as long as no code was revived). Images must fill their tensor (no pixel mask).
+
+B images, P texts, S text tokens, L visual tokens, N = P*L, C channels, K codes, V words.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from soho_fast.engine.settings import OptimSettings
+from soho_fast.model import SohoForPreTraining
+from soho_fast.model.embeddings import sine_position
+
+
+@dataclass
+class EagerLosses:
+    """The losses of one step, each (); `caption_word` is None without that head."""
+
+    loss: Tensor
+    mlm: Tensor
+    mvm: Tensor
+    itm: Tensor
+    caption_word: Tensor | None
+
+
+class EagerPretraining(nn.Module):
+    """The straightforward pipeline with a copy of a model's weights.
+
+    Args:
+        model: with a dictionary whose output is used, without dropout (which would make losses incomparable) and with
+            equation 4 as its update.
+
+    Raises:
+        ValueError: a model this pipeline does not compute.
+    """
+
+    def __init__(self, model: SohoForPreTraining) -> None:
+        super().__init__()
+        config = model.config
+        if not (config.use_dictionary and config.use_dictionary_output and config.ema_variant == "paper"):
+            raise ValueError("model: expected a dictionary whose output is used and ema_variant 'paper'")
+        if config.hidden_dropout_prob or config.attention_probs_dropout_prob:
+            raise ValueError("model: expected dropout 0, so that losses can be compared")
+        # The copy serves as a container of modules and weights; its forward is never called.
+        self.parts = copy.deepcopy(model)
+        self.parts.set_attn_implementation("eager")
+        soho = self.parts.soho
+        self.config = self.parts.config
+        self.visual_encoder = soho.visual_encoder
+        self.feature_norm = nn.BatchNorm1d(config.hidden_size) if soho.feature_norm is not None else None
+        if self.feature_norm is not None:
+            self.feature_norm.load_state_dict(soho.feature_norm.state_dict(), strict=False)
+            soho.feature_norm = None
+        self.codebook = soho.visual_dictionary.codebook
+
+    def forward(self, batch: Mapping[str, Tensor]) -> EagerLosses:
+        """One training forward, codebook update included; the batch holds the keywords of SohoForPreTraining."""
+        if batch.get("pixel_mask") is not None and not bool(batch["pixel_mask"].all()):
+            raise ValueError("pixel_mask: expected images that fill their tensor")
+        soho, image_index_P = self.parts.soho, batch["image_index"]
+        feat_BCHW = self._features(batch["pixel_values"])
+        B, C, H, W = feat_BCHW.shape
+        feat_BLC = feat_BCHW.flatten(2).transpose(1, 2)
+        if self.feature_norm is not None:
+            feat_BLC = self.feature_norm(feat_BLC.flatten(0, 1)).view(B, H * W, C)
+        feat_PLC = feat_BLC[image_index_P]
+        P, L, _ = feat_PLC.shape
+
+        embed_PLC, index_PL = self._dictionary(feat_PLC)
+        visual_PLC, mvm_labels_PL = self._mask(embed_PLC, index_PL, batch["mask_uniform"][image_index_P])
+        grid_mask_PHW = torch.ones(P, H, W, dtype=torch.bool)
+        visual_PLC = soho.visual_embeddings(visual_PLC, sine_position(grid_mask_PHW, C))
+
+        text_PSC = soho.text_embeddings(input_ids=batch["input_ids"])
+        S = text_PSC.shape[1]
+        joint_PTC = torch.cat([text_PSC, visual_PLC], dim=1)
+        mask_PT = torch.cat([batch["attention_mask"].float(), torch.ones(P, L)], dim=1)
+        additive_P11T = (1.0 - mask_PT)[:, None, None, :] * torch.finfo(torch.float32).min
+        hidden_PTC = soho.encoder(joint_PTC, attention_mask=additive_P11T)[0]
+
+        matched_P = batch["itm_labels"] == 1
+        mlm_logits_PSV = self.parts.mlm_head(hidden_PTC[:, :S])
+        mvm_logits_PLK = self.parts.mvm_head(hidden_PTC[:, S:])
+        mvm_labels_PL = torch.where(matched_P[:, None], mvm_labels_PL, -100)
+        mlm = F.cross_entropy(mlm_logits_PSV.flatten(0, 1), batch["mlm_labels"].flatten(), ignore_index=-100)
+        mvm = F.cross_entropy(mvm_logits_PLK.flatten(0, 1), mvm_labels_PL.flatten(), ignore_index=-100)
+        itm = F.cross_entropy(self.parts.itm_head(hidden_PTC[:, 0]), batch["itm_labels"])
+        loss, caption_word = mlm + mvm + itm, None
+        if self.parts.caption_word_head is not None:
+            caption_word = self._caption_words(feat_BLC, batch)
+            loss = loss + self.config.caption_word_weight * caption_word
+        return EagerLosses(loss, mlm, mvm, itm, caption_word)
+
+    def _features(self, pixels_B3HW: Tensor) -> Tensor:
+        net = self.visual_encoder.backbone
+        if isinstance(net, torchvision.models.MobileNetV2):
+            x = net.features(pixels_B3HW)
+        else:
+            x = net.maxpool(net.relu(net.bn1(net.conv1(pixels_B3HW))))
+            x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
+        x = self.visual_encoder.projection(x)
+        return F.max_pool2d(x, self.visual_encoder.pool, ceil_mode=True) if self.visual_encoder.pool > 1 else x
+
+    def _dictionary(self, feat_PLC: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 2, 3 and 5 with the codebook as it stands, then eq. 4."""
+        feat_NC = feat_PLC.flatten(0, 1)
+        with torch.no_grad():
+            index_N = torch.cdist(feat_NC, self.codebook).argmin(-1)
+            onehot_NK = F.one_hot(index_N, self.config.num_codes).float()
+            embed_NC = onehot_NK @ self.codebook
+        output_NC = feat_NC + (embed_NC - feat_NC).detach()
+        with torch.no_grad():
+            count_K1 = onehot_NK.sum(0)[:, None]
+            mean_KC = (onehot_NK.T @ feat_NC) / count_K1.clamp(min=1.0)
+            moved_KC = self.config.ema_decay * self.codebook + (1.0 - self.config.ema_decay) * mean_KC
+            self.codebook.copy_(torch.where(count_K1 > 0, moved_KC, self.codebook))
+        return output_NC.view_as(feat_PLC), index_N.view(feat_PLC.shape[:2])
+
+    def _mask(self, embed_PLC: Tensor, index_PL: Tensor, uniform_P: Tensor) -> tuple[Tensor, Tensor]:
+        masked, labels = [], []
+        for embed_LC, index_L, uniform in zip(embed_PLC, index_PL, uniform_P, strict=True):
+            present = index_L.unique()
+            chosen_L = index_L == present[int(uniform * len(present))]
+            masked.append(torch.where(chosen_L[:, None], self.parts.soho.mask_token, embed_LC))
+            labels.append(torch.where(chosen_L, index_L, -100))
+        return torch.stack(masked), torch.stack(labels)
+
+    def _caption_words(self, feat_BLC: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        head, words_VC = self.parts.caption_word_head, self.parts.soho.text_embeddings.word_embeddings.weight
+        logits_BV = (head.norm(feat_BLC) @ words_VC.T).amax(1) + head.bias
+        ids_PS = torch.where(batch["mlm_labels"] != -100, batch["mlm_labels"], batch["input_ids"])
+        real_PS = batch["attention_mask"] * (batch["itm_labels"] == 1)[:, None]
+        words_PV = (F.one_hot(ids_PS, self.config.vocab_size) * real_PS[..., None]).sum(1)
+        words_BV = torch.zeros_like(logits_BV)
+        for image, words_V in zip(batch["image_index"].tolist(), words_PV, strict=True):
+            words_BV[image] += words_V
+        return F.binary_cross_entropy_with_logits(logits_BV, words_BV.clamp(max=1.0), reduction="sum") / len(logits_BV)
+
+
+class EagerOptimizers:
+    """The recipe's rules by `torch.optim`, one loop over the parameters each, with its gradient clipping.
+
+    Args:
+        pipeline: whose parameters are trained.
+        settings: rules and rates.
+        rate_factor: on every learning rate.
+    """
+
+    def __init__(self, pipeline: EagerPretraining, settings: OptimSettings, rate_factor: float = 1.0) -> None:
+        backbone = list(pipeline.visual_encoder.backbone.parameters())
+        known = {id(parameter) for parameter in backbone}
+        rest = [parameter for parameter in pipeline.parameters() if id(parameter) not in known]
+        betas = (settings.beta1, settings.beta2)
+        adamw = {"betas": betas, "eps": settings.eps, "foreach": False}
+        self.clip = settings.clip
+        self.parameters = [parameter for parameter in [*backbone, *rest] if parameter.requires_grad]
+        if settings.backbone_rule == "sgd":
+            of_backbone = torch.optim.SGD(
+                backbone,
+                settings.backbone_lr * rate_factor,
+                momentum=settings.backbone_momentum,
+                weight_decay=settings.backbone_weight_decay,
+                foreach=False,
+            )
+        else:
+            of_backbone = torch.optim.AdamW(
+                backbone, settings.backbone_lr * rate_factor, weight_decay=settings.backbone_weight_decay, **adamw
+            )
+        of_rest = torch.optim.AdamW(rest, settings.lr * rate_factor, weight_decay=settings.weight_decay, **adamw)
+        self.optimizers = (of_backbone, of_rest)
+
+    def step(self) -> None:
+        """Clip, update, forget the gradients."""
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=False)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def pad_texts(batch: Mapping[str, Tensor], length: int, pad_token_id: int) -> dict[str, Tensor]:
+    """The batch with its texts padded at the right to `length` tokens."""
+    missing = length - batch["input_ids"].shape[1]
+    fill = {"input_ids": pad_token_id, "attention_mask": 0, "mlm_labels": -100}
+    return {**batch, **{name: F.pad(batch[name], (0, missing), value=value) for name, value in fill.items()}}

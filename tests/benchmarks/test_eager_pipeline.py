@@ -1,0 +1,75 @@
+"""The pipeline that soho_fast is compared with computes the same, and the comparison refuses one that does not."""
+
+import pytest
+import torch
+
+from benchmarks.model.comparison import Comparison
+from benchmarks.model.eager_pipeline import EagerPretraining
+from benchmarks.model.training_batches import TimedShape, build_model, make_batch
+from soho_fast.engine.settings import OptimSettings
+from soho_fast.model import SohoConfig
+
+
+def small_shape(**overrides) -> TimedShape:
+    values = dict(
+        backbone="resnet10",
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_codes=16,
+        dictionary_init="data",
+    )
+    config = SohoConfig.from_preset("paper", **{**values, **overrides})
+    return TimedShape("small", config, OptimSettings(backbone_lr=1e-3), images=3, height=64, width=96)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"visual_pool": 1, "dictionary_batch_norm": True, "caption_word_weight": 0.1, "backbone_frozen_stages": 1},
+        {"backbone": "mobilenet_v2", "dictionary_init": "random"},
+    ],
+    ids=["paper", "mini", "mobilenet_v2"],
+)
+def test_losses_codebook_and_gradients_agree(overrides):
+    Comparison(small_shape(**overrides)).check()
+
+
+def test_the_pipelines_agree_after_optimiser_steps():
+    both = Comparison(small_shape())
+    for _ in range(3):
+        both.timed("soho_fast")
+        both.timed("eager")
+    ours, theirs = both.model(**both.batch), both.eager(both.padded)
+    torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-3, atol=0.0)
+
+
+def test_another_codebook_is_refused():
+    both = Comparison(small_shape())
+    both.eager.codebook[3] += 1.0
+    with pytest.raises(AssertionError):
+        both.check()
+
+
+def test_other_weights_are_refused():
+    both = Comparison(small_shape())
+    with torch.no_grad():
+        both.eager.parts.itm_head.classifier.weight.mul_(1.5)
+    with pytest.raises(AssertionError, match="itm loss"):
+        both.check()
+
+
+def test_padding_and_dropout_are_refused():
+    shape = small_shape(hidden_dropout_prob=0.1)
+    with pytest.raises(ValueError, match="dropout"):
+        EagerPretraining(build_model(shape))
+    shape = small_shape()
+    batch = make_batch(shape, seed=0)
+    batch["pixel_mask"][0, -1] = False
+    with pytest.raises(ValueError, match="pixel_mask"):
+        EagerPretraining(build_model(shape))(batch)

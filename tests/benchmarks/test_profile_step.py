@@ -1,0 +1,57 @@
+"""The step profile: its shares sum to 100 %, and the backbone sees each image once whatever the number of texts."""
+
+import time
+
+import pytest
+
+from benchmarks.model.profile_step import PHASES, StepProfile
+from benchmarks.model.training_batches import TimedShape, build_model, make_batch
+from soho_fast.engine.settings import OptimSettings
+from soho_fast.model import SohoConfig
+
+
+@pytest.fixture
+def shape() -> TimedShape:
+    config = SohoConfig.from_preset(
+        "paper",
+        backbone="resnet10",
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_codes=16,
+        dictionary_batch_norm=True,
+    )
+    return TimedShape("small", config, OptimSettings(), images=3, height=64, width=64, texts=4)
+
+
+def test_every_phase_has_time_and_the_shares_sum_to_100(shape):
+    model = build_model(shape)
+    profile = StepProfile(model)
+    profile.clear()
+    profile.step(make_batch(shape, seed=0), model, lambda: model.zero_grad())
+    rows = dict(profile.rows())
+    assert tuple(rows) == PHASES
+    assert sum(rows.values()) == pytest.approx(100.0)
+    assert all(share > 0 for share in rows.values())
+
+
+def test_the_backbone_runs_once_per_image(shape):
+    model = build_model(shape)
+    profile = StepProfile(model)
+    batch = make_batch(shape, seed=0)
+    assert batch["input_ids"].shape[0] == 12
+    profile.step(batch, model, lambda: None)
+    assert profile.images == 3
+
+
+def test_backward_time_goes_to_the_phase_it_belongs_to(shape):
+    model = build_model(shape)
+    profile = StepProfile(model)
+    # The gradient passes here between the dictionary's span and the backbone's.
+    model.soho.visual_encoder.projection.register_full_backward_hook(lambda *_: time.sleep(1.0))
+    profile.clear()
+    profile.step(make_batch(shape, seed=0), model, lambda: None)
+    assert profile.seconds["backbone"] > 1.0
+    assert max(profile.seconds[phase] for phase in ("dictionary", "transformer", "rest")) < 1.0
