@@ -7,9 +7,9 @@ gradient crosses a boundary (autograd runs a CPU backward in the forward's rever
   loader processes does this beside the step, on another core where there is one;
 - backbone: the CNN with its 1x1 projection and pooling;
 - dictionary: BatchNorm of the features, lookup, codebook update; backward also of masking and expansion to texts;
-- transformer: embeddings, BERT layers, heads;
+- transformer: embeddings, attention mask, BERT layers, heads;
 - optimiser: clipping, update, clearing gradients;
-- rest: position, masking, expansion to texts, attention mask, losses.
+- rest: position, masking, expansion to texts, losses.
 
 A recipe whose data is not there is profiled on a small demo corpus drawn at its image size, with weights at random.
 """
@@ -54,8 +54,10 @@ class StepProfile:
         for module in (soho.feature_norm, soho.visual_dictionary):
             self._span(module, "dictionary")
         heads = (model.mlm_head, model.mvm_head, model.itm_head, model.caption_word_head)
-        for module in (soho.text_embeddings, soho.visual_embeddings, soho.encoder, *heads):
+        for module in (soho.text_embeddings, soho.visual_embeddings, *heads):
             self._span(module, "transformer")
+        # All between the embeddings and the first head, however the layers are called.
+        model.itm_head.register_forward_pre_hook(lambda *_: self.mark("transformer"), prepend=True)
         # Backward: what ends when the gradient of this tensor is there.
         soho.visual_embeddings.register_forward_pre_hook(lambda _, inputs: self._ends(inputs[0], "transformer"))
         soho.visual_encoder.register_forward_hook(lambda _, __, output: self._ends(output[0], "dictionary"))

@@ -12,7 +12,7 @@ import torch
 from benchmarks.model.comparison import FINISHED, Comparison
 from benchmarks.model.training_batches import mini_shape, paper_like_shape
 
-SHAPES = {"mini": (mini_shape, 5), "paper-like": (paper_like_shape, 4)}
+SHAPES = {"mini": (mini_shape, 4), "paper-like": (paper_like_shape, 3)}
 
 
 @pytest.fixture(scope="module", params=SHAPES)
