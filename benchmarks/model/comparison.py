@@ -45,11 +45,34 @@ class Comparison:
         self.steps = {"soho_fast": self._step, "eager": self._eager_step}
 
     def check(self) -> None:
-        """Runs forward and backward of both; raises AssertionError where losses, codebook or gradients differ.
+        """Runs forward and backward of both twice; raises AssertionError where they differ.
 
-        Losses within 1e-5, the updated codebook and the gradients' norm within 1e-3 of their size: the sums run over
-        up to 50 layers in different orders.
+        Losses within 1e-5, the updated codebook within 1e-3 of its size: the sums run over up to 50 layers in different
+        orders. Gradients, all of them as one vector, within 1e-3 in a second pass that holds the backbone's BatchNorm
+        in eval: through batch statistics of few pixels a float32 gradient is not defined so sharply (at recipe `mini`'s
+        sizes a change of 1e-7 in the pixels moves the backbone's by 0.7 %).
         """
+        self._compare_losses()
+        encoders = (self.model.soho.visual_encoder, self.eager.visual_encoder)
+        for encoder in encoders:
+            encoder.freeze_batch_norm(True)
+        self._clear_gradients()
+        self._compare_losses()
+        ours, theirs = _gradients(self.model), _gradients(self.eager.parts)
+        if self.eager.feature_norm is not None:
+            for name, parameter in self.eager.feature_norm.named_parameters():
+                theirs[f"soho.feature_norm.{name}"] = parameter.grad
+        if ours.keys() != theirs.keys():
+            raise AssertionError(f"gradients: only one of both has {sorted(ours.keys() ^ theirs.keys())}")
+        size = torch.stack([gradient.norm() for gradient in theirs.values()]).norm()
+        difference = torch.stack([(ours[name] - theirs[name]).norm() for name in ours]).norm()
+        if not difference < 1e-3 * size:
+            raise AssertionError(f"gradients: they differ by {float(difference / size):.2e} of their norm")
+        for encoder in encoders:
+            encoder.freeze_batch_norm(False)
+        self._clear_gradients()
+
+    def _compare_losses(self) -> None:
         output, losses = self.model(**self.batch), self.eager(self.padded)
         output.loss.backward()
         losses.loss.backward()
@@ -68,12 +91,9 @@ class Comparison:
         worst = float((codebook_KC - eager_KC).abs().max() / eager_KC.abs().max())
         if not worst < 1e-3:
             raise AssertionError(f"codebook: the largest difference is {worst:.2e} of the largest value")
-        norm, eager_norm = (
-            torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
-            for parameters in (self.parameters, self.eager_optimizers.parameters)
-        )
-        torch.testing.assert_close(norm, eager_norm, rtol=1e-3, atol=0.0, msg=lambda text: f"gradient norm: {text}")
-        self.optimizer.zero_grad()
+
+    def _clear_gradients(self) -> None:
+        self.model.zero_grad()
         self.eager.zero_grad()
 
     def timed(self, name: str) -> None:
@@ -108,3 +128,7 @@ class Comparison:
     def _eager_step(self) -> None:
         self.eager(self.padded).loss.backward()
         self.eager_optimizers.step()
+
+
+def _gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}

@@ -73,3 +73,11 @@ def test_padding_and_dropout_are_refused():
     batch["pixel_mask"][0, -1] = False
     with pytest.raises(ValueError, match="pixel_mask"):
         EagerPretraining(build_model(shape))(batch)
+
+
+def test_other_gradients_are_refused():
+    both = Comparison(small_shape())
+    # The same losses, but the classifier's gradient is doubled.
+    both.eager.parts.itm_head.classifier.weight.register_hook(lambda gradient: 2 * gradient)
+    with pytest.raises(AssertionError, match="gradients"):
+        both.check()
