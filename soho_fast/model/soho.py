@@ -24,6 +24,7 @@ from .embeddings import VisualEmbeddings, sine_position
 from .heads import MatchingHead, TokenHead, cross_entropy_sum, global_means
 from .normalization import TokenBatchNorm
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
+from .packed_encoder import can_pack, packed_encode
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
 from .visual_dictionary import VisualDictionary
 from .visual_encoder import VisualEncoder
@@ -222,6 +223,8 @@ class SohoModel(SohoPreTrainedModel):
         image_index: Tensor | None = None,
         mask_uniform: Tensor | None = None,
         visual_tokens: VisualTokens | None = None,
+        read_text: Tensor | None = None,
+        read_masked: Tensor | None = None,
         **kwargs,
     ) -> SohoModelOutput:
         """
@@ -235,6 +238,9 @@ class SohoModel(SohoPreTrainedModel):
                 are there, and all tokens of that label are replaced by the mask vector (paper section 3.4), alike for
                 all texts of the image. No effect without a dictionary.
             visual_tokens: what `encode_images` gave, instead of pixels.
+            read_text, read_masked: (P, S) bool, the text positions whose last hidden state is read, and (P,) bool, the
+                pairs whose masked visual tokens are. Where both are given, a training forward on a CPU may leave all
+                other last hidden states zero instead of computing them (`packed_encoder.py`).
 
         Raises:
             ValueError: an argument is missing or its shape does not fit.
@@ -261,19 +267,32 @@ class SohoModel(SohoPreTrainedModel):
                 visual_BLD, visual_tokens.index, self.mask_token.to(visual_BLD.dtype), target_B, valid=valid_BL
             )
 
-        visual_PLD = self.visual_embeddings(visual_BLD, position_BLD) if image_index is None else None
-        valid_PL = valid_BL
-        if image_index is not None:
-            visual_PLD = self.visual_embeddings(
-                visual_BLD.index_select(0, image_index), position_BLD.index_select(0, image_index)
-            )
-            valid_PL = valid_BL.index_select(0, image_index)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        text_PSD = self.text_embeddings(input_ids=input_ids)
-        joint_PTD = torch.cat([text_PSD, visual_PLD.to(text_PSD.dtype)], dim=1)
+        valid_PL = valid_BL if image_index is None else valid_BL.index_select(0, image_index)
         mask_PT = torch.cat([attention_mask.bool(), valid_PL], dim=1)
-        hidden_PTD = self.encoder(joint_PTD, attention_mask=self._attention_mask(joint_PTD, mask_PT), **kwargs)[0]
+        if read_text is not None and read_masked is not None and can_pack(self.encoder, **kwargs):
+            if image_index is None:
+                image_index = torch.arange(num_texts)
+            read_PL = torch.zeros_like(valid_PL)
+            if mvm_labels_BL is not None:
+                read_PL = (mvm_labels_BL != -100).index_select(0, image_index) & read_masked.unsqueeze(1)
+            hidden_PTD = packed_encode(
+                self.encoder,
+                self.text_embeddings,
+                self.visual_embeddings(visual_BLD, position_BLD),
+                input_ids,
+                image_index,
+                mask_PT,
+                torch.cat([read_text, read_PL], dim=1),
+            )
+        else:
+            if image_index is not None:
+                visual_BLD, position_BLD = (x.index_select(0, image_index) for x in (visual_BLD, position_BLD))
+            visual_PLD = self.visual_embeddings(visual_BLD, position_BLD)
+            text_PSD = self.text_embeddings(input_ids=input_ids)
+            joint_PTD = torch.cat([text_PSD, visual_PLD.to(text_PSD.dtype)], dim=1)
+            hidden_PTD = self.encoder(joint_PTD, attention_mask=self._attention_mask(joint_PTD, mask_PT), **kwargs)[0]
         return SohoModelOutput(
             last_hidden_state=hidden_PTD,
             text_length=input_ids.shape[1],
@@ -363,6 +382,7 @@ class SohoForPreTraining(SohoPreTrainedModel):
             mask_uniform=mask_uniform,
             visual_tokens=visual_tokens,
             return_dict=True,
+            **self._read_positions(input_ids, mlm_labels, itm_labels),
             **kwargs,
         )
         result = SohoForPreTrainingOutput(
@@ -400,6 +420,17 @@ class SohoForPreTraining(SohoPreTrainedModel):
         if self.soho.visual_dictionary is not None:
             result.perplexity, result.live_codes, result.usage = self.soho.visual_dictionary.statistics()
         return result
+
+    def _read_positions(
+        self, input_ids: Tensor | None, mlm_labels: Tensor | None, itm_labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Whose last hidden states the losses read: [CLS], labelled words, masked visual tokens of matched pairs."""
+        if not self.training or input_ids is None:
+            return {}
+        read_PS = torch.zeros_like(input_ids, dtype=torch.bool) if mlm_labels is None else mlm_labels != -100
+        read_PS[:, 0] = True
+        read_P = torch.ones_like(input_ids[:, 0], dtype=torch.bool) if itm_labels is None else itm_labels == 1
+        return {"read_text": read_PS, "read_masked": read_P}
 
     def _caption_word_loss(
         self,

@@ -1,0 +1,160 @@
+"""Packed training computes what the plain encoder computes, and steps aside where it would not."""
+
+import pytest
+import torch
+
+from soho_fast.model import packed_encoder, soho
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts packed forwards, so that no test compares the plain path with itself."""
+    calls = []
+
+    def count(*args):
+        calls.append(args)
+        return packed_encoder.packed_encode(*args)
+
+    monkeypatch.setattr(soho, "packed_encode", count)
+    return calls
+
+
+def losses_and_gradients(model, batch, **kwargs):
+    model.zero_grad()
+    output = model(**batch, **kwargs)
+    output.loss.backward()
+    return output, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def plain_and_packed(monkeypatch, build, batch, calls):
+    """The same step twice from the same weights: the plain encoder's, then the packed one's."""
+    with monkeypatch.context() as patch:
+        patch.setattr(soho, "can_pack", lambda *_, **__: False)
+        plain = losses_and_gradients(build(), batch)
+    assert not calls
+    packed = losses_and_gradients(build(), batch)
+    assert len(calls) == 1
+    return plain, packed
+
+
+def assert_same(plain, packed):
+    (plain_output, plain_grads), (packed_output, packed_grads) = plain, packed
+    for name in ("loss", "mlm_loss", "mvm_loss", "itm_loss", "mlm_logits", "mvm_logits", "itm_logits"):
+        torch.testing.assert_close(packed_output[name], plain_output[name], rtol=1e-6, atol=1e-6, msg=name)
+    assert plain_grads.keys() == packed_grads.keys()
+    for name, grad in plain_grads.items():
+        # BatchNorm on few pixels multiplies float32's rounding, hence an error relative to the whole tensor.
+        error = float((packed_grads[name] - grad).norm())
+        assert error <= 2e-5 * float(grad.norm()) + 1e-7, f"{name}: {error:.2e} of {float(grad.norm()):.2e}"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"num_hidden_layers": 1}, {"num_hidden_layers": 3, "dictionary_batch_norm": True, "visual_pool": 2}],
+    ids=["two-layers", "one-layer", "three-layers"],
+)
+def test_losses_and_gradients_are_the_plain_encoders(monkeypatch, tiny_model, batch, counted, overrides):
+    def build():
+        model = tiny_model(**overrides).train()
+        model.freeze_batch_norm()
+        return model
+
+    assert_same(*plain_and_packed(monkeypatch, build, batch(), counted))
+
+
+def test_padded_images_texts_in_any_order_and_labels_on_padding(monkeypatch, tiny_model, batch, counted):
+    inputs = batch(size=(96, 128))
+    inputs["pixel_mask"][0, :, 64:] = 0
+    inputs["pixel_mask"][1, 32:] = 0
+    order = torch.randperm(len(inputs["image_index"]), generator=torch.Generator().manual_seed(3))
+    for name in ("input_ids", "attention_mask", "image_index", "mlm_labels", "itm_labels"):
+        inputs[name] = inputs[name][order]
+    # Whatever a caller labels is read, be it padding: a query there, never a key.
+    row = int((inputs["attention_mask"][:, 6] == 0).nonzero()[0])
+    inputs["mlm_labels"][row, 6] = 7
+
+    def build():
+        model = tiny_model().train()
+        model.freeze_batch_norm()
+        return model
+
+    plain, packed = plain_and_packed(monkeypatch, build, inputs, counted)
+    assert not packed[0].valid.all()
+    assert_same(plain, packed)
+
+
+def test_without_dictionary_labels_and_image_index(monkeypatch, tiny_model, batch, counted):
+    inputs = batch(texts_per_image=1)
+    del inputs["image_index"], inputs["mask_uniform"], inputs["itm_labels"]
+
+    def build():
+        return tiny_model(use_dictionary=False).train()
+
+    (plain, _), (packed, _) = plain_and_packed(monkeypatch, build, inputs, counted)
+    assert packed.mvm_loss is None
+    torch.testing.assert_close(packed.itm_logits, plain.itm_logits, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(packed.loss, plain.loss, rtol=1e-6, atol=1e-6)
+
+
+def test_attention_gradients_are_exact(batch):
+    """Against finite differences in float64, with queries of their own places and pairs of different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    real_PT = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
+    keys = packed_encoder.Places(real_PT.flatten().nonzero().squeeze(1).flip(0), (3, 4))
+    queries = packed_encoder.Places(torch.tensor([0, 2, 3, 5]), (3, 2))
+    mask_P1T = torch.zeros(3, 1, 4, dtype=torch.float64).masked_fill(~real_PT.unsqueeze(1), -1e300)
+    query, key, value = (
+        torch.randn(rows, 6, dtype=torch.float64, generator=generator, requires_grad=True) for rows in (4, 10, 10)
+    )
+    mask_R1T = mask_P1T.repeat_interleave(2, dim=0)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: packed_encoder._Attention.apply(q, k, v, queries, keys, mask_R1T, 2), (query, key, value)
+    )
+
+
+@pytest.mark.parametrize("kwarg", ["output_hidden_states", "output_attentions"])
+def test_states_and_attentions_are_given_when_asked_for(tiny_model, batch, counted, kwarg):
+    model = tiny_model().train()
+    if kwarg == "output_attentions":
+        model.set_attn_implementation("eager")
+    output = model(**batch(), **{kwarg: True})
+    states = output.hidden_states if kwarg == "output_hidden_states" else output.attentions
+    assert len(states) >= model.config.num_hidden_layers and not counted
+
+
+def test_a_layers_hook_sees_every_state(tiny_model, batch, counted):
+    model, seen = tiny_model().train(), []
+    model.soho.encoder.layer[0].output.register_forward_hook(lambda _, __, output: seen.append(output.shape))
+    inputs = batch()
+    model(**inputs)
+    assert len(seen) == 1 and seen[0][0] == len(inputs["input_ids"]) and not counted
+
+
+def test_steps_aside(tiny_model, batch, counted):
+    model, inputs = tiny_model().train(), batch()
+    model(**inputs)
+    assert len(counted) == 1
+    model.eval()(**inputs)
+    model.train().set_attn_implementation("eager")
+    model(**inputs)
+    model.set_attn_implementation("sdpa")
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**inputs)
+    model.gradient_checkpointing_enable()
+    model(**inputs).loss.backward()
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        tiny_model(**{name: 0.1}).train()(**inputs)
+    assert len(counted) == 1
+
+
+def test_bf16(monkeypatch, tiny_model, batch, counted):
+    inputs = batch()
+
+    def build():
+        model = tiny_model().train()
+        model.freeze_batch_norm()
+        return model.bfloat16()
+
+    (plain, _), (packed, _) = plain_and_packed(monkeypatch, build, inputs, counted)
+    assert packed.loss.dtype == torch.float32 and packed.itm_logits.dtype == torch.bfloat16
+    torch.testing.assert_close(packed.loss, plain.loss, rtol=1e-2, atol=0.0)
