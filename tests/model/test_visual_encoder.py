@@ -4,10 +4,11 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from soho_fast.model import SohoConfig, VisualEncoder
 from soho_fast.model.embeddings import sine_position
-from soho_fast.model.normalization import TokenBatchNorm
+from soho_fast.model.normalization import BatchNorm2d, TokenBatchNorm
 
 
 def eval_encoder(tiny_config, **overrides) -> VisualEncoder:
@@ -144,3 +145,52 @@ def test_paper_backbone_names_are_torchvisions():
 
     theirs = {n for n in torchvision.models.resnet18().state_dict() if not n.startswith("fc.")}
     assert set(encoder.backbone.state_dict()) == theirs
+
+
+@pytest.mark.parametrize("backbone", ["resnet10", "resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+def test_without_gradient_batch_norm_becomes_a_part_of_the_convolution(tiny_config, backbone, padded, monkeypatch):
+    encoder = VisualEncoder(tiny_config(backbone=backbone))
+    generator = torch.Generator().manual_seed(0)
+    for norm in encoder.modules():
+        if isinstance(norm, BatchNorm2d):
+            for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+                tensor.add_(torch.rand(tensor.shape, generator=generator))
+    pixels = torch.randn(2, 3, 64, 96, generator=generator)
+    mask = torch.ones(2, 64, 96)
+    if padded:
+        mask[0, :, 64:] = 0
+    with_gradient = encoder.eval()(pixels, mask)[0].detach()
+    monkeypatch.setattr(BatchNorm2d, "forward", None)
+    with torch.no_grad():
+        folded, _ = encoder(pixels, mask)
+    torch.testing.assert_close(folded, with_gradient, rtol=0, atol=1e-5 * float(with_gradient.abs().max()))
+
+
+def test_frozen_stages_follow_their_weights(tiny_config):
+    encoder = VisualEncoder(tiny_config(backbone="mobilenet_v2", backbone_frozen_stages=1)).train()
+    encoder.freeze_batch_norm()
+    other = VisualEncoder(tiny_config(backbone="mobilenet_v2", backbone_frozen_stages=1)).train()
+    other.freeze_batch_norm()
+    pixels = torch.randn(2, 3, 64, 64)
+    before, _ = encoder(pixels)
+    encoder.load_state_dict(other.state_dict())
+    after, _ = encoder(pixels)
+    expected, _ = other(pixels)
+    assert torch.equal(after, expected) and not torch.equal(after, before)
+
+
+def test_bf16_backward_avoids_onednns_reference_for_strided_depthwise(tiny_config):
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution_backward.default and args[4] == [2, 2] and args[9] > 1:
+                types_seen.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    types_seen = []
+    encoder = VisualEncoder(tiny_config(backbone="mobilenet_v2")).train().bfloat16()
+    feat, _ = encoder(torch.randn(2, 3, 64, 64))
+    assert feat.dtype == torch.bfloat16
+    with Recorder():
+        feat.float().square().sum().backward()
+    assert types_seen == [torch.float32] * 4
