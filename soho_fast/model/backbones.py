@@ -29,6 +29,19 @@ _RESNETS = {
 _MOBILENET_STAGES = (slice(0, 4), slice(4, 7), slice(7, 14), slice(14, 19))
 
 
+class PointwiseConv2d(nn.Conv2d):
+    """`nn.Conv2d` of 1 x 1 pixels, which with the channels last is one matrix product.
+
+    On a CPU torch takes that for the product it is only when told so: forward and backward of MobileNetV2's pointwise
+    convolutions took 7 % (float32) and 16 % (bfloat16) longer as convolutions.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.device.type != "cpu" or not input.is_contiguous(memory_format=torch.channels_last):
+            return super()._conv_forward(input, weight, bias)
+        return F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
 class StridedDepthwiseConv2d(nn.Conv2d):
     """`nn.Conv2d` that trains in float32 on a CPU whatever the type of its input.
 
@@ -36,11 +49,10 @@ class StridedDepthwiseConv2d(nn.Conv2d):
     and takes its reference instead: 90 to 280 times slower than float32 at MobileNetV2's three sizes.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """input (B, C, H, W) of any floating type; returns the same type."""
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if input.device.type != "cpu" or not torch.is_grad_enabled():
-            return super().forward(input)
-        return self._conv_forward(input.float(), self.weight.float(), self.bias).to(input.dtype)
+            return super()._conv_forward(input, weight, bias)
+        return super()._conv_forward(input.float(), weight.float(), bias).to(input.dtype)
 
 
 Masks = dict[int, Tensor]
@@ -60,9 +72,12 @@ def build_backbone(name: str) -> nn.Module:
         net = torchvision.models.mobilenet_v2(norm_layer=BatchNorm2d)
         net.num_features = net.last_channel
         del net.classifier
-        for conv in net.modules():
-            if isinstance(conv, nn.Conv2d) and conv.groups > 1 and conv.stride == (2, 2):
-                conv.__class__ = StridedDepthwiseConv2d
+        for module in net.modules():
+            # The class alone is exchanged: weights, their names and their first values stay.
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+                module.__class__ = PointwiseConv2d
+            elif isinstance(module, nn.Conv2d) and module.groups > 1 and module.stride == (2, 2):
+                module.__class__ = StridedDepthwiseConv2d
         return net
     block, depths = _RESNETS[name]
     net = torchvision.models.ResNet(block, depths, norm_layer=BatchNorm2d)

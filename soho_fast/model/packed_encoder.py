@@ -7,13 +7,14 @@ visual tokens are the same for all texts of an image and are projected once. The
 encoder's own, the mathematics is unchanged.
 
 P image-text pairs of B images, S text tokens, L visual tokens, T = S + L places of a pair, N packed tokens (words, then
-visual tokens), M tokens that are read, Q places for the queries of a pair, H heads of E channels, D = H*E.
+visual tokens), U the same with the tokens of each image once, M tokens that are read, Q places for the queries of a
+pair, H heads of E channels, D = H*E, R = P*H or the rows of a table.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.models.bert.modeling_bert import BertEncoder, BertLayer
+from transformers.models.bert.modeling_bert import BertEncoder
 
 
 def can_pack(encoder: BertEncoder, **kwargs) -> bool:
@@ -144,41 +145,33 @@ def packed_encode(
     row_M = keys.row_PT[read_M]
 
     words_D = text_embeddings(input_ids=input_ids_PS[pair_words, place_words][None], position_ids=place_words[None])[0]
-    visual_PLD = visual_BLD.to(words_D.dtype).index_select(0, image_index_P)
-    visual_D = visual_PLD.flatten(0, 1)
-    if pair_visual.numel() < visual_D.shape[0]:
-        visual_D = visual_D.index_select(0, pair_visual * visual_PLD.shape[1] + place_visual)
-    hidden_ND = torch.cat([words_D, visual_D])
+    visual_BLD = visual_BLD.to(words_D.dtype)
+    B, L, _ = visual_BLD.shape
+    visual_R = None if pair_visual.numel() == num_pairs * L else pair_visual * L + place_visual
+
+    def expand(rows_UD: Tensor) -> Tensor:
+        """Words and the images' visual tokens to words and the pairs' visual tokens, (N, D)."""
+        words_D, visual_D = rows_UD.split([place_words.numel(), B * L])
+        # Whole images are copied: their gradients are summed in few long rows.
+        visual_D = visual_D.reshape(B, -1).index_select(0, image_index_P).view(num_pairs * L, -1)
+        return torch.cat([words_D, visual_D if visual_R is None else visual_D.index_select(0, visual_R)])
+
+    shared_UD = torch.cat([words_D, visual_BLD.flatten(0, 1)])
+    hidden_ND = expand(shared_UD)
 
     num_heads = encoder.config.num_attention_heads
     mask_P1T = torch.zeros(num_pairs, 1, num_places, dtype=hidden_ND.dtype)
     mask_P1T.masked_fill_(~real_PT.unsqueeze(1), torch.finfo(hidden_ND.dtype).min)
     mask_R1T = mask_P1T.repeat_interleave(num_heads, dim=0)
-    last = encoder.layer[-1]
-    for layer in encoder.layer:
-        rows = (hidden_ND.index_select(0, row_M), reads) if layer is last else (hidden_ND, keys)
-        hidden_ND = _run_layer(layer, *rows, hidden_ND, keys, mask_R1T, num_heads)
+    for number, layer in enumerate(encoder.layer):
+        attention, is_last = layer.attention.self, number == len(encoder.layer) - 1
+        query_MD, queries = (hidden_ND.index_select(0, row_M), reads) if is_last else (hidden_ND, keys)
+        if number == 0:
+            key_ND, value_ND = expand(attention.key(shared_UD)), expand(attention.value(shared_UD))
+        else:
+            key_ND, value_ND = attention.key(hidden_ND), attention.value(hidden_ND)
+        projected_MD = expand(attention.query(shared_UD)) if number == 0 and not is_last else attention.query(query_MD)
+        context_MD = _Attention.apply(projected_MD, key_ND, value_ND, queries, keys, mask_R1T, num_heads)
+        hidden_ND = layer.feed_forward_chunk(layer.attention.output(context_MD, query_MD))
     hidden_RD = hidden_ND.new_zeros(num_pairs * num_places, hidden_ND.shape[1]).index_copy(0, read_M, hidden_ND)
     return hidden_RD.view(num_pairs, num_places, -1)
-
-
-def _run_layer(
-    layer: BertLayer,
-    query_MD: Tensor,
-    queries: Places,
-    hidden_ND: Tensor,
-    keys: Places,
-    mask_R1T: Tensor,
-    num_heads: int,
-) -> Tensor:
-    attention = layer.attention.self
-    context_MD = _Attention.apply(
-        attention.query(query_MD),
-        attention.key(hidden_ND),
-        attention.value(hidden_ND),
-        queries,
-        keys,
-        mask_R1T,
-        num_heads,
-    )
-    return layer.feed_forward_chunk(layer.attention.output(context_MD, query_MD))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from .backbones import backbone_stages, build_backbone, grid_mask
+from .backbones import PointwiseConv2d, backbone_stages, build_backbone, grid_mask
 from .config import SohoConfig
 
 
@@ -26,7 +26,7 @@ class VisualEncoder(nn.Module):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
         self.backbone = build_backbone(config.backbone)
-        self.projection = nn.Conv2d(self.backbone.num_features, config.hidden_size, kernel_size=1)
+        self.projection = PointwiseConv2d(self.backbone.num_features, config.hidden_size, kernel_size=1)
         self.pool = config.visual_pool
         self.num_frozen_stages = config.backbone_frozen_stages
         self.backbone_frozen = False
