@@ -20,7 +20,7 @@ class OptimSettings:
         backbone_momentum: Momentum of the backbone under sgd.
         decay_norm_and_bias: Apply weight decay to one-dimensional parameters too (norms, biases).
         clip: Largest global gradient norm; 0 switches clipping off.
-        frozen_backbone_epochs: Keep the backbone frozen for this many first epochs.
+        frozen_backbone_epochs: Epochs [from, until] in which the backbone is kept frozen; [0, 0] never.
     """
 
     lr: float = 1e-4
@@ -34,7 +34,7 @@ class OptimSettings:
     backbone_momentum: float = 0.9
     decay_norm_and_bias: bool = True
     clip: float = 10.0
-    frozen_backbone_epochs: float = 0.0
+    frozen_backbone_epochs: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass

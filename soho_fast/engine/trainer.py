@@ -109,6 +109,9 @@ class Trainer:
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)
         self.schedule = Schedule(settings.schedule, self.plan.steps_per_epoch, self.total_steps)
+        begin, end = settings.optim.frozen_backbone_epochs
+        if not 0 <= begin <= end:
+            raise UserError(f"optim.frozen_backbone_epochs: expected 0 <= from <= until, got [{begin:g}, {end:g}]")
         identity = {
             **{f"model.{name}": value for name, value in task.identity().items()},
             "seed": settings.seed,
@@ -310,9 +313,9 @@ class Trainer:
             group["lr"] = 0.0 if frozen else group["base_lr"] * factor
 
     def _freeze_backbone(self, step: int) -> None:
-        epochs = self.settings.optim.frozen_backbone_epochs
-        frozen = step < epochs * self.plan.steps_per_epoch
-        if frozen != self._frozen and (epochs or self._frozen):
+        begin, end = self.settings.optim.frozen_backbone_epochs
+        frozen = begin * self.plan.steps_per_epoch <= step < end * self.plan.steps_per_epoch
+        if frozen != self._frozen and (end or self._frozen):
             self.engine.module.freeze_backbone(frozen)
         self._frozen = frozen
 

@@ -39,7 +39,7 @@ def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
             name or f"zero{stage}-{precision}-{'soho' if task else 'stub'}",
             task={"dropout": 0.0, **task},
             checkpoint={"every_steps": 5, "keep": 0},
-            optim={"frozen_backbone_epochs": 0.2, "lr": 1e-3, **changes},
+            optim={"frozen_backbone_epochs": (0, 0.2), "lr": 1e-3, **changes},
             batch={"images_per_step": 4, "accumulation": 1 if task else 2},
             engine={"zero_stage": stage, "precision": precision, "emulate_precision": True, "loss_scale_power": 8},
         )

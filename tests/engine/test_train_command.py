@@ -28,7 +28,7 @@ def test_recipe_paper_is_the_papers():
     assert (pairs, recipe.data.num_positive, recipe.epochs) == (4096, 2, 40)
     optim, schedule = recipe.optim, recipe.schedule
     assert (optim.backbone_rule, optim.backbone_lr, optim.backbone_weight_decay) == ("sgd", 1e-2, 5e-4)
-    assert (optim.lr, optim.weight_decay, optim.frozen_backbone_epochs) == (1e-4, 1e-2, 10)
+    assert (optim.lr, optim.weight_decay, optim.frozen_backbone_epochs) == (1e-4, 1e-2, (0, 10))
     assert (schedule.decay, schedule.step_epochs, schedule.step_factor) == ("step", [25, 35], 0.1)
     assert (recipe.data.shorter_edge, recipe.data.longer_edge) == (600, 1000)
     assert recipe.data.sources[0].splits == ["train", "restval"]
@@ -52,7 +52,7 @@ def test_help_explains_every_field(capsys):
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for words in (
-        "Keep the backbone frozen for this many first epochs", "Passes over the training data", "Training scenes",
+        "in which the backbone is kept frozen", "Passes over the training data", "Training scenes",
         "Longest text in tokens", "Name of a recipe", "Micro-batches accumulated",
     ):  # fmt: skip
         assert words in text, words
