@@ -9,6 +9,7 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from .config import SohoConfig
 from .distributed import all_reduce_sum_, world_size
+from .packed_encoder import recurring
 
 
 class TokenHead(nn.Module):
@@ -25,7 +26,9 @@ class TokenHead(nn.Module):
 
     def forward(self, hidden_MD: Tensor) -> Tensor:
         """(M, D) -> (M, num_classes); M may be 0."""
-        return self.decoder(self.transform(hidden_MD))
+        M = hidden_MD.shape[0]
+        padded_RD = nn.functional.pad(hidden_MD, (0, 0, 0, recurring(M, hidden_MD) - M))
+        return self.decoder(self.transform(padded_RD))[:M]
 
 
 class MatchingHead(nn.Module):

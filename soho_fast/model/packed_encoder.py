@@ -12,6 +12,7 @@ pair, H heads of E channels, D = H*E, R = P*H or the rows of a table.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.bert.modeling_bert import BertEncoder
@@ -45,6 +46,25 @@ def can_pack(encoder: BertEncoder, **kwargs) -> bool:
             )
         )
     )
+
+
+def recurring(count: int, like: Tensor, multiple: int = 32) -> int:
+    """A number of rows, rounded up where a kernel is built for each new one.
+
+    In bfloat16 and float16 on a CPU a matrix product is oneDNN's, which compiles for every shape. Row counts that are
+    new at each step cost recipe `mini` 7 % of its step.
+    """
+    if like.device.type != "cpu" or like.dtype == torch.float32:
+        return count
+    return -(-count // multiple) * multiple
+
+
+def _fill(chosen_PT: Tensor, allowed_PT: Tensor, count: int) -> Tensor:
+    """`chosen_PT` and further places of `allowed_PT`, those of low number first, up to `count` if there are so many."""
+    spare = (allowed_PT & ~chosen_PT).T.nonzero()[: count - int(chosen_PT.sum())]
+    filled_PT = chosen_PT.clone()
+    filled_PT[spare[:, 1], spare[:, 0]] = True
+    return filled_PT
 
 
 class Places:
@@ -128,10 +148,16 @@ def packed_encode(
         read_PT: bool, True where the last hidden state is wanted.
 
     Returns:
-        hidden (P, T, D), zero where nothing is read.
+        hidden (P, T, D), zero where nothing is read (where row counts are rounded, some more places hold their states).
     """
-    (num_pairs, num_places), S = real_PT.shape, input_ids_PS.shape[1]
+    (num_pairs, T), S = real_PT.shape, input_ids_PS.shape[1]
+    weight = next(encoder.parameters())
     row_PT = real_PT | read_PT
+    row_PT = _fill(row_PT, torch.ones_like(row_PT), recurring(int(row_PT.sum()), weight, 64))
+    read_PT = _fill(read_PT, row_PT, recurring(int(read_PT.sum()), weight))
+    num_places = recurring(T, weight, 8)
+    real_PT, row_PT, read_PT = (F.pad(places_PT, (0, num_places - T)) for places_PT in (real_PT, row_PT, read_PT))
+
     pair_words, place_words = row_PT[:, :S].nonzero(as_tuple=True)
     pair_visual, place_visual = row_PT[:, S:].nonzero(as_tuple=True)
     place_N = torch.cat([pair_words * num_places + place_words, pair_visual * num_places + S + place_visual])
@@ -139,7 +165,7 @@ def packed_encode(
 
     read_M = read_PT.flatten().nonzero().squeeze(1)
     slot_PT = read_PT.cumsum(1) - 1
-    num_slots = int(slot_PT.max()) + 1
+    num_slots = recurring(int(slot_PT.max()) + 1, weight, 8)
     slot_M = (read_M // num_places) * num_slots + slot_PT.flatten()[read_M]
     reads = Places(slot_M, (num_pairs, num_slots))
     row_M = keys.row_PT[read_M]
@@ -174,4 +200,4 @@ def packed_encode(
         context_MD = _Attention.apply(projected_MD, key_ND, value_ND, queries, keys, mask_R1T, num_heads)
         hidden_ND = layer.feed_forward_chunk(layer.attention.output(context_MD, query_MD))
     hidden_RD = hidden_ND.new_zeros(num_pairs * num_places, hidden_ND.shape[1]).index_copy(0, read_M, hidden_ND)
-    return hidden_RD.view(num_pairs, num_places, -1)
+    return hidden_RD.view(num_pairs, num_places, -1)[:, :T]

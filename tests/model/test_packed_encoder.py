@@ -147,7 +147,8 @@ def test_steps_aside(tiny_model, batch, counted):
     assert len(counted) == 1
 
 
-def test_bf16(monkeypatch, tiny_model, batch, counted):
+def test_bf16_in_row_counts_that_recur(monkeypatch, tiny_model, batch, counted):
+    """Kernels are compiled per shape there: whatever the texts' lengths, the row counts are multiples."""
     inputs = batch()
 
     def build():
@@ -158,3 +159,30 @@ def test_bf16(monkeypatch, tiny_model, batch, counted):
     (plain, _), (packed, _) = plain_and_packed(monkeypatch, build, inputs, counted)
     assert packed.loss.dtype == torch.float32 and packed.itm_logits.dtype == torch.bfloat16
     torch.testing.assert_close(packed.loss, plain.loss, rtol=1e-2, atol=0.0)
+    assert packed.mlm_logits.shape == plain.mlm_logits.shape
+
+    sizes, functional = set(), torch.nn.functional.linear
+
+    def linear(x, *args):
+        if x.dim() == 2:
+            sizes.add(x.shape[0])
+        return functional(x, *args)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    model = build()
+    for length in range(3, 8):
+        inputs["attention_mask"] = torch.ones(12, 7, dtype=torch.int64)
+        inputs["attention_mask"][:7, length:] = 0
+        model(**inputs)
+    # Pairs; what is read; a multiple of 64 rows, or all 156 places, and without the 9 repetitions of 6 visual tokens.
+    assert sizes <= {12, 32, 128, 128 - 54, 156, 156 - 54}
+
+
+def test_filling_up_changes_nothing_in_float32(monkeypatch, tiny_model, batch, counted):
+    def build():
+        model = tiny_model(num_hidden_layers=3).train()
+        model.freeze_batch_norm()
+        return model
+
+    monkeypatch.setattr(packed_encoder, "recurring", lambda count, like, multiple=32: -(-count // multiple) * multiple)
+    assert_same(*plain_and_packed(monkeypatch, build, batch(), counted))
