@@ -178,6 +178,9 @@ def deepspeed_config(
         "zero_optimization": {"stage": zero_stage(settings, precision)},
         "checkpoint": {"tag_validation": "Ignore"},
     }
+    if zero_stage(settings, precision) == 1 and get_accelerator().device_name() == "cpu":
+        # Copies every gradient once more, against a fragmentation that device memory knows.
+        config["zero_optimization"]["contiguous_gradients"] = False
     if settings.zero_stage == 3:
         config["zero_optimization"] |= {
             "stage3_gather_16bit_weights_on_model_save": True,

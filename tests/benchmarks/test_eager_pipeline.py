@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from benchmarks.model.comparison import Comparison
 from benchmarks.model.eager_pipeline import EagerPretraining
@@ -80,4 +81,19 @@ def test_other_gradients_are_refused():
     # The same losses, but the classifier's gradient is doubled.
     both.eager.parts.itm_head.classifier.weight.register_hook(lambda gradient: 2 * gradient)
     with pytest.raises(AssertionError, match="gradients"):
+        both.check()
+
+
+def test_a_bf16_step_with_other_weights_is_refused():
+    if not get_accelerator().is_bf16_supported():
+        pytest.skip("DeepSpeed's engine has no bfloat16 on this CPU")
+    both = Comparison(small_shape(), bf16=True)
+    both.check()
+    before = both.engine.module.itm_head.classifier.weight.clone()
+    for _ in range(2):
+        both.timed("soho_fast bf16")
+    assert before.dtype == torch.bfloat16 and not torch.equal(before, both.engine.module.itm_head.classifier.weight)
+    with torch.no_grad():
+        both.engine.module.itm_head.classifier.bias[0] += 1
+    with pytest.raises(AssertionError, match="itm_loss"):
         both.check()
