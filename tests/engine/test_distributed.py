@@ -10,7 +10,7 @@ import torch
 
 SOHO = {"soho": True, "dropout": 0.0}
 SOHO_CASES = ((0, "float32"), (2, "bf16"), (3, "fp16"))
-STILL = {"freeze_batch_norm": True}
+STILL = {"freeze_batch_norm": True, "precision": "float32"}
 
 
 def test_two_processes_train_as_one(launch, request_for, losses):
