@@ -123,9 +123,7 @@ def choose_precision(settings: EngineSettings) -> str:
     accelerator = get_accelerator()
     name = accelerator.device_name()
     if settings.precision == "auto":
-        if name != "cpu":
-            return "fp16" if accelerator.is_fp16_supported() else "float32"
-        return "bf16" if _cpu_has_bf16() else "float32"
+        return "fp16" if name != "cpu" and accelerator.is_fp16_supported() else "float32"
     supported = {
         "float32": True,
         "fp16": bool(accelerator.is_fp16_supported()),
@@ -142,10 +140,6 @@ def choose_precision(settings: EngineSettings) -> str:
         # DeepSpeed asks the accelerator object itself; torch emulates both types on any CPU.
         accelerator.is_fp16_supported = accelerator.is_bf16_supported = lambda: True
     return settings.precision
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def zero_stage(settings: EngineSettings, precision: str) -> int:

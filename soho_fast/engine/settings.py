@@ -85,7 +85,7 @@ class EngineSettings:
     """DeepSpeed: precision, partitioning, memory.
 
     Args:
-        precision: `auto` takes fp16 on a GPU, bf16 on a CPU with AMX or AVX512-BF16, else float32.
+        precision: `auto` takes fp16 on a GPU and float32 on a CPU, the same on every CPU.
         zero_stage: ZeRO stage; 1 partitions optimiser states, 2 gradients too, 3 parameters too. 0 partitions
             nothing, in float32 only: fp16 and bf16 take at least 1.
         activation_checkpointing: Recompute the Transformer's activations in the backward pass to save memory.

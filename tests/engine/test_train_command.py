@@ -92,15 +92,15 @@ def test_find_recipe_takes_names_and_paths(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("device", "fp16", "bf16", "native_bf16", "auto"),
+    ("device", "fp16", "bf16", "auto"),
     [
-        ("cuda", True, True, False, "fp16"),
-        ("cuda", False, False, False, "float32"),
-        ("cpu", False, True, True, "bf16"),
-        ("cpu", False, True, False, "float32"),
+        ("cuda", True, True, "fp16"),
+        ("cuda", False, False, "float32"),
+        ("cpu", True, True, "float32"),
+        ("cpu", False, True, "float32"),
     ],
 )
-def test_precision_follows_the_device(monkeypatch, device, fp16, bf16, native_bf16, auto):
+def test_precision_follows_the_device(monkeypatch, device, fp16, bf16, auto):
     class Accelerator:
         def device_name(self):
             return device
@@ -113,7 +113,6 @@ def test_precision_follows_the_device(monkeypatch, device, fp16, bf16, native_bf
 
     accelerator = Accelerator()
     monkeypatch.setattr(processes, "get_accelerator", lambda: accelerator)
-    monkeypatch.setattr(processes, "_cpu_has_bf16", lambda: native_bf16)
     assert processes.choose_precision(EngineSettings()) == auto
     for precision, supported in (("float32", True), ("fp16", fp16), ("bf16", bf16)):
         settings = EngineSettings(precision=precision)
