@@ -13,6 +13,7 @@ OPS = ("codebook_lookup", "codebook_update", "group_mask")
 # What each room of the package may import from the package, besides itself.
 ARROWS = {
     "ops": {"_C"},
+    "adapters": {"ops"},
     "model": {"ops"},
     "data": {"ops"},
     "tasks": {"model", "data", "ops"},

@@ -1,0 +1,96 @@
+"""`fused_l2_nn_argmin`, the function that pylibraft had in `pylibraft.distance` until it was removed in 24.12.
+
+Letters: m rows of X, n rows of Y, k columns.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from soho_fast import ops
+from soho_fast.ops.codebook_lookup import reference
+
+_TYPES = (torch.float32, torch.float64)
+
+
+def _as_matrix(name: str, value: object) -> Tensor:
+    try:
+        matrix = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name}: expected a torch tensor, a numpy array or an array with __cuda_array_interface__, "
+            f"got {type(value).__name__} ({error})"
+        ) from error
+    if matrix.dim() != 2:
+        raise ValueError(f"{name}: expected 2 dimensions (rows, columns), got shape {tuple(matrix.shape)}")
+    if matrix.dtype not in _TYPES:
+        raise ValueError(f"{name}: expected float32 or float64, got {str(matrix.dtype).removeprefix('torch.')}")
+    return matrix.detach()
+
+
+def _check_pair(x_MK: Tensor, y_NK: Tensor) -> None:
+    if x_MK.shape[1] != y_NK.shape[1]:
+        raise ValueError(f"Y: expected {x_MK.shape[1]} columns like X, got shape {tuple(y_NK.shape)}")
+    if y_NK.shape[0] < 1:
+        raise ValueError(f"Y: expected at least one row, got shape {tuple(y_NK.shape)}")
+    if x_MK.dtype != y_NK.dtype:
+        expected, got = (str(dtype).removeprefix("torch.") for dtype in (x_MK.dtype, y_NK.dtype))
+        raise ValueError(f"Y: expected {expected} like X, got {got}")
+    if x_MK.device != y_NK.device:
+        raise ValueError(f"Y: expected device {x_MK.device} like X, got {y_NK.device}")
+
+
+def _out_as_tensor(out: object, x_MK: Tensor) -> Tensor:
+    """`out` as a tensor (m,) that shares its memory."""
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError("out: expected a writable array, got a read-only one")
+    is_array = isinstance(out, (Tensor, np.ndarray)) or hasattr(out, "__cuda_array_interface__")
+    if not is_array:  # from a list, as_tensor would make a copy that nobody sees
+        raise TypeError(f"out: expected a torch tensor, a numpy or CUDA array, got {type(out).__name__}")
+    shared = torch.as_tensor(out)
+    if shared.dtype != torch.int32:
+        raise ValueError(f"out: expected int32, got {str(shared.dtype).removeprefix('torch.')}")
+    num_rows = x_MK.shape[0]
+    if tuple(shared.shape) not in ((num_rows,), (num_rows, 1)):
+        raise ValueError(f"out: expected shape ({num_rows},) or ({num_rows}, 1), got {tuple(shared.shape)}")
+    if shared.device != x_MK.device:
+        raise ValueError(f"out: expected device {x_MK.device} like X, got {shared.device}")
+    return shared[:, 0] if shared.dim() == 2 else shared
+
+
+def fused_l2_nn_argmin(X, Y, out=None, sqrt: bool = True, handle=None):
+    """Index of the row of Y nearest to each row of X in the L2 distance, as `pylibraft.distance` had it.
+
+    The index is the argmin of the distance evaluated in float64, ties to the lowest; the original's was that of its
+    float32 arithmetic. float32 runs on `soho_fast.ops.codebook_lookup`, float64 on its plain-torch reference; neither
+    holds an m x n matrix. Any layout is accepted.
+
+    Args:
+        X: (m, k) float32 or float64: a torch tensor, a numpy array, or an array with `__cuda_array_interface__`.
+        Y: (n, k) of the type of X.
+        out: int32 (m,) or (m, 1) to write into; None makes a new one.
+        sqrt: whether distances are compared as roots, as the original could. The index is the same either way.
+        handle: accepted for the sake of calls that pass one. The result is complete on return, with or without.
+
+    Returns:
+        out where given; else int32 (m,), a numpy array if X is one, a torch tensor otherwise.
+
+    Raises:
+        TypeError: X, Y or out that is no array. ValueError: a shape, type or device that does not fit.
+    """
+    x_MK, y_NK = _as_matrix("X", X), _as_matrix("Y", Y)
+    _check_pair(x_MK, y_NK)
+    out_M = None if out is None else _out_as_tensor(out, x_MK)
+    if x_MK.dtype == torch.float32:
+        index_M = ops.codebook_lookup(x_MK, y_NK)
+    else:
+        index_M = reference.codebook_lookup(x_MK, y_NK, False, False)[1]
+    if out_M is None:
+        index_M = index_M.to(torch.int32)
+    else:
+        out_M.copy_(index_M)
+    if x_MK.is_cuda:
+        torch.cuda.current_stream(x_MK.device).synchronize()
+    if out is not None:
+        return out
+    return index_M.numpy() if isinstance(X, np.ndarray) else index_M

@@ -1,0 +1,168 @@
+"""Lets a `vector_quantize_pytorch.VectorQuantize` (euclidean, moving average) run on soho_fast.ops, in place.
+
+H codebooks (one, or one per head), N features per codebook, K codes, C channels.
+"""
+
+import torch
+from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
+from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, accum_grad_, ema_inplace, gumbel_sample
+
+from soho_fast import ops
+
+# A layer that needs all the distances of a feature, or a gradient of the codes, is not one these ops can serve.
+_NEEDS_ALL_DISTANCES = "needs the distance of every feature to every code, which is never made here"
+_LEARNT_BY_GRADIENT = "the codes have to learn by moving average, not by gradient"
+
+
+class AcceleratedCodebook(Codebook):
+    """A `Codebook` whose lookup and statistics are `ops.codebook_lookup` and `ops.codebook_stats`; same state."""
+
+    @torch.no_grad()
+    def forward(
+        self,
+        x,
+        sample_codebook_temp=None,
+        mask=None,
+        freeze_codebook=False,
+        codebook_transform_fn=None,
+        ema_update_weight=None,
+        accum_ema_update=False,
+        ema_update=None,
+        topk=None,
+        update_usage=True,
+    ) -> tuple[Tensor, Tensor, None]:
+        """As the original, without the distances. `sample_codebook_temp` has no effect, as in the original where codes
+        are not sampled."""
+        _refuse_arguments(topk=topk, codebook_transform_fn=codebook_transform_fn)
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            has_codebook_dim = x.dim() >= 4
+            if not has_codebook_dim:
+                x = x.unsqueeze(0)
+            feat_HNC = x.flatten(1, -2)
+            valid_HN = None if mask is None else _valid_of_heads(mask, feat_HNC)
+            self.init_embed_(feat_HNC, mask=valid_HN)
+            codes_HKC = self.embed.float()
+            index_HN = ops.codebook_lookup(feat_HNC, codes_HKC)
+            quantized = ops.straight_through(feat_HNC, codes_HKC, index_HN).reshape(x.shape)
+            if self.training and update_usage and not freeze_codebook:
+                self.update_codebook(
+                    feat_HNC,
+                    index_HN,
+                    mask=valid_HN,
+                    ema_update_weight=ema_update_weight,
+                    accum_ema_update=accum_ema_update,
+                    ema_update=ema_update,
+                )
+            index = index_HN.reshape(x.shape[:-1])
+        if not has_codebook_dim:
+            quantized, index = quantized.squeeze(0), index.squeeze(0)
+        return quantized, index, None
+
+    def track_cluster_size_and_embed_avg(
+        self, flatten, embed_onehot, mask=None, ema_update_weight=None, accum_ema_update=False
+    ) -> None:
+        """As the original, from the index (H, N) in place of its one-hot form; `update_indices` still brings that."""
+        if embed_onehot.is_floating_point():
+            super().track_cluster_size_and_embed_avg(flatten, embed_onehot, mask, ema_update_weight, accum_ema_update)
+            return
+        valid = [None] * flatten.shape[0] if mask is None else mask
+        per_codebook = [
+            ops.codebook_stats(feat_NC, index_N, self.codebook_size, valid=valid_N)
+            for feat_NC, index_N, valid_N in zip(flatten, embed_onehot, valid, strict=True)
+        ]
+        counts_HK, sums_HKC = (torch.stack(parts) for parts in zip(*per_codebook, strict=True))
+        self.all_reduce_fn(counts_HK)
+        self.all_reduce_fn(sums_HKC)
+        if callable(ema_update_weight):
+            ema_update_weight = ema_update_weight(sums_HKC, counts_HK)
+        if accum_ema_update:
+            accum_grad_(self.cluster_size, counts_HK)
+            accum_grad_(self.embed_avg, sums_HKC)
+        else:
+            ema_inplace(self.cluster_size, counts_HK, self.decay, ema_update_weight)
+            ema_inplace(self.embed_avg, sums_HKC, self.decay, ema_update_weight)
+
+
+class AcceleratedVectorQuantize(VectorQuantize):
+    """A `VectorQuantize` over an `AcceleratedCodebook`."""
+
+    def forward(self, x, indices=None, *args, **kwargs):
+        """As the original, except that `indices` (for a cross-entropy loss) and `topk` are refused."""
+        _refuse_arguments(indices=indices)
+        return super().forward(x, None, *args, **kwargs)
+
+
+def accelerate_vector_quantize(module: nn.Module) -> nn.Module:
+    """Make every `VectorQuantize` in `module` (itself included) use these ops, in place.
+
+    Parameters, buffers, `state_dict`, outputs, gradients, k-means start, re-seeding of dead codes, masks, heads and
+    synchronisation between ranks stay those of the original; an N x K matrix of distances and of one-hot codes is no
+    longer made. Two things differ: the index is the argmin in float64, where the original's float32 distances (whose
+    squares it clamps at 1e-8) may put a near-tie the other way round, and sums over the members of a code are added
+    in another order.
+
+    Args:
+        module: a `VectorQuantize`, or any module that holds some, such as a `ResidualVQ`.
+
+    Returns:
+        module, the same object.
+
+    Raises:
+        TypeError: not a module. ValueError: no `VectorQuantize` in it, or one with options that cannot be served
+            (cosine similarity, affine parameters, codes learnt by gradient, sampled codes, losses over all distances);
+            all reasons are named and nothing is changed.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, VectorQuantize)}
+    if not layers:
+        raise ValueError(f"module: expected a VectorQuantize or a module that holds one, got {type(module).__name__}")
+    for name, layer in layers.items():
+        reasons = _refusals(layer)
+        if reasons:
+            place = f" at {name!r}" if name else ""
+            raise ValueError(f"module: the VectorQuantize{place} cannot be accelerated: {'; '.join(reasons)}")
+    for layer in layers.values():
+        layer.__class__ = AcceleratedVectorQuantize
+        layer._codebook.__class__ = AcceleratedCodebook
+    return module
+
+
+def _refusals(layer: VectorQuantize) -> list[str]:
+    """Every reason why the layer cannot run on these ops."""
+    codebook = layer._codebook
+    own = (VectorQuantize, AcceleratedVectorQuantize), (Codebook, AcceleratedCodebook)
+    if type(layer) not in own[0] or type(codebook) not in own[1]:
+        return [f"its forward is that of a subclass ({type(layer).__name__} over {type(codebook).__name__})"]
+    sampling = getattr(codebook.gumbel_sample, "keywords", {})
+    options = {
+        "use_cosine_sim=True: the distance has to be euclidean": codebook.use_cosine_sim,
+        f"learnable_codebook or orthogonal_reg_weight: {_LEARNT_BY_GRADIENT}": codebook.learnable_codebook,
+        f"in_place_codebook_optimizer: {_LEARNT_BY_GRADIENT}": layer.in_place_codebook_optimizer is not None,
+        "affine_param=True: the codes have to be compared as they are": codebook.affine_param,
+        "vq_bridge: the codes have to be compared as they are": codebook.vq_bridge is not None,
+        "stochastic_sample_codes=True: codes cannot be sampled": sampling.get("stochastic", False),
+        f"straight_through=True: its softmax {_NEEDS_ALL_DISTANCES}": sampling.get("straight_through", False),
+        "gumbel_sample: codes cannot be chosen by a function of one's own": (
+            getattr(codebook.gumbel_sample, "func", codebook.gumbel_sample) is not gumbel_sample
+        ),
+        f"commitment_use_cross_entropy_loss=True {_NEEDS_ALL_DISTANCES}": layer.commitment_use_cross_entropy_loss,
+        f"codebook_diversity_loss_weight > 0 {_NEEDS_ALL_DISTANCES}": layer.has_codebook_diversity_loss,
+    }
+    return [reason for reason, present in options.items() if present]
+
+
+def _refuse_arguments(**arguments: object) -> None:
+    """ValueError where an argument of forward is given that these ops cannot serve."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name}: expected None, an accelerated VectorQuantize {_NEEDS_ALL_DISTANCES}")
+
+
+def _valid_of_heads(mask_BL: Tensor, feat_HNC: Tensor) -> Tensor:
+    """The mask of the tokens as one of the features: (H, N) with N = B * heads per codebook * L."""
+    B, L = mask_BL.shape
+    num_heads = feat_HNC.shape[1] // (B * L)
+    return mask_BL[:, None].expand(B, num_heads, L).reshape(1, -1).expand(feat_HNC.shape[0], -1)

@@ -1,0 +1,12 @@
+"""Small tensors: more threads only cost time, and sums of the originals are added in one order."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
