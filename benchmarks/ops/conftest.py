@@ -1,43 +1,122 @@
 """Timing of the op benchmarks: a result is checked before it is timed, and a wrong one of ours is never timed.
 
-Every comparison is a pytest-benchmark group; the number in brackets is the ratio to the group's fastest entry. Read
-ratios only where min and median agree: where they are far apart, other processes held the cores (OMP_NUM_THREADS=1
-suffers least).
+Every competition (op, case) is a pytest-benchmark group with its contenders as rows. After the tables of
+pytest-benchmark come the ratios, the share of the machine's limits and the bars (report.py, bars.py); --benchmark-json
+holds all of it.
 """
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 import torch
 
-MIN_ROUNDS, MAX_ROUNDS = 7, 60
-SECONDS_PER_CASE = 0.6  # fast calls need many rounds: on a busy machine a few say nothing
+from soho_fast import ops
+
+ROOT = str(Path(__file__).resolve().parents[2])
+if ROOT not in sys.path:  # `benchmarks` is importable under a bare `pytest` too
+    sys.path.append(ROOT)
+
+MIN_ROUNDS, MAX_ROUNDS = 3, 60
+SECONDS_PER_CASE = 0.5  # fast calls need many rounds: on a busy machine a few say nothing
+PACKAGES = ("torch", "numpy", "faiss-cpu", "scikit-learn", "vector-quantize-pytorch")
 
 
 @pytest.fixture
-def time_checked(benchmark) -> Callable[[str, Callable, Callable[[object], float], bool], None]:
-    """Function (group, call, share_wrong, must_be_exact): times `call` after `share_wrong(call())` was looked at.
+def time_checked(benchmark) -> Iterator[Callable]:
+    """Function that times `call()` in the competition (op, case) after `share_wrong(call())` was looked at.
 
-    `share_wrong` returns the share of wrong results; it goes into the report, and where `must_be_exact` it must be 0.
+    Arguments: op, case, shape, contender, call, share_wrong; by name: max_wrong, the share of wrong results above which
+    it is refused (0 for ours; a peer may lose near-ties); level, the CPU level of ours to force; work, how much of each
+    machine limit the call needs (name -> operations or bytes); more for `extra_info`.
     """
 
-    def run(group: str, call: Callable, share_wrong: Callable[[object], float], must_be_exact: bool) -> None:
-        result = call()
-        wrong = share_wrong(result)
-        if must_be_exact and wrong:
-            pytest.fail(f"{wrong:.2%} of the results are wrong: not timed")
-        benchmark.group = f"{group}, {torch.get_num_threads()} threads"
-        benchmark.extra_info["wrong"] = f"{wrong:.2%}"
+    def run(op, case, shape, contender, call, share_wrong, *, max_wrong=0.0, level=None, work=None, **info) -> None:
+        if level is not None:
+            ops.set_cpu_level(level)
         start = time.perf_counter()
-        call()
-        rounds = int(SECONDS_PER_CASE / (time.perf_counter() - start))
-        benchmark.pedantic(call, rounds=min(max(rounds, MIN_ROUNDS), MAX_ROUNDS), warmup_rounds=1)
+        result = call()
+        seconds = time.perf_counter() - start
+        wrong = share_wrong(result)
+        if wrong > max_wrong:
+            pytest.fail(f"{contender}: {wrong:.2%} of the results are wrong: not timed")
+        del result
+        if seconds < 2 * SECONDS_PER_CASE:  # the first call also warmed up
+            start = time.perf_counter()
+            call()
+            seconds = time.perf_counter() - start
+        benchmark.group = f"{op} {case}, {torch.get_num_threads()} threads"
+        benchmark.extra_info.update(
+            op=op,
+            case=case,
+            shape=list(shape),
+            contender=contender,
+            wrong=wrong,
+            level=ops.build_info().get("cpu_level", "") if contender.startswith("soho_fast") else "",
+            threads=torch.get_num_threads(),
+            work=work or {},
+            **info,
+        )
+        benchmark.pedantic(call, rounds=min(max(int(SECONDS_PER_CASE / seconds), MIN_ROUNDS), MAX_ROUNDS))
 
-    return run
+    yield run
+    if ops.build_info()["extension"]:
+        ops.set_cpu_level(None)
 
 
 @pytest.fixture
 def generator() -> torch.Generator:
     """Seeded source of the inputs, the same for every contender of a group."""
     return torch.Generator().manual_seed(0)
+
+
+def _setup() -> dict:
+    """What ran: versions of ours and of the peers, threads, levels."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    return {"versions": versions, "threads": torch.get_num_threads(), "build": ops.build_info()}
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
+    """Puts the setup, the limits, the ratios and the bars next to the records."""
+    from benchmarks.ops import bars, report
+
+    rows = report.rows_of(output_json["benchmarks"])
+    output_json["soho_fast"] = {
+        **_setup(),
+        "limits_per_second": report.limits_of(rows),
+        "ratios": report.ratio_table(rows),
+        "bars": [asdict(verdict) for verdict in bars.verdicts(rows)],
+    }
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    """The same as text, after pytest-benchmark's tables."""
+    from benchmarks.ops import bars, report
+
+    session = getattr(config, "_benchmarksession", None)
+    records = [bench.as_dict(include_data=False) for bench in session.benchmarks if bench] if session else []
+    rows = report.rows_of(records)
+    if not rows:
+        return
+    setup = _setup()
+    terminalreporter.section("ops: ratios (a peer takes so many times as long)")
+    names = ", ".join(f"{name} {number}" for name, number in setup["versions"].items())
+    levels = ", ".join(setup["build"].get("cpu_levels_available", ["reference only"]))
+    terminalreporter.write_line(f"{setup['threads']} threads; levels {levels}; {names}")
+    for name, rate in report.limits_of(rows).items():
+        terminalreporter.write_line(f"limit: {name} {rate / 1e9:.1f} G/s")
+    for op, case, ours, limit, ratios in report.ratio_table(rows):
+        terminalreporter.write_line(f"{op} {case}: {ours}{f' ({limit})' if limit else ''}: {ratios or 'no peer'}")
+    terminalreporter.section("ops: bars")
+    for verdict in bars.verdicts(rows):
+        terminalreporter.write_line(f"{verdict.word:12} {verdict.claim}: {verdict.bar}; {verdict.measured}")

@@ -1,51 +1,72 @@
-"""codebook_lookup against torch.cdist + argmin and the matrix-product form; checked against the float64 rule."""
+"""codebook_lookup at every CPU level against the peers; all are checked against the float64 rule."""
 
 import pytest
 import torch
 
+from benchmarks.ops.lookup_contenders import (
+    LEVELS,
+    OURS,
+    PEERS,
+    SHAPES,
+    inputs,
+    product_work,
+    share_wrong,
+    soho_fast,
+    torch_addmm,
+)
 from soho_fast.ops import codebook_lookup
 
-SHAPES = [(2048, 2048, 768), (8192, 1024, 64), (2048, 8192, 256), (8192, 512, 128)]
+SMALL_SHAPE = (4096, 512, 64)
 
 
-def _soho_fast(features, codebook):
-    return codebook_lookup(features, codebook)
+def compete(time_checked, shape, dtype, contender, make, *, level=None, max_wrong=0.0):
+    features, codebook, exact = inputs(shape, dtype)
+    case = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+    call = make(features, codebook)
+    work = product_work(shape)
+    time_checked(
+        "codebook_lookup", case, shape, contender, call, share_wrong(exact), level=level, max_wrong=max_wrong, work=work
+    )
 
 
-def _cdist(features, codebook):
-    return torch.cdist(features, codebook).argmin(-1)
-
-
-def _product(features, codebook):
-    return torch.addmm(codebook.square().sum(-1), features, codebook.T, alpha=-2).argmin(-1)
-
-
-CONTENDERS = {"soho_fast": _soho_fast, "torch cdist+argmin": _cdist, "torch addmm+argmin": _product}
-
-
-@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("contender", [*OURS, *PEERS])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_codebook_lookup(shape, contender, time_checked, generator):
-    num_rows, num_codes, num_channels = shape
-    features = torch.randn(num_rows, num_channels, generator=generator)
-    codebook = torch.randn(num_codes, num_channels, generator=generator)
-    exact = codebook_lookup(features, codebook, backend="reference")
-    time_checked(
-        f"codebook_lookup {num_rows}x{num_codes}x{num_channels} float32",
-        lambda: CONTENDERS[contender](features, codebook),
-        lambda index: (index != exact).double().mean().item(),
-        must_be_exact=contender == "soho_fast",
-    )
+def test_float32(shape, contender, time_checked):
+    if contender in OURS:
+        make, level = OURS[contender]
+        compete(time_checked, shape, torch.float32, contender, make, level=level)
+    else:
+        compete(time_checked, shape, torch.float32, contender, PEERS[contender], max_wrong=1e-3)
 
 
-@pytest.mark.parametrize("contender", ["soho_fast", "torch addmm+argmin"])
-def test_codebook_lookup_bfloat16(contender, time_checked, generator):
-    features = torch.randn(2048, 768, generator=generator).bfloat16()
-    codebook = torch.randn(2048, 768, generator=generator).bfloat16()
+@pytest.mark.parametrize("contender", [*OURS, "torch addmm+argmin"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_bfloat16(shape, contender, time_checked):
+    if contender in OURS:
+        make, level = OURS[contender]
+        compete(time_checked, shape, torch.bfloat16, contender, make, level=level)
+    else:
+        compete(time_checked, shape, torch.bfloat16, contender, torch_addmm, max_wrong=0.5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level(level, time_checked):
+    compete(time_checked, SMALL_SHAPE, torch.float32, f"soho_fast {level}", soho_fast, level=level)
+
+
+HARD = {
+    "soho_fast, easy": lambda features, codebook: (features, codebook),
+    "soho_fast, far from the origin": lambda features, codebook: (features + 1e4, codebook + 1e4),
+    "soho_fast, each code 64 times": lambda features, codebook: (features, codebook[:16].repeat(64, 1)),
+    "soho_fast, codes close together": lambda features, codebook: (features, 1 + codebook * 1e-4),
+}
+
+
+@pytest.mark.parametrize("contender", HARD)
+def test_hard_inputs(contender, time_checked):
+    """What exactness costs where screening decides little, against an easy input."""
+    shape = (16384, 1024, 128)
+    features, codebook = HARD[contender](*inputs(shape, torch.float32)[:2])
     exact = codebook_lookup(features, codebook, backend="reference")
-    time_checked(
-        "codebook_lookup 2048x2048x768 bfloat16",
-        lambda: CONTENDERS[contender](features, codebook),
-        lambda index: (index != exact).double().mean().item(),
-        must_be_exact=contender == "soho_fast",
-    )
+    call = soho_fast(features, codebook)
+    time_checked("hard inputs", "16384x1024x128", shape, contender, call, share_wrong(exact))

@@ -1,0 +1,130 @@
+"""The bars the ops have to reach, and whether a run reached them.
+
+A bar on a level that the machine lacks, or on a case that did not run, is neither held nor missed.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+from benchmarks.ops.report import GROWTH, HARD, MEMORY, OURS, Row, cases_of, geometric_mean
+
+MIB = 2**20
+GROWTH_BAR = 2.1
+HARD_BAR = 3.0
+
+
+@dataclass(frozen=True)
+class Bar:
+    """`ours` has to be `required` times as fast as `peer`: in the geometric mean of the cases, or in every one."""
+
+    op: str
+    cases: str  # part of the case's name
+    ours: str
+    peer: str
+    required: float
+    every_case: bool = False
+
+    @property
+    def claim(self) -> str:
+        return f"{self.op} {self.cases}".strip() + f": {self.ours} against {self.peer}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a bar asked, what was measured, and whether it was held (None: not measured, `measured` says why)."""
+
+    claim: str
+    bar: str
+    measured: str
+    held: bool | None
+
+    @property
+    def word(self) -> str:
+        return {True: "held", False: "MISSED", None: "not measured"}[self.held]
+
+
+BARS = (
+    Bar("codebook_lookup", "float32", f"{OURS} amx", "faiss-cpu", 7.0),
+    Bar("codebook_lookup", "float32", f"{OURS} amx", "faiss-cpu", 5.5, every_case=True),
+    Bar("codebook_lookup", "float32", f"{OURS} amx prepared", "faiss-cpu", 8.0),
+    Bar("codebook_lookup", "float32", f"{OURS} amx", "torch cdist+argmin", 20.0),
+    Bar("codebook_lookup", "float32", f"{OURS} avx512", "faiss-cpu", 1.2),
+    Bar("codebook_lookup", "bfloat16", f"{OURS} amx", "torch addmm+argmin", 4.0),
+    Bar("codebook_update", "", OURS, "torch index_add_", 2.0, every_case=True),
+    Bar("codebook_update", "", OURS, "one read of the features", 0.5, every_case=True),
+    Bar("group_mask", "", f"{OURS} in place", "torch where", 4.0, every_case=True),
+    Bar("group_mask", "", f"{OURS} out of place", "torch where", 1.3, every_case=True),
+    Bar("VisualDictionary", "", OURS, "vector-quantize-pytorch", 20.0),
+)
+
+
+def verdicts(rows: list[Row]) -> list[Verdict]:
+    """Every bar with what this run says about it."""
+    return [*(_speed(bar, rows) for bar in BARS), *_growth(rows), _hard(rows), _memory(rows)]
+
+
+def _speed(bar: Bar, rows: list[Row]) -> Verdict:
+    ratios = {}
+    for (op, case), contenders in cases_of(rows).items():
+        seconds = {row.contender: row.seconds for row in contenders}
+        # The shape that exists only for the slowest level is none of the bar's: no peer is timed there.
+        if op == bar.op and bar.cases in case and bar.ours in seconds and bar.peer in seconds:
+            ratios[case] = seconds[bar.peer] / seconds[bar.ours]
+    how = "every case" if bar.every_case else "geometric mean"
+    asked = f">= {bar.required:g}x, {how}"
+    if not ratios:
+        return Verdict(bar.claim, asked, f"{bar.ours} or {bar.peer} did not run", None)
+    value = min(ratios.values()) if bar.every_case else geometric_mean(list(ratios.values()))
+    measured = f"{value:.2f}x"
+    if len(ratios) > 1:
+        measured += f" ({min(ratios.values()):.2f} to {max(ratios.values()):.2f} in {len(ratios)} cases)"
+    return Verdict(bar.claim, asked, measured, value >= bar.required)
+
+
+def _growth(rows: list[Row]) -> list[Verdict]:
+    """Time when N or K is doubled; C is drawn in the figure but has no bar."""
+    found = []
+    for letter in "NK":
+        points = sorted(
+            (row.info["size"], row.seconds)
+            for row in rows
+            if row.op == GROWTH and row.contender == OURS and row.info["series"] == letter
+        )
+        factors = [
+            later / earlier for (size, earlier), (doubled, later) in itertools.pairwise(points) if doubled == 2 * size
+        ]
+        claim, asked = f"codebook_lookup: time when {letter} is doubled", f"<= {GROWTH_BAR}x"
+        if factors:
+            measured = " ".join(f"{factor:.2f}x" for factor in factors)
+            found.append(Verdict(claim, asked, measured, max(factors) <= GROWTH_BAR))
+        else:
+            found.append(Verdict(claim, asked, "did not run", None))
+    return found
+
+
+def _hard(rows: list[Row]) -> Verdict:
+    """Inputs on which screening decides little, against an easy input of the same shape."""
+    claim, asked = "codebook_lookup: hard inputs against an easy one", f"<= {HARD_BAR:g}x"
+    seconds = {row.contender.removeprefix(f"{OURS}, "): row.seconds for row in rows if row.op == HARD}
+    easy = seconds.pop("easy", None)
+    if easy is None or not seconds:
+        return Verdict(claim, asked, "did not run", None)
+    measured = ", ".join(f"{name} {taken / easy:.2f}x" for name, taken in seconds.items())
+    return Verdict(claim, asked, measured, max(seconds.values()) / easy <= HARD_BAR)
+
+
+def _memory(rows: list[Row]) -> Verdict:
+    """Extra memory may grow with the packed codebook and the N indices, not with N x K."""
+    claim = "codebook_lookup: extra memory"
+    asked = "index + 4 codebooks + 4 MiB per thread"
+    ours = [row for row in rows if row.op == MEMORY and row.contender == OURS]
+    if not ours:
+        return Verdict(claim, asked, "did not run", None)
+    held, parts = True, []
+    for row in ours:
+        num_rows, num_codes, num_channels = row.shape
+        allowed = 8 * num_rows + 4 * 4 * num_codes * num_channels + 4 * MIB * row.info["threads"]
+        held &= row.info["extra_bytes"] <= allowed
+        parts.append(f"{row.case}: {row.info['extra_bytes'] / MIB:.1f} of {allowed / MIB:.1f} MiB")
+    matrix = max(4 * row.shape[0] * row.shape[1] for row in ours)
+    return Verdict(claim, asked, f"{'; '.join(parts)}; N x K would be {matrix / MIB:.0f} MiB", held)

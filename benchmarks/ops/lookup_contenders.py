@@ -1,0 +1,105 @@
+"""Who competes in the codebook lookup, on which inputs.
+
+Each contender takes features (N, C) and codebook (K, C) and returns the call that is timed, which gives the index (N,).
+What a library prepares once per codebook is prepared outside the call.
+"""
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from soho_fast import ops
+
+SHAPES = [(16384, 2048, 768), (65536, 1024, 64), (16384, 8192, 256), (65536, 512, 128)]
+LEVELS = ops.build_info().get("cpu_levels_available", [])
+FAST_LEVELS = [level for level in LEVELS if level != "scalar"]  # scalar has a small shape of its own
+INSTALL = "pip install 'soho_fast[bench]'"
+
+
+def product_work(shape: tuple[int, int, int]) -> dict[str, float]:
+    """The multiplications and additions of all N x K products, in units of both product limits."""
+    num_rows, num_codes, num_channels = shape
+    operations = 2.0 * num_rows * num_codes * num_channels
+    return {"float32 product": operations, "bfloat16 product": operations}
+
+
+@functools.lru_cache(maxsize=1)
+def inputs(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, codebook and the exact index of one shape; the contenders of a competition follow one another."""
+    num_rows, num_codes, num_channels = shape
+    generator = torch.Generator().manual_seed(0)
+    features_NC = torch.randn(num_rows, num_channels, generator=generator).to(dtype)
+    codebook_KC = torch.randn(num_codes, num_channels, generator=generator).to(dtype)
+    return features_NC, codebook_KC, ops.codebook_lookup(features_NC, codebook_KC, backend="reference")
+
+
+def soho_fast(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    return lambda: ops.codebook_lookup(features, codebook)
+
+
+def soho_fast_prepared(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    if not hasattr(ops, "prepare_codebook"):
+        pytest.skip("this version has no prepared codebook")
+    prepared = ops.prepare_codebook(codebook)
+    return lambda: ops.codebook_lookup(features, prepared)
+
+
+def torch_cdist(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    return lambda: torch.cdist(features, codebook).argmin(-1)
+
+
+def torch_addmm(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    return lambda: torch.addmm(codebook.square().sum(-1), features, codebook.T, alpha=-2).argmin(-1)
+
+
+def faiss_cpu(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    faiss = pytest.importorskip("faiss", reason=f"faiss-cpu is not installed ({INSTALL})")
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(codebook.shape[1])
+    index.add(codebook.numpy())
+    queries = features.numpy()
+    return lambda: torch.from_numpy(index.search(queries, 1)[1][:, 0])
+
+
+def scikit_learn(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    metrics = pytest.importorskip("sklearn.metrics", reason=f"scikit-learn is not installed ({INSTALL})")
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def call() -> Tensor:
+        with threadpoolctl.threadpool_limits(torch.get_num_threads()):
+            return torch.from_numpy(metrics.pairwise_distances_argmin(features.numpy(), codebook.numpy()))
+
+    return call
+
+
+def vector_quantize_pytorch(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    library = pytest.importorskip(
+        "vector_quantize_pytorch", reason=f"vector-quantize-pytorch is not installed ({INSTALL})"
+    )
+    layer = library.VectorQuantize(dim=codebook.shape[1], codebook_size=codebook.shape[0]).eval()
+    layer.codebook = codebook
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            return layer(features[None])[1][0]
+
+    return call
+
+
+PEERS = {
+    "torch cdist+argmin": torch_cdist,
+    "torch addmm+argmin": torch_addmm,
+    "faiss-cpu": faiss_cpu,
+    "scikit-learn": scikit_learn,
+    "vector-quantize-pytorch": vector_quantize_pytorch,
+}
+OURS = {f"soho_fast {level}": (soho_fast, level) for level in FAST_LEVELS}
+OURS |= {f"soho_fast {level} prepared": (soho_fast_prepared, level) for level in FAST_LEVELS[-1:]}
+
+
+def share_wrong(exact: Tensor) -> Callable[[Tensor], float]:
+    """Function that gives the share of indices that are not the exact ones."""
+    return lambda index: (index != exact).double().mean().item()

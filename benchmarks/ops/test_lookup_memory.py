@@ -1,0 +1,44 @@
+"""Extra memory of a lookup when N or K grows; the time shown is that of the measuring process, and means nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PROGRAM = Path(__file__).with_name("lookup_memory.py")
+SHAPES = [(16384, 1024, 64), (65536, 1024, 64), (16384, 8192, 64)]
+
+
+def extra_bytes(contender: str, shape: tuple[int, int, int]) -> int:
+    command = [sys.executable, str(PROGRAM), contender, *map(str, shape), str(torch.get_num_threads())]
+    paths = [str(PROGRAM.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "clear_refs" in done.stderr:
+        pytest.skip("this system does not let a process restart the peak of its memory (/proc/self/clear_refs)")
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("contender", ["soho_fast", "torch cdist+argmin"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_lookup_memory(shape, contender, benchmark):
+    case = "x".join(map(str, shape))
+    benchmark.group = f"lookup memory {case}"
+    grown = benchmark.pedantic(extra_bytes, args=(contender.split()[0], shape), rounds=1)
+    threads = torch.get_num_threads()
+    assert grown > 0
+    benchmark.extra_info.update(
+        op="lookup memory",
+        case=case,
+        shape=list(shape),
+        contender=contender,
+        wrong=0.0,
+        level="",
+        threads=threads,
+        work={},
+        extra_bytes=grown,
+    )

@@ -1,0 +1,43 @@
+"""What this machine can do at best, by the calls that get nearest to it: the ops are measured in shares of these."""
+
+import pytest
+import torch
+
+SIDE = 3072
+ELEMENTS = 1 << 25  # 128 MiB of float32: beyond every cache
+
+
+def _product(dtype):
+    a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
+    exact = a[:8].double() @ b.double()
+
+    def share_wrong(product) -> float:
+        tolerance = 0.05 if dtype == torch.bfloat16 else 1e-4
+        scale = exact.abs().mean()
+        return ((product[:8].double() - exact).abs() > tolerance * scale * 4).double().mean().item()
+
+    return lambda: a @ b, share_wrong, 2.0 * SIDE**3
+
+
+def _copy():
+    source, target = torch.randn(ELEMENTS), torch.empty(ELEMENTS)
+    return lambda: target.copy_(source), lambda copied: float(not torch.equal(copied, source)), 8.0 * ELEMENTS
+
+
+def _read():
+    source = torch.ones(ELEMENTS)
+    return source.sum, lambda total: float(total.item() != ELEMENTS), 4.0 * ELEMENTS
+
+
+LIMITS = {
+    "float32 product": lambda: _product(torch.float32),
+    "bfloat16 product": lambda: _product(torch.bfloat16),
+    "copy": _copy,
+    "read": _read,
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_machine_limit(limit, time_checked):
+    call, share_wrong, amount = LIMITS[limit]()
+    time_checked("machine limit", limit, (), limit, call, share_wrong, max_wrong=0.01, work={limit: amount})
