@@ -1,6 +1,6 @@
 # make demo   set up, build, make the demo corpus, pre-train on it and print what was learnt
 # make test   set up, build and run every test
-# make bench  the benchmark suite, each case checked before it is timed
+# make bench  the benchmark suite with its peers, each case checked before it is timed
 # make check  lint and format check        make format  apply both
 # make clean  remove the environment and build products (runs/ and data/ are kept)
 
@@ -19,7 +19,7 @@ test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests
 
 bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet ".[bench]" --no-build-isolation
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[bench]"
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest benchmarks --benchmark-only
 
 check: $(STAMP)

@@ -75,6 +75,9 @@ def test_command(command, tmp_path):
         done = run(f"{command} -k group_mask --benchmark-max-time 0.01 --benchmark-min-rounds 1", tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert " passed" in done.stdout
+    elif "benchmarks.render" in command:
+        done = run(command, tmp_path)
+        assert done.returncode != 0 and "error: result: cannot read result.json" in done.stderr, done.stderr
     elif "profile_step" in command:
         done = run(f"{command} --help", tmp_path)
         assert done.returncode == 0 and "--recipe" in done.stdout, done.stderr

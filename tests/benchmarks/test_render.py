@@ -1,0 +1,102 @@
+"""The render command: JSON in, README block and figure out; the README holds what the stored result renders."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import render
+from benchmarks.ops.bars import verdicts
+from benchmarks.ops.report import rows_of
+
+ROOT = Path(__file__).resolve().parents[2]
+STORED = ROOT / "benchmarks/results/ops.json"
+
+
+def record(op, case, contender, seconds, **info) -> dict:
+    known = dict(op=op, case=case, contender=contender, wrong=0.0, level="avx2", shape=[2, 3, 4], work={})
+    return {"extra_info": {**known, **info}, "stats": {"min": seconds}}
+
+
+@pytest.fixture
+def result(tmp_path) -> Path:
+    """A small result file."""
+    records = [
+        record("machine limit", "read", "read", 1.0, work={"read": 4e9}),
+        record("group_mask", "8x9x10", "soho_fast in place", 0.002, work={"read": 2e6}),
+        record("group_mask", "8x9x10", "soho_fast out of place", 0.001),
+        record("group_mask", "8x9x10", "torch where", 0.003, wrong=0.5),
+        *(
+            record("lookup growth", f"{series}={size}", name, size * factor, series=series, size=size)
+            for series in "NKC"
+            for size in (64, 128)
+            for name, factor in (("soho_fast", 1e-5), ("faiss-cpu", 3e-5))
+        ),
+    ]
+    bars = [vars(verdict) for verdict in verdicts(rows_of(records))]
+    setup = {"versions": {"torch": "2.11", "faiss-cpu": "absent"}, "threads": 2, "build": {"cpu_level": "avx2"}}
+    path = tmp_path / "result.json"
+    machine = {"cpu": {"brand_raw": "A CPU"}}
+    content = {"benchmarks": records, "soho_fast": {**setup, "bars": bars}, "machine_info": machine}
+    path.write_text(json.dumps({**content, "datetime": "2026-01-02T03:04:05"}))
+    return path
+
+
+def test_readme_and_figure(result, tmp_path, capsys):
+    readme, figure = tmp_path / "README.md", tmp_path / "docs/figure.png"
+    readme.write_text(f"before\n{render.BEGIN}\nold\n{render.END}\nafter\n")
+    for _ in range(2):  # the second finds the block that the first wrote
+        render.main([str(result), "--readme", str(readme), "--figure", str(figure)])
+    lines = readme.read_text().splitlines()
+    assert lines[:2] == ["before", render.BEGIN] and lines[-2:] == [render.END, "after"]
+    assert "A CPU, 2 threads, level avx2; torch 2.11; 2026-01-02." in lines
+    assert "| group_mask 8x9x10 | 1 ms (out of place) |  | torch where 3.0x (50.00% wrong) |" in lines
+    assert "| group_mask: soho_fast in place against torch where | >= 4x, every case | 1.50x | **missed** |" in lines
+    assert "old" not in lines
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert str(figure) in capsys.readouterr().out
+
+
+def test_the_figure_has_a_line_per_contender_and_series(result, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    render.draw(rows_of(json.loads(result.read_text())["benchmarks"]), tmp_path / "figure.png")
+    axes = drawn[0].axes
+    assert [panel.get_xlabel() for panel in axes] == ["features N", "codes K", "channels C"]
+    assert all(panel.get_xscale() == panel.get_yscale() == "log" for panel in axes)
+    assert [line.get_label() for line in axes[0].lines] == ["soho_fast", "faiss-cpu"]
+    assert axes[0].lines[1].get_ydata() == pytest.approx([1.92, 3.84])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot read"),
+        ("{}", "expected the JSON of `pytest benchmarks/ops --benchmark-only"),
+        (json.dumps({"benchmarks": [], "soho_fast": {}}), "this one has none"),
+    ],
+)
+def test_another_file_is_refused_and_nothing_is_written(content, message, tmp_path):
+    (tmp_path / "result.json").write_text(content)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{render.BEGIN}\n{render.END}\n")
+    before = readme.read_text()
+    with pytest.raises(SystemExit, match=f"error: result: .*{message}"):
+        render.main([str(tmp_path / "result.json"), "--readme", str(readme), "--figure", str(tmp_path / "f.png")])
+    assert readme.read_text() == before and not (tmp_path / "f.png").exists()
+
+
+def test_a_readme_without_markers_is_refused(result, tmp_path):
+    (tmp_path / "README.md").write_text("no markers")
+    with pytest.raises(SystemExit, match="readme: expected the markers"):
+        render.main([str(result), "--readme", str(tmp_path / "README.md"), "--figure", str(tmp_path / "f.png")])
+
+
+def test_the_readme_holds_what_the_stored_result_renders():
+    readme = (ROOT / "README.md").read_text()
+    if not STORED.exists():
+        assert render.with_table(readme, "").replace("\n\n", "\n") == readme.replace("\n\n", "\n"), "figures by hand"
+        return
+    assert render.with_table(readme, render.table(render.read_result(STORED))) == readme

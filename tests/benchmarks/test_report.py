@@ -1,0 +1,107 @@
+"""From records to ratios, shares of the limits and bars."""
+
+import pytest
+
+from benchmarks.ops import bars, report
+from benchmarks.ops.report import rows_of
+
+
+def record(op, case, contender, seconds, *, wrong=0.0, shape=(2, 3, 4), work=None, **info) -> dict:
+    known = dict(op=op, case=case, contender=contender, wrong=wrong, level="", shape=list(shape), work=work or {})
+    return {"extra_info": {**known, "threads": 2, **info}, "stats": {"min": seconds}}
+
+
+def verdict(records, claim) -> bars.Verdict:
+    (found,) = [item for item in bars.verdicts(rows_of(records)) if item.claim == claim and "geometric" in item.bar]
+    return found
+
+
+AVX512 = "codebook_lookup float32: soho_fast avx512 against faiss-cpu"
+
+
+def lookups(first, second) -> list[dict]:
+    """Two shapes on which faiss takes `first` and `second` times as long as the avx512 level."""
+    return [
+        record("codebook_lookup", "a float32", "soho_fast avx512", 0.1),
+        record("codebook_lookup", "a float32", "soho_fast avx2", 0.3),
+        record("codebook_lookup", "a float32", "faiss-cpu", 0.1 * first, wrong=0.01),
+        record("codebook_lookup", "b float32", "soho_fast avx512", 2.0),
+        record("codebook_lookup", "b float32", "faiss-cpu", 2.0 * second),
+        record("codebook_lookup", "a bfloat16", "soho_fast avx512", 0.001),
+        record("codebook_lookup", "small float32", "soho_fast avx512", 0.001),
+    ]
+
+
+def test_a_bar_is_the_geometric_mean_over_the_shapes():
+    missed = verdict(lookups(1.0, 1.3), AVX512)
+    assert missed.held is False and missed.word == "MISSED"
+    assert missed.measured == "1.14x (1.00 to 1.30 in 2 cases)"
+    held = verdict(lookups(1.0, 4.0), AVX512)
+    assert held.held is True and held.measured.startswith("2.00x")
+
+
+def test_a_bar_on_every_case_is_missed_by_one():
+    records = [
+        record("group_mask", case, name, seconds)
+        for case, seconds_in_place in (("a", 0.1), ("b", 0.3))
+        for name, seconds in (("soho_fast in place", seconds_in_place), ("torch where", 1.0))
+    ]
+    claim = "group_mask: soho_fast in place against torch where"
+    (found,) = [item for item in bars.verdicts(rows_of(records)) if item.claim == claim]
+    assert found.held is False and found.measured == "3.33x (3.33 to 10.00 in 2 cases)"
+
+
+def test_a_level_that_did_not_run_is_neither_held_nor_missed():
+    found = verdict(lookups(1.0, 4.0), AVX512.replace("avx512", "amx"))
+    assert found.held is None and found.word == "not measured"
+
+
+def by_claim(records, part) -> bars.Verdict:
+    (found,) = [item for item in bars.verdicts(rows_of(records)) if part in item.claim]
+    return found
+
+
+def growth(seconds, series="N", sizes=(1000, 2000, 4000)) -> list[dict]:
+    return [
+        record("lookup growth", f"{series}={size}", "soho_fast", taken, series=series, size=size)
+        for size, taken in zip(sizes, seconds, strict=True)
+    ]
+
+
+def test_growth_looks_at_doublings_in_order_of_size():
+    records = growth([1.0, 2.0, 4.0])
+    assert by_claim(records[::-1], "when N is doubled").held is True
+    assert by_claim(growth([1.0, 2.0, 4.5]), "when N is doubled").held is False
+    assert by_claim(growth([1.0, 2.0, 4.5]), "when K is doubled").held is None
+    assert by_claim(growth([1.0, 2.0, 40.0], sizes=(1000, 2000, 9000)), "when N is doubled").measured == "2.00x"
+
+
+def test_hard_inputs_are_compared_with_the_easy_one():
+    records = [record("hard inputs", "x", f"soho_fast, {name}", t) for name, t in (("easy", 1.0), ("copies", 3.1))]
+    assert by_claim(records, "hard inputs").held is False
+    assert by_claim(records[:1], "hard inputs").held is None
+
+
+@pytest.mark.parametrize(("extra", "held"), [(9 * 2**20, True), (64 * 2**20, False)])
+def test_memory_may_not_grow_with_the_matrix(extra, held):
+    records = [
+        record("lookup memory", "a", "soho_fast", 1.0, shape=(16384, 1024, 64), extra_bytes=extra),
+        record("lookup memory", "a", "torch cdist+argmin", 1.0, shape=(16384, 1024, 64), extra_bytes=2**30),
+    ]
+    found = by_claim(records, "extra memory")
+    assert found.held is held and "N x K would be 64 MiB" in found.measured
+
+
+def test_ratios_and_shares_of_the_limits():
+    records = [
+        record("machine limit", "read", "read", 0.5, work={"read": 10e9}),
+        record("codebook_update", "a", "soho_fast", 0.2, work={"read": 2e9, "copy": 1.0}),
+        record("codebook_update", "a", "torch index_add_", 0.5, wrong=0.25),
+        {"extra_info": {"images": 3}, "stats": {"min": 1.0}},  # of another suite
+    ]
+    rows = rows_of(records)
+    assert report.limits_of(rows) == {"read": 20e9}
+    assert report.ratio_table(rows) == [
+        ("codebook_update", "a", "soho_fast: 200 ms", "50 % of read", "torch index_add_ 2.50x (25.00% wrong)")
+    ]
+    assert report.time_text(2.5e-5) == "25 us"
