@@ -22,7 +22,6 @@ if ROOT not in sys.path:  # `benchmarks` is importable under a bare `pytest` too
     sys.path.append(ROOT)
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 60
-SECONDS_PER_CASE = 0.5  # fast calls need many rounds: on a busy machine a few say nothing
 PACKAGES = ("torch", "numpy", "faiss-cpu", "scikit-learn", "vector-quantize-pytorch")
 
 
@@ -34,6 +33,8 @@ def time_checked(benchmark) -> Iterator[Callable]:
     it is refused (0 for ours; a peer may lose near-ties); level, the CPU level of ours to force; work, how much of each
     machine limit the call needs (name -> operations or bytes); more for `extra_info`.
     """
+
+    from benchmarks.ops.shapes import SECONDS_PER_CASE
 
     def run(op, case, shape, contender, call, share_wrong, *, max_wrong=0.0, level=None, work=None, **info) -> None:
         if level is not None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from soho_fast import ops
 
-SHAPES = [(16384, 2048, 768), (65536, 1024, 64), (16384, 8192, 256), (65536, 512, 128)]
 LEVELS = ops.build_info().get("cpu_levels_available", [])
 FAST_LEVELS = [level for level in LEVELS if level != "scalar"]  # scalar has a small shape of its own
 INSTALL = "pip install 'soho_fast[bench]'"

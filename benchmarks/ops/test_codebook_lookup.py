@@ -7,21 +7,19 @@ from benchmarks.ops.lookup_contenders import (
     LEVELS,
     OURS,
     PEERS,
-    SHAPES,
     inputs,
     product_work,
     share_wrong,
     soho_fast,
     torch_addmm,
 )
+from benchmarks.ops.shapes import EVERY_LEVEL_NKC, HARD_NKC, LOOKUP_NKC, text
 from soho_fast.ops import codebook_lookup
-
-SMALL_SHAPE = (4096, 512, 64)
 
 
 def compete(time_checked, shape, dtype, contender, make, *, level=None, max_wrong=0.0):
     features, codebook, exact = inputs(shape, dtype)
-    case = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+    case = f"{text(shape)} {str(dtype).removeprefix('torch.')}"
     call = make(features, codebook)
     work = product_work(shape)
     time_checked(
@@ -30,7 +28,7 @@ def compete(time_checked, shape, dtype, contender, make, *, level=None, max_wron
 
 
 @pytest.mark.parametrize("contender", [*OURS, *PEERS])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("shape", LOOKUP_NKC, ids=text)
 def test_float32(shape, contender, time_checked):
     if contender in OURS:
         make, level = OURS[contender]
@@ -40,7 +38,7 @@ def test_float32(shape, contender, time_checked):
 
 
 @pytest.mark.parametrize("contender", [*OURS, "torch addmm+argmin"])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("shape", LOOKUP_NKC, ids=text)
 def test_bfloat16(shape, contender, time_checked):
     if contender in OURS:
         make, level = OURS[contender]
@@ -51,7 +49,7 @@ def test_bfloat16(shape, contender, time_checked):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level(level, time_checked):
-    compete(time_checked, SMALL_SHAPE, torch.float32, f"soho_fast {level}", soho_fast, level=level)
+    compete(time_checked, EVERY_LEVEL_NKC, torch.float32, f"soho_fast {level}", soho_fast, level=level)
 
 
 HARD = {
@@ -65,8 +63,7 @@ HARD = {
 @pytest.mark.parametrize("contender", HARD)
 def test_hard_inputs(contender, time_checked):
     """What exactness costs where screening decides little, against an easy input."""
-    shape = (16384, 1024, 128)
-    features, codebook = HARD[contender](*inputs(shape, torch.float32)[:2])
+    features, codebook = HARD[contender](*inputs(HARD_NKC, torch.float32)[:2])
     exact = codebook_lookup(features, codebook, backend="reference")
     call = soho_fast(features, codebook)
-    time_checked("hard inputs", "16384x1024x128", shape, contender, call, share_wrong(exact))
+    time_checked("hard inputs", text(HARD_NKC), HARD_NKC, contender, call, share_wrong(exact))

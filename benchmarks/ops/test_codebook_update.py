@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks.ops.lookup_contenders import LEVELS
+from benchmarks.ops.shapes import UPDATE_NKC, text
 from soho_fast.ops import codebook_ema_, codebook_stats, scatter_mean_ema_
 
 DECAY = 0.9
@@ -39,7 +40,7 @@ CONTENDERS = {
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("shape", [(16384, 2048, 768), (65536, 1024, 64)], ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("shape", UPDATE_NKC, ids=text)
 def test_codebook_update(shape, contender, time_checked, generator):
     num_rows, num_codes, num_channels = shape
     features = torch.randn(num_rows, num_channels, generator=generator)
@@ -59,5 +60,4 @@ def test_codebook_update(shape, contender, time_checked, generator):
     function, level = CONTENDERS[contender]
     call = lambda: function(codebook, features, index)  # noqa: E731
     work = {"read": 4.0 * features.numel()}
-    case = "x".join(map(str, shape))
-    time_checked("codebook_update", case, shape, contender, call, share_wrong, level=level, work=work)
+    time_checked("codebook_update", text(shape), shape, contender, call, share_wrong, level=level, work=work)

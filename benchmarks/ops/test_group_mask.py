@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.ops.shapes import GROUP_MASK_BLC, text
 from soho_fast.ops import group_mask, sample_group
 
 
@@ -32,7 +33,7 @@ CONTENDERS = {
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("shape", [(64, 160, 768), (256, 64, 256)], ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("shape", GROUP_MASK_BLC, ids=text)
 def test_group_mask(shape, contender, time_checked, generator):
     features = torch.randn(shape, generator=generator)
     index = torch.randint(64, shape[:2], generator=generator)
@@ -41,7 +42,7 @@ def test_group_mask(shape, contender, time_checked, generator):
     expected = _where(features, index, mask_token, target)
     time_checked(
         "group_mask",
-        "x".join(map(str, shape)),
+        text(shape),
         shape,
         contender,
         lambda: CONTENDERS[contender](features, index, mask_token, target),

@@ -4,18 +4,17 @@ import pytest
 import torch
 
 from benchmarks.ops.lookup_contenders import PEERS, inputs, share_wrong, soho_fast
+from benchmarks.ops.shapes import GROWTH_BASE, GROWTH_SIZES
 
-BASE = {"N": 8192, "K": 1024, "C": 128}
-SIZES = {"N": (2048, 4096, 8192, 16384), "K": (256, 512, 1024, 2048), "C": (32, 64, 128, 256)}
 CONTENDERS = {"soho_fast": soho_fast, **PEERS}
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)
 @pytest.mark.parametrize(
-    ("series", "size"), [(series, size) for series, sizes in SIZES.items() for size in sizes], ids=str
+    ("series", "size"), [(series, size) for series, sizes in GROWTH_SIZES.items() for size in sizes], ids=str
 )
 def test_lookup_growth(series, size, contender, time_checked):
-    shape = tuple({**BASE, series: size}.values())
+    shape = tuple({**GROWTH_BASE, series: size}.values())
     features, codebook, exact = inputs(shape, torch.float32)
     time_checked(
         "lookup growth",

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.ops.shapes import MEMORY_NKC, text
+
 PROGRAM = Path(__file__).with_name("lookup_memory.py")
-SHAPES = [(16384, 1024, 64), (65536, 1024, 64), (16384, 8192, 64)]
 
 
 def extra_bytes(contender: str, shape: tuple[int, int, int]) -> int:
@@ -24,16 +25,15 @@ def extra_bytes(contender: str, shape: tuple[int, int, int]) -> int:
 
 
 @pytest.mark.parametrize("contender", ["soho_fast", "torch cdist+argmin"])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("shape", MEMORY_NKC, ids=text)
 def test_lookup_memory(shape, contender, benchmark):
-    case = "x".join(map(str, shape))
-    benchmark.group = f"lookup memory {case}"
+    benchmark.group = f"lookup memory {text(shape)}"
     grown = benchmark.pedantic(extra_bytes, args=(contender.split()[0], shape), rounds=1)
     threads = torch.get_num_threads()
     assert grown > 0
     benchmark.extra_info.update(
         op="lookup memory",
-        case=case,
+        case=text(shape),
         shape=list(shape),
         contender=contender,
         wrong=0.0,

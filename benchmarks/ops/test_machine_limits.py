@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-SIDE = 3072
-ELEMENTS = 1 << 25  # 128 MiB of float32: beyond every cache
+from benchmarks.ops.shapes import BANDWIDTH_ELEMENTS, PRODUCT_SIDE
 
 
 def _product(dtype):
-    a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
+    a, b = (torch.randn(PRODUCT_SIDE, PRODUCT_SIDE).to(dtype) for _ in range(2))
     exact = a[:8].double() @ b.double()
 
     def share_wrong(product) -> float:
@@ -16,17 +15,17 @@ def _product(dtype):
         scale = exact.abs().mean()
         return ((product[:8].double() - exact).abs() > tolerance * scale * 4).double().mean().item()
 
-    return lambda: a @ b, share_wrong, 2.0 * SIDE**3
+    return lambda: a @ b, share_wrong, 2.0 * PRODUCT_SIDE**3
 
 
 def _copy():
-    source, target = torch.randn(ELEMENTS), torch.empty(ELEMENTS)
-    return lambda: target.copy_(source), lambda copied: float(not torch.equal(copied, source)), 8.0 * ELEMENTS
+    source, target = torch.randn(BANDWIDTH_ELEMENTS), torch.empty(BANDWIDTH_ELEMENTS)
+    return lambda: target.copy_(source), lambda copied: float(not torch.equal(copied, source)), 8.0 * BANDWIDTH_ELEMENTS
 
 
 def _read():
-    source = torch.ones(ELEMENTS)
-    return source.sum, lambda total: float(total.item() != ELEMENTS), 4.0 * ELEMENTS
+    source = torch.ones(BANDWIDTH_ELEMENTS)
+    return source.sum, lambda total: float(total.item() != BANDWIDTH_ELEMENTS), 4.0 * BANDWIDTH_ELEMENTS
 
 
 LIMITS = {

@@ -3,7 +3,7 @@
 vector-quantize-pytorch runs with its straight-through gradient, so that all do the same; `accelerated` is its layer on
 our ops (soho_fast/adapters).
 
-I images of L tokens, N = I * L features, C channels, K codes.
+B images of L tokens, N = B * L features, C channels, K codes.
 """
 
 import pytest
@@ -11,27 +11,29 @@ import torch
 from torch import Tensor
 
 from benchmarks.ops.lookup_contenders import INSTALL, inputs, product_work
+from benchmarks.ops.shapes import DICTIONARY_BLC, DICTIONARY_K, text
 from soho_fast.model import SohoConfig
 from soho_fast.model.visual_dictionary import VisualDictionary
 
-IMAGES, TOKENS, NUM_CODES, CHANNELS = 16, 1024, 2048, 768
+IMAGES, TOKENS, CHANNELS = DICTIONARY_BLC
+NUM_CODES = DICTIONARY_K
 SHAPE = (IMAGES * TOKENS, NUM_CODES, CHANNELS)
 DECAY = 0.9
 
 
-def soho_fast(feat_ILC: Tensor, codebook_KC: Tensor):
+def soho_fast(feat_BLC: Tensor, codebook_KC: Tensor):
     config = SohoConfig.from_preset("paper", num_codes=NUM_CODES, hidden_size=CHANNELS, ema_decay=DECAY)
     layer = VisualDictionary(config).train()
     layer.codebook.copy_(codebook_KC)
-    valid_IL = torch.ones(feat_ILC.shape[:2], dtype=torch.bool)
-    return lambda: (*layer(feat_ILC, valid_IL), layer.codebook)
+    valid_BL = torch.ones(feat_BLC.shape[:2], dtype=torch.bool)
+    return lambda: (*layer(feat_BLC, valid_BL), layer.codebook)
 
 
-def torch_eager(feat_ILC: Tensor, codebook_KC: Tensor):
+def torch_eager(feat_BLC: Tensor, codebook_KC: Tensor):
     codebook_KC = codebook_KC.clone()
 
     def call():
-        features_NC = feat_ILC.flatten(0, 1)
+        features_NC = feat_BLC.flatten(0, 1)
         with torch.no_grad():
             index_N = torch.cdist(features_NC, codebook_KC).argmin(-1)
             quantized_NC = codebook_KC[index_N]
@@ -41,12 +43,12 @@ def torch_eager(feat_ILC: Tensor, codebook_KC: Tensor):
             sums_KC = torch.zeros_like(codebook_KC).index_add_(0, index_N, features_NC)
             moved_KC = codebook_KC * DECAY + sums_KC / counts_K.clamp(min=1) * (1 - DECAY)
             codebook_KC.copy_(torch.where(counts_K > 0, moved_KC, codebook_KC))
-        return embed_NC.view_as(feat_ILC), index_N.view(feat_ILC.shape[:2]), codebook_KC
+        return embed_NC.view_as(feat_BLC), index_N.view(feat_BLC.shape[:2]), codebook_KC
 
     return call
 
 
-def vector_quantize_pytorch(feat_ILC: Tensor, codebook_KC: Tensor, accelerated: bool = False):
+def vector_quantize_pytorch(feat_BLC: Tensor, codebook_KC: Tensor, accelerated: bool = False):
     library = pytest.importorskip(
         "vector_quantize_pytorch", reason=f"vector-quantize-pytorch is not installed ({INSTALL})"
     )
@@ -57,11 +59,11 @@ def vector_quantize_pytorch(feat_ILC: Tensor, codebook_KC: Tensor, accelerated: 
         from soho_fast.adapters.vector_quantize_pytorch import accelerate_vector_quantize
 
         accelerate_vector_quantize(layer)
-    return lambda: (*layer(feat_ILC)[:2], None)  # its moving average is another one: not compared
+    return lambda: (*layer(feat_BLC)[:2], None)  # its moving average is another one: not compared
 
 
-def accelerated_layer(feat_ILC: Tensor, codebook_KC: Tensor):
-    return vector_quantize_pytorch(feat_ILC, codebook_KC, accelerated=True)
+def accelerated_layer(feat_BLC: Tensor, codebook_KC: Tensor):
+    return vector_quantize_pytorch(feat_BLC, codebook_KC, accelerated=True)
 
 
 CONTENDERS = {
@@ -75,13 +77,13 @@ CONTENDERS = {
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_training_forward(contender, time_checked):
     features_NC, codebook_KC, exact_N = inputs(SHAPE, torch.float32)
-    feat_ILC = features_NC.view(IMAGES, TOKENS, CHANNELS).clone().requires_grad_()
+    feat_BLC = features_NC.view(IMAGES, TOKENS, CHANNELS).clone().requires_grad_()
 
     def share_wrong(result) -> float:
-        embed_ILC, index_IL, moved_KC = result
-        index_N = index_IL.flatten()
+        embed_BLC, index_BL, moved_KC = result
+        index_N = index_BL.flatten()
         wrong = (index_N != exact_N).double().mean().item()
-        embed_NC = embed_ILC.detach().flatten(0, 1)
+        embed_NC = embed_BLC.detach().flatten(0, 1)
         wrong = max(wrong, (~torch.isclose(embed_NC, codebook_KC[index_N], atol=1e-5)).double().mean().item())
         if moved_KC is not None:
             counts_K = torch.bincount(index_N, minlength=NUM_CODES)[:, None]
@@ -93,10 +95,10 @@ def test_training_forward(contender, time_checked):
 
     time_checked(
         "VisualDictionary",
-        "training forward " + "x".join(map(str, SHAPE)),
+        f"training forward {text(SHAPE)}",
         SHAPE,
         contender,
-        CONTENDERS[contender](feat_ILC, codebook_KC),
+        CONTENDERS[contender](feat_BLC, codebook_KC),
         share_wrong,
         max_wrong=0.0 if contender.startswith("soho_fast") else 1e-3,
         work=product_work(SHAPE),

@@ -1,0 +1,23 @@
+"""What the op benchmarks run on: all sizes in one place, so that a test can run the whole suite in small.
+
+N features, K codes, C channels; B images of L tokens.
+"""
+
+SECONDS_PER_CASE = 0.5  # fast calls need many rounds: on a busy machine a few say nothing
+
+LOOKUP_NKC = [(16384, 2048, 768), (65536, 1024, 64), (16384, 8192, 256), (65536, 512, 128)]
+EVERY_LEVEL_NKC = (4096, 512, 64)  # small, for `scalar`
+HARD_NKC = (16384, 1024, 128)
+GROWTH_BASE = {"N": 8192, "K": 1024, "C": 128}
+GROWTH_SIZES = {"N": (2048, 4096, 8192, 16384), "K": (256, 512, 1024, 2048), "C": (32, 64, 128, 256)}
+MEMORY_NKC = [(16384, 1024, 64), (65536, 1024, 64), (16384, 8192, 64)]
+UPDATE_NKC = [(16384, 2048, 768), (65536, 1024, 64)]
+GROUP_MASK_BLC = [(64, 160, 768), (256, 64, 256)]
+DICTIONARY_BLC, DICTIONARY_K = (16, 1024, 768), 2048
+PRODUCT_SIDE = 3072
+BANDWIDTH_ELEMENTS = 1 << 25  # 128 MiB of float32: beyond every cache
+
+
+def text(shape: tuple[int, ...]) -> str:
+    """A shape as it is written in a table, such as 16384x2048x768."""
+    return "x".join(map(str, shape))

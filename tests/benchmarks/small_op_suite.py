@@ -1,0 +1,33 @@
+"""Runs `pytest benchmarks/ops --benchmark-only` on small shapes. Argument: the JSON to write."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))
+
+from benchmarks.ops import shapes  # noqa: E402
+
+SMALL = {
+    "SECONDS_PER_CASE": 0.002,
+    "LOOKUP_NKC": [(300, 70, 24), (200, 33, 40)],
+    "EVERY_LEVEL_NKC": (100, 20, 8),
+    "HARD_NKC": (200, 64, 16),
+    "GROWTH_BASE": {"N": 128, "K": 32, "C": 16},
+    "GROWTH_SIZES": {"N": (64, 128), "K": (32, 64), "C": (8, 16)},
+    "MEMORY_NKC": [(16384, 1024, 64)],
+    "UPDATE_NKC": [(400, 30, 24)],
+    "GROUP_MASK_BLC": [(4, 16, 24)],
+    "DICTIONARY_BLC": (2, 50, 24),
+    "DICTIONARY_K": 30,
+    "PRODUCT_SIDE": 64,
+    "BANDWIDTH_ELEMENTS": 1 << 12,
+}
+
+if __name__ == "__main__":
+    for name, value in SMALL.items():
+        assert hasattr(shapes, name), f"{name} is no constant of benchmarks/ops/shapes.py"
+        setattr(shapes, name, value)
+    sys.exit(pytest.main([str(ROOT / "benchmarks/ops"), "--benchmark-only", f"--benchmark-json={sys.argv[1]}"]))
