@@ -105,12 +105,16 @@ def _growth(rows: list[Row]) -> list[Verdict]:
 def _hard(rows: list[Row]) -> Verdict:
     """Inputs on which screening decides little, against an easy input of the same shape."""
     claim, asked = "codebook_lookup: hard inputs against an easy one", f"<= {HARD_BAR:g}x"
-    seconds = {row.contender.removeprefix(f"{OURS}, "): row.seconds for row in rows if row.op == HARD}
-    easy = seconds.pop("easy", None)
-    if easy is None or not seconds:
+    hard = {row.contender.removeprefix(f"{OURS}, "): row for row in rows if row.op == HARD}
+    easy = hard.pop("easy", None)
+    if easy is None or not hard:
         return Verdict(claim, asked, "did not run", None)
-    measured = ", ".join(f"{name} {taken / easy:.2f}x" for name, taken in seconds.items())
-    return Verdict(claim, asked, measured, max(seconds.values()) / easy <= HARD_BAR)
+    parts = []
+    for name, row in hard.items():
+        share = row.info.get("float64_share")
+        counted = "" if share is None else f" ({share:.0%} of rows in float64)"
+        parts.append(f"{name} {row.seconds / easy.seconds:.2f}x{counted}")
+    return Verdict(claim, asked, ", ".join(parts), max(row.seconds for row in hard.values()) <= HARD_BAR * easy.seconds)
 
 
 def _memory(rows: list[Row]) -> Verdict:

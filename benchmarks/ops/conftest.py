@@ -39,9 +39,11 @@ def time_checked(benchmark) -> Iterator[Callable]:
     def run(op, case, shape, contender, call, share_wrong, *, max_wrong=0.0, level=None, work=None, **info) -> None:
         if level is not None:
             ops.set_cpu_level(level)
+        before = _lookup_totals()
         start = time.perf_counter()
         result = call()
         seconds = time.perf_counter() - start
+        looked_up = {name: total - before[name] for name, total in _lookup_totals().items()}
         wrong = share_wrong(result)
         if wrong > max_wrong:
             pytest.fail(f"{contender}: {wrong:.2%} of the results are wrong: not timed")
@@ -60,6 +62,7 @@ def time_checked(benchmark) -> Iterator[Callable]:
             level=ops.build_info().get("cpu_level", "") if contender.startswith("soho_fast") else "",
             threads=torch.get_num_threads(),
             work=work or {},
+            float64_share=looked_up["compared"] / looked_up["rows"] if looked_up.get("rows") else None,
             **info,
         )
         benchmark.pedantic(call, rounds=min(max(int(SECONDS_PER_CASE / seconds), MIN_ROUNDS), MAX_ROUNDS))
@@ -73,6 +76,15 @@ def time_checked(benchmark) -> Iterator[Callable]:
 def generator() -> torch.Generator:
     """Seeded source of the inputs, the same for every contender of a group."""
     return torch.Generator().manual_seed(0)
+
+
+def _lookup_totals() -> dict[str, int]:
+    """Rows of all lookups of ours so far, and how many of them a comparison in float64 decided; {} if not counted."""
+    try:
+        from soho_fast import _C
+    except ImportError:
+        return {}
+    return _C.lookup_totals() if hasattr(_C, "lookup_totals") else {}
 
 
 def _setup() -> dict:

@@ -105,6 +105,8 @@ def ratio_table(rows: list[Row]) -> list[tuple[str, str, str, str, str]]:
                 continue
             ratios = [f"{peer.contender} {peer.seconds / row.seconds:.2f}x{_wrong_text(peer)}" for peer in peers]
             ours = f"{row.contender}: {time_text(row.seconds)}"
+            if row.info.get("float64_share"):
+                ours += f", {row.info['float64_share']:.2%} of rows in float64"
             table.append((op, case, ours, limit_text(row, limits), ", ".join(ratios)))
     return table
 

@@ -78,7 +78,9 @@ def test_growth_looks_at_doublings_in_order_of_size():
 
 def test_hard_inputs_are_compared_with_the_easy_one():
     records = [record("hard inputs", "x", f"soho_fast, {name}", t) for name, t in (("easy", 1.0), ("copies", 3.1))]
+    records[1]["extra_info"]["float64_share"] = 0.5
     assert by_claim(records, "hard inputs").held is False
+    assert by_claim(records, "hard inputs").measured == "copies 3.10x (50% of rows in float64)"
     assert by_claim(records[:1], "hard inputs").held is None
 
 
@@ -95,13 +97,19 @@ def test_memory_may_not_grow_with_the_matrix(extra, held):
 def test_ratios_and_shares_of_the_limits():
     records = [
         record("machine limit", "read", "read", 0.5, work={"read": 10e9}),
-        record("codebook_update", "a", "soho_fast", 0.2, work={"read": 2e9, "copy": 1.0}),
+        record("codebook_update", "a", "soho_fast", 0.2, work={"read": 2e9, "copy": 1.0}, float64_share=0.01),
         record("codebook_update", "a", "torch index_add_", 0.5, wrong=0.25),
         {"extra_info": {"images": 3}, "stats": {"min": 1.0}},  # of another suite
     ]
     rows = rows_of(records)
     assert report.limits_of(rows) == {"read": 20e9}
     assert report.ratio_table(rows) == [
-        ("codebook_update", "a", "soho_fast: 200 ms", "50 % of read", "torch index_add_ 2.50x (25.00% wrong)")
+        (
+            "codebook_update",
+            "a",
+            "soho_fast: 200 ms, 1.00% of rows in float64",
+            "50 % of read",
+            "torch index_add_ 2.50x (25.00% wrong)",
+        )
     ]
     assert report.time_text(2.5e-5) == "25 us"
