@@ -1,5 +1,5 @@
 """Renders the JSON of the op benchmarks: the README's table between its markers, and the figure of time against N, K
-and C. So no figure in the README is typed by hand.
+and C. So no figure in the README is typed by hand. What it rendered is kept in benchmarks/results/ops.json.
 
     python -m benchmarks.render result.json
 """
@@ -13,6 +13,7 @@ from benchmarks.ops.report import GROWTH, Row, best_lines, cases_of, limit_text,
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+STATS = ("min", "median", "rounds")
 SERIES = {"N": "features N", "K": "codes K", "C": "channels C"}
 
 
@@ -34,9 +35,25 @@ def read_result(path: Path) -> dict:
     return result
 
 
+def stored(result: dict) -> dict:
+    """The part of a result that rendering needs: without the rounds and what else the machine says of itself."""
+    kept = [
+        {"extra_info": record["extra_info"], "stats": {name: record["stats"].get(name) for name in STATS}}
+        for record in result["benchmarks"]
+        if "op" in record["extra_info"]
+    ]
+    cpu = {"brand_raw": result.get("machine_info", {}).get("cpu", {}).get("brand_raw", "unnamed CPU")}
+    return {
+        "benchmarks": kept,
+        "soho_fast": result["soho_fast"],
+        "machine_info": {"cpu": cpu},
+        "datetime": result["datetime"],
+    }
+
+
 def _setup_line(result: dict) -> str:
     setup, machine = result["soho_fast"], result.get("machine_info", {})
-    cpu = machine.get("cpu", {}).get("brand_raw", "a CPU that does not give its name")
+    cpu = machine.get("cpu", {}).get("brand_raw", "unnamed CPU")
     level = setup["build"].get("cpu_level", "reference only")
     versions = ", ".join(f"{name} {number}" for name, number in setup["versions"].items() if number != "absent")
     return f"{cpu}, {setup['threads']} threads, level {level}; {versions}; {result['datetime'][:10]}."
@@ -65,9 +82,14 @@ def table(result: dict) -> str:
             ours = f"{time_text(row.seconds)} ({row.contender.removeprefix('soho_fast').strip() or 'soho_fast'})"
             lines.append(f"| {name} | {ours} | {limit_text(row, limits)} | {_competition(row, contenders)} |")
     lines += ["", "| bar | asked | measured | |", "|---|---|---|---|"]
-    for bar in result["soho_fast"]["bars"]:
-        word = {True: "held", False: "**missed**", None: "not measured"}[bar["held"]]
-        lines.append(f"| {bar['claim']} | {bar['bar']} | {bar['measured']} | {word} |")
+    bars = result["soho_fast"]["bars"]
+    for bar in bars:
+        if bar["held"] is not None:
+            word = "held" if bar["held"] else "**missed**"
+            lines.append(f"| {bar['claim']} | {bar['bar']} | {bar['measured']} | {word} |")
+    for bar in bars:
+        if bar["held"] is None:
+            lines.append(f"| {bar['claim']} | {bar['bar']} | | not measured here |")
     return "\n".join(lines)
 
 
@@ -94,7 +116,7 @@ def draw(rows: list[Row], path: Path) -> None:
             points[row.info["series"]].setdefault(row.contender, []).append((row.info["size"], row.seconds))
     if not any(points.values()):
         raise ValueError("result: it holds no growth curves (test_lookup_growth.py did not run): no figure")
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     FigureCanvasAgg(figure)
     contenders = list(dict.fromkeys(name for lines in points.values() for name in lines))
     for axes, (series, lines) in zip(figure.subplots(1, 3, sharey=True), points.items(), strict=True):
@@ -113,7 +135,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.set_xlabel(SERIES[series])
         axes.grid(alpha=0.3, which="both")
     figure.axes[0].set_ylabel("codebook lookup, ms")
-    figure.axes[0].legend(fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
@@ -123,6 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("result", type=Path, help="what --benchmark-json wrote")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file whose marked block is replaced")
     parser.add_argument("--figure", type=Path, default=ROOT / "docs/benchmarks.png", help="PNG to write")
+    parser.add_argument("--store", type=Path, default=ROOT / "benchmarks/results/ops.json", help="copy to keep")
     options = parser.parse_args(arguments)
     try:
         result = read_result(options.result)
@@ -131,7 +154,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     options.readme.write_text(readme)
-    print(f"wrote {options.readme} and {options.figure}")
+    options.store.parent.mkdir(parents=True, exist_ok=True)
+    options.store.write_text(json.dumps(stored(result)) + "\n")
+    print(f"wrote {options.readme}, {options.figure} and {options.store}")
 
 
 if __name__ == "__main__":
