@@ -3,11 +3,13 @@
 deepspeed soho_fast/train.py                          recipe mini: builds its corpus, trains, measures
 deepspeed soho_fast/train.py --recipe paper --places.coco ... --places.visual_genome ...
 python -m soho_fast.train --optim.lr 3e-4 --max_steps 100
-deepspeed --hostfile hosts soho_fast/train.py         several machines that share the output folder
+deepspeed --hostfile hosts soho_fast/train.py         several machines that share the output folder; without ssh, on
+    each of them: deepspeed --hostfile hosts --no_ssh --node_rank N --master_addr FIRST soho_fast/train.py
 """
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -76,6 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         return fail(f"{error.filename or 'output'}: {error.strerror}; the checkpoints written so far are intact", rank)
+    except KeyboardInterrupt:
+        # Before the first step or after the last one; in between `StopRequest` hears it.
+        if rank == 0:
+            print("\nstopped outside training; the same command continues from the newest checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _run(arguments: list[str]) -> int:

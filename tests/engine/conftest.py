@@ -11,9 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
+
+from soho_fast import train
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "engine"), str(ROOT / "tests" / "data")]
 SCRIPT = Path(__file__).with_name("engine_run.py")
+
+# Recipe mini, made small.
+SMALL = {
+    "corpus": {"num_train": 40, "num_heldout": 12, "image_size": 64},
+    "data": {"shorter_edge": 64, "longer_edge": 64, "heldout_images": 12, "heldout_candidates": 8},
+    "model": {
+        "config": {
+            "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "intermediate_size": 64, "num_codes": 16, "dictionary_init": "data",
+        }
+    },
+    "batch": {"images_per_step": 8, "workers": 1},
+    "log": {"every_steps": 1},
+}  # fmt: skip
 
 
 @dataclass
@@ -35,12 +53,12 @@ def environment() -> dict[str, str]:
     return values | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONUNBUFFERED": "1"}
 
 
-def command(processes: int, port: int) -> list[str]:
-    """How to start a script with so many processes."""
-    if processes == 1:
+def command(processes: int, port: int, *options: str) -> list[str]:
+    """How to start a script with so many processes (alone: without the launcher), or by these launcher options."""
+    if processes == 1 and not options:
         return [sys.executable]
     launcher = str(Path(sys.executable).with_name("deepspeed"))
-    return [launcher, "--num_accelerators", str(processes), "--master_port", str(port)]
+    return [launcher, *(options or ("--num_accelerators", str(processes))), "--master_port", str(port)]
 
 
 def _start(arguments: list[str]) -> subprocess.Popen:
@@ -85,12 +103,12 @@ def launch(port: int) -> Callable[..., Finished]:
 
 @pytest.fixture
 def start(port: int) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start a request without waiting for its end; output and errors come through one pipe."""
+    """Start a script without waiting for its end; output and errors come through one pipe."""
 
     started = []
 
-    def run(request: dict, processes: int = 1) -> subprocess.Popen:
-        started.append(_start([*command(processes, port), str(SCRIPT), json.dumps([request])]))
+    def run(script: Path, arguments: list[str], *options: str, processes: int = 1) -> subprocess.Popen:
+        started.append(_start([*command(processes, port, *options), str(script), *arguments]))
         return started[-1]
 
     yield run
@@ -132,3 +150,17 @@ def losses() -> Callable[[dict], list[float]]:
         return [record["loss"] for record in records]
 
     return read
+
+
+@pytest.fixture
+def small_recipe(tmp_path: Path) -> Path:
+    """Recipe mini, made small, all in this test's folder."""
+    recipe = yaml.safe_load((train.RECIPES / "mini.yaml").read_text())
+    for part, values in SMALL.items():
+        # The model is this test's own: what mini starts from and how fast it learns is tuned elsewhere.
+        recipe[part] = values if part == "model" else {**recipe.get(part, {}), **values}
+    recipe["places"] = {"corpus": str(tmp_path / "corpus")}
+    recipe |= {"output": str(tmp_path / "run"), "max_steps": 3, "max_minutes": 0}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path

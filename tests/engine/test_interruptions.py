@@ -1,7 +1,7 @@
 """Runs that are killed, stopped, resumed, or lose their disk."""
 
-import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from soho_fast import train
 from soho_fast.engine import stop as stopping
+
+SCRIPT = Path(train.__file__)
 
 SOHO = {"soho": True, "dropout": 0.1, "pixels": 32}
 
@@ -50,23 +53,49 @@ def test_signal_saves_and_stops_at_the_next_step(launch, request_for, losses, na
     assert not (Path(asked["output"]) / "model").exists()
 
 
-def test_killing_the_launcher_saves_on_all_ranks(start, request_for, losses):
-    """SIGTERM to the `deepspeed` command leaves its launcher and ranks as orphans; they must save and end."""
-    run = request_for("run", max_steps=10_000, task={"delay": 0.02}, engine={"zero_stage": 1})
-    log = Path(run["output"]) / "log.jsonl"
-    launcher = start(run, processes=2)
-    deadline = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) > 3):
-        assert time.monotonic() < deadline, "training did not begin"
-        time.sleep(0.2)
-    launcher.terminate()
-    # The pipe closes when the last of the orphans has ended.
-    text = launcher.communicate(timeout=120)[0]
-    assert "asked to stop: saved" in text, text
-    steps = len(losses(run))
-    assert _checkpoints(run) == ["latest", f"step-{steps:08d}"]
-    manifest = json.loads((Path(run["output"]) / "checkpoints" / f"step-{steps:08d}" / "checkpoint.json").read_text())
-    assert {"rank-00000.pt", "rank-00001.pt"} <= set(manifest["files"])
+def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(start, small_recipe, losses):
+    """`deepspeed soho_fast/train.py` on two machines by a hostfile (both are this one), against two ranks of one
+    machine that get Ctrl-C, are started again, get SIGTERM to the `deepspeed` command, and go on to their end.
+
+    Ctrl-C signals the whole process group. SIGTERM leaves the launcher and the ranks behind as orphans.
+    """
+    folder = small_recipe.parent
+
+    def run(name: str, *options: str) -> subprocess.Popen:
+        arguments = ["--recipe", str(small_recipe), "--max_steps", "20", "--evaluation.at_end", "false"]
+        return start(SCRIPT, [*arguments, "--output", str(folder / name)], *options, processes=2)
+
+    def end(launcher: subprocess.Popen) -> str:
+        # The pipe closes when the last of the ranks has ended.
+        return launcher.communicate(timeout=300)[0]
+
+    through, stopped = {"output": str(folder / "through")}, {"output": str(folder / "stopped")}
+    (folder / "hosts").write_text("first slots=1\nsecond slots=1\n")
+    by_hand = ("--hostfile", str(folder / "hosts"), "--no_ssh", "--master_addr", "127.0.0.1", "--node_rank")
+    machines = [run("through", *by_hand, number) for number in "01"]
+    texts = [end(machine) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(texts)
+    assert "2 process(es)" in texts[0] and "process(es)" not in texts[1], "only the first rank speaks"
+
+    log, steps = folder / "stopped" / "log.jsonl", 0
+    for send in (lambda launcher: os.killpg(launcher.pid, signal.SIGINT), subprocess.Popen.terminate):
+        launcher = run("stopped")
+        deadline = time.monotonic() + 300
+        while not (log.exists() and len(log.read_text().splitlines()) >= steps + 4):
+            assert time.monotonic() < deadline, "training did not begin"
+            time.sleep(0.05)
+        send(launcher)
+        text = end(launcher)
+        assert f"(step {steps} of 20)" in text or not steps, text
+        steps = len(losses(stopped))
+        assert f"stopped/checkpoints/step-{steps:08d}; the same command continues from here" in text, text
+        assert not re.search('File ".*soho_fast', text), "a stack trace of ours"
+        assert _checkpoints(stopped)[0] == "latest" and f"step-{steps:08d}" in _checkpoints(stopped)
+        assert not (folder / "stopped" / "model").exists()
+    launcher = run("stopped")
+    text = end(launcher)
+    assert launcher.returncode == 0 and f"(step {steps} of 20)" in text, text
+    assert losses(stopped) == losses(through)
 
 
 def test_second_interrupt_stops_at_once(monkeypatch):

@@ -78,6 +78,17 @@ def test_mistakes_on_the_command_line_are_one_line(capsys, arguments, words):
     assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], lines
 
 
+def test_ctrl_c_outside_training_is_one_line(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_run", interrupted)
+    assert train.main([]) == 130
+    assert capsys.readouterr().err.strip().splitlines() == [
+        "stopped outside training; the same command continues from the newest checkpoint"
+    ]
+
+
 def test_unknown_field_of_a_recipe_file(tmp_path, capsys):
     (tmp_path / "odd.yaml").write_text("epochs: 1\nlearning_rate: 3\n")
     assert train.main(["--recipe", str(tmp_path / "odd.yaml")]) == 2
@@ -123,34 +134,6 @@ def test_precision_follows_the_device(monkeypatch, device, fp16, bf16, auto):
                 processes.choose_precision(settings)
     assert processes.choose_precision(EngineSettings(precision="fp16", emulate_precision=True)) == "fp16"
     assert accelerator.is_fp16_supported()
-
-
-SMALL = {
-    "corpus": {"num_train": 40, "num_heldout": 12, "image_size": 64},
-    "data": {"shorter_edge": 64, "longer_edge": 64, "heldout_images": 12, "heldout_candidates": 8},
-    "model": {
-        "config": {
-            "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "intermediate_size": 64, "num_codes": 16, "dictionary_init": "data",
-        }
-    },
-    "batch": {"images_per_step": 8, "workers": 1},
-    "log": {"every_steps": 1},
-}  # fmt: skip
-
-
-@pytest.fixture
-def small_recipe(tmp_path: Path) -> Path:
-    """Recipe mini, made small, all in this test's folder."""
-    recipe = yaml.safe_load((train.RECIPES / "mini.yaml").read_text())
-    for part, values in SMALL.items():
-        # The model is this test's own: what mini starts from and how fast it learns is tuned elsewhere.
-        recipe[part] = values if part == "model" else {**recipe.get(part, {}), **values}
-    recipe["places"] = {"corpus": str(tmp_path / "corpus")}
-    recipe |= {"output": str(tmp_path / "run"), "max_steps": 3, "max_minutes": 0}
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
 
 
 def test_from_corpus_to_table(launch, small_recipe, tmp_path):
