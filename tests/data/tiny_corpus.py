@@ -27,9 +27,13 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *COLOURS, "a", "there", "
 PIECES = ["sheet", "##ing", "paint", "##ed", "##ly", "un"]
 
 
-def write_tokenizer(folder: Path) -> Path:
-    """A WordPiece tokenizer that AutoTokenizer loads; `painting` and `unpaintedly` are made of several pieces."""
-    vocab = {word: number for number, word in enumerate(WORDS + PIECES)}
+def write_tokenizer(folder: Path, size: int = 0) -> Path:
+    """A WordPiece tokenizer that AutoTokenizer loads; `painting` and `unpaintedly` are made of several pieces.
+
+    Words that no text has fill the vocabulary up to `size`.
+    """
+    filling = [f"word{number}" for number in range(size - len(WORDS + PIECES))]
+    vocab = {word: number for number, word in enumerate(WORDS + PIECES + filling)}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
