@@ -7,10 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from engine_run import SohoTask
+from safetensors.torch import load_file
 
 SOHO = {"soho": True, "dropout": 0.0}
-SOHO_CASES = ((0, "float32"), (2, "bf16"), (3, "fp16"))
-STILL = {"freeze_batch_norm": True, "precision": "float32"}
+STILL = {"freeze_batch_norm": True}
+# About ten times what was seen: relative difference of the losses, and of the way the backbone went.
+RTOL = {"float32": 1e-6, "fp16": 2e-4, "bf16": 2e-3}
+APART = {"float32": 1e-3, "fp16": 3e-3, "bf16": 1.5e-2}
+TYPES = {"float32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def test_two_processes_train_as_one(launch, request_for, losses):
@@ -28,47 +34,39 @@ def test_two_processes_train_as_one(launch, request_for, losses):
 
 
 def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
-    """Ten steps of ZeRO 0-3 in float32, bf16 and fp16 on two processes; then the last five again from checkpoints.
+    """Ten steps of the model under ZeRO 0-3 in float32, bf16 and fp16 on two processes; then the last five again.
 
-    All twelve on the stub, and three on the model (a CPU emulates fp16 and bf16 convolutions slowly). Where
-    the backbone goes is read from the stub: with so few pixels the model's BatchNorm leaves its gradients to rounding.
+    BatchNorm stands still: over one or two images it would leave the backbone's gradients to rounding.
     """
 
-    def make(stage: int, precision: str, task: dict, name: str = "", **changes) -> dict:
+    def make(stage: int, precision: str) -> dict:
         return request_for(
-            name or f"zero{stage}-{precision}-{'soho' if task else 'stub'}",
-            task={"dropout": 0.0, **task},
+            f"zero{stage}-{precision}",
+            task=SOHO | {"pixels": 32},
             checkpoint={"every_steps": 5, "keep": 0},
-            optim={"frozen_backbone_epochs": (0, 0.2), "lr": 1e-3, **changes},
-            batch={"images_per_step": 4, "accumulation": 1 if task else 2},
-            engine={"zero_stage": stage, "precision": precision, "emulate_precision": True, "loss_scale_power": 8},
+            optim={"frozen_backbone_epochs": (0, 0.2), "lr": 1e-3},
+            batch={"images_per_step": 4, "accumulation": 2},
+            engine=STILL
+            | {"zero_stage": stage, "precision": precision, "emulate_precision": True, "loss_scale_power": 8},
         )
 
-    stub = {key: make(*key, {}) for key in itertools.product((0, 1, 2, 3), ("float32", "bf16", "fp16"))}
-    soho = {key: make(*key, SOHO | {"pixels": 32}) for key in SOHO_CASES}
-    untrained = make(0, "float32", {}, "untrained", lr=0.0, backbone_lr=0.0)
-    done = launch(*stub.values(), *soho.values(), untrained, processes=2)
+    runs = {key: make(*key) for key in itertools.product((0, 1, 2, 3), TYPES)}
+    done = launch(*runs.values(), processes=2)
     assert done.code == 0, done.text
     results = done.results()
-    assert len(results) == 2 * (len(stub) + len(soho) + 1)
+    assert len(results) == 2 * len(runs)
     assert {result["codebook_type"] for result in results} == {"torch.float32"}
-    start, end = backbone(untrained), backbone(stub[0, "float32"])
-    for runs in (stub, soho):
-        reference = losses(runs[0, "float32"])
-        for (stage, precision), request in runs.items():
-            what, exact, values = f"ZeRO {stage} {precision}", precision == "float32", losses(request)
-            assert len({result["codebook"] for result in results if result["output"] == request["output"]}) == 1, what
-            assert len(values) == 10 and all(map(math.isfinite, values)), what
-            np.testing.assert_allclose(values, reference, rtol=1e-4 if exact else 0.03, err_msg=what)
-            if runs is soho:
-                continue
-            # The losses hardly feel a backbone that SGD does not move (a loss scale taken out, never put in). Exported
-            # weights are rounded to the precision, more than ten steps move them; along the movement that cancels.
-            moved, expected = backbone(request) - start, end - start
-            share = float((moved * expected).sum() / expected.square().sum())
-            assert abs(share - 1) < (1e-3 if exact else 0.5), f"{what}: the backbone moved {share} of its way"
+    reference, way = losses(runs[0, "float32"]), way_of_backbone(runs[0, "float32"], "float32")
+    for (stage, precision), request in runs.items():
+        what, values = f"ZeRO {stage} {precision}", losses(request)
+        assert len({result["codebook"] for result in results if result["output"] == request["output"]}) == 1, what
+        assert len(values) == 10 and all(map(math.isfinite, values)), what
+        np.testing.assert_allclose(values, reference, rtol=RTOL[precision], err_msg=what)
+        # The losses hardly feel a backbone that SGD does not move (a loss scale taken out, never put in).
+        apart = float((way_of_backbone(request, precision) - way).norm() / way.norm())
+        assert apart < APART[precision], f"{what}: the backbone went {apart} of its way elsewhere"
 
-    again = [stub[key] for key in itertools.product((1, 2, 3), ("float32", "bf16", "fp16"))] + [soho[3, "fp16"]]
+    again = [runs[key] for key in itertools.product((2, 3), TYPES)]
     uninterrupted = [losses(request) for request in again]
     for request in again:
         shutil.rmtree(Path(request["output"]) / "checkpoints" / "step-00000010")
@@ -79,6 +77,14 @@ def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
         assert losses(request) == before, request["output"]
 
 
-def backbone(request: dict) -> torch.Tensor:
-    """The stub's convolution, as exported."""
-    return torch.load(Path(request["output"]) / "model" / "weights.pt")["backbone.0.weight"].float()
+def way_of_backbone(request: dict, precision: str) -> torch.Tensor:
+    """End minus start of the backbone's parameters, in one row; in half precision those that the optimiser holds."""
+    output = Path(request["output"])
+    if precision == "float32":
+        end = load_file(output / "model" / "model.safetensors")
+    else:
+        end = get_fp32_state_dict_from_zero_checkpoint(output / "checkpoints", "step-00000010")
+    start = dict(SohoTask(SOHO).build_model().named_parameters())
+    names = [name for name in start if ".backbone." in name]
+    ways = [end[name].double() - start[name].detach().to(TYPES[precision]).double() for name in names]
+    return torch.cat([way.flatten() for way in ways])
