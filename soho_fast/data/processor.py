@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from soho_fast.data.images import SohoImageProcessor
@@ -29,3 +29,8 @@ class SohoProcessor(ProcessorMixin):
         """Load what `save_pretrained` wrote, or a hub repository of the same layout."""
         image_processor = SohoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         return cls(image_processor, load_tokenizer(pretrained_model_name_or_path))
+
+
+# By convention the key is the configuration's class; `data` knows no model, and loading looks by the class's name.
+AutoImageProcessor.register("soho", image_processor_classes={"torchvision": SohoImageProcessor}, exist_ok=True)
+AutoProcessor.register("soho", SohoProcessor, exist_ok=True)

@@ -1,7 +1,8 @@
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor
 
-from soho_fast.data import SohoProcessor
+from soho_fast.data import SohoImageProcessor, SohoProcessor
 
 
 def test_round_trip_gives_the_same_inputs(processor, tmp_path):
@@ -20,3 +21,12 @@ def test_round_trip_gives_the_same_inputs(processor, tmp_path):
 
 def test_text_alone_has_no_token_types(processor):
     assert set(processor(text=["a red"], return_tensors="pt")) == {"input_ids", "attention_mask"}
+
+
+def test_the_auto_classes_know_what_was_saved(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is SohoProcessor
+    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
+    assert loaded.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is SohoImageProcessor
