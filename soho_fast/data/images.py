@@ -78,8 +78,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.alpha_composite(white, image).convert("RGB")
     if image.mode.startswith("I"):
         # 16-bit grey: Pillow's own conversion clips instead of scaling.
-        grey = np.asarray(image, dtype=np.float64)
-        return Image.fromarray((grey / max(grey.max(), 1.0) * 255.0).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image, dtype=np.float64) / 257.0
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 

@@ -149,7 +149,7 @@ def finish_records(
             report.splits[candidate.split] = report.splits.get(candidate.split, 0) + 1
     report.num_images = len(records)
     report.num_missing = len(missing)
-    where = ", ".join(store.root if hasattr(store, "root") else store.path for store in stores)
+    where = ", ".join(map(str, stores))
     if missing and (missing_images == "error" or not records):
         raise FileNotFoundError(
             f"{annotations}: {len(missing)} of {len(missing) + len(records)} images are not in {where}; first: "

@@ -26,12 +26,18 @@ class ImageStore(Protocol):
     def locate(self, name: str) -> str:
         """The name as a user would look for it, for messages."""
 
+    def __str__(self) -> str:
+        """Path of the store."""
+
 
 @dataclass(frozen=True)
 class FolderStore:
     """Image files below a folder."""
 
     root: str
+
+    def __str__(self) -> str:
+        return self.root
 
     def existing(self, names: Iterable[str]) -> set[str]:
         """The subset of `names` that exists; each folder is listed once, so a million names cost a few listings."""
@@ -63,6 +69,9 @@ class ZipStore:
     path: str
     _handle: zipfile.ZipFile | None = field(default=None, repr=False, compare=False)
     _owner: int = field(default=0, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.path
 
     def _open(self) -> zipfile.ZipFile:
         if self._handle is None or self._owner != os.getpid():

@@ -27,7 +27,6 @@ class Processes:
     rank: int
     world: int
     local_rank: int
-    local_world: int
     device: torch.device
     group: dist.ProcessGroup | None
 
@@ -101,7 +100,7 @@ def start_processes(threads: int = 0) -> Processes:
     group = None
     if dist.get_world_size() > 1:
         group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-    return Processes(dist.get_rank(), dist.get_world_size(), local_rank, local_world, device, group)
+    return Processes(dist.get_rank(), dist.get_world_size(), local_rank, device, group)
 
 
 def leave_processes() -> None:

@@ -3,7 +3,7 @@
 import random
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import deepspeed
@@ -430,8 +430,3 @@ def average_batch_norm(model: nn.Module, processes: Processes) -> None:
         flat /= processes.world
         for buffer, part in zip(statistics, flat.split([buffer.numel() for buffer in statistics]), strict=True):
             buffer.copy_(part.view_as(buffer))
-
-
-def resolved(settings: TrainSettings) -> dict:
-    """A recipe as plain values, for recipe.yaml."""
-    return asdict(settings)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from soho_fast.data.images import BrokenImageError
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
-from soho_fast.data.sampling import SAMPLE_STREAM, SampleKey
+from soho_fast.data.sampling import SAMPLE_STREAM
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_tokens
 from soho_fast.tasks.pair_sampling import PairSampler
 
@@ -66,7 +66,7 @@ class PretrainingSample:
 class PretrainingDataset(Dataset[PretrainingSample]):
     """Samples that depend on (seed, epoch, index) only: not on the rank, the worker, or what was drawn before.
 
-    Ask for `dataset[SampleKey(epoch, index)]`, or `set_epoch` and `dataset[index]`.
+    Ask for an epoch's sample by `set_epoch`, then `dataset[index]`.
     """
 
     def __init__(
@@ -115,11 +115,10 @@ class PretrainingDataset(Dataset[PretrainingSample]):
         return len(self._images)
 
     def set_epoch(self, epoch: int) -> None:
-        """Epoch for plain integer indices. Worker processes started before do not see it: use `SampleKey` there."""
+        """The epoch of the samples asked for from here on, in this process (the engine's loaders tell each worker)."""
         self._epoch = epoch
 
-    def __getitem__(self, key: int | SampleKey) -> PretrainingSample:
-        epoch, index = key if isinstance(key, tuple) else (self._epoch, key)
+    def __getitem__(self, index: int) -> PretrainingSample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a data set of {len(self)}")
         sample = PretrainingSample(self._sample_ids[index])
@@ -128,7 +127,7 @@ class PretrainingDataset(Dataset[PretrainingSample]):
         except BrokenImageError as error:
             sample.broken = f"{sample.sample_id}: {error}"
             return sample
-        rng = np.random.default_rng([SAMPLE_STREAM, self.seed, epoch, index])
+        rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
         sample.mask_uniform = float(rng.random())
         texts = self._pairs.positives(index, self.num_positive, rng)
         texts += self._pairs.negatives(index, self.num_negative, rng)

@@ -46,7 +46,9 @@ def test_transparency_is_laid_over_white():
 def test_sixteen_bit_grey_is_scaled_not_clipped():
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     pixels = decode_image(encoded(Image.fromarray(ramp), "PNG"))
-    assert len(pixels.unique()) == 64
+    assert len(pixels.unique()) == 64 and pixels.max() == 255
+    dark = decode_image(encoded(Image.fromarray(ramp // 4), "PNG"))
+    assert dark.max() == 63, "a dark picture stays dark"
 
 
 def test_exif_orientation_is_applied():

@@ -27,7 +27,7 @@ def _train(optimizers: list[torch.optim.Optimizer], params: list[torch.nn.Parame
             optimizer.step()
 
 
-def test_equals_torch_bit_for_bit():
+def test_equals_torch():
     ours, theirs = _parameters(0) + _parameters(1), _parameters(0) + _parameters(1)
     joint = SgdAdamW(
         [

@@ -6,7 +6,6 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from soho_fast.data import BrokenImageError
-from soho_fast.data.sampling import SampleKey
 from soho_fast.engine.batches import Batches, plan_batches
 from soho_fast.engine.settings import BatchSettings
 from soho_fast.tasks.pretraining_batches import PretrainingCollator, PretrainingDataset, TextMasking
@@ -69,6 +68,11 @@ def test_number_of_texts(records, processor, collate):
     assert collate([only[0]])["image_index"].tolist() == [0]
 
 
+def sample_of(dataset, epoch, index):
+    dataset.set_epoch(epoch)
+    return dataset[index]
+
+
 def test_positives_name_the_image_and_negatives_another(records, processor, collate):
     dataset = PretrainingDataset(records, processor, masking=TextMasking(probability=0.0))
     batch = collate([dataset[index] for index in range(len(dataset))])
@@ -83,7 +87,7 @@ def test_positives_and_negatives_are_masked_alike_but_only_positives_have_labels
     masked, real, labelled = torch.zeros(2), torch.zeros(2), torch.zeros(2)
     special = torch.tensor([processor.tokenizer.cls_token_id, processor.tokenizer.sep_token_id])
     for epoch in range(40):
-        batch = collate([dataset[SampleKey(epoch, index)] for index in range(len(dataset))])
+        batch = collate([sample_of(dataset, epoch, index) for index in range(len(dataset))])
         words = batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], special)
         for label in (0, 1):
             rows = batch["itm_labels"] == label
@@ -103,15 +107,15 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(records, processor, colla
     forwards = [collate([dataset[index]]) for index in range(6)]
     set_seed(123)
     other = PretrainingDataset(records, processor, seed=5)
-    backwards = [collate([other[SampleKey(2, index)]]) for index in reversed(range(6))][::-1]
+    backwards = [collate([sample_of(other, 2, index)]) for index in reversed(range(6))][::-1]
     assert all(itertools.starmap(same, zip(forwards, backwards, strict=True)))
     for changed in (
-        dataset[SampleKey(3, 0)],
-        PretrainingDataset(records, processor, seed=6)[SampleKey(2, 0)],
-        dataset[1],
+        sample_of(dataset, 3, 0),
+        sample_of(PretrainingDataset(records, processor, seed=6), 2, 0),
+        sample_of(dataset, 2, 1),
     ):
         assert changed.mask_uniform != forwards[0]["mask_uniform"].item()
-    uniforms = [dataset[SampleKey(epoch, index)].mask_uniform for epoch in range(20) for index in range(len(dataset))]
+    uniforms = [sample_of(dataset, epoch, index).mask_uniform for epoch in range(20) for index in range(len(dataset))]
     assert len(set(uniforms)) == len(uniforms) and 0.4 < sum(uniforms) / len(uniforms) < 0.6
 
 
