@@ -17,7 +17,6 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from .normalization import BatchNorm2d
 
-NUM_STAGES = 4
 _RESNETS = {
     "resnet10": (BasicBlock, [1, 1, 1, 1]),
     "resnet18": (BasicBlock, [2, 2, 2, 2]),

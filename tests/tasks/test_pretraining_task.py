@@ -6,9 +6,10 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from tiny_corpus import COLOURS, draw, write_karpathy
+from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
 
 from soho_fast.data import SohoProcessor
-from soho_fast.model import SohoForPreTraining
+from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.pretraining import CaptionSource, PretrainingData, PretrainingModel, PretrainingTask
 
 NAMES = list(COLOURS)
@@ -93,9 +94,11 @@ def test_export_loads_again(data, tmp_path):
     task, _ = make_task(data)
     model = task.build_model()
     task.export(model, model.state_dict(), tmp_path / "model")
-    loaded = SohoForPreTraining.from_pretrained(tmp_path / "model")
+    loaded = AutoModelForPreTraining.from_pretrained(tmp_path / "model")
+    assert type(loaded) is SohoForPreTraining and type(AutoConfig.from_pretrained(tmp_path / "model")) is SohoConfig
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
-    processor = SohoProcessor.from_pretrained(tmp_path / "model")
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    assert type(processor) is SohoProcessor
     assert processor.image_processor.to_dict() == task.processor.image_processor.to_dict()
     assert processor.tokenizer.get_vocab() == task.tokenizer.get_vocab()
 
