@@ -1,4 +1,7 @@
-"""Data: one reader per published format, images, text. Knows no model."""
+"""Data: one reader per published format, images, text. Knows no model.
+
+`AutoProcessor` and `AutoImageProcessor` know SOHO's once this package is imported.
+"""
 
 from soho_fast.data.coco_captions import read_coco_captions
 from soho_fast.data.images import BrokenImageError, SohoImageProcessor, decode_image

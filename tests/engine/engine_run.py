@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -233,9 +233,23 @@ class SohoData(StubData):
         }
 
 
+def partition_small_weights(config_of: Callable[..., dict]) -> Callable[..., dict]:
+    """DeepSpeed's configuration with a threshold that lets ZeRO 3 take apart the weights of these tiny models too."""
+
+    def config(*arguments: Any, **options: Any) -> dict:
+        values = config_of(*arguments, **options)
+        if values["zero_optimization"]["stage"] == 3:
+            values["zero_optimization"]["stage3_param_persistence_threshold"] = 1000
+        return values
+
+    return config
+
+
 def run_one(request: dict[str, Any], processes: Any) -> int:
     from soho_fast.engine import trainer as training
+    from soho_fast.engine.processes import deepspeed_config
 
+    training.deepspeed_config = partition_small_weights(deepspeed_config)
     options, settings = request.pop("task", {}), training.TrainSettings()
     for name, value in request.items():
         if isinstance(value, dict):
