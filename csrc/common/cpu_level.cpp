@@ -6,44 +6,43 @@
 namespace soho {
 namespace {
 
-constexpr CpuLevel kAllLevels[] = {CpuLevel::kScalar, CpuLevel::kAvx2, CpuLevel::kAvx512, CpuLevel::kAmx};
+constexpr CpuLevel kAllLevels[] = {CpuLevel::kScalar, CpuLevel::kAvx2, CpuLevel::kAvx512, CpuLevel::kAvx512Bf16,
+                                   CpuLevel::kAmx};
 constexpr int kNotForced = -1;
 std::atomic<int> forced_level{kNotForced};
 
 bool built(CpuLevel level) {
-  switch (level) {
-    case CpuLevel::kScalar:
-      return true;
-    case CpuLevel::kAvx2:
-#ifdef SOHO_LEVEL_AVX2
-      return true;
+#ifdef SOHO_X86_LEVELS
+  return level != CpuLevel::kAmx;
 #else
-      return false;
+  return level == CpuLevel::kScalar;
 #endif
-    default:
-      return false;
-  }
 }
 
 bool probe(CpuLevel level) {
+#ifdef SOHO_X86_LEVELS
   switch (level) {
     case CpuLevel::kScalar:
       return true;
     case CpuLevel::kAvx2:
-#ifdef SOHO_LEVEL_AVX2
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-      return false;
-#endif
+    case CpuLevel::kAvx512:
+      return probe(CpuLevel::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case CpuLevel::kAvx512Bf16:
+      return probe(CpuLevel::kAvx512) && __builtin_cpu_supports("avx512bf16");
     default:
       return false;
   }
+#else
+  return level == CpuLevel::kScalar;
+#endif
 }
 
 }  // namespace
 
 const char* cpu_level_name(CpuLevel level) {
-  constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "amx"};
+  constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
   return kNames[static_cast<int>(level)];
 }
 
@@ -82,7 +81,7 @@ void set_cpu_level(const std::string& name) {
     forced_level.store(static_cast<int>(level));
     return;
   }
-  throw std::invalid_argument("level: expected scalar, avx2, avx512 or amx, got '" + name + "'");
+  throw std::invalid_argument("level: expected scalar, avx2, avx512, avx512_bf16 or amx, got '" + name + "'");
 }
 
 }  // namespace soho

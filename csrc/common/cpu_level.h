@@ -6,7 +6,7 @@
 
 namespace soho {
 
-enum class CpuLevel { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
+enum class CpuLevel { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };  // ascending
 
 const char* cpu_level_name(CpuLevel level);
 

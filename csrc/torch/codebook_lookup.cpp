@@ -9,9 +9,11 @@
 namespace soho {
 namespace {
 
-constexpr int64_t kGroupsPerTask = 4;  // of packed codes: 64 x C float32
-constexpr int64_t kRowsPerTask = 48;   // eight register tiles of the AVX2 level
 constexpr int64_t kGatherRowsPerTask = 64;
+
+void intra_op_threads(int64_t total, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+  torch::stable::parallel_for(0, total, grain, body);
+}
 
 // Rows `index` of the contiguous `codes` (K, C) or (..., K, C), shaped (index's shape, C).
 Tensor gather(const Tensor& codes, const Tensor& index) {
@@ -52,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
 
   const Rows rows = as_rows(features);
   const int64_t rows_per_batch = codebook.dim() == 2 ? rows.num_rows : features.size(features.dim() - 2);
-  const CpuLevel level = active_cpu_level();
+  const std::vector<LookupPass> passes = codebook_lookup_passes(active_cpu_level());
   for (int64_t b = 0; b * rows_per_batch < rows.num_rows; ++b) {
     CodebookLookupArgs args{};
     args.features_type = element_of(features);
@@ -65,13 +67,7 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
     args.index = index.mutable_data_ptr<int64_t>() + b * rows_per_batch;
     args.distance = return_distance ? distance.mutable_data_ptr<float>() + b * rows_per_batch : nullptr;
 
-    PackedCodebook packed(args.codebook, num_codes, num_channels, codebook_lookup_width(level));
-    torch::stable::parallel_for(0, packed.num_groups(), kGroupsPerTask,
-                                [&](int64_t begin, int64_t end) { packed.pack(begin, end); });
-    const ScreenedCodes screened = packed.screened();
-    torch::stable::parallel_for(0, args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
-      codebook_lookup(level, args, screened, begin, end);
-    });
+    codebook_lookup(passes, args, nullptr, intra_op_threads);
   }
   const Tensor chosen = return_codes ? gather(torch::stable::contiguous(codebook), index)
                                      : empty_cpu({0}, codebook.scalar_type(), codebook);

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-CPU_LEVELS = ("scalar", "avx2", "avx512", "amx")
+CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
 LIBRARY = torch.library.Library("soho_fast", "FRAGMENT")
 
 _NATIVE_OPS: dict[str, set[str]] = {"cpu": set(), "triton": set(), "cuda": set()}
@@ -141,7 +141,7 @@ def set_cpu_level(level: str | None) -> None:
     """Force the instruction set of the `cpu` backend, for the whole process.
 
     Args:
-        level: "scalar", "avx2", "avx512" or "amx"; None goes back to the best one this machine has.
+        level: "scalar", "avx2", "avx512", "avx512_bf16" or "amx"; None goes back to the best one this machine has.
             An op that has no kernel of the level runs its next lower one.
 
     Raises:

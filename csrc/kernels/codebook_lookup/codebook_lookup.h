@@ -6,17 +6,26 @@
 // not finite counts as infinite: a row with NaN or Inf gets index 0, a code with NaN or Inf is never chosen while
 // another is left.
 //
-// Certified screening (vector levels). With a = s(x - m), b = s(d - m), m the mean of the codes and s a power of two,
-// the score a.b - |b|^2/2 is maximal where the distance is minimal. It is computed in float32; every code whose score
-// lies within twice the error bound of the row's best survives, and survivors are compared in float64 as above:
+// Certified screening. With a = s(x - m), b = s(d - m), m the mean of the codes and s a power of two, the score
+// a.b - |b|^2/2 is maximal where the distance is minimal. It is computed from a^ and b^, which are a and b rounded to
+// float32 or to bfloat16, with float32 sums; every code whose score lies within twice the error bound of the row's best
+// survives, and survivors are compared in float64 as above:
 //   |score~ - score| <= 1.25 (C + 16) 2^-24 (|a| max|b| + max|b|^2/2) + (C + 16) 2^-52 (|a| + max|b|)^2
-// The first term holds the rounding of a and b (relative 2^-24 each: a subtraction and an exact scaling), of |b|^2/2,
-// of a chain of C fused multiply-adds (C u / (1 - C u), at most 1.07 C u up to C = 2^18), of |a| itself and of the
-// threshold; the second the rounding of the float64 distances the result is defined by. Copies of a code are screened
-// once.
+//                       + (1 + 2^-8) (|a - a^| max|b| + |a^| max|b - b^|)
+// The first term holds the rounding of a and b to float32 (relative 2^-24 each: a subtraction and an exact scaling), of
+// |b|^2/2, of a chain of C additions (C u / (1 - C u), at most 1.07 C u up to C = 2^18; a product of two bfloat16 is
+// exact), of |a| itself and of the threshold; the second the rounding of the float64 distances the result is defined
+// by; the third, 0 for float32, the rounding to bfloat16, whose length is measured for each row. The largest element of
+// b lies in [1/2, 1), so that what underflows (subnormals count as 0 in bfloat16 dot products) is far below the first
+// term. Copies of a code are screened once.
+//
+// A level is a list of passes, the cheapest first. A pass takes the rows that are still undecided and leaves those
+// undecided whose survivors do not fit its list; the last one compares all codes in float64 and leaves none.
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <vector>
 
 #include "common/element.h"
 
@@ -36,30 +45,67 @@ struct CodebookLookupArgs {
   float* distance;  // (num_rows,) or null: the squared distance, float64 rounded to float32
 };
 
-// What the screening of one codebook needs: its distinct finite codes, centred, scaled and laid out in groups of
-// `width`.
+// How a pass wants its codes: groups of `width` codes, of each step one 32-bit word per code. A word is one float32
+// channel or two bfloat16 channels; steps are padded with zeros to a multiple of `step_multiple`.
+struct ScreeningFormat {
+  Element type;
+  int32_t width;  // 0: the pass screens nothing
+  int32_t step_multiple;
+  bool operator==(const ScreeningFormat&) const = default;
+};
+
+// The distinct finite codes of one codebook, and, where they can be screened, their centred, scaled and rounded copies.
 struct ScreenedCodes {
   const int64_t* codes;  // (num_distinct,) distinct finite codes, ascending
   int64_t num_distinct;
-  bool screenable;      // false: nothing to screen or beyond the bound's reach, every code is compared in float64
-  const float* centre;  // (num_channels,)
-  float scale;          // a power of two
-  double largest_norm;  // max |b|
-  int64_t num_groups;
-  const float* panel;         // (num_groups, num_channels, width): b, and 0 at padding
+  bool screenable;          // false: nothing to screen or beyond the bound's reach, every code is compared in float64
+  const float* centre;      // (num_channels,)
+  float scale;              // a power of two
+  double largest_norm;      // max |b|
+  double largest_rounding;  // max |b - b^|; 0 for float32
+  int64_t num_groups, num_steps;
+  const void* panel;          // (num_groups, num_steps, width) words: b^, and 0 at padding
   const float* negated_half;  // (num_groups, width): -|b|^2/2, and -inf at padding
 };
 
-// Codes per group of a level; 0 where the level screens nothing.
-int64_t codebook_lookup_width(CpuLevel level);
+constexpr int64_t kUndecided = -1;  // an index that no pass has written yet
 
-// Rows [begin, end) at the given level; disjoint ranges may run at the same time.
-void codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
-                     int64_t end);
+// What a call or a part of it took; sums over parts.
+struct LookupCounts {
+  int64_t compared = 0;   // rows whose survivors were compared in float64
+  int64_t undecided = 0;  // rows left to the next pass
+};
 
-void codebook_lookup_scalar(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end);
-constexpr int64_t kCodebookLookupWidthAvx2 = 16;
-void codebook_lookup_avx2(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end);
+struct LookupPass {
+  ScreeningFormat format;
+  // Rows [begin, end) whose index is kUndecided; disjoint ranges may run at the same time.
+  LookupCounts (*run)(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end);
+};
+
+std::vector<LookupPass> codebook_lookup_passes(CpuLevel level);
+
+// Calls body(begin, end) on ranges that make up [0, total), possibly at the same time, none shorter than `grain` but
+// the last.
+using ParallelFor =
+    std::function<void(int64_t total, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body)>;
+
+// Looks up all rows by `passes`. `packed` is null or a packed codebook (packed_codebook.h) of args.codebook; it is used
+// where it has the format of a pass. Returns, for each pass, what it took.
+std::vector<LookupCounts> codebook_lookup(const std::vector<LookupPass>& passes, const CodebookLookupArgs& args,
+                                          const void* packed, const ParallelFor& parallel_for);
+
+// Passes, one translation unit per instruction set. compare_all: every distinct code in float64.
+LookupCounts compare_all_scalar(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts compare_all_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts compare_all_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+
+constexpr ScreeningFormat kNothingScreened{Element::kFloat32, 0, 1};
+constexpr ScreeningFormat kFormatAvx2{Element::kFloat32, 16, 1};
+constexpr ScreeningFormat kFormatAvx512{Element::kFloat32, 32, 1};
+constexpr ScreeningFormat kFormatAvx512Bf16{Element::kBFloat16, 32, 1};
+LookupCounts screen_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts screen_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts screen_avx512_bf16(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
 
 struct GatherCodesArgs {
   const void* codebook;  // (num_codes, num_channels), contiguous, of the output's type

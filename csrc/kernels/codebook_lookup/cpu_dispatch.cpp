@@ -1,18 +1,56 @@
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "common/cpu_level.h"
-#include "kernels/codebook_lookup/codebook_lookup.h"
+#include "common/memory.h"
+#include "kernels/codebook_lookup/packed_codebook.h"
 
 namespace soho {
+namespace {
 
-int64_t codebook_lookup_width(CpuLevel level) { return level == CpuLevel::kScalar ? 0 : kCodebookLookupWidthAvx2; }
+constexpr int64_t kRowsPerTask = 56;  // four register tiles of the AVX-512 levels
 
-void codebook_lookup([[maybe_unused]] CpuLevel level, const CodebookLookupArgs& args, const ScreenedCodes& screened,
-                     int64_t begin, int64_t end) {
-#ifdef SOHO_LEVEL_AVX2
-  if (level >= CpuLevel::kAvx2) return codebook_lookup_avx2(args, screened, begin, end);
+}  // namespace
+
+std::vector<LookupPass> codebook_lookup_passes(CpuLevel level) {
+  switch (level) {
+#ifdef SOHO_X86_LEVELS
+    case CpuLevel::kAmx:
+    case CpuLevel::kAvx512Bf16:
+      return {{kFormatAvx512Bf16, screen_avx512_bf16},
+              {kFormatAvx512, screen_avx512},
+              {kNothingScreened, compare_all_avx512}};
+    case CpuLevel::kAvx512:
+      return {{kFormatAvx512, screen_avx512}, {kNothingScreened, compare_all_avx512}};
+    case CpuLevel::kAvx2:
+      return {{kFormatAvx2, screen_avx2}, {kNothingScreened, compare_all_avx2}};
 #endif
-  codebook_lookup_scalar(args, screened, begin, end);
+    default:
+      return {{kNothingScreened, compare_all_scalar}};
+  }
+}
+
+std::vector<LookupCounts> codebook_lookup(const std::vector<LookupPass>& passes, const CodebookLookupArgs& args,
+                                          const void* packed, const ParallelFor& parallel_for) {
+  std::fill(args.index, args.index + args.num_rows, kUndecided);
+  std::vector<LookupCounts> counts(passes.size());
+  for (size_t p = 0; p < passes.size() && (p == 0 || counts[p - 1].undecided > 0); ++p) {
+    const LookupPass& pass = passes[p];
+    const bool prepared =
+        packed != nullptr && packed_codebook_fits(packed, pass.format, args.num_codes, args.num_channels);
+    const Scratch memory(prepared ? 0 : packed_codebook_bytes(pass.format, args.num_codes, args.num_channels));
+    if (!prepared) pack_codebook(pass.format, args.codebook, args.num_codes, args.num_channels, memory.data(), parallel_for);
+    const ScreenedCodes screened = screened_codes(prepared ? packed : memory.data());
+    std::atomic<int64_t> compared{0}, undecided{0};
+    parallel_for(args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+      const LookupCounts part = pass.run(args, screened, begin, end);
+      compared += part.compared;
+      undecided += part.undecided;
+    });
+    counts[p] = {compared, undecided};
+  }
+  return counts;
 }
 
 int64_t gather_codes(const GatherCodesArgs& args, int64_t begin, int64_t end) {

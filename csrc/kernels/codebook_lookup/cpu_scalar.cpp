@@ -23,9 +23,12 @@ double squared_distance(const void* row, Element type, const float* code, int64_
 
 }  // namespace
 
-void codebook_lookup_scalar(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
+LookupCounts compare_all_scalar(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
+                                int64_t end) {
   DefaultFloatEnvironment environment;
+  LookupCounts counts;
   for (int64_t i = begin; i < end; ++i) {
+    if (args.index[i] != kUndecided) continue;
     const void* row = row_at(args.features, i, args.row_stride, args.features_type);
     int64_t nearest = 0;
     double smallest = std::numeric_limits<double>::infinity();
@@ -39,11 +42,13 @@ void codebook_lookup_scalar(const CodebookLookupArgs& args, const ScreenedCodes&
       }
     }
     args.index[i] = nearest;
+    ++counts.compared;
     if (args.distance != nullptr) {
       const float* code = args.codebook + nearest * args.num_channels;
       args.distance[i] = static_cast<float>(squared_distance(row, args.features_type, code, args.num_channels));
     }
   }
+  return counts;
 }
 
 }  // namespace soho

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <vector>
 
 #include "common/float_environment.h"
 
@@ -11,6 +13,63 @@ namespace {
 
 constexpr int64_t kMaxChannels = int64_t{1} << 18;  // of the error bound in codebook_lookup.h
 constexpr int kMaxExponent = 120;                   // the scale and its products stay normal float32 numbers
+constexpr int64_t kLanes = 8;                       // of sums over channels, so that they vectorise
+constexpr int64_t kAlignment = 64;
+constexpr int64_t kGroupsPerTask = 2;
+
+// The block: this header, then codes, centre, negated_half and panel, each aligned to a cache line.
+struct PackedHeader {
+  ScreeningFormat format;
+  int64_t num_codes, num_channels, num_distinct, num_groups;
+  float scale;
+  double largest_norm, largest_rounding;
+};
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+struct Sections {
+  int64_t codes, centre, negated_half, panel, end;  // bytes from the start of the block
+};
+
+int64_t num_steps(const ScreeningFormat& format, int64_t num_channels) {
+  const int64_t steps = format.type == Element::kFloat32 ? num_channels : (num_channels + 1) / 2;
+  return (steps + format.step_multiple - 1) / format.step_multiple * format.step_multiple;
+}
+
+Sections sections(const ScreeningFormat& format, int64_t num_codes, int64_t num_channels) {
+  const int64_t width = format.width, num_groups = width == 0 ? 0 : (num_codes + width - 1) / width;
+  Sections at{};
+  at.codes = aligned(sizeof(PackedHeader));
+  at.centre = at.codes + aligned(num_codes * sizeof(int64_t));
+  at.negated_half = at.centre + aligned(num_channels * sizeof(float));
+  at.panel = at.negated_half + aligned(num_groups * width * sizeof(float));
+  at.end = at.panel + aligned(num_groups * num_steps(format, num_channels) * width * sizeof(uint32_t));
+  return at;
+}
+
+template <class T>
+T* section(void* packed, int64_t offset) {
+  return reinterpret_cast<T*>(static_cast<char*>(packed) + offset);
+}
+
+uint16_t round_to_bfloat16(float value) {  // to nearest even; value is finite
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// The screened value of a channel: centred, scaled, rounded.
+struct Centring {
+  const float* centre;
+  double scale;
+  double operator()(const float* code, int64_t c) const { return (static_cast<double>(code[c]) - centre[c]) * scale; }
+};
+
+double sum_of_lanes(const double* lanes) {
+  double sum = 0.0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+  return sum;
+}
 
 // Hash of a code by value (-0 equals +0), and whether all its channels are finite.
 uint64_t hash_code(const float* code, int64_t num_channels, bool& finite) {
@@ -60,79 +119,138 @@ std::vector<int64_t> distinct_finite_codes(const float* codebook, int64_t num_co
 
 }  // namespace
 
-PackedCodebook::PackedCodebook(const float* codebook, int64_t num_codes, int64_t num_channels, int64_t width)
-    : codebook_(codebook), num_channels_(num_channels), width_(width) {
+size_t packed_codebook_bytes(const ScreeningFormat& format, int64_t num_codes, int64_t num_channels) {
+  return static_cast<size_t>(sections(format, num_codes, num_channels).end);
+}
+
+int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
+                      void* packed) {
   DefaultFloatEnvironment environment;
-  codes_ = distinct_finite_codes(codebook, num_codes, num_channels);
-  if (width == 0 || codes_.size() < 2 || num_channels > kMaxChannels) return;
+  const Sections at = sections(format, num_codes, num_channels);
+  PackedHeader& header = *new (packed) PackedHeader{format, num_codes, num_channels, 0, 0, 1.0f, 0.0, 0.0};
+  const std::vector<int64_t> codes = distinct_finite_codes(codebook, num_codes, num_channels);
+  std::copy(codes.begin(), codes.end(), section<int64_t>(packed, at.codes));
+  header.num_distinct = static_cast<int64_t>(codes.size());
+  float* centre = section<float>(packed, at.centre);
+  std::fill(centre, centre + num_channels, 0.0f);
+  if (format.width == 0 || codes.size() < 2 || num_channels > kMaxChannels) return 0;
 
   std::vector<double> mean(num_channels, 0.0);
-  for (int64_t j : codes_) {
+  for (int64_t j : codes) {
     const float* code = codebook + j * num_channels;
     for (int64_t c = 0; c < num_channels; ++c) mean[c] += code[c];
   }
-  centre_.resize(num_channels);
-  for (int64_t c = 0; c < num_channels; ++c) {
-    centre_[c] = static_cast<float>(mean[c] / static_cast<double>(codes_.size()));
-    mean[c] = centre_[c];
-  }
-  double largest = 0.0, largest_square = 0.0;
-  for (int64_t j : codes_) {
+  for (int64_t c = 0; c < num_channels; ++c)
+    centre[c] = static_cast<float>(mean[c] / static_cast<double>(header.num_distinct));
+  double largest = 0.0;
+  for (int64_t j : codes) {
     const float* code = codebook + j * num_channels;
-    double square = 0.0;
-    for (int64_t c = 0; c < num_channels; ++c) {
-      const double b = code[c] - mean[c];
-      largest = std::max(largest, std::fabs(b));
-      square += b * b;
-    }
-    largest_square = std::max(largest_square, square);
+    for (int64_t c = 0; c < num_channels; ++c)
+      largest = std::max(largest, std::fabs(static_cast<double>(code[c]) - centre[c]));
   }
   int exponent;
   std::frexp(largest, &exponent);
-  if (largest == 0.0 || std::abs(exponent) > kMaxExponent) return;
-  scale_ = static_cast<float>(std::ldexp(1.0, -exponent));
-  largest_norm_ = std::sqrt(largest_square) * scale_ * (1 + 0x1p-20);
-  num_groups_ = (static_cast<int64_t>(codes_.size()) + width - 1) / width;
-  panel_ = std::make_unique<Scratch>(sizeof(float) * num_groups_ * num_channels * width);
-  negated_half_ = std::make_unique<Scratch>(sizeof(float) * num_groups_ * width);
+  if (largest == 0.0 || std::abs(exponent) > kMaxExponent) return 0;
+  header.scale = static_cast<float>(std::ldexp(1.0, -exponent));
+  const Centring centred{centre, header.scale};
+  double largest_square = 0.0, largest_rounding = 0.0;
+  const bool rounds = format.type == Element::kBFloat16;
+  for (int64_t j : codes) {
+    const float* code = codebook + j * num_channels;
+    double square[kLanes] = {}, rounding[kLanes] = {};
+    const auto add = [&](int64_t c, int64_t lane) {
+      const double b = centred(code, c);
+      square[lane] += b * b;
+      if (!rounds) return;
+      const double lost = b - bfloat16_to_float(round_to_bfloat16(static_cast<float>(b)));
+      rounding[lane] += lost * lost;
+    };
+    int64_t c = 0;
+    for (; c + kLanes <= num_channels; c += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) add(c + lane, lane);
+    }
+    for (; c < num_channels; ++c) add(c, 0);
+    largest_square = std::max(largest_square, sum_of_lanes(square));
+    largest_rounding = std::max(largest_rounding, sum_of_lanes(rounding));
+  }
+  header.largest_norm = std::sqrt(largest_square) * (1 + 0x1p-20);
+  header.largest_rounding = std::sqrt(largest_rounding) * (1 + 0x1p-20);
+  header.num_groups = (header.num_distinct + format.width - 1) / format.width;
+  return header.num_groups;
 }
 
-void PackedCodebook::pack(int64_t begin, int64_t end) {
-  if (begin >= end) return;
+void pack_groups(const float* codebook, int64_t begin, int64_t end, void* packed) {
   DefaultFloatEnvironment environment;
-  float* negated_half = static_cast<float*>(negated_half_->data());
+  const PackedHeader& header = *static_cast<const PackedHeader*>(packed);
+  const Sections at = sections(header.format, header.num_codes, header.num_channels);
+  const int64_t width = header.format.width, num_channels = header.num_channels;
+  const int64_t steps = num_steps(header.format, num_channels);
+  const int64_t* codes = section<int64_t>(packed, at.codes);
+  const Centring centred{section<float>(packed, at.centre), header.scale};
   for (int64_t group = begin; group < end; ++group) {
-    float* target = static_cast<float*>(panel_->data()) + group * num_channels_ * width_;
-    const int64_t filled = std::min(width_, static_cast<int64_t>(codes_.size()) - group * width_);
-    for (int64_t k = 0; k < width_; ++k) {
+    uint32_t* target = section<uint32_t>(packed, at.panel) + group * steps * width;
+    float* negated_half = section<float>(packed, at.negated_half) + group * width;
+    const int64_t filled = std::min(width, header.num_distinct - group * width);
+    for (int64_t k = 0; k < width; ++k) {
       if (k >= filled) {
-        for (int64_t c = 0; c < num_channels_; ++c) target[c * width_ + k] = 0.0f;
-        negated_half[group * width_ + k] = -std::numeric_limits<float>::infinity();
+        for (int64_t step = 0; step < steps; ++step) target[step * width + k] = 0;
+        negated_half[k] = -std::numeric_limits<float>::infinity();
         continue;
       }
-      const float* code = codebook_ + codes_[group * width_ + k] * num_channels_;
-      double square = 0.0;
-      for (int64_t c = 0; c < num_channels_; ++c) {
-        const double b = (static_cast<double>(code[c]) - centre_[c]) * scale_;
-        square += b * b;
-        target[c * width_ + k] = static_cast<float>(b);
+      const float* code = codebook + codes[group * width + k] * num_channels;
+      double square[kLanes] = {};
+      const auto next = [&](int64_t c) {
+        const double b = centred(code, c);
+        square[c % kLanes] += b * b;
+        return static_cast<float>(b);
+      };
+      int64_t step = 0;
+      if (header.format.type == Element::kFloat32) {
+        for (; step < num_channels; ++step) {
+          const float b = next(step);
+          std::memcpy(target + step * width + k, &b, sizeof(b));
+        }
+      } else {
+        for (; 2 * step < num_channels; ++step) {
+          const uint32_t low = round_to_bfloat16(next(2 * step));
+          const uint32_t high = 2 * step + 1 < num_channels ? round_to_bfloat16(next(2 * step + 1)) : 0;
+          target[step * width + k] = low | high << 16;
+        }
       }
-      negated_half[group * width_ + k] = static_cast<float>(-0.5 * square);
+      for (; step < steps; ++step) target[step * width + k] = 0;
+      negated_half[k] = static_cast<float>(-0.5 * sum_of_lanes(square));
     }
   }
 }
 
-ScreenedCodes PackedCodebook::screened() const {
+void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
+                   void* packed, const ParallelFor& parallel_for) {
+  const int64_t num_groups = begin_packing(format, codebook, num_codes, num_channels, packed);
+  parallel_for(num_groups, kGroupsPerTask,
+               [&](int64_t begin, int64_t end) { pack_groups(codebook, begin, end, packed); });
+}
+
+bool packed_codebook_fits(const void* packed, const ScreeningFormat& format, int64_t num_codes, int64_t num_channels) {
+  const PackedHeader& header = *static_cast<const PackedHeader*>(packed);
+  return header.format == format && header.num_codes == num_codes && header.num_channels == num_channels;
+}
+
+ScreenedCodes screened_codes(const void* packed) {
+  const PackedHeader& header = *static_cast<const PackedHeader*>(packed);
+  const Sections at = sections(header.format, header.num_codes, header.num_channels);
+  const char* block = static_cast<const char*>(packed);
   ScreenedCodes view{};
-  view.codes = codes_.data();
-  view.num_distinct = static_cast<int64_t>(codes_.size());
-  view.screenable = num_groups_ > 0;
-  view.centre = centre_.data();
-  view.scale = scale_;
-  view.largest_norm = largest_norm_;
-  view.num_groups = num_groups_;
-  view.panel = panel_ ? static_cast<const float*>(panel_->data()) : nullptr;
-  view.negated_half = negated_half_ ? static_cast<const float*>(negated_half_->data()) : nullptr;
+  view.codes = reinterpret_cast<const int64_t*>(block + at.codes);
+  view.num_distinct = header.num_distinct;
+  view.screenable = header.num_groups > 0;
+  view.centre = reinterpret_cast<const float*>(block + at.centre);
+  view.scale = header.scale;
+  view.largest_norm = header.largest_norm;
+  view.largest_rounding = header.largest_rounding;
+  view.num_groups = header.num_groups;
+  view.num_steps = num_steps(header.format, header.num_channels);
+  view.panel = block + at.panel;
+  view.negated_half = reinterpret_cast<const float*>(block + at.negated_half);
   return view;
 }
 

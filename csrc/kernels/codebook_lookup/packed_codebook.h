@@ -1,36 +1,30 @@
-// Packs a codebook for the screening of codebook_lookup.h; once per call, shared by all threads.
+// A codebook packed for the screening of codebook_lookup.h, in one relocatable block of memory. Shared by all threads.
 #pragma once
 
-#include <memory>
-#include <vector>
+#include <cstddef>
 
-#include "common/memory.h"
 #include "kernels/codebook_lookup/codebook_lookup.h"
 
 namespace soho {
 
-class PackedCodebook {
- public:
-  // Finds the distinct codes, their centre and scale. `codebook` (num_codes, num_channels) must outlive the object.
-  // `width` is codebook_lookup_width() of the level that will run; 0 packs nothing.
-  PackedCodebook(const float* codebook, int64_t num_codes, int64_t num_channels, int64_t width);
+// Room for any codebook of this size.
+size_t packed_codebook_bytes(const ScreeningFormat& format, int64_t num_codes, int64_t num_channels);
 
-  int64_t num_groups() const { return num_groups_; }
+// Writes the first part of the block, the distinct codes, their centre and scale, to `packed`: aligned to a cache line,
+// of packed_codebook_bytes(). Returns the number of groups that pack_groups must fill before a lookup.
+int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
+                      void* packed);
 
-  // Fills groups [begin, end); disjoint ranges may run at the same time. All groups must be filled before a lookup.
-  void pack(int64_t begin, int64_t end);
+// Fills groups [begin, end); disjoint ranges may run at the same time.
+void pack_groups(const float* codebook, int64_t begin, int64_t end, void* packed);
 
-  ScreenedCodes screened() const;
+// Both of the above.
+void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
+                   void* packed, const ParallelFor& parallel_for);
 
- private:
-  const float* codebook_;
-  int64_t num_channels_, width_;
-  int64_t num_groups_ = 0;
-  float scale_ = 1.0f;
-  double largest_norm_ = 0.0;
-  std::vector<int64_t> codes_;
-  std::vector<float> centre_;
-  std::unique_ptr<Scratch> panel_, negated_half_;
-};
+bool packed_codebook_fits(const void* packed, const ScreeningFormat& format, int64_t num_codes, int64_t num_channels);
+
+// A view of the block.
+ScreenedCodes screened_codes(const void* packed);
 
 }  // namespace soho

@@ -15,7 +15,7 @@ struct Kernels {
 };
 
 Kernels kernels_of([[maybe_unused]] CpuLevel level) {
-#ifdef SOHO_LEVEL_AVX2
+#ifdef SOHO_X86_LEVELS
   if (level >= CpuLevel::kAvx2) return {sum_slice_avx2, move_code_avx2};
 #endif
   return {sum_slice_scalar, move_code_scalar};

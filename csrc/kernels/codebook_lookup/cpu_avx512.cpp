@@ -1,0 +1,32 @@
+// AVX-512 (F, BW, DQ, VL) level: float32 fused multiply-add.
+#include "kernels/codebook_lookup/screen_avx512.h"
+
+namespace soho {
+namespace {
+
+struct DotFloat32 {
+  static constexpr bool kRounds = false;
+
+  static __m512 add(__m512 score, __m512 row, __m512 codes) { return _mm512_fmadd_ps(row, codes, score); }
+
+  // The panel's rows are whole vectors long: zeros behind the last channel do no harm.
+  static __m512 convert16(__m512 a, float* words, int64_t c) {
+    _mm512_storeu_ps(words + c, a);
+    return _mm512_setzero_ps();
+  }
+};
+static_assert(KernelAvx512<DotFloat32>::kCodes == kFormatAvx512.width);
+
+}  // namespace
+
+LookupCounts screen_avx512(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
+  return screen_rows<KernelAvx512<DotFloat32>, 4>(args, screened, begin, end);
+}
+
+LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
+                                int64_t end) {
+  DefaultFloatEnvironment environment;
+  return compare_all<4, 2>(args, screened, begin, end);
+}
+
+}  // namespace soho

@@ -1,0 +1,124 @@
+// What the AVX-512 levels share: scores of 14 rows x 32 codes in registers, survivors by comparison with each row's
+// threshold. See screen.h on how it is included; Dot says how words are multiplied:
+//   static __m512 add(score, row, codes)                          score plus one step's products
+//   static __m512 convert16(a, words, c)                          writes the words of 16 channels, returns a - a^
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels/codebook_lookup/screen.h"
+
+namespace soho {
+namespace {
+
+inline __m512 load16(const void* row, int64_t position, Element type, __mmask16 mask) {
+  if (type == Element::kFloat32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(row) + position);
+  const __m256i half = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(row) + position);
+  if (type == Element::kFloat16) return _mm512_cvtph_ps(half);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// Centres, scales and rounds one row to the words of Dot.
+template <class Dot>
+RowLengths convert_row_avx512(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
+                              float* words) {
+  const __m512 factor = _mm512_set1_ps(screened.scale);
+  __m512 square = _mm512_setzero_ps(), rounding_square = _mm512_setzero_ps();
+  for (int64_t c = 0; c < num_channels; c += 16) {
+    const int64_t left = num_channels - c;
+    const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    const __m512 centre = _mm512_maskz_loadu_ps(mask, screened.centre + c);
+    const __m512 a = _mm512_mul_ps(_mm512_sub_ps(load16(row, c, type, mask), centre), factor);
+    const __m512 lost = Dot::convert16(a, words, c);
+    square = _mm512_fmadd_ps(a, a, square);
+    rounding_square = _mm512_fmadd_ps(lost, lost, rounding_square);
+  }
+  return {_mm512_reduce_add_ps(square), Dot::kRounds ? _mm512_reduce_add_ps(rounding_square) : 0.0f};
+}
+
+// Offers 32 adjacent scores to one row's list.
+inline void offer32(Survivors& list, float& threshold, const float* scores, int32_t first_position) {
+  const __m512 score[2] = {_mm512_loadu_ps(scores), _mm512_loadu_ps(scores + 16)};
+  const float best = _mm512_reduce_max_ps(_mm512_max_ps(score[0], score[1]));
+  if (best > list.best) {
+    list.best = best;
+    threshold = best - list.window;
+  }
+  const __m512 limit = _mm512_set1_ps(threshold);
+  const __mmask16 hits[2] = {_mm512_cmp_ps_mask(score[0], limit, _CMP_GE_OQ),
+                             _mm512_cmp_ps_mask(score[1], limit, _CMP_GE_OQ)};
+  if (!make_room(list, threshold, __builtin_popcount(hits[0]) + __builtin_popcount(hits[1]))) return;
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int half = 0; half < 2; ++half) {
+    const __m512i position = _mm512_add_epi32(lane, _mm512_set1_epi32(first_position + 16 * half));
+    _mm512_storeu_ps(list.score + list.count, _mm512_maskz_compress_ps(hits[half], score[half]));
+    _mm512_storeu_si512(list.position + list.count, _mm512_maskz_compress_epi32(hits[half], position));
+    list.count += __builtin_popcount(hits[half]);
+  }
+}
+
+template <class Dot>
+struct KernelAvx512 {
+  static constexpr int kRows = 14;  // 14 x 2 accumulators, 2 code vectors, 1 broadcast: 31 of 32 registers
+  static constexpr int kCodes = 32;
+
+  static void begin() {}
+  static void end() {}
+
+  static RowLengths convert_row(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
+                                float* words) {
+    return convert_row_avx512<Dot>(row, type, screened, num_channels, words);
+  }
+
+  static void screen_tile(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group,
+                          float* threshold, Survivors* lists) {
+    const __mmask16 present = (1u << kRows) - 1;
+    const __m512 limits = _mm512_maskz_loadu_ps(present, threshold);
+    if (_mm512_mask_cmp_ps_mask(present, limits, _mm512_set1_ps(kInfinity), _CMP_LT_OQ) == 0) return;
+    const int64_t num_steps = screened.num_steps;
+    const float* codes = static_cast<const float*>(screened.panel) + group * num_steps * kCodes;
+    const float* negated_half = screened.negated_half + group * kCodes;
+    __m512 score[kRows][2];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      score[r][0] = _mm512_load_ps(negated_half);
+      score[r][1] = _mm512_load_ps(negated_half + 16);
+    }
+    const float* three[5];  // of every three rows the first: an address reaches two rows further
+#pragma GCC unroll 5
+    for (int t = 0; t < 5; ++t) three[t] = rows + 3 * t * row_length;
+#pragma GCC unroll 4
+    for (int64_t step = 0; step < num_steps; ++step) {
+      const __m512 code0 = _mm512_load_ps(codes), code1 = _mm512_load_ps(codes + 16);
+      codes += kCodes;
+#pragma GCC unroll 14
+      for (int r = 0; r < kRows; ++r) {
+        const __m512 x = _mm512_set1_ps(three[r / 3][(r % 3) * row_length + step]);
+        score[r][0] = Dot::add(score[r][0], x, code0);
+        score[r][1] = Dot::add(score[r][1], x, code1);
+      }
+    }
+    __mmask16 reached = 0;
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 limit = _mm512_set1_ps(threshold[r]);
+      reached |= _mm512_cmp_ps_mask(_mm512_max_ps(score[r][0], score[r][1]), limit, _CMP_GE_OQ);
+    }
+    if (reached == 0) return;
+    alignas(64) float stored[kRows][kCodes];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      _mm512_store_ps(stored[r], score[r][0]);
+      _mm512_store_ps(stored[r] + 16, score[r][1]);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 limit = _mm512_set1_ps(threshold[r]);
+      const __m512 best = _mm512_max_ps(_mm512_load_ps(stored[r]), _mm512_load_ps(stored[r] + 16));
+      if (_mm512_cmp_ps_mask(best, limit, _CMP_GE_OQ) == 0) continue;
+      offer32(lists[r], threshold[r], stored[r], static_cast<int32_t>(group * kCodes));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace soho
