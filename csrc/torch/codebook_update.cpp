@@ -1,5 +1,6 @@
 #include "kernels/codebook_update/codebook_update.h"
 
+#include <atomic>
 #include <tuple>
 
 #include "common/cpu_level.h"
@@ -8,7 +9,7 @@
 namespace soho {
 namespace {
 
-constexpr int64_t kWorkPerTask = 1024;  // member slices of 64 channels: 256 KiB of float32
+constexpr int64_t kRowsPerTask = 16384;  // of the check of indices
 constexpr int64_t kCodesPerTask = 64;
 
 const bool* bool_data(const std::optional<Tensor>& tensor) {
@@ -24,8 +25,6 @@ void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, c
   const Rows rows = as_rows(features);
   const Tensor positions = torch::stable::contiguous(index);
   const std::optional<Tensor> kept = dense(valid);
-  const Tensor offsets = empty_cpu({args.num_codes + 1}, ScalarType::Long, features);
-  const Tensor members = empty_cpu({rows.num_rows}, ScalarType::Long, features);
   args.features = rows.data;
   args.features_type = element_of(features);
   args.row_stride = rows.stride;
@@ -33,15 +32,20 @@ void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, c
   args.valid = bool_data(kept);
   args.num_rows = rows.num_rows;
   args.num_channels = rows.num_channels;
-  args.members = {offsets.mutable_data_ptr<int64_t>(), members.mutable_data_ptr<int64_t>()};
-  const int64_t bad_row = list_members(args);
-  if (bad_row >= 0) {
+  std::atomic<int64_t> bad_row{-1};
+  torch::stable::parallel_for(0, args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+    const int64_t bad = find_bad_index(args, begin, end);
+    if (bad >= 0) bad_row.store(bad);
+  });
+  if (bad_row.load() >= 0) {
     throw std::invalid_argument(std::string("index: expected values below ") + limit_name + " = " +
-                                std::to_string(args.num_codes) + ", got " + std::to_string(args.index[bad_row]));
+                                std::to_string(args.num_codes) + ", got " + std::to_string(args.index[bad_row.load()]));
   }
   const CpuLevel level = active_cpu_level();
-  torch::stable::parallel_for(0, update_work(args), kWorkPerTask,
-                              [&](int64_t begin, int64_t end) { update_members(level, args, begin, end); });
+  const UpdateParts parts = update_parts(args, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, parts.num_parts(), 1, [&](int64_t begin, int64_t end) {
+    update_codebook(level, args, parts, begin, end);
+  });
 }
 
 std::tuple<Tensor, Tensor> codebook_stats_cpu(const Tensor& features, const Tensor& index, int64_t num_codes,

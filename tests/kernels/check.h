@@ -24,7 +24,7 @@ inline int& num_failures() {
 inline void in_parts(int64_t total, int num_parts, const std::function<void(int64_t, int64_t)>& body) {
   std::vector<std::thread> threads;
   for (int part = 0; part < num_parts; ++part) {
-    threads.emplace_back([=] { body(total * part / num_parts, total * (part + 1) / num_parts); });
+    threads.emplace_back([=, &body] { body(total * part / num_parts, total * (part + 1) / num_parts); });
   }
   for (std::thread& thread : threads) thread.join();
 }

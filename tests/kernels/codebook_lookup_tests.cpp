@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "common/cpu_level.h"
+#include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
 
 namespace {
@@ -26,6 +27,12 @@ std::vector<float> normal(int64_t size, unsigned seed, float offset = 0.0f) {
   return values;
 }
 
+ParallelFor parts(int num_parts) {
+  return [=](int64_t total, int64_t, const std::function<void(int64_t, int64_t)>& body) {
+    in_parts(total, num_parts, body);
+  };
+}
+
 int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t num_codes, int64_t num_channels) {
   int64_t best = 0;
   double smallest = std::numeric_limits<double>::infinity();
@@ -45,9 +52,10 @@ int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t nu
   return best;
 }
 
-// Looks up at one level, in parts, between sentinels; exact-sized buffers let the sanitizer see every stray access.
-std::vector<int64_t> lookup(CpuLevel level, const std::vector<float>& features, const std::vector<float>& codebook,
-                            int64_t num_rows, int64_t num_codes, int64_t num_channels, int num_parts) {
+// Looks up in parts, between sentinels; exact-sized buffers let the sanitizer see every stray access.
+std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::vector<float>& features,
+                            const std::vector<float>& codebook, int64_t num_rows, int64_t num_codes,
+                            int64_t num_channels, int num_parts, const void* packed) {
   std::vector<int64_t> index(num_rows + 2, -7);
   std::vector<float> distance(num_rows + 2, -7.0f);
   CodebookLookupArgs args{};
@@ -60,25 +68,31 @@ std::vector<int64_t> lookup(CpuLevel level, const std::vector<float>& features, 
   args.num_channels = num_channels;
   args.index = index.data() + 1;
   args.distance = distance.data() + 1;
-  PackedCodebook packed(codebook.data(), num_codes, num_channels, codebook_lookup_width(level));
-  in_parts(packed.num_groups(), num_parts, [&](int64_t begin, int64_t end) { packed.pack(begin, end); });
-  const ScreenedCodes screened = packed.screened();
-  in_parts(num_rows, num_parts,
-           [&](int64_t begin, int64_t end) { codebook_lookup(level, args, screened, begin, end); });
+  const auto counts = codebook_lookup(passes, args, packed, parts(num_parts));
   CHECK(index.front() == -7 && index.back() == -7 && distance.front() == -7.0f && distance.back() == -7.0f);
+  CHECK(counts.back().undecided == 0);
   return {index.begin() + 1, index.end() - 1};
 }
 
+// Every level, by all of its passes and with the cheap ones left out; the first pass once with a prepared codebook.
 void compare(const std::vector<float>& features, const std::vector<float>& codebook, int64_t num_rows,
              int64_t num_codes, int64_t num_channels) {
+  std::vector<int64_t> expected;
+  for (int64_t i = 0; i < num_rows; ++i)
+    expected.push_back(nearest(features.data() + i * num_channels, codebook, num_codes, num_channels));
   for (CpuLevel level : levels()) {
-    for (int num_parts : {1, 3}) {
-      const auto index = lookup(level, features, codebook, num_rows, num_codes, num_channels, num_parts);
-      bool equal = true;
-      for (int64_t i = 0; i < num_rows; ++i) {
-        equal &= index[i] == nearest(features.data() + i * num_channels, codebook, num_codes, num_channels);
+    const auto all = codebook_lookup_passes(level);
+    for (auto first = all.begin(); first != all.end(); ++first) {
+      const std::vector<LookupPass> passes(first, all.end());
+      const ScreeningFormat format = passes.front().format;
+      const Scratch packed(packed_codebook_bytes(format, num_codes, num_channels));
+      pack_codebook(format, codebook.data(), num_codes, num_channels, packed.data(), parts(2));
+      CHECK(packed_codebook_fits(packed.data(), format, num_codes, num_channels));
+      CHECK(!packed_codebook_fits(packed.data(), format, num_codes + 1, num_channels));
+      for (int num_parts : {1, 3}) {
+        CHECK(lookup(passes, features, codebook, num_rows, num_codes, num_channels, num_parts,
+                     num_parts == 1 ? packed.data() : nullptr) == expected);
       }
-      CHECK(equal);
     }
   }
 }

@@ -26,9 +26,8 @@ Problem make(int64_t num_rows, int64_t num_codes, int64_t num_channels) {
   return problem;
 }
 
-void run(const Problem& problem, CpuLevel level, int num_parts) {
+void run(const Problem& problem, CpuLevel level, int num_threads) {
   const auto& [num_rows, num_codes, num_channels, features, index] = problem;
-  std::vector<int64_t> offsets(num_codes + 1), rows(num_rows);
   std::vector<float> counts(num_codes + 2, -7.0f), sums(num_codes * num_channels + 2, -7.0f);
   CodebookUpdateArgs args{};
   args.features = features.data();
@@ -38,11 +37,14 @@ void run(const Problem& problem, CpuLevel level, int num_parts) {
   args.num_rows = num_rows;
   args.num_codes = num_codes;
   args.num_channels = num_channels;
-  args.members = {offsets.data(), rows.data()};
   args.counts = counts.data() + 1;
   args.sums = sums.data() + 1;
-  CHECK(list_members(args) == -1);
-  in_parts(update_work(args), num_parts, [&](int64_t begin, int64_t end) { update_members(level, args, begin, end); });
+  CHECK(find_bad_index(args, 0, num_rows) == -1);
+  const UpdateParts parts = update_parts(args, num_threads);
+  CHECK(parts.num_parts() >= num_threads || parts.num_parts() == parts.num_slices * num_codes);
+  CHECK(parts.slice_channels % 16 == 0 || parts.num_slices == 1);
+  const auto update = [&](int64_t begin, int64_t end) { update_codebook(level, args, parts, begin, end); };
+  in_parts(parts.num_parts(), num_threads, update);
   CHECK(counts.front() == -7.0f && counts.back() == -7.0f && sums.front() == -7.0f && sums.back() == -7.0f);
 
   std::vector<float> expected(num_codes * num_channels, 0.0f);
@@ -56,9 +58,9 @@ void run(const Problem& problem, CpuLevel level, int num_parts) {
   args.moves_codebook = true;
   args.codebook = fused.data();
   args.decay = 0.9;
-  in_parts(update_work(args), num_parts, [&](int64_t begin, int64_t end) { update_members(level, args, begin, end); });
+  in_parts(parts.num_parts(), num_threads, update);
   const CodebookEmaArgs ema{stepwise.data(), counts.data() + 1, sums.data() + 1, num_channels, num_channels, 0.9};
-  in_parts(num_codes, num_parts, [&](int64_t begin, int64_t end) { codebook_ema(level, ema, begin, end); });
+  in_parts(num_codes, num_threads, [&](int64_t begin, int64_t end) { codebook_ema(level, ema, begin, end); });
   CHECK(fused == stepwise);
 }
 
@@ -67,19 +69,20 @@ void run(const Problem& problem, CpuLevel level, int num_parts) {
 void test_codebook_update() {
   for (CpuLevel level : built_cpu_levels()) {
     if (!cpu_level_available(level)) continue;
-    for (int num_parts : {1, 2, 7}) {
+    for (int num_threads : {1, 2, 7}) {
       for (int64_t num_channels : {0, 1, 8, 13, 64, 65, 200}) {
-        for (int64_t num_rows : {0, 1, 3, 300}) run(make(num_rows, 11, num_channels), level, num_parts);
+        for (int64_t num_rows : {0, 1, 3, 300}) run(make(num_rows, 11, num_channels), level, num_threads);
       }
     }
   }
   Problem problem = make(5, 3, 2);
   problem.index = {0, 1, 3, 0, 0};
-  std::vector<int64_t> offsets(4), rows(5);
   CodebookUpdateArgs args{};
   args.index = problem.index.data();
   args.num_rows = 5;
   args.num_codes = 3;
-  args.members = {offsets.data(), rows.data()};
-  CHECK(list_members(args) == 2);
+  CHECK(find_bad_index(args, 0, 5) == 2);
+  const bool valid[5] = {true, true, false, true, true};
+  args.valid = valid;
+  CHECK(find_bad_index(args, 0, 5) == -1);
 }

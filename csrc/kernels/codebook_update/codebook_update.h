@@ -1,9 +1,11 @@
 // Codebook update: members and sums per code, and the moving average d_j <- g d_j + (1 - g) sums_j / counts_j (SOHO eq.
 // 4).
 //
-// Determinism. Members are listed per code in ascending row order and added in that order, in float32, starting from
-// zero; threads share the work by (code, slice of channels), so the result has the same bits at any thread count and
-// level. The average is rounded to float32 after each operation; a code without members keeps its bits.
+// Determinism. Members are added in ascending row order, in float32, starting from zero. The work is cut into parts, a
+// range of codes times a slice of channels each; a part goes through all rows in order and adds its slice of those that
+// belong to its codes. So every sum is made by one thread in one order, and the result has the same bits at any thread
+// count and level, while the features are read once. The average is rounded to float32 after each operation; a code
+// without members keeps its bits.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +16,6 @@ namespace soho {
 
 enum class CpuLevel;
 
-// Rows of each code: rows[offsets[j] .. offsets[j + 1]) ascending.
-struct MemberLists {
-  int64_t* offsets;  // (num_codes + 1,)
-  int64_t* rows;     // (num_rows,)
-};
-
 struct CodebookUpdateArgs {
   const void* features;  // num_rows rows of num_channels adjacent elements
   Element features_type;
@@ -29,7 +25,6 @@ struct CodebookUpdateArgs {
   int64_t num_rows;
   int64_t num_codes;
   int64_t num_channels;
-  MemberLists members;
   bool moves_codebook;  // false: counts and sums are written; true: codebook is moved by decay
   float* counts;        // (num_codes,)
   float* sums;          // (num_codes, num_channels)
@@ -37,15 +32,22 @@ struct CodebookUpdateArgs {
   double decay;
 };
 
-// Fills args.members by a stable counting sort. Returns the first counted row whose index is num_codes or more, or -1.
-int64_t list_members(const CodebookUpdateArgs& args);
+// The first counted row of [begin, end) whose index is num_codes or more, or -1.
+int64_t find_bad_index(const CodebookUpdateArgs& args, int64_t begin, int64_t end);
 
-// Size of the work that update_members shares between threads.
-int64_t update_work(const CodebookUpdateArgs& args);
+struct UpdateParts {
+  int64_t slice_channels, num_slices;
+  int64_t range_codes, num_ranges;
+  int64_t num_parts() const { return num_slices * num_ranges; }
+};
 
-// The part [begin, end) of the work: writes counts and sums, or moves the codebook.
-// Disjoint parts may run at the same time.
-void update_members(CpuLevel level, const CodebookUpdateArgs& args, int64_t begin, int64_t end);
+// One part for each of `num_threads`, or a few more; no cache line of the features belongs to two slices.
+UpdateParts update_parts(const CodebookUpdateArgs& args, int64_t num_threads);
+
+// Parts [begin, end): writes counts and sums, or moves the codebook. Disjoint ranges may run at the same time. No
+// counted index may be num_codes or more.
+void update_codebook(CpuLevel level, const CodebookUpdateArgs& args, const UpdateParts& parts, int64_t begin,
+                     int64_t end);
 
 struct CodebookEmaArgs {
   float* codebook;      // (num_codes, num_channels), rows of adjacent elements
@@ -59,18 +61,21 @@ struct CodebookEmaArgs {
 // Codes [begin, end).
 void codebook_ema(CpuLevel level, const CodebookEmaArgs& args, int64_t begin, int64_t end);
 
-// One code's slice of channels, per level.
-struct MemberSlice {
+// Some members of some codes, per level: adds a slice of the channels of rows[m] to sums + codes[m] * sum_stride.
+struct Members {
   const void* features;
   Element features_type;
   int64_t row_stride;
-  const int64_t* rows;  // the code's members
+  const int64_t* rows;
+  const int64_t* codes;
   int64_t num_members;
-  int64_t begin, end;  // channels
+  int64_t first_channel, num_channels;  // of the slice
 };
-void sum_slice_scalar(const MemberSlice& slice, float* sums);
-void sum_slice_avx2(const MemberSlice& slice, float* sums);
+void add_members_scalar(const Members& members, float* sums, int64_t sum_stride);
+void add_members_avx2(const Members& members, float* sums, int64_t sum_stride);
+void add_members_avx512(const Members& members, float* sums, int64_t sum_stride);
 void move_code_scalar(float* code, const float* sums, float count, float decay, float rest, int64_t num_channels);
 void move_code_avx2(float* code, const float* sums, float count, float decay, float rest, int64_t num_channels);
+void move_code_avx512(float* code, const float* sums, float count, float decay, float rest, int64_t num_channels);
 
 }  // namespace soho

@@ -7,84 +7,84 @@
 namespace soho {
 namespace {
 
-constexpr int64_t kSliceChannels = 64;  // four cache lines of float32: the grain at which threads share one code
+constexpr int64_t kLineBytes = 64;
+constexpr int64_t kBlockRows = 512;
 
 struct Kernels {
-  decltype(&sum_slice_scalar) sum_slice;
+  decltype(&add_members_scalar) add_members;
   decltype(&move_code_scalar) move_code;
 };
 
 Kernels kernels_of([[maybe_unused]] CpuLevel level) {
 #ifdef SOHO_X86_LEVELS
-  if (level >= CpuLevel::kAvx2) return {sum_slice_avx2, move_code_avx2};
+  if (level >= CpuLevel::kAvx512) return {add_members_avx512, move_code_avx512};
+  if (level >= CpuLevel::kAvx2) return {add_members_avx2, move_code_avx2};
 #endif
-  return {sum_slice_scalar, move_code_scalar};
+  return {add_members_scalar, move_code_scalar};
 }
 
-int64_t num_slices(const CodebookUpdateArgs& args) {
-  return std::max<int64_t>(1, (args.num_channels + kSliceChannels - 1) / kSliceChannels);
-}
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-int64_t list_members(const CodebookUpdateArgs& args) {
-  int64_t* offsets = args.members.offsets;
-  std::fill(offsets, offsets + args.num_codes + 1, 0);
-  const auto counted = [&](int64_t i) { return args.index[i] >= 0 && (args.valid == nullptr || args.valid[i]); };
-  for (int64_t i = 0; i < args.num_rows; ++i) {
-    if (!counted(i)) continue;
-    if (args.index[i] >= args.num_codes) return i;
-    ++offsets[args.index[i] + 1];
+int64_t find_bad_index(const CodebookUpdateArgs& args, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    if (args.index[i] >= args.num_codes && (args.valid == nullptr || args.valid[i])) return i;
   }
-  for (int64_t j = 0; j < args.num_codes; ++j) offsets[j + 1] += offsets[j];
-  // Placing advances each start to its end, which is the next code's start: shift back afterwards.
-  for (int64_t i = 0; i < args.num_rows; ++i) {
-    if (counted(i)) args.members.rows[offsets[args.index[i]]++] = i;
-  }
-  for (int64_t j = args.num_codes; j > 0; --j) offsets[j] = offsets[j - 1];
-  offsets[0] = 0;
   return -1;
 }
 
-// A slice of a code weighs its members plus one, so that empty codes are shared as well.
-int64_t update_work(const CodebookUpdateArgs& args) {
-  return (args.members.offsets[args.num_codes] + args.num_codes) * num_slices(args);
+// Slices first, since each costs the same whatever the index holds; as wide as there are threads, since long runs of
+// channels are what the memory is fast at.
+UpdateParts update_parts(const CodebookUpdateArgs& args, int64_t num_threads) {
+  const int64_t channels = std::max<int64_t>(1, args.num_channels), codes = std::max<int64_t>(1, args.num_codes);
+  const int64_t line = kLineBytes / element_size(args.features_type);  // channels; a line belongs to one slice
+  UpdateParts parts{};
+  parts.slice_channels = std::min(channels, divide_up(divide_up(channels, num_threads), line) * line);
+  parts.num_slices = divide_up(channels, parts.slice_channels);
+  parts.range_codes = divide_up(codes, std::min(codes, divide_up(num_threads, parts.num_slices)));
+  parts.num_ranges = divide_up(codes, parts.range_codes);
+  return parts;
 }
 
-void update_members(CpuLevel level, const CodebookUpdateArgs& args, int64_t begin, int64_t end) {
-  const int64_t* offsets = args.members.offsets;
-  const int64_t slices = num_slices(args);
-  const auto work_before = [&](int64_t j) { return (offsets[j] + j) * slices; };
-  const auto [sum_slice, move_code] = kernels_of(level);
+void update_codebook(CpuLevel level, const CodebookUpdateArgs& args, const UpdateParts& parts, int64_t begin,
+                     int64_t end) {
+  const auto [add_members, move_code] = kernels_of(level);
   const float decay = static_cast<float>(args.decay), rest = static_cast<float>(1.0 - args.decay);
-  const Scratch scratch(args.moves_codebook ? sizeof(float) * args.num_channels : 0);
-
-  int64_t low = 0, high = args.num_codes;  // the last code whose work starts at or before `begin`
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (work_before(middle) <= begin ? low : high) = middle;
-  }
-  for (int64_t j = low; j < args.num_codes && work_before(j) < end; ++j) {
-    const int64_t num_members = offsets[j + 1] - offsets[j], weight = num_members + 1, start = work_before(j);
-    // A slice belongs to the part in which its work starts.
-    const int64_t first = begin <= start ? 0 : std::min(slices, (begin - start + weight - 1) / weight);
-    const int64_t last = std::min(slices, (end - start + weight - 1) / weight);
-    if (first >= last) continue;
-    const MemberSlice slice{args.features,
-                            args.features_type,
-                            args.row_stride,
-                            args.members.rows + offsets[j],
-                            num_members,
-                            first * kSliceChannels,
-                            std::min(args.num_channels, last * kSliceChannels)};
-    const int64_t position = j * args.num_channels + slice.begin;
-    if (!args.moves_codebook) {
-      sum_slice(slice, args.sums + position);
-      if (first == 0) args.counts[j] = static_cast<float>(num_members);
-    } else if (num_members > 0) {
-      float* sums = static_cast<float*>(scratch.data());
-      sum_slice(slice, sums);
-      move_code(args.codebook + position, sums, static_cast<float>(num_members), decay, rest, slice.end - slice.begin);
+  const Scratch sum_memory(args.moves_codebook ? sizeof(float) * parts.range_codes * parts.slice_channels : 0),
+      count_memory(sizeof(int64_t) * parts.range_codes);
+  int64_t* counts = static_cast<int64_t*>(count_memory.data());
+  int64_t rows[kBlockRows], codes[kBlockRows];
+  for (int64_t part = begin; part < end; ++part) {
+    const int64_t slice = part % parts.num_slices, range = part / parts.num_slices;
+    const int64_t first_code = range * parts.range_codes, first_channel = slice * parts.slice_channels;
+    const int64_t num_codes = std::min(parts.range_codes, args.num_codes - first_code);
+    const int64_t length = std::min(parts.slice_channels, args.num_channels - first_channel);
+    const int64_t position = first_code * args.num_channels + first_channel;
+    float* sums = args.moves_codebook ? static_cast<float*>(sum_memory.data()) : args.sums + position;
+    const int64_t sum_stride = args.moves_codebook ? length : args.num_channels;
+    for (int64_t j = 0; j < num_codes; ++j) std::fill(sums + j * sum_stride, sums + j * sum_stride + length, 0.0f);
+    std::fill(counts, counts + num_codes, 0);
+    for (int64_t i = 0; i < args.num_rows;) {
+      int64_t num_members = 0;
+      for (const int64_t block_end = std::min(args.num_rows, i + kBlockRows); i < block_end; ++i) {
+        const uint64_t code = static_cast<uint64_t>(args.index[i]) - static_cast<uint64_t>(first_code);
+        const bool counted = args.valid == nullptr || args.valid[i];
+        rows[num_members] = i;
+        codes[num_members] = static_cast<int64_t>(code);
+        num_members += counted && code < static_cast<uint64_t>(num_codes);  // a negative index is no small number
+      }
+      for (int64_t m = 0; m < num_members; ++m) ++counts[codes[m]];
+      add_members({args.features, args.features_type, args.row_stride, rows, codes, num_members, first_channel, length},
+                  sums, sum_stride);
+    }
+    for (int64_t j = 0; j < num_codes; ++j) {
+      const float count = static_cast<float>(counts[j]);
+      if (!args.moves_codebook) {
+        if (slice == 0) args.counts[first_code + j] = count;
+      } else if (counts[j] > 0) {
+        move_code(args.codebook + position + j * args.num_channels, sums + j * sum_stride, count, decay, rest, length);
+      }
     }
   }
 }

@@ -2,12 +2,12 @@
 
 namespace soho {
 
-void sum_slice_scalar(const MemberSlice& slice, float* sums) {
-  for (int64_t c = slice.begin; c < slice.end; ++c) sums[c - slice.begin] = 0.0f;
-  for (int64_t m = 0; m < slice.num_members; ++m) {
-    const void* row = row_at(slice.features, slice.rows[m], slice.row_stride, slice.features_type);
-    for (int64_t c = slice.begin; c < slice.end; ++c)
-      sums[c - slice.begin] += load_element(row, c, slice.features_type);
+void add_members_scalar(const Members& members, float* sums, int64_t sum_stride) {
+  for (int64_t m = 0; m < members.num_members; ++m) {
+    const void* row = row_at(members.features, members.rows[m], members.row_stride, members.features_type);
+    float* sum = sums + members.codes[m] * sum_stride;
+    for (int64_t c = 0; c < members.num_channels; ++c)
+      sum[c] += load_element(row, members.first_channel + c, members.features_type);
   }
 }
 

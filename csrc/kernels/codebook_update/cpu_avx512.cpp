@@ -1,0 +1,48 @@
+// AVX-512 (F, BW, VL) level. Compiled with its own flags: no standard containers, everything in an unnamed namespace.
+#include "kernels/codebook_update/add_members.h"
+
+namespace soho {
+namespace {
+
+__mmask16 first_lanes(int64_t left) { return left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1); }
+
+struct Vector {
+  static constexpr int64_t kLanes = 16;
+
+  template <Element type>
+  static void add_some(float* sum, const void* row, int64_t left) {
+    const __mmask16 mask = first_lanes(left);
+    __m512 value;
+    if constexpr (type == Element::kFloat32) {
+      value = _mm512_maskz_loadu_ps(mask, row);
+    } else {
+      const __m256i half = _mm256_maskz_loadu_epi16(mask, row);
+      value = type == Element::kFloat16 ? _mm512_cvtph_ps(half)
+                                        : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    }
+    _mm512_mask_storeu_ps(sum, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, sum), value));
+  }
+
+  template <Element type>
+  static void add(float* sum, const void* row) {
+    add_some<type>(sum, row, kLanes);
+  }
+};
+
+}  // namespace
+
+void add_members_avx512(const Members& members, float* sums, int64_t sum_stride) {
+  add_members<Vector>(members, sums, sum_stride);
+}
+
+void move_code_avx512(float* code, const float* sums, float count, float decay, float rest, int64_t num_channels) {
+  const __m512 count16 = _mm512_set1_ps(count), decay16 = _mm512_set1_ps(decay), rest16 = _mm512_set1_ps(rest);
+  for (int64_t c = 0; c < num_channels; c += 16) {
+    const __mmask16 mask = first_lanes(num_channels - c);
+    const __m512 mean = _mm512_div_ps(_mm512_maskz_loadu_ps(mask, sums + c), count16);
+    const __m512 kept = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, code + c), decay16);
+    _mm512_mask_storeu_ps(code + c, mask, _mm512_add_ps(kept, _mm512_mul_ps(mean, rest16)));
+  }
+}
+
+}  // namespace soho
