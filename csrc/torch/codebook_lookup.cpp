@@ -4,6 +4,7 @@
 
 #include "common/cpu_level.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
+#include "torch/lookup_totals.h"
 #include "torch/tensors.h"
 
 namespace soho {
@@ -13,6 +14,14 @@ constexpr int64_t kGatherRowsPerTask = 64;
 
 void intra_op_threads(int64_t total, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
   torch::stable::parallel_for(0, total, grain, body);
+}
+
+std::atomic<int64_t> total_rows{0}, total_compared{0}, total_left{0};
+
+void count_lookup(int64_t num_rows, const std::vector<LookupCounts>& counts) {
+  total_rows += num_rows;
+  for (const LookupCounts& pass : counts) total_compared += pass.compared;
+  total_left += counts.front().undecided;
 }
 
 // Rows `index` of the contiguous `codes` (K, C) or (..., K, C), shaped (index's shape, C).
@@ -42,16 +51,52 @@ Tensor gather(const Tensor& codes, const Tensor& index) {
   return output;
 }
 
+// A codebook as the kernels take it; `num_codebooks` of them, one after the other.
+struct Codebooks {
+  Tensor codes;
+  int64_t num_codebooks, num_codes, num_channels;
+  const float* at(int64_t b) const { return codes.const_data_ptr<float>() + b * num_codes * num_channels; }
+};
+
+Codebooks as_codebooks(const Tensor& codebook) {
+  Codebooks books{as_float32(codebook), 1, codebook.size(codebook.dim() - 2), codebook.size(codebook.dim() - 1)};
+  for (int64_t d = 0; d < codebook.dim() - 2; ++d) books.num_codebooks *= codebook.size(d);
+  if (books.num_codes >= int64_t{1} << 31) throw std::invalid_argument("codebook: expected fewer than 2^31 codes");
+  return books;
+}
+
+// (num_codebooks, bytes) uint8: each codebook packed for the first pass of the level in use.
+Tensor pack_codebook_cpu(const Tensor& codebook) {
+  const Codebooks books = as_codebooks(codebook);
+  const ScreeningFormat format = codebook_lookup_passes(active_cpu_level()).front().format;
+  const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes(format, books.num_codes, books.num_channels));
+  const Tensor packed = empty_cpu({books.num_codebooks, bytes}, ScalarType::Byte, codebook);
+  for (int64_t b = 0; b < books.num_codebooks; ++b) {
+    char* block = static_cast<char*>(packed.mutable_data_ptr()) + b * bytes;
+    pack_codebook(format, books.at(b), books.num_codes, books.num_channels, block, intra_op_threads);
+  }
+  return packed;
+}
+
+// Block b of `packed`, or null where it was packed for another level than the one in use.
+const void* packed_block(const std::optional<Tensor>& packed, int64_t b, const Codebooks& books,
+                         const ScreeningFormat& format) {
+  if (!packed.has_value() || packed->numel() == 0) return nullptr;
+  const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes(format, books.num_codes, books.num_channels));
+  if (packed->scalar_type() != ScalarType::Byte || packed->dim() != 2 || packed->size(0) != books.num_codebooks)
+    throw std::invalid_argument("packed: expected what pack_codebook returned for this codebook");
+  if (packed->size(1) != bytes || !packed->is_contiguous()) return nullptr;
+  return static_cast<const char*>(packed->const_data_ptr()) + b * bytes;
+}
+
 std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, const Tensor& codebook,
-                                                       bool return_distance, bool return_codes) {
+                                                       bool return_distance, bool return_codes,
+                                                       const std::optional<Tensor>& packed) {
   std::vector<int64_t> shape = shape_of(features);
   shape.pop_back();
   const Tensor index = empty_cpu(shape, ScalarType::Long, features);
   const Tensor distance = empty_cpu(return_distance ? shape : std::vector<int64_t>{0}, ScalarType::Float, features);
-  const Tensor codes = as_float32(codebook);
-  const int64_t num_codes = codes.size(codes.dim() - 2), num_channels = codes.size(codes.dim() - 1);
-  if (num_codes >= int64_t{1} << 31) throw std::invalid_argument("codebook: expected fewer than 2^31 codes");
-
+  const Codebooks books = as_codebooks(codebook);
   const Rows rows = as_rows(features);
   const int64_t rows_per_batch = codebook.dim() == 2 ? rows.num_rows : features.size(features.dim() - 2);
   const std::vector<LookupPass> passes = codebook_lookup_passes(active_cpu_level());
@@ -60,14 +105,14 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
     args.features_type = element_of(features);
     args.features = row_at(rows.data, b * rows_per_batch, rows.stride, args.features_type);
     args.row_stride = rows.stride;
-    args.codebook = codes.const_data_ptr<float>() + b * num_codes * num_channels;
+    args.codebook = books.at(b);
     args.num_rows = rows_per_batch;
-    args.num_codes = num_codes;
-    args.num_channels = num_channels;
+    args.num_codes = books.num_codes;
+    args.num_channels = books.num_channels;
     args.index = index.mutable_data_ptr<int64_t>() + b * rows_per_batch;
     args.distance = return_distance ? distance.mutable_data_ptr<float>() + b * rows_per_batch : nullptr;
-
-    codebook_lookup(passes, args, nullptr, intra_op_threads);
+    const void* block = packed_block(packed, b, books, passes.front().format);
+    count_lookup(args.num_rows, codebook_lookup(passes, args, block, intra_op_threads));
   }
   const Tensor chosen = return_codes ? gather(torch::stable::contiguous(codebook), index)
                                      : empty_cpu({0}, codebook.scalar_type(), codebook);
@@ -82,8 +127,12 @@ Tensor straight_through_cpu(const Tensor& features, const Tensor& codebook, cons
 
 STABLE_TORCH_LIBRARY_IMPL(soho_fast, CPU, library) {
   library.impl("codebook_lookup_cpu", TORCH_BOX(&codebook_lookup_cpu));
+  library.impl("pack_codebook_cpu", TORCH_BOX(&pack_codebook_cpu));
   library.impl("straight_through_cpu", TORCH_BOX(&straight_through_cpu));
 }
 
 }  // namespace
+
+LookupTotals lookup_totals() { return {total_rows, total_compared, total_left}; }
+
 }  // namespace soho

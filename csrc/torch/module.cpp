@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "common/cpu_level.h"
+#include "torch/lookup_totals.h"
 
 namespace {
 
@@ -21,10 +22,21 @@ pybind11::dict build_info() {
   return info;
 }
 
+pybind11::dict lookup_totals() {
+  const soho::LookupTotals totals = soho::lookup_totals();
+  pybind11::dict info;
+  info["rows"] = totals.rows;
+  info["compared"] = totals.compared;
+  info["left"] = totals.left;
+  return info;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Introspection of the compiled soho_fast kernels.";
   module.def("build_info", &build_info);
+  module.def("lookup_totals", &lookup_totals,
+             "Rows of all lookups so far; of them, those compared in float64 and those that the first pass left.");
   module.def("set_cpu_level", &soho::set_cpu_level, pybind11::arg("level"));
 }

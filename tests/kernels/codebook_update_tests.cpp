@@ -41,7 +41,7 @@ void run(const Problem& problem, CpuLevel level, int num_threads) {
   args.sums = sums.data() + 1;
   CHECK(find_bad_index(args, 0, num_rows) == -1);
   const UpdateParts parts = update_parts(args, num_threads);
-  CHECK(parts.num_parts() >= num_threads || parts.num_parts() == parts.num_slices * num_codes);
+  CHECK(2 * parts.num_parts() >= num_threads);
   CHECK(parts.slice_channels % 16 == 0 || parts.num_slices == 1);
   const auto update = [&](int64_t begin, int64_t end) { update_codebook(level, args, parts, begin, end); };
   in_parts(parts.num_parts(), num_threads, update);

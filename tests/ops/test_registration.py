@@ -22,6 +22,7 @@ def _samples():
             (_features(3, 7, 5, requires_grad=True), torch.randn(3, 9, 5, requires_grad=True), True, True),
             (_features(0, 5), codebook, True, False),
         ],
+        "pack_codebook": [(codebook,), (torch.randn(3, 9, 5),)],
         "straight_through": [
             (_features(3, 7, 5, requires_grad=True), codebook, index),
             (_features(3, 7, 5).bfloat16(), torch.randn(3, 9, 5), index),

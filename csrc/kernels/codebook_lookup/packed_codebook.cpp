@@ -17,13 +17,15 @@ constexpr int64_t kLanes = 8;                       // of sums over channels, so
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kGroupsPerTask = 2;
 
-// The block: this header, then codes, centre, negated_half and panel, each aligned to a cache line.
+// The block: this header, then codes, centre, negated_half and panel, each aligned to a cache line. Every byte of it is
+// written, so that equal codebooks have equal blocks.
 struct PackedHeader {
   ScreeningFormat format;
-  int64_t num_codes, num_channels, num_distinct, num_groups;
   float scale;
+  int64_t num_codes, num_channels, num_distinct, num_groups;
   double largest_norm, largest_rounding;
 };
+static_assert(sizeof(PackedHeader) == sizeof(ScreeningFormat) + 4 + 4 * 8 + 2 * 8, "a gap would stay unwritten");
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -127,13 +129,18 @@ int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int6
                       void* packed) {
   DefaultFloatEnvironment environment;
   const Sections at = sections(format, num_codes, num_channels);
-  PackedHeader& header = *new (packed) PackedHeader{format, num_codes, num_channels, 0, 0, 1.0f, 0.0, 0.0};
+  std::memset(packed, 0, at.panel);
+  PackedHeader& header = *new (packed) PackedHeader{format, 1.0f, num_codes, num_channels, 0, 0, 0.0, 0.0};
   const std::vector<int64_t> codes = distinct_finite_codes(codebook, num_codes, num_channels);
   std::copy(codes.begin(), codes.end(), section<int64_t>(packed, at.codes));
   header.num_distinct = static_cast<int64_t>(codes.size());
   float* centre = section<float>(packed, at.centre);
-  std::fill(centre, centre + num_channels, 0.0f);
-  if (format.width == 0 || codes.size() < 2 || num_channels > kMaxChannels) return 0;
+  const auto blank_groups_from = [&](int64_t group) {
+    const int64_t start = at.panel + group * num_steps(format, num_channels) * format.width * 4;
+    std::memset(section<char>(packed, start), 0, at.end - start);
+    return group;
+  };
+  if (format.width == 0 || codes.size() < 2 || num_channels > kMaxChannels) return blank_groups_from(0);
 
   std::vector<double> mean(num_channels, 0.0);
   for (int64_t j : codes) {
@@ -150,7 +157,7 @@ int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int6
   }
   int exponent;
   std::frexp(largest, &exponent);
-  if (largest == 0.0 || std::abs(exponent) > kMaxExponent) return 0;
+  if (largest == 0.0 || std::abs(exponent) > kMaxExponent) return blank_groups_from(0);
   header.scale = static_cast<float>(std::ldexp(1.0, -exponent));
   const Centring centred{centre, header.scale};
   double largest_square = 0.0, largest_rounding = 0.0;
@@ -176,7 +183,7 @@ int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int6
   header.largest_norm = std::sqrt(largest_square) * (1 + 0x1p-20);
   header.largest_rounding = std::sqrt(largest_rounding) * (1 + 0x1p-20);
   header.num_groups = (header.num_distinct + format.width - 1) / format.width;
-  return header.num_groups;
+  return blank_groups_from(header.num_groups);
 }
 
 void pack_groups(const float* codebook, int64_t begin, int64_t end, void* packed) {

@@ -9,6 +9,7 @@ from torch import Tensor
 from soho_fast.ops import checks
 from soho_fast.ops.backends import define_op, op_for
 from soho_fast.ops.codebook_lookup import reference
+from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook
 
 
 def _check_pair(features: Tensor, codebook: Tensor) -> None:
@@ -33,7 +34,11 @@ def _check_pair(features: Tensor, codebook: Tensor) -> None:
 
 
 def codebook_lookup(
-    features: Tensor, codebook: Tensor, *, return_distance: bool = False, backend: str | None = None
+    features: Tensor,
+    codebook: Tensor | PreparedCodebook,
+    *,
+    return_distance: bool = False,
+    backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Index of the nearest code, `argmin_j |x_i - d_j|^2` evaluated in float64 on the inputs as given (eq. 2).
 
@@ -44,6 +49,7 @@ def codebook_lookup(
     Args:
         features: (..., N, C) float32, bfloat16 or float16, any layout.
         codebook: (K, C) shared, or (..., K, C) with the batch shape of features. Its type may differ from features'.
+            Or what `prepare_codebook` made of it, for many lookups in a codebook that stays as it is.
         return_distance: also return the squared distance; it is differentiable in features and codebook.
         backend: "reference", "cpu", "triton", "cuda"; None picks the best that supports the call.
 
@@ -54,12 +60,15 @@ def codebook_lookup(
         TypeError: an argument that is not a tensor of a supported type.
         ValueError: shapes or devices that do not fit, an empty codebook, or a backend that cannot serve the call.
     """
+    packed = None
+    if isinstance(codebook, PreparedCodebook):
+        codebook, packed = codebook.codebook, codebook.packed
     _check_pair(features, codebook)
     op = op_for("codebook_lookup", backend, features.device.type)
     if not return_distance:
-        return op(features.detach(), codebook.detach(), False, False)[1]
+        return op(features.detach(), codebook.detach(), False, False, packed)[1]
     differentiable = torch.is_grad_enabled() and (features.requires_grad or codebook.requires_grad)
-    distance, index, _ = op(features, codebook, True, differentiable)
+    distance, index, _ = op(features, codebook, True, differentiable, packed)
     return index, distance
 
 
@@ -86,7 +95,7 @@ def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backe
 
 
 def _lookup_fake(
-    features: Tensor, codebook: Tensor, return_distance: bool, return_codes: bool
+    features: Tensor, codebook: Tensor, return_distance: bool, return_codes: bool, packed: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = features.shape[:-1]
     distance = features.new_empty(shape if return_distance else (0,), dtype=torch.float32)
@@ -95,7 +104,7 @@ def _lookup_fake(
 
 
 def _lookup_setup(ctx, inputs: tuple, output: tuple) -> None:
-    features, codebook, _, return_codes = inputs
+    features, codebook, _, return_codes, _ = inputs
     _, index, codes = output
     ctx.mark_non_differentiable(index, codes)
     ctx.codebook_shape, ctx.codebook_type = codebook.shape, codebook.dtype
@@ -106,7 +115,7 @@ def _lookup_setup(ctx, inputs: tuple, output: tuple) -> None:
 def _lookup_backward(ctx, grad_distance: Tensor, grad_index: Tensor | None, grad_codes: Tensor | None) -> tuple:
     """d|x - d|^2 = 2 (x - d) (dx - dd), in float32."""
     if not ctx.saved_tensors:
-        return None, None, None, None
+        return None, None, None, None, None
     features, index, codes = ctx.saved_tensors
     grad = 2 * (features.float() - codes.float()) * grad_distance.unsqueeze(-1)
     grad_codebook = None
@@ -117,7 +126,7 @@ def _lookup_backward(ctx, grad_distance: Tensor, grad_index: Tensor | None, grad
         else:
             grad_codebook = zeros.scatter_add(-2, index.unsqueeze(-1).expand(grad.shape), -grad)
         grad_codebook = grad_codebook.to(ctx.codebook_type)
-    return grad.to(features.dtype), grad_codebook, None, None
+    return grad.to(features.dtype), grad_codebook, None, None, None
 
 
 def _straight_through_setup(ctx, inputs: tuple, output: Tensor) -> None:
@@ -130,7 +139,8 @@ def _straight_through_backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
 
 define_op(
     "codebook_lookup",
-    "(Tensor features, Tensor codebook, bool return_distance, bool return_codes) -> (Tensor, Tensor, Tensor)",
+    "(Tensor features, Tensor codebook, bool return_distance, bool return_codes, Tensor? packed=None)"
+    " -> (Tensor, Tensor, Tensor)",
     reference=reference.codebook_lookup,
     fake=_lookup_fake,
     backward=_lookup_backward,

@@ -74,7 +74,7 @@ def _gather(codebook: Tensor, index: Tensor) -> Tensor:
 
 
 def codebook_lookup(
-    features: Tensor, codebook: Tensor, return_distance: bool, return_codes: bool
+    features: Tensor, codebook: Tensor, return_distance: bool, return_codes: bool, packed: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`index = argmin_j |x_i - d_j|^2` (eq. 2), evaluated in float64; exact ties go to the lowest index.
 
@@ -82,7 +82,7 @@ def codebook_lookup(
     is chosen only where no other is left. The returned distance is that of the chosen code, whatever its value.
 
     Args:
-        features: (..., N, C). codebook: (K, C) or (..., K, C).
+        features: (..., N, C). codebook: (K, C) or (..., K, C). packed: not used here.
 
     Returns:
         distance float32 (..., N), index int64 (..., N) and the chosen codes (..., N, C) in the type of codebook;

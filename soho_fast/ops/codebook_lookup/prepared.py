@@ -1,0 +1,74 @@
+"""A codebook packed once for many lookups.
+
+Letters: K codes, C channels.
+"""
+
+import torch
+from torch import Tensor
+
+from soho_fast.ops import checks
+from soho_fast.ops.backends import define_op, op_for
+
+
+class PreparedCodebook:
+    """A snapshot of a codebook with what the lookup otherwise derives from it on every call.
+
+    It is a copy: a later change of the tensor it was made of does not reach it. Make a new one after such a change.
+
+    Attributes:
+        codebook: the snapshot, float32 (..., K, C), not to be written to: a lookup refuses it after that.
+        shape: of the codebook.
+    """
+
+    def __init__(self, codebook: Tensor, backend: str | None = None):
+        with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions
+            self.codebook = codebook.detach().float().clone(memory_format=torch.contiguous_format)
+        self._version = self.codebook._version
+        self._packed = op_for("pack_codebook", backend, codebook.device.type)(self.codebook)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codebook.shape
+
+    @property
+    def packed(self) -> Tensor:
+        """What the backend's kernel reads; empty for a backend that packs nothing."""
+        if not torch.compiler.is_compiling() and self.codebook._version != self._version:
+            raise ValueError("codebook: the prepared snapshot was written to; prepare the changed codebook instead")
+        return self._packed
+
+    def __repr__(self) -> str:
+        return f"PreparedCodebook(shape={tuple(self.shape)}, device={self.codebook.device})"
+
+
+def prepare_codebook(codebook: Tensor, *, backend: str | None = None) -> PreparedCodebook:
+    """Pack a codebook once, for many lookups in it: inference, k-means assignment over batches.
+
+    The result goes where `codebook_lookup` takes a codebook and gives the same indices. It is a snapshot; see
+    `PreparedCodebook`. Where the CPU level is changed afterwards the lookup packs anew on each call.
+
+    Args:
+        codebook: (K, C) or (..., K, C) float32, bfloat16 or float16.
+        backend: as in `codebook_lookup`.
+
+    Raises:
+        TypeError: not a tensor of a supported type.
+        ValueError: a shape without codes, or a backend that cannot serve the call.
+    """
+    checks.check_float("codebook", codebook)
+    if codebook.dim() < 2 or codebook.shape[-2] < 1:
+        raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")
+    return PreparedCodebook(codebook, backend)
+
+
+def _pack_fake(codebook: Tensor) -> Tensor:
+    size = torch.library.get_ctx().new_dynamic_size()  # known to the kernel's level alone
+    return codebook.new_empty((codebook.shape[:-2].numel(), size), dtype=torch.uint8)
+
+
+define_op(
+    "pack_codebook",
+    "(Tensor codebook) -> Tensor",
+    reference=lambda codebook: codebook.new_empty((codebook.shape[:-2].numel(), 0), dtype=torch.uint8),
+    fake=_pack_fake,
+)

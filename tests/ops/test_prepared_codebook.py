@@ -1,0 +1,106 @@
+"""Prepared codebooks: the same indices as an unprepared lookup, of the snapshot and never of anything later."""
+
+import pytest
+import torch
+
+from soho_fast import ops
+
+
+def _random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("features_type", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("codebook_type", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_codes", [1, 31, 33])
+def test_same_result_as_unprepared(features_type, codebook_type, num_codes, backend, exact_lookup):
+    features, codebook = _random(50, 19).to(features_type), _random(num_codes, 19, seed=1).to(codebook_type)
+    prepared = ops.prepare_codebook(codebook, backend=backend)
+    for _ in range(2):
+        index, distance = ops.codebook_lookup(features, prepared, return_distance=True, backend=backend)
+        expected_index, expected_distance = exact_lookup(features, codebook)
+        assert torch.equal(index, expected_index) and torch.equal(distance, expected_distance)
+
+
+def test_batched(backend):
+    features, codebook = _random(2, 3, 14, 9), _random(2, 3, 20, 9, seed=1)
+    prepared = ops.prepare_codebook(codebook, backend=backend)
+    expected = ops.codebook_lookup(features, codebook, backend=backend)
+    assert torch.equal(ops.codebook_lookup(features, prepared, backend=backend), expected)
+
+
+def test_rows_that_the_first_pass_leaves(backend, exact_lookup):
+    features, codebook = _random(20, 16), 1 + _random(700, 16, seed=1) * 2.0**-22
+    prepared = ops.prepare_codebook(codebook, backend=backend)
+    index = ops.codebook_lookup(features, prepared, backend=backend)
+    assert torch.equal(index, exact_lookup(features, codebook)[0])
+
+
+def test_a_change_of_the_codebook_does_not_reach_the_snapshot(backend):
+    features, codebook = _random(50, 8), _random(40, 8, seed=1)
+    before = ops.codebook_lookup(features, codebook, backend=backend)
+    prepared = ops.prepare_codebook(codebook, backend=backend)
+    codebook.neg_()
+    assert not torch.equal(ops.codebook_lookup(features, codebook, backend=backend), before)
+    assert torch.equal(ops.codebook_lookup(features, prepared, backend=backend), before)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_written_snapshot_is_refused(inference, backend):
+    with torch.inference_mode(inference):
+        prepared = ops.prepare_codebook(_random(40, 8), backend=backend)
+    prepared.codebook.neg_()
+    with pytest.raises(ValueError, match="codebook: the prepared snapshot was written to"):
+        ops.codebook_lookup(_random(5, 8), prepared, backend=backend)
+
+
+def test_another_level_than_the_one_it_was_prepared_for(exact_lookup):
+    levels = ops.build_info().get("cpu_levels_available", [])
+    features, codebook = _random(50, 19), _random(40, 19, seed=1)
+    expected, _ = exact_lookup(features, codebook)
+    try:
+        for packed_for in levels:
+            ops.set_cpu_level(packed_for)
+            prepared = ops.prepare_codebook(codebook)
+            for used_at in levels:
+                ops.set_cpu_level(used_at)
+                assert torch.equal(ops.codebook_lookup(features, prepared), expected), (packed_for, used_at)
+    finally:
+        if levels:
+            ops.set_cpu_level(None)
+
+
+def test_gradient_of_the_distance_goes_to_the_features(backend):
+    features, codebook = _random(9, 5).requires_grad_(), _random(12, 5, seed=1)
+    prepared = ops.prepare_codebook(codebook, backend=backend)
+    index, distance = ops.codebook_lookup(features, prepared, return_distance=True, backend=backend)
+    distance.sum().backward()
+    torch.testing.assert_close(features.grad, 2 * (features.detach() - codebook[index]))
+
+
+def test_compiled_in_one_graph(backend):
+    features, codebook = _random(50, 8), _random(40, 8, seed=1)
+    prepared = ops.prepare_codebook(codebook, backend=backend)
+    compiled = torch.compile(
+        lambda x: ops.codebook_lookup(x, prepared, backend=backend), fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(features), ops.codebook_lookup(features, codebook, backend=backend))
+
+
+@pytest.mark.parametrize(
+    ("codebook", "error", "words"),
+    [
+        ([1.0], TypeError, "codebook: expected a torch.Tensor, got list"),
+        (torch.ones(3), ValueError, r"codebook: expected \(K, C\)"),
+        (torch.ones(0, 3), ValueError, "with a code, got shape"),
+        (torch.ones(2, 3).double(), TypeError, "codebook: expected float32, bfloat16, float16, got float64"),
+    ],
+)
+def test_refusals(codebook, error, words):
+    with pytest.raises(error, match=words):
+        ops.prepare_codebook(codebook)
+
+
+def test_wrong_channels_are_refused():
+    with pytest.raises(ValueError, match="codebook: expected 3 channels like features"):
+        ops.codebook_lookup(torch.ones(2, 3), ops.prepare_codebook(torch.ones(2, 4)))
