@@ -3,6 +3,12 @@
 #include <atomic>
 #include <stdexcept>
 
+#ifdef SOHO_AMX_LEVEL
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace soho {
 namespace {
 
@@ -12,10 +18,28 @@ constexpr int kNotForced = -1;
 std::atomic<int> forced_level{kNotForced};
 
 bool built(CpuLevel level) {
+#ifdef SOHO_AMX_LEVEL
+  if (level == CpuLevel::kAmx) return true;
+#endif
 #ifdef SOHO_X86_LEVELS
   return level != CpuLevel::kAmx;
 #else
   return level == CpuLevel::kScalar;
+#endif
+}
+
+// The processor has bfloat16 tiles, and the system lets this process keep tile data.
+bool tiles_permitted() {
+#ifdef SOHO_AMX_LEVEL
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;  // CPUID.(7,0):EDX
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;   // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned eax, ebx, ecx, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  if ((edx & kAmxBf16) == 0 || (edx & kAmxTile) == 0) return false;
+  static const bool permitted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return permitted;
+#else
+  return false;
 #endif
 }
 
@@ -31,9 +55,10 @@ bool probe(CpuLevel level) {
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     case CpuLevel::kAvx512Bf16:
       return probe(CpuLevel::kAvx512) && __builtin_cpu_supports("avx512bf16");
-    default:
-      return false;
+    case CpuLevel::kAmx:
+      return probe(CpuLevel::kAvx512Bf16) && tiles_permitted();
   }
+  return false;
 #else
   return level == CpuLevel::kScalar;
 #endif

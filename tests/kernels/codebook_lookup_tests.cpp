@@ -7,16 +7,27 @@
 #include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
 
+#ifdef SOHO_AMX_MODEL
+namespace soho {
+LookupCounts screen_amx_model(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+}
+#endif
+
 namespace {
 
 using namespace soho;
 
-std::vector<CpuLevel> levels() {
-  std::vector<CpuLevel> runnable;
+// Those of every level that runs here, and the AMX level on modelled tiles.
+std::vector<std::vector<LookupPass>> every_list_of_passes() {
+  std::vector<std::vector<LookupPass>> lists;
   for (CpuLevel level : built_cpu_levels()) {
-    if (cpu_level_available(level)) runnable.push_back(level);
+    if (cpu_level_available(level)) lists.push_back(codebook_lookup_passes(level));
   }
-  return runnable;
+#ifdef SOHO_AMX_MODEL
+  if (cpu_level_available(CpuLevel::kAvx512Bf16))
+    lists.push_back({{kFormatAmx, screen_amx_model}, {kNothingScreened, compare_all_avx512}});
+#endif
+  return lists;
 }
 
 std::vector<float> normal(int64_t size, unsigned seed, float offset = 0.0f) {
@@ -80,8 +91,7 @@ void compare(const std::vector<float>& features, const std::vector<float>& codeb
   std::vector<int64_t> expected;
   for (int64_t i = 0; i < num_rows; ++i)
     expected.push_back(nearest(features.data() + i * num_channels, codebook, num_codes, num_channels));
-  for (CpuLevel level : levels()) {
-    const auto all = codebook_lookup_passes(level);
+  for (const std::vector<LookupPass>& all : every_list_of_passes()) {
     for (auto first = all.begin(); first != all.end(); ++first) {
       const std::vector<LookupPass> passes(first, all.end());
       const ScreeningFormat format = passes.front().format;

@@ -103,9 +103,11 @@ constexpr ScreeningFormat kNothingScreened{Element::kFloat32, 0, 1};
 constexpr ScreeningFormat kFormatAvx2{Element::kFloat32, 16, 1};
 constexpr ScreeningFormat kFormatAvx512{Element::kFloat32, 32, 1};
 constexpr ScreeningFormat kFormatAvx512Bf16{Element::kBFloat16, 32, 1};
+constexpr ScreeningFormat kFormatAmx{Element::kBFloat16, 32, 16};
 LookupCounts screen_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
 LookupCounts screen_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
 LookupCounts screen_avx512_bf16(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts screen_amx(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
 
 struct GatherCodesArgs {
   const void* codebook;  // (num_codes, num_channels), contiguous, of the output's type

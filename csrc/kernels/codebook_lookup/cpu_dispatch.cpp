@@ -15,8 +15,11 @@ constexpr int64_t kRowsPerTask = 56;  // four register tiles of the AVX-512 leve
 
 std::vector<LookupPass> codebook_lookup_passes(CpuLevel level) {
   switch (level) {
-#ifdef SOHO_X86_LEVELS
+#ifdef SOHO_AMX_LEVEL
     case CpuLevel::kAmx:
+      return {{kFormatAmx, screen_amx}, {kFormatAvx512, screen_avx512}, {kNothingScreened, compare_all_avx512}};
+#endif
+#ifdef SOHO_X86_LEVELS
     case CpuLevel::kAvx512Bf16:
       return {{kFormatAvx512Bf16, screen_avx512_bf16},
               {kFormatAvx512, screen_avx512},

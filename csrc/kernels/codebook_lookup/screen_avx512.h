@@ -57,6 +57,42 @@ inline void offer32(Survivors& list, float& threshold, const float* scores, int3
   }
 }
 
+#ifdef __AVX512BF16__
+struct DotBFloat16 {
+  static constexpr bool kRounds = true;
+
+  static __m512 add(__m512 score, __m512 row, __m512 codes) {
+    return _mm512_dpbf16_ps(score, (__m512bh)_mm512_castps_si512(row), (__m512bh)_mm512_castps_si512(codes));
+  }
+
+  static __m512 convert16(__m512 a, float* words, int64_t c) {
+    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(a);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words + c / 2), rounded);
+    return _mm512_sub_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16)));
+  }
+};
+#endif
+
+template <int num_rows>
+bool any_reachable(const float* threshold) {  // rows that are given up often come together
+  for (int r = 0; r < num_rows; r += 16) {
+    const __mmask16 present = num_rows - r >= 16 ? 0xffff : (1u << (num_rows - r)) - 1;
+    const __m512 limits = _mm512_maskz_loadu_ps(present, threshold + r);
+    if (_mm512_mask_cmp_ps_mask(present, limits, _mm512_set1_ps(kInfinity), _CMP_LT_OQ) != 0) return true;
+  }
+  return false;
+}
+
+// Offers the scores of num_rows x 32 codes to the rows whose threshold they reach.
+template <int num_rows>
+void offer_tile(const float (*scores)[32], int64_t group, float* threshold, Survivors* lists) {
+  for (int r = 0; r < num_rows; ++r) {
+    const __m512 best = _mm512_max_ps(_mm512_load_ps(scores[r]), _mm512_load_ps(scores[r] + 16));
+    if (_mm512_cmp_ps_mask(best, _mm512_set1_ps(threshold[r]), _CMP_GE_OQ) == 0) continue;
+    offer32(lists[r], threshold[r], scores[r], static_cast<int32_t>(group * 32));
+  }
+}
+
 template <class Dot>
 struct KernelAvx512 {
   static constexpr int kRows = 14;  // 14 x 2 accumulators, 2 code vectors, 1 broadcast: 31 of 32 registers
@@ -72,9 +108,7 @@ struct KernelAvx512 {
 
   static void screen_tile(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group,
                           float* threshold, Survivors* lists) {
-    const __mmask16 present = (1u << kRows) - 1;
-    const __m512 limits = _mm512_maskz_loadu_ps(present, threshold);
-    if (_mm512_mask_cmp_ps_mask(present, limits, _mm512_set1_ps(kInfinity), _CMP_LT_OQ) == 0) return;
+    if (!any_reachable<kRows>(threshold)) return;
     const int64_t num_steps = screened.num_steps;
     const float* codes = static_cast<const float*>(screened.panel) + group * num_steps * kCodes;
     const float* negated_half = screened.negated_half + group * kCodes;
@@ -111,12 +145,7 @@ struct KernelAvx512 {
       _mm512_store_ps(stored[r], score[r][0]);
       _mm512_store_ps(stored[r] + 16, score[r][1]);
     }
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 limit = _mm512_set1_ps(threshold[r]);
-      const __m512 best = _mm512_max_ps(_mm512_load_ps(stored[r]), _mm512_load_ps(stored[r] + 16));
-      if (_mm512_cmp_ps_mask(best, limit, _CMP_GE_OQ) == 0) continue;
-      offer32(lists[r], threshold[r], stored[r], static_cast<int32_t>(group * kCodes));
-    }
+    offer_tile<kRows>(stored, group, threshold, lists);
   }
 };
 
