@@ -1,6 +1,7 @@
 # make demo   set up, build, make the demo corpus, pre-train on it and print what was learnt
 # make test   set up, build and run every test
 # make bench  the benchmark suite with its peers, each case checked before it is timed
+# make sanitize  the C++ kernel tests under the address and undefined-behaviour sanitizers
 # make check  lint and format check        make format  apply both
 # make clean  remove the environment and build products (runs/ and data/ are kept)
 
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test bench check format clean
+.PHONY: demo test bench sanitize check format clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
@@ -21,6 +22,11 @@ test: $(STAMP)
 bench: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[bench]"
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest benchmarks --benchmark-only
+
+sanitize: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -GNinja -DSOHO_FAST_BUILD_MODULE=OFF -DSOHO_FAST_BUILD_TESTS=ON -DSOHO_FAST_SANITIZE=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --target kernel_tests
+	build/sanitize/kernel_tests
 
 check: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
