@@ -1,4 +1,5 @@
-// The kernels without torch: everything a C++ program needs, installed by CMake. examples/kernels_without_torch uses it.
+// The kernels without torch: everything a C++ program needs, installed by CMake. examples/kernels_without_torch uses
+// it.
 #pragma once
 
 #include "common/cpu_level.h"

@@ -43,9 +43,8 @@ void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, c
   }
   const CpuLevel level = active_cpu_level();
   const UpdateParts parts = update_parts(args, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, parts.num_parts(), 1, [&](int64_t begin, int64_t end) {
-    update_codebook(level, args, parts, begin, end);
-  });
+  torch::stable::parallel_for(0, parts.num_parts(), 1,
+                              [&](int64_t begin, int64_t end) { update_codebook(level, args, parts, begin, end); });
 }
 
 std::tuple<Tensor, Tensor> codebook_stats_cpu(const Tensor& features, const Tensor& index, int64_t num_codes,

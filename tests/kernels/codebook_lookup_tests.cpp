@@ -9,7 +9,8 @@
 
 #ifdef SOHO_AMX_MODEL
 namespace soho {
-LookupCounts screen_amx_model(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts screen_amx_model(const CodebookLookupArgs &, const ScreenedCodes &,
+                              int64_t begin, int64_t end);
 }
 #endif
 
@@ -21,11 +22,13 @@ using namespace soho;
 std::vector<std::vector<LookupPass>> every_list_of_passes() {
   std::vector<std::vector<LookupPass>> lists;
   for (CpuLevel level : built_cpu_levels()) {
-    if (cpu_level_available(level)) lists.push_back(codebook_lookup_passes(level));
+    if (cpu_level_available(level))
+      lists.push_back(codebook_lookup_passes(level));
   }
 #ifdef SOHO_AMX_MODEL
   if (cpu_level_available(CpuLevel::kAvx512Bf16))
-    lists.push_back({{kFormatAmx, screen_amx_model}, {kNothingScreened, compare_all_avx512}});
+    lists.push_back({{kFormatAmx, screen_amx_model},
+                     {kNothingScreened, compare_all_avx512}});
 #endif
   return lists;
 }
@@ -34,27 +37,32 @@ std::vector<float> normal(int64_t size, unsigned seed, float offset = 0.0f) {
   std::mt19937 engine(seed);
   std::normal_distribution<float> distribution;
   std::vector<float> values(size);
-  for (float& value : values) value = distribution(engine) + offset;
+  for (float &value : values)
+    value = distribution(engine) + offset;
   return values;
 }
 
 ParallelFor parts(int num_parts) {
-  return [=](int64_t total, int64_t, const std::function<void(int64_t, int64_t)>& body) {
+  return [=](int64_t total, int64_t,
+             const std::function<void(int64_t, int64_t)> &body) {
     in_parts(total, num_parts, body);
   };
 }
 
-int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t num_codes, int64_t num_channels) {
+int64_t nearest(const float *row, const std::vector<float> &codebook,
+                int64_t num_codes, int64_t num_channels) {
   int64_t best = 0;
   double smallest = std::numeric_limits<double>::infinity();
   for (int64_t j = 0; j < num_codes; ++j) {
     double lanes[8] = {};
     for (int64_t c = 0; c < num_channels; ++c) {
-      const double difference = static_cast<double>(row[c]) - static_cast<double>(codebook[j * num_channels + c]);
+      const double difference =
+          static_cast<double>(row[c]) -
+          static_cast<double>(codebook[j * num_channels + c]);
       lanes[c % 8] += difference * difference;
     }
-    const double distance =
-        ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+    const double distance = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
+                            ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
     if (distance < smallest) {
       smallest = distance;
       best = j;
@@ -63,10 +71,14 @@ int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t nu
   return best;
 }
 
-// Looks up in parts, between sentinels; exact-sized buffers let the sanitizer see every stray access.
-std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::vector<float>& features,
-                            const std::vector<float>& codebook, int64_t num_rows, int64_t num_codes,
-                            int64_t num_channels, int num_parts, const void* packed) {
+// Looks up in parts, between sentinels; exact-sized buffers let the sanitizer
+// see every stray access.
+std::vector<int64_t> lookup(const std::vector<LookupPass> &passes,
+                            const std::vector<float> &features,
+                            const std::vector<float> &codebook,
+                            int64_t num_rows, int64_t num_codes,
+                            int64_t num_channels, int num_parts,
+                            const void *packed) {
   std::vector<int64_t> index(num_rows + 2, -7);
   std::vector<float> distance(num_rows + 2, -7.0f);
   CodebookLookupArgs args{};
@@ -80,27 +92,36 @@ std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::ve
   args.index = index.data() + 1;
   args.distance = distance.data() + 1;
   const auto counts = codebook_lookup(passes, args, packed, parts(num_parts));
-  CHECK(index.front() == -7 && index.back() == -7 && distance.front() == -7.0f && distance.back() == -7.0f);
+  CHECK(index.front() == -7 && index.back() == -7 &&
+        distance.front() == -7.0f && distance.back() == -7.0f);
   CHECK(counts.back().undecided == 0);
   return {index.begin() + 1, index.end() - 1};
 }
 
-// Every level, by all of its passes and with the cheap ones left out; the first pass once with a prepared codebook.
-void compare(const std::vector<float>& features, const std::vector<float>& codebook, int64_t num_rows,
+// Every level, by all of its passes and with the cheap ones left out; the first
+// pass once with a prepared codebook.
+void compare(const std::vector<float> &features,
+             const std::vector<float> &codebook, int64_t num_rows,
              int64_t num_codes, int64_t num_channels) {
   std::vector<int64_t> expected;
   for (int64_t i = 0; i < num_rows; ++i)
-    expected.push_back(nearest(features.data() + i * num_channels, codebook, num_codes, num_channels));
-  for (const std::vector<LookupPass>& all : every_list_of_passes()) {
+    expected.push_back(nearest(features.data() + i * num_channels, codebook,
+                               num_codes, num_channels));
+  for (const std::vector<LookupPass> &all : every_list_of_passes()) {
     for (auto first = all.begin(); first != all.end(); ++first) {
       const std::vector<LookupPass> passes(first, all.end());
       const ScreeningFormat format = passes.front().format;
-      const Scratch packed(packed_codebook_bytes(format, num_codes, num_channels));
-      pack_codebook(format, codebook.data(), num_codes, num_channels, packed.data(), parts(2));
-      CHECK(packed_codebook_fits(packed.data(), format, num_codes, num_channels));
-      CHECK(!packed_codebook_fits(packed.data(), format, num_codes + 1, num_channels));
+      const Scratch packed(
+          packed_codebook_bytes(format, num_codes, num_channels));
+      pack_codebook(format, codebook.data(), num_codes, num_channels,
+                    packed.data(), parts(2));
+      CHECK(
+          packed_codebook_fits(packed.data(), format, num_codes, num_channels));
+      CHECK(!packed_codebook_fits(packed.data(), format, num_codes + 1,
+                                  num_channels));
       for (int num_parts : {1, 3}) {
-        CHECK(lookup(passes, features, codebook, num_rows, num_codes, num_channels, num_parts,
+        CHECK(lookup(passes, features, codebook, num_rows, num_codes,
+                     num_channels, num_parts,
                      num_parts == 1 ? packed.data() : nullptr) == expected);
       }
     }
@@ -111,19 +132,22 @@ void test_gather() {
   const std::vector<float> codebook = normal(15, 9);
   const std::vector<int64_t> index = {4, -1, 0, 5};
   std::vector<float> output(12, 7.0f);
-  const GatherCodesArgs args{codebook.data(), index.data(), output.data(), 5, 3 * sizeof(float)};
+  const GatherCodesArgs args{codebook.data(), index.data(), output.data(), 5,
+                             3 * sizeof(float)};
   CHECK(gather_codes(args, 0, 3) == -1);
-  CHECK(output[0] == codebook[12] && output[3] == 0.0f && output[6] == codebook[0] && output[9] == 7.0f);
+  CHECK(output[0] == codebook[12] && output[3] == 0.0f &&
+        output[6] == codebook[0] && output[9] == 7.0f);
   CHECK(gather_codes(args, 0, 4) == 3 && output[9] == 7.0f);
 }
 
-}  // namespace
+} // namespace
 
 void test_codebook_lookup() {
   for (int64_t num_rows : {0, 1, 5, 6, 7, 200}) {
     for (int64_t num_codes : {1, 2, 15, 16, 17, 40}) {
       for (int64_t num_channels : {1, 7, 8, 9, 33}) {
-        compare(normal(num_rows * num_channels, 1), normal(num_codes * num_channels, 2), num_rows, num_codes,
+        compare(normal(num_rows * num_channels, 1),
+                normal(num_codes * num_channels, 2), num_rows, num_codes,
                 num_channels);
       }
     }
@@ -131,7 +155,8 @@ void test_codebook_lookup() {
   compare(normal(50 * 20, 3, 1e4f), normal(60 * 20, 4, 1e4f), 50, 60, 20);
   compare(normal(20 * 8, 5), std::vector<float>(700 * 8, 0.0f), 20, 700, 8);
   std::vector<float> cluster = normal(500 * 8, 6);
-  for (float& value : cluster) value = 1.0f + value * 0x1p-22f;
+  for (float &value : cluster)
+    value = 1.0f + value * 0x1p-22f;
   compare(normal(20 * 8, 7), cluster, 20, 500, 8);
   std::vector<float> broken = normal(20 * 8, 8);
   broken[3] = std::numeric_limits<float>::quiet_NaN();

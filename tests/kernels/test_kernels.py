@@ -45,4 +45,4 @@ def test_installed_library_serves_the_example(build_dir, tmp_path):
     output = _run(example / "kmeans")
     distances = [float(value) for value in re.findall(r"distance ([\d.]+)", output)]
     assert len(distances) == 5 and distances[-1] < 0.7 * distances[0], output
-    assert float(re.search(r"within ([\d.]+) of", output)[1]) < 0.2, output  # 1 / sqrt(800) for each channel, 60 of them
+    assert float(re.search(r"within ([\d.]+) of", output)[1]) < 0.2, output  # a mean of 800 rows is off by 0.035

@@ -131,7 +131,7 @@ LookupCounts screen_avx2(const CodebookLookupArgs& args, const ScreenedCodes& sc
 LookupCounts compare_all_avx2(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                               int64_t end) {
   DefaultFloatEnvironment environment;
-  return compare_all<2, 2>(args, screened, begin, end);
+  return compare_all<3, 2>(args, screened, begin, end);
 }
 
 }  // namespace soho

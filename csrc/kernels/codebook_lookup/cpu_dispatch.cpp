@@ -43,7 +43,8 @@ std::vector<LookupCounts> codebook_lookup(const std::vector<LookupPass>& passes,
     const bool prepared =
         packed != nullptr && packed_codebook_fits(packed, pass.format, args.num_codes, args.num_channels);
     const Scratch memory(prepared ? 0 : packed_codebook_bytes(pass.format, args.num_codes, args.num_channels));
-    if (!prepared) pack_codebook(pass.format, args.codebook, args.num_codes, args.num_channels, memory.data(), parallel_for);
+    if (!prepared)
+      pack_codebook(pass.format, args.codebook, args.num_codes, args.num_channels, memory.data(), parallel_for);
     const ScreenedCodes screened = screened_codes(prepared ? packed : memory.data());
     std::atomic<int64_t> compared{0}, undecided{0};
     parallel_for(args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {

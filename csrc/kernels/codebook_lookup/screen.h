@@ -19,7 +19,8 @@ namespace {
 constexpr int32_t kListLength = 128;  // survivors kept per row
 constexpr int32_t kListSlack = 16;    // lists are written by whole vectors
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kPanelBytes = 256 * 1024;  // of converted rows: half of a 512 KiB L2 cache, the rest streams the codes
+constexpr int64_t kPanelBytes =
+    256 * 1024;  // of converted rows: half of a 512 KiB L2 cache, the rest streams the codes
 constexpr int64_t kMaxPanelRows = 192;
 
 // Survivors of one row so far, in ascending order of code.
@@ -75,8 +76,8 @@ inline bool row_is_finite(const void* row, Element type, int64_t num_channels) {
 
 // Converts one row and prepares its list; a row that cannot be screened gets an unreachable threshold.
 template <class Kernel>
-void begin_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t i, float* words,
-               float& threshold, Survivors& list) {
+void begin_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t i, float* words, float& threshold,
+               Survivors& list) {
   const void* row = row_at(args.features, i, args.row_stride, args.features_type);
   list.count = 0;
   list.best = threshold = -kInfinity;

@@ -1,0 +1,131 @@
+"""Long fuzz of codebook_lookup: every level against the scalar one (float64, direct differences, nothing screened).
+
+    python tests/ops/fuzz_lookup.py --rows 10000000
+
+Draws problems of random kind, shape and type until the rows are used up, and prints for each kind and level how many
+rows differed, which share was compared in float64, and which share the first pass left to a more exact one. One batch
+in 20 is checked against the plain-torch reference as well. Exits with 1 where a row differed.
+
+Letters: N features, K codes, C channels.
+"""
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from soho_fast import _C, ops
+
+TYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
+ELEMENTS = 1 << 23  # N x K x C of one problem at most
+
+
+def _normal(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    return features, codebook
+
+
+def _offset(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    return features + 1e4, codebook + 1e4
+
+
+def _ties(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    return features.round(), codebook.round()
+
+
+def _drawn(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Non-negative features with codes near some of them, as a trained codebook has."""
+    features = features.relu()
+    chosen = features[torch.arange(codebook.shape[0]) % features.shape[0]]
+    return features, chosen + 0.05 * codebook
+
+
+def _copies(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    codes = codebook[torch.randint(max(1, codebook.shape[0] // 8), codebook.shape[:1])]
+    codes[torch.rand(codes.shape[0]) < 0.3] = 0.0
+    return features, codes
+
+
+def _one_ulp(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    codes = codebook[torch.randint(max(1, codebook.shape[0] // 4), codebook.shape[:1])]
+    up = torch.nextafter(codes, torch.tensor(torch.inf))
+    return features, torch.where(torch.rand(codes.shape) < 1 / codes.shape[1], up, codes)
+
+
+def _cluster(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    return features, 1 + codebook * 2.0**-20
+
+
+def _orders(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    scale = [10.0 ** (torch.rand(t.shape[0], 1) * 30 - 15) for t in (features, codebook)]
+    return features * scale[0], codebook * scale[1]
+
+
+def _one_huge(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    codebook[torch.randint(codebook.shape[0], ())] *= 1e6
+    return features, codebook
+
+
+def _subnormal(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    return features * 1e-39, codebook * 1e-39
+
+
+KINDS = {
+    "normal": _normal, "offset 1e4": _offset, "integers with ties": _ties, "codes drawn from features": _drawn,
+    "copies and zeros": _copies, "one ulp apart": _one_ulp, "one tight cluster": _cluster, "30 orders": _orders,
+    "one huge code": _one_huge, "subnormal": _subnormal,
+}  # fmt: skip
+
+
+def draw_problem(kind: str, most_rows: int) -> tuple[Tensor, Tensor]:
+    """Features (N, C) and codebook (K, C): mostly small, so that there are many rows, sometimes large."""
+    large = torch.rand(()) < 0.2
+    num_codes = int(torch.randint(1, 600 if large else 48, ()))
+    num_channels = int(torch.randint(1, 300 if large else 20, ()))
+    num_rows = min(most_rows, max(1, ELEMENTS // (num_codes * num_channels)), 20_000)
+    features, codebook = KINDS[kind](torch.randn(num_rows, num_channels), torch.randn(num_codes, num_channels))
+    types = torch.randint(len(TYPES), (2,)).tolist()
+    return features.to(TYPES[types[0]]), codebook.to(TYPES[types[1]])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Long fuzz of codebook_lookup at every level.")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows to draw; each is looked up at every level")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    levels = [level for level in ops.build_info()["cpu_levels_available"] if level != "scalar"]
+    totals = defaultdict(lambda: defaultdict(int))
+    left, batch, start = arguments.rows, 0, time.perf_counter()
+    while left > 0:
+        kind = list(KINDS)[batch % len(KINDS)]
+        features, codebook = draw_problem(kind, left)
+        ops.set_cpu_level("scalar")
+        expected = ops.codebook_lookup(features, codebook)
+        if batch % 20 == 7:
+            totals[kind, "reference"]["rows"] += features.shape[0]
+            different = ops.codebook_lookup(features, codebook, backend="reference") != expected
+            totals[kind, "reference"]["different"] += int(different.sum())
+        for level in levels:
+            ops.set_cpu_level(level)
+            before = _C.lookup_totals()
+            different = ops.codebook_lookup(features, codebook) != expected
+            for name, value in _C.lookup_totals().items():
+                totals[kind, level][name] += value - before[name]
+            totals[kind, level]["different"] += int(different.sum())
+        left -= features.shape[0]
+        batch += 1
+    ops.set_cpu_level(None)
+    print(f"{'kind':28}{'level':14}{'rows':>10}{'different':>11}{'in float64':>12}{'left by pass 1':>16}")
+    for (kind, level), total in sorted(totals.items()):
+        shares = [f"{total[name] / total['rows']:.2%}" if name in total else "" for name in ("compared", "left")]
+        print(f"{kind:28}{level:14}{total['rows']:>10}{total['different']:>11}{shares[0]:>12}{shares[1]:>16}")
+    wrong = sum(total["different"] for total in totals.values())
+    print(f"{arguments.rows} rows in {batch} problems, {wrong} different, {time.perf_counter() - start:.0f} s")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
