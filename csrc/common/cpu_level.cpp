@@ -3,8 +3,10 @@
 #include <atomic>
 #include <stdexcept>
 
-#ifdef SOHO_AMX_LEVEL
+#ifdef SOHO_X86_LEVELS
 #include <cpuid.h>
+#endif
+#ifdef SOHO_AMX_LEVEL
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -28,6 +30,19 @@ bool built(CpuLevel level) {
 #endif
 }
 
+#ifdef SOHO_X86_LEVELS
+// Compilers disagree on the names of these features.
+bool has_half_conversions() {
+  unsigned eax, ebx, ecx = 0, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & 1u << 29) != 0;
+}
+
+bool has_bf16_dot_products() {
+  unsigned eax = 0, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 5) != 0;
+}
+#endif
+
 // The processor has bfloat16 tiles, and the system lets this process keep tile data.
 bool tiles_permitted() {
 #ifdef SOHO_AMX_LEVEL
@@ -49,12 +64,12 @@ bool probe(CpuLevel level) {
     case CpuLevel::kScalar:
       return true;
     case CpuLevel::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_half_conversions();
     case CpuLevel::kAvx512:
       return probe(CpuLevel::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     case CpuLevel::kAvx512Bf16:
-      return probe(CpuLevel::kAvx512) && __builtin_cpu_supports("avx512bf16");
+      return probe(CpuLevel::kAvx512) && has_bf16_dot_products();
     case CpuLevel::kAmx:
       return probe(CpuLevel::kAvx512Bf16) && tiles_permitted();
   }
