@@ -6,18 +6,26 @@
 from soho_fast.data.coco_captions import read_coco_captions
 from soho_fast.data.images import BrokenImageError, SohoImageProcessor, decode_image
 from soho_fast.data.karpathy import karpathy_coco_ids, read_karpathy
+from soho_fast.data.nlvr2 import Nlvr2Record, read_nlvr2
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport
+from soho_fast.data.snli_ve import ENTAILMENT_LABELS, SnliVeRecord, read_snli_ve
 from soho_fast.data.text import content_words, load_tokenizer, mask_tokens
 from soho_fast.data.visual_genome import read_visual_genome
+from soho_fast.data.vqa import VqaAnswers, VqaRecord, read_vqa
 
 __all__ = [
+    "ENTAILMENT_LABELS",
     "BrokenImageError",
     "ImageRef",
     "ImageTextRecord",
+    "Nlvr2Record",
     "ReadReport",
+    "SnliVeRecord",
     "SohoImageProcessor",
     "SohoProcessor",
+    "VqaAnswers",
+    "VqaRecord",
     "content_words",
     "decode_image",
     "karpathy_coco_ids",
@@ -25,5 +33,8 @@ __all__ = [
     "mask_tokens",
     "read_coco_captions",
     "read_karpathy",
+    "read_nlvr2",
+    "read_snli_ve",
     "read_visual_genome",
+    "read_vqa",
 ]

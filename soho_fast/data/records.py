@@ -45,9 +45,13 @@ class ImageTextRecord:
 
 @dataclass
 class ReadReport:
-    """What a reader found and what it left out, filled while it reads."""
+    """What a reader found and what it left out, filled while it reads.
+
+    `texts` says what `num_captions` counts: captions, questions, statements or hypotheses.
+    """
 
     source: str = ""
+    texts: str = "captions"
     num_images: int = 0
     num_captions: int = 0
     num_missing: int = 0
@@ -60,7 +64,7 @@ class ReadReport:
         """What the set holds, one fact a line; only the first line when nothing was left out."""
         splits = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
         lines = [
-            f"{self.source}: {self.num_images:,} images, {self.num_captions:,} captions"
+            f"{self.source}: {self.num_images:,} images, {self.num_captions:,} {self.texts}"
             + (f" ({splits})" if splits else "")
         ]
         left_out = (
@@ -100,6 +104,72 @@ def field_of(record: Any, name: str, kind: type | tuple[type, ...], where: str) 
     return value
 
 
+def load_json_lines(path: str | os.PathLike[str], what: str) -> list[tuple[str, Any]]:
+    """Parse a file with one JSON object a line; blank lines are passed over.
+
+    Returns:
+        (where, object) for each line; `where` names the file and the line, for messages.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_json`; a line that is no JSON object, or no line at all.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; expected {what}") from None
+    except IsADirectoryError:
+        raise FileNotFoundError(f"{path} is a folder; expected a file: {what}") from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{where}: not valid JSON ({error}); expected {what}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: a JSON {type(record).__name__}; expected {what}")
+        records.append((where, record))
+    if not records:
+        raise ValueError(f"{path}: holds no record; expected {what}")
+    return records
+
+
+def find_images(
+    names_of: Sequence[tuple[str, ...]],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    annotations: str | os.PathLike[str],
+    missing_images: MissingImages = "error",
+    report: ReadReport,
+) -> list[ImageRef | None]:
+    """The image of each tuple of names under which it may be found, in order; None where there is no file.
+
+    The same names give the same `ImageRef`. `report` gets the number of distinct images found and missing.
+
+    Raises:
+        FileNotFoundError: Images are missing and `missing_images` is "error", or none is found.
+    """
+    if missing_images not in ("error", "skip"):
+        raise ValueError(f"missing_images: expected 'error' or 'skip', got {missing_images!r}")
+    stores = open_stores(images)
+    distinct = dict.fromkeys(names_of)
+    all_names = {name for names in distinct for name in names}
+    found = [(store, store.existing(all_names)) for store in stores]
+    image_by_names = {names: _find(names, found) for names in distinct}
+    missing = [names[0] for names, image in image_by_names.items() if image is None]
+    report.num_missing = len(missing)
+    report.num_images = len(image_by_names) - len(missing)
+    if missing and (missing_images == "error" or not report.num_images):
+        where = ", ".join(map(str, stores))
+        raise FileNotFoundError(
+            f"{annotations}: {len(missing)} of {len(image_by_names)} images are not in {where}; first: "
+            f"{', '.join(missing[:_NUM_SHOWN])}. Check the images path, or set missing_images to 'skip'."
+        )
+    return [image_by_names[names] for names in names_of]
+
+
 @dataclass(slots=True)
 class Candidate:
     """An image on its way to becoming a record: the names under which its file may be found, in order."""
@@ -126,37 +196,27 @@ def finish_records(
     """
     report = report if report is not None else ReadReport()
     report.source = source
-    stores = open_stores(images)
-    all_names = {name for candidate in candidates for name in candidate.names}
-    found = [(store, store.existing(all_names)) for store in stores]
-    records: list[ImageTextRecord] = []
-    missing: list[str] = []
+    described: list[tuple[Candidate, tuple[str, ...]]] = []
     for candidate in candidates:
         captions = [caption.strip() for caption in candidate.captions]
         kept = tuple(caption for caption in captions if caption)
         report.num_empty_captions += len(captions) - len(kept)
-        if not kept:
+        if kept:
+            described.append((candidate, kept[:max_captions]))
+        else:
             report.num_without_caption += 1
-            continue
-        image = _find(candidate.names, found)
+    if not described:
+        raise ValueError(f"{annotations}: no image with a caption was found for {source}; expected at least one")
+    names_of = [candidate.names for candidate, _ in described]
+    found = find_images(names_of, images, annotations=annotations, missing_images=missing_images, report=report)
+    records: list[ImageTextRecord] = []
+    for (candidate, captions), image in zip(described, found, strict=True):
         if image is None:
-            missing.append(candidate.names[0])
             continue
-        kept = kept[:max_captions]
-        records.append(ImageTextRecord(image, kept, candidate.image_id, source))
-        report.num_captions += len(kept)
+        records.append(ImageTextRecord(image, captions, candidate.image_id, source))
+        report.num_captions += len(captions)
         if candidate.split:
             report.splits[candidate.split] = report.splits.get(candidate.split, 0) + 1
-    report.num_images = len(records)
-    report.num_missing = len(missing)
-    where = ", ".join(map(str, stores))
-    if missing and (missing_images == "error" or not records):
-        raise FileNotFoundError(
-            f"{annotations}: {len(missing)} of {len(missing) + len(records)} images are not in {where}; first: "
-            f"{', '.join(missing[:_NUM_SHOWN])}. Check the images path, or set missing_images to 'skip'."
-        )
-    if not records:
-        raise ValueError(f"{annotations}: no image with a caption was found for {source}; expected at least one")
     return records
 
 

@@ -1,0 +1,77 @@
+import json
+
+import pytest
+from tiny_corpus import draw, write_zip
+
+from soho_fast.data import ReadReport, read_snli_ve
+
+NEW = {
+    "Flickr30K_ID": "4705552913",
+    "annotator_labels": ["neutral", "entailment", "neutral"],
+    "captionID": "4705552913.jpg#2",
+    "gold_label": "neutral",
+    "pairID": "4705552913.jpg#2r1n",
+    "sentence1": "Two women are embracing.",
+    "sentence2": "The sisters are hugging. ",
+}
+OLD = {
+    **{name: value for name, value in NEW.items() if name != "Flickr30K_ID"},
+    "Flikr30kID": "23.jpg",
+    "gold_label": "contradiction",
+    "pairID": "23.jpg#2r1c",
+}
+
+
+def write(folder, *rows):
+    for number, colour in (("4705552913", "red"), ("23", "blue")):
+        draw(folder / f"flickr30k-images/{number}.jpg", colour)
+    path = folder / "snli_ve_dev.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_both_field_names_and_never_the_premise(tmp_path):
+    path = write(tmp_path, NEW, OLD)
+    report = ReadReport()
+    archive = write_zip(tmp_path / "all.zip", tmp_path)
+    for images in (tmp_path, tmp_path / "flickr30k-images", archive):
+        new, old = read_snli_ve(path, images, report=report)
+        assert (new.hypothesis, new.label, new.pair_id) == (
+            "The sisters are hugging.",
+            "neutral",
+            "4705552913.jpg#2r1n",
+        )
+        assert new.image.read() == (tmp_path / "flickr30k-images/4705552913.jpg").read_bytes()
+        assert old.image.read() == (tmp_path / "flickr30k-images/23.jpg").read_bytes()
+        assert old.label == "contradiction"
+    assert "embracing" not in repr([new, old])
+    assert report.lines() == ["snli_ve: 2 images, 2 hypotheses"]
+
+
+def test_the_premise_need_not_be_there(tmp_path):
+    row = {name: value for name, value in NEW.items() if name != "sentence1"}
+    assert read_snli_ve(write(tmp_path, row), tmp_path)[0].hypothesis == "The sisters are hugging."
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({**NEW, "gold_label": "-"}, "gold_label '-'; expected one of contradiction, neutral, entailment"),
+        ({**NEW, "sentence2": ""}, r"sentence2 \(the hypothesis\) is empty"),
+        ({n: v for n, v in NEW.items() if n != "Flickr30K_ID"}, "neither 'Flickr30K_ID' nor 'Flikr30kID'"),
+        ({n: v for n, v in NEW.items() if n != "pairID"}, "no field 'pairID'"),
+        ({**NEW, "sentence2": None}, "field 'sentence2' is None, expected str"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_malformed_line_is_refused_by_its_number(tmp_path, line, words):
+    with pytest.raises(ValueError, match=rf"snli_ve_dev\.jsonl: line 2: {words}"):
+        read_snli_ve(write(tmp_path, OLD, line), tmp_path)
+
+
+def test_missing_images(tmp_path):
+    path = write(tmp_path, NEW, OLD)
+    (tmp_path / "flickr30k-images/23.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"snli_ve_dev\.jsonl: 1 of 2 images .*23\.jpg"):
+        read_snli_ve(path, tmp_path)
+    assert [record.label for record in read_snli_ve(path, tmp_path, missing_images="skip")] == ["neutral"]
