@@ -21,10 +21,10 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.sampling import EVALUATION_STREAM
 from soho_fast.data.text import IGNORED_LABEL, STOP_WORDS, EncodedText, encode_texts
+from soho_fast.metrics.recall import recall_at
 from soho_fast.tasks.pair_sampling import PairSampler
 from soho_fast.tasks.pair_scoring import first_token_only, matched_odds, score_all_pairs
 from soho_fast.tasks.pretraining_batches import pad_texts
-from soho_fast.tasks.recall import recall_at
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being measured, how many are done, and of how many."""

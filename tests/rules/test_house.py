@@ -16,7 +16,8 @@ ARROWS = {
     "adapters": {"ops"},
     "model": {"ops"},
     "data": {"ops"},
-    "tasks": {"model", "data", "ops"},
+    "metrics": {"data"},
+    "tasks": {"model", "data", "metrics", "ops"},
     "engine": set(),
     "train": {"engine", "tasks", "data"},
 }
