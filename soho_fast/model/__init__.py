@@ -6,7 +6,13 @@
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from .config import SohoConfig
-from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
+from .downstream import (
+    SohoForImageTextRetrieval,
+    SohoForQuestionAnswering,
+    SohoForVisualEntailment,
+    SohoForVisualReasoning,
+)
+from .outputs import SohoForImageTextRetrievalOutput, SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
 from .pretrained import LoadReport
 from .soho import SohoForPreTraining, SohoModel, SohoPreTrainedModel
 from .visual_dictionary import VisualDictionary
@@ -19,8 +25,13 @@ AutoModelForPreTraining.register(SohoConfig, SohoForPreTraining, exist_ok=True)
 __all__ = [
     "LoadReport",
     "SohoConfig",
+    "SohoForImageTextRetrieval",
+    "SohoForImageTextRetrievalOutput",
     "SohoForPreTraining",
     "SohoForPreTrainingOutput",
+    "SohoForQuestionAnswering",
+    "SohoForVisualEntailment",
+    "SohoForVisualReasoning",
     "SohoModel",
     "SohoModelOutput",
     "SohoPreTrainedModel",

@@ -131,3 +131,18 @@ class SohoForPreTrainingOutput(ModelOutput):
     usage: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class SohoForImageTextRetrievalOutput(ModelOutput):
+    """
+    Args:
+        loss (): cross-entropy of matching, mean over the pairs; `None` without labels.
+        itm_logits (P, 2): index 1 is "matched".
+        hidden_states, attentions: per layer, when asked for.
+    """
+
+    loss: Tensor | None = None
+    itm_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
