@@ -143,7 +143,7 @@ def choose_precision(settings: EngineSettings) -> str:
 
 def zero_stage(settings: EngineSettings, precision: str) -> int:
     """The stage that DeepSpeed runs; see `deepspeed_config`."""
-    return max(settings.zero_stage, 0 if precision == "float32" else 1)
+    return max(settings.zero_stage, 1 if precision == "fp16" else 0)
 
 
 def deepspeed_config(
@@ -151,14 +151,18 @@ def deepspeed_config(
 ) -> dict:
     """DeepSpeed's JSON configuration.
 
-    fp16 and bf16 use DeepSpeed's own engine (parameters cast, float32 master weights in the optimiser, dynamic loss
-    scale), not its `torch_autocast` mode: in 0.19.8 the latter clips ZeRO's gradients while the scale is still in them,
-    updates the scale once per parameter group, and leaves it out of the checkpoint. The engine casts parameters only:
-    BatchNorm statistics and the codebook stay float32.
+    bf16 at stage 0 is `torch_autocast`: parameters, gradients and optimiser are float32, the forward's products are
+    taken in bfloat16. There is no loss scale and nothing to partition.
 
-    Stage 0 in fp16 or bf16 runs as stage 1. DeepSpeed 0.19.8's stage 0 optimiser divides fp16 gradients by a loss scale
-    that its `backward` never applied: AdamW hides it, SGD stands still.
+    fp16, and bf16 at stages 1 to 3, use DeepSpeed's own engine (parameters cast, float32 master weights in the
+    optimiser, dynamic loss scale), not `torch_autocast`: in 0.19.8 that clips ZeRO's gradients while the scale is still
+    in them, updates the scale once per parameter group, and leaves it out of the checkpoint. The engine casts
+    parameters only: BatchNorm statistics and the codebook stay float32.
+
+    Stage 0 in fp16 runs as stage 1. DeepSpeed 0.19.8's stage 0 optimiser divides fp16 gradients by a loss scale that
+    its `backward` never applied: AdamW hides it, SGD stands still.
     """
+    stage = zero_stage(settings, precision)
     config = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -167,17 +171,29 @@ def deepspeed_config(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "fp16": {"enabled": precision == "fp16", "initial_scale_power": settings.loss_scale_power},
-        "bf16": {"enabled": precision == "bf16"},
-        "zero_optimization": {"stage": zero_stage(settings, precision)},
+        "bf16": {"enabled": precision == "bf16" and stage > 0},
+        "torch_autocast": {"enabled": precision == "bf16" and stage == 0, "dtype": "bfloat16"},
+        "zero_optimization": {"stage": stage},
         "checkpoint": {"tag_validation": "Ignore"},
     }
-    if zero_stage(settings, precision) == 1 and get_accelerator().device_name() == "cpu":
+    if stage == 1 and get_accelerator().device_name() == "cpu":
         # Copies every gradient once more, against a fragmentation that device memory knows.
         config["zero_optimization"]["contiguous_gradients"] = False
-    if settings.zero_stage == 3:
+    if stage == 3:
         config["zero_optimization"] |= {
             "stage3_gather_16bit_weights_on_model_save": True,
             # Small parameters (norms, biases, the mask vector) are read outside their module's forward.
             "stage3_param_persistence_threshold": 100_000,
         }
     return config
+
+
+def start_engine(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict, processes: Processes
+) -> deepspeed.DeepSpeedEngine:
+    """DeepSpeed's engine around model and optimiser; `config` as `deepspeed_config` gives it."""
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    if processes.world == 1 and config["zero_optimization"]["stage"] == 0:
+        # It would copy all gradients into one buffer, sum that over this one process and copy it back.
+        engine.enable_backward_allreduce = False
+    return engine

@@ -87,7 +87,7 @@ class EngineSettings:
     Args:
         precision: `auto` takes fp16 on a GPU and float32 on a CPU, the same on every CPU.
         zero_stage: ZeRO stage; 1 partitions optimiser states, 2 gradients too, 3 parameters too. 0 partitions
-            nothing, in float32 only: fp16 and bf16 take at least 1.
+            nothing: parameters and gradients are float32 then, in bf16 too (autocast); fp16 takes at least 1.
         activation_checkpointing: Recompute the Transformer's activations in the backward pass to save memory.
         emulate_precision: Allow a precision that the device can only emulate (slow; for checks).
         freeze_batch_norm: Keep every BatchNorm in evaluation mode.

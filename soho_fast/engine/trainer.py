@@ -17,7 +17,7 @@ from soho_fast.engine.checkpoint import Checkpoints, Progress, rng_state, set_rn
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.logs import PhaseTimer, RunLog
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.processes import Processes, choose_precision, deepspeed_config, zero_stage
+from soho_fast.engine.processes import Processes, choose_precision, deepspeed_config, start_engine, zero_stage
 from soho_fast.engine.schedule import Schedule
 from soho_fast.engine.settings import (
     BatchSettings,
@@ -346,18 +346,14 @@ class Trainer:
         if settings.engine.freeze_batch_norm:
             model.freeze_batch_norm(True)
         optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
-        engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=deepspeed_config(
-                settings.engine,
-                self.precision,
-                micro_batch=self.plan.micro_batch,
-                accumulation=self.plan.accumulation,
-                clip=settings.optim.clip,
-            ),
-            dist_init_required=False,
+        config = deepspeed_config(
+            settings.engine,
+            self.precision,
+            micro_batch=self.plan.micro_batch,
+            accumulation=self.plan.accumulation,
+            clip=settings.optim.clip,
         )
+        engine = start_engine(model, optimizer, config, processes)
         # The weights above are drawn alike on all ranks; dropout must not be.
         seed_everything(settings.seed + 1_000_003 * (processes.rank + 1))
         return engine

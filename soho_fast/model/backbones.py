@@ -51,7 +51,8 @@ class StridedDepthwiseConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if input.device.type != "cpu" or not torch.is_grad_enabled():
             return super()._conv_forward(input, weight, bias)
-        return super()._conv_forward(input.float(), weight.float(), bias).to(input.dtype)
+        with torch.autocast("cpu", enabled=False):
+            return super()._conv_forward(input.float(), weight.float(), bias).to(input.dtype)
 
 
 Masks = dict[int, Tensor]

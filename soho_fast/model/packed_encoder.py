@@ -21,8 +21,8 @@ from transformers.models.bert.modeling_bert import BertEncoder
 def can_pack(encoder: BertEncoder, **kwargs) -> bool:
     """Whether this call may run packed: a training forward on a CPU from which only the last states are wanted.
 
-    Dropout, activation checkpointing, attention other than SDPA, hooks (states or attentions asked for, ZeRO stage 3),
-    autocast and torch.compile take the ordinary way.
+    Dropout, activation checkpointing, attention other than SDPA, hooks (states or attentions asked for, ZeRO stage 3)
+    and torch.compile take the ordinary way.
     """
     config, weight = encoder.config, next(encoder.parameters())
     return (
@@ -33,7 +33,6 @@ def can_pack(encoder: BertEncoder, **kwargs) -> bool:
         and all(value is None or value is False for value in kwargs.values())
         and not (config.output_hidden_states or config.output_attentions)
         and not any(getattr(layer, "gradient_checkpointing", False) for layer in encoder.layer)
-        and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not any(
             hooks
@@ -48,6 +47,12 @@ def can_pack(encoder: BertEncoder, **kwargs) -> bool:
     )
 
 
+def product_dtype(like: Tensor) -> torch.dtype:
+    """The type in which products with `like` are taken: autocast's where it is on."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+
+
 def recurring(count: int, like: Tensor, multiple: int = 32) -> int:
     """A number of rows, rounded up where a kernel is built for each new one.
 
@@ -55,7 +60,7 @@ def recurring(count: int, like: Tensor, multiple: int = 32) -> int:
     step cost recipe `mini` 7 % of its step. (So it is in float16, but there the LayerNorm of a row of zeros divides by
     an epsilon that is too small for the type, and its gradient is NaN.)
     """
-    if like.device.type != "cpu" or like.dtype != torch.bfloat16:
+    if like.device.type != "cpu" or product_dtype(like) != torch.bfloat16:
         return count
     return -(-count // multiple) * multiple
 
@@ -172,7 +177,8 @@ def packed_encode(
     row_M = keys.row_PT[read_M]
 
     words_D = text_embeddings(input_ids=input_ids_PS[pair_words, place_words][None], position_ids=place_words[None])[0]
-    visual_BLD = visual_BLD.to(words_D.dtype)
+    # Under autocast too the states between the products are of their type: LayerNorm computes in float32 inside.
+    words_D, visual_BLD = words_D.to(product_dtype(weight)), visual_BLD.to(product_dtype(weight))
     B, L, _ = visual_BLD.shape
     visual_R = None if pair_visual.numel() == num_pairs * L else pair_visual * L + place_visual
 

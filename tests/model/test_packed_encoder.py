@@ -138,8 +138,6 @@ def test_steps_aside(tiny_model, batch, counted):
     model.train().set_attn_implementation("eager")
     model(**inputs)
     model.set_attn_implementation("sdpa")
-    with torch.autocast("cpu", torch.bfloat16):
-        model(**inputs)
     model.gradient_checkpointing_enable()
     model(**inputs).loss.backward()
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -176,6 +174,20 @@ def test_bf16_in_row_counts_that_recur(monkeypatch, tiny_model, batch, counted):
         model(**inputs)
     # Pairs; what is read; a multiple of 64 rows, or all 156 places, and without the 9 repetitions of 6 visual tokens.
     assert sizes <= {12, 32, 128, 128 - 54, 156, 156 - 54}
+
+
+def test_autocast_packs_in_bf16_with_float32_gradients(tiny_model, batch, counted):
+    inputs, model = batch(), tiny_model().train()
+    model.freeze_batch_norm()
+    exact = model(**inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(**inputs)
+    assert len(counted) == 2
+    assert output.loss.dtype == torch.float32 and output.itm_logits.dtype == torch.bfloat16
+    torch.testing.assert_close(output.loss, exact.loss, rtol=1e-2, atol=0.0)
+    output.loss.backward()
+    grads = [parameter.grad for parameter in model.soho.encoder.parameters()]
+    assert {grad.dtype for grad in grads} == {torch.float32} and all(grad.isfinite().all() for grad in grads)
 
 
 def test_filling_up_changes_nothing_in_float32(monkeypatch, tiny_model, batch, counted):
