@@ -108,7 +108,7 @@ class EagerPretraining(nn.Module):
         mlm = F.cross_entropy(mlm_logits_PSV.flatten(0, 1), batch["mlm_labels"].flatten(), ignore_index=-100)
         mvm = F.cross_entropy(mvm_logits_PLK.flatten(0, 1), mvm_labels_PL.flatten(), ignore_index=-100)
         itm = F.cross_entropy(self.parts.itm_head(hidden_PTC[:, 0]), batch["itm_labels"])
-        loss, caption_word = mlm + mvm + itm, None
+        loss, caption_word = mlm + self.config.mvm_weight * mvm + itm, None
         if self.parts.caption_word_head is not None:
             caption_word = self._caption_words(feat_BLC, batch)
             loss = loss + self.config.caption_word_weight * caption_word

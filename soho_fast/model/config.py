@@ -83,6 +83,7 @@ class SohoConfig(PreTrainedConfig):
         revive_patience (`int`): a code is left alone for so many updates after it was seeded.
         revive_interval (`int`): revival is tried at every so many updates.
         revive_limit (`int`): at most so many codes are re-seeded at once (bounds what ranks exchange).
+        mvm_weight (`float`): weight of the loss of masked visual modelling; 1 in the paper.
         caption_word_weight (`float`): weight of the loss of `caption_words.py` (which words do the captions hold?),
             an aid for small corpora that the paper does not have; 0 leaves it and its head out.
     """
@@ -134,6 +135,7 @@ class SohoConfig(PreTrainedConfig):
     revive_interval: int = 1
     revive_limit: int = 256
 
+    mvm_weight: float | int = 1.0
     caption_word_weight: float | int = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -156,6 +158,8 @@ class SohoConfig(PreTrainedConfig):
         for name in ("visual_pool", "num_codes", "hidden_size", "num_hidden_layers", "revive_interval", "revive_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.mvm_weight < 0:
+            raise ValueError(f"mvm_weight: expected 0 or a positive number, got {self.mvm_weight}")
         if self.caption_word_weight < 0:
             raise ValueError(
                 f"caption_word_weight: expected 0 (off) or a positive number, got {self.caption_word_weight}"

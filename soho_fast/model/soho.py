@@ -415,8 +415,8 @@ class SohoForPreTraining(SohoPreTrainedModel):
             means = global_means(list(losses.values()), synchronise=self.training)
             for name, mean in zip(losses, means, strict=True):
                 result[name] = mean
-            weights = [self.config.caption_word_weight if name == "caption_word_loss" else 1.0 for name in losses]
-            result.loss = sum(weight * mean for weight, mean in zip(weights, means, strict=True))
+            weights = {"mvm_loss": self.config.mvm_weight, "caption_word_loss": self.config.caption_word_weight}
+            result.loss = sum(weights.get(name, 1.0) * result[name] for name in losses)
         if self.soho.visual_dictionary is not None:
             result.perplexity, result.live_codes, result.usage = self.soho.visual_dictionary.statistics()
         return result

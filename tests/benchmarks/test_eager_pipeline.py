@@ -32,7 +32,13 @@ def small_shape(**overrides) -> TimedShape:
     "overrides",
     [
         {},
-        {"visual_pool": 1, "dictionary_batch_norm": True, "caption_word_weight": 0.1, "backbone_frozen_stages": 1},
+        {
+            "visual_pool": 1,
+            "dictionary_batch_norm": True,
+            "caption_word_weight": 0.1,
+            "mvm_weight": 0.25,
+            "backbone_frozen_stages": 1,
+        },
         {"backbone": "mobilenet_v2", "dictionary_init": "random"},
     ],
     ids=["paper", "mini", "mobilenet_v2"],

@@ -147,6 +147,14 @@ def test_cached_tokens_of_different_grids_are_joined(tiny_model, batch):
         torch.testing.assert_close(joint.itm_logits[rows], model(**part).itm_logits, rtol=1e-4, atol=1e-5)
 
 
+def test_weight_of_masked_visual_modelling(tiny_model, batch):
+    out = tiny_model(mvm_weight=0.25)(**batch())
+    assert out.mvm_loss > 0
+    torch.testing.assert_close(out.loss, out.mlm_loss + 0.25 * out.mvm_loss + out.itm_loss)
+    with pytest.raises(ValueError, match=r"mvm_weight: expected 0 or a positive number, got -1"):
+        tiny_model(mvm_weight=-1)
+
+
 def test_without_dictionary_there_is_no_visual_loss(tiny_model, batch):
     model = tiny_model(use_dictionary=False)
     out = model(**batch())
