@@ -135,16 +135,19 @@ def test_all_pairs_of_aligned_ones_encode_each_image_once(checkpoint):
 def test_reasoning_reads_both_images_in_their_order(checkpoint):
     model, _ = SohoForVisualReasoning.from_pretraining(checkpoint[1])
     model.eval()
+    # As drawn, the words hardly look at the image.
+    for weight in (*model.soho.encoder.parameters(), *model.head.parameters()):
+        weight.data.mul_(10.0 if weight.dim() > 1 else 1.0)
     pairs = torch.tensor([[0, 1], [1, 0], [2, 3], [2, 1]])
     alternating = model(pixel_values=images()[pairs.flatten()], **texts()).logits
     indexed = model(pixel_values=images(), image_index=pairs, **texts()).logits
     torch.testing.assert_close(indexed, alternating, rtol=1e-5, atol=1e-5)
     swapped = model(pixel_values=images(), image_index=pairs.flip(1), **texts()).logits
-    assert (swapped - indexed).abs().amax(1).min() > 1e-5
+    assert (swapped - indexed).abs().amax(1).min() > 1e-3
     for column in (0, 1):
         other = pairs.clone()
         other[2, column] = 1
-        changed = (model(pixel_values=images(), image_index=other, **texts()).logits - indexed).abs().amax(1) > 1e-5
+        changed = (model(pixel_values=images(), image_index=other, **texts()).logits - indexed).abs().amax(1) > 1e-3
         assert changed.tolist() == [False, False, True, False]
 
     # The head's halves are the [CLS] of the left and of the right image.
