@@ -316,6 +316,9 @@ class Trainer:
         begin, end = self.settings.optim.frozen_backbone_epochs
         frozen = begin * self.plan.steps_per_epoch <= step < end * self.plan.steps_per_epoch
         if frozen != self._frozen and (end or self._frozen):
+            if frozen:
+                # What stands still computes by these statistics, so they must be the same on all ranks.
+                average_batch_norm(self.engine.module, self.processes)
             self.engine.module.freeze_backbone(frozen)
         self._frozen = frozen
 
@@ -409,7 +412,7 @@ def average_batch_norm(model: nn.Module, processes: Processes) -> None:
     """Average BatchNorm's running statistics over the ranks, in one buffer.
 
     They are exponential means of each rank's own batches, hence linear in them: averaging now and then gives the same
-    as averaging at each step. The training losses do not read them.
+    as averaging at each step, to rounding. The training losses read them only where the backbone is frozen.
     """
     if processes.world == 1:
         return

@@ -29,6 +29,8 @@ SMALL = {
             "num_attention_heads": 2, "intermediate_size": 64, "num_codes": 16, "dictionary_init": "data",
         }
     },
+    # Where a trained backbone comes to a stand, ranks average their BatchNorm: a resumed run equals to rounding only.
+    "optim": {"frozen_backbone_epochs": [0, 0]},
     "batch": {"images_per_step": 8, "workers": 1},
     "log": {"every_steps": 1},
 }  # fmt: skip
