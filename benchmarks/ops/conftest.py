@@ -79,12 +79,12 @@ def generator() -> torch.Generator:
 
 
 def _lookup_totals() -> dict[str, int]:
-    """Rows of all lookups of ours so far, and how many of them a comparison in float64 decided; {} if not counted."""
+    """Rows of all lookups of ours so far, and how many of them float64 decided; {} without the extension."""
     try:
         from soho_fast import _C
     except ImportError:
         return {}
-    return _C.lookup_totals() if hasattr(_C, "lookup_totals") else {}
+    return _C.lookup_totals()
 
 
 def _setup() -> dict:
