@@ -1,7 +1,8 @@
-"""Pre-train SOHO by a recipe.
+"""Train SOHO by a recipe: pre-training, or one of the tasks.
 
 deepspeed soho_fast/train.py                          recipe mini: builds its corpus, trains, measures
 deepspeed soho_fast/train.py --recipe paper --places.coco ... --places.visual_genome ...
+deepspeed soho_fast/train.py --recipe vqa --model.pretrained runs/paper/model --places.vqa ... --places.coco ...
 python -m soho_fast.train --optim.lr 3e-4 --max_steps 100
 deepspeed --hostfile hosts soho_fast/train.py         several machines that share the output folder; without ssh, on
     each of them: deepspeed --hostfile hosts --no_ssh --node_rank N --master_addr FIRST soho_fast/train.py
@@ -12,58 +13,22 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
 
 if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     # Run as a script, python puts this file's own folder first, where `data`, `engine`, ... would hide other packages.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from transformers.utils import logging as transformers_logging
+
 from soho_fast.data.images import BrokenImageError
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.processes import environment_rank, leave_processes, start_processes
-from soho_fast.engine.recipe import fail, fill_places, parse_recipe, write_recipe
+from soho_fast.engine.recipe import fail, write_recipe
 from soho_fast.engine.report import draw_curves, print_table, write_metrics
-from soho_fast.engine.trainer import Trainer, TrainSettings
-from soho_fast.tasks.pretraining import PretrainingData, PretrainingModel, PretrainingTask
-
-RECIPES = Path(__file__).resolve().parent / "recipes"
-
-
-@dataclass
-class DemoCorpus:
-    """The demo corpus, built where it is absent.
-
-    Args:
-        folder: Where it is, or goes; empty uses none.
-        num_train: Training scenes.
-        num_heldout: Held-out scenes.
-        image_size: Side of its square pictures, in pixels.
-        seed: Seed of everything in it.
-    """
-
-    folder: str = ""
-    num_train: int = 4000
-    num_heldout: int = 500
-    image_size: int = 128
-    seed: int = 0
-
-
-@dataclass
-class Recipe(TrainSettings):
-    """Pre-train SOHO: everything one run needs.
-
-    Args:
-        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
-        corpus: Demo corpus.
-        data: Training and held-out data.
-        model: Model and its starting weights.
-    """
-
-    places: dict[str, str] = field(default_factory=dict)
-    corpus: DemoCorpus = field(default_factory=DemoCorpus)
-    data: PretrainingData = field(default_factory=PretrainingData)
-    model: PretrainingModel = field(default_factory=PretrainingModel)
+from soho_fast.engine.task import Task
+from soho_fast.engine.trainer import Trainer
+from soho_fast.recipes import build_demo_corpus, read_recipe, with_places
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,17 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    recipe, name = parse_recipe(Recipe, arguments, RECIPES, default="mini")
+    recipe, name = read_recipe(arguments)
+    recipe = with_places(recipe)
     recipe.output = recipe.output or f"runs/{name}"
-    recipe.corpus = fill_places(recipe.corpus, recipe.places)
-    recipe.data = fill_places(recipe.data, recipe.places)
-    recipe.model = fill_places(recipe.model, recipe.places)
     processes = start_processes(recipe.engine.threads)
+    transformers_logging.disable_progress_bar()
     say = print if processes.is_main else _silent
     try:
-        if recipe.corpus.folder:
-            _build_corpus(recipe.corpus, processes)
-        task = PretrainingTask(recipe.data, recipe.seed, recipe.model, say=say)
+        build_demo_corpus(recipe.corpus, processes)
+        task = recipe.make_task(say)
         trainer = Trainer(task, recipe, processes)
     except UserError:
         raise
@@ -130,24 +93,7 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _build_corpus(settings: DemoCorpus, processes) -> None:
-    """The first rank builds; then one rank of each further machine, which keeps what it finds on a shared disk."""
-    from soho_fast.data.mini import build_corpus
-
-    for turn in (processes.is_main, processes.local_rank == 0 and not processes.is_main):
-        if turn:
-            build_corpus(
-                settings.folder,
-                num_train=settings.num_train,
-                num_heldout=settings.num_heldout,
-                image_size=settings.image_size,
-                seed=settings.seed,
-                progress=processes.is_main,
-            )
-        processes.wait()
-
-
-def _report(task: PretrainingTask, trainer: Trainer, measures: dict[str, float], folder: Path) -> None:
+def _report(task: Task, trainer: Trainer, measures: dict[str, float], folder: Path) -> None:
     progress = trainer.progress
     write_metrics(
         folder / "metrics.json",
@@ -158,13 +104,15 @@ def _report(task: PretrainingTask, trainer: Trainer, measures: dict[str, float],
             "broken_images": progress.broken_images,
             "precision": trainer.precision,
             "measures": measures,
+            "best": {"step": progress.best_step, task.selection: progress.best} if progress.best is not None else None,
         },
     )
     draw_curves(folder / "log.jsonl", folder / "curves.png")
     if measures:
         print_table(task.table(measures))
     print(f"{progress.step} steps in {progress.seconds / 60:.1f} minutes of training; in {folder}/:")
-    print("  curves.png  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/")
+    best = f"  best/ (step {progress.best_step})" if progress.best is not None else ""
+    print(f"  curves.png  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/{best}")
     print("next:")
     for command in [
         *task.next_commands(folder),

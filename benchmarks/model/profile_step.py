@@ -30,11 +30,11 @@ if __package__ in (None, ""):
 from soho_fast.data.mini import build_corpus
 from soho_fast.engine.batches import split_batch
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.recipe import fill_places, parse_recipe
+from soho_fast.engine.recipe import fill_places
 from soho_fast.model import SohoForPreTraining
+from soho_fast.recipes import PretrainingRecipe, read_recipe
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.pretraining_settings import CaptionSource
-from soho_fast.train import RECIPES, Recipe
 
 PHASES = ("decode", "backbone", "dictionary", "transformer", "optimiser", "rest")
 _STAND_IN_IMAGES = 64
@@ -104,7 +104,7 @@ class StepProfile:
         self.images += inputs[0].shape[0]
 
 
-def profile_training(recipe: Recipe, num_steps: int, num_images: int) -> StepProfile:
+def profile_training(recipe: PretrainingRecipe, num_steps: int, num_images: int) -> StepProfile:
     """Profiles training steps of a recipe whose data is there (one more, unmeasured, goes first).
 
     Raises:
@@ -140,7 +140,7 @@ def profile_training(recipe: Recipe, num_steps: int, num_images: int) -> StepPro
     return profile
 
 
-def stand_in_data(recipe: Recipe, folder: Path) -> None:
+def stand_in_data(recipe: PretrainingRecipe, folder: Path) -> None:
     """Puts a small demo corpus in `folder` in the place of the recipe's data, and random weights for downloads."""
     size = min(recipe.data.shorter_edge, 1024)
     build_corpus(folder, num_train=_STAND_IN_IMAGES, num_heldout=8, image_size=size, progress=False)
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=5, help="measured steps")
     parser.add_argument("--images", type=int, default=0, help="images of a step; 0 takes the recipe's")
     chosen = parser.parse_args(arguments)
-    recipe, name = parse_recipe(Recipe, ["--recipe", chosen.recipe], RECIPES, default="mini")
+    recipe, name = read_recipe(["--recipe", chosen.recipe])
     num_images = chosen.images or recipe.batch.images_per_step // recipe.batch.accumulation
     with tempfile.TemporaryDirectory() as temporary:
         if all(recipe.places.values()):

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from soho_fast.engine.recipe import parse_recipe
 from soho_fast.engine.settings import OptimSettings
 from soho_fast.model import SohoConfig, SohoForPreTraining
-from soho_fast.train import RECIPES, Recipe
+from soho_fast.recipes import read_recipe
 
 # Lengths in tokens of the demo corpus' captions, [CLS] and [SEP] included: captions in a thousand, from 3 tokens up.
 _LENGTH_COUNTS = (5, 10, 18, 22, 59, 48, 56, 100, 109, 94, 112, 76, 84, 54, 43, 26, 29, 12, 12, 12, 6, 8, 4, 1)
@@ -37,7 +36,7 @@ class TimedShape:
 
 def mini_shape() -> TimedShape:
     """The sizes of recipe `mini`, read from the recipe."""
-    recipe, _ = parse_recipe(Recipe, [], RECIPES, default="mini")
+    recipe, _ = read_recipe([])
     config = SohoConfig.from_preset(recipe.model.preset, **{"vocab_size": 477, **recipe.model.config})
     return TimedShape(
         name="mini",

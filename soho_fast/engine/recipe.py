@@ -8,7 +8,7 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -40,12 +40,13 @@ def find_recipe(name_or_path: str, folder: Path) -> Path:
 
 
 def parse_recipe(
-    kind: type[RecipeType], arguments: Sequence[str], folder: Path, default: str
+    kinds: Mapping[str, type[RecipeType]], arguments: Sequence[str], folder: Path, default: str
 ) -> tuple[RecipeType, str]:
     """Read a recipe and the command line over it.
 
     Args:
-        kind: dataclass of the recipe, whose docstrings explain the fields.
+        kinds: dataclass of a recipe by the name of its task, which the file's field `task` gives (the first where it
+            gives none). Docstrings explain the fields.
         arguments: the command line without the program's name.
         folder: where named recipes are.
         default: name of the recipe when none is given.
@@ -54,10 +55,11 @@ def parse_recipe(
         (the recipe, its name).
 
     Raises:
-        UserError: unknown recipe or field, or a value of another type.
+        UserError: unknown recipe, task or field, or a value of another type.
     """
     arguments, name = _take_recipe(list(arguments), default)
     path = find_recipe(name, folder)
+    kind = _kind_of(path, kinds)
     parser = _Parser(prog="train.py", description=kind.__doc__.splitlines()[0], default_config_files=[str(path)])
     parser.add_argument("--recipe", default=name, help="Name of a recipe of this package, or path of a YAML file.")
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
@@ -68,6 +70,17 @@ def parse_recipe(
         raise UserError(f"recipe {path}: {' '.join(str(error).split())}") from error
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{key: value for key, value in vars(parsed).items() if key in names}), path.stem
+
+
+def _kind_of(path: Path, kinds: Mapping[str, type[RecipeType]]) -> type[RecipeType]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path}: {' '.join(str(error).split())}") from error
+    task = content.get("task", next(iter(kinds))) if isinstance(content, dict) else None
+    if task not in kinds:
+        raise UserError(f"recipe {path}: task: expected one of {', '.join(kinds)}, got {task!r}")
+    return kinds[task]
 
 
 def fill_places(value: Any, places: dict[str, str]) -> Any:

@@ -144,8 +144,11 @@ class EvaluationSettings:
 
     Args:
         at_end: Evaluate when training is done.
+        every_epochs: Also evaluate in full every this many epochs; 0 never. A task that tells which model is best
+            then keeps the best one in `best/`, beside the last one in `model/`.
         quick_every_steps: Also take a quick evaluation every this many steps; 0 never.
     """
 
     at_end: bool = True
+    every_epochs: float = 0.0
     quick_every_steps: int = 0

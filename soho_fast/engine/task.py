@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from soho_fast.engine.processes import Processes
+
 
 @dataclass
 class Table:
@@ -44,8 +46,15 @@ class Task(Protocol):
     logged: tuple[str, ...]
     """Names of the output's scalars to log beside the loss."""
 
-    def evaluate(self, model: nn.Module, *, quick: bool) -> dict[str, float]:
-        """Measures on held-out data of a model in evaluation mode, no gradients."""
+    selection: str | None
+    """Name of the measure by which the best model is told, larger is better; None keeps only the last."""
+
+    def evaluate(self, model: nn.Module, *, quick: bool, processes: Processes) -> dict[str, float]:
+        """Measures on held-out data of a model in evaluation mode, no gradients.
+
+        All ranks make the call and may share the work; those of rank 0 count. Under ZeRO 3, where all ranks must run
+        the model alike, `processes` stands for one process.
+        """
 
     def table(self, measures: Mapping[str, float]) -> Table:
         """Measures beside their baselines."""

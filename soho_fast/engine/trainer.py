@@ -3,7 +3,7 @@
 import random
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import deepspeed
@@ -84,7 +84,10 @@ class Result:
 _MIN_SEEN = 1000
 _NUM_SHOWN = 20
 
-RUN_FILES = ("checkpoints", "tensorboard", "model", "log.jsonl", "metrics.json", "curves.png", "recipe.yaml")
+RUN_FILES = (
+    "checkpoints", "tensorboard", "model", "best", "evaluation", "log.jsonl", "metrics.json", "curves.png",
+    "recipe.yaml",
+)  # fmt: skip
 
 
 class Trainer:
@@ -130,6 +133,10 @@ class Trainer:
             self.progress = self.checkpoints.load(self.engine, resume_from)
             self._say(f"resumed from {resume_from} (step {self.progress.step} of {self.total_steps})")
         self._frozen: bool | None = None
+        self._evaluation_steps = 0
+        if settings.evaluation.every_epochs:
+            self._evaluation_steps = max(1, round(settings.evaluation.every_epochs * self.plan.steps_per_epoch))
+        self._evaluated_step, self._measures = -1, {}
         self._broken: dict[str, None] = {}
 
     def train(self) -> Result:
@@ -151,39 +158,57 @@ class Trainer:
         try:
             with stop:
                 signal_number = self._loop(batches, log, stop)
+            if signal_number:
+                return Result(self.progress, signal_number, {})
+            measures = self._evaluate_in_full(log) if self.settings.evaluation.at_end else {}
         finally:
             batches.close()
             if log is not None:
                 log.close()
-        if signal_number:
-            return Result(self.progress, signal_number, {})
-        measures = self.evaluate(quick=False) if self.settings.evaluation.at_end else {}
-        self.export()
+        self.export("model")
         return Result(self.progress, 0, measures)
 
     def evaluate(self, *, quick: bool) -> dict[str, float]:
-        """The task's measures, on rank 0; under ZeRO 3 all ranks compute, since each holds a part of the weights."""
+        """The task's measures, on rank 0; under ZeRO 3 each rank computes all, since it holds a part of the weights."""
         average_batch_norm(self.engine.module, self.processes)
         random_state = rng_state(self.processes.device)
         module = self.engine.module.eval()
-        measures: dict[str, float] = {}
-        if self.processes.is_main or self.settings.engine.zero_stage == 3:
-            with torch.no_grad():
-                measures = self.task.evaluate(module, quick=quick)
+        processes = self.processes
+        if self.settings.engine.zero_stage == 3:
+            processes = replace(processes, rank=0, world=1, group=None)
+        with torch.no_grad():
+            measures = self.task.evaluate(module, quick=quick, processes=processes)
         self.processes.wait()
         # An evaluation in mid-training must not move the dropout that follows it.
         set_rng_state(random_state, self.processes.device)
         return measures if self.processes.is_main else {}
 
-    def export(self) -> None:
-        """Write `model/`: weights, config and processor, gathered from all ranks under ZeRO 3."""
+    def _evaluate_in_full(self, log: RunLog | None) -> dict[str, float]:
+        """All measures, recorded; the best model so far, by the task's own measure, is written to `best/`."""
+        progress = self.progress
+        if progress.step == self._evaluated_step:
+            return self._measures
+        self._evaluated_step, self._measures = progress.step, self.evaluate(quick=False)
+        if log is not None and self._measures:
+            log.record("evaluation", progress.step, {"measures": self._measures})
+        value = self.processes.gather(self._measures.get(self.task.selection))[0]
+        if value is not None:
+            if log is not None:
+                log.say(f"step {progress.step}: {self.task.selection} {value:.4f} on held-out data")
+            if progress.best is None or value > progress.best:
+                progress.best, progress.best_step = value, progress.step
+                self.export("best")
+        return self._measures
+
+    def export(self, name: str) -> None:
+        """Write `<name>/`: weights, config and processor, gathered from all ranks under ZeRO 3."""
         if self.settings.engine.zero_stage == 3:
             state = self.engine._zero3_consolidated_16bit_state_dict()
         else:
             state = self.engine.module.state_dict()
         if self.processes.is_main:
-            folder = self.folder / "model"
-            partial = self.folder / "model.partial"
+            folder = self.folder / name
+            partial = self.folder / f"{name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             try:
                 self.task.export(self.engine.module, state, partial)
@@ -230,6 +255,9 @@ class Trainer:
                 measures = self.evaluate(quick=True)
                 if log is not None:
                     log.record("evaluation", progress.step, {"measures": measures})
+                self._enter_training(progress.step)
+            if self._evaluation_steps and progress.step % self._evaluation_steps == 0:
+                self._evaluate_in_full(log)
                 self._enter_training(progress.step)
             every = settings.checkpoint.every_steps
             if signal_number or save_due or (every and progress.step % every == 0):

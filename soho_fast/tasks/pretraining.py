@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from soho_fast.data.records import ImageTextRecord, ReadReport
 from soho_fast.data.text import load_tokenizer
 from soho_fast.data.visual_genome import read_visual_genome
 from soho_fast.model import SohoConfig, SohoForPreTraining
+from soho_fast.tasks.measure_table import MeasureTable
 from soho_fast.tasks.pretraining_batches import (
     PretrainingCollator,
     PretrainingDataset,
@@ -27,6 +27,7 @@ from soho_fast.tasks.pretraining_batches import (
 )
 from soho_fast.tasks.pretraining_evaluation import Progress, evaluate_pretraining, format_table
 from soho_fast.tasks.pretraining_settings import CaptionSource, PretrainingData, PretrainingModel
+from soho_fast.tasks.sharing import Alone, Processes
 
 __all__ = [
     "CaptionSource",
@@ -57,15 +58,6 @@ _SIZES = (
     "dictionary_batch_norm",
     "visual_layer_norm",
 )
-
-
-@dataclass
-class MeasureTable:
-    """A table to print: header cells and rows of text."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
 
 
 def _read_source(source: CaptionSource, report: ReadReport, where: str) -> list[ImageTextRecord]:
@@ -127,6 +119,8 @@ class PretrainingTask:
 
     logged = ("mlm_loss", "mvm_loss", "itm_loss", "caption_word_loss", "perplexity", "live_codes")
     """Names of the output's scalars to log beside the loss."""
+    selection = None
+    """The last model is the one to keep."""
 
     def __init__(
         self,
@@ -271,18 +265,22 @@ class PretrainingTask:
         model: nn.Module,
         *,
         quick: bool = False,
+        processes: Processes | None = None,
         device: torch.device | str | None = None,
         progress: Progress | None = None,
     ) -> dict[str, float]:
         """Measures on held-out images; see `evaluate_pretraining`. Empty when the recipe names no held-out set.
 
+        The first process measures alone, and only there they are returned.
+
         Args:
             model: The model.
             quick: Fewer images and no retrieval, for mid-training.
+            processes: Who makes the call; this process alone when None.
             device: Where the model is; that of its first parameter when None.
             progress: Called with (stage, done, all).
         """
-        if not self.heldout_records:
+        if (processes or Alone()).rank or not self.heldout_records:
             return {}
         return evaluate_pretraining(
             model,

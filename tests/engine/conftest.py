@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from soho_fast import train
+from soho_fast.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "engine"), str(ROOT / "tests" / "data")]
@@ -157,7 +157,7 @@ def losses() -> Callable[[dict], list[float]]:
 @pytest.fixture
 def small_recipe(tmp_path: Path) -> Path:
     """Recipe mini, made small, all in this test's folder."""
-    recipe = yaml.safe_load((train.RECIPES / "mini.yaml").read_text())
+    recipe = yaml.safe_load((RECIPES / "mini.yaml").read_text())
     for part, values in SMALL.items():
         # The model is this test's own: what mini starts from and how fast it learns is tuned elsewhere.
         recipe[part] = values if part == "model" else {**recipe.get(part, {}), **values}

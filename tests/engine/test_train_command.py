@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-from soho_fast import train
+from soho_fast import recipes, train
 from soho_fast.engine import processes
 from soho_fast.engine.errors import UserError
-from soho_fast.engine.recipe import fill_places, find_recipe, parse_recipe, write_recipe
+from soho_fast.engine.recipe import fill_places, find_recipe, write_recipe
 from soho_fast.engine.settings import EngineSettings
 
 SCRIPT = Path(train.__file__)
 
 
-def _parse(*arguments: str) -> train.Recipe:
-    return parse_recipe(train.Recipe, arguments, train.RECIPES, default="mini")[0]
+def _parse(*arguments: str):
+    return recipes.read_recipe(arguments)[0]
 
 
 def test_recipe_paper_is_the_papers():
     recipe = _parse("--recipe", "paper")
-    config = train.PretrainingTask(recipe.data, 0, recipe.model).model
+    config = recipe.model
     assert (config.preset, config.text_encoder, config.backbone) == ("paper", "bert-base-uncased", "imagenet")
     pairs = recipe.batch.images_per_step * (recipe.data.num_positive + recipe.data.num_negative)
     assert (pairs, recipe.data.num_positive, recipe.epochs) == (4096, 2, 40)
@@ -56,14 +56,14 @@ def test_help_explains_every_field(capsys):
         "Longest text in tokens", "Name of a recipe", "Micro-batches accumulated",
     ):  # fmt: skip
         assert words in text, words
-    fields = set(yaml.safe_load((train.RECIPES / "mini.yaml").read_text())["optim"])
+    fields = set(yaml.safe_load((recipes.RECIPES / "mini.yaml").read_text())["optim"])
     assert all(f"--optim.{name}" in text for name in fields)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--recipe", "nope"], "no recipe 'nope'; expected one of mini, paper"),
+        (["--recipe", "nope"], "no recipe 'nope'; expected one of mini, mini_"),
         (["--recipe", "a/b.yaml"], "there is no file a/b.yaml"),
         (["--recipe"], "expected a name or a path"),
         (["--optim.lrr", "1"], "optim.lrr"),
@@ -99,7 +99,7 @@ def test_unknown_field_of_a_recipe_file(tmp_path, capsys):
 def test_find_recipe_takes_names_and_paths(tmp_path):
     (tmp_path / "mine.yaml").write_text("epochs: 1\n")
     assert find_recipe("mine", tmp_path) == tmp_path / "mine.yaml"
-    assert find_recipe(str(tmp_path / "mine.yaml"), train.RECIPES) == tmp_path / "mine.yaml"
+    assert find_recipe(str(tmp_path / "mine.yaml"), recipes.RECIPES) == tmp_path / "mine.yaml"
 
 
 @pytest.mark.parametrize(

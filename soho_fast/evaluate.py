@@ -1,0 +1,182 @@
+"""Evaluate a fine-tuned model on a split of its task, alone or on several processes.
+
+python -m soho_fast.evaluate --run runs/mini_vqa --split val
+deepspeed --module soho_fast.evaluate --run runs/mini_vqa --split test --checkpoint last
+python -m soho_fast.evaluate --recipe vqa --checkpoint FOLDER --split test-dev --places.vqa ... --places.coco ...
+
+Killed, the same command goes on where it was, also with another number of processes.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    # Run as a script, python puts this file's own folder first, where `data`, `engine`, ... would hide other packages.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from transformers.utils import logging as transformers_logging
+
+from soho_fast.data.images import BrokenImageError
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.processes import environment_rank, leave_processes, start_processes
+from soho_fast.engine.recipe import fail
+from soho_fast.engine.report import print_table, write_metrics
+from soho_fast.recipes import build_demo_corpus, read_recipe, with_places
+
+# A run's folders of exported models, by what they are called on the command line.
+CHECKPOINTS = {"best": "best", "last": "model"}
+_LINE_SECONDS = 15.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
+    rank, _ = environment_rank()
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except (UserError, BrokenImageError) as error:
+        return fail(str(error), rank)
+    except KeyboardInterrupt:
+        if rank == 0:
+            print("\nstopped; the same command goes on where this one was", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py",
+        description="Evaluate a model on a split of its task.",
+        epilog="Every field of the recipe can be given too, as in training (train.py --recipe ... --help).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", help="Folder of a training run; its recipe.yaml says what the task and the data are.")
+    parser.add_argument("--recipe", help="Name or path of a recipe, where there is no run.")
+    parser.add_argument(
+        "--checkpoint",
+        help="best or last of the run, or the folder (or hub name) of a model; the best one where there is one.",
+    )
+    parser.add_argument("--split", help="Name of a split of the recipe; the one to validate on when not given.")
+    parser.add_argument("--into", help="Folder for the results; evaluation/<split>-<checkpoint> of the run by default.")
+    return parser.parse_known_args(arguments)
+
+
+def _checkpoint(run: str | None, wanted: str | None) -> tuple[str, str]:
+    """(folder or hub name of the model, what to call it)."""
+    if run is None:
+        if wanted is None or wanted in CHECKPOINTS:
+            raise UserError(f"checkpoint: without --run, expected the folder or hub name of a model, got {wanted}")
+        return wanted, Path(wanted).name
+    present = {name: Path(run) / folder for name, folder in CHECKPOINTS.items() if (Path(run) / folder).is_dir()}
+    if wanted is None and not present:
+        raise UserError(f"run: {run} has neither best/ nor model/; is it the folder of a run that has ended?")
+    name = wanted or next(iter(present))
+    if name in CHECKPOINTS:
+        if name not in present:
+            there = ", ".join(present) or "nothing"
+            raise UserError(f"checkpoint: {run} has no {name} model ({CHECKPOINTS[name]}/); there is: {there}")
+        return str(present[name]), name
+    return name, Path(name).name
+
+
+def _run(arguments: list[str]) -> int:
+    options, rest = _options(arguments)
+    if (options.run is None) == (options.recipe is None):
+        raise UserError("expected exactly one of --run and --recipe")
+    if options.run is not None and not (Path(options.run) / "recipe.yaml").is_file():
+        raise UserError(f"run: {options.run} has no recipe.yaml; expected the folder of a training run")
+    named = options.recipe or str(Path(options.run) / "recipe.yaml")
+    recipe, name = read_recipe(["--recipe", named, *rest])
+    recipe = with_places(recipe)
+    model_folder, called = _checkpoint(options.run, options.checkpoint)
+    processes = start_processes(recipe.engine.threads)
+    transformers_logging.disable_progress_bar()
+    say = print if processes.is_main else _silent
+    try:
+        build_demo_corpus(recipe.corpus, processes)
+        task = recipe.make_task(say)
+        model = task.load_model(model_folder).to(processes.device)
+        split = options.split or task.default_split
+        folder = Path(options.into or Path(options.run or f"runs/{name}") / "evaluation" / f"{split}-{called}")
+        say(f"{task.name}, split {split}, checkpoint {called} ({model_folder}), {processes.world} process(es)")
+        if processes.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+        processes.wait()
+        evaluation = task.evaluate_split(
+            model,
+            split,
+            processes=processes,
+            keep_in=folder / "partial",
+            identity=_weights(model_folder),
+            progress=_Lines(say),
+        )
+    except (UserError, BrokenImageError):
+        raise
+    except (ValueError, OSError) as error:
+        # Readers and models refuse what they are given with these; see SOHO_FAST_TRACEBACK for where.
+        if os.environ.get("SOHO_FAST_TRACEBACK") == "1":
+            traceback.print_exc()
+        raise UserError(str(error)) from error
+    if processes.is_main:
+        files = evaluation.write(folder)
+        measures = evaluation.measures
+        about = {"task": task.name, "split": split, "checkpoint": called, "model": model_folder}
+        write_metrics(folder / "metrics.json", {**about, **_step(options.run, called), "measures": measures})
+        if measures:
+            table = task.table(measures)
+            table.title = f"{table.title}, split {split}, checkpoint {called}"
+            print_table(table)
+        else:
+            print(f"split {split} has no published answers to measure by")
+        print(f"in {folder}/:  metrics.json  {'  '.join(files)}")
+    processes.wait()
+    leave_processes()
+    return 0
+
+
+def _weights(folder: str) -> dict[str, Any]:
+    """What tells one model from another."""
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        return {"model": folder}
+    with path.open("rb") as file:
+        return {"weights": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _step(run: str | None, called: str) -> dict[str, int]:
+    """The training step of a run's checkpoint, where the run has ended and says so."""
+    try:
+        metrics = json.loads((Path(run) / "metrics.json").read_text())
+        return (
+            {"step": metrics["best"]["step"] if called == "best" else metrics["step"]} if called in CHECKPOINTS else {}
+        )
+    except (TypeError, OSError, ValueError, KeyError):
+        return {}
+
+
+class _Lines:
+    """Says now and then how far the first process is."""
+
+    def __init__(self, say: Any) -> None:
+        self._say, self._began, self._last = say, time.monotonic(), time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= _LINE_SECONDS:
+            self._last = now
+            left = (now - self._began) / done * (total - done)
+            self._say(f"{done} of {total} parts, {int(left) // 60}:{int(left) % 60:02d} left")
+
+
+def _silent(_: str) -> None:
+    """Ranks other than the first say nothing."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Recipes: one typed class for each task, and the YAML files beside this one.
+
+A recipe's field `task` names its class. The class holds the fields that the task has, and makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from soho_fast.engine.processes import Processes
+from soho_fast.engine.recipe import fill_places, parse_recipe
+from soho_fast.engine.trainer import TrainSettings
+from soho_fast.tasks.downstream import DownstreamModel
+from soho_fast.tasks.pretraining import PretrainingTask
+from soho_fast.tasks.pretraining_settings import PretrainingData, PretrainingModel
+from soho_fast.tasks.question_answering import QuestionAnsweringData, QuestionAnsweringTask
+from soho_fast.tasks.visual_entailment import VisualEntailmentData, VisualEntailmentTask
+from soho_fast.tasks.visual_reasoning import VisualReasoningData, VisualReasoningTask
+
+RECIPES = Path(__file__).resolve().parent
+Say = Callable[[str], None]
+
+
+@dataclass
+class DemoCorpus:
+    """The demo corpus, built where it is absent.
+
+    Args:
+        folder: Where it is, or goes; empty uses none.
+        num_train: Training scenes.
+        num_heldout: Held-out scenes.
+        image_size: Side of its square pictures, in pixels.
+        seed: Seed of everything in it.
+    """
+
+    folder: str = ""
+    num_train: int = 4000
+    num_heldout: int = 500
+    image_size: int = 128
+    seed: int = 0
+
+
+@dataclass
+class PretrainingRecipe(TrainSettings):
+    """Pre-train SOHO: everything one run needs.
+
+    Args:
+        task: What is trained.
+        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
+        corpus: Demo corpus.
+        data: Training and held-out data.
+        model: Model and its starting weights.
+    """
+
+    task: Literal["pretraining"] = "pretraining"
+    places: dict[str, str] = field(default_factory=dict)
+    corpus: DemoCorpus = field(default_factory=DemoCorpus)
+    data: PretrainingData = field(default_factory=PretrainingData)
+    model: PretrainingModel = field(default_factory=PretrainingModel)
+
+    def make_task(self, say: Say) -> PretrainingTask:
+        """The task; reads nothing yet."""
+        return PretrainingTask(self.data, self.seed, self.model, say=say)
+
+
+@dataclass
+class QuestionAnsweringRecipe(TrainSettings):
+    """Fine-tune SOHO to answer questions about images (VQA v2): everything one run needs.
+
+    Args:
+        task: What is trained.
+        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
+        corpus: Demo corpus.
+        data: Splits, and how examples are made.
+        model: Model and its starting weights.
+    """
+
+    task: Literal["vqa"] = "vqa"
+    places: dict[str, str] = field(default_factory=dict)
+    corpus: DemoCorpus = field(default_factory=DemoCorpus)
+    data: QuestionAnsweringData = field(default_factory=QuestionAnsweringData)
+    model: DownstreamModel = field(default_factory=DownstreamModel)
+
+    def make_task(self, say: Say) -> QuestionAnsweringTask:
+        """The task; reads nothing yet."""
+        return QuestionAnsweringTask(self.data, self.seed, self.model, say=say)
+
+
+@dataclass
+class VisualReasoningRecipe(TrainSettings):
+    """Fine-tune SOHO to judge statements about two images (NLVR2): everything one run needs.
+
+    Args:
+        task: What is trained.
+        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
+        corpus: Demo corpus.
+        data: Splits, and how examples are made.
+        model: Model and its starting weights.
+    """
+
+    task: Literal["nlvr2"] = "nlvr2"
+    places: dict[str, str] = field(default_factory=dict)
+    corpus: DemoCorpus = field(default_factory=DemoCorpus)
+    data: VisualReasoningData = field(default_factory=VisualReasoningData)
+    model: DownstreamModel = field(default_factory=DownstreamModel)
+
+    def make_task(self, say: Say) -> VisualReasoningTask:
+        """The task; reads nothing yet."""
+        return VisualReasoningTask(self.data, self.seed, self.model, say=say)
+
+
+@dataclass
+class VisualEntailmentRecipe(TrainSettings):
+    """Fine-tune SOHO to tell whether an image entails a text (SNLI-VE): everything one run needs.
+
+    Args:
+        task: What is trained.
+        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
+        corpus: Demo corpus.
+        data: Splits, and how examples are made.
+        model: Model and its starting weights.
+    """
+
+    task: Literal["snli_ve"] = "snli_ve"
+    places: dict[str, str] = field(default_factory=dict)
+    corpus: DemoCorpus = field(default_factory=DemoCorpus)
+    data: VisualEntailmentData = field(default_factory=VisualEntailmentData)
+    model: DownstreamModel = field(default_factory=DownstreamModel)
+
+    def make_task(self, say: Say) -> VisualEntailmentTask:
+        """The task; reads nothing yet."""
+        return VisualEntailmentTask(self.data, self.seed, self.model, say=say)
+
+
+KINDS = {
+    "pretraining": PretrainingRecipe,
+    "vqa": QuestionAnsweringRecipe,
+    "nlvr2": VisualReasoningRecipe,
+    "snli_ve": VisualEntailmentRecipe,
+}
+"""The recipe class of each task, by its name in YAML."""
+
+
+def read_recipe(arguments: Sequence[str], default: str = "mini") -> tuple[Any, str]:
+    """The recipe that a command line names, with its overrides, and the recipe's name; places are not yet filled in.
+
+    Raises:
+        UserError: as `parse_recipe`.
+    """
+    return parse_recipe(KINDS, arguments, RECIPES, default)
+
+
+def with_places(recipe: Any) -> Any:
+    """The recipe with `{key}` replaced in the strings of `corpus`, `data` and `model`.
+
+    Raises:
+        UserError: as `fill_places`.
+    """
+    parts = {name: fill_places(getattr(recipe, name), recipe.places) for name in ("corpus", "data", "model")}
+    return replace(recipe, **parts)
+
+
+def build_demo_corpus(settings: DemoCorpus, processes: Processes) -> None:
+    """The first rank builds; then one rank of each further machine, which keeps what it finds on a shared disk."""
+    if not settings.folder:
+        return
+    from soho_fast.data.mini import build_corpus
+
+    for turn in (processes.is_main, processes.local_rank == 0 and not processes.is_main):
+        if turn:
+            build_corpus(
+                settings.folder,
+                num_train=settings.num_train,
+                num_heldout=settings.num_heldout,
+                image_size=settings.image_size,
+                seed=settings.seed,
+                progress=processes.is_main,
+            )
+        processes.wait()

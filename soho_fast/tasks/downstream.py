@@ -1,0 +1,517 @@
+"""What the fine-tuning tasks share: splits, batches, starting weights, predictions, measures beside their baselines.
+
+A task adds how its records are read, what is asked, and how answers are measured: see `question_answering.py`,
+`visual_reasoning.py` and `visual_entailment.py`.
+
+Shapes: E examples of a split, P texts of a call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from soho_fast.data.images import BrokenImageError, SohoImageProcessor
+from soho_fast.data.processor import SohoProcessor
+from soho_fast.data.records import ImageRef, ReadReport
+from soho_fast.data.text import load_tokenizer
+from soho_fast.model import SohoConfig
+from soho_fast.model.downstream import SohoDownstreamModel
+from soho_fast.tasks.downstream_batches import (
+    DownstreamCollator,
+    DownstreamDataset,
+    DownstreamSample,
+    Examples,
+    load_sample,
+)
+from soho_fast.tasks.measure_table import MeasureTable
+from soho_fast.tasks.pretraining_batches import pad_texts
+from soho_fast.tasks.sharing import Alone, Kept, Processes, Progress, compute_parts
+
+
+@dataclass
+class DownstreamData:
+    """Splits, and how examples are made.
+
+    Args:
+        train: Names of the splits to train on.
+        validate: Name of the split to measure on while training, and by which the best model is chosen.
+        tokenizer: Directory of a BERT tokenizer, or its name on the hub; null takes that of the pre-trained model.
+        shorter_edge: Images are resized so that the shorter edge has so many pixels (paper: 600).
+        longer_edge: The longer edge has at most so many pixels (paper: 1000).
+        pad_to_multiple: Height and width of a batch are padded to a multiple of this.
+        max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
+        texts_per_image: A training sample is an image (in NLVR2 a pair) with at most so many of its texts, for which
+            it is encoded once; 1 makes each text a sample, as in the paper.
+        blank_images: Show no image, in training and in measuring: the baseline that has only the text.
+        missing_images: error refuses a split with missing image files; skip leaves their examples out and counts them.
+        quick_images: Images (pairs) measured in a quick evaluation.
+        image_batch: Images (pairs) encoded at a time when measuring.
+        text_batch: Texts read at a time when measuring.
+    """
+
+    train: list[str] = field(default_factory=lambda: ["train"])
+    validate: str = "val"
+    tokenizer: str | None = None
+    shorter_edge: int = 600
+    longer_edge: int = 1000
+    pad_to_multiple: int = 32
+    max_text_length: int = 32
+    texts_per_image: int = 1
+    blank_images: bool = False
+    missing_images: Literal["error", "skip"] = "error"
+    quick_images: int = 128
+    image_batch: int = 32
+    text_batch: int = 256
+
+
+@dataclass
+class DownstreamModel:
+    """The model and its starting weights.
+
+    Args:
+        pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub; null starts from scratch,
+            that is from `preset`, `text_encoder` and `backbone`.
+        use_dictionary_output: Feed the dictionary's output to the Transformer; false feeds its input features, which
+            the paper found better in fine-tuning.
+        config: Fields of SohoConfig to replace, by name, in the preset or in the pre-trained model's own.
+        preset: Values to start from without a pre-trained model; see SohoConfig.
+        text_encoder: Without a pre-trained model: a directory with a BERT, or its name on the hub, for the word
+            embeddings and the Transformer; null starts from random values.
+        backbone: Without a pre-trained model: imagenet, or a file of the backbone's weights; null starts from random
+            values.
+    """
+
+    pretrained: str | None = None
+    use_dictionary_output: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+    preset: str = "paper"
+    text_encoder: str | None = None
+    backbone: str | None = None
+
+
+class DownstreamTask(ABC):
+    """Everything the engine and the evaluation ask of a fine-tuning task; nothing is read before it is needed.
+
+    Args:
+        data: Splits, and how examples are made.
+        seed: Seed of everything drawn from the data.
+        model: The model and its starting weights.
+        say: Called with each line of what was found.
+    """
+
+    name: ClassVar[str]
+    """The task's name in recipes."""
+    model_class: ClassVar[type[SohoDownstreamModel]]
+    selection: ClassVar[str]
+    """The measure that tells which model is best."""
+    texts: ClassVar[str]
+    """What the texts are called."""
+    logged: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, data: Any, seed: int = 0, model: DownstreamModel | None = None, *, say: Callable[[str], None] = print
+    ) -> None:
+        self.data, self.seed, self.model, self._say = data, seed, model or DownstreamModel(), say
+        self._records: dict[str, list[Any]] = {}
+        self._examples: dict[str, Examples] = {}
+        self._processor: SohoProcessor | None = None
+
+    @abstractmethod
+    def read(self, source: Any, report: ReadReport) -> list[Any]:
+        """The records of a split, of which `data.splits` holds the `source`."""
+
+    @abstractmethod
+    def images_of(self, record: Any) -> tuple[ImageRef, ...]:
+        """The record's image, or its two."""
+
+    @abstractmethod
+    def text_of(self, record: Any) -> str:
+        """The record's text."""
+
+    @abstractmethod
+    def targets(self, records: Sequence[Any]) -> np.ndarray:
+        """int64 (E, ...): what is asked of each record."""
+
+    def is_answered(self, records: Sequence[Any]) -> bool:
+        """Whether the right answers are published."""
+        return True
+
+    @abstractmethod
+    def target_keywords(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The model's keywords for rows of `targets`."""
+
+    @abstractmethod
+    def label_names(self) -> list[str]:
+        """What each of the model's outputs stands for, from the training splits."""
+
+    @abstractmethod
+    def measures(self, answers: Sequence[str], records: Sequence[Any]) -> dict[str, float]:
+        """The published measures, `selection` among them, of one answer for each record."""
+
+    @abstractmethod
+    def baselines(self, records: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
+        """The same of what needs no model: names of measures with `_majority` or `_chance` behind them."""
+
+    @abstractmethod
+    def id_of(self, record: Any) -> str | int:
+        """The record's published identifier."""
+
+    def write_extra(self, folder: Path, answers: Sequence[str], records: Sequence[Any]) -> list[str]:
+        """Write what a server or a script of others takes; returns the names of the files."""
+        return []
+
+    # Data.
+
+    @cached_property
+    def processor(self) -> SohoProcessor:
+        """Image processor and tokenizer; a pre-trained model brings its own words."""
+        if self._processor is not None:
+            return self._processor
+        size = {"shortest_edge": self.data.shorter_edge, "longest_edge": self.data.longer_edge}
+        if not 0 < self.data.shorter_edge <= self.data.longer_edge:
+            raise ValueError(f"data: expected 0 < shorter_edge <= longer_edge, got {size}")
+        image_processor = SohoImageProcessor(size=size, size_divisor=self.data.pad_to_multiple)
+        given, pretrained = self.data.tokenizer, self.model.pretrained
+        if given is None and pretrained is None:
+            raise ValueError(
+                "data.tokenizer: expected a tokenizer, since there is no pre-trained model to take it from"
+            )
+        tokenizer = load_tokenizer(pretrained or given)
+        if given is not None and pretrained is not None:
+            there, here = tokenizer.get_vocab(), load_tokenizer(given).get_vocab()
+            if there != here:
+                raise ValueError(
+                    f"data.tokenizer: {given} has other words ({len(here)}) than the pre-trained model {pretrained} "
+                    f"({len(there)}) has learnt; leave it out (null)"
+                )
+        return SohoProcessor(image_processor, tokenizer)
+
+    @property
+    def default_split(self) -> str:
+        """The split that is measured where none is named."""
+        return self.data.validate
+
+    def records(self, split: str) -> list[Any]:
+        """The records of a split, read and reported at the first use.
+
+        Raises:
+            ValueError, FileNotFoundError: there is no such split, or as its reader.
+        """
+        if split not in self.data.splits:
+            raise ValueError(f"split: expected one of {', '.join(self.data.splits) or '(none given)'}, got {split!r}")
+        if split not in self._records:
+            report = ReadReport()
+            self._records[split] = self.read(self.data.splits[split], report)
+            for line in report.lines():
+                self._say(f"{split}: {line}")
+        return self._records[split]
+
+    @cached_property
+    def training_records(self) -> list[Any]:
+        """The records of all splits to train on."""
+        if not self.data.train:
+            raise ValueError("data.train: no split was given; expected at least one")
+        if self.data.validate in self.data.train:
+            self._say(f"{self.data.validate} is trained on and measured on; its measures say nothing of unseen images")
+        return [record for split in self.data.train for record in self.records(split)]
+
+    def _pack(self, records: Sequence[Any], targets: np.ndarray | None = None) -> Examples:
+        images = [self.images_of(record) for record in records]
+        return Examples(images, [self.text_of(record) for record in records], targets)
+
+    @cached_property
+    def _training_examples(self) -> Examples:
+        records = self.training_records
+        if not self.is_answered(records):
+            raise ValueError(f"data.train: a split of {', '.join(self.data.train)} has no answers to learn from")
+        return self._pack(records, self.targets(records))
+
+    @cached_property
+    def _training_data(self) -> DownstreamDataset:
+        data = self.data
+        dataset = DownstreamDataset(
+            self._training_examples,
+            self.processor,
+            seed=self.seed,
+            texts_per_sample=data.texts_per_image,
+            max_text_length=data.max_text_length,
+            blank_images=data.blank_images,
+        )
+        blank = ", without looking at them" if data.blank_images else ""
+        self._say(
+            f"training on {len(self._training_examples):,} {self.texts} about {len(self._training_examples.images):,} "
+            f"images{blank}; {len(self.label_names()):,} labels, vocabulary of {len(self.processor.tokenizer):,}"
+        )
+        return dataset
+
+    def training_data(self) -> DownstreamDataset:
+        """The training samples: `len`, `[index]`, `set_epoch`."""
+        return self._training_data
+
+    @cached_property
+    def _collator(self) -> DownstreamCollator:
+        return DownstreamCollator(self._training_examples, self.processor, self.target_keywords)
+
+    def collate(self, samples: list[DownstreamSample]) -> Mapping[str, Any]:
+        """The keywords of the model's forward, with "skipped" and "sample_ids"."""
+        return self._collator(samples)
+
+    # The model.
+
+    def _label_config(self) -> dict[str, Any]:
+        names = self.label_names()
+        return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+    def build_model(self) -> SohoDownstreamModel:
+        """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""
+        settings = self.model
+        if settings.pretrained:
+            model, report = self._from_pretraining(settings.pretrained)
+            self._say(str(report))
+            if len(self.processor.tokenizer) > model.config.vocab_size:
+                raise ValueError(
+                    f"model.pretrained: {settings.pretrained} knows {model.config.vocab_size} words, its tokenizer has "
+                    f"{len(self.processor.tokenizer)}"
+                )
+        else:
+            tokenizer = self.processor.tokenizer
+            vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+            changes = {"use_dictionary_output": settings.use_dictionary_output, **self._label_config()}
+            config = SohoConfig.from_preset(settings.preset, **{**vocabulary, **settings.config})
+            model = self.model_class(SohoConfig.from_dict({**config.to_dict(), **changes}))
+            if settings.text_encoder:
+                self._say(str(model.init_text_encoder_from(settings.text_encoder)))
+            if settings.backbone:
+                self._say(str(model.init_backbone_from(settings.backbone)))
+        if model.config.max_position_embeddings < self.data.max_text_length:
+            raise ValueError(
+                f"data.max_text_length: {self.data.max_text_length} is more than the model's max_position_embeddings "
+                f"{model.config.max_position_embeddings}"
+            )
+        return model
+
+    def _from_pretraining(self, folder: str) -> tuple[SohoDownstreamModel, Any]:
+        return self.model_class.from_pretraining(
+            folder, use_dictionary_output=self.model.use_dictionary_output, **self._label_config(), **self.model.config
+        )
+
+    def load_model(self, folder: str) -> SohoDownstreamModel:
+        """A model that this task has trained, with its processor, from a run's folder or the hub.
+
+        Raises:
+            FileNotFoundError: nothing could be loaded from there.
+            ValueError: it is a model of another task, or lacks tensors.
+        """
+        try:
+            model, info = self.model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            self._processor = SohoProcessor.from_pretrained(folder)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"checkpoint: no model could be loaded from {folder}; expected a folder with config.json, "
+                f"model.safetensors and the processor's files, or a hub name this machine can reach ({error})"
+            ) from error
+        lost = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+        if lost:
+            raise ValueError(
+                f"checkpoint: {folder} lacks {len(lost)} tensors of {self.model_class.__name__} "
+                f"({', '.join(lost[:3])}); expected a model fine-tuned on {self.name}"
+            )
+        self.__dict__.pop("processor", None)
+        return model.eval()
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with the run that loads it."""
+        return {
+            "task": self.name,
+            "pretrained": self.model.pretrained,
+            "use_dictionary_output": self.model.use_dictionary_output,
+            "config": dict(self.model.config),
+            "labels": hashlib.sha256("\n".join(self.label_names()).encode()).hexdigest()[:16],
+            "blank_images": self.data.blank_images,
+            "texts_per_image": self.data.texts_per_image,
+        }
+
+    def before_step(self, model: nn.Module, epoch: float) -> None:  # noqa: B027 (the engine calls it)
+        """Nothing changes as training goes on."""
+
+    def export(self, model: SohoDownstreamModel, state_dict: Mapping[str, Any], folder: Path) -> None:
+        """Write a folder that the model's `from_pretrained` and `SohoProcessor.from_pretrained` load."""
+        model.save_pretrained(folder, state_dict=dict(state_dict))
+        self.processor.save_pretrained(folder)
+
+    def next_commands(self, folder: Path) -> list[str]:
+        """Commands worth trying after the run."""
+        others = [split for split in self.data.splits if split not in (*self.data.train, self.data.validate)]
+        return [
+            *(f"python -m soho_fast.evaluate --run {folder} --split {split}" for split in others),
+            f"tensorboard --logdir {folder}",
+        ]
+
+    # Measuring.
+
+    def evaluate(
+        self, model: nn.Module, *, quick: bool = False, processes: Processes | None = None
+    ) -> dict[str, float]:
+        """The measures of the split to validate on, beside their baselines; quick: of its first images."""
+        if not self.data.validate:
+            return {}
+        return self.evaluate_split(
+            model, self.data.validate, processes=processes or Alone(), max_images=self.data.quick_images if quick else 0
+        ).measures
+
+    def evaluate_split(
+        self,
+        model: nn.Module,
+        split: str,
+        *,
+        processes: Processes,
+        keep_in: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+        max_images: int = 0,
+    ) -> Evaluation:
+        """Answers of a model to a split, and their measures where the split tells the right ones.
+
+        Args:
+            model: The model, in evaluation mode, on the device of `processes`.
+            split: A name in `data.splits`.
+            processes: Who shares the work; all make the call and get the same.
+            keep_in: Folder for results as they come, so that a run that was killed can be taken up; deleted at the end.
+            identity: What the results depend on, beside what this task knows (the weights).
+            progress: Called as batches are done.
+            max_images: Only the examples of the first so many images (pairs); 0 takes all.
+
+        Raises:
+            BrokenImageError: an image can't be read: a published measure covers every example.
+        """
+        records = self.records(split)
+        if split not in self._examples:
+            self._examples[split] = self._pack(records)
+        examples = self._examples[split]
+        groups = examples.groups[: max_images or None]
+        size = self.data.image_batch
+        batches = [groups[begin : begin + size] for begin in range(0, len(groups), size)]
+        kept = None
+        if keep_in is not None:
+            settings = {name: getattr(self.data, name) for name in _RESULTS_DEPEND_ON}
+            source = {"task": self.name, "split": split, "examples": len(records), **settings}
+            kept = Kept(keep_in, {**source, **(identity or {})}, processes)
+        labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        parts = compute_parts(
+            len(batches),
+            lambda number: self._answer(model, examples, batches[number], processes.device),
+            processes,
+            kept=kept,
+            progress=progress,
+        )
+        rows = np.concatenate([row for batch in batches for row in batch])
+        label_of, score_of = np.full(len(records), -1), np.zeros(len(records))
+        label_of[rows] = np.concatenate([part["label"].numpy() for part in parts])
+        score_of[rows] = np.concatenate([part["score"].numpy() for part in parts])
+        chosen = np.sort(rows)
+        assert len(np.unique(chosen)) == len(chosen) and (max_images or len(chosen) == len(records))
+        records = [records[row] for row in chosen]
+        answers = [labels[label_of[row]] for row in chosen]
+        measures = {}
+        if self.is_answered(records):
+            measures = {**self.measures(answers, records), **self.baselines(records, labels)}
+            measures["num_examples"] = float(len(records))
+        return Evaluation(self, split, measures, answers, [float(score_of[row]) for row in chosen], records, kept)
+
+    @torch.no_grad()
+    def _answer(
+        self, model: nn.Module, examples: Examples, groups: Sequence[np.ndarray], device: torch.device
+    ) -> dict[str, torch.Tensor]:
+        """Best label and its probability for all examples of some groups, in the groups' order."""
+        data, processor = self.data, self.processor
+        samples = [load_sample(examples, rows, processor, data.max_text_length, data.blank_images) for rows in groups]
+        for sample in samples:
+            if sample.broken is not None:
+                raise BrokenImageError(f"{sample.broken}; every example must be answered")
+        place_of: dict[int, int] = {}
+        pixels = []
+        for sample in samples:
+            for number, image in zip(sample.image_numbers, sample.pixels, strict=True):
+                if place_of.setdefault(number, len(pixels)) == len(pixels):
+                    pixels.append(image)
+        images = processor.image_processor.collate(pixels)
+        visual = model.encode_images(images["pixel_values"].to(device), images["pixel_mask"].to(device))
+        texts_ids = [ids for sample in samples for ids in sample.texts_ids]
+        index = [[place_of[number] for number in sample.image_numbers] for sample in samples for _ in sample.rows]
+        index_PN = torch.tensor(index)
+        # Texts of like length together, so that little is spent on padding.
+        order = sorted(range(len(texts_ids)), key=lambda row: len(texts_ids[row]))
+        label_P, score_P = torch.empty(len(order), dtype=torch.int64), torch.empty(len(order), dtype=torch.float32)
+        for begin in range(0, len(order), data.text_batch):
+            rows = order[begin : begin + data.text_batch]
+            texts = pad_texts([texts_ids[row] for row in rows], processor.tokenizer.pad_token_id)
+            output = model(
+                visual_tokens=visual,
+                image_index=index_PN[rows].squeeze(1).to(device),
+                **{name: tensor.to(device) for name, tensor in texts.items()},
+            )
+            best = self.probabilities(output.logits.float()).max(-1)
+            label_P[rows], score_P[rows] = best.indices.cpu(), best.values.cpu()
+        return {"label": label_P, "score": score_P}
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """How sure the model is of each label."""
+        return logits.softmax(-1)
+
+    def table(self, measures: Mapping[str, float]) -> MeasureTable:
+        """Measures beside their baselines."""
+        rows = []
+        for name, value in measures.items():
+            if name == "num_examples" or name.endswith(("_majority", "_chance")):
+                continue
+            baselines = [
+                f"{100 * measures[f'{name}_{kind}']:.1f} % {kind}"
+                for kind in ("majority", "chance")
+                if f"{name}_{kind}" in measures
+            ]
+            rows.append([name.replace("_", " "), f"{100 * value:.1f} %", ", ".join(baselines)])
+        blank = ", images not shown" if self.data.blank_images else ""
+        title = f"{self.name}: {measures['num_examples']:,.0f} {self.texts}{blank}"
+        return MeasureTable(title, ["measure", "value", "baseline"], rows)
+
+
+# Settings of the data that change what a model answers.
+_RESULTS_DEPEND_ON = (
+    "shorter_edge", "longer_edge", "pad_to_multiple", "max_text_length", "blank_images", "missing_images",
+    "image_batch", "text_batch",
+)  # fmt: skip
+
+
+@dataclass
+class Evaluation:
+    """The answers to a split, in file order, with the model's own probability of each, and their measures."""
+
+    task: DownstreamTask
+    split: str
+    measures: dict[str, float]
+    answers: list[str]
+    scores: list[float]
+    records: list[Any]
+    kept: Kept | None
+
+    def write(self, folder: Path) -> list[str]:
+        """Write the answers, and delete what was kept on the way. Returns the names of the files."""
+        with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
+            for record, answer, score in zip(self.records, self.answers, self.scores, strict=True):
+                row = {"id": self.task.id_of(record), "answer": answer, "score": round(score, 6)}
+                file.write(json.dumps(row) + "\n")
+        extra = self.task.write_extra(folder, self.answers, self.records)
+        if self.kept is not None:
+            self.kept.delete()
+        return ["predictions.jsonl", *extra]

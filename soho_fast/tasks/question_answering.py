@@ -1,0 +1,152 @@
+"""VQA v2: questions about images, answered from a list of frequent answers that travels with the model.
+
+Shapes: E questions, P questions of a batch, A answers of the list.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from soho_fast.data.records import ImageRef, ReadReport
+from soho_fast.data.vqa import VqaRecord, read_vqa
+from soho_fast.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
+from soho_fast.model import SohoForQuestionAnswering
+from soho_fast.tasks.downstream import DownstreamData, DownstreamTask
+
+# Soft score of an answer that n of the ten people gave: min(1, 0.3 n), the targets of the usual practice (Teney et al.
+# 2018, section 3.2, "soft scores"); close to the mean of the official score over leaving out each person.
+_SCORE_PER_PERSON = 0.3
+
+
+@dataclass
+class VqaSplit:
+    """One split of VQA v2 on disk.
+
+    Args:
+        questions: v2_OpenEnded_mscoco_<split>_questions.json.
+        images: Folders or .zip files with the images.
+        annotations: v2_mscoco_<split>_annotations.json; null for a split whose answers are not published.
+    """
+
+    questions: str
+    images: list[str]
+    annotations: str | None = None
+
+
+@dataclass
+class QuestionAnsweringData(DownstreamData):
+    """Splits, and how examples are made.
+
+    Args:
+        splits: Splits by name.
+        answers_from: Splits from whose answers the list of answers is made; empty takes those to train on.
+        min_answer_count: An answer is in the list when it is the most common one of at least so many questions
+            (9 gives the usual 3,129 answers of VQA v2's train and val).
+    """
+
+    splits: dict[str, VqaSplit] = field(default_factory=dict)
+    answers_from: list[str] = field(default_factory=list)
+    min_answer_count: int = 9
+
+
+class QuestionAnsweringTask(DownstreamTask):
+    """Questions about images; see `DownstreamTask`."""
+
+    name = "vqa"
+    model_class = SohoForQuestionAnswering
+    selection = "vqa_score"
+    texts = "questions"
+
+    def read(self, source: VqaSplit, report: ReadReport) -> list[VqaRecord]:
+        return read_vqa(
+            source.questions,
+            source.images,
+            source.annotations,
+            missing_images=self.data.missing_images,
+            report=report,
+        )
+
+    def images_of(self, record: VqaRecord) -> tuple[ImageRef, ...]:
+        return (record.image,)
+
+    def text_of(self, record: VqaRecord) -> str:
+        return record.question
+
+    def id_of(self, record: VqaRecord) -> int:
+        return record.question_id
+
+    @cached_property
+    def answers(self) -> list[str]:
+        """The list of answers, the most frequent first: normalised, as the official evaluation compares them."""
+        counts: Counter[str] = Counter()
+        for split in self.data.answers_from or self.data.train:
+            for record in self.records(split):
+                if record.answers is None:
+                    raise ValueError(f"data.answers_from: {split} has no answers")
+                counts[normalise_answer(record.answers.most_common)] += 1
+        frequent = [answer for answer, count in counts.items() if count >= self.data.min_answer_count]
+        if len(frequent) < 2:
+            raise ValueError(
+                f"data.min_answer_count: {len(frequent)} answers come {self.data.min_answer_count} times or more; "
+                "expected at least two, so lower it"
+            )
+        return sorted(frequent, key=lambda answer: (-counts[answer], answer))
+
+    def label_names(self) -> list[str]:
+        return self.answers
+
+    def is_answered(self, records: Sequence[VqaRecord]) -> bool:
+        return all(record.answers is not None for record in records)
+
+    def targets(self, records: Sequence[VqaRecord]) -> np.ndarray:
+        """int64 (E, 10): the place in the list of each person's answer, -1 where it is not in it."""
+        place_of = {answer: place for place, answer in enumerate(self.answers)}
+        normalised: dict[str, int] = {}
+
+        def place(answer: str) -> int:
+            if answer not in normalised:
+                normalised[answer] = place_of.get(normalise_answer(answer), -1)
+            return normalised[answer]
+
+        rows = [[place(answer) for answer in record.answers.answers] for record in records]
+        return np.array(rows, dtype=np.int64)
+
+    def target_keywords(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        people_PA = torch.zeros(len(targets), len(self.answers) + 1)
+        # An answer that is not in the list goes to the last column, which is cut off.
+        people_PA.scatter_add_(1, targets % people_PA.shape[1], torch.ones_like(targets, dtype=torch.float32))
+        return {"answer_scores": (_SCORE_PER_PERSON * people_PA[:, :-1]).clamp(max=1.0)}
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid()
+
+    def measures(self, answers: Sequence[str], records: Sequence[VqaRecord]) -> dict[str, float]:
+        said = {record.question_id: answer for record, answer in zip(records, answers, strict=True)}
+        result = vqa_accuracy(said, records)
+        return {"vqa_score": result.overall, **result.by_answer_type}
+
+    def baselines(self, records: Sequence[VqaRecord], labels: Sequence[str]) -> dict[str, float]:
+        """The most frequent answer; and any answer of the list, with the same chance."""
+        constant = self.measures([labels[0]] * len(records), records)
+        known = set(labels)
+        chance = 0.0
+        for record in records:
+            given = record.answers.answers
+            chance += sum(vqa_score(answer, given) for answer in {normalise_answer(each) for each in given} & known)
+        return {
+            **{f"{name}_majority": value for name, value in constant.items()},
+            "vqa_score_chance": chance / (len(labels) * len(records)),
+        }
+
+    def write_extra(self, folder: Path, answers: Sequence[str], records: Sequence[VqaRecord]) -> list[str]:
+        """The submission to the evaluation server (EvalAI)."""
+        said = {record.question_id: answer for record, answer in zip(records, answers, strict=True)}
+        write_vqa_submission(folder / "submission.json", said, records)
+        return ["submission.json"]

@@ -1,0 +1,79 @@
+"""SNLI-VE: does an image entail a hypothesis, contradict it, or neither? Accuracy; the text premise is never read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from soho_fast.data.records import ImageRef, ReadReport
+from soho_fast.data.snli_ve import ENTAILMENT_LABELS, SnliVeRecord, read_snli_ve
+from soho_fast.metrics.classification import snli_ve_accuracy
+from soho_fast.model import SohoForVisualEntailment
+from soho_fast.tasks.downstream import DownstreamData, DownstreamTask
+
+
+@dataclass
+class SnliVeSplit:
+    """One split of SNLI-VE on disk.
+
+    Args:
+        annotations: snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl.
+        images: Folders or .zip files with Flickr30K's images.
+    """
+
+    annotations: str
+    images: list[str]
+
+
+@dataclass
+class VisualEntailmentData(DownstreamData):
+    """Splits, and how examples are made.
+
+    Args:
+        splits: Splits by name.
+    """
+
+    splits: dict[str, SnliVeSplit] = field(default_factory=dict)
+
+
+class VisualEntailmentTask(DownstreamTask):
+    """Hypotheses about images; see `DownstreamTask`."""
+
+    name = "snli_ve"
+    model_class = SohoForVisualEntailment
+    selection = "accuracy"
+    texts = "hypotheses"
+
+    def read(self, source: SnliVeSplit, report: ReadReport) -> list[SnliVeRecord]:
+        return read_snli_ve(source.annotations, source.images, missing_images=self.data.missing_images, report=report)
+
+    def images_of(self, record: SnliVeRecord) -> tuple[ImageRef, ...]:
+        return (record.image,)
+
+    def text_of(self, record: SnliVeRecord) -> str:
+        return record.hypothesis
+
+    def id_of(self, record: SnliVeRecord) -> str:
+        return record.pair_id
+
+    def label_names(self) -> list[str]:
+        return list(ENTAILMENT_LABELS)
+
+    def targets(self, records: Sequence[SnliVeRecord]) -> np.ndarray:
+        return np.array([ENTAILMENT_LABELS.index(record.label) for record in records], dtype=np.int64)
+
+    def target_keywords(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"labels": targets}
+
+    def measures(self, answers: Sequence[str], records: Sequence[SnliVeRecord]) -> dict[str, float]:
+        result = snli_ve_accuracy(answers, records)
+        return {"accuracy": result.overall, **result.by_label}
+
+    def baselines(self, records: Sequence[SnliVeRecord], labels: Sequence[str]) -> dict[str, float]:
+        ((majority, _),) = Counter(record.label for record in records).most_common(1)
+        constant = snli_ve_accuracy([majority] * len(records), records)
+        return {"accuracy_majority": constant.overall, "accuracy_chance": 1 / len(ENTAILMENT_LABELS)}

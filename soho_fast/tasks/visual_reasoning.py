@@ -1,0 +1,85 @@
+"""NLVR2: is a statement about two images true? Accuracy, and consistency over the pairs of a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from soho_fast.data.nlvr2 import Nlvr2Record, read_nlvr2
+from soho_fast.data.records import ImageRef, ReadReport
+from soho_fast.metrics.classification import nlvr2_accuracy
+from soho_fast.model import SohoForVisualReasoning
+from soho_fast.tasks.downstream import DownstreamData, DownstreamTask
+
+_LABELS = ("False", "True")
+
+
+@dataclass
+class Nlvr2Split:
+    """One split of NLVR2 on disk.
+
+    Args:
+        annotations: train.json, dev.json or test1.json (JSON lines).
+        images: Folders or .zip files with the images.
+    """
+
+    annotations: str
+    images: list[str]
+
+
+@dataclass
+class VisualReasoningData(DownstreamData):
+    """Splits, and how examples are made.
+
+    Args:
+        splits: Splits by name.
+    """
+
+    splits: dict[str, Nlvr2Split] = field(default_factory=dict)
+
+
+class VisualReasoningTask(DownstreamTask):
+    """Statements about pairs of images; see `DownstreamTask`."""
+
+    name = "nlvr2"
+    model_class = SohoForVisualReasoning
+    selection = "accuracy"
+    texts = "statements"
+
+    def read(self, source: Nlvr2Split, report: ReadReport) -> list[Nlvr2Record]:
+        return read_nlvr2(source.annotations, source.images, missing_images=self.data.missing_images, report=report)
+
+    def images_of(self, record: Nlvr2Record) -> tuple[ImageRef, ...]:
+        return record.left, record.right
+
+    def text_of(self, record: Nlvr2Record) -> str:
+        return record.sentence
+
+    def id_of(self, record: Nlvr2Record) -> str:
+        return record.identifier
+
+    def label_names(self) -> list[str]:
+        return list(_LABELS)
+
+    def targets(self, records: Sequence[Nlvr2Record]) -> np.ndarray:
+        return np.array([record.label for record in records], dtype=np.int64)
+
+    def target_keywords(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"labels": targets}
+
+    def measures(self, answers: Sequence[str], records: Sequence[Nlvr2Record]) -> dict[str, float]:
+        said = {record.identifier: answer == "True" for record, answer in zip(records, answers, strict=True)}
+        result = nlvr2_accuracy(said, records)
+        return {"accuracy": result.accuracy, "consistency": result.consistency}
+
+    def baselines(self, records: Sequence[Nlvr2Record], labels: Sequence[str]) -> dict[str, float]:
+        majority = max((True, False), key=[record.label for record in records].count)
+        constant = nlvr2_accuracy({record.identifier: majority for record in records}, records)
+        return {
+            "accuracy_majority": constant.accuracy,
+            "accuracy_chance": 0.5,
+            "consistency_majority": constant.consistency,
+        }
