@@ -4,6 +4,7 @@
 """
 
 from soho_fast.data.coco_captions import read_coco_captions
+from soho_fast.data.easy_vqa import read_easy_vqa
 from soho_fast.data.images import BrokenImageError, SohoImageProcessor, decode_image
 from soho_fast.data.karpathy import karpathy_coco_ids, read_karpathy
 from soho_fast.data.nlvr2 import Nlvr2Record, read_nlvr2
@@ -32,6 +33,7 @@ __all__ = [
     "load_tokenizer",
     "mask_tokens",
     "read_coco_captions",
+    "read_easy_vqa",
     "read_karpathy",
     "read_nlvr2",
     "read_snli_ve",

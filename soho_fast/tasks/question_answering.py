@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
+from soho_fast.data.easy_vqa import read_easy_vqa
 from soho_fast.data.records import ImageRef, ReadReport
 from soho_fast.data.vqa import VqaRecord, read_vqa
 from soho_fast.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
@@ -27,17 +29,19 @@ _SCORE_PER_PERSON = 0.3
 
 @dataclass
 class VqaSplit:
-    """One split of VQA v2 on disk.
+    """One split on disk.
 
     Args:
-        questions: v2_OpenEnded_mscoco_<split>_questions.json.
+        questions: v2_OpenEnded_mscoco_<split>_questions.json (vqa), questions.json (easy_vqa).
         images: Folders or .zip files with the images.
-        annotations: v2_mscoco_<split>_annotations.json; null for a split whose answers are not published.
+        annotations: v2_mscoco_<split>_annotations.json, vqa only; null for a split whose answers are not published.
+        format: Published format: that of VQA v2, or of the package easy-vqa.
     """
 
     questions: str
     images: list[str]
     annotations: str | None = None
+    format: Literal["vqa", "easy_vqa"] = "vqa"
 
 
 @dataclass
@@ -65,13 +69,12 @@ class QuestionAnsweringTask(DownstreamTask):
     texts = "questions"
 
     def read(self, source: VqaSplit, report: ReadReport) -> list[VqaRecord]:
-        return read_vqa(
-            source.questions,
-            source.images,
-            source.annotations,
-            missing_images=self.data.missing_images,
-            report=report,
-        )
+        options = {"missing_images": self.data.missing_images, "report": report}
+        if source.format == "easy_vqa":
+            if source.annotations:
+                raise ValueError("annotations: an easy_vqa file holds the answers with the questions; leave it out")
+            return read_easy_vqa(source.questions, source.images, **options)
+        return read_vqa(source.questions, source.images, source.annotations, **options)
 
     def images_of(self, record: VqaRecord) -> tuple[ImageRef, ...]:
         return (record.image,)
@@ -101,6 +104,9 @@ class QuestionAnsweringTask(DownstreamTask):
 
     def label_names(self) -> list[str]:
         return self.answers
+
+    def label_keywords(self) -> dict[str, list[str]]:
+        return {"answers": self.answers}
 
     def is_answered(self, records: Sequence[VqaRecord]) -> bool:
         return all(record.answers is not None for record in records)

@@ -1,0 +1,349 @@
+"""VQA, NLVR2 and SNLI-VE as the engine and the evaluation use them, with a small model."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_corpus import draw, edit_json, write_tokenizer
+from tiny_tasks import NAMES, SMALL, TASKS, make_task
+from transformers import AutoModelForVisualQuestionAnswering
+
+from soho_fast.data import BrokenImageError
+from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
+from soho_fast.tasks.downstream import DownstreamModel
+from soho_fast.tasks.question_answering import VqaSplit
+from soho_fast.tasks.sharing import Alone
+
+IMAGES_PER_EXAMPLE = {"vqa": 1, "nlvr2": 2, "snli_ve": 1}
+
+
+class Threads:
+    """Processes played by threads: run(work) gives every rank its own view and returns their results."""
+
+    def __init__(self, world):
+        self.world, self._items, self._barrier = world, [None] * world, threading.Barrier(world, timeout=60)
+
+    def run(self, work):
+        results = [None] * self.world
+
+        def one(rank):
+            results[rank] = work(_Rank(self, rank))
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.world)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+
+class _Rank:
+    def __init__(self, threads, rank):
+        self._threads, self.rank, self.world, self.device = threads, rank, threads.world, torch.device("cpu")
+
+    def wait(self):
+        self._threads._barrier.wait()
+
+    def gather(self, item):
+        self._threads._items[self.rank] = item
+        self.wait()
+        items = list(self._threads._items)
+        self.wait()
+        return items
+
+
+def batch_of(task, count=None):
+    samples = task.training_data()
+    return task.collate([samples[index] for index in range(count or len(samples))])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_training_step_and_the_measures(name, tmp_path, tokenizer_dir):
+    task, said = make_task(name, tmp_path, tokenizer_dir, texts_per_image=3)
+    torch.manual_seed(0)
+    model = task.build_model()
+    batch = batch_of(task)
+    inputs = {key: value for key, value in batch.items() if key not in ("skipped", "sample_ids")}
+    seen = []
+    model.soho.visual_encoder.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    output = model.train()(**inputs)
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert seen == [len(task.training_data().examples.images)], "each image is encoded once for all its texts"
+    assert sorted(batch["sample_ids"]) == list(range(len(task.training_data().examples)))
+    measures = task.evaluate(model.eval())
+    assert 0 <= measures[task.selection] <= 1 and measures[f"{task.selection}_majority"] >= 0
+    assert measures["num_examples"] == len(task.records(task.data.validate))
+    assert task.evaluate(model, quick=True) == measures, "the split is smaller than a quick one"
+    table = task.table(measures)
+    assert table.rows[0][0] == task.selection.replace("_", " ") and "majority" in table.rows[0][2]
+    assert said[-1].startswith(f"{task.data.validate}: ") and "training on" in said[1]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_example_once_an_epoch_whoever_asks(name, tmp_path, tokenizer_dir):
+    task, _ = make_task(name, tmp_path, tokenizer_dir, texts_per_image=2)
+    data = task.training_data()
+    drawn = []
+    for epoch in (0, 1, 0):
+        data.set_epoch(epoch)
+        samples = [data[index] for index in range(len(data))]
+        assert sorted(row for sample in samples for row in sample.rows) == list(range(len(data.examples)))
+        assert max(len(sample.rows) for sample in samples) <= 2
+        assert all(len(sample.pixels) == IMAGES_PER_EXAMPLE[name] for sample in samples)
+        drawn.append([tuple(sample.rows) for sample in samples])
+    assert drawn[0] == drawn[2]
+    if name != "nlvr2":
+        assert drawn[0] != drawn[1], "three texts of an image come together in other ways in the next epoch"
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("world", [2, 3])
+def test_answers_do_not_depend_on_the_number_of_processes(name, world, tmp_path, tokenizer_dir):
+    task, _ = make_task(name, tmp_path, tokenizer_dir)
+    torch.manual_seed(1)
+    model = task.build_model().eval()
+    split = task.data.validate
+    alone = task.evaluate_split(model, split, processes=Alone())
+    computed = []
+    answer = task._answer
+    task._answer = lambda model, examples, groups, device: (
+        computed.append([row for rows in groups for row in rows]) or answer(model, examples, groups, device)
+    )
+    shared = Threads(world).run(lambda processes: task.evaluate_split(model, split, processes=processes))
+    for other in shared:
+        assert (other.answers, other.scores, other.measures) == (alone.answers, alone.scores, alone.measures)
+    rows = sorted(row for part in computed for row in part)
+    assert rows == list(range(len(task.records(split)))), "no example is lost or computed twice"
+
+
+def test_a_killed_evaluation_goes_on_with_other_processes(tmp_path, tokenizer_dir):
+    task, _ = make_task("vqa", tmp_path, tokenizer_dir)
+    torch.manual_seed(1)
+    model = task.build_model().eval()
+    whole = task.evaluate_split(model, "val", processes=Alone())
+    kept = tmp_path / "partial"
+
+    def killed_after(count):
+        def progress(done, total):
+            if done == count:
+                raise KeyboardInterrupt
+
+        return progress
+
+    with pytest.raises(KeyboardInterrupt):
+        task.evaluate_split(
+            model, "val", processes=Alone(), keep_in=kept, identity={"weights": "a"}, progress=killed_after(2)
+        )
+    (kept / "part-000002.pt.123.partial").write_bytes(b"half")
+    steps = []
+    again = task.evaluate_split(
+        model,
+        "val",
+        processes=Alone(),
+        keep_in=kept,
+        identity={"weights": "a"},
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert steps == [(1, 1)], "two of three parts were kept"
+    assert (again.answers, again.scores) == (whole.answers, whole.scores)
+    other = Threads(2).run(
+        lambda processes: task.evaluate_split(
+            model, "val", processes=processes, keep_in=kept, identity={"weights": "b"}
+        )
+    )
+    assert other[0].answers == other[1].answers == whole.answers
+    assert json.loads((kept / "identity.json").read_text())["weights"] == "b", "parts of other weights are not used"
+    again.write(tmp_path)
+    assert not kept.exists()
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [record.question_id for record in task.records("val")]
+    assert [row["answer"] for row in rows] == whole.answers
+
+
+def test_the_list_of_answers_and_the_soft_scores(tmp_path, tokenizer_dir):
+    task, _ = make_task("vqa", tmp_path, tokenizer_dir)
+    assert task.answers == ["no", "yes"], "each colour comes once only; equally frequent ones in the order of letters"
+    batch = batch_of(task)
+    rows = [batch["sample_ids"].index(row) for row in range(3)]
+    # Image 1: nine of ten said yes; seven said no and two yes; seven said the colour, which is not in the list.
+    torch.testing.assert_close(batch["answer_scores"][rows], torch.tensor([[0.0, 1.0], [1.0, 0.6], [0.0, 0.6]]))
+    targets = torch.tensor([[0, 0, 0, 1, -1, -1, -1, -1, -1, -1], [1, 1, 1, 1, 0, 0, -1, -1, -1, -1]])
+    scores = task.target_keywords(targets)["answer_scores"]
+    torch.testing.assert_close(scores, torch.tensor([[0.9, 0.3], [0.6, 1.0]]))
+    model = task.build_model()
+    task.export(model, model.state_dict(), tmp_path / "model")
+    loaded = AutoModelForVisualQuestionAnswering.from_pretrained(tmp_path / "model")
+    assert type(loaded) is SohoForQuestionAnswering and loaded.config.id2label == {0: "no", 1: "yes"}
+    few, _ = make_task("vqa", tmp_path, tokenizer_dir, min_answer_count=7)
+    with pytest.raises(ValueError, match=r"data\.min_answer_count: 0 answers come 7 times"):
+        few.build_model()
+
+
+def test_a_test_split_gives_a_submission_of_all_questions(tmp_path, tokenizer_dir):
+    task, _ = make_task("vqa", tmp_path, tokenizer_dir)
+    model = task.build_model().eval()
+    evaluation = task.evaluate_split(model, "test", processes=Alone())
+    assert evaluation.measures == {}
+    assert evaluation.write(tmp_path) == ["predictions.jsonl", "submission.json"]
+    rows = json.loads((tmp_path / "submission.json").read_text())
+    assert [row["question_id"] for row in rows] == [10 * n + place for n in (41, 42, 43) for place in range(3)]
+    assert {row["answer"] for row in rows} <= {"yes", "no"}
+    with pytest.raises(ValueError, match=r"data\.train: a split of test has no answers to learn from"):
+        make_task("vqa", tmp_path, tokenizer_dir, train=["test"], answers_from=["train"])[0].training_data()
+    with pytest.raises(ValueError, match="split: expected one of train, val, test, got 'vall'"):
+        task.records("vall")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_model_that_is_shown_nothing_answers_by_the_text(name, tmp_path, tokenizer_dir):
+    task, said = make_task(name, tmp_path, tokenizer_dir, blank_images=True)
+    torch.manual_seed(1)
+    model = task.build_model().eval()
+    for path in tmp_path.glob("**/*.[jp][pn]g"):
+        path.write_bytes(b"not opened")
+    split = task.data.validate
+    evaluation = task.evaluate_split(model, split, processes=Alone())
+    score_of_text = {}
+    for record, score in zip(evaluation.records, evaluation.scores, strict=True):
+        assert score == pytest.approx(score_of_text.setdefault(task.text_of(record), score), abs=1e-6)
+    assert not batch_of(task)["skipped"]
+    assert "without looking at them" in "".join(said)
+    assert "images not shown" in task.table(evaluation.measures).title
+
+
+def test_a_broken_image_is_skipped_in_training_and_stops_a_measure(tmp_path, tokenizer_dir):
+    task, _ = make_task("snli_ve", tmp_path, tokenizer_dir)
+    model = task.build_model().eval()
+    for number in (1, 6):
+        (tmp_path / f"flickr30k-images/{number}.jpg").write_bytes(b"broken")
+    batch = batch_of(task)
+    assert len(batch["pixel_values"]) == 4 and len(batch["skipped"]) == 3 and "1.jpg" in batch["skipped"][0]
+    with pytest.raises(BrokenImageError, match=r"6\.jpg: .*every example must be answered"):
+        task.evaluate(model)
+
+
+@pytest.fixture
+def pretrained(tmp_path, tokenizer_dir):
+    """A folder as a pre-training run exports it."""
+    from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
+
+    processor = SohoProcessor(SohoImageProcessor(), load_tokenizer(tokenizer_dir))
+    model = SohoForPreTraining(SohoConfig.from_preset("paper", vocab_size=len(processor.tokenizer), **SMALL))
+    model.save_pretrained(tmp_path / "pretrained")
+    processor.save_pretrained(tmp_path / "pretrained")
+    return tmp_path / "pretrained"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_from_a_pretrained_model_and_its_words(name, tmp_path, tokenizer_dir, pretrained):
+    start = DownstreamModel(pretrained=str(pretrained))
+    task, said = make_task(name, tmp_path, tokenizer_dir, model=start, tokenizer=None)
+    model = task.build_model()
+    source = SohoForPreTraining.from_pretrained(pretrained).state_dict()
+    for key, value in model.state_dict().items():
+        assert key.startswith("head.") or torch.equal(value, source[key]), key
+    assert model.config.use_dictionary_output is False
+    report = next(line for line in said if "tensors loaded" in line)
+    assert "initial values kept: head.0.weight" in report and "in the source, not used: mlm_head" in report
+    given = DownstreamModel(pretrained=str(pretrained), use_dictionary_output=True)
+    assert make_task(name, tmp_path, tokenizer_dir, model=given)[0].build_model().config.use_dictionary_output
+    other_words = write_tokenizer(tmp_path / "other", size=40)
+    with pytest.raises(ValueError, match=r"data\.tokenizer: .*other has other words \(40\) than the pre-trained model"):
+        make_task(name, tmp_path, other_words, model=start)[0].build_model()
+    wrong_size = DownstreamModel(pretrained=str(pretrained), config={"hidden_size": 64})
+    with pytest.raises(ValueError, match="tensors have another size"):
+        make_task(name, tmp_path, tokenizer_dir, model=wrong_size)[0].build_model()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        nowhere = DownstreamModel(pretrained=str(tmp_path / "nowhere"))
+        make_task(name, tmp_path, tokenizer_dir, model=nowhere)[0].build_model()
+
+
+def test_a_model_of_another_task_is_refused(tmp_path, tokenizer_dir, pretrained):
+    task, _ = make_task("nlvr2", tmp_path / "n", tokenizer_dir)
+    model = task.build_model()
+    task.export(model, model.state_dict(), tmp_path / "model")
+    again = task.load_model(tmp_path / "model")
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+    other, _ = make_task("vqa", tmp_path / "v", tokenizer_dir)
+    for folder, held in ((tmp_path / "model", "SohoForVisualReasoning"), (pretrained, "SohoForPreTraining")):
+        with pytest.raises(ValueError, match=f"holds a {held}; expected a SohoForQuestionAnswering, fine-tuned on vqa"):
+            other.load_model(folder)
+    weights = load_file(tmp_path / "model/model.safetensors")
+    del weights["head.3.bias"]
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 tensors of SohoForVisualReasoning \(head\.3\.bias\)"):
+        task.load_model(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match="checkpoint: no model could be loaded from"):
+        other.load_model(tmp_path / "nowhere")
+
+
+def test_measures_are_the_published_ones(tmp_path, tokenizer_dir):
+    task, _ = make_task("nlvr2", tmp_path / "n", tokenizer_dir)
+    records = task.records("dev")
+    answers = [str(record.label) for record in records]
+    assert task.measures(answers, records) == {"accuracy": 1.0, "consistency": 1.0}
+    answers[0] = str(not records[0].label)
+    assert task.measures(answers, records) == {"accuracy": pytest.approx(5 / 6), "consistency": 0.5}
+    task, _ = make_task("snli_ve", tmp_path / "s", tokenizer_dir)
+    records = task.records("val")
+    measures = task.measures(["neutral"] * len(records), records)
+    assert measures == {"accuracy": pytest.approx(1 / 3), "contradiction": 0, "entailment": 0, "neutral": 1}
+    assert task.baselines(records, task.label_names())["accuracy_chance"] == pytest.approx(1 / 3)
+    task, _ = make_task("vqa", tmp_path / "v", tokenizer_dir)
+    records = task.records("val")
+    # Nine of ten said yes to a third of the questions and two of ten to the rest; eight in ten see both of those two.
+    yes = task.measures(["yes"] * len(records), records)
+    assert yes["vqa_score"] == pytest.approx((1 + 2 * (2 * 1 / 3 + 8 * 2 / 3) / 10) / 3)
+    measures = task.baselines(records, ["no", "yes"])
+    assert measures["vqa_score_majority"] == pytest.approx(1 / 3)
+    assert measures["vqa_score_chance"] == pytest.approx((measures["vqa_score_majority"] + yes["vqa_score"]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "change", "words"),
+    [
+        ("vqa", "v2_mscoco_val2014_annotations.json", lambda rows: rows["annotations"][4]["answers"].pop(),
+         r"annotations\[4\]: 9 answers; expected 10"),
+        ("vqa", "v2_OpenEnded_mscoco_val2014_questions.json", lambda rows: rows["questions"][4].pop("question"),
+         r"questions\[4\]: no field 'question'"),
+        ("nlvr2", "dev.json", {"label": True}, r"dev\.json: line 7: field 'label' is True"),
+        ("snli_ve", "snli_ve_val.jsonl", {"gold_label": "-"}, r"snli_ve_val\.jsonl: line 13: gold_label '-'"),
+    ],
+)  # fmt: skip
+def test_a_malformed_record_is_named(name, file, change, words, tmp_path, tokenizer_dir):
+    task, _ = make_task(name, tmp_path, tokenizer_dir)
+    path = tmp_path / file
+    if isinstance(change, dict):
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([*lines, json.dumps({**json.loads(lines[0]), "identifier": "dev-9-0-0", **change})]))
+    else:
+        edit_json(path, change)
+    with pytest.raises(ValueError, match=words):
+        task.records(task.data.validate)
+
+
+def test_easy_vqa_as_its_package_has_it(tmp_path, tokenizer_dir):
+    for number in (0, 1):
+        draw(tmp_path / f"{number}.png", NAMES[number])
+    rows = [["is there a red?", "yes", 0], ["what is the man?", "red", 0], ["is there a red?", "no", 1]]
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps(rows))
+    split = VqaSplit(str(path), [str(tmp_path)], format="easy_vqa")
+    options = {"splits": {"train": split, "test": split}, "validate": "test", "min_answer_count": 1}
+    task, _ = make_task("vqa", tmp_path, tokenizer_dir, **options)
+    assert task.answers == ["no", "red", "yes"]
+    records = task.records("test")
+    assert [record.image.name for record in records] == ["0.png", "0.png", "1.png"]
+    assert task.measures(["yes", "red", "yes"], records) == {
+        "vqa_score": pytest.approx(2 / 3), "other": 1.0, "yes/no": 0.5,
+    }  # fmt: skip
+    assert np.array_equal(task.targets(records), np.repeat([[2], [1], [0]], 10, axis=1))
+    for wrong in ([], {"a": 1}, [*rows, ["is it?", "yes"]], [*rows, ["is it?", 1, 1]], [*rows, [" ", "yes", 1]]):
+        path.write_text(json.dumps(wrong))
+        words = r"questions\.json: record 3 is" if len(wrong) == 4 else r"questions\.json: holds no question"
+        with pytest.raises(ValueError, match=words):
+            make_task("vqa", tmp_path, tokenizer_dir, **options)[0].records("test")
