@@ -86,6 +86,9 @@ class SohoConfig(PreTrainedConfig):
         mvm_weight (`float`): weight of the loss of masked visual modelling; 1 in the paper.
         caption_word_weight (`float`): weight of the loss of `caption_words.py` (which words do the captions hold?),
             an aid for small corpora that the paper does not have; 0 leaves it and its head out.
+        first_stage_weight (`float`): in image-text retrieval, weight of the loss of `first_stage.py` (vectors of images
+            and texts, each made alone, to choose the pairs to score; ours); 0 leaves it and its projections out.
+        first_stage_size (`int`): channels of these vectors.
     """
 
     model_type = "soho"
@@ -137,6 +140,8 @@ class SohoConfig(PreTrainedConfig):
 
     mvm_weight: float | int = 1.0
     caption_word_weight: float | int = 0.0
+    first_stage_weight: float | int = 0.0
+    first_stage_size: int = 256
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -155,17 +160,17 @@ class SohoConfig(PreTrainedConfig):
                 raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
         if self.usage_decay == 1.0:
             raise ValueError("usage_decay: expected a number below 1 (at 1 the usage would never be measured), got 1.0")
-        for name in ("visual_pool", "num_codes", "hidden_size", "num_hidden_layers", "revive_interval", "revive_limit"):
+        for name in (
+            "visual_pool", "num_codes", "hidden_size", "num_hidden_layers", "revive_interval", "revive_limit",
+            "first_stage_size",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.mvm_weight < 0:
             raise ValueError(f"mvm_weight: expected 0 or a positive number, got {self.mvm_weight}")
-        if self.caption_word_weight < 0:
-            raise ValueError(
-                f"caption_word_weight: expected 0 (off) or a positive number, got {self.caption_word_weight}"
-            )
-        if self.revive_threshold < 0:
-            raise ValueError(f"revive_threshold: expected 0 (off) or a positive number, got {self.revive_threshold}")
+        for name in ("caption_word_weight", "first_stage_weight", "revive_threshold"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 (off) or a positive number, got {getattr(self, name)}")
         if self.hidden_size % 4:
             raise ValueError(
                 f"hidden_size: the 2-D sine position needs a multiple of 4 (sine and cosine of y and x), got "

@@ -16,8 +16,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .config import SohoConfig
+from .first_stage import FirstStage
 from .heads import MatchingHead, cross_entropy_sum, global_means
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
+from .pair_encoder import PairMatching
 from .pretrained import LoadReport, copy_state
 from .soho import SohoForPreTraining, SohoModel, SohoPreTrainedModel
 
@@ -26,7 +28,7 @@ class SohoDownstreamModel(SohoPreTrainedModel):
     """What the downstream models share: starting from a pre-training checkpoint, and [CLS] of every text."""
 
     # Names that begin so are the task's own; all others must be in the checkpoint.
-    _new_prefix: ClassVar[str | None] = "head."
+    _new_prefix: ClassVar[str] = "head."
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
@@ -72,7 +74,7 @@ class SohoDownstreamModel(SohoPreTrainedModel):
         values |= {**overrides, "use_dictionary_output": use_dictionary_output}
         model = cls(SohoConfig.from_dict(values))
         report = copy_state(model, state, f"from_pretraining({path_or_name!r})")
-        lost = [name for name in report.missing if cls._new_prefix is None or not name.startswith(cls._new_prefix)]
+        lost = [name for name in report.missing if not name.startswith(cls._new_prefix)]
         if lost:
             raise ValueError(
                 f"from_pretraining: {path_or_name!r} lacks {len(lost)} tensors of a pre-trained SOHO "
@@ -111,14 +113,18 @@ class ClassificationHead(nn.Sequential):
         )
 
 
-class SohoForImageTextRetrieval(SohoDownstreamModel):
-    """Does the text belong to the image? Pre-training's matching head, trained on all t x t pairs of t aligned ones."""
+class SohoForImageTextRetrieval(PairMatching, SohoDownstreamModel):
+    """Does the text belong to the image? Pre-training's matching head, trained on all t x t pairs of t aligned ones.
 
-    _new_prefix: ClassVar[str | None] = None
+    With `config.first_stage_weight` it also learns vectors of images and of texts that choose the pairs to score.
+    """
+
+    _new_prefix: ClassVar[str] = "first_stage."
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
         self.itm_head = MatchingHead(config)
+        self.first_stage = FirstStage(config) if config.first_stage_weight else None
         self.post_init()
 
     @can_return_tuple
@@ -130,6 +136,7 @@ class SohoForImageTextRetrieval(SohoDownstreamModel):
         attention_mask: Tensor | None = None,
         image_index: Tensor | None = None,
         itm_labels: Tensor | None = None,
+        own_image: Tensor | None = None,
         visual_tokens: VisualTokens | None = None,
         **kwargs: Any,
     ) -> SohoForImageTextRetrievalOutput:
@@ -138,14 +145,69 @@ class SohoForImageTextRetrieval(SohoDownstreamModel):
             pixel_values, pixel_mask, input_ids, attention_mask, image_index, visual_tokens: as in
                 `SohoModel.forward`; each image is encoded once, however many texts `image_index` gives it.
             itm_labels: (P,) int64, 1 = the text belongs to the image, 0 = it does not.
+            own_image: (T,) int64, the image that each of the T texts describes, instead of `image_index` and
+                `itm_labels`: all B x T pairs are scored, those of image 0 first.
         """
+        if visual_tokens is None and pixel_values is not None:
+            visual_tokens, pixel_values, pixel_mask = self.encode_images(pixel_values, pixel_mask), None, None
+        texts = (input_ids, attention_mask)
+        if own_image is not None:
+            if image_index is not None or itm_labels is not None or visual_tokens is None:
+                raise ValueError("own_image: expected images, and no image_index or itm_labels, for which it stands")
+            num_images, num_texts = len(visual_tokens.valid), len(_checked(own_image, input_ids))
+            image_index = torch.arange(num_images, device=own_image.device).repeat_interleave(num_texts)
+            itm_labels = (image_index == own_image.repeat(num_images)).long()
+            input_ids, attention_mask = (None if x is None else x.repeat(num_images, 1) for x in texts)
         inputs = _inputs(pixel_values, pixel_mask, attention_mask, image_index, visual_tokens)
         first_PD, outputs = self.first_hidden(input_ids, **inputs, **kwargs)
         logits_P2 = self.itm_head(first_PD)
-        loss = None if itm_labels is None else self._mean(cross_entropy_sum(logits_P2, _checked(itm_labels, first_PD)))
+        losses = {}
+        if itm_labels is not None:
+            losses["itm_loss"] = cross_entropy_sum(logits_P2, _checked(itm_labels, first_PD))
+        if own_image is not None and self.first_stage is not None:
+            vectors = self.image_vectors(self.embed_images(visual_tokens), visual_tokens.valid)
+            losses["first_stage_loss"] = self.first_stage.loss(vectors, self.text_vectors(*texts), own_image)
+        means = {}
+        if losses:
+            means = dict(zip(losses, global_means(list(losses.values()), synchronise=self.training), strict=True))
+        weights = {"first_stage_loss": self.config.first_stage_weight}
         return SohoForImageTextRetrievalOutput(
-            loss=loss, itm_logits=logits_P2, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=sum(weights.get(name, 1.0) * mean for name, mean in means.items()) if means else None,
+            itm_logits=logits_P2,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **means,
         )
+
+    def image_vectors(self, visual_BLD: Tensor, valid_BL: Tensor | None = None) -> Tensor:
+        """(B, E) of length 1: images alone, from what `embed_images` gave.
+
+        Raises:
+            ValueError: the model has no first stage.
+        """
+        valid_BL = torch.ones_like(visual_BLD[..., 0], dtype=torch.bool) if valid_BL is None else valid_BL
+        return self._first_stage().image_vectors(self._alone(visual_BLD, valid_BL), valid_BL)
+
+    def text_vectors(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(T, E) of length 1: texts alone.
+
+        Raises:
+            ValueError: the model has no first stage.
+        """
+        words_TSD = self.soho.text_embeddings(input_ids=input_ids)
+        mask_TS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self._first_stage().text_vectors(self._alone(words_TSD, mask_TS.bool()))
+
+    def _alone(self, states: Tensor, real: Tensor) -> Tensor:
+        return self.soho.encoder(states, attention_mask=self.soho._attention_mask(states, real))[0]
+
+    def _first_stage(self) -> FirstStage:
+        if self.first_stage is None:
+            raise ValueError(
+                "first_stage_weight: this model has no first stage; fine-tune it with a weight above 0, or score every "
+                "pair"
+            )
+        return self.first_stage
 
 
 class SohoForQuestionAnswering(SohoDownstreamModel):

@@ -137,12 +137,17 @@ class SohoForPreTrainingOutput(ModelOutput):
 class SohoForImageTextRetrievalOutput(ModelOutput):
     """
     Args:
-        loss (): cross-entropy of matching, mean over the pairs; `None` without labels.
+        loss (): sum of the losses below, `first_stage_loss` by its weight; `None` without labels.
+        itm_loss (): cross-entropy of matching, mean over the pairs of all ranks, float32.
+        first_stage_loss (): of `first_stage.py`, mean over images and texts; `None` where the config has no weight for
+            it or `own_image` is not given.
         itm_logits (P, 2): index 1 is "matched".
         hidden_states, attentions: per layer, when asked for.
     """
 
     loss: Tensor | None = None
+    itm_loss: Tensor | None = None
+    first_stage_loss: Tensor | None = None
     itm_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None

@@ -1,111 +1,196 @@
-"""Scoring many image-text pairs by image-text matching, from cached visual tokens.
+"""Scoring image-text pairs by matching: all of them, or a list; in blocks that processes share and a killed run keeps.
 
-Shapes: I images, N texts, P pairs of one call, T tokens of a pair, D channels, H heads.
+Shapes: I images, T texts, P pairs, S tokens of a text, L visual tokens of an image, D channels.
+
+A block is a run of consecutive images with all the texts they are scored with. What is computed together depends on the
+block alone, so that any number of processes gets the same scores. The texts of a call have one length and its images
+one number of tokens: nothing is spent on padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.bert.modeling_bert import BertLayer
 
 from soho_fast.data.text import EncodedText
+from soho_fast.model import VisualTokens
+from soho_fast.tasks.sharing import Alone, Kept, Processes, Progress, compute_parts
+
+# Texts and images of a call are this many by this many where all pairs are scored: each text and each image is then
+# prepared once for so many pairs.
+_TILE = 16
 
 
-def matched_odds(output: Any) -> Tensor:
-    """Log-odds of "matched" from a model's two ITM logits: float32 (P,) on the CPU."""
-    logits_P2 = output.itm_logits.float()
-    return (logits_P2[:, 1] - logits_P2[:, 0]).cpu()
+class PairScorer:
+    """A model that scores pairs, on one device, in evaluation mode and without gradients.
 
-
-@contextmanager
-def first_token_only(model: nn.Module) -> Iterator[None]:
-    """Within it, the last Transformer layer computes the first token ([CLS]) alone.
-
-    Matching reads nothing else, and the layer then costs its keys and values only: 2 of its 12 D x D products per
-    token, which with 3 layers saves 28 % of the Transformer. Hidden states of other tokens must not be asked for. No
-    effect on a model whose last layer is not a BertLayer under scaled-dot-product attention.
+    Images are kept as `encode` gives them: embedded tokens without padding, in half precision.
     """
-    encoder = getattr(getattr(model, "soho", None), "encoder", None)
-    layer = encoder.layer[-1] if isinstance(getattr(encoder, "layer", None), nn.ModuleList) else None
-    usable = isinstance(layer, BertLayer) and layer.attention.self.config._attn_implementation in ("sdpa", "eager")
-    if not usable:
-        yield
-        return
 
-    def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-        attention = layer.attention.self
-        first_P1D = hidden_states[:, :1]
+    def __init__(
+        self,
+        model: nn.Module,
+        texts: Sequence[EncodedText],
+        *,
+        pair_batch: int = 256,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Keep the model and the texts.
 
-        def heads(projected: Tensor) -> Tensor:
-            return projected.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+        Args:
+            model: With `encode_images`, `embed_images` and `pair_odds`, as `SohoForImageTextRetrieval`.
+            texts: The T texts.
+            pair_batch: Pairs of one call.
+            dtype: Type of the Transformer's products; float16 and bfloat16 run under autocast.
+        """
+        if pair_batch < 1:
+            raise ValueError(f"pair_batch: expected at least 1, got {pair_batch}")
+        self.model, self.pair_batch, self.dtype = model, pair_batch, dtype
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._ids = [torch.from_numpy(text.ids) for text in texts]
+        self.length_T = np.array([len(ids) for ids in self._ids], dtype=np.int64)
 
-        context_PH1d = F.scaled_dot_product_attention(
-            heads(attention.query(first_P1D)),
-            heads(attention.key(hidden_states)),
-            heads(attention.value(hidden_states)),
-            attn_mask=None if attention_mask is None else attention_mask[:, :, :1],
-            scale=attention.scaling,
-        )
-        context_P1D = context_PH1d.transpose(1, 2).flatten(2)
-        return layer.feed_forward_chunk(layer.attention.output(context_P1D, first_P1D))
+    @property
+    def num_texts(self) -> int:
+        """T."""
+        return len(self._ids)
 
-    layer.forward = forward
-    try:
-        yield
-    finally:
-        del layer.forward
+    def computing(self) -> Any:
+        """The context in which the model is called."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def ids(self, rows: np.ndarray) -> Tensor:
+        """int64 (texts, S) of texts of one length."""
+        return torch.stack([self._ids[row] for row in rows]).to(self.device)
+
+    @torch.no_grad()
+    def encode(self, pixels: Mapping[str, Tensor]) -> list[Tensor]:
+        """Images (`pixel_values`, `pixel_mask`) to their tokens; see `keep`."""
+        with self.computing():
+            batch = (pixels[name].to(self.device) for name in ("pixel_values", "pixel_mask"))
+            return self.keep(self.model.encode_images(*batch))
+
+    @torch.no_grad()
+    def keep(self, visual: VisualTokens) -> list[Tensor]:
+        """The tokens that the Transformer reads of each image, without padding, float16 (L, D)."""
+        with self.computing():
+            embedded_BLD = self.model.embed_images(visual).half()
+        return [tokens_LD[valid_L] for tokens_LD, valid_L in zip(embedded_BLD, visual.valid, strict=True)]
+
+    @torch.no_grad()
+    def image_vectors(self, tokens: Sequence[Tensor]) -> Tensor:
+        """The first stage's vectors of images, float32 (images, E) on the CPU."""
+        vectors: list[Tensor | None] = [None] * len(tokens)
+        for count in sorted({len(tokens_LD) for tokens_LD in tokens}):
+            alike = [row for row, tokens_LD in enumerate(tokens) if len(tokens_LD) == count]
+            with self.computing():
+                found = self.model.image_vectors(torch.stack([tokens[row] for row in alike]).float())
+            for row, vector in zip(alike, found.float().cpu(), strict=True):
+                vectors[row] = vector
+        return torch.stack(vectors)
+
+    @torch.no_grad()
+    def text_vectors(self, rows: np.ndarray) -> Tensor:
+        """The first stage's vectors of texts of one length, float32 (texts, E) on the CPU."""
+        with self.computing():
+            return self.model.text_vectors(self.ids(rows)).float().cpu()
+
+    @torch.no_grad()
+    def score(self, tokens: Sequence[Tensor], image_P: np.ndarray, text_P: np.ndarray) -> np.ndarray:
+        """Log-odds of "matched", float32 (P,).
+
+        Args:
+            tokens: The visual tokens of images.
+            image_P, text_P: int64, the image (among `tokens`) and the text of each pair.
+        """
+        odds_P = np.empty(len(image_P), dtype=np.float32)
+        count_I = np.array([len(tokens_LD) for tokens_LD in tokens])
+        keys = (text_P, image_P, text_P // _TILE, image_P // _TILE, self.length_T[text_P], count_I[image_P])
+        order_P = np.lexsort(keys)
+        sizes_P2 = np.stack([count_I[image_P], self.length_T[text_P]], 1)[order_P]
+        ends = np.flatnonzero((np.diff(sizes_P2, axis=0) != 0).any(1)) + 1
+        for alike in np.split(order_P, ends):
+            for begin in range(0, len(alike), self.pair_batch):
+                chosen = alike[begin : begin + self.pair_batch]
+                odds_P[chosen] = self._call(tokens, image_P[chosen], text_P[chosen])
+        return odds_P
+
+    def _call(self, tokens: Sequence[Tensor], image_P: np.ndarray, text_P: np.ndarray) -> np.ndarray:
+        images, image_index_P = np.unique(image_P, return_inverse=True)
+        texts, text_index_P = np.unique(text_P, return_inverse=True)
+        visual_ILD = torch.stack([tokens[image] for image in images]).float()
+        index = (torch.from_numpy(index_P).to(self.device) for index_P in (text_index_P, image_index_P))
+        with self.computing():
+            return self.model.pair_odds(visual_ILD, self.ids(texts), *index).float().cpu().numpy()
 
 
-def score_all_pairs(
-    score: Callable[..., Any],
-    image_batches: Sequence[tuple[Any, int]],
-    texts: Sequence[EncodedText],
+class ImageBlocks:
+    """Images in blocks of consecutive ones, encoded when first asked for, once, and kept in half precision."""
+
+    def __init__(self, num_images: int, encode: Callable[[range], list[Tensor]], *, block_images: int = 32) -> None:
+        """Encode nothing yet.
+
+        Args:
+            num_images: I.
+            encode: Visual tokens of consecutive images, as `PairScorer.encode` gives them.
+            block_images: Images of a block; a batch of the CNN.
+        """
+        if num_images < 1 or block_images < 1:
+            raise ValueError(f"expected images, and at least 1 in a block, got {num_images} and {block_images}")
+        self.num_images = num_images
+        begins = range(0, num_images, block_images)
+        self.blocks = [range(begin, min(begin + block_images, num_images)) for begin in begins]
+        self._encode = encode
+        self._tokens: dict[int, list[Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def tokens(self, number: int) -> list[Tensor]:
+        """The visual tokens of the images of block `number`."""
+        if number not in self._tokens:
+            self._tokens[number] = self._encode(self.blocks[number])
+        return self._tokens[number]
+
+
+def score_pairs(
+    scorer: PairScorer,
+    images: ImageBlocks,
+    wanted: Sequence[np.ndarray] | None = None,
     *,
-    pair_batch: int,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> torch.Tensor:
-    """ITM log-odds of every image with every text.
-
-    A call takes texts of one length only, so that nothing is spent on padding (and attention needs no mask where the
-    images have none), and expands them over as many images of a batch as `pair_batch` allows.
+    processes: Processes | None = None,
+    kept: Kept | None = None,
+    progress: Progress | None = None,
+) -> list[Tensor]:
+    """Log-odds of every image with every text, or with those that are wanted.
 
     Args:
-        score: (visual tokens, texts' ids, image_index) -> output with `itm_logits` (P, 2).
-        image_batches: Cached visual tokens of a batch of images, and how many of its first images to score.
-        texts: The N texts.
-        pair_batch: Pairs scored in one call.
-        progress: Called with ("retrieval", images done, all).
+        scorer: The model and the T texts.
+        images: The I images.
+        wanted: For each image int64 texts; None scores all.
+        processes: Who shares the blocks; all make the call.
+        kept: Blocks that need not be scored again; gets those that are.
+        progress: Called as blocks are done.
 
     Returns:
-        float32 (all images, N).
+        For each image float32 on the CPU, one for each of its texts; the same on every process.
     """
-    rows_by_length: dict[int, list[int]] = {}
-    for row, text in enumerate(texts):
-        rows_by_length.setdefault(len(text.ids), []).append(row)
-    groups = [
-        rows[begin : begin + pair_batch]
-        for rows in rows_by_length.values()
-        for begin in range(0, len(rows), pair_batch)
-    ]
-    num_images = sum(count for _, count in image_batches)
-    scores_IN = torch.empty(num_images, len(texts))
-    done = 0
-    for visual, count in image_batches:
-        for group in groups:
-            step = max(1, pair_batch // len(group))
-            for begin in range(0, count, step):
-                places = np.arange(begin, min(begin + step, count))
-                texts_ids = [texts[row].ids for row in group] * len(places)
-                odds_P = matched_odds(score(visual, texts_ids, np.repeat(places, len(group))))
-                scores_IN[done + begin : done + begin + len(places), group] = odds_P.view(len(places), len(group))
-        done += count
-        if progress is not None:
-            progress("retrieval", done, num_images)
-    return scores_IN
+    every_T = np.arange(scorer.num_texts)
+
+    def score_block(number: int) -> list[Tensor]:
+        block = images.blocks[number]
+        texts_I = [every_T if wanted is None else wanted[image] for image in block]
+        counts_I = [len(texts) for texts in texts_I]
+        image_P = np.repeat(np.arange(len(block)), counts_I)
+        odds_P = scorer.score(images.tokens(number), image_P, np.concatenate(texts_I))
+        return [part.clone() for part in torch.from_numpy(odds_P).split(counts_I)]
+
+    parts = compute_parts(len(images), score_block, processes or Alone(), kept=kept, progress=progress)
+    return [odds for part in parts for odds in part]

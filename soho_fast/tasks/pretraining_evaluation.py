@@ -8,6 +8,7 @@ Each image is encoded once: `encode_images(pixel_values, pixel_mask)` per batch,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from soho_fast.data.sampling import EVALUATION_STREAM
 from soho_fast.data.text import IGNORED_LABEL, STOP_WORDS, EncodedText, encode_texts
 from soho_fast.metrics.recall import recall_at
 from soho_fast.tasks.pair_sampling import PairSampler
-from soho_fast.tasks.pair_scoring import first_token_only, matched_odds, score_all_pairs
+from soho_fast.tasks.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.pretraining_batches import pad_texts
 
 Progress = Callable[[str, int, int], None]
@@ -237,8 +238,8 @@ def _measure_batch(
     texts_ids = [text.ids for text in positives] + [held.negatives[row].ids for row in rows]
     truth = torch.arange(len(texts_ids)) < len(rows)
     for image_index, counter in ((own, tally.itm), (other, tally.itm_shuffled)):
-        odds_P = matched_odds(score(visual, texts_ids, np.concatenate([image_index, image_index])))
-        counter.add((odds_P > 0) == truth)
+        logits_P2 = score(visual, texts_ids, np.concatenate([image_index, image_index])).itm_logits
+        counter.add((logits_P2[:, 1] > logits_P2[:, 0]).cpu() == truth)
 
     uniform = held.mask_uniform[list(rows)]
     output = _measure_mvm(score, visual, positives, uniform)
@@ -308,8 +309,9 @@ def evaluate_pretraining(
     tally = _Tally()
     score = _Scorer(model, processor, device)
     num_candidates = min(num_candidates, len(held.records)) if num_candidates >= 2 else 0
-    candidates: list[tuple[Any, int]] = []
+    candidates: list[torch.Tensor] = []
     candidate_rows: list[int] = []
+    scorer = PairScorer(model, held.positives, pair_batch=pair_batch)
     was_training = model.training
     model.eval()
     try:
@@ -325,7 +327,7 @@ def evaluate_pretraining(
                 visual = _measure_batch(score, held, rows, tally, images, mlm_probability)
                 kept = rows[: num_candidates - len(candidate_rows)]
                 if kept:
-                    candidates.append((visual, len(kept)))
+                    candidates += scorer.keep(visual)[: len(kept)]
                 candidate_rows += kept
             if progress is not None:
                 progress("held-out", batch.stop, len(held.records))
@@ -333,9 +335,12 @@ def evaluate_pretraining(
             raise BrokenImageError(
                 f"no two held-out images of a batch can be read; first: {'; '.join(tally.skipped[:5])}"
             )
-        texts = [held.positives[row] for row in candidate_rows]
-        with first_token_only(model):
-            scores_NN = score_all_pairs(score, candidates, texts, pair_batch=pair_batch, progress=progress)
+        scores_NN = torch.empty(0, 0)
+        if candidates:
+            blocks = ImageBlocks(len(candidates), lambda block: candidates[block.start : block.stop])
+            wanted = [np.array(candidate_rows)] * len(candidates)
+            report = None if progress is None else functools.partial(progress, "retrieval")
+            scores_NN = torch.stack(score_pairs(scorer, blocks, wanted, progress=report))
     finally:
         model.train(was_training)
     return {**_summary(tally), **_recalls(scores_NN)}

@@ -1,70 +1,134 @@
-from types import SimpleNamespace
+"""Scoring pairs, against a loop over them; shared by processes, and taken up after a kill."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
 import pytest
+import scoring_run
 import torch
-from torch import nn
 
-from soho_fast.data.text import EncodedText
-from soho_fast.model import SohoConfig, SohoForPreTraining
-from soho_fast.tasks.pair_scoring import first_token_only, matched_odds, score_all_pairs
+from soho_fast.tasks.pair_scoring import ImageBlocks, score_pairs
+from soho_fast.tasks.sharing import Alone, Kept
 
-
-@pytest.mark.parametrize("pair_batch", [1, 3, 7, 100])
-def test_all_pairs_land_where_they_belong(pair_batch):
-    texts = [EncodedText(torch.full((2 + n % 3,), n).numpy(), None) for n in range(7)]
-    image_batches = [(torch.arange(0, 4), 4), (torch.arange(4, 8), 2)]
-    calls = []
-
-    def score(visual, texts_ids, image_index):
-        assert len({len(ids) for ids in texts_ids}) == 1, "one length per call: no padding"
-        calls.append(len(texts_ids))
-        odds = [100.0 * visual[place] + ids[0] for ids, place in zip(texts_ids, image_index, strict=True)]
-        return SimpleNamespace(itm_logits=torch.stack([torch.zeros(len(odds)), torch.tensor(odds)], 1))
-
-    scores = score_all_pairs(score, image_batches, texts, pair_batch=pair_batch)
-    assert torch.equal(scores, 100.0 * torch.arange(6)[:, None] + torch.arange(7.0))
-    assert max(calls) <= pair_batch and sum(calls) == 42
+PROGRAM = Path(scoring_run.__file__)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("padded", [False, True])
-def test_the_last_layer_for_the_first_token_alone_gives_the_same_answer(attention, padded):
-    torch.manual_seed(0)
-    config = SohoConfig.from_preset(
-        backbone="resnet10",
-        visual_pool=1,
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_codes=8,
-    )
-    config._attn_implementation = attention
-    model = SohoForPreTraining(config).eval()
-    ids, mask = torch.randint(5, 50, (6, 7)), torch.ones(6, 7, dtype=torch.int64)
-    pixel_mask = torch.ones(3, 64, 96, dtype=torch.bool)
-    if padded:
-        mask[::2, 4:] = 0
-        pixel_mask[1, :, 32:] = False
-    with torch.no_grad():
-        visual = model.encode_images(torch.randn(3, 3, 64, 96), pixel_mask)
-        inputs = {"visual_tokens": visual, "input_ids": ids, "attention_mask": mask}
-        inputs["image_index"] = torch.tensor([0, 1, 2, 2, 1, 0])
-        whole = model(**inputs).itm_logits
-        calls = []
-        hook = model.soho.encoder.layer[-1].output.register_forward_hook(lambda *call: calls.append(call[2].shape[1]))
-        with first_token_only(model):
-            alone = model(**inputs)
-        again = model(**inputs).itm_logits
-        hook.remove()
-    torch.testing.assert_close(alone.itm_logits, whole, atol=1e-5, rtol=1e-5)
-    assert calls == [1, 7 + 6], "one token within, all of them after"
-    assert torch.equal(again, whole)
-    assert matched_odds(alone).shape == (6,)
+@pytest.fixture(autouse=True)
+def _one_thread():
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
-def test_other_models_are_left_alone():
-    model = nn.Linear(2, 2)
-    with first_token_only(model):
-        assert "forward" not in vars(model)
+@torch.no_grad()
+def by_a_loop(scorer, images):
+    """Every pair by itself, from pixels, by the model's own forward."""
+    odds = torch.empty(len(images), scorer.num_texts)
+    for i, image in enumerate(images):
+        for t in range(scorer.num_texts):
+            logits = scorer.model(**scoring_run.pixels([image]), input_ids=scorer.ids(np.array([t]))).itm_logits
+            odds[i, t] = logits[0, 1] - logits[0, 0]
+    return odds
+
+
+@pytest.mark.parametrize("pair_batch", [1, 7, 500])
+def test_all_pairs_against_a_loop(pair_batch):
+    """Images of two sizes in one block, texts of three lengths: no call holds padding."""
+    scorer, images = scoring_run.scorer(pair_batch=pair_batch), scoring_run.images(6)
+    calls, pair_odds = [], scorer.model.pair_odds
+
+    def counted(visual, ids, text_index, image_index):
+        calls.append(len(text_index))
+        assert len(visual) <= len(image_index) and len(ids) <= len(text_index)
+        return pair_odds(visual, ids, text_index, image_index)
+
+    scorer.model.pair_odds = counted
+    blocks = scoring_run.blocks(scorer, images)
+    found = torch.stack(score_pairs(scorer, blocks))
+    assert max(calls) <= pair_batch and sum(calls) == 6 * 9
+    expected = by_a_loop(scorer, images)
+    # A token in float16 has 11 bits, and these weights multiply its error; a wrong pair is off by about 1.
+    assert float((found - expected).abs().max()) < 0.005 and expected.std() > 0.5
+
+
+def test_some_pairs_are_those_of_all():
+    scorer, images = scoring_run.scorer(), scoring_run.images(5)
+    every = score_pairs(scorer, scoring_run.blocks(scorer, images))
+    wanted = [np.array([3, 0]), np.array([], dtype=np.int64), np.array([8]), np.arange(9), np.array([5, 6, 7])]
+    some = score_pairs(scorer, scoring_run.blocks(scorer, images), wanted)
+    for full, part, texts in zip(every, some, wanted, strict=True):
+        torch.testing.assert_close(part, full[torch.from_numpy(texts)], rtol=1e-5, atol=1e-6)
+
+
+def test_an_image_is_encoded_once():
+    scorer, images, seen = scoring_run.scorer(), scoring_run.images(5), []
+
+    def encode(block):
+        seen.append(block)
+        return scorer.encode(scoring_run.pixels([images[n] for n in block]))
+
+    blocks = ImageBlocks(5, encode, block_images=2)
+    first = score_pairs(scorer, blocks)
+    assert seen == [range(0, 2), range(2, 4), range(4, 5)]
+    again = score_pairs(scorer, blocks, [np.arange(9)] * 5)
+    assert len(seen) == 3 and all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert {tokens.dtype for tokens in blocks.tokens(0)} == {torch.float16}
+    with pytest.raises(ValueError, match="expected images, and at least 1 in a block, got 0 and 32"):
+        ImageBlocks(0, encode)
+
+
+def run(folder, processes=1, slow=0.0):
+    """Starts `scoring_run.py`; returns the processes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes)}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(PROGRAM), str(folder), str(slow)],
+            env={**environment, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+
+
+def finish(started):
+    for process in started:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    return json.loads(output.splitlines()[-1])
+
+
+def test_one_process_two_and_a_killed_one_give_the_same_bits(tmp_path):
+    alone = finish(run(tmp_path / "one"))
+    two = finish(run(tmp_path / "two", processes=2))
+    assert two["scores"] == alone["scores"] and two["first"] == alone["first"]
+    assert alone["scored"] == 6 and two["scored"] == 3, "each process scores its own blocks"
+
+    (killed,) = run(tmp_path / "killed", slow=0.5)
+    kept = tmp_path / "killed" / "partial"
+    while len(list(kept.glob("part-*.pt"))) < 2 and killed.poll() is None:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    done = len(list(kept.glob("part-*.pt")))
+    assert 2 <= done < 6
+    again = finish(run(tmp_path / "killed", processes=2))
+    assert again["scores"] == alone["scores"]
+    assert again["scored"] <= 6 - done, "finished blocks are not scored again"
+
+
+def test_what_another_model_kept_is_not_taken(tmp_path):
+    scorer, images = scoring_run.scorer(), scoring_run.images(3)
+    blocks = scoring_run.blocks(scorer, images)
+    score_pairs(scorer, blocks, kept=Kept(tmp_path / "kept", {"weights": "a"}, Alone()))
+    kept = Kept(tmp_path / "kept", {"weights": "a"}, Alone())
+    assert kept.numbers() == {0, 1}
+    kept = Kept(tmp_path / "kept", {"weights": "b"}, Alone())
+    assert kept.numbers() == set()

@@ -10,6 +10,7 @@ from torch import nn
 
 from soho_fast.data import BrokenImageError
 from soho_fast.data.text import encode_texts
+from soho_fast.model import VisualTokens
 from soho_fast.tasks.pretraining_evaluation import evaluate_pretraining, format_table, mask_words
 
 NAMES = list(COLOURS)
@@ -32,7 +33,18 @@ class Oracle(nn.Module):
     def encode_images(self, pixel_values, pixel_mask):
         self.num_encoded += len(pixel_values)
         colour = torch.cdist(pixel_values[:, :, 5, 5], self.palette).argmin(1)
-        return torch.stack([colour, torch.full_like(colour, BACKGROUND)], 1)
+        index = torch.stack([colour, torch.full_like(colour, BACKGROUND)], 1)
+        return VisualTokens(
+            features=index[..., None].float(), valid=torch.ones_like(index, dtype=torch.bool), index=index
+        )
+
+    def embed_images(self, visual):
+        return visual.features
+
+    def pair_odds(self, visual_ILD, input_ids_TS, text_index, image_index):
+        visual = VisualTokens(index=visual_ILD[..., 0].long())
+        logits = self(visual, input_ids_TS[text_index], None, image_index).itm_logits
+        return logits[:, 1] - logits[:, 0]
 
     def forward(
         self, visual_tokens, input_ids, attention_mask, image_index, mlm_labels=None, itm_labels=None, mask_uniform=None
@@ -40,7 +52,7 @@ class Oracle(nn.Module):
         assert not torch.is_grad_enabled()
         self.training_seen.add(self.training)
         self.num_pairs += len(input_ids)
-        seen = visual_tokens[image_index, 0]
+        seen = visual_tokens.index[image_index, 0]
         named = input_ids[:, :, None] == self.word_ids
         output = SimpleNamespace(mlm_logits=None, mvm_logits=None, mvm_targets=None, index=None, perplexity=None)
         matched = named[torch.arange(len(seen)), :, seen].any(1)
@@ -52,11 +64,11 @@ class Oracle(nn.Module):
             rows = (mlm_labels != -100).nonzero()[:, 0]
             output.mlm_logits = nn.functional.one_hot(self.word_ids[seen[rows]], self.vocab_size).float()
         if self.dictionary:
-            output.index = visual_tokens
+            output.index = visual_tokens.index
             output.perplexity, output.live_codes = torch.tensor(7.5), torch.tensor(9)
         if self.dictionary and mask_uniform is not None:
             group = (mask_uniform * 2).long()
-            output.mvm_targets = visual_tokens.gather(1, group[:, None])[:, 0]
+            output.mvm_targets = visual_tokens.index.gather(1, group[:, None])[:, 0]
             told = torch.where(group == 1, BACKGROUND, named.any(1).float().argmax(1))
             output.mvm_logits = nn.functional.one_hot(told, BACKGROUND + 1).float() * (not self.blind)
         return output

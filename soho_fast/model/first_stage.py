@@ -1,0 +1,56 @@
+"""A cheap first stage for retrieval: one vector for each image and each text, made by the Transformer from it alone.
+
+The paper leaves open how early fusion could be made fast enough to search with (appendix A.4), since it reads every
+image with every text. The same Transformer reads an image's visual tokens without a text, or a text without an image; a
+projection of either, trained beside matching by a contrastive loss, gives vectors whose inner products choose the few
+pairs that are worth reading together. Ours.
+
+B images, T texts, S words, L visual tokens, D channels, E channels of a vector.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import SohoConfig
+
+
+class FirstStage(nn.Module):
+    """Projections of an image's and of a text's own hidden states to unit vectors, and the scale of the loss."""
+
+    # As in CLIP (Radford et al. 2021, section 2.5): logits are inner products over a temperature that starts at 0.07
+    # and never falls below 0.01.
+    INITIAL_SCALE = math.log(1 / 0.07)
+    LARGEST_SCALE = math.log(100.0)
+
+    def __init__(self, config: SohoConfig) -> None:
+        super().__init__()
+        self.image_projection = nn.Linear(config.hidden_size, config.first_stage_size)
+        self.text_projection = nn.Linear(config.hidden_size, config.first_stage_size)
+        self.log_scale = nn.Parameter(torch.tensor(self.INITIAL_SCALE))
+
+    def image_vectors(self, hidden_BLD: Tensor, valid_BL: Tensor) -> Tensor:
+        """(B, E) of length 1, from the mean over an image's valid tokens."""
+        share_BL = valid_BL / valid_BL.sum(1, keepdim=True)
+        mean_BD = torch.einsum("bl,bld->bd", share_BL.to(hidden_BLD.dtype), hidden_BLD)
+        return F.normalize(self.image_projection(mean_BD).float(), dim=-1)
+
+    def text_vectors(self, hidden_TSD: Tensor) -> Tensor:
+        """(T, E) of length 1, from [CLS]."""
+        return F.normalize(self.text_projection(hidden_TSD[:, 0]).float(), dim=-1)
+
+    def loss(self, image_BE: Tensor, text_TE: Tensor, own_image_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropies of each text choosing its image and of each image choosing its texts, halved: (sum, number).
+
+        An image with several texts is asked for any of them; one without is not asked.
+        """
+        logits_BT = self.log_scale.clamp(max=self.LARGEST_SCALE).exp() * (image_BE @ text_TE.T)
+        of_texts = F.cross_entropy(logits_BT.T, own_image_T, reduction="sum")
+        right_BT = torch.arange(len(image_BE), device=own_image_T.device).unsqueeze(1) == own_image_T
+        asked_B = right_BT.any(1)
+        right_B = logits_BT.masked_fill(~right_BT, float("-inf")).logsumexp(1)
+        of_images = (logits_BT.logsumexp(1) - right_B)[asked_B].sum()
+        number = torch.full((), (len(text_TE) + int(asked_B.sum())) / 2, device=logits_BT.device)
+        return (of_texts + of_images) / 2, number
