@@ -62,13 +62,18 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
             scale = min(1.0, _REDUCING_GAP * shorter_edge / min(image.size))
             image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
         image.load()
-        if image.info.get("exif"):
-            image = ImageOps.exif_transpose(image)
-        if image.mode != "RGB":
-            image = _to_rgb(image)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return image_to_pixels(image)
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
         raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): {error}") from error
+
+
+def image_to_pixels(image: Image.Image) -> torch.Tensor:
+    """An opened image, of any mode, as `decode_image` gives it: uint8 (3, height, width)."""
+    if image.info.get("exif"):
+        image = ImageOps.exif_transpose(image)
+    if image.mode != "RGB":
+        image = _to_rgb(image)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -29,7 +29,8 @@ class FirstStage(nn.Module):
         super().__init__()
         self.image_projection = nn.Linear(config.hidden_size, config.first_stage_size)
         self.text_projection = nn.Linear(config.hidden_size, config.first_stage_size)
-        self.log_scale = nn.Parameter(torch.tensor(self.INITIAL_SCALE))
+        # One number, with a dimension: DeepSpeed views each parameter as bytes, which one without has not.
+        self.log_scale = nn.Parameter(torch.full((1,), self.INITIAL_SCALE))
 
     def image_vectors(self, hidden_BLD: Tensor, valid_BL: Tensor) -> Tensor:
         """(B, E) of length 1, from the mean over an image's valid tokens."""

@@ -15,10 +15,11 @@ from soho_fast.engine.errors import UserError
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.recipe import fill_places, parse_recipe
 from soho_fast.engine.trainer import TrainSettings
-from soho_fast.tasks.downstream import DownstreamModel
+from soho_fast.tasks.fine_tuning import DownstreamModel
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.pretraining_settings import PretrainingData, PretrainingModel
 from soho_fast.tasks.question_answering import QuestionAnsweringData, QuestionAnsweringTask
+from soho_fast.tasks.retrieval import RetrievalData, RetrievalTask
 from soho_fast.tasks.visual_entailment import VisualEntailmentData, VisualEntailmentTask
 from soho_fast.tasks.visual_reasoning import VisualReasoningData, VisualReasoningTask
 
@@ -137,11 +138,35 @@ class VisualEntailmentRecipe(TrainSettings):
         return VisualEntailmentTask(self.data, self.seed, self.model, say=say)
 
 
+@dataclass
+class RetrievalRecipe(TrainSettings):
+    """Fine-tune SOHO to find texts for images and images for texts (COCO, Flickr30K): everything one run needs.
+
+    Args:
+        task: What is trained.
+        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
+        corpus: Demo corpus.
+        data: Splits, and how they are scored.
+        model: Model and its starting weights.
+    """
+
+    task: Literal["retrieval"] = "retrieval"
+    places: dict[str, str] = field(default_factory=dict)
+    corpus: DemoCorpus = field(default_factory=DemoCorpus)
+    data: RetrievalData = field(default_factory=RetrievalData)
+    model: DownstreamModel = field(default_factory=DownstreamModel)
+
+    def make_task(self, say: Say) -> RetrievalTask:
+        """The task; reads nothing yet."""
+        return RetrievalTask(self.data, self.seed, self.model, say=say)
+
+
 KINDS = {
     "pretraining": PretrainingRecipe,
     "vqa": QuestionAnsweringRecipe,
     "nlvr2": VisualReasoningRecipe,
     "snli_ve": VisualEntailmentRecipe,
+    "retrieval": RetrievalRecipe,
 }
 """The recipe class of each task, by its name in YAML."""
 

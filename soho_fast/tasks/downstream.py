@@ -1,4 +1,4 @@
-"""What the fine-tuning tasks share: splits, batches, starting weights, predictions, measures beside their baselines.
+"""What the tasks with one answer for each text share: batches, predictions, measures beside their baselines.
 
 A task adds how its records are read, what is asked, and how answers are measured: see `question_answering.py`,
 `visual_reasoning.py` and `visual_entailment.py`.
@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from soho_fast.data.images import BrokenImageError, SohoImageProcessor
-from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.records import ImageRef, ReadReport
-from soho_fast.data.text import load_tokenizer
-from soho_fast.model import SohoConfig
-from soho_fast.model.downstream import SohoDownstreamModel
+from soho_fast.data.images import BrokenImageError
+from soho_fast.data.records import ImageRef
 from soho_fast.tasks.downstream_batches import (
     DownstreamCollator,
     DownstreamDataset,
@@ -34,102 +30,39 @@ from soho_fast.tasks.downstream_batches import (
     Examples,
     load_sample,
 )
+from soho_fast.tasks.fine_tuning import DownstreamModel, FineTuningData, FineTuningTask
 from soho_fast.tasks.measure_table import MeasureTable
 from soho_fast.tasks.pretraining_batches import pad_texts
 from soho_fast.tasks.sharing import Alone, Kept, Processes, Progress, compute_parts
 
 
 @dataclass
-class DownstreamData:
+class DownstreamData(FineTuningData):
     """Splits, and how examples are made.
 
     Args:
-        train: Names of the splits to train on.
-        validate: Name of the split to measure on while training, and by which the best model is chosen.
-        tokenizer: Directory of a BERT tokenizer, or its name on the hub; null takes that of the pre-trained model.
-        shorter_edge: Images are resized so that the shorter edge has so many pixels (paper: 600).
-        longer_edge: The longer edge has at most so many pixels (paper: 1000).
-        pad_to_multiple: Height and width of a batch are padded to a multiple of this.
-        max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
         texts_per_image: A training sample is an image (in NLVR2 a pair) with at most so many of its texts, for which
             it is encoded once; 1 makes each text a sample, as in the paper.
         blank_images: Show no image, in training and in measuring: the baseline that has only the text.
-        missing_images: error refuses a split with missing image files; skip leaves their examples out and counts them.
-        quick_images: Images (pairs) measured in a quick evaluation.
-        image_batch: Images (pairs) encoded at a time when measuring.
         text_batch: Texts read at a time when measuring.
     """
 
-    train: list[str] = field(default_factory=lambda: ["train"])
-    validate: str = "val"
-    tokenizer: str | None = None
-    shorter_edge: int = 600
-    longer_edge: int = 1000
-    pad_to_multiple: int = 32
-    max_text_length: int = 32
     texts_per_image: int = 1
     blank_images: bool = False
-    missing_images: Literal["error", "skip"] = "error"
-    quick_images: int = 128
-    image_batch: int = 32
     text_batch: int = 256
 
 
-@dataclass
-class DownstreamModel:
-    """The model and its starting weights.
+class DownstreamTask(FineTuningTask):
+    """A task whose every text has one answer, from a list."""
 
-    Args:
-        pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub; null starts from scratch,
-            that is from `preset`, `text_encoder` and `backbone`.
-        use_dictionary_output: Feed the dictionary's output to the Transformer; false feeds its input features, which
-            the paper found better in fine-tuning.
-        config: Fields of SohoConfig to replace, by name, in the preset or in the pre-trained model's own.
-        preset: Values to start from without a pre-trained model; see SohoConfig.
-        text_encoder: Without a pre-trained model: a directory with a BERT, or its name on the hub, for the word
-            embeddings and the Transformer; null starts from random values.
-        backbone: Without a pre-trained model: imagenet, or a file of the backbone's weights; null starts from random
-            values.
-    """
-
-    pretrained: str | None = None
-    use_dictionary_output: bool = False
-    config: dict[str, Any] = field(default_factory=dict)
-    preset: str = "paper"
-    text_encoder: str | None = None
-    backbone: str | None = None
-
-
-class DownstreamTask(ABC):
-    """Everything the engine and the evaluation ask of a fine-tuning task; nothing is read before it is needed.
-
-    Args:
-        data: Splits, and how examples are made.
-        seed: Seed of everything drawn from the data.
-        model: The model and its starting weights.
-        say: Called with each line of what was found.
-    """
-
-    name: ClassVar[str]
-    """The task's name in recipes."""
-    model_class: ClassVar[type[SohoDownstreamModel]]
-    selection: ClassVar[str]
-    """The measure that tells which model is best."""
     texts: ClassVar[str]
     """What the texts are called."""
-    logged: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, data: Any, seed: int = 0, model: DownstreamModel | None = None, *, say: Callable[[str], None] = print
     ) -> None:
-        self.data, self.seed, self.model, self._say = data, seed, model or DownstreamModel(), say
-        self._records: dict[str, list[Any]] = {}
+        super().__init__(data, seed, model, say=say)
         self._examples: dict[str, Examples] = {}
-        self._processor: SohoProcessor | None = None
-
-    @abstractmethod
-    def read(self, source: Any, report: ReadReport) -> list[Any]:
-        """The records of a split, of which `data.splits` holds the `source`."""
 
     @abstractmethod
     def images_of(self, record: Any) -> tuple[ImageRef, ...]:
@@ -172,59 +105,6 @@ class DownstreamTask(ABC):
         return []
 
     # Data.
-
-    @cached_property
-    def processor(self) -> SohoProcessor:
-        """Image processor and tokenizer; a pre-trained model brings its own words."""
-        if self._processor is not None:
-            return self._processor
-        size = {"shortest_edge": self.data.shorter_edge, "longest_edge": self.data.longer_edge}
-        if not 0 < self.data.shorter_edge <= self.data.longer_edge:
-            raise ValueError(f"data: expected 0 < shorter_edge <= longer_edge, got {size}")
-        image_processor = SohoImageProcessor(size=size, size_divisor=self.data.pad_to_multiple)
-        given, pretrained = self.data.tokenizer, self.model.pretrained
-        if given is None and pretrained is None:
-            raise ValueError(
-                "data.tokenizer: expected a tokenizer, since there is no pre-trained model to take it from"
-            )
-        tokenizer = load_tokenizer(pretrained or given)
-        if given is not None and pretrained is not None:
-            there, here = tokenizer.get_vocab(), load_tokenizer(given).get_vocab()
-            if there != here:
-                raise ValueError(
-                    f"data.tokenizer: {given} has other words ({len(here)}) than the pre-trained model {pretrained} "
-                    f"({len(there)}) has learnt; leave it out (null)"
-                )
-        return SohoProcessor(image_processor, tokenizer)
-
-    @property
-    def default_split(self) -> str:
-        """The split that is measured where none is named."""
-        return self.data.validate
-
-    def records(self, split: str) -> list[Any]:
-        """The records of a split, read and reported at the first use.
-
-        Raises:
-            ValueError, FileNotFoundError: there is no such split, or as its reader.
-        """
-        if split not in self.data.splits:
-            raise ValueError(f"split: expected one of {', '.join(self.data.splits) or '(none given)'}, got {split!r}")
-        if split not in self._records:
-            report = ReadReport()
-            self._records[split] = self.read(self.data.splits[split], report)
-            for line in report.lines():
-                self._say(f"{split}: {line}")
-        return self._records[split]
-
-    @cached_property
-    def training_records(self) -> list[Any]:
-        """The records of all splits to train on."""
-        if not self.data.train:
-            raise ValueError("data.train: no split was given; expected at least one")
-        if self.data.validate in self.data.train:
-            self._say(f"{self.data.validate} is trained on and measured on; its measures say nothing of unseen images")
-        return [record for split in self.data.train for record in self.records(split)]
 
     def _pack(self, records: Sequence[Any], targets: np.ndarray | None = None) -> Examples:
         images = [self.images_of(record) for record in records]
@@ -269,103 +149,17 @@ class DownstreamTask(ABC):
 
     # The model.
 
-    def _label_config(self) -> dict[str, Any]:
+    def config_changes(self) -> dict[str, Any]:
         names = self.label_names()
         return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
-    def label_keywords(self) -> dict[str, Any]:
-        """How the labels are given to the model's `from_pretraining`."""
-        return self._label_config()
-
-    def build_model(self) -> SohoDownstreamModel:
-        """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""
-        settings = self.model
-        if settings.pretrained:
-            model, report = self.model_class.from_pretraining(
-                settings.pretrained,
-                use_dictionary_output=settings.use_dictionary_output,
-                **self.label_keywords(),
-                **settings.config,
-            )
-            self._say(str(report))
-            if len(self.processor.tokenizer) > model.config.vocab_size:
-                raise ValueError(
-                    f"model.pretrained: {settings.pretrained} knows {model.config.vocab_size} words, its tokenizer has "
-                    f"{len(self.processor.tokenizer)}"
-                )
-        else:
-            tokenizer = self.processor.tokenizer
-            vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-            changes = {"use_dictionary_output": settings.use_dictionary_output, **self._label_config()}
-            config = SohoConfig.from_preset(settings.preset, **{**vocabulary, **settings.config})
-            model = self.model_class(SohoConfig.from_dict({**config.to_dict(), **changes}))
-            if settings.text_encoder:
-                self._say(str(model.init_text_encoder_from(settings.text_encoder)))
-            if settings.backbone:
-                self._say(str(model.init_backbone_from(settings.backbone)))
-        if model.config.max_position_embeddings < self.data.max_text_length:
-            raise ValueError(
-                f"data.max_text_length: {self.data.max_text_length} is more than the model's max_position_embeddings "
-                f"{model.config.max_position_embeddings}"
-            )
-        return model
-
-    def load_model(self, folder: str) -> SohoDownstreamModel:
-        """A model that this task has trained, with its processor, from a run's folder or the hub.
-
-        Raises:
-            FileNotFoundError: nothing could be loaded from there.
-            ValueError: it is a model of another task, or lacks tensors.
-        """
-        try:
-            config = SohoConfig.from_pretrained(folder)
-            if self.model_class.__name__ not in (config.architectures or ()):
-                raise ValueError(
-                    f"checkpoint: {folder} holds a {', '.join(config.architectures or ['model of unknown kind'])}; "
-                    f"expected a {self.model_class.__name__}, fine-tuned on {self.name}"
-                )
-            model, info = self.model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            self._processor = SohoProcessor.from_pretrained(folder)
-        except OSError as error:
-            raise FileNotFoundError(
-                f"checkpoint: no model could be loaded from {folder}; expected a folder with config.json, "
-                f"model.safetensors and the processor's files, or a hub name this machine can reach ({error})"
-            ) from error
-        lost = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
-        if lost:
-            raise ValueError(
-                f"checkpoint: {folder} lacks {len(lost)} tensors of {self.model_class.__name__} ({', '.join(lost[:3])})"
-            )
-        self.__dict__.pop("processor", None)
-        return model.eval()
-
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with the run that loads it."""
         return {
-            "task": self.name,
-            "pretrained": self.model.pretrained,
-            "use_dictionary_output": self.model.use_dictionary_output,
-            "config": dict(self.model.config),
+            **super().identity(),
             "labels": hashlib.sha256("\n".join(self.label_names()).encode()).hexdigest()[:16],
             "blank_images": self.data.blank_images,
             "texts_per_image": self.data.texts_per_image,
         }
-
-    def before_step(self, model: nn.Module, epoch: float) -> None:  # noqa: B027 (the engine calls it)
-        """Nothing changes as training goes on."""
-
-    def export(self, model: SohoDownstreamModel, state_dict: Mapping[str, Any], folder: Path) -> None:
-        """Write a folder that the model's `from_pretrained` and `SohoProcessor.from_pretrained` load."""
-        model.save_pretrained(folder, state_dict=dict(state_dict))
-        self.processor.save_pretrained(folder)
-
-    def next_commands(self, folder: Path) -> list[str]:
-        """Commands worth trying after the run."""
-        others = [split for split in self.data.splits if split not in (*self.data.train, self.data.validate)]
-        return [
-            *(f"python -m soho_fast.evaluate --run {folder} --split {split}" for split in others),
-            f"tensorboard --logdir {folder}",
-        ]
 
     # Measuring.
 

@@ -9,6 +9,7 @@ one number of tokens: nothing is spent on padding.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -52,6 +53,7 @@ class PairScorer:
             raise ValueError(f"pair_batch: expected at least 1, got {pair_batch}")
         self.model, self.pair_batch, self.dtype = model, pair_batch, dtype
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.num_scored, self.seconds = 0, 0.0
         self._ids = [torch.from_numpy(text.ids) for text in texts]
         self.length_T = np.array([len(ids) for ids in self._ids], dtype=np.int64)
 
@@ -110,6 +112,7 @@ class PairScorer:
             tokens: The visual tokens of images.
             image_P, text_P: int64, the image (among `tokens`) and the text of each pair.
         """
+        began = time.perf_counter()
         odds_P = np.empty(len(image_P), dtype=np.float32)
         count_I = np.array([len(tokens_LD) for tokens_LD in tokens])
         keys = (text_P, image_P, text_P // _TILE, image_P // _TILE, self.length_T[text_P], count_I[image_P])
@@ -120,6 +123,8 @@ class PairScorer:
             for begin in range(0, len(alike), self.pair_batch):
                 chosen = alike[begin : begin + self.pair_batch]
                 odds_P[chosen] = self._call(tokens, image_P[chosen], text_P[chosen])
+        self.num_scored += len(odds_P)
+        self.seconds += time.perf_counter() - began
         return odds_P
 
     def _call(self, tokens: Sequence[Tensor], image_P: np.ndarray, text_P: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ ARROWS = {
     "recipes": {"engine", "tasks", "data"},
     "train": {"recipes", "engine", "data"},
     "evaluate": {"recipes", "engine", "data"},
+    "ask": {"model", "data"},
 }
 
 

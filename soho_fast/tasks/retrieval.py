@@ -1,0 +1,335 @@
+"""Image-text retrieval: which of all texts describe an image, which of all images does a text describe? R@1, 5, 10.
+
+Shapes: I images, T texts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from soho_fast.data.images import BrokenImageError
+from soho_fast.data.karpathy import read_karpathy
+from soho_fast.data.records import ImageTextRecord, ReadReport
+from soho_fast.data.text import encode_texts
+from soho_fast.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
+from soho_fast.model import SohoForImageTextRetrieval
+from soho_fast.tasks.fine_tuning import FineTuningData, FineTuningTask
+from soho_fast.tasks.measure_table import MeasureTable
+from soho_fast.tasks.pair_scoring import ImageBlocks, PairScorer, score_pairs
+from soho_fast.tasks.retrieval_batches import RetrievalDataset, RetrievalSample, collate_retrieval
+from soho_fast.tasks.sharing import Alone, Kept, Processes, Progress
+from soho_fast.tasks.two_stage import best_pairs, choose_k, first_stage, ranked_in_two_stages
+
+RECALL_KS = (1, 5, 10)
+# The retrieval results of the literature take the first five captions of an image, where it has more.
+CAPTIONS_AN_IMAGE = 5
+
+
+@dataclass
+class RetrievalSplit:
+    """Some of the splits of a Karpathy file.
+
+    Args:
+        annotations: dataset_coco.json or dataset_flickr30k.json.
+        images: Folders or .zip files with the images.
+        splits: Any of train, restval, val, test.
+    """
+
+    annotations: str
+    images: list[str]
+    splits: list[str]
+
+
+@dataclass
+class RetrievalData(FineTuningData):
+    """Splits, and how they are scored.
+
+    Args:
+        splits: Splits by name.
+        folds: Also report the mean over so many equal folds of images (COCO: 5 folds of 1,000, "1K"); 0 does not.
+        scoring: `all` scores every image with every text; `two_stages` only the pairs that the first stage chooses
+            (needs a model fine-tuned with model.config.first_stage_weight); `both` does both and compares.
+        max_loss: In two stages, k candidates are taken such that R@1 on images of `validate` is at most so much below
+            scoring all their pairs (0.005: half a point).
+        choice_images: So many images of `validate`, with all their texts, choose k.
+        training_k: While training, `validate` is measured in two stages with this k, if the model has a first stage.
+        pair_batch: Pairs scored at a time.
+    """
+
+    splits: dict[str, RetrievalSplit] = field(default_factory=dict)
+    folds: int = 0
+    scoring: Literal["all", "two_stages", "both"] = "all"
+    max_loss: float = 0.005
+    choice_images: int = 1000
+    training_k: int = 16
+    pair_batch: int = 256
+
+
+@dataclass
+class _Candidates:
+    """The images and texts of a split, ready to be scored."""
+
+    records: Sequence[ImageTextRecord]
+    texts: list[str]
+    image_of_text_T: Tensor
+    scorer: PairScorer
+    blocks: ImageBlocks
+
+
+class RetrievalTask(FineTuningTask):
+    """Images and captions; see `FineTuningTask`."""
+
+    name = "retrieval"
+    model_class = SohoForImageTextRetrieval
+    selection = "mean_r1"
+    logged = ("itm_loss", "first_stage_loss")
+
+    def read(self, source: RetrievalSplit, report: ReadReport) -> list[ImageTextRecord]:
+        return read_karpathy(
+            source.annotations, source.images, source.splits, missing_images=self.data.missing_images, report=report
+        )
+
+    def training_data(self) -> RetrievalDataset:
+        """The training samples: `len`, `[index]`, `set_epoch`."""
+        if not hasattr(self, "_dataset"):
+            records = self.training_records
+            self._dataset = RetrievalDataset(
+                records, self.processor, seed=self.seed, max_text_length=self.data.max_text_length
+            )
+            self._say(
+                f"training on {len(records):,} images, each with one of its captions at a time; vocabulary of "
+                f"{len(self.processor.tokenizer):,}"
+            )
+        return self._dataset
+
+    def collate(self, samples: list[RetrievalSample]) -> Mapping[str, Any]:
+        """The keywords of the model's forward, with "skipped" and "sample_ids"."""
+        return collate_retrieval(samples, self.processor)
+
+    def evaluate(
+        self, model: nn.Module, *, quick: bool = False, processes: Processes | None = None
+    ) -> dict[str, float]:
+        """R@K of the split to validate on, in two stages where the model has them; quick: of its first images."""
+        if not self.data.validate:
+            return {}
+        processes = processes or Alone()
+        records = self.records(self.data.validate)
+        candidates = self._candidates(model, records[: self.data.quick_images if quick else None])
+        if model.first_stage is None:
+            scores_IT = self._score_all(candidates, processes)
+        else:
+            scores_IT, _ = self._score_chosen(candidates, self.data.training_k, processes)
+        return self._measures(candidates, {"": scores_IT})
+
+    def evaluate_split(
+        self,
+        model: nn.Module,
+        split: str,
+        *,
+        processes: Processes,
+        keep_in: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> RetrievalEvaluation:
+        """Scores of a split's images and texts, by every pair, in two stages, or both, and their recall.
+
+        Args:
+            model: The model, in evaluation mode, on the device of `processes`.
+            split: A name in `data.splits`.
+            processes: Who shares the work; all make the call and get the same.
+            keep_in: Folder for results as they come, so that a run that was killed can be taken up; deleted at the end.
+            identity: What the results depend on, beside what this task knows (the weights).
+            progress: Called as blocks of images are done.
+
+        Raises:
+            BrokenImageError: an image can't be read: a published measure covers every image.
+            ValueError: the model has no first stage, or no k keeps R@1 within `max_loss`.
+        """
+        data, kept_in_all = self.data, []
+
+        def kept(what: str, **more: Any) -> Kept | None:
+            if keep_in is None:
+                return None
+            settings = {name: getattr(data, name) for name in _SCORES_DEPEND_ON}
+            about = {"scored": what, "split": split, **settings, **more, **(identity or {})}
+            kept_in_all.append(Kept(keep_in / what, about, processes))
+            return kept_in_all[-1]
+
+        candidates = self._candidates(model, self.records(split))
+        num_images, num_texts = len(candidates.records), len(candidates.texts)
+        scores: dict[str, Tensor] = {}
+        work: dict[str, float] = {"num_images": float(num_images), "num_texts": float(num_texts)}
+        if data.scoring != "two_stages":
+            began = time.perf_counter()
+            scores[""] = self._score_all(candidates, processes, kept("all"), progress)
+            work |= {"passes": float(num_images * num_texts), "seconds": time.perf_counter() - began}
+            work["pairs_a_second"] = self._speed(candidates, processes)
+        if data.scoring != "all":
+            k_there, k, seconds = self._choose_k(model, num_texts, processes, kept("choice"), progress)
+            again = self._candidates(model, candidates.records)
+            began = time.perf_counter()
+            scores["two_stages_"], num_pairs = self._score_chosen(again, k, processes, kept("chosen", k=k), progress)
+            work |= {
+                "two_stages_k": float(k),
+                "two_stages_k_on_validate": float(k_there),
+                "two_stages_passes": float(num_images + num_texts + num_pairs),
+                "two_stages_seconds": time.perf_counter() - began,
+                "two_stages_choice_seconds": seconds,
+                "two_stages_pairs_a_second": self._speed(again, processes),
+            }
+        measures = {**self._measures(candidates, scores), **work}
+        return RetrievalEvaluation(
+            measures, candidates.records, candidates.texts, next(iter(scores.values())), kept_in_all
+        )
+
+    def _candidates(self, model: nn.Module, records: Sequence[ImageTextRecord]) -> _Candidates:
+        captions = [record.captions[:CAPTIONS_AN_IMAGE] for record in records]
+        texts = [caption for own in captions for caption in own]
+        counts = torch.tensor([len(own) for own in captions])
+        encoded = encode_texts(self.processor.tokenizer, texts, self.data.max_text_length)
+        scorer = PairScorer(model, encoded, pair_batch=self.data.pair_batch)
+        processor = self.processor.image_processor
+
+        def encode(block: range) -> list[Tensor]:
+            try:
+                return scorer.encode(processor.collate([processor.load(records[number].image) for number in block]))
+            except BrokenImageError as error:
+                raise BrokenImageError(f"{error}; every image must be scored") from error
+
+        blocks = ImageBlocks(len(records), encode, block_images=self.data.image_batch)
+        owner_T = torch.arange(len(records)).repeat_interleave(counts)
+        return _Candidates(records, texts, owner_T, scorer, blocks)
+
+    def _score_all(
+        self, candidates: _Candidates, processes: Processes, kept: Kept | None = None, progress: Progress | None = None
+    ) -> Tensor:
+        odds = score_pairs(candidates.scorer, candidates.blocks, processes=processes, kept=kept, progress=progress)
+        return torch.stack(odds)
+
+    def _score_chosen(
+        self,
+        candidates: _Candidates,
+        k: int,
+        processes: Processes,
+        kept: Kept | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, int]:
+        """Scores (I, T) in two stages, and how many pairs were read together."""
+        first_IT = first_stage(candidates.scorer, candidates.blocks, processes)
+        pairs = best_pairs(first_IT, k)
+        odds = score_pairs(
+            candidates.scorer, candidates.blocks, pairs, processes=processes, kept=kept, progress=progress
+        )
+        return ranked_in_two_stages(first_IT, pairs, odds), sum(map(len, pairs))
+
+    def _choose_k(
+        self, model: nn.Module, num_texts: int, processes: Processes, kept: Kept | None, progress: Progress | None
+    ) -> tuple[int, int, float]:
+        """(k on images of `validate`, k for `num_texts` texts, seconds)."""
+        began = time.perf_counter()
+        there = self._candidates(model, self.records(self.data.validate)[: self.data.choice_images or None])
+        odds_IT = self._score_all(there, processes, kept, progress)
+        first_IT = first_stage(there.scorer, there.blocks, processes)
+        k = choose_k(first_IT, odds_IT, there.image_of_text_T, self.data.max_loss)
+        # Among more candidates the right one falls behind as many more.
+        return k, max(k, -(-k * num_texts // len(there.texts))), time.perf_counter() - began
+
+    @staticmethod
+    def _speed(candidates: _Candidates, processes: Processes) -> float:
+        """Pairs a second of all processes together, of those that were scored now."""
+        scorer = candidates.scorer
+        return float(sum(processes.gather(scorer.num_scored / scorer.seconds if scorer.num_scored else 0.0)))
+
+    def _measures(self, candidates: _Candidates, scores: Mapping[str, Tensor]) -> dict[str, float]:
+        measures: dict[str, float] = {}
+        owner_T, chance = candidates.image_of_text_T, "chance_"
+        nothing_IT = torch.zeros(len(candidates.records), len(candidates.texts))
+        for prefix, scores_IT in {**scores, chance: nothing_IT}.items():
+            recall = retrieval_recall(scores_IT, owner_T, RECALL_KS)
+            measures |= _named(prefix, recall)
+            if prefix != chance:
+                measures[f"{prefix}mean_r1"] = (recall.image_to_text[1] + recall.text_to_image[1]) / 2
+            if self.data.folds:
+                folds = retrieval_recall_in_folds(scores_IT, owner_T, RECALL_KS, num_folds=self.data.folds)
+                measures |= _named(f"{prefix}folds_", folds)
+        return measures
+
+    def table(self, measures: Mapping[str, float]) -> MeasureTable:
+        """Recall beside chance; of scoring every pair and in two stages, where both were done, with what each took."""
+        ways = [(prefix, name) for prefix, name in _WAYS if f"{prefix}image_to_text_r1" in measures]
+        rows = []
+        for folds in ("", "folds_"):
+            if f"{ways[0][0]}{folds}image_to_text_r1" not in measures:
+                continue
+            of = f", mean of {self.data.folds} folds" if folds else ""
+            for direction in ("image_to_text", "text_to_image"):
+                for k in RECALL_KS:
+                    name = f"{folds}{direction}_r{k}"
+                    values = [f"{100 * measures[prefix + name]:.1f} %" for prefix, _ in ways]
+                    label = f"{direction.replace('_', ' ')} R@{k}{of}"
+                    rows.append([label, *values, f"{100 * measures[f'chance_{name}']:.1f} %"])
+        for name, label, digits in _WORK:
+            if f"{ways[0][0]}{name}" in measures:
+                rows.append([label, *(f"{measures[prefix + name]:,.{digits}f}" for prefix, _ in ways), ""])
+        title = self.name
+        if "num_images" in measures:
+            title += f": {measures['num_images']:,.0f} images, {measures['num_texts']:,.0f} texts"
+        if "two_stages_k" in measures:
+            title += f", k = {measures['two_stages_k']:.0f}"
+        return MeasureTable(title, ["measure", *(name for _, name in ways), "chance"], rows)
+
+
+_WAYS = (("", "every pair"), ("two_stages_", "two stages"))
+_WORK = (
+    ("passes", "Transformer passes", 0),
+    ("seconds", "seconds", 1),
+    ("pairs_a_second", "pairs a second, Transformer", 0),
+)
+# Settings of the data that change a score.
+_SCORES_DEPEND_ON = (
+    "shorter_edge", "longer_edge", "pad_to_multiple", "max_text_length", "missing_images", "image_batch", "pair_batch",
+    "validate", "choice_images",
+)  # fmt: skip
+
+
+def _named(prefix: str, recall: RetrievalRecall) -> dict[str, float]:
+    return {
+        f"{prefix}{direction}_r{k}": share
+        for direction in ("image_to_text", "text_to_image")
+        for k, share in getattr(recall, direction).items()
+    }
+
+
+@dataclass
+class RetrievalEvaluation:
+    """The scores (I, T) of a split, those of all pairs where both ways were taken, and their measures."""
+
+    measures: dict[str, float]
+    records: Sequence[ImageTextRecord]
+    texts: list[str]
+    scores_IT: Tensor
+    kept: list[Kept]
+
+    def write(self, folder: Path) -> list[str]:
+        """Write the ten best of each image and text, and delete what was kept. Returns the names of the files."""
+        ids = [record.image_id for record in self.records]
+        for name, scores, asked, found in (
+            ("image_to_text", self.scores_IT, ids, self.texts),
+            ("text_to_image", self.scores_IT.T, self.texts, ids),
+        ):
+            best = scores.topk(min(10, scores.shape[1]), dim=1)
+            with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+                for query, numbers, values in zip(asked, best.indices.tolist(), best.values.tolist(), strict=True):
+                    ranked = [[found[number], round(value, 5)] for number, value in zip(numbers, values, strict=True)]
+                    file.write(json.dumps({"query": query, "best": ranked}) + "\n")
+        for kept in self.kept:
+            kept.delete()
+        return ["image_to_text.jsonl", "text_to_image.jsonl"]

@@ -1,0 +1,149 @@
+"""Asking a model in one line, in Python and on the command line."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+
+from tiny_corpus import draw, write_tokenizer
+
+from soho_fast.ask import SohoPipeline, main
+from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
+from soho_fast.model import (
+    SohoConfig,
+    SohoForImageTextRetrieval,
+    SohoForPreTraining,
+    SohoForQuestionAnswering,
+    SohoForVisualEntailment,
+    SohoForVisualReasoning,
+)
+
+SMALL = {
+    "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 64, "num_codes": 8, "max_position_embeddings": 16, "vocab_size": 31,
+}  # fmt: skip
+ANSWERS = ["yes", "no", "2"]
+LABELS = {
+    SohoForQuestionAnswering: ANSWERS,
+    SohoForVisualReasoning: ["False", "True"],
+    SohoForVisualEntailment: ["entailment", "neutral", "contradiction"],
+}
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory):
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    return SohoProcessor(SohoImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}), tokenizer)
+
+
+@pytest.fixture
+def save(tmp_path, processor):
+    def write(kind):
+        torch.manual_seed(0)
+        names = {"id2label": dict(enumerate(LABELS[kind]))} if kind in LABELS else {}
+        model = kind(SohoConfig.from_preset(**SMALL, **names)).eval()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(3.0 if weight.dim() == 2 else 1.0)
+        model.save_pretrained(tmp_path / "run/model")
+        processor.save_pretrained(tmp_path / "run/model")
+        return model, tmp_path / "run"
+
+    return write
+
+
+@pytest.fixture
+def images(tmp_path):
+    left = draw(tmp_path / "left.jpg", "red", (60, 40))
+    right = tmp_path / "right.png"
+    Image.new("RGBA", (40, 70), (0, 0, 250, 255)).save(right)
+    return left, right
+
+
+def direct(model, processor, images, texts, **more):
+    encoded = processor(images=[Image.open(image).convert("RGB") for image in images], text=texts, padding=True)
+    batch = {name: torch.as_tensor(value) for name, value in encoded.items()}
+    with torch.no_grad():
+        output = model(**batch, **more)
+    return output.itm_logits if "itm_logits" in output else output.logits
+
+
+def test_answer(save, processor, images):
+    model, folder = save(SohoForQuestionAnswering)
+    soho = SohoPipeline.from_pretrained(folder)
+    expected = direct(model, processor, images[:1], ["is there a man"])[0].sigmoid()
+    found = soho.answer(images[0], "is there a man")
+    assert [row["answer"] for row in found] == [ANSWERS[n] for n in expected.argsort(descending=True)]
+    assert found[0]["score"] == pytest.approx(float(expected.max()), abs=1e-5)
+    assert soho.answer(images[0], "is there a man", top_k=1) == found[:1]
+    assert soho.answer(Image.open(images[0]), "is there a man") == soho.answer(str(images[0]), "is there a man")
+
+
+@pytest.mark.parametrize("kind", [SohoForImageTextRetrieval, SohoForPreTraining])
+def test_rank(save, processor, images, kind):
+    model, folder = save(kind)
+    texts = ["a red", "there is a man and a woman .", "blue"]
+    found = SohoPipeline.from_pretrained(folder / "model").rank(images[1], texts)
+    one_by_one = {text: float(direct(model, processor, images[1:], [text]).softmax(-1)[0, 1]) for text in texts}
+    assert {row["text"]: row["score"] for row in found} == pytest.approx(one_by_one, abs=1e-5)
+    scores = [row["score"] for row in found]
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) == 3
+
+
+def test_entails_and_compare(save, processor, images):
+    model, folder = save(SohoForVisualEntailment)
+    found = SohoPipeline.from_pretrained(folder).entails(images[0], "a red")
+    expected = direct(model, processor, images[:1], ["a red"])[0].softmax(-1)
+    assert {row["label"]: row["score"] for row in found} == pytest.approx(
+        dict(zip(LABELS[SohoForVisualEntailment], expected.tolist(), strict=True)), abs=1e-5
+    )
+    model, folder = save(SohoForVisualReasoning)
+    soho = SohoPipeline.from_pretrained(folder)
+    there, back = soho.compare(*images, "both a red"), soho.compare(*images[::-1], "both a red")
+    expected = direct(model, processor, images, ["both a red"], image_index=torch.tensor([[0, 1]]))[0].softmax(-1)
+    assert {row["label"]: row["score"] for row in there} == pytest.approx(
+        {"False": float(expected[0]), "True": float(expected[1])}, abs=1e-5
+    )
+    assert there != back, "left and right"
+
+
+def test_errors_in_plain_words(save, images, tmp_path):
+    _, folder = save(SohoForQuestionAnswering)
+    soho = SohoPipeline.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"^rank: needs a model for image-text retrieval or pre-training; this one is"):
+        soho.rank(images[0], ["a"])
+    with pytest.raises(ValueError, match=r"image: /nowhere\.jpg can't be read"):
+        soho.answer("/nowhere.jpg", "what")
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(ValueError, match=r"text\.jpg can't be read \(can't be decoded"):
+        soho.answer(tmp_path / "text.jpg", "what")
+    with pytest.raises(ValueError, match="text: expected words, got '  '"):
+        soho.answer(images[0], "  ")
+    with pytest.raises(ValueError, match="text: expected at most 16 tokens, got 32"):
+        soho.answer(images[0], "a " * 30)
+    with pytest.raises(ValueError, match="expected a path or a PIL image, got Tensor"):
+        soho.answer(torch.zeros(3, 4, 4), "what")
+    with pytest.raises(ValueError, match="top_k: expected at least 1, got 0"):
+        soho.answer(images[0], "what", top_k=0)
+    with pytest.raises(FileNotFoundError, match="no model could be loaded from /nowhere"):
+        SohoPipeline.from_pretrained("/nowhere")
+    config = json.loads((folder / "model/config.json").read_text())
+    (folder / "model/config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
+    with pytest.raises(ValueError, match="holds BertModel; expected SohoForPreTraining"):
+        SohoPipeline.from_pretrained(folder)
+
+
+def test_command_line(save, images, capsys):
+    _, folder = save(SohoForImageTextRetrieval)
+    assert main(["rank", str(folder), str(images[0]), "a red", "blue"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].strip().endswith(("a red", "blue")) and " %  " in lines[0]
+    assert main(["--top_k", "1", "--json", "rank", str(folder), str(images[0]), "a red", "blue"]) == 0
+    assert set(json.loads(capsys.readouterr().out)[0]) == {"text", "score"}
+    assert main(["compare", str(folder), str(images[0]), str(images[1]), "a red"]) == 2
+    assert capsys.readouterr().err.startswith("error: compare: needs a model for visual reasoning")

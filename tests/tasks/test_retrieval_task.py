@@ -1,0 +1,147 @@
+"""Retrieval as the engine and the evaluation use it, on a tiny corpus in COCO's and in Flickr30K's format."""
+
+import json
+
+import pytest
+import torch
+from tiny_corpus import COLOURS, draw, write_karpathy
+
+from soho_fast.data import BrokenImageError
+from soho_fast.metrics import retrieval_recall
+from soho_fast.tasks.fine_tuning import DownstreamModel
+from soho_fast.tasks.retrieval import RetrievalData, RetrievalSplit, RetrievalTask
+from soho_fast.tasks.sharing import Alone
+
+NAMES = list(COLOURS)
+SMALL = {
+    "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 64, "num_codes": 8, "max_position_embeddings": 32, "first_stage_weight": 0.5,
+    "first_stage_size": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+
+
+def six_captions(colour):
+    return [f"a {colour}", f"the {colour}", f"There is a {colour}.", f"{colour}", f"and {colour}", f"{colour} {colour}"]
+
+
+@pytest.fixture
+def make(tmp_path, tokenizer_dir):
+    def build(*, coco=True, config=None, **options):
+        splits = {"train": NAMES[:6], "val": NAMES[6:9], "test": NAMES[9:]}
+        path = str(write_karpathy(tmp_path, splits, coco=coco, sentences=six_captions))
+        sources = {name: RetrievalSplit(path, [str(tmp_path)], [name]) for name in splits}
+        small = {"tokenizer": str(tokenizer_dir), "shorter_edge": 32, "longer_edge": 64, "image_batch": 2}
+        data = RetrievalData(**{"splits": sources, "choice_images": 0, **small, **options})
+        said = []
+        return RetrievalTask(data, 3, DownstreamModel(config={**SMALL, **(config or {})}), say=said.append), said
+
+    return build
+
+
+def build_model(task):
+    torch.manual_seed(0)
+    return task.build_model().eval()
+
+
+@pytest.mark.parametrize("coco", [True, False])
+def test_a_training_step_scores_all_pairs(make, coco):
+    task, said = make(coco=coco)
+    data = task.training_data()
+    assert said[-1] == "training on 6 images, each with one of its captions at a time; vocabulary of 31"
+    assert said[0].endswith("6 images, 36 captions (train 6)")
+    samples = [data[index] for index in range(4)]
+    batch = task.collate(samples)
+    assert batch["own_image"].tolist() == [0, 1, 2, 3] and batch["skipped"] == []
+    inputs = {key: value for key, value in batch.items() if key not in ("skipped", "sample_ids")}
+    model = build_model(task).train()
+    output = model(**inputs)
+    output.loss.backward()
+    assert output.itm_logits.shape == (16, 2)
+    assert all(getattr(output, name).numel() == 1 for name in task.logged)
+    texts = {tuple(data[0].ids.tolist()) for epoch in range(40) if data.set_epoch(epoch) is None}
+    assert len(texts) == 6, "every caption comes up, in training all six"
+    data.set_epoch(0)
+    assert data[2].ids.tolist() == samples[2].ids.tolist(), "the same epoch draws the same"
+
+
+def test_evaluation_takes_five_captions_and_every_pair(make, tmp_path):
+    task, _ = make(folds=3)
+    model = build_model(task)
+    result = task.evaluate_split(model, "test", processes=Alone(), keep_in=tmp_path / "partial")
+    measures = result.measures
+    assert (measures["num_images"], measures["num_texts"], measures["passes"]) == (3, 15, 45)
+    assert result.scores_IT.shape == (3, 15) and result.texts[0] == f"a {NAMES[9]}" and result.texts[5] == "a navy"
+    recall = retrieval_recall(result.scores_IT, torch.arange(3).repeat_interleave(5))
+    assert measures["image_to_text_r1"] == recall.image_to_text[1]
+    assert measures["text_to_image_r1"] == recall.text_to_image[1]
+    assert measures["mean_r1"] == pytest.approx((recall.image_to_text[1] + recall.text_to_image[1]) / 2)
+    assert measures["chance_text_to_image_r1"] == pytest.approx(1 / 3)
+    assert measures["folds_text_to_image_r1"] == 1.0, "a fold of one image holds only its own texts"
+    assert measures["pairs_a_second"] > 0
+    rows = {row[0]: row[1:] for row in task.table(measures).rows}
+    assert rows["text to image R@1"][1] == "33.3 %" and "text to image R@1, mean of 3 folds" in rows
+    files = result.write(tmp_path)
+    assert not (tmp_path / "partial" / "all").exists()
+    lines = [json.loads(line) for line in (tmp_path / files[0]).read_text().splitlines()]
+    assert [len(line["best"]) for line in lines] == [10, 10, 10]
+    assert lines[0]["best"][0][1] == pytest.approx(float(result.scores_IT[0].max()), abs=1e-5)
+
+
+def test_two_stages_beside_every_pair(make):
+    task, _ = make(scoring="both", max_loss=1.0)
+    model = build_model(task)
+    measures = task.evaluate_split(model, "test", processes=Alone()).measures
+    assert measures["two_stages_k"] == 1 == measures["two_stages_k_on_validate"], "any loss is allowed"
+    assert 3 + 15 + 15 <= measures["two_stages_passes"] <= 3 + 15 + 15 + 3
+    table = task.table(measures)
+    assert table.columns == ["measure", "every pair", "two stages", "chance"] and "k = 1" in table.title
+    assert all(len(row) == 4 for row in table.rows)
+    strict, _ = make(scoring="two_stages", max_loss=0.0)
+    only = strict.evaluate_split(model, "test", processes=Alone()).measures
+    assert "passes" not in only and "two_stages_image_to_text_r1" in only
+    assert strict.table(only).columns == ["measure", "two stages", "chance"]
+    without, _ = make(scoring="two_stages", config={"first_stage_weight": 0.0})
+    with pytest.raises(ValueError, match="first_stage_weight: this model has no first stage"):
+        without.evaluate_split(build_model(without), "test", processes=Alone())
+
+
+def test_quick_measures_are_of_the_first_images(make):
+    task, _ = make(quick_images=2, training_k=1000)
+    model = build_model(task)
+    full, quick = task.evaluate(model), task.evaluate(model, quick=True)
+    assert full["chance_text_to_image_r1"] == pytest.approx(1 / 3)
+    assert quick["chance_text_to_image_r1"] == pytest.approx(1 / 2)
+    assert task.evaluate_split(model, "val", processes=Alone()).measures["mean_r1"] == full["mean_r1"], "k took all"
+    assert task.table(quick).title == "retrieval"
+
+
+def test_starts_from_the_matching_head_and_loads_again(make, tmp_path):
+    task, said = make()
+    source = build_model(task)
+    from soho_fast.model import SohoConfig, SohoForPreTraining
+
+    pretrained = SohoForPreTraining(SohoConfig.from_dict({**source.config.to_dict(), "first_stage_weight": 0.0}))
+    pretrained.save_pretrained(tmp_path / "pretrained")
+    task.processor.save_pretrained(tmp_path / "pretrained")
+    task.model.pretrained, task.data.tokenizer = str(tmp_path / "pretrained"), None
+    model = task.build_model()
+    assert torch.equal(model.itm_head.classifier.weight, pretrained.itm_head.classifier.weight)
+    assert "initial values kept: first_stage." in said[-1]
+    task.export(model, model.state_dict(), tmp_path / "tuned")
+    again = task.load_model(str(tmp_path / "tuned"))
+    assert torch.equal(again.first_stage.log_scale, model.first_stage.log_scale)
+    measures = task.evaluate_split(again, "test", processes=Alone()).measures
+    assert measures["mean_r1"] == task.evaluate_split(model.eval(), "test", processes=Alone()).measures["mean_r1"]
+
+
+def test_a_broken_image_is_skipped_in_training_and_refused_in_evaluation(make, tmp_path):
+    task, _ = make()
+    data = task.training_data()
+    (tmp_path / "train2014/0001.jpg").write_bytes(b"no image")
+    batch = task.collate([data[index] for index in range(3)])
+    assert len(batch["skipped"]) == 1 and "0001.jpg" in batch["skipped"][0] and batch["own_image"].tolist() == [0, 1]
+    (tmp_path / "val2014/0010.jpg").write_bytes(b"no image")
+    with pytest.raises(BrokenImageError, match=r"0010\.jpg.*every image must be scored"):
+        task.evaluate_split(build_model(task), "test", processes=Alone())
+    draw(tmp_path / "val2014/0010.jpg")
+    task.evaluate_split(build_model(task), "test", processes=Alone())
