@@ -74,11 +74,18 @@ class SgdAdamW(torch.optim.Optimizer):
         for param in params:
             if "momentum_buffer" not in self.state[param]:
                 self.state[param]["momentum_buffer"] = torch.zeros_like(param)
-        buffers = [self.state[param]["momentum_buffer"] for param in params]
-        grads = torch._foreach_add([param.grad for param in params], params, alpha=group["weight_decay"])
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, grads)
-        torch._foreach_add_(params, buffers, alpha=-group["lr"])
+        torch._fused_sgd_(
+            params,
+            [param.grad for param in params],
+            [self.state[param]["momentum_buffer"] for param in params],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
 
     def _step_adamw(self, group: dict, params: list[Tensor]) -> None:
         states = []

@@ -24,11 +24,14 @@ class TokenHead(nn.Module):
         self.transform = BertPredictionHeadTransform(config)
         self.decoder = nn.Linear(config.hidden_size, num_classes)
 
-    def forward(self, hidden_MD: Tensor) -> Tensor:
-        """(M, D) -> (M, num_classes); M may be 0."""
+    def forward(self, hidden_MD: Tensor, weight_VD: Tensor | None = None) -> Tensor:
+        """(M, D) -> (M, num_classes); M may be 0. `weight_VD` stands in for the classifier's own, where given."""
         M = hidden_MD.shape[0]
         padded_RD = nn.functional.pad(hidden_MD, (0, 0, 0, recurring(M, hidden_MD) - M))
-        return self.decoder(self.transform(padded_RD))[:M]
+        hidden_RD = self.transform(padded_RD)
+        if weight_VD is None:
+            return self.decoder(hidden_RD)[:M]
+        return nn.functional.linear(hidden_RD, weight_VD, self.decoder.bias)[:M]
 
 
 class MatchingHead(nn.Module):

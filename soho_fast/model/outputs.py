@@ -74,6 +74,8 @@ class SohoModelOutput(ModelOutput):
         mvm_labels (B, L) int64: the code of each token that was masked, -100 elsewhere; `None` when nothing was asked
             to be masked.
         features (B, L, D): the dictionary's input.
+        word_table (V, D): the word embeddings' weights, for a classifier tied to them (`SharedWords`); `None` where
+            the encoder did not run packed.
         hidden_states, attentions: per layer, when asked for.
     """
 
@@ -83,6 +85,7 @@ class SohoModelOutput(ModelOutput):
     valid: Tensor | None = None
     mvm_labels: Tensor | None = None
     features: Tensor | None = None
+    word_table: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 

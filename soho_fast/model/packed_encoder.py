@@ -133,6 +133,34 @@ class _Attention(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
+class SharedWords(torch.autograd.Function):
+    """The rows of a word table at some ids, and the table itself for whoever else uses it (a tied classifier).
+
+    The gradients of the rows are added to that of the classifier, in place: two dense gradients would be made, and
+    summed, otherwise, and with 30,522 words that takes longer than the products with them.
+    """
+
+    @staticmethod
+    def forward(ctx, table_VD, id_N, padding_id: int | None):
+        ctx.save_for_backward(id_N)
+        ctx.padding_id, ctx.shape = padding_id, table_VD.shape
+        ctx.set_materialize_grads(False)
+        return table_VD.index_select(0, id_N), table_VD.view_as(table_VD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_ND, grad_VD):
+        (id_N,) = ctx.saved_tensors
+        if grad_ND is None:
+            return grad_VD, None, None
+        if grad_VD is None:
+            grad_VD = grad_ND.new_zeros(ctx.shape)
+        if ctx.padding_id is not None:
+            # As nn.Embedding has it: padding learns nothing as a word that is read.
+            grad_ND = grad_ND.masked_fill((id_N == ctx.padding_id).unsqueeze(1), 0.0)
+        return grad_VD.index_add_(0, id_N, grad_ND), None, None
+
+
 def packed_encode(
     encoder: BertEncoder,
     text_embeddings: nn.Module,
@@ -141,7 +169,7 @@ def packed_encode(
     image_index_P: Tensor,
     real_PT: Tensor,
     read_PT: Tensor,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """What `encoder` makes of words and visual tokens, at the places that are read.
 
     Args:
@@ -154,7 +182,8 @@ def packed_encode(
         read_PT: bool, True where the last hidden state is wanted.
 
     Returns:
-        hidden (P, T, D), zero where nothing is read (where row counts are rounded, some more places hold their states).
+        hidden (P, T, D), zero where nothing is read (where row counts are rounded, some more places hold their states),
+        and the word embeddings' table, for a classifier that is tied to it (see `SharedWords`).
     """
     (num_pairs, T), S = real_PT.shape, input_ids_PS.shape[1]
     weight = next(encoder.parameters())
@@ -176,7 +205,9 @@ def packed_encode(
     reads = Places(slot_M, (num_pairs, num_slots))
     row_M = keys.row_PT[read_M]
 
-    words_D = text_embeddings(input_ids=input_ids_PS[pair_words, place_words][None], position_ids=place_words[None])[0]
+    words = text_embeddings.word_embeddings
+    words_D, table_VD = SharedWords.apply(words.weight, input_ids_PS[pair_words, place_words], words.padding_idx)
+    words_D = text_embeddings(inputs_embeds=words_D[None], position_ids=place_words[None])[0]
     # Under autocast too the states between the products are of their type: LayerNorm computes in float32 inside.
     words_D, visual_BLD = words_D.to(product_dtype(weight)), visual_BLD.to(product_dtype(weight))
     B, L, _ = visual_BLD.shape
@@ -207,4 +238,4 @@ def packed_encode(
         context_MD = _Attention.apply(projected_MD, key_ND, value_ND, queries, keys, mask_R1T, num_heads)
         hidden_ND = layer.feed_forward_chunk(layer.attention.output(context_MD, query_MD))
     hidden_RD = hidden_ND.new_zeros(num_pairs * num_places, hidden_ND.shape[1]).index_copy(0, read_M, hidden_ND)
-    return hidden_RD.view(num_pairs, num_places, -1)[:, :T]
+    return hidden_RD.view(num_pairs, num_places, -1)[:, :T], table_VD

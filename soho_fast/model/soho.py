@@ -275,13 +275,14 @@ class SohoModel(SohoPreTrainedModel):
             attention_mask = torch.ones_like(input_ids)
         valid_PL = valid_BL if image_index is None else valid_BL.index_select(0, image_index)
         mask_PT = torch.cat([attention_mask.bool(), valid_PL], dim=1)
+        word_table_VD = None
         if read_text is not None and read_masked is not None and can_pack(self.encoder, **kwargs):
             if image_index is None:
                 image_index = torch.arange(num_texts)
             read_PL = torch.zeros_like(valid_PL)
             if mvm_labels_BL is not None:
                 read_PL = (mvm_labels_BL != -100).index_select(0, image_index) & read_masked.unsqueeze(1)
-            hidden_PTD = packed_encode(
+            hidden_PTD, word_table_VD = packed_encode(
                 self.encoder,
                 self.text_embeddings,
                 self.visual_embeddings(visual_BLD, position_BLD),
@@ -304,6 +305,7 @@ class SohoModel(SohoPreTrainedModel):
             valid=valid_BL,
             mvm_labels=mvm_labels_BL,
             features=visual_tokens.features,
+            word_table=word_table_VD,
         )
 
     def _attention_mask(self, joint_PTD: Tensor, mask_PT: Tensor) -> Tensor | None:
@@ -402,7 +404,9 @@ class SohoForPreTraining(PairMatching, SohoPreTrainedModel):
         if mlm_labels is not None:
             labelled_PS = mlm_labels != -100
             result.mlm_targets = mlm_labels[labelled_PS]
-            result.mlm_logits = self.mlm_head(outputs.text_hidden[labelled_PS])
+            tied = self.mlm_head.decoder.weight is self.soho.text_embeddings.word_embeddings.weight
+            word_table_VD = outputs.word_table if tied else None
+            result.mlm_logits = self.mlm_head(outputs.text_hidden[labelled_PS], word_table_VD)
             losses["mlm_loss"] = cross_entropy_sum(result.mlm_logits, result.mlm_targets)
         if outputs.mvm_labels is not None:
             labels_PL = outputs.mvm_labels if image_index is None else outputs.mvm_labels.index_select(0, image_index)

@@ -198,3 +198,38 @@ def test_filling_up_changes_nothing_in_float32(monkeypatch, tiny_model, batch, c
 
     monkeypatch.setattr(packed_encoder, "recurring", lambda count, like, multiple=32: -(-count // multiple) * multiple)
     assert_same(*plain_and_packed(monkeypatch, build, batch(), counted))
+
+
+@pytest.mark.parametrize("padding_id", [None, 3])
+def test_shared_words_sum_both_gradients(padding_id):
+    """Rows that repeat, a padding word, and each of the two gradients missing, against nn.functional.embedding."""
+    id_N = torch.tensor([5, 3, 5, 0])
+    table_VD = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    weight_N4 = torch.randn(4, 4, dtype=torch.float64)
+    weight_V4 = torch.randn(7, 4, dtype=torch.float64)
+
+    def gradient(rows_N4, all_V4, use_rows: bool, use_table: bool):
+        loss = (rows_N4 * weight_N4).sum() * use_rows + (all_V4.square() * weight_V4).sum() * use_table
+        return torch.autograd.grad(loss, table_VD)[0]
+
+    for used in ((True, True), (True, False), (False, True)):
+        expected = gradient(torch.nn.functional.embedding(id_N, table_VD, padding_id), table_VD, *used)
+        rows_N4, all_V4 = packed_encoder.SharedWords.apply(table_VD, id_N, padding_id)
+        torch.testing.assert_close(gradient(rows_N4, all_V4, *used), expected, rtol=1e-12, atol=1e-12)
+    rows_N4, all_V4 = packed_encoder.SharedWords.apply(table_VD, id_N, padding_id)
+    (alone,) = torch.autograd.grad((rows_N4 * weight_N4).sum(), table_VD)
+    expected = gradient(torch.nn.functional.embedding(id_N, table_VD, padding_id), table_VD, True, False)
+    torch.testing.assert_close(alone, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_an_untied_classifier_keeps_its_own_weight(monkeypatch, tiny_model, batch, counted):
+    def build():
+        model = tiny_model(tie_word_embeddings=False).train()
+        model.freeze_batch_norm()
+        return model
+
+    decoder = build().mlm_head.decoder.weight
+    assert decoder is not build().soho.text_embeddings.word_embeddings.weight
+    plain, packed = plain_and_packed(monkeypatch, build, batch(), counted)
+    assert_same(plain, packed)
+    assert "mlm_head.decoder.weight" in packed[1]
