@@ -6,15 +6,12 @@
 #include "kernels/codebook_lookup/packed_codebook.h"
 #include "torch/lookup_totals.h"
 #include "torch/tensors.h"
+#include "torch/threads.h"
 
 namespace soho {
 namespace {
 
 constexpr int64_t kGatherRowsPerTask = 64;
-
-void intra_op_threads(int64_t total, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-  torch::stable::parallel_for(0, total, grain, body);
-}
 
 std::atomic<int64_t> total_rows{0}, total_compared{0}, total_left{0};
 

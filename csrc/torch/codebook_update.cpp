@@ -1,15 +1,14 @@
 #include "kernels/codebook_update/codebook_update.h"
 
-#include <atomic>
 #include <tuple>
 
 #include "common/cpu_level.h"
 #include "torch/tensors.h"
+#include "torch/threads.h"
 
 namespace soho {
 namespace {
 
-constexpr int64_t kRowsPerTask = 16384;  // of the check of indices
 constexpr int64_t kCodesPerTask = 64;
 
 const bool* bool_data(const std::optional<Tensor>& tensor) {
@@ -32,19 +31,12 @@ void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, c
   args.valid = bool_data(kept);
   args.num_rows = rows.num_rows;
   args.num_channels = rows.num_channels;
-  std::atomic<int64_t> bad_row{-1};
-  torch::stable::parallel_for(0, args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
-    const int64_t bad = find_bad_index(args, begin, end);
-    if (bad >= 0) bad_row.store(bad);
-  });
-  if (bad_row.load() >= 0) {
+  const int64_t bad_row =
+      update_codebook(active_cpu_level(), args, torch::stable::get_num_threads(), intra_op_threads);
+  if (bad_row >= 0) {
     throw std::invalid_argument(std::string("index: expected values below ") + limit_name + " = " +
-                                std::to_string(args.num_codes) + ", got " + std::to_string(args.index[bad_row.load()]));
+                                std::to_string(args.num_codes) + ", got " + std::to_string(args.index[bad_row]));
   }
-  const CpuLevel level = active_cpu_level();
-  const UpdateParts parts = update_parts(args, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, parts.num_parts(), 1,
-                              [&](int64_t begin, int64_t end) { update_codebook(level, args, parts, begin, end); });
 }
 
 std::tuple<Tensor, Tensor> codebook_stats_cpu(const Tensor& features, const Tensor& index, int64_t num_codes,

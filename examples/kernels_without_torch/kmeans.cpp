@@ -71,10 +71,7 @@ int main() {
     for (float value : distance)
       sum += value;
     std::printf("step %d: mean squared distance %.4f\n", step, sum / kRows);
-    const soho::UpdateParts parts = soho::update_parts(update, kThreads);
-    on_threads(parts.num_parts(), 1, [&](int64_t begin, int64_t end) {
-      soho::update_codebook(level, update, parts, begin, end);
-    });
+    soho::update_codebook(level, update, kThreads, on_threads);
   }
   double largest = 0.0;
   for (int64_t i = 0; i < kCodes * kChannels; ++i)

@@ -24,10 +24,10 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "common/element.h"
+#include "common/parallel_for.h"
 
 namespace soho {
 
@@ -83,11 +83,6 @@ struct LookupPass {
 };
 
 std::vector<LookupPass> codebook_lookup_passes(CpuLevel level);
-
-// Calls body(begin, end) on ranges that make up [0, total), possibly at the same time, none shorter than `grain` but
-// the last.
-using ParallelFor =
-    std::function<void(int64_t total, int64_t grain, const std::function<void(int64_t begin, int64_t end)>& body)>;
 
 // Looks up all rows by `passes`. `packed` is null or a packed codebook (packed_codebook.h) of args.codebook; it is used
 // where it has the format of a pass. Returns, for each pass, what it took.

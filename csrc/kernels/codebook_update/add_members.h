@@ -1,7 +1,10 @@
 // The loop of the vector levels over members; included by each and compiled with its flags: everything here is in an
-// unnamed namespace. A Vector provides kLanes and
-//   static void add<type>(sum, row)             adds kLanes elements of `row` to `sum`
-//   static void add_some<type>(sum, row, left)  adds the first `left`
+// unnamed namespace. A Vector provides kLanes, Register and
+//   static Register zero()
+//   static Register load(sum), load_some(sum, left)                 float32; the first `left` lanes, 0 behind them
+//   static Register row<type>(row), row_some<type>(row, left)       the same from elements of features
+//   static Register add(a, b)
+//   static void store(sum, value), store_some(sum, value, left)
 #pragma once
 
 #include <immintrin.h>
@@ -11,33 +14,75 @@
 namespace soho {
 namespace {
 
-// Rows of a slice lie apart, and so do the sums: the hardware does not foresee them, so they are asked for in time.
-constexpr int64_t kBytesAhead = 2048;
-constexpr int64_t kMaxMembersAhead = 8;
+// Rows of a code lie apart: the hardware does not foresee them, so they are asked for in time, into the second level of
+// the cache, which has more requests under way than the first.
+constexpr int64_t kBytesAhead = 49152;
 constexpr int64_t kLineBytes = 64;
+constexpr int kMostVectors = 8;
+
+// Members [begin, end) of one code.
+struct Run {
+  const char* features;  // first channel of the block's first row
+  int64_t row_bytes;     // from one row to the next
+  const uint32_t* rows;
+  int64_t begin, end;
+  int64_t ahead;  // members
+  bool from_zero;
+};
+
+template <class Vector, Element type, int num_vectors>
+void add_run(const Run& run, int64_t channel, float* sums) {
+  typename Vector::Register sum[num_vectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < num_vectors; ++v)
+    sum[v] = run.from_zero ? Vector::zero() : Vector::load(sums + channel + v * Vector::kLanes);
+  const char* features = run.features + channel * element_size(type);
+  for (int64_t m = run.begin; m < run.end; ++m) {
+    const char* row = features + run.rows[m] * run.row_bytes;
+    const char* row_ahead = features + run.rows[m + run.ahead] * run.row_bytes;
+#pragma GCC unroll 8
+    for (int v = 0; v < num_vectors; ++v) {
+      const int64_t offset = v * Vector::kLanes * element_size(type);
+      if (offset % kLineBytes == 0) _mm_prefetch(row_ahead + offset, _MM_HINT_T1);
+      sum[v] = Vector::add(sum[v], Vector::template row<type>(row + offset));
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < num_vectors; ++v) Vector::store(sums + channel + v * Vector::kLanes, sum[v]);
+}
+
+template <class Vector, Element type>
+void add_run_end(const Run& run, int64_t channel, int64_t left, float* sums) {
+  typename Vector::Register sum = run.from_zero ? Vector::zero() : Vector::load_some(sums + channel, left);
+  const char* features = run.features + channel * element_size(type);
+  for (int64_t m = run.begin; m < run.end; ++m) {
+    _mm_prefetch(features + run.rows[m + run.ahead] * run.row_bytes, _MM_HINT_T1);
+    sum = Vector::add(sum, Vector::template row_some<type>(features + run.rows[m] * run.row_bytes, left));
+  }
+  Vector::store_some(sums + channel, sum, left);
+}
 
 template <class Vector, Element type>
 void add_members_of(const Members& members, float* sums, int64_t sum_stride) {
-  const int64_t length = members.num_channels, slice_bytes = length * element_size(type);
-  int64_t distance = 1 + kBytesAhead / (slice_bytes + 1);
-  if (distance > kMaxMembersAhead) distance = kMaxMembersAhead;
-  const auto row_of = [&](int64_t m) {
-    return static_cast<const char*>(row_at(members.features, members.rows[m], members.row_stride, type)) +
-           members.first_channel * element_size(type);
-  };
-  for (int64_t m = 0; m < members.num_members; ++m) {
-    const int64_t ahead = m + distance < members.num_members ? m + distance : m;
-    const char* row_ahead = row_of(ahead);
-    const float* sum_ahead = sums + members.codes[ahead] * sum_stride;
-    const char* row = row_of(m);
-    float* sum = sums + members.codes[m] * sum_stride;
+  constexpr int64_t kLanes = Vector::kLanes;
+  const int64_t length = members.num_channels;
+  Run run{static_cast<const char*>(members.features) + members.first_channel * element_size(type),
+          members.row_stride * element_size(type),
+          members.rows,
+          0,
+          0,
+          1 + kBytesAhead / (length * element_size(type) + 1),
+          members.from_zero};
+  if (run.ahead > kMaxMembersAhead) run.ahead = kMaxMembersAhead;
+  for (int64_t k = 0; k < members.num_codes; ++k, sums += sum_stride) {
+    run.begin = members.starts[k], run.end = members.starts[k + 1];
+    if (run.begin == run.end && !run.from_zero) continue;
     int64_t c = 0;
-    for (; c + Vector::kLanes <= length; c += Vector::kLanes) {
-      _mm_prefetch(row_ahead + c * element_size(type), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(sum_ahead + c), _MM_HINT_T0);
-      Vector::template add<type>(sum + c, row + c * element_size(type));
-    }
-    if (c < length) Vector::template add_some<type>(sum + c, row + c * element_size(type), length - c);
+    for (; c + kMostVectors * kLanes <= length; c += kMostVectors * kLanes)
+      add_run<Vector, type, kMostVectors>(run, c, sums);
+    for (; c + 4 * kLanes <= length; c += 4 * kLanes) add_run<Vector, type, 4>(run, c, sums);
+    for (; c + kLanes <= length; c += kLanes) add_run<Vector, type, 1>(run, c, sums);
+    if (c < length) add_run_end<Vector, type>(run, c, length - c, sums);
   }
 }
 

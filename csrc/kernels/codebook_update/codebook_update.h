@@ -1,16 +1,17 @@
 // Codebook update: members and sums per code, and the moving average d_j <- g d_j + (1 - g) sums_j / counts_j (SOHO eq.
 // 4).
 //
-// Determinism. Members are added in ascending row order, in float32, starting from zero. The work is cut into parts, a
-// range of codes times a slice of channels each; a part goes through all rows in order and adds its slice of those that
-// belong to its codes. So every sum is made by one thread in one order, and the result has the same bits at any thread
-// count and level, while the features are read once. The average is rounded to float32 after each operation; a code
-// without members keeps its bits.
+// Determinism. Members are added in ascending row order, in float32, starting from zero. The rows are sorted by code
+// first (sorted_members.h), then every thread adds the members of its own codes, or its own channels of a code that has
+// too many members for one thread. So every sum is made by one thread in one order, and the result has the same bits at
+// any thread count and level; the features are read once, each sum is written once for every block of rows. The average
+// is rounded to float32 after each operation; a code without members keeps its bits.
 #pragma once
 
 #include <cstdint>
 
 #include "common/element.h"
+#include "common/parallel_for.h"
 
 namespace soho {
 
@@ -32,22 +33,10 @@ struct CodebookUpdateArgs {
   double decay;
 };
 
-// The first counted row of [begin, end) whose index is num_codes or more, or -1.
-int64_t find_bad_index(const CodebookUpdateArgs& args, int64_t begin, int64_t end);
-
-struct UpdateParts {
-  int64_t slice_channels, num_slices;
-  int64_t range_codes, num_ranges;
-  int64_t num_parts() const { return num_slices * num_ranges; }
-};
-
-// One part for each of `num_threads`, or a few more; no cache line of the features belongs to two slices.
-UpdateParts update_parts(const CodebookUpdateArgs& args, int64_t num_threads);
-
-// Parts [begin, end): writes counts and sums, or moves the codebook. Disjoint ranges may run at the same time. No
-// counted index may be num_codes or more.
-void update_codebook(CpuLevel level, const CodebookUpdateArgs& args, const UpdateParts& parts, int64_t begin,
-                     int64_t end);
+// Writes counts and sums, or moves the codebook. Returns -1, or a counted row whose index is num_codes or more; then
+// nothing is written. `num_threads`: how many parts the work is cut into.
+int64_t update_codebook(CpuLevel level, const CodebookUpdateArgs& args, int64_t num_threads,
+                        const ParallelFor& parallel_for);
 
 struct CodebookEmaArgs {
   float* codebook;      // (num_codes, num_channels), rows of adjacent elements
@@ -61,16 +50,21 @@ struct CodebookEmaArgs {
 // Codes [begin, end).
 void codebook_ema(CpuLevel level, const CodebookEmaArgs& args, int64_t begin, int64_t end);
 
-// Some members of some codes, per level: adds a slice of the channels of rows[m] to sums + codes[m] * sum_stride.
+constexpr int64_t kMaxMembersAhead = 64;
+
+// Some channels of some codes and the members they have in one block of rows.
 struct Members {
-  const void* features;
+  const void* features;  // first row of the block
   Element features_type;
   int64_t row_stride;
-  const int64_t* rows;
-  const int64_t* codes;
-  int64_t num_members;
-  int64_t first_channel, num_channels;  // of the slice
+  const uint32_t* rows;    // of the block, by code; kMaxMembersAhead more can be read behind any of them
+  const uint32_t* starts;  // (num_codes + 1,): code k has rows[starts[k]] up to rows[starts[k + 1]]
+  int64_t num_codes;
+  int64_t first_channel, num_channels;
+  bool from_zero;  // the sums are overwritten
 };
+
+// Per level: adds the members of code k to sums + k * sum_stride.
 void add_members_scalar(const Members& members, float* sums, int64_t sum_stride);
 void add_members_avx2(const Members& members, float* sums, int64_t sum_stride);
 void add_members_avx512(const Members& members, float* sums, int64_t sum_stride);

@@ -6,23 +6,41 @@ namespace {
 
 struct Vector {
   static constexpr int64_t kLanes = 8;
+  using Register = __m256;
+
+  static Register zero() { return _mm256_setzero_ps(); }
+  static Register load(const float* sum) { return _mm256_loadu_ps(sum); }
+  static Register add(Register a, Register b) { return _mm256_add_ps(a, b); }
+  static void store(float* sum, Register value) { _mm256_storeu_ps(sum, value); }
 
   template <Element type>
-  static void add(float* sum, const void* row) {
-    __m256 value;
+  static Register row(const void* row) {
     if constexpr (type == Element::kFloat32) {
-      value = _mm256_loadu_ps(static_cast<const float*>(row));
+      return _mm256_loadu_ps(static_cast<const float*>(row));
     } else {
       const __m128i half = _mm_loadu_si128(static_cast<const __m128i*>(row));
-      value = type == Element::kFloat16 ? _mm256_cvtph_ps(half)
-                                        : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+      return type == Element::kFloat16 ? _mm256_cvtph_ps(half)
+                                       : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
     }
-    _mm256_storeu_ps(sum, _mm256_add_ps(_mm256_loadu_ps(sum), value));
+  }
+
+  static Register load_some(const float* sum, int64_t left) {
+    float lanes[kLanes] = {};
+    for (int64_t c = 0; c < left; ++c) lanes[c] = sum[c];
+    return load(lanes);
   }
 
   template <Element type>
-  static void add_some(float* sum, const void* row, int64_t left) {
-    for (int64_t c = 0; c < left; ++c) sum[c] += load_element(row, c, type);
+  static Register row_some(const void* row, int64_t left) {
+    float lanes[kLanes] = {};
+    for (int64_t c = 0; c < left; ++c) lanes[c] = load_element(row, c, type);
+    return load(lanes);
+  }
+
+  static void store_some(float* sum, Register value, int64_t left) {
+    float lanes[kLanes];
+    store(lanes, value);
+    for (int64_t c = 0; c < left; ++c) sum[c] = lanes[c];
   }
 };
 

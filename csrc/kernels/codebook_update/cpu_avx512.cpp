@@ -8,24 +8,34 @@ __mmask16 first_lanes(int64_t left) { return left >= 16 ? 0xffff : static_cast<_
 
 struct Vector {
   static constexpr int64_t kLanes = 16;
+  using Register = __m512;
+
+  static Register zero() { return _mm512_setzero_ps(); }
+  static Register load(const float* sum) { return _mm512_loadu_ps(sum); }
+  static Register add(Register a, Register b) { return _mm512_add_ps(a, b); }
+  static void store(float* sum, Register value) { _mm512_storeu_ps(sum, value); }
 
   template <Element type>
-  static void add_some(float* sum, const void* row, int64_t left) {
-    const __mmask16 mask = first_lanes(left);
-    __m512 value;
-    if constexpr (type == Element::kFloat32) {
-      value = _mm512_maskz_loadu_ps(mask, row);
-    } else {
-      const __m256i half = _mm256_maskz_loadu_epi16(mask, row);
-      value = type == Element::kFloat16 ? _mm512_cvtph_ps(half)
-                                        : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-    }
-    _mm512_mask_storeu_ps(sum, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, sum), value));
+  static Register row(const void* row) {
+    return row_some<type>(row, kLanes);
   }
 
+  static Register load_some(const float* sum, int64_t left) { return _mm512_maskz_loadu_ps(first_lanes(left), sum); }
+
   template <Element type>
-  static void add(float* sum, const void* row) {
-    add_some<type>(sum, row, kLanes);
+  static Register row_some(const void* row, int64_t left) {
+    const __mmask16 mask = first_lanes(left);
+    if constexpr (type == Element::kFloat32) {
+      return _mm512_maskz_loadu_ps(mask, row);
+    } else {
+      const __m256i half = _mm256_maskz_loadu_epi16(mask, row);
+      return type == Element::kFloat16 ? _mm512_cvtph_ps(half)
+                                       : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    }
+  }
+
+  static void store_some(float* sum, Register value, int64_t left) {
+    _mm512_mask_storeu_ps(sum, first_lanes(left), value);
   }
 };
 

@@ -1,14 +1,18 @@
 #include <algorithm>
+#include <atomic>
+#include <vector>
 
 #include "common/cpu_level.h"
 #include "common/memory.h"
 #include "kernels/codebook_update/codebook_update.h"
+#include "kernels/codebook_update/sorted_members.h"
 
 namespace soho {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kBlockRows = 512;
+constexpr int64_t kSumBytes = 131072;  // of the sums that one thread works on: they stay in its cache
+constexpr int64_t kPartsPerShare = 4;  // a code with more members than a share divided by this is cut into slices
 
 struct Kernels {
   decltype(&add_members_scalar) add_members;
@@ -25,68 +29,104 @@ Kernels kernels_of([[maybe_unused]] CpuLevel level) {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-}  // namespace
+// Some channels of the codes [first_code, end_code): the work of one thread.
+struct Piece {
+  int64_t first_code, end_code;
+  int64_t first_channel, num_channels;
+};
 
-int64_t find_bad_index(const CodebookUpdateArgs& args, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    if (args.index[i] >= args.num_codes && (args.valid == nullptr || args.valid[i])) return i;
+std::vector<int64_t> count_members(const SortedMembers& members, int64_t num_codes) {
+  std::vector<int64_t> counts(num_codes, 0);
+  for (int64_t block = 0; block < members.num_blocks(); ++block) {
+    const uint32_t* starts = members.starts(block);
+    for (int64_t j = 0; j < num_codes; ++j) counts[j] += starts[j + 1] - starts[j];
   }
-  return -1;
+  return counts;
 }
 
-// Slices first, since each costs the same whatever the index holds; as wide as there are threads, since long runs of
-// channels are what the memory is fast at.
-UpdateParts update_parts(const CodebookUpdateArgs& args, int64_t num_threads) {
-  const int64_t channels = std::max<int64_t>(1, args.num_channels), codes = std::max<int64_t>(1, args.num_codes);
-  const int64_t line = kLineBytes / element_size(args.features_type);  // channels; a line belongs to one slice
-  UpdateParts parts{};
-  parts.slice_channels = std::min(channels, divide_up(divide_up(channels, num_threads), line) * line);
-  parts.num_slices = divide_up(channels, parts.slice_channels);
-  parts.range_codes = divide_up(codes, std::min(codes, divide_up(num_threads, parts.num_slices)));
-  parts.num_ranges = divide_up(codes, parts.range_codes);
-  return parts;
+// Ranges of codes with about as many members each, and slices of the channels of codes with many members; no cache line
+// of the features belongs to two slices. The cost of a code is its members and the sum to be written.
+std::vector<std::vector<Piece>> share_out(const CodebookUpdateArgs& args, const std::vector<int64_t>& counts,
+                                          int64_t num_shares) {
+  std::vector<std::vector<Piece>> shares(num_shares);
+  int64_t total = args.num_codes;
+  for (const int64_t count : counts) total += count;
+  const auto is_sliced = [&](int64_t j) {
+    return num_shares > 1 && (counts[j] + 1) * num_shares * kPartsPerShare > total;
+  };
+  int64_t total_in_ranges = 0;
+  for (int64_t j = 0; j < args.num_codes; ++j) total_in_ranges += is_sliced(j) ? 0 : counts[j] + 1;
+  const int64_t line = kLineBytes / element_size(args.features_type);
+  const int64_t slice_channels = divide_up(divide_up(args.num_channels, num_shares), line) * line;
+  int64_t first_code = 0, passed = 0, share = 0, num_sliced = 0;
+  const auto end_range = [&](int64_t end_code) {
+    if (first_code < end_code) shares[share].push_back({first_code, end_code, 0, args.num_channels});
+    first_code = end_code;
+  };
+  for (int64_t j = 0; j < args.num_codes; ++j) {
+    if (is_sliced(j)) {
+      end_range(j);
+      first_code = j + 1;
+      for (int64_t c = 0, turn = num_sliced++; c < args.num_channels; c += slice_channels, ++turn)
+        shares[turn % num_shares].push_back({j, j + 1, c, std::min(slice_channels, args.num_channels - c)});
+      continue;
+    }
+    passed += counts[j] + 1;
+    if (passed * num_shares < total_in_ranges * (share + 1)) continue;
+    end_range(j + 1);
+    share = std::min(num_shares - 1, passed * num_shares / total_in_ranges);
+  }
+  end_range(args.num_codes);
+  return shares;
 }
 
-void update_codebook(CpuLevel level, const CodebookUpdateArgs& args, const UpdateParts& parts, int64_t begin,
-                     int64_t end) {
-  const auto [add_members, move_code] = kernels_of(level);
+void update_piece(const Kernels& kernels, const CodebookUpdateArgs& args, const SortedMembers& members,
+                  const std::vector<int64_t>& counts, const Piece& piece) {
   const float decay = static_cast<float>(args.decay), rest = static_cast<float>(1.0 - args.decay);
-  const Scratch sum_memory(args.moves_codebook ? sizeof(float) * parts.range_codes * parts.slice_channels : 0),
-      count_memory(sizeof(int64_t) * parts.range_codes);
-  int64_t* counts = static_cast<int64_t*>(count_memory.data());
-  int64_t rows[kBlockRows], codes[kBlockRows];
-  for (int64_t part = begin; part < end; ++part) {
-    const int64_t slice = part % parts.num_slices, range = part / parts.num_slices;
-    const int64_t first_code = range * parts.range_codes, first_channel = slice * parts.slice_channels;
-    const int64_t num_codes = std::min(parts.range_codes, args.num_codes - first_code);
-    const int64_t length = std::min(parts.slice_channels, args.num_channels - first_channel);
-    const int64_t position = first_code * args.num_channels + first_channel;
+  const int64_t length = piece.num_channels;
+  const int64_t most_codes = std::max<int64_t>(1, kSumBytes / (sizeof(float) * std::max<int64_t>(1, length)));
+  const Scratch sum_memory(args.moves_codebook ? sizeof(float) * most_codes * length : 0);
+  for (int64_t first_code = piece.first_code; first_code < piece.end_code; first_code += most_codes) {
+    const int64_t num_codes = std::min(most_codes, piece.end_code - first_code);
+    const int64_t position = first_code * args.num_channels + piece.first_channel;
     float* sums = args.moves_codebook ? static_cast<float*>(sum_memory.data()) : args.sums + position;
     const int64_t sum_stride = args.moves_codebook ? length : args.num_channels;
-    for (int64_t j = 0; j < num_codes; ++j) std::fill(sums + j * sum_stride, sums + j * sum_stride + length, 0.0f);
-    std::fill(counts, counts + num_codes, 0);
-    for (int64_t i = 0; i < args.num_rows;) {
-      int64_t num_members = 0;
-      for (const int64_t block_end = std::min(args.num_rows, i + kBlockRows); i < block_end; ++i) {
-        const uint64_t code = static_cast<uint64_t>(args.index[i]) - static_cast<uint64_t>(first_code);
-        const bool counted = args.valid == nullptr || args.valid[i];
-        rows[num_members] = i;
-        codes[num_members] = static_cast<int64_t>(code);
-        num_members += counted && code < static_cast<uint64_t>(num_codes);  // a negative index is no small number
-      }
-      for (int64_t m = 0; m < num_members; ++m) ++counts[codes[m]];
-      add_members({args.features, args.features_type, args.row_stride, rows, codes, num_members, first_channel, length},
-                  sums, sum_stride);
+    for (int64_t block = 0; block < members.num_blocks(); ++block) {
+      const void* features = row_at(args.features, members.first_row(block), args.row_stride, args.features_type);
+      kernels.add_members({features, args.features_type, args.row_stride, members.rows(block),
+                           members.starts(block) + first_code, num_codes, piece.first_channel, length, block == 0},
+                          sums, sum_stride);
     }
-    for (int64_t j = 0; j < num_codes; ++j) {
-      const float count = static_cast<float>(counts[j]);
-      if (!args.moves_codebook) {
-        if (slice == 0) args.counts[first_code + j] = count;
-      } else if (counts[j] > 0) {
-        move_code(args.codebook + position + j * args.num_channels, sums + j * sum_stride, count, decay, rest, length);
-      }
+    for (int64_t k = 0; k < num_codes && args.moves_codebook; ++k) {
+      const int64_t count = counts[first_code + k];
+      if (count == 0) continue;
+      kernels.move_code(args.codebook + position + k * args.num_channels, sums + k * sum_stride,
+                        static_cast<float>(count), decay, rest, length);
     }
   }
+}
+
+}  // namespace
+
+int64_t update_codebook(CpuLevel level, const CodebookUpdateArgs& args, int64_t num_threads,
+                        const ParallelFor& parallel_for) {
+  SortedMembers members(args);
+  std::atomic<int64_t> bad_row{-1};
+  parallel_for(members.num_blocks(), 1, [&](int64_t begin, int64_t end) {
+    const int64_t bad = members.sort(args, begin, end);
+    if (bad >= 0) bad_row.store(bad);
+  });
+  if (bad_row.load() >= 0) return bad_row.load();
+
+  const std::vector<int64_t> counts = count_members(members, args.num_codes);
+  if (!args.moves_codebook) std::copy(counts.begin(), counts.end(), args.counts);
+  const std::vector<std::vector<Piece>> shares = share_out(args, counts, std::max<int64_t>(1, num_threads));
+  parallel_for(static_cast<int64_t>(shares.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t share = begin; share < end; ++share) {
+      for (const Piece& piece : shares[share]) update_piece(kernels_of(level), args, members, counts, piece);
+    }
+  });
+  return -1;
 }
 
 void codebook_ema(CpuLevel level, const CodebookEmaArgs& args, int64_t begin, int64_t end) {

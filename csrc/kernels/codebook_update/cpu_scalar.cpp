@@ -1,13 +1,17 @@
+#include <algorithm>
+
 #include "kernels/codebook_update/codebook_update.h"
 
 namespace soho {
 
 void add_members_scalar(const Members& members, float* sums, int64_t sum_stride) {
-  for (int64_t m = 0; m < members.num_members; ++m) {
-    const void* row = row_at(members.features, members.rows[m], members.row_stride, members.features_type);
-    float* sum = sums + members.codes[m] * sum_stride;
-    for (int64_t c = 0; c < members.num_channels; ++c)
-      sum[c] += load_element(row, members.first_channel + c, members.features_type);
+  for (int64_t k = 0; k < members.num_codes; ++k, sums += sum_stride) {
+    if (members.from_zero) std::fill(sums, sums + members.num_channels, 0.0f);
+    for (int64_t m = members.starts[k]; m < members.starts[k + 1]; ++m) {
+      const void* row = row_at(members.features, members.rows[m], members.row_stride, members.features_type);
+      for (int64_t c = 0; c < members.num_channels; ++c)
+        sums[c] += load_element(row, members.first_channel + c, members.features_type);
+    }
   }
 }
 
