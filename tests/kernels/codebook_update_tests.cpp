@@ -19,13 +19,21 @@ Problem make(int64_t num_rows, int64_t num_codes, int64_t num_channels) {
   std::mt19937 engine(1);
   for (int64_t i = 0; i < num_rows * num_channels; ++i)
     problem.features.push_back(std::normal_distribution<float>()(engine));
-  // Half of the rows share code 0, so that one code is cut between threads.
+  // Half of the rows share code 0, so that one code is cut between threads; the
+  // last code has no member.
   for (int64_t i = 0; i < num_rows; ++i)
-    problem.index.push_back(i % 2 ? 0
-                                  : static_cast<int64_t>(engine() % num_codes));
+    problem.index.push_back(
+        i % 2 ? 0 : static_cast<int64_t>(engine() % (num_codes - 1)));
   if (num_rows > 2)
     problem.index[2] = -1;
   return problem;
+}
+
+ParallelFor threads(int num_threads) {
+  return [=](int64_t total, int64_t,
+             const std::function<void(int64_t, int64_t)> &body) {
+    in_parts(total, num_threads, body);
+  };
 }
 
 void run(const Problem &problem, CpuLevel level, int num_threads) {
@@ -42,14 +50,7 @@ void run(const Problem &problem, CpuLevel level, int num_threads) {
   args.num_channels = num_channels;
   args.counts = counts.data() + 1;
   args.sums = sums.data() + 1;
-  CHECK(find_bad_index(args, 0, num_rows) == -1);
-  const UpdateParts parts = update_parts(args, num_threads);
-  CHECK(2 * parts.num_parts() >= num_threads);
-  CHECK(parts.slice_channels % 16 == 0 || parts.num_slices == 1);
-  const auto update = [&](int64_t begin, int64_t end) {
-    update_codebook(level, args, parts, begin, end);
-  };
-  in_parts(parts.num_parts(), num_threads, update);
+  CHECK(update_codebook(level, args, num_threads, threads(num_threads)) == -1);
   CHECK(counts.front() == -7.0f && counts.back() == -7.0f &&
         sums.front() == -7.0f && sums.back() == -7.0f);
 
@@ -64,7 +65,7 @@ void run(const Problem &problem, CpuLevel level, int num_threads) {
   args.moves_codebook = true;
   args.codebook = fused.data();
   args.decay = 0.9;
-  in_parts(parts.num_parts(), num_threads, update);
+  CHECK(update_codebook(level, args, num_threads, threads(num_threads)) == -1);
   const CodebookEmaArgs ema{stepwise.data(), counts.data() + 1, sums.data() + 1,
                             num_channels,    num_channels,      0.9};
   in_parts(num_codes, num_threads, [&](int64_t begin, int64_t end) {
@@ -86,14 +87,25 @@ void test_codebook_update() {
       }
     }
   }
+  // Several blocks of rows, and several pieces of sums for one thread.
+  run(make(40000, 3000, 17), CpuLevel::kScalar, 2);
+  run(make(40000, 3000, 17), active_cpu_level(), 3);
+
   Problem problem = make(5, 3, 2);
   problem.index = {0, 1, 3, 0, 0};
+  std::vector<float> counts(3, -7.0f), sums(6, -7.0f);
   CodebookUpdateArgs args{};
+  args.features = problem.features.data();
+  args.row_stride = args.num_channels = 2;
   args.index = problem.index.data();
   args.num_rows = 5;
   args.num_codes = 3;
-  CHECK(find_bad_index(args, 0, 5) == 2);
+  args.counts = counts.data();
+  args.sums = sums.data();
+  CHECK(update_codebook(CpuLevel::kScalar, args, 2, threads(2)) == 2);
+  CHECK(counts[0] == -7.0f && sums[0] == -7.0f);
   const bool valid[5] = {true, true, false, true, true};
   args.valid = valid;
-  CHECK(find_bad_index(args, 0, 5) == -1);
+  CHECK(update_codebook(CpuLevel::kScalar, args, 2, threads(2)) == -1);
+  CHECK(counts[0] == 3.0f && counts[1] == 1.0f && counts[2] == 0.0f);
 }

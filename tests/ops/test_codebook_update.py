@@ -69,6 +69,20 @@ def test_one_popular_code_is_shared_without_changing_bits(backend, threads):
     assert counts.tolist() == [4285.0, 0.0, 0.0, 0.0, 715.0, 0.0]
 
 
+@pytest.mark.parametrize("num_codes", [3, 50, 5000])
+def test_blocks_of_rows_and_pieces_of_codes(num_codes, backend, threads):
+    features = torch.randn(50000, 37, generator=torch.Generator().manual_seed(3))
+    index = (torch.rand(50000, generator=torch.Generator().manual_seed(4)) ** 3 * num_codes).long() - 1
+    valid = torch.arange(50000) % 5 > 0
+    counts, sums = codebook_stats(features, index, num_codes, valid=valid, backend=backend)
+    kept = valid & (index >= 0)
+    assert torch.equal(sums, torch.zeros(num_codes, 37).index_add_(0, index[kept], features[kept]))
+    assert torch.equal(counts.long(), torch.bincount(index[kept], minlength=num_codes))
+    codebook = torch.randn(num_codes, 37)
+    expected = codebook_ema_(codebook.clone(), counts, sums, 0.9, backend=backend)
+    assert torch.equal(scatter_mean_ema_(codebook, features, index, 0.9, valid=valid, backend=backend), expected)
+
+
 def test_counts_sum_to_the_rows(backend):
     features, index, _ = _case(1000, 30, 5)
     counts, _ = codebook_stats(features, index.clamp(min=0), 30, backend=backend)

@@ -3,12 +3,23 @@
 #include "kernels/codebook_update/codebook_update.h"
 
 namespace soho {
+namespace {
+
+constexpr int64_t kMembersAhead = 4;
+constexpr int64_t kLineChannels = 16;
+
+}  // namespace
 
 void add_members_scalar(const Members& members, float* sums, int64_t sum_stride) {
   for (int64_t k = 0; k < members.num_codes; ++k, sums += sum_stride) {
     if (members.from_zero) std::fill(sums, sums + members.num_channels, 0.0f);
     for (int64_t m = members.starts[k]; m < members.starts[k + 1]; ++m) {
       const void* row = row_at(members.features, members.rows[m], members.row_stride, members.features_type);
+      const void* row_ahead =
+          row_at(members.features, members.rows[m + kMembersAhead], members.row_stride, members.features_type);
+      for (int64_t c = 0; c < members.num_channels; c += kLineChannels)
+        __builtin_prefetch(static_cast<const char*>(row_ahead) +
+                           (members.first_channel + c) * element_size(members.features_type));
       for (int64_t c = 0; c < members.num_channels; ++c)
         sums[c] += load_element(row, members.first_channel + c, members.features_type);
     }
