@@ -32,9 +32,10 @@ struct Lanes {
 inline Lanes no_lanes() { return {_mm512_setzero_pd()}; }
 inline Lanes load_lanes(const double* row) { return {_mm512_loadu_pd(row)}; }
 inline Lanes load_lanes(const float* code) { return {_mm512_cvtps_pd(_mm256_loadu_ps(code))}; }
-template <bool fused>
+template <bool fused, bool by_fma>
 inline void add_square_of_difference(const Lanes& x, const Lanes& d, Lanes& sum) {
-  const __m512d difference = _mm512_sub_pd(x.all, d.all);
+  const __m512d difference =
+      by_fma ? _mm512_fmsub_pd(x.all, _mm512_set1_pd(1.0), d.all) : _mm512_sub_pd(x.all, d.all);
   sum.all = fused ? _mm512_fmadd_pd(difference, difference, sum.all)
                   : _mm512_add_pd(sum.all, _mm512_mul_pd(difference, difference));
 }
@@ -55,10 +56,14 @@ inline __m256d plus_square(__m256d sum, __m256d difference) {
   return fused ? _mm256_fmadd_pd(difference, difference, sum)
                : _mm256_add_pd(sum, _mm256_mul_pd(difference, difference));
 }
-template <bool fused>
+template <bool by_fma>
+inline __m256d minus(__m256d x, __m256d d) {
+  return by_fma ? _mm256_fmsub_pd(x, _mm256_set1_pd(1.0), d) : _mm256_sub_pd(x, d);
+}
+template <bool fused, bool by_fma>
 inline void add_square_of_difference(const Lanes& x, const Lanes& d, Lanes& sum) {
-  sum.low = plus_square<fused>(sum.low, _mm256_sub_pd(x.low, d.low));
-  sum.high = plus_square<fused>(sum.high, _mm256_sub_pd(x.high, d.high));
+  sum.low = plus_square<fused>(sum.low, minus<by_fma>(x.low, d.low));
+  sum.high = plus_square<fused>(sum.high, minus<by_fma>(x.high, d.high));
 }
 inline __m256d low_plus_high(const Lanes& sum) { return _mm256_add_pd(sum.low, sum.high); }
 #endif
@@ -69,51 +74,88 @@ inline double fold(const Lanes& sum) {
   return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
-// Distances of num_rows x num_codes pairs. A row holds float64 and zeros up to a multiple of eight channels.
-template <int num_rows, int num_codes, bool fused = false>
-inline void squared_distances(const double* rows, int64_t row_length, const float* const* codes, int64_t num_channels,
+// Of the sums of one row.
+template <int num_codes>
+inline void fold_all(const Lanes (&sum)[num_codes], double (&distance)[num_codes]) {
+#ifdef __AVX512F__
+  if constexpr (num_codes == 4) {  // the same additions, side by side
+    __m512d half[2];
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; ++k) {
+      const __m512d a = sum[2 * k].all, b = sum[2 * k + 1].all;
+      half[k] = _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xee));
+    }
+    const __m512d two = _mm512_add_pd(_mm512_shuffle_f64x2(half[0], half[1], 0x88),
+                                      _mm512_shuffle_f64x2(half[0], half[1], 0xdd));
+    const __m512d one = _mm512_add_pd(two, _mm512_permute_pd(two, 0x55));
+    _mm256_storeu_pd(distance, _mm512_castpd512_pd256(_mm512_maskz_compress_pd(0x55, one)));
+    return;
+  }
+#endif
+#pragma GCC unroll 8
+  for (int k = 0; k < num_codes; ++k) distance[k] = fold(sum[k]);
+}
+
+inline int64_t exact_row_length(int64_t num_channels) { return (num_channels + kNumLanes - 1) / kNumLanes * kNumLanes; }
+
+// Adds eight channels of num_rows x num_codes pairs. Every other defined difference is x * 1 - d, which has the same
+// bits: processors that add and multiply in different units have work for both then.
+template <bool fused, int num_rows, int num_codes>
+inline void add_channels(const double* rows, int64_t row_length, const Lanes (&codes)[num_codes],
+                         Lanes (&sum)[num_rows][num_codes]) {
+#pragma GCC unroll 8
+  for (int k = 0; k < num_codes; ++k) {
+#pragma GCC unroll 8
+    for (int r = 0; r < num_rows; ++r) {
+      const Lanes x = load_lanes(rows + r * row_length);
+      if (!fused && (r + k) % 2 == 1) {
+        add_square_of_difference<fused, true>(x, codes[k], sum[r][k]);
+      } else {
+        add_square_of_difference<fused, false>(x, codes[k], sum[r][k]);
+      }
+    }
+  }
+}
+
+// Distances of num_rows x num_codes pairs. A row holds float64 and zeros up to a multiple of eight channels; so does a
+// code of float64.
+template <int num_rows, int num_codes, bool fused = false, class Value>
+inline void squared_distances(const double* rows, int64_t row_length, const Value* const* codes, int64_t num_channels,
                               double (*distance)[num_codes]) {
-  Lanes sum[num_rows][num_codes];
+  Lanes sum[num_rows][num_codes], code[num_codes];
 #pragma GCC unroll 8
   for (int r = 0; r < num_rows; ++r) {
 #pragma GCC unroll 8
     for (int k = 0; k < num_codes; ++k) sum[r][k] = no_lanes();
   }
+  const int64_t num_padded = sizeof(Value) == sizeof(double) ? exact_row_length(num_channels) : num_channels;
   int64_t c = 0;
-  for (; c + kNumLanes <= num_channels; c += kNumLanes) {
+  for (; c + kNumLanes <= num_padded; c += kNumLanes) {
 #pragma GCC unroll 8
+    for (int k = 0; k < num_codes; ++k) code[k] = load_lanes(codes[k] + c);
+    add_channels<fused>(rows + c, row_length, code, sum);
+  }
+  if (c < num_padded) {
     for (int k = 0; k < num_codes; ++k) {
-      const Lanes code = load_lanes(codes[k] + c);
-#pragma GCC unroll 8
-      for (int r = 0; r < num_rows; ++r)
-        add_square_of_difference<fused>(load_lanes(rows + r * row_length + c), code, sum[r][k]);
+      Value last[kNumLanes] = {};
+      std::memcpy(last, codes[k] + c, sizeof(Value) * (num_channels - c));
+      code[k] = load_lanes(last);
     }
-  }
-  if (c < num_channels) {
-#pragma GCC unroll 8
-    for (int k = 0; k < num_codes; ++k) {
-      float last[kNumLanes] = {};
-      std::memcpy(last, codes[k] + c, sizeof(float) * (num_channels - c));
-      const Lanes code = load_lanes(last);
-#pragma GCC unroll 8
-      for (int r = 0; r < num_rows; ++r)
-        add_square_of_difference<fused>(load_lanes(rows + r * row_length + c), code, sum[r][k]);
-    }
+    add_channels<fused>(rows + c, row_length, code, sum);
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < num_rows; ++r) {
-#pragma GCC unroll 8
-    for (int k = 0; k < num_codes; ++k) distance[r][k] = fold(sum[r][k]);
-  }
+  for (int r = 0; r < num_rows; ++r) fold_all(sum[r], distance[r]);
 }
 
-inline int64_t exact_row_length(int64_t num_channels) { return (num_channels + kNumLanes - 1) / kNumLanes * kNumLanes; }
+inline void load_exact(const void* values, Element type, int64_t num_channels, double* target) {
+  int64_t c = 0;
+  for (; c < num_channels; ++c) target[c] = load_element(values, c, type);
+  for (; c < exact_row_length(num_channels); ++c) target[c] = 0.0;
+}
 
 inline void load_exact_row(const CodebookLookupArgs& args, int64_t i, double* target) {
-  const void* row = row_at(args.features, i, args.row_stride, args.features_type);
-  int64_t c = 0;
-  for (; c < args.num_channels; ++c) target[c] = load_element(row, c, args.features_type);
-  for (; c < exact_row_length(args.num_channels); ++c) target[c] = 0.0;
+  load_exact(row_at(args.features, i, args.row_stride, args.features_type), args.features_type, args.num_channels,
+             target);
 }
 
 // Nearest of some codes to one row, ascending; code_at(n) is the n-th.
@@ -159,8 +201,9 @@ LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCodes& sc
   constexpr int64_t kMostLooks = 24 * tile_rows;  // at single codes of a tile of rows, before all are computed at once
   const int64_t num_channels = args.num_channels, row_length = exact_row_length(num_channels);
   const double tolerance = 1 + (static_cast<double>(num_channels) / 8 + 8) * 0x1p-50;
-  const Scratch memory(sizeof(double) * kBlockRows * row_length);
+  const Scratch memory(sizeof(double) * (kBlockRows + tile_codes) * row_length);
   double* rows = static_cast<double*>(memory.data());
+  double* exact_codes = rows + kBlockRows * row_length;
   Nearest nearest[kBlockRows];
   int64_t row_id[kBlockRows], num_looks[kBlockTiles];
   LookupCounts counts;
@@ -176,11 +219,13 @@ LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCodes& sc
     for (Nearest& row : nearest) row = {kFar, kFar, 0};
     for (int64_t& looks : num_looks) looks = 0;
     for (int64_t first = 0; first < screened.num_distinct; first += tile_codes) {
-      const float* codes[tile_codes];
+      const double* codes[tile_codes];
       int64_t position[tile_codes];
       for (int64_t k = 0; k < tile_codes; ++k) {  // the last one is repeated: a copy is not nearer
         position[k] = screened.codes[first + k < screened.num_distinct ? first + k : screened.num_distinct - 1];
-        codes[k] = args.codebook + position[k] * num_channels;
+        load_exact(args.codebook + position[k] * num_channels, Element::kFloat32, num_channels,
+                   exact_codes + k * row_length);
+        codes[k] = exact_codes + k * row_length;
       }
       for (int64_t tile = 0; tile < num_tiles; ++tile) {
         const double* tile_row = rows + tile * tile_rows * row_length;
@@ -193,6 +238,10 @@ LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCodes& sc
         }
         for (int64_t r = 0; r < tile_rows; ++r) {
           Nearest& row = nearest[tile * tile_rows + r];
+          bool reached = false;
+          for (int64_t k = 0; k < tile_codes; ++k)
+            reached |= fused ? distance[r][k] <= row.limit : distance[r][k] < row.smallest;
+          if (!reached) continue;
           for (int64_t k = 0; k < tile_codes; ++k) {
             double exact[1][1] = {{distance[r][k]}};
             if (fused) {

@@ -26,7 +26,7 @@ LookupCounts screen_avx512(const CodebookLookupArgs& args, const ScreenedCodes& 
 LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                                 int64_t end) {
   DefaultFloatEnvironment environment;
-  return compare_all<4, 4>(args, screened, begin, end);
+  return compare_all<6, 4>(args, screened, begin, end);
 }
 
 }  // namespace soho
