@@ -1,0 +1,7 @@
+// One function per file of tests; main.cpp calls them.
+#pragma once
+
+void test_model();
+void test_codebook_update_cuda();
+void test_group_mask_cuda();
+void test_gather_codes_cuda();

@@ -1,0 +1,24 @@
+// cuda_model_tests: the CUDA kernels on the CPU, built with -DSOHO_FAST_BUILD_TESTS=ON. Names of groups choose some.
+#include <cstring>
+
+#include "../kernels/check.h"
+#include "cuda_model_tests.h"
+
+// Threads that an error leaves behind never free what they own.
+extern "C" const char *__asan_default_options() { return "detect_leaks=0"; }
+
+int main(int num_words, char **words) {
+  const struct {
+    const char *name;
+    void (*run)();
+  } groups[] = {{"model", test_model}};
+  for (const auto &group : groups) {
+    bool chosen = num_words == 1;
+    for (int w = 1; w < num_words; ++w)
+      chosen = chosen || std::strcmp(words[w], group.name) == 0;
+    if (chosen)
+      group.run();
+  }
+  std::printf("%d failures\n", num_failures());
+  return num_failures() == 0 ? 0 : 1;
+}

@@ -1,0 +1,33 @@
+"""Builds and runs the CUDA kernels on the model of the machine: no GPU, no CUDA, address and undefined-behaviour checks."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "kernel_tests"
+has_tools = shutil.which("cmake") and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+pytestmark = pytest.mark.skipif(not has_tools, reason="needs cmake and a C++ compiler")
+
+
+def _run(*command) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def program():
+    configure = ["cmake", "-S", ROOT, "-B", BUILD, "-DSOHO_FAST_BUILD_MODULE=OFF", "-DSOHO_FAST_BUILD_TESTS=ON"]
+    if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists():
+        configure.append("-GNinja")
+    _run(*configure)
+    _run("cmake", "--build", BUILD, "--target", "cuda_model_tests", "--parallel", "2")
+    return BUILD / "cuda_model_tests"
+
+
+@pytest.mark.parametrize("group", ["model"])
+def test_on_the_model(program, group):
+    assert "0 failures" in _run(program, group)
