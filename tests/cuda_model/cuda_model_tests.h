@@ -4,4 +4,3 @@
 void test_model();
 void test_codebook_update_cuda();
 void test_group_mask_cuda();
-void test_gather_codes_cuda();

@@ -5,7 +5,7 @@
 #include "cuda_model_tests.h"
 
 // Threads that an error leaves behind never free what they own.
-extern "C" const char *__asan_default_options() { return "detect_leaks=0"; }
+extern "C" __attribute__((visibility("default"))) const char *__asan_default_options() { return "detect_leaks=0"; }
 
 int main(int num_words, char **words) {
   const struct {

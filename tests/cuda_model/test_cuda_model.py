@@ -1,4 +1,4 @@
-"""Builds and runs the CUDA kernels on the model of the machine: no GPU, no CUDA, address and undefined-behaviour checks."""
+"""Builds and runs the CUDA kernels on the model of the machine: no GPU and no CUDA, under the sanitizers."""
 
 import shutil
 import subprocess
