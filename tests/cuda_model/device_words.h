@@ -15,7 +15,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
-#define __shared__ static __attribute__((section("soho_shared")))
+#define __shared__ static thread_local // execution.cpp finds them where thread-local variables lie
 #define __constant__ static const
 
 #define SOHO_MODEL_VECTOR2(name, type, bytes)                                                                          \
@@ -137,6 +137,8 @@ inline uint16_t round_float16(float value) {
     return 0x7fff;
   if (magnitude >= 65520.0f)
     return sign | 0x7c00u;
+  if (magnitude == 0)
+    return sign;
   int exponent = 0;
   std::frexp(magnitude, &exponent); // magnitude < 2^exponent
   const int step = std::max(exponent - 11, -24);

@@ -1,5 +1,6 @@
 #include "execution.h"
 
+#include <link.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -21,10 +22,6 @@
 #ifndef __x86_64__
 #include <ucontext.h>
 #endif
-
-// Static __shared__ variables lie here; the symbols are the linker's.
-extern char __start_soho_shared[] __attribute__((weak));
-extern char __stop_soho_shared[] __attribute__((weak));
 
 namespace soho_model {
 namespace {
@@ -217,15 +214,21 @@ void wake(unsigned t) {
   block.ready.push_back(t);
 }
 
-// Shared memory holds something, but nothing useful: NaN and -1, or huge numbers. Not instrumented, since it
-// also writes between the variables.
-#ifdef __SANITIZE_ADDRESS__
-__attribute__((no_sanitize("address", "undefined")))
-#endif
-void fill_with_garbage(char *begin, char *end) {
-  const char garbage = coin() ? '\xff' : '\x7b';
-  for (volatile char *byte = begin; byte < end; ++byte)
-    *byte = garbage;
+// Shared memory holds something, but nothing useful: NaN and -1, or huge numbers.
+void fill_with_garbage(char *begin, size_t bytes) {
+  std::memset(begin, coin() ? 0xff : 0x7b, bytes);
+}
+
+// Static __shared__ variables are the only thread-local ones of the program.
+void fill_static_shared() {
+  const auto fill = [](dl_phdr_info *program, size_t, void *) {
+    for (int h = 0; h < program->dlpi_phnum; ++h) {
+      if (program->dlpi_phdr[h].p_type == PT_TLS && program->dlpi_tls_data != nullptr)
+        fill_with_garbage(static_cast<char *>(program->dlpi_tls_data), program->dlpi_phdr[h].p_memsz);
+    }
+    return 1; // the first is the program, the others are libraries
+  };
+  dl_iterate_phdr(fill, nullptr);
 }
 
 // Exact, so that the address sanitizer sees the first byte behind it.
@@ -233,7 +236,7 @@ class DynamicShared {
 public:
   explicit DynamicShared(size_t bytes)
       : memory_(static_cast<char *>(::operator new(bytes, kAlignment))) {
-    fill_with_garbage(memory_, memory_ + bytes);
+    fill_with_garbage(memory_, bytes);
     block.memory = reinterpret_cast<unsigned char *>(memory_);
   }
   ~DynamicShared() {
@@ -268,7 +271,7 @@ void open_barrier() {
 
 void run_block(dim3 shape, size_t shared_bytes) {
   const DynamicShared memory(shared_bytes);
-  fill_with_garbage(__start_soho_shared, __stop_soho_shared);
+  fill_static_shared();
   const unsigned num_threads = shape.x * shape.y * shape.z;
   while (block.threads.size() < num_threads) {
     if (block.spare.empty())

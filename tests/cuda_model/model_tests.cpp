@@ -207,7 +207,7 @@ template <bool bfloat, bool transposed> __global__ void multiply(const uint16_t 
 
 template <bool bfloat, bool transposed> void test_multiply(bool small_integers) {
   std::mt19937 engine(3);
-  std::set<float> seen;
+  std::set<std::vector<float>> seen;
   for (uint64_t seed = 0; seed < 12; ++seed) {
     soho_model::set_seed(seed);
     std::vector<uint16_t> a(256), b(128);
@@ -226,7 +226,7 @@ template <bool bfloat, bool transposed> void test_multiply(bool small_integers) 
       x = widen(draw());
     c = start;
     launch(multiply<bfloat, transposed>, 1, 32, 0, nullptr, a.data(), b.data(), c.data());
-    seen.insert(c[0]);
+    seen.insert(c);
     for (int row = 0; row < 16; ++row) {
       for (int column = 0; column < 8; ++column) {
         double exact = start[row * 8 + column], magnitude = std::fabs(exact);
