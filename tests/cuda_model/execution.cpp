@@ -73,7 +73,7 @@ enum class State { kReady, kWaits, kEnded };
 
 struct Thread {
   Fiber fiber;
-  State state;
+  State state = State::kEnded;
   uint3 index;
   CopyQueue copies;
   // What it waits for.
@@ -137,7 +137,8 @@ void enter_thread() {
   switch_fiber(block.threads[current]->fiber, main_fiber, true);
 }
 
-void prepare(Fiber &fiber) {
+// `was_left`: the last thread on it did not end, so all its frames are still guarded.
+void prepare(Fiber &fiber, [[maybe_unused]] bool was_left) {
   if (fiber.stack == nullptr) {
     void *memory = mmap(nullptr, kStackBytes + kPageBytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -148,7 +149,8 @@ void prepare(Fiber &fiber) {
     fiber.stack_bytes = kStackBytes;
   }
 #ifdef __SANITIZE_ADDRESS__
-  __asan_unpoison_memory_region(fiber.stack, kStackBytes);
+  const size_t guarded = was_left ? kStackBytes : 1024; // enter_thread itself never returns
+  __asan_unpoison_memory_region(fiber.stack + kStackBytes - guarded, guarded);
 #endif
 #ifdef __x86_64__
   void **top = reinterpret_cast<void **>(fiber.stack + kStackBytes);
@@ -288,7 +290,7 @@ void run_block(dim3 shape, size_t shared_bytes) {
   block.failure.clear();
   for (unsigned t = 0; t < num_threads; ++t) {
     Thread &thread = *block.threads[t];
-    prepare(thread.fiber);
+    prepare(thread.fiber, thread.state != State::kEnded);
     thread.index = {t % shape.x, t / shape.x % shape.y, t / shape.x / shape.y};
     thread.copies = {};
     thread.site = {};

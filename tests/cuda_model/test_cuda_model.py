@@ -28,6 +28,6 @@ def program():
     return BUILD / "cuda_model_tests"
 
 
-@pytest.mark.parametrize("group", ["model"])
+@pytest.mark.parametrize("group", ["model", "codebook_update", "group_mask"])
 def test_on_the_model(program, group):
     assert "0 failures" in _run(program, group)

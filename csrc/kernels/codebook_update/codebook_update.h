@@ -8,8 +8,10 @@
 // is rounded to float32 after each operation; a code without members keeps its bits.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
+#include "common/cuda_status.h"
 #include "common/element.h"
 #include "common/parallel_for.h"
 
@@ -49,6 +51,13 @@ struct CodebookEmaArgs {
 
 // Codes [begin, end).
 void codebook_ema(CpuLevel level, const CodebookEmaArgs& args, int64_t begin, int64_t end);
+
+// The same on a GPU, with the same bits (cuda.cu). All pointers are to the device's memory; work is queued on `stream`,
+// nothing is waited for, and a CUDA graph can capture it. `workspace` holds workspace_bytes, aligned to 16, and stays
+// until the work is done. A counted index of num_codes or more is not counted. Rows and codes are fewer than 2^32 - 1.
+size_t update_codebook_workspace_bytes_cuda(const CodebookUpdateArgs& args);
+CudaStatus update_codebook_cuda(const CodebookUpdateArgs& args, void* workspace, CudaStream stream);
+CudaStatus codebook_ema_cuda(const CodebookEmaArgs& args, int64_t num_codes, CudaStream stream);
 
 constexpr int64_t kMaxMembersAhead = 64;
 
