@@ -1,7 +1,8 @@
 """Which implementation serves a call: the table of backends, the compiled extension, and op registration.
 
 Each op is registered once per backend, as `torch.ops.soho_fast.<op>_<backend>`, with one schema, one fake kernel and
-one gradient. `reference` is written in Python and runs on every device; `cpu` is implemented by `soho_fast._C`.
+one gradient. `reference` is written in Python and runs on every device; `cpu` is implemented by `soho_fast._C`,
+`triton` by `soho_fast/ops/<op>/triton.py`, imported where Triton can run.
 """
 
 import functools
@@ -14,10 +15,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from soho_fast.ops import triton_backend
+
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
 LIBRARY = torch.library.Library("soho_fast", "FRAGMENT")
 
+_BEST_FIRST = {"cpu": ("cpu",), "cuda": ("triton",)}  # tried in turn where no backend is named, by device type
 _NATIVE_OPS: dict[str, set[str]] = {"cpu": set(), "triton": set(), "cuda": set()}
 _fallback_warned = False
 
@@ -62,7 +66,7 @@ def define_op(
     *,
     reference: Callable,
     fake: Callable,
-    native: tuple[str, ...] = ("cpu",),
+    native: tuple[str, ...] = ("cpu", "triton"),
     backward: Callable | None = None,
     setup_context: Callable | None = None,
 ) -> None:
@@ -73,16 +77,21 @@ def define_op(
         schema: argument list and returns, such as "(Tensor x) -> Tensor".
         reference: the plain torch implementation.
         fake: the shape function used by torch.compile and meta tensors.
-        native: backends whose compiled code implements the op (registered by that code when it loads).
+        native: backends that implement the op: `cpu` registers its code when it loads, `triton` is the function
+            `name` of the module `triton` beside the reference.
         backward, setup_context: the gradient, as in `torch.library.register_autograd`.
     """
+    for backend in native:
+        _NATIVE_OPS[backend].add(name)
     for backend in ("reference", *native):
+        if backend == "triton" and triton_backend.MISSING:
+            continue
         qualified = f"soho_fast::{name}_{backend}"
         LIBRARY.define(f"{name}_{backend}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         if backend == "reference":
             LIBRARY.impl(f"{name}_{backend}", _warning_once(reference), "CompositeExplicitAutograd")
-        else:
-            _NATIVE_OPS[backend].add(name)
+        elif backend == "triton":
+            triton_backend.register(LIBRARY, name, home=reference.__module__.rpartition(".")[0])
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
         if backward is not None:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
@@ -92,19 +101,23 @@ def _refusals(name: str, backend: str, device_type: str) -> list[str]:
     """Every reason why `backend` cannot serve op `name` on tensors of `device_type`."""
     if backend == "reference":
         return []
-    if backend in ("triton", "cuda"):
+    if backend == "cuda":
         return [f"this version has no {backend} kernel for {name}"]
     reasons = []
-    if _extension is None:
+    if backend == "triton":
+        reasons += triton_backend.MISSING
+    elif _extension is None:
         reasons.append(_extension_missing)
-    if device_type != backend:
-        reasons.append(f"it needs tensors on {backend}, these are on {device_type}")
+    wanted_type = triton_backend.DEVICE_TYPE if backend == "triton" else backend
+    if device_type != wanted_type:
+        reasons.append(f"it needs tensors on {wanted_type}, these are on {device_type}")
     if name not in _NATIVE_OPS[backend]:
         reasons.append(f"it has no kernel for {name}")
     return reasons
 
 
-def _choose(name: str, backend: str | None, device_type: str) -> str:
+def backend_for(name: str, backend: str | None, device_type: str) -> str:
+    """Name of the backend that serves this call; raises as `op_for`."""
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
     if backend is not None:
@@ -112,8 +125,9 @@ def _choose(name: str, backend: str | None, device_type: str) -> str:
         if reasons:
             raise ValueError(f"backend: {backend!r} cannot serve {name}: {'; '.join(reasons)}")
         return backend
-    if not _refusals(name, "cpu", device_type):
-        return "cpu"
+    for best in _BEST_FIRST.get(device_type, ()):
+        if not _refusals(name, best, device_type):
+            return best
     return "reference"
 
 
@@ -123,7 +137,7 @@ def op_for(name: str, backend: str | None, device_type: str) -> Callable:
     Raises:
         ValueError: unknown backend, or a backend asked for by name that cannot serve the call, with every reason.
     """
-    return getattr(torch.ops.soho_fast, f"{name}_{_choose(name, backend, device_type)}").default
+    return getattr(torch.ops.soho_fast, f"{name}_{backend_for(name, backend, device_type)}").default
 
 
 def mark_changed(tensor: Tensor) -> None:
@@ -134,7 +148,13 @@ def mark_changed(tensor: Tensor) -> None:
 
 def available_backends() -> list[str]:
     """Names of the backends that can run here, the slowest first; `reference` is always among them."""
-    return ["reference"] if _extension is None else ["reference", "cpu"]
+    has_device = triton_backend.INTERPRETING or torch.cuda.is_available()
+    runs = {
+        "reference": True,
+        "cpu": _extension is not None,
+        "triton": has_device and not triton_backend.MISSING,
+    }
+    return [name for name in BACKENDS if runs.get(name)]
 
 
 def set_cpu_level(level: str | None) -> None:

@@ -5,15 +5,17 @@ import pytest
 import torch
 
 from soho_fast import ops
+from soho_fast.ops import triton_backend
 
-IMPLEMENTATIONS = ("reference", *ops.build_info().get("cpu_levels_built", ()))
+INTERPRETING = triton_backend.INTERPRETING and not triton_backend.MISSING  # test_triton.py starts such a process
+IMPLEMENTATIONS = ("triton",) if INTERPRETING else ("reference", *ops.build_info().get("cpu_levels_built", ()))
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def backend(request):
     """The `backend` argument that runs the implementation; CPU levels are forced for the duration of the test."""
-    if request.param == "reference":
-        yield "reference"
+    if request.param in ("reference", "triton"):
+        yield request.param
         return
     try:
         ops.set_cpu_level(request.param)
@@ -23,7 +25,7 @@ def backend(request):
     ops.set_cpu_level(None)
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[1] if INTERPRETING else [1, 2])
 def threads(request):
     """Number of intra-op threads, set for the duration of the test."""
     before = torch.get_num_threads()

@@ -108,10 +108,9 @@ def test_unknown_backend_is_refused():
         ops.codebook_lookup(torch.ones(2, 2), torch.ones(2, 2), backend="gpu")
 
 
-@pytest.mark.parametrize("name", ["triton", "cuda"])
-def test_backend_without_kernel_is_refused_with_the_reason(name):
-    with pytest.raises(ValueError, match=f"backend: '{name}' cannot serve codebook_lookup: .*no {name} kernel"):
-        ops.codebook_lookup(torch.ones(2, 2), torch.ones(2, 2), backend=name)
+def test_backend_without_kernel_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match=r"backend: 'cuda' cannot serve codebook_lookup: .*no cuda kernel"):
+        ops.codebook_lookup(torch.ones(2, 2), torch.ones(2, 2), backend="cuda")
 
 
 @needs_extension

@@ -132,8 +132,8 @@ def test_nan_row_gets_index_zero_and_nan_distance(backend):
 def test_flushed_subnormals_do_not_change_the_index(backend, exact_lookup):
     features, codebook = (t * 1e-41 for t in _random(40, 50, 9))
     expected, _ = exact_lookup(features, codebook)
-    if backend == "reference" or not torch.set_flush_denormal(True):
-        pytest.skip("the reference runs torch's own operations, which follow the flag")
+    if backend != "cpu" or not torch.set_flush_denormal(True):
+        pytest.skip("torch's own operations and numpy's, which interpret Triton, follow the flag")
     try:
         index = codebook_lookup(features, codebook, backend=backend)
         still_flushed = (torch.tensor([1e-41]) * 1).item() == 0.0

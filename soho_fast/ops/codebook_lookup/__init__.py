@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import define_op, op_for
+from soho_fast.ops.backends import backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup import reference
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook
 
@@ -60,11 +60,13 @@ def codebook_lookup(
         TypeError: an argument that is not a tensor of a supported type.
         ValueError: shapes or devices that do not fit, an empty codebook, or a backend that cannot serve the call.
     """
-    packed = None
+    prepared = None
     if isinstance(codebook, PreparedCodebook):
-        codebook, packed = codebook.codebook, codebook.packed
+        prepared, codebook = codebook, codebook.codebook
     _check_pair(features, codebook)
-    op = op_for("codebook_lookup", backend, features.device.type)
+    chosen = backend_for("codebook_lookup", backend, features.device.type)
+    packed = None if prepared is None else prepared.packed_for(chosen)
+    op = op_for("codebook_lookup", chosen, features.device.type)
     if not return_distance:
         return op(features.detach(), codebook.detach(), False, False, packed)[1]
     differentiable = torch.is_grad_enabled() and (features.requires_grad or codebook.requires_grad)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import define_op, op_for
+from soho_fast.ops.backends import backend_for, define_op, op_for
 
 
 class PreparedCodebook:
@@ -24,18 +24,18 @@ class PreparedCodebook:
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions
             self.codebook = codebook.detach().float().clone(memory_format=torch.contiguous_format)
         self._version = self.codebook._version
-        self._packed = op_for("pack_codebook", backend, codebook.device.type)(self.codebook)
+        self._backend = backend_for("pack_codebook", backend, codebook.device.type)
+        self._packed = op_for("pack_codebook", self._backend, codebook.device.type)(self.codebook)
 
     @property
     def shape(self) -> torch.Size:
         return self.codebook.shape
 
-    @property
-    def packed(self) -> Tensor:
-        """What the backend's kernel reads; empty for a backend that packs nothing."""
+    def packed_for(self, backend: str) -> Tensor | None:
+        """What the backend's kernel reads; None where the codebook was prepared for another backend."""
         if not torch.compiler.is_compiling() and self.codebook._version != self._version:
             raise ValueError("codebook: the prepared snapshot was written to; prepare the changed codebook instead")
-        return self._packed
+        return self._packed if backend == self._backend else None
 
     def __repr__(self) -> str:
         return f"PreparedCodebook(shape={tuple(self.shape)}, device={self.codebook.device})"

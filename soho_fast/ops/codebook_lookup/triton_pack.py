@@ -1,0 +1,248 @@
+"""A codebook made ready for the screening in Triton; see `triton.py`, whose letters these are.
+
+Letters: G codebooks, K codes, C channels; Q codes and D channels padded to whole tiles, S sampled codes.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from soho_fast.ops.triton_backend import ceil_div, launch
+
+TILE = tl.constexpr(128)  # codes of one tile; a column of it fits the low bits of a score
+UNUSABLE = tl.constexpr(2.0**100)  # |b|^2 / 2 of a code that cannot win: r >= 2^-60 keeps its score below any other
+SMALLEST_NORMAL = tl.constexpr(2.0**-14)  # of float16
+
+
+@triton.jit
+def exponent_of(value):
+    """floor(log2(value)) of a positive normal float32, within what `power_of_two` takes."""
+    return tl.minimum(tl.maximum((value.to(tl.int32, bitcast=True) >> 23) - 127, -126), 126)
+
+
+@triton.jit
+def power_of_two(exponent):
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def is_finite(value):
+    return tl.abs(value) < float("inf")
+
+
+@triton.jit
+def to_float16(value):
+    """Rounded to float16, subnormals to zero: not every matrix unit multiplies them."""
+    return tl.where(tl.abs(value) < SMALLEST_NORMAL, 0.0, value).to(tl.float16)
+
+
+@triton.jit
+def length_of(square, num_channels):
+    """The root of a sum of float32 squares, rounded up."""
+    return tl.sqrt(square) * (1.0 + (num_channels + 64) * (2.0**-24))
+
+
+@triton.jit
+def _hash(value, channel):
+    """An int32 that is equal for equal numbers (0 and -0 are)."""
+    bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True) + channel * 0x01000193
+    bits = (bits ^ (bits >> 15)) * 0x2C1B3C6D
+    bits = (bits ^ (bits >> 12)) * 0x297A2D39
+    return bits ^ (bits >> 15)
+
+
+@triton.jit
+def _describe_codes(
+    codebook,
+    centre,
+    largest,
+    hashes,
+    stride_g,
+    stride_k,
+    stride_c,
+    num_codes,
+    num_channels,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program per block of codes: the largest |d - m| of each code, -1 where it is not finite, and its hash."""
+    num_blocks = tl.cdiv(num_codes, BLOCK_K)
+    group = (tl.program_id(0) // num_blocks).to(tl.int64)
+    code = (tl.program_id(0) % num_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
+    real = code < num_codes
+    rows = codebook + group * stride_g + code.to(tl.int64) * stride_k
+    size = tl.zeros([BLOCK_K], dtype=tl.float32)
+    broken = tl.zeros([BLOCK_K], dtype=tl.int32)
+    mixed = tl.zeros([BLOCK_K], dtype=tl.int32)
+    for start in range(0, num_channels, BLOCK_C):
+        channel = start + tl.arange(0, BLOCK_C)
+        inside = channel < num_channels
+        wanted = real[:, None] & inside[None, :]
+        value = tl.load(rows[:, None] + (channel.to(tl.int64) * stride_c)[None, :], mask=wanted, other=0.0)
+        value = value.to(tl.float32)
+        middle = tl.load(centre + group * num_channels + channel, mask=inside, other=0.0)
+        finite = is_finite(value)
+        broken = tl.maximum(broken, tl.max((~finite).to(tl.int32), axis=1))
+        apart = tl.where(finite & inside[None, :], tl.abs(value - middle[None, :]), 0.0)
+        size = tl.maximum(size, tl.max(apart, axis=1))
+        mixed += tl.sum(tl.where(inside[None, :], _hash(value, channel[None, :]), 0), axis=1)
+    place = group * num_codes + code
+    tl.store(largest + place, tl.where(broken > 0, -1.0, size), mask=real)
+    tl.store(hashes + place, mixed, mask=real)
+
+
+@triton.jit
+def _pack_codes(
+    codebook,
+    centre,
+    largest,
+    hashes,
+    rounded,
+    half_square,
+    length,
+    lost,
+    exponent,
+    stride_g,
+    stride_k,
+    stride_c,
+    num_codes,
+    num_channels,
+    padded_codes,
+    padded_channels,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """One program per block of codes: b^ and, for each code, |b|^2 / 2, |b| and |b - b^|."""
+    num_blocks = padded_codes // BLOCK_K
+    group = (tl.program_id(0) // num_blocks).to(tl.int64)
+    block = tl.program_id(0) % num_blocks
+    code = block * BLOCK_K + tl.arange(0, BLOCK_K)
+    real = code < num_codes
+    largest += group * num_codes
+    hashes += group * num_codes
+
+    size = tl.zeros([1024], dtype=tl.float32)
+    for start in range(0, num_codes, 1024):
+        other = start + tl.arange(0, 1024)
+        size = tl.maximum(size, tl.load(largest + other, mask=other < num_codes, other=0.0))
+    size_of_all = tl.max(size, axis=0)
+    shift = tl.where(size_of_all > 0.0, exponent_of(size_of_all), 0)
+    scale = power_of_two(-shift)
+    tl.store(exponent + group, shift, mask=block == 0)
+
+    # The first usable code with the same hash, if any, is the only one this code can be a copy of.
+    my_hash = tl.load(hashes + code, mask=real, other=0)
+    usable = tl.load(largest + code, mask=real, other=-1.0) >= 0.0
+    twin = tl.full([BLOCK_K], 0x7FFFFFFF, tl.int32)
+    for start in range(0, (block + 1) * BLOCK_K, 128):
+        other = start + tl.arange(0, 128)
+        known = other < num_codes
+        other_hash = tl.load(hashes + other, mask=known, other=0)
+        known = known & (tl.load(largest + other, mask=known, other=-1.0) >= 0.0)
+        same = known[None, :] & (other_hash[None, :] == my_hash[:, None]) & (other[None, :] < code[:, None])
+        twin = tl.minimum(twin, tl.min(tl.where(same, other[None, :], 0x7FFFFFFF), axis=1))
+    paired = usable & (twin < code)
+
+    rows = codebook + group * stride_g
+    own = rows + code.to(tl.int64) * stride_k
+    others = rows + tl.where(paired, twin, 0).to(tl.int64) * stride_k
+    different = tl.zeros([BLOCK_K], dtype=tl.int32)
+    square = tl.zeros([BLOCK_K], dtype=tl.float32)
+    lost_square = tl.zeros([BLOCK_K], dtype=tl.float32)
+    out = rounded + (group * padded_codes + code) * padded_channels
+    for start in range(0, padded_channels, BLOCK_C):
+        channel = start + tl.arange(0, BLOCK_C)
+        inside = channel < num_channels
+        offset = (channel.to(tl.int64) * stride_c)[None, :]
+        value = tl.load(own[:, None] + offset, mask=usable[:, None] & inside[None, :], other=0.0)
+        twin_value = tl.load(others[:, None] + offset, mask=paired[:, None] & inside[None, :], other=0.0)
+        unlike = (value != twin_value) & paired[:, None]
+        different = tl.maximum(different, tl.max(unlike.to(tl.int32), axis=1))
+        middle = tl.load(centre + group * num_channels + channel, mask=inside, other=0.0)
+        scaled = (value.to(tl.float32) - middle[None, :]) * scale
+        scaled = tl.where(usable[:, None] & is_finite(scaled), scaled, 0.0)
+        near = to_float16(scaled)
+        left = scaled - near.to(tl.float32)
+        square += tl.sum(scaled * scaled, axis=1)
+        lost_square += tl.sum(left * left, axis=1)
+        tl.store(out[:, None] + channel[None, :], near, mask=(channel < padded_channels)[None, :])
+
+    screened = usable & ~(paired & (different == 0))
+    size_b = length_of(square, num_channels)
+    size_b = tl.where(size_of_all < float("inf"), size_b, float("inf"))
+    place = group * padded_codes + code
+    tl.store(half_square + place, tl.where(screened, 0.5 * square, UNUSABLE))
+    tl.store(length + place, tl.where(screened, size_b, 0.0))
+    # 2^-23 |b|: the subtraction of the centre, rounded to float32
+    tl.store(lost + place, tl.where(screened, length_of(lost_square, num_channels) + size_b * (2.0**-23), 0.0))
+
+
+KERNELS = [_describe_codes, _pack_codes]
+
+
+def padded_sizes(num_codes: int, num_channels: int) -> tuple[int, int, int]:
+    """Q, D, and the channels of one step of the screening; D is a power of two up to 128, then a multiple of 64."""
+    padded_channels = 64 * ceil_div(num_channels, 64)
+    for size in (128, 64, 32, 16):
+        padded_channels = size if num_channels <= size else padded_channels
+    return TILE.value * ceil_div(num_codes, TILE.value), padded_channels, min(padded_channels, 128)
+
+
+def packed_parts(codebook_GKC: Tensor) -> tuple[Tensor, ...]:
+    """b^ (G, Q, D), |b|^2 / 2, |b|, |b - b^| (G, Q), m (G, C), and the exponent of 1 / t (G, 1)."""
+    num_codebooks, num_codes, num_channels = codebook_GKC.shape
+    padded_codes, padded_channels, _ = padded_sizes(num_codes, num_channels)
+    # Any centre is right; the mean of some 256 codes is near the middle.
+    sample_GSC = codebook_GKC[:, :: max(1, num_codes // 256)].float()
+    centre_GC = (sample_GSC / sample_GSC.shape[1]).nan_to_num(0.0, 0.0, 0.0).sum(1)
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return codebook_GKC.new_empty((num_codebooks, *shape), dtype=dtype)
+
+    largest_GK, hashes_GK = empty(num_codes), empty(num_codes, dtype=torch.int32)
+    launch(
+        _describe_codes,
+        num_codebooks * ceil_div(num_codes, 32),
+        codebook_GKC,
+        centre_GC,
+        largest_GK,
+        hashes_GK,
+        *codebook_GKC.stride(),
+        num_codes,
+        num_channels,
+        BLOCK_K=32,
+        BLOCK_C=128,
+    )
+    rounded_GQD = empty(padded_codes, padded_channels, dtype=torch.float16)
+    half_GQ, length_GQ, lost_GQ = (empty(padded_codes) for _ in range(3))
+    exponent_G1 = empty(1, dtype=torch.int32)
+    launch(
+        _pack_codes,
+        num_codebooks * (padded_codes // 32),
+        codebook_GKC,
+        centre_GC,
+        largest_GK,
+        hashes_GK,
+        rounded_GQD,
+        half_GQ,
+        length_GQ,
+        lost_GQ,
+        exponent_G1,
+        *codebook_GKC.stride(),
+        num_codes,
+        num_channels,
+        padded_codes,
+        padded_channels,
+        BLOCK_K=32,
+        BLOCK_C=128,
+    )
+    return rounded_GQD, half_GQ, length_GQ, lost_GQ, centre_GC, exponent_G1
+
+
+def unpacked_parts(packed: Tensor, num_codes: int, num_channels: int) -> tuple[Tensor, ...]:
+    """`packed_parts` as views of what `pack_codebook` returned."""
+    padded_codes, padded_channels, _ = padded_sizes(num_codes, num_channels)
+    sizes = [2 * padded_codes * padded_channels, *(3 * [4 * padded_codes]), 4 * num_channels, 4]
+    types = [torch.float16, *(4 * [torch.float32]), torch.int32]
+    return tuple(part.view(dtype) for part, dtype in zip(packed.split(sizes, 1), types, strict=True))

@@ -1,0 +1,223 @@
+"""Grouped masking in Triton.
+
+Letters: B images, L tokens per image, C channels.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from soho_fast.ops.triton_backend import ceil_div, launch
+
+IGNORED = tl.constexpr(-100)  # cross-entropy's ignore_index
+ABSENT = tl.constexpr(torch.iinfo(torch.int64).max)  # sorts behind every label
+
+
+@triton.jit
+def _choose_label(labels_sorted, uniform, target, uniform_stride, num_tokens, BLOCK_L: tl.constexpr):
+    """One program per image: counts the distinct labels of the sorted row, then finds the one of the drawn rank."""
+    image = tl.program_id(0).to(tl.int64)
+    row = labels_sorted + image * num_tokens
+    num_labels = tl.full([], 0, tl.int32)
+    for start in range(0, num_tokens, BLOCK_L):
+        token = start + tl.arange(0, BLOCK_L)
+        label = tl.load(row + token, mask=token < num_tokens, other=ABSENT)
+        before = tl.load(row + token - 1, mask=(token > 0) & (token < num_tokens), other=-1)
+        num_labels += tl.sum(((label != ABSENT) & (label != before)).to(tl.int32), axis=0)
+    rank = (tl.load(uniform + image * uniform_stride) * num_labels.to(tl.float64)).to(tl.int32)
+    rank = tl.minimum(rank, num_labels - 1)
+    chosen = tl.full([], -1, tl.int64)
+    seen = tl.full([], 0, tl.int32)
+    for start in range(0, num_tokens, BLOCK_L):
+        token = start + tl.arange(0, BLOCK_L)
+        label = tl.load(row + token, mask=token < num_tokens, other=ABSENT)
+        before = tl.load(row + token - 1, mask=(token > 0) & (token < num_tokens), other=-1)
+        first = ((label != ABSENT) & (label != before)).to(tl.int32)
+        hit = (first > 0) & (seen + tl.cumsum(first, axis=0) == rank + 1)
+        chosen = tl.maximum(chosen, tl.max(tl.where(hit, label, -1), axis=0))
+        seen += tl.sum(first, axis=0)
+    tl.store(target + image, chosen)
+
+
+@triton.jit
+def _label_tokens(
+    index,
+    target,
+    valid,
+    labels,
+    index_stride_b,
+    index_stride_l,
+    target_stride,
+    valid_stride_b,
+    valid_stride_l,
+    num_rows,
+    num_tokens,
+    row,
+    writes_labels,
+    HAS_VALID: tl.constexpr,
+):
+    """Image and token of each row (tokens of all images in one line), and whether it is masked."""
+    real = row < num_rows
+    image = row // num_tokens
+    token = row % num_tokens
+    label = tl.load(index + image * index_stride_b + token * index_stride_l, mask=real, other=-1)
+    wanted = tl.load(target + image * target_stride, mask=real, other=-1)
+    hit = real & (label == wanted) & (wanted >= 0)
+    if HAS_VALID:
+        hit = hit & (tl.load(valid + image * valid_stride_b + token * valid_stride_l, mask=real, other=0) != 0)
+    tl.store(labels + row, tl.where(hit, label, IGNORED), mask=real & writes_labels)
+    return image, token, hit
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _mask_out_of_place(
+    index,
+    target,
+    valid,
+    labels,
+    index_stride_b,
+    index_stride_l,
+    target_stride,
+    valid_stride_b,
+    valid_stride_l,
+    num_rows,
+    num_tokens,
+    features,
+    mask_token,
+    masked,
+    stride_b,
+    stride_l,
+    stride_c,
+    token_stride,
+    num_channels,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+):
+    """One program per block of tokens and block of channels."""
+    num_blocks = tl.maximum(tl.cdiv(num_channels, BLOCK_C), 1)
+    block = tl.program_id(0) % num_blocks
+    row = (tl.program_id(0) // num_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    image, token, hit = _label_tokens(
+        index, target, valid, labels, index_stride_b, index_stride_l, target_stride, valid_stride_b, valid_stride_l,
+        num_rows, num_tokens, row, block == 0, HAS_VALID,
+    )  # fmt: skip
+    channel = block * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
+    inside = channel < num_channels
+    wanted = (row < num_rows)[:, None] & inside[None, :]
+    place = features + (image * stride_b + token * stride_l)[:, None] + (channel * stride_c)[None, :]
+    kept = tl.load(place, mask=wanted & ~hit[:, None], other=0.0)
+    fill = tl.load(mask_token + channel * token_stride, mask=inside, other=0.0)
+    out = masked + (row * num_channels)[:, None] + channel[None, :]
+    tl.store(out, tl.where(hit[:, None], fill[None, :], kept), mask=wanted)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _mask_in_place(
+    index,
+    target,
+    valid,
+    labels,
+    index_stride_b,
+    index_stride_l,
+    target_stride,
+    valid_stride_b,
+    valid_stride_l,
+    num_rows,
+    num_tokens,
+    features,
+    mask_token,
+    stride_b,
+    stride_l,
+    stride_c,
+    token_stride,
+    num_channels,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+):
+    """As `_mask_out_of_place`, writing the masked tokens alone and reading no features."""
+    num_blocks = tl.maximum(tl.cdiv(num_channels, BLOCK_C), 1)
+    block = tl.program_id(0) % num_blocks
+    row = (tl.program_id(0) // num_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    image, token, hit = _label_tokens(
+        index, target, valid, labels, index_stride_b, index_stride_l, target_stride, valid_stride_b, valid_stride_l,
+        num_rows, num_tokens, row, block == 0, HAS_VALID,
+    )  # fmt: skip
+    channel = block * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
+    inside = channel < num_channels
+    place = features + (image * stride_b + token * stride_l)[:, None] + (channel * stride_c)[None, :]
+    fill = tl.load(mask_token + channel * token_stride, mask=inside, other=0.0)
+    tl.store(place, tl.broadcast_to(fill[None, :], (BLOCK_R, BLOCK_C)), mask=hit[:, None] & inside[None, :])
+
+
+KERNELS = [_choose_label, _mask_out_of_place, _mask_in_place]
+
+
+def sample_group(index: Tensor, valid: Tensor | None, uniform: Tensor) -> Tensor:
+    """As `reference.sample_group`."""
+    num_images, num_tokens = index.shape
+    target_B = index.new_empty((num_images,))
+    if num_images == 0:
+        return target_B
+    present_BL = index >= 0
+    if valid is not None:
+        present_BL = present_BL & valid
+    sorted_BL = torch.where(present_BL, index, ABSENT.value).sort(dim=1).values.contiguous()
+    launch(_choose_label, num_images, sorted_BL, uniform, target_B, *uniform.stride(), num_tokens, BLOCK_L=256)
+    return target_B
+
+
+def _launch_mask(
+    kernel: object,
+    features: Tensor,
+    index: Tensor,
+    mask_token: Tensor,
+    target: Tensor,
+    valid: Tensor | None,
+    outputs: tuple[Tensor, ...],
+) -> Tensor:
+    """Start a masking kernel, whose outputs besides the labels are `outputs`; returns the labels."""
+    num_images, num_tokens, num_channels = features.shape
+    labels_BL = torch.empty_like(index, memory_format=torch.contiguous_format)
+    if index.numel() == 0:
+        return labels_BL
+    block_c = 256 if num_channels > 64 else 64
+    valid_or_any = index if valid is None else valid
+    launch(
+        kernel,
+        ceil_div(num_images * num_tokens, 16) * (ceil_div(num_channels, block_c) if num_channels > 0 else 1),
+        index,
+        target,
+        valid_or_any,
+        labels_BL,
+        *index.stride(),
+        *target.stride(),
+        *valid_or_any.stride(),
+        num_images * num_tokens,
+        num_tokens,
+        features,
+        mask_token,
+        *outputs,
+        *features.stride(),
+        *mask_token.stride(),
+        num_channels,
+        BLOCK_R=16,
+        BLOCK_C=block_c,
+        HAS_VALID=valid is not None,
+    )
+    return labels_BL
+
+
+def group_mask(
+    features: Tensor, index: Tensor, mask_token: Tensor, target: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As `reference.group_mask`."""
+    masked_BLC = features.new_empty(features.shape)
+    return masked_BLC, _launch_mask(_mask_out_of_place, features, index, mask_token, target, valid, (masked_BLC,))
+
+
+def group_mask_(features: Tensor, index: Tensor, mask_token: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+    """As `reference.group_mask_`; only the masked tokens are written, and no features are read."""
+    return _launch_mask(_mask_in_place, features, index, mask_token, target, valid, ())

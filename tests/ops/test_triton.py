@@ -1,0 +1,249 @@
+"""The Triton backend without a GPU: the op tests under Triton's interpreter in a process of their own, every kernel
+through the real compiler, the graph that torch.compile gets, and life without Triton."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from soho_fast import ops
+from soho_fast.ops import triton_backend
+
+HERE = Path(__file__).parent
+OP_TESTS = (
+    "test_codebook_lookup.py",
+    "test_codebook_update.py",
+    "test_fuzz.py",
+    "test_group_mask.py",
+    "test_prepared_codebook.py",
+    "test_straight_through.py",
+    "test_triton_interpreted.py",
+)
+
+pytestmark = pytest.mark.skipif(triton_backend.INTERPRETING, reason="this process interprets Triton")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+def _python(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@needs_triton
+def test_op_tests_pass_under_the_interpreter():
+    files = [str(HERE / name) for name in OP_TESTS]
+    done = _python("-m", "pytest", "-q", "-k", "triton", "-p", "no:cacheprovider", *files, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 200, done.stdout
+
+
+def test_refusal_names_every_reason():
+    if torch.version.cuda is None and torch.version.hip is None:
+        words = "'triton' cannot serve codebook_lookup: .*built without GPU support.*; it needs tensors on cuda"
+    else:
+        words = "'triton' cannot serve codebook_lookup: .*it needs tensors on cuda, these are on cpu"
+    with pytest.raises(ValueError, match=words):
+        ops.codebook_lookup(torch.ones(2, 2), torch.ones(2, 2), backend="triton")
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import torch
+from soho_fast import ops
+assert "triton" not in ops.available_backends()
+for call in (
+    lambda: ops.codebook_lookup(torch.ones(2, 2), torch.ones(2, 2), backend="triton"),
+    lambda: ops.prepare_codebook(torch.ones(2, 2), backend="triton"),
+    lambda: ops.sample_group(torch.zeros(1, 1, dtype=torch.int64), backend="triton"),
+):
+    try:
+        call()
+    except ValueError as error:
+        assert "Triton is not installed" in str(error) and "needs tensors on" in str(error), error
+    else:
+        raise AssertionError("an absent Triton must be refused when asked for")
+print("done")
+"""
+
+
+def test_the_package_works_without_triton():
+    done = _python("-c", WITHOUT_TRITON)
+    assert done.stdout.strip() == "done", done.stderr
+
+
+def test_the_package_does_not_import_triton_where_it_cannot_run():
+    if not triton_backend.MISSING:
+        pytest.skip("it can run here")
+    done = _python("-c", "import sys, soho_fast.ops; print('triton' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
+TRACE = """
+import torch
+torch.version.cuda = "13.0"  # as if this torch had GPU support: tracing runs no kernel
+from torch._functorch.aot_autograd import aot_function
+from torch._subclasses.fake_tensor import FakeTensorMode
+from soho_fast import ops
+from soho_fast.ops import triton_backend
+triton_backend.DEVICE_TYPE = "cpu"  # autograd of this torch knows no cuda, not even for fake tensors
+triton = {"backend": "triton"}
+
+def step(features, codebook, mask_token, uniform):
+    index, distance = ops.codebook_lookup(features, codebook, return_distance=True, **triton)
+    quantized = ops.straight_through(features, codebook, index, **triton)
+    counts, sums = ops.codebook_stats(features, index, codebook.shape[0], **triton)
+    ops.codebook_ema_(codebook, counts, sums, 0.9, **triton)
+    ops.scatter_mean_ema_(codebook, features, index, 0.9, **triton)
+    target = ops.sample_group(index, uniform=uniform, **triton)
+    masked, labels = ops.group_mask(quantized, index, mask_token, target, **triton)
+    copy = masked.detach() * 2
+    ops.group_mask(copy, index, mask_token.detach(), target, inplace=True, **triton)
+    return masked, labels, distance, copy
+
+graphs = []
+def keep(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+
+with FakeTensorMode():
+    traced = aot_function(step, fw_compiler=keep, bw_compiler=keep)
+    features, codebook = torch.empty(3, 40, 24, requires_grad=True), torch.empty(50, 24)
+    outputs = traced(features, codebook, torch.empty(24), torch.empty(3, dtype=torch.float64))
+assert [tuple(output.shape) for output in outputs] == [(3, 40, 24), (3, 40), (3, 40), (3, 40, 24)]
+targets = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
+assert not [target for target in targets if "soho_fast" in target], targets
+print(sum("triton_kernel_wrapper" in target for target in targets))
+"""
+
+
+@needs_triton
+def test_compiler_sees_the_kernels():
+    """Nothing opaque is left in the graph: 5 kernels of the lookup with its distance and codes, and one or two each of
+    the others."""
+    done = _python("-c", TRACE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) == 14, done.stdout
+
+
+def _launches(monkeypatch):
+    """(kernel, arguments, options) of every launch that the ops make, recorded and not run."""
+    from soho_fast.ops.codebook_lookup import triton as lookup
+    from soho_fast.ops.codebook_lookup import triton_pack
+    from soho_fast.ops.codebook_update import triton as update
+    from soho_fast.ops.group_mask import triton as mask
+
+    recorded = []
+    for module in (lookup, triton_pack, update, mask):
+        monkeypatch.setattr(
+            module, "launch", lambda kernel, num, *args, **options: recorded.append((kernel, args, options))
+        )
+    index = torch.zeros(2, 160, dtype=torch.int64)
+    for num_channels in (768, 64):
+        features, codebook = torch.zeros(2, 160, num_channels), torch.zeros(2048, num_channels)
+        lookup.codebook_lookup(features, codebook, True, True)
+    lookup.straight_through(features.bfloat16(), codebook, index)
+    counts, sums = update.codebook_stats(features, index, 2048, None)
+    update.codebook_ema_(codebook, counts, sums, 0.9)
+    update.scatter_mean_ema_(codebook, features, index, 0.9, index > 0)
+    target = mask.sample_group(index, index > 0, torch.zeros(2, dtype=torch.float64))
+    mask.group_mask(features, index, codebook[0], target, index > 0)
+    mask.group_mask_(features, index, codebook[0], target, None)
+    return recorded
+
+
+TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float64: "fp64",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.bool: "i1",
+}
+
+
+def _source(kernel, args, options):
+    """What Triton's own launcher would compile for these arguments, and the options of its compiler."""
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = {}, {}, {}
+    named = dict(zip(kernel.arg_names, args, strict=False)) | options
+    for position, parameter in enumerate(kernel.params):
+        value, key = named.pop(parameter.name), (position,)
+        if parameter.is_constexpr or (value == 1 and isinstance(value, int) and not parameter.do_not_specialize):
+            signature[parameter.name], constants[key] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + TYPES[value.dtype]
+        else:
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+        aligned = isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)
+        if key not in constants and aligned and not parameter.do_not_specialize:
+            attributes[key] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constants, attributes), named
+
+
+@needs_triton
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+def test_every_kernel_compiles(target, monkeypatch, capsys):
+    import triton
+    from triton.backends import backends
+    from triton.backends.compiler import GPUTarget
+
+    nvidia = target.startswith("sm_")
+    if ("nvidia" if nvidia else "amd") not in backends:
+        pytest.skip("this Triton lacks the compiler")
+    gpu = GPUTarget("cuda", int(target[3:]), 32) if nvidia else GPUTarget("hip", target, 64)
+    seen, assembly_of = set(), {}
+    for kernel, args, options in _launches(monkeypatch):
+        source, compiler_options = _source(kernel, args, options)
+        if str(source.signature) + str(source.constants) in seen:
+            continue
+        seen.add(str(source.signature) + str(source.constants))
+        compiled = triton.compile(source, target=gpu, options=compiler_options)
+        assembly = compiled.asm["ptx" if nvidia else "amdgcn"]
+        assembly_of.setdefault(kernel.__name__, []).append(assembly)
+        most = 99 * 1024 if nvidia else 64 * 1024  # a block's shared memory on the smallest card, LDS of a compute unit
+        assert compiled.metadata.shared <= most, (kernel.__name__, compiled.metadata.shared)
+        if nvidia:
+            _check_ptx(kernel.__name__, assembly, target)
+    assert len(assembly_of) == 13
+    matrix = {
+        "sm_80": r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.f16\.f16\.f32",
+        "sm_90": r"wgmma\.mma_async\S*\.f32\.f16\.f16|mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.f16\.f16\.f32",
+        "gfx942": r"v_mfma_f32_\d+x\d+x\d+_?f16",
+    }[target]
+    for name in ("_screen", "_compare"):
+        assert len(assembly_of[name]) == 2 and all(re.search(matrix, assembly) for assembly in assembly_of[name])
+    if nvidia:
+        assert all(re.search(r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], (16|0x10)", assembly)
+                   for assembly in assembly_of["_screen"])  # fmt: skip
+        assert any("cvt.rn.bf16" in assembly for assembly in assembly_of["_gather_codes"])
+
+
+def _check_ptx(name, ptx, target):
+    """No spilled register, and every fused product and sum takes the exact product by the argument `one`."""
+    import triton
+
+    for precision, kernels in (("f64", ("_compare", "_chosen_distance")), ("f32", ("_move_codes", "_move_by_members"))):
+        fused = re.findall(rf"fma\.rn\.{precision}\s+%\w+, (%\w+), (%\w+), %\w+;", ptx)
+        if name in kernels and fused:
+            common = set.intersection(*({first, second} for first, second in fused))
+            assert common, f"{name} fuses a product that must be rounded: {fused}"
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernel.ptx").write_text(ptx)
+        architecture = re.search(r"\.target (sm_\w+)", ptx)[1]
+        command = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name", architecture, "kernel.ptx", "-o", "kernel.cubin"]
+        report = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
+    assert "0 bytes spill stores, 0 bytes spill loads" in report, f"{name} for {target}: {report}"
