@@ -47,7 +47,7 @@ def _vqa_split(folder: Path, subtype: str, first: int, count: int, answered: boo
                     "multiple_choice_answer": answer,
                     "answer_type": "yes/no" if place < 2 else "other",
                     "answers": [{"answer": each, "answer_id": n} for n, each in enumerate(given, 1)],
-                }  # fmt: skip
+                }
             )
     paths = [folder / f"v2_OpenEnded_mscoco_{subtype}_questions.json", folder / f"v2_mscoco_{subtype}_annotations.json"]
     paths[0].write_text(json.dumps({"data_subtype": subtype, "questions": questions}))
