@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from soho_fast.engine.settings import OptimSettings
 
@@ -97,23 +96,22 @@ class SgdAdamW(torch.optim.Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(param)
             states.append(state)
         beta1, beta2 = group["betas"]
-        adamw(
+        # Read only, so one tensor does for all of the same count (torch.optim would count in each).
+        counts = {(state["step"], param.device) for param, state in zip(params, states, strict=True)}
+        step_of = {(step, device): torch.tensor(step + 1.0, device=device) for step, device in counts}
+        torch._fused_adamw_(
             params,
             [param.grad for param in params],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            max_exp_avg_sqs=[],
-            state_steps=[
-                torch.tensor(float(state["step"]), device=param.device)
-                for param, state in zip(params, states, strict=True)
-            ],
-            fused=True,
-            amsgrad=False,
+            [],
+            [step_of[state["step"], param.device] for param, state in zip(params, states, strict=True)],
+            lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
-            lr=group["lr"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
+            amsgrad=False,
             maximize=False,
         )
         for state in states:

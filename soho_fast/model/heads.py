@@ -5,11 +5,50 @@ M positions, D channels, V words, K codes, P pairs.
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from .config import SohoConfig
 from .distributed import all_reduce_sum_, world_size
-from .packed_encoder import recurring
+from .packed_encoder import product_dtype, recurring
+
+# Values of a classifier that are cast at a time: as many as stay in a core's second-level cache.
+_PART = 1 << 19
+
+
+class _ClassifyByParts(torch.autograd.Function):
+    """A linear classifier in another type than its weight's, of which no copy is made as a whole.
+
+    Autocast copies the weight to its type and the gradient back. For few rows and many classes that takes longer than
+    the products, most of all where the operating system has to find the memory anew at each step.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_MD, weight_VD, bias_V, dtype: torch.dtype):
+        hidden_MD = hidden_MD.to(dtype)
+        logits_VM = hidden_MD.new_empty(weight_VD.shape[0], hidden_MD.shape[0])
+        for part in _parts(weight_VD):
+            torch.mm(weight_VD[part].to(dtype), hidden_MD.T, out=logits_VM[part])
+        ctx.save_for_backward(hidden_MD, weight_VD)
+        return logits_VM.T + bias_V.to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_MV):
+        hidden_MD, weight_VD = ctx.saved_tensors
+        grad_VM = grad_MV.to(hidden_MD.dtype).T.contiguous()
+        grad_hidden_MD = torch.zeros_like(hidden_MD, dtype=torch.float32)
+        grad_weight_VD = torch.empty_like(weight_VD)
+        for part in _parts(weight_VD):
+            grad_hidden_MD += torch.mm(grad_VM[part].T, weight_VD[part].to(hidden_MD.dtype))
+            grad_weight_VD[part] = torch.mm(grad_VM[part], hidden_MD)
+        return grad_hidden_MD, grad_weight_VD, grad_MV.sum(0, dtype=torch.float32), None
+
+
+def _parts(weight_VD: Tensor) -> list[slice]:
+    V, D = weight_VD.shape
+    rows = max(1, _PART // D)
+    return [slice(begin, min(begin + rows, V)) for begin in range(0, V, rows)]
 
 
 class TokenHead(nn.Module):
@@ -29,6 +68,10 @@ class TokenHead(nn.Module):
         M = hidden_MD.shape[0]
         padded_RD = nn.functional.pad(hidden_MD, (0, 0, 0, recurring(M, hidden_MD) - M))
         hidden_RD = self.transform(padded_RD)
+        table_VD = self.decoder.weight if weight_VD is None else weight_VD
+        dtype = product_dtype(table_VD)
+        if table_VD.device.type == "cpu" and dtype != table_VD.dtype and table_VD.numel() > _PART:
+            return _ClassifyByParts.apply(hidden_RD, table_VD, self.decoder.bias, dtype)[:M]
         if weight_VD is None:
             return self.decoder(hidden_RD)[:M]
         return nn.functional.linear(hidden_RD, weight_VD, self.decoder.bias)[:M]
