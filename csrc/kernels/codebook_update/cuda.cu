@@ -203,6 +203,30 @@ __device__ __forceinline__ float averaged(float code, float sum, float count, co
   return __fadd_rn(__fmul_rn(code, by.decay), __fmul_rn(__fdiv_rn(sum, count), by.rest));
 }
 
+template <int kVector>
+__device__ __forceinline__ void load(float (&values)[kVector], const float* memory) {
+  if constexpr (kVector % 4 == 0) {
+#pragma unroll
+    for (int e = 0; e < kVector; e += 4) {
+      const float4 word = *reinterpret_cast<const float4*>(memory + e);
+      values[e] = word.x, values[e + 1] = word.y, values[e + 2] = word.z, values[e + 3] = word.w;
+    }
+  } else {
+    for (int e = 0; e < kVector; ++e) values[e] = memory[e];
+  }
+}
+
+template <int kVector>
+__device__ __forceinline__ void store(float* memory, const float (&values)[kVector]) {
+  if constexpr (kVector % 4 == 0) {
+#pragma unroll
+    for (int e = 0; e < kVector; e += 4)  // a plain store of a float4 is taken apart by the compiler
+      __stcg(reinterpret_cast<float4*>(memory + e), make_float4(values[e], values[e + 1], values[e + 2], values[e + 3]));
+  } else {
+    for (int e = 0; e < kVector; ++e) memory[e] = values[e];
+  }
+}
+
 // `lanes` (a power of two, at most 32) take `lanes` * kVector channels of one code.
 template <Element type, int kVector>
 __global__ void __launch_bounds__(kThreads)
@@ -227,21 +251,16 @@ __global__ void __launch_bounds__(kThreads)
       if (m < left) chunks[m].add_to(sum);
     }
   }
+  const int64_t position = code * args.num_channels + channel;
   if (args.moves_codebook) {
     if (begin == end) return;
-    float* target = args.codebook + code * args.num_channels + channel;
-    const auto count = static_cast<float>(end - begin);
+    float before[kVector];
+    load(before, args.codebook + position);
 #pragma unroll
-    for (int e = 0; e < kVector; ++e) target[e] = averaged(target[e], sum[e], count, by);
-    return;
-  }
-  float* target = args.sums + code * args.num_channels + channel;
-  if constexpr (kVector == 1) {
-    target[0] = sum[0];
+    for (int e = 0; e < kVector; ++e) sum[e] = averaged(before[e], sum[e], static_cast<float>(end - begin), by);
+    store(args.codebook + position, sum);
   } else {
-#pragma unroll
-    for (int e = 0; e < kVector; e += 4)
-      *reinterpret_cast<float4*>(target + e) = make_float4(sum[e], sum[e + 1], sum[e + 2], sum[e + 3]);
+    store(args.sums + position, sum);
   }
 }
 
@@ -277,17 +296,12 @@ __global__ void __launch_bounds__(kThreads) move_codes(CodebookEmaArgs args, int
   float* target = args.codebook + code * args.codebook_row_stride;
   const float* sums = args.sums + code * args.num_channels;
   for (int64_t c = threadIdx.x % kWarp * kVector; c < args.num_channels; c += kWarp * kVector) {
-    if constexpr (kVector == 4) {
-      const float4 sum = *reinterpret_cast<const float4*>(sums + c);
-      float4 moved = *reinterpret_cast<const float4*>(target + c);
-      moved.x = averaged(moved.x, sum.x, count, by);
-      moved.y = averaged(moved.y, sum.y, count, by);
-      moved.z = averaged(moved.z, sum.z, count, by);
-      moved.w = averaged(moved.w, sum.w, count, by);
-      *reinterpret_cast<float4*>(target + c) = moved;
-    } else {
-      target[c] = averaged(target[c], sums[c], count, by);
-    }
+    float sum[kVector], code_values[kVector];
+    load(sum, sums + c);
+    load(code_values, target + c);
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) code_values[e] = averaged(code_values[e], sum[e], count, by);
+    store(target + c, code_values);
   }
 }
 

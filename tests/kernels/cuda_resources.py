@@ -1,0 +1,157 @@
+"""What each CUDA kernel takes of a multiprocessor, as ptxas reports it, and the instructions in its PTX.
+
+Needs nvcc and no GPU. `python tests/kernels/cuda_resources.py` prints the table of every kernel for every architecture.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = (80, 90, 100)
+FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-I", str(ROOT / "csrc"), "-Xptxas", "-v", "--keep"]
+ELEMENTS = {"0": "float32", "1": "bfloat16", "2": "float16"}  # of soho::Element
+
+# What is counted in the PTX of a kernel.
+INSTRUCTIONS = {
+    "mma": r"\bmma\.sync\.aligned\.m16n8k16",
+    "ldmatrix": r"\bldmatrix\.sync",
+    "cp.async": r"\bcp\.async\.c[ag]\.shared",
+    "16-byte load": r"\bld(?:\.[a-z0-9_:]+)*\.v4\.[a-z]*32\b",
+    "16-byte store": r"\bst(?:\.[a-z0-9_:]+)*\.v4\.[a-z]*32\b",
+    "local memory": r"\b(?:ld|st)\.local\b",
+}
+
+
+@dataclass
+class Kernel:
+    """One kernel compiled for one architecture. Sizes in bytes; `shared` is the static part."""
+
+    file: str
+    name: str
+    architecture: int
+    registers: int = 0
+    shared: int = 0
+    stack: int = 0
+    spills: int = 0
+    instructions: dict[str, int] = field(default_factory=dict)
+
+
+def missing_compiler() -> str | None:
+    """Why nothing can be compiled here, or None."""
+    for program in ("nvcc", "c++filt"):
+        if shutil.which(program) is None:
+            return f"{program} was not found"
+    return None
+
+
+def sources() -> list[Path]:
+    """Every .cu file of the kernels."""
+    return sorted((ROOT / "csrc" / "kernels").glob("*/*.cu"))
+
+
+def short_name(symbol: str) -> str:
+    """`add_members<float32, 4>` for the mangled name of that kernel."""
+    name = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout.strip()
+    name = re.sub(r"\(soho::Element\)(\d)", lambda found: ELEMENTS[found[1]], name)
+    name = re.sub(r"\((?:int|bool|unsigned int)\)", "", name)
+    name = re.sub(r"soho::(?:\w*_GLOBAL__N_\w*::|\(anonymous namespace\)::)?", "", name).removeprefix("void ")
+    depth = 0
+    for position, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            return name[:position]
+    return name
+
+
+def _from_report(file: str, report: str) -> dict[tuple[str, int], Kernel]:
+    """The kernels in what `ptxas -v` printed, by symbol and architecture."""
+    kernels = {}
+    kernel = None
+    for line in report.splitlines():
+        if found := re.search(r"Compiling entry function '(\w+)' for 'sm_(\d+)", line):
+            kernel = kernels[found[1], int(found[2])] = Kernel(file, short_name(found[1]), int(found[2]))
+        elif kernel is None:
+            continue
+        elif found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            kernel.stack, kernel.spills = int(found[1]), int(found[2]) + int(found[3])
+        elif found := re.search(r"Used (\d+) registers", line):
+            kernel.registers = int(found[1])
+            shared = re.search(r"(\d+) bytes smem", line)
+            kernel.shared = int(shared[1]) if shared else 0
+            kernel = None
+    return kernels
+
+
+def _instructions(ptx: str) -> dict[str, dict[str, int]]:
+    """How often each of INSTRUCTIONS stands in each kernel, by symbol."""
+    bodies = re.split(r"^\.visible \.entry |^\.entry ", ptx, flags=re.MULTILINE)[1:]
+    return {
+        re.match(r"\w+", body)[0]: {name: len(re.findall(pattern, body)) for name, pattern in INSTRUCTIONS.items()}
+        for body in bodies
+    }
+
+
+def compile_kernels(source: Path) -> list[Kernel]:
+    """Every kernel of `source` for every architecture; kept in build/ until a source, a flag or nvcc changes.
+
+    Raises:
+        RuntimeError: nvcc refuses the file or warns of it.
+    """
+    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256(f"{version} {FLAGS} {ARCHITECTURES} {Path(__file__).read_text()}".encode())
+    headers = [*source.parent.glob("*.h"), *source.parent.glob("*.cuh"), *(ROOT / "csrc" / "common").glob("*.*h")]
+    for path in [source, *sorted(headers)]:
+        digest.update(f"{path.name}\n{path.read_text()}".encode())
+    file = str(source.relative_to(ROOT / "csrc" / "kernels"))
+    kept = ROOT / "build" / "cuda_resources" / f"{file.replace('/', '-')}-{digest.hexdigest()[:16]}.json"
+    if kept.exists():
+        return [Kernel(**kernel) for kernel in json.loads(kept.read_text())]
+    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ARCHITECTURES]
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["nvcc", *FLAGS, "--keep-dir", folder, *targets, "-c", str(source), "-o", f"{folder}/kernels.o"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        report = done.stdout + done.stderr
+        if done.returncode != 0 or "warning" in report:
+            raise RuntimeError(f"{' '.join(command)}\n{report}")
+        kernels = _from_report(file, report)
+        for number in ARCHITECTURES:
+            ptx = Path(f"{folder}/{source.stem}.compute_{number}.ptx").read_text()
+            for symbol, counts in _instructions(ptx).items():
+                kernels[symbol, number].instructions = counts
+    found = sorted(kernels.values(), key=lambda kernel: (kernel.name, kernel.architecture))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps([asdict(kernel) for kernel in found]))
+    return found
+
+
+def table(kernels: list[Kernel]) -> str:
+    """Markdown: a line per kernel, its figures for each architecture one after the other."""
+    rows: dict[tuple[str, str], dict[int, Kernel]] = {}
+    for kernel in kernels:
+        rows.setdefault((kernel.file, kernel.name), {})[kernel.architecture] = kernel
+    targets = " / ".join(f"sm_{number}" for number in ARCHITECTURES)
+    lines = [
+        f"| kernel | registers a thread, {targets} | static shared memory | spills and stack | instructions (PTX) |",
+        "|---|---|---|---|---|",
+    ]
+    for (file, name), by_target in rows.items():
+        compiled = [by_target[number] for number in ARCHITECTURES]
+        counts = ", ".join(f"{count} {what}" for what, count in compiled[0].instructions.items() if count)
+        registers = " / ".join(str(kernel.registers) for kernel in compiled)
+        shared = max(kernel.shared for kernel in compiled)
+        spilled = max(kernel.spills + kernel.stack for kernel in compiled)
+        lines.append(f"| {file} `{name}` | {registers} | {shared} | {spilled} | {counts} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    if reason := missing_compiler():
+        sys.exit(f"error: {reason}; install the CUDA toolkit and put it on PATH")
+    print(table([kernel for source in sources() for kernel in compile_kernels(source)]))

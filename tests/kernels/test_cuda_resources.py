@@ -1,0 +1,120 @@
+"""Every CUDA kernel compiles for three architectures without a warning and stays within its budget."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+_spec = importlib.util.spec_from_file_location("cuda_resources", Path(__file__).with_name("cuda_resources.py"))
+resources = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(resources)
+
+needs_nvcc = pytest.mark.skipif(
+    resources.missing_compiler() is not None, reason=f"CUDA kernels are not compiled: {resources.missing_compiler()}"
+)
+
+# Registers of a thread and bytes of static shared memory, by kernel. A multiprocessor has 65536 registers: 64 let four
+# blocks of 256 threads live on it, 80 three, 32 fill it with blocks of 1024. No kernel may spill or use a stack.
+BUDGETS = {
+    "codebook_update/cuda.cu": {
+        "rank_rows": (64, 0),
+        "prefix_tiles": (32, 4096),
+        "prefix_codes": (32, 128),
+        "place_members": (32, 0),
+        "add_members": (64, 0),
+        "move_codes": (40, 0),
+    },
+    "group_mask/cuda.cu": {"mask_tokens": (80, 0), "sample_labels": (32, 128)},
+}
+
+# Instructions that a kernel must have, at least so often, in the PTX of every architecture.
+MEANT = {
+    "codebook_update/cuda.cu": {
+        "add_members<float32, 4>": {"16-byte load": 8, "16-byte store": 1},
+        "add_members<bfloat16, 8>": {"16-byte load": 8, "16-byte store": 2},
+        "add_members<float16, 8>": {"16-byte load": 8, "16-byte store": 2},
+        "move_codes<4>": {"16-byte load": 2, "16-byte store": 1},
+    },
+    "group_mask/cuda.cu": {"mask_tokens<uint4>": {"16-byte load": 8, "16-byte store": 8}},
+}
+
+FILES = [str(path.relative_to(resources.ROOT / "csrc/kernels")) for path in resources.sources()]
+
+
+def excesses(kernels: list, budgets: dict[str, tuple[int, int]]) -> list[str]:
+    """What of `kernels` is over its budget, in words."""
+    wrong = []
+    for kernel in kernels:
+        name = f"{kernel.name} for sm_{kernel.architecture}"
+        budget = budgets.get(kernel.name.split("<")[0])
+        if budget is None:
+            wrong.append(f"{name} has no budget")
+            continue
+        for what, got, allowed in (
+            ("registers", kernel.registers, budget[0]),
+            ("bytes of static shared memory", kernel.shared, budget[1]),
+            ("bytes of spills", kernel.spills, 0),
+            ("bytes of stack", kernel.stack, 0),
+            ("local memory accesses", kernel.instructions["local memory"], 0),
+        ):
+            if got > allowed:
+                wrong.append(f"{name}: {got} {what}, {allowed} allowed")
+    return wrong
+
+
+def test_every_file_has_budgets():
+    assert set(BUDGETS) == set(FILES) and set(MEANT) <= set(BUDGETS)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("file", FILES)
+def test_budget(file):
+    kernels = resources.compile_kernels(resources.ROOT / "csrc/kernels" / file)
+    for number in resources.ARCHITECTURES:
+        compiled = {kernel.name.split("<")[0] for kernel in kernels if kernel.architecture == number}
+        assert compiled == set(BUDGETS[file])
+    assert not (wrong := excesses(kernels, BUDGETS[file])), "\n".join(wrong)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("file", MEANT)
+def test_instructions(file):
+    kernels = resources.compile_kernels(resources.ROOT / "csrc/kernels" / file)
+    for name, meant in MEANT[file].items():
+        found = [kernel.instructions for kernel in kernels if kernel.name == name]
+        assert len(found) == len(resources.ARCHITECTURES), f"no kernel {name} among {sorted({k.name for k in kernels})}"
+        for instructions in found:
+            for instruction, least in meant.items():
+                assert instructions[instruction] >= least, f"{name}: {instructions[instruction]} {instruction}"
+
+
+def test_an_excess_is_named():
+    kernel = resources.Kernel("op/cuda.cu", "k<4>", 80, registers=65, spills=8, instructions={"local memory": 0})
+    assert excesses([kernel], {"k": (64, 0)}) == [
+        "k<4> for sm_80: 65 registers, 64 allowed",
+        "k<4> for sm_80: 8 bytes of spills, 0 allowed",
+    ]
+    assert excesses([kernel], {}) == ["k<4> for sm_80 has no budget"]
+
+
+@needs_nvcc
+def test_spills_and_stacks_are_read_from_the_compiler(tmp_path, monkeypatch):
+    """A kernel that cannot do without local memory is seen as such."""
+    monkeypatch.setattr(resources, "ROOT", tmp_path)
+    monkeypatch.setattr(resources, "ARCHITECTURES", (80, 90))
+    source = tmp_path / "csrc" / "kernels" / "op" / "cuda.cu"
+    source.parent.mkdir(parents=True)
+    (tmp_path / "csrc" / "common").mkdir()
+    source.write_text(
+        "namespace soho { namespace {\n"
+        "__global__ void __launch_bounds__(64) index_an_array(const int* in, int* out) {\n"
+        "  int values[256];\n"
+        "  for (int i = 0; i < 256; ++i) values[i] = in[i + threadIdx.x];\n"
+        "  out[threadIdx.x] = values[in[0]] + values[in[1]];\n"
+        "}\n"
+        "}\nvoid run(const int* in, int* out) { index_an_array<<<1, 64>>>(in, out); }\n}\n"
+    )
+    kernel, other = resources.compile_kernels(source)
+    assert kernel.name == other.name == "index_an_array" and (kernel.architecture, other.architecture) == (80, 90)
+    assert kernel.stack >= 1024 and kernel.instructions["local memory"] > 0 and kernel.registers > 0
+    assert kernel.instructions["16-byte load"] == kernel.instructions["mma"] == 0
