@@ -1,6 +1,7 @@
 """Builds the extension module soho_fast._C by calling CMake; metadata lives in pyproject.toml.
 
 Environment variable SOHO_FAST_BUILD_EXTENSION: 0 skips the build, 1 demands it; unset builds where a C++ compiler is.
+SOHO_FAST_CUDA: the same of its CUDA kernels; unset builds them where nvcc and a torch with CUDA are.
 """
 
 import importlib.util
@@ -15,6 +16,8 @@ from setuptools.command.build_ext import build_ext
 
 SOURCE_DIR = Path(__file__).resolve().parent
 SWITCH = "SOHO_FAST_BUILD_EXTENSION"
+CUDA_SWITCH = "SOHO_FAST_CUDA"
+CMAKE_CUDA = {"": "AUTO", "0": "OFF", "1": "ON"}
 
 
 def missing_requirement() -> str | None:
@@ -34,9 +37,10 @@ class CMakeBuild(build_ext):
     """Lets CMake build the module and puts the result where setuptools expects it."""
 
     def run(self) -> None:
+        for switch in (SWITCH, CUDA_SWITCH):
+            if os.environ.get(switch, "") not in ("", "0", "1"):
+                raise SystemExit(f"{switch}: expected 0, 1 or unset, got {os.environ[switch]!r}")
         wanted = os.environ.get(SWITCH, "")
-        if wanted not in ("", "0", "1"):
-            raise SystemExit(f"{SWITCH}: expected 0, 1 or unset, got {wanted!r}")
         missing = missing_requirement()
         if wanted == "1" and missing:
             raise SystemExit(f"soho_fast: the extension was asked for ({SWITCH}=1) and cannot be built: {missing}.")
@@ -57,6 +61,7 @@ class CMakeBuild(build_ext):
             str(build_dir),
             f"-DPython_EXECUTABLE={sys.executable}",
             "-DSOHO_FAST_BUILD_MODULE=ON",
+            f"-DSOHO_FAST_CUDA={CMAKE_CUDA[os.environ.get(CUDA_SWITCH, '')]}",
         ]
         if shutil.which("ninja") and not (build_dir / "CMakeCache.txt").exists():
             configure.append("-GNinja")

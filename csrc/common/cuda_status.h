@@ -8,4 +8,6 @@ namespace soho {
 using CudaStream = CUstream_st*;  // a cudaStream_t
 using CudaStatus = int;           // a cudaError_t; 0 is success
 
+const char* cuda_status_text(CudaStatus status);
+
 }  // namespace soho

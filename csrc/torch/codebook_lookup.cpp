@@ -48,20 +48,6 @@ Tensor gather(const Tensor& codes, const Tensor& index) {
   return output;
 }
 
-// A codebook as the kernels take it; `num_codebooks` of them, one after the other.
-struct Codebooks {
-  Tensor codes;
-  int64_t num_codebooks, num_codes, num_channels;
-  const float* at(int64_t b) const { return codes.const_data_ptr<float>() + b * num_codes * num_channels; }
-};
-
-Codebooks as_codebooks(const Tensor& codebook) {
-  Codebooks books{as_float32(codebook), 1, codebook.size(codebook.dim() - 2), codebook.size(codebook.dim() - 1)};
-  for (int64_t d = 0; d < codebook.dim() - 2; ++d) books.num_codebooks *= codebook.size(d);
-  if (books.num_codes >= int64_t{1} << 31) throw std::invalid_argument("codebook: expected fewer than 2^31 codes");
-  return books;
-}
-
 // (num_codebooks, bytes) uint8: each codebook packed for the first pass of the level in use.
 Tensor pack_codebook_cpu(const Tensor& codebook) {
   const Codebooks books = as_codebooks(codebook);

@@ -11,19 +11,11 @@ namespace {
 
 constexpr int64_t kCodesPerTask = 64;
 
-const bool* bool_data(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? static_cast<const bool*>(tensor->const_data_ptr()) : nullptr;
-}
-
-std::optional<Tensor> dense(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
-
 void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, const std::optional<Tensor>& valid,
          const char* limit_name) {
   const Rows rows = as_rows(features);
   const Tensor positions = torch::stable::contiguous(index);
-  const std::optional<Tensor> kept = dense(valid);
+  const std::optional<Tensor> kept = as_contiguous(valid);
   args.features = rows.data;
   args.features_type = element_of(features);
   args.row_stride = rows.stride;

@@ -17,8 +17,7 @@ Tensor mask(const Tensor& features, const Tensor& masked, bool inplace, const Te
   const Tensor labels = empty_cpu(shape_of(index), ScalarType::Long, index);
   const Tensor positions = torch::stable::contiguous(index), token = torch::stable::contiguous(mask_token),
                targets = torch::stable::contiguous(target);
-  const std::optional<Tensor> kept =
-      valid.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*valid)) : std::nullopt;
+  const std::optional<Tensor> kept = as_contiguous(valid);
   GroupMaskArgs args{};
   args.features = inplace ? nullptr : features.const_data_ptr();
   args.masked = masked.mutable_data_ptr();
@@ -27,7 +26,7 @@ Tensor mask(const Tensor& features, const Tensor& masked, bool inplace, const Te
     args.masked_strides[d] = masked.stride(d);
   }
   args.index = positions.const_data_ptr<int64_t>();
-  args.valid = kept.has_value() ? static_cast<const bool*>(kept->const_data_ptr()) : nullptr;
+  args.valid = bool_data(kept);
   args.target = targets.const_data_ptr<int64_t>();
   args.mask_token = token.const_data_ptr();
   args.labels = labels.mutable_data_ptr<int64_t>();
@@ -55,11 +54,10 @@ Tensor group_mask_inplace_cpu(const Tensor& features, const Tensor& index, const
 
 Tensor sample_group_cpu(const Tensor& index, const std::optional<Tensor>& valid, const Tensor& uniform) {
   const Tensor positions = torch::stable::contiguous(index), draws = torch::stable::contiguous(uniform);
-  const std::optional<Tensor> kept =
-      valid.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*valid)) : std::nullopt;
+  const std::optional<Tensor> kept = as_contiguous(valid);
   const Tensor target = empty_cpu({index.size(0)}, ScalarType::Long, index);
   const SampleGroupArgs args{positions.const_data_ptr<int64_t>(),
-                             kept.has_value() ? static_cast<const bool*>(kept->const_data_ptr()) : nullptr,
+                             bool_data(kept),
                              draws.const_data_ptr<double>(),
                              target.mutable_data_ptr<int64_t>(),
                              index.size(0),

@@ -16,6 +16,9 @@ pybind11::dict build_info() {
   info["compiler"] = SOHO_COMPILER;
   info["architecture"] = SOHO_ARCHITECTURE;
   info["stable_abi"] = SOHO_STABLE_ABI;
+#ifdef SOHO_CUDA_ARCHITECTURES
+  info["cuda_architectures"] = SOHO_CUDA_ARCHITECTURES;
+#endif
   info["cpu_levels_built"] = built;
   info["cpu_levels_available"] = available;
   info["cpu_level"] = soho::cpu_level_name(soho::active_cpu_level());

@@ -48,4 +48,19 @@ Tensor as_float32(const Tensor& tensor) {
   return dense.scalar_type() == ScalarType::Float ? dense : torch::stable::to(dense, ScalarType::Float);
 }
 
+std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+const bool* bool_data(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? static_cast<const bool*>(tensor->const_data_ptr()) : nullptr;
+}
+
+Codebooks as_codebooks(const Tensor& codebook) {
+  Codebooks books{as_float32(codebook), 1, codebook.size(codebook.dim() - 2), codebook.size(codebook.dim() - 1)};
+  for (int64_t d = 0; d < codebook.dim() - 2; ++d) books.num_codebooks *= codebook.size(d);
+  if (books.num_codes >= int64_t{1} << 31) throw std::invalid_argument("codebook: expected fewer than 2^31 codes");
+  return books;
+}
+
 }  // namespace soho

@@ -33,6 +33,20 @@ Rows as_rows(const Tensor& tensor);
 // Contiguous float32, exact for bfloat16 and float16; no copy where it already is.
 Tensor as_float32(const Tensor& tensor);
 
+// A codebook as the kernels take it; `num_codebooks` of them, one after the other.
+struct Codebooks {
+  Tensor codes;
+  int64_t num_codebooks, num_codes, num_channels;
+  const float* at(int64_t b) const { return codes.const_data_ptr<float>() + b * num_codes * num_channels; }
+};
+
+// Throws where there are too many codes for the kernels.
+Codebooks as_codebooks(const Tensor& codebook);
+
+// Of an argument that may be absent.
+std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor);
+const bool* bool_data(const std::optional<Tensor>& tensor);  // null where absent
+
 std::vector<int64_t> shape_of(const Tensor& tensor);
 
 // A new contiguous CPU tensor.

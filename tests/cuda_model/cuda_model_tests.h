@@ -2,5 +2,6 @@
 #pragma once
 
 void test_model();
+void test_codebook_lookup_cuda();
 void test_codebook_update_cuda();
 void test_group_mask_cuda();

@@ -14,6 +14,7 @@ int main(int num_words, char **words) {
     const char *name;
     void (*run)();
   } groups[] = {{"model", test_model},
+                {"codebook_lookup", test_codebook_lookup_cuda},
                 {"codebook_update", test_codebook_update_cuda},
                 {"group_mask", test_group_mask_cuda}};
   for (const auto &group : groups) {

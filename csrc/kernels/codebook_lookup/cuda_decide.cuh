@@ -1,0 +1,221 @@
+// The float64 end of the lookup: between the survivors of a row, or between all codes where they do not fit its list.
+//
+// Eight lanes evaluate one distance, lane l the partial sum l of codebook_lookup.h; a warp looks at four codes at once.
+#pragma once
+
+#include "kernels/codebook_lookup/cuda_screen.cuh"
+
+namespace soho {
+namespace {
+
+constexpr int kSums = 8;                   // lanes of one distance
+constexpr int kPairs = kWarp / kSums;      // distances of a warp at a time
+constexpr int kRowsOfItem = 4;             // undecided rows that go through the codes together
+constexpr int kBlockDistances = kBlockThreads / kSums;
+
+struct DecideArgs {
+  CodebookLookupArgs lookup;  // of the slab
+  CudaCodes codes;
+  CudaRows rows;
+  CudaLists lists;
+  int32_t num_ranges;
+  uint32_t* num_undecided;
+  int32_t* undecided;         // (num_rows,) rows of the slab, in any order
+  double* part_distance;      // of kRowsOfItem rows per item of compare_all: the smallest of its part of the codes
+  int32_t* part_code;
+  unsigned long long* counts;  // (2,) or null: adds the rows compared in float64 and those of them left to compare_all
+};
+
+// The defined distance of a row and a code, in all lanes of a group of eight.
+template <Element type>
+__device__ __forceinline__ double squared_distance(const void* row, const float* code, int64_t num_channels, int sum_lane) {
+  double sum = 0.0;
+  for (int64_t c = sum_lane; c < num_channels; c += kSums) {
+    const double difference = __dsub_rn(static_cast<double>(load_value<type>(row, c)), static_cast<double>(code[c]));
+    sum = __dadd_rn(sum, __dmul_rn(difference, difference));
+  }
+  for (int step = kSums / 2; step > 0; step /= 2) sum = __dadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, step));
+  return sum;
+}
+
+struct Nearest {
+  double distance;
+  int32_t code;
+  __device__ __forceinline__ void offer(double other_distance, int32_t other_code) {
+    if (other_distance < distance || (other_distance == distance && other_code < code)) {
+      distance = other_distance;
+      code = other_code;
+    }
+  }
+};
+
+__device__ __forceinline__ int set_bit(uint32_t bits, int which) {  // position of the which-th, -1 where there are fewer
+  for (; which > 0; --which) bits &= bits - 1;
+  return __ffs(static_cast<int>(bits)) - 1;
+}
+
+// One warp for each row.
+template <Element type>
+__global__ void __launch_bounds__(kBlockThreads, 3) decide(DecideArgs args) {
+  const int lane = threadIdx.x % kWarp, sum_lane = lane % kSums, pair = lane / kSums;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kBlockWarps + threadIdx.x / kWarp;
+  if (i >= args.rows.num_rows) return;
+  const CodebookLookupArgs& lookup = args.lookup;
+  const void* row = row_on_device<type>(lookup.features, i, lookup.row_stride);
+  const float window = args.rows.window[i];
+  const bool screened = finite_bits(window);
+  Nearest nearest{INFINITY, 0};
+
+  float best = -INFINITY;
+  bool fits = true;
+  for (int range = lane; screened && range < args.num_ranges; range += kWarp) {
+    const int64_t item = range * args.lists.list_rows + i;
+    best = fmaxf(best, args.lists.best[item]);
+    fits &= args.lists.count[item] >= 0;
+  }
+  best = warp_max(best);
+  fits = __all_sync(kAllLanes, fits);
+  if (window == INFINITY || !fits) {
+    if (lane == 0) args.undecided[atomicAdd(args.num_undecided, 1u)] = static_cast<int32_t>(i);
+    return;
+  }
+  if (screened) {
+    const float threshold = best - window;
+    const int num_entries = args.num_ranges * kListSize;
+    int num_survivors = 0;
+    bool measured = false;
+    for (int first = 0; first < num_entries; first += kWarp) {
+      const int entry = first + lane;
+      const int64_t item = (entry / kListSize) * args.lists.list_rows + i;
+      const bool listed = entry < num_entries && entry % kListSize < args.lists.count[item];
+      const bool survives = listed && args.lists.score[item * kListSize + entry % kListSize] >= threshold;
+      const int32_t code = survives ? args.lists.position[item * kListSize + entry % kListSize] : 0;
+      uint32_t survivors = __ballot_sync(kAllLanes, survives);
+      num_survivors += __popc(survivors);
+      while (survivors != 0) {
+        const int source = set_bit(survivors, pair);
+        const int32_t chosen = __shfl_sync(kAllLanes, code, source < 0 ? __ffs(static_cast<int>(survivors)) - 1 : source);
+        // A single survivor needs no distance; whether more follow is known in the last round only.
+        const bool single = num_survivors == 1 && first + kWarp >= num_entries;
+        double distance = 0.0;
+        if (!single) {
+          const float* content = lookup.codebook + static_cast<int64_t>(chosen) * lookup.num_channels;
+          distance = squared_distance<type>(row, content, lookup.num_channels, sum_lane);
+          measured = true;
+        }
+        nearest.offer(distance, chosen);
+        for (int n = 0; n < kPairs; ++n) survivors &= survivors - 1;
+      }
+    }
+    for (int step = kSums; step < kWarp; step *= 2) {
+      const double distance = __shfl_xor_sync(kAllLanes, nearest.distance, step);
+      const int32_t code = __shfl_xor_sync(kAllLanes, nearest.code, step);
+      nearest.offer(distance, code);
+    }
+    if (measured && num_survivors > 1 && lane == 0 && args.counts != nullptr) atomicAdd(args.counts, 1ull);
+  }
+  if (lane == 0) lookup.index[i] = nearest.code;
+  if (lookup.distance == nullptr) return;
+  const float* content = lookup.codebook + static_cast<int64_t>(nearest.code) * lookup.num_channels;
+  const double distance = squared_distance<type>(row, content, lookup.num_channels, sum_lane);
+  if (lane == 0) lookup.distance[i] = static_cast<float>(distance);
+}
+
+// How compare_all cuts its work: items of four undecided rows and one part of the codes, as many parts as keep the grid
+// busy. Item group * num_parts + part.
+struct Items {
+  int64_t num_groups, num_parts;
+};
+__device__ __forceinline__ Items items_of(uint32_t num_undecided, int num_blocks) {
+  const int64_t groups = (static_cast<int64_t>(num_undecided) + kRowsOfItem - 1) / kRowsOfItem;
+  return {groups, groups == 0 || groups >= num_blocks ? 1 : num_blocks / groups};
+}
+
+template <Element type>
+__global__ void __launch_bounds__(kBlockThreads) compare_all(DecideArgs args) {
+  __shared__ Nearest found[kBlockDistances][kRowsOfItem];
+  const int sum_lane = threadIdx.x % kSums, group_of_lanes = threadIdx.x / kSums;
+  const CodebookLookupArgs& lookup = args.lookup;
+  const uint32_t num_undecided = *args.num_undecided;
+  const Items items = items_of(num_undecided, gridDim.x);
+  for (int64_t item = blockIdx.x; item < items.num_groups * items.num_parts; item += gridDim.x) {
+    const int64_t group = item / items.num_parts, part = item % items.num_parts;
+    const int64_t begin = lookup.num_codes * part / items.num_parts;
+    const int64_t end = lookup.num_codes * (part + 1) / items.num_parts;
+    const void* rows[kRowsOfItem];
+    Nearest nearest[kRowsOfItem];
+#pragma unroll
+    for (int r = 0; r < kRowsOfItem; ++r) {  // the last row is repeated
+      const int64_t position = min(group * kRowsOfItem + r, static_cast<int64_t>(num_undecided) - 1);
+      rows[r] = row_on_device<type>(lookup.features, args.undecided[position], lookup.row_stride);
+      nearest[r] = {INFINITY, 0};
+    }
+    for (int64_t first = begin; first < end; first += kBlockDistances) {  // uniform: a warp shuffles
+      const int64_t j = first + group_of_lanes;
+      const bool used = j < end && args.codes.negated_half[j] != -INFINITY;
+      double sum[kRowsOfItem] = {};
+      for (int64_t c = sum_lane; used && c < lookup.num_channels; c += kSums) {
+        const double code = lookup.codebook[j * lookup.num_channels + c];
+#pragma unroll
+        for (int r = 0; r < kRowsOfItem; ++r) {
+          const double difference = __dsub_rn(static_cast<double>(load_value<type>(rows[r], c)), code);
+          sum[r] = __dadd_rn(sum[r], __dmul_rn(difference, difference));
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kRowsOfItem; ++r) {
+        for (int step = kSums / 2; step > 0; step /= 2)
+          sum[r] = __dadd_rn(sum[r], __shfl_xor_sync(kAllLanes, sum[r], step));
+        if (used && sum[r] < nearest[r].distance) nearest[r] = {sum[r], static_cast<int32_t>(j)};
+      }
+    }
+    if (sum_lane == 0) {
+#pragma unroll
+      for (int r = 0; r < kRowsOfItem; ++r) found[group_of_lanes][r] = nearest[r];
+    }
+    __syncthreads();
+    if (threadIdx.x < kRowsOfItem) {
+      Nearest smallest = found[0][threadIdx.x];
+      for (int other = 1; other < kBlockDistances; ++other)
+        smallest.offer(found[other][threadIdx.x].distance, found[other][threadIdx.x].code);
+      args.part_distance[item * kRowsOfItem + threadIdx.x] = smallest.distance;
+      args.part_code[item * kRowsOfItem + threadIdx.x] = smallest.code;
+    }
+    __syncthreads();
+  }
+}
+
+// Eight lanes for each undecided row: between the parts of compare_all, whose grid had `num_blocks`.
+template <Element type>
+__global__ void __launch_bounds__(kBlockThreads) finish_compared(DecideArgs args, int num_blocks) {
+  const int sum_lane = threadIdx.x % kSums;
+  const int64_t num_undecided = *args.num_undecided;
+  const Items items = items_of(static_cast<uint32_t>(num_undecided), num_blocks);
+  const int64_t warp_first = (static_cast<int64_t>(blockIdx.x) * kBlockThreads + threadIdx.x / kWarp * kWarp) / kSums;
+  if (warp_first >= num_undecided) return;
+  const int64_t own = static_cast<int64_t>(blockIdx.x) * kBlockDistances + threadIdx.x / kSums;
+  const int64_t position = min(own, num_undecided - 1);
+  const int32_t i = args.undecided[position];
+  const int64_t group = position / kRowsOfItem, r = position % kRowsOfItem;
+  Nearest nearest{INFINITY, 0};
+  for (int64_t part = 0; part < items.num_parts; ++part) {  // parts are in the order of codes: the first smallest wins
+    const int64_t slot = (group * items.num_parts + part) * kRowsOfItem + r;
+    if (args.part_distance[slot] < nearest.distance) nearest = {args.part_distance[slot], args.part_code[slot]};
+  }
+  const CodebookLookupArgs& lookup = args.lookup;
+  if (own < num_undecided && sum_lane == 0) {
+    lookup.index[i] = nearest.code;
+    if (args.counts != nullptr) {
+      atomicAdd(args.counts, 1ull);
+      atomicAdd(args.counts + 1, 1ull);
+    }
+  }
+  if (lookup.distance == nullptr) return;
+  const void* row = row_on_device<type>(lookup.features, i, lookup.row_stride);
+  const float* content = lookup.codebook + static_cast<int64_t>(nearest.code) * lookup.num_channels;
+  const double distance = squared_distance<type>(row, content, lookup.num_channels, sum_lane);
+  if (own < num_undecided && sum_lane == 0) lookup.distance[i] = static_cast<float>(distance);
+}
+
+}  // namespace
+}  // namespace soho

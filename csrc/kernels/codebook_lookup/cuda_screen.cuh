@@ -1,0 +1,256 @@
+// Scores of a tile of rows against all codes of a range on tensor cores, and what survives of them.
+//
+// A block of four warps takes 128 rows and goes through the codes in tiles of 128, each in steps of 32 channels that
+// cp.async brings into a ring of shared memory. A warp owns 32 rows: of each row four lanes (a quad) hold all 128
+// scores of a tile, so the running threshold stays in registers, the list of survivors needs no atomics, and no
+// barrier is needed but that of the ring. For nearly all tiles and rows the largest score of the tile is below the
+// threshold, and that comparison is all that is done.
+#pragma once
+
+#include "kernels/codebook_lookup/cuda_rows.cuh"
+
+namespace soho {
+namespace {
+
+constexpr int kScreenThreads = 128;
+constexpr int kStages = 4;
+constexpr int kListSize = 16;   // survivors kept per row
+constexpr int kWarpRows = 32;
+constexpr int kRowSlots = 4;    // rows of a lane: g, g + 8, g + 16, g + 24 of its warp, g = lane / 4
+constexpr int kScores = 32;     // of one row in one lane: columns 8n + 2t and 8n + 2t + 1, t = lane % 4
+constexpr int kOverflowedList = -1;
+
+// One row and one range of codes is an item: range * list_rows + row.
+struct CudaLists {
+  float* best;        // highest score
+  int32_t* count;     // survivors, or kOverflowedList
+  int32_t* position;  // (items, kListSize): codes
+  float* score;       // (items, kListSize)
+  int64_t list_rows;  // rows of the slab up to whole tiles
+};
+
+struct ScreenArgs {
+  CudaCodes codes;
+  CudaRows rows;
+  CudaLists lists;
+};
+
+struct Stage {
+  uint16_t rows[kTileRows * kTileChannels];
+  uint16_t codes[kTileCodes * kTileChannels];
+  float negated_half[kTileCodes];
+};
+
+struct ScreenShared {
+  Stage stage[kStages];
+  int32_t position[kTileRows * kListSize];
+  float score[kTileRows * kListSize];
+};
+
+// Rows of a stage are four chunks of 16 bytes. They are exchanged so that eight rows of one chunk, which ldmatrix reads
+// together, lie in different banks.
+__device__ __forceinline__ int chunk_at(int row, int chunk) {
+  return (row * (kTileChannels / 8) + (chunk ^ ((row >> 1) & 3))) * 8;
+}
+
+__device__ __forceinline__ void copy_tile(uint16_t* target, const uint16_t* panel, int64_t first, int64_t row_length,
+                                          int64_t first_channel) {
+  for (int part = threadIdx.x; part < kTileRows * (kTileChannels / 8); part += kScreenThreads) {
+    const int row = part / (kTileChannels / 8), chunk = part % (kTileChannels / 8);
+    copy_async_16(target + chunk_at(row, chunk), panel + (first + row) * row_length + first_channel + 8 * chunk);
+  }
+}
+
+// Scores of one step of 16 channels.
+__device__ __forceinline__ void multiply(const Stage& stage, int step, int warp, int lane, float (&score)[2][16][4]) {
+  const int matrix = lane / 8, line = lane % 8;
+  uint32_t a[2][4];
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    const int row = warp * kWarpRows + 16 * m + 8 * (matrix & 1) + line;
+    ldmatrix_x4(a[m], stage.rows + chunk_at(row, 2 * step + (matrix >> 1)));
+  }
+#pragma unroll
+  for (int n = 0; n < 16; n += 2) {
+    uint32_t both[4];
+    ldmatrix_x4(both, stage.codes + chunk_at(8 * n + 8 * (matrix >> 1) + line, 2 * step + (matrix & 1)));
+    const uint32_t b[2][2] = {{both[0], both[1]}, {both[2], both[3]}};
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      mma_float16(score[m][n], a[m], b[0]);
+      mma_float16(score[m][n + 1], a[m], b[1]);
+    }
+  }
+}
+
+// The list of one row; all but its entries is the same in the four lanes of the quad.
+struct RowList {
+  float best, threshold, window;
+  int count;
+};
+
+// Drops what has fallen below the threshold. All lanes of the warp take part.
+__device__ __forceinline__ void keep_above(RowList& list, int32_t* position, float* score, int lane) {
+  __syncwarp();
+  int kept = 0;
+  if (lane % 4 == 0) {
+    for (int n = 0; n < list.count; ++n) {
+      const float value = score[n];
+      const int32_t code = position[n];
+      score[kept] = value;
+      position[kept] = code;
+      kept += value >= list.threshold;
+    }
+  }
+  __syncwarp();
+  const int counted = __shfl_sync(kAllLanes, kept, lane & ~3);
+  if (list.count > 0) list.count = counted;
+}
+
+// Offers the scores of one tile to the list of one row. All lanes of the warp take part.
+template <int m, int half>
+__device__ __forceinline__ void offer(const float (&score)[2][16][4], float largest, int64_t first_code, RowList& list,
+                                      int32_t* positions, float* scores, int lane) {
+  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+  if (largest > list.best) {
+    list.best = largest;
+    list.threshold = largest - list.window;
+  }
+  int wanted = 0;
+#pragma unroll
+  for (int n = 0; n < 16; ++n) {
+    wanted += score[m][n][2 * half] >= list.threshold;
+    wanted += score[m][n][2 * half + 1] >= list.threshold;
+  }
+  int before = 0, total = 0;  // of the quad
+#pragma unroll
+  for (int other = 0; other < 4; ++other) {
+    const int theirs = __shfl_sync(kAllLanes, wanted, (lane & ~3) + other);
+    before += other < lane % 4 ? theirs : 0;
+    total += theirs;
+  }
+  const bool crowded = list.count >= 0 && list.count + total > kListSize;
+  if (__any_sync(kAllLanes, crowded)) keep_above(list, positions, scores, lane);
+  if (list.count >= 0 && list.count + total > kListSize) {
+    list = {INFINITY, INFINITY, list.window, kOverflowedList};
+  }
+  if (list.count < 0) return;
+  int next = list.count + before;
+#pragma unroll
+  for (int n = 0; n < 16; ++n) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if (score[m][n][2 * half + e] >= list.threshold) {
+        positions[next] = static_cast<int32_t>(first_code) + 8 * n + 2 * (lane % 4) + e;
+        scores[next] = score[m][n][2 * half + e];
+        ++next;
+      }
+    }
+  }
+  list.count += total;
+}
+
+template <int m, int half>
+__device__ __forceinline__ void offer_if_reached(const float (&score)[2][16][4], int64_t first_code, RowList& list,
+                                                 int32_t* positions, float* scores, int lane) {
+  float largest = fmaxf(score[m][0][2 * half], score[m][0][2 * half + 1]);
+#pragma unroll
+  for (int n = 1; n < 16; ++n) largest = fmaxf(largest, fmaxf(score[m][n][2 * half], score[m][n][2 * half + 1]));
+  if (__any_sync(kAllLanes, largest >= list.threshold))
+    offer<m, half>(score, largest, first_code, list, positions, scores, lane);
+}
+
+// Block (tile of rows, range of codes).
+__global__ void __launch_bounds__(kScreenThreads, 2) screen_rows(ScreenArgs args) {
+  ScreenShared& shared = *reinterpret_cast<ScreenShared*>(dynamic_shared());
+  const CudaCodes& codes = args.codes;
+  if (!screenable(codes)) return;  // the whole grid
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTileRows;
+  const int64_t num_tiles = (codes.num_codes + kTileCodes - 1) / kTileCodes;
+  const int64_t first_tile = num_tiles * blockIdx.y / gridDim.y, end_tile = num_tiles * (blockIdx.y + 1) / gridDim.y;
+  const int64_t steps_of_tile = codes.padded_channels / kTileChannels;
+  const int64_t num_steps = (end_tile - first_tile) * steps_of_tile;
+  const float ratio = args.rows.ratio[blockIdx.x];
+
+  int64_t next_tile = first_tile, next_channel = 0, copied = 0;  // of the next copy
+  const auto copy_next = [&] {
+    if (copied < num_steps) {
+      Stage& stage = shared.stage[copied % kStages];
+      copy_tile(stage.rows, args.rows.panel, first_row, codes.padded_channels, next_channel);
+      copy_tile(stage.codes, codes.panel, next_tile * kTileCodes, codes.padded_channels, next_channel);
+      if (next_channel == 0 && threadIdx.x < kTileCodes / 4)
+        copy_async_16(stage.negated_half + 4 * threadIdx.x, codes.negated_half + next_tile * kTileCodes + 4 * threadIdx.x);
+      next_channel += kTileChannels;
+      if (next_channel == codes.padded_channels) {
+        next_channel = 0;
+        ++next_tile;
+      }
+    }
+    ++copied;
+    copy_async_commit();  // an empty group at the end keeps the count
+  };
+
+  RowList lists[kRowSlots];
+#pragma unroll
+  for (int slot = 0; slot < kRowSlots; ++slot) {
+    const float window = args.rows.window[first_row + warp * kWarpRows + 8 * slot + lane / 4];
+    const bool screened = finite_bits(window);
+    lists[slot] = {screened ? -INFINITY : INFINITY, screened ? -3.4e38f : INFINITY, window, 0};
+  }
+  float score[2][16][4];
+  for (int stage = 0; stage < kStages - 1; ++stage) copy_next();
+  int64_t tile = first_tile, step_of_tile = 0;
+  for (int64_t step = 0; step < num_steps; ++step) {
+    copy_async_wait<kStages - 2>();
+    __syncthreads();
+    copy_next();  // into the stage that all warps have left
+    const Stage& stage = shared.stage[step % kStages];
+    if (step_of_tile == 0) {
+#pragma unroll
+      for (int n = 0; n < 16; ++n) {
+        const float2 half = *reinterpret_cast<const float2*>(stage.negated_half + 8 * n + 2 * (lane % 4));
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          score[m][n][0] = score[m][n][2] = half.x * ratio;
+          score[m][n][1] = score[m][n][3] = half.y * ratio;
+        }
+      }
+    }
+#pragma unroll
+    for (int part = 0; part < kTileChannels / 16; ++part) multiply(stage, part, warp, lane, score);
+    if (++step_of_tile < steps_of_tile) continue;
+    const int64_t first_code = tile * kTileCodes;
+    const int first_entry = (warp * kWarpRows + lane / 4) * kListSize, slot_entries = 8 * kListSize;
+    int32_t* positions = shared.position + first_entry;
+    float* scores = shared.score + first_entry;
+    offer_if_reached<0, 0>(score, first_code, lists[0], positions, scores, lane);
+    offer_if_reached<0, 1>(score, first_code, lists[1], positions + slot_entries, scores + slot_entries, lane);
+    offer_if_reached<1, 0>(score, first_code, lists[2], positions + 2 * slot_entries, scores + 2 * slot_entries, lane);
+    offer_if_reached<1, 1>(score, first_code, lists[3], positions + 3 * slot_entries, scores + 3 * slot_entries, lane);
+    step_of_tile = 0;
+    ++tile;
+  }
+  copy_async_wait<0>();
+
+#pragma unroll
+  for (int slot = 0; slot < kRowSlots; ++slot) {
+    const int row = warp * kWarpRows + 8 * slot + lane / 4;
+    int32_t* positions = shared.position + row * kListSize;
+    float* scores = shared.score + row * kListSize;
+    keep_above(lists[slot], positions, scores, lane);
+    const int64_t item = static_cast<int64_t>(blockIdx.y) * args.lists.list_rows + first_row + row;
+    if (lane % 4 == 0) {
+      args.lists.best[item] = lists[slot].best;
+      args.lists.count[item] = lists[slot].count;
+    }
+    for (int n = lane % 4; n < lists[slot].count; n += 4) {
+      args.lists.position[item * kListSize + n] = positions[n];
+      args.lists.score[item * kListSize + n] = scores[n];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace soho

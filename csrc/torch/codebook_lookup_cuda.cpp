@@ -1,0 +1,99 @@
+#include <algorithm>
+#include <tuple>
+
+#include "kernels/codebook_lookup/codebook_lookup.h"
+#include "torch/cuda_call.h"
+
+namespace soho {
+namespace {
+
+// (num_codebooks, bytes) uint8: each codebook packed.
+Tensor pack(const CudaCall& call, const Codebooks& books) {
+  const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes_cuda(books.num_codes, books.num_channels));
+  const Tensor packed = call.empty({books.num_codebooks, bytes}, ScalarType::Byte);
+  const Tensor scratch = call.scratch(pack_codebook_workspace_bytes_cuda(books.num_codes, books.num_channels));
+  for (int64_t b = 0; b < books.num_codebooks; ++b) {
+    char* block = static_cast<char*>(packed.mutable_data_ptr()) + b * bytes;
+    CudaCall::check(pack_codebook_cuda(books.at(b), books.num_codes, books.num_channels, block,
+                                       scratch.mutable_data_ptr(), call.stream()),
+                    "pack_codebook");
+  }
+  return packed;
+}
+
+Tensor pack_codebook(const Tensor& codebook) { return pack(CudaCall(codebook), as_codebooks(codebook)); }
+
+bool packed_fits(const std::optional<Tensor>& packed, const Codebooks& books) {
+  return packed.has_value() && packed->scalar_type() == ScalarType::Byte && packed->dim() == 2 &&
+         packed->size(0) == books.num_codebooks && packed->is_contiguous() &&
+         packed->size(1) == static_cast<int64_t>(packed_codebook_bytes_cuda(books.num_codes, books.num_channels));
+}
+
+// Rows `index` of the contiguous `codes` (K, C) or (..., K, C), shaped (index's shape, C).
+Tensor gather(const CudaCall& call, const Tensor& codes, const Tensor& index) {
+  std::vector<int64_t> shape = shape_of(index);
+  shape.push_back(codes.size(codes.dim() - 1));
+  const Tensor positions = torch::stable::contiguous(index);
+  const Tensor output = call.empty(shape, codes.scalar_type());
+  const int64_t num_rows = positions.numel(), num_codes = codes.size(codes.dim() - 2);
+  const int64_t row_bytes = shape.back() * element_size(element_of(codes));
+  const int64_t rows_per_batch = codes.dim() == 2 ? num_rows : index.size(index.dim() - 1);
+  for (int64_t b = 0; b * rows_per_batch < num_rows; ++b) {
+    const GatherCodesArgs args{static_cast<const char*>(codes.const_data_ptr()) + b * num_codes * row_bytes,
+                               positions.const_data_ptr<int64_t>() + b * rows_per_batch,
+                               static_cast<char*>(output.mutable_data_ptr()) + b * rows_per_batch * row_bytes,
+                               num_codes, row_bytes};
+    CudaCall::check(gather_codes_cuda(args, rows_per_batch, call.stream()), "straight_through");
+  }
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> codebook_lookup(const Tensor& features, const Tensor& codebook, bool return_distance,
+                                                   bool return_codes, const std::optional<Tensor>& packed) {
+  const CudaCall call(features);
+  std::vector<int64_t> shape = shape_of(features);
+  shape.pop_back();
+  const Tensor index = call.empty(shape, ScalarType::Long);
+  const Tensor distance = call.empty(return_distance ? shape : std::vector<int64_t>{0}, ScalarType::Float);
+  const Codebooks books = as_codebooks(codebook);
+  const Rows rows = as_rows(features);
+  const int64_t rows_per_batch = codebook.dim() == 2 ? rows.num_rows : features.size(features.dim() - 2);
+  if (rows.num_rows > 0) {
+    const Tensor blocks = packed_fits(packed, books) ? *packed : pack(call, books);
+    CodebookLookupArgs args{};
+    args.features_type = element_of(features);
+    args.row_stride = rows.stride;
+    args.num_rows = rows_per_batch;
+    args.num_codes = books.num_codes;
+    args.num_channels = books.num_channels;
+    const Tensor scratch = call.scratch(codebook_lookup_workspace_bytes_cuda(args));
+    for (int64_t b = 0; b * rows_per_batch < rows.num_rows; ++b) {
+      args.features = row_at(rows.data, b * rows_per_batch, rows.stride, args.features_type);
+      args.codebook = books.at(b);
+      args.index = index.mutable_data_ptr<int64_t>() + b * rows_per_batch;
+      args.distance = return_distance ? distance.mutable_data_ptr<float>() + b * rows_per_batch : nullptr;
+      const void* block = static_cast<const char*>(blocks.const_data_ptr()) + b * blocks.size(1);
+      CudaCall::check(codebook_lookup_cuda(args, block, scratch.mutable_data_ptr(), nullptr, call.stream()),
+                      "codebook_lookup");
+    }
+  }
+  const Tensor chosen = return_codes ? gather(call, torch::stable::contiguous(codebook), index)
+                                     : call.empty({0}, codebook.scalar_type());
+  return {distance, index, chosen};
+}
+
+Tensor straight_through(const Tensor& features, const Tensor& codebook, const Tensor& index) {
+  const CudaCall call(features);
+  const bool same_type = codebook.scalar_type() == features.scalar_type();
+  const Tensor codes = same_type ? codebook : torch::stable::to(codebook, features.scalar_type());
+  return gather(call, torch::stable::contiguous(codes), index);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(soho_fast, CUDA, library) {
+  library.impl("codebook_lookup_cuda", TORCH_BOX(&codebook_lookup));
+  library.impl("pack_codebook_cuda", TORCH_BOX(&pack_codebook));
+  library.impl("straight_through_cuda", TORCH_BOX(&straight_through));
+}
+
+}  // namespace
+}  // namespace soho
