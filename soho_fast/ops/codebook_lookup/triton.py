@@ -34,6 +34,7 @@ from soho_fast.ops.codebook_lookup.triton_pack import (
     packed_parts,
     padded_sizes,
     power_of_two,
+    strides,
     to_float16,
     unpacked_parts,
 )
@@ -45,7 +46,7 @@ LARGEST_RATIO = tl.constexpr(60)  # binary orders by which a feature may exceed 
 _PROGRAMS = 1024  # of the comparison, whose number of rows only the device knows
 
 
-@triton.jit(do_not_specialize=["num_rows", "stride_g"])
+@triton.jit(do_not_specialize=["num_rows"])
 def _round_features(
     features,
     centre,
@@ -255,7 +256,7 @@ def _pair_distance(
     return tl.sum(sums, axis=1)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_programs", "features_stride_g", "one"])
+@triton.jit(do_not_specialize=["num_rows", "num_programs", "one"])
 def _compare(
     rounded,
     ratio,
@@ -328,7 +329,7 @@ def _compare(
         tl.store(index + place, winner.to(tl.int64), mask=real)
 
 
-@triton.jit(do_not_specialize=["num_rows", "features_stride_g", "one"])
+@triton.jit(do_not_specialize=["num_rows", "one"])
 def _chosen_distance(
     features,
     codebook,
@@ -437,7 +438,7 @@ def _lookup(features_GNC: Tensor, codebook_GKC: Tensor, packed: Tensor | None) -
         length_GN,
         lost_GN,
         num_rows,
-        *features_GNC.stride(),
+        *strides(features_GNC),
         centre_GC.stride(0),
         exponent_G1.stride(0),
         num_channels,
@@ -499,12 +500,12 @@ def _lookup(features_GNC: Tensor, codebook_GKC: Tensor, packed: Tensor | None) -
         padded_channels,
         codes_GQD.stride(0),
         half_GQ.stride(0),
-        *features_GNC.stride(),
-        *codebook_GKC.stride(),
+        *strides(features_GNC),
+        *strides(codebook_GKC),
         1.0,
         BLOCK_N=32,
         **tiles,
-        num_warps=4,
+        num_warps=8,
         num_stages=stages,
     )
     return index_GN
@@ -525,7 +526,7 @@ def _gathered(codebook_GKC: Tensor, index_GN: Tensor, dtype: torch.dtype) -> Ten
             num_rows,
             num_codes,
             num_channels,
-            *codebook_GKC.stride(),
+            *strides(codebook_GKC),
             BLOCK_N=16,
             BLOCK_C=256 if num_channels > 64 else 64,
         )
@@ -553,8 +554,8 @@ def codebook_lookup(
             distance,
             num_rows,
             num_channels,
-            *features_GNC.stride(),
-            *codebook_GKC.stride(),
+            *strides(features_GNC),
+            *strides(codebook_GKC),
             1.0,
             BLOCK_N=32,
         )

@@ -181,6 +181,12 @@ def _pack_codes(
 KERNELS = [_describe_codes, _pack_codes]
 
 
+def strides(tensor_GRC: Tensor) -> tuple[int, int, int]:
+    """Strides of a tensor (G, R, C); a single group's is 0, so that no kernel is specialised to the number of rows."""
+    stride_g, stride_r, stride_c = tensor_GRC.stride()
+    return (0 if tensor_GRC.shape[0] == 1 else stride_g), stride_r, stride_c
+
+
 def padded_sizes(num_codes: int, num_channels: int) -> tuple[int, int, int]:
     """Q, D, and the channels of one step of the screening; D is a power of two up to 128, then a multiple of 64."""
     padded_channels = 64 * ceil_div(num_channels, 64)
@@ -203,23 +209,24 @@ def packed_parts(codebook_GKC: Tensor) -> tuple[Tensor, ...]:
     largest_GK, hashes_GK = empty(num_codes), empty(num_codes, dtype=torch.int32)
     launch(
         _describe_codes,
-        num_codebooks * ceil_div(num_codes, 32),
+        num_codebooks * ceil_div(num_codes, 64),
         codebook_GKC,
         centre_GC,
         largest_GK,
         hashes_GK,
-        *codebook_GKC.stride(),
+        *strides(codebook_GKC),
         num_codes,
         num_channels,
-        BLOCK_K=32,
-        BLOCK_C=128,
+        BLOCK_K=64,
+        BLOCK_C=64,
+        num_warps=8,
     )
     rounded_GQD = empty(padded_codes, padded_channels, dtype=torch.float16)
     half_GQ, length_GQ, lost_GQ = (empty(padded_codes) for _ in range(3))
     exponent_G1 = empty(1, dtype=torch.int32)
     launch(
         _pack_codes,
-        num_codebooks * (padded_codes // 32),
+        num_codebooks * (padded_codes // 64),
         codebook_GKC,
         centre_GC,
         largest_GK,
@@ -229,13 +236,14 @@ def packed_parts(codebook_GKC: Tensor) -> tuple[Tensor, ...]:
         length_GQ,
         lost_GQ,
         exponent_G1,
-        *codebook_GKC.stride(),
+        *strides(codebook_GKC),
         num_codes,
         num_channels,
         padded_codes,
         padded_channels,
-        BLOCK_K=32,
-        BLOCK_C=128,
+        BLOCK_K=64,
+        BLOCK_C=64,
+        num_warps=8,
     )
     return rounded_GQD, half_GQ, length_GQ, lost_GQ, centre_GC, exponent_G1
 
