@@ -22,7 +22,8 @@ def _random(num_rows, num_codes, num_channels, seed=0):
 
 @pytest.fixture
 def rough_matrix_unit(monkeypatch):
-    """Every product of tiles is off by up to 2.5 C 2^-23 times the sum of its terms' sizes, up or down."""
+    """Each step over C channels is off, up or down, by 2.5 C 2^-23 times the sizes of its products and of the sum so
+    far."""
     from triton.runtime import interpreter
 
     random = np.random.default_rng(0)
@@ -30,7 +31,7 @@ def rough_matrix_unit(monkeypatch):
 
     def create_dot(self, a, b, d, *options):
         result = exact(self, a, b, d, *options)
-        sizes = np.abs(a.data.astype(np.float32)) @ np.abs(b.data.astype(np.float32))
+        sizes = np.abs(a.data.astype(np.float32)) @ np.abs(b.data.astype(np.float32)) + np.abs(d.data)
         sign = random.choice(np.float32([-1, 1]), size=sizes.shape)
         result.data = result.data + sign * sizes * np.float32(2.5 * a.data.shape[1] * 2.0**-23)
         return result
@@ -47,7 +48,17 @@ def _near_ties():
     return between + noise * 1e-4, torch.cat([codebook, codebook + step])
 
 
+def _exact_in_float16():
+    """Whole numbers round their mean 0: nothing is lost in the rounding, and the matrix unit alone may err."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randint(-8, 9, (10, 512), generator=generator).float()
+    near = base + torch.nn.functional.one_hot(torch.arange(10), 512)
+    features = base + torch.randint(-1, 2, (10, 512), generator=generator)
+    return features, torch.cat([base, near, -base, -near])
+
+
 PROBLEMS = {
+    "exact in float16": _exact_in_float16,
     "near ties": _near_ties,
     "one cluster": lambda: (_random(20, 1, 64)[0], 1 + _random(1, 300, 64)[1] * 2.0**-16),
     "far offset": lambda: tuple(t + 1e3 for t in _random(40, 60, 64)),

@@ -183,7 +183,8 @@ def _screen(
     if ONE_STEP:
         whole_rows = tl.load(row_pointers[:, None] + tl.arange(0, BLOCK_C)[None, :])
 
-    # The low bits of a score give way to its column, so that a maximum brings its column along.
+    # The low bits of a score give way to its column, so that a maximum brings its column along. With a score of 0 they
+    # are a subnormal, which neither compiler flushes unless it is told to.
     best = tl.full([BLOCK_N], LOWEST, tl.float32)
     second = tl.full([BLOCK_N], LOWEST, tl.float32)
     best_start = tl.zeros([BLOCK_N], dtype=tl.int32)
