@@ -14,8 +14,8 @@
 namespace soho {
 namespace {
 
-constexpr CpuLevel kAllLevels[] = {CpuLevel::kScalar, CpuLevel::kAvx2, CpuLevel::kAvx512, CpuLevel::kAvx512Bf16,
-                                   CpuLevel::kAmx};
+constexpr CpuLevel kAllLevels[] = {CpuLevel::kScalar, CpuLevel::kAvx2, CpuLevel::kAvx512,
+                                   CpuLevel::kAvx512Bf16, CpuLevel::kAvx512Vnni, CpuLevel::kAmx};
 constexpr int kNotForced = -1;
 std::atomic<int> forced_level{kNotForced};
 
@@ -70,6 +70,8 @@ bool probe(CpuLevel level) {
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     case CpuLevel::kAvx512Bf16:
       return probe(CpuLevel::kAvx512) && has_bf16_dot_products();
+    case CpuLevel::kAvx512Vnni:
+      return probe(CpuLevel::kAvx512) && __builtin_cpu_supports("avx512vnni");
     case CpuLevel::kAmx:
       return probe(CpuLevel::kAvx512Bf16) && tiles_permitted();
   }
@@ -82,7 +84,7 @@ bool probe(CpuLevel level) {
 }  // namespace
 
 const char* cpu_level_name(CpuLevel level) {
-  constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
+  constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx"};
   return kNames[static_cast<int>(level)];
 }
 
@@ -121,7 +123,8 @@ void set_cpu_level(const std::string& name) {
     forced_level.store(static_cast<int>(level));
     return;
   }
-  throw std::invalid_argument("level: expected scalar, avx2, avx512, avx512_bf16 or amx, got '" + name + "'");
+  throw std::invalid_argument("level: expected scalar, avx2, avx512, avx512_bf16, avx512_vnni or amx, got '" + name +
+                              "'");
 }
 
 }  // namespace soho

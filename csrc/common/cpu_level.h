@@ -6,7 +6,7 @@
 
 namespace soho {
 
-enum class CpuLevel { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };  // ascending
+enum class CpuLevel { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAvx512Vnni, kAmx };  // ascending
 
 const char* cpu_level_name(CpuLevel level);
 

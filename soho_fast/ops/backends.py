@@ -18,7 +18,7 @@ from torch import Tensor
 from soho_fast.ops import triton_backend
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
+CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx")
 LIBRARY = torch.library.Library("soho_fast", "FRAGMENT")
 
 _BEST_FIRST = {"cpu": ("cpu",), "cuda": ("triton",)}  # tried in turn where no backend is named, by device type
@@ -161,7 +161,8 @@ def set_cpu_level(level: str | None) -> None:
     """Force the instruction set of the `cpu` backend, for the whole process.
 
     Args:
-        level: "scalar", "avx2", "avx512", "avx512_bf16" or "amx"; None goes back to the best one this machine has.
+        level: "scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni" or "amx"; None goes back to the best one this
+            machine has.
             An op that has no kernel of the level runs its next lower one.
 
     Raises:

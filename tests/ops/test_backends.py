@@ -98,7 +98,7 @@ def test_level_that_is_missing_is_refused(level):
 
 def test_unknown_level_is_refused():
     with pytest.raises(
-        ValueError, match="level: expected one of scalar, avx2, avx512, avx512_bf16, amx or None, got 'sse9'"
+        ValueError, match="level: expected one of scalar, avx2, avx512, avx512_bf16, avx512_vnni, amx or None, got 'sse9'"
     ):
         ops.set_cpu_level("sse9")
 

@@ -8,15 +8,16 @@
 //
 // Certified screening. With a = s(x - m), b = s(d - m), m the mean of the codes and s a power of two, the score
 // a.b - |b|^2/2 is maximal where the distance is minimal. It is computed from a^ and b^, which are a and b rounded to
-// float32 or to bfloat16, with float32 sums; every code whose score lies within twice the error bound of the row's best
-// survives, and survivors are compared in float64 as above:
+// float32, to bfloat16 or to int8, with float32 or exact integer sums; every code whose score lies within twice the
+// error bound of the row's best survives, many survivors are sifted in float32 (drop_far.h), and what is left is
+// compared in float64 as above:
 //   |score~ - score| <= 1.25 (C + 16) 2^-24 (|a| max|b| + max|b|^2/2) + (C + 16) 2^-52 (|a| + max|b|)^2
 //                       + (1 + 2^-8) (|a - a^| max|b| + |a^| max|b - b^|)
 // The first term holds the rounding of a and b to float32 (relative 2^-24 each: a subtraction and an exact scaling), of
 // |b|^2/2, of a chain of C additions (C u / (1 - C u), at most 1.07 C u up to C = 2^18; a product of two bfloat16 is
 // exact), of |a| itself and of the threshold; the second the rounding of the float64 distances the result is defined
-// by; the third, 0 for float32, the rounding to bfloat16, whose length is measured for each row. The largest element of
-// b lies in [1/2, 1), so that what underflows (subnormals count as 0 in bfloat16 dot products) is far below the first
+// by; the third, 0 for float32, the rounding to bfloat16 or int8, whose length is measured for each row. The largest
+// element of b lies in [1/2, 1), so that what underflows (subnormals count as 0 in bfloat16 dot products) is far below the first
 // term. Copies of a code are screened once.
 //
 // A level is a list of passes, the cheapest first. A pass takes the rows that are still undecided and leaves those
@@ -47,10 +48,14 @@ struct CodebookLookupArgs {
   float* distance;  // (num_rows,) or null: the squared distance, float64 rounded to float32
 };
 
-// How a pass wants its codes: groups of `width` codes, of each step one 32-bit word per code. A word is one float32
-// channel or two bfloat16 channels; steps are padded with zeros to a multiple of `step_multiple`.
+// What a 32-bit word of screened channels holds: one float32, two bfloat16 or four int8 channels. The first word of
+// int8 is none: it is the scale of a row and the start of a code's sums.
+enum class ScreeningType { kFloat32, kBFloat16, kInt8 };
+
+// How a pass wants its codes: groups of `width` codes, of each step one word per code; steps are padded with zeros to a
+// multiple of `step_multiple`.
 struct ScreeningFormat {
-  Element type;
+  ScreeningType type;
   int32_t width;  // 0: the pass screens nothing
   int32_t step_multiple;
   bool operator==(const ScreeningFormat&) const = default;
@@ -63,6 +68,7 @@ struct ScreenedCodes {
   bool screenable;          // false: nothing to screen or beyond the bound's reach, every code is compared in float64
   const float* centre;      // (num_channels,)
   float scale;              // a power of two
+  float unit;               // of int8: a channel is its number times this
   double largest_norm;      // max |b|
   double largest_rounding;  // max |b - b^|; 0 for float32
   int64_t num_groups, num_steps;
@@ -96,14 +102,16 @@ LookupCounts compare_all_scalar(const CodebookLookupArgs&, const ScreenedCodes&,
 LookupCounts compare_all_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
 LookupCounts compare_all_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
 
-constexpr ScreeningFormat kNothingScreened{Element::kFloat32, 0, 1};
-constexpr ScreeningFormat kFormatAvx2{Element::kFloat32, 16, 1};
-constexpr ScreeningFormat kFormatAvx512{Element::kFloat32, 32, 1};
-constexpr ScreeningFormat kFormatAvx512Bf16{Element::kBFloat16, 32, 1};
-constexpr ScreeningFormat kFormatAmx{Element::kBFloat16, 32, 16};
+constexpr ScreeningFormat kNothingScreened{ScreeningType::kFloat32, 0, 1};
+constexpr ScreeningFormat kFormatAvx2{ScreeningType::kFloat32, 16, 1};
+constexpr ScreeningFormat kFormatAvx512{ScreeningType::kFloat32, 32, 1};
+constexpr ScreeningFormat kFormatAvx512Bf16{ScreeningType::kBFloat16, 32, 1};
+constexpr ScreeningFormat kFormatAvx512Vnni{ScreeningType::kInt8, 32, 1};
+constexpr ScreeningFormat kFormatAmx{ScreeningType::kBFloat16, 32, 16};
 LookupCounts screen_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
 LookupCounts screen_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
 LookupCounts screen_avx512_bf16(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts screen_avx512_vnni(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
 LookupCounts screen_amx(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
 
 struct GatherCodesArgs {

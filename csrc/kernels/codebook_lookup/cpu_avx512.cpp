@@ -4,7 +4,7 @@
 namespace soho {
 namespace {
 
-struct DotFloat32 {
+struct DotFloat32 : FloatDot<DotFloat32> {
   static constexpr bool kRounds = false;
 
   static __m512 add(__m512 score, __m512 row, __m512 codes) { return _mm512_fmadd_ps(row, codes, score); }

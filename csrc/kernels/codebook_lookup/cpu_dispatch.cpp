@@ -20,6 +20,10 @@ std::vector<LookupPass> codebook_lookup_passes(CpuLevel level) {
       return {{kFormatAmx, screen_amx}, {kFormatAvx512, screen_avx512}, {kNothingScreened, compare_all_avx512}};
 #endif
 #ifdef SOHO_X86_LEVELS
+    case CpuLevel::kAvx512Vnni:
+      return {{kFormatAvx512Vnni, screen_avx512_vnni},
+              {kFormatAvx512, screen_avx512},
+              {kNothingScreened, compare_all_avx512}};
     case CpuLevel::kAvx512Bf16:
       return {{kFormatAvx512Bf16, screen_avx512_bf16},
               {kFormatAvx512, screen_avx512},

@@ -12,6 +12,7 @@ namespace soho {
 namespace {
 
 constexpr int64_t kMaxChannels = int64_t{1} << 18;  // of the error bound in codebook_lookup.h
+constexpr int64_t kMaxInt8Channels = 65536;          // their sums fit 32 bits
 constexpr int kMaxExponent = 120;                   // the scale and its products stay normal float32 numbers
 constexpr int64_t kLanes = 8;                       // of sums over channels, so that they vectorise
 constexpr int64_t kAlignment = 64;
@@ -21,11 +22,12 @@ constexpr int64_t kGroupsPerTask = 2;
 // written, so that equal codebooks have equal blocks.
 struct PackedHeader {
   ScreeningFormat format;
-  float scale;
+  float scale, unit;
+  int32_t unused;  // no gap
   int64_t num_codes, num_channels, num_distinct, num_groups;
   double largest_norm, largest_rounding;
 };
-static_assert(sizeof(PackedHeader) == sizeof(ScreeningFormat) + 4 + 4 * 8 + 2 * 8, "a gap would stay unwritten");
+static_assert(sizeof(PackedHeader) == sizeof(ScreeningFormat) + 3 * 4 + 4 * 8 + 2 * 8, "a gap would stay unwritten");
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -34,7 +36,9 @@ struct Sections {
 };
 
 int64_t num_steps(const ScreeningFormat& format, int64_t num_channels) {
-  const int64_t steps = format.type == Element::kFloat32 ? num_channels : (num_channels + 1) / 2;
+  const int64_t steps = format.type == ScreeningType::kFloat32    ? num_channels
+                        : format.type == ScreeningType::kBFloat16 ? (num_channels + 1) / 2
+                                                                  : 1 + (num_channels + 3) / 4;
   return (steps + format.step_multiple - 1) / format.step_multiple * format.step_multiple;
 }
 
@@ -58,6 +62,12 @@ uint16_t round_to_bfloat16(float value) {  // to nearest even; value is finite
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// Of a channel in units, to nearest even.
+double int8_number(double value) {
+  constexpr double kToInteger = 0x1.8p52;  // no fraction fits behind it
+  return std::max(-127.0, std::min(127.0, (value + kToInteger) - kToInteger));
 }
 
 // The screened value of a channel: centred, scaled, rounded.
@@ -130,17 +140,18 @@ int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int6
   DefaultFloatEnvironment environment;
   const Sections at = sections(format, num_codes, num_channels);
   std::memset(packed, 0, at.panel);
-  PackedHeader& header = *new (packed) PackedHeader{format, 1.0f, num_codes, num_channels, 0, 0, 0.0, 0.0};
+  PackedHeader& header = *new (packed) PackedHeader{format, 1.0f, 0.0f, 0, num_codes, num_channels, 0, 0, 0.0, 0.0};
   const std::vector<int64_t> codes = distinct_finite_codes(codebook, num_codes, num_channels);
   std::copy(codes.begin(), codes.end(), section<int64_t>(packed, at.codes));
   header.num_distinct = static_cast<int64_t>(codes.size());
   float* centre = section<float>(packed, at.centre);
+  const int64_t most_channels = format.type == ScreeningType::kInt8 ? kMaxInt8Channels : kMaxChannels;
   const auto blank_groups_from = [&](int64_t group) {
     const int64_t start = at.panel + group * num_steps(format, num_channels) * format.width * 4;
     std::memset(section<char>(packed, start), 0, at.end - start);
     return group;
   };
-  if (format.width == 0 || codes.size() < 2 || num_channels > kMaxChannels) return blank_groups_from(0);
+  if (format.width == 0 || codes.size() < 2 || num_channels > most_channels) return blank_groups_from(0);
 
   std::vector<double> mean(num_channels, 0.0);
   for (int64_t j : codes) {
@@ -161,15 +172,18 @@ int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int6
   header.scale = static_cast<float>(std::ldexp(1.0, -exponent));
   const Centring centred{centre, header.scale};
   double largest_square = 0.0, largest_rounding = 0.0;
-  const bool rounds = format.type == Element::kBFloat16;
+  header.unit = static_cast<float>(largest * header.scale / 127.0);
+  const double unit = header.unit;
   for (int64_t j : codes) {
     const float* code = codebook + j * num_channels;
     double square[kLanes] = {}, rounding[kLanes] = {};
     const auto add = [&](int64_t c, int64_t lane) {
       const double b = centred(code, c);
       square[lane] += b * b;
-      if (!rounds) return;
-      const double lost = b - bfloat16_to_float(round_to_bfloat16(static_cast<float>(b)));
+      if (format.type == ScreeningType::kFloat32) return;
+      const double lost = format.type == ScreeningType::kBFloat16
+                              ? b - bfloat16_to_float(round_to_bfloat16(static_cast<float>(b)))
+                              : b - int8_number(b / unit) * unit;
       rounding[lane] += lost * lost;
     };
     int64_t c = 0;
@@ -209,18 +223,29 @@ void pack_groups(const float* codebook, int64_t begin, int64_t end, void* packed
       const auto next = [&](int64_t c) {
         const double b = centred(code, c);
         square[c % kLanes] += b * b;
-        return static_cast<float>(b);
+        return b;
       };
       int64_t step = 0;
-      if (header.format.type == Element::kFloat32) {
+      if (header.format.type == ScreeningType::kFloat32) {
         for (; step < num_channels; ++step) {
-          const float b = next(step);
+          const float b = static_cast<float>(next(step));
           std::memcpy(target + step * width + k, &b, sizeof(b));
         }
+      } else if (header.format.type == ScreeningType::kInt8) {
+        int32_t sum = 0;
+        for (step = 1; 4 * (step - 1) < num_channels; ++step) {
+          int8_t numbers[4] = {};
+          for (int64_t c = 4 * (step - 1); c < std::min(num_channels, 4 * step); ++c)
+            numbers[c % 4] = static_cast<int8_t>(int8_number(next(c) / header.unit));
+          sum += numbers[0] + numbers[1] + numbers[2] + numbers[3];
+          std::memcpy(target + step * width + k, numbers, sizeof(numbers));
+        }
+        target[k] = static_cast<uint32_t>(-128 * sum);
       } else {
         for (; 2 * step < num_channels; ++step) {
-          const uint32_t low = round_to_bfloat16(next(2 * step));
-          const uint32_t high = 2 * step + 1 < num_channels ? round_to_bfloat16(next(2 * step + 1)) : 0;
+          const uint32_t low = round_to_bfloat16(static_cast<float>(next(2 * step)));
+          const bool pair = 2 * step + 1 < num_channels;
+          const uint32_t high = pair ? round_to_bfloat16(static_cast<float>(next(2 * step + 1))) : 0;
           target[step * width + k] = low | high << 16;
         }
       }
@@ -252,6 +277,7 @@ ScreenedCodes screened_codes(const void* packed) {
   view.screenable = header.num_groups > 0;
   view.centre = reinterpret_cast<const float*>(block + at.centre);
   view.scale = header.scale;
+  view.unit = header.unit;
   view.largest_norm = header.largest_norm;
   view.largest_rounding = header.largest_rounding;
   view.num_groups = header.num_groups;

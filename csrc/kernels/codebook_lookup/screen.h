@@ -12,11 +12,13 @@
 
 #include "common/float_environment.h"
 #include "kernels/codebook_lookup/compare_all.h"
+#include "kernels/codebook_lookup/drop_far.h"
 
 namespace soho {
 namespace {
 
 constexpr int32_t kListLength = 128;  // survivors kept per row
+constexpr int32_t kFewSurvivors = 2;  // which float64 decides between at once
 constexpr int32_t kListSlack = 16;    // lists are written by whole vectors
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kPanelBytes =
@@ -96,7 +98,17 @@ void begin_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, in
 template <int tile_codes>
 void finish_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t i, float threshold,
                 Survivors& list, double* exact_row, LookupCounts& counts) {
-  if (list.state == kListed) keep_above(list, threshold);
+  if (list.state == kListed) {
+    keep_above(list, threshold);
+    if (list.count > kFewSurvivors) {
+      float* row = reinterpret_cast<float*>(exact_row);
+      for (int64_t c = 0; c < args.num_channels; ++c)
+        row[c] = load_element(row_at(args.features, i, args.row_stride, args.features_type), c, args.features_type);
+      list.count = drop_far(row, args.num_channels, list.count, list.position, list.score, [&](int32_t position) {
+        return args.codebook + screened.codes[position] * args.num_channels;
+      });
+    }
+  }
   if (list.state == kOverflown) {
     ++counts.undecided;
     return;

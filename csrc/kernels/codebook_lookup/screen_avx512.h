@@ -1,6 +1,11 @@
 // What the AVX-512 levels share: scores of 14 rows x 32 codes in registers, survivors by comparison with each row's
 // threshold. See screen.h on how it is included; Dot says how words are multiplied:
-//   static __m512 add(score, row, codes)                          score plus one step's products
+//   Sum, kFirstStep                                               of 16 codes; the first step that holds channels
+//   static Sum start(negated_half, codes)                         before the first step
+//   static Sum add(sum, row, codes)                               the sum plus one step's products
+//   static __m512 score(sum, negated_half, row)                   after the last step; row: its first word
+//   static RowLengths convert_row(...)                            as of a Kernel
+// FloatDot gives those of floating point, but for add and
 //   static __m512 convert16(a, words, c)                          writes the words of 16 channels, returns a - a^
 #pragma once
 
@@ -57,8 +62,21 @@ inline void offer32(Survivors& list, float& threshold, const float* scores, int3
   }
 }
 
+template <class Dot>
+struct FloatDot {
+  using Sum = __m512;
+  static constexpr int64_t kFirstStep = 0;
+
+  static Sum start(const float* negated_half, const float*) { return _mm512_load_ps(negated_half); }
+  static __m512 score(Sum sum, const float*, const float*) { return sum; }
+  static RowLengths convert_row(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
+                                float* words) {
+    return convert_row_avx512<Dot>(row, type, screened, num_channels, words);
+  }
+};
+
 #ifdef __AVX512BF16__
-struct DotBFloat16 {
+struct DotBFloat16 : FloatDot<DotBFloat16> {
   static constexpr bool kRounds = true;
 
   static __m512 add(__m512 score, __m512 row, __m512 codes) {
@@ -103,7 +121,7 @@ struct KernelAvx512 {
 
   static RowLengths convert_row(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
                                 float* words) {
-    return convert_row_avx512<Dot>(row, type, screened, num_channels, words);
+    return Dot::convert_row(row, type, screened, num_channels, words);
   }
 
   static void screen_tile(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group,
@@ -112,25 +130,32 @@ struct KernelAvx512 {
     const int64_t num_steps = screened.num_steps;
     const float* codes = static_cast<const float*>(screened.panel) + group * num_steps * kCodes;
     const float* negated_half = screened.negated_half + group * kCodes;
-    __m512 score[kRows][2];
+    typename Dot::Sum sum[kRows][2];
 #pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r) {
-      score[r][0] = _mm512_load_ps(negated_half);
-      score[r][1] = _mm512_load_ps(negated_half + 16);
+      sum[r][0] = Dot::start(negated_half, codes);
+      sum[r][1] = Dot::start(negated_half + 16, codes + 16);
     }
+    codes += Dot::kFirstStep * kCodes;
     const float* three[5];  // of every three rows the first: an address reaches two rows further
 #pragma GCC unroll 5
     for (int t = 0; t < 5; ++t) three[t] = rows + 3 * t * row_length;
 #pragma GCC unroll 4
-    for (int64_t step = 0; step < num_steps; ++step) {
+    for (int64_t step = Dot::kFirstStep; step < num_steps; ++step) {
       const __m512 code0 = _mm512_load_ps(codes), code1 = _mm512_load_ps(codes + 16);
       codes += kCodes;
 #pragma GCC unroll 14
       for (int r = 0; r < kRows; ++r) {
         const __m512 x = _mm512_set1_ps(three[r / 3][(r % 3) * row_length + step]);
-        score[r][0] = Dot::add(score[r][0], x, code0);
-        score[r][1] = Dot::add(score[r][1], x, code1);
+        sum[r][0] = Dot::add(sum[r][0], x, code0);
+        sum[r][1] = Dot::add(sum[r][1], x, code1);
       }
+    }
+    __m512 score[kRows][2];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      score[r][0] = Dot::score(sum[r][0], negated_half, rows + r * row_length);
+      score[r][1] = Dot::score(sum[r][1], negated_half + 16, rows + r * row_length);
     }
     __mmask16 reached = 0;
 #pragma GCC unroll 14
