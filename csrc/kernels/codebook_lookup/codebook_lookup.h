@@ -17,8 +17,8 @@
 // |b|^2/2, of a chain of C additions (C u / (1 - C u), at most 1.07 C u up to C = 2^18; a product of two bfloat16 is
 // exact), of |a| itself and of the threshold; the second the rounding of the float64 distances the result is defined
 // by; the third, 0 for float32, the rounding to bfloat16 or int8, whose length is measured for each row. The largest
-// element of b lies in [1/2, 1), so that what underflows (subnormals count as 0 in bfloat16 dot products) is far below the first
-// term. Copies of a code are screened once.
+// element of b lies in [1/2, 1), so that what underflows (subnormals count as 0 in bfloat16 dot products) is far below
+// the first term. Copies of a code are screened once.
 //
 // A level is a list of passes, the cheapest first. A pass takes the rows that are still undecided and leaves those
 // undecided whose survivors do not fit its list; the last one compares all codes in float64 and leaves none.

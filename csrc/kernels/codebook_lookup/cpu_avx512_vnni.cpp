@@ -19,7 +19,8 @@ struct DotInt8 {
   }
 
   static __m512 score(Sum sum, const float* negated_half, const float* row) {
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(sum)), _mm512_set1_ps(*row), _mm512_load_ps(negated_half));
+    const __m512 products = _mm512_cvtepi32_ps(_mm512_castps_si512(sum));
+    return _mm512_fmadd_ps(products, _mm512_set1_ps(*row), _mm512_load_ps(negated_half));
   }
 
   static RowLengths convert_row(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
