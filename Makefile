@@ -1,5 +1,6 @@
 # make demo   set up, build, make the demo corpus, pre-train on it and print what was learnt
 # make test   set up, build and run every test
+# make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
 # make bench  the benchmark suite with its peers, each case checked before it is timed
 # make sanitize  the C++ kernel tests under the address and undefined-behaviour sanitizers
 # make check  lint and format check        make format  apply both
@@ -11,7 +12,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test bench sanitize check format clean
+.PHONY: demo test gpu-check bench sanitize check format clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
@@ -19,12 +20,15 @@ demo: $(STAMP)
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests
 
+gpu-check: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/gpu/check.py
+
 bench: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[bench]"
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest benchmarks --benchmark-only
 
 sanitize: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -GNinja -DSOHO_FAST_BUILD_MODULE=OFF -DSOHO_FAST_BUILD_TESTS=ON -DSOHO_FAST_SANITIZE=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -GNinja -DSOHO_FAST_BUILD_MODULE=OFF -DSOHO_FAST_BUILD_TESTS=ON -DSOHO_FAST_SANITIZE=ON -DSOHO_FAST_CUDA=OFF
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --target kernel_tests
 	build/sanitize/kernel_tests
 

@@ -1,8 +1,8 @@
 """Which implementation serves a call: the table of backends, the compiled extension, and op registration.
 
 Each op is registered once per backend, as `torch.ops.soho_fast.<op>_<backend>`, with one schema, one fake kernel and
-one gradient. `reference` is written in Python and runs on every device; `cpu` is implemented by `soho_fast._C`,
-`triton` by `soho_fast/ops/<op>/triton.py`, imported where Triton can run.
+one gradient. `reference` is written in Python and runs on every device; `cpu` and `cuda` are implemented by
+`soho_fast._C`, `triton` by `soho_fast/ops/<op>/triton.py`, imported where Triton can run.
 """
 
 import functools
@@ -21,7 +21,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx")
 LIBRARY = torch.library.Library("soho_fast", "FRAGMENT")
 
-_BEST_FIRST = {"cpu": ("cpu",), "cuda": ("triton",)}  # tried in turn where no backend is named, by device type
+_BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # tried in turn where no backend is named, by device type
 _NATIVE_OPS: dict[str, set[str]] = {"cpu": set(), "triton": set(), "cuda": set()}
 _fallback_warned = False
 
@@ -66,7 +66,7 @@ def define_op(
     *,
     reference: Callable,
     fake: Callable,
-    native: tuple[str, ...] = ("cpu", "triton"),
+    native: tuple[str, ...] = ("cpu", "triton", "cuda"),
     backward: Callable | None = None,
     setup_context: Callable | None = None,
 ) -> None:
@@ -77,8 +77,8 @@ def define_op(
         schema: argument list and returns, such as "(Tensor x) -> Tensor".
         reference: the plain torch implementation.
         fake: the shape function used by torch.compile and meta tensors.
-        native: backends that implement the op: `cpu` registers its code when it loads, `triton` is the function
-            `name` of the module `triton` beside the reference.
+        native: backends that implement the op: `cpu` and `cuda` register their code when the extension loads, `triton`
+            is the function `name` of the module `triton` beside the reference.
         backward, setup_context: the gradient, as in `torch.library.register_autograd`.
     """
     for backend in native:
@@ -97,17 +97,24 @@ def define_op(
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
 
 
+def _has_cuda_kernels() -> bool:
+    return _extension is not None and "cuda_architectures" in _extension.build_info()
+
+
 def _refusals(name: str, backend: str, device_type: str) -> list[str]:
     """Every reason why `backend` cannot serve op `name` on tensors of `device_type`."""
     if backend == "reference":
         return []
-    if backend == "cuda":
-        return [f"this version has no {backend} kernel for {name}"]
     reasons = []
     if backend == "triton":
         reasons += triton_backend.MISSING
     elif _extension is None:
         reasons.append(_extension_missing)
+    elif backend == "cuda" and not _has_cuda_kernels():
+        reasons.append(
+            "the compiled extension has no CUDA kernels (install nvcc and a CUDA build of torch, then reinstall the "
+            "package with SOHO_FAST_CUDA=1)"
+        )
     wanted_type = triton_backend.DEVICE_TYPE if backend == "triton" else backend
     if device_type != wanted_type:
         reasons.append(f"it needs tensors on {wanted_type}, these are on {device_type}")
@@ -148,13 +155,14 @@ def mark_changed(tensor: Tensor) -> None:
 
 def available_backends() -> list[str]:
     """Names of the backends that can run here, the slowest first; `reference` is always among them."""
-    has_device = triton_backend.INTERPRETING or torch.cuda.is_available()
+    has_device = torch.cuda.is_available()
     runs = {
         "reference": True,
         "cpu": _extension is not None,
-        "triton": has_device and not triton_backend.MISSING,
+        "triton": (has_device or triton_backend.INTERPRETING) and not triton_backend.MISSING,
+        "cuda": has_device and _has_cuda_kernels(),
     }
-    return [name for name in BACKENDS if runs.get(name)]
+    return [name for name in BACKENDS if runs[name]]
 
 
 def set_cpu_level(level: str | None) -> None:
@@ -181,7 +189,7 @@ def build_info() -> dict:
     Returns:
         dict with `extension` (bool), `reason` (why it is absent, or ""), `torch`, and, with the extension, `compiler`,
         `architecture`, `stable_abi` (the oldest libtorch it loads into), `cpu_levels_built`, `cpu_levels_available`
-        and `cpu_level` (the one in use).
+        and `cpu_level` (the one in use); `cuda_architectures` where it has CUDA kernels.
     """
     info = {"extension": _extension is not None, "reason": _extension_missing, "torch": str(torch.__version__)}
     if _extension is not None:

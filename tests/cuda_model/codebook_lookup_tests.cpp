@@ -175,7 +175,7 @@ void test_near_ties() {
   for (int n = 0; n < 20; ++n)
     codes.insert(codes.end(), problem.codebook.begin(), problem.codebook.end());
   for (int j = 0; j < 160; ++j)
-    codes[j * 24 + j % 24] = std::nextafter(codes[j * 24 + j % 24], kInfinite);
+    codes[j * 24 + j / 8] = std::nextafter(codes[j * 24 + j / 8], kInfinite);
   codes.insert(codes.end(), problem.codebook.begin(), problem.codebook.end());
   problem.features.insert(problem.features.end(), problem.codebook.begin(),
                           problem.codebook.end());
@@ -280,16 +280,17 @@ void test_gather() {
 } // namespace
 
 void test_codebook_lookup_cuda() {
-  for (uint64_t seed : {1, 2}) {
-    soho_model::set_seed(seed);
-    test_sizes();
-    test_types_and_layouts();
-    test_screening_decides();
-    test_copies();
-    test_near_ties();
-    test_magnitudes();
-    test_not_finite();
-    test_gather();
-  }
+  soho_model::set_seed(1);
+  test_sizes();
+  test_screening_decides();
+  test_copies();
+  test_magnitudes();
   test_slabs();
+  test_gather();
+  for (uint64_t seed : {2, 3}) {
+    soho_model::set_seed(seed);
+    test_types_and_layouts();
+    test_near_ties();
+    test_not_finite();
+  }
 }

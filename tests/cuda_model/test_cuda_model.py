@@ -20,7 +20,8 @@ def _run(*command) -> str:
 
 @pytest.fixture(scope="module")
 def program():
-    configure = ["cmake", "-S", ROOT, "-B", BUILD, "-DSOHO_FAST_BUILD_MODULE=OFF", "-DSOHO_FAST_BUILD_TESTS=ON", "-DSOHO_FAST_CUDA=OFF"]
+    options = ["-DSOHO_FAST_BUILD_MODULE=OFF", "-DSOHO_FAST_BUILD_TESTS=ON", "-DSOHO_FAST_CUDA=OFF"]
+    configure = ["cmake", "-S", ROOT, "-B", BUILD, *options]
     if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists():
         configure.append("-GNinja")
     _run(*configure)

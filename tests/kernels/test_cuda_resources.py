@@ -16,6 +16,19 @@ needs_nvcc = pytest.mark.skipif(
 # Registers of a thread and bytes of static shared memory, by kernel. A multiprocessor has 65536 registers: 64 let four
 # blocks of 256 threads live on it, 80 three, 32 fill it with blocks of 1024. No kernel may spill or use a stack.
 BUDGETS = {
+    "codebook_lookup/cuda.cu": {
+        "insert_codes": (40, 0),
+        "sum_codes": (40, 2048),
+        "centre_codes": (32, 0),
+        "measure_codes": (40, 0),
+        "pack_codes": (40, 0),
+        "convert_rows": (64, 640),
+        "screen_rows": (255, 0),  # two blocks of 128 threads: 128 of them are sums
+        "decide": (80, 0),
+        "compare_all": (80, 2048),
+        "finish_compared": (40, 0),
+        "gather_rows": (32, 0),
+    },
     "codebook_update/cuda.cu": {
         "rank_rows": (64, 0),
         "prefix_tiles": (32, 4096),
@@ -29,6 +42,11 @@ BUDGETS = {
 
 # Instructions that a kernel must have, at least so often, in the PTX of every architecture.
 MEANT = {
+    "codebook_lookup/cuda.cu": {
+        "screen_rows": {"mma": 64, "ldmatrix": 20, "cp.async": 8},
+        "convert_rows<float32>": {"16-byte load": 2},
+        "gather_rows<uint4>": {"16-byte load": 1, "16-byte store": 1},
+    },
     "codebook_update/cuda.cu": {
         "add_members<float32, 4>": {"16-byte load": 8, "16-byte store": 1},
         "add_members<bfloat16, 8>": {"16-byte load": 8, "16-byte store": 2},

@@ -30,7 +30,14 @@ def _build(source, build_dir, target, *options) -> None:
 @pytest.fixture(scope="module")
 def build_dir():
     directory = ROOT / "build" / "kernel_tests"
-    _build(ROOT, directory, "kernel_tests", "-DSOHO_FAST_BUILD_MODULE=OFF", "-DSOHO_FAST_BUILD_TESTS=ON")
+    _build(
+        ROOT,
+        directory,
+        "kernel_tests",
+        "-DSOHO_FAST_BUILD_MODULE=OFF",
+        "-DSOHO_FAST_BUILD_TESTS=ON",
+        "-DSOHO_FAST_CUDA=OFF",
+    )
     return directory
 
 

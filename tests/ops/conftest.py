@@ -1,5 +1,7 @@
 """Fixtures of the op tests: every implementation by force, and numbers to compare with that do not come from it."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,19 @@ from soho_fast.ops import triton_backend
 
 INTERPRETING = triton_backend.INTERPRETING and not triton_backend.MISSING  # test_triton.py starts such a process
 IMPLEMENTATIONS = ("triton",) if INTERPRETING else ("reference", *ops.build_info().get("cpu_levels_built", ()))
+ON_GPU = tuple(name for name in ops.available_backends() if name in ("triton", "cuda") and not INTERPRETING)
+IMPLEMENTATIONS += ON_GPU
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
-def backend(request):
-    """The `backend` argument that runs the implementation; CPU levels are forced for the duration of the test."""
+def backend(request, monkeypatch):
+    """The `backend` argument that runs the implementation; CPU levels are forced for the duration of the test, and what
+    a test creates for a backend of the GPU lies there."""
+    if request.param in ON_GPU:
+        monkeypatch.setattr(torch, "Generator", functools.partial(torch.Generator, device="cuda"))
+        with torch.device("cuda"):
+            yield request.param
+        return
     if request.param in ("reference", "triton"):
         yield request.param
         return
@@ -36,7 +46,7 @@ def threads(request):
 
 def _distances(features_NC, codebook_KC):
     """Squared distances in float64, in the documented order of summation, by numpy."""
-    x, d = features_NC.double().numpy(), codebook_KC.double().numpy()
+    x, d = features_NC.double().cpu().numpy(), codebook_KC.double().cpu().numpy()
     lanes = np.zeros((x.shape[0], d.shape[0], 8))
     with np.errstate(invalid="ignore", over="ignore"):
         for channel in range(x.shape[1]):
@@ -56,6 +66,6 @@ def exact_lookup():
         ranked_NK = np.where(np.isfinite(distance_NK), distance_NK, np.inf)
         index_N = ranked_NK.argmin(1) if features_NC.shape[0] else np.zeros(0, dtype=np.int64)
         chosen_N = distance_NK[np.arange(features_NC.shape[0]), index_N]
-        return torch.from_numpy(index_N), torch.from_numpy(chosen_N).float()
+        return tuple(t.to(features_NC.device) for t in (torch.from_numpy(index_N), torch.from_numpy(chosen_N).float()))
 
     return lookup

@@ -108,7 +108,12 @@ def test_unknown_backend_is_refused():
 
 
 def test_backend_without_kernel_is_refused_with_the_reason():
-    with pytest.raises(ValueError, match=r"backend: 'cuda' cannot serve codebook_lookup: .*no cuda kernel"):
+    if "cuda" in ops.available_backends():
+        pytest.skip("this build has CUDA kernels")
+    words = (
+        "backend: 'cuda' cannot serve codebook_lookup: .*(has no CUDA kernels|not built).*; it needs tensors on cuda"
+    )
+    with pytest.raises(ValueError, match=words):
         ops.codebook_lookup(torch.ones(2, 2), torch.ones(2, 2), backend="cuda")
 
 

@@ -43,15 +43,18 @@ def _samples():
     }
 
 
+ON_GPU = [name for name in ops.available_backends() if name in ("triton", "cuda")] if torch.cuda.is_available() else []
 ON_CPU = ("triton",) if triton_backend.INTERPRETING else ("reference", "cpu")
 BACKENDS = [name for name in ops.available_backends() if name in ON_CPU]
 
 
 @pytest.mark.parametrize("name", _samples())
-@pytest.mark.parametrize("backend_name", BACKENDS)
+@pytest.mark.parametrize("backend_name", [*BACKENDS, *ON_GPU])
 def test_opcheck(name, backend_name):
     op = getattr(torch.ops.soho_fast, f"{name}_{backend_name}").default
-    for args in _samples()[name]:
+    with torch.device("cuda" if backend_name in ON_GPU else "cpu"):
+        samples = _samples()[name]
+    for args in samples:
         torch.library.opcheck(op, args)
 
 

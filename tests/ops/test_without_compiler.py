@@ -76,6 +76,7 @@ def test_without_a_compiler_the_package_installs_and_trains_on_the_reference(sou
             "was asked for (SOHO_FAST_BUILD_EXTENSION=1) and cannot be built: no C++ compiler was found",
         ),
         ({"SOHO_FAST_BUILD_EXTENSION": "yes"}, 1, "SOHO_FAST_BUILD_EXTENSION: expected 0, 1 or unset, got 'yes'"),
+        ({"SOHO_FAST_CUDA": "maybe"}, 1, "SOHO_FAST_CUDA: expected 0, 1 or unset, got 'maybe'"),
         ({"CXX": "false"}, 1, "building the extension failed in `cmake -S"),
     ],
 )  # fmt: skip

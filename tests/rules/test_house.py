@@ -108,7 +108,7 @@ def test_every_switch_is_documented():
         if path.suffix == ".py":
             used |= set(re.findall(r"[\"'](SOHO_FAST_[A-Z_]+[A-Z])[\"']", text))
         elif path.name == "CMakeLists.txt":
-            used |= set(re.findall(r"option\((SOHO_FAST_[A-Z_]+[A-Z])", text))
+            used |= set(re.findall(r"(?:option|set)\((SOHO_FAST_[A-Z_]+[A-Z])", text))
         else:
             used |= set(re.findall(r"getenv\(\"(SOHO_FAST_[A-Z_]+[A-Z])\"", text))
     assert used == documented, f"undocumented: {used - documented}, documented but unused: {documented - used}"
