@@ -170,18 +170,18 @@ void test_copies() {
 }
 
 void test_near_ties() {
-  Problem problem = random_problem(60, 8, 24);
+  Problem problem = random_problem(60, 4, 24);
   std::vector<float> codes;
   for (int n = 0; n < 20; ++n)
     codes.insert(codes.end(), problem.codebook.begin(), problem.codebook.end());
-  for (int j = 0; j < 160; ++j)
-    codes[j * 24 + j / 8] = std::nextafter(codes[j * 24 + j / 8], kInfinite);
+  for (int j = 0; j < 80; ++j)
+    codes[j * 24 + j / 4] = std::nextafter(codes[j * 24 + j / 4], kInfinite);
   codes.insert(codes.end(), problem.codebook.begin(), problem.codebook.end());
   problem.features.insert(problem.features.end(), problem.codebook.begin(),
                           problem.codebook.end());
   problem.codebook = codes;
-  problem.num_rows = 68;
-  problem.num_codes = 168;
+  problem.num_rows = 64;
+  problem.num_codes = 84;
   CHECK(compare(problem).all_codes > 0); // more survivors than a list holds
 
   Problem cluster{normal(20 * 16, 5), normal(300 * 16, 6, 0x1p-22f, 1.0f), 20,
