@@ -142,7 +142,7 @@ size_t codebook_lookup_workspace_bytes_cuda(const CodebookLookupArgs& args);
 CudaStatus codebook_lookup_cuda(const CodebookLookupArgs& args, const void* packed, void* workspace,
                                 unsigned long long* counts, CudaStream stream);
 
-// A row whose index is num_codes or more is filled with NaN.
+// A row whose index is num_codes or more is filled with zeros, too.
 CudaStatus gather_codes_cuda(const GatherCodesArgs& args, int64_t num_rows, CudaStream stream);
 
 }  // namespace soho

@@ -6,19 +6,15 @@
 namespace soho {
 namespace {
 
-__device__ __forceinline__ uint4 filled(uint4*, uint32_t word) { return make_uint4(word, word, word, word); }
-__device__ __forceinline__ uint16_t filled(uint16_t*, uint32_t word) { return static_cast<uint16_t>(word); }
-
 template <class Unit>
 __global__ void __launch_bounds__(kBlockThreads) gather_rows(GatherCodesArgs args, int64_t num_rows) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kBlockWarps + threadIdx.x / kWarp;
   if (i >= num_rows) return;
   const int64_t code = args.index[i], units = args.row_bytes / static_cast<int64_t>(sizeof(Unit));
   Unit* target = static_cast<Unit*>(args.output) + i * units;
-  const Unit* source = static_cast<const Unit*>(args.codebook) + code * units;
   const bool present = code >= 0 && code < args.num_codes;
-  const Unit otherwise = filled(target, code < 0 ? 0u : 0xffffffffu);  // all bits set is NaN
-  for (int64_t u = threadIdx.x % kWarp; u < units; u += kWarp) target[u] = present ? source[u] : otherwise;
+  const Unit* source = static_cast<const Unit*>(args.codebook) + (present ? code : 0) * units;
+  for (int64_t u = threadIdx.x % kWarp; u < units; u += kWarp) target[u] = present ? source[u] : Unit{};
 }
 
 }  // namespace
