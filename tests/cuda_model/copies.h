@@ -2,6 +2,7 @@
 // started or only when it is waited for: both happen on hardware.
 #pragma once
 
+#include <cstddef>
 #include <vector>
 
 namespace soho_model {
@@ -18,5 +19,9 @@ struct CopyQueue {
 };
 
 CopyQueue &copies_of_thread();
+
+void start_copy(void *shared, const void *global, int num_bytes, int num_read);
+void commit_copies();
+void wait_for_copies(size_t pending); // until so many groups are left
 
 } // namespace soho_model

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "copies.h"
+#include "races.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -104,6 +105,7 @@ Fiber main_fiber;
 Block block;
 unsigned current = 0; // the thread that runs
 const std::function<void()> *thread_body = nullptr;
+bool runs_thread = false;
 uint64_t random_state = 1;
 
 void switch_fiber(Fiber &from, Fiber &to, bool ends = false) {
@@ -219,6 +221,7 @@ void wake(unsigned t) {
 // Shared memory holds something, but nothing useful: NaN and -1, or huge numbers.
 void fill_with_garbage(char *begin, size_t bytes) {
   std::memset(begin, coin() ? 0xff : 0x7b, bytes);
+  forget(begin, bytes);
 }
 
 // Static __shared__ variables are the only thread-local ones of the program.
@@ -267,6 +270,7 @@ void open_barrier() {
     give_up("no thread can go on: " + who_waits_where());
   block.finish(num_threads, block.brought.data());
   block.num_at_barrier = 0;
+  pass_block_barrier();
   for (unsigned t = 0; t < num_threads; ++t)
     wake(t);
 }
@@ -288,6 +292,7 @@ void run_block(dim3 shape, size_t shared_bytes) {
   block.brought.assign(num_threads, nullptr);
   block.num_at_barrier = block.num_ended = 0;
   block.failure.clear();
+  start_block(num_threads);
   for (unsigned t = 0; t < num_threads; ++t) {
     Thread &thread = *block.threads[t];
     prepare(thread.fiber, thread.state != State::kEnded);
@@ -304,7 +309,9 @@ void run_block(dim3 shape, size_t shared_bytes) {
     block.ready[position] = block.ready.back();
     block.ready.pop_back();
     threadIdx = block.threads[current]->index;
+    runs_thread = true;
     switch_fiber(main_fiber, block.threads[current]->fiber);
+    runs_thread = false;
     if (!block.failure.empty())
       give_up(block.failure);
   }
@@ -337,6 +344,7 @@ void run_grid(dim3 grid, dim3 shape, size_t shared_bytes,
   for (size_t i = order.size(); i > 1; --i)
     std::swap(order[i - 1], order[random_bits() % i]);
   thread_body = &thread;
+  start_launch();
   gridDim = grid;
   blockDim = shape;
   for (const uint64_t b : order) {
@@ -353,7 +361,22 @@ void fail(const std::string &text) {
 }
 
 unsigned char *block_memory() { return block.memory; }
+bool in_thread() { return runs_thread; }
 unsigned thread_rank() { return current; }
+
+#ifdef SOHO_CUDA_RACES
+bool is_on_a_stack(const void *memory) {
+  const auto lies_in = [&](const std::unique_ptr<Thread> &thread) {
+    const char *stack = thread->fiber.stack;
+    return static_cast<const char *>(memory) >= stack && static_cast<const char *>(memory) < stack + kStackBytes;
+  };
+  if (lies_in(block.threads[current])) // the most likely
+    return true;
+  const unsigned first = current / kWarpSize * kWarpSize;
+  const unsigned end = std::min<unsigned>(first + kWarpSize, block.threads.size());
+  return std::any_of(block.threads.begin() + first, block.threads.begin() + end, lies_in);
+}
+#endif
 CopyQueue &copies_of_thread() { return block.threads[current]->copies; }
 
 void pass_turn() {
@@ -390,6 +413,8 @@ void meet_in_warp(const char *call, uint32_t mask, void *brought, Finish finish,
   meetings.erase(meetings.begin() + m);
   if (finish != nullptr)
     finish(mask, complete.brought);
+  else
+    pass_warp_barrier(warp, mask); // other warp functions order no memory
   for (unsigned other = 0; other < kWarpSize; ++other) {
     if (other != lane && (mask >> other & 1))
       wake(first + other);

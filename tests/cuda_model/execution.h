@@ -40,6 +40,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes,
 // Inside a thread.
 [[noreturn]] void fail(const std::string &text);
 unsigned char *block_memory();
+bool in_thread();
 unsigned thread_rank(); // in its block
 void pass_turn();       // lets other threads run first, now and then
 

@@ -1,4 +1,5 @@
-// cuda_model_tests: the CUDA kernels on the CPU, built with -DSOHO_FAST_BUILD_TESTS=ON. Names of groups choose some.
+// cuda_model_tests and cuda_race_tests: the CUDA kernels on the CPU, under the sanitizers and under the race check.
+// Names of groups choose some.
 #include <cstring>
 
 #include "../kernels/check.h"
@@ -13,7 +14,12 @@ int main(int num_words, char **words) {
   const struct {
     const char *name;
     void (*run)();
-  } groups[] = {{"model", test_model},
+  } groups[] = {
+#ifdef SOHO_CUDA_RACES
+                {"races", test_races},
+#else
+                {"model", test_model},
+#endif
                 {"codebook_lookup", test_codebook_lookup_cuda},
                 {"codebook_update", test_codebook_update_cuda},
                 {"group_mask", test_group_mask_cuda}};

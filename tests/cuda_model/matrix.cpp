@@ -3,6 +3,7 @@
 #include <cmath>
 #include <string>
 
+#include "races.h"
 #include "warp_words.h"
 
 namespace soho_model {
@@ -122,6 +123,7 @@ void load_fragments(const char *call, uint32_t *out, int num_matrices, bool tran
             rows[r] = static_cast<const uint16_t *>(lane(matrix * 8 + r).row);
             if (reinterpret_cast<uintptr_t>(rows[r]) % 16)
               fail("ldmatrix: the address of row " + std::to_string(r) + " is no multiple of 16");
+            report(thread_rank() / kWarpSize * kWarpSize + matrix * 8 + r, rows[r], 16, Access::kRead);
           }
           for (int l = 0; l < 32; ++l) {
             const int group = l / 4, position = l % 4 * 2;

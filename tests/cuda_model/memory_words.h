@@ -1,27 +1,29 @@
 // Loads, stores, atomics, barriers of the block, asynchronous copies, and the launch.
 #pragma once
 
+#include <cstring>
 #include <tuple>
-#include <utility>
 
 #include "common/cuda_status.h"
 #include "copies.h"
 #include "device_words.h"
 #include "execution.h"
+#include "races.h"
 
 template <class T> T __ldg(const T *p) { return *p; }
 template <class T> T __ldcs(const T *p) { return *p; }
 template <class T> T __ldcg(const T *p) { return *p; }
 template <class T> void __stcs(T *p, T value) { *p = value; }
 template <class T> void __stcg(T *p, T value) { *p = value; }
-inline void __threadfence() {}
+inline void __threadfence() { soho_model::pass_fence(); }
 inline void __threadfence_block() {}
 
 namespace soho_model {
 
 // Threads take turns in no particular order at an atomic.
-template <class T, class Change> T change(T *p, Change next) {
+template <class T, class Change> __attribute__((no_sanitize("thread"))) T change(T *p, Change next) {
   pass_turn();
+  report(thread_rank(), p, sizeof(T), Access::kAtomic);
   const T before = *p;
   *p = next(before);
   return before;
@@ -85,36 +87,6 @@ inline int __syncthreads_and(int predicate, soho_model::Site site = soho_model::
   return __syncthreads_count(!predicate, site) == 0;
 }
 
-namespace soho_model {
-
-inline void land(const PendingCopy &copy) {
-  for (int b = 0; b < copy.num_bytes; ++b)
-    copy.shared[b] = b < copy.num_read ? copy.global[b] : 0;
-}
-
-inline void start_copy(void *shared, const void *global, int num_bytes, int num_read) {
-  if (reinterpret_cast<uintptr_t>(shared) % num_bytes || reinterpret_cast<uintptr_t>(global) % num_bytes)
-    fail("copy_async: an address is no multiple of " + std::to_string(num_bytes));
-  if (num_read < 0 || num_read > num_bytes)
-    fail("copy_async: num_bytes is " + std::to_string(num_read));
-  const PendingCopy copy{static_cast<char *>(shared), static_cast<const char *>(global), num_bytes, num_read};
-  if (coin())
-    land(copy);
-  else
-    copies_of_thread().open.push_back(copy);
-}
-
-inline void wait_for_copies(size_t pending) {
-  CopyQueue &copies = copies_of_thread();
-  while (copies.groups.size() > pending) {
-    for (const PendingCopy &copy : copies.groups.front())
-      land(copy);
-    copies.groups.erase(copies.groups.begin());
-  }
-}
-
-} // namespace soho_model
-
 namespace soho {
 
 inline unsigned char *dynamic_shared() { return soho_model::block_memory(); }
@@ -125,10 +97,7 @@ inline void copy_async_16(void *shared, const void *global, int num_bytes = 16) 
 inline void copy_async_4(void *shared, const void *global, int num_bytes = 4) {
   soho_model::start_copy(shared, global, 4, num_bytes);
 }
-inline void copy_async_commit() {
-  soho_model::CopyQueue &copies = soho_model::copies_of_thread();
-  copies.groups.push_back(std::exchange(copies.open, {}));
-}
+inline void copy_async_commit() { soho_model::commit_copies(); }
 template <int pending> void copy_async_wait() { soho_model::wait_for_copies(pending); }
 
 template <class... Parameters, class... Args>

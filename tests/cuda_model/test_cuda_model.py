@@ -1,4 +1,4 @@
-"""Builds and runs the CUDA kernels on the model of the machine: no GPU and no CUDA, under the sanitizers."""
+"""Builds and runs the CUDA kernels on the model of the machine: no GPU and no CUDA, but every access is watched."""
 
 import shutil
 import subprocess
@@ -19,16 +19,21 @@ def _run(*command) -> str:
 
 
 @pytest.fixture(scope="module")
-def program():
+def build():
     options = ["-DSOHO_FAST_BUILD_MODULE=OFF", "-DSOHO_FAST_BUILD_TESTS=ON", "-DSOHO_FAST_CUDA=OFF"]
     configure = ["cmake", "-S", ROOT, "-B", BUILD, *options]
     if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists():
         configure.append("-GNinja")
     _run(*configure)
-    _run("cmake", "--build", BUILD, "--target", "cuda_model_tests", "--parallel", "2")
-    return BUILD / "cuda_model_tests"
+    _run("cmake", "--build", BUILD, "--target", "cuda_model_tests", "cuda_race_tests", "--parallel", "2")
+    return BUILD
 
 
 @pytest.mark.parametrize("group", ["model", "codebook_lookup", "codebook_update", "group_mask"])
-def test_on_the_model(program, group):
-    assert "0 failures" in _run(program, group)
+def test_under_the_sanitizers(build, group):
+    assert "0 failures" in _run(build / "cuda_model_tests", group)
+
+
+@pytest.mark.parametrize("group", ["races", "codebook_lookup", "codebook_update", "group_mask"])
+def test_under_the_race_check(build, group):
+    assert "0 failures" in _run(build / "cuda_race_tests", group)
