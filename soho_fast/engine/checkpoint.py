@@ -36,11 +36,13 @@ PARTIAL = ".partial"
 
 @dataclass
 class Progress:
-    """Where a run stands: optimiser steps done, training seconds used, unreadable images met, the best model so far."""
+    """Where a run stands: optimiser steps done, training seconds used, unreadable images met, the step of the last
+    full evaluation, the best model so far."""
 
     step: int = 0
     seconds: float = 0.0
     broken_images: int = 0
+    evaluated_step: int = 0
     best_step: int = 0
     best: float | None = None
 

@@ -136,7 +136,7 @@ class Trainer:
         self._evaluation_steps = 0
         if settings.evaluation.every_epochs:
             self._evaluation_steps = max(1, round(settings.evaluation.every_epochs * self.plan.steps_per_epoch))
-        self._evaluated_step, self._measures = -1, {}
+        self._measured_step, self._measures = -1, {}
         self._broken: dict[str, None] = {}
 
     def train(self) -> Result:
@@ -183,12 +183,19 @@ class Trainer:
         set_rng_state(random_state, self.processes.device)
         return measures if self.processes.is_main else {}
 
+    def _evaluation_is_due(self) -> bool:
+        step = self.progress.step
+        return bool(
+            self._evaluation_steps and step % self._evaluation_steps == 0 and step > self.progress.evaluated_step
+        )
+
     def _evaluate_in_full(self, log: RunLog | None) -> dict[str, float]:
         """All measures, recorded; the best model so far, by the task's own measure, is written to `best/`."""
         progress = self.progress
-        if progress.step == self._evaluated_step:
+        if self._measured_step == progress.step:
             return self._measures
-        self._evaluated_step, self._measures = progress.step, self.evaluate(quick=False)
+        self._measures = self.evaluate(quick=False)
+        self._measured_step = progress.evaluated_step = progress.step
         if log is not None and self._measures:
             log.record("evaluation", progress.step, {"measures": self._measures})
         value = self.processes.gather(self._measures.get(self.task.selection))[0]
@@ -228,6 +235,8 @@ class Trainer:
         last_save, saved_step = time.monotonic(), progress.step
         seen_step, seen_time = progress.step, time.monotonic()
         elapsed, signal_number = self._share_of_time(progress.seconds), 0
+        if self._evaluation_is_due():
+            self._evaluate_in_full(log)
         self._enter_training(progress.step)
         while progress.step < self.total_steps and elapsed < 1:
             self._freeze_backbone(progress.step)
@@ -256,7 +265,8 @@ class Trainer:
                 if log is not None:
                     log.record("evaluation", progress.step, {"measures": measures})
                 self._enter_training(progress.step)
-            if self._evaluation_steps and progress.step % self._evaluation_steps == 0:
+            # Asked to stop, a rank has half a minute; the evaluation is made up for when the run goes on.
+            if not signal_number and self._evaluation_is_due():
                 self._evaluate_in_full(log)
                 self._enter_training(progress.step)
             every = settings.checkpoint.every_steps

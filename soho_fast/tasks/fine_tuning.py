@@ -262,6 +262,7 @@ class FineTuningTask(ABC):
         """What a checkpoint must share with the run that loads it."""
         return {
             "task": self.name,
+            "preset": self.model.preset,
             "pretrained": self.model.pretrained,
             "use_dictionary_output": self.model.use_dictionary_output,
             "config": dict(self.model.config),

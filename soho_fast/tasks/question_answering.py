@@ -26,6 +26,9 @@ from soho_fast.tasks.downstream import DownstreamData, DownstreamTask
 # 2018, section 3.2, "soft scores"); close to the mean of the official score over leaving out each person.
 _SCORE_PER_PERSON = 0.3
 
+_ROWS_AT_A_TIME = 4096
+_SMALLEST_PRIOR = 1e-4
+
 
 @dataclass
 class VqaSplit:
@@ -107,6 +110,19 @@ class QuestionAnsweringTask(DownstreamTask):
 
     def label_keywords(self) -> dict[str, list[str]]:
         return {"answers": self.answers}
+
+    def build_model(self) -> SohoForQuestionAnswering:
+        """As `DownstreamTask.build_model`; each answer's logit starts at how often it is right.
+
+        From 0 instead, the first hundreds of steps would teach little but that most answers are wrong, by gradients
+        that shake what pre-training has learnt.
+        """
+        model = super().build_model()
+        targets = torch.from_numpy(self._training_examples.targets)
+        scores_A = sum(self.target_keywords(rows)["answer_scores"].sum(0) for rows in targets.split(_ROWS_AT_A_TIME))
+        with torch.no_grad():
+            model.head[-1].bias.copy_(torch.logit(scores_A / len(targets), eps=_SMALLEST_PRIOR))
+        return model
 
     def is_answered(self, records: Sequence[VqaRecord]) -> bool:
         return all(record.answers is not None for record in records)

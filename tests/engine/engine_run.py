@@ -120,7 +120,6 @@ class StubData:
 
 class StubTask:
     logged = ("word_loss", "absent_loss")
-    selection = None
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         defaults = {
@@ -131,8 +130,10 @@ class StubTask:
             "skip_each": 0,
             "pixels": 64,
             "signal": "SIGTERM",
+            "selection": None,
         }
         self.options = {**defaults, **options}
+        self.selection = self.options["selection"]
         self.epoch = 0.0
 
     def build_model(self) -> nn.Module:

@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, resumed, or lose their disk."""
 
+import json
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from soho_fast import train
 from soho_fast.engine import stop as stopping
@@ -51,6 +53,30 @@ def test_signal_saves_and_stops_at_the_next_step(launch, request_for, losses, na
     assert len(losses(asked)) in (4, 5)
     assert _checkpoints(asked)[1:] == [f"step-0000000{len(losses(asked))}"]
     assert not (Path(asked["output"]) / "model").exists()
+
+
+def test_a_stop_where_an_evaluation_is_due_leaves_the_same_best_model(launch, request_for, losses):
+    # Five steps an epoch, evaluated after each two; asked to stop in the third, the run hears it in the fourth.
+    often = {"evaluation": {"every_epochs": 0.4, "at_end": True}, "max_steps": 7}
+    through = request_for("through", task={"selection": "loss"}, **often)
+    stopped = request_for("stopped", task={"selection": "loss", "signal_at": 3}, **often)
+    resumed = request_for("stopped", task={"selection": "loss"}, **often)
+    done = launch(through, stopped)
+    assert done.code == 128 + signal.SIGTERM, done.text
+    assert [step for step, _ in _evaluations(stopped)] == [2]
+    assert launch(resumed).code == 0
+    assert losses(resumed) == losses(through)
+    found = _evaluations(through)
+    assert [step for step, _ in found] == [2, 4, 6, 7] and _evaluations(resumed) == found
+    best, worst = (choose(found, key=lambda evaluation: evaluation[1]["loss"])[0] for choose in (max, min))
+    assert best != worst, "a best model that is no other than the last would show nothing"
+    weights = [torch.load(Path(run["output"]) / "best" / "weights.pt") for run in (through, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def _evaluations(request: dict) -> list[tuple[int, dict]]:
+    lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
+    return [(line["step"], line["measures"]) for line in lines if line["kind"] == "evaluation"]
 
 
 def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(start, small_recipe, losses):

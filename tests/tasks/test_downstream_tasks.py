@@ -175,6 +175,8 @@ def test_the_list_of_answers_and_the_soft_scores(tmp_path, tokenizer_dir):
     scores = task.target_keywords(targets)["answer_scores"]
     torch.testing.assert_close(scores, torch.tensor([[0.9, 0.3], [0.6, 1.0]]))
     model = task.build_model()
+    share = torch.tensor([1 / 3, (1 + 0.6 + 0.6) / 3])  # how right each answer is over the training questions
+    torch.testing.assert_close(model.head[-1].bias.sigmoid(), share)
     task.export(model, model.state_dict(), tmp_path / "model")
     loaded = AutoModelForVisualQuestionAnswering.from_pretrained(tmp_path / "model")
     assert type(loaded) is SohoForQuestionAnswering and loaded.config.id2label == {0: "no", 1: "yes"}

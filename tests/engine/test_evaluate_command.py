@@ -1,0 +1,152 @@
+"""Fine-tuning and evaluating by command: the best and the last model, one process and two, killed and gone on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from soho_fast import evaluate, train
+from soho_fast.engine.recipe import find_recipe
+from soho_fast.recipes import RECIPES, read_recipe, with_places
+
+SMALL = {
+    "corpus": {"folder": "{corpus}", "num_train": 40, "num_heldout": 12, "image_size": 64},
+    "model": {
+        "config": {
+            "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "intermediate_size": 64, "num_codes": 16,
+        }
+    },
+    "batch": {"images_per_step": 8, "workers": 0},
+    "evaluation": {"every_epochs": 0.5},
+    "log": {"every_steps": 1, "tensorboard": False},
+    "max_steps": 4,
+}  # fmt: skip
+
+# Kills the process when the second part of its share is on disk.
+KILLED = """
+import os, signal, sys
+from soho_fast import evaluate
+from soho_fast.tasks.sharing import Kept
+save, saved = Kept.save, []
+def save_and_die(self, number, result):
+    save(self, number, result)
+    saved.append(number)
+    if len(saved) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+Kept.save = save_and_die
+sys.exit(evaluate.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def small_vqa(tmp_path) -> Path:
+    """Recipe mini_vqa, made small, all in this test's folder."""
+    recipe = yaml.safe_load((RECIPES / "mini_vqa.yaml").read_text())
+    small = {"shorter_edge": 64, "longer_edge": 64, "min_answer_count": 2, "image_batch": 1}
+    recipe |= {**SMALL, "data": {**recipe["data"], **small}, "places": {"corpus": str(tmp_path / "corpus")}}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump({**recipe, "output": str(tmp_path / "run")}, sort_keys=False))
+    return path
+
+
+def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path):
+    done = launch(script=Path(train.__file__), arguments=["--recipe", str(small_vqa)], processes=2)
+    assert done.code == 0, done.text
+    run = tmp_path / "run"
+    metrics = json.loads((run / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["measures"]["vqa_score"] for line in lines if line["kind"] == "evaluation"}
+    best = max(scores, key=scores.get)
+    assert metrics["best"] == {"step": best, "vqa_score": scores[best]}
+    assert "majority" in done.text and f"best/ (step {best})" in done.text, done.text
+    assert f"soho_fast.evaluate --run {run} --split test" in done.text
+
+    script = Path(evaluate.__file__)
+    arguments = ["--run", str(run), "--into", str(tmp_path / "whole")]
+    done = launch(script=script, arguments=arguments)
+    assert done.code == 0 and "split val, checkpoint best" in done.text, done.text
+    whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    assert (whole["checkpoint"], whole["step"]) == ("best", best)
+    assert whole["measures"]["vqa_score"] == pytest.approx(scores[best], abs=1e-9)
+    assert not (tmp_path / "whole" / "partial").exists()
+
+    killer = tmp_path / "killer.py"
+    killer.write_text(KILLED)
+    arguments = ["--run", str(run), "--into", str(tmp_path / "killed")]
+    assert launch(script=killer, arguments=arguments).code == -9
+    kept = tmp_path / "killed" / "partial"
+    assert sorted(path.name for path in kept.glob("part-*")) == ["part-000000.pt", "part-000001.pt"]
+    done = launch(script=script, arguments=arguments, processes=2)
+    assert done.code == 0 and "2 process(es)" in done.text, done.text
+    predictions = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("whole", "killed")]
+    assert predictions[0] == predictions[1] and len(predictions[0].splitlines()) == 6 * 4
+
+    done = launch(script=script, arguments=["--run", str(run), "--split", "test", "--checkpoint", "last"])
+    assert done.code == 0 and "no published answers" in done.text, done.text
+    assert json.loads((run / "evaluation/test-last/metrics.json").read_text())["step"] == metrics["step"]
+    submission = json.loads((run / "evaluation/test-last/submission.json").read_text())
+    assert len(submission) == 6 * 4 and set(submission[0]) == {"question_id", "answer"}
+
+    done = launch(script=script, arguments=["--run", str(run), "--split", "tset"])
+    assert done.code == 2 and "Traceback" not in done.text, done.text
+    errors = [line for line in done.text.splitlines() if line.startswith("error: ")]
+    assert errors == ["error: split: expected one of train, val, test-dev, test, got 'tset'"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "expected exactly one of --run and --recipe"),
+        (["--run", "{tmp}"], "has no recipe.yaml; expected the folder of a training run"),
+        (["--run", "{tmp}/run"], "has neither best/ nor model/"),
+        (["--recipe", "mini_vqa"], "checkpoint: without --run, expected the folder or hub name of a model"),
+        (["--run", "{tmp}/run", "--checkpoint", "best"], "has no best model (best/); there is: nothing"),
+        (["--run", "{tmp}/run", "--data.sharter_edge", "3"], "data.sharter_edge"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(capsys, tmp_path, arguments, words):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("task: vqa\n")
+    assert evaluate.main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], lines
+
+
+def test_the_papers_values():
+    """Section 4.2 and the appendix: 18 epochs with a tenth of the rate at 12 and 16; SNLI-VE 6 epochs, at 4."""
+    for name, epochs, steps, batch in (
+        ("vqa", 18, [12, 16], 256), ("nlvr2", 18, [12, 16], 128), ("snli_ve", 6, [4], 128),
+    ):  # fmt: skip
+        recipe, _ = read_recipe(["--recipe", name])
+        assert (recipe.task, recipe.epochs, recipe.batch.images_per_step) == (name, epochs, batch)
+        assert (recipe.schedule.decay, recipe.schedule.step_epochs, recipe.schedule.step_factor) == ("step", steps, 0.1)
+        optim = recipe.optim
+        assert (optim.lr, optim.weight_decay, optim.backbone_rule, optim.backbone_lr) == (1e-4, 1e-2, "sgd", 1e-2)
+        assert (recipe.data.shorter_edge, recipe.data.longer_edge, recipe.data.texts_per_image) == (600, 1000, 1)
+        assert not recipe.model.use_dictionary_output and not recipe.data.blank_images
+        assert all(f"places.{place}" in name_places(name) for place in recipe.places)
+    vqa, _ = read_recipe(["--recipe", "vqa"])
+    assert (vqa.data.answers_from, vqa.data.min_answer_count) == (["train", "val"], 9)
+
+
+def name_places(name: str) -> str:
+    """A recipe's text, whose first lines say how to start it."""
+    return find_recipe(name, RECIPES).read_text()
+
+
+def test_a_package_is_a_place(tmp_path, monkeypatch):
+    recipe, _ = read_recipe(["--recipe", "easy_vqa", "--places.easy_vqa", "package:soho_fast/data"])
+    assert Path(with_places(recipe).data.splits["test"].questions) == RECIPES.parent / "data/test/questions.json"
+    recipe, _ = read_recipe(["--recipe", "easy_vqa", "--places.easy_vqa", "package:not_there/data"])
+    with pytest.raises(
+        ValueError, match=r"places\.easy_vqa: there is no Python package not_there; install it \(pip inst"
+    ):
+        with_places(recipe)
+
+
+def test_an_unknown_task_is_refused(tmp_path, capsys):
+    (tmp_path / "odd.yaml").write_text("task: vqaa\n")
+    assert train.main(["--recipe", str(tmp_path / "odd.yaml")]) == 2
+    assert "task: expected one of pretraining, vqa, nlvr2, snli_ve" in capsys.readouterr().err
