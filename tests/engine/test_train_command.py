@@ -63,7 +63,7 @@ def test_help_explains_every_field(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--recipe", "nope"], "no recipe 'nope'; expected one of mini, mini_"),
+        (["--recipe", "nope"], "no recipe 'nope'; expected one of easy_vqa, mini, "),
         (["--recipe", "a/b.yaml"], "there is no file a/b.yaml"),
         (["--recipe"], "expected a name or a path"),
         (["--optim.lrr", "1"], "optim.lrr"),
