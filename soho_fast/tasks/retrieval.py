@@ -5,6 +5,7 @@ Shapes: I images, T texts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 from soho_fast.data.images import BrokenImageError
 from soho_fast.data.karpathy import read_karpathy
+from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord, ReadReport
 from soho_fast.data.text import encode_texts
 from soho_fast.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
-from soho_fast.model import SohoForImageTextRetrieval
+from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining
 from soho_fast.tasks.fine_tuning import FineTuningData, FineTuningTask
 from soho_fast.tasks.measure_table import MeasureTable
 from soho_fast.tasks.pair_scoring import ImageBlocks, PairScorer, score_pairs
@@ -62,6 +64,7 @@ class RetrievalData(FineTuningData):
         choice_images: So many images of `validate`, with all their texts, choose k.
         training_k: While training, `validate` is measured in two stages with this k, if the model has a first stage.
         pair_batch: Pairs scored at a time.
+        precision: Type of the Transformer's products in evaluation.
     """
 
     splits: dict[str, RetrievalSplit] = field(default_factory=dict)
@@ -71,6 +74,7 @@ class RetrievalData(FineTuningData):
     choice_images: int = 1000
     training_k: int = 16
     pair_batch: int = 256
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
 
 
 @dataclass
@@ -113,6 +117,24 @@ class RetrievalTask(FineTuningTask):
     def collate(self, samples: list[RetrievalSample]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"."""
         return collate_retrieval(samples, self.processor)
+
+    def load_model(self, folder: str) -> SohoForImageTextRetrieval:
+        """As `FineTuningTask.load_model`; a pre-trained model too, whose retrieval is then zero-shot.
+
+        Raises:
+            FileNotFoundError, ValueError: as there.
+        """
+        try:
+            config = SohoConfig.from_pretrained(folder)
+        except OSError:
+            return super().load_model(folder)
+        if SohoForPreTraining.__name__ not in (config.architectures or ()):
+            return super().load_model(folder)
+        self._processor = SohoProcessor.from_pretrained(folder)
+        self.__dict__.pop("processor", None)
+        self._say(f"{folder} is pre-trained only: this is zero-shot retrieval")
+        model, _ = self.model_class.from_pretraining(folder, use_dictionary_output=config.use_dictionary_output)
+        return model.eval()
 
     def evaluate(
         self, model: nn.Module, *, quick: bool = False, processes: Processes | None = None
@@ -195,7 +217,8 @@ class RetrievalTask(FineTuningTask):
         texts = [caption for own in captions for caption in own]
         counts = torch.tensor([len(own) for own in captions])
         encoded = encode_texts(self.processor.tokenizer, texts, self.data.max_text_length)
-        scorer = PairScorer(model, encoded, pair_batch=self.data.pair_batch)
+        dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.data.precision]
+        scorer = PairScorer(model, encoded, pair_batch=self.data.pair_batch, dtype=dtype)
         processor = self.processor.image_processor
 
         def encode(block: range) -> list[Tensor]:
@@ -278,7 +301,8 @@ class RetrievalTask(FineTuningTask):
                     rows.append([label, *values, f"{100 * measures[f'chance_{name}']:.1f} %"])
         for name, label, digits in _WORK:
             if f"{ways[0][0]}{name}" in measures:
-                rows.append([label, *(f"{measures[prefix + name]:,.{digits}f}" for prefix, _ in ways), ""])
+                values = [f"{measures[prefix + name]:,.{digits}f}" for prefix, _ in ways]
+                rows.append([label, *values, ""])
         title = self.name
         if "num_images" in measures:
             title += f": {measures['num_images']:,.0f} images, {measures['num_texts']:,.0f} texts"
@@ -290,13 +314,13 @@ class RetrievalTask(FineTuningTask):
 _WAYS = (("", "every pair"), ("two_stages_", "two stages"))
 _WORK = (
     ("passes", "Transformer passes", 0),
-    ("seconds", "seconds", 1),
+    ("seconds", "seconds, of this run", 1),
     ("pairs_a_second", "pairs a second, Transformer", 0),
 )
 # Settings of the data that change a score.
 _SCORES_DEPEND_ON = (
     "shorter_edge", "longer_edge", "pad_to_multiple", "max_text_length", "missing_images", "image_batch", "pair_batch",
-    "validate", "choice_images",
+    "precision", "validate", "choice_images",
 )  # fmt: skip
 
 
@@ -332,4 +356,6 @@ class RetrievalEvaluation:
                     file.write(json.dumps({"query": query, "best": ranked}) + "\n")
         for kept in self.kept:
             kept.delete()
+            with contextlib.suppress(OSError):
+                kept.folder.parent.rmdir()
         return ["image_to_text.jsonl", "text_to_image.jsonl"]

@@ -42,10 +42,35 @@ def test_the_readme_has_commands_and_snippets():
     assert COMMANDS[:2] == ["make demo", "make test"]
 
 
+# The same for retrieval, from scratch.
+TINY_RETRIEVAL = (
+    "--corpus.num_train 40 --corpus.num_heldout 12 --corpus.image_size 64 --data.shorter_edge 64 --data.longer_edge 64 "
+    "--data.max_loss 1 --places.corpus {folder}/corpus --output {folder}/run --max_steps 2"
+)
+
+
+def with_a_model(text: str, folder: Path) -> str:
+    """The text with a small model and a picture in place of those that it names."""
+    sys.path.insert(0, str(ROOT / "tests/data"))
+    from tiny_corpus import draw, write_tokenizer
+
+    from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
+    from soho_fast.model import SohoConfig, SohoForPreTraining
+
+    processor = SohoProcessor(SohoImageProcessor(), load_tokenizer(write_tokenizer(folder / "words")))
+    sizes = {"backbone": "resnet10", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = SohoConfig.from_preset(**sizes, vocab_size=len(processor.tokenizer), num_codes=8)
+    SohoForPreTraining(config).save_pretrained(folder / "run/model")
+    processor.save_pretrained(folder / "run/model")
+    picture = draw(folder / "photo.jpg")
+    return text.replace("runs/mini", str(folder / "run")).replace("photo.jpg", str(picture))
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_snippet(number, tmp_path):
     script = tmp_path / "snippet.py"
-    script.write_text(SNIPPETS[number])
+    snippet = SNIPPETS[number]
+    script.write_text(with_a_model(snippet, tmp_path) if "runs/mini" in snippet else snippet)
     done = run(f"{sys.executable} {script}", tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -61,6 +86,19 @@ def test_command(command, tmp_path):
         done = run(command, tmp_path)
         assert done.returncode != 0
         assert "error: " in done.stderr and "/data/coco/dataset_coco.json" in done.stderr, done.stderr
+    elif "mini_retrieval" in command:
+        train = next(line for line in COMMANDS if "--recipe mini_retrieval" in line)
+        train = train.replace("--model.pretrained runs/mini/model", TINY_RETRIEVAL.format(folder=tmp_path))
+        done = run(train, tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if command.startswith("python"):
+            done = run(command.replace("runs/mini_retrieval", f"{tmp_path}/run"), tmp_path)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "two stages" in done.stdout and "text to image R@10" in done.stdout
+    elif "soho_fast.ask" in command:
+        done = run(with_a_model(command, tmp_path), tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 2 and " %  two cats" in done.stdout
     elif command.endswith("--help"):
         done = run(command, tmp_path)
         assert done.returncode == 0, done.stderr

@@ -81,7 +81,7 @@ def test_evaluation_takes_five_captions_and_every_pair(make, tmp_path):
     rows = {row[0]: row[1:] for row in task.table(measures).rows}
     assert rows["text to image R@1"][1] == "33.3 %" and "text to image R@1, mean of 3 folds" in rows
     files = result.write(tmp_path)
-    assert not (tmp_path / "partial" / "all").exists()
+    assert not (tmp_path / "partial").exists()
     lines = [json.loads(line) for line in (tmp_path / files[0]).read_text().splitlines()]
     assert [len(line["best"]) for line in lines] == [10, 10, 10]
     assert lines[0]["best"][0][1] == pytest.approx(float(result.scores_IT[0].max()), abs=1e-5)
@@ -126,6 +126,10 @@ def test_starts_from_the_matching_head_and_loads_again(make, tmp_path):
     task.model.pretrained, task.data.tokenizer = str(tmp_path / "pretrained"), None
     model = task.build_model()
     assert torch.equal(model.itm_head.classifier.weight, pretrained.itm_head.classifier.weight)
+    zero_shot = task.load_model(str(tmp_path / "pretrained"))
+    assert "zero-shot" in said[-1] and zero_shot.config.use_dictionary_output is False
+    assert torch.equal(zero_shot.itm_head.classifier.weight, pretrained.itm_head.classifier.weight)
+    assert task.build_model() is not None
     assert "initial values kept: first_stage." in said[-1]
     task.export(model, model.state_dict(), tmp_path / "tuned")
     again = task.load_model(str(tmp_path / "tuned"))
