@@ -186,7 +186,7 @@ class SohoForImageTextRetrieval(PairMatching, SohoDownstreamModel):
             ValueError: the model has no first stage.
         """
         valid_BL = torch.ones_like(visual_BLD[..., 0], dtype=torch.bool) if valid_BL is None else valid_BL
-        return self._first_stage().image_vectors(self._alone(visual_BLD, valid_BL), valid_BL)
+        return self.required_first_stage().image_vectors(self._alone(visual_BLD, valid_BL), valid_BL)
 
     def text_vectors(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(T, E) of length 1: texts alone.
@@ -196,12 +196,13 @@ class SohoForImageTextRetrieval(PairMatching, SohoDownstreamModel):
         """
         words_TSD = self.soho.text_embeddings(input_ids=input_ids)
         mask_TS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self._first_stage().text_vectors(self._alone(words_TSD, mask_TS.bool()))
+        return self.required_first_stage().text_vectors(self._alone(words_TSD, mask_TS.bool()))
 
     def _alone(self, states: Tensor, real: Tensor) -> Tensor:
         return self.soho.encoder(states, attention_mask=self.soho._attention_mask(states, real))[0]
 
-    def _first_stage(self) -> FirstStage:
+    def required_first_stage(self) -> FirstStage:
+        """The first stage. Raises ValueError: the model has none."""
         if self.first_stage is None:
             raise ValueError(
                 "first_stage_weight: this model has no first stage; fine-tune it with a weight above 0, or score every "

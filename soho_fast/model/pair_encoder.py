@@ -10,7 +10,7 @@ I images, T texts, P pairs, S words of a text, L visual tokens of an image, N = 
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertEncoder, BertLayer
 
 from .outputs import VisualTokens
@@ -38,8 +38,7 @@ def encode_pairs(
     hidden_PND, *projected = _join(text_TSF, visual_ILF, text_index_P, image_index_P).chunk(4, dim=-1)
     hidden_PND = _attend(layers[0], hidden_PND, *projected)
     for layer in layers[1:]:
-        attention = layer.attention.self
-        projected = (project(hidden_PND) for project in (attention.query, attention.key, attention.value))
+        projected = (project(hidden_PND) for project in _projections(layer))
         hidden_PND = _attend(layer, hidden_PND, *projected)
     return _first_of_last(last, hidden_PND)
 
@@ -72,10 +71,14 @@ def _join(text_TSX: Tensor, visual_ILX: Tensor, text_index_P: Tensor, image_inde
     return torch.cat([text_TSX.index_select(0, text_index_P), visual_ILX.index_select(0, image_index_P)], dim=1)
 
 
+def _projections(layer: BertLayer) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    attention = layer.attention.self
+    return attention.query, attention.key, attention.value
+
+
 def _with_projections(layer: BertLayer, states: Tensor) -> Tensor:
     """(.., D) -> (.., 4 D): the states, their queries, keys and values."""
-    attention = layer.attention.self
-    return torch.cat([states, attention.query(states), attention.key(states), attention.value(states)], dim=-1)
+    return torch.cat([states, *(project(states) for project in _projections(layer))], dim=-1)
 
 
 def _attend(layer: BertLayer, hidden_PND: Tensor, query_PND: Tensor, key_PND: Tensor, value_PND: Tensor) -> Tensor:
@@ -91,6 +94,11 @@ def _first_of_last(layer: BertLayer, hidden_PND: Tensor) -> Tensor:
     attention = layer.attention.self
     heads = (attention.num_attention_heads, -1)
     first_PD = hidden_PND[:, 0]
+    if attention.key.weight.numel() == 0:
+        # ZeRO 3 holds the weights in parts, and brings them together only where a module is called.
+        query, key, value = _projections(layer)
+        first_P1D = first_PD[:, None]
+        return _attend(layer, first_P1D, query(first_P1D), key(hidden_PND), value(hidden_PND))[:, 0]
     # A key's bias adds the same to all scores of a query, which softmax does not see.
     query_HPE = attention.query(first_PD).unflatten(-1, heads).transpose(0, 1)
     asked_PHD = torch.bmm(query_HPE, attention.key.weight.unflatten(0, heads).to(query_HPE.dtype)).transpose(0, 1)

@@ -52,10 +52,16 @@ class PairScorer:
         if pair_batch < 1:
             raise ValueError(f"pair_batch: expected at least 1, got {pair_batch}")
         self.model, self.pair_batch, self.dtype = model, pair_batch, dtype
-        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        weight = next(model.parameters(), torch.empty(0))
+        self.device, self._model_dtype = weight.device, weight.dtype
         self.num_scored, self.seconds = 0, 0.0
         self._ids = [torch.from_numpy(text.ids) for text in texts]
         self.length_T = np.array([len(ids) for ids in self._ids], dtype=np.int64)
+        # The number of each text among those of its length.
+        self._place_T = np.zeros_like(self.length_T)
+        for length in np.unique(self.length_T):
+            alike = self.length_T == length
+            self._place_T[alike] = np.arange(alike.sum())
 
     @property
     def num_texts(self) -> int:
@@ -93,7 +99,7 @@ class PairScorer:
         for count in sorted({len(tokens_LD) for tokens_LD in tokens}):
             alike = [row for row, tokens_LD in enumerate(tokens) if len(tokens_LD) == count]
             with self.computing():
-                found = self.model.image_vectors(torch.stack([tokens[row] for row in alike]).float())
+                found = self.model.image_vectors(torch.stack([tokens[row] for row in alike]).to(self._model_dtype))
             for row, vector in zip(alike, found.float().cpu(), strict=True):
                 vectors[row] = vector
         return torch.stack(vectors)
@@ -115,7 +121,8 @@ class PairScorer:
         began = time.perf_counter()
         odds_P = np.empty(len(image_P), dtype=np.float32)
         count_I = np.array([len(tokens_LD) for tokens_LD in tokens])
-        keys = (text_P, image_P, text_P // _TILE, image_P // _TILE, self.length_T[text_P], count_I[image_P])
+        tiles = (self._place_T[text_P] // _TILE, image_P // _TILE)
+        keys = (text_P, image_P, *tiles, self.length_T[text_P], count_I[image_P])
         order_P = np.lexsort(keys)
         sizes_P2 = np.stack([count_I[image_P], self.length_T[text_P]], 1)[order_P]
         ends = np.flatnonzero((np.diff(sizes_P2, axis=0) != 0).any(1)) + 1
@@ -130,7 +137,7 @@ class PairScorer:
     def _call(self, tokens: Sequence[Tensor], image_P: np.ndarray, text_P: np.ndarray) -> np.ndarray:
         images, image_index_P = np.unique(image_P, return_inverse=True)
         texts, text_index_P = np.unique(text_P, return_inverse=True)
-        visual_ILD = torch.stack([tokens[image] for image in images]).float()
+        visual_ILD = torch.stack([tokens[image] for image in images]).to(self._model_dtype)
         index = (torch.from_numpy(index_P).to(self.device) for index_P in (text_index_P, image_index_P))
         with self.computing():
             return self.model.pair_odds(visual_ILD, self.ids(texts), *index).float().cpu().numpy()

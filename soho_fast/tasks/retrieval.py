@@ -176,6 +176,8 @@ class RetrievalTask(FineTuningTask):
             ValueError: the model has no first stage, or no k keeps R@1 within `max_loss`.
         """
         data, kept_in_all = self.data, []
+        if data.scoring != "all":
+            model.required_first_stage()
 
         def kept(what: str, **more: Any) -> Kept | None:
             if keep_in is None:
