@@ -13,7 +13,8 @@ import pytest
 import scoring_run
 import torch
 
-from soho_fast.tasks.pair_scoring import ImageBlocks, score_pairs
+from soho_fast.data.text import EncodedText
+from soho_fast.tasks.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.sharing import Alone, Kept
 
 PROGRAM = Path(scoring_run.__file__)
@@ -56,6 +57,28 @@ def test_all_pairs_against_a_loop(pair_batch):
     expected = by_a_loop(scorer, images)
     # A token in float16 has 11 bits, and these weights multiply its error; a wrong pair is off by about 1.
     assert float((found - expected).abs().max()) < 0.005 and expected.std() > 0.5
+
+
+class Counting(torch.nn.Module):
+    """Odds are image + 100 text; counts the images and texts of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def pair_odds(self, visual_ILD, ids_TS, text_index, image_index):
+        self.calls.append((len(visual_ILD), len(ids_TS), len(text_index)))
+        return visual_ILD[image_index, 0, 0] + 100 * ids_TS[text_index, 0]
+
+
+def test_a_call_prepares_few_texts_and_images_for_many_pairs():
+    texts = [EncodedText(np.full(3 + n % 4, n), np.zeros(0)) for n in range(128)]
+    model = Counting()
+    scorer = PairScorer(model, texts, pair_batch=256)
+    tokens = [torch.full((2, 1), float(n)) for n in range(32)]
+    odds = torch.stack(score_pairs(scorer, ImageBlocks(32, lambda block: [tokens[n] for n in block])))
+    assert torch.equal(odds, torch.arange(32.0)[:, None] + 100 * torch.arange(128))
+    assert set(model.calls) == {(16, 16, 256)} and len(model.calls) == 16
 
 
 def test_some_pairs_are_those_of_all():
