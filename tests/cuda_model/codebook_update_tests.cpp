@@ -80,8 +80,8 @@ struct Problem {
 };
 
 void update_on_cpu(const CodebookUpdateArgs &args) {
-  const UpdateParts parts = update_parts(args, 1);
-  update_codebook(CpuLevel::kScalar, args, parts, 0, parts.num_parts());
+  const ParallelFor in_one_part = [](int64_t total, int64_t, const auto &body) { body(0, total); };
+  CHECK(update_codebook(CpuLevel::kScalar, args, 1, in_one_part) == -1);
 }
 
 void run(const Case &c, uint64_t seed) {
