@@ -23,13 +23,17 @@ int main(int num_words, char **words) {
                 {"codebook_lookup", test_codebook_lookup_cuda},
                 {"codebook_update", test_codebook_update_cuda},
                 {"group_mask", test_group_mask_cuda}};
+  int num_run = 0;
   for (const auto &group : groups) {
     bool chosen = num_words == 1;
     for (int w = 1; w < num_words; ++w)
       chosen = chosen || std::strcmp(words[w], group.name) == 0;
-    if (chosen)
+    if (chosen) {
       group.run();
+      ++num_run;
+    }
   }
+  CHECK(num_words == 1 || num_run == num_words - 1); // every name is one of a group
   std::printf("%d failures\n", num_failures());
   return num_failures() == 0 ? 0 : 1;
 }
