@@ -15,6 +15,7 @@ distances that define the result.
 A row whose best score leads the second by more than twice the bound is settled. The others are screened again, and each
 code that comes within twice the bound of the best is compared in float64 where it is found: no list of survivors, so
 nothing overflows. A row or a codebook beyond the reach of the bound compares every code. Copies of a code count once.
+Besides b^ the memory it takes is a^, 2 D bytes a row, and 20 bytes a row.
 
 Letters: G codebooks, N features for each, K codes, C channels; Q codes and D channels padded to whole tiles.
 """
