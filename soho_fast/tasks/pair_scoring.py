@@ -98,8 +98,9 @@ class PairScorer:
         vectors: list[Tensor | None] = [None] * len(tokens)
         for count in sorted({len(tokens_LD) for tokens_LD in tokens}):
             alike = [row for row, tokens_LD in enumerate(tokens) if len(tokens_LD) == count]
+            visual_ILD = torch.stack([tokens[row] for row in alike]).to(self._model_dtype)
             with self.computing():
-                found = self.model.image_vectors(torch.stack([tokens[row] for row in alike]).to(self._model_dtype))
+                found = self.model.image_vectors(visual_ILD)
             for row, vector in zip(alike, found.float().cpu(), strict=True):
                 vectors[row] = vector
         return torch.stack(vectors)

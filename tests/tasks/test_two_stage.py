@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from soho_fast.metrics import retrieval_recall
+from soho_fast.tasks.pair_scoring import score_pairs
 from soho_fast.tasks.two_stage import K_TRIED, best_pairs, choose_k, first_stage, ranked_in_two_stages
 
 
@@ -26,6 +27,17 @@ def test_vectors_are_the_models_and_need_nothing_of_the_other_side():
             by_hand[i, t] = image_vector @ text_vector[0]
     torch.testing.assert_close(found, by_hand, rtol=0.0, atol=2e-3)
     assert by_hand.std() > 0.02
+
+
+def test_in_bf16_both_stages_are_near_those_in_float32():
+    exact, rough = scoring_run.scorer(), scoring_run.scorer(dtype=torch.bfloat16)
+    images = scoring_run.images(4)
+    blocks = [scoring_run.blocks(scorer, images) for scorer in (exact, rough)]
+    first = [first_stage(scorer, own) for scorer, own in zip((exact, rough), blocks, strict=True)]
+    odds = [torch.stack(score_pairs(scorer, own)) for scorer, own in zip((exact, rough), blocks, strict=True)]
+    # bfloat16 has 8 bits; weights as large as these multiply what it loses.
+    for one, other in (first, odds):
+        assert 0 < float((one - other).abs().max()) < 0.25 * float(one.std())
 
 
 def test_padding_moves_no_vector():
