@@ -20,11 +20,12 @@ COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if l
 SNIPPETS = blocks("python")
 
 # What is put behind a command so that it ends within seconds: the same programs and paths, less work.
-TINY_RUN = (
+TINY_CORPUS = (
     "--corpus.num_train 40 --corpus.num_heldout 12 --corpus.image_size 64 --data.shorter_edge 64 --data.longer_edge 64 "
-    "--data.heldout_images 12 --data.heldout_candidates 6 --places.corpus {folder}/corpus --output {folder}/run "
-    "--max_steps 2"
+    "--places.corpus {folder}/corpus --output {folder}/run --max_steps 2"
 )
+TINY_RUN = f"{TINY_CORPUS} --data.heldout_images 12 --data.heldout_candidates 6"
+TINY_FINE_TUNING = f"{TINY_CORPUS} --data.min_answer_count 2"
 
 
 def run(command: str, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess:
@@ -82,6 +83,19 @@ def test_command(command, tmp_path):
         done = run(f"{command} --dry-run", tmp_path)
         assert done.returncode == 0, done.stderr
         assert {"make demo": "deepspeed soho_fast/train.py", "make test": "pytest tests"}[command] in done.stdout
+    elif "soho_fast.evaluate" in command:
+        done = run(f"{command} --run {tmp_path}/none", tmp_path)
+        assert done.returncode == 2 and "none has no recipe.yaml; expected the folder" in done.stderr, done.stderr
+    elif "--recipe vqa" in command:
+        done = run(command, tmp_path)
+        assert done.returncode != 0
+        assert "error: " in done.stderr and "/data/vqa/v2_OpenEnded_mscoco_train2014" in done.stderr, done.stderr
+    elif "--recipe mini_vqa" in command:
+        done = run(f"{command} --model.pretrained null {TINY_FINE_TUNING.format(folder=tmp_path)}", tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "vqa score" in done.stdout
+        for name in ("metrics.json", "best/model.safetensors", "model/model.safetensors"):
+            assert (tmp_path / "run" / name).stat().st_size > 0
     elif "--recipe paper" in command:
         done = run(command, tmp_path)
         assert done.returncode != 0
