@@ -150,6 +150,7 @@ def test_from_corpus_to_table(launch, small_recipe, tmp_path):
     assert metrics["step"] == 3 and 0 <= metrics["measures"]["itm"] <= 1
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG") and list((run / "tensorboard").iterdir())
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert records.pop()["kind"] == "evaluation"
     for earlier, later in itertools.pairwise(records):
         assert later["seconds"] > earlier["seconds"]
     last = records[-1]
