@@ -47,20 +47,29 @@ class DemoCorpus:
 
 
 @dataclass
-class PretrainingRecipe(TrainSettings):
+class RecipeSettings(TrainSettings):
+    """What the recipes of all tasks have.
+
+    Args:
+        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
+        corpus: Demo corpus.
+    """
+
+    places: dict[str, str] = field(default_factory=dict)
+    corpus: DemoCorpus = field(default_factory=DemoCorpus)
+
+
+@dataclass
+class PretrainingRecipe(RecipeSettings):
     """Pre-train SOHO: everything one run needs.
 
     Args:
         task: What is trained.
-        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
-        corpus: Demo corpus.
         data: Training and held-out data.
         model: Model and its starting weights.
     """
 
     task: Literal["pretraining"] = "pretraining"
-    places: dict[str, str] = field(default_factory=dict)
-    corpus: DemoCorpus = field(default_factory=DemoCorpus)
     data: PretrainingData = field(default_factory=PretrainingData)
     model: PretrainingModel = field(default_factory=PretrainingModel)
 
@@ -70,20 +79,16 @@ class PretrainingRecipe(TrainSettings):
 
 
 @dataclass
-class QuestionAnsweringRecipe(TrainSettings):
+class QuestionAnsweringRecipe(RecipeSettings):
     """Fine-tune SOHO to answer questions about images (VQA v2): everything one run needs.
 
     Args:
         task: What is trained.
-        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
-        corpus: Demo corpus.
         data: Splits, and how examples are made.
         model: Model and its starting weights.
     """
 
     task: Literal["vqa"] = "vqa"
-    places: dict[str, str] = field(default_factory=dict)
-    corpus: DemoCorpus = field(default_factory=DemoCorpus)
     data: QuestionAnsweringData = field(default_factory=QuestionAnsweringData)
     model: DownstreamModel = field(default_factory=DownstreamModel)
 
@@ -93,20 +98,16 @@ class QuestionAnsweringRecipe(TrainSettings):
 
 
 @dataclass
-class VisualReasoningRecipe(TrainSettings):
+class VisualReasoningRecipe(RecipeSettings):
     """Fine-tune SOHO to judge statements about two images (NLVR2): everything one run needs.
 
     Args:
         task: What is trained.
-        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
-        corpus: Demo corpus.
         data: Splits, and how examples are made.
         model: Model and its starting weights.
     """
 
     task: Literal["nlvr2"] = "nlvr2"
-    places: dict[str, str] = field(default_factory=dict)
-    corpus: DemoCorpus = field(default_factory=DemoCorpus)
     data: VisualReasoningData = field(default_factory=VisualReasoningData)
     model: DownstreamModel = field(default_factory=DownstreamModel)
 
@@ -116,20 +117,16 @@ class VisualReasoningRecipe(TrainSettings):
 
 
 @dataclass
-class VisualEntailmentRecipe(TrainSettings):
+class VisualEntailmentRecipe(RecipeSettings):
     """Fine-tune SOHO to tell whether an image entails a text (SNLI-VE): everything one run needs.
 
     Args:
         task: What is trained.
-        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
-        corpus: Demo corpus.
         data: Splits, and how examples are made.
         model: Model and its starting weights.
     """
 
     task: Literal["snli_ve"] = "snli_ve"
-    places: dict[str, str] = field(default_factory=dict)
-    corpus: DemoCorpus = field(default_factory=DemoCorpus)
     data: VisualEntailmentData = field(default_factory=VisualEntailmentData)
     model: DownstreamModel = field(default_factory=DownstreamModel)
 
@@ -139,20 +136,16 @@ class VisualEntailmentRecipe(TrainSettings):
 
 
 @dataclass
-class RetrievalRecipe(TrainSettings):
+class RetrievalRecipe(RecipeSettings):
     """Fine-tune SOHO to find texts for images and images for texts (COCO, Flickr30K): everything one run needs.
 
     Args:
         task: What is trained.
-        places: Folders that the strings of `corpus`, `data` and `model` name as {key}.
-        corpus: Demo corpus.
         data: Splits, and how they are scored.
         model: Model and its starting weights.
     """
 
     task: Literal["retrieval"] = "retrieval"
-    places: dict[str, str] = field(default_factory=dict)
-    corpus: DemoCorpus = field(default_factory=DemoCorpus)
     data: RetrievalData = field(default_factory=RetrievalData)
     model: DownstreamModel = field(default_factory=DownstreamModel)
 
