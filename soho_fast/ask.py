@@ -16,6 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+# Before torch loads OpenMP; see train.py.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import torch
 from PIL import Image
 from torch import Tensor

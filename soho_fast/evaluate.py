@@ -22,6 +22,9 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() ==
     # Run as a script, python puts this file's own folder first, where `data`, `engine`, ... would hide other packages.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+# Before torch loads OpenMP; see train.py.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 from transformers.utils import logging as transformers_logging
 
 from soho_fast.data.images import BrokenImageError

@@ -19,6 +19,10 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() ==
     # Run as a script, python puts this file's own folder first, where `data`, `engine`, ... would hide other packages.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+# Before torch loads OpenMP: threads without work give their core away after some microseconds. By default they wait
+# much longer, and two of them fell to a fifth of their speed as soon as another program ran on their two cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 from transformers.utils import logging as transformers_logging
 
 from soho_fast.data.images import BrokenImageError

@@ -1,11 +1,4 @@
-"""Makes `benchmarks` importable under a bare `pytest`, and prints the ratios after pytest-benchmark's tables."""
-
-import sys
-from pathlib import Path
-
-ROOT = str(Path(__file__).resolve().parents[2])
-if ROOT not in sys.path:
-    sys.path.append(ROOT)
+"""Prints the ratios after pytest-benchmark's tables."""
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

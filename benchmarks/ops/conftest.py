@@ -5,21 +5,15 @@ pytest-benchmark come the ratios, the share of the machine's limits and the bars
 holds all of it.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import pytest
 import torch
 
 from soho_fast import ops
-
-ROOT = str(Path(__file__).resolve().parents[2])
-if ROOT not in sys.path:  # `benchmarks` is importable under a bare `pytest` too
-    sys.path.append(ROOT)
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 60
 PACKAGES = ("torch", "numpy", "faiss-cpu", "scikit-learn", "vector-quantize-pytorch")

@@ -12,8 +12,8 @@ from .config import SohoConfig
 from .distributed import all_reduce_sum_, world_size
 from .packed_encoder import product_dtype, recurring
 
-# Values of a classifier that are cast at a time: 1 MiB in bfloat16, which stays in a core's second-level cache.
-_PART = 1 << 19
+# Values of a classifier that are cast at a time: 2 MiB in bfloat16.
+_PART = 1 << 20
 
 
 class _ClassifyByParts(torch.autograd.Function):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .backbones import PointwiseConv2d, backbone_stages, build_backbone, grid_mask
 from .config import SohoConfig
+from .packed_encoder import product_dtype
 
 
 class VisualEncoder(nn.Module):
@@ -91,8 +92,9 @@ class VisualEncoder(nn.Module):
                 masks[s] = mask_Bhw.unsqueeze(1).to(x.dtype)
             mask_Bhw = grid_mask(mask_Bhw, self.pool)
 
-        if isinstance(self.backbone, torchvision.models.MobileNetV2):
-            # Depthwise convolutions run about twice as fast with the channels last, on a CPU too.
+        if isinstance(self.backbone, torchvision.models.MobileNetV2) or product_dtype(x) == torch.bfloat16:
+            # Depthwise convolutions run about twice as fast with the channels last, on a CPU too; a ResNet in bfloat16
+            # a little faster, in float32 slower.
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.no_grad() if self.backbone_frozen else nullcontext():
             x = self._run_backbone(x, masks)

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,3 +175,20 @@ def test_from_corpus_to_table(launch, small_recipe, tmp_path):
         errors = [line for line in done.text.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and words in errors[0], done.text
         assert "Traceback" not in done.text
+
+
+@pytest.mark.parametrize("module", ["train", "ask"])
+def test_threads_without_work_give_their_core_away(module):
+    """OpenMP itself is asked, since the variable must be there before torch loads it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", f"soho_fast.{module}", "--help"],
+        env={**environment, "OMP_DISPLAY_ENV": "VERBOSE"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("this torch has another OpenMP than GNU's")
+    assert "GOMP_SPINCOUNT = '1000'" in done.stderr
