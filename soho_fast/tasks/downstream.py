@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from soho_fast.data.images import BrokenImageError
@@ -47,9 +48,9 @@ class DownstreamData(FineTuningData):
         text_batch: Texts read at a time when measuring.
     """
 
-    texts_per_image: int = 1
+    texts_per_image: PositiveInt = 1
     blank_images: bool = False
-    text_batch: int = 256
+    text_batch: PositiveInt = 256
 
 
 class DownstreamTask(FineTuningTask):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from soho_fast.data.images import SohoImageProcessor
@@ -19,6 +20,7 @@ from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoConfig
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.measure_table import MeasureTable
+from soho_fast.tasks.pretraining_settings import TextLength
 from soho_fast.tasks.sharing import Processes, Progress
 
 
@@ -42,13 +44,13 @@ class FineTuningData:
     train: list[str] = field(default_factory=lambda: ["train"])
     validate: str = "val"
     tokenizer: str | None = None
-    shorter_edge: int = 600
-    longer_edge: int = 1000
-    pad_to_multiple: int = 32
-    max_text_length: int = 32
+    shorter_edge: PositiveInt = 600
+    longer_edge: PositiveInt = 1000
+    pad_to_multiple: PositiveInt = 32
+    max_text_length: TextLength = 32
     missing_images: Literal["error", "skip"] = "error"
-    quick_images: int = 128
-    image_batch: int = 32
+    quick_images: PositiveInt = 128
+    image_batch: PositiveInt = 32
 
 
 @dataclass

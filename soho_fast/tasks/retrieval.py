@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from soho_fast.data.images import BrokenImageError
@@ -68,12 +69,12 @@ class RetrievalData(FineTuningData):
     """
 
     splits: dict[str, RetrievalSplit] = field(default_factory=dict)
-    folds: int = 0
+    folds: NonNegativeInt = 0
     scoring: Literal["all", "two_stages", "both"] = "all"
-    max_loss: float = 0.005
-    choice_images: int = 1000
-    training_k: int = 16
-    pair_batch: int = 256
+    max_loss: NonNegativeFloat = 0.005
+    choice_images: NonNegativeInt = 1000
+    training_k: PositiveInt = 16
+    pair_batch: PositiveInt = 256
     precision: Literal["float32", "bf16", "fp16"] = "float32"
 
 
