@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -65,8 +66,10 @@ def parse_recipe(
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
     parser.add_class_arguments(kind)
     try:
-        parsed = parser.instantiate_classes(parser.parse_args(arguments))
-    except (TypeError, KeyError, yaml.YAMLError) as error:
+        parsed = parser.instantiate(parser.parse_args(arguments))
+    except UserError:
+        raise
+    except (TypeError, KeyError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"recipe {path}: {' '.join(str(error).split())}") from error
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{key: value for key, value in vars(parsed).items() if key in names}), path.stem
@@ -77,8 +80,13 @@ def _kind_of(path: Path, kinds: Mapping[str, type[RecipeType]]) -> type[RecipeTy
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"recipe {path}: {' '.join(str(error).split())}") from error
-    task = content.get("task", next(iter(kinds))) if isinstance(content, dict) else None
-    if task not in kinds:
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {path}: not a text file ({error}); expected YAML") from error
+    if not isinstance(content, dict):
+        came = "nothing" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"recipe {path}: expected fields with values, got {came}")
+    task = content.get("task", next(iter(kinds)))
+    if task not in list(kinds):
         raise UserError(f"recipe {path}: task: expected one of {', '.join(kinds)}, got {task!r}")
     return kinds[task]
 
@@ -109,7 +117,8 @@ def fill_places(value: Any, places: dict[str, str]) -> Any:
 def write_recipe(recipe: Any, path: Path) -> None:
     """Write a recipe with all its values, so that the run can be continued or repeated from the file."""
     values = dataclasses.asdict(recipe) | {"resume": "auto", "overwrite": False}
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    # Numbers of jsonargparse's restricted types are plain ones after JSON.
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False))
 
 
 class _Parser(ArgumentParser):

@@ -3,6 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    restricted_number_type,
+)
+
+ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
+
 
 @dataclass
 class OptimSettings:
@@ -23,17 +33,17 @@ class OptimSettings:
         frozen_backbone_epochs: Epochs [from, until] in which the backbone is kept frozen; [0, 0] never.
     """
 
-    lr: float = 1e-4
-    weight_decay: float = 1e-2
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-6
+    lr: NonNegativeFloat = 1e-4
+    weight_decay: NonNegativeFloat = 1e-2
+    beta1: ShareBelowOne = 0.9
+    beta2: ShareBelowOne = 0.999
+    eps: NonNegativeFloat = 1e-6
     backbone_rule: Literal["sgd", "adamw"] = "sgd"
-    backbone_lr: float = 1e-2
-    backbone_weight_decay: float = 5e-4
-    backbone_momentum: float = 0.9
+    backbone_lr: NonNegativeFloat = 1e-2
+    backbone_weight_decay: NonNegativeFloat = 5e-4
+    backbone_momentum: ShareBelowOne = 0.9
     decay_norm_and_bias: bool = True
-    clip: float = 10.0
+    clip: NonNegativeFloat = 10.0
     frozen_backbone_epochs: tuple[float, float] = (0.0, 0.0)
 
 
@@ -51,12 +61,12 @@ class ScheduleSettings:
         end_factor: Factor that `cosine` and `linear` end at.
     """
 
-    warmup_steps: int = 1000
-    warmup_start: float = 1 / 3
+    warmup_steps: NonNegativeInt = 1000
+    warmup_start: ClosedUnitInterval = 1 / 3
     decay: Literal["step", "cosine", "linear", "constant"] = "step"
     step_epochs: list[float] = field(default_factory=lambda: [25.0, 35.0])
-    step_factor: float = 0.1
-    end_factor: float = 0.0
+    step_factor: NonNegativeFloat = 0.1
+    end_factor: NonNegativeFloat = 0.0
 
 
 @dataclass
@@ -73,11 +83,11 @@ class BatchSettings:
             together) before training stops and lists them.
     """
 
-    images_per_step: int = 16
-    accumulation: int = 1
-    workers: int = 1
-    prefetch: int = 4
-    broken_images: float = 0.01
+    images_per_step: PositiveInt = 16
+    accumulation: PositiveInt = 1
+    workers: NonNegativeInt = 1
+    prefetch: PositiveInt = 4
+    broken_images: ClosedUnitInterval = 0.01
 
 
 @dataclass
@@ -100,8 +110,8 @@ class EngineSettings:
     activation_checkpointing: bool = False
     emulate_precision: bool = False
     freeze_batch_norm: bool = False
-    loss_scale_power: int = 16
-    threads: int = 0
+    loss_scale_power: NonNegativeInt = 16
+    threads: NonNegativeInt = 0
 
 
 @dataclass
@@ -114,9 +124,9 @@ class CheckpointSettings:
         keep: Newest checkpoints kept; 0 keeps all.
     """
 
-    every_steps: int = 0
-    every_minutes: float = 10.0
-    keep: int = 2
+    every_steps: NonNegativeInt = 0
+    every_minutes: NonNegativeFloat = 10.0
+    keep: NonNegativeInt = 2
 
 
 @dataclass
@@ -131,10 +141,10 @@ class LogSettings:
         profile: Wait for the device after each phase, so that the phase times are true on a GPU (slower).
     """
 
-    every_steps: int = 10
+    every_steps: PositiveInt = 10
     tensorboard: bool = True
     bar: bool = True
-    line_seconds: float = 15.0
+    line_seconds: NonNegativeFloat = 15.0
     profile: bool = False
 
 
@@ -150,5 +160,5 @@ class EvaluationSettings:
     """
 
     at_end: bool = True
-    every_epochs: float = 0.0
-    quick_every_steps: int = 0
+    every_epochs: NonNegativeFloat = 0.0
+    quick_every_steps: NonNegativeInt = 0

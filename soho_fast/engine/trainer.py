@@ -5,11 +5,13 @@ import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
@@ -56,11 +58,11 @@ class TrainSettings:
     """
 
     output: str = ""
-    epochs: float = 40.0
-    max_steps: int = 0
-    max_minutes: float = 0.0
-    seed: int = 0
-    resume: bool | str = "auto"
+    epochs: PositiveFloat = 40.0
+    max_steps: NonNegativeInt = 0
+    max_minutes: NonNegativeFloat = 0.0
+    seed: NonNegativeInt = 0
+    resume: bool | Literal["auto"] = "auto"
     overwrite: bool = False
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)

@@ -52,6 +52,5 @@ class FirstStage(nn.Module):
         right_BT = torch.arange(len(image_BE), device=own_image_T.device).unsqueeze(1) == own_image_T
         asked_B = right_BT.any(1)
         right_B = logits_BT.masked_fill(~right_BT, float("-inf")).logsumexp(1)
-        of_images = (logits_BT.logsumexp(1) - right_B)[asked_B].sum()
-        number = torch.full((), (len(text_TE) + int(asked_B.sum())) / 2, device=logits_BT.device)
-        return (of_texts + of_images) / 2, number
+        of_images = torch.where(asked_B, logits_BT.logsumexp(1) - right_B, 0.0).sum()
+        return (of_texts + of_images) / 2, (asked_B.sum() + len(text_TE)) / 2

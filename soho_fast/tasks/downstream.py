@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from soho_fast.data.images import BrokenImageError
-from soho_fast.data.records import ImageRef
 from soho_fast.tasks.downstream_batches import (
     DownstreamCollator,
     DownstreamDataset,
@@ -47,9 +47,9 @@ class DownstreamData(FineTuningData):
         text_batch: Texts read at a time when measuring.
     """
 
-    texts_per_image: int = 1
+    texts_per_image: PositiveInt = 1
     blank_images: bool = False
-    text_batch: int = 256
+    text_batch: PositiveInt = 256
 
 
 class DownstreamTask(FineTuningTask):
@@ -63,10 +63,6 @@ class DownstreamTask(FineTuningTask):
     ) -> None:
         super().__init__(data, seed, model, say=say)
         self._examples: dict[str, Examples] = {}
-
-    @abstractmethod
-    def images_of(self, record: Any) -> tuple[ImageRef, ...]:
-        """The record's image, or its two."""
 
     @abstractmethod
     def text_of(self, record: Any) -> str:
@@ -208,7 +204,7 @@ class DownstreamTask(FineTuningTask):
         kept = None
         if keep_in is not None:
             settings = {name: getattr(self.data, name) for name in _RESULTS_DEPEND_ON}
-            source = {"task": self.name, "split": split, "examples": len(records), **settings}
+            source = {"task": self.name, "split": split, "examples": examples.fingerprint(), **settings}
             kept = Kept(keep_in, {**source, **(identity or {})}, processes)
         labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
         parts = compute_parts(

@@ -20,6 +20,7 @@ from soho_fast.data.records import ImageRef
 from soho_fast.data.sampling import SAMPLE_STREAM
 from soho_fast.data.text import PackedTexts, encode_texts
 from soho_fast.tasks.pretraining_batches import pad_texts
+from soho_fast.tasks.sharing import fingerprint
 
 # Pixels of an image that shows nothing, before normalisation: ImageNet's mean colour, which becomes about zero.
 _BLANK_COLOUR = (124, 116, 104)
@@ -62,6 +63,11 @@ class Examples:
     def text(self, row: int) -> str:
         """The text of an example."""
         return self.texts.get(row, 0)
+
+    def fingerprint(self) -> str:
+        """What tells these images and texts, in this order, from others."""
+        images = (str(self.images[number]) for number in self.image_EN.flat)
+        return fingerprint(images, (self.text(row) for row in range(len(self))))
 
 
 @dataclass(slots=True)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.records import ReadReport
+from soho_fast.data.records import ImageRef, ReadReport
 from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoConfig
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.measure_table import MeasureTable
+from soho_fast.tasks.pretraining_settings import TextLength
 from soho_fast.tasks.sharing import Processes, Progress
 
 
@@ -42,13 +44,13 @@ class FineTuningData:
     train: list[str] = field(default_factory=lambda: ["train"])
     validate: str = "val"
     tokenizer: str | None = None
-    shorter_edge: int = 600
-    longer_edge: int = 1000
-    pad_to_multiple: int = 32
-    max_text_length: int = 32
+    shorter_edge: PositiveInt = 600
+    longer_edge: PositiveInt = 1000
+    pad_to_multiple: PositiveInt = 32
+    max_text_length: TextLength = 32
     missing_images: Literal["error", "skip"] = "error"
-    quick_images: int = 128
-    image_batch: int = 32
+    quick_images: PositiveInt = 128
+    image_batch: PositiveInt = 32
 
 
 @dataclass
@@ -167,6 +169,10 @@ class FineTuningTask(ABC):
                 )
         return SohoProcessor(image_processor, tokenizer)
 
+    @abstractmethod
+    def images_of(self, record: Any) -> tuple[ImageRef, ...]:
+        """The record's image, or its two."""
+
     @property
     def default_split(self) -> str:
         """The split that is measured where none is named."""
@@ -189,12 +195,25 @@ class FineTuningTask(ABC):
 
     @cached_property
     def training_records(self) -> list[Any]:
-        """The records of all splits to train on."""
+        """The records of all splits to train on.
+
+        The split to validate on is read too: a mistake there is known before the training, not after it.
+        """
         if not self.data.train:
             raise ValueError("data.train: no split was given; expected at least one")
-        if self.data.validate in self.data.train:
-            self._say(f"{self.data.validate} is trained on and measured on; its measures say nothing of unseen images")
-        return [record for split in self.data.train for record in self.records(split)]
+        training = [record for split in self.data.train for record in self.records(split)]
+        if self.data.validate:
+            shared = self._image_names(self.records(self.data.validate)) & self._image_names(training)
+            if shared:
+                self._say(
+                    f"{len(shared):,} images of {self.data.validate} are trained on too; its measures say little of "
+                    "unseen images"
+                )
+        return training
+
+    def _image_names(self, records: Sequence[Any]) -> set[str]:
+        # Readers give one object to all records of an image.
+        return {str(image) for image in {id(ref): ref for row in records for ref in self.images_of(row)}.values()}
 
     def build_model(self) -> SohoDownstreamModel:
         """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jsonargparse.typing import ClosedUnitInterval
 from torch.utils.data import Dataset
 
 from soho_fast.data.images import BrokenImageError
@@ -33,9 +34,9 @@ class TextMasking:
         at_least_one: Choose one at random in a text in which chance chose none.
     """
 
-    probability: float = 0.15
-    mask_share: float = 0.8
-    random_share: float = 0.1
+    probability: ClosedUnitInterval = 0.15
+    mask_share: ClosedUnitInterval = 0.8
+    random_share: ClosedUnitInterval = 0.1
     whole_words: bool = False
     at_least_one: bool = False
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt, restricted_number_type
+
 from soho_fast.tasks.pretraining_batches import TextMasking
+
+# [CLS], a token, [SEP].
+TextLength = restricted_number_type("TextLength", int, (">=", 3))
+# A lone image could not be shuffled.
+AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
 
 
 @dataclass
@@ -32,7 +39,7 @@ class CaptionSource:
     splits: list[str] = field(default_factory=list)
     image_data: str | None = None
     exclude_coco_ids_from: str | None = None
-    max_captions: int | None = None
+    max_captions: PositiveInt | None = None
     missing_images: Literal["error", "skip"] = "error"
     name: str | None = None
 
@@ -63,19 +70,19 @@ class PretrainingData:
     sources: list[CaptionSource] = field(default_factory=list)
     heldout: list[CaptionSource] = field(default_factory=list)
     tokenizer: str = "bert-base-uncased"
-    shorter_edge: int = 600
-    longer_edge: int = 1000
-    pad_to_multiple: int = 32
-    max_text_length: int = 32
+    shorter_edge: PositiveInt = 600
+    longer_edge: PositiveInt = 1000
+    pad_to_multiple: PositiveInt = 32
+    max_text_length: TextLength = 32
     pad_text: bool = False
-    num_positive: int = 2
-    num_negative: int = 2
+    num_positive: PositiveInt = 2
+    num_negative: NonNegativeInt = 2
     masking: TextMasking = field(default_factory=TextMasking)
-    heldout_images: int = 500
-    heldout_candidates: int = 200
-    quick_images: int = 128
-    image_batch: int = 32
-    pair_batch: int = 256
+    heldout_images: NonNegativeInt = 500
+    heldout_candidates: NonNegativeInt = 200
+    quick_images: AtLeastTwo = 128
+    image_batch: PositiveInt = 32
+    pair_batch: PositiveInt = 256
 
 
 @dataclass
@@ -96,4 +103,4 @@ class PretrainingModel:
     config: dict[str, Any] = field(default_factory=dict)
     text_encoder: str | None = None
     backbone: str | None = None
-    caption_word_epochs: float = 0.0
+    caption_word_epochs: NonNegativeFloat = 0.0

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jsonargparse.typing import PositiveInt
 
 from soho_fast.data.easy_vqa import read_easy_vqa
 from soho_fast.data.records import ImageRef, ReadReport
@@ -60,7 +61,7 @@ class QuestionAnsweringData(DownstreamData):
 
     splits: dict[str, VqaSplit] = field(default_factory=dict)
     answers_from: list[str] = field(default_factory=list)
-    min_answer_count: int = 9
+    min_answer_count: PositiveInt = 9
 
 
 class QuestionAnsweringTask(DownstreamTask):

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from soho_fast.data.images import BrokenImageError
 from soho_fast.data.karpathy import read_karpathy
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.records import ImageTextRecord, ReadReport
+from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport
 from soho_fast.data.text import encode_texts
 from soho_fast.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining
@@ -27,7 +28,7 @@ from soho_fast.tasks.fine_tuning import FineTuningData, FineTuningTask
 from soho_fast.tasks.measure_table import MeasureTable
 from soho_fast.tasks.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.retrieval_batches import RetrievalDataset, RetrievalSample, collate_retrieval
-from soho_fast.tasks.sharing import Alone, Kept, Processes, Progress
+from soho_fast.tasks.sharing import Alone, Kept, Processes, Progress, fingerprint
 from soho_fast.tasks.two_stage import best_pairs, choose_k, first_stage, ranked_in_two_stages
 
 RECALL_KS = (1, 5, 10)
@@ -56,7 +57,8 @@ class RetrievalData(FineTuningData):
 
     Args:
         splits: Splits by name.
-        folds: Also report the mean over so many equal folds of images (COCO: 5 folds of 1,000, "1K"); 0 does not.
+        folds: Also report the mean over so many equal folds of a split's images (COCO: 5 folds of 1,000, "1K"), but
+            not while training; 0 does not.
         scoring: `all` scores every image with every text; `two_stages` only the pairs that the first stage chooses
             (needs a model fine-tuned with model.config.first_stage_weight); `both` does both and compares.
         max_loss: In two stages, k candidates are taken such that R@1 on images of `validate` is at most so much below
@@ -68,12 +70,12 @@ class RetrievalData(FineTuningData):
     """
 
     splits: dict[str, RetrievalSplit] = field(default_factory=dict)
-    folds: int = 0
+    folds: NonNegativeInt = 0
     scoring: Literal["all", "two_stages", "both"] = "all"
-    max_loss: float = 0.005
-    choice_images: int = 1000
-    training_k: int = 16
-    pair_batch: int = 256
+    max_loss: NonNegativeFloat = 0.005
+    choice_images: NonNegativeInt = 1000
+    training_k: PositiveInt = 16
+    pair_batch: PositiveInt = 256
     precision: Literal["float32", "bf16", "fp16"] = "float32"
 
 
@@ -100,6 +102,9 @@ class RetrievalTask(FineTuningTask):
         return read_karpathy(
             source.annotations, source.images, source.splits, missing_images=self.data.missing_images, report=report
         )
+
+    def images_of(self, record: ImageTextRecord) -> tuple[ImageRef, ...]:
+        return (record.image,)
 
     def training_data(self) -> RetrievalDataset:
         """The training samples: `len`, `[index]`, `set_epoch`."""
@@ -178,29 +183,38 @@ class RetrievalTask(FineTuningTask):
         data, kept_in_all = self.data, []
         if data.scoring != "all":
             model.required_first_stage()
+        records = self.records(split)
+        if data.folds and len(records) % data.folds:
+            raise ValueError(
+                f"data.folds: the {len(records)} images of {split} do not divide into {data.folds} equal folds; give 0 "
+                "to leave them out"
+            )
 
-        def kept(what: str, **more: Any) -> Kept | None:
+        def kept(what: str, of: str, **more: Any) -> Kept | None:
             if keep_in is None:
                 return None
             settings = {name: getattr(data, name) for name in _SCORES_DEPEND_ON}
-            about = {"scored": what, "split": split, **settings, **more, **(identity or {})}
+            about = {"scored": what, "split": of, "candidates": self._fingerprint(of), **settings, **more}
+            about |= identity or {}
             kept_in_all.append(Kept(keep_in / what, about, processes))
             return kept_in_all[-1]
 
-        candidates = self._candidates(model, self.records(split))
+        candidates = self._candidates(model, records)
         num_images, num_texts = len(candidates.records), len(candidates.texts)
         scores: dict[str, Tensor] = {}
         work: dict[str, float] = {"num_images": float(num_images), "num_texts": float(num_texts)}
         if data.scoring != "two_stages":
             began = time.perf_counter()
-            scores[""] = self._score_all(candidates, processes, kept("all"), progress)
+            scores[""] = self._score_all(candidates, processes, kept("all", split), progress)
             work |= {"passes": float(num_images * num_texts), "seconds": time.perf_counter() - began}
             work["pairs_a_second"] = self._speed(candidates, processes)
         if data.scoring != "all":
-            k_there, k, seconds = self._choose_k(model, num_texts, processes, kept("choice"), progress)
+            k_there, k, seconds = self._choose_k(model, num_texts, processes, kept("choice", data.validate), progress)
             again = self._candidates(model, candidates.records)
             began = time.perf_counter()
-            scores["two_stages_"], num_pairs = self._score_chosen(again, k, processes, kept("chosen", k=k), progress)
+            scores["two_stages_"], num_pairs = self._score_chosen(
+                again, k, processes, kept("chosen", split, k=k), progress
+            )
             work |= {
                 "two_stages_k": float(k),
                 "two_stages_k_on_validate": float(k_there),
@@ -209,7 +223,7 @@ class RetrievalTask(FineTuningTask):
                 "two_stages_choice_seconds": seconds,
                 "two_stages_pairs_a_second": self._speed(again, processes),
             }
-        measures = {**self._measures(candidates, scores), **work}
+        measures = {**self._measures(candidates, scores, data.folds), **work}
         return RetrievalEvaluation(
             measures, candidates.records, candidates.texts, next(iter(scores.values())), kept_in_all
         )
@@ -273,7 +287,7 @@ class RetrievalTask(FineTuningTask):
         scorer = candidates.scorer
         return float(sum(processes.gather(scorer.num_scored / scorer.seconds if scorer.num_scored else 0.0)))
 
-    def _measures(self, candidates: _Candidates, scores: Mapping[str, Tensor]) -> dict[str, float]:
+    def _measures(self, candidates: _Candidates, scores: Mapping[str, Tensor], folds: int = 0) -> dict[str, float]:
         measures: dict[str, float] = {}
         owner_T, chance = candidates.image_of_text_T, "chance_"
         nothing_IT = torch.zeros(len(candidates.records), len(candidates.texts))
@@ -282,10 +296,15 @@ class RetrievalTask(FineTuningTask):
             measures |= _named(prefix, recall)
             if prefix != chance:
                 measures[f"{prefix}mean_r1"] = (recall.image_to_text[1] + recall.text_to_image[1]) / 2
-            if self.data.folds:
-                folds = retrieval_recall_in_folds(scores_IT, owner_T, RECALL_KS, num_folds=self.data.folds)
-                measures |= _named(f"{prefix}folds_", folds)
+            if folds:
+                in_folds = retrieval_recall_in_folds(scores_IT, owner_T, RECALL_KS, num_folds=folds)
+                measures |= _named(f"{prefix}folds_", in_folds)
         return measures
+
+    def _fingerprint(self, split: str) -> str:
+        records = self.records(split)
+        captions = (caption for record in records for caption in (str(len(record.captions)), *record.captions))
+        return fingerprint((str(record.image) for record in records), captions)
 
     def table(self, measures: Mapping[str, float]) -> MeasureTable:
         """Recall beside chance; of scoring every pair and in two stages, where both were done, with what each took."""

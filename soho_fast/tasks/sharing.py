@@ -7,10 +7,11 @@ any number of processes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +50,16 @@ class Alone:
 
     def wait(self) -> None:
         """Returns at once."""
+
+
+def fingerprint(*parts: Iterable[str]) -> str:
+    """A hash that differs where a string differs, or their order, or to which part one belongs."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for text in part:
+            digest.update(text.encode() + b"\0")
+        digest.update(b"\1")
+    return digest.hexdigest()
 
 
 class Kept:

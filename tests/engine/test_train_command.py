@@ -45,6 +45,7 @@ def test_command_line_goes_over_the_recipe(tmp_path):
     filled = fill_places(recipe.data, recipe.places)
     assert filled.sources[0].annotations == "/c/dataset_coco.json" and filled.tokenizer == "/c/tokenizer"
     write_recipe(recipe, tmp_path / "again.yaml")
+    assert "python/" not in (tmp_path / "again.yaml").read_text()
     again = _parse("--recipe", str(tmp_path / "again.yaml"))
     assert (again.optim, again.data, again.overwrite, again.resume) == (recipe.optim, recipe.data, False, "auto")
 
@@ -72,6 +73,8 @@ def test_help_explains_every_field(capsys):
         (["--optim.lrr", "1"], "optim.lrr"),
         (["--optim.lr", "fast"], "optim.lr"),
         (["--engine.zero_stage", "4"], "zero_stage"),
+        (["--resume", "nope"], "resume"),
+        (["--data.masking.mask_share", "0.95"], "masking: mask_share + random_share is 1.05, expected at most 1"),
         (["--recipe", "paper"], "places.coco: '{coco}/dataset_coco.json' needs it; give --places.coco FOLDER"),
     ],
 )
@@ -97,6 +100,61 @@ def test_unknown_field_of_a_recipe_file(tmp_path, capsys):
     assert train.main(["--recipe", str(tmp_path / "odd.yaml")]) == 2
     error = capsys.readouterr().err
     assert "learning_rate" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"task: [vqa]\n", "task: expected one of pretraining, vqa, nlvr2, snli_ve, retrieval, got ['vqa']"),
+        (b"\xff\xfe\x80", "odd.yaml: not a text file"),
+        (b"- task\n", "odd.yaml: expected fields with values, got a list"),
+        (b"", "odd.yaml: expected fields with values, got nothing"),
+    ],
+)
+def test_a_recipe_file_that_is_none(tmp_path, capsys, content, words):
+    (tmp_path / "odd.yaml").write_bytes(content)
+    assert train.main(["--recipe", str(tmp_path / "odd.yaml")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: recipe ") and words in line, line
+
+
+NO_LESS_THAN = {
+    "mini": {
+        "max_steps": 0, "max_minutes": 0, "seed": 0, "optim.lr": 0, "optim.clip": 0, "optim.beta2": 0,
+        "optim.backbone_momentum": 0, "schedule.warmup_steps": 0, "schedule.step_factor": 0, "schedule.end_factor": 0,
+        "batch.images_per_step": 1, "batch.accumulation": 1, "batch.workers": 0, "batch.prefetch": 1,
+        "batch.broken_images": 0, "engine.threads": 0, "engine.loss_scale_power": 0, "checkpoint.every_steps": 0,
+        "checkpoint.every_minutes": 0, "checkpoint.keep": 0, "log.every_steps": 1, "log.line_seconds": 0,
+        "evaluation.every_epochs": 0, "evaluation.quick_every_steps": 0, "data.shorter_edge": 1,
+        "data.longer_edge": 1, "data.pad_to_multiple": 1, "data.max_text_length": 3, "data.num_positive": 1,
+        "data.num_negative": 0, "data.masking.probability": 0, "data.heldout_images": 0, "data.heldout_candidates": 0,
+        "data.quick_images": 2, "data.image_batch": 1, "data.pair_batch": 1, "model.caption_word_epochs": 0,
+    },
+    "mini_vqa": {
+        "data.texts_per_image": 1, "data.text_batch": 1, "data.image_batch": 1, "data.quick_images": 1,
+        "data.min_answer_count": 1, "data.pad_to_multiple": 1, "data.max_text_length": 3,
+    },
+    "mini_retrieval": {
+        "data.folds": 0, "data.max_loss": 0, "data.choice_images": 0, "data.training_k": 1, "data.pair_batch": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("recipe", "field"), [(name, field) for name in NO_LESS_THAN for field in NO_LESS_THAN[name]])
+def test_a_number_that_cannot_be_used_is_refused_before_the_run(recipe, field):
+    least = NO_LESS_THAN[recipe][field]
+    read = _parse("--recipe", recipe, f"--{field}", str(least))
+    for part in field.split("."):
+        read = getattr(read, part)
+    assert read == least
+    with pytest.raises(UserError, match=field):
+        _parse("--recipe", recipe, f"--{field}", str(least - 1))
+
+
+@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("optim.beta1", 1), ("batch.broken_images", 1.5)])
+def test_a_number_beyond_its_range_is_refused(field, value):
+    with pytest.raises(UserError, match=field):
+        _parse(f"--{field}", str(value))
 
 
 def test_find_recipe_takes_names_and_paths(tmp_path):

@@ -80,7 +80,7 @@ def test_a_training_step_and_the_measures(name, tmp_path, tokenizer_dir):
     assert task.evaluate(model, quick=True) == measures, "the split is smaller than a quick one"
     table = task.table(measures)
     assert table.rows[0][0] == task.selection.replace("_", " ") and "majority" in table.rows[0][2]
-    assert said[-1].startswith(f"{task.data.validate}: ") and "training on" in said[1]
+    assert said[1].startswith(f"{task.data.validate}: ") and "training on" in said[2]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -162,6 +162,28 @@ def test_a_killed_evaluation_goes_on_with_other_processes(tmp_path, tokenizer_di
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [record.question_id for record in task.records("val")]
     assert [row["answer"] for row in rows] == whole.answers
+
+
+@pytest.mark.parametrize("field", ["question", "image_id"])
+def test_parts_of_other_examples_are_not_used(field, tmp_path, tokenizer_dir):
+    task, _ = make_task("vqa", tmp_path, tokenizer_dir)
+    model = task.build_model().eval()
+
+    def parts_computed():
+        steps = []
+        fresh = type(task)(task.data, 3, task.model, say=str)
+        options = {"keep_in": tmp_path / "kept", "progress": lambda *done: steps.append(done)}
+        fresh.evaluate_split(model, "test", processes=Alone(), **options)
+        return len(steps)
+
+    assert (parts_computed(), parts_computed()) == (2, 0)
+
+    def exchange(content):
+        first, last = content["questions"][0], content["questions"][-1]
+        first[field], last[field] = last[field], first[field]
+
+    edit_json(tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json", exchange)
+    assert parts_computed() == 2
 
 
 def test_the_list_of_answers_and_the_soft_scores(tmp_path, tokenizer_dir):
@@ -326,6 +348,21 @@ def test_a_malformed_record_is_named(name, file, change, words, tmp_path, tokeni
         edit_json(path, change)
     with pytest.raises(ValueError, match=words):
         task.records(task.data.validate)
+    with pytest.raises(ValueError, match=words):
+        task.training_data()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_images_that_are_trained_on_and_measured_on_are_counted(name, tmp_path, tokenizer_dir):
+    task, said = make_task(name, tmp_path, tokenizer_dir)
+    task.training_data()
+    assert not any("trained on" in line for line in said)
+    task.data.splits["more"] = task.data.splits[task.data.validate]
+    leaky = type(task)(task.data, 3, task.model, say=said.append)
+    task.data.train = ["train", "more"]
+    leaky.training_data()
+    count = len({ref for record in task.records(task.data.validate) for ref in map(str, task.images_of(record))})
+    assert f"{count} images of {task.data.validate} are trained on too" in "\n".join(said)
 
 
 def test_easy_vqa_as_its_package_has_it(tmp_path, tokenizer_dir):

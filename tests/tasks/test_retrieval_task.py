@@ -1,6 +1,7 @@
 """Retrieval as the engine and the evaluation use it, on a tiny corpus in COCO's and in Flickr30K's format."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +86,30 @@ def test_evaluation_takes_five_captions_and_every_pair(make, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / files[0]).read_text().splitlines()]
     assert [len(line["best"]) for line in lines] == [10, 10, 10]
     assert lines[0]["best"][0][1] == pytest.approx(float(result.scores_IT[0].max()), abs=1e-5)
+
+
+def test_folds_are_of_whole_splits_and_refused_before_the_work(make, tmp_path):
+    task, _ = make(folds=3, quick_images=2)
+    model = build_model(task)
+    assert not any("folds" in name for name in task.evaluate(model, quick=True))
+    assert "folds_text_to_image_r1" in task.evaluate_split(model, "val", processes=Alone()).measures
+    (tmp_path / "val2014/0010.jpg").write_bytes(b"not opened")
+    task, _ = make(folds=2)
+    with pytest.raises(ValueError, match=r"data\.folds: the 3 images of test do not divide into 2 equal folds"):
+        task.evaluate_split(model, "test", processes=Alone())
+
+
+def test_scores_of_other_texts_are_not_used(make, tmp_path):
+    task, _ = make()
+    model, steps = build_model(task), []
+    options = {"processes": Alone(), "keep_in": tmp_path / "kept", "progress": lambda *done: steps.append(done)}
+    task.evaluate_split(model, "test", **options)
+    task.evaluate_split(model, "test", **options)
+    assert len(steps) == 2
+    record = task.records("test")[0]
+    task.records("test")[0] = replace(record, captions=("navy", *record.captions[1:]))
+    task.evaluate_split(model, "test", **options)
+    assert len(steps) == 4
 
 
 def test_two_stages_beside_every_pair(make):
