@@ -258,10 +258,11 @@ def _check_fused(name, ptx):
 
 def _check_registers(ptx, folder):
     """The screening keeps everything in registers."""
-    import triton
+    from triton.backends.nvidia.compiler import get_ptxas
 
     (folder / "kernel.ptx").write_text(ptx)
-    architecture = re.search(r"\.target (sm_\w+)", ptx)[1]
-    command = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name", architecture, "kernel.ptx", "-o", "kernel.cubin"]
+    architecture = re.search(r"\.target (sm_(\d+)\w*)", ptx)
+    ptxas = get_ptxas(int(architecture[2])).path  # Triton brings two, and the PTX is for the one it would take
+    command = [ptxas, "-v", "--gpu-name", architecture[1], "kernel.ptx", "-o", "kernel.cubin"]
     report = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
     assert "0 bytes spill stores, 0 bytes spill loads" in report, report
