@@ -101,7 +101,6 @@ def _move_by_members(
     num_blocks = tl.cdiv(num_channels, BLOCK_C)
     code = (tl.program_id(0) // num_blocks).to(tl.int64)
     channel = (tl.program_id(0) % num_blocks) * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
-    inside = channel < num_channels
     total, count = _sum_of_members(
         features, order, starts, stride_n, stride_c, num_channels, code, channel, BLOCK_C, UNROLL
     )
