@@ -1,6 +1,7 @@
 // codebook_stats, codebook_ema_ and their fusion on the model, bit by bit against the scalar level.
 #include "kernels/codebook_update/cuda.cu"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -39,6 +40,7 @@ struct Case {
   bool masked = false;
   int popular = 0;          // one row in `popular` does not belong to code 0
   bool beyond = false;      // some indices are too large
+  std::vector<int64_t> members = {}; // how many rows each of the first codes has, scattered; the others have none
 };
 
 struct Problem {
@@ -61,6 +63,13 @@ struct Problem {
       valid.as<bool>()[i] = engine() % 5 != 0;
       if (c.beyond && engine() % 4 == 0)
         index.as<int64_t>()[i] = c.num_codes + static_cast<int64_t>(engine() % 3) * 1000000007;
+    }
+    if (!c.members.empty()) {
+      int64_t *next = index.as<int64_t>(), *end = next + c.num_rows;
+      for (size_t code = 0; code < c.members.size(); ++code)
+        next = std::fill_n(next, c.members[code], static_cast<int64_t>(code));
+      std::fill(next, end, -1);
+      std::shuffle(index.as<int64_t>(), end, engine);
     }
     args.features = features.as<char>() + c.skipped * element_size(c.type);
     args.features_type = c.type;
@@ -186,6 +195,15 @@ void test_codebook_update_cuda() {
   run(crowded, 9);
   run({10000, 3, 1}, 10);   // more tiles than warps of a scan
   run({300, 8200, 2}, 11);  // counters too many for shared memory
+  // Popular codes, from 512 members on, beside others.
+  const std::vector<int64_t> counts = {3, 511, 512, 513, 0, 1100, 1};
+  for (const int64_t num_channels : {40, 33}) { // more than a slice; not in pieces of 16 bytes
+    for (const Element type : {Element::kFloat32, Element::kBFloat16, Element::kFloat16})
+      run({2700, 8, num_channels, type, -1, 0, false, 0, false, counts}, 12);
+  }
+  run({2700, 8, 8, Element::kFloat32, -1, 0, true, 0, false, counts}, 13);
+  run({1024, 2, 1, Element::kFloat32, -1, 0, false, 0, true, {512, 512}}, 14);
+  run({512, 1, 4, Element::kBFloat16, -1, 0, false, 0, false, {512}}, 15);
   test_ema_keeps_bits();
   test_padding_is_not_read();
 }

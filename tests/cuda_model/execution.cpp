@@ -139,14 +139,29 @@ void enter_thread() {
   switch_fiber(block.threads[current]->fiber, main_fiber, true);
 }
 
+// The stacks lie one behind the other, a page that nobody may touch below each.
+constexpr size_t kStackStride = kStackBytes + kPageBytes;
+char *stacks = nullptr;
+unsigned num_stacks = 0;
+
+char *new_stack() {
+  if (stacks == nullptr) {
+    void *memory = mmap(nullptr, kMaxThreads * kStackStride, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+      throw std::bad_alloc();
+    stacks = static_cast<char *>(memory);
+  }
+  char *guard = stacks + num_stacks++ * kStackStride;
+  if (mprotect(guard, kPageBytes, PROT_NONE) != 0)
+    throw std::bad_alloc();
+  return guard + kPageBytes;
+}
+
 // `was_left`: the last thread on it did not end, so all its frames are still guarded.
 void prepare(Fiber &fiber, [[maybe_unused]] bool was_left) {
   if (fiber.stack == nullptr) {
-    void *memory = mmap(nullptr, kStackBytes + kPageBytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED || mprotect(memory, kPageBytes, PROT_NONE) != 0)
-      throw std::bad_alloc();
-    fiber.stack = static_cast<char *>(memory) + kPageBytes;
+    fiber.stack = new_stack();
     fiber.stack_bottom = fiber.stack;
     fiber.stack_bytes = kStackBytes;
   }
@@ -175,9 +190,11 @@ std::string name_of(const Site &site) {
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(site.line());
 }
 
+bool same_text(const char *a, const char *b) { return a == b || std::strcmp(a, b) == 0; }
+
 bool same_site(const Site &a, const Site &b) {
   return a.line() == b.line() && a.column() == b.column() &&
-         std::strcmp(a.file_name(), b.file_name()) == 0;
+         same_text(a.file_name(), b.file_name());
 }
 
 std::string name_of(const uint3 &index) {
@@ -366,15 +383,7 @@ unsigned thread_rank() { return current; }
 
 #ifdef SOHO_CUDA_RACES
 bool is_on_a_stack(const void *memory) {
-  const auto lies_in = [&](const std::unique_ptr<Thread> &thread) {
-    const char *stack = thread->fiber.stack;
-    return static_cast<const char *>(memory) >= stack && static_cast<const char *>(memory) < stack + kStackBytes;
-  };
-  if (lies_in(block.threads[current])) // the most likely
-    return true;
-  const unsigned first = current / kWarpSize * kWarpSize;
-  const unsigned end = std::min<unsigned>(first + kWarpSize, block.threads.size());
-  return std::any_of(block.threads.begin() + first, block.threads.begin() + end, lies_in);
+  return memory >= stacks && memory < stacks + kMaxThreads * kStackStride;
 }
 #endif
 CopyQueue &copies_of_thread() { return block.threads[current]->copies; }
@@ -402,7 +411,7 @@ void meet_in_warp(const char *call, uint32_t mask, void *brought, Finish finish,
   if (m == meetings.size())
     meetings.push_back({call, site, mask, 0, {}});
   Meeting &meeting = meetings[m];
-  if (meeting.mask != mask || std::strcmp(meeting.call, call) != 0 || !same_site(meeting.site, site))
+  if (meeting.mask != mask || !same_text(meeting.call, call) || !same_site(meeting.site, site))
     fail(std::string("lanes of a warp disagree: ") + call + " " + name_of(site) + " while others wait at " +
          meeting.call + " " + name_of(meeting.site));
   meeting.brought[lane] = brought;

@@ -1,5 +1,6 @@
 // mma.sync and ldmatrix of a whole warp.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <string>
 
@@ -19,15 +20,19 @@ struct Multiplication {
 
 uint16_t half_of(uint32_t word, unsigned odd) { return static_cast<uint16_t>(odd ? word >> 16 : word & 0xffffu); }
 
+// The exponent of std::frexp, and a power of two, of what a float32 or a product of two 16-bit numbers can be: no zero
+// and, in float64, nothing subnormal.
+int exponent_of(double value) { return static_cast<int>(std::bit_cast<uint64_t>(value) >> 52 & 0x7ff) - 1022; }
+double power_of_two(int exponent) { return std::bit_cast<double>(static_cast<uint64_t>(exponent + 1023) << 52); }
+
 // Tensor cores align a few products and c to the largest exponent among them, cut off what lies below the mantissa
 // and some extra bits, add exactly and cut off again (Fasi, Higham, Mikaitis, Pranesh: Numerical behavior of NVIDIA
 // tensor cores, 2021).
 float add_aligned(float c, const double *products, int num_products, int extra_bits) {
   int largest = -1000;
   const auto look = [&](double value) {
-    int exponent;
-    if (std::frexp(value, &exponent) != 0)
-      largest = std::max(largest, exponent);
+    if (value != 0)
+      largest = std::max(largest, exponent_of(value));
   };
   look(c);
   for (int i = 0; i < num_products; ++i)
@@ -35,21 +40,24 @@ float add_aligned(float c, const double *products, int num_products, int extra_b
   if (largest == -1000)
     return c;
   const int unit = largest - 24 - extra_bits;
-  const auto cut = [&](double value) { return std::trunc(std::ldexp(value, -unit)); };
+  const double scale = power_of_two(-unit);
+  const auto cut = [&](double value) { return std::trunc(value * scale); };
   double sum = cut(c);
   for (int i = 0; i < num_products; ++i)
     sum += cut(products[i]);
-  int exponent;
-  std::frexp(sum, &exponent);
-  const int below = std::max(exponent - 24, -149 - unit); // of the mantissa, or of the subnormals
+  if (sum == 0)
+    return 0.0f;
+  const int below = std::max(exponent_of(sum) - 24, -149 - unit); // of the mantissa, or of the subnormals
   if (below > 0)
-    sum = std::ldexp(std::trunc(std::ldexp(sum, -below)), below);
-  return static_cast<float>(std::ldexp(sum, unit));
+    sum = std::trunc(sum * power_of_two(-below)) * power_of_two(below);
+  return static_cast<float>(sum * power_of_two(unit));
 }
 
 } // namespace
 
 float add_products(float c, const double (&products)[16]) {
+  if (std::all_of(products, products + 16, [](double product) { return product == 0; }))
+    return c + 0.0f;
   double shuffled[16];
   std::copy(products, products + 16, shuffled);
   bool finite = std::isfinite(c);

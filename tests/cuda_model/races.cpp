@@ -70,9 +70,12 @@ void refuse(const Stamp &before, const Stamp &now, const void *memory, const voi
 
 void record(unsigned thread, const void *memory, size_t bytes, Access access, const void *code) {
   const Stamp now{block_number, block_time, warps[thread / kWarpSize].time, thread, access};
+  std::array<Cell, kLine> *line = nullptr;
   for (size_t b = 0; b < bytes; ++b) {
     const uintptr_t address = reinterpret_cast<uintptr_t>(memory) + b;
-    Cell &cell = lines[address / kLine][address % kLine];
+    if (line == nullptr || address % kLine == 0)
+      line = &lines[address / kLine];
+    Cell &cell = (*line)[address % kLine];
     if (!(access == Access::kAtomic && cell.stored.access == Access::kAtomic) && !is_ordered(cell.stored, now))
       refuse(cell.stored, now, memory, code);
     if (access == Access::kRead) {

@@ -35,6 +35,7 @@ BUDGETS = {
         "prefix_codes": (32, 128),
         "place_members": (32, 0),
         "add_members": (64, 0),
+        "add_popular": (64, 0),  # the ring of 32 KiB is dynamic: six blocks
         "move_codes": (40, 0),
     },
     "group_mask/cuda.cu": {"mask_tokens": (80, 0), "sample_labels": (32, 128)},
@@ -51,6 +52,7 @@ MEANT = {
         "add_members<float32, 4>": {"16-byte load": 8, "16-byte store": 1},
         "add_members<bfloat16, 8>": {"16-byte load": 8, "16-byte store": 2},
         "add_members<float16, 8>": {"16-byte load": 8, "16-byte store": 2},
+        **{f"add_popular<{element}, true>": {"cp.async": 16} for element in resources.ELEMENTS.values()},
         "move_codes<4>": {"16-byte load": 2, "16-byte store": 1},
     },
     "group_mask/cuda.cu": {"mask_tokens<uint4>": {"16-byte load": 8, "16-byte store": 8}},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soho_fast.ops import codebook_ema_, codebook_stats, scatter_mean_ema_, set_cpu_level
+from soho_fast.ops import codebook_ema_, codebook_stats, scatter_mean_ema_, set_cpu_level, triton_backend
 
 SIZES = [
     (0, 3, 4),
@@ -71,9 +71,10 @@ def test_one_popular_code_is_shared_without_changing_bits(backend, threads):
 
 @pytest.mark.parametrize("num_codes", [3, 50, 5000])
 def test_blocks_of_rows_and_pieces_of_codes(num_codes, backend, threads):
-    features = torch.randn(50000, 37, generator=torch.Generator().manual_seed(3))
-    index = (torch.rand(50000, generator=torch.Generator().manual_seed(4)) ** 3 * num_codes).long() - 1
-    valid = torch.arange(50000) % 5 > 0
+    num_rows = 3000 if triton_backend.INTERPRETING else 50000
+    features = torch.randn(num_rows, 37, generator=torch.Generator().manual_seed(3))
+    index = (torch.rand(num_rows, generator=torch.Generator().manual_seed(4)) ** 3 * num_codes).long() - 1
+    valid = torch.arange(num_rows) % 5 > 0
     counts, sums = codebook_stats(features, index, num_codes, valid=valid, backend=backend)
     kept = valid & (index >= 0)
     assert torch.equal(sums, torch.zeros(num_codes, 37).index_add_(0, index[kept], features[kept]))

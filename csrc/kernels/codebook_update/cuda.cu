@@ -6,6 +6,8 @@
 //   prefix_codes   where the members of each code begin
 //   place_members  the rows, sorted by code
 //   add_members    reads each counted row once; kUnroll rows are under way at a time
+//   add_popular    the same for a code with kPopular members or more: a block takes few of its channels, and most of its
+//                  warps bring rows to shared memory for the one that adds, so that the additions alone take their time
 #include "common/cuda_device.cuh"
 #include "kernels/codebook_update/codebook_update.h"
 
@@ -18,6 +20,12 @@ constexpr int kThreads = 256;
 constexpr int kScanThreads = 1024;
 constexpr int kChunks = 4;   // of 32 rows whose index rank_rows reads at a time
 constexpr int kUnroll = 8;
+constexpr uint32_t kPopular = 512;
+constexpr int kSliceBytes = 64;  // of a row, in a block of add_popular
+constexpr int kStageRows = 128;
+constexpr int kStages = 4;  // three under way: 384 rows, for some 700 ns until memory answers at 2 ns an addition
+constexpr int kRingBytes = kStages * kStageRows * kSliceBytes;
+constexpr int kCopiers = 128;
 constexpr int64_t kMinTileRows = 256;
 constexpr int64_t kMaxTiles = 512;
 constexpr int64_t kCodesPerTileRow = 8;  // bounds the counters of all tiles by 32 bytes per row
@@ -227,6 +235,21 @@ __device__ __forceinline__ void store(float* memory, const float (&values)[kVect
   }
 }
 
+// Writes the sum of some channels of a code, or moves the code towards it.
+template <int kVector>
+__device__ __forceinline__ void finish(const CodebookUpdateArgs& args, int64_t position, float (&sum)[kVector],
+                                       uint32_t count, const Averaging& by) {
+  if (!args.moves_codebook) {
+    store(args.sums + position, sum);
+  } else if (count > 0) {
+    float before[kVector];
+    load(before, args.codebook + position);
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) sum[e] = averaged(before[e], sum[e], static_cast<float>(count), by);
+    store(args.codebook + position, sum);
+  }
+}
+
 // `lanes` (a power of two, at most 32) take `lanes` * kVector channels of one code.
 template <Element type, int kVector>
 __global__ void __launch_bounds__(kThreads)
@@ -239,6 +262,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto* features = static_cast<const Chunk<type, kVector>*>(args.features) + channel / kVector;
   const int64_t row_chunks = args.row_stride / kVector;
   const uint32_t begin = offsets[code], end = offsets[code + 1];
+  if (end - begin >= kPopular) return;
   float sum[kVector] = {};
   for (uint32_t first = begin; first < end; first += kUnroll) {
     const uint32_t left = end - first;
@@ -251,17 +275,90 @@ __global__ void __launch_bounds__(kThreads)
       if (m < left) chunks[m].add_to(sum);
     }
   }
-  const int64_t position = code * args.num_channels + channel;
-  if (args.moves_codebook) {
-    if (begin == end) return;
-    float before[kVector];
-    load(before, args.codebook + position);
+  finish(args, code * args.num_channels + channel, sum, end - begin, by);
+}
+
+// A block per kPopular members and slice of channels. Of the blocks whose member belongs to a popular code, the first
+// takes the code: each such code has one. `kWide`: rows are copied in pieces of 16 bytes.
+template <Element type, bool kWide>
+__global__ void __launch_bounds__(kWarp + kCopiers)
+    add_popular(CodebookUpdateArgs args, const uint32_t* members, const uint32_t* offsets, int64_t num_slices,
+                Averaging by) {
+  constexpr int kElementBytes = type == Element::kFloat32 ? 4 : 2;
+  constexpr int kSlice = kSliceBytes / kElementBytes;
+  constexpr int kPieceBytes = kWide ? 16 : kElementBytes;
+  constexpr int kPieces = kSliceBytes / kPieceBytes;  // of a row
+  constexpr int kRowsAtOnce = kCopiers / kPieces;
+  constexpr int kBatch = kStageRows / kRowsAtOnce < 8 ? kStageRows / kRowsAtOnce : 8;  // of rows under way to a thread
+  const auto position = static_cast<uint32_t>(blockIdx.x / num_slices * kPopular);
+  if (position >= offsets[args.num_codes]) return;
+  const int64_t code = args.index[members[position]];
+  const uint32_t begin = offsets[code], count = offsets[code + 1] - begin;
+  if (count < kPopular || position - begin >= kPopular) return;
+
+  unsigned char* ring = dynamic_shared();
+  const int64_t first_channel = blockIdx.x % num_slices * kSlice;
+  const int copier = static_cast<int>(threadIdx.x) - kWarp;
+  const int piece = copier % kPieces;
+  const int64_t channel = first_channel + piece * (kPieceBytes / kElementBytes);
+  const bool copies = copier >= 0 && channel < args.num_channels;
+  const auto* features = static_cast<const char*>(args.features) + channel * kElementBytes;
+  const int64_t row_bytes = args.row_stride * kElementBytes;
+  const uint32_t num_stages = (count + kStageRows - 1) / kStageRows;
+  const auto copy = [&](uint32_t stage) {
+    if (copies && stage < num_stages) {
+      const uint32_t first = stage * kStageRows, last = min(count - first, uint32_t{kStageRows}) - 1;
+      unsigned char* target = ring + stage % kStages * (kStageRows * kSliceBytes) + piece * kPieceBytes;
+      for (uint32_t batch = copier / kPieces; batch <= last; batch += kBatch * kRowsAtOnce) {
+        const char* sources[kBatch];
 #pragma unroll
-    for (int e = 0; e < kVector; ++e) sum[e] = averaged(before[e], sum[e], static_cast<float>(end - begin), by);
-    store(args.codebook + position, sum);
-  } else {
-    store(args.sums + position, sum);
+        for (uint32_t r = 0; r < kBatch; ++r)  // all are under way at once; the last one may repeat
+          sources[r] = features + members[begin + first + min(batch + r * kRowsAtOnce, last)] * row_bytes;
+        if constexpr (kWide) {
+#pragma unroll
+          for (uint32_t r = 0; r < kBatch; ++r) {
+            const uint32_t row = batch + r * kRowsAtOnce;
+            if (row <= last) copy_async_16(target + row * kSliceBytes, sources[r]);
+          }
+        } else {
+          Chunk<type, 1> values[kBatch];
+#pragma unroll
+          for (uint32_t r = 0; r < kBatch; ++r) values[r] = *reinterpret_cast<const Chunk<type, 1>*>(sources[r]);
+#pragma unroll
+          for (uint32_t r = 0; r < kBatch; ++r) {
+            const uint32_t row = batch + r * kRowsAtOnce;
+            if (row <= last) *reinterpret_cast<Chunk<type, 1>*>(target + row * kSliceBytes) = values[r];
+          }
+        }
+      }
+    }
+    copy_async_commit();
+  };
+  for (uint32_t stage = 0; stage + 1 < kStages; ++stage) copy(stage);
+  const bool adds = threadIdx.x < kSlice && first_channel + threadIdx.x < args.num_channels;
+  float sum[1] = {};
+  for (uint32_t stage = 0; stage < num_stages; ++stage) {
+    copy_async_wait<kStages - 2>();
+    __syncthreads();  // this stage has come, the one before is added and gives its place
+    copy(stage + kStages - 1);
+    if (!adds) continue;
+    const auto* rows = reinterpret_cast<const Chunk<type, 1>*>(ring + stage % kStages * (kStageRows * kSliceBytes));
+    const uint32_t num_rows = min(count - stage * kStageRows, uint32_t{kStageRows});
+#pragma unroll 32
+    for (uint32_t row = 0; row < num_rows; ++row) rows[row * kSlice + threadIdx.x].add_to(sum);
   }
+  if (adds) finish(args, code * args.num_channels + first_channel + threadIdx.x, sum, count, by);
+}
+
+template <Element type, bool kWide>
+CudaStatus launch_add_popular(const CodebookUpdateArgs& args, const SortPlan& plan, const Averaging& by,
+                              CudaStream stream) {
+  if (args.num_rows < kPopular) return 0;
+  constexpr int64_t kSlice = kSliceBytes / (type == Element::kFloat32 ? 4 : 2);
+  const int64_t num_slices = divide_up(args.num_channels, kSlice);
+  const int64_t num_blocks = divide_up(args.num_rows, kPopular) * num_slices;
+  return launch(add_popular<type, kWide>, static_cast<unsigned>(num_blocks), kWarp + kCopiers, kRingBytes, stream, args,
+                plan.members, plan.offsets, num_slices, by);
 }
 
 template <Element type, int kVector>
@@ -271,8 +368,9 @@ CudaStatus launch_add_members(const CodebookUpdateArgs& args, const SortPlan& pl
   const int64_t num_slices = divide_up(args.num_channels, lanes * kVector);
   const int64_t num_blocks = divide_up(args.num_codes * num_slices * lanes, kThreads);
   const Averaging by{static_cast<float>(args.decay), static_cast<float>(1.0 - args.decay)};
-  return launch(add_members<type, kVector>, static_cast<unsigned>(num_blocks), kThreads, 0, stream, args, plan.members,
-                plan.offsets, lanes, num_slices, by);
+  const CudaStatus status = launch(add_members<type, kVector>, static_cast<unsigned>(num_blocks), kThreads, 0, stream,
+                                   args, plan.members, plan.offsets, lanes, num_slices, by);
+  return status != 0 ? status : launch_add_popular<type, kVector != 1>(args, plan, by, stream);
 }
 
 bool is_aligned(const void* memory) { return reinterpret_cast<uintptr_t>(memory) % 16 == 0; }

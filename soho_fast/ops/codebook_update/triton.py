@@ -28,7 +28,16 @@ def _moved(old, total, count, decay, rest, one):
 
 @triton.jit
 def _sum_of_members(
-    features, order, starts, stride_n, stride_c, code, channel, inside, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr
+    features,
+    order,
+    starts,
+    stride_n,
+    stride_c,
+    num_channels,
+    code,
+    channel,
+    BLOCK_C: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """The members of one code, added in ascending position from zero, and how many they are."""
     channels = features + channel * stride_c
@@ -40,7 +49,8 @@ def _sum_of_members(
             live = first + step < end
             row = tl.load(order + first + step, mask=live, other=0)
             # A sum that began at +0 is never -0, so that adding the +0 of a row that is not live changes no bit.
-            total += tl.load(channels + row * stride_n, mask=inside & live, other=0.0).to(tl.float32)
+            wanted = channel < tl.where(live, num_channels, 0)  # the interpreter spoils `block & scalar`
+            total += tl.load(channels + row * stride_n, mask=wanted, other=0.0).to(tl.float32)
     return total, (end - begin).to(tl.float32)
 
 
@@ -63,7 +73,9 @@ def _add_members(
     block = tl.program_id(0) % num_blocks
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
     inside = channel < num_channels
-    total, count = _sum_of_members(features, order, starts, stride_n, stride_c, code, channel, inside, BLOCK_C, UNROLL)
+    total, count = _sum_of_members(
+        features, order, starts, stride_n, stride_c, num_channels, code, channel, BLOCK_C, UNROLL
+    )
     tl.store(sums + code * num_channels + channel, total, mask=inside)
     tl.store(counts + code, count, mask=block == 0)
 
@@ -89,8 +101,9 @@ def _move_by_members(
     num_blocks = tl.cdiv(num_channels, BLOCK_C)
     code = (tl.program_id(0) // num_blocks).to(tl.int64)
     channel = (tl.program_id(0) % num_blocks) * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
-    inside = channel < num_channels
-    total, count = _sum_of_members(features, order, starts, stride_n, stride_c, code, channel, inside, BLOCK_C, UNROLL)
+    total, count = _sum_of_members(
+        features, order, starts, stride_n, stride_c, num_channels, code, channel, BLOCK_C, UNROLL
+    )
     place = codebook + code * codebook_stride_k + channel * codebook_stride_c
     moves = channel < tl.where(count > 0, num_channels, 0)
     old = tl.load(place, mask=moves, other=0.0)

@@ -54,10 +54,11 @@ def _label_tokens(
     num_rows,
     num_tokens,
     row,
-    writes_labels,
+    end_of_labels,
     HAS_VALID: tl.constexpr,
 ):
-    """Image and token of each row (tokens of all images in one line), and whether it is masked."""
+    """Image and token of each row (tokens of all images in one line), and whether it is masked; rows before
+    `end_of_labels` get their label."""
     real = row < num_rows
     image = row // num_tokens
     token = row % num_tokens
@@ -66,7 +67,7 @@ def _label_tokens(
     hit = real & (label == wanted) & (wanted >= 0)
     if HAS_VALID:
         hit = hit & (tl.load(valid + image * valid_stride_b + token * valid_stride_l, mask=real, other=0) != 0)
-    tl.store(labels + row, tl.where(hit, label, IGNORED), mask=real & writes_labels)
+    tl.store(labels + row, tl.where(hit, label, IGNORED), mask=row < end_of_labels)
     return image, token, hit
 
 
@@ -101,7 +102,7 @@ def _mask_out_of_place(
     row = (tl.program_id(0) // num_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     image, token, hit = _label_tokens(
         index, target, valid, labels, index_stride_b, index_stride_l, target_stride, valid_stride_b, valid_stride_l,
-        num_rows, num_tokens, row, block == 0, HAS_VALID,
+        num_rows, num_tokens, row, tl.where(block == 0, num_rows, 0), HAS_VALID,
     )  # fmt: skip
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
     inside = channel < num_channels
@@ -143,7 +144,7 @@ def _mask_in_place(
     row = (tl.program_id(0) // num_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     image, token, hit = _label_tokens(
         index, target, valid, labels, index_stride_b, index_stride_l, target_stride, valid_stride_b, valid_stride_l,
-        num_rows, num_tokens, row, block == 0, HAS_VALID,
+        num_rows, num_tokens, row, tl.where(block == 0, num_rows, 0), HAS_VALID,
     )  # fmt: skip
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
     inside = channel < num_channels
