@@ -95,8 +95,7 @@ void begin_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, in
 }
 
 // Decides between the survivors of one row in float64.
-template <int tile_codes>
-void finish_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t i, float threshold,
+inline void finish_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t i, float threshold,
                 Survivors& list, double* exact_row, LookupCounts& counts) {
   if (list.state == kListed) {
     keep_above(list, threshold);
@@ -118,7 +117,7 @@ void finish_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, i
   if (compares || args.distance != nullptr) load_exact_row(args, i, exact_row);
   counts.compared += compares;
   const int64_t nearest = list.state == kNotFinite ? 0
-                          : compares               ? nearest_code<tile_codes>(args, exact_row, list.count, code_at)
+                          : compares               ? nearest_code(args, exact_row, list.count, code_at)
                                                    : code_at(0);
   write_row(args, i, nearest, exact_row);
 }
@@ -126,7 +125,7 @@ void finish_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, i
 // Rows begin off the 4 KiB stride that maps all of them to one cache set.
 inline int64_t panel_row_length(int64_t num_steps) { return (num_steps + 15) / 16 * 16 + 16; }
 
-template <class Kernel, int tile_codes>
+template <class Kernel>
 LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
   constexpr int64_t kRows = Kernel::kRows;
   LookupCounts counts;
@@ -164,7 +163,7 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
         Kernel::screen_tile(rows + r * row_length, row_length, screened, group, threshold + r, lists + r);
     }
     for (int64_t r = 0; r < num_rows; ++r) {
-      finish_row<tile_codes>(args, screened, row_id[r], threshold[r], lists[r],
+      finish_row(args, screened, row_id[r], threshold[r], lists[r],
                              static_cast<double*>(exact_memory.data()), counts);
     }
   }
