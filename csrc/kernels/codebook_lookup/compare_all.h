@@ -3,8 +3,9 @@
 // Comparing all codes takes two steps as well. The distance with fused multiply-adds costs less and differs from the
 // defined one only by the rounding of sums of C/8 + 3 positive terms and of each term (relative 2^-53 each, at most
 // 1.01 (C/8 + 6) 2^-53 for either one up to C = 2^40), so a code whose fused distance exceeds another's by more than
-// (C/8 + 8) 2^-50 of it is not the nearest; the others are compared by the defined distance. Where nearly all codes are
-// as near, the defined distance is computed at once.
+// (C/8 + 8) 2^-50 of it is not the nearest; the others are compared by the defined distance. Where many codes are as
+// near, the defined distance is computed at once; with fused multiply-adds again where no square is rounded, as with
+// small integers.
 //
 // Included by each vector level and compiled with its flags: everything here is in an unnamed namespace, and no
 // standard container or algorithm is used, so that the linker cannot share it between levels.
@@ -32,6 +33,7 @@ using Lanes = __m512d;
 inline Lanes no_lanes() { return _mm512_setzero_pd(); }
 inline Lanes ones() { return _mm512_set1_pd(1.0); }
 inline Lanes load_lanes(const double* row) { return _mm512_loadu_pd(row); }
+inline void store_lanes(double* target, Lanes lanes) { _mm512_storeu_pd(target, lanes); }
 inline Lanes load_lanes(const float* code) { return _mm512_cvtps_pd(_mm256_loadu_ps(code)); }
 inline Lanes plus(Lanes a, Lanes b) { return _mm512_add_pd(a, b); }
 inline Lanes minus(Lanes a, Lanes b) { return _mm512_sub_pd(a, b); }
@@ -48,6 +50,7 @@ using Lanes = __m256d;
 inline Lanes no_lanes() { return _mm256_setzero_pd(); }
 inline Lanes ones() { return _mm256_set1_pd(1.0); }
 inline Lanes load_lanes(const double* row) { return _mm256_loadu_pd(row); }
+inline void store_lanes(double* target, Lanes lanes) { _mm256_storeu_pd(target, lanes); }
 inline Lanes load_lanes(const float* code) { return _mm256_cvtps_pd(_mm_loadu_ps(code)); }
 inline Lanes plus(Lanes a, Lanes b) { return _mm256_add_pd(a, b); }
 inline Lanes minus(Lanes a, Lanes b) { return _mm256_sub_pd(a, b); }
@@ -75,7 +78,7 @@ inline void add_channels(const double* rows, int64_t row_length, const Lanes (&c
   }
 }
 
-// Partial sums l + l+4 of num_rows x kTileCodes pairs. A row holds float64 and zeros up to a multiple of eight channels;
+// Partial sums l + l+4 of num_rows x kTileCodes pairs, over zeros. A row holds float64 and zeros up to a multiple of eight channels;
 // so does a code of float64.
 template <int num_rows, bool fused, class Value>
 inline void four_sums(const double* rows, int64_t row_length, const Value* const* codes, int64_t num_channels,
@@ -112,7 +115,7 @@ inline void four_sums(const double* rows, int64_t row_length, const Value* const
 #ifdef __AVX512F__
         four[r][k] = low_plus_high(sum[r][k]);
 #else
-        four[r][k] = part == 0 ? sum[r][k] : plus(four[r][k], sum[r][k]);
+        four[r][k] = plus(four[r][k], sum[r][k]);  // 0 + a sum of squares is that sum
 #endif
       }
     }
@@ -123,7 +126,7 @@ inline void four_sums(const double* rows, int64_t row_length, const Value* const
 template <int num_rows, bool fused = false, class Value>
 inline void squared_distances(const double* rows, int64_t row_length, const Value* const* codes, int64_t num_channels,
                               __m256d (&distance)[num_rows]) {
-  __m256d four[num_rows][kTileCodes];
+  __m256d four[num_rows][kTileCodes] = {};
   four_sums<num_rows, fused>(rows, row_length, codes, num_channels, four);
 #pragma GCC unroll 8
   for (int r = 0; r < num_rows; ++r) {
@@ -143,6 +146,10 @@ inline bool any_below(__m256d distance, double limit) {
 
 inline void load_exact(const void* values, Element type, int64_t num_channels, double* target) {
   int64_t c = 0;
+  if (type == Element::kFloat32) {
+    const float* floats = static_cast<const float*>(values);
+    for (; c + kWidth <= num_channels; c += kWidth) store_lanes(target + c, load_lanes(floats + c));
+  }
   for (; c < num_channels; ++c) target[c] = load_element(values, c, type);
   for (; c < exact_row_length(num_channels); ++c) target[c] = 0.0;
 }
@@ -152,9 +159,9 @@ inline void load_exact_row(const CodebookLookupArgs& args, int64_t i, double* ta
              target);
 }
 
-// Nearest of some codes to one row, ascending; code_at(n) is the n-th.
+// Which of some codes, ascending, is the nearest to one row; code_at(n) is the n-th.
 template <class CodeAt>
-inline int64_t nearest_code(const CodebookLookupArgs& args, const double* row, int64_t num_codes, CodeAt code_at) {
+inline int64_t nearest_of(const CodebookLookupArgs& args, const double* row, int64_t num_codes, CodeAt code_at) {
   double smallest = kFar;
   int64_t nearest = 0;
   for (int64_t first = 0; first < num_codes; first += kTileCodes) {
@@ -170,21 +177,55 @@ inline int64_t nearest_code(const CodebookLookupArgs& args, const double* row, i
     for (int64_t k = 0; k < left; ++k) {
       if (!(distance[k] < smallest)) continue;
       smallest = distance[k];
-      nearest = code_at(first + k);
+      nearest = first + k;
     }
   }
   return nearest;
 }
 
+inline double squared_distance(const CodebookLookupArgs& args, const double* row, int64_t code) {
+  const float* values = args.codebook + code * args.num_channels;
+  const float* codes[kTileCodes] = {values, values, values, values};
+  __m256d distances[1];
+  squared_distances<1>(row, 0, codes, args.num_channels, distances);
+  return _mm256_cvtsd_f64(distances[0]);
+}
+
 inline void write_row(const CodebookLookupArgs& args, int64_t i, int64_t nearest, const double* exact_row) {
   args.index[i] = nearest;
-  if (args.distance == nullptr) return;
-  const float* code = args.codebook + nearest * args.num_channels;
-  const float* codes[kTileCodes] = {code, code, code, code};
-  __m256d distances[1];
-  squared_distances<1>(exact_row, 0, codes, args.num_channels, distances);
-  args.distance[i] = static_cast<float>(_mm256_cvtsd_f64(distances[0]));
+  if (args.distance != nullptr) args.distance[i] = static_cast<float>(squared_distance(args, exact_row, nearest));
 }
+
+// Exponents of the highest and the lowest bit of float32 values.
+struct BitRange {
+  int high = -2048, low = 2048;
+
+  void add(double value) {
+    uint64_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    if ((bits << 1) == 0) return;
+    const int exponent = static_cast<int>(bits >> 52 & 0x7ff) - 1023;
+    const int lowest = exponent - 52 + __builtin_ctzll(bits | uint64_t{1} << 52);
+    high = exponent > high ? exponent : high;
+    low = lowest < low ? lowest : low;
+  }
+};
+
+// Whether all differences of such values have at most 26 bits, so that their squares are float64 numbers.
+inline bool squares_are_exact(const BitRange& a, const BitRange& b) {
+  return (a.high > b.high ? a.high : b.high) + 2 - (a.low < b.low ? a.low : b.low) <= 26;
+}
+
+inline BitRange bits_of_codes(const CodebookLookupArgs& args, const ScreenedCodes& screened) {
+  BitRange bits;
+  for (int64_t position = 0; position < screened.num_distinct; ++position) {
+    const float* code = args.codebook + screened.codes[position] * args.num_channels;
+    for (int64_t c = 0; c < args.num_channels; ++c) bits.add(code[c]);
+  }
+  return bits;
+}
+
+enum class Comparing { kByLooks, kDefined, kDefinedFused };
 
 // Nearest code so far of one row.
 struct Nearest {
@@ -193,7 +234,7 @@ struct Nearest {
   int64_t code;
 };
 
-// The undecided rows of [begin, end) against every distinct code.
+// The undecided rows of [begin, end) against every distinct code that is left to them.
 inline LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
   constexpr int64_t kBlockTiles = 32, kBlockRows = kBlockTiles * kTileRows;
   constexpr int64_t kMostLooks = 16 * kTileRows;  // of a tile of rows, before the defined distance is computed at once
@@ -204,20 +245,38 @@ inline LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCo
   double* rows = static_cast<double*>(memory.data());
   double* exact_codes = rows + kBlockRows * row_length;
   Nearest nearest[kBlockRows];
-  int64_t row_id[kBlockRows], num_looks[kBlockTiles];
+  Comparing comparing[kBlockTiles];
+  BitRange code_bits;
+  bool has_code_bits = false;
+  int64_t row_id[kBlockRows], num_looks[kBlockTiles], first_code[kBlockTiles];
   LookupCounts counts;
   for (int64_t i = begin; i < end;) {
     int64_t num_rows = 0;
+    int64_t first = screened.num_distinct;
     for (; i < end && num_rows < kBlockRows; ++i) {
-      if (args.index[i] != kUndecided) continue;
-      load_exact_row(args, i, rows + num_rows * row_length);
+      if (args.index[i] >= 0) continue;
+      double* row = rows + num_rows * row_length;
+      load_exact_row(args, i, row);
+      const Undecided undecided = undecided_at(args.index[i]);
+      const int64_t tile = num_rows / kTileRows, position = undecided.position / kTileCodes * kTileCodes;
+      if (num_rows % kTileRows == 0 || position < first_code[tile]) first_code[tile] = position;
+      first = position < first ? position : first;
+      nearest[num_rows] = {kFar, kFar, 0};
+      if (undecided.nearest >= 0) {
+        const int64_t code = screened.codes[undecided.nearest];
+        const double smallest = squared_distance(args, row, code);
+        nearest[num_rows] = {smallest, smallest * tolerance, code};
+      }
       row_id[num_rows++] = i;
     }
     const int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows;
     std::memset(rows + num_rows * row_length, 0, sizeof(double) * row_length * (num_tiles * kTileRows - num_rows));
-    for (Nearest& row : nearest) row = {kFar, kFar, 0};
-    for (int64_t& looks : num_looks) looks = 0;
-    for (int64_t first = 0; first < screened.num_distinct; first += kTileCodes) {
+    for (int64_t r = num_rows; r < num_tiles * kTileRows; ++r) nearest[r] = {kFar, kFar, 0};
+    for (int64_t tile = 0; tile < num_tiles; ++tile) {
+      num_looks[tile] = 0;
+      comparing[tile] = Comparing::kByLooks;
+    }
+    for (; first < screened.num_distinct; first += kTileCodes) {
       const double* codes[kTileCodes];
       int64_t position[kTileCodes];
       for (int64_t k = 0; k < kTileCodes; ++k) {  // the last one is repeated: a copy is not nearer
@@ -227,20 +286,28 @@ inline LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCo
         codes[k] = exact_codes + k * row_length;
       }
       for (int64_t tile = 0; tile < num_tiles; ++tile) {
+        if (first < first_code[tile]) continue;
         const double* tile_row = rows + tile * kTileRows * row_length;
-        const bool fused = num_looks[tile] < kMostLooks;
+        if (comparing[tile] == Comparing::kByLooks && num_looks[tile] >= kMostLooks) {
+          if (!has_code_bits) code_bits = bits_of_codes(args, screened);
+          has_code_bits = true;
+          BitRange row_bits;
+          for (int64_t n = 0; n < kTileRows * row_length; ++n) row_bits.add(tile_row[n]);
+          comparing[tile] = squares_are_exact(row_bits, code_bits) ? Comparing::kDefinedFused : Comparing::kDefined;
+        }
+        const bool by_looks = comparing[tile] == Comparing::kByLooks;
         __m256d distances[kTileRows];
-        if (fused) {
+        if (comparing[tile] != Comparing::kDefined) {
           squared_distances<kTileRows, true>(tile_row, row_length, codes, num_channels, distances);
         } else {
           squared_distances<kTileRows>(tile_row, row_length, codes, num_channels, distances);
         }
         for (int64_t r = 0; r < kTileRows; ++r) {
           Nearest& row = nearest[tile * kTileRows + r];
-          if (!any_below(distances[r], fused ? row.limit : row.smallest)) continue;
+          if (!any_below(distances[r], by_looks ? row.limit : row.smallest)) continue;
           double distance[kTileCodes];
           _mm256_storeu_pd(distance, distances[r]);
-          if (fused) {
+          if (by_looks) {
             for (int64_t k = 0; k < kTileCodes; ++k) {
               const double limit = distance[k] * tolerance;
               row.limit = limit < row.limit ? limit : row.limit;
@@ -255,7 +322,7 @@ inline LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCo
             row = {distance[k], row.limit, position[k]};
             nearer = true;
           }
-          if (fused) num_looks[tile] += nearer ? 1 : kVainLooks;
+          if (by_looks) num_looks[tile] += nearer ? 1 : kVainLooks;
         }
       }
     }

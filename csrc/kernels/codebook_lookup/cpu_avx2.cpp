@@ -45,7 +45,7 @@ void offer(Survivors& list, float& threshold, int64_t position, float score) {
     list.best = score;
     threshold = score - list.window;
   }
-  if (!make_room(list, threshold, 1)) return;
+  if (!make_room(list, threshold, 1, position)) return;
   list.position[list.count] = static_cast<int32_t>(position);
   list.score[list.count++] = score;
 }
