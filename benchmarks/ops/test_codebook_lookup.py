@@ -1,9 +1,12 @@
 """codebook_lookup at every CPU level against the peers; all are checked against the float64 rule."""
 
+import functools
+
 import pytest
 import torch
 
 from benchmarks.ops.lookup_contenders import (
+    FAST_LEVELS,
     LEVELS,
     OURS,
     PEERS,
@@ -13,6 +16,7 @@ from benchmarks.ops.lookup_contenders import (
     soho_fast,
     torch_addmm,
 )
+from benchmarks.ops.report import HARD as HARD_OP
 from benchmarks.ops.shapes import EVERY_LEVEL_NKC, HARD_NKC, LOOKUP_NKC, text
 from soho_fast.ops import codebook_lookup
 
@@ -55,18 +59,43 @@ def test_every_level(level, time_checked):
     compete(time_checked, EVERY_LEVEL_NKC, torch.float32, f"soho_fast {level}", soho_fast, level=level)
 
 
+def _all_tie(features, codebook):
+    """All codes are exactly as near to a row: they differ in the sign of channels where the row is zero."""
+    shared = torch.arange(codebook.shape[1]) < codebook.shape[1] // 2
+    codes = torch.where(shared, codebook[0], codebook[0] * codebook.sign())
+    return torch.where(shared, features, 0.0), codes, shared
+
+
+def _some_tie(features, codebook, tied):
+    features, codes, shared = _all_tie(features, codebook)
+    far = torch.where(shared, codebook + 9.0, codebook)
+    return features, torch.where(tied(torch.arange(len(codebook)) / len(codebook))[:, None], codes, far)
+
+
 HARD = {
-    "soho_fast, easy": lambda features, codebook: (features, codebook),
-    "soho_fast, far from the origin": lambda features, codebook: (features + 1e4, codebook + 1e4),
-    "soho_fast, each code 64 times": lambda features, codebook: (features, codebook[:16].repeat(64, 1)),
-    "soho_fast, codes close together": lambda features, codebook: (features, 1 + codebook * 1e-4),
+    "easy": lambda features, codebook: (features, codebook),
+    "far from the origin": lambda features, codebook: (features + 1e4, codebook + 1e4),
+    "each code 64 times": lambda features, codebook: (features, codebook[: len(codebook) // 64].repeat(64, 1)),
+    "codes close together": lambda features, codebook: (features, 1 + codebook * 1e-4),
+    "one huge code": lambda features, codebook: (features, torch.cat([codebook[:-1], codebook[-1:] * 1e6])),
+    "small integers all tie": lambda features, codebook: (torch.zeros_like(features), codebook.sign()),
+    "all tie": lambda features, codebook: _all_tie(features, codebook)[:2],
+    "every third ties": lambda features, codebook: _some_tie(features, codebook, lambda share: share * 1023 % 3 < 1),
+    "last fifth ties": lambda features, codebook: _some_tie(features, codebook, lambda share: share > 0.8),
 }
 
 
-@pytest.mark.parametrize("contender", HARD)
-def test_hard_inputs(contender, time_checked):
-    """What exactness costs where screening decides little, against an easy input."""
-    features, codebook = HARD[contender](*inputs(HARD_NKC, torch.float32)[:2])
-    exact = codebook_lookup(features, codebook, backend="reference")
-    call = soho_fast(features, codebook)
-    time_checked("hard inputs", text(HARD_NKC), HARD_NKC, contender, call, share_wrong(exact))
+@functools.lru_cache(maxsize=1)
+def hard_inputs(shape, kind):
+    features, codebook = HARD[kind](*inputs(shape, torch.float32)[:2])
+    return features, codebook, codebook_lookup(features, codebook, backend="reference")
+
+
+@pytest.mark.parametrize("level", FAST_LEVELS)
+@pytest.mark.parametrize("kind", HARD)
+@pytest.mark.parametrize("shape", HARD_NKC, ids=text)
+def test_hard_inputs(shape, kind, level, time_checked):
+    """What exactness costs where screening decides little, against a float32 pass over an easy input."""
+    features, codebook, exact = hard_inputs(shape, kind)
+    contender, call = f"soho_fast {level}, {kind}", soho_fast(features, codebook)
+    time_checked(HARD_OP, text(shape), shape, contender, call, share_wrong(exact), level=level, kind=kind)

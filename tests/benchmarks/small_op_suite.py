@@ -14,7 +14,7 @@ SMALL = {
     "SECONDS_PER_CASE": 0.002,
     "LOOKUP_NKC": [(300, 70, 24), (200, 33, 40)],
     "EVERY_LEVEL_NKC": (100, 20, 8),
-    "HARD_NKC": (200, 64, 16),
+    "HARD_NKC": [(200, 64, 16)],
     "GROWTH_BASE": {"N": 128, "K": 32, "C": 16},
     "GROWTH_SIZES": {"N": (64, 128), "K": (32, 64), "C": (8, 16)},
     "MEMORY_NKC": [(16384, 1024, 64)],

@@ -63,6 +63,52 @@ def _one_cluster():
     return features, torch.ones(700, 16) + codebook * 2.0**-22
 
 
+def _ties(where, num_codes=900):
+    """Rows and codes of full precision: the codes where(K) says are as near to the first 20 rows as each other, and all
+    but as near to the others, whose nearest is one of every seventh codes; the codes between are further off.
+
+    The near codes differ in the sign of channels where a row is zero, or 1e-7 of the channels of its nearest code.
+    """
+    features, codebook = _random(20 + num_codes // 7, num_codes, 24)
+    shared, tied = torch.arange(24) < 12, where(torch.arange(num_codes))
+    near = torch.where(shared, codebook[0], codebook[0] * codebook.sign())
+    others = torch.zeros(20, 24), near[torch.arange(num_codes // 7) * 7] * 1e-7
+    return torch.where(shared, features, torch.cat(others)), torch.where(
+        tied[:, None], near, torch.where(shared, near + 9.0, codebook)
+    )
+
+
+def _rounded_one_way(least, largest, num_channels=64):
+    """Channels that a screening type with the numbers least, least + 1, ..., largest rounds all by 0.49 in one direction:
+    their sum, 0.04 for each, becomes -0.45. So the bound on what rounding loses has nothing to spare."""
+    half = num_channels // 2
+    channels = torch.cat([torch.full((half,), least + 0.49), torch.full((half,), -least + 0.49)])
+    channels[half : half + int(0.45 * num_channels)] -= 1.0
+    channels[0], channels[-1] = float(largest), -float(largest)
+    return channels
+
+
+def _rows_rounded_one_way(least, largest):
+    scales = torch.tensor([1.0, -1.0, 0.25, -4.0])[:, None]
+    codes = torch.ones(1, 64)
+    return scales * _rounded_one_way(least, largest), torch.cat([codes, -codes])
+
+
+def _codes_rounded_one_way(least, largest):
+    scales = torch.tensor([1.0, -1.0, 0.25, -4.0])[:, None]
+    code = _rounded_one_way(least, largest)[None]
+    return scales * torch.ones(1, 64), torch.cat([code, -code])
+
+
+def _permuted(bits=None):
+    """Codes that are permutations of one, for rows of equal channels: they differ by the rounding of float64 sums."""
+    features, codebook = _random(60, 1, 40)
+    if bits is not None:
+        features, codebook = ((t * 2.0**bits).round() for t in (features, codebook))
+    order = torch.rand(500, 40, generator=torch.Generator().manual_seed(1)).argsort(1)
+    return features[:, :1].expand(60, 40).contiguous(), codebook[0][order]
+
+
 def _improving():
     """Each code is closer than the one before: the worst order for a running threshold."""
     return torch.zeros(9, 10), torch.linspace(5, 1, 400)[:, None].expand(400, 10) * 1.0
@@ -101,6 +147,20 @@ ADVERSARIAL = {
     "one ulp apart": _one_ulp,
     "one cluster of near ties": _one_cluster,
     "each code nearer": _improving,
+    "ties everywhere": lambda: _ties(lambda code: code >= 0),
+    "ties at the end": lambda: _ties(lambda code: code >= 650),
+    "every third code ties": lambda: _ties(lambda code: code % 3 == 1),
+    "every tenth code ties": lambda: _ties(lambda code: code % 10 == 7),
+    "ties become dense": lambda: _ties(lambda code: (code % 10 == 7) | (code > 500)),
+    "dense ties come and go": lambda: _ties(lambda code: code % 300 > 150),
+    "few codes that all tie": lambda: _ties(lambda code: code >= 0, num_codes=35),
+    "signs for zeros": lambda: (torch.zeros(30, 12), _random(30, 600, 12)[1].sign()),
+    "permutations of one code": _permuted,
+    "permutations of large integers": lambda: _permuted(bits=25),  # their squares do not fit float64
+    "rows int8 rounds one way": lambda: _rows_rounded_one_way(50, 127),
+    "codes int8 rounds one way": lambda: _codes_rounded_one_way(50, 127),
+    "rows bfloat16 rounds one way": lambda: _rows_rounded_one_way(150, 254),  # of 128 to 256, all whole numbers
+    "codes bfloat16 rounds one way": lambda: _codes_rounded_one_way(150, 254),
     "offset 1e2": lambda: _offset(1e2),
     "offset 1e4": lambda: _offset(1e4),
     "offset 1e7": lambda: _offset(1e7),

@@ -20,8 +20,9 @@
 // element of b lies in [1/2, 1), so that what underflows (subnormals count as 0 in bfloat16 dot products) is far below
 // the first term. Copies of a code are screened once.
 //
-// A level is a list of passes, the cheapest first. A pass takes the rows that are still undecided and leaves those
-// undecided whose survivors do not fit its list; the last one compares all codes in float64 and leaves none.
+// A level is a list of passes, the cheapest first. A pass takes the rows that are still undecided, each from the code
+// where the one before has left it, and leaves a row where its survivors become so many that comparing them one by one
+// would cost more than the next pass; the last one compares all codes in float64 and leaves none.
 #pragma once
 
 #include <cstddef>
@@ -76,7 +77,16 @@ struct ScreenedCodes {
   const float* negated_half;  // (num_groups, width): -|b|^2/2, and -inf at padding
 };
 
-constexpr int64_t kUndecided = -1;  // an index that no pass has written yet
+// An index below zero: the row is undecided. Of the distinct codes before `position` the nearest is the one at
+// `nearest`, a position too, or -1 where no code was compared yet.
+struct Undecided {
+  int64_t position, nearest;
+};
+constexpr int64_t kUndecided = -1;  // position 0, nearest -1
+static inline int64_t undecided_index(const Undecided& row) { return -1 - (row.position << 31 | (row.nearest + 1)); }
+static inline Undecided undecided_at(int64_t index) {
+  return {(-1 - index) >> 31, ((-1 - index) & 0x7fffffff) - 1};
+}
 
 // What a call or a part of it took; sums over parts.
 struct LookupCounts {
@@ -86,7 +96,7 @@ struct LookupCounts {
 
 struct LookupPass {
   ScreeningFormat format;
-  // Rows [begin, end) whose index is kUndecided; disjoint ranges may run at the same time.
+  // Rows [begin, end) whose index is below zero; disjoint ranges may run at the same time.
   LookupCounts (*run)(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end);
 };
 

@@ -72,7 +72,7 @@ struct KernelAmx {
 }  // namespace
 
 LookupCounts screen_amx(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
-  return screen_rows<KernelAmx, 4>(args, screened, begin, end);
+  return screen_rows<KernelAmx>(args, screened, begin, end);
 }
 
 }  // namespace soho

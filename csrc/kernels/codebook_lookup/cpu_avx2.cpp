@@ -45,7 +45,7 @@ void offer(Survivors& list, float& threshold, int64_t position, float score) {
     list.best = score;
     threshold = score - list.window;
   }
-  if (!make_room(list, threshold, 1)) return;
+  if (!make_room(list, threshold, 1, position)) return;
   list.position[list.count] = static_cast<int32_t>(position);
   list.score[list.count++] = score;
 }
@@ -125,13 +125,13 @@ struct Kernel {
 }  // namespace
 
 LookupCounts screen_avx2(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
-  return screen_rows<Kernel, 2>(args, screened, begin, end);
+  return screen_rows<Kernel>(args, screened, begin, end);
 }
 
 LookupCounts compare_all_avx2(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                               int64_t end) {
   DefaultFloatEnvironment environment;
-  return compare_all<3, 2>(args, screened, begin, end);
+  return compare_all(args, screened, begin, end);
 }
 
 }  // namespace soho

@@ -20,13 +20,13 @@ static_assert(KernelAvx512<DotFloat32>::kCodes == kFormatAvx512.width);
 }  // namespace
 
 LookupCounts screen_avx512(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
-  return screen_rows<KernelAvx512<DotFloat32>, 4>(args, screened, begin, end);
+  return screen_rows<KernelAvx512<DotFloat32>>(args, screened, begin, end);
 }
 
 LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                                 int64_t end) {
   DefaultFloatEnvironment environment;
-  return compare_all<6, 4>(args, screened, begin, end);
+  return compare_all(args, screened, begin, end);
 }
 
 }  // namespace soho

@@ -10,7 +10,7 @@ static_assert(KernelAvx512<DotBFloat16>::kCodes == kFormatAvx512Bf16.width);
 
 LookupCounts screen_avx512_bf16(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                                 int64_t end) {
-  return screen_rows<KernelAvx512<DotBFloat16>, 4>(args, screened, begin, end);
+  return screen_rows<KernelAvx512<DotBFloat16>>(args, screened, begin, end);
 }
 
 }  // namespace soho

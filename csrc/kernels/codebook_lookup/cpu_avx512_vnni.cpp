@@ -60,7 +60,7 @@ static_assert(KernelAvx512<DotInt8>::kCodes == kFormatAvx512Vnni.width);
 
 LookupCounts screen_avx512_vnni(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                                 int64_t end) {
-  return screen_rows<KernelAvx512<DotInt8>, 4>(args, screened, begin, end);
+  return screen_rows<KernelAvx512<DotInt8>>(args, screened, begin, end);
 }
 
 }  // namespace soho

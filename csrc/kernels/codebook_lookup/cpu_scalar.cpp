@@ -28,7 +28,7 @@ LookupCounts compare_all_scalar(const CodebookLookupArgs& args, const ScreenedCo
   DefaultFloatEnvironment environment;
   LookupCounts counts;
   for (int64_t i = begin; i < end; ++i) {
-    if (args.index[i] != kUndecided) continue;
+    if (args.index[i] >= 0) continue;
     const void* row = row_at(args.features, i, args.row_stride, args.features_type);
     int64_t nearest = 0;
     double smallest = std::numeric_limits<double>::infinity();

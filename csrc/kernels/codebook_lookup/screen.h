@@ -17,16 +17,30 @@
 namespace soho {
 namespace {
 
-constexpr int32_t kListLength = 128;  // survivors kept per row
+constexpr int32_t kListLength = 64;   // survivors kept per row
 constexpr int32_t kFewSurvivors = 2;  // which float64 decides between at once
+// A survivor costs as much as this many codes of a float32 pass; so a row with more of them is left to the next pass.
+constexpr int64_t kCodesPerSurvivor = 6;
+constexpr int32_t kAlwaysCompared = 8;  // survivors that are worth no other pass
 constexpr int32_t kListSlack = 16;    // lists are written by whole vectors
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kPanelBytes =
     256 * 1024;  // of converted rows: half of a 512 KiB L2 cache, the rest streams the codes
 constexpr int64_t kMaxPanelRows = 192;
 
-// Survivors of one row so far, in ascending order of code.
+// What the lists of a thread share.
+struct Comparison {
+  const CodebookLookupArgs& args;
+  const ScreenedCodes& screened;
+  double* exact_row;  // room for one
+};
+
+// Survivors of one row so far, in ascending order of code; where codes were compared, their nearest comes first.
 struct Survivors {
+  const Comparison* comparison;
+  int64_t row;
+  int64_t first;  // position from which codes are listed, those before were compared
+  bool has_nearest;
   float best;    // highest score seen
   float window;  // twice the error bound
   int32_t count;
@@ -34,7 +48,7 @@ struct Survivors {
   int32_t position[kListLength + kListSlack];  // in ScreenedCodes::codes
   float score[kListLength + kListSlack];
 };
-enum : int32_t { kListed, kOverflown, kNotFinite };
+enum : int32_t { kListed, kLeft, kNotFinite };
 
 inline void keep_above(Survivors& list, float threshold) {
   int32_t kept = 0;
@@ -46,14 +60,52 @@ inline void keep_above(Survivors& list, float threshold) {
   list.count = kept;
 }
 
-// Room for `wanted` more survivors; without it the row is given up and nothing reaches its threshold any more.
-inline bool make_room(Survivors& list, float& threshold, int32_t wanted) {
+// Whether the survivors among the codes from `first` to `end` are too many to be compared one by one.
+inline bool is_dense(const Survivors& list, int64_t end) {
+  return list.count > kAlwaysCompared && list.count * kCodesPerSurvivor > end - list.first;
+}
+
+// Compares the survivors in float64 and keeps the nearest.
+inline void keep_nearest(Survivors& list) {
+  const CodebookLookupArgs& args = list.comparison->args;
+  const ScreenedCodes& screened = list.comparison->screened;
+  double* exact_row = list.comparison->exact_row;
+  if (list.count > kFewSurvivors) {
+    const void* features = row_at(args.features, list.row, args.row_stride, args.features_type);
+    const float* row = static_cast<const float*>(features);
+    if (args.features_type != Element::kFloat32) {
+      float* converted = reinterpret_cast<float*>(exact_row);
+      for (int64_t c = 0; c < args.num_channels; ++c) converted[c] = load_element(features, c, args.features_type);
+      row = converted;
+    }
+    list.count = drop_far(row, args.num_channels, list.count, list.position, list.score, [&](int32_t position) {
+      return args.codebook + screened.codes[position] * args.num_channels;
+    });
+  }
+  if (list.count > 1) {
+    load_exact_row(args, list.row, exact_row);
+    list.position[0] = list.position[nearest_of(args, exact_row, list.count,
+                                                [&](int64_t n) { return screened.codes[list.position[n]]; })];
+    list.has_nearest = true;
+  }
+  list.score[0] = kInfinity;
+  list.count = 1;
+}
+
+// Room for `wanted` more survivors from position `next` on; without it the row is left and nothing reaches its threshold
+// any more.
+inline bool make_room(Survivors& list, float& threshold, int32_t wanted, int64_t next) {
   if (list.count + wanted <= kListLength) return true;
   keep_above(list, threshold);
   if (list.count + wanted <= kListLength) return true;
-  list.state = kOverflown;
-  threshold = kInfinity;
-  return false;
+  if (is_dense(list, next)) {
+    list.state = kLeft;
+    threshold = kInfinity;
+    return false;
+  }
+  keep_nearest(list);
+  list.first = next;
+  return true;
 }
 
 struct RowLengths {
@@ -78,10 +130,17 @@ inline bool row_is_finite(const void* row, Element type, int64_t num_channels) {
 
 // Converts one row and prepares its list; a row that cannot be screened gets an unreachable threshold.
 template <class Kernel>
-void begin_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t i, float* words, float& threshold,
-               Survivors& list) {
+void begin_row(const Comparison& comparison, int64_t i, float* words, float& threshold, Survivors& list) {
+  const auto& [args, screened, exact_row] = comparison;
   const void* row = row_at(args.features, i, args.row_stride, args.features_type);
-  list.count = 0;
+  const Undecided undecided = undecided_at(args.index[i]);
+  list.comparison = &comparison;
+  list.row = i;
+  list.first = undecided.position;
+  list.has_nearest = undecided.nearest >= 0;
+  list.count = list.has_nearest;
+  list.position[0] = static_cast<int32_t>(undecided.nearest);
+  list.score[0] = kInfinity;
   list.best = threshold = -kInfinity;
   list.state = kListed;
   const RowLengths lengths = Kernel::convert_row(row, args.features_type, screened, args.num_channels, words);
@@ -89,49 +148,42 @@ void begin_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, in
     list.window = static_cast<float>(2.0 * score_bound(lengths, screened, args.num_channels) * (1 + 0x1p-20));
     return;
   }
-  list.state = row_is_finite(row, args.features_type, args.num_channels) ? kOverflown : kNotFinite;
+  list.state = row_is_finite(row, args.features_type, args.num_channels) ? kLeft : kNotFinite;
   threshold = kInfinity;
   std::memset(words, 0, sizeof(float) * screened.num_steps);
 }
 
-// Decides between the survivors of one row in float64.
-template <int tile_codes>
-void finish_row(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t i, float threshold,
-                Survivors& list, double* exact_row, LookupCounts& counts) {
+// Decides between the survivors of one row in float64, or leaves it.
+inline void finish_row(float threshold, Survivors& list, LookupCounts& counts) {
+  const auto& [args, screened, exact_row] = *list.comparison;
   if (list.state == kListed) {
     keep_above(list, threshold);
-    if (list.count > kFewSurvivors) {
-      float* row = reinterpret_cast<float*>(exact_row);
-      for (int64_t c = 0; c < args.num_channels; ++c)
-        row[c] = load_element(row_at(args.features, i, args.row_stride, args.features_type), c, args.features_type);
-      list.count = drop_far(row, args.num_channels, list.count, list.position, list.score, [&](int32_t position) {
-        return args.codebook + screened.codes[position] * args.num_channels;
-      });
-    }
+    if (is_dense(list, screened.num_distinct)) list.state = kLeft;
   }
-  if (list.state == kOverflown) {
+  if (list.state == kLeft) {
+    args.index[list.row] = undecided_index({list.first, list.has_nearest ? list.position[0] : -1});
     ++counts.undecided;
     return;
   }
-  const auto code_at = [&](int64_t n) { return screened.codes[list.position[n]]; };
-  const bool compares = list.state == kListed && list.count > 1;
-  if (compares || args.distance != nullptr) load_exact_row(args, i, exact_row);
-  counts.compared += compares;
-  const int64_t nearest = list.state == kNotFinite ? 0
-                          : compares               ? nearest_code<tile_codes>(args, exact_row, list.count, code_at)
-                                                   : code_at(0);
-  write_row(args, i, nearest, exact_row);
+  int64_t nearest = 0;
+  if (list.state == kListed) {
+    keep_nearest(list);
+    counts.compared += list.has_nearest;
+    nearest = screened.codes[list.position[0]];
+  }
+  if (args.distance != nullptr) load_exact_row(args, list.row, exact_row);
+  write_row(args, list.row, nearest, exact_row);
 }
 
 // Rows begin off the 4 KiB stride that maps all of them to one cache set.
 inline int64_t panel_row_length(int64_t num_steps) { return (num_steps + 15) / 16 * 16 + 16; }
 
-template <class Kernel, int tile_codes>
+template <class Kernel>
 LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
   constexpr int64_t kRows = Kernel::kRows;
   LookupCounts counts;
   if (!screened.screenable) {
-    for (int64_t i = begin; i < end; ++i) counts.undecided += args.index[i] == kUndecided;
+    for (int64_t i = begin; i < end; ++i) counts.undecided += args.index[i] < 0;
     return counts;
   }
   DefaultFloatEnvironment environment;
@@ -144,29 +196,38 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
   float* rows = static_cast<float*>(row_memory.data());
   Survivors* lists = static_cast<Survivors*>(list_memory.data());
   float threshold[kMaxPanelRows + kListSlack];
-  int64_t row_id[kMaxPanelRows];
+  int64_t first_group[kMaxPanelRows];  // of each tile
+  const Comparison comparison{args, screened, static_cast<double*>(exact_memory.data())};
 
   Kernel::begin();
   for (int64_t i = begin; i < end;) {
     int64_t num_rows = 0;
     for (; i < end && num_rows < panel_rows; ++i) {
-      if (args.index[i] != kUndecided) continue;
-      begin_row<Kernel>(args, screened, i, rows + num_rows * row_length, threshold[num_rows], lists[num_rows]);
-      row_id[num_rows++] = i;
+      if (args.index[i] >= 0) continue;
+      begin_row<Kernel>(comparison, i, rows + num_rows * row_length, threshold[num_rows], lists[num_rows]);
+      ++num_rows;
     }
     int64_t num_padded = num_rows;
     for (; num_padded % kRows != 0; ++num_padded) {
       std::memset(rows + num_padded * row_length, 0, sizeof(float) * screened.num_steps);
       threshold[num_padded] = kInfinity;
     }
-    for (int64_t group = 0; group < screened.num_groups; ++group) {
-      for (int64_t r = 0; r < num_padded; r += kRows)
+    int64_t group = screened.num_groups;
+    for (int64_t r = 0; r < num_rows; r += kRows) {
+      int64_t first = lists[r].first;
+      const int64_t tile_end = r + kRows < num_rows ? r + kRows : num_rows;
+      for (int64_t n = r; n < tile_end; ++n) first = lists[n].first < first ? lists[n].first : first;
+      for (int64_t n = r; n < tile_end; ++n) lists[n].first = first;
+      first_group[r / kRows] = first / Kernel::kCodes;
+      group = first_group[r / kRows] < group ? first_group[r / kRows] : group;
+    }
+    for (; group < screened.num_groups; ++group) {
+      for (int64_t r = 0; r < num_padded; r += kRows) {
+        if (group < first_group[r / kRows]) continue;
         Kernel::screen_tile(rows + r * row_length, row_length, screened, group, threshold + r, lists + r);
+      }
     }
-    for (int64_t r = 0; r < num_rows; ++r) {
-      finish_row<tile_codes>(args, screened, row_id[r], threshold[r], lists[r],
-                             static_cast<double*>(exact_memory.data()), counts);
-    }
+    for (int64_t r = 0; r < num_rows; ++r) finish_row(threshold[r], lists[r], counts);
   }
   Kernel::end();
   return counts;
