@@ -79,7 +79,7 @@ def _ties(where, num_codes=900):
 
 
 def _rounded_one_way(least, largest, num_channels=64):
-    """Channels that a screening type with the numbers least, least + 1, ..., largest rounds all by 0.49 in one direction:
+    """Channels that a screening type with the numbers least, least + 1, ..., largest rounds all by 0.49 one way:
     their sum, 0.04 for each, becomes -0.45. So the bound on what rounding loses has nothing to spare."""
     half = num_channels // 2
     channels = torch.cat([torch.full((half,), least + 0.49), torch.full((half,), -least + 0.49)])
