@@ -105,7 +105,7 @@ class SohoPipeline:
         if isinstance(texts, str) or not texts:
             raise ValueError(f"texts: expected a list of at least one text, got {texts!r}")
         logits = self._logits([image], list(texts))
-        return self._best("text", list(texts), logits.softmax(-1)[:, 1], top_k or len(texts))
+        return self._best("text", list(texts), logits.softmax(-1)[:, 1], len(texts) if top_k is None else top_k)
 
     def entails(self, image: ImageLike, text: str, top_k: int = 3) -> list[dict[str, Any]]:
         """Whether an image entails a text, contradicts it, or neither: [{"label", "score"}]."""
@@ -186,7 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
     transformers_logging.disable_progress_bar()
     action, folder, top_k, as_json = (options.pop(name) for name in ("action", "model", "top_k", "json"))
     try:
-        found = getattr(SohoPipeline.from_pretrained(folder), action)(**options, **({"top_k": top_k} if top_k else {}))
+        limit = {} if top_k is None else {"top_k": top_k}
+        found = getattr(SohoPipeline.from_pretrained(folder), action)(**options, **limit)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -28,7 +28,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from transformers.utils import logging as transformers_logging
 
 from soho_fast.data.images import BrokenImageError
-from soho_fast.engine.errors import UserError
+from soho_fast.engine.errors import DISK_ERRORS, UserError
 from soho_fast.engine.processes import environment_rank, leave_processes, start_processes
 from soho_fast.engine.recipe import fail
 from soho_fast.engine.report import print_table, write_metrics
@@ -46,6 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except (UserError, BrokenImageError) as error:
         return fail(str(error), rank)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        said = f"{error.filename or 'results'}: {error.strerror}"
+        return fail(f"{said}; with room again the same command goes on where this one was", rank)
     except KeyboardInterrupt:
         if rank == 0:
             print("\nstopped; the same command goes on where this one was", file=sys.stderr)
@@ -122,6 +127,8 @@ def _run(arguments: list[str]) -> int:
     except (UserError, BrokenImageError):
         raise
     except (ValueError, OSError) as error:
+        if getattr(error, "errno", None) in DISK_ERRORS:
+            raise
         # Readers and models refuse what they are given with these; see SOHO_FAST_TRACEBACK for where.
         if os.environ.get("SOHO_FAST_TRACEBACK") == "1":
             traceback.print_exc()

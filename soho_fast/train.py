@@ -8,7 +8,6 @@ deepspeed --hostfile hosts soho_fast/train.py         several machines that shar
     each of them: deepspeed --hostfile hosts --no_ssh --node_rank N --master_addr FIRST soho_fast/train.py
 """
 
-import errno
 import os
 import signal
 import sys
@@ -26,7 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from transformers.utils import logging as transformers_logging
 
 from soho_fast.data.images import BrokenImageError
-from soho_fast.engine.errors import UserError
+from soho_fast.engine.errors import DISK_ERRORS, UserError
 from soho_fast.engine.processes import environment_rank, leave_processes, start_processes
 from soho_fast.engine.recipe import fail, write_recipe
 from soho_fast.engine.report import draw_curves, print_table, write_metrics
@@ -44,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(str(error), rank)
     except OSError as error:
         # Logs, curves and tables meet a full disk too; checkpoints and the model report theirs themselves.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in DISK_ERRORS:
             raise
         return fail(f"{error.filename or 'output'}: {error.strerror}; the checkpoints written so far are intact", rank)
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """The training loop: DeepSpeed engine, batches, schedule, logs, checkpoints and stops, around an opaque task."""
 
+import math
 import random
 import shutil
 import time
@@ -254,9 +255,12 @@ class Trainer:
             signal_number = int(signal_number)
             elapsed = self._share_of_time(progress.seconds)
             self._count_broken(broken, log)
-            if logged:
+            every = settings.checkpoint.every_steps
+            save_due = bool(signal_number or save_due or (every and progress.step % every == 0))
+            if logged or save_due:
                 losses = self._mean_losses(sums)
-                if log is not None:
+                self._refuse_divergence(losses["loss"])
+                if logged and log is not None:
                     now = time.monotonic()
                     rate = (progress.step - seen_step) * self.plan.images_per_step / (now - seen_time)
                     seen_step, seen_time = progress.step, now
@@ -271,8 +275,7 @@ class Trainer:
             if not signal_number and self._evaluation_is_due():
                 self._evaluate_in_full(log)
                 self._enter_training(progress.step)
-            every = settings.checkpoint.every_steps
-            if signal_number or save_due or (every and progress.step % every == 0):
+            if save_due:
                 path = self._save()
                 last_save, saved_step = time.monotonic(), progress.step
                 if signal_number:
@@ -326,6 +329,16 @@ class Trainer:
     def _mean_losses(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         totals = self.processes.total([float(value) / self.plan.accumulation for value in sums.values()])
         return {name: total / self.processes.world for name, total in zip(sums, totals, strict=True)}
+
+    def _refuse_divergence(self, loss: float) -> None:
+        # In fp16 a step may overflow: DeepSpeed leaves it out and lowers the loss scale.
+        if self.precision != "fp16" and not math.isfinite(loss):
+            newest = self.checkpoints.newest()
+            raise UserError(
+                f"step {self.progress.step}: the loss is {loss}, so the run has diverged; lower optim.lr or "
+                "optim.backbone_lr, or give schedule.warmup_steps more. "
+                + (f"The newest checkpoint is {newest}" if newest else "There is no checkpoint")
+            )
 
     def _count_broken(self, broken: list[str], log: RunLog | None) -> None:
         (count,) = self.processes.total([len(broken)])

@@ -4,9 +4,12 @@ Source of every preset value: "Seeing Out of tHe bOx: End-to-End Pre-training fo
 Learning" (CVPR 2021), called "the paper" in this package. Values the paper does not give are marked "ours".
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 
 BACKBONES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
@@ -39,6 +42,14 @@ _PAPER = {
 }
 
 PRESETS = {"paper": _PAPER}
+
+
+@contextmanager
+def _types_in_plain_words() -> Iterator[None]:
+    try:
+        yield
+    except StrictDataclassFieldValidationError as error:
+        raise ValueError(f"SohoConfig: {error.__cause__ or error}") from error
 
 
 @strict
@@ -188,6 +199,12 @@ class SohoConfig(PreTrainedConfig):
             raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers' own. Raises ValueError: a value that can't be used."""
+        with _types_in_plain_words():
+            return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
     def from_preset(cls, preset: str = "paper", **overrides: Any) -> "SohoConfig":
         """The configuration of a preset, with some fields replaced.
 
@@ -203,4 +220,5 @@ class SohoConfig(PreTrainedConfig):
         unknown = sorted(name for name in overrides if name not in cls.__dataclass_fields__)
         if unknown:
             raise ValueError(f"SohoConfig has no field {', '.join(unknown)}; see its docstring for the fields")
-        return cls(**{**PRESETS[preset], "preset": preset, **overrides})
+        with _types_in_plain_words():
+            return cls(**{**PRESETS[preset], "preset": preset, **overrides})

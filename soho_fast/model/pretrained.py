@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -108,7 +109,7 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
             )
         packaged = _packaged_mobilenet() if backbone == "mobilenet_v2" else None
         if packaged is not None:
-            return _without_classifier(torch.load(packaged, map_location="cpu", weights_only=True))
+            return _without_classifier(_load_tensors(packaged))
         try:
             weights = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
             return _without_classifier(weights.get_state_dict(progress=False, check_hash=True))
@@ -120,17 +121,22 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"init_backbone_from: expected 'imagenet' or a file with weights, got {source!r}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        load = load_file if path.suffix == ".safetensors" else _load_tensors
+        state = load(path)
+    # What a reader meets in a file of another kind has no common type.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"init_backbone_from: {source!r} can't be read as weights ({reason[:200]})") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"init_backbone_from: expected a dict of tensors in {source!r}")
     state = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
     return _without_classifier(state)
+
+
+def _load_tensors(path: Path) -> object:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _without_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -159,7 +159,15 @@ class FineTuningTask(ABC):
             raise ValueError(
                 "data.tokenizer: expected a tokenizer, since there is no pre-trained model to take it from"
             )
-        tokenizer = load_tokenizer(pretrained or given)
+        try:
+            tokenizer = load_tokenizer(pretrained or given)
+        except FileNotFoundError as error:
+            if pretrained is None:
+                raise
+            raise FileNotFoundError(
+                f"model.pretrained: nothing could be loaded from {pretrained}; expected the folder of a pre-trained "
+                f"model, which a run of pre-training leaves as model/, or a hub name this machine can reach ({error})"
+            ) from error
         if given is not None and pretrained is not None:
             there, here = tokenizer.get_vocab(), load_tokenizer(given).get_vocab()
             if there != here:

@@ -8,6 +8,7 @@ any number of processes.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -95,7 +96,10 @@ class Kept:
 
     def save(self, number: int, result: Any) -> None:
         """Keep the result of a part: tensors, numbers, strings, lists and dicts of them."""
-        _write(self._path(number), lambda path: torch.save(result, path))
+        # In memory first: torch's own writer reports a full disk as an error of another kind.
+        content = io.BytesIO()
+        torch.save(result, content)
+        _write(self._path(number), lambda path: path.write_bytes(content.getbuffer()))
 
     def delete(self) -> None:
         """Remove the folder."""

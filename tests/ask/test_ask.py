@@ -130,6 +130,8 @@ def test_errors_in_plain_words(save, images, tmp_path):
         soho.answer(torch.zeros(3, 4, 4), "what")
     with pytest.raises(ValueError, match="top_k: expected at least 1, got 0"):
         soho.answer(images[0], "what", top_k=0)
+    with pytest.raises(ValueError, match="top_k: expected at least 1, got 0"):
+        SohoPipeline.from_pretrained(save(SohoForPreTraining)[1]).rank(images[0], ["a", "b"], top_k=0)
     with pytest.raises(FileNotFoundError, match="no model could be loaded from /nowhere"):
         SohoPipeline.from_pretrained("/nowhere")
     config = json.loads((folder / "model/config.json").read_text())
@@ -145,5 +147,7 @@ def test_command_line(save, images, capsys):
     assert len(lines) == 2 and lines[0].strip().endswith(("a red", "blue")) and " %  " in lines[0]
     assert main(["--top_k", "1", "--json", "rank", str(folder), str(images[0]), "a red", "blue"]) == 0
     assert set(json.loads(capsys.readouterr().out)[0]) == {"text", "score"}
+    assert main(["--top_k", "0", "rank", str(folder), str(images[0]), "a red"]) == 2
+    assert capsys.readouterr().err == "error: top_k: expected at least 1, got 0\n"
     assert main(["compare", str(folder), str(images[0]), str(images[1]), "a red"]) == 2
     assert capsys.readouterr().err.startswith("error: compare: needs a model for visual reasoning")

@@ -1,14 +1,18 @@
 """Fine-tuning and evaluating by command: the best and the last model, one process and two, killed and gone on."""
 
+import errno
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from soho_fast import evaluate, train
+from soho_fast.engine.processes import Processes
 from soho_fast.engine.recipe import find_recipe
-from soho_fast.recipes import RECIPES, read_recipe, with_places
+from soho_fast.recipes import RECIPES, QuestionAnsweringRecipe, read_recipe, with_places
 
 SMALL = {
     "corpus": {"folder": "{corpus}", "num_train": 40, "num_heldout": 12, "image_size": 64},
@@ -112,6 +116,29 @@ def test_mistakes_on_the_command_line_are_one_line(capsys, tmp_path, arguments, 
     assert evaluate.main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0], lines
+
+
+def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "predictions.jsonl")
+
+    class Task:
+        default_split = "val"
+        name = "vqa"
+
+        def load_model(self, folder):
+            return torch.nn.Linear(1, 1)
+
+        def evaluate_split(self, *_, **__):
+            return SimpleNamespace(write=full, measures={})
+
+    monkeypatch.setattr(QuestionAnsweringRecipe, "make_task", lambda self, say: Task())
+    monkeypatch.setattr(evaluate, "start_processes", lambda threads: Processes(0, 1, 0, torch.device("cpu"), None))
+    (tmp_path / "best").mkdir()
+    (tmp_path / "recipe.yaml").write_text("task: vqa\n")
+    assert evaluate.main(["--run", str(tmp_path)]) == 2
+    said = "predictions.jsonl: No space left on device; with room again the same command goes on where this one was"
+    assert capsys.readouterr().err == f"error: {said}\n"
 
 
 def test_the_papers_values():

@@ -223,3 +223,13 @@ def test_too_many_broken_images_stop_the_run(launch, request_for):
     assert done.text.count("skipped: broken.jpg: truncated") == 4
     assert "images were unreadable, more than the share of 0.003" in done.text
     assert done.text.rstrip().endswith("broken.jpg: truncated")
+
+
+def test_a_run_that_diverged_stops_and_says_so(launch, request_for):
+    run = request_for("run", optim={"lr": 1e30, "clip": 0}, checkpoint={"every_steps": 1}, schedule={"warmup_steps": 5})
+    done = launch(run, processes=2)
+    assert done.code == 2 and "Traceback" not in done.text, done.text
+    assert "the loss is nan" in done.text and "lower optim.lr" in done.text
+    finite = [path for path in _checkpoints(run) if path != "latest"][-1]
+    assert f"The newest checkpoint is {run['output']}/checkpoints/{finite}" in done.text
+    assert len(_checkpoints(run)) < 6, "nothing is saved of what is no model any more"

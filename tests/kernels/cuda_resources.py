@@ -20,10 +20,11 @@ ELEMENTS = {"0": "float32", "1": "bfloat16", "2": "float16"}  # of soho::Element
 
 # What is counted in the PTX of a kernel.
 INSTRUCTIONS = {
-    "mma": r"\bmma\.sync\.aligned\.m16n8k16",
-    "ldmatrix": r"\bldmatrix\.sync",
-    "cp.async": r"\bcp\.async\.c[ag]\.shared",
-    "16-byte load": r"\bld(?:\.[a-z0-9_:]+)*\.v4\.[a-z]*32\b",
+    "mma": r"\bmma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(?:bf16\.bf16|f16\.f16)\.f32\b",
+    "ldmatrix": r"\bldmatrix\.sync\.aligned\.m8n8\.x4\b",
+    "16-byte copy": r"\bcp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 16\b",
+    "8-byte load": r"\bld(?!\.param)(?:\.[a-z0-9_:]+)*\.(?:v2\.[a-z]*32|v4\.[a-z]*16)\b",
+    "16-byte load": r"\bld(?!\.param)(?:\.[a-z0-9_:]+)*\.v4\.[a-z]*32\b",
     "16-byte store": r"\bst(?:\.[a-z0-9_:]+)*\.v4\.[a-z]*32\b",
     "local memory": r"\b(?:ld|st)\.local\b",
 }

@@ -86,6 +86,10 @@ def test_backbone_refusals(tiny_model, tmp_path):
     torch.save({"some.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="none of its 1 tensors"):
         model.init_backbone_from(str(tmp_path / "other.pth"))
+    for name in ("notes.pth", "notes.safetensors"):
+        (tmp_path / name).write_text("no weights")
+        with pytest.raises(ValueError, match=f"{name}' can't be read as weights"):
+            model.init_backbone_from(str(tmp_path / name))
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="expected a dict of tensors"):
         model.init_backbone_from(str(tmp_path / "list.pth"))

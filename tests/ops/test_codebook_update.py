@@ -60,13 +60,29 @@ def test_stats_have_the_bits_of_the_documented_order(size, features_type, backen
 
 
 def test_one_popular_code_is_shared_without_changing_bits(backend, threads):
-    features = torch.randn(5000, 200, generator=torch.Generator().manual_seed(1))
-    index = torch.zeros(5000, dtype=torch.int64)
+    num_rows = 1400 if triton_backend.INTERPRETING else 5000
+    features = torch.randn(num_rows, 200, generator=torch.Generator().manual_seed(1))
+    index = torch.zeros(num_rows, dtype=torch.int64)
     index[::7] = 4
     counts, sums = codebook_stats(features, index, 6, backend=backend)
     expected = torch.zeros(6, 200).index_add_(0, index, features)
     assert torch.equal(sums, expected)
-    assert counts.tolist() == [4285.0, 0.0, 0.0, 0.0, 715.0, 0.0]
+    assert counts.tolist() == [num_rows - len(index[::7]), 0.0, 0.0, 0.0, len(index[::7]), 0.0]
+
+
+@pytest.mark.parametrize("features_type", [torch.float32, torch.bfloat16])
+def test_popular_codes_beside_others(features_type, backend):
+    """A GPU takes codes from 512 members on in another way."""
+    members = torch.tensor([3, 511, 512, 513, 0, 1100, 1])
+    order = torch.randperm(2700, generator=torch.Generator().manual_seed(1))
+    index = torch.cat([torch.arange(7).repeat_interleave(members), torch.full((60,), -1)])[order]
+    features = torch.randn(2700, 40, generator=torch.Generator().manual_seed(2)).to(features_type)
+    counts, sums = codebook_stats(features, index, 8, backend=backend)
+    expected = torch.zeros(8, 40).index_add_(0, index[index >= 0], features[index >= 0].float())
+    assert counts.tolist() == [*members.tolist(), 0.0] and torch.equal(sums, expected)
+    codebook = torch.randn(8, 40)
+    expected = codebook_ema_(codebook.clone(), counts, sums, 0.9, backend=backend)
+    assert torch.equal(scatter_mean_ema_(codebook, features, index, 0.9, backend=backend), expected)
 
 
 @pytest.mark.parametrize("num_codes", [3, 50, 5000])

@@ -1,5 +1,6 @@
 """Scoring pairs, against a loop over them; shared by processes, and taken up after a kill."""
 
+import errno
 import json
 import os
 import signal
@@ -155,3 +156,13 @@ def test_what_another_model_kept_is_not_taken(tmp_path):
     assert kept.numbers() == {0, 1}
     kept = Kept(tmp_path / "kept", {"weights": "b"}, Alone())
     assert kept.numbers() == set()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_says_so(tmp_path, monkeypatch):
+    kept = Kept(tmp_path / "kept", {}, Alone())
+    monkeypatch.setattr(Kept, "_path", lambda self, number: Path("/dev/full"))
+    monkeypatch.setattr(Path, "with_name", lambda self, name: self)
+    with pytest.raises(OSError) as failed:
+        kept.save(0, {"label": torch.zeros(1000)})
+    assert failed.value.errno == errno.ENOSPC

@@ -1,7 +1,8 @@
 """The codebook update in Triton.
 
 Members are sorted by code, stably, and each program adds the members of one code in ascending position: the bits of
-the reference, without atomics. An index of K or more is not counted: to refuse it would take a host sync.
+the reference, without atomics. A second launch of the same kernel takes the popular codes, with few channels a program
+and many rows under way. An index of K or more is not counted: to refuse it would take a host sync.
 
 Letters: N features, K codes, C channels.
 """
@@ -14,6 +15,7 @@ from torch import Tensor
 from soho_fast.ops.triton_backend import ceil_div, launch
 
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
+POPULAR = tl.constexpr(512)  # members from which on a code is popular
 
 
 @triton.jit
@@ -27,22 +29,34 @@ def _moved(old, total, count, decay, rest, one):
 
 
 @triton.jit
-def _sum_of_members(
-    features,
-    order,
-    starts,
-    stride_n,
-    stride_c,
-    num_channels,
-    code,
-    channel,
-    BLOCK_C: tl.constexpr,
-    UNROLL: tl.constexpr,
-):
-    """The members of one code, added in ascending position from zero, and how many they are."""
-    channels = features + channel * stride_c
+def _place_of_program(sorted_codes, starts, num_codes, num_channels, BLOCK_C: tl.constexpr, OF_POPULAR: tl.constexpr):
+    """Code, channels (BLOCK_C,), the code's first member and the one behind its last, and whether this program, one per
+    code and block of channels, or per POPULAR members and block of channels, takes them.
+
+    Of the programs whose member belongs to a popular code, the first takes the code: each such code has one.
+    """
+    num_blocks = tl.maximum(tl.cdiv(num_channels, BLOCK_C), 1)
+    item = (tl.program_id(0) // num_blocks).to(tl.int64)
+    channel = (tl.program_id(0) % num_blocks) * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
+    code = item
+    if OF_POPULAR:
+        position = item * POPULAR
+        code = tl.load(sorted_codes + position, mask=position < tl.load(starts + num_codes), other=0).to(tl.int64)
     begin = tl.load(starts + code)
     end = tl.load(starts + code + 1)
+    takes = end - begin < POPULAR
+    if OF_POPULAR:
+        # A program behind the last member of all reads code 0, and lies behind the first POPULAR members of that, too.
+        takes = (end - begin >= POPULAR) & (position - begin < POPULAR)
+    return code, channel, begin, end, takes
+
+
+@triton.jit
+def _sum_of_members(
+    features, order, stride_n, stride_c, num_channels, channel, begin, end, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr
+):
+    """The members of one code, added in ascending position from zero."""
+    channels = features + channel * stride_c
     total = tl.zeros([BLOCK_C], dtype=tl.float32)
     for first in range(begin, end, UNROLL):
         for step in tl.static_range(UNROLL):
@@ -51,33 +65,33 @@ def _sum_of_members(
             # A sum that began at +0 is never -0, so that adding the +0 of a row that is not live changes no bit.
             wanted = channel < tl.where(live, num_channels, 0)  # the interpreter spoils `block & scalar`
             total += tl.load(channels + row * stride_n, mask=wanted, other=0.0).to(tl.float32)
-    return total, (end - begin).to(tl.float32)
+    return total
 
 
 @triton.jit
 def _add_members(
     features,
     order,
+    sorted_codes,
     starts,
     counts,
     sums,
     stride_n,
     stride_c,
+    num_codes,
     num_channels,
     BLOCK_C: tl.constexpr,
     UNROLL: tl.constexpr,
+    OF_POPULAR: tl.constexpr,
 ):
-    """One program per code and block of channels."""
-    num_blocks = tl.maximum(tl.cdiv(num_channels, BLOCK_C), 1)
-    code = (tl.program_id(0) // num_blocks).to(tl.int64)
-    block = tl.program_id(0) % num_blocks
-    channel = block * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
-    inside = channel < num_channels
-    total, count = _sum_of_members(
-        features, order, starts, stride_n, stride_c, num_channels, code, channel, BLOCK_C, UNROLL
+    """Members and sums per code; `_place_of_program` tells whose."""
+    code, channel, begin, end, takes = _place_of_program(
+        sorted_codes, starts, num_codes, num_channels, BLOCK_C, OF_POPULAR
     )
-    tl.store(sums + code * num_channels + channel, total, mask=inside)
-    tl.store(counts + code, count, mask=block == 0)
+    last = tl.where(takes, end, begin)
+    total = _sum_of_members(features, order, stride_n, stride_c, num_channels, channel, begin, last, BLOCK_C, UNROLL)
+    tl.store(sums + code * num_channels + channel, total, mask=channel < tl.where(takes, num_channels, 0))
+    tl.store(counts + code, (end - begin).to(tl.float32), mask=takes & (tl.min(channel, axis=0) == 0))
 
 
 @triton.jit(do_not_specialize=["decay", "rest", "one"])
@@ -85,25 +99,28 @@ def _move_by_members(
     codebook,
     features,
     order,
+    sorted_codes,
     starts,
     codebook_stride_k,
     codebook_stride_c,
     stride_n,
     stride_c,
+    num_codes,
     num_channels,
     decay,
     rest,
     one,
     BLOCK_C: tl.constexpr,
     UNROLL: tl.constexpr,
+    OF_POPULAR: tl.constexpr,
 ):
-    """One program per code and block of channels."""
-    num_blocks = tl.cdiv(num_channels, BLOCK_C)
-    code = (tl.program_id(0) // num_blocks).to(tl.int64)
-    channel = (tl.program_id(0) % num_blocks) * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
-    total, count = _sum_of_members(
-        features, order, starts, stride_n, stride_c, num_channels, code, channel, BLOCK_C, UNROLL
+    """Codes moved towards the mean of their members; `_place_of_program` tells whose."""
+    code, channel, begin, end, takes = _place_of_program(
+        sorted_codes, starts, num_codes, num_channels, BLOCK_C, OF_POPULAR
     )
+    last = tl.where(takes, end, begin)
+    total = _sum_of_members(features, order, stride_n, stride_c, num_channels, channel, begin, last, BLOCK_C, UNROLL)
+    count = (last - begin).to(tl.float32)
     place = codebook + code * codebook_stride_k + channel * codebook_stride_c
     moves = channel < tl.where(count > 0, num_channels, 0)
     old = tl.load(place, mask=moves, other=0.0)
@@ -145,15 +162,32 @@ def _channel_block(num_channels: int) -> int:
     return 256 if num_channels > 128 else 128 if num_channels > 32 else 32
 
 
-def _members_by_code(index: Tensor, num_codes: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Positions sorted by code, stably, and for each code (K + 1 values) where its positions start."""
+def _members_by_code(index: Tensor, num_codes: int, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions sorted by code, stably, their codes, and for each code (K + 1 values) where its positions start."""
     kept = (index >= 0) & (index < num_codes)
     if valid is not None:
         kept = kept & valid
     target_N = torch.where(kept, index, num_codes).to(torch.int32).reshape(-1)
     sorted_N, order_N = torch.sort(target_N, stable=True)
     codes = torch.arange(num_codes + 1, dtype=torch.int32, device=index.device)
-    return order_N, torch.searchsorted(sorted_N, codes)
+    return order_N, sorted_N, torch.searchsorted(sorted_N, codes)
+
+
+def _launch_by_members(kernel: object, num_rows: int, num_codes: int, num_channels: int, *args: object) -> None:
+    """Start a kernel that adds members, for the popular codes and for the others."""
+    for num_items, block, unroll, of_popular in (
+        (num_codes, _channel_block(num_channels), 8, False),
+        (num_rows // POPULAR.value + 1, 32, 64, True),
+    ):
+        launch(
+            kernel,
+            num_items * (ceil_div(num_channels, block) if num_channels > 0 else 1),
+            *args,
+            BLOCK_C=block,
+            UNROLL=unroll,
+            OF_POPULAR=of_popular,
+            num_warps=1 if of_popular else 2,
+        )
 
 
 def codebook_stats(features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -162,19 +196,18 @@ def codebook_stats(features: Tensor, index: Tensor, num_codes: int, valid: Tenso
     features_NC = features.reshape(index.numel(), num_channels)
     counts_K = features.new_empty((num_codes,), dtype=torch.float32)
     sums_KC = features.new_empty((num_codes, num_channels), dtype=torch.float32)
-    block = _channel_block(num_channels)
-    launch(
+    _launch_by_members(
         _add_members,
-        num_codes * (ceil_div(num_channels, block) if num_channels > 0 else 1),
+        index.numel(),
+        num_codes,
+        num_channels,
         features_NC,
         *_members_by_code(index, num_codes, valid),
         counts_K,
         sums_KC,
         *features_NC.stride(),
+        num_codes,
         num_channels,
-        BLOCK_C=block,
-        UNROLL=8,
-        num_warps=2,
     )
     return counts_K, sums_KC
 
@@ -209,20 +242,19 @@ def scatter_mean_ema_(codebook: Tensor, features: Tensor, index: Tensor, decay: 
     if codebook.numel() == 0:
         return
     features_NC = features.reshape(index.numel(), num_channels)
-    block = _channel_block(num_channels)
-    launch(
+    _launch_by_members(
         _move_by_members,
-        num_codes * ceil_div(num_channels, block),
+        index.numel(),
+        num_codes,
+        num_channels,
         codebook,
         features_NC,
         *_members_by_code(index, num_codes, valid),
         *codebook.stride(),
         *features_NC.stride(),
+        num_codes,
         num_channels,
         decay,
         1 - decay,
         1.0,
-        BLOCK_C=block,
-        UNROLL=8,
-        num_warps=2,
     )
