@@ -245,7 +245,6 @@ class Trainer:
             self._freeze_backbone(progress.step)
             self.task.before_step(self.engine.module, progress.step / self.plan.steps_per_epoch)
             self._set_rates(progress.step, elapsed)
-            logged = (progress.step + 1) % settings.log.every_steps == 0 or progress.step + 1 == self.total_steps
             sums, broken = self._step(batches, timer)
             progress.step += 1
             minutes = (time.monotonic() - last_save) / 60
@@ -254,6 +253,8 @@ class Trainer:
             signal_number, save_due, progress.seconds, *_ = self.processes.maximum([stop.pending(), save_due, seconds])
             signal_number = int(signal_number)
             elapsed = self._share_of_time(progress.seconds)
+            last = progress.step == self.total_steps or elapsed >= 1
+            logged = last or progress.step % settings.log.every_steps == 0
             self._count_broken(broken, log)
             every = settings.checkpoint.every_steps
             save_due = bool(signal_number or save_due or (every and progress.step % every == 0))

@@ -3,18 +3,15 @@
 B images, P image-text pairs, S text tokens, L visual tokens, D channels, K codes, M labelled positions, V words.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils import ModelOutput
 
 
 @dataclass
 class VisualTokens(ModelOutput):
-    """Images after the visual encoder and the dictionary; what retrieval keeps to score many texts against them.
+    """Images after the visual encoder and the dictionary, which `forward` takes in place of pixels.
 
     Args:
         features (B, L, D): the dictionary's input; zero at padding.
@@ -29,38 +26,6 @@ class VisualTokens(ModelOutput):
     position: Tensor | None = None
     embedding: Tensor | None = None
     index: Tensor | None = None
-
-    def select(self, image_index_P: Tensor) -> "VisualTokens":
-        """The tokens of the images `image_index_P` (int64), in that order; repeats are allowed."""
-        return VisualTokens(**{name: tensor.index_select(0, image_index_P) for name, tensor in self.items()})
-
-    def to(self, *args, **kwargs) -> "VisualTokens":
-        """As `Tensor.to` for every tensor; give a device, not a type."""
-        return VisualTokens(**{name: tensor.to(*args, **kwargs) for name, tensor in self.items()})
-
-    def for_scoring(self) -> "VisualTokens":
-        """Only what the Transformer reads: half the memory of a large cache of images."""
-        kept = {name: self[name] for name in ("features", "valid", "position", "embedding") if name in self}
-        if "embedding" in kept:
-            del kept["features"]
-        return VisualTokens(**kept)
-
-    @staticmethod
-    def concatenate(parts: Sequence["VisualTokens"]) -> "VisualTokens":
-        """Joins batches whose grids may differ, padding to the longest. Raises ValueError when `parts` is empty."""
-        if not parts:
-            raise ValueError("parts: expected at least one VisualTokens, got none")
-        longest = max(part.valid.shape[1] for part in parts)
-        joined = {}
-        for name in list(parts[0]):
-            padded = []
-            for part in parts:
-                tensor = part[name]
-                missing = longest - tensor.shape[1]
-                widths = (0, missing) if tensor.dim() == 2 else (0, 0, 0, missing)
-                padded.append(F.pad(tensor, widths, value=-1 if name == "index" else 0))
-            joined[name] = torch.cat(padded)
-        return VisualTokens(**joined)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Recipes: one typed class for each task, and the YAML files beside this one.
 
-A recipe's field `task` names its class. The class holds the fields that the task has, and makes it.
+A recipe's field `task` names its class, which holds the fields that the task has, and the task itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from soho_fast.engine.errors import UserError
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.recipe import fill_places, parse_recipe
 from soho_fast.engine.trainer import TrainSettings
-from soho_fast.tasks.fine_tuning import DownstreamModel
+from soho_fast.tasks.fine_tuning import DownstreamModel, FineTuningTask
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.pretraining_settings import PretrainingData, PretrainingModel
 from soho_fast.tasks.question_answering import QuestionAnsweringData, QuestionAnsweringTask
@@ -58,6 +58,10 @@ class RecipeSettings(TrainSettings):
     places: dict[str, str] = field(default_factory=dict)
     corpus: DemoCorpus = field(default_factory=DemoCorpus)
 
+    def make_task(self, say: Say) -> PretrainingTask | FineTuningTask:
+        """The task that the recipe names; reads nothing yet."""
+        return TASKS[self.task](self.data, self.seed, self.model, say=say)
+
 
 @dataclass
 class PretrainingRecipe(RecipeSettings):
@@ -72,10 +76,6 @@ class PretrainingRecipe(RecipeSettings):
     task: Literal["pretraining"] = "pretraining"
     data: PretrainingData = field(default_factory=PretrainingData)
     model: PretrainingModel = field(default_factory=PretrainingModel)
-
-    def make_task(self, say: Say) -> PretrainingTask:
-        """The task; reads nothing yet."""
-        return PretrainingTask(self.data, self.seed, self.model, say=say)
 
 
 @dataclass
@@ -92,10 +92,6 @@ class QuestionAnsweringRecipe(RecipeSettings):
     data: QuestionAnsweringData = field(default_factory=QuestionAnsweringData)
     model: DownstreamModel = field(default_factory=DownstreamModel)
 
-    def make_task(self, say: Say) -> QuestionAnsweringTask:
-        """The task; reads nothing yet."""
-        return QuestionAnsweringTask(self.data, self.seed, self.model, say=say)
-
 
 @dataclass
 class VisualReasoningRecipe(RecipeSettings):
@@ -110,10 +106,6 @@ class VisualReasoningRecipe(RecipeSettings):
     task: Literal["nlvr2"] = "nlvr2"
     data: VisualReasoningData = field(default_factory=VisualReasoningData)
     model: DownstreamModel = field(default_factory=DownstreamModel)
-
-    def make_task(self, say: Say) -> VisualReasoningTask:
-        """The task; reads nothing yet."""
-        return VisualReasoningTask(self.data, self.seed, self.model, say=say)
 
 
 @dataclass
@@ -130,10 +122,6 @@ class VisualEntailmentRecipe(RecipeSettings):
     data: VisualEntailmentData = field(default_factory=VisualEntailmentData)
     model: DownstreamModel = field(default_factory=DownstreamModel)
 
-    def make_task(self, say: Say) -> VisualEntailmentTask:
-        """The task; reads nothing yet."""
-        return VisualEntailmentTask(self.data, self.seed, self.model, say=say)
-
 
 @dataclass
 class RetrievalRecipe(RecipeSettings):
@@ -149,10 +137,15 @@ class RetrievalRecipe(RecipeSettings):
     data: RetrievalData = field(default_factory=RetrievalData)
     model: DownstreamModel = field(default_factory=DownstreamModel)
 
-    def make_task(self, say: Say) -> RetrievalTask:
-        """The task; reads nothing yet."""
-        return RetrievalTask(self.data, self.seed, self.model, say=say)
 
+TASKS = {
+    "pretraining": PretrainingTask,
+    "vqa": QuestionAnsweringTask,
+    "nlvr2": VisualReasoningTask,
+    "snli_ve": VisualEntailmentTask,
+    "retrieval": RetrievalTask,
+}
+"""The class of each task, by its name in YAML."""
 
 KINDS = {
     "pretraining": PretrainingRecipe,

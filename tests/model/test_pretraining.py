@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from soho_fast.model import SohoForPreTraining, SohoModel, VisualTokens
+from soho_fast.model import SohoForPreTraining, SohoModel
 from soho_fast.model.heads import cross_entropy_sum, global_means
 
 
@@ -121,30 +121,15 @@ def test_cached_visual_tokens_equal_the_pixel_path(tiny_model, batch):
     model, inputs = tiny_model().eval(), batch()
     model.soho.visual_dictionary.codebook.normal_()
     pixels = model(**inputs)
-    tokens = model.encode_images(inputs.pop("pixel_values"), inputs.pop("pixel_mask"))
-    cached = model(visual_tokens=tokens, **inputs)
+    images = {name: inputs.pop(name) for name in ("pixel_values", "pixel_mask")}
+    cached = model(visual_tokens=model.encode_images(**images), **inputs)
     assert torch.equal(pixels.loss, cached.loss)
     assert torch.equal(pixels.itm_logits, cached.itm_logits)
-    slim = model(visual_tokens=tokens.for_scoring(), **{k: v for k, v in inputs.items() if k != "mask_uniform"})
-    assert slim.itm_logits.shape == (12, 2)
-    picked = tokens.select(inputs["image_index"])
-    inputs.pop("image_index"), inputs.pop("mask_uniform")
-    each = model(visual_tokens=picked, **inputs)
-    torch.testing.assert_close(each.itm_logits, slim.itm_logits)
-
-
-def test_cached_tokens_of_different_grids_are_joined(tiny_model, batch):
-    model = tiny_model().eval()
-    model.soho.visual_dictionary.codebook.normal_()
-    small, large = batch(num_images=1, size=(64, 64)), batch(num_images=1, size=(96, 128))
-    tokens = VisualTokens.concatenate([model.encode_images(b["pixel_values"], b["pixel_mask"]) for b in (small, large)])
-    assert tokens.valid.sum(1).tolist() == [4, 12]
-    assert tokens.index[0, 4:].eq(-1).all()
-    texts = {k: torch.cat([small[k], large[k]]) for k in ("input_ids", "attention_mask")}
-    joint = model(visual_tokens=tokens, image_index=torch.tensor([0] * 4 + [1] * 4), **texts)
-    for part, rows in ((small, slice(0, 4)), (large, slice(4, 8))):
-        part = {k: v for k, v in part.items() if k not in ("mask_uniform", "mlm_labels", "itm_labels")}
-        torch.testing.assert_close(joint.itm_logits[rows], model(**part).itm_logits, rtol=1e-4, atol=1e-5)
+    del inputs["mask_uniform"]
+    index = inputs.pop("image_index")
+    shared = model(**images, image_index=index, **inputs)
+    each = model(**{name: tensor[index] for name, tensor in images.items()}, **inputs)
+    torch.testing.assert_close(each.itm_logits, shared.itm_logits)
 
 
 def test_weight_of_masked_visual_modelling(tiny_model, batch):

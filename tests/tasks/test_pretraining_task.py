@@ -120,9 +120,9 @@ def test_settings_from_a_command_line_and_yaml(data, tmp_path):
     config = tmp_path / "recipe.json"
     config.write_text(json.dumps({"data": {"sources": [source], "masking": {"whole_words": True}}}))
     parsed = parser.parse_args([f"--data={json.dumps({'sources': [source]})}", "--model.config.num_codes=16"])
-    built = parser.instantiate_classes(parsed)
+    built = parser.instantiate(parsed)
     assert built.data.sources[0].annotations == "a.json" and built.model.config == {"num_codes": 16}
-    loaded = parser.instantiate_classes(parser.parse_path(config))
+    loaded = parser.instantiate(parser.parse_path(config))
     assert loaded.data.masking.whole_words and loaded.data.sources[0].splits == ["train"]
 
 
