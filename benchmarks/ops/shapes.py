@@ -7,7 +7,7 @@ SECONDS_PER_CASE = 0.5  # fast calls need many rounds: on a busy machine a few s
 
 LOOKUP_NKC = [(16384, 2048, 768), (65536, 1024, 64), (16384, 8192, 256), (65536, 512, 128)]
 EVERY_LEVEL_NKC = (4096, 512, 64)  # small, for `scalar`
-HARD_NKC = [(16384, 1024, 128), (65536, 64, 128)]
+HARD_NKC = [(4096, 1024, 128), (16384, 64, 128)]
 GROWTH_BASE = {"N": 8192, "K": 1024, "C": 128}
 GROWTH_SIZES = {"N": (2048, 4096, 8192, 16384), "K": (256, 512, 1024, 2048), "C": (32, 64, 128, 256)}
 MEMORY_NKC = [(16384, 1024, 64), (65536, 1024, 64), (16384, 8192, 64)]

@@ -78,9 +78,20 @@ def _ties(where, num_codes=900):
     )
 
 
+def _two_places():
+    """Rows that tie with the first half of the codes alternate with rows that tie with the second half, for which code
+    0 rules the first half out."""
+    features, codebook = _ties(lambda code: code >= 0)
+    place = (torch.arange(24) < 12) * 50.0
+    features[1::2] += place
+    codebook[450:] += place
+    codebook[0] += place * 1.02
+    return features, codebook
+
+
 def _rounded_one_way(least, largest, num_channels=64):
-    """Channels that a screening type with the numbers least, least + 1, ..., largest rounds all by 0.49 one way:
-    their sum, 0.04 for each, becomes -0.45. So the bound on what rounding loses has nothing to spare."""
+    """Channels that a screening type with the numbers least, least + 1, ..., largest rounds all by 0.49 in one
+    direction: their sum, 0.04 for each, becomes -0.45. So the bound on what rounding loses has nothing to spare."""
     half = num_channels // 2
     channels = torch.cat([torch.full((half,), least + 0.49), torch.full((half,), -least + 0.49)])
     channels[half : half + int(0.45 * num_channels)] -= 1.0
@@ -153,6 +164,7 @@ ADVERSARIAL = {
     "every tenth code ties": lambda: _ties(lambda code: code % 10 == 7),
     "ties become dense": lambda: _ties(lambda code: (code % 10 == 7) | (code > 500)),
     "dense ties come and go": lambda: _ties(lambda code: code % 300 > 150),
+    "rows tie in two places": _two_places,
     "few codes that all tie": lambda: _ties(lambda code: code >= 0, num_codes=35),
     "signs for zeros": lambda: (torch.zeros(30, 12), _random(30, 600, 12)[1].sign()),
     "permutations of one code": _permuted,

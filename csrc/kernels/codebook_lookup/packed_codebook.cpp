@@ -16,7 +16,7 @@ constexpr int64_t kMaxInt8Channels = 65536;          // their sums fit 32 bits
 constexpr int kMaxExponent = 120;                   // the scale and its products stay normal float32 numbers
 constexpr int64_t kLanes = 8;                       // of sums over channels, so that they vectorise
 constexpr int64_t kAlignment = 64;
-constexpr int64_t kGroupsPerTask = 2;
+constexpr int64_t kGroupsPerTask = 2, kCodesPerTask = 64, kChannelsPerTask = 16;
 
 // The block: this header, then codes, centre, negated_half and panel, each aligned to a cache line. Every byte of it is
 // written, so that equal codebooks have equal blocks.
@@ -104,27 +104,35 @@ uint64_t hash_code(const float* code, int64_t num_channels, bool& finite) {
   return mixed ^ (mixed >> 32);
 }
 
-std::vector<int64_t> distinct_finite_codes(const float* codebook, int64_t num_codes, int64_t num_channels) {
+struct HashedCode {
+  uint64_t hash;
+  bool finite;
+};
+
+std::vector<int64_t> distinct_finite_codes(const float* codebook, int64_t num_codes, int64_t num_channels,
+                                           const ParallelFor& parallel_for) {
+  std::vector<HashedCode> hashed(num_codes);
+  parallel_for(num_codes, kCodesPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j)
+      hashed[j].hash = hash_code(codebook + j * num_channels, num_channels, hashed[j].finite);
+  });
   size_t capacity = 16;
   while (capacity < 2 * static_cast<size_t>(num_codes)) capacity *= 2;
   std::vector<int32_t> table(capacity, -1);  // position in `codes`, open addressing
   std::vector<int64_t> codes;
-  std::vector<uint64_t> hashes;
   for (int64_t j = 0; j < num_codes; ++j) {
     const float* code = codebook + j * num_channels;
-    bool finite;
-    const uint64_t hash = hash_code(code, num_channels, finite);
+    const auto [hash, finite] = hashed[j];
     if (!finite) continue;
     size_t slot = hash & (capacity - 1);
     bool copy = false;
     for (; table[slot] >= 0 && !copy; slot = copy ? slot : (slot + 1) & (capacity - 1)) {
-      const float* other = codebook + codes[table[slot]] * num_channels;
-      copy = hashes[table[slot]] == hash && std::equal(code, code + num_channels, other);
+      const int64_t other = codes[table[slot]];
+      copy = hashed[other].hash == hash && std::equal(code, code + num_channels, codebook + other * num_channels);
     }
     if (copy) continue;
     table[slot] = static_cast<int32_t>(codes.size());
     codes.push_back(j);
-    hashes.push_back(hash);
   }
   return codes;
 }
@@ -136,12 +144,12 @@ size_t packed_codebook_bytes(const ScreeningFormat& format, int64_t num_codes, i
 }
 
 int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
-                      void* packed) {
+                      void* packed, const ParallelFor& parallel_for) {
   DefaultFloatEnvironment environment;
   const Sections at = sections(format, num_codes, num_channels);
   std::memset(packed, 0, at.panel);
   PackedHeader& header = *new (packed) PackedHeader{format, 1.0f, 0.0f, 0, num_codes, num_channels, 0, 0, 0.0, 0.0};
-  const std::vector<int64_t> codes = distinct_finite_codes(codebook, num_codes, num_channels);
+  const std::vector<int64_t> codes = distinct_finite_codes(codebook, num_codes, num_channels, parallel_for);
   std::copy(codes.begin(), codes.end(), section<int64_t>(packed, at.codes));
   header.num_distinct = static_cast<int64_t>(codes.size());
   float* centre = section<float>(packed, at.centre);
@@ -154,45 +162,64 @@ int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int6
   if (format.width == 0 || codes.size() < 2 || num_channels > most_channels) return blank_groups_from(0);
 
   std::vector<double> mean(num_channels, 0.0);
-  for (int64_t j : codes) {
-    const float* code = codebook + j * num_channels;
-    for (int64_t c = 0; c < num_channels; ++c) mean[c] += code[c];
-  }
-  for (int64_t c = 0; c < num_channels; ++c)
-    centre[c] = static_cast<float>(mean[c] / static_cast<double>(header.num_distinct));
-  double largest = 0.0;
-  for (int64_t j : codes) {
-    const float* code = codebook + j * num_channels;
+  parallel_for(num_channels, kChannelsPerTask, [&](int64_t begin, int64_t end) {
+    DefaultFloatEnvironment of_this_thread;
+    for (int64_t j : codes) {
+      const float* code = codebook + j * num_channels;
+      for (int64_t c = begin; c < end; ++c) mean[c] += code[c];
+    }
+    for (int64_t c = begin; c < end; ++c)
+      centre[c] = static_cast<float>(mean[c] / static_cast<double>(header.num_distinct));
+  });
+  // The largest of what value_of(code) gives for each code.
+  const auto largest_of = [&](const auto& value_of) {
+    std::vector<double> values(codes.size());
+    parallel_for(header.num_distinct, kCodesPerTask, [&](int64_t begin, int64_t end) {
+      DefaultFloatEnvironment of_this_thread;
+      for (int64_t k = begin; k < end; ++k) values[k] = value_of(codebook + codes[k] * num_channels);
+    });
+    return *std::max_element(values.begin(), values.end());
+  };
+  const double largest = largest_of([&](const float* code) {
+    double most = 0.0;
     for (int64_t c = 0; c < num_channels; ++c)
-      largest = std::max(largest, std::fabs(static_cast<double>(code[c]) - centre[c]));
-  }
+      most = std::max(most, std::fabs(static_cast<double>(code[c]) - centre[c]));
+    return most;
+  });
   int exponent;
   std::frexp(largest, &exponent);
   if (largest == 0.0 || std::abs(exponent) > kMaxExponent) return blank_groups_from(0);
   header.scale = static_cast<float>(std::ldexp(1.0, -exponent));
   const Centring centred{centre, header.scale};
-  double largest_square = 0.0, largest_rounding = 0.0;
   header.unit = static_cast<float>(largest * header.scale / 127.0);
   const double unit = header.unit;
-  for (int64_t j : codes) {
-    const float* code = codebook + j * num_channels;
-    double square[kLanes] = {}, rounding[kLanes] = {};
-    const auto add = [&](int64_t c, int64_t lane) {
-      const double b = centred(code, c);
-      square[lane] += b * b;
-      if (format.type == ScreeningType::kFloat32) return;
-      const double lost = format.type == ScreeningType::kBFloat16
-                              ? b - bfloat16_to_float(round_to_bfloat16(static_cast<float>(b)))
-                              : b - int8_number(b / unit) * unit;
-      rounding[lane] += lost * lost;
-    };
+  const auto sum_of_squares = [&](const float* code, const auto& part_of) {
+    double square[kLanes] = {};
     int64_t c = 0;
     for (; c + kLanes <= num_channels; c += kLanes) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) add(c + lane, lane);
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const double part = part_of(centred(code, c + lane));
+        square[lane] += part * part;
+      }
     }
-    for (; c < num_channels; ++c) add(c, 0);
-    largest_square = std::max(largest_square, sum_of_lanes(square));
-    largest_rounding = std::max(largest_rounding, sum_of_lanes(rounding));
+    for (; c < num_channels; ++c) {
+      const double part = part_of(centred(code, c));
+      square[0] += part * part;
+    }
+    return sum_of_lanes(square);
+  };
+  const double largest_square =
+      largest_of([&](const float* code) { return sum_of_squares(code, [](double b) { return b; }); });
+  double largest_rounding = 0.0;
+  if (format.type == ScreeningType::kBFloat16) {
+    largest_rounding = largest_of([&](const float* code) {
+      return sum_of_squares(
+          code, [](double b) { return b - bfloat16_to_float(round_to_bfloat16(static_cast<float>(b))); });
+    });
+  } else if (format.type == ScreeningType::kInt8) {
+    largest_rounding = largest_of([&](const float* code) {
+      return sum_of_squares(code, [&](double b) { return b - int8_number(b / unit) * unit; });
+    });
   }
   header.largest_norm = std::sqrt(largest_square) * (1 + 0x1p-20);
   header.largest_rounding = std::sqrt(largest_rounding) * (1 + 0x1p-20);
@@ -257,7 +284,7 @@ void pack_groups(const float* codebook, int64_t begin, int64_t end, void* packed
 
 void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
                    void* packed, const ParallelFor& parallel_for) {
-  const int64_t num_groups = begin_packing(format, codebook, num_codes, num_channels, packed);
+  const int64_t num_groups = begin_packing(format, codebook, num_codes, num_channels, packed, parallel_for);
   parallel_for(num_groups, kGroupsPerTask,
                [&](int64_t begin, int64_t end) { pack_groups(codebook, begin, end, packed); });
 }

@@ -13,7 +13,7 @@ size_t packed_codebook_bytes(const ScreeningFormat& format, int64_t num_codes, i
 // Writes the first part of the block, the distinct codes, their centre and scale, to `packed`: aligned to a cache line,
 // of packed_codebook_bytes(). Returns the number of groups that pack_groups must fill before a lookup.
 int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
-                      void* packed);
+                      void* packed, const ParallelFor& parallel_for);
 
 // Fills groups [begin, end); disjoint ranges may run at the same time.
 void pack_groups(const float* codebook, int64_t begin, int64_t end, void* packed);
