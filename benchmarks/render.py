@@ -46,6 +46,7 @@ def stored(result: dict) -> dict:
     return {
         "benchmarks": kept,
         "soho_fast": result["soho_fast"],
+        "training_steps": result.get("training_steps", []),
         "machine_info": {"cpu": cpu},
         "datetime": result["datetime"],
     }
@@ -65,13 +66,30 @@ def _competition(row: Row, contenders: list[Row]) -> str:
     return "<br>".join(f"{peer.contender} {peer.seconds / row.seconds:.1f}x{wrong[peer.contender]}" for peer in peers)
 
 
+def _training_steps(steps: list[dict]) -> list[str]:
+    if not steps:
+        return []
+    lines = [
+        "| training step | ours | eager float32 | ratio | by CPU time | asked | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for step in steps:
+        precision = step["contender"].removeprefix("soho_fast").strip() or "float32"
+        ours, eager = (f"{step[key]:.1f} images/s" for key in ("images_per_second", "eager_images_per_second"))
+        word = "held" if step["ratio"] >= step["bar"] else "**missed**"
+        ratios = f"{step['ratio']:.2f}x | {step['cpu_ratio']:.2f}x | >= {step['bar']:g}x"
+        lines.append(f"| {step['shape']}, {precision} | {ours} | {eager} | {ratios} | {word} |")
+    return [*lines, ""]
+
+
 def table(result: dict) -> str:
-    """Markdown: of each competition our fastest row against every peer, then the bars."""
+    """Markdown: the training steps, of each competition our fastest row against every peer, then the bars."""
     rows = rows_of(result["benchmarks"])
     limits, cases = limits_of(rows), cases_of(rows)
     lines = [
         _setup_line(result),
         "",
+        *_training_steps(result.get("training_steps", [])),
         "| op | ours | of the machine's limit | a peer takes |",
         "|---|---|---|---|",
     ]

@@ -156,22 +156,24 @@ class Comparison:
         """How many times faster than the eager pipeline `name` is, by medians."""
         return statistics.median(seconds["eager"]) / statistics.median(seconds[name])
 
-    def summary(self) -> list[str]:
-        """A line for each of ours: images per second beside the eager pipeline's, their ratio and the bar."""
-        lines = []
+    def rows(self) -> list[dict]:
+        """For each of ours: images per second beside the eager pipeline's, and their ratio (by medians, by the fastest
+        rounds and by CPU time of all threads)."""
         rates = {name: self.shape.images / statistics.median(times) for name, times in self.seconds.items()}
-        for name in self.steps:
-            if name == "eager":
-                continue
-            ratio = self.ratio(name, self.seconds)
-            best = min(self.seconds["eager"]) / min(self.seconds[name])
-            verdict = "held" if ratio >= BAR else "MISSED"
-            lines.append(
-                f"{self.shape.name}, {name}: {rates[name]:.1f} images/s against {rates['eager']:.1f}: {ratio:.2f}x "
-                f"(fastest rounds {best:.2f}x, CPU time {self.ratio(name, self.cpu_seconds):.2f}x), "
-                f"bar {BAR:g}x {verdict}"
-            )
-        return lines
+        return [
+            {
+                "shape": self.shape.name,
+                "contender": name,
+                "images_per_second": rates[name],
+                "eager_images_per_second": rates["eager"],
+                "ratio": self.ratio(name, self.seconds),
+                "fastest_ratio": min(self.seconds["eager"]) / min(self.seconds[name]),
+                "cpu_ratio": self.ratio(name, self.cpu_seconds),
+                "bar": BAR,
+            }
+            for name in self.steps
+            if name != "eager"
+        ]
 
     def _step(self, batch: dict[str, torch.Tensor]) -> None:
         self.model(**batch).loss.backward()

@@ -103,3 +103,12 @@ def test_a_bf16_step_with_other_weights_is_refused():
         both.engine.module.itm_head.classifier.bias[0] += 1
     with pytest.raises(AssertionError, match="itm_loss"):
         both.check()
+
+
+def test_ratios_are_of_the_eager_times():
+    both = Comparison(small_shape())
+    both.seconds = {"soho_fast": [2.0, 1.0, 4.0], "eager": [9.0, 6.0, 8.0]}
+    both.cpu_seconds = {"soho_fast": [2.0, 2.0, 2.0], "eager": [5.0, 5.0, 5.0]}
+    (row,) = both.rows()
+    assert (row["images_per_second"], row["eager_images_per_second"]) == (3 / 2, 3 / 8)
+    assert (row["ratio"], row["fastest_ratio"], row["cpu_ratio"]) == (4.0, 6.0, 2.5)

@@ -37,7 +37,13 @@ def result(tmp_path) -> Path:
     setup = {"versions": {"torch": "2.11", "faiss-cpu": "absent"}, "threads": 2, "build": {"cpu_level": "avx2"}}
     path = tmp_path / "result.json"
     machine = {"cpu": {"brand_raw": "A CPU"}}
+    step = {"shape": "mini", "images_per_second": 32.0, "eager_images_per_second": 10.0, "bar": 3.0}
+    steps = [
+        {**step, "contender": "soho_fast", "ratio": 2.9, "fastest_ratio": 3.1, "cpu_ratio": 3.2},
+        {**step, "contender": "soho_fast bf16", "ratio": 3.2, "fastest_ratio": 3.1, "cpu_ratio": 2.9},
+    ]
     content = {"benchmarks": records, "soho_fast": {**setup, "bars": bars}, "machine_info": machine}
+    content["training_steps"] = steps
     path.write_text(json.dumps({**content, "datetime": "2026-01-02T03:04:05"}))
     return path
 
@@ -54,6 +60,8 @@ def test_readme_and_figure(result, tmp_path, capsys):
     lines = readme.read_text().splitlines()
     assert lines[:2] == ["before", render.BEGIN] and lines[-2:] == [render.END, "after"]
     assert "A CPU, 2 threads, level avx2; torch 2.11; 2026-01-02." in lines
+    assert "| mini, float32 | 32.0 images/s | 10.0 images/s | 2.90x | 3.20x | >= 3x | **missed** |" in lines
+    assert "| mini, bf16 | 32.0 images/s | 10.0 images/s | 3.20x | 2.90x | >= 3x | held |" in lines
     assert "| group_mask 8x9x10 | 1 ms (out of place) |  | torch where 3.0x (50.00% wrong) |" in lines
     assert "| group_mask: soho_fast in place against torch where | >= 4x, every case | 1.50x | **missed** |" in lines
     assert (
