@@ -288,9 +288,9 @@ def test_index_beyond_the_codebook_is_refused(backend):
     if backend == "triton":
         pytest.skip("on a device a refusal would need a sync")
     codebook = torch.ones(3, 2)
-    with pytest.raises(ValueError, match="index: expected values below num_codes = 3, got 5"):
+    with pytest.raises((ValueError, RuntimeError), match="index: expected values below num_codes = 3, got 5"):
         codebook_stats(FEATURES, torch.tensor([0, 1, 5, 2]), 3, backend=backend)
-    with pytest.raises(ValueError, match=r"index: expected values below .* = 3, got 7"):
+    with pytest.raises((ValueError, RuntimeError), match=r"index: expected values below .* = 3, got 7"):
         scatter_mean_ema_(codebook, FEATURES, torch.tensor([0, 7, 0, 2]), 0.5, backend=backend)
     assert torch.equal(codebook, torch.ones(3, 2)), "a refused call must not change the codebook"
 

@@ -87,7 +87,8 @@ def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backe
         quantized (..., N, C) in the type of features.
 
     Raises:
-        TypeError, ValueError: types, shapes or devices that do not fit; on a CPU also an index >= K.
+        TypeError, ValueError: types, shapes or devices that do not fit; on a CPU also an index >= K, which the C++ op
+            can only pass on as RuntimeError from torch 2.15 on.
     """
     _check_pair(features, codebook)
     checks.check_index("index", index, features.shape[:-1], "(..., N)")

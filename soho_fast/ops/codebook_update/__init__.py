@@ -55,7 +55,8 @@ def codebook_stats(
         counts float32 (K,), sums float32 (K, C).
 
     Raises:
-        TypeError, ValueError: types, shapes or devices that do not fit; on a CPU also a counted index >= num_codes.
+        TypeError, ValueError: types, shapes or devices that do not fit; on a CPU also a counted index >= num_codes,
+            which the C++ op can only pass on as RuntimeError from torch 2.15 on.
     """
     _check_members(features, index, valid)
     if isinstance(num_codes, bool) or not isinstance(num_codes, (int, torch.SymInt)):
@@ -114,7 +115,8 @@ def scatter_mean_ema_(
         codebook, the same tensor.
 
     Raises:
-        TypeError, ValueError: types, shapes, devices or a decay that do not fit; on a CPU also a counted index >= K.
+        TypeError, ValueError: types, shapes, devices or a decay that do not fit; on a CPU also a counted index >= K,
+            which the C++ op can only pass on as RuntimeError from torch 2.15 on.
     """
     _check_codebook(codebook)
     _check_members(features, index, valid)
