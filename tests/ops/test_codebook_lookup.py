@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from soho_fast.ops import available_backends, codebook_lookup
+from soho_fast.ops import available_backends, codebook_lookup, triton_backend
 
 SIZES = [
     (0, 5, 8), (1, 1, 1), (1, 2, 3), (5, 15, 7), (6, 16, 8), (7, 17, 9), (13, 33, 16), (25, 64, 31), (100, 130, 65),
@@ -190,8 +190,22 @@ ADVERSARIAL = {
 }
 
 
+# How a pass of the CPU kernels leaves rows of many ties and takes them up. Triton's kernels have no such passes, and
+# under the interpreter these take minutes.
+OF_CPU_PASSES = (
+    "ties everywhere",
+    "ties at the end",
+    "every third code ties",
+    "ties become dense",
+    "dense ties come and go",
+    "rows tie in two places",
+)
+
+
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_adversarial(name, backend, exact_lookup):
+    if triton_backend.INTERPRETING and name in OF_CPU_PASSES:
+        pytest.skip("of the CPU kernels' passes")
     _check(*ADVERSARIAL[name](), backend, exact_lookup)
 
 
