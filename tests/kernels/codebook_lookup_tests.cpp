@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -128,6 +129,103 @@ void compare(const std::vector<float> &features,
   }
 }
 
+// Rows of one kind after another, so that passes that leave neighbours unseen
+// come back to rows they can decide: near a cluster of codes that screening
+// cannot tell apart, then near one of the codes that stand alone.
+void test_stretches(bool integers) {
+  constexpr int64_t kRows = 2600, kClose = 70, kAlone = 30, kChannels = 20;
+  std::vector<float> codebook = normal((kClose + kAlone) * kChannels, 10);
+  std::vector<float> features = normal(kRows * kChannels, 11);
+  for (int64_t n = 0; n < kClose * kChannels; ++n) {
+    codebook[n] = integers ? std::copysign(1.0f, codebook[n])
+                           : 1.0f + codebook[n] * 0x1p-21f;
+  }
+  for (int64_t n = kClose * kChannels; n < (kClose + kAlone) * kChannels; ++n)
+    codebook[n] = std::round(codebook[n] * 9.0f) + 20.0f;
+  for (int64_t i = 0; i < kRows; ++i) {
+    const bool alone = i > 900 && i < 1700 && i % 100 != 0;
+    for (int64_t c = 0; c < kChannels; ++c) {
+      float &value = features[i * kChannels + c];
+      if (alone) {
+        value += codebook[(kClose + i % kAlone) * kChannels + c];
+      } else if (integers) {
+        value = std::round(value * 0.4f);
+      }
+    }
+  }
+  compare(features, codebook, kRows, kClose + kAlone, kChannels);
+}
+
+// The codes hold the same numbers in another order and a row one number: the
+// distances are equal but for the rounding of squares and sums.
+void test_order_of_rounding(std::vector<float> code,
+                            const std::vector<float> &numbers) {
+  constexpr int64_t kCodes = 60;
+  const int64_t num_channels = static_cast<int64_t>(code.size());
+  const int64_t num_rows = static_cast<int64_t>(numbers.size());
+  std::vector<float> codebook, features;
+  std::mt19937 engine(15);
+  for (int64_t j = 0; j < kCodes; ++j) {
+    std::shuffle(code.begin(), code.end(), engine);
+    codebook.insert(codebook.end(), code.begin(), code.end());
+  }
+  for (float number : numbers)
+    features.insert(features.end(), num_channels, number);
+  compare(features, codebook, num_rows, kCodes, num_channels);
+  // Codes apart from them, of which one may be found first.
+  const std::vector<float> apart = normal(200 * num_channels, 17);
+  codebook.insert(codebook.begin(), apart.begin(), apart.end());
+  compare(features, codebook, num_rows, kCodes + 200, num_channels);
+}
+
+void test_orders_of_rounding() {
+  std::vector<float> any = normal(50, 14), signs = any;
+  for (float &value : signs)
+    value = std::copysign(1.0f, value);
+  std::vector<float> small = normal(900, 16, 0.1f), fine;
+  for (float &value : small)
+    value *= 1e-3f;
+  for (int n = 0; n < 100; ++n) // differences of 28 bits
+    fine.push_back(static_cast<float>(1 + 2 * (n % 8)) * 0x1p-27f);
+  test_order_of_rounding(any, small);
+  test_order_of_rounding(signs, small);
+  test_order_of_rounding(signs, fine);
+}
+
+// Two clusters of codes. Rows near the first, of few and then of many codes,
+// leave screening in the middle, rows near the other one at once.
+void test_dense_end() {
+  constexpr int64_t kRows = 160, kCodes = 800, kChannels = 12;
+  std::vector<float> codebook = normal(kCodes * kChannels, 18);
+  std::vector<float> features = normal(kRows * kChannels, 19);
+  for (int64_t j = 0; j < kCodes; ++j) {
+    const float centre = j < 600 && j % 8 != 0 ? 50.0f : 1.0f;
+    for (int64_t c = 0; c < kChannels; ++c) {
+      float &value = codebook[j * kChannels + c];
+      value = centre + value * 0x1p-18f;
+    }
+  }
+  for (int64_t n = 0; n < kRows * kChannels; ++n)
+    features[n] += n / kChannels / 20 % 2 == 0 ? 1.0f : 50.0f;
+  compare(features, codebook, kRows, kCodes, kChannels);
+}
+
+// More channels than a cache holds of four codes, and codes as near as that.
+void test_many_channels(int64_t num_channels) {
+  constexpr int64_t kRows = 15, kCodes = 21;
+  std::vector<float> codebook = normal(kCodes * num_channels, 12);
+  for (int64_t j = 0; j < kCodes; ++j) {
+    for (int64_t c = 0; c < num_channels; ++c) {
+      const float sign = c % kCodes == j ? -1.0f : 1.0f;
+      codebook[j * num_channels + c] = sign * codebook[c % kCodes];
+    }
+  }
+  compare(std::vector<float>(kRows * num_channels, 0.0f), codebook, kRows,
+          kCodes, num_channels);
+  compare(normal(kRows * num_channels, 13), codebook, kRows, kCodes,
+          num_channels);
+}
+
 void test_gather() {
   const std::vector<float> codebook = normal(15, 9);
   const std::vector<int64_t> index = {4, -1, 0, 5};
@@ -163,5 +261,11 @@ void test_codebook_lookup() {
   broken[9] = std::numeric_limits<float>::infinity();
   compare(broken, cluster, 20, 500, 8);
   compare(cluster, broken, 100, 20, 8);
+  test_stretches(false);
+  test_stretches(true);
+  test_orders_of_rounding();
+  test_dense_end();
+  for (int64_t num_channels : {520, 1100, 4101})
+    test_many_channels(num_channels);
   test_gather();
 }

@@ -21,6 +21,7 @@ from soho_fast import _C, ops
 
 TYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
 ELEMENTS = 1 << 23  # N x K x C of one problem at most
+SIZES = ((48, 20), (48, 20), (48, 20), (600, 300), (1200, 20))  # K and C of a problem are drawn below one of these
 
 
 def _normal(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,18 +73,27 @@ def _subnormal(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return features * 1e-39, codebook * 1e-39
 
 
+def _two_clusters(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Few codes of the first cluster, then many; rows near one of the two in turns."""
+    share = torch.arange(codebook.shape[0]) / codebook.shape[0]
+    first = (share > torch.rand(())) | (torch.rand(codebook.shape[0]) < torch.rand(()) / 4)
+    near_first = torch.arange(features.shape[0]) // 20 % 2 == 0
+    codes = torch.where(first, 1.0, 50.0)[:, None] + codebook * 2.0**-18
+    return features + torch.where(near_first, 1.0, 50.0)[:, None], codes
+
+
 KINDS = {
     "normal": _normal, "offset 1e4": _offset, "integers with ties": _ties, "codes drawn from features": _drawn,
     "copies and zeros": _copies, "one ulp apart": _one_ulp, "one tight cluster": _cluster, "30 orders": _orders,
-    "one huge code": _one_huge, "subnormal": _subnormal,
+    "one huge code": _one_huge, "subnormal": _subnormal, "two clusters": _two_clusters,
 }  # fmt: skip
 
 
 def draw_problem(kind: str, most_rows: int) -> tuple[Tensor, Tensor]:
     """Features (N, C) and codebook (K, C): mostly small, so that there are many rows, sometimes large."""
-    large = torch.rand(()) < 0.2
-    num_codes = int(torch.randint(1, 600 if large else 48, ()))
-    num_channels = int(torch.randint(1, 300 if large else 20, ()))
+    most_codes, most_channels = SIZES[int(torch.randint(len(SIZES), ()))]
+    num_codes = int(torch.randint(1, most_codes, ()))
+    num_channels = int(torch.randint(1, most_channels, ()))
     num_rows = min(most_rows, max(1, ELEMENTS // (num_codes * num_channels)), 20_000)
     features, codebook = KINDS[kind](torch.randn(num_rows, num_channels), torch.randn(num_codes, num_channels))
     types = torch.randint(len(TYPES), (2,)).tolist()

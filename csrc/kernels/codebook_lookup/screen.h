@@ -104,6 +104,7 @@ inline bool make_room(Survivors& list, float& threshold, int32_t wanted, int64_t
     return false;
   }
   keep_nearest(list);
+  list.has_nearest = true;
   list.first = next;
   return true;
 }
