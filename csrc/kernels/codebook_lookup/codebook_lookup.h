@@ -22,7 +22,8 @@
 //
 // A level is a list of passes, the cheapest first. A pass takes the rows that are still undecided, each from the code
 // where the one before has left it, and leaves a row where its survivors become so many that comparing them one by one
-// would cost more than the next pass; the last one compares all codes in float64 and leaves none.
+// would cost more than the next pass; where it has left nearly all of some rows, it leaves most of those that follow
+// unseen. The last one compares all codes in float64 and leaves none.
 #pragma once
 
 #include <cstddef>

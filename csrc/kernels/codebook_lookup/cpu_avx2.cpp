@@ -4,6 +4,7 @@
 // algorithms, everything in an unnamed namespace.
 #include <immintrin.h>
 
+#include "kernels/codebook_lookup/compare_all.h"
 #include "kernels/codebook_lookup/screen.h"
 
 namespace soho {

@@ -1,4 +1,5 @@
 // AVX-512 (F, BW, DQ, VL) level: float32 fused multiply-add.
+#include "kernels/codebook_lookup/compare_all.h"
 #include "kernels/codebook_lookup/screen_avx512.h"
 
 namespace soho {

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <optional>
 
 #include "common/cpu_level.h"
 #include "common/memory.h"
@@ -42,14 +43,17 @@ std::vector<LookupCounts> codebook_lookup(const std::vector<LookupPass>& passes,
                                           const void* packed, const ParallelFor& parallel_for) {
   std::fill(args.index, args.index + args.num_rows, kUndecided);
   std::vector<LookupCounts> counts(passes.size());
+  std::optional<Scratch> memory;
+  ScreenedCodes screened{};
   for (size_t p = 0; p < passes.size() && (p == 0 || counts[p - 1].undecided > 0); ++p) {
     const LookupPass& pass = passes[p];
-    const bool prepared =
-        packed != nullptr && packed_codebook_fits(packed, pass.format, args.num_codes, args.num_channels);
-    const Scratch memory(prepared ? 0 : packed_codebook_bytes(pass.format, args.num_codes, args.num_channels));
-    if (!prepared)
-      pack_codebook(pass.format, args.codebook, args.num_codes, args.num_channels, memory.data(), parallel_for);
-    const ScreenedCodes screened = screened_codes(prepared ? packed : memory.data());
+    if (packed != nullptr && packed_codebook_fits(packed, pass.format, args.num_codes, args.num_channels)) {
+      screened = screened_codes(packed);
+    } else if (p == 0 || pass.format != kNothingScreened) {  // any packed codebook lists the distinct codes
+      memory.emplace(packed_codebook_bytes(pass.format, args.num_codes, args.num_channels));
+      pack_codebook(pass.format, args.codebook, args.num_codes, args.num_channels, memory->data(), parallel_for);
+      screened = screened_codes(memory->data());
+    }
     std::atomic<int64_t> compared{0}, undecided{0};
     parallel_for(args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
       const LookupCounts part = pass.run(args, screened, begin, end);

@@ -4,7 +4,7 @@
 // most C/8 + 8 roundings of sums, 2^-24 each. So a code whose distance exceeds the smallest by more than (C/8 + 12)
 // 2^-22 of it is not the nearest. Where squares overflow or vanish nothing is dropped.
 //
-// Included by each vector level and compiled with its flags; see compare_all.h.
+// Included by each vector level and compiled with its flags; see exact_distance.h.
 #pragma once
 
 #include <immintrin.h>

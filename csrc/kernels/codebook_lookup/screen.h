@@ -1,6 +1,6 @@
 // The frame of a screening pass: panels of converted rows against groups of codes, a list of survivors per row.
 //
-// Included by each vector level and compiled with its flags; see compare_all.h. A Kernel provides
+// Included by each vector level and compiled with its flags; see exact_distance.h. A Kernel provides
 //   kRows, kFormat                  rows and codes of one tile
 //   static void begin(), end()      around the work of one thread
 //   static RowLengths convert_row(row, type, screened, num_channels, words)   writes a^, num_steps words
@@ -11,8 +11,8 @@
 #include <cmath>
 
 #include "common/float_environment.h"
-#include "kernels/codebook_lookup/compare_all.h"
 #include "kernels/codebook_lookup/drop_far.h"
+#include "kernels/codebook_lookup/exact_distance.h"
 
 namespace soho {
 namespace {
@@ -27,6 +27,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kPanelBytes =
     256 * 1024;  // of converted rows: half of a 512 KiB L2 cache, the rest streams the codes
 constexpr int64_t kMaxPanelRows = 192;
+constexpr int64_t kMostUnseen = 1 << 14;  // rows
 
 // What the lists of a thread share.
 struct Comparison {
@@ -154,8 +155,8 @@ void begin_row(const Comparison& comparison, int64_t i, float* words, float& thr
   std::memset(words, 0, sizeof(float) * screened.num_steps);
 }
 
-// Decides between the survivors of one row in float64, or leaves it.
-inline void finish_row(float threshold, Survivors& list, LookupCounts& counts) {
+// Decides between the survivors of one row in float64, or leaves it. Returns how many codes it leaves.
+inline int64_t finish_row(float threshold, Survivors& list, LookupCounts& counts) {
   const auto& [args, screened, exact_row] = *list.comparison;
   if (list.state == kListed) {
     keep_above(list, threshold);
@@ -164,7 +165,7 @@ inline void finish_row(float threshold, Survivors& list, LookupCounts& counts) {
   if (list.state == kLeft) {
     args.index[list.row] = undecided_index({list.first, list.has_nearest ? list.position[0] : -1});
     ++counts.undecided;
-    return;
+    return screened.num_distinct - list.first;
   }
   int64_t nearest = 0;
   if (list.state == kListed) {
@@ -174,6 +175,15 @@ inline void finish_row(float threshold, Survivors& list, LookupCounts& counts) {
   }
   if (args.distance != nullptr) load_exact_row(args, list.row, exact_row);
   write_row(args, list.row, nearest, exact_row);
+  return 0;
+}
+
+// How many rows to leave unseen after a panel of which the next pass has to compare `share`: the neighbours of hopeless
+// rows are as hopeless as a rule, so only one panel in many still tries, and fewer the longer it lasts.
+inline int64_t next_unseen(int64_t unseen, int64_t num_rows, double share) {
+  if (share < 0.75) return 0;
+  const int64_t more = 4 * unseen + 8 * num_rows;
+  return more < kMostUnseen ? more : kMostUnseen;
 }
 
 // Rows begin off the 4 KiB stride that maps all of them to one cache set.
@@ -193,7 +203,7 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
   panel_rows = (panel_rows > kMaxPanelRows ? kMaxPanelRows : panel_rows) / kRows * kRows;
   panel_rows = panel_rows < kRows ? kRows : panel_rows;
   const Scratch row_memory(sizeof(float) * panel_rows * row_length), list_memory(sizeof(Survivors) * panel_rows),
-      exact_memory(sizeof(double) * exact_row_length(args.num_channels));
+      exact_memory(sizeof(double) * padded_channels(args.num_channels));
   float* rows = static_cast<float*>(row_memory.data());
   Survivors* lists = static_cast<Survivors*>(list_memory.data());
   float threshold[kMaxPanelRows + kListSlack];
@@ -201,6 +211,7 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
   const Comparison comparison{args, screened, static_cast<double*>(exact_memory.data())};
 
   Kernel::begin();
+  int64_t unseen = 0;
   for (int64_t i = begin; i < end;) {
     int64_t num_rows = 0;
     for (; i < end && num_rows < panel_rows; ++i) {
@@ -228,7 +239,13 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
         Kernel::screen_tile(rows + r * row_length, row_length, screened, group, threshold + r, lists + r);
       }
     }
-    for (int64_t r = 0; r < num_rows; ++r) finish_row(threshold[r], lists[r], counts);
+    int64_t num_left = 0;  // pairs
+    for (int64_t r = 0; r < num_rows; ++r) num_left += finish_row(threshold[r], lists[r], counts);
+    unseen = next_unseen(unseen, num_rows, static_cast<double>(num_left) / (num_rows * screened.num_distinct));
+    for (int64_t left = unseen; i < end && left > 0; ++i) {
+      counts.undecided += args.index[i] < 0;
+      left -= args.index[i] < 0;
+    }
   }
   Kernel::end();
   return counts;
