@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "kernels/codebook_lookup/compare_all.h"
+#include "kernels/codebook_lookup/pack_group.h"
 #include "kernels/codebook_lookup/screen.h"
 
 namespace soho {
@@ -134,5 +135,7 @@ LookupCounts compare_all_avx2(const CodebookLookupArgs& args, const ScreenedCode
   DefaultFloatEnvironment environment;
   return compare_all(args, screened, begin, end);
 }
+
+const PackingLoops kPackingLoopsAvx2 {largest_difference, pack_group};
 
 }  // namespace soho

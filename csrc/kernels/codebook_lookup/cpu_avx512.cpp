@@ -1,5 +1,6 @@
 // AVX-512 (F, BW, DQ, VL) level: float32 fused multiply-add.
 #include "kernels/codebook_lookup/compare_all.h"
+#include "kernels/codebook_lookup/pack_group.h"
 #include "kernels/codebook_lookup/screen_avx512.h"
 
 namespace soho {
@@ -29,5 +30,7 @@ LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCo
   DefaultFloatEnvironment environment;
   return compare_all(args, screened, begin, end);
 }
+
+const PackingLoops kPackingLoopsAvx512 {largest_difference, pack_group};
 
 }  // namespace soho

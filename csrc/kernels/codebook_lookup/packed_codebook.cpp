@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "common/float_environment.h"
+#include "common/memory.h"
+#include "kernels/codebook_lookup/packing_loops.h"
 
 namespace soho {
 namespace {
@@ -14,7 +16,6 @@ namespace {
 constexpr int64_t kMaxChannels = int64_t{1} << 18;  // of the error bound in codebook_lookup.h
 constexpr int64_t kMaxInt8Channels = 65536;          // their sums fit 32 bits
 constexpr int kMaxExponent = 120;                   // the scale and its products stay normal float32 numbers
-constexpr int64_t kLanes = 8;                       // of sums over channels, so that they vectorise
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kGroupsPerTask = 2, kCodesPerTask = 64, kChannelsPerTask = 16;
 
@@ -56,31 +57,6 @@ Sections sections(const ScreeningFormat& format, int64_t num_codes, int64_t num_
 template <class T>
 T* section(void* packed, int64_t offset) {
   return reinterpret_cast<T*>(static_cast<char*>(packed) + offset);
-}
-
-uint16_t round_to_bfloat16(float value) {  // to nearest even; value is finite
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-// Of a channel in units, to nearest even.
-double int8_number(double value) {
-  constexpr double kToInteger = 0x1.8p52;  // no fraction fits behind it
-  return std::max(-127.0, std::min(127.0, (value + kToInteger) - kToInteger));
-}
-
-// The screened value of a channel: centred, scaled, rounded.
-struct Centring {
-  const float* centre;
-  double scale;
-  double operator()(const float* code, int64_t c) const { return (static_cast<double>(code[c]) - centre[c]) * scale; }
-};
-
-double sum_of_lanes(const double* lanes) {
-  double sum = 0.0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
-  return sum;
 }
 
 // Hash of a code by value (-0 equals +0), and whether all its channels are finite.
@@ -143,8 +119,8 @@ size_t packed_codebook_bytes(const ScreeningFormat& format, int64_t num_codes, i
   return static_cast<size_t>(sections(format, num_codes, num_channels).end);
 }
 
-int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
-                      void* packed, const ParallelFor& parallel_for) {
+void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
+                   void* packed, const ParallelFor& parallel_for) {
   DefaultFloatEnvironment environment;
   const Sections at = sections(format, num_codes, num_channels);
   std::memset(packed, 0, at.panel);
@@ -153,14 +129,16 @@ int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int6
   std::copy(codes.begin(), codes.end(), section<int64_t>(packed, at.codes));
   header.num_distinct = static_cast<int64_t>(codes.size());
   float* centre = section<float>(packed, at.centre);
-  const int64_t most_channels = format.type == ScreeningType::kInt8 ? kMaxInt8Channels : kMaxChannels;
+  const int64_t steps = num_steps(format, num_channels), group_bytes = steps * format.width * 4;
   const auto blank_groups_from = [&](int64_t group) {
-    const int64_t start = at.panel + group * num_steps(format, num_channels) * format.width * 4;
+    const int64_t start = at.panel + group * group_bytes;
     std::memset(section<char>(packed, start), 0, at.end - start);
-    return group;
   };
+  const int64_t most_channels = format.type == ScreeningType::kInt8 ? kMaxInt8Channels : kMaxChannels;
   if (format.width == 0 || codes.size() < 2 || num_channels > most_channels) return blank_groups_from(0);
 
+#ifdef SOHO_X86_LEVELS  // no other has a format with a width
+  const PackingLoops& loops = format == kFormatAvx2 ? kPackingLoopsAvx2 : kPackingLoopsAvx512;
   std::vector<double> mean(num_channels, 0.0);
   parallel_for(num_channels, kChannelsPerTask, [&](int64_t begin, int64_t end) {
     DefaultFloatEnvironment of_this_thread;
@@ -171,122 +149,43 @@ int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int6
     for (int64_t c = begin; c < end; ++c)
       centre[c] = static_cast<float>(mean[c] / static_cast<double>(header.num_distinct));
   });
-  // The largest of what value_of(code) gives for each code.
-  const auto largest_of = [&](const auto& value_of) {
-    std::vector<double> values(codes.size());
-    parallel_for(header.num_distinct, kCodesPerTask, [&](int64_t begin, int64_t end) {
-      DefaultFloatEnvironment of_this_thread;
-      for (int64_t k = begin; k < end; ++k) values[k] = value_of(codebook + codes[k] * num_channels);
-    });
-    return *std::max_element(values.begin(), values.end());
-  };
-  const double largest = largest_of([&](const float* code) {
-    double most = 0.0;
-    for (int64_t c = 0; c < num_channels; ++c)
-      most = std::max(most, std::fabs(static_cast<double>(code[c]) - centre[c]));
-    return most;
+  std::vector<double> differences(codes.size());
+  parallel_for(header.num_distinct, kCodesPerTask, [&](int64_t begin, int64_t end) {
+    DefaultFloatEnvironment of_this_thread;
+    for (int64_t k = begin; k < end; ++k)
+      differences[k] = loops.largest_difference(codebook + codes[k] * num_channels, centre, num_channels);
   });
+  const double largest = *std::max_element(differences.begin(), differences.end());
   int exponent;
   std::frexp(largest, &exponent);
   if (largest == 0.0 || std::abs(exponent) > kMaxExponent) return blank_groups_from(0);
   header.scale = static_cast<float>(std::ldexp(1.0, -exponent));
-  const Centring centred{centre, header.scale};
   header.unit = static_cast<float>(largest * header.scale / 127.0);
-  const double unit = header.unit;
-  const auto sum_of_squares = [&](const float* code, const auto& part_of) {
-    double square[kLanes] = {};
-    int64_t c = 0;
-    for (; c + kLanes <= num_channels; c += kLanes) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const double part = part_of(centred(code, c + lane));
-        square[lane] += part * part;
-      }
-    }
-    for (; c < num_channels; ++c) {
-      const double part = part_of(centred(code, c));
-      square[0] += part * part;
-    }
-    return sum_of_lanes(square);
-  };
-  const double largest_square =
-      largest_of([&](const float* code) { return sum_of_squares(code, [](double b) { return b; }); });
-  double largest_rounding = 0.0;
-  if (format.type == ScreeningType::kBFloat16) {
-    largest_rounding = largest_of([&](const float* code) {
-      return sum_of_squares(
-          code, [](double b) { return b - bfloat16_to_float(round_to_bfloat16(static_cast<float>(b))); });
-    });
-  } else if (format.type == ScreeningType::kInt8) {
-    largest_rounding = largest_of([&](const float* code) {
-      return sum_of_squares(code, [&](double b) { return b - int8_number(b / unit) * unit; });
-    });
-  }
-  header.largest_norm = std::sqrt(largest_square) * (1 + 0x1p-20);
-  header.largest_rounding = std::sqrt(largest_rounding) * (1 + 0x1p-20);
   header.num_groups = (header.num_distinct + format.width - 1) / format.width;
-  return blank_groups_from(header.num_groups);
-}
 
-void pack_groups(const float* codebook, int64_t begin, int64_t end, void* packed) {
-  DefaultFloatEnvironment environment;
-  const PackedHeader& header = *static_cast<const PackedHeader*>(packed);
-  const Sections at = sections(header.format, header.num_codes, header.num_channels);
-  const int64_t width = header.format.width, num_channels = header.num_channels;
-  const int64_t steps = num_steps(header.format, num_channels);
-  const int64_t* codes = section<int64_t>(packed, at.codes);
-  const Centring centred{section<float>(packed, at.centre), header.scale};
-  for (int64_t group = begin; group < end; ++group) {
-    uint32_t* target = section<uint32_t>(packed, at.panel) + group * steps * width;
-    float* negated_half = section<float>(packed, at.negated_half) + group * width;
-    const int64_t filled = std::min(width, header.num_distinct - group * width);
-    for (int64_t k = 0; k < width; ++k) {
-      if (k >= filled) {
-        for (int64_t step = 0; step < steps; ++step) target[step * width + k] = 0;
-        negated_half[k] = -std::numeric_limits<float>::infinity();
-        continue;
-      }
-      const float* code = codebook + codes[group * width + k] * num_channels;
-      double square[kLanes] = {};
-      const auto next = [&](int64_t c) {
-        const double b = centred(code, c);
-        square[c % kLanes] += b * b;
-        return b;
-      };
-      int64_t step = 0;
-      if (header.format.type == ScreeningType::kFloat32) {
-        for (; step < num_channels; ++step) {
-          const float b = static_cast<float>(next(step));
-          std::memcpy(target + step * width + k, &b, sizeof(b));
-        }
-      } else if (header.format.type == ScreeningType::kInt8) {
-        int32_t sum = 0;
-        for (step = 1; 4 * (step - 1) < num_channels; ++step) {
-          int8_t numbers[4] = {};
-          for (int64_t c = 4 * (step - 1); c < std::min(num_channels, 4 * step); ++c)
-            numbers[c % 4] = static_cast<int8_t>(int8_number(next(c) / header.unit));
-          sum += numbers[0] + numbers[1] + numbers[2] + numbers[3];
-          std::memcpy(target + step * width + k, numbers, sizeof(numbers));
-        }
-        target[k] = static_cast<uint32_t>(-128 * sum);
-      } else {
-        for (; 2 * step < num_channels; ++step) {
-          const uint32_t low = round_to_bfloat16(static_cast<float>(next(2 * step)));
-          const bool pair = 2 * step + 1 < num_channels;
-          const uint32_t high = pair ? round_to_bfloat16(static_cast<float>(next(2 * step + 1))) : 0;
-          target[step * width + k] = low | high << 16;
-        }
-      }
-      for (; step < steps; ++step) target[step * width + k] = 0;
-      negated_half[k] = static_cast<float>(-0.5 * sum_of_lanes(square));
+  const CodePacking packing{format, num_channels, steps, centre, header.scale, header.unit};
+  std::vector<CodeLengths> lengths(header.num_groups);
+  parallel_for(header.num_groups, kGroupsPerTask, [&](int64_t begin, int64_t end) {
+    const Scratch words(format.width * packing_row_bytes(packing));
+    std::vector<const float*> of_group(format.width);
+    for (int64_t group = begin; group < end; ++group) {
+      const int64_t first = group * format.width;
+      const int64_t filled = std::min<int64_t>(format.width, header.num_distinct - first);
+      for (int64_t k = 0; k < filled; ++k) of_group[k] = codebook + codes[first + k] * num_channels;
+      lengths[group] = loops.pack_group(packing, of_group.data(), filled, words.data(),
+                                        section<uint32_t>(packed, at.panel + group * group_bytes),
+                                        section<float>(packed, at.negated_half) + first);
     }
+  });
+  CodeLengths longest{0.0, 0.0};
+  for (const CodeLengths& of_group : lengths) {
+    longest.square = std::max(longest.square, of_group.square);
+    longest.rounding_square = std::max(longest.rounding_square, of_group.rounding_square);
   }
-}
-
-void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
-                   void* packed, const ParallelFor& parallel_for) {
-  const int64_t num_groups = begin_packing(format, codebook, num_codes, num_channels, packed, parallel_for);
-  parallel_for(num_groups, kGroupsPerTask,
-               [&](int64_t begin, int64_t end) { pack_groups(codebook, begin, end, packed); });
+  header.largest_norm = std::sqrt(longest.square) * (1 + 0x1p-20);
+  header.largest_rounding = std::sqrt(longest.rounding_square) * (1 + 0x1p-20);
+  blank_groups_from(header.num_groups);
+#endif
 }
 
 bool packed_codebook_fits(const void* packed, const ScreeningFormat& format, int64_t num_codes, int64_t num_channels) {

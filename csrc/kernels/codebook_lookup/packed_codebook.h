@@ -10,15 +10,7 @@ namespace soho {
 // Room for any codebook of this size.
 size_t packed_codebook_bytes(const ScreeningFormat& format, int64_t num_codes, int64_t num_channels);
 
-// Writes the first part of the block, the distinct codes, their centre and scale, to `packed`: aligned to a cache line,
-// of packed_codebook_bytes(). Returns the number of groups that pack_groups must fill before a lookup.
-int64_t begin_packing(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
-                      void* packed, const ParallelFor& parallel_for);
-
-// Fills groups [begin, end); disjoint ranges may run at the same time.
-void pack_groups(const float* codebook, int64_t begin, int64_t end, void* packed);
-
-// Both of the above.
+// Packs the codebook into the block `packed`: aligned to a cache line, of packed_codebook_bytes().
 void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
                    void* packed, const ParallelFor& parallel_for);
 

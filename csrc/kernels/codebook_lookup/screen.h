@@ -28,6 +28,7 @@ constexpr int64_t kPanelBytes =
     256 * 1024;  // of converted rows: half of a 512 KiB L2 cache, the rest streams the codes
 constexpr int64_t kMaxPanelRows = 192;
 constexpr int64_t kMostUnseen = 1 << 14;  // rows
+constexpr int64_t kTrialTiles = 2;
 
 // What the lists of a thread share.
 struct Comparison {
@@ -179,7 +180,7 @@ inline int64_t finish_row(float threshold, Survivors& list, LookupCounts& counts
 }
 
 // How many rows to leave unseen after a panel of which the next pass has to compare `share`: the neighbours of hopeless
-// rows are as hopeless as a rule, so only one panel in many still tries, and fewer the longer it lasts.
+// rows are as hopeless as a rule, so only a few rows in many are still tried, and fewer the longer it lasts.
 inline int64_t next_unseen(int64_t unseen, int64_t num_rows, double share) {
   if (share < 0.75) return 0;
   const int64_t more = 4 * unseen + 8 * num_rows;
@@ -214,7 +215,8 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
   int64_t unseen = 0;
   for (int64_t i = begin; i < end;) {
     int64_t num_rows = 0;
-    for (; i < end && num_rows < panel_rows; ++i) {
+    const int64_t most_rows = unseen > 0 ? kTrialTiles * kRows : panel_rows;
+    for (; i < end && num_rows < most_rows; ++i) {
       if (args.index[i] >= 0) continue;
       begin_row<Kernel>(comparison, i, rows + num_rows * row_length, threshold[num_rows], lists[num_rows]);
       ++num_rows;

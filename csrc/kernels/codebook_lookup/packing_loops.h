@@ -1,0 +1,34 @@
+// The loops over the channels of a codebook that packing it takes (packed_codebook.cpp), of one instruction set each.
+#pragma once
+
+#include "kernels/codebook_lookup/codebook_lookup.h"
+
+namespace soho {
+
+// How the codes of one codebook are centred, scaled and rounded.
+struct CodePacking {
+  ScreeningFormat format;
+  int64_t num_channels, num_steps;
+  const float* centre;
+  double scale;
+  float unit;  // of int8
+};
+static inline int64_t packing_row_bytes(const CodePacking& packing) { return 4 * packing.num_steps + 64; }
+
+// The largest |b|^2 and |b - b^|^2 of some codes.
+struct CodeLengths {
+  double square, rounding_square;
+};
+
+struct PackingLoops {
+  // The largest |code - centre| of a channel.
+  double (*largest_difference)(const float* code, const float* centre, int64_t num_channels);
+  // Packs up to format.width codes to a panel (num_steps, width), zeros where there are fewer, and writes -|b|^2/2 of
+  // each code. `words` is room for width rows of packing_row_bytes().
+  CodeLengths (*pack_group)(const CodePacking& packing, const float* const* codes, int64_t num_codes, void* words,
+                            uint32_t* panel, float* negated_half);
+};
+
+extern const PackingLoops kPackingLoopsAvx2, kPackingLoopsAvx512;
+
+}  // namespace soho
