@@ -128,7 +128,6 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
   const std::vector<int64_t> codes = distinct_finite_codes(codebook, num_codes, num_channels, parallel_for);
   std::copy(codes.begin(), codes.end(), section<int64_t>(packed, at.codes));
   header.num_distinct = static_cast<int64_t>(codes.size());
-  float* centre = section<float>(packed, at.centre);
   const int64_t steps = num_steps(format, num_channels), group_bytes = steps * format.width * 4;
   const auto blank_groups_from = [&](int64_t group) {
     const int64_t start = at.panel + group * group_bytes;
@@ -138,6 +137,7 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
   if (format.width == 0 || codes.size() < 2 || num_channels > most_channels) return blank_groups_from(0);
 
 #ifdef SOHO_X86_LEVELS  // no other has a format with a width
+  float* centre = section<float>(packed, at.centre);
   const PackingLoops& loops = format == kFormatAvx2 ? kPackingLoopsAvx2 : kPackingLoopsAvx512;
   std::vector<double> mean(num_channels, 0.0);
   parallel_for(num_channels, kChannelsPerTask, [&](int64_t begin, int64_t end) {

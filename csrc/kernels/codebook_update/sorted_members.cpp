@@ -10,10 +10,6 @@ constexpr int64_t kBlockRows = 16384;
 constexpr int64_t kBlockRowsPerCode = 8;
 constexpr int64_t kMostBlockRows = int64_t{1} << 31;
 
-struct Place {
-  uint32_t code, rank;  // among the members of the code
-};
-
 bool is_counted(const CodebookUpdateArgs& args, int64_t i) {
   return args.index[i] >= 0 && (args.valid == nullptr || args.valid[i]);
 }
@@ -26,7 +22,7 @@ SortedMembers::SortedMembers(const CodebookUpdateArgs& args)
       block_rows_(std::min(std::max(kBlockRows, kBlockRowsPerCode * args.num_codes), kMostBlockRows)),
       num_blocks_(std::max<int64_t>(1, (args.num_rows + block_rows_ - 1) / block_rows_)),
       rows_(sizeof(uint32_t) * (num_rows_ + kMaxMembersAhead)),
-      starts_(sizeof(uint32_t) * num_blocks_ * (num_codes_ + 2)) {
+      starts_(sizeof(uint32_t) * num_blocks_ * starts_length()) {
   uint32_t* end = static_cast<uint32_t*>(rows_.data()) + num_rows_;
   std::fill(end, end + kMaxMembersAhead, 0);
 }
@@ -36,37 +32,29 @@ const uint32_t* SortedMembers::rows(int64_t block) const {
 }
 
 const uint32_t* SortedMembers::starts(int64_t block) const {
-  return static_cast<const uint32_t*>(starts_.data()) + block * (num_codes_ + 2);
+  return static_cast<const uint32_t*>(starts_.data()) + block * starts_length();
 }
 
-// A counting sort: it keeps the order of rows.
+// A counting sort: it keeps the order of rows. Of code j, counted at j + 2, the next member has its place at j + 1; behind
+// the last one that is where code j + 1 starts.
 int64_t SortedMembers::sort(const CodebookUpdateArgs& args, int64_t begin, int64_t end) {
-  const Scratch place_memory(sizeof(Place) * std::min(block_rows_, num_rows_));
-  Place* places = static_cast<Place*>(place_memory.data());
+  const uint64_t not_counted = num_codes_;
   for (int64_t block = begin; block < end; ++block) {
     const int64_t first = first_row(block), num_rows = std::min(block_rows_, num_rows_ - first);
     uint32_t* rows = static_cast<uint32_t*>(rows_.data()) + first;
-    uint32_t* starts = static_cast<uint32_t*>(starts_.data()) + block * (num_codes_ + 2);
-    std::fill(starts, starts + num_codes_ + 2, 0);
-    int64_t largest = -1;
-    for (int64_t i = 0; i < num_rows; ++i) {
-      const int64_t index = is_counted(args, first + i) ? args.index[first + i] : -1;
-      largest = std::max(largest, index);
-      const uint32_t code = static_cast<uint32_t>(std::min(static_cast<uint64_t>(index), uint64_t(num_codes_)));
-      places[i] = {code, starts[code]++};
-    }
-    if (largest >= num_codes_) {
-      for (int64_t i = first;; ++i) {
-        if (is_counted(args, i) && args.index[i] >= num_codes_) return i;
-      }
+    uint32_t* starts = static_cast<uint32_t*>(starts_.data()) + block * starts_length();
+    const auto code_of = [&](int64_t i) {
+      const uint64_t index = is_counted(args, first + i) ? args.index[first + i] : not_counted;
+      return std::min(index, not_counted);
+    };
+    std::fill(starts, starts + starts_length(), 0);
+    for (int64_t i = 0; i < num_rows; ++i) ++starts[code_of(i) + 2];
+    for (int64_t i = first; starts[num_codes_ + 2] > 0 && i < first + num_rows; ++i) {
+      if (is_counted(args, i) && args.index[i] >= num_codes_) return i;
     }
     uint32_t sum = 0;
-    for (int64_t j = 0; j < num_codes_ + 2; ++j) {
-      const uint32_t count = starts[j];
-      starts[j] = sum;
-      sum += count;
-    }
-    for (int64_t i = 0; i < num_rows; ++i) rows[starts[places[i].code] + places[i].rank] = static_cast<uint32_t>(i);
+    for (int64_t j = 0; j < starts_length(); ++j) starts[j] = sum += starts[j];
+    for (int64_t i = 0; i < num_rows; ++i) rows[starts[code_of(i) + 1]++] = static_cast<uint32_t>(i);
   }
   return -1;
 }

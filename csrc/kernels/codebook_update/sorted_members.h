@@ -25,6 +25,8 @@ class SortedMembers {
   const uint32_t* starts(int64_t block) const;
 
  private:
+  int64_t starts_length() const { return num_codes_ + 3; }
+
   int64_t num_codes_, num_rows_, block_rows_, num_blocks_;
   Scratch rows_, starts_;
 };
