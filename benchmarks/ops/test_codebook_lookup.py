@@ -69,7 +69,7 @@ def _all_tie(features, codebook):
 def _some_tie(features, codebook, tied):
     features, codes, shared = _all_tie(features, codebook)
     far = torch.where(shared, codebook + 9.0, codebook)
-    return features, torch.where(tied(torch.arange(len(codebook)) / len(codebook))[:, None], codes, far)
+    return features, torch.where(tied(torch.arange(len(codebook)), len(codebook))[:, None], codes, far)
 
 
 HARD = {
@@ -80,8 +80,8 @@ HARD = {
     "one huge code": lambda features, codebook: (features, torch.cat([codebook[:-1], codebook[-1:] * 1e6])),
     "small integers all tie": lambda features, codebook: (torch.zeros_like(features), codebook.sign()),
     "all tie": lambda features, codebook: _all_tie(features, codebook)[:2],
-    "every third ties": lambda features, codebook: _some_tie(features, codebook, lambda share: share * 1023 % 3 < 1),
-    "last fifth ties": lambda features, codebook: _some_tie(features, codebook, lambda share: share > 0.8),
+    "every third ties": lambda features, codebook: _some_tie(features, codebook, lambda code, _: code % 3 == 0),
+    "last fifth ties": lambda features, codebook: _some_tie(features, codebook, lambda code, size: code > 0.8 * size),
 }
 
 
@@ -95,7 +95,15 @@ def hard_inputs(shape, kind):
 @pytest.mark.parametrize("kind", HARD)
 @pytest.mark.parametrize("shape", HARD_NKC, ids=text)
 def test_hard_inputs(shape, kind, level, time_checked):
-    """What exactness costs where screening decides little, against a float32 pass over an easy input."""
+    """What exactness costs where screening decides little."""
     features, codebook, exact = hard_inputs(shape, kind)
     contender, call = f"soho_fast {level}, {kind}", soho_fast(features, codebook)
     time_checked(HARD_OP, text(shape), shape, contender, call, share_wrong(exact), level=level, kind=kind)
+
+
+@pytest.mark.parametrize("shape", HARD_NKC, ids=text)
+def test_plain_pass_beside_hard_inputs(shape, time_checked):
+    """A float32 pass over an easy input, which hard inputs are compared with."""
+    features, codebook, exact = hard_inputs(shape, "easy")
+    call, check, allowed = torch_addmm(features, codebook), share_wrong(exact), MAX_WRONG[torch.float32]
+    time_checked(HARD_OP, text(shape), shape, "torch addmm+argmin", call, check, max_wrong=allowed, kind="easy")
