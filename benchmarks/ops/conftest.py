@@ -102,6 +102,7 @@ def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
         **_setup(),
         "limits_per_second": report.limits_of(rows),
         "ratios": report.ratio_table(rows),
+        "hard_inputs": [asdict(item) for item in bars.hard_inputs(rows)],
         "bars": [asdict(verdict) for verdict in bars.verdicts(rows)],
     }
 
@@ -125,6 +126,8 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
         terminalreporter.write_line(f"limit: {name} {rate / 1e9:.1f} G/s")
     for op, case, ours, limit, ratios in report.ratio_table(rows):
         terminalreporter.write_line(f"{op} {case}: {ours}{f' ({limit})' if limit else ''}: {ratios or 'no peer'}")
+    for item in bars.hard_inputs(rows):
+        terminalreporter.write_line(f"hard input against {item.against}, {item}")
     terminalreporter.section("ops: bars")
     for verdict in bars.verdicts(rows):
         terminalreporter.write_line(f"{verdict.word:12} {verdict.claim}: {verdict.bar}; {verdict.measured}")

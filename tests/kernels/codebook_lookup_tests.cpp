@@ -210,9 +210,10 @@ void test_dense_end() {
   compare(features, codebook, kRows, kCodes, kChannels);
 }
 
-// More channels than a cache holds of four codes, and codes as near as that.
+// More channels than a cache holds of four codes, and so many that a panel of
+// rows is one tile; codes as near as that, so that rows are left unseen.
 void test_many_channels(int64_t num_channels) {
-  constexpr int64_t kRows = 15, kCodes = 21;
+  constexpr int64_t kTies = 300, kRows = 15, kCodes = 21;
   std::vector<float> codebook = normal(kCodes * num_channels, 12);
   for (int64_t j = 0; j < kCodes; ++j) {
     for (int64_t c = 0; c < num_channels; ++c) {
@@ -220,7 +221,7 @@ void test_many_channels(int64_t num_channels) {
       codebook[j * num_channels + c] = sign * codebook[c % kCodes];
     }
   }
-  compare(std::vector<float>(kRows * num_channels, 0.0f), codebook, kRows,
+  compare(std::vector<float>(kTies * num_channels, 0.0f), codebook, kTies,
           kCodes, num_channels);
   compare(normal(kRows * num_channels, 13), codebook, kRows, kCodes,
           num_channels);
@@ -265,7 +266,7 @@ void test_codebook_lookup() {
   test_stretches(true);
   test_orders_of_rounding();
   test_dense_end();
-  for (int64_t num_channels : {520, 1100, 4101})
+  for (int64_t num_channels : {520, 1100, 2400, 4101, 5600, 9500})
     test_many_channels(num_channels);
   test_gather();
 }

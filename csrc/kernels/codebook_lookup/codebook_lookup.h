@@ -78,8 +78,8 @@ struct ScreenedCodes {
   const float* negated_half;  // (num_groups, width): -|b|^2/2, and -inf at padding
 };
 
-// An index below zero: the row is undecided. Of the distinct codes before `position` the nearest is the one at
-// `nearest`, a position too, or -1 where no code was compared yet.
+// An index below zero: the row is undecided. Of the distinct codes before `position`, and perhaps some behind, the
+// nearest is the one at `nearest`, a position too, or -1 where no code was compared yet.
 struct Undecided {
   int64_t position, nearest;
 };
@@ -91,7 +91,7 @@ static inline Undecided undecided_at(int64_t index) {
 
 // What a call or a part of it took; sums over parts.
 struct LookupCounts {
-  int64_t compared = 0;   // rows whose survivors were compared in float64
+  int64_t compared = 0;   // rows decided here that had several survivors, here or in an earlier pass, for float64
   int64_t undecided = 0;  // rows left to the next pass
 };
 

@@ -63,18 +63,18 @@ enum class Comparing { kByLooks, kDefined, kDefinedFused };
 // The nearest code of one row so far.
 struct Nearest {
   double distance;  // the defined one, or kUnknown
-  double fused;     // the lowest fused one
+  double fused;     // by looks: no code so far has a lower one
   int64_t code;
 };
 constexpr double kUnknown = -1.0;
 
 // A block of rows, in tiles, against every code that is left to them, four at a time.
-struct AllCodes {
+struct RowBlock {
   static constexpr int64_t kTiles = 32, kRows = kTiles * kTileRows;
   // Of four codes: half of a 32 KiB L1 cache. The AVX-512 registers make more of what comes from the next cache.
   static constexpr int64_t kPartChannels = kWidth == kNumLanes ? 4096 : 512;
   static constexpr int64_t kManyLooks = 2 * kTileRows;  // of a tile, before it is compared by the defined distance
-  static constexpr int64_t kBlocksAtOnce = 7;           // that are so from the start, behind one of which most was so
+  static constexpr int64_t kBlocksAtOnce = 7;           // blocks that begin so after one that mostly ended so
 
   const CodebookLookupArgs& args;
   const ScreenedCodes& screened;
@@ -91,14 +91,15 @@ struct AllCodes {
   bool has_code_bits = false;
   int64_t blocks_at_once = 0;
 
-  int64_t num_rows, num_tiles, first;  // of the block; the lowest position it begins at
+  int64_t num_rows, num_tiles;
+  int64_t first;  // position of the four codes in turn, at the beginning the lowest that is left to a row
   int64_t row_id[kRows];
   Nearest nearest[kRows];
   double limit[kRows];  // only distances below it can change the nearest
   Comparing comparing[kTiles];
   int64_t num_looks[kTiles], first_code[kTiles];
 
-  AllCodes(const CodebookLookupArgs& args, const ScreenedCodes& screened) : args(args), screened(screened) {}
+  RowBlock(const CodebookLookupArgs& args, const ScreenedCodes& screened) : args(args), screened(screened) {}
 
   const double* row(int64_t r) const { return rows + r * row_length; }
 
@@ -175,10 +176,8 @@ struct AllCodes {
     if (fused[lowest] < nearest[r].fused) nearest[r].fused = fused[lowest];
     const float* codes[kTileCodes];
     for (int64_t k = 0; k < kTileCodes; ++k) codes[k] = args.codebook + code[k] * num_channels;
-    __m256d distances[1];
-    squared_distances<1>(row(r), 0, codes, AllChannels{num_channels}, distances);
     double distance[kTileCodes];
-    _mm256_storeu_pd(distance, distances[0]);
+    _mm256_storeu_pd(distance, squared_distances(args, row(r), codes));
     for (int64_t k = 0; k < kTileCodes; ++k) {
       if (!(distance[k] < nearest[r].distance)) continue;
       nearest[r].code = code[k];
@@ -262,13 +261,13 @@ struct AllCodes {
 // The undecided rows of [begin, end).
 inline LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                                 int64_t end) {
-  AllCodes all(args, screened);
+  RowBlock block(args, screened);
   LookupCounts counts;
   for (int64_t i = begin; i < end;) {
-    i = all.load(i, end);
-    all.run();
-    all.finish();
-    counts.compared += all.num_rows;
+    i = block.load(i, end);
+    block.run();
+    block.finish();
+    counts.compared += block.num_rows;
   }
   return counts;
 }

@@ -161,6 +161,13 @@ inline void squared_distances(const double* rows, int64_t row_length, const Valu
   }
 }
 
+// Distances of one row, of float64, to kTileCodes codes.
+inline __m256d squared_distances(const CodebookLookupArgs& args, const double* row, const float* const* codes) {
+  __m256d distances[1];
+  squared_distances<1>(row, 0, codes, AllChannels{args.num_channels}, distances);
+  return distances[0];
+}
+
 // Whether a distance of a row is below the row's limit.
 template <int num_rows>
 inline bool any_below(const __m256d (&distance)[num_rows], const double* limit) {
@@ -196,11 +203,10 @@ inline int64_t nearest_of(const CodebookLookupArgs& args, const double* row, int
     const int64_t left = num_codes - first < kTileCodes ? num_codes - first : kTileCodes;
     for (int64_t k = 0; k < kTileCodes; ++k)
       codes[k] = args.codebook + code_at(first + (k < left ? k : left - 1)) * args.num_channels;
-    __m256d distances[1];
-    squared_distances<1>(row, 0, codes, AllChannels{args.num_channels}, distances);
-    if (!any_below(distances, &smallest)) continue;
+    const __m256d distances = squared_distances(args, row, codes);
+    if (!any_below<1>({distances}, &smallest)) continue;
     double distance[kTileCodes];
-    _mm256_storeu_pd(distance, distances[0]);
+    _mm256_storeu_pd(distance, distances);
     for (int64_t k = 0; k < left; ++k) {
       if (!(distance[k] < smallest)) continue;
       smallest = distance[k];
@@ -213,9 +219,7 @@ inline int64_t nearest_of(const CodebookLookupArgs& args, const double* row, int
 inline double squared_distance(const CodebookLookupArgs& args, const double* row, int64_t code) {
   const float* values = args.codebook + code * args.num_channels;
   const float* codes[kTileCodes] = {values, values, values, values};
-  __m256d distances[1];
-  squared_distances<1>(row, 0, codes, AllChannels{args.num_channels}, distances);
-  return _mm256_cvtsd_f64(distances[0]);
+  return _mm256_cvtsd_f64(squared_distances(args, row, codes));
 }
 
 inline void write_row(const CodebookLookupArgs& args, int64_t i, int64_t nearest, const double* exact_row) {

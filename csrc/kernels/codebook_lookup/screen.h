@@ -1,7 +1,7 @@
 // The frame of a screening pass: panels of converted rows against groups of codes, a list of survivors per row.
 //
 // Included by each vector level and compiled with its flags; see exact_distance.h. A Kernel provides
-//   kRows, kFormat                  rows and codes of one tile
+//   kRows, kCodes                   rows and codes of one tile
 //   static void begin(), end()      around the work of one thread
 //   static RowLengths convert_row(row, type, screened, num_channels, words)   writes a^, num_steps words
 //   static void screen_tile(words, row_length, screened, group, threshold, lists)
@@ -28,7 +28,7 @@ constexpr int64_t kPanelBytes =
     256 * 1024;  // of converted rows: half of a 512 KiB L2 cache, the rest streams the codes
 constexpr int64_t kMaxPanelRows = 192;
 constexpr int64_t kMostUnseen = 1 << 14;  // rows
-constexpr int64_t kTrialTiles = 2;
+constexpr int64_t kTrialTiles = 2;        // of a panel behind unseen rows, where a whole panel has as many
 
 // What the lists of a thread share.
 struct Comparison {
@@ -94,8 +94,8 @@ inline void keep_nearest(Survivors& list) {
   list.count = 1;
 }
 
-// Room for `wanted` more survivors from position `next` on; without it the row is left and nothing reaches its threshold
-// any more.
+// Room for `wanted` more survivors from position `next` on; without it the row is left and nothing reaches its
+// threshold any more.
 inline bool make_room(Survivors& list, float& threshold, int32_t wanted, int64_t next) {
   if (list.count + wanted <= kListLength) return true;
   keep_above(list, threshold);
@@ -203,6 +203,7 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
   int64_t panel_rows = kPanelBytes / static_cast<int64_t>(sizeof(float) * row_length);
   panel_rows = (panel_rows > kMaxPanelRows ? kMaxPanelRows : panel_rows) / kRows * kRows;
   panel_rows = panel_rows < kRows ? kRows : panel_rows;
+  const int64_t trial_rows = panel_rows < kTrialTiles * kRows ? panel_rows : kTrialTiles * kRows;
   const Scratch row_memory(sizeof(float) * panel_rows * row_length), list_memory(sizeof(Survivors) * panel_rows),
       exact_memory(sizeof(double) * padded_channels(args.num_channels));
   float* rows = static_cast<float*>(row_memory.data());
@@ -215,7 +216,7 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
   int64_t unseen = 0;
   for (int64_t i = begin; i < end;) {
     int64_t num_rows = 0;
-    const int64_t most_rows = unseen > 0 ? kTrialTiles * kRows : panel_rows;
+    const int64_t most_rows = unseen > 0 ? trial_rows : panel_rows;
     for (; i < end && num_rows < most_rows; ++i) {
       if (args.index[i] >= 0) continue;
       begin_row<Kernel>(comparison, i, rows + num_rows * row_length, threshold[num_rows], lists[num_rows]);

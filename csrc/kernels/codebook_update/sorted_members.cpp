@@ -35,8 +35,8 @@ const uint32_t* SortedMembers::starts(int64_t block) const {
   return static_cast<const uint32_t*>(starts_.data()) + block * starts_length();
 }
 
-// A counting sort: it keeps the order of rows. Of code j, counted at j + 2, the next member has its place at j + 1; behind
-// the last one that is where code j + 1 starts.
+// A counting sort: it keeps the order of rows. Of code j, counted at j + 2, the next member has its place at j + 1;
+// behind the last one that is where code j + 1 starts.
 int64_t SortedMembers::sort(const CodebookUpdateArgs& args, int64_t begin, int64_t end) {
   const uint64_t not_counted = num_codes_;
   for (int64_t block = begin; block < end; ++block) {

@@ -1,6 +1,6 @@
 // Grouped masking: draw one present label per image, and replace all its tokens by the mask token.
 //
-// Bound by memory: rows are moved by memcpy, so there is one level for all machines. A token is hit when it is valid,
+// Bound by memory: rows are copied, so there is one level for all machines. A token is hit when it is valid,
 // its index equals the image's target, and the target is not negative.
 #pragma once
 
