@@ -227,6 +227,51 @@ void test_many_channels(int64_t num_channels) {
           num_channels);
 }
 
+// Groups of codes that lie close together, each on its own scale, at times on a
+// grid, some twice, few or many of the last group before some position and all
+// behind it; stretches of rows near one group after another.
+void test_random_problem(unsigned seed) {
+  std::mt19937 engine(seed);
+  const auto draw = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(engine);
+  };
+  const bool wide = seed % 8 == 0;
+  const int64_t num_channels = wide ? draw(1000, 10000) : draw(1, 40);
+  const int64_t num_codes = wide ? draw(1, 30) : draw(1, 1200);
+  const int64_t num_rows =
+      std::min((1 << (wide ? 24 : 22)) / (num_channels * num_codes),
+               draw(1, 1500));
+  const int64_t num_groups = draw(1, 3);
+  const std::vector<float> centre = normal(3 * num_channels, seed + 1);
+  const float spread[] = {std::ldexp(1.0f, -draw(0, 24)), 1.0f,
+                          std::ldexp(1.0f, -draw(-3, 24))};
+  const int64_t turn = draw(0, num_codes), others = draw(1, 10);
+  const bool on_grid = draw(0, 2) == 0;
+  const auto fill = [&](std::vector<float> &values, int64_t n, int64_t group) {
+    for (int64_t c = 0; c < num_channels; ++c) {
+      float &value = values[n * num_channels + c];
+      value = 3.0f * centre[group * num_channels + c] + spread[group] * value;
+      if (on_grid)
+        value = std::round(value);
+    }
+  };
+  std::vector<float> codebook = normal(num_codes * num_channels, seed + 2);
+  std::vector<float> features = normal(num_rows * num_channels, seed + 3);
+  for (int64_t j = 0; j < num_codes; ++j) {
+    const bool other = j < turn && num_groups > 1 && draw(0, others) > 0;
+    fill(codebook, j, other ? draw(0, num_groups - 2) : num_groups - 1);
+    if (j > 0 && draw(0, 9) == 0)
+      std::copy_n(&codebook[draw(0, j - 1) * num_channels], num_channels,
+                  &codebook[j * num_channels]);
+  }
+  for (int64_t i = 0; i < num_rows;) {
+    const int64_t end = std::min(num_rows, i + draw(1, 400));
+    for (const int64_t group = draw(0, num_groups - 1); i < end; ++i)
+      fill(features, i, group);
+  }
+  compare(features, codebook, num_rows, num_codes, num_channels);
+}
+
 void test_gather() {
   const std::vector<float> codebook = normal(15, 9);
   const std::vector<int64_t> index = {4, -1, 0, 5};
@@ -268,5 +313,7 @@ void test_codebook_lookup() {
   test_dense_end();
   for (int64_t num_channels : {520, 1100, 2400, 4101, 5600, 9500})
     test_many_channels(num_channels);
+  for (unsigned seed = 0; seed < 60; ++seed)
+    test_random_problem(seed);
   test_gather();
 }
