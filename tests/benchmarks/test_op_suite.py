@@ -51,7 +51,7 @@ def test_the_end_of_the_output_and_the_json_hold_ratios_and_bars(finished):
     output, result = finished
     end = output[output.index("ops: ratios") :]
     bars = result["soho_fast"]["bars"]
-    assert len(bars) == 15 and all(bar["claim"] in end for bar in bars)
+    assert len(bars) == 16 and all(bar["claim"] in end for bar in bars)
     measured = [bar for bar in bars if bar["held"] is not None]
     assert {bar["claim"].split(":")[0] for bar in measured} >= {"codebook_update", "group_mask", "VisualDictionary"}
     assert f"torch {version('torch')}" in end and "1 threads" in end
