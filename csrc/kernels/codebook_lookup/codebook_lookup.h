@@ -91,7 +91,7 @@ static inline Undecided undecided_at(int64_t index) {
 
 // What a call or a part of it took; sums over parts.
 struct LookupCounts {
-  int64_t compared = 0;   // rows decided here that had several survivors, here or in an earlier pass, for float64
+  int64_t compared = 0;   // decided rows, compared in float64 or handed a nearest code by an earlier pass or list
   int64_t undecided = 0;  // rows left to the next pass
 };
 

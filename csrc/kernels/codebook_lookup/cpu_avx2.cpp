@@ -136,6 +136,6 @@ LookupCounts compare_all_avx2(const CodebookLookupArgs& args, const ScreenedCode
   return compare_all(args, screened, begin, end);
 }
 
-const PackingLoops kPackingLoopsAvx2 {largest_difference, pack_group};
+const PackingLoops kPackingLoopsAvx2{largest_difference, pack_group};
 
 }  // namespace soho

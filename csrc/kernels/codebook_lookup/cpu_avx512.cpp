@@ -31,6 +31,6 @@ LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCo
   return compare_all(args, screened, begin, end);
 }
 
-const PackingLoops kPackingLoopsAvx512 {largest_difference, pack_group};
+const PackingLoops kPackingLoopsAvx512{largest_difference, pack_group};
 
 }  // namespace soho

@@ -23,14 +23,8 @@ constexpr double kFar = std::numeric_limits<double>::infinity();
 constexpr int kWidth = 8;
 constexpr int kTileRows = 6, kTileCodes = 4;  // 24 sums, 4 codes, 1, a row: 30 of 32 registers
 using Lanes = __m512d;
-inline Lanes no_lanes() { return _mm512_setzero_pd(); }
-inline Lanes ones() { return _mm512_set1_pd(1.0); }
-inline Lanes load_lanes(const double* row) { return _mm512_loadu_pd(row); }
-inline void store_lanes(double* target, Lanes lanes) { _mm512_storeu_pd(target, lanes); }
+using LanesInMemory = __m512d_u;
 inline Lanes load_lanes(const float* code) { return _mm512_cvtps_pd(_mm256_loadu_ps(code)); }
-inline Lanes plus(Lanes a, Lanes b) { return _mm512_add_pd(a, b); }
-inline Lanes minus(Lanes a, Lanes b) { return _mm512_sub_pd(a, b); }
-inline Lanes times(Lanes a, Lanes b) { return _mm512_mul_pd(a, b); }
 inline Lanes times_plus(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_pd(a, b, c); }
 inline __m256d low_plus_high(Lanes sum) {
   return _mm256_add_pd(_mm512_castpd512_pd256(sum), _mm512_extractf64x4_pd(sum, 1));
@@ -39,16 +33,13 @@ inline __m256d low_plus_high(Lanes sum) {
 constexpr int kWidth = 4;
 constexpr int kTileRows = 3, kTileCodes = 4;  // 12 sums, 1, a row, a difference: 15 of 16 registers, codes from memory
 using Lanes = __m256d;
-inline Lanes no_lanes() { return _mm256_setzero_pd(); }
-inline Lanes ones() { return _mm256_set1_pd(1.0); }
-inline Lanes load_lanes(const double* row) { return _mm256_loadu_pd(row); }
-inline void store_lanes(double* target, Lanes lanes) { _mm256_storeu_pd(target, lanes); }
+using LanesInMemory = __m256d_u;
 inline Lanes load_lanes(const float* code) { return _mm256_cvtps_pd(_mm_loadu_ps(code)); }
-inline Lanes plus(Lanes a, Lanes b) { return _mm256_add_pd(a, b); }
-inline Lanes minus(Lanes a, Lanes b) { return _mm256_sub_pd(a, b); }
-inline Lanes times(Lanes a, Lanes b) { return _mm256_mul_pd(a, b); }
 inline Lanes times_plus(Lanes a, Lanes b, Lanes c) { return _mm256_fmadd_pd(a, b, c); }
 #endif
+inline Lanes all_lanes(double value) { return Lanes{} + value; }
+inline Lanes load_lanes(const double* row) { return *reinterpret_cast<const LanesInMemory*>(row); }
+inline void store_lanes(double* target, Lanes lanes) { *reinterpret_cast<LanesInMemory*>(target) = lanes; }
 
 inline int64_t padded_channels(int64_t num_channels) { return (num_channels + kNumLanes - 1) / kNumLanes * kNumLanes; }
 
@@ -65,13 +56,13 @@ inline void add_channels(const double* rows, int64_t row_length, const Value* co
     const Lanes x = load_lanes(rows + r * row_length);
 #pragma GCC unroll 8
     for (int k = 0; k < kTileCodes; ++k) {
-      const Lanes difference = minus(x, load_lanes(codes[k] + c));
+      const Lanes difference = x - load_lanes(codes[k] + c);
       if (fused) {
         sum[r][k] = times_plus(difference, difference, sum[r][k]);
         continue;
       }
-      const Lanes square = times(difference, difference);
-      sum[r][k] = (r + k) % 2 == 0 ? plus(sum[r][k], square) : times_plus(square, ones(), sum[r][k]);
+      const Lanes square = difference * difference;
+      sum[r][k] = (r + k) % 2 == 0 ? sum[r][k] + square : times_plus(square, all_lanes(1.0), sum[r][k]);
     }
 #ifndef __AVX512F__
     if (reload) asm volatile("" ::: "memory");  // the next row takes the codes from memory: no register is left
@@ -104,7 +95,7 @@ inline void sum_lanes(const double* rows, int64_t row_length, const Value* const
 #pragma GCC unroll 8
   for (int r = 0; r < num_rows; ++r) {
 #pragma GCC unroll 8
-    for (int k = 0; k < kTileCodes; ++k) sum[r][k] = channels.is_first ? no_lanes() : load_lanes(kept(r, k));
+    for (int k = 0; k < kTileCodes; ++k) sum[r][k] = channels.is_first ? Lanes{} : load_lanes(kept(r, k));
   }
   const Value* code[kTileCodes] = {codes[0], codes[1], codes[2], codes[3]};
   int64_t c = first;
@@ -146,7 +137,7 @@ inline void squared_distances(const double* rows, int64_t row_length, const Valu
 #pragma GCC unroll 8
   for (int r = 0; r < num_rows; ++r) {
 #pragma GCC unroll 8
-    for (int k = 0; k < kTileCodes; ++k) four[r][k] = plus(four[r][k], sum[r][k]);
+    for (int k = 0; k < kTileCodes; ++k) four[r][k] += sum[r][k];
   }
 #endif
 #pragma GCC unroll 8

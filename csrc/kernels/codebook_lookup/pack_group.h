@@ -10,7 +10,6 @@ namespace {
 
 #ifdef __AVX512F__
 using Words = __m256i;  // a 32-bit word of each lane
-inline Lanes all_lanes(double value) { return _mm512_set1_pd(value); }
 inline Lanes larger(Lanes a, Lanes b) { return _mm512_max_pd(a, b); }
 inline Lanes smaller(Lanes a, Lanes b) { return _mm512_min_pd(a, b); }
 inline Words to_floats(Lanes a) { return _mm256_castps_si256(_mm512_cvtpd_ps(a)); }
@@ -27,7 +26,6 @@ inline Words shifted_left(Words a) { return _mm256_slli_epi32(a, count); }
 inline void store_words(void* target, Words a) { _mm256_storeu_si256(static_cast<__m256i*>(target), a); }
 #else
 using Words = __m128i;
-inline Lanes all_lanes(double value) { return _mm256_set1_pd(value); }
 inline Lanes larger(Lanes a, Lanes b) { return _mm256_max_pd(a, b); }
 inline Words to_floats(Lanes a) { return _mm_castps_si128(_mm256_cvtpd_ps(a)); }
 inline void store_words(void* target, Words a) { _mm_storeu_si128(static_cast<__m128i*>(target), a); }
@@ -60,9 +58,9 @@ inline void for_lanes(const float* code, const float* centre, int64_t num_channe
 }
 
 inline double largest_difference(const float* code, const float* centre, int64_t num_channels) {
-  Lanes largest = no_lanes();
+  Lanes largest{};
   for_lanes(code, centre, num_channels, [&](Lanes value, Lanes middle, int64_t) {
-    largest = larger(largest, larger(minus(value, middle), minus(middle, value)));
+    largest = larger(largest, larger(value - middle, middle - value));
   });
   return largest_lane(largest);
 }
@@ -70,10 +68,9 @@ inline double largest_difference(const float* code, const float* centre, int64_t
 // Rounds the channels of one code by round(b, c), which writes those of the lanes and returns b^.
 template <class Round>
 inline CodeLengths round_code(const CodePacking& packing, const float* code, Round round) {
-  Lanes square = no_lanes(), rounding_square = no_lanes();
-  const Lanes scale = all_lanes(packing.scale);
+  Lanes square{}, rounding_square{};
   for_lanes(code, packing.centre, packing.num_channels, [&](Lanes value, Lanes middle, int64_t c) {
-    const Lanes b = times(minus(value, middle), scale), lost = minus(b, round(b, c));
+    const Lanes b = (value - middle) * packing.scale, lost = b - round(b, c);
     square = times_plus(b, b, square);
     rounding_square = times_plus(lost, lost, rounding_square);
   });
@@ -93,14 +90,14 @@ inline CodeLengths pack_code(const CodePacking& packing, const float* code, char
     });
   }
   if (packing.format.type == ScreeningType::kInt8) {
-    const Lanes unit = all_lanes(packing.unit), per_unit = all_lanes(1.0 / packing.unit);
+    const double unit = packing.unit, per_unit = 1.0 / unit;
     Words sum = all_words(0);
     const CodeLengths lengths = round_code(packing, code, [&](Lanes b, int64_t c) {
-      const Lanes number = larger(smaller(times(b, per_unit), all_lanes(127.0)), all_lanes(-127.0));
+      const Lanes number = larger(smaller(b * per_unit, all_lanes(127.0)), all_lanes(-127.0));
       const Words integer = to_integers(number);
       sum = plus(sum, integer);
       _mm_storel_epi64(reinterpret_cast<__m128i*>(row + 4 + c), _mm256_cvtepi32_epi8(integer));
-      return times(from_integers(integer), unit);
+      return from_integers(integer) * unit;
     });
     int32_t sums[kWidth], start = 0;
     store_words(sums, sum);

@@ -67,8 +67,8 @@ inline bool is_dense(const Survivors& list, int64_t end) {
   return list.count > kAlwaysCompared && list.count * kCodesPerSurvivor > end - list.first;
 }
 
-// Compares the survivors in float64 and keeps the nearest.
-inline void keep_nearest(Survivors& list) {
+// Keeps the nearest survivor; returns whether float64 had to compare any.
+inline bool keep_nearest(Survivors& list) {
   const CodebookLookupArgs& args = list.comparison->args;
   const ScreenedCodes& screened = list.comparison->screened;
   double* exact_row = list.comparison->exact_row;
@@ -84,14 +84,15 @@ inline void keep_nearest(Survivors& list) {
       return args.codebook + screened.codes[position] * args.num_channels;
     });
   }
-  if (list.count > 1) {
+  const bool several = list.count > 1;
+  if (several) {
     load_exact_row(args, list.row, exact_row);
     list.position[0] = list.position[nearest_of(args, exact_row, list.count,
                                                 [&](int64_t n) { return screened.codes[list.position[n]]; })];
-    list.has_nearest = true;
   }
   list.score[0] = kInfinity;
   list.count = 1;
+  return several;
 }
 
 // Room for `wanted` more survivors from position `next` on; without it the row is left and nothing reaches its
@@ -170,8 +171,7 @@ inline int64_t finish_row(float threshold, Survivors& list, LookupCounts& counts
   }
   int64_t nearest = 0;
   if (list.state == kListed) {
-    keep_nearest(list);
-    counts.compared += list.has_nearest;
+    counts.compared += keep_nearest(list) || list.has_nearest;
     nearest = screened.codes[list.position[0]];
   }
   if (args.distance != nullptr) load_exact_row(args, list.row, exact_row);

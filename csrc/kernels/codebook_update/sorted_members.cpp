@@ -38,19 +38,19 @@ const uint32_t* SortedMembers::starts(int64_t block) const {
 // A counting sort: it keeps the order of rows. Of code j, counted at j + 2, the next member has its place at j + 1;
 // behind the last one that is where code j + 1 starts.
 int64_t SortedMembers::sort(const CodebookUpdateArgs& args, int64_t begin, int64_t end) {
-  const uint64_t not_counted = num_codes_;
+  const uint64_t too_large = num_codes_, not_counted = num_codes_ + 1;
   for (int64_t block = begin; block < end; ++block) {
     const int64_t first = first_row(block), num_rows = std::min(block_rows_, num_rows_ - first);
     uint32_t* rows = static_cast<uint32_t*>(rows_.data()) + first;
     uint32_t* starts = static_cast<uint32_t*>(starts_.data()) + block * starts_length();
     const auto code_of = [&](int64_t i) {
-      const uint64_t index = is_counted(args, first + i) ? args.index[first + i] : not_counted;
-      return std::min(index, not_counted);
+      const uint64_t index = args.index[first + i];
+      return is_counted(args, first + i) ? std::min(index, too_large) : not_counted;
     };
     std::fill(starts, starts + starts_length(), 0);
     for (int64_t i = 0; i < num_rows; ++i) ++starts[code_of(i) + 2];
-    for (int64_t i = first; starts[num_codes_ + 2] > 0 && i < first + num_rows; ++i) {
-      if (is_counted(args, i) && args.index[i] >= num_codes_) return i;
+    for (int64_t i = 0; starts[too_large + 2] > 0; ++i) {
+      if (code_of(i) == too_large) return first + i;
     }
     uint32_t sum = 0;
     for (int64_t j = 0; j < starts_length(); ++j) starts[j] = sum += starts[j];

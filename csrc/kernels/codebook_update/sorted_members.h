@@ -20,12 +20,12 @@ class SortedMembers {
   // num_codes or more.
   int64_t sort(const CodebookUpdateArgs& args, int64_t begin, int64_t end);
 
-  // As Members wants them, for all codes; rows that do not count come last, as members of a code num_codes.
+  // As Members wants them, for all codes; rows that do not count come last, as members of a code num_codes + 1.
   const uint32_t* rows(int64_t block) const;
   const uint32_t* starts(int64_t block) const;
 
  private:
-  int64_t starts_length() const { return num_codes_ + 3; }
+  int64_t starts_length() const { return num_codes_ + 4; }
 
   int64_t num_codes_, num_rows_, block_rows_, num_blocks_;
   Scratch rows_, starts_;
