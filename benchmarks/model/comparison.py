@@ -75,7 +75,7 @@ class Comparison:
     def _start_engine(self, model: torch.nn.Module) -> deepspeed.DeepSpeedEngine:
         processes = start_processes(torch.get_num_threads())
         config = deepspeed_config(
-            EngineSettings(), "bf16", micro_batch=self.shape.images, accumulation=1, clip=self.shape.optim.clip
+            EngineSettings(), "bf16", micro_batch_size=self.shape.images, gradient_accumulation_steps=1, clip=self.shape.optim.clip
         )
         return start_engine(model, self._optimizer(model), config, processes)
 

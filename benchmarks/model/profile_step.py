@@ -30,7 +30,7 @@ if __package__ in (None, ""):
 from soho_fast.data.mini import build_corpus
 from soho_fast.engine.batches import split_batch
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.recipe import fill_places
+from soho_fast.engine.recipe import fill_data_roots
 from soho_fast.model import SohoForPreTraining
 from soho_fast.recipes import PretrainingRecipe, read_recipe
 from soho_fast.tasks.pretraining import PretrainingTask
@@ -160,10 +160,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=0, help="images of a step; 0 takes the recipe's")
     chosen = parser.parse_args(arguments)
     recipe, name = read_recipe(["--recipe", chosen.recipe])
-    num_images = chosen.images or recipe.batch.images_per_step // recipe.batch.accumulation
+    num_images = chosen.images or recipe.batch.global_batch_size // recipe.batch.gradient_accumulation_steps
     with tempfile.TemporaryDirectory() as temporary:
         if all(recipe.places.values()):
-            recipe.data = fill_places(recipe.data, recipe.places)
+            recipe.data = fill_data_roots(recipe.data, recipe.places)
         if not all(Path(source.annotations).is_file() for source in recipe.data.sources):
             print(f"recipe {name}: its data is not here; a small demo corpus stands in")
             stand_in_data(recipe, Path(temporary) / "corpus")

@@ -42,7 +42,7 @@ def mini_shape() -> TimedShape:
         name="mini",
         config=config,
         optim=recipe.optim,
-        images=recipe.batch.images_per_step,
+        images=recipe.batch.global_batch_size,
         height=recipe.data.shorter_edge,
         width=recipe.data.longer_edge,
         texts=recipe.data.num_positive + recipe.data.num_negative,

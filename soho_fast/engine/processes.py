@@ -147,7 +147,7 @@ def zero_stage(settings: EngineSettings, precision: str) -> int:
 
 
 def deepspeed_config(
-    settings: EngineSettings, precision: str, *, micro_batch: int, accumulation: int, clip: float
+    settings: EngineSettings, precision: str, *, micro_batch_size: int, gradient_accumulation_steps: int, clip: float
 ) -> dict:
     """DeepSpeed's JSON configuration.
 
@@ -164,8 +164,8 @@ def deepspeed_config(
     """
     stage = zero_stage(settings, precision)
     config = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
         "gradient_clipping": clip,
         "steps_per_print": sys.maxsize,
         "zero_allow_untested_optimizer": True,

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .config import SohoConfig
-from .first_stage import FirstStage
+from .auxiliary.contrastive import ContrastiveHead
 from .heads import MatchingHead, cross_entropy_sum, global_means
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
 from .pair_encoder import PairMatching
@@ -116,15 +116,15 @@ class ClassificationHead(nn.Sequential):
 class SohoForImageTextRetrieval(PairMatching, SohoDownstreamModel):
     """Does the text belong to the image? Pre-training's matching head, trained on all t x t pairs of t aligned ones.
 
-    With `config.first_stage_weight` it also learns vectors of images and of texts that choose the pairs to score.
+    With `config.contrastive_weight` it also learns vectors of images and of texts that choose the pairs to score.
     """
 
-    _new_prefix: ClassVar[str] = "first_stage."
+    _new_prefix: ClassVar[str] = "contrastive_head."
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
         self.itm_head = MatchingHead(config)
-        self.first_stage = FirstStage(config) if config.first_stage_weight else None
+        self.contrastive_head = ContrastiveHead(config) if config.contrastive_weight else None
         self.post_init()
 
     @can_return_tuple
@@ -164,13 +164,13 @@ class SohoForImageTextRetrieval(PairMatching, SohoDownstreamModel):
         losses = {}
         if itm_labels is not None:
             losses["itm_loss"] = cross_entropy_sum(logits_P2, _checked(itm_labels, first_PD))
-        if own_image is not None and self.first_stage is not None:
+        if own_image is not None and self.contrastive_head is not None:
             vectors = self.image_vectors(self.embed_images(visual_tokens), visual_tokens.valid)
-            losses["first_stage_loss"] = self.first_stage.loss(vectors, self.text_vectors(*texts), own_image)
+            losses["contrastive_loss"] = self.contrastive_head.loss(vectors, self.text_vectors(*texts), own_image)
         means = {}
         if losses:
             means = dict(zip(losses, global_means(list(losses.values()), synchronise=self.training), strict=True))
-        weights = {"first_stage_loss": self.config.first_stage_weight}
+        weights = {"contrastive_loss": self.config.contrastive_weight}
         return SohoForImageTextRetrievalOutput(
             loss=sum(weights.get(name, 1.0) * mean for name, mean in means.items()) if means else None,
             itm_logits=logits_P2,
@@ -183,32 +183,32 @@ class SohoForImageTextRetrieval(PairMatching, SohoDownstreamModel):
         """(B, E) of length 1: images alone, from what `embed_images` gave.
 
         Raises:
-            ValueError: the model has no first stage.
+            ValueError: the model has no contrastive head.
         """
         valid_BL = torch.ones_like(visual_BLD[..., 0], dtype=torch.bool) if valid_BL is None else valid_BL
-        return self.required_first_stage().image_vectors(self._alone(visual_BLD, valid_BL), valid_BL)
+        return self.required_contrastive_head().image_vectors(self._alone(visual_BLD, valid_BL), valid_BL)
 
     def text_vectors(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(T, E) of length 1: texts alone.
 
         Raises:
-            ValueError: the model has no first stage.
+            ValueError: the model has no contrastive head.
         """
         words_TSD = self.soho.text_embeddings(input_ids=input_ids)
         mask_TS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self.required_first_stage().text_vectors(self._alone(words_TSD, mask_TS.bool()))
+        return self.required_contrastive_head().text_vectors(self._alone(words_TSD, mask_TS.bool()))
 
     def _alone(self, states: Tensor, real: Tensor) -> Tensor:
         return self.soho.encoder(states, attention_mask=self.soho._attention_mask(states, real))[0]
 
-    def required_first_stage(self) -> FirstStage:
-        """The first stage. Raises ValueError: the model has none."""
-        if self.first_stage is None:
+    def required_contrastive_head(self) -> ContrastiveHead:
+        """The contrastive head. Raises ValueError: the model has none."""
+        if self.contrastive_head is None:
             raise ValueError(
-                "first_stage_weight: this model has no first stage; fine-tune it with a weight above 0, or score every "
+                "contrastive_weight: this model has no contrastive head; fine-tune it with a weight above 0, or score every "
                 "pair"
             )
-        return self.first_stage
+        return self.contrastive_head
 
 
 class SohoForQuestionAnswering(SohoDownstreamModel):

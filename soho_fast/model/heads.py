@@ -10,7 +10,7 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from .config import SohoConfig
 from .distributed import all_reduce_sum_, world_size
-from .packed_encoder import product_dtype, recurring
+from .cpu.packed_encoder import product_dtype, recurring
 
 # Values of a classifier that are cast at a time: 2 MiB in bfloat16.
 _PART = 1 << 20

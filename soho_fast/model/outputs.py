@@ -105,9 +105,9 @@ class SohoForPreTrainingOutput(ModelOutput):
 class SohoForImageTextRetrievalOutput(ModelOutput):
     """
     Args:
-        loss (): sum of the losses below, `first_stage_loss` by its weight; `None` without labels.
+        loss (): sum of the losses below, `contrastive_loss` by its weight; `None` without labels.
         itm_loss (): cross-entropy of matching, mean over the pairs of all ranks, float32.
-        first_stage_loss (): of `first_stage.py`, mean over images and texts; `None` where the config has no weight for
+        contrastive_loss (): of `auxiliary/contrastive.py`, mean over images and texts; `None` where the config has no weight for
             it or `own_image` is not given.
         itm_logits (P, 2): index 1 is "matched".
         hidden_states, attentions: per layer, when asked for.
@@ -115,7 +115,7 @@ class SohoForImageTextRetrievalOutput(ModelOutput):
 
     loss: Tensor | None = None
     itm_loss: Tensor | None = None
-    first_stage_loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
     itm_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None

@@ -18,14 +18,14 @@ from transformers.utils.output_capturing import capture_outputs
 
 from soho_fast import ops
 
-from .caption_words import CaptionWordHead, caption_word_loss, caption_word_targets
+from .auxiliary.caption_words import CaptionWordHead, caption_word_loss, caption_word_targets
 from .config import SohoConfig
 from .embeddings import VisualEmbeddings, sine_position
-from .first_stage import FirstStage
+from .auxiliary.contrastive import ContrastiveHead
 from .heads import MatchingHead, TokenHead, cross_entropy_sum, global_means
 from .normalization import TokenBatchNorm
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
-from .packed_encoder import can_pack, packed_encode
+from .cpu.packed_encoder import can_pack, packed_encode
 from .pair_encoder import PairMatching
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
 from .visual_dictionary import VisualDictionary
@@ -71,8 +71,8 @@ class SohoPreTrainedModel(PreTrainedModel):
                 init.normal_(module.mask_token, std=self.config.initializer_range)
         elif isinstance(module, CaptionWordHead):
             init.constant_(module.bias, CaptionWordHead.PRIOR_LOGIT)
-        elif isinstance(module, FirstStage):
-            init.constant_(module.log_scale, FirstStage.INITIAL_SCALE)
+        elif isinstance(module, ContrastiveHead):
+            init.constant_(module.log_scale, ContrastiveHead.INITIAL_SCALE)
         elif isinstance(module, BertEmbeddings):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
             init.zeros_(module.token_type_ids)

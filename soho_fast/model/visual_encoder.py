@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .backbones import PointwiseConv2d, backbone_stages, build_backbone, grid_mask
 from .config import SohoConfig
-from .packed_encoder import product_dtype
+from .cpu.packed_encoder import product_dtype
 
 
 class VisualEncoder(nn.Module):

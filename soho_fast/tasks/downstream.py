@@ -23,7 +23,7 @@ from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from soho_fast.data.images import BrokenImageError
-from soho_fast.tasks.downstream_batches import (
+from soho_fast.data.batches.downstream import (
     DownstreamCollator,
     DownstreamDataset,
     DownstreamSample,
@@ -32,8 +32,8 @@ from soho_fast.tasks.downstream_batches import (
 )
 from soho_fast.tasks.fine_tuning import DownstreamModel, FineTuningData, FineTuningTask
 from soho_fast.tasks.measure_table import MeasureTable
-from soho_fast.tasks.pretraining_batches import pad_texts
-from soho_fast.tasks.sharing import Alone, Kept, Processes, Progress, compute_parts
+from soho_fast.data.batches.pretraining import pad_texts
+from soho_fast.evaluation.sharing import Alone, Kept, Processes, Progress, compute_parts
 
 
 @dataclass

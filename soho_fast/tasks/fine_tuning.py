@@ -21,7 +21,7 @@ from soho_fast.model import SohoConfig
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.measure_table import MeasureTable
 from soho_fast.tasks.pretraining_settings import TextLength
-from soho_fast.tasks.sharing import Processes, Progress
+from soho_fast.evaluation.sharing import Processes, Progress
 
 
 @dataclass

@@ -19,15 +19,15 @@ from soho_fast.data.text import load_tokenizer
 from soho_fast.data.visual_genome import read_visual_genome
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.measure_table import MeasureTable
-from soho_fast.tasks.pretraining_batches import (
+from soho_fast.data.batches.pretraining import (
     PretrainingCollator,
     PretrainingDataset,
     PretrainingSample,
     TextMasking,
 )
-from soho_fast.tasks.pretraining_evaluation import Progress, evaluate_pretraining, format_table
+from soho_fast.evaluation.pretraining import Progress, evaluate_pretraining, format_table
 from soho_fast.tasks.pretraining_settings import CaptionSource, PretrainingData, PretrainingModel
-from soho_fast.tasks.sharing import Alone, Processes
+from soho_fast.evaluation.sharing import Alone, Processes
 
 __all__ = [
     "CaptionSource",

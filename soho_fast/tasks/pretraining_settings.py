@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt, restricted_number_type
 
-from soho_fast.tasks.pretraining_batches import TextMasking
+from soho_fast.data.batches.pretraining import TextMasking
 
 # [CLS], a token, [SEP].
 TextLength = restricted_number_type("TextLength", int, (">=", 3))

@@ -19,7 +19,7 @@ from jsonargparse.typing import PositiveInt
 from soho_fast.data.easy_vqa import read_easy_vqa
 from soho_fast.data.records import ImageRef, ReadReport
 from soho_fast.data.vqa import VqaRecord, read_vqa
-from soho_fast.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
+from soho_fast.evaluation.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
 from soho_fast.model import SohoForQuestionAnswering
 from soho_fast.tasks.downstream import DownstreamData, DownstreamTask
 

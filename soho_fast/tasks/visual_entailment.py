@@ -11,7 +11,7 @@ import torch
 
 from soho_fast.data.records import ImageRef, ReadReport
 from soho_fast.data.snli_ve import ENTAILMENT_LABELS, SnliVeRecord, read_snli_ve
-from soho_fast.metrics.classification import snli_ve_accuracy
+from soho_fast.evaluation.metrics.classification import snli_ve_accuracy
 from soho_fast.model import SohoForVisualEntailment
 from soho_fast.tasks.downstream import DownstreamData, DownstreamTask
 

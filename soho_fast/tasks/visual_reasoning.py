@@ -10,7 +10,7 @@ import torch
 
 from soho_fast.data.nlvr2 import Nlvr2Record, read_nlvr2
 from soho_fast.data.records import ImageRef, ReadReport
-from soho_fast.metrics.classification import nlvr2_accuracy
+from soho_fast.evaluation.metrics.classification import nlvr2_accuracy
 from soho_fast.model import SohoForVisualReasoning
 from soho_fast.tasks.downstream import DownstreamData, DownstreamTask
 

@@ -31,7 +31,7 @@ SMALL = {
     },
     # Where a trained backbone comes to a stand, ranks average their BatchNorm: a resumed run equals to rounding only.
     "optim": {"frozen_backbone_epochs": [0, 0]},
-    "batch": {"images_per_step": 8, "workers": 1},
+    "batch": {"global_batch_size": 8, "workers": 1},
     "log": {"every_steps": 1},
 }  # fmt: skip
 
@@ -129,7 +129,7 @@ def request_for(tmp_path: Path) -> Callable[..., dict]:
             "max_steps": 10,
             "optim": {"lr": 1e-2, "backbone_lr": 1e-2, "clip": 1.0},
             "schedule": {"warmup_steps": 2},
-            "batch": {"images_per_step": 8, "workers": 0},
+            "batch": {"global_batch_size": 8, "workers": 0},
             "checkpoint": {"every_minutes": 0},
             "log": {"every_steps": 1, "tensorboard": False},
             "evaluation": {"at_end": False},

@@ -13,7 +13,7 @@ import yaml
 from soho_fast import recipes, train
 from soho_fast.engine import processes
 from soho_fast.engine.errors import UserError
-from soho_fast.engine.recipe import fill_places, find_recipe, write_recipe
+from soho_fast.engine.recipe import fill_data_roots, find_recipe, write_recipe
 from soho_fast.engine.settings import EngineSettings
 
 SCRIPT = Path(train.__file__)
@@ -27,7 +27,7 @@ def test_recipe_paper_is_the_papers():
     recipe = _parse("--recipe", "paper")
     config = recipe.model
     assert (config.preset, config.text_encoder, config.backbone) == ("paper", "bert-base-uncased", "imagenet")
-    pairs = recipe.batch.images_per_step * (recipe.data.num_positive + recipe.data.num_negative)
+    pairs = recipe.batch.global_batch_size * (recipe.data.num_positive + recipe.data.num_negative)
     assert (pairs, recipe.data.num_positive, recipe.epochs) == (4096, 2, 40)
     optim, schedule = recipe.optim, recipe.schedule
     assert (optim.backbone_rule, optim.backbone_lr, optim.backbone_weight_decay) == ("sgd", 1e-2, 5e-4)
@@ -39,10 +39,10 @@ def test_recipe_paper_is_the_papers():
 
 
 def test_command_line_goes_over_the_recipe(tmp_path):
-    recipe = _parse("--optim.lr", "0.5", "--local_rank=1", "--overwrite", "--resume", "false", "--places.corpus", "/c")
+    recipe = _parse("--optim.lr", "0.5", "--local_rank=1", "--overwrite", "--resume", "false", "--data_roots.corpus", "/c")
     assert (recipe.optim.lr, recipe.overwrite, recipe.resume) == (0.5, True, False)
     assert recipe.optim.backbone_lr == _parse().optim.backbone_lr
-    filled = fill_places(recipe.data, recipe.places)
+    filled = fill_data_roots(recipe.data, recipe.places)
     assert filled.sources[0].annotations == "/c/dataset_coco.json" and filled.tokenizer == "/c/tokenizer"
     write_recipe(recipe, tmp_path / "again.yaml")
     assert "python/" not in (tmp_path / "again.yaml").read_text()
@@ -75,7 +75,7 @@ def test_help_explains_every_field(capsys):
         (["--engine.zero_stage", "4"], "zero_stage"),
         (["--resume", "nope"], "resume"),
         (["--data.masking.mask_share", "0.95"], "masking: mask_share + random_share is 1.05, expected at most 1"),
-        (["--recipe", "paper"], "places.coco: '{coco}/dataset_coco.json' needs it; give --places.coco FOLDER"),
+        (["--recipe", "paper"], "data_roots.coco: '{coco}/dataset_coco.json' needs it; give --data_roots.coco FOLDER"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(capsys, arguments, words):
@@ -122,7 +122,7 @@ NO_LESS_THAN = {
     "mini": {
         "max_steps": 0, "max_minutes": 0, "seed": 0, "optim.lr": 0, "optim.clip": 0, "optim.beta2": 0,
         "optim.backbone_momentum": 0, "schedule.warmup_steps": 0, "schedule.step_factor": 0, "schedule.end_factor": 0,
-        "batch.images_per_step": 1, "batch.accumulation": 1, "batch.workers": 0, "batch.prefetch": 1,
+        "batch.global_batch_size": 1, "batch.gradient_accumulation_steps": 1, "batch.workers": 0, "batch.prefetch": 1,
         "batch.broken_images": 0, "engine.threads": 0, "engine.loss_scale_power": 0, "checkpoint.every_steps": 0,
         "checkpoint.every_minutes": 0, "checkpoint.keep": 0, "log.every_steps": 1, "log.line_seconds": 0,
         "evaluation.every_epochs": 0, "evaluation.quick_every_steps": 0, "data.shorter_edge": 1,
@@ -224,8 +224,8 @@ def test_from_corpus_to_table(launch, small_recipe, tmp_path):
 
     for arguments, words in (
         (["--engine.precision", "fp16"], "engine.precision: fp16 is not supported by this device (cpu)"),
-        (["--places.corpus", "/nowhere", "--corpus.folder", ""], "/nowhere"),
-        (["--batch.accumulation", "3"], "8 does not divide by accumulation 3"),
+        (["--data_roots.corpus", "/nowhere", "--corpus.folder", ""], "/nowhere"),
+        (["--batch.gradient_accumulation_steps", "3"], "8 does not divide by gradient_accumulation_steps 3"),
         (["--model.config.hidden_size", "64"], "model.hidden_size is 32 there and 64 here"),
     ):
         done = launch(script=SCRIPT, arguments=["--recipe", str(small_recipe), *arguments])

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from soho_fast.model.caption_words import caption_word_targets
+from soho_fast.model.auxiliary.caption_words import caption_word_targets
 
 
 def test_targets_hold_the_words_of_matched_texts_only_with_masked_words_restored():

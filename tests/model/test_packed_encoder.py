@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from soho_fast.model import packed_encoder, soho
+from soho_fast.model import soho
+from soho_fast.model.cpu import packed_encoder
 
 
 @pytest.fixture

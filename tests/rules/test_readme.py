@@ -22,7 +22,7 @@ SNIPPETS = blocks("python")
 # What is put behind a command so that it ends within seconds: the same programs and paths, less work.
 TINY_CORPUS = (
     "--corpus.num_train 40 --corpus.num_heldout 12 --corpus.image_size 64 --data.shorter_edge 64 --data.longer_edge 64 "
-    "--places.corpus {folder}/corpus --output {folder}/run --max_steps 2"
+    "--data_roots.corpus {folder}/corpus --output {folder}/run --max_steps 2"
 )
 TINY_RUN = f"{TINY_CORPUS} --data.heldout_images 12 --data.heldout_candidates 6"
 TINY_FINE_TUNING = f"{TINY_CORPUS} --data.min_answer_count 2"
@@ -46,7 +46,7 @@ def test_the_readme_has_commands_and_snippets():
 # The same for retrieval, from scratch.
 TINY_RETRIEVAL = (
     "--corpus.num_train 40 --corpus.num_heldout 12 --corpus.image_size 64 --data.shorter_edge 64 --data.longer_edge 64 "
-    "--data.max_loss 1 --places.corpus {folder}/corpus --output {folder}/run --max_steps 2"
+    "--data.max_loss 1 --data_roots.corpus {folder}/corpus --output {folder}/run --max_steps 2"
 )
 
 

@@ -15,7 +15,7 @@ from soho_fast.data import BrokenImageError
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.tasks.downstream import DownstreamModel
 from soho_fast.tasks.question_answering import VqaSplit
-from soho_fast.tasks.sharing import Alone
+from soho_fast.evaluation.sharing import Alone
 
 IMAGES_PER_EXAMPLE = {"vqa": 1, "nlvr2": 2, "snli_ve": 1}
 

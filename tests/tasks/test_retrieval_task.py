@@ -8,16 +8,16 @@ import torch
 from tiny_corpus import COLOURS, draw, write_karpathy
 
 from soho_fast.data import BrokenImageError
-from soho_fast.metrics import retrieval_recall
+from soho_fast.evaluation.metrics import retrieval_recall
 from soho_fast.tasks.fine_tuning import DownstreamModel
 from soho_fast.tasks.retrieval import RetrievalData, RetrievalSplit, RetrievalTask
-from soho_fast.tasks.sharing import Alone
+from soho_fast.evaluation.sharing import Alone
 
 NAMES = list(COLOURS)
 SMALL = {
     "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "intermediate_size": 64, "num_codes": 8, "max_position_embeddings": 32, "first_stage_weight": 0.5,
-    "first_stage_size": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    "intermediate_size": 64, "num_codes": 8, "max_position_embeddings": 32, "contrastive_weight": 0.5,
+    "contrastive_size": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
 
 
@@ -125,8 +125,8 @@ def test_two_stages_beside_every_pair(make):
     only = strict.evaluate_split(model, "test", processes=Alone()).measures
     assert "passes" not in only and "two_stages_image_to_text_r1" in only
     assert strict.table(only).columns == ["measure", "two stages", "chance"]
-    without, _ = make(scoring="two_stages", config={"first_stage_weight": 0.0})
-    with pytest.raises(ValueError, match="first_stage_weight: this model has no first stage"):
+    without, _ = make(scoring="two_stages", config={"contrastive_weight": 0.0})
+    with pytest.raises(ValueError, match="contrastive_weight: this model has no contrastive head"):
         without.evaluate_split(build_model(without), "test", processes=Alone())
 
 
@@ -145,7 +145,7 @@ def test_starts_from_the_matching_head_and_loads_again(make, tmp_path):
     source = build_model(task)
     from soho_fast.model import SohoConfig, SohoForPreTraining
 
-    pretrained = SohoForPreTraining(SohoConfig.from_dict({**source.config.to_dict(), "first_stage_weight": 0.0}))
+    pretrained = SohoForPreTraining(SohoConfig.from_dict({**source.config.to_dict(), "contrastive_weight": 0.0}))
     pretrained.save_pretrained(tmp_path / "pretrained")
     task.processor.save_pretrained(tmp_path / "pretrained")
     task.model.pretrained, task.data.tokenizer = str(tmp_path / "pretrained"), None
@@ -155,10 +155,10 @@ def test_starts_from_the_matching_head_and_loads_again(make, tmp_path):
     assert "zero-shot" in said[-1] and zero_shot.config.use_dictionary_output is False
     assert torch.equal(zero_shot.itm_head.classifier.weight, pretrained.itm_head.classifier.weight)
     assert task.build_model() is not None
-    assert "initial values kept: first_stage." in said[-1]
+    assert "initial values kept: contrastive_head." in said[-1]
     task.export(model, model.state_dict(), tmp_path / "tuned")
     again = task.load_model(str(tmp_path / "tuned"))
-    assert torch.equal(again.first_stage.log_scale, model.first_stage.log_scale)
+    assert torch.equal(again.contrastive_head.log_scale, model.contrastive_head.log_scale)
     measures = task.evaluate_split(again, "test", processes=Alone()).measures
     assert measures["mean_r1"] == task.evaluate_split(model.eval(), "test", processes=Alone()).measures["mean_r1"]
 

@@ -1,8 +1,8 @@
 """What a result is worth: the published measure of each task, offline. Knows records, no model."""
 
-from soho_fast.metrics.classification import Nlvr2Accuracy, SnliVeAccuracy, nlvr2_accuracy, snli_ve_accuracy
-from soho_fast.metrics.recall import RetrievalRecall, recall_at, retrieval_recall, retrieval_recall_in_folds
-from soho_fast.metrics.vqa import (
+from soho_fast.evaluation.metrics.classification import Nlvr2Accuracy, SnliVeAccuracy, nlvr2_accuracy, snli_ve_accuracy
+from soho_fast.evaluation.metrics.recall import RetrievalRecall, recall_at, retrieval_recall, retrieval_recall_in_folds
+from soho_fast.evaluation.metrics.vqa import (
     VqaAccuracy,
     normalise_answer,
     vqa_accuracy,

@@ -11,7 +11,7 @@ from torch import nn
 from soho_fast.data import BrokenImageError
 from soho_fast.data.text import encode_texts
 from soho_fast.model import VisualTokens
-from soho_fast.tasks.pretraining_evaluation import evaluate_pretraining, format_table, mask_words
+from soho_fast.evaluation.pretraining import evaluate_pretraining, format_table, mask_words
 
 NAMES = list(COLOURS)
 BACKGROUND = len(NAMES)
@@ -41,7 +41,7 @@ class Oracle(nn.Module):
     def embed_images(self, visual):
         return visual.features
 
-    def pair_odds(self, visual_ILD, input_ids_TS, text_index, image_index):
+    def matching_logits(self, visual_ILD, input_ids_TS, text_index, image_index):
         visual = VisualTokens(index=visual_ILD[..., 0].long())
         logits = self(visual, input_ids_TS[text_index], None, image_index).itm_logits
         return logits[:, 1] - logits[:, 0]

@@ -8,7 +8,7 @@ from transformers import set_seed
 from soho_fast.data import BrokenImageError
 from soho_fast.engine.batches import Batches, plan_batches
 from soho_fast.engine.settings import BatchSettings
-from soho_fast.tasks.pretraining_batches import PretrainingCollator, PretrainingDataset, TextMasking
+from soho_fast.data.batches.pretraining import PretrainingCollator, PretrainingDataset, TextMasking
 
 KEYWORDS = {
     "pixel_values",
@@ -121,7 +121,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(records, processor, colla
 
 def stream(dataset, collate, *, rank=0, world=1, workers=0, first_step=0):
     """Two epochs of a rank's micro-batches, as the engine makes them."""
-    settings = BatchSettings(images_per_step=2, workers=workers)
+    settings = BatchSettings(global_batch_size=2, workers=workers)
     plan = plan_batches(settings, len(dataset), world, seed=1)
     steps = 2 * plan.steps_per_epoch
     batches = Batches(dataset, collate, plan, settings, rank=rank, first_step=first_step, total_steps=steps, pin=False)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from soho_fast.metrics import recall_at, retrieval_recall, retrieval_recall_in_folds
+from soho_fast.evaluation.metrics import recall_at, retrieval_recall, retrieval_recall_in_folds
 
 SCORES = torch.tensor(
     [

@@ -19,8 +19,8 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef
 from soho_fast.data.sampling import SAMPLE_STREAM
 from soho_fast.data.text import PackedTexts, encode_texts
-from soho_fast.tasks.pretraining_batches import pad_texts
-from soho_fast.tasks.sharing import fingerprint
+from soho_fast.data.batches.pretraining import pad_texts
+from soho_fast.evaluation.sharing import fingerprint
 
 # Pixels of an image that shows nothing, before normalisation: ImageNet's mean colour, which becomes about zero.
 _BLANK_COLOUR = (124, 116, 104)

@@ -19,7 +19,7 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.sampling import SAMPLE_STREAM
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_tokens
-from soho_fast.tasks.pair_sampling import PairSampler
+from soho_fast.data.batches.pair_sampling import PairSampler
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from soho_fast.data.text import EncodedText
 from soho_fast.model import VisualTokens
-from soho_fast.tasks.sharing import Alone, Kept, Processes, Progress, compute_parts
+from soho_fast.evaluation.sharing import Alone, Kept, Processes, Progress, compute_parts
 
 # Texts and images of a call are this many by this many where all pairs are scored: each text and each image is then
 # prepared once for so many pairs.
@@ -44,7 +44,7 @@ class PairScorer:
         """Keep the model and the texts.
 
         Args:
-            model: With `encode_images`, `embed_images` and `pair_odds`, as `SohoForImageTextRetrieval`.
+            model: With `encode_images`, `embed_images` and `matching_logits`, as `SohoForImageTextRetrieval`.
             texts: The T texts.
             pair_batch: Pairs of one call.
             dtype: Type of the Transformer's products; float16 and bfloat16 run under autocast.
@@ -94,7 +94,7 @@ class PairScorer:
 
     @torch.no_grad()
     def image_vectors(self, tokens: Sequence[Tensor]) -> Tensor:
-        """The first stage's vectors of images, float32 (images, E) on the CPU."""
+        """The contrastive vectors of images, float32 (images, E) on the CPU."""
         vectors: list[Tensor | None] = [None] * len(tokens)
         for count in sorted({len(tokens_LD) for tokens_LD in tokens}):
             alike = [row for row, tokens_LD in enumerate(tokens) if len(tokens_LD) == count]
@@ -107,20 +107,20 @@ class PairScorer:
 
     @torch.no_grad()
     def text_vectors(self, rows: np.ndarray) -> Tensor:
-        """The first stage's vectors of texts of one length, float32 (texts, E) on the CPU."""
+        """The contrastive vectors of texts of one length, float32 (texts, E) on the CPU."""
         with self.computing():
             return self.model.text_vectors(self.ids(rows)).float().cpu()
 
     @torch.no_grad()
     def score(self, tokens: Sequence[Tensor], image_P: np.ndarray, text_P: np.ndarray) -> np.ndarray:
-        """Log-odds of "matched", float32 (P,).
+        """Logit difference of "matched", float32 (P,).
 
         Args:
             tokens: The visual tokens of images.
             image_P, text_P: int64, the image (among `tokens`) and the text of each pair.
         """
         began = time.perf_counter()
-        odds_P = np.empty(len(image_P), dtype=np.float32)
+        logit_P = np.empty(len(image_P), dtype=np.float32)
         count_I = np.array([len(tokens_LD) for tokens_LD in tokens])
         tiles = (self._place_T[text_P] // _TILE, image_P // _TILE)
         keys = (text_P, image_P, *tiles, self.length_T[text_P], count_I[image_P])
@@ -130,10 +130,10 @@ class PairScorer:
         for alike in np.split(order_P, ends):
             for begin in range(0, len(alike), self.pair_batch):
                 chosen = alike[begin : begin + self.pair_batch]
-                odds_P[chosen] = self._call(tokens, image_P[chosen], text_P[chosen])
-        self.num_scored += len(odds_P)
+                logit_P[chosen] = self._call(tokens, image_P[chosen], text_P[chosen])
+        self.num_scored += len(logit_P)
         self.seconds += time.perf_counter() - began
-        return odds_P
+        return logit_P
 
     def _call(self, tokens: Sequence[Tensor], image_P: np.ndarray, text_P: np.ndarray) -> np.ndarray:
         images, image_index_P = np.unique(image_P, return_inverse=True)
@@ -141,7 +141,7 @@ class PairScorer:
         visual_ILD = torch.stack([tokens[image] for image in images]).to(self._model_dtype)
         index = (torch.from_numpy(index_P).to(self.device) for index_P in (text_index_P, image_index_P))
         with self.computing():
-            return self.model.pair_odds(visual_ILD, self.ids(texts), *index).float().cpu().numpy()
+            return self.model.matching_logits(visual_ILD, self.ids(texts), *index).float().cpu().numpy()
 
 
 class ImageBlocks:
@@ -182,7 +182,7 @@ def score_pairs(
     kept: Kept | None = None,
     progress: Progress | None = None,
 ) -> list[Tensor]:
-    """Log-odds of every image with every text, or with those that are wanted.
+    """Logit difference of every image with every text, or with those that are wanted.
 
     Args:
         scorer: The model and the T texts.
@@ -202,8 +202,8 @@ def score_pairs(
         texts_I = [every_T if wanted is None else wanted[image] for image in block]
         counts_I = [len(texts) for texts in texts_I]
         image_P = np.repeat(np.arange(len(block)), counts_I)
-        odds_P = scorer.score(images.tokens(number), image_P, np.concatenate(texts_I))
-        return [part.clone() for part in torch.from_numpy(odds_P).split(counts_I)]
+        logit_P = scorer.score(images.tokens(number), image_P, np.concatenate(texts_I))
+        return [part.clone() for part in torch.from_numpy(logit_P).split(counts_I)]
 
     parts = compute_parts(len(images), score_block, processes or Alone(), kept=kept, progress=progress)
-    return [odds for part in parts for odds in part]
+    return [logits for part in parts for logits in part]

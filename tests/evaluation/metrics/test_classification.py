@@ -1,7 +1,7 @@
 import pytest
 
 from soho_fast.data import ENTAILMENT_LABELS, ImageRef, Nlvr2Record, SnliVeRecord
-from soho_fast.metrics import nlvr2_accuracy, snli_ve_accuracy
+from soho_fast.evaluation.metrics import nlvr2_accuracy, snli_ve_accuracy
 
 IMAGE = ImageRef(None, "none.jpg")
 

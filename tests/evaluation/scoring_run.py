@@ -13,18 +13,18 @@ import torch.distributed as dist
 
 from soho_fast.data.text import EncodedText
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval
-from soho_fast.tasks.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.tasks.sharing import Alone, Kept
-from soho_fast.tasks.two_stage import first_stage
+from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
+from soho_fast.evaluation.sharing import Alone, Kept
+from soho_fast.evaluation.two_stage import contrastive_scores
 
 
 def model(**overrides):
-    """A model whose odds depend on image and text."""
+    """A model whose logits depend on image and text."""
     torch.manual_seed(0)
     sizes = {
         "backbone": "resnet10", "visual_pool": 1, "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "intermediate_size": 64, "num_codes": 8, "first_stage_weight": 1.0,
-        "first_stage_size": 16, "use_dictionary_output": False,
+        "num_attention_heads": 4, "intermediate_size": 64, "num_codes": 8, "contrastive_weight": 1.0,
+        "contrastive_size": 16, "use_dictionary_output": False,
     }  # fmt: skip
     made = SohoForImageTextRetrieval(SohoConfig.from_preset(**{**sizes, **overrides})).eval()
     with torch.no_grad():
@@ -90,7 +90,7 @@ def main(folder, seconds):
     own = blocks(scoring, chosen)
     kept = Kept(folder / "partial", {}, processes)
     scores = torch.stack(score_pairs(scoring, own, processes=processes, kept=kept, progress=progress))
-    first = first_stage(scoring, own, processes)
+    first = contrastive_scores(scoring, own, processes)
     digests = {
         name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
         for name, tensor in (("scores", scores), ("first", first))

@@ -18,7 +18,7 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.sampling import SAMPLE_STREAM
 from soho_fast.data.text import PackedTexts, encode_texts
-from soho_fast.tasks.pretraining_batches import pad_texts
+from soho_fast.data.batches.pretraining import pad_texts
 
 
 @dataclass(slots=True)

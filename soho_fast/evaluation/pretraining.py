@@ -22,10 +22,10 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.sampling import EVALUATION_STREAM
 from soho_fast.data.text import IGNORED_LABEL, STOP_WORDS, EncodedText, encode_texts
-from soho_fast.metrics.recall import recall_at
-from soho_fast.tasks.pair_sampling import PairSampler
-from soho_fast.tasks.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.tasks.pretraining_batches import pad_texts
+from soho_fast.evaluation.metrics.recall import recall_at
+from soho_fast.data.batches.pair_sampling import PairSampler
+from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
+from soho_fast.data.batches.pretraining import pad_texts
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being measured, how many are done, and of how many."""

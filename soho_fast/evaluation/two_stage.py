@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soho_fast.metrics.recall import retrieval_recall
-from soho_fast.tasks.pair_scoring import ImageBlocks, PairScorer
-from soho_fast.tasks.sharing import Alone, Processes, compute_parts
+from soho_fast.evaluation.metrics.recall import retrieval_recall
+from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer
+from soho_fast.evaluation.sharing import Alone, Processes, compute_parts
 
 # Texts whose vectors are made together: fixed, so that they do not depend on the number of processes.
 _TEXT_BATCH = 256
 K_TRIED = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 64, 80, 100, 128, 160, 200, 256, 320, 400, 512)
 
 
-def first_stage(scorer: PairScorer, images: ImageBlocks, processes: Processes | None = None) -> Tensor:
+def contrastive_scores(scorer: PairScorer, images: ImageBlocks, processes: Processes | None = None) -> Tensor:
     """Inner products of the vectors of all images and texts, float32 (I, T) on the CPU; the same on every process."""
     processes = processes or Alone()
     image_IE = torch.cat(
@@ -43,32 +43,32 @@ def first_stage(scorer: PairScorer, images: ImageBlocks, processes: Processes | 
     return image_IE @ text_TE.T
 
 
-def best_pairs(first_IT: Tensor, k: int) -> list[np.ndarray]:
+def best_pairs(contrastive_IT: Tensor, k: int) -> list[np.ndarray]:
     """For each image, ascending, its `k` best texts and those texts that have it among their `k` best images."""
-    num_images, num_texts = first_IT.shape
+    num_images, num_texts = contrastive_IT.shape
     if k < 1:
         raise ValueError(f"k: expected at least 1, got {k}")
     chosen_IT = torch.zeros(num_images, num_texts, dtype=torch.bool)
-    chosen_IT.scatter_(1, first_IT.topk(min(k, num_texts), dim=1).indices, True)
-    chosen_IT.scatter_(0, first_IT.topk(min(k, num_images), dim=0).indices, True)
+    chosen_IT.scatter_(1, contrastive_IT.topk(min(k, num_texts), dim=1).indices, True)
+    chosen_IT.scatter_(0, contrastive_IT.topk(min(k, num_images), dim=0).indices, True)
     return [np.flatnonzero(row) for row in chosen_IT.numpy()]
 
 
-def ranked_in_two_stages(first_IT: Tensor, pairs: Sequence[np.ndarray], odds: Sequence[Tensor]) -> Tensor:
-    """Scores (I, T) that order scored pairs by their odds, and all others, below them, by the first stage."""
-    lowest = min((float(odds_of.min()) for odds_of in odds if len(odds_of)), default=0.0)
-    scores_IT = first_IT - first_IT.max() + lowest - 1.0
-    for row_T, texts, odds_of in zip(scores_IT, pairs, odds, strict=True):
-        row_T[torch.from_numpy(texts)] = odds_of
+def ranked_in_two_stages(contrastive_IT: Tensor, pairs: Sequence[np.ndarray], logits: Sequence[Tensor]) -> Tensor:
+    """Scores (I, T) that order scored pairs by their logits, and all others, below them, by the contrastive scores."""
+    lowest = min((float(logit_of.min()) for logit_of in logits if len(logit_of)), default=0.0)
+    scores_IT = contrastive_IT - contrastive_IT.max() + lowest - 1.0
+    for row_T, texts, logit_of in zip(scores_IT, pairs, logits, strict=True):
+        row_T[torch.from_numpy(texts)] = logit_of
     return scores_IT
 
 
-def choose_k(first_IT: Tensor, odds_IT: Tensor, image_of_text_T: Tensor, max_loss: float) -> int:
+def choose_k(contrastive_IT: Tensor, logit_IT: Tensor, image_of_text_T: Tensor, max_loss: float) -> int:
     """The smallest k of `K_TRIED` with which R@1, either way, is at most `max_loss` below scoring every pair.
 
     Args:
-        first_IT: The first stage's scores on images and texts held out for this choice.
-        odds_IT: The full model's on the same pairs, all of them.
+        contrastive_IT: The contrastive scores on images and texts held out for this choice.
+        logit_IT: The full model's on the same pairs, all of them.
         image_of_text_T: int64, the image of each text.
         max_loss: As a share: 0.005 is half a point.
 
@@ -78,13 +78,13 @@ def choose_k(first_IT: Tensor, odds_IT: Tensor, image_of_text_T: Tensor, max_los
     Raises:
         ValueError: No k that leaves pairs out keeps the loss.
     """
-    full = retrieval_recall(odds_IT, image_of_text_T, (1,))
+    full = retrieval_recall(logit_IT, image_of_text_T, (1,))
     for k in K_TRIED:
-        pairs = best_pairs(first_IT, k)
-        if all(len(texts) == first_IT.shape[1] for texts in pairs):
+        pairs = best_pairs(contrastive_IT, k)
+        if all(len(texts) == contrastive_IT.shape[1] for texts in pairs):
             break
-        odds = [row[torch.from_numpy(texts)] for row, texts in zip(odds_IT, pairs, strict=True)]
-        short = retrieval_recall(ranked_in_two_stages(first_IT, pairs, odds), image_of_text_T, (1,))
+        logits = [row[torch.from_numpy(texts)] for row, texts in zip(logit_IT, pairs, strict=True)]
+        short = retrieval_recall(ranked_in_two_stages(contrastive_IT, pairs, logits), image_of_text_T, (1,))
         losses = (
             full.image_to_text[1] - short.image_to_text[1],
             full.text_to_image[1] - short.text_to_image[1],
@@ -93,5 +93,5 @@ def choose_k(first_IT: Tensor, odds_IT: Tensor, image_of_text_T: Tensor, max_los
             return k
     raise ValueError(
         f"max_loss: no k up to {k} keeps R@1 within {100 * max_loss:.2f} points of scoring every pair; allow more, or "
-        "train the first stage longer"
+        "train the contrastive head longer"
     )

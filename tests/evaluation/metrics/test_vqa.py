@@ -3,7 +3,7 @@ import json
 import pytest
 
 from soho_fast.data import ImageRef, VqaAnswers, VqaRecord
-from soho_fast.metrics import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
+from soho_fast.evaluation.metrics import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import scoring_run
 import torch
 
 from soho_fast.data.text import EncodedText
-from soho_fast.tasks.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.tasks.sharing import Alone, Kept
+from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
+from soho_fast.evaluation.sharing import Alone, Kept
 
 PROGRAM = Path(scoring_run.__file__)
 
@@ -32,26 +32,26 @@ def _one_thread():
 @torch.no_grad()
 def by_a_loop(scorer, images):
     """Every pair by itself, from pixels, by the model's own forward."""
-    odds = torch.empty(len(images), scorer.num_texts)
+    logits = torch.empty(len(images), scorer.num_texts)
     for i, image in enumerate(images):
         for t in range(scorer.num_texts):
             logits = scorer.model(**scoring_run.pixels([image]), input_ids=scorer.ids(np.array([t]))).itm_logits
-            odds[i, t] = logits[0, 1] - logits[0, 0]
-    return odds
+            logits[i, t] = logits[0, 1] - logits[0, 0]
+    return logits
 
 
 @pytest.mark.parametrize("pair_batch", [1, 7, 500])
 def test_all_pairs_against_a_loop(pair_batch):
     """Images of two sizes in one block, texts of three lengths: no call holds padding."""
     scorer, images = scoring_run.scorer(pair_batch=pair_batch), scoring_run.images(6)
-    calls, pair_odds = [], scorer.model.pair_odds
+    calls, matching_logits = [], scorer.model.matching_logits
 
     def counted(visual, ids, text_index, image_index):
         calls.append(len(text_index))
         assert len(visual) <= len(image_index) and len(ids) <= len(text_index)
-        return pair_odds(visual, ids, text_index, image_index)
+        return matching_logits(visual, ids, text_index, image_index)
 
-    scorer.model.pair_odds = counted
+    scorer.model.matching_logits = counted
     blocks = scoring_run.blocks(scorer, images)
     found = torch.stack(score_pairs(scorer, blocks))
     assert max(calls) <= pair_batch and sum(calls) == 6 * 9
@@ -67,7 +67,7 @@ class Counting(torch.nn.Module):
         super().__init__()
         self.calls = []
 
-    def pair_odds(self, visual_ILD, ids_TS, text_index, image_index):
+    def matching_logits(self, visual_ILD, ids_TS, text_index, image_index):
         self.calls.append((len(visual_ILD), len(ids_TS), len(text_index)))
         return visual_ILD[image_index, 0, 0] + 100 * ids_TS[text_index, 0]
 
@@ -77,8 +77,8 @@ def test_a_call_prepares_few_texts_and_images_for_many_pairs():
     model = Counting()
     scorer = PairScorer(model, texts, pair_batch=256)
     tokens = [torch.full((2, 1), float(n)) for n in range(32)]
-    odds = torch.stack(score_pairs(scorer, ImageBlocks(32, lambda block: [tokens[n] for n in block])))
-    assert torch.equal(odds, torch.arange(32.0)[:, None] + 100 * torch.arange(128))
+    logits = torch.stack(score_pairs(scorer, ImageBlocks(32, lambda block: [tokens[n] for n in block])))
+    assert torch.equal(logits, torch.arange(32.0)[:, None] + 100 * torch.arange(128))
     assert set(model.calls) == {(16, 16, 256)} and len(model.calls) == 16
 
 

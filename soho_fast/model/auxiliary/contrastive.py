@@ -1,4 +1,4 @@
-"""A cheap first stage for retrieval: one vector for each image and each text, made by the Transformer from it alone.
+"""A cheap contrastive stage for retrieval: one vector for each image and each text, made by the Transformer from it alone.
 
 The paper leaves open how early fusion could be made fast enough to search with (appendix A.4), since it reads every
 image with every text. The same Transformer reads an image's visual tokens without a text, or a text without an image; a
@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import SohoConfig
+from ..config import SohoConfig
 
 
-class FirstStage(nn.Module):
+class ContrastiveHead(nn.Module):
     """Projections of an image's and of a text's own hidden states to unit vectors, and the scale of the loss."""
 
     # As in CLIP (Radford et al. 2021, section 2.5): logits are inner products over a temperature that starts at 0.07
@@ -27,8 +27,8 @@ class FirstStage(nn.Module):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
-        self.image_projection = nn.Linear(config.hidden_size, config.first_stage_size)
-        self.text_projection = nn.Linear(config.hidden_size, config.first_stage_size)
+        self.image_projection = nn.Linear(config.hidden_size, config.contrastive_size)
+        self.text_projection = nn.Linear(config.hidden_size, config.contrastive_size)
         # One number, with a dimension: DeepSpeed views each parameter as bytes, which one without has not.
         self.log_scale = nn.Parameter(torch.full((1,), self.INITIAL_SCALE))
 

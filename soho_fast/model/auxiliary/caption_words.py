@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import SohoConfig
+from ..config import SohoConfig
 
 
 class CaptionWordHead(nn.Module):
