@@ -95,7 +95,7 @@ def test_losses_and_gradients_of_pretraining(tiny_model, batch, packed, override
     assert len(packed) == training
     if models[0].soho.visual_dictionary is not None:
         codebooks = [model.soho.visual_dictionary.codebook for model in models]
-        torch.testing.assert_close(*codebooks, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(*codebooks, rtol=0, atol=1e-6 * float(codebooks[0].abs().max()))
 
 
 @pytest.mark.parametrize("missing", [["image_index"], ["mask_uniform"], ["itm_labels"], ["mlm_labels"]])
@@ -201,7 +201,9 @@ def dropout_by_value(x, p=0.5, training=True, inplace=False):
     """Drops by the value instead of by chance: the same wherever the same number is computed."""
     if not training or not p:
         return x
-    kept = (30.0 * x.detach().float()).sin() > -0.8
+    values = x.detach().float()
+    shares = bool((values >= 0).all() and (values <= 1).all())  # of attention: small numbers
+    kept = ((200.0 if shares else 30.0) * values).sin() > -0.5
     return x * kept / (1.0 - p)
 
 
@@ -210,14 +212,17 @@ def dropout_by_value(x, p=0.5, training=True, inplace=False):
 def test_dropout_drops_what_the_plain_model_drops(tiny_model, batch, packed, monkeypatch, kind, use_dictionary):
     monkeypatch.setattr(F, "dropout", dropout_by_value)
     dropout = PAPER_DROPOUT if kind == "both" else {**dict.fromkeys(PAPER_DROPOUT, 0.0), kind: 0.1}
-    steps = []
-    for fast in (False, True):
+
+    def build(**dropout):
         model = tiny_model(**dropout, use_dictionary=use_dictionary, num_hidden_layers=3).train()
+        for weight in model.soho.encoder.parameters():
+            weight.data.mul_(10.0 if weight.dim() > 1 else 1.0)  # as drawn, attention hardly matters
         model.set_attn_implementation("eager")  # SDPA draws inside
-        steps.append(step(speed_up_on_cpu(model) if fast else model, padded(batch)))
-    undropped = step(tiny_model(use_dictionary=use_dictionary, num_hidden_layers=3).train(), padded(batch))
-    assert (steps[0][0].loss - undropped[0].loss).abs() > 1e-3
-    assert_same(*steps)
+        return model
+
+    plain, fast = step(build(**dropout), padded(batch)), step(speed_up_on_cpu(build(**dropout)), padded(batch))
+    assert (plain[0].loss - step(build(), padded(batch))[0].loss).abs() > 5e-4
+    assert_same(plain, fast, tolerance=1e-5)
     assert len(packed) == 1
 
 
