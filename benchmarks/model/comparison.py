@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.model.eager_pipeline import EagerOptimizers, EagerPretraining, pad_texts
 from benchmarks.model.training_batches import TimedShape, build_model, make_batch
+from soho_fast.engine.launch import deepspeed_config, start_engine, start_processes
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.processes import deepspeed_config, start_engine, start_processes
 from soho_fast.engine.settings import EngineSettings
 from soho_fast.model.cpu import speed_up_on_cpu
 
