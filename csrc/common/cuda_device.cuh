@@ -71,18 +71,18 @@ __device__ __forceinline__ void ldmatrix_x2(uint32_t (&out)[2], const void* shar
 // Starts to copy 16 bytes to shared memory; both addresses are multiples of 16. The first `num_bytes` are read, the
 // rest becomes 0.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, int num_bytes = 16) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(__cvta_generic_to_global(global)), "r"(num_bytes)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(__cvta_generic_to_global(global)), "r"(num_bytes)
+      : "memory");
 }
 
 // The same of 4 bytes, addresses multiples of 4; `num_bytes` is 4 or 0.
 __device__ __forceinline__ void copy_async_4(void* shared, const void* global, int num_bytes = 4) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(__cvta_generic_to_global(global)), "r"(num_bytes)
-               : "memory");
+  asm volatile(
+      "cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(__cvta_generic_to_global(global)), "r"(num_bytes)
+      : "memory");
 }
 
 // Ends a group of copies of this thread.

@@ -77,8 +77,8 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup(const Tensor& features, const
                       "codebook_lookup");
     }
   }
-  const Tensor chosen = return_codes ? gather(call, torch::stable::contiguous(codebook), index)
-                                     : call.empty({0}, codebook.scalar_type());
+  const Tensor chosen =
+      return_codes ? gather(call, torch::stable::contiguous(codebook), index) : call.empty({0}, codebook.scalar_type());
   return {distance, index, chosen};
 }
 

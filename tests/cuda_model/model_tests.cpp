@@ -19,33 +19,34 @@ template <class... Parameters, class... Args>
 std::string complaint(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Args... args) {
   try {
     launch(kernel, grid, block, shared_bytes, nullptr, args...);
-  } catch (const std::runtime_error &error) {
+  } catch (const std::runtime_error& error) {
     return error.what();
   }
   return "";
 }
 
-bool has(const std::string &text, const std::string &part) { return text.find(part) != std::string::npos; }
+bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 // Each thread reads what its neighbour wrote.
-template <bool planted> __global__ void turn_block(int *out) {
+template <bool planted>
+__global__ void turn_block(int* out) {
   __shared__ int values[96];
   values[threadIdx.x] = static_cast<int>(threadIdx.x);
-  if (!planted)
-    __syncthreads();
+  if (!planted) __syncthreads();
   out[threadIdx.x] = values[(threadIdx.x + 1) % 96];
 }
 
-template <bool planted> __global__ void turn_warp(int *out) {
-  int *values = reinterpret_cast<int *>(dynamic_shared());
-  if (threadIdx.x % 2 == 0) // a divergent write
+template <bool planted>
+__global__ void turn_warp(int* out) {
+  int* values = reinterpret_cast<int*>(dynamic_shared());
+  if (threadIdx.x % 2 == 0)  // a divergent write
     values[threadIdx.x] = values[threadIdx.x + 1] = static_cast<int>(threadIdx.x);
-  if (!planted)
-    __syncwarp();
+  if (!planted) __syncwarp();
   out[threadIdx.x] = values[(threadIdx.x + 2) % 32];
 }
 
-template <class Kernel, class Wanted> int num_wrong_seeds(Kernel kernel, int num_threads, Wanted wanted) {
+template <class Kernel, class Wanted>
+int num_wrong_seeds(Kernel kernel, int num_threads, Wanted wanted) {
   int wrong = 0;
   for (uint64_t seed = 0; seed < 20; ++seed) {
     soho_model::set_seed(seed);
@@ -71,8 +72,7 @@ void test_missing_barriers_show() {
 }
 
 __global__ void ends_before_the_barrier() {
-  if (threadIdx.x == 5)
-    return;
+  if (threadIdx.x == 5) return;
   __syncthreads();
 }
 
@@ -85,8 +85,7 @@ __global__ void waits_at_two_barriers() {
 }
 
 __global__ void leaves_a_lane_out() {
-  if (threadIdx.x != 3)
-    __shfl_sync(0xffffffffu, 1, 0);
+  if (threadIdx.x != 3) __shfl_sync(0xffffffffu, 1, 0);
 }
 
 __global__ void disagrees() {
@@ -107,11 +106,10 @@ __global__ void loads_misaligned() {
 __global__ void multiplies_with_half_a_warp() {
   float c[4] = {};
   const uint32_t a[4] = {}, b[2] = {};
-  if (threadIdx.x < 16)
-    mma_bfloat16(c, a, b);
+  if (threadIdx.x < 16) mma_bfloat16(c, a, b);
 }
 
-__global__ void copies_misaligned(const char *global) { copy_async_16(dynamic_shared(), global + 4); }
+__global__ void copies_misaligned(const char* global) { copy_async_16(dynamic_shared(), global + 4); }
 
 void test_divergence_is_named() {
   const std::string ended = complaint(ends_before_the_barrier, 1, 64, 0);
@@ -127,7 +125,7 @@ void test_divergence_is_named() {
   alignas(16) const char bytes[32] = {};
   CHECK(has(complaint(copies_misaligned, 1, 1, 16, bytes), "no multiple of 16"));
   CHECK(has(complaint(masks_itself_out, 1, 2048, 0), "1 to 1024 threads"));
-  CHECK(complaint(ends_before_the_barrier, 1, 4, 0).empty()); // and the model goes on after an error
+  CHECK(complaint(ends_before_the_barrier, 1, 4, 0).empty());  // and the model goes on after an error
 }
 
 struct WarpResults {
@@ -136,10 +134,10 @@ struct WarpResults {
   int any, all;
 };
 
-__global__ void use_warp_words(WarpResults *out) {
+__global__ void use_warp_words(WarpResults* out) {
   const int lane = static_cast<int>(threadIdx.x % 32), value = lane * lane % 7;
   const unsigned all = 0xffffffffu;
-  WarpResults &r = out[threadIdx.x];
+  WarpResults& r = out[threadIdx.x];
   r.shuffled = __shfl_sync(all, value, lane + 3, 8);
   r.up = __shfl_up_sync(all, value, 2);
   r.down = __shfl_down_sync(all, value, 2, 16);
@@ -150,8 +148,7 @@ __global__ void use_warp_words(WarpResults *out) {
   r.same = __match_any_sync(all, value);
   r.any = __any_sync(all, value == 4);
   r.all = __all_sync(all, value < 7);
-  if (lane < 8)
-    r.sum += __reduce_add_sync(0xffu, lane);
+  if (lane < 8) r.sum += __reduce_add_sync(0xffu, lane);
 }
 
 void test_warp_words() {
@@ -167,7 +164,7 @@ void test_warp_words() {
       ballot |= unsigned{value(other) > 2} << other;
       same |= unsigned{value(other) == value(lane)} << other;
     }
-    const WarpResults &r = out[t];
+    const WarpResults& r = out[t];
     CHECK(r.shuffled == value(lane / 8 * 8 + (lane + 3) % 8));
     CHECK(r.up == value(lane < 2 ? lane : lane - 2) && r.down == value(lane % 16 > 13 ? lane : lane + 2));
     CHECK(r.turned == value(lane ^ 5) && r.sum == sum + (lane < 8 ? 28 : 0) && r.least == -3);
@@ -176,12 +173,11 @@ void test_warp_words() {
 }
 
 // Loads A row by row and B column by column with ldmatrix, or B row by row transposed, and multiplies.
-template <bool bfloat, bool transposed> __global__ void multiply(const uint16_t *a, const uint16_t *b, float *c) {
+template <bool bfloat, bool transposed>
+__global__ void multiply(const uint16_t* a, const uint16_t* b, float* c) {
   __shared__ __align__(16) uint16_t left[16 * 16], right[16 * 8];
-  for (unsigned i = threadIdx.x; i < 256; i += 32)
-    left[i] = a[i];
-  for (unsigned i = threadIdx.x; i < 128; i += 32)
-    right[transposed ? i : i % 8 * 16 + i / 8] = b[i];
+  for (unsigned i = threadIdx.x; i < 256; i += 32) left[i] = a[i];
+  for (unsigned i = threadIdx.x; i < 128; i += 32) right[transposed ? i : i % 8 * 16 + i / 8] = b[i];
   __syncwarp();
   const unsigned lane = threadIdx.x;
   uint32_t fragment[4], columns[2];
@@ -195,17 +191,16 @@ template <bool bfloat, bool transposed> __global__ void multiply(const uint16_t 
     ldmatrix_x2(columns, right + lane % 8 * 16 + lane / 8 % 2 * 8);
   }
   float sums[4];
-  for (int part = 0; part < 4; ++part)
-    sums[part] = c[(lane / 4 + part / 2 * 8) * 8 + lane % 4 * 2 + part % 2];
+  for (int part = 0; part < 4; ++part) sums[part] = c[(lane / 4 + part / 2 * 8) * 8 + lane % 4 * 2 + part % 2];
   if (bfloat)
     mma_bfloat16(sums, fragment, columns);
   else
     mma_float16(sums, fragment, columns);
-  for (int part = 0; part < 4; ++part)
-    c[(lane / 4 + part / 2 * 8) * 8 + lane % 4 * 2 + part % 2] = sums[part];
+  for (int part = 0; part < 4; ++part) c[(lane / 4 + part / 2 * 8) * 8 + lane % 4 * 2 + part % 2] = sums[part];
 }
 
-template <bool bfloat, bool transposed> void test_multiply(bool small_integers) {
+template <bool bfloat, bool transposed>
+void test_multiply(bool small_integers) {
   std::mt19937 engine(3);
   std::set<std::vector<float>> seen;
   for (uint64_t seed = 0; seed < 12; ++seed) {
@@ -214,16 +209,14 @@ template <bool bfloat, bool transposed> void test_multiply(bool small_integers) 
     std::vector<float> c(128), start(128);
     engine.seed(3);
     const auto draw = [&] {
-      const float value = small_integers ? static_cast<float>(engine() % 9) - 4 : std::normal_distribution<float>()(engine);
+      const float value =
+          small_integers ? static_cast<float>(engine() % 9) - 4 : std::normal_distribution<float>()(engine);
       return bfloat ? round_bfloat16(value) : round_float16(value);
     };
     const auto widen = [](uint16_t bits) { return bfloat ? widen_bfloat16(bits) : widen_float16(bits); };
-    for (uint16_t &x : a)
-      x = draw();
-    for (uint16_t &x : b)
-      x = draw();
-    for (float &x : start)
-      x = widen(draw());
+    for (uint16_t& x : a) x = draw();
+    for (uint16_t& x : b) x = draw();
+    for (float& x : start) x = widen(draw());
     c = start;
     launch(multiply<bfloat, transposed>, 1, 32, 0, nullptr, a.data(), b.data(), c.data());
     seen.insert(c);
@@ -240,11 +233,11 @@ template <bool bfloat, bool transposed> void test_multiply(bool small_integers) 
       }
     }
   }
-  CHECK(small_integers ? seen.size() == 1 : seen.size() > 1); // the rounding follows the seed
+  CHECK(small_integers ? seen.size() == 1 : seen.size() > 1);  // the rounding follows the seed
 }
 
-__global__ void copy_and_read(const int *global, int *out, int wait_for_them) {
-  int *shared = reinterpret_cast<int *>(dynamic_shared());
+__global__ void copy_and_read(const int* global, int* out, int wait_for_them) {
+  int* shared = reinterpret_cast<int*>(dynamic_shared());
   copy_async_16(shared + 4 * threadIdx.x, global + 4 * threadIdx.x, 12);
   copy_async_commit();
   copy_async_4(shared + 128 + threadIdx.x, global + threadIdx.x);
@@ -255,15 +248,13 @@ __global__ void copy_and_read(const int *global, int *out, int wait_for_them) {
     copy_async_wait<1>();
   __syncthreads();
   const unsigned next = (threadIdx.x + 1) % 32;
-  for (unsigned i = 0; i < 4; ++i)
-    out[5 * threadIdx.x + i] = shared[4 * next + i];
+  for (unsigned i = 0; i < 4; ++i) out[5 * threadIdx.x + i] = shared[4 * next + i];
   out[5 * threadIdx.x + 4] = shared[128 + next];
 }
 
 void test_copies() {
   std::vector<int> global(128), out(160);
-  for (int i = 0; i < 128; ++i)
-    global[i] = i + 1;
+  for (int i = 0; i < 128; ++i) global[i] = i + 1;
   for (int wait_for_them : {0, 1, 2}) {
     int wrong_first = 0, wrong_second = 0;
     for (uint64_t seed = 0; seed < 5; ++seed) {
@@ -271,8 +262,7 @@ void test_copies() {
       launch(copy_and_read, 1, 32, 160 * sizeof(int), nullptr, global.data(), out.data(), wait_for_them);
       for (int t = 0; t < 32; ++t) {
         const int next = (t + 1) % 32;
-        for (int i = 0; i < 4; ++i)
-          wrong_first += out[5 * t + i] != (i < 3 ? 4 * next + i + 1 : 0);
+        for (int i = 0; i < 4; ++i) wrong_first += out[5 * t + i] != (i < 3 ? 4 * next + i + 1 : 0);
         wrong_second += out[5 * t + 4] != next + 1;
       }
     }
@@ -281,9 +271,8 @@ void test_copies() {
   }
 }
 
-__global__ void count_blocks(unsigned *order, unsigned *next, int *votes) {
-  if (threadIdx.x == 0 && threadIdx.y == 0)
-    order[atomicAdd(next, 1)] = blockIdx.x + gridDim.x * blockIdx.y;
+__global__ void count_blocks(unsigned* order, unsigned* next, int* votes) {
+  if (threadIdx.x == 0 && threadIdx.y == 0) order[atomicAdd(next, 1)] = blockIdx.x + gridDim.x * blockIdx.y;
   atomicMax(votes, __syncthreads_count(threadIdx.x % 3 == 0));
 }
 
@@ -293,7 +282,7 @@ void test_blocks_and_atomics() {
   int votes = -1;
   soho_model::set_seed(1);
   launch(count_blocks, dim3(4, 3), dim3(8, 4), 0, nullptr, order.data(), &next, &votes);
-  CHECK(next == 12 && votes == 12); // 3 of 8 columns, in 4 rows
+  CHECK(next == 12 && votes == 12);  // 3 of 8 columns, in 4 rows
   CHECK(std::set<unsigned>(order.begin(), order.end()).size() == 12);
   CHECK(!std::is_sorted(order.begin(), order.end()));
 }
@@ -313,7 +302,7 @@ void test_conversions() {
   CHECK(__fmul_ru(1.0f + 0x1p-23f, 1.0f + 0x1p-23f) == 1.0f + 0x1.8p-22f && __fsqrt_ru(4.0f) == 2.0f);
 }
 
-} // namespace
+}  // namespace
 
 void test_model() {
   test_missing_barriers_show();

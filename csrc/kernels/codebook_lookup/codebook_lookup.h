@@ -85,9 +85,7 @@ struct Undecided {
 };
 constexpr int64_t kUndecided = -1;  // position 0, nearest -1
 static inline int64_t undecided_index(const Undecided& row) { return -1 - (row.position << 31 | (row.nearest + 1)); }
-static inline Undecided undecided_at(int64_t index) {
-  return {(-1 - index) >> 31, ((-1 - index) & 0x7fffffff) - 1};
-}
+static inline Undecided undecided_at(int64_t index) { return {(-1 - index) >> 31, ((-1 - index) & 0x7fffffff) - 1}; }
 
 // What a call or a part of it took; sums over parts.
 struct LookupCounts {

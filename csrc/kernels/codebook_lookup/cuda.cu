@@ -1,8 +1,8 @@
 // Certified lookup on a GPU; sm_80 and newer.
 //
 // Packing a codebook (cuda_codes.cuh): insert_codes finds copies, sum_codes and centre_codes the mean of the distinct
-// codes, measure_codes the scale, pack_codes writes float16. A lookup takes the rows in slabs, so that its workspace has
-// a bound; of each slab
+// codes, measure_codes the scale, pack_codes writes float16. A lookup takes the rows in slabs, so that its workspace
+// has a bound; of each slab
 //   convert_rows (cuda_rows.cuh)      centres, scales and rounds the rows and bounds the error of their scores
 //   screen_rows (cuda_screen.cuh)     scores on tensor cores; what lies within the window of the best goes to a list
 //   decide (cuda_decide.cuh)          a single survivor is the nearest code; more are compared in float64
@@ -111,7 +111,8 @@ Workspace workspace_in(Arrays& arrays, const CodebookLookupArgs& args, const Pla
   if (last_tiles > 0 && last_tiles * plan.num_ranges(last_tiles * kTileRows) > list_tiles)
     list_tiles = last_tiles * plan.num_ranges(last_tiles * kTileRows);
   const int64_t items = list_tiles * kTileRows;
-  const int64_t parts = (ceil_div(rows, kRowsOfItem) > plan.slots ? ceil_div(rows, kRowsOfItem) : plan.slots) * kRowsOfItem;
+  const int64_t parts =
+      (ceil_div(rows, kRowsOfItem) > plan.slots ? ceil_div(rows, kRowsOfItem) : plan.slots) * kRowsOfItem;
   Workspace space{};
   space.rows.panel = arrays.next<uint16_t>(rows * padded_channels(args.num_channels));
   space.rows.window = arrays.next<float>(rows);
@@ -245,7 +246,8 @@ CudaStatus gather_codes_cuda(const GatherCodesArgs& args, int64_t num_rows, Cuda
   const dim3 grid(ceil_div(num_rows, kBlockWarps));
   const uintptr_t bits =
       reinterpret_cast<uintptr_t>(args.codebook) | reinterpret_cast<uintptr_t>(args.output) | args.row_bytes;
-  if (bits % sizeof(uint4) == 0) return launch(gather_rows<uint4>, grid, dim3(kBlockThreads), 0, stream, args, num_rows);
+  if (bits % sizeof(uint4) == 0)
+    return launch(gather_rows<uint4>, grid, dim3(kBlockThreads), 0, stream, args, num_rows);
   return launch(gather_rows<uint16_t>, grid, dim3(kBlockThreads), 0, stream, args, num_rows);
 }
 

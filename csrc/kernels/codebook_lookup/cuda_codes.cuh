@@ -12,9 +12,9 @@
 namespace soho {
 namespace {
 
-constexpr int kTileRows = 128;      // of a block of the screening kernel
+constexpr int kTileRows = 128;  // of a block of the screening kernel
 constexpr int kTileCodes = 128;
-constexpr int kTileChannels = 32;   // of one pipeline stage
+constexpr int kTileChannels = 32;  // of one pipeline stage
 constexpr int kWarp = 32;
 constexpr int kBlockThreads = 256;  // of all kernels but the screening one
 constexpr int kBlockWarps = kBlockThreads / kWarp;
@@ -124,8 +124,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 // Block (x, part): the sum of 32 channels over a part of the distinct codes, and their number.
-__global__ void __launch_bounds__(kBlockThreads)
-    sum_codes(const float* codebook, CudaCodes codes, CopyTable table) {
+__global__ void __launch_bounds__(kBlockThreads) sum_codes(const float* codebook, CudaCodes codes, CopyTable table) {
   __shared__ double sums[kBlockWarps][kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
@@ -157,7 +156,8 @@ __global__ void __launch_bounds__(kBlockThreads) centre_codes(CudaCodes codes, C
 }
 
 // Largest |d - m| of all elements; warps take codes in turn.
-__global__ void __launch_bounds__(kBlockThreads) measure_codes(const float* codebook, CudaCodes codes, CopyTable table) {
+__global__ void __launch_bounds__(kBlockThreads)
+    measure_codes(const float* codebook, CudaCodes codes, CopyTable table) {
   const int lane = threadIdx.x % kWarp;
   float largest = 0.0f;
   for (int64_t j = static_cast<int64_t>(blockIdx.x) * kBlockWarps + threadIdx.x / kWarp; j < codes.num_codes;

@@ -8,9 +8,9 @@
 namespace soho {
 namespace {
 
-constexpr int kSums = 8;                   // lanes of one distance
-constexpr int kPairs = kWarp / kSums;      // distances of a warp at a time
-constexpr int kRowsOfItem = 4;             // undecided rows that go through the codes together
+constexpr int kSums = 8;               // lanes of one distance
+constexpr int kPairs = kWarp / kSums;  // distances of a warp at a time
+constexpr int kRowsOfItem = 4;         // undecided rows that go through the codes together
 constexpr int kBlockDistances = kBlockThreads / kSums;
 
 struct DecideArgs {
@@ -20,15 +20,16 @@ struct DecideArgs {
   CudaLists lists;
   int32_t num_ranges;
   uint32_t* num_undecided;
-  int32_t* undecided;         // (num_rows,) rows of the slab, in any order
-  double* part_distance;      // of kRowsOfItem rows per item of compare_all: the smallest of its part of the codes
+  int32_t* undecided;     // (num_rows,) rows of the slab, in any order
+  double* part_distance;  // of kRowsOfItem rows per item of compare_all: the smallest of its part of the codes
   int32_t* part_code;
   unsigned long long* counts;  // (2,) or null: adds the rows compared in float64 and those of them left to compare_all
 };
 
 // The defined distance of a row and a code, in all lanes of a group of eight.
 template <Element type>
-__device__ __forceinline__ double squared_distance(const void* row, const float* code, int64_t num_channels, int sum_lane) {
+__device__ __forceinline__ double squared_distance(const void* row, const float* code, int64_t num_channels,
+                                                   int sum_lane) {
   double sum = 0.0;
   for (int64_t c = sum_lane; c < num_channels; c += kSums) {
     const double difference = __dsub_rn(static_cast<double>(load_value<type>(row, c)), static_cast<double>(code[c]));
@@ -49,7 +50,8 @@ struct Nearest {
   }
 };
 
-__device__ __forceinline__ int set_bit(uint32_t bits, int which) {  // position of the which-th, -1 where there are fewer
+__device__ __forceinline__ int set_bit(uint32_t bits,
+                                       int which) {  // position of the which-th, -1 where there are fewer
   for (; which > 0; --which) bits &= bits - 1;
   return __ffs(static_cast<int>(bits)) - 1;
 }
@@ -94,7 +96,8 @@ __global__ void __launch_bounds__(kBlockThreads, 3) decide(DecideArgs args) {
       num_survivors += __popc(survivors);
       while (survivors != 0) {
         const int source = set_bit(survivors, pair);
-        const int32_t chosen = __shfl_sync(kAllLanes, code, source < 0 ? __ffs(static_cast<int>(survivors)) - 1 : source);
+        const int32_t chosen =
+            __shfl_sync(kAllLanes, code, source < 0 ? __ffs(static_cast<int>(survivors)) - 1 : source);
         // A single survivor needs no distance; whether more follow is known in the last round only.
         const bool single = num_survivors == 1 && first + kWarp >= num_entries;
         double distance = 0.0;

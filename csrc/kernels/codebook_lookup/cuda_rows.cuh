@@ -105,8 +105,7 @@ __global__ void __launch_bounds__(kBlockThreads) convert_rows(RowsArgs args, int
     return;
   }
   const int code_exponent = exponent_above(codes.header->largest_bits);
-  const int ratio_exponent =
-      max(kLowestRatioExponent, min(0, code_exponent - exponent_above(largest_bits_of_tile)));
+  const int ratio_exponent = max(kLowestRatioExponent, min(0, code_exponent - exponent_above(largest_bits_of_tile)));
   const float ratio = power_of_two(ratio_exponent);
   const float scale = power_of_two(kTopExponent - code_exponent + ratio_exponent);
   if (threadIdx.x == 0) args.rows.ratio[blockIdx.x] = ratio;

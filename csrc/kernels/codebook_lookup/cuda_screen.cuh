@@ -14,10 +14,10 @@ namespace {
 
 constexpr int kScreenThreads = 128;
 constexpr int kStages = 4;
-constexpr int kListSize = 16;   // survivors kept per row
+constexpr int kListSize = 16;  // survivors kept per row
 constexpr int kWarpRows = 32;
-constexpr int kRowSlots = 4;    // rows of a lane: g, g + 8, g + 16, g + 24 of its warp, g = lane / 4
-constexpr int kScores = 32;     // of one row in one lane: columns 8n + 2t and 8n + 2t + 1, t = lane % 4
+constexpr int kRowSlots = 4;  // rows of a lane: g, g + 8, g + 16, g + 24 of its warp, g = lane / 4
+constexpr int kScores = 32;   // of one row in one lane: columns 8n + 2t and 8n + 2t + 1, t = lane % 4
 constexpr int kOverflowedList = -1;
 
 // One row and one range of codes is an item: range * list_rows + row.
@@ -181,7 +181,8 @@ __global__ void __launch_bounds__(kScreenThreads, 2) screen_rows(ScreenArgs args
       copy_tile(stage.rows, args.rows.panel, first_row, codes.padded_channels, next_channel);
       copy_tile(stage.codes, codes.panel, next_tile * kTileCodes, codes.padded_channels, next_channel);
       if (next_channel == 0 && threadIdx.x < kTileCodes / 4)
-        copy_async_16(stage.negated_half + 4 * threadIdx.x, codes.negated_half + next_tile * kTileCodes + 4 * threadIdx.x);
+        copy_async_16(stage.negated_half + 4 * threadIdx.x,
+                      codes.negated_half + next_tile * kTileCodes + 4 * threadIdx.x);
       next_channel += kTileChannels;
       if (next_channel == codes.padded_channels) {
         next_channel = 0;

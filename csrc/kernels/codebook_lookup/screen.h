@@ -22,7 +22,7 @@ constexpr int32_t kFewSurvivors = 2;  // which float64 decides between at once
 // A survivor costs as much as this many codes of a float32 pass; so a row with more of them is left to the next pass.
 constexpr int64_t kCodesPerSurvivor = 6;
 constexpr int32_t kAlwaysCompared = 8;  // survivors that are worth no other pass
-constexpr int32_t kListSlack = 16;    // lists are written by whole vectors
+constexpr int32_t kListSlack = 16;      // lists are written by whole vectors
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kPanelBytes =
     256 * 1024;  // of converted rows: half of a 512 KiB L2 cache, the rest streams the codes

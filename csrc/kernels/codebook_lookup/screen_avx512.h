@@ -52,9 +52,7 @@ inline void offer32(Survivors& list, float& threshold, const float* scores, int3
   const __m512 limit = _mm512_set1_ps(threshold);
   const __mmask16 hits[2] = {_mm512_cmp_ps_mask(score[0], limit, _CMP_GE_OQ),
                              _mm512_cmp_ps_mask(score[1], limit, _CMP_GE_OQ)};
-  if (!make_room(list, threshold, __builtin_popcount(hits[0]) + __builtin_popcount(hits[1]),
-                 first_position))
-    return;
+  if (!make_room(list, threshold, __builtin_popcount(hits[0]) + __builtin_popcount(hits[1]), first_position)) return;
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   for (int half = 0; half < 2; ++half) {
     const __m512i position = _mm512_add_epi32(lane, _mm512_set1_epi32(first_position + 16 * half));

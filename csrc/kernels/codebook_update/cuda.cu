@@ -6,7 +6,8 @@
 //   prefix_codes   where the members of each code begin
 //   place_members  the rows, sorted by code
 //   add_members    reads each counted row once; kUnroll rows are under way at a time
-//   add_popular    the same for a code with kPopular members or more: a block takes few of its channels, and most of its
+//   add_popular    the same for a code with kPopular members or more: a block takes few of its channels, and most of
+//   its
 //                  warps bring rows to shared memory for the one that adds, so that the additions alone take their time
 #include "common/cuda_device.cuh"
 #include "kernels/codebook_update/codebook_update.h"
@@ -18,7 +19,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 constexpr int kScanThreads = 1024;
-constexpr int kChunks = 4;   // of 32 rows whose index rank_rows reads at a time
+constexpr int kChunks = 4;  // of 32 rows whose index rank_rows reads at a time
 constexpr int kUnroll = 8;
 constexpr uint32_t kPopular = 512;
 constexpr int kSliceBytes = 64;  // of a row, in a block of add_popular
@@ -160,8 +161,7 @@ __global__ void __launch_bounds__(kThreads) place_members(CodebookUpdateArgs arg
   const uint32_t code = code_of(args, row);
   if (code == kNotCounted) return;
   const int64_t tile = row / plan.tile_rows;
-  const uint32_t position =
-      plan.offsets[code] + plan.tile_counts[tile * args.num_codes + code] + plan.ranks[row];
+  const uint32_t position = plan.offsets[code] + plan.tile_counts[tile * args.num_codes + code] + plan.ranks[row];
   plan.members[position] = static_cast<uint32_t>(row);
 }
 
@@ -229,7 +229,8 @@ __device__ __forceinline__ void store(float* memory, const float (&values)[kVect
   if constexpr (kVector % 4 == 0) {
 #pragma unroll
     for (int e = 0; e < kVector; e += 4)  // a plain store of a float4 is taken apart by the compiler
-      __stcg(reinterpret_cast<float4*>(memory + e), make_float4(values[e], values[e + 1], values[e + 2], values[e + 3]));
+      __stcg(reinterpret_cast<float4*>(memory + e),
+             make_float4(values[e], values[e + 1], values[e + 2], values[e + 3]));
   } else {
     for (int e = 0; e < kVector; ++e) memory[e] = values[e];
   }
@@ -380,8 +381,7 @@ CudaStatus launch_add_members_of(const CodebookUpdateArgs& args, const SortPlan&
   constexpr int kVector = type == Element::kFloat32 ? 4 : 8;
   const bool wide = args.num_channels % kVector == 0 && args.row_stride % kVector == 0 && is_aligned(args.features) &&
                     is_aligned(args.moves_codebook ? args.codebook : args.sums);
-  return wide ? launch_add_members<type, kVector>(args, plan, stream)
-              : launch_add_members<type, 1>(args, plan, stream);
+  return wide ? launch_add_members<type, kVector>(args, plan, stream) : launch_add_members<type, 1>(args, plan, stream);
 }
 
 // A warp takes a code.
@@ -413,8 +413,8 @@ CudaStatus update_codebook_cuda(const CodebookUpdateArgs& args, void* workspace,
   const SortPlan plan = plan_sort(args, workspace);
   const bool in_shared = args.num_codes <= kMaxSharedCounters;
   const size_t shared_bytes = in_shared ? sizeof(uint32_t) * args.num_codes : 0;
-  CudaStatus status = launch(rank_rows, static_cast<unsigned>(plan.num_tiles), kWarp, shared_bytes, stream, args, plan,
-                             in_shared);
+  CudaStatus status =
+      launch(rank_rows, static_cast<unsigned>(plan.num_tiles), kWarp, shared_bytes, stream, args, plan, in_shared);
   if (status != 0) return status;
   status = launch(prefix_tiles, static_cast<unsigned>(divide_up(args.num_codes, kWarp)), kScanThreads, 0, stream, plan,
                   args.num_codes);
@@ -422,8 +422,8 @@ CudaStatus update_codebook_cuda(const CodebookUpdateArgs& args, void* workspace,
   status = launch(prefix_codes, 1, kScanThreads, 0, stream, plan.offsets, args.num_codes,
                   args.moves_codebook ? nullptr : args.counts);
   if (status != 0) return status;
-  status = launch(place_members, static_cast<unsigned>(divide_up(args.num_rows, kThreads)), kThreads, 0, stream, args,
-                  plan);
+  status =
+      launch(place_members, static_cast<unsigned>(divide_up(args.num_rows, kThreads)), kThreads, 0, stream, args, plan);
   if (status != 0 || args.num_channels == 0) return status;
   switch (args.features_type) {
     case Element::kFloat32:

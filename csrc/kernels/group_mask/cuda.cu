@@ -24,8 +24,8 @@ struct UnitStrides {
 
 // Copies by the warp, several units under way at a time.
 template <class Unit>
-__device__ __forceinline__ void copy_row(const Unit* source, int64_t source_stride, Unit* target,
-                                         int64_t target_stride, int64_t num_units) {
+__device__ __forceinline__ void copy_row(const Unit* source, int64_t source_stride, Unit* target, int64_t target_stride,
+                                         int64_t num_units) {
   for (int64_t first = threadIdx.x % kWarp; first < num_units; first += kWarp * kUnroll) {
     Unit units[kUnroll];
 #pragma unroll
@@ -119,9 +119,7 @@ __global__ void __launch_bounds__(kThreads) sample_labels(SampleGroupArgs args, 
     }
   }
   const int64_t begin = length * threadIdx.x / kThreads, end = length * (threadIdx.x + 1) / kThreads;
-  const auto is_first = [&](int64_t p) {
-    return labels[p] != kAbsent && (p == 0 || labels[p] != labels[p - 1]);
-  };
+  const auto is_first = [&](int64_t p) { return labels[p] != kAbsent && (p == 0 || labels[p] != labels[p - 1]); };
   int64_t own = 0;
   for (int64_t p = begin; p < end; ++p) own += is_first(p);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
