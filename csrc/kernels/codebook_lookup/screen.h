@@ -34,7 +34,7 @@ constexpr int64_t kTrialTiles = 2;        // of a panel behind unseen rows, wher
 struct Comparison {
   const CodebookLookupArgs& args;
   const ScreenedCodes& screened;
-  double* exact_row;  // room for one
+  const ExactCopies& copies;  // of one row
 };
 
 // Survivors of one row so far, in ascending order of code; where codes were compared, their nearest comes first.
@@ -69,14 +69,12 @@ inline bool is_dense(const Survivors& list, int64_t end) {
 
 // Keeps the nearest survivor; returns whether float64 had to compare any.
 inline bool keep_nearest(Survivors& list) {
-  const CodebookLookupArgs& args = list.comparison->args;
-  const ScreenedCodes& screened = list.comparison->screened;
-  double* exact_row = list.comparison->exact_row;
+  const auto& [args, screened, copies] = *list.comparison;
   if (list.count > kFewSurvivors) {
     const void* features = row_at(args.features, list.row, args.row_stride, args.features_type);
     const float* row = static_cast<const float*>(features);
     if (args.features_type != Element::kFloat32) {
-      float* converted = reinterpret_cast<float*>(exact_row);
+      float* converted = reinterpret_cast<float*>(copies.row(0));
       for (int64_t c = 0; c < args.num_channels; ++c) converted[c] = load_element(features, c, args.features_type);
       row = converted;
     }
@@ -86,9 +84,10 @@ inline bool keep_nearest(Survivors& list) {
   }
   const bool several = list.count > 1;
   if (several) {
-    load_exact_row(args, list.row, exact_row);
-    list.position[0] = list.position[nearest_of(args, exact_row, list.count,
-                                                [&](int64_t n) { return screened.codes[list.position[n]]; })];
+    copies.load_row(0, list.row);
+    Nearest nearest;
+    find_nearest<1>(copies, screened, 1, list.count, [&](int64_t n) { return list.position[n]; }, &nearest);
+    list.position[0] = static_cast<int32_t>(nearest.position);
   }
   list.score[0] = kInfinity;
   list.count = 1;
@@ -135,7 +134,7 @@ inline bool row_is_finite(const void* row, Element type, int64_t num_channels) {
 // Converts one row and prepares its list; a row that cannot be screened gets an unreachable threshold.
 template <class Kernel>
 void begin_row(const Comparison& comparison, int64_t i, float* words, float& threshold, Survivors& list) {
-  const auto& [args, screened, exact_row] = comparison;
+  const auto& [args, screened, copies] = comparison;
   const void* row = row_at(args.features, i, args.row_stride, args.features_type);
   const Undecided undecided = undecided_at(args.index[i]);
   list.comparison = &comparison;
@@ -159,7 +158,7 @@ void begin_row(const Comparison& comparison, int64_t i, float* words, float& thr
 
 // Decides between the survivors of one row in float64, or leaves it. Returns how many codes it leaves.
 inline int64_t finish_row(float threshold, Survivors& list, LookupCounts& counts) {
-  const auto& [args, screened, exact_row] = *list.comparison;
+  const auto& [args, screened, copies] = *list.comparison;
   if (list.state == kListed) {
     keep_above(list, threshold);
     if (is_dense(list, screened.num_distinct)) list.state = kLeft;
@@ -174,8 +173,8 @@ inline int64_t finish_row(float threshold, Survivors& list, LookupCounts& counts
     counts.compared += keep_nearest(list) || list.has_nearest;
     nearest = screened.codes[list.position[0]];
   }
-  if (args.distance != nullptr) load_exact_row(args, list.row, exact_row);
-  write_row(args, list.row, nearest, exact_row);
+  if (args.distance != nullptr) copies.load_row(0, list.row);
+  write_row(args, copies, 0, list.row, nearest);
   return 0;
 }
 
@@ -204,13 +203,13 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
   panel_rows = (panel_rows > kMaxPanelRows ? kMaxPanelRows : panel_rows) / kRows * kRows;
   panel_rows = panel_rows < kRows ? kRows : panel_rows;
   const int64_t trial_rows = panel_rows < kTrialTiles * kRows ? panel_rows : kTrialTiles * kRows;
-  const Scratch row_memory(sizeof(float) * panel_rows * row_length), list_memory(sizeof(Survivors) * panel_rows),
-      exact_memory(sizeof(double) * padded_channels(args.num_channels));
+  const Scratch row_memory(sizeof(float) * panel_rows * row_length), list_memory(sizeof(Survivors) * panel_rows);
+  const ExactCopies copies(args, 1);
   float* rows = static_cast<float*>(row_memory.data());
   Survivors* lists = static_cast<Survivors*>(list_memory.data());
   float threshold[kMaxPanelRows + kListSlack];
   int64_t first_group[kMaxPanelRows];  // of each tile
-  const Comparison comparison{args, screened, static_cast<double*>(exact_memory.data())};
+  const Comparison comparison{args, screened, copies};
 
   Kernel::begin();
   int64_t unseen = 0;
