@@ -160,7 +160,7 @@ void test_near_ties() {
   problem.codebook = codes;
   problem.num_rows = 64;
   problem.num_codes = 84;
-  CHECK(compare(problem).all_codes > 0);  // more survivors than a list holds
+  CHECK(compare(problem).all_codes > 0);  // more candidates than a list holds
 
   Problem cluster{normal(20 * 16, 5), normal(300 * 16, 6, 0x1p-22f, 1.0f), 20, 300, 16};
   compare(cluster);

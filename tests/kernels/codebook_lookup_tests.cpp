@@ -110,7 +110,7 @@ void compare(const std::vector<float>& features, const std::vector<float>& codeb
   }
 }
 
-// Rows of one kind after another, so that passes that leave neighbours unseen
+// Rows of one kind after another, so that passes that skip neighbours
 // come back to rows they can decide: near a cluster of codes that screening
 // cannot tell apart, then near one of the codes that stand alone.
 void test_stretches(bool integers) {
@@ -186,7 +186,7 @@ void test_dense_end() {
 }
 
 // More channels than a cache holds of four codes, and so many that a panel of
-// rows is one tile; codes as near as that, so that rows are left unseen.
+// rows is one tile; codes as near as that, so that rows are skipped.
 void test_many_channels(int64_t num_channels) {
   constexpr int64_t kTies = 300, kRows = 15, kCodes = 21;
   std::vector<float> codebook = normal(kCodes * num_channels, 12);

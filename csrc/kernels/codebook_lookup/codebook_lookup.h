@@ -9,7 +9,7 @@
 // Certified screening. With a = s(x - m), b = s(d - m), m the mean of the codes and s a power of two, the score
 // a.b - |b|^2/2 is maximal where the distance is minimal. It is computed from a^ and b^, which are a and b rounded to
 // float32, to bfloat16 or to int8, with float32 or exact integer sums; every code whose score lies within twice the
-// error bound of the row's best survives, many survivors are sifted in float32 (drop_far.h), and what is left is
+// error bound of the row's best survives, many candidates are sifted in float32 (drop_far.h), and what is left is
 // compared in float64 as above:
 //   |score~ - score| <= 1.25 (C + 16) 2^-24 (|a| max|b| + max|b|^2/2) + (C + 16) 2^-52 (|a| + max|b|)^2
 //                       + (1 + 2^-8) (|a - a^| max|b| + |a^| max|b - b^|)
@@ -21,9 +21,9 @@
 // the first term. Copies of a code are screened once.
 //
 // A level is a list of passes, the cheapest first. A pass takes the rows that are still undecided, each from the code
-// where the one before has left it, and leaves a row where its survivors become so many that comparing them one by one
+// where the one before has left it, and leaves a row where its candidates become so many that comparing them one by one
 // would cost more than the next pass; where it has left nearly all of some rows, it leaves most of those that follow
-// unseen. The last one compares all codes in float64 and leaves none.
+// skipped. The last one compares all codes in float64 and leaves none.
 #pragma once
 
 #include <cstddef>
@@ -146,7 +146,7 @@ CudaStatus pack_codebook_cuda(const float* codebook, int64_t num_codes, int64_t 
 
 // Workspace is aligned to 256 bytes; its size depends on num_rows up to a bound, and never on num_rows times num_codes.
 // `counts` is null or two counters, to which the lookup adds the rows compared in float64 and those of them whose
-// survivors did not fit their list, so that all codes were compared.
+// candidates did not fit their list, so that all codes were compared.
 size_t codebook_lookup_workspace_bytes_cuda(const CodebookLookupArgs& args);
 CudaStatus codebook_lookup_cuda(const CodebookLookupArgs& args, const void* packed, void* workspace,
                                 unsigned long long* counts, CudaStream stream);

@@ -5,8 +5,8 @@
 // has a bound; of each slab
 //   convert_rows (cuda_rows.cuh)      centres, scales and rounds the rows and bounds the error of their scores
 //   screen_rows (cuda_screen.cuh)     scores on tensor cores; what lies within the window of the best goes to a list
-//   decide (cuda_decide.cuh)          a single survivor is the nearest code; more are compared in float64
-//   compare_all, finish_compared      rows whose survivors did not fit, against all codes in float64
+//   decide (cuda_decide.cuh)          a single candidate is the nearest code; more are compared in float64
+//   compare_all, finish_compared      rows whose candidates did not fit, against all codes in float64
 // The error bound is that of codebook_lookup.h for float16 with the first factor 3 in place of 1.25: tensor cores align
 // the terms of a sum to the largest and cut them off. Where they do so in blocks of four products, without a bit to
 // spare, each block loses less than five units of 2^-23 of the largest sum, so a chain of C additions loses less than
