@@ -1,7 +1,8 @@
+#include "kernels/codebook_lookup/codebook_lookup_cuda.h"
+
 #include <algorithm>
 #include <tuple>
 
-#include "kernels/codebook_lookup/codebook_lookup.h"
 #include "torch/cuda_call.h"
 
 namespace soho {

@@ -1,6 +1,7 @@
+#include "kernels/group_mask/group_mask_cuda.h"
+
 #include <tuple>
 
-#include "kernels/group_mask/group_mask.h"
 #include "torch/cuda_call.h"
 
 namespace soho {

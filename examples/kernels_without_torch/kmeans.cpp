@@ -1,6 +1,7 @@
 // k-means with the kernels and nothing else: exact assignment, deterministic
 // means, threads of one's own.
-#include <soho_fast_kernels.h>
+#include <soho_fast/kernels/codebook_lookup/codebook_lookup.h>
+#include <soho_fast/kernels/codebook_update/codebook_update.h>
 
 #include <algorithm>
 #include <cmath>
@@ -58,7 +59,7 @@ int main() {
   update.decay = 0.0;  // the code becomes the mean of its members
 
   for (int step = 0; step < 5; ++step) {
-    soho::codebook_lookup(soho::codebook_lookup_passes(level), lookup, nullptr, on_threads);
+    soho::codebook_lookup(level, lookup, nullptr, on_threads);
     double sum = 0.0;
     for (float value : distance) sum += value;
     std::printf("step %d: mean squared distance %.4f\n", step, sum / kRows);

@@ -4,7 +4,6 @@
 #include <random>
 
 #include "check.h"
-#include "common/cpu_level.h"
 #include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
 
@@ -22,7 +21,7 @@ using namespace soho;
 std::vector<std::vector<LookupPass>> every_list_of_passes() {
   std::vector<std::vector<LookupPass>> lists;
   for (CpuLevel level : built_cpu_levels()) {
-    if (cpu_level_available(level)) lists.push_back(codebook_lookup_passes(level));
+    if (cpu_level_available(level)) lists.push_back(passes_of(level));
   }
 #ifdef SOHO_AMX_MODEL
   if (cpu_level_available(CpuLevel::kAvx512Bf16))
@@ -81,7 +80,7 @@ std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::ve
   args.num_channels = num_channels;
   args.index = index.data() + 1;
   args.distance = distance.data() + 1;
-  const auto counts = codebook_lookup(passes, args, packed, parts(num_parts));
+  const auto counts = run_passes(passes, args, packed, parts(num_parts));
   CHECK(index.front() == -7 && index.back() == -7 && distance.front() == -7.0f && distance.back() == -7.0f);
   CHECK(counts.back().undecided == 0);
   return {index.begin() + 1, index.end() - 1};
@@ -239,6 +238,46 @@ void test_random_problem(unsigned seed) {
   compare(features, codebook, num_rows, num_codes, num_channels);
 }
 
+// What a caller sees: a level, and a codebook packed for it or for another one.
+void test_levels_of_packing() {
+  constexpr int64_t kRows = 100, kCodes = 50, kChannels = 20;
+  const std::vector<float> features = normal(kRows * kChannels, 20), codebook = normal(kCodes * kChannels, 21);
+  std::vector<int64_t> expected, index(kRows);
+  for (int64_t i = 0; i < kRows; ++i)
+    expected.push_back(nearest(features.data() + i * kChannels, codebook, kCodes, kChannels));
+  CodebookLookupArgs args{};
+  args.features = features.data();
+  args.row_stride = args.num_channels = kChannels;
+  args.codebook = codebook.data();
+  args.num_rows = kRows;
+  args.num_codes = kCodes;
+  args.index = index.data();
+  for (CpuLevel packed_for : built_cpu_levels()) {
+    if (!cpu_level_available(packed_for)) continue;
+    const Scratch packed(packed_codebook_bytes(packed_for, kCodes, kChannels));
+    pack_codebook(packed_for, codebook.data(), kCodes, kChannels, packed.data(), parts(2));
+    for (CpuLevel level : built_cpu_levels()) {
+      if (!cpu_level_available(level)) continue;
+      std::fill(index.begin(), index.end(), -7);
+      const LookupCounts counts = codebook_lookup(level, args, packed.data(), parts(2));
+      CHECK(index == expected);
+      CHECK(level != CpuLevel::kScalar || (counts.compared == kRows && counts.undecided == 0));
+      CHECK(level == CpuLevel::kScalar || counts.compared < kRows);
+    }
+  }
+  // All codes are as near: screening decides nothing, and every row is left by the first pass and compared once.
+  std::vector<float> signs = codebook;
+  for (float& value : signs) value = std::copysign(1.0f, value);
+  const std::vector<float> zeros(kRows * kChannels, 0.0f);
+  args.features = zeros.data();
+  args.codebook = signs.data();
+  for (CpuLevel level : built_cpu_levels()) {
+    if (!cpu_level_available(level)) continue;
+    const LookupCounts counts = codebook_lookup(level, args, nullptr, parts(1));
+    CHECK(counts.compared == kRows && counts.undecided == (level == CpuLevel::kScalar ? 0 : kRows));
+  }
+}
+
 void test_gather() {
   const std::vector<float> codebook = normal(15, 9);
   const std::vector<int64_t> index = {4, -1, 0, 5};
@@ -276,5 +315,6 @@ void test_codebook_lookup() {
   test_dense_end();
   for (int64_t num_channels : {520, 1100, 2400, 4101, 5600, 9500}) test_many_channels(num_channels);
   for (unsigned seed = 0; seed < 60; ++seed) test_random_problem(seed);
+  test_levels_of_packing();
   test_gather();
 }

@@ -7,11 +7,12 @@
 //   screen_rows (cuda_screen.cuh)     scores on tensor cores; what lies within the window of the best goes to a list
 //   decide (cuda_decide.cuh)          a single candidate is the nearest code; more are compared in float64
 //   compare_all, finish_compared      rows whose candidates did not fit, against all codes in float64
-// The error bound is that of codebook_lookup.h for float16 with the first factor 3 in place of 1.25: tensor cores align
+// The error bound is that of passes.h for float16 with the first factor 3 in place of 1.25: tensor cores align
 // the terms of a sum to the largest and cut them off. Where they do so in blocks of four products, without a bit to
 // spare, each block loses less than five units of 2^-23 of the largest sum, so a chain of C additions loses less than
 // 1.25 (1 + C 2^-22) C 2^-23 = 2.6 C 2^-24 of it up to C = 2^18, larger blocks less; the other 0.4 (C + 16) 2^-24 and
 // 16 times 2.6 hold the roundings of a, b, |b|^2/2, |a| and the threshold. A product of two float16 is exact.
+#include "kernels/codebook_lookup/codebook_lookup_cuda.h"
 #include "kernels/codebook_lookup/cuda_decide.cuh"
 #include "kernels/codebook_lookup/cuda_gather.cuh"
 

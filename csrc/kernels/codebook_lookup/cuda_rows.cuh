@@ -47,7 +47,7 @@ __device__ __forceinline__ void load_centred(const RowsArgs& args, const void* r
   }
 }
 
-// See codebook_lookup.h. All in units of the scaled scores.
+// See passes.h. All in units of the scaled scores.
 __device__ __forceinline__ double window_of(const CudaCodes& codes, double square, double rounding_square,
                                             double ratio) {
   const double margin = 1 + 0x1p-20;

@@ -10,7 +10,7 @@
 #include <limits>
 
 #include "common/memory.h"
-#include "kernels/codebook_lookup/codebook_lookup.h"
+#include "kernels/codebook_lookup/passes.h"
 
 namespace soho {
 namespace {

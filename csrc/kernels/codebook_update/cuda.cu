@@ -6,11 +6,10 @@
 //   prefix_codes   where the members of each code begin
 //   place_members  the rows, sorted by code
 //   add_members    reads each counted row once; kUnroll rows are under way at a time
-//   add_popular    the same for a code with kPopular members or more: a block takes few of its channels, and most of
-//   its
-//                  warps bring rows to shared memory for the one that adds, so that the additions alone take their time
+//   add_popular    the same for a code with kPopular members or more: a block takes few of its channels, and most
+//                  of its warps bring rows to shared memory for the one that adds, so that only additions take time
 #include "common/cuda_device.cuh"
-#include "kernels/codebook_update/codebook_update.h"
+#include "kernels/codebook_update/codebook_update_cuda.h"
 
 namespace soho {
 namespace {

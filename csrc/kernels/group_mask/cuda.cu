@@ -1,7 +1,7 @@
 // Grouped masking on a GPU. A warp takes some tokens of the batch: its lanes read their index and write their labels,
 // then the warp moves one row after the other, 16 bytes per lane where the layout allows it.
 #include "common/cuda_device.cuh"
-#include "kernels/group_mask/group_mask.h"
+#include "kernels/group_mask/group_mask_cuda.h"
 
 namespace soho {
 namespace {
