@@ -75,8 +75,7 @@ std::vector<char> encoded(const std::vector<float>& values, Element type) {
 }
 
 void scalar_lookup(const CodebookLookupArgs& args) {
-  codebook_lookup({{kNothingScreened, compare_all_scalar}}, args, nullptr,
-                  [](int64_t total, int64_t, const auto& body) { body(0, total); });
+  codebook_lookup(CpuLevel::kScalar, args, nullptr, [](int64_t total, int64_t, const auto& body) { body(0, total); });
 }
 
 // The index and the distance of each row are those of the scalar level.

@@ -94,8 +94,6 @@ struct Block {
   std::vector<unsigned> ready;
   std::vector<std::vector<Meeting>> meetings;  // by warp
   std::vector<std::unique_ptr<Thread>> spare;  // with their stacks
-  std::vector<void*> brought;                  // to the barrier, by thread
-  FinishBlock finish;
   size_t num_at_barrier, num_ended;
   unsigned char* memory;
   std::string failure;
@@ -274,7 +272,6 @@ void open_barrier() {
   bool complete = block.num_at_barrier == num_threads;
   for (const auto& thread : block.threads) complete = complete && same_site(thread->site, first.site);
   if (!complete) give_up("no thread can go on: " + who_waits_where());
-  block.finish(num_threads, block.brought.data());
   block.num_at_barrier = 0;
   pass_block_barrier();
   for (unsigned t = 0; t < num_threads; ++t) wake(t);
@@ -293,7 +290,6 @@ void run_block(dim3 shape, size_t shared_bytes) {
     block.spare.push_back(std::move(block.threads.back()));
   block.ready.clear();
   block.meetings.assign((num_threads + kWarpSize - 1) / kWarpSize, {});
-  block.brought.assign(num_threads, nullptr);
   block.num_at_barrier = block.num_ended = 0;
   block.failure.clear();
   start_block(num_threads);
@@ -402,11 +398,9 @@ void meet_in_warp(const char* call, uint32_t mask, void* brought, Finish finish,
   pass_turn();
 }
 
-void meet_in_block(const char* call, void* brought, FinishBlock finish, const Site& site) {
-  block.brought[current] = brought;
-  block.finish = finish;
+void meet_in_block(const Site& site) {
   ++block.num_at_barrier;
-  wait(call, site);
+  wait("__syncthreads", site);
 }
 
 }  // namespace soho_model

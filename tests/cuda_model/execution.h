@@ -47,8 +47,7 @@ void pass_turn();        // lets other threads run first, now and then
 using Finish = void (*)(uint32_t mask, void* const* brought);
 void meet_in_warp(const char* call, uint32_t mask, void* brought, Finish finish, const Site& site);
 
-// The same for all threads of the block; `brought` by thread.
-using FinishBlock = void (*)(size_t num_threads, void* const* brought);
-void meet_in_block(const char* call, void* brought, FinishBlock finish, const Site& site);
+// Waits until every thread of the block has come to __syncthreads.
+void meet_in_block(const Site& site);
 
 }  // namespace soho_model

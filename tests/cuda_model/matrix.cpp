@@ -4,8 +4,7 @@
 #include <cmath>
 #include <string>
 
-#include "races.h"
-#include "warp_words.h"
+#include "cuda_model.h"
 
 namespace soho_model {
 namespace {
@@ -15,7 +14,6 @@ constexpr uint32_t kAllLanes = 0xffffffffu;
 struct Multiplication {
   float* c;
   const uint32_t *a, *b;
-  float (*widen)(uint16_t);
 };
 
 uint16_t half_of(uint32_t word, unsigned odd) { return static_cast<uint16_t>(odd ? word >> 16 : word & 0xffffu); }
@@ -67,22 +65,22 @@ float add_products(float c, const double (&products)[16]) {
   return c;
 }
 
-void multiply_fragments(const char* call, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                        float (*widen)(uint16_t), const Site& site) {
-  Multiplication own{c, a, b, widen};
+void multiply_fragments(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Site& site) {
+  Multiplication own{c, a, b};
   meet_in_warp(
-      call, kAllLanes, &own,
+      "mma_float16", kAllLanes, &own,
       [](uint32_t present, void* const* all) {
         if (present != kAllLanes) fail("a matrix instruction needs the 32 lanes of a warp");
         const auto lane = [&](int l) { return *static_cast<const Multiplication*>(all[l]); };
         double left[16][16], right[16][8];
         for (int l = 0; l < 32; ++l) {
-          const auto [unused, a, b, widen] = lane(l);
+          const auto [unused, a, b] = lane(l);
           const int group = l / 4, column = l % 4 * 2;
           for (int odd = 0; odd < 2; ++odd) {
             for (int part = 0; part < 4; ++part)  // 1: row + 8; 2: column + 8
-              left[group + part % 2 * 8][column + odd + part / 2 * 8] = widen(half_of(a[part], odd));
-            for (int part = 0; part < 2; ++part) right[column + odd + part * 8][group] = widen(half_of(b[part], odd));
+              left[group + part % 2 * 8][column + odd + part / 2 * 8] = soho::widen_float16(half_of(a[part], odd));
+            for (int part = 0; part < 2; ++part)
+              right[column + odd + part * 8][group] = soho::widen_float16(half_of(b[part], odd));
           }
         }
         for (int l = 0; l < 32; ++l) {
@@ -97,20 +95,17 @@ void multiply_fragments(const char* call, float (&c)[4], const uint32_t (&a)[4],
       site);
 }
 
-void load_fragments(const char* call, uint32_t* out, int num_matrices, bool transposed, const void* row,
-                    const Site& site) {
+void load_fragments(uint32_t (&out)[4], const void* row, const Site& site) {
   struct Load {
     uint32_t* out;
-    int num_matrices;
-    bool transposed;
     const void* row;
-  } own{out, num_matrices, transposed, row};
+  } own{out, row};
   meet_in_warp(
-      call, kAllLanes, &own,
+      "ldmatrix_x4", kAllLanes, &own,
       [](uint32_t present, void* const* all) {
         if (present != kAllLanes) fail("a matrix instruction needs the 32 lanes of a warp");
         const auto lane = [&](int l) { return *static_cast<const Load*>(all[l]); };
-        for (int matrix = 0; matrix < lane(0).num_matrices; ++matrix) {
+        for (int matrix = 0; matrix < 4; ++matrix) {
           const uint16_t* rows[8];
           for (int r = 0; r < 8; ++r) {
             rows[r] = static_cast<const uint16_t*>(lane(matrix * 8 + r).row);
@@ -120,10 +115,7 @@ void load_fragments(const char* call, uint32_t* out, int num_matrices, bool tran
           }
           for (int l = 0; l < 32; ++l) {
             const int group = l / 4, position = l % 4 * 2;
-            const bool turned = lane(l).transposed;
-            const uint16_t low = turned ? rows[position][group] : rows[group][position];
-            const uint16_t high = turned ? rows[position + 1][group] : rows[group][position + 1];
-            lane(l).out[matrix] = low | uint32_t{high} << 16;
+            lane(l).out[matrix] = rows[group][position] | uint32_t{rows[group][position + 1]} << 16;
           }
         }
       },

@@ -36,11 +36,10 @@ struct Warp {
 };
 std::vector<Warp> warps;
 uint64_t block_number = 0, block_time = 0;
-bool fenced = false;
 
 bool is_ordered(const Stamp& before, const Stamp& now) {
   if (before.block == 0 || (before.block == now.block && before.thread == now.thread)) return true;
-  if (before.block != now.block) return fenced;
+  if (before.block != now.block) return false;
   if (before.block_time != now.block_time) return true;
   const unsigned warp = now.thread / kWarpSize;
   return before.thread / kWarpSize == warp &&
@@ -94,7 +93,6 @@ void record(unsigned thread, const void* memory, size_t bytes, Access access, co
 void start_launch() {
   lines.clear();
   block_number = 0;
-  fenced = false;
 }
 
 void start_block(size_t num_threads) {
@@ -109,7 +107,6 @@ void forget(const void* memory, size_t bytes) {
 }
 
 void pass_block_barrier() { ++block_time; }
-void pass_fence() { fenced = true; }
 
 void pass_warp_barrier(unsigned warp, uint32_t mask) {
   Warp& w = warps[warp];

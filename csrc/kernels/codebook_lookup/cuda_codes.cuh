@@ -7,6 +7,7 @@
 #pragma once
 
 #include "common/cuda_element.cuh"
+#include "common/cuda_warp.cuh"
 #include "kernels/codebook_lookup/codebook_lookup.h"
 
 namespace soho {
@@ -14,13 +15,11 @@ namespace {
 
 constexpr int kTileRows = 128;  // of a block of the screening kernel
 constexpr int kTileCodes = 128;
-constexpr int kTileChannels = 32;  // of one pipeline stage
-constexpr int kWarp = 32;
+constexpr int kTileChannels = 32;   // of one pipeline stage
 constexpr int kBlockThreads = 256;  // of all kernels but the screening one
 constexpr int kBlockWarps = kBlockThreads / kWarp;
 constexpr int kMostSumParts = 64;    // of the mean of the codes
 constexpr int kCodesOfSumPart = 32;  // at least, where there are as many
-constexpr uint32_t kAllLanes = 0xffffffffu;
 constexpr unsigned long long kEmpty = ~0ull;
 
 constexpr int64_t kMaxScreenedChannels = int64_t{1} << 18;  // of the error bound
@@ -53,16 +52,6 @@ __device__ __forceinline__ bool screenable(const CudaCodes& codes) {
   const int exponent = exponent_above(codes.header->largest_bits);
   return codes.header->num_distinct >= 2 && exponent >= -kMaxScreenedExponent && exponent <= kMaxScreenedExponent &&
          codes.num_channels <= kMaxScreenedChannels;
-}
-
-template <class T>
-__device__ __forceinline__ T warp_sum(T value) {
-  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
-  return value;
-}
-__device__ __forceinline__ float warp_max(float value) {
-  for (int step = kWarp / 2; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, step));
-  return value;
 }
 
 // What finds the copies while a codebook is packed.

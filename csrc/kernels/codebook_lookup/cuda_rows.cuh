@@ -89,10 +89,8 @@ __global__ void __launch_bounds__(kBlockThreads) convert_rows(RowsArgs args, int
       finite &= all_finite;
       for (float value : difference) largest = fmaxf(largest, fabsf(value));
     }
-    for (int step = lanes_of_row / 2; step > 0; step /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-      finite &= __shfl_xor_sync(kAllLanes, finite, step);
-    }
+    largest = warp_max(largest, lanes_of_row);
+    finite = warp_sum(finite, lanes_of_row) == lanes_of_row;
     if (lane_of_row != 0) continue;
     const bool usable = present && finite && screens && finite_bits(largest);
     state[r] = usable ? 0.0f : finite || !present ? INFINITY : NAN;
@@ -133,10 +131,8 @@ __global__ void __launch_bounds__(kBlockThreads) convert_rows(RowsArgs args, int
       }
       *reinterpret_cast<uint2*>(args.rows.panel + i * codes.padded_channels + c) = words;
     }
-    for (int step = lanes_of_row / 2; step > 0; step /= 2) {
-      square += __shfl_xor_sync(kAllLanes, square, step);
-      rounding_square += __shfl_xor_sync(kAllLanes, rounding_square, step);
-    }
+    square = warp_sum(square, lanes_of_row);
+    rounding_square = warp_sum(rounding_square, lanes_of_row);
     if (lane_of_row != 0) continue;
     float window = state[r];
     if (usable) {

@@ -8,14 +8,12 @@
 //   add_members    reads each counted row once; kUnroll rows are under way at a time
 //   add_popular    the same for a code with kPopular members or more: a block takes few of its channels, and most
 //                  of its warps bring rows to shared memory for the one that adds, so that only additions take time
-#include "common/cuda_device.cuh"
+#include "common/cuda_warp.cuh"
 #include "kernels/codebook_update/codebook_update_cuda.h"
 
 namespace soho {
 namespace {
 
-constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 constexpr int kScanThreads = 1024;
 constexpr int kChunks = 4;  // of 32 rows whose index rank_rows reads at a time
@@ -133,26 +131,17 @@ __global__ void __launch_bounds__(kScanThreads) prefix_tiles(SortPlan plan, int6
 // One block; `counts` may be null.
 __global__ void __launch_bounds__(kScanThreads) prefix_codes(uint32_t* offsets, int64_t num_codes, float* counts) {
   __shared__ uint32_t sums[kScanThreads / kWarp];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t begin = num_codes * threadIdx.x / kScanThreads, end = num_codes * (threadIdx.x + 1) / kScanThreads;
-  uint32_t own = 0;
+  uint32_t own = 0, total;
   for (int64_t k = begin; k < end; ++k) own += offsets[k];
-  uint32_t sum = own;  // of this lane and those before
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    const uint32_t other = __shfl_up_sync(kAllLanes, sum, distance);
-    if (lane >= distance) sum += other;
-  }
-  if (lane == kWarp - 1) sums[warp] = sum;
-  __syncthreads();
-  uint32_t before = sum - own;
-  for (int w = 0; w < warp; ++w) before += sums[w];
+  uint32_t before = block_prefix_sum(own, sums, total);
   for (int64_t k = begin; k < end; ++k) {
     const uint32_t count = offsets[k];
     if (counts != nullptr) counts[k] = static_cast<float>(count);
     offsets[k] = before;
     before += count;
   }
-  if (threadIdx.x == kScanThreads - 1) offsets[num_codes] = before;
+  if (threadIdx.x == 0) offsets[num_codes] = total;
 }
 
 __global__ void __launch_bounds__(kThreads) place_members(CodebookUpdateArgs args, SortPlan plan) {
