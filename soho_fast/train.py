@@ -1,8 +1,8 @@
 """Train SOHO by a recipe: pre-training, or one of the tasks.
 
 deepspeed soho_fast/train.py                          recipe mini: builds its corpus, trains, measures
-deepspeed soho_fast/train.py --recipe paper --places.coco ... --places.visual_genome ...
-deepspeed soho_fast/train.py --recipe vqa --model.pretrained runs/paper/model --places.vqa ... --places.coco ...
+deepspeed soho_fast/train.py --recipe paper --data_roots.coco ... --data_roots.visual_genome ...
+deepspeed soho_fast/train.py --recipe vqa --model.pretrained runs/paper/model --data_roots.vqa ... --data_roots.coco ...
 python -m soho_fast.train --optim.lr 3e-4 --max_steps 100
 deepspeed --hostfile hosts soho_fast/train.py         several machines that share the output folder; without ssh, on
     each of them: deepspeed --hostfile hosts --no_ssh --node_rank N --master_addr FIRST soho_fast/train.py
@@ -25,13 +25,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from transformers.utils import logging as transformers_logging
 
 from soho_fast.data.images import BrokenImageError
-from soho_fast.engine.errors import DISK_ERRORS, UserError
-from soho_fast.engine.processes import environment_rank, leave_processes, start_processes
-from soho_fast.engine.recipe import fail, write_recipe
+from soho_fast.engine.errors import DISK_ERRORS, UserError, fail
+from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
 from soho_fast.engine.report import draw_curves, print_table, write_metrics
 from soho_fast.engine.task import Task
 from soho_fast.engine.trainer import Trainer
-from soho_fast.recipes import build_demo_corpus, read_recipe, with_places
+from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots, write_recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     recipe, name = read_recipe(arguments)
-    recipe = with_places(recipe)
+    recipe = with_data_roots(recipe)
     recipe.output = recipe.output or f"runs/{name}"
     processes = start_processes(recipe.engine.threads)
     transformers_logging.disable_progress_bar()
@@ -77,7 +76,7 @@ def _run(arguments: list[str]) -> int:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.module.parameters())
         say(
             f"recipe {name}: {parameters / 1e6:.1f} M parameters, {trainer.total_steps} steps of "
-            f"{trainer.plan.images_per_step} images, {trainer.precision}, "
+            f"{trainer.plan.global_batch_size} images, {trainer.precision}, "
             f"ZeRO {trainer.engine.zero_optimization_stage()}, {processes.world} process(es) on "
             f"{processes.device.type}; output in {folder}/"
         )
@@ -103,7 +102,7 @@ def _report(task: Task, trainer: Trainer, measures: dict[str, float], folder: Pa
         {
             "step": progress.step,
             "training_seconds": progress.seconds,
-            "images_per_second": progress.step * trainer.plan.images_per_step / max(progress.seconds, 1e-9),
+            "images_per_second": progress.step * trainer.plan.global_batch_size / max(progress.seconds, 1e-9),
             "broken_images": progress.broken_images,
             "precision": trainer.precision,
             "measures": measures,

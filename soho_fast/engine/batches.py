@@ -26,9 +26,9 @@ class BatchPlan:
     """Sizes of one run's batches; see `plan_batches`."""
 
     num_samples: int
-    images_per_step: int
-    accumulation: int
-    micro_batch: int
+    global_batch_size: int
+    gradient_accumulation_steps: int
+    micro_batch_size: int
     world: int
     steps_per_epoch: int
     seed: int
@@ -40,10 +40,10 @@ class BatchPlan:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = np.random.default_rng([1, self.seed, epoch]).permutation(self.num_samples)
-            start = step % self.steps_per_epoch * self.images_per_step
-            for part in range(self.accumulation):
-                at = start + (part * self.world + rank) * self.micro_batch
-                yield [(epoch, int(index)) for index in order[at : at + self.micro_batch]]
+            start = step % self.steps_per_epoch * self.global_batch_size
+            for part in range(self.gradient_accumulation_steps):
+                at = start + (part * self.world + rank) * self.micro_batch_size
+                yield [(epoch, int(index)) for index in order[at : at + self.micro_batch_size]]
 
 
 def plan_batches(settings: BatchSettings, num_samples: int, world: int, seed: int) -> BatchPlan:
@@ -52,29 +52,29 @@ def plan_batches(settings: BatchSettings, num_samples: int, world: int, seed: in
     Raises:
         UserError: the global batch does not divide, or the data set is smaller than one.
     """
-    if settings.images_per_step < 1 or settings.accumulation < 1:
+    if settings.global_batch_size < 1 or settings.gradient_accumulation_steps < 1:
         raise UserError(
-            "batch: expected images_per_step >= 1 and accumulation >= 1, got "
-            f"{settings.images_per_step} and {settings.accumulation}"
+            "batch: expected global_batch_size >= 1 and gradient_accumulation_steps >= 1, got "
+            f"{settings.global_batch_size} and {settings.gradient_accumulation_steps}"
         )
-    parts = settings.accumulation * world
-    if settings.images_per_step % parts:
+    parts = settings.gradient_accumulation_steps * world
+    if settings.global_batch_size % parts:
         raise UserError(
-            f"batch.images_per_step: {settings.images_per_step} does not divide by accumulation {settings.accumulation}"
-            f" x processes {world} = {parts}; choose a multiple of {parts}"
+            f"batch.global_batch_size: {settings.global_batch_size} does not divide by gradient_accumulation_steps "
+            f"{settings.gradient_accumulation_steps} x processes {world} = {parts}; choose a multiple of {parts}"
         )
-    if num_samples < settings.images_per_step:
+    if num_samples < settings.global_batch_size:
         raise UserError(
-            f"batch.images_per_step: {settings.images_per_step} is more than the {num_samples} training images; "
+            f"batch.global_batch_size: {settings.global_batch_size} is more than the {num_samples} training images; "
             "lower it or point data at a larger split"
         )
     return BatchPlan(
         num_samples=num_samples,
-        images_per_step=settings.images_per_step,
-        accumulation=settings.accumulation,
-        micro_batch=settings.images_per_step // parts,
+        global_batch_size=settings.global_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        micro_batch_size=settings.global_batch_size // parts,
         world=world,
-        steps_per_epoch=num_samples // settings.images_per_step,
+        steps_per_epoch=num_samples // settings.global_batch_size,
         seed=seed,
     )
 
@@ -102,7 +102,7 @@ class _PlannedBatches(Sampler[list[tuple[int, int]]]):
         return self.plan.micro_batches(self.rank, self.first_step, self.total_steps)
 
     def __len__(self) -> int:
-        return (self.total_steps - self.first_step) * self.plan.accumulation
+        return (self.total_steps - self.first_step) * self.plan.gradient_accumulation_steps
 
 
 def _start_worker(_: int) -> None:

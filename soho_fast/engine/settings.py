@@ -7,6 +7,7 @@ from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     restricted_number_type,
 )
@@ -74,17 +75,17 @@ class BatchSettings:
     """How a global batch is made.
 
     Args:
-        images_per_step: Images in one optimiser step, over all processes and accumulated micro-batches.
-        accumulation: Micro-batches accumulated per optimiser step. One process sees
-            images_per_step / (accumulation * processes) images at a time.
+        global_batch_size: Images in one optimiser step, over all processes and accumulated micro-batches.
+        gradient_accumulation_steps: Micro-batches accumulated per optimiser step. One process sees
+            global_batch_size / (gradient_accumulation_steps * processes) images at a time.
         workers: Loader processes for each training process; 0 loads in the training process.
         prefetch: Micro-batches each loader process prepares ahead.
         broken_images: Largest share of unreadable images among those seen (counted as at least 1000, all processes
             together) before training stops and lists them.
     """
 
-    images_per_step: PositiveInt = 16
-    accumulation: PositiveInt = 1
+    global_batch_size: PositiveInt = 16
+    gradient_accumulation_steps: PositiveInt = 1
     workers: NonNegativeInt = 1
     prefetch: PositiveInt = 4
     broken_images: ClosedUnitInterval = 0.01
@@ -162,3 +163,42 @@ class EvaluationSettings:
     at_end: bool = True
     every_epochs: NonNegativeFloat = 0.0
     quick_every_steps: NonNegativeInt = 0
+
+
+@dataclass
+class TrainSettings:
+    """The part of a recipe that every task shares.
+
+    Args:
+        output: Folder of the run; runs/<recipe> when empty.
+        epochs: Passes over the training data.
+        max_steps: Stop after this many steps, if fewer than `epochs` gives; 0 for no such limit.
+        max_minutes: Stop after this many minutes of training; 0 for no such limit. `cosine` and `linear` schedules
+            then end with whichever of steps and time ends first.
+        seed: Seed of initialisation, data order, masking and dropout.
+        resume: `auto` continues from the newest complete checkpoint where there is one; true demands one; false
+            starts anew.
+        overwrite: With resume false, delete the run that is already in the output folder.
+        optim: Optimiser.
+        schedule: Learning-rate schedule.
+        batch: Batches and loading.
+        engine: DeepSpeed.
+        checkpoint: Checkpoints.
+        log: Logs.
+        evaluation: Evaluation.
+    """
+
+    output: str = ""
+    epochs: PositiveFloat = 40.0
+    max_steps: NonNegativeInt = 0
+    max_minutes: NonNegativeFloat = 0.0
+    seed: NonNegativeInt = 0
+    resume: bool | Literal["auto"] = "auto"
+    overwrite: bool = False
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

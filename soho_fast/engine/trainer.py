@@ -4,74 +4,26 @@ import math
 import random
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.checkpoint import Checkpoints, Progress, rng_state, set_rng_state
 from soho_fast.engine.errors import UserError
+from soho_fast.engine.launch import choose_precision, deepspeed_config, start_engine, zero_stage
 from soho_fast.engine.logs import PhaseTimer, RunLog
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.processes import Processes, choose_precision, deepspeed_config, start_engine, zero_stage
+from soho_fast.engine.processes import Processes
 from soho_fast.engine.schedule import Schedule
-from soho_fast.engine.settings import (
-    BatchSettings,
-    CheckpointSettings,
-    EngineSettings,
-    EvaluationSettings,
-    LogSettings,
-    OptimSettings,
-    ScheduleSettings,
-)
+from soho_fast.engine.settings import TrainSettings
 from soho_fast.engine.stop import StopRequest
 from soho_fast.engine.task import Task
-
-
-@dataclass
-class TrainSettings:
-    """The part of a recipe that every task shares.
-
-    Args:
-        output: Folder of the run; runs/<recipe> when empty.
-        epochs: Passes over the training data.
-        max_steps: Stop after this many steps, if fewer than `epochs` gives; 0 for no such limit.
-        max_minutes: Stop after this many minutes of training; 0 for no such limit. `cosine` and `linear` schedules
-            then end with whichever of steps and time ends first.
-        seed: Seed of initialisation, data order, masking and dropout.
-        resume: `auto` continues from the newest complete checkpoint where there is one; true demands one; false
-            starts anew.
-        overwrite: With resume false, delete the run that is already in the output folder.
-        optim: Optimiser.
-        schedule: Learning-rate schedule.
-        batch: Batches and loading.
-        engine: DeepSpeed.
-        checkpoint: Checkpoints.
-        log: Logs.
-        evaluation: Evaluation.
-    """
-
-    output: str = ""
-    epochs: PositiveFloat = 40.0
-    max_steps: NonNegativeInt = 0
-    max_minutes: NonNegativeFloat = 0.0
-    seed: NonNegativeInt = 0
-    resume: bool | Literal["auto"] = "auto"
-    overwrite: bool = False
-    optim: OptimSettings = field(default_factory=OptimSettings)
-    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    batch: BatchSettings = field(default_factory=BatchSettings)
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
-    log: LogSettings = field(default_factory=LogSettings)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
 
 @dataclass
@@ -121,7 +73,7 @@ class Trainer:
         identity = {
             **{f"model.{name}": value for name, value in task.identity().items()},
             "seed": settings.seed,
-            "batch.images_per_step": settings.batch.images_per_step,
+            "batch.global_batch_size": settings.batch.global_batch_size,
             "training images": len(self.data),
             "processes": processes.world,
             "engine.zero_stage": zero_stage(settings.engine, self.precision),
@@ -263,7 +215,7 @@ class Trainer:
                 self._refuse_divergence(losses["loss"])
                 if logged and log is not None:
                     now = time.monotonic()
-                    rate = (progress.step - seen_step) * self.plan.images_per_step / (now - seen_time)
+                    rate = (progress.step - seen_step) * self.plan.global_batch_size / (now - seen_time)
                     seen_step, seen_time = progress.step, now
                     log.record("train", progress.step, self._record(losses, rate, timer))
                     log.show(progress.step, losses, rate, self._seconds_left(rate))
@@ -291,7 +243,7 @@ class Trainer:
         sums: dict[str, torch.Tensor] = {}
         broken: list[str] = []
         timer.start()
-        for _ in range(self.plan.accumulation):
+        for _ in range(self.plan.gradient_accumulation_steps):
             batch = next(batches)
             timer.stop("wait")
             inputs, side = split_batch(batch, self.processes.device)
@@ -328,7 +280,7 @@ class Trainer:
         }
 
     def _mean_losses(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        totals = self.processes.total([float(value) / self.plan.accumulation for value in sums.values()])
+        totals = self.processes.total([float(value) / self.plan.gradient_accumulation_steps for value in sums.values()])
         return {name: total / self.processes.world for name, total in zip(sums, totals, strict=True)}
 
     def _refuse_divergence(self, loss: float) -> None:
@@ -351,7 +303,7 @@ class Trainer:
             for line in messages:
                 log.say(f"skipped: {line}")
         self._broken |= dict.fromkeys(messages)
-        seen = self.progress.step * self.plan.images_per_step
+        seen = self.progress.step * self.plan.global_batch_size
         share = self.settings.batch.broken_images
         if self.progress.broken_images > share * max(seen, _MIN_SEEN):
             shown = "; ".join(list(self._broken)[:_NUM_SHOWN])
@@ -385,7 +337,7 @@ class Trainer:
         return seconds / (60 * self.settings.max_minutes) if self.settings.max_minutes else 0.0
 
     def _seconds_left(self, rate: float) -> float:
-        by_steps = (self.total_steps - self.progress.step) * self.plan.images_per_step / max(rate, 1e-9)
+        by_steps = (self.total_steps - self.progress.step) * self.plan.global_batch_size / max(rate, 1e-9)
         if self.settings.max_minutes:
             return min(by_steps, max(0.0, 60 * self.settings.max_minutes - self.progress.seconds))
         return by_steps
@@ -398,6 +350,7 @@ class Trainer:
         settings, processes = self.settings, self.processes
         seed_everything(settings.seed)
         model = self.task.build_model()
+        self.task.speed_up(model, processes.device)
         if settings.engine.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if settings.engine.freeze_batch_norm:
@@ -406,8 +359,8 @@ class Trainer:
         config = deepspeed_config(
             settings.engine,
             self.precision,
-            micro_batch=self.plan.micro_batch,
-            accumulation=self.plan.accumulation,
+            micro_batch_size=self.plan.micro_batch_size,
+            gradient_accumulation_steps=self.plan.gradient_accumulation_steps,
             clip=settings.optim.clip,
         )
         engine = start_engine(model, optimizer, config, processes)

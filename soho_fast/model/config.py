@@ -83,7 +83,7 @@ class SohoConfig(PreTrainedConfig):
             training batch, all ranks together.
         dictionary_init_std (`float`): standard deviation of the random codes. Ours.
         dictionary_seed (`int`): seed of every draw inside the dictionary.
-        dictionary_update (`str`): `"micro_batch"`: the codebook moves at every training forward, so with gradient
+        dictionary_update (`str`): `"micro_batch_size"`: the codebook moves at every training forward, so with gradient
             accumulation it moves once per micro-batch.
         dictionary_batch_norm (`bool`): BatchNorm over the valid tokens of all ranks before the lookup.
         usage_decay (`float`): decay of the running usage behind perplexity, live codes and revival.
@@ -95,11 +95,12 @@ class SohoConfig(PreTrainedConfig):
         revive_interval (`int`): revival is tried at every so many updates.
         revive_limit (`int`): at most so many codes are re-seeded at once (bounds what ranks exchange).
         mvm_weight (`float`): weight of the loss of masked visual modelling; 1 in the paper.
-        caption_word_weight (`float`): weight of the loss of `caption_words.py` (which words do the captions hold?),
-            an aid for small corpora that the paper does not have; 0 leaves it and its head out.
-        first_stage_weight (`float`): in image-text retrieval, weight of the loss of `first_stage.py` (vectors of images
-            and texts, each made alone, to choose the pairs to score; ours); 0 leaves it and its projections out.
-        first_stage_size (`int`): channels of these vectors.
+        caption_word_weight (`float`): weight of the loss of `auxiliary/caption_words.py` (which words do the captions
+            hold?), an aid for small corpora that the paper does not have; 0 leaves it and its head out.
+        contrastive_weight (`float`): in image-text retrieval, weight of the loss of `auxiliary/contrastive.py` (vectors
+            of images and texts, each made alone, to choose the pairs to score; ours); 0 leaves it and its projections
+            out.
+        contrastive_size (`int`): channels of these vectors.
     """
 
     model_type = "soho"
@@ -140,7 +141,7 @@ class SohoConfig(PreTrainedConfig):
     dictionary_init: str = "random"
     dictionary_init_std: float = 1.0
     dictionary_seed: int = 0
-    dictionary_update: str = "micro_batch"
+    dictionary_update: str = "micro_batch_size"
     dictionary_batch_norm: bool = False
     usage_decay: float = 0.99
     live_threshold: float = 0.01
@@ -151,8 +152,8 @@ class SohoConfig(PreTrainedConfig):
 
     mvm_weight: float | int = 1.0
     caption_word_weight: float | int = 0.0
-    first_stage_weight: float | int = 0.0
-    first_stage_size: int = 256
+    contrastive_weight: float | int = 0.0
+    contrastive_size: int = 256
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -163,7 +164,7 @@ class SohoConfig(PreTrainedConfig):
         self._one_of("backbone", BACKBONES)
         self._one_of("ema_variant", ("paper", "vqvae"))
         self._one_of("dictionary_init", ("random", "data"))
-        self._one_of("dictionary_update", ("micro_batch",))
+        self._one_of("dictionary_update", ("micro_batch_size",))
         if not 0 <= self.backbone_frozen_stages <= 4:
             raise ValueError(f"backbone_frozen_stages: expected 0 to 4, got {self.backbone_frozen_stages}")
         for name in ("ema_decay", "usage_decay"):
@@ -173,13 +174,13 @@ class SohoConfig(PreTrainedConfig):
             raise ValueError("usage_decay: expected a number below 1 (at 1 the usage would never be measured), got 1.0")
         for name in (
             "visual_pool", "num_codes", "hidden_size", "num_hidden_layers", "revive_interval", "revive_limit",
-            "first_stage_size",
+            "contrastive_size",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.mvm_weight < 0:
             raise ValueError(f"mvm_weight: expected 0 or a positive number, got {self.mvm_weight}")
-        for name in ("caption_word_weight", "first_stage_weight", "revive_threshold"):
+        for name in ("caption_word_weight", "contrastive_weight", "revive_threshold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 (off) or a positive number, got {getattr(self, name)}")
         if self.hidden_size % 4:

@@ -51,10 +51,10 @@ class PairMatching:
         visual_BLD = visual.features if visual.embedding is None else visual.embedding
         return self.soho.visual_embeddings(visual_BLD, visual.position)
 
-    def pair_odds(
+    def matching_logits(
         self, visual_ILD: Tensor, input_ids_TS: Tensor, text_index_P: Tensor, image_index_P: Tensor
     ) -> Tensor:
-        """Log-odds of "matched", (P,), in evaluation mode.
+        """Logit difference of "matched", (P,), in evaluation mode.
 
         Args:
             visual_ILD: what `embed_images` gave of images with the same number of tokens.

@@ -139,6 +139,9 @@ class StubTask:
     def build_model(self) -> nn.Module:
         return StubModel(self.options["width"], self.options["dropout"])
 
+    def speed_up(self, model: nn.Module, device: torch.device) -> None:
+        assert device.type == "cpu"
+
     def identity(self) -> dict[str, Any]:
         return {"width": self.options["width"]}
 
@@ -191,6 +194,11 @@ class SohoTask(StubTask):
                 dictionary_init="data", dictionary_batch_norm=True, revive_threshold=0.1,
             )
         )  # fmt: skip
+
+    def speed_up(self, model: nn.Module, device: torch.device) -> None:
+        from soho_fast.model.cpu import speed_up_on_cpu
+
+        speed_up_on_cpu(model)
 
     def training_data(self) -> "SohoData":
         return SohoData(self.options["size"], self.options["delay"], self.options["pixels"])
@@ -249,7 +257,7 @@ def partition_small_weights(config_of: Callable[..., dict]) -> Callable[..., dic
 
 def run_one(request: dict[str, Any], processes: Any) -> int:
     from soho_fast.engine import trainer as training
-    from soho_fast.engine.processes import deepspeed_config
+    from soho_fast.engine.launch import deepspeed_config
 
     training.deepspeed_config = partition_small_weights(deepspeed_config)
     options, settings = request.pop("task", {}), training.TrainSettings()
@@ -300,9 +308,8 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
 
 
 def main() -> int:
-    from soho_fast.engine.errors import UserError
-    from soho_fast.engine.processes import environment_rank, leave_processes, start_processes
-    from soho_fast.engine.recipe import fail
+    from soho_fast.engine.errors import UserError, fail
+    from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
 
     processes = start_processes(threads=1)
     code = 0

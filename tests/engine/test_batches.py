@@ -8,24 +8,29 @@ from soho_fast.engine.errors import UserError
 from soho_fast.engine.settings import BatchSettings
 
 
-def _plan(num_samples: int = 50, world: int = 1, accumulation: int = 1, images: int = 12, seed: int = 3):
-    return plan_batches(BatchSettings(images_per_step=images, accumulation=accumulation), num_samples, world, seed)
+def _plan(num_samples: int = 50, world: int = 1, gradient_accumulation_steps: int = 1, images: int = 12, seed: int = 3):
+    return plan_batches(
+        BatchSettings(global_batch_size=images, gradient_accumulation_steps=gradient_accumulation_steps),
+        num_samples,
+        world,
+        seed,
+    )
 
 
-def _steps(world: int, accumulation: int, first: int, total: int) -> list[list[tuple[int, int]]]:
+def _steps(world: int, gradient_accumulation_steps: int, first: int, total: int) -> list[list[tuple[int, int]]]:
     """Samples of each step in the order of one process's batch: micro-batch by micro-batch, rank by rank."""
-    plan = _plan(world=world, accumulation=accumulation)
+    plan = _plan(world=world, gradient_accumulation_steps=gradient_accumulation_steps)
     ranks = [list(plan.micro_batches(rank, first, total)) for rank in range(world)]
     steps = []
     for step in range(total - first):
-        parts = range(step * accumulation, (step + 1) * accumulation)
+        parts = range(step * gradient_accumulation_steps, (step + 1) * gradient_accumulation_steps)
         steps.append([sample for part in parts for rank in ranks for sample in rank[part]])
     return steps
 
 
-@pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (1, 3), (3, 2), (4, 3)])
-def test_order_depends_on_nothing_but_seed_and_epoch(world, accumulation):
-    assert _steps(world, accumulation, 0, 9) == _steps(1, 1, 0, 9)
+@pytest.mark.parametrize(("world", "gradient_accumulation_steps"), [(2, 1), (1, 3), (3, 2), (4, 3)])
+def test_order_depends_on_nothing_but_seed_and_epoch(world, gradient_accumulation_steps):
+    assert _steps(world, gradient_accumulation_steps, 0, 9) == _steps(1, 1, 0, 9)
 
 
 def test_resuming_continues_the_order():
@@ -44,10 +49,10 @@ def test_an_epoch_shows_each_sample_at_most_once_and_epochs_differ():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"images": 13, "world": 2}, "13 does not divide by accumulation 1 x processes 2"),
+        ({"images": 13, "world": 2}, "13 does not divide by gradient_accumulation_steps 1 x processes 2"),
         ({"images": 60}, "60 is more than the 50 training images"),
-        ({"images": 0}, "expected images_per_step >= 1"),
-        ({"accumulation": 0}, "accumulation >= 1"),
+        ({"images": 0}, "expected global_batch_size >= 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps >= 1"),
     ],
 )
 def test_sizes_that_do_not_fit(changes, words):
@@ -71,7 +76,7 @@ class _Numbers:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_processes_hear_of_epochs_and_spare_the_global_generator(workers):
     plan = _plan()
-    settings = BatchSettings(images_per_step=12, workers=workers, prefetch=2)
+    settings = BatchSettings(global_batch_size=12, workers=workers, prefetch=2)
     torch.manual_seed(0)
     expected_next = torch.rand(())
     torch.manual_seed(0)

@@ -45,7 +45,7 @@ def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
             task=SOHO | {"pixels": 32},
             checkpoint={"every_steps": 5, "keep": 0},
             optim={"frozen_backbone_epochs": (0, 0.2), "lr": 1e-3},
-            batch={"images_per_step": 4, "accumulation": 2},
+            batch={"global_batch_size": 4, "gradient_accumulation_steps": 2},
             engine=STILL
             | {"zero_stage": stage, "precision": precision, "emulate_precision": True, "loss_scale_power": 8},
         )

@@ -15,7 +15,7 @@ from soho_fast.model import SohoForPreTraining
 EDGES = (1000, 600)
 
 
-def write_places(folder: Path) -> list[str]:
+def write_data_roots(folder: Path) -> list[str]:
     """Both data sets in their published formats, and the arguments that name them and replace the downloads."""
     write_karpathy(folder / "coco", {"train": ["red"], "restval": ["green"], "val": ["blue"]}, size=EDGES)
     genome = folder / "genome"
@@ -26,7 +26,7 @@ def write_places(folder: Path) -> list[str]:
     (genome / "region_descriptions.json").write_text(json.dumps([{"id": 1, "regions": [{"phrase": "a cyan"}]}]))
     tokenizer = write_tokenizer(folder / "tokenizer", size=30_522)
     return [
-        "--places.coco", str(folder / "coco"), "--places.visual_genome", str(genome),
+        "--data_roots.coco", str(folder / "coco"), "--data_roots.visual_genome", str(genome),
         "--data.tokenizer", str(tokenizer), "--model.text_encoder", "null", "--model.backbone", "null",
     ]  # fmt: skip
 
@@ -35,8 +35,8 @@ def test_one_step_at_full_size(launch, tmp_path):
     """One step of one image with its four texts: everything but the frozen backbone moves."""
     run = tmp_path / "run"
     arguments = [
-        "--recipe", "paper", *write_places(tmp_path), "--output", str(run), "--max_steps", "1",
-        "--batch.images_per_step", "1", "--batch.accumulation", "1", "--batch.workers", "0",
+        "--recipe", "paper", *write_data_roots(tmp_path), "--output", str(run), "--max_steps", "1",
+        "--batch.global_batch_size", "1", "--batch.gradient_accumulation_steps", "1", "--batch.workers", "0",
         "--engine.precision", "float32", "--engine.threads", "2", "--log.every_steps", "1",
         "--evaluation.at_end", "false",
     ]  # fmt: skip

@@ -10,24 +10,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from soho_fast import recipes, train
-from soho_fast.engine import processes
+from soho_fast import train
+from soho_fast.engine import launch
 from soho_fast.engine.errors import UserError
-from soho_fast.engine.recipe import fill_places, find_recipe, write_recipe
 from soho_fast.engine.settings import EngineSettings
+from soho_fast.recipe import RECIPES, find_recipe, read_recipe, with_data_roots, write_recipe
 
 SCRIPT = Path(train.__file__)
 
 
 def _parse(*arguments: str):
-    return recipes.read_recipe(arguments)[0]
+    return read_recipe(arguments)[0]
 
 
 def test_recipe_paper_is_the_papers():
     recipe = _parse("--recipe", "paper")
     config = recipe.model
     assert (config.preset, config.text_encoder, config.backbone) == ("paper", "bert-base-uncased", "imagenet")
-    pairs = recipe.batch.images_per_step * (recipe.data.num_positive + recipe.data.num_negative)
+    pairs = recipe.batch.global_batch_size * (recipe.data.num_positive + recipe.data.num_negative)
     assert (pairs, recipe.data.num_positive, recipe.epochs) == (4096, 2, 40)
     optim, schedule = recipe.optim, recipe.schedule
     assert (optim.backbone_rule, optim.backbone_lr, optim.backbone_weight_decay) == ("sgd", 1e-2, 5e-4)
@@ -39,10 +39,12 @@ def test_recipe_paper_is_the_papers():
 
 
 def test_command_line_goes_over_the_recipe(tmp_path):
-    recipe = _parse("--optim.lr", "0.5", "--local_rank=1", "--overwrite", "--resume", "false", "--places.corpus", "/c")
+    recipe = _parse(
+        "--optim.lr", "0.5", "--local_rank=1", "--overwrite", "--resume", "false", "--data_roots.corpus", "/c"
+    )
     assert (recipe.optim.lr, recipe.overwrite, recipe.resume) == (0.5, True, False)
     assert recipe.optim.backbone_lr == _parse().optim.backbone_lr
-    filled = fill_places(recipe.data, recipe.places)
+    filled = with_data_roots(recipe).data
     assert filled.sources[0].annotations == "/c/dataset_coco.json" and filled.tokenizer == "/c/tokenizer"
     write_recipe(recipe, tmp_path / "again.yaml")
     assert "python/" not in (tmp_path / "again.yaml").read_text()
@@ -60,7 +62,7 @@ def test_help_explains_every_field(capsys):
         "Longest text in tokens", "Name of a recipe", "Micro-batches accumulated",
     ):  # fmt: skip
         assert words in text, words
-    fields = set(yaml.safe_load((recipes.RECIPES / "mini.yaml").read_text())["optim"])
+    fields = set(yaml.safe_load((RECIPES / "mini.yaml").read_text())["optim"])
     assert all(f"--optim.{name}" in text for name in fields)
 
 
@@ -75,7 +77,7 @@ def test_help_explains_every_field(capsys):
         (["--engine.zero_stage", "4"], "zero_stage"),
         (["--resume", "nope"], "resume"),
         (["--data.masking.mask_share", "0.95"], "masking: mask_share + random_share is 1.05, expected at most 1"),
-        (["--recipe", "paper"], "places.coco: '{coco}/dataset_coco.json' needs it; give --places.coco FOLDER"),
+        (["--recipe", "paper"], "data_roots.coco: '{coco}/dataset_coco.json' needs it; give --data_roots.coco FOLDER"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(capsys, arguments, words):
@@ -122,7 +124,7 @@ NO_LESS_THAN = {
     "mini": {
         "max_steps": 0, "max_minutes": 0, "seed": 0, "optim.lr": 0, "optim.clip": 0, "optim.beta2": 0,
         "optim.backbone_momentum": 0, "schedule.warmup_steps": 0, "schedule.step_factor": 0, "schedule.end_factor": 0,
-        "batch.images_per_step": 1, "batch.accumulation": 1, "batch.workers": 0, "batch.prefetch": 1,
+        "batch.global_batch_size": 1, "batch.gradient_accumulation_steps": 1, "batch.workers": 0, "batch.prefetch": 1,
         "batch.broken_images": 0, "engine.threads": 0, "engine.loss_scale_power": 0, "checkpoint.every_steps": 0,
         "checkpoint.every_minutes": 0, "checkpoint.keep": 0, "log.every_steps": 1, "log.line_seconds": 0,
         "evaluation.every_epochs": 0, "evaluation.quick_every_steps": 0, "data.shorter_edge": 1,
@@ -159,8 +161,8 @@ def test_a_number_beyond_its_range_is_refused(field, value):
 
 def test_find_recipe_takes_names_and_paths(tmp_path):
     (tmp_path / "mine.yaml").write_text("epochs: 1\n")
-    assert find_recipe("mine", tmp_path) == tmp_path / "mine.yaml"
-    assert find_recipe(str(tmp_path / "mine.yaml"), recipes.RECIPES) == tmp_path / "mine.yaml"
+    assert find_recipe("paper") == RECIPES / "paper.yaml"
+    assert find_recipe(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
 
 
 @pytest.mark.parametrize(
@@ -184,16 +186,16 @@ def test_precision_follows_the_device(monkeypatch, device, fp16, bf16, auto):
             return bf16
 
     accelerator = Accelerator()
-    monkeypatch.setattr(processes, "get_accelerator", lambda: accelerator)
-    assert processes.choose_precision(EngineSettings()) == auto
+    monkeypatch.setattr(launch, "get_accelerator", lambda: accelerator)
+    assert launch.choose_precision(EngineSettings()) == auto
     for precision, supported in (("float32", True), ("fp16", fp16), ("bf16", bf16)):
         settings = EngineSettings(precision=precision)
         if supported:
-            assert processes.choose_precision(settings) == precision
+            assert launch.choose_precision(settings) == precision
         else:
             with pytest.raises(UserError, match=f"{precision} is not supported by this device \\({device}\\)"):
-                processes.choose_precision(settings)
-    assert processes.choose_precision(EngineSettings(precision="fp16", emulate_precision=True)) == "fp16"
+                launch.choose_precision(settings)
+    assert launch.choose_precision(EngineSettings(precision="fp16", emulate_precision=True)) == "fp16"
     assert accelerator.is_fp16_supported()
 
 
@@ -223,9 +225,8 @@ def test_from_corpus_to_table(launch, small_recipe, tmp_path):
     assert SohoProcessor.from_pretrained(run / "model").tokenizer.mask_token_id is not None
 
     for arguments, words in (
-        (["--engine.precision", "fp16"], "engine.precision: fp16 is not supported by this device (cpu)"),
-        (["--places.corpus", "/nowhere", "--corpus.folder", ""], "/nowhere"),
-        (["--batch.accumulation", "3"], "8 does not divide by accumulation 3"),
+        (["--data_roots.corpus", "/nowhere", "--corpus.folder", ""], "/nowhere"),
+        (["--batch.gradient_accumulation_steps", "3"], "8 does not divide by gradient_accumulation_steps 3"),
         (["--model.config.hidden_size", "64"], "model.hidden_size is 32 there and 64 here"),
     ):
         done = launch(script=SCRIPT, arguments=["--recipe", str(small_recipe), *arguments])

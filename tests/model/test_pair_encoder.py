@@ -24,9 +24,9 @@ def test_odds_are_the_plain_models(tiny_model, layers, dictionary_output):
         weight.mul_(20.0) if weight.dim() > 1 else weight.normal_()  # as drawn, biases are 0 and words hardly look
     ids, visual, text_index, image_index = pairs(model)
     logits = model(visual_tokens=visual, input_ids=ids[text_index], image_index=image_index).itm_logits
-    odds = model.pair_odds(model.embed_images(visual), ids, text_index, image_index)
-    torch.testing.assert_close(odds, logits[:, 1] - logits[:, 0], rtol=1e-5, atol=1e-5)
-    assert odds.std() > 0.01
+    difference = model.matching_logits(model.embed_images(visual), ids, text_index, image_index)
+    torch.testing.assert_close(difference, logits[:, 1] - logits[:, 0], rtol=1e-5, atol=1e-5)
+    assert difference.std() > 0.01
 
 
 @torch.no_grad()

@@ -1,0 +1,143 @@
+"""Fine-tuning and evaluation examples: texts about one image or two, an image decoded and encoded once for its texts.
+
+Shapes: E examples, I images, G groups (examples about the same image or pair), N images of an example (1, or 2 in
+NLVR2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample
+from soho_fast.data.images import BrokenImageError
+from soho_fast.data.processor import SohoProcessor
+from soho_fast.data.records import ImageRef, fingerprint
+from soho_fast.data.text import PackedTexts, encode_texts
+
+# Pixels of an image that shows nothing, before normalisation: ImageNet's mean colour, which becomes about zero.
+_BLANK_COLOUR = (124, 116, 104)
+_BLANK_EDGE = 32
+
+
+class Examples:
+    """A split, packed so that worker processes share it: its images, each once, and its examples in groups.
+
+    Args:
+        images: N images for each example, in the model's order; N the same for all.
+        texts: The text of each example.
+        targets: int64 (E, ...), what is asked; None where it is not known.
+    """
+
+    def __init__(
+        self, images: Sequence[tuple[ImageRef, ...]], texts: Sequence[str], targets: np.ndarray | None
+    ) -> None:
+        # Readers give one object to all records of an image.
+        number_of: dict[int, int] = {}
+        self.images: list[ImageRef] = []
+        self.image_EN = np.empty((len(texts), len(images[0])), dtype=np.int64)
+        for row, refs in enumerate(images):
+            for column, ref in enumerate(refs):
+                number = number_of.setdefault(id(ref), len(self.images))
+                if number == len(self.images):
+                    self.images.append(ref)
+                self.image_EN[row, column] = number
+        self.texts = PackedTexts([[text] for text in texts])
+        self.targets = targets
+        _, group_E = np.unique(self.image_EN, axis=0, return_inverse=True)
+        order_E = np.argsort(group_E, kind="stable")
+        self.groups = np.split(order_E, np.flatnonzero(np.diff(group_E[order_E])) + 1)
+        # Groups in the order of their first example: that of the file.
+        self.groups.sort(key=lambda rows: rows[0])
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def text(self, row: int) -> str:
+        """The text of an example."""
+        return self.texts.get(row, 0)
+
+    def fingerprint(self) -> str:
+        """What tells these images and texts, in this order, from others."""
+        images = (str(self.images[number]) for number in self.image_EN.flat)
+        return fingerprint(images, (self.text(row) for row in range(len(self))))
+
+
+class DownstreamDataset(Dataset[Sample]):
+    """Samples of at most `texts_per_sample` examples of a group, all examples in each epoch.
+
+    A sample depends on (seed, epoch, index) only. With one text a sample is an example, as in the paper; with more, an
+    image is decoded and encoded once for them, and which texts come together is drawn anew in each epoch.
+
+    Args:
+        examples: The split.
+        processor: Image processor and tokenizer.
+        seed: Seed of everything drawn.
+        texts_per_sample: Largest number of examples in a sample.
+        max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
+        blank_images: Give an image that shows nothing in place of each: what remains is the text.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        processor: SohoProcessor,
+        *,
+        seed: int,
+        texts_per_sample: int,
+        max_text_length: int,
+        blank_images: bool,
+    ) -> None:
+        if texts_per_sample < 1:
+            raise ValueError(f"data.texts_per_image: expected at least 1, got {texts_per_sample}")
+        self.examples, self.processor, self.seed = examples, processor, seed
+        self.max_text_length, self.blank_images = max_text_length, blank_images
+        num_parts_G = [-(-len(rows) // texts_per_sample) for rows in examples.groups]
+        self._group = np.repeat(np.arange(len(num_parts_G)), num_parts_G)
+        self._part = np.concatenate([np.arange(count) for count in num_parts_G])
+        self._num_parts_G = num_parts_G
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._group)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the samples asked for from here on, in this process."""
+        self._epoch = epoch
+
+    def __getitem__(self, index: int) -> Sample:
+        group = self._group[index]
+        rows = self.examples.groups[group]
+        if self._num_parts_G[group] > 1:
+            rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, group])
+            rows = np.array_split(rng.permutation(rows), self._num_parts_G[group])[self._part[index]]
+        return load_sample(self.examples, rows, self.processor, self.max_text_length, self.blank_images)
+
+
+def load_sample(
+    examples: Examples, rows: np.ndarray, processor: SohoProcessor, max_text_length: int, blank_images: bool
+) -> Sample:
+    """Read the images and texts of examples of one group."""
+    numbers = examples.image_EN[rows[0]]
+    sample = Sample(rows.tolist(), numbers.tolist())
+    try:
+        sample.pixels = [
+            blank_image() if blank_images else processor.image_processor.load(examples.images[number])
+            for number in numbers
+        ]
+    except BrokenImageError as error:
+        sample.broken = str(error)
+        return sample
+    texts = [examples.text(row) for row in rows]
+    sample.texts_ids = [text.ids for text in encode_texts(processor.tokenizer, texts, max_text_length)]
+    if examples.targets is not None:
+        sample.text_fields["targets"] = examples.targets[rows]
+    return sample
+
+
+def blank_image() -> torch.Tensor:
+    """A small uint8 image (3, height, width) that shows nothing, the same for all."""
+    return torch.tensor(_BLANK_COLOUR, dtype=torch.uint8).view(3, 1, 1).expand(3, _BLANK_EDGE, _BLANK_EDGE)

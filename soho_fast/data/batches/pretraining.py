@@ -1,0 +1,140 @@
+"""Pre-training samples: each image with its positive texts, then its negative ones, all masked alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jsonargparse.typing import ClosedUnitInterval
+from torch.utils.data import Dataset
+
+from soho_fast.data.batches.pair_sampling import PairSampler
+from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample
+from soho_fast.data.images import BrokenImageError
+from soho_fast.data.processor import SohoProcessor
+from soho_fast.data.records import ImageTextRecord
+from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_tokens
+
+
+@dataclass(frozen=True)
+class TextMasking:
+    """How words are masked for MLM.
+
+    Args:
+        probability: Share of tokens (of words with `whole_words`) chosen for prediction; BERT and the paper: 0.15.
+        mask_share: Share of the chosen that become [MASK]; BERT: 0.8.
+        random_share: Share of the chosen that become a random token; BERT: 0.1. The rest stays as it is.
+        whole_words: Choose whole words: all pieces of a word are masked together.
+        at_least_one: Choose one at random in a text in which chance chose none.
+    """
+
+    probability: ClosedUnitInterval = 0.15
+    mask_share: ClosedUnitInterval = 0.8
+    random_share: ClosedUnitInterval = 0.1
+    whole_words: bool = False
+    at_least_one: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("probability", "mask_share", "random_share"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"masking.{name}: expected a share between 0 and 1, got {value}")
+        if self.mask_share + self.random_share > 1.0:
+            raise ValueError(
+                f"masking: mask_share + random_share is {self.mask_share + self.random_share}, expected at most 1"
+            )
+
+
+class PretrainingDataset(Dataset[Sample]):
+    """Samples that depend on (seed, epoch, index) only: not on the rank, the worker, or what was drawn before.
+
+    Ask for an epoch's sample by `set_epoch`, then `dataset[index]`. A batch has `mlm_labels` (P, S), -100 outside and
+    everywhere on negatives, `itm_labels` (P,; 1 = matched), and `mask_uniform` (B,).
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageTextRecord],
+        processor: SohoProcessor,
+        *,
+        seed: int = 0,
+        num_positive: int = 2,
+        num_negative: int = 2,
+        max_text_length: int = 32,
+        masking: TextMasking | None = None,
+    ) -> None:
+        """Keep the records, packed so that worker processes share them.
+
+        Args:
+            records: Images with their captions.
+            processor: Image processor and tokenizer.
+            seed: Seed of everything drawn.
+            num_positive: Texts per image taken from its captions (paper, section 4.1: 2).
+            num_negative: Texts per image taken from other images (paper: 2).
+            max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
+            masking: How words are masked.
+        """
+        if num_positive < 1 or num_negative < 0:
+            raise ValueError(f"expected num_positive >= 1 and num_negative >= 0, got {num_positive} and {num_negative}")
+        if max_text_length < 3:
+            raise ValueError(f"max_text_length: expected at least 3 ([CLS], a token, [SEP]), got {max_text_length}")
+        if seed < 0:
+            raise ValueError(f"seed: expected a non-negative integer, got {seed}")
+        if not records:
+            raise ValueError("records: the data set is empty; expected at least 2 images with captions")
+        self.processor = processor
+        self.seed = seed
+        self.num_positive = num_positive
+        self.num_negative = num_negative
+        self.max_text_length = max_text_length
+        self.masking = masking or TextMasking()
+        self._images = [record.image for record in records]
+        self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
+        self._pairs = PairSampler([record.captions for record in records])
+        self._special_ids = frozenset(processor.tokenizer.all_special_ids)
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the samples asked for from here on, in this process (the engine's loaders tell each worker)."""
+        self._epoch = epoch
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of a data set of {len(self)}")
+        sample = Sample([self._sample_ids[index]], [index])
+        try:
+            sample.pixels = [self.processor.image_processor.load(self._images[index])]
+        except BrokenImageError as error:
+            sample.broken = f"{self._sample_ids[index]}: {error}"
+            return sample
+        rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
+        sample.image_fields["mask_uniform"] = float(rng.random())
+        texts = self._pairs.positives(index, self.num_positive, rng)
+        texts += self._pairs.negatives(index, self.num_negative, rng)
+        masked = [self._mask(text, rng) for text in encode_texts(self.processor.tokenizer, texts, self.max_text_length)]
+        sample.texts_ids = [ids for ids, _ in masked]
+        sample.text_fields["itm_labels"] = (np.arange(len(texts)) < self.num_positive).astype(np.int64)
+        # All texts are masked alike, or a [MASK] would tell which ones match; only the words of those are predicted.
+        nothing = np.full(0, IGNORED_LABEL)
+        sample.token_labels["mlm_labels"] = [
+            labels if number < self.num_positive else nothing for number, (_, labels) in enumerate(masked)
+        ]
+        return sample
+
+    def _mask(self, text: EncodedText, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return mask_tokens(
+            text,
+            rng,
+            mask_token_id=self.processor.tokenizer.mask_token_id,
+            vocab_size=len(self.processor.tokenizer),
+            special_ids=self._special_ids,
+            probability=self.masking.probability,
+            mask_share=self.masking.mask_share,
+            random_share=self.masking.random_share,
+            whole_words=self.masking.whole_words,
+            at_least_one=self.masking.at_least_one,
+        )

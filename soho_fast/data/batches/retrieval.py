@@ -1,0 +1,53 @@
+"""Retrieval samples: an image with one of its captions; in a batch every image is scored with every caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample
+from soho_fast.data.images import BrokenImageError
+from soho_fast.data.processor import SohoProcessor
+from soho_fast.data.records import ImageTextRecord
+from soho_fast.data.text import PackedTexts, encode_texts
+
+
+class RetrievalDataset(Dataset[Sample]):
+    """A sample is an image with one caption, drawn by (seed, epoch, index) alone: no batch holds an image twice.
+
+    Args:
+        records: Images with their captions.
+        processor: Image processor and tokenizer.
+        seed: Seed of everything drawn.
+        max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
+    """
+
+    def __init__(
+        self, records: Sequence[ImageTextRecord], processor: SohoProcessor, *, seed: int, max_text_length: int
+    ) -> None:
+        self.processor, self.seed, self.max_text_length = processor, seed, max_text_length
+        self._images = [record.image for record in records]
+        self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
+        self._captions = PackedTexts([record.captions for record in records])
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the samples asked for from here on, in this process."""
+        self._epoch = epoch
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = Sample([self._sample_ids[index]], [index])
+        try:
+            sample.pixels = [self.processor.image_processor.load(self._images[index])]
+        except BrokenImageError as error:
+            sample.broken = f"{self._sample_ids[index]}: {error}"
+            return sample
+        rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
+        caption = self._captions.get(index, int(rng.integers(self._captions.count(index))))
+        sample.texts_ids = [encode_texts(self.processor.tokenizer, [caption], self.max_text_length)[0].ids]
+        return sample

@@ -1,0 +1,109 @@
+"""Work shared among processes in parts that do not depend on how many there are, kept on disk as it goes.
+
+A result must not depend on who computed it: the parts are cut before they are dealt out, every part is computed by
+exactly one process, and what is kept is told by the part's number alone, so that a run that was killed is taken up by
+any number of processes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from soho_fast.engine.processes import Processes
+
+Progress = Callable[[int, int], None]
+"""Called with the parts that this process has done, and of how many."""
+
+
+class Kept:
+    """Results of parts in a folder, each a file that is whole or absent.
+
+    Args:
+        folder: Where; on a disk that all processes share. Results in it of another identity are deleted.
+        identity: What the results depend on (JSON values).
+        processes: All make the call.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], processes: Processes) -> None:
+        self.folder = folder
+        wanted = json.loads(json.dumps(dict(identity)))
+        if processes.rank == 0:
+            try:
+                found = json.loads((folder / "identity.json").read_text())
+            except (OSError, ValueError):
+                found = None
+            if found != wanted:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                _write(folder / "identity.json", lambda path: path.write_text(json.dumps(wanted, indent=1)))
+        processes.wait()
+
+    def numbers(self) -> set[int]:
+        """The parts that are here."""
+        return {int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.pt")}
+
+    def load(self, number: int) -> Any:
+        """The result of a part."""
+        return torch.load(self._path(number), weights_only=True)
+
+    def save(self, number: int, result: Any) -> None:
+        """Keep the result of a part: tensors, numbers, strings, lists and dicts of them."""
+        # In memory first: torch's own writer reports a full disk as an error of another kind.
+        content = io.BytesIO()
+        torch.save(result, content)
+        _write(self._path(number), lambda path: path.write_bytes(content.getbuffer()))
+
+    def delete(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}.pt"
+
+
+def compute_parts(
+    num_parts: int,
+    compute: Callable[[int], Any],
+    processes: Processes,
+    *,
+    kept: Kept | None = None,
+    progress: Progress | None = None,
+) -> list[Any]:
+    """The results of parts 0 to `num_parts` - 1, in order, on every process; each part is computed by one of them.
+
+    Args:
+        num_parts: How many.
+        compute: The result of a part; must not depend on the process. What `Kept.save` takes, where `kept` is given.
+        processes: All make the call.
+        kept: Parts that are here already are not computed again, and each new one is put here as soon as it is done.
+        progress: Called after each part.
+    """
+    here = processes.gather(sorted(kept.numbers()) if kept is not None and processes.rank == 0 else [])[0]
+    open_parts = sorted(set(range(num_parts)) - set(here))
+    own = open_parts[processes.rank :: processes.world]
+    computed: dict[int, Any] = {}
+    for done, number in enumerate(own, start=1):
+        computed[number] = compute(number)
+        if kept is not None:
+            kept.save(number, computed[number])
+        if progress is not None:
+            progress(done, len(own))
+    results = {number: result for part in processes.gather(computed) for number, result in part.items()}
+    results |= {number: kept.load(number) for number in here if number < num_parts}
+    return [results[number] for number in range(num_parts)]
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    write(scratch)
+    with scratch.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(scratch, path)

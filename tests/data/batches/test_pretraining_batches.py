@@ -1,0 +1,193 @@
+import itertools
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import set_seed
+
+from soho_fast.data import BrokenImageError
+from soho_fast.data.batches.pretraining import PretrainingDataset, TextMasking
+from soho_fast.data.batches.sample import Collator
+from soho_fast.engine.batches import Batches, plan_batches
+from soho_fast.engine.settings import BatchSettings
+
+KEYWORDS = {
+    "pixel_values",
+    "pixel_mask",
+    "input_ids",
+    "attention_mask",
+    "image_index",
+    "mlm_labels",
+    "itm_labels",
+    "mask_uniform",
+}
+
+
+@pytest.fixture
+def dataset(records, processor):
+    return PretrainingDataset(records, processor, seed=5)
+
+
+@pytest.fixture
+def collate(processor):
+    return Collator(processor)
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) if isinstance(first[key], torch.Tensor) else first[key] == second[key]
+        for key in first
+    )
+
+
+def test_batch_holds_the_forwards_keywords(dataset, collate):
+    batch = collate([dataset[index] for index in range(3)])
+    assert set(batch) == KEYWORDS | {"skipped", "sample_ids"}
+    assert batch["image_index"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert batch["itm_labels"].tolist() == [1, 1, 0, 0] * 3
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["mlm_labels"].shape
+    assert batch["mask_uniform"].dtype == torch.float64 and batch["mask_uniform"].shape == (3,)
+    assert batch["sample_ids"] == ["coco/0", "coco/1", "coco/2"] and batch["skipped"] == []
+    assert batch["pixel_values"].shape == (3, 3, 32, 38)
+
+
+def test_padding_and_mask(dataset, collate, processor):
+    batch = collate([dataset[index] for index in range(6)])
+    pad = processor.tokenizer.pad_token_id
+    assert ((batch["input_ids"] != pad) == batch["attention_mask"].bool()).all()
+    assert (batch["attention_mask"].diff(dim=1) <= 0).all(), "padding is at the right only"
+    assert batch["attention_mask"].sum(1).max() == batch["attention_mask"].shape[1], "no longer than the longest"
+    assert (batch["mlm_labels"][batch["attention_mask"] == 0] == -100).all()
+    fixed = Collator(processor, pad_text_to=20)([dataset[0]])
+    assert fixed["input_ids"].shape == (4, 20)
+
+
+def test_number_of_texts(records, processor, collate):
+    dataset = PretrainingDataset(records, processor, num_positive=3, num_negative=1)
+    assert collate([dataset[0], dataset[1]])["itm_labels"].tolist() == [1, 1, 1, 0] * 2
+    only = PretrainingDataset(records, processor, num_positive=1, num_negative=0)
+    assert collate([only[0]])["image_index"].tolist() == [0]
+
+
+def sample_of(dataset, epoch, index):
+    dataset.set_epoch(epoch)
+    return dataset[index]
+
+
+def test_positives_name_the_image_and_negatives_another(records, processor, collate):
+    dataset = PretrainingDataset(records, processor, masking=TextMasking(probability=0.0))
+    batch = collate([dataset[index] for index in range(len(dataset))])
+    texts = processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    for text, image, matched in zip(texts, batch["image_index"], batch["itm_labels"], strict=True):
+        colour = records[image].captions[1].split()[-1]
+        assert (colour in text) == bool(matched)
+
+
+def test_positives_and_negatives_are_masked_alike_but_only_positives_have_labels(records, processor, collate):
+    dataset = PretrainingDataset(records, processor, seed=1, masking=TextMasking(probability=0.3))
+    masked, real, labelled = torch.zeros(2), torch.zeros(2), torch.zeros(2)
+    special = torch.tensor([processor.tokenizer.cls_token_id, processor.tokenizer.sep_token_id])
+    for epoch in range(40):
+        batch = collate([sample_of(dataset, epoch, index) for index in range(len(dataset))])
+        words = batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], special)
+        for label in (0, 1):
+            rows = batch["itm_labels"] == label
+            masked[label] += (batch["input_ids"][rows] == processor.tokenizer.mask_token_id).sum()
+            real[label] += words[rows].sum()
+            labelled[label] += (batch["mlm_labels"][rows] != -100).sum()
+    share = masked / real
+    assert abs(share[0] - 0.3 * 0.8) < 0.02 and abs(share[1] - share[0]) < 0.02, (
+        "a [MASK] must not tell the pair's label"
+    )
+    assert labelled[0] == 0 and abs(labelled[1] / real[1] - 0.3) < 0.03
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_only(records, processor, collate):
+    dataset = PretrainingDataset(records, processor, seed=5)
+    dataset.set_epoch(2)
+    forwards = [collate([dataset[index]]) for index in range(6)]
+    set_seed(123)
+    other = PretrainingDataset(records, processor, seed=5)
+    backwards = [collate([sample_of(other, 2, index)]) for index in reversed(range(6))][::-1]
+    assert all(itertools.starmap(same, zip(forwards, backwards, strict=True)))
+    for changed in (
+        sample_of(dataset, 3, 0),
+        sample_of(PretrainingDataset(records, processor, seed=6), 2, 0),
+        sample_of(dataset, 2, 1),
+    ):
+        assert changed.image_fields["mask_uniform"] != forwards[0]["mask_uniform"].item()
+    drawn = [sample_of(dataset, epoch, index) for epoch in range(20) for index in range(len(dataset))]
+    uniforms = [sample.image_fields["mask_uniform"] for sample in drawn]
+    assert len(set(uniforms)) == len(uniforms) and 0.4 < sum(uniforms) / len(uniforms) < 0.6
+
+
+def stream(dataset, collate, *, rank=0, world=1, workers=0, first_step=0):
+    """Two epochs of a rank's micro-batches, as the engine makes them."""
+    settings = BatchSettings(global_batch_size=2, workers=workers)
+    plan = plan_batches(settings, len(dataset), world, seed=1)
+    steps = 2 * plan.steps_per_epoch
+    batches = Batches(dataset, collate, plan, settings, rank=rank, first_step=first_step, total_steps=steps, pin=False)
+    try:
+        return list(batches)
+    finally:
+        batches.close()
+
+
+def test_two_ranks_with_workers_see_what_one_sees(dataset, collate):
+    alone = stream(dataset, collate)
+    assert len(alone) == 2 * (len(dataset) // 2)
+    ranks = [stream(dataset, collate, rank=rank, world=2, workers=1 - rank) for rank in range(2)]
+    for whole, first, second in zip(alone, *ranks, strict=True):
+        assert whole["sample_ids"] == first["sample_ids"] + second["sample_ids"]
+        for key in ("pixel_values", "mask_uniform", "itm_labels"):
+            assert torch.equal(whole[key], torch.cat([first[key], second[key]]))
+        for part, begin in ((first, 0), (second, 4)):
+            length = part["input_ids"].shape[1]
+            for key in ("input_ids", "mlm_labels"):
+                assert torch.equal(whole[key][begin : begin + 4, :length], part[key])
+
+
+def test_resuming_in_an_epoch_gives_the_rest_of_the_stream(dataset, collate):
+    whole = stream(dataset, collate)
+    assert all(itertools.starmap(same, zip(stream(dataset, collate, first_step=4), whole[4:], strict=True)))
+
+
+def test_broken_image_is_left_out_and_named(records, dataset, collate, tmp_path):
+    path = tmp_path / records[1].image.name
+    path.write_bytes(path.read_bytes()[:200])
+    (tmp_path / records[2].image.name).unlink()
+    batch = collate([dataset[index] for index in range(4)])
+    assert batch["sample_ids"] == ["coco/0", "coco/3"]
+    assert batch["image_index"].tolist() == [0] * 4 + [1] * 4
+    assert len(batch["pixel_values"]) == len(batch["mask_uniform"]) == 2
+    truncated, gone = batch["skipped"]
+    assert truncated.startswith(f"coco/1: {path}: can't be decoded") and "coco/2" in gone and "No such file" in gone
+    with pytest.raises(BrokenImageError, match=r"all 2 images of a batch are broken:\n  coco/1.*\n  coco/2"):
+        collate([dataset[1], dataset[2]])
+
+
+def test_error_of_a_lost_batch_reaches_the_training_process(records, dataset, collate, tmp_path):
+    for record in records[:2]:
+        (tmp_path / record.image.name).write_bytes(b"")
+    loader = DataLoader(dataset, batch_sampler=[[0, 1]], collate_fn=collate, num_workers=1)
+    with pytest.raises(BrokenImageError, match="all 2 images of a batch are broken"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_positive": 0}, "num_positive >= 1"),
+        ({"max_text_length": 2}, "at least 3"),
+        ({"seed": -1}, "non-negative"),
+    ],
+)
+def test_refusals(records, processor, options, words):
+    with pytest.raises(ValueError, match=words):
+        PretrainingDataset(records, processor, **options)
+    with pytest.raises(ValueError, match="the data set is empty"):
+        PretrainingDataset([], processor)
+    with pytest.raises(ValueError, match=r"mask_share \+ random_share is 1\.2"):
+        TextMasking(mask_share=0.9, random_share=0.3)
+    with pytest.raises(IndexError, match="sample 12 of a data set of 12"):
+        PretrainingDataset(records, processor)[12]
