@@ -210,6 +210,31 @@ def test_transposed_codebook(update, backend):
     assert torch.equal(codebook, expected)
 
 
+def test_flushed_subnormals_do_not_change_the_bits(backend, threads):
+    """torch sets the mode of the calling thread only, so what follows it depends on the number of threads."""
+    features, index, valid = _case(500, 17, 65)
+    features, codebook = features * 1e-40, torch.randn(17, 65) * 1e-40
+
+    def update():
+        counts, sums = codebook_stats(features, index, 17, valid=valid, backend=backend)
+        moved, fused = codebook.clone(), codebook.clone()
+        codebook_ema_(moved, counts, sums, 0.9, backend=backend)
+        scatter_mean_ema_(fused, features, index, 0.9, valid=valid, backend=backend)
+        return [result.view(torch.int32) for result in (counts, sums, moved, fused)]
+
+    expected = update()
+    if backend != "cpu" or not torch.set_flush_denormal(True):
+        pytest.skip("torch's own operations and numpy's, which interpret Triton, follow the flag")
+    try:
+        results = update()
+        still_flushed = (torch.tensor([1e-41]) * 1).item() == 0.0
+    finally:
+        torch.set_flush_denormal(False)
+    assert expected[1].count_nonzero() > 1000
+    assert all(torch.equal(result, other) for result, other in zip(results, expected, strict=True))
+    assert still_flushed, "the caller's float environment must come back"
+
+
 def test_levels_and_reference_give_the_same_bits():
     features, index, valid = _case(700, 40, 77)
     results = [codebook_stats(features, index, 40, valid=valid, backend="reference")[1]]

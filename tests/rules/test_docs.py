@@ -58,6 +58,9 @@ SIZES = [
     ("examples/ranked_captions.py", "--candidates 6 --columns 2"),
     ("pytest benchmarks/", "-k group_mask --benchmark-max-time 0.01 --benchmark-min-rounds 1"),
     ("benchmarks.render", ""),
+    ("pytest tests/", "--collect-only"),
+    ("fuzz_lookup.py", "--rows 300"),
+    ("build/", ""),
     ("profile_step", "--steps 1 --images 4 --data.shorter_edge 64 --data.longer_edge 64"),
 ]
 
@@ -77,6 +80,9 @@ SAYS = {
     "--data.scoring both": "two stages",
     "soho_fast.ask rank": " %  two cats",
     "pytest benchmarks/": " passed",
+    "pytest tests/": " tests collected",
+    "fuzz_lookup.py": "300 rows in 1 problems, 0 different",
+    "build/example/kmeans": "of the true centres",
     "profile_step": "the backbone ran on 4 images",
     "--recipe own": "ITM, balanced pairs",
 }
