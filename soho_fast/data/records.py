@@ -57,6 +57,7 @@ class ReadReport:
     num_missing: int = 0
     num_without_caption: int = 0
     num_empty_captions: int = 0
+    num_without_label: int = 0
     num_excluded: int = 0
     splits: dict[str, int] = field(default_factory=dict)
 
@@ -72,6 +73,7 @@ class ReadReport:
             (self.num_missing, "images left out: no file"),
             (self.num_without_caption, "images left out: no caption"),
             (self.num_empty_captions, "captions left out: empty"),
+            (self.num_without_label, f"{self.texts} left out: gold label '-', no majority among the annotators"),
         )
         return lines + [f"{self.source}: {count:,} {what}" for count, what in left_out if count]
 

@@ -9,9 +9,12 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from soho_fast.data.hub import loading_options
 
 IGNORED_LABEL = -100
 """Label of a position that is not predicted (cross-entropy's default `ignore_index`)."""
@@ -38,22 +41,30 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(text.lower())) - STOP_WORDS
 
 
-def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """A tokenizer from a directory or a hub name, checked for what SOHO needs.
+def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or a hub name, checked for what SOHO needs.
 
-    Raises FileNotFoundError when it can't be loaded and ValueError when it lacks a special token, gives only [UNK], or
-    is not a fast tokenizer.
+    Args:
+        name_or_path: A folder with tokenizer.json and tokenizer_config.json (or vocab.txt), or a name on the hub.
+        hub_options: revision, token, cache_dir and their kin, as in every `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: It can't be loaded.
+        ValueError: It lacks a special token, gives only [UNK], or is not a fast tokenizer.
     """
     # The tokenizer runs inside DataLoader workers, which are processes already: its own threads would only warn about
     # the fork and fight for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    options, failure = loading_options(name_or_path, **hub_options)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), **options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
-            f"tokenizer: {name_or_path} can't be loaded ({reason}); expected a directory with tokenizer.json and "
-            "tokenizer_config.json (or vocab.txt), or a hub name such as bert-base-uncased"
+            f"tokenizer: {name_or_path} can't be loaded: "
+            + (f"there is no such folder, and {failure}" if failure else reason)
+            + ". Expected a folder with tokenizer.json and tokenizer_config.json (or vocab.txt), which "
+            "python -m soho_fast.data.tokenizer makes from your own texts, or a hub name such as bert-base-uncased"
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer: {name_or_path} is not a fast tokenizer; whole-word masking needs its word ids")

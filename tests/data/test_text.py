@@ -1,7 +1,12 @@
+import json
+import shutil
+import time
+
 import numpy as np
 import pytest
 
-from soho_fast.data import content_words, load_tokenizer, mask_tokens
+from soho_fast.data import content_words, hub, load_tokenizer, mask_tokens
+from soho_fast.data import text as text_module
 from soho_fast.data.text import EncodedText, PackedTexts, encode_texts
 
 MASK, VOCAB, SPECIAL = 4, 1000, frozenset(range(5))
@@ -72,7 +77,7 @@ def test_content_words():
 
 
 def test_tokenizer_errors(tmp_path, tokenizer_dir):
-    with pytest.raises(FileNotFoundError, match=r"tokenizer: .*nowhere can't be loaded .*; expected a directory"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer: .*nowhere can't be loaded: there is no such folder"):
         load_tokenizer(tmp_path / "nowhere")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (tokenizer_dir / name).read_text()
@@ -81,6 +86,49 @@ def test_tokenizer_errors(tmp_path, tokenizer_dir):
         (tmp_path / name).write_text(text.replace('"a":', '"xax":'))
     with pytest.raises(ValueError, match=r"turns plain English into \[UNK\] only"):
         load_tokenizer(tmp_path)
+
+
+def test_options_of_the_hub_reach_the_loading(tmp_path, tokenizer_dir, monkeypatch):
+    asked = {}
+    load = text_module.AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        text_module.AutoTokenizer,
+        "from_pretrained",
+        lambda name, **options: asked.update(options) or load(name, **options),
+    )
+    load_tokenizer(tokenizer_dir, revision="v1", token="secret")
+    assert asked == {"revision": "v1", "token": "secret"}
+
+
+def test_a_hub_that_is_out_of_reach_is_tried_once(tmp_path, monkeypatch):
+    """The hub's own library tries each file again for half a minute."""
+    tries = []
+
+    def unreachable(url, **options):
+        tries.append(url)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(hub, "get_hf_file_metadata", unreachable)
+    began = time.monotonic()
+    with pytest.raises(FileNotFoundError) as error:
+        load_tokenizer("nobody/no-such-tokenizer", cache_dir=str(tmp_path))
+    assert time.monotonic() - began < 5
+    assert len(tries) == 1 and "nobody/no-such-tokenizer" in tries[0]
+    for words in ("no such folder", "the hub can't be reached (Name or service not known)", "soho_fast.data.tokenizer"):
+        assert words in str(error.value)
+
+
+def test_what_was_downloaded_before_is_found_without_a_hub(tmp_path, tokenizer_dir, monkeypatch):
+    def unreachable(url, **options):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(hub, "get_hf_file_metadata", unreachable)
+    kept = tmp_path / "models--nobody--words"
+    shutil.copytree(tokenizer_dir, kept / "snapshots/abc")
+    (kept / "snapshots/abc/config.json").write_text(json.dumps({"model_type": "bert"}))
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text("abc")
+    assert len(load_tokenizer("nobody/words", cache_dir=str(tmp_path))) == len(load_tokenizer(tokenizer_dir))
 
 
 def test_packed_texts():
