@@ -7,7 +7,7 @@ import pytest
 
 from soho_fast.data import content_words, hub, load_tokenizer, mask_tokens
 from soho_fast.data import text as text_module
-from soho_fast.data.text import EncodedText, PackedTexts, encode_texts
+from soho_fast.data.text import EncodedText, PackedTexts, describe_fit, encode_texts
 
 MASK, VOCAB, SPECIAL = 4, 1000, frozenset(range(5))
 
@@ -86,6 +86,38 @@ def test_tokenizer_errors(tmp_path, tokenizer_dir):
         (tmp_path / name).write_text(text.replace('"a":', '"xax":'))
     with pytest.raises(ValueError, match=r"turns plain English into \[UNK\] only"):
         load_tokenizer(tmp_path)
+
+
+def test_texts_that_fit_give_no_warning(tokenizer):
+    fit = describe_fit(tokenizer, ["a red .", "there is a painting"] * 100)
+    assert fit.pieces_per_word == pytest.approx(8 / 7) and fit.unknown_share == 0.0
+    assert fit.lengths.tolist() == [5] * 100 + [7] * 100
+    assert fit.warnings(7) == []
+    assert fit.summary() == (
+        "1.14 pieces a word, 0.0% of the words [UNK]; 99% of the texts have at most 7 tokens, the longest 7"
+    )
+
+
+def test_texts_that_are_cut_are_counted_with_the_length_they_need(tokenizer):
+    texts = ["a red"] * 90 + ["a red and a blue"] * 10
+    assert describe_fit(tokenizer, texts).warnings(5) == [
+        "warning: 10.0% of the texts are cut at data.max_text_length 5; 7 would keep 99% whole"
+    ]
+    assert describe_fit(tokenizer, ["a red"] * 999 + ["a red and a blue"]).warnings(4) == [], "one in a thousand"
+
+
+def test_a_tokenizer_of_other_words_is_told(tokenizer):
+    (line,) = describe_fit(tokenizer, ["a red dog"] * 10).warnings(16)
+    assert line.startswith("warning: the tokenizer does not fit these texts: 1.0 pieces a word, 33.3% of the words unk")
+    assert "python -m soho_fast.data.tokenizer ANNOTATIONS FOLDER" in line
+    (line,) = describe_fit(tokenizer, ["paintedly"] * 10).warnings(16)
+    assert "3.0 pieces a word, 0.0% of the words unknown" in line
+    with pytest.raises(ValueError, match="texts: expected at least one"):
+        describe_fit(tokenizer, [])
+
+
+def test_of_many_texts_some_are_counted(tokenizer):
+    assert len(describe_fit(tokenizer, ["a red"] * 50_000).lengths) == 20_000
 
 
 def test_options_of_the_hub_reach_the_loading(tmp_path, tokenizer_dir, monkeypatch):
