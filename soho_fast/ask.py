@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top_k", type=int, help="So many answers, best first.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     actions = parser.add_subparsers(dest="action", required=True)
-    for action, places, what in (
+    for action, inputs, what in (
         ("answer", ["image", "question"], "Answer a question about an image."),
         ("rank", ["image", "texts"], "Order texts by how well they describe an image."),
         ("entails", ["image", "text"], "Does an image entail a text?"),
@@ -180,8 +180,8 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         sub = actions.add_parser(action, help=what, description=what)
         sub.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
-        for place in places:
-            sub.add_argument(place, nargs="+" if place == "texts" else None)
+        for name in inputs:
+            sub.add_argument(name, nargs="+" if name == "texts" else None)
     options = vars(parser.parse_args(arguments))
     transformers_logging.disable_progress_bar()
     action, folder, top_k, as_json = (options.pop(name) for name in ("action", "model", "top_k", "json"))

@@ -2,7 +2,7 @@
 
 python -m soho_fast.evaluate --run runs/mini_vqa --split val
 deepspeed --module soho_fast.evaluate --run runs/mini_vqa --split test --checkpoint last
-python -m soho_fast.evaluate --recipe vqa --checkpoint FOLDER --split test-dev --data_roots.vqa ... --data_roots.coco ...
+python -m soho_fast.evaluate --recipe vqa --checkpoint FOLDER --split val --data_roots.vqa ... --data_roots.coco ...
 
 Killed, the same command goes on where it was, also with another number of processes.
 """
@@ -28,11 +28,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from transformers.utils import logging as transformers_logging
 
 from soho_fast.data.images import BrokenImageError
-from soho_fast.engine.errors import DISK_ERRORS, UserError
-from soho_fast.engine.processes import environment_rank, leave_processes, start_processes
-from soho_fast.engine.recipe import fail
+from soho_fast.engine.errors import DISK_ERRORS, UserError, fail
+from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
 from soho_fast.engine.report import print_table, write_metrics
-from soho_fast.recipes import build_demo_corpus, read_recipe, with_data_roots
+from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots
 
 # A run's folders of exported models, by what they are called on the command line.
 CHECKPOINTS = {"best": "best", "last": "model"}

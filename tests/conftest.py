@@ -1,6 +1,43 @@
-"""The threads of the tests wait as those of the training command do: several processes share the cores."""
+"""What tests of several rooms share: threads that wait as the training command's do, and a tiny corpus."""
 
 import os
+import sys
+from pathlib import Path
 
 # Before torch loads OpenMP; see soho_fast/train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory):
+    import tiny_corpus
+
+    return tiny_corpus.write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def tokenizer(tokenizer_dir):
+    from soho_fast.data import load_tokenizer
+
+    return load_tokenizer(tokenizer_dir)
+
+
+@pytest.fixture
+def processor(tokenizer):
+    from soho_fast.data import SohoImageProcessor, SohoProcessor
+
+    return SohoProcessor(SohoImageProcessor(size={"shortest_edge": 32, "longest_edge": 48}, size_divisor=1), tokenizer)
+
+
+@pytest.fixture
+def records(tmp_path):
+    import tiny_corpus
+
+    from soho_fast.data import read_karpathy
+
+    path = tiny_corpus.write_karpathy(tmp_path, {"train": list(tiny_corpus.COLOURS)})
+    return read_karpathy(path, tmp_path, ["train"])

@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.model.eager_pipeline import EagerOptimizers, EagerPretraining, pad_texts
 from benchmarks.model.training_batches import TimedShape, build_model, make_batch
+from soho_fast.engine.launch import deepspeed_config, start_engine, start_processes
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.processes import deepspeed_config, start_engine, start_processes
 from soho_fast.engine.settings import EngineSettings
 
 BAR = 3.0
@@ -75,7 +75,11 @@ class Comparison:
     def _start_engine(self, model: torch.nn.Module) -> deepspeed.DeepSpeedEngine:
         processes = start_processes(torch.get_num_threads())
         config = deepspeed_config(
-            EngineSettings(), "bf16", micro_batch_size=self.shape.images, gradient_accumulation_steps=1, clip=self.shape.optim.clip
+            EngineSettings(),
+            "bf16",
+            micro_batch_size=self.shape.images,
+            gradient_accumulation_steps=1,
+            clip=self.shape.optim.clip,
         )
         return start_engine(model, self._optimizer(model), config, processes)
 

@@ -28,13 +28,12 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from soho_fast.data.mini import build_corpus
-from soho_fast.engine.batches import split_batch
+from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.recipe import fill_data_roots
+from soho_fast.engine.settings import BatchSettings
 from soho_fast.model import SohoForPreTraining
-from soho_fast.recipes import PretrainingRecipe, read_recipe
-from soho_fast.tasks.pretraining import PretrainingTask
-from soho_fast.tasks.pretraining_settings import CaptionSource
+from soho_fast.recipe import Recipe, read_recipe, with_data_roots
+from soho_fast.tasks.pretraining import CaptionSource
 
 PHASES = ("decode", "backbone", "dictionary", "transformer", "optimiser", "rest")
 _STAND_IN_IMAGES = 64
@@ -104,14 +103,14 @@ class StepProfile:
         self.images += inputs[0].shape[0]
 
 
-def profile_training(recipe: PretrainingRecipe, num_steps: int, num_images: int) -> StepProfile:
+def profile_training(recipe: Recipe, num_steps: int, num_images: int) -> StepProfile:
     """Profiles training steps of a recipe whose data is there (one more, unmeasured, goes first).
 
     Raises:
         RuntimeError: the backbone saw more or fewer images than the batches held.
     """
     torch.manual_seed(recipe.seed)
-    task = PretrainingTask(recipe.data, recipe.seed, recipe.model).load()
+    task = recipe.make_task(print)
     model = task.build_model().train()
     groups = optimizer_groups(model, recipe.optim)
     for group in groups:
@@ -126,13 +125,23 @@ def profile_training(recipe: PretrainingRecipe, num_steps: int, num_images: int)
         optimizer.zero_grad()
 
     profile = StepProfile(model)
-    dataset, expected = task.training_data(), 0
+    settings = BatchSettings(global_batch_size=num_images, workers=0)
+    plan = plan_batches(settings, len(task.training_data()), 1, recipe.seed)
+    batches = Batches(
+        task.training_data(),
+        task.collate,
+        plan,
+        settings,
+        rank=0,
+        first_step=0,
+        total_steps=num_steps + 1,
+        pin=False,
+    )
+    expected = 0
     for step in range(num_steps + 1):
         if step == 1:
             profile.clear()
-        places = range(step * num_images, (step + 1) * num_images)
-        samples = [dataset[(place // len(dataset), place % len(dataset))] for place in places]
-        inputs, _ = split_batch(task.collate(samples), torch.device("cpu"))
+        inputs, _ = split_batch(next(batches), torch.device("cpu"))
         expected += len(inputs["pixel_values"]) if step else 0
         profile.step(inputs, model, update)
     if profile.images != expected:
@@ -140,7 +149,7 @@ def profile_training(recipe: PretrainingRecipe, num_steps: int, num_images: int)
     return profile
 
 
-def stand_in_data(recipe: PretrainingRecipe, folder: Path) -> None:
+def stand_in_data(recipe: Recipe, folder: Path) -> None:
     """Puts a small demo corpus in `folder` in the place of the recipe's data, and random weights for downloads."""
     size = min(recipe.data.shorter_edge, 1024)
     build_corpus(folder, num_train=_STAND_IN_IMAGES, num_heldout=8, image_size=size, progress=False)
@@ -154,16 +163,18 @@ def stand_in_data(recipe: PretrainingRecipe, folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table of a recipe."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="Every field of the recipe can be given too.", allow_abbrev=False
+    )
     parser.add_argument("--recipe", default="mini", help="name of a recipe, or path of a YAML file")
     parser.add_argument("--steps", type=int, default=5, help="measured steps")
     parser.add_argument("--images", type=int, default=0, help="images of a step; 0 takes the recipe's")
-    chosen = parser.parse_args(arguments)
-    recipe, name = read_recipe(["--recipe", chosen.recipe])
+    chosen, overrides = parser.parse_known_args(arguments)
+    recipe, name = read_recipe(["--recipe", chosen.recipe, *overrides])
     num_images = chosen.images or recipe.batch.global_batch_size // recipe.batch.gradient_accumulation_steps
     with tempfile.TemporaryDirectory() as temporary:
-        if all(recipe.places.values()):
-            recipe.data = fill_data_roots(recipe.data, recipe.places)
+        if all(recipe.data_roots.values()):
+            recipe = with_data_roots(recipe)
         if not all(Path(source.annotations).is_file() for source in recipe.data.sources):
             print(f"recipe {name}: its data is not here; a small demo corpus stands in")
             stand_in_data(recipe, Path(temporary) / "corpus")

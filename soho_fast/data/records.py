@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -230,3 +231,13 @@ def _find(names: Iterable[str], found: Sequence[tuple[ImageStore, set[str]]]) ->
             if name in present:
                 return ImageRef(store, name)
     return None
+
+
+def fingerprint(*parts: Iterable[str]) -> str:
+    """A hash that differs where a string differs, or their order, or to which part one belongs."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for text in part:
+            digest.update(text.encode() + b"\0")
+        digest.update(b"\1")
+    return digest.hexdigest()

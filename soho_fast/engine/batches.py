@@ -60,8 +60,8 @@ def plan_batches(settings: BatchSettings, num_samples: int, world: int, seed: in
     parts = settings.gradient_accumulation_steps * world
     if settings.global_batch_size % parts:
         raise UserError(
-            f"batch.global_batch_size: {settings.global_batch_size} does not divide by gradient_accumulation_steps {settings.gradient_accumulation_steps}"
-            f" x processes {world} = {parts}; choose a multiple of {parts}"
+            f"batch.global_batch_size: {settings.global_batch_size} does not divide by gradient_accumulation_steps "
+            f"{settings.gradient_accumulation_steps} x processes {world} = {parts}; choose a multiple of {parts}"
         )
     if num_samples < settings.global_batch_size:
         raise UserError(

@@ -1,6 +1,8 @@
 """The error that is the user's to mend: shown as one line, without a stack trace."""
 
 import errno
+import sys
+import time
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Numbers of the OSErrors that a full or read-only disk gives, wherever something is written."""
@@ -8,3 +10,17 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 class UserError(ValueError):
     """A wrong path, recipe, checkpoint or device: the message says what was expected, what came and what to do."""
+
+
+def fail(message: str, rank: int) -> int:
+    """Print one line and give exit code 2.
+
+    Most mistakes meet all ranks; the first one prints, and DeepSpeed's launcher ends the others within a second or two
+    of its exit. Only a mistake that the first rank did not make is left for another to print.
+    """
+    if rank:
+        time.sleep(4)
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error on rank {rank}: {message}\n")
+    sys.stderr.flush()
+    return 2

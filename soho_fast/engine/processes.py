@@ -1,34 +1,26 @@
-"""Processes, devices and precision: everything that depends on where the training runs."""
+"""The processes that share a run: who this one is, and how they exchange small things. Needs torch alone."""
 
-import logging
-import os
-import sys
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
-# At import DeepSpeed looks for an accelerator and warns where it finds none; a CPU is no cause for a warning here.
-logging.disable(logging.WARNING)
-import deepspeed  # noqa: E402
-from deepspeed.accelerator import get_accelerator  # noqa: E402
-
-logging.disable(logging.NOTSET)
-
-from soho_fast.engine.errors import UserError  # noqa: E402
-from soho_fast.engine.settings import EngineSettings  # noqa: E402
-
 
 @dataclass(frozen=True)
 class Processes:
-    """The ranks of this run; `group` carries small CPU tensors (gloo), also where gradients go over nccl."""
+    """The ranks of this run; `Processes()` is one by itself, on the CPU.
 
-    rank: int
-    world: int
-    local_rank: int
-    device: torch.device
-    group: dist.ProcessGroup | None
+    `group` carries small CPU tensors (gloo), also where gradients go over nccl.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -62,138 +54,3 @@ class Processes:
         buffer = torch.tensor(list(values), dtype=torch.float64)
         dist.all_reduce(buffer, op=op, group=self.group)
         return buffer.tolist()
-
-
-def environment_rank() -> tuple[int, int]:
-    """(rank, local rank) as the launcher's environment tells; (0, 0) without a launcher."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
-
-
-def start_processes(threads: int = 0) -> Processes:
-    """Join the launcher's process group, or form a group of one.
-
-    Args:
-        threads: CPU threads of each process; 0 shares the machine's cores among its processes.
-    """
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    # DeepSpeed would compile its shared-memory all-reduce, which only its inference path uses, at the first start.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    accelerator = get_accelerator()
-    local_world = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    on_cpu = accelerator.device_name() == "cpu"
-    if threads:
-        torch.set_num_threads(threads)
-    elif on_cpu and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
-    if not dist.is_initialized():
-        backend = accelerator.communication_backend_name()
-        if "RANK" in os.environ:
-            if not on_cpu:
-                accelerator.set_device(environment_rank()[1])
-            dist.init_process_group(backend)
-        else:
-            os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    _, local_rank = environment_rank()
-    device = torch.device(accelerator.device_name(local_rank) if not on_cpu else "cpu")
-    group = None
-    if dist.get_world_size() > 1:
-        group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-    return Processes(dist.get_rank(), dist.get_world_size(), local_rank, device, group)
-
-
-def leave_processes() -> None:
-    """Leave the process group, so that the interpreter ends without a warning."""
-    if dist.is_initialized():
-        sys.stdout.flush()
-        dist.destroy_process_group()
-
-
-def choose_precision(settings: EngineSettings) -> str:
-    """Resolve `auto` and refuse what the device cannot do.
-
-    Returns:
-        "float32", "bf16" or "fp16".
-
-    Raises:
-        UserError: the accelerator says no and `emulate_precision` is off.
-    """
-    accelerator = get_accelerator()
-    name = accelerator.device_name()
-    if settings.precision == "auto":
-        return "fp16" if name != "cpu" and accelerator.is_fp16_supported() else "float32"
-    supported = {
-        "float32": True,
-        "fp16": bool(accelerator.is_fp16_supported()),
-        "bf16": bool(accelerator.is_bf16_supported()),
-    }
-    if not supported[settings.precision]:
-        if not settings.emulate_precision:
-            able = [precision for precision, yes in supported.items() if yes]
-            raise UserError(
-                f"engine.precision: {settings.precision} is not supported by this device ({name}), which computes in "
-                f"{' or '.join(able)}; choose one of these or auto, or give --engine.emulate_precision true to "
-                "run it slowly"
-            )
-        # DeepSpeed asks the accelerator object itself; torch emulates both types on any CPU.
-        accelerator.is_fp16_supported = accelerator.is_bf16_supported = lambda: True
-    return settings.precision
-
-
-def zero_stage(settings: EngineSettings, precision: str) -> int:
-    """The stage that DeepSpeed runs; see `deepspeed_config`."""
-    return max(settings.zero_stage, 1 if precision == "fp16" else 0)
-
-
-def deepspeed_config(
-    settings: EngineSettings, precision: str, *, micro_batch_size: int, gradient_accumulation_steps: int, clip: float
-) -> dict:
-    """DeepSpeed's JSON configuration.
-
-    bf16 at stage 0 is `torch_autocast`: parameters, gradients and optimiser are float32, the forward's products are
-    taken in bfloat16. There is no loss scale and nothing to partition.
-
-    fp16, and bf16 at stages 1 to 3, use DeepSpeed's own engine (parameters cast, float32 master weights in the
-    optimiser, dynamic loss scale), not `torch_autocast`: in 0.19.8 that clips ZeRO's gradients while the scale is still
-    in them, updates the scale once per parameter group, and leaves it out of the checkpoint. The engine casts
-    parameters only: BatchNorm statistics and the codebook stay float32.
-
-    Stage 0 in fp16 runs as stage 1. DeepSpeed 0.19.8's stage 0 optimiser divides fp16 gradients by a loss scale that
-    its `backward` never applied: AdamW hides it, SGD stands still.
-    """
-    stage = zero_stage(settings, precision)
-    config = {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": gradient_accumulation_steps,
-        "gradient_clipping": clip,
-        "steps_per_print": sys.maxsize,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "fp16": {"enabled": precision == "fp16", "initial_scale_power": settings.loss_scale_power},
-        "bf16": {"enabled": precision == "bf16" and stage > 0},
-        "torch_autocast": {"enabled": precision == "bf16" and stage == 0, "dtype": "bfloat16"},
-        "zero_optimization": {"stage": stage},
-        "checkpoint": {"tag_validation": "Ignore"},
-    }
-    if stage == 1 and get_accelerator().device_name() == "cpu":
-        # Copies every gradient once more, against a fragmentation that device memory knows.
-        config["zero_optimization"]["contiguous_gradients"] = False
-    if stage == 3:
-        config["zero_optimization"] |= {
-            "stage3_gather_16bit_weights_on_model_save": True,
-            # Small parameters (norms, biases, the mask vector) are read outside their module's forward.
-            "stage3_param_persistence_threshold": 100_000,
-        }
-    return config
-
-
-def start_engine(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict, processes: Processes
-) -> deepspeed.DeepSpeedEngine:
-    """DeepSpeed's engine around model and optimiser; `config` as `deepspeed_config` gives it."""
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
-    if processes.world == 1 and config["zero_optimization"]["stage"] == 0:
-        # It would copy all gradients into one buffer, sum that over this one process and copy it back.
-        engine.enable_backward_allreduce = False
-    return engine

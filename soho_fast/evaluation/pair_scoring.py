@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from soho_fast.data.text import EncodedText
+from soho_fast.engine.processes import Processes
+from soho_fast.evaluation.sharing import Kept, Progress, compute_parts
 from soho_fast.model import VisualTokens
-from soho_fast.evaluation.sharing import Alone, Kept, Processes, Progress, compute_parts
 
 # Texts and images of a call are this many by this many where all pairs are scored: each text and each image is then
 # prepared once for so many pairs.
@@ -205,5 +206,5 @@ def score_pairs(
         logit_P = scorer.score(images.tokens(number), image_P, np.concatenate(texts_I))
         return [part.clone() for part in torch.from_numpy(logit_P).split(counts_I)]
 
-    parts = compute_parts(len(images), score_block, processes or Alone(), kept=kept, progress=progress)
+    parts = compute_parts(len(images), score_block, processes or Processes(), kept=kept, progress=progress)
     return [logits for part in parts for logits in part]

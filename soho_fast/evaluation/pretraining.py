@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from soho_fast.data.batches.pair_sampling import PairSampler
+from soho_fast.data.batches.sample import EVALUATION_STREAM, pad_labels, pad_texts
 from soho_fast.data.images import BrokenImageError
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
-from soho_fast.data.sampling import EVALUATION_STREAM
 from soho_fast.data.text import IGNORED_LABEL, STOP_WORDS, EncodedText, encode_texts
 from soho_fast.evaluation.metrics.recall import recall_at
-from soho_fast.data.batches.pair_sampling import PairSampler
 from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.data.batches.pretraining import pad_texts
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being measured, how many are done, and of how many."""
@@ -179,10 +178,7 @@ class _Tally:
 
 def _measure_mlm(score: _Scorer, visual: Any, masked: _MaskedTexts, image_index: np.ndarray) -> np.ndarray:
     """Which masked words are right, all pieces of a word counting as one: bool, one per word of `masked.words`."""
-    length = max(map(len, masked.labels))
-    labels_PS = np.full((len(masked.labels), length), IGNORED_LABEL, dtype=np.int64)
-    for row, labels in enumerate(masked.labels):
-        labels_PS[row, : len(labels)] = labels
+    labels_PS = pad_labels(masked.labels, len(masked.labels), max(map(len, masked.labels))).numpy()
     predicted = labels_PS != IGNORED_LABEL
     if not predicted.any():
         return np.zeros(0, dtype=bool)

@@ -7,60 +7,20 @@ any number of processes.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from soho_fast.engine.processes import Processes
+
 Progress = Callable[[int, int], None]
 """Called with the parts that this process has done, and of how many."""
-
-
-class Processes(Protocol):
-    """What a task needs to know of the processes that run it; the engine's `Processes` is one."""
-
-    rank: int
-    world: int
-    device: torch.device
-
-    def gather(self, item: object) -> list:
-        """Every process's `item`, in rank order, on every process."""
-
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-
-
-@dataclass(frozen=True)
-class Alone:
-    """One process by itself."""
-
-    rank: int = 0
-    world: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    def gather(self, item: object) -> list:
-        """`[item]`."""
-        return [item]
-
-    def wait(self) -> None:
-        """Returns at once."""
-
-
-def fingerprint(*parts: Iterable[str]) -> str:
-    """A hash that differs where a string differs, or their order, or to which part one belongs."""
-    digest = hashlib.sha256()
-    for part in parts:
-        for text in part:
-            digest.update(text.encode() + b"\0")
-        digest.update(b"\1")
-    return digest.hexdigest()
 
 
 class Kept:

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from soho_fast.engine.processes import Processes
 from soho_fast.evaluation.metrics.recall import retrieval_recall
 from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer
-from soho_fast.evaluation.sharing import Alone, Processes, compute_parts
+from soho_fast.evaluation.sharing import compute_parts
 
 # Texts whose vectors are made together: fixed, so that they do not depend on the number of processes.
 _TEXT_BATCH = 256
@@ -26,7 +27,7 @@ K_TRIED = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 64, 80, 100, 128
 
 def contrastive_scores(scorer: PairScorer, images: ImageBlocks, processes: Processes | None = None) -> Tensor:
     """Inner products of the vectors of all images and texts, float32 (I, T) on the CPU; the same on every process."""
-    processes = processes or Alone()
+    processes = processes or Processes()
     image_IE = torch.cat(
         compute_parts(len(images), lambda number: scorer.image_vectors(images.tokens(number)), processes)
     )

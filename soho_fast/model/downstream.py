@@ -15,8 +15,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
-from .config import SohoConfig
 from .auxiliary.contrastive import ContrastiveHead
+from .config import SohoConfig
 from .heads import MatchingHead, cross_entropy_sum, global_means
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
 from .pair_encoder import PairMatching

@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from .config import SohoConfig
-from .distributed import all_reduce_sum_, world_size
 from .cpu.packed_encoder import product_dtype, recurring
+from .distributed import all_reduce_sum_, world_size
 
 # Values of a classifier that are cast at a time: 2 MiB in bfloat16.
 _PART = 1 << 20

@@ -19,13 +19,13 @@ from transformers.utils.output_capturing import capture_outputs
 from soho_fast import ops
 
 from .auxiliary.caption_words import CaptionWordHead, caption_word_loss, caption_word_targets
-from .config import SohoConfig
-from .embeddings import VisualEmbeddings, sine_position
 from .auxiliary.contrastive import ContrastiveHead
+from .config import SohoConfig
+from .cpu.packed_encoder import can_pack, packed_encode
+from .embeddings import VisualEmbeddings, sine_position
 from .heads import MatchingHead, TokenHead, cross_entropy_sum, global_means
 from .normalization import TokenBatchNorm
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
-from .cpu.packed_encoder import can_pack, packed_encode
 from .pair_encoder import PairMatching
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
 from .visual_dictionary import VisualDictionary

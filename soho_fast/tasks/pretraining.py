@@ -1,47 +1,113 @@
-"""Pre-training as a task: reads the data, makes the batches, builds the model, measures it."""
+"""Pre-training (paper section 3.3): its settings, what it trains on, the model, and how it is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt, restricted_number_type
 from torch import nn
 
+from soho_fast.data.batches.pretraining import PretrainingDataset, TextMasking
+from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.coco_captions import read_coco_captions
-from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.karpathy import karpathy_coco_ids, read_karpathy
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord, ReadReport
 from soho_fast.data.text import load_tokenizer
 from soho_fast.data.visual_genome import read_visual_genome
-from soho_fast.model import SohoConfig, SohoForPreTraining
-from soho_fast.tasks.measure_table import MeasureTable
-from soho_fast.data.batches.pretraining import (
-    PretrainingCollator,
-    PretrainingDataset,
-    PretrainingSample,
-    TextMasking,
-)
+from soho_fast.engine.processes import Processes
+from soho_fast.engine.task import Table
 from soho_fast.evaluation.pretraining import Progress, evaluate_pretraining, format_table
-from soho_fast.tasks.pretraining_settings import CaptionSource, PretrainingData, PretrainingModel
-from soho_fast.evaluation.sharing import Alone, Processes
+from soho_fast.model import SohoConfig, SohoForPreTraining
+from soho_fast.tasks.base import BaseTask, InputData
 
-__all__ = [
-    "CaptionSource",
-    "MeasureTable",
-    "PretrainingCollator",
-    "PretrainingData",
-    "PretrainingDataset",
-    "PretrainingModel",
-    "PretrainingTask",
-    "TextMasking",
-    "evaluate_pretraining",
-    "format_table",
-    "read_sources",
-]
+# A lone image could not be shuffled.
+AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
+
+
+@dataclass
+class CaptionSource:
+    """One set of images with captions on disk.
+
+    Args:
+        annotations: Annotation file: dataset_coco.json or dataset_flickr30k.json (karpathy), captions_*.json
+            (coco_captions), region_descriptions.json (visual_genome).
+        images: Folders or .zip files with the images.
+        format: Published format of the annotation file.
+        splits: Splits to use, karpathy only: train, restval, val, test.
+        image_data: Visual Genome's image_data.json, visual_genome only.
+        exclude_coco_ids_from: A Karpathy COCO file whose val and test images are left out, for coco_captions and
+            visual_genome (half of Visual Genome is COCO).
+        max_captions: Keep only the first so many captions of an image; null keeps all.
+        missing_images: error refuses a set with missing image files; skip leaves those images out and counts them.
+        name: Name of the set in messages; null takes it from the file.
+    """
+
+    annotations: str
+    images: list[str]
+    format: Literal["karpathy", "coco_captions", "visual_genome"] = "karpathy"
+    splits: list[str] = field(default_factory=list)
+    image_data: str | None = None
+    exclude_coco_ids_from: str | None = None
+    max_captions: PositiveInt | None = None
+    missing_images: Literal["error", "skip"] = "error"
+    name: str | None = None
+
+
+@dataclass
+class PretrainingData(InputData):
+    """What to train on, what to measure on, and how examples are made.
+
+    Args:
+        sources: Sets to train on.
+        heldout: Sets to measure on; never trained on.
+        pad_text: Pad every text to max_text_length (fixed shapes) instead of to the longest of the batch.
+        num_positive: Captions of the image per image (paper: 2).
+        num_negative: Captions of other images per image (paper: 2).
+        masking: How words are masked.
+        heldout_images: Held-out images measured at the end; 0 takes all.
+        heldout_candidates: Images (each with one caption) in zero-shot retrieval; 0 leaves retrieval out.
+        quick_images: Held-out images measured in mid-training, without retrieval.
+        pair_batch: Image-text pairs scored at a time in retrieval.
+    """
+
+    sources: list[CaptionSource] = field(default_factory=list)
+    heldout: list[CaptionSource] = field(default_factory=list)
+    tokenizer: str = "bert-base-uncased"
+    pad_text: bool = False
+    num_positive: PositiveInt = 2
+    num_negative: NonNegativeInt = 2
+    masking: TextMasking = field(default_factory=TextMasking)
+    heldout_images: NonNegativeInt = 500
+    heldout_candidates: NonNegativeInt = 200
+    quick_images: AtLeastTwo = 128
+    pair_batch: PositiveInt = 256
+
+
+@dataclass
+class PretrainingModel:
+    """The model and its starting weights.
+
+    Args:
+        preset: Values to start from; see SohoConfig.
+        config: Fields of SohoConfig to replace, by name.
+        text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer;
+            null starts from random values.
+        backbone: imagenet, or a file of the backbone's weights; null starts from random values.
+        caption_word_epochs: The first so many epochs train the visual encoder alone, to tell which words the captions
+            hold (ours, for small corpora; needs config.caption_word_weight).
+    """
+
+    preset: str = "paper"
+    config: dict[str, Any] = field(default_factory=dict)
+    text_encoder: str | None = None
+    backbone: str | None = None
+    caption_word_epochs: NonNegativeFloat = 0.0
+
 
 # What a checkpoint must share with the run that loads it: every field that changes which tensors there are.
 _SIZES = (
@@ -114,13 +180,15 @@ def read_sources(
     return records
 
 
-class PretrainingTask:
-    """Everything the engine asks of a task, for SOHO's pre-training. Reading starts at the first use, or at `load`."""
+class PretrainingTask(BaseTask):
+    """Masked language modelling, masked visual modelling and image-text matching on images with captions."""
 
+    name = "pretraining"
+    purpose = "Pre-train SOHO"
+    data_type = PretrainingData
+    model_type = PretrainingModel
     logged = ("mlm_loss", "mvm_loss", "itm_loss", "caption_word_loss", "perplexity", "live_codes")
-    """Names of the output's scalars to log beside the loss."""
     selection = None
-    """The last model is the one to keep."""
 
     def __init__(
         self,
@@ -130,29 +198,14 @@ class PretrainingTask:
         *,
         say: Callable[[str], None] = print,
     ) -> None:
-        """Keep the settings; nothing is read yet.
-
-        Args:
-            data: What to train on and measure on.
-            seed: Seed of everything drawn from the data.
-            model: The model and its starting weights; preset `paper` when None.
-            say: Called with each line of what was found.
-        """
-        self.data = data
-        self.seed = seed
-        self.model = model or PretrainingModel()
-        self._say = say
+        super().__init__(data, seed, model, say=say)
         self._training: list[ImageTextRecord] = []
         self._heldout: list[ImageTextRecord] | None = None
 
     @cached_property
     def processor(self) -> SohoProcessor:
         """Image processor and tokenizer."""
-        size = {"shortest_edge": self.data.shorter_edge, "longest_edge": self.data.longer_edge}
-        if not 0 < self.data.shorter_edge <= self.data.longer_edge:
-            raise ValueError(f"data: expected 0 < shorter_edge <= longer_edge, got {size}")
-        image_processor = SohoImageProcessor(size=size, size_divisor=self.data.pad_to_multiple)
-        return SohoProcessor(image_processor, load_tokenizer(self.data.tokenizer))
+        return self.load_processor(load_tokenizer(self.data.tokenizer))
 
     @property
     def tokenizer(self) -> Any:
@@ -195,12 +248,6 @@ class PretrainingTask:
         self._training = []
         return dataset
 
-    @cached_property
-    def train_collator(self) -> PretrainingCollator:
-        """Batches training samples."""
-        pad_text_to = self.data.max_text_length if self.data.pad_text else None
-        return PretrainingCollator(self.processor, pad_text_to=pad_text_to)
-
     def load(self) -> PretrainingTask:
         """Read everything, say what it holds, and refuse what can't be trained on. Returns itself."""
         if "train_dataset" in self.__dict__:
@@ -216,9 +263,10 @@ class PretrainingTask:
         """The training samples: `len`, `[index]`, `set_epoch`."""
         return self.load().train_dataset
 
-    def collate(self, samples: list[PretrainingSample]) -> Mapping[str, Any]:
+    def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"."""
-        return self.train_collator(samples)
+        pad_text_to = self.data.max_text_length if self.data.pad_text else None
+        return Collator(self.processor, pad_text_to=pad_text_to)(samples)
 
     @cached_property
     def model_config(self) -> SohoConfig:
@@ -234,11 +282,7 @@ class PretrainingTask:
             raise ValueError(
                 f"model.config.vocab_size: {config.vocab_size} is smaller than the tokenizer's {len(self.tokenizer)}"
             )
-        if config.max_position_embeddings < self.data.max_text_length:
-            raise ValueError(
-                f"data.max_text_length: {self.data.max_text_length} is more than the model's "
-                f"max_position_embeddings {config.max_position_embeddings}"
-            )
+        self.check_text_length(config)
         return config
 
     def identity(self) -> dict[str, Any]:
@@ -280,7 +324,7 @@ class PretrainingTask:
             device: Where the model is; that of its first parameter when None.
             progress: Called with (stage, done, all).
         """
-        if (processes or Alone()).rank or not self.heldout_records:
+        if (processes or Processes()).rank or not self.heldout_records:
             return {}
         return evaluate_pretraining(
             model,
@@ -296,17 +340,8 @@ class PretrainingTask:
             progress=progress,
         )
 
-    def table(self, measures: Mapping[str, float]) -> MeasureTable:
+    def table(self, measures: Mapping[str, float]) -> Table:
         """Measures beside their baselines."""
         title = f"{measures['num_images']:.0f} held-out images" if measures else "no held-out images"
         rows = [list(row) for row in format_table(measures)] if measures else []
-        return MeasureTable(title, ["measure", "value", "baseline"], rows)
-
-    def export(self, model: SohoForPreTraining, state_dict: Mapping[str, Any], folder: Path) -> None:
-        """Write a folder that `SohoForPreTraining.from_pretrained` and `SohoProcessor.from_pretrained` load."""
-        model.save_pretrained(folder, state_dict=dict(state_dict))
-        self.processor.save_pretrained(folder)
-
-    def next_commands(self, folder: Path) -> list[str]:
-        """Commands worth trying after the run."""
-        return [f"tensorboard --logdir {folder}"]
+        return Table(title, ["measure", "value", "baseline"], rows)

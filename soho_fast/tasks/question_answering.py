@@ -21,7 +21,7 @@ from soho_fast.data.records import ImageRef, ReadReport
 from soho_fast.data.vqa import VqaRecord, read_vqa
 from soho_fast.evaluation.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
 from soho_fast.model import SohoForQuestionAnswering
-from soho_fast.tasks.downstream import DownstreamData, DownstreamTask
+from soho_fast.tasks.base import AnsweringData, AnsweringTask
 
 # Soft score of an answer that n of the ten people gave: min(1, 0.3 n), the targets of the usual practice (Teney et al.
 # 2018, section 3.2, "soft scores"); close to the mean of the official score over leaving out each person.
@@ -49,7 +49,7 @@ class VqaSplit:
 
 
 @dataclass
-class QuestionAnsweringData(DownstreamData):
+class QuestionAnsweringData(AnsweringData):
     """Splits, and how examples are made.
 
     Args:
@@ -64,10 +64,12 @@ class QuestionAnsweringData(DownstreamData):
     min_answer_count: PositiveInt = 9
 
 
-class QuestionAnsweringTask(DownstreamTask):
-    """Questions about images; see `DownstreamTask`."""
+class QuestionAnsweringTask(AnsweringTask):
+    """Questions about images; see `AnsweringTask`."""
 
     name = "vqa"
+    purpose = "Fine-tune SOHO to answer questions about images (VQA v2)"
+    data_type = QuestionAnsweringData
     model_class = SohoForQuestionAnswering
     selection = "vqa_score"
     texts = "questions"
@@ -113,7 +115,7 @@ class QuestionAnsweringTask(DownstreamTask):
         return {"answers": self.answers}
 
     def build_model(self) -> SohoForQuestionAnswering:
-        """As `DownstreamTask.build_model`; each answer's logit starts at how often it is right.
+        """As `AnsweringTask.build_model`; each answer's logit starts at how often it is right.
 
         From 0 instead, the first hundreds of steps would teach little but that most answers are wrong, by gradients
         that shake what pre-training has learnt.
@@ -168,7 +170,7 @@ class QuestionAnsweringTask(DownstreamTask):
             "vqa_score_chance": chance / (len(labels) * len(records)),
         }
 
-    def write_extra(self, folder: Path, answers: Sequence[str], records: Sequence[VqaRecord]) -> list[str]:
+    def write_extra(self, answers: Sequence[str], records: Sequence[VqaRecord], folder: Path) -> list[str]:
         """The submission to the evaluation server (EvalAI)."""
         said = {record.question_id: answer for record, answer in zip(records, answers, strict=True)}
         write_vqa_submission(folder / "submission.json", said, records)

@@ -17,19 +17,21 @@ import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from soho_fast.data.batches.retrieval import RetrievalDataset
+from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.images import BrokenImageError
 from soho_fast.data.karpathy import read_karpathy
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport
+from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
 from soho_fast.data.text import encode_texts
+from soho_fast.engine.processes import Processes
+from soho_fast.engine.task import Table
 from soho_fast.evaluation.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
-from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining
-from soho_fast.tasks.fine_tuning import FineTuningData, FineTuningTask
-from soho_fast.tasks.measure_table import MeasureTable
 from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.data.batches.retrieval import RetrievalDataset, RetrievalSample, collate_retrieval
-from soho_fast.evaluation.sharing import Alone, Kept, Processes, Progress, fingerprint
+from soho_fast.evaluation.sharing import Kept, Progress
 from soho_fast.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
+from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining
+from soho_fast.tasks.base import FineTuningData, FineTuningTask
 
 RECALL_KS = (1, 5, 10)
 # The retrieval results of the literature take the first five captions of an image, where it has more.
@@ -59,12 +61,12 @@ class RetrievalData(FineTuningData):
         splits: Splits by name.
         folds: Also report the mean over so many equal folds of a split's images (COCO: 5 folds of 1,000, "1K"), but
             not while training; 0 does not.
-        scoring: `all` scores every image with every text; `two_stages` only the pairs that the contrastive scores choose
+        scoring: `all` scores every image with every text; `two_stages` only the pairs that contrastive scores choose
             (needs a model fine-tuned with model.config.contrastive_weight); `both` does both and compares.
         max_loss: In two stages, k candidates are taken such that R@1 on images of `validate` is at most so much below
             scoring all their pairs (0.005: half a point).
         choice_images: So many images of `validate`, with all their texts, choose k.
-        training_k: While training, `validate` is measured in two stages with this k, if the model has a contrastive head.
+        training_k: While training, `validate` is measured in two stages with this k, if there is a contrastive head.
         pair_batch: Pairs scored at a time.
         precision: Type of the Transformer's products in evaluation.
     """
@@ -94,6 +96,8 @@ class RetrievalTask(FineTuningTask):
     """Images and captions; see `FineTuningTask`."""
 
     name = "retrieval"
+    purpose = "Fine-tune SOHO to find texts for images and images for texts (COCO, Flickr30K)"
+    data_type = RetrievalData
     model_class = SohoForImageTextRetrieval
     selection = "mean_r1"
     logged = ("itm_loss", "contrastive_loss")
@@ -119,9 +123,11 @@ class RetrievalTask(FineTuningTask):
             )
         return self._dataset
 
-    def collate(self, samples: list[RetrievalSample]) -> Mapping[str, Any]:
-        """The keywords of the model's forward, with "skipped" and "sample_ids"."""
-        return collate_retrieval(samples, self.processor)
+    def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
+        """The keywords of the model's forward, with "skipped" and "sample_ids"; all B x B pairs are scored."""
+        batch = Collator(self.processor)(samples)
+        own_image = batch.pop("image_index")
+        return {**batch, "own_image": own_image}
 
     def load_model(self, folder: str) -> SohoForImageTextRetrieval:
         """As `FineTuningTask.load_model`; a pre-trained model too, whose retrieval is then zero-shot.
@@ -147,7 +153,7 @@ class RetrievalTask(FineTuningTask):
         """R@K of the split to validate on, in two stages where the model has them; quick: of its first images."""
         if not self.data.validate:
             return {}
-        processes = processes or Alone()
+        processes = processes or Processes()
         records = self.records(self.data.validate)
         candidates = self._candidates(model, records[: self.data.quick_images if quick else None])
         if model.contrastive_head is None:
@@ -306,7 +312,7 @@ class RetrievalTask(FineTuningTask):
         captions = (caption for record in records for caption in (str(len(record.captions)), *record.captions))
         return fingerprint((str(record.image) for record in records), captions)
 
-    def table(self, measures: Mapping[str, float]) -> MeasureTable:
+    def table(self, measures: Mapping[str, float]) -> Table:
         """Recall beside chance; of scoring every pair and in two stages, where both were done, with what each took."""
         ways = [(prefix, name) for prefix, name in _WAYS if f"{prefix}image_to_text_r1" in measures]
         rows = []
@@ -329,7 +335,7 @@ class RetrievalTask(FineTuningTask):
             title += f": {measures['num_images']:,.0f} images, {measures['num_texts']:,.0f} texts"
         if "two_stages_k" in measures:
             title += f", k = {measures['two_stages_k']:.0f}"
-        return MeasureTable(title, ["measure", *(name for _, name in ways), "chance"], rows)
+        return Table(title, ["measure", *(name for _, name in ways), "chance"], rows)
 
 
 _WAYS = (("", "every pair"), ("two_stages_", "two stages"))

@@ -13,7 +13,7 @@ from soho_fast.data.records import ImageRef, ReadReport
 from soho_fast.data.snli_ve import ENTAILMENT_LABELS, SnliVeRecord, read_snli_ve
 from soho_fast.evaluation.metrics.classification import snli_ve_accuracy
 from soho_fast.model import SohoForVisualEntailment
-from soho_fast.tasks.downstream import DownstreamData, DownstreamTask
+from soho_fast.tasks.base import AnsweringData, AnsweringTask
 
 
 @dataclass
@@ -30,7 +30,7 @@ class SnliVeSplit:
 
 
 @dataclass
-class VisualEntailmentData(DownstreamData):
+class VisualEntailmentData(AnsweringData):
     """Splits, and how examples are made.
 
     Args:
@@ -40,10 +40,12 @@ class VisualEntailmentData(DownstreamData):
     splits: dict[str, SnliVeSplit] = field(default_factory=dict)
 
 
-class VisualEntailmentTask(DownstreamTask):
-    """Hypotheses about images; see `DownstreamTask`."""
+class VisualEntailmentTask(AnsweringTask):
+    """Hypotheses about images; see `AnsweringTask`."""
 
     name = "snli_ve"
+    purpose = "Fine-tune SOHO to tell whether an image entails a text (SNLI-VE)"
+    data_type = VisualEntailmentData
     model_class = SohoForVisualEntailment
     selection = "accuracy"
     texts = "hypotheses"

@@ -12,7 +12,7 @@ from soho_fast.data.nlvr2 import Nlvr2Record, read_nlvr2
 from soho_fast.data.records import ImageRef, ReadReport
 from soho_fast.evaluation.metrics.classification import nlvr2_accuracy
 from soho_fast.model import SohoForVisualReasoning
-from soho_fast.tasks.downstream import DownstreamData, DownstreamTask
+from soho_fast.tasks.base import AnsweringData, AnsweringTask
 
 _LABELS = ("False", "True")
 
@@ -31,7 +31,7 @@ class Nlvr2Split:
 
 
 @dataclass
-class VisualReasoningData(DownstreamData):
+class VisualReasoningData(AnsweringData):
     """Splits, and how examples are made.
 
     Args:
@@ -41,10 +41,12 @@ class VisualReasoningData(DownstreamData):
     splits: dict[str, Nlvr2Split] = field(default_factory=dict)
 
 
-class VisualReasoningTask(DownstreamTask):
-    """Statements about pairs of images; see `DownstreamTask`."""
+class VisualReasoningTask(AnsweringTask):
+    """Statements about pairs of images; see `AnsweringTask`."""
 
     name = "nlvr2"
+    purpose = "Fine-tune SOHO to judge statements about two images (NLVR2)"
+    data_type = VisualReasoningData
     model_class = SohoForVisualReasoning
     selection = "accuracy"
     texts = "statements"

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 from tiny_corpus import draw, write_tokenizer
 

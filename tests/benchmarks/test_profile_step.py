@@ -4,8 +4,9 @@ import time
 
 import pytest
 
-from benchmarks.model.profile_step import PHASES, StepProfile
+from benchmarks.model.profile_step import PHASES, StepProfile, main
 from benchmarks.model.training_batches import TimedShape, build_model, make_batch
+from soho_fast.data.mini import build_corpus
 from soho_fast.engine.settings import OptimSettings
 from soho_fast.model import SohoConfig
 
@@ -55,3 +56,15 @@ def test_backward_time_goes_to_the_phase_it_belongs_to(shape):
     profile.step(make_batch(shape, seed=0), model, lambda: None)
     assert profile.seconds["backbone"] > 1.0
     assert max(profile.seconds[phase] for phase in ("dictionary", "transformer", "rest")) < 1.0
+
+
+def test_the_command_profiles_a_recipe_whose_data_is_there(tmp_path, capsys):
+    """As after `make demo`: the recipe's own corpus, read by its own task."""
+    corpus = tmp_path / "corpus"
+    build_corpus(corpus, num_train=24, num_heldout=8, image_size=64, progress=False)
+    size = ["--data.shorter_edge", "64", "--data.longer_edge", "64"]
+    asked = ["--recipe", "mini", "--steps", "2", "--images", "8", "--data_roots.corpus", str(corpus), *size]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert "sources: coco" in said and "stands in" not in said
+    assert "the backbone ran on 16 images, once for each" in said

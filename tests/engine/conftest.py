@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from soho_fast.recipes import RECIPES
+from soho_fast.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "engine"), str(ROOT / "tests" / "data")]
+sys.path.insert(0, str(ROOT / "tests" / "engine"))
 SCRIPT = Path(__file__).with_name("engine_run.py")
 
 # Recipe mini, made small.
@@ -161,7 +161,7 @@ def small_recipe(tmp_path: Path) -> Path:
     for part, values in SMALL.items():
         # The model is this test's own: what mini starts from and how fast it learns is tuned elsewhere.
         recipe[part] = values if part == "model" else {**recipe.get(part, {}), **values}
-    recipe["places"] = {"corpus": str(tmp_path / "corpus")}
+    recipe["data_roots"] = {"corpus": str(tmp_path / "corpus")}
     recipe |= {"output": str(tmp_path / "run"), "max_steps": 3, "max_minutes": 0}
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(recipe))

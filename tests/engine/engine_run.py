@@ -249,7 +249,7 @@ def partition_small_weights(config_of: Callable[..., dict]) -> Callable[..., dic
 
 def run_one(request: dict[str, Any], processes: Any) -> int:
     from soho_fast.engine import trainer as training
-    from soho_fast.engine.processes import deepspeed_config
+    from soho_fast.engine.launch import deepspeed_config
 
     training.deepspeed_config = partition_small_weights(deepspeed_config)
     options, settings = request.pop("task", {}), training.TrainSettings()
@@ -300,9 +300,8 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
 
 
 def main() -> int:
-    from soho_fast.engine.errors import UserError
-    from soho_fast.engine.processes import environment_rank, leave_processes, start_processes
-    from soho_fast.engine.recipe import fail
+    from soho_fast.engine.errors import UserError, fail
+    from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
 
     processes = start_processes(threads=1)
     code = 0

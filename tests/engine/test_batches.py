@@ -9,7 +9,12 @@ from soho_fast.engine.settings import BatchSettings
 
 
 def _plan(num_samples: int = 50, world: int = 1, gradient_accumulation_steps: int = 1, images: int = 12, seed: int = 3):
-    return plan_batches(BatchSettings(global_batch_size=images, gradient_accumulation_steps=gradient_accumulation_steps), num_samples, world, seed)
+    return plan_batches(
+        BatchSettings(global_batch_size=images, gradient_accumulation_steps=gradient_accumulation_steps),
+        num_samples,
+        world,
+        seed,
+    )
 
 
 def _steps(world: int, gradient_accumulation_steps: int, first: int, total: int) -> list[list[tuple[int, int]]]:

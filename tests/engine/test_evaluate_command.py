@@ -11,8 +11,7 @@ import yaml
 
 from soho_fast import evaluate, train
 from soho_fast.engine.processes import Processes
-from soho_fast.engine.recipe import find_recipe
-from soho_fast.recipes import RECIPES, QuestionAnsweringRecipe, read_recipe, with_data_roots
+from soho_fast.recipe import RECIPES, Recipe, find_recipe, read_recipe, with_data_roots
 
 SMALL = {
     "corpus": {"folder": "{corpus}", "num_train": 40, "num_heldout": 12, "image_size": 64},
@@ -49,7 +48,7 @@ def small_vqa(tmp_path) -> Path:
     """Recipe mini_vqa, made small, all in this test's folder."""
     recipe = yaml.safe_load((RECIPES / "mini_vqa.yaml").read_text())
     small = {"shorter_edge": 64, "longer_edge": 64, "min_answer_count": 2, "image_batch": 1}
-    recipe |= {**SMALL, "data": {**recipe["data"], **small}, "places": {"corpus": str(tmp_path / "corpus")}}
+    recipe |= {**SMALL, "data": {**recipe["data"], **small}, "data_roots": {"corpus": str(tmp_path / "corpus")}}
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump({**recipe, "output": str(tmp_path / "run")}, sort_keys=False))
     return path
@@ -132,8 +131,8 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
         def evaluate_split(self, *_, **__):
             return SimpleNamespace(write=full, measures={})
 
-    monkeypatch.setattr(QuestionAnsweringRecipe, "make_task", lambda self, say: Task())
-    monkeypatch.setattr(evaluate, "start_processes", lambda threads: Processes(0, 1, 0, torch.device("cpu"), None))
+    monkeypatch.setattr(Recipe, "make_task", lambda self, say: Task())
+    monkeypatch.setattr(evaluate, "start_processes", lambda threads: Processes())
     (tmp_path / "best").mkdir()
     (tmp_path / "recipe.yaml").write_text("task: vqa\n")
     assert evaluate.main(["--run", str(tmp_path)]) == 2
@@ -153,22 +152,22 @@ def test_the_papers_values():
         assert (optim.lr, optim.weight_decay, optim.backbone_rule, optim.backbone_lr) == (1e-4, 1e-2, "sgd", 1e-2)
         assert (recipe.data.shorter_edge, recipe.data.longer_edge, recipe.data.texts_per_image) == (600, 1000, 1)
         assert not recipe.model.use_dictionary_output and not recipe.data.blank_images
-        assert all(f"data_roots.{place}" in name_places(name) for place in recipe.places)
+        assert all(f"data_roots.{root}" in text_of(name) for root in recipe.data_roots)
     vqa, _ = read_recipe(["--recipe", "vqa"])
     assert (vqa.data.answers_from, vqa.data.min_answer_count) == (["train", "val"], 9)
 
 
-def name_places(name: str) -> str:
+def text_of(name: str) -> str:
     """A recipe's text, whose first lines say how to start it."""
-    return find_recipe(name, RECIPES).read_text()
+    return find_recipe(name).read_text()
 
 
-def test_a_package_is_a_place(tmp_path, monkeypatch):
+def test_a_package_is_a_data_root(tmp_path, monkeypatch):
     recipe, _ = read_recipe(["--recipe", "easy_vqa", "--data_roots.easy_vqa", "package:soho_fast/data"])
     assert Path(with_data_roots(recipe).data.splits["test"].questions) == RECIPES.parent / "data/test/questions.json"
     recipe, _ = read_recipe(["--recipe", "easy_vqa", "--data_roots.easy_vqa", "package:not_there/data"])
     with pytest.raises(
-        ValueError, match=r"places\.easy_vqa: there is no Python package not_there; install it \(pip inst"
+        ValueError, match=r"data_roots\.easy_vqa: there is no Python package not_there; install it \(pip inst"
     ):
         with_data_roots(recipe)
 

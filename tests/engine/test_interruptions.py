@@ -25,7 +25,11 @@ def _checkpoints(request: dict) -> list[str]:
 
 def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
     """kill -9 in mid-training, dropout on: what follows equals the uninterrupted run, exactly."""
-    every = {"checkpoint": {"every_steps": 4, "keep": 1}, "batch": {"workers": 1, "gradient_accumulation_steps": 2}, "max_steps": 12}
+    every = {
+        "checkpoint": {"every_steps": 4, "keep": 1},
+        "batch": {"workers": 1, "gradient_accumulation_steps": 2},
+        "max_steps": 12,
+    }
     # Five steps an epoch: the run is killed in its second epoch, two steps past its checkpoint.
     through = request_for("through", task=SOHO, evaluation={"quick_every_steps": 3}, **every)
     killed = request_for("killed", task=SOHO | {"kill_at": 10}, **every)

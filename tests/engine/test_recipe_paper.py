@@ -15,7 +15,7 @@ from soho_fast.model import SohoForPreTraining
 EDGES = (1000, 600)
 
 
-def write_places(folder: Path) -> list[str]:
+def write_data_roots(folder: Path) -> list[str]:
     """Both data sets in their published formats, and the arguments that name them and replace the downloads."""
     write_karpathy(folder / "coco", {"train": ["red"], "restval": ["green"], "val": ["blue"]}, size=EDGES)
     genome = folder / "genome"
@@ -35,7 +35,7 @@ def test_one_step_at_full_size(launch, tmp_path):
     """One step of one image with its four texts: everything but the frozen backbone moves."""
     run = tmp_path / "run"
     arguments = [
-        "--recipe", "paper", *write_places(tmp_path), "--output", str(run), "--max_steps", "1",
+        "--recipe", "paper", *write_data_roots(tmp_path), "--output", str(run), "--max_steps", "1",
         "--batch.global_batch_size", "1", "--batch.gradient_accumulation_steps", "1", "--batch.workers", "0",
         "--engine.precision", "float32", "--engine.threads", "2", "--log.every_steps", "1",
         "--evaluation.at_end", "false",

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from soho_fast import recipes, train
-from soho_fast.engine import processes
+from soho_fast import train
+from soho_fast.engine import launch
 from soho_fast.engine.errors import UserError
-from soho_fast.engine.recipe import fill_data_roots, find_recipe, write_recipe
 from soho_fast.engine.settings import EngineSettings
+from soho_fast.recipe import RECIPES, find_recipe, read_recipe, with_data_roots, write_recipe
 
 SCRIPT = Path(train.__file__)
 
 
 def _parse(*arguments: str):
-    return recipes.read_recipe(arguments)[0]
+    return read_recipe(arguments)[0]
 
 
 def test_recipe_paper_is_the_papers():
@@ -39,10 +39,12 @@ def test_recipe_paper_is_the_papers():
 
 
 def test_command_line_goes_over_the_recipe(tmp_path):
-    recipe = _parse("--optim.lr", "0.5", "--local_rank=1", "--overwrite", "--resume", "false", "--data_roots.corpus", "/c")
+    recipe = _parse(
+        "--optim.lr", "0.5", "--local_rank=1", "--overwrite", "--resume", "false", "--data_roots.corpus", "/c"
+    )
     assert (recipe.optim.lr, recipe.overwrite, recipe.resume) == (0.5, True, False)
     assert recipe.optim.backbone_lr == _parse().optim.backbone_lr
-    filled = fill_data_roots(recipe.data, recipe.places)
+    filled = with_data_roots(recipe).data
     assert filled.sources[0].annotations == "/c/dataset_coco.json" and filled.tokenizer == "/c/tokenizer"
     write_recipe(recipe, tmp_path / "again.yaml")
     assert "python/" not in (tmp_path / "again.yaml").read_text()
@@ -60,7 +62,7 @@ def test_help_explains_every_field(capsys):
         "Longest text in tokens", "Name of a recipe", "Micro-batches accumulated",
     ):  # fmt: skip
         assert words in text, words
-    fields = set(yaml.safe_load((recipes.RECIPES / "mini.yaml").read_text())["optim"])
+    fields = set(yaml.safe_load((RECIPES / "mini.yaml").read_text())["optim"])
     assert all(f"--optim.{name}" in text for name in fields)
 
 
@@ -159,8 +161,8 @@ def test_a_number_beyond_its_range_is_refused(field, value):
 
 def test_find_recipe_takes_names_and_paths(tmp_path):
     (tmp_path / "mine.yaml").write_text("epochs: 1\n")
-    assert find_recipe("mine", tmp_path) == tmp_path / "mine.yaml"
-    assert find_recipe(str(tmp_path / "mine.yaml"), recipes.RECIPES) == tmp_path / "mine.yaml"
+    assert find_recipe("paper") == RECIPES / "paper.yaml"
+    assert find_recipe(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
 
 
 @pytest.mark.parametrize(
@@ -184,16 +186,16 @@ def test_precision_follows_the_device(monkeypatch, device, fp16, bf16, auto):
             return bf16
 
     accelerator = Accelerator()
-    monkeypatch.setattr(processes, "get_accelerator", lambda: accelerator)
-    assert processes.choose_precision(EngineSettings()) == auto
+    monkeypatch.setattr(launch, "get_accelerator", lambda: accelerator)
+    assert launch.choose_precision(EngineSettings()) == auto
     for precision, supported in (("float32", True), ("fp16", fp16), ("bf16", bf16)):
         settings = EngineSettings(precision=precision)
         if supported:
-            assert processes.choose_precision(settings) == precision
+            assert launch.choose_precision(settings) == precision
         else:
             with pytest.raises(UserError, match=f"{precision} is not supported by this device \\({device}\\)"):
-                processes.choose_precision(settings)
-    assert processes.choose_precision(EngineSettings(precision="fp16", emulate_precision=True)) == "fp16"
+                launch.choose_precision(settings)
+    assert launch.choose_precision(EngineSettings(precision="fp16", emulate_precision=True)) == "fp16"
     assert accelerator.is_fp16_supported()
 
 

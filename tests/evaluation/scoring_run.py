@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 
 from soho_fast.data.text import EncodedText
-from soho_fast.model import SohoConfig, SohoForImageTextRetrieval
+from soho_fast.engine.processes import Processes
 from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.evaluation.sharing import Alone, Kept
+from soho_fast.evaluation.sharing import Kept
 from soho_fast.evaluation.two_stage import contrastive_scores
+from soho_fast.model import SohoConfig, SohoForImageTextRetrieval
 
 
 def model(**overrides):
@@ -76,7 +77,7 @@ class Gloo:
 
 def main(folder, seconds):
     torch.set_num_threads(1)
-    processes = Alone()
+    processes = Processes()
     if Gloo.world > 1:
         store = dist.FileStore(str(folder / f"meeting-{Gloo.world}"), Gloo.world)
         dist.init_process_group("gloo", store=store, rank=Gloo.rank, world_size=Gloo.world)

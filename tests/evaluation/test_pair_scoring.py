@@ -15,8 +15,9 @@ import scoring_run
 import torch
 
 from soho_fast.data.text import EncodedText
+from soho_fast.engine.processes import Processes
 from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.evaluation.sharing import Alone, Kept
+from soho_fast.evaluation.sharing import Kept
 
 PROGRAM = Path(scoring_run.__file__)
 
@@ -32,12 +33,12 @@ def _one_thread():
 @torch.no_grad()
 def by_a_loop(scorer, images):
     """Every pair by itself, from pixels, by the model's own forward."""
-    logits = torch.empty(len(images), scorer.num_texts)
+    differences = torch.empty(len(images), scorer.num_texts)
     for i, image in enumerate(images):
         for t in range(scorer.num_texts):
             logits = scorer.model(**scoring_run.pixels([image]), input_ids=scorer.ids(np.array([t]))).itm_logits
-            logits[i, t] = logits[0, 1] - logits[0, 0]
-    return logits
+            differences[i, t] = logits[0, 1] - logits[0, 0]
+    return differences
 
 
 @pytest.mark.parametrize("pair_batch", [1, 7, 500])
@@ -151,16 +152,16 @@ def test_one_process_two_and_a_killed_one_give_the_same_bits(tmp_path):
 def test_what_another_model_kept_is_not_taken(tmp_path):
     scorer, images = scoring_run.scorer(), scoring_run.images(3)
     blocks = scoring_run.blocks(scorer, images)
-    score_pairs(scorer, blocks, kept=Kept(tmp_path / "kept", {"weights": "a"}, Alone()))
-    kept = Kept(tmp_path / "kept", {"weights": "a"}, Alone())
+    score_pairs(scorer, blocks, kept=Kept(tmp_path / "kept", {"weights": "a"}, Processes()))
+    kept = Kept(tmp_path / "kept", {"weights": "a"}, Processes())
     assert kept.numbers() == {0, 1}
-    kept = Kept(tmp_path / "kept", {"weights": "b"}, Alone())
+    kept = Kept(tmp_path / "kept", {"weights": "b"}, Processes())
     assert kept.numbers() == set()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_says_so(tmp_path, monkeypatch):
-    kept = Kept(tmp_path / "kept", {}, Alone())
+    kept = Kept(tmp_path / "kept", {}, Processes())
     monkeypatch.setattr(Kept, "_path", lambda self, number: Path("/dev/full"))
     monkeypatch.setattr(Path, "with_name", lambda self, name: self)
     with pytest.raises(OSError) as failed:

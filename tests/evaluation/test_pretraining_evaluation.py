@@ -10,8 +10,8 @@ from torch import nn
 
 from soho_fast.data import BrokenImageError
 from soho_fast.data.text import encode_texts
-from soho_fast.model import VisualTokens
 from soho_fast.evaluation.pretraining import evaluate_pretraining, format_table, mask_words
+from soho_fast.model import VisualTokens
 
 NAMES = list(COLOURS)
 BACKGROUND = len(NAMES)

@@ -23,7 +23,9 @@ def test_vectors_are_the_models_and_need_nothing_of_the_other_side():
         image_vector = F.normalize(model.contrastive_head.image_projection(mean), dim=-1)
         for t, text in enumerate(scoring_run.texts()):
             words = model.soho.text_embeddings(input_ids=torch.from_numpy(text.ids)[None])
-            text_vector = F.normalize(model.contrastive_head.text_projection(model.soho.encoder(words)[0][:, 0]), dim=-1)
+            text_vector = F.normalize(
+                model.contrastive_head.text_projection(model.soho.encoder(words)[0][:, 0]), dim=-1
+            )
             by_hand[i, t] = image_vector @ text_vector[0]
     torch.testing.assert_close(found, by_hand, rtol=0.0, atol=2e-3)
     assert by_hand.std() > 0.02

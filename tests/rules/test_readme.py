@@ -52,7 +52,6 @@ TINY_RETRIEVAL = (
 
 def with_a_model(text: str, folder: Path) -> str:
     """The text with a small model and a picture in place of those that it names."""
-    sys.path.insert(0, str(ROOT / "tests/data"))
     from tiny_corpus import draw, write_tokenizer
 
     from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer

@@ -1,5 +1,6 @@
 """VQA, NLVR2 and SNLI-VE as the engine and the evaluation use them, with a small model."""
 
+import inspect
 import json
 import threading
 
@@ -12,10 +13,11 @@ from tiny_tasks import NAMES, SMALL, TASKS, make_task
 from transformers import AutoModelForVisualQuestionAnswering
 
 from soho_fast.data import BrokenImageError
+from soho_fast.engine.processes import Processes
+from soho_fast.evaluation.answering import Answering
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
-from soho_fast.tasks.downstream import DownstreamModel
+from soho_fast.tasks.base import DownstreamModel
 from soho_fast.tasks.question_answering import VqaSplit
-from soho_fast.evaluation.sharing import Alone
 
 IMAGES_PER_EXAMPLE = {"vqa": 1, "nlvr2": 2, "snli_ve": 1}
 
@@ -67,6 +69,7 @@ def test_a_training_step_and_the_measures(name, tmp_path, tokenizer_dir):
     model = task.build_model()
     batch = batch_of(task)
     inputs = {key: value for key, value in batch.items() if key not in ("skipped", "sample_ids")}
+    assert set(inputs) <= set(inspect.signature(type(model).forward).parameters), "the forward would not read it"
     seen = []
     model.soho.visual_encoder.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     output = model.train()(**inputs)
@@ -91,10 +94,10 @@ def test_every_example_once_an_epoch_whoever_asks(name, tmp_path, tokenizer_dir)
     for epoch in (0, 1, 0):
         data.set_epoch(epoch)
         samples = [data[index] for index in range(len(data))]
-        assert sorted(row for sample in samples for row in sample.rows) == list(range(len(data.examples)))
-        assert max(len(sample.rows) for sample in samples) <= 2
+        assert sorted(row for sample in samples for row in sample.sample_ids) == list(range(len(data.examples)))
+        assert max(len(sample.sample_ids) for sample in samples) <= 2
         assert all(len(sample.pixels) == IMAGES_PER_EXAMPLE[name] for sample in samples)
-        drawn.append([tuple(sample.rows) for sample in samples])
+        drawn.append([tuple(sample.sample_ids) for sample in samples])
     assert drawn[0] == drawn[2]
     if name != "nlvr2":
         assert drawn[0] != drawn[1], "three texts of an image come together in other ways in the next epoch"
@@ -102,17 +105,20 @@ def test_every_example_once_an_epoch_whoever_asks(name, tmp_path, tokenizer_dir)
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("world", [2, 3])
-def test_answers_do_not_depend_on_the_number_of_processes(name, world, tmp_path, tokenizer_dir):
+def test_answers_do_not_depend_on_the_number_of_processes(name, world, tmp_path, tokenizer_dir, monkeypatch):
     task, _ = make_task(name, tmp_path, tokenizer_dir)
     torch.manual_seed(1)
     model = task.build_model().eval()
     split = task.data.validate
-    alone = task.evaluate_split(model, split, processes=Alone())
+    alone = task.evaluate_split(model, split, processes=Processes())
     computed = []
-    answer = task._answer
-    task._answer = lambda model, examples, groups, device: (
-        computed.append([row for rows in groups for row in rows]) or answer(model, examples, groups, device)
-    )
+    answer = Answering._answer_batch
+
+    def counted(self, model, examples, groups, device):
+        computed.append([row for rows in groups for row in rows])
+        return answer(self, model, examples, groups, device)
+
+    monkeypatch.setattr(Answering, "_answer_batch", counted)
     shared = Threads(world).run(lambda processes: task.evaluate_split(model, split, processes=processes))
     for other in shared:
         assert (other.answers, other.scores, other.measures) == (alone.answers, alone.scores, alone.measures)
@@ -124,7 +130,7 @@ def test_a_killed_evaluation_goes_on_with_other_processes(tmp_path, tokenizer_di
     task, _ = make_task("vqa", tmp_path, tokenizer_dir)
     torch.manual_seed(1)
     model = task.build_model().eval()
-    whole = task.evaluate_split(model, "val", processes=Alone())
+    whole = task.evaluate_split(model, "val", processes=Processes())
     kept = tmp_path / "partial"
 
     def killed_after(count):
@@ -136,14 +142,14 @@ def test_a_killed_evaluation_goes_on_with_other_processes(tmp_path, tokenizer_di
 
     with pytest.raises(KeyboardInterrupt):
         task.evaluate_split(
-            model, "val", processes=Alone(), keep_in=kept, identity={"weights": "a"}, progress=killed_after(2)
+            model, "val", processes=Processes(), keep_in=kept, identity={"weights": "a"}, progress=killed_after(2)
         )
     (kept / "part-000002.pt.123.partial").write_bytes(b"half")
     steps = []
     again = task.evaluate_split(
         model,
         "val",
-        processes=Alone(),
+        processes=Processes(),
         keep_in=kept,
         identity={"weights": "a"},
         progress=lambda done, total: steps.append((done, total)),
@@ -181,7 +187,7 @@ def test_parts_of_other_examples_are_not_used(field, tmp_path, tokenizer_dir):
         steps = []
         fresh = type(task)(task.data, 3, task.model, say=str)
         options = {"keep_in": tmp_path / "kept", "progress": lambda *done: steps.append(done)}
-        fresh.evaluate_split(model, "test", processes=Alone(), **options)
+        fresh.evaluate_split(model, "test", processes=Processes(), **options)
         return len(steps)
 
     assert (parts_computed(), parts_computed()) == (2, 0)
@@ -218,7 +224,7 @@ def test_the_list_of_answers_and_the_soft_scores(tmp_path, tokenizer_dir):
 def test_a_test_split_gives_a_submission_of_all_questions(tmp_path, tokenizer_dir):
     task, _ = make_task("vqa", tmp_path, tokenizer_dir)
     model = task.build_model().eval()
-    evaluation = task.evaluate_split(model, "test", processes=Alone())
+    evaluation = task.evaluate_split(model, "test", processes=Processes())
     assert evaluation.measures == {}
     assert evaluation.write(tmp_path) == ["predictions.jsonl", "submission.json"]
     rows = json.loads((tmp_path / "submission.json").read_text())
@@ -238,9 +244,9 @@ def test_a_model_that_is_shown_nothing_answers_by_the_text(name, tmp_path, token
     for path in tmp_path.glob("**/*.[jp][pn]g"):
         path.write_bytes(b"not opened")
     split = task.data.validate
-    evaluation = task.evaluate_split(model, split, processes=Alone())
+    evaluation = task.evaluate_split(model, split, processes=Processes())
     score_of_text = {}
-    for record, score in zip(evaluation.records, evaluation.scores, strict=True):
+    for record, score in zip(task.records(split), evaluation.scores, strict=True):
         assert score == pytest.approx(score_of_text.setdefault(task.text_of(record), score), abs=1e-6)
     assert not batch_of(task)["skipped"]
     assert "without looking at them" in "".join(said)

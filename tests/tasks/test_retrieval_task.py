@@ -8,10 +8,10 @@ import torch
 from tiny_corpus import COLOURS, draw, write_karpathy
 
 from soho_fast.data import BrokenImageError
+from soho_fast.engine.processes import Processes
 from soho_fast.evaluation.metrics import retrieval_recall
-from soho_fast.tasks.fine_tuning import DownstreamModel
+from soho_fast.tasks.base import DownstreamModel
 from soho_fast.tasks.retrieval import RetrievalData, RetrievalSplit, RetrievalTask
-from soho_fast.evaluation.sharing import Alone
 
 NAMES = list(COLOURS)
 SMALL = {
@@ -59,16 +59,16 @@ def test_a_training_step_scores_all_pairs(make, coco):
     output.loss.backward()
     assert output.itm_logits.shape == (16, 2)
     assert all(getattr(output, name).numel() == 1 for name in task.logged)
-    texts = {tuple(data[0].ids.tolist()) for epoch in range(40) if data.set_epoch(epoch) is None}
+    texts = {tuple(data[0].texts_ids[0].tolist()) for epoch in range(40) if data.set_epoch(epoch) is None}
     assert len(texts) == 6, "every caption comes up, in training all six"
     data.set_epoch(0)
-    assert data[2].ids.tolist() == samples[2].ids.tolist(), "the same epoch draws the same"
+    assert data[2].texts_ids[0].tolist() == samples[2].texts_ids[0].tolist(), "the same epoch draws the same"
 
 
 def test_evaluation_takes_five_captions_and_every_pair(make, tmp_path):
     task, _ = make(folds=3)
     model = build_model(task)
-    result = task.evaluate_split(model, "test", processes=Alone(), keep_in=tmp_path / "partial")
+    result = task.evaluate_split(model, "test", processes=Processes(), keep_in=tmp_path / "partial")
     measures = result.measures
     assert (measures["num_images"], measures["num_texts"], measures["passes"]) == (3, 15, 45)
     assert result.scores_IT.shape == (3, 15) and result.texts[0] == f"a {NAMES[9]}" and result.texts[5] == "a navy"
@@ -92,17 +92,17 @@ def test_folds_are_of_whole_splits_and_refused_before_the_work(make, tmp_path):
     task, _ = make(folds=3, quick_images=2)
     model = build_model(task)
     assert not any("folds" in name for name in task.evaluate(model, quick=True))
-    assert "folds_text_to_image_r1" in task.evaluate_split(model, "val", processes=Alone()).measures
+    assert "folds_text_to_image_r1" in task.evaluate_split(model, "val", processes=Processes()).measures
     (tmp_path / "val2014/0010.jpg").write_bytes(b"not opened")
     task, _ = make(folds=2)
     with pytest.raises(ValueError, match=r"data\.folds: the 3 images of test do not divide into 2 equal folds"):
-        task.evaluate_split(model, "test", processes=Alone())
+        task.evaluate_split(model, "test", processes=Processes())
 
 
 def test_scores_of_other_texts_are_not_used(make, tmp_path):
     task, _ = make()
     model, steps = build_model(task), []
-    options = {"processes": Alone(), "keep_in": tmp_path / "kept", "progress": lambda *done: steps.append(done)}
+    options = {"processes": Processes(), "keep_in": tmp_path / "kept", "progress": lambda *done: steps.append(done)}
     task.evaluate_split(model, "test", **options)
     task.evaluate_split(model, "test", **options)
     assert len(steps) == 2
@@ -115,19 +115,19 @@ def test_scores_of_other_texts_are_not_used(make, tmp_path):
 def test_two_stages_beside_every_pair(make):
     task, _ = make(scoring="both", max_loss=1.0)
     model = build_model(task)
-    measures = task.evaluate_split(model, "test", processes=Alone()).measures
+    measures = task.evaluate_split(model, "test", processes=Processes()).measures
     assert measures["two_stages_k"] == 1 == measures["two_stages_k_on_validate"], "any loss is allowed"
     assert 3 + 15 + 15 <= measures["two_stages_passes"] <= 3 + 15 + 15 + 3
     table = task.table(measures)
     assert table.columns == ["measure", "every pair", "two stages", "chance"] and "k = 1" in table.title
     assert all(len(row) == 4 for row in table.rows)
     strict, _ = make(scoring="two_stages", max_loss=0.0)
-    only = strict.evaluate_split(model, "test", processes=Alone()).measures
+    only = strict.evaluate_split(model, "test", processes=Processes()).measures
     assert "passes" not in only and "two_stages_image_to_text_r1" in only
     assert strict.table(only).columns == ["measure", "two stages", "chance"]
     without, _ = make(scoring="two_stages", config={"contrastive_weight": 0.0})
     with pytest.raises(ValueError, match="contrastive_weight: this model has no contrastive head"):
-        without.evaluate_split(build_model(without), "test", processes=Alone())
+        without.evaluate_split(build_model(without), "test", processes=Processes())
 
 
 def test_quick_measures_are_of_the_first_images(make):
@@ -136,7 +136,7 @@ def test_quick_measures_are_of_the_first_images(make):
     full, quick = task.evaluate(model), task.evaluate(model, quick=True)
     assert full["chance_text_to_image_r1"] == pytest.approx(1 / 3)
     assert quick["chance_text_to_image_r1"] == pytest.approx(1 / 2)
-    assert task.evaluate_split(model, "val", processes=Alone()).measures["mean_r1"] == full["mean_r1"], "k took all"
+    assert task.evaluate_split(model, "val", processes=Processes()).measures["mean_r1"] == full["mean_r1"], "k took all"
     assert task.table(quick).title == "retrieval"
 
 
@@ -159,8 +159,8 @@ def test_starts_from_the_matching_head_and_loads_again(make, tmp_path):
     task.export(model, model.state_dict(), tmp_path / "tuned")
     again = task.load_model(str(tmp_path / "tuned"))
     assert torch.equal(again.contrastive_head.log_scale, model.contrastive_head.log_scale)
-    measures = task.evaluate_split(again, "test", processes=Alone()).measures
-    assert measures["mean_r1"] == task.evaluate_split(model.eval(), "test", processes=Alone()).measures["mean_r1"]
+    measures = task.evaluate_split(again, "test", processes=Processes()).measures
+    assert measures["mean_r1"] == task.evaluate_split(model.eval(), "test", processes=Processes()).measures["mean_r1"]
 
 
 def test_a_broken_image_is_skipped_in_training_and_refused_in_evaluation(make, tmp_path):
@@ -171,6 +171,6 @@ def test_a_broken_image_is_skipped_in_training_and_refused_in_evaluation(make, t
     assert len(batch["skipped"]) == 1 and "0001.jpg" in batch["skipped"][0] and batch["own_image"].tolist() == [0, 1]
     (tmp_path / "val2014/0010.jpg").write_bytes(b"no image")
     with pytest.raises(BrokenImageError, match=r"0010\.jpg.*every image must be scored"):
-        task.evaluate_split(build_model(task), "test", processes=Alone())
+        task.evaluate_split(build_model(task), "test", processes=Processes())
     draw(tmp_path / "val2014/0010.jpg")
-    task.evaluate_split(build_model(task), "test", processes=Alone())
+    task.evaluate_split(build_model(task), "test", processes=Processes())

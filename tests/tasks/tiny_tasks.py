@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tiny_corpus import COLOURS, draw
 
-from soho_fast.tasks.downstream import DownstreamModel
+from soho_fast.tasks.base import DownstreamModel
 from soho_fast.tasks.question_answering import QuestionAnsweringData, QuestionAnsweringTask, VqaSplit
 from soho_fast.tasks.visual_entailment import SnliVeSplit, VisualEntailmentData, VisualEntailmentTask
 from soho_fast.tasks.visual_reasoning import Nlvr2Split, VisualReasoningData, VisualReasoningTask

@@ -1,26 +1,22 @@
 """Fine-tuning and evaluation examples: texts about one image or two, an image decoded and encoded once for its texts.
 
-Shapes: E examples, I images, G groups (examples about the same image or pair), B images of a batch, P texts of a
-batch, N images of an example (1, or 2 in NLVR2), S tokens of the longest text.
+Shapes: E examples, I images, G groups (examples about the same image or pair), N images of an example (1, or 2 in
+NLVR2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample
 from soho_fast.data.images import BrokenImageError
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.records import ImageRef
-from soho_fast.data.sampling import SAMPLE_STREAM
+from soho_fast.data.records import ImageRef, fingerprint
 from soho_fast.data.text import PackedTexts, encode_texts
-from soho_fast.data.batches.pretraining import pad_texts
-from soho_fast.evaluation.sharing import fingerprint
 
 # Pixels of an image that shows nothing, before normalisation: ImageNet's mean colour, which becomes about zero.
 _BLANK_COLOUR = (124, 116, 104)
@@ -70,18 +66,7 @@ class Examples:
         return fingerprint(images, (self.text(row) for row in range(len(self))))
 
 
-@dataclass(slots=True)
-class DownstreamSample:
-    """Some examples about the same image or images. `broken` holds the reason when an image can't be used."""
-
-    rows: np.ndarray
-    image_numbers: np.ndarray
-    broken: str | None = None
-    pixels: list[torch.Tensor] = field(default_factory=list)
-    texts_ids: list[np.ndarray] = field(default_factory=list)
-
-
-class DownstreamDataset(Dataset[DownstreamSample]):
+class DownstreamDataset(Dataset[Sample]):
     """Samples of at most `texts_per_sample` examples of a group, all examples in each epoch.
 
     A sample depends on (seed, epoch, index) only. With one text a sample is an example, as in the paper; with more, an
@@ -123,7 +108,7 @@ class DownstreamDataset(Dataset[DownstreamSample]):
         """The epoch of the samples asked for from here on, in this process."""
         self._epoch = epoch
 
-    def __getitem__(self, index: int) -> DownstreamSample:
+    def __getitem__(self, index: int) -> Sample:
         group = self._group[index]
         rows = self.examples.groups[group]
         if self._num_parts_G[group] > 1:
@@ -134,10 +119,10 @@ class DownstreamDataset(Dataset[DownstreamSample]):
 
 def load_sample(
     examples: Examples, rows: np.ndarray, processor: SohoProcessor, max_text_length: int, blank_images: bool
-) -> DownstreamSample:
+) -> Sample:
     """Read the images and texts of examples of one group."""
     numbers = examples.image_EN[rows[0]]
-    sample = DownstreamSample(rows, numbers)
+    sample = Sample(rows.tolist(), numbers.tolist())
     try:
         sample.pixels = [
             blank_image() if blank_images else processor.image_processor.load(examples.images[number])
@@ -148,53 +133,11 @@ def load_sample(
         return sample
     texts = [examples.text(row) for row in rows]
     sample.texts_ids = [text.ids for text in encode_texts(processor.tokenizer, texts, max_text_length)]
+    if examples.targets is not None:
+        sample.text_fields["targets"] = examples.targets[rows]
     return sample
 
 
 def blank_image() -> torch.Tensor:
     """A small uint8 image (3, height, width) that shows nothing, the same for all."""
     return torch.tensor(_BLANK_COLOUR, dtype=torch.uint8).view(3, 1, 1).expand(3, _BLANK_EDGE, _BLANK_EDGE)
-
-
-class DownstreamCollator:
-    """Batches samples into the keywords of the model's forward, plus "skipped" and "sample_ids".
-
-    The keywords: `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) bool, each image once; int64
-    `input_ids` and `attention_mask` (P, S); int64 `image_index` (P,), or (P, 2) with two images an example; and the
-    targets, as `targets_of` makes them of the examples' own.
-    """
-
-    def __init__(
-        self, examples: Examples, processor: SohoProcessor, targets_of: Callable[[torch.Tensor], Mapping[str, Any]]
-    ) -> None:
-        self.targets, self.processor, self.targets_of = examples.targets, processor, targets_of
-
-    def __call__(self, samples: Sequence[DownstreamSample]) -> dict[str, Any]:
-        """Batch the samples.
-
-        Raises:
-            BrokenImageError: No sample of the batch can be used; the message lists them.
-        """
-        skipped = [sample.broken for sample in samples if sample.broken is not None]
-        usable = [sample for sample in samples if sample.broken is None]
-        if not usable:
-            raise BrokenImageError(f"all {len(samples)} images of a batch are broken:\n  " + "\n  ".join(skipped))
-        place_of: dict[int, int] = {}
-        pixels = []
-        for sample in usable:
-            for number, image in zip(sample.image_numbers, sample.pixels, strict=True):
-                if number not in place_of:
-                    place_of[number] = len(pixels)
-                    pixels.append(image)
-        index = [[place_of[number] for number in sample.image_numbers] for sample in usable for _ in sample.rows]
-        index_PN = torch.tensor(index)
-        rows = np.concatenate([sample.rows for sample in usable])
-        texts_ids = [ids for sample in usable for ids in sample.texts_ids]
-        return {
-            **self.processor.image_processor.collate(pixels),
-            **pad_texts(texts_ids, self.processor.tokenizer.pad_token_id),
-            "image_index": index_PN.squeeze(1),
-            **self.targets_of(torch.from_numpy(self.targets[rows])),
-            "skipped": skipped,
-            "sample_ids": rows.tolist(),
-        }

@@ -1,8 +1,4 @@
-"""Pre-training examples: each image with its positive and negative texts, all masked alike.
-
-Shapes: B images, P texts of the batch (those of image 0 first, its positives before its negatives), S tokens of the
-longest text.
-"""
+"""Pre-training samples: each image with its positive texts, then its negative ones, all masked alike."""
 
 from __future__ import annotations
 
@@ -10,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jsonargparse.typing import ClosedUnitInterval
 from torch.utils.data import Dataset
 
+from soho_fast.data.batches.pair_sampling import PairSampler
+from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample
 from soho_fast.data.images import BrokenImageError
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
-from soho_fast.data.sampling import SAMPLE_STREAM
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_tokens
-from soho_fast.data.batches.pair_sampling import PairSampler
 
 
 @dataclass(frozen=True)
@@ -51,23 +46,11 @@ class TextMasking:
             )
 
 
-@dataclass(slots=True)
-class PretrainingSample:
-    """One image with its texts, before batching. `broken` holds the reason when the image can't be used."""
-
-    sample_id: str
-    broken: str | None = None
-    pixels_3HW: torch.Tensor | None = None
-    texts_ids: tuple[np.ndarray, ...] = ()
-    texts_labels: tuple[np.ndarray, ...] = ()
-    num_positive: int = 0
-    mask_uniform: float = 0.0
-
-
-class PretrainingDataset(Dataset[PretrainingSample]):
+class PretrainingDataset(Dataset[Sample]):
     """Samples that depend on (seed, epoch, index) only: not on the rank, the worker, or what was drawn before.
 
-    Ask for an epoch's sample by `set_epoch`, then `dataset[index]`.
+    Ask for an epoch's sample by `set_epoch`, then `dataset[index]`. A batch has `mlm_labels` (P, S), -100 outside and
+    everywhere on negatives, `itm_labels` (P,; 1 = matched), and `mask_uniform` (B,).
     """
 
     def __init__(
@@ -119,23 +102,27 @@ class PretrainingDataset(Dataset[PretrainingSample]):
         """The epoch of the samples asked for from here on, in this process (the engine's loaders tell each worker)."""
         self._epoch = epoch
 
-    def __getitem__(self, index: int) -> PretrainingSample:
+    def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a data set of {len(self)}")
-        sample = PretrainingSample(self._sample_ids[index])
+        sample = Sample([self._sample_ids[index]], [index])
         try:
-            sample.pixels_3HW = self.processor.image_processor.load(self._images[index])
+            sample.pixels = [self.processor.image_processor.load(self._images[index])]
         except BrokenImageError as error:
-            sample.broken = f"{sample.sample_id}: {error}"
+            sample.broken = f"{self._sample_ids[index]}: {error}"
             return sample
         rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
-        sample.mask_uniform = float(rng.random())
+        sample.image_fields["mask_uniform"] = float(rng.random())
         texts = self._pairs.positives(index, self.num_positive, rng)
         texts += self._pairs.negatives(index, self.num_negative, rng)
         masked = [self._mask(text, rng) for text in encode_texts(self.processor.tokenizer, texts, self.max_text_length)]
-        sample.texts_ids = tuple(ids for ids, _ in masked)
-        sample.texts_labels = tuple(labels for _, labels in masked)
-        sample.num_positive = self.num_positive
+        sample.texts_ids = [ids for ids, _ in masked]
+        sample.text_fields["itm_labels"] = (np.arange(len(texts)) < self.num_positive).astype(np.int64)
+        # All texts are masked alike, or a [MASK] would tell which ones match; only the words of those are predicted.
+        nothing = np.full(0, IGNORED_LABEL)
+        sample.token_labels["mlm_labels"] = [
+            labels if number < self.num_positive else nothing for number, (_, labels) in enumerate(masked)
+        ]
         return sample
 
     def _mask(self, text: EncodedText, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -151,70 +138,3 @@ class PretrainingDataset(Dataset[PretrainingSample]):
             whole_words=self.masking.whole_words,
             at_least_one=self.masking.at_least_one,
         )
-
-
-def pad_texts(texts_ids: Sequence[np.ndarray], pad_token_id: int, length: int | None = None) -> dict[str, torch.Tensor]:
-    """Pad texts at the right to `length`, or to the longest.
-
-    Returns:
-        `input_ids` and `attention_mask` (1 on tokens), both int64 (P, S).
-    """
-    length = length or max(map(len, texts_ids))
-    ids_PS = np.full((len(texts_ids), length), pad_token_id, dtype=np.int64)
-    mask_PS = np.zeros((len(texts_ids), length), dtype=np.int64)
-    for row, ids in enumerate(texts_ids):
-        ids_PS[row, : len(ids)] = ids
-        mask_PS[row, : len(ids)] = 1
-    return {"input_ids": torch.from_numpy(ids_PS), "attention_mask": torch.from_numpy(mask_PS)}
-
-
-class PretrainingCollator:
-    """Batches samples into the keywords of the model's forward, plus "skipped" and "sample_ids".
-
-    The keywords: `pixel_values` (B, 3, H, W) float32, `pixel_mask` (B, H, W) bool, int64 `input_ids`, `attention_mask`
-    and `mlm_labels` (P, S; -100 outside, and everywhere on negatives), int64 `image_index` (P,) and `itm_labels` (P,;
-    1 = matched), and `mask_uniform` (B,) float64. "skipped" lists the messages of broken images, which are left out;
-    "sample_ids" names the B images that remain.
-    """
-
-    def __init__(self, processor: SohoProcessor, *, pad_text_to: int | None = None) -> None:
-        """Take the processor.
-
-        Args:
-            processor: Image processor and tokenizer.
-            pad_text_to: Pad every text to so many tokens (fixed shapes); None pads to the longest of the batch.
-        """
-        self.processor = processor
-        self.pad_text_to = pad_text_to
-
-    def __call__(self, samples: Sequence[PretrainingSample]) -> dict[str, torch.Tensor | list[str]]:
-        """Batch the samples.
-
-        Raises:
-            BrokenImageError: Every image of the batch is broken; the message lists them.
-        """
-        skipped = [sample.broken for sample in samples if sample.broken is not None]
-        usable = [sample for sample in samples if sample.broken is None]
-        if not usable:
-            raise BrokenImageError(f"all {len(samples)} images of a batch are broken:\n  " + "\n  ".join(skipped))
-        texts_ids = [ids for sample in usable for ids in sample.texts_ids]
-        texts = pad_texts(texts_ids, self.processor.tokenizer.pad_token_id, self.pad_text_to)
-        counts = torch.tensor([len(sample.texts_ids) for sample in usable])
-        image_index_P = torch.repeat_interleave(torch.arange(len(usable)), counts)
-        itm_labels_P = torch.cat(
-            [(torch.arange(len(sample.texts_ids)) < sample.num_positive).long() for sample in usable]
-        )
-        labels_PS = torch.full_like(texts["input_ids"], IGNORED_LABEL)
-        for row, labels in enumerate(labels for sample in usable for labels in sample.texts_labels):
-            if itm_labels_P[row]:
-                labels_PS[row, : len(labels)] = torch.from_numpy(labels)
-        return {
-            **self.processor.image_processor.collate([sample.pixels_3HW for sample in usable]),
-            **texts,
-            "image_index": image_index_P,
-            "mlm_labels": labels_PS,
-            "itm_labels": itm_labels_P,
-            "mask_uniform": torch.tensor([sample.mask_uniform for sample in usable], dtype=torch.float64),
-            "skipped": skipped,
-            "sample_ids": [sample.sample_id for sample in usable],
-        }

@@ -6,9 +6,10 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from soho_fast.data import BrokenImageError
+from soho_fast.data.batches.pretraining import PretrainingDataset, TextMasking
+from soho_fast.data.batches.sample import Collator
 from soho_fast.engine.batches import Batches, plan_batches
 from soho_fast.engine.settings import BatchSettings
-from soho_fast.data.batches.pretraining import PretrainingCollator, PretrainingDataset, TextMasking
 
 KEYWORDS = {
     "pixel_values",
@@ -29,7 +30,7 @@ def dataset(records, processor):
 
 @pytest.fixture
 def collate(processor):
-    return PretrainingCollator(processor)
+    return Collator(processor)
 
 
 def same(first, second):
@@ -57,7 +58,7 @@ def test_padding_and_mask(dataset, collate, processor):
     assert (batch["attention_mask"].diff(dim=1) <= 0).all(), "padding is at the right only"
     assert batch["attention_mask"].sum(1).max() == batch["attention_mask"].shape[1], "no longer than the longest"
     assert (batch["mlm_labels"][batch["attention_mask"] == 0] == -100).all()
-    fixed = PretrainingCollator(processor, pad_text_to=20)([dataset[0]])
+    fixed = Collator(processor, pad_text_to=20)([dataset[0]])
     assert fixed["input_ids"].shape == (4, 20)
 
 
@@ -114,8 +115,9 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(records, processor, colla
         sample_of(PretrainingDataset(records, processor, seed=6), 2, 0),
         sample_of(dataset, 2, 1),
     ):
-        assert changed.mask_uniform != forwards[0]["mask_uniform"].item()
-    uniforms = [sample_of(dataset, epoch, index).mask_uniform for epoch in range(20) for index in range(len(dataset))]
+        assert changed.image_fields["mask_uniform"] != forwards[0]["mask_uniform"].item()
+    drawn = [sample_of(dataset, epoch, index) for epoch in range(20) for index in range(len(dataset))]
+    uniforms = [sample.image_fields["mask_uniform"] for sample in drawn]
     assert len(set(uniforms)) == len(uniforms) and 0.4 < sum(uniforms) / len(uniforms) < 0.6
 
 

@@ -1,0 +1,138 @@
+"""A sample of any task, and the one collator that makes batches of them.
+
+Shapes: B images of a batch, each once; P texts of a batch, in the order of the samples; N images of a sample (1, or 2
+in NLVR2); S tokens of the longest text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from soho_fast.data.images import BrokenImageError
+from soho_fast.data.processor import SohoProcessor
+from soho_fast.data.text import IGNORED_LABEL
+
+# First word of the entropy of each stream of random numbers, so that streams with the same (seed, epoch) differ. The
+# engine's order of the samples is stream 1.
+SAMPLE_STREAM = 2
+EVALUATION_STREAM = 3
+
+
+@dataclass(slots=True)
+class Sample:
+    """An image, or the two of a pair, with the texts that are read with it.
+
+    Args:
+        sample_ids: What the sample holds, for messages.
+        image_keys: What tells its N images from others: images of one key are one in a batch.
+        broken: The reason, when an image can't be used; what follows is then empty.
+        pixels: The N images, uint8 (3, H, W).
+        texts_ids: int64 (tokens,) of each text.
+        token_labels: int64 (tokens,) of each text by name, padded as the texts, with -100.
+        text_fields: An array by name, with one row for each text.
+        image_fields: A number by name, one for the sample.
+    """
+
+    sample_ids: Sequence[Any]
+    image_keys: Sequence[Hashable]
+    broken: str | None = None
+    pixels: Sequence[torch.Tensor] = ()
+    texts_ids: Sequence[np.ndarray] = ()
+    token_labels: dict[str, Sequence[np.ndarray]] = field(default_factory=dict)
+    text_fields: dict[str, np.ndarray] = field(default_factory=dict)
+    image_fields: dict[str, float] = field(default_factory=dict)
+
+
+class Collator:
+    """Batches samples into keywords of the models' forward, plus "skipped" and "sample_ids".
+
+    The keywords: `pixel_values` (B, 3, H, W) float32, `pixel_mask` (B, H, W) bool, int64 `input_ids` and
+    `attention_mask` (P, S), int64 `image_index` (P,) or, with two images a sample, (P, 2); token labels (P, S), text
+    fields (P, ...) and image fields, float64 (B,), under their names. "skipped" lists the messages of broken images,
+    whose samples are left out; "sample_ids" names what remains.
+
+    Args:
+        processor: Image processor and tokenizer.
+        pad_text_to: Pad every text to so many tokens (fixed shapes); None pads to the longest of the batch.
+    """
+
+    def __init__(self, processor: SohoProcessor, *, pad_text_to: int | None = None) -> None:
+        self.processor = processor
+        self.pad_text_to = pad_text_to
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Batch the samples.
+
+        Raises:
+            BrokenImageError: No sample of the batch can be used; the message lists them.
+        """
+        skipped = [sample.broken for sample in samples if sample.broken is not None]
+        usable = [sample for sample in samples if sample.broken is None]
+        if not usable:
+            raise BrokenImageError(f"all {len(samples)} images of a batch are broken:\n  " + "\n  ".join(skipped))
+        images, image_index = collate_images(usable, self.processor)
+        texts_ids = [ids for sample in usable for ids in sample.texts_ids]
+        texts = pad_texts(texts_ids, self.processor.tokenizer.pad_token_id, self.pad_text_to)
+        labels = {
+            name: pad_labels([row for sample in usable for row in sample.token_labels[name]], *texts["input_ids"].shape)
+            for name in usable[0].token_labels
+        }
+        text_fields = {
+            name: torch.from_numpy(np.concatenate([sample.text_fields[name] for sample in usable]))
+            for name in usable[0].text_fields
+        }
+        image_fields = {
+            name: torch.tensor([sample.image_fields[name] for sample in usable], dtype=torch.float64)
+            for name in usable[0].image_fields
+        }
+        return {
+            **images,
+            **texts,
+            "image_index": image_index,
+            **labels,
+            **text_fields,
+            **image_fields,
+            "skipped": skipped,
+            "sample_ids": [identifier for sample in usable for identifier in sample.sample_ids],
+        }
+
+
+def collate_images(samples: Sequence[Sample], processor: SohoProcessor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The images of samples, each once, as `pixel_values` and `pixel_mask`; and int64 (P,) or (P, N), where those of
+    each text are among them."""
+    number_of: dict[Hashable, int] = {}
+    pixels: list[torch.Tensor] = []
+    for sample in samples:
+        for key, image in zip(sample.image_keys, sample.pixels, strict=True):
+            if number_of.setdefault(key, len(pixels)) == len(pixels):
+                pixels.append(image)
+    index = [[number_of[key] for key in sample.image_keys] for sample in samples for _ in sample.texts_ids]
+    return processor.image_processor.collate(pixels), torch.tensor(index).squeeze(1)
+
+
+def pad_texts(texts_ids: Sequence[np.ndarray], pad_token_id: int, length: int | None = None) -> dict[str, torch.Tensor]:
+    """Pad texts at the right to `length`, or to the longest.
+
+    Returns:
+        `input_ids` and `attention_mask` (1 on tokens), both int64 (P, S).
+    """
+    length = length or max(map(len, texts_ids))
+    ids_PS = np.full((len(texts_ids), length), pad_token_id, dtype=np.int64)
+    mask_PS = np.zeros((len(texts_ids), length), dtype=np.int64)
+    for row, ids in enumerate(texts_ids):
+        ids_PS[row, : len(ids)] = ids
+        mask_PS[row, : len(ids)] = 1
+    return {"input_ids": torch.from_numpy(ids_PS), "attention_mask": torch.from_numpy(mask_PS)}
+
+
+def pad_labels(labels: Sequence[np.ndarray], num_texts: int, length: int) -> torch.Tensor:
+    """Labels of tokens, int64 (P, S), -100 where there are none."""
+    labels_PS = np.full((num_texts, length), IGNORED_LABEL, dtype=np.int64)
+    for row, own in enumerate(labels):
+        labels_PS[row, : len(own)] = own
+    return torch.from_numpy(labels_PS)
