@@ -194,6 +194,8 @@ class Trainer:
             self._evaluate_in_full(log)
         self._enter_training(progress.step)
         while progress.step < self.total_steps and elapsed < 1:
+            if log is not None:
+                self._record_events(log, progress.step)
             self._freeze_backbone(progress.step)
             self.task.before_step(self.engine.module, progress.step / self.plan.steps_per_epoch)
             self._set_rates(progress.step, elapsed)
@@ -318,9 +320,29 @@ class Trainer:
             frozen = self._frozen and group["backbone"]
             group["lr"] = 0.0 if frozen else group["base_lr"] * factor
 
-    def _freeze_backbone(self, step: int) -> None:
+    def _is_frozen(self, step: int) -> bool:
         begin, end = self.settings.optim.frozen_backbone_epochs
-        frozen = begin * self.plan.steps_per_epoch <= step < end * self.plan.steps_per_epoch
+        return begin * self.plan.steps_per_epoch <= step < end * self.plan.steps_per_epoch
+
+    def _record_events(self, log: RunLog, step: int) -> None:
+        """Record what is otherwise from this step on than in the step before it."""
+
+        def states(step: int) -> list[str]:
+            factor = self.schedule.step_decay(step)
+            return [
+                "the backbone stands still" if self._is_frozen(step) else "",
+                self.task.phase(step / self.plan.steps_per_epoch),
+                "" if factor == 1 else f"learning rates x {factor:g}",
+            ]
+
+        now = states(step)
+        before = states(step - 1) if step else [""] * len(now)
+        for was, state in zip(before, now, strict=True):
+            if state != was:
+                log.record("event", step, {"event": state or f"no longer: {was}"})
+
+    def _freeze_backbone(self, step: int) -> None:
+        end, frozen = self.settings.optim.frozen_backbone_epochs[1], self._is_frozen(step)
         if frozen != self._frozen and (end or self._frozen):
             if frozen:
                 # What stands still computes by these statistics, so they must be the same on all ranks.

@@ -27,7 +27,7 @@ from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef, ReadReport
-from soho_fast.data.text import load_tokenizer
+from soho_fast.data.text import describe_fit, load_tokenizer
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.task import Table
 from soho_fast.evaluation.answering import Answering, Answers
@@ -102,8 +102,17 @@ class BaseTask(ABC):
                 f"max_position_embeddings {config.max_position_embeddings}"
             )
 
+    def say_fit(self, texts: Sequence[str]) -> None:
+        """Say what the tokenizer does not know of the texts to train on, and whether they are cut."""
+        for line in describe_fit(self.processor.tokenizer, texts).warnings(self.data.max_text_length):
+            self._say(line)
+
     def before_step(self, model: nn.Module, epoch: float) -> None:  # noqa: B027 (few tasks change as they go on)
         """Called before each optimiser step with the epochs behind it."""
+
+    def phase(self, epoch: float) -> str:
+        """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""
+        return ""
 
     def export(self, model: nn.Module, state_dict: Mapping[str, Any], folder: Path) -> None:
         """Write a folder that the model's `from_pretrained` and `SohoProcessor.from_pretrained` load."""
@@ -453,6 +462,7 @@ class AnsweringTask(FineTuningTask):
             max_text_length=data.max_text_length,
             blank_images=data.blank_images,
         )
+        self.say_fit([self.text_of(record) for record in self.training_records])
         blank = ", without looking at them" if data.blank_images else ""
         self._say(
             f"training on {len(self._training_examples):,} {self.texts} about {len(self._training_examples.images):,} "

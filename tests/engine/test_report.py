@@ -52,7 +52,7 @@ RECORDS = [
 def test_losses_gradient_norm_held_out_measures_and_rates_have_panels(drawn, tmp_path):
     figure = drawn(RECORDS)
     assert list(panels(figure)) == [
-        "loss", "mlm_loss", "caption_word_loss", "gradient norm", "held-out data (dotted: baseline)", "learning rate",
+        "loss", "caption_word_loss", "mlm_loss", "gradient norm", "held-out data (dotted: baseline)", "learning rate",
     ]  # fmt: skip
     smooth = panels(figure)["mlm_loss"].lines[1]
     assert smooth.get_xdata().tolist() == [70, 80] and smooth.get_ydata().tolist() == [3.0, 2.0]
