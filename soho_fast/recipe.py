@@ -22,7 +22,6 @@ from typing import Any, Literal, NoReturn
 import yaml
 from jsonargparse import ArgumentParser
 
-from soho_fast.data.mini.settings import DemoCorpus
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.settings import TrainSettings
@@ -31,6 +30,25 @@ from soho_fast.tasks.base import BaseTask
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 BARE_FLAGS = ("--overwrite",)
+
+
+@dataclass
+class DemoCorpus:
+    """The demo corpus, built where it is absent.
+
+    Args:
+        folder: Where it is, or goes; empty uses none.
+        num_train: Training scenes.
+        num_heldout: Held-out scenes.
+        image_size: Side of its square pictures, in pixels.
+        seed: Seed of everything in it.
+    """
+
+    folder: str = ""
+    num_train: int = 4000
+    num_heldout: int = 500
+    image_size: int = 128
+    seed: int = 0
 
 
 @dataclass

@@ -6,6 +6,7 @@ package is imported.
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering
 
+from .base import SohoPreTrainedModel
 from .config import SohoConfig
 from .downstream import (
     SohoForImageTextRetrieval,
@@ -13,9 +14,10 @@ from .downstream import (
     SohoForVisualEntailment,
     SohoForVisualReasoning,
 )
+from .inputs import SohoInputs, Texts
 from .outputs import SohoForImageTextRetrievalOutput, SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
 from .pretrained import LoadReport
-from .soho import SohoForPreTraining, SohoModel, SohoPreTrainedModel
+from .soho import SohoForPreTraining, SohoModel
 from .visual_dictionary import VisualDictionary
 from .visual_encoder import VisualEncoder
 
@@ -34,9 +36,11 @@ __all__ = [
     "SohoForQuestionAnswering",
     "SohoForVisualEntailment",
     "SohoForVisualReasoning",
+    "SohoInputs",
     "SohoModel",
     "SohoModelOutput",
     "SohoPreTrainedModel",
+    "Texts",
     "VisualDictionary",
     "VisualEncoder",
     "VisualTokens",

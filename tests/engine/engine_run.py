@@ -140,6 +140,9 @@ class StubTask:
     def build_model(self) -> nn.Module:
         return StubModel(self.options["width"], self.options["dropout"])
 
+    def speed_up(self, model: nn.Module, device: torch.device) -> None:
+        assert device.type == "cpu"
+
     def identity(self) -> dict[str, Any]:
         return {"width": self.options["width"]}
 
