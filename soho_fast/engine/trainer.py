@@ -88,6 +88,8 @@ class Trainer:
             self.progress = self.checkpoints.load(self.engine, resume_from)
             self._say(f"resumed from {resume_from} (step {self.progress.step} of {self.total_steps})")
         self._frozen: bool | None = None
+        self._stage = zero_stage(settings.engine, self.precision)
+        self._grad_norm: float | None = None
         self._evaluation_steps = 0
         if settings.evaluation.every_epochs:
             self._evaluation_steps = max(1, round(settings.evaluation.every_epochs * self.plan.steps_per_epoch))
@@ -199,8 +201,10 @@ class Trainer:
             self._freeze_backbone(progress.step)
             self.task.before_step(self.engine.module, progress.step / self.plan.steps_per_epoch)
             self._set_rates(progress.step, elapsed)
-            sums, broken = self._step(batches, timer)
-            progress.step += 1
+            following = progress.step + 1
+            record_due = following == self.total_steps or following % settings.log.every_steps == 0
+            sums, broken = self._step(batches, timer, measure_norm=record_due)
+            progress.step = following
             minutes = (time.monotonic() - last_save) / 60
             save_due = bool(settings.checkpoint.every_minutes) and minutes >= settings.checkpoint.every_minutes
             seconds = seconds_before + time.monotonic() - began
@@ -208,7 +212,7 @@ class Trainer:
             signal_number = int(signal_number)
             elapsed = self._share_of_time(progress.seconds)
             last = progress.step == self.total_steps or elapsed >= 1
-            logged = last or progress.step % settings.log.every_steps == 0
+            logged = last or record_due
             self._count_broken(broken, log)
             every = settings.checkpoint.every_steps
             save_due = bool(signal_number or save_due or (every and progress.step % every == 0))
@@ -240,12 +244,15 @@ class Trainer:
             self._save()
         return 0
 
-    def _step(self, batches: Batches, timer: PhaseTimer) -> tuple[dict[str, torch.Tensor], list[str]]:
+    def _step(
+        self, batches: Batches, timer: PhaseTimer, *, measure_norm: bool
+    ) -> tuple[dict[str, torch.Tensor], list[str]]:
         """One optimiser step; returns the sums of the scalars over its micro-batches and the skip messages."""
         sums: dict[str, torch.Tensor] = {}
         broken: list[str] = []
+        self._grad_norm = None
         timer.start()
-        for _ in range(self.plan.gradient_accumulation_steps):
+        for number in range(self.plan.gradient_accumulation_steps):
             batch = next(batches)
             timer.stop("wait")
             inputs, side = split_batch(batch, self.processes.device)
@@ -255,6 +262,10 @@ class Trainer:
             timer.stop("forward")
             self.engine.backward(output.loss)
             timer.stop("backward")
+            # ZeRO's optimisers tell the norm; without partitions DeepSpeed clips by it and forgets it.
+            if measure_norm and not self._stage and number + 1 == self.plan.gradient_accumulation_steps:
+                gradients = [param.grad for param in self.engine.module.parameters() if param.grad is not None]
+                self._grad_norm = float(nn.utils.get_total_norm(gradients))
             self.engine.step()
             timer.stop("optimizer")
             for name in ("loss", *self.task.logged):
@@ -266,7 +277,7 @@ class Trainer:
         return sums, broken
 
     def _record(self, losses: dict[str, float], rate: float, timer: PhaseTimer) -> dict:
-        norm = self.engine.get_global_grad_norm()
+        norm = self._grad_norm if self._grad_norm is not None else self.engine.get_global_grad_norm()
         scale = getattr(self.engine.optimizer, "cur_scale", None) or getattr(self.engine.optimizer, "loss_scale", None)
         return {
             "epoch": self.progress.step / self.plan.steps_per_epoch,

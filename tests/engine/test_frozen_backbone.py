@@ -34,6 +34,18 @@ def test_the_log_tells_of_phases_and_rate_steps(launch, request_for):
     assert events(request) == told
 
 
+def test_the_gradient_norm_is_logged_with_and_without_partitions(launch, request_for):
+    none, partitioned = (request_for(f"zero{stage}", max_steps=3, engine={"zero_stage": stage}) for stage in (0, 1))
+    done = launch(none, partitioned)
+    assert done.code == 0, done.text
+    norms = [
+        [record["grad_norm"] for record in read_log(Path(request["output"]) / "log.jsonl") if record["kind"] == "train"]
+        for request in (none, partitioned)
+    ]
+    assert len(norms[0]) == 3 and min(norms[0]) > 0
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("span", [(2, 1), (-1, 3)])
 def test_impossible_span_is_refused(launch, request_for, span):
     done = launch(request_for("run", optim={"frozen_backbone_epochs": span}))
