@@ -227,6 +227,11 @@ class PretrainingTask(BaseTask):
             return
         training = read_sources(self.data.sources, "sources", self._say)
         heldout = read_sources(self.data.heldout, "heldout", self._say) if self.data.heldout else []
+        if len(heldout) == 1:
+            raise ValueError(
+                "data.heldout: one image with captions; expected none or at least two, since texts are also measured with "
+                "the image of another: hold out more"
+            )
         shared = {str(record.image) for record in heldout} & {str(record.image) for record in training}
         if shared:
             raise ValueError(
