@@ -229,8 +229,8 @@ class PretrainingTask(BaseTask):
         heldout = read_sources(self.data.heldout, "heldout", self._say) if self.data.heldout else []
         if len(heldout) == 1:
             raise ValueError(
-                "data.heldout: one image with captions; expected none or at least two, since texts are also measured with "
-                "the image of another: hold out more"
+                "data.heldout: one image with captions; expected none or at least two, since a text is also measured "
+                "with another image: hold out more"
             )
         shared = {str(record.image) for record in heldout} & {str(record.image) for record in training}
         if shared:
