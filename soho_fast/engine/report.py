@@ -55,7 +55,11 @@ def draw_curves(log: Path, picture: Path) -> None:
     if not records:
         return
     evaluations = [record for record in everything if record["kind"] == "evaluation"]
-    events = [(record["step"], record["event"]) for record in everything if record["kind"] == "event"]
+    happened: dict[int, list[str]] = {}
+    for record in everything:
+        if record["kind"] == "event":
+            happened.setdefault(record["step"], []).append(record["event"])
+    events = [(step, "; ".join(texts)) for step, texts in happened.items()]
     # A loss that is off at first (or later) has its curve all the same.
     logged = dict.fromkeys(name for record in records for name, value in record.items() if value is not None)
     names = [name for name in logged if name not in _NOT_LOSSES]
@@ -96,8 +100,10 @@ def draw_curves(log: Path, picture: Path) -> None:
     rates.set_title("learning rate")
     rates.set_yscale("symlog", linthresh=1e-6)
     rates.legend(fontsize=8)
+    last = max(record["step"] for record in everything)
     for cell in cells:
         cell.set_xlabel("step")
+        cell.set_xlim(-0.03 * last, 1.03 * last)
         cell.grid(alpha=0.3)
         for number, (step, _) in enumerate(events):
             cell.axvline(step, color="0.35", linestyle="--", linewidth=0.9)

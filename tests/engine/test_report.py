@@ -44,6 +44,7 @@ RECORDS = [
     {"kind": "evaluation", "step": 60, "measures": {"itm": 0.6, "itm_majority": 0.5, "num_images": 1.0, "mvm": 0.1}},
     train(70, mlm_loss=3.0),
     {"kind": "event", "step": 70, "event": "resumed"},
+    {"kind": "event", "step": 70, "event": "learning rates x 0.1"},
     {"kind": "evaluation", "step": 80, "measures": {"itm": 0.7, "itm_majority": 0.5, "perplexity": 9.0}},
     train(80, mlm_loss=2.0),
 ]
@@ -65,7 +66,7 @@ def test_losses_gradient_norm_held_out_measures_and_rates_have_panels(drawn, tmp
 
 def test_events_are_marked_in_every_panel_and_told(drawn):
     figure = drawn(RECORDS)
-    assert figure.get_supxlabel() == "a  step 50: the backbone stands still\nb  step 70: resumed"
+    assert figure.get_supxlabel() == "a  step 50: the backbone stands still\nb  step 70: resumed; learning rates x 0.1"
     for panel in panels(figure).values():
         assert [text.get_text() for text in panel.texts] == [" a", " b"]
         assert [text.get_position()[0] for text in panel.texts] == [50, 70]
