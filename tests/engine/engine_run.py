@@ -199,6 +199,11 @@ class SohoTask(StubTask):
             )
         )  # fmt: skip
 
+    def speed_up(self, model: nn.Module, device: torch.device) -> None:
+        from soho_fast.model.cpu import speed_up_on_cpu
+
+        speed_up_on_cpu(model)
+
     def training_data(self) -> "SohoData":
         return SohoData(self.options["size"], self.options["delay"], self.options["pixels"])
 

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample
-from soho_fast.data.images import BrokenImageError
+from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample, read_images
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef, fingerprint
 from soho_fast.data.text import PackedTexts, encode_texts
@@ -123,13 +122,9 @@ def load_sample(
     """Read the images and texts of examples of one group."""
     numbers = examples.image_EN[rows[0]]
     sample = Sample(rows.tolist(), numbers.tolist())
-    try:
-        sample.pixels = [
-            blank_image() if blank_images else processor.image_processor.load(examples.images[number])
-            for number in numbers
-        ]
-    except BrokenImageError as error:
-        sample.broken = str(error)
+    if blank_images:
+        sample.pixels = [blank_image()] * len(numbers)
+    elif not read_images(sample, [examples.images[number] for number in numbers], processor):
         return sample
     texts = [examples.text(row) for row in rows]
     sample.texts_ids = [text.ids for text in encode_texts(processor.tokenizer, texts, max_text_length)]

@@ -10,8 +10,7 @@ from jsonargparse.typing import ClosedUnitInterval
 from torch.utils.data import Dataset
 
 from soho_fast.data.batches.pair_sampling import PairSampler
-from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample
-from soho_fast.data.images import BrokenImageError
+from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample, read_images
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_tokens
@@ -106,10 +105,7 @@ class PretrainingDataset(Dataset[Sample]):
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a data set of {len(self)}")
         sample = Sample([self._sample_ids[index]], [index])
-        try:
-            sample.pixels = [self.processor.image_processor.load(self._images[index])]
-        except BrokenImageError as error:
-            sample.broken = f"{self._sample_ids[index]}: {error}"
+        if not read_images(sample, [self._images[index]], self.processor):
             return sample
         rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
         sample.image_fields["mask_uniform"] = float(rng.random())

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample
-from soho_fast.data.images import BrokenImageError
+from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample, read_images
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.text import PackedTexts, encode_texts
@@ -42,10 +41,7 @@ class RetrievalDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = Sample([self._sample_ids[index]], [index])
-        try:
-            sample.pixels = [self.processor.image_processor.load(self._images[index])]
-        except BrokenImageError as error:
-            sample.broken = f"{self._sample_ids[index]}: {error}"
+        if not read_images(sample, [self._images[index]], self.processor):
             return sample
         rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
         caption = self._captions.get(index, int(rng.integers(self._captions.count(index))))

@@ -15,6 +15,7 @@ import torch
 
 from soho_fast.data.images import BrokenImageError
 from soho_fast.data.processor import SohoProcessor
+from soho_fast.data.records import ImageRef
 from soho_fast.data.text import IGNORED_LABEL
 
 # First word of the entropy of each stream of random numbers, so that streams with the same (seed, epoch) differ. The
@@ -46,6 +47,15 @@ class Sample:
     token_labels: dict[str, Sequence[np.ndarray]] = field(default_factory=dict)
     text_fields: dict[str, np.ndarray] = field(default_factory=dict)
     image_fields: dict[str, float] = field(default_factory=dict)
+
+
+def read_images(sample: Sample, images: Sequence[ImageRef], processor: SohoProcessor) -> bool:
+    """Put the images of a sample into it. False where one can't be read: `broken` then says which and why."""
+    try:
+        sample.pixels = [processor.image_processor.load(image) for image in images]
+    except BrokenImageError as error:
+        sample.broken = f"{sample.sample_ids[0]}: {error}"
+    return sample.broken is None
 
 
 class Collator:
