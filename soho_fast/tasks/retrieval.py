@@ -26,14 +26,13 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
 from soho_fast.data.text import encode_texts
 from soho_fast.engine.processes import Processes
-from soho_fast.engine.settings import ShareBelowOne
 from soho_fast.engine.task import Table
 from soho_fast.evaluation.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
 from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.evaluation.sharing import Kept, Progress
 from soho_fast.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining
-from soho_fast.tasks.base import FineTuningData, FineTuningTask
+from soho_fast.tasks.base import FineTuningData, FineTuningTask, HeldoutShare
 
 RECALL_KS = (1, 5, 10)
 # The retrieval results of the literature take the first five captions of an image, where it has more.
@@ -56,7 +55,7 @@ class RetrievalSplit:
     images: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     format: Literal["karpathy", "json_lines"] = "karpathy"
-    heldout_share: ShareBelowOne = 0.0
+    heldout_share: HeldoutShare = 0.0
 
 
 @dataclass
