@@ -38,8 +38,8 @@ from soho_fast.model.downstream import SohoDownstreamModel
 
 # [CLS], a token, [SEP].
 TextLength = restricted_number_type("TextLength", int, (">=", 3))
-# Something is left to train on.
-HeldoutShare = restricted_number_type("HeldoutShare", float, [(">=", 0), ("<", 1)])
+# By the name that the engine gives it: jsonargparse knows a restriction by one name.
+ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
 
 
 @dataclass

@@ -24,7 +24,7 @@ from soho_fast.engine.processes import Processes
 from soho_fast.engine.task import Table
 from soho_fast.evaluation.pretraining import Progress, evaluate_pretraining, format_table
 from soho_fast.model import SohoConfig, SohoForPreTraining
-from soho_fast.tasks.base import BaseTask, HeldoutShare, InputData
+from soho_fast.tasks.base import BaseTask, InputData, ShareBelowOne
 
 # A lone image could not be shuffled.
 AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
@@ -53,7 +53,7 @@ class CaptionSource:
     images: list[str] = field(default_factory=list)
     format: Literal["karpathy", "coco_captions", "visual_genome", "json_lines"] = "karpathy"
     splits: list[str] = field(default_factory=list)
-    heldout_share: HeldoutShare = 0.0
+    heldout_share: ShareBelowOne = 0.0
     image_data: str | None = None
     exclude_coco_ids_from: str | None = None
     max_captions: PositiveInt | None = None

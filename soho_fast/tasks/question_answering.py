@@ -22,7 +22,7 @@ from soho_fast.data.records import ImageRef, ReadReport
 from soho_fast.data.vqa import VqaRecord, read_vqa
 from soho_fast.evaluation.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
 from soho_fast.model import SohoForQuestionAnswering
-from soho_fast.tasks.base import AnsweringData, AnsweringTask, HeldoutShare
+from soho_fast.tasks.base import AnsweringData, AnsweringTask, ShareBelowOne
 
 # Soft score of an answer that n of the ten people gave: min(1, 0.3 n), the targets of the usual practice (Teney et al.
 # 2018, section 3.2, "soft scores"); close to the mean of the official score over leaving out each person.
@@ -51,7 +51,7 @@ class VqaSplit:
     annotations: str | None = None
     format: Literal["vqa", "easy_vqa", "json_lines"] = "vqa"
     splits: list[str] = field(default_factory=list)
-    heldout_share: HeldoutShare = 0.0
+    heldout_share: ShareBelowOne = 0.0
 
 
 @dataclass

@@ -32,7 +32,7 @@ from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pai
 from soho_fast.evaluation.sharing import Kept, Progress
 from soho_fast.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining
-from soho_fast.tasks.base import FineTuningData, FineTuningTask, HeldoutShare
+from soho_fast.tasks.base import FineTuningData, FineTuningTask, ShareBelowOne
 
 RECALL_KS = (1, 5, 10)
 # The retrieval results of the literature take the first five captions of an image, where it has more.
@@ -55,7 +55,7 @@ class RetrievalSplit:
     images: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     format: Literal["karpathy", "json_lines"] = "karpathy"
-    heldout_share: HeldoutShare = 0.0
+    heldout_share: ShareBelowOne = 0.0
 
 
 @dataclass
