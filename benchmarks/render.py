@@ -1,5 +1,5 @@
-"""Renders the JSON of the op benchmarks: the README's table between its markers, and the figure of time against N, K
-and C. So no figure in the README is typed by hand. What it rendered is kept in benchmarks/results/ops.json.
+"""Renders the JSON of the op benchmarks: the tables of docs/results.md between its markers, and the figure of time
+against N, K and C. So no figure there is typed by hand. What it rendered is kept in benchmarks/results/ops.json.
 
     python -m benchmarks.render result.json
 """
@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 STATS = ("min", "median", "rounds")
 SERIES = {"N": "features N", "K": "codes K", "C": "channels C"}
+UNITS = {"N": "features", "K": "codes", "C": "channels"}
 
 
 def read_result(path: Path) -> dict:
@@ -42,7 +43,7 @@ def stored(result: dict) -> dict:
         for record in result["benchmarks"]
         if "op" in record["extra_info"]
     ]
-    cpu = {"brand_raw": result.get("machine_info", {}).get("cpu", {}).get("brand_raw", "unnamed CPU")}
+    cpu = {"brand_raw": _cpu(result)}
     return {
         "benchmarks": kept,
         "soho_fast": result["soho_fast"],
@@ -52,12 +53,15 @@ def stored(result: dict) -> dict:
     }
 
 
+def _cpu(result: dict) -> str:
+    return result.get("machine_info", {}).get("cpu", {}).get("brand_raw", "unnamed CPU")
+
+
 def _setup_line(result: dict) -> str:
-    setup, machine = result["soho_fast"], result.get("machine_info", {})
-    cpu = machine.get("cpu", {}).get("brand_raw", "unnamed CPU")
+    setup = result["soho_fast"]
     level = setup["build"].get("cpu_level", "reference only")
     versions = ", ".join(f"{name} {number}" for name, number in setup["versions"].items() if number != "absent")
-    return f"{cpu}, {setup['threads']} threads, level {level}; {versions}; {result['datetime'][:10]}."
+    return f"{_cpu(result)}, {setup['threads']} threads, level {level}; {versions}; {result['datetime'][:10]}."
 
 
 def _competition(row: Row, contenders: list[Row]) -> str:
@@ -111,30 +115,43 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def with_table(readme: str, text: str) -> str:
-    """The README with `text` between its markers.
+def with_table(page: str, text: str) -> str:
+    """The page with `text` between its markers.
 
     Raises:
         ValueError: markers that are missing or in the wrong order.
     """
-    begin, end = readme.find(BEGIN), readme.find(END)
+    begin, end = page.find(BEGIN), page.find(END)
     if not 0 <= begin < end:
-        raise ValueError(f"readme: expected the markers {BEGIN} and {END}, in this order")
-    return f"{readme[: begin + len(BEGIN)]}\n{text}\n{readme[end:]}"
+        raise ValueError(f"page: expected the markers {BEGIN} and {END}, in this order")
+    return f"{page[: begin + len(BEGIN)]}\n{text}\n{page[end:]}"
 
 
-def draw(rows: list[Row], path: Path) -> None:
-    """Time against N, K and C on logarithmic axes, one line per contender."""
+def _fixed(shapes: list[tuple[int, ...]], series: str) -> str:
+    """What stays the same in a series of lookups, such as "K = 1,024 codes, C = 128 channels"."""
+    parts = []
+    for name, sizes in zip(SERIES, zip(*shapes, strict=True), strict=True):
+        if name != series:
+            sizes = sorted(set(sizes))
+            parts.append(f"{name} = {' and '.join(f'{size:,}' for size in sizes)} {UNITS[name]}")
+    return ", ".join(parts)
+
+
+def draw(result: dict, path: Path) -> None:
+    """Time against N, K and C on logarithmic axes, one line per contender, with what is fixed and what ran it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points: dict[str, dict[str, list[tuple[int, float]]]] = {series: {} for series in SERIES}
-    for row in rows:
-        if row.op == GROWTH:
-            points[row.info["series"]].setdefault(row.contender, []).append((row.info["size"], row.seconds))
-    if not any(points.values()):
+    rows = [row for row in rows_of(result["benchmarks"]) if row.op == GROWTH]
+    if not rows:
         raise ValueError("result: it holds no growth curves (test_lookup_growth.py did not run): no figure")
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    points: dict[str, dict[str, list[tuple[int, float]]]] = {series: {} for series in SERIES}
+    shapes: dict[str, list[tuple[int, ...]]] = {series: [] for series in SERIES}
+    for row in rows:
+        points[row.info["series"]].setdefault(row.contender, []).append((row.info["size"], row.seconds))
+        shapes[row.info["series"]].append(row.shape)
+    levels = {row.contender: row.level for row in rows if row.level}
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     contenders = list(dict.fromkeys(name for lines in points.values() for name in lines))
     for axes, (series, lines) in zip(figure.subplots(1, 3, sharey=True), points.items(), strict=True):
@@ -146,13 +163,17 @@ def draw(rows: list[Row], path: Path) -> None:
                 marker="o",
                 linewidth=2.5 if name == "soho_fast" else 1.2,
                 color=f"C{contenders.index(name)}",
-                label=name,
+                label=f"{name} ({levels[name]})" if name in levels else name,
             )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel(SERIES[series])
+        axes.set_title(_fixed(shapes[series], series), fontsize=10)
         axes.grid(alpha=0.3, which="both")
-    figure.axes[0].set_ylabel("codebook lookup, ms")
+    figure.axes[0].set_ylabel("ms, float32")
+    setup = result["soho_fast"]
+    machine = f"{_cpu(result)}, {setup['threads']} threads, {result['datetime'][:10]}"
+    figure.suptitle(f"Codebook lookup: nearest of K codes for N features of C channels. {machine}", fontsize=11)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
@@ -161,20 +182,22 @@ def draw(rows: list[Row], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("result", type=Path, help="what --benchmark-json wrote")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file whose marked block is replaced")
+    parser.add_argument(
+        "--page", type=Path, default=ROOT / "docs/results.md", help="file whose marked block is replaced"
+    )
     parser.add_argument("--figure", type=Path, default=ROOT / "docs/benchmarks.png", help="PNG to write")
     parser.add_argument("--store", type=Path, default=ROOT / "benchmarks/results/ops.json", help="copy to keep")
     options = parser.parse_args(arguments)
     try:
         result = read_result(options.result)
-        readme = with_table(options.readme.read_text(), table(result))
-        draw(rows_of(result["benchmarks"]), options.figure)
+        page = with_table(options.page.read_text(), table(result))
+        draw(result, options.figure)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    options.readme.write_text(readme)
+    options.page.write_text(page)
     options.store.parent.mkdir(parents=True, exist_ok=True)
     options.store.write_text(json.dumps(stored(result)) + "\n")
-    print(f"wrote {options.readme}, {options.figure} and {options.store}")
+    print(f"wrote {options.page}, {options.figure} and {options.store}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 from soho_fast.data.coco_captions import read_coco_captions
 from soho_fast.data.easy_vqa import read_easy_vqa
 from soho_fast.data.images import BrokenImageError, SohoImageProcessor, decode_image
+from soho_fast.data.json_lines import read_json_lines, read_json_lines_questions
 from soho_fast.data.karpathy import karpathy_coco_ids, read_karpathy
 from soho_fast.data.nlvr2 import Nlvr2Record, read_nlvr2
 from soho_fast.data.processor import SohoProcessor
@@ -34,6 +35,8 @@ __all__ = [
     "mask_tokens",
     "read_coco_captions",
     "read_easy_vqa",
+    "read_json_lines",
+    "read_json_lines_questions",
     "read_karpathy",
     "read_nlvr2",
     "read_snli_ve",

@@ -16,7 +16,6 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -88,6 +87,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def fitted_size(height: int, width: int, shorter_edge: int, longer_edge: int) -> tuple[int, int]:
+    """(height, width) with the shorter edge at `shorter_edge`, or less where the longer one would pass `longer_edge`.
+
+    Rounded to the nearest pixel, as in the authors' code; transformers' `get_size_with_aspect_ratio` cuts the other
+    edge, and is one pixel off for a third of all sizes.
+    """
+    scale = min(longer_edge / max(height, width), shorter_edge / min(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
 class SohoImageProcessorKwargs(ImagesKwargs, total=False):
     """Keywords of `SohoImageProcessor`, beside those of every image processor.
 
@@ -137,11 +146,23 @@ class SohoImageProcessor(TorchvisionBackend):
     def resize_one(self, pixels_3HW: torch.Tensor) -> torch.Tensor:
         """Resize a uint8 image (3, height, width) to this processor's size; the same tensor when it already fits."""
         height, width = pixels_3HW.shape[-2:]
-        new_size = get_size_with_aspect_ratio((height, width), self.size.shortest_edge, self.size.longest_edge)
-        new_size = (max(1, new_size[0]), max(1, new_size[1]))
+        new_size = fitted_size(height, width, self.size.shortest_edge, self.size.longest_edge)
         if new_size == (height, width):
             return pixels_3HW
         return tvF.resize(pixels_3HW, list(new_size), interpolation=tvF.InterpolationMode.BILINEAR, antialias=True)
+
+    def resize(
+        self,
+        image: torch.Tensor,
+        size: SizeDict,
+        resample: PILImageResampling | tvF.InterpolationMode | int | None = None,
+        **kwargs: object,
+    ) -> torch.Tensor:
+        """As every image processor's, with the edges rounded by `fitted_size`."""
+        if size.shortest_edge and size.longest_edge:
+            height, width = fitted_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
+            size = SizeDict(height=height, width=width)
+        return super().resize(image, size, resample, **kwargs)
 
     def collate(self, images: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Normalise and pad resized uint8 images (3, height, width) to one batch.

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
+from soho_fast.data.hub import HUB_OPTIONS
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.text import load_tokenizer
 
@@ -26,9 +27,17 @@ class SohoProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> SohoProcessor:
-        """Load what `save_pretrained` wrote, or a hub repository of the same layout."""
-        image_processor = SohoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        return cls(image_processor, load_tokenizer(pretrained_model_name_or_path))
+        """Load what `save_pretrained` wrote, or a hub repository of the same layout.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or name on the hub.
+            kwargs: revision, token, cache_dir, subfolder and their kin, for both parts; all others replace fields of
+                the image processor.
+        """
+        hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        # The tokenizer first: it fails quickly where there is no hub.
+        tokenizer = load_tokenizer(pretrained_model_name_or_path, **hub_options)
+        return cls(SohoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs), tokenizer)
 
 
 # By convention the key is the configuration's class; `data` knows no model, and loading looks by the class's name.

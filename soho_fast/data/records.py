@@ -58,6 +58,7 @@ class ReadReport:
     num_missing: int = 0
     num_without_caption: int = 0
     num_empty_captions: int = 0
+    num_without_label: int = 0
     num_excluded: int = 0
     splits: dict[str, int] = field(default_factory=dict)
 
@@ -71,8 +72,9 @@ class ReadReport:
         left_out = (
             (self.num_excluded, "images left out: their coco_id is in the held-out list"),
             (self.num_missing, "images left out: no file"),
-            (self.num_without_caption, "images left out: no caption"),
+            (self.num_without_caption, f"images left out: no {self.texts.removesuffix('s')}"),
             (self.num_empty_captions, "captions left out: empty"),
+            (self.num_without_label, f"{self.texts} left out: gold label '-', no majority among the annotators"),
         )
         return lines + [f"{self.source}: {count:,} {what}" for count, what in left_out if count]
 
@@ -127,7 +129,9 @@ def load_json_lines(path: str | os.PathLike[str], what: str) -> list[tuple[str, 
         where = f"{path}: line {number}"
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: not UTF-8 ({error}); save the file as UTF-8") from error
+        except json.JSONDecodeError as error:
             raise ValueError(f"{where}: not valid JSON ({error}); expected {what}") from error
         if not isinstance(record, dict):
             raise ValueError(f"{where}: a JSON {type(record).__name__}; expected {what}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from soho_fast.data.records import ImageRef, MissingImages, ReadReport, field_of, find_images, load_json_lines
 
 ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")
+_NO_MAJORITY = "-"
 
 _WHAT = 'SNLI-VE JSON lines, {"gold_label", "sentence2", "pairID", "Flickr30K_ID" or "Flikr30kID"} on each'
 
@@ -35,7 +36,7 @@ def read_snli_ve(
     missing_images: MissingImages = "error",
     report: ReadReport | None = None,
 ) -> list[SnliVeRecord]:
-    """Every pair of a split, in file order.
+    """Every pair of a split, in file order, but for those on whose label the annotators did not agree ("-").
 
     Args:
         annotations: `snli_ve_train.jsonl`, `snli_ve_dev.jsonl` or `snli_ve_test.jsonl`.
@@ -45,8 +46,10 @@ def read_snli_ve(
 
     Raises:
         FileNotFoundError: No such file, or images are missing.
-        ValueError: A line does not follow the format, or its label is unknown.
+        ValueError: A line does not follow the format, its label is unknown, or no line has one.
     """
+    report = report if report is not None else ReadReport()
+    report.source, report.texts = "snli_ve", "hypotheses"
     pairs: list[tuple[str, str, str]] = []
     names_of: list[tuple[str, ...]] = []
     for where, line in load_json_lines(annotations, _WHAT):
@@ -57,8 +60,13 @@ def read_snli_ve(
         name = field_of(line, "Flickr30K_ID" if "Flickr30K_ID" in line else "Flikr30kID", (str, int), where)
         pair_id = field_of(line, "pairID", str, where)
         label = field_of(line, "gold_label", str, where)
+        if label == _NO_MAJORITY:
+            report.num_without_label += 1
+            continue
         if label not in ENTAILMENT_LABELS:
-            raise ValueError(f"{where}: gold_label {label!r}; expected one of {', '.join(ENTAILMENT_LABELS)}")
+            raise ValueError(
+                f"{where}: gold_label {label!r}; expected one of {', '.join(ENTAILMENT_LABELS)}, or '{_NO_MAJORITY}'"
+            )
         hypothesis = field_of(line, "sentence2", str, where).strip()
         if not hypothesis:
             raise ValueError(f"{where}: sentence2 (the hypothesis) is empty; expected its words")
@@ -66,8 +74,8 @@ def read_snli_ve(
         filename = f"{str(name).removesuffix('.jpg')}.jpg"
         names_of.append((filename, f"flickr30k-images/{filename}"))
 
-    report = report if report is not None else ReadReport()
-    report.source, report.texts = "snli_ve", "hypotheses"
+    if not pairs:
+        raise ValueError(f"{annotations}: every gold_label is '-'; expected some of {', '.join(ENTAILMENT_LABELS)}")
     found = find_images(names_of, images, annotations=annotations, missing_images=missing_images, report=report)
     records = [SnliVeRecord(image, *pair) for pair, image in zip(pairs, found, strict=True) if image is not None]
     report.num_captions = len(records)

@@ -5,13 +5,17 @@ Shapes: S tokens of one text.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from soho_fast.data.hub import loading_options
 
 IGNORED_LABEL = -100
 """Label of a position that is not predicted (cross-entropy's default `ignore_index`)."""
@@ -38,22 +42,30 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(text.lower())) - STOP_WORDS
 
 
-def load_tokenizer(name_or_path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """A tokenizer from a directory or a hub name, checked for what SOHO needs.
+def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or a hub name, checked for what SOHO needs.
 
-    Raises FileNotFoundError when it can't be loaded and ValueError when it lacks a special token, gives only [UNK], or
-    is not a fast tokenizer.
+    Args:
+        name_or_path: A folder with tokenizer.json and tokenizer_config.json (or vocab.txt), or a name on the hub.
+        hub_options: revision, token, cache_dir and their kin, as in every `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: It can't be loaded.
+        ValueError: It lacks a special token, gives only [UNK], or is not a fast tokenizer.
     """
     # The tokenizer runs inside DataLoader workers, which are processes already: its own threads would only warn about
     # the fork and fight for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    options, failure = loading_options(name_or_path, **hub_options)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path))
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), **options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
-            f"tokenizer: {name_or_path} can't be loaded ({reason}); expected a directory with tokenizer.json and "
-            "tokenizer_config.json (or vocab.txt), or a hub name such as bert-base-uncased"
+            f"tokenizer: {name_or_path} can't be loaded: "
+            + (f"there is no such folder, and {failure}" if failure else reason)
+            + ". Expected a folder with tokenizer.json and tokenizer_config.json (or vocab.txt), which "
+            "python -m soho_fast.data.tokenizer makes from your own texts, or a hub name such as bert-base-uncased"
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer: {name_or_path} is not a fast tokenizer; whole-word masking needs its word ids")
@@ -96,6 +108,75 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_l
         )
         for number, ids in enumerate(encoding["input_ids"])
     ]
+
+
+# A tokenizer that fits makes little more than one piece of a word; one of other words falls back on letters.
+_MOST_PIECES = 2.0
+_MOST_UNKNOWN = 0.01
+_KEPT = 0.99
+_MOST_COUNTED = 20_000
+
+
+@dataclass(frozen=True)
+class TextFit:
+    """How a tokenizer fits texts.
+
+    `lengths` int64 (T,): tokens of each text counted, [CLS] and [SEP] included, in ascending order. `pieces_per_word`:
+    mean. `unknown_share`: of the words, those that are [UNK].
+    """
+
+    lengths: np.ndarray
+    pieces_per_word: float
+    unknown_share: float
+
+    def length_needed(self, share: float = _KEPT) -> int:
+        """The smallest longest length that cuts at most `1 - share` of the texts."""
+        return int(self.lengths[max(0, math.ceil(share * len(self.lengths)) - 1)])
+
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"{self.pieces_per_word:.2f} pieces a word, {self.unknown_share:.1%} of the words [UNK]; {_KEPT:.0%} of "
+            f"the texts have at most {self.length_needed()} tokens, the longest {self.lengths[-1]}"
+        )
+
+    def warnings(self, max_text_length: int) -> list[str]:
+        """What a user should mend: texts that are cut, words that the tokenizer does not know; a line each."""
+        lines = []
+        cut = float((self.lengths > max_text_length).mean())
+        if cut > 1 - _KEPT:
+            lines.append(
+                f"warning: {cut:.1%} of the texts are cut at data.max_text_length {max_text_length}; "
+                f"{self.length_needed()} would keep {_KEPT:.0%} whole"
+            )
+        if self.pieces_per_word > _MOST_PIECES or self.unknown_share > _MOST_UNKNOWN:
+            lines.append(
+                f"warning: the tokenizer does not fit these texts: {self.pieces_per_word:.1f} pieces a word, "
+                f"{self.unknown_share:.1%} of the words unknown; make one of your own texts by "
+                "python -m soho_fast.data.tokenizer ANNOTATIONS FOLDER, and give it as data.tokenizer"
+            )
+        return lines
+
+
+def describe_fit(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> TextFit:
+    """Count tokens and pieces of texts; of more than 20,000 texts, so many that lie evenly among them.
+
+    Raises ValueError when there is no text.
+    """
+    if not len(texts):
+        raise ValueError("texts: expected at least one, got none")
+    counted = [texts[int(place)] for place in np.linspace(0, len(texts) - 1, min(len(texts), _MOST_COUNTED))]
+    lengths, num_words, num_pieces, num_unknown = [], 0, 0, 0
+    # Longer than any text: nothing is cut here.
+    for text in encode_texts(tokenizer, counted, max_length=1_000_000):
+        words = text.word_ids >= 0
+        lengths.append(len(text.ids))
+        num_pieces += int(words.sum())
+        num_words += int(text.word_ids.max(initial=-1)) + 1
+        num_unknown += int((text.ids[words] == tokenizer.unk_token_id).sum())
+    return TextFit(
+        np.sort(np.array(lengths, dtype=np.int64)), num_pieces / max(num_words, 1), num_unknown / max(num_words, 1)
+    )
 
 
 def mask_tokens(

@@ -34,7 +34,8 @@ class RunLog:
     log.jsonl holds one JSON object a line. `kind` "train": step (1-based, steps done), epoch, loss and the task's own
     losses (exact float32 values of this step, mean over ranks and micro-batches), lr by group, grad_norm, loss_scale,
     images_per_second and the milliseconds of each phase (means since the last record), seconds of training so far.
-    `kind` "evaluation": step and measures.
+    `kind` "evaluation": step and measures. `kind` "event": the steps done when something changed, and what: the run was
+    resumed, the backbone stands still, learning rates fell. Curves jump there.
 
     Args:
         folder: the run's folder.
@@ -46,7 +47,9 @@ class RunLog:
     def __init__(self, folder: Path, settings: LogSettings, first_step: int, total_steps: int) -> None:
         self.settings = settings
         self.path = folder / "log.jsonl"
-        kept = [record for record in read_log(self.path) if record["step"] <= first_step]
+        # An event is told before the step that follows it, and will be told again.
+        last_of = {"event": first_step - 1}
+        kept = [record for record in read_log(self.path) if record["step"] <= last_of.get(record["kind"], first_step)]
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a")
         self._board = None
@@ -59,6 +62,8 @@ class RunLog:
         if settings.bar and sys.stderr.isatty():
             self._bar = tqdm(initial=first_step, total=total_steps, unit="step", dynamic_ncols=True)
         self._last_line = 0.0
+        if first_step:
+            self.record("event", first_step, {"event": "resumed"})
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one record to log.jsonl and its numbers to TensorBoard."""

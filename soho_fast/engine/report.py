@@ -1,7 +1,7 @@
 """What a run leaves when it is done: the table, metrics.json and curves.png."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ from soho_fast.engine.logs import read_log
 from soho_fast.engine.task import Table
 
 # Values of a training record that are not losses of the task.
-_NOT_CURVES = {
+_NOT_LOSSES = {
     "kind", "step", "epoch", "lr", "grad_norm", "loss_scale", "skipped_steps", "images_per_second", "milliseconds",
     "broken_images", "seconds",
 }  # fmt: skip
+# What a measure's name has before or behind it where it is one that needs no learning, or a count.
+_BASELINES = ("majority", "chance", "shuffled", "most_frequent")
+_COUNTS = ("num_", "chance_")
+_MOST_MEASURES = 8
 
 
 def print_table(table: Table) -> None:
@@ -38,41 +42,101 @@ def write_metrics(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def draw_curves(log: Path, picture: Path) -> None:
-    """Draw every loss of a log.jsonl over the steps, raw and smoothed, with the learning rates last."""
+    """Draw what a log.jsonl holds over the steps: losses and gradient norm raw and smoothed, held-out measures with
+    their baselines dotted, learning rates. Upright lines are the log's events, told below: where curves jump, and why.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    records = [record for record in read_log(log) if record["kind"] == "train"]
+    everything = read_log(log)
+    records = [record for record in everything if record["kind"] == "train"]
     if not records:
         return
+    evaluations = [record for record in everything if record["kind"] == "evaluation"]
+    happened: dict[int, list[str]] = {}
+    for record in everything:
+        if record["kind"] == "event":
+            happened.setdefault(record["step"], []).append(record["event"])
+    events = [(step, "; ".join(texts)) for step, texts in happened.items()]
     # A loss that is off at first (or later) has its curve all the same.
-    names = [name for name in dict.fromkeys(key for record in records for key in record) if name not in _NOT_CURVES]
-    columns = min(3, len(names) + 1)
-    rows = -(-(len(names) + 1) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.2 * rows), squeeze=False)
-    cells = axes.ravel()
-    for cell, name in zip(cells, names, strict=False):
+    logged = dict.fromkeys(name for record in records for name, value in record.items() if value is not None)
+    names = [name for name in logged if name not in _NOT_LOSSES]
+    norms = [name for name in ("grad_norm",) if name in logged]
+    measures = _measures_over_steps(evaluations)
+    num_cells = len(names) + len(norms) + bool(measures) + 1
+    columns = min(3, num_cells)
+    rows = -(-num_cells // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(5 * columns, 3.2 * rows + 0.3 * len(events)), squeeze=False, layout="constrained"
+    )
+    cells = list(axes.ravel())
+    for cell in cells[num_cells:]:
+        cell.set_visible(False)
+    cells = cells[:num_cells]
+    rest = iter(cells)
+    for name in (*names, *norms):
+        cell = next(rest)
         points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
         steps, values = np.array(points, dtype=float).T
         cell.plot(steps, values, linewidth=0.6, alpha=0.35)
         cell.plot(steps, _smoothed(values), linewidth=1.6)
-        cell.set_title(name)
-    rates = cells[len(names)]
+        cell.set_title(name.replace("grad_norm", "gradient norm"))
+        if name in norms and (values > 0).all():
+            cell.set_yscale("log")
+    if measures:
+        cell = next(rest)
+        for number, (name, (points, baseline)) in enumerate(measures.items()):
+            cell.plot(*zip(*points, strict=True), marker="o", markersize=3, color=f"C{number}", label=name)
+            if baseline is not None:
+                cell.axhline(baseline, linestyle=":", linewidth=1, color=f"C{number}")
+        cell.set_title("held-out data (dotted: baseline)")
+        cell.set_ylim(-0.02, 1.02)
+        cell.legend(fontsize=7)
+    rates = next(rest)
     for group in records[0]["lr"]:
         rates.plot([record["step"] for record in records], [record["lr"][group] for record in records], label=group)
     rates.set_title("learning rate")
     rates.set_yscale("symlog", linthresh=1e-6)
-    rates.legend()
+    rates.legend(fontsize=8)
+    last = max(record["step"] for record in everything)
     for cell in cells:
         cell.set_xlabel("step")
+        cell.set_xlim(-0.03 * last, 1.03 * last)
         cell.grid(alpha=0.3)
-    for cell in cells[len(names) + 1 :]:
-        cell.set_visible(False)
-    figure.tight_layout()
+        for number, (step, _) in enumerate(events):
+            cell.axvline(step, color="0.35", linestyle="--", linewidth=0.9)
+            height = cell.get_xaxis_transform()
+            cell.text(step, 0.98, f" {_letter(number)}", transform=height, va="top", fontsize=8, color="0.25")
+    if events:
+        told = [f"{_letter(number)}  step {step:,}: {event}" for number, (step, event) in enumerate(events)]
+        figure.supxlabel("\n".join(told), fontsize=9, ha="left", x=0.02)
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)
+
+
+def _letter(number: int) -> str:
+    return chr(ord("a") + number) if number < 26 else str(number)
+
+
+def _measures_over_steps(
+    evaluations: Sequence[Mapping[str, Any]],
+) -> dict[str, tuple[list[tuple[int, float]], float | None]]:
+    """By name, (step, value) of each share among the measures, those measured most often first, and its baseline."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    baselines: dict[str, float] = {}
+    for record in evaluations:
+        for name, value in record["measures"].items():
+            if not isinstance(value, float) or not 0 <= value <= 1 or name.startswith(_COUNTS):
+                continue
+            ending = next((ending for ending in _BASELINES if name.endswith(f"_{ending}")), None)
+            if ending is not None:
+                baselines.setdefault(name.removesuffix(f"_{ending}"), value)
+            else:
+                found.setdefault(name, []).append((record["step"], value))
+    names = sorted(found, key=lambda name: -len(found[name]))[:_MOST_MEASURES]
+    return {name: (found[name], baselines.get(name)) for name in names}
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:

@@ -43,9 +43,14 @@ class Schedule:
         if s.decay == "constant":
             return 1.0
         if s.decay == "step":
-            epoch = step / self.steps_per_epoch
-            return s.step_factor ** sum(epoch >= at for at in s.step_epochs)
+            return self.step_decay(step)
         past_warmup = (step - s.warmup_steps) / max(self.total_steps - s.warmup_steps, 1)
         progress = min(max(past_warmup, elapsed), 1.0)
         shape = 0.5 * (1 + math.cos(math.pi * progress)) if s.decay == "cosine" else 1 - progress
         return s.end_factor + (1 - s.end_factor) * shape
+
+    def step_decay(self, step: int) -> float:
+        """What the decays by `step` have made of the rate so far; 1 under another `decay`."""
+        s = self.settings
+        epoch = step / self.steps_per_epoch
+        return s.step_factor ** sum(epoch >= at for at in s.step_epochs) if s.decay == "step" else 1.0

@@ -47,6 +47,9 @@ class Task(Protocol):
     def before_step(self, model: nn.Module, epoch: float) -> None:
         """Called before each optimiser step with the epochs behind it: what the task changes as training goes on."""
 
+    def phase(self, epoch: float) -> str:
+        """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""
+
     logged: tuple[str, ...]
     """Names of the output's scalars to log beside the loss."""
 

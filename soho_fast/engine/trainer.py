@@ -88,6 +88,8 @@ class Trainer:
             self.progress = self.checkpoints.load(self.engine, resume_from)
             self._say(f"resumed from {resume_from} (step {self.progress.step} of {self.total_steps})")
         self._frozen: bool | None = None
+        self._stage = zero_stage(settings.engine, self.precision)
+        self._grad_norm: float | None = None
         self._evaluation_steps = 0
         if settings.evaluation.every_epochs:
             self._evaluation_steps = max(1, round(settings.evaluation.every_epochs * self.plan.steps_per_epoch))
@@ -194,11 +196,15 @@ class Trainer:
             self._evaluate_in_full(log)
         self._enter_training(progress.step)
         while progress.step < self.total_steps and elapsed < 1:
+            if log is not None:
+                self._record_events(log, progress.step)
             self._freeze_backbone(progress.step)
             self.task.before_step(self.engine.module, progress.step / self.plan.steps_per_epoch)
             self._set_rates(progress.step, elapsed)
-            sums, broken = self._step(batches, timer)
-            progress.step += 1
+            following = progress.step + 1
+            record_due = following == self.total_steps or following % settings.log.every_steps == 0
+            sums, broken = self._step(batches, timer, measure_norm=record_due)
+            progress.step = following
             minutes = (time.monotonic() - last_save) / 60
             save_due = bool(settings.checkpoint.every_minutes) and minutes >= settings.checkpoint.every_minutes
             seconds = seconds_before + time.monotonic() - began
@@ -206,7 +212,7 @@ class Trainer:
             signal_number = int(signal_number)
             elapsed = self._share_of_time(progress.seconds)
             last = progress.step == self.total_steps or elapsed >= 1
-            logged = last or progress.step % settings.log.every_steps == 0
+            logged = last or record_due
             self._count_broken(broken, log)
             every = settings.checkpoint.every_steps
             save_due = bool(signal_number or save_due or (every and progress.step % every == 0))
@@ -238,12 +244,15 @@ class Trainer:
             self._save()
         return 0
 
-    def _step(self, batches: Batches, timer: PhaseTimer) -> tuple[dict[str, torch.Tensor], list[str]]:
+    def _step(
+        self, batches: Batches, timer: PhaseTimer, *, measure_norm: bool
+    ) -> tuple[dict[str, torch.Tensor], list[str]]:
         """One optimiser step; returns the sums of the scalars over its micro-batches and the skip messages."""
         sums: dict[str, torch.Tensor] = {}
         broken: list[str] = []
+        self._grad_norm = None
         timer.start()
-        for _ in range(self.plan.gradient_accumulation_steps):
+        for number in range(self.plan.gradient_accumulation_steps):
             batch = next(batches)
             timer.stop("wait")
             inputs, side = split_batch(batch, self.processes.device)
@@ -253,6 +262,10 @@ class Trainer:
             timer.stop("forward")
             self.engine.backward(output.loss)
             timer.stop("backward")
+            # ZeRO's optimisers tell the norm; without partitions DeepSpeed clips by it and forgets it.
+            if measure_norm and not self._stage and number + 1 == self.plan.gradient_accumulation_steps:
+                gradients = [param.grad for param in self.engine.module.parameters() if param.grad is not None]
+                self._grad_norm = float(nn.utils.get_total_norm(gradients))
             self.engine.step()
             timer.stop("optimizer")
             for name in ("loss", *self.task.logged):
@@ -264,7 +277,7 @@ class Trainer:
         return sums, broken
 
     def _record(self, losses: dict[str, float], rate: float, timer: PhaseTimer) -> dict:
-        norm = self.engine.get_global_grad_norm()
+        norm = self._grad_norm if self._grad_norm is not None else self.engine.get_global_grad_norm()
         scale = getattr(self.engine.optimizer, "cur_scale", None) or getattr(self.engine.optimizer, "loss_scale", None)
         return {
             "epoch": self.progress.step / self.plan.steps_per_epoch,
@@ -318,9 +331,29 @@ class Trainer:
             frozen = self._frozen and group["backbone"]
             group["lr"] = 0.0 if frozen else group["base_lr"] * factor
 
-    def _freeze_backbone(self, step: int) -> None:
+    def _is_frozen(self, step: int) -> bool:
         begin, end = self.settings.optim.frozen_backbone_epochs
-        frozen = begin * self.plan.steps_per_epoch <= step < end * self.plan.steps_per_epoch
+        return begin * self.plan.steps_per_epoch <= step < end * self.plan.steps_per_epoch
+
+    def _record_events(self, log: RunLog, step: int) -> None:
+        """Record what is otherwise from this step on than in the step before it."""
+
+        def states(step: int) -> list[str]:
+            factor = self.schedule.step_decay(step)
+            return [
+                "the backbone stands still" if self._is_frozen(step) else "",
+                self.task.phase(step / self.plan.steps_per_epoch),
+                "" if factor == 1 else f"learning rates x {factor:g}",
+            ]
+
+        now = states(step)
+        before = states(step - 1) if step else [""] * len(now)
+        for was, state in zip(before, now, strict=True):
+            if state != was:
+                log.record("event", step, {"event": state or f"no longer: {was}"})
+
+    def _freeze_backbone(self, step: int) -> None:
+        end, frozen = self.settings.optim.frozen_backbone_epochs[1], self._is_frozen(step)
         if frozen != self._frozen and (end or self._frozen):
             if frozen:
                 # What stands still computes by these statistics, so they must be the same on all ranks.

@@ -27,7 +27,7 @@ from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef, ReadReport
-from soho_fast.data.text import load_tokenizer
+from soho_fast.data.text import describe_fit, load_tokenizer
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.task import Table
 from soho_fast.evaluation.answering import Answering, Answers
@@ -38,6 +38,8 @@ from soho_fast.model.downstream import SohoDownstreamModel
 
 # [CLS], a token, [SEP].
 TextLength = restricted_number_type("TextLength", int, (">=", 3))
+# By the name that the engine gives it: jsonargparse knows a restriction by one name.
+ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
 
 
 @dataclass
@@ -103,6 +105,11 @@ class BaseTask(ABC):
                 f"max_position_embeddings {config.max_position_embeddings}"
             )
 
+    def say_fit(self, texts: Sequence[str]) -> None:
+        """Say what the tokenizer does not know of the texts to train on, and whether they are cut."""
+        for line in describe_fit(self.processor.tokenizer, texts).warnings(self.data.max_text_length):
+            self._say(line)
+
     def speed_up(self, model: nn.Module, device: torch.device) -> None:
         """Speed for a CPU is put on the model there; see `speed_up_on_cpu`."""
         if device.type == "cpu":
@@ -110,6 +117,10 @@ class BaseTask(ABC):
 
     def before_step(self, model: nn.Module, epoch: float) -> None:  # noqa: B027 (few tasks change as they go on)
         """Called before each optimiser step with the epochs behind it."""
+
+    def phase(self, epoch: float) -> str:
+        """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""
+        return ""
 
     def export(self, model: nn.Module, state_dict: Mapping[str, Any], folder: Path) -> None:
         """Write a folder that the model's `from_pretrained` and `SohoProcessor.from_pretrained` load."""
@@ -459,6 +470,7 @@ class AnsweringTask(FineTuningTask):
             max_text_length=data.max_text_length,
             blank_images=data.blank_images,
         )
+        self.say_fit([self.text_of(record) for record in self.training_records])
         blank = ", without looking at them" if data.blank_images else ""
         self._say(
             f"training on {len(self._training_examples):,} {self.texts} about {len(self._training_examples.images):,} "

@@ -14,6 +14,7 @@ from torch import nn
 from soho_fast.data.batches.pretraining import PretrainingDataset, TextMasking
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.coco_captions import read_coco_captions
+from soho_fast.data.json_lines import read_json_lines
 from soho_fast.data.karpathy import karpathy_coco_ids, read_karpathy
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord, ReadReport
@@ -23,7 +24,7 @@ from soho_fast.engine.processes import Processes
 from soho_fast.engine.task import Table
 from soho_fast.evaluation.pretraining import Progress, evaluate_pretraining, format_table
 from soho_fast.model import SohoConfig, SohoForPreTraining
-from soho_fast.tasks.base import BaseTask, InputData
+from soho_fast.tasks.base import BaseTask, InputData, ShareBelowOne
 
 # A lone image could not be shuffled.
 AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
@@ -35,10 +36,11 @@ class CaptionSource:
 
     Args:
         annotations: Annotation file: dataset_coco.json or dataset_flickr30k.json (karpathy), captions_*.json
-            (coco_captions), region_descriptions.json (visual_genome).
-        images: Folders or .zip files with the images.
-        format: Published format of the annotation file.
-        splits: Splits to use, karpathy only: train, restval, val, test.
+            (coco_captions), region_descriptions.json (visual_genome), JSON lines of one's own (json_lines).
+        images: Folders or .zip files with the images; json_lines also looks beside the annotation file.
+        format: Format of the annotation file: as published, or json_lines (docs/own_data.md).
+        splits: Splits to use, karpathy (train, restval, val, test) and json_lines only.
+        heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
         image_data: Visual Genome's image_data.json, visual_genome only.
         exclude_coco_ids_from: A Karpathy COCO file whose val and test images are left out, for coco_captions and
             visual_genome (half of Visual Genome is COCO).
@@ -48,9 +50,10 @@ class CaptionSource:
     """
 
     annotations: str
-    images: list[str]
-    format: Literal["karpathy", "coco_captions", "visual_genome"] = "karpathy"
+    images: list[str] = field(default_factory=list)
+    format: Literal["karpathy", "coco_captions", "visual_genome", "json_lines"] = "karpathy"
     splits: list[str] = field(default_factory=list)
+    heldout_share: ShareBelowOne = 0.0
     image_data: str | None = None
     exclude_coco_ids_from: str | None = None
     max_captions: PositiveInt | None = None
@@ -137,8 +140,12 @@ def _read_source(source: CaptionSource, report: ReadReport, where: str) -> list[
         if source.exclude_coco_ids_from:
             raise ValueError(f"{where}.exclude_coco_ids_from: a karpathy file has its own splits; choose them instead")
         return read_karpathy(source.annotations, source.images, source.splits, **common)
+    if source.format == "json_lines":
+        return read_json_lines(
+            source.annotations, source.images, source.splits, heldout_share=source.heldout_share, **common
+        )
     if source.splits:
-        raise ValueError(f"{where}.splits: only a karpathy file has splits, this is {source.format}")
+        raise ValueError(f"{where}.splits: only karpathy and json_lines files have splits, this is {source.format}")
     excluded = karpathy_coco_ids(source.exclude_coco_ids_from) if source.exclude_coco_ids_from else frozenset()
     if source.format == "coco_captions":
         return read_coco_captions(source.annotations, source.images, exclude_coco_ids=excluded, **common)
@@ -148,7 +155,9 @@ def _read_source(source: CaptionSource, report: ReadReport, where: str) -> list[
         return read_visual_genome(
             source.annotations, source.image_data, source.images, exclude_coco_ids=excluded, **common
         )
-    raise ValueError(f"{where}.format: expected karpathy, coco_captions or visual_genome, got {source.format!r}")
+    raise ValueError(
+        f"{where}.format: expected karpathy, coco_captions, visual_genome or json_lines, got {source.format!r}"
+    )
 
 
 def read_sources(
@@ -217,6 +226,11 @@ class PretrainingTask(BaseTask):
             return
         training = read_sources(self.data.sources, "sources", self._say)
         heldout = read_sources(self.data.heldout, "heldout", self._say) if self.data.heldout else []
+        if len(heldout) == 1:
+            raise ValueError(
+                "data.heldout: one image with captions; expected none or at least two, since a text is also measured "
+                "with another image: hold out more"
+            )
         shared = {str(record.image) for record in heldout} & {str(record.image) for record in training}
         if shared:
             raise ValueError(
@@ -235,6 +249,7 @@ class PretrainingTask(BaseTask):
     def train_dataset(self) -> PretrainingDataset:
         """The training samples."""
         self._read()
+        self.say_fit([caption for record in self._training for caption in record.captions])
         dataset = PretrainingDataset(
             self._training,
             self.processor,
@@ -302,7 +317,10 @@ class PretrainingTask(BaseTask):
 
     def before_step(self, model: SohoForPreTraining, epoch: float) -> None:
         """The first `caption_word_epochs` train the visual encoder alone, on the words of the captions."""
-        model.caption_words_only = epoch < self.model.caption_word_epochs
+        model.caption_words_only = bool(self.phase(epoch))
+
+    def phase(self, epoch: float) -> str:
+        return "the visual encoder learns alone, the captions' words" if epoch < self.model.caption_word_epochs else ""
 
     def evaluate(
         self,

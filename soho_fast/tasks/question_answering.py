@@ -17,11 +17,12 @@ import torch
 from jsonargparse.typing import PositiveInt
 
 from soho_fast.data.easy_vqa import read_easy_vqa
+from soho_fast.data.json_lines import read_json_lines_questions
 from soho_fast.data.records import ImageRef, ReadReport
 from soho_fast.data.vqa import VqaRecord, read_vqa
 from soho_fast.evaluation.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
 from soho_fast.model import SohoForQuestionAnswering
-from soho_fast.tasks.base import AnsweringData, AnsweringTask
+from soho_fast.tasks.base import AnsweringData, AnsweringTask, ShareBelowOne
 
 # Soft score of an answer that n of the ten people gave: min(1, 0.3 n), the targets of the usual practice (Teney et al.
 # 2018, section 3.2, "soft scores"); close to the mean of the official score over leaving out each person.
@@ -36,16 +37,21 @@ class VqaSplit:
     """One split on disk.
 
     Args:
-        questions: v2_OpenEnded_mscoco_<split>_questions.json (vqa), questions.json (easy_vqa).
-        images: Folders or .zip files with the images.
+        questions: v2_OpenEnded_mscoco_<split>_questions.json (vqa), questions.json (easy_vqa), JSON lines of one's own
+            (json_lines).
+        images: Folders or .zip files with the images; json_lines also looks beside the questions.
         annotations: v2_mscoco_<split>_annotations.json, vqa only; null for a split whose answers are not published.
-        format: Published format: that of VQA v2, or of the package easy-vqa.
+        format: Format: that of VQA v2, of the package easy-vqa, or json_lines (docs/own_data.md).
+        splits: Splits of a json_lines file; empty takes all lines.
+        heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
     """
 
     questions: str
-    images: list[str]
+    images: list[str] = field(default_factory=list)
     annotations: str | None = None
-    format: Literal["vqa", "easy_vqa"] = "vqa"
+    format: Literal["vqa", "easy_vqa", "json_lines"] = "vqa"
+    splits: list[str] = field(default_factory=list)
+    heldout_share: ShareBelowOne = 0.0
 
 
 @dataclass
@@ -76,9 +82,15 @@ class QuestionAnsweringTask(AnsweringTask):
 
     def read(self, source: VqaSplit, report: ReadReport) -> list[VqaRecord]:
         options = {"missing_images": self.data.missing_images, "report": report}
+        if source.format != "vqa" and source.annotations:
+            raise ValueError(f"annotations: {source.format} has the answers with the questions; leave it out")
+        if source.format != "json_lines" and source.splits:
+            raise ValueError(f"splits: only a json_lines file has splits, this is {source.format}")
+        if source.format == "json_lines":
+            return read_json_lines_questions(
+                source.questions, source.images, source.splits, heldout_share=source.heldout_share, **options
+            )
         if source.format == "easy_vqa":
-            if source.annotations:
-                raise ValueError("annotations: an easy_vqa file holds the answers with the questions; leave it out")
             return read_easy_vqa(source.questions, source.images, **options)
         return read_vqa(source.questions, source.images, source.annotations, **options)
 

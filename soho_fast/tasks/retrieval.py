@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from soho_fast.data.batches.retrieval import RetrievalDataset
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.images import BrokenImageError
+from soho_fast.data.json_lines import read_json_lines
 from soho_fast.data.karpathy import read_karpathy
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
@@ -31,7 +32,7 @@ from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pai
 from soho_fast.evaluation.sharing import Kept, Progress
 from soho_fast.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining
-from soho_fast.tasks.base import FineTuningData, FineTuningTask
+from soho_fast.tasks.base import FineTuningData, FineTuningTask, ShareBelowOne
 
 RECALL_KS = (1, 5, 10)
 # The retrieval results of the literature take the first five captions of an image, where it has more.
@@ -40,17 +41,21 @@ CAPTIONS_AN_IMAGE = 5
 
 @dataclass
 class RetrievalSplit:
-    """Some of the splits of a Karpathy file.
+    """Some of the splits of an annotation file.
 
     Args:
-        annotations: dataset_coco.json or dataset_flickr30k.json.
-        images: Folders or .zip files with the images.
-        splits: Any of train, restval, val, test.
+        annotations: dataset_coco.json or dataset_flickr30k.json (karpathy), JSON lines of one's own (json_lines).
+        images: Folders or .zip files with the images; json_lines also looks beside the annotation file.
+        splits: Any of the file's; karpathy: train, restval, val, test.
+        format: Format of the annotation file: as published, or json_lines (docs/own_data.md).
+        heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
     """
 
     annotations: str
-    images: list[str]
-    splits: list[str]
+    images: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    format: Literal["karpathy", "json_lines"] = "karpathy"
+    heldout_share: ShareBelowOne = 0.0
 
 
 @dataclass
@@ -103,9 +108,11 @@ class RetrievalTask(FineTuningTask):
     logged = ("itm_loss", "contrastive_loss")
 
     def read(self, source: RetrievalSplit, report: ReadReport) -> list[ImageTextRecord]:
-        return read_karpathy(
-            source.annotations, source.images, source.splits, missing_images=self.data.missing_images, report=report
-        )
+        options = {"missing_images": self.data.missing_images, "report": report}
+        where = source.annotations, source.images, source.splits
+        if source.format == "json_lines":
+            return read_json_lines(*where, heldout_share=source.heldout_share, **options)
+        return read_karpathy(*where, **options)
 
     def images_of(self, record: ImageTextRecord) -> tuple[ImageRef, ...]:
         return (record.image,)
@@ -114,6 +121,7 @@ class RetrievalTask(FineTuningTask):
         """The training samples: `len`, `[index]`, `set_epoch`."""
         if not hasattr(self, "_dataset"):
             records = self.training_records
+            self.say_fit([caption for record in records for caption in record.captions])
             self._dataset = RetrievalDataset(
                 records, self.processor, seed=self.seed, max_text_length=self.data.max_text_length
             )

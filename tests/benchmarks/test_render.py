@@ -1,4 +1,4 @@
-"""The render command: JSON in, README block and figure out; the README holds what the stored result renders."""
+"""The render command: JSON in, the page's block and figure out; the page holds what the stored result renders."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,8 @@ STORED = ROOT / "benchmarks/results/ops.json"
 
 
 def record(op, case, contender, seconds, **info) -> dict:
-    known = dict(op=op, case=case, contender=contender, wrong=0.0, level="avx2", shape=[2, 3, 4], work={})
+    level = "avx2" if contender.startswith("soho_fast") else ""
+    known = dict(op=op, case=case, contender=contender, wrong=0.0, level=level, shape=[2, 3, 4], work={})
     return {"extra_info": {**known, **info}, "stats": {"min": seconds}}
 
 
@@ -27,7 +28,15 @@ def result(tmp_path) -> Path:
         record("group_mask", "8x9x10", "soho_fast out of place", 0.001),
         record("group_mask", "8x9x10", "torch where", 0.003, wrong=0.5),
         *(
-            record("lookup growth", f"{series}={size}", name, size * factor, series=series, size=size)
+            record(
+                "lookup growth",
+                f"{series}={size}",
+                name,
+                size * factor,
+                series=series,
+                size=size,
+                shape=[*{"N": 4096, "K": 1024, "C": 32, series: size}.values()],
+            )
             for series in "NKC"
             for size in (64, 128)
             for name, factor in (("soho_fast", 1e-5), ("faiss-cpu", 3e-5))
@@ -48,16 +57,16 @@ def result(tmp_path) -> Path:
     return path
 
 
-def test_readme_and_figure(result, tmp_path, capsys):
-    readme, figure = tmp_path / "README.md", tmp_path / "docs/figure.png"
-    readme.write_text(f"before\n{render.BEGIN}\nold\n{render.END}\nafter\n")
+def test_page_and_figure(result, tmp_path, capsys):
+    page, figure = tmp_path / "results.md", tmp_path / "docs/figure.png"
+    page.write_text(f"before\n{render.BEGIN}\nold\n{render.END}\nafter\n")
     store = tmp_path / "results/ops.json"
-    options = ["--readme", str(readme), "--figure", str(figure), "--store", str(store)]
+    options = ["--page", str(page), "--figure", str(figure), "--store", str(store)]
     render.main([str(result), *options])
-    first = readme.read_text()
+    first = page.read_text()
     render.main([str(store), *options])  # the copy that is kept renders the same, into the block that the first wrote
-    assert readme.read_text() == first
-    lines = readme.read_text().splitlines()
+    assert page.read_text() == first
+    lines = page.read_text().splitlines()
     assert lines[:2] == ["before", render.BEGIN] and lines[-2:] == [render.END, "after"]
     assert "A CPU, 2 threads, level avx2; torch 2.11; 2026-01-02." in lines
     assert "| mini, float32 | 32.0 images/s | 10.0 images/s | 2.90x | 3.20x | >= 3x | **missed** |" in lines
@@ -78,11 +87,15 @@ def test_the_figure_has_a_line_per_contender_and_series(result, tmp_path, monkey
 
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
-    render.draw(rows_of(json.loads(result.read_text())["benchmarks"]), tmp_path / "figure.png")
+    render.draw(json.loads(result.read_text()), tmp_path / "figure.png")
     axes = drawn[0].axes
     assert [panel.get_xlabel() for panel in axes] == ["features N", "codes K", "channels C"]
     assert all(panel.get_xscale() == panel.get_yscale() == "log" for panel in axes)
-    assert [line.get_label() for line in axes[0].lines] == ["soho_fast", "faiss-cpu"]
+    assert [panel.get_title() for panel in axes] == [
+        "K = 1,024 codes, C = 32 channels", "N = 4,096 features, C = 32 channels", "N = 4,096 features, K = 1,024 codes"
+    ]  # fmt: skip
+    assert drawn[0].get_suptitle().endswith("A CPU, 2 threads, 2026-01-02")
+    assert [line.get_label() for line in axes[0].lines] == ["soho_fast (avx2)", "faiss-cpu"]
     assert axes[0].lines[1].get_ydata() == pytest.approx([1.92, 3.84])
 
 
@@ -96,23 +109,33 @@ def test_the_figure_has_a_line_per_contender_and_series(result, tmp_path, monkey
 )
 def test_another_file_is_refused_and_nothing_is_written(content, message, tmp_path):
     (tmp_path / "result.json").write_text(content)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{render.BEGIN}\n{render.END}\n")
-    before = readme.read_text()
+    page = tmp_path / "results.md"
+    page.write_text(f"{render.BEGIN}\n{render.END}\n")
+    before = page.read_text()
     with pytest.raises(SystemExit, match=f"error: result: .*{message}"):
-        render.main([str(tmp_path / "result.json"), "--readme", str(readme), "--figure", str(tmp_path / "f.png")])
-    assert readme.read_text() == before and not (tmp_path / "f.png").exists()
+        render.main([str(tmp_path / "result.json"), "--page", str(page), "--figure", str(tmp_path / "f.png")])
+    assert page.read_text() == before and not (tmp_path / "f.png").exists()
 
 
-def test_a_readme_without_markers_is_refused(result, tmp_path):
-    (tmp_path / "README.md").write_text("no markers")
-    with pytest.raises(SystemExit, match="readme: expected the markers"):
-        render.main([str(result), "--readme", str(tmp_path / "README.md"), "--figure", str(tmp_path / "f.png")])
+def test_a_page_without_markers_is_refused(result, tmp_path):
+    (tmp_path / "results.md").write_text("no markers")
+    with pytest.raises(SystemExit, match="page: expected the markers"):
+        render.main([str(result), "--page", str(tmp_path / "results.md"), "--figure", str(tmp_path / "f.png")])
 
 
-def test_the_readme_holds_what_the_stored_result_renders():
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_holds_what_the_stored_result_renders():
+    page = (ROOT / "docs/results.md").read_text()
     if not STORED.exists():
-        assert render.with_table(readme, "").replace("\n\n", "\n") == readme.replace("\n\n", "\n"), "figures by hand"
+        assert render.with_table(page, "").replace("\n\n", "\n") == page.replace("\n\n", "\n"), "figures by hand"
         return
-    assert render.with_table(readme, render.table(render.read_result(STORED))) == readme
+    assert render.with_table(page, render.table(render.read_result(STORED))) == page
+
+
+def test_the_page_says_why_a_bar_is_missed():
+    page = (ROOT / "docs/results.md").read_text()
+    reasons = page[page.index(render.END) :]
+    result = render.read_result(STORED)
+    missed = [bar["claim"] for bar in result["soho_fast"]["bars"] if bar["held"] is False]
+    if any(step["ratio"] < step["bar"] for step in result.get("training_steps", [])):
+        missed.append("training step")
+    assert [claim for claim in missed if claim not in reasons] == []

@@ -92,6 +92,17 @@ def test_shorter_edge_and_longest_edge(width, height, expected):
     assert tuple(make_processor().resize_one(pixels).shape[1:]) == expected
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "expected"), [(640, 427, (600, 899)), (640, 478, (600, 803)), (500, 333, (600, 901))]
+)
+def test_edges_are_rounded_as_the_authors_round_them(width, height, expected):
+    """int(edge * scale + 0.5), of the longer edge too; transformers' own function cuts it."""
+    processor = SohoImageProcessor()
+    assert tuple(processor.resize_one(torch.zeros(3, height, width, dtype=torch.uint8)).shape[1:]) == expected
+    called = processor([Image.new("RGB", (width, height))], return_tensors="pt")
+    assert called["pixel_mask"][0].sum() == expected[0] * expected[1]
+
+
 def test_extreme_shapes_keep_at_least_one_pixel():
     assert make_processor().resize_one(torch.zeros(3, 1, 5000, dtype=torch.uint8)).shape == (3, 1, 100)
 

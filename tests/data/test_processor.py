@@ -3,6 +3,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor
 
 from soho_fast.data import SohoImageProcessor, SohoProcessor
+from soho_fast.data import processor as processor_module
 
 
 def test_round_trip_gives_the_same_inputs(processor, tmp_path):
@@ -30,3 +31,29 @@ def test_the_auto_classes_know_what_was_saved(processor, tmp_path):
     assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
     assert loaded.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is SohoImageProcessor
+
+
+def test_a_subfolder_holds_both_parts(processor, tmp_path):
+    processor.save_pretrained(tmp_path / "model")
+    loaded = SohoProcessor.from_pretrained(tmp_path, subfolder="model")
+    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
+    assert loaded.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+
+def test_options_of_the_hub_reach_both_parts(processor, tmp_path, monkeypatch):
+    processor.save_pretrained(tmp_path)
+    asked = {}
+
+    def recorded(part, load):
+        def loading(*arguments, **options):
+            asked[part] = options
+            return load(*arguments, **options)
+
+        return loading
+
+    monkeypatch.setattr(SohoImageProcessor, "from_pretrained", recorded("images", SohoImageProcessor.from_pretrained))
+    monkeypatch.setattr(processor_module, "load_tokenizer", recorded("words", processor_module.load_tokenizer))
+    options = {"revision": "v1", "token": "secret", "cache_dir": str(tmp_path / "cache"), "local_files_only": True}
+    loaded = SohoProcessor.from_pretrained(tmp_path, size_divisor=3, **options)
+    assert loaded.image_processor.size_divisor == 3, "other keywords are the image processor's"
+    assert asked["words"] == options and asked["images"] == {"size_divisor": 3, **options}

@@ -56,7 +56,7 @@ def test_the_premise_need_not_be_there(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ({**NEW, "gold_label": "-"}, "gold_label '-'; expected one of contradiction, neutral, entailment"),
+        ({**NEW, "gold_label": "yes"}, "gold_label 'yes'; expected one of contradiction, neutral, entailment, or '-'"),
         ({**NEW, "sentence2": ""}, r"sentence2 \(the hypothesis\) is empty"),
         ({n: v for n, v in NEW.items() if n != "Flickr30K_ID"}, "neither 'Flickr30K_ID' nor 'Flikr30kID'"),
         ({n: v for n, v in NEW.items() if n != "pairID"}, "no field 'pairID'"),
@@ -67,6 +67,18 @@ def test_the_premise_need_not_be_there(tmp_path):
 def test_a_malformed_line_is_refused_by_its_number(tmp_path, line, words):
     with pytest.raises(ValueError, match=rf"snli_ve_dev\.jsonl: line 2: {words}"):
         read_snli_ve(write(tmp_path, OLD, line), tmp_path)
+
+
+def test_lines_without_a_majority_are_left_out_and_counted(tmp_path):
+    report = ReadReport()
+    (record,) = read_snli_ve(write(tmp_path, {**NEW, "gold_label": "-"}, OLD), tmp_path, report=report)
+    assert record.label == "contradiction"
+    assert report.lines() == [
+        "snli_ve: 1 images, 1 hypotheses",
+        "snli_ve: 1 hypotheses left out: gold label '-', no majority among the annotators",
+    ]
+    with pytest.raises(ValueError, match=r"snli_ve_dev\.jsonl: every gold_label is '-'; expected"):
+        read_snli_ve(write(tmp_path, {**NEW, "gold_label": "-"}), tmp_path)
 
 
 def test_missing_images(tmp_path):

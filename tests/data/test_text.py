@@ -1,8 +1,13 @@
+import json
+import shutil
+import time
+
 import numpy as np
 import pytest
 
-from soho_fast.data import content_words, load_tokenizer, mask_tokens
-from soho_fast.data.text import EncodedText, PackedTexts, encode_texts
+from soho_fast.data import content_words, hub, load_tokenizer, mask_tokens
+from soho_fast.data import text as text_module
+from soho_fast.data.text import EncodedText, PackedTexts, describe_fit, encode_texts
 
 MASK, VOCAB, SPECIAL = 4, 1000, frozenset(range(5))
 
@@ -72,7 +77,7 @@ def test_content_words():
 
 
 def test_tokenizer_errors(tmp_path, tokenizer_dir):
-    with pytest.raises(FileNotFoundError, match=r"tokenizer: .*nowhere can't be loaded .*; expected a directory"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer: .*nowhere can't be loaded: there is no such folder"):
         load_tokenizer(tmp_path / "nowhere")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (tokenizer_dir / name).read_text()
@@ -81,6 +86,81 @@ def test_tokenizer_errors(tmp_path, tokenizer_dir):
         (tmp_path / name).write_text(text.replace('"a":', '"xax":'))
     with pytest.raises(ValueError, match=r"turns plain English into \[UNK\] only"):
         load_tokenizer(tmp_path)
+
+
+def test_texts_that_fit_give_no_warning(tokenizer):
+    fit = describe_fit(tokenizer, ["a red .", "there is a painting"] * 100)
+    assert fit.pieces_per_word == pytest.approx(8 / 7) and fit.unknown_share == 0.0
+    assert fit.lengths.tolist() == [5] * 100 + [7] * 100
+    assert fit.warnings(7) == []
+    assert fit.summary() == (
+        "1.14 pieces a word, 0.0% of the words [UNK]; 99% of the texts have at most 7 tokens, the longest 7"
+    )
+
+
+def test_texts_that_are_cut_are_counted_with_the_length_they_need(tokenizer):
+    texts = ["a red"] * 90 + ["a red and a blue"] * 10
+    assert describe_fit(tokenizer, texts).warnings(5) == [
+        "warning: 10.0% of the texts are cut at data.max_text_length 5; 7 would keep 99% whole"
+    ]
+    assert describe_fit(tokenizer, ["a red"] * 999 + ["a red and a blue"]).warnings(4) == [], "one in a thousand"
+
+
+def test_a_tokenizer_of_other_words_is_told(tokenizer):
+    (line,) = describe_fit(tokenizer, ["a red dog"] * 10).warnings(16)
+    assert line.startswith("warning: the tokenizer does not fit these texts: 1.0 pieces a word, 33.3% of the words unk")
+    assert "python -m soho_fast.data.tokenizer ANNOTATIONS FOLDER" in line
+    (line,) = describe_fit(tokenizer, ["paintedly"] * 10).warnings(16)
+    assert "3.0 pieces a word, 0.0% of the words unknown" in line
+    with pytest.raises(ValueError, match="texts: expected at least one"):
+        describe_fit(tokenizer, [])
+
+
+def test_of_many_texts_some_are_counted(tokenizer):
+    assert len(describe_fit(tokenizer, ["a red"] * 50_000).lengths) == 20_000
+
+
+def test_options_of_the_hub_reach_the_loading(tmp_path, tokenizer_dir, monkeypatch):
+    asked = {}
+    load = text_module.AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        text_module.AutoTokenizer,
+        "from_pretrained",
+        lambda name, **options: asked.update(options) or load(name, **options),
+    )
+    load_tokenizer(tokenizer_dir, revision="v1", token="secret")
+    assert asked == {"revision": "v1", "token": "secret"}
+
+
+def test_a_hub_that_is_out_of_reach_is_tried_once(tmp_path, monkeypatch):
+    """The hub's own library tries each file again for half a minute."""
+    tries = []
+
+    def unreachable(url, **options):
+        tries.append(url)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(hub, "get_hf_file_metadata", unreachable)
+    began = time.monotonic()
+    with pytest.raises(FileNotFoundError) as error:
+        load_tokenizer("nobody/no-such-tokenizer", cache_dir=str(tmp_path))
+    assert time.monotonic() - began < 5
+    assert len(tries) == 1 and "nobody/no-such-tokenizer" in tries[0]
+    for words in ("no such folder", "the hub can't be reached (Name or service not known)", "soho_fast.data.tokenizer"):
+        assert words in str(error.value)
+
+
+def test_what_was_downloaded_before_is_found_without_a_hub(tmp_path, tokenizer_dir, monkeypatch):
+    def unreachable(url, **options):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(hub, "get_hf_file_metadata", unreachable)
+    kept = tmp_path / "models--nobody--words"
+    shutil.copytree(tokenizer_dir, kept / "snapshots/abc")
+    (kept / "snapshots/abc/config.json").write_text(json.dumps({"model_type": "bert"}))
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text("abc")
+    assert len(load_tokenizer("nobody/words", cache_dir=str(tmp_path))) == len(load_tokenizer(tokenizer_dir))
 
 
 def test_packed_texts():

@@ -13,7 +13,7 @@ from soho_fast.data import read_karpathy
 from soho_fast.data.mini.concepts import CONCEPTS
 from soho_fast.data.mini.hypotheses import write_hypotheses
 from soho_fast.data.mini.questions import ask_questions
-from soho_fast.data.mini.tokenizer import build_vocabulary, words_of
+from soho_fast.data.mini.writers import words_of
 
 
 def _json(path):
@@ -298,7 +298,3 @@ def test_every_word_is_one_token(corpus):
     )
     assert "[UNK]" not in tokenizer.tokenize("Zeppelins, 42 of them!")
     assert len(tokenizer) == len(_json(corpus / "tokenizer" / "tokenizer.json")["model"]["vocab"])
-
-
-def test_vocabulary_ignores_order():
-    assert build_vocabulary(["a dog", "two cats"]) == build_vocabulary(["two cats", "a dog"])

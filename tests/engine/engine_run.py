@@ -131,6 +131,7 @@ class StubTask:
             "pixels": 64,
             "signal": "SIGTERM",
             "selection": None,
+            "told": False,
         }
         self.options = {**defaults, **options}
         self.selection = self.options["selection"]
@@ -151,6 +152,9 @@ class StubTask:
     def before_step(self, model: nn.Module, epoch: float) -> None:
         assert model.training and epoch >= self.epoch
         self.epoch = epoch
+
+    def phase(self, epoch: float) -> str:
+        return "the first epoch" if epoch < 1 and self.options["told"] else ""
 
     def collate(self, samples: list) -> dict[str, Any]:
         pixels, words, labels = zip(*samples, strict=True)

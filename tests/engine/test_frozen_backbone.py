@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from soho_fast.engine.logs import read_log
+
 
 def test_backbone_stands_still_from_and_until_the_given_epochs(launch, request_for):
     def make(name: str, steps: int, span: tuple[float, float]) -> dict:
@@ -14,9 +16,34 @@ def test_backbone_stands_still_from_and_until_the_given_epochs(launch, request_f
     done = launch(before, through, after)
     assert done.code == 0, done.text
     start, held, moved = (weights(request) for request in (before, through, after))
+    assert events(before) == []
+    stands = (8, "the backbone stands still")
+    assert events(through) == [stands]
+    assert events(after) == [stands, (12, "no longer: the backbone stands still")]
     assert torch.equal(held["backbone.0.weight"], start["backbone.0.weight"])
     assert not torch.equal(held["mask_vector"], start["mask_vector"])
     assert not torch.equal(moved["backbone.0.weight"], start["backbone.0.weight"])
+
+
+def test_the_log_tells_of_phases_and_rate_steps(launch, request_for):
+    schedule = {"decay": "step", "step_epochs": [1.0], "step_factor": 0.1}
+    request = request_for("told", max_steps=10, task={"size": 64, "told": True}, schedule=schedule)
+    done = launch(request)
+    assert done.code == 0, done.text
+    told = [(0, "the first epoch"), (8, "no longer: the first epoch"), (8, "learning rates x 0.1")]
+    assert events(request) == told
+
+
+def test_the_gradient_norm_is_logged_with_and_without_partitions(launch, request_for):
+    none, partitioned = (request_for(f"zero{stage}", max_steps=3, engine={"zero_stage": stage}) for stage in (0, 1))
+    done = launch(none, partitioned)
+    assert done.code == 0, done.text
+    norms = [
+        [record["grad_norm"] for record in read_log(Path(request["output"]) / "log.jsonl") if record["kind"] == "train"]
+        for request in (none, partitioned)
+    ]
+    assert len(norms[0]) == 3 and min(norms[0]) > 0
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("span", [(2, 1), (-1, 3)])
@@ -24,6 +51,12 @@ def test_impossible_span_is_refused(launch, request_for, span):
     done = launch(request_for("run", optim={"frozen_backbone_epochs": span}))
     assert done.code == 2
     assert f"optim.frozen_backbone_epochs: expected 0 <= from <= until, got [{span[0]}, {span[1]}]" in done.text
+
+
+def events(request: dict) -> list[tuple[int, str]]:
+    """What the log tells of."""
+    records = read_log(Path(request["output"]) / "log.jsonl")
+    return [(record["step"], record["event"]) for record in records if record["kind"] == "event"]
 
 
 def weights(request: dict) -> dict[str, torch.Tensor]:

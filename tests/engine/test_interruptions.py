@@ -70,12 +70,18 @@ def test_a_stop_where_an_evaluation_is_due_leaves_the_same_best_model(launch, re
     assert [step for step, _ in _evaluations(stopped)] == [2]
     assert launch(resumed).code == 0
     assert losses(resumed) == losses(through)
+    assert _events(through) == [] and _events(resumed) == [(4, "resumed")]
     found = _evaluations(through)
     assert [step for step, _ in found] == [2, 4, 6, 7] and _evaluations(resumed) == found
     best, worst = (choose(found, key=lambda evaluation: evaluation[1]["loss"])[0] for choose in (max, min))
     assert best != worst, "a best model that is no other than the last would show nothing"
     weights = [torch.load(Path(run["output"]) / "best" / "weights.pt") for run in (through, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def _events(request: dict) -> list[tuple[int, str]]:
+    lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
+    return [(line["step"], line["event"]) for line in lines if line["kind"] == "event"]
 
 
 def _evaluations(request: dict) -> list[tuple[int, dict]]:

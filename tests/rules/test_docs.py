@@ -51,6 +51,9 @@ SIZES = [
     ("--recipe vqa", ""),
     ("--recipe mini_vqa", f"{CORPUS} {SMALL} --data.min_answer_count 2"),
     ("--recipe mini_retrieval", f"{CORPUS} {SMALL}"),
+    ("--recipe own_vqa", SMALL),
+    ("--recipe own", f"{SMALL} {PRETRAINING}"),
+    ("soho_fast.data.tokenizer", ""),
     ("deepspeed soho_fast/train.py", f"{CORPUS} {SMALL} {PRETRAINING}"),
     ("--data.scoring both", "--data.max_loss 1"),
     ("soho_fast.evaluate", ""),
@@ -76,6 +79,9 @@ SAYS = {
     "--help": "--optim.lr",
     "--recipe mini_vqa": "vqa score",
     "--recipe mini_retrieval": "text to image R@10",
+    "--recipe own_vqa": "vqa score",
+    "soho_fast.data.tokenizer": "1.00 pieces a word",
+    "soho_fast.evaluate --run runs/own_vqa": "in runs/own_vqa/evaluation/val-best/",
     "soho_fast.evaluate --run runs/mini_vqa": "in runs/mini_vqa/evaluation/test-best/",
     "--data.scoring both": "two stages",
     "soho_fast.ask rank": " %  two cats",
@@ -101,7 +107,7 @@ def run(command: str, folder: Path, timeout: float = 300) -> subprocess.Complete
 @pytest.fixture(scope="module")
 def state(tmp_path_factory):
     """A folder as `make demo` leaves it, small, with a picture to ask about."""
-    from tiny_corpus import draw
+    from tiny_corpus import draw, write_pictures
 
     folder = tmp_path_factory.mktemp("state")
     for path in ROOT.iterdir():
@@ -113,6 +119,7 @@ def state(tmp_path_factory):
         assert (folder / "runs/mini" / name).stat().st_size > 0
     assert "ITM, balanced pairs" in done.stdout
     draw(folder / "photo.jpg")
+    write_pictures(folder / "my_pictures")
     return folder
 
 

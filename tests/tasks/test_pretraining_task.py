@@ -140,7 +140,7 @@ def test_bad_settings_name_the_field(data, tmp_path):
     )
     refuse("expected a list of split names", sources=[CaptionSource(source.annotations, source.images)])
     refuse(
-        r"data\.sources\[0\]\.splits: only a karpathy file has splits",
+        r"data\.sources\[0\]\.splits: only karpathy and json_lines files have splits",
         sources=[CaptionSource(source.annotations, source.images, "coco_captions", ["train"])],
     )
     refuse(

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from soho_fast.data import tokenizer
+from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
+
 from .captions import write_captions
 from .concepts import CONCEPTS
 from .drawing import check_sources, draw_scene, load_cutout, load_photo
@@ -22,7 +25,6 @@ from .licences import LICENCES, write_attribution
 from .questions import write_vqa
 from .scenes import PHOTOS, describe_scenes
 from .statements import link_or_copy, write_nlvr2
-from .tokenizer import build_vocabulary, write_tokenizer
 from .writers import Picture, assign_pictures, write_json, write_karpathy_coco, write_karpathy_flickr
 
 MANIFEST = "corpus.json"
@@ -58,9 +60,9 @@ def is_complete(folder: Path, settings: dict) -> bool:
 
 @functools.cache
 def _source_digest() -> str:
-    """Return a digest of this package's source: another release of the builder makes another corpus."""
+    """Return a digest of the source that makes a corpus: another release of the builder makes another corpus."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), Path(tokenizer.__file__)]:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

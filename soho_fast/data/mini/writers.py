@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .scenes import Scene
-from .tokenizer import words_of
 
 #: Share of the training scenes that the Karpathy file calls "restval" (training pictures that lie in val2014).
 RESTVAL_SHARE = 0.075
@@ -58,6 +58,11 @@ def assign_pictures(train: Sequence[tuple[Scene, tuple[str, ...]]], held_out: Se
         split, folder = ("val", "val2014") if index < num_val else ("test", "test2015")
         pictures.append(Picture(scene, captions, split, folder, len(pictures) + 1))
     return pictures
+
+
+def words_of(text: str) -> list[str]:
+    """The lower-case words of a sentence, without punctuation, as the Karpathy files list them."""
+    return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def write_json(path: Path, content) -> None:

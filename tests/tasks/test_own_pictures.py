@@ -1,0 +1,85 @@
+"""One's own pictures, one JSON line each, through the tasks that take them; and what a task says of texts."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_corpus import COLOURS, write_pictures
+
+from soho_fast.tasks.pretraining import CaptionSource, PretrainingData, PretrainingTask
+from soho_fast.tasks.question_answering import QuestionAnsweringData, QuestionAnsweringTask, VqaSplit
+from soho_fast.tasks.retrieval import RetrievalData, RetrievalSplit, RetrievalTask
+
+SIZES = {"shorter_edge": 32, "longer_edge": 64}
+
+
+@pytest.fixture
+def own(tmp_path, tokenizer_dir):
+    """(annotation file, keywords of all three tasks' data)."""
+    return str(write_pictures(tmp_path)), {"tokenizer": str(tokenizer_dir), **SIZES}
+
+
+def pretraining(path, common, share=0.4, **changes):
+    said = []
+    sets = {
+        name: [CaptionSource(path, format="json_lines", splits=[split], heldout_share=share)]
+        for name, split in (("sources", "train"), ("heldout", "val"))
+    }
+    return PretrainingTask(PretrainingData(**{**sets, **common, **changes}), say=said.append), said
+
+
+def test_pretraining_needs_no_more_than_the_file(own):
+    task, said = pretraining(*own)
+    train, val = len(task.training_data()), len(task.heldout_records)
+    assert train + val == len(COLOURS) and val >= 2
+    assert said == [
+        f"sources: pictures: {train} images, {2 * train} captions (train {train})",
+        f"heldout: pictures: {val} images, {2 * val} captions (val {val})",
+        f"training on {train} images with 2 positive and 2 negative texts each, vocabulary of {len(task.tokenizer)}",
+    ]
+    assert len(task.training_data()[0].texts_ids) == 4
+
+
+def test_a_lone_held_out_picture_is_refused_before_training(own):
+    path = Path(own[0])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    split = [{**line, "split": "train" if number else "val"} for number, line in enumerate(lines)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in split))
+    with pytest.raises(ValueError, match=r"data\.heldout: one image with captions; expected none or at least two"):
+        pretraining(*own)[0].training_data()
+
+
+def test_retrieval_and_questions_take_the_same_file(own):
+    path, common = own
+    options = {"format": "json_lines", "heldout_share": 0.4}
+    splits = {name: RetrievalSplit(path, splits=[name], **options) for name in ("train", "val")}
+    retrieval = RetrievalTask(RetrievalData(splits=splits, **common), say=lambda line: None)
+    asked = {name: VqaSplit(path, splits=[name], **options) for name in ("train", "val")}
+    data = QuestionAnsweringData(splits=asked, min_answer_count=1, **common)
+    questions = QuestionAnsweringTask(data, say=lambda line: None)
+    assert len(retrieval.training_data()) == len(questions.training_data()) >= 4
+    assert set(questions.answers) <= set(COLOURS), "in lower case, as they are compared"
+    records = questions.records("val")
+    right = [record.answers.most_common for record in records]
+    assert questions.measures(right, records)["vqa_score"] == 1.0
+    assert questions.measures(["plaid"] * len(records), records)["vqa_score"] == 0.0
+
+
+def test_fields_of_other_formats_are_refused(own):
+    path, common = own
+    with pytest.raises(ValueError, match="annotations: json_lines has the answers with the questions; leave it out"):
+        QuestionAnsweringTask(
+            QuestionAnsweringData(splits={"train": VqaSplit(path, annotations=path, format="json_lines")}, **common)
+        ).records("train")
+    with pytest.raises(ValueError, match="splits: only a json_lines file has splits, this is vqa"):
+        QuestionAnsweringTask(
+            QuestionAnsweringData(splits={"train": VqaSplit(path, splits=["train"])}, **common)
+        ).records("train")
+
+
+def test_texts_that_are_cut_or_unknown_are_told(own):
+    task, said = pretraining(*own, max_text_length=5)
+    task.training_data()
+    assert [line for line in said if line.startswith("warning")] == [
+        "warning: 50.0% of the texts are cut at data.max_text_length 5; 7 would keep 99% whole"
+    ]
