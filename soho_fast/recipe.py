@@ -19,14 +19,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import yaml
-from jsonargparse import ArgumentParser
+from soho_fast.extras import from_extra
 
-from soho_fast.engine.errors import UserError
-from soho_fast.engine.processes import Processes
-from soho_fast.engine.settings import TrainSettings
-from soho_fast.tasks import TASKS
-from soho_fast.tasks.base import BaseTask
+with from_extra("train"):
+    import yaml
+    from jsonargparse import ArgumentParser
+
+    from soho_fast.engine.errors import UserError
+    from soho_fast.engine.processes import Processes
+    from soho_fast.engine.settings import TrainSettings
+    from soho_fast.tasks import TASKS
+    from soho_fast.tasks.base import BaseTask
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 BARE_FLAGS = ("--overwrite",)

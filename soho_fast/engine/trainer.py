@@ -7,23 +7,27 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import deepspeed
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from soho_fast.engine.batches import Batches, plan_batches, split_batch
-from soho_fast.engine.checkpoint import Checkpoints, Progress, rng_state, set_rng_state
-from soho_fast.engine.errors import UserError
-from soho_fast.engine.launch import choose_precision, deepspeed_config, start_engine, zero_stage
-from soho_fast.engine.logs import PhaseTimer, RunLog
-from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.processes import Processes
-from soho_fast.engine.schedule import Schedule
-from soho_fast.engine.settings import TrainSettings
-from soho_fast.engine.stop import StopRequest
-from soho_fast.engine.task import Task
+from soho_fast.extras import from_extra
+
+with from_extra("train"):
+    import deepspeed
+    import numpy as np
+
+    from soho_fast.engine.batches import Batches, plan_batches, split_batch
+    from soho_fast.engine.checkpoint import Checkpoints, Progress, rng_state, set_rng_state
+    from soho_fast.engine.errors import UserError
+    from soho_fast.engine.launch import choose_precision, deepspeed_config, start_engine, zero_stage
+    from soho_fast.engine.logs import PhaseTimer, RunLog
+    from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
+    from soho_fast.engine.processes import Processes
+    from soho_fast.engine.schedule import Schedule
+    from soho_fast.engine.settings import TrainSettings
+    from soho_fast.engine.stop import StopRequest
+    from soho_fast.engine.task import Task
 
 
 @dataclass

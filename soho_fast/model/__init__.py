@@ -4,20 +4,23 @@
 package is imported.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering
+from soho_fast.extras import from_extra
 
-from .config import SohoConfig
-from .downstream import (
-    SohoForImageTextRetrieval,
-    SohoForQuestionAnswering,
-    SohoForVisualEntailment,
-    SohoForVisualReasoning,
-)
-from .outputs import SohoForImageTextRetrievalOutput, SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
-from .pretrained import LoadReport
-from .soho import SohoForPreTraining, SohoModel, SohoPreTrainedModel
-from .visual_dictionary import VisualDictionary
-from .visual_encoder import VisualEncoder
+with from_extra("train"):
+    from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering
+
+    from .config import SohoConfig
+    from .downstream import (
+        SohoForImageTextRetrieval,
+        SohoForQuestionAnswering,
+        SohoForVisualEntailment,
+        SohoForVisualReasoning,
+    )
+    from .outputs import SohoForImageTextRetrievalOutput, SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
+    from .pretrained import LoadReport
+    from .soho import SohoForPreTraining, SohoModel, SohoPreTrainedModel
+    from .visual_dictionary import VisualDictionary
+    from .visual_encoder import VisualEncoder
 
 AutoConfig.register("soho", SohoConfig, exist_ok=True)
 AutoModel.register(SohoConfig, SohoModel, exist_ok=True)
