@@ -168,10 +168,7 @@ class Trainer:
 
     def export(self, name: str) -> None:
         """Write `<name>/`: weights, config and processor, gathered from all ranks under ZeRO 3."""
-        if self.settings.engine.zero_stage == 3:
-            state = self.engine._zero3_consolidated_16bit_state_dict()
-        else:
-            state = self.engine.module.state_dict()
+        state = self._whole_state()
         if self.processes.is_main:
             folder = self.folder / name
             partial = self.folder / f"{name}.partial"
@@ -183,6 +180,16 @@ class Trainer:
             except OSError as error:
                 raise UserError(f"{partial}: the model could not be written: {error.strerror or error}") from error
         self.processes.wait()
+
+    def _whole_state(self) -> dict[str, torch.Tensor]:
+        model = self.engine.module
+        if self.settings.engine.zero_stage < 3:
+            return model.state_dict()
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0):
+            state = model.state_dict(keep_vars=True)
+            # Tied weights stay one tensor, which is how a saved model knows that they are.
+            copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in state.values()}
+            return {name: copies[id(tensor)] for name, tensor in state.items()}
 
     def _loop(self, batches: Batches, log: RunLog | None, stop: StopRequest) -> int:
         settings, progress = self.settings, self.progress
@@ -355,7 +362,7 @@ class Trainer:
         seed_everything(settings.seed)
         model = self.task.build_model()
         if settings.engine.activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         if settings.engine.freeze_batch_norm:
             model.freeze_batch_norm(True)
         optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
@@ -429,7 +436,7 @@ def average_batch_norm(model: nn.Module, processes: Processes) -> None:
     statistics = [
         buffer
         for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
         for buffer in (module.running_mean, module.running_var)
         if buffer is not None
     ]

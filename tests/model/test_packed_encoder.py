@@ -139,7 +139,7 @@ def test_steps_aside(tiny_model, batch, counted):
     model.train().set_attn_implementation("eager")
     model(**inputs)
     model.set_attn_implementation("sdpa")
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model(**inputs).loss.backward()
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         tiny_model(**{name: 0.1}).train()(**inputs)
