@@ -1,4 +1,4 @@
-"""Draws held-out pictures with the captions that a pre-trained model ranks best among all of theirs, the README's figure.
+"""Draws held-out pictures with the captions that a pre-trained model ranks best: the figure of the README.
 
 python examples/ranked_captions.py runs/mini data/soho-mini docs/demo.png
 """

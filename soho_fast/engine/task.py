@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from soho_fast.engine.processes import Processes
@@ -30,6 +31,9 @@ class Task(Protocol):
         ("backbone" or another name) and `decay`. `freeze_backbone(bool)`, `freeze_batch_norm(bool)` (both must outlast
         `train()`) and `activation_checkpointing_enable(...)` are called when the recipe asks for them.
         """
+
+    def speed_up(self, model: nn.Module, device: torch.device) -> None:
+        """Called once with the new model: the task puts on what makes training faster on that device, in place."""
 
     def identity(self) -> dict[str, Any]:
         """JSON values that a checkpoint must share with the run that loads it (the model's sizes)."""

@@ -361,6 +361,7 @@ class Trainer:
         settings, processes = self.settings, self.processes
         seed_everything(settings.seed)
         model = self.task.build_model()
+        self.task.speed_up(model, processes.device)
         if settings.engine.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         if settings.engine.freeze_batch_norm:

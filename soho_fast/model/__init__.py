@@ -9,6 +9,7 @@ from soho_fast.extras import from_extra
 with from_extra("train"):
     from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering
 
+    from .base import SohoPreTrainedModel
     from .config import SohoConfig
     from .downstream import (
         SohoForImageTextRetrieval,
@@ -16,9 +17,10 @@ with from_extra("train"):
         SohoForVisualEntailment,
         SohoForVisualReasoning,
     )
+    from .inputs import SohoInputs, Texts
     from .outputs import SohoForImageTextRetrievalOutput, SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
     from .pretrained import LoadReport
-    from .soho import SohoForPreTraining, SohoModel, SohoPreTrainedModel
+    from .soho import SohoForPreTraining, SohoModel
     from .visual_dictionary import VisualDictionary
     from .visual_encoder import VisualEncoder
 
@@ -37,9 +39,11 @@ __all__ = [
     "SohoForQuestionAnswering",
     "SohoForVisualEntailment",
     "SohoForVisualReasoning",
+    "SohoInputs",
     "SohoModel",
     "SohoModelOutput",
     "SohoPreTrainedModel",
+    "Texts",
     "VisualDictionary",
     "VisualEncoder",
     "VisualTokens",

@@ -95,10 +95,11 @@ class SohoConfig(PreTrainedConfig):
         revive_interval (`int`): revival is tried at every so many updates.
         revive_limit (`int`): at most so many codes are re-seeded at once (bounds what ranks exchange).
         mvm_weight (`float`): weight of the loss of masked visual modelling; 1 in the paper.
-        caption_word_weight (`float`): weight of the loss of `caption_words.py` (which words do the captions hold?),
-            an aid for small corpora that the paper does not have; 0 leaves it and its head out.
-        contrastive_weight (`float`): in image-text retrieval, weight of the loss of `auxiliary/contrastive.py` (vectors of images
-            and texts, each made alone, to choose the pairs to score; ours); 0 leaves it and its projections out.
+        caption_word_weight (`float`): weight of the loss of `auxiliary/caption_words.py` (which words do the captions
+            hold?), an aid for small corpora that the paper does not have; 0 leaves it and its head out.
+        contrastive_weight (`float`): in image-text retrieval, weight of the loss of `auxiliary/contrastive.py` (vectors
+            of images and texts, each made alone, to choose the pairs to score; ours); 0 leaves it and its projections
+            out.
         contrastive_size (`int`): channels of these vectors.
     """
 

@@ -7,7 +7,8 @@ B images, P texts (pairs in NLVR2: statements), S text tokens, D channels, A ans
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from dataclasses import replace
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +16,18 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
-from .auxiliary.contrastive import ContrastiveHead
+from .auxiliary import Aided
+from .auxiliary.contrastive import ContrastiveHead, ContrastiveVectors
 from .config import SohoConfig
-from .heads import MatchingHead, cross_entropy_sum, global_means
+from .heads import LossSum, MatchingHead, cross_entropy_sum, global_means, total_loss
+from .inputs import SohoInputs, Texts
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
 from .pair_encoder import PairMatching
 from .pretrained import LoadReport, copy_state
-from .soho import SohoForPreTraining, SohoModel, SohoPreTrainedModel
+from .soho import SohoForPreTraining, SohoModelWithHeads
 
 
-class SohoDownstreamModel(SohoPreTrainedModel):
+class SohoDownstreamModel(SohoModelWithHeads):
     """What the downstream models share: starting from a pre-training checkpoint, and [CLS] of every text."""
 
     # Names that begin so are the task's own; all others must be in the checkpoint.
@@ -32,7 +35,6 @@ class SohoDownstreamModel(SohoPreTrainedModel):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
-        self.soho = SohoModel(config)
         if self.soho.mask_token is not None:
             # Nothing is masked here: a parameter without a gradient has no place in an optimiser.
             self.soho.mask_token.requires_grad_(False)
@@ -82,23 +84,10 @@ class SohoDownstreamModel(SohoPreTrainedModel):
             )
         return model, report
 
-    def encode_images(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> VisualTokens:
-        """As `SohoModel.encode_images`; its result can be given to `forward` as `visual_tokens`."""
-        return self.soho.encode_images(pixel_values, pixel_mask)
-
-    def first_hidden(self, input_ids: Tensor | None, **inputs: Any) -> tuple[Tensor, SohoModelOutput]:
-        """The last hidden state of [CLS] (P, D), and all outputs; `inputs` as in `SohoModel.forward`."""
-        if self.training and input_ids is not None:
-            # Nothing but [CLS] is read, which spares the last layer most of its work.
-            read_PS = torch.zeros_like(input_ids, dtype=torch.bool)
-            read_PS[:, 0] = True
-            inputs |= {"read_text": read_PS, "read_masked": torch.zeros_like(read_PS[:, 0])}
-        outputs = self.soho(input_ids=input_ids, return_dict=True, **inputs)
+    def first_hidden(self, visual: VisualTokens, texts: Texts, **kwargs: Any) -> tuple[Tensor, SohoModelOutput]:
+        """The last hidden state of [CLS] (P, D), and all outputs; arguments as in `SohoModel.forward`."""
+        outputs = self.soho(visual, texts, return_dict=True, **kwargs)
         return outputs.last_hidden_state[:, 0], outputs
-
-    def _mean(self, total_and_count: tuple[Tensor, Tensor]) -> Tensor:
-        """The mean of a loss over the batch of all ranks in training (`global_means`), else over this batch."""
-        return global_means([total_and_count], synchronise=self.training)[0]
 
 
 class ClassificationHead(nn.Sequential):
@@ -113,7 +102,20 @@ class ClassificationHead(nn.Sequential):
         )
 
 
-class SohoForImageTextRetrieval(PairMatching, SohoDownstreamModel):
+class SohoClassifier(SohoDownstreamModel):
+    """An MLP (`head`) on [CLS], and the loss of its logits."""
+
+    def classified(self, logits: Tensor, loss: LossSum | None, outputs: SohoModelOutput) -> SequenceClassifierOutput:
+        """Logits, the mean of the loss (over the batch of all ranks in training), and what else was asked for."""
+        return SequenceClassifierOutput(
+            loss=None if loss is None else global_means([loss], synchronise=self.training)[0],
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class SohoForImageTextRetrieval(Aided, ContrastiveVectors, PairMatching, SohoDownstreamModel):
     """Does the text belong to the image? Pre-training's matching head, trained on all t x t pairs of t aligned ones.
 
     With `config.contrastive_weight` it also learns vectors of images and of texts that choose the pairs to score.
@@ -124,94 +126,56 @@ class SohoForImageTextRetrieval(PairMatching, SohoDownstreamModel):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
         self.itm_head = MatchingHead(config)
-        self.contrastive_head = ContrastiveHead(config) if config.contrastive_weight else None
+        self.add_aids(config, ContrastiveHead)
         self.post_init()
 
     @can_return_tuple
     def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        pixel_mask: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_index: Tensor | None = None,
-        itm_labels: Tensor | None = None,
-        own_image: Tensor | None = None,
-        visual_tokens: VisualTokens | None = None,
-        **kwargs: Any,
+        self, *, itm_labels: Tensor | None = None, own_image: Tensor | None = None, **inputs: Unpack[SohoInputs]
     ) -> SohoForImageTextRetrievalOutput:
         """
         Args:
-            pixel_values, pixel_mask, input_ids, attention_mask, image_index, visual_tokens: as in
-                `SohoModel.forward`; each image is encoded once, however many texts `image_index` gives it.
             itm_labels: (P,) int64, 1 = the text belongs to the image, 0 = it does not.
             own_image: (T,) int64, the image that each of the T texts describes, instead of `image_index` and
                 `itm_labels`: all B x T pairs are scored, those of image 0 first.
+            inputs: images and texts, see `SohoInputs`.
+
+        Raises:
+            ValueError: an argument is missing or its shape does not fit.
         """
-        if visual_tokens is None and pixel_values is not None:
-            visual_tokens, pixel_values, pixel_mask = self.encode_images(pixel_values, pixel_mask), None, None
-        texts = (input_ids, attention_mask)
+        if own_image is not None and (itm_labels is not None or inputs.get("image_index") is not None):
+            raise ValueError("own_image: expected images, and no image_index or itm_labels, for which it stands")
+        visual, texts, kwargs = self.read_inputs(**inputs)
+        captions = None
         if own_image is not None:
-            if image_index is not None or itm_labels is not None or visual_tokens is None:
-                raise ValueError("own_image: expected images, and no image_index or itm_labels, for which it stands")
-            num_images, num_texts = len(visual_tokens.valid), len(_checked(own_image, input_ids))
-            image_index = torch.arange(num_images, device=own_image.device).repeat_interleave(num_texts)
-            itm_labels = (image_index == own_image.repeat(num_images)).long()
-            input_ids, attention_mask = (None if x is None else x.repeat(num_images, 1) for x in texts)
-        inputs = _inputs(pixel_values, pixel_mask, attention_mask, image_index, visual_tokens)
-        first_PD, outputs = self.first_hidden(input_ids, **inputs, **kwargs)
+            captions = replace(texts, image_index=_checked(own_image, texts.input_ids))
+            texts, itm_labels = every_pair(captions, num_images=len(visual.valid))
+        first_PD, outputs = self.first_hidden(visual, texts, **kwargs)
         logits_P2 = self.itm_head(first_PD)
-        losses = {}
+        losses: dict[str, LossSum] = {}
         if itm_labels is not None:
             losses["itm_loss"] = cross_entropy_sum(logits_P2, _checked(itm_labels, first_PD))
-        if own_image is not None and self.contrastive_head is not None:
-            vectors = self.image_vectors(self.embed_images(visual_tokens), visual_tokens.valid)
-            losses["contrastive_loss"] = self.contrastive_head.loss(vectors, self.text_vectors(*texts), own_image)
-        means = {}
-        if losses:
-            means = dict(zip(losses, global_means(list(losses.values()), synchronise=self.training), strict=True))
-        weights = {"contrastive_loss": self.config.contrastive_weight}
+        if captions is not None:
+            losses |= self.auxiliary_losses(visual, captions)
         return SohoForImageTextRetrievalOutput(
-            loss=sum(weights.get(name, 1.0) * mean for name, mean in means.items()) if means else None,
             itm_logits=logits_P2,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            **means,
+            **total_loss(losses, self.config, synchronise=self.training),
         )
 
-    def image_vectors(self, visual_BLD: Tensor, valid_BL: Tensor | None = None) -> Tensor:
-        """(B, E) of length 1: images alone, from what `embed_images` gave.
 
-        Raises:
-            ValueError: the model has no contrastive head.
-        """
-        valid_BL = torch.ones_like(visual_BLD[..., 0], dtype=torch.bool) if valid_BL is None else valid_BL
-        return self.required_contrastive_head().image_vectors(self._alone(visual_BLD, valid_BL), valid_BL)
-
-    def text_vectors(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(T, E) of length 1: texts alone.
-
-        Raises:
-            ValueError: the model has no contrastive head.
-        """
-        words_TSD = self.soho.text_embeddings(input_ids=input_ids)
-        mask_TS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self.required_contrastive_head().text_vectors(self._alone(words_TSD, mask_TS.bool()))
-
-    def _alone(self, states: Tensor, real: Tensor) -> Tensor:
-        return self.soho.encoder(states, attention_mask=self.soho._attention_mask(states, real))[0]
-
-    def required_contrastive_head(self) -> ContrastiveHead:
-        """The contrastive head. Raises ValueError: the model has none."""
-        if self.contrastive_head is None:
-            raise ValueError(
-                "contrastive_weight: this model has no contrastive head; fine-tune it with a weight above 0, or score every "
-                "pair"
-            )
-        return self.contrastive_head
+def every_pair(captions: Texts, num_images: int) -> tuple[Texts, Tensor]:
+    """Each image with each of T texts, those of image 0 first, and whether they belong together, int64 (B * T,)."""
+    own_image_T = captions.image_index
+    image_index_P = torch.arange(num_images, device=own_image_T.device).repeat_interleave(len(own_image_T))
+    mask_TS = captions.attention_mask
+    mask_PS = None if mask_TS is None else mask_TS.repeat(num_images, 1)
+    texts = Texts(captions.input_ids.repeat(num_images, 1), mask_PS, image_index_P)
+    return texts, (image_index_P == own_image_T.repeat(num_images)).long()
 
 
-class SohoForQuestionAnswering(SohoDownstreamModel):
+class SohoForQuestionAnswering(SohoClassifier):
     """A question about an image, answered from a list of answers: `config.id2label`, which travels with the model."""
 
     def __init__(self, config: SohoConfig) -> None:
@@ -237,29 +201,18 @@ class SohoForQuestionAnswering(SohoDownstreamModel):
         return super().from_pretraining(path_or_name, use_dictionary_output=use_dictionary_output, **names, **overrides)
 
     @can_return_tuple
-    def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        pixel_mask: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_index: Tensor | None = None,
-        answer_scores: Tensor | None = None,
-        visual_tokens: VisualTokens | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
+    def forward(self, *, answer_scores: Tensor | None = None, **inputs: Unpack[SohoInputs]) -> SequenceClassifierOutput:
         """
         Args:
-            pixel_values, pixel_mask, input_ids, attention_mask, image_index, visual_tokens: as in
-                `SohoModel.forward`.
             answer_scores: (P, A) in [0, 1], how right each answer is: the targets of a binary cross-entropy, summed
                 over the answers, averaged over the questions.
+            inputs: images and questions, see `SohoInputs`.
 
         Returns:
             `logits` (P, A), `loss` ().
         """
-        inputs = _inputs(pixel_values, pixel_mask, attention_mask, image_index, visual_tokens)
-        first_PD, outputs = self.first_hidden(input_ids, **inputs, **kwargs)
+        visual, texts, kwargs = self.read_inputs(**inputs)
+        first_PD, outputs = self.first_hidden(visual, texts, **kwargs)
         logits_PA = self.head(first_PD)
         loss = None
         if answer_scores is not None:
@@ -270,11 +223,11 @@ class SohoForQuestionAnswering(SohoDownstreamModel):
             total = nn.functional.binary_cross_entropy_with_logits(
                 logits_PA.float(), answer_scores.float(), reduction="sum"
             )
-            loss = self._mean((total, torch.full_like(total, float(len(logits_PA)))))
-        return _classified(loss, logits_PA, outputs)
+            loss = total, torch.full_like(total, float(len(logits_PA)))
+        return self.classified(logits_PA, loss, outputs)
 
 
-class SohoForVisualReasoning(SohoDownstreamModel):
+class SohoForVisualReasoning(SohoClassifier):
     """NLVR2: is a statement about two images true? The text is read with each, and both [CLS] decide together."""
 
     def __init__(self, config: SohoConfig) -> None:
@@ -283,42 +236,26 @@ class SohoForVisualReasoning(SohoDownstreamModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        pixel_mask: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_index: Tensor | None = None,
-        labels: Tensor | None = None,
-        visual_tokens: VisualTokens | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
+    def forward(self, *, labels: Tensor | None = None, **inputs: Unpack[SohoInputs]) -> SequenceClassifierOutput:
         """
         Args:
-            pixel_values, pixel_mask, visual_tokens: as in `SohoModel.forward`.
-            input_ids, attention_mask: (P, S), one row a statement.
-            image_index: (P, 2) int64, the left and the right image of each statement; `None`: B == 2 P, left and right
-                of the first statement, then of the second, and so on.
             labels: (P,) int64, 1 = true, 0 = false.
+            inputs: images and statements, see `SohoInputs`, but for `image_index`: (P, 2) int64, the left and the right
+                image of each statement; `None`: B == 2 P, left and right of the first statement, then of the second,
+                and so on.
 
         Returns:
             `logits` (P, 2), index 1 is "true", and `loss` ().
         """
-        if image_index is not None:
-            if input_ids is None or tuple(image_index.shape) != (input_ids.shape[0], 2):
-                raise ValueError(f"image_index: expected (statements, 2), got {tuple(image_index.shape)}")
-            image_index = image_index.flatten()
-        twice = [None if x is None else x.repeat_interleave(2, dim=0) for x in (input_ids, attention_mask)]
-        inputs = _inputs(pixel_values, pixel_mask, twice[1], image_index, visual_tokens)
-        first_RD, outputs = self.first_hidden(twice[0], **inputs, **kwargs)
+        visual, texts, kwargs = self.read_inputs(**_with_either_image(**inputs))
+        first_RD, outputs = self.first_hidden(visual, texts, **kwargs)
         first_PE = first_RD.unflatten(0, (-1, 2)).flatten(1)
         logits_P2 = self.head(first_PE)
-        loss = None if labels is None else self._mean(cross_entropy_sum(logits_P2, _checked(labels, logits_P2)))
-        return _classified(loss, logits_P2, outputs)
+        loss = None if labels is None else cross_entropy_sum(logits_P2, _checked(labels, logits_P2))
+        return self.classified(logits_P2, loss, outputs)
 
 
-class SohoForVisualEntailment(SohoDownstreamModel):
+class SohoForVisualEntailment(SohoClassifier):
     """SNLI-VE: three classes on [CLS] of an image and a hypothesis; their order is the task's."""
 
     def __init__(self, config: SohoConfig) -> None:
@@ -327,56 +264,38 @@ class SohoForVisualEntailment(SohoDownstreamModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        pixel_mask: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_index: Tensor | None = None,
-        labels: Tensor | None = None,
-        visual_tokens: VisualTokens | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
+    def forward(self, *, labels: Tensor | None = None, **inputs: Unpack[SohoInputs]) -> SequenceClassifierOutput:
         """
         Args:
-            pixel_values, pixel_mask, input_ids, attention_mask, image_index, visual_tokens: as in
-                `SohoModel.forward`.
             labels: (P,) int64, 0 to 2.
+            inputs: images and hypotheses, see `SohoInputs`.
 
         Returns:
             `logits` (P, 3), `loss` ().
         """
-        inputs = _inputs(pixel_values, pixel_mask, attention_mask, image_index, visual_tokens)
-        first_PD, outputs = self.first_hidden(input_ids, **inputs, **kwargs)
+        visual, texts, kwargs = self.read_inputs(**inputs)
+        first_PD, outputs = self.first_hidden(visual, texts, **kwargs)
         logits_P3 = self.head(first_PD)
-        loss = None if labels is None else self._mean(cross_entropy_sum(logits_P3, _checked(labels, logits_P3)))
-        return _classified(loss, logits_P3, outputs)
+        loss = None if labels is None else cross_entropy_sum(logits_P3, _checked(labels, logits_P3))
+        return self.classified(logits_P3, loss, outputs)
 
 
-def _inputs(
-    pixel_values: Tensor | None,
-    pixel_mask: Tensor | None,
-    attention_mask: Tensor | None,
-    image_index: Tensor | None,
-    visual_tokens: VisualTokens | None,
-) -> dict[str, Any]:
-    return {
-        "pixel_values": pixel_values,
-        "pixel_mask": pixel_mask,
-        "attention_mask": attention_mask,
-        "image_index": image_index,
-        "visual_tokens": visual_tokens,
-    }
+def _with_either_image(
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    image_index: Tensor | None = None,
+    **inputs: Any,
+) -> SohoInputs:
+    """Statements about two images as texts with one image each: those of the first statement, then of the second."""
+    if image_index is not None:
+        if input_ids is None or tuple(image_index.shape) != (len(input_ids), 2):
+            raise ValueError(f"image_index: expected (statements, 2), got {tuple(image_index.shape)}")
+        image_index = image_index.flatten()
+    twice = [None if x is None else x.repeat_interleave(2, dim=0) for x in (input_ids, attention_mask)]
+    return {**inputs, "input_ids": twice[0], "attention_mask": twice[1], "image_index": image_index}
 
 
 def _checked(labels: Tensor, rows: Tensor) -> Tensor:
     if tuple(labels.shape) != (len(rows),):
         raise ValueError(f"labels: expected shape ({len(rows)},), one for each text, got {tuple(labels.shape)}")
     return labels
-
-
-def _classified(loss: Tensor | None, logits: Tensor, outputs: SohoModelOutput) -> SequenceClassifierOutput:
-    return SequenceClassifierOutput(
-        loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-    )

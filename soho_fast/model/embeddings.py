@@ -1,6 +1,6 @@
-"""2-D sine position of the visual tokens, and how they enter the Transformer.
+"""2-D sine position of the visual tokens, and how they enter the Transformer (paper section 3.3).
 
-B images, H x W cells of the token grid, L = H*W, D channels.
+B images, H x W cells of the token grid, L = H*W, D channels, F frequencies of an axis.
 """
 
 import math
@@ -12,7 +12,7 @@ from .config import SohoConfig
 
 
 def sine_position(grid_mask_BHW: Tensor, num_channels: int, temperature: float = 10000.0) -> Tensor:
-    """2-D sine position embedding on the true, unpadded area (paper section 3.1; the form of DETR, section 3.2 there).
+    """2-D sine position embedding on the true, unpadded area (paper section 3.3; the form of DETR, Carion et al. 2020).
 
     Coordinates count the valid cells along each axis and are scaled to (0, 2*pi], so padding does not shift them.
 

@@ -6,8 +6,12 @@ B images, C channels, H x W pixels of a feature map, L tokens per image.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.module_tracker import ModuleTracker
+from transformers import initialization as init
 
 from .distributed import all_reduce_with_grad, world_size
+
+_TRACKER = ModuleTracker()
 
 
 def is_recomputing() -> bool:
@@ -15,7 +19,7 @@ def is_recomputing() -> bool:
 
     State that a forward moves (running statistics, the codebook) must not move a second time then.
     """
-    return torch._C._current_graph_task_id() != -1
+    return _TRACKER.is_bw
 
 
 class Float32Buffers(nn.Module):
@@ -25,11 +29,11 @@ class Float32Buffers(nn.Module):
     """
 
     def _apply(self, fn, recurse: bool = True):
-        before = {name: b for name, b in self._buffers.items() if b is not None and b.dtype == torch.float32}
+        before = {name: b for name, b in self.named_buffers(recurse=False) if b.dtype == torch.float32}
         super()._apply(fn, recurse)
         for name, buffer in before.items():
-            if self._buffers[name].dtype != torch.float32:
-                self._buffers[name] = buffer.to(device=self._buffers[name].device)
+            if getattr(self, name).dtype != torch.float32:
+                setattr(self, name, buffer.to(device=getattr(self, name).device))
         return self
 
 
@@ -64,6 +68,14 @@ class TokenBatchNorm(Float32Buffers):
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels, dtype=torch.float32))
         self.register_buffer("running_var", torch.ones(num_channels, dtype=torch.float32))
+
+    def reset(self) -> None:
+        """The initial values."""
+        # transformers' functions leave alone what a checkpoint has filled.
+        for ones in (self.weight, self.running_var):
+            init.ones_(ones)
+        for zeros in (self.bias, self.running_mean):
+            init.zeros_(zeros)
 
     def forward(self, feat_BLC: Tensor, valid_BL: Tensor) -> Tensor:
         """feat_BLC of any floating type, valid_BL bool; returns feat_BLC's shape and type, computed in float32."""

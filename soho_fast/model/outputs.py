@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class VisualTokens(ModelOutput):
-    """Images after the visual encoder and the dictionary, which `forward` takes in place of pixels.
+    """Images after the visual encoder and the dictionary: what the Transformer reads with the texts.
 
     Args:
         features (B, L, D): the dictionary's input; zero at padding.
@@ -38,9 +38,6 @@ class SohoModelOutput(ModelOutput):
         valid (B, L) bool.
         mvm_labels (B, L) int64: the code of each token that was masked, -100 elsewhere; `None` when nothing was asked
             to be masked.
-        features (B, L, D): the dictionary's input.
-        word_table (V, D): the word embeddings' weights, for a classifier tied to them (`SharedWords`); `None` where
-            the encoder did not run packed.
         hidden_states, attentions: per layer, when asked for.
     """
 
@@ -49,8 +46,6 @@ class SohoModelOutput(ModelOutput):
     index: Tensor | None = None
     valid: Tensor | None = None
     mvm_labels: Tensor | None = None
-    features: Tensor | None = None
-    word_table: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -69,7 +64,7 @@ class SohoModelOutput(ModelOutput):
 class SohoForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss (): sum of the losses below that are there, `caption_word_loss` by its weight.
+        loss (): sum of the losses below that are there, `mvm_loss` and `caption_word_loss` by their weights.
         mlm_loss, mvm_loss, itm_loss (): means over the labelled positions (pairs) of all ranks, float32; 0 where there
             is none, `None` where the labels were not given.
         caption_word_loss (): binary cross-entropy summed over the words, mean over images; training only, `None` where
@@ -107,8 +102,8 @@ class SohoForImageTextRetrievalOutput(ModelOutput):
     Args:
         loss (): sum of the losses below, `contrastive_loss` by its weight; `None` without labels.
         itm_loss (): cross-entropy of matching, mean over the pairs of all ranks, float32.
-        contrastive_loss (): of `auxiliary/contrastive.py`, mean over images and texts; `None` where the config has no weight for
-            it or `own_image` is not given.
+        contrastive_loss (): of `auxiliary/contrastive.py`, mean over images and texts; `None` where the config has no
+            weight for it or `own_image` is not given.
         itm_logits (P, 2): index 1 is "matched".
         hidden_states, attentions: per layer, when asked for.
     """

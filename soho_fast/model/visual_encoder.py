@@ -7,12 +7,11 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .backbones import PointwiseConv2d, backbone_stages, build_backbone, grid_mask
+from .backbones import Masks, backbone_stages, build_backbone, conv_norm, grid_mask
 from .config import SohoConfig
-from .cpu.packed_encoder import product_dtype
 
 
 class VisualEncoder(nn.Module):
@@ -23,11 +22,12 @@ class VisualEncoder(nn.Module):
     """
 
     gradient_checkpointing = False
+    conv_norm = staticmethod(conv_norm)
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
         self.backbone = build_backbone(config.backbone)
-        self.projection = PointwiseConv2d(self.backbone.num_features, config.hidden_size, kernel_size=1)
+        self.projection = nn.Conv2d(self.backbone.num_features, config.hidden_size, kernel_size=1)
         self.pool = config.visual_pool
         self.num_frozen_stages = config.backbone_frozen_stages
         self.backbone_frozen = False
@@ -40,7 +40,7 @@ class VisualEncoder(nn.Module):
         return [module for stage in stages for step in stage for module in step.modules]
 
     def freeze_backbone(self, frozen: bool = True) -> None:
-        """Cold start (paper section 4.1: the ResNet is frozen in the first epochs): no gradient, BatchNorm in eval.
+        """Cold start (paper section 3.2: the ResNet is frozen in the first epochs): no gradient, BatchNorm in eval.
 
         `requires_grad` stays as it is, so an optimiser or ZeRO partition built before stays valid: the backbone runs
         under no_grad and its parameters simply get no gradient. Momentum and weight decay would still move them, so
@@ -80,8 +80,6 @@ class VisualEncoder(nn.Module):
         # A weight keeps its type where ZeRO has taken its values away, so it decides what the images become.
         x = pixel_values_B3HW.to(self.projection.weight.dtype)
         stride = 32 * self.pool
-        if pixel_mask_BHW is not None and pixel_mask_BHW.device.type == "cpu" and bool(pixel_mask_BHW.all()):
-            pixel_mask_BHW = None
         if pixel_mask_BHW is None:
             masks = {}
             mask_Bhw = x.new_ones(B, -(-H // stride), -(-W // stride), dtype=torch.bool)
@@ -92,12 +90,8 @@ class VisualEncoder(nn.Module):
                 masks[s] = mask_Bhw.unsqueeze(1).to(x.dtype)
             mask_Bhw = grid_mask(mask_Bhw, self.pool)
 
-        if isinstance(self.backbone, torchvision.models.MobileNetV2) or product_dtype(x) == torch.bfloat16:
-            # Depthwise convolutions run about twice as fast with the channels last, on a CPU too; a ResNet in bfloat16
-            # a little faster, in float32 slower.
-            x = x.contiguous(memory_format=torch.channels_last)
         with torch.no_grad() if self.backbone_frozen else nullcontext():
-            x = self._run_backbone(x, masks)
+            x = self.run_backbone(x, masks)
         x = self.projection(x)
         if self.pool > 1:
             if masks:
@@ -107,12 +101,13 @@ class VisualEncoder(nn.Module):
             x = x.masked_fill(~mask_Bhw.unsqueeze(1), 0.0)
         return x.flatten(2).transpose(1, 2).contiguous(), mask_Bhw
 
-    def _run_backbone(self, x: Tensor, masks: dict[int, Tensor]) -> Tensor:
-        for number, stage in enumerate(backbone_stages(self.backbone)):
+    def run_backbone(self, x: Tensor, masks: Masks) -> Tensor:
+        """Pixels (B, 3, H, W) to the CNN's features (B, C, H/32, W/32)."""
+        for number, stage in enumerate(backbone_stages(self.backbone, self.conv_norm)):
             with torch.no_grad() if number < self.num_frozen_stages else nullcontext():
                 for step in stage:
                     if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                        x = self._gradient_checkpointing_func(step.run, x, masks)
+                        x = checkpoint(step.run, x, masks, use_reentrant=False)
                     else:
                         x = step.run(x, masks)
         return x

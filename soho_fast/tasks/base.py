@@ -33,6 +33,7 @@ from soho_fast.engine.task import Table
 from soho_fast.evaluation.answering import Answering, Answers
 from soho_fast.evaluation.sharing import Kept, Progress
 from soho_fast.model import SohoConfig
+from soho_fast.model.cpu import speed_up_on_cpu
 from soho_fast.model.downstream import SohoDownstreamModel
 
 # [CLS], a token, [SEP].
@@ -101,6 +102,11 @@ class BaseTask(ABC):
                 f"data.max_text_length: {self.data.max_text_length} is more than the model's "
                 f"max_position_embeddings {config.max_position_embeddings}"
             )
+
+    def speed_up(self, model: nn.Module, device: torch.device) -> None:
+        """Speed for a CPU is put on the model there; see `speed_up_on_cpu`."""
+        if device.type == "cpu":
+            speed_up_on_cpu(model)
 
     def before_step(self, model: nn.Module, epoch: float) -> None:  # noqa: B027 (few tasks change as they go on)
         """Called before each optimiser step with the epochs behind it."""

@@ -1,14 +1,10 @@
 """Asking a model in one line, in Python and on the command line."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-
-
 from tiny_corpus import draw, write_tokenizer
 
 from soho_fast.ask import SohoPipeline, main

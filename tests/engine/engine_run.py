@@ -139,6 +139,9 @@ class StubTask:
     def build_model(self) -> nn.Module:
         return StubModel(self.options["width"], self.options["dropout"])
 
+    def speed_up(self, model: nn.Module, device: torch.device) -> None:
+        assert device.type == "cpu"
+
     def identity(self) -> dict[str, Any]:
         return {"width": self.options["width"]}
 
@@ -191,6 +194,11 @@ class SohoTask(StubTask):
                 dictionary_init="data", dictionary_batch_norm=True, revive_threshold=0.1,
             )
         )  # fmt: skip
+
+    def speed_up(self, model: nn.Module, device: torch.device) -> None:
+        from soho_fast.model.cpu import speed_up_on_cpu
+
+        speed_up_on_cpu(model)
 
     def training_data(self) -> "SohoData":
         return SohoData(self.options["size"], self.options["delay"], self.options["pixels"])

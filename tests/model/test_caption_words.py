@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from soho_fast.model.auxiliary.caption_words import caption_word_targets
+from soho_fast.model import Texts
+from soho_fast.model.auxiliary import captions_of
+from soho_fast.model.auxiliary.caption_words import words_of_captions
 
 
 def test_targets_hold_the_words_of_matched_texts_only_with_masked_words_restored():
@@ -14,7 +16,8 @@ def test_targets_hold_the_words_of_matched_texts_only_with_masked_words_restored
     mlm_labels[0, 1] = 2
     itm_labels = torch.tensor([1, 0, 1, 1])
     image_index = torch.tensor([0, 0, 1, 1])
-    words = caption_word_targets(input_ids, attention_mask, mlm_labels, itm_labels, image_index, 2, 10)
+    captions = captions_of(Texts(input_ids, attention_mask, image_index), mlm_labels, itm_labels)
+    words = words_of_captions(captions, 2, 10)
     assert [row.nonzero().flatten().tolist() for row in words] == [[2, 7], [3, 4, 5, 6, 7]]
     assert words.max() == 1.0
 

@@ -10,6 +10,7 @@ from soho_fast.model import (
     SohoForQuestionAnswering,
     SohoForVisualEntailment,
     SohoForVisualReasoning,
+    Texts,
 )
 
 MODELS = {
@@ -151,7 +152,8 @@ def test_reasoning_reads_both_images_in_their_order(checkpoint):
         assert changed.tolist() == [False, False, True, False]
 
     # The head's halves are the [CLS] of the left and of the right image.
-    first = [model.first_hidden(**texts(), pixel_values=images(), image_index=pairs[:, side])[0] for side in (0, 1)]
+    visual = model.encode_images(images())
+    first = [model.first_hidden(visual, Texts(**texts(), image_index=pairs[:, side]))[0] for side in (0, 1)]
     torch.testing.assert_close(model.head(torch.cat(first, dim=1)), indexed, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"image_index: expected \(statements, 2\), got \(4,\)"):
         model(pixel_values=images(), image_index=pairs[:, 0], **texts())

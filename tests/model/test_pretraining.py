@@ -4,8 +4,15 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from soho_fast.model import SohoForPreTraining, SohoModel
+from soho_fast.model import SohoForPreTraining, SohoModel, Texts
 from soho_fast.model.heads import cross_entropy_sum, global_means
+
+
+def hidden_states(model, inputs):
+    """What the `SohoModel` inside makes of a batch."""
+    visual = model.encode_images(inputs["pixel_values"], inputs["pixel_mask"], inputs["mask_uniform"])
+    texts = Texts(inputs["input_ids"], inputs["attention_mask"], inputs["image_index"])
+    return model.soho(visual, texts, inputs["mask_uniform"])
 
 
 def test_shapes_and_names(tiny_model, batch):
@@ -24,7 +31,7 @@ def test_shapes_and_names(tiny_model, batch):
     model.zero_grad()
     out.loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
-    hidden = model.soho(**{k: v for k, v in inputs.items() if "labels" not in k})
+    hidden = hidden_states(model, inputs)
     assert hidden.last_hidden_state.shape == (12, 7 + 4, 16)
     assert hidden.text_hidden.shape == (12, 7, 16)
     assert hidden.visual_hidden.shape == (12, 4, 16)
@@ -34,7 +41,7 @@ def test_losses_against_plain_cross_entropy(tiny_model, batch):
     model, inputs = tiny_model().eval(), batch()
     model.soho.visual_dictionary.codebook.normal_()
     out = model(**inputs)
-    hidden = model.soho(**{k: v for k, v in inputs.items() if "labels" not in k})
+    hidden = hidden_states(model, inputs)
     logits = model.mlm_head(hidden.text_hidden)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["mlm_labels"].flatten())
     torch.testing.assert_close(out.mlm_loss, expected)
@@ -57,7 +64,7 @@ def test_masked_visual_modelling_masks_every_token_of_one_present_label(tiny_mod
     # Four codes for 16 tokens an image: labels are shared.
     model.soho.visual_dictionary.eval().codebook[:4].normal_(std=3.0)
     model.soho.visual_dictionary.codebook[4:] = 1e3
-    out = model.soho(**{k: v for k, v in inputs.items() if "labels" not in k})
+    out = hidden_states(model, inputs)
     for b in range(3):
         present = out.index[b].unique()
         target = present[int(inputs["mask_uniform"][b] * len(present))]

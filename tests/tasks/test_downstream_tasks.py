@@ -16,6 +16,7 @@ from soho_fast.data import BrokenImageError
 from soho_fast.engine.processes import Processes
 from soho_fast.evaluation.answering import Answering
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
+from soho_fast.model.inputs import SohoInputs
 from soho_fast.tasks.base import DownstreamModel
 from soho_fast.tasks.question_answering import VqaSplit
 
@@ -69,7 +70,8 @@ def test_a_training_step_and_the_measures(name, tmp_path, tokenizer_dir):
     model = task.build_model()
     batch = batch_of(task)
     inputs = {key: value for key, value in batch.items() if key not in ("skipped", "sample_ids")}
-    assert set(inputs) <= set(inspect.signature(type(model).forward).parameters), "the forward would not read it"
+    read = {*inspect.signature(type(model).forward).parameters, *SohoInputs.__annotations__}
+    assert set(inputs) <= read, "the forward would not read it"
     seen = []
     model.soho.visual_encoder.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     output = model.train()(**inputs)

@@ -1,4 +1,4 @@
-"""A cheap contrastive stage for retrieval: one vector for each image and each text, made by the Transformer from it alone.
+"""A cheap contrastive stage for retrieval: a vector of each image and each text, made by the Transformer from it alone.
 
 The paper leaves open how early fusion could be made fast enough to search with (appendix A.4), since it reads every
 image with every text. The same Transformer reads an image's visual tokens without a text, or a text without an image; a
@@ -13,13 +13,20 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from ..config import SohoConfig
+from ..heads import LossSum
+from ..inputs import Texts
+from ..outputs import VisualTokens
+from . import Aid
 
 
-class ContrastiveHead(nn.Module):
+class ContrastiveHead(Aid):
     """Projections of an image's and of a text's own hidden states to unit vectors, and the scale of the loss."""
 
+    attribute = "contrastive_head"
+    weight = "contrastive_weight"
     # As in CLIP (Radford et al. 2021, section 2.5): logits are inner products over a temperature that starts at 0.07
     # and never falls below 0.01.
     INITIAL_SCALE = math.log(1 / 0.07)
@@ -32,6 +39,10 @@ class ContrastiveHead(nn.Module):
         # One number, with a dimension: DeepSpeed views each parameter as bytes, which one without has not.
         self.log_scale = nn.Parameter(torch.full((1,), self.INITIAL_SCALE))
 
+    def reset(self) -> None:
+        """The initial scale."""
+        init.constant_(self.log_scale, self.INITIAL_SCALE)
+
     def image_vectors(self, hidden_BLD: Tensor, valid_BL: Tensor) -> Tensor:
         """(B, E) of length 1, from the mean over an image's valid tokens."""
         share_BL = valid_BL / valid_BL.sum(1, keepdim=True)
@@ -42,15 +53,50 @@ class ContrastiveHead(nn.Module):
         """(T, E) of length 1, from [CLS]."""
         return F.normalize(self.text_projection(hidden_TSD[:, 0]).float(), dim=-1)
 
-    def loss(self, image_BE: Tensor, text_TE: Tensor, own_image_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropies of each text choosing its image and of each image choosing its texts, halved: (sum, number).
+    def losses(self, model: "ContrastiveVectors", visual: VisualTokens, captions: Texts) -> dict[str, LossSum]:
+        """Cross-entropies of each text choosing its image and of each image choosing its texts, halved.
 
         An image with several texts is asked for any of them; one without is not asked.
         """
+        image_BE = model.image_vectors(model.embed_images(visual), visual.valid)
+        text_TE = model.text_vectors(captions.input_ids, captions.attention_mask)
+        own_image_T = captions.image_index
         logits_BT = self.log_scale.clamp(max=self.LARGEST_SCALE).exp() * (image_BE @ text_TE.T)
         of_texts = F.cross_entropy(logits_BT.T, own_image_T, reduction="sum")
         right_BT = torch.arange(len(image_BE), device=own_image_T.device).unsqueeze(1) == own_image_T
         asked_B = right_BT.any(1)
         right_B = logits_BT.masked_fill(~right_BT, float("-inf")).logsumexp(1)
         of_images = torch.where(asked_B, logits_BT.logsumexp(1) - right_B, 0.0).sum()
-        return (of_texts + of_images) / 2, (asked_B.sum() + len(text_TE)) / 2
+        return {"contrastive_loss": ((of_texts + of_images) / 2, (asked_B.sum() + len(text_TE)) / 2)}
+
+
+class ContrastiveVectors:
+    """The vectors, for models with a `SohoModel` (`soho`) and a `ContrastiveHead` or `None` (`contrastive_head`)."""
+
+    def image_vectors(self, visual_BLD: Tensor, valid_BL: Tensor | None = None) -> Tensor:
+        """(B, E) of length 1: images alone, from what `embed_images` gave.
+
+        Raises:
+            ValueError: the model has no contrastive head.
+        """
+        valid_BL = torch.ones_like(visual_BLD[..., 0], dtype=torch.bool) if valid_BL is None else valid_BL
+        return self.required_contrastive_head().image_vectors(self.soho.transform(visual_BLD, valid_BL), valid_BL)
+
+    def text_vectors(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(T, E) of length 1: texts alone.
+
+        Raises:
+            ValueError: the model has no contrastive head.
+        """
+        words_TSD = self.soho.text_embeddings(input_ids=input_ids)
+        mask_TS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.required_contrastive_head().text_vectors(self.soho.transform(words_TSD, mask_TS.bool()))
+
+    def required_contrastive_head(self) -> ContrastiveHead:
+        """The contrastive head. Raises ValueError: the model has none."""
+        if self.contrastive_head is None:
+            raise ValueError(
+                "contrastive_weight: this model has no contrastive head; fine-tune it with a weight above 0, or score "
+                "every pair"
+            )
+        return self.contrastive_head

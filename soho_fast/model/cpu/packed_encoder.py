@@ -3,36 +3,41 @@
 BERT's layers treat every token alike except in attention, so the tokens of all pairs can stand in one matrix without
 the padding of the texts, and only attention sees them pair by pair. Of the last layer nothing but the positions that a
 loss reads is used: queries and feed-forward are computed there alone, keys and values everywhere. The first layer's
-visual tokens are the same for all texts of an image and are projected once. The modules and their weights are the
-encoder's own, the mathematics is unchanged.
+visual tokens are the same for all texts of an image and are projected once (dropout, where there is some, makes them
+differ). The modules and their weights are the encoder's own, the mathematics is unchanged.
 
 P image-text pairs of B images, S text tokens, L visual tokens, T = S + L places of a pair, N packed tokens (words, then
 visual tokens), U the same with the tokens of each image once, M tokens that are read, Q places for the queries of a
 pair, H heads of E channels, D = H*E, R = P*H or the rows of a table.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.models.bert.modeling_bert import BertEncoder
+
+from ..inputs import Texts
+from ..outputs import SohoModelOutput, VisualTokens
+from ..soho import SohoModel
+from .classifier import SharedTable, SharedWords
+from .products import product_dtype, recurring
 
 
-def can_pack(encoder: BertEncoder, **kwargs) -> bool:
+def can_pack(soho: SohoModel, **kwargs) -> bool:
     """Whether this call may run packed: a training forward on a CPU from which only the last states are wanted.
 
-    Dropout, activation checkpointing, attention other than SDPA, hooks (states or attentions asked for, ZeRO stage 3)
-    and torch.compile take the ordinary way.
+    Activation checkpointing, hooks (states or attentions asked for, ZeRO stage 3) and torch.compile take the ordinary
+    way.
     """
-    config, weight = encoder.config, next(encoder.parameters())
+    encoder, config = soho.encoder, soho.config
     return (
         encoder.training
-        and weight.device.type == "cpu"
-        and not (config.hidden_dropout_prob or config.attention_probs_dropout_prob)
-        and config._attn_implementation == "sdpa"
-        and all(value is None or value is False for value in kwargs.values())
+        and next(encoder.parameters()).device.type == "cpu"
+        and all(value is None or value is False for name, value in kwargs.items() if name != "return_dict")
         and not (config.output_hidden_states or config.output_attentions)
-        and not any(getattr(layer, "gradient_checkpointing", False) for layer in encoder.layer)
+        and not any(layer.gradient_checkpointing for layer in encoder.layer)
         and not torch.compiler.is_compiling()
         and not any(
             hooks
@@ -45,24 +50,6 @@ def can_pack(encoder: BertEncoder, **kwargs) -> bool:
             )
         )
     )
-
-
-def product_dtype(like: Tensor) -> torch.dtype:
-    """The type in which products with `like` are taken: autocast's where it is on."""
-    kind = like.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
-
-
-def recurring(count: int, like: Tensor, multiple: int = 32) -> int:
-    """A number of rows, rounded up where a kernel is built for each new one.
-
-    In bfloat16 on a CPU a matrix product is oneDNN's, which compiles for every shape. Row counts that are new at each
-    step cost recipe `mini` 7 % of its step. (So it is in float16, but there the LayerNorm of a row of zeros divides by
-    an epsilon that is too small for the type, and its gradient is NaN.)
-    """
-    if like.device.type != "cpu" or product_dtype(like) != torch.bfloat16:
-        return count
-    return -(-count // multiple) * multiple
 
 
 def _fill(chosen_PT: Tensor, allowed_PT: Tensor, count: int) -> Tensor:
@@ -103,88 +90,115 @@ class Places:
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(q k' / sqrt(E) + mask) v on packed rows; padded tables exist only in here."""
+    """dropout(softmax(q k' / sqrt(E) + mask)) v on packed rows; padded tables exist only in here."""
 
     @staticmethod
-    def forward(ctx, query_MD, key_ND, value_ND, queries: Places, keys: Places, mask_R1T, num_heads: int):
+    def forward(
+        ctx, query_MD, key_ND, value_ND, queries: Places, keys: Places, mask_R1T, num_heads: int, dropout: float
+    ):
         scale = (query_MD.shape[1] // num_heads) ** -0.5
         query_RQE = queries.pad(query_MD, num_heads)
         key_RTE, value_RTE = (keys.pad(rows_ND, num_heads) for rows_ND in (key_ND, value_ND))
         score_RQT = torch.baddbmm(mask_R1T, query_RQE, key_RTE.transpose(1, 2), alpha=scale)
         share_RQT = score_RQT.softmax(-1)
-        ctx.save_for_backward(query_RQE, key_RTE, value_RTE, share_RQT)
+        kept_RQT = F.dropout(share_RQT, dropout) if dropout else share_RQT
+        ctx.save_for_backward(query_RQE, key_RTE, value_RTE, share_RQT, kept_RQT)
         ctx.places, ctx.num_heads, ctx.scale = (queries, keys), num_heads, scale
-        return queries.unpad(torch.bmm(share_RQT, value_RTE), num_heads)
+        return queries.unpad(torch.bmm(kept_RQT, value_RTE), num_heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_MD):
-        query_RQE, key_RTE, value_RTE, share_RQT = ctx.saved_tensors
+        query_RQE, key_RTE, value_RTE, share_RQT, kept_RQT = ctx.saved_tensors
         queries, keys = ctx.places
         grad_RQE = queries.pad(grad_MD, ctx.num_heads)
-        grad_value_RTE = torch.bmm(share_RQT.transpose(1, 2), grad_RQE)
-        grad_RQT = torch.bmm(grad_RQE, value_RTE.transpose(1, 2)).mul_(share_RQT)
+        grad_value_RTE = torch.bmm(kept_RQT.transpose(1, 2), grad_RQE)
+        # Of the softmax's input: share * (g - sum(share * g)), where g, the gradient of share, is that of kept times
+        # what dropout multiplied by. The product of that and share is kept.
+        grad_RQT = torch.bmm(grad_RQE, value_RTE.transpose(1, 2)).mul_(kept_RQT)
         grad_RQT = grad_RQT.addcmul_(share_RQT, grad_RQT.sum(-1, keepdim=True), value=-1.0).mul_(ctx.scale)
         grads = (
             queries.unpad(torch.bmm(grad_RQT, key_RTE), ctx.num_heads),
             keys.unpad(torch.bmm(grad_RQT.transpose(1, 2), query_RQE), ctx.num_heads),
             keys.unpad(grad_value_RTE, ctx.num_heads),
         )
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
 
 
-class SharedWords(torch.autograd.Function):
-    """The rows of a word table at some ids, and the table itself for whoever else uses it (a tied classifier).
+def _probability(dropout: nn.Dropout) -> float:
+    return dropout.p if dropout.training else 0.0
 
-    The gradients of the rows are added to that of the classifier, in place: two dense gradients would be made, and
-    summed, otherwise, and with 30,522 words that takes longer than the products with them.
+
+@dataclass
+class Reads:
+    """Whose last hidden states a model reads: [CLS] of all pairs, and of these more.
+
+    Args:
+        words_PS: bool, words; `None`: none.
+        masked_P: bool, pairs of which the masked visual tokens are read; `None`: none.
+        table: gets the word table, for a classifier that is tied to it (see `SharedWords`).
     """
 
-    @staticmethod
-    def forward(ctx, table_VD, id_N, padding_id: int | None):
-        ctx.save_for_backward(id_N)
-        ctx.padding_id, ctx.shape = padding_id, table_VD.shape
-        ctx.set_materialize_grads(False)
-        return table_VD.index_select(0, id_N), table_VD.view_as(table_VD)
+    words_PS: Tensor | None = None
+    masked_P: Tensor | None = None
+    table: SharedTable | None = None
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_ND, grad_VD):
-        (id_N,) = ctx.saved_tensors
-        if grad_ND is None:
-            return grad_VD, None, None
-        if grad_VD is None:
-            grad_VD = grad_ND.new_zeros(ctx.shape)
-        if ctx.padding_id is not None:
-            # As nn.Embedding has it: padding learns nothing as a word that is read.
-            grad_ND = grad_ND.masked_fill((id_N == ctx.padding_id).unsqueeze(1), 0.0)
-        return grad_VD.index_add_(0, id_N, grad_ND), None, None
+
+def packed_forward(
+    soho: SohoModel,
+    visual: VisualTokens,
+    texts: Texts,
+    mask_uniform: Tensor | None = None,
+    *,
+    reads: Reads | None = None,
+    **kwargs,
+) -> SohoModelOutput:
+    """`SohoModel.forward` for a caller who says what is read: all other last hidden states may be zero then."""
+    if reads is None or not can_pack(soho, **kwargs):
+        return type(soho).forward(soho, visual, texts, mask_uniform, **kwargs)
+    real_PT = soho.real_places(visual, texts)
+    visual_BLD, mvm_labels_BL = soho.mask_one_label(visual, mask_uniform)
+    read_PS = torch.zeros_like(texts.input_ids, dtype=torch.bool) if reads.words_PS is None else reads.words_PS.clone()
+    read_PS[:, 0] = True
+    read_PL = texts.of_images(torch.zeros_like(visual.valid))
+    if reads.masked_P is not None and mvm_labels_BL is not None:
+        read_PL = texts.of_images(mvm_labels_BL != -100) & reads.masked_P.unsqueeze(1)
+    return SohoModelOutput(
+        last_hidden_state=packed_encode(
+            soho, visual_BLD, visual.position, texts, real_PT, torch.cat([read_PS, read_PL], dim=1), reads.table
+        ),
+        text_length=read_PS.shape[1],
+        index=visual.index,
+        valid=visual.valid,
+        mvm_labels=mvm_labels_BL,
+    )
 
 
 def packed_encode(
-    encoder: BertEncoder,
-    text_embeddings: nn.Module,
+    soho: SohoModel,
     visual_BLD: Tensor,
-    input_ids_PS: Tensor,
-    image_index_P: Tensor,
+    position_BLD: Tensor,
+    texts: Texts,
     real_PT: Tensor,
     read_PT: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """What `encoder` makes of words and visual tokens, at the places that are read.
+    shared: SharedTable | None = None,
+) -> Tensor:
+    """What embeddings and encoder make of words and visual tokens, at the places that are read.
 
     Args:
-        encoder: for which `can_pack` holds.
-        text_embeddings: BERT's.
-        visual_BLD: embedded visual tokens of each image.
-        input_ids_PS: int64.
-        image_index_P: int64, the image of each pair.
+        soho: for which `can_pack` holds.
+        visual_BLD, position_BLD: visual tokens and position of each image.
+        texts: words, and the image of each pair.
         real_PT: bool, False at padding; places are words, then visual tokens.
         read_PT: bool, True where the last hidden state is wanted.
+        shared: gets the word table.
 
     Returns:
-        hidden (P, T, D), zero where nothing is read (where row counts are rounded, some more places hold their states),
-        and the word embeddings' table, for a classifier that is tied to it (see `SharedWords`).
+        hidden (P, T, D), zero where nothing is read (where row counts are rounded, some more places hold their states).
     """
+    encoder, text_embeddings, visual_embeddings = soho.encoder, soho.text_embeddings, soho.visual_embeddings
+    input_ids_PS = texts.input_ids
+    image_index_P = torch.arange(len(input_ids_PS)) if texts.image_index is None else texts.image_index
     (num_pairs, T), S = real_PT.shape, input_ids_PS.shape[1]
     weight = next(encoder.parameters())
     row_PT = real_PT | read_PT
@@ -207,7 +221,10 @@ def packed_encode(
 
     words = text_embeddings.word_embeddings
     words_D, table_VD = SharedWords.apply(words.weight, input_ids_PS[pair_words, place_words], words.padding_idx)
+    if shared is not None:
+        shared.table_VD = table_VD
     words_D = text_embeddings(inputs_embeds=words_D[None], position_ids=place_words[None])[0]
+    visual_BLD = visual_embeddings.LayerNorm(visual_BLD + position_BLD.to(visual_BLD.dtype))
     # Under autocast too the states between the products are of their type: LayerNorm computes in float32 inside.
     words_D, visual_BLD = words_D.to(product_dtype(weight)), visual_BLD.to(product_dtype(weight))
     B, L, _ = visual_BLD.shape
@@ -222,6 +239,15 @@ def packed_encode(
 
     shared_UD = torch.cat([words_D, visual_BLD.flatten(0, 1)])
     hidden_ND = expand(shared_UD)
+    # Dropout draws for each pair by itself, after which the pairs of an image have no visual tokens in common.
+    dropout = _probability(visual_embeddings.dropout)
+    if dropout:
+        words_D, visual_D = hidden_ND.split([place_words.numel(), place_visual.numel()])
+        hidden_ND = torch.cat([words_D, F.dropout(visual_D, dropout)])
+
+    def project(linear: nn.Linear, in_first_layer: bool) -> Tensor:
+        """Queries, keys or values of all rows."""
+        return expand(linear(shared_UD)) if in_first_layer and not dropout else linear(hidden_ND)
 
     num_heads = encoder.config.num_attention_heads
     mask_P1T = torch.zeros(num_pairs, 1, num_places, dtype=hidden_ND.dtype)
@@ -230,12 +256,11 @@ def packed_encode(
     for number, layer in enumerate(encoder.layer):
         attention, is_last = layer.attention.self, number == len(encoder.layer) - 1
         query_MD, queries = (hidden_ND.index_select(0, row_M), reads) if is_last else (hidden_ND, keys)
-        if number == 0:
-            key_ND, value_ND = expand(attention.key(shared_UD)), expand(attention.value(shared_UD))
-        else:
-            key_ND, value_ND = attention.key(hidden_ND), attention.value(hidden_ND)
-        projected_MD = expand(attention.query(shared_UD)) if number == 0 and not is_last else attention.query(query_MD)
-        context_MD = _Attention.apply(projected_MD, key_ND, value_ND, queries, keys, mask_R1T, num_heads)
+        key_ND, value_ND = (project(linear, number == 0) for linear in (attention.key, attention.value))
+        projected_MD = attention.query(query_MD) if is_last else project(attention.query, number == 0)
+        context_MD = _Attention.apply(
+            projected_MD, key_ND, value_ND, queries, keys, mask_R1T, num_heads, _probability(attention.dropout)
+        )
         hidden_ND = layer.feed_forward_chunk(layer.attention.output(context_MD, query_MD))
     hidden_RD = hidden_ND.new_zeros(num_pairs * num_places, hidden_ND.shape[1]).index_copy(0, read_M, hidden_ND)
-    return hidden_RD.view(num_pairs, num_places, -1)[:, :T], table_VD
+    return hidden_RD.view(num_pairs, num_places, -1)[:, :T]

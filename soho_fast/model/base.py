@@ -1,0 +1,131 @@
+"""What every SOHO model shares: initial values, precision, who is trained how, and the switches an engine turns."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertSelfAttention
+
+from .auxiliary import Aid
+from .config import SohoConfig
+from .normalization import TokenBatchNorm
+from .pretrained import LoadReport, backbone_state, bert_state, copy_state
+from .visual_dictionary import VisualDictionary
+
+if TYPE_CHECKING:
+    from .soho import SohoModel
+
+
+class SohoPreTrainedModel(PreTrainedModel):
+    """A SOHO model of any kind; `config` is a `SohoConfig`."""
+
+    config_class = SohoConfig
+    base_model_prefix = "soho"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules: ClassVar[list[str]] = ["BertEmbeddings", "BertLayer"]
+    _can_record_outputs: ClassVar[dict] = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
+    # Loading in half precision must not round what stays float32 under `.half()`.
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = [
+        "running_mean",
+        "running_var",
+        *(f"visual_dictionary.{name}" for name in ("codebook", "usage", "age", "cluster_size", "cluster_sum")),
+    ]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            # He et al. 2015 for the convolutions before a ReLU, as torchvision; the 1x1 projection has none behind it.
+            if module.bias is None:
+                init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            else:
+                init.xavier_uniform_(module.weight)
+                init.zeros_(module.bias)
+        elif isinstance(module, (TokenBatchNorm, VisualDictionary, Aid)):
+            module.reset()
+        elif isinstance(module, BertEmbeddings):
+            init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
+            init.zeros_(module.token_type_ids)
+        else:
+            super()._init_weights(module)
+
+    def base(self) -> "SohoModel":
+        """The `SohoModel` inside (itself, for one)."""
+        return getattr(self, self.base_model_prefix, self)
+
+    def freeze_backbone(self, frozen: bool = True) -> None:
+        """Cold start of the paper; see `VisualEncoder.freeze_backbone` (learning rate 0 is the optimiser's part)."""
+        self.base().visual_encoder.freeze_backbone(frozen)
+
+    def freeze_batch_norm(self, frozen: bool = True) -> None:
+        """Holds every BatchNorm in eval while the rest trains, so that nothing depends on who shares a batch."""
+        self.base().visual_encoder.freeze_batch_norm(frozen)
+        self.base().batch_norm_frozen = frozen
+        self.train(self.training)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The ResNet's parameters (the paper trains them by SGD); the 1x1 projection belongs to the rest."""
+        return self.base().visual_encoder.backbone.parameters()
+
+    def parameter_groups(self, *, exclude_from_decay: bool = False) -> list[dict]:
+        """Who is trained how (paper section 4.1): SGD for the backbone, AdamW for the rest.
+
+        Args:
+            exclude_from_decay: put biases and norms (parameters of fewer than two dimensions) into groups of their own
+                with `decay=False`. The paper names no exclusion.
+
+        Returns:
+            dicts with `params`, `names`, `kind` ("backbone" or "rest") and `decay` (bool); no group is empty, and
+            parameters that need no gradient are in none. Holds under ZeRO-3 too (`ds_shape` is asked where it exists).
+        """
+        backbone = {id(parameter) for parameter in self.backbone_parameters()}
+        groups: dict[tuple[str, bool], dict] = {}
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            kind = "backbone" if id(parameter) in backbone else "rest"
+            decay = not (exclude_from_decay and len(getattr(parameter, "ds_shape", parameter.shape)) < 2)
+            group = groups.setdefault((kind, decay), {"params": [], "names": [], "kind": kind, "decay": decay})
+            group["params"].append(parameter)
+            group["names"].append(name)
+        return [groups[key] for key in sorted(groups)]
+
+    def init_text_encoder_from(self, path_or_name: str) -> LoadReport:
+        """Fills word embeddings and Transformer layers from a BERT (paper section 4.1: BERT-base).
+
+        Args:
+            path_or_name: a directory with a BERT, or its name on the hub. With fewer layers here than there, the
+                first ones are taken.
+
+        Raises:
+            FileNotFoundError: nothing could be loaded from there.
+            ValueError: no BERT, other sizes, or more layers here than there. Nothing was changed then.
+        """
+        state, bert_config = bert_state(path_or_name)
+        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "hidden_act"):
+            if getattr(bert_config, name) != getattr(self.config, name):
+                raise ValueError(
+                    f"init_text_encoder_from: {path_or_name!r} has {name}={getattr(bert_config, name)!r}, this model "
+                    f"{getattr(self.config, name)!r}. Set it in SohoConfig, or choose another BERT."
+                )
+        if bert_config.num_hidden_layers < self.config.num_hidden_layers:
+            raise ValueError(
+                f"init_text_encoder_from: {path_or_name!r} has num_hidden_layers={bert_config.num_hidden_layers}, "
+                f"fewer than this model's {self.config.num_hidden_layers}"
+            )
+        target = nn.ModuleDict({"embeddings": self.base().text_embeddings, "encoder": self.base().encoder})
+        return copy_state(target, state, f"init_text_encoder_from({path_or_name!r})")
+
+    def init_backbone_from(self, source: str) -> LoadReport:
+        """Fills the ResNet from `"imagenet"` (downloaded by torchvision) or from a file of weights.
+
+        Raises:
+            FileNotFoundError, ConnectionError, ValueError: see `pretrained.backbone_state`; nothing was changed then.
+        """
+        state = backbone_state(self.config.backbone, source)
+        return copy_state(self.base().visual_encoder.backbone, state, f"init_backbone_from({source!r})")

@@ -1,0 +1,314 @@
+"""A model that was sped up on a CPU computes what the plain one computes, and a plain one knows nothing of it."""
+
+import copy
+import pickle
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from soho_fast.model import (
+    SohoForImageTextRetrieval,
+    SohoForPreTraining,
+    SohoForQuestionAnswering,
+    SohoForVisualEntailment,
+    SohoForVisualReasoning,
+)
+from soho_fast.model.cpu import packed_encoder, speed_up_on_cpu
+from soho_fast.model.cpu.convolutions import FastVisualEncoder
+
+LOSSES = ("loss", "mlm_loss", "mvm_loss", "itm_loss", "caption_word_loss", "contrastive_loss")
+LOGITS = ("mlm_logits", "mvm_logits", "itm_logits", "logits")
+PAPER_DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+
+
+@pytest.fixture
+def packed(monkeypatch):
+    """The packed forwards that were made, so that no test compares the plain path with itself."""
+    calls, encode = [], packed_encoder.packed_encode
+    monkeypatch.setattr(packed_encoder, "packed_encode", lambda *args: calls.append(args) or encode(*args))
+    return calls
+
+
+def step(model, inputs):
+    """Outputs and gradients of a step that no batch statistics of few pixels blow rounding up in."""
+    if model.training:
+        model.freeze_batch_norm()
+    output = model(**inputs)
+    output.loss.backward()
+    return output, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(plain, fast, tolerance=1e-6):
+    (plain_output, plain_grads), (fast_output, fast_grads) = plain, fast
+    assert plain_output.keys() == fast_output.keys()
+    for name in plain_output.keys() & {*LOSSES, *LOGITS}:
+        got, expected = fast_output[name], plain_output[name]
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+    assert plain_grads.keys() == fast_grads.keys()
+    # Where the exact gradient is zero, as of a key's bias, which softmax does not see, rounding is all there is.
+    floor = 0.1 * tolerance * float(torch.stack([grad.norm() for grad in plain_grads.values()]).norm())
+    for name, grad in plain_grads.items():
+        error = float((fast_grads[name] - grad).norm())
+        assert error <= 20 * tolerance * float(grad.norm()) + floor, f"{name}: {error:.2e} of {float(grad.norm()):.2e}"
+
+
+def padded(batch):
+    """Images and texts of several sizes, in any order, one label on padding."""
+    inputs = batch(size=(96, 128))
+    inputs["pixel_mask"][0, :, 64:] = 0
+    inputs["pixel_mask"][1, 32:] = 0
+    order = torch.randperm(len(inputs["image_index"]), generator=torch.Generator().manual_seed(3))
+    for name in ("input_ids", "attention_mask", "image_index", "mlm_labels", "itm_labels"):
+        inputs[name] = inputs[name][order]
+    # Whatever a caller labels is read, be it padding: a query there, never a key.
+    row = int((inputs["attention_mask"][:, 6] == 0).nonzero()[0])
+    inputs["mlm_labels"][row, 6] = 7
+    return inputs
+
+
+@pytest.mark.parametrize("make_inputs", [lambda batch: batch(), padded], ids=["full", "padded"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"num_hidden_layers": 1},
+        {"num_hidden_layers": 3, "dictionary_batch_norm": True, "visual_pool": 2},
+        {"use_dictionary": False},
+        {"backbone": "mobilenet_v2", "caption_word_weight": 0.3},
+        {"tie_word_embeddings": False},
+        {"visual_layer_norm": False, "backbone_frozen_stages": 1},
+    ],
+    ids=lambda overrides: "-".join(overrides) or "tiny",
+)
+def test_losses_and_gradients_of_pretraining(tiny_model, batch, packed, overrides, training, make_inputs):
+    inputs = make_inputs(batch)
+    models = [tiny_model(**overrides).train(training) for _ in range(2)]
+    for model in models:
+        if model.soho.visual_dictionary is not None and not training:
+            model.soho.visual_dictionary.codebook.normal_(generator=torch.Generator().manual_seed(0))
+    plain = step(models[0], inputs)
+    assert not packed
+    assert_same(plain, step(speed_up_on_cpu(models[1]), inputs))
+    assert len(packed) == training
+    if models[0].soho.visual_dictionary is not None:
+        codebooks = [model.soho.visual_dictionary.codebook for model in models]
+        torch.testing.assert_close(*codebooks, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", [["image_index"], ["mask_uniform"], ["itm_labels"], ["mlm_labels"]])
+def test_losses_and_gradients_with_less_given(tiny_model, batch, packed, missing):
+    inputs = batch(texts_per_image=1)
+    inputs = {name: value for name, value in inputs.items() if name not in missing}
+    plain = step(tiny_model().train(), inputs)
+    assert_same(plain, step(speed_up_on_cpu(tiny_model().train()), inputs))
+    assert len(packed) == 1
+
+
+TASKS = {
+    SohoForImageTextRetrieval: {"own_image": torch.tensor([0, 2, 1, 2])},
+    SohoForQuestionAnswering: {"answer_scores": torch.eye(4)[:, :2], "image_index": torch.tensor([0, 2, 1, 2])},
+    SohoForVisualReasoning: {
+        "labels": torch.tensor([1, 0, 1, 1]),
+        "image_index": torch.tensor([[0, 1]] * 3 + [[2, 1]]),
+    },
+    SohoForVisualEntailment: {"labels": torch.tensor([1, 0, 2, 1]), "image_index": torch.tensor([0, 2, 1, 2])},
+}
+
+
+@pytest.mark.parametrize("kind", TASKS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_losses_and_gradients_downstream(tiny_config, packed, kind, training):
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, 60, (4, 6), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    pixels = torch.randn(3, 3, 64, 96, generator=generator)
+    inputs = {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask, **TASKS[kind]}
+    steps = []
+    for fast in (False, True):
+        torch.manual_seed(1)
+        model = kind(tiny_config(use_dictionary_output=False, contrastive_weight=0.5)).train(training)
+        steps.append(step(speed_up_on_cpu(model) if fast else model, inputs))
+        assert len(packed) == (training and fast)
+    assert_same(*steps)
+
+
+def test_gradient_checkpointing(tiny_model, batch, packed):
+    steps = []
+    for fast in (False, True):
+        model = tiny_model().train()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        steps.append(step(speed_up_on_cpu(model) if fast else model, batch()))
+    assert_same(*steps)
+    assert not packed, "recomputed layer by layer, the Transformer takes the ordinary way"
+
+
+@pytest.mark.parametrize("cast", ["autocast", "weights"])
+def test_bf16(tiny_model, batch, packed, cast):
+    exact = step(tiny_model().train(), batch())
+    losses = []
+    for fast in (False, True):
+        model = tiny_model().train()
+        model = speed_up_on_cpu(model) if fast else model
+        model = model.bfloat16() if cast == "weights" else model
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast == "autocast"):
+            output, grads = step(model, batch())
+        losses.append(output.loss)
+        assert output.loss.dtype == torch.float32 and output.itm_logits.dtype == torch.bfloat16
+        assert {grad.dtype for grad in grads.values()} == {torch.float32 if cast == "autocast" else torch.bfloat16}
+        for name in ("soho.encoder.layer.0.attention.self.value.weight", "mlm_head.transform.dense.weight"):
+            torch.testing.assert_close(grads[name].float(), exact[1][name], rtol=0, atol=0.1 * _size(exact[1][name]))
+    torch.testing.assert_close(*losses, rtol=2e-3, atol=0.0)
+    torch.testing.assert_close(losses[1], exact[0].loss, rtol=1e-2, atol=0.0)
+    assert len(packed) == 1
+
+
+def _size(tensor):
+    return float(tensor.abs().max())
+
+
+def test_a_step_of_caption_words_alone(tiny_model, batch, packed):
+    steps = []
+    for fast in (False, True):
+        model = tiny_model(caption_word_weight=0.5).train()
+        model.caption_words_only = True
+        steps.append(step(speed_up_on_cpu(model) if fast else model, batch()))
+    assert_same(*steps)
+    assert steps[1][0].itm_logits is None and not packed
+
+
+def test_words_that_are_looked_up_and_classified_by_nobody(tiny_model, batch):
+    """The table is handed over only within a call: another head must not find it, nor the next call."""
+    model, inputs = speed_up_on_cpu(tiny_model().train()), batch()
+    model.freeze_batch_norm()
+    without = {name: value for name, value in inputs.items() if name != "mlm_labels"}
+    model(**without)
+    assert model.mlm_head.words is None
+    with pytest.raises(ValueError, match="image_index: expected"):
+        model(**{**inputs, "image_index": inputs["image_index"][:5]})
+    assert model.mlm_head.words is None
+    model.eval()(**inputs).loss.backward()
+    assert model.get_input_embeddings().weight.grad is not None
+
+
+# Dropout.
+
+
+def dropout_by_value(x, p=0.5, training=True, inplace=False):
+    """Drops by the value instead of by chance: the same wherever the same number is computed."""
+    if not training or not p:
+        return x
+    kept = (30.0 * x.detach().float()).sin() > -0.8
+    return x * kept / (1.0 - p)
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+@pytest.mark.parametrize("kind", ["hidden_dropout_prob", "attention_probs_dropout_prob", "both"])
+def test_dropout_drops_what_the_plain_model_drops(tiny_model, batch, packed, monkeypatch, kind, use_dictionary):
+    monkeypatch.setattr(F, "dropout", dropout_by_value)
+    dropout = PAPER_DROPOUT if kind == "both" else {**dict.fromkeys(PAPER_DROPOUT, 0.0), kind: 0.1}
+    steps = []
+    for fast in (False, True):
+        model = tiny_model(**dropout, use_dictionary=use_dictionary, num_hidden_layers=3).train()
+        model.set_attn_implementation("eager")  # SDPA draws inside
+        steps.append(step(speed_up_on_cpu(model) if fast else model, padded(batch)))
+    undropped = step(tiny_model(use_dictionary=use_dictionary, num_hidden_layers=3).train(), padded(batch))
+    assert (steps[0][0].loss - undropped[0].loss).abs() > 1e-3
+    assert_same(*steps)
+    assert len(packed) == 1
+
+
+@pytest.mark.parametrize("kind", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_spreads_as_in_the_plain_model(tiny_model, packed, kind):
+    """Logits of one text 600 times with one image: alike in mean and spread, no two pairs with the same draws."""
+    num_texts = 600
+    inputs = {
+        "pixel_values": torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
+        "input_ids": torch.tensor([[2, 7, 9, 3]]).expand(num_texts, -1),
+        "image_index": torch.zeros(num_texts, dtype=torch.int64),
+    }
+    dropout = {**dict.fromkeys(PAPER_DROPOUT, 0.0), kind: 0.3}
+    model = tiny_model(**dropout).train()
+    model.freeze_batch_norm()
+    for weight in (*model.soho.encoder.parameters(), *model.itm_head.parameters()):
+        weight.data.mul_(10.0 if weight.dim() > 1 else 1.0)
+    model.soho.visual_dictionary.eval().codebook.normal_()
+    logits = []
+    for fast in (False, True):
+        with torch.no_grad():
+            two = (speed_up_on_cpu(model) if fast else model)(**inputs).itm_logits
+        logits.append((two[:, 1] - two[:, 0]).double())
+    assert len(packed) == 1
+    (plain_mean, plain_std), (fast_mean, fast_std) = ((x.mean(), x.std()) for x in logits)
+    assert plain_std > 0.05
+    # Four standard errors of the difference of two means; of a standard deviation's, for tails that are not normal.
+    assert abs(plain_mean - fast_mean) < 4 * plain_std * (2 / num_texts) ** 0.5
+    assert 0.8 < fast_std / plain_std < 1.25
+    assert len(logits[1].unique()) > 0.95 * num_texts
+
+
+def test_evaluation_has_no_dropout(tiny_model, batch):
+    plain, fast = (tiny_model(**PAPER_DROPOUT).eval() for _ in range(2))
+    torch.testing.assert_close(speed_up_on_cpu(fast)(**batch()).itm_logits, plain(**batch()).itm_logits)
+
+
+# What stays as it is.
+
+
+def test_names_files_and_a_second_call(tiny_model, batch, tmp_path, packed):
+    plain, fast = tiny_model(backbone="mobilenet_v2"), tiny_model(backbone="mobilenet_v2")
+    assert speed_up_on_cpu(fast) is fast
+    assert speed_up_on_cpu(fast) is fast
+    assert type(fast) is SohoForPreTraining and isinstance(fast.soho.visual_encoder, FastVisualEncoder)
+    ours, theirs = fast.state_dict(), plain.state_dict()
+    assert [*ours] == [*theirs] and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    fast.save_pretrained(tmp_path)
+    loaded = SohoForPreTraining.from_pretrained(tmp_path)
+    assert loaded.config.architectures == ["SohoForPreTraining"]
+    fast.train()(**batch())
+    assert len(packed) == 1, "two calls put two packed forwards on one another"
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_fast_and_its_own(tiny_model, batch, packed, duplicate):
+    model = speed_up_on_cpu(tiny_model().train())
+    twin = duplicate(model)
+    model.freeze_batch_norm()
+    expected = step(tiny_model().train(), batch())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    got = step(twin, batch())
+    assert len(packed) == 1
+    assert_same(expected, got)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_downstream_copy_reads_its_own_weights(tiny_config, packed):
+    model = speed_up_on_cpu(SohoForVisualEntailment(tiny_config())).train()
+    twin = copy.deepcopy(model)
+    inputs = {"pixel_values": torch.randn(2, 3, 64, 64), "input_ids": torch.randint(5, 60, (2, 4))}
+    twin(**inputs, labels=torch.tensor([0, 1])).loss.backward()
+    assert len(packed) == 1 and packed[0][0] is twin.soho
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_plain_model_calls_nothing_of_this_room(tiny_model, batch):
+    model, seen = tiny_model(backbone="mobilenet_v2", caption_word_weight=0.1).train(), set()
+
+    def note(frame, event, _):
+        if event == "call":
+            seen.add(frame.f_globals.get("__name__", ""))
+
+    sys.setprofile(note)
+    try:
+        model(**batch()).loss.backward()
+        model.eval()(**batch())
+    finally:
+        sys.setprofile(None)
+    assert "soho_fast.model.visual_encoder" in seen
+    assert [name for name in seen if name.startswith("soho_fast.model.cpu")] == []
+    assert type(model.soho.visual_encoder.projection) is torch.nn.Conv2d

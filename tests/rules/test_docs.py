@@ -1,0 +1,161 @@
+"""Every command and every snippet of the README and of docs/ runs, in the state that `make demo` leaves.
+
+The state is a folder with the project's own files and, made there by the documented command at a small size, the corpus
+`data/soho-mini` and the run `runs/mini`. Commands run as they are written; sizes are put behind them so that they end
+within seconds.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(page, text) of the code blocks of a language, each text once."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        for text in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL):
+            found.setdefault(text, page.name)
+    return [(page, text) for text, page in found.items()]
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command), each command once; a backslash continues a line."""
+    found: dict[str, str] = {}
+    for page, block in blocks("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = " ".join(line.partition(" #")[0].split())
+            if command:
+                found.setdefault(command, page)
+    return [(page, command) for command, page in found.items()]
+
+
+COMMANDS = commands()
+SNIPPETS = blocks("python")
+
+CORPUS = "--corpus.num_train 40 --corpus.num_heldout 12 --corpus.image_size 64"
+SMALL = "--data.shorter_edge 64 --data.longer_edge 64 --max_steps 2"
+PRETRAINING = "--data.heldout_images 12 --data.heldout_candidates 6"
+
+# What stands behind a command, by what the command holds; the first that fits.
+SIZES = [
+    ("--help", ""),
+    ("--recipe paper", ""),
+    ("--recipe vqa", ""),
+    ("--recipe mini_vqa", f"{CORPUS} {SMALL} --data.min_answer_count 2"),
+    ("--recipe mini_retrieval", f"{CORPUS} {SMALL}"),
+    ("deepspeed soho_fast/train.py", f"{CORPUS} {SMALL} {PRETRAINING}"),
+    ("--data.scoring both", "--data.max_loss 1"),
+    ("soho_fast.evaluate", ""),
+    ("soho_fast.ask", ""),
+    ("examples/ranked_captions.py", "--candidates 6 --columns 2"),
+    ("pytest benchmarks/", "-k group_mask --benchmark-max-time 0.01 --benchmark-min-rounds 1"),
+    ("benchmarks.render", ""),
+    ("profile_step", "--steps 1 --images 4 --data.shorter_edge 64 --data.longer_edge 64"),
+]
+
+# What a command says, where it is not to end well: it needs data that this machine does not have.
+REFUSED = {
+    "--recipe paper": "/data/coco/dataset_coco.json",
+    "--recipe vqa": "/data/vqa/v2_OpenEnded_mscoco_train2014",
+    "benchmarks.render": "error: result: cannot read result.json",
+}
+
+# What the others say, by what the command holds.
+SAYS = {
+    "--help": "--optim.lr",
+    "--recipe mini_vqa": "vqa score",
+    "--recipe mini_retrieval": "text to image R@10",
+    "soho_fast.evaluate --run runs/mini_vqa": "in runs/mini_vqa/evaluation/test-best/",
+    "--data.scoring both": "two stages",
+    "soho_fast.ask rank": " %  two cats",
+    "pytest benchmarks/": " passed",
+    "profile_step": "the backbone ran on 4 images",
+    "--recipe own": "ITM, balanced pairs",
+}
+
+
+def run(command: str, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    """A folder as `make demo` leaves it, small, with a picture to ask about."""
+    from tiny_corpus import draw
+
+    folder = tmp_path_factory.mktemp("state")
+    for path in ROOT.iterdir():
+        if path.name not in ("runs", "data", "build", ".git", ".venv"):
+            (folder / path.name).symlink_to(path)
+    done = run(f"deepspeed soho_fast/train.py {CORPUS} {SMALL} {PRETRAINING}", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("curves.png", "metrics.json", "log.jsonl", "model/model.safetensors"):
+        assert (folder / "runs/mini" / name).stat().st_size > 0
+    assert "ITM, balanced pairs" in done.stdout
+    draw(folder / "photo.jpg")
+    return folder
+
+
+def test_the_pages_have_commands_and_snippets():
+    assert len(COMMANDS) >= 12 and len(SNIPPETS) >= 3
+    assert [command for _, command in COMMANDS[:2]] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize(("page", "snippet"), SNIPPETS, ids=[f"{page}-{n}" for n, (page, _) in enumerate(SNIPPETS)])
+def test_snippet(page, snippet, state, tmp_path):
+    (tmp_path / "snippet.py").write_text(snippet)
+    done = run(f"{sys.executable} {tmp_path / 'snippet.py'}", state)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_command(page, command, state):
+    if command.startswith("make "):
+        # Running make inside make's own test would never end; what it would run is the other commands here.
+        done = run(f"{command} --dry-run", state)
+        assert done.returncode == 0, done.stderr
+        runs = {"make demo": "deepspeed soho_fast/train.py", "make test": "pytest tests"}
+        assert runs.get(command, "") in done.stdout
+        return
+    if command == "deepspeed soho_fast/train.py":
+        return  # It made the state.
+    behind = next((size for part, size in SIZES if part in command), None)
+    assert behind is not None, f"{page} has a command that no test runs: {command}"
+    if "examples/ranked_captions.py" in command:
+        command = command.replace("docs/demo.png", "demo.png")
+    done = run(f"{command} {behind}", state)
+    refused = next((words for part, words in REFUSED.items() if part in command), None)
+    if refused is not None:
+        assert done.returncode != 0 and "error: " in done.stderr and refused in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+        return
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = next((words for part, words in SAYS.items() if part in command), "")
+    assert said in done.stdout, done.stdout
+
+
+def test_every_link_leads_somewhere():
+    missing = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if not target.startswith(("http://", "https://")) and not (page.parent / target).exists():
+                missing.append(f"{page.name}: {target}")
+    assert not missing, missing
+
+
+def test_the_door_is_short():
+    assert len(PAGES[0].read_text().splitlines()) <= 150
