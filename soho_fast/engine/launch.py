@@ -31,8 +31,7 @@ def start_processes(threads: int = 0) -> Processes:
         threads: CPU threads of each process; 0 shares the machine's cores among its processes.
     """
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # DeepSpeed would probe compilers for its ops here and compile its shared-memory all-reduce, which only its inference
-    # path uses.
+    # DeepSpeed would probe for compilers here, and compile its shared-memory all-reduce, which only its inference uses.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     accelerator = get_accelerator()
     local_world = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", 1)))
