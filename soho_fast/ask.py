@@ -20,21 +20,25 @@ from typing import Any, Self
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
-from soho_fast.data.images import BrokenImageError, decode_image, image_to_pixels
-from soho_fast.data.processor import SohoProcessor
-from soho_fast.model import (
-    SohoForImageTextRetrieval,
-    SohoForPreTraining,
-    SohoForQuestionAnswering,
-    SohoForVisualEntailment,
-    SohoForVisualReasoning,
-)
-from soho_fast.model.config import SohoConfig
-from soho_fast.model.cpu import speed_up_on_cpu
+from soho_fast.extras import from_extra
+
+with from_extra("train"):
+    from PIL import Image
+    from transformers.utils import logging as transformers_logging
+
+    from soho_fast.data.images import BrokenImageError, decode_image, image_to_pixels
+    from soho_fast.data.processor import SohoProcessor
+    from soho_fast.model import (
+        SohoForImageTextRetrieval,
+        SohoForPreTraining,
+        SohoForQuestionAnswering,
+        SohoForVisualEntailment,
+        SohoForVisualReasoning,
+    )
+    from soho_fast.model.config import SohoConfig
+    from soho_fast.model.cpu import speed_up_on_cpu
 
 # What each kind of model is for, in words.
 _MODELS = {

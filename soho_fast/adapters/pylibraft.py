@@ -3,7 +3,6 @@
 Letters: m rows of X, n rows of Y, k columns.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,9 +41,10 @@ def _check_pair(x_MK: Tensor, y_NK: Tensor) -> None:
 
 def _out_as_tensor(out: object, x_MK: Tensor) -> Tensor:
     """`out` as a tensor (m,) that shares its memory."""
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
+    array = getattr(out, "__array_interface__", None)
+    if array is not None and array["data"][1]:
         raise ValueError("out: expected a writable array, got a read-only one")
-    is_array = isinstance(out, (Tensor, np.ndarray)) or hasattr(out, "__cuda_array_interface__")
+    is_array = isinstance(out, Tensor) or array is not None or hasattr(out, "__cuda_array_interface__")
     if not is_array:  # from a list, as_tensor would make a copy that nobody sees
         raise TypeError(f"out: expected a torch tensor, a numpy or CUDA array, got {type(out).__name__}")
     shared = torch.as_tensor(out)
@@ -93,4 +93,4 @@ def fused_l2_nn_argmin(X, Y, out=None, sqrt: bool = True, handle=None):
         torch.cuda.current_stream(x_MK.device).synchronize()
     if out is not None:
         return out
-    return index_M.numpy() if isinstance(X, np.ndarray) else index_M
+    return index_M.numpy() if hasattr(X, "__array_interface__") else index_M

@@ -140,7 +140,7 @@ def test_gradient_checkpointing(tiny_model, batch, packed):
     steps = []
     for fast in (False, True):
         model = tiny_model().train()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
         steps.append(step(speed_up_on_cpu(model) if fast else model, batch()))
     assert_same(*steps)
     assert not packed, "recomputed layer by layer, the Transformer takes the ordinary way"
