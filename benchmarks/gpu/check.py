@@ -21,7 +21,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-OP_TESTS = ("codebook_lookup", "codebook_update", "group_mask", "straight_through", "prepared_codebook", "registration")
+OP_TESTS = (
+    "codebook_lookup", "codebook_update", "derivatives", "group_mask", "straight_through", "prepared_codebook",
+    "registration",
+)  # fmt: skip
 SANITIZED = ("tests/ops/test_codebook_lookup.py", "-k", "cuda and (test_sizes or test_layouts)")
 
 

@@ -44,6 +44,19 @@ def check_shape(name: str, value: Tensor, shape: tuple[int, ...], meaning: str) 
         raise ValueError(f"{name}: expected shape {tuple(shape)} = {meaning}, got {tuple(value.shape)}")
 
 
+def check_writable(name: str, value: Tensor, instead: str) -> None:
+    """ValueError where elements of `value` share memory, as in an expanded tensor: what is written to one is written to
+    others. Views whose dimensions interlace are refused with them. `instead` says what to pass."""
+    extents = [(stride, size) for stride, size in zip(value.stride(), value.shape, strict=True) if size > 1]
+    for position, (stride, _) in enumerate(extents):
+        others = extents[:position] + extents[position + 1 :]
+        if sum(other * (size - 1) for other, size in others if other <= stride) >= stride:
+            raise ValueError(
+                f"{name}: expected elements that lie apart in memory, got an expanded or overlapping tensor of "
+                f"shape {tuple(value.shape)}, strides {tuple(value.stride())}; {instead}"
+            )
+
+
 def check_same_device(**tensors: Tensor | None) -> None:
     """ValueError unless all given tensors live on the first one's device."""
     first_name, first = next(iter(tensors.items()))

@@ -1,5 +1,7 @@
 """codebook_stats, codebook_ema_ and scatter_mean_ema_ against float64, and their determinism."""
 
+import re
+
 import pytest
 import torch
 
@@ -195,6 +197,33 @@ def test_only_the_codebook_is_written(update, backend):
     assert not (codebook == 7.0).any()
     codebook.fill_(7.0)
     assert (memory == 7.0).all()
+
+
+@pytest.mark.parametrize("update", ["ema", "fused"])
+@pytest.mark.parametrize("strides", [(0, 1), (1, 0), (1, 1), (2, 1)], ids=str)
+def test_a_codebook_that_overlaps_itself_is_refused(update, strides, backend):
+    """Written through, an expanded row would move once for each of its codes."""
+    memory = torch.full((20,), 7.0)
+    codebook = memory.as_strided((4, 3), strides)
+    words = rf"codebook: expected elements that lie apart in memory, got .* strides {re.escape(str(strides))}"
+    with pytest.raises(ValueError, match=words):
+        if update == "ema":
+            codebook_ema_(codebook, torch.ones(4), torch.ones(4, 3), 0.5, backend=backend)
+        else:
+            scatter_mean_ema_(codebook, torch.ones(2, 3), torch.tensor([0, 1]), 0.5, backend=backend)
+    assert (memory == 7.0).all()
+
+
+@pytest.mark.parametrize("update", ["ema", "fused"])
+@pytest.mark.parametrize(("shape", "strides"), [((1, 3), (0, 1)), ((4, 1), (1, 0)), ((1, 1), (0, 0)), ((0, 3), (0, 1))])
+def test_strides_of_single_elements_do_not_overlap(update, shape, strides, backend):
+    codebook = torch.full((20,), 7.0).as_strided(shape, strides)
+    counts, sums = torch.ones(shape[0]), torch.ones(shape)
+    if update == "ema":
+        codebook_ema_(codebook, counts, sums, 0.0, backend=backend)
+    else:
+        scatter_mean_ema_(codebook, sums, torch.arange(shape[0]), 0.0, backend=backend)
+    assert (codebook == 1.0).all()
 
 
 @pytest.mark.parametrize("update", ["ema", "fused"])

@@ -21,6 +21,7 @@ OP_TESTS = (  # two processes, which take about as long
     ("test_codebook_lookup.py", "test_fuzz.py", "test_prepared_codebook.py"),
     (
         "test_codebook_update.py",
+        "test_derivatives.py",
         "test_group_mask.py",
         "test_registration.py",
         "test_straight_through.py",

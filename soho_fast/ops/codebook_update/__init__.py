@@ -29,6 +29,7 @@ def _check_codebook(codebook: Tensor) -> None:
         )
     if codebook.dim() != 2:
         raise ValueError(f"codebook: expected 2 dimensions (K, C), got shape {tuple(codebook.shape)}")
+    checks.check_writable("codebook", codebook, "pass a copy")
 
 
 def _writable(codebook: Tensor) -> Tensor:
@@ -82,7 +83,8 @@ def codebook_ema_(
         codebook, the same tensor.
 
     Raises:
-        TypeError, ValueError: types, shapes, devices or a decay that do not fit.
+        TypeError, ValueError: types, shapes, devices or a decay that do not fit, or a codebook whose elements share
+            memory, as an expanded one's do.
     """
     _check_codebook(codebook)
     checks.check_float("counts", counts, (torch.float32,))
@@ -115,8 +117,9 @@ def scatter_mean_ema_(
         codebook, the same tensor.
 
     Raises:
-        TypeError, ValueError: types, shapes, devices or a decay that do not fit; on a CPU also a counted index >= K,
-            which the C++ op can only pass on as RuntimeError from torch 2.15 on.
+        TypeError, ValueError: types, shapes, devices or a decay that do not fit, or a codebook whose elements share
+            memory, as an expanded one's do; on a CPU also a counted index >= K, which the C++ op can only pass on as
+            RuntimeError from torch 2.15 on.
     """
     _check_codebook(codebook)
     _check_members(features, index, valid)

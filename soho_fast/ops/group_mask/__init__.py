@@ -8,6 +8,7 @@ from torch import Tensor
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import define_op, mark_changed, op_for
+from soho_fast.ops.forward_mode import has_tangent
 from soho_fast.ops.group_mask import reference
 
 
@@ -64,7 +65,8 @@ def group_mask(
 ) -> tuple[Tensor, Tensor]:
     """Replace every token of image b whose index equals `target[b]` by `mask_token`.
 
-    Differentiable in features (zero at the masked tokens) and mask_token (the sum over the masked tokens).
+    Differentiable in features (zero at the masked tokens) and mask_token (the sum over the masked tokens), any
+    number of times, in reverse and in forward mode.
 
     Args:
         features: (B, L, C) float32, bfloat16 or float16.
@@ -81,7 +83,8 @@ def group_mask(
         elsewhere.
 
     Raises:
-        TypeError, ValueError: types, shapes or devices that do not fit.
+        TypeError, ValueError: types, shapes or devices that do not fit; in place also features whose elements share
+            memory (an expanded tensor, an overlapping view) and a leaf that requires a gradient.
     """
     checks.check_float("features", features)
     if features.dim() != 3:
@@ -95,17 +98,22 @@ def group_mask(
     mask_token = mask_token.to(features.dtype)
     device_type = features.device.type
     if not inplace:
-        return op_for("group_mask", backend, device_type)(features, index, mask_token, target, valid)
-    if any(stride == 0 and size > 1 for stride, size in zip(features.stride(), features.shape, strict=True)):
-        raise ValueError("features: an expanded tensor cannot be masked in place; pass inplace=False or a copy")
-    if torch.is_grad_enabled() and (features.requires_grad or mask_token.requires_grad):
-        if features.requires_grad and features.is_leaf:
-            raise ValueError(
-                "features: a leaf that requires a gradient cannot be masked in place; pass inplace=False or a tensor "
-                "computed from it"
-            )
+        op = op_for("group_mask", backend, device_type)
+        op = reference.group_mask if has_tangent(features, mask_token) else op
+        return op(features, index, mask_token, target, valid)
+    checks.check_writable("features", features, "pass inplace=False or a copy")
+    op = op_for("group_mask_", backend, device_type)
+    differentiable = torch.is_grad_enabled() and (features.requires_grad or mask_token.requires_grad)
+    if differentiable and features.requires_grad and features.is_leaf:
+        raise ValueError(
+            "features: a leaf that requires a gradient cannot be masked in place; pass inplace=False or a tensor "
+            "computed from it"
+        )
+    if has_tangent(features, mask_token):
+        return features, reference.group_mask_(features, index, mask_token, target, valid)
+    if differentiable:
         return _GroupMaskInPlace.apply(features, index, mask_token, target, valid, backend)
-    labels = op_for("group_mask_", backend, device_type)(features, index, mask_token, target, valid)
+    labels = op(features, index, mask_token, target, valid)
     mark_changed(features)
     return features, labels
 
