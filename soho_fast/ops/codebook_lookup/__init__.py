@@ -63,16 +63,25 @@ def codebook_lookup(
         TypeError: an argument that is not a tensor of a supported type.
         ValueError: shapes or devices that do not fit, an empty codebook, or a backend that cannot serve the call.
     """
-    prepared = None
     if isinstance(codebook, PreparedCodebook):
-        prepared, codebook = codebook, codebook.codebook
+        results = _lookup(features, codebook.codebook, return_distance, backend, codebook)
+        results = codebook.checked(results)
+    else:
+        results = _lookup(features, codebook, return_distance, backend, None)
+    return results if return_distance else results[0]
+
+
+def _lookup(
+    features: Tensor, codebook: Tensor, return_distance: bool, backend: str | None, prepared: PreparedCodebook | None
+) -> tuple[Tensor, ...]:
+    """(index,) or (index, distance)."""
     _check_pair(features, codebook)
     chosen = backend_for("codebook_lookup", backend, features.device.type)
     packed = None if prepared is None else prepared.packed_for(chosen)
     op = op_for("codebook_lookup", chosen, features.device.type)
     if not return_distance or has_tangent(features, codebook):
         index = op(features.detach(), codebook.detach(), False, False, packed)[1]
-        return (index, reference.chosen_distance(features, codebook, index)) if return_distance else index
+        return (index, reference.chosen_distance(features, codebook, index)) if return_distance else (index,)
     differentiable = torch.is_grad_enabled() and (features.requires_grad or codebook.requires_grad)
     distance, index, _ = op(features, codebook, True, differentiable, packed)
     return index, distance
