@@ -1,5 +1,7 @@
-"""A prepared codebook in the workers of a DataLoader and of a pool, both started by spawn; test_prepared_codebook.py runs
-it. Prints how far it came."""
+"""A prepared codebook in a DataLoader's worker and in a process, both spawned; test_prepared_codebook.py runs it.
+
+Prints how far it came.
+"""
 
 import torch
 from torch.utils.data import DataLoader, Dataset

@@ -14,8 +14,8 @@ class PreparedCodebook:
     """A snapshot of a codebook with what the lookup otherwise derives from it on every call.
 
     It is a copy: a later change of the tensor it was made of does not reach it. Make a new one after such a change.
-    What deepcopy, pickle, `torch.save` and a spawned process make of it is another snapshot of the same codebook, packed
-    anew where it arrives; `torch.load` takes it with `weights_only=True`, too.
+    What deepcopy, pickle, `torch.save` and a spawned process make of it is another snapshot of the same codebook,
+    packed anew where it arrives; `torch.load` takes it with `weights_only=True`, too.
 
     Attributes:
         codebook: the snapshot, float32 (..., K, C), not to be written to: a lookup refuses it after that, in a compiled
