@@ -78,7 +78,7 @@ def _lookup(
     _check_pair(features, codebook)
     chosen = backend_for("codebook_lookup", backend, features.device.type)
     packed = None if prepared is None else prepared.packed_for(chosen)
-    op = op_for("codebook_lookup", chosen, features.device.type)
+    op = op_for("codebook_lookup", chosen, features.device)
     if not return_distance or has_tangent(features, codebook):
         index = op(features.detach(), codebook.detach(), False, False, packed)[1]
         return (index, reference.chosen_distance(features, codebook, index)) if return_distance else (index,)
@@ -108,7 +108,7 @@ def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backe
     _check_pair(features, codebook)
     checks.check_index("index", index, features.shape[:-1], "(..., N)")
     checks.check_same_device(features=features, index=index)
-    op = op_for("straight_through", backend, features.device.type)
+    op = op_for("straight_through", backend, features.device)
     primal, tangent = forward_ad.unpack_dual(features)
     quantized = op(primal, codebook.detach(), index)
     return quantized if tangent is None else forward_ad.make_dual(quantized, tangent)

@@ -32,7 +32,7 @@ class PreparedCodebook:
         self._version = self.codebook._version
         self._asked = backend
         self._backend = backend_for("pack_codebook", backend, codebook.device.type)
-        self._packed = op_for("pack_codebook", self._backend, codebook.device.type)(self.codebook)
+        self._packed = op_for("pack_codebook", self._backend, codebook.device)(self.codebook)
 
     def __getstate__(self) -> dict[str, object]:
         _refuse_written(self.codebook, self._version)

@@ -64,7 +64,7 @@ def codebook_stats(
         raise TypeError(f"num_codes: expected an int, got {type(num_codes).__name__}")
     if num_codes < 1:
         raise ValueError(f"num_codes: expected at least 1, got {num_codes}")
-    op = op_for("codebook_stats", backend, features.device.type)
+    op = op_for("codebook_stats", backend, features.device)
     return op(features.detach(), index, num_codes, valid)
 
 
@@ -93,7 +93,7 @@ def codebook_ema_(
     checks.check_shape("sums", sums, codebook.shape, "(K, C)")
     checks.check_same_device(codebook=codebook, counts=counts, sums=sums)
     checks.check_decay(decay)
-    op = op_for("codebook_ema_", backend, codebook.device.type)
+    op = op_for("codebook_ema_", backend, codebook.device)
     op(_writable(codebook), counts.detach(), sums.detach(), float(decay))
     mark_changed(codebook)
     return codebook
@@ -127,7 +127,7 @@ def scatter_mean_ema_(
         raise ValueError(f"features: expected {codebook.shape[1]} channels like codebook, got {features.shape[-1]}")
     checks.check_same_device(codebook=codebook, features=features)
     checks.check_decay(decay)
-    op = op_for("scatter_mean_ema_", backend, codebook.device.type)
+    op = op_for("scatter_mean_ema_", backend, codebook.device)
     op(_writable(codebook), features.detach(), index, float(decay), valid)
     mark_changed(codebook)
     return codebook

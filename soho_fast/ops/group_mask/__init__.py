@@ -49,7 +49,7 @@ def sample_group(
     checks.check_float("uniform", uniform, (torch.float64,))
     checks.check_shape("uniform", uniform, index.shape[:1], "(B,)")
     checks.check_same_device(index=index, valid=valid, uniform=uniform)
-    op = op_for("sample_group", backend, index.device.type)
+    op = op_for("sample_group", backend, index.device)
     return op(index, valid, uniform.detach())
 
 
@@ -96,13 +96,12 @@ def group_mask(
     checks.check_valid(valid, features.shape[:2], "(B, L) like index")
     checks.check_same_device(features=features, index=index, mask_token=mask_token, target=target, valid=valid)
     mask_token = mask_token.to(features.dtype)
-    device_type = features.device.type
     if not inplace:
-        op = op_for("group_mask", backend, device_type)
+        op = op_for("group_mask", backend, features.device)
         op = reference.group_mask if has_tangent(features, mask_token) else op
         return op(features, index, mask_token, target, valid)
     checks.check_writable("features", features, "pass inplace=False or a copy")
-    op = op_for("group_mask_", backend, device_type)
+    op = op_for("group_mask_", backend, features.device)
     differentiable = torch.is_grad_enabled() and (features.requires_grad or mask_token.requires_grad)
     if differentiable and features.requires_grad and features.is_leaf:
         raise ValueError(
@@ -153,7 +152,7 @@ class _GroupMaskInPlace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, features, index, mask_token, target, valid, backend):
-        labels_BL = op_for("group_mask_", backend, features.device.type)(features, index, mask_token, target, valid)
+        labels_BL = op_for("group_mask_", backend, features.device)(features, index, mask_token, target, valid)
         ctx.mark_dirty(features)
         ctx.mark_non_differentiable(labels_BL)
         ctx.save_for_backward(labels_BL)
