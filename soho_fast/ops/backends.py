@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def _warning_once(reference: Callable) -> Callable:
     from compiled graphs as well."""
 
     @functools.wraps(reference)
-    def kernel(*args):
+    def kernel(*args: Any) -> Any:
         global _fallback_warned
         if _extension is None and not _fallback_warned:
             _fallback_warned = True
@@ -107,7 +108,7 @@ def _refusals(name: str, backend: str, device_type: str) -> list[str]:
     """Every reason why `backend` cannot serve op `name` on tensors of `device_type`."""
     if backend == "reference":
         return []
-    reasons = []
+    reasons: list[str] = []
     if backend == "triton":
         reasons += triton_backend.MISSING
     elif _extension is None:

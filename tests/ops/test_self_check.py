@@ -43,11 +43,10 @@ def wrong_kernel(monkeypatch):
     from soho_fast.ops.group_mask import triton as mask
 
     def spoil(parameter):
-        def launch(kernel, num_programs, *args, **options):
-            triton_backend.launch(kernel, num_programs, *args, **options)
-            given = dict(zip(kernel.arg_names, args, strict=False)) | options
-            if parameter in given:
-                given[parameter].view(-1)[1] += 1
+        def launch(kernel, num_programs, /, **arguments):
+            triton_backend.launch(kernel, num_programs, **arguments)
+            if parameter in arguments:
+                arguments[parameter].view(-1)[1] += 1
 
         for module in (lookup, update, mask):
             monkeypatch.setattr(module, "launch", launch)

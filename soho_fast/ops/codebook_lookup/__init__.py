@@ -3,6 +3,8 @@
 Letters: N features, K codes, C channels.
 """
 
+from typing import Any, Literal, overload
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -35,6 +37,26 @@ def _check_pair(features: Tensor, codebook: Tensor) -> None:
     checks.check_same_device(features=features, codebook=codebook)
 
 
+@overload
+def codebook_lookup(
+    features: Tensor,
+    codebook: Tensor | PreparedCodebook,
+    *,
+    return_distance: Literal[False] = False,
+    backend: str | None = None,
+) -> Tensor: ...
+@overload
+def codebook_lookup(
+    features: Tensor,
+    codebook: Tensor | PreparedCodebook,
+    *,
+    return_distance: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def codebook_lookup(
+    features: Tensor, codebook: Tensor | PreparedCodebook, *, return_distance: bool, backend: str | None = None
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def codebook_lookup(
     features: Tensor,
     codebook: Tensor | PreparedCodebook,
@@ -68,7 +90,7 @@ def codebook_lookup(
         results = codebook.checked(results)
     else:
         results = _lookup(features, codebook, return_distance, backend, None)
-    return results if return_distance else results[0]
+    return (results[0], results[1]) if return_distance else results[0]
 
 
 def _lookup(
@@ -123,7 +145,7 @@ def _lookup_fake(
     return distance, features.new_empty(shape, dtype=torch.int64), codes
 
 
-def _lookup_setup(ctx, inputs: tuple, output: tuple) -> None:
+def _lookup_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     features, codebook, _, return_codes, _ = inputs
     _, index, codes = output
     ctx.mark_non_differentiable(index)
@@ -135,7 +157,7 @@ def _lookup_setup(ctx, inputs: tuple, output: tuple) -> None:
 
 
 def _lookup_backward(
-    ctx, grad_distance: Tensor | None, grad_index: Tensor | None, grad_codes: Tensor | None
+    ctx: Any, grad_distance: Tensor | None, grad_index: Tensor | None, grad_codes: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """d|x - d|^2 = 2 (x - d) (dx - dd), in float32; what arrives at the chosen codes goes on to the codebook."""
     if not ctx.saved_tensors:
@@ -157,11 +179,11 @@ def _lookup_backward(
     return grad_features, grad_codebook, None, None, None
 
 
-def _straight_through_setup(ctx, inputs: tuple, output: Tensor) -> None:
+def _straight_through_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     """Nothing to save: the gradient of features is the incoming one."""
 
 
-def _straight_through_backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+def _straight_through_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return grad, None, None
 
 

@@ -3,6 +3,8 @@
 Letters: B images, L tokens per image, C channels.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -117,7 +119,9 @@ def group_mask(
     return features, labels
 
 
-def _fake(features: Tensor, index: Tensor, mask_token: Tensor, target: Tensor, valid: Tensor | None):
+def _fake(
+    features: Tensor, index: Tensor, mask_token: Tensor, target: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
     return features.new_empty(features.shape), torch.empty_like(index, memory_format=torch.contiguous_format)
 
 
@@ -125,7 +129,7 @@ def _fake_inplace(features: Tensor, index: Tensor, mask_token: Tensor, target: T
     return torch.empty_like(index, memory_format=torch.contiguous_format)
 
 
-def _setup(ctx, inputs: tuple, output: tuple) -> None:
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     _, labels_BL = output
     ctx.mark_non_differentiable(labels_BL)
     ctx.save_for_backward(labels_BL)
@@ -141,7 +145,7 @@ def _gradients(grad_BLC: Tensor, labels_BL: Tensor, needs: tuple[bool, ...]) -> 
     return grad_features, grad_token
 
 
-def _backward(ctx, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple:
+def _backward(ctx: Any, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple:
     (labels_BL,) = ctx.saved_tensors
     grad_features, grad_token = _gradients(grad_masked, labels_BL, ctx.needs_input_grad)
     return grad_features, None, grad_token, None, None
@@ -151,7 +155,15 @@ class _GroupMaskInPlace(torch.autograd.Function):
     """The in-place form with its gradient; torch.library gives gradients to functional ops only."""
 
     @staticmethod
-    def forward(ctx, features, index, mask_token, target, valid, backend):
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        index: Tensor,
+        mask_token: Tensor,
+        target: Tensor,
+        valid: Tensor | None,
+        backend: str | None,
+    ) -> tuple[Tensor, Tensor]:
         labels_BL = op_for("group_mask_", backend, features.device)(features, index, mask_token, target, valid)
         ctx.mark_dirty(features)
         ctx.mark_non_differentiable(labels_BL)
@@ -159,7 +171,7 @@ class _GroupMaskInPlace(torch.autograd.Function):
         return features, labels_BL
 
     @staticmethod
-    def backward(ctx, grad_masked, grad_labels):
+    def backward(ctx: Any, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple[Tensor | None, ...]:
         (labels_BL,) = ctx.saved_tensors
         grad_features, grad_token = _gradients(grad_masked, labels_BL, ctx.needs_input_grad)
         return grad_features, None, grad_token, None, None, None
