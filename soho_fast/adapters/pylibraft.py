@@ -5,12 +5,18 @@ Letters: m rows of X, n rows of Y, k columns.
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from soho_fast import ops
 from soho_fast.ops.codebook_lookup import reference
+
+try:
+    import numpy as np
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "soho_fast.adapters.pylibraft needs the package numpy: pip install numpy", name="numpy"
+    ) from error
 
 _TYPES = (torch.float32, torch.float64)
 

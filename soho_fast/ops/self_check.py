@@ -17,7 +17,6 @@ N, K, C, B, L = 70, 150, 256, 5, 14  # N = B * L features, K codes, C channels, 
 _verdicts: dict[tuple[str, str, torch.device], str] = {}  # "" where the backend is right
 
 
-@torch.compiler.assume_constant_result
 def require(name: str, backend: str, device: torch.device, reference: Callable) -> None:
     """Try `name` of `backend` on `device` unless that was done.
 
@@ -37,6 +36,11 @@ def require(name: str, backend: str, device: torch.device, reference: Callable) 
             f"backend: {backend!r} is wrong on {device} and refused: {name} {_verdicts[key]} on a small problem. Name "
             "another backend ('reference' runs everywhere) and report it with what soho_fast.ops.build_info() says"
         )
+
+
+# What torch.compiler.assume_constant_result sets, which would import the compiler along with the package: torch.compile
+# calls the function while it traces.
+require._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _op(name: str, backend: str) -> Callable:
