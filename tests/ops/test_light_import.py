@@ -27,7 +27,7 @@ def test_the_ops_load_torch_alone():
 def test_the_ops_run_where_nothing_but_torch_is_installed():
     """An import of any of these would raise."""
     missing = ("numpy", "transformers", "deepspeed", "torchvision", "safetensors", "tokenizers", "PIL", "triton")
-    hide = "import sys; sys.modules.update(dict.fromkeys(%r)); import torch; from soho_fast import ops; " % (missing,)
+    hide = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); import torch; from soho_fast import ops; "
     done = _python(hide + "print(ops.codebook_lookup(torch.eye(3), torch.eye(3)).tolist())")
     assert done.stdout.strip() == "[0, 1, 2]", done.stderr
 
