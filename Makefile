@@ -3,7 +3,7 @@
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
 # make bench  the benchmark suite with its peers, each case checked before it is timed
 # make sanitize  the C++ kernel tests under the address and undefined-behaviour sanitizers
-# make check  lint and format check        make format  apply both
+# make check  lint, format and type check of the public ops        make format  apply both
 # make clean  remove the environment and build products (runs/ and data/ are kept)
 
 PYTHON ?= python3
@@ -36,6 +36,7 @@ sanitize: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mypy
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
@@ -50,4 +51,4 @@ $(STAMP): $(NATIVE)
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build *.egg-info soho_fast/_C*.so .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info soho_fast/_C*.so .pytest_cache .ruff_cache .mypy_cache

@@ -131,8 +131,17 @@ def test_the_pages_have_commands_and_snippets():
 @pytest.mark.parametrize(("page", "snippet"), SNIPPETS, ids=[f"{page}-{n}" for n, (page, _) in enumerate(SNIPPETS)])
 def test_snippet(page, snippet, state, tmp_path):
     (tmp_path / "snippet.py").write_text(snippet)
-    done = run(f"{sys.executable} {tmp_path / 'snippet.py'}", state)
+    done = run(f"{sys.executable} -W error::RuntimeWarning:__main__ {tmp_path / 'snippet.py'}", state)
     assert done.returncode == 0, done.stderr
+    for line, comment in re.findall(r"^ *print\((\w+)\)  # (.*)$", snippet, flags=re.MULTILINE):
+        assert comment in done.stdout, line
+
+
+def test_every_op_has_its_place():
+    from soho_fast import ops
+
+    page = (ROOT / "docs/ops.md").read_text()
+    assert not [name for name in ops.__all__ if not re.search(rf"\b{name}\b", page)]
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
