@@ -24,7 +24,7 @@ OP_TESTS = (  # two processes, which take about as long
         "test_derivatives.py",
         "test_group_mask.py",
         "test_registration.py",
-        "test_self_check.py",
+        "test_triton_self_check.py",
         "test_straight_through.py",
         "test_triton_interpreted.py",
     ),
