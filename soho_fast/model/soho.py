@@ -255,6 +255,7 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
         Raises:
             ValueError: an argument is missing or its shape does not fit.
         """
+        # Sections 3.1 and 3.2, once for each image; then 3.3.
         visual, texts, kwargs = self.read_inputs(sample_key=mask_uniform, **inputs)
         hidden = self.soho(visual, texts, mask_uniform, return_dict=True, **kwargs)
         result = SohoForPreTrainingOutput(
@@ -265,14 +266,14 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
             attentions=hidden.attentions,
         )
         losses: dict[str, LossSum] = {}
-        if itm_labels is not None:
+        if itm_labels is not None:  # eq. 8
             losses["itm_loss"] = cross_entropy_sum(result.itm_logits, itm_labels)
-        if mlm_labels is not None:
+        if mlm_labels is not None:  # eq. 6
             masked_PS = mlm_labels != -100
             result.mlm_targets = mlm_labels[masked_PS]
             result.mlm_logits = self.mlm_head(hidden.text_hidden[masked_PS])
             losses["mlm_loss"] = cross_entropy_sum(result.mlm_logits, result.mlm_targets)
-        if hidden.mvm_labels is not None:
+        if hidden.mvm_labels is not None:  # eq. 7
             labels_PL = texts.of_images(hidden.mvm_labels)
             if itm_labels is not None:
                 labels_PL = labels_PL.masked_fill((itm_labels != 1).unsqueeze(1), -100)
@@ -280,7 +281,7 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
             result.mvm_targets = labels_PL[masked_PL]
             result.mvm_logits = self.mvm_head(hidden.visual_hidden[masked_PL])
             losses["mvm_loss"] = cross_entropy_sum(result.mvm_logits, result.mvm_targets)
-        losses |= self.auxiliary_losses(visual, captions_of(texts, mlm_labels, itm_labels))
+        losses |= self.auxiliary_losses(visual, captions_of(texts, mlm_labels, itm_labels))  # not the paper's
         for name, value in total_loss(losses, self.config, synchronise=self.training).items():
             result[name] = value
         if self.soho.visual_dictionary is not None:

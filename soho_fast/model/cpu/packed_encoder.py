@@ -12,6 +12,7 @@ pair, H heads of E channels, D = H*E, R = P*H or the rows of a table.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -174,6 +175,65 @@ def packed_forward(
     )
 
 
+class _PackedRows(NamedTuple):
+    """Which places have a row, and which rows are read.
+
+    Args:
+        num_places: T, rounded up.
+        real_PT: bool, whom attention sees.
+        pair_words, place_words: int64, of each row that is a word.
+        pair_visual, place_visual: of each row that is a visual token, its place counted from the first of them.
+        keys: places of all N rows, words first.
+        reads: places of the M rows that are read, in a table of the queries.
+        read_M: of these, the places in the flattened (P, T).
+        row_M: of these, which of the N rows they are.
+    """
+
+    num_places: int
+    real_PT: Tensor
+    pair_words: Tensor
+    place_words: Tensor
+    pair_visual: Tensor
+    place_visual: Tensor
+    keys: Places
+    reads: Places
+    read_M: Tensor
+    row_M: Tensor
+
+
+def _packed_rows(real_PT: Tensor, read_PT: Tensor, num_words: int, like: Tensor) -> _PackedRows:
+    """Rows for all that is real or read, in numbers that recur for products with `like`; see `packed_encode`."""
+    (num_pairs, T), S = real_PT.shape, num_words
+    row_PT = real_PT | read_PT
+    row_PT = _fill(row_PT, torch.ones_like(row_PT), recurring(int(row_PT.sum()), like, 64))
+    read_PT = _fill(read_PT, row_PT, recurring(int(read_PT.sum()), like))
+    num_places = recurring(T, like, 8)
+    real_PT, row_PT, read_PT = (F.pad(places_PT, (0, num_places - T)) for places_PT in (real_PT, row_PT, read_PT))
+
+    pair_words, place_words = row_PT[:, :S].nonzero(as_tuple=True)
+    pair_visual, place_visual = row_PT[:, S:].nonzero(as_tuple=True)
+    place_N = torch.cat([pair_words * num_places + place_words, pair_visual * num_places + S + place_visual])
+    keys = Places(place_N, (num_pairs, num_places))
+
+    read_M = read_PT.flatten().nonzero().squeeze(1)
+    slot_PT = read_PT.cumsum(1) - 1
+    num_slots = recurring(int(slot_PT.max()) + 1, like, 8)
+    slot_M = (read_M // num_places) * num_slots + slot_PT.flatten()[read_M]
+    reads = Places(slot_M, (num_pairs, num_slots))
+    return _PackedRows(
+        num_places,
+        real_PT,
+        pair_words,
+        place_words,
+        pair_visual,
+        place_visual,
+        keys,
+        reads,
+        read_M,
+        keys.row_PT[read_M],
+    )
+
+
 def packed_encode(
     soho: SohoModel,
     visual_BLD: Tensor,
@@ -199,31 +259,16 @@ def packed_encode(
     encoder, text_embeddings, visual_embeddings = soho.encoder, soho.text_embeddings, soho.visual_embeddings
     input_ids_PS = texts.input_ids
     image_index_P = torch.arange(len(input_ids_PS)) if texts.image_index is None else texts.image_index
-    (num_pairs, T), S = real_PT.shape, input_ids_PS.shape[1]
-    weight = next(encoder.parameters())
-    row_PT = real_PT | read_PT
-    row_PT = _fill(row_PT, torch.ones_like(row_PT), recurring(int(row_PT.sum()), weight, 64))
-    read_PT = _fill(read_PT, row_PT, recurring(int(read_PT.sum()), weight))
-    num_places = recurring(T, weight, 8)
-    real_PT, row_PT, read_PT = (F.pad(places_PT, (0, num_places - T)) for places_PT in (real_PT, row_PT, read_PT))
-
-    pair_words, place_words = row_PT[:, :S].nonzero(as_tuple=True)
-    pair_visual, place_visual = row_PT[:, S:].nonzero(as_tuple=True)
-    place_N = torch.cat([pair_words * num_places + place_words, pair_visual * num_places + S + place_visual])
-    keys = Places(place_N, (num_pairs, num_places))
-
-    read_M = read_PT.flatten().nonzero().squeeze(1)
-    slot_PT = read_PT.cumsum(1) - 1
-    num_slots = recurring(int(slot_PT.max()) + 1, weight, 8)
-    slot_M = (read_M // num_places) * num_slots + slot_PT.flatten()[read_M]
-    reads = Places(slot_M, (num_pairs, num_slots))
-    row_M = keys.row_PT[read_M]
+    weight, (num_pairs, T) = next(encoder.parameters()), real_PT.shape
+    rows = _packed_rows(real_PT, read_PT, input_ids_PS.shape[1], weight)
 
     words = text_embeddings.word_embeddings
-    words_D, table_VD = SharedWords.apply(words.weight, input_ids_PS[pair_words, place_words], words.padding_idx)
+    words_D, table_VD = SharedWords.apply(
+        words.weight, input_ids_PS[rows.pair_words, rows.place_words], words.padding_idx
+    )
     if shared is not None:
         shared.table_VD = table_VD
-    words_D = text_embeddings(inputs_embeds=words_D[None], position_ids=place_words[None])[0]
+    words_D = text_embeddings(inputs_embeds=words_D[None], position_ids=rows.place_words[None])[0]
     # Dropout draws for each pair by itself, after which the pairs of an image have no visual tokens in common.
     dropout = _probability(visual_embeddings.dropout)
     if dropout:
@@ -233,11 +278,12 @@ def packed_encode(
     # Under autocast too the states between the products are of their type: LayerNorm computes in float32 inside.
     words_D, visual_BLD = words_D.to(product_dtype(weight)), visual_BLD.to(product_dtype(weight))
     B, L, _ = visual_BLD.shape
-    visual_R = None if pair_visual.numel() == num_pairs * L else pair_visual * L + place_visual
+    all_visual = rows.pair_visual.numel() == num_pairs * L
+    visual_R = None if all_visual else rows.pair_visual * L + rows.place_visual
 
     def expand(rows_UD: Tensor) -> Tensor:
         """Words and the images' visual tokens to words and the pairs' visual tokens, (N, D)."""
-        words_D, visual_D = rows_UD.split([place_words.numel(), B * L])
+        words_D, visual_D = rows_UD.split([rows.place_words.numel(), B * L])
         # Whole images are copied: their gradients are summed in few long rows.
         visual_D = visual_D.reshape(B, -1).index_select(0, image_index_P).view(num_pairs * L, -1)
         return torch.cat([words_D, visual_D if visual_R is None else visual_D.index_select(0, visual_R)])
@@ -245,7 +291,7 @@ def packed_encode(
     shared_UD = torch.cat([words_D, visual_BLD.flatten(0, 1)])
     hidden_ND = expand(shared_UD)
     if dropout:
-        words_D, visual_D = hidden_ND.split([place_words.numel(), place_visual.numel()])
+        words_D, visual_D = hidden_ND.split([rows.place_words.numel(), rows.place_visual.numel()])
         hidden_ND = torch.cat([words_D, F.dropout(visual_D, dropout)])
 
     def project(linear: nn.Linear, in_first_layer: bool) -> Tensor:
@@ -253,17 +299,19 @@ def packed_encode(
         return expand(linear(shared_UD)) if in_first_layer and not dropout else linear(hidden_ND)
 
     num_heads = encoder.config.num_attention_heads
-    mask_P1T = torch.zeros(num_pairs, 1, num_places, dtype=hidden_ND.dtype)
-    mask_P1T.masked_fill_(~real_PT.unsqueeze(1), torch.finfo(hidden_ND.dtype).min)
+    mask_P1T = torch.zeros(num_pairs, 1, rows.num_places, dtype=hidden_ND.dtype)
+    mask_P1T.masked_fill_(~rows.real_PT.unsqueeze(1), torch.finfo(hidden_ND.dtype).min)
     mask_R1T = mask_P1T.repeat_interleave(num_heads, dim=0)
     for number, layer in enumerate(encoder.layer):
         attention, is_last = layer.attention.self, number == len(encoder.layer) - 1
-        query_MD, queries = (hidden_ND.index_select(0, row_M), reads) if is_last else (hidden_ND, keys)
+        query_MD, queries = (hidden_ND.index_select(0, rows.row_M), rows.reads) if is_last else (hidden_ND, rows.keys)
         key_ND, value_ND = (project(linear, number == 0) for linear in (attention.key, attention.value))
         projected_MD = attention.query(query_MD) if is_last else project(attention.query, number == 0)
         context_MD = _Attention.apply(
-            projected_MD, key_ND, value_ND, queries, keys, mask_R1T, num_heads, _probability(attention.dropout)
+            projected_MD, key_ND, value_ND, queries, rows.keys, mask_R1T, num_heads, _probability(attention.dropout)
         )
         hidden_ND = layer.feed_forward_chunk(layer.attention.output(context_MD, query_MD))
-    hidden_RD = hidden_ND.new_zeros(num_pairs * num_places, hidden_ND.shape[1]).index_copy(0, read_M, hidden_ND)
-    return hidden_RD.view(num_pairs, num_places, -1)[:, :T]
+    hidden_RD = hidden_ND.new_zeros(num_pairs * rows.num_places, hidden_ND.shape[1]).index_copy(
+        0, rows.read_M, hidden_ND
+    )
+    return hidden_RD.view(num_pairs, rows.num_places, -1)[:, :T]
