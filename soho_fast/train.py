@@ -22,15 +22,18 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() ==
 # much longer, and two of them fell to a fifth of their speed as soon as another program ran on their two cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from transformers.utils import logging as transformers_logging
+from soho_fast.extras import from_extra
 
-from soho_fast.data.images import BrokenImageError
-from soho_fast.engine.errors import DISK_ERRORS, UserError, fail
-from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
-from soho_fast.engine.report import draw_curves, print_table, write_metrics
-from soho_fast.engine.task import Task
-from soho_fast.engine.trainer import Trainer
-from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots, write_recipe
+with from_extra("train"):
+    from transformers.utils import logging as transformers_logging
+
+    from soho_fast.data.images import BrokenImageError
+    from soho_fast.engine.errors import DISK_ERRORS, UserError, fail
+    from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
+    from soho_fast.engine.report import draw_curves, print_table, write_metrics
+    from soho_fast.engine.task import Task
+    from soho_fast.engine.trainer import Trainer
+    from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots, write_recipe
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,7 @@
-"""Training steps of the same weights on the same batches: agreement first, then interleaved times."""
+"""Training steps of the same weights on the same batches: agreement first, then interleaved times.
+
+"soho_fast" is the model after `speed_up_on_cpu`, as the engine trains it.
+"""
 
 import copy
 import itertools
@@ -15,6 +18,7 @@ from benchmarks.model.training_batches import TimedShape, build_model, make_batc
 from soho_fast.engine.launch import deepspeed_config, start_engine, start_processes
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
 from soho_fast.engine.settings import EngineSettings
+from soho_fast.model.cpu import speed_up_on_cpu
 
 BAR = 3.0
 # The step sizes of a run's warm-up: the weights of all move on, and stay sane on noise.
@@ -46,8 +50,9 @@ class Comparison:
         if self.shape.config.dictionary_init == "data":
             # The first training forward fills the codebook; what is compared is the ordinary step after it.
             model(**self.batch)
-        self.model = model
+        # The eager pipeline takes a copy of the plain model.
         self.eager = EagerPretraining(model)
+        self.model = speed_up_on_cpu(model)
         length, pad_token_id = self.shape.max_text_length, self.shape.config.pad_token_id
         padded = [pad_texts(batch, length, pad_token_id) for batch in self.batches]
         self.padded = padded[0]

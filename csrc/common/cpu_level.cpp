@@ -14,7 +14,7 @@
 namespace soho {
 namespace {
 
-constexpr CpuLevel kAllLevels[] = {CpuLevel::kScalar, CpuLevel::kAvx2, CpuLevel::kAvx512,
+constexpr CpuLevel kAllLevels[] = {CpuLevel::kScalar,     CpuLevel::kAvx2,       CpuLevel::kAvx512,
                                    CpuLevel::kAvx512Bf16, CpuLevel::kAvx512Vnni, CpuLevel::kAmx};
 constexpr int kNotForced = -1;
 std::atomic<int> forced_level{kNotForced};

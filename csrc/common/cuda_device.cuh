@@ -15,7 +15,6 @@
 #include "cuda_model.h"
 #else
 
-#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -28,14 +27,6 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 }
 
 // c += A B in float32, the products exact. All lanes of a warp take part.
-__device__ __forceinline__ void mma_bfloat16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
 __device__ __forceinline__ void mma_float16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -45,7 +36,7 @@ __device__ __forceinline__ void mma_float16(float (&c)[4], const uint32_t (&a)[4
 }
 
 // 8 x 8 matrices of 16-bit elements. Lane 8 m + r gives the address of row r of matrix m, 16 bytes in shared memory;
-// out[m] holds columns 2t, 2t+1 of row g, or, transposed, rows 2t, 2t+1 of column g.
+// out[m] holds columns 2t, 2t+1 of row g.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&out)[4], const void* shared_row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -53,36 +44,13 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&out)[4], const void* shar
                : "memory");
 }
 
-__device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&out)[4], const void* shared_row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared_row)))
-               : "memory");
-}
-
-// Lanes 0 to 15 give the addresses.
-__device__ __forceinline__ void ldmatrix_x2(uint32_t (&out)[2], const void* shared_row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-               : "=r"(out[0]), "=r"(out[1])
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared_row)))
-               : "memory");
-}
-
 // Starts to copy 16 bytes to shared memory; both addresses are multiples of 16. The first `num_bytes` are read, the
 // rest becomes 0.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, int num_bytes = 16) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(__cvta_generic_to_global(global)), "r"(num_bytes)
-               : "memory");
-}
-
-// The same of 4 bytes, addresses multiples of 4; `num_bytes` is 4 or 0.
-__device__ __forceinline__ void copy_async_4(void* shared, const void* global, int num_bytes = 4) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(__cvta_generic_to_global(global)), "r"(num_bytes)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(__cvta_generic_to_global(global)), "r"(num_bytes)
+      : "memory");
 }
 
 // Ends a group of copies of this thread.
@@ -97,22 +65,7 @@ __device__ __forceinline__ void copy_async_wait() {
 // 16-bit floating point as bits.
 __device__ __forceinline__ float widen_bfloat16(uint16_t bits) { return __uint_as_float(uint32_t{bits} << 16); }
 __device__ __forceinline__ float widen_float16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
-__device__ __forceinline__ uint16_t round_bfloat16(float value) {
-  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
-}
 __device__ __forceinline__ uint16_t round_float16(float value) { return __half_as_ushort(__float2half_rn(value)); }
-
-// Two rounded to one word, `low` in its low half; one instruction.
-__device__ __forceinline__ uint32_t round_bfloat16_pair(float low, float high) {
-  uint32_t word;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  return word;
-}
-__device__ __forceinline__ uint32_t round_float16_pair(float low, float high) {
-  uint32_t word;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  return word;
-}
 
 // Starts kernel(args...) on `stream` and asks nothing of the device; nothing is started on an empty grid.
 template <class... Parameters, class... Args>

@@ -26,7 +26,8 @@ __device__ __forceinline__ void load_four(const void* row, int64_t position, flo
     const uint2 words = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(row) + position);
     const uint16_t bits[4] = {static_cast<uint16_t>(words.x & 0xffffu), static_cast<uint16_t>(words.x >> 16),
                               static_cast<uint16_t>(words.y & 0xffffu), static_cast<uint16_t>(words.y >> 16)};
-    for (int e = 0; e < 4; ++e) value[e] = type == Element::kBFloat16 ? widen_bfloat16(bits[e]) : widen_float16(bits[e]);
+    for (int e = 0; e < 4; ++e)
+      value[e] = type == Element::kBFloat16 ? widen_bfloat16(bits[e]) : widen_float16(bits[e]);
   }
 }
 

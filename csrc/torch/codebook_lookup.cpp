@@ -1,9 +1,9 @@
+#include "kernels/codebook_lookup/codebook_lookup.h"
+
 #include <algorithm>
 #include <atomic>
 #include <tuple>
 
-#include "common/cpu_level.h"
-#include "kernels/codebook_lookup/packed_codebook.h"
 #include "torch/lookup_totals.h"
 #include "torch/tensors.h"
 #include "torch/threads.h"
@@ -14,12 +14,6 @@ namespace {
 constexpr int64_t kGatherRowsPerTask = 64;
 
 std::atomic<int64_t> total_rows{0}, total_compared{0}, total_left{0};
-
-void count_lookup(int64_t num_rows, const std::vector<LookupCounts>& counts) {
-  total_rows += num_rows;
-  for (const LookupCounts& pass : counts) total_compared += pass.compared;
-  total_left += counts.front().undecided;
-}
 
 // Rows `index` of the contiguous `codes` (K, C) or (..., K, C), shaped (index's shape, C).
 Tensor gather(const Tensor& codes, const Tensor& index) {
@@ -48,24 +42,23 @@ Tensor gather(const Tensor& codes, const Tensor& index) {
   return output;
 }
 
-// (num_codebooks, bytes) uint8: each codebook packed for the first pass of the level in use.
+// (num_codebooks, bytes) uint8: each codebook packed for the level in use.
 Tensor pack_codebook_cpu(const Tensor& codebook) {
   const Codebooks books = as_codebooks(codebook);
-  const ScreeningFormat format = codebook_lookup_passes(active_cpu_level()).front().format;
-  const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes(format, books.num_codes, books.num_channels));
+  const CpuLevel level = active_cpu_level();
+  const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes(level, books.num_codes, books.num_channels));
   const Tensor packed = empty_cpu({books.num_codebooks, bytes}, ScalarType::Byte, codebook);
   for (int64_t b = 0; b < books.num_codebooks; ++b) {
     char* block = static_cast<char*>(packed.mutable_data_ptr()) + b * bytes;
-    pack_codebook(format, books.at(b), books.num_codes, books.num_channels, block, intra_op_threads);
+    pack_codebook(level, books.at(b), books.num_codes, books.num_channels, block, intra_op_threads);
   }
   return packed;
 }
 
 // Block b of `packed`, or null where it was packed for another level than the one in use.
-const void* packed_block(const std::optional<Tensor>& packed, int64_t b, const Codebooks& books,
-                         const ScreeningFormat& format) {
+const void* packed_block(const std::optional<Tensor>& packed, int64_t b, const Codebooks& books, CpuLevel level) {
   if (!packed.has_value() || packed->numel() == 0) return nullptr;
-  const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes(format, books.num_codes, books.num_channels));
+  const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes(level, books.num_codes, books.num_channels));
   if (packed->scalar_type() != ScalarType::Byte || packed->dim() != 2 || packed->size(0) != books.num_codebooks)
     throw std::invalid_argument("packed: expected what pack_codebook returned for this codebook");
   if (packed->size(1) != bytes || !packed->is_contiguous()) return nullptr;
@@ -82,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
   const Codebooks books = as_codebooks(codebook);
   const Rows rows = as_rows(features);
   const int64_t rows_per_batch = codebook.dim() == 2 ? rows.num_rows : features.size(features.dim() - 2);
-  const std::vector<LookupPass> passes = codebook_lookup_passes(active_cpu_level());
+  const CpuLevel level = active_cpu_level();
   for (int64_t b = 0; b * rows_per_batch < rows.num_rows; ++b) {
     CodebookLookupArgs args{};
     args.features_type = element_of(features);
@@ -94,8 +87,11 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
     args.num_channels = books.num_channels;
     args.index = index.mutable_data_ptr<int64_t>() + b * rows_per_batch;
     args.distance = return_distance ? distance.mutable_data_ptr<float>() + b * rows_per_batch : nullptr;
-    const void* block = packed_block(packed, b, books, passes.front().format);
-    count_lookup(args.num_rows, codebook_lookup(passes, args, block, intra_op_threads));
+    const void* block = packed_block(packed, b, books, level);
+    const LookupCounts counts = codebook_lookup(level, args, block, intra_op_threads);
+    total_rows += args.num_rows;
+    total_compared += counts.compared;
+    total_left += counts.undecided;
   }
   const Tensor chosen = return_codes ? gather(torch::stable::contiguous(codebook), index)
                                      : empty_cpu({0}, codebook.scalar_type(), codebook);

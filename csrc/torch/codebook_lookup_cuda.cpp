@@ -1,7 +1,8 @@
+#include "kernels/codebook_lookup/codebook_lookup_cuda.h"
+
 #include <algorithm>
 #include <tuple>
 
-#include "kernels/codebook_lookup/codebook_lookup.h"
 #include "torch/cuda_call.h"
 
 namespace soho {
@@ -77,8 +78,8 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup(const Tensor& features, const
                       "codebook_lookup");
     }
   }
-  const Tensor chosen = return_codes ? gather(call, torch::stable::contiguous(codebook), index)
-                                     : call.empty({0}, codebook.scalar_type());
+  const Tensor chosen =
+      return_codes ? gather(call, torch::stable::contiguous(codebook), index) : call.empty({0}, codebook.scalar_type());
   return {distance, index, chosen};
 }
 

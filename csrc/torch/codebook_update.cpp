@@ -23,8 +23,7 @@ void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, c
   args.valid = bool_data(kept);
   args.num_rows = rows.num_rows;
   args.num_channels = rows.num_channels;
-  const int64_t bad_row =
-      update_codebook(active_cpu_level(), args, torch::stable::get_num_threads(), intra_op_threads);
+  const int64_t bad_row = update_codebook(active_cpu_level(), args, torch::stable::get_num_threads(), intra_op_threads);
   if (bad_row >= 0) {
     throw std::invalid_argument(std::string("index: expected values below ") + limit_name + " = " +
                                 std::to_string(args.num_codes) + ", got " + std::to_string(args.index[bad_row]));

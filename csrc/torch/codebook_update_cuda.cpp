@@ -1,6 +1,7 @@
+#include "kernels/codebook_update/codebook_update_cuda.h"
+
 #include <tuple>
 
-#include "kernels/codebook_update/codebook_update.h"
 #include "torch/cuda_call.h"
 
 namespace soho {

@@ -56,12 +56,8 @@ Tensor sample_group_cpu(const Tensor& index, const std::optional<Tensor>& valid,
   const Tensor positions = torch::stable::contiguous(index), draws = torch::stable::contiguous(uniform);
   const std::optional<Tensor> kept = as_contiguous(valid);
   const Tensor target = empty_cpu({index.size(0)}, ScalarType::Long, index);
-  const SampleGroupArgs args{positions.const_data_ptr<int64_t>(),
-                             bool_data(kept),
-                             draws.const_data_ptr<double>(),
-                             target.mutable_data_ptr<int64_t>(),
-                             index.size(0),
-                             index.size(1)};
+  const SampleGroupArgs args{positions.const_data_ptr<int64_t>(), bool_data(kept), draws.const_data_ptr<double>(),
+                             target.mutable_data_ptr<int64_t>(),  index.size(0),   index.size(1)};
   torch::stable::parallel_for(0, args.num_images, kImagesPerTask,
                               [&](int64_t begin, int64_t end) { sample_group(args, begin, end); });
   return target;

@@ -1,4 +1,4 @@
-#include "kernels/group_mask/group_mask.h"
+#include "kernels/group_mask/group_mask_cuda.h"
 
 #include <tuple>
 
@@ -50,12 +50,8 @@ Tensor sample(const Tensor& index, const std::optional<Tensor>& valid, const Ten
   const Tensor positions = torch::stable::contiguous(index), draws = torch::stable::contiguous(uniform);
   const std::optional<Tensor> kept = as_contiguous(valid);
   const Tensor target = call.empty({index.size(0)}, ScalarType::Long);
-  const SampleGroupArgs args{positions.const_data_ptr<int64_t>(),
-                             bool_data(kept),
-                             draws.const_data_ptr<double>(),
-                             target.mutable_data_ptr<int64_t>(),
-                             index.size(0),
-                             index.size(1)};
+  const SampleGroupArgs args{positions.const_data_ptr<int64_t>(), bool_data(kept), draws.const_data_ptr<double>(),
+                             target.mutable_data_ptr<int64_t>(),  index.size(0),   index.size(1)};
   const Tensor scratch = call.scratch(sample_group_workspace_bytes_cuda(args));
   CudaCall::check(sample_group_cuda(args, scratch.mutable_data_ptr(), call.stream()), "sample_group");
   return target;

@@ -3,7 +3,8 @@
 Letters: m rows of X, n rows of Y, k columns.
 """
 
-import numpy as np
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ _TYPES = (torch.float32, torch.float64)
 
 
 def _as_matrix(name: str, value: object) -> Tensor:
+    if any(stride < 0 for stride in _strides(value)):
+        value = value.copy()  # type: ignore[attr-defined]  # torch has no negative strides
     try:
         matrix = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -41,10 +44,15 @@ def _check_pair(x_MK: Tensor, y_NK: Tensor) -> None:
 
 
 def _out_as_tensor(out: object, x_MK: Tensor) -> Tensor:
-    """`out` as a tensor (m,) that shares its memory."""
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
+    """`out` as a tensor (m,) that shares its memory; in reverse where its rows run backwards."""
+    array = getattr(out, "__array_interface__", None)
+    if array is not None and array["data"][1]:
         raise ValueError("out: expected a writable array, got a read-only one")
-    is_array = isinstance(out, (Tensor, np.ndarray)) or hasattr(out, "__cuda_array_interface__")
+    if array is not None and len(array["shape"]) == 2 and array["shape"][1] == 1:
+        out = out[:, 0]  # type: ignore[index]  # its second stride may be anything
+    if _runs_backwards(out):
+        out = out[::-1]  # type: ignore[index]
+    is_array = isinstance(out, Tensor) or array is not None or hasattr(out, "__cuda_array_interface__")
     if not is_array:  # from a list, as_tensor would make a copy that nobody sees
         raise TypeError(f"out: expected a torch tensor, a numpy or CUDA array, got {type(out).__name__}")
     shared = torch.as_tensor(out)
@@ -58,12 +66,21 @@ def _out_as_tensor(out: object, x_MK: Tensor) -> Tensor:
     return shared[:, 0] if shared.dim() == 2 else shared
 
 
-def fused_l2_nn_argmin(X, Y, out=None, sqrt: bool = True, handle=None):
+def _strides(value: object) -> tuple[int, ...]:
+    """Those of an array with numpy's interface that is not contiguous; () for all else."""
+    return (getattr(value, "__array_interface__", None) or {}).get("strides") or ()
+
+
+def _runs_backwards(out: object) -> bool:
+    return bool(_strides(out)) and _strides(out)[0] < 0
+
+
+def fused_l2_nn_argmin(X: Any, Y: Any, out: Any = None, sqrt: bool = True, handle: Any = None) -> Any:
     """Index of the row of Y nearest to each row of X in the L2 distance, as `pylibraft.distance` had it.
 
     The index is the argmin of the distance evaluated in float64, ties to the lowest; the original's was that of its
     float32 arithmetic. float32 runs on `soho_fast.ops.codebook_lookup`, float64 on its plain-torch reference; neither
-    holds an m x n matrix. Any layout is accepted.
+    holds an m x n matrix. Any layout is accepted, numpy's negative strides too.
 
     Args:
         X: (m, k) float32 or float64: a torch tensor, a numpy array, or an array with `__cuda_array_interface__`.
@@ -88,9 +105,9 @@ def fused_l2_nn_argmin(X, Y, out=None, sqrt: bool = True, handle=None):
     if out_M is None:
         index_M = index_M.to(torch.int32)
     else:
-        out_M.copy_(index_M)
+        out_M.copy_(index_M.flip(0) if _runs_backwards(out) else index_M)
     if x_MK.is_cuda:
         torch.cuda.current_stream(x_MK.device).synchronize()
     if out is not None:
         return out
-    return index_M.numpy() if isinstance(X, np.ndarray) else index_M
+    return index_M.numpy() if hasattr(X, "__array_interface__") else index_M

@@ -3,12 +3,23 @@
 H codebooks (one, or one per head), N features per codebook, K codes, C channels.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from vector_quantize_pytorch import VectorQuantize
-from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, accum_grad_, ema_inplace, gumbel_sample
 
 from soho_fast import ops
+
+try:
+    from vector_quantize_pytorch import ResidualVQ, VectorQuantize
+    from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, accum_grad_, ema_inplace, gumbel_sample
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"soho_fast.adapters.vector_quantize_pytorch needs the package {error.name}: "
+        "pip install 'vector-quantize-pytorch>=1.32'",
+        name=error.name,
+    ) from error
 
 # A layer that needs all the distances of a feature, or a gradient of the codes, is not one these ops can serve.
 _NEEDS_ALL_DISTANCES = "needs the distance of every feature to every code, which is never made here"
@@ -21,16 +32,16 @@ class AcceleratedCodebook(Codebook):
     @torch.no_grad()
     def forward(
         self,
-        x,
-        sample_codebook_temp=None,
-        mask=None,
-        freeze_codebook=False,
-        codebook_transform_fn=None,
-        ema_update_weight=None,
-        accum_ema_update=False,
-        ema_update=None,
-        topk=None,
-        update_usage=True,
+        x: Tensor,
+        sample_codebook_temp: float | None = None,
+        mask: Tensor | None = None,
+        freeze_codebook: bool = False,
+        codebook_transform_fn: Callable | None = None,
+        ema_update_weight: Tensor | Callable | None = None,
+        accum_ema_update: bool = False,
+        ema_update: bool | None = None,
+        topk: int | None = None,
+        update_usage: bool = True,
     ) -> tuple[Tensor, Tensor, None]:
         """As the original, without the distances. `sample_codebook_temp` has no effect, as in the original where codes
         are not sampled."""
@@ -61,7 +72,12 @@ class AcceleratedCodebook(Codebook):
         return quantized, index, None
 
     def track_cluster_size_and_embed_avg(
-        self, flatten, embed_onehot, mask=None, ema_update_weight=None, accum_ema_update=False
+        self,
+        flatten: Tensor,
+        embed_onehot: Tensor,
+        mask: Tensor | None = None,
+        ema_update_weight: Tensor | Callable | None = None,
+        accum_ema_update: bool = False,
     ) -> None:
         """As the original, from the index (H, N) in place of its one-hot form; `update_indices` still brings that."""
         if embed_onehot.is_floating_point():
@@ -88,7 +104,7 @@ class AcceleratedCodebook(Codebook):
 class AcceleratedVectorQuantize(VectorQuantize):
     """A `VectorQuantize` over an `AcceleratedCodebook`."""
 
-    def forward(self, x, indices=None, *args, **kwargs):
+    def forward(self, x: Tensor, indices: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the original, except that `indices` (for a cross-entropy loss) and `topk` are refused."""
         _refuse_arguments(indices=indices)
         return super().forward(x, None, *args, **kwargs)
@@ -111,23 +127,36 @@ def accelerate_vector_quantize(module: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: not a module. ValueError: no `VectorQuantize` in it, or one with options that cannot be served
-            (cosine similarity, affine parameters, codes learnt by gradient, sampled codes, losses over all distances);
-            all reasons are named and nothing is changed.
+            (cosine similarity, affine parameters, codes learnt by gradient, sampled codes, losses over all distances;
+            of a `ResidualVQ`: beam search, implicit neural codebooks, DiVeQ); all reasons are named and nothing is
+            changed.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, VectorQuantize)}
     if not layers:
         raise ValueError(f"module: expected a VectorQuantize or a module that holds one, got {type(module).__name__}")
-    for name, layer in layers.items():
-        reasons = _refusals(layer)
-        if reasons:
-            place = f" at {name!r}" if name else ""
-            raise ValueError(f"module: the VectorQuantize{place} cannot be accelerated: {'; '.join(reasons)}")
+    stacks = {name: stack for name, stack in module.named_modules() if isinstance(stack, ResidualVQ)}
+    for kind, refusals, parts in (("ResidualVQ", _refusals_of_stack, stacks), ("VectorQuantize", _refusals, layers)):
+        for name, part in parts.items():
+            if reasons := refusals(part):
+                place = f" at {name!r}" if name else ""
+                raise ValueError(f"module: the {kind}{place} cannot be accelerated: {'; '.join(reasons)}")
     for layer in layers.values():
         layer.__class__ = AcceleratedVectorQuantize
         layer._codebook.__class__ = AcceleratedCodebook
     return module
+
+
+def _refusals_of_stack(stack: ResidualVQ) -> list[str]:
+    """Every reason why the layers of a `ResidualVQ` cannot run on these ops, by the options of the stack."""
+    options = {f"{name}={getattr(stack, name)}": getattr(stack, name) or 0 for name in ("beam_size", "eval_beam_size")}
+    reasons = [f"{option}: a beam {_NEEDS_ALL_DISTANCES}" for option, size in options.items() if size > 1]
+    if stack.implicit_neural_codebook:
+        reasons.append(f"implicit_neural_codebook=True: {_LEARNT_BY_GRADIENT}")
+    if stack.diveq:
+        reasons.append(f"diveq=True: {_LEARNT_BY_GRADIENT}")
+    return reasons
 
 
 def _refusals(layer: VectorQuantize) -> list[str]:
@@ -158,7 +187,10 @@ def _refuse_arguments(**arguments: object) -> None:
     """ValueError where an argument of forward is given that these ops cannot serve."""
     for name, value in arguments.items():
         if value is not None:
-            raise ValueError(f"{name}: expected None, an accelerated VectorQuantize {_NEEDS_ALL_DISTANCES}")
+            given = "topk (the beam_size of a ResidualVQ)" if name == "topk" else name
+            raise ValueError(
+                f"{name}: expected None: to serve {given} an accelerated VectorQuantize {_NEEDS_ALL_DISTANCES}"
+            )
 
 
 def _valid_of_heads(mask_BL: Tensor, feat_HNC: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from deepspeed import DeepSpeedEngine
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.processes import Processes
@@ -61,8 +61,7 @@ class _NotingWriter(TorchCheckpointEngine):
     """DeepSpeed's torch writer that notes a failed write instead of raising it; see the module's docstring."""
 
     def __init__(self) -> None:
-        super().__init__(None)
-        self.zipfile_serialization = True
+        super().__init__()
         self.error: str | None = None
 
     def save(self, state_dict: Any, path: str) -> None:
@@ -146,7 +145,8 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             writer.makedirs(str(partial), exist_ok=True)
         self.processes.wait()
-        # The recovery scripts that DeepSpeed copies beside its files are in every installation.
+        # The recovery scripts that DeepSpeed copies beside its files are in every installation; on a full disk the copy
+        # would raise on one rank between barriers.
         engine.checkpoint_engine, engine._copy_recovery_script = writer, lambda save_path: None
         engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
         writer.save(rng_state(self.processes.device), str(partial / self._rank_file()))

@@ -31,8 +31,8 @@ def start_processes(threads: int = 0) -> Processes:
         threads: CPU threads of each process; 0 shares the machine's cores among its processes.
     """
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    # DeepSpeed would compile its shared-memory all-reduce, which only its inference path uses, at the first start.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed would probe for compilers here, and compile its shared-memory all-reduce, which only its inference uses.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     accelerator = get_accelerator()
     local_world = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", 1)))
     on_cpu = accelerator.device_name() == "cpu"
@@ -136,7 +136,6 @@ def deepspeed_config(
         config["zero_optimization"]["contiguous_gradients"] = False
     if stage == 3:
         config["zero_optimization"] |= {
-            "stage3_gather_16bit_weights_on_model_save": True,
             # Small parameters (norms, biases, the mask vector) are read outside their module's forward.
             "stage3_param_persistence_threshold": 100_000,
         }

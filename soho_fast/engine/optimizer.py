@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from soho_fast.engine.settings import OptimSettings
 
@@ -73,17 +75,17 @@ class SgdAdamW(torch.optim.Optimizer):
         for param in params:
             if "momentum_buffer" not in self.state[param]:
                 self.state[param]["momentum_buffer"] = torch.zeros_like(param)
-        torch._fused_sgd_(
+        sgd(
             params,
             [param.grad for param in params],
             [self.state[param]["momentum_buffer"] for param in params],
+            fused=True,
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
             lr=group["lr"],
             dampening=0.0,
             nesterov=False,
             maximize=False,
-            is_first_step=False,
         )
 
     def _step_adamw(self, group: dict, params: list[Tensor]) -> None:
@@ -96,16 +98,16 @@ class SgdAdamW(torch.optim.Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(param)
             states.append(state)
         beta1, beta2 = group["betas"]
-        # Read only, so one tensor does for all of the same count (torch.optim would count in each).
-        counts = {(state["step"], param.device) for param, state in zip(params, states, strict=True)}
-        step_of = {(step, device): torch.tensor(step + 1.0, device=device) for step, device in counts}
-        torch._fused_adamw_(
+        # The counts of the state are whole numbers; torch counts on in tensors, which go from here in one copy.
+        counts = torch.tensor([float(state["step"]) for state in states], device=params[0].device)
+        adamw(
             params,
             [param.grad for param in params],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
-            [step_of[state["step"], param.device] for param, state in zip(params, states, strict=True)],
+            list(counts.unbind()),
+            fused=True,
             lr=group["lr"],
             beta1=beta1,
             beta2=beta2,

@@ -29,7 +29,7 @@ class Task(Protocol):
         Its forward takes the batch's keywords and returns an object whose `loss` is a scalar and whose names listed in
         `logged` are scalars or None. `parameter_groups(exclude_from_decay=...)` lists dicts with `params`, `kind`
         ("backbone" or another name) and `decay`. `freeze_backbone(bool)`, `freeze_batch_norm(bool)` (both must outlast
-        `train()`) and `gradient_checkpointing_enable(...)` are called when the recipe asks for them.
+        `train()`) and `activation_checkpointing_enable(...)` are called when the recipe asks for them.
         """
 
     def speed_up(self, model: nn.Module, device: torch.device) -> None:

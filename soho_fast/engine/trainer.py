@@ -7,23 +7,27 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import deepspeed
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from soho_fast.engine.batches import Batches, plan_batches, split_batch
-from soho_fast.engine.checkpoint import Checkpoints, Progress, rng_state, set_rng_state
-from soho_fast.engine.errors import UserError
-from soho_fast.engine.launch import choose_precision, deepspeed_config, start_engine, zero_stage
-from soho_fast.engine.logs import PhaseTimer, RunLog
-from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.processes import Processes
-from soho_fast.engine.schedule import Schedule
-from soho_fast.engine.settings import TrainSettings
-from soho_fast.engine.stop import StopRequest
-from soho_fast.engine.task import Task
+from soho_fast.extras import from_extra
+
+with from_extra("train"):
+    import deepspeed
+    import numpy as np
+
+    from soho_fast.engine.batches import Batches, plan_batches, split_batch
+    from soho_fast.engine.checkpoint import Checkpoints, Progress, rng_state, set_rng_state
+    from soho_fast.engine.errors import UserError
+    from soho_fast.engine.launch import choose_precision, deepspeed_config, start_engine, zero_stage
+    from soho_fast.engine.logs import PhaseTimer, RunLog
+    from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
+    from soho_fast.engine.processes import Processes
+    from soho_fast.engine.schedule import Schedule
+    from soho_fast.engine.settings import TrainSettings
+    from soho_fast.engine.stop import StopRequest
+    from soho_fast.engine.task import Task
 
 
 @dataclass
@@ -166,10 +170,7 @@ class Trainer:
 
     def export(self, name: str) -> None:
         """Write `<name>/`: weights, config and processor, gathered from all ranks under ZeRO 3."""
-        if self.settings.engine.zero_stage == 3:
-            state = self.engine._zero3_consolidated_16bit_state_dict()
-        else:
-            state = self.engine.module.state_dict()
+        state = self._whole_state()
         if self.processes.is_main:
             folder = self.folder / name
             partial = self.folder / f"{name}.partial"
@@ -181,6 +182,16 @@ class Trainer:
             except OSError as error:
                 raise UserError(f"{partial}: the model could not be written: {error.strerror or error}") from error
         self.processes.wait()
+
+    def _whole_state(self) -> dict[str, torch.Tensor]:
+        model = self.engine.module
+        if self.settings.engine.zero_stage < 3:
+            return model.state_dict()
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0):
+            state = model.state_dict(keep_vars=True)
+            # Tied weights stay one tensor, which is how a saved model knows that they are.
+            copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in state.values()}
+            return {name: copies[id(tensor)] for name, tensor in state.items()}
 
     def _loop(self, batches: Batches, log: RunLog | None, stop: StopRequest) -> int:
         settings, progress = self.settings, self.progress
@@ -385,7 +396,7 @@ class Trainer:
         model = self.task.build_model()
         self.task.speed_up(model, processes.device)
         if settings.engine.activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         if settings.engine.freeze_batch_norm:
             model.freeze_batch_norm(True)
         optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
@@ -459,7 +470,7 @@ def average_batch_norm(model: nn.Module, processes: Processes) -> None:
     statistics = [
         buffer
         for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
         for buffer in (module.running_mean, module.running_var)
         if buffer is not None
     ]

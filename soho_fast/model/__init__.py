@@ -4,22 +4,25 @@
 package is imported.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering
+from soho_fast.extras import from_extra
 
-from .base import SohoPreTrainedModel
-from .config import SohoConfig
-from .downstream import (
-    SohoForImageTextRetrieval,
-    SohoForQuestionAnswering,
-    SohoForVisualEntailment,
-    SohoForVisualReasoning,
-)
-from .inputs import SohoInputs, Texts
-from .outputs import SohoForImageTextRetrievalOutput, SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
-from .pretrained import LoadReport
-from .soho import SohoForPreTraining, SohoModel
-from .visual_dictionary import VisualDictionary
-from .visual_encoder import VisualEncoder
+with from_extra("train"):
+    from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering
+
+    from .base import SohoPreTrainedModel
+    from .config import SohoConfig
+    from .downstream import (
+        SohoForImageTextRetrieval,
+        SohoForQuestionAnswering,
+        SohoForVisualEntailment,
+        SohoForVisualReasoning,
+    )
+    from .inputs import SohoInputs, Texts
+    from .outputs import SohoForImageTextRetrievalOutput, SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
+    from .pretrained import LoadReport
+    from .soho import SohoForPreTraining, SohoModel
+    from .visual_dictionary import VisualDictionary
+    from .visual_encoder import VisualEncoder
 
 AutoConfig.register("soho", SohoConfig, exist_ok=True)
 AutoModel.register(SohoConfig, SohoModel, exist_ok=True)

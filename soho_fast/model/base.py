@@ -96,7 +96,7 @@ class SohoPreTrainedModel(PreTrainedModel):
         return [groups[key] for key in sorted(groups)]
 
     def init_text_encoder_from(self, path_or_name: str) -> LoadReport:
-        """Fills word embeddings and Transformer layers from a BERT (paper section 4.1: BERT-base).
+        """Fills word embeddings and Transformer layers from a BERT (the paper: BERT-base).
 
         Args:
             path_or_name: a directory with a BERT, or its name on the hub. With fewer layers here than there, the

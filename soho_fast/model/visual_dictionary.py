@@ -26,6 +26,10 @@ def _mix64(x: Tensor) -> Tensor:
     return x
 
 
+def _forget_host_state(dictionary: "VisualDictionary", _: object) -> None:
+    dictionary._forget_host_state()
+
+
 class VisualDictionary(Float32Buffers):
     """Maps features to the nearest code (eq. 2), puts the code in their place (eq. 3, 5) and moves the codes (eq. 4).
 
@@ -52,6 +56,7 @@ class VisualDictionary(Float32Buffers):
         if config.ema_variant == "vqvae":
             self.register_buffer("cluster_size", torch.zeros(self.num_codes, dtype=torch.float32))
             self.register_buffer("cluster_sum", torch.zeros(shape, dtype=torch.float32))
+        self.register_load_state_dict_post_hook(_forget_host_state)
         self.reset()
 
     def reset(self) -> None:
@@ -69,10 +74,6 @@ class VisualDictionary(Float32Buffers):
         # Mirrors of `step` and `initialised`, read from the buffers once so that no step waits for the device.
         self._host_step: int | None = None
         self._ranks_agree = False
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._forget_host_state()
 
     def forward(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """

@@ -11,11 +11,12 @@ import os
 import warnings
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from soho_fast.ops import triton_backend
+from soho_fast.ops import self_check, triton_backend
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx")
@@ -23,6 +24,7 @@ LIBRARY = torch.library.Library("soho_fast", "FRAGMENT")
 
 _BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # tried in turn where no backend is named, by device type
 _NATIVE_OPS: dict[str, set[str]] = {"cpu": set(), "triton": set(), "cuda": set()}
+_REFERENCES: dict[str, Callable] = {}
 _fallback_warned = False
 
 
@@ -42,6 +44,9 @@ def _load_extension() -> tuple[ModuleType | None, str]:
 
 
 _extension, _extension_missing = _load_extension()
+# Float64 distances one by one: 2 to 8 times slower than the matrix products of the reference, without AVX2 as well.
+_ONLY_SCALAR = _extension is not None and _extension.build_info()["cpu_levels_available"] == ["scalar"]
+_FASTER_THAN_SCALAR = {"codebook_lookup", "pack_codebook"}  # the ops whose reference is
 
 
 def _warning_once(reference: Callable) -> Callable:
@@ -49,7 +54,7 @@ def _warning_once(reference: Callable) -> Callable:
     from compiled graphs as well."""
 
     @functools.wraps(reference)
-    def kernel(*args):
+    def kernel(*args: Any) -> Any:
         global _fallback_warned
         if _extension is None and not _fallback_warned:
             _fallback_warned = True
@@ -81,6 +86,7 @@ def define_op(
             is the function `name` of the module `triton` beside the reference.
         backward, setup_context: the gradient, as in `torch.library.register_autograd`.
     """
+    _REFERENCES[name] = reference
     for backend in native:
         _NATIVE_OPS[backend].add(name)
     for backend in ("reference", *native):
@@ -105,7 +111,7 @@ def _refusals(name: str, backend: str, device_type: str) -> list[str]:
     """Every reason why `backend` cannot serve op `name` on tensors of `device_type`."""
     if backend == "reference":
         return []
-    reasons = []
+    reasons: list[str] = []
     if backend == "triton":
         reasons += triton_backend.MISSING
     elif _extension is None:
@@ -133,18 +139,24 @@ def backend_for(name: str, backend: str | None, device_type: str) -> str:
             raise ValueError(f"backend: {backend!r} cannot serve {name}: {'; '.join(reasons)}")
         return backend
     for best in _BEST_FIRST.get(device_type, ()):
+        if best == "cpu" and _ONLY_SCALAR and name in _FASTER_THAN_SCALAR:
+            continue
         if not _refusals(name, best, device_type):
             return best
     return "reference"
 
 
-def op_for(name: str, backend: str | None, device_type: str) -> Callable:
+def op_for(name: str, backend: str | None, device: torch.device) -> Callable:
     """The registered op that serves this call.
 
     Raises:
         ValueError: unknown backend, or a backend asked for by name that cannot serve the call, with every reason.
+        RuntimeError: a backend for GPUs that errs on this device (`self_check`).
     """
-    return getattr(torch.ops.soho_fast, f"{name}_{backend_for(name, backend, device_type)}").default
+    chosen = backend_for(name, backend, device.type)
+    if chosen in ("triton", "cuda"):
+        self_check.require(name, chosen, device, _REFERENCES[name])
+    return getattr(torch.ops.soho_fast, f"{name}_{chosen}").default
 
 
 def mark_changed(tensor: Tensor) -> None:

@@ -6,36 +6,37 @@ from torch import Tensor
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_tensor(name: str, value: object) -> None:
-    """TypeError unless `value` is a tensor."""
+def check_tensor(name: str, value: object) -> Tensor:
+    """`value`; TypeError unless it is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    return value
 
 
 def check_float(name: str, value: object, types: tuple[torch.dtype, ...] = FLOAT_TYPES) -> None:
     """TypeError unless `value` is a tensor of one of the floating `types`."""
-    check_tensor(name, value)
-    if value.dtype not in types:
-        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in types)
-        raise TypeError(f"{name}: expected {expected}, got {str(value.dtype).removeprefix('torch.')}")
+    dtype = check_tensor(name, value).dtype
+    if dtype not in types:
+        expected = ", ".join(str(one).removeprefix("torch.") for one in types)
+        raise TypeError(f"{name}: expected {expected}, got {str(dtype).removeprefix('torch.')}")
 
 
 def check_index(name: str, value: object, shape: tuple[int, ...], meaning: str) -> None:
     """TypeError unless `value` is an int64 tensor, ValueError unless it has `shape`."""
-    check_tensor(name, value)
-    if value.dtype != torch.int64:
-        raise TypeError(f"{name}: expected int64, got {str(value.dtype).removeprefix('torch.')}")
-    check_shape(name, value, shape, meaning)
+    tensor = check_tensor(name, value)
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"{name}: expected int64, got {str(tensor.dtype).removeprefix('torch.')}")
+    check_shape(name, tensor, shape, meaning)
 
 
 def check_valid(value: object, shape: tuple[int, ...], meaning: str) -> None:
     """TypeError unless `valid` is None or a bool tensor, ValueError unless it has `shape`."""
     if value is None:
         return
-    check_tensor("valid", value)
-    if value.dtype != torch.bool:
-        raise TypeError(f"valid: expected bool (True = real position), got {str(value.dtype).removeprefix('torch.')}")
-    check_shape("valid", value, shape, meaning)
+    tensor = check_tensor("valid", value)
+    if tensor.dtype != torch.bool:
+        raise TypeError(f"valid: expected bool (True = real position), got {str(tensor.dtype).removeprefix('torch.')}")
+    check_shape("valid", tensor, shape, meaning)
 
 
 def check_shape(name: str, value: Tensor, shape: tuple[int, ...], meaning: str) -> None:
@@ -44,12 +45,26 @@ def check_shape(name: str, value: Tensor, shape: tuple[int, ...], meaning: str) 
         raise ValueError(f"{name}: expected shape {tuple(shape)} = {meaning}, got {tuple(value.shape)}")
 
 
+def check_writable(name: str, value: Tensor, instead: str) -> None:
+    """ValueError where elements of `value` share memory, as in an expanded tensor: what is written to one is written to
+    others. Views whose dimensions interlace are refused with them. `instead` says what to pass."""
+    extents = [(stride, size) for stride, size in zip(value.stride(), value.shape, strict=True) if size > 1]
+    for position, (stride, _) in enumerate(extents):
+        others = extents[:position] + extents[position + 1 :]
+        if sum(other * (size - 1) for other, size in others if other <= stride) >= stride:
+            raise ValueError(
+                f"{name}: expected elements that lie apart in memory, got an expanded or overlapping tensor of "
+                f"shape {tuple(value.shape)}, strides {tuple(value.stride())}; {instead}"
+            )
+
+
 def check_same_device(**tensors: Tensor | None) -> None:
     """ValueError unless all given tensors live on the first one's device."""
-    first_name, first = next(iter(tensors.items()))
-    for name, value in tensors.items():
-        if value is not None and value.device != first.device:
-            raise ValueError(f"{name}: expected device {first.device} like {first_name}, got {value.device}")
+    given = {name: value.device for name, value in tensors.items() if value is not None}
+    first_name, first = next(iter(given.items()))
+    for name, device in given.items():
+        if device != first:
+            raise ValueError(f"{name}: expected device {first} like {first_name}, got {device}")
 
 
 def check_decay(decay: float) -> None:

@@ -10,8 +10,10 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import torch
+from torch import Tensor
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 """Triton's own switch, read by it when a kernel is defined: kernels run in Python, on CPU tensors."""
@@ -48,7 +50,7 @@ def register(library: torch.library.Library, name: str, home: str) -> None:
     from torch._library.triton import triton_ops_to_kernels
     from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-    def decompose(mode, op, types, args, kwargs):
+    def decompose(mode: Any, op: Any, types: Any, args: tuple, kwargs: dict) -> Any:
         with mode, _traced():
             return function(*args, **kwargs)
 
@@ -57,7 +59,7 @@ def register(library: torch.library.Library, name: str, home: str) -> None:
 
 
 def _on_device_of_first(function: Callable) -> Callable:
-    def kernel(*args):
+    def kernel(*args: Any) -> Any:
         device = args[0].device
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
             return function(*args)
@@ -74,10 +76,23 @@ def _traced() -> Iterator[None]:
         _tracing.reset(token)
 
 
-def launch(kernel: Callable, num_programs: int, *args, **options) -> None:
-    """Run `num_programs` programs of a kernel on the current stream, or put them into the graph that is traced."""
+def launch(kernel: Any, num_programs: int, /, **arguments: Any) -> None:
+    """Run `num_programs` programs of a kernel on the current stream, or put them into the graph that is traced.
+
+    Arguments go by name, the compiler's options among them. A group of them is a dict here, not a tuple that the kernel
+    takes: torch.compile makes a constant of a tuple, sizes and strides included.
+    """
     started = torch.library.wrap_triton(kernel) if _tracing.get() else kernel
-    started[(num_programs,)](*args, **options)
+    started[(num_programs,)](**arguments)
+
+
+def strided(name: str, tensor: Tensor, letters: str) -> dict[str, Any]:
+    """The arguments `name` and `<name>_stride_<letter>` for each dimension of the tensor. The stride over groups (g) of
+    a single one is 0, so that no kernel is specialised to the number of rows."""
+    strides = {f"{name}_stride_{letter}": tensor.stride(place) for place, letter in enumerate(letters)}
+    if letters[0] == "g" and tensor.shape[0] == 1:
+        strides[f"{name}_stride_g"] = 0
+    return {name: tensor, **strides}
 
 
 def ceil_div(total: int, part: int) -> int:

@@ -42,6 +42,23 @@ def test_strided_out_is_written_and_its_surroundings_are_not():
     assert (buffer[:, 0] == -7).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("flipped", ["X", "Y", "columns", "out", "all"])
+def test_flipped_views(flipped, dtype):
+    """numpy's negative strides, which torch has none of."""
+    X, Y = np.random.rand(20, 4).astype(dtype), np.random.rand(6, 4).astype(dtype)
+    X = X[::-1] if flipped in ("X", "all") else X
+    Y = Y[::-2] if flipped in ("Y", "all") else Y
+    X, Y = (X[:, ::-1], Y[:, ::-1]) if flipped in ("columns", "all") else (X, Y)
+    buffer = np.full((20, 2), -7, dtype=np.int32)
+    out = buffer[::-1, 1] if flipped in ("out", "all") else buffer[:, 1]
+    expected = cdist(X, Y).argmin(1)
+    assert len(set(expected.tolist())) > 1
+    assert np.array_equal(fused_l2_nn_argmin(X, Y), expected)
+    assert fused_l2_nn_argmin(X, Y, out=out) is out
+    assert np.array_equal(out, expected) and (buffer[:, 0] == -7).all()
+
+
 def test_float64_is_not_rounded():
     # In float32 both rows of Y are equal and the first would win.
     assert fused_l2_nn_argmin(np.zeros((1, 1)), np.array([[1.0 + 1e-12], [1.0]]))[0] == 1

@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from vector_quantize_pytorch import ResidualVQ, VectorQuantize
+from vector_quantize_pytorch import GroupedResidualVQ, ResidualVQ, VectorQuantize
 
 from soho_fast.adapters.vector_quantize_pytorch import accelerate_vector_quantize
 
@@ -232,6 +232,34 @@ def test_options_that_are_refused(reason):
     assert type(model[0]) is VectorQuantize, "changed although another was refused"
 
 
+OF_RESIDUAL_VQ = {
+    "beam_size=4": {"beam_size": 4},
+    "eval_beam_size=3": {"beam_size": 1, "eval_beam_size": 3},
+    "implicit_neural_codebook=True": {"implicit_neural_codebook": True},
+    "diveq=True": {"diveq": True},
+}
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("option", OF_RESIDUAL_VQ)
+def test_options_of_a_residual_vq_that_are_refused_by_their_own_name(option, grouped):
+    options = {"dim": C, "codebook_size": K, "num_quantizers": 2, **OF_RESIDUAL_VQ[option]}
+    residual = GroupedResidualVQ(groups=2, **options) if grouped else ResidualVQ(**options)
+    model = nn.Sequential(VectorQuantize(dim=C, codebook_size=K), residual)
+    place = "1.rvqs.0" if grouped else "1"
+    with pytest.raises(ValueError, match=f"module: the ResidualVQ at '{place}' cannot be accelerated: {option}: "):
+        accelerate_vector_quantize(model)
+    assert type(model[0]) is VectorQuantize, "changed although another was refused"
+
+
+def test_a_residual_vq_with_a_beam_of_one_is_served():
+    torch.manual_seed(6)
+    original = ResidualVQ(dim=C, codebook_size=K, num_quantizers=3, beam_size=1)
+    accelerated = accelerate_vector_quantize(copy.deepcopy(original))
+    expected, got = both(original, accelerated, torch.randn(B, L, C))
+    assert torch.equal(got[1], expected[1])
+
+
 def test_arguments_that_are_refused():
     _, accelerated = pair()
     features = torch.randn(B, L, C)
@@ -239,6 +267,9 @@ def test_arguments_that_are_refused():
         accelerated(features, torch.zeros(B, L, dtype=torch.int64))
     with pytest.raises(ValueError, match="topk: expected None"):
         accelerated(features, topk=2)
+    residual = accelerate_vector_quantize(ResidualVQ(dim=C, codebook_size=K, num_quantizers=2))
+    with pytest.raises(ValueError, match=r"topk: expected None.* beam_size of a ResidualVQ"):
+        residual(features, beam_size=2)
     with pytest.raises(ValueError, match="codebook_transform_fn: expected None"):
         accelerated(features, codebook_transform_fn=lambda codes: codes)
     with pytest.raises(TypeError, match=r"module: expected a torch.nn.Module, got str"):

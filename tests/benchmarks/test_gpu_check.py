@@ -47,6 +47,19 @@ def test_steps(capsys):
     assert "three: out of time" in capsys.readouterr().out
 
 
+def test_the_steps_hide_nothing(monkeypatch):
+    """One failure leaves the other tests to run, and the sanitizer sees each allocation."""
+    monkeypatch.setattr(check.shutil, "which", lambda program: f"/bin/{program}")
+    steps = {name: (command, environment) for name, command, environment in check.test_commands()}
+    assert list(steps) == ["op tests on the device", "compute-sanitizer"]
+    for command, _ in steps.values():
+        assert not {"-x", "--exitfirst"} & set(command)
+        assert all((ROOT / word).is_file() for word in command if word.endswith(".py"))
+    assert steps["compute-sanitizer"][1] == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    told = [sys.executable, "-c", "import os; print(os.environ['PYTORCH_NO_CUDA_MEMORY_CACHING'])"]
+    assert check.run_step("environment", told, 60, **steps["compute-sanitizer"][1])["last_line"] == "1"
+
+
 def _in_small(monkeypatch):
     monkeypatch.setattr(cases, "LOOKUPS", ((200, 20, 8),))
     monkeypatch.setattr(cases, "UPDATES", ((200, 20, 8),))

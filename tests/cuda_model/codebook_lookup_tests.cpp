@@ -27,57 +27,45 @@ struct Problem {
   int64_t num_rows, num_codes, num_channels;
 };
 
-std::vector<float> normal(int64_t size, unsigned seed, float scale = 1.0f,
-                          float offset = 0.0f) {
+std::vector<float> normal(int64_t size, unsigned seed, float scale = 1.0f, float offset = 0.0f) {
   std::mt19937 engine(seed);
   std::normal_distribution<float> distribution;
   std::vector<float> values(size);
-  for (float &value : values)
-    value = distribution(engine) * scale + offset;
+  for (float& value : values) value = distribution(engine) * scale + offset;
   return values;
 }
 
-Problem random_problem(int64_t rows, int64_t codes, int64_t channels,
-                       unsigned seed = 1) {
-  return {normal(rows * channels, seed), normal(codes * channels, seed + 100),
-          rows, codes, channels};
+Problem random_problem(int64_t rows, int64_t codes, int64_t channels, unsigned seed = 1) {
+  return {normal(rows * channels, seed), normal(codes * channels, seed + 100), rows, codes, channels};
 }
 
 // Memory from new, aligned as torch's allocator aligns it, so that the address
 // sanitizer guards its ends.
 struct Block {
-  explicit Block(size_t bytes)
-      : data(::operator new(bytes, std::align_val_t{256})) {
-    std::memset(data, 0x5a, bytes);
-  }
+  explicit Block(size_t bytes) : data(::operator new(bytes, std::align_val_t{256})) { std::memset(data, 0x5a, bytes); }
   ~Block() { ::operator delete(data, std::align_val_t{256}); }
-  Block(const Block &) = delete;
-  Block &operator=(const Block &) = delete;
-  void *data;
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  void* data;
 };
 
-Took look_up(const CodebookLookupArgs &args, bool packs_twice = false) {
-  const Block packed(
-      packed_codebook_bytes_cuda(args.num_codes, args.num_channels));
-  const Block packing(
-      pack_codebook_workspace_bytes_cuda(args.num_codes, args.num_channels));
+Took look_up(const CodebookLookupArgs& args, bool packs_twice = false) {
+  const Block packed(packed_codebook_bytes_cuda(args.num_codes, args.num_channels));
+  const Block packing(pack_codebook_workspace_bytes_cuda(args.num_codes, args.num_channels));
   const Block workspace(codebook_lookup_workspace_bytes_cuda(args));
   for (int n = 0; n < (packs_twice ? 2 : 1); ++n) {
-    CHECK(pack_codebook_cuda(args.codebook, args.num_codes, args.num_channels,
-                             packed.data, packing.data, nullptr) == 0);
+    CHECK(pack_codebook_cuda(args.codebook, args.num_codes, args.num_channels, packed.data, packing.data, nullptr) ==
+          0);
   }
   unsigned long long counts[2] = {};
-  CHECK(codebook_lookup_cuda(args, packed.data, workspace.data, counts,
-                             nullptr) == 0);
+  CHECK(codebook_lookup_cuda(args, packed.data, workspace.data, counts, nullptr) == 0);
   return {counts[0], counts[1]};
 }
 
-std::vector<char> encoded(const std::vector<float> &values, Element type) {
+std::vector<char> encoded(const std::vector<float>& values, Element type) {
   std::vector<char> bytes(values.size() * element_size(type));
   for (size_t n = 0; n < values.size(); ++n) {
-    const uint16_t half = type == Element::kBFloat16
-                              ? round_bfloat16(values[n])
-                              : round_float16(values[n]);
+    const uint16_t half = type == Element::kBFloat16 ? round_bfloat16(values[n]) : round_float16(values[n]);
     if (type == Element::kFloat32)
       std::memcpy(bytes.data() + 4 * n, &values[n], 4);
     else
@@ -86,16 +74,12 @@ std::vector<char> encoded(const std::vector<float> &values, Element type) {
   return bytes;
 }
 
-void scalar_lookup(const CodebookLookupArgs &args) {
-  codebook_lookup({{kNothingScreened, compare_all_scalar}}, args, nullptr,
-                  [](int64_t total, int64_t, const auto &body) {
-                    body(0, total);
-                  });
+void scalar_lookup(const CodebookLookupArgs& args) {
+  codebook_lookup(CpuLevel::kScalar, args, nullptr, [](int64_t total, int64_t, const auto& body) { body(0, total); });
 }
 
 // The index and the distance of each row are those of the scalar level.
-Took compare(const Problem &problem, Element type = Element::kFloat32,
-             int64_t row_stride = -1) {
+Took compare(const Problem& problem, Element type = Element::kFloat32, int64_t row_stride = -1) {
   const int64_t stride = row_stride < 0 ? problem.num_channels : row_stride;
   const std::vector<char> rows = encoded(problem.features, type);
   std::vector<int64_t> index(problem.num_rows), expected(problem.num_rows);
@@ -120,8 +104,7 @@ Took compare(const Problem &problem, Element type = Element::kFloat32,
   look_up(args, true);
   CHECK(index == expected);
   for (int64_t i = 0; i < problem.num_rows; ++i)
-    CHECK(distance[i] == exact[i] ||
-          (std::isnan(distance[i]) && std::isnan(exact[i])));
+    CHECK(distance[i] == exact[i] || (std::isnan(distance[i]) && std::isnan(exact[i])));
   return took;
 }
 
@@ -129,24 +112,22 @@ void test_sizes() {
   // Each two of these sizes meet.
   const int64_t rows[] = {0, 1, 7, 128, 129}, codes[] = {1, 2, 127, 130}, channels[] = {1, 9, 33};
   for (int r = 0; r < 5; ++r) {
-    for (int k = 0; k < 4; ++k)
-      compare(random_problem(rows[r], codes[k], channels[(r + k) % 3]));
+    for (int k = 0; k < 4; ++k) compare(random_problem(rows[r], codes[k], channels[(r + k) % 3]));
   }
   compare(random_problem(3, 4, 0));
   compare(random_problem(40, 700, 70));
 }
 
 void test_types_and_layouts() {
-  for (Element type :
-       {Element::kFloat32, Element::kBFloat16, Element::kFloat16}) {
-    compare(random_problem(70, 90, 20), type); // four elements at a time
+  for (Element type : {Element::kFloat32, Element::kBFloat16, Element::kFloat16}) {
+    compare(random_problem(70, 90, 20), type);  // four elements at a time
     compare(random_problem(70, 90, 19), type);
     Problem strided = random_problem(60, 90, 24);
     strided.num_rows = 20;
     strided.features.resize(19 * 72 + 24);
     compare(strided, type, 72);
     strided.features.resize(24);
-    compare(strided, type, 0); // one row, expanded
+    compare(strided, type, 0);  // one row, expanded
   }
 }
 
@@ -160,8 +141,7 @@ void test_screening_decides() {
 void test_copies() {
   Problem problem = random_problem(50, 12, 20);
   std::vector<float> codes(300 * 20, 0.0f);
-  for (int n = 0; n < 41; ++n)
-    codes.insert(codes.end(), problem.codebook.begin(), problem.codebook.end());
+  for (int n = 0; n < 41; ++n) codes.insert(codes.end(), problem.codebook.begin(), problem.codebook.end());
   codes.resize(codes.size() + 200 * 20, -0.0f);
   problem.num_codes = static_cast<int64_t>(codes.size()) / 20;
   problem.codebook = codes;
@@ -172,63 +152,50 @@ void test_copies() {
 void test_near_ties() {
   Problem problem = random_problem(60, 4, 24);
   std::vector<float> codes;
-  for (int n = 0; n < 20; ++n)
-    codes.insert(codes.end(), problem.codebook.begin(), problem.codebook.end());
-  for (int j = 0; j < 80; ++j)
-    codes[j * 24 + j / 4] = std::nextafter(codes[j * 24 + j / 4], kInfinite);
+  for (int n = 0; n < 20; ++n) codes.insert(codes.end(), problem.codebook.begin(), problem.codebook.end());
+  for (int j = 0; j < 80; ++j) codes[j * 24 + j / 4] = std::nextafter(codes[j * 24 + j / 4], kInfinite);
   codes.insert(codes.end(), problem.codebook.begin(), problem.codebook.end());
-  problem.features.insert(problem.features.end(), problem.codebook.begin(),
-                          problem.codebook.end());
+  problem.features.insert(problem.features.end(), problem.codebook.begin(), problem.codebook.end());
   problem.codebook = codes;
   problem.num_rows = 64;
   problem.num_codes = 84;
-  CHECK(compare(problem).all_codes > 0); // more survivors than a list holds
+  CHECK(compare(problem).all_codes > 0);  // more candidates than a list holds
 
-  Problem cluster{normal(20 * 16, 5), normal(300 * 16, 6, 0x1p-22f, 1.0f), 20,
-                  300, 16};
+  Problem cluster{normal(20 * 16, 5), normal(300 * 16, 6, 0x1p-22f, 1.0f), 20, 300, 16};
   compare(cluster);
 
   Problem nearer{std::vector<float>(9 * 10, 0.0f), {}, 9, 400, 10};
-  for (int j = 0; j < 400; ++j)
-    nearer.codebook.insert(nearer.codebook.end(), 10, 5.0f - 0.01f * j);
+  for (int j = 0; j < 400; ++j) nearer.codebook.insert(nearer.codebook.end(), 10, 5.0f - 0.01f * j);
   compare(nearer);
 
   Problem ties = random_problem(200, 60, 4);
-  for (auto *values : {&ties.features, &ties.codebook}) {
-    for (float &value : *values)
-      value = std::round(value);
+  for (auto* values : {&ties.features, &ties.codebook}) {
+    for (float& value : *values) value = std::round(value);
   }
   compare(ties);
 
   Problem line{std::vector<float>(30, 0.5f), {}, 30, 40, 1};
-  for (int j = 0; j < 40; ++j)
-    line.codebook.push_back(static_cast<float>(j));
+  for (int j = 0; j < 40; ++j) line.codebook.push_back(static_cast<float>(j));
   compare(line);
 }
 
 void test_magnitudes() {
   for (float offset : {1e2f, 1e4f, 1e7f})
-    compare({normal(60 * 33, 7, 1.0f, offset), normal(100 * 33, 8, 1.0f, offset),
-             60, 100, 33});
+    compare({normal(60 * 33, 7, 1.0f, offset), normal(100 * 33, 8, 1.0f, offset), 60, 100, 33});
   Problem orders = random_problem(60, 100, 12);
-  for (int i = 0; i < 60 * 12; ++i)
-    orders.features[i] *= std::pow(10.0f, -15.0f + (i / 12) * 30.0f / 59);
-  for (int j = 0; j < 100 * 12; ++j)
-    orders.codebook[j] *= std::pow(10.0f, 15.0f - (j / 12) * 30.0f / 99);
+  for (int i = 0; i < 60 * 12; ++i) orders.features[i] *= std::pow(10.0f, -15.0f + (i / 12) * 30.0f / 59);
+  for (int j = 0; j < 100 * 12; ++j) orders.codebook[j] *= std::pow(10.0f, 15.0f - (j / 12) * 30.0f / 99);
   compare(orders);
   Problem far = random_problem(40, 50, 12);
-  for (int i = 0; i < 40 * 12; ++i)
-    far.features[i] *= std::pow(10.0f, (i / 12) * 37.0f / 39);
-  for (float &value : far.codebook)
-    value *= 1e-6f;
+  for (int i = 0; i < 40 * 12; ++i) far.features[i] *= std::pow(10.0f, (i / 12) * 37.0f / 39);
+  for (float& value : far.codebook) value *= 1e-6f;
   compare(far);
   for (float scale : {1e-42f, 1e-30f, 1e-20f, 1e20f, 1e25f})
     compare({normal(20 * 9, 9, scale), normal(30 * 9, 10, scale), 20, 30, 9});
   compare({normal(20 * 9, 9, 1e-42f), normal(30 * 9, 10, 1e-3f), 20, 30, 9});
   Problem largest = random_problem(20, 30, 9);
-  for (auto *values : {&largest.features, &largest.codebook}) {
-    for (float &value : *values)
-      value = std::copysign(3.4e38f, value);
+  for (auto* values : {&largest.features, &largest.codebook}) {
+    for (float& value : *values) value = std::copysign(3.4e38f, value);
   }
   compare(largest);
   compare({std::vector<float>(9 * 8), std::vector<float>(20 * 8), 9, 20, 8});
@@ -241,8 +208,7 @@ void test_magnitudes() {
   }
   // Codes much smaller than the rows, as at the usual start of a VQ-VAE, stay
   // screened.
-  CHECK(compare({normal(64 * 32, 11), normal(300 * 32, 12, 1e-5f), 64, 300, 32})
-            .all_codes == 0);
+  CHECK(compare({normal(64 * 32, 11), normal(300 * 32, 12, 1e-5f), 64, 300, 32}).all_codes == 0);
 }
 
 void test_not_finite() {
@@ -268,15 +234,14 @@ void test_gather() {
     const std::vector<float> codes = normal(5 * channels, 14);
     const std::vector<int64_t> index = {4, -1, 0, 5};
     std::vector<float> output(4 * channels, 7.0f);
-    const GatherCodesArgs args{codes.data(), index.data(), output.data(), 5,
-                               channels * 4};
+    const GatherCodesArgs args{codes.data(), index.data(), output.data(), 5, channels * 4};
     CHECK(gather_codes_cuda(args, 4, nullptr) == 0);
     CHECK(output[0] == codes[4 * channels] && output[channels] == 0.0f);
     CHECK(output[2 * channels] == codes[0] && output[4 * channels - 1] == 0.0f);
   }
 }
 
-} // namespace
+}  // namespace
 
 void test_codebook_lookup_cuda() {
   soho_model::set_seed(1);

@@ -1,6 +1,4 @@
 // codebook_stats, codebook_ema_ and their fusion on the model, bit by bit against the scalar level.
-#include "kernels/codebook_update/cuda.cu"
-
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -11,6 +9,7 @@
 #include "../kernels/check.h"
 #include "common/cpu_level.h"
 #include "cuda_model_tests.h"
+#include "kernels/codebook_update/cuda.cu"
 
 namespace {
 
@@ -22,10 +21,13 @@ struct Memory {
     std::memset(data.get(), 0x5a, bytes);
   }
   struct Free {
-    void operator()(char *p) const { ::operator delete[](p, std::align_val_t{64}); }
+    void operator()(char* p) const { ::operator delete[](p, std::align_val_t{64}); }
   };
-  template <class T> T *as() const { return reinterpret_cast<T *>(data.get()); }
-  bool operator==(const Memory &other) const {
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data.get());
+  }
+  bool operator==(const Memory& other) const {
     return bytes == other.bytes && std::memcmp(data.get(), other.data.get(), bytes) == 0;
   }
   size_t bytes;
@@ -38,17 +40,19 @@ struct Case {
   int64_t row_stride = -1;  // -1: dense
   int64_t skipped = 0;      // elements before the first row
   bool masked = false;
-  int popular = 0;          // one row in `popular` does not belong to code 0
-  bool beyond = false;      // some indices are too large
-  std::vector<int64_t> members = {}; // how many rows each of the first codes has, scattered; the others have none
+  int popular = 0;                    // one row in `popular` does not belong to code 0
+  bool beyond = false;                // some indices are too large
+  std::vector<int64_t> members = {};  // how many rows each of the first codes has, scattered; the others have none
 };
 
 struct Problem {
-  Problem(const Case &c, uint32_t seed)
-      : stride(c.row_stride < 0 ? c.num_channels : c.row_stride), engine(seed),
+  Problem(const Case& c, uint32_t seed)
+      : stride(c.row_stride < 0 ? c.num_channels : c.row_stride),
+        engine(seed),
         features((c.skipped + (c.num_rows > 0 ? (c.num_rows - 1) * stride + c.num_channels : 0)) *
                  element_size(c.type)),
-        index(sizeof(int64_t) * c.num_rows), valid(c.num_rows) {
+        index(sizeof(int64_t) * c.num_rows),
+        valid(c.num_rows) {
     const int64_t num_elements = static_cast<int64_t>(features.bytes) / element_size(c.type);
     for (int64_t e = 0; e < num_elements; ++e) {
       const float value = std::normal_distribution<float>()(engine) * (engine() % 5 == 0 ? 1e4f : 1.0f);
@@ -88,14 +92,14 @@ struct Problem {
   CodebookUpdateArgs args{};
 };
 
-void update_on_cpu(const CodebookUpdateArgs &args) {
-  const ParallelFor in_one_part = [](int64_t total, int64_t, const auto &body) { body(0, total); };
+void update_on_cpu(const CodebookUpdateArgs& args) {
+  const ParallelFor in_one_part = [](int64_t total, int64_t, const auto& body) { body(0, total); };
   CHECK(update_codebook(CpuLevel::kScalar, args, 1, in_one_part) == -1);
 }
 
-void run(const Case &c, uint64_t seed) {
+void run(const Case& c, uint64_t seed) {
   Problem problem(c, static_cast<uint32_t>(seed) + 1);
-  Memory within(problem.index.bytes); // what the CPU may be given: it refuses what a GPU does not count
+  Memory within(problem.index.bytes);  // what the CPU may be given: it refuses what a GPU does not count
   for (int64_t i = 0; i < c.num_rows; ++i) {
     const int64_t code = problem.args.index[i];
     within.as<int64_t>()[i] = code < c.num_codes ? code : -1;
@@ -125,8 +129,8 @@ void run(const Case &c, uint64_t seed) {
   CHECK(update_codebook_cuda(gpu, workspace.as<void>(), nullptr) == 0);
   update_on_cpu(cpu);
   CHECK(fused == fused_cpu);
-  const CodebookEmaArgs ema{stepwise.as<float>(), counts.as<float>(), sums.as<float>(), c.num_channels,
-                            c.num_channels,       0.9};
+  const CodebookEmaArgs ema{stepwise.as<float>(), counts.as<float>(), sums.as<float>(),
+                            c.num_channels,       c.num_channels,     0.9};
   CHECK(codebook_ema_cuda(ema, c.num_codes, nullptr) == 0);
   CHECK(stepwise == fused);
 }
@@ -137,8 +141,7 @@ void test_ema_keeps_bits() {
     const int64_t num_channels = stride == 9 ? 8 : stride;
     std::vector<float> codebook(3 * stride, std::numeric_limits<float>::quiet_NaN()), sums(3 * num_channels, 6.0f);
     codebook[1] = -0.0f;
-    for (int64_t e = 2 * stride; e < 2 * stride + num_channels; ++e)
-      codebook[e] = 1.0f;
+    for (int64_t e = 2 * stride; e < 2 * stride + num_channels; ++e) codebook[e] = 1.0f;
     const std::vector<float> before = codebook, counts{0.0f, -1.0f, 2.0f};
     const CodebookEmaArgs args{codebook.data(), counts.data(), sums.data(), stride, num_channels, 0.5};
     CHECK(codebook_ema_cuda(args, 3, nullptr) == 0);
@@ -165,10 +168,10 @@ void test_padding_is_not_read() {
   CHECK(counts == std::vector<float>(2, 1.0f) && sums == std::vector<float>(8, 1.0f));
 }
 
-} // namespace
+}  // namespace
 
 void test_codebook_update_cuda() {
-  const std::vector<Case> sizes = {{0, 3, 4},   {4, 3, 0},    {1, 1, 1},    {5, 3, 7},    {64, 9, 8},   {65, 9, 9},
+  const std::vector<Case> sizes = {{0, 3, 4},     {4, 3, 0},     {1, 1, 1},     {5, 3, 7},    {64, 9, 8},    {65, 9, 9},
                                    {500, 17, 63}, {500, 17, 64}, {300, 1, 132}, {40, 200, 3}, {257, 33, 136}};
   for (uint64_t seed = 0; seed < 3; ++seed) {
     for (Case c : sizes) {
@@ -181,12 +184,11 @@ void test_codebook_update_cuda() {
     }
   }
   for (const Element type : {Element::kFloat32, Element::kBFloat16}) {
-    for (const int64_t stride : {0, 24, 27, 32}) { // one row for all; too narrow for 16 bytes; apart
+    for (const int64_t stride : {0, 24, 27, 32}) {  // one row for all; too narrow for 16 bytes; apart
       Case c{100, 5, 24, type, stride};
-      if (stride != 27)
-        run(c, 7);
+      if (stride != 27) run(c, 7);
       c.row_stride = stride == 0 ? 0 : std::max<int64_t>(stride, 24);
-      c.skipped = 1; // not aligned to 16 bytes
+      c.skipped = 1;  // not aligned to 16 bytes
       run(c, 8);
     }
   }
@@ -197,7 +199,7 @@ void test_codebook_update_cuda() {
   run({300, 8200, 2}, 11);  // counters too many for shared memory
   // Popular codes, from 512 members on, beside others.
   const std::vector<int64_t> counts = {3, 511, 512, 513, 0, 1100, 1};
-  for (const int64_t num_channels : {40, 33}) { // more than a slice; not in pieces of 16 bytes
+  for (const int64_t num_channels : {40, 33}) {  // more than a slice; not in pieces of 16 bytes
     for (const Element type : {Element::kFloat32, Element::kBFloat16, Element::kFloat16})
       run({2700, 8, num_channels, type, -1, 0, false, 0, false, counts}, 12);
   }

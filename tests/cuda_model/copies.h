@@ -8,20 +8,20 @@
 namespace soho_model {
 
 struct PendingCopy {
-  char *shared;
-  const char *global;
-  int num_bytes, num_read; // the rest becomes 0
+  char* shared;
+  const char* global;
+  int num_bytes, num_read;  // the rest becomes 0
 };
 
 struct CopyQueue {
-  std::vector<PendingCopy> open;                // since the last commit
-  std::vector<std::vector<PendingCopy>> groups; // oldest first
+  std::vector<PendingCopy> open;                 // since the last commit
+  std::vector<std::vector<PendingCopy>> groups;  // oldest first
 };
 
-CopyQueue &copies_of_thread();
+CopyQueue& copies_of_thread();
 
-void start_copy(void *shared, const void *global, int num_bytes, int num_read);
+void start_copy(void* shared, const void* global, int num_bytes, int num_read);
 void commit_copies();
-void wait_for_copies(size_t pending); // until so many groups are left
+void wait_for_copies(size_t pending);  // until so many groups are left
 
-} // namespace soho_model
+}  // namespace soho_model

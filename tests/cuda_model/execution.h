@@ -13,8 +13,7 @@ struct uint3 {
 };
 struct dim3 {
   unsigned x, y, z;
-  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1)
-      : x(x), y(y), z(z) {}
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
 inline uint3 threadIdx, blockIdx;
@@ -34,25 +33,21 @@ inline bool coin() { return random_bits() & 1; }
 
 // Runs `thread` once for each thread of the grid. Throws std::runtime_error
 // for what the kernel may not do.
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes,
-              const std::function<void()> &thread);
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
 // Inside a thread.
-[[noreturn]] void fail(const std::string &text);
-unsigned char *block_memory();
+[[noreturn]] void fail(const std::string& text);
+unsigned char* block_memory();
 bool in_thread();
-unsigned thread_rank(); // in its block
-void pass_turn();       // lets other threads run first, now and then
+unsigned thread_rank();  // in its block
+void pass_turn();        // lets other threads run first, now and then
 
 // Waits until every lane of `mask` has come to the same call. The last one to
 // come calls finish with what each of them brought, by lane.
-using Finish = void (*)(uint32_t mask, void *const *brought);
-void meet_in_warp(const char *call, uint32_t mask, void *brought, Finish finish,
-                  const Site &site);
+using Finish = void (*)(uint32_t mask, void* const* brought);
+void meet_in_warp(const char* call, uint32_t mask, void* brought, Finish finish, const Site& site);
 
-// The same for all threads of the block; `brought` by thread.
-using FinishBlock = void (*)(size_t num_threads, void *const *brought);
-void meet_in_block(const char *call, void *brought, FinishBlock finish,
-                   const Site &site);
+// Waits until every thread of the block has come to __syncthreads.
+void meet_in_block(const Site& site);
 
-} // namespace soho_model
+}  // namespace soho_model

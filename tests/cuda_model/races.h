@@ -13,20 +13,18 @@ enum class Access { kRead, kWrite, kAtomic };
 #ifdef SOHO_CUDA_RACES
 void start_launch();
 void start_block(size_t num_threads);
-void forget(const void *memory, size_t bytes); // shared memory of a new block
+void forget(const void* memory, size_t bytes);  // shared memory of a new block
 void pass_block_barrier();
 void pass_warp_barrier(unsigned warp, uint32_t mask);
-void pass_fence(); // after it, blocks may hand each other memory by atomics: only threads of a block are compared
-void report(unsigned thread, const void *memory, size_t bytes, Access access);
-bool is_on_a_stack(const void *memory);
+void report(unsigned thread, const void* memory, size_t bytes, Access access);
+bool is_on_a_stack(const void* memory);
 #else
 inline void start_launch() {}
 inline void start_block(size_t) {}
-inline void forget(const void *, size_t) {}
+inline void forget(const void*, size_t) {}
 inline void pass_block_barrier() {}
 inline void pass_warp_barrier(unsigned, uint32_t) {}
-inline void pass_fence() {}
-inline void report(unsigned, const void *, size_t, Access) {}
+inline void report(unsigned, const void*, size_t, Access) {}
 #endif
 
-} // namespace soho_model
+}  // namespace soho_model

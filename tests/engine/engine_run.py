@@ -69,7 +69,7 @@ class StubModel(nn.Module):
     def freeze_backbone(self, frozen: bool) -> None:
         self.backbone.requires_grad_(not frozen)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None) -> None:
         self.checkpointing = True
 
     def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, labels: torch.Tensor) -> SimpleNamespace:

@@ -4,14 +4,12 @@
 #include <random>
 
 #include "check.h"
-#include "common/cpu_level.h"
 #include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
 
 #ifdef SOHO_AMX_MODEL
 namespace soho {
-LookupCounts screen_amx_model(const CodebookLookupArgs &, const ScreenedCodes &,
-                              int64_t begin, int64_t end);
+LookupCounts screen_amx_model(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
 }
 #endif
 
@@ -23,13 +21,11 @@ using namespace soho;
 std::vector<std::vector<LookupPass>> every_list_of_passes() {
   std::vector<std::vector<LookupPass>> lists;
   for (CpuLevel level : built_cpu_levels()) {
-    if (cpu_level_available(level))
-      lists.push_back(codebook_lookup_passes(level));
+    if (cpu_level_available(level)) lists.push_back(passes_of(level));
   }
 #ifdef SOHO_AMX_MODEL
   if (cpu_level_available(CpuLevel::kAvx512Bf16))
-    lists.push_back({{kFormatAmx, screen_amx_model},
-                     {kNothingScreened, compare_all_avx512}});
+    lists.push_back({{kFormatAmx, screen_amx_model}, {kNothingScreened, compare_all_avx512}});
 #endif
   return lists;
 }
@@ -38,32 +34,27 @@ std::vector<float> normal(int64_t size, unsigned seed, float offset = 0.0f) {
   std::mt19937 engine(seed);
   std::normal_distribution<float> distribution;
   std::vector<float> values(size);
-  for (float &value : values)
-    value = distribution(engine) + offset;
+  for (float& value : values) value = distribution(engine) + offset;
   return values;
 }
 
 ParallelFor parts(int num_parts) {
-  return [=](int64_t total, int64_t,
-             const std::function<void(int64_t, int64_t)> &body) {
+  return [=](int64_t total, int64_t, const std::function<void(int64_t, int64_t)>& body) {
     in_parts(total, num_parts, body);
   };
 }
 
-int64_t nearest(const float *row, const std::vector<float> &codebook,
-                int64_t num_codes, int64_t num_channels) {
+int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t num_codes, int64_t num_channels) {
   int64_t best = 0;
   double smallest = std::numeric_limits<double>::infinity();
   for (int64_t j = 0; j < num_codes; ++j) {
     double lanes[8] = {};
     for (int64_t c = 0; c < num_channels; ++c) {
-      const double difference =
-          static_cast<double>(row[c]) -
-          static_cast<double>(codebook[j * num_channels + c]);
+      const double difference = static_cast<double>(row[c]) - static_cast<double>(codebook[j * num_channels + c]);
       lanes[c % 8] += difference * difference;
     }
-    const double distance = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
-                            ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+    const double distance =
+        ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
     if (distance < smallest) {
       smallest = distance;
       best = j;
@@ -74,12 +65,9 @@ int64_t nearest(const float *row, const std::vector<float> &codebook,
 
 // Looks up in parts, between sentinels; exact-sized buffers let the sanitizer
 // see every stray access.
-std::vector<int64_t> lookup(const std::vector<LookupPass> &passes,
-                            const std::vector<float> &features,
-                            const std::vector<float> &codebook,
-                            int64_t num_rows, int64_t num_codes,
-                            int64_t num_channels, int num_parts,
-                            const void *packed) {
+std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::vector<float>& features,
+                            const std::vector<float>& codebook, int64_t num_rows, int64_t num_codes,
+                            int64_t num_channels, int num_parts, const void* packed) {
   std::vector<int64_t> index(num_rows + 2, -7);
   std::vector<float> distance(num_rows + 2, -7.0f);
   CodebookLookupArgs args{};
@@ -92,44 +80,36 @@ std::vector<int64_t> lookup(const std::vector<LookupPass> &passes,
   args.num_channels = num_channels;
   args.index = index.data() + 1;
   args.distance = distance.data() + 1;
-  const auto counts = codebook_lookup(passes, args, packed, parts(num_parts));
-  CHECK(index.front() == -7 && index.back() == -7 &&
-        distance.front() == -7.0f && distance.back() == -7.0f);
+  const auto counts = run_passes(passes, args, packed, parts(num_parts));
+  CHECK(index.front() == -7 && index.back() == -7 && distance.front() == -7.0f && distance.back() == -7.0f);
   CHECK(counts.back().undecided == 0);
   return {index.begin() + 1, index.end() - 1};
 }
 
 // Every level, by all of its passes and with the cheap ones left out; the first
 // pass once with a prepared codebook.
-void compare(const std::vector<float> &features,
-             const std::vector<float> &codebook, int64_t num_rows,
+void compare(const std::vector<float>& features, const std::vector<float>& codebook, int64_t num_rows,
              int64_t num_codes, int64_t num_channels) {
   std::vector<int64_t> expected;
   for (int64_t i = 0; i < num_rows; ++i)
-    expected.push_back(nearest(features.data() + i * num_channels, codebook,
-                               num_codes, num_channels));
-  for (const std::vector<LookupPass> &all : every_list_of_passes()) {
+    expected.push_back(nearest(features.data() + i * num_channels, codebook, num_codes, num_channels));
+  for (const std::vector<LookupPass>& all : every_list_of_passes()) {
     for (auto first = all.begin(); first != all.end(); ++first) {
       const std::vector<LookupPass> passes(first, all.end());
       const ScreeningFormat format = passes.front().format;
-      const Scratch packed(
-          packed_codebook_bytes(format, num_codes, num_channels));
-      pack_codebook(format, codebook.data(), num_codes, num_channels,
-                    packed.data(), parts(2));
-      CHECK(
-          packed_codebook_fits(packed.data(), format, num_codes, num_channels));
-      CHECK(!packed_codebook_fits(packed.data(), format, num_codes + 1,
-                                  num_channels));
+      const Scratch packed(packed_codebook_bytes(format, num_codes, num_channels));
+      pack_codebook(format, codebook.data(), num_codes, num_channels, packed.data(), parts(2));
+      CHECK(packed_codebook_fits(packed.data(), format, num_codes, num_channels));
+      CHECK(!packed_codebook_fits(packed.data(), format, num_codes + 1, num_channels));
       for (int num_parts : {1, 3}) {
-        CHECK(lookup(passes, features, codebook, num_rows, num_codes,
-                     num_channels, num_parts,
+        CHECK(lookup(passes, features, codebook, num_rows, num_codes, num_channels, num_parts,
                      num_parts == 1 ? packed.data() : nullptr) == expected);
       }
     }
   }
 }
 
-// Rows of one kind after another, so that passes that leave neighbours unseen
+// Rows of one kind after another, so that passes that skip neighbours
 // come back to rows they can decide: near a cluster of codes that screening
 // cannot tell apart, then near one of the codes that stand alone.
 void test_stretches(bool integers) {
@@ -137,15 +117,14 @@ void test_stretches(bool integers) {
   std::vector<float> codebook = normal((kClose + kAlone) * kChannels, 10);
   std::vector<float> features = normal(kRows * kChannels, 11);
   for (int64_t n = 0; n < kClose * kChannels; ++n) {
-    codebook[n] = integers ? std::copysign(1.0f, codebook[n])
-                           : 1.0f + codebook[n] * 0x1p-21f;
+    codebook[n] = integers ? std::copysign(1.0f, codebook[n]) : 1.0f + codebook[n] * 0x1p-21f;
   }
   for (int64_t n = kClose * kChannels; n < (kClose + kAlone) * kChannels; ++n)
     codebook[n] = std::round(codebook[n] * 9.0f) + 20.0f;
   for (int64_t i = 0; i < kRows; ++i) {
     const bool alone = i > 900 && i < 1700 && i % 100 != 0;
     for (int64_t c = 0; c < kChannels; ++c) {
-      float &value = features[i * kChannels + c];
+      float& value = features[i * kChannels + c];
       if (alone) {
         value += codebook[(kClose + i % kAlone) * kChannels + c];
       } else if (integers) {
@@ -158,8 +137,7 @@ void test_stretches(bool integers) {
 
 // The codes hold the same numbers in another order and a row one number: the
 // distances are equal but for the rounding of squares and sums.
-void test_order_of_rounding(std::vector<float> code,
-                            const std::vector<float> &numbers) {
+void test_order_of_rounding(std::vector<float> code, const std::vector<float>& numbers) {
   constexpr int64_t kCodes = 60;
   const int64_t num_channels = static_cast<int64_t>(code.size());
   const int64_t num_rows = static_cast<int64_t>(numbers.size());
@@ -169,8 +147,7 @@ void test_order_of_rounding(std::vector<float> code,
     std::shuffle(code.begin(), code.end(), engine);
     codebook.insert(codebook.end(), code.begin(), code.end());
   }
-  for (float number : numbers)
-    features.insert(features.end(), num_channels, number);
+  for (float number : numbers) features.insert(features.end(), num_channels, number);
   compare(features, codebook, num_rows, kCodes, num_channels);
   // Codes apart from them, of which one may be found first.
   const std::vector<float> apart = normal(200 * num_channels, 17);
@@ -180,12 +157,10 @@ void test_order_of_rounding(std::vector<float> code,
 
 void test_orders_of_rounding() {
   std::vector<float> any = normal(50, 14), signs = any;
-  for (float &value : signs)
-    value = std::copysign(1.0f, value);
+  for (float& value : signs) value = std::copysign(1.0f, value);
   std::vector<float> small = normal(900, 16, 0.1f), fine;
-  for (float &value : small)
-    value *= 1e-3f;
-  for (int n = 0; n < 100; ++n) // differences of 28 bits
+  for (float& value : small) value *= 1e-3f;
+  for (int n = 0; n < 100; ++n)  // differences of 28 bits
     fine.push_back(static_cast<float>(1 + 2 * (n % 8)) * 0x1p-27f);
   test_order_of_rounding(any, small);
   test_order_of_rounding(signs, small);
@@ -201,17 +176,16 @@ void test_dense_end() {
   for (int64_t j = 0; j < kCodes; ++j) {
     const float centre = j < 600 && j % 8 != 0 ? 50.0f : 1.0f;
     for (int64_t c = 0; c < kChannels; ++c) {
-      float &value = codebook[j * kChannels + c];
+      float& value = codebook[j * kChannels + c];
       value = centre + value * 0x1p-18f;
     }
   }
-  for (int64_t n = 0; n < kRows * kChannels; ++n)
-    features[n] += n / kChannels / 20 % 2 == 0 ? 1.0f : 50.0f;
+  for (int64_t n = 0; n < kRows * kChannels; ++n) features[n] += n / kChannels / 20 % 2 == 0 ? 1.0f : 50.0f;
   compare(features, codebook, kRows, kCodes, kChannels);
 }
 
 // More channels than a cache holds of four codes, and so many that a panel of
-// rows is one tile; codes as near as that, so that rows are left unseen.
+// rows is one tile; codes as near as that, so that rows are skipped.
 void test_many_channels(int64_t num_channels) {
   constexpr int64_t kTies = 300, kRows = 15, kCodes = 21;
   std::vector<float> codebook = normal(kCodes * num_channels, 12);
@@ -221,10 +195,8 @@ void test_many_channels(int64_t num_channels) {
       codebook[j * num_channels + c] = sign * codebook[c % kCodes];
     }
   }
-  compare(std::vector<float>(kTies * num_channels, 0.0f), codebook, kTies,
-          kCodes, num_channels);
-  compare(normal(kRows * num_channels, 13), codebook, kRows, kCodes,
-          num_channels);
+  compare(std::vector<float>(kTies * num_channels, 0.0f), codebook, kTies, kCodes, num_channels);
+  compare(normal(kRows * num_channels, 13), codebook, kRows, kCodes, num_channels);
 }
 
 // Groups of codes that lie close together, each on its own scale, at times on a
@@ -238,21 +210,17 @@ void test_random_problem(unsigned seed) {
   const bool wide = seed % 8 == 0;
   const int64_t num_channels = wide ? draw(1000, 10000) : draw(1, 40);
   const int64_t num_codes = wide ? draw(1, 30) : draw(1, 1200);
-  const int64_t num_rows =
-      std::min((1 << (wide ? 24 : 22)) / (num_channels * num_codes),
-               draw(1, 1500));
+  const int64_t num_rows = std::min((1 << (wide ? 24 : 22)) / (num_channels * num_codes), draw(1, 1500));
   const int64_t num_groups = draw(1, 3);
   const std::vector<float> centre = normal(3 * num_channels, seed + 1);
-  const float spread[] = {std::ldexp(1.0f, -draw(0, 24)), 1.0f,
-                          std::ldexp(1.0f, -draw(-3, 24))};
+  const float spread[] = {std::ldexp(1.0f, -draw(0, 24)), 1.0f, std::ldexp(1.0f, -draw(-3, 24))};
   const int64_t turn = draw(0, num_codes), others = draw(1, 10);
   const bool on_grid = draw(0, 2) == 0;
-  const auto fill = [&](std::vector<float> &values, int64_t n, int64_t group) {
+  const auto fill = [&](std::vector<float>& values, int64_t n, int64_t group) {
     for (int64_t c = 0; c < num_channels; ++c) {
-      float &value = values[n * num_channels + c];
+      float& value = values[n * num_channels + c];
       value = 3.0f * centre[group * num_channels + c] + spread[group] * value;
-      if (on_grid)
-        value = std::round(value);
+      if (on_grid) value = std::round(value);
     }
   };
   std::vector<float> codebook = normal(num_codes * num_channels, seed + 2);
@@ -261,37 +229,72 @@ void test_random_problem(unsigned seed) {
     const bool other = j < turn && num_groups > 1 && draw(0, others) > 0;
     fill(codebook, j, other ? draw(0, num_groups - 2) : num_groups - 1);
     if (j > 0 && draw(0, 9) == 0)
-      std::copy_n(&codebook[draw(0, j - 1) * num_channels], num_channels,
-                  &codebook[j * num_channels]);
+      std::copy_n(&codebook[draw(0, j - 1) * num_channels], num_channels, &codebook[j * num_channels]);
   }
   for (int64_t i = 0; i < num_rows;) {
     const int64_t end = std::min(num_rows, i + draw(1, 400));
-    for (const int64_t group = draw(0, num_groups - 1); i < end; ++i)
-      fill(features, i, group);
+    for (const int64_t group = draw(0, num_groups - 1); i < end; ++i) fill(features, i, group);
   }
   compare(features, codebook, num_rows, num_codes, num_channels);
+}
+
+// What a caller sees: a level, and a codebook packed for it or for another one.
+void test_levels_of_packing() {
+  constexpr int64_t kRows = 100, kCodes = 50, kChannels = 20;
+  const std::vector<float> features = normal(kRows * kChannels, 20), codebook = normal(kCodes * kChannels, 21);
+  std::vector<int64_t> expected, index(kRows);
+  for (int64_t i = 0; i < kRows; ++i)
+    expected.push_back(nearest(features.data() + i * kChannels, codebook, kCodes, kChannels));
+  CodebookLookupArgs args{};
+  args.features = features.data();
+  args.row_stride = args.num_channels = kChannels;
+  args.codebook = codebook.data();
+  args.num_rows = kRows;
+  args.num_codes = kCodes;
+  args.index = index.data();
+  for (CpuLevel packed_for : built_cpu_levels()) {
+    if (!cpu_level_available(packed_for)) continue;
+    const Scratch packed(packed_codebook_bytes(packed_for, kCodes, kChannels));
+    pack_codebook(packed_for, codebook.data(), kCodes, kChannels, packed.data(), parts(2));
+    for (CpuLevel level : built_cpu_levels()) {
+      if (!cpu_level_available(level)) continue;
+      std::fill(index.begin(), index.end(), -7);
+      const LookupCounts counts = codebook_lookup(level, args, packed.data(), parts(2));
+      CHECK(index == expected);
+      CHECK(level != CpuLevel::kScalar || (counts.compared == kRows && counts.undecided == 0));
+      CHECK(level == CpuLevel::kScalar || counts.compared < kRows);
+    }
+  }
+  // All codes are as near: screening decides nothing, and every row is left by the first pass and compared once.
+  std::vector<float> signs = codebook;
+  for (float& value : signs) value = std::copysign(1.0f, value);
+  const std::vector<float> zeros(kRows * kChannels, 0.0f);
+  args.features = zeros.data();
+  args.codebook = signs.data();
+  for (CpuLevel level : built_cpu_levels()) {
+    if (!cpu_level_available(level)) continue;
+    const LookupCounts counts = codebook_lookup(level, args, nullptr, parts(1));
+    CHECK(counts.compared == kRows && counts.undecided == (level == CpuLevel::kScalar ? 0 : kRows));
+  }
 }
 
 void test_gather() {
   const std::vector<float> codebook = normal(15, 9);
   const std::vector<int64_t> index = {4, -1, 0, 5};
   std::vector<float> output(12, 7.0f);
-  const GatherCodesArgs args{codebook.data(), index.data(), output.data(), 5,
-                             3 * sizeof(float)};
+  const GatherCodesArgs args{codebook.data(), index.data(), output.data(), 5, 3 * sizeof(float)};
   CHECK(gather_codes(args, 0, 3) == -1);
-  CHECK(output[0] == codebook[12] && output[3] == 0.0f &&
-        output[6] == codebook[0] && output[9] == 7.0f);
+  CHECK(output[0] == codebook[12] && output[3] == 0.0f && output[6] == codebook[0] && output[9] == 7.0f);
   CHECK(gather_codes(args, 0, 4) == 3 && output[9] == 7.0f);
 }
 
-} // namespace
+}  // namespace
 
 void test_codebook_lookup() {
   for (int64_t num_rows : {0, 1, 5, 6, 7, 200}) {
     for (int64_t num_codes : {1, 2, 15, 16, 17, 40}) {
       for (int64_t num_channels : {1, 7, 8, 9, 33}) {
-        compare(normal(num_rows * num_channels, 1),
-                normal(num_codes * num_channels, 2), num_rows, num_codes,
+        compare(normal(num_rows * num_channels, 1), normal(num_codes * num_channels, 2), num_rows, num_codes,
                 num_channels);
       }
     }
@@ -299,8 +302,7 @@ void test_codebook_lookup() {
   compare(normal(50 * 20, 3, 1e4f), normal(60 * 20, 4, 1e4f), 50, 60, 20);
   compare(normal(20 * 8, 5), std::vector<float>(700 * 8, 0.0f), 20, 700, 8);
   std::vector<float> cluster = normal(500 * 8, 6);
-  for (float &value : cluster)
-    value = 1.0f + value * 0x1p-22f;
+  for (float& value : cluster) value = 1.0f + value * 0x1p-22f;
   compare(normal(20 * 8, 7), cluster, 20, 500, 8);
   std::vector<float> broken = normal(20 * 8, 8);
   broken[3] = std::numeric_limits<float>::quiet_NaN();
@@ -311,9 +313,8 @@ void test_codebook_lookup() {
   test_stretches(true);
   test_orders_of_rounding();
   test_dense_end();
-  for (int64_t num_channels : {520, 1100, 2400, 4101, 5600, 9500})
-    test_many_channels(num_channels);
-  for (unsigned seed = 0; seed < 60; ++seed)
-    test_random_problem(seed);
+  for (int64_t num_channels : {520, 1100, 2400, 4101, 5600, 9500}) test_many_channels(num_channels);
+  for (unsigned seed = 0; seed < 60; ++seed) test_random_problem(seed);
+  test_levels_of_packing();
   test_gather();
 }

@@ -22,24 +22,20 @@ Problem make(int64_t num_rows, int64_t num_codes, int64_t num_channels) {
   // Half of the rows share code 0, so that one code is cut between threads; the
   // last code has no member.
   for (int64_t i = 0; i < num_rows; ++i)
-    problem.index.push_back(
-        i % 2 ? 0 : static_cast<int64_t>(engine() % (num_codes - 1)));
-  if (num_rows > 2)
-    problem.index[2] = -1;
+    problem.index.push_back(i % 2 ? 0 : static_cast<int64_t>(engine() % (num_codes - 1)));
+  if (num_rows > 2) problem.index[2] = -1;
   return problem;
 }
 
 ParallelFor threads(int num_threads) {
-  return [=](int64_t total, int64_t,
-             const std::function<void(int64_t, int64_t)> &body) {
+  return [=](int64_t total, int64_t, const std::function<void(int64_t, int64_t)>& body) {
     in_parts(total, num_threads, body);
   };
 }
 
-void run(const Problem &problem, CpuLevel level, int num_threads) {
-  const auto &[num_rows, num_codes, num_channels, features, index] = problem;
-  std::vector<float> counts(num_codes + 2, -7.0f),
-      sums(num_codes * num_channels + 2, -7.0f);
+void run(const Problem& problem, CpuLevel level, int num_threads) {
+  const auto& [num_rows, num_codes, num_channels, features, index] = problem;
+  std::vector<float> counts(num_codes + 2, -7.0f), sums(num_codes * num_channels + 2, -7.0f);
   CodebookUpdateArgs args{};
   args.features = features.data();
   args.features_type = Element::kFloat32;
@@ -51,8 +47,7 @@ void run(const Problem &problem, CpuLevel level, int num_threads) {
   args.counts = counts.data() + 1;
   args.sums = sums.data() + 1;
   CHECK(update_codebook(level, args, num_threads, threads(num_threads)) == -1);
-  CHECK(counts.front() == -7.0f && counts.back() == -7.0f &&
-        sums.front() == -7.0f && sums.back() == -7.0f);
+  CHECK(counts.front() == -7.0f && counts.back() == -7.0f && sums.front() == -7.0f && sums.back() == -7.0f);
 
   std::vector<float> expected(num_codes * num_channels, 0.0f);
   for (int64_t i = 0; i < num_rows; ++i) {
@@ -66,24 +61,19 @@ void run(const Problem &problem, CpuLevel level, int num_threads) {
   args.codebook = fused.data();
   args.decay = 0.9;
   CHECK(update_codebook(level, args, num_threads, threads(num_threads)) == -1);
-  const CodebookEmaArgs ema{stepwise.data(), counts.data() + 1, sums.data() + 1,
-                            num_channels,    num_channels,      0.9};
-  in_parts(num_codes, num_threads, [&](int64_t begin, int64_t end) {
-    codebook_ema(level, ema, begin, end);
-  });
+  const CodebookEmaArgs ema{stepwise.data(), counts.data() + 1, sums.data() + 1, num_channels, num_channels, 0.9};
+  in_parts(num_codes, num_threads, [&](int64_t begin, int64_t end) { codebook_ema(level, ema, begin, end); });
   CHECK(fused == stepwise);
 }
 
-} // namespace
+}  // namespace
 
 void test_codebook_update() {
   for (CpuLevel level : built_cpu_levels()) {
-    if (!cpu_level_available(level))
-      continue;
+    if (!cpu_level_available(level)) continue;
     for (int num_threads : {1, 2, 7}) {
       for (int64_t num_channels : {0, 1, 8, 13, 64, 65, 200}) {
-        for (int64_t num_rows : {0, 1, 3, 300})
-          run(make(num_rows, 11, num_channels), level, num_threads);
+        for (int64_t num_rows : {0, 1, 3, 300}) run(make(num_rows, 11, num_channels), level, num_threads);
       }
     }
   }

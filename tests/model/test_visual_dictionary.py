@@ -158,6 +158,20 @@ def test_data_init_is_remembered_by_the_checkpoint(tiny_config):
     assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), loaded.state_dict().values(), strict=True))
 
 
+def test_a_dictionary_that_trained_forgets_it_when_a_state_is_loaded(tiny_config):
+    """What it draws for revival depends on the number of its steps, whose mirror must follow the buffer."""
+    options = {"revive_threshold": 0.9, "revive_patience": 1, "revive_limit": 2}
+    made, trained = (dictionary(tiny_config, **options) for _ in range(2))
+    feat, valid = features(3, 16)
+    made(feat, valid)
+    for _ in range(4):
+        trained(feat, valid)
+    torch.nn.ModuleDict({"inner": trained}).load_state_dict({f"inner.{n}": t for n, t in made.state_dict().items()})
+    for either in (made, trained):
+        either(feat, valid)
+    assert torch.equal(made.codebook, trained.codebook)
+
+
 @pytest.mark.parametrize("variant", ["paper", "vqvae"])
 def test_dead_codes_are_reseeded_from_the_batch_and_start_afresh(tiny_config, variant):
     made = dictionary(tiny_config, ema_variant=variant, revive_threshold=0.1, revive_patience=2, usage_decay=0.5)

@@ -1,7 +1,5 @@
 """Fixtures of the op tests: every implementation by force, and numbers to compare with that do not come from it."""
 
-import functools
-
 import numpy as np
 import pytest
 import torch
@@ -15,12 +13,19 @@ ON_GPU = tuple(name for name in ops.available_backends() if name in ("triton", "
 IMPLEMENTATIONS += ON_GPU
 
 
+class GpuGenerator(torch.Generator):
+    """A generator on the GPU where no device is named. A class, since torch asks what is an instance of it."""
+
+    def __new__(cls, device="cuda"):
+        return super().__new__(cls, device)
+
+
 @pytest.fixture(params=IMPLEMENTATIONS)
 def backend(request, monkeypatch):
     """The `backend` argument that runs the implementation; CPU levels are forced for the duration of the test, and what
     a test creates for a backend of the GPU lies there."""
     if request.param in ON_GPU:
-        monkeypatch.setattr(torch, "Generator", functools.partial(torch.Generator, device="cuda"))
+        monkeypatch.setattr(torch, "Generator", GpuGenerator)
         with torch.device("cuda"):
             yield request.param
         return

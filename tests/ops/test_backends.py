@@ -62,6 +62,22 @@ def test_without_extension_the_reference_runs_and_says_so_once():
 
 
 @needs_extension
+def test_a_lookup_where_only_the_scalar_level_runs(monkeypatch):
+    """It takes the reference, which is faster, unless the level is asked for; the other ops stay."""
+    assert (ops.build_info()["cpu_levels_available"] == ["scalar"]) == backends._ONLY_SCALAR
+    for only_scalar, chosen in ((False, "cpu"), (True, "reference")):
+        monkeypatch.setattr(backends, "_ONLY_SCALAR", only_scalar)
+        for name in ("codebook_lookup", "pack_codebook"):
+            assert backends.backend_for(name, None, "cpu") == chosen
+            assert backends.backend_for(name, "cpu", "cpu") == "cpu"
+        for name in ("codebook_stats", "codebook_ema_", "scatter_mean_ema_", "straight_through", "group_mask"):
+            assert backends.backend_for(name, None, "cpu") == "cpu"
+    features, codebook = torch.randn(30, 5), torch.randn(7, 5)
+    index = ops.codebook_lookup(features, codebook, backend="cpu")
+    assert torch.equal(ops.codebook_lookup(features, ops.prepare_codebook(codebook)), index)
+
+
+@needs_extension
 def test_level_from_the_environment():
     result = _python("from soho_fast import ops; print(ops.build_info()['cpu_level'])", SOHO_FAST_CPU_LEVEL="scalar")
     assert result.stdout.strip() == "scalar", result.stderr

@@ -1,5 +1,7 @@
 """codebook_stats, codebook_ema_ and scatter_mean_ema_ against float64, and their determinism."""
 
+import re
+
 import pytest
 import torch
 
@@ -25,6 +27,12 @@ def _case(num_rows, num_codes, num_channels, seed=0):
     index = torch.randint(-1, num_codes, (num_rows,), generator=generator)
     valid = torch.rand(num_rows, generator=generator) < 0.8
     return features, index, valid
+
+
+def _in_order(features, index, num_codes):
+    """The members of each code added in float32 in ascending position, on the CPU: a GPU's index_add_ has no order."""
+    sums = torch.zeros(num_codes, features.shape[-1], device="cpu")
+    return sums.index_add_(0, index.cpu(), features.float().cpu()).to(features.device)
 
 
 def _in_float64(features, index, num_codes, valid):
@@ -65,8 +73,7 @@ def test_one_popular_code_is_shared_without_changing_bits(backend, threads):
     index = torch.zeros(num_rows, dtype=torch.int64)
     index[::7] = 4
     counts, sums = codebook_stats(features, index, 6, backend=backend)
-    expected = torch.zeros(6, 200).index_add_(0, index, features)
-    assert torch.equal(sums, expected)
+    assert torch.equal(sums, _in_order(features, index, 6))
     assert counts.tolist() == [num_rows - len(index[::7]), 0.0, 0.0, 0.0, len(index[::7]), 0.0]
 
 
@@ -78,8 +85,8 @@ def test_popular_codes_beside_others(features_type, backend):
     index = torch.cat([torch.arange(7).repeat_interleave(members), torch.full((60,), -1)])[order]
     features = torch.randn(2700, 40, generator=torch.Generator().manual_seed(2)).to(features_type)
     counts, sums = codebook_stats(features, index, 8, backend=backend)
-    expected = torch.zeros(8, 40).index_add_(0, index[index >= 0], features[index >= 0].float())
-    assert counts.tolist() == [*members.tolist(), 0.0] and torch.equal(sums, expected)
+    assert counts.tolist() == [*members.tolist(), 0.0]
+    assert torch.equal(sums, _in_order(features[index >= 0], index[index >= 0], 8))
     codebook = torch.randn(8, 40)
     expected = codebook_ema_(codebook.clone(), counts, sums, 0.9, backend=backend)
     assert torch.equal(scatter_mean_ema_(codebook, features, index, 0.9, backend=backend), expected)
@@ -93,7 +100,7 @@ def test_blocks_of_rows_and_pieces_of_codes(num_codes, backend, threads):
     valid = torch.arange(num_rows) % 5 > 0
     counts, sums = codebook_stats(features, index, num_codes, valid=valid, backend=backend)
     kept = valid & (index >= 0)
-    assert torch.equal(sums, torch.zeros(num_codes, 37).index_add_(0, index[kept], features[kept]))
+    assert torch.equal(sums, _in_order(features[kept], index[kept], num_codes))
     assert torch.equal(counts.long(), torch.bincount(index[kept], minlength=num_codes))
     codebook = torch.randn(num_codes, 37)
     expected = codebook_ema_(codebook.clone(), counts, sums, 0.9, backend=backend)
@@ -198,6 +205,33 @@ def test_only_the_codebook_is_written(update, backend):
 
 
 @pytest.mark.parametrize("update", ["ema", "fused"])
+@pytest.mark.parametrize("strides", [(0, 1), (1, 0), (1, 1), (2, 1)], ids=str)
+def test_a_codebook_that_overlaps_itself_is_refused(update, strides, backend):
+    """Written through, an expanded row would move once for each of its codes."""
+    memory = torch.full((20,), 7.0)
+    codebook = memory.as_strided((4, 3), strides)
+    words = rf"codebook: expected elements that lie apart in memory, got .* strides {re.escape(str(strides))}"
+    with pytest.raises(ValueError, match=words):
+        if update == "ema":
+            codebook_ema_(codebook, torch.ones(4), torch.ones(4, 3), 0.5, backend=backend)
+        else:
+            scatter_mean_ema_(codebook, torch.ones(2, 3), torch.tensor([0, 1]), 0.5, backend=backend)
+    assert (memory == 7.0).all()
+
+
+@pytest.mark.parametrize("update", ["ema", "fused"])
+@pytest.mark.parametrize(("shape", "strides"), [((1, 3), (0, 1)), ((4, 1), (1, 0)), ((1, 1), (0, 0)), ((0, 3), (0, 1))])
+def test_strides_of_single_elements_do_not_overlap(update, shape, strides, backend):
+    codebook = torch.full((20,), 7.0).as_strided(shape, strides)
+    counts, sums = torch.ones(shape[0]), torch.ones(shape)
+    if update == "ema":
+        codebook_ema_(codebook, counts, sums, 0.0, backend=backend)
+    else:
+        scatter_mean_ema_(codebook, sums, torch.arange(shape[0]), 0.0, backend=backend)
+    assert (codebook == 1.0).all()
+
+
+@pytest.mark.parametrize("update", ["ema", "fused"])
 def test_transposed_codebook(update, backend):
     features, index, _ = _case(50, 5, 13)
     codebook = torch.randn(13, 5).t()
@@ -208,6 +242,31 @@ def test_transposed_codebook(update, backend):
         else:
             scatter_mean_ema_(target, features, index, 0.5, backend=backend)
     assert torch.equal(codebook, expected)
+
+
+def test_flushed_subnormals_do_not_change_the_bits(backend, threads):
+    """torch sets the mode of the calling thread only, so what follows it depends on the number of threads."""
+    features, index, valid = _case(500, 17, 65)
+    features, codebook = features * 1e-40, torch.randn(17, 65) * 1e-40
+
+    def update():
+        counts, sums = codebook_stats(features, index, 17, valid=valid, backend=backend)
+        moved, fused = codebook.clone(), codebook.clone()
+        codebook_ema_(moved, counts, sums, 0.9, backend=backend)
+        scatter_mean_ema_(fused, features, index, 0.9, valid=valid, backend=backend)
+        return [result.view(torch.int32) for result in (counts, sums, moved, fused)]
+
+    expected = update()
+    if backend != "cpu" or not torch.set_flush_denormal(True):
+        pytest.skip("torch's own operations and numpy's, which interpret Triton, follow the flag")
+    try:
+        results = update()
+        still_flushed = (torch.tensor([1e-41]) * 1).item() == 0.0
+    finally:
+        torch.set_flush_denormal(False)
+    assert expected[1].count_nonzero() > 1000
+    assert all(torch.equal(result, other) for result, other in zip(results, expected, strict=True))
+    assert still_flushed, "the caller's float environment must come back"
 
 
 def test_levels_and_reference_give_the_same_bits():
@@ -285,7 +344,7 @@ def test_refusals(case):
 
 
 def test_index_beyond_the_codebook_is_refused(backend):
-    if backend == "triton":
+    if backend in ("triton", "cuda"):
         pytest.skip("on a device a refusal would need a sync")
     codebook = torch.ones(3, 2)
     with pytest.raises((ValueError, RuntimeError), match="index: expected values below num_codes = 3, got 5"):
@@ -296,10 +355,10 @@ def test_index_beyond_the_codebook_is_refused(backend):
 
 
 def test_index_beyond_the_codebook_is_not_counted_on_a_device(backend):
-    if backend != "triton":
+    if backend not in ("triton", "cuda"):
         pytest.skip("refused on a CPU")
-    counts, sums = codebook_stats(FEATURES, torch.tensor([0, 1, 5, 2**40]), 3, backend=backend)
+    features, codebook = torch.ones(4, 2), torch.zeros(3, 2)
+    counts, sums = codebook_stats(features, torch.tensor([0, 1, 5, 2**40]), 3, backend=backend)
     assert counts.tolist() == [1.0, 1.0, 0.0] and sums[:, 0].tolist() == [1.0, 1.0, 0.0]
-    codebook = torch.zeros(3, 2)
-    scatter_mean_ema_(codebook, FEATURES, torch.tensor([0, 7, 0, 2**31]), 0.0, backend=backend)
+    scatter_mean_ema_(codebook, features, torch.tensor([0, 7, 0, 2**31]), 0.0, backend=backend)
     assert codebook[:, 0].tolist() == [1.0, 0.0, 0.0]

@@ -180,7 +180,12 @@ REFUSALS = [
     (
         lambda: group_mask(FEATURES[:1].expand(2, 3, 4), INDEX, TOKEN, TARGET, inplace=True),
         ValueError,
-        "features: .*expanded",
+        r"features: .* expanded or overlapping tensor of shape \(2, 3, 4\), strides \(0, 4, 1\); pass inplace=False",
+    ),
+    (
+        lambda: group_mask(FEATURES.as_strided((2, 3, 4), (4, 4, 1)), INDEX, TOKEN, TARGET, inplace=True),
+        ValueError,
+        r"features: expected elements that lie apart in memory, got .* shape \(2, 3, 4\), strides \(4, 4, 1\)",
     ),
     (
         lambda: group_mask(FEATURES.clone().requires_grad_(), INDEX, TOKEN, TARGET, inplace=True),

@@ -1,9 +1,19 @@
 """Prepared codebooks: the same indices as an unprepared lookup, of the snapshot and never of anything later."""
 
+import copy
+import io
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from soho_fast import ops
+
+WRITTEN = "codebook: the prepared snapshot was written to"
 
 
 def _random(*shape, seed=0):
@@ -50,8 +60,46 @@ def test_a_written_snapshot_is_refused(inference, backend):
     with torch.inference_mode(inference):
         prepared = ops.prepare_codebook(_random(40, 8), backend=backend)
     prepared.codebook.neg_()
-    with pytest.raises(ValueError, match="codebook: the prepared snapshot was written to"):
+    with pytest.raises(ValueError, match=WRITTEN):
         ops.codebook_lookup(_random(5, 8), prepared, backend=backend)
+
+
+def _saved_and_loaded(prepared):
+    file = io.BytesIO()
+    torch.save({"codebook": prepared}, file)
+    file.seek(0)
+    return torch.load(file)["codebook"]
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "copy": copy.copy,
+    "pickle": lambda prepared: pickle.loads(pickle.dumps(prepared)),
+    "torch.save": _saved_and_loaded,
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_are_snapshots_like_the_first(way, backend):
+    features, codebook = _random(50, 8), _random(40, 8, seed=1)
+    expected = ops.codebook_lookup(features, codebook, backend=backend)
+    first = ops.prepare_codebook(codebook, backend=backend)
+    second = COPIES[way](COPIES[way](first))
+    assert torch.equal(ops.codebook_lookup(features, second, backend=backend), expected)
+    first.codebook.neg_()
+    assert torch.equal(ops.codebook_lookup(features, second, backend=backend), expected)
+    second.codebook.neg_()
+    with pytest.raises(ValueError, match=WRITTEN):
+        ops.codebook_lookup(features, second, backend=backend)
+    with pytest.raises(ValueError, match=WRITTEN):
+        COPIES[way](second)
+
+
+def test_in_a_spawned_process():
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "spawn_program.py")], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["loader", "process", "alone"], done.stderr[-3000:]
 
 
 def test_another_level_than_the_one_it_was_prepared_for(exact_lookup):
@@ -87,6 +135,43 @@ def test_compiled_in_one_graph(backend):
     assert torch.equal(compiled(features), ops.codebook_lookup(features, codebook, backend=backend))
 
 
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("asked", ["index", "distance"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_a_compiled_graph_refuses_a_written_snapshot(compiler, asked, mode, exact_lookup):
+    """The graph is compiled before the snapshot is written to, and not again."""
+    torch._dynamo.reset()
+    features, codebook = _random(50, 8), _random(40, 8, seed=1)
+    prepared = ops.prepare_codebook(codebook)
+    counter = CompileCounterWithBackend(compiler)
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def compiled(x):
+        index, distance = ops.codebook_lookup(x * 1, prepared, return_distance=True)
+        return index if asked == "index" else distance
+
+    expected = exact_lookup(features, codebook)[asked == "distance"]
+    with mode():
+        for _ in range(2):
+            assert torch.equal(compiled(features), expected)
+        prepared.codebook.neg_()
+        with pytest.raises(ValueError, match=WRITTEN):
+            compiled(features)
+    assert counter.frame_count == 1
+
+
+def test_a_compiled_graph_takes_a_copy_for_what_it_is():
+    features, codebook = _random(50, 8), _random(40, 8, seed=1)
+    holder = {"codebook": ops.prepare_codebook(codebook)}
+    compiled = torch.compile(lambda x: ops.codebook_lookup(x, holder["codebook"]), fullgraph=True, backend="aot_eager")
+    expected = ops.codebook_lookup(features, codebook)
+    assert torch.equal(compiled(features), expected)
+    holder["codebook"] = copy.deepcopy(holder["codebook"])
+    assert torch.equal(compiled(features), expected)
+    holder["codebook"] = ops.prepare_codebook(-codebook)
+    assert torch.equal(compiled(features), ops.codebook_lookup(features, -codebook))
+
+
 @pytest.mark.parametrize(
     ("codebook", "error", "words"),
     [
@@ -104,3 +189,10 @@ def test_refusals(codebook, error, words):
 def test_wrong_channels_are_refused():
     with pytest.raises(ValueError, match="codebook: expected 3 channels like features"):
         ops.codebook_lookup(torch.ones(2, 3), ops.prepare_codebook(torch.ones(2, 4)))
+
+
+def test_registration_of_the_check():
+    op = torch.ops.soho_fast.snapshot_check.default
+    codebook = torch.ones(3, 2)
+    assert op(codebook, codebook._version).item() == 0
+    assert torch.Tag.cudagraph_unsafe in op.tags

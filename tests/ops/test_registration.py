@@ -73,15 +73,16 @@ def _dictionary(features, codebook, mask_token, valid, uniform, backend):
     return masked, labels, distance, copy
 
 
-def _inputs(num_images, num_tokens):
+def _inputs(num_images, num_tokens, device):
     torch.manual_seed(num_images)
-    return (
-        torch.randn(num_images, num_tokens, 12, requires_grad=True),
-        torch.randn(20, 12),
-        torch.randn(12, requires_grad=True),
-        torch.rand(num_images, num_tokens) < 0.8,
-        torch.rand(num_images, dtype=torch.float64),
-    )
+    with torch.device(device):
+        return (
+            torch.randn(num_images, num_tokens, 12, requires_grad=True),
+            torch.randn(20, 12),
+            torch.randn(12, requires_grad=True),
+            torch.rand(num_images, num_tokens) < 0.8,
+            torch.rand(num_images, dtype=torch.float64),
+        )
 
 
 def _run(function, inputs, backend):
@@ -92,24 +93,26 @@ def _run(function, inputs, backend):
     return [masked, labels, distance, copy, codebook, *grads]
 
 
-@pytest.mark.parametrize("backend_name", [None, *BACKENDS])
+@pytest.mark.parametrize("backend_name", [None, *BACKENDS, *ON_GPU])
 def test_compile_in_one_graph_without_recompiling(backend_name):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(_dictionary, backend=counter, fullgraph=True, dynamic=True)
     for num_images, num_tokens in [(3, 11), (5, 17), (4, 30)]:
-        inputs = _inputs(num_images, num_tokens)
+        inputs = _inputs(num_images, num_tokens, "cuda" if backend_name in ON_GPU else "cpu")
         expected = _run(_dictionary, inputs, backend_name)
         for got, wanted in zip(_run(compiled, inputs, backend_name), expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=0, atol=0)
     assert counter.frame_count == 1
 
 
-def test_compile_with_inductor():
+@pytest.mark.parametrize("backend_name", [None, *ON_GPU])
+def test_compile_with_inductor(backend_name):
     torch._dynamo.reset()
     compiled = torch.compile(_dictionary, fullgraph=True, dynamic=True)
-    inputs = _inputs(3, 11)
-    for got, wanted in zip(_run(compiled, inputs, None), _run(_dictionary, inputs, None), strict=True):
+    inputs = _inputs(3, 11, "cuda" if backend_name in ON_GPU else "cpu")
+    expected = _run(_dictionary, inputs, backend_name)
+    for got, wanted in zip(_run(compiled, inputs, backend_name), expected, strict=True):
         torch.testing.assert_close(got, wanted)
 
 

@@ -51,7 +51,7 @@ def test_gradient_is_the_identity(backend):
 
 
 def test_index_beyond_the_codebook_is_refused(backend):
-    if backend == "triton":
+    if backend in ("triton", "cuda"):
         index = torch.tensor([2, 3])  # on a device a refusal would need a sync: a row of zeros
         output = straight_through(torch.ones(2, 4), torch.ones(3, 4), index, backend=backend)
         assert output[:, 0].tolist() == [1.0, 0.0]

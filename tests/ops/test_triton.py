@@ -21,8 +21,10 @@ OP_TESTS = (  # two processes, which take about as long
     ("test_codebook_lookup.py", "test_fuzz.py", "test_prepared_codebook.py"),
     (
         "test_codebook_update.py",
+        "test_derivatives.py",
         "test_group_mask.py",
         "test_registration.py",
+        "test_self_check.py",
         "test_straight_through.py",
         "test_triton_interpreted.py",
     ),
@@ -161,7 +163,7 @@ def test_compiler_sees_the_kernels():
 
 
 def _launches(monkeypatch):
-    """(kernel, arguments, options) of every launch that the ops make, recorded and not run."""
+    """(kernel, arguments by name) of every launch that the ops make, recorded and not run."""
     from soho_fast.ops.codebook_lookup import triton as lookup
     from soho_fast.ops.codebook_lookup import triton_pack
     from soho_fast.ops.codebook_update import triton as update
@@ -169,9 +171,7 @@ def _launches(monkeypatch):
 
     recorded = []
     for module in (lookup, triton_pack, update, mask):
-        monkeypatch.setattr(
-            module, "launch", lambda kernel, num, *args, **options: recorded.append((kernel, args, options))
-        )
+        monkeypatch.setattr(module, "launch", lambda kernel, num, **arguments: recorded.append((kernel, arguments)))
     index = torch.zeros(2, 160, dtype=torch.int64)
     for num_channels in (768, 64):
         features, codebook = torch.zeros(2, 160, num_channels), torch.zeros(2048, num_channels)
@@ -197,12 +197,12 @@ TYPES = {
 }
 
 
-def _source(kernel, args, options):
-    """What Triton's own launcher would compile for these arguments, and the options of its compiler."""
+def _source(kernel, arguments):
+    """What Triton's own launcher would compile for these arguments, and the options of its compiler among them."""
     from triton.compiler import ASTSource
 
     signature, constants, attributes = {}, {}, {}
-    named = dict(zip(kernel.arg_names, args, strict=False)) | options
+    named = dict(arguments)
     for position, parameter in enumerate(kernel.params):
         value, key = named.pop(parameter.name), (position,)
         if parameter.is_constexpr or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize):
@@ -229,8 +229,8 @@ def test_every_kernel_compiles(target, monkeypatch, tmp_path):
         pytest.skip("this Triton lacks the compiler")
     gpu = GPUTarget("cuda", int(target[3:]), 32) if nvidia else GPUTarget("hip", target, 64)
     seen, assembly_of = set(), {}
-    for kernel, args, options in _launches(monkeypatch):
-        source, compiler_options = _source(kernel, args, options)
+    for kernel, arguments in _launches(monkeypatch):
+        source, compiler_options = _source(kernel, arguments)
         if str(source.signature) + str(source.constants) in seen:
             continue
         seen.add(str(source.signature) + str(source.constants))

@@ -78,10 +78,11 @@ def _open_rows(monkeypatch, features, codebook):
 
     counts = []
 
-    def launch(kernel, num_programs, *args, **options):
-        triton_backend.launch(kernel, num_programs, *args, **options)
-        counts.extend(args[kernel.arg_names.index("num_open")].tolist() if kernel is lookup._compare else [])
+    def launch(kernel, num_programs, /, **arguments):
+        triton_backend.launch(kernel, num_programs, **arguments)
+        counts.extend(arguments["num_open"].tolist() if kernel is lookup._compare else [])
 
+    codebook_lookup(features, codebook, backend="triton")  # which tries the backend before the first use
     monkeypatch.setattr(lookup, "launch", launch)
     codebook_lookup(features, codebook, backend="triton")
     return sum(counts)

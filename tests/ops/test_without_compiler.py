@@ -20,9 +20,9 @@ from soho_fast.model import SohoConfig, SohoForPreTraining
 sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_codes=8)
 model = SohoForPreTraining(SohoConfig.from_preset("paper", backbone="resnet10", vocab_size=30, **sizes)).train()
 before = model.soho.visual_dictionary.codebook.clone()
-ids = torch.randint(5, 30, (2, 6))
+ids, pixels = torch.randint(5, 30, (2, 6)), torch.randn(2, 3, 64, 64)
 for _ in range(2):
-    out = model(torch.randn(2, 3, 64, 64), input_ids=ids, mlm_labels=ids, mask_uniform=torch.rand(2).double())
+    out = model(pixel_values=pixels, input_ids=ids, mlm_labels=ids, mask_uniform=torch.rand(2).double())
     out.loss.backward()
 assert torch.isfinite(out.loss) and not torch.equal(model.soho.visual_dictionary.codebook, before)
 assert ops.available_backends() == ["reference"]

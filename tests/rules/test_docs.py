@@ -61,6 +61,9 @@ SIZES = [
     ("examples/ranked_captions.py", "--candidates 6 --columns 2"),
     ("pytest benchmarks/", "-k group_mask --benchmark-max-time 0.01 --benchmark-min-rounds 1"),
     ("benchmarks.render", ""),
+    ("pytest tests/", "--collect-only"),
+    ("fuzz_lookup.py", "--rows 300"),
+    ("build/", ""),
     ("profile_step", "--steps 1 --images 4 --data.shorter_edge 64 --data.longer_edge 64"),
 ]
 
@@ -83,6 +86,9 @@ SAYS = {
     "--data.scoring both": "two stages",
     "soho_fast.ask rank": " %  two cats",
     "pytest benchmarks/": " passed",
+    "pytest tests/": " tests collected",
+    "fuzz_lookup.py": "300 rows in 1 problems, 0 different",
+    "build/example/kmeans": "of the true centres",
     "profile_step": "the backbone ran on 4 images",
     "--recipe own": "ITM, balanced pairs",
 }
@@ -125,8 +131,17 @@ def test_the_pages_have_commands_and_snippets():
 @pytest.mark.parametrize(("page", "snippet"), SNIPPETS, ids=[f"{page}-{n}" for n, (page, _) in enumerate(SNIPPETS)])
 def test_snippet(page, snippet, state, tmp_path):
     (tmp_path / "snippet.py").write_text(snippet)
-    done = run(f"{sys.executable} {tmp_path / 'snippet.py'}", state)
+    done = run(f"{sys.executable} -W error::RuntimeWarning:__main__ {tmp_path / 'snippet.py'}", state)
     assert done.returncode == 0, done.stderr
+    for line, comment in re.findall(r"^ *print\((\w+)\)  # (.*)$", snippet, flags=re.MULTILINE):
+        assert comment in done.stdout, line
+
+
+def test_every_op_has_its_place():
+    from soho_fast import ops
+
+    page = (ROOT / "docs/ops.md").read_text()
+    assert not [name for name in ops.__all__ if not re.search(rf"\b{name}\b", page)]
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)

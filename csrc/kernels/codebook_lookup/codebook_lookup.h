@@ -4,39 +4,17 @@
 // eight partial sums, partial l adds the channels l, l+8, l+16, ... in that order without fused multiply-add, then
 // partial l adds partial l+4, l+2, l+1. The lowest distance wins, exact ties go to the lowest index. A distance that is
 // not finite counts as infinite: a row with NaN or Inf gets index 0, a code with NaN or Inf is never chosen while
-// another is left.
-//
-// Certified screening. With a = s(x - m), b = s(d - m), m the mean of the codes and s a power of two, the score
-// a.b - |b|^2/2 is maximal where the distance is minimal. It is computed from a^ and b^, which are a and b rounded to
-// float32, to bfloat16 or to int8, with float32 or exact integer sums; every code whose score lies within twice the
-// error bound of the row's best survives, many survivors are sifted in float32 (drop_far.h), and what is left is
-// compared in float64 as above:
-//   |score~ - score| <= 1.25 (C + 16) 2^-24 (|a| max|b| + max|b|^2/2) + (C + 16) 2^-52 (|a| + max|b|)^2
-//                       + (1 + 2^-8) (|a - a^| max|b| + |a^| max|b - b^|)
-// The first term holds the rounding of a and b to float32 (relative 2^-24 each: a subtraction and an exact scaling), of
-// |b|^2/2, of a chain of C additions (C u / (1 - C u), at most 1.07 C u up to C = 2^18; a product of two bfloat16 is
-// exact), of |a| itself and of the threshold; the second the rounding of the float64 distances the result is defined
-// by; the third, 0 for float32, the rounding to bfloat16 or int8, whose length is measured for each row. The largest
-// element of b lies in [1/2, 1), so that what underflows (subnormals count as 0 in bfloat16 dot products) is far below
-// the first term. Copies of a code are screened once.
-//
-// A level is a list of passes, the cheapest first. A pass takes the rows that are still undecided, each from the code
-// where the one before has left it, and leaves a row where its survivors become so many that comparing them one by one
-// would cost more than the next pass; where it has left nearly all of some rows, it leaves most of those that follow
-// unseen. The last one compares all codes in float64 and leaves none.
+// another is left. Level, threads and packing decide how long it takes, never the result.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
-#include "common/cuda_status.h"
-#include "common/element.h"
-#include "common/parallel_for.h"
+#include "../../common/cpu_level.h"
+#include "../../common/element.h"
+#include "../../common/parallel_for.h"
 
 namespace soho {
-
-enum class CpuLevel;
 
 struct CodebookLookupArgs {
   const void* features;  // num_rows rows of num_channels adjacent elements
@@ -50,80 +28,22 @@ struct CodebookLookupArgs {
   float* distance;  // (num_rows,) or null: the squared distance, float64 rounded to float32
 };
 
-// What a 32-bit word of screened channels holds: one float32, two bfloat16 or four int8 channels. The first word of
-// int8 is none: it is the scale of a row and the start of a code's sums.
-enum class ScreeningType { kFloat32, kBFloat16, kInt8 };
-
-// How a pass wants its codes: groups of `width` codes, of each step one word per code; steps are padded with zeros to a
-// multiple of `step_multiple`.
-struct ScreeningFormat {
-  ScreeningType type;
-  int32_t width;  // 0: the pass screens nothing
-  int32_t step_multiple;
-  bool operator==(const ScreeningFormat&) const = default;
-};
-
-// The distinct finite codes of one codebook, and, where they can be screened, their centred, scaled and rounded copies.
-struct ScreenedCodes {
-  const int64_t* codes;  // (num_distinct,) distinct finite codes, ascending
-  int64_t num_distinct;
-  bool screenable;          // false: nothing to screen or beyond the bound's reach, every code is compared in float64
-  const float* centre;      // (num_channels,)
-  float scale;              // a power of two
-  float unit;               // of int8: a channel is its number times this
-  double largest_norm;      // max |b|
-  double largest_rounding;  // max |b - b^|; 0 for float32
-  int64_t num_groups, num_steps;
-  const void* panel;          // (num_groups, num_steps, width) words: b^, and 0 at padding
-  const float* negated_half;  // (num_groups, width): -|b|^2/2, and -inf at padding
-};
-
-// An index below zero: the row is undecided. Of the distinct codes before `position`, and perhaps some behind, the
-// nearest is the one at `nearest`, a position too, or -1 where no code was compared yet.
-struct Undecided {
-  int64_t position, nearest;
-};
-constexpr int64_t kUndecided = -1;  // position 0, nearest -1
-static inline int64_t undecided_index(const Undecided& row) { return -1 - (row.position << 31 | (row.nearest + 1)); }
-static inline Undecided undecided_at(int64_t index) {
-  return {(-1 - index) >> 31, ((-1 - index) & 0x7fffffff) - 1};
-}
-
-// What a call or a part of it took; sums over parts.
+// What a lookup took.
 struct LookupCounts {
-  int64_t compared = 0;   // decided rows, compared in float64 or handed a nearest code by an earlier pass or list
-  int64_t undecided = 0;  // rows left to the next pass
+  int64_t compared = 0;   // rows decided by a comparison in float64, of a few candidates or of all codes
+  int64_t undecided = 0;  // rows that the cheapest pass left to a more exact one
 };
 
-struct LookupPass {
-  ScreeningFormat format;
-  // Rows [begin, end) whose index is below zero; disjoint ranges may run at the same time.
-  LookupCounts (*run)(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end);
-};
+// Looks up all rows. `packed` is null, or args.codebook packed for this level; one packed for another level, or of
+// another size, is packed anew.
+LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, const void* packed,
+                             const ParallelFor& parallel_for);
 
-std::vector<LookupPass> codebook_lookup_passes(CpuLevel level);
-
-// Looks up all rows by `passes`. `packed` is null or a packed codebook (packed_codebook.h) of args.codebook; it is used
-// where it has the format of a pass. Returns, for each pass, what it took.
-std::vector<LookupCounts> codebook_lookup(const std::vector<LookupPass>& passes, const CodebookLookupArgs& args,
-                                          const void* packed, const ParallelFor& parallel_for);
-
-// Passes, one translation unit per instruction set. compare_all: every distinct code in float64.
-LookupCounts compare_all_scalar(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts compare_all_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts compare_all_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-
-constexpr ScreeningFormat kNothingScreened{ScreeningType::kFloat32, 0, 1};
-constexpr ScreeningFormat kFormatAvx2{ScreeningType::kFloat32, 16, 1};
-constexpr ScreeningFormat kFormatAvx512{ScreeningType::kFloat32, 32, 1};
-constexpr ScreeningFormat kFormatAvx512Bf16{ScreeningType::kBFloat16, 32, 1};
-constexpr ScreeningFormat kFormatAvx512Vnni{ScreeningType::kInt8, 32, 1};
-constexpr ScreeningFormat kFormatAmx{ScreeningType::kBFloat16, 32, 16};
-LookupCounts screen_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts screen_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts screen_avx512_bf16(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts screen_avx512_vnni(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts screen_amx(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+// For many lookups in one codebook: packs it into the block `packed` of packed_codebook_bytes(), aligned to a cache
+// line. The block may be copied; threads may share it.
+size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels);
+void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int64_t num_channels, void* packed,
+                   const ParallelFor& parallel_for);
 
 struct GatherCodesArgs {
   const void* codebook;  // (num_codes, num_channels), contiguous, of the output's type
@@ -135,25 +55,5 @@ struct GatherCodesArgs {
 
 // Rows [begin, end). Returns the first row whose index is num_codes or more, or -1; such a row is not written.
 int64_t gather_codes(const GatherCodesArgs& args, int64_t begin, int64_t end);
-
-// The same on a GPU: tensor cores screen in float16, see cuda.cu. All pointers are to the device's memory; work is
-// queued on `stream`, nothing is waited for, and a CUDA graph can capture it. Codebooks, features and workspace stay
-// until the stream has come past.
-//
-// A packed codebook is a block of packed_codebook_bytes_cuda(), aligned to 256 bytes, that pack_codebook_cuda fills.
-size_t packed_codebook_bytes_cuda(int64_t num_codes, int64_t num_channels);
-size_t pack_codebook_workspace_bytes_cuda(int64_t num_codes, int64_t num_channels);
-CudaStatus pack_codebook_cuda(const float* codebook, int64_t num_codes, int64_t num_channels, void* packed,
-                              void* workspace, CudaStream stream);
-
-// Workspace is aligned to 256 bytes; its size depends on num_rows up to a bound, and never on num_rows times num_codes.
-// `counts` is null or two counters, to which the lookup adds the rows compared in float64 and those of them whose
-// survivors did not fit their list, so that all codes were compared.
-size_t codebook_lookup_workspace_bytes_cuda(const CodebookLookupArgs& args);
-CudaStatus codebook_lookup_cuda(const CodebookLookupArgs& args, const void* packed, void* workspace,
-                                unsigned long long* counts, CudaStream stream);
-
-// A row whose index is num_codes or more is filled with zeros, too.
-CudaStatus gather_codes_cuda(const GatherCodesArgs& args, int64_t num_rows, CudaStream stream);
 
 }  // namespace soho

@@ -41,7 +41,7 @@ struct KernelAmx {
   }
 
   static void screen_tile(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group,
-                          float* threshold, Survivors* lists) {
+                          float* threshold, Candidates* lists) {
     if (!any_reachable<kRows>(threshold)) return;
     const float* codes = static_cast<const float*>(screened.panel) + group * screened.num_steps * kCodes;
     const float* negated_half = screened.negated_half + group * kCodes;
@@ -65,7 +65,7 @@ struct KernelAmx {
     _tile_stored(1, stored[0] + 16, step_bytes);
     _tile_stored(2, stored[16], step_bytes);
     _tile_stored(3, stored[16] + 16, step_bytes);
-    offer_tile<kRows>(stored, group, threshold, lists);
+    add_candidates_of_tile<kRows>(stored, group, threshold, lists);
   }
 };
 

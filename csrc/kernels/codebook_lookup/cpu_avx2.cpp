@@ -1,4 +1,5 @@
-// AVX2 + FMA + F16C level: scores of 6 rows x 16 codes in registers, survivors by comparison with each row's threshold.
+// AVX2 + FMA + F16C level: scores of 6 rows x 16 codes in registers, candidates by comparison with each row's
+// threshold.
 //
 // Compiled with its own flags, so nothing here may be shared with other files by the linker: no standard containers or
 // algorithms, everything in an unnamed namespace.
@@ -41,7 +42,7 @@ RowLengths convert(const void* row, const ScreenedCodes& screened, int64_t num_c
   return {sum, 0.0f};
 }
 
-void offer(Survivors& list, float& threshold, int64_t position, float score) {
+void add_candidate(Candidates& list, float& threshold, int64_t position, float score) {
   if (!(score >= threshold)) return;
   if (score > list.best) {
     list.best = score;
@@ -72,7 +73,7 @@ struct Kernel {
   }
 
   static void screen_tile(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group,
-                          float* threshold, Survivors* lists) {
+                          float* threshold, Candidates* lists) {
     bool reachable = false;  // rows that are given up often come together
     for (int r = 0; r < kRows; ++r) reachable |= threshold[r] < kInfinity;
     if (!reachable) return;
@@ -118,7 +119,7 @@ struct Kernel {
       const int high = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_load_ps(stored[r] + 8), limit, _CMP_GE_OQ));
       for (unsigned hits = static_cast<unsigned>(low | high << 8); hits != 0; hits &= hits - 1) {
         const int code = __builtin_ctz(hits);
-        if (first + code < screened.num_distinct) offer(lists[r], threshold[r], first + code, stored[r][code]);
+        if (first + code < screened.num_distinct) add_candidate(lists[r], threshold[r], first + code, stored[r][code]);
       }
     }
   }

@@ -3,7 +3,6 @@
 #include <cstring>
 #include <optional>
 
-#include "common/cpu_level.h"
 #include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
 
@@ -14,7 +13,7 @@ constexpr int64_t kRowsPerTask = 56;  // four register tiles of the AVX-512 leve
 
 }  // namespace
 
-std::vector<LookupPass> codebook_lookup_passes(CpuLevel level) {
+std::vector<LookupPass> passes_of(CpuLevel level) {
   switch (level) {
 #ifdef SOHO_AMX_LEVEL
     case CpuLevel::kAmx:
@@ -39,8 +38,8 @@ std::vector<LookupPass> codebook_lookup_passes(CpuLevel level) {
   }
 }
 
-std::vector<LookupCounts> codebook_lookup(const std::vector<LookupPass>& passes, const CodebookLookupArgs& args,
-                                          const void* packed, const ParallelFor& parallel_for) {
+std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const CodebookLookupArgs& args,
+                                     const void* packed, const ParallelFor& parallel_for) {
   std::fill(args.index, args.index + args.num_rows, kUndecided);
   std::vector<LookupCounts> counts(passes.size());
   std::optional<Scratch> memory;
@@ -63,6 +62,23 @@ std::vector<LookupCounts> codebook_lookup(const std::vector<LookupPass>& passes,
     counts[p] = {compared, undecided};
   }
   return counts;
+}
+
+LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, const void* packed,
+                             const ParallelFor& parallel_for) {
+  const std::vector<LookupCounts> counts = run_passes(passes_of(level), args, packed, parallel_for);
+  LookupCounts total{0, counts.front().undecided};
+  for (const LookupCounts& pass : counts) total.compared += pass.compared;
+  return total;
+}
+
+size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels) {
+  return packed_codebook_bytes(passes_of(level).front().format, num_codes, num_channels);
+}
+
+void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int64_t num_channels, void* packed,
+                   const ParallelFor& parallel_for) {
+  pack_codebook(passes_of(level).front().format, codebook, num_codes, num_channels, packed, parallel_for);
 }
 
 int64_t gather_codes(const GatherCodesArgs& args, int64_t begin, int64_t end) {

@@ -2,7 +2,7 @@
 #include <limits>
 
 #include "common/float_environment.h"
-#include "kernels/codebook_lookup/codebook_lookup.h"
+#include "kernels/codebook_lookup/passes.h"
 
 namespace soho {
 namespace {

@@ -1,17 +1,18 @@
 // Certified lookup on a GPU; sm_80 and newer.
 //
 // Packing a codebook (cuda_codes.cuh): insert_codes finds copies, sum_codes and centre_codes the mean of the distinct
-// codes, measure_codes the scale, pack_codes writes float16. A lookup takes the rows in slabs, so that its workspace has
-// a bound; of each slab
+// codes, measure_codes the scale, pack_codes writes float16. A lookup takes the rows in slabs, so that its workspace
+// has a bound; of each slab
 //   convert_rows (cuda_rows.cuh)      centres, scales and rounds the rows and bounds the error of their scores
 //   screen_rows (cuda_screen.cuh)     scores on tensor cores; what lies within the window of the best goes to a list
-//   decide (cuda_decide.cuh)          a single survivor is the nearest code; more are compared in float64
-//   compare_all, finish_compared      rows whose survivors did not fit, against all codes in float64
-// The error bound is that of codebook_lookup.h for float16 with the first factor 3 in place of 1.25: tensor cores align
+//   decide (cuda_decide.cuh)          a single candidate is the nearest code; more are compared in float64
+//   compare_all, finish_compared      rows whose candidates did not fit, against all codes in float64
+// The error bound is that of passes.h for float16 with the first factor 3 in place of 1.25: tensor cores align
 // the terms of a sum to the largest and cut them off. Where they do so in blocks of four products, without a bit to
 // spare, each block loses less than five units of 2^-23 of the largest sum, so a chain of C additions loses less than
 // 1.25 (1 + C 2^-22) C 2^-23 = 2.6 C 2^-24 of it up to C = 2^18, larger blocks less; the other 0.4 (C + 16) 2^-24 and
 // 16 times 2.6 hold the roundings of a, b, |b|^2/2, |a| and the threshold. A product of two float16 is exact.
+#include "kernels/codebook_lookup/codebook_lookup_cuda.h"
 #include "kernels/codebook_lookup/cuda_decide.cuh"
 #include "kernels/codebook_lookup/cuda_gather.cuh"
 
@@ -111,7 +112,8 @@ Workspace workspace_in(Arrays& arrays, const CodebookLookupArgs& args, const Pla
   if (last_tiles > 0 && last_tiles * plan.num_ranges(last_tiles * kTileRows) > list_tiles)
     list_tiles = last_tiles * plan.num_ranges(last_tiles * kTileRows);
   const int64_t items = list_tiles * kTileRows;
-  const int64_t parts = (ceil_div(rows, kRowsOfItem) > plan.slots ? ceil_div(rows, kRowsOfItem) : plan.slots) * kRowsOfItem;
+  const int64_t parts =
+      (ceil_div(rows, kRowsOfItem) > plan.slots ? ceil_div(rows, kRowsOfItem) : plan.slots) * kRowsOfItem;
   Workspace space{};
   space.rows.panel = arrays.next<uint16_t>(rows * padded_channels(args.num_channels));
   space.rows.window = arrays.next<float>(rows);
@@ -245,7 +247,8 @@ CudaStatus gather_codes_cuda(const GatherCodesArgs& args, int64_t num_rows, Cuda
   const dim3 grid(ceil_div(num_rows, kBlockWarps));
   const uintptr_t bits =
       reinterpret_cast<uintptr_t>(args.codebook) | reinterpret_cast<uintptr_t>(args.output) | args.row_bytes;
-  if (bits % sizeof(uint4) == 0) return launch(gather_rows<uint4>, grid, dim3(kBlockThreads), 0, stream, args, num_rows);
+  if (bits % sizeof(uint4) == 0)
+    return launch(gather_rows<uint4>, grid, dim3(kBlockThreads), 0, stream, args, num_rows);
   return launch(gather_rows<uint16_t>, grid, dim3(kBlockThreads), 0, stream, args, num_rows);
 }
 

@@ -7,20 +7,19 @@
 #pragma once
 
 #include "common/cuda_element.cuh"
+#include "common/cuda_warp.cuh"
 #include "kernels/codebook_lookup/codebook_lookup.h"
 
 namespace soho {
 namespace {
 
-constexpr int kTileRows = 128;      // of a block of the screening kernel
+constexpr int kTileRows = 128;  // of a block of the screening kernel
 constexpr int kTileCodes = 128;
 constexpr int kTileChannels = 32;   // of one pipeline stage
-constexpr int kWarp = 32;
 constexpr int kBlockThreads = 256;  // of all kernels but the screening one
 constexpr int kBlockWarps = kBlockThreads / kWarp;
 constexpr int kMostSumParts = 64;    // of the mean of the codes
 constexpr int kCodesOfSumPart = 32;  // at least, where there are as many
-constexpr uint32_t kAllLanes = 0xffffffffu;
 constexpr unsigned long long kEmpty = ~0ull;
 
 constexpr int64_t kMaxScreenedChannels = int64_t{1} << 18;  // of the error bound
@@ -53,16 +52,6 @@ __device__ __forceinline__ bool screenable(const CudaCodes& codes) {
   const int exponent = exponent_above(codes.header->largest_bits);
   return codes.header->num_distinct >= 2 && exponent >= -kMaxScreenedExponent && exponent <= kMaxScreenedExponent &&
          codes.num_channels <= kMaxScreenedChannels;
-}
-
-template <class T>
-__device__ __forceinline__ T warp_sum(T value) {
-  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
-  return value;
-}
-__device__ __forceinline__ float warp_max(float value) {
-  for (int step = kWarp / 2; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, step));
-  return value;
 }
 
 // What finds the copies while a codebook is packed.
@@ -124,8 +113,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 // Block (x, part): the sum of 32 channels over a part of the distinct codes, and their number.
-__global__ void __launch_bounds__(kBlockThreads)
-    sum_codes(const float* codebook, CudaCodes codes, CopyTable table) {
+__global__ void __launch_bounds__(kBlockThreads) sum_codes(const float* codebook, CudaCodes codes, CopyTable table) {
   __shared__ double sums[kBlockWarps][kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
@@ -157,7 +145,8 @@ __global__ void __launch_bounds__(kBlockThreads) centre_codes(CudaCodes codes, C
 }
 
 // Largest |d - m| of all elements; warps take codes in turn.
-__global__ void __launch_bounds__(kBlockThreads) measure_codes(const float* codebook, CudaCodes codes, CopyTable table) {
+__global__ void __launch_bounds__(kBlockThreads)
+    measure_codes(const float* codebook, CudaCodes codes, CopyTable table) {
   const int lane = threadIdx.x % kWarp;
   float largest = 0.0f;
   for (int64_t j = static_cast<int64_t>(blockIdx.x) * kBlockWarps + threadIdx.x / kWarp; j < codes.num_codes;

@@ -1,6 +1,6 @@
-// The float64 end of the lookup: between the survivors of a row, or between all codes where they do not fit its list.
+// The float64 end of the lookup: between the candidates of a row, or between all codes where they do not fit its list.
 //
-// Eight lanes evaluate one distance, lane l the partial sum l of codebook_lookup.h; a warp looks at four codes at once.
+// Eight lanes evaluate one distance, lane l the partial sum l of codebook_lookup.h; a warp compares four codes at once.
 #pragma once
 
 #include "kernels/codebook_lookup/cuda_screen.cuh"
@@ -8,9 +8,9 @@
 namespace soho {
 namespace {
 
-constexpr int kSums = 8;                   // lanes of one distance
-constexpr int kPairs = kWarp / kSums;      // distances of a warp at a time
-constexpr int kRowsOfItem = 4;             // undecided rows that go through the codes together
+constexpr int kSums = 8;               // lanes of one distance
+constexpr int kPairs = kWarp / kSums;  // distances of a warp at a time
+constexpr int kRowsOfItem = 4;         // undecided rows that go through the codes together
 constexpr int kBlockDistances = kBlockThreads / kSums;
 
 struct DecideArgs {
@@ -20,15 +20,16 @@ struct DecideArgs {
   CudaLists lists;
   int32_t num_ranges;
   uint32_t* num_undecided;
-  int32_t* undecided;         // (num_rows,) rows of the slab, in any order
-  double* part_distance;      // of kRowsOfItem rows per item of compare_all: the smallest of its part of the codes
+  int32_t* undecided;     // (num_rows,) rows of the slab, in any order
+  double* part_distance;  // of kRowsOfItem rows per item of compare_all: the smallest of its part of the codes
   int32_t* part_code;
   unsigned long long* counts;  // (2,) or null: adds the rows compared in float64 and those of them left to compare_all
 };
 
 // The defined distance of a row and a code, in all lanes of a group of eight.
 template <Element type>
-__device__ __forceinline__ double squared_distance(const void* row, const float* code, int64_t num_channels, int sum_lane) {
+__device__ __forceinline__ double squared_distance(const void* row, const float* code, int64_t num_channels,
+                                                   int sum_lane) {
   double sum = 0.0;
   for (int64_t c = sum_lane; c < num_channels; c += kSums) {
     const double difference = __dsub_rn(static_cast<double>(load_value<type>(row, c)), static_cast<double>(code[c]));
@@ -41,7 +42,7 @@ __device__ __forceinline__ double squared_distance(const void* row, const float*
 struct Nearest {
   double distance;
   int32_t code;
-  __device__ __forceinline__ void offer(double other_distance, int32_t other_code) {
+  __device__ __forceinline__ void update(double other_distance, int32_t other_code) {
     if (other_distance < distance || (other_distance == distance && other_code < code)) {
       distance = other_distance;
       code = other_code;
@@ -49,7 +50,8 @@ struct Nearest {
   }
 };
 
-__device__ __forceinline__ int set_bit(uint32_t bits, int which) {  // position of the which-th, -1 where there are fewer
+__device__ __forceinline__ int set_bit(uint32_t bits,
+                                       int which) {  // position of the which-th, -1 where there are fewer
   for (; which > 0; --which) bits &= bits - 1;
   return __ffs(static_cast<int>(bits)) - 1;
 }
@@ -82,37 +84,38 @@ __global__ void __launch_bounds__(kBlockThreads, 3) decide(DecideArgs args) {
   if (screened) {
     const float threshold = best - window;
     const int num_entries = args.num_ranges * kListSize;
-    int num_survivors = 0;
+    int num_candidates = 0;
     bool measured = false;
     for (int first = 0; first < num_entries; first += kWarp) {
       const int entry = first + lane;
       const int64_t item = (entry / kListSize) * args.lists.list_rows + i;
       const bool listed = entry < num_entries && entry % kListSize < args.lists.count[item];
-      const bool survives = listed && args.lists.score[item * kListSize + entry % kListSize] >= threshold;
-      const int32_t code = survives ? args.lists.position[item * kListSize + entry % kListSize] : 0;
-      uint32_t survivors = __ballot_sync(kAllLanes, survives);
-      num_survivors += __popc(survivors);
-      while (survivors != 0) {
-        const int source = set_bit(survivors, pair);
-        const int32_t chosen = __shfl_sync(kAllLanes, code, source < 0 ? __ffs(static_cast<int>(survivors)) - 1 : source);
-        // A single survivor needs no distance; whether more follow is known in the last round only.
-        const bool single = num_survivors == 1 && first + kWarp >= num_entries;
+      const bool is_candidate = listed && args.lists.score[item * kListSize + entry % kListSize] >= threshold;
+      const int32_t code = is_candidate ? args.lists.position[item * kListSize + entry % kListSize] : 0;
+      uint32_t candidates = __ballot_sync(kAllLanes, is_candidate);
+      num_candidates += __popc(candidates);
+      while (candidates != 0) {
+        const int source = set_bit(candidates, pair);
+        const int32_t chosen =
+            __shfl_sync(kAllLanes, code, source < 0 ? __ffs(static_cast<int>(candidates)) - 1 : source);
+        // A single candidate needs no distance; whether more follow is known in the last round only.
+        const bool single = num_candidates == 1 && first + kWarp >= num_entries;
         double distance = 0.0;
         if (!single) {
           const float* content = lookup.codebook + static_cast<int64_t>(chosen) * lookup.num_channels;
           distance = squared_distance<type>(row, content, lookup.num_channels, sum_lane);
           measured = true;
         }
-        nearest.offer(distance, chosen);
-        for (int n = 0; n < kPairs; ++n) survivors &= survivors - 1;
+        nearest.update(distance, chosen);
+        for (int n = 0; n < kPairs; ++n) candidates &= candidates - 1;
       }
     }
     for (int step = kSums; step < kWarp; step *= 2) {
       const double distance = __shfl_xor_sync(kAllLanes, nearest.distance, step);
       const int32_t code = __shfl_xor_sync(kAllLanes, nearest.code, step);
-      nearest.offer(distance, code);
+      nearest.update(distance, code);
     }
-    if (measured && num_survivors > 1 && lane == 0 && args.counts != nullptr) atomicAdd(args.counts, 1ull);
+    if (measured && num_candidates > 1 && lane == 0 && args.counts != nullptr) atomicAdd(args.counts, 1ull);
   }
   if (lane == 0) lookup.index[i] = nearest.code;
   if (lookup.distance == nullptr) return;
@@ -177,7 +180,7 @@ __global__ void __launch_bounds__(kBlockThreads) compare_all(DecideArgs args) {
     if (threadIdx.x < kRowsOfItem) {
       Nearest smallest = found[0][threadIdx.x];
       for (int other = 1; other < kBlockDistances; ++other)
-        smallest.offer(found[other][threadIdx.x].distance, found[other][threadIdx.x].code);
+        smallest.update(found[other][threadIdx.x].distance, found[other][threadIdx.x].code);
       args.part_distance[item * kRowsOfItem + threadIdx.x] = smallest.distance;
       args.part_code[item * kRowsOfItem + threadIdx.x] = smallest.code;
     }

@@ -47,7 +47,7 @@ __device__ __forceinline__ void load_centred(const RowsArgs& args, const void* r
   }
 }
 
-// See codebook_lookup.h. All in units of the scaled scores.
+// See passes.h. All in units of the scaled scores.
 __device__ __forceinline__ double window_of(const CudaCodes& codes, double square, double rounding_square,
                                             double ratio) {
   const double margin = 1 + 0x1p-20;
@@ -89,10 +89,8 @@ __global__ void __launch_bounds__(kBlockThreads) convert_rows(RowsArgs args, int
       finite &= all_finite;
       for (float value : difference) largest = fmaxf(largest, fabsf(value));
     }
-    for (int step = lanes_of_row / 2; step > 0; step /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-      finite &= __shfl_xor_sync(kAllLanes, finite, step);
-    }
+    largest = warp_max(largest, lanes_of_row);
+    finite = warp_sum(finite, lanes_of_row) == lanes_of_row;
     if (lane_of_row != 0) continue;
     const bool usable = present && finite && screens && finite_bits(largest);
     state[r] = usable ? 0.0f : finite || !present ? INFINITY : NAN;
@@ -105,8 +103,7 @@ __global__ void __launch_bounds__(kBlockThreads) convert_rows(RowsArgs args, int
     return;
   }
   const int code_exponent = exponent_above(codes.header->largest_bits);
-  const int ratio_exponent =
-      max(kLowestRatioExponent, min(0, code_exponent - exponent_above(largest_bits_of_tile)));
+  const int ratio_exponent = max(kLowestRatioExponent, min(0, code_exponent - exponent_above(largest_bits_of_tile)));
   const float ratio = power_of_two(ratio_exponent);
   const float scale = power_of_two(kTopExponent - code_exponent + ratio_exponent);
   if (threadIdx.x == 0) args.rows.ratio[blockIdx.x] = ratio;
@@ -134,10 +131,8 @@ __global__ void __launch_bounds__(kBlockThreads) convert_rows(RowsArgs args, int
       }
       *reinterpret_cast<uint2*>(args.rows.panel + i * codes.padded_channels + c) = words;
     }
-    for (int step = lanes_of_row / 2; step > 0; step /= 2) {
-      square += __shfl_xor_sync(kAllLanes, square, step);
-      rounding_square += __shfl_xor_sync(kAllLanes, rounding_square, step);
-    }
+    square = warp_sum(square, lanes_of_row);
+    rounding_square = warp_sum(rounding_square, lanes_of_row);
     if (lane_of_row != 0) continue;
     float window = state[r];
     if (usable) {

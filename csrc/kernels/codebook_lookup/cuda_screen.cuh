@@ -1,8 +1,8 @@
-// Scores of a tile of rows against all codes of a range on tensor cores, and what survives of them.
+// Scores of a tile of rows against all codes of a range on tensor cores, and the candidates among them.
 //
 // A block of four warps takes 128 rows and goes through the codes in tiles of 128, each in steps of 32 channels that
 // cp.async brings into a ring of shared memory. A warp owns 32 rows: of each row four lanes (a quad) hold all 128
-// scores of a tile, so the running threshold stays in registers, the list of survivors needs no atomics, and no
+// scores of a tile, so the running threshold stays in registers, the list of candidates needs no atomics, and no
 // barrier is needed but that of the ring. For nearly all tiles and rows the largest score of the tile is below the
 // threshold, and that comparison is all that is done.
 #pragma once
@@ -14,16 +14,16 @@ namespace {
 
 constexpr int kScreenThreads = 128;
 constexpr int kStages = 4;
-constexpr int kListSize = 16;   // survivors kept per row
+constexpr int kListSize = 16;  // candidates kept per row
 constexpr int kWarpRows = 32;
-constexpr int kRowSlots = 4;    // rows of a lane: g, g + 8, g + 16, g + 24 of its warp, g = lane / 4
-constexpr int kScores = 32;     // of one row in one lane: columns 8n + 2t and 8n + 2t + 1, t = lane % 4
+constexpr int kRowSlots = 4;  // rows of a lane: g, g + 8, g + 16, g + 24 of its warp, g = lane / 4
+constexpr int kScores = 32;   // of one row in one lane: columns 8n + 2t and 8n + 2t + 1, t = lane % 4
 constexpr int kOverflowedList = -1;
 
 // One row and one range of codes is an item: range * list_rows + row.
 struct CudaLists {
   float* best;        // highest score
-  int32_t* count;     // survivors, or kOverflowedList
+  int32_t* count;     // candidates, or kOverflowedList
   int32_t* position;  // (items, kListSize): codes
   float* score;       // (items, kListSize)
   int64_t list_rows;  // rows of the slab up to whole tiles
@@ -107,10 +107,10 @@ __device__ __forceinline__ void keep_above(RowList& list, int32_t* position, flo
   if (list.count > 0) list.count = counted;
 }
 
-// Offers the scores of one tile to the list of one row. All lanes of the warp take part.
+// Adds the scores of one tile that reach the threshold to the list of one row. All lanes of the warp take part.
 template <int m, int half>
-__device__ __forceinline__ void offer(const float (&score)[2][16][4], float largest, int64_t first_code, RowList& list,
-                                      int32_t* positions, float* scores, int lane) {
+__device__ __forceinline__ void add_candidates(const float (&score)[2][16][4], float largest, int64_t first_code,
+                                               RowList& list, int32_t* positions, float* scores, int lane) {
   largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
   largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
   if (largest > list.best) {
@@ -152,13 +152,13 @@ __device__ __forceinline__ void offer(const float (&score)[2][16][4], float larg
 }
 
 template <int m, int half>
-__device__ __forceinline__ void offer_if_reached(const float (&score)[2][16][4], int64_t first_code, RowList& list,
-                                                 int32_t* positions, float* scores, int lane) {
+__device__ __forceinline__ void add_candidates_if_reached(const float (&score)[2][16][4], int64_t first_code,
+                                                          RowList& list, int32_t* positions, float* scores, int lane) {
   float largest = fmaxf(score[m][0][2 * half], score[m][0][2 * half + 1]);
 #pragma unroll
   for (int n = 1; n < 16; ++n) largest = fmaxf(largest, fmaxf(score[m][n][2 * half], score[m][n][2 * half + 1]));
   if (__any_sync(kAllLanes, largest >= list.threshold))
-    offer<m, half>(score, largest, first_code, list, positions, scores, lane);
+    add_candidates<m, half>(score, largest, first_code, list, positions, scores, lane);
 }
 
 // Block (tile of rows, range of codes).
@@ -181,7 +181,8 @@ __global__ void __launch_bounds__(kScreenThreads, 2) screen_rows(ScreenArgs args
       copy_tile(stage.rows, args.rows.panel, first_row, codes.padded_channels, next_channel);
       copy_tile(stage.codes, codes.panel, next_tile * kTileCodes, codes.padded_channels, next_channel);
       if (next_channel == 0 && threadIdx.x < kTileCodes / 4)
-        copy_async_16(stage.negated_half + 4 * threadIdx.x, codes.negated_half + next_tile * kTileCodes + 4 * threadIdx.x);
+        copy_async_16(stage.negated_half + 4 * threadIdx.x,
+                      codes.negated_half + next_tile * kTileCodes + 4 * threadIdx.x);
       next_channel += kTileChannels;
       if (next_channel == codes.padded_channels) {
         next_channel = 0;
@@ -225,10 +226,12 @@ __global__ void __launch_bounds__(kScreenThreads, 2) screen_rows(ScreenArgs args
     const int first_entry = (warp * kWarpRows + lane / 4) * kListSize, slot_entries = 8 * kListSize;
     int32_t* positions = shared.position + first_entry;
     float* scores = shared.score + first_entry;
-    offer_if_reached<0, 0>(score, first_code, lists[0], positions, scores, lane);
-    offer_if_reached<0, 1>(score, first_code, lists[1], positions + slot_entries, scores + slot_entries, lane);
-    offer_if_reached<1, 0>(score, first_code, lists[2], positions + 2 * slot_entries, scores + 2 * slot_entries, lane);
-    offer_if_reached<1, 1>(score, first_code, lists[3], positions + 3 * slot_entries, scores + 3 * slot_entries, lane);
+    add_candidates_if_reached<0, 0>(score, first_code, lists[0], positions, scores, lane);
+    add_candidates_if_reached<0, 1>(score, first_code, lists[1], positions + slot_entries, scores + slot_entries, lane);
+    add_candidates_if_reached<1, 0>(score, first_code, lists[2], positions + 2 * slot_entries,
+                                    scores + 2 * slot_entries, lane);
+    add_candidates_if_reached<1, 1>(score, first_code, lists[3], positions + 3 * slot_entries,
+                                    scores + 3 * slot_entries, lane);
     step_of_tile = 0;
     ++tile;
   }

@@ -20,9 +20,13 @@ inline Words all_words(int32_t value) { return _mm256_set1_epi32(value); }
 inline Words plus(Words a, Words b) { return _mm256_add_epi32(a, b); }
 inline Words both(Words a, Words b) { return _mm256_and_si256(a, b); }
 template <int count>
-inline Words shifted_right(Words a) { return _mm256_srli_epi32(a, count); }
+inline Words shifted_right(Words a) {
+  return _mm256_srli_epi32(a, count);
+}
 template <int count>
-inline Words shifted_left(Words a) { return _mm256_slli_epi32(a, count); }
+inline Words shifted_left(Words a) {
+  return _mm256_slli_epi32(a, count);
+}
 inline void store_words(void* target, Words a) { _mm256_storeu_si256(static_cast<__m256i*>(target), a); }
 #else
 using Words = __m128i;

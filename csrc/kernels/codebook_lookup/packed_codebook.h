@@ -1,9 +1,7 @@
-// A codebook packed for the screening of codebook_lookup.h, in one relocatable block of memory. Shared by all threads.
+// A codebook packed for the format of a pass, in one relocatable block of memory. Shared by all threads.
 #pragma once
 
-#include <cstddef>
-
-#include "kernels/codebook_lookup/codebook_lookup.h"
+#include "kernels/codebook_lookup/passes.h"
 
 namespace soho {
 

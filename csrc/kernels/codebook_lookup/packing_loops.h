@@ -1,7 +1,7 @@
 // The loops over the channels of a codebook that packing it takes (packed_codebook.cpp), of one instruction set each.
 #pragma once
 
-#include "kernels/codebook_lookup/codebook_lookup.h"
+#include "kernels/codebook_lookup/passes.h"
 
 namespace soho {
 

@@ -1,11 +1,11 @@
-// The frame of a screening pass: panels of converted rows against groups of codes, a list of survivors per row.
+// The frame of a screening pass: panels of converted rows against groups of codes, a list of candidates per row.
 //
 // Included by each vector level and compiled with its flags; see exact_distance.h. A Kernel provides
 //   kRows, kCodes                   rows and codes of one tile
 //   static void begin(), end()      around the work of one thread
 //   static RowLengths convert_row(row, type, screened, num_channels, words)   writes a^, num_steps words
 //   static void screen_tile(words, row_length, screened, group, threshold, lists)
-// where screen_tile offers to the list of each row the scores that reach the row's threshold, ascending by code.
+// where screen_tile adds to the list of each row the scores that reach the row's threshold, ascending by code.
 #pragma once
 
 #include <cmath>
@@ -17,28 +17,28 @@
 namespace soho {
 namespace {
 
-constexpr int32_t kListLength = 64;   // survivors kept per row
-constexpr int32_t kFewSurvivors = 2;  // which float64 decides between at once
-// A survivor costs as much as this many codes of a float32 pass; so a row with more of them is left to the next pass.
-constexpr int64_t kCodesPerSurvivor = 6;
-constexpr int32_t kAlwaysCompared = 8;  // survivors that are worth no other pass
-constexpr int32_t kListSlack = 16;    // lists are written by whole vectors
+constexpr int32_t kListLength = 64;    // candidates kept per row
+constexpr int32_t kFewCandidates = 2;  // which float64 decides between at once
+// A candidate costs as much as this many codes of a float32 pass; so a row with more of them is left to the next pass.
+constexpr int64_t kCodesPerCandidate = 6;
+constexpr int32_t kAlwaysCompared = 8;  // candidates that are worth no other pass
+constexpr int32_t kListSlack = 16;      // lists are written by whole vectors
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kPanelBytes =
     256 * 1024;  // of converted rows: half of a 512 KiB L2 cache, the rest streams the codes
 constexpr int64_t kMaxPanelRows = 192;
-constexpr int64_t kMostUnseen = 1 << 14;  // rows
-constexpr int64_t kTrialTiles = 2;        // of a panel behind unseen rows, where a whole panel has as many
+constexpr int64_t kMostSkipped = 1 << 14;  // rows
+constexpr int64_t kTrialTiles = 2;         // of a panel behind skipped rows, where a whole panel has as many
 
 // What the lists of a thread share.
 struct Comparison {
   const CodebookLookupArgs& args;
   const ScreenedCodes& screened;
-  double* exact_row;  // room for one
+  const ExactCopies& copies;  // of one row
 };
 
-// Survivors of one row so far, in ascending order of code; where codes were compared, their nearest comes first.
-struct Survivors {
+// Candidates of one row so far, in ascending order of code; where codes were compared, their nearest comes first.
+struct Candidates {
   const Comparison* comparison;
   int64_t row;
   int64_t first;  // position from which codes are listed, those before were compared
@@ -52,7 +52,7 @@ struct Survivors {
 };
 enum : int32_t { kListed, kLeft, kNotFinite };
 
-inline void keep_above(Survivors& list, float threshold) {
+inline void keep_above(Candidates& list, float threshold) {
   int32_t kept = 0;
   for (int32_t i = 0; i < list.count; ++i) {
     list.position[kept] = list.position[i];
@@ -62,21 +62,19 @@ inline void keep_above(Survivors& list, float threshold) {
   list.count = kept;
 }
 
-// Whether the survivors among the codes from `first` to `end` are too many to be compared one by one.
-inline bool is_dense(const Survivors& list, int64_t end) {
-  return list.count > kAlwaysCompared && list.count * kCodesPerSurvivor > end - list.first;
+// Whether the candidates among the codes from `first` to `end` are too many to be compared one by one.
+inline bool is_dense(const Candidates& list, int64_t end) {
+  return list.count > kAlwaysCompared && list.count * kCodesPerCandidate > end - list.first;
 }
 
-// Keeps the nearest survivor; returns whether float64 had to compare any.
-inline bool keep_nearest(Survivors& list) {
-  const CodebookLookupArgs& args = list.comparison->args;
-  const ScreenedCodes& screened = list.comparison->screened;
-  double* exact_row = list.comparison->exact_row;
-  if (list.count > kFewSurvivors) {
+// Keeps the nearest candidate; returns whether float64 had to compare any.
+inline bool keep_nearest(Candidates& list) {
+  const auto& [args, screened, copies] = *list.comparison;
+  if (list.count > kFewCandidates) {
     const void* features = row_at(args.features, list.row, args.row_stride, args.features_type);
     const float* row = static_cast<const float*>(features);
     if (args.features_type != Element::kFloat32) {
-      float* converted = reinterpret_cast<float*>(exact_row);
+      float* converted = reinterpret_cast<float*>(copies.row(0));
       for (int64_t c = 0; c < args.num_channels; ++c) converted[c] = load_element(features, c, args.features_type);
       row = converted;
     }
@@ -86,18 +84,19 @@ inline bool keep_nearest(Survivors& list) {
   }
   const bool several = list.count > 1;
   if (several) {
-    load_exact_row(args, list.row, exact_row);
-    list.position[0] = list.position[nearest_of(args, exact_row, list.count,
-                                                [&](int64_t n) { return screened.codes[list.position[n]]; })];
+    copies.load_row(0, list.row);
+    Nearest nearest;
+    find_nearest<1>(copies, screened, 1, list.count, [&](int64_t n) { return list.position[n]; }, &nearest);
+    list.position[0] = static_cast<int32_t>(nearest.position);
   }
   list.score[0] = kInfinity;
   list.count = 1;
   return several;
 }
 
-// Room for `wanted` more survivors from position `next` on; without it the row is left and nothing reaches its
+// Room for `wanted` more candidates from position `next` on; without it the row is left and nothing reaches its
 // threshold any more.
-inline bool make_room(Survivors& list, float& threshold, int32_t wanted, int64_t next) {
+inline bool make_room(Candidates& list, float& threshold, int32_t wanted, int64_t next) {
   if (list.count + wanted <= kListLength) return true;
   keep_above(list, threshold);
   if (list.count + wanted <= kListLength) return true;
@@ -134,8 +133,8 @@ inline bool row_is_finite(const void* row, Element type, int64_t num_channels) {
 
 // Converts one row and prepares its list; a row that cannot be screened gets an unreachable threshold.
 template <class Kernel>
-void begin_row(const Comparison& comparison, int64_t i, float* words, float& threshold, Survivors& list) {
-  const auto& [args, screened, exact_row] = comparison;
+void begin_row(const Comparison& comparison, int64_t i, float* words, float& threshold, Candidates& list) {
+  const auto& [args, screened, copies] = comparison;
   const void* row = row_at(args.features, i, args.row_stride, args.features_type);
   const Undecided undecided = undecided_at(args.index[i]);
   list.comparison = &comparison;
@@ -157,9 +156,9 @@ void begin_row(const Comparison& comparison, int64_t i, float* words, float& thr
   std::memset(words, 0, sizeof(float) * screened.num_steps);
 }
 
-// Decides between the survivors of one row in float64, or leaves it. Returns how many codes it leaves.
-inline int64_t finish_row(float threshold, Survivors& list, LookupCounts& counts) {
-  const auto& [args, screened, exact_row] = *list.comparison;
+// Decides between the candidates of one row in float64, or leaves it. Returns how many codes it leaves.
+inline int64_t finish_row(float threshold, Candidates& list, LookupCounts& counts) {
+  const auto& [args, screened, copies] = *list.comparison;
   if (list.state == kListed) {
     keep_above(list, threshold);
     if (is_dense(list, screened.num_distinct)) list.state = kLeft;
@@ -174,17 +173,17 @@ inline int64_t finish_row(float threshold, Survivors& list, LookupCounts& counts
     counts.compared += keep_nearest(list) || list.has_nearest;
     nearest = screened.codes[list.position[0]];
   }
-  if (args.distance != nullptr) load_exact_row(args, list.row, exact_row);
-  write_row(args, list.row, nearest, exact_row);
+  if (args.distance != nullptr) copies.load_row(0, list.row);
+  write_row(args, copies, 0, list.row, nearest);
   return 0;
 }
 
-// How many rows to leave unseen after a panel of which the next pass has to compare `share`: the neighbours of hopeless
+// How many rows to skip after a panel of which the next pass has to compare `share`: the neighbours of hopeless
 // rows are as hopeless as a rule, so only a few rows in many are still tried, and fewer the longer it lasts.
-inline int64_t next_unseen(int64_t unseen, int64_t num_rows, double share) {
+inline int64_t next_skipped(int64_t skipped, int64_t num_rows, double share) {
   if (share < 0.75) return 0;
-  const int64_t more = 4 * unseen + 8 * num_rows;
-  return more < kMostUnseen ? more : kMostUnseen;
+  const int64_t more = 4 * skipped + 8 * num_rows;
+  return more < kMostSkipped ? more : kMostSkipped;
 }
 
 // Rows begin off the 4 KiB stride that maps all of them to one cache set.
@@ -204,19 +203,19 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
   panel_rows = (panel_rows > kMaxPanelRows ? kMaxPanelRows : panel_rows) / kRows * kRows;
   panel_rows = panel_rows < kRows ? kRows : panel_rows;
   const int64_t trial_rows = panel_rows < kTrialTiles * kRows ? panel_rows : kTrialTiles * kRows;
-  const Scratch row_memory(sizeof(float) * panel_rows * row_length), list_memory(sizeof(Survivors) * panel_rows),
-      exact_memory(sizeof(double) * padded_channels(args.num_channels));
+  const Scratch row_memory(sizeof(float) * panel_rows * row_length), list_memory(sizeof(Candidates) * panel_rows);
+  const ExactCopies copies(args, 1);
   float* rows = static_cast<float*>(row_memory.data());
-  Survivors* lists = static_cast<Survivors*>(list_memory.data());
+  Candidates* lists = static_cast<Candidates*>(list_memory.data());
   float threshold[kMaxPanelRows + kListSlack];
   int64_t first_group[kMaxPanelRows];  // of each tile
-  const Comparison comparison{args, screened, static_cast<double*>(exact_memory.data())};
+  const Comparison comparison{args, screened, copies};
 
   Kernel::begin();
-  int64_t unseen = 0;
+  int64_t skipped = 0;
   for (int64_t i = begin; i < end;) {
     int64_t num_rows = 0;
-    const int64_t most_rows = unseen > 0 ? trial_rows : panel_rows;
+    const int64_t most_rows = skipped > 0 ? trial_rows : panel_rows;
     for (; i < end && num_rows < most_rows; ++i) {
       if (args.index[i] >= 0) continue;
       begin_row<Kernel>(comparison, i, rows + num_rows * row_length, threshold[num_rows], lists[num_rows]);
@@ -244,8 +243,8 @@ LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& sc
     }
     int64_t num_left = 0;  // pairs
     for (int64_t r = 0; r < num_rows; ++r) num_left += finish_row(threshold[r], lists[r], counts);
-    unseen = next_unseen(unseen, num_rows, static_cast<double>(num_left) / (num_rows * screened.num_distinct));
-    for (int64_t left = unseen; i < end && left > 0; ++i) {
+    skipped = next_skipped(skipped, num_rows, static_cast<double>(num_left) / (num_rows * screened.num_distinct));
+    for (int64_t left = skipped; i < end && left > 0; ++i) {
       counts.undecided += args.index[i] < 0;
       left -= args.index[i] < 0;
     }

@@ -1,4 +1,4 @@
-// What the AVX-512 levels share: scores of 14 rows x 32 codes in registers, survivors by comparison with each row's
+// What the AVX-512 levels share: scores of 14 rows x 32 codes in registers, candidates by comparison with each row's
 // threshold. See screen.h on how it is included; Dot says how words are multiplied:
 //   Sum, kFirstStep                                               of 16 codes; the first step that holds channels
 //   static Sum start(negated_half, codes)                         before the first step
@@ -41,8 +41,8 @@ RowLengths convert_row_avx512(const void* row, Element type, const ScreenedCodes
   return {_mm512_reduce_add_ps(square), Dot::kRounds ? _mm512_reduce_add_ps(rounding_square) : 0.0f};
 }
 
-// Offers 32 adjacent scores to one row's list.
-inline void offer32(Survivors& list, float& threshold, const float* scores, int32_t first_position) {
+// Adds those of 32 adjacent scores that reach the threshold to one row's list.
+inline void add_candidates(Candidates& list, float& threshold, const float* scores, int32_t first_position) {
   const __m512 score[2] = {_mm512_loadu_ps(scores), _mm512_loadu_ps(scores + 16)};
   const float best = _mm512_reduce_max_ps(_mm512_max_ps(score[0], score[1]));
   if (best > list.best) {
@@ -52,9 +52,7 @@ inline void offer32(Survivors& list, float& threshold, const float* scores, int3
   const __m512 limit = _mm512_set1_ps(threshold);
   const __mmask16 hits[2] = {_mm512_cmp_ps_mask(score[0], limit, _CMP_GE_OQ),
                              _mm512_cmp_ps_mask(score[1], limit, _CMP_GE_OQ)};
-  if (!make_room(list, threshold, __builtin_popcount(hits[0]) + __builtin_popcount(hits[1]),
-                 first_position))
-    return;
+  if (!make_room(list, threshold, __builtin_popcount(hits[0]) + __builtin_popcount(hits[1]), first_position)) return;
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   for (int half = 0; half < 2; ++half) {
     const __m512i position = _mm512_add_epi32(lane, _mm512_set1_epi32(first_position + 16 * half));
@@ -103,13 +101,13 @@ bool any_reachable(const float* threshold) {  // rows that are given up often co
   return false;
 }
 
-// Offers the scores of num_rows x 32 codes to the rows whose threshold they reach.
+// Adds the scores of num_rows x 32 codes to the lists of the rows whose threshold they reach.
 template <int num_rows>
-void offer_tile(const float (*scores)[32], int64_t group, float* threshold, Survivors* lists) {
+void add_candidates_of_tile(const float (*scores)[32], int64_t group, float* threshold, Candidates* lists) {
   for (int r = 0; r < num_rows; ++r) {
     const __m512 best = _mm512_max_ps(_mm512_load_ps(scores[r]), _mm512_load_ps(scores[r] + 16));
     if (_mm512_cmp_ps_mask(best, _mm512_set1_ps(threshold[r]), _CMP_GE_OQ) == 0) continue;
-    offer32(lists[r], threshold[r], scores[r], static_cast<int32_t>(group * 32));
+    add_candidates(lists[r], threshold[r], scores[r], static_cast<int32_t>(group * 32));
   }
 }
 
@@ -127,7 +125,7 @@ struct KernelAvx512 {
   }
 
   static void screen_tile(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group,
-                          float* threshold, Survivors* lists) {
+                          float* threshold, Candidates* lists) {
     if (!any_reachable<kRows>(threshold)) return;
     const int64_t num_steps = screened.num_steps;
     const float* codes = static_cast<const float*>(screened.panel) + group * num_steps * kCodes;
@@ -172,7 +170,7 @@ struct KernelAvx512 {
       _mm512_store_ps(stored[r], score[r][0]);
       _mm512_store_ps(stored[r] + 16, score[r][1]);
     }
-    offer_tile<kRows>(stored, group, threshold, lists);
+    add_candidates_of_tile<kRows>(stored, group, threshold, lists);
   }
 };
 

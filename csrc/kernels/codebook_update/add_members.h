@@ -9,7 +9,7 @@
 
 #include <immintrin.h>
 
-#include "kernels/codebook_update/codebook_update.h"
+#include "kernels/codebook_update/members.h"
 
 namespace soho {
 namespace {

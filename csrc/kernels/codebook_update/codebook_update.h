@@ -2,22 +2,19 @@
 // 4).
 //
 // Determinism. Members are added in ascending row order, in float32, starting from zero. The rows are sorted by code
-// first (sorted_members.h), then every thread adds the members of its own codes, or its own channels of a code that has
+// first, then every thread adds the members of its own codes, or its own channels of a code that has
 // too many members for one thread. So every sum is made by one thread in one order, and the result has the same bits at
 // any thread count and level; the features are read once, each sum is written once for every block of rows. The average
 // is rounded to float32 after each operation; a code without members keeps its bits.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
-#include "common/cuda_status.h"
-#include "common/element.h"
-#include "common/parallel_for.h"
+#include "../../common/cpu_level.h"
+#include "../../common/element.h"
+#include "../../common/parallel_for.h"
 
 namespace soho {
-
-enum class CpuLevel;
 
 struct CodebookUpdateArgs {
   const void* features;  // num_rows rows of num_channels adjacent elements
@@ -51,34 +48,5 @@ struct CodebookEmaArgs {
 
 // Codes [begin, end).
 void codebook_ema(CpuLevel level, const CodebookEmaArgs& args, int64_t begin, int64_t end);
-
-// The same on a GPU, with the same bits (cuda.cu). All pointers are to the device's memory; work is queued on `stream`,
-// nothing is waited for, and a CUDA graph can capture it. `workspace` holds workspace_bytes, aligned to 16, and stays
-// until the work is done. A counted index of num_codes or more is not counted. Rows and codes are fewer than 2^32 - 1.
-size_t update_codebook_workspace_bytes_cuda(const CodebookUpdateArgs& args);
-CudaStatus update_codebook_cuda(const CodebookUpdateArgs& args, void* workspace, CudaStream stream);
-CudaStatus codebook_ema_cuda(const CodebookEmaArgs& args, int64_t num_codes, CudaStream stream);
-
-constexpr int64_t kMaxMembersAhead = 64;
-
-// Some channels of some codes and the members they have in one block of rows.
-struct Members {
-  const void* features;  // first row of the block
-  Element features_type;
-  int64_t row_stride;
-  const uint32_t* rows;    // of the block, by code; kMaxMembersAhead more can be read behind any of them
-  const uint32_t* starts;  // (num_codes + 1,): code k has rows[starts[k]] up to rows[starts[k + 1]]
-  int64_t num_codes;
-  int64_t first_channel, num_channels;
-  bool from_zero;  // the sums are overwritten
-};
-
-// Per level: adds the members of code k to sums + k * sum_stride.
-void add_members_scalar(const Members& members, float* sums, int64_t sum_stride);
-void add_members_avx2(const Members& members, float* sums, int64_t sum_stride);
-void add_members_avx512(const Members& members, float* sums, int64_t sum_stride);
-void move_code_scalar(float* code, const float* sums, float count, float decay, float rest, int64_t num_channels);
-void move_code_avx2(float* code, const float* sums, float count, float decay, float rest, int64_t num_channels);
-void move_code_avx512(float* code, const float* sums, float count, float decay, float rest, int64_t num_channels);
 
 }  // namespace soho

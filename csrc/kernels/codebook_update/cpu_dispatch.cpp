@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "common/cpu_level.h"
+#include "common/float_environment.h"
 #include "common/memory.h"
 #include "kernels/codebook_update/codebook_update.h"
 #include "kernels/codebook_update/sorted_members.h"
@@ -122,6 +123,7 @@ int64_t update_codebook(CpuLevel level, const CodebookUpdateArgs& args, int64_t 
   if (!args.moves_codebook) std::copy(counts.begin(), counts.end(), args.counts);
   const std::vector<std::vector<Piece>> shares = share_out(args, counts, std::max<int64_t>(1, num_threads));
   parallel_for(static_cast<int64_t>(shares.size()), 1, [&](int64_t begin, int64_t end) {
+    DefaultFloatEnvironment of_this_thread;
     for (int64_t share = begin; share < end; ++share) {
       for (const Piece& piece : shares[share]) update_piece(kernels_of(level), args, members, counts, piece);
     }
@@ -130,6 +132,7 @@ int64_t update_codebook(CpuLevel level, const CodebookUpdateArgs& args, int64_t 
 }
 
 void codebook_ema(CpuLevel level, const CodebookEmaArgs& args, int64_t begin, int64_t end) {
+  DefaultFloatEnvironment of_this_thread;
   const auto move_code = kernels_of(level).move_code;
   const float decay = static_cast<float>(args.decay), rest = static_cast<float>(1.0 - args.decay);
   for (int64_t j = begin; j < end; ++j) {

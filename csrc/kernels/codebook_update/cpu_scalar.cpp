@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "kernels/codebook_update/codebook_update.h"
+#include "kernels/codebook_update/members.h"
 
 namespace soho {
 namespace {

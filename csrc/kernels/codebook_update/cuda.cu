@@ -6,19 +6,17 @@
 //   prefix_codes   where the members of each code begin
 //   place_members  the rows, sorted by code
 //   add_members    reads each counted row once; kUnroll rows are under way at a time
-//   add_popular    the same for a code with kPopular members or more: a block takes few of its channels, and most of its
-//                  warps bring rows to shared memory for the one that adds, so that the additions alone take their time
-#include "common/cuda_device.cuh"
-#include "kernels/codebook_update/codebook_update.h"
+//   add_popular    the same for a code with kPopular members or more: a block takes few of its channels, and most
+//                  of its warps bring rows to shared memory for the one that adds, so that only additions take time
+#include "common/cuda_warp.cuh"
+#include "kernels/codebook_update/codebook_update_cuda.h"
 
 namespace soho {
 namespace {
 
-constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 constexpr int kScanThreads = 1024;
-constexpr int kChunks = 4;   // of 32 rows whose index rank_rows reads at a time
+constexpr int kChunks = 4;  // of 32 rows whose index rank_rows reads at a time
 constexpr int kUnroll = 8;
 constexpr uint32_t kPopular = 512;
 constexpr int kSliceBytes = 64;  // of a row, in a block of add_popular
@@ -133,26 +131,17 @@ __global__ void __launch_bounds__(kScanThreads) prefix_tiles(SortPlan plan, int6
 // One block; `counts` may be null.
 __global__ void __launch_bounds__(kScanThreads) prefix_codes(uint32_t* offsets, int64_t num_codes, float* counts) {
   __shared__ uint32_t sums[kScanThreads / kWarp];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t begin = num_codes * threadIdx.x / kScanThreads, end = num_codes * (threadIdx.x + 1) / kScanThreads;
-  uint32_t own = 0;
+  uint32_t own = 0, total;
   for (int64_t k = begin; k < end; ++k) own += offsets[k];
-  uint32_t sum = own;  // of this lane and those before
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    const uint32_t other = __shfl_up_sync(kAllLanes, sum, distance);
-    if (lane >= distance) sum += other;
-  }
-  if (lane == kWarp - 1) sums[warp] = sum;
-  __syncthreads();
-  uint32_t before = sum - own;
-  for (int w = 0; w < warp; ++w) before += sums[w];
+  uint32_t before = block_prefix_sum(own, sums, total);
   for (int64_t k = begin; k < end; ++k) {
     const uint32_t count = offsets[k];
     if (counts != nullptr) counts[k] = static_cast<float>(count);
     offsets[k] = before;
     before += count;
   }
-  if (threadIdx.x == kScanThreads - 1) offsets[num_codes] = before;
+  if (threadIdx.x == 0) offsets[num_codes] = total;
 }
 
 __global__ void __launch_bounds__(kThreads) place_members(CodebookUpdateArgs args, SortPlan plan) {
@@ -160,8 +149,7 @@ __global__ void __launch_bounds__(kThreads) place_members(CodebookUpdateArgs arg
   const uint32_t code = code_of(args, row);
   if (code == kNotCounted) return;
   const int64_t tile = row / plan.tile_rows;
-  const uint32_t position =
-      plan.offsets[code] + plan.tile_counts[tile * args.num_codes + code] + plan.ranks[row];
+  const uint32_t position = plan.offsets[code] + plan.tile_counts[tile * args.num_codes + code] + plan.ranks[row];
   plan.members[position] = static_cast<uint32_t>(row);
 }
 
@@ -229,7 +217,8 @@ __device__ __forceinline__ void store(float* memory, const float (&values)[kVect
   if constexpr (kVector % 4 == 0) {
 #pragma unroll
     for (int e = 0; e < kVector; e += 4)  // a plain store of a float4 is taken apart by the compiler
-      __stcg(reinterpret_cast<float4*>(memory + e), make_float4(values[e], values[e + 1], values[e + 2], values[e + 3]));
+      __stcg(reinterpret_cast<float4*>(memory + e),
+             make_float4(values[e], values[e + 1], values[e + 2], values[e + 3]));
   } else {
     for (int e = 0; e < kVector; ++e) memory[e] = values[e];
   }
@@ -380,8 +369,7 @@ CudaStatus launch_add_members_of(const CodebookUpdateArgs& args, const SortPlan&
   constexpr int kVector = type == Element::kFloat32 ? 4 : 8;
   const bool wide = args.num_channels % kVector == 0 && args.row_stride % kVector == 0 && is_aligned(args.features) &&
                     is_aligned(args.moves_codebook ? args.codebook : args.sums);
-  return wide ? launch_add_members<type, kVector>(args, plan, stream)
-              : launch_add_members<type, 1>(args, plan, stream);
+  return wide ? launch_add_members<type, kVector>(args, plan, stream) : launch_add_members<type, 1>(args, plan, stream);
 }
 
 // A warp takes a code.
@@ -413,8 +401,8 @@ CudaStatus update_codebook_cuda(const CodebookUpdateArgs& args, void* workspace,
   const SortPlan plan = plan_sort(args, workspace);
   const bool in_shared = args.num_codes <= kMaxSharedCounters;
   const size_t shared_bytes = in_shared ? sizeof(uint32_t) * args.num_codes : 0;
-  CudaStatus status = launch(rank_rows, static_cast<unsigned>(plan.num_tiles), kWarp, shared_bytes, stream, args, plan,
-                             in_shared);
+  CudaStatus status =
+      launch(rank_rows, static_cast<unsigned>(plan.num_tiles), kWarp, shared_bytes, stream, args, plan, in_shared);
   if (status != 0) return status;
   status = launch(prefix_tiles, static_cast<unsigned>(divide_up(args.num_codes, kWarp)), kScanThreads, 0, stream, plan,
                   args.num_codes);
@@ -422,8 +410,8 @@ CudaStatus update_codebook_cuda(const CodebookUpdateArgs& args, void* workspace,
   status = launch(prefix_codes, 1, kScanThreads, 0, stream, plan.offsets, args.num_codes,
                   args.moves_codebook ? nullptr : args.counts);
   if (status != 0) return status;
-  status = launch(place_members, static_cast<unsigned>(divide_up(args.num_rows, kThreads)), kThreads, 0, stream, args,
-                  plan);
+  status =
+      launch(place_members, static_cast<unsigned>(divide_up(args.num_rows, kThreads)), kThreads, 0, stream, args, plan);
   if (status != 0 || args.num_channels == 0) return status;
   switch (args.features_type) {
     case Element::kFloat32:

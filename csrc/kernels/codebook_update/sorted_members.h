@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "common/memory.h"
-#include "kernels/codebook_update/codebook_update.h"
+#include "kernels/codebook_update/members.h"
 
 namespace soho {
 

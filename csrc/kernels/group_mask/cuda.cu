@@ -1,13 +1,11 @@
 // Grouped masking on a GPU. A warp takes some tokens of the batch: its lanes read their index and write their labels,
 // then the warp moves one row after the other, 16 bytes per lane where the layout allows it.
-#include "common/cuda_device.cuh"
-#include "kernels/group_mask/group_mask.h"
+#include "common/cuda_warp.cuh"
+#include "kernels/group_mask/group_mask_cuda.h"
 
 namespace soho {
 namespace {
 
-constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 constexpr int kUnroll = 4;
 constexpr int kTokensInPlace = 32;  // of a warp; few of them are written
@@ -24,8 +22,8 @@ struct UnitStrides {
 
 // Copies by the warp, several units under way at a time.
 template <class Unit>
-__device__ __forceinline__ void copy_row(const Unit* source, int64_t source_stride, Unit* target,
-                                         int64_t target_stride, int64_t num_units) {
+__device__ __forceinline__ void copy_row(const Unit* source, int64_t source_stride, Unit* target, int64_t target_stride,
+                                         int64_t num_units) {
   for (int64_t first = threadIdx.x % kWarp; first < num_units; first += kWarp * kUnroll) {
     Unit units[kUnroll];
 #pragma unroll
@@ -94,8 +92,7 @@ constexpr int64_t kAbsent = 0x7fffffffffffffff;
 
 // A block sorts the labels of an image and takes the wanted one of those that differ from the one before.
 __global__ void __launch_bounds__(kThreads) sample_labels(SampleGroupArgs args, int64_t* workspace, int64_t length) {
-  constexpr int kWarps = kThreads / kWarp;
-  __shared__ int64_t sums[kWarps];
+  __shared__ int64_t sums[kThreads / kWarp];
   const int64_t image = blockIdx.x;
   int64_t* labels = workspace == nullptr ? reinterpret_cast<int64_t*>(dynamic_shared()) : workspace + image * length;
   for (int64_t p = threadIdx.x; p < length; p += kThreads) {
@@ -119,24 +116,10 @@ __global__ void __launch_bounds__(kThreads) sample_labels(SampleGroupArgs args, 
     }
   }
   const int64_t begin = length * threadIdx.x / kThreads, end = length * (threadIdx.x + 1) / kThreads;
-  const auto is_first = [&](int64_t p) {
-    return labels[p] != kAbsent && (p == 0 || labels[p] != labels[p - 1]);
-  };
-  int64_t own = 0;
+  const auto is_first = [&](int64_t p) { return labels[p] != kAbsent && (p == 0 || labels[p] != labels[p - 1]); };
+  int64_t own = 0, num_labels;
   for (int64_t p = begin; p < end; ++p) own += is_first(p);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  int64_t sum = own;  // of this lane and those before
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    const int64_t other = __shfl_up_sync(kAllLanes, sum, distance);
-    if (lane >= distance) sum += other;
-  }
-  if (lane == kWarp - 1) sums[warp] = sum;
-  __syncthreads();
-  int64_t before = sum - own, num_labels = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    if (w < warp) before += sums[w];
-    num_labels += sums[w];
-  }
+  int64_t before = block_prefix_sum(own, sums, num_labels);
   if (num_labels == 0) {
     if (threadIdx.x == 0) args.target[image] = -1;
     return;

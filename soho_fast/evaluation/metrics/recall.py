@@ -29,7 +29,7 @@ def recall_at(
     exactly chance, K / N with one right candidate.
 
     Args:
-        scores_QN: Scores of N candidates for each of Q queries, higher is better.
+        scores_QN: Scores of N candidates for each of Q queries, higher is better; floats or integers.
         target_Q: int64, the right candidate of each query, or its group where `group_N` is given.
         ks: The values of K.
         group_N: int64, the group of each candidate: all of a group are right for the queries whose target it is, as the
@@ -62,7 +62,7 @@ def recall_at(
         without = (~right_RN.any(1)).nonzero()
         if len(without):
             raise ValueError(f"query {begin + int(without[0])} has no right candidate; expected at least one")
-        best_R1 = scores_RN.masked_fill(~right_RN, float("-inf")).amax(1, keepdim=True)
+        best_R1 = scores_RN.masked_fill(~right_RN, _lowest(scores_RN.dtype)).amax(1, keepdim=True)
         better_R = (scores_RN > best_R1).sum(1).double()
         equal_RN = scores_RN == best_R1
         tied_R = equal_RN.sum(1).double()
@@ -70,6 +70,11 @@ def recall_at(
         for k in ks:
             total[k] += _share_found(k - better_R, wrong_R, tied_R).sum().item()
     return {k: value / num_queries for k, value in total.items()}
+
+
+def _lowest(dtype: torch.dtype) -> float:
+    """The value that no value of the type is below."""
+    return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
 def _share_found(places_R: torch.Tensor, wrong_R: torch.Tensor, tied_R: torch.Tensor) -> torch.Tensor:

@@ -69,11 +69,12 @@ class FastVisualEncoder(VisualEncoder):
 
     def forward(self, pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `VisualEncoder.forward`."""
-        if pixel_mask_BHW is not None and pixel_mask_BHW.shape == pixel_values_B3HW[:, 0].shape:
-            # Whether all pixels are real is a question to the device; only a CPU has the answer at hand.
-            if pixel_mask_BHW.device.type == "cpu" and bool(pixel_mask_BHW.all()):
-                pixel_mask_BHW = None
-        return super().forward(pixel_values_B3HW, pixel_mask_BHW)
+        mask_BHW = pixel_mask_BHW
+        fits = mask_BHW is not None and mask_BHW.shape == pixel_values_B3HW[:, 0].shape
+        # Whether all pixels are real is a question to the device; only a CPU has the answer at hand.
+        if fits and mask_BHW.device.type == "cpu" and bool(mask_BHW.all()):
+            mask_BHW = None
+        return super().forward(pixel_values_B3HW, mask_BHW)
 
     def run_backbone(self, x: Tensor, masks: Masks) -> Tensor:
         """As `VisualEncoder.run_backbone`."""

@@ -224,7 +224,12 @@ def packed_encode(
     if shared is not None:
         shared.table_VD = table_VD
     words_D = text_embeddings(inputs_embeds=words_D[None], position_ids=place_words[None])[0]
-    visual_BLD = visual_embeddings.LayerNorm(visual_BLD + position_BLD.to(visual_BLD.dtype))
+    # Dropout draws for each pair by itself, after which the pairs of an image have no visual tokens in common.
+    dropout = _probability(visual_embeddings.dropout)
+    if dropout:
+        visual_BLD = visual_embeddings.LayerNorm(visual_BLD + position_BLD.to(visual_BLD.dtype))
+    else:
+        visual_BLD = visual_embeddings(visual_BLD, position_BLD)
     # Under autocast too the states between the products are of their type: LayerNorm computes in float32 inside.
     words_D, visual_BLD = words_D.to(product_dtype(weight)), visual_BLD.to(product_dtype(weight))
     B, L, _ = visual_BLD.shape
@@ -239,8 +244,6 @@ def packed_encode(
 
     shared_UD = torch.cat([words_D, visual_BLD.flatten(0, 1)])
     hidden_ND = expand(shared_UD)
-    # Dropout draws for each pair by itself, after which the pairs of an image have no visual tokens in common.
-    dropout = _probability(visual_embeddings.dropout)
     if dropout:
         words_D, visual_D = hidden_ND.split([place_words.numel(), place_visual.numel()])
         hidden_ND = torch.cat([words_D, F.dropout(visual_D, dropout)])

@@ -3,13 +3,17 @@
 Letters: N features, K codes, C channels.
 """
 
+from typing import Any, Literal, overload
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup import reference
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook
+from soho_fast.ops.forward_mode import has_tangent
 
 
 def _check_pair(features: Tensor, codebook: Tensor) -> None:
@@ -33,6 +37,26 @@ def _check_pair(features: Tensor, codebook: Tensor) -> None:
     checks.check_same_device(features=features, codebook=codebook)
 
 
+@overload
+def codebook_lookup(
+    features: Tensor,
+    codebook: Tensor | PreparedCodebook,
+    *,
+    return_distance: Literal[False] = False,
+    backend: str | None = None,
+) -> Tensor: ...
+@overload
+def codebook_lookup(
+    features: Tensor,
+    codebook: Tensor | PreparedCodebook,
+    *,
+    return_distance: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def codebook_lookup(
+    features: Tensor, codebook: Tensor | PreparedCodebook, *, return_distance: bool, backend: str | None = None
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def codebook_lookup(
     features: Tensor,
     codebook: Tensor | PreparedCodebook,
@@ -50,7 +74,8 @@ def codebook_lookup(
         features: (..., N, C) float32, bfloat16 or float16, any layout.
         codebook: (K, C) shared, or (..., K, C) with the batch shape of features. Its type may differ from features'.
             Or what `prepare_codebook` made of it, for many lookups in a codebook that stays as it is.
-        return_distance: also return the squared distance; it is differentiable in features and codebook.
+        return_distance: also return the squared distance; it is differentiable in features and codebook, any number of
+            times, in reverse and in forward mode.
         backend: "reference", "cpu", "triton", "cuda"; None picks the best that supports the call.
 
     Returns:
@@ -60,15 +85,25 @@ def codebook_lookup(
         TypeError: an argument that is not a tensor of a supported type.
         ValueError: shapes or devices that do not fit, an empty codebook, or a backend that cannot serve the call.
     """
-    prepared = None
     if isinstance(codebook, PreparedCodebook):
-        prepared, codebook = codebook, codebook.codebook
+        results = _lookup(features, codebook.codebook, return_distance, backend, codebook)
+        results = codebook.checked(results)
+    else:
+        results = _lookup(features, codebook, return_distance, backend, None)
+    return (results[0], results[1]) if return_distance else results[0]
+
+
+def _lookup(
+    features: Tensor, codebook: Tensor, return_distance: bool, backend: str | None, prepared: PreparedCodebook | None
+) -> tuple[Tensor, ...]:
+    """(index,) or (index, distance)."""
     _check_pair(features, codebook)
     chosen = backend_for("codebook_lookup", backend, features.device.type)
     packed = None if prepared is None else prepared.packed_for(chosen)
-    op = op_for("codebook_lookup", chosen, features.device.type)
-    if not return_distance:
-        return op(features.detach(), codebook.detach(), False, False, packed)[1]
+    op = op_for("codebook_lookup", chosen, features.device)
+    if not return_distance or has_tangent(features, codebook):
+        index = op(features.detach(), codebook.detach(), False, False, packed)[1]
+        return (index, reference.chosen_distance(features, codebook, index)) if return_distance else (index,)
     differentiable = torch.is_grad_enabled() and (features.requires_grad or codebook.requires_grad)
     distance, index, _ = op(features, codebook, True, differentiable, packed)
     return index, distance
@@ -76,6 +111,8 @@ def codebook_lookup(
 
 def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backend: str | None = None) -> Tensor:
     """The chosen codes with the straight-through gradient: forward `d_{h_i}`, backward identity to features (eq. 5).
+
+    In forward mode, too, the derivative is that of features.
 
     Args:
         features: (..., N, C) float32, bfloat16 or float16.
@@ -93,8 +130,10 @@ def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backe
     _check_pair(features, codebook)
     checks.check_index("index", index, features.shape[:-1], "(..., N)")
     checks.check_same_device(features=features, index=index)
-    op = op_for("straight_through", backend, features.device.type)
-    return op(features, codebook.detach(), index)
+    op = op_for("straight_through", backend, features.device)
+    primal, tangent = forward_ad.unpack_dual(features)
+    quantized = op(primal, codebook.detach(), index)
+    return quantized if tangent is None else forward_ad.make_dual(quantized, tangent)
 
 
 def _lookup_fake(
@@ -106,37 +145,45 @@ def _lookup_fake(
     return distance, features.new_empty(shape, dtype=torch.int64), codes
 
 
-def _lookup_setup(ctx, inputs: tuple, output: tuple) -> None:
+def _lookup_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     features, codebook, _, return_codes, _ = inputs
     _, index, codes = output
-    ctx.mark_non_differentiable(index, codes)
+    ctx.mark_non_differentiable(index)
+    ctx.set_materialize_grads(False)
     ctx.codebook_shape, ctx.codebook_type = codebook.shape, codebook.dtype
     # The chosen codes are an output of the op and kept, not the codebook: that is usually moved before the backward.
+    # As a differentiable output they lead a second derivative back to the codebook.
     ctx.save_for_backward(*((features, index, codes) if return_codes else ()))
 
 
-def _lookup_backward(ctx, grad_distance: Tensor, grad_index: Tensor | None, grad_codes: Tensor | None) -> tuple:
-    """d|x - d|^2 = 2 (x - d) (dx - dd), in float32."""
+def _lookup_backward(
+    ctx: Any, grad_distance: Tensor | None, grad_index: Tensor | None, grad_codes: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """d|x - d|^2 = 2 (x - d) (dx - dd), in float32; what arrives at the chosen codes goes on to the codebook."""
     if not ctx.saved_tensors:
         return None, None, None, None, None
     features, index, codes = ctx.saved_tensors
-    grad = 2 * (features.float() - codes.float()) * grad_distance.unsqueeze(-1)
-    grad_codebook = None
-    if ctx.needs_input_grad[1]:
-        zeros = grad.new_zeros(ctx.codebook_shape)
+    grad_features = grad_codebook = None
+    grad_of_codes = None if grad_codes is None else grad_codes.float()
+    if grad_distance is not None:
+        grad = 2 * (features.float() - codes.float()) * grad_distance.unsqueeze(-1)
+        grad_features = grad.to(features.dtype)
+        grad_of_codes = -grad if grad_of_codes is None else grad_of_codes - grad
+    if ctx.needs_input_grad[1] and grad_of_codes is not None:
+        zeros = grad_of_codes.new_zeros(ctx.codebook_shape)
         if len(ctx.codebook_shape) == 2:
-            grad_codebook = zeros.index_add(0, index.flatten(), -grad.flatten(0, -2))
+            grad_codebook = zeros.index_add(0, index.flatten(), grad_of_codes.flatten(0, -2))
         else:
-            grad_codebook = zeros.scatter_add(-2, index.unsqueeze(-1).expand(grad.shape), -grad)
+            grad_codebook = zeros.scatter_add(-2, index.unsqueeze(-1).expand(codes.shape), grad_of_codes)
         grad_codebook = grad_codebook.to(ctx.codebook_type)
-    return grad.to(features.dtype), grad_codebook, None, None, None
+    return grad_features, grad_codebook, None, None, None
 
 
-def _straight_through_setup(ctx, inputs: tuple, output: Tensor) -> None:
+def _straight_through_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     """Nothing to save: the gradient of features is the incoming one."""
 
 
-def _straight_through_backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+def _straight_through_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return grad, None, None
 
 

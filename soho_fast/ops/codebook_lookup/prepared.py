@@ -7,25 +7,41 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
-from soho_fast.ops.backends import backend_for, define_op, op_for
+from soho_fast.ops.backends import LIBRARY, backend_for, define_op, op_for
 
 
 class PreparedCodebook:
     """A snapshot of a codebook with what the lookup otherwise derives from it on every call.
 
     It is a copy: a later change of the tensor it was made of does not reach it. Make a new one after such a change.
+    What deepcopy, pickle, `torch.save` and a spawned process make of it is another snapshot of the same codebook,
+    packed anew where it arrives; `torch.load` takes it with `weights_only=True`, too.
 
     Attributes:
-        codebook: the snapshot, float32 (..., K, C), not to be written to: a lookup refuses it after that.
+        codebook: the snapshot, float32 (..., K, C), not to be written to: a lookup refuses it after that, in a compiled
+            graph as well. (A CUDA graph that one captured by hand replays kernels alone and notices nothing.)
         shape: of the codebook.
     """
 
     def __init__(self, codebook: Tensor, backend: str | None = None):
+        self._prepare(codebook, backend)
+
+    def _prepare(self, codebook: Tensor, backend: str | None) -> None:
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions
             self.codebook = codebook.detach().float().clone(memory_format=torch.contiguous_format)
         self._version = self.codebook._version
+        self._asked = backend
         self._backend = backend_for("pack_codebook", backend, codebook.device.type)
-        self._packed = op_for("pack_codebook", self._backend, codebook.device.type)(self.codebook)
+        self._packed = op_for("pack_codebook", self._backend, codebook.device)(self.codebook)
+
+    def __getstate__(self) -> dict[str, object]:
+        _refuse_written(self.codebook, self._version)
+        return {"codebook": self.codebook, "backend": self._asked}
+
+    def __setstate__(self, state: dict) -> None:
+        # The packed form is of this build and of the CPU level in use: it does not travel. Nor does the memory, which
+        # a spawned process would share with the one that wrote it.
+        self._prepare(state["codebook"], state["backend"])
 
     @property
     def shape(self) -> torch.Size:
@@ -33,12 +49,25 @@ class PreparedCodebook:
 
     def packed_for(self, backend: str) -> Tensor | None:
         """What the backend's kernel reads; None where the codebook was prepared for another backend."""
-        if not torch.compiler.is_compiling() and self.codebook._version != self._version:
-            raise ValueError("codebook: the prepared snapshot was written to; prepare the changed codebook instead")
+        if not torch.compiler.is_compiling():
+            _refuse_written(self.codebook, self._version)
         return self._packed if backend == self._backend else None
+
+    def checked(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The results of a lookup in this codebook. In a graph that is being compiled they depend on a check that runs
+        with it: what `packed_for` sees is seen once, when the graph is made."""
+        if not torch.compiler.is_compiling():
+            return results
+        zero = torch.ops.soho_fast.snapshot_check.default(self.codebook, self._version)
+        return tuple(result + zero for result in results)
 
     def __repr__(self) -> str:
         return f"PreparedCodebook(shape={tuple(self.shape)}, device={self.codebook.device})"
+
+
+def _refuse_written(codebook: Tensor, version: int) -> None:
+    if codebook._version != version:
+        raise ValueError("codebook: the prepared snapshot was written to; prepare the changed codebook instead")
 
 
 def prepare_codebook(codebook: Tensor, *, backend: str | None = None) -> PreparedCodebook:
@@ -72,3 +101,19 @@ define_op(
     reference=lambda codebook: codebook.new_empty((codebook.shape[:-2].numel(), 0), dtype=torch.uint8),
     fake=_pack_fake,
 )
+
+
+def _snapshot_check(codebook: Tensor, version: int) -> Tensor:
+    _refuse_written(codebook, version)
+    return codebook.new_zeros((), dtype=torch.int64)
+
+
+LIBRARY.define(
+    "snapshot_check(Tensor codebook, SymInt version) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),  # has to run each time
+)
+LIBRARY.impl("snapshot_check", _snapshot_check, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "soho_fast::snapshot_check", lambda codebook, version: codebook.new_empty((), dtype=torch.int64), lib=LIBRARY
+)
+torch.serialization.add_safe_globals([PreparedCodebook])

@@ -73,6 +73,12 @@ def _gather(codebook: Tensor, index: Tensor) -> Tensor:
     return codebook.gather(-2, index.unsqueeze(-1).expand(*index.shape, codebook.shape[-1]))
 
 
+def chosen_distance(features: Tensor, codebook: Tensor, index: Tensor) -> Tensor:
+    """The squared distance of each feature to its chosen code, float32 (..., N), with the bits of `codebook_lookup`."""
+    codes = _gather(codebook, index)
+    return squared_distance(features.flatten(0, -2), codes.flatten(0, -2)).float().reshape(index.shape)
+
+
 def codebook_lookup(
     features: Tensor, codebook: Tensor, return_distance: bool, return_codes: bool, packed: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

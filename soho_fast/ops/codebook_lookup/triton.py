@@ -35,11 +35,10 @@ from soho_fast.ops.codebook_lookup.triton_pack import (
     packed_parts,
     padded_sizes,
     power_of_two,
-    strides,
     to_float16,
     unpacked_parts,
 )
-from soho_fast.ops.triton_backend import ceil_div, launch
+from soho_fast.ops.triton_backend import ceil_div, launch, strided
 
 NO_CODE = tl.constexpr(-(2.0**30))  # a best score below it is that of an unusable code
 LOWEST = tl.constexpr(-3.0e38)
@@ -57,9 +56,9 @@ def _round_features(
     length,
     lost,
     num_rows,
-    stride_g,
-    stride_n,
-    stride_c,
+    features_stride_g,
+    features_stride_n,
+    features_stride_c,
     centre_stride,
     exponent_stride,
     num_channels,
@@ -75,14 +74,14 @@ def _round_features(
     group = (tl.program_id(0) // num_blocks).to(tl.int64)
     row = (tl.program_id(0) % num_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     real = row < num_rows
-    rows = features + group * stride_g + row.to(tl.int64) * stride_n
+    rows = features + group * features_stride_g + row.to(tl.int64) * features_stride_n
     size = tl.zeros([BLOCK_N], dtype=tl.float32)
     broken = tl.zeros([BLOCK_N], dtype=tl.int32)
     for start in range(0, num_channels, BLOCK_C):
         channel = start + tl.arange(0, BLOCK_C)
         inside = channel < num_channels
         wanted = real[:, None] & inside[None, :]
-        value = tl.load(rows[:, None] + (channel.to(tl.int64) * stride_c)[None, :], mask=wanted, other=0.0)
+        value = tl.load(rows[:, None] + (channel.to(tl.int64) * features_stride_c)[None, :], mask=wanted, other=0.0)
         value = value.to(tl.float32)
         middle = tl.load(centre + group * centre_stride + channel, mask=inside, other=0.0)
         finite = is_finite(value)
@@ -100,7 +99,7 @@ def _round_features(
         channel = start + tl.arange(0, BLOCK_C)
         inside = channel < num_channels
         wanted = screenable[:, None] & real[:, None] & inside[None, :]
-        value = tl.load(rows[:, None] + (channel.to(tl.int64) * stride_c)[None, :], mask=wanted, other=0.0)
+        value = tl.load(rows[:, None] + (channel.to(tl.int64) * features_stride_c)[None, :], mask=wanted, other=0.0)
         middle = tl.load(centre + group * centre_stride + channel, mask=inside, other=0.0)
         scaled = tl.where(wanted, (value.to(tl.float32) - middle[None, :]) * scale[:, None], 0.0)
         near = to_float16(scaled)
@@ -164,9 +163,9 @@ def _screen(
     padded_codes,
     padded_channels,
     codes_stride,
-    half_stride,
-    length_stride,
-    lost_stride,
+    half_square_stride,
+    code_length_stride,
+    code_lost_stride,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ONE_STEP: tl.constexpr,
@@ -194,9 +193,9 @@ def _screen(
     for start in range(0, padded_codes, TILE):
         code = start + column
         code_pointers = codes + group * codes_stride + code.to(tl.int64) * padded_channels
-        negated_half = -tl.load(half_square + group * half_stride + code)
-        longest = tl.maximum(longest, tl.load(code_length + group * length_stride + code))
-        most_lost = tl.maximum(most_lost, tl.load(code_lost + group * lost_stride + code))
+        negated_half = -tl.load(half_square + group * half_square_stride + code)
+        longest = tl.maximum(longest, tl.load(code_length + group * code_length_stride + code))
+        most_lost = tl.maximum(most_lost, tl.load(code_lost + group * code_lost_stride + code))
         score = _tile_scores(
             row_pointers, code_pointers, whole_rows, negated_half, r, padded_channels, BLOCK_N, BLOCK_C, ONE_STEP
         )
@@ -276,7 +275,7 @@ def _compare(
     padded_codes,
     padded_channels,
     codes_stride,
-    half_stride,
+    half_square_stride,
     features_stride_g,
     features_stride_n,
     features_stride_c,
@@ -309,7 +308,7 @@ def _compare(
         for start in range(0, padded_codes, TILE):
             code = start + column
             code_pointers = codes + group * codes_stride + code.to(tl.int64) * padded_channels
-            half = tl.load(half_square + group * half_stride + code)
+            half = tl.load(half_square + group * half_square_stride + code)
             score = _tile_scores(
                 row_pointers, code_pointers, whole_rows, -half, r, padded_channels, BLOCK_N, BLOCK_C, ONE_STEP
             )
@@ -369,9 +368,9 @@ def _gather_codes(
     num_rows,
     num_codes,
     num_channels,
-    stride_g,
-    stride_k,
-    stride_c,
+    codebook_stride_g,
+    codebook_stride_k,
+    codebook_stride_c,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -383,12 +382,12 @@ def _gather_codes(
     place = group * num_rows + row
     code = tl.load(index + place, mask=real, other=-1)
     known = (code >= 0) & (code < num_codes)
-    codes = codebook + group * stride_g + tl.where(known, code, 0) * stride_k
+    codes = codebook + group * codebook_stride_g + tl.where(known, code, 0) * codebook_stride_k
     for start in range(0, num_channels, BLOCK_C):
         channel = (start + tl.arange(0, BLOCK_C)).to(tl.int64)
         inside = channel < num_channels
         mask = known[:, None] & inside[None, :]
-        value = tl.load(codes[:, None] + (channel * stride_c)[None, :], mask=mask, other=0.0)
+        value = tl.load(codes[:, None] + (channel * codebook_stride_c)[None, :], mask=mask, other=0.0)
         out = output + (place * num_channels)[:, None] + channel[None, :]
         tl.store(out, value.to(output.dtype.element_ty), mask=real[:, None] & inside[None, :])
 
@@ -422,93 +421,66 @@ def _lookup(features_GNC: Tensor, codebook_GKC: Tensor, packed: Tensor | None) -
     num_codes = codebook_GKC.shape[1]
     padded_codes, padded_channels, step = padded_sizes(num_codes, num_channels)
     parts = packed_parts(codebook_GKC) if packed is None else unpacked_parts(packed, num_codes, num_channels)
-    codes_GQD, half_GQ, code_length_GQ, code_lost_GQ, centre_GC, exponent_G1 = parts
 
-    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return features_GNC.new_empty((num_codebooks, num_rows, *shape), dtype=dtype)
 
-    rounded_GND = empty(padded_channels, dtype=torch.float16)
-    ratio_GN, length_GN, lost_GN = (empty(dtype=torch.float32) for _ in range(3))
+    features = strided("features", features_GNC, "gnc")
+    screened = {"rounded": empty(padded_channels, dtype=torch.float16), "ratio": empty()}  # a^ and r
+    bounds = {"length": empty(), "lost": empty()}  # |a| and |a - a^|
+    sizes = {"num_rows": num_rows, "num_channels": num_channels, "padded_channels": padded_channels}
     launch(
         _round_features,
         num_codebooks * ceil_div(num_rows, 16),
-        features_GNC,
-        centre_GC,
-        exponent_G1,
-        rounded_GND,
-        ratio_GN,
-        length_GN,
-        lost_GN,
-        num_rows,
-        *strides(features_GNC),
-        centre_GC.stride(0),
-        exponent_G1.stride(0),
-        num_channels,
-        padded_channels,
+        **features,
+        **parts.arguments("centre", "exponent"),
+        **screened,
+        **bounds,
+        **sizes,
         BLOCK_N=16,
         BLOCK_C=128,
     )
-    index_GN, open_rows_GN = empty(dtype=torch.int64), empty(dtype=torch.int32)
-    threshold_GN = empty(dtype=torch.float32)
-    num_open_G = features_GNC.new_zeros((num_codebooks,), dtype=torch.int32)
-    tiles = {"BLOCK_C": step if padded_channels == step else 64, "ONE_STEP": padded_channels == step}
-    stages = 2 if padded_channels == step else 3
+    index_GN = empty(dtype=torch.int64)
+    still_open = {
+        "open_rows": empty(dtype=torch.int32),
+        "threshold": empty(),
+        "num_open": features_GNC.new_zeros((num_codebooks,), dtype=torch.int32),
+    }
+    sizes["padded_codes"] = padded_codes
+    one_step = padded_channels == step
+    options = {
+        "BLOCK_C": step if one_step else 64,
+        "ONE_STEP": one_step,
+        "num_warps": 8,
+        "num_stages": 2 if one_step else 3,
+    }
     launch(
         _screen,
         num_codebooks * ceil_div(num_rows, 128),
-        rounded_GND,
-        ratio_GN,
-        length_GN,
-        lost_GN,
-        codes_GQD,
-        half_GQ,
-        code_length_GQ,
-        code_lost_GQ,
-        index_GN,
-        open_rows_GN,
-        threshold_GN,
-        num_open_G,
-        num_rows,
-        num_channels,
-        padded_codes,
-        padded_channels,
-        codes_GQD.stride(0),
-        half_GQ.stride(0),
-        code_length_GQ.stride(0),
-        code_lost_GQ.stride(0),
+        **screened,
+        **bounds,
+        **parts.arguments("codes", "half_square", "code_length", "code_lost"),
+        index=index_GN,
+        **still_open,
+        **sizes,
         BLOCK_N=128,
-        **tiles,
-        num_warps=8,
-        num_stages=stages,
+        **options,
     )
     num_programs = torch.sym_min(ceil_div(num_rows, 32), _PROGRAMS)
     launch(
         _compare,
         num_codebooks * num_programs,
-        rounded_GND,
-        ratio_GN,
-        codes_GQD,
-        half_GQ,
-        open_rows_GN,
-        threshold_GN,
-        num_open_G,
-        features_GNC,
-        codebook_GKC,
-        index_GN,
-        num_rows,
-        num_programs,
-        num_channels,
-        padded_codes,
-        padded_channels,
-        codes_GQD.stride(0),
-        half_GQ.stride(0),
-        *strides(features_GNC),
-        *strides(codebook_GKC),
-        1.0,
+        **screened,
+        **parts.arguments("codes", "half_square"),
+        **still_open,
+        **features,
+        **strided("codebook", codebook_GKC, "gkc"),
+        index=index_GN,
+        **sizes,
+        num_programs=num_programs,
+        one=1.0,
         BLOCK_N=32,
-        **tiles,
-        num_warps=8,
-        num_stages=stages,
+        **options,
     )
     return index_GN
 
@@ -522,13 +494,12 @@ def _gathered(codebook_GKC: Tensor, index_GN: Tensor, dtype: torch.dtype) -> Ten
         launch(
             _gather_codes,
             num_codebooks * ceil_div(num_rows, 16),
-            codebook_GKC,
-            index_GN,
-            output_GNC,
-            num_rows,
-            num_codes,
-            num_channels,
-            *strides(codebook_GKC),
+            **strided("codebook", codebook_GKC, "gkc"),
+            index=index_GN,
+            output=output_GNC,
+            num_rows=num_rows,
+            num_codes=num_codes,
+            num_channels=num_channels,
             BLOCK_N=16,
             BLOCK_C=256 if num_channels > 64 else 64,
         )
@@ -550,15 +521,13 @@ def codebook_lookup(
         launch(
             _chosen_distance,
             num_codebooks * ceil_div(num_rows, 32),
-            features_GNC,
-            codebook_GKC,
-            index_GN,
-            distance,
-            num_rows,
-            num_channels,
-            *strides(features_GNC),
-            *strides(codebook_GKC),
-            1.0,
+            **strided("features", features_GNC, "gnc"),
+            **strided("codebook", codebook_GKC, "gkc"),
+            index=index_GN,
+            distance=distance,
+            num_rows=num_rows,
+            num_channels=num_channels,
+            one=1.0,
             BLOCK_N=32,
         )
     codes = codebook.new_empty((0,))

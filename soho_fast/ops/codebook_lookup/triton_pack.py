@@ -3,12 +3,14 @@
 Letters: G codebooks, K codes, C channels; Q codes and D channels padded to whole tiles, S sampled codes.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from soho_fast.ops.triton_backend import ceil_div, launch
+from soho_fast.ops.triton_backend import ceil_div, launch, strided
 
 TILE = tl.constexpr(128)  # codes of one tile; a column of it fits the low bits of a score
 UNUSABLE = tl.constexpr(2.0**100)  # |b|^2 / 2 of a code that cannot win: r >= 2^-60 keeps its score below any other
@@ -58,9 +60,9 @@ def _describe_codes(
     centre,
     largest,
     hashes,
-    stride_g,
-    stride_k,
-    stride_c,
+    codebook_stride_g,
+    codebook_stride_k,
+    codebook_stride_c,
     num_codes,
     num_channels,
     BLOCK_K: tl.constexpr,
@@ -71,7 +73,7 @@ def _describe_codes(
     group = (tl.program_id(0) // num_blocks).to(tl.int64)
     code = (tl.program_id(0) % num_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
     real = code < num_codes
-    rows = codebook + group * stride_g + code.to(tl.int64) * stride_k
+    rows = codebook + group * codebook_stride_g + code.to(tl.int64) * codebook_stride_k
     size = tl.zeros([BLOCK_K], dtype=tl.float32)
     broken = tl.zeros([BLOCK_K], dtype=tl.int32)
     mixed = tl.zeros([BLOCK_K], dtype=tl.int32)
@@ -79,7 +81,7 @@ def _describe_codes(
         channel = start + tl.arange(0, BLOCK_C)
         inside = channel < num_channels
         wanted = real[:, None] & inside[None, :]
-        value = tl.load(rows[:, None] + (channel.to(tl.int64) * stride_c)[None, :], mask=wanted, other=0.0)
+        value = tl.load(rows[:, None] + (channel.to(tl.int64) * codebook_stride_c)[None, :], mask=wanted, other=0.0)
         value = value.to(tl.float32)
         middle = tl.load(centre + group * num_channels + channel, mask=inside, other=0.0)
         finite = is_finite(value)
@@ -98,14 +100,14 @@ def _pack_codes(
     centre,
     largest,
     hashes,
-    rounded,
+    codes,
     half_square,
-    length,
-    lost,
+    code_length,
+    code_lost,
     exponent,
-    stride_g,
-    stride_k,
-    stride_c,
+    codebook_stride_g,
+    codebook_stride_k,
+    codebook_stride_c,
     num_codes,
     num_channels,
     padded_codes,
@@ -144,17 +146,17 @@ def _pack_codes(
         twin = tl.minimum(twin, tl.min(tl.where(same, other[None, :], 0x7FFFFFFF), axis=1))
     paired = usable & (twin < code)
 
-    rows = codebook + group * stride_g
-    own = rows + code.to(tl.int64) * stride_k
-    others = rows + tl.where(paired, twin, 0).to(tl.int64) * stride_k
+    rows = codebook + group * codebook_stride_g
+    own = rows + code.to(tl.int64) * codebook_stride_k
+    others = rows + tl.where(paired, twin, 0).to(tl.int64) * codebook_stride_k
     different = tl.zeros([BLOCK_K], dtype=tl.int32)
     square = tl.zeros([BLOCK_K], dtype=tl.float32)
     lost_square = tl.zeros([BLOCK_K], dtype=tl.float32)
-    out = rounded + (group * padded_codes + code) * padded_channels
+    out = codes + (group * padded_codes + code) * padded_channels
     for start in range(0, padded_channels, BLOCK_C):
         channel = start + tl.arange(0, BLOCK_C)
         inside = channel < num_channels
-        offset = (channel.to(tl.int64) * stride_c)[None, :]
+        offset = (channel.to(tl.int64) * codebook_stride_c)[None, :]
         value = tl.load(own[:, None] + offset, mask=usable[:, None] & inside[None, :], other=0.0)
         twin_value = tl.load(others[:, None] + offset, mask=paired[:, None] & inside[None, :], other=0.0)
         unlike = (value != twin_value) & paired[:, None]
@@ -173,18 +175,28 @@ def _pack_codes(
     size_b = tl.where(size_of_all < float("inf"), size_b, float("inf"))
     place = group * padded_codes + code
     tl.store(half_square + place, tl.where(screened, 0.5 * square, UNUSABLE))
-    tl.store(length + place, tl.where(screened, size_b, 0.0))
+    tl.store(code_length + place, tl.where(screened, size_b, 0.0))
     # 2^-23 |b|: the subtraction of the centre, rounded to float32
-    tl.store(lost + place, tl.where(screened, length_of(lost_square, num_channels) + size_b * (2.0**-23), 0.0))
+    tl.store(code_lost + place, tl.where(screened, length_of(lost_square, num_channels) + size_b * (2.0**-23), 0.0))
 
 
 KERNELS = [_describe_codes, _pack_codes]
 
 
-def strides(tensor_GRC: Tensor) -> tuple[int, int, int]:
-    """Strides of a tensor (G, R, C); a single group's is 0, so that no kernel is specialised to the number of rows."""
-    stride_g, stride_r, stride_c = tensor_GRC.stride()
-    return (0 if tensor_GRC.shape[0] == 1 else stride_g), stride_r, stride_c
+class PackedCodes(NamedTuple):
+    """What the screening reads of a codebook, named as the kernels' arguments."""
+
+    codes: Tensor  # b^ (G, Q, D)
+    half_square: Tensor  # |b|^2 / 2 (G, Q)
+    code_length: Tensor  # |b| (G, Q)
+    code_lost: Tensor  # |b - b^| (G, Q)
+    centre: Tensor  # m (G, C)
+    exponent: Tensor  # of 1 / t (G, 1)
+
+    def arguments(self, *names: str) -> dict[str, Any]:
+        """These parts, each with its stride over groups."""
+        parts = self._asdict()
+        return {name: parts[name] for name in names} | {f"{name}_stride": parts[name].stride(0) for name in names}
 
 
 def padded_sizes(num_codes: int, num_channels: int) -> tuple[int, int, int]:
@@ -195,8 +207,8 @@ def padded_sizes(num_codes: int, num_channels: int) -> tuple[int, int, int]:
     return TILE.value * ceil_div(num_codes, TILE.value), padded_channels, min(padded_channels, 128)
 
 
-def packed_parts(codebook_GKC: Tensor) -> tuple[Tensor, ...]:
-    """b^ (G, Q, D), |b|^2 / 2, |b|, |b - b^| (G, Q), m (G, C), and the exponent of 1 / t (G, 1)."""
+def packed_parts(codebook_GKC: Tensor) -> PackedCodes:
+    """The codebooks packed."""
     num_codebooks, num_codes, num_channels = codebook_GKC.shape
     padded_codes, padded_channels, _ = padded_sizes(num_codes, num_channels)
     # Any centre is right; the mean of some 256 codes is near the middle.
@@ -206,51 +218,29 @@ def packed_parts(codebook_GKC: Tensor) -> tuple[Tensor, ...]:
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return codebook_GKC.new_empty((num_codebooks, *shape), dtype=dtype)
 
-    largest_GK, hashes_GK = empty(num_codes), empty(num_codes, dtype=torch.int32)
-    launch(
-        _describe_codes,
-        num_codebooks * ceil_div(num_codes, 64),
-        codebook_GKC,
-        centre_GC,
-        largest_GK,
-        hashes_GK,
-        *strides(codebook_GKC),
-        num_codes,
-        num_channels,
-        BLOCK_K=64,
-        BLOCK_C=64,
-        num_warps=8,
+    described = {"largest": empty(num_codes), "hashes": empty(num_codes, dtype=torch.int32)}
+    read = strided("codebook", codebook_GKC, "gkc") | described
+    sizes = {"num_codes": num_codes, "num_channels": num_channels}
+    blocks = {"BLOCK_K": 64, "BLOCK_C": 64, "num_warps": 8}
+    num_blocks = num_codebooks * ceil_div(num_codes, 64)
+    launch(_describe_codes, num_blocks, centre=centre_GC, **read, **sizes, **blocks)
+    packed = PackedCodes(
+        codes=empty(padded_codes, padded_channels, dtype=torch.float16),
+        half_square=empty(padded_codes),
+        code_length=empty(padded_codes),
+        code_lost=empty(padded_codes),
+        centre=centre_GC,
+        exponent=empty(1, dtype=torch.int32),
     )
-    rounded_GQD = empty(padded_codes, padded_channels, dtype=torch.float16)
-    half_GQ, length_GQ, lost_GQ = (empty(padded_codes) for _ in range(3))
-    exponent_G1 = empty(1, dtype=torch.int32)
-    launch(
-        _pack_codes,
-        num_codebooks * (padded_codes // 64),
-        codebook_GKC,
-        centre_GC,
-        largest_GK,
-        hashes_GK,
-        rounded_GQD,
-        half_GQ,
-        length_GQ,
-        lost_GQ,
-        exponent_G1,
-        *strides(codebook_GKC),
-        num_codes,
-        num_channels,
-        padded_codes,
-        padded_channels,
-        BLOCK_K=64,
-        BLOCK_C=64,
-        num_warps=8,
-    )
-    return rounded_GQD, half_GQ, length_GQ, lost_GQ, centre_GC, exponent_G1
+    padded = {"padded_codes": padded_codes, "padded_channels": padded_channels}
+    num_blocks = num_codebooks * (padded_codes // 64)
+    launch(_pack_codes, num_blocks, **packed._asdict(), **read, **sizes, **padded, **blocks)
+    return packed
 
 
-def unpacked_parts(packed: Tensor, num_codes: int, num_channels: int) -> tuple[Tensor, ...]:
+def unpacked_parts(packed: Tensor, num_codes: int, num_channels: int) -> PackedCodes:
     """`packed_parts` as views of what `pack_codebook` returned."""
     padded_codes, padded_channels, _ = padded_sizes(num_codes, num_channels)
     sizes = [2 * padded_codes * padded_channels, *(3 * [4 * padded_codes]), 4 * num_channels, 4]
     types = [torch.float16, *(4 * [torch.float32]), torch.int32]
-    return tuple(part.view(dtype) for part, dtype in zip(packed.split(sizes, 1), types, strict=True))
+    return PackedCodes(*(part.view(dtype) for part, dtype in zip(packed.split(sizes, 1), types, strict=True)))

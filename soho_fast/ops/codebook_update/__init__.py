@@ -29,6 +29,7 @@ def _check_codebook(codebook: Tensor) -> None:
         )
     if codebook.dim() != 2:
         raise ValueError(f"codebook: expected 2 dimensions (K, C), got shape {tuple(codebook.shape)}")
+    checks.check_writable("codebook", codebook, "pass a copy")
 
 
 def _writable(codebook: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def codebook_stats(
         raise TypeError(f"num_codes: expected an int, got {type(num_codes).__name__}")
     if num_codes < 1:
         raise ValueError(f"num_codes: expected at least 1, got {num_codes}")
-    op = op_for("codebook_stats", backend, features.device.type)
+    op = op_for("codebook_stats", backend, features.device)
     return op(features.detach(), index, num_codes, valid)
 
 
@@ -82,7 +83,8 @@ def codebook_ema_(
         codebook, the same tensor.
 
     Raises:
-        TypeError, ValueError: types, shapes, devices or a decay that do not fit.
+        TypeError, ValueError: types, shapes, devices or a decay that do not fit, or a codebook whose elements share
+            memory, as an expanded one's do.
     """
     _check_codebook(codebook)
     checks.check_float("counts", counts, (torch.float32,))
@@ -91,7 +93,7 @@ def codebook_ema_(
     checks.check_shape("sums", sums, codebook.shape, "(K, C)")
     checks.check_same_device(codebook=codebook, counts=counts, sums=sums)
     checks.check_decay(decay)
-    op = op_for("codebook_ema_", backend, codebook.device.type)
+    op = op_for("codebook_ema_", backend, codebook.device)
     op(_writable(codebook), counts.detach(), sums.detach(), float(decay))
     mark_changed(codebook)
     return codebook
@@ -115,8 +117,9 @@ def scatter_mean_ema_(
         codebook, the same tensor.
 
     Raises:
-        TypeError, ValueError: types, shapes, devices or a decay that do not fit; on a CPU also a counted index >= K,
-            which the C++ op can only pass on as RuntimeError from torch 2.15 on.
+        TypeError, ValueError: types, shapes, devices or a decay that do not fit, or a codebook whose elements share
+            memory, as an expanded one's do; on a CPU also a counted index >= K, which the C++ op can only pass on as
+            RuntimeError from torch 2.15 on.
     """
     _check_codebook(codebook)
     _check_members(features, index, valid)
@@ -124,7 +127,7 @@ def scatter_mean_ema_(
         raise ValueError(f"features: expected {codebook.shape[1]} channels like codebook, got {features.shape[-1]}")
     checks.check_same_device(codebook=codebook, features=features)
     checks.check_decay(decay)
-    op = op_for("scatter_mean_ema_", backend, codebook.device.type)
+    op = op_for("scatter_mean_ema_", backend, codebook.device)
     op(_writable(codebook), features.detach(), index, float(decay), valid)
     mark_changed(codebook)
     return codebook

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from soho_fast.ops.triton_backend import ceil_div, launch
+from soho_fast.ops.triton_backend import ceil_div, launch, strided
 
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 POPULAR = tl.constexpr(512)  # members from which on a code is popular
@@ -76,8 +76,8 @@ def _add_members(
     starts,
     counts,
     sums,
-    stride_n,
-    stride_c,
+    features_stride_n,
+    features_stride_c,
     num_codes,
     num_channels,
     BLOCK_C: tl.constexpr,
@@ -89,7 +89,9 @@ def _add_members(
         sorted_codes, starts, num_codes, num_channels, BLOCK_C, OF_POPULAR
     )
     last = tl.where(takes, end, begin)
-    total = _sum_of_members(features, order, stride_n, stride_c, num_channels, channel, begin, last, BLOCK_C, UNROLL)
+    total = _sum_of_members(
+        features, order, features_stride_n, features_stride_c, num_channels, channel, begin, last, BLOCK_C, UNROLL
+    )
     tl.store(sums + code * num_channels + channel, total, mask=channel < tl.where(takes, num_channels, 0))
     tl.store(counts + code, (end - begin).to(tl.float32), mask=takes & (tl.min(channel, axis=0) == 0))
 
@@ -103,8 +105,8 @@ def _move_by_members(
     starts,
     codebook_stride_k,
     codebook_stride_c,
-    stride_n,
-    stride_c,
+    features_stride_n,
+    features_stride_c,
     num_codes,
     num_channels,
     decay,
@@ -119,7 +121,9 @@ def _move_by_members(
         sorted_codes, starts, num_codes, num_channels, BLOCK_C, OF_POPULAR
     )
     last = tl.where(takes, end, begin)
-    total = _sum_of_members(features, order, stride_n, stride_c, num_channels, channel, begin, last, BLOCK_C, UNROLL)
+    total = _sum_of_members(
+        features, order, features_stride_n, features_stride_c, num_channels, channel, begin, last, BLOCK_C, UNROLL
+    )
     count = (last - begin).to(tl.float32)
     place = codebook + code * codebook_stride_k + channel * codebook_stride_c
     moves = channel < tl.where(count > 0, num_channels, 0)
@@ -134,7 +138,7 @@ def _move_codes(
     sums,
     codebook_stride_k,
     codebook_stride_c,
-    counts_stride,
+    counts_stride_k,
     sums_stride_k,
     sums_stride_c,
     num_channels,
@@ -147,7 +151,7 @@ def _move_codes(
     num_blocks = tl.cdiv(num_channels, BLOCK_C)
     code = (tl.program_id(0) // num_blocks).to(tl.int64)
     channel = (tl.program_id(0) % num_blocks) * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
-    count = tl.load(counts + code * counts_stride)
+    count = tl.load(counts + code * counts_stride_k)
     moves = channel < tl.where(count > 0, num_channels, 0)
     place = codebook + code * codebook_stride_k + channel * codebook_stride_c
     old = tl.load(place, mask=moves, other=0.0)
@@ -162,7 +166,7 @@ def _channel_block(num_channels: int) -> int:
     return 256 if num_channels > 128 else 128 if num_channels > 32 else 32
 
 
-def _members_by_code(index: Tensor, num_codes: int, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _members_by_code(index: Tensor, num_codes: int, valid: Tensor | None) -> dict[str, Tensor]:
     """Positions sorted by code, stably, their codes, and for each code (K + 1 values) where its positions start."""
     kept = (index >= 0) & (index < num_codes)
     if valid is not None:
@@ -170,11 +174,16 @@ def _members_by_code(index: Tensor, num_codes: int, valid: Tensor | None) -> tup
     target_N = torch.where(kept, index, num_codes).to(torch.int32).reshape(-1)
     sorted_N, order_N = torch.sort(target_N, stable=True)
     codes = torch.arange(num_codes + 1, dtype=torch.int32, device=index.device)
-    return order_N, sorted_N, torch.searchsorted(sorted_N, codes)
+    return {"order": order_N, "sorted_codes": sorted_N, "starts": torch.searchsorted(sorted_N, codes)}
 
 
-def _launch_by_members(kernel: object, num_rows: int, num_codes: int, num_channels: int, *args: object) -> None:
+def _launch_by_members(
+    kernel: object, features: Tensor, index: Tensor, valid: Tensor | None, num_codes: int, **arguments: object
+) -> None:
     """Start a kernel that adds members, for the popular codes and for the others."""
+    num_rows, num_channels = index.numel(), features.shape[-1]
+    read = strided("features", features.reshape(num_rows, num_channels), "nc")
+    members = _members_by_code(index, num_codes, valid)
     for num_items, block, unroll, of_popular in (
         (num_codes, _channel_block(num_channels), 8, False),
         (num_rows // POPULAR.value + 1, 32, 64, True),
@@ -182,7 +191,11 @@ def _launch_by_members(kernel: object, num_rows: int, num_codes: int, num_channe
         launch(
             kernel,
             num_items * (ceil_div(num_channels, block) if num_channels > 0 else 1),
-            *args,
+            **read,
+            **members,
+            **arguments,
+            num_codes=num_codes,
+            num_channels=num_channels,
             BLOCK_C=block,
             UNROLL=unroll,
             OF_POPULAR=of_popular,
@@ -192,24 +205,14 @@ def _launch_by_members(kernel: object, num_rows: int, num_codes: int, num_channe
 
 def codebook_stats(features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """As `reference.codebook_stats`, with its bits; an index of num_codes or more is not counted."""
-    num_channels = features.shape[-1]
-    features_NC = features.reshape(index.numel(), num_channels)
     counts_K = features.new_empty((num_codes,), dtype=torch.float32)
-    sums_KC = features.new_empty((num_codes, num_channels), dtype=torch.float32)
-    _launch_by_members(
-        _add_members,
-        index.numel(),
-        num_codes,
-        num_channels,
-        features_NC,
-        *_members_by_code(index, num_codes, valid),
-        counts_K,
-        sums_KC,
-        *features_NC.stride(),
-        num_codes,
-        num_channels,
-    )
+    sums_KC = features.new_empty((num_codes, features.shape[-1]), dtype=torch.float32)
+    _launch_by_members(_add_members, features, index, valid, num_codes, counts=counts_K, sums=sums_KC)
     return counts_K, sums_KC
+
+
+def _shares(decay: float) -> dict[str, float]:
+    return {"decay": decay, "rest": 1 - decay, "one": 1.0}
 
 
 def codebook_ema_(codebook: Tensor, counts: Tensor, sums: Tensor, decay: float) -> None:
@@ -221,16 +224,11 @@ def codebook_ema_(codebook: Tensor, counts: Tensor, sums: Tensor, decay: float) 
     launch(
         _move_codes,
         num_codes * ceil_div(num_channels, block),
-        codebook,
-        counts,
-        sums,
-        *codebook.stride(),
-        *counts.stride(),
-        *sums.stride(),
-        num_channels,
-        decay,
-        1 - decay,
-        1.0,
+        **strided("codebook", codebook, "kc"),
+        **strided("counts", counts, "k"),
+        **strided("sums", sums, "kc"),
+        num_channels=num_channels,
+        **_shares(decay),
         BLOCK_C=block,
         num_warps=2,
     )
@@ -238,23 +236,7 @@ def codebook_ema_(codebook: Tensor, counts: Tensor, sums: Tensor, decay: float) 
 
 def scatter_mean_ema_(codebook: Tensor, features: Tensor, index: Tensor, decay: float, valid: Tensor | None) -> None:
     """As `reference.scatter_mean_ema_`, with its bits; an index of K or more is not counted."""
-    num_codes, num_channels = codebook.shape
     if codebook.numel() == 0:
         return
-    features_NC = features.reshape(index.numel(), num_channels)
-    _launch_by_members(
-        _move_by_members,
-        index.numel(),
-        num_codes,
-        num_channels,
-        codebook,
-        features_NC,
-        *_members_by_code(index, num_codes, valid),
-        *codebook.stride(),
-        *features_NC.stride(),
-        num_codes,
-        num_channels,
-        decay,
-        1 - decay,
-        1.0,
-    )
+    moved = strided("codebook", codebook, "kc")
+    _launch_by_members(_move_by_members, features, index, valid, codebook.shape[0], **moved, **_shares(decay))

@@ -3,11 +3,14 @@
 Letters: B images, L tokens per image, C channels.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import define_op, mark_changed, op_for
+from soho_fast.ops.forward_mode import has_tangent
 from soho_fast.ops.group_mask import reference
 
 
@@ -48,7 +51,7 @@ def sample_group(
     checks.check_float("uniform", uniform, (torch.float64,))
     checks.check_shape("uniform", uniform, index.shape[:1], "(B,)")
     checks.check_same_device(index=index, valid=valid, uniform=uniform)
-    op = op_for("sample_group", backend, index.device.type)
+    op = op_for("sample_group", backend, index.device)
     return op(index, valid, uniform.detach())
 
 
@@ -64,7 +67,8 @@ def group_mask(
 ) -> tuple[Tensor, Tensor]:
     """Replace every token of image b whose index equals `target[b]` by `mask_token`.
 
-    Differentiable in features (zero at the masked tokens) and mask_token (the sum over the masked tokens).
+    Differentiable in features (zero at the masked tokens) and mask_token (the sum over the masked tokens), any
+    number of times, in reverse and in forward mode.
 
     Args:
         features: (B, L, C) float32, bfloat16 or float16.
@@ -81,7 +85,8 @@ def group_mask(
         elsewhere.
 
     Raises:
-        TypeError, ValueError: types, shapes or devices that do not fit.
+        TypeError, ValueError: types, shapes or devices that do not fit; in place also features whose elements share
+            memory (an expanded tensor, an overlapping view) and a leaf that requires a gradient.
     """
     checks.check_float("features", features)
     if features.dim() != 3:
@@ -93,24 +98,30 @@ def group_mask(
     checks.check_valid(valid, features.shape[:2], "(B, L) like index")
     checks.check_same_device(features=features, index=index, mask_token=mask_token, target=target, valid=valid)
     mask_token = mask_token.to(features.dtype)
-    device_type = features.device.type
     if not inplace:
-        return op_for("group_mask", backend, device_type)(features, index, mask_token, target, valid)
-    if any(stride == 0 and size > 1 for stride, size in zip(features.stride(), features.shape, strict=True)):
-        raise ValueError("features: an expanded tensor cannot be masked in place; pass inplace=False or a copy")
-    if torch.is_grad_enabled() and (features.requires_grad or mask_token.requires_grad):
-        if features.requires_grad and features.is_leaf:
-            raise ValueError(
-                "features: a leaf that requires a gradient cannot be masked in place; pass inplace=False or a tensor "
-                "computed from it"
-            )
+        op = op_for("group_mask", backend, features.device)
+        op = reference.group_mask if has_tangent(features, mask_token) else op
+        return op(features, index, mask_token, target, valid)
+    checks.check_writable("features", features, "pass inplace=False or a copy")
+    op = op_for("group_mask_", backend, features.device)
+    differentiable = torch.is_grad_enabled() and (features.requires_grad or mask_token.requires_grad)
+    if differentiable and features.requires_grad and features.is_leaf:
+        raise ValueError(
+            "features: a leaf that requires a gradient cannot be masked in place; pass inplace=False or a tensor "
+            "computed from it"
+        )
+    if has_tangent(features, mask_token):
+        return features, reference.group_mask_(features, index, mask_token, target, valid)
+    if differentiable:
         return _GroupMaskInPlace.apply(features, index, mask_token, target, valid, backend)
-    labels = op_for("group_mask_", backend, device_type)(features, index, mask_token, target, valid)
+    labels = op(features, index, mask_token, target, valid)
     mark_changed(features)
     return features, labels
 
 
-def _fake(features: Tensor, index: Tensor, mask_token: Tensor, target: Tensor, valid: Tensor | None):
+def _fake(
+    features: Tensor, index: Tensor, mask_token: Tensor, target: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
     return features.new_empty(features.shape), torch.empty_like(index, memory_format=torch.contiguous_format)
 
 
@@ -118,7 +129,7 @@ def _fake_inplace(features: Tensor, index: Tensor, mask_token: Tensor, target: T
     return torch.empty_like(index, memory_format=torch.contiguous_format)
 
 
-def _setup(ctx, inputs: tuple, output: tuple) -> None:
+def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     _, labels_BL = output
     ctx.mark_non_differentiable(labels_BL)
     ctx.save_for_backward(labels_BL)
@@ -134,7 +145,7 @@ def _gradients(grad_BLC: Tensor, labels_BL: Tensor, needs: tuple[bool, ...]) -> 
     return grad_features, grad_token
 
 
-def _backward(ctx, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple:
+def _backward(ctx: Any, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple:
     (labels_BL,) = ctx.saved_tensors
     grad_features, grad_token = _gradients(grad_masked, labels_BL, ctx.needs_input_grad)
     return grad_features, None, grad_token, None, None
@@ -144,15 +155,23 @@ class _GroupMaskInPlace(torch.autograd.Function):
     """The in-place form with its gradient; torch.library gives gradients to functional ops only."""
 
     @staticmethod
-    def forward(ctx, features, index, mask_token, target, valid, backend):
-        labels_BL = op_for("group_mask_", backend, features.device.type)(features, index, mask_token, target, valid)
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        index: Tensor,
+        mask_token: Tensor,
+        target: Tensor,
+        valid: Tensor | None,
+        backend: str | None,
+    ) -> tuple[Tensor, Tensor]:
+        labels_BL = op_for("group_mask_", backend, features.device)(features, index, mask_token, target, valid)
         ctx.mark_dirty(features)
         ctx.mark_non_differentiable(labels_BL)
         ctx.save_for_backward(labels_BL)
         return features, labels_BL
 
     @staticmethod
-    def backward(ctx, grad_masked, grad_labels):
+    def backward(ctx: Any, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple[Tensor | None, ...]:
         (labels_BL,) = ctx.saved_tensors
         grad_features, grad_token = _gradients(grad_masked, labels_BL, ctx.needs_input_grad)
         return grad_features, None, grad_token, None, None, None

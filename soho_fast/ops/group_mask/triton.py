@@ -8,14 +8,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from soho_fast.ops.triton_backend import ceil_div, launch
+from soho_fast.ops.triton_backend import ceil_div, launch, strided
 
 IGNORED = tl.constexpr(-100)  # cross-entropy's ignore_index
 ABSENT = tl.constexpr(torch.iinfo(torch.int64).max)  # sorts behind every label
 
 
 @triton.jit
-def _choose_label(labels_sorted, uniform, target, uniform_stride, num_tokens, BLOCK_L: tl.constexpr):
+def _choose_label(labels_sorted, uniform, target, uniform_stride_b, num_tokens, BLOCK_L: tl.constexpr):
     """One program per image: counts the distinct labels of the sorted row, then finds the one of the drawn rank."""
     image = tl.program_id(0).to(tl.int64)
     row = labels_sorted + image * num_tokens
@@ -25,7 +25,7 @@ def _choose_label(labels_sorted, uniform, target, uniform_stride, num_tokens, BL
         label = tl.load(row + token, mask=token < num_tokens, other=ABSENT)
         before = tl.load(row + token - 1, mask=(token > 0) & (token < num_tokens), other=-1)
         num_labels += tl.sum(((label != ABSENT) & (label != before)).to(tl.int32), axis=0)
-    rank = (tl.load(uniform + image * uniform_stride) * num_labels.to(tl.float64)).to(tl.int32)
+    rank = (tl.load(uniform + image * uniform_stride_b) * num_labels.to(tl.float64)).to(tl.int32)
     rank = tl.minimum(rank, num_labels - 1)
     chosen = tl.full([], -1, tl.int64)
     seen = tl.full([], 0, tl.int32)
@@ -48,7 +48,7 @@ def _label_tokens(
     labels,
     index_stride_b,
     index_stride_l,
-    target_stride,
+    target_stride_b,
     valid_stride_b,
     valid_stride_l,
     num_rows,
@@ -63,7 +63,7 @@ def _label_tokens(
     image = row // num_tokens
     token = row % num_tokens
     label = tl.load(index + image * index_stride_b + token * index_stride_l, mask=real, other=-1)
-    wanted = tl.load(target + image * target_stride, mask=real, other=-1)
+    wanted = tl.load(target + image * target_stride_b, mask=real, other=-1)
     hit = real & (label == wanted) & (wanted >= 0)
     if HAS_VALID:
         hit = hit & (tl.load(valid + image * valid_stride_b + token * valid_stride_l, mask=real, other=0) != 0)
@@ -79,7 +79,7 @@ def _mask_out_of_place(
     labels,
     index_stride_b,
     index_stride_l,
-    target_stride,
+    target_stride_b,
     valid_stride_b,
     valid_stride_l,
     num_rows,
@@ -87,10 +87,10 @@ def _mask_out_of_place(
     features,
     mask_token,
     masked,
-    stride_b,
-    stride_l,
-    stride_c,
-    token_stride,
+    features_stride_b,
+    features_stride_l,
+    features_stride_c,
+    mask_token_stride_c,
     num_channels,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -101,15 +101,19 @@ def _mask_out_of_place(
     block = tl.program_id(0) % num_blocks
     row = (tl.program_id(0) // num_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     image, token, hit = _label_tokens(
-        index, target, valid, labels, index_stride_b, index_stride_l, target_stride, valid_stride_b, valid_stride_l,
+        index, target, valid, labels, index_stride_b, index_stride_l, target_stride_b, valid_stride_b, valid_stride_l,
         num_rows, num_tokens, row, tl.where(block == 0, num_rows, 0), HAS_VALID,
     )  # fmt: skip
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
     inside = channel < num_channels
     wanted = (row < num_rows)[:, None] & inside[None, :]
-    place = features + (image * stride_b + token * stride_l)[:, None] + (channel * stride_c)[None, :]
+    place = (
+        features
+        + (image * features_stride_b + token * features_stride_l)[:, None]
+        + (channel * features_stride_c)[None, :]
+    )
     kept = tl.load(place, mask=wanted & ~hit[:, None], other=0.0)
-    fill = tl.load(mask_token + channel * token_stride, mask=inside, other=0.0)
+    fill = tl.load(mask_token + channel * mask_token_stride_c, mask=inside, other=0.0)
     out = masked + (row * num_channels)[:, None] + channel[None, :]
     tl.store(out, tl.where(hit[:, None], fill[None, :], kept), mask=wanted)
 
@@ -122,17 +126,17 @@ def _mask_in_place(
     labels,
     index_stride_b,
     index_stride_l,
-    target_stride,
+    target_stride_b,
     valid_stride_b,
     valid_stride_l,
     num_rows,
     num_tokens,
     features,
     mask_token,
-    stride_b,
-    stride_l,
-    stride_c,
-    token_stride,
+    features_stride_b,
+    features_stride_l,
+    features_stride_c,
+    mask_token_stride_c,
     num_channels,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -143,13 +147,17 @@ def _mask_in_place(
     block = tl.program_id(0) % num_blocks
     row = (tl.program_id(0) // num_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     image, token, hit = _label_tokens(
-        index, target, valid, labels, index_stride_b, index_stride_l, target_stride, valid_stride_b, valid_stride_l,
+        index, target, valid, labels, index_stride_b, index_stride_l, target_stride_b, valid_stride_b, valid_stride_l,
         num_rows, num_tokens, row, tl.where(block == 0, num_rows, 0), HAS_VALID,
     )  # fmt: skip
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
     inside = channel < num_channels
-    place = features + (image * stride_b + token * stride_l)[:, None] + (channel * stride_c)[None, :]
-    fill = tl.load(mask_token + channel * token_stride, mask=inside, other=0.0)
+    place = (
+        features
+        + (image * features_stride_b + token * features_stride_l)[:, None]
+        + (channel * features_stride_c)[None, :]
+    )
+    fill = tl.load(mask_token + channel * mask_token_stride_c, mask=inside, other=0.0)
     tl.store(place, tl.broadcast_to(fill[None, :], (BLOCK_R, BLOCK_C)), mask=hit[:, None] & inside[None, :])
 
 
@@ -166,7 +174,15 @@ def sample_group(index: Tensor, valid: Tensor | None, uniform: Tensor) -> Tensor
     if valid is not None:
         present_BL = present_BL & valid
     sorted_BL = torch.where(present_BL, index, ABSENT.value).sort(dim=1).values.contiguous()
-    launch(_choose_label, num_images, sorted_BL, uniform, target_B, *uniform.stride(), num_tokens, BLOCK_L=256)
+    launch(
+        _choose_label,
+        num_images,
+        labels_sorted=sorted_BL,
+        **strided("uniform", uniform, "b"),
+        target=target_B,
+        num_tokens=num_tokens,
+        BLOCK_L=256,
+    )
     return target_B
 
 
@@ -177,7 +193,7 @@ def _launch_mask(
     mask_token: Tensor,
     target: Tensor,
     valid: Tensor | None,
-    outputs: tuple[Tensor, ...],
+    **outputs: Tensor,
 ) -> Tensor:
     """Start a masking kernel, whose outputs besides the labels are `outputs`; returns the labels."""
     num_images, num_tokens, num_channels = features.shape
@@ -185,25 +201,19 @@ def _launch_mask(
     if index.numel() == 0:
         return labels_BL
     block_c = 256 if num_channels > 64 else 64
-    valid_or_any = index if valid is None else valid
     launch(
         kernel,
         ceil_div(num_images * num_tokens, 16) * (ceil_div(num_channels, block_c) if num_channels > 0 else 1),
-        index,
-        target,
-        valid_or_any,
-        labels_BL,
-        *index.stride(),
-        *target.stride(),
-        *valid_or_any.stride(),
-        num_images * num_tokens,
-        num_tokens,
-        features,
-        mask_token,
-        *outputs,
-        *features.stride(),
-        *mask_token.stride(),
-        num_channels,
+        **strided("index", index, "bl"),
+        **strided("target", target, "b"),
+        **strided("valid", index if valid is None else valid, "bl"),
+        labels=labels_BL,
+        num_rows=num_images * num_tokens,
+        num_tokens=num_tokens,
+        **strided("features", features, "blc"),
+        **strided("mask_token", mask_token, "c"),
+        **outputs,
+        num_channels=num_channels,
         BLOCK_R=16,
         BLOCK_C=block_c,
         HAS_VALID=valid is not None,
@@ -216,9 +226,9 @@ def group_mask(
 ) -> tuple[Tensor, Tensor]:
     """As `reference.group_mask`."""
     masked_BLC = features.new_empty(features.shape)
-    return masked_BLC, _launch_mask(_mask_out_of_place, features, index, mask_token, target, valid, (masked_BLC,))
+    return masked_BLC, _launch_mask(_mask_out_of_place, features, index, mask_token, target, valid, masked=masked_BLC)
 
 
 def group_mask_(features: Tensor, index: Tensor, mask_token: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
     """As `reference.group_mask_`; only the masked tokens are written, and no features are read."""
-    return _launch_mask(_mask_in_place, features, index, mask_token, target, valid, ())
+    return _launch_mask(_mask_in_place, features, index, mask_token, target, valid)

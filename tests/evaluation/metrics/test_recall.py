@@ -26,6 +26,21 @@ def test_columns_are_the_other_direction():
     assert recall[1] == pytest.approx((0.5 + 1 + 0 + 0) / 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8, torch.uint8, torch.float16])
+def test_scores_of_other_types(dtype):
+    """Ranks, counts of votes or quantised logits; the lowest value of the type is a score like any other."""
+    largest, lowest = (torch.finfo if dtype.is_floating_point else torch.iinfo)(dtype).max, 0
+    if dtype != torch.uint8:
+        lowest = -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
+    scores = torch.tensor([[3, 1, 2], [largest, lowest, lowest], [0, 2, 1]]).to(dtype)
+    if dtype == torch.int64:
+        scores[1] = torch.tensor([2**60 + 1, 2**60, lowest])  # equal in float32 and float64
+    recall = retrieval_recall(scores, torch.arange(3), (1, 2))
+    second = 1 if dtype == torch.int64 else 1 / 2
+    assert recall.image_to_text == pytest.approx({1: 1 / 3, 2: (1 + second + 1) / 3})
+    assert retrieval_recall(scores.T, torch.arange(3), (1,)).text_to_image == {1: recall.image_to_text[1]}
+
+
 def test_a_blind_model_gets_exactly_chance():
     recall = recall_at(torch.zeros(40, 40), torch.arange(40))
     assert recall == {1: pytest.approx(1 / 40), 5: pytest.approx(5 / 40), 10: pytest.approx(10 / 40)}

@@ -1,0 +1,27 @@
+// The lookup of codebook_lookup.h on a GPU, with the same results: tensor cores screen in float16, see cuda.cu. All
+// pointers are to the device's memory; work is queued on `stream`, nothing is waited for, and a CUDA graph can capture
+// it. Codebooks, features and workspace stay until the stream has come past.
+#pragma once
+
+#include "../../common/cuda_status.h"
+#include "codebook_lookup.h"
+
+namespace soho {
+
+// A packed codebook is a block of packed_codebook_bytes_cuda(), aligned to 256 bytes, that pack_codebook_cuda fills.
+size_t packed_codebook_bytes_cuda(int64_t num_codes, int64_t num_channels);
+size_t pack_codebook_workspace_bytes_cuda(int64_t num_codes, int64_t num_channels);
+CudaStatus pack_codebook_cuda(const float* codebook, int64_t num_codes, int64_t num_channels, void* packed,
+                              void* workspace, CudaStream stream);
+
+// Workspace is aligned to 256 bytes; its size depends on num_rows up to a bound, and never on num_rows times num_codes.
+// `counts` is null or two counters, to which the lookup adds the rows compared in float64 and those of them whose
+// candidates did not fit their list, so that all codes were compared.
+size_t codebook_lookup_workspace_bytes_cuda(const CodebookLookupArgs& args);
+CudaStatus codebook_lookup_cuda(const CodebookLookupArgs& args, const void* packed, void* workspace,
+                                unsigned long long* counts, CudaStream stream);
+
+// A row whose index is num_codes or more is filled with zeros, too.
+CudaStatus gather_codes_cuda(const GatherCodesArgs& args, int64_t num_rows, CudaStream stream);
+
+}  // namespace soho

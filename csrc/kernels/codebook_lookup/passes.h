@@ -1,0 +1,96 @@
+// How the CPU levels look up: passes over the rows, from cheap to exact.
+//
+// Certified screening. With a = s(x - m), b = s(d - m), m the mean of the codes and s a power of two, the score
+// a.b - |b|^2/2 is maximal where the distance is minimal. It is computed from a^ and b^, which are a and b rounded to
+// float32, to bfloat16 or to int8, with float32 or exact integer sums; every code whose score lies within twice the
+// error bound of the row's best is a candidate, many candidates are sifted in float32 (drop_far.h), and what is left is
+// compared in float64 as defined:
+//   |score~ - score| <= 1.25 (C + 16) 2^-24 (|a| max|b| + max|b|^2/2) + (C + 16) 2^-52 (|a| + max|b|)^2
+//                       + (1 + 2^-8) (|a - a^| max|b| + |a^| max|b - b^|)
+// The first term holds the rounding of a and b to float32 (relative 2^-24 each: a subtraction and an exact scaling), of
+// |b|^2/2, of a chain of C additions (C u / (1 - C u), at most 1.07 C u up to C = 2^18; a product of two bfloat16 is
+// exact), of |a| itself and of the threshold; the second the rounding of the float64 distances the result is defined
+// by; the third, 0 for float32, the rounding to bfloat16 or int8, whose length is measured for each row. The largest
+// element of b lies in [1/2, 1), so that what underflows (subnormals count as 0 in bfloat16 dot products) is far below
+// the first term. Copies of a code are screened once.
+//
+// A level is a list of passes, the cheapest first. A pass takes the rows that are still undecided, each from the code
+// where the one before has left it, and leaves a row where its candidates become so many that comparing them one by one
+// would cost more than the next pass; where it has left nearly all of some rows, it skips most of those that follow.
+// The last one compares all codes in float64 and leaves none.
+#pragma once
+
+#include <vector>
+
+#include "kernels/codebook_lookup/codebook_lookup.h"
+
+namespace soho {
+
+// What a 32-bit word of screened channels holds: one float32, two bfloat16 or four int8 channels. The first word of
+// int8 is none: it is the scale of a row and the start of a code's sums.
+enum class ScreeningType { kFloat32, kBFloat16, kInt8 };
+
+// How a pass wants its codes: groups of `width` codes, of each step one word per code; steps are padded with zeros to a
+// multiple of `step_multiple`.
+struct ScreeningFormat {
+  ScreeningType type;
+  int32_t width;  // 0: the pass screens nothing
+  int32_t step_multiple;
+  bool operator==(const ScreeningFormat&) const = default;
+};
+
+// The distinct finite codes of one codebook, and, where they can be screened, their centred, scaled and rounded copies.
+struct ScreenedCodes {
+  const int64_t* codes;  // (num_distinct,) distinct finite codes, ascending
+  int64_t num_distinct;
+  bool screenable;          // false: nothing to screen or beyond the bound's reach, every code is compared in float64
+  const float* centre;      // (num_channels,)
+  float scale;              // a power of two
+  float unit;               // of int8: a channel is its number times this
+  double largest_norm;      // max |b|
+  double largest_rounding;  // max |b - b^|; 0 for float32
+  int64_t num_groups, num_steps;
+  const void* panel;          // (num_groups, num_steps, width) words: b^, and 0 at padding
+  const float* negated_half;  // (num_groups, width): -|b|^2/2, and -inf at padding
+};
+
+// An index below zero: the row is undecided. Of the distinct codes before `position`, and perhaps some behind, the
+// nearest is the one at `nearest`, a position too, or -1 where no code was compared yet.
+struct Undecided {
+  int64_t position, nearest;
+};
+constexpr int64_t kUndecided = -1;  // position 0, nearest -1
+static inline int64_t undecided_index(const Undecided& row) { return -1 - (row.position << 31 | (row.nearest + 1)); }
+static inline Undecided undecided_at(int64_t index) { return {(-1 - index) >> 31, ((-1 - index) & 0x7fffffff) - 1}; }
+
+struct LookupPass {
+  ScreeningFormat format;
+  // Rows [begin, end) whose index is below zero; disjoint ranges may run at the same time.
+  LookupCounts (*run)(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end);
+};
+
+std::vector<LookupPass> passes_of(CpuLevel level);
+
+// codebook_lookup() by `passes`. A packed codebook is used where it has the format of a pass. Returns what each pass
+// took: the rows it decided in float64, or by a nearest code that another has found, and those it left to the next.
+std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const CodebookLookupArgs& args,
+                                     const void* packed, const ParallelFor& parallel_for);
+
+// Passes, one translation unit per instruction set. compare_all: every distinct code in float64.
+LookupCounts compare_all_scalar(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts compare_all_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts compare_all_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+
+constexpr ScreeningFormat kNothingScreened{ScreeningType::kFloat32, 0, 1};
+constexpr ScreeningFormat kFormatAvx2{ScreeningType::kFloat32, 16, 1};
+constexpr ScreeningFormat kFormatAvx512{ScreeningType::kFloat32, 32, 1};
+constexpr ScreeningFormat kFormatAvx512Bf16{ScreeningType::kBFloat16, 32, 1};
+constexpr ScreeningFormat kFormatAvx512Vnni{ScreeningType::kInt8, 32, 1};
+constexpr ScreeningFormat kFormatAmx{ScreeningType::kBFloat16, 32, 16};
+LookupCounts screen_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts screen_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts screen_avx512_bf16(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts screen_avx512_vnni(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+LookupCounts screen_amx(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+
+}  // namespace soho

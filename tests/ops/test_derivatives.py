@@ -1,0 +1,208 @@
+"""Second derivatives and forward mode: what plain torch's own formulas give, by every way torch has of asking."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.autograd.gradcheck import gradgradcheck
+
+from soho_fast.ops import codebook_lookup, group_mask, straight_through, triton_backend
+
+# The formulas are at most quadratic: with whole numbers and a power of two as a step, differences have no error.
+EXACT = {"eps": 0.125, "atol": 1e-6, "rtol": 0.0}
+BATCHES = [(), (2,)]
+
+
+def _whole(*shape, seed):
+    return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def _problem(batch):
+    """Features near codes that lie far apart, so that a step changes no index."""
+    codebook = _whole(*batch, 6, 3, seed=0) + 64.0 * torch.arange(6)[:, None]
+    features = codebook[..., [1, 4, 4, 0, 2], :] + _whole(*batch, 5, 3, seed=1)
+    return features, codebook
+
+
+def _chosen(codebook, index):
+    return codebook[index] if codebook.dim() == 2 else codebook.gather(-2, index[..., None].expand(*index.shape, 3))
+
+
+def _formula(index):
+    return lambda features, codebook: (features - _chosen(codebook, index)).square().sum(-1)
+
+
+def _distance(backend):
+    return lambda features, codebook: codebook_lookup(features, codebook, return_distance=True, backend=backend)[1]
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+def test_second_derivatives_of_the_distance(batch, backend):
+    features, codebook = (t.requires_grad_() for t in _problem(batch))
+    index = codebook_lookup(features, codebook, backend=backend)
+    got, expected = (
+        torch.autograd.functional.hessian(lambda x, d, of=of: of(x, d).square().sum(), (features, codebook))
+        for of in (_distance(backend), _formula(index))
+    )
+    for rows, expected_rows in zip(got, expected, strict=True):
+        for block, expected_block in zip(rows, expected_rows, strict=True):
+            assert expected_block.any() and torch.equal(block, expected_block)
+
+
+@pytest.mark.filterwarnings("ignore:Input #. requires gradient and is not a double precision")
+@pytest.mark.skipif(triton_backend.INTERPRETING, reason="hundreds of lookups, which cost the interpreter minutes")
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+def test_second_derivatives_against_differences(batch, backend):
+    features, codebook = (t.requires_grad_() for t in _problem(batch))
+    weight = _whole(*batch, 5, seed=2).requires_grad_()
+    assert gradgradcheck(_distance(backend), (features, codebook), weight, **EXACT)
+
+
+def test_second_derivatives_where_the_codebook_alone_is_differentiated(backend):
+    features, codebook = _problem(())
+    codebook.requires_grad_()
+    distance = _distance(backend)(features, codebook)
+    (first,) = torch.autograd.grad(distance.sum(), codebook, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), codebook)
+    counts = torch.tensor([1, 1, 1, 0, 2, 0])[:, None]
+    assert torch.equal(second, 4 * counts * first.detach())
+
+
+def test_the_codebook_may_move_before_a_second_backward(backend):
+    """The usual order of a training step; the distance keeps the chosen codes, not the codebook."""
+    features, codebook = _problem(())
+    features.requires_grad_()
+    distance = _distance(backend)(features, codebook)
+    codebook.neg_()
+    (first,) = torch.autograd.grad(distance.sum(), features, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), features)
+    assert torch.equal(second, 4 * first.detach())
+
+
+def _tangents(batch):
+    return _whole(*batch, 5, 3, seed=3), _whole(*batch, 6, 3, seed=4)
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+@pytest.mark.parametrize("of", ["features", "codebook", "both"])
+def test_forward_mode_of_the_distance(batch, of, backend):
+    inputs, tangents = _problem(batch), list(_tangents(batch))
+    for position, name in enumerate(("features", "codebook")):
+        if of not in (name, "both"):
+            tangents[position].zero_()
+    index, _ = codebook_lookup(*inputs, return_distance=True, backend=backend)
+    got = torch.func.jvp(_distance(backend), inputs, tuple(tangents))
+    expected = torch.func.jvp(_formula(index), inputs, tuple(tangents))
+    assert expected[1].any() and torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+
+
+def test_forward_mode_has_the_bits_of_the_distance(backend):
+    features, codebook = torch.randn(40, 19), torch.randn(30, 19)
+    distance = _distance(backend)(features, codebook)
+    dual, _ = torch.func.jvp(_distance(backend), (features, codebook), (features, codebook))
+    assert torch.equal(dual, distance)
+
+
+def test_forward_mode_over_reverse_mode(backend):
+    """Hessian times vector, of a function of the distance."""
+    features, codebook = _problem(())
+    tangents = _tangents(())
+    index = codebook_lookup(features, codebook, backend=backend)
+    results = []
+    for of in (_distance(backend), _formula(index)):
+        inputs = [t.clone().requires_grad_() for t in (features, codebook)]
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(t, v) for t, v in zip(inputs, tangents, strict=True)]
+            grads = torch.autograd.grad(of(*duals).square().sum(), inputs, create_graph=True)
+            results.append([forward_ad.unpack_dual(grad).tangent for grad in grads])
+    for got, expected in zip(*results, strict=True):
+        assert expected.any() and torch.equal(got, expected)
+
+
+def test_reverse_mode_over_forward_mode(backend):
+    features, codebook = _problem(())
+    index = codebook_lookup(features, codebook, backend=backend)
+    grads = []
+    for of in (_distance(backend), _formula(index)):
+        inputs = [t.clone().requires_grad_() for t in (features, codebook)]
+        _, tangent = torch.func.jvp(lambda *x, of=of: of(*x).square().sum(), tuple(inputs), _tangents(()))
+        grads.append(torch.autograd.grad(tangent, inputs))
+    for got, expected in zip(*grads, strict=True):
+        assert expected.any() and torch.equal(got, expected)
+
+
+def test_straight_through_in_forward_mode(backend):
+    features, codebook = _problem(())
+    index, tangent = torch.tensor([1, 4, -1, 0, 2]), _tangents(())[0]
+    codes = straight_through(features, codebook, index, backend=backend)
+    value, moved = torch.func.jvp(
+        lambda x: straight_through(x, codebook, index, backend=backend), (features,), (tangent,)
+    )
+    assert torch.equal(value, codes) and torch.equal(moved, tangent)
+    value, moved = torch.func.jvp(
+        lambda d: straight_through(features, d, index, backend=backend), (codebook,), (_tangents(())[1],)
+    )
+    assert torch.equal(value, codes) and not moved.any(), "a codebook gets no derivative"
+
+
+def test_straight_through_twice(backend):
+    features, codebook = _problem(())
+    features.requires_grad_()
+    index, weight = torch.tensor([1, 4, 4, 0, 2]), _whole(5, 3, seed=5)
+    quantized = straight_through(features, codebook, index, backend=backend)
+    (first,) = torch.autograd.grad((quantized.square() * weight).sum(), features, create_graph=True)
+    assert torch.equal(first, 2 * quantized * weight)
+    (second,) = torch.autograd.grad(first.sum(), features)
+    assert torch.equal(second, 2 * weight)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(features, _tangents(())[0])
+        quantized = straight_through(dual, codebook, index, backend=backend)
+        (grad,) = torch.autograd.grad((quantized.square() * weight).sum(), features, create_graph=True)
+        assert torch.equal(forward_ad.unpack_dual(grad).tangent, 2 * _tangents(())[0] * weight)
+
+
+MASK_INDEX, MASK_TARGET = torch.tensor([[0, 1, 1, 2], [2, 2, 0, -1]]), torch.tensor([1, 2])
+
+
+def _masked(backend, inplace):
+    index, target = (t.to(torch.empty(0).device) for t in (MASK_INDEX, MASK_TARGET))
+    return lambda features, token: group_mask(features * 1.0, index, token, target, inplace=inplace, backend=backend)[0]
+
+
+def _masked_formula(features, token):
+    hit = torch.eq(MASK_INDEX, MASK_TARGET[:, None])[..., None]
+    return torch.where(hit.to(features.device), token, features)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_second_derivatives_of_the_mask(inplace, backend):
+    features, token = _whole(2, 4, 3, seed=6).requires_grad_(), _whole(3, seed=7).requires_grad_()
+    got, expected = (
+        torch.autograd.functional.hessian(lambda x, t, of=of: of(x, t).pow(3).sum(), (features, token))
+        for of in (_masked(backend, inplace), _masked_formula)
+    )
+    for rows, expected_rows in zip(got, expected, strict=True):
+        assert all(map(torch.equal, rows, expected_rows)) and any(block.any() for block in expected_rows)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("of", ["features", "token", "both"])
+def test_forward_mode_of_the_mask(inplace, of, backend):
+    inputs = _whole(2, 4, 3, seed=6), _whole(3, seed=7)
+    tangents = _whole(2, 4, 3, seed=8), _whole(3, seed=9) + 9
+    tangents = tuple(
+        t if of in (name, "both") else t * 0 for t, name in zip(tangents, ("features", "token"), strict=True)
+    )
+    got = torch.func.jvp(_masked(backend, inplace), inputs, tangents)
+    expected = torch.func.jvp(_masked_formula, inputs, tangents)
+    assert expected[1].any() and all(map(torch.equal, got, expected))
+
+
+def test_forward_mode_in_a_compiled_graph():
+    features, codebook = _problem(())
+    index = codebook_lookup(features, codebook)
+    tangents = _tangents(())
+    compiled = torch.compile(
+        lambda *x: torch.func.jvp(_distance(None), x, tangents), backend="aot_eager", fullgraph=True
+    )
+    got, expected = compiled(features, codebook), torch.func.jvp(_formula(index), (features, codebook), tangents)
+    assert all(map(torch.equal, got, expected))
