@@ -49,7 +49,6 @@ HF = "transformers:PreTrainedModel"
 ZERO3 = "deepspeed.runtime.zero.partition_parameters:Init"
 PRIVATE = [
     Private("_apply", "overridden: buffers stay float32", MODULE),
-    Private("_load_from_state_dict", "overridden: what the host knows of a dictionary is read anew", MODULE),
     *(
         Private(name, "hooks make the packed encoder step aside", MODULE, (f"self.{name}",))
         for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -82,7 +81,7 @@ PRIVATE = [
     ),
 ]  # fmt: skip
 # Python's own.
-OTHERS = {"_exit"}
+OTHERS = {"_exit", "_asdict"}
 
 
 @cache
