@@ -81,13 +81,13 @@ class SohoPipeline:
         """
         found = next((Path(folder) / name for name in ("best", "model") if (Path(folder) / name).is_dir()), folder)
         try:
+            processor = SohoProcessor.from_pretrained(found)  # First: it fails quickly where there is no hub.
             config = SohoConfig.from_pretrained(found)
             kind = next((model for model in _MODELS if model.__name__ in (config.architectures or ())), None)
             if kind is None:
                 held = ", ".join(config.architectures or ()) or "a model of unknown kind"
                 raise ValueError(f"{found} holds {held}; expected {', '.join(model.__name__ for model in _MODELS)}")
             model, info = kind.from_pretrained(found, dtype=torch.float32, output_loading_info=True)
-            processor = SohoProcessor.from_pretrained(found)
         except OSError as error:
             raise FileNotFoundError(
                 f"no model could be loaded from {folder}; expected the folder of a run or of a model (config.json, "

@@ -112,6 +112,7 @@ def _run(arguments: list[str]) -> int:
         build_demo_corpus(recipe.corpus, processes)
         task = recipe.make_task(say)
         model = task.load_model(model_folder).to(processes.device)
+        task.speed_up(model, processes.device)
         split = options.split or task.default_split
         folder = Path(options.into or Path(options.run or f"runs/{name}") / "evaluation" / f"{split}-{called}")
         say(f"{task.name}, split {split}, checkpoint {called} ({model_folder}), {processes.world} process(es)")

@@ -19,7 +19,7 @@ def fail(message: str, rank: int) -> int:
     of its exit. Only a mistake that the first rank did not make is left for another to print.
     """
     if rank:
-        time.sleep(4)
+        time.sleep(10)
     sys.stdout.flush()
     sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error on rank {rank}: {message}\n")
     sys.stderr.flush()

@@ -342,26 +342,30 @@ class FineTuningTask(BaseTask):
             ValueError: it is a model of another task, or lacks tensors.
         """
         try:
-            config = SohoConfig.from_pretrained(folder)
-            if self.model_class.__name__ not in (config.architectures or ()):
-                raise ValueError(
-                    f"checkpoint: {folder} holds a {', '.join(config.architectures or ['model of unknown kind'])}; "
-                    f"expected a {self.model_class.__name__}, fine-tuned on {self.name}"
-                )
-            model, info = self.model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            self._processor = SohoProcessor.from_pretrained(folder)
+            processor = SohoProcessor.from_pretrained(folder)  # First: it fails quickly where there is no hub.
+            model, lost = self.load_weights(folder, SohoConfig.from_pretrained(folder))
         except OSError as error:
             raise FileNotFoundError(
                 f"checkpoint: no model could be loaded from {folder}; expected a folder with config.json, "
                 f"model.safetensors and the processor's files, or a hub name this machine can reach ({error})"
             ) from error
-        lost = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
         if lost:
             raise ValueError(
                 f"checkpoint: {folder} lacks {len(lost)} tensors of {self.model_class.__name__} ({', '.join(lost[:3])})"
             )
+        self._processor = processor
         self.__dict__.pop("processor", None)
         return model.eval()
+
+    def load_weights(self, folder: str, config: SohoConfig) -> tuple[SohoDownstreamModel, list[str]]:
+        """The model there, whose configuration is given, and the names of tensors that it lacks."""
+        if self.model_class.__name__ not in (config.architectures or ()):
+            raise ValueError(
+                f"checkpoint: {folder} holds a {', '.join(config.architectures or ['model of unknown kind'])}; "
+                f"expected a {self.model_class.__name__}, fine-tuned on {self.name}"
+            )
+        model, info = self.model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        return model, sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that loads it."""
@@ -446,8 +450,6 @@ class AnsweringTask(FineTuningTask):
         """Write what a server or a script of others takes; returns the names of the files."""
         return []
 
-    # Data.
-
     def _pack(self, records: Sequence[Any], targets: np.ndarray | None = None) -> Examples:
         images = [self.images_of(record) for record in records]
         return Examples(images, [self.text_of(record) for record in records], targets)
@@ -488,8 +490,6 @@ class AnsweringTask(FineTuningTask):
         targets = batch.pop("targets")
         return {**batch, **self.target_keywords(targets)}
 
-    # The model.
-
     def config_changes(self) -> dict[str, Any]:
         names = self.label_names()
         return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
@@ -501,8 +501,6 @@ class AnsweringTask(FineTuningTask):
             "blank_images": self.data.blank_images,
             "texts_per_image": self.data.texts_per_image,
         }
-
-    # Measuring.
 
     def evaluate(
         self, model: nn.Module, *, quick: bool = False, processes: Processes | None = None

@@ -22,7 +22,6 @@ from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.images import BrokenImageError
 from soho_fast.data.json_lines import read_json_lines
 from soho_fast.data.karpathy import read_karpathy
-from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
 from soho_fast.data.text import encode_texts
 from soho_fast.engine.processes import Processes
@@ -137,23 +136,13 @@ class RetrievalTask(FineTuningTask):
         own_image = batch.pop("image_index")
         return {**batch, "own_image": own_image}
 
-    def load_model(self, folder: str) -> SohoForImageTextRetrieval:
-        """As `FineTuningTask.load_model`; a pre-trained model too, whose retrieval is then zero-shot.
-
-        Raises:
-            FileNotFoundError, ValueError: as there.
-        """
-        try:
-            config = SohoConfig.from_pretrained(folder)
-        except OSError:
-            return super().load_model(folder)
+    def load_weights(self, folder: str, config: SohoConfig) -> tuple[SohoForImageTextRetrieval, list[str]]:
+        """As `FineTuningTask.load_weights`; a pre-trained model too, whose retrieval is then zero-shot."""
         if SohoForPreTraining.__name__ not in (config.architectures or ()):
-            return super().load_model(folder)
-        self._processor = SohoProcessor.from_pretrained(folder)
-        self.__dict__.pop("processor", None)
+            return super().load_weights(folder, config)
         self._say(f"{folder} is pre-trained only: this is zero-shot retrieval")
         model, _ = self.model_class.from_pretraining(folder, use_dictionary_output=config.use_dictionary_output)
-        return model.eval()
+        return model, []
 
     def evaluate(
         self, model: nn.Module, *, quick: bool = False, processes: Processes | None = None

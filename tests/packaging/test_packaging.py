@@ -3,6 +3,7 @@
 import ast
 import email
 import re
+import subprocess
 import sys
 import zipfile
 from email.message import Message
@@ -90,3 +91,10 @@ def test_what_the_package_imports_is_required(metadata):
     imported = {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"soho_fast"}
     imported = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in imported}
     assert imported - OPTIONAL == required(metadata, "train")
+
+
+def test_the_extension_names_no_folder_of_the_machine_that_built_it():
+    """A wheel goes to machines whose torch lies elsewhere."""
+    (extension,) = (ROOT / "soho_fast").glob("_C*.so")
+    found = subprocess.run(["readelf", "-d", str(extension)], capture_output=True, text=True, check=True).stdout
+    assert "NEEDED" in found and "RPATH" not in found and "RUNPATH" not in found, found

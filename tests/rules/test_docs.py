@@ -47,6 +47,7 @@ PRETRAINING = "--data.heldout_images 12 --data.heldout_candidates 6"
 # What stands behind a command, by what the command holds; the first that fits.
 SIZES = [
     ("--help", ""),
+    ("pip install", "--dry-run --no-deps --no-build-isolation --quiet"),
     ("--recipe paper", ""),
     ("--recipe vqa", ""),
     ("--recipe mini_vqa", f"{CORPUS} {SMALL} --data.min_answer_count 2"),
