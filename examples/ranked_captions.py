@@ -43,7 +43,7 @@ def main() -> int:
         cell.set_title("\n".join(lines), loc="left", fontsize=8, family="monospace")
         cell.axis("off")
     figure.tight_layout()
-    figure.savefig(chosen.picture, dpi=100)
+    figure.savefig(chosen.picture, dpi=100, bbox_inches="tight")
     return 0
 
 
