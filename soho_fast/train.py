@@ -119,9 +119,10 @@ def _report(task: Task, trainer: Trainer, measures: dict[str, float], folder: Pa
     best = f"  best/ (step {progress.best_step})" if progress.best is not None else ""
     print(f"  curves.png  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/{best}")
     print("next:")
+    epochs = 2 * trainer.settings.epochs
     for command in [
         *task.next_commands(folder),
-        f"deepspeed soho_fast/train.py --recipe {folder}/recipe.yaml --output runs/longer --epochs 20",
+        f"deepspeed soho_fast/train.py --recipe {folder}/recipe.yaml --output runs/longer --epochs {epochs:g}",
         "deepspeed soho_fast/train.py --help",
     ]:
         print(f"  {command}")

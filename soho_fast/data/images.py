@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
@@ -62,6 +62,8 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
             image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
         image.load()
         return image_to_pixels(image)
+    except UnidentifiedImageError as error:  # its own text names the buffer's address
+        raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): no known format") from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
         raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): {error}") from error
 

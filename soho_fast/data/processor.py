@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
-from soho_fast.data.hub import HUB_OPTIONS
+from soho_fast.data.hub import HUB_OPTIONS, loading_options
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.text import load_tokenizer
 
@@ -37,7 +37,8 @@ class SohoProcessor(ProcessorMixin):
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         # The tokenizer first: it fails quickly where there is no hub.
         tokenizer = load_tokenizer(pretrained_model_name_or_path, **hub_options)
-        return cls(SohoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs), tokenizer)
+        reachable, _ = loading_options(pretrained_model_name_or_path, **hub_options)
+        return cls(SohoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs | reachable), tokenizer)
 
 
 # By convention the key is the configuration's class; `data` knows no model, and loading looks by the class's name.

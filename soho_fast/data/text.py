@@ -174,6 +174,7 @@ def describe_fit(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Te
         num_pieces += int(words.sum())
         num_words += int(text.word_ids.max(initial=-1)) + 1
         num_unknown += int((text.ids[words] == tokenizer.unk_token_id).sum())
+    tokenizer.backend_tokenizer.no_truncation()  # or the length above would be saved with the tokenizer
     return TextFit(
         np.sort(np.array(lengths, dtype=np.int64)), num_pieces / max(num_words, 1), num_unknown / max(num_words, 1)
     )

@@ -20,7 +20,7 @@ _NOT_LOSSES = {
 }  # fmt: skip
 # What a measure's name has before or behind it where it is one that needs no learning, or a count.
 _BASELINES = ("majority", "chance", "shuffled", "most_frequent")
-_COUNTS = ("num_", "chance_")
+_COUNTS, _CHANCE = "num_", "chance_"
 _MOST_MEASURES = 8
 
 
@@ -130,13 +130,17 @@ def _measures_over_steps(
         for name, value in record["measures"].items():
             if not isinstance(value, float) or not 0 <= value <= 1 or name.startswith(_COUNTS):
                 continue
+            if name.startswith(_CHANCE):
+                baselines.setdefault(name.removeprefix(_CHANCE), value)
+                continue
             ending = next((ending for ending in _BASELINES if name.endswith(f"_{ending}")), None)
             if ending is not None:
                 baselines.setdefault(name.removesuffix(f"_{ending}"), value)
             else:
                 found.setdefault(name, []).append((record["step"], value))
     names = sorted(found, key=lambda name: -len(found[name]))[:_MOST_MEASURES]
-    return {name: (found[name], baselines.get(name)) for name in names}
+    # Chance at the first k is the same both ways, where it has no way in its name.
+    return {name: (found[name], baselines.get(name, baselines.get(name.rpartition("_")[2]))) for name in names}
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:

@@ -187,7 +187,9 @@ class Trainer:
         model = self.engine.module
         if self.settings.engine.zero_stage < 3:
             return model.state_dict()
-        with deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0):
+        with deepspeed.zero.GatheredParameters(list(model.parameters())):
+            if not self.processes.is_main:
+                return {}
             state = model.state_dict(keep_vars=True)
             # Tied weights stay one tensor, which is how a saved model knows that they are.
             copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in state.values()}

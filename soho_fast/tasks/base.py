@@ -110,6 +110,12 @@ class BaseTask(ABC):
         for line in describe_fit(self.processor.tokenizer, texts).warnings(self.data.max_text_length):
             self._say(line)
 
+    def load_model(self, folder: str) -> nn.Module:
+        """A model that this task has trained, to be measured on a split. Raises ValueError: there are no splits."""
+        raise ValueError(
+            f"task: {self.name} is measured while it trains (see metrics.json of the run); expected a task with splits"
+        )
+
     def speed_up(self, model: nn.Module, device: torch.device) -> None:
         """Speed for a CPU is put on the model there; see `speed_up_on_cpu`."""
         if device.type == "cpu":
@@ -207,16 +213,7 @@ class FineTuningTask(BaseTask):
         """Measures of the split to validate on; quick: of its first images."""
 
     @abstractmethod
-    def evaluate_split(
-        self,
-        model: nn.Module,
-        split: str,
-        *,
-        processes: Processes,
-        keep_in: Path | None = None,
-        identity: Mapping[str, Any] | None = None,
-        progress: Progress | None = None,
-    ) -> Any:
+    def evaluate_split(self, model: nn.Module, split: str, *, processes: Processes, **options: Any) -> Any:
         """Measures of a split: an object with `measures`, and `write(folder)`, which returns the names of files."""
 
     @abstractmethod

@@ -136,11 +136,17 @@ def _read_source(source: CaptionSource, report: ReadReport, where: str) -> list[
         "source": source.name,
         "report": report,
     }
+    if source.format != "json_lines" and source.heldout_share:
+        raise ValueError(
+            f"{where}.heldout_share: only of a json_lines file a share is held out, this is {source.format}"
+        )
     if source.format == "karpathy":
         if source.exclude_coco_ids_from:
             raise ValueError(f"{where}.exclude_coco_ids_from: a karpathy file has its own splits; choose them instead")
         return read_karpathy(source.annotations, source.images, source.splits, **common)
     if source.format == "json_lines":
+        if source.exclude_coco_ids_from or source.image_data:
+            raise ValueError(f"{where}: a json_lines file has neither COCO ids nor image_data; leave these out")
         return read_json_lines(
             source.annotations, source.images, source.splits, heldout_share=source.heldout_share, **common
         )

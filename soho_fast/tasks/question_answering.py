@@ -84,6 +84,8 @@ class QuestionAnsweringTask(AnsweringTask):
         options = {"missing_images": self.data.missing_images, "report": report}
         if source.format != "vqa" and source.annotations:
             raise ValueError(f"annotations: {source.format} has the answers with the questions; leave it out")
+        if source.format != "json_lines" and source.heldout_share:
+            raise ValueError(f"heldout_share: only of a json_lines file a share is held out, this is {source.format}")
         if source.format != "json_lines" and source.splits:
             raise ValueError(f"splits: only a json_lines file has splits, this is {source.format}")
         if source.format == "json_lines":

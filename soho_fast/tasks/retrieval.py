@@ -108,6 +108,8 @@ class RetrievalTask(FineTuningTask):
 
     def read(self, source: RetrievalSplit, report: ReadReport) -> list[ImageTextRecord]:
         options = {"missing_images": self.data.missing_images, "report": report}
+        if source.format != "json_lines" and source.heldout_share:
+            raise ValueError(f"heldout_share: only of a json_lines file a share is held out, this is {source.format}")
         where = source.annotations, source.images, source.splits
         if source.format == "json_lines":
             return read_json_lines(*where, heldout_share=source.heldout_share, **options)

@@ -107,6 +107,10 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path):
         (["--recipe", "mini_vqa"], "checkpoint: without --run, expected the folder or hub name of a model"),
         (["--run", "{tmp}/run", "--checkpoint", "best"], "has no best model (best/); there is: nothing"),
         (["--run", "{tmp}/run", "--data.sharter_edge", "3"], "data.sharter_edge"),
+        (
+            ["--recipe", "mini", "--corpus.folder", "", "--checkpoint", "{tmp}"],
+            "task: pretraining is measured while it trains (see metrics.json of the run)",
+        ),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(capsys, tmp_path, arguments, words):

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModel
 
 from soho_fast.model import SohoForPreTraining, SohoModel, Texts
+from soho_fast.model.cpu import speed_up_on_cpu
 from soho_fast.model.heads import cross_entropy_sum, global_means
 
 
@@ -290,15 +291,17 @@ def test_a_loss_over_no_position_is_zero_with_a_gradient():
     ("change", "words"),
     [
         ({"input_ids": None}, "input_ids: expected"),
+        ({"input_ids": torch.zeros(12, dtype=torch.int64)}, "input_ids: expected"),
         ({"pixel_values": None}, "exactly one of pixel_values and visual_tokens"),
         ({"image_index": None}, "image_index: needed to map 12 texts to 3 images"),
         ({"image_index": torch.zeros(5, dtype=torch.int64)}, "image_index: expected shape"),
         ({"pixel_values": torch.zeros(3, 64, 64)}, "pixel_values: expected"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(tiny_model, batch, change, words):
+@pytest.mark.parametrize("prepare", [lambda model: model, speed_up_on_cpu], ids=["plain", "sped up"])
+def test_arguments_that_do_not_fit_are_named(tiny_model, batch, change, words, prepare):
     with pytest.raises(ValueError, match=words):
-        tiny_model()(**{**batch(), **change})
+        prepare(tiny_model())(**{**batch(), **change})
 
 
 def test_tuple_output(tiny_model, batch):

@@ -71,6 +71,9 @@ def test_fields_of_other_formats_are_refused(own):
         QuestionAnsweringTask(
             QuestionAnsweringData(splits={"train": VqaSplit(path, annotations=path, format="json_lines")}, **common)
         ).records("train")
+    split = VqaSplit(path, heldout_share=0.5)
+    with pytest.raises(ValueError, match="heldout_share: only of a json_lines file a share is held out, this is vqa"):
+        QuestionAnsweringTask(QuestionAnsweringData(splits={"train": split}, **common)).records("train")
     with pytest.raises(ValueError, match="splits: only a json_lines file has splits, this is vqa"):
         QuestionAnsweringTask(
             QuestionAnsweringData(splits={"train": VqaSplit(path, splits=["train"])}, **common)

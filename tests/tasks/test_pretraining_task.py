@@ -144,6 +144,14 @@ def test_bad_settings_name_the_field(data, tmp_path):
         sources=[CaptionSource(source.annotations, source.images, "coco_captions", ["train"])],
     )
     refuse(
+        r"data\.sources\[0\]\.heldout_share: only of json_lines",
+        sources=[CaptionSource(source.annotations, source.images, splits=["train"], heldout_share=0.2)],
+    )
+    refuse(
+        r"data\.sources\[0\]: a json_lines file has neither COCO ids nor image_data",
+        sources=[CaptionSource(source.annotations, [], "json_lines", exclude_coco_ids_from=source.annotations)],
+    )
+    refuse(
         r"data\.sources\[0\]\.image_data: expected the path",
         sources=[CaptionSource(source.annotations, source.images, "visual_genome")],
     )

@@ -54,7 +54,8 @@ def read_images(sample: Sample, images: Sequence[ImageRef], processor: SohoProce
     try:
         sample.pixels = [processor.image_processor.load(image) for image in images]
     except BrokenImageError as error:
-        sample.broken = f"{sample.sample_ids[0]}: {error}"
+        named = sample.sample_ids[0]  # the number of a row says nothing to a reader
+        sample.broken = f"{named}: {error}" if isinstance(named, str) else str(error)
     return sample.broken is None
 
 

@@ -62,8 +62,9 @@ def _pretraining_forward(
 ) -> SohoForPreTrainingOutput | tuple:
     """The model's forward, whose losses read [CLS], labelled words, and masked visual tokens of matched pairs."""
     table = SharedTable()
-    if model.training and inputs.get("input_ids") is not None:
-        texts_P = inputs["input_ids"][:, 0]
+    input_ids = inputs.get("input_ids")
+    if model.training and input_ids is not None and input_ids.dim() == 2:
+        texts_P = input_ids[:, 0]
         inputs["reads"] = Reads(
             words_PS=None if mlm_labels is None else mlm_labels != -100,
             masked_P=torch.ones_like(texts_P, dtype=torch.bool) if itm_labels is None else itm_labels == 1,
