@@ -21,7 +21,7 @@ __device__ __forceinline__ float warp_max(float value, int num_lanes = kWarp) {
 }
 
 // The sum of the values of the threads before this one in a block of one dimension, and of all of them. All threads
-// take part; `sums` is in shared memory.
+// take part; `sums` is in shared memory, and a second call with it needs a barrier in between.
 template <int num_warps, class T>
 __device__ __forceinline__ T block_prefix_sum(T value, T (&sums)[num_warps], T& total) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

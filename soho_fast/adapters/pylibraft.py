@@ -80,7 +80,7 @@ def fused_l2_nn_argmin(X: Any, Y: Any, out: Any = None, sqrt: bool = True, handl
 
     The index is the argmin of the distance evaluated in float64, ties to the lowest; the original's was that of its
     float32 arithmetic. float32 runs on `soho_fast.ops.codebook_lookup`, float64 on its plain-torch reference; neither
-    holds an m x n matrix. Any layout is accepted, numpy's negative strides too.
+    holds an m x n matrix. Any strides are accepted, numpy's negative ones too.
 
     Args:
         X: (m, k) float32 or float64: a torch tensor, a numpy array, or an array with `__cuda_array_interface__`.

@@ -4,7 +4,7 @@ H codebooks (one, or one per head), N features per codebook, K codes, C channels
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ except ModuleNotFoundError as error:
         "pip install 'vector-quantize-pytorch>=1.32'",
         name=error.name,
     ) from error
+
+Module = TypeVar("Module", bound=nn.Module)
 
 # A layer that needs all the distances of a feature, or a gradient of the codes, is not one these ops can serve.
 _NEEDS_ALL_DISTANCES = "needs the distance of every feature to every code, which is never made here"
@@ -110,7 +112,7 @@ class AcceleratedVectorQuantize(VectorQuantize):
         return super().forward(x, None, *args, **kwargs)
 
 
-def accelerate_vector_quantize(module: nn.Module) -> nn.Module:
+def accelerate_vector_quantize(module: Module) -> Module:
     """Make every `VectorQuantize` in `module` (itself included) use these ops, in place.
 
     Parameters, buffers, `state_dict`, outputs, gradients, k-means start, re-seeding of dead codes, masks, heads and

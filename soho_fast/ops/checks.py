@@ -48,6 +48,8 @@ def check_shape(name: str, value: Tensor, shape: tuple[int, ...], meaning: str) 
 def check_writable(name: str, value: Tensor, instead: str) -> None:
     """ValueError where elements of `value` share memory, as in an expanded tensor: what is written to one is written to
     others. Views whose dimensions interlace are refused with them. `instead` says what to pass."""
+    if value.numel() == 0:
+        return
     extents = [(stride, size) for stride, size in zip(value.stride(), value.shape, strict=True) if size > 1]
     for position, (stride, _) in enumerate(extents):
         others = extents[:position] + extents[position + 1 :]

@@ -1,13 +1,48 @@
-"""Forward-mode derivatives (`torch.func.jvp`, `torch.autograd.forward_ad`).
+"""Derivatives taken by tensors that wrap others: forward mode (`torch.autograd.forward_ad`) and all of `torch.func`,
+nested as deep as one likes; in a compiled graph one level.
 
 torch.library gives an op a backward and no forward derivative: a tangent that enters it is dropped without a word. The
-public functions look for tangents and take plain torch then, which is differentiable in every mode.
+public functions look for such tensors and take plain torch then, which is differentiable in every mode.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 
 
 def has_tangent(*tensors: Tensor) -> bool:
-    """Whether one of the tensors is being differentiated in forward mode."""
+    """Whether one of the tensors is being differentiated in forward mode, or by `torch.func`, at any level."""
+    # `unpack_dual` sees the innermost level alone; what an outer one differentiates is wrapped (torch.compile can't ask).
+    if not torch.compiler.is_compiling() and any(is_functorch_wrapped_tensor(tensor) for tensor in tensors):
+        return True
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def in_transform() -> bool:
+    """Whether a transform of `torch.func` (jvp, grad, vmap) is at work, in which no op runs for itself."""
+    return peek_interpreter_stack() is not None
+
+
+class PassOn(torch.autograd.Function):
+    """(features, quantized) -> quantized with the derivatives of features, in every mode."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(features: Tensor, quantized: Tensor) -> Tensor:
+        return quantized.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Nothing to save."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Tensor | None) -> Tensor:
+        return tangent.clone()

@@ -3,7 +3,7 @@
 Kernels for GPUs are compiled by what is installed and run on what is there, neither of which was at hand where they
 were written. So each op is tried once per process, backend and device before it serves: some milliseconds (with Triton
 after the compiler's seconds) and one wait for the device. Under torch.compile that is when the graph is traced. While a
-CUDA graph is captured and where tensors are fake it is put off to the next call.
+CUDA graph is captured, where tensors are fake and within a transform of torch.func it is put off to the next call.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from soho_fast.ops.forward_mode import in_transform
 
 N, K, C, B, L = 70, 150, 256, 5, 14  # N = B * L features, K codes, C channels, B images of L tokens
 
@@ -27,8 +29,8 @@ def require(name: str, backend: str, device: torch.device, reference: Callable) 
     if key not in _verdicts:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return
-        if type(torch.empty(0, device=device)) is not Tensor:
-            return  # somebody traces, nothing runs
+        if type(torch.empty(0, device=device)) is not Tensor or in_transform():
+            return  # somebody traces, or a transform would take the trial for its own
         with torch.inference_mode(False), torch.no_grad():
             _verdicts[key] = _difference(name, backend, device, reference)
     if _verdicts[key]:
@@ -82,7 +84,7 @@ def _arguments(name: str) -> list:
 
     # Codes in pairs, from 2^-3 to 2^-8 of a channel apart: some that low precision may just tell apart, some that it
     # must not.
-    half, apart = normal(K // 2, C), 2.0 ** -(3 + torch.arange(K // 2, device="cpu") % 6)
+    half, apart = normal(K // 2, C), (2.0 ** -(3 + torch.arange(K // 2, device="cpu") % 6)).float()
     codebook = torch.cat([half, half + normal(K // 2, C) * apart[:, None]])
     index = whole(-1, K, N)
     features = codebook[index] + normal(N, C) * 2.0**-8

@@ -331,6 +331,19 @@ def test_autocast_changes_nothing(backend, exact_lookup):
         _check(features, codebook, backend, exact_lookup)
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_type_changes_nothing(default, backend):
+    features, codebook = _random(80, 90, 33)
+    expected = codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    torch.set_default_dtype(default)
+    try:
+        got = codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(got, expected, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+
+
 MEMORY_SCRIPT = """
 import resource, torch
 from soho_fast.ops import codebook_lookup

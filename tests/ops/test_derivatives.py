@@ -144,6 +144,57 @@ def test_straight_through_in_forward_mode(backend):
     assert torch.equal(value, codes) and not moved.any(), "a codebook gets no derivative"
 
 
+def _nested(of, x, along, weight):
+    """The derivative of x along `along` of a derivative of another variable."""
+    inner = lambda x: torch.func.jvp(lambda w: (w * of(x)).square(), (weight,), (torch.ones_like(weight),))[1]  # noqa: E731
+    return torch.func.jvp(inner, (x,), (along,))[1]
+
+
+def test_forward_mode_within_forward_mode(backend):
+    """The outer derivative is of a variable that the inner one does not know."""
+    features, codebook = _problem(())
+    index, (along, along_codes) = torch.tensor([1, 4, 4, 0, 2]), _tangents(())
+    distance, formula = _distance(backend), _formula(index)
+    weight = _whole(5, seed=7)
+    for variable, moved, of, expected in (
+        (features, along, lambda x: distance(x, codebook), lambda x: formula(x, codebook)),
+        (codebook, along_codes, lambda d: distance(features, d), lambda d: formula(features, d)),
+    ):
+        wanted = _nested(expected, variable, moved, weight)
+        assert wanted.any() and torch.equal(_nested(of, variable, moved, weight), wanted)
+    image, label, token, target = _whole(2, 5, 3, seed=8), torch.tensor([[0, 1, 0, 1, 1]] * 2), _whole(3, seed=9), TWO
+    hit = (label == target[:, None])[..., None]
+    wanted = _nested(lambda x: torch.where(hit, token, x), image, image, torch.ones(()))
+    got = _nested(lambda x: group_mask(x, label, token, target, backend=backend)[0], image, image, torch.ones(()))
+    assert wanted.any() and torch.equal(got, wanted)
+
+
+TWO = torch.tensor([0, 1])
+
+
+def test_straight_through_in_forward_mode_twice(backend):
+    """d/dt of codes(x)^2 along v is 2 codes v, and its derivative along v is 2 v^2."""
+    features, codebook = _problem(())
+    index, along = torch.tensor([1, 4, 4, 0, 2]), _tangents(())[0]
+    square = lambda x: straight_through(x, codebook, index, backend=backend).square()  # noqa: E731
+    first = lambda x: torch.func.jvp(square, (x,), (along,))[1]  # noqa: E731
+    value, second = torch.func.jvp(first, (features,), (along,))
+    assert torch.equal(value, 2 * codebook[index] * along) and torch.equal(second, 2 * along.square())
+
+
+def test_derivatives_by_torch_func(backend):
+    features, codebook = _problem(())
+    distance, formula = _distance(backend), _formula(torch.tensor([1, 4, 4, 0, 2]))
+    for derivative in (torch.func.grad, torch.func.hessian):
+        got, expected = (
+            derivative(lambda x, of=of: of(x, codebook).square().sum())(features) for of in (distance, formula)
+        )
+        assert expected.any() and torch.equal(got, expected)
+    index = torch.tensor([1, 4, 4, 0, 2])
+    got = torch.func.grad(lambda x: straight_through(x, codebook, index, backend=backend).square().sum())(features)
+    assert torch.equal(got, 2 * codebook[index])
+
+
 def test_straight_through_twice(backend):
     features, codebook = _problem(())
     features.requires_grad_()

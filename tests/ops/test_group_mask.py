@@ -204,3 +204,10 @@ REFUSALS = [
 def test_refusals(case):
     with pytest.raises(case[1], match=case[2]):
         case[0]()
+
+
+def test_a_view_without_elements_is_masked_in_place(backend):
+    """Nothing of it shares memory, whatever its strides say."""
+    features = FEATURES[:1].expand(2, 3, 4)[:, :0]
+    masked, labels = group_mask(features, INDEX[:, :0], TOKEN, TARGET, inplace=True, backend=backend)
+    assert masked.shape == (2, 0, 4) and labels.shape == (2, 0)

@@ -55,6 +55,31 @@ def test_a_change_of_the_codebook_does_not_reach_the_snapshot(backend):
     assert torch.equal(ops.codebook_lookup(features, prepared, backend=backend), before)
 
 
+def test_another_codebook_cannot_be_put_in_its_place(backend):
+    prepared = ops.prepare_codebook(_random(40, 8), backend=backend)
+    with pytest.raises(AttributeError, match="codebook"):
+        prepared.codebook = _random(40, 8, seed=1)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_is_saved_loaded_and_copied(strict):
+    class Tokenizer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prepared = ops.prepare_codebook(_random(40, 8, seed=1))
+
+        def forward(self, features):
+            return ops.codebook_lookup(features, self.prepared)
+
+    features, file = _random(50, 8), io.BytesIO()
+    program = torch.export.export(Tokenizer(), (features,), strict=strict)
+    torch.export.save(program, file)
+    file.seek(0)
+    expected = Tokenizer()(features)
+    assert torch.equal(torch.export.load(file).module()(features), expected)
+    assert torch.equal(copy.deepcopy(program).module()(features), expected)
+
+
 @pytest.mark.parametrize("inference", [False, True])
 def test_a_written_snapshot_is_refused(inference, backend):
     with torch.inference_mode(inference):

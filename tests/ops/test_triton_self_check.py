@@ -123,6 +123,21 @@ def test_the_trial_happens_when_a_graph_is_traced(wrong_kernel):
         compiled(features)
 
 
+def test_the_trial_is_in_float32_whatever_the_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        arguments = self_check._arguments("codebook_lookup")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [value.dtype for value in arguments[:2]] == [torch.float32] * 2
+
+
+def test_a_transform_leaves_the_trial_to_the_first_plain_call():
+    device = torch.device("cpu")
+    torch.func.vmap(lambda x: self_check.require("straight_through", "none", device, None) or x)(torch.ones(2))
+    assert ("straight_through", "none", device) not in self_check._verdicts
+
+
 def test_fake_tensors_leave_the_trial_to_the_first_real_call():
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -7,13 +7,12 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup import reference
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook
-from soho_fast.ops.forward_mode import has_tangent
+from soho_fast.ops.forward_mode import PassOn, has_tangent
 
 
 def _check_pair(features: Tensor, codebook: Tensor) -> None:
@@ -131,9 +130,9 @@ def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backe
     checks.check_index("index", index, features.shape[:-1], "(..., N)")
     checks.check_same_device(features=features, index=index)
     op = op_for("straight_through", backend, features.device)
-    primal, tangent = forward_ad.unpack_dual(features)
-    quantized = op(primal, codebook.detach(), index)
-    return quantized if tangent is None else forward_ad.make_dual(quantized, tangent)
+    if has_tangent(features):
+        return PassOn.apply(features, op(features.detach(), codebook.detach(), index))
+    return op(features, codebook.detach(), index)
 
 
 def _lookup_fake(

@@ -19,7 +19,8 @@ class PreparedCodebook:
 
     Attributes:
         codebook: the snapshot, float32 (..., K, C), not to be written to: a lookup refuses it after that, in a compiled
-            graph as well. (A CUDA graph that one captured by hand replays kernels alone and notices nothing.)
+            graph as well. Not noticed are writes past torch's version counter (`.data`, numpy), within the very graph
+            that looks up, and in an exported program or a CUDA graph captured by hand, which keep what they hold.
         shape: of the codebook.
     """
 
@@ -28,8 +29,8 @@ class PreparedCodebook:
 
     def _prepare(self, codebook: Tensor, backend: str | None) -> None:
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions
-            self.codebook = codebook.detach().float().clone(memory_format=torch.contiguous_format)
-        self._version = self.codebook._version
+            self._codebook = codebook.detach().float().clone(memory_format=torch.contiguous_format)
+        self._version = self._codebook._version
         self._asked = backend
         self._backend = backend_for("pack_codebook", backend, codebook.device.type)
         self._packed = op_for("pack_codebook", self._backend, codebook.device)(self.codebook)
@@ -44,6 +45,10 @@ class PreparedCodebook:
         self._prepare(state["codebook"], state["backend"])
 
     @property
+    def codebook(self) -> Tensor:
+        return self._codebook
+
+    @property
     def shape(self) -> torch.Size:
         return self.codebook.shape
 
@@ -56,7 +61,8 @@ class PreparedCodebook:
     def checked(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The results of a lookup in this codebook. In a graph that is being compiled they depend on a check that runs
         with it: what `packed_for` sees is seen once, when the graph is made."""
-        if not torch.compiler.is_compiling():
+        # An exported program that was saved and loaded holds another tensor, whose versions are not ours to compare.
+        if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return results
         zero = torch.ops.soho_fast.snapshot_check.default(self.codebook, self._version)
         return tuple(result + zero for result in results)

@@ -99,7 +99,8 @@ def codebook_lookup(
     features_GNC = features.reshape(num_codebooks, num_rows, features.shape[-1])
     codebook_GKC = codebook.reshape(num_codebooks, *codebook.shape[-2:])
     index_GN = torch.zeros(features_GNC.shape[:2], dtype=torch.int64, device=features.device)
-    distance_GN = torch.zeros(features_GNC.shape[:2] if return_distance else (0, 0), device=features.device)
+    shape_GN = features_GNC.shape[:2] if return_distance else (0, 0)
+    distance_GN = torch.zeros(shape_GN, dtype=torch.float32, device=features.device)
     chunk = max(1, _MAX_SCORES // codebook.shape[-2])
     for group in range(features_GNC.shape[0]):
         codebook_KC = codebook_GKC[group]
