@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 def has_tangent(*tensors: Tensor) -> bool:
     """Whether one of the tensors is being differentiated in forward mode, or by `torch.func`, at any level."""
-    # `unpack_dual` sees the innermost level alone; what an outer one differentiates is wrapped (torch.compile can't ask).
+    # `unpack_dual` sees the innermost level alone; what an outer one differentiates is wrapped; a graph can't ask.
     if not torch.compiler.is_compiling() and any(is_functorch_wrapped_tensor(tensor) for tensor in tensors):
         return True
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)

@@ -60,12 +60,12 @@ def test_the_end_of_the_output_and_the_json_hold_ratios_and_bars(finished):
 
 
 def test_the_result_renders(finished, tmp_path):
-    result, readme = tmp_path / "result.json", tmp_path / "README.md"
+    result, page = tmp_path / "result.json", tmp_path / "results.md"
     result.write_text(json.dumps(finished[1]))
-    readme.write_text(f"{render.BEGIN}\n{render.END}\n")
-    paths = {"readme": readme, "figure": tmp_path / "figure.png", "store": tmp_path / "stored.json"}
+    page.write_text(f"{render.BEGIN}\n{render.END}\n")
+    paths = {"page": page, "figure": tmp_path / "figure.png", "store": tmp_path / "stored.json"}
     render.main([str(result), *(f"--{name}={path}" for name, path in paths.items())])
-    text = readme.read_text()
+    text = page.read_text()
     assert "| codebook_lookup 300x70x24 float32 |" in text and "scikit-learn" in text
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
