@@ -113,7 +113,9 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path):
         ),
     ],
 )
-def test_mistakes_on_the_command_line_are_one_line(capsys, tmp_path, arguments, words):
+def test_mistakes_on_the_command_line_are_one_line(capsys, tmp_path, monkeypatch, arguments, words):
+    # A process group of this process would stay for the tests that follow.
+    monkeypatch.setattr(evaluate, "start_processes", lambda threads: Processes())
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("task: vqa\n")
     assert evaluate.main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
@@ -131,6 +133,9 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
 
         def load_model(self, folder):
             return torch.nn.Linear(1, 1)
+
+        def speed_up(self, model, device):
+            assert device.type == "cpu"
 
         def evaluate_split(self, *_, **__):
             return SimpleNamespace(write=full, measures={})
