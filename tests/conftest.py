@@ -7,6 +7,9 @@ from pathlib import Path
 # Before torch loads OpenMP; see soho_fast/train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+# What a test starts is no worker of these tests: pytest-benchmark would measure nothing there.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
+
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))

@@ -57,8 +57,9 @@ PRIVATE = [
     Private("_workers", "those that linger are killed", LOADER, ("self._workers.append(",)),
     Private("triton_ops_to_kernels", "a changed kernel drops a cached graph", "torch._library.triton"),
     Private("FunctionalTensorMode", "torch.compile sees kernels", "torch._subclasses.functional_tensor"),
+    Private("_functorch", "no tangent is lost in an op", "torch:_C"),
     *(
-        Private(name, "no tangent is lost in an op", "torch._C:_functorch")
+        Private(name, "asked of it", "torch._C:_functorch")
         for name in ("is_functorch_wrapped_tensor", "peek_interpreter_stack")
     ),
     Private("_init_weights", "overridden: starting values", HF),

@@ -144,7 +144,7 @@ def test_bad_settings_name_the_field(data, tmp_path):
         sources=[CaptionSource(source.annotations, source.images, "coco_captions", ["train"])],
     )
     refuse(
-        r"data\.sources\[0\]\.heldout_share: only of json_lines",
+        r"data\.sources\[0\]\.heldout_share: only of a json_lines file",
         sources=[CaptionSource(source.annotations, source.images, splits=["train"], heldout_share=0.2)],
     )
     refuse(
