@@ -27,13 +27,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from soho_fast.extras import from_extra
 
+# Nothing heavy; see train.py.
 with from_extra("train"):
-    from transformers.utils import logging as transformers_logging
-
-    from soho_fast.data.images import BrokenImageError
-    from soho_fast.engine.errors import DISK_ERRORS, UserError, fail
-    from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
-    from soho_fast.engine.report import print_table, write_metrics
+    from soho_fast.engine.errors import DISK_ERRORS, UserError, environment_rank, fail
     from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots
 
 # A run's folders of exported models, by what they are called on the command line.
@@ -46,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     rank, _ = environment_rank()
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
-    except (UserError, BrokenImageError) as error:
+    except UserError as error:
         return fail(str(error), rank)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
@@ -105,6 +101,11 @@ def _run(arguments: list[str]) -> int:
     recipe, name = read_recipe(["--recipe", named, *rest])
     recipe = with_data_roots(recipe)
     model_folder, called = _checkpoint(options.run, options.checkpoint)
+    with from_extra("train"):
+        from transformers.utils import logging as transformers_logging
+
+        from soho_fast.engine.launch import leave_processes, start_processes
+        from soho_fast.engine.report import print_table, write_metrics
     processes = start_processes(recipe.engine.threads)
     transformers_logging.disable_progress_bar()
     say = print if processes.is_main else _silent
@@ -127,7 +128,7 @@ def _run(arguments: list[str]) -> int:
             identity=_weights(model_folder),
             progress=_Lines(say),
         )
-    except (UserError, BrokenImageError):
+    except UserError:
         raise
     except (ValueError, OSError) as error:
         if getattr(error, "errno", None) in DISK_ERRORS:

@@ -1,4 +1,4 @@
-"""Recipes: YAML over the typed settings that live beside each task and in the engine, overridden on the command line.
+"""Recipes: YAML over the typed settings of the engine and of the tasks, overridden on the command line.
 
 --recipe NAME_OR_PATH   a recipe of this package (recipes/NAME.yaml), or a YAML file
 --optim.lr 1e-3         any field
@@ -26,10 +26,8 @@ with from_extra("train"):
     from jsonargparse import ArgumentParser
 
     from soho_fast.engine.errors import UserError
-    from soho_fast.engine.processes import Processes
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.tasks import TASKS
-    from soho_fast.tasks.base import BaseTask
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 BARE_FLAGS = ("--overwrite",)
@@ -66,9 +64,9 @@ class Recipe(TrainSettings):
     data_roots: dict[str, str] = field(default_factory=dict)
     corpus: DemoCorpus = field(default_factory=DemoCorpus)
 
-    def make_task(self, say: Callable[[str], None]) -> BaseTask:
-        """The task that the recipe names; reads nothing yet."""
-        return TASKS[self.task](self.data, self.seed, self.model, say=say)
+    def make_task(self, say: Callable[[str], None]) -> Any:
+        """The recipe's `BaseTask`, imported here; reads nothing yet."""
+        return TASKS[self.task].load()(self.data, self.seed, self.model, say=say)
 
 
 @cache
@@ -87,7 +85,7 @@ def recipe_type(name: str) -> type[Recipe]:
         data: Training and held-out data.
         model: Model and its starting weights.
     """
-    recipe = dataclasses.make_dataclass(f"{task.__name__}Recipe", fields, bases=(Recipe,), namespace={"__doc__": doc})
+    recipe = dataclasses.make_dataclass(f"{name}_recipe", fields, bases=(Recipe,), namespace={"__doc__": doc})
     recipe.__module__ = __name__
     return recipe
 
@@ -208,7 +206,7 @@ def write_recipe(recipe: Any, path: Path) -> None:
     path.write_text(yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False))
 
 
-def build_demo_corpus(settings: DemoCorpus, processes: Processes) -> None:
+def build_demo_corpus(settings: DemoCorpus, processes: Any) -> None:
     """The first rank builds; then one rank of each further machine, which keeps what it finds on a shared disk."""
     if not settings.folder:
         return

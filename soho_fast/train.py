@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     # Run as a script, python puts this file's own folder first, where `data`, `engine`, ... would hide other packages.
@@ -24,15 +25,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from soho_fast.extras import from_extra
 
+# Nothing heavy stands here: the command line is read before torch and DeepSpeed are loaded, which takes seconds.
 with from_extra("train"):
-    from transformers.utils import logging as transformers_logging
-
-    from soho_fast.data.images import BrokenImageError
-    from soho_fast.engine.errors import DISK_ERRORS, UserError, fail
-    from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
-    from soho_fast.engine.report import draw_curves, print_table, write_metrics
-    from soho_fast.engine.task import Task
-    from soho_fast.engine.trainer import Trainer
+    from soho_fast.engine.errors import DISK_ERRORS, UserError, environment_rank, fail
     from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots, write_recipe
 
 
@@ -59,6 +54,12 @@ def _run(arguments: list[str]) -> int:
     recipe, name = read_recipe(arguments)
     recipe = with_data_roots(recipe)
     recipe.output = recipe.output or f"runs/{name}"
+    with from_extra("train"):
+        from transformers.utils import logging as transformers_logging
+
+        from soho_fast.data.images import BrokenImageError
+        from soho_fast.engine.launch import leave_processes, start_processes
+        from soho_fast.engine.trainer import Trainer
     processes = start_processes(recipe.engine.threads)
     transformers_logging.disable_progress_bar()
     say = print if processes.is_main else _silent
@@ -98,7 +99,9 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _report(task: Task, trainer: Trainer, measures: dict[str, float], folder: Path) -> None:
+def _report(task: Any, trainer: Any, measures: dict[str, float], folder: Path) -> None:
+    from soho_fast.engine.report import draw_curves, print_table, write_metrics
+
     progress = trainer.progress
     write_metrics(
         folder / "metrics.json",

@@ -1,11 +1,17 @@
 """The error that is the user's to mend: shown as one line, without a stack trace."""
 
 import errno
+import os
 import sys
 import time
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Numbers of the OSErrors that a full or read-only disk gives, wherever something is written."""
+
+
+def environment_rank() -> tuple[int, int]:
+    """(rank, local rank) as the launcher's environment tells; (0, 0) without a launcher."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
 
 
 class UserError(ValueError):

@@ -14,14 +14,9 @@ from deepspeed.accelerator import get_accelerator  # noqa: E402
 
 logging.disable(logging.NOTSET)
 
-from soho_fast.engine.errors import UserError  # noqa: E402
+from soho_fast.engine.errors import UserError, environment_rank  # noqa: E402
 from soho_fast.engine.processes import Processes  # noqa: E402
 from soho_fast.engine.settings import EngineSettings  # noqa: E402
-
-
-def environment_rank() -> tuple[int, int]:
-    """(rank, local rank) as the launcher's environment tells; (0, 0) without a launcher."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
 
 
 def start_processes(threads: int = 0) -> Processes:

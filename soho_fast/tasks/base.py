@@ -1,4 +1,4 @@
-"""What tasks share: settings, the processor, starting weights, splits, answers and their measures.
+"""What tasks share: the processor, starting weights, splits, answers and their measures.
 
 `BaseTask` is what the engine's `Task` asks and every task answers alike. `FineTuningTask` adds splits and a model that
 starts from a pre-trained one; `AnsweringTask` adds answers from a list, one for each text: see `question_answering.py`,
@@ -12,14 +12,12 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveInt, restricted_number_type
 from torch import nn
 
 from soho_fast.data.batches.downstream import DownstreamDataset, Examples
@@ -35,32 +33,8 @@ from soho_fast.evaluation.sharing import Kept, Progress
 from soho_fast.model import SohoConfig
 from soho_fast.model.cpu import speed_up_on_cpu
 from soho_fast.model.downstream import SohoDownstreamModel
-
-# [CLS], a token, [SEP].
-TextLength = restricted_number_type("TextLength", int, (">=", 3))
-# By the name that the engine gives it: jsonargparse knows a restriction by one name.
-ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
-
-
-@dataclass
-class InputData:
-    """How images and texts are read.
-
-    Args:
-        tokenizer: Directory of a BERT tokenizer, or its name on the hub.
-        shorter_edge: Images are resized so that the shorter edge has so many pixels (paper: 600).
-        longer_edge: The longer edge has at most so many pixels (paper: 1000).
-        pad_to_multiple: Height and width of a batch are padded to a multiple of this.
-        max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
-        image_batch: Images (in NLVR2 pairs) encoded at a time when measuring.
-    """
-
-    tokenizer: str | None = None
-    shorter_edge: PositiveInt = 600
-    longer_edge: PositiveInt = 1000
-    pad_to_multiple: PositiveInt = 32
-    max_text_length: TextLength = 32
-    image_batch: PositiveInt = 32
+from soho_fast.tasks import TASKS
+from soho_fast.tasks.settings import DownstreamModel
 
 
 class BaseTask(ABC):
@@ -75,19 +49,14 @@ class BaseTask(ABC):
 
     name: ClassVar[str]
     """The task's name in recipes."""
-    purpose: ClassVar[str]
-    """What it trains, in a line."""
-    data_type: ClassVar[type]
-    """The dataclass of its settings `data`."""
-    model_type: ClassVar[type]
-    """The dataclass of its settings `model`."""
     selection: ClassVar[str | None]
     """The measure that tells which model is best, larger is better; None keeps only the last."""
     logged: ClassVar[tuple[str, ...]] = ()
     """Names of the output's scalars to log beside the loss."""
 
     def __init__(self, data: Any, seed: int = 0, model: Any = None, *, say: Callable[[str], None] = print) -> None:
-        self.data, self.seed, self.model, self._say = data, seed, model or self.model_type(), say
+        self.data, self.seed, self._say = data, seed, say
+        self.model = model or TASKS[self.name].model_type()
 
     def load_processor(self, tokenizer: Any) -> SohoProcessor:
         """The image processor of the settings, with a tokenizer."""
@@ -138,54 +107,10 @@ class BaseTask(ABC):
         return [f"tensorboard --logdir {folder}"]
 
 
-@dataclass
-class FineTuningData(InputData):
-    """Splits, and how images and texts are read.
-
-    Args:
-        train: Names of the splits to train on.
-        validate: Name of the split to measure on while training, and by which the best model is chosen.
-        tokenizer: Directory of a BERT tokenizer, or its name on the hub; null takes that of the pre-trained model.
-        missing_images: error refuses a split with missing image files; skip leaves their examples out and counts them.
-        quick_images: Images (in NLVR2 pairs) measured in a quick evaluation.
-    """
-
-    train: list[str] = field(default_factory=lambda: ["train"])
-    validate: str = "val"
-    missing_images: Literal["error", "skip"] = "error"
-    quick_images: PositiveInt = 128
-
-
-@dataclass
-class DownstreamModel:
-    """The model and its starting weights.
-
-    Args:
-        pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub; null starts from scratch,
-            that is from `preset`, `text_encoder` and `backbone`.
-        use_dictionary_output: Feed the dictionary's output to the Transformer; false feeds its input features, which
-            the paper found better in fine-tuning.
-        config: Fields of SohoConfig to replace, by name, in the preset or in the pre-trained model's own.
-        preset: Values to start from without a pre-trained model; see SohoConfig.
-        text_encoder: Without a pre-trained model: a directory with a BERT, or its name on the hub, for the word
-            embeddings and the Transformer; null starts from random values.
-        backbone: Without a pre-trained model: imagenet, or a file of the backbone's weights; null starts from random
-            values.
-    """
-
-    pretrained: str | None = None
-    use_dictionary_output: bool = False
-    config: dict[str, Any] = field(default_factory=dict)
-    preset: str = "paper"
-    text_encoder: str | None = None
-    backbone: str | None = None
-
-
 class FineTuningTask(BaseTask):
     """Splits, and a model that starts from a pre-trained one or from scratch."""
 
     model_class: ClassVar[type[SohoDownstreamModel]]
-    model_type = DownstreamModel
 
     def __init__(
         self, data: Any, seed: int = 0, model: DownstreamModel | None = None, *, say: Callable[[str], None] = print
@@ -381,22 +306,6 @@ class FineTuningTask(BaseTask):
             *(f"python -m soho_fast.evaluate --run {folder} --split {split}" for split in others),
             *super().next_commands(folder),
         ]
-
-
-@dataclass
-class AnsweringData(FineTuningData):
-    """Splits, and how examples are made.
-
-    Args:
-        texts_per_image: A training sample is an image (in NLVR2 a pair) with at most so many of its texts, for which
-            it is encoded once; 1 makes each text a sample, as in the paper.
-        blank_images: Show no image, in training and in measuring: the baseline that has only the text.
-        text_batch: Texts read at a time when measuring.
-    """
-
-    texts_per_image: PositiveInt = 1
-    blank_images: bool = False
-    text_batch: PositiveInt = 256
 
 
 class AnsweringTask(FineTuningTask):

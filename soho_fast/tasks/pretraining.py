@@ -1,17 +1,16 @@
-"""Pre-training (paper section 3.3): its settings, what it trains on, the model, and how it is measured."""
+"""Pre-training (paper section 3.3): what it trains on, the model, and how it is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt, restricted_number_type
 from torch import nn
 
-from soho_fast.data.batches.pretraining import PretrainingDataset, TextMasking
+from soho_fast.data.batches.pretraining import PretrainingDataset
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.coco_captions import read_coco_captions
 from soho_fast.data.json_lines import read_json_lines
@@ -24,93 +23,8 @@ from soho_fast.engine.processes import Processes
 from soho_fast.engine.task import Table
 from soho_fast.evaluation.pretraining import Progress, evaluate_pretraining, format_table
 from soho_fast.model import SohoConfig, SohoForPreTraining
-from soho_fast.tasks.base import BaseTask, InputData, ShareBelowOne
-
-# A lone image could not be shuffled.
-AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
-
-
-@dataclass
-class CaptionSource:
-    """One set of images with captions on disk.
-
-    Args:
-        annotations: Annotation file: dataset_coco.json or dataset_flickr30k.json (karpathy), captions_*.json
-            (coco_captions), region_descriptions.json (visual_genome), JSON lines of one's own (json_lines).
-        images: Folders or .zip files with the images; json_lines also looks beside the annotation file.
-        format: Format of the annotation file: as published, or json_lines (docs/own_data.md).
-        splits: Splits to use, karpathy (train, restval, val, test) and json_lines only.
-        heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
-        image_data: Visual Genome's image_data.json, visual_genome only.
-        exclude_coco_ids_from: A Karpathy COCO file whose val and test images are left out, for coco_captions and
-            visual_genome (half of Visual Genome is COCO).
-        max_captions: Keep only the first so many captions of an image; null keeps all.
-        missing_images: error refuses a set with missing image files; skip leaves those images out and counts them.
-        name: Name of the set in messages; null takes it from the file.
-    """
-
-    annotations: str
-    images: list[str] = field(default_factory=list)
-    format: Literal["karpathy", "coco_captions", "visual_genome", "json_lines"] = "karpathy"
-    splits: list[str] = field(default_factory=list)
-    heldout_share: ShareBelowOne = 0.0
-    image_data: str | None = None
-    exclude_coco_ids_from: str | None = None
-    max_captions: PositiveInt | None = None
-    missing_images: Literal["error", "skip"] = "error"
-    name: str | None = None
-
-
-@dataclass
-class PretrainingData(InputData):
-    """What to train on, what to measure on, and how examples are made.
-
-    Args:
-        sources: Sets to train on.
-        heldout: Sets to measure on; never trained on.
-        pad_text: Pad every text to max_text_length (fixed shapes) instead of to the longest of the batch.
-        num_positive: Captions of the image per image (paper: 2).
-        num_negative: Captions of other images per image (paper: 2).
-        masking: How words are masked.
-        heldout_images: Held-out images measured at the end; 0 takes all.
-        heldout_candidates: Images (each with one caption) in zero-shot retrieval; 0 leaves retrieval out.
-        quick_images: Held-out images measured in mid-training, without retrieval.
-        pair_batch: Image-text pairs scored at a time in retrieval.
-    """
-
-    sources: list[CaptionSource] = field(default_factory=list)
-    heldout: list[CaptionSource] = field(default_factory=list)
-    tokenizer: str = "bert-base-uncased"
-    pad_text: bool = False
-    num_positive: PositiveInt = 2
-    num_negative: NonNegativeInt = 2
-    masking: TextMasking = field(default_factory=TextMasking)
-    heldout_images: NonNegativeInt = 500
-    heldout_candidates: NonNegativeInt = 200
-    quick_images: AtLeastTwo = 128
-    pair_batch: PositiveInt = 256
-
-
-@dataclass
-class PretrainingModel:
-    """The model and its starting weights.
-
-    Args:
-        preset: Values to start from; see SohoConfig.
-        config: Fields of SohoConfig to replace, by name.
-        text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer;
-            null starts from random values.
-        backbone: imagenet, or a file of the backbone's weights; null starts from random values.
-        caption_word_epochs: The first so many epochs train the visual encoder alone, to tell which words the captions
-            hold (ours, for small corpora; needs config.caption_word_weight).
-    """
-
-    preset: str = "paper"
-    config: dict[str, Any] = field(default_factory=dict)
-    text_encoder: str | None = None
-    backbone: str | None = None
-    caption_word_epochs: NonNegativeFloat = 0.0
-
+from soho_fast.tasks.base import BaseTask
+from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
 
 # What a checkpoint must share with the run that loads it: every field that changes which tensors there are.
 _SIZES = (
@@ -199,9 +113,6 @@ class PretrainingTask(BaseTask):
     """Masked language modelling, masked visual modelling and image-text matching on images with captions."""
 
     name = "pretraining"
-    purpose = "Pre-train SOHO"
-    data_type = PretrainingData
-    model_type = PretrainingModel
     logged = ("mlm_loss", "mvm_loss", "itm_loss", "caption_word_loss", "perplexity", "live_codes")
     selection = None
 
@@ -263,7 +174,7 @@ class PretrainingTask(BaseTask):
             num_positive=self.data.num_positive,
             num_negative=self.data.num_negative,
             max_text_length=self.data.max_text_length,
-            masking=self.data.masking,
+            masking=asdict(self.data.masking),
         )
         # The data set has packed them; millions of caption strings need not live on.
         self._training = []

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveInt
 
 from soho_fast.data.easy_vqa import read_easy_vqa
 from soho_fast.data.json_lines import read_json_lines_questions
@@ -22,7 +19,8 @@ from soho_fast.data.records import ImageRef, ReadReport
 from soho_fast.data.vqa import VqaRecord, read_vqa
 from soho_fast.evaluation.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
 from soho_fast.model import SohoForQuestionAnswering
-from soho_fast.tasks.base import AnsweringData, AnsweringTask, ShareBelowOne
+from soho_fast.tasks.base import AnsweringTask
+from soho_fast.tasks.settings import VqaSplit
 
 # Soft score of an answer that n of the ten people gave: min(1, 0.3 n), the targets of the usual practice (Teney et al.
 # 2018, section 3.2, "soft scores"); close to the mean of the official score over leaving out each person.
@@ -32,50 +30,10 @@ _ROWS_AT_A_TIME = 4096
 _SMALLEST_PRIOR = 1e-4
 
 
-@dataclass
-class VqaSplit:
-    """One split on disk.
-
-    Args:
-        questions: v2_OpenEnded_mscoco_<split>_questions.json (vqa), questions.json (easy_vqa), JSON lines of one's own
-            (json_lines).
-        images: Folders or .zip files with the images; json_lines also looks beside the questions.
-        annotations: v2_mscoco_<split>_annotations.json, vqa only; null for a split whose answers are not published.
-        format: Format: that of VQA v2, of the package easy-vqa, or json_lines (docs/own_data.md).
-        splits: Splits of a json_lines file; empty takes all lines.
-        heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
-    """
-
-    questions: str
-    images: list[str] = field(default_factory=list)
-    annotations: str | None = None
-    format: Literal["vqa", "easy_vqa", "json_lines"] = "vqa"
-    splits: list[str] = field(default_factory=list)
-    heldout_share: ShareBelowOne = 0.0
-
-
-@dataclass
-class QuestionAnsweringData(AnsweringData):
-    """Splits, and how examples are made.
-
-    Args:
-        splits: Splits by name.
-        answers_from: Splits from whose answers the list of answers is made; empty takes those to train on.
-        min_answer_count: An answer is in the list when it is the most common one of at least so many questions
-            (9 gives the usual 3,129 answers of VQA v2's train and val).
-    """
-
-    splits: dict[str, VqaSplit] = field(default_factory=dict)
-    answers_from: list[str] = field(default_factory=list)
-    min_answer_count: PositiveInt = 9
-
-
 class QuestionAnsweringTask(AnsweringTask):
     """Questions about images; see `AnsweringTask`."""
 
     name = "vqa"
-    purpose = "Fine-tune SOHO to answer questions about images (VQA v2)"
-    data_type = QuestionAnsweringData
     model_class = SohoForQuestionAnswering
     selection = "vqa_score"
     texts = "questions"

@@ -9,12 +9,11 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from soho_fast.data.batches.retrieval import RetrievalDataset
@@ -31,58 +30,12 @@ from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pai
 from soho_fast.evaluation.sharing import Kept, Progress
 from soho_fast.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining
-from soho_fast.tasks.base import FineTuningData, FineTuningTask, ShareBelowOne
+from soho_fast.tasks.base import FineTuningTask
+from soho_fast.tasks.settings import RetrievalSplit
 
 RECALL_KS = (1, 5, 10)
 # The retrieval results of the literature take the first five captions of an image, where it has more.
 CAPTIONS_AN_IMAGE = 5
-
-
-@dataclass
-class RetrievalSplit:
-    """Some of the splits of an annotation file.
-
-    Args:
-        annotations: dataset_coco.json or dataset_flickr30k.json (karpathy), JSON lines of one's own (json_lines).
-        images: Folders or .zip files with the images; json_lines also looks beside the annotation file.
-        splits: Any of the file's; karpathy: train, restval, val, test.
-        format: Format of the annotation file: as published, or json_lines (docs/own_data.md).
-        heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
-    """
-
-    annotations: str
-    images: list[str] = field(default_factory=list)
-    splits: list[str] = field(default_factory=list)
-    format: Literal["karpathy", "json_lines"] = "karpathy"
-    heldout_share: ShareBelowOne = 0.0
-
-
-@dataclass
-class RetrievalData(FineTuningData):
-    """Splits, and how they are scored.
-
-    Args:
-        splits: Splits by name.
-        folds: Also report the mean over so many equal folds of a split's images (COCO: 5 folds of 1,000, "1K"), but
-            not while training; 0 does not.
-        scoring: `all` scores every image with every text; `two_stages` only the pairs that contrastive scores choose
-            (needs a model fine-tuned with model.config.contrastive_weight); `both` does both and compares.
-        max_loss: In two stages, k candidates are taken such that R@1 on images of `validate` is at most so much below
-            scoring all their pairs (0.005: half a point).
-        choice_images: So many images of `validate`, with all their texts, choose k.
-        training_k: While training, `validate` is measured in two stages with this k, if there is a contrastive head.
-        pair_batch: Pairs scored at a time.
-        precision: Type of the Transformer's products in evaluation.
-    """
-
-    splits: dict[str, RetrievalSplit] = field(default_factory=dict)
-    folds: NonNegativeInt = 0
-    scoring: Literal["all", "two_stages", "both"] = "all"
-    max_loss: NonNegativeFloat = 0.005
-    choice_images: NonNegativeInt = 1000
-    training_k: PositiveInt = 16
-    pair_batch: PositiveInt = 256
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
 
 
 @dataclass
@@ -100,8 +53,6 @@ class RetrievalTask(FineTuningTask):
     """Images and captions; see `FineTuningTask`."""
 
     name = "retrieval"
-    purpose = "Fine-tune SOHO to find texts for images and images for texts (COCO, Flickr30K)"
-    data_type = RetrievalData
     model_class = SohoForImageTextRetrieval
     selection = "mean_r1"
     logged = ("itm_loss", "contrastive_loss")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,39 +12,14 @@ from soho_fast.data.records import ImageRef, ReadReport
 from soho_fast.data.snli_ve import ENTAILMENT_LABELS, SnliVeRecord, read_snli_ve
 from soho_fast.evaluation.metrics.classification import snli_ve_accuracy
 from soho_fast.model import SohoForVisualEntailment
-from soho_fast.tasks.base import AnsweringData, AnsweringTask
-
-
-@dataclass
-class SnliVeSplit:
-    """One split of SNLI-VE on disk.
-
-    Args:
-        annotations: snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl.
-        images: Folders or .zip files with Flickr30K's images.
-    """
-
-    annotations: str
-    images: list[str]
-
-
-@dataclass
-class VisualEntailmentData(AnsweringData):
-    """Splits, and how examples are made.
-
-    Args:
-        splits: Splits by name.
-    """
-
-    splits: dict[str, SnliVeSplit] = field(default_factory=dict)
+from soho_fast.tasks.base import AnsweringTask
+from soho_fast.tasks.settings import SnliVeSplit
 
 
 class VisualEntailmentTask(AnsweringTask):
     """Hypotheses about images; see `AnsweringTask`."""
 
     name = "snli_ve"
-    purpose = "Fine-tune SOHO to tell whether an image entails a text (SNLI-VE)"
-    data_type = VisualEntailmentData
     model_class = SohoForVisualEntailment
     selection = "accuracy"
     texts = "hypotheses"

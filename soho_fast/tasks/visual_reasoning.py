@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,41 +11,16 @@ from soho_fast.data.nlvr2 import Nlvr2Record, read_nlvr2
 from soho_fast.data.records import ImageRef, ReadReport
 from soho_fast.evaluation.metrics.classification import nlvr2_accuracy
 from soho_fast.model import SohoForVisualReasoning
-from soho_fast.tasks.base import AnsweringData, AnsweringTask
+from soho_fast.tasks.base import AnsweringTask
+from soho_fast.tasks.settings import Nlvr2Split
 
 _LABELS = ("False", "True")
-
-
-@dataclass
-class Nlvr2Split:
-    """One split of NLVR2 on disk.
-
-    Args:
-        annotations: train.json, dev.json or test1.json (JSON lines).
-        images: Folders or .zip files with the images.
-    """
-
-    annotations: str
-    images: list[str]
-
-
-@dataclass
-class VisualReasoningData(AnsweringData):
-    """Splits, and how examples are made.
-
-    Args:
-        splits: Splits by name.
-    """
-
-    splits: dict[str, Nlvr2Split] = field(default_factory=dict)
 
 
 class VisualReasoningTask(AnsweringTask):
     """Statements about pairs of images; see `AnsweringTask`."""
 
     name = "nlvr2"
-    purpose = "Fine-tune SOHO to judge statements about two images (NLVR2)"
-    data_type = VisualReasoningData
     model_class = SohoForVisualReasoning
     selection = "accuracy"
     texts = "statements"

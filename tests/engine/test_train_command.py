@@ -241,7 +241,7 @@ def test_threads_without_work_give_their_core_away(module):
     """OpenMP itself is asked, since the variable must be there before torch loads it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
     done = subprocess.run(
-        [sys.executable, "-m", f"soho_fast.{module}", "--help"],
+        [sys.executable, "-c", f"import soho_fast.{module}, torch"],
         env={**environment, "OMP_DISPLAY_ENV": "VERBOSE"},
         capture_output=True,
         text=True,

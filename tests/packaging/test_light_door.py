@@ -37,7 +37,7 @@ print(json.dumps({
 }))
 """
 
-MODULES = ("model", "data", "tasks", "recipe", "engine.trainer", "ask", "train", "evaluate")
+MODULES = ("model", "data", "tasks", "recipe", "engine.trainer", "pipeline", "train", "evaluate")
 TOLD = """
 import importlib, json, sys
 told = {}
@@ -138,7 +138,7 @@ def test_what_an_installed_package_lacks_is_its_own_error(torch_alone, tmp_path)
     (tmp_path / "transformers" / "__init__.py").write_text("import not_there\n")
     (tmp_path / "transformers" / "utils.py").touch()
     (tmp_path / "soho_fast").symlink_to(torch_alone / "soho_fast")
-    for arguments in (("-c", "import soho_fast.model"), ("-m", "soho_fast.train")):
+    for arguments in (("-c", "import soho_fast.model"), ("-m", "soho_fast.ask", "rank", "run", "photo.jpg", "a dog")):
         done = run(*arguments, path=tmp_path)
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'not_there'", done.stderr

@@ -23,7 +23,8 @@ ARROWS = {
     "recipe": {"tasks", "data", "engine"},
     "train": {"recipe", "engine", "data"},
     "evaluate": {"recipe", "engine", "data"},
-    "ask": {"model", "data"},
+    "pipeline": {"model", "data"},
+    "ask": {"pipeline"},
 }
 
 

@@ -17,8 +17,7 @@ from soho_fast.engine.processes import Processes
 from soho_fast.evaluation.answering import Answering
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.inputs import SohoInputs
-from soho_fast.tasks.base import DownstreamModel
-from soho_fast.tasks.question_answering import VqaSplit
+from soho_fast.tasks.settings import DownstreamModel, VqaSplit
 
 IMAGES_PER_EXAMPLE = {"vqa": 1, "nlvr2": 2, "snli_ve": 1}
 

@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 from tiny_corpus import COLOURS, write_pictures
 
-from soho_fast.tasks.pretraining import CaptionSource, PretrainingData, PretrainingTask
-from soho_fast.tasks.question_answering import QuestionAnsweringData, QuestionAnsweringTask, VqaSplit
-from soho_fast.tasks.retrieval import RetrievalData, RetrievalSplit, RetrievalTask
+from soho_fast.tasks.pretraining import PretrainingTask
+from soho_fast.tasks.question_answering import QuestionAnsweringTask
+from soho_fast.tasks.retrieval import RetrievalTask
+from soho_fast.tasks.settings import (
+    CaptionSource,
+    PretrainingData,
+    QuestionAnsweringData,
+    RetrievalData,
+    RetrievalSplit,
+    VqaSplit,
+)
 
 SIZES = {"shorter_edge": 32, "longer_edge": 64}
 

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
 
 from soho_fast.data import SohoProcessor
 from soho_fast.model import SohoConfig, SohoForPreTraining
-from soho_fast.tasks.pretraining import CaptionSource, PretrainingData, PretrainingModel, PretrainingTask
+from soho_fast.tasks.pretraining import PretrainingTask
+from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
 
 NAMES = list(COLOURS)
 SMALL = {

@@ -10,8 +10,8 @@ from tiny_corpus import COLOURS, draw, write_karpathy
 from soho_fast.data import BrokenImageError
 from soho_fast.engine.processes import Processes
 from soho_fast.evaluation.metrics import retrieval_recall
-from soho_fast.tasks.base import DownstreamModel
-from soho_fast.tasks.retrieval import RetrievalData, RetrievalSplit, RetrievalTask
+from soho_fast.tasks.retrieval import RetrievalTask
+from soho_fast.tasks.settings import DownstreamModel, RetrievalData, RetrievalSplit
 
 NAMES = list(COLOURS)
 SMALL = {

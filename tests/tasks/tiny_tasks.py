@@ -5,10 +5,18 @@ from pathlib import Path
 
 from tiny_corpus import COLOURS, draw
 
-from soho_fast.tasks.base import DownstreamModel
-from soho_fast.tasks.question_answering import QuestionAnsweringData, QuestionAnsweringTask, VqaSplit
-from soho_fast.tasks.visual_entailment import SnliVeSplit, VisualEntailmentData, VisualEntailmentTask
-from soho_fast.tasks.visual_reasoning import Nlvr2Split, VisualReasoningData, VisualReasoningTask
+from soho_fast.tasks.question_answering import QuestionAnsweringTask
+from soho_fast.tasks.settings import (
+    DownstreamModel,
+    Nlvr2Split,
+    QuestionAnsweringData,
+    SnliVeSplit,
+    VisualEntailmentData,
+    VisualReasoningData,
+    VqaSplit,
+)
+from soho_fast.tasks.visual_entailment import VisualEntailmentTask
+from soho_fast.tasks.visual_reasoning import VisualReasoningTask
 
 NAMES = list(COLOURS)
 SMALL = {

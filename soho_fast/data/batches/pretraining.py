@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from jsonargparse.typing import ClosedUnitInterval
 from torch.utils.data import Dataset
 
 from soho_fast.data.batches.pair_sampling import PairSampler
@@ -14,35 +13,6 @@ from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample, read_images
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_tokens
-
-
-@dataclass(frozen=True)
-class TextMasking:
-    """How words are masked for MLM.
-
-    Args:
-        probability: Share of tokens (of words with `whole_words`) chosen for prediction; BERT and the paper: 0.15.
-        mask_share: Share of the chosen that become [MASK]; BERT: 0.8.
-        random_share: Share of the chosen that become a random token; BERT: 0.1. The rest stays as it is.
-        whole_words: Choose whole words: all pieces of a word are masked together.
-        at_least_one: Choose one at random in a text in which chance chose none.
-    """
-
-    probability: ClosedUnitInterval = 0.15
-    mask_share: ClosedUnitInterval = 0.8
-    random_share: ClosedUnitInterval = 0.1
-    whole_words: bool = False
-    at_least_one: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("probability", "mask_share", "random_share"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"masking.{name}: expected a share between 0 and 1, got {value}")
-        if self.mask_share + self.random_share > 1.0:
-            raise ValueError(
-                f"masking: mask_share + random_share is {self.mask_share + self.random_share}, expected at most 1"
-            )
 
 
 class PretrainingDataset(Dataset[Sample]):
@@ -61,7 +31,7 @@ class PretrainingDataset(Dataset[Sample]):
         num_positive: int = 2,
         num_negative: int = 2,
         max_text_length: int = 32,
-        masking: TextMasking | None = None,
+        masking: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep the records, packed so that worker processes share them.
 
@@ -72,7 +42,7 @@ class PretrainingDataset(Dataset[Sample]):
             num_positive: Texts per image taken from its captions (paper, section 4.1: 2).
             num_negative: Texts per image taken from other images (paper: 2).
             max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
-            masking: How words are masked.
+            masking: How words are masked: keywords of `mask_tokens`, its `probability` and those after it.
         """
         if num_positive < 1 or num_negative < 0:
             raise ValueError(f"expected num_positive >= 1 and num_negative >= 0, got {num_positive} and {num_negative}")
@@ -87,7 +57,7 @@ class PretrainingDataset(Dataset[Sample]):
         self.num_positive = num_positive
         self.num_negative = num_negative
         self.max_text_length = max_text_length
-        self.masking = masking or TextMasking()
+        self.masking = dict(masking or {})
         self._images = [record.image for record in records]
         self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
         self._pairs = PairSampler([record.captions for record in records])
@@ -128,9 +98,5 @@ class PretrainingDataset(Dataset[Sample]):
             mask_token_id=self.processor.tokenizer.mask_token_id,
             vocab_size=len(self.processor.tokenizer),
             special_ids=self._special_ids,
-            probability=self.masking.probability,
-            mask_share=self.masking.mask_share,
-            random_share=self.masking.random_share,
-            whole_words=self.masking.whole_words,
-            at_least_one=self.masking.at_least_one,
+            **self.masking,
         )

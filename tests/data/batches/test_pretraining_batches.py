@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from soho_fast.data import BrokenImageError
-from soho_fast.data.batches.pretraining import PretrainingDataset, TextMasking
+from soho_fast.data.batches.pretraining import PretrainingDataset
 from soho_fast.data.batches.sample import Collator
 from soho_fast.engine.batches import Batches, plan_batches
 from soho_fast.engine.settings import BatchSettings
@@ -75,7 +75,7 @@ def sample_of(dataset, epoch, index):
 
 
 def test_positives_name_the_image_and_negatives_another(records, processor, collate):
-    dataset = PretrainingDataset(records, processor, masking=TextMasking(probability=0.0))
+    dataset = PretrainingDataset(records, processor, masking={"probability": 0.0})
     batch = collate([dataset[index] for index in range(len(dataset))])
     texts = processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
     for text, image, matched in zip(texts, batch["image_index"], batch["itm_labels"], strict=True):
@@ -84,7 +84,7 @@ def test_positives_name_the_image_and_negatives_another(records, processor, coll
 
 
 def test_positives_and_negatives_are_masked_alike_but_only_positives_have_labels(records, processor, collate):
-    dataset = PretrainingDataset(records, processor, seed=1, masking=TextMasking(probability=0.3))
+    dataset = PretrainingDataset(records, processor, seed=1, masking={"probability": 0.3})
     masked, real, labelled = torch.zeros(2), torch.zeros(2), torch.zeros(2)
     special = torch.tensor([processor.tokenizer.cls_token_id, processor.tokenizer.sep_token_id])
     for epoch in range(40):
@@ -187,7 +187,5 @@ def test_refusals(records, processor, options, words):
         PretrainingDataset(records, processor, **options)
     with pytest.raises(ValueError, match="the data set is empty"):
         PretrainingDataset([], processor)
-    with pytest.raises(ValueError, match=r"mask_share \+ random_share is 1\.2"):
-        TextMasking(mask_share=0.9, random_share=0.3)
     with pytest.raises(IndexError, match="sample 12 of a data set of 12"):
         PretrainingDataset(records, processor)[12]

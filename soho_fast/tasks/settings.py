@@ -1,0 +1,346 @@
+"""The tasks' part of a recipe: typed, each field explained once, here, for readers and for `--help`.
+
+Nothing heavy is imported here, so that a mistake on the command line is told at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    restricted_number_type,
+)
+
+# [CLS], a token, [SEP].
+TextLength = restricted_number_type("TextLength", int, (">=", 3))
+# By the name that the engine gives it: jsonargparse knows a restriction by one name.
+ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
+# A lone image could not be shuffled.
+AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
+
+
+@dataclass
+class InputData:
+    """How images and texts are read.
+
+    Args:
+        tokenizer: Directory of a BERT tokenizer, or its name on the hub.
+        shorter_edge: Images are resized so that the shorter edge has so many pixels (paper: 600).
+        longer_edge: The longer edge has at most so many pixels (paper: 1000).
+        pad_to_multiple: Height and width of a batch are padded to a multiple of this.
+        max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
+        image_batch: Images (in NLVR2 pairs) encoded at a time when measuring.
+    """
+
+    tokenizer: str | None = None
+    shorter_edge: PositiveInt = 600
+    longer_edge: PositiveInt = 1000
+    pad_to_multiple: PositiveInt = 32
+    max_text_length: TextLength = 32
+    image_batch: PositiveInt = 32
+
+
+@dataclass
+class FineTuningData(InputData):
+    """Splits, and how images and texts are read.
+
+    Args:
+        train: Names of the splits to train on.
+        validate: Name of the split to measure on while training, and by which the best model is chosen.
+        tokenizer: Directory of a BERT tokenizer, or its name on the hub; null takes that of the pre-trained model.
+        missing_images: error refuses a split with missing image files; skip leaves their examples out and counts them.
+        quick_images: Images (in NLVR2 pairs) measured in a quick evaluation.
+    """
+
+    train: list[str] = field(default_factory=lambda: ["train"])
+    validate: str = "val"
+    missing_images: Literal["error", "skip"] = "error"
+    quick_images: PositiveInt = 128
+
+
+@dataclass
+class DownstreamModel:
+    """The model and its starting weights.
+
+    Args:
+        pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub; null starts from scratch,
+            that is from `preset`, `text_encoder` and `backbone`.
+        use_dictionary_output: Feed the dictionary's output to the Transformer; false feeds its input features, which
+            the paper found better in fine-tuning.
+        config: Fields of SohoConfig to replace, by name, in the preset or in the pre-trained model's own.
+        preset: Values to start from without a pre-trained model; see SohoConfig.
+        text_encoder: Without a pre-trained model: a directory with a BERT, or its name on the hub, for the word
+            embeddings and the Transformer; null starts from random values.
+        backbone: Without a pre-trained model: imagenet, or a file of the backbone's weights; null starts from random
+            values.
+    """
+
+    pretrained: str | None = None
+    use_dictionary_output: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+    preset: str = "paper"
+    text_encoder: str | None = None
+    backbone: str | None = None
+
+
+@dataclass
+class AnsweringData(FineTuningData):
+    """Splits, and how examples are made.
+
+    Args:
+        texts_per_image: A training sample is an image (in NLVR2 a pair) with at most so many of its texts, for which
+            it is encoded once; 1 makes each text a sample, as in the paper.
+        blank_images: Show no image, in training and in measuring: the baseline that has only the text.
+        text_batch: Texts read at a time when measuring.
+    """
+
+    texts_per_image: PositiveInt = 1
+    blank_images: bool = False
+    text_batch: PositiveInt = 256
+
+
+@dataclass(frozen=True)
+class TextMasking:
+    """How words are masked for MLM.
+
+    Args:
+        probability: Share of tokens (of words with `whole_words`) chosen for prediction; BERT and the paper: 0.15.
+        mask_share: Share of the chosen that become [MASK]; BERT: 0.8.
+        random_share: Share of the chosen that become a random token; BERT: 0.1. The rest stays as it is.
+        whole_words: Choose whole words: all pieces of a word are masked together.
+        at_least_one: Choose one at random in a text in which chance chose none.
+    """
+
+    probability: ClosedUnitInterval = 0.15
+    mask_share: ClosedUnitInterval = 0.8
+    random_share: ClosedUnitInterval = 0.1
+    whole_words: bool = False
+    at_least_one: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("probability", "mask_share", "random_share"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"masking.{name}: expected a share between 0 and 1, got {value}")
+        if self.mask_share + self.random_share > 1.0:
+            raise ValueError(
+                f"masking: mask_share + random_share is {self.mask_share + self.random_share}, expected at most 1"
+            )
+
+
+@dataclass
+class CaptionSource:
+    """One set of images with captions on disk.
+
+    Args:
+        annotations: Annotation file: dataset_coco.json or dataset_flickr30k.json (karpathy), captions_*.json
+            (coco_captions), region_descriptions.json (visual_genome), JSON lines of one's own (json_lines).
+        images: Folders or .zip files with the images; json_lines also looks beside the annotation file.
+        format: Format of the annotation file: as published, or json_lines (docs/own_data.md).
+        splits: Splits to use, karpathy (train, restval, val, test) and json_lines only.
+        heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
+        image_data: Visual Genome's image_data.json, visual_genome only.
+        exclude_coco_ids_from: A Karpathy COCO file whose val and test images are left out, for coco_captions and
+            visual_genome (half of Visual Genome is COCO).
+        max_captions: Keep only the first so many captions of an image; null keeps all.
+        missing_images: error refuses a set with missing image files; skip leaves those images out and counts them.
+        name: Name of the set in messages; null takes it from the file.
+    """
+
+    annotations: str
+    images: list[str] = field(default_factory=list)
+    format: Literal["karpathy", "coco_captions", "visual_genome", "json_lines"] = "karpathy"
+    splits: list[str] = field(default_factory=list)
+    heldout_share: ShareBelowOne = 0.0
+    image_data: str | None = None
+    exclude_coco_ids_from: str | None = None
+    max_captions: PositiveInt | None = None
+    missing_images: Literal["error", "skip"] = "error"
+    name: str | None = None
+
+
+@dataclass
+class PretrainingData(InputData):
+    """What to train on, what to measure on, and how examples are made.
+
+    Args:
+        sources: Sets to train on.
+        heldout: Sets to measure on; never trained on.
+        pad_text: Pad every text to max_text_length (fixed shapes) instead of to the longest of the batch.
+        num_positive: Captions of the image per image (paper: 2).
+        num_negative: Captions of other images per image (paper: 2).
+        masking: How words are masked.
+        heldout_images: Held-out images measured at the end; 0 takes all.
+        heldout_candidates: Images (each with one caption) in zero-shot retrieval; 0 leaves retrieval out.
+        quick_images: Held-out images measured in mid-training, without retrieval.
+        pair_batch: Image-text pairs scored at a time in retrieval.
+    """
+
+    sources: list[CaptionSource] = field(default_factory=list)
+    heldout: list[CaptionSource] = field(default_factory=list)
+    tokenizer: str = "bert-base-uncased"
+    pad_text: bool = False
+    num_positive: PositiveInt = 2
+    num_negative: NonNegativeInt = 2
+    masking: TextMasking = field(default_factory=TextMasking)
+    heldout_images: NonNegativeInt = 500
+    heldout_candidates: NonNegativeInt = 200
+    quick_images: AtLeastTwo = 128
+    pair_batch: PositiveInt = 256
+
+
+@dataclass
+class PretrainingModel:
+    """The model and its starting weights.
+
+    Args:
+        preset: Values to start from; see SohoConfig.
+        config: Fields of SohoConfig to replace, by name.
+        text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer;
+            null starts from random values.
+        backbone: imagenet, or a file of the backbone's weights; null starts from random values.
+        caption_word_epochs: The first so many epochs train the visual encoder alone, to tell which words the captions
+            hold (ours, for small corpora; needs config.caption_word_weight).
+    """
+
+    preset: str = "paper"
+    config: dict[str, Any] = field(default_factory=dict)
+    text_encoder: str | None = None
+    backbone: str | None = None
+    caption_word_epochs: NonNegativeFloat = 0.0
+
+
+@dataclass
+class VqaSplit:
+    """One split on disk.
+
+    Args:
+        questions: v2_OpenEnded_mscoco_<split>_questions.json (vqa), questions.json (easy_vqa), JSON lines of one's own
+            (json_lines).
+        images: Folders or .zip files with the images; json_lines also looks beside the questions.
+        annotations: v2_mscoco_<split>_annotations.json, vqa only; null for a split whose answers are not published.
+        format: Format: that of VQA v2, of the package easy-vqa, or json_lines (docs/own_data.md).
+        splits: Splits of a json_lines file; empty takes all lines.
+        heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
+    """
+
+    questions: str
+    images: list[str] = field(default_factory=list)
+    annotations: str | None = None
+    format: Literal["vqa", "easy_vqa", "json_lines"] = "vqa"
+    splits: list[str] = field(default_factory=list)
+    heldout_share: ShareBelowOne = 0.0
+
+
+@dataclass
+class QuestionAnsweringData(AnsweringData):
+    """Splits, and how examples are made.
+
+    Args:
+        splits: Splits by name.
+        answers_from: Splits from whose answers the list of answers is made; empty takes those to train on.
+        min_answer_count: An answer is in the list when it is the most common one of at least so many questions
+            (9 gives the usual 3,129 answers of VQA v2's train and val).
+    """
+
+    splits: dict[str, VqaSplit] = field(default_factory=dict)
+    answers_from: list[str] = field(default_factory=list)
+    min_answer_count: PositiveInt = 9
+
+
+@dataclass
+class Nlvr2Split:
+    """One split of NLVR2 on disk.
+
+    Args:
+        annotations: train.json, dev.json or test1.json (JSON lines).
+        images: Folders or .zip files with the images.
+    """
+
+    annotations: str
+    images: list[str]
+
+
+@dataclass
+class VisualReasoningData(AnsweringData):
+    """Splits, and how examples are made.
+
+    Args:
+        splits: Splits by name.
+    """
+
+    splits: dict[str, Nlvr2Split] = field(default_factory=dict)
+
+
+@dataclass
+class SnliVeSplit:
+    """One split of SNLI-VE on disk.
+
+    Args:
+        annotations: snli_ve_train.jsonl, snli_ve_dev.jsonl or snli_ve_test.jsonl.
+        images: Folders or .zip files with Flickr30K's images.
+    """
+
+    annotations: str
+    images: list[str]
+
+
+@dataclass
+class VisualEntailmentData(AnsweringData):
+    """Splits, and how examples are made.
+
+    Args:
+        splits: Splits by name.
+    """
+
+    splits: dict[str, SnliVeSplit] = field(default_factory=dict)
+
+
+@dataclass
+class RetrievalSplit:
+    """Some of the splits of an annotation file.
+
+    Args:
+        annotations: dataset_coco.json or dataset_flickr30k.json (karpathy), JSON lines of one's own (json_lines).
+        images: Folders or .zip files with the images; json_lines also looks beside the annotation file.
+        splits: Any of the file's; karpathy: train, restval, val, test.
+        format: Format of the annotation file: as published, or json_lines (docs/own_data.md).
+        heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
+    """
+
+    annotations: str
+    images: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    format: Literal["karpathy", "json_lines"] = "karpathy"
+    heldout_share: ShareBelowOne = 0.0
+
+
+@dataclass
+class RetrievalData(FineTuningData):
+    """Splits, and how they are scored.
+
+    Args:
+        splits: Splits by name.
+        folds: Also report the mean over so many equal folds of a split's images (COCO: 5 folds of 1,000, "1K"), but
+            not while training; 0 does not.
+        scoring: `all` scores every image with every text; `two_stages` only the pairs that contrastive scores choose
+            (needs a model fine-tuned with model.config.contrastive_weight); `both` does both and compares.
+        max_loss: In two stages, k candidates are taken such that R@1 on images of `validate` is at most so much below
+            scoring all their pairs (0.005: half a point).
+        choice_images: So many images of `validate`, with all their texts, choose k.
+        training_k: While training, `validate` is measured in two stages with this k, if there is a contrastive head.
+        pair_batch: Pairs scored at a time.
+        precision: Type of the Transformer's products in evaluation.
+    """
+
+    splits: dict[str, RetrievalSplit] = field(default_factory=dict)
+    folds: NonNegativeInt = 0
+    scoring: Literal["all", "two_stages", "both"] = "all"
+    max_loss: NonNegativeFloat = 0.005
+    choice_images: NonNegativeInt = 1000
+    training_k: PositiveInt = 16
+    pair_batch: PositiveInt = 256
+    precision: Literal["float32", "bf16", "fp16"] = "float32"

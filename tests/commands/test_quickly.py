@@ -1,0 +1,67 @@
+"""A mistake on the command line is told before anything heavy is loaded."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "numpy", "transformers", "deepspeed", "torchvision", "PIL", "huggingface_hub"}
+# Runs a command as `python -m` does, then says on stdout what was loaded.
+WATCHED = """
+import runpy, sys
+code = 0
+try:
+    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    code = end.code
+print("LOADED", *sorted({name.split(".")[0] for name in sys.modules}))
+sys.exit(code)
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    launched = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")  # of a process group that an earlier test left
+    environment = {name: value for name, value in os.environ.items() if name not in launched}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("soho_fast.train --optim.lrr 1", 2),
+        ("soho_fast.train --optim.lr fast", 2),
+        ("soho_fast.train --recipe mini_vqaa", 2),
+        ("soho_fast.train --recipe nowhere/recipe.yaml", 2),
+        ("soho_fast.train --recipe paper", 2),
+        ("soho_fast.train --help", 0),
+        ("soho_fast.evaluate --run nowhere", 2),
+        ("soho_fast.evaluate", 2),
+        ("soho_fast.evaluate --help", 0),
+        ("soho_fast.ask", 2),
+        ("soho_fast.ask --help", 0),
+    ],
+)
+def test_nothing_heavy_is_loaded_for_it(command, code):
+    done = run("-c", WATCHED, *command.split())
+    assert done.returncode == code, done.stderr
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "argparse" in loaded and not loaded & HEAVY
+
+
+def test_a_typo_takes_less_time_than_torch():
+    def seconds(*arguments: str) -> float:
+        began = time.perf_counter()
+        run(*arguments)
+        return time.perf_counter() - began
+
+    run("-c", "import torch")  # Files are read from disk once.
+    typo = min(seconds("soho_fast/train.py", "--optim.lrr", "1") for _ in range(3))
+    torch = min(seconds("-c", "import torch") for _ in range(2))
+    assert typo < torch, (typo, torch)
