@@ -67,6 +67,8 @@ def read_coco_captions(
         if image_id in exclude_coco_ids:
             excluded.add(image_id)
             continue
+        if image_id in candidates:
+            raise ValueError(f"{where}: image {image_id} comes twice; expected every image once")
         folder = _split_folder(annotations, file_name)
         names = (file_name, f"{folder}/{file_name}") if folder else (file_name,)
         candidates[image_id] = Candidate(names, [], str(image_id))

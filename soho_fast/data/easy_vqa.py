@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from soho_fast.data.records import MissingImages, ReadReport, find_images, load_json
+from soho_fast.data.records import MissingImages, ReadReport, check_text, find_images, is_blank, load_json, shown
 from soho_fast.data.vqa import NUM_ANSWERS, VqaAnswers, VqaRecord
 
 _WHAT = "easy-VQA questions, [[question, answer, image number], ...]"
@@ -40,8 +40,10 @@ def read_easy_vqa(
         raise ValueError(f"{questions}: holds no question; expected {_WHAT}")
     for position, entry in enumerate(entries):
         kinds = [type(value) for value in entry] if isinstance(entry, list) else None
-        if kinds != [str, str, int] or not entry[0].strip() or not entry[1].strip():
-            raise ValueError(f"{questions}: record {position} is {entry!r:.80}; expected [question, answer, number]")
+        where = f"{questions}: record {position}"
+        if kinds != [str, str, int] or is_blank(entry[0]) or is_blank(entry[1]):
+            raise ValueError(f"{where} is {shown(entry)}; expected [question, answer, number]")
+        check_text(entry[0] + entry[1], where)
     report = report if report is not None else ReadReport()
     report.source, report.texts = "easy-vqa", "questions"
     names_of = [(f"{number}.png",) for _, _, number in entries]

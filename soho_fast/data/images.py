@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
@@ -26,10 +26,31 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
 from soho_fast.data.records import ImageRef
+from soho_fast.data.stores import one_line
 
 # Pillow's own default for thumbnail(): decode a JPEG at a reduced DCT size only while that stays this many times larger
 # than the wanted size, which keeps the result indistinguishable from a full decode.
 _REDUCING_GAP = 2.0
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""The formats that are decoded, by Pillow's names: those in which photographs and drawings are kept.
+
+Of Pillow's other forty some start a program (EPS), some only stand for a plug-in, and few are fed with hostile files.
+"""
+
+MAX_PIXELS = 178_956_970
+"""Width times height of the largest image that is decoded: where Pillow, as it comes, sees a decompression bomb."""
+
+# By the value of EXIF's Orientation; 1 and what is not listed is upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BrokenImageError(ValueError):
@@ -37,11 +58,11 @@ class BrokenImageError(ValueError):
 
 
 def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tensor:
-    """Decode any image format Pillow reads, whatever the file's name says, to RGB.
+    """Decode an image in one of `FORMATS`, whatever the file's name says, to RGB: of several frames the first.
 
-    The EXIF orientation is applied, transparency is laid over white. A JPEG much larger than `shorter_edge` is decoded
-    at a half, quarter or eighth of its size (never below twice `shorter_edge`), which is what makes large photographs
-    cheap.
+    The EXIF orientation is applied (damaged EXIF counts as none), transparency is laid over white. A JPEG much larger
+    than `shorter_edge` is decoded at a half, quarter or eighth of its size (never below twice `shorter_edge`), which is
+    what makes large photographs cheap.
 
     Args:
         data: The file's bytes.
@@ -51,41 +72,71 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
         uint8 tensor (3, height, width).
 
     Raises:
-        BrokenImageError: The bytes are no image, or a truncated one.
+        BrokenImageError: The bytes are no image, a truncated or damaged one, one of more than `MAX_PIXELS`, or one
+            whose values have no defined brightness (see `image_to_pixels`).
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-        if shorter_edge is not None and image.format == "JPEG":
-            scale = min(1.0, _REDUCING_GAP * shorter_edge / min(image.size))
-            image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
-        image.load()
-        return image_to_pixels(image)
+            # Of odd metadata, and of sizes that are refused below.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if not 0 < width * height <= MAX_PIXELS:
+                raise ValueError(f"{width} x {height} pixels; expected at least 1 and at most {MAX_PIXELS:,} in all")
+            if shorter_edge is not None and image.format == "JPEG":
+                scale = min(1.0, _REDUCING_GAP * shorter_edge / min(image.size))
+                image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
+            image.load()
+            return image_to_pixels(image)
     except UnidentifiedImageError as error:  # its own text names the buffer's address
-        raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): no known format") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): {error}") from error
+        reason = f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): {reason}") from error
+    except Exception as error:  # a decoder meets damage with errors of any kind: struct, zlib, RuntimeError, ...
+        raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): {one_line(error)}") from error
 
 
 def image_to_pixels(image: Image.Image) -> torch.Tensor:
-    """An opened image, of any mode, as `decode_image` gives it: uint8 (3, height, width)."""
+    """An opened image as `decode_image` gives it: uint8 (3, height, width).
+
+    16-bit grey is scaled from 0 to 65535, floating point from 0 to 1.
+
+    Raises:
+        ValueError: Values outside of these have no defined brightness, as those of a mode that Pillow can't turn into
+            RGB.
+    """
     if image.info.get("exif"):
-        image = ImageOps.exif_transpose(image)
+        orientation = _orientation(image)
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
     if image.mode != "RGB":
         image = _to_rgb(image)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def _orientation(image: Image.Image) -> object:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # what is damaged is not the picture
+        return None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion clips these instead of scaling.
+    if image.mode.startswith("I"):
+        grey = np.asarray(image)
+        if image.mode == "I" and (grey.min() < 0 or grey.max() > 65535):
+            raise ValueError(f"grey from {grey.min()} to {grey.max()}; expected 0 to 65535 (16 bits)")
+        white = grey == image.info.get("transparency")
+        return Image.fromarray(np.where(white, 255, grey // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        grey = np.asarray(image)
+        if not (grey.min() >= 0 and grey.max() <= 1):  # NaN is neither
+            raise ValueError(f"floating-point grey from {grey.min():g} to {grey.max():g}; expected 0 to 1")
+        return Image.fromarray((grey * 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode.startswith("I"):
-        # 16-bit grey: Pillow's own conversion clips instead of scaling.
-        grey = np.asarray(image, dtype=np.float64) / 257.0
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 

@@ -3,7 +3,7 @@
     {"file": "holiday/dog.jpg", "captions": ["a dog on a beach"],
      "questions": [{"question": "What animal is it?", "answer": "dog"}]}
 
-`file` is any image file: its path in a folder or .zip of images, beside the text file, or absolute. `captions` serve
+`file` is any image file: its path in a folder or .zip of images, or beside the text file. `captions` serve
 pre-training and retrieval, `questions` question answering; either may be left out. A question has one `answer`, or
 `answers` of up to ten people, or neither where it is to be answered. `split` ("train", "val", "test", ...) stands on
 every line or on none; on none, a share of the images is held out by the hash of `file`, so that an image stays where
@@ -26,10 +26,13 @@ from soho_fast.data.records import (
     ImageTextRecord,
     MissingImages,
     ReadReport,
+    check_text,
     field_of,
     find_images,
     finish_records,
+    is_blank,
     load_json_lines,
+    shown,
 )
 from soho_fast.data.vqa import NUM_ANSWERS, VqaAnswers, VqaRecord
 
@@ -176,7 +179,8 @@ def _read_lines(annotations: str | os.PathLike[str], splits: Collection[str], he
         captions = _list_of(content, "captions", where)
         for number, caption in enumerate(captions):
             if not isinstance(caption, str):
-                raise ValueError(f"{where}: captions[{number}] is {caption!r:.60}, expected a text")
+                raise ValueError(f"{where}: captions[{number}] is {shown(caption)}, expected a text")
+            check_text(caption, f"{where}: captions[{number}]")
         lines.append(_Line(where, file, split, captions, _list_of(content, "questions", where)))
     if len(first_of) == 2:
         raise ValueError(
@@ -216,11 +220,12 @@ def _question(entry: Any, where: str) -> tuple[str, VqaAnswers | None]:
     compared = []
     for answer in given:
         words = normalise_answer(answer) if isinstance(answer, str) else ""
-        if not words:
+        if is_blank(words):
             raise ValueError(
-                f"{where}: answer {answer!r:.60}; expected a text with at least one word that is no article (a, an, "
+                f"{where}: answer {shown(answer)}; expected a text with at least one word that is no article (a, an, "
                 "the), since the VQA evaluation leaves articles and punctuation out"
             )
+        check_text(answer, f"{where}: an answer")
         compared.append(words)
     most_common = Counter(compared).most_common(1)[0][0]
     kind = "yes/no" if most_common in ("yes", "no") else "number" if most_common.isdecimal() else "other"
@@ -236,7 +241,7 @@ def _refuse_unknown(content: Any, known: Sequence[str], where: str) -> None:
 
 def _text_of(content: Any, name: str, where: str, what: str) -> str:
     text = field_of(content, name, str, where)
-    if not text.strip():
+    if is_blank(text):
         raise ValueError(f"{where}: field '{name}' is empty; expected {what}")
     return text
 

@@ -27,7 +27,8 @@ _WHAT = 'a Karpathy split file, {"images": [...], "dataset": ...}'
 def _load_images(annotations: str | os.PathLike[str]) -> tuple[list[Any], str]:
     content = load_json(annotations, _WHAT)
     images = field_of(content, "images", list, str(annotations))
-    return images, str(content.get("dataset") or "karpathy")
+    named = content.get("dataset") is not None
+    return images, (field_of(content, "dataset", str, str(annotations)) if named else "") or "karpathy"
 
 
 def read_karpathy(
@@ -69,7 +70,7 @@ def read_karpathy(
             continue
         wanted[split] += 1
         filename = field_of(entry, "filename", str, where)
-        filepath = entry.get("filepath")
+        filepath = field_of(entry, "filepath", str, where) if entry.get("filepath") is not None else ""
         names = (f"{filepath}/{filename}", filename) if filepath else (filename, f"flickr30k-images/{filename}")
         captions = [
             field_of(sentence, "raw", str, f"{where}.sentences[{number}]")
@@ -78,7 +79,7 @@ def read_karpathy(
         candidates.append(Candidate(names, captions, str(field_of(entry, "imgid", (int, str), where)), split))
     for split, count in wanted.items():
         if not count:
-            known = ", ".join(sorted(present)) or "no split"
+            known = ", ".join(sorted(f"{name:.60}" for name in present)) or "no split"
             raise ValueError(f"{annotations}: split '{split}' holds no image; the file has: {known}")
     return finish_records(
         candidates,

@@ -12,7 +12,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from soho_fast.data.records import ImageRef, MissingImages, ReadReport, field_of, find_images, load_json_lines
+from soho_fast.data.records import (
+    ImageRef,
+    MissingImages,
+    ReadReport,
+    field_of,
+    find_images,
+    is_blank,
+    load_json_lines,
+)
 
 _WHAT = 'NLVR2 JSON lines, {"identifier", "sentence", "label": "True" or "False"} on each'
 _IDENTIFIER = re.compile(r"([a-z]+[0-9]*)-[0-9]+-[0-9]+(-[0-9]+)")
@@ -58,16 +66,16 @@ def read_nlvr2(
         match = _IDENTIFIER.fullmatch(identifier)
         if match is None:
             raise ValueError(
-                f"{where}: identifier {identifier!r}; expected split-set-pair-sentence, such as 'dev-850-0-0'"
+                f"{where}: identifier {identifier!r:.60}; expected split-set-pair-sentence, such as 'dev-850-0-0'"
             )
         if identifier in examples:
-            raise ValueError(f"{where}: identifier {identifier} comes twice; expected every example once")
+            raise ValueError(f"{where}: identifier {identifier:.60} comes twice; expected every example once")
         sentence = field_of(line, "sentence", str, where).strip()
-        if not sentence:
+        if is_blank(sentence):
             raise ValueError(f"{where}: sentence is empty; expected its words")
         label = field_of(line, "label", str, where)
         if label not in _LABELS:
-            raise ValueError(f'{where}: label {label!r}; expected the string "True" or "False"')
+            raise ValueError(f'{where}: label {label!r:.60}; expected the string "True" or "False"')
         examples[identifier] = sentence, _LABELS[label]
         folders = ["", f"{match[1]}/"]
         if "directory" in line:

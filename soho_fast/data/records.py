@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from soho_fast.data.stores import ImageStore, open_stores
+from soho_fast.data.stores import ImageStore, check_name, open_stores
 
 MissingImages = Literal["error", "skip"]
 _NUM_SHOWN = 5
+
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+_MOST = 2**63
+# Letters and digits: what nearly every text holds, found at once.
+_VISIBLE = re.compile(r"[^\W_]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +89,31 @@ class ReadReport:
 
 def load_json(path: str | os.PathLike[str], what: str) -> Any:
     """Parse a JSON file. Raises FileNotFoundError or ValueError naming the file, the place and what was expected."""
+    return _parse(_read(path, what), str(path), what)
+
+
+def _read(path: str | os.PathLike[str], what: str) -> bytes:
     try:
-        text = Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; expected {what}") from None
     except IsADirectoryError:
         raise FileNotFoundError(f"{path} is a folder; expected a file: {what}") from None
+    for start, kind in _PACKED.items():
+        if content.startswith(start):
+            raise ValueError(f"{path}: a {kind} file; unpack it first: expected {what}")
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def _parse(text: bytes, where: str, what: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); expected {what}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 ({error}); save the file as UTF-8: expected {what}") from error
+    except RecursionError:
+        raise ValueError(f"{where}: nested too deeply; expected {what}") from None
+    except ValueError as error:  # a number of too many digits is one that is no JSONDecodeError
+        raise ValueError(f"{where}: not valid JSON ({error}); expected {what}") from error
 
 
 def field_of(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -103,8 +126,35 @@ def field_of(record: Any, name: str, kind: type | tuple[type, ...], where: str) 
     value = record[name]
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         expected = " or ".join(k.__name__ for k in kinds)
-        raise ValueError(f"{where}: field '{name}' is {value!r:.60}, expected {expected}")
+        raise ValueError(f"{where}: field '{name}' is {shown(value)}, expected {expected}")
+    if isinstance(value, str):
+        check_text(value, f"{where}: field '{name}'")
+    elif isinstance(value, int) and not -_MOST <= value < _MOST:
+        raise ValueError(f"{where}: field '{name}' is {shown(value)}, expected a number of 64 bits")
     return value
+
+
+def shown(value: Any) -> str:
+    """A value of a file, for messages: in a line, and short."""
+    try:
+        return f"{value!r:.60}"
+    except RecursionError:
+        return f"a {type(value).__name__}, nested deeply"
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises ValueError: a text that holds half a character, which neither a tokenizer nor a file takes."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{where} is {text!r:.60}, which holds half a surrogate pair; expected Unicode") from None
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: it is empty, or all blanks, control characters, zero-width ones and lone accents,
+    of which a tokenizer leaves nothing."""
+    return not _VISIBLE.search(text) and all(unicodedata.category(character)[0] in "CZM" for character in text)
 
 
 def load_json_lines(path: str | os.PathLike[str], what: str) -> list[tuple[str, Any]]:
@@ -116,23 +166,12 @@ def load_json_lines(path: str | os.PathLike[str], what: str) -> list[tuple[str, 
     Raises:
         FileNotFoundError, ValueError: as `load_json`; a line that is no JSON object, or no line at all.
     """
-    try:
-        lines = Path(path).read_bytes().splitlines()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; expected {what}") from None
-    except IsADirectoryError:
-        raise FileNotFoundError(f"{path} is a folder; expected a file: {what}") from None
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_read(path, what).splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
-        try:
-            record = json.loads(line)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: not UTF-8 ({error}); save the file as UTF-8") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not valid JSON ({error}); expected {what}") from error
+        record = _parse(line, where, what)
         if not isinstance(record, dict):
             raise ValueError(f"{where}: a JSON {type(record).__name__}; expected {what}")
         records.append((where, record))
@@ -155,12 +194,18 @@ def find_images(
 
     Raises:
         FileNotFoundError: Images are missing and `missing_images` is "error", or none is found.
+        ValueError: A name leads out of the images' folders.
     """
     if missing_images not in ("error", "skip"):
         raise ValueError(f"missing_images: expected 'error' or 'skip', got {missing_images!r}")
     stores = open_stores(images)
     distinct = dict.fromkeys(names_of)
     all_names = {name for names in distinct for name in names}
+    for name in all_names:
+        try:
+            check_name(name, stores)
+        except ValueError as error:
+            raise ValueError(f"{annotations}: {error}") from None
     found = [(store, store.existing(all_names)) for store in stores]
     image_by_names = {names: _find(names, found) for names in distinct}
     missing = [names[0] for names, image in image_by_names.items() if image is None]
@@ -168,9 +213,10 @@ def find_images(
     report.num_images = len(image_by_names) - len(missing)
     if missing and (missing_images == "error" or not report.num_images):
         where = ", ".join(map(str, stores))
+        first = ", ".join(f"{name:.100}" for name in missing[:_NUM_SHOWN])
         raise FileNotFoundError(
             f"{annotations}: {len(missing)} of {len(image_by_names)} images are not in {where}; first: "
-            f"{', '.join(missing[:_NUM_SHOWN])}. Check the images path, or set missing_images to 'skip'."
+            f"{first}. Check the images path, or set missing_images to 'skip'."
         )
     return [image_by_names[names] for names in names_of]
 
@@ -204,7 +250,7 @@ def finish_records(
     described: list[tuple[Candidate, tuple[str, ...]]] = []
     for candidate in candidates:
         captions = [caption.strip() for caption in candidate.captions]
-        kept = tuple(caption for caption in captions if caption)
+        kept = tuple(caption for caption in captions if not is_blank(caption))
         report.num_empty_captions += len(captions) - len(kept)
         if kept:
             described.append((candidate, kept[:max_captions]))

@@ -11,7 +11,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from soho_fast.data.records import ImageRef, MissingImages, ReadReport, field_of, find_images, load_json_lines
+from soho_fast.data.records import (
+    ImageRef,
+    MissingImages,
+    ReadReport,
+    field_of,
+    find_images,
+    is_blank,
+    load_json_lines,
+)
 
 ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")
 _NO_MAJORITY = "-"
@@ -65,10 +73,11 @@ def read_snli_ve(
             continue
         if label not in ENTAILMENT_LABELS:
             raise ValueError(
-                f"{where}: gold_label {label!r}; expected one of {', '.join(ENTAILMENT_LABELS)}, or '{_NO_MAJORITY}'"
+                f"{where}: gold_label {label!r:.60}; expected one of "
+                f"{', '.join(ENTAILMENT_LABELS)}, or '{_NO_MAJORITY}'"
             )
         hypothesis = field_of(line, "sentence2", str, where).strip()
-        if not hypothesis:
+        if is_blank(hypothesis):
             raise ValueError(f"{where}: sentence2 (the hypothesis) is empty; expected its words")
         pairs.append((hypothesis, pair_id, label))
         filename = f"{str(name).removesuffix('.jpg')}.jpg"

@@ -7,11 +7,26 @@ process, because a file handle shared through fork has one common position and g
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
+
+MAX_FILE_BYTES = 2**29
+"""The largest image file that is read, in a folder or in an archive: 512 MiB, more than 170 million RGB pixels."""
+
+# Those of which no more is unpacked than is asked for: a bomb stays small.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+def one_line(error: Exception) -> str:
+    """What an error of a decoder says, in a line that can be shown: its text may hold bytes of the file."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())[:200]
+    if text and isinstance(error, (OSError, ValueError)):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class ImageStore(Protocol):
@@ -30,6 +45,11 @@ class ImageStore(Protocol):
         """Path of the store."""
 
 
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_FILE_BYTES:
+        raise OSError(f"{num_bytes:,} bytes; expected an image of at most {MAX_FILE_BYTES:,}")
+
+
 @dataclass(frozen=True)
 class FolderStore:
     """Image files below a folder."""
@@ -39,23 +59,37 @@ class FolderStore:
     def __str__(self) -> str:
         return self.root
 
+    def holds(self, name: str) -> bool:
+        """Whether a name leads nowhere but into this folder (or to where a link in it leads)."""
+        inside = not name.startswith("/") or PurePosixPath(name).is_relative_to(os.path.abspath(self.root))
+        return inside and ".." not in name.split("/")
+
     def existing(self, names: Iterable[str]) -> set[str]:
         """The subset of `names` that exists; each folder is listed once, so a million names cost a few listings."""
         names_by_parent: dict[str, list[str]] = {}
-        for name in names:
+        for name in filter(self.holds, names):
             names_by_parent.setdefault(str(PurePosixPath(name).parent), []).append(name)
         found = set()
         for parent, members in names_by_parent.items():
             try:
                 present = set(os.listdir(os.path.join(self.root, parent)))
-            except (FileNotFoundError, NotADirectoryError):
+            except PermissionError:
+                raise
+            except OSError:  # no such folder, none at all, or a name too long to be one
                 continue
             found.update(name for name in members if PurePosixPath(name).name in present)
         return found
 
     def read(self, name: str) -> bytes:
-        """The file's bytes. Raises OSError."""
-        return Path(self.root, name).read_bytes()
+        """The file's bytes; a link is followed. Raises OSError, also for what is no file, or larger than any image."""
+        if not self.holds(name):
+            raise OSError(f"{name} leads out of {self.root}")
+        path = Path(self.root, name)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise OSError(f"{path} is no regular file")
+        _check_size(status.st_size)
+        return path.read_bytes()
 
     def locate(self, name: str) -> str:
         """Path of the file."""
@@ -77,9 +111,9 @@ class ZipStore:
         if self._handle is None or self._owner != os.getpid():
             try:
                 self._handle = zipfile.ZipFile(self.path)
-            except zipfile.BadZipFile as error:
+            except Exception as error:  # a damaged directory fails in many ways
                 raise ValueError(
-                    f"{self.path}: expected a zip archive of images, but it can't be read: {error}"
+                    f"{self.path}: expected a zip archive of images, but it can't be read: {one_line(error)}"
                 ) from error
             self._owner = os.getpid()
         return self._handle
@@ -96,17 +130,54 @@ class ZipStore:
         return {name for name in names if name in members}
 
     def read(self, name: str) -> bytes:
-        """The member's bytes. Raises OSError, also for a member with a wrong checksum."""
+        """The member's bytes. Raises OSError, also for a member that is damaged, encrypted or larger than any image."""
         try:
-            return self._open().read(name)
-        except KeyError:
-            raise FileNotFoundError(f"{self.locate(name)}: no such member in the archive") from None
-        except zipfile.BadZipFile as error:
-            raise OSError(f"{self.locate(name)}: {error}") from error
+            archive = self._open()
+            member = archive.NameToInfo.get(name)
+            if member is None:
+                raise FileNotFoundError("no such member in the archive")
+            if member.compress_type not in _COMPRESSIONS:
+                raise OSError("its compression is not read; expected a member stored or deflated (zip's -0 or -6)")
+            _check_size(member.file_size)
+            with archive.open(member) as file:
+                # Not read(): that unpacks up to 2 GB before it looks at the size that the archive tells.
+                return file.read(member.file_size + 1)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.locate(name)}: {error}") from None
+        except (
+            Exception
+        ) as error:  # wrong checksum, truncated, encrypted: zipfile's, zlib's, RuntimeError, EOFError, ...
+            raise OSError(f"{self.locate(name)}: {one_line(error)}") from error
 
     def locate(self, name: str) -> str:
         """Archive and member."""
         return f"{self.path}!{name}"
+
+
+def check_name(name: str, stores: Sequence[ImageStore]) -> None:
+    """Raises ValueError: the name of an image file leads out of the folders, or can't be one.
+
+    A path from the root is taken where it leads into one of the folders.
+    """
+    folders = [store for store in stores if isinstance(store, FolderStore)]
+    if ".." in name.split("/") or (name.startswith("/") and not any(folder.holds(name) for folder in folders)):
+        reason = "leads out of the folders of images; expected a path below one of them"
+    elif "\0" in name or not _is_unicode(name):
+        reason = "holds a character that no file name can hold"
+    elif len(name) > 4096:
+        reason = "is longer than a path can be"
+    elif not name.strip("./"):
+        reason = "names no file"
+    else:
+        return
+    raise ValueError(f"image name {name!r:.100} {reason}")
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return not name
 
 
 def open_stores(images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[ImageStore]:
@@ -123,7 +194,7 @@ def open_stores(images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
             stores.append(FolderStore(path))
         elif not os.path.exists(path):
             raise FileNotFoundError(f"images: {path} does not exist; expected a folder or a .zip file of images")
-        elif path.lower().endswith(".zip"):
+        elif path.lower().endswith(".zip") and os.path.isfile(path):
             store = ZipStore(path)
             store.existing(())
             stores.append(store)

@@ -70,10 +70,16 @@ def read_visual_genome(
     for position, entry in enumerate(_load_list(image_data, "Visual Genome's image_data.json, a list of images")):
         where = f"{image_data}: [{position}]"
         image_id = _image_id(entry, where)
+        if image_id in names_by_id:
+            raise ValueError(f"{where}: image {image_id} comes twice; expected every image once")
         if entry.get("coco_id") is not None and field_of(entry, "coco_id", int, where) in excluded_ids:
             names_by_id[image_id] = None
             continue
-        path = PurePosixPath(urlsplit(field_of(entry, "url", str, where)).path)
+        url = field_of(entry, "url", str, where)
+        try:
+            path = PurePosixPath(urlsplit(url).path)
+        except ValueError as error:
+            raise ValueError(f"{where}: url {url!r:.60} is none ({error})") from None
         names_by_id[image_id] = (f"{path.parent.name}/{path.name}", path.name)
 
     candidates: dict[int, Candidate] = {}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soho_fast.data.records import ImageRef, MissingImages, ReadReport, field_of, find_images, load_json
+from soho_fast.data.records import ImageRef, MissingImages, ReadReport, field_of, find_images, is_blank, load_json
 
 NUM_ANSWERS = 10
 ANSWER_TYPES = ("yes/no", "number", "other")
@@ -82,7 +82,7 @@ def read_vqa(
             raise ValueError(f"{where}: question_id {question_id} comes twice; expected every question once")
         image_ids[question_id] = field_of(entry, "image_id", int, where)
         text = field_of(entry, "question", str, where).strip()
-        if not text:
+        if is_blank(text):
             raise ValueError(f"{where}: question {question_id} is empty; expected its words")
         texts.append(text)
 
@@ -122,7 +122,7 @@ def _read_answers(
     entries = field_of(content, "annotations", list, str(path))
     if _split(content, path) != subtype:
         raise ValueError(
-            f"{path}: annotations of {_split(content, path)}, but {questions} holds the questions of {subtype}"
+            f"{path}: annotations of {_split(content, path):.60}, but {questions} holds the questions of {subtype:.60}"
         )
     answers: dict[int, VqaAnswers] = {}
     for position, entry in enumerate(entries):
@@ -143,7 +143,7 @@ def _read_answers(
             raise ValueError(f"{where}: {len(given)} answers; expected {NUM_ANSWERS}")
         answer_type = field_of(entry, "answer_type", str, where)
         if answer_type not in ANSWER_TYPES:
-            raise ValueError(f"{where}: answer_type {answer_type!r}; expected one of {', '.join(ANSWER_TYPES)}")
+            raise ValueError(f"{where}: answer_type {answer_type!r:.60}; expected one of {', '.join(ANSWER_TYPES)}")
         answers[question_id] = VqaAnswers(
             tuple(field_of(each, "answer", str, f"{where}.answers[{n}]") for n, each in enumerate(given)),
             field_of(entry, "multiple_choice_answer", str, where),

@@ -40,7 +40,7 @@ def test_images_beside_the_file_below_another_root_in_a_zip_and_absolute(folder,
     absolute = {**BLUE, "file": str(folder / "blue.png")}
     path = write(elsewhere, {**RED, "file": "./My Photos//red one.JPG"}, absolute)
     archive = write_zip(elsewhere / "photos.zip", folder, "**/*.JPG")
-    for images in (folder, [archive]):
+    for images in (folder, [archive, folder]):
         records = read_json_lines(path, images)
         assert records[0].image.read() == red
         assert records[1].image.read() == (folder / "blue.png").read_bytes()

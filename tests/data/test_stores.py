@@ -1,10 +1,15 @@
 import multiprocessing
 import pickle
+import random
+import struct
+import tracemalloc
+import zipfile
 
 import pytest
 from tiny_corpus import draw, write_zip
 
-from soho_fast.data.stores import ZipStore, open_stores
+from soho_fast.data import BrokenImageError, ImageRef, SohoImageProcessor
+from soho_fast.data.stores import FolderStore, ZipStore, open_stores
 
 
 def _read_all(store, names, queue):
@@ -66,3 +71,103 @@ def test_existing_names(tmp_path):
         assert store.existing(names) == {"a/0.jpg"}
     with pytest.raises(ValueError, match="got an empty list"):
         open_stores([])
+
+
+def write_member(path, data, *, packing=zipfile.ZIP_DEFLATED, **patches):
+    """An archive with the member 0.jpg; `patches` are written over its two headers: fields of zip's format."""
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("0.jpg", data)
+    content = bytearray(path.read_bytes())
+    directory = content.rindex(b"PK\x01\x02")
+    places = {"flags": (6, 8, "<H"), "method": (8, 10, "<H"), "size": (22, 24, "<I")}
+    for name, value in patches.items():
+        local, central, kind = places[name]
+        struct.pack_into(kind, content, local, value)
+        struct.pack_into(kind, content, directory + central, value)
+    path.write_bytes(content)
+    return ZipStore(str(path))
+
+
+@pytest.mark.parametrize(
+    ("patches", "reason"),
+    [
+        ({"flags": 1}, "RuntimeError: .*encrypted"),
+        ({"method": 99}, "its compression is not read"),
+        ({"method": 9}, "its compression is not read"),
+        ({"size": 10}, "CRC"),
+        ({"size": 2**31}, "2,147,483,648 bytes; expected an image of at most 536,870,912"),
+        ({"flags": 0x20}, "NotImplementedError: .*patched"),
+    ],
+)
+def test_a_member_that_cannot_be_read_is_one_broken_image(tmp_path, patches, reason):
+    store = write_member(tmp_path / "images.zip", b"x" * 5000, **patches)
+    with pytest.raises(OSError, match=rf"images\.zip!0\.jpg: .*{reason}"):
+        store.read("0.jpg")
+    with pytest.raises(BrokenImageError, match=r"images\.zip!0\.jpg"):
+        SohoImageProcessor().load(ImageRef(store, "0.jpg"))
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compression_that_is_unpacked_without_a_limit_is_refused(tmp_path, packing):
+    with pytest.raises(OSError, match="expected a member stored or deflated"):
+        write_member(tmp_path / "images.zip", bytes(2**20), packing=packing).read("0.jpg")
+
+
+@pytest.mark.parametrize("size", [1000, 2**29 + 1])
+def test_a_bomb_is_refused_before_its_memory_is_taken(tmp_path, size):
+    """It says that it is small, or that it is large."""
+    store = write_member(tmp_path / "images.zip", bytes(2**27), size=size)
+    store.existing(())
+    tracemalloc.start()
+    with pytest.raises(OSError, match=r"images\.zip!0\.jpg"):
+        store.read("0.jpg")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
+    with (tmp_path / "0.jpg").open("wb") as file:
+        file.truncate(2**29 + 1)
+    with pytest.raises(OSError, match="536,870,913 bytes; expected an image of at most"):
+        FolderStore(str(tmp_path)).read("0.jpg")
+
+
+def test_archives_damaged_anywhere_are_read_or_refused(tmp_path):
+    draw(tmp_path / "a.jpg"), draw(tmp_path / "b.jpg")
+    path = write_zip(tmp_path / "images.zip", tmp_path)
+    intact = path.read_bytes()
+    read = refused = 0
+    for seed in range(700):
+        chance = random.Random(seed)
+        data = bytearray(intact)
+        for _ in range(chance.choice((1, 2, 8))):
+            # The directory is at the end.
+            place = chance.randrange(len(data) - 300 if chance.random() < 0.7 else 0, len(data))
+            data[place] = chance.choice((0, 1, 0x7F, 0xFF, chance.randrange(256)))
+        path.write_bytes(data[: chance.randrange(len(data))] if chance.random() < 0.1 else data)
+        try:
+            (store,) = open_stores(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: expected a zip archive")
+            refused += 1
+            continue
+        for name in store.existing(["a.jpg", "b.jpg"]):
+            try:
+                read += store.read(name) == (tmp_path / name).read_bytes()
+            except OSError as error:
+                assert str(error).startswith(f"{path}!{name}: ")
+                refused += 1
+    assert min(read, refused) > 50
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "{tmp}/secret.jpg"])
+def test_a_folder_gives_nothing_from_outside(tmp_path, name):
+    name = name.format(tmp=tmp_path)
+    draw(tmp_path / "secret.jpg"), draw(tmp_path / "images/a/0.jpg")
+    store = FolderStore(str(tmp_path / "images"))
+    assert store.existing([name, "a/0.jpg"]) == {"a/0.jpg"}
+    with pytest.raises(OSError, match="leads out of"):
+        store.read(name)
+    inside = str(tmp_path / "images/a/0.jpg")
+    assert store.existing([inside]) == {inside} and store.read(inside)

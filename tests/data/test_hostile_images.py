@@ -1,0 +1,180 @@
+"""Images that are damaged, or made to do harm: decoded, or refused by name, and nothing else happens."""
+
+import os
+import random
+import re
+import resource
+import sys
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from tiny_corpus import draw
+
+from soho_fast.data import BrokenImageError, ImageRef, SohoImageProcessor, decode_image
+from soho_fast.data import images as images_module
+from soho_fast.data.stores import FolderStore
+
+sys.path.append(str(Path(__file__).parents[1] / "faults"))
+
+from images import handmade_images, hostile_images, sound_images
+
+_PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.startfile")
+_started = []
+_watching = False
+
+
+def _watch(event, _):
+    if _watching and event in _PROGRAMS:
+        _started.append(event)
+
+
+sys.addaudithook(_watch)  # stays for good: it can't be taken away
+
+
+@pytest.fixture
+def programs():
+    """The programs started while the test runs."""
+    global _watching
+    _started.clear()
+    _watching = True
+    yield _started
+    _watching = False
+
+
+def outcome(data):
+    """True where it is decoded, the message where it is refused."""
+    try:
+        pixels = decode_image(data, shorter_edge=16)
+    except BrokenImageError as error:
+        message = str(error)
+        assert message.isprintable() and len(message) < 400
+        return message
+    assert pixels.dtype == torch.uint8 and pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.numel()
+    return True
+
+
+@pytest.mark.parametrize("name", sound_images())
+def test_sound_images_are_decoded(name):
+    assert outcome(sound_images()[name]) is True
+    pixels = decode_image(sound_images()[name])
+    assert len(pixels.unique()) > 1 or name.startswith("plain"), "there is a picture on it"
+
+
+def test_thousands_of_damaged_images_are_decoded_or_refused(programs, capfd):
+    outcomes = [outcome(data) for _, data in hostile_images(1, 4000)]
+    capfd.readouterr()
+    decoded = outcomes.count(True)
+    assert 300 < decoded < 2700, "damage must neither be all fatal nor all harmless"
+    assert not programs
+
+
+def test_the_same_seed_damages_alike():
+    first, again = (list(hostile_images(5, 40)) for _ in range(2))
+    assert first == again and first != list(hostile_images(6, 40))
+
+
+DECODED = ("1 x 200000.png", "deep with transparency.png", "rows without end.png")
+
+
+@pytest.mark.parametrize("name", handmade_images())
+def test_images_made_by_hand(name, programs):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = outcome(handmade_images()[name])
+    assert (result is True) == (name in DECODED), result
+    assert not programs
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024, "the memory of a bomb was taken"
+
+
+def test_the_limit_does_not_hang_on_a_setting_of_the_library(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    for name in ("30000 x 30000.png", "30000 x 30000.ppm", "30000 x 30000.tif"):
+        with pytest.raises(BrokenImageError, match="30000 x 30000 pixels; expected at least 1 and at most 178,956,970"):
+            decode_image(handmade_images()[name])
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError, NotImplementedError, KeyError, TypeError, MemoryError, ZeroDivisionError]
+)
+def test_an_error_of_any_kind_is_a_broken_image(error, monkeypatch):
+    def fail(image):
+        raise error("line\tone \x1b[31m")
+
+    monkeypatch.setattr(images_module, "image_to_pixels", fail)
+    assert re.search(rf"bytes\): {error.__name__}: .*line.*one.*\[31m", outcome(sound_images()["RGB.png"]))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_who_stops_the_run_stops_it(error, monkeypatch):
+    def fail(image):
+        raise error
+
+    monkeypatch.setattr(images_module, "image_to_pixels", fail)
+    with pytest.raises(error):
+        decode_image(sound_images()["RGB.png"])
+
+
+@pytest.mark.parametrize("name", ["exif.jpg", "exif.png", "exif.webp"])
+def test_a_picture_outlives_damage_to_its_exif(name):
+    """Its pixels are intact: it is kept, upright where the orientation can't be read."""
+    data = sound_images()[name]
+    turned = decode_image(data)
+    upright = turned.rot90(1, (1, 2))  # orientation 6 turned it clockwise
+    start = (
+        data.index(b"Exif\0\0") + 6 if name == "exif.jpg" else data.index(b"II*\0" if b"II*\0" in data else b"MM\0*")
+    )
+    kinds = set()
+    for seed in range(300):
+        chance = random.Random(seed)
+        changed = bytearray(data)
+        for _ in range(chance.choice((1, 2, 8))):
+            changed[start + chance.randrange(60)] = chance.choice((0, 1, 0x7F, 0xFF, chance.randrange(256)))
+        if name == "exif.png":
+            begin = data.index(b"eXIf")
+            end = begin + 4 + int.from_bytes(data[begin - 4 : begin], "big")
+            changed[end : end + 4] = zlib.crc32(changed[begin:end]).to_bytes(4, "big")
+        pixels = decode_image(bytes(changed))
+        ways = [pixels.rot90(times, (1, 2)) for times in range(4)]
+        ways += [way.flip(2) for way in ways]
+        assert any(way.shape == upright.shape and torch.equal(way, upright) for way in ways)
+        kinds.add("turned" if torch.equal(pixels, turned) else "upright" if torch.equal(pixels, upright) else "other")
+    assert {"turned", "upright"} <= kinds
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_as_the_library_turns_it(orientation):
+    image, file = Image.open(BytesIO(sound_images()["RGB.png"])), BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(file, "PNG", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(file.getvalue()))))
+    assert np.array_equal(decode_image(file.getvalue()).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.pgm", "bigendian.tif", "integer.tif", "float.tif", "float.pfm"])
+def test_deep_grey_is_the_grey_of_eight_bits(name):
+    image = Image.open(BytesIO(sound_images()["rgb.ppm"])).convert("L")
+    assert np.array_equal(decode_image(sound_images()[name])[0].numpy(), np.asarray(image))
+
+
+def test_an_image_that_is_no_file(tmp_path):
+    """A pipe would be waited for; a device has no end."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "round.jpg").symlink_to("round.jpg")
+    processor = SohoImageProcessor()
+    for name in ("pipe.jpg", "folder.jpg", "zero.jpg", "round.jpg"):
+        with pytest.raises(BrokenImageError, match=name):
+            processor.load(ImageRef(FolderStore(str(tmp_path)), name))
+
+
+def test_a_link_into_another_folder_is_followed(tmp_path):
+    draw(tmp_path / "there/a.jpg")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").symlink_to(tmp_path / "there/a.jpg")
+    assert SohoImageProcessor().load(ImageRef(FolderStore(str(tmp_path / "images")), "a.jpg")).shape[0] == 3
