@@ -1,0 +1,29 @@
+"""The classes of faults, by name."""
+
+import archives
+import corruption
+import decoding
+import disk
+import divergence
+import kills
+import pickles
+import ranks
+import settings
+import two_runs
+from campaign import FaultClass
+
+CLASSES = {
+    kind.name: kind
+    for kind in (
+        FaultClass("kills", "`kill -9` while training, saving, pruning, exporting, evaluating", kills.attempt, 4),
+        FaultClass("disk", "full and read-only disks, at each size and moment", disk.attempt, 6),
+        FaultClass("corruption", "each file of runs, models, corpora damaged in seven ways", corruption.attempt, 4),
+        FaultClass("pickles", "code planted wherever something is loaded", pickles.attempt, 1),
+        FaultClass("ranks", "one of two ranks killed, stopped or slow", ranks.attempt, 2),
+        FaultClass("two_runs", "two commands at once on one folder", two_runs.attempt, 1),
+        FaultClass("divergence", "NaN and infinity in weights, pixels, gradients, codebook", divergence.attempt, 1),
+        FaultClass("images", "damaged and hostile images, decoded", decoding.attempt, 4),
+        FaultClass("archives", "damaged, encrypted, lying archives; names outside them", archives.attempt, 0.5),
+        FaultClass("settings", "mistakes in recipes and arguments", settings.attempt, 2),
+    )
+}
