@@ -4,7 +4,9 @@ Environment variable SOHO_FAST_BUILD_EXTENSION: 0 skips the build, 1 demands it;
 SOHO_FAST_CUDA: the same of its CUDA kernels; unset builds them where nvcc and a torch with CUDA are.
 """
 
+import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -31,6 +33,15 @@ def missing_requirement() -> str | None:
     if shutil.which("cmake") is None:
         return "cmake was not found (pip install cmake ninja)"
     return None
+
+
+def tools() -> dict[str, str | None]:
+    """Where what a build uses is, and which torch: what CMake keeps of them holds for no other ones."""
+    places = {name: shutil.which(name) for name in ("cmake", "ninja", "nvcc")}
+    for name in ("torch", "pybind11"):
+        found = importlib.util.find_spec(name)
+        places[name] = f"{found.origin} {importlib.metadata.version(name)}" if found else None
+    return {"python": sys.executable, "CXX": os.environ.get("CXX"), **places}
 
 
 class CMakeBuild(build_ext):
@@ -63,11 +74,15 @@ class CMakeBuild(build_ext):
             "-DSOHO_FAST_BUILD_MODULE=ON",
             f"-DSOHO_FAST_CUDA={CMAKE_CUDA[os.environ.get(CUDA_SWITCH, '')]}",
         ]
-        if shutil.which("ninja") and not (build_dir / "CMakeCache.txt").exists():
-            configure.append("-GNinja")
+        # pip builds with tools and a torch that it deletes afterwards; the same ones build only what has changed.
+        used, known = json.dumps(tools(), indent=1), build_dir / "tools.json"
+        if not known.is_file() or known.read_text() != used:
+            configure += ["--fresh", *(["-GNinja"] if shutil.which("ninja") else [])]
+            known.unlink(missing_ok=True)
         build = ["cmake", "--build", str(build_dir), "--target", "_C", "--parallel"]
         try:
             subprocess.run(configure, check=True)
+            known.write_text(used)
             subprocess.run(build, check=True)
         except subprocess.CalledProcessError as error:
             raise SystemExit(
