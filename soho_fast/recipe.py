@@ -25,8 +25,12 @@ with from_extra("train"):
     import yaml
     from jsonargparse import ArgumentParser
 
+    from soho_fast.command_line import as_text, in_plain_words
     from soho_fast.engine.errors import UserError
     from soho_fast.engine.settings import TrainSettings
+    from soho_fast.hub import no_such_path
+    from soho_fast.recipe_file import check_fields, read_yaml
+    from soho_fast.spelling import did_you_mean
     from soho_fast.tasks import TASKS
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -100,12 +104,20 @@ def find_recipe(name_or_path: str) -> Path:
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         if path.is_file():
             return path
-        raise UserError(f"recipe: there is no file {path}")
+        if path.is_dir():
+            inside = f"; did you mean {path / 'recipe.yaml'}?" if (path / "recipe.yaml").is_file() else ""
+            raise UserError(f"recipe: {path} is a folder; expected a YAML file{inside}")
+        if path.name == name_or_path and (RECIPES / path.with_suffix(".yaml")).is_file():
+            raise UserError(f"recipe: there is no file {path}; did you mean {path.stem}, the recipe of that name?")
+        raise UserError(f"recipe: {path}: {no_such_path(path)}")
     named = RECIPES / f"{name_or_path}.yaml"
     if named.is_file():
         return named
-    names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-    raise UserError(f"recipe: there is no recipe {name_or_path!r}; expected one of {names}, or the path of a YAML file")
+    names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    raise UserError(
+        f"recipe: there is no recipe {name_or_path!r}; expected one of {', '.join(names)}, or the path of a YAML file"
+        f"{did_you_mean(name_or_path, names)}"
+    )
 
 
 def read_recipe(arguments: Sequence[str], default: str = "mini") -> tuple[Any, str]:
@@ -121,36 +133,36 @@ def read_recipe(arguments: Sequence[str], default: str = "mini") -> tuple[Any, s
     Raises:
         UserError: unknown recipe, task or field, or a value of another type.
     """
-    arguments, name = _take_recipe(list(arguments), default)
+    arguments, name = _take_recipe(as_text(arguments), default)
     path = find_recipe(name)
-    kind = recipe_type(_task_of(path))
-    parser = _Parser(prog="train.py", description=kind.__doc__.splitlines()[0], default_config_files=[str(path)])
+    content = read_yaml(path)
+    kind = recipe_type(_task_of(content, path))
+    check_fields(content, kind, path)
+    about = kind.__doc__.splitlines()[0]
+    parser = _Parser(prog="train.py", description=about, default_config_files=[str(path)], allow_abbrev=False)
     parser.add_argument("--recipe", default=name, help="Name of a recipe of this package, or path of a YAML file.")
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
     parser.add_class_arguments(kind)
+    where = f"recipe {path}: "
     try:
+        parser.parse_args([])  # The file by itself: its mistakes are told with its name.
+        where = ""
         parsed = parser.instantiate(parser.parse_args(arguments))
-    except UserError:
-        raise
     except (TypeError, KeyError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"recipe {path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{where}{' '.join(str(error).split())}") from error
+    for root in set(parsed.data_roots) - set(content.get("data_roots", {})):
+        if f"{{{root}}}" not in str((parsed.corpus, parsed.data, parsed.model)):
+            similar = did_you_mean(root, content.get("data_roots", {}))
+            raise UserError(f"data_roots.{root}: nothing in recipe {path} names {{{root}}}{similar}")
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{key: value for key, value in vars(parsed).items() if key in names}), path.stem
 
 
-def _task_of(path: Path) -> str:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: {' '.join(str(error).split())}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"recipe {path}: not a text file ({error}); expected YAML") from error
-    if not isinstance(content, dict):
-        came = "nothing" if content is None else f"a {type(content).__name__}"
-        raise UserError(f"recipe {path}: expected fields with values, got {came}")
+def _task_of(content: dict[str, Any], path: Path) -> str:
     task = content.get("task", next(iter(TASKS)))
     if task not in list(TASKS):
-        raise UserError(f"recipe {path}: task: expected one of {', '.join(TASKS)}, got {task!r}")
+        similar = did_you_mean(task, TASKS)
+        raise UserError(f"recipe {path}: task: expected one of {', '.join(TASKS)}, got {task!r}{similar}")
     return task
 
 
@@ -227,7 +239,8 @@ def build_demo_corpus(settings: DemoCorpus, processes: Any) -> None:
 
 class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(f"{' '.join(str(message).split())} (--help lists every field)") from ex
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        raise UserError(f"{in_plain_words(message, flags)} (--help lists every field)") from ex
 
 
 def _take_recipe(arguments: list[str], default: str) -> tuple[list[str], str]:

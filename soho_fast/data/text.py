@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from soho_fast.data.hub import loading_options
+from soho_fast.hub import loading_options, no_such_path
 
 IGNORED_LABEL = -100
 """Label of a position that is not predicted (cross-entropy's default `ignore_index`)."""
@@ -33,6 +33,11 @@ _STOP_WORDS = """
     contains contain containing depicts depicting pictured
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
+
+_WHAT_LOADS = (
+    "a folder with tokenizer.json and tokenizer_config.json (or vocab.txt), which python -m soho_fast.data.tokenizer "
+    "makes from your own texts, or a hub name such as bert-base-uncased"
+)
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
@@ -56,7 +61,12 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> 
     # The tokenizer runs inside DataLoader workers, which are processes already: its own threads would only warn about
     # the fork and fight for the cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    options, failure = loading_options(name_or_path, **hub_options)
+    try:
+        options, failure = loading_options(name_or_path, **hub_options)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"tokenizer: {name_or_path} can't be loaded: {no_such_path(name_or_path)}. Expected {_WHAT_LOADS}"
+        ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), **options)
     except (OSError, ValueError, KeyError) as error:
@@ -64,8 +74,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> 
         raise FileNotFoundError(
             f"tokenizer: {name_or_path} can't be loaded: "
             + (f"there is no such folder, and {failure}" if failure else reason)
-            + ". Expected a folder with tokenizer.json and tokenizer_config.json (or vocab.txt), which "
-            "python -m soho_fast.data.tokenizer makes from your own texts, or a hub name such as bert-base-uncased"
+            + f". Expected {_WHAT_LOADS}"
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer: {name_or_path} is not a fast tokenizer; whole-word masking needs its word ids")

@@ -1,13 +1,16 @@
 """What every SOHO model shares: initial values, precision, who is trained how, and the switches an engine turns."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertSelfAttention
+
+from soho_fast.hub import HUB_OPTIONS, loading_options
 
 from .auxiliary import Aid
 from .config import SohoConfig
@@ -36,6 +39,23 @@ class SohoPreTrainedModel(PreTrainedModel):
         "running_var",
         *(f"visual_dictionary.{name}" for name in ("codebook", "usage", "age", "cluster_size", "cluster_sum")),
     ]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As transformers' own; a folder that is not there, or a hub out of reach, is told at once.
+
+        Raises:
+            FileNotFoundError: it looks like a path, and is not there.
+            ValueError: the file of its weights is damaged, or they are of other sizes.
+        """
+        name = pretrained_model_name_or_path
+        if name is not None:
+            hub_options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
+            kwargs |= loading_options(name, **hub_options)[0]
+        try:
+            return super().from_pretrained(name, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"{name}: the file of its weights is damaged ({error}); copy it again") from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -4,13 +4,15 @@ Source of every preset value: "Seeing Out of tHe bOx: End-to-End Pre-training fo
 Learning" (CVPR 2021), called "the paper" in this package. Values the paper does not give are marked "ours".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
+
+from soho_fast.spelling import did_you_mean
 
 BACKBONES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
 
@@ -197,13 +199,23 @@ class SohoConfig(PreTrainedConfig):
     def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in allowed:
-            raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+            raise ValueError(
+                f"{name}: expected one of {', '.join(allowed)}, got {value!r}{did_you_mean(value, allowed)}"
+            )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As transformers' own. Raises ValueError: a value that can't be used."""
         with _types_in_plain_words():
             return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def check_names(cls, names: Iterable[str]) -> None:
+        """Raises ValueError: one of them is no field."""
+        unknown = sorted(name for name in names if name not in cls.__dataclass_fields__)
+        if unknown:
+            similar = did_you_mean(unknown[0], cls.__dataclass_fields__)
+            raise ValueError(f"SohoConfig has no field {', '.join(unknown)}{similar or '; its docstring lists them'}")
 
     @classmethod
     def from_preset(cls, preset: str = "paper", **overrides: Any) -> "SohoConfig":
@@ -217,9 +229,8 @@ class SohoConfig(PreTrainedConfig):
             ValueError: unknown preset, unknown field or a value that can't be used.
         """
         if preset not in PRESETS:
-            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-        unknown = sorted(name for name in overrides if name not in cls.__dataclass_fields__)
-        if unknown:
-            raise ValueError(f"SohoConfig has no field {', '.join(unknown)}; see its docstring for the fields")
+            similar = did_you_mean(preset, PRESETS)
+            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}{similar}")
+        cls.check_names(overrides)
         with _types_in_plain_words():
             return cls(**{**PRESETS[preset], "preset": preset, **overrides})

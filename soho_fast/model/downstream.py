@@ -24,7 +24,7 @@ from .heads import LossSum, MatchingHead, cross_entropy_sum, global_means, total
 from .inputs import SohoInputs, Texts
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
 from .pair_encoder import PairMatching
-from .pretrained import LoadReport, copy_state
+from .pretrained import LoadReport, check_finite, copy_state
 from .soho import SohoForPreTraining, SohoModelWithHeads
 
 
@@ -68,12 +68,11 @@ class SohoDownstreamModel(SohoModelWithHeads):
                 f"from_pretraining: no model could be loaded from {path_or_name!r}: give a directory with config.json "
                 f"and model.safetensors, or a hub name this machine can reach. transformers said: {error}"
             ) from error
+        check_finite(source, f"from_pretraining: {path_or_name!r}")
         absent = set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}
         state = {name: tensor for name, tensor in source.state_dict().items() if name not in absent}
         values = source.config.to_dict()
-        unknown = sorted(name for name in overrides if name not in values)
-        if unknown:
-            raise ValueError(f"from_pretraining: SohoConfig has no field {', '.join(unknown)}")
+        SohoConfig.check_names(name for name in overrides if name not in values)
         values |= {**overrides, "use_dictionary_output": use_dictionary_output}
         model = cls(SohoConfig.from_dict(values))
         report = copy_state(model, state, f"from_pretraining({path_or_name!r})")

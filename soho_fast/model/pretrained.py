@@ -7,9 +7,12 @@ from pathlib import Path
 
 import torch
 import torchvision
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel
+
+from soho_fast.hub import loading_options
 
 
 @dataclass
@@ -66,6 +69,16 @@ def copy_state(module: nn.Module, state: dict[str, Tensor], source: str) -> Load
     return report
 
 
+def check_finite(module: nn.Module, source: str) -> None:
+    """Raise ValueError where a model holds values that are not finite: its answers would mean nothing."""
+    lost = [name for name, tensor in module.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+    if lost:
+        raise ValueError(
+            f"{source} holds values that are not finite in {len(lost)} tensors ({', '.join(lost[:3])}): its training "
+            "has diverged; take an earlier one"
+        )
+
+
 def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], object]:
     """State and config of the BERT in a directory, or of that name on the hub.
 
@@ -73,12 +86,14 @@ def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], object]:
         FileNotFoundError: neither a directory nor a name that can be fetched.
         ValueError: the model there is no BERT.
     """
+    failure = ""
     try:
-        source = AutoModel.from_pretrained(path_or_name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        options, failure = loading_options(path_or_name)
+        source = AutoModel.from_pretrained(path_or_name, dtype=torch.float32, **options)
+    except (OSError, ValueError, SafetensorError) as error:
         raise FileNotFoundError(
-            f"init_text_encoder_from: no BERT could be loaded from {path_or_name!r}: give a directory with config.json "
-            f"and model.safetensors, or a hub name this machine can reach. transformers said: {error}"
+            f"init_text_encoder_from: no BERT could be loaded from {path_or_name!r} ({failure or error}); expected a "
+            "directory with config.json and model.safetensors, or a hub name this machine can reach"
         ) from error
     if source.config.model_type != "bert":
         raise ValueError(

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from soho_fast.data import content_words, hub, load_tokenizer, mask_tokens
+from soho_fast.data import content_words, load_tokenizer, mask_tokens
 from soho_fast.data import text as text_module
 from soho_fast.data.text import EncodedText, PackedTexts, describe_fit, encode_texts
 
@@ -77,7 +77,9 @@ def test_content_words():
 
 
 def test_tokenizer_errors(tmp_path, tokenizer_dir):
-    with pytest.raises(FileNotFoundError, match=r"tokenizer: .*nowhere can't be loaded: there is no such folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"tokenizer: .*nowhere can't be loaded: there is no such file or folder"
+    ):
         load_tokenizer(tmp_path / "nowhere")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (tokenizer_dir / name).read_text()
@@ -140,7 +142,7 @@ def test_a_hub_that_is_out_of_reach_is_tried_once(tmp_path, monkeypatch):
         tries.append(url)
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
     began = time.monotonic()
     with pytest.raises(FileNotFoundError) as error:
         load_tokenizer("nobody/no-such-tokenizer", cache_dir=str(tmp_path))
@@ -154,7 +156,7 @@ def test_what_was_downloaded_before_is_found_without_a_hub(tmp_path, tokenizer_d
     def unreachable(url, **options):
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
     kept = tmp_path / "models--nobody--words"
     shutil.copytree(tokenizer_dir, kept / "snapshots/abc")
     (kept / "snapshots/abc/config.json").write_text(json.dumps({"model_type": "bert"}))

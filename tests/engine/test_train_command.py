@@ -70,7 +70,7 @@ def test_help_explains_every_field(capsys):
     ("arguments", "words"),
     [
         (["--recipe", "nope"], "no recipe 'nope'; expected one of easy_vqa, mini, "),
-        (["--recipe", "a/b.yaml"], "there is no file a/b.yaml"),
+        (["--recipe", "a/b.yaml"], "a/b.yaml: there is no such file or folder"),
         (["--recipe"], "expected a name or a path"),
         (["--optim.lrr", "1"], "optim.lrr"),
         (["--optim.lr", "fast"], "optim.lr"),

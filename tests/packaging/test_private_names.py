@@ -86,7 +86,7 @@ PRIVATE = [
     ),
 ]  # fmt: skip
 # Python's own.
-OTHERS = {"_exit", "_asdict"}
+OTHERS = {"_exit", "_asdict", "_actions"}
 
 
 @cache

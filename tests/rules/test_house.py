@@ -13,18 +13,22 @@ OPS = ("codebook_lookup", "codebook_update", "group_mask")
 # What each room of the package may import from the package, besides itself and `extras`: a room, or one file of it.
 ARROWS = {
     "extras": set(),
+    "spelling": set(),
+    "hub": {"spelling"},
+    "command_line": {"spelling", "engine.errors"},
+    "recipe_file": {"spelling", "engine.errors"},
     "ops": {"_C"},
     "adapters": {"ops"},
-    "model": {"ops"},
-    "data": {"ops"},
+    "model": {"ops", "hub", "spelling"},
+    "data": {"ops", "hub"},
     "evaluation": {"model", "data", "engine.processes"},
-    "tasks": {"evaluation", "model", "data", "engine.processes", "engine.task"},
+    "tasks": {"evaluation", "model", "data", "engine.processes", "engine.task", "spelling"},
     "engine": set(),
-    "recipe": {"tasks", "data", "engine"},
+    "recipe": {"tasks", "data", "engine", "command_line", "recipe_file", "hub", "spelling"},
     "train": {"recipe", "engine", "data"},
-    "evaluate": {"recipe", "engine", "data"},
-    "pipeline": {"model", "data"},
-    "ask": {"pipeline"},
+    "evaluate": {"recipe", "engine", "command_line", "hub", "spelling"},
+    "pipeline": {"model", "data", "hub"},
+    "ask": {"pipeline", "engine.errors", "command_line", "hub", "spelling"},
 }
 
 
