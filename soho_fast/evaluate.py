@@ -8,6 +8,7 @@ Killed, the same command goes on where it was, also with another number of proce
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -41,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
     rank, _ = environment_rank()
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        with contextlib.ExitStack() as held:
+            return _run(sys.argv[1:] if arguments is None else arguments, held)
     except UserError as error:
         return fail(str(error), rank)
     except OSError as error:
@@ -91,7 +93,7 @@ def _checkpoint(run: str | None, wanted: str | None) -> tuple[str, str]:
     return name, Path(name).name
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     options, rest = _options(arguments)
     if (options.run is None) == (options.recipe is None):
         raise UserError("expected exactly one of --run and --recipe")
@@ -105,6 +107,7 @@ def _run(arguments: list[str]) -> int:
         from transformers.utils import logging as transformers_logging
 
         from soho_fast.engine.launch import leave_processes, start_processes
+        from soho_fast.engine.lock import only_user
         from soho_fast.engine.report import print_table, write_metrics
     processes = start_processes(recipe.engine.threads)
     transformers_logging.disable_progress_bar()
@@ -117,9 +120,7 @@ def _run(arguments: list[str]) -> int:
         split = options.split or task.default_split
         folder = Path(options.into or Path(options.run or f"runs/{name}") / "evaluation" / f"{split}-{called}")
         say(f"{task.name}, split {split}, checkpoint {called} ({model_folder}), {processes.world} process(es)")
-        if processes.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-        processes.wait()
+        held.enter_context(only_user(folder, processes, say))
         evaluation = task.evaluate_split(
             model,
             split,

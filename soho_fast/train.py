@@ -8,6 +8,7 @@ deepspeed --hostfile hosts soho_fast/train.py         several machines that shar
     each of them: deepspeed --hostfile hosts --no_ssh --node_rank N --master_addr FIRST soho_fast/train.py
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -35,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 128 + signal when stopped."""
     rank, _ = environment_rank()
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        with contextlib.ExitStack() as held:
+            return _run(sys.argv[1:] if arguments is None else arguments, held)
     except UserError as error:
         return fail(str(error), rank)
     except OSError as error:
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     recipe, name = read_recipe(arguments)
     recipe = with_data_roots(recipe)
     recipe.output = recipe.output or f"runs/{name}"
@@ -59,10 +61,12 @@ def _run(arguments: list[str]) -> int:
 
         from soho_fast.data.images import BrokenImageError
         from soho_fast.engine.launch import leave_processes, start_processes
+        from soho_fast.engine.lock import only_user
         from soho_fast.engine.trainer import Trainer
     processes = start_processes(recipe.engine.threads)
     transformers_logging.disable_progress_bar()
     say = print if processes.is_main else _silent
+    held.enter_context(only_user(Path(recipe.output), processes, say))
     try:
         build_demo_corpus(recipe.corpus, processes)
         task = recipe.make_task(say)

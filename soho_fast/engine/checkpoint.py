@@ -1,37 +1,47 @@
-"""Checkpoints that are either complete or absent.
+"""Checkpoints that are either complete or absent, and are loaded only as they were written.
 
 Layout, in the run's folder:
 
     checkpoints/step-00000120/      DeepSpeed's files (weights, buffers, optimiser, loss scale),
                                     rank-00000.pt (RNG states of one rank), checkpoint.json (written last)
     checkpoints/step-00000130.partial/   being written, or left by a crash: never read
-    checkpoints/latest              name of the newest complete one
 
-Everything is written to the `.partial` folder and renamed when every rank has reported success; `latest` is replaced
-last. DeepSpeed saves between barriers, so a rank that raised inside would leave the others waiting: writers therefore
-note their error, all ranks hear of it, and all raise the same one.
+Everything is written to the `.partial` folder, which is renamed when every rank has reported success. DeepSpeed saves
+between barriers, so a rank that raised inside would leave the others waiting: writers therefore note their error, all
+ranks hear of it, and all raise the same one.
+
+checkpoint.json is the manifest: size and SHA-256 of every file, taken while it was written, and a SHA-256 of the
+manifest itself. Nothing is unpickled but plain data and the four inert classes that DeepSpeed puts among it.
 """
 
+import hashlib
 import json
 import os
 import random
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.processes import Processes
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "checkpoint.json"
 PARTIAL = ".partial"
+_NAME = re.compile(r"step-(\d{8,})")
+# Classes in DeepSpeed's own files. They hold numbers and do nothing when they are made.
+_INERT = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 
 
 @dataclass
@@ -57,25 +67,69 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(scratch, path)
 
 
-class _NotingWriter(TorchCheckpointEngine):
-    """DeepSpeed's torch writer that notes a failed write instead of raising it; see the module's docstring."""
+class _Hashed:
+    """A binary file that is hashed and counted as it is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest, self._size = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        self._size += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest holds of the file."""
+        return {"bytes": self._size, "sha256": self._digest.hexdigest()}
+
+
+class _Files(TorchCheckpointEngine):
+    """How DeepSpeed and this module write and read the files of a checkpoint.
+
+    Attributes:
+        error: The first write that failed, noted instead of raised; see the module's docstring.
+        written: What the manifest holds of each file written here, by name.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.error: str | None = None
+        self.written: dict[str, dict[str, Any]] = {}
 
     def save(self, state_dict: Any, path: str) -> None:
         if self.error is not None:
             return
         try:
             with open(path, "wb") as file:
-                torch.save(state_dict, file)
+                hashed = _Hashed(file)
+                torch.save(state_dict, hashed)
                 file.flush()
                 os.fsync(file.fileno())
+            self.written[Path(path).name] = hashed.record()
         # torch's zip writer reports a full disk as a RuntimeError, whose context is the error with the number.
         except (OSError, RuntimeError) as error:
             cause = error if isinstance(error, OSError) else error.__context__
             self.error = f"{path}: {getattr(cause, 'strerror', None) or str(error).splitlines()[0]}"
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        try:
+            with torch.serialization.safe_globals(_INERT):
+                return torch.load(path, map_location=map_location, weights_only=True)
+        # What a reader meets in a file of another kind has no common type; a pickle that would run code is one.
+        except Exception as error:
+            refused = re.search(r"GLOBAL (\S+)", str(error))
+            reason = (
+                f"it asks for {refused[1]}, which is no plain data, and is not loaded"
+                if refused
+                else f"it cannot be read ({str(error).splitlines()[0][:200]})"
+            )
+            raise UserError(
+                f"{path}: {reason}; the file is not as a training run wrote it. Delete this checkpoint to continue "
+                "from the one before it"
+            ) from error
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         try:
@@ -85,8 +139,10 @@ class _NotingWriter(TorchCheckpointEngine):
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """States of every generator a training step may draw from on this rank."""
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    """States of every generator a training step may draw from on this rank: numbers, strings, tensors, tuples."""
+    name, keys, *rest = np.random.get_state()
+    numpy_state = (name, torch.from_numpy(keys), *rest)
+    state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state()}
     if device.type != "cpu":
         state["device"] = torch.get_device_module(device).get_rng_state(device)
     return state
@@ -95,7 +151,8 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
     """Undo `rng_state`."""
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy(), *rest))
     torch.set_rng_state(state["torch"])
     if device.type != "cpu" and "device" in state:
         torch.get_device_module(device).set_rng_state(state["device"], device)
@@ -116,21 +173,39 @@ class Checkpoints:
         self.processes = processes
         self.identity = json.loads(json.dumps(dict(identity)))
         self.keep = keep
+        # Found at the start, they have the right sizes: without this they would count as checkpoints that are kept.
+        self._altered: set[Path] = set()
 
     def complete(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return [path for path in self._named() if self._fault(path) is None]
-
-    def ignored(self) -> list[str]:
-        """One line for each folder here that is not a complete checkpoint."""
-        lines = [f"{path}: {self._fault(path)}" for path in self._named() if self._fault(path) is not None]
-        partial = sorted(self.folder.glob(f"step-*{PARTIAL}"))
-        return lines + [f"{path}: half-written, from a run that was cut off" for path in partial]
+        """Complete checkpoints, oldest first, by what is there and its sizes; those found altered are left out."""
+        return [path for path in self._named() if path not in self._altered and _fault(path) is None]
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint, or None; the same on all ranks."""
         found = self.complete() if self.processes.is_main else []
         return self.processes.gather(found[-1] if found else None)[0]
+
+    def choose(self, say: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint whose every file has its checksum, or None where there is none; the same on all ranks.
+
+        Args:
+            say: Called on rank 0 with a line on each thing that is left aside.
+
+        Raises:
+            UserError: on all ranks: the folder cannot be read, or there are checkpoints and all of them are damaged.
+        """
+        path = error = None
+        if self.processes.is_main:
+            try:
+                path = self._choose(say)
+            except UserError as failure:
+                error = str(failure)
+            except OSError as failure:
+                error = f"{failure.filename}: the checkpoints cannot be read: {failure.strerror}"
+        path, error = self.processes.gather((path, error))[0]
+        if error:
+            raise UserError(error)
+        return path
 
     def save(self, engine: DeepSpeedEngine, progress: Progress) -> Path:
         """Write a checkpoint on all ranks together, then prune.
@@ -140,7 +215,7 @@ class Checkpoints:
         """
         final = self.folder / f"step-{progress.step:08d}"
         partial = final.with_name(final.name + PARTIAL)
-        writer = _NotingWriter()
+        writer = _Files()
         if self.processes.is_main:
             shutil.rmtree(partial, ignore_errors=True)
             writer.makedirs(str(partial), exist_ok=True)
@@ -151,6 +226,7 @@ class Checkpoints:
         engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
         writer.save(rng_state(self.processes.device), str(partial / self._rank_file()))
         self._raise_first(writer.error)
+        files = {name: record for part in self.processes.gather(writer.written) for name, record in part.items()}
         error = None
         if self.processes.is_main:
             try:
@@ -158,14 +234,18 @@ class Checkpoints:
                     "format": FORMAT,
                     "progress": asdict(progress),
                     "identity": self.identity,
-                    "files": {path.name: path.stat().st_size for path in sorted(partial.iterdir())},
+                    "files": dict(sorted(files.items())),
                 }
-                write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1))
-                if final.exists():
-                    shutil.rmtree(final)
-                os.rename(partial, final)
-                write_atomically(self.folder / "latest", final.name + "\n")
-                self._prune()
+                sealed = {**manifest, "sha256": _digest(manifest)}
+                write_atomically(partial / MANIFEST, json.dumps(sealed, indent=1))
+                # Pruning deletes older ones for this one's sake.
+                error = _fault(partial)
+                if error is None:
+                    if final.exists():
+                        shutil.rmtree(final)
+                    os.rename(partial, final)
+                    self._altered.discard(final)
+                    self._prune(final)
             except OSError as failure:
                 error = f"{failure.filename}: {failure.strerror}"
         self._raise_first(error)
@@ -175,9 +255,10 @@ class Checkpoints:
         """Restore engine, optimiser, loss scale and this rank's RNG from a complete checkpoint.
 
         Raises:
-            UserError: the checkpoint belongs to a run of another identity; the message names every field that differs.
+            UserError: the checkpoint belongs to a run of another identity (the message names every field that differs),
+                or a file holds anything but plain data.
         """
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = _read_manifest(path)
         saved = manifest["identity"]
         fields = [key for key in {**saved, **self.identity} if saved.get(key) != self.identity.get(key)]
         if fields:
@@ -188,48 +269,141 @@ class Checkpoints:
                 f"{path}: this checkpoint is of another run: {listed}. Give the same values, another --output folder, "
                 "or --resume false --overwrite to start anew"
             )
+        reader = _Files()
+        engine.checkpoint_engine = reader
         engine.load_checkpoint(str(path.parent), tag=path.name, load_lr_scheduler_states=False)
-        set_rng_state(torch.load(path / self._rank_file(), weights_only=False), self.processes.device)
+        set_rng_state(reader.load(str(path / self._rank_file())), self.processes.device)
         return Progress(**manifest["progress"])
 
+    def _choose(self, say: Callable[[str], None]) -> Path | None:
+        present = sorted(os.listdir(self.folder)) if self.folder.exists() else []
+        half = [name for name in present if name.endswith(PARTIAL) and _NAME.fullmatch(name.removesuffix(PARTIAL))]
+        for name in half:
+            say(f"ignored: {self.folder / name}: half-written, from a run that was cut off")
+        named = self._named()
+        foreign = sorted(set(present) - set(half) - {path.name for path in named})
+        if foreign:
+            say(f"{self.folder} also holds {_listed(foreign)}, which no run has written; left alone")
+        chosen, faults = None, []
+        for path in reversed(named):
+            fault = _fault(path) or _altered(path)
+            if fault is None:
+                chosen = path
+                break
+            self._altered.add(path)
+            faults.append(f"{path.name} ({fault})")
+        if faults and chosen is None:
+            raise UserError(
+                f"{self.folder}: none of the checkpoints can be used: {_listed(faults)}; give another --output, or "
+                "--resume false --overwrite to start anew"
+            )
+        if faults:
+            say(f"ignored: {self.folder}: {_listed(faults)}; the newest intact checkpoint, {chosen.name}, is taken")
+        return chosen
+
     def _named(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if not path.name.endswith(PARTIAL))
+        """The folders that have a checkpoint's name, by step; without any where the folder cannot be listed."""
+        steps = {int(match[1]): path for path in self.folder.glob("*") if (match := _NAME.fullmatch(path.name))}
+        return [steps[step] for step in sorted(steps) if steps[step].is_dir()]
 
     def _rank_file(self) -> str:
         return f"rank-{self.processes.rank:05d}.pt"
 
-    def _fault(self, path: Path) -> str | None:
-        try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            if manifest["format"] != FORMAT:
-                return f"format {manifest['format']}, this version reads {FORMAT}"
-            for name, size in manifest["files"].items():
-                if (path / name).stat().st_size != size:
-                    return f"{name} has {(path / name).stat().st_size} bytes, expected {size}"
-        except FileNotFoundError as error:
-            return f"{Path(error.filename).name} is missing"
-        except (OSError, ValueError, KeyError) as error:
-            return f"{MANIFEST} cannot be read: {error}"
-        return None
+    def _delete_partial(self) -> None:
+        for path in self.folder.glob(f"*{PARTIAL}"):
+            if _NAME.fullmatch(path.name.removesuffix(PARTIAL)):
+                shutil.rmtree(path, ignore_errors=True)
 
-    def _prune(self) -> None:
-        for path in self.folder.glob(f"step-*{PARTIAL}"):
-            shutil.rmtree(path, ignore_errors=True)
-        if self.keep:
-            for path in self.complete()[: -self.keep]:
+    def _prune(self, saved: Path) -> None:
+        """Delete what is older than the newest `keep` checkpoints.
+
+        One that has just been written is the last of them: what has a later step was found altered at the start, or is
+        incomplete, and is replaced when the run comes to that step.
+        """
+        self._delete_partial()
+        earlier = [path for path in self._named() if int(path.name[5:]) <= int(saved.name[5:]) and _fault(path) is None]
+        kept = [path for path in earlier if path not in self._altered][-self.keep :]
+        if self.keep and kept:
+            for path in earlier[: earlier.index(kept[0])]:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _raise_first(self, error: str | None) -> None:
         errors = [text for text in self.processes.gather(error) if text]
         if errors:
             if self.processes.is_main:
-                for path in self.folder.glob(f"step-*{PARTIAL}"):
-                    shutil.rmtree(path, ignore_errors=True)
+                self._delete_partial()
             kept = self.newest()
             raise UserError(
                 f"the checkpoint could not be written ({errors[0]}); free some space or choose another --output. "
                 + (f"The last complete checkpoint is {kept}" if kept else "There is no earlier checkpoint")
             )
+
+
+class _DamagedError(ValueError):
+    """Why a folder is no complete checkpoint."""
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, without its own checksum."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except FileNotFoundError as error:
+        raise _DamagedError(f"{MANIFEST} is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _DamagedError(f"{MANIFEST} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise _DamagedError(f"{MANIFEST} is not a checkpoint's")
+    if manifest["format"] != FORMAT:
+        raise _DamagedError(f"it has format {_shown(manifest['format'])}, this version reads {FORMAT}")
+    if manifest.pop("sha256", None) != _digest(manifest):
+        raise _DamagedError(f"{MANIFEST} differs from its own checksum")
+    try:
+        Progress(**manifest["progress"])
+        {**manifest["identity"]}
+        for record in manifest["files"].values():
+            int(record["bytes"]), str(record["sha256"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise _DamagedError(f"{MANIFEST} lacks what this version writes") from error
+    return manifest
+
+
+def _fault(path: Path) -> str | None:
+    """What tells at a glance that a folder is no complete checkpoint, or None."""
+    try:
+        files = _read_manifest(path)["files"]
+        for name, record in files.items():
+            size = (path / name).stat().st_size
+            if size != record["bytes"]:
+                return f"{name} has {size:,} bytes, expected {record['bytes']:,}"
+        # DeepSpeed goes by the names it finds, so one too many would change what it loads.
+        odd = sorted(name for name in {*os.listdir(path)} - {*files, MANIFEST} if not name.startswith("."))
+        return f"{_listed(odd)} does not belong to it" if odd else None
+    except _DamagedError as error:
+        return str(error)
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename).name} cannot be read: {error.strerror}"
+
+
+def _altered(path: Path) -> str | None:
+    """Which file of a complete checkpoint differs from its checksum, or None. Reads all of it."""
+    for name, record in _read_manifest(path)["files"].items():
+        try:
+            with (path / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]:
+                    return f"{name} differs from its checksum"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _shown(value: Any) -> str:

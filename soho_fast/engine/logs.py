@@ -16,16 +16,30 @@ from soho_fast.engine.settings import LogSettings
 PHASES = ("wait", "copy", "forward", "backward", "optimizer")
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Records of a log.jsonl; a last line that a crash cut short is left out."""
-    records = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return records
+# What a record of each kind holds beside `kind` and `step`.
+_CONTENTS = {"train": ("lr", dict), "evaluation": ("measures", dict), "event": ("event", str)}
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Records of a log.jsonl, and how many lines hold none; a last line that a crash cut short is not counted."""
+    try:
+        *lines, last = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], 0
+    records = [record for record in map(_record, lines) if record is not None]
+    num_damaged = len(lines) - len(records)
+    return records + [record for record in [_record(last)] if record is not None], num_damaged
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
+        return None
+    name, kind = _CONTENTS.get(record["kind"], ("kind", str))
+    return record if isinstance(record.get(name), kind) else None
 
 
 class RunLog:
@@ -49,7 +63,8 @@ class RunLog:
         self.path = folder / "log.jsonl"
         # An event is told before the step that follows it, and will be told again.
         last_of = {"event": first_step - 1}
-        kept = [record for record in read_log(self.path) if record["step"] <= last_of.get(record["kind"], first_step)]
+        records, num_skipped = read_log(self.path)
+        kept = [record for record in records if record["step"] <= last_of.get(record["kind"], first_step)]
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a")
         self._board = None
@@ -62,6 +77,8 @@ class RunLog:
         if settings.bar and sys.stderr.isatty():
             self._bar = tqdm(initial=first_step, total=total_steps, unit="step", dynamic_ncols=True)
         self._last_line = 0.0
+        if num_skipped:
+            self.say(f"{self.path}: {num_skipped} damaged lines were left out")
         if first_step:
             self.record("event", first_step, {"event": "resumed"})
 

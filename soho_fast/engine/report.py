@@ -50,7 +50,7 @@ def draw_curves(log: Path, picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    everything = read_log(log)
+    everything, _ = read_log(log)
     records = [record for record in everything if record["kind"] == "train"]
     if not records:
         return
@@ -61,7 +61,7 @@ def draw_curves(log: Path, picture: Path) -> None:
             happened.setdefault(record["step"], []).append(record["event"])
     events = [(step, "; ".join(texts)) for step, texts in happened.items()]
     # A loss that is off at first (or later) has its curve all the same.
-    logged = dict.fromkeys(name for record in records for name, value in record.items() if value is not None)
+    logged = dict.fromkeys(name for record in records for name, value in record.items() if _is_number(value))
     names = [name for name in logged if name not in _NOT_LOSSES]
     norms = [name for name in ("grad_norm",) if name in logged]
     measures = _measures_over_steps(evaluations)
@@ -78,7 +78,7 @@ def draw_curves(log: Path, picture: Path) -> None:
     rest = iter(cells)
     for name in (*names, *norms):
         cell = next(rest)
-        points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+        points = [(record["step"], record[name]) for record in records if _is_number(record.get(name))]
         steps, values = np.array(points, dtype=float).T
         cell.plot(steps, values, linewidth=0.6, alpha=0.35)
         cell.plot(steps, _smoothed(values), linewidth=1.6)
@@ -96,7 +96,8 @@ def draw_curves(log: Path, picture: Path) -> None:
         cell.legend(fontsize=7)
     rates = next(rest)
     for group in records[0]["lr"]:
-        rates.plot([record["step"] for record in records], [record["lr"][group] for record in records], label=group)
+        points = [(record["step"], record["lr"][group]) for record in records if _is_number(record["lr"].get(group))]
+        rates.plot(*np.array(points, dtype=float).reshape(-1, 2).T, label=group)
     rates.set_title("learning rate")
     rates.set_yscale("symlog", linthresh=1e-6)
     rates.legend(fontsize=8)
@@ -114,6 +115,10 @@ def draw_curves(log: Path, picture: Path) -> None:
         figure.supxlabel("\n".join(told), fontsize=9, ha="left", x=0.02)
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _letter(number: int) -> str:

@@ -439,9 +439,7 @@ class Trainer:
     def _choose_checkpoint(self) -> Path | None:
         if self.settings.resume is False:
             return None
-        for line in self.checkpoints.ignored() if self.processes.is_main else []:
-            self._say(f"ignored: {line}")
-        path = self.checkpoints.newest()
+        path = self.checkpoints.choose(self._say)
         if path is None and self.settings.resume is True:
             raise UserError(
                 f"resume: no complete checkpoint is in {self.checkpoints.folder}; give --resume auto to start anew"

@@ -36,7 +36,7 @@ def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
     resumed = request_for("killed", task=SOHO, **every)
     done = launch(through, killed)
     assert done.code == -signal.SIGKILL, done.text
-    assert _checkpoints(killed) == ["latest", "step-00000008"]
+    assert _checkpoints(killed) == ["step-00000008"]
     half_written = Path(killed["output"]) / "checkpoints" / "step-00000009.partial"
     half_written.mkdir()
     (half_written / "mp_rank_00_model_states.pt").write_bytes(b"half")
@@ -45,7 +45,7 @@ def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
     assert "half-written, from a run that was cut off" in done.text
     assert "resumed from" in done.text and "step 8 of 12" in done.text
     assert losses(resumed) == losses(through)
-    assert _checkpoints(resumed) == ["latest", "step-00000012"]
+    assert _checkpoints(resumed) == ["step-00000012"]
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
@@ -55,7 +55,7 @@ def test_signal_saves_and_stops_at_the_next_step(launch, request_for, losses, na
     assert done.code == 128 + getattr(signal, name), done.text
     assert "asked to stop: saved" in done.text
     assert len(losses(asked)) in (4, 5)
-    assert _checkpoints(asked)[1:] == [f"step-0000000{len(losses(asked))}"]
+    assert _checkpoints(asked) == [f"step-0000000{len(losses(asked))}"]
     assert not (Path(asked["output"]) / "model").exists()
 
 
@@ -126,7 +126,7 @@ def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(star
         steps = len(losses(stopped))
         assert f"stopped/checkpoints/step-{steps:08d}; the same command continues from here" in text, text
         assert not re.search('File ".*soho_fast', text), "a stack trace of ours"
-        assert _checkpoints(stopped)[0] == "latest" and f"step-{steps:08d}" in _checkpoints(stopped)
+        assert f"step-{steps:08d}" in _checkpoints(stopped)
         assert not (folder / "stopped" / "model").exists()
     launcher = run("stopped")
     text = end(launcher)
@@ -162,7 +162,7 @@ def test_full_disk_on_one_rank_is_one_error_and_keeps_what_was_saved(launch, req
     assert len(errors) == 1, done.text
     assert "could not be written" in errors[0] and "File too large" in errors[0] and "step-00000004" in errors[0]
     assert "Traceback" not in done.text
-    assert _checkpoints(full) == ["latest", "step-00000004"]
+    assert _checkpoints(full) == ["step-00000004"]
     again = request_for("full", task={"width": 64}, engine={"zero_stage": 2})
     done = launch(again, processes=2)
     assert done.code == 0, done.text
@@ -195,7 +195,7 @@ def test_checkpoint_of_another_size_names_what_differs(launch, request_for):
     assert done.code == 2, done.text
     assert "model.width is 8 there and 16 here; seed is 0 there and 5 here" in done.text
     assert "Traceback" not in done.text
-    assert _checkpoints(small) == ["latest", "step-00000002"]
+    assert _checkpoints(small) == ["step-00000002"]
 
 
 def test_starting_anew_spares_an_existing_run(launch, request_for, losses):
@@ -222,7 +222,9 @@ def test_damaged_checkpoint_is_passed_over(launch, request_for):
     (folder / "step-00000009").mkdir()
     done = launch(run)
     assert done.code == 0, done.text
-    assert "rank-00000.pt has 100 bytes" in done.text and "checkpoint.json is missing" in done.text
+    (line,) = [line for line in done.text.splitlines() if line.startswith("ignored: ")]
+    assert "step-00000009 (checkpoint.json is missing), step-00000004 (rank-00000.pt has 100 bytes, " in line
+    assert line.endswith("the newest intact checkpoint, step-00000002, is taken")
     assert "step 2 of 4" in done.text
 
 
@@ -240,6 +242,6 @@ def test_a_run_that_diverged_stops_and_says_so(launch, request_for):
     done = launch(run, processes=2)
     assert done.code == 2 and "Traceback" not in done.text, done.text
     assert "the loss is nan" in done.text and "lower optim.lr" in done.text
-    finite = [path for path in _checkpoints(run) if path != "latest"][-1]
+    finite = _checkpoints(run)[-1]
     assert f"The newest checkpoint is {run['output']}/checkpoints/{finite}" in done.text
     assert len(_checkpoints(run)) < 6, "nothing is saved of what is no model any more"

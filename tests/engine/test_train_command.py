@@ -87,7 +87,7 @@ def test_mistakes_on_the_command_line_are_one_line(capsys, arguments, words):
 
 
 def test_ctrl_c_outside_training_is_one_line(monkeypatch, capsys):
-    def interrupted(arguments):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "_run", interrupted)

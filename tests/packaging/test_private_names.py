@@ -76,6 +76,15 @@ PRIVATE = [
         "TorchCheckpointEngine", "the writer that notes",
         "deepspeed.runtime.checkpoint_engine:TorchCheckpointEngine", ("def save(", "def load(", "def commit("),
     ),
+    *(
+        Private(owner.split(":")[1], "plain data among what DeepSpeed saves, hence loaded", owner, source)
+        for owner, source in {
+            "deepspeed.runtime.fp16.loss_scaler:LossScaler": ("class LossScaler",),
+            "deepspeed.runtime.fp16.loss_scaler:DynamicLossScaler": ("class DynamicLossScaler",),
+            "deepspeed.runtime.zero.config:ZeroStageEnum": ("class ZeroStageEnum",),
+            "deepspeed.utils.tensor_fragment:fragment_address": ("class fragment_address",),
+        }.items()
+    ),
     Private("_copy_recovery_script", "nothing is raised between barriers", ENGINE),
     Private("enable_backward_allreduce", "one process sums nothing", ENGINE, ("if self.enable_backward_allreduce",)),
     Private("basic_optimizer", "rates are set under ZeRO", ENGINE, ("self.basic_optimizer = ",)),
