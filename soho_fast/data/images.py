@@ -41,6 +41,9 @@ Of Pillow's other forty some start a program (EPS), some only stand for a plug-i
 MAX_PIXELS = 178_956_970
 """Width times height of the largest image that is decoded: where Pillow, as it comes, sees a decompression bomb."""
 
+# Pixels that are turned into RGB at a time: on the way they take several times their own memory.
+_BAND = 2**22
+
 # By the value of EXIF's Orientation; 1 and what is not listed is upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -121,6 +124,16 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    rows = max(1, _BAND // image.width)
+    if image.height <= rows:
+        return _band_to_rgb(image)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        rgb.paste(_band_to_rgb(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
+    return rgb
+
+
+def _band_to_rgb(image: Image.Image) -> Image.Image:
     # Pillow's own conversion clips these instead of scaling.
     if image.mode.startswith("I"):
         grey = np.asarray(image)

@@ -20,6 +20,10 @@ from soho_fast.engine.settings import BatchSettings
 
 SIDE_KEYS = ("skipped", "sample_ids")
 
+# The stream of random numbers that chooses stand-ins; the order of the samples is stream 1, the tasks have 2 and 3.
+_STAND_IN_STREAM = 4
+_MOST_STAND_INS = 100
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -92,6 +96,25 @@ class _EpochDataset(Dataset):
             self.dataset.set_epoch(epoch)
             self.epoch = epoch
         return self.dataset[index]
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> list[Any]:
+        """The samples of a micro-batch. Where none of them can be used, others are drawn until one can: every process
+        needs a batch at every step."""
+        samples = [self[item] for item in items]
+        if not all(map(_is_broken, samples)):
+            return samples
+        samples[-1].broken += "; its batch held nothing else, so another image is taken in its place"
+        epoch, index = items[0]
+        rng = np.random.default_rng([_STAND_IN_STREAM, epoch, index])
+        for stand_in in rng.integers(len(self.dataset), size=_MOST_STAND_INS):
+            samples.append(self[epoch, int(stand_in)])
+            if not _is_broken(samples[-1]):
+                break
+        return samples
+
+
+def _is_broken(sample: Any) -> bool:
+    return getattr(sample, "broken", None) is not None
 
 
 class _PlannedBatches(Sampler[list[tuple[int, int]]]):

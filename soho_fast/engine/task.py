@@ -39,7 +39,10 @@ class Task(Protocol):
         """JSON values that a checkpoint must share with the run that loads it (the model's sizes)."""
 
     def training_data(self) -> Any:
-        """`len(data)` images, `data.set_epoch(epoch)`, `data[index]`: one sample, the same on any rank and worker."""
+        """`len(data)` images, `data.set_epoch(epoch)`, `data[index]`: one sample, the same on any rank and worker.
+
+        A sample that can't be used says why in its attribute `broken`, a text; otherwise that is None or not there.
+        """
 
     def collate(self, samples: list[Any]) -> Mapping[str, Any]:
         """The model's keywords; beside them "skipped", one message for each unreadable image."""

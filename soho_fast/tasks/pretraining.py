@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from soho_fast.data.batches.pair_sampling import check_negatives
 from soho_fast.data.batches.pretraining import PretrainingDataset
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.coco_captions import read_coco_captions
@@ -148,6 +149,8 @@ class PretrainingTask(BaseTask):
                 "data.heldout: one image with captions; expected none or at least two, since a text is also measured "
                 "with another image: hold out more"
             )
+        self._check_negatives("sources", training if self.data.num_negative else [])
+        self._check_negatives("heldout", heldout)
         shared = {str(record.image) for record in heldout} & {str(record.image) for record in training}
         if shared:
             raise ValueError(
@@ -155,6 +158,13 @@ class PretrainingTask(BaseTask):
                 "must not be trained on"
             )
         self._training, self._heldout = training, heldout
+
+    def _check_negatives(self, name: str, records: Sequence[ImageTextRecord]) -> None:
+        try:
+            if records:
+                check_negatives([record.captions for record in records])
+        except ValueError as error:
+            raise ValueError(f"data.{name}: {error}") from None
 
     @property
     def heldout_records(self) -> list[ImageTextRecord]:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from tiny_tasks import NAMES, SMALL, TASKS, make_task
 from transformers import AutoModelForVisualQuestionAnswering
 
 from soho_fast.data import BrokenImageError
+from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.processes import Processes
+from soho_fast.engine.settings import BatchSettings
 from soho_fast.evaluation.answering import Answering
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.inputs import SohoInputs
@@ -404,3 +407,22 @@ def test_easy_vqa_as_its_package_has_it(tmp_path, tokenizer_dir):
         words = r"questions\.json: record 3 is" if len(wrong) == 4 else r"questions\.json: holds no question"
         with pytest.raises(ValueError, match=words):
             make_task("vqa", tmp_path, tokenizer_dir, **options)[0].records("test")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_with_one_image_at_a_time_a_broken_one_does_not_end_the_run(name, tmp_path, tokenizer_dir):
+    task, _ = make_task(name, tmp_path, tokenizer_dir)
+    data, model = task.training_data(), task.build_model().train()
+    broken = {str(image) for image in task.images_of(task.training_records[0])}
+    for path in broken:
+        Path(path).write_bytes(b"broken")
+    plan = plan_batches(BatchSettings(global_batch_size=1), len(data), 1, 0)
+    batches = Batches(data, task.collate, plan, BatchSettings(), rank=0, first_step=0, total_steps=len(data), pin=False)
+    skipped, steps = [], 0
+    for batch in batches:
+        inputs, side = split_batch(batch, torch.device("cpu"))
+        assert torch.isfinite(model(**inputs).loss) and side["sample_ids"]
+        skipped += side["skipped"]
+        steps += 1
+    assert steps == len(data) and skipped
+    assert all(any(path in line for path in broken) for line in skipped)

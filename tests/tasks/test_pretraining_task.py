@@ -184,3 +184,27 @@ def test_visual_genome_drops_the_held_out_coco_images(data, tmp_path):
     task, said = make_task(PretrainingData(**{**vars(data), "sources": [genome]}))
     assert len(task.training_data()) == 3, "coco_id 1008 is in val; 1000 is in train"
     assert "sources: visual_genome: 1 images left out: their coco_id is in the held-out list" in said
+
+
+@pytest.mark.parametrize("name", ["sources", "heldout"])
+def test_a_set_of_identical_captions_is_refused_before_training(data, tmp_path, name):
+    """No text of another image could fail to describe this one: no negative can be drawn."""
+    path = str(write_karpathy(tmp_path / "same", {"train": NAMES[:5]}, sentences=lambda colour: ["a man", "A  man"]))
+    setattr(data, name, [CaptionSource(path, [str(tmp_path / "same")], splits=["train"])])
+    with pytest.raises(
+        ValueError, match=rf"data\.{name}: no negative caption .* \(a man\); expected images with"
+    ) as told:
+        make_task(data)[0].training_data()
+    assert "\n" not in str(told.value)
+    data.num_negative = 0
+    if name == "sources":
+        assert len(make_task(data)[0].training_data()) == 5
+
+
+def test_one_image_is_enough_where_no_negatives_are_drawn(data, tmp_path):
+    path = str(write_karpathy(tmp_path / "one", {"train": NAMES[:1]}))
+    data.sources = [CaptionSource(path, [str(tmp_path / "one")], splits=["train"])]
+    with pytest.raises(ValueError, match=r"data\.sources: expected at least 2 images to draw negative captions from"):
+        make_task(data)[0].training_data()
+    data.num_negative = 0
+    assert len(make_task(data)[0].training_data()[0].texts_ids) == 2

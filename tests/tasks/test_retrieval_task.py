@@ -8,7 +8,9 @@ import torch
 from tiny_corpus import COLOURS, draw, write_karpathy
 
 from soho_fast.data import BrokenImageError
+from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.processes import Processes
+from soho_fast.engine.settings import BatchSettings
 from soho_fast.evaluation.metrics import retrieval_recall
 from soho_fast.tasks.retrieval import RetrievalTask
 from soho_fast.tasks.settings import DownstreamModel, RetrievalData, RetrievalSplit
@@ -174,3 +176,27 @@ def test_a_broken_image_is_skipped_in_training_and_refused_in_evaluation(make, t
         task.evaluate_split(build_model(task), "test", processes=Processes())
     draw(tmp_path / "val2014/0010.jpg")
     task.evaluate_split(build_model(task), "test", processes=Processes())
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_batch_that_broken_images_leave_small_or_empty_is_trained_on(make, tmp_path, images):
+    task, _ = make()
+    data, model = task.training_data(), build_model(task).train()
+    for number in (0, 1, 2):
+        (tmp_path / f"train2014/000{number}.jpg").write_bytes(b"broken")
+    plan = plan_batches(BatchSettings(global_batch_size=images), len(data), 1, 0)
+    batches = list(
+        Batches(data, task.collate, plan, BatchSettings(), rank=0, first_step=0, total_steps=6 // images, pin=False)
+    )
+    assert len(batches) == 6 // images and sum(len(batch["skipped"]) for batch in batches) >= 3
+    for batch in batches:
+        inputs, side = split_batch(batch, torch.device("cpu"))
+        assert side["sample_ids"] and torch.isfinite(model(**inputs).loss)
+
+
+@pytest.mark.parametrize("texts", [["a man"], ["a man", "a man"]])
+def test_captions_that_are_all_alike_are_refused(make, tmp_path, texts):
+    task, _ = make()
+    write_karpathy(tmp_path, {"train": NAMES[:4], "val": NAMES[4:6]}, sentences=lambda colour: texts)
+    with pytest.raises(ValueError, match=r"at least 2 images with different captions, got 4 of which all .* 'a man'"):
+        task.training_data()

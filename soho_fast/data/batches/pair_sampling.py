@@ -17,20 +17,40 @@ def _folded(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+def check_negatives(captions_of: Sequence[Sequence[str]]) -> None:
+    """Raises ValueError: fewer than two images, or one that has every caption of the data set."""
+    if len(captions_of) < 2:
+        raise ValueError(f"expected at least 2 images to draw negative captions from, got {len(captions_of)}")
+    most = max(map(len, captions_of))
+    distinct: set[str] = set()
+    for captions in captions_of:
+        distinct.update(map(_folded, captions))
+        if len(distinct) > most:
+            return
+    for number, captions in enumerate(captions_of):
+        if distinct <= set(map(_folded, captions)):
+            raise ValueError(
+                f"no negative caption for image {number} of {len(captions_of)}: every caption of the data set is one "
+                f"of its own ({', '.join(sorted(distinct))[:200]}); expected images with different captions"
+            )
+
+
 class PairSampler:
     """Draws positive and negative captions of an image. Every draw comes from the generator given."""
 
-    def __init__(self, captions_of: Sequence[Sequence[str]]) -> None:
+    def __init__(self, captions_of: Sequence[Sequence[str]], *, negatives: bool = True) -> None:
         """Keep the captions of all images.
 
         Args:
             captions_of: For every image its captions, at least one each.
+            negatives: Whether negatives will be drawn too.
 
         Raises:
-            ValueError: Fewer than two images: there is nothing to draw negatives from.
+            ValueError: There is nothing to draw negatives from: fewer than two images, or one that has every caption
+                of the data set.
         """
-        if len(captions_of) < 2:
-            raise ValueError(f"expected at least 2 images to draw negative captions from, got {len(captions_of)}")
+        if negatives:
+            check_negatives(captions_of)
         self._texts = PackedTexts(captions_of)
 
     def __len__(self) -> int:
@@ -53,9 +73,6 @@ class PairSampler:
 
         A text without content words says nothing and is rejected too. When nothing passes in 20 draws, the first one
         drawn that is not word for word one of the image's own captions is taken.
-
-        Raises:
-            ValueError: Every caption of the data set is also a caption of this image.
         """
         own = self.captions(index)
         own_texts = {_folded(text) for text in own}
@@ -72,18 +89,10 @@ class PairSampler:
                 return text
             if not fallback and _folded(text) not in own_texts:
                 fallback = text
-        return fallback or self._any_other(index, own_texts, rng)
+        return fallback or self._any_other(own_texts, rng)
 
-    def _any_other(self, index: int, own_texts: set[str], rng: np.random.Generator) -> str:
-        start = int(rng.integers(len(self._texts)))
-        for offset in range(len(self._texts)):
-            other = (start + offset) % len(self._texts)
-            if other == index:
-                continue
-            for text in self._texts.all(other):
-                if _folded(text) not in own_texts:
-                    return text
-        raise ValueError(
-            f"no negative caption for image {index}: every caption of the data set is one of its own "
-            f"({', '.join(sorted(own_texts))[:200]}); expected images with different captions"
-        )
+    def _any_other(self, own_texts: set[str], rng: np.random.Generator) -> str:
+        count, start = len(self._texts), int(rng.integers(len(self._texts)))
+        others = ((start + offset) % count for offset in range(count))
+        texts = (text for other in others for text in self._texts.all(other))
+        return next(text for text in texts if _folded(text) not in own_texts)

@@ -60,7 +60,7 @@ class PretrainingDataset(Dataset[Sample]):
         self.masking = dict(masking or {})
         self._images = [record.image for record in records]
         self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
-        self._pairs = PairSampler([record.captions for record in records])
+        self._pairs = PairSampler([record.captions for record in records], negatives=num_negative > 0)
         self._special_ids = frozenset(processor.tokenizer.all_special_ids)
         self._epoch = 0
 

@@ -21,11 +21,20 @@ class RetrievalDataset(Dataset[Sample]):
         processor: Image processor and tokenizer.
         seed: Seed of everything drawn.
         max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
+
+    Raises:
+        ValueError: Nothing can be told apart: there is one image, or all captions are alike.
     """
 
     def __init__(
         self, records: Sequence[ImageTextRecord], processor: SohoProcessor, *, seed: int, max_text_length: int
     ) -> None:
+        first = records[0].captions[0]
+        if len(records) < 2 or all(caption == first for record in records for caption in record.captions):
+            raise ValueError(
+                f"expected at least 2 images with different captions, got {len(records)} of which all captions are "
+                f"{first!r:.100}"
+            )
         self.processor, self.seed, self.max_text_length = processor, seed, max_text_length
         self._images = [record.image for record in records]
         self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]

@@ -23,6 +23,8 @@ from soho_fast.data.text import IGNORED_LABEL
 SAMPLE_STREAM = 2
 EVALUATION_STREAM = 3
 
+_NUM_SHOWN = 5
+
 
 @dataclass(slots=True)
 class Sample:
@@ -85,7 +87,8 @@ class Collator:
         skipped = [sample.broken for sample in samples if sample.broken is not None]
         usable = [sample for sample in samples if sample.broken is None]
         if not usable:
-            raise BrokenImageError(f"all {len(samples)} images of a batch are broken:\n  " + "\n  ".join(skipped))
+            shown = "\n  ".join(skipped[:_NUM_SHOWN])
+            raise BrokenImageError(f"all {len(samples)} images of a batch are broken; first:\n  {shown}")
         images, image_index = collate_images(usable, self.processor)
         texts_ids = [ids for sample in usable for ids in sample.texts_ids]
         texts = pad_texts(texts_ids, self.processor.tokenizer.pad_token_id, self.pad_text_to)

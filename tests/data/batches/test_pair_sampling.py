@@ -50,6 +50,10 @@ def test_images_much_alike_still_never_give_the_own_caption():
 
 def test_no_negative_at_all():
     with pytest.raises(ValueError, match="every caption of the data set is one of its own"):
-        PairSampler([["a red dog"], ["A red dog"]]).negatives(0, 1, np.random.default_rng(0))
+        PairSampler([["a red dog"], ["A red dog"]])
+    with pytest.raises(ValueError, match=r"image 2 of 3: every caption .* \(a blue dog, a red dog\); expected"):
+        PairSampler([["a red dog"] * 5, ["a blue dog"], ["a blue dog", "a red dog"]])
     with pytest.raises(ValueError, match="at least 2 images"):
         PairSampler([["a"]])
+    alone = PairSampler([["a", "a"]], negatives=False)
+    assert alone.positives(0, 3, np.random.default_rng(0)) == ["a"] * 3

@@ -121,9 +121,9 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(records, processor, colla
     assert len(set(uniforms)) == len(uniforms) and 0.4 < sum(uniforms) / len(uniforms) < 0.6
 
 
-def stream(dataset, collate, *, rank=0, world=1, workers=0, first_step=0):
+def stream(dataset, collate, *, rank=0, world=1, workers=0, first_step=0, images=2):
     """Two epochs of a rank's micro-batches, as the engine makes them."""
-    settings = BatchSettings(global_batch_size=2, workers=workers)
+    settings = BatchSettings(global_batch_size=images, workers=workers)
     plan = plan_batches(settings, len(dataset), world, seed=1)
     steps = 2 * plan.steps_per_epoch
     batches = Batches(dataset, collate, plan, settings, rank=rank, first_step=first_step, total_steps=steps, pin=False)
@@ -162,8 +162,46 @@ def test_broken_image_is_left_out_and_named(records, dataset, collate, tmp_path)
     assert len(batch["pixel_values"]) == len(batch["mask_uniform"]) == 2
     truncated, gone = batch["skipped"]
     assert truncated.startswith(f"coco/1: {path}: can't be decoded") and "coco/2" in gone and "No such file" in gone
-    with pytest.raises(BrokenImageError, match=r"all 2 images of a batch are broken:\n  coco/1.*\n  coco/2"):
+    with pytest.raises(BrokenImageError, match=r"all 2 images of a batch are broken; first:\n  coco/1.*\n  coco/2"):
         collate([dataset[1], dataset[2]])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_of_one_broken_image_takes_another(records, dataset, collate, tmp_path, workers):
+    """One image a process: every process has a batch at every step, and all others are as they were."""
+    intact = stream(dataset, collate, images=1)
+    for record in records[:3]:
+        (tmp_path / record.image.name).write_bytes(b"broken")
+    batches = stream(dataset, collate, images=1, workers=workers)
+    assert len(batches) == len(intact) == 2 * len(dataset)
+    broken = 0
+    for batch, before in zip(batches, intact, strict=True):
+        if before["sample_ids"][0] in ("coco/0", "coco/1", "coco/2"):
+            broken += 1
+            assert batch["skipped"][0].startswith(before["sample_ids"][0])
+            assert "another image is taken in its place" in batch["skipped"][0]
+            assert len(batch["sample_ids"]) == 1 and batch["sample_ids"][0] not in ("coco/0", "coco/1", "coco/2")
+        else:
+            assert same(batch, before)
+    assert broken == 6
+    assert all(itertools.starmap(same, zip(batches, stream(dataset, collate, images=1), strict=True))), "the same again"
+    resumed = stream(dataset, collate, images=1, first_step=7)
+    assert all(itertools.starmap(same, zip(batches[7:], resumed, strict=True)))
+
+
+def test_two_processes_take_as_many_steps_where_images_are_broken(records, dataset, collate, tmp_path):
+    for record in records[::2]:
+        (tmp_path / record.image.name).write_bytes(b"broken")
+    ranks = [stream(dataset, collate, rank=rank, world=2) for rank in range(2)]
+    assert len(ranks[0]) == len(ranks[1]) == 2 * (len(dataset) // 2)
+    assert all(len(batch["pixel_values"]) == 1 for batches in ranks for batch in batches)
+
+
+def test_nothing_but_broken_images(records, dataset, collate, tmp_path):
+    for record in records:
+        (tmp_path / record.image.name).write_bytes(b"broken")
+    with pytest.raises(BrokenImageError, match=r"all 101 images of a batch are broken; first:(\n  coco/.*){5}$"):
+        stream(dataset, collate, images=1)
 
 
 def test_error_of_a_lost_batch_reaches_the_training_process(records, dataset, collate, tmp_path):
