@@ -11,13 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 # Before torch loads OpenMP; see train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from soho_fast.command_line import Parser, as_text
+from soho_fast.engine.errors import UserError, fail
 from soho_fast.extras import from_extra
+from soho_fast.hub import check_name, no_such_path
 
 
 def __getattr__(name: str) -> Any:
@@ -30,10 +35,22 @@ def __getattr__(name: str) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user."""
-    parser = argparse.ArgumentParser(prog="ask.py", description="Ask a model about images.")
-    parser.add_argument("--top_k", type=int, help="So many answers, best first.")
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except (ValueError, OSError) as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _parser() -> Parser:
+    # Taken before and after the action and what it is about.
+    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options.add_argument("--top_k", type=int, help="So many answers, best first.")
+    options.add_argument("--json", action="store_true", help="Print JSON.")
+    parser = Parser(prog="ask.py", description="Ask a model about images.", parents=[options])
     actions = parser.add_subparsers(dest="action", required=True)
     for action, inputs, what in (
         ("answer", ["image", "question"], "Answer a question about an image."),
@@ -41,24 +58,30 @@ def main(arguments: list[str] | None = None) -> int:
         ("entails", ["image", "text"], "Does an image entail a text?"),
         ("compare", ["left", "right", "text"], "Is a statement about two images true?"),
     ):
-        sub = actions.add_parser(action, help=what, description=what)
+        sub = actions.add_parser(action, help=what, description=what, parents=[options])
         sub.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
         for name in inputs:
             sub.add_argument(name, nargs="+" if name == "texts" else None)
-    options = vars(parser.parse_args(arguments))
+    return parser
+
+
+def _run(arguments: list[str]) -> int:
+    options = vars(_parser().parse_args(as_text(arguments)))
+    action, folder = options.pop("action"), options.pop("model")
+    as_json = options.pop("json", False)
+    if options.get("top_k", 1) < 1:
+        raise UserError(f"top_k: expected at least 1, got {options['top_k']}")
+    check_name(folder, needs_owner=True)
+    for name in ("image", "left", "right"):
+        if name in options and not Path(options[name]).is_file():
+            raise UserError(f"{name}: {options[name]} can't be read ({no_such_path(options[name])})")
     with from_extra("train"):
         from transformers.utils import logging as transformers_logging
 
         from soho_fast.pipeline import SohoPipeline
 
     transformers_logging.disable_progress_bar()
-    action, folder, top_k, as_json = (options.pop(name) for name in ("action", "model", "top_k", "json"))
-    try:
-        limit = {} if top_k is None else {"top_k": top_k}
-        found = getattr(SohoPipeline.from_pretrained(folder), action)(**options, **limit)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    found = getattr(SohoPipeline.from_pretrained(folder), action)(**options)
     if as_json:
         print(json.dumps(found))
         return 0

@@ -1,4 +1,4 @@
-"""Evaluate a fine-tuned model on a split of its task, alone or on several processes.
+"""Evaluate a model on a split of its task, alone or on several processes.
 
 python -m soho_fast.evaluate --run runs/mini_vqa --split val
 deepspeed --module soho_fast.evaluate --run runs/mini_vqa --split test --checkpoint last
@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,14 @@ from soho_fast.extras import from_extra
 
 # Nothing heavy; see train.py.
 with from_extra("train"):
+    from soho_fast.command_line import Parser, as_text
     from soho_fast.engine.errors import DISK_ERRORS, UserError, environment_rank, fail
+    from soho_fast.hub import check_name, no_such_path
     from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots
+    from soho_fast.spelling import did_you_mean
 
 # A run's folders of exported models, by what they are called on the command line.
 CHECKPOINTS = {"best": "best", "last": "model"}
-_LINE_SECONDS = 15.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,11 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="evaluate.py",
         description="Evaluate a model on a split of its task.",
         epilog="Every field of the recipe can be given too, as in training (train.py --recipe ... --help).",
-        allow_abbrev=False,
     )
     parser.add_argument("--run", help="Folder of a training run; its recipe.yaml says what the task and the data are.")
     parser.add_argument("--recipe", help="Name or path of a recipe, where there is no run.")
@@ -72,7 +72,7 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--split", help="Name of a split of the recipe; the one to validate on when not given.")
     parser.add_argument("--into", help="Folder for the results; evaluation/<split>-<checkpoint> of the run by default.")
-    return parser.parse_known_args(arguments)
+    return parser.parse_known_args(as_text(arguments))
 
 
 def _checkpoint(run: str | None, wanted: str | None) -> tuple[str, str]:
@@ -80,6 +80,7 @@ def _checkpoint(run: str | None, wanted: str | None) -> tuple[str, str]:
     if run is None:
         if wanted is None or wanted in CHECKPOINTS:
             raise UserError(f"checkpoint: without --run, expected the folder or hub name of a model, got {wanted}")
+        check_name(wanted, needs_owner=True)
         return wanted, Path(wanted).name
     present = {name: Path(run) / folder for name, folder in CHECKPOINTS.items() if (Path(run) / folder).is_dir()}
     if wanted is None and not present:
@@ -90,24 +91,45 @@ def _checkpoint(run: str | None, wanted: str | None) -> tuple[str, str]:
             there = ", ".join(present) or "nothing"
             raise UserError(f"checkpoint: {run} has no {name} model ({CHECKPOINTS[name]}/); there is: {there}")
         return str(present[name]), name
+    if not Path(name).exists() and (similar := did_you_mean(name, CHECKPOINTS)):
+        raise UserError(f"checkpoint: expected best, last, or the folder or hub name of a model, got {name}{similar}")
+    check_name(name, needs_owner=True)
     return name, Path(name).name
+
+
+def _check_split(recipe: Any, split: str | None) -> None:
+    splits = list(getattr(recipe.data, "splits", ["heldout"]))
+    if split is not None and split not in splits:
+        similar = did_you_mean(split, splits)
+        raise UserError(f"split: expected one of {', '.join(splits) or '(none given)'}, got {split!r}{similar}")
+
+
+def _check_into(into: str | None) -> None:
+    if into is not None and (Path(into) / "recipe.yaml").exists():
+        raise UserError(f"into: {into} is the folder of a run, whose metrics.json would be lost; give another folder")
 
 
 def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     options, rest = _options(arguments)
     if (options.run is None) == (options.recipe is None):
         raise UserError("expected exactly one of --run and --recipe")
+    if options.run is not None and not Path(options.run).is_dir():
+        raise UserError(f"run: {options.run}: {no_such_path(options.run)}; expected the folder of a training run")
     if options.run is not None and not (Path(options.run) / "recipe.yaml").is_file():
         raise UserError(f"run: {options.run} has no recipe.yaml; expected the folder of a training run")
     named = options.recipe or str(Path(options.run) / "recipe.yaml")
-    recipe, name = read_recipe(["--recipe", named, *rest])
+    flags = ("--run", "--recipe", "--checkpoint", "--split", "--into")
+    recipe, name = read_recipe(["--recipe", named, *rest], flags=flags)
     recipe = with_data_roots(recipe)
+    _check_split(recipe, options.split)
+    _check_into(options.into)
     model_folder, called = _checkpoint(options.run, options.checkpoint)
     with from_extra("train"):
         from transformers.utils import logging as transformers_logging
 
         from soho_fast.engine.launch import leave_processes, start_processes
         from soho_fast.engine.lock import only_user
+        from soho_fast.engine.progress import ProgressLines
         from soho_fast.engine.report import print_table, write_metrics
     processes = start_processes(recipe.engine.threads)
     transformers_logging.disable_progress_bar()
@@ -127,7 +149,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
             processes=processes,
             keep_in=folder / "partial",
             identity=_weights(model_folder),
-            progress=_Lines(say),
+            progress=ProgressLines(say, "evaluation"),
         )
     except UserError:
         raise
@@ -173,20 +195,6 @@ def _step(run: str | None, called: str) -> dict[str, int]:
         )
     except (TypeError, OSError, ValueError, KeyError):
         return {}
-
-
-class _Lines:
-    """Says now and then how far the first process is."""
-
-    def __init__(self, say: Any) -> None:
-        self._say, self._began, self._last = say, time.monotonic(), time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._last >= _LINE_SECONDS:
-            self._last = now
-            left = (now - self._began) / done * (total - done)
-            self._say(f"{done} of {total} parts, {int(left) // 60}:{int(left) % 60:02d} left")
 
 
 def _silent(_: str) -> None:

@@ -24,18 +24,19 @@ def no_such_path(path: str | os.PathLike[str]) -> str:
     return f"there is no such file or folder{'' if missing == path else f', nor {missing}'}{similar}"
 
 
-def check_name(name_or_path: str | os.PathLike[str]) -> None:
+def check_name(name_or_path: str | os.PathLike[str], *, needs_owner: bool = False) -> None:
     """Raise FileNotFoundError where a name can be no name of the hub, and no such folder or file is here.
 
     Names of the hub are NAME or OWNER/NAME. What begins with `/`, `.` or `~`, has more parts, an empty one, or begins
-    with a folder that is here is a path.
+    with a folder that is here is a path. Of SOHO models, which have an owner there (`needs_owner`), a bare name is one.
     """
     name = os.fspath(name_or_path)
     if os.path.exists(name):
         return
     parts = name.split("/")
     begins_here = len(parts) > 1 and os.path.isdir(parts[0])
-    if isinstance(name_or_path, Path) or name[:1] in ("/", ".", "~") or "" in parts or len(parts) > 2 or begins_here:
+    is_path = isinstance(name_or_path, Path) or name[:1] in ("/", ".", "~") or "" in parts or len(parts) > 2
+    if is_path or begins_here or (needs_owner and len(parts) == 1):
         raise FileNotFoundError(f"{name}: {no_such_path(name)}" if name else "expected a folder, got an empty name")
 
 

@@ -17,6 +17,7 @@ with from_extra("train"):
 
     from soho_fast.data.images import BrokenImageError, decode_image, image_to_pixels
     from soho_fast.data.processor import SohoProcessor
+    from soho_fast.hub import loading_options
     from soho_fast.model import (
         SohoForImageTextRetrieval,
         SohoForPreTraining,
@@ -26,14 +27,15 @@ with from_extra("train"):
     )
     from soho_fast.model.config import SohoConfig
     from soho_fast.model.cpu import speed_up_on_cpu
+    from soho_fast.model.pretrained import check_finite
 
-# What each kind of model is for, in words.
+# What each kind of model is for, in words, and the question that it takes.
 _MODELS = {
-    SohoForPreTraining: "pre-training",
-    SohoForImageTextRetrieval: "image-text retrieval",
-    SohoForQuestionAnswering: "question answering",
-    SohoForVisualReasoning: "visual reasoning about two images",
-    SohoForVisualEntailment: "visual entailment",
+    SohoForPreTraining: ("pre-training", "rank"),
+    SohoForImageTextRetrieval: ("image-text retrieval", "rank"),
+    SohoForQuestionAnswering: ("question answering", "answer"),
+    SohoForVisualReasoning: ("visual reasoning about two images", "compare"),
+    SohoForVisualEntailment: ("visual entailment", "entails"),
 }
 
 ImageLike = str | os.PathLike[str] | Image.Image
@@ -64,17 +66,20 @@ class SohoPipeline:
 
         Raises:
             FileNotFoundError: nothing could be loaded from there.
-            ValueError: it holds no SOHO model, or lacks some of its tensors.
+            ValueError: it holds no SOHO model, lacks some of its tensors, or has diverged.
         """
         found = next((Path(folder) / name for name in ("best", "model") if (Path(folder) / name).is_dir()), folder)
+        if found is folder and (Path(folder) / "recipe.yaml").is_file():
+            raise FileNotFoundError(f"{folder} is a run without a model yet: best/ and model/ come at its end")
         try:
-            processor = SohoProcessor.from_pretrained(found)  # First: it fails quickly where there is no hub.
-            config = SohoConfig.from_pretrained(found)
+            options, _ = loading_options(found)  # The hub is asked once.
+            processor = SohoProcessor.from_pretrained(found, **options)
+            config = SohoConfig.from_pretrained(found, **options)
             kind = next((model for model in _MODELS if model.__name__ in (config.architectures or ())), None)
             if kind is None:
                 held = ", ".join(config.architectures or ()) or "a model of unknown kind"
                 raise ValueError(f"{found} holds {held}; expected {', '.join(model.__name__ for model in _MODELS)}")
-            model, info = kind.from_pretrained(found, dtype=torch.float32, output_loading_info=True)
+            model, info = kind.from_pretrained(found, dtype=torch.float32, output_loading_info=True, **options)
         except OSError as error:
             raise FileNotFoundError(
                 f"no model could be loaded from {folder}; expected the folder of a run or of a model (config.json, "
@@ -83,6 +88,7 @@ class SohoPipeline:
         lost = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
         if lost:
             raise ValueError(f"{found} lacks {len(lost)} tensors of {kind.__name__} ({', '.join(lost[:3])})")
+        check_finite(model, str(found))
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(speed_up_on_cpu(model) if model.device.type == "cpu" else model, processor)
 
@@ -112,8 +118,9 @@ class SohoPipeline:
 
     def _expect(self, asked: str, *kinds: type) -> None:
         if not isinstance(self.model, kinds):
-            wanted = " or ".join(_MODELS[kind] for kind in kinds)
-            raise ValueError(f"{asked}: needs a model for {wanted}; this one is for {_MODELS[type(self.model)]}")
+            wanted = " or ".join(_MODELS[kind][0] for kind in kinds)
+            purpose, question = _MODELS[type(self.model)]
+            raise ValueError(f"{asked}: needs a model for {wanted}; this one is for {purpose}, ask it by {question}")
 
     def _names(self) -> list[str]:
         names = self.model.config.id2label
@@ -127,6 +134,11 @@ class SohoPipeline:
                 raise ValueError(f"text: expected words, got {text!r}")
         pixels = self.processor.image_processor.collate([self._pixels(image) for image in images])
         encoded = self.processor.tokenizer(list(texts), padding=True, return_tensors="pt", return_token_type_ids=False)
+        special = torch.tensor(self.processor.tokenizer.all_special_ids)  # [UNK] among them
+        is_word_PS = torch.isin(encoded["input_ids"], special, invert=True)
+        for text, has_words in zip(texts, is_word_PS.any(1).tolist(), strict=True):
+            if not has_words:
+                raise ValueError(f"text: {text[:60]!r} holds no word that this model knows")
         longest, limit = encoded["input_ids"].shape[1], self.model.config.max_position_embeddings
         if longest > limit:
             raise ValueError(f"text: expected at most {limit} tokens, got {longest}: {max(texts, key=len)[:60]!r}...")
@@ -154,6 +166,8 @@ class SohoPipeline:
     def _best(what: str, names: Sequence[str], scores: Tensor, top_k: int) -> list[dict[str, Any]]:
         if top_k < 1:
             raise ValueError(f"top_k: expected at least 1, got {top_k}")
+        if not bool(scores.isfinite().all()):
+            raise ValueError("the model's scores are not finite numbers; it or the image can't be used")
         best = scores.topk(min(top_k, len(names)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [{what: names[number], "score": value} for number, value in pairs]

@@ -120,12 +120,13 @@ def find_recipe(name_or_path: str) -> Path:
     )
 
 
-def read_recipe(arguments: Sequence[str], default: str = "mini") -> tuple[Any, str]:
+def read_recipe(arguments: Sequence[str], default: str = "mini", flags: Sequence[str] = ()) -> tuple[Any, str]:
     """Read a recipe and the command line over it; `{key}` of data roots is not yet filled in.
 
     Args:
         arguments: the command line without the program's name.
         default: name of the recipe when none is given.
+        flags: what the command takes beside these: a mistyped argument may have meant one of them.
 
     Returns:
         (the recipe, its name).
@@ -143,6 +144,7 @@ def read_recipe(arguments: Sequence[str], default: str = "mini") -> tuple[Any, s
     parser.add_argument("--recipe", default=name, help="Name of a recipe of this package, or path of a YAML file.")
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
     parser.add_class_arguments(kind)
+    parser.flags = flags
     where = f"recipe {path}: "
     try:
         parser.parse_args([])  # The file by itself: its mistakes are told with its name.
@@ -238,8 +240,10 @@ def build_demo_corpus(settings: DemoCorpus, processes: Any) -> None:
 
 
 class _Parser(ArgumentParser):
+    flags: Sequence[str] = ()
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        flags = [flag for action in self._actions for flag in action.option_strings]
+        flags = [*self.flags, *(flag for action in self._actions for flag in action.option_strings)]
         raise UserError(f"{in_plain_words(message, flags)} (--help lists every field)") from ex
 
 

@@ -1,6 +1,6 @@
 """What the engine asks of a task. The engine knows neither images nor texts: only this."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,11 +59,13 @@ class Task(Protocol):
     selection: str | None
     """Name of the measure by which the best model is told, larger is better; None keeps only the last."""
 
-    def evaluate(self, model: nn.Module, *, quick: bool, processes: Processes) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, *, quick: bool, processes: Processes, progress: Callable[[int, int], None]
+    ) -> dict[str, float]:
         """Measures on held-out data of a model in evaluation mode, no gradients.
 
         All ranks make the call and may share the work; those of rank 0 count. Under ZeRO 3, where all ranks must run
-        the model alike, `processes` stands for one process.
+        the model alike, `processes` stands for one process. `progress` is called with what is done of how much.
         """
 
     def table(self, measures: Mapping[str, float]) -> Table:

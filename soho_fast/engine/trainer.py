@@ -24,6 +24,7 @@ with from_extra("train"):
     from soho_fast.engine.logs import PhaseTimer, RunLog
     from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
     from soho_fast.engine.processes import Processes
+    from soho_fast.engine.progress import ProgressLines
     from soho_fast.engine.schedule import Schedule
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.engine.stop import StopRequest
@@ -138,7 +139,9 @@ class Trainer:
         if self.settings.engine.zero_stage == 3:
             processes = replace(processes, rank=0, world=1, group=None)
         with torch.no_grad():
-            measures = self.task.evaluate(module, quick=quick, processes=processes)
+            measures = self.task.evaluate(
+                module, quick=quick, processes=processes, progress=ProgressLines(self._say, "evaluation")
+            )
         self.processes.wait()
         # An evaluation in mid-training must not move the dropout that follows it.
         set_rng_state(random_state, self.processes.device)

@@ -30,9 +30,12 @@ from soho_fast.engine.processes import Processes
 from soho_fast.engine.task import Table
 from soho_fast.evaluation.answering import Answering, Answers
 from soho_fast.evaluation.sharing import Kept, Progress
-from soho_fast.model import SohoConfig
+from soho_fast.hub import loading_options
+from soho_fast.model import SohoConfig, SohoPreTrainedModel
 from soho_fast.model.cpu import speed_up_on_cpu
 from soho_fast.model.downstream import SohoDownstreamModel
+from soho_fast.model.pretrained import check_finite
+from soho_fast.spelling import did_you_mean
 from soho_fast.tasks import TASKS
 from soho_fast.tasks.settings import DownstreamModel
 
@@ -49,6 +52,8 @@ class BaseTask(ABC):
 
     name: ClassVar[str]
     """The task's name in recipes."""
+    model_class: ClassVar[type[SohoPreTrainedModel]]
+    """What it trains."""
     selection: ClassVar[str | None]
     """The measure that tells which model is best, larger is better; None keeps only the last."""
     logged: ClassVar[tuple[str, ...]] = ()
@@ -79,11 +84,48 @@ class BaseTask(ABC):
         for line in describe_fit(self.processor.tokenizer, texts).warnings(self.data.max_text_length):
             self._say(line)
 
-    def load_model(self, folder: str) -> nn.Module:
-        """A model that this task has trained, to be measured on a split. Raises ValueError: there are no splits."""
-        raise ValueError(
-            f"task: {self.name} is measured while it trains (see metrics.json of the run); expected a task with splits"
-        )
+    def load_model(self, folder: str) -> SohoPreTrainedModel:
+        """A model that this task has trained, with its processor, from a run's folder or the hub.
+
+        Raises:
+            FileNotFoundError: nothing could be loaded from there.
+            ValueError: it is a model of another task, lacks tensors, or has diverged.
+        """
+        try:
+            options, _ = loading_options(folder)  # The hub is asked once.
+            processor = SohoProcessor.from_pretrained(folder, **options)
+            model, lost = self.load_weights(folder, SohoConfig.from_pretrained(folder, **options))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"checkpoint: no model could be loaded from {folder}; expected a folder with config.json, "
+                f"model.safetensors and the processor's files, or a hub name this machine can reach ({error})"
+            ) from error
+        if lost:
+            raise ValueError(
+                f"checkpoint: {folder} lacks {len(lost)} tensors of {self.model_class.__name__} ({', '.join(lost[:3])})"
+            )
+        check_finite(model, f"checkpoint: {folder}")
+        self.processor = processor
+        return model.eval()
+
+    def load_weights(self, folder: str, config: SohoConfig) -> tuple[SohoPreTrainedModel, list[str]]:
+        """The model there, whose configuration is given, and the names of tensors that it lacks."""
+        if self.model_class.__name__ not in (config.architectures or ()):
+            raise ValueError(
+                f"checkpoint: {folder} holds a {', '.join(config.architectures or ['model of unknown kind'])}; "
+                f"expected a {self.model_class.__name__}, trained by the task {self.name}"
+            )
+        model, info = self.model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        return model, sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+
+    @property
+    @abstractmethod
+    def default_split(self) -> str:
+        """The split that is measured where none is named."""
+
+    @abstractmethod
+    def evaluate_split(self, model: nn.Module, split: str, *, processes: Processes, **options: Any) -> Any:
+        """Measures of a split: an object with `measures`, and `write(folder)`, which returns the names of files."""
 
     def speed_up(self, model: nn.Module, device: torch.device) -> None:
         """Speed for a CPU is put on the model there; see `speed_up_on_cpu`."""
@@ -110,14 +152,11 @@ class BaseTask(ABC):
 class FineTuningTask(BaseTask):
     """Splits, and a model that starts from a pre-trained one or from scratch."""
 
-    model_class: ClassVar[type[SohoDownstreamModel]]
-
     def __init__(
         self, data: Any, seed: int = 0, model: DownstreamModel | None = None, *, say: Callable[[str], None] = print
     ) -> None:
         super().__init__(data, seed, model, say=say)
         self._records: dict[str, list[Any]] = {}
-        self._processor: SohoProcessor | None = None
 
     @abstractmethod
     def read(self, source: Any, report: ReadReport) -> list[Any]:
@@ -133,13 +172,14 @@ class FineTuningTask(BaseTask):
 
     @abstractmethod
     def evaluate(
-        self, model: nn.Module, *, quick: bool = False, processes: Processes | None = None
+        self,
+        model: nn.Module,
+        *,
+        quick: bool = False,
+        processes: Processes | None = None,
+        progress: Progress | None = None,
     ) -> dict[str, float]:
         """Measures of the split to validate on; quick: of its first images."""
-
-    @abstractmethod
-    def evaluate_split(self, model: nn.Module, split: str, *, processes: Processes, **options: Any) -> Any:
-        """Measures of a split: an object with `measures`, and `write(folder)`, which returns the names of files."""
 
     @abstractmethod
     def table(self, measures: Mapping[str, float]) -> Table:
@@ -156,8 +196,6 @@ class FineTuningTask(BaseTask):
     @cached_property
     def processor(self) -> SohoProcessor:
         """Image processor and tokenizer; a pre-trained model brings its own words."""
-        if self._processor is not None:
-            return self._processor
         given, pretrained = self.data.tokenizer, self.model.pretrained
         if given is None and pretrained is None:
             raise ValueError(
@@ -197,7 +235,9 @@ class FineTuningTask(BaseTask):
             ValueError, FileNotFoundError: there is no such split, or as its reader.
         """
         if split not in self.data.splits:
-            raise ValueError(f"split: expected one of {', '.join(self.data.splits) or '(none given)'}, got {split!r}")
+            splits = ", ".join(self.data.splits) or "(none given)"
+            similar = did_you_mean(split, self.data.splits)
+            raise ValueError(f"split: expected one of {splits}, got {split!r}{similar}")
         if split not in self._records:
             report = ReadReport()
             self._records[split] = self.read(self.data.splits[split], report)
@@ -255,39 +295,6 @@ class FineTuningTask(BaseTask):
                 self._say(str(model.init_backbone_from(settings.backbone)))
         self.check_text_length(model.config)
         return model
-
-    def load_model(self, folder: str) -> SohoDownstreamModel:
-        """A model that this task has trained, with its processor, from a run's folder or the hub.
-
-        Raises:
-            FileNotFoundError: nothing could be loaded from there.
-            ValueError: it is a model of another task, or lacks tensors.
-        """
-        try:
-            processor = SohoProcessor.from_pretrained(folder)  # First: it fails quickly where there is no hub.
-            model, lost = self.load_weights(folder, SohoConfig.from_pretrained(folder))
-        except OSError as error:
-            raise FileNotFoundError(
-                f"checkpoint: no model could be loaded from {folder}; expected a folder with config.json, "
-                f"model.safetensors and the processor's files, or a hub name this machine can reach ({error})"
-            ) from error
-        if lost:
-            raise ValueError(
-                f"checkpoint: {folder} lacks {len(lost)} tensors of {self.model_class.__name__} ({', '.join(lost[:3])})"
-            )
-        self._processor = processor
-        self.__dict__.pop("processor", None)
-        return model.eval()
-
-    def load_weights(self, folder: str, config: SohoConfig) -> tuple[SohoDownstreamModel, list[str]]:
-        """The model there, whose configuration is given, and the names of tensors that it lacks."""
-        if self.model_class.__name__ not in (config.architectures or ()):
-            raise ValueError(
-                f"checkpoint: {folder} holds a {', '.join(config.architectures or ['model of unknown kind'])}; "
-                f"expected a {self.model_class.__name__}, fine-tuned on {self.name}"
-            )
-        model, info = self.model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        return model, sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with the run that loads it."""
@@ -409,14 +416,23 @@ class AnsweringTask(FineTuningTask):
         }
 
     def evaluate(
-        self, model: nn.Module, *, quick: bool = False, processes: Processes | None = None
+        self,
+        model: nn.Module,
+        *,
+        quick: bool = False,
+        processes: Processes | None = None,
+        progress: Progress | None = None,
     ) -> dict[str, float]:
         """The measures of the split to validate on, beside their baselines; quick: of its first images."""
         if not self.data.validate:
             return {}
         num_images = self.data.quick_images if quick else 0
         evaluation = self.evaluate_split(
-            model, self.data.validate, processes=processes or Processes(), max_images=num_images
+            model,
+            self.data.validate,
+            processes=processes or Processes(),
+            max_images=num_images,
+            progress=progress,
         )
         return evaluation.measures
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +23,14 @@ from soho_fast.data.text import load_tokenizer
 from soho_fast.data.visual_genome import read_visual_genome
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.task import Table
-from soho_fast.evaluation.pretraining import Progress, evaluate_pretraining, format_table
+from soho_fast.evaluation.pretraining import evaluate_pretraining, format_table
+from soho_fast.evaluation.sharing import Progress
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
+
+HELDOUT = "heldout"
+"""The one split of pre-training, by name: the held-out images."""
 
 # What a checkpoint must share with the run that loads it: every field that changes which tensors there are.
 _SIZES = (
@@ -110,10 +115,23 @@ def read_sources(
     return records
 
 
+@dataclass
+class HeldoutEvaluation:
+    """Measures of the held-out images, on the first process; others have none."""
+
+    measures: dict[str, float]
+
+    def write(self, folder: Path) -> list[str]:
+        """Nothing but the measures is kept. Returns no names of files."""
+        return []
+
+
 class PretrainingTask(BaseTask):
     """Masked language modelling, masked visual modelling and image-text matching on images with captions."""
 
     name = "pretraining"
+    model_class = SohoForPreTraining
+    default_split = HELDOUT
     logged = ("mlm_loss", "mvm_loss", "itm_loss", "caption_word_loss", "perplexity", "live_codes")
     selection = None
 
@@ -267,7 +285,7 @@ class PretrainingTask(BaseTask):
             quick: Fewer images and no retrieval, for mid-training.
             processes: Who makes the call; this process alone when None.
             device: Where the model is; that of its first parameter when None.
-            progress: Called with (stage, done, all).
+            progress: Called with what is done of how much, in each of two stages: the held-out images, then retrieval.
         """
         if (processes or Processes()).rank or not self.heldout_records:
             return {}
@@ -282,8 +300,25 @@ class PretrainingTask(BaseTask):
             max_text_length=self.data.max_text_length,
             image_batch=self.data.image_batch,
             pair_batch=self.data.pair_batch,
-            progress=progress,
+            progress=None if progress is None else lambda stage, done, total: progress(done, total),
         )
+
+    def evaluate_split(
+        self,
+        model: nn.Module,
+        split: str,
+        *,
+        processes: Processes,
+        keep_in: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> HeldoutEvaluation:
+        """The measures of the held-out images; the first process takes them alone, and keeps nothing on the way."""
+        if split != HELDOUT:
+            raise ValueError(f"split: expected {HELDOUT}, which is all that pre-training measures on, got {split!r}")
+        if not self.heldout_records:
+            raise ValueError("data.heldout: the recipe names no held-out images to measure on")
+        return HeldoutEvaluation(self.evaluate(model, processes=processes, progress=progress))
 
     def table(self, measures: Mapping[str, float]) -> Table:
         """Measures beside their baselines."""

@@ -98,7 +98,12 @@ class RetrievalTask(FineTuningTask):
         return model, []
 
     def evaluate(
-        self, model: nn.Module, *, quick: bool = False, processes: Processes | None = None
+        self,
+        model: nn.Module,
+        *,
+        quick: bool = False,
+        processes: Processes | None = None,
+        progress: Progress | None = None,
     ) -> dict[str, float]:
         """R@K of the split to validate on, in two stages where the model has them; quick: of its first images."""
         if not self.data.validate:
@@ -107,9 +112,9 @@ class RetrievalTask(FineTuningTask):
         records = self.records(self.data.validate)
         candidates = self._candidates(model, records[: self.data.quick_images if quick else None])
         if model.contrastive_head is None:
-            scores_IT = self._score_all(candidates, processes)
+            scores_IT = self._score_all(candidates, processes, progress=progress)
         else:
-            scores_IT, _ = self._score_chosen(candidates, self.data.training_k, processes)
+            scores_IT, _ = self._score_chosen(candidates, self.data.training_k, processes, progress=progress)
         return self._measures(candidates, {"": scores_IT})
 
     def evaluate_split(

@@ -1,6 +1,7 @@
 """Asking a model in one line, in Python and on the command line."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -124,15 +125,42 @@ def test_errors_in_plain_words(save, images, tmp_path):
     with pytest.raises(ValueError, match="expected a path or a PIL image, got Tensor"):
         soho.answer(torch.zeros(3, 4, 4), "what")
     with pytest.raises(ValueError, match="top_k: expected at least 1, got 0"):
-        soho.answer(images[0], "what", top_k=0)
+        soho.answer(images[0], "a red", top_k=0)
     with pytest.raises(ValueError, match="top_k: expected at least 1, got 0"):
-        SohoPipeline.from_pretrained(save(SohoForPreTraining)[1]).rank(images[0], ["a", "b"], top_k=0)
+        SohoPipeline.from_pretrained(save(SohoForPreTraining)[1]).rank(images[0], ["a red", "blue"], top_k=0)
+    for nothing in ("\u200b", "\N{DOG FACE}", "\N{VARIATION SELECTOR-16}"):
+        with pytest.raises(ValueError, match="text: .* holds no word that this model knows"):
+            SohoPipeline.from_pretrained(folder).rank(images[0], ["a red", nothing])
     with pytest.raises(FileNotFoundError, match="no model could be loaded from /nowhere"):
         SohoPipeline.from_pretrained("/nowhere")
     config = json.loads((folder / "model/config.json").read_text())
     (folder / "model/config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
     with pytest.raises(ValueError, match="holds BertModel; expected SohoForPreTraining"):
         SohoPipeline.from_pretrained(folder)
+
+
+def test_a_model_that_cannot_be_used_gives_no_answer(save, images, tmp_path):
+    model, folder = save(SohoForQuestionAnswering)
+    weights = folder / "model/model.safetensors"
+    whole = weights.read_bytes()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[3] = float("nan")
+    model.save_pretrained(folder / "model")
+    with pytest.raises(ValueError, match=r"not finite in 1 tensors \(.*\): its training has diverged"):
+        SohoPipeline.from_pretrained(folder)
+    for damaged in (whole[: len(whole) // 2], whole[:5], b""):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match="model: the file of its weights is damaged"):
+            SohoPipeline.from_pretrained(folder)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="no model could be loaded from"):
+        SohoPipeline.from_pretrained(folder)
+    shutil.rmtree(folder / "model")
+    (folder / "recipe.yaml").write_text("task: vqa\n")
+    with pytest.raises(FileNotFoundError, match="is a run without a model yet"):
+        SohoPipeline.from_pretrained(folder)
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder; did you mean run\?"):
+        SohoPipeline.from_pretrained(tmp_path / "runn")
 
 
 def test_command_line(save, images, capsys):
@@ -144,5 +172,13 @@ def test_command_line(save, images, capsys):
     assert set(json.loads(capsys.readouterr().out)[0]) == {"text", "score"}
     assert main(["--top_k", "0", "rank", str(folder), str(images[0]), "a red"]) == 2
     assert capsys.readouterr().err == "error: top_k: expected at least 1, got 0\n"
+    for arguments in (
+        ["rank", "--top_k", "1", "--json", str(folder), str(images[0]), "a red", "blue"],
+        ["rank", str(folder), str(images[0]), "a red", "blue", "--json", "--top_k", "1"],
+    ):
+        assert main(arguments) == 0
+        assert len(json.loads(capsys.readouterr().out)) == 1, arguments
+    assert main(["rank", str(folder), str(images[0]), "a red", "blue", "--top_k", "99"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2, "all there are"
     assert main(["compare", str(folder), str(images[0]), str(images[1]), "a red"]) == 2
     assert capsys.readouterr().err.startswith("error: compare: needs a model for visual reasoning")

@@ -164,7 +164,7 @@ class StubTask:
             "skipped": skipped, "sample_ids": list(labels),
         }  # fmt: skip
 
-    def evaluate(self, model: nn.Module, *, quick: bool, processes: Any) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, *, quick: bool, processes: Any, progress: Any) -> dict[str, float]:
         pixels, words, labels = zip(*[StubData(20, 0)[i] for i in range(20)], strict=True)
         assert not model.training
         inputs = (torch.stack(pixels), torch.stack(words), torch.tensor(labels))
@@ -215,7 +215,7 @@ class SohoTask(StubTask):
             "sample_ids": list(range(len(samples))),
         }  # fmt: skip
 
-    def evaluate(self, model: nn.Module, *, quick: bool, processes: Any) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, *, quick: bool, processes: Any, progress: Any) -> dict[str, float]:
         batch = self.collate([SohoData(4, 0, self.options["pixels"])[index] for index in range(4)])
         del batch["skipped"], batch["sample_ids"]
         return {"loss": float(model(**batch).loss)}

@@ -37,6 +37,7 @@ print(json.dumps({
 }))
 """
 
+ASKED = ("rank", "soho_fast", "soho_fast/ask.py", "a dog")  # what is there, so that torch is asked for
 MODULES = ("model", "data", "tasks", "recipe", "engine.trainer", "pipeline", "train", "evaluate")
 TOLD = """
 import importlib, json, sys
@@ -122,7 +123,7 @@ def test_a_module_says_which_extra_it_needs(torch_alone):
         ("-m", "soho_fast.train"),
         ("soho_fast/train.py", "--recipe", "mini"),
         ("-m", "soho_fast.evaluate", "--run", "runs/mini"),
-        ("-m", "soho_fast.ask", "rank", "runs/mini", "photo.jpg", "a dog"),
+        ("-m", "soho_fast.ask", *ASKED),
         ("-m", "soho_fast.data.mini"),
     ],
 )
@@ -138,7 +139,7 @@ def test_what_an_installed_package_lacks_is_its_own_error(torch_alone, tmp_path)
     (tmp_path / "transformers" / "__init__.py").write_text("import not_there\n")
     (tmp_path / "transformers" / "utils.py").touch()
     (tmp_path / "soho_fast").symlink_to(torch_alone / "soho_fast")
-    for arguments in (("-c", "import soho_fast.model"), ("-m", "soho_fast.ask", "rank", "run", "photo.jpg", "a dog")):
+    for arguments in (("-c", "import soho_fast.model"), ("-m", "soho_fast.ask", *ASKED)):
         done = run(*arguments, path=tmp_path)
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'not_there'", done.stderr

@@ -22,7 +22,7 @@ ARROWS = {
     "model": {"ops", "hub", "spelling"},
     "data": {"ops", "hub"},
     "evaluation": {"model", "data", "engine.processes"},
-    "tasks": {"evaluation", "model", "data", "engine.processes", "engine.task", "spelling"},
+    "tasks": {"evaluation", "model", "data", "engine.processes", "engine.task", "hub", "spelling"},
     "engine": set(),
     "recipe": {"tasks", "data", "engine", "command_line", "recipe_file", "hub", "spelling"},
     "train": {"recipe", "engine", "data"},

@@ -315,7 +315,8 @@ def test_a_model_of_another_task_is_refused(tmp_path, tokenizer_dir, pretrained)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
     other, _ = make_task("vqa", tmp_path / "v", tokenizer_dir)
     for folder, held in ((tmp_path / "model", "SohoForVisualReasoning"), (pretrained, "SohoForPreTraining")):
-        with pytest.raises(ValueError, match=f"holds a {held}; expected a SohoForQuestionAnswering, fine-tuned on vqa"):
+        words = f"holds a {held}; expected a SohoForQuestionAnswering, trained by the task vqa"
+        with pytest.raises(ValueError, match=words):
             other.load_model(folder)
     weights = load_file(tmp_path / "model/model.safetensors")
     del weights["head.3.bias"]

@@ -1,6 +1,7 @@
 """The task as the engine uses it, with a small model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tiny_corpus import COLOURS, draw, write_karpathy
 from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
 
 from soho_fast.data import SohoProcessor
+from soho_fast.engine.processes import Processes
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
@@ -76,6 +78,24 @@ def test_a_training_step_and_the_measures(data):
     table = task.table(measures)
     assert len(table.columns) == 3 and all(len(row) == 3 for row in table.rows)
     assert task.table({}).rows == []
+
+
+def test_an_exported_model_is_measured_again(data, tmp_path):
+    task, _ = make_task(data)
+    torch.manual_seed(0)
+    model = task.build_model().eval()
+    told = []
+    measures = task.evaluate(model, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (4, 4) and len(told) >= 2
+    task.export(model, model.state_dict(), tmp_path / "model")
+    again, _ = make_task(data)
+    loaded = again.load_model(str(tmp_path / "model"))
+    evaluation = again.evaluate_split(loaded, again.default_split, processes=Processes())
+    assert evaluation.measures == measures and evaluation.write(tmp_path) == []
+    with pytest.raises(ValueError, match="split: expected heldout, .* got 'val'"):
+        again.evaluate_split(loaded, "val", processes=Processes())
+    with pytest.raises(ValueError, match="the recipe names no held-out images"):
+        make_task(replace(data, heldout=[]))[0].evaluate_split(loaded, "heldout", processes=Processes())
 
 
 def test_cached_tokens_score_as_pixels_do(data):
