@@ -129,7 +129,7 @@ def test_errors_in_plain_words(save, images, tmp_path):
     with pytest.raises(ValueError, match="top_k: expected at least 1, got 0"):
         SohoPipeline.from_pretrained(save(SohoForPreTraining)[1]).rank(images[0], ["a red", "blue"], top_k=0)
     for nothing in ("\u200b", "\N{DOG FACE}", "\N{VARIATION SELECTOR-16}"):
-        with pytest.raises(ValueError, match="text: .* holds no word that this model knows"):
+        with pytest.raises(ValueError, match=r"text: .* holds no word that this model knows"):
             SohoPipeline.from_pretrained(folder).rank(images[0], ["a red", nothing])
     with pytest.raises(FileNotFoundError, match="no model could be loaded from /nowhere"):
         SohoPipeline.from_pretrained("/nowhere")

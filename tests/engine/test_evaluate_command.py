@@ -96,7 +96,7 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path):
     done = launch(script=script, arguments=["--run", str(run), "--split", "tset"])
     assert done.code == 2 and "Traceback" not in done.text, done.text
     errors = [line for line in done.text.splitlines() if line.startswith("error: ")]
-    assert errors == ["error: split: expected one of train, val, test-dev, test, got 'tset'"]
+    assert errors == ["error: split: expected one of train, val, test-dev, test, got 'tset'; did you mean test?"]
 
 
 @pytest.mark.parametrize(
