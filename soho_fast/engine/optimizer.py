@@ -125,7 +125,7 @@ def optimizer_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
 
     `model.parameter_groups(exclude_from_decay=...)` tells which parameters are the backbone's ("kind") and which are
     decayed ("decay"). Every group starts with lr 0 and keeps its own rate in `base_lr`: the schedule sets `lr` before
-    each step.
+    each step. A recipe's numbers are of jsonargparse's types; here they are plain ones, as checkpoints hold no others.
     """
     groups = []
     for group in model.parameter_groups(exclude_from_decay=not settings.decay_norm_and_bias):
@@ -138,11 +138,11 @@ def optimizer_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
                 "backbone": of_backbone,
                 "kind": settings.backbone_rule if of_backbone else "adamw",
                 "lr": 0.0,
-                "base_lr": settings.backbone_lr if of_backbone else settings.lr,
-                "weight_decay": weight_decay if group["decay"] else 0.0,
-                "momentum": settings.backbone_momentum,
-                "betas": (settings.beta1, settings.beta2),
-                "eps": settings.eps,
+                "base_lr": float(settings.backbone_lr if of_backbone else settings.lr),
+                "weight_decay": float(weight_decay) if group["decay"] else 0.0,
+                "momentum": float(settings.backbone_momentum),
+                "betas": (float(settings.beta1), float(settings.beta2)),
+                "eps": float(settings.eps),
             }
         )
     return groups

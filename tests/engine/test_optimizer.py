@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from soho_fast.engine.errors import UserError
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
 from soho_fast.engine.schedule import Schedule
 from soho_fast.engine.settings import OptimSettings, ScheduleSettings
+from soho_fast.recipe import read_recipe
 
 
 def _parameters(seed: int) -> list[torch.nn.Parameter]:
@@ -94,6 +96,21 @@ def test_groups_take_the_recipes_values():
     assert (bare["kind"], bare["base_lr"], bare["weight_decay"], bare["name"]) == ("adamw", 3.0, 0.0, "rest_no_decay")
     assert (rest["kind"], rest["weight_decay"], rest["eps"]) == ("adamw", 0.3, 0.5)
     assert [group["backbone"] for group in (backbone, bare, rest)] == [True, False, False]
+
+
+def test_groups_hold_plain_numbers():
+    """A checkpoint of a run by a recipe is loaded as plain data, which the types of the recipe's numbers are not."""
+    recipe, _ = read_recipe(["--recipe", "mini", "--optim.lr", "1e-3"])
+    assert type(recipe.optim.lr) is not float
+    model = SimpleNamespace(
+        parameter_groups=lambda **_: [
+            {"params": _parameters(0), "kind": kind, "decay": True} for kind in ("backbone", "rest")
+        ]
+    )
+    groups = optimizer_groups(model, recipe.optim)
+    numbers = [value for group in groups for name, value in group.items() if name not in ("params", "betas")]
+    numbers += [beta for group in groups for beta in group["betas"]]
+    assert {type(number) for number in numbers} <= {bool, str, float}
 
 
 def test_schedule_of_the_paper():
