@@ -1,6 +1,7 @@
 # make demo   set up, build, make the demo corpus, pre-train on it and print what was learnt
 # make test   set up, build and run every test
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
+# make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/faults.md
 # make bench  the benchmark suite with its peers, each case checked before it is timed
 # make sanitize  the C++ kernel tests under the address and undefined-behaviour sanitizers
 # make check  lint, format and type check of the public ops        make format  apply both
@@ -8,18 +9,23 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+MINUTES ?= 60
+SEED   ?= 0
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP    := $(shell find csrc tests/kernels tests/cuda_model examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test gpu-check bench sanitize check format clean
+.PHONY: demo test faults gpu-check bench sanitize check format clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+
+faults: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" python tests/faults --minutes $(MINUTES) --seed $(SEED)
 
 gpu-check: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python benchmarks/gpu/check.py

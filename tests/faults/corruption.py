@@ -25,15 +25,32 @@ _TEXT = (".json", ".jsonl", ".yaml", ".txt")
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
     """The seed counts through files and kinds of damage: consecutive seeds try each file in turn."""
     cases = _cases(bench)
-    case, round_number = cases[seed % len(cases)], seed // len(cases)
-    # Neighbours get different kinds, and each file gets all of them in turn.
-    kind = KINDS[(seed % len(cases) + round_number) % len(KINDS)]
-    draw = random.Random(seed)
+    case, kind, draw = cases[seed % len(cases)], _kind(seed, len(cases)), random.Random(seed)
     try:
         case(folder, kind, draw)
     except LostError as lost:
-        raise LostError(f"{case.args[1:] if case.args else ''} {kind}: {lost}") from None
+        raise LostError(f"{case.func.__name__} {' '.join(map(str, case.args[1:]))}, {kind}: {lost}") from None
     return 1
+
+
+def _kind(seed: int, num_cases: int) -> str:
+    """Neighbours get different kinds, and each file gets all of them in turn."""
+    return KINDS[(seed % num_cases + seed // num_cases) % len(KINDS)]
+
+
+def seed_of(bench: Bench, state: str, begins: str, ends: str, kind: str) -> int:
+    """A seed with this kind of damage to the largest of such files of a run that is resumed."""
+    cases = _cases(bench)
+    seeds = [
+        seed
+        for seed in range(len(KINDS) * len(cases))
+        if (case := cases[seed % len(cases)]).func is _resumed
+        and case.args[2] == state
+        and case.args[3].startswith(begins)
+        and case.args[3].endswith(ends)
+        and _kind(seed, len(cases)) == kind
+    ]
+    return max(seeds, key=lambda seed: (bench.folder / state / cases[seed % len(cases)].args[3]).stat().st_size)
 
 
 def _cases(bench: Bench) -> list[partial]:
@@ -53,7 +70,7 @@ def _cases(bench: Bench) -> list[partial]:
     others = [name for name in corpus if name not in pictures and not name.endswith((".md", "ATTRIBUTION.txt"))]
     cases += [partial(_trained, bench, task, name) for task in ("pretraining", "vqa") for name in others + pictures[:4]]
     cases += [partial(_partly_evaluated, bench, number) for number in range(3)]
-    return cases
+    return random.Random(0).sample(cases, len(cases))
 
 
 def _files(folder: Path) -> list[str]:

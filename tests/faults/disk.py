@@ -3,51 +3,69 @@
 import contextlib
 import errno
 import os
+import random
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kills import same_folders
-from runs import STEPS, Bench, LostError, newest_step, run, watch
+from runs import Bench, LostError, newest_step, run, watch
 
 _ROOM = 400  # megabytes: more than a run needs
+_NEEDED = {"pretraining": 250, "vqa": 250, "evaluate": 1}
+_NUM_SIZES = 24
 
 
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
-    """The seed counts through tasks, kinds of fault and moments: consecutive seeds try them all."""
-    kinds = ("full", "read-only", "size")
-    what = ("vqa", "pretraining", "evaluate")[seed % 3]
-    kind, number = kinds[seed // 3 % 3], seed // 9
-    events = len(bench.events[what])
+    """The seed counts through commands, kinds of fault and moments or sizes: consecutive seeds try them all."""
+    cases = _cases(bench)
+    what, kind, number = cases[seed % len(cases)]
     disk = folder / "disk"
     disk.mkdir()
     size = f"{_ROOM}m"
     if kind == "size":
-        need = 1 if what == "evaluate" else 250
-        size = f"{max(4, int(1024 * need * (number * 0.618034 % 1)))}k"
+        size = f"{max(4, 1024 * _NEEDED[what] * number // _NUM_SIZES)}k"
     with mounted(disk, size) as is_mounted:
         output = disk / "run"
         arguments = bench.evaluate(bench.folder / "vqa", output) if what == "evaluate" else bench.train(what, output)
         act: Callable[[int, str, str], None] | None = None
         if kind == "full":
-            act = _fill_at(disk, 1 + number % events, is_mounted)
+            act = _fill_at(disk, number, is_mounted)
         elif kind == "read-only" or not is_mounted:
-            act = _refuse_from(1 + number % events, errno.EROFS if kind == "read-only" else errno.ENOSPC)
+            act = _refuse_from(number, errno.EROFS if kind == "read-only" else errno.ENOSPC)
         done = run(arguments, before=watch(disk, act) if act else None)
-        done.expect(0, 2, where=f"{kind}, {what}, {size if kind == 'size' else f'event {1 + number % events}'}")
-        (disk / "filler").unlink(missing_ok=True)
-        if is_mounted:
-            subprocess.run(["mount", "-o", f"remount,size={_ROOM}m", str(disk)], check=True)
-        newest = newest_step(output)
-        if done.code == 2 and newest and f"step-{newest:08d}" not in done.text and "intact" not in done.text:
-            raise LostError(f"the error does not say what is intact: {' '.join(done.errors)[:200]}")
-        assert newest <= STEPS
-        if what == "evaluate":
-            run(arguments).expect(0, where="evaluated with room again")
-            same_folders(bench.folder / "evaluated", output)
-        else:
-            bench.resume(what, output)
+        try:
+            done.expect(0, 2, where="with the fault")
+            (disk / "filler").unlink(missing_ok=True)
+            if is_mounted:
+                subprocess.run(["mount", "-o", f"remount,size={_ROOM}m", str(disk)], check=True)
+            newest = newest_step(output)
+            if done.code == 2 and newest and f"step-{newest:08d}" not in done.text and "intact" not in done.text:
+                raise LostError(f"the error does not say what is intact: {' '.join(done.errors)[:200]}")
+            if what == "evaluate":
+                run(arguments).expect(0, where="with room again")
+                same_folders(bench.folder / "evaluated", output)
+            else:
+                bench.resume(what, output)
+        except LostError as lost:
+            moment = f"of {size}" if kind == "size" else f"at event {number} {bench.events[what][number - 1]}"
+            raise LostError(f"{what}, {kind} {moment}: {lost}") from None
     return 1
+
+
+def _cases(bench: Bench) -> list[tuple[str, str, int]]:
+    """(command, kind of fault, its moment from 1 or size from 0), in an order that mixes them."""
+    cases = [
+        (what, kind, number)
+        for what, events in sorted(bench.events.items())
+        for kind, numbers in (
+            ("full", range(1, len(events) + 1)),
+            ("read-only", range(1, len(events) + 1)),
+            ("size", range(_NUM_SIZES)),
+        )
+        for number in numbers
+    ]
+    return random.Random(0).sample(cases, len(cases))
 
 
 @contextlib.contextmanager

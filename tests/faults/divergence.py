@@ -51,7 +51,9 @@ def _plant(place: str, value: float, at: int, chance: float, planted: Path) -> C
             steps[0] += 1
             if steps[0] != at or place not in ("weight", "codebook"):
                 return
-            tensors = [tensor for name, tensor in module.named_buffers() if "codebook" in name or "embed" in name]
+            tensors = [
+                tensor for name, tensor in module.named_buffers() if "dictionary" in name and tensor.is_floating_point()
+            ]
             if place == "weight" or not tensors:
                 tensors = [tensor for tensor in module.parameters() if tensor.requires_grad]
             tensor = tensors[int(chance * len(tensors))]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import random
 import zipfile
 import zlib
 from functools import partial
@@ -26,8 +27,8 @@ class _Payload:
 
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
     """The seed counts through the places."""
-    places = _places(bench)
-    place, marker = places[seed % len(places)], folder / "executed"
+    every = places(bench)
+    place, marker = every[seed % len(every)], folder / "executed"
     try:
         place(folder, marker)
     except LostError as lost:
@@ -38,7 +39,8 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
     return 1
 
 
-def _places(bench: Bench) -> list[partial]:
+def places(bench: Bench) -> list[partial]:
+    """All places, in an order that mixes them."""
     names = sorted(
         path.name
         for path in (bench.folder / f"vqa-half/checkpoints/step-{STEPS - 2:08d}").iterdir()
@@ -56,7 +58,8 @@ def _places(bench: Bench) -> list[partial]:
         partial(_in_a_part, bench),
         partial(_in_yaml, bench),
     ]
-    return checkpoints + models + code + rest
+    every = checkpoints + models + code + rest
+    return random.Random(0).sample(every, len(every))
 
 
 _WEIGHTS = ("pytorch_model.bin", "model.safetensors", "training_args.bin", "tokenizer.pkl")

@@ -316,7 +316,7 @@ def digest(output: Path) -> dict[str, Any]:
     weights = {}
     for name in ("model", "best"):
         for path in sorted((output / name).glob("*")):
-            weights[f"{name}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+            weights[f"{name}/{path.name}"] = hashlib.blake2b(path.read_bytes()).hexdigest()[:12]
     files = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
     return {
         **{
