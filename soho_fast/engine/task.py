@@ -50,6 +50,16 @@ class Task(Protocol):
     def before_step(self, model: nn.Module, epoch: float) -> None:
         """Called before each optimiser step with the epochs behind it: what the task changes as training goes on."""
 
+    def after_step(self, model: nn.Module, *, applied: bool) -> Mapping[str, torch.Tensor]:
+        """Called after each optimiser step; not `applied` where the optimiser left it out (an overflow in fp16).
+
+        What a model moves by no gradient moves here, once for all micro-batches. Returns scalars to log in the place
+        of the forward's of the same names.
+        """
+
+    def non_finite(self, model: nn.Module) -> list[str]:
+        """What the model met in training since the last call that was Inf or NaN and may show in no loss, in words."""
+
     def phase(self, epoch: float) -> str:
         """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""
 

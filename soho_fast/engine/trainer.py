@@ -19,6 +19,7 @@ with from_extra("train"):
 
     from soho_fast.engine.batches import Batches, plan_batches, split_batch
     from soho_fast.engine.checkpoint import Checkpoints, Progress, rng_state, set_rng_state
+    from soho_fast.engine.divergence import describe_non_finite
     from soho_fast.engine.errors import UserError
     from soho_fast.engine.launch import choose_precision, deepspeed_config, start_engine, zero_stage
     from soho_fast.engine.logs import PhaseTimer, RunLog
@@ -94,7 +95,7 @@ class Trainer:
             self._say(f"resumed from {resume_from} (step {self.progress.step} of {self.total_steps})")
         self._frozen: bool | None = None
         self._stage = zero_stage(settings.engine, self.precision)
-        self._grad_norm: float | None = None
+        self._grad_norm: torch.Tensor | None = None
         self._evaluation_steps = 0
         if settings.evaluation.every_epochs:
             self._evaluation_steps = max(1, round(settings.evaluation.every_epochs * self.plan.steps_per_epoch))
@@ -208,6 +209,7 @@ class Trainer:
         last_save, saved_step = time.monotonic(), progress.step
         seen_step, seen_time = progress.step, time.monotonic()
         elapsed, signal_number = self._share_of_time(progress.seconds), 0
+        self._refuse_divergence(None)
         if self._evaluation_is_due():
             self._evaluate_in_full(log)
         self._enter_training(progress.step)
@@ -219,7 +221,8 @@ class Trainer:
             self._set_rates(progress.step, elapsed)
             following = progress.step + 1
             record_due = following == self.total_steps or following % settings.log.every_steps == 0
-            sums, broken = self._step(batches, timer, measure_norm=record_due)
+            # Which step is the last is not known beforehand where the time is limited.
+            sums, broken = self._step(batches, timer, measure_norm=record_due or bool(settings.max_minutes))
             progress.step = following
             minutes = (time.monotonic() - last_save) / 60
             save_due = bool(settings.checkpoint.every_minutes) and minutes >= settings.checkpoint.every_minutes
@@ -232,7 +235,11 @@ class Trainer:
             self._count_broken(broken, log)
             every = settings.checkpoint.every_steps
             save_due = bool(signal_number or save_due or (every and progress.step % every == 0))
-            if logged or save_due:
+            quick_every = settings.evaluation.quick_every_steps
+            quick_due = bool(quick_every and progress.step % quick_every == 0)
+            # Only fp16 leaves steps out, to find its loss scale; another precision does for gradients that are NaN.
+            failed = self.precision != "fp16" and not self.engine.was_step_applied()
+            if logged or save_due or quick_due or failed or self._evaluation_is_due():
                 losses = self._mean_losses(sums)
                 self._refuse_divergence(losses["loss"])
                 if logged and log is not None:
@@ -241,7 +248,7 @@ class Trainer:
                     seen_step, seen_time = progress.step, now
                     log.record("train", progress.step, self._record(losses, rate, timer))
                     log.show(progress.step, losses, rate, self._seconds_left(rate))
-            if settings.evaluation.quick_every_steps and progress.step % settings.evaluation.quick_every_steps == 0:
+            if quick_due:
                 measures = self.evaluate(quick=True)
                 if log is not None:
                     log.record("evaluation", progress.step, {"measures": measures})
@@ -281,25 +288,42 @@ class Trainer:
             # ZeRO's optimisers tell the norm; without partitions DeepSpeed clips by it and forgets it.
             if measure_norm and not self._stage and number + 1 == self.plan.gradient_accumulation_steps:
                 gradients = [param.grad for param in self.engine.module.parameters() if param.grad is not None]
-                self._grad_norm = float(nn.utils.get_total_norm(gradients))
-            self.engine.step()
+                self._grad_norm = nn.utils.get_total_norm(gradients)
+            self._step_optimizer()
             timer.stop("optimizer")
             for name in ("loss", *self.task.logged):
                 value = getattr(output, name)
                 if value is not None:
                     value = value.detach().float()
                     sums[name] = sums[name] + value if name in sums else value
+        figures = self.task.after_step(self.engine.module, applied=self.engine.was_step_applied())
+        for name in sums.keys() & figures.keys():
+            sums[name] = figures[name].float() * self.plan.gradient_accumulation_steps
+        timer.stop("optimizer")
         timer.step()
         return sums, broken
 
-    def _record(self, losses: dict[str, float], rate: float, timer: PhaseTimer) -> dict:
+    def _step_optimizer(self) -> None:
+        try:
+            self.engine.step()
+        except Exception as error:
+            # DeepSpeed raises nothing more special where fp16 has no smaller loss scale left, on all ranks alike.
+            if self.precision != "fp16" or "loss scale" not in str(error):
+                raise
+            what = "the gradients overflow at the smallest loss scale of fp16"
+            raise self._diverged(self.progress.step + 1, what) from error
+
+    def _last_grad_norm(self) -> float | None:
         norm = self._grad_norm if self._grad_norm is not None else self.engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def _record(self, losses: dict[str, float], rate: float, timer: PhaseTimer) -> dict:
         scale = getattr(self.engine.optimizer, "cur_scale", None) or getattr(self.engine.optimizer, "loss_scale", None)
         return {
             "epoch": self.progress.step / self.plan.steps_per_epoch,
             **losses,
             "lr": {group["name"]: group["lr"] for group in self.engine.basic_optimizer.param_groups},
-            "grad_norm": None if norm is None else float(norm),
+            "grad_norm": self._last_grad_norm(),
             "loss_scale": float(scale) if self.precision == "fp16" and scale is not None else None,
             "skipped_steps": self.engine.skipped_steps,
             "images_per_second": rate,
@@ -312,15 +336,34 @@ class Trainer:
         totals = self.processes.total([float(value) / self.plan.gradient_accumulation_steps for value in sums.values()])
         return {name: total / self.processes.world for name, total in zip(sums, totals, strict=True)}
 
-    def _refuse_divergence(self, loss: float) -> None:
+    def _refuse_divergence(self, loss: float | None) -> None:
+        """Ends the run on all ranks where one has met Inf or NaN; `loss` is None before the first step."""
+        found = self.task.non_finite(self.engine.module)
         # In fp16 a step may overflow: DeepSpeed leaves it out and lowers the loss scale.
-        if self.precision != "fp16" and not math.isfinite(loss):
-            newest = self.checkpoints.newest()
-            raise UserError(
-                f"step {self.progress.step}: the loss is {loss}, so the run has diverged; lower optim.lr or "
-                "optim.backbone_lr, or give schedule.warmup_steps more. "
-                + (f"The newest checkpoint is {newest}" if newest else "There is no checkpoint")
-            )
+        if loss is not None and (self.engine.was_step_applied() or self.precision != "fp16"):
+            norm = self._last_grad_norm()
+            if not math.isfinite(loss):
+                found.append(f"the loss ({loss})")
+            if not self.engine.was_step_applied() or not math.isfinite(norm or 0.0):
+                found.append(f"the gradients (norm {norm})")
+        found += describe_non_finite(self.engine)
+        if not self.processes.maximum([bool(found)])[0]:
+            return
+        found_by_rank = self.processes.gather(found)
+        rank = max(range(len(found_by_rank)), key=lambda rank: len(found_by_rank[rank]))
+        what = f"not finite{f' on rank {rank}' if rank else ''}: {', '.join(found_by_rank[rank])}"
+        if loss is not None:
+            raise self._diverged(self.progress.step, what)
+        instead = "an older checkpoint (delete the newest)" if self.progress.step else "other starting weights"
+        raise UserError(f"step {self.progress.step}, before training: {what}; start from {instead}")
+
+    def _diverged(self, step: int, what: str) -> UserError:
+        newest = self.checkpoints.newest()
+        advice = "lower optim.lr or optim.backbone_lr, or give schedule.warmup_steps more"
+        return UserError(
+            f"step {step}: {what}, so the run has diverged; {advice}. "
+            + (f"The newest checkpoint is {newest}, all of it finite" if newest else "There is no checkpoint")
+        )
 
     def _count_broken(self, broken: list[str], log: RunLog | None) -> None:
         (count,) = self.processes.total([len(broken)])

@@ -88,6 +88,24 @@ class SohoPreTrainedModel(PreTrainedModel):
         self.base().batch_norm_frozen = frozen
         self.train(self.training)
 
+    def begin_step(self) -> None:
+        """From here on training forwards gather what `end_step` moves the dictionary by; see `VisualDictionary`.
+
+        A training loop that calls neither trains too: each training forward then moves the dictionary.
+        """
+        if self.base().visual_dictionary is not None:
+            self.base().visual_dictionary.begin_step()
+
+    def end_step(self, *, applied: bool) -> None:
+        """Moves the dictionary by all forwards since `begin_step`, unless the optimiser has not `applied` the step."""
+        if self.base().visual_dictionary is not None:
+            self.base().visual_dictionary.end_step(applied=applied)
+
+    def take_num_non_finite(self) -> int:
+        """How many visual tokens were not finite in training since the last call; see `VisualDictionary`."""
+        dictionary = self.base().visual_dictionary
+        return 0 if dictionary is None else dictionary.take_num_non_finite()
+
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """The ResNet's parameters (the paper trains them by SGD); the 1x1 projection belongs to the rest."""
         return self.base().visual_encoder.backbone.parameters()

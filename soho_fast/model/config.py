@@ -85,8 +85,6 @@ class SohoConfig(PreTrainedConfig):
             training batch, all ranks together.
         dictionary_init_std (`float`): standard deviation of the random codes. Ours.
         dictionary_seed (`int`): seed of every draw inside the dictionary.
-        dictionary_update (`str`): `"micro_batch_size"`: the codebook moves at every training forward, so with gradient
-            accumulation it moves once per micro-batch.
         dictionary_batch_norm (`bool`): BatchNorm over the valid tokens of all ranks before the lookup.
         usage_decay (`float`): decay of the running usage behind perplexity, live codes and revival.
         live_threshold (`float`): a code is live while its running usage, in units of the uniform share 1/k, is at
@@ -143,7 +141,6 @@ class SohoConfig(PreTrainedConfig):
     dictionary_init: str = "random"
     dictionary_init_std: float = 1.0
     dictionary_seed: int = 0
-    dictionary_update: str = "micro_batch_size"
     dictionary_batch_norm: bool = False
     usage_decay: float = 0.99
     live_threshold: float = 0.01
@@ -166,7 +163,6 @@ class SohoConfig(PreTrainedConfig):
         self._one_of("backbone", BACKBONES)
         self._one_of("ema_variant", ("paper", "vqvae"))
         self._one_of("dictionary_init", ("random", "data"))
-        self._one_of("dictionary_update", ("micro_batch_size",))
         if not 0 <= self.backbone_frozen_stages <= 4:
             raise ValueError(f"backbone_frozen_stages: expected 0 to 4, got {self.backbone_frozen_stages}")
         for name in ("ema_decay", "usage_decay"):

@@ -73,7 +73,8 @@ class SohoForPreTrainingOutput(ModelOutput):
         mvm_logits (M, K), mvm_targets (M,): at the masked visual tokens of the positive pairs.
         itm_logits (P, 2): index 1 is "matched".
         index, valid (B, L): as in `SohoModelOutput`.
-        perplexity (), live_codes (), usage (K,): over the running usage, after this forward's update.
+        perplexity (), live_codes (), usage (K,): over the running usage, after this forward's update; within a step
+            (`SohoPreTrainedModel.begin_step`) as it stood before.
         hidden_states, attentions: per layer, when asked for.
     """
 

@@ -3,6 +3,8 @@
 B images, L tokens per image, N = B*L, C channels, K codes, R candidates for re-seeding.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from transformers import initialization as init
@@ -11,7 +13,7 @@ from soho_fast import ops
 
 from .config import SohoConfig
 from .distributed import all_gather_rows, all_reduce_sum_, broadcast_from_first_, rank, world_size
-from .normalization import Float32Buffers, is_recomputing
+from .normalization import Float32Buffers, finite_rows, is_recomputing
 
 _NO_CANDIDATE = torch.iinfo(torch.int64).max
 # Codes beyond the number of available features start near a feature; the spread is ours, in units of the features'
@@ -26,6 +28,18 @@ def _mix64(x: Tensor) -> Tensor:
     return x
 
 
+@dataclass
+class _Members:
+    """What a step's training forwards leave for its update, on this rank: members of each code and their sum, the
+    number of images, and where codes may be revived the features drawn so far, by their hashes."""
+
+    counts_K: Tensor
+    sums_KC: Tensor
+    num_images: int = 0
+    key_R: Tensor | None = None
+    feat_RC: Tensor | None = None
+
+
 def _forget_host_state(dictionary: "VisualDictionary", _: object) -> None:
     dictionary._forget_host_state()
 
@@ -35,7 +49,11 @@ class VisualDictionary(Float32Buffers):
 
     Codebook and statistics are float32 buffers, whatever the precision of the model. A training forward looks up and
     answers with the codebook as it stood before, and updates it afterwards from the members of all ranks; every rank
-    then holds the same bits. In eval nothing moves. Padding takes no part.
+    then holds the same bits. In eval nothing moves. Padding and tokens that are not finite take no part.
+
+    Between `begin_step` and `end_step` forwards only gather members, and the end updates from all of them at once: with
+    gradient accumulation the batch of eq. 4 is then that of the optimiser step, and a step that is not applied moves
+    nothing. (Data-dependent init is no update: the first lookup needs its codes, drawn from the first micro-batch.)
 
     Buffers:
         codebook (K, C); usage (K,): running mean of a code's share of the tokens in units of the uniform share 1/K,
@@ -73,7 +91,32 @@ class VisualDictionary(Float32Buffers):
     def _forget_host_state(self) -> None:
         # Mirrors of `step` and `initialised`, read from the buffers once so that no step waits for the device.
         self._host_step: int | None = None
+        self._host_initialised = False
         self._ranks_agree = False
+        self._in_step = False
+        self._members: _Members | None = None
+        self._num_non_finite: Tensor | None = None
+
+    def begin_step(self) -> None:
+        """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
+        self._in_step, self._members = True, None
+
+    def end_step(self, *, applied: bool) -> None:
+        """Updates from all that was gathered since `begin_step`, or forgets it where the optimiser left the step out.
+
+        All ranks make the call, with the same `applied`.
+        """
+        members, self._in_step, self._members = self._members, False, None
+        if applied and members is not None:
+            self._update(members)
+
+    def take_num_non_finite(self) -> int:
+        """How many real tokens were not finite in the training forwards since the last call, on this rank.
+
+        Waits for the device.
+        """
+        num, self._num_non_finite = self._num_non_finite, None
+        return 0 if num is None else int(num)
 
     def forward(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """
@@ -93,11 +136,17 @@ class VisualDictionary(Float32Buffers):
             constant_BLC = feat_BLC.detach()
             moving = self.training and not is_recomputing()
             if moving:
-                self._prepare_update(constant_BLC, valid_BL, sample_key_B)
+                # A row that is not finite would make its code so, for ever.
+                usable_BL = valid_BL & finite_rows(constant_BLC)
+                image_B = self._image_numbers(constant_BLC, sample_key_B)
+                self._prepare_update(constant_BLC, valid_BL, usable_BL, image_B)
             index_BL = ops.codebook_lookup(constant_BLC, self.codebook)
             embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
             if moving:
-                self._update(constant_BLC, index_BL, valid_BL, sample_key_B)
+                self._gather(constant_BLC, index_BL, valid_BL, usable_BL, image_B)
+                if not self._in_step:
+                    members, self._members = self._members, None
+                    self._update(members)
         return embed_BLC, index_BL.masked_fill(~valid_BL, -1)
 
     @torch.no_grad()
@@ -116,21 +165,22 @@ class VisualDictionary(Float32Buffers):
         return torch.where(self.age > 0, self.usage / seen_K.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
 
     @torch.no_grad()
-    def _prepare_update(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> None:
+    def _prepare_update(self, feat_BLC: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor) -> None:
         if not self._ranks_agree:
             # Ranks that were seeded differently, or of which only one loaded a checkpoint, start alike all the same.
             broadcast_from_first_(list(self.buffers(recurse=False)))
             self._ranks_agree = True
         if self._host_step is None:
             self._host_step = int(self.step)
-            if self.config.dictionary_init == "data" and not bool(self.initialised):
-                self._init_from_data(feat_BLC, valid_BL, sample_key_B)
+            self._host_initialised = self.config.dictionary_init != "data" or bool(self.initialised)
+        if not self._host_initialised:
+            self._init_from_data(feat_BLC, valid_BL, usable_BL, image_B)
 
-    def _init_from_data(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> None:
-        feat_RC, available_R = self._draw_candidates(feat_BLC, valid_BL, sample_key_B, self.num_codes)
+    def _init_from_data(self, feat_BLC: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor) -> None:
+        drawn = self._draw(feat_BLC, valid_BL, usable_BL, image_B, self.num_codes, self._host_step)
+        feat_RC, available_R = self._draw_from_all_ranks(*drawn, self.num_codes)
         num_available = int(available_R.sum())
         if num_available == 0:
-            self._host_step = None
             return
         copy_K = torch.arange(self.num_codes, device=feat_RC.device) % num_available
         generator = torch.Generator().manual_seed(self.config.dictionary_seed)
@@ -143,29 +193,34 @@ class VisualDictionary(Float32Buffers):
             self.cluster_size.fill_(1.0)
             self.cluster_sum.copy_(self.codebook)
         self.initialised.fill_(True)
+        self._host_initialised = True
 
-    def _draw_candidates(
-        self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None, num: int
+    def _image_numbers(self, feat_BLC: Tensor, sample_key_B: Tensor | None) -> Tensor:
+        """int64 (B,), what an image is known by in the draws of this step."""
+        if sample_key_B is not None:
+            return sample_key_B.to(torch.float64).contiguous().view(torch.int64)
+        before = self._members.num_images if self._members is not None else 0
+        return torch.arange(before, before + len(feat_BLC), device=feat_BLC.device) + (rank() << 32)
+
+    def _draw(
+        self, feat_BLC: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor, num: int, step: int
     ) -> tuple[Tensor, Tensor]:
-        """`num` features drawn from the valid tokens of all ranks, and which rows hold one (available ones first).
+        """At most `num` of this rank's usable features: their hashes, smallest first, and the features.
 
-        Each token gets a hash of its image's key, its number among the image's valid tokens and the step; the smallest
-        hashes win. So the draw depends neither on the number of ranks nor on the order or padding of the batch.
+        Each token gets a hash of its image's number, its own among the image's valid tokens and the step; the smallest
+        win. So the draw depends neither on the number of ranks nor on the order, padding or division of the batch.
         """
-        B = feat_BLC.shape[0]
-        if sample_key_B is None:
-            image_B = torch.arange(B, device=feat_BLC.device) + (rank() << 32)
-        else:
-            image_B = sample_key_B.to(torch.float64).contiguous().view(torch.int64)
         token_BL = valid_BL.long().cumsum(1)
-        salt = ((self.config.dictionary_seed << 32) ^ self._host_step) & _NO_CANDIDATE
+        salt = ((self.config.dictionary_seed << 32) ^ step) & _NO_CANDIDATE
         key_BL = _mix64(_mix64(_mix64(image_B).unsqueeze(1) + token_BL) ^ salt) & _NO_CANDIDATE
-        key_N = key_BL.masked_fill(~valid_BL, _NO_CANDIDATE).flatten()
-        num_local = min(num, key_N.numel())
-        key_R, pick_R = key_N.topk(num_local, largest=False, sorted=True)
-        feat_RC = feat_BLC.flatten(0, 1)[pick_R].float()
+        key_N = key_BL.masked_fill(~usable_BL, _NO_CANDIDATE).flatten()
+        key_R, pick_R = key_N.topk(min(num, key_N.numel()), largest=False, sorted=True)
+        return key_R, feat_BLC.flatten(0, 1)[pick_R].float()
+
+    def _draw_from_all_ranks(self, key_R: Tensor, feat_RC: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        """`num` of what all ranks drew, and which rows hold a feature (these come first)."""
         if world_size() > 1:
-            missing = num - num_local
+            missing = num - len(key_R)
             key_R = all_gather_rows(torch.cat([key_R, key_R.new_full((missing,), _NO_CANDIDATE)]))
             feat_RC = all_gather_rows(torch.cat([feat_RC, feat_RC.new_zeros(missing, feat_RC.shape[1])]))
             key_R, pick_R = key_R.topk(num, largest=False, sorted=True)
@@ -173,8 +228,33 @@ class VisualDictionary(Float32Buffers):
         return feat_RC, key_R != _NO_CANDIDATE
 
     @torch.no_grad()
-    def _update(self, feat_BLC: Tensor, index_BL: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> None:
-        counts_K, sums_KC = ops.codebook_stats(feat_BLC, index_BL, self.num_codes, valid=valid_BL)
+    def _gather(self, feat_BLC: Tensor, index_BL: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor) -> None:
+        """Adds a forward's members to those of its step."""
+        num = (valid_BL & ~usable_BL).sum()
+        self._num_non_finite = num if self._num_non_finite is None else self._num_non_finite.to(num.device) + num
+        counts_K, sums_KC = ops.codebook_stats(feat_BLC, index_BL, self.num_codes, valid=usable_BL)
+        if self._members is None:
+            self._members = _Members(counts_K, sums_KC)
+        else:
+            self._members.counts_K += counts_K
+            self._members.sums_KC += sums_KC
+        members = self._members
+        members.num_images += len(feat_BLC)
+        step, num_drawn = self._host_step + 1, self._num_revivable()
+        if self.config.revive_threshold > 0 and step % self.config.revive_interval == 0:
+            key_R, feat_RC = self._draw(feat_BLC, valid_BL, usable_BL, image_B, num_drawn, step)
+            if members.key_R is not None:
+                key_R, feat_RC = torch.cat([members.key_R, key_R]), torch.cat([members.feat_RC, feat_RC])
+                key_R, pick_R = key_R.topk(min(num_drawn, len(key_R)), largest=False, sorted=True)
+                feat_RC = feat_RC[pick_R]
+            members.key_R, members.feat_RC = key_R, feat_RC
+
+    def _num_revivable(self) -> int:
+        return min(self.config.revive_limit, self.num_codes)
+
+    @torch.no_grad()
+    def _update(self, members: _Members) -> None:
+        counts_K, sums_KC = members.counts_K, members.sums_KC
         if world_size() > 1:
             packed = all_reduce_sum_(torch.cat([sums_KC, counts_K.unsqueeze(1)], dim=1))
             counts_K, sums_KC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
@@ -189,8 +269,8 @@ class VisualDictionary(Float32Buffers):
         self.age.add_((total > 0).float())
         self._host_step += 1
         self.step.add_(1)
-        if self.config.revive_threshold > 0 and self._host_step % self.config.revive_interval == 0:
-            self._revive(feat_BLC, valid_BL, sample_key_B)
+        if members.key_R is not None:
+            self._revive(members.key_R, members.feat_RC)
 
     def _update_vqvae(self, counts_K: Tensor, sums_KC: Tensor) -> None:
         # The moving average of VQ-VAE (van den Oord et al. 2017, appendix A.1) with Laplace smoothing of the counts.
@@ -201,10 +281,9 @@ class VisualDictionary(Float32Buffers):
         smoothed_K = (self.cluster_size + eps) / (total + self.num_codes * eps) * total
         self.codebook.copy_(self.cluster_sum / smoothed_K.unsqueeze(1))
 
-    def _revive(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None) -> None:
+    def _revive(self, key_R: Tensor, feat_RC: Tensor) -> None:
         """The j-th dead code takes the j-th candidate; all of it on the device and the same on every rank."""
-        limit = min(self.config.revive_limit, self.num_codes)
-        feat_RC, available_R = self._draw_candidates(feat_BLC, valid_BL, sample_key_B, limit)
+        feat_RC, available_R = self._draw_from_all_ranks(key_R, feat_RC, self._num_revivable())
         dead_K = self._unbiased_usage() < self.config.revive_threshold
         dead_K &= self.age >= self.config.revive_patience
         place_K = dead_K.long().cumsum(0) - 1

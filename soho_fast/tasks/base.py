@@ -132,8 +132,19 @@ class BaseTask(ABC):
         if device.type == "cpu":
             speed_up_on_cpu(model)
 
-    def before_step(self, model: nn.Module, epoch: float) -> None:  # noqa: B027 (few tasks change as they go on)
+    def before_step(self, model: SohoPreTrainedModel, epoch: float) -> None:
         """Called before each optimiser step with the epochs behind it."""
+        model.begin_step()
+
+    def after_step(self, model: SohoPreTrainedModel, *, applied: bool) -> Mapping[str, torch.Tensor]:
+        """Moves the dictionary by the whole step, if the optimiser has `applied` it."""
+        model.end_step(applied=applied)
+        return {}
+
+    def non_finite(self, model: SohoPreTrainedModel) -> list[str]:
+        """Visual tokens with Inf or NaN: the lookup gives them code 0, and the loss stays finite."""
+        num = model.take_num_non_finite()
+        return [f"visual tokens ({num})"] if num else []
 
     def phase(self, epoch: float) -> str:
         """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""

@@ -262,7 +262,17 @@ class PretrainingTask(BaseTask):
 
     def before_step(self, model: SohoForPreTraining, epoch: float) -> None:
         """The first `caption_word_epochs` train the visual encoder alone, on the words of the captions."""
+        super().before_step(model, epoch)
         model.caption_words_only = bool(self.phase(epoch))
+
+    def after_step(self, model: SohoForPreTraining, *, applied: bool) -> Mapping[str, torch.Tensor]:
+        """As any task's; the dictionary's figures are those after the step."""
+        super().after_step(model, applied=applied)
+        dictionary = model.base().visual_dictionary
+        if dictionary is None:
+            return {}
+        perplexity, live_codes, _ = dictionary.statistics()
+        return {"perplexity": perplexity, "live_codes": live_codes}
 
     def phase(self, epoch: float) -> str:
         return "the visual encoder learns alone, the captions' words" if epoch < self.model.caption_word_epochs else ""

@@ -132,13 +132,17 @@ class StubTask:
             "signal": "SIGTERM",
             "selection": None,
             "told": False,
+            "poison": None,
         }
         self.options = {**defaults, **options}
         self.selection = self.options["selection"]
         self.epoch = 0.0
 
     def build_model(self) -> nn.Module:
-        return StubModel(self.options["width"], self.options["dropout"])
+        model = StubModel(self.options["width"], self.options["dropout"])
+        if self.options["poison"] == "start":
+            model.norm.weight.data[0] = torch.nan
+        return model
 
     def speed_up(self, model: nn.Module, device: torch.device) -> None:
         assert device.type == "cpu"
@@ -152,6 +156,12 @@ class StubTask:
     def before_step(self, model: nn.Module, epoch: float) -> None:
         assert model.training and epoch >= self.epoch
         self.epoch = epoch
+
+    def after_step(self, model: nn.Module, *, applied: bool) -> Mapping[str, torch.Tensor]:
+        return {}
+
+    def non_finite(self, model: nn.Module) -> list[str]:
+        return []
 
     def phase(self, epoch: float) -> str:
         return "the first epoch" if epoch < 1 and self.options["told"] else ""
@@ -215,6 +225,18 @@ class SohoTask(StubTask):
             "sample_ids": list(range(len(samples))),
         }  # fmt: skip
 
+    def before_step(self, model: nn.Module, epoch: float) -> None:
+        super().before_step(model, epoch)
+        model.begin_step()
+
+    def after_step(self, model: nn.Module, *, applied: bool) -> Mapping[str, torch.Tensor]:
+        model.end_step(applied=applied)
+        return {}
+
+    def non_finite(self, model: nn.Module) -> list[str]:
+        num = model.take_num_non_finite()
+        return [f"visual tokens ({num})"] if num else []
+
     def evaluate(self, model: nn.Module, *, quick: bool, processes: Any, progress: Any) -> dict[str, float]:
         batch = self.collate([SohoData(4, 0, self.options["pixels"])[index] for index in range(4)])
         del batch["skipped"], batch["sample_ids"]
@@ -259,6 +281,29 @@ def partition_small_weights(config_of: Callable[..., dict]) -> Callable[..., dic
     return config
 
 
+def poison(engine: Any, what: str) -> None:
+    """Put a NaN or Inf into what a run trains by, as a divergence does."""
+    module = engine.module
+    last = list(module.parameters())[-1]
+    if what == "weights":
+        getattr(last, "ds_tensor", last).data.view(-1)[0] = torch.nan
+    elif what == "moments":
+        moments = [state["exp_avg"] for state in engine.basic_optimizer.state.values() if "exp_avg" in state]
+        moments[-1].view(-1)[0] = torch.inf
+    elif what == "statistics":
+        next(b for name, b in module.named_buffers() if name.endswith("running_var"))[0] = torch.nan
+    elif what == "gradients":
+        dict(module.named_parameters())["norm.weight"].register_hook(lambda gradient: gradient * torch.nan)
+    else:
+        assert what == "pixels"
+
+        def blind(_: nn.Module, arguments: tuple, inputs: dict) -> tuple[tuple, dict]:
+            inputs["pixel_values"][0] = torch.nan
+            return arguments, inputs
+
+        module.register_forward_pre_hook(blind, with_kwargs=True)
+
+
 def run_one(request: dict[str, Any], processes: Any) -> int:
     from soho_fast.engine import trainer as training
     from soho_fast.engine.launch import deepspeed_config
@@ -285,6 +330,8 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
             os.kill(os.getpid(), getattr(signal, task.options["signal"]))
         if step == task.options.get("small_files_at") and processes.rank == processes.world - 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        if task.options["poison"] and task.options["poison"][1:] == [step, processes.rank]:
+            poison(trainer.engine, task.options["poison"][0])
         count(*arguments)
 
     trainer._count_broken = at_each_step
@@ -301,6 +348,7 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
                 "measures": result.measures,
                 "codebook": hashlib.sha256(codebook.numpy().tobytes()).hexdigest(),
                 "codebook_type": str(codebook.dtype),
+                "skipped_steps": trainer.engine.skipped_steps,
             }
         )
         + "\n"
@@ -319,7 +367,14 @@ def main() -> int:
     code = 0
     try:
         for request in json.loads(sys.argv[-1]):
-            code = code or run_one(request, processes)
+            if request.pop("fails", False):
+                try:
+                    run_one(request, processes)
+                except UserError as error:
+                    sys.stdout.write(json.dumps({"rank": processes.rank, "error": str(error)}) + "\n")
+                    sys.stdout.flush()
+            else:
+                code = code or run_one(request, processes)
     except UserError as error:
         return fail(str(error), environment_rank()[0])
     leave_processes()

@@ -1,5 +1,6 @@
 """Two ranks on gloo against one process on the joined batch."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -40,3 +41,13 @@ def test_two_ranks_train_as_one_process_on_the_joined_batch(results):
     assert first["revived"] == one["revived"]
     for name, value in one["state"].items():
         torch.testing.assert_close(first["state"][name], value, rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_micro_batches_and_ranks_move_the_dictionary_as_one_batch(results):
+    """1, 2 and 4 micro-batches on 1 and 2 ranks, bit for bit: the sums are exact, and all else follows from them."""
+    for variant in ("paper", "vqvae"):
+        expected = results[2]["dictionaries"][1, variant]
+        for rank, parts in itertools.product(range(3), (1, 2, 4)):
+            state = results[rank]["dictionaries"][parts, variant]
+            different = [name for name, value in expected.items() if not torch.equal(state[name], value)]
+            assert not different, (variant, rank, parts, different)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from soho_fast.model import VisualDictionary
+from soho_fast.model.normalization import TokenBatchNorm
 
 
 def dictionary(tiny_config, **overrides) -> VisualDictionary:
@@ -216,3 +217,112 @@ def test_recomputation_updates_once(tiny_config):
 def test_wrong_width_is_named(tiny_config):
     with pytest.raises(ValueError, match="expected 16 channels"):
         dictionary(tiny_config)(torch.randn(1, 2, 8), torch.ones(1, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("variant", ["paper", "vqvae"])
+def test_a_token_that_is_not_finite_moves_nothing(tiny_config, variant, bad):
+    options = {"ema_variant": variant, "revive_threshold": 0.9, "revive_patience": 1, "usage_decay": 0.5}
+    made, without = (dictionary(tiny_config, **options) for _ in range(2))
+    without.load_state_dict(made.state_dict())
+    feat, valid = features(3, 16)
+    key = torch.rand(3, dtype=torch.float64)
+    broken = feat.clone()
+    broken[1, -1, 3] = bad
+    shorter = valid.clone()
+    shorter[1, -1] = False
+    for _ in range(3):
+        made(broken, valid, key)
+        without(feat, shorter, key)
+    for name, value in without.state_dict().items():
+        assert torch.equal(made.state_dict()[name], value), name
+    assert made.take_num_non_finite() == 3
+    assert made.take_num_non_finite() == 0 == without.take_num_non_finite()
+
+
+def test_data_init_draws_no_token_that_is_not_finite(tiny_config):
+    made = dictionary(tiny_config, dictionary_init="data", ema_decay=1.0)
+    valid = torch.ones(1, 14, dtype=torch.bool)
+    made(torch.full((1, 14, 16), torch.nan), valid)
+    assert not bool(made.initialised) and made.codebook.isfinite().all()
+    feat = torch.randn(1, 14, 16)
+    feat[0, 5:7, 0] = torch.inf
+    made(feat, valid)
+    rows = {tuple(row.tolist()) for row in feat[0]}
+    assert made.codebook.isfinite().all()
+    assert all(tuple(row.tolist()) in rows for row in made.codebook)
+
+
+# Sums of multiples of 1/64 below 8 are exact in float32, in any order: whatever is equal is so bit for bit.
+def exact_features(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    feat = (torch.randn(8, 6, 16, generator=generator) * 64).round().clamp(-500, 500) / 64
+    valid = torch.rand(8, 6, generator=generator) < 0.8
+    return feat, valid, torch.rand(8, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize("variant", ["paper", "vqvae"])
+def test_micro_batches_of_a_step_update_as_one_batch(tiny_config, variant):
+    """Codebook, usage, ages and revived codes, over ten steps in one, two and four parts."""
+    options = {"ema_variant": variant, "revive_threshold": 0.5, "revive_patience": 2, "revive_limit": 3}
+    states, revived = {}, 0
+    start = dictionary(tiny_config, **options).state_dict()
+    for parts in (1, 2, 4):
+        made = dictionary(tiny_config, **options)
+        made.load_state_dict(start)
+        for step in range(10):
+            made.begin_step()
+            for some in zip(*(tensor.chunk(parts) for tensor in exact_features(step)), strict=True):
+                before = made.codebook.clone()
+                made(*some)
+                assert torch.equal(made.codebook, before), "moved within a step"
+            made.end_step(applied=True)
+            revived += int((made.age == 0).sum())
+        states[parts] = made.state_dict()
+    assert revived
+    assert states[1]["step"] == 10
+    for parts in (2, 4):
+        for name, value in states[1].items():
+            assert torch.equal(states[parts][name], value), f"{name} in {parts} parts"
+
+
+def test_a_step_in_one_part_is_a_forward_without_steps(tiny_config):
+    options = {"revive_threshold": 0.5, "revive_patience": 2, "dictionary_init": "data"}
+    plain, stepped = (dictionary(tiny_config, **options) for _ in range(2))
+    stepped.load_state_dict(plain.state_dict())
+    for step in range(5):
+        feat, valid, _ = exact_features(step)
+        stepped.begin_step()
+        answers = [made(feat, valid) for made in (plain, stepped)]
+        stepped.end_step(applied=True)
+        assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
+        for name, value in plain.state_dict().items():
+            assert torch.equal(stepped.state_dict()[name], value), name
+
+
+def test_a_step_that_is_not_applied_moves_nothing(tiny_config):
+    made = dictionary(tiny_config, revive_threshold=1.0, revive_patience=0)
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    made.begin_step()
+    made(*features())
+    made.end_step(applied=False)
+    assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
+    made.begin_step()
+    made(*features())  # An interrupted step leaves nothing to the next.
+    made.begin_step()
+    made.end_step(applied=True)
+    assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
+    made(*features())
+    assert made.step == 1, "without steps every forward moves"
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_token_that_is_not_finite_takes_no_part_in_batch_norm(bad):
+    norm, without = TokenBatchNorm(16), TokenBatchNorm(16)
+    feat, valid = torch.randn(3, 6, 16), torch.ones(3, 6, dtype=torch.bool)
+    shorter, broken = valid.clone(), feat.clone()
+    shorter[1, 2], broken[1, 2, 3] = False, bad
+    mine, expected = norm(broken, valid), without(feat, shorter)
+    assert torch.equal(mine[shorter], expected[shorter])
+    assert torch.equal(norm.running_mean, without.running_mean)
+    assert torch.equal(norm.running_var, without.running_var)

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from conftest import TINY, make_batch
 
-from soho_fast.model import SohoConfig, SohoForPreTraining
+from soho_fast.model import SohoConfig, SohoForPreTraining, VisualDictionary
 
-STEPS = 4
+STEPS, PARTS, VARIANTS = 4, (1, 2, 4), ("paper", "vqvae")
 # Revival with a threshold of half the uniform share re-seeds codes at every step from the second on.
 OPTIONS = {"dictionary_batch_norm": True, "revive_threshold": 0.5, "revive_patience": 1, "revive_limit": 3}
 
@@ -58,11 +58,41 @@ def train(rank: int | None) -> dict:
     return {"state": model.state_dict(), "losses": torch.stack(losses), "revived": revived}
 
 
+def accumulate(rank: int | None, parts: int, variant: str) -> dict:
+    """The dictionary after ten steps in `parts` micro-batches over features that are the same whoever holds them.
+
+    They are multiples of 1/64 below 8, whose sums are exact in float32 in any order.
+    """
+    torch.manual_seed(7)
+    options = {"dictionary_init": "random", "dictionary_init_std": 1.0, "ema_variant": variant, "revive_patience": 2}
+    made = VisualDictionary(SohoConfig(**{**TINY, **OPTIONS, **options})).train()
+    generator = torch.Generator().manual_seed(3)
+    revived = 0
+    for _ in range(10):
+        feat = (torch.randn(8, 6, 16, generator=generator) * 64).round().clamp(-500, 500) / 64
+        valid = torch.rand(8, 6, generator=generator) < 0.8
+        batch = (feat, valid, torch.rand(8, dtype=torch.float64, generator=generator))
+        if rank is not None:
+            batch = tuple(tensor[4 * rank : 4 * rank + 4] for tensor in batch)
+        made.begin_step()
+        for micro_batch in zip(*(tensor.chunk(parts) for tensor in batch), strict=True):
+            made(*micro_batch)
+        made.end_step(applied=True)
+        revived += int((made.age == 0).sum())
+    assert revived
+    return made.state_dict()
+
+
+def results(rank: int | None) -> dict:
+    dictionaries = {(parts, variant): accumulate(rank, parts, variant) for parts in PARTS for variant in VARIANTS}
+    return {**train(rank), "dictionaries": dictionaries}
+
+
 if __name__ == "__main__":
     folder, name = sys.argv[1:]
     if name == "alone":
-        torch.save(train(None), f"{folder}/{name}.pt")
+        torch.save(results(None), f"{folder}/{name}.pt")
     else:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=int(name), world_size=2)
-        torch.save(train(int(name)), f"{folder}/{name}.pt")
+        torch.save(results(int(name)), f"{folder}/{name}.pt")
         dist.destroy_process_group()

@@ -89,6 +89,7 @@ PRIVATE = [
     Private("enable_backward_allreduce", "one process sums nothing", ENGINE, ("if self.enable_backward_allreduce",)),
     Private("basic_optimizer", "rates are set under ZeRO", ENGINE, ("self.basic_optimizer = ",)),
     Private("ds_id", "weights that ZeRO 3 holds are not folded", ZERO3, ("param.ds_id = ",)),
+    Private("ds_tensor", "a rank's part of a parameter is looked at", ZERO3, ("param.ds_tensor = ",)),
     Private("ds_numel", "parameters that ZeRO 3 holds are counted", ZERO3, ("param.ds_numel = ",)),
     Private(
         "_codebook", "the layer that is accelerated", "vector_quantize_pytorch:VectorQuantize", ("self._codebook = ",)

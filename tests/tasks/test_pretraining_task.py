@@ -98,6 +98,30 @@ def test_an_exported_model_is_measured_again(data, tmp_path):
         make_task(replace(data, heldout=[]))[0].evaluate_split(loaded, "heldout", processes=Processes())
 
 
+def test_the_dictionary_moves_once_a_step_if_the_step_is_applied(data):
+    task, _ = make_task(data)
+    torch.manual_seed(0)
+    model = task.build_model().train()
+    dictionary = model.soho.visual_dictionary
+    samples = task.training_data()
+    batches = [task.collate([samples[n] for n in pair]) for pair in ((0, 1), (2, 3))]
+    for batch in batches:
+        del batch["skipped"], batch["sample_ids"]
+    batches[1]["pixel_values"][0, 0, 0, 0] = torch.nan
+    before = dictionary.codebook.clone()
+    for applied in (False, True):
+        task.before_step(model, 0.0)
+        for batch in batches:
+            model(**batch)
+        figures = task.after_step(model, applied=applied)
+        assert torch.equal(dictionary.codebook, before) != applied
+        assert dictionary.step == applied
+    perplexity, live_codes, _ = dictionary.statistics()
+    assert figures == {"perplexity": perplexity, "live_codes": live_codes} and perplexity > 1
+    (line,) = task.non_finite(model)
+    assert line.startswith("visual tokens (") and task.non_finite(model) == []
+
+
 def test_cached_tokens_score_as_pixels_do(data):
     task, _ = make_task(data)
     model = task.build_model().eval()
