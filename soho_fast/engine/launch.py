@@ -1,7 +1,9 @@
 """Start-up: the process group, device, precision and DeepSpeed's configuration, by where the training runs."""
 
+import errno
 import logging
 import os
+import socket
 import sys
 
 import torch
@@ -18,13 +20,22 @@ from soho_fast.engine.errors import UserError, environment_rank  # noqa: E402
 from soho_fast.engine.processes import Processes  # noqa: E402
 from soho_fast.engine.settings import EngineSettings  # noqa: E402
 
+# Of DeepSpeed's launcher, where none is given.
+_DEFAULT_PORT = "29500"
+
 
 def start_processes(threads: int = 0) -> Processes:
-    """Join the launcher's process group, or form a group of one.
+    """Join the launcher's process group, or form a group of one, which needs no port.
 
     Args:
         threads: CPU threads of each process; 0 shares the machine's cores among its processes.
+
+    Raises:
+        UserError: the port by which several processes meet is taken.
     """
+    together = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if together and not dist.is_initialized():
+        _choose_port()
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # DeepSpeed would probe for compilers here, and compile its shared-memory all-reduce, which only its inference uses.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
@@ -37,12 +48,15 @@ def start_processes(threads: int = 0) -> Processes:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     if not dist.is_initialized():
         backend = accelerator.communication_backend_name()
-        if "RANK" in os.environ:
+        if together:
             if not on_cpu:
                 accelerator.set_device(environment_rank()[1])
             dist.init_process_group(backend)
         else:
-            os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
+            alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
+            os.environ.update(alone | {name: os.environ[name] for name in alone if name in os.environ})
+            if not on_cpu:
+                accelerator.set_device(environment_rank()[1])
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     _, local_rank = environment_rank()
@@ -51,6 +65,31 @@ def start_processes(threads: int = 0) -> Processes:
     if dist.get_world_size() > 1:
         group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     return Processes(dist.get_rank(), dist.get_world_size(), local_rank, device, group)
+
+
+def _choose_port() -> None:
+    """Sets MASTER_PORT where all processes are of one machine and DeepSpeed's launcher was told none.
+
+    Two launchers would both say 29500. The launcher, whose number is unlike another's, is the parent of them all.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return  # torchrun has the port already, and has chosen it.
+    if os.environ.get("LOCAL_SIZE") == os.environ["WORLD_SIZE"] and os.environ.get("MASTER_PORT") == _DEFAULT_PORT:
+        os.environ["MASTER_PORT"] = str(10_000 + os.getppid() % 20_000)
+    port = int(os.environ.get("MASTER_PORT", _DEFAULT_PORT))
+    if environment_rank()[0]:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise UserError(
+                f"port {port}, by which the processes meet, is taken, perhaps by another run on this machine; give "
+                f"another: deepspeed --master_port {port + 1} ..."
+            ) from error
 
 
 def leave_processes() -> None:

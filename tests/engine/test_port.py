@@ -1,0 +1,72 @@
+"""Two runs on one machine: each is for itself, whatever port another holds."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.launch import start_processes
+
+ROOT = Path(__file__).resolve().parents[2]
+RANK = """
+from soho_fast.engine.launch import leave_processes, start_processes
+processes = start_processes(1)
+print("TOTAL", processes.world, processes.total([processes.rank + 1.0]))
+leave_processes()
+"""
+
+
+@pytest.fixture
+def taken():
+    """DeepSpeed's own port, held by somebody."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            holder.bind(("", 29500))
+            holder.listen()
+        except OSError:
+            pass  # Somebody else holds it.
+        yield 29500
+
+
+def as_launched(rank: int, world: int, port: int) -> dict[str, str]:
+    """The variables of DeepSpeed's launcher on one machine."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_starts_while_another_holds_the_launchers_port(taken, world):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK], env=os.environ | as_launched(rank, world, taken), stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    try:
+        said = [rank.communicate(timeout=120) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for (out, err), rank in zip(said, ranks, strict=True):
+        assert rank.returncode == 0, err
+        assert f"TOTAL {world} [{float(sum(range(world + 1)))}]" in out
+
+
+def test_a_port_that_was_given_and_is_taken_is_told(monkeypatch):
+    with socket.socket() as holder:
+        holder.bind(("", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        for name, value in as_launched(0, 2, port).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=rf"port {port}, .* is taken, .* --master_port {port + 1}"):
+            start_processes()
