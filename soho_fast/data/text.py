@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from soho_fast.checksums import check_checksums
 from soho_fast.hub import loading_options, no_such_path
 
 IGNORED_LABEL = -100
@@ -56,7 +57,8 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> 
 
     Raises:
         FileNotFoundError: It can't be loaded.
-        ValueError: It lacks a special token, gives only [UNK], or is not a fast tokenizer.
+        ValueError: Its folder is not as it was written; or it lacks a special token, gives only [UNK], or is not a
+            fast tokenizer.
     """
     # The tokenizer runs inside DataLoader workers, which are processes already: its own threads would only warn about
     # the fork and fight for the cores.
@@ -67,6 +69,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> 
         raise FileNotFoundError(
             f"tokenizer: {name_or_path} can't be loaded: {no_such_path(name_or_path)}. Expected {_WHAT_LOADS}"
         ) from error
+    check_checksums(name_or_path, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), **options)
     except (OSError, ValueError, KeyError) as error:

@@ -66,6 +66,8 @@ class RunLog:
         records, num_skipped = read_log(self.path)
         kept = [record for record in records if record["step"] <= last_of.get(record["kind"], first_step)]
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        # A run that was killed between its last evaluation and its end measures again, and finds the same.
+        self._told = {json.dumps(record) for record in kept if record["kind"] == "evaluation"}
         self._file = self.path.open("a")
         self._board = None
         if settings.tensorboard:
@@ -84,8 +86,10 @@ class RunLog:
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one record to log.jsonl and its numbers to TensorBoard."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
+        line = json.dumps({"kind": kind, "step": step, **values})
+        if line not in self._told:
+            self._file.write(line + "\n")
+            self._file.flush()
         if self._board is not None:
             for name, value in _flat(values):
                 self._board.add_scalar(f"{kind}/{name}", value, step)

@@ -7,9 +7,12 @@ any number of processes.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import pickle
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +21,8 @@ from typing import Any
 import torch
 
 from soho_fast.engine.processes import Processes
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 Progress = Callable[[int, int], None]
 """Called with the parts that this process has done, and of how many."""
@@ -47,19 +52,27 @@ class Kept:
         processes.wait()
 
     def numbers(self) -> set[int]:
-        """The parts that are here."""
-        return {int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.pt")}
+        """The parts that are here, each as it was written; damaged ones are left to be computed again."""
+        names = [re.fullmatch(r"part-(\d{6,})\.pt", path.name) for path in self.folder.glob("part-*")]
+        return {int(name[1]) for name in names if name and _undamaged(self._path(int(name[1]))) is not None}
 
     def load(self, number: int) -> Any:
-        """The result of a part."""
-        return torch.load(self._path(number), weights_only=True)
+        """The result of a part. Raises ValueError: it is damaged."""
+        content = _undamaged(self._path(number))
+        try:
+            if content is not None:
+                return torch.load(io.BytesIO(content), weights_only=True)
+        except pickle.UnpicklingError:
+            pass
+        raise ValueError(f"{self._path(number)}: not the result of an evaluation; delete it to have it computed again")
 
     def save(self, number: int, result: Any) -> None:
         """Keep the result of a part: tensors, numbers, strings, lists and dicts of them."""
         # In memory first: torch's own writer reports a full disk as an error of another kind.
         content = io.BytesIO()
         torch.save(result, content)
-        _write(self._path(number), lambda path: path.write_bytes(content.getbuffer()))
+        digest = hashlib.sha256(content.getbuffer()).digest()
+        _write(self._path(number), lambda path: path.write_bytes(digest + content.getbuffer()))
 
     def delete(self) -> None:
         """Remove the folder."""
@@ -99,6 +112,16 @@ def compute_parts(
     results = {number: result for part in processes.gather(computed) for number, result in part.items()}
     results |= {number: kept.load(number) for number in here if number < num_parts}
     return [results[number] for number in range(num_parts)]
+
+
+def _undamaged(path: Path) -> bytes | None:
+    """What follows the SHA-256 that a file begins with, where it has that."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    return content if hashlib.sha256(content).digest() == digest else None
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertSelfAttention
 
+from soho_fast.checksums import check_checksums
 from soho_fast.hub import HUB_OPTIONS, loading_options
 
 from .auxiliary import Aid
@@ -46,12 +47,14 @@ class SohoPreTrainedModel(PreTrainedModel):
 
         Raises:
             FileNotFoundError: it looks like a path, and is not there.
-            ValueError: the file of its weights is damaged, or they are of other sizes.
+            ValueError: the folder is not as it was written, the file of its weights is damaged, or they are of other
+                sizes.
         """
         name = pretrained_model_name_or_path
         if name is not None:
             hub_options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
             kwargs |= loading_options(name, **hub_options)[0]
+            check_checksums(name)
         try:
             return super().from_pretrained(name, *model_args, **kwargs)
         except SafetensorError as error:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from soho_fast.checksums import write_checksums
 from soho_fast.data.batches.downstream import DownstreamDataset, Examples
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.images import SohoImageProcessor
@@ -154,6 +155,7 @@ class BaseTask(ABC):
         """Write a folder that the model's `from_pretrained` and `SohoProcessor.from_pretrained` load."""
         model.save_pretrained(folder, state_dict=dict(state_dict))
         self.processor.save_pretrained(folder)
+        write_checksums(folder)
 
     def next_commands(self, folder: Path) -> list[str]:
         """Commands worth trying after the run."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from soho_fast import evaluate, train
+from soho_fast import ask, evaluate, train
 from soho_fast.engine import launch as engine_launch
 from soho_fast.engine.processes import Processes
 from soho_fast.recipe import RECIPES, Recipe, find_recipe, read_recipe, with_data_roots
@@ -55,7 +55,7 @@ def small_vqa(tmp_path) -> Path:
     return path
 
 
-def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path):
+def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, capsys):
     done = launch(script=Path(train.__file__), arguments=["--recipe", str(small_vqa)], processes=2)
     assert done.code == 0, done.text
     run = tmp_path / "run"
@@ -97,6 +97,14 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path):
     assert done.code == 2 and "Traceback" not in done.text, done.text
     errors = [line for line in done.text.splitlines() if line.startswith("error: ")]
     assert errors == ["error: split: expected one of train, val, test-dev, test, got 'tset'; did you mean test?"]
+
+    weights = run / "best" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert ask.main(["answer", str(run), "photo.jpg", "what is this?"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {run / 'best'}: model.safetensors has changed since the model was written")
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from soho_fast import train
+from soho_fast import evaluate, train
+from soho_fast.engine import launch
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.lock import LOCK, only_user
 from soho_fast.engine.processes import Processes
+from soho_fast.recipe import Recipe
 
 HOLD = """
 import sys, time
@@ -55,6 +58,22 @@ def test_a_second_process_is_refused_until_the_first_is_dead(holder, tmp_path):
         assert f"process {os.getpid()} on " in (run / LOCK).read_text()
     assert len(lines) == 1 and f"taken over from process {holder.pid} on " in lines[0]
     assert os.listdir(run) == ["recipe.yaml"]
+
+
+def test_a_second_evaluation_into_one_folder_is_refused(holder, tmp_path, monkeypatch, capsys):
+    task = SimpleNamespace(
+        name="vqa",
+        default_split="val",
+        load_model=lambda folder: torch.nn.Linear(1, 1),
+        speed_up=lambda model, device: None,
+    )
+    monkeypatch.setattr(Recipe, "make_task", lambda self, say: task)
+    monkeypatch.setattr(launch, "start_processes", lambda threads: ALONE)
+    (tmp_path / "best").mkdir()
+    (tmp_path / "recipe.yaml").write_text("task: vqa\n")
+    assert evaluate.main(["--run", str(tmp_path), "--into", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'run'} is in use by process {holder.pid} on ")
+    assert os.listdir(tmp_path / "run") == [LOCK]
 
 
 def test_a_folder_is_free_again_after_an_error_and_is_not_left_behind(tmp_path):

@@ -65,6 +65,16 @@ def test_a_resumed_run_counts_damaged_lines_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().out == "", "told once"
 
 
+def test_an_evaluation_that_is_made_again_is_told_once(tmp_path):
+    """A run is killed between its last evaluation and its end."""
+    for value in (0.5, 0.5, 0.25):
+        log = RunLog(tmp_path, LogSettings(tensorboard=False), 5, 5)
+        log.record("evaluation", 5, {"measures": {"itm": value}})
+        log.close()
+    measured = [record["measures"]["itm"] for record in read_log(log.path)[0] if record["kind"] == "evaluation"]
+    assert measured == [0.5, 0.25]
+
+
 def test_curves_are_drawn_of_a_damaged_log(tmp_path):
     odd = [_train(2, loss="2.0"), _train(3, grad_norm=[1]), _train(4, lr={"rest": None}), _train(5, lr={"best": 1e-4})]
     lines = [json.dumps(record).encode() + b"\n" for record in odd]
