@@ -11,7 +11,7 @@ between barriers, so a rank that raised inside would leave the others waiting: w
 ranks hear of it, and all raise the same one.
 
 checkpoint.json is the manifest: size and SHA-256 of every file, taken while it was written, and a SHA-256 of the
-manifest itself. Nothing is unpickled but plain data and the four inert classes that DeepSpeed puts among it.
+manifest itself. Nothing is unpickled but plain data and the inert classes that DeepSpeed puts among it.
 """
 
 import hashlib
@@ -30,7 +30,6 @@ import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from soho_fast.engine.errors import UserError
@@ -41,7 +40,7 @@ MANIFEST = "checkpoint.json"
 PARTIAL = ".partial"
 _NAME = re.compile(r"step-(\d{8,})")
 # Classes in DeepSpeed's own files. They hold numbers and do nothing when they are made.
-_INERT = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+_INERT = [DynamicLossScaler, LossScaler, fragment_address]
 
 
 @dataclass
@@ -105,9 +104,13 @@ class _Files(TorchCheckpointEngine):
         try:
             with open(path, "wb") as file:
                 hashed = _Hashed(file)
-                torch.save(state_dict, hashed)
+                torch.save(_plain(state_dict), hashed)
                 file.flush()
                 os.fsync(file.fileno())
+            with torch.serialization.safe_globals(_INERT):
+                odd = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            if odd:
+                self.error = f"{path}: it would not be loaded again: {_listed(odd)} is no plain data"
             self.written[Path(path).name] = hashed.record()
         # torch's zip writer reports a full disk as a RuntimeError, whose context is the error with the number.
         except (OSError, RuntimeError) as error:
@@ -337,6 +340,16 @@ class Checkpoints:
                 f"the checkpoint could not be written ({errors[0]}); free some space or choose another --output. "
                 + (f"The last complete checkpoint is {kept}" if kept else "There is no earlier checkpoint")
             )
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and texts of a recipe are of types of their own, which a plain load does not know."""
+    if type(value) is dict:
+        return {name: _plain(item) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    own = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)
+    return value if own is None else own(value)
 
 
 class _DamagedError(ValueError):

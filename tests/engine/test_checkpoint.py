@@ -1,5 +1,6 @@
 """A checkpoint is what was written: altered, truncated, planted and foreign things in a run's folder."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import pickle
 import random
 import shutil
 import signal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from soho_fast.engine.errors import UserError
 from soho_fast.engine.launch import leave_processes, start_processes
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.stop import StopRequest
+from soho_fast.recipe import read_recipe
 
 ALONE = Processes(0, 1, 0, torch.device("cpu"))
 
@@ -238,6 +241,24 @@ def test_planted_pickles_are_refused_in_every_file(tmp_path, trained, stage):
         (path / name).write_bytes(content)
     _reseal(path)
     assert run_one(_request(folder, **engine), trained[1]) == 0
+
+
+def test_numbers_of_a_recipe_are_loaded_again(trained, tmp_path, capsys):
+    """A recipe's values have types of their own."""
+    recipe, _ = read_recipe(["--optim.lr", "1e-2", "--optim.clip", "5", "--optim.beta1", "0.8"])
+    assert type(recipe.optim.lr) is not float
+    optim = {field.name: getattr(recipe.optim, field.name) for field in dataclasses.fields(recipe.optim)}
+    optim["frozen_backbone_epochs"] = (0, 0)
+    folder, stopped = tmp_path / "run", {"task": {"signal_at": 1}}
+    assert run_one(_request(folder, optim=optim, **stopped), trained[1]) == 128 + signal.SIGTERM
+    assert run_one(_request(folder, optim=optim), trained[1]) == 0
+    assert _step_taken(capsys.readouterr().out) == 2
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path):
+    files = checkpoints._Files()
+    files.save({"a": Fraction(1, 2)}, str(tmp_path / "a.pt"))
+    assert files.error == f"{tmp_path}/a.pt: it would not be loaded again: fractions.Fraction is no plain data"
 
 
 def test_states_of_the_generators_are_plain_and_come_back(tmp_path):

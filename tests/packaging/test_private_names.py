@@ -81,7 +81,6 @@ PRIVATE = [
         for owner, source in {
             "deepspeed.runtime.fp16.loss_scaler:LossScaler": ("class LossScaler",),
             "deepspeed.runtime.fp16.loss_scaler:DynamicLossScaler": ("class DynamicLossScaler",),
-            "deepspeed.runtime.zero.config:ZeroStageEnum": ("class ZeroStageEnum",),
             "deepspeed.utils.tensor_fragment:fragment_address": ("class fragment_address",),
         }.items()
     ),
