@@ -80,8 +80,7 @@ def _checkpoint(run: str | None, wanted: str | None) -> tuple[str, str]:
     if run is None:
         if wanted is None or wanted in CHECKPOINTS:
             raise UserError(f"checkpoint: without --run, expected the folder or hub name of a model, got {wanted}")
-        check_name(wanted, needs_owner=True)
-        return wanted, Path(wanted).name
+        return _model(wanted)
     present = {name: Path(run) / folder for name, folder in CHECKPOINTS.items() if (Path(run) / folder).is_dir()}
     if wanted is None and not present:
         raise UserError(f"run: {run} has neither best/ nor model/; is it the folder of a run that has ended?")
@@ -93,7 +92,14 @@ def _checkpoint(run: str | None, wanted: str | None) -> tuple[str, str]:
         return str(present[name]), name
     if not Path(name).exists() and (similar := did_you_mean(name, CHECKPOINTS)):
         raise UserError(f"checkpoint: expected best, last, or the folder or hub name of a model, got {name}{similar}")
-    check_name(name, needs_owner=True)
+    return _model(name)
+
+
+def _model(name: str) -> tuple[str, str]:
+    try:
+        check_name(name, needs_owner=True)
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint: {error}") from error
     return name, Path(name).name
 
 

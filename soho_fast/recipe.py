@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,13 +28,15 @@ with from_extra("train"):
     from soho_fast.command_line import as_text, in_plain_words
     from soho_fast.engine.errors import UserError
     from soho_fast.engine.settings import TrainSettings
-    from soho_fast.hub import no_such_path
+    from soho_fast.hub import check_name, no_such_path
     from soho_fast.recipe_file import check_fields, read_yaml
     from soho_fast.spelling import did_you_mean
     from soho_fast.tasks import TASKS
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 BARE_FLAGS = ("--overwrite",)
+ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_from")
+"""Fields of the data that name a file."""
 
 
 @dataclass
@@ -211,6 +213,53 @@ def _fill(value: Any, roots: dict[str, str]) -> Any:
         changes = {field.name: _fill(getattr(value, field.name), roots) for field in dataclasses.fields(value)}
         return dataclasses.replace(value, **changes)
     return value
+
+
+def check_paths(recipe: Any) -> None:
+    """Refuse files and folders that training would look for in vain, before anything else is done.
+
+    What lies in the demo corpus may be built yet.
+
+    Raises:
+        UserError: one is not there.
+    """
+    names = [
+        ("data.tokenizer", recipe.data.tokenizer, False),
+        ("model.text_encoder", recipe.model.text_encoder, False),
+        ("model.pretrained", getattr(recipe.model, "pretrained", None), True),
+    ]
+    for place, name, needs_owner in names:
+        if name is not None and not _is_in(name, recipe.corpus.folder):
+            try:
+                check_name(name, needs_owner=needs_owner)
+            except FileNotFoundError as error:
+                raise UserError(f"{place}: {error}") from error
+    files = list(_files(recipe.data, "data"))
+    if recipe.model.backbone not in (None, "imagenet"):
+        files.append(("model.backbone", recipe.model.backbone))
+    for place, path in files:
+        if not Path(path).is_file() and not _is_in(path, recipe.corpus.folder):
+            raise UserError(f"{place}: {path}: {no_such_path(path)}")
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return bool(folder) and Path(path).is_relative_to(folder)
+
+
+def _files(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """(field, path) of each annotation file that is named in dataclasses, lists and dicts."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _files(item, f"{place}[{number}]")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _files(item, f"{place}.{name}")
+    elif dataclasses.is_dataclass(value):
+        for field_ in dataclasses.fields(value):
+            inside, item = f"{place}.{field_.name}", getattr(value, field_.name)
+            if field_.name in ANNOTATION_FILES and item is not None:
+                yield inside, item
+            yield from _files(item, inside)
 
 
 def write_recipe(recipe: Any, path: Path) -> None:

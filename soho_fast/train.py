@@ -29,7 +29,7 @@ from soho_fast.extras import from_extra
 # Nothing heavy stands here: the command line is read before torch and DeepSpeed are loaded, which takes seconds.
 with from_extra("train"):
     from soho_fast.engine.errors import DISK_ERRORS, UserError, environment_rank, fail
-    from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots, write_recipe
+    from soho_fast.recipe import build_demo_corpus, check_paths, read_recipe, with_data_roots, write_recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     recipe, name = read_recipe(arguments)
     recipe = with_data_roots(recipe)
+    check_paths(recipe)
     recipe.output = recipe.output or f"runs/{name}"
     with from_extra("train"):
         from transformers.utils import logging as transformers_logging

@@ -18,8 +18,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from soho_fast.command_line import Parser, as_text
 from soho_fast.data.records import load_json, load_json_lines
 from soho_fast.data.text import describe_fit, load_tokenizer
+from soho_fast.engine.errors import fail
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TEXT_FIELDS = ("captions", "caption", "raw", "phrase", "question", "sentence", "sentence2")
@@ -161,7 +163,7 @@ def make_tokenizer(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the tokenizer that the command line asks for; return the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m soho_fast.data.tokenizer",
         description="Make a BERT tokenizer (uncased WordPiece) of the texts of annotation files.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -170,12 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", help="folder to write")
     parser.add_argument("--size", type=int, default=8000, help="largest number of tokens")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(as_text(sys.argv[1:] if arguments is None else arguments))
         lines = make_tokenizer(options.annotations, options.output, size=options.size, overwrite=options.overwrite)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(str(error))
     print("\n".join(lines))
     return 0
 

@@ -63,6 +63,7 @@ class BaseTask(ABC):
     def __init__(self, data: Any, seed: int = 0, model: Any = None, *, say: Callable[[str], None] = print) -> None:
         self.data, self.seed, self._say = data, seed, say
         self.model = model or TASKS[self.name].model_type()
+        SohoConfig.check_names(self.model.config)
 
     def load_processor(self, tokenizer: Any) -> SohoProcessor:
         """The image processor of the settings, with a tokenizer."""

@@ -31,7 +31,7 @@ def test_the_command_makes_what_loads(pictures, tmp_path):
     assert made.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert made.tokenize("TWO dogs at a Cafe!") == ["two", "dogs", "a", "##t", "a", "cafe", "!"]
     again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 1 and "is not empty; give another folder, or --overwrite" in again.stderr
+    assert again.returncode == 2 and "is not empty; give another folder, or --overwrite" in again.stderr
 
 
 def test_what_holds_no_text_and_wrong_arguments_are_refused(pictures, tmp_path):

@@ -174,7 +174,7 @@ def test_missing_package_says_what_to_install(tmp_path, monkeypatch, capsys, pac
     with pytest.raises(FileNotFoundError, match=re.escape(command)):
         build_corpus(tmp_path / "corpus", **TINY)
     assert list(tmp_path.iterdir()) == []
-    assert main(["--out", str(tmp_path / "corpus"), "--quiet"]) == 1
+    assert main(["--out", str(tmp_path / "corpus"), "--quiet"]) == 2
     assert command in capsys.readouterr().err
 
 

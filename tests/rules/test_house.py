@@ -21,7 +21,7 @@ ARROWS = {
     "ops": {"_C"},
     "adapters": {"ops"},
     "model": {"ops", "checksums", "hub", "spelling"},
-    "data": {"ops", "checksums", "hub"},
+    "data": {"ops", "checksums", "hub", "command_line", "engine.errors"},
     "evaluation": {"model", "data", "engine.processes"},
     "tasks": {"evaluation", "model", "data", "engine.processes", "engine.task", "checksums", "hub", "spelling"},
     "engine": set(),

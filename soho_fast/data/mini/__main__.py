@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
+from soho_fast.command_line import Parser, as_text
+from soho_fast.engine.errors import fail
+
 from .builder import build_corpus
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Build the corpus the command line asks for; return the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m soho_fast.data.mini",
         description="Build the demo corpus from pictures in installed packages; keep one of the same settings.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -23,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, default=128, help="side of the pictures in pixels")
     parser.add_argument("--seed", type=int, default=0, help="fixes the whole corpus")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(as_text(sys.argv[1:] if arguments is None else arguments))
         build_corpus(
             options.out,
             num_train=options.num_train,
@@ -34,8 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             progress=not options.quiet,
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(str(error))
     return 0
 
 

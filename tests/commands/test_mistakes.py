@@ -1,0 +1,157 @@
+"""Fifty natural mistakes: each is told in one line that says what to write instead, with exit code 2."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from soho_fast import ask, evaluate, train
+from soho_fast.data import tokenizer
+from soho_fast.data.mini import __main__ as mini
+from soho_fast.engine import launch
+from soho_fast.engine.processes import Processes
+
+COMMANDS = {"train": train, "evaluate": evaluate, "ask": ask, "tokenizer": tokenizer, "mini": mini}
+# A run of two tasks, a file, and recipes with one mistake each; commands are given in their folder.
+FILES = {
+    "runs/vqa/recipe.yaml": b"task: vqa\ndata:\n  splits:\n    val: {questions: q.json}\n",
+    "runs/vqa/best/config.json": b"{}",
+    "runs/mini/recipe.yaml": b"task: pretraining\n",
+    "photo.jpg": b"no picture",
+    "texts.jsonl": b'{"caption": "a dog"}\n',
+    "empty_section.yaml": b"epochs: 1\noptim:\n",
+    "empty.yaml": b"",
+    "list.yaml": b"- epochs: 1\n",
+    "tab.yaml": b"optim:\n\tlr: 1\n",
+    "twice.yaml": b"optim:\n  lr: 1\n  lr: 2\n",
+    "number.yaml": b"optim:\n  1: 2\n",
+    "unknown_section.yaml": b"optimm:\n  lr: 1\n",
+    "unknown_field.yaml": b"optim:\n  lrr: 1\n",
+    "unknown_split_field.yaml": b"task: vqa\ndata:\n  splits:\n    val: {question: q.json}\n",
+    "dotted.yaml": b"optim.lr: 1\n",
+    "value.yaml": b"optim: fast\n",
+    "type.yaml": b"optim:\n  lr: fast\n",
+    "task.yaml": b"task: vqaa\n",
+    "binary.yaml": b"\xff\xfe\x80",
+    "quote.yaml": b'output: "runs\n',
+    "bomb.yaml": b"a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    + b"".join(b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 12)),
+    "itself.yaml": b"optim: &a\n  lr: *a\n",
+    "code.yaml": b"optim: !!python/object/apply:os.system [touch planted]\n",
+    "class.yaml": b"data:\n  sources:\n  - class_path: planted.Source\n",
+    "pretrained.yaml": b"task: vqa\ndata:\n  splits: {val: {questions: photo.jpg}}\n",
+    "planted.py": b"open('planted', 'w')\n",
+}
+
+MISTAKES = [
+    ("train --optim.lrr 1", "--optim.lrr: there is no such argument; did you mean --optim.lr?"),
+    ("train --optm.lr 1", "did you mean --optim.lr?"),
+    ("train --lr 1", "did you mean --optim.lr?"),
+    ("train --epoch 3", "did you mean --epochs?"),
+    ("train --recip own", "did you mean --recipe?"),
+    ("train --local-rank 0", "did you mean --local_rank?"),
+    ("train --hlep", "did you mean --help?"),
+    ("train epochs 3", "epochs: expected a field as --NAME before its value; write --epochs"),
+    ("train --optim.lr", "optim.lr: expected a value after it"),
+    ("train --optim.lr fast", "optim.lr: expected a number, got 'fast'"),
+    ("train --optim.lr 1,5", "optim.lr: expected a number, got '1,5'"),
+    ("train --optim.lr -1", "optim.lr: expected a number >=0, got '-1'"),
+    ("train --optim.lr 1 2", "2: expected a field as --NAME before its value"),
+    ("train --optim fast", "optim: expected fields of its own, as --optim.NAME VALUE, got 'fast'"),
+    ("train --max_steps 1e3", "max_steps: expected a whole number, got '1e3'"),
+    ("train --batch.workers 1.5", "batch.workers: expected a whole number, got '1.5'"),
+    ("train --schedule.decay lineaar", "got 'lineaar'; did you mean linear?"),
+    ("train --engine.precision float16", "or bf16 or fp16, got 'float16'; did you mean float32?"),
+    ("train --overwrite maybe", "overwrite: expected true or false, got 'maybe'"),
+    ("train --resume nope", "resume: expected true or false or auto, got 'nope'"),
+    ("train --schedule.step_epochs 3", "schedule.step_epochs: expected a list, [A, B], got '3'"),
+    ("train --data.masking.probabilty 0.2", "did you mean --data.masking.probability?"),
+    ("train --recipe pretrained.yaml --model.config.hidden_sze 3", "no field hidden_sze; did you mean hidden_size?"),
+    ("train --data_roots.crpus x", "names {crpus}; did you mean corpus?"),
+    ("train --recipe minni", "there is no recipe 'minni'; expected one of easy_vqa, mini,"),
+    ("train --recipe mini_vqaa", "did you mean mini_vqa?"),
+    ("train --recipe mini.yaml", "did you mean mini, the recipe of that name?"),
+    ("train --recipe runs/vqa", "runs/vqa is a folder; expected a YAML file; did you mean runs/vqa/recipe.yaml?"),
+    ("train --recipe runs/vqqa/recipe.yaml", "no such file or folder, nor runs/vqqa; did you mean vqa?"),
+    ("train --recipe", "recipe: expected a name or a path after --recipe"),
+    ("train --recipe paper", "data_roots.coco: '{coco}/dataset_coco.json' needs it; give --data_roots.coco FOLDER"),
+    ("train --data.tokenizer ./tokenizer", "data.tokenizer: ./tokenizer: there is no such file or folder"),
+    ("train --model.backbone weights.pth", "model.backbone: weights.pth: there is no such file or folder"),
+    ("train --recipe pretrained.yaml --model.pretrained runs/vqa/bst", "no such file or folder; did you mean best?"),
+    ("train --recipe runs/vqa/recipe.yaml", "data.splits.val.questions: q.json: there is no such file or folder"),
+    ("train --recipe empty_section.yaml", "optim: the section is empty; give it fields, or leave it out"),
+    ("train --recipe empty.yaml", "empty.yaml: expected fields with values, got nothing"),
+    ("train --recipe list.yaml", "list.yaml: expected fields with values, got a list"),
+    ("train --recipe tab.yaml", "tab.yaml: line 2: a tab before the field; YAML is indented by spaces"),
+    ("train --recipe twice.yaml", "twice.yaml, line 3: lr comes twice; keep one of them"),
+    ("train --recipe number.yaml", "number.yaml, line 2: expected a name before the colon, got 1"),
+    ("train --recipe unknown_section.yaml", "there is no field optimm; did you mean optim?"),
+    ("train --recipe unknown_field.yaml", "there is no field optim.lrr; did you mean lr?"),
+    ("train --recipe unknown_split_field.yaml", "no field data.splits.val.question; did you mean questions?"),
+    ("train --recipe dotted.yaml", "there is no field optim.lr; expected a section `optim:`"),
+    ("train --recipe value.yaml", "optim: expected fields (lr, weight_decay, beta1, ...), got 'fast'"),
+    ("train --recipe type.yaml", "recipe type.yaml: optim.lr: expected a number, got 'fast'"),
+    ("train --recipe task.yaml", "got 'vqaa'; did you mean vqa?"),
+    ("train --recipe binary.yaml", "binary.yaml: not a text file"),
+    ("train --recipe quote.yaml", "quote.yaml: line 2: found unexpected end of stream"),
+    ("train --recipe bomb.yaml", "stands for more than 100,000 values by its aliases"),
+    ("train --recipe itself.yaml", "itself.yaml, line 1: what & names holds itself"),
+    ("train --recipe code.yaml", "could not determine a constructor for the tag"),
+    ("train --recipe class.yaml", "there is no field data.sources[0].class_path"),
+    ("train --output runs/\udce9t\udce9", "argument 'runs/\\udce9t\\udce9': not UTF-8 text"),
+    ("evaluate", "expected exactly one of --run and --recipe"),
+    ("evaluate --rn runs/vqa", "expected exactly one of --run and --recipe"),
+    ("evaluate --run runs/vqaa", "runs/vqaa: there is no such file or folder; did you mean vqa?"),
+    ("evaluate --run runs", "run: runs has no recipe.yaml; expected the folder of a training run"),
+    ("evaluate --run runs/mini", "run: runs/mini has neither best/ nor model/"),
+    ("evaluate --run runs/vqa --splt val", "--splt: there is no such argument; did you mean --split?"),
+    ("evaluate --run runs/vqa --split vall", "split: expected one of val, got 'vall'; did you mean val?"),
+    ("evaluate --run runs/vqa --checkpoint bset", "got bset; did you mean best?"),
+    ("evaluate --run runs/vqa --checkpoint last", "has no last model (model/); there is: best"),
+    ("evaluate --run runs/vqa --checkpoint runs/vqa/bst", "no such file or folder; did you mean best?"),
+    ("evaluate --run runs/vqa --into runs/vqa", "into: runs/vqa is the folder of a run, whose metrics.json"),
+    ("evaluate --run", "run: expected a value after it"),
+    ("ask", "the following arguments are required: action"),
+    ("ask anwser runs/vqa photo.jpg what", "got 'anwser'; did you mean answer?"),
+    ("ask answer runs/vqa photo.jpg", "the following arguments are required: question"),
+    ("ask answer runs/vqaa photo.jpg what", "runs/vqaa: there is no such file or folder; did you mean vqa?"),
+    ("ask answer vqa photo.jpg what", "vqa: there is no such file or folder"),
+    ("ask answer runs/vqa phto.jpg what", "(there is no such file or folder; did you mean photo.jpg?)"),
+    ("ask answer runs/vqa runs what", "image: runs can't be read"),
+    ("ask answer runs/mini photo.jpg what", "runs/mini is a run without a model yet"),
+    ("ask --top_k many answer runs/vqa photo.jpg what", "top_k: expected a whole number, got 'many'"),
+    ("ask answer runs/vqa photo.jpg what --topk 3", "--topk: there is no such argument; did you mean --top_k?"),
+    ("ask answer runs/vqa photo.jpg what --top_k 0", "top_k: expected at least 1, got 0"),
+    ("tokenizer texts.jsonl", "the following arguments are required: output"),
+    ("tokenizer texts.json tokens", "texts.json"),
+    ("tokenizer texts.jsonl tokens --sise 3", "did you mean --size?"),
+    ("tokenizer texts.jsonl photo.jpg", "output: photo.jpg is a file"),
+    ("mini --num_train 3", "did you mean --num-train?"),
+    ("mini --num-train few", "num-train: expected a whole number, got 'few'"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    # A process group of this process would stay for the tests that follow; nothing here gets as far as a hub.
+    monkeypatch.setattr(launch, "start_processes", lambda threads: Processes())
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: pytest.fail("the hub was asked"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("command", "words"), MISTAKES, ids=[ascii(command) for command, _ in MISTAKES])
+def test_a_mistake_is_one_line(folder, capsys, command, words):
+    before = sorted(folder.rglob("*"))
+    name, *arguments = shlex.split(command)
+    assert COMMANDS[name].main(arguments) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: ") and words in line, line
+    assert len(line) < 600 and said.out == ""
+    made = {path.relative_to(folder).parts[:2] for path in set(folder.rglob("*")) - set(before)}
+    assert made <= {("runs", "pretrained")}, made
