@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -59,6 +60,8 @@ class Campaign:
         """Try them; Ctrl-C ends it early and leaves what was found."""
         began = told = time.monotonic()
         end = began + 60 * minutes
+        # Asked to end, it ends as by Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             while True:
                 open_classes = [kind for kind in self.classes if count is None or kind.started < count]
@@ -78,7 +81,7 @@ class Campaign:
         finally:
             for pid, running in self._running.items():
                 _end(pid)
-                shutil.rmtree(running.folder, ignore_errors=True)
+                _delete(running.folder)
 
     def _spent(self, kind: FaultClass) -> float:
         """Its time so far against its share; what runs counts as a second, so that classes take turns."""
@@ -130,7 +133,7 @@ class Campaign:
                 print(f"lost: {kind.name}, seed {running.seed}: {found['lost']}", flush=True)
                 print(f"  again: {again(kind.name, running.seed)}", flush=True)
             if not (self.keep and "lost" in found):
-                shutil.rmtree(running.folder, ignore_errors=True)
+                _delete(running.folder)
 
     def _tell(self, seconds: float, left: float) -> None:
         counts = ", ".join(f"{kind.name} {kind.tried:,}" for kind in self.classes)
@@ -145,6 +148,15 @@ def _end(pid: int, wait: bool = True) -> None:
     if wait:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a fault's folder, and what a killed fault left mounted there."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        place = line.split()[1]
+        if place.startswith(f"{folder}/"):
+            subprocess.run(["umount", "-l", place], check=False)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _clock(seconds: float) -> str:

@@ -147,6 +147,7 @@ def start(arguments: list[str], *, before: Callable[[], Any] | None = None, **en
         os.dup2(file, 1)
         os.dup2(file, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ.update(environment)
         if before is not None:
             before()
