@@ -19,10 +19,12 @@ from typing import Any
 # Before torch loads OpenMP; see train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from soho_fast.command_line import Parser, as_text
-from soho_fast.engine.errors import UserError, fail
 from soho_fast.extras import from_extra
-from soho_fast.hub import check_name, no_such_path
+
+with from_extra("train"):
+    from soho_fast.command_line import Parser, as_text
+    from soho_fast.engine.errors import UserError, fail
+    from soho_fast.hub import check_name, no_such_path
 
 
 def __getattr__(name: str) -> Any:

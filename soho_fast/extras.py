@@ -1,6 +1,7 @@
 """What comes with an extra, and how it is told where it is missing. The base installation is torch and the ops."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,8 @@ class from_extra:
     """Stands around imports of packages that `pip install "soho_fast[NAME]"` brings.
 
     Where one of them is missing, a module says so as `MissingExtraError`; a command says it in one line and ends with
-    exit code 2. What an installed package itself lacks stays that package's error.
+    exit code 2. What an installed package itself lacks stays that package's error. A command that is interrupted here
+    (Ctrl-C) says that in one line too.
 
     Args:
         name: the extra.
@@ -27,13 +29,20 @@ class from_extra:
         """Nothing is looked for in advance: the imports themselves tell."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
-        if trace is None or not isinstance(error, ImportError):
+        if trace is None:
+            return
+        # Python's own name for a command that `python -m` is still looking for.
+        is_command = trace.tb_frame.f_globals["__name__"] == "__main__" or sys.argv[:1] == ["-m"]
+        if isinstance(error, KeyboardInterrupt) and is_command:
+            if os.environ.get("RANK", "0") == "0":
+                print("\nstopped before anything was done", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
+        if not isinstance(error, ImportError):
             return
         told = error if isinstance(error, MissingExtraError) else self._told(error, trace)
         if told is None:
             return
-        # Python's own name for a command that `python -m` is still looking for.
-        if trace.tb_frame.f_globals["__name__"] == "__main__" or sys.argv[:1] == ["-m"]:
+        if is_command:
             if os.environ.get("RANK", "0") == "0":
                 print(f"error: {told}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -65,3 +65,33 @@ def test_a_typo_takes_less_time_than_torch():
     typo = min(seconds("soho_fast/train.py", "--optim.lrr", "1") for _ in range(3))
     torch = min(seconds("-c", "import torch") for _ in range(2))
     assert typo < torch, (typo, torch)
+
+
+# Presses Ctrl-C when the command first imports this module, then runs it as `python -m` does.
+INTERRUPTED = """
+import os, runpy, signal, sys
+last = sys.argv.pop()
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == last:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("soho_fast.train", "jsonargparse._actions"),
+        ("soho_fast.train", "torch.nn"),
+        ("soho_fast.train", "deepspeed.runtime"),
+        ("soho_fast.ask rank soho_fast setup.py dog", "soho_fast.hub"),
+        ("soho_fast.ask rank soho_fast setup.py dog", "soho_fast.model"),
+    ],
+)
+def test_ctrl_c_while_it_loads_is_one_line(command, module):
+    done = run("-c", INTERRUPTED, *command.split(), module)
+    assert done.returncode == 130, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert "stopped" in line
