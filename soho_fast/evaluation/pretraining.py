@@ -268,6 +268,7 @@ def evaluate_pretraining(
     image_batch: int = 32,
     pair_batch: int = 256,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Measure a model on held-out images. The same seed chooses the same images, captions, negatives and masks.
 
@@ -293,6 +294,7 @@ def evaluate_pretraining(
         image_batch: Images encoded at a time.
         pair_batch: Pairs scored at a time in retrieval.
         progress: Called with (stage, done, all).
+        say: Called with a line for each held-out image that can't be read.
 
     Returns:
         Shares between 0 and 1, and counts. Measures that the model can't give (no dictionary) are absent.
@@ -319,12 +321,16 @@ def evaluate_pretraining(
                     rows.append(row)
                 except BrokenImageError as error:
                     tally.skipped.append(str(error))
+                    if say is not None:
+                        say(f"held-out image skipped: {error}")
             if len(rows) > 1:
                 visual = _measure_batch(score, held, rows, tally, images, mlm_probability)
                 kept = rows[: num_candidates - len(candidate_rows)]
                 if kept:
                     candidates += scorer.keep(visual)[: len(kept)]
                 candidate_rows += kept
+            elif rows and say is not None:
+                say(f"held-out image left out, no other of its batch can be read: {held.records[rows[0]].image}")
             if progress is not None:
                 progress("held-out", batch.stop, len(held.records))
         if not tally.itm.total:

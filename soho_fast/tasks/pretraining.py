@@ -311,6 +311,7 @@ class PretrainingTask(BaseTask):
             image_batch=self.data.image_batch,
             pair_batch=self.data.pair_batch,
             progress=None if progress is None else lambda stage, done, total: progress(done, total),
+            say=self._say,
         )
 
     def evaluate_split(

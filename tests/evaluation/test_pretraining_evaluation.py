@@ -133,13 +133,16 @@ def test_without_a_dictionary_there_is_no_mvm(records, processor):
 
 def test_broken_held_out_image_is_skipped_and_counted(records, processor, tmp_path):
     (tmp_path / records[3].image.name).write_bytes(b"no image")
-    measures = measure(Oracle(processor.tokenizer), records, processor)
+    said = []
+    measures = measure(Oracle(processor.tokenizer), records, processor, say=said.append)
+    assert len(said) == 1 and said[0].startswith(f"held-out image skipped: {records[3].image}: can't be decoded")
     assert measures["num_skipped"] == 1 and measures["num_images"] == 11 and measures["itm"] == 1.0
     assert ("broken held-out images, skipped", "1", "") in format_table(measures)
     for record in records[:11]:
         (tmp_path / record.image.name).write_bytes(b"no image")
     with pytest.raises(BrokenImageError, match="no two held-out images"):
-        measure(Oracle(processor.tokenizer), records, processor)
+        measure(Oracle(processor.tokenizer), records, processor, say=said.append)
+    assert f"held-out image left out, no other of its batch can be read: {records[11].image}" in said
     with pytest.raises(ValueError, match="at least 2 held-out images"):
         measure(Oracle(processor.tokenizer), records[:1], processor)
 
