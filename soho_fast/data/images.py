@@ -38,8 +38,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 Of Pillow's other forty some start a program (EPS), some only stand for a plug-in, and few are fed with hostile files.
 """
 
-MAX_PIXELS = 178_956_970
-"""Width times height of the largest image that is decoded: where Pillow, as it comes, sees a decompression bomb."""
+MAX_PIXELS = 89_478_485
+"""Width times height of the largest image that is decoded, of a JPEG after it was reduced on reading: from where on
+Pillow, as it comes, warns of a decompression bomb."""
 
 # Pixels that are turned into RGB at a time: on the way they take several times their own memory.
 _BAND = 2**22
@@ -83,12 +84,12 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
             # Of odd metadata, and of sizes that are refused below.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if not 0 < width * height <= MAX_PIXELS:
-                raise ValueError(f"{width} x {height} pixels; expected at least 1 and at most {MAX_PIXELS:,} in all")
             if shorter_edge is not None and image.format == "JPEG":
                 scale = min(1.0, _REDUCING_GAP * shorter_edge / min(image.size))
                 image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
+            if not 0 < image.width * image.height <= MAX_PIXELS:
+                size = f"{image.width} x {image.height} pixels"
+                raise ValueError(f"{size}; expected at least 1 and at most {MAX_PIXELS:,} in all")
             image.load()
             return image_to_pixels(image)
     except UnidentifiedImageError as error:  # its own text names the buffer's address
@@ -111,9 +112,14 @@ def image_to_pixels(image: Image.Image) -> torch.Tensor:
         orientation = _orientation(image)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
-    if image.mode != "RGB":
-        image = _to_rgb(image)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    rows = max(1, _BAND // image.width)
+    if rows >= image.height:
+        return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = np.asarray(_to_rgb(image.crop((0, top, image.width, bottom))))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _orientation(image: Image.Image) -> object:
@@ -124,16 +130,8 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    rows = max(1, _BAND // image.width)
-    if image.height <= rows:
-        return _band_to_rgb(image)
-    rgb = Image.new("RGB", image.size)
-    for top in range(0, image.height, rows):
-        rgb.paste(_band_to_rgb(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
-    return rgb
-
-
-def _band_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
     # Pillow's own conversion clips these instead of scaling.
     if image.mode.startswith("I"):
         grey = np.asarray(image)

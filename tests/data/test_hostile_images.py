@@ -93,7 +93,7 @@ def test_images_made_by_hand(name, programs):
 def test_the_limit_does_not_hang_on_a_setting_of_the_library(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     for name in ("30000 x 30000.png", "30000 x 30000.ppm", "30000 x 30000.tif"):
-        with pytest.raises(BrokenImageError, match="30000 x 30000 pixels; expected at least 1 and at most 178,956,970"):
+        with pytest.raises(BrokenImageError, match="30000 x 30000 pixels; expected at least 1 and at most 89,478,485"):
             decode_image(handmade_images()[name])
 
 
@@ -178,3 +178,23 @@ def test_a_link_into_another_folder_is_followed(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.jpg").symlink_to(tmp_path / "there/a.jpg")
     assert SohoImageProcessor().load(ImageRef(FolderStore(str(tmp_path / "images")), "a.jpg")).shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["RGB.png", "RGBA.png", "palette.png", "deep.png", "bigendian.tif", "float.tif", "CMYK.tif"]
+)
+def test_a_large_image_is_turned_into_rgb_in_bands(name, monkeypatch):
+    whole = decode_image(sound_images()[name])
+    monkeypatch.setattr(images_module, "_BAND", 100)
+    assert torch.equal(decode_image(sound_images()[name]), whole)
+    monkeypatch.setattr(images_module, "_BAND", 1)
+    assert torch.equal(decode_image(sound_images()[name]), whole)
+
+
+def test_a_jpeg_is_measured_as_it_is_read(monkeypatch):
+    file = BytesIO()
+    Image.new("RGB", (800, 400)).save(file, "JPEG")
+    monkeypatch.setattr(images_module, "MAX_PIXELS", 200 * 100)
+    assert decode_image(file.getvalue(), shorter_edge=50).shape == (3, 100, 200)
+    with pytest.raises(BrokenImageError, match="800 x 400 pixels"):
+        decode_image(file.getvalue())
