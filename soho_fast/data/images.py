@@ -203,7 +203,7 @@ class SohoImageProcessor(TorchvisionBackend):
         """
         try:
             pixels_3HW = decode_image(image.read(), shorter_edge=self.size.shortest_edge)
-        except (OSError, BrokenImageError) as error:
+        except (OSError, ValueError) as error:
             raise BrokenImageError(f"{image}: {error}") from error
         return self.resize_one(pixels_3HW)
 
