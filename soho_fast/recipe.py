@@ -264,9 +264,11 @@ def _files(value: Any, place: str) -> Iterator[tuple[str, str]]:
 
 def write_recipe(recipe: Any, path: Path) -> None:
     """Write a recipe with all its values, so that the run can be continued or repeated from the file."""
+    from soho_fast.engine.checkpoint import write_atomically
+
     values = dataclasses.asdict(recipe) | {"resume": "auto", "overwrite": False}
     # Numbers of jsonargparse's restricted types are plain ones after JSON.
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False))
+    write_atomically(path, yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False))
 
 
 def build_demo_corpus(settings: DemoCorpus, processes: Any) -> None:

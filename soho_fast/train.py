@@ -61,6 +61,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
         from transformers.utils import logging as transformers_logging
 
         from soho_fast.data.images import BrokenImageError
+        from soho_fast.engine.continuation import Continuation
         from soho_fast.engine.launch import leave_processes, start_processes
         from soho_fast.engine.lock import only_user
         from soho_fast.engine.trainer import Trainer
@@ -69,9 +70,11 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     say = print if processes.is_main else _silent
     held.enter_context(only_user(Path(recipe.output), processes, say))
     try:
-        build_demo_corpus(recipe.corpus, processes)
         task = recipe.make_task(say)
-        trainer = Trainer(task, recipe, processes)
+        # Before the corpus: other settings of it would replace the one that the run was trained on.
+        continuation = Continuation(task, recipe, processes)
+        build_demo_corpus(recipe.corpus, processes)
+        trainer = Trainer(task, recipe, processes, continuation)
     except UserError:
         raise
     except (ValueError, OSError) as error:
@@ -80,8 +83,15 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
             traceback.print_exc()
         raise UserError(str(error)) from error
     folder = Path(recipe.output)
+    if trainer.metrics is not None:
+        if processes.is_main:
+            _say_finished(task, trainer, folder)
+        processes.wait()
+        leave_processes()
+        return 0
     if processes.is_main:
-        write_recipe(recipe, folder / "recipe.yaml")
+        if trainer.steps_left:
+            write_recipe(recipe, folder / "recipe.yaml")
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.module.parameters())
         say(
             f"recipe {name}: {parameters / 1e6:.1f} M parameters, {trainer.total_steps} steps of "
@@ -104,7 +114,37 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     return 0
 
 
-def _report(task: Any, trainer: Any, measures: dict[str, float], folder: Path) -> None:
+def _say_finished(task: Any, trainer: Any, folder: Path) -> None:
+    from soho_fast.engine.report import print_table
+
+    if trainer.metrics["measures"]:
+        print_table(task.table(trainer.metrics["measures"]))
+    print(
+        f"{folder}/ is finished at step {trainer.progress.step}: nothing is left to do. To train on, give more (as "
+        f"{_twice(trainer)}) and --resume changed; to train anew, another --output"
+    )
+    sys.stdout.flush()
+
+
+def _twice(trainer: Any) -> str:
+    """Options that make the run twice as long, by what ended it."""
+    settings, progress = trainer.settings, trainer.progress
+    if progress.step < trainer.total_steps:
+        return f"--max_minutes {2 * settings.max_minutes:g}"
+    by_epochs = round(settings.epochs * trainer.plan.steps_per_epoch)
+    options = f"--epochs {2 * settings.epochs:g}"
+    if settings.max_steps and settings.max_steps < 2 * by_epochs:
+        options = f"--max_steps {2 * settings.max_steps}" + (
+            f" {options}" if 2 * settings.max_steps > by_epochs else ""
+        )
+    if settings.max_minutes:
+        options += f" --max_minutes {2 * settings.max_minutes:g}"
+    if settings.schedule.decay == "step" and settings.schedule.step_epochs:
+        options += f" --schedule.step_epochs '[{', '.join(f'{2 * at:g}' for at in settings.schedule.step_epochs)}]'"
+    return options
+
+
+def _report(task: Any, trainer: Any, measures: dict[str, float] | None, folder: Path) -> None:
     from soho_fast.engine.report import draw_curves, print_table, write_metrics
 
     progress = trainer.progress
@@ -127,11 +167,11 @@ def _report(task: Any, trainer: Any, measures: dict[str, float], folder: Path) -
     best = f"  best/ (step {progress.best_step})" if progress.best is not None else ""
     print(f"  curves.png  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/{best}")
     print("next:")
-    epochs = 2 * trainer.settings.epochs
+    program = "deepspeed soho_fast/train.py" if Path("soho_fast/train.py").is_file() else "python -m soho_fast.train"
     for command in [
         *task.next_commands(folder),
-        f"deepspeed soho_fast/train.py --recipe {folder}/recipe.yaml --output runs/longer --epochs {epochs:g}",
-        "deepspeed soho_fast/train.py --help",
+        f"{program} --recipe {folder}/recipe.yaml --output {folder}-longer {_twice(trainer)}",
+        f"{program} --help",
     ]:
         print(f"  {command}")
     sys.stdout.flush()

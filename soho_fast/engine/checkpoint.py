@@ -167,15 +167,17 @@ class Checkpoints:
     Args:
         folder: `checkpoints` folder of the run.
         processes: this run's ranks.
-        identity: what a checkpoint must share with the run that loads it, by field name (JSON values).
         keep: newest checkpoints kept; 0 keeps all.
+
+    Attributes:
+        identity: what those saved from now on are trained with, by field name (JSON values).
     """
 
-    def __init__(self, folder: Path, processes: Processes, identity: Mapping[str, Any], keep: int) -> None:
+    def __init__(self, folder: Path, processes: Processes, keep: int) -> None:
         self.folder = folder
         self.processes = processes
-        self.identity = json.loads(json.dumps(dict(identity)))
         self.keep = keep
+        self.identity: Mapping[str, Any] = {}
         # Found at the start, they have the right sizes: without this they would count as checkpoints that are kept.
         self._altered: set[Path] = set()
 
@@ -209,6 +211,11 @@ class Checkpoints:
         if error:
             raise UserError(error)
         return path
+
+    def about(self, path: Path) -> tuple[dict[str, Any], Progress]:
+        """What a complete checkpoint was trained with, and how far; the same on all ranks."""
+        manifest = self.processes.gather(_read_manifest(path) if self.processes.is_main else None)[0]
+        return manifest["identity"], Progress(**manifest["progress"])
 
     def save(self, engine: DeepSpeedEngine, progress: Progress) -> Path:
         """Write a checkpoint on all ranks together, then prune.
@@ -258,25 +265,13 @@ class Checkpoints:
         """Restore engine, optimiser, loss scale and this rank's RNG from a complete checkpoint.
 
         Raises:
-            UserError: the checkpoint belongs to a run of another identity (the message names every field that differs),
-                or a file holds anything but plain data.
+            UserError: a file holds anything but plain data.
         """
-        manifest = _read_manifest(path)
-        saved = manifest["identity"]
-        fields = [key for key in {**saved, **self.identity} if saved.get(key) != self.identity.get(key)]
-        if fields:
-            listed = "; ".join(
-                f"{key} is {_shown(saved.get(key))} there and {_shown(self.identity.get(key))} here" for key in fields
-            )
-            raise UserError(
-                f"{path}: this checkpoint is of another run: {listed}. Give the same values, another --output folder, "
-                "or --resume false --overwrite to start anew"
-            )
         reader = _Files()
         engine.checkpoint_engine = reader
         engine.load_checkpoint(str(path.parent), tag=path.name, load_lr_scheduler_states=False)
         set_rng_state(reader.load(str(path / self._rank_file())), self.processes.device)
-        return Progress(**manifest["progress"])
+        return self.about(path)[1]
 
     def _choose(self, say: Callable[[str], None]) -> Path | None:
         present = sorted(os.listdir(self.folder)) if self.folder.exists() else []

@@ -1,5 +1,6 @@
 """The engine's part of a recipe: typed, each field explained once, here, for readers and for `--help`."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,7 +32,8 @@ class OptimSettings:
         backbone_momentum: Momentum of the backbone under sgd.
         decay_norm_and_bias: Apply weight decay to one-dimensional parameters too (norms, biases).
         clip: Largest global gradient norm; 0 switches clipping off.
-        frozen_backbone_epochs: Epochs [from, until] in which the backbone is kept frozen; [0, 0] never.
+        frozen_backbone_epochs: Epochs [from, until] in which the backbone is kept frozen; `end` is the end of the run,
+            [0, 0] never.
     """
 
     lr: NonNegativeFloat = 1e-4
@@ -45,7 +47,12 @@ class OptimSettings:
     backbone_momentum: ShareBelowOne = 0.9
     decay_norm_and_bias: bool = True
     clip: NonNegativeFloat = 10.0
-    frozen_backbone_epochs: tuple[float, float] = (0.0, 0.0)
+    frozen_backbone_epochs: tuple[float, float | Literal["end"]] = (0.0, 0.0)
+
+    def frozen_span(self) -> tuple[float, float]:
+        """`frozen_backbone_epochs` as numbers."""
+        begin, end = self.frozen_backbone_epochs
+        return begin, math.inf if end == "end" else end
 
 
 @dataclass
@@ -177,7 +184,8 @@ class TrainSettings:
             then end with whichever of steps and time ends first.
         seed: Seed of initialisation, data order, masking and dropout.
         resume: `auto` continues from the newest complete checkpoint where there is one; true demands one; false
-            starts anew.
+            starts anew. Settings other than it was trained with are refused; `changed` demands one and goes on from
+            it with them, and the log tells of it.
         overwrite: With resume false, delete the run that is already in the output folder.
         optim: Optimiser.
         schedule: Learning-rate schedule.
@@ -193,7 +201,7 @@ class TrainSettings:
     max_steps: NonNegativeInt = 0
     max_minutes: NonNegativeFloat = 0.0
     seed: NonNegativeInt = 0
-    resume: bool | Literal["auto"] = "auto"
+    resume: bool | Literal["auto", "changed"] = "auto"
     overwrite: bool = False
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)

@@ -1,6 +1,6 @@
 """What the engine asks of a task. The engine knows neither images nor texts: only this."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +36,14 @@ class Task(Protocol):
         """Called once with the new model: the task puts on what makes training faster on that device, in place."""
 
     def identity(self) -> dict[str, Any]:
-        """JSON values that a checkpoint must share with the run that loads it (the model's sizes)."""
+        """What the recipe's fields do not tell of what is trained: JSON values by name, put over the fields of that
+        name. Contents of the data and of starting weights, which are read now; sizes of the model."""
+
+    not_compared: Collection[str]
+    """Patterns of recipe fields that do not change what is trained, or whose contents `identity` tells."""
+
+    fixed: Collection[str]
+    """Patterns of names that cannot change within a run, because a checkpoint's tensors depend on them."""
 
     def training_data(self) -> Any:
         """`len(data)` images, `data.set_epoch(epoch)`, `data[index]`: one sample, the same on any rank and worker.

@@ -18,10 +18,11 @@ with from_extra("train"):
     import numpy as np
 
     from soho_fast.engine.batches import Batches, plan_batches, split_batch
-    from soho_fast.engine.checkpoint import Checkpoints, Progress, rng_state, set_rng_state
+    from soho_fast.engine.checkpoint import Progress, rng_state, set_rng_state
+    from soho_fast.engine.continuation import Continuation
     from soho_fast.engine.divergence import describe_non_finite
     from soho_fast.engine.errors import UserError
-    from soho_fast.engine.launch import choose_precision, deepspeed_config, start_engine, zero_stage
+    from soho_fast.engine.launch import deepspeed_config, start_engine, zero_stage
     from soho_fast.engine.logs import PhaseTimer, RunLog
     from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
     from soho_fast.engine.processes import Processes
@@ -34,21 +35,16 @@ with from_extra("train"):
 
 @dataclass
 class Result:
-    """How a run ended: `signal_number` 0 when trained to the end; `measures` empty when it was not evaluated."""
+    """How a run ended: `signal_number` 0 when trained to the end; `measures` None when it was not evaluated."""
 
     progress: Progress
     signal_number: int
-    measures: dict[str, float]
+    measures: dict[str, float] | None
 
 
 # One unreadable image in the first batch is no verdict on a data set.
 _MIN_SEEN = 1000
 _NUM_SHOWN = 20
-
-RUN_FILES = (
-    "checkpoints", "tensorboard", "model", "best", "evaluation", "log.jsonl", "metrics.json", "curves.png",
-    "recipe.yaml",
-)  # fmt: skip
 
 
 class Trainer:
@@ -58,41 +54,70 @@ class Trainer:
         task: what is trained.
         settings: the recipe.
         processes: this run's ranks.
+        continuation: what the output folder holds; looked at here when None.
+
+    Attributes:
+        metrics: what metrics.json holds of a finished run, for which nothing is left to do and no model is built.
 
     Raises:
         UserError: settings that do not fit the data, the device or the checkpoint.
     """
 
-    def __init__(self, task: Task, settings: TrainSettings, processes: Processes) -> None:
+    def __init__(
+        self, task: Task, settings: TrainSettings, processes: Processes, continuation: Continuation | None = None
+    ) -> None:
         self.task, self.settings, self.processes = task, settings, processes
-        self.folder = Path(settings.output)
-        self.precision = choose_precision(settings.engine)
+        self.continuation = start = continuation or Continuation(task, settings, processes)
+        self.folder, self.precision, self.checkpoints = start.folder, start.precision, start.checkpoints
         self.data = task.training_data()
         self.plan = plan_batches(settings.batch, len(self.data), processes.world, settings.seed)
         self.total_steps = max(1, round(settings.epochs * self.plan.steps_per_epoch))
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)
         self.schedule = Schedule(settings.schedule, self.plan.steps_per_epoch, self.total_steps)
-        begin, end = settings.optim.frozen_backbone_epochs
+        begin, end = settings.optim.frozen_span()
         if not 0 <= begin <= end:
             raise UserError(f"optim.frozen_backbone_epochs: expected 0 <= from <= until, got [{begin:g}, {end:g}]")
-        identity = {
-            **{f"model.{name}": value for name, value in task.identity().items()},
-            "seed": settings.seed,
-            "batch.global_batch_size": settings.batch.global_batch_size,
-            "training images": len(self.data),
-            "processes": processes.world,
-            "engine.zero_stage": zero_stage(settings.engine, self.precision),
-            "engine.precision": self.precision,
-        }
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", processes, identity, settings.checkpoint.keep)
-        self._prepare_folder()
-        resume_from = self._choose_checkpoint()
+        start.compare({"training images": len(self.data), **task.identity()})
+        self.progress = start.progress
+        if start.changes and not self.steps_left:
+            raise UserError(
+                f"{start.checkpoint}: no step is left to train with other settings "
+                f"({'; '.join(map(str, start.changes))}); raise --epochs, --max_steps or --max_minutes too, whichever "
+                "ends the run, or give another --output"
+            )
+        self.metrics = None if start.checkpoint is None or self.steps_left else start.metrics()
+        if self.metrics is None:
+            self._build()
+
+    @property
+    def steps_left(self) -> bool:
+        """Whether there is anything to train."""
+        return self.progress.step < self.total_steps and self._share_of_time(self.progress.seconds) < 1
+
+    def _build(self) -> None:
+        settings, start = self.settings, self.continuation
+        start.make_folder()
         self.engine = self._build_engine()
-        self.progress = Progress()
-        if resume_from is not None:
-            self.progress = self.checkpoints.load(self.engine, resume_from)
-            self._say(f"resumed from {resume_from} (step {self.progress.step} of {self.total_steps})")
+        if start.checkpoint is not None:
+            # The optimiser's values are the recipe's: its state brings those of the run that was saved.
+            groups = self.engine.basic_optimizer.param_groups
+            values = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+            try:
+                self.progress = self.checkpoints.load(self.engine, start.checkpoint)
+            except (RuntimeError, ValueError, KeyError) as error:
+                if not start.changes or isinstance(error, UserError):
+                    raise
+                raise UserError(
+                    f"{start.checkpoint} does not fit the changed settings ({'; '.join(map(str, start.changes))}): "
+                    f"{' '.join(str(error).split())[:200]}; give the same values or another --output"
+                ) from error
+            for group, value in zip(self.engine.basic_optimizer.param_groups, values, strict=True):
+                group.update(value)
+            self._say(f"resumed from {start.checkpoint} (step {self.progress.step} of {self.total_steps})")
+            for change in start.changes:
+                self._say(f"changed: {change}")
+        start.begin()
         self._frozen: bool | None = None
         self._stage = zero_stage(settings.engine, self.precision)
         self._grad_norm: torch.Tensor | None = None
@@ -104,10 +129,15 @@ class Trainer:
 
     def train(self) -> Result:
         """Train to the end or to a request to stop, then evaluate and export. All ranks call it together."""
+        if self.metrics is not None:
+            return Result(self.progress, 0, self.metrics["measures"])
         stop = StopRequest()
         log = None
         if self.processes.is_main:
             log = RunLog(self.folder, self.settings.log, self.progress.step, self.total_steps)
+            if changes := self.continuation.changes:
+                told = ", ".join(change.event() for change in changes)
+                log.record("event", self.progress.step, {"event": f"settings changed: {told}"})
         batches = Batches(
             self.data,
             self.task.collate,
@@ -122,8 +152,8 @@ class Trainer:
             with stop:
                 signal_number = self._loop(batches, log, stop)
             if signal_number:
-                return Result(self.progress, signal_number, {})
-            measures = self._evaluate_in_full(log) if self.settings.evaluation.at_end else {}
+                return Result(self.progress, signal_number, None)
+            measures = self._evaluate_in_full(log) if self.settings.evaluation.at_end else None
         finally:
             batches.close()
             if log is not None:
@@ -391,7 +421,7 @@ class Trainer:
             group["lr"] = 0.0 if frozen else group["base_lr"] * factor
 
     def _is_frozen(self, step: int) -> bool:
-        begin, end = self.settings.optim.frozen_backbone_epochs
+        begin, end = self.settings.optim.frozen_span()
         return begin * self.plan.steps_per_epoch <= step < end * self.plan.steps_per_epoch
 
     def _record_events(self, log: RunLog, step: int) -> None:
@@ -412,7 +442,7 @@ class Trainer:
                 log.record("event", step, {"event": state or f"no longer: {was}"})
 
     def _freeze_backbone(self, step: int) -> None:
-        end, frozen = self.settings.optim.frozen_backbone_epochs[1], self._is_frozen(step)
+        end, frozen = self.settings.optim.frozen_span()[1], self._is_frozen(step)
         if frozen != self._frozen and (end or self._frozen):
             if frozen:
                 # What stands still computes by these statistics, so they must be the same on all ranks.
@@ -459,38 +489,6 @@ class Trainer:
         # The weights above are drawn alike on all ranks; dropout must not be.
         seed_everything(settings.seed + 1_000_003 * (processes.rank + 1))
         return engine
-
-    def _prepare_folder(self) -> None:
-        settings, error = self.settings, None
-        if self.processes.is_main:
-            present = [name for name in RUN_FILES if (self.folder / name).exists()]
-            if settings.resume is False and present and not settings.overwrite:
-                error = (
-                    f"output: {self.folder} already holds a run ({', '.join(present)}); give --overwrite to delete it, "
-                    "another --output, or --resume auto to continue it"
-                )
-            else:
-                try:
-                    if settings.resume is False:
-                        for name in present:
-                            path = self.folder / name
-                            shutil.rmtree(path) if path.is_dir() else path.unlink()
-                    (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-                except OSError as failure:
-                    error = f"output: {failure.filename} cannot be written: {failure.strerror}"
-        error = self.processes.gather(error)[0]
-        if error:
-            raise UserError(error)
-
-    def _choose_checkpoint(self) -> Path | None:
-        if self.settings.resume is False:
-            return None
-        path = self.checkpoints.choose(self._say)
-        if path is None and self.settings.resume is True:
-            raise UserError(
-                f"resume: no complete checkpoint is in {self.checkpoints.folder}; give --resume auto to start anew"
-            )
-        return path
 
     def _say(self, line: str) -> None:
         if self.processes.is_main:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +38,7 @@ from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.model.pretrained import check_finite
 from soho_fast.spelling import did_you_mean
 from soho_fast.tasks import TASKS
+from soho_fast.tasks.identity import FIXED, NOT_COMPARED, records_identity, weights_identity, words_identity
 from soho_fast.tasks.settings import DownstreamModel
 
 
@@ -59,11 +60,23 @@ class BaseTask(ABC):
     """The measure that tells which model is best, larger is better; None keeps only the last."""
     logged: ClassVar[tuple[str, ...]] = ()
     """Names of the output's scalars to log beside the loss."""
+    not_compared: ClassVar[Collection[str]] = NOT_COMPARED
+    """Patterns of recipe fields that do not change what is trained, or whose contents `identity` tells."""
+    fixed: ClassVar[Collection[str]] = FIXED
+    """Patterns of names that cannot change within a run."""
 
     def __init__(self, data: Any, seed: int = 0, model: Any = None, *, say: Callable[[str], None] = print) -> None:
         self.data, self.seed, self._say = data, seed, say
         self.model = model or TASKS[self.name].model_type()
         SohoConfig.check_names(self.model.config)
+
+    def identity(self) -> dict[str, Any]:
+        """What the recipe does not tell of what is trained: contents of what its paths name."""
+        return {
+            "data.tokenizer": words_identity(self.processor.tokenizer),
+            "model.text_encoder": weights_identity(self.model.text_encoder),
+            "model.backbone": weights_identity(self.model.backbone),
+        }
 
     def load_processor(self, tokenizer: Any) -> SohoProcessor:
         """The image processor of the settings, with a tokenizer."""
@@ -311,13 +324,13 @@ class FineTuningTask(BaseTask):
         return model
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with the run that loads it."""
+        """Contents of the data and of the starting weights."""
+        held_out = self.records(self.data.validate) if self.data.validate else []
         return {
-            "task": self.name,
-            "preset": self.model.preset,
-            "pretrained": self.model.pretrained,
-            "use_dictionary_output": self.model.use_dictionary_output,
-            "config": dict(self.model.config),
+            **super().identity(),
+            "training data": records_identity(self.training_records),
+            "held-out data": records_identity(held_out),
+            "model.pretrained": weights_identity(self.model.pretrained),
         }
 
     def next_commands(self, folder: Path) -> list[str]:
@@ -424,9 +437,7 @@ class AnsweringTask(FineTuningTask):
     def identity(self) -> dict[str, Any]:
         return {
             **super().identity(),
-            "labels": hashlib.sha256("\n".join(self.label_names()).encode()).hexdigest()[:16],
-            "blank_images": self.data.blank_images,
-            "texts_per_image": self.data.texts_per_image,
+            "labels": hashlib.sha256("\n".join(self.label_names()).encode()).hexdigest()[:12],
         }
 
     def evaluate(

@@ -27,26 +27,11 @@ from soho_fast.evaluation.pretraining import evaluate_pretraining, format_table
 from soho_fast.evaluation.sharing import Progress
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.base import BaseTask
+from soho_fast.tasks.identity import records_identity
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
 
 HELDOUT = "heldout"
 """The one split of pre-training, by name: the held-out images."""
-
-# What a checkpoint must share with the run that loads it: every field that changes which tensors there are.
-_SIZES = (
-    "backbone",
-    "use_dictionary",
-    "num_codes",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-    "ema_variant",
-    "dictionary_batch_norm",
-    "visual_layer_norm",
-)
 
 
 def _read_source(source: CaptionSource, report: ReadReport, where: str) -> list[ImageTextRecord]:
@@ -204,6 +189,7 @@ class PretrainingTask(BaseTask):
             max_text_length=self.data.max_text_length,
             masking=asdict(self.data.masking),
         )
+        self._training_identity = records_identity(self._training)
         # The data set has packed them; millions of caption strings need not live on.
         self._training = []
         return dataset
@@ -246,10 +232,16 @@ class PretrainingTask(BaseTask):
         return config
 
     def identity(self) -> dict[str, Any]:
-        """Sizes that a checkpoint must share with the run that loads it."""
+        """Contents of the data and of the starting weights; the model's configuration with all its fields."""
         config = self.model_config
-        sizes = {name: getattr(config, name) for name in _SIZES}
-        return {**sizes, "caption_word_head": bool(config.caption_word_weight)}
+        self.load()
+        return {
+            **super().identity(),
+            "training data": self._training_identity,
+            "held-out data": records_identity(self.heldout_records),
+            **{f"model.config.{name}": getattr(config, name) for name in SohoConfig.__annotations__},
+            "model.caption_word_head": bool(config.caption_word_weight),
+        }
 
     def build_model(self) -> SohoForPreTraining:
         """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""

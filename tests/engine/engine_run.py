@@ -120,6 +120,8 @@ class StubData:
 
 class StubTask:
     logged = ("word_loss", "absent_loss")
+    not_compared = ()
+    fixed = ("model.width",)
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         defaults = {
@@ -148,7 +150,7 @@ class StubTask:
         assert device.type == "cpu"
 
     def identity(self) -> dict[str, Any]:
-        return {"width": self.options["width"]}
+        return {"model.width": self.options["width"]}
 
     def training_data(self) -> StubData:
         return StubData(self.options["size"], self.options["delay"])

@@ -164,7 +164,7 @@ def test_an_intact_checkpoint_is_never_pruned_for_a_damaged_one(run, capsys, mon
     assert train_on(checkpoint={"every_minutes": 0, "every_steps": 1, "keep": 2}) == 0
     assert _step_taken(capsys.readouterr().out) == 3
     assert _names(folder) == ["step-00000005", "step-00000006"]
-    assert Checkpoints(folder / "checkpoints", ALONE, {}, 1).choose(print).name == "step-00000006"
+    assert Checkpoints(folder / "checkpoints", ALONE, 1).choose(print).name == "step-00000006"
 
 
 def test_foreign_things_are_neither_resumed_from_nor_counted_nor_pruned(run, capsys):

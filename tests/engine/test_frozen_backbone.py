@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from soho_fast.engine.logs import read_log
+from soho_fast.recipe import read_recipe
 
 
 def test_backbone_stands_still_from_and_until_the_given_epochs(launch, request_for):
@@ -25,6 +26,22 @@ def test_backbone_stands_still_from_and_until_the_given_epochs(launch, request_f
     assert not torch.equal(moved["backbone.0.weight"], start["backbone.0.weight"])
 
 
+def test_a_span_to_the_end_outlasts_more_epochs(launch, request_for):
+    runs = [request_for(f"{steps}", max_steps=steps, optim={"frozen_backbone_epochs": (1, "end")}) for steps in (8, 20)]
+    done = launch(*runs)
+    assert done.code == 0, done.text
+    assert [events(run) for run in runs] == [[(5, "the backbone stands still")]] * 2
+    assert torch.equal(*(weights(run)["backbone.0.weight"] for run in runs))
+
+
+@pytest.mark.parametrize("name", ["mini", "mini_vqa", "mini_nlvr2", "mini_snli_ve", "mini_retrieval", "own", "own_vqa"])
+def test_a_longer_run_of_a_recipe_whose_backbone_stands_still_does_not_thaw_it(name):
+    begin, end = read_recipe(["--recipe", name, "--epochs", "100000"])[0].optim.frozen_span()
+    assert begin <= 1.4 and end == float("inf")
+    given = read_recipe(["--recipe", name, "--optim.frozen_backbone_epochs", "[2, end]"])[0].optim
+    assert given.frozen_span() == (2, float("inf"))
+
+
 def test_the_log_tells_of_phases_and_rate_steps(launch, request_for):
     schedule = {"decay": "step", "step_epochs": [1.0], "step_factor": 0.1}
     request = request_for("told", max_steps=10, task={"size": 64, "told": True}, schedule=schedule)
@@ -39,7 +56,11 @@ def test_the_gradient_norm_is_logged_with_and_without_partitions(launch, request
     done = launch(none, partitioned)
     assert done.code == 0, done.text
     norms = [
-        [record["grad_norm"] for record in read_log(Path(request["output"]) / "log.jsonl") if record["kind"] == "train"]
+        [
+            record["grad_norm"]
+            for record in read_log(Path(request["output"]) / "log.jsonl")[0]
+            if record["kind"] == "train"
+        ]
         for request in (none, partitioned)
     ]
     assert len(norms[0]) == 3 and min(norms[0]) > 0
@@ -55,7 +76,7 @@ def test_impossible_span_is_refused(launch, request_for, span):
 
 def events(request: dict) -> list[tuple[int, str]]:
     """What the log tells of."""
-    records = read_log(Path(request["output"]) / "log.jsonl")
+    records, _ = read_log(Path(request["output"]) / "log.jsonl")
     return [(record["step"], record["event"]) for record in records if record["kind"] == "event"]
 
 

@@ -193,7 +193,7 @@ def test_checkpoint_of_another_size_names_what_differs(launch, request_for):
     other = request_for("run", max_steps=4, task={"width": 16}, seed=5)
     done = launch(small, other)
     assert done.code == 2, done.text
-    assert "model.width is 8 there and 16 here; seed is 0 there and 5 here" in done.text
+    assert "model.width: trained with 8, now 16; seed: trained with 0, now 5" in done.text
     assert "Traceback" not in done.text
     assert _checkpoints(small) == ["step-00000002"]
 

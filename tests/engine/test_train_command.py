@@ -226,8 +226,11 @@ def test_from_corpus_to_table(launch, small_recipe, tmp_path):
 
     for arguments, words in (
         (["--data_roots.corpus", "/nowhere", "--corpus.folder", ""], "/nowhere"),
-        (["--batch.gradient_accumulation_steps", "3"], "8 does not divide by gradient_accumulation_steps 3"),
-        (["--model.config.hidden_size", "64"], "model.hidden_size is 32 there and 64 here"),
+        (
+            ["--batch.gradient_accumulation_steps", "3", "--output", str(tmp_path / "new")],
+            "8 does not divide by gradient_accumulation_steps 3",
+        ),
+        (["--model.config.hidden_size", "64"], "model.config.hidden_size: trained with 32, now 64"),
     ):
         done = launch(script=SCRIPT, arguments=["--recipe", str(small_recipe), *arguments])
         assert done.code == 2, done.text

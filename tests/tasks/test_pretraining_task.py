@@ -151,7 +151,8 @@ def test_export_loads_again(data, tmp_path):
 def test_identity_is_json_and_follows_the_sizes(data):
     task, _ = make_task(data)
     identity = json.loads(json.dumps(task.identity()))
-    assert identity["num_codes"] == 8 and identity["vocab_size"] == len(task.tokenizer)
+    assert identity["model.config.num_codes"] == 8
+    assert identity["model.config.vocab_size"] == len(task.tokenizer)
 
 
 def test_settings_from_a_command_line_and_yaml(data, tmp_path):

@@ -1,0 +1,149 @@
+"""What a run finds in its output folder: nothing, a checkpoint to go on from, or a run that is finished.
+
+Nothing is deleted here before `begin`, so that a run which is refused leaves all as it was.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from soho_fast.engine.checkpoint import Checkpoints, Progress
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.identity import Change, changes_between, refuse_changes, settings_identity
+from soho_fast.engine.launch import choose_precision, zero_stage
+from soho_fast.engine.processes import Processes
+from soho_fast.engine.settings import TrainSettings
+from soho_fast.engine.task import Task
+
+RUN_FILES = (
+    "checkpoints", "tensorboard", "model", "best", "evaluation", "log.jsonl", "metrics.json", "curves.png",
+    "recipe.yaml",
+)  # fmt: skip
+
+# What a run leaves that took long to make; without a checkpoint it could only be trained over.
+_RESULTS = ("model", "best", "metrics.json")
+
+
+class Continuation:
+    """The output folder of a run, and how what it holds goes together with the run's settings.
+
+    Args:
+        task: what is trained; nothing is read of it yet.
+        settings: the recipe.
+        processes: this run's ranks.
+
+    Raises:
+        UserError: the folder holds a run of other settings, or one that may not be deleted; or a precision that the
+            device does not have.
+    """
+
+    def __init__(self, task: Task, settings: TrainSettings, processes: Processes) -> None:
+        self.settings, self.processes = settings, processes
+        self.folder = Path(settings.output)
+        self.precision = choose_precision(settings.engine)
+        self._fixed = task.fixed
+        self._recipe = settings_identity(settings, task.not_compared) | {
+            "engine.precision": self.precision,
+            "engine.zero_stage": zero_stage(settings.engine, self.precision),
+            "processes": processes.world,
+        }
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", processes, settings.checkpoint.keep)
+        self.changes: list[Change] = []
+        self.progress = Progress()
+        self._before: dict[str, Any] = {}
+        self.checkpoint = self._choose_checkpoint()
+        if self.checkpoint is not None:
+            self._before, self.progress = self.checkpoints.about(self.checkpoint)
+            # What is read and built tells more; a change that is known now is refused before that takes its time.
+            self._compare({name: value for name, value in self._before.items() if name not in self._recipe})
+
+    def compare(self, contents: Mapping[str, Any]) -> None:
+        """Compare all, now that it is known what the recipe's paths hold and what follows from its fields.
+
+        Raises:
+            UserError: the checkpoint was trained with other settings, and these were not asked for or cannot change.
+        """
+        self.checkpoints.identity = json.loads(json.dumps(self._recipe | dict(contents)))
+        if self.checkpoint is not None:
+            self._compare(contents)
+
+    def make_folder(self) -> None:
+        """Make the output folder where there is none. Raises UserError: it cannot be written."""
+        self._change_folder(lambda: None)
+
+    def begin(self) -> None:
+        """Called when all is ready to train: with `overwrite`, delete the run that is there.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+
+        def delete() -> None:
+            for name in self._present(RUN_FILES) if self.settings.resume is False else []:
+                path = self.folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+        self._change_folder(delete)
+
+    def metrics(self) -> dict[str, Any] | None:
+        """What was measured at the end of the run that is here; None when its end was not measured or exported, as far
+        as the settings ask for that."""
+        found = None
+        if self.processes.is_main and (self.folder / "model").is_dir():
+            try:
+                found = json.loads((self.folder / "metrics.json").read_text())
+                complete = found["step"] == self.progress.step and isinstance(found["measures"], dict | None)
+                if not complete or (found["measures"] is None and self.settings.evaluation.at_end):
+                    found = None
+            except (OSError, ValueError, KeyError, TypeError):
+                found = None
+        return self.processes.gather(found)[0]
+
+    def _compare(self, contents: Mapping[str, Any]) -> None:
+        now = json.loads(json.dumps(self._recipe | dict(contents)))
+        self.changes = changes_between(self._before, now)
+        allowed = self.settings.resume == "changed"
+        refuse_changes(str(self.checkpoint), self.progress.step, self.changes, self._fixed, allowed=allowed)
+
+    def _change_folder(self, change: Callable[[], None]) -> None:
+        error = None
+        if self.processes.is_main:
+            try:
+                change()
+                (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            except OSError as failure:
+                error = f"output: {failure.filename} cannot be written: {failure.strerror}"
+        error = self.processes.gather(error)[0]
+        if error:
+            raise UserError(error)
+
+    def _present(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if (self.folder / name).exists()]
+
+    def _choose_checkpoint(self) -> Path | None:
+        resume, error = self.settings.resume, None
+        path = None
+        if resume is not False:
+            path = self.checkpoints.choose(lambda line: print(line, flush=True))
+        if self.processes.is_main:
+            present, results = self._present(RUN_FILES), self._present(_RESULTS)
+            if resume is False and present and not self.settings.overwrite:
+                error = (
+                    f"output: {self.folder} already holds a run ({', '.join(present)}); give --overwrite to delete it, "
+                    "another --output, or --resume auto to continue it"
+                )
+            elif resume in (True, "changed") and path is None:
+                error = (
+                    f"resume: no complete checkpoint is in {self.checkpoints.folder}; give --resume auto to start anew"
+                )
+            elif resume == "auto" and path is None and results:
+                error = (
+                    f"output: {self.folder} holds the results of a run ({', '.join(results)}) but no complete "
+                    "checkpoint to go on from; give another --output, or --resume false --overwrite to delete them"
+                )
+        error = self.processes.gather(error)[0]
+        if error:
+            raise UserError(error)
+        return path

@@ -1,0 +1,199 @@
+"""Settings are what was trained: a change is listed and refused, or recorded; what is finished is left as it is."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from soho_fast.engine.identity import changes_between, settings_identity
+from soho_fast.engine.settings import OptimSettings, TrainSettings
+from soho_fast.recipe import read_recipe
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of the last change and bytes of every file."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def events(folder: Path) -> list[tuple[int, str]]:
+    """What the log tells of."""
+    records = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [(record["step"], record["event"]) for record in records if record["kind"] == "event"]
+
+
+def error_of(text: str) -> str:
+    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    return line
+
+
+# What is asked of a finished run, and what the one line of the refusal says of it.
+CHANGES = [
+    (["--optim.lr", "3e-4"], "optim.lr: trained with 0.0012, now 0.0003"),
+    (["--data.masking.probability", "0.5"], "data.masking.probability: trained with 0.3, now 0.5"),
+    (["--model.config.mvm_weight", "0.125"], "model.config.mvm_weight: trained with 1, now 0.125"),
+    (["--max_steps", "2"], "max_steps: trained with 3, now 2"),
+    (["--epochs", "12"], "epochs: trained with 6, now 12"),
+    (["--schedule.decay", "cosine"], "schedule.decay: trained with linear, now cosine"),
+    (["--seed", "1"], "seed: trained with 0, now 1"),
+    (["--corpus.num_train", "48"], "corpus.num_train: trained with 40, now 48"),
+]
+
+
+def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
+    """The same command says so; another setting is refused, however it is given; an extended run goes on."""
+    command, run = ["--recipe", str(small_recipe)], tmp_path / "run"
+    code, text = again(*command)
+    assert code == 0, text
+    before, corpus = contents(run), contents(tmp_path / "corpus")
+    shutil.copytree(tmp_path / "corpus", tmp_path / "moved")
+    harmless = ["--log.every_steps", "2", "--batch.workers", "0", "--checkpoint.keep", "1"]
+    for options in ([], harmless, ["--data_roots.corpus", str(tmp_path / "moved")]):
+        code, text = again(*command, *options)
+        assert code == 0 and "nothing is left to do" in text and "ITM, balanced pairs" in text, text
+        assert "parameters" not in text, "the model was built"
+    for options, words in CHANGES:
+        code, text = again(*command, *options)
+        assert code == 2 and words in error_of(text), text
+        for way in ("Give the same values", "another --output", "--resume changed"):
+            assert way in error_of(text), text
+    code, text = again(*command, "--optim.lr", "3e-4", "--resume", "changed")
+    assert code == 2 and "no step is left" in error_of(text), text
+    size = ["--model.config.hidden_size", "64", "--max_steps", "4"]
+    code, text = again(*command, *size, "--resume", "changed")
+    assert code == 2 and "model.config.hidden_size: trained with 32, now 64" in error_of(text), text
+    assert "model.config.hidden_size cannot change within a run" in error_of(text), text
+    code, text = again("--recipe", "mini_nlvr2", "--output", str(run))
+    assert code == 2 and "this run has other settings: task: trained with pretraining, now nlvr2." in error_of(text)
+    assert contents(run) == before and contents(tmp_path / "corpus") == corpus
+
+    longer = [*command, "--max_steps", "5", "--optim.lr", "3e-4"]
+    code, text = again(*longer, "--resume", "changed")
+    assert code == 0 and "optim.lr: trained with 0.0012, now 0.0003" in text, text
+    code, text = again(*longer)
+    assert code == 0 and "nothing is left to do" in text, text
+    assert (3, "settings changed: max_steps 3 -> 5, optim.lr 0.0012 -> 0.0003") in events(run), events(run)
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    rates = {record["step"]: record["lr"]["rest"] for record in records if record["kind"] == "train"}
+    # The warm-up of 50 steps begins at a tenth.
+    assert rates[3] == pytest.approx(0.0012 * (0.1 + 0.9 * 2 / 50))
+    assert rates[4] == pytest.approx(0.0003 * (0.1 + 0.9 * 3 / 50)), "the checkpoint's rate went over the new one"
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert (recipe["optim"]["lr"], recipe["max_steps"], recipe["resume"]) == (0.0003, 5, "auto")
+    assert json.loads((run / "metrics.json").read_text())["step"] == 5
+
+    shutil.rmtree(run / "checkpoints")
+    before = contents(run)
+    code, text = again(*longer)
+    assert code == 2 and "holds the results of a run (model, metrics.json)" in error_of(text), text
+    assert contents(run) == before
+
+
+def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small_recipe, tmp_path):
+    command, run = ["--recipe", str(small_recipe), "--corpus.folder", ""], tmp_path / "run"
+    assert again("--recipe", str(small_recipe), "--evaluation.at_end", "false")[0] == 0
+    trained = contents(run)
+    assert json.loads(trained["metrics.json"][1])["measures"] is None
+    assert "nothing is left to do" in again(*command, "--evaluation.at_end", "false")[1]
+    assert contents(run) == trained
+    # As where it was killed before its end was measured and exported.
+    for name in ("metrics.json", "curves.png"):
+        (run / name).unlink()
+    shutil.rmtree(run / "model")
+    code, text = again(*command)
+    assert code == 0 and "ITM, balanced pairs" in text, text
+    measured = contents(run)
+    assert measured["model/model.safetensors"][1] == trained["model/model.safetensors"][1]
+    assert json.loads(measured["metrics.json"][1])["measures"]["num_images"] == 12 and "curves.png" in measured
+    kept = [name for name in trained if name.startswith("checkpoints/") or name == "recipe.yaml"]
+    assert len(kept) > 3 and all(measured[name] == trained[name] for name in kept), "nothing was trained"
+    assert "nothing is left to do" in again(*command)[1] and contents(run) == measured
+    # Killed after it was measured: it is measured again, and told once.
+    (run / "metrics.json").unlink()
+    assert again(*command)[0] == 0
+    lines = (run / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines].count("evaluation") == 1
+    measured = contents(run)
+
+    annotations = tmp_path / "corpus" / "dataset_coco.json"
+    content = json.loads(annotations.read_text())
+    next(image for image in content["images"] if image["split"] == "train")["sentences"][0]["raw"] = "something else"
+    annotations.write_text(json.dumps(content))
+    code, text = again(*command)
+    assert code == 2 and "training data: trained with 40 records, " in error_of(text), text
+    assert "held-out data" not in error_of(text) and contents(run) == measured
+
+
+def test_a_half_done_run_keeps_its_schedule(launch, request_for):
+    """Stopped in the middle; the schedule, and so every setting, must be the same, or the change is asked for."""
+    every = {"checkpoint": {"every_steps": 4}, "max_steps": 8}
+    linear = {"schedule": {"decay": "linear", "end_factor": 0.5}}
+    stopped = request_for("run", task={"kill_at": 6}, **every)
+    changed = request_for("run", **every, **linear, resume="changed")
+    run = Path(stopped["output"])
+    assert launch(stopped).code < 0
+    before = contents(run)
+    done = launch(
+        {**changed, "resume": "auto", "fails": True},
+        request_for("run", **every, **linear, resume="changed", batch={"global_batch_size": 4}, fails=True),
+    )
+    assert done.code == 0 and contents(run) == before, done.text
+    for words in (
+        "schedule.decay: trained with step, now linear; schedule.end_factor: trained with 0, now 0.5. Give the same",
+        "batch.global_batch_size cannot change within a run",
+    ):
+        assert words in done.text, done.text
+    # Killed before it was saved, it is asked again; then the change is the run's own.
+    killed = {**changed, "task": {"kill_at": 6}}
+    assert launch({**killed, "checkpoint": {"every_steps": 0}}).code < 0
+    done = launch({**changed, "resume": "auto", "fails": True}, changed, {**changed, "resume": "auto"})
+    assert done.code == 0, done.text
+    assert events(run) == [
+        (4, "resumed"),
+        (4, "settings changed: schedule.decay step -> linear, schedule.end_factor 0 -> 0.5"),
+        (8, "resumed"),
+    ]
+
+
+def test_a_new_field_is_compared_unless_it_is_named():
+    """Fields that are left out are listed; any other, of any part, is compared without being named anywhere."""
+
+    @dataclass
+    class Optim(OptimSettings):
+        brand_new: float = 1.0
+
+    @dataclass
+    class Settings(TrainSettings):
+        another: list[str] = dataclasses.field(default_factory=lambda: ["a"])
+        optim: Optim = dataclasses.field(default_factory=Optim)
+
+    then, now = Settings(), Settings(another=["b"], optim=Optim(brand_new=2.0))
+    lines = sorted(str(change) for change in changes_between(settings_identity(then), settings_identity(now)))
+    assert lines == ["another: trained with ['a'], now ['b']", "optim.brand_new: trained with 1, now 2"]
+
+
+@pytest.mark.parametrize("recipe", ["mini", "mini_vqa", "mini_retrieval", "mini_nlvr2", "mini_snli_ve", "paper"])
+def test_what_is_not_compared_is_this_and_no_more(recipe):
+    """Every field of a recipe but these: where files lie (their contents are compared), and how it is run."""
+    settings = read_recipe(["--recipe", recipe])[0]
+    task = settings.make_task(print)
+    everything = settings_identity(settings, compared_all=True)
+    left_out = set(everything) - set(settings_identity(settings, task.not_compared))
+    parts = {name.partition(".")[0] for name in left_out}
+    assert parts == {
+        "output", "resume", "overwrite", "checkpoint", "log", "evaluation", "batch", "engine", "data_roots", "corpus",
+        "data", "model",
+    }  # fmt: skip
+    read = ("data.sources.", "data.heldout.", "data.splits.")
+    assert {
+        name for name in left_out if name.startswith(("batch", "engine", "corpus", "data.", "model"))
+        and not name.startswith(read)
+    } <= {
+        "batch.workers", "batch.prefetch", "batch.broken_images", "engine.threads", "engine.activation_checkpointing",
+        "engine.emulate_precision", "corpus.folder", "data.tokenizer", "data.image_batch", "data.text_batch",
+        "data.pair_batch", "data.missing_images", "model.pretrained", "model.text_encoder", "model.backbone",
+    }  # fmt: skip
