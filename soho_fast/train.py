@@ -127,21 +127,20 @@ def _say_finished(task: Any, trainer: Any, folder: Path) -> None:
 
 
 def _twice(trainer: Any) -> str:
-    """Options that make the run twice as long, by what ended it."""
-    settings, progress = trainer.settings, trainer.progress
-    if progress.step < trainer.total_steps:
-        return f"--max_minutes {2 * settings.max_minutes:g}"
-    by_epochs = round(settings.epochs * trainer.plan.steps_per_epoch)
-    options = f"--epochs {2 * settings.epochs:g}"
-    if settings.max_steps and settings.max_steps < 2 * by_epochs:
-        options = f"--max_steps {2 * settings.max_steps}" + (
-            f" {options}" if 2 * settings.max_steps > by_epochs else ""
-        )
+    """Options that make the run twice as long, whatever ended it."""
+    settings, schedule = trainer.settings, trainer.settings.schedule
+    ended_by_time = trainer.progress.step < trainer.total_steps
+    steps = trainer.total_steps if ended_by_time else 2 * trainer.total_steps
+    options = []
+    if round(settings.epochs * trainer.plan.steps_per_epoch) < steps:
+        options.append(f"--epochs {2 * settings.epochs:g}")
+    if 0 < settings.max_steps < steps:
+        options.append(f"--max_steps {2 * settings.max_steps}")
     if settings.max_minutes:
-        options += f" --max_minutes {2 * settings.max_minutes:g}"
-    if settings.schedule.decay == "step" and settings.schedule.step_epochs:
-        options += f" --schedule.step_epochs '[{', '.join(f'{2 * at:g}' for at in settings.schedule.step_epochs)}]'"
-    return options
+        options.append(f"--max_minutes {2 * settings.max_minutes:g}")
+    if schedule.decay == "step" and not ended_by_time:
+        options.append(f"--schedule.step_epochs '[{', '.join(f'{2 * epoch:g}' for epoch in schedule.step_epochs)}]'")
+    return " ".join(options)
 
 
 def _report(task: Any, trainer: Any, measures: dict[str, float] | None, folder: Path) -> None:

@@ -131,7 +131,6 @@ def optimizer_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
     for group in model.parameter_groups(exclude_from_decay=not settings.decay_norm_and_bias):
         of_backbone = group["kind"] == "backbone"
         weight_decay = settings.backbone_weight_decay if of_backbone else settings.weight_decay
-        # Plain numbers, since a checkpoint holds them: a recipe's are of jsonargparse's types.
         groups.append(
             {
                 "params": group["params"],
