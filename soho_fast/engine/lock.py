@@ -49,7 +49,8 @@ def only_user(folder: Path, processes: Processes, say: Callable[[str], None]) ->
     finally:
         if file is not None:
             # Deleted while it is held: who opened it before finds that it is not the folder's any more.
-            (folder / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # A disk that has become read-only; the kernel's lock ends all the same.
+                (folder / LOCK).unlink()
             os.close(file)
             if made:
                 with contextlib.suppress(OSError):  # It holds something.
@@ -77,17 +78,16 @@ def _take(folder: Path, say: Callable[[str], None]) -> int:
                     "run writes here"
                 )
             if _is_at(file, path):
-                break
+                if os.fstat(file).st_size:
+                    say(f"{folder}: taken over from {_holder(file)}, which ended without leaving it")
+                since = datetime.now().astimezone().isoformat(" ", "seconds")
+                os.ftruncate(file, 0)
+                os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
+                return file
         except BaseException:
             os.close(file)
             raise
         os.close(file)
-    if os.fstat(file).st_size:
-        say(f"{folder}: taken over from {_holder(file)}, which ended without leaving it")
-    since = datetime.now().astimezone().isoformat(" ", "seconds")
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
-    return file
 
 
 def _is_at(file: int, path: Path) -> bool:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -119,6 +120,32 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file.* cannot be written"), only_user(tmp_path / "file" / "a", ALONE, print):
         pass
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_held(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "pwrite", full)
+        with (
+            pytest.raises(UserError, match=r"run cannot be written: No space left"),
+            only_user(tmp_path / "run", ALONE, print),
+        ):
+            pass
+    assert len(os.listdir("/proc/self/fd")) == before
+    with only_user(tmp_path / "run", ALONE, lambda line: pytest.fail(line)):
+        pass
+
+
+def test_a_disk_that_becomes_read_only_hides_no_error(tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(KeyError), only_user(tmp_path / "run", ALONE, print):
+        raise KeyError
 
 
 def test_two_runs_at_once_lose_no_line_of_the_log(small_recipe, start, losses):
