@@ -176,8 +176,9 @@ def evaluated_again(bench: Bench, number: int, folder: Path, change: Callable[[P
     if not parts:
         raise LostError("a killed evaluation kept nothing")
     change(parts[number % len(parts)])
-    run(arguments).expect(0, where="evaluated after a kill and damage")
-    same_folders(bench.folder / "evaluated", into)
+    done = run(arguments).expect(0, 2, where="evaluated after a kill and damage")
+    if done.code == 0:
+        same_folders(bench.folder / "evaluated", into)
 
 
 def picture(bench: Bench) -> Path:

@@ -5,7 +5,6 @@ import json
 import pickle
 import random
 import zipfile
-import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,22 +88,23 @@ def _in_checkpoints(bench: Bench, name: str, every: bool, folder: Path, marker: 
     run(bench.train("vqa", output)).expect(0, 2, where="resumed")
 
 
-def _fitted(value: Any, before: bytes, after: bytes) -> Any:
-    if isinstance(value, dict):
-        return {name: _fitted(item, before, after) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_fitted(item, before, after) for item in value]
-    sums = [len, zlib.crc32, *(partial(_hex, name) for name in ("sha256", "sha1", "md5", "blake2b", "blake2s"))]
-    return next((make(after) for make in sums if value == make(before)), value)
+def _fitted(manifest: dict[str, Any], before: bytes, after: bytes) -> dict[str, Any]:
+    """A manifest that says of the file after what it said of the one before, and agrees with itself."""
 
+    def fit(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: fit(item) for name, item in value.items()}
+        sums = (len, lambda data: hashlib.sha256(data).hexdigest())
+        return next((make(after) for make in sums if value == make(before)), value)
 
-def _hex(name: str, data: bytes) -> str:
-    return hashlib.new(name, data).hexdigest()
+    fitted = fit({name: value for name, value in manifest.items() if name != "sha256"})
+    return {**fitted, "sha256": hashlib.sha256(json.dumps(fitted, sort_keys=True).encode()).hexdigest()}
 
 
 def _in_a_model(bench: Bench, name: str, how: str, folder: Path, marker: Path) -> None:
     task, part = ("pretraining", "model") if how == "pretrained" else ("vqa", "best")
     source = without_checkpoints(bench.folder / task, folder / "source")
+    (source / part / "SHA256SUMS").unlink()
     if name in ("pytorch_model.bin", "model.safetensors"):
         (source / part / "model.safetensors").unlink()
     _plant(source / part / name, marker)
@@ -121,6 +121,7 @@ def _in_a_model(bench: Bench, name: str, how: str, folder: Path, marker: Path) -
 def _code_in_a_model(bench: Bench, name: str, folder: Path, marker: Path) -> None:
     """A file that names classes of a module beside it, as hubs do."""
     source = without_checkpoints(bench.folder / "vqa", folder / "source")
+    (source / "best" / "SHA256SUMS").unlink()
     path = source / "best" / name
     values = json.loads(path.read_text()) if path.exists() else {}
     classes = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor")
@@ -150,7 +151,12 @@ def _as_text_encoder(bench: Bench, folder: Path, marker: Path) -> None:
 
 
 def _in_a_part(bench: Bench, folder: Path, marker: Path) -> None:
-    evaluated_again(bench, 1, folder, lambda path: _plant(path, marker))
+    def plant(path: Path) -> None:
+        _plant(path, marker)
+        content = path.read_bytes()
+        path.write_bytes(hashlib.sha256(content).digest() + content)
+
+    evaluated_again(bench, 1, folder, plant)
 
 
 def _in_yaml(bench: Bench, folder: Path, marker: Path) -> None:
