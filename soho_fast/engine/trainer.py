@@ -392,7 +392,11 @@ class Trainer:
         advice = "lower optim.lr or optim.backbone_lr, or give schedule.warmup_steps more"
         return UserError(
             f"step {step}: {what}, so the run has diverged; {advice}. "
-            + (f"The newest checkpoint is {newest}, all of it finite" if newest else "There is no checkpoint")
+            + (
+                f"The newest checkpoint is {newest}, all of it finite; --resume changed goes on from it"
+                if newest
+                else "There is no checkpoint"
+            )
         )
 
     def _count_broken(self, broken: list[str], log: RunLog | None) -> None:

@@ -135,6 +135,7 @@ class StubTask:
             "selection": None,
             "told": False,
             "poison": None,
+            "config": {},
         }
         self.options = {**defaults, **options}
         self.selection = self.options["selection"]
@@ -202,14 +203,14 @@ class SohoTask(StubTask):
         from soho_fast.model import SohoConfig, SohoForPreTraining
 
         torch.manual_seed(0)
-        return SohoForPreTraining(
-            SohoConfig.from_preset(
-                "paper", backbone="resnet10", visual_pool=1, hidden_size=32, num_hidden_layers=1,
-                num_attention_heads=2, intermediate_size=64, vocab_size=50, max_position_embeddings=16, num_codes=16,
-                hidden_dropout_prob=self.options["dropout"], attention_probs_dropout_prob=self.options["dropout"],
-                dictionary_init="data", dictionary_batch_norm=True, revive_threshold=0.1,
-            )
-        )  # fmt: skip
+        config = {
+            "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50, "max_position_embeddings": 16,
+            "num_codes": 16, "hidden_dropout_prob": self.options["dropout"],
+            "attention_probs_dropout_prob": self.options["dropout"], "dictionary_init": "data",
+            "dictionary_batch_norm": True, "revive_threshold": 0.1,
+        }  # fmt: skip
+        return SohoForPreTraining(SohoConfig.from_preset("paper", **{**config, **self.options["config"]}))
 
     def speed_up(self, model: nn.Module, device: torch.device) -> None:
         from soho_fast.model.cpu import speed_up_on_cpu

@@ -78,6 +78,36 @@ def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
         assert losses(request) == before, request["output"]
 
 
+def test_micro_batches_and_processes_move_the_codebook_as_one_batch(launch, request_for):
+    """Ten steps of features that stand still: one update a step, from 1, 2 and 4 micro-batches on 1 and 2 processes.
+
+    The features of an image differ by float32 rounding with the number of images beside it: up to 2e-6 in a code.
+    """
+
+    still = {"dictionary_init": "random", "dictionary_batch_norm": False, "revive_patience": 2}
+
+    def make(parts: int, processes: int) -> dict:
+        return request_for(
+            f"{parts}x{processes}",
+            task=SOHO | {"pixels": 32, "config": still},
+            optim={"lr": 0.0, "backbone_lr": 0.0},
+            batch={"gradient_accumulation_steps": parts},
+            log={"every_steps": 10},
+            engine=STILL,
+        )
+
+    alone, both = [make(parts, 1) for parts in (1, 2, 4)], [make(parts, 2) for parts in (1, 4)]
+    for requests, processes in ((alone, 1), (both, 2)):
+        done = launch(*requests, processes=processes)
+        assert done.code == 0, done.text
+    expected, *others = [load_file(Path(run["output"]) / "model" / "model.safetensors") for run in (*alone, *both)]
+    assert (expected["soho.visual_dictionary.age"] < 10).any(), "no code was revived"
+    for other in others:
+        for name in ("codebook", "usage", "age", "step"):
+            mine, one = (state[f"soho.visual_dictionary.{name}"] for state in (other, expected))
+            torch.testing.assert_close(mine, one, rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
 def way_of_backbone(request: dict, held: torch.dtype) -> torch.Tensor:
     """End minus start of the backbone's parameters, in one row; where the model holds half, those of the optimiser."""
     output = Path(request["output"])

@@ -85,7 +85,7 @@ CASES = {
 
 
 def step(model, keywords):
-    """Forward and backward of a training step; the files that waited."""
+    """A training step but for its optimiser; the files that waited."""
     torch.manual_seed(0)
     inputs = {
         "pixel_values": torch.randn(NUM_IMAGES, 3, 96, 64),
@@ -95,7 +95,9 @@ def step(model, keywords):
         **keywords,
     }
     with Watch() as watch:
+        model.begin_step()
         model(**{name: tensor.to("meta") for name, tensor in inputs.items()}).loss.backward()
+        model.end_step(applied=True)
     return watch.waits
 
 
