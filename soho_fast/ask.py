@@ -83,6 +83,7 @@ def _run(arguments: list[str]) -> int:
         from soho_fast.pipeline import SohoPipeline
 
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # What could not be loaded is told by an error of ours, in a line.
     found = getattr(SohoPipeline.from_pretrained(folder), action)(**options)
     if as_json:
         print(json.dumps(found))

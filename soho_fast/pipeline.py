@@ -79,7 +79,9 @@ class SohoPipeline:
             if kind is None:
                 held = ", ".join(config.architectures or ()) or "a model of unknown kind"
                 raise ValueError(f"{found} holds {held}; expected {', '.join(model.__name__ for model in _MODELS)}")
-            model, info = kind.from_pretrained(found, dtype=torch.float32, output_loading_info=True, **options)
+            model, info = kind.from_pretrained(
+                found, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
         except OSError as error:
             raise FileNotFoundError(
                 f"no model could be loaded from {folder}; expected the folder of a run or of a model (config.json, "

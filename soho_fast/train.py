@@ -67,6 +67,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
         from soho_fast.engine.trainer import Trainer
     processes = start_processes(recipe.engine.threads)
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # What could not be loaded is told by an error of ours, in a line.
     say = print if processes.is_main else _silent
     held.enter_context(only_user(Path(recipe.output), processes, say))
     try:

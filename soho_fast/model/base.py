@@ -1,5 +1,6 @@
 """What every SOHO model shares: initial values, precision, who is trained how, and the switches an engine turns."""
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,6 +56,10 @@ class SohoPreTrainedModel(PreTrainedModel):
             hub_options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
             kwargs |= loading_options(name, **hub_options)[0]
             check_checksums(name)
+            is_folder = os.path.isdir(name) and not {"config", "subfolder"} & set(kwargs)
+            if is_folder and not os.path.isfile(os.path.join(name, "config.json")):
+                # Without it transformers takes the default sizes, and fills them at random.
+                raise FileNotFoundError(f"{name}: there is no config.json")
         try:
             return super().from_pretrained(name, *model_args, **kwargs)
         except SafetensorError as error:

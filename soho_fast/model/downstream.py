@@ -61,7 +61,7 @@ class SohoDownstreamModel(SohoModelWithHeads):
         """
         try:
             source, info = SohoForPreTraining.from_pretrained(
-                path_or_name, dtype=torch.float32, output_loading_info=True
+                path_or_name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
         except OSError as error:
             raise FileNotFoundError(

@@ -130,7 +130,9 @@ class BaseTask(ABC):
                 f"checkpoint: {folder} holds a {', '.join(config.architectures or ['model of unknown kind'])}; "
                 f"expected a {self.model_class.__name__}, trained by the task {self.name}"
             )
-        model, info = self.model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, info = self.model_class.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
         return model, sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
 
     @property

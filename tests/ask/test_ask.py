@@ -155,6 +155,9 @@ def test_a_model_that_cannot_be_used_gives_no_answer(save, images, tmp_path):
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="no model could be loaded from"):
         SohoPipeline.from_pretrained(folder)
+    (folder / "model/config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"there is no config\.json"):
+        SohoForQuestionAnswering.from_pretrained(folder / "model")
     shutil.rmtree(folder / "model")
     (folder / "recipe.yaml").write_text("task: vqa\n")
     with pytest.raises(FileNotFoundError, match="is a run without a model yet"):

@@ -71,7 +71,7 @@ SIZES = [
 # What a command says, where it is not to end well: it needs data that this machine does not have.
 REFUSED = {
     "--recipe paper": "/data/coco/dataset_coco.json",
-    "--recipe vqa": "/data/vqa/v2_OpenEnded_mscoco_train2014",
+    "--recipe vqa": "model.pretrained: runs/paper/model: there is no such file or folder",
     "benchmarks.render": "error: result: cannot read result.json",
 }
 

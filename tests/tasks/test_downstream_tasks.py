@@ -320,6 +320,7 @@ def test_a_model_of_another_task_is_refused(tmp_path, tokenizer_dir, pretrained)
             other.load_model(folder)
     weights = load_file(tmp_path / "model/model.safetensors")
     del weights["head.3.bias"]
+    (tmp_path / "model/SHA256SUMS").unlink()
     save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 tensors of SohoForVisualReasoning \(head\.3\.bias\)"):
         task.load_model(tmp_path / "model")
