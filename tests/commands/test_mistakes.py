@@ -63,7 +63,7 @@ MISTAKES = [
     ("train --schedule.decay lineaar", "got 'lineaar'; did you mean linear?"),
     ("train --engine.precision float16", "or bf16 or fp16, got 'float16'; did you mean float32?"),
     ("train --overwrite maybe", "overwrite: expected true or false, got 'maybe'"),
-    ("train --resume nope", "resume: expected true or false or auto, got 'nope'"),
+    ("train --resume nope", "resume: expected true or false or auto or changed, got 'nope'"),
     ("train --schedule.step_epochs 3", "schedule.step_epochs: expected a list, [A, B], got '3'"),
     ("train --data.masking.probabilty 0.2", "did you mean --data.masking.probability?"),
     ("train --recipe pretrained.yaml --model.config.hidden_sze 3", "no field hidden_sze; did you mean hidden_size?"),
