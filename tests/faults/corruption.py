@@ -96,8 +96,8 @@ def _resumed(bench: Bench, task: str, state: str, name: str, folder: Path, kind:
     )
     if done.code == 2:
         return
-    if state == task and name == "metrics.json":
-        return
+    if state == task and name in ("metrics.json", "log.jsonl"):
+        return  # of a finished run nothing is written again
     expected, found = dict(bench.digests[task]), digest(output)
     # What stays damaged: an older checkpoint that is no longer needed, a result that no longer is written.
     folder_of_it = name.rpartition("/")[0]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kills import same_folders
-from runs import Bench, LostError, newest_step, run, watch
+from runs import Bench, LostError, run, watch
 
 _ROOM = 400  # megabytes: more than a run needs
 _NEEDED = {"pretraining": 250, "vqa": 250, "evaluate": 1}
@@ -39,9 +39,6 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
             (disk / "filler").unlink(missing_ok=True)
             if is_mounted:
                 subprocess.run(["mount", "-o", f"remount,size={_ROOM}m", str(disk)], check=True)
-            newest = newest_step(output)
-            if done.code == 2 and newest and f"step-{newest:08d}" not in done.text and "intact" not in done.text:
-                raise LostError(f"the error does not say what is intact: {' '.join(done.errors)[:200]}")
             if what == "evaluate":
                 run(arguments).expect(0, where="with room again")
                 same_folders(bench.folder / "evaluated", output)
