@@ -18,7 +18,7 @@ CLASSES = {
         FaultClass("kills", "`kill -9` while training, saving, pruning, exporting, evaluating", kills.attempt, 4),
         FaultClass("disk", "full and read-only disks, at each size and moment", disk.attempt, 6),
         FaultClass("corruption", "each file of runs, models, corpora damaged in seven ways", corruption.attempt, 4),
-        FaultClass("pickles", "code planted wherever something is loaded", pickles.attempt, 1),
+        FaultClass("pickles", "code planted wherever something is loaded", pickles.attempt, 2),
         FaultClass("ranks", "one of two ranks killed, stopped or slow", ranks.attempt, 2),
         FaultClass("two_runs", "two commands at once on one folder", two_runs.attempt, 1),
         FaultClass("divergence", "NaN and infinity in weights, pixels, gradients, codebook", divergence.attempt, 1),

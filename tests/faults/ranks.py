@@ -35,17 +35,14 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
     elif which == 0:
         befores[0] = watch(output, strike)
     both = _start([*arguments, *stages], befores)
-    if way == "slow" or which == 0:
-        signalled = None
-    else:
+    if way != "slow" and which == 1:
         time.sleep(draw.uniform(0.2, 3))
         both[1].send(signal.SIGKILL if way == "killed" else signal.SIGSTOP)
-        signalled = both[1]
     if way == "stopped":
+        while not both[which].poll() and not _is_stopped(both[which].pid):
+            time.sleep(0.02)
         time.sleep(draw.uniform(1, 5))
-        for command in (both[which], signalled):
-            if command is not None:
-                command.send(signal.SIGCONT)
+        both[which].send(signal.SIGCONT)
     done = _end(both)
     if way in ("stopped", "slow"):
         for rank, finished in enumerate(done):
@@ -58,6 +55,10 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
     if lines:
         raise LostError(f"rank {which} {way}: another end than undisturbed: " + "; ".join(lines)[:300])
     return 1
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def _undisturbed(bench: Bench, stages: list[str]) -> dict[str, Any]:
