@@ -70,6 +70,7 @@ def test_a_typo_takes_less_time_than_torch():
 # Presses Ctrl-C when the command first imports this module, then runs it as `python -m` does.
 INTERRUPTED = """
 import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background job ignores it.
 last = sys.argv.pop()
 class Finder:
     def find_spec(self, name, path=None, target=None):
@@ -95,3 +96,10 @@ def test_ctrl_c_while_it_loads_is_one_line(command, module):
     assert done.returncode == 130, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert "stopped" in line
+
+
+@pytest.mark.parametrize("module", ["continuation", "launch", "trainer"])
+def test_deepspeed_is_imported_without_its_warning(module):
+    # It looks for an accelerator at its first import, by whichever module that is.
+    done = run("-c", f"import soho_fast.engine.{module}, deepspeed.accelerator as a; a.get_accelerator()")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
