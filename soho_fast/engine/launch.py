@@ -6,19 +6,14 @@ import os
 import socket
 import sys
 
+import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 
-# At import DeepSpeed looks for an accelerator and warns where it finds none; a CPU is no cause for a warning here.
-logging.disable(logging.WARNING)
-import deepspeed  # noqa: E402
-from deepspeed.accelerator import get_accelerator  # noqa: E402
-
-logging.disable(logging.NOTSET)
-
-from soho_fast.engine.errors import UserError, environment_rank  # noqa: E402
-from soho_fast.engine.processes import Processes  # noqa: E402
-from soho_fast.engine.settings import EngineSettings  # noqa: E402
+from soho_fast.engine.errors import UserError, environment_rank
+from soho_fast.engine.processes import Processes
+from soho_fast.engine.settings import EngineSettings
 
 # Of DeepSpeed's launcher, where none is given.
 _DEFAULT_PORT = "29500"
