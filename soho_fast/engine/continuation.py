@@ -43,7 +43,7 @@ class Continuation:
         self.settings, self.processes = settings, processes
         self.folder = Path(settings.output)
         self.precision = choose_precision(settings.engine)
-        self._fixed = task.fixed
+        self._fixed, self._measures = task.fixed, task.measures_by
         self._recipe = settings_identity(settings, task.not_compared) | {
             "engine.precision": self.precision,
             "engine.zero_stage": zero_stage(settings.engine, self.precision),
@@ -105,7 +105,8 @@ class Continuation:
         now = json.loads(json.dumps(self._recipe | dict(contents)))
         self.changes = changes_between(self._before, now)
         allowed = self.settings.resume == "changed"
-        refuse_changes(str(self.checkpoint), self.progress.step, self.changes, self._fixed, allowed=allowed)
+        what, step = str(self.checkpoint), self.progress.step
+        refuse_changes(what, step, self.changes, self._fixed, self._measures, allowed=allowed)
 
     def _change_folder(self, change: Callable[[], None]) -> None:
         error = None
@@ -125,6 +126,11 @@ class Continuation:
     def _choose_checkpoint(self) -> Path | None:
         resume, error = self.settings.resume, None
         path = None
+        if self.settings.overwrite and resume is not False:
+            raise UserError(
+                "overwrite: a run is deleted only where it is started anew; give --resume false too, or leave "
+                "--overwrite out to go on with it"
+            )
         if resume is not False:
             path = self.checkpoints.choose(lambda line: print(line, flush=True))
         if self.processes.is_main:

@@ -78,7 +78,9 @@ def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[C
     return [Change(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
 
 
-def refuse_changes(what: str, step: int, changes: list[Change], fixed: Iterable[str], *, allowed: bool) -> None:
+def refuse_changes(
+    what: str, step: int, changes: list[Change], fixed: Iterable[str], measures: Iterable[str] = (), *, allowed: bool
+) -> None:
     """Refuse to go on with other settings.
 
     Args:
@@ -86,6 +88,7 @@ def refuse_changes(what: str, step: int, changes: list[Change], fixed: Iterable[
         step: its step.
         changes: what differs.
         fixed: patterns of names that cannot change within a run, beside `FIXED`.
+        measures: patterns of names that tell how a model is measured, which can be done without training it.
         allowed: changes of other fields were asked for.
 
     Raises:
@@ -102,9 +105,11 @@ def refuse_changes(what: str, step: int, changes: list[Change], fixed: Iterable[
             "the same values or another --output"
         )
     if changes and not allowed:
+        only_measured = all(any(fnmatchcase(change.name, each) for each in measures) for change in changes)
+        instead = "; to measure its model by these, python -m soho_fast.evaluate --run FOLDER" if only_measured else ""
         raise UserError(
             f"{what}: this run has other settings: {listed}. Give the same values, another --output, or --resume "
-            f"changed to go on from step {step} with the new ones"
+            f"changed to go on from step {step} with the new ones{instead}"
         )
 
 

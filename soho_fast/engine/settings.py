@@ -162,8 +162,8 @@ class EvaluationSettings:
 
     Args:
         at_end: Evaluate when training is done.
-        every_epochs: Also evaluate in full every this many epochs; 0 never. A task that tells which model is best
-            then keeps the best one in `best/`, beside the last one in `model/`.
+        every_epochs: Also evaluate in full every this many epochs, after a checkpoint is saved; 0 never. A task that
+            tells which model is best then keeps the best one in `best/`, beside the last one in `model/`.
         quick_every_steps: Also take a quick evaluation every this many steps; 0 never.
     """
 

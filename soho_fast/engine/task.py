@@ -45,6 +45,9 @@ class Task(Protocol):
     fixed: Collection[str]
     """Patterns of names that cannot change within a run, because a checkpoint's tensors depend on them."""
 
+    measures_by: Collection[str]
+    """Patterns of names by which a model is measured, but not trained."""
+
     def training_data(self) -> Any:
         """`len(data)` images, `data.set_epoch(epoch)`, `data[index]`: one sample, the same on any rank and worker.
 

@@ -100,7 +100,8 @@ class Trainer:
         start.make_folder()
         self.engine = self._build_engine()
         if start.checkpoint is not None:
-            # The optimiser's values are the recipe's: its state brings those of the run that was saved.
+            # The optimiser's values are the recipe's: its state brings those of the run that was saved, and ZeRO's the
+            # largest gradient norm.
             groups = self.engine.basic_optimizer.param_groups
             values = [{name: value for name, value in group.items() if name != "params"} for group in groups]
             try:
@@ -114,6 +115,8 @@ class Trainer:
                 ) from error
             for group, value in zip(self.engine.basic_optimizer.param_groups, values, strict=True):
                 group.update(value)
+            if hasattr(self.engine.optimizer, "clip_grad"):
+                self.engine.optimizer.clip_grad = self.engine.gradient_clipping()
             self._say(f"resumed from {start.checkpoint} (step {self.progress.step} of {self.total_steps})")
             for change in start.changes:
                 self._say(f"changed: {change}")
@@ -240,7 +243,11 @@ class Trainer:
         seen_step, seen_time = progress.step, time.monotonic()
         elapsed, signal_number = self._share_of_time(progress.seconds), 0
         self._refuse_divergence(None)
-        if self._evaluation_is_due():
+        # What a run measured behind its last save may have been its best. Trained again, it finds that again; by other
+        # settings it does not.
+        measured = settings.evaluation.at_end or self._evaluation_steps
+        moved_on = self.task.selection and self.continuation.changes and progress.step > progress.evaluated_step
+        if self._evaluation_is_due() or (measured and moved_on):
             self._evaluate_in_full(log)
         self._enter_training(progress.step)
         while progress.step < self.total_steps and elapsed < 1:
@@ -283,16 +290,17 @@ class Trainer:
                 if log is not None:
                     log.record("evaluation", progress.step, {"measures": measures})
                 self._enter_training(progress.step)
-            # Asked to stop, a rank has half a minute; the evaluation is made up for when the run goes on.
-            if not signal_number and self._evaluation_is_due():
-                self._evaluate_in_full(log)
-                self._enter_training(progress.step)
-            if save_due:
+            # Saved before it is measured: a best model then never comes from a step that the checkpoints do not know.
+            if save_due or self._evaluation_is_due():
                 path = self._save()
                 last_save, saved_step = time.monotonic(), progress.step
+                # Asked to stop, a rank has half a minute; the evaluation is made up for when the run goes on.
                 if signal_number:
                     self._say(f"asked to stop: saved {path}; the same command continues from here")
                     return signal_number
+            if self._evaluation_is_due():
+                self._evaluate_in_full(log)
+                self._enter_training(progress.step)
         if saved_step != progress.step:
             self._save()
         return 0

@@ -38,7 +38,7 @@ from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.model.pretrained import check_finite
 from soho_fast.spelling import did_you_mean
 from soho_fast.tasks import TASKS
-from soho_fast.tasks.identity import FIXED, NOT_COMPARED, records_identity, weights_identity, words_identity
+from soho_fast.tasks.identity import FIXED, MEASURES_BY, NOT_COMPARED, records_identity, weights_identity, words_identity
 from soho_fast.tasks.settings import DownstreamModel
 
 
@@ -64,6 +64,8 @@ class BaseTask(ABC):
     """Patterns of recipe fields that do not change what is trained, or whose contents `identity` tells."""
     fixed: ClassVar[Collection[str]] = FIXED
     """Patterns of names that cannot change within a run."""
+    measures_by: ClassVar[Collection[str]] = MEASURES_BY
+    """Patterns of names by which a model is measured, but not trained."""
 
     def __init__(self, data: Any, seed: int = 0, model: Any = None, *, say: Callable[[str], None] = print) -> None:
         self.data, self.seed, self._say = data, seed, say

@@ -48,6 +48,12 @@ FIXED = (
     "data.tokenizer", "labels", "model.preset", "model.caption_word_head", *(f"model.config.{name}" for name in SIZES)
 )  # fmt: skip
 
+# A best model is chosen by what is measured, so these are compared; but `evaluate` takes them without training.
+MEASURES_BY = (
+    "held-out data", "data.heldout_images", "data.heldout_candidates", "data.quick_images", "data.validate",
+    "data.folds", "data.scoring", "data.max_loss", "data.choice_images", "data.training_k", "data.precision",
+)  # fmt: skip
+
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 

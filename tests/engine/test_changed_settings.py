@@ -5,10 +5,13 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from soho_fast import train
+from soho_fast.engine import report
 from soho_fast.engine.identity import changes_between, settings_identity
 from soho_fast.engine.settings import OptimSettings, TrainSettings
 from soho_fast.recipe import read_recipe
@@ -92,6 +95,13 @@ def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
     assert code == 2 and "holds the results of a run (model, metrics.json)" in error_of(text), text
     assert contents(run) == before
 
+    # As where it died between its first evaluation and its first checkpoint.
+    shutil.rmtree(run / "model")
+    (run / "metrics.json").unlink()
+    (run / "best").mkdir()
+    code, text = again(*longer)
+    assert code == 0 and json.loads((run / "metrics.json").read_text())["step"] == 5, text
+
 
 def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small_recipe, tmp_path):
     command, run = ["--recipe", str(small_recipe), "--corpus.folder", ""], tmp_path / "run"
@@ -126,6 +136,18 @@ def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small
     code, text = again(*command)
     assert code == 2 and "training data: trained with 40 records, " in error_of(text), text
     assert "held-out data" not in error_of(text) and contents(run) == measured
+
+
+def test_what_tells_that_a_run_is_finished_is_written_last(tmp_path, monkeypatch):
+    def die(*_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "draw_curves", die)
+    progress = SimpleNamespace(step=1, seconds=1.0, broken_images=0, best=None)
+    plan = SimpleNamespace(global_batch_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        train._report(None, SimpleNamespace(progress=progress, plan=plan, precision="float32"), {}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_half_done_run_keeps_its_schedule(launch, request_for):
