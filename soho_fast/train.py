@@ -148,6 +148,8 @@ def _report(task: Any, trainer: Any, measures: dict[str, float] | None, folder: 
     from soho_fast.engine.report import draw_curves, print_table, write_metrics
 
     progress = trainer.progress
+    draw_curves(folder / "log.jsonl", folder / "curves.png")
+    # Last, since it is what tells that nothing is left to do.
     write_metrics(
         folder / "metrics.json",
         {
@@ -160,7 +162,6 @@ def _report(task: Any, trainer: Any, measures: dict[str, float] | None, folder: 
             "best": {"step": progress.best_step, task.selection: progress.best} if progress.best is not None else None,
         },
     )
-    draw_curves(folder / "log.jsonl", folder / "curves.png")
     if measures:
         print_table(task.table(measures))
     print(f"{progress.step} steps in {progress.seconds / 60:.1f} minutes of training; in {folder}/:")

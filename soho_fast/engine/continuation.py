@@ -22,8 +22,9 @@ RUN_FILES = (
     "recipe.yaml",
 )  # fmt: skip
 
-# What a run leaves that took long to make; without a checkpoint it could only be trained over.
-_RESULTS = ("model", "best", "metrics.json")
+# What a run leaves at its end; without a checkpoint it could only be trained over. `best` is not of the end: a run may
+# die before its first checkpoint with one.
+_RESULTS = ("model", "metrics.json")
 
 
 class Continuation:

@@ -38,7 +38,14 @@ from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.model.pretrained import check_finite
 from soho_fast.spelling import did_you_mean
 from soho_fast.tasks import TASKS
-from soho_fast.tasks.identity import FIXED, MEASURES_BY, NOT_COMPARED, records_identity, weights_identity, words_identity
+from soho_fast.tasks.identity import (
+    FIXED,
+    MEASURES_BY,
+    NOT_COMPARED,
+    records_identity,
+    weights_identity,
+    words_identity,
+)
 from soho_fast.tasks.settings import DownstreamModel
 
 
