@@ -122,6 +122,7 @@ class StubTask:
     logged = ("word_loss", "absent_loss")
     not_compared = ()
     fixed = ("model.width",)
+    measures_by = ()
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         defaults = {

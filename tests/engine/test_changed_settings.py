@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
@@ -44,6 +45,7 @@ CHANGES = [
     (["--schedule.decay", "cosine"], "schedule.decay: trained with linear, now cosine"),
     (["--seed", "1"], "seed: trained with 0, now 1"),
     (["--corpus.num_train", "48"], "corpus.num_train: trained with 40, now 48"),
+    (["--data.heldout_images", "5"], "to measure its model by these, python -m soho_fast.evaluate --run FOLDER"),
 ]
 
 
@@ -64,6 +66,8 @@ def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
         assert code == 2 and words in error_of(text), text
         for way in ("Give the same values", "another --output", "--resume changed"):
             assert way in error_of(text), text
+    code, text = again(*command, "--overwrite")
+    assert code == 2 and "overwrite: a run is deleted only where it is started anew; give --resume false" in text, text
     code, text = again(*command, "--optim.lr", "3e-4", "--resume", "changed")
     assert code == 2 and "no step is left" in error_of(text), text
     size = ["--model.config.hidden_size", "64", "--max_steps", "4"]
@@ -179,6 +183,24 @@ def test_a_half_done_run_keeps_its_schedule(launch, request_for):
         (4, "settings changed: schedule.decay step -> linear, schedule.end_factor 0 -> 0.5"),
         (8, "resumed"),
     ]
+
+
+def test_every_stage_goes_on_with_the_new_values(launch, request_for, losses):
+    """DeepSpeed's state brings the optimiser's values along, ZeRO 1 and 2 the largest gradient norm too."""
+    values = {
+        "lr": 3e-3, "weight_decay": 0.5, "beta1": 0.5, "beta2": 0.7, "eps": 1e-3, "backbone_lr": 1.0,
+        "backbone_weight_decay": 0.1, "backbone_momentum": 0.0, "clip": 1e-2,
+    }  # fmt: skip
+
+    def make(stage: int, **changes) -> dict:
+        return request_for(f"zero{stage}", task={"dropout": 0.0}, engine={"zero_stage": stage}, **changes)
+
+    stages = range(4)
+    first = [make(stage, max_steps=4) for stage in stages]
+    done = launch(*first, *[make(stage, max_steps=8, optim=values, resume="changed") for stage in stages])
+    assert done.code == 0, done.text
+    for request in first[1:]:
+        np.testing.assert_allclose(losses(request), losses(first[0]), rtol=1e-5, err_msg=request["output"])
 
 
 def test_a_new_field_is_compared_unless_it_is_named():

@@ -79,6 +79,24 @@ def test_a_stop_where_an_evaluation_is_due_leaves_the_same_best_model(launch, re
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_what_best_holds_is_the_best_however_a_run_ends_and_goes_on(launch, request_for):
+    """Killed behind its first evaluation and before the first save; and finished with its best, then trained on."""
+    options = {"seed": 10, "evaluation": {"every_epochs": 0.4, "at_end": True}}
+    killed = request_for("killed", task={"selection": "random", "kill_at": 3}, max_steps=5, **options)
+    assert launch(killed).code == -signal.SIGKILL
+    run = request_for("killed", task={"selection": "random"}, max_steps=5, **options)
+    longer = request_for("killed", task={"selection": "random"}, max_steps=9, resume="changed", **options)
+    done = launch(run)
+    assert done.code == 0, done.text
+    of_step_5 = torch.load(Path(run["output"]) / "model" / "weights.pt")
+    done = launch(longer)
+    assert done.code == 0, done.text
+    value = {step: measures["random"] for step, measures in _evaluations(longer)}
+    assert list(value) == [2, 4, 5, 6, 8, 9] and value[5] > value[8] > max(value[2], value[4]), value
+    best = torch.load(Path(run["output"]) / "best" / "weights.pt")
+    assert all(torch.equal(best[name], of_step_5[name]) for name in best), "of step 8: 5 was measured behind the save"
+
+
 def _events(request: dict) -> list[tuple[int, str]]:
     lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
     return [(line["step"], line["event"]) for line in lines if line["kind"] == "event"]
