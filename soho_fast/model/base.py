@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -62,8 +63,9 @@ class SohoPreTrainedModel(PreTrainedModel):
                 raise FileNotFoundError(f"{name}: there is no config.json")
         try:
             return super().from_pretrained(name, *model_args, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(f"{name}: the file of its weights is damaged ({error}); copy it again") from error
+        except (SafetensorError, UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{name}: the file of its weights is damaged ({reason}); copy it again") from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

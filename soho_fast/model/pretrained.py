@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torchvision
@@ -90,9 +91,10 @@ def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], object]:
     try:
         options, failure = loading_options(path_or_name)
         source = AutoModel.from_pretrained(path_or_name, dtype=torch.float32, **options)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
+        reason = failure or str(error).partition("\n")[0]
         raise FileNotFoundError(
-            f"init_text_encoder_from: no BERT could be loaded from {path_or_name!r} ({failure or error}); expected a "
+            f"init_text_encoder_from: no BERT could be loaded from {path_or_name!r} ({reason}); expected a "
             "directory with config.json and model.safetensors, or a hub name this machine can reach"
         ) from error
     if source.config.model_type != "bert":

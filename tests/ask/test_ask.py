@@ -153,6 +153,10 @@ def test_a_model_that_cannot_be_used_gives_no_answer(save, images, tmp_path):
         with pytest.raises(ValueError, match="model: the file of its weights is damaged"):
             SohoPipeline.from_pretrained(folder)
     weights.unlink()
+    torch.save({"a value that runs code": print}, folder / "model/pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"model: the file of its weights is damaged"):
+        SohoPipeline.from_pretrained(folder)
+    (folder / "model/pytorch_model.bin").unlink()
     with pytest.raises(FileNotFoundError, match="no model could be loaded from"):
         SohoPipeline.from_pretrained(folder)
     (folder / "model/config.json").unlink()

@@ -63,6 +63,11 @@ def test_a_bert_of_another_size_is_refused(tiny_model, tmp_path, overrides, word
 def test_no_bert_there(tiny_model, tmp_path):
     with pytest.raises(FileNotFoundError, match="init_text_encoder_from: no BERT could be loaded"):
         tiny_model().init_text_encoder_from(str(tmp_path / "nothing"))
+    _, path = bert(tmp_path)
+    (tmp_path / "bert/model.safetensors").unlink()
+    torch.save({"a value that runs code": print}, tmp_path / "bert/pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="init_text_encoder_from: no BERT could be loaded"):
+        tiny_model().init_text_encoder_from(path)
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
     ViTModel(config).save_pretrained(tmp_path / "vit")
     with pytest.raises(ValueError, match="expected a BERT"):
