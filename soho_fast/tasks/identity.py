@@ -21,6 +21,7 @@ NOT_COMPARED = {
     "data.splits.*": "the records read from there are compared",
     "data.missing_images": "the records that are left are compared",
     "data.tokenizer": "its words are compared",
+    "data.quick_images": "how much is measured in mid-training, which chooses no best model",
     "data.image_batch": "how much is measured at a time",
     "data.text_batch": "how much is measured at a time",
     "data.pair_batch": "how much is measured at a time",
@@ -50,8 +51,8 @@ FIXED = (
 
 # A best model is chosen by what is measured, so these are compared; but `evaluate` takes them without training.
 MEASURES_BY = (
-    "held-out data", "data.heldout_images", "data.heldout_candidates", "data.quick_images", "data.validate",
-    "data.folds", "data.scoring", "data.max_loss", "data.choice_images", "data.training_k", "data.precision",
+    "held-out data", "data.heldout_images", "data.heldout_candidates", "data.validate", "data.folds",
+    "data.scoring", "data.max_loss", "data.choice_images", "data.precision",
 )  # fmt: skip
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")

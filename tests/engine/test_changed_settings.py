@@ -56,7 +56,7 @@ def test_a_finished_run_is_left_as_it_is(again, small_recipe, tmp_path):
     assert code == 0, text
     before, corpus = contents(run), contents(tmp_path / "corpus")
     shutil.copytree(tmp_path / "corpus", tmp_path / "moved")
-    harmless = ["--log.every_steps", "2", "--batch.workers", "0", "--checkpoint.keep", "1"]
+    harmless = ["--log.every_steps", "2", "--batch.workers", "0", "--checkpoint.keep", "1", "--data.quick_images", "4"]
     for options in ([], harmless, ["--data_roots.corpus", str(tmp_path / "moved")]):
         code, text = again(*command, *options)
         assert code == 0 and "nothing is left to do" in text and "ITM, balanced pairs" in text, text
@@ -239,5 +239,6 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
     } <= {
         "batch.workers", "batch.prefetch", "batch.broken_images", "engine.threads", "engine.activation_checkpointing",
         "engine.emulate_precision", "corpus.folder", "data.tokenizer", "data.image_batch", "data.text_batch",
-        "data.pair_batch", "data.missing_images", "model.pretrained", "model.text_encoder", "model.backbone",
+        "data.pair_batch", "data.quick_images", "data.missing_images", "model.pretrained",
+        "model.text_encoder", "model.backbone",
     }  # fmt: skip

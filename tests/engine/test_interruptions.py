@@ -208,10 +208,10 @@ def test_full_disk_on_a_small_file_system(launch, request_for, tmp_path):
 
 def test_checkpoint_of_another_size_names_what_differs(launch, request_for):
     small = request_for("run", max_steps=2)
-    other = request_for("run", max_steps=4, task={"width": 16}, seed=5)
+    other = request_for("run", max_steps=2, task={"width": 16})
     done = launch(small, other)
     assert done.code == 2, done.text
-    assert "model.width: trained with 8, now 16; seed: trained with 0, now 5" in done.text
+    assert "model.width: trained with 8, now 16. model.width cannot change within a run" in done.text
     assert "Traceback" not in done.text
     assert _checkpoints(small) == ["step-00000002"]
 
@@ -259,7 +259,7 @@ def test_a_run_that_diverged_stops_and_says_so(launch, request_for):
     run = request_for("run", optim={"lr": 1e30, "clip": 0}, checkpoint={"every_steps": 1}, schedule={"warmup_steps": 5})
     done = launch(run, processes=2)
     assert done.code == 2 and "Traceback" not in done.text, done.text
-    assert "the loss is nan" in done.text and "lower optim.lr" in done.text
+    assert "not finite: " in done.text and "lower optim.lr" in done.text
     finite = _checkpoints(run)[-1]
     assert f"The newest checkpoint is {run['output']}/checkpoints/{finite}" in done.text
     assert len(_checkpoints(run)) < 6, "nothing is saved of what is no model any more"
