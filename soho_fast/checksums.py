@@ -1,11 +1,21 @@
 """A folder of a model is what was written: SHA256SUMS beside its files, as `sha256sum -c SHA256SUMS` reads it."""
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
+# Of models of others there are no sums, and transformers takes for granted that each of these is a JSON object.
+_JSON_OBJECTS = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)\n")
 
 
@@ -16,16 +26,35 @@ def write_checksums(folder: Path) -> None:
 
 
 def check_checksums(folder: str | os.PathLike[str], *, weights: bool = True) -> None:
-    """Compare a folder with its SHA256SUMS. Where there is none (models of others, hub names), nothing is compared.
+    """Compare a folder with its SHA256SUMS, and see that its JSON files hold JSON objects.
+
+    Where there is no SHA256SUMS (models of others, hub names), nothing is compared.
 
     Args:
         folder: A folder, or anything else that a model is loaded from.
         weights: The files of the weights too; they take the longest.
 
     Raises:
-        ValueError: a file is missing or differs, or SHA256SUMS is damaged itself.
+        ValueError: a file is missing or differs, is not what it should be, or SHA256SUMS is damaged itself.
     """
     folder = Path(folder)
+    _check_sums(folder, weights)
+    for name in _JSON_OBJECTS:
+        if (folder / name).is_file():
+            _check_json_object(folder / name)
+
+
+def _check_json_object(path: Path) -> None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path} is damaged: not valid JSON ({reason}); copy it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object, got {content!r:.60}; copy it again")
+
+
+def _check_sums(folder: Path, weights: bool) -> None:
     try:
         text = (folder / SUMS).read_bytes().decode(errors="replace")
     except (FileNotFoundError, NotADirectoryError):

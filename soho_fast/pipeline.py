@@ -73,8 +73,8 @@ class SohoPipeline:
             raise FileNotFoundError(f"{folder} is a run without a model yet: best/ and model/ come at its end")
         try:
             options, _ = loading_options(found)  # The hub is asked once.
-            processor = SohoProcessor.from_pretrained(found, **options)
             config = SohoConfig.from_pretrained(found, **options)
+            processor = SohoProcessor.from_pretrained(found, **options)
             kind = next((model for model in _MODELS if model.__name__ in (config.architectures or ())), None)
             if kind is None:
                 held = ", ".join(config.architectures or ()) or "a model of unknown kind"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -194,6 +194,16 @@ class SohoImageProcessor(TorchvisionBackend):
     do_pad = True
     size_divisor = 32
     model_input_names: ClassVar = ["pixel_values", "pixel_mask"]
+
+    def __init__(self, **kwargs: Unpack[SohoImageProcessorKwargs]) -> None:
+        """Raises ValueError: edges that no image can have."""
+        super().__init__(**kwargs)
+        shorter, longer = self.size.shortest_edge, self.size.longest_edge
+        if not (shorter and longer and 0 < shorter <= longer and shorter * longer <= MAX_PIXELS):
+            raise ValueError(
+                f"size: expected 0 < shorter_edge <= longer_edge, and at most {MAX_PIXELS:,} pixels in all, got "
+                f"{shorter} and {longer}"
+            )
 
     def load(self, image: ImageRef) -> torch.Tensor:
         """Read, decode and resize one image to a uint8 tensor (3, height, width), not yet normalised or padded.

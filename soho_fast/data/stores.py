@@ -161,7 +161,8 @@ def check_name(name: str, stores: Sequence[ImageStore]) -> None:
     """
     folders = [store for store in stores if isinstance(store, FolderStore)]
     if ".." in name.split("/") or (name.startswith("/") and not any(folder.holds(name) for folder in folders)):
-        reason = "leads out of the folders of images; expected a path below one of them"
+        listed = ", ".join(map(str, stores))
+        reason = f"leads out of {listed}; expected a path below these, or one more folder in `images`"
     elif "\0" in name or not _is_unicode(name):
         reason = "holds a character that no file name can hold"
     elif len(name) > 4096:

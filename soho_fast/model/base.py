@@ -66,6 +66,9 @@ class SohoPreTrainedModel(PreTrainedModel):
         except (SafetensorError, UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{name}: the file of its weights is damaged ({reason}); copy it again") from error
+        except RuntimeError as error:  # More than any memory holds.
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{name}: no model can be made of its config.json and weights here ({reason})") from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
+from soho_fast.checksums import check_checksums
 from soho_fast.spelling import did_you_mean
 
 BACKBONES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
@@ -45,6 +47,19 @@ _PAPER = {
 
 PRESETS = {"paper": _PAPER}
 
+# The largest value of each size: what no model has is a mistake, and would be built until the memory is full.
+_LARGEST = {
+    "visual_pool": 1000,
+    "num_hidden_layers": 1000,
+    **dict.fromkeys(
+        (
+            "num_codes", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
+            "max_position_embeddings", "type_vocab_size", "contrastive_size",
+        ),
+        10_000_000,
+    ),
+}  # fmt: skip
+
 
 @contextmanager
 def _types_in_plain_words() -> Iterator[None]:
@@ -52,6 +67,8 @@ def _types_in_plain_words() -> Iterator[None]:
         yield
     except StrictDataclassFieldValidationError as error:
         raise ValueError(f"SohoConfig: {error.__cause__ or error}") from error
+    except (AttributeError, TypeError) as error:  # transformers takes the types of its own fields for granted
+        raise ValueError(f"SohoConfig: a field is of another type than expected ({error})") from error
 
 
 @strict
@@ -163,6 +180,7 @@ class SohoConfig(PreTrainedConfig):
         self._one_of("backbone", BACKBONES)
         self._one_of("ema_variant", ("paper", "vqvae"))
         self._one_of("dictionary_init", ("random", "data"))
+        self._one_of("hidden_act", tuple(ACT2FN))
         if not 0 <= self.backbone_frozen_stages <= 4:
             raise ValueError(f"backbone_frozen_stages: expected 0 to 4, got {self.backbone_frozen_stages}")
         for name in ("ema_decay", "usage_decay"):
@@ -170,12 +188,17 @@ class SohoConfig(PreTrainedConfig):
                 raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
         if self.usage_decay == 1.0:
             raise ValueError("usage_decay: expected a number below 1 (at 1 the usage would never be measured), got 1.0")
-        for name in (
-            "visual_pool", "num_codes", "hidden_size", "num_hidden_layers", "revive_interval", "revive_limit",
-            "contrastive_size",
-        ):  # fmt: skip
+        for name in ("revive_interval", "revive_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name, largest in _LARGEST.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name}: expected 1 to {largest:,}, got {getattr(self, name)}")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id: expected 0 to vocab_size - 1, got {self.pad_token_id}")
+        names = self.architectures
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"architectures: expected a list of names, got {names!r:.60}")
         if self.mvm_weight < 0:
             raise ValueError(f"mvm_weight: expected 0 or a positive number, got {self.mvm_weight}")
         for name in ("caption_word_weight", "contrastive_weight", "revive_threshold"):
@@ -200,8 +223,20 @@ class SohoConfig(PreTrainedConfig):
             )
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As transformers' own. Raises ValueError: it is damaged, of another model, or a value can't be used."""
+        check_checksums(pretrained_model_name_or_path, weights=False)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: config.json: {error}") from error
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers' own. Raises ValueError: a value that can't be used."""
+        """As transformers' own. Raises ValueError: it is that of another model, or a value can't be used."""
+        kind = config_dict.get("model_type")
+        if kind != cls.model_type:
+            raise ValueError(f"model_type: expected '{cls.model_type}', got {kind!r}")
         with _types_in_plain_words():
             return super().from_dict(config_dict, **kwargs)
 

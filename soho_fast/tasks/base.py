@@ -90,8 +90,6 @@ class BaseTask(ABC):
     def load_processor(self, tokenizer: Any) -> SohoProcessor:
         """The image processor of the settings, with a tokenizer."""
         size = {"shortest_edge": self.data.shorter_edge, "longest_edge": self.data.longer_edge}
-        if not 0 < self.data.shorter_edge <= self.data.longer_edge:
-            raise ValueError(f"data: expected 0 < shorter_edge <= longer_edge, got {size}")
         image_processor = SohoImageProcessor(size=size, size_divisor=self.data.pad_to_multiple)
         return SohoProcessor(image_processor, tokenizer)
 
@@ -117,8 +115,9 @@ class BaseTask(ABC):
         """
         try:
             options, _ = loading_options(folder)  # The hub is asked once.
+            config = SohoConfig.from_pretrained(folder, **options)
             processor = SohoProcessor.from_pretrained(folder, **options)
-            model, lost = self.load_weights(folder, SohoConfig.from_pretrained(folder, **options))
+            model, lost = self.load_weights(folder, config)
         except OSError as error:
             raise FileNotFoundError(
                 f"checkpoint: no model could be loaded from {folder}; expected a folder with config.json, "

@@ -170,6 +170,48 @@ def test_a_model_that_cannot_be_used_gives_no_answer(save, images, tmp_path):
         SohoPipeline.from_pretrained(tmp_path / "runn")
 
 
+# A file of a model, fields that it is given (or all that it holds), and what is said of it.
+DAMAGE = [
+    ("config.json", b"[1]", "config.json is damaged: expected a JSON object, got [1]"),
+    ("config.json", b"[" * 100_000, "config.json is damaged: not valid JSON (nested too deeply)"),
+    ("config.json", b'{"a":', "config.json is damaged: not valid JSON"),
+    ("tokenizer.json", b"[]", "tokenizer.json is damaged: expected a JSON object, got []"),
+    ("tokenizer_config.json", b"3", "tokenizer_config.json is damaged: expected a JSON object, got 3"),
+    ("processor_config.json", b"3", "processor_config.json is damaged: expected a JSON object, got 3"),
+    ("config.json", {"model_type": "bert"}, "config.json: model_type: expected 'soho', got 'bert'"),
+    ("config.json", {"model_type": None}, "config.json: model_type: expected 'soho', got None"),
+    ("config.json", {"hidden_size": 10**12}, "hidden_size: expected 1 to 10,000,000, got 1000000000000"),
+    ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers: expected 1 to 1,000, got 1000000000"),
+    ("config.json", {"num_attention_heads": 0}, "num_attention_heads: expected 1 to 10,000,000, got 0"),
+    ("config.json", {"vocab_size": -1}, "vocab_size: expected 1 to 10,000,000, got -1"),
+    ("config.json", {"num_codes": 10**7, "hidden_size": 9_999_992}, "no model can be made of its config.json"),
+    ("config.json", {"pad_token_id": 99}, "pad_token_id: expected 0 to vocab_size - 1, got 99"),
+    ("config.json", {"hidden_act": "gellu"}, "; did you mean gelu?"),
+    ("config.json", {"architectures": 3}, "architectures: expected a list of names, got 3"),
+    ("config.json", {"id2label": ["yes"]}, "config.json: SohoConfig: a field is of another type than expected"),
+    ("config.json", {"dtype": "nope"}, "config.json: SohoConfig: a field is of another type than expected"),
+    ("processor_config.json", {"size": {"shortest_edge": 0, "longest_edge": 0}}, "size: expected 0 < shorter_edge"),
+    ("processor_config.json", {"size": {"shortest_edge": 10**9, "longest_edge": 10**9}}, "size: expected 0 < shorter"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "words"), DAMAGE)
+def test_a_damaged_file_of_a_model_is_one_line(save, images, capsys, name, damage, words):
+    _, run = save(SohoForPreTraining)
+    path = run / "model" / name
+    (path.parent / "SHA256SUMS").unlink(missing_ok=True)  # as of a model of others
+    if isinstance(damage, dict):
+        content = json.loads(path.read_text())
+        content.get("image_processor", content).update(damage)
+        damage = json.dumps(content).encode()
+    path.write_bytes(damage)
+    capsys.readouterr()
+    assert main(["rank", str(run), str(images[0]), "a dog"]) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert words in line and said.out == ""
+
+
 def test_command_line(save, images, capsys):
     _, folder = save(SohoForImageTextRetrieval)
     assert main(["rank", str(folder), str(images[0]), "a red", "blue"]) == 0

@@ -36,7 +36,7 @@ def test_paper_preset_has_the_papers_values():
         ({"ema_decay": 1.5}, "ema_decay: expected a number in"),
         ({"hidden_size": 30, "num_attention_heads": 2}, "hidden_size: the 2-D sine position"),
         ({"hidden_size": 32, "num_attention_heads": 3}, "hidden_size: expected a multiple of num_attention_heads"),
-        ({"num_codes": 0}, "num_codes: expected at least 1"),
+        ({"num_codes": 0}, "num_codes: expected 1 to 10,000,000"),
         ({"num_codes": "many"}, "Field 'num_codes' expected int, got str"),
         ({"backbone_frozen_stages": 5}, "backbone_frozen_stages: expected 0 to 4"),
         ({"usage_decay": 1.0}, "usage_decay"),
