@@ -14,6 +14,8 @@ with from_extra("train"):
 
 # A recipe of the package has some hundred values; aliases of aliases can stand for more than any memory holds.
 _MOST_VALUES = 100_000
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = tuple(_TAG + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -47,6 +49,9 @@ def _count(node: yaml.Node, path: Path, counts: dict[int, int]) -> int:
     line = node.start_mark.line + 1
     if counts.get(id(node)) == 0:
         raise UserError(f"recipe {path}, line {line}: what & names holds itself by *; write it out")
+    if node.tag not in _PLAIN:
+        came = f"a {node.tag.removeprefix(_TAG)} ({_shown(node):.60})"
+        raise UserError(f"recipe {path}, line {line}: expected a text, number, list or section, got {came}")
     if id(node) not in counts:
         counts[id(node)] = 0
         total, seen = 1, set()
@@ -56,7 +61,7 @@ def _count(node: yaml.Node, path: Path, counts: dict[int, int]) -> int:
                 continue
             key, value = part
             here = key.start_mark.line + 1
-            if key.tag != "tag:yaml.org,2002:str" and key.tag != "tag:yaml.org,2002:merge":
+            if key.tag != f"{_TAG}str" and key.tag != f"{_TAG}merge":
                 raise UserError(f"recipe {path}, line {here}: expected a name before the colon, got {_shown(key)}")
             if key.value in seen:
                 raise UserError(f"recipe {path}, line {here}: {key.value} comes twice; keep one of them")
