@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -159,7 +160,20 @@ def read_recipe(arguments: Sequence[str], default: str = "mini", flags: Sequence
             similar = did_you_mean(root, content.get("data_roots", {}))
             raise UserError(f"data_roots.{root}: nothing in recipe {path} names {{{root}}}{similar}")
     names = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{key: value for key, value in vars(parsed).items() if key in names}), path.stem
+    recipe = kind(**{key: value for key, value in vars(parsed).items() if key in names})
+    _check_finite(dataclasses.asdict(recipe))
+    return recipe, path.stem
+
+
+def _check_finite(value: Any, place: str = "") -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{place}: expected a finite number, got {value}")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_finite(item, f"{place}.{name}" if place else name)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_finite(item, f"{place}[{number}]")
 
 
 def _task_of(content: dict[str, Any], path: Path) -> str:
