@@ -37,7 +37,7 @@ def main() -> int:
         parser.error(f"--only: expected some of {', '.join(CLASSES)}, got {', '.join(unknown)}")
 
     from campaign import Campaign, table
-    from runs import Bench, import_everything
+    from tiny_runs import Bench, import_everything
 
     folder = Path(tempfile.mkdtemp(prefix="faults-", dir=options.folder))
     os.environ["FAULTS_FOLDER"] = str(folder)

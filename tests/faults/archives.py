@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from runs import Bench, LostError
+from tiny_runs import Bench, LostError
 
 _TIMES = 20
 _MOST_MEGABYTES = 1500

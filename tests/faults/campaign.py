@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runs import Bench, LostError
+from tiny_runs import Bench, LostError
 
 Attempt = Callable[[Bench, int, Path], int]
 _HANGS = 400  # seconds after which a fault counts as lost

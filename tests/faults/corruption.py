@@ -16,7 +16,7 @@ from pathlib import Path
 
 from damage import KINDS, damage
 from kills import same_folders
-from runs import Bench, LostError, differing, digest, run, watch
+from tiny_runs import Bench, LostError, differing, digest, run, watch
 
 # Text without a checksum: a flipped bit may leave it well-formed.
 _TEXT = (".json", ".jsonl", ".yaml", ".txt")

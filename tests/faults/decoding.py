@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from images import hostile_images, sound_images
-from runs import Bench, LostError
+from tiny_runs import Bench, LostError
 
 BATCH = 4000
 _SECONDS = 20

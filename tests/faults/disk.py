@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kills import same_folders
-from runs import Bench, LostError, run, watch
+from tiny_runs import Bench, LostError, run, watch
 
 _ROOM = 400  # megabytes: more than a run needs
 _NEEDED = {"pretraining": 250, "vqa": 250, "evaluate": 1}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runs import STEPS, Bench, LostError, newest_step, run
+from tiny_runs import STEPS, Bench, LostError, newest_step, run
 
 _PLACES = ("weight", "pixels", "gradient", "codebook")
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from runs import Bench, LostError, run, start, watch
+from tiny_runs import Bench, LostError, run, start, watch
 
 
 def attempt(bench: Bench, seed: int, folder: Path) -> int:

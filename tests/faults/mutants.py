@@ -21,7 +21,7 @@ import decoding
 import pickles
 from campaign import Campaign
 from classes import CLASSES
-from runs import STEPS, Bench, import_everything
+from tiny_runs import STEPS, Bench, import_everything
 
 
 @dataclass

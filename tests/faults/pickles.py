@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from corruption import evaluated_again, picture, without_checkpoints
-from runs import STEPS, Bench, LostError, run
+from tiny_runs import STEPS, Bench, LostError, run
 
 
 class _Payload:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runs import Bench, Command, Finished, LostError, differing, digest, start, watch
+from tiny_runs import Bench, Command, Finished, LostError, differing, digest, start, watch
 
 _PATIENCE = 90  # seconds in which what is left of a run has to end
 

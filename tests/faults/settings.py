@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 from corruption import picture
-from runs import Bench, LostError, limit_memory, run
+from tiny_runs import Bench, LostError, limit_memory, run
 
 _VALUES = (
     None, True, False, 0, 1, -1, 3, 1.5, -0.0, 1e-300, 1e308, float("nan"), float("inf"), "", " ", "auto", "x" * 300,

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from kills import same_folders
-from runs import Bench, LostError, run, start
+from tiny_runs import Bench, LostError, run, start
 
 
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
