@@ -40,6 +40,8 @@ class Kept:
     def __init__(self, folder: Path, identity: Mapping[str, Any], processes: Processes) -> None:
         self.folder = folder
         wanted = json.loads(json.dumps(dict(identity)))
+        # What a part is of, beside its number: one that came here from elsewhere is as good as damaged.
+        self._seal = json.dumps(wanted, sort_keys=True)
         if processes.rank == 0:
             try:
                 found = json.loads((folder / "identity.json").read_text())
@@ -54,11 +56,11 @@ class Kept:
     def numbers(self) -> set[int]:
         """The parts that are here, each as it was written; damaged ones are left to be computed again."""
         names = [re.fullmatch(r"part-(\d{6,})\.pt", path.name) for path in self.folder.glob("part-*")]
-        return {int(name[1]) for name in names if name and _undamaged(self._path(int(name[1]))) is not None}
+        return {int(name[1]) for name in names if name and self._undamaged(int(name[1])) is not None}
 
     def load(self, number: int) -> Any:
         """The result of a part. Raises ValueError: it is damaged."""
-        content = _undamaged(self._path(number))
+        content = self._undamaged(number)
         try:
             if content is not None:
                 return torch.load(io.BytesIO(content), weights_only=True)
@@ -71,7 +73,7 @@ class Kept:
         # In memory first: torch's own writer reports a full disk as an error of another kind.
         content = io.BytesIO()
         torch.save(result, content)
-        digest = hashlib.sha256(content.getbuffer()).digest()
+        digest = self._digest(number, content.getbuffer())
         _write(self._path(number), lambda path: path.write_bytes(digest + content.getbuffer()))
 
     def delete(self) -> None:
@@ -80,6 +82,20 @@ class Kept:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.pt"
+
+    def _digest(self, number: int, content: bytes | memoryview) -> bytes:
+        digest = hashlib.sha256(f"{self._seal}\0{number}\0".encode())
+        digest.update(content)
+        return digest.digest()
+
+    def _undamaged(self, number: int) -> bytes | None:
+        """What follows the SHA-256 that a part's file begins with, where it has that."""
+        try:
+            content = self._path(number).read_bytes()
+        except OSError:
+            return None
+        digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        return content if self._digest(number, content) == digest else None
 
 
 def compute_parts(
@@ -112,16 +128,6 @@ def compute_parts(
     results = {number: result for part in processes.gather(computed) for number, result in part.items()}
     results |= {number: kept.load(number) for number in here if number < num_parts}
     return [results[number] for number in range(num_parts)]
-
-
-def _undamaged(path: Path) -> bytes | None:
-    """What follows the SHA-256 that a file begins with, where it has that."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    return content if hashlib.sha256(content).digest() == digest else None
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

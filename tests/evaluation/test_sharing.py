@@ -1,8 +1,8 @@
 """Results of parts kept on disk: what was damaged or planted is not taken."""
 
-import hashlib
 import io
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,11 +59,24 @@ def test_foreign_files_are_no_parts(kept):
     assert _compute(kept) == ([0.0, 5.0, 10.0], [])
 
 
+def test_a_part_of_another_number_or_evaluation_is_computed_again(kept, tmp_path):
+    parts = [kept.folder / f"part-00000{number}.pt" for number in range(3)]
+    content = [path.read_bytes() for path in parts]
+    for path, other in zip(parts[:2], content[1::-1], strict=True):
+        path.write_bytes(other)
+    assert _compute(kept) == ([0.0, 5.0, 10.0], [0, 1])
+    other = Kept(tmp_path / "other", {"weights": "b"}, Processes())
+    _compute(other)
+    shutil.copy(other.folder / parts[2].name, parts[2])
+    assert _compute(kept) == ([0.0, 5.0, 10.0], [2])
+    assert [path.read_bytes() for path in parts] == content
+
+
 @pytest.mark.parametrize("digest", [True, False])
 def test_a_planted_pickle_is_not_executed(kept, tmp_path, digest):
     content = io.BytesIO()
     torch.save(Planted(tmp_path / "executed"), content)
-    head = hashlib.sha256(content.getvalue()).digest() if digest else b""
+    head = kept._digest(1, content.getvalue()) if digest else b""
     (kept.folder / "part-000001.pt").write_bytes(head + content.getvalue())
     if digest:
         with pytest.raises(ValueError, match=r"part-000001.pt: not the result of an evaluation; delete it") as refused:

@@ -153,8 +153,9 @@ def _as_text_encoder(bench: Bench, folder: Path, marker: Path) -> None:
 def _in_a_part(bench: Bench, folder: Path, marker: Path) -> None:
     def plant(path: Path) -> None:
         _plant(path, marker)
-        content = path.read_bytes()
-        path.write_bytes(hashlib.sha256(content).digest() + content)
+        content, identity = path.read_bytes(), json.loads((path.parent / "identity.json").read_text())
+        sealed = f"{json.dumps(identity, sort_keys=True)}\0{int(path.stem[5:])}\0".encode() + content
+        path.write_bytes(hashlib.sha256(sealed).digest() + content)
 
     evaluated_again(bench, 1, folder, plant)
 

@@ -25,6 +25,8 @@ _SECONDS = 25
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
     """Some mistakes in a recipe, or in the arguments of train, evaluate or ask."""
     draw = random.Random(seed)
+    # A changed argument may name another output, or ask for another corpus.
+    bench = bench.private(folder / "bench")
     os.chdir(folder)
     way = ("recipe", "text", "arguments", "evaluate", "ask")[seed % 5]
     task = draw.choice(sorted(bench.recipes))

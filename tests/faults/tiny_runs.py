@@ -272,6 +272,17 @@ class Bench:
         assert killed.code == -signal.SIGKILL, killed.text
         assert newest_step(folder) == STEPS - 2, sorted((folder / "checkpoints").iterdir())
 
+    def private(self, folder: Path) -> "Bench":
+        """A copy of the corpus, the recipes and the run of question answering, for faults that may write anywhere."""
+        own = Bench(folder)
+        shutil.copytree(self.corpus, own.corpus)
+        shutil.copytree(self.folder / "vqa", folder / "vqa")
+        own.recipes = {task: folder / path.name for task, path in self.recipes.items()}
+        for name in (*(path.name for path in self.recipes.values()), "vqa/recipe.yaml"):
+            text = (self.folder / name).read_text()
+            (folder / name).write_text(text.replace(str(self.corpus), str(own.corpus)))
+        return own
+
     def train(self, task: str, output: Path, *more: str) -> list[str]:
         """The command that trains."""
         return ["train", "--recipe", str(self.recipes[task]), "--output", str(output), *more]
