@@ -16,6 +16,7 @@ from soho_fast.extras import from_extra
 with from_extra("train"):
     import deepspeed
     import numpy as np
+    from safetensors import SafetensorError
 
     from soho_fast.engine.batches import Batches, plan_batches, split_batch
     from soho_fast.engine.checkpoint import Progress, rng_state, set_rng_state
@@ -216,8 +217,9 @@ class Trainer:
                 self.task.export(self.engine.module, state, partial)
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
-            except OSError as error:
-                raise UserError(f"{partial}: the model could not be written: {error.strerror or error}") from error
+            except (OSError, SafetensorError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise UserError(f"{partial}: the model could not be written: {reason}") from error
         self.processes.wait()
 
     def _whole_state(self) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """What every SOHO model shares: initial values, precision, who is trained how, and the switches an engine turns."""
 
-import os
 from collections.abc import Iterator
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -48,7 +47,7 @@ class SohoPreTrainedModel(PreTrainedModel):
         """As transformers' own; a folder that is not there, or a hub out of reach, is told at once.
 
         Raises:
-            FileNotFoundError: it looks like a path, and is not there.
+            FileNotFoundError: it looks like a path and is not there, or is a folder without config.json.
             ValueError: the folder is not as it was written, the file of its weights is damaged, or they are of other
                 sizes.
         """
@@ -57,10 +56,6 @@ class SohoPreTrainedModel(PreTrainedModel):
             hub_options = {option: kwargs[option] for option in HUB_OPTIONS if option in kwargs}
             kwargs |= loading_options(name, **hub_options)[0]
             check_checksums(name)
-            is_folder = os.path.isdir(name) and not {"config", "subfolder"} & set(kwargs)
-            if is_folder and not os.path.isfile(os.path.join(name, "config.json")):
-                # Without it transformers takes the default sizes, and fills them at random.
-                raise FileNotFoundError(f"{name}: there is no config.json")
         try:
             return super().from_pretrained(name, *model_args, **kwargs)
         except (SafetensorError, UnpicklingError) as error:

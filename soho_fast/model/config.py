@@ -6,6 +6,7 @@ Learning" (CVPR 2021), called "the paper" in this package. Values the paper does
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -230,6 +231,17 @@ class SohoConfig(PreTrainedConfig):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except ValueError as error:
             raise ValueError(f"{pretrained_model_name_or_path}: config.json: {error}") from error
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As transformers' own. Raises FileNotFoundError: a folder without config.json, which transformers takes for an
+        empty one."""
+        folder = Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or "")
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder}: there is no config.json")
+        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

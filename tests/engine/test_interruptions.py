@@ -7,12 +7,17 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from soho_fast import train
 from soho_fast.engine import stop as stopping
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.processes import Processes
+from soho_fast.engine.trainer import Trainer
 
 SCRIPT = Path(train.__file__)
 
@@ -263,3 +268,15 @@ def test_a_run_that_diverged_stops_and_says_so(launch, request_for):
     finite = _checkpoints(run)[-1]
     assert f"The newest checkpoint is {run['output']}/checkpoints/{finite}" in done.text
     assert len(_checkpoints(run)) < 6, "nothing is saved of what is no model any more"
+
+
+def test_a_model_that_a_full_disk_refuses_is_one_line(tmp_path, monkeypatch):
+    def export(module, state, folder: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    trainer = object.__new__(Trainer)
+    trainer.processes, trainer.folder = Processes(), tmp_path
+    trainer.task, trainer.engine = SimpleNamespace(export=export), SimpleNamespace(module=None)
+    monkeypatch.setattr(trainer, "_whole_state", dict)
+    with pytest.raises(UserError, match=r"model\.partial: the model could not be written: .* No space left on device"):
+        trainer.export("model")
