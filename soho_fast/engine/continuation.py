@@ -19,7 +19,7 @@ from soho_fast.engine.task import Task
 
 RUN_FILES = (
     "checkpoints", "tensorboard", "model", "best", "evaluation", "log.jsonl", "metrics.json", "curves.png",
-    "recipe.yaml",
+    "recipe.yaml", "trackers.json",
 )  # fmt: skip
 
 # What a run leaves at its end; without a checkpoint it could only be trained over. `best` is not of the end: a run may

@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind while it trains: progress, log.jsonl, TensorBoard. Rank 0 only."""
+"""What a run shows and leaves behind while it trains: progress, log.jsonl, TensorBoard, trackers. Rank 0 only."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from soho_fast.engine.checkpoint import write_atomically
 from soho_fast.engine.settings import LogSettings
+from soho_fast.engine.trackers import Trackers
 
 PHASES = ("wait", "copy", "forward", "backward", "optimizer")
 
@@ -56,9 +57,17 @@ class RunLog:
         settings: the recipe's log part.
         first_step: steps already done; later records of an earlier, cut-off run are dropped.
         total_steps: steps of the whole run.
+        trackers: get every record too.
     """
 
-    def __init__(self, folder: Path, settings: LogSettings, first_step: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: LogSettings,
+        first_step: int,
+        total_steps: int,
+        trackers: Trackers | None = None,
+    ) -> None:
         self.settings = settings
         self.path = folder / "log.jsonl"
         # An event is told before the step that follows it, and will be told again.
@@ -69,7 +78,7 @@ class RunLog:
         # A run that was killed between its last evaluation and its end measures again, and finds the same.
         self._told = {json.dumps(record) for record in kept if record["kind"] == "evaluation"}
         self._file = self.path.open("a")
-        self._board = None
+        self._trackers, self._board = trackers, None
         if settings.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -85,14 +94,17 @@ class RunLog:
             self.record("event", first_step, {"event": "resumed"})
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Append one record to log.jsonl and its numbers to TensorBoard."""
+        """Append one record to log.jsonl; its numbers go to TensorBoard, these and texts to trackers."""
         line = json.dumps({"kind": kind, "step": step, **values})
         if line not in self._told:
             self._file.write(line + "\n")
             self._file.flush()
+        numbers = {f"{kind}/{name}": value for name, value in _flat(values)}
         if self._board is not None:
-            for name, value in _flat(values):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        if self._trackers is not None:
+            self._trackers.log(step, numbers | ({"event": values["event"]} if kind == "event" else {}))
 
     def show(self, step: int, losses: Mapping[str, float], images_per_second: float, seconds_left: float) -> None:
         """Bring the bar, or now and then a line, up to date."""
@@ -121,6 +133,8 @@ class RunLog:
             self._board.close()
         if self._bar is not None:
             self._bar.close()
+        if self._trackers is not None:
+            self._trackers.finish()
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -144,6 +144,8 @@ class LogSettings:
     Args:
         every_steps: Steps between records in log.jsonl and TensorBoard.
         tensorboard: Write TensorBoard files.
+        trackers: Modules of wandb's shape (wandb, trackio) that get the records too, by their importable names.
+        project: Name of the project in these trackers.
         bar: Show a progress bar on a terminal; off prints lines.
         line_seconds: Seconds between lines where there is no bar.
         profile: Wait for the device after each phase, so that the phase times are true on a GPU (slower).
@@ -151,6 +153,8 @@ class LogSettings:
 
     every_steps: PositiveInt = 10
     tensorboard: bool = True
+    trackers: list[str] = field(default_factory=list)
+    project: str = "soho_fast"
     bar: bool = True
     line_seconds: NonNegativeFloat = 15.0
     profile: bool = False

@@ -1,11 +1,14 @@
 """The training loop: DeepSpeed engine, batches, schedule, logs, checkpoints and stops, around an opaque task."""
 
+import json
 import math
 import random
 import shutil
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +35,7 @@ with from_extra("train"):
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.engine.stop import StopRequest
     from soho_fast.engine.task import Task
+    from soho_fast.engine.trackers import Trackers, load_trackers
 
 
 @dataclass
@@ -98,6 +102,7 @@ class Trainer:
 
     def _build(self) -> None:
         settings, start = self.settings, self.continuation
+        self._on_main(lambda: load_trackers(settings.log.trackers))
         start.make_folder()
         self.engine = self._build_engine()
         if start.checkpoint is not None:
@@ -137,8 +142,9 @@ class Trainer:
             return Result(self.progress, 0, self.metrics["measures"])
         stop = StopRequest()
         log = None
+        trackers = self._on_main(self._start_trackers)
         if self.processes.is_main:
-            log = RunLog(self.folder, self.settings.log, self.progress.step, self.total_steps)
+            log = RunLog(self.folder, self.settings.log, self.progress.step, self.total_steps, trackers)
             if changes := self.continuation.changes:
                 told = ", ".join(change.event() for change in changes)
                 log.record("event", self.progress.step, {"event": f"settings changed: {told}"})
@@ -503,6 +509,33 @@ class Trainer:
         # The weights above are drawn alike on all ranks; dropout must not be.
         seed_everything(settings.seed + 1_000_003 * (processes.rank + 1))
         return engine
+
+    def _start_trackers(self) -> Trackers | None:
+        log = self.settings.log
+        if not log.trackers:
+            return None
+        return Trackers(
+            load_trackers(log.trackers),
+            self.folder,
+            project=log.project,
+            # Numbers of jsonargparse's restricted types are plain ones after JSON.
+            config=json.loads(json.dumps(asdict(self.settings))),
+            resumed=self.progress.step > 0,
+            say=self._say,
+        )
+
+    def _on_main(self, call: Callable[[], Any]) -> Any:
+        """What `call` gives on rank 0, None on the others. A mistake of the user that it finds ends all ranks."""
+        result = error = None
+        if self.processes.is_main:
+            try:
+                result = call()
+            except UserError as found:
+                error = str(found)
+        error = self.processes.gather(error)[0]
+        if error:
+            raise UserError(error)
+        return result
 
     def _say(self, line: str) -> None:
         if self.processes.is_main:
