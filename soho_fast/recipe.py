@@ -14,6 +14,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -36,7 +37,7 @@ with from_extra("train"):
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 BARE_FLAGS = ("--overwrite",)
-ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_from")
+ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from")
 """Fields of the data that name a file."""
 
 
@@ -64,7 +65,8 @@ class Recipe(TrainSettings):
     """What the recipes of all tasks have; `recipe_type` adds a task's own `task`, `data` and `model`.
 
     Args:
-        data_roots: Folders that the strings of `corpus`, `data` and `model` name as {key}.
+        data_roots: Folders that the strings of `corpus`, `data` and `model` name as {key}; one that is named as {key?}
+            can be left out, and the field is null then.
         corpus: Demo corpus.
     """
 
@@ -156,7 +158,7 @@ def read_recipe(arguments: Sequence[str], default: str = "mini", flags: Sequence
     except (TypeError, KeyError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{where}{' '.join(str(error).split())}") from error
     for root in set(parsed.data_roots) - set(content.get("data_roots", {})):
-        if f"{{{root}}}" not in str((parsed.corpus, parsed.data, parsed.model)):
+        if not re.search(rf"\{{{re.escape(root)}\??\}}", str((parsed.corpus, parsed.data, parsed.model))):
             similar = did_you_mean(root, content.get("data_roots", {}))
             raise UserError(f"data_roots.{root}: nothing in recipe {path} names {{{root}}}{similar}")
     names = {field.name for field in dataclasses.fields(kind)}
@@ -211,9 +213,16 @@ def _root(name: str, root: str) -> str:
 
 
 def _fill(value: Any, roots: dict[str, str]) -> Any:
-    """Replace `{name}` in every string within dataclasses, lists and dicts by `roots[name]`."""
+    """Replace `{name}` in every string within dataclasses, lists and dicts by `roots[name]`.
+
+    A string with `{name?}` becomes None where there is no such root.
+    """
     if isinstance(value, str):
         for name, root in roots.items():
+            if f"{{{name}?}}" in value:
+                if not root:
+                    return None
+                value = value.replace(f"{{{name}?}}", root)
             if f"{{{name}}}" in value:
                 if not root:
                     raise UserError(f"data_roots.{name}: {value!r} needs it; give --data_roots.{name} FOLDER")

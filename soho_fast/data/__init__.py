@@ -10,7 +10,7 @@ with from_extra("train"):
     from soho_fast.data.easy_vqa import read_easy_vqa
     from soho_fast.data.images import BrokenImageError, SohoImageProcessor, decode_image
     from soho_fast.data.json_lines import read_json_lines, read_json_lines_questions
-    from soho_fast.data.karpathy import karpathy_coco_ids, read_karpathy
+    from soho_fast.data.karpathy import karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
     from soho_fast.data.nlvr2 import Nlvr2Record, read_nlvr2
     from soho_fast.data.processor import SohoProcessor
     from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport
@@ -34,6 +34,7 @@ __all__ = [
     "content_words",
     "decode_image",
     "karpathy_coco_ids",
+    "karpathy_flickr_ids",
     "load_tokenizer",
     "mask_tokens",
     "read_coco_captions",

@@ -108,3 +108,30 @@ def karpathy_coco_ids(annotations: str | os.PathLike[str], splits: Collection[st
             f"{annotations}: no image in the splits {', '.join(splits)}; expected the held-out COCO images"
         )
     return ids
+
+
+def karpathy_flickr_ids(
+    annotations: str | os.PathLike[str], splits: Collection[str] = ("val", "test")
+) -> frozenset[int]:
+    """Ids at Flickr of the images in the named splits of `dataset_flickr30k.json`, whose files are named by them.
+
+    Raises ValueError when the file is another, or the splits hold no image.
+    """
+    entries, _ = _load_images(annotations)
+    ids = set()
+    for position, entry in enumerate(entries):
+        where = f"{annotations}: images[{position}]"
+        if field_of(entry, "split", str, where) not in splits:
+            continue
+        filename = field_of(entry, "filename", str, where)
+        number = filename.partition(".")[0]
+        if not (number.isascii() and number.isdecimal()) or "cocoid" in entry:
+            raise ValueError(
+                f"{where}: the file {filename!r:.60} is not named by a Flickr id; expected Flickr30K's file"
+            )
+        ids.add(int(number))
+    if not ids:
+        raise ValueError(
+            f"{annotations}: no image in the splits {', '.join(splits)}; expected the held-out Flickr30K images"
+        )
+    return frozenset(ids)

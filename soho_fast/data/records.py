@@ -78,7 +78,7 @@ class ReadReport:
             + (f" ({splits})" if splits else "")
         ]
         left_out = (
-            (self.num_excluded, "images left out: their coco_id is in the held-out list"),
+            (self.num_excluded, "images left out: held out in COCO or Flickr30K"),
             (self.num_missing, "images left out: no file"),
             (self.num_without_caption, f"images left out: no {self.texts.removesuffix('s')}"),
             (self.num_empty_captions, "captions left out: empty"),

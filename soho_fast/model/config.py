@@ -20,7 +20,8 @@ from soho_fast.spelling import did_you_mean
 BACKBONES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
 
 # Section 4.1 and 3.1-3.3: ResNet-101, 2x2 pooling after the 1x1 convolution, 2048 codes of 768 channels, eq. 4 for the
-# codebook, 12 BERT-base layers. `ema_decay` is ours (the paper says only that gamma lies in [0, 1]).
+# codebook, 12 BERT-base layers. `ema_decay` is ours (the paper says only that gamma lies in [0, 1]). `head_act` and
+# `head_dropout` are the released code's, since the text says "MLP" only. docs/paper.md goes through all of them.
 _PAPER = {
     "backbone": "resnet101",
     "backbone_frozen_stages": 0,
@@ -44,6 +45,8 @@ _PAPER = {
     "dictionary_init": "random",
     "revive_threshold": 0.0,
     "dictionary_batch_norm": False,
+    "head_act": "relu",
+    "head_dropout": 0.5,
 }
 
 PRESETS = {"paper": _PAPER}
@@ -112,6 +115,8 @@ class SohoConfig(PreTrainedConfig):
         revive_patience (`int`): a code is left alone for so many updates after it was seeded.
         revive_interval (`int`): revival is tried at every so many updates.
         revive_limit (`int`): at most so many codes are re-seeded at once (bounds what ranks exchange).
+        head_act (`str`): activation within the classifiers of VQA and NLVR2; `None` takes `hidden_act`.
+        head_dropout (`float`): dropout within them; `None` takes `hidden_dropout_prob`.
         mvm_weight (`float`): weight of the loss of masked visual modelling; 1 in the paper.
         caption_word_weight (`float`): weight of the loss of `auxiliary/caption_words.py` (which words do the captions
             hold?), an aid for small corpora that the paper does not have; 0 leaves it and its head out.
@@ -167,6 +172,9 @@ class SohoConfig(PreTrainedConfig):
     revive_interval: int = 1
     revive_limit: int = 256
 
+    head_act: str | None = None
+    head_dropout: float | int | None = None
+
     mvm_weight: float | int = 1.0
     caption_word_weight: float | int = 0.0
     contrastive_weight: float | int = 0.0
@@ -182,6 +190,10 @@ class SohoConfig(PreTrainedConfig):
         self._one_of("ema_variant", ("paper", "vqvae"))
         self._one_of("dictionary_init", ("random", "data"))
         self._one_of("hidden_act", tuple(ACT2FN))
+        if self.head_act is not None:
+            self._one_of("head_act", tuple(ACT2FN))
+        if self.head_dropout is not None and not 0 <= self.head_dropout <= 1:
+            raise ValueError(f"head_dropout: expected a number in [0, 1], got {self.head_dropout}")
         if not 0 <= self.backbone_frozen_stages <= 4:
             raise ValueError(f"backbone_frozen_stages: expected 0 to 4, got {self.backbone_frozen_stages}")
         for name in ("ema_decay", "usage_decay"):

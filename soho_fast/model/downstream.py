@@ -91,19 +91,20 @@ class SohoDownstreamModel(SohoModelWithHeads):
 
 
 class ClassificationHead(nn.Sequential):
-    """Linear, activation, dropout, linear: the MLP of VQA (768-3072-answers in the paper), used for all three."""
+    """Linear, activation, dropout, linear: the MLP of VQA (768-3072-answers in the paper), and of NLVR2."""
 
     def __init__(self, config: SohoConfig, in_features: int, num_labels: int) -> None:
+        dropout = config.hidden_dropout_prob if config.head_dropout is None else config.head_dropout
         super().__init__(
             nn.Linear(in_features, config.intermediate_size),
-            ACT2FN[config.hidden_act],
-            nn.Dropout(config.hidden_dropout_prob),
+            ACT2FN[config.head_act or config.hidden_act],
+            nn.Dropout(dropout),
             nn.Linear(config.intermediate_size, num_labels),
         )
 
 
 class SohoClassifier(SohoDownstreamModel):
-    """An MLP (`head`) on [CLS], and the loss of its logits."""
+    """A classifier (`head`) on [CLS], and the loss of its logits."""
 
     def classified(self, logits: Tensor, loss: LossSum | None, outputs: SohoModelOutput) -> SequenceClassifierOutput:
         """Logits, the mean of the loss (over the batch of all ranks in training), and what else was asked for."""
@@ -256,11 +257,11 @@ class SohoForVisualReasoning(SohoClassifier):
 
 
 class SohoForVisualEntailment(SohoClassifier):
-    """SNLI-VE: three classes on [CLS] of an image and a hypothesis; their order is the task's."""
+    """SNLI-VE: three classes on [CLS] of an image and a hypothesis, by one linear layer; their order is the task's."""
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
-        self.head = ClassificationHead(config, config.hidden_size, 3)
+        self.head = nn.Linear(config.hidden_size, 3)
         self.post_init()
 
     @can_return_tuple

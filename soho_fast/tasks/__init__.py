@@ -44,7 +44,7 @@ TASKS = {
     "vqa": KnownTask(
         "Fine-tune SOHO to answer questions about images (VQA v2)",
         settings.QuestionAnsweringData,
-        settings.DownstreamModel,
+        settings.QuestionAnsweringModel,
         "soho_fast.tasks.question_answering:QuestionAnsweringTask",
     ),
     "nlvr2": KnownTask(

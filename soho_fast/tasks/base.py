@@ -262,7 +262,9 @@ class FineTuningTask(BaseTask):
 
     @property
     def default_split(self) -> str:
-        """The split that is measured where none is named."""
+        """The split that is measured where none is named. Raises ValueError: the recipe validates on none."""
+        if not self.data.validate:
+            raise ValueError(f"split: data.validate is empty; name one of {', '.join(self.data.splits)}")
         return self.data.validate
 
     def records(self, split: str) -> list[Any]:

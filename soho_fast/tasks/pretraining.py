@@ -16,7 +16,7 @@ from soho_fast.data.batches.pretraining import PretrainingDataset
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.coco_captions import read_coco_captions
 from soho_fast.data.json_lines import read_json_lines
-from soho_fast.data.karpathy import karpathy_coco_ids, read_karpathy
+from soho_fast.data.karpathy import karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord, ReadReport
 from soho_fast.data.text import load_tokenizer
@@ -45,6 +45,10 @@ def _read_source(source: CaptionSource, report: ReadReport, where: str) -> list[
         raise ValueError(
             f"{where}.heldout_share: only of a json_lines file a share is held out, this is {source.format}"
         )
+    if source.format != "visual_genome" and source.exclude_flickr_ids_from:
+        raise ValueError(
+            f"{where}.exclude_flickr_ids_from: only Visual Genome tells Flickr ids, this is {source.format}"
+        )
     if source.format == "karpathy":
         if source.exclude_coco_ids_from:
             raise ValueError(f"{where}.exclude_coco_ids_from: a karpathy file has its own splits; choose them instead")
@@ -63,8 +67,14 @@ def _read_source(source: CaptionSource, report: ReadReport, where: str) -> list[
     if source.format == "visual_genome":
         if not source.image_data:
             raise ValueError(f"{where}.image_data: expected the path of Visual Genome's image_data.json")
+        flickr = source.exclude_flickr_ids_from
         return read_visual_genome(
-            source.annotations, source.image_data, source.images, exclude_coco_ids=excluded, **common
+            source.annotations,
+            source.image_data,
+            source.images,
+            exclude_coco_ids=excluded,
+            exclude_flickr_ids=karpathy_flickr_ids(flickr) if flickr else frozenset(),
+            **common,
         )
     raise ValueError(
         f"{where}.format: expected karpathy, coco_captions, visual_genome or json_lines, got {source.format!r}"
@@ -92,11 +102,13 @@ def read_sources(
         records += _read_source(source, report, f"data.{purpose}[{number}]")
         for line in report.lines():
             say(f"{purpose}: {line}")
-        if purpose == "sources" and source.format == "visual_genome" and not source.exclude_coco_ids_from:
-            say(
-                f"{purpose}: {report.source}: exclude_coco_ids_from is not set, so COCO's val and test images may be "
-                "among these; results on COCO would be too good"
-            )
+        if purpose == "sources" and source.format == "visual_genome":
+            for field, name in (("exclude_coco_ids_from", "COCO"), ("exclude_flickr_ids_from", "Flickr30K")):
+                if not getattr(source, field):
+                    say(
+                        f"{purpose}: {report.source}: {field} is not set, so {name}'s val and test images may be among "
+                        f"these; results on {name} would be too good"
+                    )
     return records
 
 

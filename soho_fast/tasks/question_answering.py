@@ -87,12 +87,14 @@ class QuestionAnsweringTask(AnsweringTask):
         return {"answers": self.answers}
 
     def build_model(self) -> SohoForQuestionAnswering:
-        """As `AnsweringTask.build_model`; each answer's logit starts at how often it is right.
+        """As `AnsweringTask.build_model`; each answer's logit starts where `model.answer_bias` says.
 
-        From 0 instead, the first hundreds of steps would teach little but that most answers are wrong, by gradients
-        that shake what pre-training has learnt.
+        From 0 the first hundreds of steps teach little but that most answers are wrong, by gradients that shake what
+        pre-training has learnt.
         """
         model = super().build_model()
+        if self.model.answer_bias == "zero":
+            return model
         targets = torch.from_numpy(self._training_examples.targets)
         scores_A = sum(self.target_keywords(rows)["answer_scores"].sum(0) for rows in targets.split(_ROWS_AT_A_TIME))
         with torch.no_grad():

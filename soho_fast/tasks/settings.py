@@ -49,7 +49,8 @@ class FineTuningData(InputData):
 
     Args:
         train: Names of the splits to train on.
-        validate: Name of the split to measure on while training, and by which the best model is chosen.
+        validate: Name of the split to measure on while training, and by which the best model is chosen; empty measures
+            nothing, and the last model is the result.
         tokenizer: Directory of a BERT tokenizer, or its name on the hub; null takes that of the pre-trained model.
         missing_images: error refuses a split with missing image files; skip leaves their examples out and counts them.
         quick_images: Images (in NLVR2 pairs) measured in a quick evaluation.
@@ -84,6 +85,19 @@ class DownstreamModel:
     preset: str = "paper"
     text_encoder: str | None = None
     backbone: str | None = None
+
+
+@dataclass
+class QuestionAnsweringModel(DownstreamModel):
+    """The model and its starting weights.
+
+    Args:
+        answer_bias: Where each answer's logit starts: zero, or frequency, which is how often the answer is right in
+            training. From zero the first hundreds of steps teach little but that most answers are wrong; the paper does
+            not say.
+    """
+
+    answer_bias: Literal["zero", "frequency"] = "zero"
 
 
 @dataclass
@@ -145,7 +159,9 @@ class CaptionSource:
         image_data: Visual Genome's image_data.json, visual_genome only.
         exclude_coco_ids_from: A Karpathy COCO file whose val and test images are left out, for coco_captions and
             visual_genome (half of Visual Genome is COCO).
-        max_captions: Keep only the first so many captions of an image; null keeps all.
+        exclude_flickr_ids_from: Karpathy's Flickr30K file, whose val and test images are left out, for visual_genome.
+        max_captions: Keep only the first so many captions of an image (visual_genome: those of the largest regions);
+            null keeps all.
         missing_images: error refuses a set with missing image files; skip leaves those images out and counts them.
         name: Name of the set in messages; null takes it from the file.
     """
@@ -157,6 +173,7 @@ class CaptionSource:
     heldout_share: ShareBelowOne = 0.0
     image_data: str | None = None
     exclude_coco_ids_from: str | None = None
+    exclude_flickr_ids_from: str | None = None
     max_captions: PositiveInt | None = None
     missing_images: Literal["error", "skip"] = "error"
     name: str | None = None

@@ -38,7 +38,7 @@ def test_excluded_images_are_left_out_with_their_captions(tmp_path):
     report = ReadReport()
     (record,) = read_coco_captions(write(tmp_path), tmp_path, exclude_coco_ids={4}, report=report)
     assert record.image_id == "9"
-    assert report.lines()[1:] == ["captions_train2014: 1 images left out: their coco_id is in the held-out list"]
+    assert report.lines()[1:] == ["captions_train2014: 1 images left out: held out in COCO or Flickr30K"]
 
 
 def test_caption_of_an_image_that_is_not_there(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 from tiny_corpus import edit_json, sentences_of, write_karpathy, write_zip
 
-from soho_fast.data import ReadReport, karpathy_coco_ids, read_karpathy
+from soho_fast.data import ReadReport, karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
 
 SPLITS = {"train": ["red", "green"], "restval": ["blue"], "val": ["cyan"], "test": ["white", "black"]}
 
@@ -115,3 +115,16 @@ def test_images_without_captions_are_left_out_and_counted(tmp_path):
     edit_json(path, lambda content: content["images"][1].update(sentences=[]))
     with pytest.raises(ValueError, match="no image with a caption was found"):
         read_karpathy(path, tmp_path, ["train"])
+
+
+def test_flickr_ids_are_the_names_of_the_held_out_files(tmp_path):
+    path = write_karpathy(tmp_path, {"train": ["red"], "val": ["green"], "test": ["blue", "cyan"]}, coco=False)
+    assert karpathy_flickr_ids(path) == {1, 2, 3}
+    with pytest.raises(ValueError, match="no image in the splits restval"):
+        karpathy_flickr_ids(path, ["restval"])
+    edit_json(path, lambda content: content["images"][2].update(filename="COCO_2.jpg"))
+    with pytest.raises(ValueError, match=r"images\[2\]: the file 'COCO_2\.jpg' is not named by a Flickr id"):
+        karpathy_flickr_ids(path)
+    coco = write_karpathy(tmp_path / "coco", {"train": ["red"], "val": ["green"]})
+    with pytest.raises(ValueError, match="expected Flickr30K's file"):
+        karpathy_flickr_ids(coco)

@@ -6,8 +6,8 @@ from tiny_corpus import draw, edit_json
 from soho_fast.data import ReadReport, read_visual_genome
 
 
-def region(image_id, phrase):
-    box = {"x": 0, "y": 0, "width": 9, "height": 9}
+def region(image_id, phrase, width=9, height=9):
+    box = {"x": 0, "y": 0, "width": width, "height": height}
     return {"region_id": hash(phrase) % 1000, "image_id": image_id, "phrase": phrase, **box}
 
 
@@ -65,3 +65,31 @@ def test_swapped_and_malformed_files(tmp_path):
     regions.write_text('{"a": 1}')
     with pytest.raises(ValueError, match=r"expected Visual Genome's region_descriptions\.json.*, got a JSON dict"):
         read_visual_genome(regions, data, tmp_path)
+
+
+def test_of_many_phrases_those_of_the_largest_regions_are_kept(tmp_path):
+    regions, data = write(tmp_path)
+    sizes = {"a wheel": (3, 3), "a street": (40, 30), "a car": (20, 10), "a door": (20, 10), "a sign": (1, 1)}
+
+    def enlarge(content):
+        content[1]["regions"] = [region(2, phrase, *size) for phrase, size in sizes.items()]
+        content[1]["regions"].append(region(2, "a sign", 48, 40))
+
+    edit_json(regions, enlarge)
+    captions = [
+        read_visual_genome(regions, data, tmp_path, max_captions=number)[1].captions for number in (1, 3, 4, None)
+    ]
+    assert captions[0] == ("a sign",), "its largest region counts"
+    assert captions[1] == ("a sign", "a street", "a car"), "of two of a size the first one"
+    assert captions[2] == (*captions[1], "a door")
+    assert captions[3] == tuple(sizes), "all of them stay in their order"
+    edit_json(regions, lambda content: content[1]["regions"][0].pop("width"))
+    with pytest.raises(ValueError, match=r"\[1\]\.regions\[0\]: no field 'width'"):
+        read_visual_genome(regions, data, tmp_path, max_captions=3)
+
+
+def test_held_out_flickr_images_are_dropped(tmp_path):
+    regions, data = write(tmp_path)
+    edit_json(data, lambda content: content[0].update(flickr_id=581))
+    records = read_visual_genome(regions, data, tmp_path, exclude_coco_ids=[582], exclude_flickr_ids=[581])
+    assert [record.image_id for record in records] == ["2"], "581 is image 1 at Flickr, and image 2 at COCO"

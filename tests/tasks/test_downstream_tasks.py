@@ -20,7 +20,7 @@ from soho_fast.engine.settings import BatchSettings
 from soho_fast.evaluation.answering import Answering
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.inputs import SohoInputs
-from soho_fast.tasks.settings import DownstreamModel, VqaSplit
+from soho_fast.tasks.settings import QuestionAnsweringModel, VqaSplit
 
 IMAGES_PER_EXAMPLE = {"vqa": 1, "nlvr2": 2, "snli_ve": 1}
 
@@ -176,7 +176,7 @@ def test_a_killed_evaluation_goes_on_with_other_processes(tmp_path, tokenizer_di
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_pretrained_model_that_is_not_there_is_named(name, tmp_path, tokenizer_dir):
-    model = DownstreamModel(pretrained=str(tmp_path / "nowhere"))
+    model = QuestionAnsweringModel(pretrained=str(tmp_path / "nowhere"))
     task, _ = make_task(name, tmp_path, tokenizer_dir, model=model)
     with pytest.raises(FileNotFoundError, match=r"^model\.pretrained: .*nowhere; expected the folder of"):
         task.training_data()
@@ -214,6 +214,8 @@ def test_the_list_of_answers_and_the_soft_scores(tmp_path, tokenizer_dir):
     targets = torch.tensor([[0, 0, 0, 1, -1, -1, -1, -1, -1, -1], [1, 1, 1, 1, 0, 0, -1, -1, -1, -1]])
     scores = task.target_keywords(targets)["answer_scores"]
     torch.testing.assert_close(scores, torch.tensor([[0.9, 0.3], [0.6, 1.0]]))
+    assert task.build_model().head[-1].bias.tolist() == [0, 0], "the paper says nothing of it"
+    task.model.answer_bias = "frequency"
     model = task.build_model()
     share = torch.tensor([1 / 3, (1 + 0.6 + 0.6) / 3])  # how right each answer is over the training questions
     torch.testing.assert_close(model.head[-1].bias.sigmoid(), share)
@@ -285,7 +287,7 @@ def pretrained(tmp_path, tokenizer_dir):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_from_a_pretrained_model_and_its_words(name, tmp_path, tokenizer_dir, pretrained):
-    start = DownstreamModel(pretrained=str(pretrained))
+    start = QuestionAnsweringModel(pretrained=str(pretrained))
     task, said = make_task(name, tmp_path, tokenizer_dir, model=start, tokenizer=None)
     model = task.build_model()
     source = SohoForPreTraining.from_pretrained(pretrained).state_dict()
@@ -293,17 +295,17 @@ def test_from_a_pretrained_model_and_its_words(name, tmp_path, tokenizer_dir, pr
         assert key.startswith("head.") or torch.equal(value, source[key]), key
     assert model.config.use_dictionary_output is False
     report = next(line for line in said if "tensors loaded" in line)
-    assert "initial values kept: head.0.weight" in report and "in the source, not used: mlm_head" in report
-    given = DownstreamModel(pretrained=str(pretrained), use_dictionary_output=True)
+    assert "initial values kept: head." in report and "in the source, not used: mlm_head" in report
+    given = QuestionAnsweringModel(pretrained=str(pretrained), use_dictionary_output=True)
     assert make_task(name, tmp_path, tokenizer_dir, model=given)[0].build_model().config.use_dictionary_output
     other_words = write_tokenizer(tmp_path / "other", size=40)
     with pytest.raises(ValueError, match=r"data\.tokenizer: .*other has other words \(40\) than the pre-trained model"):
         make_task(name, tmp_path, other_words, model=start)[0].build_model()
-    wrong_size = DownstreamModel(pretrained=str(pretrained), config={"hidden_size": 64})
+    wrong_size = QuestionAnsweringModel(pretrained=str(pretrained), config={"hidden_size": 64})
     with pytest.raises(ValueError, match="tensors have another size"):
         make_task(name, tmp_path, tokenizer_dir, model=wrong_size)[0].build_model()
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        nowhere = DownstreamModel(pretrained=str(tmp_path / "nowhere"))
+        nowhere = QuestionAnsweringModel(pretrained=str(tmp_path / "nowhere"))
         make_task(name, tmp_path, tokenizer_dir, model=nowhere)[0].build_model()
 
 

@@ -198,6 +198,10 @@ def test_bad_settings_name_the_field(data, tmp_path):
         sources=[CaptionSource(source.annotations, [], "json_lines", exclude_coco_ids_from=source.annotations)],
     )
     refuse(
+        r"exclude_flickr_ids_from: only Visual Genome tells Flickr ids, this is karpathy",
+        sources=[CaptionSource(source.annotations, source.images, exclude_flickr_ids_from=source.annotations)],
+    )
+    refuse(
         r"data\.sources\[0\]\.image_data: expected the path",
         sources=[CaptionSource(source.annotations, source.images, "visual_genome")],
     )
@@ -212,8 +216,15 @@ def test_bad_settings_name_the_field(data, tmp_path):
 
 def test_visual_genome_drops_the_held_out_coco_images(data, tmp_path):
     images = [
-        {"image_id": n, "url": f"https://host/VG_100K/{n}.jpg", "coco_id": coco_id, "width": 48, "height": 40}
-        for n, coco_id in enumerate([None, 1008, 1000, 555])
+        {
+            "image_id": n,
+            "url": f"https://host/VG_100K/{n}.jpg",
+            "coco_id": coco_id,
+            "flickr_id": flickr_id,
+            "width": 48,
+            "height": 40,
+        }
+        for n, (coco_id, flickr_id) in enumerate([(None, None), (1008, 77), (1000, 0), (555, 3)])
     ]
     regions = [{"id": n, "regions": [{"phrase": f"a {NAMES[n]}"}]} for n in range(4)]
     for n in range(4):
@@ -224,11 +235,17 @@ def test_visual_genome_drops_the_held_out_coco_images(data, tmp_path):
     genome = CaptionSource(str(tmp_path / "regions.json"), [str(tmp_path)], **options)
     task, said = make_task(PretrainingData(**{**vars(data), "sources": [genome]}))
     assert len(task.training_data()) == 4
-    assert any("exclude_coco_ids_from is not set" in line for line in said)
+    for name in ("exclude_coco_ids_from", "exclude_flickr_ids_from"):
+        assert any(f"{name} is not set" in line for line in said)
     genome.exclude_coco_ids_from = data.sources[0].annotations
     task, said = make_task(PretrainingData(**{**vars(data), "sources": [genome]}))
     assert len(task.training_data()) == 3, "coco_id 1008 is in val; 1000 is in train"
-    assert "sources: visual_genome: 1 images left out: their coco_id is in the held-out list" in said
+    assert "sources: visual_genome: 1 images left out: held out in COCO or Flickr30K" in said
+    splits = {"train": NAMES[:1], "val": NAMES[1:2], "test": NAMES[2:4]}
+    genome.exclude_flickr_ids_from = str(write_karpathy(tmp_path / "flickr", splits, coco=False))
+    task, said = make_task(PretrainingData(**{**vars(data), "sources": [genome]}))
+    assert len(task.training_data()) == 2, "flickr_id 3 is the file 0003.jpg of test; 0 is in train"
+    assert not any("is not set" in line for line in said)
 
 
 @pytest.mark.parametrize("name", ["sources", "heldout"])

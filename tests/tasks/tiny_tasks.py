@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tiny_corpus import COLOURS, draw
 
+from soho_fast.tasks import TASKS as KNOWN
 from soho_fast.tasks.question_answering import QuestionAnsweringTask
 from soho_fast.tasks.settings import (
     DownstreamModel,
@@ -123,5 +124,5 @@ def make_task(name: str, folder: Path, tokenizer: Path, /, *, model: DownstreamM
     """(the task, the list of what it says)."""
     said: list[str] = []
     kind, data = TASKS[name]
-    task = kind(data(folder, tokenizer, **changes), 3, model or DownstreamModel(config=SMALL), say=said.append)
+    task = kind(data(folder, tokenizer, **changes), 3, model or KNOWN[name].model_type(config=SMALL), say=said.append)
     return task, said
