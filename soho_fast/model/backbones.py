@@ -1,7 +1,8 @@
 """The convolutional backbones: torchvision's networks under torchvision's parameter names, cut into stages.
 
 A stage is what `backbone_frozen_stages` counts; a step is what activation checkpointing recomputes. The padded area is
-set to zero after every BatchNorm, which is what a convolution sees beyond the border of an image that stands alone.
+left out of BatchNorm's statistics and comes out of it as zero, which is what a convolution sees beyond the border of an
+image that stands alone.
 
 B images, C channels, H x W pixels of a feature map; x is always (B, C, H, W).
 """
@@ -31,8 +32,8 @@ _MOBILENET_STAGES = (slice(0, 4), slice(4, 7), slice(7, 14), slice(14, 19))
 Masks = dict[int, Tensor]
 """(B, 1, H/stride, W/stride), 1 at real pixels, by stride 1 to 32; empty: no padding."""
 
-ConvNorm = Callable[[nn.Conv2d, BatchNorm2d, Tensor], Tensor]
-"""Features (B, C, H, W) through a convolution and the BatchNorm after it."""
+ConvNorm = Callable[[nn.Conv2d, BatchNorm2d, Tensor, Tensor | None], Tensor]
+"""Features (B, C, H, W) through a convolution and the BatchNorm after it, with the mask of what comes out."""
 
 
 class Step(NamedTuple):
@@ -56,9 +57,9 @@ def build_backbone(name: str) -> nn.Module:
     return net
 
 
-def conv_norm(conv: nn.Conv2d, norm: BatchNorm2d, x: Tensor) -> Tensor:
-    """Convolution, then BatchNorm."""
-    return norm(conv(x))
+def conv_norm(conv: nn.Conv2d, norm: BatchNorm2d, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Convolution, then BatchNorm of the real cells; zero at padding."""
+    return norm(conv(x), mask)
 
 
 def backbone_stages(net: nn.Module, conv_norm: ConvNorm = conv_norm) -> list[list[Step]]:
@@ -98,30 +99,28 @@ def _halves(block: nn.Module) -> bool:
     return any(conv.stride == (2, 2) for conv in block.modules() if isinstance(conv, nn.Conv2d))
 
 
-def _masked(x: Tensor, mask: Tensor | None, inplace: bool = True) -> Tensor:
-    if mask is None:
-        return x
-    return x.mul_(mask) if inplace else x * mask
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
 
 
 def _run_resnet_stem(net: nn.Module, conv_norm: ConvNorm, x: Tensor, masks: Masks) -> Tensor:
-    x = conv_norm(net.conv1, net.bn1, _masked(x, masks.get(1), inplace=False))
+    x = conv_norm(net.conv1, net.bn1, _masked(x, masks.get(1)), masks.get(2))
     # A padded zero is never above a real value after the ReLU, so it is as good as the border of the max-pool.
-    return _masked(net.maxpool(net.relu(_masked(x, masks.get(2)))), masks.get(4))
+    return _masked(net.maxpool(net.relu(x)), masks.get(4))
 
 
 def _run_residual_block(
     block: nn.Module, conv_norm: ConvNorm, stride: int, stride_out: int, x: Tensor, masks: Masks
 ) -> Tensor:
     mask_in, mask_out = masks.get(stride), masks.get(stride_out)
-    identity = x if block.downsample is None else _masked(conv_norm(*block.downsample, x), mask_out)
+    identity = x if block.downsample is None else conv_norm(*block.downsample, x, mask_out)
     if isinstance(block, Bottleneck):
-        x = block.relu(_masked(conv_norm(block.conv1, block.bn1, x), mask_in))
-        x = block.relu(_masked(conv_norm(block.conv2, block.bn2, x), mask_out))
-        x = _masked(conv_norm(block.conv3, block.bn3, x), mask_out)
+        x = block.relu(conv_norm(block.conv1, block.bn1, x, mask_in))
+        x = block.relu(conv_norm(block.conv2, block.bn2, x, mask_out))
+        x = conv_norm(block.conv3, block.bn3, x, mask_out)
     else:
-        x = block.relu(_masked(conv_norm(block.conv1, block.bn1, x), mask_out))
-        x = _masked(conv_norm(block.conv2, block.bn2, x), mask_out)
+        x = block.relu(conv_norm(block.conv1, block.bn1, x, mask_out))
+        x = conv_norm(block.conv2, block.bn2, x, mask_out)
     return block.relu(x.add_(identity))
 
 
@@ -129,8 +128,7 @@ def _run_conv_norm(
     block: nn.Module, conv_norm: ConvNorm, stride: int, stride_out: int, x: Tensor, masks: Masks
 ) -> Tensor:
     conv, norm, relu = block
-    x = relu(conv_norm(conv, norm, _masked(x, masks.get(stride), inplace=False)))
-    return _masked(x, masks.get(stride_out), inplace=False)
+    return relu(conv_norm(conv, norm, _masked(x, masks.get(stride)), masks.get(stride_out)))
 
 
 def _run_inverted_residual(
@@ -140,8 +138,8 @@ def _run_inverted_residual(
     *expand_and_depthwise, conv, norm = block.conv
     for inner_conv, inner_norm, relu in expand_and_depthwise:
         at = stride_out if inner_conv.groups > 1 else at
-        x = _masked(relu(conv_norm(inner_conv, inner_norm, x)), masks.get(at), inplace=False)
-    x = _masked(conv_norm(conv, norm, x), masks.get(stride_out), inplace=False)
+        x = relu(conv_norm(inner_conv, inner_norm, x, masks.get(at)))
+    x = conv_norm(conv, norm, x, masks.get(stride_out))
     return identity + x if block.use_res_connect else x
 
 

@@ -3,6 +3,8 @@
 B images, C channels, H x W pixels of a feature map, L tokens per image.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,24 +46,87 @@ class Float32Buffers(nn.Module):
 
 
 class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
-    """`nn.BatchNorm2d` for mixed precision without autocast: running statistics and arithmetic are float32.
+    """`nn.BatchNorm2d` for mixed precision without autocast, and for images of several sizes in a batch.
 
-    A recomputed forward (activation checkpointing) normalises by the batch as the first did, and leaves the running
+    Running statistics and arithmetic are float32. Padded cells take no part in the statistics and come out as zero. A
+    recomputed forward (activation checkpointing) normalises by the batch as the first did, and leaves the running
     statistics alone.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """input (B, C, H, W) of any floating type; returns the same shape and type."""
+    def forward(self, input: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            input: (B, C, H, W), any floating type.
+            mask_B1HW: 1 at real cells, 0 at padding; `None`: no padding, which is faster.
+
+        Returns:
+            input's shape and type.
+        """
         weight_C, bias_C = self.weight.float(), self.bias.float()
+        if self.training and mask_B1HW is not None:
+            output, mean_C, var_C, count = _MaskedBatchNorm.apply(input, mask_B1HW, weight_C, bias_C, self.eps)
+            if not is_recomputing():
+                with torch.no_grad():
+                    self.num_batches_tracked.add_(1)
+                    self.running_mean.lerp_(mean_C.float(), self.momentum)
+                    unbiased_C = var_C * (count / (count - 1).clamp(min=1))
+                    self.running_var.lerp_(unbiased_C.float(), self.momentum)
+            return output
         if self.training and is_recomputing():
             # Copies, because checkpointing wants the second forward to save as many tensors as the first.
             mean_C, var_C = self.running_mean.clone(), self.running_var.clone()
             return F.batch_norm(input, mean_C, var_C, weight_C, bias_C, True, 0.0, self.eps)
         if self.training:
             self.num_batches_tracked.add_(1)
-        return F.batch_norm(
+        output = F.batch_norm(
             input, self.running_mean, self.running_var, weight_C, bias_C, self.training, self.momentum, self.eps
         )
+        return output if mask_B1HW is None else output.mul_(mask_B1HW)
+
+
+class _MaskedBatchNorm(torch.autograd.Function):
+    """BatchNorm by the mean and the biased variance of the real cells, zero at padding; arithmetic is float32.
+
+    Written out, because autograd would keep several maps of features for each layer where this keeps the input alone,
+    as `F.batch_norm` does. Two passes: the variance is that of differences from the mean.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, mask_B1HW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the output in input's shape and type, mean and biased variance (C,), and the number of real cells."""
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        mask_B1HW = mask_B1HW.to(dtype)
+        count = mask_B1HW.sum().clamp(min=1)
+        mean_C = (input * mask_B1HW).sum((0, 2, 3)) / count
+        centred_BCHW = (input - _of_channels(mean_C)).mul_(mask_B1HW)
+        var_C = centred_BCHW.square().sum((0, 2, 3)) / count
+        inv_std_C = torch.rsqrt(var_C + eps)
+        output = centred_BCHW.mul_(_of_channels(inv_std_C * weight_C)).addcmul_(mask_B1HW, _of_channels(bias_C))
+        ctx.save_for_backward(input, mask_B1HW, weight_C, mean_C, inv_std_C, count)
+        ctx.mark_non_differentiable(mean_C, var_C, count)
+        return output.to(input.dtype), mean_C, var_C, count
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        """Gradients of input, weight and bias."""
+        input, mask_B1HW, weight_C, mean_C, inv_std_C, count = ctx.saved_tensors
+        grad_BCHW = grad_output * mask_B1HW
+        centred_BCHW = input - _of_channels(mean_C)
+        grad_bias_C = grad_BCHW.sum((0, 2, 3))
+        grad_var_C = (grad_BCHW * centred_BCHW).sum((0, 2, 3)) * inv_std_C.square()
+        grad_input = None
+        if ctx.needs_input_grad[0]:
+            # The gradient, less its projections on a constant and on the centred input.
+            centred_BCHW.mul_(_of_channels(grad_var_C / count)).add_(_of_channels(grad_bias_C / count))
+            grad_BCHW.addcmul_(centred_BCHW, mask_B1HW, value=-1).mul_(_of_channels(weight_C * inv_std_C))
+            grad_input = grad_BCHW.to(input.dtype)
+        return grad_input, None, grad_var_C / inv_std_C, grad_bias_C, None
+
+
+def _of_channels(values_C: Tensor) -> Tensor:
+    return values_C.view(-1, 1, 1)
 
 
 class TokenBatchNorm(Float32Buffers):

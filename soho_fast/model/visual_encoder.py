@@ -15,10 +15,11 @@ from .config import SohoConfig
 
 
 class VisualEncoder(nn.Module):
-    """Turns images into tokens that do not depend on how far the batch was padded (with BatchNorm in eval).
+    """Turns images into tokens that do not depend on how far the batch was padded, in training neither.
 
-    The padded area is set to zero after every BatchNorm, which is what a convolution sees beyond the border of an
-    image that stands alone; without it the padding would grow BatchNorm's bias and leak into the border tokens.
+    The padded area takes no part in BatchNorm's statistics and comes out of it as zero, which is what a convolution
+    sees beyond the border of an image that stands alone; without it the padding would grow BatchNorm's bias and leak
+    into the border tokens. The statistics are those of one process's batch.
     """
 
     gradient_checkpointing = False

@@ -51,15 +51,16 @@ def _convolve(conv: nn.Conv2d, x: Tensor, weight_OIHW: Tensor, bias_O: Tensor | 
     return F.conv2d(x, weight_OIHW, bias_O, *form)
 
 
-def folded_conv_norm(conv: nn.Conv2d, norm: BatchNorm2d, x: Tensor) -> Tensor:
+def folded_conv_norm(conv: nn.Conv2d, norm: BatchNorm2d, x: Tensor, mask: Tensor | None) -> Tensor:
     """Convolution and BatchNorm; one convolution where the statistics are fixed and no gradient is asked for."""
     # ZeRO stage 3 holds the weights elsewhere until the modules are called.
     if norm.training or torch.is_grad_enabled() or hasattr(conv.weight, "ds_id"):
-        return conv_norm(conv, norm, x)
+        return conv_norm(conv, norm, x, mask)
     scale_O = norm.weight.float() * torch.rsqrt(norm.running_var + norm.eps)
     bias_O = norm.bias.float() - norm.running_mean * scale_O
     weight_OIHW = conv.weight.float() * scale_O.view(-1, 1, 1, 1)
-    return _convolve(conv, x, weight_OIHW.to(x.dtype), bias_O.to(x.dtype))
+    x = _convolve(conv, x, weight_OIHW.to(x.dtype), bias_O.to(x.dtype))
+    return x if mask is None else x.mul_(mask)
 
 
 class FastVisualEncoder(VisualEncoder):
