@@ -50,11 +50,14 @@ class BatchPlan:
                 yield [(epoch, int(index)) for index in order[at : at + self.micro_batch_size]]
 
 
-def plan_batches(settings: BatchSettings, num_samples: int, world: int, seed: int) -> BatchPlan:
-    """Check that the batch sizes fit together.
+def plan_batches(
+    settings: BatchSettings, num_samples: int, world: int, seed: int, together: tuple[str, int] | None = None
+) -> BatchPlan:
+    """Check that the batch sizes fit together; `together` is a task's `samples_together`.
 
     Raises:
-        UserError: the global batch does not divide, or the data set is smaller than one.
+        UserError: the global batch does not divide, makes another number of samples than the task wants together, or
+            is more than the data set.
     """
     if settings.global_batch_size < 1 or settings.gradient_accumulation_steps < 1:
         raise UserError(
@@ -62,6 +65,14 @@ def plan_batches(settings: BatchSettings, num_samples: int, world: int, seed: in
             f"{settings.global_batch_size} and {settings.gradient_accumulation_steps}"
         )
     parts = settings.gradient_accumulation_steps * world
+    if together is not None and settings.global_batch_size != together[1] * parts:
+        field, number = together
+        raise UserError(
+            f"{field}: {number} in one forward, with gradient_accumulation_steps "
+            f"{settings.gradient_accumulation_steps} x processes {world}, need a batch.global_batch_size of "
+            f"{number * parts}, got {settings.global_batch_size}; give --batch.global_batch_size {number * parts}, or "
+            f"--{field} 0 to take any"
+        )
     if settings.global_batch_size % parts:
         raise UserError(
             f"batch.global_batch_size: {settings.global_batch_size} does not divide by gradient_accumulation_steps "

@@ -54,6 +54,10 @@ class Task(Protocol):
         A sample that can't be used says why in its attribute `broken`, a text; otherwise that is None or not there.
         """
 
+    samples_together: tuple[str, int] | None
+    """Where what is learnt depends on how many samples one forward holds: the recipe's field that says it, and the
+    number; None where any number will do."""
+
     def collate(self, samples: list[Any]) -> Mapping[str, Any]:
         """The model's keywords; beside them "skipped", one message for each unreadable image."""
 
@@ -69,6 +73,10 @@ class Task(Protocol):
 
     def non_finite(self, model: nn.Module) -> list[str]:
         """What the model met in training since the last call that was Inf or NaN and may show in no loss, in words."""
+
+    def warnings(self, model: nn.Module) -> list[str]:
+        """What goes wrong in training and no loss shows, each thing once: "what; what to do". Called on rank 0 whenever
+        the log gets a record of training."""
 
     def phase(self, epoch: float) -> str:
         """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""

@@ -75,7 +75,7 @@ class Trainer:
         self.continuation = start = continuation or Continuation(task, settings, processes)
         self.folder, self.precision, self.checkpoints = start.folder, start.precision, start.checkpoints
         self.data = task.training_data()
-        self.plan = plan_batches(settings.batch, len(self.data), processes.world, settings.seed)
+        self.plan = plan_batches(settings.batch, len(self.data), processes.world, settings.seed, task.samples_together)
         self.total_steps = max(1, round(settings.epochs * self.plan.steps_per_epoch))
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)
@@ -293,6 +293,9 @@ class Trainer:
                     seen_step, seen_time = progress.step, now
                     log.record("train", progress.step, self._record(losses, rate, timer))
                     log.show(progress.step, losses, rate, self._seconds_left(rate))
+                    for line in self.task.warnings(self.engine.module):
+                        log.record("event", progress.step, {"event": line.partition(";")[0]})
+                        log.say(f"warning: step {progress.step}: {line}")
             if quick_due:
                 measures = self.evaluate(quick=True)
                 if log is not None:

@@ -157,6 +157,11 @@ class BaseTask(ABC):
         if device.type == "cpu":
             speed_up_on_cpu(model)
 
+    @property
+    def samples_together(self) -> tuple[str, int] | None:
+        """Any number of samples will do in a forward."""
+        return None
+
     def before_step(self, model: SohoPreTrainedModel, epoch: float) -> None:
         """Called before each optimiser step with the epochs behind it."""
         model.begin_step()
@@ -170,6 +175,10 @@ class BaseTask(ABC):
         """Visual tokens with Inf or NaN: the lookup gives them code 0, and the loss stays finite."""
         num = model.take_num_non_finite()
         return [f"visual tokens ({num})"] if num else []
+
+    def warnings(self, model: SohoPreTrainedModel) -> list[str]:
+        """Nothing is watched."""
+        return []
 
     def phase(self, epoch: float) -> str:
         """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""

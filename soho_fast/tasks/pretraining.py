@@ -30,6 +30,11 @@ from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.identity import records_identity
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
 
+# The running usage of codes spans about so many updates (usage_decay 0.99): before, few have had a chance.
+_UPDATES_BEFORE_WARNING = 100
+# Of all codes; said again only after more than the second share were live.
+_FEW_LIVE, _ENOUGH_LIVE = 0.5, 0.6
+
 HELDOUT = "heldout"
 """The one split of pre-training, by name: the held-out images."""
 
@@ -143,6 +148,7 @@ class PretrainingTask(BaseTask):
         super().__init__(data, seed, model, say=say)
         self._training: list[ImageTextRecord] = []
         self._heldout: list[ImageTextRecord] | None = None
+        self._codes_are_dying = False
 
     @cached_property
     def processor(self) -> SohoProcessor:
@@ -277,6 +283,23 @@ class PretrainingTask(BaseTask):
             return {}
         perplexity, live_codes, _ = dictionary.statistics()
         return {"perplexity": perplexity, "live_codes": live_codes}
+
+    def warnings(self, model: SohoForPreTraining) -> list[str]:
+        """Fewer than half of the codes are live."""
+        dictionary = model.base().visual_dictionary
+        if dictionary is None or int(dictionary.step) < _UPDATES_BEFORE_WARNING:
+            return []
+        perplexity, live_codes, _ = dictionary.statistics()
+        num, share = dictionary.num_codes, int(live_codes) / dictionary.num_codes
+        if share > _ENOUGH_LIVE:
+            self._codes_are_dying = False
+        if self._codes_are_dying or share >= _FEW_LIVE:
+            return []
+        self._codes_are_dying = True
+        return [
+            f"{int(live_codes):,} of {num:,} codes are live (perplexity {float(perplexity):.0f}); model.config has "
+            "dictionary_init: data, dictionary_batch_norm and revive_threshold to keep codes alive (docs/paper.md)"
+        ]
 
     def phase(self, epoch: float) -> str:
         return "the visual encoder learns alone, the captions' words" if epoch < self.model.caption_word_epochs else ""

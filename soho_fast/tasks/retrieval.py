@@ -69,6 +69,11 @@ class RetrievalTask(FineTuningTask):
     def images_of(self, record: ImageTextRecord) -> tuple[ImageRef, ...]:
         return (record.image,)
 
+    @property
+    def samples_together(self) -> tuple[str, int] | None:
+        """t aligned pairs: with another number an image is told from other than t - 1 texts."""
+        return ("data.aligned_pairs", self.data.aligned_pairs) if self.data.aligned_pairs else None
+
     def training_data(self) -> RetrievalDataset:
         """The training samples: `len`, `[index]`, `set_epoch`."""
         if not hasattr(self, "_dataset"):

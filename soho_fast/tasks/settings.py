@@ -341,6 +341,8 @@ class RetrievalData(FineTuningData):
 
     Args:
         splits: Splits by name.
+        aligned_pairs: So many images with a caption each are in one forward, every image scored with every caption
+            (paper: 24); batch sizes that make another number with these processes are refused. 0 takes any.
         folds: Also report the mean over so many equal folds of a split's images (COCO: 5 folds of 1,000, "1K"), but
             not while training; 0 does not.
         scoring: `all` scores every image with every text; `two_stages` only the pairs that contrastive scores choose
@@ -354,6 +356,7 @@ class RetrievalData(FineTuningData):
     """
 
     splits: dict[str, RetrievalSplit] = field(default_factory=dict)
+    aligned_pairs: NonNegativeInt = 0
     folds: NonNegativeInt = 0
     scoring: Literal["all", "two_stages", "both"] = "all"
     max_loss: NonNegativeFloat = 0.005

@@ -122,6 +122,7 @@ class StubTask:
     logged = ("word_loss", "absent_loss")
     not_compared = ()
     fixed = ("model.width",)
+    samples_together = None
     measures_by = ()
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -141,6 +142,7 @@ class StubTask:
         self.options = {**defaults, **options}
         self.selection = self.options["selection"]
         self.epoch = 0.0
+        self.num_warned = 0
 
     def build_model(self) -> nn.Module:
         model = StubModel(self.options["width"], self.options["dropout"])
@@ -166,6 +168,10 @@ class StubTask:
 
     def non_finite(self, model: nn.Module) -> list[str]:
         return []
+
+    def warnings(self, model: nn.Module) -> list[str]:
+        self.num_warned += 1
+        return ["it goes wrong; do something"] if self.options["told"] and self.num_warned == 3 else []
 
     def phase(self, epoch: float) -> str:
         return "the first epoch" if epoch < 1 and self.options["told"] else ""

@@ -91,3 +91,14 @@ def test_side_information_stays_off_the_model():
     inputs, side = split_batch({"x": torch.ones(2), "skipped": ["a.jpg"], "sample_ids": [1, 2]}, torch.device("cpu"))
     assert list(inputs) == ["x"]
     assert side == {"skipped": ["a.jpg"], "sample_ids": [1, 2]}
+
+
+@pytest.mark.parametrize(("world", "parts", "images"), [(1, 1, 24), (8, 1, 192), (2, 3, 144)])
+def test_samples_that_belong_together_are_in_one_forward_or_refused(world, parts, images):
+    settings = BatchSettings(global_batch_size=images, gradient_accumulation_steps=parts)
+    assert plan_batches(settings, 1000, world, 0, ("data.pairs", 24)).micro_batch_size == 24
+    for other in (24 * world * parts - parts * world, 24 if world * parts > 1 else 48):
+        settings = BatchSettings(global_batch_size=other, gradient_accumulation_steps=parts)
+        said = rf"data\.pairs: 24 in one forward.* of {images}, got {other}; give --batch.global_batch_size {images}"
+        with pytest.raises(UserError, match=said):
+            plan_batches(settings, 1000, world, 0, ("data.pairs", 24))

@@ -42,13 +42,19 @@ def test_a_longer_run_of_a_recipe_whose_backbone_stands_still_does_not_thaw_it(n
     assert given.frozen_span() == (2, float("inf"))
 
 
-def test_the_log_tells_of_phases_and_rate_steps(launch, request_for):
+def test_the_log_tells_of_phases_rate_steps_and_warnings(launch, request_for):
     schedule = {"decay": "step", "step_epochs": [1.0], "step_factor": 0.1}
     request = request_for("told", max_steps=10, task={"size": 64, "told": True}, schedule=schedule)
     done = launch(request)
     assert done.code == 0, done.text
-    told = [(0, "the first epoch"), (8, "no longer: the first epoch"), (8, "learning rates x 0.1")]
+    told = [
+        (0, "the first epoch"),
+        (3, "it goes wrong"),
+        (8, "no longer: the first epoch"),
+        (8, "learning rates x 0.1"),
+    ]
     assert events(request) == told
+    assert done.text.count("warning: step 3: it goes wrong; do something") == 1
 
 
 def test_the_gradient_norm_is_logged_with_and_without_partitions(launch, request_for):

@@ -270,3 +270,31 @@ def test_one_image_is_enough_where_no_negatives_are_drawn(data, tmp_path):
         make_task(data)[0].training_data()
     data.num_negative = 0
     assert len(make_task(data)[0].training_data()[0].texts_ids) == 2
+
+
+def test_dying_codes_are_told_once_and_again_after_a_recovery(data):
+    task, _ = make_task(data)
+    model = task.build_model()
+    dictionary = model.soho.visual_dictionary
+    num = dictionary.num_codes
+
+    def told(live: int, step: int = 500) -> list[str]:
+        dictionary.step.fill_(step)
+        dictionary.age.fill_(1000.0)
+        dictionary.usage.zero_()[:live] = num / live
+        return task.warnings(model)
+
+    few, enough = num // 2 - 1, num // 2
+    assert told(few, step=99) == [], "too early to tell"
+    assert told(enough) == []
+    (line,) = told(few)
+    assert line.startswith(f"{few} of {num} codes are live (perplexity {few});") and "revive_threshold" in line
+    assert told(1) == told(enough) == told(few) == [], "said, and hardly better since"
+    assert told(num) == []
+    assert len(told(few)) == 1
+
+
+def test_nothing_is_told_of_codes_where_there_are_none(data):
+    task, _ = make_task(data)
+    task.model.config = {**SMALL, "use_dictionary": False}
+    assert task.warnings(task.build_model()) == []

@@ -9,9 +9,11 @@ from tiny_corpus import COLOURS, draw, write_karpathy
 
 from soho_fast.data import BrokenImageError
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
+from soho_fast.engine.errors import UserError
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.settings import BatchSettings
 from soho_fast.evaluation.metrics import retrieval_recall
+from soho_fast.recipe import read_recipe
 from soho_fast.tasks.retrieval import RetrievalTask
 from soho_fast.tasks.settings import DownstreamModel, RetrievalData, RetrievalSplit
 
@@ -130,6 +132,17 @@ def test_two_stages_beside_every_pair(make):
     without, _ = make(scoring="two_stages", config={"contrastive_weight": 0.0})
     with pytest.raises(ValueError, match="contrastive_weight: this model has no contrastive head"):
         without.evaluate_split(build_model(without), "test", processes=Processes())
+
+
+@pytest.mark.parametrize("name", ["retrieval_coco", "retrieval_flickr", "retrieval_coco_two_stages"])
+def test_the_papers_recipes_have_24_pairs_in_a_forward_on_any_number_of_processes(name):
+    recipe, _ = read_recipe(["--recipe", name])
+    together = recipe.make_task(print).samples_together
+    assert plan_batches(recipe.batch, 1000, 1, 0, together).micro_batch_size == 24
+    with pytest.raises(UserError, match=r"data\.aligned_pairs: 24 .* give --batch\.global_batch_size 192, or"):
+        plan_batches(recipe.batch, 1000, 8, 0, together)
+    recipe, _ = read_recipe(["--recipe", name, "--batch.global_batch_size", "192"])
+    assert plan_batches(recipe.batch, 1000, 8, 0, together).micro_batch_size == 24
 
 
 def test_quick_measures_are_of_the_first_images(make):
