@@ -75,7 +75,9 @@ class Recipe(TrainSettings):
 
     def make_task(self, say: Callable[[str], None]) -> Any:
         """The recipe's `BaseTask`, imported here; reads nothing yet."""
-        return TASKS[self.task].load()(self.data, self.seed, self.model, say=say)
+        task = TASKS[self.task].load()(self.data, self.seed, self.model, say=say)
+        task.workers = self.batch.workers
+        return task
 
 
 @cache

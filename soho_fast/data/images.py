@@ -238,15 +238,18 @@ class SohoImageProcessor(TorchvisionBackend):
             size = SizeDict(height=height, width=width)
         return super().resize(image, size, resample, **kwargs)
 
-    def collate(self, images: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def collate(self, images: Sequence[torch.Tensor]) -> dict[str, torch.Tensor | None]:
         """Normalise and pad resized uint8 images (3, height, width) to one batch.
 
         Returns:
-            `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) bool, True on the image.
+            `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) bool, True on the image; None where nothing
+            is padded, so that nobody has to ask the device whether there is anything to mask.
         """
-        return self._normalise_and_pad(
+        batch = self._normalise_and_pad(
             images, self.image_mean, self.image_std, self.rescale_factor, self.size_divisor, do_normalize=True
         )
+        padded_size = batch["pixel_values"].shape[-2:]
+        return batch if any(image.shape[-2:] != padded_size for image in images) else {**batch, "pixel_mask": None}
 
     @staticmethod
     def _normalise_and_pad(

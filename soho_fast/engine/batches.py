@@ -5,8 +5,6 @@ j of rank r is the r-th slice of the j-th part. One process and many therefore s
 a resumed run continues at any step without replaying what came before.
 """
 
-import os
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.settings import BatchSettings
+from soho_fast.engine.workers import end_workers, leave_signals
 
 SIDE_KEYS = ("skipped", "sample_ids")
 
@@ -139,12 +138,6 @@ class _PlannedBatches(Sampler[list[tuple[int, int]]]):
         return (self.total_steps - self.first_step) * self.plan.gradient_accumulation_steps
 
 
-def _start_worker(_: int) -> None:
-    # The terminal and DeepSpeed's launcher signal the whole process tree; the training process decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 class Batches:
     """An iterator over a rank's micro-batches that owns its loader processes.
 
@@ -178,13 +171,12 @@ class Batches:
             collate_fn=collate,
             num_workers=workers,
             prefetch_factor=settings.prefetch if workers else None,
-            worker_init_fn=_start_worker,
+            worker_init_fn=leave_signals,
             pin_memory=pin,
             # Without its own generator the loader would draw from the global one, which dropout reads.
             generator=torch.Generator().manual_seed(plan.seed),
         )
         self._iterator = iter(loader)
-        self._workers = list(getattr(self._iterator, "_workers", []))
 
     def __iter__(self) -> "Batches":
         return self
@@ -193,12 +185,8 @@ class Batches:
         return next(self._iterator)
 
     def close(self) -> None:
-        """End the loader processes; they ignore SIGTERM, so those that linger are killed."""
-        if self._workers:
-            self._iterator._shutdown_workers()
-            for worker in self._workers:
-                if worker.is_alive():
-                    os.kill(worker.pid, signal.SIGKILL)
+        """End the loader processes."""
+        end_workers(self._iterator)
         self._iterator = iter(())
 
 

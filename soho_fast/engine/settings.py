@@ -85,7 +85,8 @@ class BatchSettings:
         global_batch_size: Images in one optimiser step, over all processes and accumulated micro-batches.
         gradient_accumulation_steps: Micro-batches accumulated per optimiser step. One process sees
             global_batch_size / (gradient_accumulation_steps * processes) images at a time.
-        workers: Loader processes for each training process; 0 loads in the training process.
+        workers: Loader processes for each training process, and as many while it measures; 0 loads in the process
+            itself.
         prefetch: Micro-batches each loader process prepares ahead.
         broken_images: Largest share of unreadable images among those seen (counted as at least 1000, all processes
             together) before training stops and lists them.

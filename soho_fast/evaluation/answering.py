@@ -20,6 +20,7 @@ from soho_fast.data.batches.sample import Sample, collate_images, pad_texts
 from soho_fast.data.images import BrokenImageError
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.engine.processes import Processes
+from soho_fast.evaluation.computing import Computing
 from soho_fast.evaluation.sharing import Kept, Progress, compute_parts
 
 
@@ -34,6 +35,7 @@ class Answering:
         image_batch: Images (pairs) encoded at a time.
         text_batch: Texts read at a time.
         probabilities: How sure the model is of each label, from its logits (P, A).
+        workers: Processes that read images and texts, for each that answers; 0 reads in these.
     """
 
     processor: SohoProcessor
@@ -42,10 +44,12 @@ class Answering:
     image_batch: int
     text_batch: int
     probabilities: Callable[[Tensor], Tensor]
+    workers: int = 0
 
     def answer(
         self,
         model: nn.Module,
+        computing: Computing,
         examples: Examples,
         *,
         num_groups: int | None,
@@ -57,6 +61,7 @@ class Answering:
 
         Args:
             model: The model, in evaluation mode, on the device of `processes`.
+            computing: How it is called.
             examples: The split.
             num_groups: Groups are the examples about one image or pair, in file order.
             processes: Who shares the work; all make the call and get the same.
@@ -73,8 +78,10 @@ class Answering:
         batches = [groups[begin : begin + self.image_batch] for begin in range(0, len(groups), self.image_batch)]
         parts = compute_parts(
             len(batches),
-            lambda number: self._answer_batch(model, examples, batches[number], processes.device),
+            lambda _, loaded: self._answer_batch(model, computing, *loaded),
             processes,
+            load=lambda number: self._load_batch(examples, batches[number]),
+            workers=self.workers,
             kept=kept,
             progress=progress,
         )
@@ -85,25 +92,33 @@ class Answering:
         assert len(np.unique(row_E)) == len(row_E)
         return row_E[order], label_E[order], score_E[order]
 
+    def _load_batch(
+        self, examples: Examples, groups: Sequence[np.ndarray]
+    ) -> tuple[dict[str, Tensor | None], Tensor, list[np.ndarray]]:
+        """Images, the image of each text, texts."""
+        samples = [self._load(examples, rows) for rows in groups]
+        return *collate_images(samples, self.processor), [ids for sample in samples for ids in sample.texts_ids]
+
     @torch.no_grad()
     def _answer_batch(
-        self, model: nn.Module, examples: Examples, groups: Sequence[np.ndarray], device: torch.device
+        self,
+        model: nn.Module,
+        computing: Computing,
+        images: dict[str, Tensor | None],
+        image_index: Tensor,
+        texts_ids: list[np.ndarray],
     ) -> dict[str, Tensor]:
-        samples = [self._load(examples, rows) for rows in groups]
-        images, image_index = collate_images(samples, self.processor)
-        visual = model.encode_images(images["pixel_values"].to(device), images["pixel_mask"].to(device))
-        texts_ids = [ids for sample in samples for ids in sample.texts_ids]
+        with computing():
+            visual = model.encode_images(**computing.on_device(images))
         # Texts of like length together, so that little is spent on padding.
         order = sorted(range(len(texts_ids)), key=lambda row: len(texts_ids[row]))
         label_P, score_P = torch.empty(len(order), dtype=torch.int64), torch.empty(len(order), dtype=torch.float32)
         for begin in range(0, len(order), self.text_batch):
             rows = order[begin : begin + self.text_batch]
             texts = pad_texts([texts_ids[row] for row in rows], self.processor.tokenizer.pad_token_id)
-            output = model(
-                visual_tokens=visual,
-                image_index=image_index[rows].to(device),
-                **{name: tensor.to(device) for name, tensor in texts.items()},
-            )
+            inputs = computing.on_device({**texts, "image_index": image_index[rows]})
+            with computing():
+                output = model(visual_tokens=visual, **inputs)
             best = self.probabilities(output.logits.float()).max(-1)
             label_P[rows], score_P[rows] = best.indices.cpu(), best.values.cpu()
         return {"label": label_P, "score": score_P}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from soho_fast.data.text import EncodedText
 from soho_fast.engine.processes import Processes
+from soho_fast.evaluation.computing import Computing
 from soho_fast.evaluation.sharing import Kept, Progress, compute_parts
 from soho_fast.model import VisualTokens
 
@@ -40,7 +40,7 @@ class PairScorer:
         texts: Sequence[EncodedText],
         *,
         pair_batch: int = 256,
-        dtype: torch.dtype = torch.float32,
+        precision: str = "auto",
     ) -> None:
         """Keep the model and the texts.
 
@@ -48,13 +48,12 @@ class PairScorer:
             model: With `encode_images`, `embed_images` and `matching_logits`, as `SohoForImageTextRetrieval`.
             texts: The T texts.
             pair_batch: Pairs of one call.
-            dtype: Type of the Transformer's products; float16 and bfloat16 run under autocast.
+            precision: See `Computing`.
         """
         if pair_batch < 1:
             raise ValueError(f"pair_batch: expected at least 1, got {pair_batch}")
-        self.model, self.pair_batch, self.dtype = model, pair_batch, dtype
-        weight = next(model.parameters(), torch.empty(0))
-        self.device, self._model_dtype = weight.device, weight.dtype
+        self.model, self.pair_batch = model, pair_batch
+        self.computing = Computing(model, precision)
         self.num_scored, self.seconds = 0, 0.0
         self._ids = [torch.from_numpy(text.ids) for text in texts]
         self.length_T = np.array([len(ids) for ids in self._ids], dtype=np.int64)
@@ -69,22 +68,15 @@ class PairScorer:
         """T."""
         return len(self._ids)
 
-    def computing(self) -> Any:
-        """The context in which the model is called."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
-
     def ids(self, rows: np.ndarray) -> Tensor:
         """int64 (texts, S) of texts of one length."""
-        return torch.stack([self._ids[row] for row in rows]).to(self.device)
+        return torch.stack([self._ids[row] for row in rows]).to(self.computing.device)
 
     @torch.no_grad()
-    def encode(self, pixels: Mapping[str, Tensor]) -> list[Tensor]:
+    def encode(self, pixels: Mapping[str, Tensor | None]) -> list[Tensor]:
         """Images (`pixel_values`, `pixel_mask`) to their tokens; see `keep`."""
         with self.computing():
-            batch = (pixels[name].to(self.device) for name in ("pixel_values", "pixel_mask"))
-            return self.keep(self.model.encode_images(*batch))
+            return self.keep(self.model.encode_images(**self.computing.on_device(pixels)))
 
     @torch.no_grad()
     def keep(self, visual: VisualTokens) -> list[Tensor]:
@@ -99,7 +91,7 @@ class PairScorer:
         vectors: list[Tensor | None] = [None] * len(tokens)
         for count in sorted({len(tokens_LD) for tokens_LD in tokens}):
             alike = [row for row, tokens_LD in enumerate(tokens) if len(tokens_LD) == count]
-            visual_ILD = torch.stack([tokens[row] for row in alike]).to(self._model_dtype)
+            visual_ILD = torch.stack([tokens[row] for row in alike]).to(self.computing.weight_type)
             with self.computing():
                 found = self.model.image_vectors(visual_ILD)
             for row, vector in zip(alike, found.float().cpu(), strict=True):
@@ -139,8 +131,8 @@ class PairScorer:
     def _call(self, tokens: Sequence[Tensor], image_P: np.ndarray, text_P: np.ndarray) -> np.ndarray:
         images, image_index_P = np.unique(image_P, return_inverse=True)
         texts, text_index_P = np.unique(text_P, return_inverse=True)
-        visual_ILD = torch.stack([tokens[image] for image in images]).to(self._model_dtype)
-        index = (torch.from_numpy(index_P).to(self.device) for index_P in (text_index_P, image_index_P))
+        visual_ILD = torch.stack([tokens[image] for image in images]).to(self.computing.weight_type)
+        index = (torch.from_numpy(index_P).to(self.computing.device) for index_P in (text_index_P, image_index_P))
         with self.computing():
             return self.model.matching_logits(visual_ILD, self.ids(texts), *index).float().cpu().numpy()
 
@@ -148,12 +140,22 @@ class PairScorer:
 class ImageBlocks:
     """Images in blocks of consecutive ones, encoded when first asked for, once, and kept in half precision."""
 
-    def __init__(self, num_images: int, encode: Callable[[range], list[Tensor]], *, block_images: int = 32) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        encode: Callable[[Any], list[Tensor]],
+        *,
+        load: Callable[[range], Any] | None = None,
+        workers: int = 0,
+        block_images: int = 32,
+    ) -> None:
         """Encode nothing yet.
 
         Args:
             num_images: I.
-            encode: Visual tokens of consecutive images, as `PairScorer.encode` gives them.
+            encode: Visual tokens of consecutive images, as `PairScorer.encode` gives them, from what `load` gave.
+            load: What `encode` needs of consecutive images, the images' numbers without it; see `compute_parts`.
+            workers: Processes that load.
             block_images: Images of a block; a batch of the CNN.
         """
         if num_images < 1 or block_images < 1:
@@ -161,16 +163,28 @@ class ImageBlocks:
         self.num_images = num_images
         begins = range(0, num_images, block_images)
         self.blocks = [range(begin, min(begin + block_images, num_images)) for begin in begins]
-        self._encode = encode
+        self._load, self._encode, self._workers = load, encode, workers
         self._tokens: dict[int, list[Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def tokens(self, number: int) -> list[Tensor]:
-        """The visual tokens of the images of block `number`."""
+    def load(self, number: int) -> Any:
+        """What `tokens` needs to encode block `number`; None where it is encoded."""
+        if number in self._tokens:
+            return None
+        block = self.blocks[number]
+        return block if self._load is None else self._load(block)
+
+    @property
+    def workers(self) -> int:
+        """Processes that load; none where nothing is left to encode, or there is nothing to load."""
+        return 0 if self._load is None or len(self._tokens) == len(self.blocks) else self._workers
+
+    def tokens(self, number: int, loaded: Any = None) -> list[Tensor]:
+        """The visual tokens of the images of block `number`, of which `load` may have been called before."""
         if number not in self._tokens:
-            self._tokens[number] = self._encode(self.blocks[number])
+            self._tokens[number] = self._encode(self.load(number) if loaded is None else loaded)
         return self._tokens[number]
 
 
@@ -198,13 +212,21 @@ def score_pairs(
     """
     every_T = np.arange(scorer.num_texts)
 
-    def score_block(number: int) -> list[Tensor]:
+    def score_block(number: int, loaded: Any) -> list[Tensor]:
         block = images.blocks[number]
         texts_I = [every_T if wanted is None else wanted[image] for image in block]
         counts_I = [len(texts) for texts in texts_I]
         image_P = np.repeat(np.arange(len(block)), counts_I)
-        logit_P = scorer.score(images.tokens(number), image_P, np.concatenate(texts_I))
+        logit_P = scorer.score(images.tokens(number, loaded), image_P, np.concatenate(texts_I))
         return [part.clone() for part in torch.from_numpy(logit_P).split(counts_I)]
 
-    parts = compute_parts(len(images), score_block, processes or Processes(), kept=kept, progress=progress)
+    parts = compute_parts(
+        len(images),
+        score_block,
+        processes or Processes(),
+        load=images.load,
+        workers=images.workers,
+        kept=kept,
+        progress=progress,
+    )
     return [logits for part in parts for logits in part]

@@ -23,6 +23,8 @@ from soho_fast.data.images import BrokenImageError
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, STOP_WORDS, EncodedText, encode_texts
+from soho_fast.engine.workers import loaded_ahead
+from soho_fast.evaluation.computing import Computing
 from soho_fast.evaluation.metrics.recall import recall_at
 from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 
@@ -133,12 +135,12 @@ def _choose(
 class _Scorer:
     """Calls the model in evaluation mode on one device."""
 
-    def __init__(self, model: nn.Module, processor: SohoProcessor, device: torch.device) -> None:
-        self.model, self.processor, self.device = model, processor, device
+    def __init__(self, model: nn.Module, processor: SohoProcessor, computing: Computing) -> None:
+        self.model, self.processor, self.computing = model, processor, computing
 
-    def encode(self, images: Sequence[torch.Tensor]) -> Any:
-        batch = self.processor.image_processor.collate(images)
-        return self.model.encode_images(batch["pixel_values"].to(self.device), batch["pixel_mask"].to(self.device))
+    def encode(self, images: Mapping[str, torch.Tensor | None]) -> Any:
+        with self.computing():
+            return self.model.encode_images(**self.computing.on_device(images))
 
     def __call__(
         self,
@@ -148,13 +150,9 @@ class _Scorer:
         **labels: Any,
     ) -> Any:
         texts = pad_texts(texts_ids, self.processor.tokenizer.pad_token_id)
-        return self.model(
-            visual_tokens=visual_tokens,
-            input_ids=texts["input_ids"].to(self.device),
-            attention_mask=texts["attention_mask"].to(self.device),
-            image_index=torch.as_tensor(np.asarray(image_index), dtype=torch.int64, device=self.device),
-            **labels,
-        )
+        texts["image_index"] = torch.as_tensor(np.asarray(image_index), dtype=torch.int64)
+        with self.computing():
+            return self.model(visual_tokens=visual_tokens, **self.computing.on_device({**texts, **labels}))
 
 
 @dataclass
@@ -182,7 +180,7 @@ def _measure_mlm(score: _Scorer, visual: Any, masked: _MaskedTexts, image_index:
     predicted = labels_PS != IGNORED_LABEL
     if not predicted.any():
         return np.zeros(0, dtype=bool)
-    output = score(visual, masked.texts_ids, image_index, mlm_labels=torch.from_numpy(labels_PS).to(score.device))
+    output = score(visual, masked.texts_ids, image_index, mlm_labels=torch.from_numpy(labels_PS))
     logits_MV = output.mlm_logits
     if len(logits_MV) != predicted.sum():
         raise ValueError(f"mlm_logits: expected {predicted.sum()} rows, one per label, got {len(logits_MV)}")
@@ -197,8 +195,8 @@ def _measure_mvm(score: _Scorer, visual: Any, texts: Sequence[EncodedText], unif
         visual,
         [text.ids for text in texts],
         np.arange(len(texts)),
-        itm_labels=torch.ones(len(texts), dtype=torch.int64, device=score.device),
-        mask_uniform=torch.from_numpy(np.ascontiguousarray(uniform)).to(score.device),
+        itm_labels=torch.ones(len(texts), dtype=torch.int64),
+        mask_uniform=torch.from_numpy(np.ascontiguousarray(uniform)),
     )
 
 
@@ -213,8 +211,32 @@ def _batches(count: int, size: int) -> Iterator[range]:
         begin = end
 
 
+class _Loaded(NamedTuple):
+    """Held-out images of a batch, by their rows, and why others of it can't be read; None without two images."""
+
+    rows: list[int]
+    images: dict[str, torch.Tensor | None] | None
+    broken: list[str]
+
+
+def _load(held: _HeldOut, batch: range, processor: SohoProcessor) -> _Loaded:
+    rows, images, broken = [], [], []
+    for row in batch:
+        try:
+            images.append(processor.image_processor.load(held.records[row].image))
+            rows.append(row)
+        except BrokenImageError as error:
+            broken.append(str(error))
+    return _Loaded(rows, processor.image_processor.collate(images) if len(rows) > 1 else None, broken)
+
+
 def _measure_batch(
-    score: _Scorer, held: _HeldOut, rows: Sequence[int], tally: _Tally, images: Sequence[torch.Tensor], masking: float
+    score: _Scorer,
+    held: _HeldOut,
+    rows: Sequence[int],
+    tally: _Tally,
+    images: Mapping[str, torch.Tensor | None],
+    masking: float,
 ) -> Any:
     """All measures but retrieval on one batch; returns its visual tokens."""
     visual = score.encode(images)
@@ -259,7 +281,6 @@ def evaluate_pretraining(
     records: Sequence[ImageTextRecord],
     processor: SohoProcessor,
     *,
-    device: torch.device | str = "cpu",
     seed: int = 0,
     num_images: int | None = None,
     num_candidates: int = 200,
@@ -267,6 +288,8 @@ def evaluate_pretraining(
     mlm_probability: float = 0.15,
     image_batch: int = 32,
     pair_batch: int = 256,
+    precision: str = "auto",
+    workers: int = 0,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
@@ -285,7 +308,6 @@ def evaluate_pretraining(
         model: The model; put in evaluation mode for the time of the call.
         records: Held-out images with captions.
         processor: Image processor and tokenizer.
-        device: Where the model is.
         seed: Seed of all choices.
         num_images: Images used, None for all.
         num_candidates: Images (and captions) in retrieval, at most `num_images`; below 2 leaves retrieval out.
@@ -293,6 +315,8 @@ def evaluate_pretraining(
         mlm_probability: Share of words masked for MLM; a text has at least one content word masked.
         image_batch: Images encoded at a time.
         pair_batch: Pairs scored at a time in retrieval.
+        precision: See `Computing`.
+        workers: Processes that read images; 0 reads in this one.
         progress: Called with (stage, done, all).
         say: Called with a line for each held-out image that can't be read.
 
@@ -302,28 +326,28 @@ def evaluate_pretraining(
     Raises:
         BrokenImageError: Fewer than two images can be read.
     """
-    device = torch.device(device)
     held = _choose(records, processor, num_images=num_images, max_text_length=max_text_length, seed=seed)
     tally = _Tally()
-    score = _Scorer(model, processor, device)
     num_candidates = min(num_candidates, len(held.records)) if num_candidates >= 2 else 0
     candidates: list[torch.Tensor] = []
     candidate_rows: list[int] = []
-    scorer = PairScorer(model, held.positives, pair_batch=pair_batch)
+    scorer = PairScorer(model, held.positives, pair_batch=pair_batch, precision=precision)
+    score = _Scorer(model, processor, scorer.computing)
+    batches = list(_batches(len(held.records), image_batch))
     was_training = model.training
     model.eval()
+    loads = loaded_ahead(
+        lambda number: _load(held, batches[number], processor),
+        range(len(batches)),
+        workers=workers,
+        pin=scorer.computing.device.type == "cuda",
+    )
     try:
-        for batch in _batches(len(held.records), image_batch):
-            rows, images = [], []
-            for row in batch:
-                try:
-                    images.append(processor.image_processor.load(held.records[row].image))
-                    rows.append(row)
-                except BrokenImageError as error:
-                    tally.skipped.append(str(error))
-                    if say is not None:
-                        say(f"held-out image skipped: {error}")
-            if len(rows) > 1:
+        for batch, (rows, images, broken) in zip(batches, loads, strict=True):
+            tally.skipped += broken
+            for line in broken if say is not None else []:
+                say(f"held-out image skipped: {line}")
+            if images is not None:
                 visual = _measure_batch(score, held, rows, tally, images, mlm_probability)
                 kept = rows[: num_candidates - len(candidate_rows)]
                 if kept:
@@ -344,6 +368,7 @@ def evaluate_pretraining(
             report = None if progress is None else functools.partial(progress, "retrieval")
             scores_NN = torch.stack(score_pairs(scorer, blocks, wanted, progress=report))
     finally:
+        loads.close()
         model.train(was_training)
     return {**_summary(tally), **_recalls(scores_NN)}
 

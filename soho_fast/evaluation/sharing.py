@@ -15,12 +15,14 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from soho_fast.engine.processes import Processes
+from soho_fast.engine.workers import loaded_ahead
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -100,9 +102,11 @@ class Kept:
 
 def compute_parts(
     num_parts: int,
-    compute: Callable[[int], Any],
+    compute: Callable[[int, Any], Any],
     processes: Processes,
     *,
+    load: Callable[[int], Any] | None = None,
+    workers: int = 0,
     kept: Kept | None = None,
     progress: Progress | None = None,
 ) -> list[Any]:
@@ -110,8 +114,11 @@ def compute_parts(
 
     Args:
         num_parts: How many.
-        compute: The result of a part; must not depend on the process. What `Kept.save` takes, where `kept` is given.
+        compute: The result of a part, from its number and what `load` gave of it (None without it); must not depend
+            on the process. What `Kept.save` takes, where `kept` is given.
         processes: All make the call.
+        load: What a part needs of the disk; runs on the CPU, ahead of `compute`. See `loaded_ahead`.
+        workers: Processes that load, for each of those that compute; 0 loads in these.
         kept: Parts that are here already are not computed again, and each new one is put here as soon as it is done.
         progress: Called after each part.
     """
@@ -119,15 +126,21 @@ def compute_parts(
     open_parts = sorted(set(range(num_parts)) - set(here))
     own = open_parts[processes.rank :: processes.world]
     computed: dict[int, Any] = {}
-    for done, number in enumerate(own, start=1):
-        computed[number] = compute(number)
-        if kept is not None:
-            kept.save(number, computed[number])
-        if progress is not None:
-            progress(done, len(own))
+    pin = processes.device.type == "cuda"
+    with closing(loaded_ahead(load or _nothing, own, workers=workers if load else 0, pin=pin)) as items:
+        for done, (number, item) in enumerate(zip(own, items, strict=True), start=1):
+            computed[number] = compute(number, item)
+            if kept is not None:
+                kept.save(number, computed[number])
+            if progress is not None:
+                progress(done, len(own))
     results = {number: result for part in processes.gather(computed) for number, result in part.items()}
     results |= {number: kept.load(number) for number in here if number < num_parts}
     return [results[number] for number in range(num_parts)]
+
+
+def _nothing(_: int) -> None:
+    """What is loaded where nothing needs to be."""
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

@@ -28,9 +28,14 @@ K_TRIED = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 64, 80, 100, 128
 def contrastive_scores(scorer: PairScorer, images: ImageBlocks, processes: Processes | None = None) -> Tensor:
     """Inner products of the vectors of all images and texts, float32 (I, T) on the CPU; the same on every process."""
     processes = processes or Processes()
-    image_IE = torch.cat(
-        compute_parts(len(images), lambda number: scorer.image_vectors(images.tokens(number)), processes)
+    vectors = compute_parts(
+        len(images),
+        lambda number, loaded: scorer.image_vectors(images.tokens(number, loaded)),
+        processes,
+        load=images.load,
+        workers=images.workers,
     )
+    image_IE = torch.cat(vectors)
     order_T = np.argsort(scorer.length_T, kind="stable")
     ends = np.flatnonzero(np.diff(scorer.length_T[order_T])) + 1
     batches = [
@@ -38,7 +43,7 @@ def contrastive_scores(scorer: PairScorer, images: ImageBlocks, processes: Proce
         for alike in np.split(order_T, ends)
         for begin in range(0, len(alike), _TEXT_BATCH)
     ]
-    parts = compute_parts(len(batches), lambda number: scorer.text_vectors(batches[number]), processes)
+    parts = compute_parts(len(batches), lambda number, _: scorer.text_vectors(batches[number]), processes)
     text_TE = torch.empty(len(order_T), image_IE.shape[1])
     text_TE[torch.from_numpy(order_T)] = torch.cat(parts)
     return image_IE @ text_TE.T

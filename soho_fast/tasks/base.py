@@ -30,6 +30,7 @@ from soho_fast.data.text import describe_fit, load_tokenizer
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.task import Table
 from soho_fast.evaluation.answering import Answering, Answers
+from soho_fast.evaluation.computing import Computing
 from soho_fast.evaluation.sharing import Kept, Progress
 from soho_fast.hub import loading_options
 from soho_fast.model import SohoConfig, SohoPreTrainedModel
@@ -67,6 +68,8 @@ class BaseTask(ABC):
     """The measure that tells which model is best, larger is better; None keeps only the last."""
     logged: ClassVar[tuple[str, ...]] = ()
     """Names of the output's scalars to log beside the loss."""
+    workers: int = 0
+    """Processes that read what is measured, for each that measures; 0 reads in these."""
     not_compared: ClassVar[Collection[str]] = NOT_COMPARED
     """Patterns of recipe fields that do not change what is trained, or whose contents `identity` tells."""
     fixed: ClassVar[Collection[str]] = FIXED
@@ -511,9 +514,11 @@ class AnsweringTask(FineTuningTask):
         if split not in self._examples:
             self._examples[split] = self._pack(records)
         examples = self._examples[split]
+        computing = Computing(model, self.data.precision)
         kept = None
         if keep_in is not None:
             settings = {name: getattr(self.data, name) for name in _RESULTS_DEPEND_ON}
+            settings["precision"] = computing.precision
             source = {"task": self.name, "split": split, "examples": examples.fingerprint(), **settings}
             kept = Kept(keep_in, {**source, **(identity or {})}, processes)
         answering = Answering(
@@ -523,9 +528,10 @@ class AnsweringTask(FineTuningTask):
             image_batch=self.data.image_batch,
             text_batch=self.data.text_batch,
             probabilities=self.probabilities,
+            workers=self.workers,
         )
         row_E, label_E, score_E = answering.answer(
-            model, examples, num_groups=max_images or None, processes=processes, kept=kept, progress=progress
+            model, computing, examples, num_groups=max_images or None, processes=processes, kept=kept, progress=progress
         )
         assert max_images or len(row_E) == len(records)
         records = [records[row] for row in row_E]

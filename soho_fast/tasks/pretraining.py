@@ -310,7 +310,6 @@ class PretrainingTask(BaseTask):
         *,
         quick: bool = False,
         processes: Processes | None = None,
-        device: torch.device | str | None = None,
         progress: Progress | None = None,
     ) -> dict[str, float]:
         """Measures on held-out images; see `evaluate_pretraining`. Empty when the recipe names no held-out set.
@@ -321,7 +320,6 @@ class PretrainingTask(BaseTask):
             model: The model.
             quick: Fewer images and no retrieval, for mid-training.
             processes: Who makes the call; this process alone when None.
-            device: Where the model is; that of its first parameter when None.
             progress: Called with what is done of how much, in each of two stages: the held-out images, then retrieval.
         """
         if (processes or Processes()).rank or not self.heldout_records:
@@ -330,13 +328,14 @@ class PretrainingTask(BaseTask):
             model,
             self.heldout_records,
             self.processor,
-            device=device if device is not None else next(model.parameters()).device,
             seed=self.seed,
             num_images=self.data.quick_images if quick else self.data.heldout_images or None,
             num_candidates=0 if quick else self.data.heldout_candidates,
             max_text_length=self.data.max_text_length,
             image_batch=self.data.image_batch,
             pair_batch=self.data.pair_batch,
+            precision=self.data.precision,
+            workers=self.workers,
             progress=None if progress is None else lambda stage, done, total: progress(done, total),
             say=self._say,
         )

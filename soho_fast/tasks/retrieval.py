@@ -25,6 +25,7 @@ from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport, finger
 from soho_fast.data.text import encode_texts
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.task import Table
+from soho_fast.evaluation.computing import Computing
 from soho_fast.evaluation.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
 from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.evaluation.sharing import Kept, Progress
@@ -110,17 +111,25 @@ class RetrievalTask(FineTuningTask):
         processes: Processes | None = None,
         progress: Progress | None = None,
     ) -> dict[str, float]:
-        """R@K of the split to validate on, in two stages where the model has them; quick: of its first images."""
+        """R@K of the split to validate on: of all of it in two stages where the model has them, else of its first
+        `training_images` by every pair; quick: of its first images."""
         if not self.data.validate:
             return {}
         processes = processes or Processes()
-        records = self.records(self.data.validate)
-        candidates = self._candidates(model, records[: self.data.quick_images if quick else None])
-        if model.contrastive_head is None:
+        records, every_pair = self.records(self.data.validate), model.contrastive_head is None
+        num_images = self.data.quick_images if quick else self.data.training_images * every_pair or len(records)
+        if num_images < len(records) and not quick:
+            self._say(
+                f"{self.data.validate}: every pair of its first {num_images:,} images of {len(records):,} is scored "
+                "while training (data.training_images)"
+            )
+        candidates = self._candidates(model, records[:num_images])
+        if every_pair:
             scores_IT = self._score_all(candidates, processes, progress=progress)
         else:
             scores_IT, _ = self._score_chosen(candidates, self.data.training_k, processes, progress=progress)
-        return self._measures(candidates, {"": scores_IT})
+        sizes = {"num_images": float(len(candidates.records)), "num_texts": float(len(candidates.texts))}
+        return {**self._measures(candidates, {"": scores_IT}), **sizes}
 
     def evaluate_split(
         self,
@@ -160,6 +169,7 @@ class RetrievalTask(FineTuningTask):
             if keep_in is None:
                 return None
             settings = {name: getattr(data, name) for name in _SCORES_DEPEND_ON}
+            settings["precision"] = Computing(model, data.precision).precision
             about = {"scored": what, "split": of, "candidates": self._fingerprint(of), **settings, **more}
             about |= identity or {}
             kept_in_all.append(Kept(keep_in / what, about, processes))
@@ -199,17 +209,18 @@ class RetrievalTask(FineTuningTask):
         texts = [caption for own in captions for caption in own]
         counts = torch.tensor([len(own) for own in captions])
         encoded = encode_texts(self.processor.tokenizer, texts, self.data.max_text_length)
-        dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.data.precision]
-        scorer = PairScorer(model, encoded, pair_batch=self.data.pair_batch, dtype=dtype)
+        scorer = PairScorer(model, encoded, pair_batch=self.data.pair_batch, precision=self.data.precision)
         processor = self.processor.image_processor
 
-        def encode(block: range) -> list[Tensor]:
+        def load(block: range) -> dict[str, Tensor | None]:
             try:
-                return scorer.encode(processor.collate([processor.load(records[number].image) for number in block]))
+                return processor.collate([processor.load(records[number].image) for number in block])
             except BrokenImageError as error:
                 raise BrokenImageError(f"{error}; every image must be scored") from error
 
-        blocks = ImageBlocks(len(records), encode, block_images=self.data.image_batch)
+        blocks = ImageBlocks(
+            len(records), scorer.encode, load=load, workers=self.workers, block_images=self.data.image_batch
+        )
         owner_T = torch.arange(len(records)).repeat_interleave(counts)
         return _Candidates(records, texts, owner_T, scorer, blocks)
 
@@ -307,7 +318,7 @@ _WORK = (
 # Settings of the data that change a score.
 _SCORES_DEPEND_ON = (
     "shorter_edge", "longer_edge", "pad_to_multiple", "max_text_length", "missing_images", "image_batch", "pair_batch",
-    "precision", "validate", "choice_images",
+    "validate", "choice_images",
 )  # fmt: skip
 
 

@@ -33,6 +33,8 @@ class InputData:
         pad_to_multiple: Height and width of a batch are padded to a multiple of this.
         max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
         image_batch: Images (in NLVR2 pairs) encoded at a time when measuring.
+        precision: Type of the products when measuring: `auto` takes bf16 on a GPU that has it, and float32 elsewhere.
+            The codebook and the lookup in it stay float32.
     """
 
     tokenizer: str | None = None
@@ -41,6 +43,7 @@ class InputData:
     pad_to_multiple: PositiveInt = 32
     max_text_length: TextLength = 32
     image_batch: PositiveInt = 32
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
 
 
 @dataclass
@@ -352,7 +355,8 @@ class RetrievalData(FineTuningData):
         choice_images: So many images of `validate`, with all their texts, choose k.
         training_k: While training, `validate` is measured in two stages with this k, if there is a contrastive head.
         pair_batch: Pairs scored at a time.
-        precision: Type of the Transformer's products in evaluation.
+        training_images: While training, and without a contrastive head, every pair of the first so many images of
+            `validate` is scored; 0 takes all. COCO's 5,000 images are 125 million pairs.
     """
 
     splits: dict[str, RetrievalSplit] = field(default_factory=dict)
@@ -363,4 +367,4 @@ class RetrievalData(FineTuningData):
     choice_images: NonNegativeInt = 1000
     training_k: PositiveInt = 16
     pair_batch: PositiveInt = 256
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    training_images: NonNegativeInt = 1000

@@ -121,6 +121,13 @@ def test_collate_normalises_pads_with_zero_and_masks():
     assert (batch["pixel_values"][outside] == 0).all()
 
 
+def test_there_is_a_mask_only_where_there_is_padding():
+    processor, image = make_processor(divisor=32), torch.full((3, 64, 96), 9, dtype=torch.uint8)
+    assert processor.collate([image, image])["pixel_mask"] is None
+    assert not processor.collate([image, image[:, :, :60]])["pixel_mask"].all()
+    assert not processor.collate([image[:, :60]])["pixel_mask"].all(), "padded to the divisor"
+
+
 def test_call_and_training_path_agree(tmp_path):
     draw(tmp_path / "0.jpg", "olive", (300, 200))
     noise(150, 400).save(tmp_path / "1.png")

@@ -138,6 +138,8 @@ def test_broken_held_out_image_is_skipped_and_counted(records, processor, tmp_pa
     assert len(said) == 1 and said[0].startswith(f"held-out image skipped: {records[3].image}: can't be decoded")
     assert measures["num_skipped"] == 1 and measures["num_images"] == 11 and measures["itm"] == 1.0
     assert ("broken held-out images, skipped", "1", "") in format_table(measures)
+    assert measure(Oracle(processor.tokenizer), records, processor, say=said.append, workers=2) == measures
+    assert said.pop() == said[0], "read by other processes"
     for record in records[:11]:
         (tmp_path / record.image.name).write_bytes(b"no image")
     with pytest.raises(BrokenImageError, match="no two held-out images"):

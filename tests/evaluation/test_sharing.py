@@ -25,7 +25,7 @@ class Planted:
 def _compute(kept: Kept) -> tuple[list, list[int]]:
     computed = []
 
-    def compute(number: int) -> dict:
+    def compute(number: int, _: None) -> dict:
         computed.append(number)
         return {"scores": torch.full((5,), float(number)), "name": str(number)}
 

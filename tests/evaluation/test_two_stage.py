@@ -32,7 +32,7 @@ def test_vectors_are_the_models_and_need_nothing_of_the_other_side():
 
 
 def test_in_bf16_both_stages_are_near_those_in_float32():
-    exact, rough = scoring_run.scorer(), scoring_run.scorer(dtype=torch.bfloat16)
+    exact, rough = scoring_run.scorer(), scoring_run.scorer(precision="bf16")
     images = scoring_run.images(4)
     blocks = [scoring_run.blocks(scorer, images) for scorer in (exact, rough)]
     first = [contrastive_scores(scorer, own) for scorer, own in zip((exact, rough), blocks, strict=True)]

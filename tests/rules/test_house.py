@@ -22,7 +22,7 @@ ARROWS = {
     "adapters": {"ops"},
     "model": {"ops", "checksums", "hub", "spelling"},
     "data": {"ops", "checksums", "hub", "command_line", "engine.errors"},
-    "evaluation": {"model", "data", "engine.processes"},
+    "evaluation": {"model", "data", "engine.processes", "engine.workers"},
     "tasks": {"evaluation", "model", "data", "engine.processes", "engine.task", "checksums", "hub", "spelling"},
     "engine": set(),
     "recipe": {"tasks", "data", "engine", "command_line", "recipe_file", "hub", "spelling"},

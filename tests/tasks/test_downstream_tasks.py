@@ -116,13 +116,13 @@ def test_answers_do_not_depend_on_the_number_of_processes(name, world, tmp_path,
     split = task.data.validate
     alone = task.evaluate_split(model, split, processes=Processes())
     computed = []
-    answer = Answering._answer_batch
+    load = Answering._load_batch
 
-    def counted(self, model, examples, groups, device):
+    def counted(self, examples, groups):
         computed.append([row for rows in groups for row in rows])
-        return answer(self, model, examples, groups, device)
+        return load(self, examples, groups)
 
-    monkeypatch.setattr(Answering, "_answer_batch", counted)
+    monkeypatch.setattr(Answering, "_load_batch", counted)
     shared = Threads(world).run(lambda processes: task.evaluate_split(model, split, processes=processes))
     for other in shared:
         assert (other.answers, other.scores, other.measures) == (alone.answers, alone.scores, alone.measures)

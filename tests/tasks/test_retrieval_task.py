@@ -1,6 +1,7 @@
 """Retrieval as the engine and the evaluation use it, on a tiny corpus in COCO's and in Flickr30K's format."""
 
 import json
+import multiprocessing
 from dataclasses import replace
 
 import pytest
@@ -152,7 +153,41 @@ def test_quick_measures_are_of_the_first_images(make):
     assert full["chance_text_to_image_r1"] == pytest.approx(1 / 3)
     assert quick["chance_text_to_image_r1"] == pytest.approx(1 / 2)
     assert task.evaluate_split(model, "val", processes=Processes()).measures["mean_r1"] == full["mean_r1"], "k took all"
-    assert task.table(quick).title == "retrieval"
+    assert task.table(quick).title == "retrieval: 2 images, 10 texts"
+    assert task.evaluate(model, quick=True)["num_images"] == 2
+
+
+def test_without_a_contrastive_head_every_pair_of_some_images_is_scored_while_training(make):
+    task, said = make(training_images=2, config={"contrastive_weight": 0.0})
+    model = build_model(task)
+    some = task.evaluate(model)
+    assert (some["num_images"], some["num_texts"]) == (2, 10)
+    assert said[-1] == "val: every pair of its first 2 images of 3 is scored while training (data.training_images)"
+    task.data.training_images = 0
+    assert task.evaluate(model)["num_images"] == 3
+    with_head, _ = make(training_images=2)
+    assert with_head.evaluate(build_model(with_head))["num_images"] == 3, "two stages need no subset"
+    assert task.evaluate_split(model, "val", processes=Processes()).measures["num_images"] == 3
+
+
+def test_loader_processes_change_no_measure(make, tmp_path):
+    task, _ = make(scoring="both", max_loss=1.0)
+    model = build_model(task)
+    timed = ("seconds", "pairs_a_second")
+    alone = task.evaluate_split(model, "test", processes=Processes())
+    task.workers = 2
+    helped = task.evaluate_split(model, "test", processes=Processes())
+    assert torch.equal(helped.scores_IT, alone.scores_IT)
+    same = [name for name in alone.measures if not name.endswith(timed)]
+    assert {name: helped.measures[name] for name in same} == {name: alone.measures[name] for name in same}
+    (tmp_path / "val2014/0010.jpg").write_bytes(b"no image")
+    told = []
+    for task.workers in (0, 2):
+        with pytest.raises(BrokenImageError) as broken:
+            task.evaluate_split(model, "test", processes=Processes())
+        told.append(str(broken.value))
+    assert told[0] == told[1] and "0010.jpg: can't be decoded" in told[0], told
+    assert not multiprocessing.active_children()
 
 
 def test_starts_from_the_matching_head_and_loads_again(make, tmp_path):

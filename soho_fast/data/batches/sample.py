@@ -64,10 +64,10 @@ def read_images(sample: Sample, images: Sequence[ImageRef], processor: SohoProce
 class Collator:
     """Batches samples into keywords of the models' forward, plus "skipped" and "sample_ids".
 
-    The keywords: `pixel_values` (B, 3, H, W) float32, `pixel_mask` (B, H, W) bool, int64 `input_ids` and
-    `attention_mask` (P, S), int64 `image_index` (P,) or, with two images a sample, (P, 2); token labels (P, S), text
-    fields (P, ...) and image fields, float64 (B,), under their names. "skipped" lists the messages of broken images,
-    whose samples are left out; "sample_ids" names what remains.
+    The keywords: `pixel_values` (B, 3, H, W) float32, `pixel_mask` (B, H, W) bool or, where nothing is padded, None,
+    int64 `input_ids` and `attention_mask` (P, S), int64 `image_index` (P,) or, with two images a sample, (P, 2); token
+    labels (P, S), text fields (P, ...) and image fields, float64 (B,), under their names. "skipped" lists the messages
+    of broken images, whose samples are left out; "sample_ids" names what remains.
 
     Args:
         processor: Image processor and tokenizer.
@@ -116,7 +116,9 @@ class Collator:
         }
 
 
-def collate_images(samples: Sequence[Sample], processor: SohoProcessor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def collate_images(
+    samples: Sequence[Sample], processor: SohoProcessor
+) -> tuple[dict[str, torch.Tensor | None], torch.Tensor]:
     """The images of samples, each once, as `pixel_values` and `pixel_mask`; and int64 (P,) or (P, N), where those of
     each text are among them."""
     number_of: dict[Hashable, int] = {}

@@ -1,0 +1,90 @@
+"""Loader processes: who starts them, whom they heed, and how they end. Needs torch alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+def leave_signals(_: int = 0) -> None:
+    """Begin a loader process: the terminal and DeepSpeed's launcher signal the whole process tree; the process that it
+    works for decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def end_workers(batches: Any) -> None:
+    """End the loader processes of a DataLoader's iterator, if it has any; they ignore SIGTERM, so those that linger are
+    killed."""
+    if workers := list(getattr(batches, "_workers", [])):
+        batches._shutdown_workers()
+        for worker in workers:
+            if worker.is_alive():
+                os.kill(worker.pid, signal.SIGKILL)
+
+
+class _Loads(Dataset):
+    """What `load` gives of each number, and None; or None, and its error, which torch would wrap into another text."""
+
+    def __init__(self, load: Callable[[int], Any], numbers: Sequence[int]) -> None:
+        self.load, self.numbers = load, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> tuple[Any, Exception | None]:
+        try:
+            return self.load(self.numbers[place]), None
+        except Exception as error:
+            return None, error
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def loaded_ahead(
+    load: Callable[[int], Any], numbers: Sequence[int], *, workers: int, pin: bool = False
+) -> Iterator[Any]:
+    """`load(number)` of each number in order, by processes of their own that are one load each ahead.
+
+    The processes end with the iterator; close it where it may not be read to its end (`contextlib.closing`).
+
+    Args:
+        load: reads from disk and computes on the CPU; what it gives and raises can be pickled.
+        numbers: what is loaded.
+        workers: how many processes; 0 loads in this one, when asked.
+        pin: put tensors into pinned memory, for copies to a GPU.
+
+    Raises:
+        What `load` raises, where its number's turn comes.
+    """
+    if not workers or not numbers:
+        yield from map(load, numbers)
+        return
+    loader = DataLoader(
+        _Loads(load, numbers),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=min(workers, len(numbers)),
+        prefetch_factor=1,
+        worker_init_fn=leave_signals,
+        pin_memory=pin,
+        # Without its own generator the loader would draw from the global one.
+        generator=torch.Generator(),
+        # `load` knows the model, which another start would copy.
+        multiprocessing_context="fork",
+    )
+    results = iter(loader)
+    try:
+        for result, error in results:
+            if error is not None:
+                raise error
+            yield result
+    finally:
+        end_workers(results)

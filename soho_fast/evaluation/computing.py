@@ -1,0 +1,65 @@
+"""How a model is called where it is measured: on its device, in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+_TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Computing:
+    """The device and the precision of a model that is measured.
+
+    Products run under autocast; the codebook and the lookup in it stay as they are, and so does a model whose weights
+    are in half precision already.
+
+    Args:
+        model: the model.
+        precision: "float32", "bf16", "fp16" or "auto": bf16 on a GPU that has it, with TF32 for products that autocast
+            leaves in float32; float32 elsewhere.
+
+    Attributes:
+        device: where the model is.
+        weight_type: the type of its weights.
+        precision: of the products: "float32", "bf16" or "fp16".
+    """
+
+    def __init__(self, model: nn.Module, precision: str = "auto") -> None:
+        if precision not in ("auto", *_TYPES):
+            raise ValueError(f"precision: expected auto, {', '.join(_TYPES)}, got {precision!r}")
+        weight = next(model.parameters(), torch.empty(0))
+        self.device, self.weight_type = weight.device, weight.dtype
+        on_gpu = self.device.type == "cuda"
+        self._allows_tf32 = on_gpu and precision == "auto"
+        if precision == "auto":
+            names = {dtype: name for name, dtype in _TYPES.items()}
+            has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+            precision = "bf16" if has_bf16 and self.weight_type == torch.float32 else names[self.weight_type]
+        self.precision = precision
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """The context in which the model is called."""
+        dtype = _TYPES[self.precision]
+        casts = dtype not in (torch.float32, self.weight_type)
+        before = torch.get_float32_matmul_precision()
+        if self._allows_tf32:
+            torch.set_float32_matmul_precision("high")
+        try:
+            with torch.autocast(self.device.type, dtype) if casts else nullcontext():
+                yield
+        finally:
+            if self._allows_tf32:
+                torch.set_float32_matmul_precision(before)
+
+    def on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch whose tensors are on the device; copied without waiting where they are pinned."""
+        return {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
