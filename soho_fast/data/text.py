@@ -268,6 +268,10 @@ class PackedTexts:
         """How many texts list `index` has."""
         return int(self._first[index + 1] - self._first[index])
 
+    def counts(self) -> np.ndarray:
+        """How many texts each list has, int64."""
+        return np.diff(self._first)
+
     def get(self, index: int, number: int) -> str:
         """Text `number` of list `index`."""
         position = int(self._first[index]) + number

@@ -79,7 +79,7 @@ def plan_batches(
         )
     if num_samples < settings.global_batch_size:
         raise UserError(
-            f"batch.global_batch_size: {settings.global_batch_size} is more than the {num_samples} training images; "
+            f"batch.global_batch_size: {settings.global_batch_size} is more than the {num_samples} training samples; "
             "lower it or point data at a larger split"
         )
     return BatchPlan(

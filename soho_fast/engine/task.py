@@ -49,7 +49,7 @@ class Task(Protocol):
     """Patterns of names by which a model is measured, but not trained."""
 
     def training_data(self) -> Any:
-        """`len(data)` images, `data.set_epoch(epoch)`, `data[index]`: one sample, the same on any rank and worker.
+        """`len(data)` samples, `data.set_epoch(epoch)`, `data[index]`: one sample, the same on any rank and worker.
 
         A sample that can't be used says why in its attribute `broken`, a text; otherwise that is None or not there.
         """

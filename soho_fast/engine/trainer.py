@@ -83,7 +83,7 @@ class Trainer:
         begin, end = settings.optim.frozen_span()
         if not 0 <= begin <= end:
             raise UserError(f"optim.frozen_backbone_epochs: expected 0 <= from <= until, got [{begin:g}, {end:g}]")
-        start.compare({"training images": len(self.data), **task.identity()})
+        start.compare({"training samples": len(self.data), **task.identity()})
         self.progress = start.progress
         if start.changes and not self.steps_left:
             raise UserError(
@@ -102,6 +102,10 @@ class Trainer:
 
     def _build(self) -> None:
         settings, start = self.settings, self.continuation
+        self._say(
+            f"an epoch is {self.plan.steps_per_epoch:,} steps of {self.plan.global_batch_size:,} samples; the run is "
+            f"{self.total_steps:,} steps"
+        )
         self._on_main(lambda: load_trackers(settings.log.trackers))
         start.make_folder()
         self.engine = self._build_engine()

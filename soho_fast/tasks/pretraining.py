@@ -204,6 +204,7 @@ class PretrainingTask(BaseTask):
             seed=self.seed,
             num_positive=self.data.num_positive,
             num_negative=self.data.num_negative,
+            every_caption=self.data.epoch == "captions",
             max_text_length=self.data.max_text_length,
             masking=asdict(self.data.masking),
         )
@@ -218,8 +219,9 @@ class PretrainingTask(BaseTask):
             return self
         dataset = self.train_dataset
         self._say(
-            f"training on {len(dataset):,} images with {self.data.num_positive} positive and {self.data.num_negative} "
-            f"negative texts each, vocabulary of {len(self.tokenizer):,}"
+            f"training on {dataset.num_images:,} images with {dataset.num_captions:,} captions: {len(dataset):,} "
+            f"samples an epoch, each an image with {self.data.num_positive} positive and {self.data.num_negative} "
+            f"negative texts; vocabulary of {len(self.tokenizer):,}"
         )
         return self
 

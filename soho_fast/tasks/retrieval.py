@@ -81,11 +81,16 @@ class RetrievalTask(FineTuningTask):
             records = self.training_records
             self.say_fit([caption for record in records for caption in record.captions])
             self._dataset = RetrievalDataset(
-                records, self.processor, seed=self.seed, max_text_length=self.data.max_text_length
+                records,
+                self.processor,
+                seed=self.seed,
+                max_text_length=self.data.max_text_length,
+                every_caption=self.data.epoch == "captions",
             )
+            num_captions, num_samples = sum(len(record.captions) for record in records), len(self._dataset)
             self._say(
-                f"training on {len(records):,} images, each with one of its captions at a time; vocabulary of "
-                f"{len(self.processor.tokenizer):,}"
+                f"training on {len(records):,} images with {num_captions:,} captions: {num_samples:,} samples an "
+                f"epoch, each an image with one of its captions; vocabulary of {len(self.processor.tokenizer):,}"
             )
         return self._dataset
 

@@ -192,6 +192,8 @@ class PretrainingData(InputData):
         pad_text: Pad every text to max_text_length (fixed shapes) instead of to the longest of the batch.
         num_positive: Captions of the image per image (paper: 2).
         num_negative: Captions of other images per image (paper: 2).
+        epoch: What an epoch holds once: captions (an image with n of them makes n / num_positive samples, rounded up,
+            among which they are divided at random) or images (each with num_positive captions drawn at random).
         masking: How words are masked.
         heldout_images: Held-out images measured at the end; 0 takes all.
         heldout_candidates: Images (each with one caption) in zero-shot retrieval; 0 leaves retrieval out.
@@ -205,6 +207,7 @@ class PretrainingData(InputData):
     pad_text: bool = False
     num_positive: PositiveInt = 2
     num_negative: NonNegativeInt = 2
+    epoch: Literal["captions", "images"] = "captions"
     masking: TextMasking = field(default_factory=TextMasking)
     heldout_images: NonNegativeInt = 500
     heldout_candidates: NonNegativeInt = 200
@@ -357,6 +360,7 @@ class RetrievalData(FineTuningData):
         pair_batch: Pairs scored at a time.
         training_images: While training, and without a contrastive head, every pair of the first so many images of
             `validate` is scored; 0 takes all. COCO's 5,000 images are 125 million pairs.
+        epoch: What an epoch holds once: captions, each with its image, or images, each with a caption drawn at random.
     """
 
     splits: dict[str, RetrievalSplit] = field(default_factory=dict)
@@ -368,3 +372,4 @@ class RetrievalData(FineTuningData):
     training_k: PositiveInt = 16
     pair_batch: PositiveInt = 256
     training_images: NonNegativeInt = 1000
+    epoch: Literal["captions", "images"] = "captions"

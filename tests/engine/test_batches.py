@@ -50,7 +50,7 @@ def test_an_epoch_shows_each_sample_at_most_once_and_epochs_differ():
     ("changes", "words"),
     [
         ({"images": 13, "world": 2}, "13 does not divide by gradient_accumulation_steps 1 x processes 2"),
-        ({"images": 60}, "60 is more than the 50 training images"),
+        ({"images": 60}, "60 is more than the 50 training samples"),
         ({"images": 0}, "expected global_batch_size >= 1"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps >= 1"),
     ],

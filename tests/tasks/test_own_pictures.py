@@ -43,7 +43,8 @@ def test_pretraining_needs_no_more_than_the_file(own):
     assert said == [
         f"sources: pictures: {train} images, {2 * train} captions (train {train})",
         f"heldout: pictures: {val} images, {2 * val} captions (val {val})",
-        f"training on {train} images with 2 positive and 2 negative texts each, vocabulary of {len(task.tokenizer)}",
+        f"training on {train} images with {2 * train} captions: {train} samples an epoch, each an image with 2 "
+        f"positive and 2 negative texts; vocabulary of {len(task.tokenizer)}",
     ]
     assert len(task.training_data()[0].texts_ids) == 4
 
@@ -65,7 +66,7 @@ def test_retrieval_and_questions_take_the_same_file(own):
     asked = {name: VqaSplit(path, splits=[name], **options) for name in ("train", "val")}
     data = QuestionAnsweringData(splits=asked, min_answer_count=1, **common)
     questions = QuestionAnsweringTask(data, say=lambda line: None)
-    assert len(retrieval.training_data()) == len(questions.training_data()) >= 4
+    assert len(retrieval.training_data()) == 2 * len(questions.training_data()) >= 8
     assert set(questions.answers) <= set(COLOURS), "in lower case, as they are compared"
     records = questions.records("val")
     right = [record.answers.most_common for record in records]

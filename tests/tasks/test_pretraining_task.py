@@ -52,7 +52,8 @@ def test_says_what_it_holds(data):
     assert said == [
         "sources: coco: 8 images, 16 captions (train 6, restval 2)",
         "heldout: coco: 4 images, 8 captions (val 4)",
-        f"training on 8 images with 2 positive and 2 negative texts each, vocabulary of {len(task.tokenizer)}",
+        "training on 8 images with 16 captions: 8 samples an epoch, each an image with 2 positive and 2 negative "
+        f"texts; vocabulary of {len(task.tokenizer)}",
     ]
 
 

@@ -51,9 +51,10 @@ def build_model(task):
 
 @pytest.mark.parametrize("coco", [True, False])
 def test_a_training_step_scores_all_pairs(make, coco):
-    task, said = make(coco=coco)
+    task, said = make(coco=coco, epoch="images")
     data = task.training_data()
-    assert said[-1] == "training on 6 images, each with one of its captions at a time; vocabulary of 31"
+    told = "training on 6 images with 36 captions: 6 samples an epoch, each an image with one of its captions"
+    assert said[-1] == f"{told}; vocabulary of 31"
     assert said[0].endswith("6 images, 36 captions (train 6)")
     samples = [data[index] for index in range(4)]
     batch = task.collate(samples)
@@ -68,6 +69,21 @@ def test_a_training_step_scores_all_pairs(make, coco):
     assert len(texts) == 6, "every caption comes up, in training all six"
     data.set_epoch(0)
     assert data[2].texts_ids[0].tolist() == samples[2].texts_ids[0].tolist(), "the same epoch draws the same"
+
+
+def test_an_epoch_of_captions_holds_each_once_and_labels_know_two_of_an_image(make):
+    task, said = make()
+    data = task.training_data()
+    assert len(data) == 36 and "6 images with 36 captions: 36 samples an epoch" in said[-1]
+    samples = [data[index] for index in range(36)]
+    assert len({tuple(sample.texts_ids[0].tolist()) for sample in samples}) == 36
+    # Two captions of image 1, one of image 4 and one of image 0.
+    batch = task.collate([samples[index] for index in (7, 24, 8, 0)])
+    assert batch["own_image"].tolist() == [0, 1, 0, 2] and len(batch["pixel_values"]) == 3
+    output = build_model(task).train()(**{k: v for k, v in batch.items() if k not in ("skipped", "sample_ids")})
+    right_IT = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    expected = torch.nn.functional.cross_entropy(output.itm_logits, right_IT.flatten())
+    torch.testing.assert_close(output.itm_loss, expected)
 
 
 def test_evaluation_takes_five_captions_and_every_pair(make, tmp_path):
@@ -214,7 +230,7 @@ def test_starts_from_the_matching_head_and_loads_again(make, tmp_path):
 
 
 def test_a_broken_image_is_skipped_in_training_and_refused_in_evaluation(make, tmp_path):
-    task, _ = make()
+    task, _ = make(epoch="images")
     data = task.training_data()
     (tmp_path / "train2014/0001.jpg").write_bytes(b"no image")
     batch = task.collate([data[index] for index in range(3)])
@@ -228,7 +244,7 @@ def test_a_broken_image_is_skipped_in_training_and_refused_in_evaluation(make, t
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_a_batch_that_broken_images_leave_small_or_empty_is_trained_on(make, tmp_path, images):
-    task, _ = make()
+    task, _ = make(epoch="images")
     data, model = task.training_data(), build_model(task).train()
     for number in (0, 1, 2):
         (tmp_path / f"train2014/000{number}.jpg").write_bytes(b"broken")

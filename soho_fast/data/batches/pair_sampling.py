@@ -68,6 +68,19 @@ class PairSampler:
             chosen.extend(rng.permutation(available)[: count - len(chosen)].tolist())
         return [self._texts.get(index, number) for number in chosen]
 
+    def counts(self) -> np.ndarray:
+        """How many captions each image has, int64."""
+        return self._texts.counts()
+
+    def group(self, index: int, number: int, count: int, rng: np.random.Generator) -> list[str]:
+        """Group `number` of the image's captions, divided at random into groups of `count`, each caption in one.
+
+        The last group is filled with captions of the others, and with its own where there are no others.
+        """
+        available = self._texts.count(index)
+        order = np.resize(rng.permutation(available), (-(-available // count), count))
+        return [self._texts.get(index, int(chosen)) for chosen in order[number]]
+
     def negatives(self, index: int, count: int, rng: np.random.Generator) -> list[str]:
         """`count` captions of other images whose content words are not all found in this image's captions.
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from soho_fast.data.batches.pair_sampling import PairSampler
-from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample, read_images
+from soho_fast.data.batches.sample import CAPTION_STREAM, SAMPLE_STREAM, Sample, read_images
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_tokens
@@ -17,6 +17,10 @@ from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_t
 
 class PretrainingDataset(Dataset[Sample]):
     """Samples that depend on (seed, epoch, index) only: not on the rank, the worker, or what was drawn before.
+
+    A sample is an image with `num_positive` of its captions. An epoch holds each image once, with captions drawn at
+    random, or with `every_caption` as often as it takes: n captions are divided at random among ceil(n / num_positive)
+    samples, so that each comes up; the last is filled with captions of the others.
 
     Ask for an epoch's sample by `set_epoch`, then `dataset[index]`. A batch has `mlm_labels` (P, S), -100 outside and
     everywhere on negatives, `itm_labels` (P,; 1 = matched), and `mask_uniform` (B,).
@@ -30,6 +34,7 @@ class PretrainingDataset(Dataset[Sample]):
         seed: int = 0,
         num_positive: int = 2,
         num_negative: int = 2,
+        every_caption: bool = False,
         max_text_length: int = 32,
         masking: Mapping[str, Any] | None = None,
     ) -> None:
@@ -41,6 +46,7 @@ class PretrainingDataset(Dataset[Sample]):
             seed: Seed of everything drawn.
             num_positive: Texts per image taken from its captions (paper, section 4.1: 2).
             num_negative: Texts per image taken from other images (paper: 2).
+            every_caption: Whether an epoch holds every caption, or every image once.
             max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
             masking: How words are masked: keywords of `mask_tokens`, its `probability` and those after it.
         """
@@ -61,11 +67,25 @@ class PretrainingDataset(Dataset[Sample]):
         self._images = [record.image for record in records]
         self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
         self._pairs = PairSampler([record.captions for record in records], negatives=num_negative > 0)
+        num_samples_I = -(-self._pairs.counts() // num_positive) if every_caption else np.ones(len(records), np.int64)
+        self._image_of = np.repeat(np.arange(len(records)), num_samples_I)
+        self._first_of = np.cumsum(num_samples_I) - num_samples_I
+        self.every_caption = every_caption
         self._special_ids = frozenset(processor.tokenizer.all_special_ids)
         self._epoch = 0
 
     def __len__(self) -> int:
+        return len(self._image_of)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
         return len(self._images)
+
+    @property
+    def num_captions(self) -> int:
+        """Number of captions of all images."""
+        return int(self._pairs.counts().sum())
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the samples asked for from here on, in this process (the engine's loaders tell each worker)."""
@@ -74,13 +94,19 @@ class PretrainingDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a data set of {len(self)}")
-        sample = Sample([self._sample_ids[index]], [index])
-        if not read_images(sample, [self._images[index]], self.processor):
+        image = int(self._image_of[index])
+        sample = Sample([self._sample_ids[image]], [image])
+        if not read_images(sample, [self._images[image]], self.processor):
             return sample
         rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
         sample.image_fields["mask_uniform"] = float(rng.random())
-        texts = self._pairs.positives(index, self.num_positive, rng)
-        texts += self._pairs.negatives(index, self.num_negative, rng)
+        if self.every_caption:
+            of_image = np.random.default_rng([CAPTION_STREAM, self.seed, self._epoch, image])
+            number = index - int(self._first_of[image])
+            texts = self._pairs.group(image, number, self.num_positive, of_image)
+        else:
+            texts = self._pairs.positives(image, self.num_positive, rng)
+        texts += self._pairs.negatives(image, self.num_negative, rng)
         masked = [self._mask(text, rng) for text in encode_texts(self.processor.tokenizer, texts, self.max_text_length)]
         sample.texts_ids = [ids for ids, _ in masked]
         sample.text_fields["itm_labels"] = (np.arange(len(texts)) < self.num_positive).astype(np.int64)

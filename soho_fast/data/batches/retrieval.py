@@ -14,20 +14,30 @@ from soho_fast.data.text import PackedTexts, encode_texts
 
 
 class RetrievalDataset(Dataset[Sample]):
-    """A sample is an image with one caption, drawn by (seed, epoch, index) alone: no batch holds an image twice.
+    """A sample is an image with one of its captions. An epoch holds every caption once, or every image once with a
+    caption drawn by (seed, epoch, index) alone.
+
+    Where chance brings two captions of an image into a batch, it holds the image once and both are right for it.
 
     Args:
         records: Images with their captions.
         processor: Image processor and tokenizer.
         seed: Seed of everything drawn.
         max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
+        every_caption: Whether an epoch holds every caption, or every image once.
 
     Raises:
         ValueError: Nothing can be told apart: there is one image, or all captions are alike.
     """
 
     def __init__(
-        self, records: Sequence[ImageTextRecord], processor: SohoProcessor, *, seed: int, max_text_length: int
+        self,
+        records: Sequence[ImageTextRecord],
+        processor: SohoProcessor,
+        *,
+        seed: int,
+        max_text_length: int,
+        every_caption: bool = False,
     ) -> None:
         first = records[0].captions[0]
         if len(records) < 2 or all(caption == first for record in records for caption in record.captions):
@@ -39,20 +49,29 @@ class RetrievalDataset(Dataset[Sample]):
         self._images = [record.image for record in records]
         self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
         self._captions = PackedTexts([record.captions for record in records])
+        num_samples_I = self._captions.counts() if every_caption else np.ones(len(records), np.int64)
+        self._image_of = np.repeat(np.arange(len(records)), num_samples_I)
+        self._first_of = np.cumsum(num_samples_I) - num_samples_I
+        self.every_caption = every_caption
         self._epoch = 0
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._image_of)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the samples asked for from here on, in this process."""
         self._epoch = epoch
 
     def __getitem__(self, index: int) -> Sample:
-        sample = Sample([self._sample_ids[index]], [index])
-        if not read_images(sample, [self._images[index]], self.processor):
+        image = int(self._image_of[index])
+        sample = Sample([self._sample_ids[image]], [image])
+        if not read_images(sample, [self._images[image]], self.processor):
             return sample
-        rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
-        caption = self._captions.get(index, int(rng.integers(self._captions.count(index))))
+        if self.every_caption:
+            number = index - int(self._first_of[image])
+        else:
+            rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
+            number = int(rng.integers(self._captions.count(image)))
+        caption = self._captions.get(image, number)
         sample.texts_ids = [encode_texts(self.processor.tokenizer, [caption], self.max_text_length)[0].ids]
         return sample

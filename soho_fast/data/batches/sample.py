@@ -22,6 +22,8 @@ from soho_fast.data.text import IGNORED_LABEL
 # engine's order of the samples is stream 1.
 SAMPLE_STREAM = 2
 EVALUATION_STREAM = 3
+# 4 chooses the engine's stand-ins.
+CAPTION_STREAM = 5
 
 _NUM_SHOWN = 5
 
@@ -38,7 +40,7 @@ class Sample:
         texts_ids: int64 (tokens,) of each text.
         token_labels: int64 (tokens,) of each text by name, padded as the texts, with -100.
         text_fields: An array by name, with one row for each text.
-        image_fields: A number by name, one for the sample.
+        image_fields: A number by name, one for the sample; of samples of one image in a batch, the first one's.
     """
 
     sample_ids: Sequence[Any]
@@ -100,8 +102,11 @@ class Collator:
             name: torch.from_numpy(np.concatenate([sample.text_fields[name] for sample in usable]))
             for name in usable[0].text_fields
         }
+        first_of: dict[tuple[Hashable, ...], Sample] = {}
+        for sample in usable:
+            first_of.setdefault(tuple(sample.image_keys), sample)
         image_fields = {
-            name: torch.tensor([sample.image_fields[name] for sample in usable], dtype=torch.float64)
+            name: torch.tensor([sample.image_fields[name] for sample in first_of.values()], dtype=torch.float64)
             for name in usable[0].image_fields
         }
         return {

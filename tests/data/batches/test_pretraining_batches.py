@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -227,3 +228,44 @@ def test_refusals(records, processor, options, words):
         PretrainingDataset([], processor)
     with pytest.raises(IndexError, match="sample 12 of a data set of 12"):
         PretrainingDataset(records, processor)[12]
+
+
+@pytest.fixture
+def uneven(records):
+    """Images with 1, 2, 3, 4, 5 and 7 captions, no caption twice."""
+    return [
+        replace(record, captions=tuple(f"{record.captions[1]}{' a' * number}" for number in range(count)))
+        for record, count in zip(records, (1, 2, 3, 4, 5, 7), strict=False)
+    ]
+
+
+def positives_of(dataset, processor, epoch):
+    """By image: the positive texts of each of its samples in an epoch."""
+    found = {}
+    for index in range(len(dataset)):
+        sample = sample_of(dataset, epoch, index)
+        texts = processor.tokenizer.batch_decode(sample.texts_ids[: dataset.num_positive], skip_special_tokens=True)
+        found.setdefault(sample.image_keys[0], []).append(texts)
+    return found
+
+
+def test_an_epoch_of_captions_holds_each_once_but_for_what_fills_a_short_sample(uneven, processor):
+    dataset = PretrainingDataset(uneven, processor, seed=5, masking={"probability": 0.0}, every_caption=True)
+    epochs = [positives_of(dataset, processor, epoch) for epoch in range(3)]
+    for groups_of in epochs:
+        assert [len(groups_of[image]) for image in range(6)] == [1, 1, 2, 2, 3, 4]
+        for image, groups in groups_of.items():
+            used, captions = [text for group in groups for text in group], uneven[image].captions
+            assert set(used) == set(captions) and len(used) == len(captions) + len(captions) % 2
+            assert image == 0 or all(len(set(group)) == 2 for group in groups), "what fills a sample is of the others"
+    assert epochs[0][5] != epochs[1][5] and epochs[0] == positives_of(dataset, processor, 0)
+
+
+def test_two_samples_of_an_image_in_a_batch_share_it(uneven, processor, collate):
+    dataset = PretrainingDataset(uneven, processor, seed=5, every_caption=True)
+    samples = [dataset[index] for index in (1, 9, 12, 10)]
+    batch = collate(samples)
+    assert batch["sample_ids"] == ["coco/1", "coco/5", "coco/5", "coco/5"]
+    assert batch["image_index"].tolist() == [0] * 4 + [1] * 12 and len(batch["pixel_values"]) == 2
+    assert batch["mask_uniform"].tolist() == [sample.image_fields["mask_uniform"] for sample in samples[:2]]
+    assert batch["itm_labels"].tolist() == [1, 1, 0, 0] * 4
