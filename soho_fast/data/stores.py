@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 MAX_FILE_BYTES = 2**29
 """The largest image file that is read, in a folder or in an archive: 512 MiB, more than 170 million RGB pixels."""
@@ -37,6 +37,9 @@ class ImageStore(Protocol):
 
     def read(self, name: str) -> bytes:
         """The file's bytes. Raises OSError (FileNotFoundError when it is not there)."""
+
+    def open(self, name: str) -> BinaryIO:
+        """The file, to read no more of it than is needed. Raises OSError or what its archive raises."""
 
     def locate(self, name: str) -> str:
         """The name as a user would look for it, for messages."""
@@ -82,6 +85,11 @@ class FolderStore:
 
     def read(self, name: str) -> bytes:
         """The file's bytes; a link is followed. Raises OSError, also for what is no file, or larger than any image."""
+        with self.open(name) as file:
+            return file.read()
+
+    def open(self, name: str) -> BinaryIO:
+        """The file. Raises OSError, as `read`."""
         if not self.holds(name):
             raise OSError(f"{name} leads out of {self.root}")
         path = Path(self.root, name)
@@ -89,7 +97,7 @@ class FolderStore:
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise OSError(f"{path} is no regular file")
         _check_size(status.st_size)
-        return path.read_bytes()
+        return path.open("rb")
 
     def locate(self, name: str) -> str:
         """Path of the file."""
@@ -148,6 +156,10 @@ class ZipStore:
             Exception
         ) as error:  # wrong checksum, truncated, encrypted: zipfile's, zlib's, RuntimeError, EOFError, ...
             raise OSError(f"{self.locate(name)}: {one_line(error)}") from error
+
+    def open(self, name: str) -> BinaryIO:
+        """The member. Raises OSError, KeyError or what zipfile raises."""
+        return self._open().open(name)
 
     def locate(self, name: str) -> str:
         """Archive and member."""

@@ -3,10 +3,13 @@
 The order is a function of (seed, epoch) alone. A global batch is a run of consecutive places in that order; micro-batch
 j of rank r is the r-th slice of the j-th part. One process and many therefore see the same images in the same step, and
 a resumed run continues at any step without replaying what came before.
+
+Where samples differ in shape, those of a global batch that are alike are put into one micro-batch, for there is less
+padding then. Which samples a step sees stays as random as without.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,8 @@ SIDE_KEYS = ("skipped", "sample_ids")
 
 # The stream of random numbers that chooses stand-ins; the order of the samples is stream 1, the tasks have 2 and 3.
 _STAND_IN_STREAM = 4
+# 5 divides captions, in the data.
+_PART_STREAM = 6
 _MOST_STAND_INS = 100
 
 
@@ -35,6 +40,13 @@ class BatchPlan:
     world: int
     steps_per_epoch: int
     seed: int
+    group_keys: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """Of each sample: those of a global batch whose keys are close share micro-batches."""
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether a global batch is more than one micro-batch."""
+        return self.micro_batch_size < self.global_batch_size
 
     def micro_batches(self, rank: int, first_step: int, total_steps: int) -> Iterator[list[tuple[int, int]]]:
         """Micro-batches of `rank` from optimiser step `first_step` on, each a list of (epoch, sample index)."""
@@ -44,9 +56,21 @@ class BatchPlan:
                 epoch = step // self.steps_per_epoch
                 order = np.random.default_rng([1, self.seed, epoch]).permutation(self.num_samples)
             start = step % self.steps_per_epoch * self.global_batch_size
+            batch = order[start : start + self.global_batch_size]
+            if self.group_keys is not None:
+                batch = self._grouped(batch, step)
             for part in range(self.gradient_accumulation_steps):
-                at = start + (part * self.world + rank) * self.micro_batch_size
-                yield [(epoch, int(index)) for index in order[at : at + self.micro_batch_size]]
+                at = (part * self.world + rank) * self.micro_batch_size
+                yield [(epoch, int(index)) for index in batch[at : at + self.micro_batch_size]]
+
+    def _grouped(self, batch: np.ndarray, step: int) -> np.ndarray:
+        """A global batch in another order: like samples beside each other, parts at random.
+
+        The ranks have parts alike at the same time, so that none waits long for another. Were the widest images always
+        the last part, BatchNorm's running statistics would be theirs more than others'.
+        """
+        parts = batch[np.argsort(self.group_keys[batch], kind="stable")].reshape(self.gradient_accumulation_steps, -1)
+        return parts[np.random.default_rng([_PART_STREAM, self.seed, step]).permutation(len(parts))].ravel()
 
 
 def plan_batches(

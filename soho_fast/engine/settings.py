@@ -85,6 +85,8 @@ class BatchSettings:
         global_batch_size: Images in one optimiser step, over all processes and accumulated micro-batches.
         gradient_accumulation_steps: Micro-batches accumulated per optimiser step. One process sees
             global_batch_size / (gradient_accumulation_steps * processes) images at a time.
+        group_by_aspect_ratio: Within a global batch of several micro-batches, put images of like shapes together, which
+            saves padding. Shapes are read from the images' files when a run starts.
         workers: Loader processes for each training process, and as many while it measures; 0 loads in the process
             itself.
         prefetch: Micro-batches each loader process prepares ahead.
@@ -94,6 +96,7 @@ class BatchSettings:
 
     global_batch_size: PositiveInt = 16
     gradient_accumulation_steps: PositiveInt = 1
+    group_by_aspect_ratio: bool = True
     workers: NonNegativeInt = 1
     prefetch: PositiveInt = 4
     broken_images: ClosedUnitInterval = 0.01

@@ -21,7 +21,7 @@ with from_extra("train"):
     import numpy as np
     from safetensors import SafetensorError
 
-    from soho_fast.engine.batches import Batches, plan_batches, split_batch
+    from soho_fast.engine.batches import Batches, BatchPlan, plan_batches, split_batch
     from soho_fast.engine.checkpoint import Progress, rng_state, set_rng_state
     from soho_fast.engine.continuation import Continuation
     from soho_fast.engine.divergence import describe_non_finite
@@ -102,10 +102,6 @@ class Trainer:
 
     def _build(self) -> None:
         settings, start = self.settings, self.continuation
-        self._say(
-            f"an epoch is {self.plan.steps_per_epoch:,} steps of {self.plan.global_batch_size:,} samples; the run is "
-            f"{self.total_steps:,} steps"
-        )
         self._on_main(lambda: load_trackers(settings.log.trackers))
         start.make_folder()
         self.engine = self._build_engine()
@@ -155,7 +151,7 @@ class Trainer:
         batches = Batches(
             self.data,
             self.task.collate,
-            self.plan,
+            self._grouped_plan(),
             self.settings.batch,
             rank=self.processes.rank,
             first_step=self.progress.step,
@@ -530,6 +526,15 @@ class Trainer:
             resumed=self.progress.step > 0,
             say=self._say,
         )
+
+    def _grouped_plan(self) -> BatchPlan:
+        """The plan, by which samples of like shapes share micro-batches where that saves padding."""
+        wanted = self.settings.batch.group_by_aspect_ratio and self.plan.has_parts
+        if not wanted or not hasattr(self.data, "group_keys"):
+            return self.plan
+        progress = ProgressLines(self._say, "shapes of images")
+        keys = self.processes.gather(self._on_main(lambda: self.data.group_keys(progress)))[0]
+        return replace(self.plan, group_keys=keys) if keys.min() < keys.max() else self.plan
 
     def _on_main(self, call: Callable[[], Any]) -> Any:
         """What `call` gives on rank 0, None on the others. A mistake of the user that it finds ends all ranks."""

@@ -1,11 +1,18 @@
 """The order of samples: the same for any number of processes, and from any step on."""
 
+from dataclasses import replace
+from itertools import chain
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.errors import UserError
+from soho_fast.engine.processes import Processes
 from soho_fast.engine.settings import BatchSettings
+from soho_fast.engine.trainer import Trainer
 
 
 def _plan(num_samples: int = 50, world: int = 1, gradient_accumulation_steps: int = 1, images: int = 12, seed: int = 3):
@@ -44,6 +51,59 @@ def test_an_epoch_shows_each_sample_at_most_once_and_epochs_differ():
     assert len(set(first)) == len(first) == 48
     assert [index for _, index in first] != [index for _, index in second]
     assert list(_plan(seed=4).micro_batches(0, 0, 1)) != steps[0]
+
+
+@pytest.mark.parametrize(("world", "gradient_accumulation_steps"), [(2, 1), (1, 3), (3, 2)])
+def test_like_samples_share_micro_batches_and_a_step_sees_what_it_would_see(world, gradient_accumulation_steps):
+    plan = _plan(world=world, gradient_accumulation_steps=gradient_accumulation_steps)
+    # As shapes of pictures: many are alike.
+    keys = np.random.default_rng(0).integers(0, 9, 50) / 8
+    grouped = replace(plan, group_keys=keys)
+    size, firsts = plan.micro_batch_size, set()
+    before, after = ([list(each.micro_batches(rank, 0, 20)) for rank in range(world)] for each in (plan, grouped))
+    for step in range(20):
+        parts = range(step * gradient_accumulation_steps, (step + 1) * gradient_accumulation_steps)
+        was, now = ([rank[part] for part in parts for rank in ranks] for ranks in (before, after))
+        assert sorted(chain(*was)) == sorted(chain(*now))
+        runs = sorted(sorted(keys[index] for _, index in batch) for batch in now)
+        expected = sorted(keys[index] for batch in was for _, index in batch)
+        assert list(chain(*runs)) == expected, "micro-batches are runs of the sorted samples"
+        assert all(len(batch) == size for batch in now)
+        firsts.add(runs.index(sorted(keys[index] for _, index in now[0])) // world)
+    assert firsts == set(range(gradient_accumulation_steps)), "any part may be the first"
+    resumed = list(grouped.micro_batches(0, 7, 20))
+    assert resumed == after[0][7 * gradient_accumulation_steps :]
+
+
+class _Shaped:
+    def __init__(self, keys) -> None:
+        self.keys = np.array(keys)
+
+    def group_keys(self, progress) -> np.ndarray:
+        progress(len(self.keys), len(self.keys))
+        return self.keys
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted", "parts", "grouped"),
+    [([0.0, 1] * 25, True, 2, True), ([0.0, 1] * 25, False, 2, False), ([0.0, 1] * 25, True, 1, False),
+     ([1.0] * 50, True, 2, False)],
+)  # fmt: skip
+def test_only_a_batch_of_several_parts_and_shapes_is_grouped(keys, wanted, parts, grouped):
+    trainer = SimpleNamespace(
+        settings=SimpleNamespace(batch=BatchSettings(group_by_aspect_ratio=wanted)),
+        plan=_plan(gradient_accumulation_steps=parts),
+        data=_Shaped(keys),
+        processes=Processes(),
+        _say=print,
+        _on_main=lambda call: call(),
+    )
+    plan = Trainer._grouped_plan(trainer)
+    assert (plan.group_keys is not None) == grouped
+    if not grouped:
+        assert plan is trainer.plan
+    trainer.data = object()
+    assert Trainer._grouped_plan(trainer) is trainer.plan
 
 
 @pytest.mark.parametrize(

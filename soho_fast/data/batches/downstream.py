@@ -6,13 +6,14 @@ NLVR2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample, read_images
+from soho_fast.data.images import shapes_of
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef, fingerprint
 from soho_fast.data.text import PackedTexts, encode_texts
@@ -106,6 +107,14 @@ class DownstreamDataset(Dataset[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the samples asked for from here on, in this process."""
         self._epoch = epoch
+
+    def group_keys(self, progress: Callable[[int, int], None]) -> np.ndarray:
+        """Shapes of the samples' images, float64 (samples,), of a pair the mean; see `shapes_of`."""
+        if self.blank_images:
+            return np.zeros(len(self))
+        shapes_I = shapes_of(self.examples.images, progress)
+        shapes_G = np.array([shapes_I[self.examples.image_EN[rows[0]]].mean() for rows in self.examples.groups])
+        return shapes_G[self._group]
 
     def __getitem__(self, index: int) -> Sample:
         group = self._group[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from soho_fast.data.batches.pair_sampling import PairSampler
 from soho_fast.data.batches.sample import CAPTION_STREAM, SAMPLE_STREAM, Sample, read_images
+from soho_fast.data.images import shapes_of
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_tokens
@@ -90,6 +91,10 @@ class PretrainingDataset(Dataset[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the samples asked for from here on, in this process (the engine's loaders tell each worker)."""
         self._epoch = epoch
+
+    def group_keys(self, progress: Callable[[int, int], None]) -> np.ndarray:
+        """Shapes of the samples' images, float64 (samples,); see `shapes_of`."""
+        return shapes_of(self._images, progress)[self._image_of]
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample, read_images
+from soho_fast.data.images import shapes_of
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.text import PackedTexts, encode_texts
@@ -61,6 +62,10 @@ class RetrievalDataset(Dataset[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the samples asked for from here on, in this process."""
         self._epoch = epoch
+
+    def group_keys(self, progress: Callable[[int, int], None]) -> np.ndarray:
+        """Shapes of the samples' images, float64 (samples,); see `shapes_of`."""
+        return shapes_of(self._images, progress)[self._image_of]
 
     def __getitem__(self, index: int) -> Sample:
         image = int(self._image_of[index])
