@@ -96,8 +96,8 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.module.parameters())
         say(
             f"recipe {name}: {parameters / 1e6:.1f} M parameters, {trainer.total_steps} steps of "
-            f"{trainer.plan.global_batch_size} images ({trainer.plan.steps_per_epoch:,} an epoch), {trainer.precision}, "
-            f"ZeRO {trainer.engine.zero_optimization_stage()}, {processes.world} process(es) on "
+            f"{trainer.plan.global_batch_size} images ({trainer.plan.steps_per_epoch:,} an epoch), "
+            f"{trainer.precision}, ZeRO {trainer.engine.zero_optimization_stage()}, {processes.world} process(es) on "
             f"{processes.device.type}; output in {folder}/"
         )
     try:
