@@ -70,10 +70,7 @@ class EagerPretraining(nn.Module):
         soho = self.parts.soho
         self.config = self.parts.config
         self.visual_encoder = soho.visual_encoder
-        self.feature_norm = nn.BatchNorm1d(config.hidden_size) if soho.feature_norm is not None else None
-        if self.feature_norm is not None:
-            self.feature_norm.load_state_dict(soho.feature_norm.state_dict(), strict=False)
-            soho.feature_norm = None
+        self.feature_norm = soho.feature_norm
         self.codebook = soho.visual_dictionary.codebook
 
     def forward(self, batch: Mapping[str, Tensor]) -> EagerLosses:
@@ -85,7 +82,7 @@ class EagerPretraining(nn.Module):
         B, C, H, W = feat_BCHW.shape
         feat_BLC = feat_BCHW.flatten(2).transpose(1, 2)
         if self.feature_norm is not None:
-            feat_BLC = self.feature_norm(feat_BLC.flatten(0, 1)).view(B, H * W, C)
+            feat_BLC = self._normalised(feat_BLC.flatten(0, 1)).view(B, H * W, C)
         feat_PLC = feat_BLC[image_index_P]
         P, L, _ = feat_PLC.shape
 
@@ -123,6 +120,24 @@ class EagerPretraining(nn.Module):
             x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
         x = self.visual_encoder.projection(x)
         return F.max_pool2d(x, self.visual_encoder.pool, ceil_mode=True) if self.visual_encoder.pool > 1 else x
+
+    def _normalised(self, feat_NC: Tensor) -> Tensor:
+        """BatchNorm by the running statistics, which are the first batch's before there are any."""
+        norm = self.feature_norm
+        with torch.no_grad():
+            var_C, mean_C = torch.var_mean(feat_NC, 0)
+            if not norm.num_batches_tracked:
+                norm.running_mean.copy_(mean_C)
+                norm.running_var.copy_(feat_NC.var(0, correction=0))
+        normalised_NC = F.batch_norm(
+            feat_NC, norm.running_mean.clone(), norm.running_var.clone(), norm.weight, norm.bias, False, 0.0, norm.eps
+        )
+        with torch.no_grad():
+            norm.num_batches_tracked += 1
+            momentum = max(norm.momentum, 1 / float(norm.num_batches_tracked))
+            norm.running_mean.lerp_(mean_C, momentum)
+            norm.running_var.lerp_(var_C, momentum)
+        return normalised_NC
 
     def _dictionary(self, feat_PLC: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 2, 3 and 5 with the codebook as it stands, then eq. 4."""

@@ -97,17 +97,22 @@ class SohoPreTrainedModel(PreTrainedModel):
         self.train(self.training)
 
     def begin_step(self) -> None:
-        """From here on training forwards gather what `end_step` moves the dictionary by; see `VisualDictionary`.
+        """From here on training forwards gather what `end_step` moves the dictionary and its BatchNorm by.
 
-        A training loop that calls neither trains too: each training forward then moves the dictionary.
+        See `VisualDictionary` and `TokenBatchNorm`. A training loop that calls neither trains too: each training
+        forward then moves them.
         """
-        if self.base().visual_dictionary is not None:
-            self.base().visual_dictionary.begin_step()
+        for module in self._moved_without_gradient():
+            module.begin_step()
 
     def end_step(self, *, applied: bool) -> None:
-        """Moves the dictionary by all forwards since `begin_step`, unless the optimiser has not `applied` the step."""
-        if self.base().visual_dictionary is not None:
-            self.base().visual_dictionary.end_step(applied=applied)
+        """Moves them by all forwards since `begin_step`, unless the optimiser has not `applied` the step."""
+        for module in self._moved_without_gradient():
+            module.end_step(applied=applied)
+
+    def _moved_without_gradient(self) -> list["TokenBatchNorm | VisualDictionary"]:
+        both = (self.base().feature_norm, self.base().visual_dictionary)
+        return [module for module in both if module is not None]
 
     def take_num_non_finite(self) -> int:
         """How many visual tokens were not finite in training since the last call; see `VisualDictionary`."""

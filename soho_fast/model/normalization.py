@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 from transformers import initialization as init
 
-from .distributed import all_reduce_with_grad, world_size
+from .distributed import all_reduce_sum_
 
 _TRACKER = ModuleTracker()
 
@@ -130,9 +130,17 @@ def _of_channels(values_C: Tensor) -> Tensor:
 
 
 class TokenBatchNorm(Float32Buffers):
-    """BatchNorm over the valid tokens of all ranks: padding and the number of ranks do not change its statistics.
+    """BatchNorm over tokens that normalises by its running statistics, in training too.
 
-    Nor do tokens that are not finite.
+    What a token becomes then does not depend on who shares its batch. By the statistics of a batch of few images it
+    would: in recipe `mini` (8 images, 128 tokens) one token in eight had another code in training than in evaluation.
+    No gradient goes through the statistics; they are over the valid and finite tokens of all ranks. Between
+    `begin_step` and `end_step` forwards only gather them, as those of the dictionary, and the end moves them once. The
+    first training forward has nothing to go by and takes the statistics of its own batch.
+
+    Buffers:
+        running_mean, running_var (C,), float32; num_batches_tracked (), updates so far: the running statistics are the
+        plain mean over the first 1 / momentum of them, and then move by `momentum`.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -142,38 +150,89 @@ class TokenBatchNorm(Float32Buffers):
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels, dtype=torch.float32))
         self.register_buffer("running_var", torch.ones(num_channels, dtype=torch.float32))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_post_hook(_forget_host_state)
+        self._forget_host_state()
 
     def reset(self) -> None:
         """The initial values."""
         # transformers' functions leave alone what a checkpoint has filled.
         for ones in (self.weight, self.running_var):
             init.ones_(ones)
-        for zeros in (self.bias, self.running_mean):
+        for zeros in (self.bias, self.running_mean, self.num_batches_tracked):
             init.zeros_(zeros)
+        self._forget_host_state()
+
+    def _forget_host_state(self) -> None:
+        # A mirror of `num_batches_tracked`, read from the buffer once so that no step waits for the device.
+        self._num_updates: int | None = None
+        self._in_step = False
+        self._gathered: Tensor | None = None
+
+    def begin_step(self) -> None:
+        """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
+        self._in_step, self._gathered = True, None
+
+    def end_step(self, *, applied: bool) -> None:
+        """Updates from all that was gathered since `begin_step`, or forgets it where the optimiser left the step out.
+
+        All ranks make the call, with the same `applied`.
+        """
+        gathered, self._in_step, self._gathered = self._gathered, False, None
+        if applied and gathered is not None:
+            self._update(gathered)
 
     def forward(self, feat_BLC: Tensor, valid_BL: Tensor) -> Tensor:
         """feat_BLC of any floating type, valid_BL bool; returns feat_BLC's shape and type, computed in float32."""
         x_BLC = feat_BLC.float()
-        if self.training:
-            mean_C, var_C = self._batch_statistics(x_BLC, valid_BL)
-        else:
-            mean_C, var_C = self.running_mean, self.running_var
+        gathered = None
+        if self.training and not is_recomputing():
+            gathered = self._gather(x_BLC.detach(), valid_BL)
+        # A copy for the backward pass, in which the buffer may have moved on.
+        mean_C, var_C = self.running_mean.clone(), self.running_var
         scale_C = torch.rsqrt(var_C + self.eps) * self.weight.float()
-        return torch.addcmul(self.bias.float() - mean_C * scale_C, x_BLC, scale_C).to(feat_BLC.dtype)
+        output_BLC = torch.addcmul(self.bias.float() - mean_C * scale_C, x_BLC, scale_C).to(feat_BLC.dtype)
+        if gathered is not None and not self._in_step:
+            self._update(gathered)
+        elif gathered is not None:
+            self._gathered = gathered if self._gathered is None else self._gathered + gathered
+        return output_BLC
 
-    def _batch_statistics(self, x_BLC: Tensor, valid_BL: Tensor) -> tuple[Tensor, Tensor]:
-        usable_BL1 = (valid_BL & finite_rows(x_BLC.detach())).unsqueeze(-1)
-        total = torch.cat([torch.where(usable_BL1, x_BLC, 0.0).sum((0, 1)), usable_BL1.sum().float().reshape(1)])
-        if world_size() > 1:
-            total = all_reduce_with_grad(total)
-        count = total[-1].detach().clamp(min=1.0)
-        mean_C = total[:-1] / count
-        square_C = torch.where(usable_BL1, x_BLC - mean_C, 0.0).square().sum((0, 1))
-        if world_size() > 1:
-            square_C = all_reduce_with_grad(square_C)
-        var_C = square_C / count
-        if not is_recomputing():
-            with torch.no_grad():
-                self.running_mean.lerp_(mean_C, self.momentum)
-                self.running_var.lerp_(var_C * (count / (count - 1.0).clamp(min=1.0)), self.momentum)
-        return mean_C, var_C
+    @torch.no_grad()
+    def _gather(self, x_BLC: Tensor, valid_BL: Tensor) -> Tensor:
+        """Sums (2C + 1,) of this rank: the tokens' differences from the running mean, their squares, the tokens."""
+        usable_BL1 = (valid_BL & finite_rows(x_BLC)).unsqueeze(-1)
+        if self._num_updates is None:
+            self._num_updates = int(self.num_batches_tracked)
+        if not self._num_updates and self._gathered is None:
+            sums_C, _, count = self._totals(self._sums(x_BLC, usable_BL1))
+            self.running_mean.add_(sums_C / count)
+            _, squares_C, count = self._totals(self._sums(x_BLC, usable_BL1))
+            self.running_var.copy_(torch.where(count > 1, squares_C / count, self.running_var))
+        return self._sums(x_BLC, usable_BL1)
+
+    def _sums(self, x_BLC: Tensor, usable_BL1: Tensor) -> Tensor:
+        difference_BLC = torch.where(usable_BL1, x_BLC - self.running_mean, 0.0)
+        count = usable_BL1.sum().float().reshape(1)
+        return torch.cat([difference_BLC.sum((0, 1)), difference_BLC.square().sum((0, 1)), count])
+
+    def _totals(self, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The two sums and the count, at least 1, over all ranks."""
+        num_channels = len(self.running_mean)
+        sums_C, squares_C, count = all_reduce_sum_(sums.clone()).split([num_channels, num_channels, 1])
+        return sums_C, squares_C, count.clamp(min=1.0)
+
+    @torch.no_grad()
+    def _update(self, gathered: Tensor) -> None:
+        sums_C, squares_C, count = self._totals(gathered)
+        difference_C = sums_C / count
+        var_C = (squares_C / count - difference_C.square()).clamp(min=0.0) * (count / (count - 1.0).clamp(min=1.0))
+        self._num_updates += 1
+        self.num_batches_tracked.add_(1)
+        momentum = max(self.momentum, 1.0 / self._num_updates)
+        self.running_mean.add_(difference_C, alpha=momentum)
+        self.running_var.lerp_(var_C, momentum)
+
+
+def _forget_host_state(norm: TokenBatchNorm, _: object) -> None:
+    norm._forget_host_state()

@@ -108,7 +108,7 @@ def test_a_training_step_stays_on_the_device(tiny_config, kind):
     if model.base().visual_dictionary is not None:
         # As after the first step, which asks once what a checkpoint held.
         some, valid = torch.randn(1, 12, 16), torch.ones(1, 12, dtype=torch.bool)
-        model.base().visual_dictionary(some, valid)
+        model.base().visual_dictionary(model.base().feature_norm(some, valid), valid)
     waits = step(model.to("meta"), CASES[kind]())
     # Classifiers of words and codes run on labelled positions alone, whose number the CPU has to know.
     assert waits == (["soho.py"] * 4 if kind is SohoForPreTraining else [])

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from soho_fast.model import VisualDictionary
-from soho_fast.model.normalization import TokenBatchNorm
 
 
 def dictionary(tiny_config, **overrides) -> VisualDictionary:
@@ -314,15 +313,3 @@ def test_a_step_that_is_not_applied_moves_nothing(tiny_config):
     assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
     made(*features())
     assert made.step == 1, "without steps every forward moves"
-
-
-@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
-def test_a_token_that_is_not_finite_takes_no_part_in_batch_norm(bad):
-    norm, without = TokenBatchNorm(16), TokenBatchNorm(16)
-    feat, valid = torch.randn(3, 6, 16), torch.ones(3, 6, dtype=torch.bool)
-    shorter, broken = valid.clone(), feat.clone()
-    shorter[1, 2], broken[1, 2, 3] = False, bad
-    mine, expected = norm(broken, valid), without(feat, shorter)
-    assert torch.equal(mine[shorter], expected[shorter])
-    assert torch.equal(norm.running_mean, without.running_mean)
-    assert torch.equal(norm.running_var, without.running_var)

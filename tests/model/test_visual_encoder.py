@@ -7,7 +7,6 @@ from torch import nn
 
 from soho_fast.model import SohoConfig, VisualEncoder
 from soho_fast.model.embeddings import sine_position
-from soho_fast.model.normalization import TokenBatchNorm
 
 
 def eval_encoder(tiny_config, **overrides) -> VisualEncoder:
@@ -125,17 +124,6 @@ def test_batch_norm_keeps_float32_statistics_in_half_precision(tiny_config, dtyp
     encoder(torch.randn(2, 3, 64, 64))[0].float().sum().backward()
     assert encoder.backbone.bn1.running_var.dtype == torch.float32
     assert not torch.equal(encoder.backbone.bn1.running_var, torch.ones(64))
-
-
-def test_token_batch_norm_ignores_padding():
-    norm = TokenBatchNorm(8).train()
-    feat = torch.randn(3, 5, 8) * 3 + 2
-    valid = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
-    out = norm(feat.masked_fill(~valid.unsqueeze(-1), 1e4), valid)[valid]
-    plain = nn.BatchNorm1d(8).train()
-    torch.testing.assert_close(out, plain(feat[valid]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(norm.running_mean, plain.running_mean, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(norm.running_var, plain.running_var, rtol=1e-5, atol=1e-5)
 
 
 def test_paper_backbone_names_are_torchvisions():
