@@ -10,6 +10,7 @@ padding then. Which samples a step sees stays as random as without.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,14 @@ from soho_fast.engine.errors import UserError
 from soho_fast.engine.settings import BatchSettings
 from soho_fast.engine.workers import end_workers, leave_signals
 
-SIDE_KEYS = ("skipped", "sample_ids")
+SIDE_KEYS = ("skipped", "sample_ids", "image_keys", "broken_images")
 
 # The stream of random numbers that chooses stand-ins; the order of the samples is stream 1, the tasks have 2 and 3.
 _STAND_IN_STREAM = 4
 # 5 divides captions, in the data.
 _PART_STREAM = 6
 _MOST_STAND_INS = 100
+_STAND_IN_NOTE = "; its batch held nothing else, so another image is taken in its place"
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class _EpochDataset(Dataset):
         samples = [self[item] for item in items]
         if not all(map(_is_broken, samples)):
             return samples
-        samples[-1].broken += "; its batch held nothing else, so another image is taken in its place"
+        samples[-1].broken += _STAND_IN_NOTE
         epoch, index = items[0]
         rng = np.random.default_rng([_STAND_IN_STREAM, epoch, index])
         for stand_in in rng.integers(len(self.dataset), size=_MOST_STAND_INS):
@@ -149,6 +151,18 @@ class _EpochDataset(Dataset):
 
 def _is_broken(sample: Any) -> bool:
     return getattr(sample, "broken", None) is not None
+
+
+def own_reason(broken: str) -> str:
+    """Why a sample is broken, without what its batch has to do with it."""
+    return broken.removesuffix(_STAND_IN_NOTE)
+
+
+def _collate(collate: Callable[[list], Mapping[str, Any]], samples: list[Any]) -> dict[str, Any]:
+    usable = [sample for sample in samples if not _is_broken(sample)]
+    numbers = dict.fromkeys(number for sample in usable for number in getattr(sample, "image_keys", ()))
+    batch = collate(samples)
+    return {**batch, "image_keys": list(numbers)} if numbers else batch
 
 
 class _PlannedBatches(Sampler[list[tuple[int, int]]]):
@@ -167,7 +181,8 @@ class Batches:
 
     Args:
         dataset: `len`, `[index]` and `set_epoch(epoch)`.
-        collate: list of samples -> mapping of the model's keyword arguments, with `SIDE_KEYS` beside them.
+        collate: list of samples -> mapping of the model's keyword arguments, with `SIDE_KEYS` beside them, of which
+            "image_keys", the numbers of the batch's images, each once, comes from the samples themselves.
         plan: the run's batch plan.
         settings: workers and prefetch.
         rank: this process.
@@ -192,7 +207,7 @@ class Batches:
         loader = DataLoader(
             _EpochDataset(dataset),
             batch_sampler=_PlannedBatches(plan, rank, first_step, total_steps),
-            collate_fn=collate,
+            collate_fn=partial(_collate, collate),
             num_workers=workers,
             prefetch_factor=settings.prefetch if workers else None,
             worker_init_fn=leave_signals,

@@ -115,6 +115,11 @@ class EngineSettings:
         freeze_batch_norm: Keep every BatchNorm in evaluation mode.
         loss_scale_power: fp16 starts with a loss scale of 2 to this power.
         threads: CPU threads of each process; 0 shares the cores among the processes of a machine.
+        backbone_cache_gb: While the backbone stands still (`optim.frozen_backbone_epochs`) for more than one pass over
+            the images, its output for each is computed once and kept in memory, if all of them take at most so many
+            GB on each machine; 0 never.
+        backbone_cache_disk_gb: What takes more memory is kept on the disk of the output folder instead, up to so many
+            GB on each machine; 0 never.
     """
 
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -124,6 +129,8 @@ class EngineSettings:
     freeze_batch_norm: bool = False
     loss_scale_power: NonNegativeInt = 16
     threads: NonNegativeInt = 0
+    backbone_cache_gb: NonNegativeFloat = 4.0
+    backbone_cache_disk_gb: NonNegativeFloat = 0.0
 
 
 @dataclass

@@ -55,11 +55,25 @@ class Task(Protocol):
         `progress` is called with what is read of how much.
 
         A sample that can't be used says why in its attribute `broken`, a text; otherwise that is None or not there.
+
+        Where the backbone's outputs may be kept while it stands still, there are also `data.images`, samples of one
+        image each, and `data.without_pixels(broken)`, the same samples without their images, of which `broken` tells
+        which are broken and why, by number. Samples then have the numbers of theirs in the attribute `image_keys`.
         """
 
     samples_together: tuple[str, int] | None
     """Where what is learnt depends on how many samples one forward holds: the recipe's field that says it, and the
     number; None where any number will do."""
+
+    def collate_images(self, samples: list[Any]) -> Mapping[str, Any]:
+        """Samples of `data.images`, of which some may be broken, to what `backbone_outputs` takes."""
+
+    def backbone_outputs(self, model: nn.Module, images: Mapping[str, Any]) -> list[torch.Tensor]:
+        """What the backbone gives for each image, which must depend on that image alone while it stands still."""
+
+    def collate_outputs(self, outputs: list[torch.Tensor]) -> Mapping[str, Any]:
+        """What `backbone_outputs` gave for the images of a batch, each once and in the order in which samples name them
+        first, as keywords of the model in the place of the images."""
 
     def collate(self, samples: list[Any]) -> Mapping[str, Any]:
         """The model's keywords; beside them "skipped", one message for each unreadable image."""

@@ -6,6 +6,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ with from_extra("train"):
     import numpy as np
     from safetensors import SafetensorError
 
-    from soho_fast.engine.batches import Batches, BatchPlan, plan_batches, split_batch
+    from soho_fast.engine.batches import BatchPlan, plan_batches, split_batch
     from soho_fast.engine.checkpoint import Progress, rng_state, set_rng_state
     from soho_fast.engine.continuation import Continuation
     from soho_fast.engine.divergence import describe_non_finite
     from soho_fast.engine.errors import UserError
+    from soho_fast.engine.feed import Feed
     from soho_fast.engine.launch import deepspeed_config, start_engine, zero_stage
     from soho_fast.engine.logs import PhaseTimer, RunLog
     from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
@@ -148,24 +150,24 @@ class Trainer:
             if changes := self.continuation.changes:
                 told = ", ".join(change.event() for change in changes)
                 log.record("event", self.progress.step, {"event": f"settings changed: {told}"})
-        batches = Batches(
+        feed = Feed(
+            self.task,
             self.data,
-            self.task.collate,
             self._grouped_plan(),
-            self.settings.batch,
-            rank=self.processes.rank,
-            first_step=self.progress.step,
+            self.settings,
+            self.processes,
             total_steps=self.total_steps,
-            pin=self.processes.device.type != "cpu",
+            precision=self._step_precision,
+            say=self._say if log is None else log.say,
         )
         try:
             with stop:
-                signal_number = self._loop(batches, log, stop)
+                signal_number = self._loop(feed, log, stop)
             if signal_number:
                 return Result(self.progress, signal_number, None)
             measures = self._evaluate_in_full(log) if self.settings.evaluation.at_end else None
         finally:
-            batches.close()
+            feed.close()
             if log is not None:
                 log.close()
         self.export("model")
@@ -240,7 +242,7 @@ class Trainer:
             copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in state.values()}
             return {name: copies[id(tensor)] for name, tensor in state.items()}
 
-    def _loop(self, batches: Batches, log: RunLog | None, stop: StopRequest) -> int:
+    def _loop(self, feed: Feed, log: RunLog | None, stop: StopRequest) -> int:
         settings, progress = self.settings, self.progress
         synchronize = None
         if settings.log.profile and self.processes.device.type != "cpu":
@@ -262,12 +264,16 @@ class Trainer:
             if log is not None:
                 self._record_events(log, progress.step)
             self._freeze_backbone(progress.step)
+            began_phase = time.monotonic()
+            if signal_number := feed.prepare(progress.step, self.engine.module, stop):
+                return self._save_and_stop(signal_number)
+            seen_time += time.monotonic() - began_phase
             self.task.before_step(self.engine.module, progress.step / self.plan.steps_per_epoch)
             self._set_rates(progress.step, elapsed)
             following = progress.step + 1
             record_due = following == self.total_steps or following % settings.log.every_steps == 0
             # Which step is the last is not known beforehand where the time is limited.
-            sums, broken = self._step(batches, timer, measure_norm=record_due or bool(settings.max_minutes))
+            sums, broken = self._step(feed, timer, measure_norm=record_due or bool(settings.max_minutes))
             progress.step = following
             minutes = (time.monotonic() - last_save) / 60
             save_due = bool(settings.checkpoint.every_minutes) and minutes >= settings.checkpoint.every_minutes
@@ -303,12 +309,11 @@ class Trainer:
                 self._enter_training(progress.step)
             # Saved before it is measured: a best model then never comes from a step that the checkpoints do not know.
             if save_due or self._evaluation_is_due():
-                path = self._save()
-                last_save, saved_step = time.monotonic(), progress.step
                 # Asked to stop, a rank has half a minute; the evaluation is made up for when the run goes on.
                 if signal_number:
-                    self._say(f"asked to stop: saved {path}; the same command continues from here")
-                    return signal_number
+                    return self._save_and_stop(signal_number)
+                self._save()
+                last_save, saved_step = time.monotonic(), progress.step
             if self._evaluation_is_due():
                 self._evaluate_in_full(log)
                 self._enter_training(progress.step)
@@ -316,16 +321,24 @@ class Trainer:
             self._save()
         return 0
 
-    def _step(
-        self, batches: Batches, timer: PhaseTimer, *, measure_norm: bool
-    ) -> tuple[dict[str, torch.Tensor], list[str]]:
+    def _save_and_stop(self, signal_number: int) -> int:
+        path = self._save()
+        self._say(f"asked to stop: saved {path}; the same command continues from here")
+        return signal_number
+
+    def _step_precision(self) -> AbstractContextManager:
+        """What a step's forward runs in; see `deepspeed_config`."""
+        by_torch = self.precision == "bf16" and not self._stage
+        return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=by_torch)
+
+    def _step(self, feed: Feed, timer: PhaseTimer, *, measure_norm: bool) -> tuple[dict[str, torch.Tensor], list[str]]:
         """One optimiser step; returns the sums of the scalars over its micro-batches and the skip messages."""
         sums: dict[str, torch.Tensor] = {}
         broken: list[str] = []
         self._grad_norm = None
         timer.start()
         for number in range(self.plan.gradient_accumulation_steps):
-            batch = next(batches)
+            batch = next(feed)
             timer.stop("wait")
             inputs, side = split_batch(batch, self.processes.device)
             broken += side.get("skipped", [])

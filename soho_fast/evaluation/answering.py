@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from soho_fast.data.batches.downstream import Examples, load_sample
-from soho_fast.data.batches.sample import Sample, collate_images, pad_texts
+from soho_fast.data.batches.sample import Images, Sample, collate_images, pad_texts
 from soho_fast.data.images import BrokenImageError
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.engine.processes import Processes
@@ -124,7 +124,8 @@ class Answering:
         return {"label": label_P, "score": score_P}
 
     def _load(self, examples: Examples, rows: np.ndarray) -> Sample:
-        sample = load_sample(examples, rows, self.processor, self.max_text_length, self.blank_images)
+        images = Images(examples.images, self.processor, blank=self.blank_images)
+        sample = load_sample(examples, rows, images, self.processor, self.max_text_length)
         if sample.broken is not None:
             raise BrokenImageError(f"{sample.broken}; every example must be answered")
         return sample

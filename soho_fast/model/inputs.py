@@ -1,6 +1,6 @@
 """What goes into the model: the keywords of a forward, and the texts among them as one object.
 
-B images, P texts, S tokens of a text, H x W pixels, X whatever stands for an image.
+B images, P texts, S tokens of a text, H x W pixels, C x h x w features of the CNN, X whatever stands for an image.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,15 @@ from .outputs import VisualTokens
 class SohoInputs(TypedDict, total=False):
     """The keywords that every model with heads takes beside its labels: what a processor or a collator gives.
 
-    Either `pixel_values` or `visual_tokens` is needed, and `input_ids`. Each image is encoded once, however many texts
-    `image_index` gives it.
+    One of `pixel_values`, `visual_tokens` and `backbone_features` is needed, and `input_ids`. Each image is encoded
+    once, however many texts `image_index` gives it.
 
     Args:
         pixel_values: (B, 3, H, W), normalised.
         pixel_mask: (B, H, W), 1 at real pixels; `None`: no padding.
         visual_tokens: what `encode_images` gave, instead of pixels.
+        backbone_features: (B, C, h, w), what the CNN gave (`VisualEncoder.backbone_output`), instead of pixels.
+        backbone_mask: bool (B, h, w), True at real features; `None`: no padding.
         input_ids: (P, S) int64.
         attention_mask: (P, S), 1 at real words; `None`: no padding.
         image_index: (P,) int64, the image of each text; `None`: P == B, each text its own image.
@@ -30,6 +32,8 @@ class SohoInputs(TypedDict, total=False):
     pixel_values: Tensor | None
     pixel_mask: Tensor | None
     visual_tokens: VisualTokens | None
+    backbone_features: Tensor | None
+    backbone_mask: Tensor | None
     input_ids: Tensor | None
     attention_mask: Tensor | None
     image_index: Tensor | None

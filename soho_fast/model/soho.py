@@ -64,12 +64,20 @@ class SohoModel(SohoPreTrainedModel):
             self.feature_norm.eval()
         return self
 
-    def encode_features(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def encode_features(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        *,
+        backbone_features: Tensor | None = None,
+        backbone_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Section 3.1: images to the dictionary's input.
 
         Args:
             pixel_values: (B, 3, H, W), normalised.
             pixel_mask: (B, H, W), 1 at real pixels; `None`: no padding.
+            backbone_features, backbone_mask: what the CNN gave, instead of pixels, see `SohoInputs`.
 
         Returns:
             Features (B, L, D), zero at padding, and the grid mask bool (B, h, w).
@@ -77,24 +85,32 @@ class SohoModel(SohoPreTrainedModel):
         Raises:
             ValueError: a shape does not fit.
         """
-        if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
+        if backbone_features is not None:
+            feat_BLD, grid_mask_BHW = self.visual_encoder.tokens(backbone_features, backbone_mask)
+        elif pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values: expected (images, 3, height, width), got {tuple(pixel_values.shape)}")
-        feat_BLD, grid_mask_BHW = self.visual_encoder(pixel_values, pixel_mask)
+        else:
+            feat_BLD, grid_mask_BHW = self.visual_encoder(pixel_values, pixel_mask)
         if self.feature_norm is not None:
             valid_BL = grid_mask_BHW.flatten(1)
             feat_BLD = self.feature_norm(feat_BLD, valid_BL).masked_fill(~valid_BL.unsqueeze(-1), 0.0)
         return feat_BLD, grid_mask_BHW
 
     def encode_images(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, sample_key: Tensor | None = None
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        sample_key: Tensor | None = None,
+        **backbone_output: Tensor | None,
     ) -> VisualTokens:
         """Sections 3.1 and 3.2: images to visual tokens; each image goes through the CNN and the dictionary once.
 
         Args:
             pixel_values, pixel_mask: as in `encode_features`.
             sample_key: (B,) float64, see `VisualDictionary.forward`; matters only in training.
+            backbone_output: `backbone_features` and `backbone_mask`, as in `encode_features`.
         """
-        feat_BLD, grid_mask_BHW = self.encode_features(pixel_values, pixel_mask)
+        feat_BLD, grid_mask_BHW = self.encode_features(pixel_values, pixel_mask, **backbone_output)
         valid_BL = grid_mask_BHW.flatten(1)
         embed_BLD = index_BL = None
         if self.visual_dictionary is not None and self.config.use_dictionary_output:
@@ -179,10 +195,14 @@ class SohoModelWithHeads(SohoPreTrainedModel):
         self.soho = SohoModel(config)
 
     def encode_images(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, sample_key: Tensor | None = None
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        sample_key: Tensor | None = None,
+        **backbone_output: Tensor | None,
     ) -> VisualTokens:
         """As `SohoModel.encode_images`; its result can be given to `forward` as `visual_tokens`."""
-        return self.soho.encode_images(pixel_values, pixel_mask, sample_key)
+        return self.soho.encode_images(pixel_values, pixel_mask, sample_key, **backbone_output)
 
     def read_inputs(
         self,
@@ -193,6 +213,8 @@ class SohoModelWithHeads(SohoPreTrainedModel):
         attention_mask: Tensor | None = None,
         image_index: Tensor | None = None,
         *,
+        backbone_features: Tensor | None = None,
+        backbone_mask: Tensor | None = None,
         sample_key: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[VisualTokens, Texts, dict[str, Any]]:
@@ -202,10 +224,11 @@ class SohoModelWithHeads(SohoPreTrainedModel):
             ValueError: an argument is missing or its shape does not fit.
         """
         texts = Texts(input_ids, attention_mask, image_index)
-        if (pixel_values is None) == (visual_tokens is None):
-            raise ValueError("expected exactly one of pixel_values and visual_tokens")
+        if sum(given is not None for given in (pixel_values, visual_tokens, backbone_features)) != 1:
+            raise ValueError("expected exactly one of pixel_values, visual_tokens and backbone_features")
         if visual_tokens is None:
-            visual_tokens = self.encode_images(pixel_values, pixel_mask, sample_key)
+            kept = {"backbone_features": backbone_features, "backbone_mask": backbone_mask}
+            visual_tokens = self.encode_images(pixel_values, pixel_mask, sample_key, **kept)
         return visual_tokens, texts, kwargs
 
 

@@ -3,6 +3,7 @@
 B images, 3 colours, H x W pixels or cells, C channels, L = H*W tokens.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -72,6 +73,12 @@ class VisualEncoder(nn.Module):
         Returns:
             feat (B, L, C) with zeros at padding, and the grid mask bool (B, h, w), L = h*w, h = ceil(H/(32*pool)).
         """
+        return self.tokens(*self.backbone_output(pixel_values_B3HW, pixel_mask_BHW))
+
+    def backbone_output(
+        self, pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The CNN alone: features (B, C, h, w), h = ceil(H/32), and their mask bool (B, h, w); `None`: no padding."""
         B, _, H, W = pixel_values_B3HW.shape
         if pixel_mask_BHW is not None and tuple(pixel_mask_BHW.shape) != (B, H, W):
             raise ValueError(
@@ -80,27 +87,27 @@ class VisualEncoder(nn.Module):
             )
         # A weight keeps its type where ZeRO has taken its values away, so it decides what the images become.
         x = pixel_values_B3HW.to(self.projection.weight.dtype)
-        stride = 32 * self.pool
-        if pixel_mask_BHW is None:
-            masks = {}
-            mask_Bhw = x.new_ones(B, -(-H // stride), -(-W // stride), dtype=torch.bool)
-        else:
-            masks, mask_Bhw = {}, pixel_mask_BHW
+        masks, mask_Bhw = {}, pixel_mask_BHW
+        if mask_Bhw is not None:
             for s in (1, 2, 4, 8, 16, 32):
                 mask_Bhw = grid_mask(mask_Bhw, min(s, 2))
                 masks[s] = mask_Bhw.unsqueeze(1).to(x.dtype)
-            mask_Bhw = grid_mask(mask_Bhw, self.pool)
-
         with torch.no_grad() if self.backbone_frozen else nullcontext():
-            x = self.run_backbone(x, masks)
-        x = self.projection(x)
+            return self.run_backbone(x, masks), mask_Bhw
+
+    def tokens(self, x_BChw: Tensor, mask_Bhw: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """From the CNN's features and their mask, as `backbone_output` gives them, to what `forward` returns."""
+        x = self.projection(x_BChw)
         if self.pool > 1:
-            if masks:
-                x = x.masked_fill(masks[32] == 0, float("-inf"))
+            if mask_Bhw is not None:
+                x = x.masked_fill(~mask_Bhw.unsqueeze(1), float("-inf"))
             x = F.max_pool2d(x, self.pool, self.pool, ceil_mode=True)
-        if masks:
-            x = x.masked_fill(~mask_Bhw.unsqueeze(1), 0.0)
-        return x.flatten(2).transpose(1, 2).contiguous(), mask_Bhw
+        if mask_Bhw is None:
+            grid_mask_Bhw = x.new_ones(len(x), *x.shape[-2:], dtype=torch.bool)
+        else:
+            grid_mask_Bhw = grid_mask(mask_Bhw, self.pool)
+            x = x.masked_fill(~grid_mask_Bhw.unsqueeze(1), 0.0)
+        return x.flatten(2).transpose(1, 2).contiguous(), grid_mask_Bhw
 
     def run_backbone(self, x: Tensor, masks: Masks) -> Tensor:
         """Pixels (B, 3, H, W) to the CNN's features (B, C, H/32, W/32)."""
@@ -112,3 +119,25 @@ class VisualEncoder(nn.Module):
                     else:
                         x = step.run(x, masks)
         return x
+
+
+def cut_features(x_BChw: Tensor, mask_Bhw: Tensor | None) -> list[Tensor]:
+    """Each image's own features (C, h, w) of what `VisualEncoder.backbone_output` gives, without padding."""
+    if mask_Bhw is None:
+        return list(x_BChw)
+    heights, widths = mask_Bhw.any(2).sum(1).tolist(), mask_Bhw.any(1).sum(1).tolist()
+    return [x[:, :height, :width] for x, height, width in zip(x_BChw, heights, widths, strict=True)]
+
+
+def pad_features(features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Features of images (C, h, w) as one batch, zero at the right and below, and its mask, for `tokens`."""
+    if all(x.shape == features[0].shape for x in features):
+        return torch.stack(list(features)), None
+    num_channels = features[0].shape[0]
+    height, width = (max(x.shape[axis] for x in features) for axis in (1, 2))
+    x_BChw = features[0].new_zeros(len(features), num_channels, height, width)
+    mask_Bhw = torch.zeros(len(features), height, width, dtype=torch.bool, device=x_BChw.device)
+    for number, x in enumerate(features):
+        x_BChw[number, :, : x.shape[1], : x.shape[2]] = x
+        mask_Bhw[number, : x.shape[1], : x.shape[2]] = True
+    return x_BChw, mask_Bhw

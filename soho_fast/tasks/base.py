@@ -22,7 +22,7 @@ from torch import nn
 
 from soho_fast.checksums import write_checksums
 from soho_fast.data.batches.downstream import DownstreamDataset, Examples
-from soho_fast.data.batches.sample import Collator, Sample
+from soho_fast.data.batches.sample import Collator, Sample, usable_samples
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef, ReadReport
@@ -37,6 +37,7 @@ from soho_fast.model import SohoConfig, SohoPreTrainedModel
 from soho_fast.model.cpu import speed_up_on_cpu
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.model.pretrained import check_finite
+from soho_fast.model.visual_encoder import cut_features, pad_features
 from soho_fast.spelling import did_you_mean
 from soho_fast.tasks import TASKS
 from soho_fast.tasks.identity import (
@@ -164,6 +165,20 @@ class BaseTask(ABC):
     def samples_together(self) -> tuple[str, int] | None:
         """Any number of samples will do in a forward."""
         return None
+
+    def collate_images(self, samples: list[Sample]) -> Mapping[str, Any]:
+        """Samples of one image each, of which some may be broken, to what `backbone_outputs` takes."""
+        return self.processor.image_processor.collate([sample.pixels[0] for sample in usable_samples(samples)])
+
+    def backbone_outputs(self, model: SohoPreTrainedModel, images: Mapping[str, Any]) -> list[torch.Tensor]:
+        """What the CNN gives for each image, (C, h, w), without padding."""
+        encoder = model.base().visual_encoder
+        return cut_features(*encoder.backbone_output(images["pixel_values"], images["pixel_mask"]))
+
+    def collate_outputs(self, outputs: list[torch.Tensor]) -> Mapping[str, Any]:
+        """What `backbone_outputs` gave for the images of a batch, as keywords of the model's forward."""
+        features_BChw, mask_Bhw = pad_features(outputs)
+        return {"backbone_features": features_BChw, "backbone_mask": mask_Bhw}
 
     def before_step(self, model: SohoPreTrainedModel, epoch: float) -> None:
         """Called before each optimiser step with the epochs behind it."""

@@ -3,6 +3,7 @@
 python tests/engine/engine_run.py '[{"output": ..., "optim": {...}, "task": {"soho": true, "dropout": 0}}, ...]'
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -138,10 +139,12 @@ class StubTask:
             "told": False,
             "poison": None,
             "config": {},
+            "keepable": False,
+            "signal_in_pass": None,
         }
         self.options = {**defaults, **options}
         self.selection = self.options["selection"]
-        self.epoch = 0.0
+        self.epoch, self.passed = 0.0, 0
         self.num_warned = 0
 
     def build_model(self) -> nn.Module:
@@ -225,7 +228,22 @@ class SohoTask(StubTask):
         speed_up_on_cpu(model)
 
     def training_data(self) -> "SohoData":
-        return SohoData(self.options["size"], self.options["delay"], self.options["pixels"])
+        data = SohoData(self.options["size"], self.options["delay"], self.options["pixels"])
+        if self.options["keepable"]:
+            data.images = SohoImages(data)
+        return data
+
+    def collate_images(self, samples: list) -> dict[str, Any]:
+        return {name: torch.cat([sample[name] for sample in samples]) for name in ("pixel_values", "pixel_mask")}
+
+    def backbone_outputs(self, model: nn.Module, images: Mapping[str, Any]) -> list[torch.Tensor]:
+        self.passed += len(images["pixel_values"])
+        if self.options["signal_in_pass"] == self.passed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return list(model.soho.visual_encoder.backbone_output(*images.values())[0])
+
+    def collate_outputs(self, outputs: list[torch.Tensor]) -> dict[str, Any]:
+        return {"backbone_features": torch.stack(outputs)}
 
     def collate(self, samples: list) -> dict[str, Any]:
         counts = torch.tensor([len(sample["input_ids"]) for sample in samples])
@@ -260,8 +278,25 @@ class SohoData(StubData):
     def __init__(self, size: int, delay: float, pixels: int) -> None:
         super().__init__(size, delay)
         self.pixels = pixels
+        self.images: SohoImages | None = None
+        self.kept = False
+
+    def without_pixels(self, broken: Mapping[int, str]) -> "SohoData":
+        assert not broken
+        data = copy.copy(self)
+        data.images, data.kept = None, True
+        return data
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        sample = SohoSample(self._sample(index))
+        sample.image_keys = [index]
+        if self.images is not None:
+            sample |= self.images[index]
+        elif self.kept:
+            del sample["pixel_values"], sample["pixel_mask"]
+        return sample
+
+    def _sample(self, index: int) -> dict[str, torch.Tensor]:
         time.sleep(self.delay)
         generator = torch.Generator().manual_seed(1000 * self.epoch + index)
         texts, length = 2 + index % 3, 8
@@ -277,6 +312,27 @@ class SohoData(StubData):
             "itm_labels": positive,
             "mask_uniform": torch.rand(1, dtype=torch.float64, generator=generator),
         }
+
+
+class SohoSample(dict):
+    """A sample with what the engine reads of it."""
+
+    broken = None
+
+
+class SohoImages(StubData):
+    """Pictures that are the same in each epoch."""
+
+    def __init__(self, data: SohoData) -> None:
+        super().__init__(data.size, data.delay)
+        self.pixels = data.pixels
+
+    def __getitem__(self, index: int) -> SohoSample:
+        generator = torch.Generator().manual_seed(index)
+        pixels = torch.randn(1, 3, self.pixels, self.pixels, generator=generator) + index % 7
+        sample = SohoSample(pixel_values=pixels, pixel_mask=torch.ones(1, self.pixels, self.pixels, dtype=torch.int64))
+        sample.image_keys = [index]
+        return sample
 
 
 def partition_small_weights(config_of: Callable[..., dict]) -> Callable[..., dict]:

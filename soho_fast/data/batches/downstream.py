@@ -9,18 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
-from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample, read_images
-from soho_fast.data.images import shapes_of
+from soho_fast.data.batches.sample import SAMPLE_STREAM, Images, Sample, SampleDataset
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef, fingerprint
 from soho_fast.data.text import PackedTexts, encode_texts
-
-# Pixels of an image that shows nothing, before normalisation: ImageNet's mean colour, which becomes about zero.
-_BLANK_COLOUR = (124, 116, 104)
-_BLANK_EDGE = 32
 
 
 class Examples:
@@ -66,7 +59,7 @@ class Examples:
         return fingerprint(images, (self.text(row) for row in range(len(self))))
 
 
-class DownstreamDataset(Dataset[Sample]):
+class DownstreamDataset(SampleDataset):
     """Samples of at most `texts_per_sample` examples of a group, all examples in each epoch.
 
     A sample depends on (seed, epoch, index) only. With one text a sample is an example, as in the paper; with more, an
@@ -94,25 +87,19 @@ class DownstreamDataset(Dataset[Sample]):
         if texts_per_sample < 1:
             raise ValueError(f"data.texts_per_image: expected at least 1, got {texts_per_sample}")
         self.examples, self.processor, self.seed = examples, processor, seed
-        self.max_text_length, self.blank_images = max_text_length, blank_images
+        self.max_text_length = max_text_length
+        super().__init__(Images(examples.images, processor, blank=blank_images))
         num_parts_G = [-(-len(rows) // texts_per_sample) for rows in examples.groups]
         self._group = np.repeat(np.arange(len(num_parts_G)), num_parts_G)
         self._part = np.concatenate([np.arange(count) for count in num_parts_G])
         self._num_parts_G = num_parts_G
-        self._epoch = 0
 
     def __len__(self) -> int:
         return len(self._group)
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of the samples asked for from here on, in this process."""
-        self._epoch = epoch
-
     def group_keys(self, progress: Callable[[int, int], None]) -> np.ndarray:
-        """Shapes of the samples' images, float64 (samples,), of a pair the mean; see `shapes_of`."""
-        if self.blank_images:
-            return np.zeros(len(self))
-        shapes_I = shapes_of(self.examples.images, progress)
+        """Shapes of the samples' images, float64 (samples,), of a pair the mean; see `Images.shapes`."""
+        shapes_I = self.images.shapes(progress)
         shapes_G = np.array([shapes_I[self.examples.image_EN[rows[0]]].mean() for rows in self.examples.groups])
         return shapes_G[self._group]
 
@@ -122,26 +109,18 @@ class DownstreamDataset(Dataset[Sample]):
         if self._num_parts_G[group] > 1:
             rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, group])
             rows = np.array_split(rng.permutation(rows), self._num_parts_G[group])[self._part[index]]
-        return load_sample(self.examples, rows, self.processor, self.max_text_length, self.blank_images)
+        return load_sample(self.examples, rows, self.images, self.processor, self.max_text_length)
 
 
 def load_sample(
-    examples: Examples, rows: np.ndarray, processor: SohoProcessor, max_text_length: int, blank_images: bool
+    examples: Examples, rows: np.ndarray, images: Images, processor: SohoProcessor, max_text_length: int
 ) -> Sample:
     """Read the images and texts of examples of one group."""
-    numbers = examples.image_EN[rows[0]]
-    sample = Sample(rows.tolist(), numbers.tolist())
-    if blank_images:
-        sample.pixels = [blank_image()] * len(numbers)
-    elif not read_images(sample, [examples.images[number] for number in numbers], processor):
+    sample = Sample(rows.tolist(), examples.image_EN[rows[0]].tolist())
+    if not images.read_into(sample):
         return sample
     texts = [examples.text(row) for row in rows]
     sample.texts_ids = [text.ids for text in encode_texts(processor.tokenizer, texts, max_text_length)]
     if examples.targets is not None:
         sample.text_fields["targets"] = examples.targets[rows]
     return sample
-
-
-def blank_image() -> torch.Tensor:
-    """A small uint8 image (3, height, width) that shows nothing, the same for all."""
-    return torch.tensor(_BLANK_COLOUR, dtype=torch.uint8).view(3, 1, 1).expand(3, _BLANK_EDGE, _BLANK_EDGE)

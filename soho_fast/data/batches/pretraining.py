@@ -6,17 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from soho_fast.data.batches.pair_sampling import PairSampler
-from soho_fast.data.batches.sample import CAPTION_STREAM, SAMPLE_STREAM, Sample, read_images
-from soho_fast.data.images import shapes_of
+from soho_fast.data.batches.sample import CAPTION_STREAM, SAMPLE_STREAM, Images, Sample, SampleDataset
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_tokens
 
 
-class PretrainingDataset(Dataset[Sample]):
+class PretrainingDataset(SampleDataset):
     """Samples that depend on (seed, epoch, index) only: not on the rank, the worker, or what was drawn before.
 
     A sample is an image with `num_positive` of its captions. An epoch holds each image once, with captions drawn at
@@ -65,7 +63,7 @@ class PretrainingDataset(Dataset[Sample]):
         self.num_negative = num_negative
         self.max_text_length = max_text_length
         self.masking = dict(masking or {})
-        self._images = [record.image for record in records]
+        super().__init__(Images([record.image for record in records], processor))
         self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
         self._pairs = PairSampler([record.captions for record in records], negatives=num_negative > 0)
         num_samples_I = -(-self._pairs.counts() // num_positive) if every_caption else np.ones(len(records), np.int64)
@@ -73,7 +71,6 @@ class PretrainingDataset(Dataset[Sample]):
         self._first_of = np.cumsum(num_samples_I) - num_samples_I
         self.every_caption = every_caption
         self._special_ids = frozenset(processor.tokenizer.all_special_ids)
-        self._epoch = 0
 
     def __len__(self) -> int:
         return len(self._image_of)
@@ -81,27 +78,23 @@ class PretrainingDataset(Dataset[Sample]):
     @property
     def num_images(self) -> int:
         """Number of images."""
-        return len(self._images)
+        return len(self.images)
 
     @property
     def num_captions(self) -> int:
         """Number of captions of all images."""
         return int(self._pairs.counts().sum())
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of the samples asked for from here on, in this process (the engine's loaders tell each worker)."""
-        self._epoch = epoch
-
     def group_keys(self, progress: Callable[[int, int], None]) -> np.ndarray:
-        """Shapes of the samples' images, float64 (samples,); see `shapes_of`."""
-        return shapes_of(self._images, progress)[self._image_of]
+        """Shapes of the samples' images, float64 (samples,); see `Images.shapes`."""
+        return self.images.shapes(progress)[self._image_of]
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a data set of {len(self)}")
         image = int(self._image_of[index])
         sample = Sample([self._sample_ids[image]], [image])
-        if not read_images(sample, [self._images[image]], self.processor):
+        if not self.images.read_into(sample):
             return sample
         rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
         sample.image_fields["mask_uniform"] = float(rng.random())

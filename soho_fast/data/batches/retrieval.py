@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from torch.utils.data import Dataset
 
-from soho_fast.data.batches.sample import SAMPLE_STREAM, Sample, read_images
-from soho_fast.data.images import shapes_of
+from soho_fast.data.batches.sample import SAMPLE_STREAM, Images, Sample, SampleDataset
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.text import PackedTexts, encode_texts
 
 
-class RetrievalDataset(Dataset[Sample]):
+class RetrievalDataset(SampleDataset):
     """A sample is an image with one of its captions. An epoch holds every caption once, or every image once with a
     caption drawn by (seed, epoch, index) alone.
 
@@ -47,30 +45,25 @@ class RetrievalDataset(Dataset[Sample]):
                 f"{first!r:.100}"
             )
         self.processor, self.seed, self.max_text_length = processor, seed, max_text_length
-        self._images = [record.image for record in records]
+        super().__init__(Images([record.image for record in records], processor))
         self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
         self._captions = PackedTexts([record.captions for record in records])
         num_samples_I = self._captions.counts() if every_caption else np.ones(len(records), np.int64)
         self._image_of = np.repeat(np.arange(len(records)), num_samples_I)
         self._first_of = np.cumsum(num_samples_I) - num_samples_I
         self.every_caption = every_caption
-        self._epoch = 0
 
     def __len__(self) -> int:
         return len(self._image_of)
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of the samples asked for from here on, in this process."""
-        self._epoch = epoch
-
     def group_keys(self, progress: Callable[[int, int], None]) -> np.ndarray:
-        """Shapes of the samples' images, float64 (samples,); see `shapes_of`."""
-        return shapes_of(self._images, progress)[self._image_of]
+        """Shapes of the samples' images, float64 (samples,); see `Images.shapes`."""
+        return self.images.shapes(progress)[self._image_of]
 
     def __getitem__(self, index: int) -> Sample:
         image = int(self._image_of[index])
         sample = Sample([self._sample_ids[image]], [image])
-        if not read_images(sample, [self._images[image]], self.processor):
+        if not self.images.read_into(sample):
             return sample
         if self.every_caption:
             number = index - int(self._first_of[image])

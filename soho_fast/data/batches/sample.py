@@ -6,14 +6,16 @@ in NLVR2); S tokens of the longest text.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
-from soho_fast.data.images import BrokenImageError
+from soho_fast.data.images import BrokenImageError, shapes_of
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef
 from soho_fast.data.text import IGNORED_LABEL
@@ -24,6 +26,10 @@ SAMPLE_STREAM = 2
 EVALUATION_STREAM = 3
 # 4 chooses the engine's stand-ins.
 CAPTION_STREAM = 5
+
+# Pixels of an image that shows nothing, before normalisation: ImageNet's mean colour, which becomes about zero.
+_BLANK_COLOUR = (124, 116, 104)
+_BLANK_EDGE = 32
 
 _NUM_SHOWN = 5
 
@@ -36,7 +42,7 @@ class Sample:
         sample_ids: What the sample holds, for messages.
         image_keys: What tells its N images from others: images of one key are one in a batch.
         broken: The reason, when an image can't be used; what follows is then empty.
-        pixels: The N images, uint8 (3, H, W).
+        pixels: The N images, uint8 (3, H, W); none where something else stands for them.
         texts_ids: int64 (tokens,) of each text.
         token_labels: int64 (tokens,) of each text by name, padded as the texts, with -100.
         text_fields: An array by name, with one row for each text.
@@ -53,23 +59,94 @@ class Sample:
     image_fields: dict[str, float] = field(default_factory=dict)
 
 
-def read_images(sample: Sample, images: Sequence[ImageRef], processor: SohoProcessor) -> bool:
-    """Put the images of a sample into it. False where one can't be read: `broken` then says which and why."""
-    try:
-        sample.pixels = [processor.image_processor.load(image) for image in images]
-    except BrokenImageError as error:
-        named = sample.sample_ids[0]  # the number of a row says nothing to a reader
-        sample.broken = f"{named}: {error}" if isinstance(named, str) else str(error)
-    return sample.broken is None
+class Images(Dataset[Sample]):
+    """The images of a data set by their numbers, which are its samples' `image_keys`; as a data set, one in a sample.
+
+    Args:
+        images: Where each image is.
+        processor: Image processor.
+        blank: Give an image that shows nothing in place of each.
+    """
+
+    def __init__(self, images: Sequence[ImageRef], processor: SohoProcessor, *, blank: bool = False) -> None:
+        self.blank = blank
+        self._images, self._processor = images, processor
+        self._broken: Mapping[int, str] | None = None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing is drawn."""
+
+    def __getitem__(self, number: int) -> Sample:
+        sample = Sample([number], [number])
+        self.read_into(sample)
+        return sample
+
+    def without_pixels(self, broken: Mapping[int, str]) -> Images:
+        """The same, but nothing is read: `pixels` stay empty. `broken` tells which are broken, and why."""
+        images = copy.copy(self)
+        images._broken = broken
+        return images
+
+    def shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
+        """float64 (images,): see `shapes_of`; 0 of all that show nothing."""
+        return np.zeros(len(self)) if self.blank else shapes_of(self._images, progress)
+
+    def read_into(self, sample: Sample) -> bool:
+        """Put a sample's images into it. False where one can't be read: `broken` then says which and why."""
+        try:
+            if self._broken is None:
+                sample.pixels = [self._read(number) for number in sample.image_keys]
+            else:
+                for number in sample.image_keys:
+                    if number in self._broken:
+                        raise BrokenImageError(self._broken[number])
+        except BrokenImageError as error:
+            named = sample.sample_ids[0]  # the number of a row says nothing to a reader
+            sample.broken = f"{named}: {error}" if isinstance(named, str) else str(error)
+        return sample.broken is None
+
+    def _read(self, number: int) -> torch.Tensor:
+        return blank_image() if self.blank else self._processor.image_processor.load(self._images[number])
+
+
+class SampleDataset(Dataset[Sample]):
+    """Samples of images that depend on (seed, epoch, index) only.
+
+    Attributes:
+        images: The images, by the numbers that are a sample's `image_keys`.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the samples asked for from here on, in this process (the engine's loaders tell each worker)."""
+        self._epoch = epoch
+
+    def without_pixels(self, broken: Mapping[int, str]) -> Self:
+        """The same samples, whose images are not read; see `Images.without_pixels`."""
+        dataset = copy.copy(self)
+        dataset.images = self.images.without_pixels(broken)
+        return dataset
+
+
+def blank_image() -> torch.Tensor:
+    """A small uint8 image (3, height, width) that shows nothing, the same for all."""
+    return torch.tensor(_BLANK_COLOUR, dtype=torch.uint8).view(3, 1, 1).expand(3, _BLANK_EDGE, _BLANK_EDGE)
 
 
 class Collator:
     """Batches samples into keywords of the models' forward, plus "skipped" and "sample_ids".
 
-    The keywords: `pixel_values` (B, 3, H, W) float32, `pixel_mask` (B, H, W) bool or, where nothing is padded, None,
-    int64 `input_ids` and `attention_mask` (P, S), int64 `image_index` (P,) or, with two images a sample, (P, 2); token
-    labels (P, S), text fields (P, ...) and image fields, float64 (B,), under their names. "skipped" lists the messages
-    of broken images, whose samples are left out; "sample_ids" names what remains.
+    The keywords: `pixel_values` (B, 3, H, W) float32, `pixel_mask` (B, H, W) bool or, where nothing is padded, None
+    (neither where the samples have no pixels), int64 `input_ids` and `attention_mask` (P, S), int64 `image_index` (P,)
+    or, with two images a sample, (P, 2); token labels (P, S), text fields (P, ...) and image fields, float64 (B,),
+    under their names. "skipped" lists the messages of broken images, whose samples are left out; "sample_ids" names
+    what remains.
 
     Args:
         processor: Image processor and tokenizer.
@@ -87,10 +164,7 @@ class Collator:
             BrokenImageError: No sample of the batch can be used; the message lists them.
         """
         skipped = [sample.broken for sample in samples if sample.broken is not None]
-        usable = [sample for sample in samples if sample.broken is None]
-        if not usable:
-            shown = "\n  ".join(skipped[:_NUM_SHOWN])
-            raise BrokenImageError(f"all {len(samples)} images of a batch are broken; first:\n  {shown}")
+        usable = usable_samples(samples)
         images, image_index = collate_images(usable, self.processor)
         texts_ids = [ids for sample in usable for ids in sample.texts_ids]
         texts = pad_texts(texts_ids, self.processor.tokenizer.pad_token_id, self.pad_text_to)
@@ -121,19 +195,30 @@ class Collator:
         }
 
 
+def usable_samples(samples: Sequence[Sample]) -> list[Sample]:
+    """Those that are not broken. Raises BrokenImageError: all are; the message lists them."""
+    usable = [sample for sample in samples if sample.broken is None]
+    if not usable:
+        shown = "\n  ".join(sample.broken for sample in samples[:_NUM_SHOWN])
+        raise BrokenImageError(f"all {len(samples)} images of a batch are broken; first:\n  {shown}")
+    return usable
+
+
 def collate_images(
     samples: Sequence[Sample], processor: SohoProcessor
 ) -> tuple[dict[str, torch.Tensor | None], torch.Tensor]:
-    """The images of samples, each once, as `pixel_values` and `pixel_mask`; and int64 (P,) or (P, N), where those of
-    each text are among them."""
+    """The images of samples, each once, as `pixel_values` and `pixel_mask` (nothing where the samples have no pixels);
+    and int64 (P,) or (P, N), where those of each text are among them."""
     number_of: dict[Hashable, int] = {}
     pixels: list[torch.Tensor] = []
     for sample in samples:
-        for key, image in zip(sample.image_keys, sample.pixels, strict=True):
-            if number_of.setdefault(key, len(pixels)) == len(pixels):
-                pixels.append(image)
+        for place, key in enumerate(sample.image_keys):
+            if key not in number_of:
+                number_of[key] = len(number_of)
+                pixels += sample.pixels[place : place + 1]
+    images = processor.image_processor.collate(pixels) if pixels else {}
     index = [[number_of[key] for key in sample.image_keys] for sample in samples for _ in sample.texts_ids]
-    return processor.image_processor.collate(pixels), torch.tensor(index).squeeze(1)
+    return images, torch.tensor(index).squeeze(1)
 
 
 def pad_texts(texts_ids: Sequence[np.ndarray], pad_token_id: int, length: int | None = None) -> dict[str, torch.Tensor]:

@@ -89,7 +89,10 @@ def may_train_caption_words_only(forward: Callable) -> Callable:
         if not (model.caption_words_only and model.training):
             return forward(model, mlm_labels=mlm_labels, itm_labels=itm_labels, mask_uniform=mask_uniform, **inputs)
         texts = Texts(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("image_index"))
-        feat_BLD, grid_mask_BHW = model.soho.encode_features(inputs["pixel_values"], inputs.get("pixel_mask"))
+        images = {
+            name: inputs.get(name) for name in ("pixel_values", "pixel_mask", "backbone_features", "backbone_mask")
+        }
+        feat_BLD, grid_mask_BHW = model.soho.encode_features(**images)
         visual = VisualTokens(features=feat_BLD, valid=grid_mask_BHW.flatten(1))
         losses = model.caption_word_head.losses(model, visual, captions_of(texts, mlm_labels, itm_labels))
         return SohoForPreTrainingOutput(**total_loss(losses, model.config, synchronise=True))

@@ -68,22 +68,33 @@ class FastVisualEncoder(VisualEncoder):
 
     conv_norm = staticmethod(folded_conv_norm)
 
-    def forward(self, pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `VisualEncoder.forward`."""
-        mask_BHW = pixel_mask_BHW
-        fits = mask_BHW is not None and mask_BHW.shape == pixel_values_B3HW[:, 0].shape
-        # Whether all pixels are real is a question to the device; only a CPU has the answer at hand.
-        if fits and mask_BHW.device.type == "cpu" and bool(mask_BHW.all()):
-            mask_BHW = None
-        return super().forward(pixel_values_B3HW, mask_BHW)
+    def backbone_output(
+        self, pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `VisualEncoder.backbone_output`."""
+        fits = pixel_mask_BHW is not None and pixel_mask_BHW.shape == pixel_values_B3HW[:, 0].shape
+        return super().backbone_output(pixel_values_B3HW, _padding_alone(pixel_mask_BHW) if fits else pixel_mask_BHW)
 
     def run_backbone(self, x: Tensor, masks: Masks) -> Tensor:
         """As `VisualEncoder.run_backbone`."""
+        return super().run_backbone(self._laid_out(x), masks)
+
+    def tokens(self, x_BChw: Tensor, mask_Bhw: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `VisualEncoder.tokens`."""
+        return super().tokens(self._laid_out(x_BChw), _padding_alone(mask_Bhw))
+
+    def _laid_out(self, x: Tensor) -> Tensor:
         if isinstance(self.backbone, torchvision.models.MobileNetV2) or product_dtype(x) == torch.bfloat16:
             # Depthwise convolutions run about twice as fast with the channels last, on a CPU too; a ResNet in bfloat16
             # a little faster, in float32 slower.
-            x = x.contiguous(memory_format=torch.channels_last)
-        return super().run_backbone(x, masks)
+            return x.contiguous(memory_format=torch.channels_last)
+        return x
+
+
+def _padding_alone(mask: Tensor | None) -> Tensor | None:
+    """The mask, or none where nothing is padded."""
+    # Whether all is real is a question to the device; only a CPU has the answer at hand.
+    return None if mask is not None and mask.device.type == "cpu" and bool(mask.all()) else mask
 
 
 def speed_up_convolutions(encoder: VisualEncoder) -> None:
