@@ -1,0 +1,61 @@
+"""The probe of a dictionary's life: what it reads, what it counts, and that it tells death from life."""
+
+import struct
+import zlib
+
+import pytest
+import torch
+
+from benchmarks.model.dictionary_life import Life, main, qt_resources
+from soho_fast.model.backbones import build_backbone
+
+
+def resource_file(version: int) -> bytes:
+    """A folder "a" with the files "x", stored, and "y", compressed."""
+    contents = b"".join(
+        struct.pack(">I", len(content)) + content
+        for content in (b"stored", struct.pack(">I", 10) + zlib.compress(b"compressed"))
+    )
+    names = b"".join(struct.pack(">HI", 1, 0) + name.encode("utf-16-be") for name in "axy")
+    stamp = b"" if version == 1 else bytes(8)
+    tree = struct.pack(">IHII", 0, 2, 1, 1) + stamp  # the root
+    tree += struct.pack(">IHII", 0, 2, 2, 2) + stamp
+    tree += struct.pack(">IHHHI", 8, 0, 0, 0, 0) + stamp
+    tree += struct.pack(">IHHHI", 16, 1, 0, 0, 10) + stamp
+    return struct.pack(">4sIIII", b"qres", version, 20, 20 + len(tree), 20 + len(tree + contents)) + (
+        tree + contents + names
+    )
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_qt_resources(version):
+    assert dict(qt_resources(resource_file(version))) == {"x": b"stored", "y": b"compressed"}
+
+
+def test_used_codes_are_those_of_the_phase_and_the_error_is_in_units_of_the_variance():
+    life = Life(8, 4, {})
+    life.dictionary.codebook.copy_(torch.arange(8.0).unsqueeze(1).expand(8, 4) * 100)
+    feat_NC = torch.tensor([[0.0] * 4, [100.0] * 4, [101.0] * 4])
+    mean_C = feat_NC.mean(0)
+    assert life.step(feat_NC) == pytest.approx(float(4 / (feat_NC - mean_C).square().sum()))
+    assert life.figures(0.0).split()[:2] == ["2", "2"]
+    life.step(feat_NC + 300)
+    assert life.figures(0.0).split()[:2] == ["2", "4"]
+
+
+def test_random_codes_die_and_codes_from_the_data_live(tmp_path, capsys):
+    from tiny_corpus import write_pictures
+
+    write_pictures(tmp_path / "pictures")
+    torch.manual_seed(0)
+    torch.save(build_backbone("resnet10").state_dict(), tmp_path / "weights.pt")
+    sizes = "--images 4 --shorter-edge 64 --longer-edge 96 --codes 32 --channels 16 --tokens 20 --still 8 --moving 8"
+    files = {"pictures": "pictures", "weights": "weights.pt", "maps": "maps.pt"}
+    paths = [word for name, file in files.items() for word in (f"--{name}", str(tmp_path / file))]
+    cases = ["--case", "{}", "--case", "{dictionary_init: data}"]
+    main([*paths, *cases, *sizes.split(), "--backbone", "resnet10", "--smallest-edge", "1"])
+    *_, random, data = capsys.readouterr().out.splitlines()
+    assert random.startswith("{} ") and data.startswith("{dictionary_init: data} ")
+    used = [int(line.split("}")[1].split()[0]) for line in (random, data)]
+    assert used[0] < 12 and used[1] > 18
+    assert len(torch.load(tmp_path / "maps.pt")) == 8

@@ -1,0 +1,50 @@
+"""A dictionary on features that lie in clusters, on a scale of their own, as a CNN's do: which start keeps it alive."""
+
+import math
+
+import pytest
+import torch
+
+from soho_fast.model import SohoConfig, VisualDictionary
+from soho_fast.recipe import read_recipe
+
+NUM_CODES, CHANNELS, CLUSTERS, TOKENS = 256, 32, 400, 2048
+STILL, MOVING = 40, 40
+
+
+def cluster_centres(generator: torch.Generator, scale: float) -> torch.Tensor:
+    """Few of the channels' directions, about a mean that is not zero."""
+    directions = torch.randn(8, CHANNELS, generator=generator)
+    return torch.randn(CLUSTERS, 8, generator=generator) @ directions * (scale / math.sqrt(8)) + scale
+
+
+def live_codes(fields: dict, scale: float) -> list[int]:
+    """Live codes after the features stood still, and after they moved to other clusters altogether."""
+    generator = torch.Generator().manual_seed(0)
+    config = SohoConfig.from_preset(
+        "paper", **{**fields, "num_codes": NUM_CODES, "hidden_size": CHANNELS, "num_attention_heads": 1}
+    )
+    made = VisualDictionary(config).train()
+    before, after = (cluster_centres(generator, scale) for _ in range(2))
+    valid = torch.ones(1, TOKENS, dtype=torch.bool)
+    found = []
+    for step in range(1, STILL + MOVING + 1):
+        angle = max(0, step - STILL) / MOVING * math.pi / 2
+        centres = math.cos(angle) * before + math.sin(angle) * after
+        member = torch.randint(CLUSTERS, (TOKENS,), generator=generator)
+        made((centres[member] + 0.1 * scale * torch.randn(TOKENS, CHANNELS, generator=generator)).unsqueeze(0), valid)
+        if step in (STILL, STILL + MOVING):
+            found.append(int(made.statistics()[1]))
+    return found
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.3])
+@pytest.mark.parametrize("recipe", ["paper"])
+def test_a_recipe_keeps_its_codes_alive_and_random_codes_die(recipe, scale):
+    fields = read_recipe(["--recipe", recipe])[0].model.config
+    assert "dictionary_batch_norm" not in fields, "this test has no BatchNorm before the lookup"
+    still, moving = live_codes(fields, scale)
+    assert still > 0.9 * NUM_CODES
+    assert moving > 0.9 * NUM_CODES
+    # The text's start is what dies, whether the features stand or move.
+    assert max(live_codes({**fields, "dictionary_init": "random", "revive_threshold": 0.0}, scale)) < 0.2 * NUM_CODES
