@@ -65,6 +65,11 @@ SIZES = [
     ("pytest tests/", "--collect-only"),
     ("fuzz_lookup.py", "--rows 300"),
     ("build/", ""),
+    (
+        "dictionary_life",
+        "--smallest-edge 1 --images 2 --views 1 --shorter-edge 64 --longer-edge 64 --codes 16 --channels 8 --tokens 2 "
+        "--still 2 --moving 2",
+    ),
     ("profile_step", "--steps 1 --images 4 --data.shorter_edge 64 --data.longer_edge 64"),
 ]
 
@@ -90,6 +95,7 @@ SAYS = {
     "pytest tests/": " tests collected",
     "fuzz_lookup.py": "300 rows in 1 problems, 0 different",
     "build/example/kmeans": "of the true centres",
+    "dictionary_life": "{dictionary_init: data, revive_threshold: 0.02}",
     "profile_step": "the backbone ran on 4 images",
     "--recipe own": "ITM, balanced pairs",
 }
