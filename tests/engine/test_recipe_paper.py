@@ -1,4 +1,5 @@
-"""Recipe `paper` at full size: ResNet-101, 12 layers, 2,048 codes, 30,522 words, an image of 600 x 1000."""
+"""Recipe `paper` at full size: ResNet-101, 12 layers, 2,048 codes, 30,522 words, an image of 600 x 1000;
+`paper_r18` on small images."""
 
 import json
 import math
@@ -21,9 +22,16 @@ def write_data_roots(folder: Path) -> list[str]:
     genome = folder / "genome"
     draw(genome / "VG_100K" / "1.jpg", "cyan", EDGES)
     (genome / "VG_100K_2").mkdir()
-    image = {"image_id": 1, "url": "https://host/VG_100K/1.jpg", "coco_id": None, "width": 1000, "height": 600}
-    (genome / "image_data.json").write_text(json.dumps([image]))
-    (genome / "region_descriptions.json").write_text(json.dumps([{"id": 1, "regions": [{"phrase": "a cyan"}]}]))
+    images = [
+        {"image_id": 1, "url": "https://host/VG_100K/1.jpg", "coco_id": None, "flickr_id": 77},
+        {"image_id": 2, "url": "https://host/VG_100K/2.jpg", "coco_id": 1002, "flickr_id": None},
+        {"image_id": 3, "url": "https://host/VG_100K_2/3.jpg", "coco_id": None, "flickr_id": 1},
+    ]
+    draw(genome / "VG_100K_2" / "3.jpg", "magenta", EDGES)
+    (genome / "image_data.json").write_text(json.dumps(images))
+    region = {"phrase": "a cyan", "width": 900, "height": 500}
+    regions = [{"id": number, "regions": [region]} for number in (1, 2, 3)]
+    (genome / "region_descriptions.json").write_text(json.dumps(regions))
     tokenizer = write_tokenizer(folder / "tokenizer", size=30_522)
     return [
         "--data_roots.coco", str(folder / "coco"), "--data_roots.visual_genome", str(genome),
@@ -44,6 +52,8 @@ def test_one_step_at_full_size(launch, tmp_path):
         done = launch(script=Path(train.__file__), arguments=arguments)
         assert done.code == 0, done.text
         assert "recipe paper: 155.8 M parameters, 1 steps of 1 images" in done.text, done.text
+        assert "visual_genome: 2 images, 2 captions" in done.text, "one is in COCO's val"
+        assert "visual_genome: exclude_flickr_ids_from is not set" in done.text
         records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         (record,) = [record for record in records if record["kind"] == "train"]
         trained = SohoForPreTraining.from_pretrained(run / "model")
@@ -69,3 +79,29 @@ def test_one_step_at_full_size(launch, tmp_path):
         "soho.encoder.layer.11.output.dense.weight", "soho.text_embeddings.word_embeddings.weight",
     ):  # fmt: skip
         assert name in moved
+
+
+def test_a_step_of_the_ablations_size(launch, tmp_path):
+    """ResNet-18 and 3 layers, two micro-batches of two images; Flickr30K's held-out images left out."""
+    run, flickr = tmp_path / "run", tmp_path / "flickr"
+    write_karpathy(flickr, {"train": ["red"], "test": ["green"]}, coco=False)
+    arguments = [
+        "--recipe", "paper_r18", *write_data_roots(tmp_path), "--data_roots.flickr30k", str(flickr),
+        "--data.tokenizer", str(write_tokenizer(tmp_path / "few")), "--data.shorter_edge", "64",
+        "--data.longer_edge", "128", "--evaluation.at_end", "false",
+        "--output", str(run), "--max_steps", "1", "--batch.global_batch_size", "2", "--batch.workers", "0",
+        "--batch.gradient_accumulation_steps", "2", "--log.every_steps", "1", "--evaluation.every_epochs", "0",
+        "--log.tensorboard", "false",
+    ]  # fmt: skip
+    try:
+        done = launch(script=Path(train.__file__), arguments=arguments)
+        assert done.code == 0, done.text
+        assert "recipe paper_r18: " in done.text and "1 steps of 2 images" in done.text, done.text
+        assert "visual_genome: 1 images, 1 captions" in done.text and "is not set" not in done.text
+        assert "visual_genome: 2 images left out: held out in COCO or Flickr30K" in done.text
+        trained = SohoForPreTraining.from_pretrained(run / "model")
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
+    config = trained.config
+    assert (config.backbone, config.num_hidden_layers, config.num_codes) == ("resnet18", 3, 2048)
+    assert (trained.soho.visual_dictionary.step, trained.soho.visual_dictionary.age.max()) == (1, 1)

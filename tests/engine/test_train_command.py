@@ -159,6 +159,19 @@ def test_a_number_beyond_its_range_is_refused(field, value):
         _parse(f"--{field}", str(value))
 
 
+def test_a_folder_that_can_be_left_out_leaves_its_field_null(tmp_path):
+    roots = ["--data_roots.coco", "/c", "--data_roots.visual_genome", "/v"]
+    for given, expected in ((), None), (("--data_roots.flickr30k", "/f"), "/f/dataset_flickr30k.json"):
+        recipe, _ = read_recipe(["--recipe", "paper", *roots, *given])
+        genome = with_data_roots(recipe).data.sources[1]
+        assert genome.exclude_flickr_ids_from == expected
+        assert genome.exclude_coco_ids_from == "/c/dataset_coco.json"
+    mine = tmp_path / "mine.yaml"
+    mine.write_text('data: {tokenizer: "{words?}/t"}')
+    recipe, _ = read_recipe(["--recipe", str(mine), "--data_roots.words", "/w"])
+    assert with_data_roots(recipe).data.tokenizer == "/w/t"
+
+
 def test_find_recipe_takes_names_and_paths(tmp_path):
     (tmp_path / "mine.yaml").write_text("epochs: 1\n")
     assert find_recipe("paper") == RECIPES / "paper.yaml"
