@@ -20,6 +20,7 @@ from soho_fast.engine.settings import BatchSettings
 from soho_fast.evaluation.answering import Answering
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.inputs import SohoInputs
+from soho_fast.recipe import read_recipe
 from soho_fast.tasks.settings import QuestionAnsweringModel, VqaSplit
 
 IMAGES_PER_EXAMPLE = {"vqa": 1, "nlvr2": 2, "snli_ve": 1}
@@ -225,6 +226,18 @@ def test_the_list_of_answers_and_the_soft_scores(tmp_path, tokenizer_dir):
     few, _ = make_task("vqa", tmp_path, tokenizer_dir, min_answer_count=7)
     with pytest.raises(ValueError, match=r"data\.min_answer_count: 0 answers come 7 times"):
         few.build_model()
+
+
+def test_vqa_trains_on_train_and_val_and_then_validates_on_nothing(tmp_path, tokenizer_dir):
+    recipe, _ = read_recipe(["--recipe", "vqa"])
+    splits = {"train": recipe.data.train, "validate": recipe.data.validate}
+    task, said = make_task("vqa", tmp_path, tokenizer_dir, **splits)
+    assert len(task.training_data().examples) == len(task.records("train")) + len(task.records("val")) == 33
+    assert not any("trained on too" in line for line in said)
+    assert task.evaluate(task.build_model().eval()) == {}
+    with pytest.raises(ValueError, match=r"split: data\.validate is empty; name one of train, val, test"):
+        task.default_split  # noqa: B018
+    assert next(line for line in task.next_commands(tmp_path) if "--split" in line).endswith("--split test")
 
 
 def test_a_test_split_gives_a_submission_of_all_questions(tmp_path, tokenizer_dir):
