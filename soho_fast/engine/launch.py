@@ -101,17 +101,21 @@ def choose_precision(settings: EngineSettings) -> str:
         "float32", "bf16" or "fp16".
 
     Raises:
-        UserError: the accelerator says no and `emulate_precision` is off.
+        UserError: the device has it not and `emulate_precision` is off.
     """
     accelerator = get_accelerator()
     name = accelerator.device_name()
-    if settings.precision == "auto":
-        return "fp16" if name != "cpu" and accelerator.is_fp16_supported() else "float32"
     supported = {
         "float32": True,
         "fp16": bool(accelerator.is_fp16_supported()),
-        "bf16": bool(accelerator.is_bf16_supported()),
+        # DeepSpeed counts cards that can only emulate it.
+        "bf16": torch.cuda.is_bf16_supported(including_emulation=False)
+        if name == "cuda"
+        else bool(accelerator.is_bf16_supported()),
     }
+    if settings.precision == "auto":
+        on_gpu = ["bf16", "fp16"] if name != "cpu" else []
+        return next((precision for precision in on_gpu if supported[precision]), "float32")
     if not supported[settings.precision]:
         if not settings.emulate_precision:
             able = [precision for precision, yes in supported.items() if yes]
@@ -126,7 +130,9 @@ def choose_precision(settings: EngineSettings) -> str:
 
 
 def zero_stage(settings: EngineSettings, precision: str) -> int:
-    """The stage that DeepSpeed runs; see `deepspeed_config`."""
+    """The stage that DeepSpeed runs; see `deepspeed_config`. Raises UserError: a compiled Transformer at stage 3."""
+    if settings.compile and settings.zero_stage == 3:
+        raise UserError("engine.compile: ZeRO 3 brings weights together module by module; give zero_stage 0, 1 or 2")
     return max(settings.zero_stage, 1 if precision == "fp16" else 0)
 
 

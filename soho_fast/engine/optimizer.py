@@ -98,8 +98,10 @@ class SgdAdamW(torch.optim.Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(param)
             states.append(state)
         beta1, beta2 = group["betas"]
-        # The counts of the state are whole numbers; torch counts on in tensors, which go from here in one copy.
-        counts = torch.tensor([float(state["step"]) for state in states], device=params[0].device)
+        # The counts of the state are whole numbers; torch counts on in tensors, which go from here in one copy, from
+        # pinned memory, since a GPU makes the host wait for any other.
+        counts = torch.tensor([float(state["step"]) for state in states], pin_memory=params[0].is_cuda)
+        counts = counts.to(params[0].device, non_blocking=True)
         adamw(
             params,
             [param.grad for param in params],

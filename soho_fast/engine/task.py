@@ -29,7 +29,8 @@ class Task(Protocol):
         Its forward takes the batch's keywords and returns an object whose `loss` is a scalar and whose names listed in
         `logged` are scalars or None. `parameter_groups(exclude_from_decay=...)` lists dicts with `params`, `kind`
         ("backbone" or another name) and `decay`. `freeze_backbone(bool)`, `freeze_batch_norm(bool)` (both must outlast
-        `train()`) and `activation_checkpointing_enable(...)` are called when the recipe asks for them.
+        `train()`), `activation_checkpointing_enable(...)` and `compile_transformer()` (which keeps the names of the
+        state) are called when the recipe asks for them.
         """
 
     def speed_up(self, model: nn.Module, device: torch.device) -> None:

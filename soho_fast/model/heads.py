@@ -1,6 +1,6 @@
 """The three heads of pre-training and the arithmetic of their losses (paper section 3.3, eq. 6-9).
 
-M positions, D channels, V words, K codes, P pairs.
+M positions, D channels, V words, K codes, P pairs, S tokens, X whatever stands for a token.
 """
 
 import torch
@@ -41,6 +41,17 @@ class MatchingHead(nn.Module):
     def forward(self, hidden_PD: Tensor) -> Tensor:
         """(P, D) -> (P, 2)."""
         return self.classifier(hidden_PD)
+
+
+def labelled_places(labels_PS: Tensor) -> Tensor:
+    """Where in the flattened table there are labels (other than -100), int64 (M,). The host waits for a GPU."""
+    return (labels_PS != -100).flatten().nonzero().squeeze(1)
+
+
+def at_places(table_PSX: Tensor, place_M: Tensor) -> Tensor:
+    """What stands at these places of the first two dimensions, as `labelled_places` counts them, (M, ..)."""
+    num_columns = table_PSX.shape[1]
+    return table_PSX[place_M // num_columns, place_M % num_columns]
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> LossSum:

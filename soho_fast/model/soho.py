@@ -21,7 +21,7 @@ from .auxiliary.caption_words import CaptionWordHead, may_train_caption_words_on
 from .base import SohoPreTrainedModel
 from .config import SohoConfig
 from .embeddings import VisualEmbeddings, sine_position
-from .heads import LossSum, MatchingHead, TokenHead, cross_entropy_sum, total_loss
+from .heads import LossSum, MatchingHead, TokenHead, at_places, cross_entropy_sum, labelled_places, total_loss
 from .inputs import SohoInputs, Texts
 from .normalization import TokenBatchNorm
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
@@ -43,7 +43,7 @@ class SohoModel(SohoPreTrainedModel):
         self.visual_embeddings = VisualEmbeddings(config)
         self.text_embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
-        self.batch_norm_frozen = False
+        self.batch_norm_frozen = self.encoder_compiled = False
         self.post_init()
 
     @torch.no_grad()
@@ -260,6 +260,7 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
         self,
         *,
         mlm_labels: Tensor | None = None,
+        mlm_positions: Tensor | None = None,
         itm_labels: Tensor | None = None,
         mask_uniform: Tensor | None = None,
         **inputs: Unpack[SohoInputs],
@@ -267,6 +268,8 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
         """
         Args:
             mlm_labels: (P, S) int64, the word at masked positions of matched pairs, -100 elsewhere.
+            mlm_positions: (M,) int64, where in the flattened `mlm_labels` there are labels; `None`: looked up, and the
+                host waits for a GPU.
             itm_labels: (P,) int64, 1 = the text belongs to the image, 0 = it does not. Masked visual modelling counts
                 matched pairs only; without labels all pairs are taken as matched.
             mask_uniform: (B,) float64 in [0, 1), for masked visual modelling; see `SohoModel.mask_one_label`.
@@ -292,17 +295,18 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
         if itm_labels is not None:  # eq. 8
             losses["itm_loss"] = cross_entropy_sum(result.itm_logits, itm_labels)
         if mlm_labels is not None:  # eq. 6
-            masked_PS = mlm_labels != -100
-            result.mlm_targets = mlm_labels[masked_PS]
-            result.mlm_logits = self.mlm_head(hidden.text_hidden[masked_PS])
+            place_M = labelled_places(mlm_labels) if mlm_positions is None else mlm_positions
+            result.mlm_targets = at_places(mlm_labels, place_M)
+            result.mlm_logits = self.mlm_head(at_places(hidden.text_hidden, place_M))
             losses["mlm_loss"] = cross_entropy_sum(result.mlm_logits, result.mlm_targets)
         if hidden.mvm_labels is not None:  # eq. 7
             labels_PL = texts.of_images(hidden.mvm_labels)
             if itm_labels is not None:
                 labels_PL = labels_PL.masked_fill((itm_labels != 1).unsqueeze(1), -100)
-            masked_PL = labels_PL != -100
-            result.mvm_targets = labels_PL[masked_PL]
-            result.mvm_logits = self.mvm_head(hidden.visual_hidden[masked_PL])
+            # How many there are follows from the lookup, and sizes from that: here the host waits.
+            place_M = labelled_places(labels_PL)
+            result.mvm_targets = at_places(labels_PL, place_M)
+            result.mvm_logits = self.mvm_head(at_places(hidden.visual_hidden, place_M))
             losses["mvm_loss"] = cross_entropy_sum(result.mvm_logits, result.mvm_targets)
         losses |= self.auxiliary_losses(visual, captions_of(texts, mlm_labels, itm_labels))  # not the paper's
         for name, value in total_loss(losses, self.config, synchronise=self.training).items():

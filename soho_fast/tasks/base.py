@@ -36,6 +36,7 @@ from soho_fast.hub import loading_options
 from soho_fast.model import SohoConfig, SohoPreTrainedModel
 from soho_fast.model.cpu import speed_up_on_cpu
 from soho_fast.model.downstream import SohoDownstreamModel
+from soho_fast.model.gpu import speed_up_on_gpu
 from soho_fast.model.pretrained import check_finite
 from soho_fast.model.visual_encoder import cut_features, pad_features
 from soho_fast.spelling import did_you_mean
@@ -157,9 +158,11 @@ class BaseTask(ABC):
         """Measures of a split: an object with `measures`, and `write(folder)`, which returns the names of files."""
 
     def speed_up(self, model: nn.Module, device: torch.device) -> None:
-        """Speed for a CPU is put on the model there; see `speed_up_on_cpu`."""
+        """Speed for a CPU or a GPU is put on the model there; see `speed_up_on_cpu`, `speed_up_on_gpu`."""
         if device.type == "cpu":
             speed_up_on_cpu(model)
+        elif device.type == "cuda":
+            speed_up_on_gpu(model)
 
     @property
     def samples_together(self) -> tuple[str, int] | None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from soho_fast import train
@@ -181,7 +182,8 @@ def test_find_recipe_takes_names_and_paths(tmp_path):
 @pytest.mark.parametrize(
     ("device", "fp16", "bf16", "auto"),
     [
-        ("cuda", True, True, "fp16"),
+        ("cuda", True, True, "bf16"),
+        ("cuda", True, False, "fp16"),
         ("cuda", False, False, "float32"),
         ("cpu", True, True, "float32"),
         ("cpu", False, True, "float32"),
@@ -200,6 +202,8 @@ def test_precision_follows_the_device(monkeypatch, device, fp16, bf16, auto):
 
     accelerator = Accelerator()
     monkeypatch.setattr(launch, "get_accelerator", lambda: accelerator)
+    # A card that only emulates bf16 passes for one that has it otherwise.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or bf16)
     assert launch.choose_precision(EngineSettings()) == auto
     for precision, supported in (("float32", True), ("fp16", fp16), ("bf16", bf16)):
         settings = EngineSettings(precision=precision)

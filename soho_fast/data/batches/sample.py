@@ -144,8 +144,9 @@ class Collator:
 
     The keywords: `pixel_values` (B, 3, H, W) float32, `pixel_mask` (B, H, W) bool or, where nothing is padded, None
     (neither where the samples have no pixels), int64 `input_ids` and `attention_mask` (P, S), int64 `image_index` (P,)
-    or, with two images a sample, (P, 2); token labels (P, S), text fields (P, ...) and image fields, float64 (B,),
-    under their names. "skipped" lists the messages of broken images, whose samples are left out; "sample_ids" names
+    or, with two images a sample, (P, 2); token labels (P, S) under their names, and int64 (M,) where in the flattened
+    table they are (`x_positions` of `x_labels`), so that nobody has to ask the device; text fields (P, ...) and image
+    fields, float64 (B,). "skipped" lists the messages of broken images, whose samples are left out; "sample_ids" names
     what remains.
 
     Args:
@@ -172,6 +173,10 @@ class Collator:
             name: pad_labels([row for sample in usable for row in sample.token_labels[name]], *texts["input_ids"].shape)
             for name in usable[0].token_labels
         }
+        places = {
+            f"{name.removesuffix('_labels')}_positions": (table_PS != IGNORED_LABEL).flatten().nonzero().squeeze(1)
+            for name, table_PS in labels.items()
+        }
         text_fields = {
             name: torch.from_numpy(np.concatenate([sample.text_fields[name] for sample in usable]))
             for name in usable[0].text_fields
@@ -188,6 +193,7 @@ class Collator:
             **texts,
             "image_index": image_index,
             **labels,
+            **places,
             **text_fields,
             **image_fields,
             "skipped": skipped,

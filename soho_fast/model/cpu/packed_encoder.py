@@ -29,8 +29,8 @@ from .products import product_dtype, recurring
 def can_pack(soho: SohoModel, **kwargs) -> bool:
     """Whether this call may run packed: a training forward on a CPU from which only the last states are wanted.
 
-    Activation checkpointing, hooks (states or attentions asked for, ZeRO stage 3) and torch.compile take the ordinary
-    way.
+    Activation checkpointing, hooks (states or attentions asked for, ZeRO stage 3) and a compiled encoder take the
+    ordinary way.
     """
     encoder, config = soho.encoder, soho.config
     return (
@@ -39,7 +39,7 @@ def can_pack(soho: SohoModel, **kwargs) -> bool:
         and all(value is None or value is False for name, value in kwargs.items() if name != "return_dict")
         and not (config.output_hidden_states or config.output_attentions)
         and not any(layer.gradient_checkpointing for layer in encoder.layer)
-        and not torch.compiler.is_compiling()
+        and not (soho.encoder_compiled or torch.compiler.is_compiling())
         and not any(
             hooks
             for module in encoder.modules()

@@ -19,6 +19,7 @@ KEYWORDS = {
     "attention_mask",
     "image_index",
     "mlm_labels",
+    "mlm_positions",
     "itm_labels",
     "mask_uniform",
 }
@@ -47,6 +48,9 @@ def test_batch_holds_the_forwards_keywords(dataset, collate):
     assert batch["image_index"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert batch["itm_labels"].tolist() == [1, 1, 0, 0] * 3
     assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["mlm_labels"].shape
+    assert torch.equal(
+        batch["mlm_labels"].flatten()[batch["mlm_positions"]], batch["mlm_labels"][batch["mlm_labels"] >= 0]
+    )
     assert batch["mask_uniform"].dtype == torch.float64 and batch["mask_uniform"].shape == (3,)
     assert batch["sample_ids"] == ["coco/0", "coco/1", "coco/2"] and batch["skipped"] == []
     assert batch["pixel_values"].shape == (3, 3, 32, 38)
