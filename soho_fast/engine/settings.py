@@ -115,7 +115,9 @@ class EngineSettings:
             first steps take a minute longer. On a CPU it runs in the place of the engine's own faster layers. Not with
             ZeRO stage 3.
         emulate_precision: Allow a precision that the device can only emulate (slow; for checks).
-        freeze_batch_norm: Keep every BatchNorm in evaluation mode.
+        freeze_batch_norm: Keep the backbone's BatchNorm in evaluation mode: true always, `after_still` from where the
+            backbone first stands still (`optim.frozen_backbone_epochs`) to the end, so that its features do not jump
+            when it moves again.
         loss_scale_power: fp16 starts with a loss scale of 2 to this power.
         threads: CPU threads of each process; 0 shares the cores among the processes of a machine.
         backbone_cache_gb: While the backbone stands still (`optim.frozen_backbone_epochs`) for more than one pass over
@@ -130,7 +132,7 @@ class EngineSettings:
     activation_checkpointing: bool = False
     compile: bool = False
     emulate_precision: bool = False
-    freeze_batch_norm: bool = False
+    freeze_batch_norm: bool | Literal["after_still"] = False
     loss_scale_power: NonNegativeInt = 16
     threads: NonNegativeInt = 0
     backbone_cache_gb: NonNegativeFloat = 4.0

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from soho_fast.extras import from_extra
@@ -22,6 +21,7 @@ with from_extra("train"):
     import numpy as np
     from safetensors import SafetensorError
 
+    from soho_fast.engine.batch_norm import average_batch_norm
     from soho_fast.engine.batches import BatchPlan, plan_batches, split_batch
     from soho_fast.engine.checkpoint import Progress, rng_state, set_rng_state
     from soho_fast.engine.continuation import Continuation
@@ -478,12 +478,15 @@ class Trainer:
                 log.record("event", step, {"event": state or f"no longer: {was}"})
 
     def _freeze_backbone(self, step: int) -> None:
-        end, frozen = self.settings.optim.frozen_span()[1], self._is_frozen(step)
+        begin, end = self.settings.optim.frozen_span()
+        frozen, model = self._is_frozen(step), self.engine.module
         if frozen != self._frozen and (end or self._frozen):
             if frozen:
                 # What stands still computes by these statistics, so they must be the same on all ranks.
-                average_batch_norm(self.engine.module, self.processes)
-            self.engine.module.freeze_backbone(frozen)
+                average_batch_norm(model, self.processes)
+            model.freeze_backbone(frozen)
+            if self.settings.engine.freeze_batch_norm == "after_still":
+                model.freeze_batch_norm(step >= begin * self.plan.steps_per_epoch)
         self._frozen = frozen
 
     def _enter_training(self, step: int) -> None:
@@ -513,7 +516,7 @@ class Trainer:
             model.activation_checkpointing_enable({"use_reentrant": False})
         if settings.engine.compile:
             model.compile_transformer()
-        if settings.engine.freeze_batch_norm:
+        if settings.engine.freeze_batch_norm is True:
             model.freeze_batch_norm(True)
         optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
         config = deepspeed_config(
@@ -574,27 +577,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-@torch.no_grad()
-def average_batch_norm(model: nn.Module, processes: Processes) -> None:
-    """Average BatchNorm's running statistics over the ranks, in one buffer.
-
-    They are exponential means of each rank's own batches, hence linear in them: averaging now and then gives the same
-    as averaging at each step, to rounding. The training losses read them only where the backbone is frozen.
-    """
-    if processes.world == 1:
-        return
-    statistics = [
-        buffer
-        for module in model.modules()
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
-        for buffer in (module.running_mean, module.running_var)
-        if buffer is not None
-    ]
-    if statistics:
-        flat = torch.cat([buffer.reshape(-1).double() for buffer in statistics])
-        dist.all_reduce(flat)
-        flat /= processes.world
-        for buffer, part in zip(statistics, flat.split([buffer.numel() for buffer in statistics]), strict=True):
-            buffer.copy_(part.view_as(buffer))

@@ -43,7 +43,7 @@ class SohoModel(SohoPreTrainedModel):
         self.visual_embeddings = VisualEmbeddings(config)
         self.text_embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
-        self.batch_norm_frozen = self.encoder_compiled = False
+        self.encoder_compiled = False
         self.post_init()
 
     @torch.no_grad()
@@ -57,12 +57,6 @@ class SohoModel(SohoPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.text_embeddings.word_embeddings = value
-
-    def train(self, mode: bool = True) -> "SohoModel":
-        super().train(mode)
-        if mode and self.batch_norm_frozen and self.feature_norm is not None:
-            self.feature_norm.eval()
-        return self
 
     def encode_features(
         self,

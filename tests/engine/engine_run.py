@@ -60,6 +60,7 @@ class StubModel(nn.Module):
 
     def freeze_batch_norm(self, frozen: bool) -> None:
         self.batch_norm_frozen = frozen
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> "StubModel":
         super().train(mode)

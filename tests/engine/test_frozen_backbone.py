@@ -26,6 +26,22 @@ def test_backbone_stands_still_from_and_until_the_given_epochs(launch, request_f
     assert not torch.equal(moved["backbone.0.weight"], start["backbone.0.weight"])
 
 
+def test_batch_norm_may_keep_its_statistics_from_where_the_backbone_stood_still(launch, request_for):
+    options = {"task": {"size": 64}, "optim": {"frozen_backbone_epochs": (1, 1.5)}}
+    held = {**options, "engine": {"freeze_batch_norm": "after_still"}}
+    begin, after = request_for("begin", max_steps=8, **held), request_for("after", max_steps=14, **held)
+    again = request_for("after", max_steps=16, resume="changed", **held)
+    without = request_for("without", max_steps=14, **options)
+    done = launch(begin, after, again, without)
+    assert done.code == 0, done.text
+    start, *later, moved = (weights(request) for request in (begin, again, without))
+    assert not torch.equal(start["backbone.1.running_mean"], torch.zeros_like(start["backbone.1.running_mean"]))
+    for state in later:
+        assert torch.equal(state["backbone.1.running_mean"], start["backbone.1.running_mean"])
+        assert not torch.equal(state["backbone.0.weight"], start["backbone.0.weight"])
+    assert not torch.equal(moved["backbone.1.running_mean"], start["backbone.1.running_mean"])
+
+
 def test_a_span_to_the_end_outlasts_more_epochs(launch, request_for):
     runs = [request_for(f"{steps}", max_steps=steps, optim={"frozen_backbone_epochs": (1, "end")}) for steps in (8, 20)]
     done = launch(*runs)
@@ -34,7 +50,7 @@ def test_a_span_to_the_end_outlasts_more_epochs(launch, request_for):
     assert torch.equal(*(weights(run)["backbone.0.weight"] for run in runs))
 
 
-@pytest.mark.parametrize("name", ["mini", "mini_vqa", "mini_nlvr2", "mini_snli_ve", "mini_retrieval", "own", "own_vqa"])
+@pytest.mark.parametrize("name", ["mini_vqa", "mini_nlvr2", "mini_snli_ve", "mini_retrieval", "own", "own_vqa"])
 def test_a_longer_run_of_a_recipe_whose_backbone_stands_still_does_not_thaw_it(name):
     begin, end = read_recipe(["--recipe", name, "--epochs", "100000"])[0].optim.frozen_span()
     assert begin <= 1.4 and end == float("inf")

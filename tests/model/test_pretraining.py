@@ -268,10 +268,10 @@ def test_freezing_reaches_the_encoder_and_survives_train(tiny_model, batch):
     model.freeze_batch_norm()
     model.train()
     assert not model.soho.visual_encoder.backbone.bn1.training
-    assert not model.soho.feature_norm.training
+    assert model.soho.feature_norm.training
     assert model.soho.visual_dictionary.training
     model.freeze_batch_norm(False)
-    assert model.soho.feature_norm.training
+    assert model.soho.visual_encoder.backbone.bn1.training
     model.freeze_backbone()
     out = model.train()(**batch())
     out.loss.backward()
