@@ -441,7 +441,7 @@ def main() -> int:
                     sys.stdout.write(json.dumps({"rank": processes.rank, "error": str(error)}) + "\n")
                     sys.stdout.flush()
             else:
-                code = code or run_one(request, processes)
+                code = run_one(request, processes) or code
     except UserError as error:
         return fail(str(error), environment_rank()[0])
     leave_processes()

@@ -1,12 +1,18 @@
 """While the backbone stands still, what it gives for an image is computed once; the losses are those without."""
 
+import json
 import signal
 from pathlib import Path
 
 import pytest
+import yaml
+from safetensors.torch import load_file
+
+from soho_fast.engine.logs import read_log
 
 # Five steps an epoch: the backbone stands still from step 2 on, for two epochs.
 SPAN = {"optim": {"frozen_backbone_epochs": (0.4, 2.4)}, "max_steps": 15}
+BACKBONE = "soho.visual_encoder.backbone."
 
 
 @pytest.fixture
@@ -34,21 +40,57 @@ def test_losses_of_two_ranks_are_those_without(launch, make, losses):
 
 
 def test_a_run_goes_on_within_the_span_and_what_is_not_kept_is_said(launch, make, losses):
-    every = {"checkpoint": {"every_steps": 4}}
     through, once = make("through", memory=1e-5, disk=2e-5), make("once", memory=1, max_steps=7)
-    done = launch(through, once, make("run", memory=1, task={"signal_in_pass": 24}, **every))
+    # Asked to stop while outputs are computed, then in the middle of the span.
+    tasks = {"signal_in_pass": 24}, {"signal_at": 5}, {}
+    done = launch(through, once, *(make("run", memory=1, task=task) for task in tasks))
     assert done.code == 128 + signal.SIGTERM, done.text
+    assert [(result["step"], bool(result["signal"])) for result in done.results()[2:]] == [
+        (2, True),
+        (6, True),
+        (15, False),
+    ]
     # 512 channels of one place in float32, for 40 images.
     assert (
         "takes 8.19e-05 GB, more than engine.backbone_cache_gb (1e-05) and engine.backbone_cache_disk_gb (2e-05) allow"
     ) in done.text
     assert "the backbone stands still for 5 steps, at most one pass over the 40 images" in done.text
-    assert "kept the backbone's output" not in done.text
-    (saved,) = [line for line in done.text.splitlines() if line.startswith("asked to stop: saved")]
-    assert saved.endswith("step-00000002; the same command continues from here")
-    done = launch(make("run", memory=1, task={"kill_at": 7}, **every))
-    assert done.code == -signal.SIGKILL and "step 2 of 15" in done.text and "kept the" in done.text, done.text
-    run = make("run", memory=1, **every)
-    done = launch(run)
-    assert done.code == 0 and "step 4 of 15" in done.text and "kept the" in done.text, done.text
-    assert losses(run) == losses(through)
+    assert done.text.count("kept the backbone's output for 40 images (") == 2
+    assert losses(make("run")) == losses(through)
+
+
+def test_a_broken_image_is_told_as_without_and_the_backbone_learns_after_the_span(again, small_recipe, tmp_path):
+    recipe = yaml.safe_load(small_recipe.read_text())
+    recipe["optim"] |= {"frozen_backbone_epochs": [0.4, 2.4]}
+    recipe["batch"] |= {"broken_images": 1.0}
+    recipe |= {"evaluation": {"at_end": False}}
+    small_recipe.write_text(yaml.safe_dump(recipe))
+
+    def train(name: str, steps: int, budget: int) -> tuple[str, list[dict], dict]:
+        options = ["--recipe", str(small_recipe), "--output", str(tmp_path / name), "--max_steps", str(steps)]
+        code, text = again(*options, "--engine.backbone_cache_gb", str(budget))
+        assert code == 0, text
+        records = [record for record in read_log(tmp_path / name / "log.jsonl")[0] if record["kind"] == "train"]
+        return text, records, load_file(tmp_path / name / "model" / "model.safetensors")
+
+    train("first", 1, 0)
+    described = json.loads((tmp_path / "corpus" / "dataset_coco.json").read_text())["images"]
+    image = next(image for image in described if image["split"] == "train")
+    picture = tmp_path / "corpus" / image["filepath"] / image["filename"]
+    # Of another size, the corpus would be drawn anew.
+    picture.write_bytes(bytes(picture.stat().st_size))
+    text, records, weights = train("without", 15, 0)
+    text_kept, records_kept, weights_kept = train("kept", 15, 1)
+    *_, weights_before = train("span", 12, 1)
+
+    def told(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.startswith("skipped:")]
+
+    (kept,) = [line for line in text_kept.splitlines() if "the backbone" in line and "stands still" not in line]
+    assert kept.startswith("kept the backbone's output for 40 images, 1 of them broken (")
+    assert told(text_kept) == told(text) and len(told(text)) == records[-1]["broken_images"] > 1
+    for record, kept in zip(records, records_kept, strict=True):
+        same = ("loss", "mlm_loss", "mvm_loss", "itm_loss", "grad_norm", "broken_images", "perplexity")
+        assert [kept[name] for name in same] == [record[name] for name in same]
+    assert all(weights_kept[name].equal(value) for name, value in weights.items())
+    assert any(not value.equal(weights_before[name]) for name, value in weights.items() if name.startswith(BACKBONE))

@@ -7,6 +7,7 @@ from torch import nn
 
 from soho_fast.model import SohoConfig, VisualEncoder
 from soho_fast.model.embeddings import sine_position
+from soho_fast.model.visual_encoder import cut_features, pad_features
 
 
 def eval_encoder(tiny_config, **overrides) -> VisualEncoder:
@@ -52,6 +53,25 @@ def test_padding_changes_neither_tokens_nor_their_number(tiny_config, backbone, 
         assert mask_alone.shape[1:] == (*ceil,)
         position = sine_position(mask[i : i + 1], 16)[0][mask[i].flatten()]
         torch.testing.assert_close(position, sine_position(mask_alone, 16)[0], rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", [1, 2])
+def test_kept_features_give_the_same_tokens_in_any_batch(tiny_config, pool):
+    """Computed in one batch, cut to the image, and padded anew in another."""
+    encoder = eval_encoder(tiny_config, visual_pool=pool)
+    sizes = [(97, 65), (160, 40), (33, 130), (97, 65)]
+    pixel_values, pixel_mask = torch.zeros(4, 3, 192, 160), torch.zeros(4, 192, 160)
+    for i, (height, width) in enumerate(sizes):
+        pixel_values[i, :, :height, :width] = torch.randn(3, height, width)
+        pixel_mask[i, :height, :width] = 1
+    feat, mask = encoder(pixel_values, pixel_mask)
+    kept = cut_features(*encoder.backbone_output(pixel_values, pixel_mask))
+    assert [x.shape[1:] for x in kept] == [(4, 3), (5, 2), (2, 5), (4, 3)]
+    for batch in ([2, 0], [1], [0, 3]):
+        again, mask_again = encoder.tokens(*pad_features([kept[i] for i in batch]))
+        for row, i in enumerate(batch):
+            torch.testing.assert_close(again[row][mask_again[row].flatten()], feat[i][mask[i].flatten()])
 
 
 def test_sine_position_against_the_formula():
