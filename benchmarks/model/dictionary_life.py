@@ -181,7 +181,8 @@ def live(fields: str, features: tuple[list[Tensor], list[Tensor]], arguments: ar
         feat_NC = torch.cat([before[number] for number in chosen])
         if step > arguments.still:
             # On a circle, so that the features keep their size on the way.
-            angle = math.pi / 2 * (step - arguments.still) / arguments.moving
+            way = min(1.0, (step - arguments.still) / (arguments.way or arguments.moving))
+            angle = math.pi / 2 * way
             feat_NC = math.cos(angle) * feat_NC + math.sin(angle) * torch.cat([after[number] for number in chosen])
         error = life.step(feat_NC)
         if step in (arguments.still, arguments.still + arguments.moving):
@@ -205,6 +206,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a step, at least")
     parser.add_argument("--still", type=int, default=100, help="steps with features that stand still")
     parser.add_argument("--moving", type=int, default=100, help="steps in which they move")
+    parser.add_argument("--way", type=int, default=0, help="of these, steps that the whole way takes; 0: all")
     parser.add_argument("--case", action="append", help='fields of SohoConfig, like "{dictionary_init: data}"')
     return parser.parse_args(argv)
 
