@@ -36,3 +36,18 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+class _AllReduceWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        return all_reduce_sum_(tensor.clone())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return all_reduce_sum_(grad.clone())
+
+
+def all_reduce_with_grad(tensor: Tensor) -> Tensor:
+    """Sum over all ranks whose gradient is the sum of all ranks' gradients (as SyncBatchNorm has it)."""
+    return _AllReduceWithGrad.apply(tensor)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 from transformers import initialization as init
 
-from .distributed import all_reduce_sum_
+from .distributed import all_reduce_sum_, all_reduce_with_grad, world_size
 
 _TRACKER = ModuleTracker()
 
@@ -134,9 +134,12 @@ class TokenBatchNorm(Float32Buffers):
 
     What a token becomes then does not depend on who shares its batch. By the statistics of a batch of few images it
     would: in recipe `mini` (8 images, 128 tokens) one token in eight had another code in training than in evaluation.
-    No gradient goes through the statistics; they are over the valid and finite tokens of all ranks. Between
-    `begin_step` and `end_step` forwards only gather them, as those of the dictionary, and the end moves them once. The
-    first training forward has nothing to go by and takes the statistics of its own batch.
+    The gradient is BatchNorm's, through the statistics of the batch: batch renormalisation (Ioffe 2017, "Batch
+    Renormalization") without its limits.
+
+    Statistics are over the valid and finite tokens of all ranks. Between `begin_step` and `end_step` forwards only
+    gather them, as those of the dictionary, and the end moves the running ones once. The first training forward has
+    nothing to go by and takes the statistics of its own batch.
 
     Buffers:
         running_mean, running_var (C,), float32; num_batches_tracked (), updates so far: the running statistics are the
@@ -185,30 +188,46 @@ class TokenBatchNorm(Float32Buffers):
     def forward(self, feat_BLC: Tensor, valid_BL: Tensor) -> Tensor:
         """feat_BLC of any floating type, valid_BL bool; returns feat_BLC's shape and type, computed in float32."""
         x_BLC = feat_BLC.float()
-        gathered = None
-        if self.training and not is_recomputing():
-            gathered = self._gather(x_BLC.detach(), valid_BL)
-        # A copy for the backward pass, in which the buffer may have moved on.
-        mean_C, var_C = self.running_mean.clone(), self.running_var
-        scale_C = torch.rsqrt(var_C + self.eps) * self.weight.float()
-        output_BLC = torch.addcmul(self.bias.float() - mean_C * scale_C, x_BLC, scale_C).to(feat_BLC.dtype)
+        if not self.training:
+            scale_C = torch.rsqrt(self.running_var + self.eps) * self.weight.float()
+            shift_C = self.bias.float() - self.running_mean * scale_C
+            return torch.addcmul(shift_C, x_BLC, scale_C).to(feat_BLC.dtype)
+        usable_BL1 = (valid_BL & finite_rows(x_BLC.detach())).unsqueeze(-1)
+        gathered = None if is_recomputing() else self._gather(x_BLC.detach(), usable_BL1)
+        mean_C, var_C = self._batch_statistics(x_BLC, usable_BL1)
+        inv_std_C = torch.rsqrt(var_C + self.eps)
+        with torch.no_grad():
+            running_inv_std_C = torch.rsqrt(self.running_var + self.eps)
+            ratio_C, shift_C = running_inv_std_C / inv_std_C, (mean_C - self.running_mean) * running_inv_std_C
+        scale_C = inv_std_C * ratio_C * self.weight.float()
+        bias_C = self.bias.float() + (shift_C * self.weight.float()) - mean_C * scale_C
         if gathered is not None and not self._in_step:
             self._update(gathered)
         elif gathered is not None:
             self._gathered = gathered if self._gathered is None else self._gathered + gathered
-        return output_BLC
+        return torch.addcmul(bias_C, x_BLC, scale_C).to(feat_BLC.dtype)
+
+    def _batch_statistics(self, x_BLC: Tensor, usable_BL1: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance (C,) of the usable tokens of all ranks, for the gradient through them."""
+        total = torch.cat([torch.where(usable_BL1, x_BLC, 0.0).sum((0, 1)), usable_BL1.sum().float().reshape(1)])
+        if world_size() > 1:
+            total = all_reduce_with_grad(total)
+        count = total[-1].detach().clamp(min=1.0)
+        mean_C = total[:-1] / count
+        square_C = torch.where(usable_BL1, x_BLC - mean_C, 0.0).square().sum((0, 1))
+        if world_size() > 1:
+            square_C = all_reduce_with_grad(square_C)
+        return mean_C, square_C / count
 
     @torch.no_grad()
-    def _gather(self, x_BLC: Tensor, valid_BL: Tensor) -> Tensor:
+    def _gather(self, x_BLC: Tensor, usable_BL1: Tensor) -> Tensor:
         """Sums (2C + 1,) of this rank: the tokens' differences from the running mean, their squares, the tokens."""
-        usable_BL1 = (valid_BL & finite_rows(x_BLC)).unsqueeze(-1)
         if self._num_updates is None:
             self._num_updates = int(self.num_batches_tracked)
         if not self._num_updates and self._gathered is None:
-            sums_C, _, count = self._totals(self._sums(x_BLC, usable_BL1))
-            self.running_mean.add_(sums_C / count)
-            _, squares_C, count = self._totals(self._sums(x_BLC, usable_BL1))
-            self.running_var.copy_(torch.where(count > 1, squares_C / count, self.running_var))
+            mean_C, var_C = self._batch_statistics(x_BLC, usable_BL1)
+            self.running_mean.copy_(mean_C)
+            self.running_var.copy_(torch.where(var_C > 0, var_C, 1.0))
         return self._sums(x_BLC, usable_BL1)
 
     def _sums(self, x_BLC: Tensor, usable_BL1: Tensor) -> Tensor:
@@ -216,15 +235,11 @@ class TokenBatchNorm(Float32Buffers):
         count = usable_BL1.sum().float().reshape(1)
         return torch.cat([difference_BLC.sum((0, 1)), difference_BLC.square().sum((0, 1)), count])
 
-    def _totals(self, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The two sums and the count, at least 1, over all ranks."""
-        num_channels = len(self.running_mean)
-        sums_C, squares_C, count = all_reduce_sum_(sums.clone()).split([num_channels, num_channels, 1])
-        return sums_C, squares_C, count.clamp(min=1.0)
-
     @torch.no_grad()
     def _update(self, gathered: Tensor) -> None:
-        sums_C, squares_C, count = self._totals(gathered)
+        num_channels = len(self.running_mean)
+        sums_C, squares_C, count = all_reduce_sum_(gathered.clone()).split([num_channels, num_channels, 1])
+        count = count.clamp(min=1.0)
         difference_C = sums_C / count
         var_C = (squares_C / count - difference_C.square()).clamp(min=0.0) * (count / (count - 1.0).clamp(min=1.0))
         self._num_updates += 1
