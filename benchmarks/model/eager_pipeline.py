@@ -122,22 +122,23 @@ class EagerPretraining(nn.Module):
         return F.max_pool2d(x, self.visual_encoder.pool, ceil_mode=True) if self.visual_encoder.pool > 1 else x
 
     def _normalised(self, feat_NC: Tensor) -> Tensor:
-        """BatchNorm by the running statistics, which are the first batch's before there are any."""
+        """Batch renormalisation, by the running statistics, which are the first batch's before there are any."""
         norm = self.feature_norm
         with torch.no_grad():
             var_C, mean_C = torch.var_mean(feat_NC, 0)
+            biased_var_C = feat_NC.var(0, correction=0)
             if not norm.num_batches_tracked:
                 norm.running_mean.copy_(mean_C)
-                norm.running_var.copy_(feat_NC.var(0, correction=0))
-        normalised_NC = F.batch_norm(
-            feat_NC, norm.running_mean.clone(), norm.running_var.clone(), norm.weight, norm.bias, False, 0.0, norm.eps
-        )
-        with torch.no_grad():
+                norm.running_var.copy_(biased_var_C)
+            std_C = torch.sqrt(norm.running_var + norm.eps)
+            ratio_C = torch.sqrt(biased_var_C + norm.eps) / std_C
+            shift_C = (mean_C - norm.running_mean) / std_C
             norm.num_batches_tracked += 1
             momentum = max(norm.momentum, 1 / float(norm.num_batches_tracked))
             norm.running_mean.lerp_(mean_C, momentum)
             norm.running_var.lerp_(var_C, momentum)
-        return normalised_NC
+        by_batch_NC = F.batch_norm(feat_NC, None, None, training=True, eps=norm.eps)
+        return (by_batch_NC * ratio_C + shift_C) * norm.weight + norm.bias
 
     def _dictionary(self, feat_PLC: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 2, 3 and 5 with the codebook as it stands, then eq. 4."""
