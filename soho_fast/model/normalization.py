@@ -242,6 +242,8 @@ class TokenBatchNorm(Float32Buffers):
         count = count.clamp(min=1.0)
         difference_C = sums_C / count
         var_C = (squares_C / count - difference_C.square()).clamp(min=0.0) * (count / (count - 1.0).clamp(min=1.0))
+        # One token, or none that is finite, has no spread to tell.
+        var_C = torch.where(count > 1, var_C, self.running_var)
         self._num_updates += 1
         self.num_batches_tracked.add_(1)
         momentum = max(self.momentum, 1.0 / self._num_updates)

@@ -57,6 +57,20 @@ def test_running_statistics_are_those_of_the_steps(parts):
     assert norm.num_batches_tracked == 14
 
 
+@pytest.mark.parametrize(("num_tokens", "value"), [(1, 1.0), (5, float("nan"))])
+def test_tokens_without_a_spread_leave_the_variance_alone(num_tokens, value):
+    """One token, or none that is finite: a variance of zero would blow up all that follow."""
+    norm, valid = TokenBatchNorm(8).train(), torch.ones(1, num_tokens, dtype=torch.bool)
+    for before in range(2):
+        if before:
+            step(norm, 0)
+        var = norm.running_var.clone()
+        norm.begin_step()
+        norm(torch.full((1, num_tokens, 8), value), valid)
+        norm.end_step(applied=True)
+        assert torch.equal(norm.running_var, var) and norm.running_mean.isfinite().all()
+
+
 def test_a_step_that_is_not_applied_moves_nothing():
     norm = TokenBatchNorm(8).train()
     step(norm, 0)
