@@ -220,11 +220,10 @@ def _fill(value: Any, roots: dict[str, str]) -> Any:
     A string with `{name?}` becomes None where there is no such root.
     """
     if isinstance(value, str):
+        if any(not roots.get(name) for name in re.findall(r"\{([^{}]+)\?\}", value)):
+            return None
         for name, root in roots.items():
-            if f"{{{name}?}}" in value:
-                if not root:
-                    return None
-                value = value.replace(f"{{{name}?}}", root)
+            value = value.replace(f"{{{name}?}}", root)
             if f"{{{name}}}" in value:
                 if not root:
                     raise UserError(f"data_roots.{name}: {value!r} needs it; give --data_roots.{name} FOLDER")

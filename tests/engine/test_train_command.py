@@ -169,6 +169,7 @@ def test_a_folder_that_can_be_left_out_leaves_its_field_null(tmp_path):
         assert genome.exclude_coco_ids_from == "/c/dataset_coco.json"
     mine = tmp_path / "mine.yaml"
     mine.write_text('data: {tokenizer: "{words?}/t"}')
+    assert with_data_roots(read_recipe(["--recipe", str(mine)])[0]).data.tokenizer is None
     recipe, _ = read_recipe(["--recipe", str(mine), "--data_roots.words", "/w"])
     assert with_data_roots(recipe).data.tokenizer == "/w/t"
 
