@@ -106,7 +106,8 @@ class SohoConfig(PreTrainedConfig):
             training batch, all ranks together.
         dictionary_init_std (`float`): standard deviation of the random codes. Ours.
         dictionary_seed (`int`): seed of every draw inside the dictionary.
-        dictionary_batch_norm (`bool`): BatchNorm over the valid tokens of all ranks before the lookup.
+        dictionary_batch_norm (`bool`): BatchNorm before the lookup, by running statistics of the valid tokens of all
+            ranks, in training too.
         usage_decay (`float`): decay of the running usage behind perplexity, live codes and revival.
         live_threshold (`float`): a code is live while its running usage, in units of the uniform share 1/k, is at
             least this.
