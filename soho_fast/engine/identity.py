@@ -24,7 +24,7 @@ NOT_COMPARED = {
     "batch.broken_images": "when to give up",
     "engine.threads": "who computes",
     "engine.activation_checkpointing": "the same values, computed twice",
-    "engine.backbone_cache*": "the same values, computed once",
+    "engine.backbone_cache_*gb": "the same values, computed once",
     "engine.emulate_precision": "a permission; the precision itself is compared",
 }
 

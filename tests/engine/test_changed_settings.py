@@ -238,7 +238,8 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
         and not name.startswith(read)
     } <= {
         "batch.workers", "batch.prefetch", "batch.broken_images", "engine.threads", "engine.activation_checkpointing",
-        "engine.emulate_precision", "corpus.folder", "data.tokenizer", "data.image_batch", "data.text_batch",
+        "engine.emulate_precision", "engine.backbone_cache_gb", "engine.backbone_cache_disk_gb", "corpus.folder",
+        "data.tokenizer", "data.image_batch", "data.text_batch",
         "data.pair_batch", "data.quick_images", "data.missing_images", "model.pretrained",
         "model.text_encoder", "model.backbone",
     }  # fmt: skip

@@ -292,7 +292,7 @@ def test_a_loss_over_no_position_is_zero_with_a_gradient():
     [
         ({"input_ids": None}, "input_ids: expected"),
         ({"input_ids": torch.zeros(12, dtype=torch.int64)}, "input_ids: expected"),
-        ({"pixel_values": None}, "exactly one of pixel_values and visual_tokens"),
+        ({"pixel_values": None}, "exactly one of pixel_values, visual_tokens and backbone_features"),
         ({"image_index": None}, "image_index: needed to map 12 texts to 3 images"),
         ({"image_index": torch.zeros(5, dtype=torch.int64)}, "image_index: expected shape"),
         ({"pixel_values": torch.zeros(3, 64, 64)}, "pixel_values: expected"),
