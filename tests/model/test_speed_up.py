@@ -95,7 +95,7 @@ def test_losses_and_gradients_of_pretraining(tiny_model, batch, packed, override
     assert len(packed) == training
     if models[0].soho.visual_dictionary is not None:
         codebooks = [model.soho.visual_dictionary.codebook for model in models]
-        torch.testing.assert_close(*codebooks, rtol=0, atol=1e-6 * float(codebooks[0].abs().max()))
+        torch.testing.assert_close(*codebooks, rtol=0, atol=2e-6 * float(codebooks[0].abs().max()))
 
 
 @pytest.mark.parametrize("missing", [["image_index"], ["mask_uniform"], ["itm_labels"], ["mlm_labels"]])
@@ -201,9 +201,9 @@ def dropout_by_value(x, p=0.5, training=True, inplace=False):
     """Drops by the value instead of by chance: the same wherever the same number is computed."""
     if not training or not p:
         return x
+    # A steeper curve would cross its threshold at more values, of which rounding then moves one to the other side.
     values = x.detach().float()
-    shares = bool((values >= 0).all() and (values <= 1).all())  # of attention: small numbers
-    kept = ((200.0 if shares else 30.0) * values).sin() > -0.5
+    kept = (30.0 * values).sin() > -0.5
     return x * kept / (1.0 - p)
 
 
