@@ -38,11 +38,15 @@ def check_negatives(captions_of: Sequence[Sequence[str]]) -> None:
 class PairSampler:
     """Draws positive and negative captions of an image. Every draw comes from the generator given."""
 
-    def __init__(self, captions_of: Sequence[Sequence[str]], *, negatives: bool = True) -> None:
+    def __init__(
+        self, captions_of: Sequence[Sequence[str]], sources: Sequence[str] | None = None, *, negatives: bool = True
+    ) -> None:
         """Keep the captions of all images.
 
         Args:
             captions_of: For every image its captions, at least one each.
+            sources: For every image the data set it is of, whose images stand together: negatives are drawn within it,
+                or their style would tell them apart. None: all are of one.
             negatives: Whether negatives will be drawn too.
 
         Raises:
@@ -52,6 +56,10 @@ class PairSampler:
         if negatives:
             check_negatives(captions_of)
         self._texts = PackedTexts(captions_of)
+        starts = [0]
+        if sources is not None:
+            starts += [number for number in range(1, len(sources)) if sources[number] != sources[number - 1]]
+        self._bounds = np.array([*starts, len(captions_of)])
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -82,7 +90,7 @@ class PairSampler:
         return [self._texts.get(index, int(chosen)) for chosen in order[number]]
 
     def negatives(self, index: int, count: int, rng: np.random.Generator) -> list[str]:
-        """`count` captions of other images whose content words are not all found in this image's captions.
+        """`count` captions of other images of its data set with content words that this image's captions have not.
 
         A text without content words says nothing and is rejected too. When nothing passes in 20 draws, the first one
         drawn that is not word for word one of the image's own captions is taken.
@@ -94,8 +102,12 @@ class PairSampler:
 
     def _negative(self, index: int, own_texts: set[str], own_words: frozenset[str], rng: np.random.Generator) -> str:
         fallback = ""
+        place = np.searchsorted(self._bounds, index, side="right")
+        first, end = int(self._bounds[place - 1]), int(self._bounds[place])
+        if end - first == 1:  # There is no other image in its data set.
+            first, end = 0, len(self._texts)
         for _ in range(_MAX_DRAWS):
-            other = int(rng.integers(len(self._texts) - 1))
+            other = first + int(rng.integers(end - first - 1))
             other += other >= index
             text = self._texts.get(other, int(rng.integers(self._texts.count(other))))
             if content_words(text) - own_words:

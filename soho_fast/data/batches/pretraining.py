@@ -65,7 +65,8 @@ class PretrainingDataset(SampleDataset):
         self.masking = dict(masking or {})
         super().__init__(Images([record.image for record in records], processor))
         self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
-        self._pairs = PairSampler([record.captions for record in records], negatives=num_negative > 0)
+        sources = [record.source for record in records]
+        self._pairs = PairSampler([record.captions for record in records], sources, negatives=num_negative > 0)
         num_samples_I = -(-self._pairs.counts() // num_positive) if every_caption else np.ones(len(records), np.int64)
         self._image_of = np.repeat(np.arange(len(records)), num_samples_I)
         self._first_of = np.cumsum(num_samples_I) - num_samples_I

@@ -43,6 +43,21 @@ def test_the_last_image_is_drawn_as_often_as_the_others():
     assert set(drawn) == {"a blue", "a green"} and abs(drawn.count("a green") - 150) < 40
 
 
+def test_negatives_are_of_the_images_own_data_set():
+    captions = [["a red dog"], ["a blue cat"], ["two birds"], ["his left shoe"], ["grey sky"], ["one of its kind"]]
+    sampler = PairSampler(captions, ["coco"] * 3 + ["phrases"] * 2 + ["alone"])
+    drawn = [set(sampler.negatives(index, 100, np.random.default_rng(index))) for index in range(6)]
+    texts = [row[0] for row in captions]
+    assert drawn[:3] == [set(texts[:3]) - {text} for text in texts[:3]]
+    assert drawn[3:5] == [{"grey sky"}, {"his left shoe"}]
+    assert drawn[5] == set(texts[:5]), "an image without another in its set takes what there is"
+    whole, same = PairSampler(captions), PairSampler(captions, ["coco"] * 6)
+    assert all(
+        whole.negatives(2, 9, np.random.default_rng(n)) == same.negatives(2, 9, np.random.default_rng(n))
+        for n in range(9)
+    )
+
+
 def test_images_much_alike_still_never_give_the_own_caption():
     sampler = PairSampler([["a red dog"], ["a red dog"], ["a dog"]])
     assert set(sampler.negatives(0, 50, np.random.default_rng(0))) == {"a dog"}
