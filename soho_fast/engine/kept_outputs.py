@@ -10,7 +10,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -265,7 +265,9 @@ class _Share:
     def close(self) -> None:
         """Let go of the file; what was joined stays."""
         if self._file is not None:
-            self._file.close()
+            # What a full disk did not take is tried once more here; `error` has told it.
+            with suppress(OSError):
+                self._file.close()
 
 
 def _mapped(path: str, kind: torch.dtype) -> torch.Tensor:

@@ -486,7 +486,7 @@ class Trainer:
                 average_batch_norm(model, self.processes)
             model.freeze_backbone(frozen)
             if self.settings.engine.freeze_batch_norm == "after_still":
-                model.freeze_batch_norm(step >= begin * self.plan.steps_per_epoch)
+                model.freeze_batch_norm(begin < end and step >= begin * self.plan.steps_per_epoch)
         self._frozen = frozen
 
     def _enter_training(self, step: int) -> None:
@@ -541,7 +541,7 @@ class Trainer:
             project=log.project,
             # Numbers of jsonargparse's restricted types are plain ones after JSON.
             config=json.loads(json.dumps(asdict(self.settings))),
-            resumed=self.progress.step > 0,
+            resumed=self.continuation.checkpoint is not None,
             say=self._say,
         )
 

@@ -42,6 +42,17 @@ def test_batch_norm_may_keep_its_statistics_from_where_the_backbone_stood_still(
     assert not torch.equal(moved["backbone.1.running_mean"], start["backbone.1.running_mean"])
 
 
+def test_batch_norm_goes_on_where_the_backbone_never_stands_still(launch, request_for):
+    optim = {"frozen_backbone_epochs": (1, 1)}
+    held, without = (
+        request_for(name, max_steps=12, optim=optim, engine=engine, evaluation={"quick_every_steps": 6})
+        for name, engine in (("held", {"freeze_batch_norm": "after_still"}), ("without", {}))
+    )
+    done = launch(held, without)
+    assert done.code == 0, done.text
+    assert torch.equal(*(weights(request)["backbone.1.running_mean"] for request in (held, without)))
+
+
 def test_a_span_to_the_end_outlasts_more_epochs(launch, request_for):
     runs = [request_for(f"{steps}", max_steps=steps, optim={"frozen_backbone_epochs": (1, "end")}) for steps in (8, 20)]
     done = launch(*runs)

@@ -1,13 +1,16 @@
 """While the backbone stands still, what it gives for an image is computed once; the losses are those without."""
 
 import json
+import resource
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
+from soho_fast.engine import kept_outputs
 from soho_fast.engine.logs import read_log
 
 # Five steps an epoch: the backbone stands still from step 2 on, for two epochs.
@@ -94,3 +97,18 @@ def test_a_broken_image_is_told_as_without_and_the_backbone_learns_after_the_spa
         assert [kept[name] for name in same] == [record[name] for name in same]
     assert all(weights_kept[name].equal(value) for name, value in weights.items())
     assert any(not value.equal(weights_before[name]) for name, value in weights.items() if name.startswith(BACKBONE))
+
+
+def test_a_disk_that_fills_up_is_told_and_the_file_let_go(tmp_path):
+    share = kept_outputs._Share(rank=0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        share.open(tmp_path)
+        share.write({0: torch.ones(1000)})
+        share.write({1: torch.ones(1000)})
+        share.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert share.error == "the outputs could not be written: File too large"
+    assert not list(tmp_path.iterdir())
