@@ -77,9 +77,23 @@ class SohoModel(SohoPreTrainedModel):
             Features (B, L, D), zero at padding, and the grid mask bool (B, h, w).
 
         Raises:
-            ValueError: a shape does not fit.
+            ValueError: not one of both was given, a mask belongs to the other one, or a shape does not fit.
         """
+        if (pixel_values is None) == (backbone_features is None):
+            raise ValueError("expected exactly one of pixel_values and backbone_features")
+        if (pixel_mask if pixel_values is None else backbone_mask) is not None:
+            raise ValueError("expected pixel_mask with pixel_values, or backbone_mask with backbone_features")
         if backbone_features is not None:
+            channels = self.visual_encoder.backbone.num_features
+            if backbone_features.dim() != 4 or backbone_features.shape[1] != channels:
+                raise ValueError(
+                    f"backbone_features: expected (images, {channels}, h, w), got {tuple(backbone_features.shape)}"
+                )
+            if backbone_mask is not None and backbone_mask.shape != backbone_features[:, 0].shape:
+                raise ValueError(
+                    f"backbone_mask: expected shape {tuple(backbone_features[:, 0].shape)}, "
+                    f"got {tuple(backbone_mask.shape)}"
+                )
             feat_BLD, grid_mask_BHW = self.visual_encoder.tokens(backbone_features, backbone_mask)
         elif pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values: expected (images, 3, height, width), got {tuple(pixel_values.shape)}")
