@@ -12,7 +12,8 @@ def average_batch_norm(model: nn.Module, processes: Processes) -> None:
     """Average BatchNorm's running statistics over the ranks, in one buffer.
 
     They are exponential means of each rank's own batches, hence linear in them: averaging now and then gives the same
-    as averaging at each step, to rounding. The training losses read them only where the backbone or its BatchNorm is frozen.
+    as averaging at each step, to rounding. The training losses read them only where the backbone or its BatchNorm is
+    frozen.
     """
     if processes.world == 1:
         return
