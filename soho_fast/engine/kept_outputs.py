@@ -8,6 +8,7 @@ can take it for its own. The processes of a machine read each other's; machines 
 import math
 import mmap
 import os
+import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, suppress
@@ -222,12 +223,9 @@ class _Share:
         """Begin the file: in memory, or on a folder's disk."""
         try:
             if folder is None:
-                descriptor = os.memfd_create("backbone-outputs")
+                self._file = os.fdopen(os.memfd_create("backbone-outputs"), "w+b")
             else:
-                path = folder / f"backbone-outputs.{os.getpid()}"
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-                path.unlink()
-            self._file = os.fdopen(descriptor, "w+b")
+                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed with this object)
         except OSError as error:
             self.error = f"{folder or 'memory'}: {error.strerror}"
 
