@@ -94,6 +94,19 @@ class SohoPreTrainedModel(PreTrainedModel):
         """Holds the backbone's BatchNorm in eval while the rest trains: then nothing depends on who shares a batch."""
         self.base().visual_encoder.freeze_batch_norm(frozen)
 
+    def compile_transformer(self, backend: str = "inductor") -> None:
+        """From the first call on the Transformer's layers run compiled, for any number of texts and tokens.
+
+        Weights, their names and what is saved stay. States are those of the plain layers up to rounding, and with
+        dropout up to what is drawn.
+
+        Args:
+            backend: torch.compile's.
+        """
+        base = self.base()
+        base.encoder.compile(dynamic=True, backend=backend)
+        base.encoder_compiled = True
+
     def begin_step(self) -> None:
         """From here on training forwards gather what `end_step` moves the dictionary and its BatchNorm by.
 
