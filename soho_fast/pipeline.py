@@ -146,7 +146,9 @@ class SohoPipeline:
             raise ValueError(f"text: expected at most {limit} tokens, got {longest}: {max(texts, key=len)[:60]!r}...")
         index = torch.arange(len(images)) if len(images) > 1 else torch.zeros((), dtype=torch.int64)
         inputs = {**pixels, **encoded, "image_index": index.expand(len(texts), *index.shape)}
-        output = self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+        output = self.model(
+            **{name: None if value is None else value.to(self.device) for name, value in inputs.items()}
+        )
         logits = output.itm_logits if "itm_logits" in output else output.logits
         return logits.float().cpu()
 

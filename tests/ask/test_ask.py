@@ -80,6 +80,14 @@ def test_answer(save, processor, images):
     assert soho.answer(Image.open(images[0]), "is there a man") == soho.answer(str(images[0]), "is there a man")
 
 
+def test_a_picture_that_needs_no_padding(save, processor, tmp_path):
+    model, folder = save(SohoForQuestionAnswering)
+    square = draw(tmp_path / "square.png", "red", (32, 32))
+    expected = direct(model, processor, [square], ["is there a man"])[0].sigmoid()
+    found = SohoPipeline.from_pretrained(folder).answer(square, "is there a man")
+    assert found[0]["score"] == pytest.approx(float(expected.max()), abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", [SohoForImageTextRetrieval, SohoForPreTraining])
 def test_rank(save, processor, images, kind):
     model, folder = save(kind)
