@@ -85,3 +85,23 @@ def test_a_planted_pickle_is_not_executed(kept, tmp_path, digest):
     else:
         assert _compute(kept) == ([0.0, 5.0, 10.0], [1])
     assert "executed" not in os.listdir(tmp_path)
+
+
+def test_nobody_goes_on_before_all_have_read_what_is_kept(tmp_path):
+    """The first process deletes it as soon as it has its results."""
+    done = []
+
+    class Told(Processes):
+        def wait(self) -> None:
+            done.append("all are here")
+
+    class ToldKept(Kept):
+        def load(self, number: int) -> object:
+            done.append("read")
+            return super().load(number)
+
+    kept = ToldKept(tmp_path / "partial", {"of": "this"}, Told())
+    kept.save(0, {"name": "0"})
+    done.clear()
+    assert compute_parts(1, pytest.fail, Told(), kept=kept) == [{"name": "0"}]
+    assert done == ["read", "all are here"]
