@@ -82,7 +82,7 @@ def test_one_step_at_full_size(launch, tmp_path):
 
 
 def test_a_step_of_the_ablations_size(launch, tmp_path):
-    """ResNet-18 and 3 layers, two micro-batches of two images; Flickr30K's held-out images left out."""
+    """ResNet-18 and 3 layers, two micro-batches of one image; Flickr30K's held-out images left out."""
     run, flickr = tmp_path / "run", tmp_path / "flickr"
     write_karpathy(flickr, {"train": ["red"], "test": ["green"]}, coco=False)
     arguments = [
