@@ -29,6 +29,7 @@ ARROWS = {
     "train": {"recipe", "engine", "data"},
     "evaluate": {"recipe", "engine", "command_line", "hub", "spelling"},
     "pipeline": {"model", "data", "hub"},
+    "explore": {"recipe", "tasks", "pipeline", "evaluation", "model", "data", "ops", "engine", "command_line", "hub"},
     "ask": {"pipeline", "engine.errors", "command_line", "hub", "spelling"},
 }
 

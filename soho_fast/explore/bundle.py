@@ -1,0 +1,206 @@
+"""The folder that the explorer is: what lies where in it, written and read.
+
+A bundle is a folder of static files. Its data lie in `data/` as scripts that hand over one value each,
+`explorer.receive("meta", {...});`, since a page opened from a disk (file://) may run scripts beside it and may not
+fetch files. The value is JSON, so Python reads the same files.
+
+    index.html, app/         the pages, copied from this package
+    pictures/0000/000000.jpg small copies of the pictures shown, number // 256 and number
+    data/meta.js             what this is a bundle of, see META
+    data/wall.js             a column a measure, K long: what the first page shows of every code, see WALL
+    data/codes-0000.js       a list of CODES_PER_FILE codes, number // 64, see CODE
+    data/words.js            what each word of the captions has to do with codes, see WORDS
+    data/pictures-0000.js    a list of PICTURES_PER_FILE pictures, see PICTURE
+    data/timeline.js         how the codebook came about, see TIMELINE; null where nothing is known
+    data/server.js           null; the server answers with what it can be asked in its place, see SERVER
+
+Statistics come from all images, pictures from a bounded number of them, the gallery, numbered from 0. An occurrence is
+one cell of one picture, [picture, row, column, distance, rows, columns]: where it lies in the grid of cells that the
+visual tokens are, the distance of its feature to the code, and the picture's height and width in cells, fractions
+included where the last cells reach beyond the picture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+CODES_PER_FILE = 64
+PICTURES_PER_FILE = 256
+
+META = {
+    "schema": "SCHEMA, by which the pages know what they read",
+    "title": "what the heading says",
+    "model": "where the model came from, or what the arrays were called",
+    "weights": "SHA-256 of the codebook, hexadecimal",
+    "num_codes": "K",
+    "num_channels": "C",
+    "num_live": "codes with at least one token here",
+    "num_images": "images that statistics come from",
+    "num_tokens": "tokens of these",
+    "num_pictures": "images that are shown",
+    "num_words": "words of the captions that were counted",
+    "has_captions": "bool",
+    "sources": "list of {name, num_images}: the data sets",
+    "licences": "list of {what, credit, licence}; a picture names the entries that hold for it",
+    "position_rows, position_columns": "size of the heat map of positions",
+    "histogram_edges": "list of distances, one more than there are bins",
+    "interval": "{level, num_tests, min_images}: how intervals of lifts were made",
+    "measures": "{name: number}: whether codes mean something, see measures.py",
+    "figure": "list of codes that the figure shows",
+}
+"""Fields of data/meta.js."""
+
+WALL = {
+    "tokens, images": "how many have the code",
+    "mean_distance, spread": "mean and standard deviation of its members' distances; null where it has none",
+    "word, lift, lift_low, lift_high": "the word that it says most of, see CODE's words; null where none",
+    "precision": "share of the code's images whose captions have the word; null where none",
+    "near_code, near_distance": "the nearest other code, and how far",
+    "x, y": "place on the map, 0 to 1",
+    "medoid": "the occurrence that stands for the code; null where it has none",
+}
+"""Columns of data/wall.js."""
+
+CODE = {
+    "code": "number",
+    "tokens, images, rank": "how many have it, and its place by tokens, from 1",
+    "nearest, quantiles, random": "occurrences, of distinct pictures; quantiles from the nearest to the farthest",
+    "histogram": "tokens by distance, as meta's histogram_edges",
+    "positions": "tokens by position, row by row, meta's position_rows x position_columns",
+    "words": "list of {word, both, images, lift, low, high}: captions of `images` images have the word, `both` of them "
+    "have the code; lift = P(word | code) / P(word), its interval; those first whose interval lies highest",
+    "neighbours": "list of {code, count, lift}: codes of the cells beside its cells",
+    "near": "list of {code, distance}: nearest codes of the codebook",
+}
+"""Fields of each code in data/codes-*.js."""
+
+WORDS = {
+    "word": "spelling",
+    "images": "images whose captions have it",
+    "codes": "list of {code, both, images, lift, low, high}, `images` those of the code; where low > 1, best first",
+}
+"""Fields of each word in the list data/words.js, in alphabetical order."""
+
+PICTURE = {
+    "picture": "number",
+    "name": "as the data set calls it",
+    "source": "number in meta's sources",
+    "licences": "list of numbers in meta's licences",
+    "captions": "list of texts",
+    "width, height": "of the small copy, pixels",
+    "cells_high, cells_wide": "height and width in cells, fractions included",
+    "rows, columns": "of the grid of visual tokens",
+    "index": "the code of each cell, row by row; null where there is none",
+    "masked": "null, or {code, cells: [{cell, guesses: [[code, probability], ...]}]}: what masked visual modelling "
+    "hides together, and what the model says was there",
+}
+"""Fields of each picture in data/pictures-*.js."""
+
+TIMELINE = {
+    "series": "list of {name, points: [[step, value], ...]}: perplexity, live codes, re-seeded codes, drift",
+    "events": "list of [step, text]",
+    "seeded": "the step of each code's last seeding; null where it is not known",
+    "unused_since": "the step since which each code has had no member; null where it has, or where it is not known",
+    "last_step": "where the run ended",
+}
+"""Fields of data/timeline.js."""
+
+SERVER = {
+    "models": "list of {name, kind, question}: question is rank, answer, entails or compare",
+    "upload_bytes": "largest file",
+    "seconds": "after which an answer is given up",
+}
+"""Fields of what the server answers for data/server.js."""
+
+_FORM = re.compile(r'explorer\.receive\("([\w-]+)", (.*)\);\n', re.DOTALL)
+
+
+class BundleError(ValueError):
+    """A folder that is no bundle, or a damaged one; the message names the file, and what to do."""
+
+
+def write_value(folder: Path, name: str, value: Any) -> None:
+    """Write data/<name>.js. Raises ValueError where a number is not finite."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    (folder / "data" / f"{name}.js").write_text(f'explorer.receive("{name}", {text});\n', encoding="ascii")
+
+
+def write_in_files(folder: Path, name: str, values: Sequence[Any], per_file: int) -> None:
+    """Write a list in files of `per_file` each, data/<name>-0000.js and on."""
+    for number, first in enumerate(range(0, len(values), per_file)):
+        write_value(folder, f"{name}-{number:04d}", list(values[first : first + per_file]))
+
+
+def picture_path(number: int) -> str:
+    """Where the small copy of a picture lies in a bundle, with forward slashes."""
+    return f"pictures/{number // PICTURES_PER_FILE:04d}/{number:06d}.jpg"
+
+
+def copy_pages(folder: Path) -> None:
+    """Put the pages beside the data."""
+    shutil.copytree(Path(__file__).parent / "pages", folder, dirs_exist_ok=True)
+
+
+class Bundle:
+    """A bundle that was written before.
+
+    Args:
+        folder: Where it lies.
+
+    Raises:
+        FileNotFoundError: there is none.
+        BundleError: it is damaged, or of another version.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "data" / "meta.js").is_file():
+            raise FileNotFoundError(
+                f"{folder} is no explorer (it has no data/meta.js); make one: python -m soho_fast.explore build RUN"
+            )
+        self.meta: Mapping[str, Any] = self.read("meta")
+        if self.meta.get("schema") != SCHEMA:
+            raise BundleError(
+                f"{self.folder / 'data' / 'meta.js'}: expected schema {SCHEMA}, got {self.meta.get('schema')!r}; "
+                "build the explorer anew"
+            )
+
+    def read(self, name: str) -> Any:
+        """The value of data/<name>.js. Raises BundleError: it is missing or damaged."""
+        path = self.folder / "data" / f"{name}.js"
+        try:
+            found = _FORM.fullmatch(path.read_text(encoding="ascii"))
+            if found is None or found[1] != name:
+                raise ValueError("it does not hand over one value")
+            return json.loads(found[2])
+        except (OSError, ValueError, RecursionError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise BundleError(f"{path} can't be read ({reason}); build the explorer anew") from error
+
+    def code(self, number: int) -> Mapping[str, Any]:
+        """All of a code, see CODE. Raises IndexError: there is no such code."""
+        num_codes = self.meta["num_codes"]
+        if not 0 <= number < num_codes:
+            raise IndexError(f"code: expected 0 to {num_codes - 1}, got {number}")
+        return self._item("codes", number, CODES_PER_FILE)
+
+    def picture(self, number: int) -> Mapping[str, Any]:
+        """All of a picture, see PICTURE. Raises IndexError: there is no such picture."""
+        num_pictures = self.meta["num_pictures"]
+        if not 0 <= number < num_pictures:
+            raise IndexError(f"picture: expected 0 to {num_pictures - 1}, got {number}")
+        return self._item("pictures", number, PICTURES_PER_FILE)
+
+    def _item(self, name: str, number: int, per_file: int) -> Mapping[str, Any]:
+        name = f"{name}-{number // per_file:04d}"
+        values = self.read(name)
+        if not isinstance(values, list) or len(values) <= number % per_file:
+            raise BundleError(f"{self.folder / 'data' / name}.js ends too early; build the explorer anew")
+        return values[number % per_file]
