@@ -18,7 +18,9 @@ PHASES = ("wait", "copy", "forward", "backward", "optimizer")
 
 
 # What a record of each kind holds beside `kind` and `step`.
-_CONTENTS = {"train": ("lr", dict), "evaluation": ("measures", dict), "event": ("event", str)}
+_CONTENTS = {
+    "train": ("lr", dict), "evaluation": ("measures", dict), "event": ("event", str), "snapshot": ("values", dict),
+}  # fmt: skip
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -50,7 +52,8 @@ class RunLog:
     losses (exact float32 values of this step, mean over ranks and micro-batches), lr by group, grad_norm, loss_scale,
     images_per_second and the milliseconds of each phase (means since the last record), seconds of training so far.
     `kind` "evaluation": step and measures. `kind` "event": the steps done when something changed, and what: the run was
-    resumed, the backbone stands still, learning rates fell. Curves jump there.
+    resumed, the backbone stands still, learning rates fell. Curves jump there. `kind` "snapshot": step and what the
+    task's `snapshot` gives, as `values`, about a hundred times over a run.
 
     Args:
         folder: the run's folder.
@@ -103,7 +106,7 @@ class RunLog:
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
-        if self._trackers is not None:
+        if self._trackers is not None and (numbers or kind == "event"):
             self._trackers.log(step, numbers | ({"event": values["event"]} if kind == "event" else {}))
 
     def show(self, step: int, losses: Mapping[str, float], images_per_second: float, seconds_left: float) -> None:

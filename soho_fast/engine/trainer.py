@@ -52,6 +52,8 @@ class Result:
 # One unreadable image in the first batch is no verdict on a data set.
 _MIN_SEEN = 1000
 _NUM_SHOWN = 20
+# Over a run; each holds a number or two of every code, say.
+_NUM_SNAPSHOTS = 100
 
 
 class Trainer:
@@ -252,6 +254,7 @@ class Trainer:
         last_save, saved_step = time.monotonic(), progress.step
         seen_step, seen_time = progress.step, time.monotonic()
         elapsed, signal_number = self._share_of_time(progress.seconds), 0
+        snapshot_steps = steps_between_snapshots(self.total_steps, settings.log.every_steps)
         self._refuse_divergence(None)
         # What a run measured behind its last save may have been its best. Trained again, it finds that again; by other
         # settings it does not.
@@ -302,6 +305,9 @@ class Trainer:
                     for line in self.task.warnings(self.engine.module):
                         log.record("event", progress.step, {"event": line.partition(";")[0]})
                         log.say(f"warning: step {progress.step}: {line}")
+                    due = last or progress.step % snapshot_steps == 0
+                    if due and (values := self.task.snapshot(self.engine.module)):
+                        log.record("snapshot", progress.step, {"values": values})
             if quick_due:
                 measures = self.evaluate(quick=True)
                 if log is not None:
@@ -570,6 +576,11 @@ class Trainer:
     def _say(self, line: str) -> None:
         if self.processes.is_main:
             print(line, flush=True)
+
+
+def steps_between_snapshots(total_steps: int, log_steps: int) -> int:
+    """The smallest multiple of the steps between records of training that gives a run a hundred snapshots at most."""
+    return log_steps * -(-total_steps // (_NUM_SNAPSHOTS * log_steps))
 
 
 def seed_everything(seed: int) -> None:

@@ -104,11 +104,14 @@ PICTURE = {
 """Fields of each picture in data/pictures-*.js."""
 
 TIMELINE = {
-    "series": "list of {name, points: [[step, value], ...]}: perplexity, live codes, re-seeded codes, drift",
+    "series": "list of {name, points: [[step, value], ...]}: perplexity, live codes, re-seeded codes (since the point "
+    "before), codebook drift; those that the log holds",
     "events": "list of [step, text]",
-    "seeded": "the step of each code's last seeding; null where it is not known",
-    "unused_since": "the step since which each code has had no member; null where it has, or where it is not known",
+    "seeded": "the step of each code's last seeding, 0 at the start or before; null where it is not known",
+    "unused_since": "the step of the first snapshot since which each code has had no member; null where it has, or "
+    "where it is not known",
     "last_step": "where the run ended",
+    "sentences": "list of texts: what the figures say",
 }
 """Fields of data/timeline.js."""
 

@@ -96,6 +96,7 @@ class VisualDictionary(Float32Buffers):
         self._in_step = False
         self._members: _Members | None = None
         self._num_non_finite: Tensor | None = None
+        self._before_KC: Tensor | None = None
 
     def begin_step(self) -> None:
         """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
@@ -106,7 +107,7 @@ class VisualDictionary(Float32Buffers):
 
         All ranks make the call, with the same `applied`.
         """
-        members, self._in_step, self._members = self._members, False, None
+        members, self._in_step, self._members, self._before_KC = self._members, False, None, None
         if applied and members is not None:
             self._update(members)
 
@@ -159,6 +160,19 @@ class VisualDictionary(Float32Buffers):
         share_K = usage_K / usage_K.sum().clamp(min=torch.finfo(torch.float32).tiny)
         perplexity = torch.exp(-torch.special.xlogy(share_K, share_K).sum())
         return perplexity, (usage_K >= self.config.live_threshold).sum(), usage_K
+
+    @torch.no_grad()
+    def drift(self) -> float:
+        """How far the last step moved the codes that it did not re-seed, root mean square, in units of the codebook's
+        spread (the same of the codes' distances from their mean); 0 where it moved none. Waits for the device."""
+        if self._before_KC is None:
+            return 0.0
+        stayed_K = self.age > 0
+        moved_KC = (self.codebook - self._before_KC)[stayed_K]
+        spread_KC = self.codebook - self.codebook.mean(0)
+        tiny = torch.finfo(torch.float32).tiny
+        moved, spread = (values.square().sum() / max(len(values), 1) for values in (moved_KC, spread_KC))
+        return float((moved / spread.clamp(min=tiny)).sqrt())
 
     def _unbiased_usage(self) -> Tensor:
         seen_K = 1.0 - torch.pow(self.config.usage_decay, self.age)
@@ -254,6 +268,7 @@ class VisualDictionary(Float32Buffers):
 
     @torch.no_grad()
     def _update(self, members: _Members) -> None:
+        self._before_KC = self.codebook.clone()
         counts_K, sums_KC = members.counts_K, members.sums_KC
         if world_size() > 1:
             packed = all_reduce_sum_(torch.cat([sums_KC, counts_K.unsqueeze(1)], dim=1))

@@ -303,6 +303,19 @@ class PretrainingTask(BaseTask):
             "dictionary_init: data, dictionary_batch_norm and revive_threshold to keep codes alive (docs/paper.md)"
         ]
 
+    def snapshot(self, model: SohoForPreTraining) -> Mapping[str, Any]:
+        """`usage` and `age` of each code and the codebook's `drift`, see `VisualDictionary`; empty before it moves."""
+        dictionary = model.base().visual_dictionary
+        if dictionary is None or not int(dictionary.step):
+            return {}
+        _, _, usage_K = dictionary.statistics()
+        return {
+            # As many digits as tell a member from none.
+            "usage": [float(f"{usage:.6g}") for usage in usage_K.tolist()],
+            "age": [int(age) for age in dictionary.age.tolist()],
+            "drift": dictionary.drift(),
+        }
+
     def phase(self, epoch: float) -> str:
         return "the visual encoder learns alone, the captions' words" if epoch < self.model.caption_word_epochs else ""
 

@@ -17,7 +17,7 @@ from soho_fast import train
 from soho_fast.engine import stop as stopping
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.processes import Processes
-from soho_fast.engine.trainer import Trainer
+from soho_fast.engine.trainer import Trainer, steps_between_snapshots
 
 SCRIPT = Path(train.__file__)
 
@@ -50,6 +50,8 @@ def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
     assert "half-written, from a run that was cut off" in done.text
     assert "resumed from" in done.text and "step 8 of 12" in done.text
     assert losses(resumed) == losses(through)
+    assert _snapshots(resumed) == _snapshots(through) and len(_snapshots(through)) == 12
+    assert all(values["drift"] > 0 and len(values["usage"]) == 16 for _, values in _snapshots(through))
     assert _checkpoints(resumed) == ["step-00000012"]
 
 
@@ -105,6 +107,16 @@ def test_what_best_holds_is_the_best_however_a_run_ends_and_goes_on(launch, requ
 def _events(request: dict) -> list[tuple[int, str]]:
     lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
     return [(line["step"], line["event"]) for line in lines if line["kind"] == "event"]
+
+
+def _snapshots(request: dict) -> list[tuple[int, dict]]:
+    lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
+    return [(line["step"], line["values"]) for line in lines if line["kind"] == "snapshot"]
+
+
+@pytest.mark.parametrize(("total", "logged", "expected"), [(12, 1, 1), (100, 1, 1), (101, 1, 2), (4500, 20, 60)])
+def test_a_run_has_a_hundred_snapshots_at_most(total, logged, expected):
+    assert steps_between_snapshots(total, logged) == expected
 
 
 def _evaluations(request: dict) -> list[tuple[int, dict]]:

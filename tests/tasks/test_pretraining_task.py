@@ -295,6 +295,20 @@ def test_dying_codes_are_told_once_and_again_after_a_recovery(data):
     assert len(told(few)) == 1
 
 
+def test_a_snapshot_holds_usage_and_age_of_each_code(data):
+    task, _ = make_task(data)
+    model = task.build_model()
+    dictionary = model.soho.visual_dictionary
+    assert task.snapshot(model) == {}, "nothing has moved it"
+    dictionary.step.fill_(9)
+    dictionary.age.fill_(9.0)[0] = 3.0
+    dictionary.usage.fill_(0.01)[1] = 0.0
+    kept = json.loads(json.dumps(task.snapshot(model)))
+    assert kept["age"] == [3, *[9] * (dictionary.num_codes - 1)] and kept["drift"] == 0.0
+    assert kept["usage"][0] == pytest.approx(0.01 / (1 - 0.99**3), rel=1e-5) and kept["usage"][1] == 0.0
+    assert kept["usage"][2] == pytest.approx(0.01 / (1 - 0.99**9), rel=1e-5)
+
+
 def test_nothing_is_told_of_codes_where_there_are_none(data):
     task, _ = make_task(data)
     task.model.config = {**SMALL, "use_dictionary": False}

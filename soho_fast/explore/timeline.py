@@ -1,0 +1,218 @@
+"""How a codebook came about: what a run's log, its checkpoints and the dictionary itself tell of it. K codes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from soho_fast.model.visual_dictionary import VisualDictionary
+
+_FROM_TRAINING = {"perplexity": "perplexity", "live_codes": "live codes"}
+# Between two snapshots the running usage of a code without members falls by the decay alone, up to rounding in float32;
+# one member in an update adds far more.
+_ROUNDING = 3e-4
+_MOST_STEPS_TOLD = 4
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """Of each code at a step: the running mean of its share of the tokens, before it is corrected for its age, and
+    the updates since its seeding."""
+
+    step: int
+    mean_K: np.ndarray
+    age_K: np.ndarray
+
+
+def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str, Any] | None:
+    """What is known of a codebook's training.
+
+    Args:
+        run: Folder of a run, or of its model within it; None where the model is of no run.
+        dictionary: The model's.
+
+    Returns:
+        The value of a bundle's data/timeline.js, see `bundle.TIMELINE`; None where nothing is known. A log that is
+        damaged, or was written before snapshots were, gives what it holds.
+    """
+    folder = next((path for path in (run, run.parent) if (path / "log.jsonl").is_file()), None) if run else None
+    if dictionary is None and folder is None:
+        return None
+    records = []
+    if folder is not None:
+        from soho_fast.engine.logs import read_log
+
+        records, _ = read_log(folder / "log.jsonl")
+    records.sort(key=lambda record: record["step"])
+    last_step = max((record["step"] for record in records), default=int(dictionary.step) if dictionary else 0)
+    events = [[record["step"], record["event"]] for record in records if record["kind"] == "event"]
+    series = [
+        {"name": name, "points": points}
+        for field, name in _FROM_TRAINING.items()
+        if (points := _points((record["step"], record.get(field)) for record in records if record["kind"] == "train"))
+    ]
+    seeded: list[int | None] = []
+    unused_since: list[int | None] = []
+    if dictionary is not None:
+        num_codes, decay = dictionary.num_codes, dictionary.config.usage_decay
+        model_step = _model_step(run, folder, last_step)
+        age_K = dictionary.age.double().cpu().numpy()
+        # Updates and steps end together; they begin together only where nothing is learnt before the dictionary.
+        seeded = [max(0, model_step - int(age)) for age in age_K] if int(dictionary.step) else [None] * num_codes
+        snapshots = _logged_snapshots(records, num_codes, decay)
+        series += _series_of_snapshots(records, snapshots)
+        if not snapshots and folder is not None:
+            snapshots = _kept_snapshots(folder / "checkpoints", num_codes)
+        mean_K = dictionary.usage.double().cpu().numpy()
+        snapshots = [snapshot for snapshot in snapshots if snapshot.step < model_step]
+        snapshots.append(_Snapshot(model_step, mean_K, age_K))
+        unused_since = _unused_since(snapshots, decay) if int(dictionary.step) else [None] * num_codes
+    return {
+        "series": series,
+        "events": events,
+        "seeded": seeded,
+        "unused_since": unused_since,
+        "last_step": last_step,
+        "sentences": _sentences({line["name"]: line["points"] for line in series}, seeded, unused_since),
+    }
+
+
+def _points(pairs: Iterable[tuple[int, Any]]) -> list[list[float]]:
+    return [[step, value] for step, value in pairs if _is_number(value)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _model_step(run: Path, folder: Path | None, last_step: int) -> int:
+    """The step that the model is of: a best one is older than the last."""
+    if folder is not None and run.name == "best" and run != folder:
+        try:
+            return int(json.loads((folder / "metrics.json").read_text())["best"]["step"])
+        except (OSError, ValueError, TypeError, KeyError):
+            pass
+    return last_step
+
+
+def _logged_snapshots(records: Sequence[Mapping[str, Any]], num_codes: int, decay: float) -> list[_Snapshot]:
+    snapshots = []
+    for record in records:
+        values = record["values"] if record["kind"] == "snapshot" else {}
+        usage, age = values.get("usage"), values.get("age")
+        if all(isinstance(row, list) and len(row) == num_codes and all(map(_is_number, row)) for row in (usage, age)):
+            age_K = np.array(age, dtype=float)
+            snapshots.append(_Snapshot(record["step"], np.array(usage) * (1 - decay**age_K), age_K))
+    return snapshots
+
+
+def _kept_snapshots(checkpoints: Path, num_codes: int) -> list[_Snapshot]:
+    """Those of the checkpoints that are still there and can be read."""
+    import torch
+
+    snapshots = []
+    for path in sorted(checkpoints.glob("step-*")):
+        if not re.fullmatch(r"step-\d{8,}", path.name):
+            continue
+        try:
+            file = path / "mp_rank_00_model_states.pt"
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["module"]
+            values = {name.rpartition(".")[2]: value for name, value in state.items() if "visual_dictionary." in name}
+            mean_K, age_K = (values[name].double().numpy() for name in ("usage", "age"))
+        except Exception:  # What a reader meets in a damaged file has no common type; the training tells of those.
+            continue
+        if mean_K.shape == age_K.shape == (num_codes,):
+            snapshots.append(_Snapshot(int(path.name[5:]), mean_K, age_K))
+    return snapshots
+
+
+def _series_of_snapshots(records: Sequence[Mapping[str, Any]], snapshots: Sequence[_Snapshot]) -> list[dict[str, Any]]:
+    drift = _points(
+        (record["step"], record["values"].get("drift")) for record in records if record["kind"] == "snapshot"
+    )
+    reseeded = []
+    for earlier, later in zip([None, *snapshots], snapshots, strict=False):
+        updates = later.age_K.max() if earlier is None else later.step - earlier.step
+        reseeded.append([later.step, int((later.age_K < updates).sum())])
+    named = {"re-seeded codes": reseeded, "codebook drift": drift}
+    return [{"name": name, "points": points} for name, points in named.items() if points]
+
+
+def _unused_since(snapshots: Sequence[_Snapshot], decay: float) -> list[int | None]:
+    """For each code the step of the first snapshot since which it had no member; since its seeding, where it never
+    had one; None where it had some before the last snapshot."""
+    last = snapshots[-1]
+    since_K = np.where(last.mean_K == 0, last.step - last.age_K, np.nan)
+    open_K = last.mean_K > 0
+    for earlier, later in reversed(list(itertools.pairwise(snapshots))):
+        updates_K = later.age_K - earlier.age_K
+        unused_K = open_K & (updates_K == updates_K.max())
+        unused_K &= later.mean_K <= earlier.mean_K * decay**updates_K * (1 + _ROUNDING)
+        since_K[unused_K] = earlier.step
+        open_K = unused_K
+    return [None if math.isnan(since) else max(0, int(since)) for since in since_K]
+
+
+def _sentences(
+    series: Mapping[str, Sequence[Sequence[float]]],
+    seeded: Sequence[int | None],
+    unused_since: Sequence[int | None],
+) -> list[str]:
+    """What the figures say, in words."""
+    told = []
+    if live := series.get("live codes"):
+        last_step, last = live[-1]
+        told.append(f"Live codes: {last:,.0f} at step {last_step:,}{_fall(live)}.")
+    if perplexity := series.get("perplexity"):
+        step, highest = max(perplexity, key=lambda point: point[1])
+        last_step, last = perplexity[-1]
+        told.append(
+            f"Perplexity: {last:,.0f} at step {last_step:,}, at its highest {highest:,.0f} at step {step:,}: the codes "
+            "are used as evenly as so many codes used alike."
+        )
+    if steps := [step for step in seeded if step is not None]:
+        first = min(steps)
+        later = sorted(step for step in steps if step > first)
+        told.append(
+            f"{_codes(len(steps) - len(later))} as seeded at step {first:,}"
+            + (f"; {len(later):,} seeded again since, the last at step {later[-1]:,}." if later else ", none again.")
+        )
+    if unused := Counter(step for step in unused_since if step is not None):
+        shown = [f"since step {step:,} ({count:,})" for step, count in sorted(unused.items())[:_MOST_STEPS_TOLD]]
+        more = ", ..." if len(unused) > _MOST_STEPS_TOLD else ""
+        told.append(f"{_codes(unused.total())} without a member up to the end: {', '.join(shown)}{more}.")
+    elif steps:
+        told.append("Every code had members up to the end.")
+    if drift := series.get("codebook drift"):
+        step, largest = max(drift, key=lambda point: point[1])
+        told.append(
+            f"A step moved the codes by {drift[-1][1]:.3%} of the codebook's spread at the end, by {largest:.3%} at "
+            f"step {step:,}, the most."
+        )
+    return told
+
+
+def _codes(count: int) -> str:
+    return "1 code is" if count == 1 else f"{count:,} codes are"
+
+
+def _fall(points: Sequence[Sequence[float]]) -> str:
+    """The largest fall of a curve behind a peak, in words; empty where it never falls."""
+    peak, deepest = points[0], (0.0, points[0], points[0])
+    for point in points:
+        peak = point if point[1] >= peak[1] else peak
+        deepest = max(deepest, (peak[1] - point[1], peak, point), key=lambda fall: fall[0])
+    fall, (from_step, high), (to_step, low) = deepest
+    if fall <= 0:
+        return "; they never became fewer"
+    return f"; they fell from {high:,.0f} to {low:,.0f} between steps {from_step:,} and {to_step:,}, their largest fall"
