@@ -38,11 +38,39 @@ const explorer = { pages: new Map() };
   const PICTURES_PER_FILE = 256;
   const fileName = (kind, number, perFile) => `${kind}-${String(Math.floor(number / perFile)).padStart(4, "0")}`;
 
-  // Returns a promise of all of a code, or of a picture.
+  const loadItem = async (kind, what, number, perFile, count) => {
+    if (!Number.isInteger(number) || number < 0 || number >= count) {
+      throw new Error(`${what}: expected a number from 0 to ${count - 1}, got ${number}`);
+    }
+    const name = fileName(kind, number, perFile);
+    const item = (await explorer.load(name))[number % perFile];
+    if (!item) throw new Error(`data/${name}.js ends too early: build the explorer anew`);
+    return item;
+  };
+
+  // Returns a promise of all of a code, or of a picture; refuses a number that there is not.
   explorer.loadCode = async (code) =>
-    (await explorer.load(fileName("codes", code, CODES_PER_FILE)))[code % CODES_PER_FILE];
+    loadItem("codes", "code", code, CODES_PER_FILE, (await explorer.load("meta")).num_codes);
   explorer.loadPicture = async (picture) =>
-    (await explorer.load(fileName("pictures", picture, PICTURES_PER_FILE)))[picture % PICTURES_PER_FILE];
+    loadItem("pictures", "picture", picture, PICTURES_PER_FILE, (await explorer.load("meta")).num_pictures);
+
+  // A promise of the wall, whose columns are all there and K long.
+  explorer.loadWall = async () => {
+    const { num_codes: numCodes } = await explorer.load("meta");
+    const wall = await explorer.load("wall");
+    for (const column of WALL_COLUMNS) {
+      const length = Array.isArray(wall[column]) ? wall[column].length : 0;
+      if (length !== numCodes) {
+        throw new Error(`data/wall.js: ${column} has ${length} of ${numCodes} codes: build the explorer anew`);
+      }
+    }
+    return wall;
+  };
+  const WALL_COLUMNS = [
+    ...["tokens", "images", "mean_distance", "spread", "word", "lift", "lift_low", "lift_high", "precision"],
+    ...["near_code", "near_distance", "x", "y", "medoid"],
+  ];
+
   explorer.picturePath = (picture) =>
     `pictures/${String(Math.floor(picture / PICTURES_PER_FILE)).padStart(4, "0")}/${String(picture).padStart(6, "0")}.jpg`;
 })();

@@ -1,10 +1,20 @@
 "use strict";
 
 // Addresses are #/page/argument?name=value; each page registers explorer.pages.set(name, {title, show}), where
-// show(root, argument, parameters, meta) fills `root` and may be async. The first page is the wall.
+// show(root, argument, parameters, meta) fills `root`, may be async, and may return a title of its own. A page with
+// inHeader: false has no link in the header. The first page is the wall.
 (() => {
   const { element, pages } = explorer;
+  const SCHEMA = 1;
   let current = 0; // The newest visit; an older page that is still loading shows nothing any more.
+
+  const safelyDecoded = (text) => {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text;
+    }
+  };
 
   explorer.readAddress = () => {
     const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
@@ -21,48 +31,105 @@
   };
 
   // Changes the address without a new visit: what a page has itself shown already.
-  explorer.replaceAddress = (...parts) => history.replaceState(null, "", explorer.address(...parts));
-
-  const safelyDecoded = (text) => {
-    try {
-      return decodeURIComponent(text);
-    } catch {
-      return text;
-    }
+  explorer.replaceAddress = (...parts) => {
+    history.replaceState(history.state, "", explorer.address(...parts));
+    document.body.dataset.shown = location.hash;
   };
 
   const showHeader = (meta, page) => {
+    const search = element("input", {
+      type: "search",
+      name: "find",
+      placeholder: "code or word",
+      "aria-label": "go to a code by its number, or to a word",
+      autocomplete: "off",
+      enterkeyhint: "go",
+    });
+    const find = (event) => {
+      event.preventDefault();
+      const text = search.value.trim();
+      if (text === "") return;
+      search.blur();
+      location.hash = /^\d+$/.test(text)
+        ? explorer.address("code", text)
+        : explorer.address("words", "", { search: text });
+    };
     const links = [...pages]
       .filter(([, { inHeader = true }]) => inHeader)
       .map(([name, { title }]) =>
         element("a", { href: explorer.address(name), "aria-current": name === page ? "page" : null }, title),
       );
-    document.getElementById("header").replaceChildren(
-      element("a", { class: "brand", href: explorer.address("wall") }, meta ? meta.title : "Dictionary explorer"),
-      element("nav", { "aria-label": "pages" }, links),
+    const help = element(
+      "button",
+      { type: "button", class: "help", "aria-label": "keys", click: explorer.showKeys },
+      "?",
     );
+    document
+      .getElementById("header")
+      .replaceChildren(
+        element(
+          "a",
+          { class: "brand", href: explorer.address("wall"), dir: "auto" },
+          meta?.title ?? "Dictionary explorer",
+        ),
+        element("nav", { "aria-label": "pages" }, links),
+        element("form", { class: "find", role: "search", submit: find }, search),
+        help,
+      );
+  };
+
+  // Where the reader was on each page of the tab's history: back goes there.
+  const places = new Map();
+  history.scrollRestoration = "manual";
+
+  const leave = () => {
+    if (places.has(current)) {
+      const link = document.activeElement?.closest?.("main a")?.getAttribute("href");
+      Object.assign(places.get(current), { top: window.scrollY, link });
+    }
+  };
+
+  const arrive = (place, first) => {
+    window.scrollTo(0, place.top);
+    const link = place.link ? document.querySelector(`main a[href="${CSS.escape(place.link)}"]`) : null;
+    if (!first) (link ?? document.getElementById("page")).focus({ preventScroll: true });
   };
 
   const visit = async () => {
-    const visited = ++current;
+    const first = current === 0;
+    leave();
+    current = history.state?.visit ?? Math.max(0, ...places.keys()) + 1;
+    const visited = current;
+    if (!places.has(visited)) places.set(visited, { top: 0, link: null });
+    history.replaceState({ visit: visited }, "");
+
     const { page, argument, parameters } = explorer.readAddress();
+    const known = pages.get(page);
     // Keys and timers of the page before end with its own root.
-    const root = element("div", { class: `page page-${pages.has(page) ? page : "missing"}` });
+    const root = element("div", { class: `page page-${known ? page : "missing"}` });
+    let meta = null;
+    let title = known?.title ?? "No such page";
     try {
-      const meta = await explorer.load("meta");
-      if (meta.schema !== 1) throw new Error(`these pages read schema 1, the data have ${meta.schema}: build anew`);
-      if (!pages.has(page)) throw new Error(`there is no page ${page}`);
-      showHeader(meta, page);
-      document.title = `${pages.get(page).title} · ${meta.title}`;
-      await pages.get(page).show(root, argument, parameters, meta);
+      meta = await explorer.load("meta");
+      if (meta.schema !== SCHEMA) {
+        throw new Error(`data/meta.js: expected schema ${SCHEMA}, got ${meta.schema}: build the explorer anew`);
+      }
+      if (!known) throw new Error(`there is no page "${page}"`);
+      title = (await known.show(root, argument, parameters, meta)) ?? title;
     } catch (error) {
-      if (!document.getElementById("header").firstChild) showHeader(null, page);
-      root.replaceChildren(element("p", { class: "error", role: "alert" }, error.message));
+      console.info(error);
+      const isOurs = error.constructor === Error;
+      const text = isOurs
+        ? error.message
+        : `the data of this page are damaged (${error.message}): build the explorer anew`;
+      root.replaceChildren(element("p", { class: "error", role: "alert", dir: "auto" }, text));
     }
     if (visited !== current) return;
+    showHeader(meta, page);
+    document.title = `${title} · ${meta?.title ?? "Dictionary explorer"}`;
     document.getElementById("page").replaceChildren(root);
     document.body.dataset.shown = location.hash || "#/wall"; // Tells tests that this page stands.
-    window.scrollTo(0, 0);
+    arrive(places.get(visited), first);
   };
 
   window.addEventListener("hashchange", visit);

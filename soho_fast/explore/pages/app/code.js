@@ -1,0 +1,260 @@
+"use strict";
+
+// A code: its occurrences, words, and neighbours.
+(() => {
+  const { element, charts, formatCount, formatNumber, formatPercent, formatPlural } = explorer;
+  const FIRST_SHOWN = 12;
+
+  const KINDS = [
+    ["nearest", "Nearest", "The features that lie closest to the code: what it is at its purest."],
+    [
+      "quantiles",
+      "From near to far",
+      "At even steps of distance, the nearest first and the farthest last: how wide it reaches.",
+    ],
+    ["random", "At random", "Drawn evenly from all its members: what it mostly is."],
+  ];
+
+  const codeAddress = (code) => explorer.address("code", String(code));
+
+  // The cells of a kind, each from another picture, with their surroundings.
+  const occurrences = (code, kind, heading, meaning) => {
+    const list = code[kind];
+    const tiles = list.map((occurrence) => {
+      const [picture, row, column, distance] = occurrence;
+      return element(
+        "a",
+        {
+          class: "occurrence",
+          href: explorer.address("image", String(picture), { code: code.code }),
+          "aria-label": `picture ${picture}, row ${row + 1}, column ${column + 1}, distance ${formatNumber(distance)}`,
+          title: `distance ${formatNumber(distance)}`,
+        },
+        explorer.crop(occurrence, 112, 0.75),
+      );
+    });
+    const row = element("div", { class: "occurrences" }, tiles.slice(0, FIRST_SHOWN));
+    const more = element("button", { type: "button", class: "quiet" }, `show all ${list.length}`);
+    more.addEventListener("click", () => {
+      row.replaceChildren(...tiles);
+      more.remove();
+    });
+    return element(
+      "section",
+      { class: "kind", "aria-label": heading, dataset: { kind } },
+      element("h3", {}, heading),
+      element("p", { class: "hint" }, meaning),
+      row,
+      tiles.length > FIRST_SHOWN ? more : null,
+    );
+  };
+
+  const card = (heading, hint, ...children) =>
+    element("section", { class: "card" }, element("h2", {}, heading), element("p", { class: "hint" }, hint), children);
+
+  // A table of ratios with their intervals; `first` makes the first cell of a row.
+  explorer.liftTable = (rows, heading, first, count) => {
+    const greatest = rows.reduce((most, { high }) => Math.max(most, high), 4);
+    const lines = rows.map((row) => {
+      const proven = row.low > 1;
+      return element(
+        "tr",
+        { class: proven ? null : "unproven" },
+        element("th", { scope: "row" }, first(row)),
+        element("td", { class: "number" }, count(row)),
+        element("td", { class: "number" }, `× ${formatNumber(row.lift, row.lift < 10 ? 2 : 3)}`),
+        element("td", { class: "interval-cell" }, charts.interval({ ...row, value: row.lift, greatest, proven })),
+      );
+    });
+    const head = [...heading, "lift", "interval"].map((words) => element("th", { scope: "col" }, words));
+    return element(
+      "table",
+      { class: "lifts" },
+      element("thead", {}, element("tr", {}, head)),
+      element("tbody", {}, lines),
+    );
+  };
+
+  const intervalHint = ({ interval }) =>
+    `The intervals hold together at ${formatPercent(interval.level)}, over ${formatPlural(interval.num_tests, "test")}.`;
+
+  const words = (code, meta) => {
+    if (!meta.has_captions) return null;
+    const hint =
+      "How many times likelier a word is in captions of images that have this code. What is grey may be chance. " +
+      intervalHint(meta);
+    if (!code.words.length)
+      return card("Words", hint, element("p", { class: "nothing" }, "No word is common enough here."));
+    const first = ({ word }) =>
+      element("a", { href: explorer.address("words", word), class: "foreign", dir: "auto" }, word);
+    const count = ({ both, images }) =>
+      element(
+        "span",
+        { title: `${both} of the ${images} images whose captions have the word have the code` },
+        `${formatCount(both)} of ${formatCount(images)}`,
+      );
+    return card("Words", hint, explorer.liftTable(code.words, ["word", "its images with the code"], first, count));
+  };
+
+  const codeList = (entries, wall, tell) =>
+    element(
+      "div",
+      { class: "code-list" },
+      entries.map((entry) =>
+        element(
+          "a",
+          { href: codeAddress(entry.code), "aria-label": `code ${entry.code}, ${tell(entry)}` },
+          explorer.codeCrop(wall, entry.code, 64),
+          element("span", { class: "tile-number" }, entry.code),
+          element("span", { class: "tile-word", dir: "auto" }, wall.word[entry.code] ?? ""),
+          element("span", { class: "tile-value" }, tell(entry)),
+        ),
+      ),
+    );
+
+  const walk = (number, meta) => {
+    const link = (rel, target, words) =>
+      target < 0 || target >= meta.num_codes
+        ? element("span", { class: "button", "aria-disabled": "true" }, words)
+        : element("a", { class: "button", rel, href: codeAddress(target) }, words);
+    return element(
+      "nav",
+      { class: "walk", "aria-label": "codes" },
+      link("prev", number - 1, "← previous"),
+      link("next", number + 1, "next →"),
+    );
+  };
+
+  const facts = (entries) =>
+    element(
+      "dl",
+      { class: "facts" },
+      entries.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))),
+    );
+  explorer.facts = facts;
+
+  const nearCodes = (code, wall) =>
+    card(
+      "Nearest in the codebook",
+      "Codes whose vectors lie closest; at distance 0 they are the same.",
+      codeList(code.near, wall, ({ distance }) => formatNumber(distance)),
+    );
+
+  const showDead = (root, code, wall) => {
+    root.append(
+      element(
+        "p",
+        { class: "notice" },
+        "This code is dead: no cell of any image here is nearest to it. It has no pictures, no words and no neighbours.",
+      ),
+      element("div", { class: "cards" }, nearCodes(code, wall)),
+    );
+  };
+
+  const showLive = (root, code, wall, meta) => {
+    const number = code.code;
+    const says = wall.word[number];
+    const claim =
+      says === null
+        ? element("p", { class: "claim" }, "No word is proven for it.")
+        : element(
+            "p",
+            { class: "claim" },
+            "It says most of ",
+            element("a", { href: explorer.address("words", says), class: "foreign", dir: "auto" }, says),
+            `: ${formatPercent(wall.precision[number])} of its images have the word, ` +
+              `${formatNumber(wall.lift[number], 2)} times what all have.`,
+          );
+    root.append(
+      element(
+        "div",
+        { class: "portrait" },
+        element(
+          "a",
+          {
+            href: explorer.address("image", String(wall.medoid[number][0]), { code: number }),
+            "aria-label": "the picture of its middle",
+          },
+          explorer.crop(wall.medoid[number], 176, 0.75),
+        ),
+        element(
+          "div",
+          {},
+          claim,
+          facts([
+            ["tokens", formatCount(code.tokens)],
+            ["images", formatCount(code.images)],
+            ["rank by usage", `${formatCount(code.rank)} of ${formatCount(meta.num_codes)}`],
+            ["share of tokens", formatPercent(code.tokens / meta.num_tokens)],
+            [
+              "distance of members",
+              `${formatNumber(wall.mean_distance[number])} ± ${formatNumber(wall.spread[number], 2)}`,
+            ],
+          ]),
+        ),
+      ),
+      element(
+        "section",
+        { "aria-label": "occurrences" },
+        element("h2", {}, "Where it occurs"),
+        element(
+          "p",
+          { class: "hint" },
+          "Each piece is from another picture, its cell outlined. The nearest alone mislead: they look purer than the code is. " +
+            "A click shows the whole picture with all its cells of this code.",
+        ),
+        KINDS.map(([kind, heading, meaning]) => occurrences(code, kind, heading, meaning)),
+      ),
+      element(
+        "div",
+        { class: "cards" },
+        words(code, meta),
+        card(
+          "Distances",
+          "How far its members lie from it.",
+          charts.histogram({
+            counts: code.histogram,
+            edges: meta.histogram_edges,
+            label: `tokens of code ${number} by distance`,
+          }),
+        ),
+        card(
+          "Positions",
+          "Where in the pictures it lies; the darker, the more tokens.",
+          charts.heatMap({
+            values: code.positions,
+            rows: meta.position_rows,
+            columns: meta.position_columns,
+            label: `tokens of code ${number} by position`,
+            name: "tokens",
+          }),
+        ),
+        card(
+          "Beside it in images",
+          "Codes of the cells next to its cells, and how many times oftener than their usage makes expect.",
+          code.neighbours.length
+            ? codeList(code.neighbours, wall, ({ count, lift }) => `${formatCount(count)}, × ${formatNumber(lift, 2)}`)
+            : element("p", { class: "nothing" }, "None."),
+        ),
+        nearCodes(code, wall),
+      ),
+    );
+  };
+
+  explorer.pages.set("code", {
+    title: "Code",
+    inHeader: false,
+    show: async (root, argument, parameters, meta) => {
+      const number = /^\d+$/.test(argument) ? Number(argument) : NaN;
+      if (Number.isNaN(number))
+        throw new Error(`code: expected a number from 0 to ${meta.num_codes - 1}, got "${argument}"`);
+      const [code, wall] = await Promise.all([explorer.loadCode(number), explorer.loadWall()]);
+      root.append(element("div", { class: "title" }, element("h1", {}, `Code ${number}`), walk(number, meta)));
+      if (code.tokens === 0) showDead(root, code, wall);
+      else showLive(root, code, wall, meta);
+      root.append(explorer.licenceLine(meta));
+      const says = wall.word[number];
+      return says === null ? `Code ${number}` : `Code ${number}, ${says}`;
+    },
+  });
+})();

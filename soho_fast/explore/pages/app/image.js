@@ -1,0 +1,225 @@
+"use strict";
+
+// A picture: its index map, captions, licence, and what masked visual modelling hides of it.
+(() => {
+  const { element, formatCount, formatPercent, formatPlural } = explorer;
+
+  const walk = (number, meta, code) => {
+    const link = (rel, target, words) =>
+      target < 0 || target >= meta.num_pictures
+        ? element("span", { class: "button", "aria-disabled": "true" }, words)
+        : element("a", { class: "button", rel, href: explorer.address("image", String(target), { code }) }, words);
+    return element(
+      "nav",
+      { class: "walk", "aria-label": "pictures" },
+      link("prev", number - 1, "← previous"),
+      link("next", number + 1, "next →"),
+    );
+  };
+
+  // The codes of a picture, those with most cells first.
+  const countsByCode = (index) => {
+    const counts = new Map();
+    for (const code of index) if (code !== null) counts.set(code, (counts.get(code) ?? 0) + 1);
+    return [...counts].sort(([a, na], [b, nb]) => nb - na || a - b);
+  };
+
+  const says = (wall, code) =>
+    wall.word[code] === null ? "" : ` · ${wall.word[code]}, × ${explorer.formatNumber(wall.lift[code], 2)}`;
+
+  const masked = (picture, wall, source) => {
+    const { code, cells } = picture.masked;
+    const view = explorer.pictureWithCells(picture, source, "the picture with the hidden cells covered");
+    const hidden = new Map(cells.map(({ cell, guesses }) => [cell, guesses]));
+    view.cells.forEach((cell, number) => cell?.classList.toggle("hidden-cell", hidden.has(number)));
+    const right = cells.filter(({ guesses }) => guesses.length && guesses[0][0] === code).length;
+
+    const guessRows = cells.map(({ cell, guesses }) =>
+      element(
+        "li",
+        {},
+        element(
+          "span",
+          { class: "hint" },
+          `row ${Math.floor(cell / picture.columns) + 1}, column ${(cell % picture.columns) + 1}`,
+        ),
+        element(
+          "span",
+          { class: "guesses" },
+          guesses.map(([guess, probability]) =>
+            element(
+              "a",
+              {
+                class: guess === code ? "chip right" : "chip",
+                href: explorer.address("code", String(guess)),
+                title: wall.word[guess] ?? "",
+              },
+              explorer.codeCrop(wall, guess, 28),
+              `${guess} · ${formatPercent(probability)}`,
+            ),
+          ),
+        ),
+      ),
+    );
+    return element(
+      "section",
+      { class: "masked" },
+      element("h2", {}, "What masked visual modelling hides"),
+      element(
+        "p",
+        { class: "hint" },
+        "All cells of a code are hidden together, so that none can be copied from its neighbour: here ",
+        element("a", { href: explorer.address("code", String(code)) }, `code ${code}`),
+        `, ${formatPlural(cells.length, "cell")}. From the rest and the caption the model guesses what was there; its best guess is ` +
+          `right in ${right} of ${cells.length}.`,
+      ),
+      element("div", { class: "masked-view" }, view.root, element("ul", { class: "plain" }, guessRows)),
+    );
+  };
+
+  const showPicture = async (root, number, parameters, meta) => {
+    const [picture, wall] = await Promise.all([explorer.loadPicture(number), explorer.loadWall()]);
+    const { index } = picture;
+    const asked = parameters.get("code");
+    const lit = asked !== null && index.includes(Number(asked)) ? Number(asked) : null;
+    const counts = new Map(countsByCode(index));
+    const source = explorer.picturePath(number);
+
+    const status = element("p", { class: "status", role: "status" });
+    const tell = (code) => {
+      if (code === null) {
+        status.replaceChildren(
+          asked !== null && lit === null
+            ? `No cell here has code ${asked}.`
+            : "Point at a cell to see its code and all other cells of it; a click opens the code.",
+        );
+        return;
+      }
+      status.replaceChildren(
+        element("a", { href: explorer.address("code", String(code)) }, `code ${code}`),
+        element("span", { dir: "auto" }, says(wall, code)),
+        ` · ${formatPlural(counts.get(code), "cell")} here`,
+      );
+    };
+    const label = picture.captions.length ? picture.captions[0].slice(0, 200) : `picture ${number}`;
+    const show = (code) => {
+      view.light(code);
+      tell(code);
+      for (const chip of chips.children) chip.classList.toggle("lit", chip.dataset.code === String(code));
+    };
+    const view = explorer.pictureWithCells(picture, source, label, (code) => show(code ?? lit));
+    view.cells.forEach((cell) => cell?.append(element("span", { class: "cell-code" }, cell.dataset.code)));
+
+    const chips = element(
+      "div",
+      { class: "chips" },
+      [...counts].map(([code, count]) =>
+        element(
+          "a",
+          {
+            class: "chip",
+            href: explorer.address("code", String(code)),
+            dataset: { code },
+            pointerenter: () => show(code),
+            pointerleave: () => show(lit),
+            focus: () => show(code),
+            blur: () => show(lit),
+          },
+          explorer.codeCrop(wall, code, 28),
+          element("span", { dir: "auto" }, `${code}${wall.word[code] === null ? "" : ` ${wall.word[code]}`}`),
+          count > 1 ? element("span", { class: "hint" }, `${count} cells`) : null,
+        ),
+      ),
+    );
+    show(lit);
+
+    const toggle = element("input", {
+      type: "checkbox",
+      checked: parameters.get("numbers") !== "no",
+      change: ({ target }) => {
+        view.root.classList.toggle("without-numbers", !target.checked);
+        explorer.replaceAddress("image", String(number), { code: asked, numbers: target.checked ? "" : "no" });
+      },
+    });
+    view.root.classList.toggle("without-numbers", !toggle.checked);
+
+    const captions = picture.captions.length
+      ? element(
+          "ul",
+          { class: "captions" },
+          picture.captions.map((caption) => explorer.foreignText(caption, "li")),
+        )
+      : element("p", { class: "nothing" }, "It has none.");
+    root.append(
+      element("div", { class: "title" }, element("h1", {}, `Picture ${number}`), walk(number, meta, asked)),
+      element(
+        "div",
+        { class: "picture-view" },
+        element(
+          "div",
+          { class: "picture-stage" },
+          view.root,
+          status,
+          element("label", { class: "choice-line" }, toggle, " numbers of the codes"),
+        ),
+        element(
+          "div",
+          { class: "picture-side" },
+          element("h2", {}, "Captions"),
+          captions,
+          element("h2", {}, "Codes"),
+          chips,
+          element("h2", {}, "Origin"),
+          element(
+            "p",
+            { class: "foreign", dir: "auto" },
+            `${picture.name}, of ${meta.sources[picture.source]?.name ?? "an unknown data set"}; shown smaller.`,
+          ),
+          explorer.licenceLine(meta, picture.licences),
+        ),
+      ),
+      picture.masked ? masked(picture, wall, source) : "",
+    );
+    return `Picture ${number}`;
+  };
+
+  // All pictures that there are, so that any can be come by.
+  const showAll = (root, meta) => {
+    const fillWhenNear = explorer.whenNear((link) => {
+      const number = Number(link.dataset.picture);
+      link.append(element("img", { src: explorer.picturePath(number), alt: "", loading: "lazy" }));
+    });
+    const links = Array.from({ length: meta.num_pictures }, (_, number) =>
+      element("a", {
+        href: explorer.address("image", String(number)),
+        dataset: { picture: number },
+        "aria-label": `picture ${number}`,
+      }),
+    );
+    links.forEach(fillWhenNear);
+    const rest = meta.num_images - meta.num_pictures;
+    root.append(
+      element("h1", {}, "Pictures"),
+      element(
+        "p",
+        { class: "lead" },
+        rest > 0
+          ? `${formatCount(meta.num_pictures)} of the ${formatCount(meta.num_images)} images that the statistics come from.`
+          : `All ${formatCount(meta.num_images)} images that the statistics come from.`,
+      ),
+      element("div", { class: "gallery" }, links),
+      explorer.licenceLine(meta),
+    );
+  };
+
+  explorer.pages.set("image", {
+    title: "Pictures",
+    show: async (root, argument, parameters, meta) => {
+      if (argument === "") return showAll(root, meta);
+      if (!/^\d+$/.test(argument)) {
+        throw new Error(`picture: expected a number from 0 to ${meta.num_pictures - 1}, got "${argument}"`);
+      }
+      return showPicture(root, Number(argument), parameters, meta);
+    },
+  });
+})();

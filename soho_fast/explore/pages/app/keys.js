@@ -1,0 +1,52 @@
+"use strict";
+
+// Keys that hold on every page. Previous and next are links with rel="prev" and rel="next", which a page may have; a
+// page with keys of its own stops the event before it comes here.
+(() => {
+  const { element } = explorer;
+
+  const KEYS = [
+    ["← →, or k j", "previous, next: code, picture; on the wall and in a picture from tile to tile"],
+    ["↑ ↓", "on the wall and in a picture: the row above, below"],
+    ["Enter", "open"],
+    ["/", "search"],
+    ["g then w, p, o, m, t, a", "go to the wall, pictures, words, map, timeline, ask"],
+    ["Esc", "close; leave a field"],
+    ["?", "these keys"],
+  ];
+
+  explorer.showKeys = () => {
+    const dialog = element("dialog", { class: "keys", "aria-label": "keys", close: () => dialog.remove() });
+    const rows = KEYS.map(([keys, what]) => [element("dt", {}, keys), element("dd", {}, what)]);
+    const close = element("button", { type: "button", click: () => dialog.close() }, "close");
+    dialog.append(element("h2", {}, "Keys"), element("dl", {}, rows), close);
+    dialog.addEventListener("click", ({ target }) => target === dialog && dialog.close());
+    document.body.append(dialog);
+    dialog.showModal();
+  };
+
+  const GOES = { w: "wall", o: "words", p: "image", m: "map", t: "timeline", a: "ask" };
+  const STEPS = { ArrowLeft: "prev", k: "prev", ArrowRight: "next", j: "next" };
+  let going = false;
+
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey || event.defaultPrevented) return;
+    const { key, target } = event;
+    const isField = target.matches?.("input, select, textarea, [contenteditable]");
+    if (isField) {
+      if (key === "Escape") target.blur();
+      return;
+    }
+    if (document.querySelector("dialog[open]")) return;
+    const goes = going ? GOES[key] : null;
+    going = key === "g";
+    if (goes) location.hash = explorer.address(goes);
+    else if (key === "?") explorer.showKeys();
+    else if (key === "/") {
+      event.preventDefault();
+      const search = document.querySelector("main input[type=search]") ?? document.querySelector("header input");
+      search?.focus();
+      search?.select();
+    } else if (STEPS[key]) document.querySelector(`main a[rel="${STEPS[key]}"]`)?.click();
+  });
+})();

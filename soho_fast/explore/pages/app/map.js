@@ -1,0 +1,324 @@
+"use strict";
+
+// Codes in the plane, on a canvas; the same as a list for those who do not point.
+(() => {
+  const { element, formatPlural } = explorer;
+  const CROPS_SHOWN = 400; // As many codes in view or fewer are shown as crops.
+  const GREATEST_ZOOM = 40;
+
+  explorer.pages.set("map", {
+    title: "Map",
+    show: async (root, argument, parameters, meta) => {
+      const wall = await explorer.loadWall();
+      const numCodes = wall.tokens.length;
+      const most = wall.tokens.reduce((a, b) => Math.max(a, b), 1);
+      const canvas = element("canvas", {
+        class: "map",
+        tabindex: "0",
+        role: "application",
+        "aria-label": "map of the codes; arrows go to the next code in a direction, Enter opens it",
+      });
+      const status = element("p", { class: "status", role: "status" });
+      const card = element("div", { class: "map-card", hidden: true });
+      const stage = element("div", { class: "map-stage" }, canvas, card);
+      const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+      const given = (name, otherwise) => {
+        const text = parameters.get(name);
+        return text !== null && Number.isFinite(Number(text)) ? Number(text) : otherwise;
+      };
+      const view = { zoom: clamp(given("zoom", 1), 1, GREATEST_ZOOM), x: given("x", 0.5), y: given("y", 0.5) };
+      const asked = given("code", -1);
+      let selected = Number.isInteger(asked) && asked >= 0 && asked < numCodes ? asked : null;
+      let width = 0;
+      let height = 0;
+
+      const MARGIN = 24;
+      const scale = () => view.zoom;
+      const toX = (x) => width / 2 + (x - view.x) * (width - 2 * MARGIN) * scale();
+      const toY = (y) => height / 2 + (y - view.y) * (height - 2 * MARGIN) * scale();
+      const radius = (code) => Math.max(1.5, 9 * Math.sqrt(wall.tokens[code] / most)) * Math.min(3, Math.sqrt(scale()));
+      const keepInside = () => {
+        const half = 0.5 / view.zoom;
+        view.x = clamp(view.x, half, 1 - half);
+        view.y = clamp(view.y, half, 1 - half);
+      };
+      const inView = () => {
+        const codes = [];
+        for (let code = 0; code < numCodes; code++) {
+          const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];
+          if (x > -30 && x < width + 30 && y > -30 && y < height + 30) codes.push(code);
+        }
+        return codes;
+      };
+
+      const images = new Map(); // path -> Image
+      const picture = (path) => {
+        if (!images.has(path)) {
+          const image = new Image();
+          image.onload = () => drawSoon();
+          image.src = path;
+          images.set(path, image);
+        }
+        return images.get(path);
+      };
+
+      const drawCrop = (context, code, size) => {
+        const [number, row, column, , rows, columns] = wall.medoid[code];
+        const image = picture(explorer.picturePath(number));
+        if (!image.complete || !image.naturalWidth) return false;
+        const [cellWidth, cellHeight] = [image.naturalWidth / columns, image.naturalHeight / rows];
+        const [x, y] = [toX(wall.x[code]) - size / 2, toY(wall.y[code]) - size / 2];
+        context.drawImage(image, column * cellWidth, row * cellHeight, cellWidth, cellHeight, x, y, size, size);
+        return true;
+      };
+
+      const draw = () => {
+        const colours = getComputedStyle(canvas);
+        const [accent, muted, text] = ["--accent", "--muted", "--text"].map((name) => colours.getPropertyValue(name));
+        const context = canvas.getContext("2d");
+        context.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
+        context.clearRect(0, 0, width, height);
+        const codes = inView();
+        const withCrops = codes.length <= CROPS_SHOWN;
+        // The rare over the frequent, so that none is covered.
+        codes.sort((a, b) => wall.tokens[b] - wall.tokens[a]);
+        for (const code of codes) {
+          const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];
+          const live = wall.tokens[code] > 0;
+          const size = Math.max(12, 2.2 * radius(code));
+          context.globalAlpha = 1;
+          if (withCrops && live && drawCrop(context, code, size)) continue;
+          context.globalAlpha = live ? 0.55 : 0.8;
+          context.beginPath();
+          context.arc(x, y, live ? radius(code) : 2, 0, 2 * Math.PI);
+          if (live) {
+            context.fillStyle = accent;
+            context.fill();
+          } else {
+            context.strokeStyle = muted;
+            context.stroke();
+          }
+        }
+        context.globalAlpha = 1;
+        if (selected !== null) {
+          context.beginPath();
+          context.arc(
+            toX(wall.x[selected]),
+            toY(wall.y[selected]),
+            Math.max(9, 1.6 * radius(selected)),
+            0,
+            2 * Math.PI,
+          );
+          context.lineWidth = 2.5;
+          context.strokeStyle = text;
+          context.stroke();
+          context.lineWidth = 1;
+        }
+      };
+      let waiting = false;
+      const drawSoon = () => {
+        if (waiting) return;
+        waiting = true;
+        requestAnimationFrame(() => {
+          waiting = false;
+          draw();
+        });
+      };
+
+      const select = (code) => {
+        selected = code;
+        canvas.dataset.selected = code ?? "";
+        card.hidden = code === null;
+        if (code === null) {
+          status.textContent = "Point at a code to see it; a click opens it. Wheel or + and − zoom, drag moves.";
+        } else {
+          const word = wall.word[code];
+          const live = wall.tokens[code] > 0;
+          const text = `code ${code}${word === null ? "" : ` · ${word}`} · ${live ? formatPlural(wall.tokens[code], "token") : "dead"}`;
+          status.replaceChildren(element("a", { href: explorer.address("code", String(code)), dir: "auto" }, text));
+          const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];
+          card.replaceChildren(
+            explorer.codeCrop(wall, code, 96, live ? 0.5 : 0),
+            element("strong", {}, `code ${code}`),
+            element("span", { dir: "auto" }, word ?? ""),
+          );
+          card.style.left = `${clamp(x + 16, 8, Math.max(8, width - 128))}px`;
+          card.style.top = `${clamp(y + 16, 8, Math.max(8, height - 160))}px`;
+        }
+        drawSoon();
+      };
+      const remember = () => {
+        const moved = view.zoom > 1;
+        explorer.replaceAddress("map", "", {
+          code: selected,
+          zoom: moved ? view.zoom.toFixed(2) : "",
+          x: moved ? view.x.toFixed(4) : "",
+          y: moved ? view.y.toFixed(4) : "",
+        });
+      };
+
+      const nearest = (pointX, pointY, within) => {
+        let best = null;
+        let least = within ** 2;
+        for (let code = 0; code < numCodes; code++) {
+          const away = (toX(wall.x[code]) - pointX) ** 2 + (toY(wall.y[code]) - pointY) ** 2;
+          if (away < least) [best, least] = [code, away];
+        }
+        return best;
+      };
+      const zoomAt = (factor, pointX, pointY) => {
+        const before = view.zoom;
+        view.zoom = clamp(view.zoom * factor, 1, GREATEST_ZOOM);
+        const share = 1 / before - 1 / view.zoom;
+        view.x += ((pointX - width / 2) / (width - 2 * MARGIN)) * share;
+        view.y += ((pointY - height / 2) / (height - 2 * MARGIN)) * share;
+        keepInside();
+        select(selected);
+        remember();
+      };
+
+      // Pointers: one drags, two pinch.
+      const pointers = new Map();
+      let dragged = false;
+      const at = (event) => {
+        const box = canvas.getBoundingClientRect();
+        return [event.clientX - box.left, event.clientY - box.top];
+      };
+      canvas.addEventListener("wheel", (event) => {
+        event.preventDefault();
+        zoomAt(Math.exp(-event.deltaY * 0.0015), ...at(event));
+      });
+      canvas.addEventListener("pointerdown", (event) => {
+        canvas.setPointerCapture(event.pointerId);
+        pointers.set(event.pointerId, at(event));
+        if (pointers.size === 1) dragged = false;
+      });
+      canvas.addEventListener("pointermove", (event) => {
+        const [x, y] = at(event);
+        const before = pointers.get(event.pointerId);
+        if (!before) {
+          if (event.pointerType === "mouse") select(nearest(x, y, 24));
+          return;
+        }
+        if (pointers.size === 2) {
+          const [other] = [...pointers].filter(([id]) => id !== event.pointerId).map(([, place]) => place);
+          const span = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]) || 1;
+          zoomAt(span([x, y], other) / span(before, other), (x + other[0]) / 2, (y + other[1]) / 2);
+          dragged = true;
+        } else if (dragged || Math.hypot(x - before[0], y - before[1]) > 4) {
+          dragged = true;
+          view.x -= (x - before[0]) / ((width - 2 * MARGIN) * scale());
+          view.y -= (y - before[1]) / ((height - 2 * MARGIN) * scale());
+          keepInside();
+          select(selected);
+        } else return;
+        pointers.set(event.pointerId, [x, y]);
+      });
+      const release = (event) => {
+        pointers.delete(event.pointerId);
+        if (dragged) remember();
+      };
+      canvas.addEventListener("pointerup", release);
+      canvas.addEventListener("pointercancel", release);
+      canvas.addEventListener("click", (event) => {
+        if (dragged) return;
+        const code = nearest(...at(event), 24);
+        if (code === null) return;
+        // A finger has shown nothing before it touched: the first touch shows, the second opens.
+        if (event.pointerType === "touch" && code !== selected) {
+          select(code);
+          remember();
+        } else location.hash = explorer.address("code", String(code));
+      });
+      canvas.addEventListener(
+        "pointerleave",
+        () => !pointers.size && document.activeElement !== canvas && select(null),
+      );
+
+      // Arrows: the code that lies nearest in a direction, what is aside counted double.
+      const WAYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+      const neighbour = ([wayX, wayY]) => {
+        if (selected === null) return nearest(width / 2, height / 2, Infinity);
+        let best = selected;
+        let least = Infinity;
+        for (let code = 0; code < numCodes; code++) {
+          const x = toX(wall.x[code]) - toX(wall.x[selected]);
+          const y = toY(wall.y[code]) - toY(wall.y[selected]);
+          const ahead = x * wayX + y * wayY;
+          const away = ahead + 2 * Math.abs(x * wayY - y * wayX);
+          if (ahead > 0 && away < least) [best, least] = [code, away];
+        }
+        return best;
+      };
+      canvas.addEventListener("keydown", (event) => {
+        if (event.ctrlKey || event.altKey || event.metaKey) return;
+        if (WAYS[event.key]) {
+          select(neighbour(WAYS[event.key]));
+          const [x, y] = [toX(wall.x[selected]), toY(wall.y[selected])];
+          if (x < 0 || x > width || y < 0 || y > height) [view.x, view.y] = [wall.x[selected], wall.y[selected]];
+          keepInside();
+          select(selected);
+          remember();
+        } else if (event.key === "Enter" && selected !== null) {
+          location.hash = explorer.address("code", String(selected));
+        } else if (event.key === "+" || event.key === "=") zoomAt(1.5, width / 2, height / 2);
+        else if (event.key === "-") zoomAt(1 / 1.5, width / 2, height / 2);
+        else return;
+        event.preventDefault();
+      });
+
+      new ResizeObserver(() => {
+        if (!canvas.clientWidth) return;
+        [width, height] = [canvas.clientWidth, canvas.clientHeight];
+        [canvas.width, canvas.height] = [width * devicePixelRatio, height * devicePixelRatio];
+        keepInside();
+        draw();
+        select(selected);
+      }).observe(canvas);
+      const scheme = matchMedia("(prefers-color-scheme: dark)");
+      const repaint = () => (canvas.isConnected ? drawSoon() : scheme.removeEventListener("change", repaint));
+      scheme.addEventListener("change", repaint);
+
+      const zoomButton = (text, label, factor) =>
+        element(
+          "button",
+          { type: "button", "aria-label": label, click: () => zoomAt(factor, width / 2, height / 2) },
+          text,
+        );
+      stage.append(
+        element("div", { class: "map-zoom" }, zoomButton("+", "zoom in", 1.5), zoomButton("−", "zoom out", 1 / 1.5)),
+      );
+
+      // The list is made when it is opened.
+      const list = element("div", { class: "map-list" });
+      const folded = element("details", {}, element("summary", {}, "The same as a list, by usage"), list);
+      folded.addEventListener("toggle", () => {
+        if (!folded.open || list.firstChild) return;
+        const codes = wall.tokens.map((_, code) => code).sort((a, b) => wall.tokens[b] - wall.tokens[a] || a - b);
+        list.append(
+          ...codes.map((code) =>
+            element(
+              "a",
+              { href: explorer.address("code", String(code)) },
+              element("strong", {}, code),
+              element("span", { dir: "auto" }, wall.tokens[code] ? (wall.word[code] ?? "") : "dead"),
+            ),
+          ),
+        );
+      });
+      root.append(
+        element("h1", {}, "Map"),
+        element(
+          "p",
+          { class: "lead" },
+          "Codes that lie close in the codebook lie close here, as far as a plane allows; size tells usage. Rings are dead codes.",
+        ),
+        stage,
+        status,
+        folded,
+        explorer.licenceLine(meta),
+      );
+      select(selected);
+    },
+  });
+})();

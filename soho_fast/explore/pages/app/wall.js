@@ -1,0 +1,216 @@
+"use strict";
+
+// The first page: a tile a code.
+(() => {
+  const { element, formatCount, formatNumber, formatPercent, formatPlural } = explorer;
+
+  // What to sort by: its words, a number of each code (null goes last), whether the greatest comes first, and how the
+  // number is told under the tile.
+  const SORTS = {
+    usage: { words: "usage", value: (wall) => wall.tokens, down: true, tell: (n) => formatPlural(n, "token") },
+    lift: {
+      words: "word lift",
+      value: (wall) => wall.lift_low,
+      down: true,
+      tell: (n) => `lift ≥ ${formatNumber(n, 2)}`,
+    },
+    precision: { words: "precision of the word", value: (wall) => wall.precision, down: true, tell: formatPercent },
+    spread: {
+      words: "spread, narrow first",
+      value: (wall) => wall.spread,
+      down: false,
+      tell: (n) => `± ${formatNumber(n, 2)}`,
+    },
+    near: {
+      words: "near-duplicates first",
+      value: (wall) => wall.near_distance,
+      down: false,
+      tell: (n, wall, code) => `${formatNumber(n, 2)} to ${wall.near_code[code]}`,
+    },
+    number: { words: "number", value: (wall) => wall.tokens.map((_, code) => code), down: false, tell: () => "" },
+  };
+  const ALIVE = { "": "all", live: "live", dead: "dead" };
+
+  const sortedCodes = (wall, { value, down }) => {
+    const values = value(wall);
+    const sign = down ? -1 : 1;
+    return wall.tokens
+      .map((_, code) => code)
+      .sort((a, b) => {
+        if (values[a] === null || values[b] === null) return (values[a] === null) - (values[b] === null) || a - b;
+        return sign * (values[a] - values[b]) || a - b;
+      });
+  };
+
+  const makeTile = (wall, code, fillWhenNear) => {
+    const dead = wall.tokens[code] === 0;
+    const word = wall.word[code];
+    const says = dead ? "dead" : word !== null ? word : `${formatPlural(wall.tokens[code], "token")}, no word`;
+    const tile = element(
+      "a",
+      {
+        class: dead ? "tile dead" : "tile",
+        href: explorer.address("code", String(code)),
+        tabindex: "-1",
+        dataset: { code },
+        "aria-label": `code ${code}, ${says}`,
+      },
+      element("span", { class: "tile-crop" }),
+      element("span", { class: "tile-number" }, code),
+      element("span", { class: "tile-word", dir: "auto" }, dead ? "dead" : word),
+      element("span", { class: "tile-value" }),
+    );
+    fillWhenNear(tile);
+    return tile;
+  };
+
+  // Arrows and j, k go from tile to tile; one stop for the tabulator.
+  const walkByKeys = (grid) => {
+    const columnsOf = (tiles) => {
+      const top = tiles[0].offsetTop;
+      const end = tiles.findIndex((tile) => tile.offsetTop !== top);
+      return end < 0 ? tiles.length : end;
+    };
+    grid.addEventListener("focusin", ({ target }) => {
+      grid.querySelector('[tabindex="0"]')?.setAttribute("tabindex", "-1");
+      target.tabIndex = 0;
+    });
+    grid.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.altKey || event.metaKey) return;
+      const tiles = [...grid.children];
+      const place = tiles.indexOf(event.target);
+      const step =
+        { ArrowLeft: () => -1, k: () => -1, ArrowRight: () => 1, j: () => 1 }[event.key] ??
+        {
+          ArrowUp: () => -columnsOf(tiles),
+          ArrowDown: () => columnsOf(tiles),
+        }[event.key];
+      if (place < 0 || !step) return;
+      event.preventDefault();
+      tiles[place + step()]?.focus();
+    });
+  };
+
+  const summary = (meta) => {
+    const dead = meta.num_codes - meta.num_live;
+    return element(
+      "p",
+      { class: "lead" },
+      `Each tile is a code of the visual dictionary, shown by the piece of a picture that lies in its middle. `,
+      element("strong", {}, formatCount(meta.num_codes)),
+      ` codes${dead ? `, ${formatCount(dead)} of them dead` : ", all in use"}; from ${formatPlural(meta.num_images, "image")}`,
+      ` and ${formatPlural(meta.num_tokens, "token")}.`,
+    );
+  };
+
+  const figureStrip = (meta, wall) => {
+    const codes = meta.figure.filter((code) => wall.medoid[code]);
+    if (!codes.length) return null;
+    const links = codes.map((code) =>
+      element(
+        "a",
+        { href: explorer.address("code", String(code)), class: "chip" },
+        explorer.codeCrop(wall, code, 28),
+        element("span", { dir: "auto" }, wall.word[code] ?? `code ${code}`),
+      ),
+    );
+    return element(
+      "p",
+      { class: "chips", "aria-label": "codes to begin with" },
+      element("span", {}, "Begin with"),
+      links,
+    );
+  };
+
+  explorer.pages.set("wall", {
+    title: "Wall",
+    show: async (root, argument, parameters, meta) => {
+      const wall = await explorer.loadWall();
+      const state = {
+        sort: parameters.get("sort") in SORTS ? parameters.get("sort") : "usage",
+        show: parameters.get("show") in ALIVE ? parameters.get("show") : "",
+        word: parameters.get("word") ?? "",
+      };
+
+      const fillWhenNear = explorer.whenNear((tile) => {
+        tile.firstChild.replaceChildren(explorer.codeCrop(wall, Number(tile.dataset.code), 96));
+      });
+      const tiles = wall.tokens.map((_, code) => makeTile(wall, code, fillWhenNear));
+      const grid = element("div", { class: "wall", role: "group", "aria-label": "codes" });
+      const found = element("span", { class: "found", role: "status" });
+      walkByKeys(grid);
+
+      const fill = () => {
+        const sort = SORTS[state.sort];
+        const values = sort.value(wall);
+        const wanted = state.word.trim().toLowerCase();
+        const codes = sortedCodes(wall, sort).filter(
+          (code) =>
+            (state.show === "" || (state.show === "live") === wall.tokens[code] > 0) &&
+            (wanted === "" || (wall.word[code] ?? "").toLowerCase().includes(wanted)),
+        );
+        for (const code of codes) {
+          const value = values[code];
+          tiles[code].lastChild.textContent =
+            value === null || (wall.tokens[code] === 0 && state.sort !== "near") ? "" : sort.tell(value, wall, code);
+          tiles[code].tabIndex = -1;
+        }
+        grid.replaceChildren(...codes.map((code) => tiles[code]));
+        if (codes.length) tiles[codes[0]].tabIndex = 0;
+        found.textContent =
+          codes.length === wall.tokens.length
+            ? ""
+            : `${formatPlural(codes.length, "code")} of ${formatCount(wall.tokens.length)}`;
+        if (!codes.length) grid.append(element("p", { class: "nothing" }, "No code is like that."));
+      };
+      const change = (name, value) => {
+        state[name] = value;
+        fill();
+        explorer.replaceAddress("wall", "", { ...state, sort: state.sort === "usage" ? "" : state.sort });
+      };
+
+      const option =
+        (chosen) =>
+        ([value, { words }]) =>
+          element("option", { value, selected: value === chosen }, words);
+      const sortBox = element("select", { change: ({ target }) => change("sort", target.value) });
+      sortBox.append(...Object.entries(SORTS).map(option(state.sort)));
+      const wordBox = element("input", {
+        type: "search",
+        value: state.word,
+        placeholder: "any word",
+        input: ({ target }) => change("word", target.value),
+      });
+      const choices = Object.entries(ALIVE).map(([value, words]) =>
+        element(
+          "label",
+          { class: "choice" },
+          element("input", {
+            type: "radio",
+            name: "show",
+            value,
+            checked: value === state.show,
+            change: () => change("show", value),
+          }),
+          element("span", {}, words),
+        ),
+      );
+      fill();
+      root.append(
+        element("h1", {}, "The dictionary"),
+        summary(meta),
+        figureStrip(meta, wall) ?? "",
+        element(
+          "div",
+          { class: "controls" },
+          element("label", {}, "sort by ", sortBox),
+          element("fieldset", { class: "choices", "aria-label": "codes shown" }, choices),
+          meta.has_captions ? element("label", {}, "word ", wordBox) : null,
+          found,
+        ),
+        grid,
+        explorer.licenceLine(meta),
+      );
+    },
+  });
+})();

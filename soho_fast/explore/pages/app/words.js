@@ -1,0 +1,173 @@
+"use strict";
+
+// Words of the captions, and the codes that say something of them.
+(() => {
+  const { element, formatCount, formatNumber, formatPercent, formatPlural } = explorer;
+
+  const FILTERS = { "": "all", with: "with a code", without: "without a code" };
+  const SORTS = {
+    word: ["word", (a, b) => (a.word < b.word ? -1 : 1)],
+    images: ["images", (a, b) => b.images - a.images],
+    lift: ["lift", (a, b) => (b.codes[0]?.low ?? 0) - (a.codes[0]?.low ?? 0)],
+  };
+
+  const makeRow = (word, wall, fillWhenNear) => {
+    const row = element(
+      "a",
+      {
+        class: word.codes.length ? "word" : "word unclaimed",
+        href: explorer.address("words", word.word),
+        dataset: { word: word.word },
+      },
+      element("span", { class: "word-crops" }),
+      element("span", { class: "word-text foreign", dir: "auto" }, word.word),
+      element("span", { class: "word-count" }, formatPlural(word.images, "image")),
+      element("span", { class: "word-count" }, word.codes.length ? formatPlural(word.codes.length, "code") : "no code"),
+    );
+    row.codes = word.codes.slice(0, 4).map(({ code }) => code);
+    fillWhenNear(row);
+    return row;
+  };
+
+  const showAll = (root, words, wall, parameters, meta) => {
+    const state = {
+      filter: parameters.get("filter") in FILTERS ? parameters.get("filter") : "",
+      sort: parameters.get("sort") in SORTS ? parameters.get("sort") : "word",
+      search: parameters.get("search") ?? "",
+    };
+    const fillWhenNear = explorer.whenNear((row) => {
+      row.firstChild.replaceChildren(...row.codes.map((code) => explorer.codeCrop(wall, code, 40)));
+    });
+    const rows = new Map(words.map((word) => [word, makeRow(word, wall, fillWhenNear)]));
+    const list = element("div", { class: "words" });
+    const found = element("span", { class: "found", role: "status" });
+    const fill = () => {
+      const wanted = state.search.trim().toLowerCase();
+      const shown = words
+        .filter(
+          ({ word, codes }) =>
+            (state.filter === "" || (state.filter === "with") === codes.length > 0) &&
+            word.toLowerCase().includes(wanted),
+        )
+        .sort(SORTS[state.sort][1]);
+      list.replaceChildren(...shown.map((word) => rows.get(word)));
+      found.textContent = `${formatPlural(shown.length, "word")}${shown.length < words.length ? ` of ${formatCount(words.length)}` : ""}`;
+      if (!shown.length) list.append(element("p", { class: "nothing" }, "No word is like that."));
+    };
+    const change = (name, value) => {
+      state[name] = value;
+      fill();
+      explorer.replaceAddress("words", "", { ...state, sort: state.sort === "word" ? "" : state.sort });
+    };
+    const search = element("input", {
+      type: "search",
+      value: state.search,
+      placeholder: "any word",
+      input: ({ target }) => change("search", target.value),
+      keydown: ({ key }) => key === "Enter" && list.querySelector("a")?.click(),
+    });
+    const choices = Object.entries(FILTERS).map(([value, text]) =>
+      element(
+        "label",
+        { class: "choice" },
+        element("input", {
+          type: "radio",
+          name: "filter",
+          value,
+          checked: value === state.filter,
+          change: () => change("filter", value),
+        }),
+        element("span", {}, text),
+      ),
+    );
+    const sortBox = element("select", { change: ({ target }) => change("sort", target.value) });
+    for (const [value, [text]] of Object.entries(SORTS)) {
+      sortBox.append(element("option", { value, selected: value === state.sort }, text));
+    }
+    fill();
+    root.append(
+      element("h1", {}, "Words"),
+      element(
+        "p",
+        { class: "lead" },
+        "Words of the captions, and the codes in whose images they are proven more frequent than elsewhere. ",
+        "No label and no other model names a code: only what people wrote about its images.",
+      ),
+      element(
+        "div",
+        { class: "controls" },
+        element("label", {}, "search ", search),
+        element("fieldset", { class: "choices", "aria-label": "words shown" }, choices),
+        element("label", {}, "sort by ", sortBox),
+        found,
+      ),
+      list,
+      explorer.licenceLine(meta),
+    );
+  };
+
+  const showWord = (root, text, words, wall, meta) => {
+    const word = words.find((one) => one.word === text) ?? words.find((one) => one.word === text.toLowerCase());
+    if (!word) throw new Error(`there is no word "${text}" in the captions that were counted`);
+    root.append(
+      element(
+        "div",
+        { class: "title" },
+        element("h1", { class: "foreign", dir: "auto" }, word.word),
+        element("a", { class: "button", href: explorer.address("words") }, "all words"),
+      ),
+      element(
+        "p",
+        { class: "lead" },
+        `In the captions of ${formatPlural(word.images, "image")} of ${formatCount(meta.num_images)}.`,
+      ),
+    );
+    if (!word.codes.length) {
+      root.append(
+        element(
+          "p",
+          { class: "notice" },
+          "No code claims this word: in no code's images is it more frequent than elsewhere by more than chance makes.",
+        ),
+      );
+    }
+    const greatest = word.codes.reduce((most, { high }) => Math.max(most, high), 4);
+    const codes = word.codes.map((row) =>
+      element(
+        "a",
+        { class: "word-code", href: explorer.address("code", String(row.code)), dataset: { code: row.code } },
+        explorer.codeCrop(wall, row.code, 112, wall.medoid[row.code] ? 0.25 : 0),
+        element(
+          "span",
+          { class: "word-code-text" },
+          element("strong", {}, `code ${row.code}`),
+          element("span", {}, `× ${formatNumber(row.lift, row.lift < 10 ? 2 : 3)}`),
+          explorer.charts.interval({ ...row, value: row.lift, greatest, proven: row.low > 1 }),
+          element(
+            "span",
+            { class: "hint" },
+            `${formatCount(row.both)} of its ${formatPlural(row.images, "image")} (${formatPercent(row.both / row.images)})`,
+          ),
+        ),
+      ),
+    );
+    root.append(element("div", { class: "word-codes" }, codes), explorer.licenceLine(meta));
+    return word.word;
+  };
+
+  explorer.pages.set("words", {
+    title: "Words",
+    show: async (root, argument, parameters, meta) => {
+      if (!meta.has_captions) {
+        root.append(
+          element("h1", {}, "Words"),
+          element("p", { class: "notice" }, "These images have no captions, so nothing names the codes."),
+        );
+        return "Words";
+      }
+      const [words, wall] = await Promise.all([explorer.load("words"), explorer.loadWall()]);
+      if (argument !== "") return showWord(root, argument, words, wall, meta);
+      return showAll(root, words, wall, parameters, meta);
+    },
+  });
+})();
