@@ -1,0 +1,296 @@
+"""The paper's figures 3 and 4 of an explorer: rows of codes, the cells that have them, and their words by lift."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from soho_fast.command_line import Parser
+from soho_fast.engine.errors import UserError
+from soho_fast.explore.bundle import Bundle, BundleError, picture_path
+from soho_fast.extras import from_extra
+
+with from_extra("explore"):
+    import numpy as np
+    from PIL import Image
+
+KINDS = ("nearest", "quantiles", "random")
+ROWS, COLUMNS = 12, 8
+AROUND = 0.5
+"""How much of its surroundings a cell is shown with on each side, in cells; they are faded."""
+
+_FADED = 0.6
+_ENDINGS = (".png", ".pdf")
+_NUM_WORDS = 3
+_TIMES = "\N{MULTIPLICATION SIGN}"
+_GAP = 0.08  # between tiles, in tiles
+_TILE_INCHES = 0.62
+_LABEL_INCHES = 2.5
+
+
+def add_arguments(parser: Parser) -> None:
+    """What `figure` takes."""
+    parser.add_argument("explorer", metavar="RUN_OR_EXPLORER", help="Folder of an explorer, or of a run that has one.")
+    parser.add_argument("--codes", help="Numbers of codes, with commas between; those whose words are surest if not.")
+    parser.add_argument("--rows", type=int, default=ROWS, help="So many codes, where none are named.")
+    parser.add_argument("--columns", type=int, default=COLUMNS, help="So many cells of each code.")
+    parser.add_argument("--kind", choices=KINDS, default="nearest", help="Which of a code's cells.")
+    parser.add_argument("--into", help="PNG or PDF to write; codes.png beside the explorer if not.")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw, and say where it lies."""
+    codes = None if options.codes is None else _numbers(options.codes)
+    print(
+        draw_figure(
+            options.explorer,
+            codes,
+            rows=options.rows,
+            columns=options.columns,
+            kind=options.kind,
+            into=options.into,
+        )
+    )
+    return 0
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"codes: expected numbers with commas between, as 191,107; got {text!r}") from None
+
+
+def open_explorer(path: str | Path) -> Bundle:
+    """The explorer in a folder, or in the run's folder that is named.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = Path(path)
+    inner = path / "explorer"
+    try:
+        return Bundle(inner if not (path / "data").is_dir() and inner.is_dir() else path)
+    except (FileNotFoundError, BundleError) as error:
+        raise UserError(str(error)) from error
+
+
+def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> list[int]:
+    """Codes that a figure shows best: those whose word is surest, each word once, with enough distinct pictures.
+
+    A word counts where the whole interval of its lift lies above 1, the higher the better. Where fewer codes claim
+    one, those that follow are the most frequent ones.
+
+    Returns:
+        At most `rows` codes, fewer where fewer have `columns` pictures.
+    """
+    wall = bundle.read("wall")
+    order = sorted(
+        range(bundle.meta["num_codes"]),
+        key=lambda code: (-max(wall["lift_low"][code] or 0.0, 1.0), -wall["tokens"][code], code),
+    )
+    chosen: list[int] = []
+    told: set[str] = set()
+    for code in order:
+        if len(chosen) == rows:
+            break
+        word = wall["word"][code] if (wall["lift_low"][code] or 0.0) > 1 else None
+        if word in told or not wall["tokens"][code] or len(bundle.code(code)["nearest"]) < columns:
+            continue
+        chosen.append(code)
+        if word is not None:
+            told.add(word)
+    return chosen
+
+
+def cell_with_surroundings(picture_HWC: np.ndarray, occurrence: Sequence[float], around: float = AROUND) -> np.ndarray:
+    """A cell of a picture in the pixels of the picture, its surroundings faded, what lies outside white.
+
+    Args:
+        picture_HWC: uint8 (H, W, 3).
+        occurrence: [picture, row, column, distance, rows, columns], see `bundle`.
+        around: How much is shown on each side, in cells.
+
+    Returns:
+        uint8 (h, w, 3): the cell itself, unchanged, between margins of round(around * its size).
+    """
+    _, row, column, _, rows, columns = occurrence
+    height, width = len(picture_HWC), len(picture_HWC[0])
+    top, bottom = (min(round(place * height / rows), height) for place in (row, row + 1))
+    left, right = (min(round(place * width / columns), width) for place in (column, column + 1))
+    if bottom <= top or right <= left:
+        raise BundleError(f"row {row}, column {column} lies outside a picture of {height} x {width} pixels")
+    down, across = round(around * height / rows), round(around * width / columns)
+    tile = np.full((bottom - top + 2 * down, right - left + 2 * across, 3), 255, dtype=np.uint8)
+    y, x = max(top - down, 0), max(left - across, 0)
+    seen = picture_HWC[y : bottom + down, x : right + across]
+    faded = np.round(255 * _FADED + seen * (1 - _FADED)).astype(np.uint8)
+    y, x = y - (top - down), x - (left - across)
+    tile[y : y + len(seen), x : x + len(seen[0])] = faded
+    tile[down : down + bottom - top, across : across + right - left] = picture_HWC[top:bottom, left:right]
+    return tile
+
+
+def draw_figure(
+    explorer: str | Path,
+    codes: Sequence[int] | None = None,
+    *,
+    rows: int = ROWS,
+    columns: int = COLUMNS,
+    kind: str = "nearest",
+    into: str | Path | None = None,
+) -> Path:
+    """Draw codes with their cells and words.
+
+    Args:
+        explorer: Folder of an explorer, or of a run that has one.
+        codes: Which; `choose_codes` says if None.
+        rows: So many codes, where none are named.
+        columns: So many cells of each.
+        kind: nearest, quantiles or random.
+        into: A .png or .pdf; codes.png beside the explorer if None.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: one of them can't be used; the message says which.
+    """
+    if kind not in KINDS:
+        raise UserError(f"kind: expected {' or '.join(KINDS)}, got {kind!r}")
+    for name, value in (("rows", rows), ("columns", columns)):
+        if value < 1:
+            raise UserError(f"{name}: expected at least 1, got {value}")
+    bundle = open_explorer(explorer)
+    picture = bundle.folder.parent / "codes.png" if into is None else Path(into)
+    if picture.suffix.lower() not in _ENDINGS:
+        raise UserError(f"into: expected a name that ends in {' or '.join(_ENDINGS)}, got {str(picture)!r}")
+    if not picture.parent.is_dir():
+        raise UserError(f"into: there is no folder {picture.parent}")
+    if codes is None:
+        chosen = choose_codes(bundle, rows, columns)
+        if not chosen:
+            raise UserError(f"columns: no code of {bundle.folder} has {columns} distinct pictures; give fewer")
+    else:
+        chosen = list(dict.fromkeys(codes))
+    found = [_of_code(bundle, code) for code in chosen]
+    try:
+        tiles, licences = _tiles(bundle, found, columns, kind)
+    except (OSError, IndexError, BundleError) as error:
+        raise UserError(f"{bundle.folder}: {error}; build the explorer anew") from error
+    _draw(picture, bundle, found, tiles, licences, columns)
+    return picture
+
+
+def _of_code(bundle: Bundle, code: int) -> Mapping[str, Any]:
+    try:
+        found = bundle.code(code)
+    except (IndexError, BundleError) as error:
+        raise UserError(str(error)) from error
+    if not found["tokens"]:
+        raise UserError(f"code {code} is dead: none of the {bundle.meta['num_tokens']:,} tokens here has it")
+    return found
+
+
+def _tiles(
+    bundle: Bundle, codes: Sequence[Mapping[str, Any]], columns: int, kind: str
+) -> tuple[list[list[np.ndarray]], list[int]]:
+    """Tiles of each code, all of one size in pixels, and the licences of the pictures, by number in meta."""
+    pictures: dict[int, np.ndarray] = {}
+    licences: dict[int, None] = {}
+    rows: list[list[np.ndarray]] = []
+    for code in codes:
+        occurrences = code[kind]
+        if kind == "quantiles" and len(occurrences) > columns:
+            places = np.linspace(0, len(occurrences) - 1, columns).round().astype(int)
+            occurrences = [occurrences[place] for place in places]
+        row = []
+        for occurrence in occurrences[:columns]:
+            number = occurrence[0]
+            if number not in pictures:
+                with Image.open(bundle.folder / picture_path(number)) as image:
+                    pictures[number] = np.asarray(image.convert("RGB"))
+                licences |= dict.fromkeys(bundle.picture(number)["licences"])
+            row.append(cell_with_surroundings(pictures[number], occurrence))
+        rows.append(row)
+    side = max(max(tile.shape[:2]) for row in rows for tile in row)
+    return [[_resized(tile, side) for tile in row] for row in rows], sorted(licences)
+
+
+def _resized(tile: np.ndarray, side: int) -> np.ndarray:
+    if tile.shape[:2] == (side, side):
+        return tile
+    return np.asarray(Image.fromarray(tile).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def _draw(
+    path: Path,
+    bundle: Bundle,
+    codes: Sequence[Mapping[str, Any]],
+    tiles: Sequence[Sequence[np.ndarray]],
+    licences: Sequence[int],
+    columns: int,
+) -> None:
+    with from_extra("explore"):
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+    credit = [_credit(bundle.meta["licences"][number]) for number in licences]
+    across = columns * (1 + _GAP) * _TILE_INCHES
+    width = _LABEL_INCHES + across
+    lines = textwrap.wrap("Pictures: " + " · ".join(credit), int(width * 22)) if credit else []
+    below = 0.12 + 0.105 * len(lines)
+    height = len(codes) * (1 + _GAP) * _TILE_INCHES + below
+    with pyplot.rc_context({"font.size": 8, "pdf.fonttype": 42}):
+        figure = pyplot.figure(figsize=(width, height))
+        axes = figure.add_axes((0, below / height, 1, 1 - below / height))
+        left = _LABEL_INCHES / _TILE_INCHES
+        axes.set(xlim=(0, width / _TILE_INCHES), ylim=(len(codes) * (1 + _GAP), 0))
+        axes.axis("off")
+        for number, (code, row) in enumerate(zip(codes, tiles, strict=True)):
+            top = number * (1 + _GAP) + _GAP / 2
+            for place, tile in enumerate(row):
+                x = left + place * (1 + _GAP)
+                axes.imshow(tile, extent=(x, x + 1, top + 1, top), interpolation="antialiased", aspect="auto")
+            axes.text(0.1, top + 0.3, f"code {code['code']}", fontsize=8.5, fontweight="bold", va="center")
+            shown = f"{code['tokens']:,} tokens, {code['images']:,} images"
+            axes.text(left - 0.15, top + 0.3, shown, fontsize=6.2, color="0.45", va="center", ha="right")
+            for line, words in enumerate(_words(code)):
+                axes.text(
+                    0.1, top + 0.57 + 0.22 * line, words, fontsize=6.8, va="center", color="0.1", parse_math=False
+                )
+        axes.set(xlim=(0, width / _TILE_INCHES), ylim=(len(codes) * (1 + _GAP), 0))
+        for number, line in enumerate(lines):
+            y = (below - 0.1 - 0.105 * number) / height
+            figure.text(0.1 * _TILE_INCHES / width, y, line, fontsize=5, color="0.4", va="center", parse_math=False)
+        try:
+            figure.savefig(path, dpi=150, metadata={"Title": bundle.meta["title"]})
+        except OSError as error:
+            raise UserError(f"into: {path} can't be written ({error.strerror or error})") from error
+        finally:
+            pyplot.close(figure)
+
+
+def _words(code: Mapping[str, Any]) -> list[str]:
+    """Two lines at most: the words whose interval lies above 1, the first with its interval."""
+    claimed = [word for word in code["words"] if word["low"] > 1][:_NUM_WORDS]
+    if not claimed:
+        return ["no word"] if code["words"] else []
+    first, *others = claimed
+    lines = [f"{_shortened(first['word'])} {_TIMES}{first['lift']:.1f} ({first['low']:.1f} to {first['high']:.1f})"]
+    if others:
+        lines.append(", ".join(f"{_shortened(word['word'])} {_TIMES}{word['lift']:.1f}" for word in others))
+    return lines
+
+
+def _shortened(word: str) -> str:
+    return word if len(word) <= 20 else word[:19] + "…"
+
+
+def _credit(licence: Mapping[str, str]) -> str:
+    return f"{licence['what']}: {licence['credit']}; {licence['licence']}"

@@ -1,0 +1,117 @@
+"use strict";
+
+// How the codebook came about: curves from the run's log, events, and the codes that have no member.
+(() => {
+  const { element, charts, formatCount, formatPlural } = explorer;
+  const FIRST_SHOWN = 60;
+  const NUM_BINS = 48;
+
+  const HINTS = {
+    perplexity: "So many codes used alike would be used as evenly as these; of the running usage.",
+    "live codes": "Codes whose running usage is not near zero.",
+    "re-seeded codes": "Codes that were dead and took the place of a feature, since the point before.",
+    "codebook drift": "How far one step moves the codes, in units of the codebook's spread.",
+  };
+
+  const card = (heading, hint, ...children) =>
+    element(
+      "section",
+      { class: "card", "aria-label": heading },
+      element("h2", {}, heading),
+      hint ? element("p", { class: "hint" }, hint) : null,
+      children,
+    );
+
+  const curves = ({ series, events }) =>
+    series.map(({ name, points }) => {
+      const chart = charts.line({ series: [{ name, points }], events, label: `${name} by step`, name: "step" });
+      return card(name[0].toUpperCase() + name.slice(1), HINTS[name] ?? null, chart);
+    });
+
+  const eventList = ({ events }) => {
+    const rows = events.map(([step, text]) =>
+      element("li", {}, element("strong", {}, `step ${formatCount(step)}`), ": ", element("bdi", {}, text)),
+    );
+    return rows.length
+      ? card("Events", "The dashed upright lines of the curves.", element("ul", { class: "events" }, rows))
+      : null;
+  };
+
+  // When the codes that were seeded after the first ones were seeded last.
+  const seedings = ({ seeded, last_step: lastStep }) => {
+    const known = seeded.filter((step) => step !== null);
+    const first = known.reduce((least, step) => Math.min(least, step), Infinity);
+    const later = known.filter((step) => step > first);
+    if (!later.length) return null;
+    const counts = Array(NUM_BINS).fill(0);
+    for (const step of later) counts[Math.min(NUM_BINS - 1, Math.floor((step / lastStep) * NUM_BINS))] += 1;
+    const edges = Array.from({ length: NUM_BINS + 1 }, (_, bin) => Math.round((bin / NUM_BINS) * lastStep));
+    const label = "codes by the step of their last seeding";
+    const hint = `Of the ${formatPlural(later.length, "code")} that were seeded again after step ${formatCount(first)}.`;
+    return card("Last seedings", hint, charts.histogram({ counts, edges, label }));
+  };
+
+  const unusedCodes = ({ seeded, unused_since: unusedSince }, tokens) => {
+    const codes = tokens
+      .map((count, code) => ({ code, count, since: unusedSince[code] ?? null, at: seeded[code] ?? null }))
+      .filter(({ count, since }) => since !== null || count === 0)
+      .sort((a, b) => (a.since ?? Infinity) - (b.since ?? Infinity) || a.code - b.code);
+    if (!codes.length) return element("p", { class: "hint" }, "Every code had members in training, and has some here.");
+    const step = (value, unknown) => (value === null ? unknown : `step ${formatCount(value)}`);
+    const row = ({ code, count, since, at }) =>
+      element(
+        "tr",
+        { dataset: { code } },
+        element("th", { scope: "row" }, element("a", { href: explorer.address("code", String(code)) }, `${code}`)),
+        element("td", { class: "number" }, step(since, "had members to the end")),
+        element("td", { class: "number" }, step(at, "not known")),
+        element("td", { class: "number" }, formatCount(count)),
+      );
+    const body = element("tbody", {}, codes.slice(0, FIRST_SHOWN).map(row));
+    const more = element("button", { type: "button", class: "quiet" }, `show all ${formatCount(codes.length)}`);
+    more.addEventListener("click", () => {
+      body.replaceChildren(...codes.map(row));
+      more.remove();
+    });
+    const head = ["code", "no member in training since", "last seeded at", "tokens here"];
+    return [
+      element(
+        "table",
+        { class: "lifts unused" },
+        element("thead", {}, element("tr", {}, head.map((words) => element("th", { scope: "col" }, words)))),
+        body,
+      ),
+      codes.length > FIRST_SHOWN ? more : null,
+    ];
+  };
+
+  const show = async (root) => {
+    const [timeline, wall] = await Promise.all([explorer.load("timeline"), explorer.load("wall")]);
+    root.append(element("div", { class: "title" }, element("h1", {}, "Timeline")));
+    if (timeline === null) {
+      root.append(
+        element(
+          "p",
+          { class: "notice" },
+          "Nothing is known of this codebook's training: no run's log lay beside the model when this explorer was built. " +
+            "The explorer of a run, built from its folder, shows when codes were seeded and since when they have no member.",
+        ),
+      );
+      return;
+    }
+    const { sentences, series } = timeline;
+    if (sentences.length) root.append(element("ul", { class: "sentences" }, sentences.map((text) => element("li", {}, text))));
+    if (!series.length) {
+      root.append(
+        element("p", { class: "notice" }, "The model has no run's log (log.jsonl) beside it, or one that says nothing of the codebook."),
+      );
+    }
+    const cards = [...curves(timeline), seedings(timeline), eventList(timeline)].filter(Boolean);
+    root.append(element("div", { class: "cards" }, cards));
+    const hint = "In training, up to the last snapshot of the run; and among the images of this explorer.";
+    const unused = card("Codes that have no member", hint, unusedCodes(timeline, wall.tokens));
+    root.append(element("div", { class: "cards" }, unused));
+  };
+
+  explorer.pages.set("timeline", { title: "Timeline", show });
+})();
