@@ -39,6 +39,7 @@ META = {
     "title": "what the heading says",
     "model": "where the model came from, or what the arrays were called",
     "weights": "SHA-256 of the codebook, hexadecimal",
+    "made_of": "hash of the weights, the data and the options, by which a rerun knows that nothing has changed",
     "num_codes": "K",
     "num_channels": "C",
     "num_live": "codes with at least one token here",
@@ -84,7 +85,8 @@ CODE = {
 WORDS = {
     "word": "spelling",
     "images": "images whose captions have it",
-    "codes": "list of {code, both, images, lift, low, high}, `images` those of the code; where low > 1, best first",
+    "codes": "list of {code, both, images, lift, low, high}, `images` those of the code; where low > 1, best first, at "
+    "most 32",
 }
 """Fields of each word in the list data/words.js, in alphabetical order."""
 

@@ -29,7 +29,10 @@ ARROWS = {
     "train": {"recipe", "engine", "data"},
     "evaluate": {"recipe", "engine", "command_line", "hub", "spelling"},
     "pipeline": {"model", "data", "hub"},
-    "explore": {"recipe", "tasks", "pipeline", "evaluation", "model", "data", "ops", "engine", "command_line", "hub"},
+    "explore": {
+        *("recipe", "tasks", "pipeline", "evaluation", "model", "data", "ops"),
+        *("engine", "command_line", "hub", "spelling"),
+    },
     "ask": {"pipeline", "engine.errors", "command_line", "hub", "spelling"},
 }
 

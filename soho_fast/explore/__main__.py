@@ -1,0 +1,73 @@
+"""The dictionary explorer on the command line.
+
+python -m soho_fast.explore build runs/mini
+python -m soho_fast.explore figure runs/mini --codes 191,107
+python -m soho_fast.explore serve runs/mini
+python -m soho_fast.explore measure runs/mini
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+
+# Before torch loads OpenMP; see train.py.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+from soho_fast.extras import from_extra
+
+with from_extra("explore"):
+    from soho_fast.command_line import Parser, as_text
+    from soho_fast.engine.errors import UserError, fail
+    from soho_fast.spelling import did_you_mean
+
+COMMANDS = {
+    "build": ("soho_fast.explore.build", "Make the explorer of a model and its data."),
+    "figure": ("soho_fast.explore.figure", "Draw rows of codes, as the paper's figures, as PNG and PDF."),
+    "serve": ("soho_fast.explore.serve", "Show the explorer, with the questions that need the model."),
+    "measure": ("soho_fast.explore.measures", "Measure whether codes mean something."),
+}
+"""Each sub-command's module, which has `add_arguments(parser)` and `run(options) -> exit code`.
+
+One with `TAKES_FIELDS` gets what the parser does not know, fields of a recipe, as `options.fields`."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
+    try:
+        return _run(as_text(sys.argv[1:] if arguments is None else arguments))
+    except (ValueError, OSError) as error:
+        if os.environ.get("SOHO_FAST_TRACEBACK") == "1":
+            raise
+        return fail(str(error))
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        parser = Parser(prog="explore", description="The dictionary explorer.")
+        commands = parser.add_subparsers(required=True)
+        for name, (_, what) in COMMANDS.items():
+            commands.add_parser(name, help=what)
+        parser.parse_args(arguments)
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UserError(f"expected one of {', '.join(COMMANDS)}, got {name!r}{did_you_mean(name, COMMANDS)}")
+    home, what = COMMANDS[name]
+    module = import_module(home)
+    parser = Parser(prog=f"explore {name}", description=what)
+    module.add_arguments(parser)
+    if getattr(module, "TAKES_FIELDS", False):
+        options, options.fields = parser.parse_known_args(rest)
+    else:
+        options = parser.parse_args(rest)
+    return module.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,405 @@
+"""A bundle from a source: one pass over the images, statistics from what is kept of it on disk, small copies, files.
+
+K codes, V words, N images, G pictures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.progress import ProgressLines
+from soho_fast.explore import bundle as layout
+from soho_fast.explore import gallery, statistics, words
+from soho_fast.explore.bundle import Bundle, BundleError
+from soho_fast.explore.sources import PictureError, SeenImage, Source, digest_of
+from soho_fast.explore.spool import Spool
+
+MOST_MASKED = 500
+"""Pictures of which masked visual modelling is shown at most."""
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError: something other than an explorer is there, which is not overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"into: {folder} is a file; expected a folder for the explorer")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "data" / "meta.js").is_file():
+        raise UserError(
+            f"into: {folder} is not empty and holds no explorer, so it is not overwritten; give another folder"
+        )
+
+
+def is_made_of(folder: Path, made_of: str) -> bool:
+    """Whether a whole explorer of these weights, data and options is there."""
+    try:
+        return Bundle(folder).meta.get("made_of") == made_of
+    except (FileNotFoundError, BundleError):
+        return False
+
+
+@contextlib.contextmanager
+def put_in_place(folder: Path) -> Iterator[Path]:
+    """A new folder beside, to be filled, which takes the place of `folder` at the end; nothing is left on errors."""
+    check_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.building-", dir=folder.parent))
+    try:
+        building.chmod(0o755)
+        new = building / "new"
+        new.mkdir()
+        yield new
+        if folder.exists():
+            os.rename(folder, building / "old")
+        os.rename(new, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def assemble(
+    source: Source,
+    folder: Path,
+    *,
+    made_of: str = "",
+    most_pictures: int = gallery.MOST_PICTURES,
+    timeline: Mapping[str, Any] | None = None,
+    measures: Mapping[str, float] | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Write the explorer of a source.
+
+    Args:
+        source: The images, each with the code of every cell.
+        folder: Where it goes; an explorer that is there is replaced at the end.
+        made_of: By which a rerun knows that nothing has changed.
+        most_pictures: Pictures that are shown at most.
+        timeline: Of data/timeline.js.
+        measures: Of meta.
+        say: Called with each line of what is done.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the folder holds something else.
+        ValueError: the source has no image, or a code that the codebook lacks.
+    """
+    folder = Path(os.path.abspath(folder))
+    with put_in_place(folder) as new, tempfile.TemporaryDirectory(dir=new.parent) as spooled:
+        spool = Spool(Path(spooled))
+        try:
+            chosen_words = _look(source, spool, say)
+            _Writer(source, new, spool, chosen_words, most_pictures, say).write(made_of, timeline, measures)
+        finally:
+            spool.close()
+    return folder
+
+
+def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Words:
+    """The pass over all images."""
+    vocabulary = words.Vocabulary()
+    num_codes = len(source.codebook)
+    progress = ProgressLines(say, "images")
+    for image in source.images():
+        _check(image, num_codes)
+        spool.add(image, vocabulary.numbers(image.captions))
+        progress(len(spool), source.num_images or len(spool))
+    if not len(spool):
+        raise ValueError("images: there is none; expected at least one that can be read")
+    spool.finish()
+    return vocabulary.choose()
+
+
+def _check(image: SeenImage, num_codes: int) -> None:
+    if image.index.size and not -1 <= image.index.min() <= image.index.max() < num_codes:
+        wrong = image.index[(image.index < -1) | (image.index >= num_codes)][0]
+        raise ValueError(
+            f"{image.name}: expected codes from 0 to {num_codes - 1} (-1: none), got {wrong}; the index map belongs "
+            "to another codebook"
+        )
+    if not np.isfinite(image.distance[image.index >= 0]).all():
+        raise ValueError(f"{image.name}: its features are not all finite numbers")
+
+
+@dataclass
+class _Column:
+    """What the first page shows of every code, see `bundle.WALL`."""
+
+    values: dict[str, list[Any]]
+
+    def append(self, **values: Any) -> None:
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+
+
+class _Writer:
+    def __init__(
+        self,
+        source: Source,
+        folder: Path,
+        spool: Spool,
+        chosen_words: words.Words,
+        most_pictures: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.source, self.folder, self.spool, self.words, self.say = source, folder, spool, chosen_words, say
+        self.num_codes = len(source.codebook)
+        self.usage = statistics.count_usage(spool, self.num_codes)
+        self.images_G = gallery.choose_pictures(spool, self.usage.images, most_pictures)
+        self.wall = _Column({})
+        self.codes_of_word: dict[int, list[tuple]] = defaultdict(list)
+
+    def write(self, made_of: str, timeline: Mapping[str, Any] | None, measures: Mapping[str, float] | None) -> None:
+        layout.copy_pages(self.folder)
+        (self.folder / "data").mkdir()
+        self._write_pictures()
+        self._write_codes()
+        layout.write_value(self.folder, "wall", self.wall.values)
+        layout.write_value(self.folder, "words", self._words())
+        layout.write_value(self.folder, "timeline", timeline)
+        layout.write_value(self.folder, "server", None)
+        layout.write_value(self.folder, "meta", self._meta(made_of, measures))
+        self._choose_figure()
+
+    def _write_pictures(self) -> None:
+        """Small copies and what is known of each picture; one that can't be read any more is left out."""
+        readable, sizes, cells = [], [], []
+        progress = ProgressLines(self.say, "pictures")
+        for done, number in enumerate(self.images_G):
+            try:
+                text = self.spool.texts(int(number))
+                jpeg, width, height = gallery.small_copy(self.source.picture(text["place"]))
+            except PictureError as error:
+                self.say(f"left out: {error}")
+                continue
+            path = self.folder / layout.picture_path(len(readable))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg)
+            readable.append(number)
+            sizes.append((width, height))
+            cells.append((_short(text["cells_high"]), _short(text["cells_wide"])))
+            progress(done + 1, len(self.images_G))
+        if not readable:
+            raise ValueError("images: no picture can be read any more; have they been moved?")
+        self.images_G, self.cells_G = np.array(readable, dtype=np.int64), cells
+        masked = self._masked()
+        records: list[dict[str, Any]] = []
+        for picture, (number, (width, height)) in enumerate(zip(self.images_G, sizes, strict=True)):
+            text = self.spool.texts(int(number))
+            (chunk,) = self.spool.tokens([int(number)])
+            records.append(
+                {
+                    "picture": picture,
+                    "name": text["name"],
+                    "source": text["source"],
+                    "licences": text["licences"],
+                    "captions": text["captions"],
+                    "width": width,
+                    "height": height,
+                    "cells_high": cells[picture][0],
+                    "cells_wide": cells[picture][1],
+                    "rows": int(self.spool.rows_N[number]),
+                    "columns": int(self.spool.columns_N[number]),
+                    "index": [None if code < 0 else code for code in chunk.index.tolist()],
+                    "masked": masked.get(picture),
+                }
+            )
+            if len(records) == layout.PICTURES_PER_FILE or picture + 1 == len(self.images_G):
+                number = picture // layout.PICTURES_PER_FILE
+                layout.write_value(self.folder, f"pictures-{number:04d}", records)
+                records = []
+
+    def _masked(self) -> dict[int, dict[str, Any]]:
+        count = min(MOST_MASKED, len(self.images_G))
+        shown = np.unique(np.round(np.linspace(0, len(self.images_G) - 1, count)).astype(np.int64)).tolist()
+        texts = [self.spool.texts(int(self.images_G[picture])) for picture in shown]
+        captioned = [(picture, text) for picture, text in zip(shown, texts, strict=True) if text["captions"]]
+        places = [text["place"] for _, text in captioned]
+        found = self.source.masked(places, [text["captions"][0] for _, text in captioned])
+        return {picture: value for (picture, _), value in zip(captioned, found, strict=False) if value is not None}
+
+    def _write_codes(self) -> None:
+        near, near_distance = statistics.near_codes(self.source.codebook)
+        place = statistics.places_on_map(self.source.codebook, self.usage.tokens > 0)
+        ranks = self.usage.ranks()
+        sides = statistics.count_sides(self.spool, self.num_codes)
+        most_columns = max(self.num_codes, len(self.words.spelling))
+        progress = ProgressLines(self.say, "codes")
+        for first, last in statistics.blocks_of_codes(self.num_codes, most_columns, layout.CODES_PER_FILE):
+            beside, both = self._count_block(first, last)
+            members = gallery.Members.gather(self.spool.tokens(self.images_G), self.images_G, first, last)
+            file: list[dict[str, Any]] = []
+            for code in range(first, last):
+                found = words.words_of_codes(
+                    both[code - first : code - first + 1],
+                    self.usage.images[code : code + 1],
+                    self.words.images,
+                    len(self.spool),
+                )[0]
+                shown = gallery.choose_occurrences(members.of(code))
+                neighbours = statistics.best_neighbours(beside[code - first], code, sides)
+                near_row = list(zip(near[code].tolist(), near_distance[code].tolist(), strict=True))
+                entry = {
+                    "code": code,
+                    "tokens": int(self.usage.tokens[code]),
+                    "images": int(self.usage.images[code]),
+                    "rank": int(ranks[code]),
+                    **{kind: self._occurrences(cells) for kind, cells in shown.items()},
+                    "histogram": self.usage.histogram[code].tolist(),
+                    "positions": self.usage.positions[code].tolist(),
+                    "words": self._words_of_code(found.first(words.WORDS_PER_CODE)),
+                    "neighbours": [{"code": c, "count": n, "lift": _short(lift)} for c, n, lift in neighbours],
+                    "near": [{"code": c, "distance": _short(distance)} for c, distance in near_row],
+                }
+                file.append(entry)
+                self._note_word(code, found)
+                self._append_to_wall(entry, near_row, place[code])
+                if len(file) == layout.CODES_PER_FILE or code + 1 == self.num_codes:
+                    layout.write_value(self.folder, f"codes-{code // layout.CODES_PER_FILE:04d}", file)
+                    file = []
+            progress(last, self.num_codes)
+
+    def _count_block(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of a block of codes how often each code is beside them, and images with both them and each word."""
+        beside = np.zeros((last - first, self.num_codes), dtype=np.int32)
+        both = np.zeros((last - first, len(self.words.spelling)), dtype=np.int32)
+        for chunk in self.spool.tokens():
+            statistics.count_beside(chunk, first, last, beside)
+            if self.words.spelling:
+                code, image = statistics.code_images(chunk, self.num_codes)
+                wanted = (code >= first) & (code < last)
+                table = self.words.table(*self.spool.words(chunk.first, chunk.last))
+                both += words.count_both(code[wanted] - first, image[wanted], last - first, table).toarray()
+        return beside, both
+
+    def _append_to_wall(self, entry: Mapping[str, Any], near: Sequence[tuple[int, float]], place: np.ndarray) -> None:
+        code = entry["code"]
+        # Only what is claimed stands for a code.
+        word = entry["words"][0] if entry["words"] and entry["words"][0]["low"] > 1 else None
+        self.wall.append(
+            tokens=entry["tokens"],
+            images=entry["images"],
+            mean_distance=_short(self.usage.mean[code]),
+            spread=_short(self.usage.spread[code]),
+            word=word and word["word"],
+            lift=word and word["lift"],
+            lift_low=word and word["low"],
+            lift_high=word and word["high"],
+            precision=word and _short(word["both"] / entry["images"]),
+            near_code=near[0][0] if near else None,
+            near_distance=_short(near[0][1]) if near else None,
+            x=_short(place[0]),
+            y=_short(place[1]),
+            medoid=entry["nearest"][0] if entry["nearest"] else None,
+        )
+
+    def _occurrences(self, cells: gallery.Members) -> list[list[float]]:
+        found = []
+        for picture, row, column, distance in zip(
+            cells.picture.tolist(), cells.row.tolist(), cells.column.tolist(), cells.distance.tolist(), strict=True
+        ):
+            found.append([picture, row, column, _short(distance), *self.cells_G[picture]])
+        return found
+
+    def _words_of_code(self, found: words.CodeWords) -> list[dict[str, Any]]:
+        return [
+            {
+                "word": self.words.spelling[column],
+                "both": int(both),
+                "images": int(self.words.images[column]),
+                "lift": _short(lift),
+                "low": _short(low),
+                "high": _short(high),
+            }
+            for column, both, lift, low, high in zip(
+                found.column, found.both, found.lift, found.low, found.high, strict=True
+            )
+        ]
+
+    def _note_word(self, code: int, found: words.CodeWords) -> None:
+        claimed = found.first(int((found.low > 1).sum()))
+        for column, both, lift, low, high in zip(
+            claimed.column.tolist(), claimed.both.tolist(), claimed.lift, claimed.low, claimed.high, strict=True
+        ):
+            kept = self.codes_of_word[column]
+            kept.append((-low, -lift, code, both, high))
+            if len(kept) > 4 * words.CODES_PER_WORD:
+                kept.sort()
+                del kept[words.CODES_PER_WORD :]
+
+    def _words(self) -> list[dict[str, Any]]:
+        found = []
+        for column, (spelling, images) in enumerate(zip(self.words.spelling, self.words.images.tolist(), strict=True)):
+            codes = [
+                {
+                    "code": code,
+                    "both": both,
+                    "images": int(self.usage.images[code]),
+                    "lift": _short(-lift),
+                    "low": _short(-low),
+                    "high": _short(high),
+                }
+                for low, lift, code, both, high in sorted(self.codes_of_word[column])[: words.CODES_PER_WORD]
+            ]
+            found.append({"word": spelling, "images": images, "codes": codes})
+        return found
+
+    def _meta(self, made_of: str, measures: Mapping[str, float] | None) -> dict[str, Any]:
+        counts = np.zeros(len(self.source.data_sets), dtype=np.int64)
+        has_captions = False
+        for number in range(len(self.spool)):
+            text = self.spool.texts(number)
+            counts[text["source"]] += 1
+            has_captions = has_captions or bool(text["captions"])
+        return {
+            "schema": layout.SCHEMA,
+            "title": self.source.title,
+            "model": self.source.model,
+            "weights": digest_of(self.source.codebook),
+            "made_of": made_of,
+            "num_codes": self.num_codes,
+            "num_channels": int(self.source.codebook.shape[1]),
+            "num_live": int((self.usage.tokens > 0).sum()),
+            "num_images": len(self.spool),
+            "num_tokens": int(self.usage.tokens.sum()),
+            "num_pictures": len(self.images_G),
+            "num_words": len(self.words.spelling),
+            "has_captions": has_captions,
+            "sources": [
+                {"name": name, "num_images": count}
+                for name, count in zip(self.source.data_sets, counts.tolist(), strict=True)
+            ],
+            "licences": self.source.licences,
+            "position_rows": self.usage.position_rows,
+            "position_columns": self.usage.position_columns,
+            "histogram_edges": [_short(edge) for edge in self.usage.edges],
+            "interval": {
+                "level": words.LEVEL,
+                "num_tests": max(len(self.words.spelling), 1),
+                "min_images": words.MIN_IMAGES,
+            },
+            "measures": dict(measures or {}),
+            "figure": [],
+        }
+
+    def _choose_figure(self) -> None:
+        try:
+            from soho_fast.explore.figure import ROWS, choose_codes
+        except ImportError:
+            return
+        bundle = Bundle(self.folder)
+        layout.write_value(self.folder, "meta", {**bundle.meta, "figure": choose_codes(bundle, ROWS)})
+
+
+def _short(number: float) -> float | None:
+    """Six significant digits, which is what a page can show; None where it is no finite number."""
+    return float(f"{number:.6g}") if np.isfinite(number) else None

@@ -1,0 +1,208 @@
+"""python -m soho_fast.explore build RUN_OR_MODEL: the explorer of a model and the data sets of its recipe.
+
+What it reads follows from a recipe: the run's own, or one that is named. Every field of it can be given too, as in
+training: --data_roots.coco FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from soho_fast.command_line import Parser
+from soho_fast.engine.errors import UserError
+from soho_fast.extras import from_extra
+from soho_fast.hub import check_name
+
+TAKES_FIELDS = True
+FOLDER = "explorer"
+"""Where the explorer goes within a run's folder."""
+
+# A run's folders of exported models, by what they are called on the command line.
+_CHECKPOINTS = {"best": "best", "last": "model"}
+_FLAGS = ("--recipe", "--checkpoint", "--split", "--images", "--into", "--title", "--licence")
+
+
+def add_data_arguments(parser: Parser) -> None:
+    """Which model, and which images: of every command that looks at a model's images."""
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help="Folder of a run or of a model, or a name on the hub.")
+    parser.add_argument("--recipe", help="Name or path of a recipe that says what the data are; the run's own if not.")
+    parser.add_argument("--checkpoint", choices=list(_CHECKPOINTS), help="best or last of a run; the best if there is.")
+    parser.add_argument("--split", nargs="+", default=[], help="Splits of the recipe (training, heldout); all if not.")
+    parser.add_argument("--images", type=int, default=0, help="At most so many images, evenly spread; all if not.")
+
+
+def add_arguments(parser: Parser) -> None:
+    """What `build` takes."""
+    parser.epilog = "Every field of the recipe can be given too, as in training (train.py --recipe ... --help)."
+    add_data_arguments(parser)
+    parser.add_argument("--into", help=f"Folder for the explorer; {FOLDER}/ in the run or model if not.")
+    parser.add_argument("--title", help="What the pages are headed by.")
+    parser.add_argument("--licence", help="Licence and credit of all pictures; licences.json beside them if not.")
+
+
+@dataclass
+class Opened:
+    """A model's folder, its recipe with all paths, and the recipe's task; nothing is read yet."""
+
+    folder: str
+    run: Path | None
+    recipe: Any
+    task: Any
+    splits: list[str]
+    most: int
+    licence: str | None
+
+    @cached_property
+    def images(self) -> Any:
+        """The `TaskImages`, read at the first use."""
+        from soho_fast.explore.from_model import TaskImages
+
+        return TaskImages(self.task, self.splits, most=self.most, licence=self.licence)
+
+    def source(self, title: str, say: Callable[[str], None]) -> Any:
+        """The model with these images, a `ModelSource`; it is loaded here."""
+        from soho_fast.explore.from_model import ModelSource
+
+        with from_extra("train"):
+            import torch
+
+        if self.recipe.engine.threads:
+            torch.set_num_threads(self.recipe.engine.threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = self.task.load_model(self.folder).to(device)
+        self.task.speed_up(model, device)
+        return ModelSource(self.task, model, self.images, title=title, called=self.folder, say=say)
+
+
+def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opened:
+    """Find a model and its recipe, from what `add_data_arguments` takes and `options.fields`.
+
+    Raises:
+        UserError: one of them is not there, or an option is wrong.
+    """
+    with from_extra("train"):
+        from transformers.utils import logging as transformers_logging
+
+        from soho_fast.recipe import read_recipe, with_data_roots
+    if options.images < 0:
+        raise UserError(f"images: expected a number of images, got {options.images}")
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    run, folder = _find_model(options.model, options.checkpoint)
+    named = options.recipe or (run and str(run / "recipe.yaml"))
+    if named is None:
+        raise UserError(
+            f"recipe: {options.model} is no run, whose recipe.yaml would say what the data are; give --recipe NAME"
+        )
+    recipe, _ = read_recipe(["--recipe", named, *options.fields], flags=_FLAGS)
+    recipe = with_data_roots(recipe)
+    task = recipe.make_task(say)
+    _refuse_without_dictionary(folder)
+    licence = getattr(options, "licence", None)
+    return Opened(folder, run, recipe, task, list(options.split), options.images, licence)
+
+
+def _find_model(name: str, checkpoint: str | None) -> tuple[Path | None, str]:
+    """(the run, the model's folder or hub name)."""
+    try:
+        check_name(name, needs_owner=True)
+    except FileNotFoundError as error:
+        raise UserError(f"model: {error}") from error
+    path = Path(name)
+    if not (path / "recipe.yaml").is_file():
+        if checkpoint is not None:
+            raise UserError(f"checkpoint: {name} is no run, which would have several models; leave it out")
+        # A run's model is known by the recipe beside it.
+        beside = path.resolve().parent
+        return (beside if (beside / "recipe.yaml").is_file() else None), name
+    present = {key: path / folder for key, folder in _CHECKPOINTS.items() if (path / folder).is_dir()}
+    if not present:
+        raise UserError(f"model: {name} is a run without a model yet: best/ and model/ come at its end")
+    wanted = checkpoint or next(iter(present))
+    if wanted not in present:
+        raise UserError(f"checkpoint: {name} has no {wanted} model; there is: {', '.join(present)}")
+    return path, str(present[wanted])
+
+
+def _refuse_without_dictionary(folder: str) -> None:
+    """Said before anything is read or loaded, where the model's folder tells."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:
+        return  # The loader says more of a damaged file.
+    if isinstance(config, dict) and config.get("use_dictionary") is False:
+        raise UserError(f"{folder} has no visual dictionary (use_dictionary: false): there are no codes to show")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build, and say where to look."""
+    say = print
+    from soho_fast.explore.assemble import assemble, check_folder, is_made_of
+
+    folder = Path(options.into) if options.into else _default_folder(options.model)
+    check_folder(folder)
+    opened = open_model(options, say)
+    made_of = _made_of(opened, options)
+    if is_made_of(folder, made_of):
+        print(f"{folder} is up to date: {folder / 'index.html'}")
+        return 0
+    title = options.title or f"What the codes of {opened.run.name if opened.run else Path(opened.folder).name} mean"
+    source = opened.source(title, say)
+    say(f"looking at {source.num_images:,} images with {len(source.codebook):,} codes")
+    assemble(
+        source,
+        folder,
+        made_of=made_of,
+        timeline=_timeline(opened, source),
+        say=say,
+    )
+    print(f"open {folder / 'index.html'}")
+    return 0
+
+
+def _default_folder(model: str) -> Path:
+    if not Path(model).is_dir():
+        return Path(FOLDER) / Path(model).name
+    # Beside a run's model, not in it: what is in it has checksums.
+    inside = (Path(model).resolve().parent / "recipe.yaml").is_file() and not (Path(model) / "recipe.yaml").is_file()
+    return Path(os.path.relpath(Path(model).resolve().parent / FOLDER)) if inside else Path(model) / FOLDER
+
+
+def _timeline(opened: Opened, source: Any) -> Any:
+    try:
+        from soho_fast.explore.timeline import timeline
+    except ImportError:
+        return None
+    return timeline(opened.run, source.dictionary)
+
+
+def _made_of(opened: Opened, options: argparse.Namespace) -> str:
+    """A hash of the weights, of what is looked at, of the options, and of the program."""
+    from soho_fast.tasks.identity import weights_identity
+
+    digest = hashlib.sha256()
+    data = opened.task.data
+    for part in (
+        weights_identity(opened.folder) or "",
+        opened.images.identity(),
+        json.dumps([options.title, options.licence, data.shorter_edge, data.longer_edge, data.precision]),
+        *_program(),
+    ):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _program() -> list[str]:
+    """Names and contents of this package's files: another release makes other pages."""
+    here = Path(__file__).parent
+    files = sorted(path for path in here.rglob("*") if path.suffix in (".py", ".js", ".css", ".html"))
+    return [f"{path.relative_to(here)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]

@@ -1,0 +1,306 @@
+"""The images of a task's data sets, looked up in a model's dictionary.
+
+B images of a batch, L tokens of an image, C channels, h x w cells of a batch's grid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from soho_fast import ops
+from soho_fast.engine.errors import UserError
+from soho_fast.explore.gallery import draw
+from soho_fast.explore.licences import Licences, demo_licences, read_licences
+from soho_fast.explore.sources import PictureError, SeenImage
+from soho_fast.extras import from_extra
+from soho_fast.spelling import did_you_mean
+
+with from_extra("train"):
+    from PIL import Image
+
+    from soho_fast.data.batches.sample import pad_texts
+    from soho_fast.data.images import BrokenImageError, decode_image
+    from soho_fast.data.records import ImageRef, ImageTextRecord, fingerprint
+    from soho_fast.data.text import encode_texts
+    from soho_fast.engine.workers import loaded_ahead
+    from soho_fast.evaluation.computing import Computing
+    from soho_fast.explore.gallery import LONGER_EDGE
+    from soho_fast.model import SohoForPreTraining
+    from soho_fast.tasks.base import AnsweringTask, BaseTask
+    from soho_fast.tasks.pretraining import HELDOUT, PretrainingTask, read_sources
+
+TRAINING = "training"
+"""What pre-training's images that are not held out are called as a split."""
+_GUESSES = 5
+# Small batches are fastest on a CPU, where a batch's activations stay in its caches.
+_CPU_BATCH = 16
+
+
+@dataclass(slots=True)
+class DataImage:
+    """An image of the data sets: where it is, its data set by number, and its texts, each once."""
+
+    ref: ImageRef
+    data_set: int
+    captions: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ImageBatch:
+    """Some images and their features, as the dictionary gets them.
+
+    images: those that could be read, B. features: (B, L, C) on the device, L = h * w. valid: bool (B, h, w), False at
+    padding. index: int64 (B, h, w), -1 at padding; distance: float32 (B, h, w). cells: each image's height and width in
+    cells, fractions included.
+    """
+
+    places: list[int]
+    images: list[DataImage]
+    features: torch.Tensor
+    valid: torch.Tensor
+    index: torch.Tensor
+    distance: torch.Tensor
+    cells: list[tuple[float, float]]
+
+
+class TaskImages:
+    """The images of a task's splits, each once, with all its texts.
+
+    Args:
+        task: Reads them.
+        splits: Names of splits; all of the task when empty.
+        most: So many of them, evenly spread; 0 takes all.
+        licence: What holds for all of them; None looks for licences.json beside them.
+
+    Attributes:
+        images: In the order of the splits.
+        data_sets: Their names.
+        licences: Entries of meta's licences, and which hold for each picture.
+    """
+
+    def __init__(
+        self, task: BaseTask, splits: Sequence[str] = (), *, most: int = 0, licence: str | None = None
+    ) -> None:
+        self.data_sets: list[str] = []
+        found: dict[str, DataImage] = {}
+        for name, records in _records(task, splits):
+            for record in records:
+                refs = (record.image,) if isinstance(record, ImageTextRecord) else task.images_of(record)
+                texts = [task.text_of(record)] if isinstance(task, AnsweringTask) else record.captions
+                for ref in refs:
+                    image = found.setdefault(str(ref), DataImage(ref, self._number(name or record.source)))
+                    image.captions += [text for text in texts if text not in image.captions]
+        self.images = list(found.values())
+        if most and most < len(self.images):
+            places = np.unique(np.round(np.linspace(0, len(self.images) - 1, most)).astype(np.int64))
+            self.images = [self.images[place] for place in places]
+        self.licences = Licences()
+        self._licences_of = self._licence_finders(licence)
+
+    def _number(self, data_set: str) -> int:
+        if data_set not in self.data_sets:
+            self.data_sets.append(data_set)
+        return self.data_sets.index(data_set)
+
+    def _licence_finders(self, licence: str | None) -> dict[str, Callable[[str], list[int]]]:
+        roots = dict.fromkeys(str(image.ref.store) for image in self.images)
+        if licence is not None:
+            number = self.licences.number({"what": "all pictures", "credit": licence, "licence": licence})
+            return dict.fromkeys(roots, lambda name: [number])
+        finders: dict[str, Callable[[str], list[int]]] = {}
+        for root in roots:
+            demo = demo_licences(root)
+            finders[root] = self._of_demo(demo) if demo else self._of_entries(read_licences(root))
+        return finders
+
+    def _of_demo(self, demo: Mapping[str, list[dict[str, str]]]) -> Callable[[str], list[int]]:
+        every = list({entry["what"]: entry for entries in demo.values() for entry in entries}.values())
+
+        def find(name: str) -> list[int]:
+            # Pictures of NLVR2 are scenes under other names: any of the entries may hold.
+            entries = demo.get(name.rpartition("/")[2].rpartition(".")[0], every)
+            return [self.licences.number(entry) for entry in entries]
+
+        return find
+
+    def _of_entries(self, own: Licences) -> Callable[[str], list[int]]:
+        return lambda name: [self.licences.number(own.entries[number]) for number in own.of(name)]
+
+    def licences_of(self, image: DataImage) -> list[int]:
+        """Numbers in `licences.entries`."""
+        return self._licences_of[str(image.ref.store)](image.ref.name)
+
+    def identity(self) -> str:
+        """What tells these images, by name, and texts from others."""
+        names = (image.ref.name for image in self.images)
+        return fingerprint(names, (text for image in self.images for text in (*image.captions, "")))
+
+
+def _records(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | None, Sequence[Any]]]:
+    """(name of the data set, records); None where the records tell theirs."""
+    known = [TRAINING, HELDOUT] if isinstance(task, PretrainingTask) else list(task.data.splits)
+    for split in splits:
+        if split not in known:
+            raise UserError(f"split: expected some of {', '.join(known)}, got {split!r}{did_you_mean(split, known)}")
+    for split in splits or known:
+        if not isinstance(task, PretrainingTask):
+            yield split, task.records(split)
+        elif split == TRAINING:
+            for record in read_sources(task.data.sources, "sources", task._say):
+                yield None, [record]
+        elif task.data.heldout:
+            for record in read_sources(task.data.heldout, "heldout", task._say):
+                yield f"{record.source}, held out", [record]
+
+
+class ModelSource:
+    """A `Source` of a model with a dictionary, and the images of a task's data sets.
+
+    Args:
+        task: Whose processor is the model's.
+        model: In evaluation mode, on its device.
+        images: What is looked up.
+        title, called: META's `title` and `model`.
+        say: Called with a line for each image that can't be read.
+
+    Raises:
+        UserError: the model has no dictionary.
+    """
+
+    def __init__(
+        self, task: BaseTask, model: Any, images: TaskImages, *, title: str, called: str, say: Callable[[str], None]
+    ) -> None:
+        self.dictionary = model.base().visual_dictionary
+        if self.dictionary is None:
+            raise UserError(f"{called} has no visual dictionary (use_dictionary: false): there are no codes to show")
+        self._task, self._model, self._images, self._say = task, model, images, say
+        self._computing = Computing(model, task.data.precision)
+        self.codebook = self.dictionary.codebook.float().cpu().numpy()
+        self.title, self.model = title, called
+        self.data_sets, self.licences = images.data_sets, images.licences.entries
+        self.num_images = len(images.images)
+        self._cell = 32 * model.config.visual_pool
+
+    def batches(self) -> Iterator[ImageBatch]:
+        """The images in their order, looked up; those that can't be read are told, and left out."""
+        size = _CPU_BATCH if self._computing.device.type == "cpu" else self._task.data.image_batch
+        places = [range(first, min(first + size, self.num_images)) for first in range(0, self.num_images, size)]
+        loads = loaded_ahead(
+            lambda number: self._load(places[number]),
+            range(len(places)),
+            workers=self._task.workers,
+            pin=self._computing.device.type == "cuda",
+        )
+        with contextlib.closing(loads):
+            for readable, pixels, batch, broken in loads:
+                for line in broken:
+                    self._say(f"left out: {line}")
+                if readable:
+                    yield self._look_up(readable, pixels, batch)
+
+    def _load(self, places: Sequence[int]) -> tuple[list[int], list[tuple[int, int]], Any, list[str]]:
+        readable, pixels, broken = [], [], []
+        processor = self._task.processor.image_processor
+        for place in places:
+            try:
+                pixels.append(processor.load(self._images.images[place].ref))
+                readable.append(place)
+            except BrokenImageError as error:
+                broken.append(str(error))
+        batch = processor.collate(pixels) if pixels else None
+        return readable, [tuple(each.shape[-2:]) for each in pixels], batch, broken
+
+    @torch.no_grad()
+    def _look_up(self, places: list[int], sizes: list[tuple[int, int]], batch: Mapping[str, Any]) -> ImageBatch:
+        with self._computing():
+            feat_BLC, valid_Bhw = self._model.base().encode_features(**self._computing.on_device(batch))
+        index_BL, squared_BL = ops.codebook_lookup(feat_BLC, self.dictionary.codebook, return_distance=True)
+        index_Bhw = index_BL.view(valid_Bhw.shape).masked_fill(~valid_Bhw, -1)
+        cells = [(height / self._cell, width / self._cell) for height, width in sizes]
+        images = [self._images.images[place] for place in places]
+        return ImageBatch(places, images, feat_BLC, valid_Bhw, index_Bhw, squared_BL.sqrt().view_as(index_Bhw), cells)
+
+    def images(self) -> Iterator[SeenImage]:
+        for batch in self.batches():
+            index, distance, valid = (x.cpu().numpy() for x in (batch.index, batch.distance, batch.valid))
+            for number, (place, image) in enumerate(zip(batch.places, batch.images, strict=True)):
+                rows, columns = int(valid[number].any(1).sum()), int(valid[number].any(0).sum())
+                yield SeenImage(
+                    index[number, :rows, :columns].astype(np.int32),
+                    distance[number, :rows, :columns],
+                    image.ref.name,
+                    place,
+                    image.captions,
+                    image.data_set,
+                    self._images.licences_of(image),
+                    *batch.cells[number],
+                )
+
+    def picture(self, place: int) -> Image.Image:
+        ref = self._images.images[place].ref
+        try:
+            pixels_3HW = decode_image(ref.read(), shorter_edge=LONGER_EDGE)
+        except (OSError, ValueError) as error:
+            raise PictureError(f"{ref}: {error}") from error
+        return Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy())
+
+    @torch.no_grad()
+    def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+        """As in training one label of each picture is masked, the same in every build."""
+        if not isinstance(self._model, SohoForPreTraining) or not self._model.config.use_dictionary_output:
+            return
+        uniform_N = draw(np.asarray(places), np.zeros(len(places), dtype=np.int64)) / 2.0**64
+        uniform_N = np.minimum(uniform_N, np.nextafter(1.0, 0.0))
+        for first in range(0, len(places), _CPU_BATCH):
+            some = slice(first, first + _CPU_BATCH)
+            found = self._guess(places[some], captions[some], torch.from_numpy(uniform_N[some]))
+            yield from (found.get(place) for place in places[some])
+
+    def _guess(
+        self, places: Sequence[int], captions: Sequence[str], uniform_B: torch.Tensor
+    ) -> dict[int, dict[str, Any]]:
+        readable, _, batch, _ = self._load(places)
+        if not readable:
+            return {}
+        is_there = [place in readable for place in places]
+        processor = self._task.processor
+        texts = encode_texts(
+            processor.tokenizer,
+            [caption for caption, there in zip(captions, is_there, strict=True) if there],
+            min(self._task.data.max_text_length, self._model.config.max_position_embeddings),
+        )
+        on_device, uniform_B = self._computing.on_device, uniform_B[is_there].to(self._computing.device)
+        with self._computing():
+            visual = self._model.encode_images(**on_device(batch))
+            inputs = on_device(pad_texts([text.ids for text in texts], processor.tokenizer.pad_token_id))
+            output = self._model(visual_tokens=visual, mask_uniform=uniform_B, **inputs)
+            _, labels_BL = self._model.base().mask_one_label(visual, uniform_B)
+        best = output.mvm_logits.float().softmax(-1).topk(min(_GUESSES, self._model.config.num_codes))
+        image_M, place_M = (labels_BL != -100).nonzero(as_tuple=True)
+        width_w = -(-batch["pixel_values"].shape[-1] // self._cell)
+        valid_BL = visual.valid
+        found: dict[int, dict[str, Any]] = {}
+        for image, token, codes, shares in zip(
+            image_M.tolist(), place_M.tolist(), best.indices.tolist(), best.values.tolist(), strict=True
+        ):
+            columns = int(valid_BL[image].view(-1, width_w).any(0).sum())
+            entry = found.setdefault(readable[image], {"code": int(labels_BL[image, token]), "cells": []})
+            guesses = [[code, float(f"{share:.3g}")] for code, share in zip(codes, shares, strict=True)]
+            cell = token // width_w * columns + token % width_w
+            entry["cells"].append({"cell": cell, "guesses": guesses})
+        return found
+
+
+def weights_hash(model: Any) -> str:
+    """SHA-256 of all tensors of a model, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + b"\0" + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

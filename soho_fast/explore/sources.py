@@ -1,0 +1,77 @@
+"""What an explorer is made from: images, each with the code of every cell.
+
+From a model they come by `from_model.py`, from arrays by `from_arrays.py`.
+
+K codes, C channels, h x w cells of an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from soho_fast.extras import from_extra
+
+with from_extra("explore"):
+    from PIL import Image
+
+UNKNOWN_LICENCE = {"what": "pictures whose licence is not known here", "credit": "unknown", "licence": "unknown"}
+"""The entry of meta's licences for pictures of which nothing else is known."""
+
+
+class PictureError(ValueError):
+    """A picture that can't be read; the message names it and what went wrong."""
+
+
+@dataclass(slots=True)
+class SeenImage:
+    """An image after the lookup.
+
+    index: int32 (h, w), -1 where there is no code; distance: float32 (h, w), of each feature to its code, as it is
+    measured in the feature space (not squared). `place`: by which the source finds the picture again. `source`: number
+    in the source's `data_sets`; `licences`: numbers in its `licences`. `cells_high`, `cells_wide`: the picture's size
+    in cells, fractions included; 0 is that of the grid.
+    """
+
+    index: np.ndarray
+    distance: np.ndarray
+    name: str
+    place: int
+    captions: Sequence[str] = ()
+    source: int = 0
+    licences: Sequence[int] = ()
+    cells_high: float = 0.0
+    cells_wide: float = 0.0
+
+
+class Source(Protocol):
+    """Where the images, the codes and the pictures come from.
+
+    codebook: float32 (K, C). title, model: see `bundle.META`. data_sets: names. licences: entries of meta's licences.
+    num_images: how many `images` gives at most; None where that is not known.
+    """
+
+    codebook: np.ndarray
+    title: str
+    model: str
+    data_sets: list[str]
+    licences: list[dict[str, str]]
+    num_images: int | None
+
+    def images(self) -> Iterator[SeenImage]:
+        """The images in their order, once. Those that can't be read are told, and left out."""
+
+    def picture(self, place: int) -> Image.Image:
+        """A picture in RGB, upright, looked at again. Raises PictureError: it can't be read."""
+
+    def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+        """Of each of some pictures, read with a caption, PICTURE's `masked`."""
+
+
+def digest_of(codebook: np.ndarray) -> str:
+    """SHA-256 of a codebook, float32 (K, C), in hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(codebook, dtype="<f4").tobytes()).hexdigest()

@@ -1,0 +1,170 @@
+"""Index maps, distances and texts of all images on disk, since they may be more than memory holds.
+
+T tokens of some images one after another, row by row; N images.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soho_fast.explore.sources import SeenImage
+
+# Of a chunk: some thousand images, some MB.
+_TOKENS_AT_A_TIME = 2**18
+
+
+@dataclass(slots=True)
+class Chunk:
+    """The tokens of the images `first` to `last` (exclusive).
+
+    image: int64 (T,), from 0 for the first; row, column: int32 (T,), in the image's grid; rows, columns: int32 (T,),
+    of that grid; index: int32 (T,), -1 where there is no code; distance: float32 (T,).
+    """
+
+    first: int
+    last: int
+    image: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    index: np.ndarray
+    distance: np.ndarray
+
+
+class Spool:
+    """Written once, image by image, then read as often as is needed.
+
+    Args:
+        folder: An empty folder for its files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = {name: folder / name for name in ("index", "distance", "words", "texts")}
+        self._files = {name: path.open("w+b") for name, path in self._paths.items()}
+        self._rows, self._columns = array("i"), array("i")
+        self._first = {name: array("q", [0]) for name in ("tokens", "words", "texts")}
+        self.distance_range = (np.inf, -np.inf)
+        """Smallest and largest distance of a token with a code."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def num_tokens(self) -> int:
+        """Cells of all images, those without a code included."""
+        return self._first["tokens"][-1]
+
+    def close(self) -> None:
+        """Close the files; they are the folder's owner's to delete."""
+        for file in self._files.values():
+            file.close()
+
+    def add(self, image: SeenImage, words: np.ndarray) -> None:
+        """Append an image with the numbers of its captions' words, int32, each once."""
+        rows, columns = image.index.shape
+        index = np.ascontiguousarray(image.index, dtype=np.int32)
+        distance = np.ascontiguousarray(image.distance, dtype=np.float32)
+        known = distance[index >= 0]
+        if known.size:
+            low, high = self.distance_range
+            self.distance_range = min(low, float(known.min())), max(high, float(known.max()))
+        text = json.dumps(
+            {
+                "name": image.name,
+                "place": image.place,
+                "captions": list(image.captions),
+                "source": image.source,
+                "licences": list(image.licences),
+                "cells_high": float(image.cells_high or rows),
+                "cells_wide": float(image.cells_wide or columns),
+            }
+        ).encode()
+        contents = {"index": index.tobytes(), "distance": distance.tobytes(), "words": words.tobytes(), "texts": text}
+        for name, content in contents.items():
+            self._files[name].write(content)
+        self._rows.append(rows)
+        self._columns.append(columns)
+        for name, size in (("tokens", index.size), ("words", len(words)), ("texts", len(text))):
+            self._first[name].append(self._first[name][-1] + size)
+
+    def finish(self) -> None:
+        """From here on it is read."""
+        for file in self._files.values():
+            file.flush()
+        self.rows_N = np.frombuffer(self._rows, dtype=np.int32)
+        self.columns_N = np.frombuffer(self._columns, dtype=np.int32)
+        self.first_N = np.frombuffer(self._first["tokens"], dtype=np.int64)
+
+    def texts(self, number: int) -> dict[str, Any]:
+        """All of an image but its tokens: the fields of `SeenImage`."""
+        first, last = self._first["texts"][number], self._first["texts"][number + 1]
+        file = self._files["texts"]
+        file.seek(first)
+        return json.loads(file.read(last - first))
+
+    def words(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the images `first` to `last` the words, int32, and where each image's begin, int64 (last - first + 1,)."""
+        begins = np.frombuffer(self._first["words"], dtype=np.int64)[first : last + 1]
+        return self._read("words", np.int32, int(begins[0]), int(begins[-1])), begins - begins[0]
+
+    def tokens(self, numbers: Sequence[int] | np.ndarray | None = None) -> Iterator[Chunk]:
+        """The tokens of all images, or of those of ascending `numbers`; then `image` counts among these."""
+        if numbers is None:
+            for first, last in self._runs():
+                yield self._chunk(first, last)
+            return
+        held: list[Chunk] = []
+        size = begin = 0
+        for place, number in enumerate(numbers):
+            held.append(self._chunk(int(number), int(number) + 1))
+            size += len(held[-1].index)
+            if size >= _TOKENS_AT_A_TIME or place == len(numbers) - 1:
+                yield _joined(held, begin)
+                held, size, begin = [], 0, place + 1
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        first = 0
+        while first < len(self):
+            last = int(np.searchsorted(self.first_N, self.first_N[first] + _TOKENS_AT_A_TIME, side="left"))
+            last = min(max(last, first + 1), len(self))
+            yield first, last
+            first = last
+
+    def _chunk(self, first: int, last: int) -> Chunk:
+        begin, end = int(self.first_N[first]), int(self.first_N[last])
+        sizes = np.diff(self.first_N[first : last + 1])
+        image_T = np.repeat(np.arange(last - first), sizes)
+        place_T = np.arange(end - begin) - (self.first_N[first:last] - begin)[image_T]
+        columns_T = self.columns_N[first:last][image_T]
+        return Chunk(
+            first,
+            last,
+            image_T,
+            (place_T // np.maximum(columns_T, 1)).astype(np.int32),
+            (place_T % np.maximum(columns_T, 1)).astype(np.int32),
+            self.rows_N[first:last][image_T],
+            columns_T,
+            self._read("index", np.int32, begin, end),
+            self._read("distance", np.float32, begin, end),
+        )
+
+    def _read(self, name: str, dtype: type, first: int, last: int) -> np.ndarray:
+        # Not mapped: mapped pages count as this process's memory.
+        file, size = self._files[name], np.dtype(dtype).itemsize
+        file.seek(first * size)
+        return np.frombuffer(file.read((last - first) * size), dtype=dtype)
+
+
+def _joined(chunks: list[Chunk], first: int) -> Chunk:
+    image = np.concatenate([chunk.image + number for number, chunk in enumerate(chunks)])
+    names = ("row", "column", "rows", "columns", "index", "distance")
+    parts = {name: np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in names}
+    return Chunk(first, first + len(chunks), image, **parts)

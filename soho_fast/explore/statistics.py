@@ -1,0 +1,203 @@
+"""What all images together say of each code, counted from the tokens on disk in bounded memory.
+
+K codes, T tokens of a chunk, H bins of the histogram, P positions of the heat map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from soho_fast.explore.spool import Chunk, Spool
+
+HISTOGRAM_BINS = 32
+MOST_POSITIONS = 16
+"""Rows and columns of the heat map at most."""
+NUM_NEIGHBOURS = 8
+NUM_NEAR = 8
+
+# Entries of a table of counts, codes x columns, that are in memory at a time.
+_TABLE_ENTRIES = 2**24
+
+
+@dataclass
+class Usage:
+    """How often and where each code is used.
+
+    tokens, images: int64 (K,). mean, spread: float64 (K,), of the distances of a code's tokens, NaN where it has none.
+    histogram: int64 (K, H) over `edges` (H + 1,), the last bin closed. positions: int64 (K, P), row by row.
+    """
+
+    tokens: np.ndarray
+    images: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray
+    edges: np.ndarray
+    histogram: np.ndarray
+    position_rows: int
+    position_columns: int
+    positions: np.ndarray
+
+    def ranks(self) -> np.ndarray:
+        """int64 (K,), the place of each code by tokens, from 1; of equals the lower number comes first."""
+        ranks = np.empty(len(self.tokens), dtype=np.int64)
+        ranks[np.argsort(-self.tokens, kind="stable")] = np.arange(1, len(self.tokens) + 1)
+        return ranks
+
+
+def code_images(chunk: Chunk, num_codes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(code, image) of each pair that occurs in a chunk, once, by code and then by image."""
+    known = chunk.index >= 0
+    num_images = chunk.last - chunk.first
+    pairs = np.unique(chunk.index[known].astype(np.int64) * num_images + chunk.image[known])
+    return pairs // max(num_images, 1), pairs % max(num_images, 1)
+
+
+def count_usage(spool: Spool, num_codes: int) -> Usage:
+    """Count tokens, images, distances and positions of each code."""
+    edges = _edges(*spool.distance_range)
+    rows, columns = _heat_map_size(spool)
+    num_positions = rows * columns
+    tokens, images = np.zeros(num_codes, dtype=np.int64), np.zeros(num_codes, dtype=np.int64)
+    total, squares = np.zeros(num_codes), np.zeros(num_codes)
+    histogram = np.zeros((num_codes, HISTOGRAM_BINS), dtype=np.int64)
+    positions = np.zeros((num_codes, num_positions), dtype=np.int64)
+    # Squares of what lies far from zero would lose what tells spread.
+    centre = float(edges[0] + edges[-1]) / 2
+    for chunk in spool.tokens():
+        known = chunk.index >= 0
+        code = chunk.index[known].astype(np.int64)
+        distance = chunk.distance[known].astype(np.float64)
+        tokens += np.bincount(code, minlength=num_codes)
+        images += np.bincount(code_images(chunk, num_codes)[0], minlength=num_codes)
+        total += np.bincount(code, distance - centre, minlength=num_codes)
+        squares += np.bincount(code, (distance - centre) ** 2, minlength=num_codes)
+        place = np.clip(np.searchsorted(edges, distance, side="right") - 1, 0, HISTOGRAM_BINS - 1)
+        _count_into(histogram, code, place)
+        row = (2 * chunk.row[known].astype(np.int64) + 1) * rows // (2 * chunk.rows[known])
+        column = (2 * chunk.column[known].astype(np.int64) + 1) * columns // (2 * chunk.columns[known])
+        _count_into(positions, code, row * columns + column)
+    with np.errstate(invalid="ignore"):
+        mean = total / tokens
+        spread = np.sqrt(np.maximum(squares / tokens - mean**2, 0.0))
+    return Usage(tokens, images, mean + centre, spread, edges, histogram, rows, columns, positions)
+
+
+def _count_into(table: np.ndarray, row: np.ndarray, column: np.ndarray) -> None:
+    keys, counts = np.unique(row * table.shape[1] + column, return_counts=True)
+    table.reshape(-1)[keys] += counts
+
+
+def _edges(low: float, high: float) -> np.ndarray:
+    if not low <= high:  # no token has a code
+        low, high = 0.0, 1.0
+    if high - low < 1e-6 * max(abs(high), 1e-6):
+        high = low + max(abs(low), 1.0) * 1e-3
+    return np.linspace(low, high, HISTOGRAM_BINS + 1)
+
+
+def _heat_map_size(spool: Spool) -> tuple[int, int]:
+    """The grid itself where all are alike and small enough; else so many that each image has a cell for each."""
+    return tuple(min(MOST_POSITIONS, int(sizes.max(initial=1))) for sizes in (spool.rows_N, spool.columns_N))
+
+
+def blocks_of_codes(num_codes: int, num_columns: int, per_file: int) -> Iterator[tuple[int, int]]:
+    """(first, last) of blocks of codes of which a table codes x columns fits into memory; whole files of codes."""
+    size = max(1, _TABLE_ENTRIES // max(num_columns, 1) // per_file) * per_file
+    for first in range(0, num_codes, size):
+        yield first, min(first + size, num_codes)
+
+
+def _beside(chunk: Chunk) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(codes, codes beside them): each two cells that lie side by side, then each two of which one lies below."""
+    right = np.flatnonzero(chunk.column + 1 < chunk.columns)
+    yield chunk.index[right], chunk.index[right + 1]
+    below = np.flatnonzero(chunk.row + 1 < chunk.rows)
+    yield chunk.index[below], chunk.index[below + chunk.columns[below]]
+
+
+def count_beside(chunk: Chunk, first: int, last: int, table: np.ndarray) -> None:
+    """Add to `table` int32 (last - first, K) how often a cell of each code of the block has a code beside it.
+
+    Beside are the cells to the left, to the right, above and below.
+    """
+    for one, other in _beside(chunk):
+        for here, there in ((one, other), (other, one)):
+            wanted = (here >= first) & (here < last) & (there >= 0)
+            _count_into(table, here[wanted].astype(np.int64) - first, there[wanted].astype(np.int64))
+
+
+def count_sides(spool: Spool, num_codes: int) -> np.ndarray:
+    """int64 (K,): how many coded cells lie beside the cells of each code, all codes taken together."""
+    sides = np.zeros(num_codes, dtype=np.int64)
+    for chunk in spool.tokens():
+        for one, other in _beside(chunk):
+            both = (one >= 0) & (other >= 0)
+            sides += np.bincount(one[both], minlength=num_codes) + np.bincount(other[both], minlength=num_codes)
+    return sides
+
+
+def best_neighbours(counts: np.ndarray, code: int, sides: np.ndarray) -> list[tuple[int, int, float]]:
+    """(code, count, lift) of the codes that lie beside a code most often beyond chance.
+
+    Args:
+        counts: int (K,), how often each lies beside it.
+        code: The code.
+        sides: int64 (K,), see `count_sides`.
+    """
+    if not sides[code]:
+        return []
+    expected = sides[code] * (sides / sides.sum())
+    found = np.flatnonzero(counts)
+    order = found[np.argsort(-(counts[found] - expected[found]), kind="stable")][:NUM_NEIGHBOURS]
+    return [(int(other), int(counts[other]), float(counts[other] / expected[other])) for other in order]
+
+
+def near_codes(codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest other codes of each code: (number int64, distance float64), both (K, at most 8), nearest first.
+
+    Of equally near ones the lower number comes first.
+    """
+    codes = codebook.astype(np.float64)
+    num_codes = len(codes)
+    num_near = min(NUM_NEAR, num_codes - 1)
+    number, distance = np.zeros((num_codes, num_near), dtype=np.int64), np.zeros((num_codes, num_near))
+    norms = (codes**2).sum(1)
+    for first in range(0, num_codes if num_near else 0, 256):
+        block = codes[first : first + 256]
+        own = np.arange(first, first + len(block))
+        rough = norms[own, None] + norms - 2 * block @ codes.T
+        rough[np.arange(len(block)), own] = np.inf
+        # Rounding may change places among nearly equal ones: some more are looked at exactly.
+        some = np.argpartition(rough, min(2 * num_near, num_codes - 1), axis=1)[:, : 2 * num_near + 1]
+        some = np.sort(some, axis=1)
+        exact = np.sqrt(((codes[some] - block[:, None]) ** 2).sum(2))
+        exact[some == own[:, None]] = np.inf
+        order = np.argsort(exact, axis=1, kind="stable")[:, :num_near]
+        number[own] = np.take_along_axis(some, order, 1)
+        distance[own] = np.take_along_axis(exact, order, 1)
+    return number, distance
+
+
+def places_on_map(codebook: np.ndarray, is_live: np.ndarray) -> np.ndarray:
+    """float64 (K, 2) in [0, 1]: the codes along the two directions in which the live ones differ most (PCA).
+
+    Both directions have the same scale; a dead code that lies outside is put on the border.
+    """
+    codes = codebook.astype(np.float64)
+    live = codes[is_live] if is_live.any() else codes
+    centred = live - live.mean(0)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    directions = directions[:, ::-1][:, :2]
+    # Eigenvectors have no sign of their own.
+    largest = np.abs(directions).argmax(0)
+    directions = directions * np.where(directions[largest, np.arange(directions.shape[1])] < 0, -1.0, 1.0)
+    place = (codes - live.mean(0)) @ directions
+    if place.shape[1] == 1:
+        place = np.concatenate([place, np.zeros_like(place)], axis=1)
+    of_live = place[is_live] if is_live.any() else place
+    low, high = of_live.min(0), of_live.max(0)
+    scale = max(float((high - low).max()), np.finfo(np.float64).tiny)
+    return np.clip((place - (low + high) / 2) / scale + 0.5, 0.0, 1.0)

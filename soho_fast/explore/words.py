@@ -1,0 +1,187 @@
+"""What the captions say of the images of a code: words by lift, with counts and an interval.
+
+The unit is the image: a word is there or not, however often it is said. lift = P(word | code) / P(word); above 1 the
+word is more frequent where the code is.
+
+The interval is Clopper and Pearson's of P(word | code) over P(word), at a level that holds for all words of a code
+together (Bonferroni): of codes that have nothing to do with the captions, at most one in forty claims any word.
+
+N images, K codes (or a block of them), V words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from soho_fast.extras import from_extra
+
+with from_extra("explore"):
+    from scipy.sparse import csr_array
+    from scipy.special import betaincinv
+
+LEVEL = 0.95
+MIN_IMAGES = 5
+"""Images with both the code and the word, below which nothing is claimed."""
+MOST_WORDS = 2000
+"""The most frequent words are counted, so many of them."""
+WORDS_PER_CODE = 20
+CODES_PER_WORD = 32
+
+# Words of all scripts; hyphens and apostrophes join. Joiners within words are part of some scripts.
+_WORD = re.compile(r"[^\W_]+(?:['\u2019\u00b7\u200c\u200d-][^\W_]+)*")
+_LONGEST_WORD = 40
+
+# Function words of English, and the words by which captions speak of themselves; see data/text.py, which the explorer
+# of plain arrays does without.
+_STOP_WORDS = """
+    a an the this that these those some any each every it its they them their he him his she her we us our you your i
+    me my who whom whose which what where when how there here
+    is are was were be been being am has have had having do does did can could will would may might must shall should
+    and or but nor so yet if then than as because while although though
+    of to in on at by for with from into onto about up down out off through during among
+    not no only just also very too more most such same other another own both all
+    picture image photo photograph scene view shows show showing shown see seen sees seeing look looks looking
+    contains contain containing depicts depicting pictured
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+
+
+def words_of(captions: Iterable[str]) -> set[str]:
+    """The whole lower-case words of an image's captions that are no stop words."""
+    found: set[str] = set()
+    for caption in captions:
+        found.update(word for word in _WORD.findall(caption.lower()) if len(word) <= _LONGEST_WORD)
+    return found - STOP_WORDS
+
+
+class Vocabulary:
+    """Words by numbers, in the order in which they come, and how many images have each."""
+
+    def __init__(self) -> None:
+        self._number_of: dict[str, int] = {}
+        self._images: list[int] = []
+
+    def numbers(self, captions: Iterable[str]) -> np.ndarray:
+        """The numbers of an image's words, int32, each once; the image is counted."""
+        numbers = [self._number_of.setdefault(word, len(self._number_of)) for word in sorted(words_of(captions))]
+        self._images += [0] * (len(self._number_of) - len(self._images))
+        for number in numbers:
+            self._images[number] += 1
+        return np.array(numbers, dtype=np.int32)
+
+    def choose(self) -> Words:
+        """The words that are counted: the most frequent ones that enough images have, in alphabetical order."""
+        images = np.array(self._images, dtype=np.int64)
+        spelling = list(self._number_of)
+        frequent = [number for number in np.argsort(-images, kind="stable") if images[number] >= MIN_IMAGES]
+        chosen = sorted(frequent[:MOST_WORDS], key=lambda number: spelling[number])
+        column_of = np.full(len(spelling), -1, dtype=np.int64)
+        column_of[chosen] = np.arange(len(chosen))
+        return Words([spelling[number] for number in chosen], images[chosen].astype(np.int64), column_of)
+
+
+@dataclass
+class Words:
+    """The V words that are counted: spellings in alphabetical order, images that have each, int64 (V,), and the column
+    of each number of the vocabulary, -1 for those that are not counted."""
+
+    spelling: list[str]
+    images: np.ndarray
+    column_of: np.ndarray
+
+    def table(self, numbers: np.ndarray, begins: np.ndarray) -> csr_array:
+        """int32 (N, V), 1 where an image has a word; numbers of image n stand from begins[n] to begins[n + 1]."""
+        columns = self.column_of[numbers]
+        image = np.repeat(np.arange(len(begins) - 1), np.diff(begins))[columns >= 0]
+        columns = columns[columns >= 0]
+        shape = (len(begins) - 1, len(self.spelling))
+        return csr_array((np.ones(len(columns), dtype=np.int32), (image, columns)), shape=shape)
+
+
+def count_both(code: np.ndarray, image: np.ndarray, num_codes: int, words_NV: csr_array) -> csr_array:
+    """int32 (K, V), images that have both a code and a word.
+
+    Args:
+        code, image: int (pairs,), each pair of a code and an image that has it, once.
+        num_codes: K.
+        words_NV: 1 where an image has a word, int32 (N, V).
+    """
+    shape = (num_codes, words_NV.shape[0])
+    codes_KN = csr_array((np.ones(len(code), dtype=np.int32), (code, image)), shape=shape)
+    return codes_KN @ words_NV
+
+
+def lifts(
+    both: np.ndarray, code_images: np.ndarray, word_images: np.ndarray, num_images: int, num_tests: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(lift, low, high) of some pairs of a code and a word, float64 (pairs,).
+
+    Args:
+        both: int (pairs,), images with both; at least 1.
+        code_images, word_images: int (pairs,), images with the code, and with the word; at least 1.
+        num_images: all images.
+        num_tests: words of which one might be claimed by chance, at least 1.
+
+    Below `MIN_IMAGES` images with both, `low` is at most 1.
+    """
+    tail = (1 - LEVEL) / 2 / num_tests
+    # Of many pairs few differ in what the interval depends on, and its inversion is slow.
+    (both_U, images_U), place = _distinct(both, code_images)
+    low_U = betaincinv(both_U, images_U - both_U + 1.0, tail)
+    high_U = np.ones(len(both_U))
+    some = both_U < images_U
+    high_U[some] = betaincinv(both_U[some] + 1.0, (images_U - both_U)[some], 1 - tail)
+    share = np.maximum(word_images, 1) / num_images
+    low = low_U[place] / share
+    return both / code_images / share, np.where(both < MIN_IMAGES, np.minimum(low, 1.0), low), high_U[place] / share
+
+
+def _distinct(one: np.ndarray, other: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    size = int(other.max(initial=0)) + 1
+    keys, place = np.unique(one.astype(np.int64) * size + other, return_inverse=True)
+    return (keys // size, keys % size), place
+
+
+@dataclass
+class CodeWords:
+    """Words of one code, those first whose interval lies highest: columns of `Words`, and counts and lifts of each."""
+
+    column: np.ndarray
+    both: np.ndarray
+    lift: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def first(self, count: int) -> CodeWords:
+        """The first so many."""
+        return CodeWords(*(getattr(self, name)[:count] for name in ("column", "both", "lift", "low", "high")))
+
+
+def words_of_codes(
+    both_KV: np.ndarray, code_images: np.ndarray, word_images: np.ndarray, num_images: int
+) -> list[CodeWords]:
+    """The words of each code that are more frequent in its images than elsewhere, best first.
+
+    Args:
+        both_KV: int (K, V), images with both.
+        code_images: int (K,). word_images: int (V,). num_images: N.
+    """
+    found = []
+    num_tests = max(both_KV.shape[1], 1)
+    for both_V, images in zip(both_KV, code_images, strict=True):
+        column = np.flatnonzero(both_V * num_images > images * word_images)
+        both = both_V[column].astype(np.int64)
+        lift, low, high = lifts(both, np.full(len(column), images), word_images[column], num_images, num_tests)
+        # Of equal ones the columns tell, which are in alphabetical order.
+        order = np.lexsort((column, -lift, -low))
+        found.append(CodeWords(column[order], both[order], lift[order], low[order], high[order]))
+    return found
+
+
+def claims(codes: Sequence[CodeWords]) -> np.ndarray:
+    """bool (K,), whether a code's best word has an interval above 1."""
+    return np.array([bool(len(words.low)) and words.low[0] > 1 for words in codes], dtype=bool)
