@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ with from_extra("explore"):
     from PIL import Image
 
 KINDS = ("nearest", "quantiles", "random")
-ROWS, COLUMNS = 12, 8
-AROUND = 0.5
+ROWS, COLUMNS, DPI = 12, 8, 150
+AROUND = 1.0
 """How much of its surroundings a cell is shown with on each side, in cells; they are faded."""
 
-_FADED = 0.6
+_FADED = 0.45
 _ENDINGS = (".png", ".pdf")
 _NUM_WORDS = 3
 _TIMES = "\N{MULTIPLICATION SIGN}"
@@ -38,6 +39,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="So many codes, where none are named.")
     parser.add_argument("--columns", type=int, default=COLUMNS, help="So many cells of each code.")
     parser.add_argument("--kind", choices=KINDS, default="nearest", help="Which of a code's cells.")
+    parser.add_argument("--dpi", type=int, default=DPI, help=f"Pixels an inch; a cell's tile is {_TILE_INCHES} inches.")
     parser.add_argument("--into", help="PNG or PDF to write; codes.png beside the explorer if not.")
 
 
@@ -51,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
             rows=options.rows,
             columns=options.columns,
             kind=options.kind,
+            dpi=options.dpi,
             into=options.into,
         )
     )
@@ -106,32 +109,49 @@ def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> li
     return chosen
 
 
-def cell_with_surroundings(picture_HWC: np.ndarray, occurrence: Sequence[float], around: float = AROUND) -> np.ndarray:
-    """A cell of a picture in the pixels of the picture, its surroundings faded, what lies outside white.
+@dataclass(frozen=True)
+class Tile:
+    """A part of a picture, uint8 (h, w, 3), and the cell that it is shown for: top, left, height, width in pixels."""
+
+    pixels: np.ndarray
+    cell: tuple[int, int, int, int]
+
+
+def cut_tile(picture_HWC: np.ndarray, occurrence: Sequence[float], around: float = AROUND) -> Tile:
+    """A cell of a picture with its surroundings faded, in the pixels of the picture.
+
+    What is shown is moved into the picture where the cell lies at its edge; where the picture is smaller, the rest is
+    white.
 
     Args:
         picture_HWC: uint8 (H, W, 3).
         occurrence: [picture, row, column, distance, rows, columns], see `bundle`.
         around: How much is shown on each side, in cells.
 
-    Returns:
-        uint8 (h, w, 3): the cell itself, unchanged, between margins of round(around * its size).
+    Raises:
+        BundleError: the cell lies outside the picture.
     """
     _, row, column, _, rows, columns = occurrence
-    height, width = len(picture_HWC), len(picture_HWC[0])
-    top, bottom = (min(round(place * height / rows), height) for place in (row, row + 1))
-    left, right = (min(round(place * width / columns), width) for place in (column, column + 1))
-    if bottom <= top or right <= left:
-        raise BundleError(f"row {row}, column {column} lies outside a picture of {height} x {width} pixels")
-    down, across = round(around * height / rows), round(around * width / columns)
-    tile = np.full((bottom - top + 2 * down, right - left + 2 * across, 3), 255, dtype=np.uint8)
-    y, x = max(top - down, 0), max(left - across, 0)
-    seen = picture_HWC[y : bottom + down, x : right + across]
-    faded = np.round(255 * _FADED + seen * (1 - _FADED)).astype(np.uint8)
-    y, x = y - (top - down), x - (left - across)
-    tile[y : y + len(seen), x : x + len(seen[0])] = faded
-    tile[down : down + bottom - top, across : across + right - left] = picture_HWC[top:bottom, left:right]
-    return tile
+    starts, sizes, sides, cell = [], [], [], []
+    for place, count, length in ((row, rows, len(picture_HWC)), (column, columns, len(picture_HWC[0]))):
+        begin, end = (min(round(edge * length / count), length) for edge in (place, place + 1))
+        if not 0 <= begin < end:
+            raise BundleError(f"row {row}, column {column} lies outside a picture of {rows:g} x {columns:g} cells")
+        margin = round(around * length / count)
+        side = round(length / count) + 2 * margin
+        start = max(0, min(begin - margin, length - side))
+        starts.append(start)
+        sizes.append(min(side, length - start))
+        sides.append(side)
+        cell.append((begin - start, end - begin))
+    (y, x), (high, wide) = starts, sizes
+    (top, height), (left, width) = cell
+    pixels = np.full((*sides, 3), 255, dtype=np.uint8)
+    seen = picture_HWC[y : y + high, x : x + wide]
+    pixels[:high, :wide] = np.round(255 * _FADED + seen * (1 - _FADED)).astype(np.uint8)
+    inner = slice(top, top + height), slice(left, left + width)
+    pixels[inner] = seen[inner]
+    return Tile(pixels, (top, left, height, width))
 
 
 def draw_figure(
@@ -141,6 +161,7 @@ def draw_figure(
     rows: int = ROWS,
     columns: int = COLUMNS,
     kind: str = "nearest",
+    dpi: int = DPI,
     into: str | Path | None = None,
 ) -> Path:
     """Draw codes with their cells and words.
@@ -151,6 +172,7 @@ def draw_figure(
         rows: So many codes, where none are named.
         columns: So many cells of each.
         kind: nearest, quantiles or random.
+        dpi: Pixels an inch of the file.
         into: A .png or .pdf; codes.png beside the explorer if None.
 
     Returns:
@@ -161,7 +183,7 @@ def draw_figure(
     """
     if kind not in KINDS:
         raise UserError(f"kind: expected {' or '.join(KINDS)}, got {kind!r}")
-    for name, value in (("rows", rows), ("columns", columns)):
+    for name, value in (("rows", rows), ("columns", columns), ("dpi", dpi)):
         if value < 1:
             raise UserError(f"{name}: expected at least 1, got {value}")
     bundle = open_explorer(explorer)
@@ -181,7 +203,7 @@ def draw_figure(
         tiles, licences = _tiles(bundle, found, columns, kind)
     except (OSError, IndexError, BundleError) as error:
         raise UserError(f"{bundle.folder}: {error}; build the explorer anew") from error
-    _draw(picture, bundle, found, tiles, licences, columns)
+    _draw(picture, bundle, found, tiles, licences, columns, dpi)
     return picture
 
 
@@ -197,11 +219,11 @@ def _of_code(bundle: Bundle, code: int) -> Mapping[str, Any]:
 
 def _tiles(
     bundle: Bundle, codes: Sequence[Mapping[str, Any]], columns: int, kind: str
-) -> tuple[list[list[np.ndarray]], list[int]]:
-    """Tiles of each code, all of one size in pixels, and the licences of the pictures, by number in meta."""
+) -> tuple[list[list[Tile]], list[int]]:
+    """Tiles of each code, and the licences of the pictures, by number in meta."""
     pictures: dict[int, np.ndarray] = {}
     licences: dict[int, None] = {}
-    rows: list[list[np.ndarray]] = []
+    rows: list[list[Tile]] = []
     for code in codes:
         occurrences = code[kind]
         if kind == "quantiles" and len(occurrences) > columns:
@@ -214,25 +236,19 @@ def _tiles(
                 with Image.open(bundle.folder / picture_path(number)) as image:
                     pictures[number] = np.asarray(image.convert("RGB"))
                 licences |= dict.fromkeys(bundle.picture(number)["licences"])
-            row.append(cell_with_surroundings(pictures[number], occurrence))
+            row.append(cut_tile(pictures[number], occurrence))
         rows.append(row)
-    side = max(max(tile.shape[:2]) for row in rows for tile in row)
-    return [[_resized(tile, side) for tile in row] for row in rows], sorted(licences)
-
-
-def _resized(tile: np.ndarray, side: int) -> np.ndarray:
-    if tile.shape[:2] == (side, side):
-        return tile
-    return np.asarray(Image.fromarray(tile).resize((side, side), Image.Resampling.BICUBIC))
+    return rows, sorted(licences)
 
 
 def _draw(
     path: Path,
     bundle: Bundle,
     codes: Sequence[Mapping[str, Any]],
-    tiles: Sequence[Sequence[np.ndarray]],
+    tiles: Sequence[Sequence[Tile]],
     licences: Sequence[int],
     columns: int,
+    dpi: int,
 ) -> None:
     with from_extra("explore"):
         import matplotlib
@@ -256,7 +272,8 @@ def _draw(
             top = number * (1 + _GAP) + _GAP / 2
             for place, tile in enumerate(row):
                 x = left + place * (1 + _GAP)
-                axes.imshow(tile, extent=(x, x + 1, top + 1, top), interpolation="antialiased", aspect="auto")
+                axes.imshow(tile.pixels, extent=(x, x + 1, top + 1, top), interpolation="antialiased", aspect="auto")
+                axes.add_patch(_outline(tile, x, top))
             axes.text(0.1, top + 0.3, f"code {code['code']}", fontsize=8.5, fontweight="bold", va="center")
             shown = f"{code['tokens']:,} tokens, {code['images']:,} images"
             axes.text(left - 0.15, top + 0.3, shown, fontsize=6.2, color="0.45", va="center", ha="right")
@@ -269,11 +286,20 @@ def _draw(
             y = (below - 0.1 - 0.105 * number) / height
             figure.text(0.1 * _TILE_INCHES / width, y, line, fontsize=5, color="0.4", va="center", parse_math=False)
         try:
-            figure.savefig(path, dpi=150, metadata={"Title": bundle.meta["title"]})
+            figure.savefig(path, dpi=dpi, metadata={"Title": bundle.meta["title"]})
         except OSError as error:
             raise UserError(f"into: {path} can't be written ({error.strerror or error})") from error
         finally:
             pyplot.close(figure)
+
+
+def _outline(tile: Tile, x: float, y: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    high, wide = tile.pixels.shape[:2]
+    top, left, height, width = tile.cell
+    place = (x + left / wide, y + top / high)
+    return Rectangle(place, width / wide, height / high, fill=False, edgecolor="0.15", linewidth=0.8)
 
 
 def _words(code: Mapping[str, Any]) -> list[str]:

@@ -8,8 +8,8 @@ from PIL import Image
 
 from soho_fast.engine.errors import UserError
 from soho_fast.explore import figure
-from soho_fast.explore.bundle import Bundle, picture_path, write_in_files, write_value
-from soho_fast.explore.figure import cell_with_surroundings, choose_codes, draw_figure
+from soho_fast.explore.bundle import Bundle, BundleError, picture_path, write_in_files, write_value
+from soho_fast.explore.figure import choose_codes, cut_tile, draw_figure
 
 NUM_CODES, SIDE, CELLS = 6, 32, 4
 CELL = SIDE // CELLS
@@ -64,19 +64,30 @@ def test_the_surest_code_of_each_word_is_shown_and_then_the_most_frequent(explor
 
 def test_a_tile_is_the_cell_of_its_picture_and_faded_surroundings():
     picture = _picture(2)
-    tile = cell_with_surroundings(picture, [2, 1, 3, 0.5, CELLS, CELLS], 0.5)
+    tile = cut_tile(picture, [2, 1, 3, 0.5, CELLS, CELLS], 0.5)
     half = CELL // 2
-    assert tile.shape == (2 * CELL, 2 * CELL, 3)
-    assert np.array_equal(tile[half:-half, half:-half], picture[CELL : 2 * CELL, 3 * CELL :])
-    assert (tile[:, -half:] == 255).all(), "outside the picture"
-    above = np.array(_colour(2, 0, 3))
-    assert np.array_equal(tile[0, half], np.round(255 * 0.6 + above * 0.4))
+    assert tile.pixels.shape == (2 * CELL, 2 * CELL, 3)
+    assert tile.cell == (half, CELL, CELL, CELL), "what lies right of the picture is not shown"
+    assert np.array_equal(tile.pixels[half:-half, CELL:], picture[CELL : 2 * CELL, 3 * CELL :])
+    expected = np.round(255 * 0.45 + picture[CELL - half : 2 * CELL + half, 2 * CELL :] * 0.55)
+    expected[half:-half, CELL:] = picture[CELL : 2 * CELL, 3 * CELL :]
+    assert np.array_equal(tile.pixels, expected)
 
 
 def test_a_cell_that_reaches_beyond_the_picture_ends_with_it():
     picture = _picture(0)[:20, :26]  # 2.5 x 3.25 cells
-    tile = cell_with_surroundings(picture, [0, 2, 3, 0.5, 2.5, 3.25], 0)
-    assert np.array_equal(tile, picture[16:20, 24:26])
+    tile = cut_tile(picture, [0, 2, 3, 0.5, 2.5, 3.25], 0)
+    top, left, height, width = tile.cell
+    assert (height, width) == (4, 2)
+    assert np.array_equal(tile.pixels[top : top + 4, left : left + 2], picture[16:20, 24:26])
+
+
+def test_what_is_larger_than_the_picture_is_white():
+    tile = cut_tile(_picture(0)[:CELL, : 2 * CELL], [0, 0, 1, 0.5, 1, 2], 1)
+    assert tile.pixels.shape == (3 * CELL, 3 * CELL, 3) and tile.cell == (0, CELL, CELL, CELL)
+    assert (tile.pixels[CELL:] == 255).all() and (tile.pixels[:, 2 * CELL :] == 255).all()
+    with pytest.raises(BundleError, match=r"row 1, column 0 lies outside a picture of 1 x 2 cells"):
+        cut_tile(_picture(0)[:CELL, : 2 * CELL], [0, 1, 0, 0.5, 1, 2])
 
 
 def test_rows_hold_the_cells_of_their_codes(explorer, monkeypatch):
@@ -85,10 +96,11 @@ def test_rows_hold_the_cells_of_their_codes(explorer, monkeypatch):
     draw_figure(explorer, [3, 1, 3], columns=3)
     assert [code["code"] for code in drawn["codes"]] == [3, 1], "each once, in the order that was given"
     assert [len(row) for row in drawn["tiles"]] == [1, 3]
-    half = CELL // 2
     for row, code in zip(drawn["tiles"], (3, 1), strict=True):
         for number, tile in enumerate(row):
-            assert (tile[half:-half, half:-half] == _colour(number, code, number)).all()
+            top, left, height, width = tile.cell
+            assert (height, width) == (CELL, CELL)
+            assert (tile.pixels[top : top + CELL, left : left + CELL] == _colour(number, code, number)).all()
 
 
 def test_the_picture_shows_what_was_chosen(explorer):
@@ -140,6 +152,7 @@ def _texts(explorer: Path, codes: list[int]) -> str:
         ({"into": "codes.jpg"}, "into: expected a name that ends in .png or .pdf, got 'codes.jpg'"),
         ({"into": "nowhere/codes.png"}, "into: there is no folder nowhere"),
         ({"rows": 0}, "rows: expected at least 1, got 0"),
+        ({"dpi": 0}, "dpi: expected at least 1, got 0"),
         ({"columns": 5}, "columns: no code of"),
         ({"kind": "far"}, "kind: expected nearest or quantiles or random, got 'far'"),
     ],
