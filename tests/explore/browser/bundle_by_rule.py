@@ -14,6 +14,7 @@ SHAPES = [
     {"width": 60, "height": 100, "rows": 5, "columns": 3, "cells_high": 5.0, "cells_wide": 3.0},
     {"width": 80, "height": 80, "rows": 4, "columns": 4, "cells_high": 4.25, "cells_wide": 4.25},
 ]
+NUM_CODES, NUM_PICTURES = 70, 300  # of a small bundle: two files of codes, two of pictures
 POSITION_ROWS, POSITION_COLUMNS = 5, 6
 EDGES = [0.0, 0.25, 0.5, 0.75, 1.0]
 WORDS = ["dolphin", "balloon", "wall", "gravel", "telephone", "lollipop"]
@@ -52,7 +53,7 @@ def distance_of(picture: int, cell: int) -> float:
     return (picture * 37 + cell * 101) % 1000 / 1000
 
 
-def write_bundle(folder: Path, num_codes: int, num_pictures: int, title: str = "By rule") -> bundle.Bundle:
+def write_bundle(folder: Path, num_codes: int, num_pictures: int, num_words: int = 20) -> bundle.Bundle:
     """Write pages, data and pictures. Every tenth code is dead; pictures 1 and 4 have the hostile captions."""
     bundle.copy_pages(folder)
     (folder / "data").mkdir()
@@ -73,13 +74,13 @@ def write_bundle(folder: Path, num_codes: int, num_pictures: int, title: str = "
     codes = [_code(code, members[code], rank[code], num_codes) for code in range(num_codes)]
     live = [code for code in range(num_codes) if members[code]]
     num_tokens = sum(map(len, members))
-    words = _words(codes)
+    words = _words(codes, num_words)
     bundle.write_value(
         folder,
         "meta",
         {
             "schema": bundle.SCHEMA,
-            "title": title,
+            "title": "By rule",
             "model": "by rule",
             "weights": "0" * 64,
             "num_codes": num_codes,
@@ -199,7 +200,7 @@ def _wall(codes: list[dict], members: list) -> dict:
     }
 
 
-def _words(codes: list[dict]) -> list[dict]:
+def _words(codes: list[dict], num_words: int) -> list[dict]:
     claimed = {word: [] for word in WORDS}
     for code in codes:
         for word in code["words"]:
@@ -210,6 +211,7 @@ def _words(codes: list[dict]) -> list[dict]:
         entries.sort(key=lambda entry: (-entry["low"], entry["code"]))
     found = [{"word": word, "images": 20, "codes": claimed[word][:50]} for word in WORDS]
     found += [{"word": word, "images": 60, "codes": []} for word in UNCLAIMED]
+    found += [{**found[number % 6], "word": f"word{number}"} for number in range(num_words - len(found))]
     return sorted(found, key=lambda word: word["word"])
 
 

@@ -5,8 +5,8 @@
 //
 //   histogram({counts, edges, label})                 bars; `edges` has one entry more than `counts`
 //   heatMap({values, rows, columns, label, name})     values >= 0, row by row; `name` of what is counted
-//   line({series, events, label, height, name})       series: [{name, points: [[x, y], ...]}], events: [[x, text], ...];
-//                                                     `name` of x
+//   line({series, events, label, height, name})       series: [{name, points: [[x, y], ...]}], `name` of x, events:
+//                                                     [[x, text], ...]
 //   interval({low, value, high, greatest, proven})    a ratio in its interval, on a logarithmic axis from 1/4 to
 //                                                     `greatest`, 1 marked
 explorer.charts = {};

@@ -7,11 +7,7 @@
 
   const KINDS = [
     ["nearest", "Nearest", "The features that lie closest to the code: what it is at its purest."],
-    [
-      "quantiles",
-      "From near to far",
-      "At even steps of distance, the nearest first and the farthest last: how wide it reaches.",
-    ],
+    ["quantiles", "From near to far", "Evenly from the nearest member to the farthest: how wide it reaches."],
     ["random", "At random", "Drawn evenly from all its members: what it mostly is."],
   ];
 
@@ -28,9 +24,9 @@
           class: "occurrence",
           href: explorer.address("image", String(picture), { code: code.code }),
           "aria-label": `picture ${picture}, row ${row + 1}, column ${column + 1}, distance ${formatNumber(distance)}`,
-          title: `distance ${formatNumber(distance)}`,
         },
-        explorer.crop(occurrence, 112, 0.75),
+        explorer.crop(occurrence, null, 0.75),
+        formatNumber(distance),
       );
     });
     const row = element("div", { class: "occurrences" }, tiles.slice(0, FIRST_SHOWN));
@@ -52,51 +48,52 @@
   const card = (heading, hint, ...children) =>
     element("section", { class: "card" }, element("h2", {}, heading), element("p", { class: "hint" }, hint), children);
 
-  // A table of ratios with their intervals; `first` makes the first cell of a row.
-  explorer.liftTable = (rows, heading, first, count) => {
-    const greatest = rows.reduce((most, { high }) => Math.max(most, high), 4);
+  // The proven words, and a few of the others.
+  const wordTable = (rows) => {
+    const greatest = 1.1 * rows.reduce((most, { high }) => Math.max(most, high), 4);
     const lines = rows.map((row) => {
-      const proven = row.low > 1;
+      const { word, both, images, lift, low } = row;
+      const counts = `${both} of the ${images} images whose captions have the word have the code`;
       return element(
         "tr",
-        { class: proven ? null : "unproven" },
-        element("th", { scope: "row" }, first(row)),
-        element("td", { class: "number" }, count(row)),
-        element("td", { class: "number" }, `× ${formatNumber(row.lift, row.lift < 10 ? 2 : 3)}`),
-        element("td", { class: "interval-cell" }, charts.interval({ ...row, value: row.lift, greatest, proven })),
+        { class: low > 1 ? null : "unproven" },
+        element(
+          "th",
+          { scope: "row" },
+          element("a", { href: explorer.address("words", word), class: "foreign", dir: "auto" }, word),
+        ),
+        element("td", { class: "number", title: counts }, `${formatCount(both)} of ${formatCount(images)}`),
+        element("td", { class: "number" }, `× ${formatNumber(lift, lift < 10 ? 2 : 3)}`),
+        element("td", {}, charts.interval({ ...row, value: lift, greatest, proven: low > 1 })),
       );
     });
-    const head = [...heading, "lift", "interval"].map((words) => element("th", { scope: "col" }, words));
-    return element(
-      "table",
-      { class: "lifts" },
-      element("thead", {}, element("tr", {}, head)),
-      element("tbody", {}, lines),
+    const first = Math.max(FIRST_SHOWN, rows.filter(({ low }) => low > 1).length);
+    const body = element("tbody", {}, lines.slice(0, first));
+    const head = ["word", "its images with the code", "lift", "interval"].map((words) =>
+      element("th", { scope: "col" }, words),
+    );
+    const table = element("table", { class: "lifts" }, element("thead", {}, element("tr", {}, head)), body);
+    if (lines.length <= first) return table;
+    const more = element("button", { type: "button", class: "quiet" }, `show all ${lines.length}`);
+    more.addEventListener("click", () => {
+      body.replaceChildren(...lines);
+      more.remove();
+    });
+    return [table, more];
+  };
+
+  const wordCard = (code, meta) => {
+    if (!meta.has_captions) return null;
+    const { level, num_tests: numTests } = meta.interval;
+    return card(
+      "Words",
+      "How many times likelier a word is in the captions of images that have this code. Intervals at " +
+        `${formatPercent(level)}, corrected for ${formatPlural(numTests, "test")}; what is grey may be chance.`,
+      code.words.length ? wordTable(code.words) : element("p", { class: "nothing" }, "No word is common enough here."),
     );
   };
 
-  const intervalHint = ({ interval }) =>
-    `The intervals hold together at ${formatPercent(interval.level)}, over ${formatPlural(interval.num_tests, "test")}.`;
-
-  const words = (code, meta) => {
-    if (!meta.has_captions) return null;
-    const hint =
-      "How many times likelier a word is in captions of images that have this code. What is grey may be chance. " +
-      intervalHint(meta);
-    if (!code.words.length)
-      return card("Words", hint, element("p", { class: "nothing" }, "No word is common enough here."));
-    const first = ({ word }) =>
-      element("a", { href: explorer.address("words", word), class: "foreign", dir: "auto" }, word);
-    const count = ({ both, images }) =>
-      element(
-        "span",
-        { title: `${both} of the ${images} images whose captions have the word have the code` },
-        `${formatCount(both)} of ${formatCount(images)}`,
-      );
-    return card("Words", hint, explorer.liftTable(code.words, ["word", "its images with the code"], first, count));
-  };
-
-  const codeList = (entries, wall, tell) =>
+  const codeList = (entries, own, wall, tell) =>
     element(
       "div",
       { class: "code-list" },
@@ -104,8 +101,8 @@
         element(
           "a",
           { href: codeAddress(entry.code), "aria-label": `code ${entry.code}, ${tell(entry)}` },
-          explorer.codeCrop(wall, entry.code, 64),
-          element("span", { class: "tile-number" }, entry.code),
+          explorer.codeCrop(wall, entry.code, 72),
+          element("span", { class: "tile-number" }, entry.code === own ? "itself" : entry.code),
           element("span", { class: "tile-word", dir: "auto" }, wall.word[entry.code] ?? ""),
           element("span", { class: "tile-value" }, tell(entry)),
         ),
@@ -131,13 +128,50 @@
       { class: "facts" },
       entries.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))),
     );
-  explorer.facts = facts;
 
-  const nearCodes = (code, wall) =>
+  const distanceCard = (code, meta) =>
+    card(
+      "Distances",
+      "How far its members lie from it.",
+      charts.histogram({
+        counts: code.histogram,
+        edges: meta.histogram_edges,
+        label: `tokens of code ${code.code} by distance`,
+      }),
+    );
+
+  const positionCard = (code, meta) =>
+    card(
+      "Positions",
+      "Where in the pictures it lies; the stronger the colour, the more tokens.",
+      charts.heatMap({
+        values: code.positions,
+        rows: meta.position_rows,
+        columns: meta.position_columns,
+        label: `tokens of code ${code.code} by position`,
+        name: "tokens",
+      }),
+    );
+
+  const besideCard = (code, wall) =>
+    card(
+      "Beside it in images",
+      "Codes of the cells next to its cells: how often, and how many times oftener than their usage makes expect.",
+      code.neighbours.length
+        ? codeList(
+            code.neighbours,
+            code.code,
+            wall,
+            (entry) => `${formatCount(entry.count)}, × ${formatNumber(entry.lift, 2)}`,
+          )
+        : element("p", { class: "nothing" }, "None."),
+    );
+
+  const nearCard = (code, wall) =>
     card(
       "Nearest in the codebook",
-      "Codes whose vectors lie closest; at distance 0 they are the same.",
-      codeList(code.near, wall, ({ distance }) => formatNumber(distance)),
+      "Codes whose vectors lie closest, and how far; at distance 0 they are the same.",
+      codeList(code.near, code.code, wall, ({ distance }) => formatNumber(distance)),
     );
 
   const showDead = (root, code, wall) => {
@@ -145,9 +179,9 @@
       element(
         "p",
         { class: "notice" },
-        "This code is dead: no cell of any image here is nearest to it. It has no pictures, no words and no neighbours.",
+        "This code is dead: no cell of any image here is nearest to it. It has no pictures, words or neighbours.",
       ),
-      element("div", { class: "cards" }, nearCodes(code, wall)),
+      element("div", { class: "cards" }, element("div", {}, nearCard(code, wall))),
     );
   };
 
@@ -160,10 +194,10 @@
         : element(
             "p",
             { class: "claim" },
-            "It says most of ",
+            "Its best word is ",
             element("a", { href: explorer.address("words", says), class: "foreign", dir: "auto" }, says),
-            `: ${formatPercent(wall.precision[number])} of its images have the word, ` +
-              `${formatNumber(wall.lift[number], 2)} times what all have.`,
+            `: the captions of ${formatPercent(wall.precision[number])} of its images have it, ` +
+              `${formatNumber(wall.lift[number], 2)} times the share among all images.`,
           );
     root.append(
       element(
@@ -200,43 +234,16 @@
         element(
           "p",
           { class: "hint" },
-          "Each piece is from another picture, its cell outlined. The nearest alone mislead: they look purer than the code is. " +
-            "A click shows the whole picture with all its cells of this code.",
+          "Each piece is from another picture, its cell outlined, its distance below. The nearest alone mislead: " +
+            "they look purer than the code is. A click shows the whole picture with all its cells of this code.",
         ),
         KINDS.map(([kind, heading, meaning]) => occurrences(code, kind, heading, meaning)),
       ),
       element(
         "div",
         { class: "cards" },
-        words(code, meta),
-        card(
-          "Distances",
-          "How far its members lie from it.",
-          charts.histogram({
-            counts: code.histogram,
-            edges: meta.histogram_edges,
-            label: `tokens of code ${number} by distance`,
-          }),
-        ),
-        card(
-          "Positions",
-          "Where in the pictures it lies; the darker, the more tokens.",
-          charts.heatMap({
-            values: code.positions,
-            rows: meta.position_rows,
-            columns: meta.position_columns,
-            label: `tokens of code ${number} by position`,
-            name: "tokens",
-          }),
-        ),
-        card(
-          "Beside it in images",
-          "Codes of the cells next to its cells, and how many times oftener than their usage makes expect.",
-          code.neighbours.length
-            ? codeList(code.neighbours, wall, ({ count, lift }) => `${formatCount(count)}, × ${formatNumber(lift, 2)}`)
-            : element("p", { class: "nothing" }, "None."),
-        ),
-        nearCodes(code, wall),
+        element("div", {}, wordCard(code, meta), besideCard(code, wall)),
+        element("div", {}, distanceCard(code, meta), positionCard(code, meta), nearCard(code, wall)),
       ),
     );
   };

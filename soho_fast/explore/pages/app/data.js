@@ -71,6 +71,8 @@ const explorer = { pages: new Map() };
     ...["near_code", "near_distance", "x", "y", "medoid"],
   ];
 
-  explorer.picturePath = (picture) =>
-    `pictures/${String(Math.floor(picture / PICTURES_PER_FILE)).padStart(4, "0")}/${String(picture).padStart(6, "0")}.jpg`;
+  explorer.picturePath = (picture) => {
+    const folder = String(Math.floor(picture / PICTURES_PER_FILE)).padStart(4, "0");
+    return `pictures/${folder}/${String(picture).padStart(6, "0")}.jpg`;
+  };
 })();

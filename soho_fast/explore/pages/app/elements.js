@@ -23,7 +23,8 @@
     fill(document.createElementNS(SVG, tag), attributes, children);
 
   // Numbers as people read them; null is a dash.
-  explorer.formatCount = (number) => (number === null ? "–" : number.toLocaleString("en"));
+  const counted = new Intl.NumberFormat("en"); // toLocaleString makes one at each call
+  explorer.formatCount = (number) => (number === null ? "–" : counted.format(number));
   explorer.formatNumber = (number, digits = 3) => {
     if (number === null) return "–";
     const rounded = Number(number.toPrecision(digits));

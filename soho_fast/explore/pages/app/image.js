@@ -70,15 +70,19 @@
         { class: "hint" },
         "All cells of a code are hidden together, so that none can be copied from its neighbour: here ",
         element("a", { href: explorer.address("code", String(code)) }, `code ${code}`),
-        `, ${formatPlural(cells.length, "cell")}. From the rest and the caption the model guesses what was there; its best guess is ` +
-          `right in ${right} of ${cells.length}.`,
+        `, ${formatPlural(cells.length, "cell")}. From the rest and the caption the model guesses what was there; ` +
+          `its best guess is right in ${right} of ${cells.length}.`,
       ),
       element("div", { class: "masked-view" }, view.root, element("ul", { class: "plain" }, guessRows)),
     );
   };
 
   const showPicture = async (root, number, parameters, meta) => {
-    const [picture, wall] = await Promise.all([explorer.loadPicture(number), explorer.loadWall()]);
+    const [picture, wall, server] = await Promise.all([
+      explorer.loadPicture(number),
+      explorer.loadWall(),
+      explorer.load("server"),
+    ]);
     const { index } = picture;
     const asked = parameters.get("code");
     const lit = asked !== null && index.includes(Number(asked)) ? Number(asked) : null;
@@ -176,6 +180,13 @@
             `${picture.name}, of ${meta.sources[picture.source]?.name ?? "an unknown data set"}; shown smaller.`,
           ),
           explorer.licenceLine(meta, picture.licences),
+          server
+            ? element(
+                "a",
+                { class: "button", href: explorer.address("ask", "", { picture: number }) },
+                "ask about this picture",
+              )
+            : null,
         ),
       ),
       picture.masked ? masked(picture, wall, source) : "",
@@ -204,8 +215,8 @@
         "p",
         { class: "lead" },
         rest > 0
-          ? `${formatCount(meta.num_pictures)} of the ${formatCount(meta.num_images)} images that the statistics come from.`
-          : `All ${formatCount(meta.num_images)} images that the statistics come from.`,
+          ? `${formatCount(meta.num_pictures)} of the ${formatCount(meta.num_images)} images that statistics come from.`
+          : `All ${formatCount(meta.num_images)} images that statistics come from.`,
       ),
       element("div", { class: "gallery" }, links),
       explorer.licenceLine(meta),

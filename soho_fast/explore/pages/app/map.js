@@ -26,21 +26,37 @@
         const text = parameters.get(name);
         return text !== null && Number.isFinite(Number(text)) ? Number(text) : otherwise;
       };
-      const view = { zoom: clamp(given("zoom", 1), 1, GREATEST_ZOOM), x: given("x", 0.5), y: given("y", 0.5) };
       const asked = given("code", -1);
       let selected = Number.isInteger(asked) && asked >= 0 && asked < numCodes ? asked : null;
       let width = 0;
       let height = 0;
 
-      const MARGIN = 24;
-      const scale = () => view.zoom;
-      const toX = (x) => width / 2 + (x - view.x) * (width - 2 * MARGIN) * scale();
-      const toY = (y) => height / 2 + (y - view.y) * (height - 2 * MARGIN) * scale();
-      const radius = (code) => Math.max(1.5, 9 * Math.sqrt(wall.tokens[code] / most)) * Math.min(3, Math.sqrt(scale()));
+      // One scale for both directions, that distances are true; view.x, view.y: the point in the middle.
+      const MARGIN = 28;
+      const range = (values) => {
+        const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [1, 0]);
+        return { middle: (low + high) / 2, length: Math.max(high - low, 1e-6) };
+      };
+      const [rangeX, rangeY] = [range(wall.x), range(wall.y)];
+      const view = {
+        zoom: clamp(given("zoom", 1), 1, GREATEST_ZOOM),
+        x: given("x", rangeX.middle),
+        y: given("y", rangeY.middle),
+      };
+      const scale = () =>
+        view.zoom * Math.min((width - 2 * MARGIN) / rangeX.length, (height - 2 * MARGIN) / rangeY.length);
+      const toX = (x) => width / 2 + (x - view.x) * scale();
+      const toY = (y) => height / 2 + (y - view.y) * scale();
+      const radius = (code) =>
+        Math.max(1.5, 9 * Math.sqrt(wall.tokens[code] / most)) * Math.min(3, Math.sqrt(view.zoom));
       const keepInside = () => {
-        const half = 0.5 / view.zoom;
-        view.x = clamp(view.x, half, 1 - half);
-        view.y = clamp(view.y, half, 1 - half);
+        for (const [name, { middle, length }] of [
+          ["x", rangeX],
+          ["y", rangeY],
+        ]) {
+          const half = (length / 2) * (1 - 1 / view.zoom);
+          view[name] = clamp(view[name], middle - half, middle + half);
+        }
       };
       const inView = () => {
         const codes = [];
@@ -85,7 +101,7 @@
         for (const code of codes) {
           const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];
           const live = wall.tokens[code] > 0;
-          const size = Math.max(12, 2.2 * radius(code));
+          const size = Math.max(16, 2.6 * radius(code));
           context.globalAlpha = 1;
           if (withCrops && live && drawCrop(context, code, size)) continue;
           context.globalAlpha = live ? 0.55 : 0.8;
@@ -134,7 +150,8 @@
         } else {
           const word = wall.word[code];
           const live = wall.tokens[code] > 0;
-          const text = `code ${code}${word === null ? "" : ` · ${word}`} · ${live ? formatPlural(wall.tokens[code], "token") : "dead"}`;
+          const usage = live ? formatPlural(wall.tokens[code], "token") : "dead";
+          const text = [`code ${code}`, word, usage].filter((part) => part !== null).join(" · ");
           status.replaceChildren(element("a", { href: explorer.address("code", String(code)), dir: "auto" }, text));
           const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];
           card.replaceChildren(
@@ -167,11 +184,11 @@
         return best;
       };
       const zoomAt = (factor, pointX, pointY) => {
-        const before = view.zoom;
+        const before = scale();
         view.zoom = clamp(view.zoom * factor, 1, GREATEST_ZOOM);
-        const share = 1 / before - 1 / view.zoom;
-        view.x += ((pointX - width / 2) / (width - 2 * MARGIN)) * share;
-        view.y += ((pointY - height / 2) / (height - 2 * MARGIN)) * share;
+        const share = 1 / before - 1 / scale();
+        view.x += (pointX - width / 2) * share;
+        view.y += (pointY - height / 2) * share;
         keepInside();
         select(selected);
         remember();
@@ -207,8 +224,8 @@
           dragged = true;
         } else if (dragged || Math.hypot(x - before[0], y - before[1]) > 4) {
           dragged = true;
-          view.x -= (x - before[0]) / ((width - 2 * MARGIN) * scale());
-          view.y -= (y - before[1]) / ((height - 2 * MARGIN) * scale());
+          view.x -= (x - before[0]) / scale();
+          view.y -= (y - before[1]) / scale();
           keepInside();
           select(selected);
         } else return;
@@ -311,7 +328,7 @@
         element(
           "p",
           { class: "lead" },
-          "Codes that lie close in the codebook lie close here, as far as a plane allows; size tells usage. Rings are dead codes.",
+          "Codes that lie close in the codebook lie close here, as far as a plane allows. Size is usage; rings are dead.",
         ),
         stage,
         status,

@@ -8,24 +8,29 @@
     tile.style.backgroundImage = `url("${tile.dataset.picture}")`;
   });
 
-  // A cell of a picture as a square tile. occurrence: [picture, row, column, distance, rows, columns]; `size` in pixels;
-  // `around`: how many cells on each side are shown too, the cell itself outlined.
+  // A cell of a picture as a square tile. occurrence: [picture, row, column, distance, rows, columns]; `size` in
+  // pixels, null to fill the width it is given; `around`: how many cells on each side are shown too, the cell
+  // outlined. At the edge of the picture the tile shows more of the other side.
   explorer.crop = (occurrence, size, around = 0) => {
     const [picture, row, column, , rows, columns] = occurrence;
-    const cell = size / (2 * around + 1);
+    const span = 2 * around + 1;
+    const start = (place, length) =>
+      around > 0 ? Math.max(0, Math.min(place - around, length - span)) : Math.min(place, length);
+    const [top, left] = [start(row, rows), start(column, columns)];
+    // A percentage of what the picture is larger than the tile.
+    const percent = (place, length) => (length === span ? 0 : (100 * place) / (length - span));
     const tile = element("div", {
       class: "crop",
       dataset: { picture: explorer.picturePath(picture) },
       style: {
-        width: `${size}px`,
-        height: `${size}px`,
-        backgroundSize: `${columns * cell}px ${rows * cell}px`,
-        backgroundPosition: `${(around - column) * cell}px ${(around - row) * cell}px`,
+        width: size === null ? "100%" : `${size}px`,
+        backgroundSize: `${(100 * columns) / span}% ${(100 * rows) / span}%`,
+        backgroundPosition: `${percent(left, columns)}% ${percent(top, rows)}%`,
       },
     });
     if (around > 0) {
-      const position = `${around * cell}px`;
-      const style = { left: position, top: position, width: `${cell}px`, height: `${cell}px` };
+      const place = (number) => `${(100 * number) / span}%`;
+      const style = { left: place(column - left), top: place(row - top), width: place(1), height: place(1) };
       tile.append(element("div", { class: "crop-cell", style }));
     }
     showWhenNear(tile);
@@ -36,15 +41,15 @@
   explorer.codeCrop = (wall, code, size, around = 0) =>
     wall.medoid[code]
       ? explorer.crop(wall.medoid[code], size, around)
-      : element("div", { class: "crop crop-dead", style: { width: `${size}px`, height: `${size}px` } });
+      : element("div", { class: "crop crop-dead", style: { width: size === null ? "100%" : `${size}px` } });
 
   // A picture with its cells over it, as links to their codes.
   //   picture: {index, rows, columns, cells_high, cells_wide, width, height}, see bundle.py; `source`: address of the
   //   picture; `label`: what it shows, for those who do not see it.
   //   onPoint(code, cell): called with what the pointer or the focus is on, with (null, null) when it leaves.
   // Returns {root, cells, light, shade}: `cells` are the links, row by row, null where a cell has no code;
-  //   light(code) lights the cells of a code, of none where it is null; shade(values) paints one value of 0 to 1 a cell,
-  //   or nothing where it is null.
+  //   light(code) lights the cells of a code, of none where it is null; shade(values) paints one value of 0 to 1 a
+  //   cell, or nothing where it is null.
   explorer.pictureWithCells = (picture, source, label, onPoint = () => {}) => {
     const { index, rows, columns, cells_high: high, cells_wide: wide } = picture;
     const root = element("div", {
@@ -92,7 +97,9 @@
       if (cell) onPoint(Number(cell.dataset.code), Number(cell.dataset.cell));
       else onPoint(null, null);
     };
-    root.addEventListener("pointerover", ({ target }) => point(target));
+    // Not pointerover: a page that comes to lie under a pointer at rest is not pointed at.
+    root.addEventListener("pointermove", ({ target }) => point(target));
+    root.addEventListener("pointerdown", ({ target }) => point(target));
     root.addEventListener("pointerleave", () => onPoint(null, null));
     root.addEventListener("focusin", ({ target }) => point(target));
     root.addEventListener("focusout", () => onPoint(null, null));

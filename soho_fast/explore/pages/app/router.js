@@ -83,16 +83,16 @@
   history.scrollRestoration = "manual";
 
   const leave = () => {
-    if (places.has(current)) {
-      const link = document.activeElement?.closest?.("main a")?.getAttribute("href");
-      Object.assign(places.get(current), { top: window.scrollY, link });
-    }
+    const link = document.querySelector("main a:focus");
+    const number = link ? [...document.querySelectorAll("main a")].indexOf(link) : -1;
+    if (places.has(current)) Object.assign(places.get(current), { top: window.scrollY, number, href: link?.href });
   };
 
   const arrive = (place, first) => {
     window.scrollTo(0, place.top);
-    const link = place.link ? document.querySelector(`main a[href="${CSS.escape(place.link)}"]`) : null;
-    if (!first) (link ?? document.getElementById("page")).focus({ preventScroll: true });
+    const link = place.number >= 0 ? document.querySelectorAll("main a")[place.number] : null;
+    const focused = link && link.href === place.href ? link : document.getElementById("page");
+    if (!first) focused.focus({ preventScroll: true });
   };
 
   const visit = async () => {
@@ -100,7 +100,7 @@
     leave();
     current = history.state?.visit ?? Math.max(0, ...places.keys()) + 1;
     const visited = current;
-    if (!places.has(visited)) places.set(visited, { top: 0, link: null });
+    if (!places.has(visited)) places.set(visited, { top: 0, number: -1, href: null });
     history.replaceState({ visit: visited }, "");
 
     const { page, argument, parameters } = explorer.readAddress();

@@ -42,26 +42,31 @@
       });
   };
 
-  const makeTile = (wall, code, fillWhenNear) => {
-    const dead = wall.tokens[code] === 0;
-    const word = wall.word[code];
-    const says = dead ? "dead" : word !== null ? word : `${formatPlural(wall.tokens[code], "token")}, no word`;
-    const tile = element(
-      "a",
-      {
-        class: dead ? "tile dead" : "tile",
-        href: explorer.address("code", String(code)),
-        tabindex: "-1",
-        dataset: { code },
-        "aria-label": `code ${code}, ${says}`,
-      },
-      element("span", { class: "tile-crop" }),
+  const saidOf = (wall, code) => {
+    if (wall.tokens[code] === 0) return "dead";
+    return wall.word[code] ?? `${formatPlural(wall.tokens[code], "token")}, no word`;
+  };
+
+  // Thousands of tiles: each is a copy of one, and is filled when it comes near the window.
+  const makeTiles = (wall) => {
+    const original = element("a", { tabindex: "-1" });
+    return wall.tokens.map((tokens, code) => {
+      const tile = original.cloneNode();
+      tile.className = tokens === 0 ? "tile dead" : "tile";
+      tile.href = explorer.address("code", String(code));
+      tile.dataset.code = code;
+      tile.setAttribute("aria-label", `code ${code}, ${saidOf(wall, code)}`);
+      return tile;
+    });
+  };
+  const fillTile = (tile, wall) => {
+    const code = Number(tile.dataset.code);
+    tile.replaceChildren(
+      explorer.codeCrop(wall, code, 96),
       element("span", { class: "tile-number" }, code),
-      element("span", { class: "tile-word", dir: "auto" }, dead ? "dead" : word),
-      element("span", { class: "tile-value" }),
+      element("span", { class: "tile-word", dir: "auto" }, wall.tokens[code] === 0 ? "dead" : wall.word[code]),
+      element("span", { class: "tile-value" }, tile.dataset.value),
     );
-    fillWhenNear(tile);
-    return tile;
   };
 
   // Arrows and j, k go from tile to tile; one stop for the tabulator.
@@ -93,12 +98,13 @@
 
   const summary = (meta) => {
     const dead = meta.num_codes - meta.num_live;
+    const images = formatPlural(meta.num_images, "image");
     return element(
       "p",
       { class: "lead" },
       `Each tile is a code of the visual dictionary, shown by the piece of a picture that lies in its middle. `,
       element("strong", {}, formatCount(meta.num_codes)),
-      ` codes${dead ? `, ${formatCount(dead)} of them dead` : ", all in use"}; from ${formatPlural(meta.num_images, "image")}`,
+      ` codes${dead ? `, ${formatCount(dead)} of them dead` : ", all in use"}; from ${images}`,
       ` and ${formatPlural(meta.num_tokens, "token")}.`,
     );
   };
@@ -132,10 +138,9 @@
         word: parameters.get("word") ?? "",
       };
 
-      const fillWhenNear = explorer.whenNear((tile) => {
-        tile.firstChild.replaceChildren(explorer.codeCrop(wall, Number(tile.dataset.code), 96));
-      });
-      const tiles = wall.tokens.map((_, code) => makeTile(wall, code, fillWhenNear));
+      const tiles = makeTiles(wall);
+      const fillWhenNear = explorer.whenNear((tile) => fillTile(tile, wall));
+      tiles.forEach(fillWhenNear);
       const grid = element("div", { class: "wall", role: "group", "aria-label": "codes" });
       const found = element("span", { class: "found", role: "status" });
       walkByKeys(grid);
@@ -151,8 +156,9 @@
         );
         for (const code of codes) {
           const value = values[code];
-          tiles[code].lastChild.textContent =
-            value === null || (wall.tokens[code] === 0 && state.sort !== "near") ? "" : sort.tell(value, wall, code);
+          const told = value !== null && (wall.tokens[code] > 0 || state.sort === "near" || state.sort === "number");
+          tiles[code].dataset.value = told ? sort.tell(value, wall, code) : "";
+          if (tiles[code].lastChild) tiles[code].lastChild.textContent = tiles[code].dataset.value;
           tiles[code].tabIndex = -1;
         }
         grid.replaceChildren(...codes.map((code) => tiles[code]));

@@ -51,7 +51,8 @@
         )
         .sort(SORTS[state.sort][1]);
       list.replaceChildren(...shown.map((word) => rows.get(word)));
-      found.textContent = `${formatPlural(shown.length, "word")}${shown.length < words.length ? ` of ${formatCount(words.length)}` : ""}`;
+      const all = shown.length < words.length ? ` of ${formatCount(words.length)}` : "";
+      found.textContent = `${formatPlural(shown.length, "word")}${all}`;
       if (!shown.length) list.append(element("p", { class: "nothing" }, "No word is like that."));
     };
     const change = (name, value) => {
@@ -146,7 +147,8 @@
           element(
             "span",
             { class: "hint" },
-            `${formatCount(row.both)} of its ${formatPlural(row.images, "image")} (${formatPercent(row.both / row.images)})`,
+            `${formatCount(row.both)} of its ${formatPlural(row.images, "image")}`,
+            ` (${formatPercent(row.both / row.images)})`,
           ),
         ),
       ),

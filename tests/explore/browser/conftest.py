@@ -1,0 +1,141 @@
+"""A real browser before a bundle: fails what asks for anything beyond this machine, or complains."""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import bundle_by_rule
+
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium. Without one these tests are skipped, unless SOHO_FAST_BROWSER=required."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        wanted = os.environ.get("SOHO_FAST_BROWSER")
+        word = "no chromium and no google-chrome here: the pages were not tried in a browser"
+        pytest.fail(word) if wanted == "required" else pytest.skip(word)
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        # Names of other machines are not even looked up.
+        args = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        started = playwright.chromium.launch(executable_path=path, args=args)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A bundle of two files of codes and of pictures; tests must not change it."""
+    return bundle_by_rule.write_bundle(
+        tmp_path_factory.mktemp("small"), bundle_by_rule.NUM_CODES, bundle_by_rule.NUM_PICTURES
+    )
+
+
+@pytest.fixture(scope="session")
+def big(tmp_path_factory):
+    """A bundle of the paper's scale in codes, and of as many pictures as an explorer shows at most."""
+    folder = tmp_path_factory.mktemp("big")
+    return bundle_by_rule.write_bundle(folder, num_codes=8192, num_pictures=10_000, num_words=5000)
+
+
+class Window:
+    """A window of the browser on a bundle. `complaints` are errors, and requests that would leave the machine."""
+
+    def __init__(self, browser, folder: Path, base: str, **options) -> None:
+        self.folder, self.base = folder, base
+        options = {"viewport": {"width": 1200, "height": 900}, **options}
+        self.context = browser.new_context(**options)
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.page.on("console", self._hear)
+        self.page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
+        self.page.on("request", self._see)
+
+    def _hear(self, message) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{message.type}: {message.text} {message.location.get('url', '')}")
+
+    def _see(self, request) -> None:
+        address = urlsplit(request.url)
+        if address.scheme in ("file", "data", "blob") or address.hostname in LOOPBACK:
+            return
+        self.complaints.append(f"request to {request.url}")
+
+    def visit(self, address: str = "") -> None:
+        """Open an address ("#/code/3") as a fresh visitor would, and wait until the page stands."""
+        self.page.goto("about:blank")
+        self.page.goto(self.base + address)
+        self.wait()
+
+    def wait(self) -> None:
+        """Until the page of the address stands. (wait_for_function would need eval, which the pages forbid.)"""
+        shown = json.dumps(self.address() or "#/wall")
+        self.page.wait_for_selector(f"body[data-shown={shown}]", state="attached")
+
+    def click(self, selector: str) -> None:
+        """Click what may be a link, and wait until the page behind it stands."""
+        self.page.locator(selector).first.click()
+        self.wait()
+
+    def press(self, key: str) -> None:
+        self.page.keyboard.press(key)
+        self.wait()
+
+    def address(self) -> str:
+        return self.page.evaluate("location.hash")
+
+    def text(self) -> str:
+        return self.page.locator("main").inner_text()
+
+
+@pytest.fixture
+def open_window(browser) -> Iterator:
+    """open_window(bundle, base=None, **options of a browser context) -> Window; complaints at the end fail the test."""
+    windows = []
+
+    def open_one(bundle, base: str | None = None, **options) -> Window:
+        folder = Path(getattr(bundle, "folder", bundle))
+        windows.append(Window(browser, folder, base or (folder / "index.html").as_uri(), **options))
+        return windows[-1]
+
+    yield open_one
+    complaints = [complaint for window in windows for complaint in window.complaints]
+    for window in windows:
+        window.context.close()
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.fixture(scope="session")
+def small_over_http(small):
+    """The address of the small bundle on a static file server of Python's."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(small.folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def window(small, open_window) -> Window:
+    """A window on the small bundle, from the disk."""
+    return open_window(small)

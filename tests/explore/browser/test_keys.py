@@ -1,0 +1,104 @@
+"""Everything can be reached by keys, and back goes where one was."""
+
+from bundle_by_rule import NUM_CODES
+
+
+def focused_code(window):
+    return window.page.evaluate("Number(document.activeElement.dataset.code)")
+
+
+def test_codes_and_pictures_by_arrows_and_letters(window):
+    window.visit("#/code/3")
+    for key, code in (("ArrowRight", 4), ("j", 5), ("ArrowLeft", 4), ("k", 3)):
+        window.press(key)
+        assert window.address() == f"#/code/{code}"
+    window.visit("#/code/0")
+    window.press("ArrowLeft")
+    assert window.address() == "#/code/0"
+    window.visit("#/image/12?code=62")
+    window.press("ArrowRight")
+    assert window.address() == "#/image/13?code=62"
+
+
+def test_the_wall_is_walked_by_arrows(window):
+    window.visit("#/wall?sort=number")
+    window.page.locator(".tile").first.focus()
+    columns = len(window.page.evaluate("getComputedStyle(document.querySelector('.wall')).gridTemplateColumns").split())
+    for key, code in (("ArrowRight", 1), ("ArrowDown", 1 + columns), ("ArrowUp", 1), ("j", 2), ("k", 1)):
+        window.page.keyboard.press(key)
+        assert focused_code(window) == code
+    assert window.page.locator('.tile[tabindex="0"]').count() == 1, "one stop for the tabulator"
+    window.press("Enter")
+    assert window.address() == "#/code/1"
+    window.page.go_back()
+    window.wait()
+    assert focused_code(window) == 1
+
+
+def test_cells_of_a_picture_by_arrows(small, window):
+    picture = small.picture(12)
+    window.visit("#/image/12")
+    window.page.locator('.picture-stage [data-cell="0"]').focus()
+    for key, cell in (("ArrowRight", 1), ("ArrowDown", 1 + picture["columns"]), ("ArrowLeft", picture["columns"])):
+        window.page.keyboard.press(key)
+        assert window.page.evaluate("Number(document.activeElement.dataset.cell)") == cell
+        lit = window.page.eval_on_selector_all(".cell.lit", "cells => cells.map(cell => Number(cell.dataset.cell))")
+        code = picture["index"][cell]
+        assert lit == [other for other, found in enumerate(picture["index"]) if found == code]
+    window.page.keyboard.press("ArrowLeft")  # The end of the row is no way to the row above.
+    assert window.page.evaluate("Number(document.activeElement.dataset.cell)") == picture["columns"]
+    assert window.address() == "#/image/12"
+
+
+def test_search_help_and_escape(window):
+    window.visit("#/code/3")
+    window.page.keyboard.press("/")
+    window.page.keyboard.type("17")
+    assert window.address() == "#/code/3", "keys in a field are letters"
+    window.press("Enter")
+    assert window.address() == "#/code/17"
+    window.page.keyboard.press("/")
+    window.page.keyboard.type("dolphin")
+    window.press("Enter")
+    assert window.address() == "#/words?search=dolphin"
+    assert window.page.locator(".word").count() == 1
+    window.page.keyboard.press("/")
+    assert window.page.evaluate("document.activeElement.closest('main') !== null"), "the page's own search comes first"
+    window.page.keyboard.press("Escape")
+    window.page.keyboard.press("?")
+    assert window.page.locator("dialog").is_visible()
+    window.page.keyboard.press("Escape")
+    window.page.wait_for_selector("dialog", state="detached")
+    window.page.keyboard.press("g")
+    window.press("m")
+    assert window.address() == "#/map"
+
+
+def test_the_map_by_arrows(window):
+    window.visit("#/map")
+    window.page.locator("canvas").focus()
+    window.page.keyboard.press("ArrowRight")
+    first = int(window.page.locator("canvas").get_attribute("data-selected"))
+    window.page.keyboard.press("ArrowRight")
+    second = int(window.page.locator("canvas").get_attribute("data-selected"))
+    assert first != second
+    assert all(0 <= code < NUM_CODES for code in (first, second))
+    x = window.page.evaluate("([a, b]) => explorer.loadWall().then(wall => wall.x[b] - wall.x[a])", [first, second])
+    assert x > 0
+    assert window.address() == f"#/map?code={second}"
+    window.press("Enter")
+    assert window.address() == f"#/code/{second}"
+
+
+def test_back_goes_where_one_was(open_window, big):
+    window = open_window(big)
+    window.visit("#/wall?sort=number")
+    window.page.locator('.tile[data-code="3000"]').scroll_into_view_if_needed()
+    top = window.page.evaluate("scrollY")
+    assert top > 1000
+    window.click('.tile[data-code="3000"]')
+    assert window.page.evaluate("scrollY") == 0
+    window.page.go_back()
+    window.wait()
+    assert window.page.evaluate("scrollY") == top
+    assert focused_code(window) == 3000

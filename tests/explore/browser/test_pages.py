@@ -1,0 +1,274 @@
+"""Every page in a real browser: what it shows is what the bundle says, and its address brings it back."""
+
+import itertools
+
+import pytest
+from bundle_by_rule import EDGES, LICENCES, NUM_CODES, NUM_PICTURES, UNCLAIMED, WORDS, is_dead
+
+PAGES = {
+    "#/wall": "Wall",
+    "#/wall?sort=near&show=live&word=dol": "Wall",
+    "#/code/3": "Code 3, gravel",
+    "#/code/69": "Code 69",
+    "#/image": "Pictures",
+    "#/image/12?code=62": "Picture 12",
+    "#/image/1": "Picture 1",
+    "#/words": "Words",
+    "#/words?filter=without&sort=images": "Words",
+    "#/words/dolphin": "dolphin",
+    "#/map?code=3&zoom=2.00&x=0.5000&y=0.5000": "Map",
+}
+
+
+@pytest.mark.parametrize("over", ["file", "http"])
+def test_every_page_is_restored_by_its_address(small, small_over_http, open_window, over):
+    window = open_window(small, base=small_over_http if over == "http" else None)
+    for address, title in PAGES.items():
+        window.visit(address)
+        assert window.page.title() == f"{title} · By rule"
+        assert not window.page.locator(".error").count(), f"{address}: {window.text()}"
+        text = window.text()
+        window.page.reload()
+        window.wait()
+        assert (window.address(), window.text()) == (address, text)
+
+
+def codes_on_the_wall(window):
+    return window.page.eval_on_selector_all(".tile", "tiles => tiles.map(tile => Number(tile.dataset.code))")
+
+
+def test_the_wall_has_a_tile_a_code(small, window):
+    window.visit()
+    wall = small.read("wall")
+    by_usage = sorted(range(NUM_CODES), key=lambda code: (-wall["tokens"][code], code))
+    assert codes_on_the_wall(window) == by_usage
+    dead = window.page.eval_on_selector_all(".tile.dead", "tiles => tiles.map(tile => Number(tile.dataset.code))")
+    assert sorted(dead) == [code for code in range(NUM_CODES) if is_dead(code)]
+
+
+def test_a_tile_is_the_cell_of_its_medoid(small, window):
+    """Through the browser's own arithmetic: which part of the picture lies under the tile."""
+    window.visit("#/wall?sort=number")
+    for code in (0, 13, 40):
+        picture, row, column, _, rows, columns = small.read("wall")["medoid"][code]
+        tile = window.page.locator(f'.tile[data-code="{code}"] .crop')
+        tile.scroll_into_view_if_needed()
+        window.page.wait_for_selector(f'.tile[data-code="{code}"] .crop[style*="url("]')
+        style = tile.evaluate(
+            "({clientWidth, style}) => [clientWidth, style.backgroundImage, style.backgroundSize, "
+            "style.backgroundPosition]"
+        )
+        width, image = style[0], style[1]
+        size, position = ([float(part.rstrip("%")) / 100 for part in text.split()] for text in style[2:])
+        assert f"{picture:06d}.jpg" in image
+        shown = [length * width for length in size]  # the whole picture, in pixels of the tile
+        assert [side / width for side in shown] == pytest.approx([columns, rows])
+        left, top = ((side - width) * place for side, place in zip(shown, position, strict=True))
+        assert [left / width, top / width] == pytest.approx([column, row], abs=1e-3)
+
+
+def test_the_wall_sorts_filters_and_remembers(small, window):
+    window.visit()
+    wall = small.read("wall")
+
+    def lowest_first(name):
+        values = wall[name]
+        known = [code for code in range(NUM_CODES) if values[code] is not None]
+        return sorted(known, key=lambda code: (values[code], code))
+
+    sort = window.page.get_by_label("sort by")
+    sort.select_option("near")
+    assert codes_on_the_wall(window) == lowest_first("near_distance")
+    sort.select_option("spread")
+    assert codes_on_the_wall(window)[:63] == lowest_first("spread"), "codes without a spread are last"
+    sort.select_option("number")
+    window.page.get_by_text("dead", exact=True).first.click()
+    assert codes_on_the_wall(window) == [9, 19, 29, 39, 49, 59, 69]
+    window.page.get_by_text("live", exact=True).first.click()
+    window.page.get_by_label("word", exact=True).fill("OLLI")
+    expected = [code for code in range(NUM_CODES) if wall["word"][code] == "lollipop"]
+    assert expected and codes_on_the_wall(window) == expected
+    assert window.address() == "#/wall?sort=number&show=live&word=OLLI"
+
+    window.click(f'.tile[data-code="{expected[1]}"]')
+    assert window.address() == f"#/code/{expected[1]}"
+    window.page.go_back()
+    window.wait()
+    assert codes_on_the_wall(window) == expected
+    window.page.get_by_label("word", exact=True).fill("no such word")
+    assert codes_on_the_wall(window) == [] and "No code is like that." in window.text()
+
+
+def lit_cells(window):
+    return window.page.eval_on_selector_all(".cell.lit", "cells => cells.map(cell => Number(cell.dataset.cell))")
+
+
+@pytest.mark.parametrize("number", [12, 13, 14, 2])
+def test_lit_cells_are_those_of_the_index_map(small, window, number):
+    """In pictures wide, high and square, one of them with a cell that has no code."""
+    picture = small.picture(number)
+    index = picture["index"]
+    window.visit(f"#/image/{number}")
+    shown = window.page.eval_on_selector_all(
+        ".picture-stage .cell", "cells => cells.map(cell => [Number(cell.dataset.cell), Number(cell.dataset.code)])"
+    )
+    assert shown == [[cell, code] for cell, code in enumerate(index) if code is not None]
+    assert lit_cells(window) == []
+    for cell in (1, len(index) - 1):
+        code = index[cell]
+        expected = [other for other, found in enumerate(index) if found == code]
+        window.page.locator(f'.picture-stage [data-cell="{cell}"]').hover(position={"x": 9, "y": 9})
+        assert lit_cells(window) == expected
+        assert f"code {code} " in window.page.locator(".status").inner_text()
+    window.page.locator("h1").hover()
+    assert lit_cells(window) == []
+
+
+@pytest.mark.parametrize("number", [12, 13, 14])
+def test_cells_lie_where_they_are_in_the_picture(small, open_window, number):
+    """Also where the picture ends within a cell: what lies under a pixel is the cell of its row and column."""
+    picture = small.picture(number)
+    window = open_window(small, viewport={"width": 1200, "height": 1600})
+    window.visit(f"#/image/{number}")
+    box = window.page.locator(".picture-stage .cells img").bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(picture["width"] / picture["height"], rel=0.01)
+    for row in range(picture["rows"]):
+        for column in range(picture["columns"]):
+            # Near the upper left corner of the cell, which the picture holds of the last ones too.
+            x = box["x"] + (column + 0.1) / picture["cells_wide"] * box["width"]
+            y = box["y"] + (row + 0.1) / picture["cells_high"] * box["height"]
+            found = window.page.evaluate(
+                "([x, y]) => Number(document.elementFromPoint(x, y).closest('.cell').dataset.cell)", [x, y]
+            )
+            assert found == row * picture["columns"] + column
+
+
+def test_an_occurrence_opens_its_picture_with_its_code_lit(small, window):
+    code = small.code(13)
+    window.visit("#/code/13")
+    for kind in ("nearest", "quantiles", "random"):
+        links = window.page.eval_on_selector_all(
+            f'[data-kind="{kind}"] .occurrence', "links => links.map(link => link.getAttribute('href'))"
+        )
+        assert links == [f"#/image/{occurrence[0]}?code=13" for occurrence in code[kind][:12]]
+    first = code["nearest"][0]
+    window.click('[data-kind="nearest"] .occurrence')
+    picture = small.picture(first[0])
+    lit = lit_cells(window)
+    assert lit == [cell for cell, found in enumerate(picture["index"]) if found == 13]
+    assert first[1] * picture["columns"] + first[2] in lit
+
+
+def test_a_code_shows_its_numbers(small, window):
+    code = small.code(3)
+    window.visit("#/code/3")
+    text = window.text()
+    for shown in (f"{code['rank']} of {NUM_CODES}", "gravel", "\N{MULTIPLICATION SIGN} 9", "12 of 20", "100 tests"):
+        assert shown in text
+    assert window.page.locator("tr.unproven").all_inner_texts() == ["and\t3 of 60\t\N{MULTIPLICATION SIGN} 1.1\t"]
+    bars = window.page.eval_on_selector_all(".histogram .bar", "bars => bars.map(bar => bar.textContent)")
+    edges = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(EDGES)]
+    assert bars == [f"{edge}: {count}" for edge, count in zip(edges, code["histogram"], strict=True)]
+    heat = window.page.eval_on_selector_all(".heat", "cells => cells.map(cell => parseFloat(cell.title.split(':')[1]))")
+    assert heat == code["positions"]
+    near = window.page.eval_on_selector_all(".code-list a", "links => links.map(link => link.getAttribute('href'))")
+    assert near == [f"#/code/{entry['code']}" for entry in code["neighbours"] + code["near"]]
+
+
+def test_a_dead_code_says_so(window):
+    window.visit("#/code/69")
+    assert "This code is dead" in window.text()
+    assert window.page.locator(".occurrence").count() == 0
+    assert window.page.locator('a[rel="next"]').count() == 0, "it is the last one"
+
+
+def test_a_picture_names_its_own_licence_only(window):
+    for number, entry in ((12, LICENCES[0]), (13, LICENCES[1])):
+        window.visit(f"#/image/{number}")
+        expected = f"Pictures: {entry['what']}: {entry['credit']}; {entry['licence']}"
+        assert window.page.locator(".licences").inner_text() == expected
+    for address in ("#/wall", "#/code/3", "#/words/dolphin", "#/map", "#/image"):
+        window.visit(address)
+        assert all(entry["credit"] in window.page.locator(".licences").inner_text() for entry in LICENCES)
+
+
+def test_masked_cells_and_guesses(small, window):
+    picture = small.picture(12)
+    window.visit("#/image/12")
+    hidden = window.page.eval_on_selector_all(".hidden-cell", "cells => cells.map(cell => Number(cell.dataset.cell))")
+    assert hidden == [entry["cell"] for entry in picture["masked"]["cells"]] != []
+    guesses = window.page.locator(".guesses").first.inner_text().split()
+    code = picture["masked"]["code"]
+    assert guesses == [f"{code}", "·", "50", "%", "0", "·", "25", "%", "1", "·", "13", "%"]
+    assert window.page.locator(".guesses").first.locator(".right").count() == 1
+    window.visit("#/image/13")
+    assert window.page.locator(".masked").count() == 0
+
+
+def test_words_and_their_codes(small, window):
+    words = small.read("words")
+    window.visit("#/words")
+
+    def shown():
+        return window.page.eval_on_selector_all(".word", "rows => rows.map(row => row.dataset.word)")
+
+    assert shown() == [word["word"] for word in words]
+    window.page.get_by_text("without a code").click()
+    assert sorted(shown()) == sorted(UNCLAIMED)
+    assert window.address() == "#/words?filter=without"
+    window.page.get_by_text("all", exact=True).click()
+    window.page.get_by_label("search", exact=True).fill("dol")
+    assert shown()[0] == "dolphin"
+    window.page.keyboard.press("Enter")
+    window.wait()
+    assert window.address() == "#/words/dolphin"
+    codes = window.page.eval_on_selector_all(".word-code", "links => links.map(link => Number(link.dataset.code))")
+    expected = next(word["codes"] for word in words if word["word"] == "dolphin")
+    assert codes == [entry["code"] for entry in expected] != []
+    window.visit("#/words/of")
+    assert "No code claims this word" in window.text()
+
+
+def test_the_map_names_and_opens_what_is_pointed_at(small, window):
+    window.visit("#/map")
+    canvas = window.page.locator("canvas")
+    box = canvas.bounding_box()
+    wall = small.read("wall")
+    code = 3
+    low_x, high_x, low_y, high_y = min(wall["x"]), max(wall["x"]), min(wall["y"]), max(wall["y"])
+    scale = min((box["width"] - 56) / (high_x - low_x), (box["height"] - 56) / (high_y - low_y))
+    x = box["x"] + box["width"] / 2 + (wall["x"][code] - (low_x + high_x) / 2) * scale
+    y = box["y"] + box["height"] / 2 + (wall["y"][code] - (low_y + high_y) / 2) * scale
+    window.page.mouse.move(x, y)
+    assert window.page.locator(".map-card").inner_text().split() == [f"code {code}".split()[0], "3", "gravel"]
+    window.page.mouse.click(x, y)
+    window.wait()
+    assert window.address() == f"#/code/{code}"
+
+    window.visit("#/map")
+    window.page.locator("summary").click()
+    assert window.page.locator(".map-list a").count() == NUM_CODES
+
+
+def test_the_gallery_has_every_picture(window):
+    window.visit("#/image")
+    assert window.page.locator(".gallery a").count() == NUM_PICTURES
+    window.click('.gallery a[data-picture="12"]')
+    assert window.page.title().startswith("Picture 12 ")
+
+
+def test_questions_answered_by_clicks(window):
+    """Which code is a dolphin's, what is code 40, which words have no code: clicks only."""
+    window.visit()
+    window.click("nav >> text=Words")
+    window.click('.word[data-word="dolphin"]')
+    assert window.page.locator(".word-code strong").first.inner_text() == "code 0"
+
+    window.visit()
+    window.click('.tile[data-code="40"]')
+    assert f"Its best word is {WORDS[40 % 6]}" in window.text()
+
+    window.visit()
+    window.click("nav >> text=Words")
+    window.click("text=without a code")
+    assert sorted(window.page.locator(".word-text").all_inner_texts()) == sorted(UNCLAIMED)
