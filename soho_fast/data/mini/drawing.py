@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .concepts import CONCEPTS
-from .scenes import PHOTOS, Background, Scene
+from .scenes import PHOTOS, Background, Scene, SceneObject
 
 _INSTALL = 'pip install "soho_fast[demo]"'
 # import name -> the package's folder with the pictures
@@ -104,16 +104,22 @@ def draw_background(background: Background, side: int) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
+def place_cutout(item: SceneObject, side: int) -> tuple[Image.Image, int, int]:
+    """Return an object's drawing, RGBA, as it stands in a picture of ``side`` x ``side`` pixels, its left and top."""
+    art = load_cutout(item.name)
+    if item.mirrored:
+        art = art.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = max(8, round(item.size * side))
+    # "RGBa" (premultiplied) keeps the colour of the transparent border out of the edges.
+    art = art.convert("RGBa").resize((pixels, pixels), Image.Resampling.BICUBIC)
+    art = art.rotate(item.angle, Image.Resampling.BICUBIC, expand=True).convert("RGBA")
+    return art, round(item.x * side - art.width / 2), round(item.y * side - art.height / 2)
+
+
 def draw_scene(scene: Scene, side: int) -> Image.Image:
     """Return the scene as an RGB picture of ``side`` x ``side`` pixels; the same description gives the same pixels."""
     image = draw_background(scene.background, side)
     for item in scene.objects:
-        art = load_cutout(item.name)
-        if item.mirrored:
-            art = art.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = max(8, round(item.size * side))
-        # "RGBa" (premultiplied) keeps the colour of the transparent border out of the edges.
-        art = art.convert("RGBa").resize((pixels, pixels), Image.Resampling.BICUBIC)
-        art = art.rotate(item.angle, Image.Resampling.BICUBIC, expand=True).convert("RGBA")
-        image.paste(art, (round(item.x * side - art.width / 2), round(item.y * side - art.height / 2)), art)
+        art, left, top = place_cutout(item, side)
+        image.paste(art, (left, top), art)
     return image
