@@ -387,9 +387,16 @@ class _Writer:
                 "num_tests": max(len(self.words.spelling), 1),
                 "min_images": words.MIN_IMAGES,
             },
-            "measures": dict(measures or {}),
+            "measures": {**self._measures(), **(measures or {})},
             "figure": [],
         }
+
+    def _measures(self) -> dict[str, float]:
+        if not self.words.spelling:
+            return {}
+        live = self.usage.tokens > 0
+        claiming = np.array([word is not None for word in self.wall.values["word"]])
+        return {"share of live codes that claim a word": float(claiming[live].mean()) if live.any() else 0.0}
 
     def _choose_figure(self) -> None:
         try:

@@ -1,0 +1,266 @@
+"""Whether codes mean something: their words, and the objects under their cells, against k-means and shuffled codes.
+
+T tokens with a code, C channels, K codes, V words, S labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soho_fast.command_line import Parser
+from soho_fast.explore.build import add_data_arguments, open_model
+from soho_fast.extras import from_extra
+
+with from_extra("explore"):
+    import numpy as np
+    from scipy.special import betaincinv
+    from scipy.stats import entropy
+
+    from soho_fast.explore.words import Vocabulary, claims, count_both, words_of_codes
+
+TAKES_FIELDS = True
+MOST_IMAGES = 5000
+SEED = 0
+LEVEL = 0.95
+
+_RESAMPLES = 200
+_UNKNOWN = -1
+# Codes whose words are counted at a time.
+_CODES_AT_A_TIME = 256
+
+
+def add_arguments(parser: Parser) -> None:
+    """What `measure` takes."""
+    parser.epilog = "Every field of the recipe can be given too, as in training (train.py --recipe ... --help)."
+    add_data_arguments(parser)
+    parser.set_defaults(images=MOST_IMAGES)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, and print the table."""
+    from soho_fast.engine.report import print_table
+
+    opened = open_model(options, print)
+    source = opened.source("", print)
+    print_table(measure(source, print))
+    return 0
+
+
+@dataclass
+class Seen:
+    """What is measured on.
+
+    code: int64 (T,). image: int64 (T,), by number. features: float32 (T, C). label: int64 (T,), what lies under the
+    cell, -1 where that is not known; is_object: bool (T,), whether it is an object and not a background. labels: their
+    names. captions: of each image.
+    """
+
+    code: np.ndarray
+    image: np.ndarray
+    features: np.ndarray
+    label: np.ndarray
+    is_object: np.ndarray
+    labels: list[str]
+    captions: list[Sequence[str]]
+
+    @property
+    def num_images(self) -> int:
+        """All of them."""
+        return len(self.captions)
+
+
+def measure(source: Any, say: Callable[[str], None] = print) -> Any:
+    """The table of all measures.
+
+    Args:
+        source: A `ModelSource`; each of its images is looked up.
+        say: Called with each line of what is done.
+
+    Returns:
+        An `engine.task.Table`: a row a measure; columns for the model's codes, k-means and shuffled codes.
+    """
+    from soho_fast.engine.task import Table
+
+    seen = look(source, say)
+    num_codes = len(source.codebook)
+    say(f"k-means of {len(seen.code):,} features with {num_codes:,} means")
+    codings = {
+        "the model's codes": seen.code,
+        "k-means": k_means(seen.features, num_codes),
+        "shuffled codes": shuffled(seen.code),
+    }
+    rows = [
+        ["codes with a token", *(f"{np.unique(code).size:,} of {num_codes:,}" for code in codings.values())],
+        ["perplexity of their use", *(f"{np.exp(entropy(np.bincount(code))):,.0f}" for code in codings.values())],
+    ]
+    rows += _word_rows(seen, codings, num_codes)
+    rows += _object_rows(seen, codings, num_codes)
+    title = f"{seen.num_images:,} images, {len(seen.code):,} cells"
+    if seen.labels:
+        title += f", of {seen.is_object.sum():,} an object covers most"
+    return Table(title, ["measure", *codings], rows)
+
+
+def look(source: Any, say: Callable[[str], None] = print) -> Seen:
+    """All images of a `ModelSource`, looked up; labels where they are of the demo corpus."""
+    from soho_fast.engine.progress import ProgressLines
+
+    knows = _DemoLabels()
+    codes, images, features, labels, captions = [], [], [], [], []
+    progress = ProgressLines(say, "images")
+    for batch in source.batches():
+        index_Bhw, feat_BLC = batch.index.cpu().numpy(), batch.features.float().cpu().numpy()
+        for number, image in enumerate(batch.images):
+            valid_hw = index_Bhw[number] >= 0
+            codes.append(index_Bhw[number][valid_hw].astype(np.int64))
+            features.append(feat_BLC[number][valid_hw.ravel()])
+            images.append(np.full(len(codes[-1]), len(captions)))
+            labels.append(knows.labels(str(image.ref.store), image.ref.name, valid_hw))
+            captions.append(image.captions)
+        progress(len(captions), source.num_images)
+    code, image, feat_TC, label = (np.concatenate(parts) for parts in (codes, images, features, labels))
+    is_object = np.isin(label, knows.objects)
+    return Seen(code, image, feat_TC, label, is_object, list(knows.number_of), captions)
+
+
+class _DemoLabels:
+    """Names of objects and of backgrounds under cells, as numbers."""
+
+    def __init__(self) -> None:
+        self.number_of: dict[str, int] = {}
+        self.objects: list[int] = []
+        self._scenes: dict[str, Mapping[str, Any]] = {}
+
+    def labels(self, root: str, name: str, valid_hw: np.ndarray) -> np.ndarray:
+        """int64, one for each True of `valid_hw`."""
+        scene = self._of_corpus(root).get(Path(name).name)
+        rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
+        if scene is None or rows != columns:
+            return np.full(int(valid_hw.sum()), _UNKNOWN)
+        from soho_fast.data.mini.objects import objects_under_cells
+
+        # The same photograph or colour is one label, whichever part of it a cell shows.
+        background = scene.background.photo or f"{scene.background.colour} background"
+        numbers = [self._number(background, False)]
+        numbers += [self._number(item.name, True) for item in scene.objects]
+        return np.array(numbers)[objects_under_cells(scene, rows, columns).ravel() + 1]
+
+    def _of_corpus(self, root: str) -> Mapping[str, Any]:
+        if root not in self._scenes:
+            try:
+                from soho_fast.data.mini.objects import corpus_scenes
+
+                self._scenes[root] = corpus_scenes(root)
+            except (FileNotFoundError, ImportError):
+                self._scenes[root] = {}
+        return self._scenes[root]
+
+    def _number(self, name: str, is_object: bool) -> int:
+        if name not in self.number_of:
+            self.number_of[name] = len(self.number_of)
+            self.objects += [self.number_of[name]] * is_object
+        return self.number_of[name]
+
+
+def shuffled(code_T: np.ndarray) -> np.ndarray:
+    """The same codes, as often each, over other cells and images."""
+    return np.random.default_rng(SEED).permutation(code_T)
+
+
+def k_means(features_TC: np.ndarray, num_codes: int) -> np.ndarray:
+    """int64 (T,), the nearest of as many means, found by Lloyd's algorithm from k-means++ with a fixed seed."""
+    with from_extra("demo"):
+        from sklearn.cluster import KMeans
+
+    means = KMeans(min(num_codes, len(features_TC)), n_init=1, max_iter=100, random_state=SEED)
+    return means.fit_predict(features_TC).astype(np.int64)
+
+
+def share_of_claims(code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]) -> tuple[int, int]:
+    """(codes whose best word has an interval of lift above 1, codes with a token)."""
+    vocabulary = Vocabulary()
+    numbers = [vocabulary.numbers(texts) for texts in captions]
+    chosen = vocabulary.choose()
+    begins = np.cumsum([0, *map(len, numbers)])
+    words_NV = chosen.table(np.concatenate([*numbers, np.zeros(0, dtype=np.int32)]), begins)
+    pairs = np.unique(np.stack([code_T, image_T], axis=1), axis=0)
+    live, num_images = np.unique(pairs[:, 0], return_counts=True)
+    place = np.searchsorted(live, pairs[:, 0])
+    claiming = 0
+    for first in range(0, len(live), _CODES_AT_A_TIME):
+        last = min(first + _CODES_AT_A_TIME, len(live))
+        some = (place >= first) & (place < last)
+        both_KV = count_both(place[some] - first, pairs[some, 1], last - first, words_NV).toarray()
+        claiming += int(claims(words_of_codes(both_KV, num_images[first:last], chosen.images, len(numbers))).sum())
+    return claiming, len(live)
+
+
+def _word_rows(seen: Seen, codings: Mapping[str, np.ndarray], num_codes: int) -> list[list[str]]:
+    if not any(seen.captions):
+        return []
+    counts = [share_of_claims(code, seen.image, seen.captions) for code in codings.values()]
+    return [["codes that claim a word", *(_share_of(*count) for count in counts)]]
+
+
+def _share_of(count: int, total: int) -> str:
+    """A share with Clopper and Pearson's interval."""
+    tail = (1 - LEVEL) / 2
+    low = betaincinv(count, total - count + 1.0, tail) if count else 0.0
+    high = betaincinv(count + 1.0, total - count, 1 - tail) if count < total else 1.0
+    return f"{count / total:.1%} ({low:.1%} to {high:.1%})"
+
+
+def count_labels(
+    code_T: np.ndarray, label_T: np.ndarray, num_codes: int, num_labels: int, weight_T: np.ndarray | None = None
+) -> np.ndarray:
+    """float64 (K, S), how many tokens have each code and each label, counted by their weights."""
+    table = np.bincount(code_T * num_labels + label_T, weight_T, minlength=num_codes * num_labels)
+    return table.reshape(num_codes, num_labels).astype(np.float64)
+
+
+def purity(table_KS: np.ndarray) -> float:
+    """The share of tokens whose label is the most frequent one of their code."""
+    return float(table_KS.max(1).sum() / table_KS.sum())
+
+
+def normalised_mutual_information(table_KS: np.ndarray) -> float:
+    """Of codes and labels, over the mean of their entropies: 0 where they are independent, 1 where they are alike."""
+    code, label = entropy(table_KS.sum(1)), entropy(table_KS.sum(0))
+    shared = code + label - entropy(table_KS.ravel())
+    return float(2 * shared / (code + label)) if code + label else 1.0
+
+
+def with_spread(
+    statistic: Callable[[np.ndarray], float],
+    seen: Seen,
+    code_T: np.ndarray,
+    num_codes: int,
+    chosen_T: np.ndarray,
+) -> tuple[float, float]:
+    """A statistic of the table of codes and labels, and its standard deviation over resampled images."""
+    code, label, image = code_T[chosen_T], seen.label[chosen_T], seen.image[chosen_T]
+    num_labels = len(seen.labels)
+    value = statistic(count_labels(code, label, num_codes, num_labels))
+    generator = np.random.default_rng(SEED)
+    values = []
+    for _ in range(_RESAMPLES):
+        weight = np.bincount(generator.integers(seen.num_images, size=seen.num_images), minlength=seen.num_images)
+        values.append(statistic(count_labels(code, label, num_codes, num_labels, weight[image])))
+    return value, float(np.std(values, ddof=1))
+
+
+def _object_rows(seen: Seen, codings: Mapping[str, np.ndarray], num_codes: int) -> list[list[str]]:
+    known = seen.label != _UNKNOWN
+    if not known.any():
+        return []
+    rows = []
+    for where, chosen in (("objects", seen.is_object), ("objects and backgrounds", known)):
+        for name, statistic in (("purity", purity), ("NMI", normalised_mutual_information)):
+            found = [with_spread(statistic, seen, code, num_codes, chosen) for code in codings.values()]
+            # Resampled tables are purer than the whole: only their spread is taken.
+            rows.append([f"{name}, {where}", *(f"{value:.1%} ± {1.96 * spread:.1%}" for value, spread in found)])
+    return rows
