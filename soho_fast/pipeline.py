@@ -131,6 +131,12 @@ class SohoPipeline:
     @torch.no_grad()
     def _logits(self, images: Sequence[ImageLike], texts: Sequence[str]) -> Tensor:
         """Float32 (texts, classes) on the CPU; every text with all the images."""
+        output = self.model(**self._inputs(images, texts))
+        logits = output.itm_logits if "itm_logits" in output else output.logits
+        return logits.float().cpu()
+
+    def _inputs(self, images: Sequence[ImageLike], texts: Sequence[str]) -> dict[str, Tensor | None]:
+        """The keywords of the model's forward, on its device; every text with all the images."""
         for text in texts:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"text: expected words, got {text!r}")
@@ -146,11 +152,7 @@ class SohoPipeline:
             raise ValueError(f"text: expected at most {limit} tokens, got {longest}: {max(texts, key=len)[:60]!r}...")
         index = torch.arange(len(images)) if len(images) > 1 else torch.zeros((), dtype=torch.int64)
         inputs = {**pixels, **encoded, "image_index": index.expand(len(texts), *index.shape)}
-        output = self.model(
-            **{name: None if value is None else value.to(self.device) for name, value in inputs.items()}
-        )
-        logits = output.itm_logits if "itm_logits" in output else output.logits
-        return logits.float().cpu()
+        return {name: None if value is None else value.to(self.device) for name, value in inputs.items()}
 
     def _pixels(self, image: ImageLike) -> Tensor:
         processor = self.processor.image_processor

@@ -148,7 +148,7 @@ def run(options: argparse.Namespace) -> int:
     say = print
     from soho_fast.explore.assemble import assemble, check_folder, is_made_of
 
-    folder = Path(options.into) if options.into else _default_folder(options.model)
+    folder = Path(options.into) if options.into else default_folder(options.model)
     check_folder(folder)
     opened = open_model(options, say)
     made_of = _made_of(opened, options)
@@ -169,7 +169,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _default_folder(model: str) -> Path:
+def default_folder(model: str) -> Path:
+    """Where the explorer of a run or of a model goes, unless told otherwise."""
     if not Path(model).is_dir():
         return Path(FOLDER) / Path(model).name
     # Beside a run's model, not in it: what is in it has checksums.

@@ -133,7 +133,7 @@ def test_every_private_name_is_listed_here():
     """Names with an underscore that nothing in the package defines, and all that are reached through `super()`."""
     own = set()
     for node in (node for nodes in trees().values() for node in nodes):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             own.add(node.name)
         elif isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Store):
             own.add(node.attr if isinstance(node, ast.Attribute) else node.id)

@@ -46,7 +46,8 @@
   // A picture with its cells over it, as links to their codes.
   //   picture: {index, rows, columns, cells_high, cells_wide, width, height}, see bundle.py; `source`: address of the
   //   picture; `label`: what it shows, for those who do not see it.
-  //   onPoint(code, cell): called with what the pointer or the focus is on, with (null, null) when it leaves.
+  //   onPoint(code, cell): called with what the pointer or the focus is on, with (null, null) when it leaves. Where
+  //   `index` is null no code is known of any cell, and the cells are no links.
   // Returns {root, cells, light, shade}: `cells` are the links, row by row, null where a cell has no code;
   //   light(code) lights the cells of a code, of none where it is null; shade(values) paints one value of 0 to 1 a
   //   cell, or nothing where it is null.
@@ -62,15 +63,15 @@
 
     const cells = Array.from({ length: rows * columns }, (_, cell) => {
       const code = index ? index[cell] : null;
-      if (code === null || code === undefined) return null;
+      if (index && (code === null || code === undefined)) return null;
       const row = Math.floor(cell / columns);
       const column = cell % columns;
-      return element("a", {
+      return element(index ? "a" : "div", {
         class: "cell",
-        href: explorer.address("code", String(code)),
+        href: index ? explorer.address("code", String(code)) : null,
         tabindex: "-1",
-        dataset: { code, cell },
-        "aria-label": `code ${code}, row ${row + 1}, column ${column + 1}`,
+        dataset: index ? { code, cell } : { cell },
+        "aria-label": `${index ? `code ${code}, ` : ""}row ${row + 1}, column ${column + 1}`,
         style: {
           left: `${(100 * column) / wide}%`,
           top: `${(100 * row) / high}%`,
@@ -94,7 +95,7 @@
 
     const point = (target) => {
       const cell = target.closest?.(".cell");
-      if (cell) onPoint(Number(cell.dataset.code), Number(cell.dataset.cell));
+      if (cell) onPoint(index ? Number(cell.dataset.code) : null, Number(cell.dataset.cell));
       else onPoint(null, null);
     };
     // Not pointerover: a page that comes to lie under a pointer at rest is not pointed at.

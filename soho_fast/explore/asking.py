@@ -1,0 +1,421 @@
+"""POST /ask: a question about images, as a form, to a model at hand; its answers and where it looked, as JSON.
+
+The form's fields: `model`, its name; `image`, once, or twice for two images, left and right: a file, or the number of a
+picture of the bundle; `text`, once a text; `question`, if it is to be checked that the model takes it; `attend`, the
+number of the text whose attention is wanted. The reply: see `SeeingPipeline.ask`; each image has also `seen` (upload,
+original or small copy) and `picture`; `no_codes` says why no codes are given, where they are not.
+What can't be answered is {"error": one line}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from soho_fast.engine.errors import UserError
+from soho_fast.explore.bundle import Bundle, BundleError, picture_path
+from soho_fast.extras import from_extra
+
+with from_extra("explore"):
+    from starlette.datastructures import UploadFile
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse
+    from starlette.types import Message
+
+if TYPE_CHECKING:
+    from soho_fast.explore.attention import SeeingPipeline
+
+KINDS = {
+    "SohoForPreTraining": ("pre-training", "rank"),
+    "SohoForImageTextRetrieval": ("image-text retrieval", "rank"),
+    "SohoForQuestionAnswering": ("question answering", "answer"),
+    "SohoForVisualReasoning": ("visual reasoning about two images", "compare"),
+    "SohoForVisualEntailment": ("visual entailment", "entails"),
+}
+"""What each kind of model is for, in words, and the question that it takes; as in pipeline.py, without torch."""
+
+MAX_TEXTS = 100
+MAX_CHARACTERS = 10_000
+"""Of a text; how many tokens it may have says the model."""
+
+WAITING = 4
+"""Questions that may wait for a model that answers another one; more are turned away."""
+
+_UPLOAD_SECONDS = 30  # Within which a form must have come.
+_FORM_BYTES = 256 * 1024  # Of a form beside its images.
+
+
+class Refused(Exception):
+    """A question that gets no answer: the status of the reply, and one line that says why."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class _NobodyWaits(Exception):
+    """Raised where a model works for somebody who has been told that there will be no answer."""
+
+
+def model_folder(given: str) -> Path:
+    """The folder of the model of a run, or the folder of a model itself. Raises UserError."""
+    folder = Path(given)
+    if not folder.is_dir():
+        raise UserError(f"model: {given}: there is no such folder; expected that of a run or of a model")
+    found = next((folder / name for name in ("best", "model") if (folder / name).is_dir()), folder)
+    if found == folder and not (folder / "config.json").is_file():
+        is_run = (folder / "recipe.yaml").is_file()
+        why = "is a run without a model yet: best/ and model/ come at its end" if is_run else "has no config.json"
+        raise UserError(f"model: {given} {why}; to see an explorer without asking, serve its folder alone")
+    return found
+
+
+def kind_of(folder: Path) -> str:
+    """The class of the model in a folder, one of KINDS.
+
+    Raises:
+        UserError: it holds another, or its config.json is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        architectures = config.get("architectures") or ()
+        kind = next((name for name in KINDS if name in architectures), None)
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror})") from error
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is damaged: expected a JSON object with a list `architectures`") from error
+    if kind is None:
+        held = ", ".join(map(str, architectures)) or "a model of unknown kind"
+        raise UserError(f"model: {folder} holds {held}; expected {', '.join(KINDS)}")
+    return kind
+
+
+@dataclass(frozen=True)
+class AskedImage:
+    """An image of a question.
+
+    read: Gives its file's bytes, and what they are: "upload", "original" or "small copy". Raises Refused.
+    picture: Its number in the bundle.
+    """
+
+    read: Callable[[], tuple[bytes, str]]
+    picture: int | None = None
+
+
+class Originals:
+    """The images that the pictures of a run's explorer are copies of, found in the data sets of the run's recipe.
+
+    Nothing else is ever read: a picture names a data set and an image in it, and what the data set lists is looked up.
+
+    Args:
+        run: Its folder; None where there is none, and so no original.
+        say: Told once, when the data sets are read, and when they can't be.
+    """
+
+    def __init__(self, run: str | None, say: Callable[[str], None] = print) -> None:
+        self._run, self._say, self._lock = run, say, threading.Lock()
+        self._found: dict[tuple[str, str], Any] | None = {} if run is None else None
+
+    def read(self, data_set: str, name: str) -> bytes | None:
+        """An image's file, or None: it can't be found or read."""
+        with self._lock:
+            if self._found is None:
+                self._found = self._read_data_sets()
+        try:
+            return self._found[data_set, name].read()
+        except (KeyError, OSError):
+            return None
+
+    def _read_data_sets(self) -> dict[tuple[str, str], Any]:
+        from soho_fast.explore.build import open_model
+
+        of_all = {"recipe": None, "checkpoint": None, "split": [], "images": 0, "fields": []}
+        self._say(f"reading the data sets of {self._run}, to let models see the pictures themselves ...")
+        try:
+            images = open_model(argparse.Namespace(model=self._run, **of_all), lambda line: None).images
+            return {(images.data_sets[image.data_set], image.ref.name): image.ref for image in images.images}
+        except (ValueError, OSError, ImportError) as error:
+            self._say(" ".join(f"they can't be read, so models see the small copies: {error}".split()))
+            return {}
+
+
+class AskedModel:
+    """A model of a folder, loaded when it is first asked, that answers one question at a time in its own thread.
+
+    Args:
+        name: How it is called in the page.
+        folder: Where it lies, a run or a model.
+        say: Told what is loaded.
+    """
+
+    def __init__(self, name: str, folder: Path, say: Callable[[str], None] = print) -> None:
+        self.name, self.folder, self._say = name, folder, say
+        self.kind, self.question = KINDS[kind_of(folder)]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model {name}")
+        self._pipeline: SeeingPipeline | None = None
+        self._awaited: set[asyncio.Future] = set()
+        self.pending = 0
+
+    async def ask(self, seconds: float, weights: str, images: Sequence[AskedImage], **question: Any) -> dict[str, Any]:
+        """`SeeingPipeline.ask`, with the codes only where `weights` are those of the model's codebook.
+
+        A question that takes longer than `seconds`, waiting included, ends at the next occasion; until then the model
+        answers no other one.
+
+        Raises:
+            Refused: too many wait, it takes too long, or it can't be answered.
+        """
+        if self.pending > WAITING:
+            raise Refused(503, f"{self.name} is answering others, and {WAITING} more wait; ask again in a moment")
+        too_late = threading.Event()
+
+        def go_on() -> None:
+            if too_late.is_set():
+                raise _NobodyWaits
+
+        self.pending += 1
+        work = self._thread.submit(self._answer, go_on, weights, images, question)
+        future = asyncio.wrap_future(work)
+        self._awaited.add(future)
+        loop = asyncio.get_running_loop()
+        work.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(self._done))
+        try:
+            async with asyncio.timeout(seconds):
+                return await future
+        except TimeoutError:
+            raise Refused(504, f"{self.name} gave no answer within {seconds:g} s (--seconds sets how long)") from None
+        finally:
+            too_late.set()
+            self._awaited.discard(future)
+
+    def give_up(self) -> None:
+        """Nobody waits for an answer any more: their `ask` is cancelled."""
+        for future in self._awaited:
+            future.cancel()
+
+    def close(self) -> bool:
+        """Takes no more questions; whether one is still being worked on."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        return self.pending > 0
+
+    def _done(self) -> None:
+        self.pending -= 1
+
+    def _answer(
+        self, go_on: Callable[[], None], weights: str, images: Sequence[AskedImage], question: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        if self._pipeline is None:
+            self._pipeline = self._load()
+        go_on()
+        files = [image.read() for image in images]
+        go_on()
+        started = time.monotonic()
+        try:
+            reply = self._pipeline.ask(self.question, [data for data, _ in files], go_on=go_on, **question)
+        except ValueError as error:
+            raise Refused(400, str(error)) from error
+        own_weights = self._pipeline.weights()
+        why = None
+        if own_weights is None:
+            why = "this model has no dictionary"
+        elif own_weights != weights:
+            why = "the codes shown here are of another codebook than this model's"
+        for image, asked, (_, seen) in zip(reply["images"], images, files, strict=True):
+            image.update(seen=seen, picture=asked.picture)
+            if why is not None:
+                image["codes"] = None
+        seconds = round(time.monotonic() - started, 3)
+        return {"model": self.name, "question": self.question, "seconds": seconds, "no_codes": why, **reply}
+
+    def _load(self) -> SeeingPipeline:
+        started = time.monotonic()
+        self._say(f"loading {self.folder} ...")
+        try:
+            with from_extra("train"):
+                from transformers.utils import logging as transformers_logging
+
+                from soho_fast.explore.attention import SeeingPipeline
+            transformers_logging.disable_progress_bar()
+            transformers_logging.set_verbosity_error()
+            pipeline = SeeingPipeline.from_pretrained(self.folder)
+        except (ValueError, OSError, ImportError) as error:
+            why = " ".join(f"{self.name} can't be loaded: {error}".split())
+            self._say(why)
+            raise Refused(500, why) from error
+        self._say(f"loaded {self.folder} in {time.monotonic() - started:.1f} s")
+        return pipeline
+
+
+class Asking:
+    """The endpoint.
+
+    Args:
+        models: By name.
+        bundle: What is shown.
+        originals: Where the pictures of the bundle are copied from.
+        upload_bytes: The largest upload, all images of a question together.
+        seconds: After which an answer is given up.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, AskedModel],
+        bundle: Bundle,
+        originals: Originals,
+        *,
+        upload_bytes: int,
+        seconds: float,
+    ) -> None:
+        self.models, self.bundle, self.originals = models, bundle, originals
+        self.upload_bytes, self.seconds = upload_bytes, seconds
+
+    def described(self) -> dict[str, Any]:
+        """What the page is told, see SERVER in bundle.py."""
+        models = [{"name": each.name, "kind": each.kind, "question": each.question} for each in self.models.values()]
+        return {"models": models, "upload_bytes": self.upload_bytes, "seconds": self.seconds}
+
+    async def reply(self, request: Request) -> JSONResponse:
+        """Answer a form."""
+        try:
+            model, images, question = await self._read(request)
+            return JSONResponse(await model.ask(self.seconds, self.bundle.meta["weights"], images, **question))
+        except Refused as refused:
+            headers = {"retry-after": "5"} if refused.status == 503 else {}
+            # What came of a form that is too large or too slow is not read to its end.
+            if refused.status in (408, 413):
+                headers["connection"] = "close"
+            return JSONResponse({"error": str(refused)}, refused.status, headers)
+        except asyncio.CancelledError:
+            return JSONResponse({"error": "the server is being stopped"}, 503, {"connection": "close"})
+        except ClientDisconnect:
+            return JSONResponse({"error": "the form ended early"}, 400)
+
+    async def _read(self, request: Request) -> tuple[AskedModel, list[AskedImage], dict[str, Any]]:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "multipart/form-data":
+            raise Refused(415, f"expected a form, multipart/form-data, got {kind[:60] or 'no content type'}")
+        limited = Request(request.scope, self._counting(request))
+        try:
+            async with asyncio.timeout(_UPLOAD_SECONDS):
+                form = await limited.form(max_files=2, max_fields=MAX_TEXTS + 8, max_part_size=4 * MAX_CHARACTERS)
+        except TimeoutError:
+            raise Refused(408, f"the form did not come within {_UPLOAD_SECONDS} s") from None
+        except HTTPException as error:
+            raise Refused(400, f"the form can't be read: {error.detail}") from error
+        try:
+            return await self._question(form.multi_items())
+        finally:
+            await form.close()
+
+    def _counting(self, request: Request) -> Callable[[], Any]:
+        """The request's own messages, until they are larger than is allowed."""
+        largest = self.upload_bytes + _FORM_BYTES
+        too_large = Refused(413, f"the upload is larger than {self.upload_bytes / 2**20:g} MB (--upload_mb sets it)")
+        announced = request.headers.get("content-length", "")
+        if announced.isascii() and announced.isdigit() and (len(announced) > 18 or int(announced) > largest):
+            raise too_large
+        came = 0
+
+        async def receive() -> Message:
+            nonlocal came
+            message = await request.receive()
+            came += len(message.get("body", b""))
+            if came > largest:
+                raise too_large
+            return message
+
+        return receive
+
+    async def _question(
+        self, items: Sequence[tuple[str, str | UploadFile]]
+    ) -> tuple[AskedModel, list[AskedImage], dict[str, Any]]:
+        fields: dict[str, list[str | UploadFile]] = {}
+        for name, value in items:
+            fields.setdefault(name, []).append(value)
+        wrong = next((name for name in fields if name not in ("model", "question", "image", "text", "attend")), None)
+        if wrong is not None:
+            raise Refused(400, f"{wrong[:60]!a}: there is no such field; expected model, image, text, question, attend")
+        for name, values in fields.items():
+            if name != "image" and not all(isinstance(value, str) for value in values):
+                raise Refused(400, f"{name}: expected a text, got a file")
+            if name in ("model", "question", "attend") and len(values) > 1:
+                raise Refused(400, f"{name}: expected one, got {len(values)}")
+        model = self._model(fields.get("model", [""])[0])
+        asked = fields.get("question", [model.question])[0]
+        if asked != model.question:
+            raise Refused(
+                400, f"question: {model.name} is for {model.kind}: expected {model.question}, got {asked[:60]!a}"
+            )
+        texts = self._texts(fields.get("text", []), model)
+        expected = 2 if model.question == "compare" else 1
+        if len(fields.get("image", [])) != expected:
+            raise Refused(400, f"image: {model.question} takes {expected}, got {len(fields.get('image', []))}")
+        images = [await self._image(value) for value in fields["image"]]
+        question: dict[str, Any] = {"texts": texts}
+        if "attend" in fields:
+            question["attend"] = _number("attend", fields["attend"][0], len(texts))
+        return model, images, question
+
+    def _model(self, name: str) -> AskedModel:
+        if name not in self.models:
+            at_hand = ", ".join(self.models) or "none: serve RUN, or an explorer and the folders of models"
+            raise Refused(404, f"model: there is no {name[:60]!a}; at hand: {at_hand}")
+        return self.models[name]
+
+    @staticmethod
+    def _texts(texts: Sequence[str], model: AskedModel) -> list[str]:
+        most = MAX_TEXTS if model.question == "rank" else 1
+        if not 1 <= len(texts) <= most:
+            raise Refused(400, f"text: {model.question} takes {'1 to ' if most > 1 else ''}{most}, got {len(texts)}")
+        for number, text in enumerate(texts):
+            if not text.strip():
+                raise Refused(400, f"text {number + 1} is empty")
+            if len(text) > MAX_CHARACTERS:
+                raise Refused(
+                    400, f"text {number + 1} has {len(text):,} characters; expected at most {MAX_CHARACTERS:,}"
+                )
+        return list(texts)
+
+    async def _image(self, value: str | UploadFile) -> AskedImage:
+        if isinstance(value, str):
+            picture = _number("image", value, self.bundle.meta["num_pictures"], "a file, or the number of a picture")
+            return AskedImage(lambda: self._read_picture(picture), picture)
+        if not value.size:
+            raise Refused(400, "image: the file is empty")
+        data = await value.read()
+        return AskedImage(lambda: (data, "upload"))
+
+    def _read_picture(self, number: int) -> tuple[bytes, str]:
+        path = self.bundle.folder / picture_path(number)
+        try:
+            picture = self.bundle.picture(number)
+            data_set = self.bundle.meta["sources"][picture["source"]]["name"]
+            original = self.originals.read(data_set, picture["name"])
+            if original is not None:
+                return original, "original"
+            # The bundle may be another's: no link leads out of it.
+            if not path.resolve(strict=True).is_relative_to(self.bundle.folder.resolve()):
+                raise Refused(500, f"image: {picture_path(number)} leads out of the explorer")
+            return path.read_bytes(), "small copy"
+        except BundleError as error:
+            raise Refused(500, f"image: {error}") from error
+        except (OSError, LookupError, TypeError) as error:
+            raise Refused(500, f"image: {picture_path(number)} can't be read; build the explorer anew") from error
+
+
+def _number(field: str, text: str, count: int, expected: str = "a number") -> int:
+    """A number below `count`, as it stands in a form."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) < count):
+        upto = f"0 to {count - 1}" if count else "of which there are none"
+        raise Refused(400, f"{field}: expected {expected}, {upto}, got {text[:60]!a}")
+    return int(text)

@@ -1,0 +1,160 @@
+"use strict";
+
+// What came back of a question: the answers as bars, and where the model looked, see soho_fast/explore/attention.py.
+(() => {
+  const { element, formatPercent } = explorer;
+  const MOST_CODES = 6;
+
+  // The answers as bars; a text of "rank" can be chosen, and its attention is shown then.
+  explorer.answerList = (reply, onChoose) => {
+    const rows = reply.answers.map((answer) => {
+      const words = answer.text ?? answer.answer ?? answer.label;
+      const name = element("span", { class: "ask-answer-text", dir: "auto" }, words);
+      const parts = [
+        name,
+        element("span", { class: "ask-bar" }, element("span", { style: { width: `${100 * answer.score}%` } })),
+        element("span", { class: "ask-score" }, `${(100 * answer.score).toFixed(1)} %`),
+      ];
+      if (answer.number === undefined) return element("li", { class: "ask-answer" }, parts);
+      const pressed = String(answer.number === reply.attended);
+      const choose = () => onChoose(answer.number);
+      const title = "shade the image by this text";
+      const attributes = { type: "button", class: "ask-answer", title, "aria-pressed": pressed, click: choose };
+      return element("li", {}, element("button", attributes, parts));
+    });
+    return element("ol", { class: "plain ask-answers" }, rows);
+  };
+
+  // The share of a token's attention that each cell of an image gets, in a layer or in the mean of all.
+  const attentionOf = (image, layer, token) => {
+    if (layer !== null) return image.attention[layer][token];
+    return image.attention[0][token].map(
+      (_, cell) => image.attention.reduce((sum, each) => sum + each[token][cell], 0) / image.attention.length,
+    );
+  };
+
+  // Fills `root` with the images of a reply (`looks` of them: {source, width, height}), shaded by the attention of a
+  // token. asked: {token, layer}, what is chosen, changed here; layer null is the last one, "mean" the mean of all.
+  explorer.showAttention = (root, asked, { looks, wall, ...reply }, onChange) => {
+    const last = reply.images[0].attention.length - 1;
+    const shares = reply.images.map(() => []);
+    const views = reply.images.map((image, place) => {
+      const { source, width, height } = looks[place];
+      const size = { width: width ?? image.cells_wide * 32, height: height ?? image.cells_high * 32 };
+      const status = element("p", { class: "status", role: "status" });
+      const says = (code) => (wall.word[code] === null ? "" : ` · ${wall.word[code]}`);
+      const onPoint = (code, cell) => {
+        const share = `${formatPercent(shares[place][cell] ?? null)} of the attention`;
+        if (cell === null) status.textContent = image.codes ? "Point at a cell to see its code; a click opens it." : "";
+        else if (code === null) status.textContent = share;
+        else status.replaceChildren(element("span", { dir: "auto" }, `code ${code}${says(code)}`), ` · ${share}`);
+      };
+      const view = explorer.pictureWithCells({ ...image, ...size, index: image.codes }, source, seenAs(image), onPoint);
+      onPoint(null, null);
+      const codes = element("div", { class: "chips" });
+      const hint = element("p", { class: "hint" }, `The model saw ${seenAs(image)}.`);
+      return { view, codes, root: element("div", { class: "ask-view" }, view.root, status, codes, hint) };
+    });
+
+    const sum = element("p", { class: "hint", id: "attention-sum" });
+    const show = () => {
+      const layer = asked.layer === "mean" ? null : Math.min(asked.layer ?? last, last);
+      reply.images.forEach((image, place) => (shares[place] = attentionOf(image, layer, asked.token)));
+      const most = Math.max(1e-12, ...shares.flat());
+      views.forEach(({ view, codes }, place) => {
+        view.shade(shares[place].map((share) => share / most));
+        codes.replaceChildren(...codeChips(reply.images[place], shares[place], wall));
+      });
+      const total = shares.map((each) => formatPercent(each.reduce((a, b) => a + b, 0)));
+      const where =
+        total.length > 1 ? `the left image gets ${total[0]}, the right one ${total[1]}` : `the image gets ${total[0]}`;
+      const which = layer === null ? "all layers" : `layer ${layer + 1} of ${last + 1}`;
+      sum.textContent =
+        `Of the attention of ${reply.tokens[asked.token]} ${where}, its text the rest. A cell's share is the mean over ` +
+        `the heads of ${which}; the brightest one has ${formatPercent(most)}.`;
+      for (const [token, button] of [...tokens.children].entries()) {
+        button.setAttribute("aria-pressed", String(token === asked.token));
+      }
+      onChange();
+    };
+    asked.token = Math.min(asked.token, reply.tokens.length - 1);
+    const tokens = element(
+      "div",
+      { class: "ask-tokens", role: "group", "aria-label": "whose attention" },
+      reply.tokens.map((token, number) =>
+        element(
+          "button",
+          {
+            type: "button",
+            dir: "auto",
+            title: number ? `attention of ${token}` : "attention of [CLS], from which the answer is read",
+            click: () => {
+              asked.token = number;
+              show();
+            },
+          },
+          token,
+        ),
+      ),
+    );
+    const layers = element(
+      "select",
+      {
+        "aria-label": "layer",
+        change: ({ target }) => {
+          asked.layer = target.value === "mean" ? "mean" : Number(target.value) === last ? null : Number(target.value);
+          show();
+        },
+      },
+      Array.from({ length: last + 1 }, (_, layer) =>
+        element(
+          "option",
+          { value: layer, selected: layer === (asked.layer ?? last) },
+          `layer ${layer + 1} of ${last + 1}${layer === last ? ", the last" : ""}`,
+        ),
+      ),
+      element("option", { value: "mean", selected: asked.layer === "mean" }, "mean of all layers"),
+    );
+    root.append(
+      element("h2", {}, "Where it looked"),
+      element("p", { class: "hint" }, "Choose a word: cells are the brighter the more of its attention they get."),
+      element("div", { class: "ask-whose" }, tokens, layers),
+      element(
+        "div",
+        { class: "ask-views" },
+        views.map((each) => each.root),
+      ),
+      sum,
+    );
+    if (reply.no_codes)
+      root.append(element("p", { class: "hint", id: "no-codes" }, `Cells name no codes: ${reply.no_codes}.`));
+    else if (reply.reads === "features") {
+      const hint = "This model reads the features themselves: a cell's code is the one nearest to its feature.";
+      root.append(element("p", { class: "hint" }, hint));
+    }
+    show();
+  };
+
+  const seenAs = ({ seen, picture }) =>
+    ({ upload: "the uploaded image", original: `the original of picture ${picture}` })[seen] ??
+    `the small copy of picture ${picture}, as the original is not at hand`;
+
+  // The codes that get most attention, their cells together.
+  const codeChips = (image, shares, wall) => {
+    if (!image.codes) return [];
+    const byCode = new Map();
+    image.codes.forEach((code, cell) => byCode.set(code, (byCode.get(code) ?? 0) + shares[cell]));
+    return [...byCode]
+      .sort(([, a], [, b]) => b - a)
+      .slice(0, MOST_CODES)
+      .map(([code, share]) =>
+        element(
+          "a",
+          { class: "chip", href: explorer.address("code", String(code)) },
+          explorer.codeCrop(wall, code, 28),
+          element("span", { dir: "auto" }, wall.word[code] === null ? `${code}` : `${code} ${wall.word[code]}`),
+          element("span", { class: "hint" }, formatPercent(share)),
+        ),
+      );
+  };
+})();

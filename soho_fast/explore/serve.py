@@ -1,0 +1,321 @@
+"""The explorer as a web server, with the questions that need a model.
+
+python -m soho_fast.explore serve runs/mini
+python -m soho_fast.explore serve runs/mini runs/mini_vqa
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import ipaddress
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from soho_fast.engine.errors import UserError
+from soho_fast.explore.build import default_folder
+from soho_fast.explore.bundle import Bundle
+from soho_fast.extras import from_extra
+
+with from_extra("explore"):
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.datastructures import Headers, MutableHeaders
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, PlainTextResponse, Response
+    from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    from soho_fast.explore.asking import AskedModel, Asking, Originals, model_folder
+
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+}
+
+# A machine's own table may call scripts plain text, which "nosniff" then forbids to run.
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+}
+
+_REQUEST_SECONDS = 20  # Within which a request's headers must have come.
+_CONNECTIONS = 100
+_LARGEST_HEADERS = 32 * 1024
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `serve`."""
+    parser.add_argument("run", help="Folder of a run or of a model whose explorer was built, or of an explorer alone.")
+    parser.add_argument("models", nargs="*", help="Further runs or models to ask.")
+    parser.add_argument("--explorer", help="The explorer's folder (RUN/explorer).")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to listen at (127.0.0.1: this machine alone).")
+    parser.add_argument("--port", type=int, default=8000, help="Port to listen at, 0: any free one (8000).")
+    parser.add_argument("--seconds", type=float, default=60.0, help="After which an answer is given up (60).")
+    parser.add_argument("--upload_mb", type=float, default=20.0, help="Largest upload, MB (20).")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C; returns the exit code. Raises UserError: something given can't be used."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # Before torch loads OpenMP; see train.py.
+    for name, least, most in (("port", 0, 65535), ("seconds", 0.001, 86_400), ("upload_mb", 0.001, 1024)):
+        if not least <= getattr(options, name) <= most:
+            raise UserError(f"{name}: expected {least:g} to {most:g}, got {getattr(options, name):g}")
+    limits = {"upload_bytes": int(options.upload_mb * 2**20), "seconds": options.seconds}
+    asking = at_hand(options.run, options.models, options.explorer, **limits)
+    listening = listen(options.host, options.port)
+    port = listening.getsockname()[1]
+    code = 0
+    try:
+        server(asking, options.host, lambda: _say_where(options.host, port, asking)).run(sockets=[listening])
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    if any([model.close() for model in asking.models.values()]):
+        # A model in the middle of a computation can't be stopped, and nobody waits for it any more.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def server(asking: Asking, host: str = "127.0.0.1", when_ready: Callable[[], None] = lambda: None) -> uvicorn.Server:
+    """What serves `application`, with limits to what a connection may cost; `when_ready` is called when it listens."""
+    config = uvicorn.Config(
+        application(asking, host),
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=_CONNECTIONS,
+        h11_max_incomplete_event_size=_LARGEST_HEADERS,
+        timeout_graceful_shutdown=1,
+    )
+    return _Server(config, asking, when_ready)
+
+
+def at_hand(given: str, more: Sequence[str] = (), explorer: str | None = None, **limits: Any) -> Asking:
+    """What there is to show and to ask.
+
+    Args:
+        given: Folder of a run, of a model, or of an explorer alone, which brings no model.
+        more: Folders of further models.
+        explorer: Folder of the explorer, where it does not lie in that of the run.
+        limits: `upload_bytes` and `seconds` of `Asking`.
+
+    Raises:
+        UserError, ValueError, OSError: one of them can't be used.
+    """
+    alone = (Path(given) / "data" / "meta.js").is_file()
+    if explorer is None:
+        explorer = given if alone else str(default_folder(given))
+    if not Path(given).is_dir():
+        raise UserError(f"{given}: there is no such folder; expected that of a run, of a model or of an explorer")
+    folders = [*([] if alone else [given]), *more]
+    paths = {folder: model_folder(folder) for folder in folders}
+    names = [Path(os.path.abspath(folder)).name for folder in folders]
+    models: dict[str, AskedModel] = {}
+    for folder, name in zip(folders, names, strict=True):
+        name = name if names.count(name) == 1 else folder
+        models[name] = AskedModel(name, paths[folder])
+    bundle = Bundle(explorer)
+    lost = [name for name in ("title", "weights", "num_pictures") if name not in bundle.meta]
+    if lost:
+        raise UserError(f"{Path(explorer) / 'data' / 'meta.js'} lacks {', '.join(lost)}; build the explorer anew")
+    is_run = not alone and (Path(given) / "recipe.yaml").is_file()
+    return Asking(models, bundle, Originals(given if is_run else None), **limits)
+
+
+def application(asking: Asking, host: str = "127.0.0.1") -> ASGIApp:
+    """The server's pages and its one question, for requests that are meant for `host`."""
+
+    async def server_js(_: Request) -> Response:
+        text = f'explorer.receive("server", {json.dumps(asking.described())});\n'
+        return Response(text, media_type=_TYPES[".js"], headers={"cache-control": "no-store"})
+
+    async def failed(_: Request, __: Exception) -> Response:
+        return JSONResponse({"error": "the server failed at this; its terminal says at what"}, 500)
+
+    async def told(_: Request, error: HTTPException) -> Response:
+        return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+
+    routes = [
+        Route("/ask", asking.reply, methods=["POST"]),
+        Route("/data/server.js", server_js),
+        Mount("/", _Files(asking.bundle.folder)),
+    ]
+    return _Guard(Starlette(routes=routes, exception_handlers={HTTPException: told, Exception: failed}), host)
+
+
+class _Files(StaticFiles):
+    """The bundle's files as they lie: index.html, and what is in app/, data/ and pictures/; no link leads out."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(directory=folder)
+        self._root = os.path.realpath(folder)
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        path = "index.html" if path == "." else path
+        asked = Path(path).parts
+        found, stat = super().lookup_path(path)
+        if not found or asked[0] not in ("index.html", "app", "data", "pictures"):
+            return "", None
+        return (found, stat) if Path(found).relative_to(self._root).parts[:1] == asked[:1] else ("", None)
+
+    def file_response(self, full_path: Any, stat_result: os.stat_result, scope: Scope, status_code: int = 200):
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers["content-type"] = _TYPES.get(Path(full_path).suffix.lower(), "application/octet-stream")
+        response.headers["cache-control"] = "no-cache"  # An explorer that is built anew is shown.
+        return response
+
+
+class _Guard:
+    """Lets requests through that are meant for this server, and says on every reply how browsers treat it.
+
+    A page of the net whose name its owner has pointed here (DNS rebinding) is told by the name; one that sends a form
+    here by its origin.
+    """
+
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        self.app, self.host = app, host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        why = self._refusal(scope["method"], Headers(scope=scope))
+        app = self.app if why is None else JSONResponse({"error": why}, 403)
+        await app(scope, receive, send_guarded)
+
+    def _refusal(self, method: str, headers: Headers) -> str | None:
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not is_meant_for(hosts[0], self.host):
+            return "this server answers to its own address alone; open the one that it printed"
+        origin = headers.get("origin")
+        if method not in ("GET", "HEAD") and origin is not None and origin != f"http://{hosts[0]}":
+            return "questions are taken from this server's own page alone"
+        return None
+
+
+def is_meant_for(header: str, listening: str) -> bool:
+    """Whether a request's Host header names this server.
+
+    Args:
+        header: "name", "name:port" or "[address]:port".
+        listening: the address that the server listens at, which may stand for all of the machine's.
+    """
+    name = header.rpartition(":")[0] if header.rpartition(":")[2].isdecimal() else header
+    name = name.lower()
+    if name in ("localhost", "127.0.0.1", "[::1]", listening.lower(), f"[{listening.lower()}]"):
+        return True
+    if not _is_any(listening):
+        return False
+    try:
+        # No name that somebody else could point here; the address itself is the machine's, or nothing would have come.
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return name == socket.gethostname().lower()
+
+
+def _is_any(host: str) -> bool:
+    return host in ("", "0.0.0.0", "::")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it is ready, and tells those who wait for an answer when it ends."""
+
+    def __init__(self, config: uvicorn.Config, asking: Asking, when_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._asking, self._when_ready = asking, when_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._when_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for model in self._asking.models.values():
+            model.give_up()
+        await super().shutdown(sockets)
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's HTTP, which ends a connection whose next request does not come."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._end_unless_asked()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._end_unless_asked()
+
+    def _end_unless_asked(self) -> None:
+        last = self.cycle
+
+        def end() -> None:
+            if self.cycle is last and not self.transport.is_closing():
+                self.transport.close()
+
+        self.loop.call_later(_REQUEST_SECONDS, end)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    try:
+        (family, _, _, _, address), *_ = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        return socket.create_server(address[:2], family=family)
+    except (OSError, UnicodeError) as error:
+        number = getattr(error, "errno", None)
+        if number == errno.EADDRINUSE:
+            raise UserError(f"port: {port} is taken; choose another one, as --port {port + 1}, or 0 for any") from error
+        if number == errno.EACCES:
+            raise UserError(f"port: {port} is not allowed here; choose one from 1024 on") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"host: can't listen at {host} ({reason})") from error
+
+
+def _say_where(host: str, port: int, asking: Asking) -> None:
+    shown = "localhost" if _is_any(host) else f"[{host}]" if ":" in host else host
+    if not (host == "localhost" or _is_loopback(host)):
+        print(
+            f"warning: --host {host}: everyone who reaches this machine at port {port} can see these pictures and use "
+            "the models; nothing is encrypted and nobody is asked for a password",
+            file=sys.stderr,
+        )
+    for model in asking.models.values():
+        print(f"{model.name}: {model.question} ({model.kind}), loaded when it is first asked")
+    if not asking.models:
+        print("no model: the explorer alone")
+    print(f"{asking.bundle.meta['title']}: http://{shown}:{port}/   (Ctrl-C ends)", flush=True)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
