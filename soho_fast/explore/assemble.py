@@ -22,6 +22,7 @@ from soho_fast.engine.progress import ProgressLines
 from soho_fast.explore import bundle as layout
 from soho_fast.explore import gallery, statistics, words
 from soho_fast.explore.bundle import Bundle, BundleError
+from soho_fast.explore.figure import choose_codes
 from soho_fast.explore.sources import PictureError, SeenImage, Source, digest_of
 from soho_fast.explore.spool import Spool
 
@@ -177,7 +178,7 @@ class _Writer:
         for done, number in enumerate(self.images_G):
             try:
                 text = self.spool.texts(int(number))
-                jpeg, width, height = gallery.small_copy(self.source.picture(text["place"]))
+                jpeg, width, height = self.source.small_copy(text["place"])
             except PictureError as error:
                 self.say(f"left out: {error}")
                 continue
@@ -399,12 +400,8 @@ class _Writer:
         return {"share of live codes that claim a word": float(claiming[live].mean()) if live.any() else 0.0}
 
     def _choose_figure(self) -> None:
-        try:
-            from soho_fast.explore.figure import ROWS, choose_codes
-        except ImportError:
-            return
         bundle = Bundle(self.folder)
-        layout.write_value(self.folder, "meta", {**bundle.meta, "figure": choose_codes(bundle, ROWS)})
+        layout.write_value(self.folder, "meta", {**bundle.meta, "figure": choose_codes(bundle)})
 
 
 def _short(number: float) -> float | None:

@@ -155,6 +155,8 @@ def run(options: argparse.Namespace) -> int:
     if is_made_of(folder, made_of):
         print(f"{folder} is up to date: {folder / 'index.html'}")
         return 0
+    from soho_fast.explore.timeline import timeline
+
     title = options.title or f"What the codes of {opened.run.name if opened.run else Path(opened.folder).name} mean"
     source = opened.source(title, say)
     say(f"looking at {source.num_images:,} images with {len(source.codebook):,} codes")
@@ -162,7 +164,7 @@ def run(options: argparse.Namespace) -> int:
         source,
         folder,
         made_of=made_of,
-        timeline=_timeline(opened, source),
+        timeline=timeline(opened.run, source.dictionary),
         say=say,
     )
     print(f"open {folder / 'index.html'}")
@@ -176,14 +178,6 @@ def default_folder(model: str) -> Path:
     # Beside a run's model, not in it: what is in it has checksums.
     inside = (Path(model).resolve().parent / "recipe.yaml").is_file() and not (Path(model) / "recipe.yaml").is_file()
     return Path(os.path.relpath(Path(model).resolve().parent / FOLDER)) if inside else Path(model) / FOLDER
-
-
-def _timeline(opened: Opened, source: Any) -> Any:
-    try:
-        from soho_fast.explore.timeline import timeline
-    except ImportError:
-        return None
-    return timeline(opened.run, source.dictionary)
 
 
 def _made_of(opened: Opened, options: argparse.Namespace) -> str:

@@ -18,7 +18,7 @@ from soho_fast import ops
 from soho_fast.engine.errors import UserError
 from soho_fast.explore.gallery import draw
 from soho_fast.explore.licences import Licences, demo_licences, read_licences
-from soho_fast.explore.sources import PictureError, SeenImage
+from soho_fast.explore.sources import LONGER_EDGE, PictureError, SeenImage, small_copy
 from soho_fast.extras import from_extra
 from soho_fast.spelling import did_you_mean
 
@@ -31,7 +31,6 @@ with from_extra("train"):
     from soho_fast.data.text import encode_texts
     from soho_fast.engine.workers import loaded_ahead
     from soho_fast.evaluation.computing import Computing
-    from soho_fast.explore.gallery import LONGER_EDGE
     from soho_fast.model import SohoForPreTraining
     from soho_fast.tasks.base import AnsweringTask, BaseTask
     from soho_fast.tasks.pretraining import HELDOUT, PretrainingTask, read_sources
@@ -243,13 +242,13 @@ class ModelSource:
                     *batch.cells[number],
                 )
 
-    def picture(self, place: int) -> Image.Image:
+    def small_copy(self, place: int) -> tuple[bytes, int, int]:
         ref = self._images.images[place].ref
         try:
             pixels_3HW = decode_image(ref.read(), shorter_edge=LONGER_EDGE)
         except (OSError, ValueError) as error:
             raise PictureError(f"{ref}: {error}") from error
-        return Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy())
+        return small_copy(Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy()))
 
     @torch.no_grad()
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[dict[str, Any] | None]:

@@ -1,27 +1,19 @@
-"""Which pictures are shown, their small copies, and the occurrences of codes in them.
+"""Which pictures are shown, and the occurrences of codes in them.
 
 N images, K codes, G pictures of the gallery.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from soho_fast.explore.spool import Chunk, Spool
-from soho_fast.extras import from_extra
-
-with from_extra("explore"):
-    from PIL import Image
 
 MOST_PICTURES = 10_000
 NUM_OCCURRENCES = 12
-LONGER_EDGE = 256
-"""Of a small copy, pixels."""
-_JPEG_QUALITY = 85
 
 
 def draw(image: np.ndarray, cell: np.ndarray) -> np.ndarray:
@@ -186,15 +178,3 @@ def choose_occurrences(members: Members) -> dict[str, Members]:
         "quantiles": by_distance.at(places),
         "random": drawn.at(slice(NUM_OCCURRENCES)),
     }
-
-
-def small_copy(picture: Image.Image) -> tuple[bytes, int, int]:
-    """(JPEG, width, height) of a picture, its longer edge at most `LONGER_EDGE` pixels; never enlarged."""
-    picture = picture.convert("RGB")
-    scale = min(1.0, LONGER_EDGE / max(picture.size))
-    size = tuple(max(1, round(edge * scale)) for edge in picture.size)
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=_JPEG_QUALITY)
-    return file.getvalue(), *size

@@ -8,6 +8,7 @@ K codes, C channels, h x w cells of an image.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,10 @@ from soho_fast.extras import from_extra
 
 with from_extra("explore"):
     from PIL import Image
+
+LONGER_EDGE = 256
+"""Of a small copy, pixels."""
+_JPEG_QUALITY = 85
 
 UNKNOWN_LICENCE = {"what": "pictures whose licence is not known here", "credit": "unknown", "licence": "unknown"}
 """The entry of meta's licences for pictures of which nothing else is known."""
@@ -65,11 +70,23 @@ class Source(Protocol):
     def images(self) -> Iterator[SeenImage]:
         """The images in their order, once. Those that can't be read are told, and left out."""
 
-    def picture(self, place: int) -> Image.Image:
-        """A picture in RGB, upright, looked at again. Raises PictureError: it can't be read."""
+    def small_copy(self, place: int) -> tuple[bytes, int, int]:
+        """(JPEG, width, height) of a picture, see `small_copy`. Raises PictureError: it can't be read."""
 
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[dict[str, Any] | None]:
         """Of each of some pictures, read with a caption, PICTURE's `masked`."""
+
+
+def small_copy(picture: Image.Image) -> tuple[bytes, int, int]:
+    """(JPEG, width, height) of a picture, its longer edge at most `LONGER_EDGE` pixels; never enlarged."""
+    picture = picture.convert("RGB")
+    scale = min(1.0, LONGER_EDGE / max(picture.size))
+    size = tuple(max(1, round(edge * scale)) for edge in picture.size)
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=_JPEG_QUALITY)
+    return file.getvalue(), *size
 
 
 def digest_of(codebook: np.ndarray) -> str:

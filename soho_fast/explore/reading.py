@@ -1,0 +1,109 @@
+"""What an explorer holds, as plain structured arrays of numpy: one record a cell, a word, a code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from soho_fast.explore.bundle import Bundle
+from soho_fast.spelling import did_you_mean
+
+KINDS = ("nearest", "quantiles", "random")
+
+_OCCURRENCE = [
+    ("picture", np.int64),
+    ("row", np.int64),
+    ("column", np.int64),
+    ("distance", np.float64),
+    ("rows", np.float64),
+    ("columns", np.float64),
+]
+_COUNTS = [
+    ("both", np.int64),
+    ("images", np.int64),
+    ("lift", np.float64),
+    ("low", np.float64),
+    ("high", np.float64),
+]
+
+
+def occurrences(
+    explorer: str | os.PathLike[str] | Bundle,
+    code: int,
+    kind: Literal["nearest", "quantiles", "random"] = "nearest",
+) -> np.ndarray:
+    """Cells that have a code, of distinct pictures.
+
+    Args:
+        explorer: Its folder, or a `Bundle`.
+        code: From 0 to K - 1.
+        kind: Those nearest to the code; those at quantiles of the distance, from the nearest to the farthest; or some
+            at random.
+
+    Returns:
+        A record a cell: `picture`, its number (`Bundle.picture` has its name and captions); `row`, `column` of the
+        cell; `distance` of its feature to the code; `rows`, `columns`, the picture's height and width in cells.
+
+    Raises:
+        FileNotFoundError, BundleError: there is no explorer, or a damaged one.
+        IndexError: there is no such code. ValueError: there is no such kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    return _records(_bundle(explorer).code(code)[kind], _OCCURRENCE)
+
+
+def words_of_code(explorer: str | os.PathLike[str] | Bundle, code: int) -> np.ndarray:
+    """Words of the captions of a code's images that are more frequent there than elsewhere, best first.
+
+    Args:
+        explorer: Its folder, or a `Bundle`.
+        code: From 0 to K - 1.
+
+    Returns:
+        A record a word: `word`; `both`, images with the code and the word; `images` with the word; `lift`,
+        P(word | code) / P(word), and its interval, `low` and `high`. The code claims a word where `low` is above 1.
+
+    Raises:
+        FileNotFoundError, BundleError: there is no explorer, or a damaged one. IndexError: there is no such code.
+    """
+    return _named(_bundle(explorer).code(code)["words"], "word", _COUNTS)
+
+
+def codes_of_word(explorer: str | os.PathLike[str] | Bundle, word: str) -> np.ndarray:
+    """Codes that claim a word, best first.
+
+    Args:
+        explorer: Its folder, or a `Bundle`.
+        word: In lower case, as it is counted.
+
+    Returns:
+        A record a code: `code`; `both`, images with the code and the word; `images` with the code; `lift`, and its
+        interval, `low` and `high`. Empty where no code claims the word.
+
+    Raises:
+        FileNotFoundError, BundleError: there is no explorer, or a damaged one.
+        KeyError: the word was not counted: no caption has it, or too few have, or it is a stop word.
+    """
+    by_word = {entry["word"]: entry["codes"] for entry in _bundle(explorer).read("words")}
+    if word not in by_word:
+        raise KeyError(f"{word!r} is none of the {len(by_word)} words that were counted{did_you_mean(word, by_word)}")
+    fields = [("code", np.int64), *_COUNTS]
+    return _records([[entry[name] for name, _ in fields] for entry in by_word[word]], fields)
+
+
+def _bundle(explorer: str | os.PathLike[str] | Bundle) -> Bundle:
+    return explorer if isinstance(explorer, Bundle) else Bundle(explorer)
+
+
+def _records(rows: Sequence[Sequence[Any]], fields: Sequence[tuple[str, Any]]) -> np.ndarray:
+    return np.array([tuple(row) for row in rows], dtype=list(fields))
+
+
+def _named(entries: Sequence[dict[str, Any]], name: str, fields: Sequence[tuple[str, Any]]) -> np.ndarray:
+    longest = max((len(entry[name]) for entry in entries), default=1)
+    dtype = [(name, f"U{longest}"), *fields]
+    return _records([[entry[field] for field, _ in dtype] for entry in entries], dtype)
