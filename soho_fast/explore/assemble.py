@@ -113,7 +113,8 @@ def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Wor
     for image in source.images():
         _check(image, num_codes)
         spool.add(image, vocabulary.numbers(image.captions))
-        progress(len(spool), source.num_images or len(spool))
+        if source.num_images:
+            progress(len(spool), source.num_images)
     if not len(spool):
         raise ValueError("images: there is none; expected at least one that can be read")
     spool.finish()

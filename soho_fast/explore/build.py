@@ -99,6 +99,11 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
     run, folder = _find_model(options.model, options.checkpoint)
     named = options.recipe or (run and str(run / "recipe.yaml"))
     if named is None:
+        if not Path(options.model).exists():
+            raise UserError(
+                f"recipe: there is no folder {options.model} here; for a model of that name on the hub, give "
+                "--recipe NAME"
+            )
         raise UserError(
             f"recipe: {options.model} is no run, whose recipe.yaml would say what the data are; give --recipe NAME"
         )
@@ -164,7 +169,7 @@ def run(options: argparse.Namespace) -> int:
         source,
         folder,
         made_of=made_of,
-        timeline=timeline(opened.run, source.dictionary),
+        timeline=timeline(Path(opened.folder) if opened.run else None, source.dictionary),
         say=say,
     )
     print(f"open {folder / 'index.html'}")

@@ -81,6 +81,8 @@ def build_from_arrays(
     for name, value in given.items():
         if value is not None and (isinstance(value, str) or not hasattr(value, "__len__")):
             raise TypeError(f"{name}: expected an array or a list, got {type(value).__name__}")
+        if name == "features" and not len(value):
+            raise ValueError("features: expected at least one image, got none")
         if value is not None and len(value) != len(features):
             raise ValueError(f"{name}: expected {len(features)}, one for each of features, got {len(value)}")
     batches = _slices(features, images, captions, names)
@@ -100,6 +102,7 @@ def build_from_batches(
     *,
     title: str = "What the codes mean",
     licences: LicenceEntries = None,
+    num_images: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """As `build_from_arrays`, of images that come in batches, once each: memory does not grow with their number.
@@ -110,6 +113,7 @@ def build_from_batches(
         batches: (features, images), (features, images, captions) or (features, images, captions, names) of some images
             each, as `build_from_arrays` takes them, such as from a generator.
         codebook, folder, title, licences, say: See there.
+        num_images: How many come, by which the time that is left is told.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: As there, when a batch's turn comes; the folder is as it was then.
@@ -121,7 +125,8 @@ def build_from_batches(
         raise TypeError(f"batches: expected an iterable of (features, images), got {type(batches).__name__}")
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.absolute().parent) as kept:
-        return assemble(ArraySource(batches, codes, title=title, licences=licences, kept=kept), folder, say=say)
+        source = ArraySource(batches, codes, title=title, licences=licences, num_images=num_images, kept=kept)
+        return assemble(source, folder, say=say)
 
 
 def check_codebook(codebook: Any) -> np.ndarray:

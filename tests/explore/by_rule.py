@@ -98,6 +98,7 @@ def main() -> None:
         options.folder,
         title=f"{options.images:,} images by rule",
         licences="made by rule, CC0-1.0",
+        num_images=options.images,
     )
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     print(f"{options.images:,} images: {time.perf_counter() - began:.0f} s, peak memory {memory:.0f} MiB")

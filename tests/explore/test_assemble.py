@@ -1,0 +1,253 @@
+"""A whole explorer against the obvious program, and what may happen to its folder."""
+
+import json
+
+import numpy as np
+import pytest
+from explore_made import WORDS, MadeSource, beside, cells_of, codebook, seen_images
+
+from soho_fast.engine.errors import UserError
+from soho_fast.explore import bundle as layout
+from soho_fast.explore import codes_of_word, occurrences, words_of_code
+from soho_fast.explore.assemble import assemble, is_made_of
+from soho_fast.explore.bundle import Bundle, BundleError
+
+NUM_CODES = 70  # two files of codes
+
+
+def build(folder, images=None, num_codes=NUM_CODES, **options):
+    images = seen_images(60, num_codes) if images is None else images
+    return Bundle(assemble(MadeSource(images, codebook(num_codes)), folder, say=lambda line: None, **options))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(images, the explorer of 25 of them)."""
+    images = seen_images(60, NUM_CODES)
+    return images, build(tmp_path_factory.mktemp("made") / "explorer", images, most_pictures=25, made_of="these")
+
+
+def test_every_field_of_the_layout_is_there(made):
+    _, bundle = made
+    assert set(bundle.meta) == {name for names in layout.META for name in names.split(", ")}
+    assert set(bundle.read("wall")) == {name for names in layout.WALL for name in names.split(", ")}
+    for code in range(NUM_CODES):
+        assert set(bundle.code(code)) == {name for names in layout.CODE for name in names.split(", ")}
+    for picture in range(25):
+        assert set(bundle.picture(picture)) == {name for names in layout.PICTURE for name in names.split(", ")}
+    assert all(set(entry) == set(layout.WORDS) for entry in bundle.read("words"))
+    assert bundle.read("timeline") is None and bundle.read("server") is None
+    assert (bundle.folder / "index.html").is_file()
+
+
+def test_statistics_are_of_all_images_and_occurrences_of_the_gallery(made):
+    images, bundle = made
+    cells, counts = cells_of(images), beside(images)
+    assert bundle.meta["num_images"] == 60 and bundle.meta["num_pictures"] == 25
+    assert bundle.meta["num_tokens"] == sum(map(len, cells.values()))
+    assert bundle.meta["num_live"] == sum(map(bool, cells.values()))
+    shown = [int(bundle.picture(picture)["name"].split()[1]) for picture in range(25)]
+    assert shown == sorted(shown)
+    wall = bundle.read("wall")
+    for code in range(NUM_CODES):
+        entry = bundle.code(code)
+        assert entry["code"] == code
+        assert entry["tokens"] == wall["tokens"][code] == len(cells[code]) == sum(entry["histogram"])
+        assert entry["images"] == wall["images"][code] == len({cell[0] for cell in cells[code]})
+        assert sum(entry["positions"]) == len(cells[code])
+        for neighbour in entry["neighbours"]:
+            assert neighbour["count"] == counts[code, neighbour["code"]]
+        here = [cell for cell in cells[code] if cell[0] in shown]
+        for kind in ("nearest", "quantiles", "random"):
+            assert len(entry[kind]) == min(12, len({cell[0] for cell in here}))
+            for picture, row, column, distance, rows, columns in entry[kind]:
+                assert (shown[picture], row, column, distance) in here
+                assert (rows, columns) == images[shown[picture]].index.shape
+        if here:
+            assert wall["medoid"][code] == entry["nearest"][0] and wall["medoid"][code][3] == min(c[3] for c in here)
+            assert wall["mean_distance"][code] == pytest.approx(np.mean([c[3] for c in cells[code]]), rel=1e-5)
+        else:
+            assert wall["medoid"][code] is None
+    assert wall["mean_distance"][NUM_CODES - 1] is None and wall["spread"][NUM_CODES - 1] is None
+
+
+def test_pictures_are_the_images(made):
+    images, bundle = made
+    for picture in range(25):
+        entry = bundle.picture(picture)
+        image = images[int(entry["name"].split()[1])]
+        codes = [None if code < 0 else int(code) for code in image.index.ravel()]
+        assert entry["index"] == codes and (entry["rows"], entry["columns"]) == image.index.shape
+        assert entry["captions"] == image.captions
+        assert (entry["width"], entry["height"]) == (10, 8)
+        assert (bundle.folder / layout.picture_path(picture)).read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_words_on_both_sides(made):
+    images, bundle = made
+    cells = cells_of(images)
+    has = {word: {n for n, image in enumerate(images) if word in " ".join(image.captions).split()} for word in WORDS}
+    by_word = {entry["word"]: entry for entry in bundle.read("words")}
+    assert list(by_word) == sorted(WORDS)
+    claimed = set()
+    for code in range(NUM_CODES):
+        of_code = {cell[0] for cell in cells[code]}
+        for word in words_of_code(bundle, code):
+            assert word["both"] == len(of_code & has[word["word"]])
+            assert word["images"] == len(has[word["word"]]) == by_word[word["word"]]["images"]
+            assert word["lift"] == pytest.approx(word["both"] / len(of_code) / (word["images"] / 60), rel=1e-5)
+            assert word["low"] <= word["lift"] <= word["high"] * (1 + 1e-5)
+            if word["low"] > 1:
+                claimed.add((word["word"], code))
+    assert claimed == {(word, int(code)) for word in WORDS for code in codes_of_word(bundle, word)["code"]}
+    assert occurrences(bundle.folder, 3)["distance"].tolist() == [cell[3] for cell in bundle.code(3)["nearest"]]
+
+
+def test_a_word_that_a_code_means_is_claimed(tmp_path):
+    images = seen_images(60, 8)
+    for number, image in enumerate(images):
+        image.index[0, 0] = 4 if number % 3 == 0 else 5
+        image.index[image.index == 4] = 4 if number % 3 == 0 else 5
+        image.captions = ["a zebra" if number % 3 == 0 else "a pond"]
+    bundle = build(tmp_path / "explorer", images, 8)
+    (zebra,) = codes_of_word(bundle, "zebra")
+    assert (zebra["code"], zebra["both"], zebra["images"], zebra["lift"]) == (4, 20, 20, 3.0) and zebra["low"] > 1
+    wall = bundle.read("wall")
+    assert wall["word"][4] == "zebra" and wall["precision"][4] == 1.0 and wall["lift"][4] == 3.0
+    with pytest.raises(KeyError, match="'zebr' is none of the 2 words that were counted; did you mean zebra"):
+        codes_of_word(bundle, "zebr")
+
+
+def test_the_order_of_chunks_and_blocks_changes_nothing(tmp_path, monkeypatch, made):
+    images, bundle = made
+    monkeypatch.setattr("soho_fast.explore.spool._TOKENS_AT_A_TIME", 11)
+    monkeypatch.setattr("soho_fast.explore.statistics._TABLE_ENTRIES", 1)
+    other = build(tmp_path / "explorer", images, most_pictures=25, made_of="these")
+    for path in sorted((bundle.folder / "data").iterdir()):
+        assert (other.folder / "data" / path.name).read_text() == path.read_text(), path.name
+
+
+def test_no_captions_no_words(tmp_path):
+    images = seen_images(5, 6)
+    for image in images:
+        image.captions = []
+    bundle = build(tmp_path / "explorer", images, 6)
+    assert bundle.meta["has_captions"] is False and bundle.meta["num_words"] == 0 and bundle.read("words") == []
+    assert all(word is None for word in bundle.read("wall")["word"])
+
+
+HOSTILE = [
+    "</script><img src=x onerror=alert(1)>",
+    "\u202ertl \u05e9\u05dc\u05d5\u05dd",
+    "x" * 10_000,
+    "\ud800\0\u2028",
+]
+
+
+def test_hostile_captions_pass_through_unharmed(tmp_path):
+    images = seen_images(5, 6)
+    images[0].captions, images[0].name = HOSTILE, HOSTILE[0]
+    bundle = build(tmp_path / "explorer", images, 6)
+    assert bundle.picture(0)["captions"] == HOSTILE and bundle.picture(0)["name"] == HOSTILE[0]
+    text = (bundle.folder / "data" / "pictures-0000.js").read_bytes()
+    assert text.isascii() and b"\\u2028" in text and text.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("wrong", [6, -2])
+def test_codes_of_another_codebook_are_refused(tmp_path, wrong):
+    images = seen_images(5, 6)
+    images[3].index[0, 0] = wrong
+    with pytest.raises(
+        ValueError, match=rf"image 3: expected codes from 0 to 5 \(-1: none\), got {wrong}; the index map"
+    ):
+        build(tmp_path / "explorer", images, 6)
+    assert list(tmp_path.iterdir()) == [], "nothing is left"
+
+
+def test_no_image_at_all(tmp_path):
+    with pytest.raises(ValueError, match="images: there is none; expected at least one"):
+        build(tmp_path / "explorer", [], 6)
+
+
+def test_a_rerun_knows_what_it_is_made_of(tmp_path):
+    assert not is_made_of(tmp_path / "explorer", "a")
+    build(tmp_path / "explorer", seen_images(5, 6), 6, made_of="a")
+    assert is_made_of(tmp_path / "explorer", "a") and not is_made_of(tmp_path / "explorer", "b")
+    build(tmp_path / "explorer", seen_images(4, 6), 6, made_of="b")
+    assert Bundle(tmp_path / "explorer").meta["num_images"] == 4 and is_made_of(tmp_path / "explorer", "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["explorer"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("broken")])
+def test_what_was_there_stays_until_the_end(tmp_path, error):
+    build(tmp_path / "explorer", seen_images(5, 6), 6)
+    source = MadeSource(seen_images(4, 6), codebook(6))
+
+    def small_copy(place):
+        raise error
+
+    source.small_copy = small_copy
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        assemble(source, tmp_path / "explorer", say=print)
+    assert Bundle(tmp_path / "explorer").meta["num_images"] == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["explorer"]
+
+
+def test_what_is_no_explorer_is_not_overwritten(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("all I have")
+    with pytest.raises(UserError, match="thesis is not empty and holds no explorer, so it is not overwritten"):
+        build(tmp_path / "thesis")
+    with pytest.raises(UserError, match=r"chapter\.txt is a file; expected a folder"):
+        build(tmp_path / "thesis" / "chapter.txt")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "all I have"
+
+
+def test_damage_is_told_with_the_file(made, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(made[1].folder, tmp_path / "explorer")
+    path = folder / "data" / "codes-0001.js"
+    path.write_text(path.read_text()[:-200])
+    with pytest.raises(BundleError, match=r"codes-0001\.js can't be read .*; build the explorer anew"):
+        words_of_code(folder, 65)
+    assert len(words_of_code(folder, 3)) >= 0, "other files are not concerned"
+    layout.write_value(folder, "codes-0001", [])
+    with pytest.raises(BundleError, match=r"codes-0001\.js ends too early"):
+        occurrences(folder, 64)
+    meta = json.loads(json.dumps(made[1].meta)) | {"schema": 99}
+    layout.write_value(folder, "meta", meta)
+    with pytest.raises(BundleError, match=r"meta\.js: expected schema 1, got 99"):
+        occurrences(folder, 0)
+    with pytest.raises(FileNotFoundError, match="is no explorer"):
+        occurrences(tmp_path, 0)
+
+
+def test_mistakes_of_readers(made):
+    with pytest.raises(ValueError, match="kind: expected one of nearest, quantiles, random, got 'best'"):
+        occurrences(made[1], 0, "best")
+    with pytest.raises(IndexError, match="code: expected 0 to 69, got 70"):
+        words_of_code(made[1], 70)
+
+
+def test_a_picture_that_is_lost_meanwhile_is_left_out(tmp_path):
+    from soho_fast.explore.sources import PictureError
+
+    images = seen_images(6, 6)
+    source, said = MadeSource(images, codebook(6)), []
+    whole = source.small_copy
+
+    def small_copy(place):
+        if place == 2:
+            raise PictureError("image 2: gone")
+        return whole(place)
+
+    source.small_copy = small_copy
+    bundle = Bundle(assemble(source, tmp_path / "explorer", say=said.append))
+    assert said == ["left out: image 2: gone"]
+    assert bundle.meta["num_images"] == 6 and bundle.meta["num_pictures"] == 5
+    assert [bundle.picture(n)["name"] for n in range(5)] == [f"image {n}" for n in (0, 1, 3, 4, 5)]
+    for code in range(6):
+        for picture, row, column, distance, *_ in bundle.code(code)["nearest"]:
+            image = images[(0, 1, 3, 4, 5)[picture]]
+            assert image.index[row, column] == code and image.distance[row, column] == distance

@@ -1,0 +1,307 @@
+"""The explorer of a model and the data sets of its recipe: pre-training and what is fine-tuned from it."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny_corpus import COLOURS, draw, write_karpathy, write_tokenizer
+from tiny_tasks import SMALL, make_task
+
+from soho_fast.explore.__main__ import main
+from soho_fast.explore.bundle import Bundle
+from soho_fast.tasks.pretraining import PretrainingTask, read_sources
+from soho_fast.tasks.retrieval import RetrievalTask
+from soho_fast.tasks.settings import (
+    CaptionSource,
+    DownstreamModel,
+    PretrainingData,
+    PretrainingModel,
+    RetrievalData,
+    RetrievalSplit,
+)
+
+NAMES = list(COLOURS)
+SIZES = {"shorter_edge": 32, "longer_edge": 64}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_run(folder, task, config=None):
+    """A run as training leaves it, but for its log: recipe.yaml and model/."""
+    torch.manual_seed(0)
+    model = task.build_model().eval()
+    with torch.no_grad():  # Codes that features of flat colours are near to.
+        if model.base().visual_dictionary is not None:
+            model.base().visual_dictionary.codebook.mul_(0.3)
+    (folder / "model").mkdir(parents=True)
+    task.export(model, model.state_dict(), folder / "model")
+    values = {"task": task.name, "data": dataclasses.asdict(task.data), "model": dataclasses.asdict(task.model)}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False))
+    return model
+
+
+def pretraining_task(folder, tokenizer, config=SMALL):
+    path = str(write_karpathy(folder, {"train": NAMES[:8], "val": NAMES[8:]}))
+    for number in range(0, 8, 2):  # Two shapes, so that batches are padded.
+        draw(folder / f"train2014/{number:04d}.jpg", NAMES[number], (40, 72))
+    data = PretrainingData(
+        sources=[CaptionSource(path, [str(folder)], splits=["train"])],
+        heldout=[CaptionSource(path, [str(folder)], splits=["val"])],
+        tokenizer=str(tokenizer),
+        **SIZES,
+    )
+    return PretrainingTask(data, 3, PretrainingModel(config=config), say=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(folder of a run of pre-training, its model in evaluation mode, the task, its images by name)."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    task = pretraining_task(folder / "data", write_tokenizer(folder / "tokenizer"))
+    model = write_run(folder / "runs/tiny", task)
+    records = [*read_sources(task.data.sources, "sources", str), *task.heldout_records]
+    return folder / "runs/tiny", model, task, {record.image.name: record.image for record in records}
+
+
+@pytest.fixture(scope="module")
+def built(run):
+    assert main(["build", str(run[0])]) == 0
+    return Bundle(run[0] / "explorer")
+
+
+def test_codes_are_those_that_the_model_gives(run, built):
+    _, model, task, refs = run
+    assert built.meta["num_images"] == built.meta["num_pictures"] == 12
+    assert [source["num_images"] for source in built.meta["sources"]] == [8, 4]
+    processor = task.processor.image_processor
+    grids = set()
+    for picture in range(12):
+        entry = built.picture(picture)
+        pixels = processor.load(refs[entry["name"]])
+        with torch.no_grad():
+            visual = model.encode_images(**processor.collate([pixels]))
+        rows, columns = -(-pixels.shape[1] // 32), -(-pixels.shape[2] // 32)
+        width = -(-pixels.shape[2] // 32)
+        index = visual.index.view(-1, width)[:rows, :columns]
+        assert entry["index"] == index.flatten().tolist() and (entry["rows"], entry["columns"]) == (rows, columns)
+        assert entry["cells_high"] == pytest.approx(pixels.shape[1] / 32)
+        assert entry["cells_wide"] == pytest.approx(pixels.shape[2] / 32)
+        grids.add((rows, columns))
+        assert len(entry["captions"]) == 2 and entry["source"] == int(picture >= 8)
+    assert len(grids) == 2, "batches were padded"
+
+
+def test_distances_are_those_of_the_features(run, built):
+    _, model, task, refs = run
+    codes = model.base().visual_dictionary.codebook
+    seen = 0
+    for code in range(built.meta["num_codes"]):
+        for picture, row, column, distance, *_ in built.code(code)["nearest"]:
+            pixels = task.processor.image_processor.load(refs[built.picture(picture)["name"]])
+            with torch.no_grad():
+                batch = task.processor.image_processor.collate([pixels])
+                features, mask = model.base().encode_features(**batch)
+            feature = features[0].view(*mask.shape[1:], -1)[row, column]
+            assert distance == pytest.approx(float((feature - codes[code]).double().norm()), rel=1e-4)
+            seen += 1
+    assert seen >= 12
+
+
+def test_what_masked_visual_modelling_hides_and_guesses(run, built):
+    hidden = 0
+    for picture in range(12):
+        entry = built.picture(picture)
+        masked = entry["masked"]
+        cells = [cell for cell, code in enumerate(entry["index"]) if code == masked["code"]]
+        assert [cell["cell"] for cell in masked["cells"]] == cells, "all cells of one label"
+        for cell in masked["cells"]:
+            shares = [share for _, share in cell["guesses"]]
+            assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 1.001
+        hidden += len(cells)
+    assert hidden >= 12
+
+
+def test_the_guesses_are_the_models_own(run, built):
+    """Alone in its batch a picture gives the same guesses, at the same cells, as among others."""
+    _, model, task, refs = run
+    entry = next(built.picture(n) for n in range(12) if len(built.picture(n)["masked"]["cells"]) > 0)
+    processor = task.processor
+    pixels = processor.image_processor.load(refs[entry["name"]])
+    with torch.no_grad():
+        visual = model.encode_images(**processor.image_processor.collate([pixels]))
+        labels = sorted(set(visual.index[visual.valid].tolist()))
+        uniform = torch.tensor([(labels.index(entry["masked"]["code"]) + 0.5) / len(labels)], dtype=torch.float64)
+        text = processor.tokenizer([entry["captions"][0]], return_tensors="pt", return_token_type_ids=False)
+        output = model(visual_tokens=visual, mask_uniform=uniform, **text)
+    best = output.mvm_logits.softmax(-1).topk(5)
+    found = [[code for code, _ in cell["guesses"]] for cell in entry["masked"]["cells"]]
+    shares = [[share for _, share in cell["guesses"]] for cell in entry["masked"]["cells"]]
+    assert found == best.indices.tolist()
+    np.testing.assert_allclose(shares, best.values.numpy(), rtol=6e-3)
+
+
+def test_a_rerun_says_so_and_does_nothing(run, built, capsys):
+    before = {path: path.stat().st_mtime_ns for path in built.folder.rglob("*")}
+    assert main(["build", str(run[0])]) == 0
+    assert f"{built.folder} is up to date" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in built.folder.rglob("*")} == before
+    assert main(["build", str(run[0] / "model"), "--into", str(built.folder), "--images", "5"]) == 0
+    assert Bundle(built.folder).meta["num_images"] == 5, "other options are something else"
+    shutil.rmtree(built.folder)
+    assert main(["build", str(run[0])]) == 0
+
+
+def test_splits_are_chosen(run, tmp_path):
+    assert main(["build", str(run[0]), "--split", "heldout", "--into", str(tmp_path / "x"), "--licence", "CC0"]) == 0
+    bundle = Bundle(tmp_path / "x")
+    assert bundle.meta["sources"] == [{"name": "coco, held out", "num_images": 4}]
+    assert [entry["licence"] for entry in bundle.meta["licences"]] == ["CC0"]
+    assert bundle.picture(0)["licences"] == [0]
+
+
+def test_a_broken_image_is_named_and_left_out(tmp_path, capsys):
+    task = pretraining_task(tmp_path / "data", write_tokenizer(tmp_path / "tokenizer"))
+    write_run(tmp_path / "run", task)
+    (tmp_path / "data/train2014/0003.jpg").write_bytes(b"<svg/>")
+    assert main(["build", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert said.count("left out:") == 1 and "train2014/0003.jpg" in said
+    bundle = Bundle(tmp_path / "run/explorer")
+    assert bundle.meta["num_images"] == 11
+    assert "train2014/0003.jpg" not in {bundle.picture(n)["name"] for n in range(11)}
+
+
+def test_licences_beside_the_images(tmp_path):
+    task = pretraining_task(tmp_path / "data", write_tokenizer(tmp_path / "tokenizer"))
+    write_run(tmp_path / "run", task)
+    entries = [{"what": "training pictures", "credit": "Ada", "licence": "CC-BY-4.0", "pictures": ["train2014/*"]}]
+    (tmp_path / "data/licences.json").write_text(json.dumps(entries))
+    assert main(["build", str(tmp_path / "run")]) == 0
+    bundle = Bundle(tmp_path / "run/explorer")
+    told = [[bundle.meta["licences"][n]["licence"] for n in bundle.picture(p)["licences"]] for p in range(12)]
+    assert told == [["CC-BY-4.0"]] * 8 + [["unknown"]] * 4
+    (tmp_path / "data/licences.json").write_text("{}")
+    assert main(["build", str(tmp_path / "run"), "--into", str(tmp_path / "other")]) == 2
+
+
+def retrieval_task(folder, tokenizer):
+    path = str(write_karpathy(folder, {"train": NAMES[:6], "val": NAMES[6:]}))
+    splits = {split: RetrievalSplit(path, [str(folder)], [split]) for split in ("train", "val")}
+    data = RetrievalData(splits=splits, tokenizer=str(tokenizer), **SIZES)
+    return RetrievalTask(data, 3, DownstreamModel(config=SMALL), say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "sources", "num_images", "text"),
+    [
+        ("vqa", ["train", "val", "test"], 14, "is there a green"),
+        ("nlvr2", ["train", "dev"], 14, "there is a red"),
+        ("snli_ve", ["train", "val"], 9, "a red"),
+        ("retrieval", ["train", "val"], 12, "There is a red."),
+    ],
+)
+def test_fine_tuned_models(tmp_path, tokenizer_dir, name, sources, num_images, text):
+    """They read the dictionary's input by default: codes are looked up all the same."""
+    if name == "retrieval":
+        task = retrieval_task(tmp_path / "data", tokenizer_dir)
+    else:
+        task, _ = make_task(name, tmp_path / "data", tokenizer_dir)
+    model = write_run(tmp_path / "run", task)
+    assert not model.config.use_dictionary_output
+    assert main(["build", str(tmp_path / "run")]) == 0
+    bundle = Bundle(tmp_path / "run/explorer")
+    assert [source["name"] for source in bundle.meta["sources"]] == sources
+    assert bundle.meta["num_images"] == num_images and bundle.meta["has_captions"]
+    assert all(bundle.picture(n)["masked"] is None for n in range(num_images))
+    assert text in [caption for n in range(num_images) for caption in bundle.picture(n)["captions"]]
+    assert all(None not in bundle.picture(n)["index"] for n in range(num_images))
+
+
+MISTAKES = [
+    (
+        "build nowhere/run",
+        "recipe: there is no folder nowhere/run here; for a model of that name on the hub, give --recipe NAME",
+    ),
+    ("build run --images -1", "images: expected a number of images, got -1"),
+    ("build run --images many", "images: expected a whole number, got 'many'"),
+    ("build run --split validation", "split: expected some of training, heldout, got 'validation'"),
+    ("build run --checkpoint best", "checkpoint: run has no best model; there is: last"),
+    ("build run/model --checkpoint last", "checkpoint: run/model is no run"),
+    ("build run --data.shorter_edg 3", "did you mean --data.shorter_edge?"),
+    ("build run --into full", "into: full is not empty and holds no explorer, so it is not overwritten"),
+    ("build alone", "recipe: alone is no run, whose recipe.yaml would say what the data are; give --recipe NAME"),
+    ("build unfinished", "model: unfinished is a run without a model yet"),
+    ("build", "the following arguments are required: RUN_OR_MODEL"),
+    ("bild run", "expected one of build, figure, serve, measure, got 'bild'; did you mean build?"),
+    ("", "arguments are required"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a run, a model alone, a run without a model, and a folder that holds something."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    write_run(folder / "run", pretraining_task(folder / "data", write_tokenizer(folder / "tokenizer")))
+    shutil.copytree(folder / "run/model", folder / "alone")
+    (folder / "unfinished").mkdir()
+    shutil.copy(folder / "run/recipe.yaml", folder / "unfinished")
+    (folder / "full").mkdir()
+    (folder / "full" / "thesis.txt").write_text("all I have")
+    return folder
+
+
+@pytest.mark.parametrize(("command", "told"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_mistakes_are_told_in_a_line(place, monkeypatch, capsys, command, told):
+    monkeypatch.chdir(place)
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1 and error.startswith("error: "), error
+    assert not (place / "run/explorer").exists()
+
+
+def test_a_model_without_a_dictionary_is_refused(tmp_path, tokenizer_dir, capsys):
+    config = {**SMALL, "use_dictionary": False, "use_dictionary_output": False}
+    task = pretraining_task(tmp_path / "data", tokenizer_dir, config)
+    write_run(tmp_path / "run", task)
+    assert main(["build", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "run/model has no visual dictionary (use_dictionary: false): there are no codes to show" in error
+    assert not (tmp_path / "run/explorer").exists()
+
+
+def test_images_that_were_moved_away(tmp_path, capsys):
+    task = pretraining_task(tmp_path / "data", write_tokenizer(tmp_path / "tokenizer"))
+    write_run(tmp_path / "run", task)
+    (tmp_path / "data/train2014").rename(tmp_path / "elsewhere")
+    assert main(["build", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "8 of 8 images are not in" in error and error.count("\n") == 1
+    assert not (tmp_path / "run/explorer").exists()
+
+
+def test_interrupted_nothing_is_left(tmp_path):
+    task = pretraining_task(tmp_path / "data", write_tokenizer(tmp_path / "tokenizer"))
+    write_run(tmp_path / "run", task)
+    Image.effect_noise((3000, 3000), 90).convert("RGB").save(tmp_path / "noise.jpg")
+    for number in range(8):  # So large that looking at them takes a while.
+        shutil.copy(tmp_path / "noise.jpg", tmp_path / f"data/train2014/{number:04d}.jpg")
+    command = [sys.executable, "-m", "soho_fast.explore", "build", str(tmp_path / "run")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        while "looking at" not in child.stdout.readline():
+            assert child.poll() is None, child.stderr.read()
+        time.sleep(0.3)
+        child.send_signal(signal.SIGINT)
+        said = child.communicate(timeout=60)[1]
+    assert child.returncode == 130 and said == "\nstopped\n", said
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["model", "recipe.yaml"]

@@ -1,0 +1,227 @@
+"""The explorer of any codebook from arrays: the same from batches, with the extra alone, and every mistake by name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from soho_fast.explore import Bundle, build_from_arrays, build_from_batches
+
+ROOT = Path(__file__).resolve().parents[2]
+N, ROWS, COLUMNS, CHANNELS, CODES = 9, 3, 4, 5, 7
+
+
+def quiet(line):
+    pass
+
+
+@pytest.fixture
+def given():
+    """Arguments by name."""
+    rng = np.random.default_rng(0)
+    return {
+        "features": rng.normal(size=(N, ROWS, COLUMNS, CHANNELS)).astype(np.float32),
+        "codebook": rng.normal(size=(CODES, CHANNELS)).astype(np.float32),
+        # Squares of one colour, which JPEG keeps nearly as they are.
+        "images": rng.integers(256, size=(N, 3, 4, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2),
+        "captions": [["a dog", "a cat"], "a dog", []] * 3,
+    }
+
+
+def test_codes_are_the_nearest_ones(given, tmp_path):
+    bundle = Bundle(build_from_arrays(**given, folder=tmp_path / "explorer", say=quiet))
+    distance = np.linalg.norm(given["features"][..., None, :].astype(float) - given["codebook"], axis=-1)
+    for picture in range(N):
+        entry = bundle.picture(picture)
+        assert entry["index"] == distance[picture].argmin(-1).ravel().tolist()
+        assert (entry["rows"], entry["columns"], entry["cells_high"], entry["cells_wide"]) == (3, 4, 3.0, 4.0)
+        assert (entry["width"], entry["height"]) == (32, 24) and entry["name"] == f"image {picture}"
+        assert entry["captions"] == (["a dog", "a cat"], ["a dog"], [])[picture % 3]
+        assert [bundle.meta["licences"][n]["licence"] for n in entry["licences"]] == ["unknown"]
+        shown = np.asarray(Image.open(bundle.folder / f"pictures/0000/{picture:06d}.jpg").convert("RGB")).astype(int)
+        assert np.abs(shown - given["images"][picture]).mean() < 12
+    for code in range(CODES):
+        for picture, row, column, far, *_ in bundle.code(code)["nearest"]:
+            assert far == pytest.approx(distance[picture, row, column].min(), rel=1e-5)
+    assert bundle.meta["num_channels"] == CHANNELS and len(bundle.meta["weights"]) == 64
+
+
+@pytest.mark.parametrize("kind", ["float64", "tensors", "lists", "bfloat16"])
+def test_arrays_of_all_kinds_give_the_same(given, tmp_path, kind):
+    if kind == "bfloat16":
+        given["features"] = torch.from_numpy(given["features"]).bfloat16().float().numpy()
+    expected = Bundle(build_from_arrays(**given, folder=tmp_path / "expected", say=quiet))
+    change = {
+        "float64": lambda x: x.astype(np.float64) if x.dtype == np.float32 else x,
+        "tensors": torch.from_numpy,
+        "lists": list,
+        "bfloat16": lambda x: torch.from_numpy(x).bfloat16() if x.ndim == 4 and x.dtype == np.float32 else x,
+    }[kind]
+    changed = {name: change(given[name]) for name in ("features", "images")}
+    if kind in ("float64", "tensors"):
+        changed["codebook"] = change(given["codebook"])
+    found = Bundle(build_from_arrays(**(given | changed), folder=tmp_path / "found", say=quiet))
+    assert_same(found, expected)
+
+
+def assert_same(found, expected):
+    for path in sorted((expected.folder / "data").iterdir()):
+        assert (found.folder / "data" / path.name).read_text() == path.read_text(), path.name
+    pictures = sorted((expected.folder / "pictures").rglob("*.jpg"))
+    assert pictures
+    for path in pictures:
+        assert (found.folder / path.relative_to(expected.folder)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_batches_give_the_same(given, tmp_path):
+    expected = Bundle(build_from_arrays(**given, folder=tmp_path / "expected", say=quiet))
+
+    def batches():
+        for first, last in ((0, 1), (1, 6), (6, 9)):
+            yield tuple(given[name][first:last] for name in ("features", "images", "captions"))
+
+    found = build_from_batches(batches(), given["codebook"], tmp_path / "found", num_images=N, say=quiet)
+    assert_same(Bundle(found), expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "found"]
+
+
+def test_grids_and_images_of_all_sizes_and_paths(given, tmp_path):
+    rng = np.random.default_rng(1)
+    features = [rng.normal(size=(1 + n, 2, CHANNELS)).astype(np.float32) for n in range(3)]
+    paths = []
+    for number, size in enumerate(((600, 300), (20, 500), (8, 8))):
+        paths.append(tmp_path / f"{number}.png")
+        Image.new("RGB", size, (250, 0, 0)).save(paths[-1])
+    explorer = tmp_path / "explorer"
+    licences = [{"what": "reds", "credit": "me", "licence": "CC0", "pictures": ["*/0.png"]}]
+    bundle = Bundle(build_from_arrays(features, given["codebook"], paths, explorer, licences=licences, say=quiet))
+    entries = [bundle.picture(n) for n in range(3)]
+    assert [entry["rows"] for entry in entries] == [1, 2, 3]
+    assert [(entry["width"], entry["height"]) for entry in entries] == [(256, 128), (10, 256), (8, 8)]
+    assert [entry["name"] for entry in entries] == [str(path) for path in paths]
+    told = [[bundle.meta["licences"][n]["licence"] for n in entry["licences"]] for entry in entries]
+    assert told == [["CC0"], ["unknown"], ["unknown"]]
+
+
+def test_a_file_that_is_no_image_is_left_out(given, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"<svg onload='alert(1)'/>")
+    Image.new("RGB", (8, 8)).save(tmp_path / "whole.png")
+    said = []
+    paths = [tmp_path / "broken.jpg", str(tmp_path / "whole.png")]
+    explorer = build_from_arrays(
+        given["features"][:2], given["codebook"], paths, tmp_path / "explorer", say=said.append
+    )
+    assert len(said) == 1 and said[0].startswith(f"left out: {tmp_path / 'broken.jpg'}: can't be read as an image")
+    assert "0x" not in said[0], "no address of memory"
+    assert Bundle(explorer).meta["num_pictures"] == 1
+    (tmp_path / "whole.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="images: no picture can be read any more"):
+        build_from_arrays(given["features"][:2], given["codebook"], paths, tmp_path / "explorer", say=quiet)
+
+
+def changed(given, name, value):
+    return {**given, name: value(given[name]) if callable(value) else value}
+
+
+def with_nan(x):
+    x = x.copy()
+    x.reshape(len(x), -1)[-1, 0] = np.nan
+    return x
+
+
+MISTAKES = [
+    ("codebook", [[1.0]], TypeError, "codebook: expected an array or a tensor, got list"),
+    ("codebook", lambda x: x[0], ValueError, r"codebook: expected \(codes, channels\), got shape \(5,\)"),
+    ("codebook", lambda x: x[:0], ValueError, r"codebook: expected \(codes, channels\), got shape \(0, 5\)"),
+    ("codebook", lambda x: x.astype(int), TypeError, "codebook: expected floating point, got int64"),
+    ("codebook", with_nan, ValueError, "codebook: code 6 holds values that are not finite"),
+    (
+        "codebook",
+        lambda x: x[:, :4],
+        ValueError,
+        r"features\[0\]: expected \(rows, columns, 4\), .* got shape \(3, 4, 5\)",
+    ),
+    ("features", lambda x: x[:, 0], ValueError, r"features\[0\]: expected \(rows, columns, 5\), .* got shape \(4, 5\)"),
+    ("features", lambda x: x.astype(np.int32), TypeError, r"features\[0\]: expected floating point, got int32"),
+    ("features", with_nan, ValueError, r"features\[8\]: holds values that are not finite"),
+    ("features", lambda x: iter(x), TypeError, "got an iterator; see build_from_batches"),
+    ("features", lambda x: [*list(x[:-1]), "x"], TypeError, r"features\[8\]: expected an array or a tensor, got str"),
+    ("features", 3, TypeError, "features: expected an array or a list, got int"),
+    ("features", lambda x: x[:0], ValueError, "features: expected at least one image, got none"),
+    ("images", lambda x: x[1:], ValueError, "images: expected 9, one for each of features, got 8"),
+    ("images", lambda x: x.astype(np.float32), TypeError, r"images\[0\]: expected uint8, got float32"),
+    (
+        "images",
+        lambda x: x.transpose(0, 3, 1, 2),
+        ValueError,
+        r"images\[0\]: expected \(height, width, 3\), got shape \(3, 24, 32\)",
+    ),
+    ("images", lambda x: ["nowhere.jpg"] * N, FileNotFoundError, r"images\[0\]: there is no file nowhere\.jpg"),
+    ("images", lambda x: [None] * N, TypeError, r"images\[0\]: expected a uint8 array or a path, got NoneType"),
+    ("captions", "a dog", TypeError, "captions: expected an array or a list, got str"),
+    ("captions", [["a dog"]] * 8, ValueError, "captions: expected 9, one for each of features, got 8"),
+    ("captions", [[1]] * N, TypeError, r"captions\[0\]: expected a text or a list of texts, got \[1\]"),
+    ("names", [1] * N, TypeError, r"names\[0\]: expected a text, got 1"),
+    ("licences", 5, ValueError, r"licences: expected a list of \{what, credit, licence\}, got int"),
+    ("licences", [{"what": "x"}], ValueError, r"licences\[0\]: expected texts by the names what, credit, licence"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "error", "told"), MISTAKES)
+def test_mistakes_are_told_before_anything_is_written(given, tmp_path, name, value, error, told):
+    given.setdefault(name, None)
+    with pytest.raises(error, match=told):
+        build_from_arrays(**changed(given, name, value), folder=tmp_path / "a" / "explorer", say=quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_in_a_later_batch_leave_nothing(given, tmp_path):
+    good = given["features"], given["images"]
+
+    def batches():
+        yield good
+        yield with_nan(good[0]), good[1]
+
+    with pytest.raises(ValueError, match=r"features\[17\]: holds values that are not finite"):
+        build_from_batches(batches(), given["codebook"], tmp_path / "explorer", say=quiet)
+    with pytest.raises(TypeError, match=r"batches: expected \(features, images\).* got tuple of 1"):
+        build_from_batches([(good[0],)], given["codebook"], tmp_path / "explorer", say=quiet)
+    with pytest.raises(TypeError, match=r"batches: expected an iterable of \(features, images\), got int"):
+        build_from_batches(3, given["codebook"], tmp_path / "explorer", say=quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+ALONE = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("transformers", "deepspeed", "torchvision", "safetensors", "yaml", "jsonargparse"):
+            raise ModuleNotFoundError(f"blocked: {name}", name=name)
+sys.meta_path.insert(0, Blocked())
+import numpy as np
+from soho_fast import explore
+rng = np.random.default_rng(0)
+explore.build_from_arrays(
+    rng.normal(size=(6, 2, 2, 3)), rng.normal(size=(4, 3)), rng.integers(256, size=(6, 8, 8, 3), dtype=np.uint8),
+    sys.argv[1], captions=["a dog"] * 6,
+)
+print(len(explore.occurrences(sys.argv[1], 0)), len(explore.words_of_code(sys.argv[1], 0)),
+      len(explore.codes_of_word(sys.argv[1], "dog")))
+from soho_fast.explore.__main__ import main
+print(main(["figure", sys.argv[1]]), main(["build", "nowhere/at/all"]))
+"""
+
+
+def test_the_extra_explore_is_enough(tmp_path):
+    """What the extra `train` brings is not there, and is asked for by name where a model is to be looked at."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(tmp_path / "explorer")],
+        capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr or "MissingExtraError" in done.stderr, done.stderr
+    assert 'install it with: pip install "soho_fast[train]"' in done.stderr
+    assert done.stdout.split()[0] != "0" and (tmp_path / "explorer" / "index.html").is_file()

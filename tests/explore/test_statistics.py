@@ -1,0 +1,140 @@
+"""What all images together say of a code, against the obvious program."""
+
+import itertools
+
+import numpy as np
+import pytest
+from explore_made import beside, cells_of, codebook, seen_images
+
+from soho_fast.explore import spool as spool_module
+from soho_fast.explore.spool import Spool
+from soho_fast.explore.statistics import (
+    best_neighbours,
+    blocks_of_codes,
+    count_beside,
+    count_sides,
+    count_usage,
+    near_codes,
+    places_on_map,
+)
+
+NUM_CODES = 12
+
+
+@pytest.fixture(params=[7, 2**18], ids=["many chunks", "one chunk"])
+def spooled(request, tmp_path, monkeypatch):
+    """(images, their spool)."""
+    monkeypatch.setattr(spool_module, "_TOKENS_AT_A_TIME", request.param)
+    images = seen_images(30, NUM_CODES)
+    return images, filled(images, tmp_path)
+
+
+def filled(images, folder):
+    spool = Spool(folder)
+    for image in images:
+        spool.add(image, np.zeros(0, dtype=np.int32))
+    spool.finish()
+    return spool
+
+
+def test_usage(spooled):
+    images, spool = spooled
+    usage = count_usage(spool, NUM_CODES)
+    cells = cells_of(images)
+    assert not cells[NUM_CODES - 1] and {image for image, *_ in cells[0]} == {1}, "a dead code, one of one image"
+    every = [cell[3] for code in cells for cell in cells[code]]
+    edges = np.linspace(min(every), max(every), 33)
+    np.testing.assert_array_equal(usage.edges, edges)
+    rows, columns = (max(image.index.shape[axis] for image in images) for axis in (0, 1))
+    assert (usage.position_rows, usage.position_columns) == (rows, columns)
+    for code in range(NUM_CODES):
+        distances = [cell[3] for cell in cells[code]]
+        assert usage.tokens[code] == len(distances)
+        assert usage.images[code] == len({cell[0] for cell in cells[code]})
+        assert usage.histogram[code].tolist() == np.histogram(distances, edges)[0].tolist()
+        if distances:
+            assert usage.mean[code] == pytest.approx(np.mean(distances), rel=1e-12)
+            assert usage.spread[code] == pytest.approx(np.std(distances), rel=1e-6, abs=1e-7)
+        else:
+            assert np.isnan(usage.mean[code]) and np.isnan(usage.spread[code])
+        positions = np.zeros((rows, columns), dtype=int)
+        for image, row, column, _ in cells[code]:
+            high, wide = images[image].index.shape
+            positions[int((row + 0.5) / high * rows), int((column + 0.5) / wide * columns)] += 1
+        assert usage.positions[code].tolist() == positions.ravel().tolist()
+    ranks = usage.ranks()
+    by_rank = sorted(range(NUM_CODES), key=lambda code: (-usage.tokens[code], code))
+    assert [ranks[code] for code in by_rank] == list(range(1, NUM_CODES + 1))
+
+
+def test_the_heat_map_of_a_large_grid_has_sixteen_rows(tmp_path):
+    images = seen_images(2, NUM_CODES, size=(33, 5))
+    usage = count_usage(filled(images, tmp_path), NUM_CODES)
+    assert (usage.position_rows, usage.position_columns) == (16, 5)
+    assert usage.positions.sum() == usage.tokens.sum()
+
+
+def test_neighbours(spooled):
+    images, spool = spooled
+    counts = beside(images)
+    sides = count_sides(spool, NUM_CODES)
+    total = sum(counts.values())
+    table = np.concatenate([block(spool, first, min(first + 5, NUM_CODES)) for first in range(0, NUM_CODES, 5)])
+    for code in range(NUM_CODES):
+        own = {other: counts[code, other] for other in range(NUM_CODES) if counts[code, other]}
+        assert sides[code] == sum(own.values())
+        assert {int(other): int(table[code, other]) for other in np.flatnonzero(table[code])} == own
+        lifts = {o: n / sum(own.values()) / (sides[o] / total) for o, n in own.items()}
+        beyond = {o: n - sum(own.values()) * sides[o] / total for o, n in own.items()}
+        found = best_neighbours(table[code], code, sides)
+        assert len(found) == min(8, len(own))
+        assert [beyond[o] for o, *_ in found] == pytest.approx(sorted(beyond.values(), reverse=True)[:8])
+        for other, count, lift in found:
+            assert count == own[other] and lift == pytest.approx(lifts[other])
+
+
+def block(spool, first, last):
+    table = np.zeros((last - first, NUM_CODES), dtype=np.int32)
+    for chunk in spool.tokens():
+        count_beside(chunk, first, last, table)
+    return table
+
+
+def test_blocks_are_whole_files_and_cover_all_codes():
+    blocks = list(blocks_of_codes(1000, 2**17, 64))
+    assert blocks[0] == (0, 128) and blocks[-1][1] == 1000
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(blocks))
+    assert list(blocks_of_codes(3, 2**30, 64)) == [(0, 3)], "a file at least"
+
+
+@pytest.mark.parametrize("num_codes", [1, 2, 9, 10, 300])
+def test_near_codes(num_codes):
+    codes = codebook(num_codes)
+    codes[num_codes // 2] = codes[0]  # a duplicate, whose distance must be exactly 0
+    number, distance = near_codes(codes)
+    exact = np.sqrt(((codes[:, None].astype(np.float64) - codes) ** 2).sum(2))
+    assert number.shape == distance.shape == (num_codes, min(8, num_codes - 1))
+    for code in range(num_codes):
+        others = sorted((other for other in range(num_codes) if other != code), key=lambda o: (exact[code, o], o))
+        assert number[code].tolist() == others[:8]
+        np.testing.assert_allclose(distance[code], exact[code, others[:8]], rtol=1e-12, atol=0)
+
+
+def test_the_map_keeps_the_plane_in_which_live_codes_lie():
+    rng = np.random.default_rng(0)
+    plane = rng.normal(size=(40, 2)) * (5.0, 2.0)
+    turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    codes = np.concatenate([np.pad(plane, ((0, 0), (0, 4))) @ turn, [np.full(6, 1e6)]]).astype(np.float32)
+    is_live = np.arange(41) < 40
+    place = places_on_map(codes, is_live)
+    assert place.shape == (41, 2) and (place >= 0).all() and (place <= 1).all(), "the dead code is on the border"
+    assert np.ptp(place[:40, 0]) == pytest.approx(1.0, rel=1e-5), "the wide direction comes first, and fills the map"
+    here = np.linalg.norm(place[:40, None] - place[None, :40], axis=2)
+    there = np.linalg.norm(plane[:, None] - plane[None], axis=2)
+    np.testing.assert_allclose(here * (there.max() / here.max()), there, rtol=0, atol=1e-4 * there.max())
+
+
+@pytest.mark.parametrize("codes", [np.zeros((3, 2)), np.ones((1, 5)), np.arange(4.0)[:, None]])
+def test_the_map_of_hardly_anything(codes):
+    place = places_on_map(codes.astype(np.float32), np.zeros(len(codes), dtype=bool))
+    assert np.isfinite(place).all() and (place >= 0).all() and (place <= 1).all()

@@ -1,0 +1,125 @@
+"""Words by lift: what is counted, the interval, and that chance claims next to nothing."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+from scipy.stats import binomtest
+
+from soho_fast.data.text import STOP_WORDS as STOP_WORDS_OF_DATA
+from soho_fast.explore.words import (
+    MIN_IMAGES,
+    STOP_WORDS,
+    Vocabulary,
+    claims,
+    count_both,
+    lifts,
+    words_of,
+    words_of_codes,
+)
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A Dog, and the DOG's bowl.", {"dog", "dog's", "bowl"}),
+        ("a well-known T-shirt - red", {"well-known", "t-shirt", "red"}),
+        ("Ein Stra\u00dfenfest in K\u00f6ln", {"ein", "stra\u00dfenfest", "k\u00f6ln"}),
+        ("\u05db\u05dc\u05d1 \u05e8\u05e5", {"\u05db\u05dc\u05d1", "\u05e8\u05e5"}),
+        ("<b>bold</b> & snake_case", {"b", "bold", "snake", "case"}),
+        ("x" * 10_000, set()),
+        ("the of and", set()),
+    ],
+)
+def test_words_of(caption, expected):
+    assert words_of([caption]) == expected
+
+
+def test_stop_words_are_those_of_the_data():
+    assert STOP_WORDS == STOP_WORDS_OF_DATA
+
+
+def test_a_word_counts_once_an_image_and_rare_ones_not_at_all():
+    vocabulary = Vocabulary()
+    captions = [["dog dog", "a dog"]] * MIN_IMAGES + [["cat"]] * (MIN_IMAGES - 1) + [["zebra ant"]] * 9
+    numbers = [vocabulary.numbers(each) for each in captions]
+    words = vocabulary.choose()
+    assert words.spelling == ["ant", "dog", "zebra"] and words.images.tolist() == [9, MIN_IMAGES, 9]
+    begins = np.cumsum([0, *map(len, numbers)])
+    table = words.table(np.concatenate(numbers), begins).toarray()
+    assert table.tolist() == [[0, 1, 0]] * MIN_IMAGES + [[0, 0, 0]] * (MIN_IMAGES - 1) + [[1, 0, 1]] * 9
+
+
+def test_the_most_frequent_words_are_counted(monkeypatch):
+    monkeypatch.setattr("soho_fast.explore.words.MOST_WORDS", 2)
+    vocabulary = Vocabulary()
+    for number in range(12):
+        vocabulary.numbers(["zebra", *(["ant"] if number < 9 else []), *(["bee"] if number < 6 else [])])
+    assert vocabulary.choose().spelling == ["ant", "zebra"]
+
+
+def test_no_words_at_all():
+    vocabulary = Vocabulary()
+    assert len(vocabulary.numbers([])) == 0
+    assert vocabulary.choose().spelling == []
+    assert claims(words_of_codes(np.zeros((2, 0), dtype=int), np.array([3, 0]), np.zeros(0, dtype=int), 9)).sum() == 0
+
+
+def test_count_both():
+    rng = np.random.default_rng(0)
+    has_code, has_word = rng.random((30, 7)) < 0.3, rng.random((30, 5)) < 0.4
+    image, code = np.nonzero(has_code)
+    both = count_both(code, image, 7, csr_array(has_word.astype(np.int32))).toarray()
+    for k in range(7):
+        for v in range(5):
+            assert both[k, v] == sum(has_code[i, k] and has_word[i, v] for i in range(30))
+
+
+def test_the_interval_is_clopper_and_pearsons_at_bonferronis_level():
+    pairs = [(1, 1, 5), (5, 5, 8), (5, 40, 8), (17, 20, 300), (900, 1000, 950)]
+    both, code, word = (np.array(column) for column in zip(*pairs, strict=True))
+    lift, low, high = lifts(both, code, word, num_images=1000, num_tests=40)
+    for place, (k, n, w) in enumerate(pairs):
+        exact = binomtest(k, n).proportion_ci(1 - 0.05 / 40, method="exact")
+        share = w / 1000
+        assert lift[place] == pytest.approx(k / n / share)
+        assert high[place] == pytest.approx(exact.high / share, rel=1e-6)
+        expected = exact.low / share
+        assert low[place] == pytest.approx(expected if k >= MIN_IMAGES else min(expected, 1.0), rel=1e-6)
+
+
+def test_a_code_seen_twice_claims_no_word():
+    both = np.array([[2, 0], [4, 0], [30, 0]])
+    found = words_of_codes(both, np.array([2, 4, 30]), np.array([40, 50]), 1_000_000)
+    assert [words.lift[0] > 10_000 for words in found] == [True] * 3
+    assert claims(found).tolist() == [False, False, True]
+    assert found[0].low[0] <= 1 and found[1].low[0] <= 1
+
+
+def test_words_come_surest_first_and_only_those_more_frequent():
+    both = np.array([[9, 5, 50, 1]])
+    (words,) = words_of_codes(both, np.array([60]), np.array([10, 100, 90, 20]), 1000)
+    assert words.column.tolist() == [2, 0], "columns 1 and 3 are no more frequent than elsewhere"
+    assert words.low[0] > words.low[1] > 1
+    assert words.lift[1] > words.lift[0], "not by lift alone"
+    assert words.first(1).column.tolist() == [2]
+
+
+def test_shuffled_codes_claim_next_to_nothing():
+    """The same images and words, the codes dealt anew: at most one code in twenty claims a word."""
+    rng = np.random.default_rng(0)
+    num_images, num_codes, num_words = 2000, 400, 60
+    has_word = rng.random((num_images, num_words)) < np.geomspace(0.3, 0.004, num_words)
+    words_NV = csr_array(has_word.astype(np.int32))
+    sizes = rng.integers(2, 200, size=num_codes)
+
+    def claimed(images_of):
+        code = np.repeat(np.arange(num_codes), [len(images) for images in images_of])
+        both = count_both(code, np.concatenate(images_of), num_codes, words_NV).toarray()
+        counts = np.array([len(images) for images in images_of])
+        return claims(words_of_codes(both, counts, has_word.sum(0), num_images)).mean()
+
+    shuffled = [rng.permutation(num_images)[:size] for size in sizes]
+    assert claimed(shuffled) <= 0.05
+    # The same test finds what is there: codes of the images of a word.
+    meaning = [np.flatnonzero(has_word[:, code % num_words])[:size] for code, size in enumerate(sizes)]
+    assert claimed(meaning) > 0.6
