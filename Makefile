@@ -1,4 +1,4 @@
-# make demo   set up, build, make the demo corpus, pre-train on it and print what was learnt
+# make demo   set up, build, make the demo corpus, pre-train on it, print what was learnt and show its codes
 # make test   set up, build and run every test
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
 # make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/faults.md
@@ -20,6 +20,8 @@ CPP    := $(shell find csrc tests/kernels tests/cuda_model examples -name '*.h' 
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m soho_fast.explore build runs/mini
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m soho_fast.explore figure runs/mini
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder

@@ -46,17 +46,9 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draw, and say where it lies."""
     codes = None if options.codes is None else _numbers(options.codes)
-    print(
-        draw_figure(
-            options.explorer,
-            codes,
-            rows=options.rows,
-            columns=options.columns,
-            kind=options.kind,
-            dpi=options.dpi,
-            into=options.into,
-        )
-    )
+    names = ("rows", "columns", "kind", "dpi", "into")
+    picture = draw_figure(options.explorer, codes, **{name: getattr(options, name) for name in names})
+    print(f"the codes as a figure: {picture}")
     return 0
 
 

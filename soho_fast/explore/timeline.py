@@ -177,8 +177,8 @@ def _sentences(
         step, highest = max(perplexity, key=lambda point: point[1])
         last_step, last = perplexity[-1]
         told.append(
-            f"Perplexity: {last:,.0f} at step {last_step:,}, at its highest {highest:,.0f} at step {step:,}: the codes "
-            "are used as evenly as so many codes used alike."
+            f"Perplexity: {last:,.0f} at step {last_step:,}, as if so many codes were used alike; at its highest "
+            f"{highest:,.0f}, at step {step:,}."
         )
     if steps := [step for step in seeded if step is not None]:
         first = min(steps)

@@ -319,6 +319,11 @@ class PretrainingTask(BaseTask):
     def phase(self, epoch: float) -> str:
         return "the visual encoder learns alone, the captions' words" if epoch < self.model.caption_word_epochs else ""
 
+    def next_commands(self, folder: Path) -> list[str]:
+        """Also what shows the codes, where the model has some."""
+        explore = [f"python -m soho_fast.explore build {folder}"] if self.model_config.use_dictionary else []
+        return [*explore, *super().next_commands(folder)]
+
     def evaluate(
         self,
         model: nn.Module,

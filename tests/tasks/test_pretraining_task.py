@@ -309,7 +309,10 @@ def test_a_snapshot_holds_usage_and_age_of_each_code(data):
     assert kept["usage"][2] == pytest.approx(0.01 / (1 - 0.99**9), rel=1e-5)
 
 
-def test_nothing_is_told_of_codes_where_there_are_none(data):
+def test_nothing_is_told_of_codes_where_there_are_none(data, tmp_path):
+    task, _ = make_task(data)
+    assert f"python -m soho_fast.explore build {tmp_path}" in task.next_commands(tmp_path)
     task, _ = make_task(data)
     task.model.config = {**SMALL, "use_dictionary": False}
+    assert not [command for command in task.next_commands(tmp_path) if "explore" in command]
     assert task.warnings(task.build_model()) == []

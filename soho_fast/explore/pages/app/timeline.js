@@ -7,7 +7,7 @@
   const NUM_BINS = 48;
 
   const HINTS = {
-    perplexity: "So many codes used alike would be used as evenly as these; of the running usage.",
+    perplexity: "So many codes, used alike, would be used as evenly as all are (running usage).",
     "live codes": "Codes whose running usage is not near zero.",
     "re-seeded codes": "Codes that were dead and took the place of a feature, since the point before.",
     "codebook drift": "How far one step moves the codes, in units of the codebook's spread.",
