@@ -211,7 +211,10 @@ def _words(codes: list[dict], num_words: int) -> list[dict]:
         entries.sort(key=lambda entry: (-entry["low"], entry["code"]))
     found = [{"word": word, "images": 20, "codes": claimed[word][:50]} for word in WORDS]
     found += [{"word": word, "images": 60, "codes": []} for word in UNCLAIMED]
-    found += [{**found[number % 6], "word": f"word{number}"} for number in range(num_words - len(found))]
+    found += [
+        {**found[number % 6], "word": f"word{number}", "codes": found[number % 6]["codes"][:10]}
+        for number in range(num_words - len(found))
+    ]
     return sorted(found, key=lambda word: word["word"])
 
 

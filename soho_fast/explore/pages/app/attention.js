@@ -70,8 +70,8 @@
         total.length > 1 ? `the left image gets ${total[0]}, the right one ${total[1]}` : `the image gets ${total[0]}`;
       const which = layer === null ? "all layers" : `layer ${layer + 1} of ${last + 1}`;
       sum.textContent =
-        `Of the attention of ${reply.tokens[asked.token]} ${where}, its text the rest. A cell's share is the mean over ` +
-        `the heads of ${which}; the brightest one has ${formatPercent(most)}.`;
+        `Of the attention of ${reply.tokens[asked.token]} ${where}, its text the rest. A cell's share is the mean ` +
+        `over the heads of ${which}; the brightest one has ${formatPercent(most)}.`;
       for (const [token, button] of [...tokens.children].entries()) {
         button.setAttribute("aria-pressed", String(token === asked.token));
       }

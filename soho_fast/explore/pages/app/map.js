@@ -328,7 +328,7 @@
         element(
           "p",
           { class: "lead" },
-          "Codes that lie close in the codebook lie close here, as far as a plane allows. Size is usage; rings are dead.",
+          "Codes close in the codebook are close here, as far as a plane allows. Size tells usage; rings are dead codes.",
         ),
         stage,
         status,

@@ -47,7 +47,8 @@
     for (const step of later) counts[Math.min(NUM_BINS - 1, Math.floor((step / lastStep) * NUM_BINS))] += 1;
     const edges = Array.from({ length: NUM_BINS + 1 }, (_, bin) => Math.round((bin / NUM_BINS) * lastStep));
     const label = "codes by the step of their last seeding";
-    const hint = `Of the ${formatPlural(later.length, "code")} that were seeded again after step ${formatCount(first)}.`;
+    const codes = formatPlural(later.length, "code");
+    const hint = `Of the ${codes} that were seeded again after step ${formatCount(first)}.`;
     return card("Last seedings", hint, charts.histogram({ counts, edges, label }));
   };
 
@@ -93,17 +94,23 @@
         element(
           "p",
           { class: "notice" },
-          "Nothing is known of this codebook's training: no run's log lay beside the model when this explorer was built. " +
-            "The explorer of a run, built from its folder, shows when codes were seeded and since when they have no member.",
+          "Nothing is known of this codebook's training: no run's log lay beside the model when this explorer was " +
+            "built. The explorer of a run, built from its folder, shows when codes were seeded and since when they have " +
+            "no member.",
         ),
       );
       return;
     }
     const { sentences, series } = timeline;
-    if (sentences.length) root.append(element("ul", { class: "sentences" }, sentences.map((text) => element("li", {}, text))));
+    const items = sentences.map((text) => element("li", {}, text));
+    if (items.length) root.append(element("ul", { class: "sentences" }, items));
     if (!series.length) {
       root.append(
-        element("p", { class: "notice" }, "The model has no run's log (log.jsonl) beside it, or one that says nothing of the codebook."),
+        element(
+          "p",
+          { class: "notice" },
+          "The model has no run's log (log.jsonl) beside it, or one that says nothing of the codebook.",
+        ),
       );
     }
     const cards = [...curves(timeline), seedings(timeline), eventList(timeline)].filter(Boolean);

@@ -11,23 +11,33 @@
     lift: ["lift", (a, b) => (b.codes[0]?.low ?? 0) - (a.codes[0]?.low ?? 0)],
   };
 
-  const makeRow = (word, wall, fillWhenNear) => {
-    const row = element(
-      "a",
-      {
-        class: word.codes.length ? "word" : "word unclaimed",
-        href: explorer.address("words", word.word),
-        dataset: { word: word.word },
-      },
-      element("span", { class: "word-crops" }),
-      element("span", { class: "word-text foreign", dir: "auto" }, word.word),
-      element("span", { class: "word-count" }, formatPlural(word.images, "image")),
-      element("span", { class: "word-count" }, word.codes.length ? formatPlural(word.codes.length, "code") : "no code"),
-    );
-    row.codes = word.codes.slice(0, 4).map(({ code }) => code);
-    fillWhenNear(row);
-    return row;
+  // Thousands of rows: each is a copy of one, and is filled when it comes near the window.
+  const makeRows = (words, wall) => {
+    const original = element("a");
+    const rows = new Map();
+    const fillWhenNear = explorer.whenNear((row) => fillRow(row, rows.get(row), wall));
+    return words.map((word) => {
+      const row = original.cloneNode();
+      row.className = word.codes.length ? "word" : "word unclaimed";
+      row.href = explorer.address("words", word.word);
+      row.dataset.word = word.word;
+      row.setAttribute("aria-label", `${word.word}, ${formatPlural(word.codes.length, "code")}`);
+      rows.set(row, word);
+      fillWhenNear(row);
+      return row;
+    });
   };
+  const fillRow = (row, { word, images, codes }, wall) =>
+    row.append(
+      element(
+        "span",
+        { class: "word-crops" },
+        codes.slice(0, 4).map(({ code }) => explorer.codeCrop(wall, code, 40)),
+      ),
+      element("span", { class: "word-text foreign", dir: "auto" }, word),
+      element("span", { class: "word-count" }, formatPlural(images, "image")),
+      element("span", { class: "word-count" }, codes.length ? formatPlural(codes.length, "code") : "no code"),
+    );
 
   const showAll = (root, words, wall, parameters, meta) => {
     const state = {
@@ -35,10 +45,8 @@
       sort: parameters.get("sort") in SORTS ? parameters.get("sort") : "word",
       search: parameters.get("search") ?? "",
     };
-    const fillWhenNear = explorer.whenNear((row) => {
-      row.firstChild.replaceChildren(...row.codes.map((code) => explorer.codeCrop(wall, code, 40)));
-    });
-    const rows = new Map(words.map((word) => [word, makeRow(word, wall, fillWhenNear)]));
+    const made = makeRows(words, wall);
+    const rows = new Map(words.map((word, number) => [word, made[number]]));
     const list = element("div", { class: "words" });
     const found = element("span", { class: "found", role: "status" });
     const fill = () => {
