@@ -328,7 +328,7 @@
         element(
           "p",
           { class: "lead" },
-          "Codes close in the codebook are close here, as far as a plane allows. Size tells usage; rings are dead codes.",
+          "Codes close in the codebook are close here, as far as a plane allows. Size tells usage; rings are dead.",
         ),
         stage,
         status,

@@ -95,8 +95,8 @@
           "p",
           { class: "notice" },
           "Nothing is known of this codebook's training: no run's log lay beside the model when this explorer was " +
-            "built. The explorer of a run, built from its folder, shows when codes were seeded and since when they have " +
-            "no member.",
+            "built. The explorer of a run, built from its folder, shows when codes were seeded and since when they " +
+            "have no member.",
         ),
       );
       return;
