@@ -1,5 +1,142 @@
+"""A tiny model of each kind, an explorer by hand of their codebook, and a server of both on this machine's loopback."""
+
+import hashlib
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "serving"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
+
+SMALL = {
+    "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 64, "num_codes": 8, "max_position_embeddings": 16, "vocab_size": 31,
+}  # fmt: skip
+K, NUM_PICTURES = SMALL["num_codes"], 3
+
+
+@pytest.fixture(scope="session")
+def codebook():
+    import torch
+
+    return torch.randn(K, SMALL["hidden_size"], generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, tokenizer_dir, codebook):
+    """Folder of runs by the question that they take; `retrieval` has no dictionary, `entails` another codebook."""
+    import torch
+
+    from soho_fast import model
+    from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
+
+    folder = tmp_path_factory.mktemp("runs")
+    processor = SohoProcessor(
+        SohoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}), load_tokenizer(tokenizer_dir)
+    )
+    for name, kind, fields in (
+        ("rank", model.SohoForPreTraining, {}),
+        ("retrieval", model.SohoForImageTextRetrieval, {"use_dictionary": False, "use_dictionary_output": False}),
+        (
+            "answer",
+            model.SohoForQuestionAnswering,
+            {"id2label": {0: "yes", 1: "no", 2: "2"}, "use_dictionary_output": False},
+        ),
+        ("compare", model.SohoForVisualReasoning, {"id2label": {0: "False", 1: "True"}}),
+        ("entails", model.SohoForVisualEntailment, {"id2label": {0: "entailment", 1: "neutral", 2: "contradiction"}}),
+    ):
+        torch.manual_seed(0)
+        made = kind(model.SohoConfig.from_preset(**SMALL, **fields)).eval()
+        with torch.no_grad():
+            for weight in made.parameters():
+                weight.mul_(3.0 if weight.dim() == 2 else 1.0)
+            if name in ("rank", "answer", "compare"):
+                made.soho.visual_dictionary.codebook.copy_(codebook)
+        made.save_pretrained(folder / name / "model")
+        processor.save_pretrained(folder / name / "model")
+    return folder
+
+
+def picture(number: int, size=(96, 80)):
+    """A picture whose quarters differ."""
+    from PIL import Image
+
+    image = Image.new("RGB", size, (40 * number, 200, 30))
+    image.paste((220, 20, 60 * number), (0, 0, size[0] // 2, size[1] // 2))
+    image.paste((10, 30 + 70 * number, 250), (size[0] // 2, size[1] // 3, size[0], size[1]))
+    return image
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory, codebook):
+    """An explorer of three pictures."""
+    from soho_fast.explore.bundle import SCHEMA, copy_pages, picture_path, write_in_files, write_value
+
+    folder = tmp_path_factory.mktemp("bundle") / "explorer"
+    copy_pages(folder)
+    for name in ("data", "pictures/0000"):
+        (folder / name).mkdir(parents=True)
+    weights = hashlib.sha256(codebook.numpy().tobytes()).hexdigest()
+    meta = {
+        "schema": SCHEMA, "title": "By hand", "model": "by hand", "weights": weights, "num_codes": K,
+        "num_channels": SMALL["hidden_size"], "num_live": K, "num_images": 3, "num_tokens": 27, "num_pictures": 3,
+        "num_words": 2, "has_captions": True, "sources": [{"name": "hand", "num_images": 3}],
+        "licences": [{"what": "pictures", "credit": "by hand", "licence": "CC0"}], "position_rows": 3,
+        "position_columns": 3, "histogram_edges": [0.0, 1.0, 2.0], "measures": {}, "figure": [0, 1],
+        "interval": {"level": 0.95, "num_tests": 1, "min_images": 1},
+    }  # fmt: skip
+    occurrence = [0, 0, 0, 0.5, 2.5, 3.0]
+    word = {"word": "red", "both": 2, "images": 2, "lift": 1.5, "low": 1.1, "high": 2.0}
+    codes = [
+        {
+            "code": code, "tokens": 3, "images": 3, "rank": code + 1, "nearest": [occurrence],
+            "quantiles": [occurrence], "random": [occurrence], "histogram": [2, 1], "positions": [1] * 9,
+            "words": [word],
+            "neighbours": [{"code": (code + 1) % K, "count": 2, "lift": 1.5}],
+            "near": [{"code": (code + 1) % K, "distance": 0.5}],
+        }
+        for code in range(K)
+    ]  # fmt: skip
+    wall = {
+        "tokens": [3] * K, "images": [3] * K, "mean_distance": [0.5] * K, "spread": [0.1] * K,
+        "word": [f"word{code}" for code in range(K)], "lift": [1.5] * K, "lift_low": [1.1] * K, "lift_high": [2.0] * K,
+        "precision": [0.5] * K, "near_code": [1] * K, "near_distance": [0.5] * K, "x": [0.5] * K, "y": [0.5] * K,
+        "medoid": [occurrence] * K,
+    }  # fmt: skip
+    pictures = []
+    for number in range(NUM_PICTURES):
+        picture(number).save(folder / picture_path(number))
+        pictures.append(
+            {
+                "picture": number, "name": f"{number}.png", "source": 0, "licences": [0], "captions": ["a red man"],
+                "width": 96, "height": 80, "cells_high": 2.5, "cells_wide": 3.0, "rows": 3, "columns": 3,
+                "index": [*range(8), 0], "masked": None,
+            }
+        )  # fmt: skip
+    write_value(folder, "meta", meta)
+    write_value(folder, "wall", wall)
+    write_value(folder, "words", [{"word": "red", "images": 3, "codes": [{"code": 0, **word}]}])
+    write_value(folder, "timeline", None)
+    write_value(folder, "server", None)
+    write_in_files(folder, "codes", codes, 64)
+    write_in_files(folder, "pictures", pictures, 256)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def served(runs, bundle_folder):
+    """All five models; uploads of at most 1 MB."""
+    from loopback import serve
+
+    serving = serve(runs, bundle_folder, ("rank", "retrieval", "answer", "compare", "entails"))
+    yield serving
+    serving.close()
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    path = tmp_path / "photo.png"
+    picture(2, (100, 70)).save(path)
+    return path

@@ -130,6 +130,7 @@
   const imageChooser = (asked, place, meta, label, onChange) => {
     const preview = element("div", { class: "ask-preview" });
     const complaint = element("p", { class: "hint", role: "status" });
+    const credit = element("div", { class: "ask-credit" });
     const number = element("input", {
       type: "number",
       min: 0,
@@ -152,6 +153,7 @@
     const show = async () => {
       const image = asked.images[place];
       number.value = typeof image === "number" ? image : "";
+      credit.replaceChildren();
       if (image === null) {
         preview.replaceChildren(element("span", { class: "hint" }, "Drop an image here"));
         return;
@@ -159,6 +161,7 @@
       try {
         const { source, shown, name } = await lookAt(image, place);
         if (asked.images[place] !== image) return;
+        if (image !== FILE) credit.append(explorer.licenceLine(meta, (await explorer.loadPicture(image)).licences));
         const alt = image === FILE ? files[place].file.name : `picture ${image}`;
         preview.replaceChildren(
           shown
@@ -205,6 +208,7 @@
         meta.num_pictures ? [number, element("button", { type: "button", click: random }, "random picture")] : null,
       ),
       complaint,
+      credit,
     );
     show();
     return slot;
@@ -263,7 +267,7 @@
     const wall = await explorer.loadWall();
     const asked = readQuestion(parameters, server);
     const body = element("div", {});
-    root.append(element("h1", {}, "Ask a model"), body);
+    root.append(element("h1", {}, "Ask a model"), body, explorer.licenceLine(meta));
     let running = null;
 
     const ask = async (result, button) => {

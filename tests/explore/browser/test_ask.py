@@ -1,0 +1,297 @@
+"""The page that asks, before a real server with models: answers, attention, uploads, and what it says without one."""
+
+import json
+
+import pytest
+from loopback import serve
+
+MODELS = ("rank", "answer", "compare", "entails")
+
+
+@pytest.fixture(scope="module")
+def asked(runs, bundle_folder):
+    serving = serve(runs, bundle_folder, MODELS)
+    yield serving
+    serving.close()
+
+
+@pytest.fixture
+def window(asked, open_window):
+    return open_window(asked.asking.bundle.folder, base=f"{asked.address}/")
+
+
+def replies_of(window):
+    """Replies to what the page will ask, in order."""
+    replies = []
+
+    def keep(response):
+        if response.url.endswith("/ask"):
+            replies.append(response.json())
+
+    window.page.on("response", keep)
+    return replies
+
+
+def wait_for_answer(window, times=1):
+    window.page.wait_for_selector(f'.ask-result[data-answered="{times}"]')
+
+
+def shades(window, place=0):
+    return (
+        window.page.locator(".ask-view .cells")
+        .nth(place)
+        .evaluate(
+            "root => [...root.querySelectorAll('.cell')].map(cell => Number(cell.style.getPropertyValue('--shade')))"
+        )
+    )
+
+
+def shares(reply, token, layer=-1, place=0):
+    """What the reply says, as shades: the brightest cell of all images is 1."""
+    images = [image["attention"][layer][token] for image in reply["images"]]
+    most = max(max(each) for each in images)
+    return [share / most for share in images[place]]
+
+
+def test_a_picture_of_the_explorer_is_ranked_and_shaded(window):
+    replies = replies_of(window)
+    window.visit("#/ask?picture=1")
+    assert window.page.locator(".ask-preview img").get_attribute("src") == "pictures/0000/000001.jpg"
+    assert "Pictures: pictures: by hand; CC0" in window.page.locator(".ask-image").inner_text()
+    window.page.fill("#ask-text", "a red man\n\n  the woman is blue \n")
+    window.page.click(".ask-button")
+    wait_for_answer(window)
+    (reply,) = replies
+    rows = window.page.locator(".ask-answer")
+    assert [row.split("\n") for row in rows.all_inner_texts()] == [
+        [answer["text"], f"{100 * answer['score']:.1f} %"] for answer in reply["answers"]
+    ]
+    widths = window.page.eval_on_selector_all(".ask-bar > span", "bars => bars.map(bar => parseFloat(bar.style.width))")
+    assert widths == pytest.approx([100 * answer["score"] for answer in reply["answers"]], rel=1e-4)
+    tokens = window.page.locator(".ask-tokens button")
+    assert tokens.all_inner_texts() == reply["tokens"]
+    # [CLS] first, then the word that is chosen: never the same.
+    assert shades(window) == pytest.approx(shares(reply, 0), abs=1e-6)
+    tokens.nth(2).click()
+    assert shades(window) == pytest.approx(shares(reply, 2), abs=1e-6) != pytest.approx(shares(reply, 0), abs=1e-2)
+    assert tokens.nth(2).get_attribute("aria-pressed") == "true"
+    window.page.select_option(".ask-whose select", "0")
+    assert shades(window) == pytest.approx(shares(reply, 2, layer=0), abs=1e-6)
+    window.page.select_option(".ask-whose select", "mean")
+    mean = [sum(layers) / 2 for layers in zip(*(layer[2] for layer in reply["images"][0]["attention"]), strict=True)]
+    assert shades(window) == pytest.approx([share / max(mean) for share in mean], abs=1e-5)
+    # The address has it all.
+    address, before = window.address(), (window.text(), shades(window))
+    window.visit(address)
+    wait_for_answer(window)
+    after = (window.text(), shades(window))
+    assert after[1] == before[1] and window.address() == address
+    # Another text's attention.
+    window.page.select_option(".ask-whose select", "1")
+    window.page.locator('.ask-answer[aria-pressed="false"]').click()
+    wait_for_answer(window, 2)
+    assert replies[-1]["attended"] != reply["attended"] and replies[-1]["answers"] == reply["answers"]
+    assert shades(window) == pytest.approx(shares(replies[-1], 0), abs=1e-6)
+
+
+def test_from_the_answer_to_what_a_code_means_by_clicks(window):
+    replies = replies_of(window)
+    window.visit("#/ask?picture=2&text=a+red+man")
+    wait_for_answer(window)
+    (reply,) = replies
+    (image,) = reply["images"]
+    window.page.locator(".ask-tokens button").nth(2).click()
+    row = image["attention"][-1][2]
+    brightest = max(range(len(row)), key=row.__getitem__)
+    code = image["codes"][brightest]
+    cell = window.page.locator(f'.ask-view .cell[data-cell="{brightest}"]')
+    cell.hover()
+    status = window.page.locator(".ask-view .status").inner_text()
+    assert status.startswith(f"code {code} · word{code} · ") and status.endswith("% of the attention")
+    by_code = {}
+    for each, share in zip(image["codes"], row, strict=True):
+        by_code[each] = by_code.get(each, 0) + share
+    chips = window.page.locator(".ask-view .chip").evaluate_all("chips => chips.map(chip => chip.hash)")
+    assert chips == [f"#/code/{each}" for each in sorted(by_code, key=by_code.get, reverse=True)[:6]]
+    cell.click()
+    window.wait()
+    assert window.address() == f"#/code/{code}" and f"Code {code}" in window.text()
+    window.page.go_back()
+    wait_for_answer(window)
+    assert window.page.locator('.ask-tokens [aria-pressed="true"]').inner_text() == reply["tokens"][2]
+
+
+def test_an_upload_is_shown_asked_about_and_kept_while_the_page_lives(window, photo, runs):
+    from soho_fast.ask import SohoPipeline
+
+    replies = replies_of(window)
+    window.visit("#/ask?question=answer")
+    window.page.set_input_files('input[type="file"]', photo)
+    preview = window.page.locator(".ask-preview img")
+    assert preview.get_attribute("src").startswith("blob:")
+    assert preview.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])") == [
+        100,
+        70,
+    ]
+    window.page.fill("#ask-text", "is there a man")
+    window.page.keyboard.press("Enter")
+    wait_for_answer(window)
+    expected = SohoPipeline.from_pretrained(runs / "answer").answer(photo, "is there a man")
+    texts = [f"{row['answer']}\n{100 * row['score']:.1f} %" for row in expected]
+    assert window.page.locator(".ask-answer").all_inner_texts() == texts
+    assert "The model saw the uploaded image." in window.text()
+    assert "a cell's code is the one nearest to its feature" in window.text()
+    assert shades(window) == pytest.approx(shares(replies[0], 0), abs=1e-6)
+    window.click(".ask-view .chip")
+    assert window.address().startswith("#/code/")
+    window.page.go_back()
+    wait_for_answer(window)
+    assert replies[1]["answers"] == replies[0]["answers"]
+
+
+def test_an_image_can_be_dropped(window):
+    window.visit("#/ask")
+    window.page.evaluate(
+        """async () => {
+            const canvas = Object.assign(document.createElement("canvas"), { width: 60, height: 40 });
+            const file = new File([await new Promise((done) => canvas.toBlob(done))], "<b>.png");
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(file);
+            document.querySelector(".ask-image").dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
+        }"""
+    )
+    window.page.wait_for_selector('.ask-preview img[src^="blob:"]')
+    assert window.page.locator(".ask-preview img").get_attribute("alt") == "<b>.png"
+    assert window.address() == "#/ask?question=rank&model=rank&picture=file"
+
+
+def test_two_images_are_compared(window):
+    replies = replies_of(window)
+    window.visit("#/ask?question=compare&picture=0&right=2&text=both+red")
+    wait_for_answer(window)
+    (reply,) = replies
+    assert [image["picture"] for image in reply["images"]] == [0, 2]
+    for place in (0, 1):
+        assert shades(window, place) == pytest.approx(shares(reply, 0, place=place), abs=1e-6)
+    assert max(shades(window, 0) + shades(window, 1)) == 1
+    assert window.page.locator(".ask-image").count() == 2
+
+
+def test_cells_without_codes_are_shaded_and_lead_nowhere(window):
+    replies = replies_of(window)
+    window.visit("#/ask?question=entails&picture=0&text=a+red+man")
+    wait_for_answer(window)
+    assert window.page.locator("#no-codes").inner_text() == (
+        "Cells name no codes: the codes shown here are of another codebook than this model's."
+    )
+    assert shades(window) == pytest.approx(shares(replies[0], 0), abs=1e-6)
+    assert window.page.locator(".ask-view a").count() == 0
+    window.page.locator(".ask-view .cell").first.hover()
+    assert window.page.locator(".ask-view .status").inner_text().endswith("% of the attention")
+
+
+def test_some_captions_to_choose_from(window):
+    window.visit("#/ask?picture=0")
+    window.page.get_by_role("button", name="some captions").click()
+    assert window.page.locator("#ask-text").input_value() == "a red man\na red man\na red man"
+    window.page.get_by_role("button", name="random picture").click()
+    window.page.fill('input[type="number"]', "7")
+    window.page.keyboard.press("Tab")
+    assert "Pictures have the numbers 0 to 2." in window.text()
+
+
+COMMANDS = {
+    "answer": "deepspeed soho_fast/train.py --recipe mini_vqa --model.pretrained runs/mini/model",
+    "entails": "deepspeed soho_fast/train.py --recipe mini_snli_ve --model.pretrained runs/mini/model",
+    "compare": "deepspeed soho_fast/train.py --recipe mini_nlvr2 --model.pretrained runs/mini/model",
+}
+
+
+def test_where_a_question_has_no_model_the_command_that_trains_one_is_told(runs, bundle_folder, open_window):
+    serving = serve(runs, bundle_folder, ["rank"])
+    try:
+        window = open_window(bundle_folder, base=f"{serving.address}/")
+        window.visit("#/ask")
+        for question, command in COMMANDS.items():
+            window.page.locator(f'.choice:has(input[value="{question}"])').click()
+            assert command in window.page.locator("#no-model").inner_text()
+            assert window.address() == f"#/ask?question={question}"
+        window.visit("#/ask?question=compare")
+        assert COMMANDS["compare"] in window.text()
+    finally:
+        serving.close()
+
+
+def test_a_page_that_is_not_served_says_how_to_serve_it(bundle_folder, runs, open_window):
+    window = open_window(bundle_folder)
+    window.visit("#/ask?picture=1&text=a+red+man")
+    assert "python -m soho_fast.explore serve runs/mini" in window.page.locator("#not-served").inner_text()
+    serving = serve(runs, bundle_folder)
+    try:
+        window = open_window(bundle_folder, base=f"{serving.address}/")
+        window.visit("#/ask")
+        assert "No model for this question is at hand" in window.text()
+    finally:
+        serving.close()
+
+
+def test_what_is_wrong_is_told_on_the_page(window, tmp_path):
+    hostile = tmp_path / "<img src=x onerror=alert(1)>.jpg"
+    hostile.write_bytes(b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
+    large = tmp_path / "large.png"
+    large.write_bytes(b"x" * 2**21)
+    window.visit("#/ask")
+
+    def says(words):
+        window.page.click(".ask-button")
+        window.page.wait_for_selector(f".ask-result .error:has-text({json.dumps(words)})")
+
+    says("Choose an image.")
+    window.page.set_input_files('input[type="file"]', large)
+    says("The upload has 2 MB; expected at most 1 MB.")
+    window.page.set_input_files('input[type="file"]', hostile)
+    window.page.wait_for_selector('.ask-preview:has-text("can\'t be shown here")')
+    says("Write a text.")
+    window.page.fill("#ask-text", "<script>alert(1)</script>")
+    says("image: can't be decoded as an image (71 bytes)")
+    # That there is an error is what is tested.
+    window.complaints[:] = [line for line in window.complaints if "status of 400" not in line]
+
+
+def test_a_server_that_went_away_is_told(runs, bundle_folder, open_window):
+    serving = serve(runs, bundle_folder, ["rank"])
+    window = open_window(bundle_folder, base=f"{serving.address}/")
+    window.visit("#/ask?picture=0")
+    window.page.wait_for_selector(".ask-preview img")
+    window.page.fill("#ask-text", "a red man")
+    serving.close()
+    window.page.click(".ask-button")
+    window.page.wait_for_selector(".ask-result .error:has-text('The server does not answer. Is it still running?')")
+    window.complaints[:] = [line for line in window.complaints if "ERR_CONNECTION_REFUSED" not in line]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_at_phone_width_by_keys_alone(window, asked, open_window, scheme):
+    phone = open_window(
+        asked.asking.bundle.folder,
+        base=f"{asked.address}/",
+        viewport={"width": 390, "height": 844},
+        color_scheme=scheme,
+    )
+    phone.visit("#/ask?question=answer&picture=1")
+    phone.page.locator("#ask-text").focus()
+    phone.page.keyboard.type("is there a man")
+    phone.page.keyboard.press("Enter")
+    wait_for_answer(phone)
+    assert phone.page.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.page.locator(".ask-tokens button").first.focus()
+    phone.page.keyboard.press("Tab")
+    phone.page.keyboard.press("Enter")
+    assert phone.page.locator('.ask-tokens [aria-pressed="true"]').inner_text() == "is"
+    cell = phone.page.locator('.ask-view .cell[tabindex="0"]')
+    cell.focus()
+    phone.page.keyboard.press("ArrowRight")
+    assert phone.page.evaluate("document.activeElement.dataset.cell") == "1"
+    assert phone.page.locator(".ask-view .status").inner_text().startswith("code ")
+    phone.press("Enter")
+    assert phone.address().startswith("#/code/")
