@@ -20,7 +20,7 @@ CPP    := $(shell find csrc tests/kernels tests/cuda_model examples -name '*.h' 
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m soho_fast.explore build runs/mini
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m soho_fast.explore build runs/mini --images 1200
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m soho_fast.explore figure runs/mini
 
 test: $(STAMP)

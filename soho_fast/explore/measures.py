@@ -56,7 +56,7 @@ class Seen:
 
     code: int64 (T,). image: int64 (T,), by number. features: float32 (T, C). label: int64 (T,), what lies under the
     cell, -1 where that is not known; is_object: bool (T,), whether it is an object and not a background. labels: their
-    names. captions: of each image.
+    names. shown: of each image the labels of its objects. captions: of each image.
     """
 
     code: np.ndarray
@@ -65,6 +65,7 @@ class Seen:
     label: np.ndarray
     is_object: np.ndarray
     labels: list[str]
+    shown: list[list[int]]
     captions: list[Sequence[str]]
 
     @property
@@ -110,7 +111,7 @@ def look(source: Any, say: Callable[[str], None] = print) -> Seen:
     from soho_fast.engine.progress import ProgressLines
 
     knows = _DemoLabels()
-    codes, images, features, labels, captions = [], [], [], [], []
+    codes, images, features, labels, shown, captions = [], [], [], [], [], []
     progress = ProgressLines(say, "images")
     for batch in source.batches():
         index_Bhw, feat_BLC = batch.index.cpu().numpy(), batch.features.float().cpu().numpy()
@@ -119,12 +120,14 @@ def look(source: Any, say: Callable[[str], None] = print) -> Seen:
             codes.append(index_Bhw[number][valid_hw].astype(np.int64))
             features.append(feat_BLC[number][valid_hw.ravel()])
             images.append(np.full(len(codes[-1]), len(captions)))
-            labels.append(knows.labels(str(image.ref.store), image.ref.name, valid_hw))
+            label, objects = knows.labels(str(image.ref.store), image.ref.name, valid_hw)
+            labels.append(label)
+            shown.append(objects)
             captions.append(image.captions)
         progress(len(captions), source.num_images)
     code, image, feat_TC, label = (np.concatenate(parts) for parts in (codes, images, features, labels))
     is_object = np.isin(label, knows.objects)
-    return Seen(code, image, feat_TC, label, is_object, list(knows.number_of), captions)
+    return Seen(code, image, feat_TC, label, is_object, list(knows.number_of), shown, captions)
 
 
 class _DemoLabels:
@@ -135,19 +138,19 @@ class _DemoLabels:
         self.objects: list[int] = []
         self._scenes: dict[str, Mapping[str, Any]] = {}
 
-    def labels(self, root: str, name: str, valid_hw: np.ndarray) -> np.ndarray:
-        """int64, one for each True of `valid_hw`."""
+    def labels(self, root: str, name: str, valid_hw: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        """int64, one for each True of `valid_hw`, and all objects of the picture."""
         scene = self._of_corpus(root).get(Path(name).name)
         rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
         if scene is None or rows != columns:
-            return np.full(int(valid_hw.sum()), _UNKNOWN)
+            return np.full(int(valid_hw.sum()), _UNKNOWN), []
         from soho_fast.data.mini.objects import objects_under_cells
 
         # The same photograph or colour is one label, whichever part of it a cell shows.
         background = scene.background.photo or f"{scene.background.colour} background"
-        numbers = [self._number(background, False)]
-        numbers += [self._number(item.name, True) for item in scene.objects]
-        return np.array(numbers)[objects_under_cells(scene, rows, columns).ravel() + 1]
+        objects = [self._number(item.name, True) for item in scene.objects]
+        numbers = np.array([self._number(background, False), *objects])
+        return numbers[objects_under_cells(scene, rows, columns).ravel() + 1], objects
 
     def _of_corpus(self, root: str) -> Mapping[str, Any]:
         if root not in self._scenes:
@@ -253,6 +256,39 @@ def with_spread(
     return value, float(np.std(values, ddof=1))
 
 
+def object_is_near(
+    code_T: np.ndarray,
+    label_T: np.ndarray,
+    is_object_T: np.ndarray,
+    image_T: np.ndarray,
+    shown: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """bool (T,): whether the image shows the object that a token's code lies on most often, wherever it stands."""
+    table = count_labels(code_T[is_object_T], label_T[is_object_T], int(code_T.max()) + 1, int(label_T.max()) + 1)
+    object_T = np.where(table.any(1), table.argmax(1), _UNKNOWN)[code_T]
+    shown_NS = np.zeros((len(shown), table.shape[1] + 1), dtype=bool)  # the last column stands for no object
+    for image, objects in enumerate(shown):
+        shown_NS[image, objects] = True
+    return shown_NS[image_T, object_T]
+
+
+def _near_row(seen: Seen, codings: Mapping[str, np.ndarray]) -> list[str]:
+    behind = (seen.label != _UNKNOWN) & ~seen.is_object
+    cells = []
+    for code in codings.values():
+        near = object_is_near(code, seen.label, seen.is_object, seen.image, seen.shown)[behind]
+        hits, counts = (np.bincount(seen.image[behind], of, seen.num_images) for of in (near, None))
+        generator = np.random.default_rng(SEED)
+        drawn = generator.integers(seen.num_images, size=(_RESAMPLES, seen.num_images))
+        spread = np.std(hits[drawn].sum(1) / counts[drawn].sum(1), ddof=1)
+        cells.append(_with_spread(near.mean(), spread))
+    return ["the code's object is in the image, background cells", *cells]
+
+
+def _with_spread(value: float, spread: float) -> str:
+    return f"{value:.1%} ± {1.96 * spread:.1%}"
+
+
 def _object_rows(seen: Seen, codings: Mapping[str, np.ndarray], num_codes: int) -> list[list[str]]:
     known = seen.label != _UNKNOWN
     if not known.any():
@@ -262,5 +298,5 @@ def _object_rows(seen: Seen, codings: Mapping[str, np.ndarray], num_codes: int) 
         for name, statistic in (("purity", purity), ("NMI", normalised_mutual_information)):
             found = [with_spread(statistic, seen, code, num_codes, chosen) for code in codings.values()]
             # Resampled tables are purer than the whole: only their spread is taken.
-            rows.append([f"{name}, {where}", *(f"{value:.1%} ± {1.96 * spread:.1%}" for value, spread in found)])
-    return rows
+            rows.append([f"{name}, {where}", *(_with_spread(*each) for each in found)])
+    return [*rows, _near_row(seen, codings)] if seen.is_object.any() else rows

@@ -99,6 +99,14 @@ def test_labels_are_those_under_the_cells(corpus):
     assert 0.05 < seen.is_object.mean() < 0.5
 
 
+def test_a_cell_beside_an_object_counts_where_the_image_shows_what_its_code_lies_on():
+    # Labels 0 and 1 are objects, 2 a background. Code 0 lies on object 0 twice and on 1 once, code 1 on nothing.
+    code, label = np.array([0, 0, 0, 0, 0, 1]), np.array([0, 0, 1, 2, 2, 2])
+    image, shown = np.array([0, 0, 1, 0, 1, 0]), [[0], [1, 1]]
+    found = measures.object_is_near(code, label, label < 2, image, shown)
+    assert found.tolist() == [True, True, False, True, False, False]
+
+
 def test_purity_and_information_by_hand():
     code, label = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1, 1])
     table = count_labels(code, label, 4, 2)

@@ -7,8 +7,10 @@ within seconds.
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,9 @@ SIZES = [
     ("--data.scoring both", "--data.max_loss 1"),
     ("soho_fast.evaluate", ""),
     ("soho_fast.ask", ""),
+    ("examples/explore_vector_quantize_pytorch.py", "--steps 10"),
+    ("soho_fast.explore serve", "--port 0"),
+    ("soho_fast.explore", ""),
     ("examples/ranked_captions.py", "--candidates 6 --columns 2"),
     ("pytest benchmarks/", "-k group_mask --benchmark-max-time 0.01 --benchmark-min-rounds 1"),
     ("benchmarks.render", ""),
@@ -91,6 +96,10 @@ SAYS = {
     "soho_fast.evaluate --run runs/mini_vqa": "in runs/mini_vqa/evaluation/test-best/",
     "--data.scoring both": "two stages",
     "soho_fast.ask rank": " %  two cats",
+    "soho_fast.explore build": "runs/mini/explorer is up to date",
+    "soho_fast.explore figure": "the codes as a figure: ",
+    "examples/explore_vector_quantize_pytorch.py": "vq_explorer/index.html",
+    "soho_fast.explore measure": "codes that claim a word",
     "pytest benchmarks/": " passed",
     "pytest tests/": " tests collected",
     "fuzz_lookup.py": "300 rows in 1 problems, 0 different",
@@ -101,15 +110,44 @@ SAYS = {
 }
 
 
-def run(command: str, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess:
+def environment() -> dict[str, str]:
     launched = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE")  # of a process group that an earlier test left
-    environment = {name: value for name, value in os.environ.items() if name not in launched} | {
+    return {name: value for name, value in os.environ.items() if name not in launched} | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
     }
+
+
+def run(command: str, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+def serves(command: str, folder: Path) -> None:
+    """The command prints an address at which the pages are, and ends with Ctrl-C."""
+    with subprocess.Popen(
+        f"exec {command}",
+        shell=True,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as server:
+        try:
+            said = ""
+            while (found := re.search(r"http://[\d.]+:\d+/?", said)) is None:
+                line = server.stdout.readline()
+                assert line, f"it ended: {said}"
+                said += line
+            with urllib.request.urlopen(found[0], timeout=30) as page:
+                assert b"Dictionary explorer" in page.read()
+            server.send_signal(signal.SIGINT)
+            assert server.wait(30) in (0, 130)
+        finally:
+            server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +164,8 @@ def state(tmp_path_factory):
     for name in ("curves.png", "metrics.json", "log.jsonl", "model/model.safetensors"):
         assert (folder / "runs/mini" / name).stat().st_size > 0
     assert "ITM, balanced pairs" in done.stdout
+    done = run("python -m soho_fast.explore build runs/mini", folder)
+    assert done.returncode == 0 and (folder / "runs/mini/explorer/index.html").is_file(), done.stdout + done.stderr
     draw(folder / "photo.jpg")
     write_pictures(folder / "my_pictures")
     return folder
@@ -167,6 +207,9 @@ def test_command(page, command, state):
     assert behind is not None, f"{page} has a command that no test runs: {command}"
     if "examples/ranked_captions.py" in command:
         command = command.replace("docs/demo.png", "demo.png")
+    if "explore serve" in command:
+        serves(f"{command} {behind}", state)
+        return
     done = run(f"{command} {behind}", state)
     refused = next((words for part, words in REFUSED.items() if part in command), None)
     if refused is not None:
@@ -188,4 +231,4 @@ def test_every_link_leads_somewhere():
 
 
 def test_the_door_is_short():
-    assert len(PAGES[0].read_text().splitlines()) <= 150
+    assert len(PAGES[0].read_text().splitlines()) <= 170
