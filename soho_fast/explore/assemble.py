@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,7 +54,9 @@ def put_in_place(folder: Path) -> Iterator[Path]:
     """A new folder beside, to be filled, which takes the place of `folder` at the end; nothing is left on errors."""
     check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.building-", dir=folder.parent))
+    beside = f".{folder.name}.building-{socket.gethostname()}-"
+    _remove_leftovers(folder.parent, beside)
+    building = Path(tempfile.mkdtemp(prefix=f"{beside}{os.getpid()}-", dir=folder.parent))
     try:
         building.chmod(0o755)
         new = building / "new"
@@ -64,6 +67,24 @@ def put_in_place(folder: Path) -> Iterator[Path]:
         os.rename(new, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _remove_leftovers(parent: Path, beside: str) -> None:
+    """Folders of builds on this machine that were killed; those of builds that go on are left alone."""
+    for path in parent.iterdir():
+        number = path.name.removeprefix(beside).partition("-")[0]
+        if path.name.startswith(beside) and number.isdecimal() and not _is_alive(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def assemble(

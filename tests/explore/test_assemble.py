@@ -1,6 +1,11 @@
 """A whole explorer against the obvious program, and what may happen to its folder."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -193,6 +198,21 @@ def test_what_was_there_stays_until_the_end(tmp_path, error):
     assert [path.name for path in tmp_path.iterdir()] == ["explorer"]
 
 
+def test_what_a_killed_build_left_is_cleared_away(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    beside = f".explorer.building-{socket.gethostname()}-"
+    left, going_on, of_others = (
+        f"{beside}{ended.pid}-ab",
+        f"{beside}{os.getpid()}-cd",
+        ".explorer.building-elsewhere-1-x",
+    )
+    for name in (left, going_on, of_others):
+        (tmp_path / name / "new").mkdir(parents=True)
+    build(tmp_path / "explorer", seen_images(5, 6), 6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([going_on, of_others, "explorer"])
+
+
 def test_what_is_no_explorer_is_not_overwritten(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("all I have")
@@ -204,8 +224,6 @@ def test_what_is_no_explorer_is_not_overwritten(tmp_path):
 
 
 def test_damage_is_told_with_the_file(made, tmp_path):
-    import shutil
-
     folder = shutil.copytree(made[1].folder, tmp_path / "explorer")
     path = folder / "data" / "codes-0001.js"
     path.write_text(path.read_text()[:-200])
