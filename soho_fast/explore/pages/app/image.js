@@ -4,6 +4,8 @@
 (() => {
   const { element, formatCount, formatPercent, formatPlural } = explorer;
 
+  const FIRST_CHIPS = 24;
+
   const walk = (number, meta, code) => {
     const link = (rel, target, words) =>
       target < 0 || target >= meta.num_pictures
@@ -109,32 +111,32 @@
     const show = (code) => {
       view.light(code);
       tell(code);
-      for (const chip of chips.children) chip.classList.toggle("lit", chip.dataset.code === String(code));
+      for (const chip of made) chip.classList.toggle("lit", chip.dataset.code === String(code));
     };
     const view = explorer.pictureWithCells(picture, source, label, (code) => show(code ?? lit));
     view.cells.forEach((cell) => cell?.append(element("span", { class: "cell-code" }, cell.dataset.code)));
 
-    const chips = element(
-      "div",
-      { class: "chips" },
-      [...counts].map(([code, count]) =>
-        element(
-          "a",
-          {
-            class: "chip",
-            href: explorer.address("code", String(code)),
-            dataset: { code },
-            pointerenter: () => show(code),
-            pointerleave: () => show(lit),
-            focus: () => show(code),
-            blur: () => show(lit),
-          },
-          explorer.codeCrop(wall, code, 28),
-          element("span", { dir: "auto" }, `${code}${wall.word[code] === null ? "" : ` ${wall.word[code]}`}`),
-          count > 1 ? element("span", { class: "hint" }, `${count} cells`) : null,
-        ),
+    const made = [...counts].map(([code, count]) =>
+      element(
+        "a",
+        {
+          class: "chip",
+          href: explorer.address("code", String(code)),
+          dataset: { code },
+          pointerenter: () => show(code),
+          pointerleave: () => show(lit),
+          focus: () => show(code),
+          blur: () => show(lit),
+        },
+        explorer.codeCrop(wall, code, 28),
+        element("span", { dir: "auto" }, `${code}${wall.word[code] === null ? "" : ` ${wall.word[code]}`}`),
+        count > 1 ? element("span", { class: "hint" }, `${count} cells`) : null,
       ),
     );
+    const chips = element("div", { class: "chips" }, made.slice(0, FIRST_CHIPS));
+    const more = element("button", { type: "button", class: "quiet" }, `show all ${made.length}`);
+    more.addEventListener("click", () => chips.replaceChildren(...made));
+    if (made.length > FIRST_CHIPS) chips.append(more);
     show(lit);
 
     const toggle = element("input", {

@@ -96,13 +96,44 @@
     });
   };
 
+  // The tile that is pointed at shows what lies around its cell too.
+  const widenByPointer = (grid, wall) => {
+    let wide = null;
+    const show = (tile, around) => {
+      const code = Number(tile.dataset.code);
+      if (tile.firstChild && wall.medoid[code]) tile.firstChild.replaceWith(explorer.codeCrop(wall, code, 96, around));
+    };
+    const point = (target) => {
+      const tile = target?.closest?.(".tile") ?? null;
+      if (tile === wide) return;
+      if (wide) show(wide, 0);
+      wide = tile;
+      if (wide) show(wide, 0.75);
+    };
+    grid.addEventListener("pointermove", ({ target }) => point(target));
+    grid.addEventListener("pointerleave", () => point(null));
+    grid.addEventListener("focusin", ({ target }) => target.matches(":focus-visible") && point(target));
+    grid.addEventListener("focusout", () => point(null));
+  };
+
+  const measures = (meta) => {
+    const shown = Object.entries(meta.measures).map(([name, value]) => [
+      name,
+      name.startsWith("share") ? formatPercent(value) : formatNumber(value),
+    ]);
+    return shown.length
+      ? element("p", { class: "measures" }, `${shown.map((pair) => pair.join(": ")).join("; ")}.`)
+      : "";
+  };
+
   const summary = (meta) => {
     const dead = meta.num_codes - meta.num_live;
     const images = formatPlural(meta.num_images, "image");
     return element(
       "p",
       { class: "lead" },
-      `Each tile is a code of the visual dictionary, shown by the piece of a picture that lies in its middle. `,
+      "Each tile is a code of the visual dictionary, shown by the piece of a picture that lies in its middle; " +
+        "point at it to see what is around. ",
       element("strong", {}, formatCount(meta.num_codes)),
       ` codes${dead ? `, ${formatCount(dead)} of them dead` : ", all in use"}; from ${images}`,
       ` and ${formatPlural(meta.num_tokens, "token")}.`,
@@ -144,6 +175,7 @@
       const grid = element("div", { class: "wall", role: "group", "aria-label": "codes" });
       const found = element("span", { class: "found", role: "status" });
       walkByKeys(grid);
+      widenByPointer(grid, wall);
 
       const fill = () => {
         const sort = SORTS[state.sort];
@@ -205,6 +237,7 @@
       root.append(
         element("h1", {}, "The dictionary"),
         summary(meta),
+        measures(meta),
         figureStrip(meta, wall) ?? "",
         element(
           "div",

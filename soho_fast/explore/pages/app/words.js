@@ -35,8 +35,12 @@
         codes.slice(0, 4).map(({ code }) => explorer.codeCrop(wall, code, 40)),
       ),
       element("span", { class: "word-text foreign", dir: "auto" }, word),
-      element("span", { class: "word-count" }, formatPlural(images, "image")),
-      element("span", { class: "word-count" }, codes.length ? formatPlural(codes.length, "code") : "no code"),
+      element(
+        "span",
+        { class: "word-counts" },
+        element("span", {}, formatPlural(images, "image")),
+        element("span", {}, codes.length ? formatPlural(codes.length, "code") : "no code"),
+      ),
     );
 
   const showAll = (root, words, wall, parameters, meta) => {
