@@ -3,13 +3,13 @@
 The form's fields: `model`, its name; `image`, once, or twice for two images, left and right: a file, or the number of a
 picture of the bundle; `text`, once a text; `question`, if it is to be checked that the model takes it; `attend`, the
 number of the text whose attention is wanted. The reply: see `SeeingPipeline.ask`; each image has also `seen` (upload,
-original or small copy) and `picture`; `no_codes` says why no codes are given, where they are not.
+original or small copy) and `picture`; `no_codes` says why no codes are given, where they are not, and `agreement` how
+many of the cells of some of the explorer's pictures, of 1, have the same code by this model.
 What can't be answered is {"error": one line}.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import threading
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soho_fast.engine.errors import UserError
-from soho_fast.explore.bundle import Bundle, BundleError, picture_path
+from soho_fast.explore.bundle import BundleError
+from soho_fast.explore.shown import ShownPictures
 from soho_fast.extras import from_extra
 
 with from_extra("explore"):
@@ -46,6 +47,9 @@ KINDS = {
 MAX_TEXTS = 100
 MAX_CHARACTERS = 10_000
 """Of a text; how many tokens it may have says the model."""
+
+LEAST_AGREEMENT = 0.5
+"""Of the cells of some of the explorer's pictures: from here on a model's codes are taken for those of the explorer."""
 
 WAITING = 4
 """Questions that may wait for a model that answers another one; more are turned away."""
@@ -112,43 +116,6 @@ class AskedImage:
     picture: int | None = None
 
 
-class Originals:
-    """The images that the pictures of a run's explorer are copies of, found in the data sets of the run's recipe.
-
-    Nothing else is ever read: a picture names a data set and an image in it, and what the data set lists is looked up.
-
-    Args:
-        run: Its folder; None where there is none, and so no original.
-        say: Told once, when the data sets are read, and when they can't be.
-    """
-
-    def __init__(self, run: str | None, say: Callable[[str], None] = print) -> None:
-        self._run, self._say, self._lock = run, say, threading.Lock()
-        self._found: dict[tuple[str, str], Any] | None = {} if run is None else None
-
-    def read(self, data_set: str, name: str) -> bytes | None:
-        """An image's file, or None: it can't be found or read."""
-        with self._lock:
-            if self._found is None:
-                self._found = self._read_data_sets()
-        try:
-            return self._found[data_set, name].read()
-        except (KeyError, OSError):
-            return None
-
-    def _read_data_sets(self) -> dict[tuple[str, str], Any]:
-        from soho_fast.explore.build import open_model
-
-        of_all = {"recipe": None, "checkpoint": None, "split": [], "images": 0, "fields": []}
-        self._say(f"reading the data sets of {self._run}, to let models see the pictures themselves ...")
-        try:
-            images = open_model(argparse.Namespace(model=self._run, **of_all), lambda line: None).images
-            return {(images.data_sets[image.data_set], image.ref.name): image.ref for image in images.images}
-        except (ValueError, OSError, ImportError) as error:
-            self._say(" ".join(f"they can't be read, so models see the small copies: {error}".split()))
-            return {}
-
-
 class AskedModel:
     """A model of a folder, loaded when it is first asked, that answers one question at a time in its own thread.
 
@@ -163,11 +130,14 @@ class AskedModel:
         self.kind, self.question = KINDS[kind_of(folder)]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model {name}")
         self._pipeline: SeeingPipeline | None = None
+        self._codes: tuple[float | None, str | None] | None = None
         self._awaited: set[asyncio.Future] = set()
         self.pending = 0
 
-    async def ask(self, seconds: float, weights: str, images: Sequence[AskedImage], **question: Any) -> dict[str, Any]:
-        """`SeeingPipeline.ask`, with the codes only where `weights` are those of the model's codebook.
+    async def ask(
+        self, seconds: float, shown: ShownPictures, images: Sequence[AskedImage], **question: Any
+    ) -> dict[str, Any]:
+        """`SeeingPipeline.ask`, with the codes only where they are those that are `shown`, see `_comparison`.
 
         A question that takes longer than `seconds`, waiting included, ends at the next occasion; until then the model
         answers no other one.
@@ -184,7 +154,7 @@ class AskedModel:
                 raise _NobodyWaits
 
         self.pending += 1
-        work = self._thread.submit(self._answer, go_on, weights, images, question)
+        work = self._thread.submit(self._answer, go_on, shown, images, question)
         future = asyncio.wrap_future(work)
         self._awaited.add(future)
         loop = asyncio.get_running_loop()
@@ -212,30 +182,53 @@ class AskedModel:
         self.pending -= 1
 
     def _answer(
-        self, go_on: Callable[[], None], weights: str, images: Sequence[AskedImage], question: Mapping[str, Any]
+        self,
+        go_on: Callable[[], None],
+        shown: ShownPictures,
+        images: Sequence[AskedImage],
+        question: Mapping[str, Any],
     ) -> dict[str, Any]:
         if self._pipeline is None:
             self._pipeline = self._load()
         go_on()
-        files = [image.read() for image in images]
+        try:
+            files = [image.read() for image in images]
+        except BundleError as error:
+            raise Refused(500, f"image: {error}") from error
+        if self._codes is None:
+            self._codes = self._comparison(shown)
+        agreement, why = self._codes
         go_on()
         started = time.monotonic()
         try:
             reply = self._pipeline.ask(self.question, [data for data, _ in files], go_on=go_on, **question)
         except ValueError as error:
             raise Refused(400, str(error)) from error
-        own_weights = self._pipeline.weights()
-        why = None
-        if own_weights is None:
-            why = "this model has no dictionary"
-        elif own_weights != weights:
-            why = "the codes shown here are of another codebook than this model's"
         for image, asked, (_, seen) in zip(reply["images"], images, files, strict=True):
             image.update(seen=seen, picture=asked.picture)
             if why is not None:
                 image["codes"] = None
         seconds = round(time.monotonic() - started, 3)
-        return {"model": self.name, "question": self.question, "seconds": seconds, "no_codes": why, **reply}
+        about = {"model": self.name, "question": self.question, "seconds": seconds}
+        return {**about, "agreement": agreement, "no_codes": why, **reply}
+
+    def _comparison(self, shown: ShownPictures) -> tuple[float | None, str | None]:
+        """How far this model's codes are those of the explorer, of 1, and why they can't be taken for these.
+
+        Fine-tuning leaves the codebook alone and moves the features, until other codes are the nearest ones.
+        """
+        weights = self._pipeline.weights()
+        if weights is None:
+            return None, "this model has no dictionary"
+        if weights != shown.bundle.meta["weights"]:
+            return None, "the codes shown here are of another codebook than this model's"
+        agreement = shown.agreement(self._pipeline.codes_of)
+        if agreement is None:
+            return None, "this model divides images into other cells than the explorer"
+        if agreement < LEAST_AGREEMENT:
+            share = f"{100 * agreement:.0f} % of the cells"
+            return agreement, f"this model's training has moved its features away from the codes ({share} agree)"
+        return agreement, None
 
     def _load(self) -> SeeingPipeline:
         started = time.monotonic()
@@ -261,8 +254,7 @@ class Asking:
 
     Args:
         models: By name.
-        bundle: What is shown.
-        originals: Where the pictures of the bundle are copied from.
+        shown: The pictures of the bundle that is served.
         upload_bytes: The largest upload, all images of a question together.
         seconds: After which an answer is given up.
     """
@@ -270,13 +262,12 @@ class Asking:
     def __init__(
         self,
         models: Mapping[str, AskedModel],
-        bundle: Bundle,
-        originals: Originals,
+        shown: ShownPictures,
         *,
         upload_bytes: int,
         seconds: float,
     ) -> None:
-        self.models, self.bundle, self.originals = models, bundle, originals
+        self.models, self.shown = models, shown
         self.upload_bytes, self.seconds = upload_bytes, seconds
 
     def described(self) -> dict[str, Any]:
@@ -288,7 +279,7 @@ class Asking:
         """Answer a form."""
         try:
             model, images, question = await self._read(request)
-            return JSONResponse(await model.ask(self.seconds, self.bundle.meta["weights"], images, **question))
+            return JSONResponse(await model.ask(self.seconds, self.shown, images, **question))
         except Refused as refused:
             headers = {"retry-after": "5"} if refused.status == 503 else {}
             # What came of a form that is too large or too slow is not read to its end.
@@ -388,29 +379,13 @@ class Asking:
 
     async def _image(self, value: str | UploadFile) -> AskedImage:
         if isinstance(value, str):
-            picture = _number("image", value, self.bundle.meta["num_pictures"], "a file, or the number of a picture")
-            return AskedImage(lambda: self._read_picture(picture), picture)
+            count = self.shown.bundle.meta["num_pictures"]
+            picture = _number("image", value, count, "a file, or the number of a picture")
+            return AskedImage(lambda: self.shown.read(picture), picture)
         if not value.size:
             raise Refused(400, "image: the file is empty")
         data = await value.read()
         return AskedImage(lambda: (data, "upload"))
-
-    def _read_picture(self, number: int) -> tuple[bytes, str]:
-        path = self.bundle.folder / picture_path(number)
-        try:
-            picture = self.bundle.picture(number)
-            data_set = self.bundle.meta["sources"][picture["source"]]["name"]
-            original = self.originals.read(data_set, picture["name"])
-            if original is not None:
-                return original, "original"
-            # The bundle may be another's: no link leads out of it.
-            if not path.resolve(strict=True).is_relative_to(self.bundle.folder.resolve()):
-                raise Refused(500, f"image: {picture_path(number)} leads out of the explorer")
-            return path.read_bytes(), "small copy"
-        except BundleError as error:
-            raise Refused(500, f"image: {error}") from error
-        except (OSError, LookupError, TypeError) as error:
-            raise Refused(500, f"image: {picture_path(number)} can't be read; build the explorer anew") from error
 
 
 def _number(field: str, text: str, count: int, expected: str = "a number") -> int:

@@ -48,6 +48,21 @@ class SeeingPipeline(SohoPipeline):
             return None
         return digest_of(dictionary.codebook.cpu().numpy())
 
+    @torch.no_grad()
+    def codes_of(self, image: bytes) -> tuple[int, int, list[int]]:
+        """Rows and columns of an image's cells, and the nearest code of each, row by row; of a model with a dictionary.
+
+        Raises:
+            ValueError: the image can't be used.
+        """
+        self._sizes = []
+        pixels = self.processor.image_processor.collate([self._pixels(image)])
+        visual = self.model.encode_images(
+            **{name: None if value is None else value.to(self.device) for name, value in pixels.items()}
+        )
+        (grid,) = self._grids(visual)
+        return grid["rows"], grid["columns"], self._codes(visual)[visual.valid].tolist()
+
     def ask(
         self,
         question: str,

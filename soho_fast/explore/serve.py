@@ -35,7 +35,8 @@ with from_extra("explore"):
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    from soho_fast.explore.asking import AskedModel, Asking, Originals, model_folder
+    from soho_fast.explore.asking import AskedModel, Asking, model_folder
+    from soho_fast.explore.shown import Originals, ShownPictures
 
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -142,7 +143,8 @@ def at_hand(given: str, more: Sequence[str] = (), explorer: str | None = None, *
     if lost:
         raise UserError(f"{Path(explorer) / 'data' / 'meta.js'} lacks {', '.join(lost)}; build the explorer anew")
     is_run = not alone and (Path(given) / "recipe.yaml").is_file()
-    return Asking(models, bundle, Originals(given if is_run else None), **limits)
+    shown = ShownPictures(bundle, Originals(given if is_run else None))
+    return Asking(models, shown, **limits)
 
 
 def application(asking: Asking, host: str = "127.0.0.1") -> ASGIApp:
@@ -161,7 +163,7 @@ def application(asking: Asking, host: str = "127.0.0.1") -> ASGIApp:
     routes = [
         Route("/ask", asking.reply, methods=["POST"]),
         Route("/data/server.js", server_js),
-        Mount("/", _Files(asking.bundle.folder)),
+        Mount("/", _Files(asking.shown.bundle.folder)),
     ]
     return _Guard(Starlette(routes=routes, exception_handlers={HTTPException: told, Exception: failed}), host)
 
@@ -311,7 +313,7 @@ def _say_where(host: str, port: int, asking: Asking) -> None:
         print(f"{model.name}: {model.question} ({model.kind}), loaded when it is first asked")
     if not asking.models:
         print("no model: the explorer alone")
-    print(f"{asking.bundle.meta['title']}: http://{shown}:{port}/   (Ctrl-C ends)", flush=True)
+    print(f"{asking.shown.bundle.meta['title']}: http://{shown}:{port}/   (Ctrl-C ends)", flush=True)
 
 
 def _is_loopback(host: str) -> bool:

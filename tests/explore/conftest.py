@@ -17,45 +17,61 @@ SMALL = {
 K, NUM_PICTURES = SMALL["num_codes"], 3
 
 
-@pytest.fixture(scope="session")
-def codebook():
-    import torch
-
-    return torch.randn(K, SMALL["hidden_size"], generator=torch.Generator().manual_seed(7))
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory, tokenizer_dir, codebook):
-    """Folder of runs by the question that they take; `retrieval` has no dictionary, `entails` another codebook."""
+def tiny_model(kind: str, seed: int = 0, **fields):
+    """A model of a class of soho_fast.model, the same for the same seed but for its head."""
     import torch
 
     from soho_fast import model
+
+    torch.manual_seed(seed)
+    made = getattr(model, kind)(model.SohoConfig.from_preset(**SMALL, **fields)).eval()
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.mul_(3.0 if weight.dim() == 2 else 1.0)
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_processor(tokenizer_dir):
     from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
 
+    sizes = {"shortest_edge": 64, "longest_edge": 128}
+    return SohoProcessor(SohoImageProcessor(size=sizes), load_tokenizer(tokenizer_dir))
+
+
+@pytest.fixture(scope="session")
+def codebook(tiny_processor):
+    """Some features of the explorer's pictures, so that its cells have codes of all kinds."""
+    import torch
+
+    images = [picture(number) for number in range(NUM_PICTURES)]
+    pixels = tiny_processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        features, _ = tiny_model("SohoForPreTraining").soho.encode_features(pixels)
+    return features.flatten(0, 1)[::2][:K].clone()
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, tiny_processor, codebook):
+    """Folder of runs by the question that they take.
+
+    `retrieval` has no dictionary, `entails` another codebook; `moved` has the codebook of the others and another CNN.
+    """
     folder = tmp_path_factory.mktemp("runs")
-    processor = SohoProcessor(
-        SohoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}), load_tokenizer(tokenizer_dir)
-    )
+    without = {"use_dictionary_output": False}
     for name, kind, fields in (
-        ("rank", model.SohoForPreTraining, {}),
-        ("retrieval", model.SohoForImageTextRetrieval, {"use_dictionary": False, "use_dictionary_output": False}),
-        (
-            "answer",
-            model.SohoForQuestionAnswering,
-            {"id2label": {0: "yes", 1: "no", 2: "2"}, "use_dictionary_output": False},
-        ),
-        ("compare", model.SohoForVisualReasoning, {"id2label": {0: "False", 1: "True"}}),
-        ("entails", model.SohoForVisualEntailment, {"id2label": {0: "entailment", 1: "neutral", 2: "contradiction"}}),
+        ("rank", "SohoForPreTraining", {}),
+        ("retrieval", "SohoForImageTextRetrieval", {"use_dictionary": False, **without}),
+        ("answer", "SohoForQuestionAnswering", {"id2label": {0: "yes", 1: "no", 2: "2"}, **without}),
+        ("moved", "SohoForQuestionAnswering", {"id2label": {0: "yes", 1: "no"}, "seed": 1, **without}),
+        ("compare", "SohoForVisualReasoning", {"id2label": {0: "False", 1: "True"}}),
+        ("entails", "SohoForVisualEntailment", {"id2label": {0: "entailment", 1: "neutral", 2: "contradiction"}}),
     ):
-        torch.manual_seed(0)
-        made = kind(model.SohoConfig.from_preset(**SMALL, **fields)).eval()
-        with torch.no_grad():
-            for weight in made.parameters():
-                weight.mul_(3.0 if weight.dim() == 2 else 1.0)
-            if name in ("rank", "answer", "compare"):
-                made.soho.visual_dictionary.codebook.copy_(codebook)
+        made = tiny_model(kind, **fields)
+        if name not in ("retrieval", "entails"):
+            made.soho.visual_dictionary.codebook.copy_(codebook)
         made.save_pretrained(folder / name / "model")
-        processor.save_pretrained(folder / name / "model")
+        tiny_processor.save_pretrained(folder / name / "model")
     return folder
 
 
@@ -70,8 +86,9 @@ def picture(number: int, size=(96, 80)):
 
 
 @pytest.fixture(scope="session")
-def bundle_folder(tmp_path_factory, codebook):
-    """An explorer of three pictures."""
+def bundle_folder(tmp_path_factory, codebook, runs):
+    """An explorer of three pictures, whose codes are those of the runs `rank`, `answer` and `compare`."""
+    from soho_fast.explore.attention import SeeingPipeline
     from soho_fast.explore.bundle import SCHEMA, copy_pages, picture_path, write_in_files, write_value
 
     folder = tmp_path_factory.mktemp("bundle") / "explorer"
@@ -105,14 +122,16 @@ def bundle_folder(tmp_path_factory, codebook):
         "precision": [0.5] * K, "near_code": [1] * K, "near_distance": [0.5] * K, "x": [0.5] * K, "y": [0.5] * K,
         "medoid": [occurrence] * K,
     }  # fmt: skip
-    pictures = []
+    pictures, pipeline = [], SeeingPipeline.from_pretrained(runs / "rank")
     for number in range(NUM_PICTURES):
         picture(number).save(folder / picture_path(number))
+        rows, columns, index = pipeline.codes_of((folder / picture_path(number)).read_bytes())
+        assert len(set(index)) > 1
         pictures.append(
             {
                 "picture": number, "name": f"{number}.png", "source": 0, "licences": [0], "captions": ["a red man"],
-                "width": 96, "height": 80, "cells_high": 2.5, "cells_wide": 3.0, "rows": 3, "columns": 3,
-                "index": [*range(8), 0], "masked": None,
+                "width": 96, "height": 80, "cells_high": 2.0, "cells_wide": 77 / 32, "rows": rows,
+                "columns": columns, "index": index, "masked": None,
             }
         )  # fmt: skip
     write_value(folder, "meta", meta)

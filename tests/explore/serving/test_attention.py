@@ -133,6 +133,13 @@ def test_a_model_that_reads_features_has_codes_too(pipelines, codebook):
     assert pipelines["rank"].ask("rank", [file], ["a red"])["reads"] == "codes"
 
 
+def test_codes_alone_are_those_of_an_answer(pipelines):
+    for name in ("rank", "answer"):
+        file = as_file((90, 60))
+        (image,) = pipelines[name].ask(name, [file], ["a red"])["images"]
+        assert pipelines[name].codes_of(file) == (image["rows"], image["columns"], image["codes"])
+
+
 def test_two_images_have_their_own_attention_and_padding_has_none(pipelines):
     left, right = as_file((90, 60), 1), as_file((64, 120), 2)
     there = pipelines["compare"].ask("compare", [left, right], ["both red"])

@@ -194,7 +194,7 @@ def test_a_model_sees_the_picture_itself_where_the_run_knows_it(runs, bundle_fol
         picture["name"] = name
     write_in_files(tmp_path / "mini" / "explorer", "pictures", pictures, 256)
     asking = at_hand(str(tmp_path / "mini"), upload_bytes=2**20, seconds=60.0)
-    asking.bundle.meta["sources"][0]["name"] = "pictures"
+    asking.shown.bundle.meta["sources"][0]["name"] = "pictures"
     serving = Served(asking)
     question = (("model", "mini"), ("text", "a red man"))
     try:
@@ -211,7 +211,7 @@ def test_a_model_sees_the_picture_itself_where_the_run_knows_it(runs, bundle_fol
 
 
 def test_data_sets_that_cannot_be_read_are_told_once(runs, tmp_path):
-    from soho_fast.explore.asking import Originals
+    from soho_fast.explore.shown import Originals
 
     shutil.copytree(runs / "rank", tmp_path / "mini")
     (tmp_path / "mini" / "recipe.yaml").write_text("task: pretraining\ndata: {sources: 3}\n")

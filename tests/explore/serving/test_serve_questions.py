@@ -10,7 +10,8 @@ from loopback import serve
 
 from soho_fast.ask import SohoPipeline
 from soho_fast.explore import asking
-from soho_fast.explore.bundle import picture_path
+from soho_fast.explore.bundle import Bundle, picture_path, write_in_files
+from soho_fast.explore.shown import Originals, ShownPictures
 
 
 def test_kinds_are_those_of_the_pipeline():
@@ -66,13 +67,47 @@ def test_compare_left_and_right(served, runs, bundle_folder, photo):
     assert back["answers"] != found["answers"] and back["images"][1]["codes"] == found["images"][0]["codes"]
 
 
-def test_codes_are_given_only_where_they_are_the_explorers(served):
+def test_codes_are_given_only_where_they_are_the_explorers(served, runs, bundle_folder):
+    bundle = Bundle(bundle_folder)
+    for name in ("rank", "answer"):
+        found = served.ask(("model", name), ("image", "1"), ("text", "a red man")).json
+        assert found["images"][0]["codes"] == bundle.picture(1)["index"] and found["agreement"] == 1.0
+    serving = serve(runs, bundle_folder, ["moved"])
+    try:
+        moved = serving.ask(("model", "moved"), ("image", "1"), ("text", "a red man")).json
+        assert moved["images"][0]["codes"] is None and moved["agreement"] < 0.5
+        share = f"({100 * moved['agreement']:.0f} % of the cells agree)"
+        assert moved["no_codes"].endswith(f"has moved its features away from the codes {share}")
+    finally:
+        serving.close()
     entails = served.ask(("model", "entails"), ("image", "0"), ("text", "a red man")).json
     assert entails["images"][0]["codes"] is None and "another codebook" in entails["no_codes"]
     retrieval = served.ask(("model", "retrieval"), ("image", "0"), ("text", "a red man")).json
     assert retrieval["images"][0]["codes"] is None and "no dictionary" in retrieval["no_codes"]
     for reply in (entails, retrieval):
         assert len(reply["images"][0]["attention"][0][0]) == reply["images"][0]["rows"] * reply["images"][0]["columns"]
+
+
+def test_agreement_is_counted_over_cells_of_pictures_with_the_same_grid(bundle_folder, tmp_path):
+    shutil.copytree(bundle_folder, tmp_path / "explorer")
+    bundle = Bundle(tmp_path / "explorer")
+    pictures = bundle.read("pictures-0000")
+    shown = ShownPictures(bundle, Originals(None))
+    codes = {shown.read(number)[0]: pictures[number]["index"] for number in range(3)}
+    assert shown.agreement(lambda file: (2, 3, codes[file])) == 1.0
+    pictures[0]["index"] = [(code + 1) % 8 for code in pictures[0]["index"][:3]] + pictures[0]["index"][3:]
+    pictures[1]["rows"] = 5
+    write_in_files(tmp_path / "explorer", "pictures", pictures, 256)
+    assert shown.agreement(lambda file: (2, 3, codes[file])) == 9 / 12
+    assert shown.agreement(lambda file: (3, 2, codes[file])) is None
+    (tmp_path / "explorer" / picture_path(0)).write_bytes(b"no image")
+
+    def codes_of(file):
+        if file == b"no image":
+            raise ValueError
+        return 2, 3, codes[file]
+
+    assert shown.agreement(codes_of) == 1.0
 
 
 MODEL, IMAGE, TEXT = ("model", "rank"), ("image", "0"), ("text", "a red man")

@@ -52,7 +52,9 @@
       const view = explorer.pictureWithCells({ ...image, ...size, index: image.codes }, source, seenAs(image), onPoint);
       onPoint(null, null);
       const codes = element("div", { class: "chips" });
-      const hint = element("p", { class: "hint" }, `The model saw ${seenAs(image)}.`);
+      const link = element("a", { href: explorer.address("image", String(image.picture)) }, "All its codes");
+      const rest = image.picture === null ? null : [" ", link, "."];
+      const hint = element("p", { class: "hint" }, `The model saw ${seenAs(image)}.`, rest);
       return { view, codes, root: element("div", { class: "ask-view" }, view.root, status, codes, hint) };
     });
 
@@ -129,7 +131,9 @@
     if (reply.no_codes)
       root.append(element("p", { class: "hint", id: "no-codes" }, `Cells name no codes: ${reply.no_codes}.`));
     else if (reply.reads === "features") {
-      const hint = "This model reads the features themselves: a cell's code is the one nearest to its feature.";
+      const hint =
+        "This model reads the features themselves: a cell's code is the one nearest to its feature. Of the explorer's own " +
+        `pictures ${formatPercent(reply.agreement)} of the cells have the same code by it.`;
       root.append(element("p", { class: "hint" }, hint));
     }
     show();

@@ -1,0 +1,101 @@
+"""The pictures of an explorer as models are given them: the image itself where it can be found, else its small copy."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from soho_fast.explore.bundle import Bundle, BundleError, picture_path
+
+
+class Originals:
+    """The images that the pictures of a run's explorer are copies of, found in the data sets of the run's recipe.
+
+    Nothing else is ever read: a picture names a data set and an image in it, and what the data set lists is looked up.
+
+    Args:
+        run: Its folder; None where there is none, and so no original.
+        say: Told once, when the data sets are read, and when they can't be.
+    """
+
+    def __init__(self, run: str | None, say: Callable[[str], None] = print) -> None:
+        self._run, self._say, self._lock = run, say, threading.Lock()
+        self._found: dict[tuple[str, str], Any] | None = {} if run is None else None
+
+    def read(self, data_set: str, name: str) -> bytes | None:
+        """An image's file, or None: it can't be found or read."""
+        with self._lock:
+            if self._found is None:
+                self._found = self._read_data_sets()
+        try:
+            return self._found[data_set, name].read()
+        except (KeyError, OSError):
+            return None
+
+    def _read_data_sets(self) -> dict[tuple[str, str], Any]:
+        from soho_fast.explore.build import open_model
+
+        of_all = {"recipe": None, "checkpoint": None, "split": [], "images": 0, "fields": []}
+        self._say(f"reading the data sets of {self._run}, to let models see the pictures themselves ...")
+        try:
+            images = open_model(argparse.Namespace(model=self._run, **of_all), lambda line: None).images
+            return {(images.data_sets[image.data_set], image.ref.name): image.ref for image in images.images}
+        except (ValueError, OSError, ImportError) as error:
+            self._say(" ".join(f"they can't be read, so models see the small copies: {error}".split()))
+            return {}
+
+
+class ShownPictures:
+    """The pictures of a bundle.
+
+    Args:
+        bundle: Which may be another's: no name in it is a path, and no link leads out of it.
+        originals: Where its pictures are copied from.
+    """
+
+    def __init__(self, bundle: Bundle, originals: Originals) -> None:
+        self.bundle, self.originals = bundle, originals
+
+    def read(self, number: int) -> tuple[bytes, str]:
+        """A picture's file, and whether it is the "original" or the "small copy".
+
+        Raises:
+            BundleError: it can't be read; the message names it.
+        """
+        path = self.bundle.folder / picture_path(number)
+        try:
+            picture = self.bundle.picture(number)
+            data_set = self.bundle.meta["sources"][picture["source"]]["name"]
+            original = self.originals.read(data_set, picture["name"])
+            if original is not None:
+                return original, "original"
+            if not path.resolve(strict=True).is_relative_to(self.bundle.folder.resolve()):
+                raise BundleError(f"{picture_path(number)} leads out of the explorer")
+            return path.read_bytes(), "small copy"
+        except (OSError, LookupError, TypeError) as error:
+            raise BundleError(f"{picture_path(number)} can't be read; build the explorer anew") from error
+
+    def agreement(self, codes_of: Callable[[bytes], tuple[int, int, list[int]]], most: int = 8) -> float | None:
+        """How many of the cells of some pictures, of all in between 0 and 1, have the code that the explorer shows.
+
+        Args:
+            codes_of: gives rows, columns and codes of an image's file.
+            most: pictures that are compared.
+
+        Returns:
+            None where no picture has the explorer's rows and columns.
+        """
+        count = self.bundle.meta["num_pictures"]
+        same = total = 0
+        for number in range(0, count, max(1, count // most)):
+            try:
+                picture = self.bundle.picture(number)
+                rows, columns, codes = codes_of(self.read(number)[0])
+            except ValueError:  # It will be told when it is asked about.
+                continue
+            if (rows, columns) == (picture["rows"], picture["columns"]):
+                total += len(codes)
+                same += sum(own == shown for own, shown in zip(codes, picture["index"], strict=True))
+        return same / total if total else None
