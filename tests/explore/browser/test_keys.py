@@ -92,7 +92,8 @@ def test_the_map_by_arrows(window):
 
 def test_back_goes_where_one_was(open_window, big):
     window = open_window(big)
-    window.visit("#/wall?sort=number")
+    window.visit()
+    window.page.get_by_label("sort by").select_option("number")
     window.page.locator('.tile[data-code="3000"]').scroll_into_view_if_needed()
     top = window.page.evaluate("scrollY")
     assert top > 1000

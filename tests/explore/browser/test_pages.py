@@ -47,34 +47,37 @@ def test_the_wall_has_a_tile_a_code(small, window):
     assert sorted(dead) == [code for code in range(NUM_CODES) if is_dead(code)]
 
 
-def test_a_tile_is_the_cell_of_its_medoid(small, window):
-    """Through the browser's own arithmetic: which part of the picture lies under the tile."""
-    window.visit("#/wall?sort=number")
-    for code in (0, 13, 40):
+@pytest.mark.parametrize("cells", ["alone", ""])
+def test_a_tile_is_the_cell_of_its_medoid(small, window, cells):
+    """Which part of the picture lies under the tile, or under the outline of its cell, as the browser reckons."""
+    window.visit(f"#/wall?sort=number&cells={cells}")
+    for code in (0, 13, 40, 42):
         picture, row, column, _, rows, columns = small.read("wall")["medoid"][code]
         tile = window.page.locator(f'.tile[data-code="{code}"] .crop')
         tile.scroll_into_view_if_needed()
         window.page.wait_for_selector(f'.tile[data-code="{code}"] .crop[style*="url("]')
-        style = tile.evaluate(
-            "({clientWidth, style}) => [clientWidth, style.backgroundImage, style.backgroundSize, "
-            "style.backgroundPosition]"
+        image, *style = tile.evaluate(
+            "({ style, firstChild }) => [style.backgroundImage, style.backgroundSize, style.backgroundPosition, "
+            "firstChild ? `${firstChild.style.left} ${firstChild.style.top} ${firstChild.style.width}` : '0 0 100']"
         )
-        width, image = style[0], style[1]
-        size, position = ([float(part.rstrip("%")) / 100 for part in text.split()] for text in style[2:])
         assert f"{picture:06d}.jpg" in image
-        shown = [length * width for length in size]  # the whole picture, in pixels of the tile
-        assert [side / width for side in shown] == pytest.approx([columns, rows])
-        left, top = ((side - width) * place for side, place in zip(shown, position, strict=True))
-        assert [left / width, top / width] == pytest.approx([column, row], abs=1e-3)
+        # In widths of the tile.
+        size, position, outline = ([float(part.rstrip("%")) / 100 for part in text.split()] for text in style)
+        left, top = ((length - 1) * place for length, place in zip(size, position, strict=True))
+        cell = outline[2]
+        assert cell == (1 if cells == "alone" else 0.5)
+        assert [length / cell for length in size] == pytest.approx([columns, rows], abs=1e-3)
+        assert [(left + outline[0]) / cell, (top + outline[1]) / cell] == pytest.approx([column, row], abs=1e-3)
+        if not cells:
+            assert left >= -1e-6 and left + 1 <= size[0] + 1e-6, "nothing beyond the picture is shown"
 
 
-def test_a_tile_shows_what_is_around_while_it_is_pointed_at(window):
+def test_cells_alone_or_with_what_is_around(window):
     window.visit()
-    window.page.locator(".tile").nth(2).hover()
-    assert window.page.locator(".tile .crop-cell").count() == 1
-    assert window.page.locator(".tile").nth(2).locator(".crop-cell").count() == 1
-    window.page.locator("h1").hover()
-    assert window.page.locator(".tile .crop-cell").count() == 0
+    assert window.page.locator(".tile .crop-cell").count() > 20
+    window.page.get_by_label("cells alone").check()
+    assert window.page.locator(".tile .crop-cell").count() == 0 < window.page.locator(".tile .crop").count()
+    assert window.address() == "#/wall?cells=alone"
 
 
 def test_the_wall_sorts_filters_and_remembers(small, window):
@@ -144,13 +147,16 @@ def test_cells_lie_where_they_are_in_the_picture(small, open_window, number):
     assert box["width"] / box["height"] == pytest.approx(picture["width"] / picture["height"], rel=0.01)
     for row in range(picture["rows"]):
         for column in range(picture["columns"]):
-            # Near the upper left corner of the cell, which the picture holds of the last ones too.
-            x = box["x"] + (column + 0.1) / picture["cells_wide"] * box["width"]
-            y = box["y"] + (row + 0.1) / picture["cells_high"] * box["height"]
-            found = window.page.evaluate(
-                "([x, y]) => Number(document.elementFromPoint(x, y).closest('.cell').dataset.cell)", [x, y]
-            )
-            assert found == row * picture["columns"] + column
+            # Near the upper left corner of the cell, and near the lower right one or the picture's end.
+            for place in (0.05, 0.95):
+                right = min(column + place, picture["cells_wide"] - 0.05)
+                down = min(row + place, picture["cells_high"] - 0.05)
+                x = box["x"] + right / picture["cells_wide"] * box["width"]
+                y = box["y"] + down / picture["cells_high"] * box["height"]
+                found = window.page.evaluate(
+                    "([x, y]) => Number(document.elementFromPoint(x, y)?.closest('.cell')?.dataset.cell ?? -1)", [x, y]
+                )
+                assert found == row * picture["columns"] + column
 
 
 def test_an_occurrence_opens_its_picture_with_its_code_lit(small, window):

@@ -101,7 +101,7 @@
         element(
           "a",
           { href: codeAddress(entry.code), "aria-label": `code ${entry.code}, ${tell(entry)}` },
-          explorer.codeCrop(wall, entry.code, 72),
+          explorer.codeCrop(wall, entry.code, 72, 0.5),
           element("span", { class: "tile-number" }, entry.code === own ? "itself" : entry.code),
           element("span", { class: "tile-word", dir: "auto" }, wall.word[entry.code] ?? ""),
           element("span", { class: "tile-value" }, tell(entry)),

@@ -85,6 +85,8 @@
         const [cellWidth, cellHeight] = [image.naturalWidth / columns, image.naturalHeight / rows];
         const [x, y] = [toX(wall.x[code]) - size / 2, toY(wall.y[code]) - size / 2];
         context.drawImage(image, column * cellWidth, row * cellHeight, cellWidth, cellHeight, x, y, size, size);
+        context.strokeStyle = "rgb(128 128 128 / 40%)";
+        context.strokeRect(x + 0.5, y + 0.5, size - 1, size - 1);
         return true;
       };
 
@@ -155,7 +157,7 @@
           status.replaceChildren(element("a", { href: explorer.address("code", String(code)), dir: "auto" }, text));
           const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];
           card.replaceChildren(
-            explorer.codeCrop(wall, code, 96, live ? 0.5 : 0),
+            explorer.codeCrop(wall, code, 96, 0.5),
             element("strong", {}, `code ${code}`),
             element("span", { dir: "auto" }, word ?? ""),
           );

@@ -103,6 +103,7 @@
     if (!places.has(visited)) places.set(visited, { top: 0, number: -1, href: null });
     history.replaceState({ visit: visited }, "");
 
+    document.getElementById("page").setAttribute("aria-busy", "true");
     const { page, argument, parameters } = explorer.readAddress();
     const known = pages.get(page);
     // Keys and timers of the page before end with its own root.
@@ -128,6 +129,7 @@
     showHeader(meta, page);
     document.title = `${title} · ${meta?.title ?? "Dictionary explorer"}`;
     document.getElementById("page").replaceChildren(root);
+    document.getElementById("page").removeAttribute("aria-busy");
     document.body.dataset.shown = location.hash || "#/wall"; // Tells tests that this page stands.
     arrive(places.get(visited), first);
   };

@@ -29,6 +29,7 @@
     },
     number: { words: "number", value: (wall) => wall.tokens.map((_, code) => code), down: false, tell: () => "" },
   };
+  const AROUND = 0.5; // A code says something of more than its cell: features see beyond it.
   const ALIVE = { "": "all", live: "live", dead: "dead" };
 
   const sortedCodes = (wall, { value, down }) => {
@@ -59,10 +60,10 @@
       return tile;
     });
   };
-  const fillTile = (tile, wall) => {
+  const fillTile = (tile, wall, around) => {
     const code = Number(tile.dataset.code);
     tile.replaceChildren(
-      explorer.codeCrop(wall, code, 96),
+      explorer.codeCrop(wall, code, 96, around),
       element("span", { class: "tile-number" }, code),
       element("span", { class: "tile-word", dir: "auto" }, wall.tokens[code] === 0 ? "dead" : wall.word[code]),
       element("span", { class: "tile-value" }, tile.dataset.value),
@@ -96,26 +97,6 @@
     });
   };
 
-  // The tile that is pointed at shows what lies around its cell too.
-  const widenByPointer = (grid, wall) => {
-    let wide = null;
-    const show = (tile, around) => {
-      const code = Number(tile.dataset.code);
-      if (tile.firstChild && wall.medoid[code]) tile.firstChild.replaceWith(explorer.codeCrop(wall, code, 96, around));
-    };
-    const point = (target) => {
-      const tile = target?.closest?.(".tile") ?? null;
-      if (tile === wide) return;
-      if (wide) show(wide, 0);
-      wide = tile;
-      if (wide) show(wide, 0.75);
-    };
-    grid.addEventListener("pointermove", ({ target }) => point(target));
-    grid.addEventListener("pointerleave", () => point(null));
-    grid.addEventListener("focusin", ({ target }) => target.matches(":focus-visible") && point(target));
-    grid.addEventListener("focusout", () => point(null));
-  };
-
   const measures = (meta) => {
     const shown = Object.entries(meta.measures).map(([name, value]) => [
       name,
@@ -132,8 +113,7 @@
     return element(
       "p",
       { class: "lead" },
-      "Each tile is a code of the visual dictionary, shown by the piece of a picture that lies in its middle; " +
-        "point at it to see what is around. ",
+      "Each tile is a code of the visual dictionary, shown by the cell that lies in its middle and what is around it. ",
       element("strong", {}, formatCount(meta.num_codes)),
       ` codes${dead ? `, ${formatCount(dead)} of them dead` : ", all in use"}; from ${images}`,
       ` and ${formatPlural(meta.num_tokens, "token")}.`,
@@ -147,7 +127,7 @@
       element(
         "a",
         { href: explorer.address("code", String(code)), class: "chip" },
-        explorer.codeCrop(wall, code, 28),
+        explorer.codeCrop(wall, code, 28, 0.5),
         element("span", { dir: "auto" }, wall.word[code] ?? `code ${code}`),
       ),
     );
@@ -167,15 +147,16 @@
         sort: parameters.get("sort") in SORTS ? parameters.get("sort") : "usage",
         show: parameters.get("show") in ALIVE ? parameters.get("show") : "",
         word: parameters.get("word") ?? "",
+        cells: parameters.get("cells") === "alone" ? "alone" : "",
       };
 
       const tiles = makeTiles(wall);
-      const fillWhenNear = explorer.whenNear((tile) => fillTile(tile, wall));
+      const fillOne = (tile) => fillTile(tile, wall, state.cells === "alone" ? 0 : AROUND);
+      const fillWhenNear = explorer.whenNear(fillOne);
       tiles.forEach(fillWhenNear);
       const grid = element("div", { class: "wall", role: "group", "aria-label": "codes" });
       const found = element("span", { class: "found", role: "status" });
       walkByKeys(grid);
-      widenByPointer(grid, wall);
 
       const fill = () => {
         const sort = SORTS[state.sort];
@@ -219,6 +200,14 @@
         placeholder: "any word",
         input: ({ target }) => change("word", target.value),
       });
+      const aloneBox = element("input", {
+        type: "checkbox",
+        checked: state.cells === "alone",
+        change: ({ target }) => {
+          change("cells", target.checked ? "alone" : "");
+          tiles.filter((tile) => tile.firstChild).forEach(fillOne);
+        },
+      });
       const choices = Object.entries(ALIVE).map(([value, words]) =>
         element(
           "label",
@@ -245,6 +234,7 @@
           element("label", {}, "sort by ", sortBox),
           element("fieldset", { class: "choices", "aria-label": "codes shown" }, choices),
           meta.has_captions ? element("label", {}, "word ", wordBox) : null,
+          element("label", {}, aloneBox, " cells alone"),
           found,
         ),
         grid,

@@ -32,7 +32,7 @@
       element(
         "span",
         { class: "word-crops" },
-        codes.slice(0, 4).map(({ code }) => explorer.codeCrop(wall, code, 40)),
+        codes.slice(0, 4).map(({ code }) => explorer.codeCrop(wall, code, 40, 0.5)),
       ),
       element("span", { class: "word-text foreign", dir: "auto" }, word),
       element(
@@ -149,7 +149,7 @@
       element(
         "a",
         { class: "word-code", href: explorer.address("code", String(row.code)), dataset: { code: row.code } },
-        explorer.codeCrop(wall, row.code, 112, wall.medoid[row.code] ? 0.25 : 0),
+        explorer.codeCrop(wall, row.code, 112, 0.5),
         element(
           "span",
           { class: "word-code-text" },
