@@ -273,10 +273,10 @@
     const ask = async (result, button) => {
       running?.abort();
       const mine = (running = new AbortController());
+      window.addEventListener("hashchange", () => mine.abort(), { once: true, signal: mine.signal });
       const started = Date.now();
       const status = element("p", { class: "status", role: "status" });
       const tick = () => {
-        if (!root.isConnected && Date.now() - started > 2000) mine.abort();
         const seconds = Math.floor((Date.now() - started) / 1000);
         const loading = seconds > 1 ? " (a model is loaded when it is first asked)" : "";
         status.textContent = `asking ${asked.model}${seconds ? ` for ${seconds} s` : ""}…${loading}`;
@@ -287,7 +287,7 @@
       button.disabled = true;
       try {
         const reply = await send(asked, server, mine.signal);
-        if (mine !== running) return;
+        if (mine !== running || mine.signal.aborted) return;
         const again = (number) => {
           Object.assign(asked, { attend: number, token: 0 });
           ask(result, button);
