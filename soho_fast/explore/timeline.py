@@ -185,7 +185,11 @@ def _sentences(
         later = sorted(step for step in steps if step > first)
         told.append(
             f"{_codes(len(steps) - len(later))} as seeded at step {first:,}"
-            + (f"; {len(later):,} seeded again since, the last at step {later[-1]:,}." if later else ", none again.")
+            + (
+                f"; {len(later):,} seeded again since, the last at step {later[-1]:,}."
+                if later
+                else "; none was seeded again."
+            )
         )
     if unused := Counter(step for step in unused_since if step is not None):
         shown = [f"since step {step:,} ({count:,})" for step, count in sorted(unused.items())[:_MOST_STEPS_TOLD]]

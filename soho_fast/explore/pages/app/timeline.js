@@ -8,7 +8,7 @@
 
   const HINTS = {
     perplexity: "So many codes, used alike, would be used as evenly as all are (running usage).",
-    "live codes": "Codes whose running usage is not near zero.",
+    "live codes": "Codes whose running usage is not near zero; it lags behind, by some hundred steps.",
     "re-seeded codes": "Codes that were dead and took the place of a feature, since the point before.",
     "codebook drift": "How far one step moves the codes, in units of the codebook's spread.",
   };
@@ -59,12 +59,14 @@
       .sort((a, b) => (a.since ?? Infinity) - (b.since ?? Infinity) || a.code - b.code);
     if (!codes.length) return element("p", { class: "hint" }, "Every code had members in training, and has some here.");
     const step = (value, unknown) => (value === null ? unknown : `step ${formatCount(value)}`);
+    const sinceStep = (since, at) =>
+      since !== null && since === at ? `${step(since)}, its seeding` : step(since, "had members to the end");
     const row = ({ code, count, since, at }) =>
       element(
         "tr",
         { dataset: { code } },
         element("th", { scope: "row" }, element("a", { href: explorer.address("code", String(code)) }, `${code}`)),
-        element("td", { class: "number" }, step(since, "had members to the end")),
+        element("td", { class: "number" }, sinceStep(since, at)),
         element("td", { class: "number" }, step(at, "not known")),
         element("td", { class: "number" }, formatCount(count)),
       );
