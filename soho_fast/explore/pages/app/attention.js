@@ -132,8 +132,8 @@
       root.append(element("p", { class: "hint", id: "no-codes" }, `Cells name no codes: ${reply.no_codes}.`));
     else if (reply.reads === "features") {
       const hint =
-        "This model reads the features themselves: a cell's code is the one nearest to its feature. Of the explorer's " +
-        `own pictures ${formatPercent(reply.agreement)} of the cells have the same code by it.`;
+        "This model reads the features themselves: a cell's code is the one nearest to its feature. Of the " +
+        `explorer's own pictures ${formatPercent(reply.agreement)} of the cells have the same code by it.`;
       root.append(element("p", { class: "hint" }, hint));
     }
     show();
