@@ -19,7 +19,7 @@ def codebook(num_codes: int, channels: int = 3, seed: int = 0) -> np.ndarray:
 
 def seen_images(num_images: int, num_codes: int, seed: int = 0, size: tuple[int, int] | None = None) -> list[SeenImage]:
     """Grids of all sizes (or of one), some cells without a code, the last codes dead, code 0 in image 1 alone, and
-    distances of few values, so that there are ties."""
+    distances of few values, so that there are ties and edges of the histogram are met."""
     rng = np.random.default_rng(seed)
     images = []
     for number in range(num_images):
@@ -28,7 +28,7 @@ def seen_images(num_images: int, num_codes: int, seed: int = 0, size: tuple[int,
         index[rng.random(shape) < 0.1] = -1
         if number == 1:
             index[0, 0] = 0
-        distance = (rng.integers(1, 9, size=shape) / 4).astype(np.float32)
+        distance = (rng.integers(9, size=shape) / 4).astype(np.float32)
         captions = [" and ".join(rng.choice(WORDS, size=2)), f"a {WORDS[number % len(WORDS)]}"]
         images.append(SeenImage(index, distance, f"image {number}", number, captions))
     return images
