@@ -2,11 +2,11 @@
 
 import functools
 import http.server
-import json
 import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -80,8 +80,10 @@ class Window:
 
     def wait(self) -> None:
         """Until the page of the address stands. (wait_for_function would need eval, which the pages forbid.)"""
-        shown = json.dumps(self.address() or "#/wall")
-        self.page.wait_for_selector(f"body[data-shown={shown}]", state="attached")
+        end = time.monotonic() + 30
+        while not self.page.evaluate("document.body?.dataset.shown === (location.hash || '#/wall')"):
+            assert time.monotonic() < end, f"{self.address()} does not come"
+            self.page.wait_for_timeout(20)
 
     def click(self, selector: str) -> None:
         """Click what may be a link, and wait until the page behind it stands."""
