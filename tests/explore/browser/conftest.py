@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import importlib.util
 import os
 import shutil
 import sys
@@ -23,11 +24,14 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 def browser():
     """Chromium. Without one these tests are skipped, unless SOHO_FAST_BROWSER=required."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        wanted = os.environ.get("SOHO_FAST_BROWSER")
-        word = "no chromium and no google-chrome here: the pages were not tried in a browser"
-        pytest.fail(word) if wanted == "required" else pytest.skip(word)
-    sync_api = pytest.importorskip("playwright.sync_api")
+    missing = "chromium or google-chrome" if path is None else None
+    if importlib.util.find_spec("playwright") is None:
+        missing = "playwright"
+    if missing:
+        word = f"the pages were not tried in a browser: there is no {missing} here"
+        pytest.fail(word) if os.environ.get("SOHO_FAST_BROWSER") == "required" else pytest.skip(word)
+    from playwright import sync_api
+
     with sync_api.sync_playwright() as playwright:
         # Names of other machines are not even looked up.
         args = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
@@ -37,13 +41,13 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory):
+def small(browser, tmp_path_factory):
     """A bundle of two files of codes and of pictures; tests must not change it."""
     return write_bundle(tmp_path_factory.mktemp("small"), NUM_CODES, NUM_PICTURES)
 
 
 @pytest.fixture(scope="session")
-def big(tmp_path_factory):
+def big(browser, tmp_path_factory):
     """A bundle of the paper's scale in codes, and of as many pictures as an explorer shows at most."""
     folder = tmp_path_factory.mktemp("big")
     return write_bundle(folder, num_codes=8192, num_pictures=10_000, num_words=5000)

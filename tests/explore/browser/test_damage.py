@@ -40,6 +40,22 @@ def test_unknown_addresses(window, address, expected):
     assert told(window, address) == expected
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "#/wall?sort=constructor&show=toString&cells=x",
+        "#/words?sort=constructor&filter=toString",
+        "#/map?code=x&zoom=-3&x=NaN&y=9e99",
+        "#/map?code=9999&zoom=1e9",
+        "#/image/12?code=__proto__&numbers=x",
+    ],
+)
+def test_parameters_that_mean_nothing_are_as_if_left_out(window, address):
+    window.visit(address)
+    assert not window.page.locator(".error").count(), window.text()
+    assert window.page.locator("main h1").count() == 1
+
+
 def test_a_picture_without_the_code_asked_for(window):
     window.visit("#/image/12?code=999")
     assert window.page.locator(".status").inner_text() == "No cell here has code 999."

@@ -144,8 +144,8 @@
     show: async (root, argument, parameters, meta) => {
       const wall = await explorer.loadWall();
       const state = {
-        sort: parameters.get("sort") in SORTS ? parameters.get("sort") : "usage",
-        show: parameters.get("show") in ALIVE ? parameters.get("show") : "",
+        sort: Object.hasOwn(SORTS, parameters.get("sort")) ? parameters.get("sort") : "usage",
+        show: Object.hasOwn(ALIVE, parameters.get("show")) ? parameters.get("show") : "",
         word: parameters.get("word") ?? "",
         cells: parameters.get("cells") === "alone" ? "alone" : "",
       };

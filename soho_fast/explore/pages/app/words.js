@@ -45,8 +45,8 @@
 
   const showAll = (root, words, wall, parameters, meta) => {
     const state = {
-      filter: parameters.get("filter") in FILTERS ? parameters.get("filter") : "",
-      sort: parameters.get("sort") in SORTS ? parameters.get("sort") : "word",
+      filter: Object.hasOwn(FILTERS, parameters.get("filter")) ? parameters.get("filter") : "",
+      sort: Object.hasOwn(SORTS, parameters.get("sort")) ? parameters.get("sort") : "word",
       search: parameters.get("search") ?? "",
     };
     const made = makeRows(words, wall);
