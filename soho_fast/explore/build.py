@@ -10,7 +10,8 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,11 +109,22 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
             f"recipe: {options.model} is no run, whose recipe.yaml would say what the data are; give --recipe NAME"
         )
     recipe, _ = read_recipe(["--recipe", named, *options.fields], flags=_FLAGS)
+    _check_roots(options.fields, recipe, named)
     recipe = with_data_roots(recipe)
     task = recipe.make_task(say)
     _refuse_without_dictionary(folder)
     licence = getattr(options, "licence", None)
     return Opened(folder, run, recipe, task, list(options.split), options.images, licence)
+
+
+def _check_roots(fields: Sequence[str], recipe: Any, named: str) -> None:
+    """Raises UserError: a folder is given for a root that the recipe does not name: a run's own has whole paths."""
+    for root in re.findall(r"--data_roots\.([^\s=]+)", " ".join(fields)):
+        if not re.search(rf"\{{{re.escape(root)}\??\}}", str((recipe.corpus, recipe.data, recipe.model))):
+            raise UserError(
+                f"data_roots.{root}: nothing in {named} names {{{root}}}: a run keeps whole paths; where its data have "
+                "moved, name the recipe too, as --recipe NAME"
+            )
 
 
 def _find_model(name: str, checkpoint: str | None) -> tuple[Path | None, str]:

@@ -253,6 +253,11 @@ MISTAKES = [
     ("build run --checkpoint best", "checkpoint: run has no best model; there is: last"),
     ("build run/model --checkpoint last", "checkpoint: run/model is no run"),
     ("build run --data.shorter_edg 3", "did you mean --data.shorter_edge?"),
+    (
+        "build run --data_roots.pictures elsewhere",
+        "data_roots.pictures: nothing in run/recipe.yaml names {pictures}: a run keeps whole paths; where its data "
+        "have moved, name the recipe too, as --recipe NAME",
+    ),
     ("build run --into full", "into: full is not empty and holds no explorer, so it is not overwritten"),
     ("build alone", "recipe: alone is no run, whose recipe.yaml would say what the data are; give --recipe NAME"),
     ("build unfinished", "model: unfinished is a run without a model yet"),
@@ -268,6 +273,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistakes")
     write_run(folder / "run", pretraining_task(folder / "data", write_tokenizer(folder / "tokenizer")))
     shutil.copytree(folder / "run/model", folder / "alone")
+    with (folder / "run/recipe.yaml").open("a") as file:
+        file.write("data_roots: {pictures: data}\n")
     (folder / "unfinished").mkdir()
     shutil.copy(folder / "run/recipe.yaml", folder / "unfinished")
     (folder / "full").mkdir()
@@ -302,6 +309,19 @@ def test_images_that_were_moved_away(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "8 of 8 images are not in" in error and error.count("\n") == 1
     assert not (tmp_path / "run/explorer").exists()
+
+
+def test_images_that_were_moved_are_named_by_a_recipe(tmp_path, monkeypatch):
+    """The run's own recipe has the old paths; one with roots takes the new ones."""
+    task = pretraining_task(tmp_path / "data", write_tokenizer(tmp_path / "tokenizer"))
+    write_run(tmp_path / "run", task)
+    values = json.dumps(yaml.safe_load((tmp_path / "run/recipe.yaml").read_text()))
+    (tmp_path / "named.yaml").write_text(values.replace(str(tmp_path / "data"), "{pictures}"))
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    assert main(["build", "run"]) == 2
+    assert main(["build", "run", "--recipe", "named.yaml", "--data_roots.pictures", "elsewhere"]) == 0
+    assert Bundle(tmp_path / "run/explorer").meta["num_images"] == 12
 
 
 def test_interrupted_nothing_is_left(tmp_path):
