@@ -84,7 +84,11 @@
         if (!image.complete || !image.naturalWidth) return false;
         const [cellWidth, cellHeight] = [image.naturalWidth / columns, image.naturalHeight / rows];
         const [x, y] = [toX(wall.x[code]) - size / 2, toY(wall.y[code]) - size / 2];
-        context.drawImage(image, column * cellWidth, row * cellHeight, cellWidth, cellHeight, x, y, size, size);
+        // Half a cell on each side is shown too, as far as the picture goes.
+        const span = Math.min(2, rows, columns);
+        const left = clamp(column - 0.5, 0, columns - span) * cellWidth;
+        const top = clamp(row - 0.5, 0, rows - span) * cellHeight;
+        context.drawImage(image, left, top, span * cellWidth, span * cellHeight, x, y, size, size);
         context.strokeStyle = "rgb(128 128 128 / 40%)";
         context.strokeRect(x + 0.5, y + 0.5, size - 1, size - 1);
         return true;
@@ -103,7 +107,7 @@
         for (const code of codes) {
           const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];
           const live = wall.tokens[code] > 0;
-          const size = Math.max(16, 2.6 * radius(code));
+          const size = Math.max(18, 2.8 * radius(code));
           context.globalAlpha = 1;
           if (withCrops && live && drawCrop(context, code, size)) continue;
           context.globalAlpha = live ? 0.55 : 0.8;
