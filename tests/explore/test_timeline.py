@@ -84,6 +84,19 @@ def test_reseeded_codes_are_counted_between_snapshots(tmp_path):
     assert any("seeded again since, the last at step" in text for text in found["sentences"])
 
 
+def test_a_code_that_was_reseeded_and_then_used_is_not_unused(tmp_path):
+    """Code 0 was used much up to step 10, died, was seeded again at step 30 and had a member at once."""
+    made = _dictionary(usage_decay=0.9)
+    made.step.fill_(50)
+    made.age.fill_(50.0)[0] = 20.0
+    made.usage.fill_(1.0)[0] = 0.2 * 0.9**19
+    usage = [5.0] + [1.0] * (K - 1)
+    _write(tmp_path, {"kind": "snapshot", "step": 10, "values": {"usage": usage, "age": [10] * K, "drift": 0.0}})
+    _write(tmp_path, _train(50))
+    found = timeline(tmp_path, made)
+    assert found["unused_since"][0] is None and found["seeded"][:2] == [30, 0]
+
+
 def test_a_dictionary_that_begins_later_than_the_run_was_seeded_then(tmp_path):
     made = _dictionary()
     for step in range(1, 8):
