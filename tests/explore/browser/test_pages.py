@@ -245,25 +245,42 @@ def test_words_and_their_codes(small, window):
     assert "No code claims this word" in window.text()
 
 
-def test_the_map_names_and_opens_what_is_pointed_at(small, window):
-    window.visit("#/map")
-    canvas = window.page.locator("canvas")
-    box = canvas.bounding_box()
+def place_on_the_map(small, window, code):
+    """Where a code is drawn, in pixels of the window."""
+    box = window.page.locator("canvas").bounding_box()
     wall = small.read("wall")
-    code = 3
     low_x, high_x, low_y, high_y = min(wall["x"]), max(wall["x"]), min(wall["y"]), max(wall["y"])
     scale = min((box["width"] - 56) / (high_x - low_x), (box["height"] - 56) / (high_y - low_y))
     x = box["x"] + box["width"] / 2 + (wall["x"][code] - (low_x + high_x) / 2) * scale
     y = box["y"] + box["height"] / 2 + (wall["y"][code] - (low_y + high_y) / 2) * scale
-    window.page.mouse.move(x, y)
-    assert window.page.locator(".map-card").inner_text().split() == [f"code {code}".split()[0], "3", "gravel"]
-    window.page.mouse.click(x, y)
+    return x, y
+
+
+def test_the_map_names_and_opens_what_is_pointed_at(small, window):
+    window.visit("#/map")
+    place = place_on_the_map(small, window, 3)
+    window.page.mouse.move(*place)
+    assert window.page.locator(".map-card").inner_text().split() == ["code", "3", "gravel"]
+    window.page.mouse.click(*place)
     window.wait()
-    assert window.address() == f"#/code/{code}"
+    assert window.address() == "#/code/3"
 
     window.visit("#/map")
     window.page.locator("summary").click()
     assert window.page.locator(".map-list a").count() == NUM_CODES
+
+
+def test_on_the_map_a_finger_sees_before_it_opens(small, open_window):
+    window = open_window(small, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    window.visit("#/map")
+    place = place_on_the_map(small, window, 3)
+    window.page.touchscreen.tap(*place)
+    window.wait()
+    assert window.address() == "#/map?code=3"
+    assert window.page.locator(".map-card").inner_text().split() == ["code", "3", "gravel"]
+    window.page.touchscreen.tap(*place)
+    window.wait()
+    assert window.address() == "#/code/3"
 
 
 def test_the_gallery_has_every_picture(window):
