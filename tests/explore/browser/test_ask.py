@@ -161,6 +161,19 @@ def test_an_upload_is_shown_asked_about_and_kept_while_the_page_lives(window, ph
     assert replies[1]["answers"] == replies[0]["answers"]
 
 
+def test_the_address_is_not_written_with_every_key_and_stays_short(window):
+    window.visit("#/ask?question=answer&picture=0")
+    window.page.locator("#ask-text").press_sequentially("is there a man " * 4)
+    assert window.address() == "#/ask?question=answer&picture=0"
+    window.page.keyboard.press("Tab")
+    assert window.address() == f"#/ask?question=answer&model=answer&picture=0&text={'is+there+a+man+' * 4}"
+    window.page.fill("#ask-text", "is there a man " * 1000)
+    window.page.click(".ask-button")
+    window.page.wait_for_selector(".ask-result .error:has-text('text 1 has 14,999 characters')")
+    assert window.address() == "#/ask?question=answer&model=answer&picture=0"
+    window.complaints[:] = [line for line in window.complaints if "status of 400" not in line]
+
+
 def test_an_image_can_be_dropped(window):
     window.visit("#/ask")
     window.page.evaluate(

@@ -2,7 +2,7 @@
 
 // Questions to a model, where the explorer is served (python -m soho_fast.explore serve): an answer, and the image's
 // cells shaded by the attention of [CLS] or of another token. What is asked stands in the address; a file does not, and
-// is kept while the page lives.
+// is kept while the page lives, nor does a very long text.
 (() => {
   const { element } = explorer;
 
@@ -39,6 +39,7 @@
   // An image that a browser can't show, such as a TIFF, is asked about all the same.
   const NOTHING = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
   const FILE = "file";
+  const LONGEST_IN_ADDRESS = 4000;
   const MOST_CAPTIONS = 8;
 
   const command = (text) => element("pre", { class: "command" }, element("code", {}, text));
@@ -95,7 +96,7 @@
       model,
       picture: images[0],
       right: question === "compare" ? images[1] : null,
-      text,
+      text: text.length <= LONGEST_IN_ADDRESS ? text : null,
       attend,
       token: token || null,
       layer,
@@ -373,10 +374,9 @@
         type: isRank ? null : "text",
         placeholder: QUESTIONS[question].hint,
         dir: "auto",
-        input: ({ target }) => {
-          asked.text = target.value;
-          changed();
-        },
+        input: ({ target }) => Object.assign(asked, { text: target.value, attend: null, token: 0 }),
+        // Not with every key: browsers bound how often an address may change.
+        change: changed,
       });
       texts.value = asked.text;
       const captions = async () => {
