@@ -264,9 +264,9 @@ class _Writer:
             for code in range(first, last):
                 found = words.words_of_codes(
                     both[code - first : code - first + 1],
-                    self.usage.images[code : code + 1],
+                    self.usage.captioned[code : code + 1],
                     self.words.images,
-                    len(self.spool),
+                    int(self.spool.captioned_N.sum()),
                 )[0]
                 shown = gallery.choose_occurrences(members.of(code))
                 neighbours = statistics.best_neighbours(beside[code - first], code, sides)
@@ -317,7 +317,7 @@ class _Writer:
             lift=word and word["lift"],
             lift_low=word and word["low"],
             lift_high=word and word["high"],
-            precision=word and _short(word["both"] / entry["images"]),
+            precision=word and _short(word["both"] / self.usage.captioned[code]),
             near_code=near[0][0] if near else None,
             near_distance=_short(near[0][1]) if near else None,
             x=_short(place[0]),
@@ -366,7 +366,7 @@ class _Writer:
                 {
                     "code": code,
                     "both": both,
-                    "images": int(self.usage.images[code]),
+                    "images": int(self.usage.captioned[code]),
                     "lift": _short(-lift),
                     "low": _short(-low),
                     "high": _short(high),

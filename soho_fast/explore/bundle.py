@@ -62,7 +62,7 @@ WALL = {
     "tokens, images": "how many have the code",
     "mean_distance, spread": "mean and standard deviation of its members' distances; null where it has none",
     "word, lift, lift_low, lift_high": "the word that it says most of, see CODE's words; null where none",
-    "precision": "share of the code's images whose captions have the word; null where none",
+    "precision": "share of the code's images with captions whose captions have the word; null where none",
     "near_code, near_distance": "the nearest other code, and how far",
     "x, y": "place on the map, 0 to 1",
     "medoid": "the occurrence that stands for the code; null where it has none",
@@ -76,7 +76,7 @@ CODE = {
     "histogram": "tokens by distance, as meta's histogram_edges",
     "positions": "tokens by position, row by row, meta's position_rows x position_columns",
     "words": "list of {word, both, images, lift, low, high}: captions of `images` images have the word, `both` of them "
-    "have the code; lift = P(word | code) / P(word), its interval; those first whose interval lies highest",
+    "have the code; lift = P(word | code) / P(word) among images with captions, its interval; those first whose interval lies highest",
     "neighbours": "list of {code, count, lift}: codes of the cells beside its cells",
     "near": "list of {code, distance}: nearest codes of the codebook",
 }
@@ -85,7 +85,7 @@ CODE = {
 WORDS = {
     "word": "spelling",
     "images": "images whose captions have it",
-    "codes": "list of {code, both, images, lift, low, high}, `images` those of the code; where low > 1, best first, at "
+    "codes": "list of {code, both, images, lift, low, high}, `images` those of the code with captions; where low > 1, best first, at "
     "most 32",
 }
 """Fields of each word in the list data/words.js, in alphabetical order."""

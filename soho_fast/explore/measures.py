@@ -185,20 +185,25 @@ def k_means(features_TC: np.ndarray, num_codes: int) -> np.ndarray:
 
 def share_of_claims(code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]) -> tuple[int, int]:
     """(codes whose best word has an interval of lift above 1, codes with a token)."""
+    captions = list(captions)
+    captioned_N = np.array([any(text.strip() for text in texts) for texts in captions], dtype=bool)
     vocabulary = Vocabulary()
     numbers = [vocabulary.numbers(texts) for texts in captions]
     chosen = vocabulary.choose()
     begins = np.cumsum([0, *map(len, numbers)])
     words_NV = chosen.table(np.concatenate([*numbers, np.zeros(0, dtype=np.int32)]), begins)
     pairs = np.unique(np.stack([code_T, image_T], axis=1), axis=0)
-    live, num_images = np.unique(pairs[:, 0], return_counts=True)
+    live = np.unique(pairs[:, 0])
+    pairs = pairs[captioned_N[pairs[:, 1]]]
     place = np.searchsorted(live, pairs[:, 0])
+    num_images = np.bincount(place, minlength=len(live))
+    num_captioned = int(captioned_N.sum())
     claiming = 0
     for first in range(0, len(live), _CODES_AT_A_TIME):
         last = min(first + _CODES_AT_A_TIME, len(live))
         some = (place >= first) & (place < last)
         both_KV = count_both(place[some] - first, pairs[some, 1], last - first, words_NV).toarray()
-        claiming += int(claims(words_of_codes(both_KV, num_images[first:last], chosen.images, len(numbers))).sum())
+        claiming += int(claims(words_of_codes(both_KV, num_images[first:last], chosen.images, num_captioned)).sum())
     return claiming, len(live)
 
 

@@ -81,7 +81,8 @@ def codes_of_word(explorer: str | os.PathLike[str] | Bundle, word: str) -> np.nd
         word: In lower case, as it is counted.
 
     Returns:
-        A record a code: `code`; `both`, images with the code and the word; `images` with the code; `lift`, and its
+        A record a code: `code`; `both`, images with the code and the word; `images` with the code, and with captions;
+        `lift`, and its
         interval, `low` and `high`. Empty where no code claims the word.
 
     Raises:

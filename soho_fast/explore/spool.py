@@ -49,7 +49,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self._paths = {name: folder / name for name in ("index", "distance", "words", "texts")}
         self._files = {name: path.open("w+b") for name, path in self._paths.items()}
-        self._rows, self._columns = array("i"), array("i")
+        self._rows, self._columns, self._captioned = array("i"), array("i"), array("b")
         self._first = {name: array("q", [0]) for name in ("tokens", "words", "texts")}
         self.distance_range = (np.inf, -np.inf)
         """Smallest and largest distance of a token with a code."""
@@ -92,15 +92,17 @@ class Spool:
             self._files[name].write(content)
         self._rows.append(rows)
         self._columns.append(columns)
+        self._captioned.append(any(caption.strip() for caption in image.captions))
         for name, size in (("tokens", index.size), ("words", len(words)), ("texts", len(text))):
             self._first[name].append(self._first[name][-1] + size)
 
     def finish(self) -> None:
-        """From here on it is read."""
+        """From here on it is read: also `rows_N`, `columns_N`, the grids, and `captioned_N`, who has captions at all."""
         for file in self._files.values():
             file.flush()
         self.rows_N = np.frombuffer(self._rows, dtype=np.int32)
         self.columns_N = np.frombuffer(self._columns, dtype=np.int32)
+        self.captioned_N = np.frombuffer(self._captioned, dtype=np.bool_)
         self.first_N = np.frombuffer(self._first["tokens"], dtype=np.int64)
 
     def texts(self, number: int) -> dict[str, Any]:

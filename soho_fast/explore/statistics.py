@@ -26,12 +26,13 @@ _TABLE_ENTRIES = 2**24
 class Usage:
     """How often and where each code is used.
 
-    tokens, images: int64 (K,). mean, spread: float64 (K,), of the distances of a code's tokens, NaN where it has none.
+    tokens, images, captioned: int64 (K,), the last one of the images that have captions. mean, spread: float64 (K,), of the distances of a code's tokens, NaN where it has none.
     histogram: int64 (K, H) over `edges` (H + 1,), the last bin closed. positions: int64 (K, P), row by row.
     """
 
     tokens: np.ndarray
     images: np.ndarray
+    captioned: np.ndarray
     mean: np.ndarray
     spread: np.ndarray
     edges: np.ndarray
@@ -60,7 +61,7 @@ def count_usage(spool: Spool, num_codes: int) -> Usage:
     edges = _edges(*spool.distance_range)
     rows, columns = _heat_map_size(spool)
     num_positions = rows * columns
-    tokens, images = np.zeros(num_codes, dtype=np.int64), np.zeros(num_codes, dtype=np.int64)
+    tokens, images, captioned = (np.zeros(num_codes, dtype=np.int64) for _ in range(3))
     total, squares = np.zeros(num_codes), np.zeros(num_codes)
     histogram = np.zeros((num_codes, HISTOGRAM_BINS), dtype=np.int64)
     positions = np.zeros((num_codes, num_positions), dtype=np.int64)
@@ -71,7 +72,9 @@ def count_usage(spool: Spool, num_codes: int) -> Usage:
         code = chunk.index[known].astype(np.int64)
         distance = chunk.distance[known].astype(np.float64)
         tokens += np.bincount(code, minlength=num_codes)
-        images += np.bincount(code_images(chunk, num_codes)[0], minlength=num_codes)
+        code_P, image_P = code_images(chunk, num_codes)
+        images += np.bincount(code_P, minlength=num_codes)
+        captioned += np.bincount(code_P[spool.captioned_N[chunk.first + image_P]], minlength=num_codes)
         total += np.bincount(code, distance - centre, minlength=num_codes)
         squares += np.bincount(code, (distance - centre) ** 2, minlength=num_codes)
         place = np.clip(np.searchsorted(edges, distance, side="right") - 1, 0, HISTOGRAM_BINS - 1)
@@ -82,7 +85,7 @@ def count_usage(spool: Spool, num_codes: int) -> Usage:
     with np.errstate(invalid="ignore"):
         mean = total / tokens
         spread = np.sqrt(np.maximum(squares / tokens - mean**2, 0.0))
-    return Usage(tokens, images, mean + centre, spread, edges, histogram, rows, columns, positions)
+    return Usage(tokens, images, captioned, mean + centre, spread, edges, histogram, rows, columns, positions)
 
 
 def _count_into(table: np.ndarray, row: np.ndarray, column: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """What the captions say of the images of a code: words by lift, with counts and an interval.
 
-The unit is the image: a word is there or not, however often it is said. lift = P(word | code) / P(word); above 1 the
-word is more frequent where the code is.
+The unit is the image with captions: a word is there or not, however often it is said. lift = P(word | code) / P(word); above 1 the
+word is more frequent where the code is. An image without captions says nothing, neither that a word holds nor that it does not.
 
 The interval is Clopper and Pearson's of P(word | code) over P(word), at a level that holds for all words of a code
 together (Bonferroni): of codes that have nothing to do with the captions, at most one in forty claims any word.
@@ -122,8 +122,8 @@ def lifts(
 
     Args:
         both: int (pairs,), images with both; at least 1.
-        code_images, word_images: int (pairs,), images with the code, and with the word; at least 1.
-        num_images: all images.
+        code_images, word_images: int (pairs,), images with captions that have the code, and the word; at least 1.
+        num_images: all images with captions.
         num_tests: words of which one might be claimed by chance, at least 1.
 
     Below `MIN_IMAGES` images with both, `low` is at most 1.
@@ -168,7 +168,7 @@ def words_of_codes(
 
     Args:
         both_KV: int (K, V), images with both.
-        code_images: int (K,). word_images: int (V,). num_images: N.
+        code_images: int (K,). word_images: int (V,). num_images: N; all of them images with captions.
     """
     found = []
     num_tests = max(both_KV.shape[1], 1)

@@ -1,5 +1,6 @@
 """A whole explorer against the obvious program, and what may happen to its folder."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -269,3 +270,15 @@ def test_a_picture_that_is_lost_meanwhile_is_left_out(tmp_path):
         for picture, row, column, distance, *_ in bundle.code(code)["nearest"]:
             image = images[(0, 1, 3, 4, 5)[picture]]
             assert image.index[row, column] == code and image.distance[row, column] == distance
+
+
+def test_lifts_are_counted_among_images_with_captions(tmp_path):
+    """Other images of the same code change nothing, but for how often it is used."""
+    images = seen_images(60, NUM_CODES)
+    bare = [dataclasses.replace(each, captions=[" "] * (number % 2)) for number, each in enumerate(images)]
+    alone, more = build(tmp_path / "alone", images), build(tmp_path / "more", [*images, *bare])
+    for code in range(NUM_CODES):
+        assert more.code(code)["words"] == alone.code(code)["words"]
+        assert more.code(code)["images"] == 2 * alone.code(code)["images"]
+    assert more.read("words") == alone.read("words")
+    assert more.read("wall")["precision"] == alone.read("wall")["precision"]

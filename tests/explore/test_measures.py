@@ -148,3 +148,12 @@ def test_a_code_claims_a_word_that_its_images_have_and_others_do_not():
     captions = [["even" if number % 2 == 0 else "odd"] for number in image]
     assert share_of_claims(codes, images, captions) == (2, 4)
     assert share_of_claims(codes, images, [[]] * 200) == (0, 4)
+
+
+def test_images_without_captions_say_nothing_of_words():
+    """Two data sets, one without captions: that a code belongs to the other one is no reason to claim its words."""
+    rng = np.random.default_rng(0)
+    captions = [[str(rng.choice(["dog", "cat"]))] if image < 200 else ["", " "] for image in range(400)]
+    image = np.repeat(np.arange(400), 4)
+    codes = rng.integers(10, size=1600) + 10 * (image >= 200)
+    assert share_of_claims(codes, image, captions) == (0, 20)
