@@ -303,6 +303,8 @@ class Asking:
             raise Refused(408, f"the form did not come within {_UPLOAD_SECONDS} s") from None
         except HTTPException as error:
             raise Refused(400, f"the form can't be read: {error.detail}") from error
+        except UnicodeError as error:  # The request names an encoding of its own.
+            raise Refused(400, f"the form can't be read: {error}") from error
         try:
             return await self._question(form.multi_items())
         finally:

@@ -42,9 +42,10 @@ def check_folder(folder: Path) -> None:
 
 
 def is_made_of(folder: Path, made_of: str) -> bool:
-    """Whether a whole explorer of these weights, data and options is there."""
+    """Whether an explorer of these weights, data and options is there, and nothing of it is lost or damaged."""
     try:
-        return Bundle(folder).meta.get("made_of") == made_of
+        bundle = Bundle(folder)
+        return bundle.meta.get("made_of") == made_of and bundle.is_whole()
     except (FileNotFoundError, BundleError):
         return False
 

@@ -62,7 +62,7 @@ WALL = {
     "tokens, images": "how many have the code",
     "mean_distance, spread": "mean and standard deviation of its members' distances; null where it has none",
     "word, lift, lift_low, lift_high": "the word that it says most of, see CODE's words; null where none",
-    "precision": "share of the code's images with captions whose captions have the word; null where none",
+    "precision": "share of the code's images with captions that have the word in them; null where none",
     "near_code, near_distance": "the nearest other code, and how far",
     "x, y": "place on the map, 0 to 1",
     "medoid": "the occurrence that stands for the code; null where it has none",
@@ -76,7 +76,8 @@ CODE = {
     "histogram": "tokens by distance, as meta's histogram_edges",
     "positions": "tokens by position, row by row, meta's position_rows x position_columns",
     "words": "list of {word, both, images, lift, low, high}: captions of `images` images have the word, `both` of them "
-    "have the code; lift = P(word | code) / P(word) among images with captions, its interval; those first whose interval lies highest",
+    "have the code; lift = P(word | code) / P(word) among images with captions, its interval; those first whose "
+    "interval lies highest",
     "neighbours": "list of {code, count, lift}: codes of the cells beside its cells",
     "near": "list of {code, distance}: nearest codes of the codebook",
 }
@@ -85,8 +86,8 @@ CODE = {
 WORDS = {
     "word": "spelling",
     "images": "images whose captions have it",
-    "codes": "list of {code, both, images, lift, low, high}, `images` those of the code with captions; where low > 1, best first, at "
-    "most 32",
+    "codes": "list of {code, both, images, lift, low, high}, `images` those of the code with captions; where low > 1, "
+    "best first, at most 32",
 }
 """Fields of each word in the list data/words.js, in alphabetical order."""
 
@@ -202,6 +203,24 @@ class Bundle:
         if not 0 <= number < num_pictures:
             raise IndexError(f"picture: expected 0 to {num_pictures - 1}, got {number}")
         return self._item("pictures", number, PICTURES_PER_FILE)
+
+    def is_whole(self) -> bool:
+        """Whether every file is there and can be read; pictures are not decoded. Raises BundleError: one can't be."""
+        for name in ("wall", "words", "timeline", "server"):
+            self.read(name)
+        for name, count, per_file in (
+            ("codes", self.meta["num_codes"], CODES_PER_FILE),
+            ("pictures", self.meta["num_pictures"], PICTURES_PER_FILE),
+        ):
+            for first in range(0, count, per_file):
+                self._item(name, min(first + per_file, count) - 1, per_file)
+        pages = Path(__file__).parent / "pages"
+        sizes = {path.relative_to(pages): path.stat().st_size for path in pages.rglob("*") if path.is_file()}
+        pictures = (self.folder / picture_path(number) for number in range(self.meta["num_pictures"]))
+        return all(
+            (self.folder / path).is_file() and (self.folder / path).stat().st_size == size
+            for path, size in sizes.items()
+        ) and all(picture.is_file() and picture.stat().st_size for picture in pictures)
 
     def _item(self, name: str, number: int, per_file: int) -> Mapping[str, Any]:
         name = f"{name}-{number // per_file:04d}"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,9 +139,13 @@ class TaskImages:
         return self._licences_of[str(image.ref.store)](image.ref.name)
 
     def identity(self) -> str:
-        """What tells these images, by name, and texts from others."""
-        names = (image.ref.name for image in self.images)
-        return fingerprint(names, (text for image in self.images for text in (*image.captions, "")))
+        """What tells these images, by place and name, their texts, data sets and licences from others."""
+        numbers = [(image.data_set, *self.licences_of(image)) for image in self.images]
+        return fingerprint(
+            (os.path.abspath(str(image.ref)) for image in self.images),
+            (text for image in self.images for text in (*image.captions, "")),
+            (json.dumps(each) for each in (self.data_sets, self.licences.entries, *numbers)),
+        )
 
 
 def _records(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | None, Sequence[Any]]]:

@@ -97,7 +97,7 @@ class Spool:
             self._first[name].append(self._first[name][-1] + size)
 
     def finish(self) -> None:
-        """From here on it is read: also `rows_N`, `columns_N`, the grids, and `captioned_N`, who has captions at all."""
+        """From here on it is read; `captioned_N`: bool, whether an image's captions say anything."""
         for file in self._files.values():
             file.flush()
         self.rows_N = np.frombuffer(self._rows, dtype=np.int32)

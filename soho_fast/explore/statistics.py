@@ -26,8 +26,9 @@ _TABLE_ENTRIES = 2**24
 class Usage:
     """How often and where each code is used.
 
-    tokens, images, captioned: int64 (K,), the last one of the images that have captions. mean, spread: float64 (K,), of the distances of a code's tokens, NaN where it has none.
-    histogram: int64 (K, H) over `edges` (H + 1,), the last bin closed. positions: int64 (K, P), row by row.
+    tokens, images: int64 (K,); captioned: int64 (K,), of the images those with captions. mean, spread: float64 (K,), of
+    the distances of a code's tokens, NaN where it has none. histogram: int64 (K, H) over `edges` (H + 1,), the last bin
+    closed. positions: int64 (K, P), row by row.
     """
 
     tokens: np.ndarray

@@ -1,7 +1,7 @@
 """What the captions say of the images of a code: words by lift, with counts and an interval.
 
-The unit is the image with captions: a word is there or not, however often it is said. lift = P(word | code) / P(word); above 1 the
-word is more frequent where the code is. An image without captions says nothing, neither that a word holds nor that it does not.
+The unit is the image: a word is there or not, however often it is said. lift = P(word | code) / P(word); above 1 the
+word is more frequent where the code is. An image without captions says neither, and is not counted.
 
 The interval is Clopper and Pearson's of P(word | code) over P(word), at a level that holds for all words of a code
 together (Bonferroni): of codes that have nothing to do with the captions, at most one in forty claims any word.
@@ -12,6 +12,7 @@ N images, K codes (or a block of them), V words.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -31,8 +32,15 @@ MOST_WORDS = 2000
 WORDS_PER_CODE = 20
 CODES_PER_WORD = 32
 
-# Words of all scripts; hyphens and apostrophes join. Joiners within words are part of some scripts.
-_WORD = re.compile(r"[^\W_]+(?:['\u2019\u00b7\u200c\u200d-][^\W_]+)*")
+# Words of all scripts; hyphens and apostrophes join. Vowel signs and accents, which re counts as no part of a word, and
+# joiners within words are part of many scripts; the variation selectors that follow digits and emoji are not.
+_MARKS = "".join(
+    mark
+    for mark in map(chr, range(0x300, 0x20000))
+    if unicodedata.category(mark) in ("Mn", "Mc") and not 0xFE00 <= ord(mark) <= 0xFE0F
+)
+_LETTERS = rf"\w[\w{_MARKS}]*"
+_WORD = re.compile(rf"{_LETTERS}(?:['\u2019\u00b7\u200c\u200d-]{_LETTERS})*")
 _LONGEST_WORD = 40
 
 # Function words of English, and the words by which captions speak of themselves; see data/text.py, which the explorer
@@ -54,7 +62,8 @@ def words_of(captions: Iterable[str]) -> set[str]:
     """The whole lower-case words of an image's captions that are no stop words."""
     found: set[str] = set()
     for caption in captions:
-        found.update(word for word in _WORD.findall(caption.lower()) if len(word) <= _LONGEST_WORD)
+        text = unicodedata.normalize("NFC", caption).lower().replace("_", " ")
+        found.update(word for word in _WORD.findall(text) if len(word) <= _LONGEST_WORD)
     return found - STOP_WORDS
 
 

@@ -175,6 +175,21 @@ def test_no_image_at_all(tmp_path):
         build(tmp_path / "explorer", [], 6)
 
 
+@pytest.mark.parametrize(
+    "lost", ["data/codes-0001.js", "data/words.js", "data/pictures-0000.js", "pictures/0000/000003.jpg", "app/wall.js"]
+)
+def test_an_explorer_of_which_something_is_lost_is_not_up_to_date(tmp_path, lost):
+    """Or what is said of the damage, to build it anew, would do nothing."""
+    bundle = build(tmp_path / "explorer", seen_images(5, NUM_CODES), made_of="a")
+    path = bundle.folder / lost
+    content = path.read_bytes()
+    for damage in (path.unlink, lambda: path.write_bytes(b"")):
+        damage()
+        assert not is_made_of(bundle.folder, "a")
+    path.write_bytes(content)
+    assert is_made_of(bundle.folder, "a")
+
+
 def test_a_rerun_knows_what_it_is_made_of(tmp_path):
     assert not is_made_of(tmp_path / "explorer", "a")
     build(tmp_path / "explorer", seen_images(5, 6), 6, made_of="a")

@@ -176,6 +176,19 @@ def test_a_rerun_says_so_and_does_nothing(run, built, capsys):
     assert main(["build", str(run[0])]) == 0
 
 
+def test_other_licences_are_other_data(run, built, capsys):
+    """What was built before a licence was known does not pass for up to date."""
+    root = Path(run[2].data.sources[0].images[0])
+    (root / "licences.json").write_text('[{"what": "colours", "credit": "Ada", "licence": "CC0"}]')
+    try:
+        assert main(["build", str(run[0])]) == 0
+        assert [entry["credit"] for entry in Bundle(built.folder).meta["licences"]] == ["Ada"]
+    finally:
+        (root / "licences.json").unlink()
+    assert main(["build", str(run[0])]) == 0
+    assert "up to date" not in capsys.readouterr().out
+
+
 def test_splits_are_chosen(run, tmp_path):
     assert main(["build", str(run[0]), "--split", "heldout", "--into", str(tmp_path / "x"), "--licence", "CC0"]) == 0
     bundle = Bundle(tmp_path / "x")

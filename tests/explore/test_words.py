@@ -25,6 +25,13 @@ from soho_fast.explore.words import (
         ("a well-known T-shirt - red", {"well-known", "t-shirt", "red"}),
         ("Ein Stra\u00dfenfest in K\u00f6ln", {"ein", "stra\u00dfenfest", "k\u00f6ln"}),
         ("\u05db\u05dc\u05d1 \u05e8\u05e5", {"\u05db\u05dc\u05d1", "\u05e8\u05e5"}),
+        (
+            "\u0939\u093f\u0928\u094d\u0926\u0940 \u0915\u093f\u0924\u093e\u092c",
+            {"\u0939\u093f\u0928\u094d\u0926\u0940", "\u0915\u093f\u0924\u093e\u092c"},
+        ),
+        ("\u0643\u064e\u0644\u0652\u0628", {"\u0643\u064e\u0644\u0652\u0628"}),
+        ("cafe\u0301 caf\u00e9", {"caf\u00e9"}),
+        ("7\ufe0f\u20e3 _dog_", {"7", "dog"}),
         ("<b>bold</b> & snake_case", {"b", "bold", "snake", "case"}),
         ("x" * 10_000, set()),
         ("the of and", set()),

@@ -150,6 +150,12 @@ def test_wrong_content_types(served, content_type, status, words):
     assert reply.status == status and words in reply.error
 
 
+def test_a_form_in_an_encoding_that_reads_nothing(served):
+    body, content_type = form_of([MODEL, TEXT])
+    reply = served.send("POST", "/ask", body, {"Content-Type": f"{content_type}; charset=undefined"})
+    assert reply.status == 400 and "form can't be read" in reply.error
+
+
 def test_hundreds_of_malformed_forms(served, no_files):
     """Each gets one line that says what is wrong, and the server goes on."""
     draw = random.Random(15)
