@@ -6,6 +6,7 @@ K codes, V words, N images, G pictures.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -35,6 +36,8 @@ def check_folder(folder: Path) -> None:
     """Raises UserError: something other than an explorer is there, which is not overwritten."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"into: {folder} is a file; expected a folder for the explorer")
+    if os.path.ismount(folder):
+        raise UserError(f"into: {folder} is a disk of its own, which can't be replaced at the end; give a folder in it")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "data" / "meta.js").is_file():
         raise UserError(
             f"into: {folder} is not empty and holds no explorer, so it is not overwritten; give another folder"
@@ -66,6 +69,10 @@ def put_in_place(folder: Path) -> Iterator[Path]:
         if folder.exists():
             os.rename(folder, building / "old")
         os.rename(new, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"into: {folder}: there is no space left on its disk for the explorer") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -117,7 +124,8 @@ def assemble(
         ValueError: the source has no image, or a code that the codebook lacks.
     """
     folder = Path(os.path.abspath(folder))
-    with put_in_place(folder) as new, tempfile.TemporaryDirectory(dir=new.parent) as spooled:
+    # What a link leads to is replaced, not the link.
+    with put_in_place(Path(os.path.realpath(folder))) as new, tempfile.TemporaryDirectory(dir=new.parent) as spooled:
         spool = Spool(Path(spooled))
         try:
             chosen_words = _look(source, spool, say)

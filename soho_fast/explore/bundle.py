@@ -151,7 +151,15 @@ def picture_path(number: int) -> str:
 
 def copy_pages(folder: Path) -> None:
     """Put the pages beside the data."""
-    shutil.copytree(Path(__file__).parent / "pages", folder, dirs_exist_ok=True)
+    for path, copy in _pages(folder):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def _pages(folder: Path) -> list[tuple[Path, Path]]:
+    """(a page's file, its copy in a bundle)."""
+    pages = Path(__file__).parent / "pages"
+    return [(path, folder / path.relative_to(pages)) for path in sorted(pages.rglob("*")) if path.is_file()]
 
 
 class Bundle:
@@ -214,13 +222,11 @@ class Bundle:
         ):
             for first in range(0, count, per_file):
                 self._item(name, min(first + per_file, count) - 1, per_file)
-        pages = Path(__file__).parent / "pages"
-        sizes = {path.relative_to(pages): path.stat().st_size for path in pages.rglob("*") if path.is_file()}
+        pages = _pages(self.folder)
         pictures = (self.folder / picture_path(number) for number in range(self.meta["num_pictures"]))
-        return all(
-            (self.folder / path).is_file() and (self.folder / path).stat().st_size == size
-            for path, size in sizes.items()
-        ) and all(picture.is_file() and picture.stat().st_size for picture in pictures)
+        return all(copy.is_file() and copy.stat().st_size == path.stat().st_size for path, copy in pages) and all(
+            picture.is_file() and picture.stat().st_size for picture in pictures
+        )
 
     def _item(self, name: str, number: int, per_file: int) -> Mapping[str, Any]:
         name = f"{name}-{number // per_file:04d}"

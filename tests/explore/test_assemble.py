@@ -1,6 +1,7 @@
 """A whole explorer against the obvious program, and what may happen to its folder."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -173,6 +174,37 @@ def test_codes_of_another_codebook_are_refused(tmp_path, wrong):
 def test_no_image_at_all(tmp_path):
     with pytest.raises(ValueError, match="images: there is none; expected at least one"):
         build(tmp_path / "explorer", [], 6)
+
+
+def test_what_a_link_leads_to_is_replaced_and_not_the_link(tmp_path):
+    """A run's explorer may lie on another disk."""
+    link = tmp_path / "explorer"
+    link.symlink_to(tmp_path / "elsewhere")
+    for num_images in (4, 5):
+        build(link, seen_images(num_images, 6), 6)
+        assert link.is_symlink() and Bundle(tmp_path / "elsewhere").meta["num_images"] == num_images
+    assert {path.name for path in tmp_path.iterdir()} == {"explorer", "elsewhere"}
+
+
+def test_a_disk_of_its_own_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "disk")
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(UserError, match=r"into: .*disk is a disk of its own"):
+        build(tmp_path / "disk", seen_images(4, 6), 6)
+
+
+@pytest.mark.parametrize("module", ["shutil.copyfile", "soho_fast.explore.bundle.write_value"])
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, module):
+    build(tmp_path / "explorer", seen_images(4, 6), 6)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, full)
+    with pytest.raises(UserError, match=r"into: .*explorer: there is no space left on its disk"):
+        build(tmp_path / "explorer", seen_images(5, 6), 6)
+    assert Bundle(tmp_path / "explorer").meta["num_images"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["explorer"]
 
 
 @pytest.mark.parametrize(
