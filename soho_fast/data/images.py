@@ -29,6 +29,7 @@ from transformers.utils import TensorType
 
 from soho_fast.data.records import ImageRef
 from soho_fast.data.stores import one_line
+from soho_fast.rgb import to_rgb
 
 # Pillow's own default for thumbnail(): decode a JPEG at a reduced DCT size only while that stays this many times larger
 # than the wanted size, which keeps the result indistinguishable from a full decode.
@@ -120,11 +121,11 @@ def image_to_pixels(image: Image.Image) -> torch.Tensor:
             image = image.transpose(_UPRIGHT[orientation])
     rows = max(1, _BAND // image.width)
     if rows >= image.height:
-        return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
-        pixels[top:bottom] = np.asarray(_to_rgb(image.crop((0, top, image.width, bottom))))
+        pixels[top:bottom] = np.asarray(to_rgb(image.crop((0, top, image.width, bottom))))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -164,28 +165,6 @@ def _orientation(image: Image.Image) -> object:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # what is damaged is not the picture
         return None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    # Pillow's own conversion clips these instead of scaling.
-    if image.mode.startswith("I"):
-        grey = np.asarray(image)
-        if image.mode == "I" and (grey.min() < 0 or grey.max() > 65535):
-            raise ValueError(f"grey from {grey.min()} to {grey.max()}; expected 0 to 65535 (16 bits)")
-        white = grey == image.info.get("transparency")
-        return Image.fromarray(np.where(white, 255, grey // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        grey = np.asarray(image)
-        if not (grey.min() >= 0 and grey.max() <= 1):  # NaN is neither
-            raise ValueError(f"floating-point grey from {grey.min():g} to {grey.max():g}; expected 0 to 1")
-        return Image.fromarray((grey * 255).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
 
 
 def fitted_size(height: int, width: int, shorter_edge: int, longer_edge: int) -> tuple[int, int]:

@@ -93,7 +93,8 @@ def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> li
         if len(chosen) == rows:
             break
         word = wall["word"][code] if (wall["lift_low"][code] or 0.0) > 1 else None
-        if word in told or not wall["tokens"][code] or len(bundle.code(code)["nearest"]) < columns:
+        # Of a code with fewer images the file, which takes a while to read, tells nothing more.
+        if word in told or wall["images"][code] < columns or len(bundle.code(code)["nearest"]) < columns:
             continue
         chosen.append(code)
         if word is not None:

@@ -24,10 +24,12 @@ from soho_fast.extras import from_extra
 with from_extra("explore"):
     from PIL import Image, ImageOps
 
+    from soho_fast.rgb import to_rgb
+
 # Looked up at a time: enough to keep the lookup busy, little beside the images.
 _IMAGES_AT_A_TIME = 256
 # As in data/images.py, which needs the extra `train`.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _MOST_PIXELS = 89_478_485
 
 Features = np.ndarray | torch.Tensor | Sequence[np.ndarray | torch.Tensor]
@@ -251,10 +253,10 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     """An image file in RGB, upright. Raises PictureError: it can't be read."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
+            image.draft("RGB", (512, 512))  # Of a JPEG a half, quarter or eighth is decoded, at least that large.
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels; expected at most {_MOST_PIXELS:,} in all")
-            image.draft("RGB", (512, 512))  # Of a JPEG a half, quarter or eighth is decoded, at least that large.
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # A decoder meets damage with errors of any kind.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split(" <_io")[0]
         raise PictureError(f"{os.fspath(path)}: can't be read as an image ({reason})") from error

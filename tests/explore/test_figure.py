@@ -62,6 +62,14 @@ def test_the_surest_code_of_each_word_is_shown_and_then_the_most_frequent(explor
     assert choose_codes(bundle, 6, 5) == []
 
 
+def test_files_of_codes_with_too_few_images_are_not_read(explorer, monkeypatch):
+    """Of a codebook of thousands of rare codes that would take minutes."""
+    read, code = [], Bundle.code
+    monkeypatch.setattr(Bundle, "code", lambda bundle, number: (read.append(number), code(bundle, number))[1])
+    assert choose_codes(Bundle(explorer), 6, 4) == [1, 2, 4]
+    assert 3 not in read and {1, 2, 4} <= set(read)
+
+
 def test_a_tile_is_the_cell_of_its_picture_and_faded_surroundings():
     picture = _picture(2)
     tile = cut_tile(picture, [2, 1, 3, 0.5, CELLS, CELLS], 0.5)

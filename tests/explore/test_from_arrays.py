@@ -107,6 +107,25 @@ def test_grids_and_images_of_all_sizes_and_paths(given, tmp_path):
     assert told == [["CC0"], ["unknown"], ["unknown"]]
 
 
+@pytest.mark.parametrize(
+    ("pixels", "mode", "grey"),
+    [
+        (np.full((8, 8), 257 * 100, np.uint16), "I;16", 100),
+        (np.full((8, 8), 0.5, np.float32), "F", 128),
+        (np.full((8, 8, 4), (200, 0, 0, 0), np.uint8), "RGBA", 255),
+    ],
+)
+def test_image_files_of_all_kinds_of_pixels_are_shown_as_they_are_seen(given, tmp_path, pixels, mode, grey):
+    path = tmp_path / "image.tif"
+    image = Image.fromarray(pixels)
+    assert image.mode == mode
+    image.save(path)
+    one = {"features": given["features"][:1], "codebook": given["codebook"], "images": [path]}
+    bundle = Bundle(build_from_arrays(**one, folder=tmp_path / "explorer", say=quiet))
+    shown = np.asarray(Image.open(bundle.folder / "pictures/0000/000000.jpg"))
+    assert np.abs(shown.astype(int) - grey).max() <= 2
+
+
 def test_a_file_that_is_no_image_is_left_out(given, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"<svg onload='alert(1)'/>")
     Image.new("RGB", (8, 8)).save(tmp_path / "whole.png")

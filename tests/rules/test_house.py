@@ -14,6 +14,7 @@ OPS = ("codebook_lookup", "codebook_update", "group_mask")
 ARROWS = {
     "extras": set(),
     "spelling": set(),
+    "rgb": set(),
     "checksums": set(),
     "hub": {"spelling"},
     "command_line": {"spelling", "engine.errors"},
@@ -21,7 +22,7 @@ ARROWS = {
     "ops": {"_C"},
     "adapters": {"ops"},
     "model": {"ops", "checksums", "hub", "spelling"},
-    "data": {"ops", "checksums", "hub", "command_line", "engine.errors"},
+    "data": {"ops", "checksums", "hub", "command_line", "engine.errors", "rgb"},
     "evaluation": {"model", "data", "engine.processes", "engine.workers"},
     "tasks": {"evaluation", "model", "data", "engine.processes", "engine.task", "checksums", "hub", "spelling"},
     "engine": set(),
@@ -31,7 +32,7 @@ ARROWS = {
     "pipeline": {"model", "data", "hub"},
     "explore": {
         *("recipe", "tasks", "pipeline", "evaluation", "model", "data", "ops"),
-        *("engine", "command_line", "hub", "spelling"),
+        *("engine", "command_line", "hub", "spelling", "rgb"),
     },
     "ask": {"pipeline", "engine.errors", "command_line", "hub", "spelling"},
 }
