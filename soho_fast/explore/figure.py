@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ _ENDINGS = (".png", ".pdf")
 _NUM_WORDS = 3
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _GAP = 0.08  # between tiles, in tiles
+_MOST_PIXELS = 200_000_000
 _TILE_INCHES = 0.62
 _LABEL_INCHES = 2.5
 
@@ -128,10 +130,13 @@ def cut_tile(picture_HWC: np.ndarray, occurrence: Sequence[float], around: float
     starts, sizes, sides, cell = [], [], [], []
     for place, count, length in ((row, rows, len(picture_HWC)), (column, columns, len(picture_HWC[0]))):
         begin, end = (min(round(edge * length / count), length) for edge in (place, place + 1))
+        if begin >= end and 0 <= place < count:  # A cell of less than a pixel is shown as one.
+            begin = min(begin, length - 1)
+            end = begin + 1
         if not 0 <= begin < end:
             raise BundleError(f"row {row}, column {column} lies outside a picture of {rows:g} x {columns:g} cells")
         margin = round(around * length / count)
-        side = round(length / count) + 2 * margin
+        side = max(1, round(length / count)) + 2 * margin
         start = max(0, min(begin - margin, length - side))
         starts.append(start)
         sizes.append(min(side, length - start))
@@ -255,6 +260,12 @@ def _draw(
     lines = textwrap.wrap("Pictures: " + " · ".join(credit), int(width * 22)) if credit else []
     below = 0.12 + 0.105 * len(lines)
     height = len(codes) * (1 + _GAP) * _TILE_INCHES + below
+    pixels = max(width, height) * dpi, width * height * dpi**2
+    if pixels[0] >= 2**16 or pixels[1] > _MOST_PIXELS:
+        raise UserError(
+            f"the figure would have {width * dpi:,.0f} x {height * dpi:,.0f} pixels, expected less than 65,536 a side "
+            f"and at most {_MOST_PIXELS:,}: give fewer rows or columns, or a smaller --dpi"
+        )
     with pyplot.rc_context({"font.size": 8, "pdf.fonttype": 42}):
         figure = pyplot.figure(figsize=(width, height))
         axes = figure.add_axes((0, below / height, 1, 1 - below / height))
@@ -279,7 +290,7 @@ def _draw(
             y = (below - 0.1 - 0.105 * number) / height
             figure.text(0.1 * _TILE_INCHES / width, y, line, fontsize=5, color="0.4", va="center", parse_math=False)
         try:
-            figure.savefig(path, dpi=dpi, metadata={"Title": bundle.meta["title"]})
+            figure.savefig(path, dpi=dpi, metadata={"Title": _drawable(bundle.meta["title"])})
         except OSError as error:
             raise UserError(f"into: {path} can't be written ({error.strerror or error})") from error
         finally:
@@ -308,8 +319,13 @@ def _words(code: Mapping[str, Any]) -> list[str]:
 
 
 def _shortened(word: str) -> str:
-    return word if len(word) <= 20 else word[:19] + "…"
+    return _drawable(word if len(word) <= 20 else word[:19] + "…")
+
+
+def _drawable(text: str) -> str:
+    """Without what no font has: control characters and halves of surrogate pairs."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(sign) in ("Cc", "Cs") else sign for sign in text)
 
 
 def _credit(licence: Mapping[str, str]) -> str:
-    return f"{licence['what']}: {licence['credit']}; {licence['licence']}"
+    return _drawable(f"{licence['what']}: {licence['credit']}; {licence['licence']}")

@@ -98,6 +98,27 @@ def test_what_is_larger_than_the_picture_is_white():
         cut_tile(_picture(0)[:CELL, : 2 * CELL], [0, 1, 0, 0.5, 1, 2])
 
 
+def test_a_cell_of_less_than_a_pixel_is_shown_as_one():
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    for column in (0, 5, 11):
+        tile = cut_tile(picture, [0, 0, column, 0.5, 1, 12], 0)
+        top, left, height, width = tile.cell
+        assert (top, height, width) == (0, 4, 1)
+        assert abs(column / 2 - np.flatnonzero((picture == tile.pixels[:4, left : left + 1]).all((0, 2)))[0]) <= 0.5
+    sliver = cut_tile(picture, [0, 0, 2, 0.5, 1.0, 2.01], 0)  # The picture ends just within its last cell.
+    assert np.array_equal(sliver.pixels[:4, sliver.cell[1]], picture[:, 5])
+
+
+def test_texts_that_no_font_has_are_drawn_all_the_same(explorer):
+    bundle = Bundle(explorer)
+    licence = {**bundle.meta["licences"][0], "what": "half a sign \ud800 and\0 none"}
+    write_value(explorer, "meta", {**bundle.meta, "title": "\ud800\0", "licences": [licence]})
+    code = bundle.code(1) | {"words": [{"word": "\udfff", "lift": 3.0, "low": 2.0, "high": 4.0}]}
+    write_in_files(explorer, "codes", [bundle.code(0), code], 64)
+    assert "half a sign \N{REPLACEMENT CHARACTER} and\N{REPLACEMENT CHARACTER} none" in _texts(explorer, [1])
+    assert draw_figure(explorer, [1], into=explorer / "codes.pdf").read_bytes().startswith(b"%PDF")
+
+
 def test_rows_hold_the_cells_of_their_codes(explorer, monkeypatch):
     drawn = {}
     monkeypatch.setattr(figure, "_draw", lambda *arguments: drawn.update(codes=arguments[2], tiles=arguments[3]))
@@ -162,6 +183,11 @@ def _texts(explorer: Path, codes: list[int]) -> str:
         ({"rows": 0}, "rows: expected at least 1, got 0"),
         ({"dpi": 0}, "dpi: expected at least 1, got 0"),
         ({"columns": 5}, "columns: no code of"),
+        (
+            {"codes": [1], "dpi": 100_000},
+            "pixels, expected less than 65,536 a side and at most 200,000,000: give fewer rows",
+        ),
+        ({"codes": [1], "columns": 100_000}, "pixels, expected less than 65,536 a side"),
         ({"kind": "far"}, "kind: expected nearest or quantiles or random, got 'far'"),
     ],
 )
