@@ -203,5 +203,6 @@ def places_on_map(codebook: np.ndarray, is_live: np.ndarray) -> np.ndarray:
         place = np.concatenate([place, np.zeros_like(place)], axis=1)
     of_live = place[is_live] if is_live.any() else place
     low, high = of_live.min(0), of_live.max(0)
-    scale = max(float((high - low).max()), np.finfo(np.float64).tiny)
+    extent = float((high - low).max())
+    scale = extent if extent > np.finfo(np.float64).tiny else 1.0  # Codes that are all the same lie in the middle.
     return np.clip((place - (low + high) / 2) / scale + 0.5, 0.0, 1.0)

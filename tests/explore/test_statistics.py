@@ -138,3 +138,10 @@ def test_the_map_keeps_the_plane_in_which_live_codes_lie():
 def test_the_map_of_hardly_anything(codes):
     place = places_on_map(codes.astype(np.float32), np.zeros(len(codes), dtype=bool))
     assert np.isfinite(place).all() and (place >= 0).all() and (place <= 1).all()
+
+
+def test_the_map_of_one_live_code_has_it_in_the_middle():
+    codes = np.array([[0.0, 0.0], [1e6, 0.0], [0.0, -1e6]], dtype=np.float32)
+    with np.errstate(all="raise"):
+        place = places_on_map(codes, np.array([True, False, False]))
+    assert place[0].tolist() == [0.5, 0.5] and sorted(map(sorted, place[1:].tolist())) in ([[0.0, 0.5], [0.5, 1.0]],)
