@@ -113,6 +113,8 @@ TIMELINE = {
     "seeded": "the step of each code's last seeding, 0 at the start or before; null where it is not known",
     "unused_since": "the step of the first snapshot since which each code has had no member; null where it has, or "
     "where it is not known",
+    "num_snapshots": "states of the codebook's usage that were compared, the model's included: from one alone it is "
+    "not known since when codes have no member",
     "last_step": "where the run ended",
     "sentences": "list of texts: what the figures say",
 }

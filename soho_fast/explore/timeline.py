@@ -63,6 +63,7 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
     ]
     seeded: list[int | None] = []
     unused_since: list[int | None] = []
+    snapshots: list[_Snapshot] = []
     if dictionary is not None:
         num_codes, decay = dictionary.num_codes, dictionary.config.usage_decay
         model_step = _model_step(run, folder, last_step)
@@ -82,8 +83,11 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
         "events": events,
         "seeded": seeded,
         "unused_since": unused_since,
+        "num_snapshots": len(snapshots),
         "last_step": last_step,
-        "sentences": _sentences({line["name"]: line["points"] for line in series}, seeded, unused_since),
+        "sentences": _sentences(
+            {line["name"]: line["points"] for line in series}, seeded, unused_since, len(snapshots)
+        ),
     }
 
 
@@ -167,6 +171,7 @@ def _sentences(
     series: Mapping[str, Sequence[Sequence[float]]],
     seeded: Sequence[int | None],
     unused_since: Sequence[int | None],
+    num_snapshots: int,
 ) -> list[str]:
     """What the figures say, in words."""
     told = []
@@ -195,7 +200,7 @@ def _sentences(
         shown = [f"since step {step:,} ({count:,})" for step, count in sorted(unused.items())[:_MOST_STEPS_TOLD]]
         more = ", ..." if len(unused) > _MOST_STEPS_TOLD else ""
         told.append(f"{_codes(unused.total())} without a member up to the end: {', '.join(shown)}{more}.")
-    elif steps:
+    elif steps and num_snapshots > 1:
         told.append("Every code had members up to the end.")
     if drift := series.get("codebook drift"):
         step, largest = max(drift, key=lambda point: point[1])

@@ -123,6 +123,26 @@ def test_an_older_log_gives_what_it_holds_and_checkpoints_the_rest(tmp_path):
     assert found["unused_since"] == [None, None, 10, 0, 0, 0, 0, 0]
 
 
+def test_one_state_does_not_tell_that_every_code_had_members(tmp_path):
+    """Code 3 had its last member at step 10 of 500: of the model alone that cannot be seen."""
+    made = _dictionary()
+    _run(tmp_path, made, 500, lambda step: list(range(K)) if step <= 10 else [0, 1, 2])
+    told = timeline(tmp_path, made)
+    assert told["num_snapshots"] == 100 and told["unused_since"][3] == 10
+    alone = timeline(None, made)
+    assert alone["num_snapshots"] == 1 and alone["unused_since"] == [None] * K
+    assert not any("had members" in text for text in alone["sentences"])
+    logged = timeline(tmp_path / "used", _all_used(tmp_path / "used"))
+    assert "Every code had members up to the end." in logged["sentences"]
+
+
+def _all_used(folder: Path) -> VisualDictionary:
+    folder.mkdir()
+    made = _dictionary()
+    _run(folder, made, 500, lambda _: list(range(K)))
+    return made
+
+
 def test_a_damaged_log_gives_what_it_holds(tmp_path):
     odd = [
         _train(1, perplexity="many", live_codes=3.0),

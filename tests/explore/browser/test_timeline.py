@@ -20,6 +20,7 @@ def _timeline() -> dict:
         "events": [[0, "the backbone stands still"], [500, EVENT]],
         "seeded": [0 if code % 2 else 10 * code for code in range(NUM_CODES)],
         "unused_since": unused,
+        "num_snapshots": 5,
         "last_step": 1000,
         "sentences": ["Live codes: 60 at step 1,000; they fell from 80 to 60."],
     }
@@ -62,6 +63,49 @@ def test_codes_without_a_member_are_listed_with_since_when(trained, open_window)
     assert window.address() == "#/code/3"
 
 
+def test_codes_that_died_come_before_those_that_never_lived(trained, open_window):
+    seeded, unused = [0] * NUM_CODES, [None] * NUM_CODES
+    unused[2], unused[4], unused[6] = 0, 700, 300
+    bundle.write_value(trained.folder, "timeline", _timeline() | {"seeded": seeded, "unused_since": unused})
+    try:
+        window = open_window(trained)
+        window.visit("#/timeline")
+        rows = [row.split("\t") for row in window.page.locator(".unused tbody tr").all_inner_texts()]
+        assert [row[:2] for row in rows[:2]] == [["6", "step 300"], ["4", "step 700"]]
+        assert rows[2][1] == "had members to the end" and rows[-1][:2] == ["2", "step 0, its seeding"]
+    finally:
+        bundle.write_value(trained.folder, "timeline", _timeline())
+
+
+def test_codes_that_were_seeded_again_are_links_the_last_first(trained, open_window):
+    window = open_window(trained)
+    window.visit("#/timeline")
+    chips = window.page.locator(".reseeded a")
+    assert chips.count() == 12 and chips.first.inner_text().split() == ["88", "step", "880"]
+    window.page.locator(".reseeded button").click()
+    assert chips.count() == NUM_CODES // 2 - 1, "the even ones but 0"
+    window.click(".reseeded a")
+    assert window.address() == "#/code/88"
+    window.visit("#/code/5")
+    facts = dict(row.split("\n") for row in window.page.locator(".facts div").all_inner_texts())
+    assert facts["last seeded in training at"] == "step 0"
+    assert facts["no member in training since"] == "step 400"
+    window.visit("#/code/9")
+    assert "no member in training since\nstep 400" in window.text(), "a dead code tells it too"
+
+
+def test_of_one_state_alone_nothing_is_claimed(trained, open_window):
+    bundle.write_value(trained.folder, "timeline", _timeline() | {"num_snapshots": 1, "unused_since": [None] * 90})
+    try:
+        window = open_window(trained)
+        window.visit("#/timeline")
+        rows = [row.split("\t") for row in window.page.locator(".unused tbody tr").all_inner_texts()]
+        assert rows and {row[1] for row in rows} == {"not known"}
+        assert "left one state of the codebook's usage alone" in window.text()
+    finally:
+        bundle.write_value(trained.folder, "timeline", _timeline())
+
+
 def test_long_lists_are_shown_when_asked_for(trained, open_window):
     value = _timeline() | {"unused_since": list(range(1, NUM_CODES + 1))}
     bundle.write_value(trained.folder, "timeline", value)
@@ -80,7 +124,7 @@ def test_what_is_not_known_is_said(trained, small, open_window):
     window = open_window(small)
     window.visit("#/timeline")
     assert "no run's log lay beside the model" in window.text()
-    known = {"series": [], "events": [], "sentences": [], "last_step": 0}
+    known = {"series": [], "events": [], "sentences": [], "num_snapshots": 1, "last_step": 0}
     unknown = {name: [None] * NUM_CODES for name in ("seeded", "unused_since")}
     bundle.write_value(trained.folder, "timeline", known | unknown)
     try:

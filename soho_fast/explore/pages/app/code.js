@@ -88,7 +88,8 @@
     return card(
       "Words",
       "How many times likelier a word is in the captions of images that have this code. Intervals at " +
-        `${formatPercent(level)}, corrected for ${formatPlural(numTests, "test")}; what is grey may be chance.`,
+        `${formatPercent(level)}, corrected for ${formatPlural(numTests, "test")}; the dashed line is 1, as often as ` +
+        "elsewhere, and what is grey may be chance.",
       code.words.length ? wordTable(code.words) : element("p", { class: "nothing" }, "No word is common enough here."),
     );
   };
@@ -132,7 +133,7 @@
   const distanceCard = (code, meta) =>
     card(
       "Distances",
-      "How far its members lie from it.",
+      "How far the features of its cells lie from the code, in the codebook's own units.",
       charts.histogram({
         counts: code.histogram,
         edges: meta.histogram_edges,
@@ -174,18 +175,30 @@
       codeList(code.near, code.code, wall, ({ distance }) => formatNumber(distance)),
     );
 
-  const showDead = (root, code, wall) => {
+  // What the run's timeline says of a code: [name, value] of what is known.
+  const training = (code, timeline) => {
+    const told = (step) => element("a", { href: explorer.address("timeline") }, `step ${formatCount(step)}`);
+    const seeded = timeline?.seeded[code.code] ?? null;
+    const unused = timeline?.unused_since[code.code] ?? null;
+    return [
+      seeded === null ? null : ["last seeded in training at", told(seeded)],
+      unused === null ? null : ["no member in training since", told(unused)],
+    ].filter((fact) => fact !== null);
+  };
+
+  const showDead = (root, code, wall, timeline) => {
     root.append(
       element(
         "p",
         { class: "notice" },
         "This code is dead: no cell of any image here is nearest to it. It has no pictures, words or neighbours.",
       ),
+      facts(training(code, timeline)),
       element("div", { class: "cards" }, element("div", {}, nearCard(code, wall))),
     );
   };
 
-  const showLive = (root, code, wall, meta) => {
+  const showLive = (root, code, wall, meta, timeline) => {
     const number = code.code;
     const says = wall.word[number];
     const claim =
@@ -224,6 +237,7 @@
               "distance of members",
               `${formatNumber(wall.mean_distance[number])} ± ${formatNumber(wall.spread[number], 2)}`,
             ],
+            ...training(code, timeline),
           ]),
         ),
       ),
@@ -255,10 +269,14 @@
       const number = /^\d+$/.test(argument) ? Number(argument) : NaN;
       if (Number.isNaN(number))
         throw new Error(`code: expected a number from 0 to ${meta.num_codes - 1}, got "${argument}"`);
-      const [code, wall] = await Promise.all([explorer.loadCode(number), explorer.loadWall()]);
+      const [code, wall, timeline] = await Promise.all([
+        explorer.loadCode(number),
+        explorer.loadWall(),
+        explorer.load("timeline"),
+      ]);
       root.append(element("div", { class: "title" }, element("h1", {}, `Code ${number}`), walk(number, meta)));
-      if (code.tokens === 0) showDead(root, code, wall);
-      else showLive(root, code, wall, meta);
+      if (code.tokens === 0) showDead(root, code, wall, timeline);
+      else showLive(root, code, wall, meta, timeline);
       root.append(explorer.licenceLine(meta));
       const says = wall.word[number];
       return says === null ? `Code ${number}` : `Code ${number}, ${says}`;

@@ -4,10 +4,11 @@
 (() => {
   const { element, charts, formatCount, formatPlural } = explorer;
   const FIRST_SHOWN = 60;
+  const FIRST_CHIPS = 12;
   const NUM_BINS = 48;
 
   const HINTS = {
-    perplexity: "So many codes, used alike, would be used as evenly as all are (running usage).",
+    perplexity: "How many codes are used in effect: that many, each used as often, would be as varied (running usage).",
     "live codes": "Codes whose running usage is not near zero; it lags behind, by some hundred steps.",
     "re-seeded codes": "Codes that were dead and took the place of a feature, since the point before.",
     "codebook drift": "How far one step moves the codes, in units of the codebook's spread.",
@@ -48,25 +49,51 @@
     const edges = Array.from({ length: NUM_BINS + 1 }, (_, bin) => Math.round((bin / NUM_BINS) * lastStep));
     const label = "codes by the step of their last seeding";
     const codes = formatPlural(later.length, "code");
-    const hint = `Of the ${codes} that were seeded again after step ${formatCount(first)}.`;
-    return card("Last seedings", hint, charts.histogram({ counts, edges, label }));
+    const hint =
+      `Of the ${codes} that died after step ${formatCount(first)} and took the place of a feature: when they did so ` +
+      "last.";
+    const links = seeded
+      .map((step, code) => ({ step, code }))
+      .filter(({ step }) => step !== null && step > first)
+      .sort((a, b) => b.step - a.step || a.code - b.code)
+      .map(({ step, code }) =>
+        element(
+          "a",
+          { class: "chip", href: explorer.address("code", String(code)), dataset: { code } },
+          `${code}`,
+          element("span", { class: "hint" }, `step ${formatCount(step)}`),
+        ),
+      );
+    const chips = element("div", { class: "chips reseeded" }, links.slice(0, FIRST_CHIPS));
+    const more = element("button", { type: "button", class: "quiet" }, `show all ${formatCount(links.length)}`);
+    more.addEventListener("click", () => chips.replaceChildren(...links));
+    if (links.length > FIRST_CHIPS) chips.append(more);
+    return card("Codes that died and were seeded again", hint, charts.histogram({ counts, edges, label }), chips);
   };
 
-  const unusedCodes = ({ seeded, unused_since: unusedSince }, tokens) => {
+  const unusedCodes = ({ seeded, unused_since: unusedSince, num_snapshots: numSnapshots }, tokens) => {
+    const known = numSnapshots > 1;
     const codes = tokens
       .map((count, code) => ({ code, count, since: unusedSince[code] ?? null, at: seeded[code] ?? null }))
       .filter(({ count, since }) => since !== null || count === 0)
-      .sort((a, b) => (a.since ?? Infinity) - (b.since ?? Infinity) || a.code - b.code);
-    if (!codes.length) return element("p", { class: "hint" }, "Every code had members in training, and has some here.");
-    const step = (value, unknown) => (value === null ? unknown : `step ${formatCount(value)}`);
-    const sinceStep = (since, at) =>
-      since !== null && since === at ? `${step(since)}, its seeding` : step(since, "had members to the end");
-    const row = ({ code, count, since, at }) =>
+      .map((row) => ({ ...row, never: row.since !== null && row.since === row.at }))
+      // Those first that had members and lost them; last those that never had one.
+      .sort((a, b) => a.never - b.never || (a.since ?? Infinity) - (b.since ?? Infinity) || a.code - b.code);
+    const unknown =
+      "This training left one state of the codebook's usage alone: since when a code has no member is not known, but " +
+      "for those that never had one.";
+    const note = known ? null : element("p", { class: "notice" }, unknown);
+    const none = known ? "Every code had members in training, and has some here." : "Every code has members here.";
+    if (!codes.length) return [note, element("p", { class: "hint" }, none)];
+    const step = (value, otherwise) => (value === null ? otherwise : `step ${formatCount(value)}`);
+    const sinceStep = (since, never) =>
+      never ? `${step(since)}, its seeding` : step(since, known ? "had members to the end" : "not known");
+    const row = ({ code, count, since, at, never }) =>
       element(
         "tr",
         { dataset: { code } },
         element("th", { scope: "row" }, element("a", { href: explorer.address("code", String(code)) }, `${code}`)),
-        element("td", { class: "number" }, sinceStep(since, at)),
+        element("td", { class: "number" }, sinceStep(since, never)),
         element("td", { class: "number" }, step(at, "not known")),
         element("td", { class: "number" }, formatCount(count)),
       );
@@ -78,6 +105,7 @@
     });
     const head = ["code", "no member in training since", "last seeded at", "tokens here"];
     return [
+      note,
       element(
         "table",
         { class: "lifts unused" },
@@ -89,7 +117,7 @@
   };
 
   const show = async (root) => {
-    const [timeline, wall] = await Promise.all([explorer.load("timeline"), explorer.load("wall")]);
+    const [timeline, wall] = await Promise.all([explorer.load("timeline"), explorer.loadWall()]);
     root.append(element("div", { class: "title" }, element("h1", {}, "Timeline")));
     if (timeline === null) {
       root.append(
@@ -117,7 +145,7 @@
     }
     const cards = [...curves(timeline), seedings(timeline), eventList(timeline)].filter(Boolean);
     root.append(element("div", { class: "cards" }, cards));
-    const hint = "In training, up to the last snapshot of the run; and among the images of this explorer.";
+    const hint = "In training, as finely as its snapshots tell; and among the images of this explorer.";
     const unused = card("Codes that have no member", hint, unusedCodes(timeline, wall.tokens));
     root.append(element("div", { class: "cards" }, unused));
   };
