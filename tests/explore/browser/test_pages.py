@@ -267,6 +267,7 @@ def test_the_map_names_and_opens_what_is_pointed_at(small, window):
 
     window.visit("#/map")
     window.page.locator("summary").click()
+    window.page.wait_for_selector(".map-list a")
     assert window.page.locator(".map-list a").count() == NUM_CODES
 
 

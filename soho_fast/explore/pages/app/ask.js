@@ -77,7 +77,7 @@
     const number = (name) => (/^\d+$/.test(parameters.get(name) ?? "") ? Number(parameters.get(name)) : null);
     const given = server.models.find(({ name }) => name === parameters.get("model"));
     const asked = parameters.get("question");
-    const question = given?.question ?? (QUESTIONS[asked] ? asked : server.models[0].question);
+    const question = given?.question ?? (Object.hasOwn(QUESTIONS, asked ?? "") ? asked : server.models[0].question);
     const image = (name, place) => (parameters.get(name) === FILE ? (files[place] ? FILE : null) : number(name));
     return {
       question,

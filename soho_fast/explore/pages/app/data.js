@@ -15,12 +15,13 @@ const explorer = { pages: new Map() };
       const script = document.createElement("script");
       script.src = `data/${name}.js`;
       const fail = () => {
+        script.remove();
         requested.delete(name);
         reject(new Error(`data/${name}.js is missing or damaged: build the explorer anew`));
       };
       script.onerror = fail;
       // Runs after the script: one that is cut short has handed over nothing.
-      script.onload = () => request.received || fail();
+      script.onload = () => (request.received ? script.remove() : fail());
       document.head.append(script);
     });
     requested.set(name, request);

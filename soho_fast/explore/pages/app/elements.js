@@ -30,7 +30,12 @@
     const rounded = Number(number.toPrecision(digits));
     return Math.abs(rounded) < 1e6 ? rounded.toLocaleString("en", { maximumSignificantDigits: digits }) : `${rounded}`;
   };
-  explorer.formatPercent = (share) => (share === null ? "–" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`);
+  // What is not all is not called 100 %.
+  explorer.formatPercent = (share) => {
+    if (share === null) return "–";
+    if (share > 0.99 && share < 1) return `${(Math.floor(1000 * share) / 10).toFixed(1)} %`;
+    return `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+  };
   explorer.formatPlural = (number, one, several = `${one}s`) =>
     `${explorer.formatCount(number)} ${number === 1 ? one : several}`;
 
@@ -65,12 +70,15 @@
     return element(tag, { class: "foreign", dir: "auto" }, shown, button);
   };
 
-  // A text in which what looks like an address on the web can be followed.
+  // A text in which what is an address on the web can be followed. Marks that turn the direction of a text end one: a
+  // link shows where it goes.
   explorer.linkedText = (text) =>
     text
-      .split(/(https?:\/\/[^\s,;]+[^\s,;.])/)
+      .split(/(https?:\/\/[^\s,;\p{C}]*[^\s,;.\p{C}])/u)
       .map((part, place) =>
-        place % 2 ? explorer.element("a", { href: part, rel: "noreferrer noopener", target: "_blank" }, part) : part,
+        place % 2 && URL.canParse(part)
+          ? explorer.element("a", { href: part, rel: "noreferrer noopener", target: "_blank" }, part)
+          : part,
       );
 
   // What the pictures of a page owe to others: `numbers` of entries of meta.licences, all where it is left out.

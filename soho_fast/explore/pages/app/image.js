@@ -107,7 +107,8 @@
         ` · ${formatPlural(counts.get(code), "cell")} here`,
       );
     };
-    const label = picture.captions.length ? picture.captions[0].slice(0, 200) : `picture ${number}`;
+    const caption = picture.captions.find((text) => text.trim() !== "");
+    const label = caption === undefined ? `picture ${number}` : caption.slice(0, 200);
     const show = (code) => {
       view.light(code);
       tell(code);

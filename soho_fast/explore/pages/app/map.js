@@ -6,6 +6,10 @@
   const CROPS_SHOWN = 400; // As many codes in view or fewer are shown as crops.
   const GREATEST_ZOOM = 40;
 
+  // One listener for all maps: it would keep each map and its pictures.
+  let repaint = () => {};
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => repaint());
+
   explorer.pages.set("map", {
     title: "Map",
     show: async (root, argument, parameters, meta) => {
@@ -298,9 +302,7 @@
         draw();
         select(selected);
       }).observe(canvas);
-      const scheme = matchMedia("(prefers-color-scheme: dark)");
-      const repaint = () => (canvas.isConnected ? drawSoon() : scheme.removeEventListener("change", repaint));
-      scheme.addEventListener("change", repaint);
+      repaint = drawSoon;
 
       const zoomButton = (text, label, factor) =>
         element(

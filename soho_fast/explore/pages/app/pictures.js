@@ -57,7 +57,11 @@
       class: "cells",
       role: "group",
       "aria-label": label,
-      style: { aspectRatio: `${picture.width} / ${picture.height}` },
+      // A high picture is made narrower, that more than a strip of it is seen at once.
+      style: {
+        aspectRatio: `${picture.width} / ${picture.height}`,
+        maxWidth: `max(80px, ${(150 * picture.width) / picture.height}vh)`,
+      },
     });
     root.append(element("img", { src: source, alt: label, width: picture.width, height: picture.height }));
 

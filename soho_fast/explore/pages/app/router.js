@@ -26,7 +26,7 @@
     const query = new URLSearchParams(
       Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== ""),
     ).toString();
-    const path = argument === "" ? page : `${page}/${encodeURIComponent(argument)}`;
+    const path = argument === "" ? page : `${page}/${encodeURIComponent(argument.toWellFormed())}`;
     return `#/${path}${query ? `?${query}` : ""}`;
   };
 
@@ -123,7 +123,7 @@
       const text = isOurs
         ? error.message
         : `the data of this page are damaged (${error.message}): build the explorer anew`;
-      root.replaceChildren(element("p", { class: "error", role: "alert", dir: "auto" }, text));
+      root.replaceChildren(element("div", { class: "error", role: "alert" }, explorer.foreignText(text)));
     }
     if (visited !== current) return;
     showHeader(meta, page);

@@ -113,10 +113,13 @@
     return element(
       "p",
       { class: "lead" },
-      "Each tile is a code of the visual dictionary, shown by the cell that lies in its middle and what is around it. ",
+      "A model sees an image as a grid of cells, and takes for each cell's feature the nearest code of its " +
+        "dictionary: a token. Each tile is a code: the cell in the middle of those that have it, outlined, and what " +
+        "is around it",
+      meta.has_captions ? "; below it, the word that most sets apart the captions of its images. " : ". ",
       element("strong", {}, formatCount(meta.num_codes)),
-      ` codes${dead ? `, ${formatCount(dead)} of them dead` : ", all in use"}; from ${images}`,
-      ` and ${formatPlural(meta.num_tokens, "token")}.`,
+      ` codes${dead ? `, ${formatCount(dead)} of them dead: no cell here has them` : ", all in use"}; ${images},`,
+      ` ${formatPlural(meta.num_tokens, "token")}.`,
     );
   };
 

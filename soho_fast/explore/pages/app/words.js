@@ -133,6 +133,9 @@
         "p",
         { class: "lead" },
         `In the captions of ${formatPlural(word.images, "image")} of ${formatCount(meta.num_images)}.`,
+        word.codes.length
+          ? " How many times as often in those of images that have a code, in its interval; the dashed line is 1."
+          : null,
       ),
     );
     if (!word.codes.length) {
