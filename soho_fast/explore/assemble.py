@@ -287,7 +287,7 @@ class _Writer:
                     "rank": int(ranks[code]),
                     **{kind: self._occurrences(cells) for kind, cells in shown.items()},
                     "histogram": self.usage.histogram[code].tolist(),
-                    "positions": self.usage.positions[code].tolist(),
+                    "positions": _counts(self.usage.positions[code]),
                     "words": self._words_of_code(found.first(words.WORDS_PER_CODE)),
                     "neighbours": [{"code": c, "count": n, "lift": _short(lift)} for c, n, lift in neighbours],
                     "near": [{"code": c, "distance": _short(distance)} for c, distance in near_row],
@@ -433,6 +433,11 @@ class _Writer:
     def _choose_figure(self) -> None:
         bundle = Bundle(self.folder)
         layout.write_value(self.folder, "meta", {**bundle.meta, "figure": choose_codes(bundle)})
+
+
+def _counts(values: np.ndarray) -> list[float]:
+    """Whole numbers where all are, else hundredths."""
+    return values.astype(np.int64).tolist() if (values % 1 == 0).all() else values.round(2).tolist()
 
 
 def _short(number: float) -> float | None:

@@ -74,7 +74,8 @@ CODE = {
     "tokens, images, rank": "how many have it, and its place by tokens, from 1",
     "nearest, quantiles, random": "occurrences, of distinct pictures; quantiles from the nearest to the farthest",
     "histogram": "tokens by distance, as meta's histogram_edges",
-    "positions": "tokens by position, row by row, meta's position_rows x position_columns",
+    "positions": "tokens by position, row by row, meta's position_rows x position_columns; a cell that lies in several "
+    "of these counts in each by its share of the area",
     "words": "list of {word, both, images, lift, low, high}: captions of `images` images have the word, `both` of them "
     "have the code; lift = P(word | code) / P(word) among images with captions, its interval; those first whose "
     "interval lies highest",

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from soho_fast.explore.spool import Chunk, Spool
+from soho_fast.extras import from_extra
+
+with from_extra("explore"):
+    from scipy.sparse import csr_array, kron
 
 HISTOGRAM_BINS = 32
 MOST_POSITIONS = 16
@@ -28,7 +32,7 @@ class Usage:
 
     tokens, images: int64 (K,); captioned: int64 (K,), of the images those with captions. mean, spread: float64 (K,), of
     the distances of a code's tokens, NaN where it has none. histogram: int64 (K, H) over `edges` (H + 1,), the last bin
-    closed. positions: int64 (K, P), row by row.
+    closed. positions: float64 (K, P), row by row; a token counts in each position by how much of its cell lies there.
     """
 
     tokens: np.ndarray
@@ -61,11 +65,10 @@ def count_usage(spool: Spool, num_codes: int) -> Usage:
     """Count tokens, images, distances and positions of each code."""
     edges = _edges(*spool.distance_range)
     rows, columns = _heat_map_size(spool)
-    num_positions = rows * columns
     tokens, images, captioned = (np.zeros(num_codes, dtype=np.int64) for _ in range(3))
     total, squares = np.zeros(num_codes), np.zeros(num_codes)
     histogram = np.zeros((num_codes, HISTOGRAM_BINS), dtype=np.int64)
-    positions = np.zeros((num_codes, num_positions), dtype=np.int64)
+    positions = np.zeros((num_codes, rows * columns))
     # Squares of what lies far from zero would lose what tells spread.
     centre = float(edges[0] + edges[-1]) / 2
     for chunk in spool.tokens():
@@ -80,9 +83,7 @@ def count_usage(spool: Spool, num_codes: int) -> Usage:
         squares += np.bincount(code, (distance - centre) ** 2, minlength=num_codes)
         place = np.clip(np.searchsorted(edges, distance, side="right") - 1, 0, HISTOGRAM_BINS - 1)
         _count_into(histogram, code, place)
-        row = (2 * chunk.row[known].astype(np.int64) + 1) * rows // (2 * chunk.rows[known])
-        column = (2 * chunk.column[known].astype(np.int64) + 1) * columns // (2 * chunk.columns[known])
-        _count_into(positions, code, row * columns + column)
+        _count_positions(chunk, positions, rows, columns)
     with np.errstate(invalid="ignore"):
         mean = total / tokens
         spread = np.sqrt(np.maximum(squares / tokens - mean**2, 0.0))
@@ -94,6 +95,28 @@ def _count_into(table: np.ndarray, row: np.ndarray, column: np.ndarray) -> None:
     table.reshape(-1)[keys] += counts
 
 
+def _count_positions(chunk: Chunk, table: np.ndarray, rows: int, columns: int) -> None:
+    """Add tokens to positions. A cell may lie in several: put into one, those of smaller grids would leave stripes."""
+    shape_T = chunk.rows.astype(np.int64) << 32 | chunk.columns
+    shape_T[chunk.index < 0] = -1
+    for shape in np.unique(shape_T[shape_T >= 0]).tolist():
+        here = np.flatnonzero(shape_T == shape)
+        grid_rows, grid_columns = shape >> 32, shape & 0xFFFFFFFF
+        cell = chunk.row[here].astype(np.int64) * grid_columns + chunk.column[here]
+        codes, place = np.unique(chunk.index[here], return_inverse=True)
+        cover = kron(_cover(grid_rows, rows), _cover(grid_columns, columns), format="csr")
+        counts = csr_array((np.ones(len(here)), (place, cell)), shape=(len(codes), grid_rows * grid_columns))
+        found = (counts @ cover).tocoo()
+        table[codes[found.row], found.col] += found.data
+
+
+def _cover(num_cells: int, num_positions: int) -> csr_array:
+    """(cells, positions): which share of each of the cells along an edge lies in each of the positions along it."""
+    cell, position = np.arange(num_cells)[:, None] * num_positions, np.arange(num_positions) * num_cells
+    overlap = np.minimum(cell + num_positions, position + num_cells) - np.maximum(cell, position)
+    return csr_array(np.maximum(overlap, 0) / num_positions)
+
+
 def _edges(low: float, high: float) -> np.ndarray:
     if not low <= high:  # no token has a code
         low, high = 0.0, 1.0
@@ -103,7 +126,7 @@ def _edges(low: float, high: float) -> np.ndarray:
 
 
 def _heat_map_size(spool: Spool) -> tuple[int, int]:
-    """The grid itself where all are alike and small enough; else so many that each image has a cell for each."""
+    """The largest grid, which is that of all images where they are alike, or `MOST_POSITIONS`."""
     return tuple(min(MOST_POSITIONS, int(sizes.max(initial=1))) for sizes in (spool.rows_N, spool.columns_N))
 
 

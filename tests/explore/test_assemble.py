@@ -61,7 +61,7 @@ def test_statistics_are_of_all_images_and_occurrences_of_the_gallery(made):
         assert entry["code"] == code
         assert entry["tokens"] == wall["tokens"][code] == len(cells[code]) == sum(entry["histogram"])
         assert entry["images"] == wall["images"][code] == len({cell[0] for cell in cells[code]})
-        assert sum(entry["positions"]) == len(cells[code])
+        assert sum(entry["positions"]) == pytest.approx(len(cells[code]), abs=0.005 * len(entry["positions"]))
         for neighbour in entry["neighbours"]:
             assert neighbour["count"] == counts[code, neighbour["code"]]
         here = [cell for cell in cells[code] if cell[0] in shown]

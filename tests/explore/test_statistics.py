@@ -57,21 +57,39 @@ def test_usage(spooled):
             assert usage.spread[code] == pytest.approx(np.std(distances), rel=1e-6, abs=1e-7)
         else:
             assert np.isnan(usage.mean[code]) and np.isnan(usage.spread[code])
-        positions = np.zeros((rows, columns), dtype=int)
+        positions = np.zeros((rows, columns))
         for image, row, column, _ in cells[code]:
             high, wide = images[image].index.shape
-            positions[int((row + 0.5) / high * rows), int((column + 0.5) / wide * columns)] += 1
-        assert usage.positions[code].tolist() == positions.ravel().tolist()
+            down, right = share_of_edge(row, high, rows), share_of_edge(column, wide, columns)
+            positions += np.outer(down, right)
+        np.testing.assert_allclose(usage.positions[code], positions.ravel(), rtol=1e-12, atol=1e-12)
     ranks = usage.ranks()
     by_rank = sorted(range(NUM_CODES), key=lambda code: (-usage.tokens[code], code))
     assert [ranks[code] for code in by_rank] == list(range(1, NUM_CODES + 1))
+
+
+def share_of_edge(cell, num_cells, num_positions):
+    """How much of a cell lies in each position, by points that lie close."""
+    points = (cell + (np.arange(3600) + 0.5) / 3600) / num_cells
+    return np.bincount((points * num_positions).astype(int), minlength=num_positions) / 3600
+
+
+def test_codes_that_lie_anywhere_leave_no_stripes_in_the_heat_map(tmp_path):
+    """Of grids of two shapes, upright and lying pictures."""
+    rng = np.random.default_rng(0)
+    images = [image for size in ((9, 12), (12, 9)) for image in seen_images(100, NUM_CODES, size=size)]
+    for image in images:
+        image.index[:] = rng.integers(2, size=image.index.shape)
+    usage = count_usage(filled(images, tmp_path), NUM_CODES)
+    assert usage.positions[0].sum() == pytest.approx(usage.tokens[0])
+    assert usage.positions[0].min() > 0.7 * usage.positions[0].mean()
 
 
 def test_the_heat_map_of_a_large_grid_has_sixteen_rows(tmp_path):
     images = seen_images(2, NUM_CODES, size=(33, 5))
     usage = count_usage(filled(images, tmp_path), NUM_CODES)
     assert (usage.position_rows, usage.position_columns) == (16, 5)
-    assert usage.positions.sum() == usage.tokens.sum()
+    assert usage.positions.sum() == pytest.approx(usage.tokens.sum(), rel=1e-12)
 
 
 def test_neighbours(spooled):
