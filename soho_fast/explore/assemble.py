@@ -66,6 +66,7 @@ def put_in_place(folder: Path) -> Iterator[Path]:
         new = building / "new"
         new.mkdir()
         yield new
+        check_folder(folder)  # A build takes a while, in which something else may have come.
         if folder.exists():
             os.rename(folder, building / "old")
         os.rename(new, folder)

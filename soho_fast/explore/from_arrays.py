@@ -234,6 +234,8 @@ class ArraySource:
 
 def look_up(features: Sequence[np.ndarray], codebook: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """(index int32 (h, w), distance float32 (h, w)) of the features (h, w, C) of some images; one lookup for all."""
+    if not features:
+        return []
     sizes = [each.shape[:2] for each in features]
     flat = np.concatenate([each.reshape(-1, codebook.shape[1]) for each in features])
     index, squared = ops.codebook_lookup(torch.from_numpy(flat), torch.from_numpy(codebook), return_distance=True)

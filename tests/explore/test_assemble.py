@@ -176,6 +176,23 @@ def test_no_image_at_all(tmp_path):
         build(tmp_path / "explorer", [], 6)
 
 
+def test_what_came_into_the_folder_while_it_was_built_is_not_lost(tmp_path):
+    folder = tmp_path / "explorer"
+    build(folder, seen_images(4, 6), 6)
+
+    class Slow(MadeSource):
+        def masked(self, places, captions):
+            shutil.rmtree(folder)
+            folder.mkdir()
+            (folder / "thesis.tex").write_text("years of work")
+            return iter(())
+
+    with pytest.raises(UserError, match="holds no explorer, so it is not overwritten"):
+        assemble(Slow(seen_images(5, 6), codebook(6)), folder)
+    assert (folder / "thesis.tex").read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["explorer"]
+
+
 def test_what_a_link_leads_to_is_replaced_and_not_the_link(tmp_path):
     """A run's explorer may lie on another disk."""
     link = tmp_path / "explorer"
