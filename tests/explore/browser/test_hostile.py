@@ -193,3 +193,15 @@ def test_a_question_that_there_is_not_is_as_if_left_out(small, tmp_path, open_wi
     window.visit("#/ask?question=constructor")
     assert window.page.locator("input[name=question]:checked").get_attribute("value") == "rank"
     assert window.page.get_by_role("button", name="Ask").count() == 1
+
+
+@pytest.mark.parametrize("value", [{"series": 3}, None])
+def test_a_code_is_shown_whatever_its_timeline_is(small, tmp_path, open_window, value):
+    copy = shutil.copytree(small.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.jpg"))
+    (copy / "data" / "timeline.js").unlink()
+    if value:
+        bundle.write_value(copy, "timeline", value)
+    window = open_window(copy)
+    window.visit("#/code/3")
+    assert "Where it occurs" in window.text() and not window.page.locator(".error").count()
+    window.complaints[:] = [text for text in window.complaints if "Failed to load resource" not in text]

@@ -178,8 +178,8 @@
   // What the run's timeline says of a code: [name, value] of what is known.
   const training = (code, timeline) => {
     const told = (step) => element("a", { href: explorer.address("timeline") }, `step ${formatCount(step)}`);
-    const seeded = timeline?.seeded[code.code] ?? null;
-    const unused = timeline?.unused_since[code.code] ?? null;
+    const seeded = timeline?.seeded?.[code.code] ?? null;
+    const unused = timeline?.unused_since?.[code.code] ?? null;
     return [
       seeded === null ? null : ["last seeded in training at", told(seeded)],
       unused === null ? null : ["no member in training since", told(unused)],
@@ -272,7 +272,7 @@
       const [code, wall, timeline] = await Promise.all([
         explorer.loadCode(number),
         explorer.loadWall(),
-        explorer.load("timeline"),
+        explorer.load("timeline").catch(() => null), // It is told without, too.
       ]);
       root.append(element("div", { class: "title" }, element("h1", {}, `Code ${number}`), walk(number, meta)));
       if (code.tokens === 0) showDead(root, code, wall, timeline);

@@ -103,7 +103,12 @@
       name.startsWith("share") ? formatPercent(value) : formatNumber(value),
     ]);
     return shown.length
-      ? element("p", { class: "measures" }, `${shown.map((pair) => pair.join(": ")).join("; ")}.`)
+      ? element(
+          "p",
+          { class: "measures" },
+          `${shown.map((pair) => pair.join(": ")).join("; ")}.`,
+          meta.has_captions ? " A code claims a word that is proven more frequent in its images' captions." : null,
+        )
       : "";
   };
 

@@ -134,8 +134,8 @@
         { class: "lead" },
         `In the captions of ${formatPlural(word.images, "image")} of ${formatCount(meta.num_images)}.`,
         word.codes.length
-          ? " Beside each code: how many times as often as elsewhere its images have the word, with an interval; the dashed " +
-              "line is 1."
+          ? " Beside each code: how many times as often as elsewhere its images have the word, with an interval; the " +
+              "dashed line is 1."
           : null,
       ),
     );
