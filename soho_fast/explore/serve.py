@@ -139,7 +139,8 @@ def at_hand(given: str, more: Sequence[str] = (), explorer: str | None = None, *
         name = name if names.count(name) == 1 else folder
         models[name] = AskedModel(name, paths[folder])
     bundle = Bundle(explorer)
-    lost = [name for name in ("title", "weights", "num_pictures") if name not in bundle.meta]
+    needed = {"title": str, "weights": str, "num_pictures": int}
+    lost = [name for name, kind in needed.items() if not isinstance(bundle.meta.get(name), kind)]
     if lost:
         raise UserError(f"{Path(explorer) / 'data' / 'meta.js'} lacks {', '.join(lost)}; build the explorer anew")
     is_run = not alone and (Path(given) / "recipe.yaml").is_file()
@@ -313,7 +314,9 @@ def _say_where(host: str, port: int, asking: Asking) -> None:
         print(f"{model.name}: {model.question} ({model.kind}), loaded when it is first asked")
     if not asking.models:
         print("no model: the explorer alone")
-    print(f"{asking.shown.bundle.meta['title']}: http://{shown}:{port}/   (Ctrl-C ends)", flush=True)
+    # Of an explorer that somebody else made, too: nothing in it steers the terminal.
+    title = "".join(letter if letter.isprintable() else " " for letter in asking.shown.bundle.meta["title"])
+    print(f"{title}: http://{shown}:{port}/   (Ctrl-C ends)", flush=True)
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -95,6 +96,16 @@ def test_leaving_the_loopback_is_warned_of(run):
         process.kill()
 
 
+def test_a_title_does_not_steer_the_terminal(run):
+    """An explorer may be somebody else's."""
+    meta = run / "explorer" / "data" / "meta.js"
+    text = re.sub('"title":"[^"]*"', r'"title":"red\\u001b[31m\\n"', meta.read_text())
+    meta.write_text(text)
+    process, lines, _ = started(run / "explorer", "--port", "0")
+    process.kill()
+    assert lines[-1].startswith("red [31m : http://")
+
+
 def refused(capsys, *arguments) -> str:
     assert main(["serve", *map(str, arguments)]) == 2
     said = capsys.readouterr()
@@ -147,6 +158,8 @@ def test_damaged_models_and_explorers_are_told_before_anything_is_served(run, ca
     assert "meta.js can't be read" in refused(capsys, run)
     meta.write_text(text.replace('"weights"', '"waits"'))
     assert "meta.js lacks weights; build the explorer anew" in refused(capsys, run)
+    meta.write_text(re.sub('"num_pictures":[0-9]+', '"num_pictures":"many"', text))
+    assert "meta.js lacks num_pictures; build the explorer anew" in refused(capsys, run)
     meta.write_text(text.replace('"schema":1', '"schema":2'))
     assert "expected schema 1, got 2" in refused(capsys, run)
 
