@@ -22,11 +22,12 @@ from soho_fast.data.batches.sample import EVALUATION_STREAM, pad_labels, pad_tex
 from soho_fast.data.images import BrokenImageError
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
-from soho_fast.data.text import IGNORED_LABEL, STOP_WORDS, EncodedText, encode_texts
+from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts
 from soho_fast.engine.workers import loaded_ahead
 from soho_fast.evaluation.computing import Computing
 from soho_fast.evaluation.metrics.recall import recall_at
 from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
+from soho_fast.stop_words import STOP_WORDS
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being measured, how many are done, and of how many."""

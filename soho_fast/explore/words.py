@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from soho_fast.extras import from_extra
+from soho_fast.stop_words import STOP_WORDS
 
 with from_extra("explore"):
     from scipy.sparse import csr_array
@@ -42,20 +43,6 @@ _MARKS = "".join(
 _LETTERS = rf"\w[\w{_MARKS}]*"
 _WORD = re.compile(rf"{_LETTERS}(?:['\u2019\u00b7\u200c\u200d-]{_LETTERS})*")
 _LONGEST_WORD = 40
-
-# Function words of English, and the words by which captions speak of themselves; see data/text.py, which the explorer
-# of plain arrays does without.
-_STOP_WORDS = """
-    a an the this that these those some any each every it its they them their he him his she her we us our you your i
-    me my who whom whose which what where when how there here
-    is are was were be been being am has have had having do does did can could will would may might must shall should
-    and or but nor so yet if then than as because while although though
-    of to in on at by for with from into onto about up down out off through during among
-    not no only just also very too more most such same other another own both all
-    picture image photo photograph scene view shows show showing shown see seen sees seeing look looks looking
-    contains contain containing depicts depicting pictured
-"""
-STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 def words_of(captions: Iterable[str]) -> set[str]:

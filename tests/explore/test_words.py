@@ -5,10 +5,8 @@ import pytest
 from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
-from soho_fast.data.text import STOP_WORDS as STOP_WORDS_OF_DATA
 from soho_fast.explore.words import (
     MIN_IMAGES,
-    STOP_WORDS,
     Vocabulary,
     claims,
     count_both,
@@ -39,10 +37,6 @@ from soho_fast.explore.words import (
 )
 def test_words_of(caption, expected):
     assert words_of([caption]) == expected
-
-
-def test_stop_words_are_those_of_the_data():
-    assert STOP_WORDS == STOP_WORDS_OF_DATA
 
 
 def test_a_word_counts_once_an_image_and_rare_ones_not_at_all():

@@ -15,6 +15,7 @@ ARROWS = {
     "extras": set(),
     "spelling": set(),
     "rgb": set(),
+    "stop_words": set(),
     "checksums": set(),
     "hub": {"spelling"},
     "command_line": {"spelling", "engine.errors"},
@@ -22,8 +23,8 @@ ARROWS = {
     "ops": {"_C"},
     "adapters": {"ops"},
     "model": {"ops", "checksums", "hub", "spelling"},
-    "data": {"ops", "checksums", "hub", "command_line", "engine.errors", "rgb"},
-    "evaluation": {"model", "data", "engine.processes", "engine.workers"},
+    "data": {"ops", "checksums", "hub", "command_line", "engine.errors", "rgb", "stop_words"},
+    "evaluation": {"model", "data", "engine.processes", "engine.workers", "stop_words"},
     "tasks": {"evaluation", "model", "data", "engine.processes", "engine.task", "checksums", "hub", "spelling"},
     "engine": set(),
     "recipe": {"tasks", "data", "engine", "command_line", "recipe_file", "hub", "spelling"},
@@ -32,7 +33,7 @@ ARROWS = {
     "pipeline": {"model", "data", "hub"},
     "explore": {
         *("recipe", "tasks", "pipeline", "evaluation", "model", "data", "ops"),
-        *("engine", "command_line", "hub", "spelling", "rgb"),
+        *("engine", "command_line", "hub", "spelling", "rgb", "stop_words"),
     },
     "ask": {"pipeline", "engine.errors", "command_line", "hub", "spelling"},
 }
