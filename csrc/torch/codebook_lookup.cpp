@@ -43,7 +43,7 @@ Tensor gather(const Tensor& codes, const Tensor& index) {
 }
 
 // (num_codebooks, bytes) uint8: each codebook packed for the level in use.
-Tensor pack_codebook_cpu(const Tensor& codebook) {
+Tensor pack_codebook_cpu(const Tensor& codebook, const std::optional<Tensor>& /*basis*/) {
   const Codebooks books = as_codebooks(codebook);
   const CpuLevel level = active_cpu_level();
   const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes(level, books.num_codes, books.num_channels));
@@ -67,7 +67,9 @@ const void* packed_block(const std::optional<Tensor>& packed, int64_t b, const C
 
 std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, const Tensor& codebook,
                                                        bool return_distance, bool return_codes,
-                                                       const std::optional<Tensor>& packed) {
+                                                       const std::optional<Tensor>& packed,
+                                                       const std::optional<Tensor>& /*basis*/,
+                                                       const std::optional<Tensor>& /*guess*/) {
   std::vector<int64_t> shape = shape_of(features);
   shape.pop_back();
   const Tensor index = empty_cpu(shape, ScalarType::Long, features);

@@ -22,7 +22,9 @@ Tensor pack(const CudaCall& call, const Codebooks& books) {
   return packed;
 }
 
-Tensor pack_codebook(const Tensor& codebook) { return pack(CudaCall(codebook), as_codebooks(codebook)); }
+Tensor pack_codebook(const Tensor& codebook, const std::optional<Tensor>& /*basis*/) {
+  return pack(CudaCall(codebook), as_codebooks(codebook));
+}
 
 bool packed_fits(const std::optional<Tensor>& packed, const Codebooks& books) {
   return packed.has_value() && packed->scalar_type() == ScalarType::Byte && packed->dim() == 2 &&
@@ -50,7 +52,9 @@ Tensor gather(const CudaCall& call, const Tensor& codes, const Tensor& index) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> codebook_lookup(const Tensor& features, const Tensor& codebook, bool return_distance,
-                                                   bool return_codes, const std::optional<Tensor>& packed) {
+                                                   bool return_codes, const std::optional<Tensor>& packed,
+                                                   const std::optional<Tensor>& /*basis*/,
+                                                   const std::optional<Tensor>& /*guess*/) {
   const CudaCall call(features);
   std::vector<int64_t> shape = shape_of(features);
   shape.pop_back();

@@ -136,7 +136,13 @@ def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backe
 
 
 def _lookup_fake(
-    features: Tensor, codebook: Tensor, return_distance: bool, return_codes: bool, packed: Tensor | None = None
+    features: Tensor,
+    codebook: Tensor,
+    return_distance: bool,
+    return_codes: bool,
+    packed: Tensor | None = None,
+    basis: Tensor | None = None,
+    guess: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = features.shape[:-1]
     distance = features.new_empty(shape if return_distance else (0,), dtype=torch.float32)
@@ -145,7 +151,7 @@ def _lookup_fake(
 
 
 def _lookup_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    features, codebook, _, return_codes, _ = inputs
+    features, codebook, _, return_codes, *_ = inputs
     _, index, codes = output
     ctx.mark_non_differentiable(index)
     ctx.set_materialize_grads(False)
@@ -160,7 +166,7 @@ def _lookup_backward(
 ) -> tuple[Tensor | None, ...]:
     """d|x - d|^2 = 2 (x - d) (dx - dd), in float32; what arrives at the chosen codes goes on to the codebook."""
     if not ctx.saved_tensors:
-        return None, None, None, None, None
+        return (None,) * 7
     features, index, codes = ctx.saved_tensors
     grad_features = grad_codebook = None
     grad_of_codes = None if grad_codes is None else grad_codes.float()
@@ -175,7 +181,7 @@ def _lookup_backward(
         else:
             grad_codebook = zeros.scatter_add(-2, index.unsqueeze(-1).expand(codes.shape), grad_of_codes)
         grad_codebook = grad_codebook.to(ctx.codebook_type)
-    return grad_features, grad_codebook, None, None, None
+    return grad_features, grad_codebook, None, None, None, None, None
 
 
 def _straight_through_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -188,8 +194,8 @@ def _straight_through_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, No
 
 define_op(
     "codebook_lookup",
-    "(Tensor features, Tensor codebook, bool return_distance, bool return_codes, Tensor? packed=None)"
-    " -> (Tensor, Tensor, Tensor)",
+    "(Tensor features, Tensor codebook, bool return_distance, bool return_codes, Tensor? packed=None,"
+    " Tensor? basis=None, Tensor? guess=None) -> (Tensor, Tensor, Tensor)",
     reference=reference.codebook_lookup,
     fake=_lookup_fake,
     backward=_lookup_backward,

@@ -96,15 +96,15 @@ def prepare_codebook(codebook: Tensor, *, backend: str | None = None) -> Prepare
     return PreparedCodebook(codebook, backend)
 
 
-def _pack_fake(codebook: Tensor) -> Tensor:
+def _pack_fake(codebook: Tensor, basis: Tensor | None = None) -> Tensor:
     size = torch.library.get_ctx().new_dynamic_size()  # known to the kernel's level alone
     return codebook.new_empty((codebook.shape[:-2].numel(), size), dtype=torch.uint8)
 
 
 define_op(
     "pack_codebook",
-    "(Tensor codebook) -> Tensor",
-    reference=lambda codebook: codebook.new_empty((codebook.shape[:-2].numel(), 0), dtype=torch.uint8),
+    "(Tensor codebook, Tensor? basis=None) -> Tensor",
+    reference=lambda codebook, basis=None: codebook.new_empty((codebook.shape[:-2].numel(), 0), dtype=torch.uint8),
     fake=_pack_fake,
 )
 

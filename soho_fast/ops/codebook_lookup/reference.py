@@ -80,7 +80,13 @@ def chosen_distance(features: Tensor, codebook: Tensor, index: Tensor) -> Tensor
 
 
 def codebook_lookup(
-    features: Tensor, codebook: Tensor, return_distance: bool, return_codes: bool, packed: Tensor | None = None
+    features: Tensor,
+    codebook: Tensor,
+    return_distance: bool,
+    return_codes: bool,
+    packed: Tensor | None = None,
+    basis: Tensor | None = None,
+    guess: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`index = argmin_j |x_i - d_j|^2` (eq. 2), evaluated in float64; exact ties go to the lowest index.
 
@@ -88,7 +94,7 @@ def codebook_lookup(
     is chosen only where no other is left. The returned distance is that of the chosen code, whatever its value.
 
     Args:
-        features: (..., N, C). codebook: (K, C) or (..., K, C). packed: not used here.
+        features: (..., N, C). codebook: (K, C) or (..., K, C). packed, basis, guess: not used here.
 
     Returns:
         distance float32 (..., N), index int64 (..., N) and the chosen codes (..., N, C) in the type of codebook;

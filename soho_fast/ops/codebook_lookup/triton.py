@@ -407,7 +407,7 @@ def _grouped(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def pack_codebook(codebook: Tensor) -> Tensor:
+def pack_codebook(codebook: Tensor, basis: Tensor | None = None) -> Tensor:
     """What the lookup derives of a codebook, as bytes (G, size)."""
     num_codes, num_channels = codebook.shape[-2:]
     codebook_GKC = codebook.reshape(codebook.shape[:-2].numel(), num_codes, num_channels)
@@ -507,7 +507,13 @@ def _gathered(codebook_GKC: Tensor, index_GN: Tensor, dtype: torch.dtype) -> Ten
 
 
 def codebook_lookup(
-    features: Tensor, codebook: Tensor, return_distance: bool, return_codes: bool, packed: Tensor | None = None
+    features: Tensor,
+    codebook: Tensor,
+    return_distance: bool,
+    return_codes: bool,
+    packed: Tensor | None = None,
+    basis: Tensor | None = None,
+    guess: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.codebook_lookup`; `packed` is what `pack_codebook` made of the codebook, or None."""
     features_GNC, codebook_GKC = _grouped(features, codebook)
