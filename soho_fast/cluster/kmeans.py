@@ -1,0 +1,262 @@
+"""k-means with scikit-learn's interface.
+
+Letters: N rows, M rows of a batch, K clusters, C channels.
+"""
+
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from soho_fast import ops
+from soho_fast.cluster.estimator import Estimator
+from soho_fast.cluster.lloyd import Fitted, fit_centers
+from soho_fast.cluster.processes import Processes
+from soho_fast.cluster.rows import BatchedRows, Rows, are_batches, as_rows, as_weights, give_back, rows_of, seed_of
+from soho_fast.cluster.seeding import Seeding
+from soho_fast.cluster.statistics import exact_sum, summary_of
+
+INITS = ("k-means++", "k-means||", "random")
+ALGORITHMS = ("auto", "lloyd", "hamerly")
+_STARTS_OF_RANDOM = 10
+_PRODUCT_ELEMENTS = 1 << 21  # float64 scores held at a time
+
+
+class KMeans(Estimator):
+    """Lloyd's k-means, with the labels of `ops.codebook_lookup`: the argmin in float64, ties to the lowest index.
+
+    Centres are float32. Labels, centres and inertia have the same bits for any number of threads, and with and without
+    bounds. A sum over members is made in float32 in blocks of max(1024, 32 K) rows, blocks are added in float64; how
+    rows are shared out over batches or processes changes blocks, and so a centre by at most
+    (members in a block) * 2^-23 of its members' mean magnitude.
+
+    Where torch.distributed is initialised all its ranks call `fit` with their own rows: counts and sums are
+    all-reduced, every rank has the same centres; `labels_` are those of its own rows.
+
+    Empty clusters, after each step, in ascending order, take the rows farthest from their centres, farthest first, of
+    equally far ones the first; such a row leaves the cluster it was in. Rows without weight or on their centre are not
+    taken; if none is left the cluster keeps its centre, and `fit` warns where it ends so.
+
+    Args:
+        n_clusters: K.
+        init: "k-means++" (the best of 2 + log K rows drawn at each step; K reads of the data), "k-means||" (five
+            rounds of K / 2 rows; for large K), "random", or the centres (K, C).
+        n_init: starts of which the one with the lowest inertia is kept; "auto": 10 for "random", else 1.
+        max_iter: most steps of a start.
+        tol: a start ends when the centres move by at most tol * mean variance of the channels (sum of squares), or
+            no label changes.
+        verbose: above 0, each step prints a line.
+        random_state: None, an int, a torch.Generator or a numpy generator. What is drawn depends on it and on the
+            rows' positions alone. With None and several processes the first one's seed holds for all.
+        algorithm: "lloyd": every row is looked up at each step; "hamerly": only rows whose label the centres' moves
+            may have changed, by bounds that allow for all rounding; "auto": where a trial on some rows says that this
+            pays. Bounds are for rows in the memory of a CPU. The result is the same.
+        distributed: False: this process fits alone, whatever torch.distributed says.
+
+    Attributes:
+        cluster_centers_: float32 (K, C). labels_: int64 (N,). inertia_: sum of weighted squared distances.
+        n_iter_: steps of the start that was kept. n_features_in_: C.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: Any = "k-means++",
+        n_init: int | str = "auto",
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        verbose: int = 0,
+        random_state: Any = None,
+        algorithm: str = "auto",
+        distributed: bool = True,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.verbose = verbose
+        self.random_state = random_state
+        self.algorithm = algorithm
+        self.distributed = distributed
+
+    def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+        """Find the centres.
+
+        Args:
+            X: (N, C): a torch tensor or anything that numpy makes an array of. float32, bfloat16 and float16 are taken
+                as they are, other numbers are rounded to float32. Or batches, for more rows than memory holds: a
+                function that returns an iterable of them, or an iterable that can be gone through again and again (a
+                DataLoader), of rows (M, C), (rows,) or (rows, weights).
+            y: not used. sample_weight: (N,), none below zero.
+
+        Raises:
+            TypeError, ValueError: parameters, rows or weights that do not fit.
+        """
+        processes = Processes(self.distributed)
+        rows = processes.agree(lambda: self._checked_rows(X, sample_weight))
+        self._check_alike(rows, processes)
+        fitted = self._best_start(rows, processes)
+        if fitted.num_filled < self.n_clusters:
+            warnings.warn(
+                f"{fitted.num_filled} of n_clusters = {self.n_clusters} clusters have a member: too many rows coincide",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self.cluster_centers_ = give_back(fitted.centers, rows.is_array)
+        self.labels_ = give_back(fitted.labels, rows.is_array)
+        self.inertia_, self.n_iter_, self.n_features_in_ = fitted.inertia, fitted.num_steps, rows.num_channels
+        return self
+
+    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
+        """`fit(X)`, then `labels_`."""
+        return self.fit(X, sample_weight=sample_weight).labels_
+
+    def predict(self, X: Any) -> Any:
+        """The label of each row, int64 (N,), in the kind of X (which may be batches)."""
+        self._check_fitted()
+        prepared = None
+        found, is_array = [], False
+        for features_MC, is_array in self._parts_of(X):
+            if prepared is None:
+                prepared = ops.prepare_codebook(self._centers(features_MC.device))
+            found.append(ops.codebook_lookup(features_MC, prepared))
+        return give_back(torch.cat(found) if found else torch.zeros(0, dtype=torch.int64), is_array)
+
+    def transform(self, X: Any) -> Any:
+        """The distance of each row to each centre, float32 (N, K), from float64 products."""
+        self._check_fitted()
+        features_NC, is_array = self._rows_in_memory(X)
+        codes = self._centers(features_NC.device).double()
+        square_K, parts = codes.square().sum(1), []
+        for part in features_NC.split(max(1, _PRODUCT_ELEMENTS // len(codes))):
+            rows = part.double()
+            squared = rows.square().sum(1)[:, None] - 2 * (rows @ codes.T) + square_K
+            parts.append(squared.clamp_(min=0).sqrt_().float())
+        return give_back(torch.cat(parts) if parts else features_NC.new_zeros(0, len(codes)), is_array)
+
+    def fit_transform(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
+        """`fit(X)`, then `transform(X)`."""
+        return self.fit(X, sample_weight=sample_weight).transform(X)
+
+    def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
+        """Minus the inertia of X."""
+        self._check_fitted()
+        features_NC, _ = self._rows_in_memory(X)
+        weight_N = as_weights(sample_weight, len(features_NC), features_NC.device)
+        squared_N = ops.codebook_lookup(features_NC, self._centers(features_NC.device), return_distance=True)[1]
+        return -exact_sum(squared_N if weight_N is None else squared_N.double() * weight_N)
+
+    def _centers(self, device: torch.device) -> Tensor:
+        return torch.as_tensor(self.cluster_centers_, dtype=torch.float32, device=device)
+
+    def _rows_in_memory(self, value: Any) -> tuple[Tensor, bool]:
+        features_NC, is_array = as_rows("X", value)
+        if features_NC.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {features_NC.shape[1]} features, but {type(self).__name__} is expecting "
+                f"{self.n_features_in_} features as input"
+            )
+        return features_NC, is_array
+
+    def _parts_of(self, value: Any) -> Iterator[tuple[Tensor, bool]]:
+        if not are_batches(value):
+            yield self._rows_in_memory(value)
+            return
+        for item in value() if callable(value) and not hasattr(value, "__iter__") else value:
+            yield self._rows_in_memory(item[0] if isinstance(item, (list, tuple)) else item)
+
+    def _checked_rows(self, X: Any, sample_weight: Any) -> Rows | BatchedRows:
+        self._check_parameters()
+        rows = rows_of(X, sample_weight)
+        if not isinstance(self.init, str):
+            self._given_centers(rows)
+        return rows
+
+    def _check_parameters(self) -> None:
+        for name in ("n_clusters", "max_iter"):
+            _check_count(name, getattr(self, name))
+        if not (isinstance(self.n_init, str) and self.n_init == "auto"):
+            _check_count("n_init", self.n_init)
+        if isinstance(self.tol, bool) or not isinstance(self.tol, (int, float)) or not self.tol >= 0:
+            raise ValueError(f"tol: expected a number of at least 0, got {self.tol!r}")
+        if isinstance(self.init, str) and self.init not in INITS:
+            raise ValueError(f"init: expected {', '.join(INITS)} or the centres, got {self.init!r}")
+        if not isinstance(self.algorithm, str) or self.algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}")
+
+    def _given_centers(self, rows: Rows | BatchedRows) -> Tensor:
+        centers_KC = as_rows("init", self.init)[0]
+        if tuple(centers_KC.shape) != (self.n_clusters, rows.num_channels):
+            raise ValueError(
+                f"init: expected centres of shape (n_clusters, features) = {(self.n_clusters, rows.num_channels)}, "
+                f"got {tuple(centers_KC.shape)}"
+            )
+        return centers_KC.to(rows.device, torch.float32)
+
+    def _check_alike(self, rows: Rows | BatchedRows, processes: Processes) -> None:
+        """What every rank sees alike, so that all refuse."""
+        mine = (rows.num_rows, rows.num_channels, rows.has_weight)
+        num_rows, channels, has_weight = zip(*processes.gather(mine), strict=True)
+        if len(set(channels)) > 1:
+            raise ValueError(f"X: expected the same number of features on every rank, got {list(channels)}")
+        total = sum(num_rows)
+        if total < 1:
+            raise ValueError(
+                f"X: Found array with 0 sample(s) (shape={(total, channels[0])}) while a minimum of 1 is required."
+            )
+        if total < self.n_clusters:
+            raise ValueError(f"n_samples={total} should be >= n_clusters={self.n_clusters}.")
+        if not any(has_weight):
+            raise ValueError("sample_weight: expected at least one weight above zero, all of them are zero")
+
+    def _best_start(self, rows: Rows | BatchedRows, processes: Processes) -> Fitted:
+        summary = summary_of(rows, processes, with_variance=self.tol > 0)
+        seed = seed_of(self.random_state)
+        seed = processes.gather(random.SystemRandom().getrandbits(62) if seed is None else seed)[0]
+        best: Fitted | None = None
+        for start in range(self._num_starts()):
+            self._tell(processes, f"start {start + 1}: {self.init if isinstance(self.init, str) else 'given centres'}")
+            if isinstance(self.init, str):
+                centers_KC = Seeding(rows, processes, random.Random(f"{seed} {start}").getrandbits(62)).centers(
+                    self.init, self.n_clusters
+                )
+            else:
+                centers_KC = self._given_centers(rows)
+            fitted = fit_centers(
+                rows,
+                centers_KC,
+                processes,
+                max_iter=self.max_iter,
+                tolerance=self.tol * summary.variance,
+                algorithm=self.algorithm,
+                tell=lambda line: self._tell(processes, line),
+            )
+            self._tell(processes, f"start {start + 1}: inertia {fitted.inertia:.6g} after {fitted.num_steps} steps")
+            if best is None or fitted.inertia < best.inertia:
+                best = fitted
+        return best
+
+    def _num_starts(self) -> int:
+        if not isinstance(self.init, str):
+            return 1
+        if self.n_init == "auto":
+            return _STARTS_OF_RANDOM if self.init == "random" else 1
+        return self.n_init
+
+    def _tell(self, processes: Processes, line: str) -> None:
+        if self.verbose and processes.rank == 0:
+            print(line, flush=True)
+
+
+def _check_count(name: str, value: Any) -> None:
+    try:
+        number = value.__index__()
+    except AttributeError:
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}") from None
+    if isinstance(value, bool) or number < 1:
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")

@@ -1,0 +1,257 @@
+"""Lloyd's steps: labels, sums, new centres, until nothing moves.
+
+Letters: N rows of this process, M rows of a batch, K clusters, C channels, E empty clusters.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from soho_fast import ops
+from soho_fast.cluster.bounds import Bounds, own_upper, others_lower, upper_root
+from soho_fast.cluster.processes import Processes
+from soho_fast.cluster.rows import BatchedRows, Rows
+from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of
+
+_MOVED_ALONE = 0.25  # share of rows with a new label up to which only these are added and subtracted
+
+# Where bounds may pay: measuring them costs about 1.5 lookups, a step with them the open rows' share of 2.5.
+_LEAST_CLUSTERS = 32
+_MOVED_BEFORE_TRIAL = 0.1
+_TRIAL_ROWS = 2048
+_CLOSED_IN_TRIAL = 0.7
+_MOST_OPEN = 0.4
+_FIRST_WAIT = 2
+
+
+class Fitted(NamedTuple):
+    """centers float32 (K, C), labels int64 (N,), the inertia of all processes, steps made, clusters with a member."""
+
+    centers: Tensor
+    labels: Tensor
+    inertia: float
+    num_steps: int
+    num_filled: int
+
+
+class Step(NamedTuple):
+    """What one pass over the rows found: totals of all processes (K, C + 2), and how many labels are new (None where
+    labels are not kept)."""
+
+    total: Tensor
+    num_changed: int | None
+
+
+class MemorySteps:
+    """Rows in memory: labels are kept from step to step, and so are sums and bounds."""
+
+    def __init__(self, rows: Rows, processes: Processes, algorithm: str) -> None:
+        self.features_NC, self.weight_N = rows.features, rows.weight
+        self.processes = processes
+        self.label_N: Tensor | None = None
+        self.total: Tensor | None = None
+        self.labeller = Labeller(rows.features, algorithm)
+
+    def step(self, centers_KC: Tensor) -> Step:
+        before_N, num_clusters = self.label_N, len(centers_KC)
+        label_N = self.labeller.labels(centers_KC, before_N)
+        changed_M = None if before_N is None else (label_N != before_N).nonzero()[:, 0]
+        if changed_M is None or self.weight_N is not None or len(changed_M) > _MOVED_ALONE * len(label_N):
+            self.total = totals_of(self.features_NC, label_N, self.weight_N, num_clusters)
+        elif len(changed_M):
+            rows_MC = self.features_NC[changed_M]
+            self.total = self.total + totals_of(rows_MC, label_N[changed_M], None, num_clusters)
+            self.total -= totals_of(rows_MC, before_N[changed_M], None, num_clusters)
+            self.total[self.total[:, -1] == 0] = 0.0
+        self.label_N = label_N
+        num_changed = len(label_N) if changed_M is None else len(changed_M)
+        self.labeller.heed(num_changed)
+        both = self.processes.sum(torch.tensor([num_changed], device=label_N.device))
+        return Step(self.processes.sum(self.total.clone()), int(both))
+
+
+class BatchedSteps:
+    """Rows in batches: nothing is kept of a row."""
+
+    def __init__(self, rows: BatchedRows, processes: Processes) -> None:
+        self.rows, self.processes = rows, processes
+
+    def step(self, centers_KC: Tensor) -> Step:
+        num_clusters, num_channels = centers_KC.shape
+        total = torch.zeros(num_clusters, num_channels + 2, dtype=torch.float64, device=centers_KC.device)
+        prepared = ops.prepare_codebook(centers_KC)
+        for batch in self.rows.batches():
+            label_M = ops.codebook_lookup(batch.features, prepared)
+            total += totals_of(batch.features, label_M, batch.weight, num_clusters)
+        return Step(self.processes.sum(total), None)
+
+
+class Labeller:
+    """The lookup's labels, with Hamerly's bounds in front of it where they pay; the same labels with and without.
+
+    Args:
+        algorithm: "lloyd" never uses bounds, "hamerly" always, "auto" where a trial on some rows says so.
+    """
+
+    def __init__(self, features_NC: Tensor, algorithm: str) -> None:
+        self.features_NC, self.algorithm = features_NC, algorithm
+        self.bounds: Bounds | None = None
+        self.centers_KC: Tensor | None = None
+        self.trial_M: Tensor | None = None
+        self.few_moved = self.trial_passed = False
+        self.wait = self.left = _FIRST_WAIT
+        self.num_looked_up = 0  # rows
+
+    def heed(self, num_changed: int) -> None:
+        self.few_moved = num_changed <= _MOVED_BEFORE_TRIAL * len(self.features_NC)
+
+    def labels(self, centers_KC: Tensor, before_N: Tensor | None) -> Tensor:
+        """int64 (N,). `before_N`: the labels for the centres of the call before."""
+        may = self.features_NC.device.type == "cpu" and len(self.features_NC) > 0
+        if self.algorithm == "lloyd" or not may:
+            label_N = self._look_up_all(centers_KC)[0]
+        elif self.bounds is not None:
+            label_N = self._within_bounds(centers_KC, before_N)
+        elif self.algorithm == "hamerly" or self.trial_passed:
+            label_N = self._measured(centers_KC)
+        else:
+            label_N = self._look_up_all(centers_KC)[0]
+        if self.algorithm == "auto" and may and self.bounds is None:
+            self._try(centers_KC, label_N)
+        self.centers_KC = centers_KC
+        return label_N
+
+    def _look_up_all(self, centers_KC: Tensor) -> tuple[Tensor, Tensor]:
+        self.num_looked_up += len(self.features_NC)
+        return ops.codebook_lookup(self.features_NC, centers_KC, return_distance=True)
+
+    def _measured(self, centers_KC: Tensor) -> Tensor:
+        label_N, squared_N = self._look_up_all(centers_KC)
+        self.bounds = Bounds.measure(self.features_NC, centers_KC, label_N, squared_N)
+        return label_N
+
+    def _within_bounds(self, centers_KC: Tensor, before_N: Tensor) -> Tensor:
+        bounds, num_rows = self.bounds, len(before_N)
+        bounds.follow(before_N, self.centers_KC, centers_KC)
+        open_M = bounds.open_rows()
+        if len(open_M):
+            bounds.upper_N[open_M] = own_upper(self.features_NC, centers_KC, open_M, before_N)
+            open_M = bounds.open_rows()
+        if len(open_M) > _MOST_OPEN * num_rows:
+            if self.algorithm == "auto":
+                self.bounds, self.trial_passed = None, False
+                self.wait = self.left = 2 * self.wait
+                return self._look_up_all(centers_KC)[0]
+            return self._measured(centers_KC)
+        if not len(open_M):
+            return before_N
+        self.num_looked_up += len(open_M)
+        rows_MC, label_N = self.features_NC[open_M], before_N.clone()
+        label_M, squared_M = ops.codebook_lookup(rows_MC, centers_KC, return_distance=True)
+        label_N[open_M] = label_M
+        bounds.upper_N[open_M] = upper_root(squared_M, rows_MC.shape[1])
+        bounds.lower_N[open_M] = others_lower(self.features_NC, centers_KC, open_M, label_N)
+        return label_N
+
+    def _try(self, centers_KC: Tensor, label_N: Tensor) -> None:
+        """Bounds of some rows, in one step measured and in the next looked at."""
+        if self.trial_M is not None:
+            self.trial.follow(self.trial_label_M, self.centers_KC, centers_KC)
+            self.trial.upper_N = own_upper(self.features_NC, centers_KC, self.trial_M, self.trial_before_N)
+            share_open = len(self.trial.open_rows()) / len(self.trial_M)
+            self.trial_M, self.trial_passed = None, share_open <= 1 - _CLOSED_IN_TRIAL
+            if not self.trial_passed:
+                self.wait = self.left = 2 * self.wait
+            return
+        self.left -= 1
+        if not self.few_moved or self.left > 0 or len(centers_KC) < _LEAST_CLUSTERS:
+            return
+        self.trial_M = torch.arange(0, len(label_N), max(1, len(label_N) // _TRIAL_ROWS))
+        self.trial_label_M, self.trial_before_N = label_N[self.trial_M], label_N
+        lower_M = others_lower(self.features_NC, centers_KC, self.trial_M, label_N)
+        self.trial = Bounds(torch.zeros_like(lower_M), lower_M, self.features_NC.shape[1])
+
+
+def means(total: Tensor, before_KC: Tensor) -> Tensor:
+    """float32 (K, C): the mean of the members, rounded once; a cluster without any stays where it was."""
+    totals = as_totals(total)
+    return torch.where(totals.members[:, None] > 0, totals.sums / totals.weight[:, None], before_KC).float()
+
+
+def fill_empty(
+    total: Tensor, centers_KC: Tensor, rows: Rows | BatchedRows, processes: Processes
+) -> tuple[Tensor, int]:
+    """The rule for empty clusters: they take, in ascending order, the rows farthest from their centres, farthest first,
+    of equally far ones the first; such a row leaves the cluster it was in. A row without weight, or on its centre, is
+    not taken; if none is left the cluster stays empty where it is.
+
+    Returns:
+        the totals after that, and how many clusters were filled.
+    """
+    empty = (total[:, -1] == 0).nonzero()[:, 0].tolist()
+    if not empty:
+        return total, 0
+    found = []
+    offset = sum(processes.gather(rows.num_rows)[: processes.rank])
+    for batch in rows.batches():
+        label_M, squared_M = ops.codebook_lookup(batch.features, centers_KC, return_distance=True)
+        if batch.weight is not None:
+            squared_M = torch.where(batch.weight > 0, squared_M, 0.0)
+        least = squared_M.topk(min(len(empty), len(squared_M))).values[-1]
+        far_F = ((squared_M >= least) & (squared_M > 0)).nonzero()[:, 0]
+        farthest_first = squared_M[far_F].sort(descending=True, stable=True).indices[: len(empty)]
+        for row in far_F[farthest_first].tolist():
+            weight = 1.0 if batch.weight is None else float(batch.weight[row])
+            place = (-float(squared_M[row]), offset + batch.first + row)
+            found.append((*place, weight, int(label_M[row]), batch.features[row].float().cpu()))
+        found = sorted(found, key=lambda one: one[:2])[: len(empty)]
+    every = sorted((one for rank in processes.gather(found) for one in rank), key=lambda one: one[:2])
+    total = total.clone()
+    for cluster, (_, _, weight, label, row_C) in zip(empty, every, strict=False):
+        taken = torch.cat([row_C.double() * weight, torch.tensor([weight, 1.0], dtype=torch.float64)]).to(total.device)
+        total[label] -= taken
+        total[cluster] += taken
+    return total, min(len(empty), len(every))
+
+
+def fit_centers(
+    rows: Rows | BatchedRows,
+    centers_KC: Tensor,
+    processes: Processes,
+    *,
+    max_iter: int,
+    tolerance: float,
+    algorithm: str,
+    tell: Callable[[str], None],
+) -> Fitted:
+    """Steps from these centres until no label changes, or the centres move by no more than `tolerance` (sum of squares)."""
+    steps = MemorySteps(rows, processes, algorithm) if rows.in_memory else BatchedSteps(rows, processes)
+    number = 0
+    for number in range(1, max_iter + 1):  # noqa: B007
+        total, num_changed = steps.step(centers_KC)
+        total, num_repaired = fill_empty(total, centers_KC, rows, processes)
+        before_KC, centers_KC = centers_KC, means(total, centers_KC)
+        shift = float((centers_KC.double() - before_KC.double()).square().sum())
+        told = "" if num_changed is None else f"{num_changed} labels changed, "
+        tell(f"step {number}: {told}centres moved by {shift**0.5:.4g}" + f", {num_repaired} filled" * bool(num_repaired))
+        if not num_repaired and (num_changed == 0 or shift <= tolerance):
+            break
+    labels, inertia, members = final_pass(rows, centers_KC, processes)
+    return Fitted(centers_KC, labels, inertia, number, int((members > 0).sum()))
+
+
+def final_pass(rows: Rows | BatchedRows, centers_KC: Tensor, processes: Processes) -> tuple[Tensor, float, Tensor]:
+    """Labels (N,) for these centres, the inertia of all processes, and the members (K,) of each cluster."""
+    found, inertia = [torch.zeros(0, dtype=torch.int64, device=rows.device)], []
+    members_K = torch.zeros(len(centers_KC), dtype=torch.int64, device=rows.device)
+    prepared = ops.prepare_codebook(centers_KC)
+    for batch in rows.batches():
+        label_M, squared_M = ops.codebook_lookup(batch.features, prepared, return_distance=True)
+        found.append(label_M)
+        members_K += torch.bincount(label_M, minlength=len(centers_KC))
+        inertia.append(exact_sum(squared_M if batch.weight is None else squared_M.double() * batch.weight))
+    every = [part for rank in processes.gather(inertia) for part in rank]
+    return torch.cat(found), math.fsum(every), processes.sum(members_K)

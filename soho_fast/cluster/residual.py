@@ -1,0 +1,2 @@
+from soho_fast.cluster.kmeans import KMeans
+class ResidualKMeans: pass

@@ -1,0 +1,218 @@
+"""The rows to be clustered: a tensor, an array, or batches that are larger than memory together.
+
+Letters: N rows, M rows of a batch, C channels.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CHECKED = 1 << 20  # elements looked at together
+
+
+class Batch(NamedTuple):
+    """features (M, C), their weights float32 (M,) or None, and the position of the first among this process's rows."""
+
+    features: Tensor
+    weight: Tensor | None
+    first: int
+
+
+def as_rows(name: str, value: Any) -> tuple[Tensor, bool]:
+    """(N, C) float32, bfloat16 or float16 of a tensor or of anything that numpy makes an array of, and whether results
+    go back as arrays. Other numbers become float32.
+
+    Raises:
+        TypeError: a sparse matrix, or what holds no numbers. ValueError: other than 2 dimensions, complex numbers,
+            no channels, NaN or infinity.
+    """
+    tensor, is_array = _as_tensor(name, value)
+    if tensor.dim() != 2:
+        raise ValueError(
+            f"{name}: expected 2 dimensions (rows, features), got shape {tuple(tensor.shape)}. Reshape your data with "
+            f"X.reshape(-1, 1) if it has one feature, with X.reshape(1, -1) if it is one row"
+        )
+    if tensor.shape[1] < 1:
+        raise ValueError(
+            f"{name}: Found array with 0 feature(s) (shape={tuple(tensor.shape)}) while a minimum of 1 is required."
+        )
+    _refuse_not_finite(name, tensor)
+    return tensor, is_array
+
+
+def as_weights(value: Any, num_rows: int, device: torch.device) -> Tensor | None:
+    """float32 (N,), None where no weights came.
+
+    Raises:
+        TypeError, ValueError: no numbers, another shape, a weight that is negative, NaN or infinite.
+    """
+    if value is None:
+        return None
+    tensor = _as_tensor("sample_weight", value)[0]
+    if tensor.dim() == 0:
+        tensor = tensor.expand(num_rows)
+    if tuple(tensor.shape) != (num_rows,):
+        raise ValueError(f"sample_weight: expected shape ({num_rows},), one for each row, got {tuple(tensor.shape)}")
+    tensor = tensor.to(device, torch.float32)
+    _refuse_not_finite("sample_weight", tensor)
+    if tensor.numel() and bool(tensor.min() < 0):
+        raise ValueError(f"sample_weight: expected no weight below zero, got {float(tensor.min())}")
+    return tensor
+
+
+def give_back(result: Tensor, is_array: bool) -> Any:
+    """`result` in the kind in which its rows came."""
+    return result.cpu().numpy() if is_array else result
+
+
+def are_batches(value: Any) -> bool:
+    """Whether `value` gives batches rather than being rows itself: a function, or what can be iterated and is no list,
+    no tensor and no array."""
+    if isinstance(value, (Tensor, list, tuple, str, dict)) or hasattr(value, "tocsr"):
+        return False
+    if any(hasattr(value, name) for name in ("__array__", "__array_interface__", "__array_function__")):
+        return False
+    return callable(value) or hasattr(value, "__iter__")
+
+
+def _as_tensor(name: str, value: Any) -> tuple[Tensor, bool]:
+    if hasattr(value, "tocsr") or (isinstance(value, Tensor) and value.layout != torch.strided):
+        raise TypeError(f"{name}: expected dense rows, got a sparse {type(value).__name__}; pass its dense form")
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise ValueError(f"{name}: Complex data not supported, got {value.dtype}")
+        value = value.detach()
+        return (value if value.dtype in FLOAT_TYPES else value.float()), False
+    try:
+        import numpy as np
+    except ImportError as error:
+        raise TypeError(
+            f"{name}: expected a torch tensor (numpy, which would read a {type(value).__name__}, is not installed)"
+        ) from error
+    array = np.asarray(value)
+    if array.dtype.kind == "c":
+        raise ValueError(f"{name}: Complex data not supported, got {array.dtype}")
+    if array.dtype.kind not in "biuf":
+        array = array.astype(np.float64)  # objects and text that hold numbers; numpy says where they do not
+    with np.errstate(over="ignore"):  # what overflows is refused as infinite
+        array = np.ascontiguousarray(array, np.float16 if array.dtype == np.float16 else np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a read-only array, which is only read
+        return torch.from_numpy(array), True
+
+
+def _refuse_not_finite(name: str, values: Tensor) -> None:
+    for part in values.split(max(1, _CHECKED // max(1, values[0].numel()))) if values.numel() else ():
+        low, high = torch.aminmax(part)
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            bad = int((~values.reshape(len(values), -1).isfinite().all(-1)).nonzero()[0])
+            raise ValueError(f"{name}: expected finite values in float32, got NaN or infinity (inf) in row {bad}")
+
+
+class Rows:
+    """Rows in memory: one batch.
+
+    Attributes:
+        num_rows, num_channels, device; is_array: the kind in which results go back; has_weight: whether a row has any.
+    """
+
+    in_memory = True
+
+    def __init__(self, value: Any, sample_weight: Any = None) -> None:
+        self.features, self.is_array = as_rows("X", value)
+        self.weight = as_weights(sample_weight, len(self.features), self.features.device)
+        self.num_rows, self.num_channels = self.features.shape
+        self.device = self.features.device
+        self.has_weight = _has_weight(self.features, self.weight)
+
+    def batches(self) -> Iterator[Batch]:
+        if self.num_rows:
+            yield Batch(self.features, self.weight, 0)
+
+
+class BatchedRows:
+    """Rows of batches that are made anew in each pass and forgotten after use; all checks are made in each pass."""
+
+    in_memory = False
+
+    def __init__(self, value: Any, sample_weight: Any = None) -> None:
+        if sample_weight is not None:
+            raise ValueError("sample_weight: with batches, weights come as pairs (rows, weights) from the batches")
+        self._make: Callable[[], Any] = value if callable(value) and not hasattr(value, "__iter__") else lambda: value
+        if iter(made := self._make()) is made and made is value:
+            raise ValueError(
+                f"X: expected batches that can be gone through more than once, got a {type(value).__name__}, which ends "
+                "after one pass; pass a function that makes it"
+            )
+        self.num_rows, self.num_channels = -1, -1
+        first = next(iter(self._read()), None)
+        if first is None:
+            raise ValueError("X: expected at least one batch, got none")
+        self.num_channels, self.device = first.features.shape[1], first.features.device
+        self.num_rows, self.has_weight = 0, False
+        for features, weight, _ in self._read():
+            self.num_rows += len(features)
+            self.has_weight |= _has_weight(features, weight)
+
+    def batches(self) -> Iterator[Batch]:
+        seen = 0
+        for batch in self._read():
+            seen += len(batch.features)
+            if len(batch.features):
+                yield batch
+        if seen != self.num_rows:
+            raise ValueError(f"X: expected the same {self.num_rows} rows in each pass over the batches, got {seen}")
+
+    def _read(self) -> Iterator[Batch]:
+        first = 0
+        for number, item in enumerate(self._make()):
+            rows, weight = _split(item)
+            features, self.is_array = as_rows(f"batch {number}", rows)
+            if self.num_channels not in (-1, features.shape[1]):
+                raise ValueError(f"batch {number}: expected {self.num_channels} features, got {features.shape[1]}")
+            yield Batch(features, as_weights(weight, len(features), features.device), first)
+            first += len(features)
+
+
+def _has_weight(features: Tensor, weight: Tensor | None) -> bool:
+    return len(features) > 0 and (weight is None or bool((weight > 0).any()))
+
+
+def _split(item: Any) -> tuple[Any, Any]:
+    """Rows and weights of what a loader gives: rows, (rows,) or (rows, weights)."""
+    if isinstance(item, (list, tuple)) and 1 <= len(item) <= 2 and all(hasattr(part, "ndim") for part in item):
+        if item[0].ndim == 2:
+            return item[0], item[1] if len(item) == 2 else None
+    return item, None
+
+
+def rows_of(value: Any, sample_weight: Any = None) -> Rows | BatchedRows:
+    """What `fit` is given, to be gone through in batches."""
+    return (BatchedRows if are_batches(value) else Rows)(value, sample_weight)
+
+
+def seed_of(random_state: Any) -> int | None:
+    """A seed of an int, a torch.Generator or a numpy generator; None where chance decides.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if random_state is None:
+        return None
+    if isinstance(random_state, torch.Generator):
+        return int(torch.randint(2**62, (), generator=random_state, device=random_state.device))
+    if hasattr(random_state, "integers"):
+        return int(random_state.integers(2**62))
+    if hasattr(random_state, "randint"):
+        return int(random_state.randint(2**31 - 1))
+    numpy = sys.modules.get("numpy")
+    if isinstance(random_state, int) or (numpy is not None and isinstance(random_state, numpy.integer)):
+        return int(random_state)
+    raise TypeError(
+        f"random_state: expected None, an int, a torch.Generator or a numpy generator, got {type(random_state).__name__}"
+    )

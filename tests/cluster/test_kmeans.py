@@ -1,0 +1,170 @@
+"""KMeans against Lloyd's steps in float64: the same labels, the same steps, centres to the last bits of float32."""
+
+import numpy as np
+import pytest
+import torch
+
+from soho_fast.cluster import KMeans
+
+ALGORITHMS = ("lloyd", "hamerly", "auto")
+
+
+def assert_close(centers, expected, labels):
+    """What adding the members of a cluster in float32, one after another, loses at random: root(members) roundings."""
+    centers = np.asarray(centers)
+    assert centers.dtype == np.float32
+    roundings = 2 + np.sqrt(np.bincount(labels).max())
+    np.testing.assert_allclose(centers, expected, rtol=0, atol=roundings * 2.0**-24 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("num_clusters", [1, 2, 7, 40, 130])
+def test_it_is_lloyds_method(algorithm, num_clusters, make_features, lloyd):
+    rows = make_features()
+    init = rows[:num_clusters]
+    centers, labels, inertia, steps = lloyd(rows, init)
+    fitted = KMeans(num_clusters, init=init, tol=0, algorithm=algorithm).fit(rows)
+    assert fitted.n_iter_ == steps
+    np.testing.assert_array_equal(fitted.labels_, labels)
+    assert_close(fitted.cluster_centers_, centers, labels)
+    assert fitted.inertia_ == pytest.approx(inertia, rel=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_weights(algorithm, make_features, lloyd):
+    rows = make_features(seed=1)
+    weight = np.random.default_rng(1).gamma(1.0, size=len(rows)).astype(np.float32)
+    weight[::7] = 0
+    centers, labels, inertia, steps = lloyd(rows, rows[1:31], weight)
+    fitted = KMeans(30, init=rows[1:31], tol=0, algorithm=algorithm).fit(rows, sample_weight=weight)
+    assert fitted.n_iter_ == steps
+    np.testing.assert_array_equal(fitted.labels_, labels)
+    assert_close(fitted.cluster_centers_, centers, labels)
+    assert fitted.inertia_ == pytest.approx(inertia, rel=1e-6)
+    assert fitted.score(rows, sample_weight=weight) == pytest.approx(-inertia, rel=1e-6)
+
+
+def test_whole_weights_are_repeated_rows(make_features):
+    rows = make_features(300)
+    times = np.random.default_rng(0).integers(0, 4, size=len(rows))
+    weighted = KMeans(20, init=rows[:20], tol=0).fit(rows, sample_weight=times)
+    repeated = KMeans(20, init=rows[:20], tol=0).fit(np.repeat(rows, times, axis=0))
+    assert_close(weighted.cluster_centers_, repeated.cluster_centers_, repeated.labels_)
+    np.testing.assert_array_equal(np.repeat(weighted.labels_, times), repeated.labels_)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_empty_clusters_take_the_farthest_rows(algorithm, weighted, make_features, lloyd):
+    """Far and copied centres get no member at first."""
+    rows = make_features(400, seed=3)
+    weight = np.random.default_rng(3).integers(0, 3, size=400).astype(np.float32) if weighted else None
+    init = np.concatenate([rows[:20], rows[:5], rows[20:25] + 1e4]).astype(np.float32)
+    centers, labels, _, steps = lloyd(rows, init, weight)
+    fitted = KMeans(30, init=init, tol=0, algorithm=algorithm).fit(rows, sample_weight=weight)
+    assert fitted.n_iter_ == steps
+    np.testing.assert_array_equal(fitted.labels_, labels)
+    assert_close(fitted.cluster_centers_, centers, labels)
+    assert len(np.unique(fitted.labels_[slice(None) if weight is None else weight > 0])) == 30
+
+
+def test_equally_far_rows_are_taken_in_order():
+    rows = np.array([[0.0], [4.0], [-4.0], [4.0]], dtype=np.float32)
+    init = np.array([[0.0], [100.0], [200.0]], dtype=np.float32)
+    fitted = KMeans(3, init=init, max_iter=1, tol=0).fit(rows)
+    # Rows 1 and 2 go to clusters 1 and 2; row 3 stays in cluster 0 with row 0.
+    np.testing.assert_array_equal(fitted.cluster_centers_, [[2.0], [4.0], [-4.0]])
+
+
+def test_fewer_places_than_clusters_warn():
+    rows = np.repeat(np.arange(3, dtype=np.float32)[:, None], 4, axis=0)
+    with pytest.warns(RuntimeWarning, match="3 of n_clusters = 5"):
+        fitted = KMeans(5, random_state=0).fit(rows)
+    assert fitted.inertia_ == 0 and np.isfinite(fitted.cluster_centers_).all()
+
+
+def test_a_cluster_far_from_the_origin(make_features, lloyd):
+    rows = (make_features().astype(np.float64) + 1e5).astype(np.float32)
+    centers, labels, _, _ = lloyd(rows, rows[:25], max_iter=8)
+    fitted = KMeans(25, init=rows[:25], tol=0, max_iter=8).fit(rows)
+    # 900 rows are one block: a sum of about 40 members near 1e5 is rounded 40 times.
+    assert np.abs(fitted.cluster_centers_ - centers).max() <= 40 * 2.0**-24 * 1e5
+    assert (fitted.labels_ != labels).mean() < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rows_are_taken_as_they_are(dtype, make_features, lloyd):
+    rows = torch.from_numpy(make_features()).to(dtype)
+    as_float = rows.float().numpy()
+    centers, labels, _, steps = lloyd(as_float, as_float[:30])
+    fitted = KMeans(30, init=rows[:30], tol=0).fit(rows)
+    assert fitted.cluster_centers_.dtype == torch.float32 and fitted.n_iter_ == steps
+    assert torch.equal(fitted.labels_, torch.from_numpy(labels))
+    assert_close(fitted.cluster_centers_, centers, labels)
+
+
+def test_tolerance_and_most_steps(make_features, lloyd):
+    rows = make_features()
+    variance = rows.astype(np.float64).var(0).mean()
+    _, _, _, steps = lloyd(rows, rows[:40], tolerance=1e-2 * variance)
+    _, _, _, all_steps = lloyd(rows, rows[:40])
+    assert 1 < steps < all_steps
+    assert KMeans(40, init=rows[:40], tol=1e-2).fit(rows).n_iter_ == steps
+    assert KMeans(40, init=rows[:40], max_iter=3).fit(rows).n_iter_ == 3
+
+
+def test_results_come_in_the_kind_of_the_rows(make_features):
+    rows = make_features(200)
+    array = KMeans(5, random_state=0).fit(rows)
+    tensor = KMeans(5, random_state=0).fit(torch.from_numpy(rows))
+    for name in ("cluster_centers_", "labels_"):
+        assert isinstance(getattr(array, name), np.ndarray) and isinstance(getattr(tensor, name), torch.Tensor)
+        np.testing.assert_array_equal(getattr(array, name), getattr(tensor, name).numpy())
+    for fitted in (array, tensor):
+        assert isinstance(fitted.predict(rows), np.ndarray) and isinstance(fitted.transform(rows), np.ndarray)
+        assert isinstance(fitted.predict(torch.from_numpy(rows)), torch.Tensor)
+    assert type(array.inertia_) is float and array.labels_.dtype == np.int64
+
+
+def test_predict_transform_and_score(make_features):
+    rows = make_features(500)
+    fitted = KMeans(17, random_state=0).fit(rows)
+    np.testing.assert_array_equal(fitted.predict(rows), fitted.labels_)
+    distance = np.sqrt(((rows[:, None].astype(np.float64) - fitted.cluster_centers_[None]) ** 2).sum(-1))
+    np.testing.assert_allclose(fitted.transform(rows), distance, rtol=1e-6)
+    assert fitted.score(rows) == -fitted.inertia_
+    assert fitted.predict(np.zeros((0, 12), np.float32)).shape == (0,)
+    np.testing.assert_array_equal(KMeans(17, random_state=0).fit_predict(rows), fitted.labels_)
+
+
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random", "array"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_same_bits_at_any_number_of_threads(init, algorithm, make_features, threads):
+    rows = torch.from_numpy(make_features(20_000, 33, groups=300))  # more than torch's grain size in every sum
+    weight = torch.from_numpy(np.random.default_rng(0).random(20_000))
+    given = rows[:64] if init == "array" else init
+    found = []
+    for number in (1, 2, 3):
+        threads(number)
+        model = KMeans(64, init=given, n_init=1, max_iter=12, random_state=5, algorithm=algorithm)
+        for sample_weight in (None, weight):
+            fitted = model.fit(rows, sample_weight=sample_weight)
+            found.append((fitted.cluster_centers_, fitted.labels_, fitted.inertia_, fitted.n_iter_))
+    for one in (2, 4):
+        for kind in (0, 1):
+            (centers, labels, *rest), (others, other_labels, *other_rest) = found[kind], found[one + kind]
+            assert torch.equal(centers, others) and torch.equal(labels, other_labels) and rest == other_rest
+
+
+def test_more_starts_keep_the_best(make_features):
+    rows = make_features(300)
+    inertias = [KMeans(20, init="random", n_init=number, random_state=0).fit(rows).inertia_ for number in (1, 2, 4, 8)]
+    assert inertias == sorted(inertias, reverse=True) and inertias[-1] < inertias[0]
+
+
+def test_progress_is_told(capsys, make_features):
+    KMeans(5, random_state=0, verbose=1).fit(make_features(100))
+    told = capsys.readouterr().out
+    assert "start 1: k-means++" in told and "step 1: 100 labels changed, centres moved by" in told
+    KMeans(5, random_state=0).fit(make_features(100))
+    assert capsys.readouterr().out == ""
