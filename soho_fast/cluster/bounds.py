@@ -49,7 +49,8 @@ def own_upper(features_NC: Tensor, centers_KC: Tensor, row_M: Tensor, label_N: T
     """Upper bound of the distance of some rows to their own centres, float64 (M,)."""
     chunk = max(1, _CHUNK // features_NC.shape[1])
     parts = [
-        (features_NC[rows].double() - centers_KC[label_N[rows]].double()).square_().sum(1) for rows in row_M.split(chunk)
+        (features_NC[rows].double() - centers_KC[label_N[rows]].double()).square_().sum(1)
+        for rows in row_M.split(chunk)
     ]
     return torch.cat(parts).sqrt() * (1 + slack(features_NC.shape[1])) + _FLUSHED
 
@@ -107,9 +108,7 @@ class Bounds:
         self.beyond = 1 + 4 * slack(num_channels)
 
     @classmethod
-    def measure(
-        cls, features_NC: Tensor, centers_KC: Tensor, label_N: Tensor, squared_N: Tensor
-    ) -> "Bounds":
+    def measure(cls, features_NC: Tensor, centers_KC: Tensor, label_N: Tensor, squared_N: Tensor) -> "Bounds":
         """From a lookup's labels and squared distances."""
         every_N = torch.arange(len(features_NC))
         lower_N = others_lower(features_NC, centers_KC, every_N, label_N)

@@ -59,4 +59,6 @@ class Estimator:
 
 
 def _same(value: object, default: object) -> bool:
-    return value is default or (type(value) is type(default) and isinstance(value, (int, float, str)) and value == default)
+    return value is default or (
+        type(value) is type(default) and isinstance(value, (int, float, str)) and value == default
+    )

@@ -15,7 +15,17 @@ from soho_fast import ops
 from soho_fast.cluster.estimator import Estimator
 from soho_fast.cluster.lloyd import Fitted, fit_centers
 from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import BatchedRows, Rows, are_batches, as_rows, as_weights, give_back, rows_of, seed_of
+from soho_fast.cluster.rows import (
+    BatchedRows,
+    Rows,
+    are_batches,
+    as_rows,
+    as_weights,
+    give_back,
+    rows_of,
+    seed_of,
+    split,
+)
 from soho_fast.cluster.seeding import Seeding
 from soho_fast.cluster.statistics import exact_sum, summary_of
 
@@ -99,14 +109,9 @@ class KMeans(Estimator):
         """
         processes = Processes(self.distributed)
         rows = processes.agree(lambda: self._checked_rows(X, sample_weight))
-        self._check_alike(rows, processes)
-        fitted = self._best_start(rows, processes)
-        if fitted.num_filled < self.n_clusters:
-            warnings.warn(
-                f"{fitted.num_filled} of n_clusters = {self.n_clusters} clusters have a member: too many rows coincide",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        check_alike(self.n_clusters, rows, processes)
+        given_KC = None if isinstance(self.init, str) else self._given_centers(rows)
+        fitted = best_start(self, rows, processes, shared_seed(self.random_state, processes), given_KC)
         self.cluster_centers_ = give_back(fitted.centers, rows.is_array)
         self.labels_ = give_back(fitted.labels, rows.is_array)
         self.inertia_, self.n_iter_, self.n_features_in_ = fitted.inertia, fitted.num_steps, rows.num_channels
@@ -119,18 +124,18 @@ class KMeans(Estimator):
     def predict(self, X: Any) -> Any:
         """The label of each row, int64 (N,), in the kind of X (which may be batches)."""
         self._check_fitted()
-        prepared = None
-        found, is_array = [], False
-        for features_MC, is_array in self._parts_of(X):
+        prepared, found, as_array = None, [torch.zeros(0, dtype=torch.int64)], False
+        for features_MC, is_array in parts_of(self, X):
             if prepared is None:
-                prepared = ops.prepare_codebook(self._centers(features_MC.device))
+                prepared, as_array = ops.prepare_codebook(self._centers(features_MC.device)), is_array
+                found = []
             found.append(ops.codebook_lookup(features_MC, prepared))
-        return give_back(torch.cat(found) if found else torch.zeros(0, dtype=torch.int64), is_array)
+        return give_back(torch.cat(found), as_array)
 
     def transform(self, X: Any) -> Any:
         """The distance of each row to each centre, float32 (N, K), from float64 products."""
         self._check_fitted()
-        features_NC, is_array = self._rows_in_memory(X)
+        features_NC, is_array = rows_in_memory(self, X)
         codes = self._centers(features_NC.device).double()
         square_K, parts = codes.square().sum(1), []
         for part in features_NC.split(max(1, _PRODUCT_ELEMENTS // len(codes))):
@@ -146,7 +151,7 @@ class KMeans(Estimator):
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Minus the inertia of X."""
         self._check_fitted()
-        features_NC, _ = self._rows_in_memory(X)
+        features_NC, _ = rows_in_memory(self, X)
         weight_N = as_weights(sample_weight, len(features_NC), features_NC.device)
         squared_N = ops.codebook_lookup(features_NC, self._centers(features_NC.device), return_distance=True)[1]
         return -exact_sum(squared_N if weight_N is None else squared_N.double() * weight_N)
@@ -154,40 +159,12 @@ class KMeans(Estimator):
     def _centers(self, device: torch.device) -> Tensor:
         return torch.as_tensor(self.cluster_centers_, dtype=torch.float32, device=device)
 
-    def _rows_in_memory(self, value: Any) -> tuple[Tensor, bool]:
-        features_NC, is_array = as_rows("X", value)
-        if features_NC.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"X has {features_NC.shape[1]} features, but {type(self).__name__} is expecting "
-                f"{self.n_features_in_} features as input"
-            )
-        return features_NC, is_array
-
-    def _parts_of(self, value: Any) -> Iterator[tuple[Tensor, bool]]:
-        if not are_batches(value):
-            yield self._rows_in_memory(value)
-            return
-        for item in value() if callable(value) and not hasattr(value, "__iter__") else value:
-            yield self._rows_in_memory(item[0] if isinstance(item, (list, tuple)) else item)
-
     def _checked_rows(self, X: Any, sample_weight: Any) -> Rows | BatchedRows:
-        self._check_parameters()
+        check_parameters(self)
         rows = rows_of(X, sample_weight)
         if not isinstance(self.init, str):
             self._given_centers(rows)
         return rows
-
-    def _check_parameters(self) -> None:
-        for name in ("n_clusters", "max_iter"):
-            _check_count(name, getattr(self, name))
-        if not (isinstance(self.n_init, str) and self.n_init == "auto"):
-            _check_count("n_init", self.n_init)
-        if isinstance(self.tol, bool) or not isinstance(self.tol, (int, float)) or not self.tol >= 0:
-            raise ValueError(f"tol: expected a number of at least 0, got {self.tol!r}")
-        if isinstance(self.init, str) and self.init not in INITS:
-            raise ValueError(f"init: expected {', '.join(INITS)} or the centres, got {self.init!r}")
-        if not isinstance(self.algorithm, str) or self.algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}")
 
     def _given_centers(self, rows: Rows | BatchedRows) -> Tensor:
         centers_KC = as_rows("init", self.init)[0]
@@ -198,62 +175,106 @@ class KMeans(Estimator):
             )
         return centers_KC.to(rows.device, torch.float32)
 
-    def _check_alike(self, rows: Rows | BatchedRows, processes: Processes) -> None:
-        """What every rank sees alike, so that all refuse."""
-        mine = (rows.num_rows, rows.num_channels, rows.has_weight)
-        num_rows, channels, has_weight = zip(*processes.gather(mine), strict=True)
-        if len(set(channels)) > 1:
-            raise ValueError(f"X: expected the same number of features on every rank, got {list(channels)}")
-        total = sum(num_rows)
-        if total < 1:
-            raise ValueError(
-                f"X: Found array with 0 sample(s) (shape={(total, channels[0])}) while a minimum of 1 is required."
-            )
-        if total < self.n_clusters:
-            raise ValueError(f"n_samples={total} should be >= n_clusters={self.n_clusters}.")
-        if not any(has_weight):
-            raise ValueError("sample_weight: expected at least one weight above zero, all of them are zero")
 
-    def _best_start(self, rows: Rows | BatchedRows, processes: Processes) -> Fitted:
-        summary = summary_of(rows, processes, with_variance=self.tol > 0)
-        seed = seed_of(self.random_state)
-        seed = processes.gather(random.SystemRandom().getrandbits(62) if seed is None else seed)[0]
-        best: Fitted | None = None
-        for start in range(self._num_starts()):
-            self._tell(processes, f"start {start + 1}: {self.init if isinstance(self.init, str) else 'given centres'}")
-            if isinstance(self.init, str):
-                centers_KC = Seeding(rows, processes, random.Random(f"{seed} {start}").getrandbits(62)).centers(
-                    self.init, self.n_clusters
-                )
-            else:
-                centers_KC = self._given_centers(rows)
-            fitted = fit_centers(
-                rows,
-                centers_KC,
-                processes,
-                max_iter=self.max_iter,
-                tolerance=self.tol * summary.variance,
-                algorithm=self.algorithm,
-                tell=lambda line: self._tell(processes, line),
-            )
-            self._tell(processes, f"start {start + 1}: inertia {fitted.inertia:.6g} after {fitted.num_steps} steps")
-            if best is None or fitted.inertia < best.inertia:
-                best = fitted
-        return best
-
-    def _num_starts(self) -> int:
-        if not isinstance(self.init, str):
-            return 1
-        if self.n_init == "auto":
-            return _STARTS_OF_RANDOM if self.init == "random" else 1
-        return self.n_init
-
-    def _tell(self, processes: Processes, line: str) -> None:
-        if self.verbose and processes.rank == 0:
-            print(line, flush=True)
+def check_parameters(model: Any) -> None:
+    """ValueError where a parameter of a k-means estimator is none that it can have."""
+    for name in ("n_clusters", "max_iter"):
+        check_count(name, getattr(model, name))
+    if not (isinstance(model.n_init, str) and model.n_init == "auto"):
+        check_count("n_init", model.n_init)
+    if isinstance(model.tol, bool) or not isinstance(model.tol, (int, float)) or not model.tol >= 0:
+        raise ValueError(f"tol: expected a number of at least 0, got {model.tol!r}")
+    if isinstance(model.init, str) and model.init not in INITS:
+        raise ValueError(f"init: expected {', '.join(INITS)} or the centres, got {model.init!r}")
+    if not isinstance(model.algorithm, str) or model.algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {model.algorithm!r}")
 
 
-def _check_count(name: str, value: Any) -> None:
+def check_alike(num_clusters: int, rows: Rows | BatchedRows, processes: Processes) -> None:
+    """What every rank sees alike, so that all of them refuse."""
+    mine = (rows.num_rows, rows.num_channels, rows.has_weight)
+    num_rows, channels, has_weight = zip(*processes.gather(mine), strict=True)
+    if len(set(channels)) > 1:
+        raise ValueError(f"X: expected the same number of features on every rank, got {list(channels)}")
+    total = sum(num_rows)
+    if total < 1:
+        raise ValueError(
+            f"X: Found array with 0 sample(s) (shape={(total, channels[0])}) while a minimum of 1 is required."
+        )
+    if total < num_clusters:
+        raise ValueError(f"n_samples={total} should be >= n_clusters={num_clusters}.")
+    if not any(has_weight):
+        raise ValueError("sample_weight: expected at least one weight above zero, all of them are zero")
+
+
+def shared_seed(random_state: Any, processes: Processes) -> int:
+    seed = seed_of(random_state)
+    return processes.gather(random.SystemRandom().getrandbits(62) if seed is None else seed)[0]
+
+
+def best_start(
+    model: Any, rows: Rows | BatchedRows, processes: Processes, seed: int, given_KC: Tensor | None = None
+) -> Fitted:
+    """The start of lowest inertia, by the parameters of `model`; with given centres, the one from these."""
+    tolerance = model.tol * summary_of(rows, processes, with_variance=model.tol > 0).variance
+    starts = model.n_init
+    if isinstance(starts, str):  # "auto"
+        starts = _STARTS_OF_RANDOM if isinstance(model.init, str) and model.init == "random" else 1
+    best: Fitted | None = None
+    for start in range(1 if given_KC is not None else starts):
+        tell(model, processes, f"start {start + 1}: {'given centres' if given_KC is not None else model.init}")
+        if given_KC is None:
+            seeding = Seeding(rows, processes, random.Random(f"{seed} {start}").getrandbits(62))
+            centers_KC = seeding.centers(model.init, model.n_clusters)
+        else:
+            centers_KC = given_KC
+        fitted = fit_centers(
+            rows,
+            centers_KC,
+            processes,
+            max_iter=model.max_iter,
+            tolerance=tolerance,
+            algorithm=model.algorithm,
+            tell=lambda line: tell(model, processes, line),
+        )
+        tell(model, processes, f"start {start + 1}: inertia {fitted.inertia:.6g} after {fitted.num_steps} steps")
+        if best is None or fitted.inertia < best.inertia:
+            best = fitted
+    if best.num_filled < model.n_clusters:
+        warnings.warn(
+            f"{best.num_filled} of n_clusters = {model.n_clusters} clusters have a member: too many rows coincide",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return best
+
+
+def rows_in_memory(model: Any, value: Any) -> tuple[Tensor, bool]:
+    """(N, C) of the channels that `model` was fitted to, and whether results go back as arrays."""
+    features_NC, is_array = as_rows("X", value)
+    if features_NC.shape[1] != model.n_features_in_:
+        raise ValueError(
+            f"X has {features_NC.shape[1]} features, but {type(model).__name__} is expecting "
+            f"{model.n_features_in_} features as input"
+        )
+    return features_NC, is_array
+
+
+def parts_of(model: Any, value: Any) -> Iterator[tuple[Tensor, bool]]:
+    """`rows_in_memory` of rows, or of each batch."""
+    if not are_batches(value):
+        yield rows_in_memory(model, value)
+        return
+    for item in value() if callable(value) and not hasattr(value, "__iter__") else value:
+        yield rows_in_memory(model, split(item)[0])
+
+
+def tell(model: Any, processes: Processes, line: str) -> None:
+    if model.verbose and processes.rank == 0:
+        print(line, flush=True)
+
+
+def check_count(name: str, value: Any) -> None:
     try:
         number = value.__index__()
     except AttributeError:

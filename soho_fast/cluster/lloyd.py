@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from soho_fast import ops
-from soho_fast.cluster.bounds import Bounds, own_upper, others_lower, upper_root
+from soho_fast.cluster.bounds import Bounds, others_lower, own_upper, upper_root
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import BatchedRows, Rows
 from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of
@@ -51,13 +51,12 @@ class MemorySteps:
     def __init__(self, rows: Rows, processes: Processes, algorithm: str) -> None:
         self.features_NC, self.weight_N = rows.features, rows.weight
         self.processes = processes
-        self.label_N: Tensor | None = None
         self.total: Tensor | None = None
         self.labeller = Labeller(rows.features, algorithm)
 
     def step(self, centers_KC: Tensor) -> Step:
-        before_N, num_clusters = self.label_N, len(centers_KC)
-        label_N = self.labeller.labels(centers_KC, before_N)
+        before_N, num_clusters = self.labeller.label_N, len(centers_KC)
+        label_N = self.labeller.labels(centers_KC)
         changed_M = None if before_N is None else (label_N != before_N).nonzero()[:, 0]
         if changed_M is None or self.weight_N is not None or len(changed_M) > _MOVED_ALONE * len(label_N):
             self.total = totals_of(self.features_NC, label_N, self.weight_N, num_clusters)
@@ -66,9 +65,7 @@ class MemorySteps:
             self.total = self.total + totals_of(rows_MC, label_N[changed_M], None, num_clusters)
             self.total -= totals_of(rows_MC, before_N[changed_M], None, num_clusters)
             self.total[self.total[:, -1] == 0] = 0.0
-        self.label_N = label_N
         num_changed = len(label_N) if changed_M is None else len(changed_M)
-        self.labeller.heed(num_changed)
         both = self.processes.sum(torch.tensor([num_changed], device=label_N.device))
         return Step(self.processes.sum(self.total.clone()), int(both))
 
@@ -99,29 +96,27 @@ class Labeller:
     def __init__(self, features_NC: Tensor, algorithm: str) -> None:
         self.features_NC, self.algorithm = features_NC, algorithm
         self.bounds: Bounds | None = None
+        self.label_N: Tensor | None = None
         self.centers_KC: Tensor | None = None
         self.trial_M: Tensor | None = None
-        self.few_moved = self.trial_passed = False
+        self.trial_passed = False
         self.wait = self.left = _FIRST_WAIT
         self.num_looked_up = 0  # rows
 
-    def heed(self, num_changed: int) -> None:
-        self.few_moved = num_changed <= _MOVED_BEFORE_TRIAL * len(self.features_NC)
-
-    def labels(self, centers_KC: Tensor, before_N: Tensor | None) -> Tensor:
-        """int64 (N,). `before_N`: the labels for the centres of the call before."""
+    def labels(self, centers_KC: Tensor) -> Tensor:
+        """int64 (N,)."""
         may = self.features_NC.device.type == "cpu" and len(self.features_NC) > 0
         if self.algorithm == "lloyd" or not may:
             label_N = self._look_up_all(centers_KC)[0]
         elif self.bounds is not None:
-            label_N = self._within_bounds(centers_KC, before_N)
+            label_N = self._within_bounds(centers_KC)
         elif self.algorithm == "hamerly" or self.trial_passed:
             label_N = self._measured(centers_KC)
         else:
             label_N = self._look_up_all(centers_KC)[0]
         if self.algorithm == "auto" and may and self.bounds is None:
             self._try(centers_KC, label_N)
-        self.centers_KC = centers_KC
+        self.centers_KC, self.label_N = centers_KC, label_N
         return label_N
 
     def _look_up_all(self, centers_KC: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,14 +128,14 @@ class Labeller:
         self.bounds = Bounds.measure(self.features_NC, centers_KC, label_N, squared_N)
         return label_N
 
-    def _within_bounds(self, centers_KC: Tensor, before_N: Tensor) -> Tensor:
-        bounds, num_rows = self.bounds, len(before_N)
+    def _within_bounds(self, centers_KC: Tensor) -> Tensor:
+        bounds, before_N = self.bounds, self.label_N
         bounds.follow(before_N, self.centers_KC, centers_KC)
         open_M = bounds.open_rows()
         if len(open_M):
             bounds.upper_N[open_M] = own_upper(self.features_NC, centers_KC, open_M, before_N)
             open_M = bounds.open_rows()
-        if len(open_M) > _MOST_OPEN * num_rows:
+        if len(open_M) > _MOST_OPEN * len(before_N):
             if self.algorithm == "auto":
                 self.bounds, self.trial_passed = None, False
                 self.wait = self.left = 2 * self.wait
@@ -159,18 +154,19 @@ class Labeller:
     def _try(self, centers_KC: Tensor, label_N: Tensor) -> None:
         """Bounds of some rows, in one step measured and in the next looked at."""
         if self.trial_M is not None:
-            self.trial.follow(self.trial_label_M, self.centers_KC, centers_KC)
-            self.trial.upper_N = own_upper(self.features_NC, centers_KC, self.trial_M, self.trial_before_N)
+            self.trial.follow(self.label_N[self.trial_M], self.centers_KC, centers_KC)
+            self.trial.upper_N = own_upper(self.features_NC, centers_KC, self.trial_M, self.label_N)
             share_open = len(self.trial.open_rows()) / len(self.trial_M)
             self.trial_M, self.trial_passed = None, share_open <= 1 - _CLOSED_IN_TRIAL
             if not self.trial_passed:
                 self.wait = self.left = 2 * self.wait
             return
         self.left -= 1
-        if not self.few_moved or self.left > 0 or len(centers_KC) < _LEAST_CLUSTERS:
+        if self.label_N is None or self.left > 0 or len(centers_KC) < _LEAST_CLUSTERS:
+            return
+        if int((label_N != self.label_N).sum()) > _MOVED_BEFORE_TRIAL * len(label_N):
             return
         self.trial_M = torch.arange(0, len(label_N), max(1, len(label_N) // _TRIAL_ROWS))
-        self.trial_label_M, self.trial_before_N = label_N[self.trial_M], label_N
         lower_M = others_lower(self.features_NC, centers_KC, self.trial_M, label_N)
         self.trial = Bounds(torch.zeros_like(lower_M), lower_M, self.features_NC.shape[1])
 
@@ -181,9 +177,7 @@ def means(total: Tensor, before_KC: Tensor) -> Tensor:
     return torch.where(totals.members[:, None] > 0, totals.sums / totals.weight[:, None], before_KC).float()
 
 
-def fill_empty(
-    total: Tensor, centers_KC: Tensor, rows: Rows | BatchedRows, processes: Processes
-) -> tuple[Tensor, int]:
+def fill_empty(total: Tensor, centers_KC: Tensor, rows: Rows | BatchedRows, processes: Processes) -> tuple[Tensor, int]:
     """The rule for empty clusters: they take, in ascending order, the rows farthest from their centres, farthest first,
     of equally far ones the first; such a row leaves the cluster it was in. A row without weight, or on its centre, is
     not taken; if none is left the cluster stays empty where it is.
@@ -227,16 +221,19 @@ def fit_centers(
     algorithm: str,
     tell: Callable[[str], None],
 ) -> Fitted:
-    """Steps from these centres until no label changes, or the centres move by no more than `tolerance` (sum of squares)."""
+    """Steps from these centres until no label changes, or the centres move by no more than `tolerance` (in sum of
+    squares)."""
     steps = MemorySteps(rows, processes, algorithm) if rows.in_memory else BatchedSteps(rows, processes)
     number = 0
-    for number in range(1, max_iter + 1):  # noqa: B007
+    for number in range(1, max_iter + 1):
         total, num_changed = steps.step(centers_KC)
         total, num_repaired = fill_empty(total, centers_KC, rows, processes)
         before_KC, centers_KC = centers_KC, means(total, centers_KC)
         shift = float((centers_KC.double() - before_KC.double()).square().sum())
         told = "" if num_changed is None else f"{num_changed} labels changed, "
-        tell(f"step {number}: {told}centres moved by {shift**0.5:.4g}" + f", {num_repaired} filled" * bool(num_repaired))
+        tell(
+            f"step {number}: {told}centres moved by {shift**0.5:.4g}" + f", {num_repaired} filled" * bool(num_repaired)
+        )
         if not num_repaired and (num_changed == 0 or shift <= tolerance):
             break
     labels, inertia, members = final_pass(rows, centers_KC, processes)

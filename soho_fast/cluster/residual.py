@@ -1,2 +1,214 @@
-from soho_fast.cluster.kmeans import KMeans
-class ResidualKMeans: pass
+"""Residual k-means: codes of several levels, each of what the levels before leave.
+
+Letters: N rows, M rows of a batch, K clusters, C channels, L levels.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from soho_fast import ops
+from soho_fast.cluster.estimator import Estimator
+from soho_fast.cluster.kmeans import (
+    INITS,
+    best_start,
+    check_alike,
+    check_count,
+    check_parameters,
+    parts_of,
+    rows_in_memory,
+    shared_seed,
+    tell,
+)
+from soho_fast.cluster.processes import Processes
+from soho_fast.cluster.rows import Batch, BatchedRows, Rows, as_weights, give_back, rows_of
+from soho_fast.cluster.statistics import exact_sum
+
+
+class ResidualKMeans(Estimator):
+    """Level l is a `KMeans` of `x - d_1 - ... - d_(l-1)`, subtracted one after another in float32.
+
+    Rows may be given as in `KMeans`, to several processes too. Rows in memory are copied once, as float32 residuals;
+    of batches the residuals are made anew in each pass.
+
+    Args:
+        n_levels: L. n_clusters: K, of each level.
+        init: "k-means++", "k-means||" or "random".
+        n_init, max_iter, tol, verbose, random_state, algorithm, distributed: of each level, as in `KMeans`.
+
+    Attributes:
+        cluster_centers_: float32 (L, K, C). labels_: int64 (N, L). inertia_: what the last level leaves, the sum of
+            weighted squared distances; inertias_: what each level leaves. n_iter_: steps of each level.
+        n_features_in_: C.
+    """
+
+    def __init__(
+        self,
+        n_levels: int = 8,
+        n_clusters: int = 8,
+        *,
+        init: str = "k-means++",
+        n_init: int | str = "auto",
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        verbose: int = 0,
+        random_state: Any = None,
+        algorithm: str = "auto",
+        distributed: bool = True,
+    ) -> None:
+        self.n_levels = n_levels
+        self.n_clusters = n_clusters
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.verbose = verbose
+        self.random_state = random_state
+        self.algorithm = algorithm
+        self.distributed = distributed
+
+    def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+        """Find the centres of all levels.
+
+        Args:
+            X, sample_weight: as in `KMeans.fit`. y: not used.
+
+        Raises:
+            TypeError, ValueError: parameters, rows or weights that do not fit.
+        """
+        processes = Processes(self.distributed)
+        rows = processes.agree(lambda: self._checked_rows(X, sample_weight))
+        check_alike(self.n_clusters, rows, processes)
+        seed = shared_seed(self.random_state, processes)
+        left = LeftRows(rows)
+        found, labels = [], []
+        for level in range(self.n_levels):
+            tell(self, processes, f"level {level + 1} of {self.n_levels}")
+            fitted = best_start(self, left, processes, hash_of(seed, level))
+            left.subtract(fitted.centers, fitted.labels)
+            found.append(fitted)
+            labels.append(fitted.labels)
+        self.cluster_centers_ = give_back(torch.stack([fitted.centers for fitted in found]), rows.is_array)
+        self.labels_ = give_back(torch.stack(labels, 1), rows.is_array)
+        self.inertias_ = [fitted.inertia for fitted in found]
+        self.inertia_ = self.inertias_[-1]
+        self.n_iter_ = [fitted.num_steps for fitted in found]
+        self.n_features_in_ = rows.num_channels
+        return self
+
+    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
+        """`fit(X)`, then `labels_`."""
+        return self.fit(X, sample_weight=sample_weight).labels_
+
+    fit_transform = fit_predict
+
+    def predict(self, X: Any) -> Any:
+        """The codes of each row, int64 (N, L), in the kind of X (which may be batches)."""
+        self._check_fitted()
+        found, as_array = [], False
+        for features_MC, is_array in parts_of(self, X):
+            found.append(self._codes(features_MC)[0])
+            as_array = is_array
+        codes_NL = torch.cat(found) if found else torch.zeros(0, len(self.cluster_centers_), dtype=torch.int64)
+        return give_back(codes_NL, as_array)
+
+    transform = predict
+
+    def inverse_transform(self, codes: Any) -> Any:
+        """The sum of the centres that codes (N, L) name, level by level, float32 (N, C), in the kind of the codes.
+
+        Fewer levels than were fitted are the first ones.
+
+        Raises:
+            ValueError: another shape, or a code that is none.
+        """
+        self._check_fitted()
+        is_array = not isinstance(codes, Tensor)
+        codes_NL = torch.as_tensor(codes)
+        centers_LKC = self._centers(codes_NL.device)
+        if codes_NL.dim() != 2 or not 1 <= codes_NL.shape[1] <= len(centers_LKC) or codes_NL.is_floating_point():
+            raise ValueError(
+                f"codes: expected whole numbers of shape (N, 1 to {len(centers_LKC)}), got {codes_NL.dtype} of shape "
+                f"{tuple(codes_NL.shape)}"
+            )
+        if codes_NL.numel() and not 0 <= int(codes_NL.min()) <= int(codes_NL.max()) < centers_LKC.shape[1]:
+            raise ValueError(
+                f"codes: expected values from 0 to {centers_LKC.shape[1] - 1}, got {int(codes_NL.min())} to "
+                f"{int(codes_NL.max())}"
+            )
+        total_NC = centers_LKC[0][codes_NL[:, 0].long()]
+        for centers_KC, code_N in zip(centers_LKC[1:], codes_NL.T[1:], strict=False):
+            total_NC = total_NC + centers_KC[code_N.long()]
+        return give_back(total_NC, is_array)
+
+    def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
+        """Minus what the last level leaves of X, the sum of weighted squared distances."""
+        self._check_fitted()
+        features_NC, _ = rows_in_memory(self, X)
+        weight_N = as_weights(sample_weight, len(features_NC), features_NC.device)
+        squared_N = self._codes(features_NC)[1]
+        return -exact_sum(squared_N if weight_N is None else squared_N.double() * weight_N)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = None  # a clusterer has one label a row
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def _centers(self, device: torch.device) -> Tensor:
+        return torch.as_tensor(self.cluster_centers_, dtype=torch.float32, device=device)
+
+    def _codes(self, features_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (N, L), and the squared distance (N,) of the last level."""
+        centers_LKC, codes, left_NC = self._centers(features_NC.device), [], features_NC
+        for level, centers_KC in enumerate(centers_LKC):
+            if level:
+                left_NC = left_NC.float() - centers_LKC[level - 1][codes[-1]]
+            label_N, squared_N = ops.codebook_lookup(left_NC, centers_KC, return_distance=True)
+            codes.append(label_N)
+        return torch.stack(codes, 1), squared_N
+
+    def _checked_rows(self, X: Any, sample_weight: Any) -> Rows | BatchedRows:
+        check_count("n_levels", self.n_levels)
+        if not isinstance(self.init, str):
+            raise ValueError(f"init: expected {', '.join(INITS)}, got {type(self.init).__name__}")
+        check_parameters(self)
+        return rows_of(X, sample_weight)
+
+
+class LeftRows:
+    """Rows, less the centres that were subtracted so far. What they are otherwise is what the rows are."""
+
+    def __init__(self, rows: Rows | BatchedRows) -> None:
+        self.rows, self.subtracted = rows, []
+        self.in_memory, self.is_array, self.device = rows.in_memory, rows.is_array, rows.device
+        self.num_rows, self.num_channels = rows.num_rows, rows.num_channels
+        if rows.in_memory:
+            self.features, self.weight = rows.features, rows.weight
+
+    def batches(self) -> Iterator[Batch]:
+        if self.in_memory:
+            if self.num_rows:
+                yield Batch(self.features, self.weight, 0)
+            return
+        for features_MC, weight_M, first in self.rows.batches():
+            for prepared in self.subtracted:
+                label_M = ops.codebook_lookup(features_MC, prepared)
+                features_MC = features_MC.float() - prepared.codebook[label_M]
+            yield Batch(features_MC, weight_M, first)
+
+    def subtract(self, centers_KC: Tensor, label_N: Tensor) -> None:
+        """From now on less the centres of these labels."""
+        if not self.in_memory:
+            self.subtracted.append(ops.prepare_codebook(centers_KC))
+        elif self.features is self.rows.features:
+            self.features = self.features.float() - centers_KC[label_N]
+        else:
+            self.features -= centers_KC[label_N]
+
+
+def hash_of(seed: int, level: int) -> int:
+    """A seed of the level's own."""
+    return seed if level == 0 else (seed * 1_000_003 + level) % 2**62

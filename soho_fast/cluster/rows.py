@@ -146,8 +146,8 @@ class BatchedRows:
         self._make: Callable[[], Any] = value if callable(value) and not hasattr(value, "__iter__") else lambda: value
         if iter(made := self._make()) is made and made is value:
             raise ValueError(
-                f"X: expected batches that can be gone through more than once, got a {type(value).__name__}, which ends "
-                "after one pass; pass a function that makes it"
+                f"X: expected batches that can be gone through more than once, got a {type(value).__name__}, which "
+                "ends after one pass; pass a function that makes it"
             )
         self.num_rows, self.num_channels = -1, -1
         first = next(iter(self._read()), None)
@@ -171,7 +171,7 @@ class BatchedRows:
     def _read(self) -> Iterator[Batch]:
         first = 0
         for number, item in enumerate(self._make()):
-            rows, weight = _split(item)
+            rows, weight = split(item)
             features, self.is_array = as_rows(f"batch {number}", rows)
             if self.num_channels not in (-1, features.shape[1]):
                 raise ValueError(f"batch {number}: expected {self.num_channels} features, got {features.shape[1]}")
@@ -183,11 +183,11 @@ def _has_weight(features: Tensor, weight: Tensor | None) -> bool:
     return len(features) > 0 and (weight is None or bool((weight > 0).any()))
 
 
-def _split(item: Any) -> tuple[Any, Any]:
+def split(item: Any) -> tuple[Any, Any]:
     """Rows and weights of what a loader gives: rows, (rows,) or (rows, weights)."""
-    if isinstance(item, (list, tuple)) and 1 <= len(item) <= 2 and all(hasattr(part, "ndim") for part in item):
-        if item[0].ndim == 2:
-            return item[0], item[1] if len(item) == 2 else None
+    are_arrays = isinstance(item, (list, tuple)) and all(hasattr(part, "ndim") for part in item)
+    if are_arrays and 1 <= len(item) <= 2 and item[0].ndim == 2:
+        return item[0], item[1] if len(item) == 2 else None
     return item, None
 
 
@@ -213,6 +213,5 @@ def seed_of(random_state: Any) -> int | None:
     numpy = sys.modules.get("numpy")
     if isinstance(random_state, int) or (numpy is not None and isinstance(random_state, numpy.integer)):
         return int(random_state)
-    raise TypeError(
-        f"random_state: expected None, an int, a torch.Generator or a numpy generator, got {type(random_state).__name__}"
-    )
+    expected = "None, an int, a torch.Generator or a numpy generator"
+    raise TypeError(f"random_state: expected {expected}, got {type(random_state).__name__}")

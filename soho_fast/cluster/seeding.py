@@ -42,9 +42,7 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
 
 def squared_distances(features_MC: Tensor, center_C: Tensor) -> Tensor:
     """float32 (M,): to one centre, rounded as float32 rounds."""
-    parts = [
-        (part.float() - center_C).square_().sum(1) for part in features_MC.split(max(1, _NEAR // len(center_C)))
-    ]
+    parts = [(part.float() - center_C).square_().sum(1) for part in features_MC.split(max(1, _NEAR // len(center_C)))]
     return torch.cat(parts) if parts else features_MC.new_zeros(0, dtype=torch.float32)
 
 
@@ -123,7 +121,9 @@ class Seeding:
             candidates_TC = self._drawn(mass_N, weight_N, trials if k else 1)
             found = [torch.minimum(closest_N, squared_distances(features_NC, code_C)) for code_C in candidates_TC]
             inertia_T = torch.tensor(
-                [exact_sum(_weighted(near_N, weight_N)) for near_N in found], dtype=torch.float64, device=self.rows.device
+                [exact_sum(_weighted(near_N, weight_N)) for near_N in found],
+                dtype=torch.float64,
+                device=self.rows.device,
             )
             best = int(self.processes.sum(inertia_T).argmin())
             centers_KC[k], closest_N = candidates_TC[best], found[best]
@@ -181,7 +181,9 @@ class Seeding:
 
     def _closest(self, before: list[Tensor] | None, codes_TC: Tensor) -> list[Tensor]:
         """Squared distance of each row to the nearest candidate so far, float32 (M,) for each batch."""
-        found = [ops.codebook_lookup(batch.features, codes_TC, return_distance=True)[1] for batch in self.rows.batches()]
+        found = [
+            ops.codebook_lookup(batch.features, codes_TC, return_distance=True)[1] for batch in self.rows.batches()
+        ]
         if before is None:
             return found
         return [torch.minimum(old, new) for old, new in zip(before, found, strict=True)]

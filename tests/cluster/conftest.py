@@ -24,8 +24,9 @@ def plain_lloyd(rows, centers, weight=None, max_iter=300, tolerance=0.0):
     rows = rows.astype(np.float64)
     weight = np.ones(len(rows)) if weight is None else weight.astype(np.float64)
     centers = centers.astype(np.float32)
-    before = None
-    for step in range(1, max_iter + 1):
+    before, steps = None, 0
+    while steps < max_iter:
+        steps += 1
         distance = _distances(rows, centers.astype(np.float64))
         label = distance.argmin(1)
         owner, nearest = label.copy(), np.where(weight > 0, distance.min(1), 0)
@@ -47,7 +48,7 @@ def plain_lloyd(rows, centers, weight=None, max_iter=300, tolerance=0.0):
         if not repaired and (unchanged or shift <= tolerance):
             break
     distance = _distances(rows, centers.astype(np.float64))
-    return centers, distance.argmin(1), (distance.min(1) * weight).sum(), step
+    return centers, distance.argmin(1), (distance.min(1) * weight).sum(), steps
 
 
 @pytest.fixture

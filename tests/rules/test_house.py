@@ -22,6 +22,7 @@ ARROWS = {
     "recipe_file": {"spelling", "engine.errors"},
     "ops": {"_C"},
     "adapters": {"ops"},
+    "cluster": {"ops"},
     "model": {"ops", "checksums", "hub", "spelling"},
     "data": {"ops", "checksums", "hub", "command_line", "engine.errors", "rgb", "stop_words"},
     "evaluation": {"model", "data", "engine.processes", "engine.workers", "stop_words"},

@@ -1,0 +1,163 @@
+"""Hamerly's bounds: true bounds, whatever the numbers, and labels that never differ from the lookup's."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from soho_fast import ops
+from soho_fast.cluster import KMeans
+from soho_fast.cluster.bounds import Bounds, others_lower, own_upper, upper_root
+from soho_fast.cluster.lloyd import Labeller
+
+
+def squared(row, code):
+    """Without any rounding."""
+    return sum((Fraction(float(x)) - Fraction(float(d))) ** 2 for x, d in zip(row, code, strict=True))
+
+
+def hard(kind):
+    """Rows and centres on which a bound that forgets a rounding would err."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 7, generator=generator)
+    codes = torch.randn(23, 7, generator=generator)
+    if kind == "offset":
+        return rows + 4096, codes + 4096
+    if kind == "near ties":  # codes one unit in the last place apart
+        codes[1::2] = torch.nextafter(codes[:-1:2], torch.full_like(codes[:-1:2], 9.0))
+        return rows, codes
+    if kind == "on the codes":
+        return codes.repeat(3, 1)[:60].clone(), codes
+    if kind == "tiny":
+        return rows * 1e-30, codes * 1e-30
+    if kind == "huge":
+        return rows * 1e18, codes * 1e18
+    return rows, codes
+
+
+KINDS = ("easy", "offset", "near ties", "on the codes", "tiny", "huge")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_hold_without_rounding(kind):
+    rows, codes = hard(kind)
+    label, distance = ops.codebook_lookup(rows, codes, return_distance=True)
+    every = torch.arange(len(rows))
+    lower = others_lower(rows, codes, every, label)
+    uppers = (upper_root(distance, 7), own_upper(rows, codes, every, label))
+    for n in range(len(rows)):
+        exact = [squared(rows[n], code) for code in codes]
+        own = exact.pop(int(label[n]))
+        assert all(Fraction(float(upper[n])) ** 2 >= own for upper in uppers if math.isfinite(upper[n]))
+        assert Fraction(float(lower[n])) ** 2 <= min(exact)
+
+
+def test_lower_bounds_are_tight():
+    """A bound of zero would hold as well, and be of no use."""
+    rows, codes = hard("easy")
+    label = ops.codebook_lookup(rows, codes)
+    lower = others_lower(rows, codes, torch.arange(len(rows)), label)
+    second = torch.cdist(rows.double(), codes.double()).topk(2, largest=False).values[:, 1]
+    torch.testing.assert_close(lower, second, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("num_codes", [1, 2, 3, 9, 50])
+def test_every_other_centre_is_looked_at(num_codes):
+    generator = torch.Generator().manual_seed(1)
+    rows, codes = torch.randn(400, 3, generator=generator), torch.randn(num_codes, 3, generator=generator)
+    label = ops.codebook_lookup(rows, codes)
+    some = torch.arange(0, 400, 3)
+    lower = others_lower(rows, codes, some, label)
+    distance = torch.cdist(rows.double(), codes.double()).scatter(1, label[:, None], math.inf)[some]
+    torch.testing.assert_close(lower, distance.amin(1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_hold_after_the_centres_moved(kind):
+    rows, codes = hard(kind)
+    label, distance = ops.codebook_lookup(rows, codes, return_distance=True)
+    bounds = Bounds.measure(rows, codes, label, distance)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        moved = codes * (1 + 1e-3 * torch.randn(codes.shape, generator=generator))
+        bounds.follow(label, codes, moved)
+        codes = moved
+    for n in range(0, len(rows), 3):
+        exact = [squared(rows[n], code) for code in codes]
+        own = exact.pop(int(label[n]))
+        assert not math.isfinite(bounds.upper_N[n]) or Fraction(float(bounds.upper_N[n])) ** 2 >= own
+        assert bounds.lower_N[n] < 0 or Fraction(float(bounds.lower_N[n])) ** 2 <= min(exact)
+
+
+def test_a_tie_is_never_left_alone():
+    """Own centre and another are equally far: the other may have the lower index."""
+    rows = torch.zeros(4, 2)
+    codes = torch.tensor([[3.0, 4.0], [0.0, 1.0], [-5.0, 0.0]])
+    label = ops.codebook_lookup(rows, codes)
+    bounds = Bounds.measure(rows, codes, label, torch.ones(4))
+    moved = torch.tensor([[0.0, 1.0], [0.0, 1.0], [-5.0, 0.0]])
+    bounds.follow(label, codes, moved)
+    assert bounds.open_rows().tolist() == [0, 1, 2, 3]
+    bounds = Bounds(torch.full((4,), 5.0).double(), torch.full((4,), 5.0).double(), 2)
+    assert len(bounds.open_rows()) == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("step", [1e-7, 1e-4, 1e-2, 0.3])
+def test_labels_are_those_of_the_lookup(kind, step):
+    rows, codes = hard(kind)
+    labeller = Labeller(rows, "hamerly")
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(8):
+        assert torch.equal(labeller.labels(codes), ops.codebook_lookup(rows, codes))
+        codes = codes * (1 + step * torch.randn(codes.shape, generator=generator))
+
+
+def test_not_a_number_stays_open():
+    bounds = Bounds(torch.tensor([math.nan, 1.0, 1.0]).double(), torch.tensor([9.0, math.nan, 9.0]).double(), 4)
+    assert bounds.open_rows().tolist() == [0, 1]
+
+
+def test_rows_are_left_alone_where_that_pays(make_features):
+    """Clusters that lie apart: nearly all rows are decided by their bounds."""
+    rows = torch.from_numpy(make_features(4000, 8, groups=64, seed=4))
+    centers = KMeans(64, random_state=0, tol=0).fit(rows).cluster_centers_
+    labeller = Labeller(rows, "hamerly")
+    labeller.labels(centers)
+    looked_up = labeller.num_looked_up
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        centers = centers + 1e-3 * torch.randn(centers.shape, generator=generator)
+        assert torch.equal(labeller.labels(centers), ops.codebook_lookup(rows, centers))
+    assert looked_up == 4000 and labeller.num_looked_up < 1.1 * looked_up
+
+
+def steps_with(algorithm, rows, num_clusters, num_steps=40):
+    """Labeller after Lloyd's steps from the first rows."""
+    labeller, centers = Labeller(rows, algorithm), rows[:num_clusters].clone()
+    for _ in range(num_steps):
+        label = labeller.labels(centers)
+        assert torch.equal(label, ops.codebook_lookup(rows, centers))
+        counts, sums = ops.codebook_stats(rows, label, num_clusters)
+        centers = torch.where(counts[:, None] > 0, sums / counts[:, None], centers)
+    return labeller
+
+
+def test_a_trial_finds_where_bounds_pay(make_features):
+    rows = torch.from_numpy(make_features(4000, 8, groups=40, seed=4))
+    assert steps_with("auto", rows, 40).num_looked_up < 0.7 * steps_with("lloyd", rows, 40).num_looked_up
+
+
+def test_a_trial_finds_where_bounds_do_not_pay():
+    """Noise in many channels: all centres are about equally far, and bounds never decide."""
+    rows = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0))
+    auto = steps_with("auto", rows, 64, num_steps=8)
+    assert auto.bounds is None and auto.num_looked_up == 8 * 3000
+
+
+def test_hamerly_is_for_any_count_of_channels():
+    rows = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 1)).astype(np.float32))
+    found = [KMeans(33, init=rows[:33], tol=0, algorithm=name).fit(rows) for name in ("lloyd", "hamerly")]
+    assert torch.equal(found[0].cluster_centers_, found[1].cluster_centers_)
