@@ -17,7 +17,6 @@ from soho_fast import ops
 _MOST_GROUPS = 32
 _CHUNK = 1 << 21  # float64 elements held at a time
 _FLUSHED = 2.0**-62  # more than the distance that reads as zero where a caller has torch flush subnormals
-_INFINITY = torch.tensor(math.inf, dtype=torch.float64)
 
 
 def slack(num_channels: int) -> float:
@@ -27,11 +26,11 @@ def slack(num_channels: int) -> float:
 
 
 def _up(value: Tensor) -> Tensor:
-    return torch.nextafter(value, _INFINITY)
+    return torch.nextafter(value, torch.full_like(value, math.inf))
 
 
 def _down(value: Tensor) -> Tensor:
-    return torch.nextafter(value, -_INFINITY)
+    return torch.nextafter(value, torch.full_like(value, -math.inf))
 
 
 def upper_root(squared_N: Tensor, num_channels: int) -> Tensor:
@@ -64,7 +63,7 @@ def others_lower(features_NC: Tensor, centers_KC: Tensor, row_M: Tensor, label_N
     num_clusters, num_channels = centers_KC.shape
     groups = max(1, min(_MOST_GROUPS, round(math.sqrt(num_clusters)), 4 * len(row_M) // num_clusters))
     size = -(-num_clusters // groups)
-    lower_M = torch.full(row_M.shape, math.inf, dtype=torch.float64)
+    lower_M = torch.full(row_M.shape, math.inf, dtype=torch.float64, device=row_M.device)
     group_M = label_N[row_M] // size
     order_M = group_M.argsort(stable=True)
     counts = torch.bincount(group_M, minlength=groups).tolist()
@@ -110,7 +109,7 @@ class Bounds:
     @classmethod
     def measure(cls, features_NC: Tensor, centers_KC: Tensor, label_N: Tensor, squared_N: Tensor) -> "Bounds":
         """From a lookup's labels and squared distances."""
-        every_N = torch.arange(len(features_NC))
+        every_N = torch.arange(len(features_NC), device=features_NC.device)
         lower_N = others_lower(features_NC, centers_KC, every_N, label_N)
         return cls(upper_root(squared_N, features_NC.shape[1]), lower_N, features_NC.shape[1])
 

@@ -124,7 +124,7 @@ class KMeans(Estimator):
     def predict(self, X: Any) -> Any:
         """The label of each row, int64 (N,), in the kind of X (which may be batches)."""
         self._check_fitted()
-        prepared, found, as_array = None, [torch.zeros(0, dtype=torch.int64)], False
+        prepared, found, as_array = None, [torch.zeros(0, dtype=torch.int64, device="cpu")], False
         for features_MC, is_array in parts_of(self, X):
             if prepared is None:
                 prepared, as_array = ops.prepare_codebook(self._centers(features_MC.device)), is_array

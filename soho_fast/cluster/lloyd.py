@@ -166,7 +166,7 @@ class Labeller:
             return
         if int((label_N != self.label_N).sum()) > _MOVED_BEFORE_TRIAL * len(label_N):
             return
-        self.trial_M = torch.arange(0, len(label_N), max(1, len(label_N) // _TRIAL_ROWS))
+        self.trial_M = torch.arange(0, len(label_N), max(1, len(label_N) // _TRIAL_ROWS), device=label_N.device)
         lower_M = others_lower(self.features_NC, centers_KC, self.trial_M, label_N)
         self.trial = Bounds(torch.zeros_like(lower_M), lower_M, self.features_NC.shape[1])
 
@@ -205,7 +205,8 @@ def fill_empty(total: Tensor, centers_KC: Tensor, rows: Rows | BatchedRows, proc
     every = sorted((one for rank in processes.gather(found) for one in rank), key=lambda one: one[:2])
     total = total.clone()
     for cluster, (_, _, weight, label, row_C) in zip(empty, every, strict=False):
-        taken = torch.cat([row_C.double() * weight, torch.tensor([weight, 1.0], dtype=torch.float64)]).to(total.device)
+        alone = torch.tensor([weight, 1.0], dtype=torch.float64, device="cpu")
+        taken = torch.cat([row_C.double() * weight, alone]).to(total.device)
         total[label] -= taken
         total[cluster] += taken
     return total, min(len(empty), len(every))

@@ -40,8 +40,8 @@ class ResidualKMeans(Estimator):
 
     Attributes:
         cluster_centers_: float32 (L, K, C). labels_: int64 (N, L). inertia_: what the last level leaves, the sum of
-            weighted squared distances; inertias_: what each level leaves. n_iter_: steps of each level.
-        n_features_in_: C.
+            weighted squared distances; inertias_: what each level leaves. n_iter_: steps of all levels
+        together. n_features_in_: C.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ResidualKMeans(Estimator):
         self.labels_ = give_back(torch.stack(labels, 1), rows.is_array)
         self.inertias_ = [fitted.inertia for fitted in found]
         self.inertia_ = self.inertias_[-1]
-        self.n_iter_ = [fitted.num_steps for fitted in found]
+        self.n_iter_ = sum(fitted.num_steps for fitted in found)
         self.n_features_in_ = rows.num_channels
         return self
 

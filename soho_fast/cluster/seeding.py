@@ -79,12 +79,12 @@ class Seeding:
 
     def _weights_at(self, positions: list[int]) -> Tensor:
         def weights(batch: Batch) -> Tensor:
-            return torch.ones(len(batch.features), 1) if batch.weight is None else batch.weight[:, None]
+            return batch.features.new_ones(len(batch.features), 1) if batch.weight is None else batch.weight[:, None]
 
         return self._taken(positions, 1, weights)[:, 0]
 
     def _taken(self, positions: list[int], width: int, read: Callable[[Batch], Tensor]) -> Tensor:
-        taken = torch.zeros(len(positions), width, device=self.rows.device)
+        taken = torch.zeros(len(positions), width, dtype=torch.float32, device=self.rows.device)
         wanted_T = torch.tensor(positions, dtype=torch.int64, device=self.rows.device) - self.offset
         for batch in self.rows.batches():
             here_T = (wanted_T >= batch.first) & (wanted_T < batch.first + len(batch.features))
@@ -115,7 +115,8 @@ class Seeding:
         trials = 2 + int(math.log(num_clusters)) if num_trials is None else num_trials
         features_NC, weight_N = self.rows.features, self.rows.weight
         centers_KC = features_NC.new_zeros(num_clusters, features_NC.shape[1], dtype=torch.float32)
-        mass_N = torch.ones(len(features_NC), device=self.rows.device) if weight_N is None else weight_N
+        ones_N = torch.ones(len(features_NC), dtype=torch.float32, device=self.rows.device)
+        mass_N = ones_N if weight_N is None else weight_N
         closest_N = torch.full_like(mass_N, torch.inf)
         for k in range(num_clusters):
             candidates_TC = self._drawn(mass_N, weight_N, trials if k else 1)
@@ -201,7 +202,7 @@ class Seeding:
         total_T = torch.zeros(len(codes_TC), dtype=torch.float64, device=self.rows.device)
         for batch in self.rows.batches():
             label_M = ops.codebook_lookup(batch.features, codes_TC)
-            ones_M1 = torch.ones(len(label_M), 1, device=self.rows.device)
+            ones_M1 = batch.features.new_ones(len(label_M), 1)
             total_T += totals_of(ones_M1, label_M, batch.weight, len(codes_TC))[:, -2]
         return self.processes.sum(total_T).float()
 

@@ -69,7 +69,7 @@ class Summary(NamedTuple):
 
 def summary_of(rows: Rows | BatchedRows, processes: Processes, with_variance: bool) -> Summary:
     """One pass over the rows of all processes."""
-    number, mean_C, squares = 0, torch.zeros(rows.num_channels, dtype=torch.float64), 0.0
+    number, mean_C, squares = 0, torch.zeros(rows.num_channels, dtype=torch.float64, device="cpu"), 0.0
     parts = []
     for batch in rows.batches() if with_variance else ():
         nowhere_M = torch.zeros(len(batch.features), dtype=torch.int64, device=rows.device)

@@ -1,0 +1,50 @@
+"""One rank of test_processes.py: fits its rows in several ways and saves what it found.
+
+Arguments: rank, number of ranks, rendezvous file, rows file, output file.
+"""
+
+import sys
+
+import torch
+import torch.distributed as dist
+
+from soho_fast.cluster import KMeans, ResidualKMeans
+
+INITS = ("k-means++", "k-means||", "random", "given")
+
+
+def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=num_ranks)
+    saved = torch.load(rows_file)
+    rows, weight = saved["rows"], saved["weight"]
+    # Unequal shares, one of them empty where there are three.
+    cuts = {1: [len(rows)], 2: [len(rows) // 3], 3: [len(rows) // 3, len(rows) // 3]}[num_ranks]
+    cuts = [0, *cuts, len(rows)]
+    mine = slice(cuts[rank], cuts[rank + 1])
+    found = {}
+    for init in INITS:
+        start = saved["given"] if init == "given" else init
+        for weighted in (False, True):
+            model = KMeans(30, init=start, n_init=1, tol=0, random_state=3)
+            model.fit(rows[mine], sample_weight=weight[mine] if weighted else None)
+            found[init, weighted] = (model.cluster_centers_, model.labels_, model.inertia_, model.n_iter_)
+    batched = KMeans(30, init="k-means||", tol=0, random_state=3).fit(lambda: iter(rows[mine].split(77)))
+    found["batched", False] = (batched.cluster_centers_, batched.labels_, batched.inertia_, batched.n_iter_)
+    residual = ResidualKMeans(3, 10, random_state=3).fit(rows[mine])
+    found["residual", False] = (residual.cluster_centers_, residual.labels_, residual.inertia_, residual.n_iter_)
+    unseeded = KMeans(4).fit(rows[mine])
+    found["unseeded", False] = (unseeded.cluster_centers_, unseeded.labels_, unseeded.inertia_, unseeded.n_iter_)
+    alone = KMeans(4, random_state=0, distributed=False).fit(rows[mine] if len(rows[mine]) else rows)
+    found["alone", False] = (alone.cluster_centers_, alone.labels_, alone.inertia_, alone.n_iter_)
+    refused = []
+    for bad in (rows[mine, :5] if rank else rows[mine], rows[mine] / 0 if rank == 0 else rows[mine]):
+        try:
+            KMeans(4).fit(bad)
+        except ValueError as error:
+            refused.append(str(error))
+    torch.save({"found": found, "refused": refused}, output)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -1,0 +1,147 @@
+"""scikit-learn's interface without scikit-learn, its own checks, and refusals."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from soho_fast.cluster import KMeans, NotFittedError, ResidualKMeans
+
+# Each check that cannot pass, and why.
+CANNOT_PASS = {
+    KMeans: {
+        "check_sample_weight_equivalence_on_dense_data": "which rows are drawn depends on their positions, which "
+        "differ between weighted and repeated rows (scikit-learn's KMeans fails it too); with given centres they are "
+        "equal: test_whole_weights_are_repeated_rows",
+    },
+    ResidualKMeans: {
+        "check_sample_weight_equivalence_on_dense_data": "as for KMeans",
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [KMeans, ResidualKMeans])
+def test_scikit_learns_checks(kind):
+    checks = pytest.importorskip("sklearn.utils.estimator_checks")
+    model = kind() if kind is KMeans else kind(n_levels=2, n_clusters=4)
+    results = checks.check_estimator(model, on_fail=None, on_skip=None)
+    failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
+    assert set(failed) == set(CANNOT_PASS[kind]), failed
+    assert sum(result["status"] == "passed" for result in results) > 30
+
+
+def test_it_works_in_a_pipeline_and_a_search(make_features):
+    pytest.importorskip("sklearn")
+    from sklearn.base import clone
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows = make_features(300)
+    pipeline = make_pipeline(StandardScaler(), KMeans(5, random_state=0)).fit(rows)
+    assert pipeline.predict(rows).shape == (300,)
+    search = GridSearchCV(KMeans(random_state=0), {"n_clusters": [2, 25]}, cv=2).fit(rows)
+    assert search.best_params_ == {"n_clusters": 25}
+    assert clone(KMeans(7, tol=0)).get_params() == KMeans(7, tol=0).get_params()
+
+
+def test_scikit_learn_and_numpy_are_not_loaded():
+    """Tensors in, tensors out, by torch alone."""
+    program = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "from soho_fast.cluster import KMeans, ResidualKMeans\n"
+        "rows = torch.randn(99, 4)\n"
+        "KMeans(3).fit(rows).predict(rows); ResidualKMeans(2, 3).fit(rows)\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)\n"
+        "print(sorted(new - {'soho_fast', 'torch'}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_parameters():
+    model = KMeans(3, tol=0.5)
+    assert model.get_params()["n_clusters"] == 3 and set(model.get_params()) == set(KMeans().get_params())
+    assert model.set_params(n_clusters=4, tol=0.1) is model and model.n_clusters == 4
+    assert repr(model) == "KMeans(n_clusters=4, tol=0.1)" and repr(KMeans()) == "KMeans()"
+    with pytest.raises(ValueError, match="clusters: expected a parameter of KMeans, one of n_clusters, init"):
+        model.set_params(clusters=3)
+
+
+def test_a_fitted_model_can_be_pickled(make_features):
+    rows = make_features(100)
+    models = KMeans(4, random_state=0), ResidualKMeans(2, 4, random_state=0)
+    for fitted in (model.fit(rows) for model in models):
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict(rows), fitted.predict(rows))
+
+
+@pytest.mark.parametrize("method", ["predict", "transform", "score"])
+@pytest.mark.parametrize("kind", [KMeans, ResidualKMeans])
+def test_not_fitted(kind, method):
+    with pytest.raises((NotFittedError, ValueError), match="is not fitted yet: call fit"):
+        getattr(kind(), method)(torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"n_clusters": 0}, "n_clusters: expected a whole number of at least 1, got 0"),
+        ({"n_clusters": 2.5}, "n_clusters: expected a whole number of at least 1, got 2.5"),
+        ({"n_clusters": True}, "n_clusters: expected a whole number of at least 1, got True"),
+        ({"max_iter": -1}, "max_iter: expected a whole number of at least 1, got -1"),
+        ({"n_init": "all"}, "n_init: expected a whole number of at least 1, got 'all'"),
+        ({"tol": -1.0}, "tol: expected a number of at least 0, got -1.0"),
+        ({"tol": float("nan")}, "tol: expected a number of at least 0, got nan"),
+        ({"init": "kmeans"}, "init: expected k-means++, k-means||, random or the centres, got 'kmeans'"),
+        ({"init": np.zeros((3, 4))}, "init: expected centres of shape (n_clusters, features) = (8, 4), got (3, 4)"),
+        ({"init": np.full((8, 4), np.nan)}, "init: expected finite values"),
+        ({"algorithm": "elkan"}, "algorithm: expected one of auto, lloyd, hamerly, got 'elkan'"),
+        ({"n_clusters": 21}, "n_samples=20 should be >= n_clusters=21"),
+    ],
+)
+def test_refused_parameters(params, said):
+    with pytest.raises(ValueError) as refused:
+        KMeans(**params).fit(torch.randn(20, 4))
+    assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("rows", "weight", "kind", "said"),
+    [
+        (torch.zeros(9), None, ValueError, "X: expected 2 dimensions"),
+        (torch.zeros(9, 0), None, ValueError, "X: Found array with 0 feature"),
+        (torch.zeros(0, 3), None, ValueError, "X: Found array with 0 sample"),
+        (np.full((9, 2), 1e300), None, ValueError, "X: expected finite values in float32"),
+        (torch.eye(9).to_sparse(), None, TypeError, "X: expected dense rows, got a sparse Tensor"),
+        (torch.zeros(9, 2, dtype=torch.complex64), None, ValueError, "X: Complex data not supported"),
+        (torch.zeros(9, 2), torch.ones(8), ValueError, "sample_weight: expected shape (9,)"),
+        (torch.zeros(9, 2), -torch.ones(9), ValueError, "sample_weight: expected no weight below zero"),
+        (torch.zeros(9, 2), torch.zeros(9), ValueError, "sample_weight: expected at least one weight above zero"),
+        (torch.zeros(9, 2), torch.full((9,), torch.inf), ValueError, "sample_weight: expected finite values"),
+    ],
+)
+def test_refused_rows(rows, weight, kind, said):
+    with pytest.raises(kind) as refused:
+        KMeans(1).fit(rows, sample_weight=weight)
+    assert str(refused.value).startswith(said)
+
+
+def test_refused_states():
+    with pytest.raises(TypeError, match=r"random_state: expected None, an int, a torch\.Generator"):
+        KMeans(1, random_state="now").fit(torch.zeros(3, 2))
+
+
+def test_other_numbers_become_float32():
+    rows = np.random.default_rng(0).integers(0, 50, size=(60, 3))
+    expected = KMeans(4, random_state=0).fit(rows.astype(np.float32)).cluster_centers_
+    types = (np.float64, np.uint8, ">f4", object)
+    for given in (*(rows.astype(dtype) for dtype in types), rows, rows[::-1].copy()[::-1], rows.tolist()):
+        np.testing.assert_array_equal(KMeans(4, random_state=0).fit(given).cluster_centers_, expected)
+    for dtype in (torch.int64, torch.float64):
+        given = torch.from_numpy(rows).to(dtype)
+        assert torch.equal(KMeans(4, random_state=0).fit(given).cluster_centers_, torch.from_numpy(expected))

@@ -1,0 +1,68 @@
+"""ResidualKMeans against the loop over KMeans that it replaces."""
+
+import numpy as np
+import pytest
+import torch
+
+from soho_fast import ops
+from soho_fast.cluster import KMeans, ResidualKMeans
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_a_loop_of_kmeans(dtype, make_features):
+    rows = torch.from_numpy(make_features(800, 10)).to(dtype)
+    fitted = ResidualKMeans(4, 16, random_state=0).fit(rows)
+    left = rows
+    for level in range(4):
+        index, distance = ops.codebook_lookup(left, fitted.cluster_centers_[level], return_distance=True)
+        assert torch.equal(index, fitted.labels_[:, level])
+        assert fitted.inertias_[level] == pytest.approx(float(distance.double().sum()), rel=1e-12)
+        settled = KMeans(16, init=fitted.cluster_centers_[level]).fit(left)
+        assert settled.n_iter_ <= 3  # nearly where Lloyd's steps end
+        left = left.float() - fitted.cluster_centers_[level][index]
+    assert fitted.inertias_ == sorted(fitted.inertias_, reverse=True) and fitted.inertia_ == fitted.inertias_[-1]
+    assert fitted.cluster_centers_.shape == (4, 16, 10) and fitted.n_iter_ >= 4
+
+
+def test_the_first_level_is_kmeans(make_features):
+    rows = make_features(500)
+    levels, single = ResidualKMeans(2, 12, random_state=7).fit(rows), KMeans(12, random_state=7).fit(rows)
+    np.testing.assert_array_equal(levels.cluster_centers_[0], single.cluster_centers_)
+    np.testing.assert_array_equal(levels.labels_[:, 0], single.labels_)
+
+
+def test_codes_and_back(make_features):
+    rows = make_features(500)
+    untouched = rows.copy()
+    fitted = ResidualKMeans(3, 20, random_state=0).fit(rows)
+    codes = fitted.predict(rows)
+    np.testing.assert_array_equal(codes, fitted.labels_)
+    np.testing.assert_array_equal(fitted.transform(rows), codes)
+    made = fitted.inverse_transform(codes)
+    assert isinstance(made, np.ndarray) and made.dtype == np.float32
+    assert ((rows.astype(np.float64) - made) ** 2).sum() == pytest.approx(fitted.inertia_, rel=1e-5)
+    assert fitted.score(rows) == pytest.approx(-fitted.inertia_, rel=1e-12)
+    first = fitted.inverse_transform(torch.from_numpy(codes[:, :1]))
+    assert torch.equal(first, torch.from_numpy(fitted.cluster_centers_[0][codes[:, 0]]))
+    np.testing.assert_array_equal(rows, untouched)
+
+
+def test_weights(make_features):
+    rows = make_features(400)
+    times = np.random.default_rng(0).integers(0, 3, size=400)
+    fitted = ResidualKMeans(2, 10, random_state=0).fit(rows, sample_weight=times)
+    assert fitted.inertia_ == pytest.approx(-fitted.score(np.repeat(rows, times, axis=0)), rel=1e-9)
+
+
+def test_refusals(make_features):
+    rows = make_features(100)
+    with pytest.raises(ValueError, match="n_levels: expected a whole number of at least 1, got 0"):
+        ResidualKMeans(0, 4).fit(rows)
+    with pytest.raises(ValueError, match=r"init: expected k-means\+\+"):
+        ResidualKMeans(2, 4, init=rows[:4]).fit(rows)
+    fitted = ResidualKMeans(2, 4, random_state=0).fit(rows)
+    for codes in (np.zeros((3, 3), int), np.zeros(3, int), np.zeros((3, 2))):
+        with pytest.raises(ValueError, match="codes: expected whole numbers of shape"):
+            fitted.inverse_transform(codes)
+    with pytest.raises(ValueError, match="codes: expected values from 0 to 3, got 0 to 4"):
+        fitted.inverse_transform(np.array([[0, 4]]))

@@ -1,0 +1,128 @@
+"""Where centres start: rows of the data, drawn as the methods say, the same for one seed."""
+
+import numpy as np
+import pytest
+import torch
+
+from soho_fast.cluster import KMeans
+from soho_fast.cluster.processes import Processes
+from soho_fast.cluster.rows import Rows
+from soho_fast.cluster.seeding import Seeding, squared_distances, uniform
+
+
+def seeded(init, rows, num_clusters, seed=0, weight=None):
+    return Seeding(Rows(rows, weight), Processes(False), seed).centers(init, num_clusters)
+
+
+def test_numbers_are_uniform_and_of_their_position():
+    numbers = uniform(3, 0, torch.arange(200_000))
+    assert numbers.min() > 0 and numbers.max() < 1
+    counts = torch.histc(numbers, 50, 0, 1)
+    assert ((counts - 4000).square() / 4000).sum() < 49 + 5 * (2 * 49) ** 0.5  # chi-square, five deviations
+    assert abs(torch.corrcoef(torch.stack([numbers[:-1], numbers[1:]]))[0, 1]) < 5 / 200_000**0.5
+    assert torch.equal(uniform(3, 0, torch.arange(500, 600)), numbers[500:600])
+    assert not torch.equal(uniform(3, 1, torch.arange(10)), numbers[:10])
+    assert not torch.equal(uniform(4, 0, torch.arange(10)), numbers[:10])
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_centres_are_different_rows(init, make_features):
+    rows = make_features(300)
+    centers = seeded(init, rows, 40)
+    places = [np.flatnonzero((rows == center.numpy()).all(1)) for center in centers]
+    assert all(len(place) == 1 for place in places) and len({int(place[0]) for place in places}) == 40
+    assert torch.equal(centers, seeded(init, rows, 40)) and not torch.equal(centers, seeded(init, rows, 40, seed=1))
+
+
+@pytest.mark.parametrize("init", ["k-means++", "k-means||"])
+def test_every_one_of_far_groups_gets_a_centre(init):
+    """30 groups of unlike size, far apart: random rows miss some, these methods do not."""
+    random = np.random.default_rng(0)
+    sizes = random.integers(5, 200, size=30)
+    group = np.repeat(np.arange(30), sizes)
+    rows = (random.normal(size=(30, 6)) * 100)[group] + random.normal(size=(len(group), 6)) * 0.01
+    for seed in range(5):
+        label = KMeans(30, init=init, max_iter=1, random_state=seed).fit_predict(rows.astype(np.float32))
+        assert len({(g, k) for g, k in zip(group, label, strict=True)}) == 30
+        missed = seeded("random", rows, 30, seed)
+        nearest = ((rows[:, None] - missed.numpy()[None]) ** 2).sum(-1).argmin(1)
+        assert len(set(nearest[np.cumsum(sizes) - 1])) < 30
+
+
+def test_plus_plus_draws_by_squared_distance():
+    """The second of two centres: of places at 0 (9 rows), 1 and 3, drawn once, those with 1 : 9."""
+    rows = np.array([[0.0]] * 90 + [[1.0]] + [[3.0]], dtype=np.float32)
+    seconds = []
+    for seed in range(400):
+        found = Seeding(Rows(rows), Processes(False), seed)._plus_plus(2, num_trials=1)[:, 0]
+        if found[0] == 0:
+            seconds.append(float(found[1]))
+    share = np.mean(np.array(seconds) == 3)
+    assert set(seconds) == {1.0, 3.0} and abs(share - 0.9) < 5 * (0.09 / len(seconds)) ** 0.5
+
+
+def test_random_draws_by_weight():
+    rows = np.arange(4, dtype=np.float32)[:, None]
+    weight = np.array([0.0, 1.0, 2.0, 5.0])
+    first = [float(seeded("random", rows, 1, seed, weight)[0, 0]) for seed in range(1000)]
+    shares = np.bincount(np.array(first, dtype=int), minlength=4) / 1000
+    assert shares[0] == 0
+    assert np.abs(shares - weight / 8).max() < 5 * (0.25 / 1000) ** 0.5
+
+
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+def test_rows_without_weight_do_not_seed(init, make_features):
+    rows = make_features(300)
+    rows[::2] += 1000
+    weight = np.ones(300)
+    weight[::2] = 0
+    assert seeded(init, rows, 40, weight=weight).max() < 500
+
+
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
+def test_more_centres_than_places(init):
+    rows = np.repeat(np.arange(3, dtype=np.float32)[:, None], 10, axis=0)
+    centers = seeded(init, rows, 7)
+    assert centers.shape == (7, 1) and set(centers.flatten().tolist()) <= {0.0, 1.0, 2.0}
+
+
+@pytest.mark.parametrize("init", ["k-means++", "k-means||"])
+def test_they_start_lower_than_random_rows(init, make_features):
+    rows = make_features(3000, 8, groups=200)
+
+    def inertia(name):
+        models = [KMeans(100, init=name, n_init=1, max_iter=1, random_state=seed) for seed in range(4)]
+        return np.mean([model.fit(rows).inertia_ for model in models])
+
+    assert inertia(init) < 0.93 * inertia("random")
+
+
+def test_squared_distances(make_features):
+    rows = torch.from_numpy(make_features(2000, 40))
+    exact = (rows.double() - rows[3].double()).square().sum(1)
+    torch.testing.assert_close(squared_distances(rows, rows[3]).double(), exact, rtol=1e-6, atol=0)
+    assert len(squared_distances(rows[:0], rows[3])) == 0
+
+
+STATES = {
+    "int": lambda: 7,
+    "numpy int": lambda: np.int64(7),
+    "RandomState": lambda: np.random.RandomState(7),
+    "default_rng": lambda: np.random.default_rng(7),
+    "torch": lambda: torch.Generator().manual_seed(7),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_random_states(kind, make_features):
+    """Each that starts alike draws alike; a generator that was drawn from draws anew."""
+    model, rows = KMeans(30, init="random", n_init=1, max_iter=1), make_features(300)
+    first, second = (model.set_params(random_state=STATES[kind]()).fit(rows).cluster_centers_ for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert np.array_equal(model.fit(rows).cluster_centers_, first) == kind.endswith("int")
+
+
+def test_without_a_state_chance_decides(make_features):
+    rows = make_features(300)
+    first, second = (KMeans(30, init="random", n_init=1, max_iter=1).fit(rows).cluster_centers_ for _ in range(2))
+    assert not np.array_equal(first, second)
