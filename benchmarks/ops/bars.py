@@ -57,6 +57,9 @@ BARS = (
     Bar("group_mask", "", f"{OURS} in place", "torch where", 4.0, every_case=True),
     Bar("group_mask", "", f"{OURS} out of place", "torch where", 1.3, every_case=True),
     Bar("VisualDictionary", "", OURS, "vector-quantize-pytorch", 20.0),
+    Bar("KMeans", "", OURS, "scikit-learn", 5.0, every_case=True),
+    Bar("KMeans", "", OURS, "faiss-cpu", 5.0, every_case=True),
+    Bar("KMeans", "", OURS, "superkmeans", 1.0, every_case=True),
 )
 
 

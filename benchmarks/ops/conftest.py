@@ -16,7 +16,7 @@ import torch
 from soho_fast import ops
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 60
-PACKAGES = ("torch", "numpy", "faiss-cpu", "scikit-learn", "vector-quantize-pytorch")
+PACKAGES = ("torch", "numpy", "faiss-cpu", "scikit-learn", "superkmeans", "vector-quantize-pytorch")
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ Letters: N rows of this process, M rows of a batch, K clusters, C channels, T ca
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +45,19 @@ def squared_distances(features_MC: Tensor, center_C: Tensor) -> Tensor:
     """float32 (M,): to one centre, rounded as float32 rounds."""
     parts = [(part.float() - center_C).square_().sum(1) for part in features_MC.split(max(1, _NEAR // len(center_C)))]
     return torch.cat(parts) if parts else features_MC.new_zeros(0, dtype=torch.float32)
+
+
+class Near(NamedTuple):
+    """Of the rows of a batch: the squared distance to the nearest candidate so far, float32 (M,), the weights, and the
+    position of the first. Kept for all rows, so that a round needs no reading of its own to draw from them."""
+
+    squared_M: Tensor
+    weight_M: Tensor | None
+    first: int
+
+    @property
+    def mass_M(self) -> Tensor:
+        return _weighted(self.squared_M, self.weight_M)
 
 
 class Seeding:
@@ -91,16 +105,16 @@ class Seeding:
             taken[here_T] = read(batch)[wanted_T[here_T] - batch.first].to(taken)
         return self.processes.sum(taken)
 
-    def _positions(self, batch: Batch) -> Tensor:
-        start = self.offset + batch.first
-        return torch.arange(start, start + len(batch.features), device=self.rows.device)
+    def _positions(self, first: int, number: int) -> Tensor:
+        """Among all rows."""
+        return torch.arange(self.offset + first, self.offset + first + number, device=self.rows.device)
 
     def _lowest_keys(self, number: int, by_weight: bool = True) -> list[int]:
         """Positions of rows drawn without replacement, each step in proportion to the weights: those with the lowest
         -log(u) / weight (Efraimidis and Spirakis, 2006). Rows without weight come last."""
         draw, kept = next(self.draws), []
         for batch in self.rows.batches():
-            position_M = self._positions(batch)
+            position_M = self._positions(batch.first, len(batch.features))
             key_M = -torch.log(uniform(self.seed, draw, position_M))
             if by_weight and batch.weight is not None:
                 key_M = key_M / batch.weight
@@ -156,11 +170,7 @@ class Seeding:
         candidates_TC = self.take(self._lowest_keys(1))
         closest = self._closest(None, candidates_TC)
         for number in range(_MOST_ROUNDS):
-            inertia = math.fsum(
-                self.processes.gather(
-                    math.fsum(exact_sum(_weighted(near, batch.weight)) for near, batch in self._with(closest))
-                )
-            )
+            inertia = math.fsum(self.processes.gather(math.fsum(exact_sum(near.mass_M) for near in closest)))
             if inertia <= 0 or (number >= ROUNDS and len(candidates_TC) >= num_clusters):
                 break
             new_TC = self.take(self._coins(closest, OVERSAMPLING * num_clusters / inertia))
@@ -177,24 +187,22 @@ class Seeding:
             thinned = torch.where(total[:, -1:] > 0, moved, thinned)
         return thinned
 
-    def _with(self, per_batch: list[Tensor]) -> Iterator[tuple[Tensor, Batch]]:
-        return zip(per_batch, self.rows.batches(), strict=True)
+    def _closest(self, before: list[Near] | None, codes_TC: Tensor) -> list[Near]:
+        """Of each batch; one pass."""
+        found = []
+        for number, (features_MC, weight_M, first) in enumerate(self.rows.batches()):
+            squared_M = ops.codebook_lookup(features_MC, codes_TC, return_distance=True)[1]
+            if before is not None:
+                squared_M = torch.minimum(before[number].squared_M, squared_M)
+            found.append(Near(squared_M, weight_M, first))
+        return found
 
-    def _closest(self, before: list[Tensor] | None, codes_TC: Tensor) -> list[Tensor]:
-        """Squared distance of each row to the nearest candidate so far, float32 (M,) for each batch."""
-        found = [
-            ops.codebook_lookup(batch.features, codes_TC, return_distance=True)[1] for batch in self.rows.batches()
-        ]
-        if before is None:
-            return found
-        return [torch.minimum(old, new) for old, new in zip(before, found, strict=True)]
-
-    def _coins(self, closest: list[Tensor], factor: float) -> list[int]:
+    def _coins(self, closest: list[Near], factor: float) -> list[int]:
         """Positions of rows, each drawn by itself with probability factor * weight * squared distance."""
         draw, drawn = next(self.draws), []
-        for near_M, batch in self._with(closest):
-            position_M = self._positions(batch)
-            heads_M = uniform(self.seed, draw, position_M) < factor * _weighted(near_M, batch.weight).double()
+        for near in closest:
+            position_M = self._positions(near.first, len(near.squared_M))
+            heads_M = uniform(self.seed, draw, position_M) < factor * near.mass_M.double()
             drawn += position_M[heads_M].tolist()
         return sorted(itertools.chain(*self.processes.gather(drawn)))
 

@@ -36,6 +36,7 @@ def test_every_contender_ran(finished):
         assert {(op, peer) for peer in peers} <= ran
     assert {("codebook_lookup", f"soho_fast {level}") for level in LEVELS} <= ran
     assert {("VisualDictionary", "soho_fast"), ("VisualDictionary", "soho_fast in vector-quantize-pytorch")} <= ran
+    assert {("KMeans", name) for name in ("soho_fast", "soho_fast without bounds", "scikit-learn")} <= ran
     assert {row.contender for row in rows if row.op == "machine limit"} == {
         "float32 product",
         "bfloat16 product",
@@ -51,9 +52,14 @@ def test_the_end_of_the_output_and_the_json_hold_ratios_and_bars(finished):
     output, result = finished
     end = output[output.index("ops: ratios") :]
     bars = result["soho_fast"]["bars"]
-    assert len(bars) == 16 and all(bar["claim"] in end for bar in bars)
+    assert len(bars) == 19 and all(bar["claim"] in end for bar in bars)
     measured = [bar for bar in bars if bar["held"] is not None]
-    assert {bar["claim"].split(":")[0] for bar in measured} >= {"codebook_update", "group_mask", "VisualDictionary"}
+    assert {bar["claim"].split(":")[0] for bar in measured} >= {
+        "codebook_update",
+        "group_mask",
+        "VisualDictionary",
+        "KMeans",
+    }
     assert f"torch {version('torch')}" in end and "1 threads" in end
     assert result["soho_fast"]["limits_per_second"].keys() >= {"copy", "read"}
     assert "node" not in result["machine_info"]

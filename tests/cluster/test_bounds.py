@@ -30,6 +30,9 @@ def hard(kind):
         return rows, codes
     if kind == "on the codes":
         return codes.repeat(3, 1)[:60].clone(), codes
+    if kind == "uneven":  # products whose sum float64 has to round
+        scale = torch.tensor([1e-3, 1.0, 1e3, 3e4, 1e5, 7e2, 2e-2])
+        return rows * 1e-2 * scale + scale, codes * 1e-2 * scale + scale
     if kind == "tiny":
         return rows * 1e-30, codes * 1e-30
     if kind == "huge":
@@ -37,7 +40,7 @@ def hard(kind):
     return rows, codes
 
 
-KINDS = ("easy", "offset", "near ties", "on the codes", "tiny", "huge")
+KINDS = ("easy", "offset", "near ties", "on the codes", "uneven", "tiny", "huge")
 
 
 @pytest.mark.parametrize("kind", KINDS)

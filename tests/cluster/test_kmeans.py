@@ -76,11 +76,22 @@ def test_equally_far_rows_are_taken_in_order():
     np.testing.assert_array_equal(fitted.cluster_centers_, [[2.0], [4.0], [-4.0]])
 
 
+def test_a_step_that_filled_a_cluster_is_not_the_last(make_features, lloyd):
+    """However large the tolerance: the row that was taken is no mean yet."""
+    rows = make_features(200)
+    init = np.concatenate([rows[:6], rows[:2] + 1e4]).astype(np.float32)
+    centers, labels, _, steps = lloyd(rows, init, tolerance=1e12)
+    fitted = KMeans(8, init=init, tol=1e12).fit(rows)
+    assert fitted.n_iter_ == steps == 2
+    assert_close(fitted.cluster_centers_, centers, labels)
+
+
 def test_fewer_places_than_clusters_warn():
     rows = np.repeat(np.arange(3, dtype=np.float32)[:, None], 4, axis=0)
     with pytest.warns(RuntimeWarning, match="3 of n_clusters = 5"):
         fitted = KMeans(5, random_state=0).fit(rows)
     assert fitted.inertia_ == 0 and np.isfinite(fitted.cluster_centers_).all()
+    assert fitted.n_iter_ <= 2  # no row on its centre is taken, step after step
 
 
 def test_a_cluster_far_from_the_origin(make_features, lloyd):

@@ -1,0 +1,135 @@
+"""k-means on windows of photographs: the same number of Lloyd's steps, from the same rows where a library takes them.
+
+An inertia is looked at before anything is timed: ours has to be that of Lloyd's steps, that of a peer at most 1 %
+higher. SuperKMeans draws its own rows and prunes without proof.
+"""
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.ops.lookup_contenders import INSTALL, product_work
+from benchmarks.ops.photo_windows import photo_windows
+from benchmarks.ops.shapes import KMEANS_NKC, KMEANS_STEPS, text
+from soho_fast import ops
+from soho_fast.cluster import KMeans
+
+EXCESS = 0.01  # of the inertia, for a peer
+OUR_EXCESS = 1e-5  # roundings of float32 sums, and what near-ties make of them
+
+
+def soho_fast(rows_NC: Tensor, start_KC: Tensor, algorithm: str = "auto"):
+    model = KMeans(len(start_KC), init=start_KC, max_iter=KMEANS_STEPS, tol=0, algorithm=algorithm)
+    return lambda: model.fit(rows_NC).cluster_centers_
+
+
+def soho_fast_without_bounds(rows_NC: Tensor, start_KC: Tensor):
+    return soho_fast(rows_NC, start_KC, "lloyd")
+
+
+def scikit_learn(rows_NC: Tensor, start_KC: Tensor):
+    cluster = pytest.importorskip("sklearn.cluster", reason=f"scikit-learn is not installed ({INSTALL})")
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    rows, start = rows_NC.numpy(), start_KC.numpy()
+    model = cluster.KMeans(len(start), init=start, n_init=1, max_iter=KMEANS_STEPS, tol=0, algorithm="lloyd")
+
+    def call() -> Tensor:
+        with threadpoolctl.threadpool_limits(torch.get_num_threads()):
+            return torch.from_numpy(model.fit(rows).cluster_centers_)
+
+    return call
+
+
+def faiss_cpu(rows_NC: Tensor, start_KC: Tensor):
+    faiss = pytest.importorskip("faiss", reason=f"faiss-cpu is not installed ({INSTALL})")
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    rows, start = rows_NC.numpy(), start_KC.numpy()
+
+    def call() -> Tensor:
+        model = faiss.Kmeans(
+            *(rows.shape[1], len(start)),
+            niter=KMEANS_STEPS,
+            max_points_per_centroid=len(rows),
+            min_points_per_centroid=1,
+        )
+        model.train(rows, init_centroids=start)
+        return torch.from_numpy(model.centroids)
+
+    return call
+
+
+def super_kmeans(rows_NC: Tensor, start_KC: Tensor):
+    library = pytest.importorskip("superkmeans", reason=f"superkmeans is not installed ({INSTALL})")
+    rows = rows_NC.numpy()
+
+    def call() -> Tensor:
+        model = library.SuperKMeans(
+            *(len(start_KC), rows.shape[1]),
+            hierarchical=False,
+            iters=KMEANS_STEPS,
+            sampling_fraction=1.0,
+            max_points_per_cluster=len(rows),
+            n_threads=torch.get_num_threads(),
+            early_termination=False,
+        )
+        return torch.from_numpy(model.train(rows))
+
+    return call
+
+
+CONTENDERS = {
+    "soho_fast": soho_fast,
+    "soho_fast without bounds": soho_fast_without_bounds,
+    "scikit-learn": scikit_learn,
+    "faiss-cpu": faiss_cpu,
+    "superkmeans": super_kmeans,
+}
+
+
+def inertia(rows_NC: Tensor, centers_KC: Tensor) -> float:
+    return float(ops.codebook_lookup(rows_NC, centers_KC, return_distance=True)[1].double().sum())
+
+
+def lloyd(rows_NC: Tensor, centers_KC: Tensor) -> Tensor:
+    """Plain steps, sums in float64; a centre without members stays."""
+    for _ in range(KMEANS_STEPS):
+        label_N = ops.codebook_lookup(rows_NC, centers_KC)
+        counts_K1 = torch.bincount(label_N, minlength=len(centers_KC))[:, None]
+        sums_KC = torch.zeros(centers_KC.shape, dtype=torch.float64).index_add_(0, label_N, rows_NC.double())
+        centers_KC = torch.where(counts_K1 > 0, sums_KC / counts_K1, centers_KC.double()).float()
+    return centers_KC
+
+
+@functools.lru_cache(maxsize=1)
+def problem(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, float]:
+    """Rows, the centres to start from, and the inertia after the steps; contenders of a shape follow one another."""
+    num_rows, num_clusters, num_channels = shape
+    generator = torch.Generator().manual_seed(0)
+    rows_NC = photo_windows(num_rows, num_channels, generator)
+    start_KC = rows_NC[torch.randperm(num_rows, generator=generator)[:num_clusters]].clone()
+    return rows_NC, start_KC, inertia(rows_NC, lloyd(rows_NC, start_KC))
+
+
+@pytest.mark.parametrize("contender", CONTENDERS)
+@pytest.mark.parametrize("shape", KMEANS_NKC, ids=text)
+def test_kmeans(shape, contender, time_checked):
+    rows_NC, start_KC, expected = problem(shape)
+    ours = contender.startswith("soho_fast")
+
+    def share_wrong(centers_KC: Tensor) -> float:
+        excess = max(0.0, inertia(rows_NC, centers_KC) / expected - 1)
+        return 0.0 if ours and excess < OUR_EXCESS else excess
+
+    work = {name: KMEANS_STEPS * amount for name, amount in product_work(shape).items()}
+    time_checked(
+        "KMeans",
+        f"{text(shape)}, {KMEANS_STEPS} steps",
+        shape,
+        contender,
+        CONTENDERS[contender](rows_NC, start_KC),
+        share_wrong,
+        max_wrong=0.0 if ours else EXCESS,
+        work=work,
+    )
