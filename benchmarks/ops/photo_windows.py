@@ -15,7 +15,7 @@ from torch import Tensor
 def _photographs() -> list[Tensor]:
     """float32 (height, width, 3) in [0, 1]."""
     datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
-    return [torch.from_numpy(image).float() / 255 for image in datasets.load_sample_images().images]
+    return [torch.tensor(image).float() / 255 for image in datasets.load_sample_images().images]
 
 
 def photo_windows(num_rows: int, num_channels: int, generator: torch.Generator) -> Tensor:

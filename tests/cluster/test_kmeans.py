@@ -153,13 +153,13 @@ def test_predict_transform_and_score(make_features):
     [("k-means++", "auto"), ("k-means||", "auto"), ("random", "auto"), ("array", "lloyd"), ("array", "hamerly")],
 )
 def test_the_same_bits_at_any_number_of_threads(init, algorithm, make_features, threads):
-    rows = torch.from_numpy(make_features(20_000, 33, groups=300))  # more than torch's grain size in every sum
-    weight = torch.from_numpy(np.random.default_rng(0).random(20_000))
-    given = rows[:64] if init == "array" else init
+    rows = torch.from_numpy(make_features(40_000, 9, groups=300))  # more rows than torch's grain size in every sum
+    weight = torch.from_numpy(np.random.default_rng(0).random(40_000))
+    given = rows[:48] if init == "array" else init
     found = []
     for number in (1, 2, 3):
         threads(number)
-        model = KMeans(64, init=given, n_init=1, max_iter=12, random_state=5, algorithm=algorithm)
+        model = KMeans(48, init=given, n_init=1, max_iter=8, random_state=5, algorithm=algorithm)
         for sample_weight in (None, weight):
             fitted = model.fit(rows, sample_weight=sample_weight)
             found.append((fitted.cluster_centers_, fitted.labels_, fitted.inertia_, fitted.n_iter_))
