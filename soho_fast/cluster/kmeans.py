@@ -30,7 +30,7 @@ from soho_fast.cluster.seeding import Seeding
 from soho_fast.cluster.statistics import exact_sum, summary_of
 
 INITS = ("k-means++", "k-means||", "random")
-ALGORITHMS = ("auto", "lloyd", "hamerly")
+ALGORITHMS = ("auto", "lloyd", "bounds")
 _STARTS_OF_RANDOM = 10
 _PRODUCT_ELEMENTS = 1 << 21  # float64 scores held at a time
 
@@ -61,9 +61,10 @@ class KMeans(Estimator):
         verbose: above 0, each step prints a line.
         random_state: None, an int, a torch.Generator or a numpy generator. What is drawn depends on it and on the
             rows' positions alone. With None and several processes the first one's seed holds for all.
-        algorithm: "lloyd": every row is looked up at each step; "hamerly": only rows whose label the centres' moves
-            may have changed, by bounds that allow for all rounding; "auto": where a trial on some rows says that this
-            pays. Bounds are for rows in the memory of a CPU. The result is the same.
+        algorithm: "lloyd": every row is looked up at each step; "bounds": only rows whose label the centres' moves may
+            have changed, by bounds that allow for all rounding (8 (G + 1) bytes a row, G = K / 64 up to 32);
+            "auto": where a trial on some rows says that this pays. Bounds are for rows in the memory of a CPU. The
+            result is the same.
         distributed: False: this process fits alone, whatever torch.distributed says.
 
     Attributes:

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from soho_fast import ops
-from soho_fast.cluster.bounds import Bounds, others_lower, own_upper, upper_root
+from soho_fast.cluster.bounds import Bounds, Groups, others_lower, own_upper
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import BatchedRows, Rows
 from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of
 
 _MOVED_ALONE = 0.25  # share of rows with a new label up to which only these are added and subtracted
 
-# Where bounds may pay: measuring them costs about 1.5 lookups, a step with them the open rows' share of 2.5.
+# Where bounds may pay: measuring them costs about two lookups, a step with them somewhat more of one than the share of
+# pairs (row, group) that are open.
 _LEAST_CLUSTERS = 32
 _MOVED_BEFORE_TRIAL = 0.1
 _TRIAL_ROWS = 2048
-_CLOSED_IN_TRIAL = 0.7
+_OPEN_IN_TRIAL = 0.25
 _MOST_OPEN = 0.4
 _FIRST_WAIT = 2
 
@@ -87,10 +88,10 @@ class BatchedSteps:
 
 
 class Labeller:
-    """The lookup's labels, with Hamerly's bounds in front of it where they pay; the same labels with and without.
+    """The lookup's labels, with bounds in front of it where they pay; the same labels with and without.
 
     Args:
-        algorithm: "lloyd" never uses bounds, "hamerly" always, "auto" where a trial on some rows says so.
+        algorithm: "lloyd" never uses bounds, "bounds" always, "auto" where a trial on some rows says so.
     """
 
     def __init__(self, features_NC: Tensor, algorithm: str) -> None:
@@ -101,7 +102,7 @@ class Labeller:
         self.trial_M: Tensor | None = None
         self.trial_passed = False
         self.wait = self.left = _FIRST_WAIT
-        self.num_looked_up = 0  # rows
+        self.num_looked_up = 0.0  # rows, those looked up in a part of the centres in part
 
     def labels(self, centers_KC: Tensor) -> Tensor:
         """int64 (N,)."""
@@ -110,7 +111,7 @@ class Labeller:
             label_N = self._look_up_all(centers_KC)[0]
         elif self.bounds is not None:
             label_N = self._within_bounds(centers_KC)
-        elif self.algorithm == "hamerly" or self.trial_passed:
+        elif self.algorithm == "bounds" or self.trial_passed:
             label_N = self._measured(centers_KC)
         else:
             label_N = self._look_up_all(centers_KC)[0]
@@ -131,24 +132,20 @@ class Labeller:
     def _within_bounds(self, centers_KC: Tensor) -> Tensor:
         bounds, before_N = self.bounds, self.label_N
         bounds.follow(before_N, self.centers_KC, centers_KC)
-        open_M = bounds.open_rows()
-        if len(open_M):
-            bounds.upper_N[open_M] = own_upper(self.features_NC, centers_KC, open_M, before_N)
-            open_M = bounds.open_rows()
-        if len(open_M) > _MOST_OPEN * len(before_N):
+        open_M = bounds.open_pairs().any(1).nonzero()[:, 0]
+        if not len(open_M):
+            return before_N
+        bounds.upper_N[open_M] = own_upper(self.features_NC, centers_KC, open_M, before_N)
+        open_MG = bounds.open_pairs(open_M)
+        if int(open_MG.sum()) > _MOST_OPEN * bounds.lower_NG.numel():
             if self.algorithm == "auto":
                 self.bounds, self.trial_passed = None, False
                 self.wait = self.left = 2 * self.wait
                 return self._look_up_all(centers_KC)[0]
             return self._measured(centers_KC)
-        if not len(open_M):
-            return before_N
-        self.num_looked_up += len(open_M)
-        rows_MC, label_N = self.features_NC[open_M], before_N.clone()
-        label_M, squared_M = ops.codebook_lookup(rows_MC, centers_KC, return_distance=True)
-        label_N[open_M] = label_M
-        bounds.upper_N[open_M] = upper_root(squared_M, rows_MC.shape[1])
-        bounds.lower_N[open_M] = others_lower(self.features_NC, centers_KC, open_M, label_N)
+        label_N = before_N.clone()
+        label_N[open_M], looked_up = bounds.settle(self.features_NC, centers_KC, open_M, open_MG, before_N)
+        self.num_looked_up += looked_up
         return label_N
 
     def _try(self, centers_KC: Tensor, label_N: Tensor) -> None:
@@ -156,8 +153,8 @@ class Labeller:
         if self.trial_M is not None:
             self.trial.follow(self.label_N[self.trial_M], self.centers_KC, centers_KC)
             self.trial.upper_N = own_upper(self.features_NC, centers_KC, self.trial_M, self.label_N)
-            share_open = len(self.trial.open_rows()) / len(self.trial_M)
-            self.trial_M, self.trial_passed = None, share_open <= 1 - _CLOSED_IN_TRIAL
+            share_open = float(self.trial.open_pairs().double().mean())
+            self.trial_M, self.trial_passed = None, share_open <= _OPEN_IN_TRIAL
             if not self.trial_passed:
                 self.wait = self.left = 2 * self.wait
             return
@@ -167,8 +164,9 @@ class Labeller:
         if int((label_N != self.label_N).sum()) > _MOVED_BEFORE_TRIAL * len(label_N):
             return
         self.trial_M = torch.arange(0, len(label_N), max(1, len(label_N) // _TRIAL_ROWS), device=label_N.device)
-        lower_M = others_lower(self.features_NC, centers_KC, self.trial_M, label_N)
-        self.trial = Bounds(torch.zeros_like(lower_M), lower_M, self.features_NC.shape[1])
+        groups = Groups(centers_KC)
+        lower_MG = others_lower(self.features_NC, centers_KC, self.trial_M, label_N, groups)
+        self.trial = Bounds(torch.zeros_like(lower_MG[:, 0]), lower_MG, groups, self.features_NC.shape[1])
 
 
 def means(total: Tensor, before_KC: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Hamerly's bounds: true bounds, whatever the numbers, and labels that never differ from the lookup's."""
+"""Bounds: true bounds, whatever the numbers, and labels that never differ from the lookup's."""
 
 import math
 from fractions import Fraction
@@ -9,7 +9,7 @@ import torch
 
 from soho_fast import ops
 from soho_fast.cluster import KMeans
-from soho_fast.cluster.bounds import Bounds, others_lower, own_upper, upper_root
+from soho_fast.cluster.bounds import Bounds, Groups, others_lower, own_upper, upper_root
 from soho_fast.cluster.lloyd import Labeller
 
 
@@ -48,7 +48,7 @@ def test_bounds_hold_without_rounding(kind):
     rows, codes = hard(kind)
     label, distance = ops.codebook_lookup(rows, codes, return_distance=True)
     every = torch.arange(len(rows))
-    lower = others_lower(rows, codes, every, label)
+    lower = others_lower(rows, codes, every, label, Groups(codes)).amin(1)
     uppers = (upper_root(distance, 7), own_upper(rows, codes, every, label))
     for n in range(len(rows)):
         exact = [squared(rows[n], code) for code in codes]
@@ -61,20 +61,24 @@ def test_lower_bounds_are_tight():
     """A bound of zero would hold as well, and be of no use."""
     rows, codes = hard("easy")
     label = ops.codebook_lookup(rows, codes)
-    lower = others_lower(rows, codes, torch.arange(len(rows)), label)
+    lower = others_lower(rows, codes, torch.arange(len(rows)), label, Groups(codes)).amin(1)
     second = torch.cdist(rows.double(), codes.double()).topk(2, largest=False).values[:, 1]
     torch.testing.assert_close(lower, second, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("num_codes", [1, 2, 3, 9, 50])
+@pytest.mark.parametrize("num_codes", [1, 2, 3, 9, 50, 200])
 def test_every_other_centre_is_looked_at(num_codes):
     generator = torch.Generator().manual_seed(1)
     rows, codes = torch.randn(400, 3, generator=generator), torch.randn(num_codes, 3, generator=generator)
     label = ops.codebook_lookup(rows, codes)
     some = torch.arange(0, 400, 3)
-    lower = others_lower(rows, codes, some, label)
+    groups = Groups(codes)
+    lower = others_lower(rows, codes, some, label, groups)
     distance = torch.cdist(rows.double(), codes.double()).scatter(1, label[:, None], math.inf)[some]
-    torch.testing.assert_close(lower, distance.amin(1), rtol=1e-6, atol=0)
+    assert torch.equal(torch.cat(groups.members).sort().values, torch.arange(num_codes))
+    assert len(groups.members) == max(1, num_codes // 64)
+    for group, members in enumerate(groups.members):
+        torch.testing.assert_close(lower[:, group], distance[:, members].amin(1), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,11 +91,12 @@ def test_bounds_hold_after_the_centres_moved(kind):
         moved = codes * (1 + 1e-3 * torch.randn(codes.shape, generator=generator))
         bounds.follow(label, codes, moved)
         codes = moved
+    lower = bounds.lower_NG.amin(1)
     for n in range(0, len(rows), 3):
         exact = [squared(rows[n], code) for code in codes]
         own = exact.pop(int(label[n]))
         assert not math.isfinite(bounds.upper_N[n]) or Fraction(float(bounds.upper_N[n])) ** 2 >= own
-        assert bounds.lower_N[n] < 0 or Fraction(float(bounds.lower_N[n])) ** 2 <= min(exact)
+        assert lower[n] < 0 or Fraction(float(lower[n])) ** 2 <= min(exact)
 
 
 def test_a_tie_is_never_left_alone():
@@ -102,16 +107,16 @@ def test_a_tie_is_never_left_alone():
     bounds = Bounds.measure(rows, codes, label, torch.ones(4))
     moved = torch.tensor([[0.0, 1.0], [0.0, 1.0], [-5.0, 0.0]])
     bounds.follow(label, codes, moved)
-    assert bounds.open_rows().tolist() == [0, 1, 2, 3]
-    bounds = Bounds(torch.full((4,), 5.0).double(), torch.full((4,), 5.0).double(), 2)
-    assert len(bounds.open_rows()) == 4
+    assert bounds.open_pairs().all()
+    five = torch.full((4,), 5.0).double()
+    assert Bounds(five, five[:, None], Groups(codes), 2).open_pairs().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("step", [1e-7, 1e-4, 1e-2, 0.3])
 def test_labels_are_those_of_the_lookup(kind, step):
     rows, codes = hard(kind)
-    labeller = Labeller(rows, "hamerly")
+    labeller = Labeller(rows, "bounds")
     generator = torch.Generator().manual_seed(3)
     for _ in range(8):
         assert torch.equal(labeller.labels(codes), ops.codebook_lookup(rows, codes))
@@ -119,15 +124,44 @@ def test_labels_are_those_of_the_lookup(kind, step):
 
 
 def test_not_a_number_stays_open():
-    bounds = Bounds(torch.tensor([math.nan, 1.0, 1.0]).double(), torch.tensor([9.0, math.nan, 9.0]).double(), 4)
-    assert bounds.open_rows().tolist() == [0, 1]
+    upper, lower = torch.tensor([math.nan, 1.0, 1.0]).double(), torch.tensor([9.0, math.nan, 9.0]).double()
+    assert Bounds(upper, lower[:, None], Groups(torch.zeros(1, 4)), 4).open_pairs()[:, 0].tolist() == [
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("kind", ["plain", "copies", "grid"])
+@pytest.mark.parametrize("step", [1e-4, 1e-2, 0.2])
+def test_labels_and_bounds_with_groups(kind, step):
+    """200 centres in 3 groups; copies of each other, and rows on a grid that tie all the time."""
+    generator = torch.Generator().manual_seed(5)
+    rows, codes = torch.randn(500, 5, generator=generator), torch.randn(200, 5, generator=generator)
+    if kind == "copies":
+        codes[100:] = codes[:100]
+    if kind == "grid":
+        rows, codes = rows.round(), codes.round()
+    labeller = Labeller(rows, "bounds")
+    for turn in range(10):
+        assert torch.equal(labeller.labels(codes), ops.codebook_lookup(rows, codes))
+        distance = torch.cdist(rows.double(), codes.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        own = distance.gather(1, labeller.label_N[:, None])[:, 0]
+        distance.scatter_(1, labeller.label_N[:, None], math.inf)
+        bounds = labeller.bounds
+        assert (bounds.upper_N >= own * (1 - 1e-12)).all()
+        for group, members in enumerate(bounds.groups.members):
+            assert (bounds.lower_NG[:, group] <= distance[:, members].amin(1) * (1 + 1e-12)).all()
+        moving = torch.rand(200, 1, generator=generator) < 0.2  # most centres stay
+        moves = torch.randn(codes.shape, generator=generator) * step
+        codes = codes + moving * (moves if kind != "grid" or turn % 2 else moves.sign())
 
 
 def test_rows_are_left_alone_where_that_pays(make_features):
     """Clusters that lie apart: nearly all rows are decided by their bounds."""
     rows = torch.from_numpy(make_features(4000, 8, groups=64, seed=4))
     centers = KMeans(64, random_state=0, tol=0).fit(rows).cluster_centers_
-    labeller = Labeller(rows, "hamerly")
+    labeller = Labeller(rows, "bounds")
     labeller.labels(centers)
     looked_up = labeller.num_looked_up
     generator = torch.Generator().manual_seed(0)
@@ -160,7 +194,7 @@ def test_a_trial_finds_where_bounds_do_not_pay():
     assert auto.bounds is None and auto.num_looked_up == 8 * 3000
 
 
-def test_hamerly_is_for_any_count_of_channels():
+def test_bounds_are_for_any_count_of_channels():
     rows = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 1)).astype(np.float32))
-    found = [KMeans(33, init=rows[:33], tol=0, algorithm=name).fit(rows) for name in ("lloyd", "hamerly")]
+    found = [KMeans(33, init=rows[:33], tol=0, algorithm=name).fit(rows) for name in ("lloyd", "bounds")]
     assert torch.equal(found[0].cluster_centers_, found[1].cluster_centers_)

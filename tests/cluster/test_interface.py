@@ -100,7 +100,7 @@ def test_not_fitted(kind, method):
         ({"init": "kmeans"}, "init: expected k-means++, k-means||, random or the centres, got 'kmeans'"),
         ({"init": np.zeros((3, 4))}, "init: expected centres of shape (n_clusters, features) = (8, 4), got (3, 4)"),
         ({"init": np.full((8, 4), np.nan)}, "init: expected finite values"),
-        ({"algorithm": "elkan"}, "algorithm: expected one of auto, lloyd, hamerly, got 'elkan'"),
+        ({"algorithm": "elkan"}, "algorithm: expected one of auto, lloyd, bounds, got 'elkan'"),
         ({"n_clusters": 21}, "n_samples=20 should be >= n_clusters=21"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 
 from soho_fast.cluster import KMeans
 
-ALGORITHMS = ("lloyd", "hamerly", "auto")
+ALGORITHMS = ("lloyd", "bounds", "auto")
 
 
 def assert_close(centers, expected, labels):
@@ -150,7 +150,7 @@ def test_predict_transform_and_score(make_features):
 
 @pytest.mark.parametrize(
     ("init", "algorithm"),
-    [("k-means++", "auto"), ("k-means||", "auto"), ("random", "auto"), ("array", "lloyd"), ("array", "hamerly")],
+    [("k-means++", "auto"), ("k-means||", "auto"), ("random", "auto"), ("array", "lloyd"), ("array", "bounds")],
 )
 def test_the_same_bits_at_any_number_of_threads(init, algorithm, make_features, threads):
     rows = torch.from_numpy(make_features(40_000, 9, groups=300))  # more rows than torch's grain size in every sum
