@@ -19,7 +19,7 @@ from soho_fast import ops
 _MOST_GROUPS = 32
 _GROUP_SIZE = 64
 _GROUP_STEPS = 4
-_CHUNK = 1 << 21  # float64 elements held at a time
+_CHUNK = 1 << 16  # float64 elements worked on together: they stay in the cache
 _FLUSHED = 2.0**-62  # more than the distance that reads as zero where a caller has torch flush subnormals
 
 
@@ -107,7 +107,7 @@ def _lower_inside(rows_GC: Tensor, codes_SC: Tensor, own_G: Tensor) -> Tensor:
     square_S = codes.square().sum(1)
     largest = square_S.max().sqrt()
     parts = []
-    for rows, own in zip(rows_GC.split(_CHUNK // 512), own_G.split(_CHUNK // 512), strict=True):
+    for rows, own in zip(rows_GC.split(4096), own_G.split(4096), strict=True):
         rows = rows.double()
         square_G = rows.square().sum(1)
         squared_GS = square_G[:, None] - 2 * (rows @ codes.T) + square_S

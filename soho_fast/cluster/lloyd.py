@@ -4,6 +4,7 @@ Letters: N rows of this process, M rows of a batch, K clusters, C channels, E em
 """
 
 import math
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,14 +19,15 @@ from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of
 
 _MOVED_ALONE = 0.25  # share of rows with a new label up to which only these are added and subtracted
 
-# Where bounds may pay: measuring them costs about two lookups, a step with them somewhat more of one than the share of
-# pairs (row, group) that are open.
-_LEAST_CLUSTERS = 32
+# Where bounds may pay. Measuring them takes the time of some lookups. What a step with them takes grows with the share
+# of pairs (row, group) that are open, but little with K: a clock says whether it was less than a lookup.
+_LEAST_WORK = 1 << 18  # K * C; at 1024 x 128 a step with 5 % of the pairs open took as long as a lookup
 _MOVED_BEFORE_TRIAL = 0.1
 _TRIAL_ROWS = 2048
 _OPEN_IN_TRIAL = 0.25
 _MOST_OPEN = 0.4
 _FIRST_WAIT = 2
+_SLOW_STEPS = 2  # one after the other, on which bounds are given up
 
 
 class Fitted(NamedTuple):
@@ -91,10 +93,13 @@ class Labeller:
     """The lookup's labels, with bounds in front of it where they pay; the same labels with and without.
 
     Args:
-        algorithm: "lloyd" never uses bounds, "bounds" always, "auto" where a trial on some rows says so.
+        algorithm: "lloyd" never uses bounds, "bounds" always, "auto" where a trial on some rows and then the clock
+            say so.
+        clock: seconds; a test has its own.
     """
 
-    def __init__(self, features_NC: Tensor, algorithm: str) -> None:
+    def __init__(self, features_NC: Tensor, algorithm: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock, self.lookup_seconds, self.slow_steps = clock, math.inf, 0
         self.features_NC, self.algorithm = features_NC, algorithm
         self.bounds: Bounds | None = None
         self.label_N: Tensor | None = None
@@ -110,7 +115,7 @@ class Labeller:
         if self.algorithm == "lloyd" or not may:
             label_N = self._look_up_all(centers_KC)[0]
         elif self.bounds is not None:
-            label_N = self._within_bounds(centers_KC)
+            label_N = self._timed_within_bounds(centers_KC)
         elif self.algorithm == "bounds" or self.trial_passed:
             label_N = self._measured(centers_KC)
         else:
@@ -122,12 +127,28 @@ class Labeller:
 
     def _look_up_all(self, centers_KC: Tensor) -> tuple[Tensor, Tensor]:
         self.num_looked_up += len(self.features_NC)
-        return ops.codebook_lookup(self.features_NC, centers_KC, return_distance=True)
+        start = self.clock()
+        found = ops.codebook_lookup(self.features_NC, centers_KC, return_distance=True)
+        self.lookup_seconds = min(self.lookup_seconds, self.clock() - start)
+        return found
 
     def _measured(self, centers_KC: Tensor) -> Tensor:
         label_N, squared_N = self._look_up_all(centers_KC)
         self.bounds = Bounds.measure(self.features_NC, centers_KC, label_N, squared_N)
         return label_N
+
+    def _timed_within_bounds(self, centers_KC: Tensor) -> Tensor:
+        start = self.clock()
+        label_N = self._within_bounds(centers_KC)
+        slow = self.clock() - start > self.lookup_seconds
+        self.slow_steps = self.slow_steps + 1 if slow else 0
+        if self.algorithm == "auto" and self.slow_steps >= _SLOW_STEPS:
+            self._give_up()
+        return label_N
+
+    def _give_up(self) -> None:
+        self.bounds, self.trial_passed, self.slow_steps = None, False, 0
+        self.wait = self.left = 4 * self.wait
 
     def _within_bounds(self, centers_KC: Tensor) -> Tensor:
         bounds, before_N = self.bounds, self.label_N
@@ -139,8 +160,7 @@ class Labeller:
         open_MG = bounds.open_pairs(open_M)
         if int(open_MG.sum()) > _MOST_OPEN * bounds.lower_NG.numel():
             if self.algorithm == "auto":
-                self.bounds, self.trial_passed = None, False
-                self.wait = self.left = 2 * self.wait
+                self._give_up()
                 return self._look_up_all(centers_KC)[0]
             return self._measured(centers_KC)
         label_N = before_N.clone()
@@ -159,7 +179,7 @@ class Labeller:
                 self.wait = self.left = 2 * self.wait
             return
         self.left -= 1
-        if self.label_N is None or self.left > 0 or len(centers_KC) < _LEAST_CLUSTERS:
+        if self.label_N is None or self.left > 0 or centers_KC.numel() < _LEAST_WORK:
             return
         if int((label_N != self.label_N).sum()) > _MOVED_BEFORE_TRIAL * len(label_N):
             return

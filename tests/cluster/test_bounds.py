@@ -1,5 +1,6 @@
 """Bounds: true bounds, whatever the numbers, and labels that never differ from the lookup's."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from soho_fast import ops
-from soho_fast.cluster import KMeans
+from soho_fast.cluster import KMeans, lloyd
 from soho_fast.cluster.bounds import Bounds, Groups, others_lower, own_upper, upper_root
 from soho_fast.cluster.lloyd import Labeller
 
@@ -171,9 +172,9 @@ def test_rows_are_left_alone_where_that_pays(make_features):
     assert looked_up == 4000 and labeller.num_looked_up < 1.1 * looked_up
 
 
-def steps_with(algorithm, rows, num_clusters, num_steps=40):
+def steps_with(algorithm, rows, num_clusters, num_steps=40, clock=lambda: 0.0):
     """Labeller after Lloyd's steps from the first rows."""
-    labeller, centers = Labeller(rows, algorithm), rows[:num_clusters].clone()
+    labeller, centers = Labeller(rows, algorithm, clock), rows[:num_clusters].clone()
     for _ in range(num_steps):
         label = labeller.labels(centers)
         assert torch.equal(label, ops.codebook_lookup(rows, centers))
@@ -182,16 +183,38 @@ def steps_with(algorithm, rows, num_clusters, num_steps=40):
     return labeller
 
 
-def test_a_trial_finds_where_bounds_pay(make_features):
+@pytest.fixture
+def small_work(monkeypatch):
+    """Bounds may be tried on small problems too."""
+    monkeypatch.setattr(lloyd, "_LEAST_WORK", 0)
+
+
+def test_a_trial_finds_where_bounds_pay(make_features, small_work):
     rows = torch.from_numpy(make_features(4000, 8, groups=40, seed=4))
-    assert steps_with("auto", rows, 40).num_looked_up < 0.7 * steps_with("lloyd", rows, 40).num_looked_up
+    auto = steps_with("auto", rows, 40)
+    assert auto.bounds is not None
+    assert auto.num_looked_up < 0.7 * steps_with("lloyd", rows, 40).num_looked_up
 
 
-def test_a_trial_finds_where_bounds_do_not_pay():
+def test_a_trial_finds_where_bounds_do_not_pay(small_work):
     """Noise in many channels: all centres are about equally far, and bounds never decide."""
     rows = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0))
     auto = steps_with("auto", rows, 64, num_steps=8)
     assert auto.bounds is None and auto.num_looked_up == 8 * 3000
+
+
+def test_bounds_that_take_longer_than_the_lookup_are_given_up(make_features, small_work):
+    """A clock that runs faster the more often it is asked: every step takes longer than the lookups before."""
+    rows = torch.from_numpy(make_features(4000, 8, groups=40, seed=4))
+    asked = itertools.count()
+    auto = steps_with("auto", rows, 40, clock=lambda: float(next(asked)) ** 2)
+    assert auto.bounds is None and auto.wait > 2
+    assert auto.num_looked_up > 0.9 * 40 * 4000
+
+
+def test_small_problems_are_looked_up(make_features):
+    rows = torch.from_numpy(make_features(4000, 8, groups=40, seed=4))
+    assert steps_with("auto", rows, 40).num_looked_up == 40 * 4000
 
 
 def test_bounds_are_for_any_count_of_channels():
