@@ -1,7 +1,8 @@
 """k-means on windows of photographs: the same number of Lloyd's steps, from the same rows where a library takes them.
 
 An inertia is looked at before anything is timed: ours has to be that of Lloyd's steps (which fill no empty cluster, so
-it may be lower where there is one), that of a peer at most 1 % higher. SuperKMeans draws its own rows and prunes without proof.
+it may be lower where there is one), that of a peer at most 1 % higher. SuperKMeans draws its own rows and prunes
+without proof.
 """
 
 import functools

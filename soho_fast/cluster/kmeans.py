@@ -63,8 +63,8 @@ class KMeans(Estimator):
             rows' positions alone. With None and several processes the first one's seed holds for all.
         algorithm: "lloyd": every row is looked up at each step; "bounds": only rows whose label the centres' moves may
             have changed, by bounds that allow for all rounding (8 (G + 1) bytes a row, G = K / 64 up to 32);
-            "auto": where a trial on some rows, and then the clock, say that this pays. Bounds are for rows in the memory of a CPU. The
-            result is the same.
+            "auto": where a trial on some rows, and then the clock, say that this pays. Bounds are for rows in the
+            memory of a CPU. The result is the same.
         distributed: False: this process fits alone, whatever torch.distributed says.
 
     Attributes:

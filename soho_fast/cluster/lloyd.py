@@ -134,6 +134,7 @@ class Labeller:
 
     def _measured(self, centers_KC: Tensor) -> Tensor:
         label_N, squared_N = self._look_up_all(centers_KC)
+        self.slow_steps = 0
         self.bounds = Bounds.measure(self.features_NC, centers_KC, label_N, squared_N)
         return label_N
 

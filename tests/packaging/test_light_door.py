@@ -56,6 +56,7 @@ before = set(sys.modules)
 import soho_fast
 from soho_fast import ops
 import soho_fast.adapters.pylibraft
+import soho_fast.cluster
 import soho_fast.engine.errors, soho_fast.engine.processes, soho_fast.engine.task
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 print(*sorted(new - sys.stdlib_module_names))
