@@ -74,6 +74,9 @@ def test_equally_far_rows_are_taken_in_order():
     fitted = KMeans(3, init=init, max_iter=1, tol=0).fit(rows)
     # Rows 1 and 2 go to clusters 1 and 2; row 3 stays in cluster 0 with row 0.
     np.testing.assert_array_equal(fitted.cluster_centers_, [[2.0], [4.0], [-4.0]])
+    fitted = KMeans(3, init=init, max_iter=1, tol=0).fit(np.concatenate([rows, [[5.0]]]))
+    # The farthest row, the last, goes to cluster 1, and row 1 to cluster 2.
+    np.testing.assert_array_equal(fitted.cluster_centers_, [[0.0], [5.0], [4.0]])
 
 
 def test_a_step_that_filled_a_cluster_is_not_the_last(make_features, lloyd):
