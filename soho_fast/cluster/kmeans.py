@@ -16,12 +16,13 @@ from soho_fast.cluster.estimator import Estimator
 from soho_fast.cluster.lloyd import Fitted, fit_centers
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import (
-    BatchedRows,
     Rows,
     are_batches,
     as_rows,
     as_weights,
+    each_batch,
     give_back,
+    refuse_too_large,
     rows_of,
     seed_of,
     split,
@@ -54,7 +55,8 @@ class KMeans(Estimator):
         n_clusters: K.
         init: "k-means++" (the best of 2 + log K rows drawn at each step; K reads of the data), "k-means||" (five
             rounds of K / 2 rows; for large K), "random", or the centres (K, C).
-        n_init: starts of which the one with the lowest inertia is kept; "auto": 10 for "random", else 1.
+        n_init: starts of which the one with the lowest inertia is kept; "auto": 10 for "random", else 1. From given
+            centres one start is made.
         max_iter: most steps of a start.
         tol: a start ends when the centres move by at most tol * mean variance of the channels (sum of squares), or
             no label changes.
@@ -109,9 +111,8 @@ class KMeans(Estimator):
             TypeError, ValueError: parameters, rows or weights that do not fit.
         """
         processes = Processes(self.distributed)
-        rows = processes.agree(lambda: self._checked_rows(X, sample_weight))
-        check_alike(self.n_clusters, rows, processes)
-        given_KC = None if isinstance(self.init, str) else self._given_centers(rows)
+        rows, given_KC = processes.agree(lambda: self._checked(X, sample_weight))
+        check_alike(self, rows, processes, given_KC)
         fitted = best_start(self, rows, processes, shared_seed(self.random_state, processes), given_KC)
         self.cluster_centers_ = give_back(fitted.centers, rows.is_array)
         self.labels_ = give_back(fitted.labels, rows.is_array)
@@ -134,13 +135,16 @@ class KMeans(Estimator):
         return give_back(torch.cat(found), as_array)
 
     def transform(self, X: Any) -> Any:
-        """The distance of each row to each centre, float32 (N, K), from float64 products."""
+        """The distance of each row to each centre, float32 (N, K), from float64 products of what is left of both
+        after the centres' mean."""
         self._check_fitted()
         features_NC, is_array = rows_in_memory(self, X)
         codes = self._centers(features_NC.device).double()
+        mean_C = codes.mean(0)
+        codes -= mean_C
         square_K, parts = codes.square().sum(1), []
         for part in features_NC.split(max(1, _PRODUCT_ELEMENTS // len(codes))):
-            rows = part.double()
+            rows = part.double() - mean_C
             squared = rows.square().sum(1)[:, None] - 2 * (rows @ codes.T) + square_K
             parts.append(squared.clamp_(min=0).sqrt_().float())
         return give_back(torch.cat(parts) if parts else features_NC.new_zeros(0, len(codes)), is_array)
@@ -160,21 +164,20 @@ class KMeans(Estimator):
     def _centers(self, device: torch.device) -> Tensor:
         return torch.as_tensor(self.cluster_centers_, dtype=torch.float32, device=device)
 
-    def _checked_rows(self, X: Any, sample_weight: Any) -> Rows | BatchedRows:
+    def _checked(self, X: Any, sample_weight: Any) -> tuple[Rows, Tensor | None]:
+        """The rows, and the centres where they are given."""
         check_parameters(self)
         rows = rows_of(X, sample_weight)
-        if not isinstance(self.init, str):
-            self._given_centers(rows)
-        return rows
-
-    def _given_centers(self, rows: Rows | BatchedRows) -> Tensor:
+        if isinstance(self.init, str):
+            return rows, None
         centers_KC = as_rows("init", self.init)[0]
         if tuple(centers_KC.shape) != (self.n_clusters, rows.num_channels):
             raise ValueError(
                 f"init: expected centres of shape (n_clusters, features) = {(self.n_clusters, rows.num_channels)}, "
                 f"got {tuple(centers_KC.shape)}"
             )
-        return centers_KC.to(rows.device, torch.float32)
+        refuse_too_large("init", centers_KC)
+        return rows, centers_KC.to(rows.device, torch.float32)
 
 
 def check_parameters(model: Any) -> None:
@@ -191,8 +194,14 @@ def check_parameters(model: Any) -> None:
         raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {model.algorithm!r}")
 
 
-def check_alike(num_clusters: int, rows: Rows | BatchedRows, processes: Processes) -> None:
-    """What every rank sees alike, so that all of them refuse."""
+def check_alike(model: Any, rows: Rows, processes: Processes, given_KC: Tensor | None = None) -> None:
+    """What every rank sees alike, so that all of them refuse. Seeds may differ: the first one's holds."""
+    own = {name: value for name, value in model.get_params().items() if name not in ("random_state", "verbose")}
+    own["init"] = model.init if given_KC is None else given_KC.cpu()
+    for rank, other in enumerate(processes.gather(own)):
+        for name, value in own.items():
+            if not _equal(other[name], value):
+                raise ValueError(f"{name}: expected the same on every rank, but it differs on rank {rank} from another")
     mine = (rows.num_rows, rows.num_channels, rows.has_weight)
     num_rows, channels, has_weight = zip(*processes.gather(mine), strict=True)
     if len(set(channels)) > 1:
@@ -202,10 +211,16 @@ def check_alike(num_clusters: int, rows: Rows | BatchedRows, processes: Processe
         raise ValueError(
             f"X: Found array with 0 sample(s) (shape={(total, channels[0])}) while a minimum of 1 is required."
         )
-    if total < num_clusters:
-        raise ValueError(f"n_samples={total} should be >= n_clusters={num_clusters}.")
+    if total < model.n_clusters:
+        raise ValueError(f"n_samples={total} should be >= n_clusters={model.n_clusters}.")
     if not any(has_weight):
         raise ValueError("sample_weight: expected at least one weight above zero, all of them are zero")
+
+
+def _equal(value: Any, other: Any) -> bool:
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        return torch.equal(value, other)
+    return type(value) is type(other) and value == other
 
 
 def shared_seed(random_state: Any, processes: Processes) -> int:
@@ -213,23 +228,24 @@ def shared_seed(random_state: Any, processes: Processes) -> int:
     return processes.gather(random.SystemRandom().getrandbits(62) if seed is None else seed)[0]
 
 
-def best_start(
-    model: Any, rows: Rows | BatchedRows, processes: Processes, seed: int, given_KC: Tensor | None = None
-) -> Fitted:
+def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given_KC: Tensor | None = None) -> Fitted:
     """The start of lowest inertia, by the parameters of `model`; with given centres, the one from these."""
     tolerance = model.tol * summary_of(rows, processes, with_variance=model.tol > 0).variance
     starts = model.n_init
     if isinstance(starts, str):  # "auto"
         starts = _STARTS_OF_RANDOM if isinstance(model.init, str) and model.init == "random" else 1
-    best: Fitted | None = None
-    for start in range(1 if given_KC is not None else starts):
+    if given_KC is not None and starts > 1:
+        message = f"n_init: one start is made from given centres, not {starts}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        starts = 1
+
+    def fitted(start: int) -> Fitted:
         tell(model, processes, f"start {start + 1}: {'given centres' if given_KC is not None else model.init}")
-        if given_KC is None:
+        centers_KC = given_KC
+        if centers_KC is None:
             seeding = Seeding(rows, processes, random.Random(f"{seed} {start}").getrandbits(62))
             centers_KC = seeding.centers(model.init, model.n_clusters)
-        else:
-            centers_KC = given_KC
-        fitted = fit_centers(
+        found = fit_centers(
             rows,
             centers_KC,
             processes,
@@ -238,9 +254,10 @@ def best_start(
             algorithm=model.algorithm,
             tell=lambda line: tell(model, processes, line),
         )
-        tell(model, processes, f"start {start + 1}: inertia {fitted.inertia:.6g} after {fitted.num_steps} steps")
-        if best is None or fitted.inertia < best.inertia:
-            best = fitted
+        tell(model, processes, f"start {start + 1}: inertia {found.inertia:.6g} after {found.num_steps} steps")
+        return found
+
+    best = min(map(fitted, range(starts)), key=lambda found: found.inertia)
     if best.num_filled < model.n_clusters:
         warnings.warn(
             f"{best.num_filled} of n_clusters = {model.n_clusters} clusters have a member: too many rows coincide",
@@ -252,6 +269,8 @@ def best_start(
 
 def rows_in_memory(model: Any, value: Any) -> tuple[Tensor, bool]:
     """(N, C) of the channels that `model` was fitted to, and whether results go back as arrays."""
+    if are_batches(value):
+        raise TypeError(f"X: expected rows in memory, got a {type(value).__name__}; fit and predict take batches")
     features_NC, is_array = as_rows("X", value)
     if features_NC.shape[1] != model.n_features_in_:
         raise ValueError(
@@ -266,7 +285,7 @@ def parts_of(model: Any, value: Any) -> Iterator[tuple[Tensor, bool]]:
     if not are_batches(value):
         yield rows_in_memory(model, value)
         return
-    for item in value() if callable(value) and not hasattr(value, "__iter__") else value:
+    for item in each_batch(value):
         yield rows_in_memory(model, split(item)[0])
 
 

@@ -14,10 +14,8 @@ from torch import Tensor
 from soho_fast import ops
 from soho_fast.cluster.bounds import Bounds, Groups, others_lower, own_upper
 from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import BatchedRows, Rows
+from soho_fast.cluster.rows import Batch, Rows
 from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of
-
-_MOVED_ALONE = 0.25  # share of rows with a new label up to which only these are added and subtracted
 
 # Where bounds may pay. Measuring them takes the time of some lookups. What a step with them takes grows with the share
 # of pairs (row, group) that are open, but little with K: a clock says whether it was less than a lookup.
@@ -49,34 +47,25 @@ class Step(NamedTuple):
 
 
 class MemorySteps:
-    """Rows in memory: labels are kept from step to step, and so are sums and bounds."""
+    """Rows in memory: labels and bounds are kept from step to step."""
 
-    def __init__(self, rows: Rows, processes: Processes, algorithm: str) -> None:
-        self.features_NC, self.weight_N = rows.features, rows.weight
-        self.processes = processes
-        self.total: Tensor | None = None
+    def __init__(self, rows: Batch, processes: Processes, algorithm: str) -> None:
+        self.rows, self.processes = rows, processes
         self.labeller = Labeller(rows.features, algorithm)
 
     def step(self, centers_KC: Tensor) -> Step:
-        before_N, num_clusters = self.labeller.label_N, len(centers_KC)
+        before = self.labeller.before
         label_N = self.labeller.labels(centers_KC)
-        changed_M = None if before_N is None else (label_N != before_N).nonzero()[:, 0]
-        if changed_M is None or self.weight_N is not None or len(changed_M) > _MOVED_ALONE * len(label_N):
-            self.total = totals_of(self.features_NC, label_N, self.weight_N, num_clusters)
-        elif len(changed_M):
-            rows_MC = self.features_NC[changed_M]
-            self.total = self.total + totals_of(rows_MC, label_N[changed_M], None, num_clusters)
-            self.total -= totals_of(rows_MC, before_N[changed_M], None, num_clusters)
-            self.total[self.total[:, -1] == 0] = 0.0
-        num_changed = len(label_N) if changed_M is None else len(changed_M)
+        num_changed = len(label_N) if before is None else int((label_N != before.label_N).sum())
+        total = totals_of(self.rows.features, label_N, self.rows.weight, len(centers_KC))
         both = self.processes.sum(torch.tensor([num_changed], device=label_N.device))
-        return Step(self.processes.sum(self.total.clone()), int(both))
+        return Step(self.processes.sum(total), int(both))
 
 
 class BatchedSteps:
     """Rows in batches: nothing is kept of a row."""
 
-    def __init__(self, rows: BatchedRows, processes: Processes) -> None:
+    def __init__(self, rows: Rows, processes: Processes) -> None:
         self.rows, self.processes = rows, processes
 
     def step(self, centers_KC: Tensor) -> Step:
@@ -89,40 +78,52 @@ class BatchedSteps:
         return Step(self.processes.sum(total), None)
 
 
+class Labelled(NamedTuple):
+    """The label of each row (N,), and the centres (K, C) for which it is."""
+
+    label_N: Tensor
+    centers_KC: Tensor
+
+
+class Trial(NamedTuple):
+    """Bounds of some rows (M,)."""
+
+    row_M: Tensor
+    bounds: Bounds
+
+
 class Labeller:
     """The lookup's labels, with bounds in front of it where they pay; the same labels with and without.
 
     Args:
         algorithm: "lloyd" never uses bounds, "bounds" always, "auto" where a trial on some rows and then the clock
-            say so.
+            say so. On other devices than a CPU they are not used.
         clock: seconds; a test has its own.
     """
 
     def __init__(self, features_NC: Tensor, algorithm: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        can_bound = features_NC.device.type == "cpu" and len(features_NC) > 0
+        self.features_NC, self.algorithm = features_NC, algorithm if can_bound else "lloyd"
         self.clock, self.lookup_seconds, self.slow_steps = clock, math.inf, 0
-        self.features_NC, self.algorithm = features_NC, algorithm
+        self.before: Labelled | None = None
         self.bounds: Bounds | None = None
-        self.label_N: Tensor | None = None
-        self.centers_KC: Tensor | None = None
-        self.trial_M: Tensor | None = None
+        self.trial: Trial | None = None
         self.trial_passed = False
         self.wait = self.left = _FIRST_WAIT
         self.num_looked_up = 0.0  # rows, those looked up in a part of the centres in part
 
     def labels(self, centers_KC: Tensor) -> Tensor:
         """int64 (N,)."""
-        may = self.features_NC.device.type == "cpu" and len(self.features_NC) > 0
-        if self.algorithm == "lloyd" or not may:
-            label_N = self._look_up_all(centers_KC)[0]
-        elif self.bounds is not None:
-            label_N = self._timed_within_bounds(centers_KC)
+        before = self.before
+        if self.bounds is not None and before is not None:
+            label_N = self._timed_within(self.bounds, before, centers_KC)
         elif self.algorithm == "bounds" or self.trial_passed:
             label_N = self._measured(centers_KC)
         else:
             label_N = self._look_up_all(centers_KC)[0]
-        if self.algorithm == "auto" and may and self.bounds is None:
-            self._try(centers_KC, label_N)
-        self.centers_KC, self.label_N = centers_KC, label_N
+        self.before = Labelled(label_N, centers_KC)
+        if self.algorithm == "auto" and self.bounds is None and before is not None:
+            self._try(before, self.before)
         return label_N
 
     def _look_up_all(self, centers_KC: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,9 +139,9 @@ class Labeller:
         self.bounds = Bounds.measure(self.features_NC, centers_KC, label_N, squared_N)
         return label_N
 
-    def _timed_within_bounds(self, centers_KC: Tensor) -> Tensor:
+    def _timed_within(self, bounds: Bounds, before: Labelled, centers_KC: Tensor) -> Tensor:
         start = self.clock()
-        label_N = self._within_bounds(centers_KC)
+        label_N = self._within(bounds, before, centers_KC)
         slow = self.clock() - start > self.lookup_seconds
         self.slow_steps = self.slow_steps + 1 if slow else 0
         if self.algorithm == "auto" and self.slow_steps >= _SLOW_STEPS:
@@ -151,9 +152,9 @@ class Labeller:
         self.bounds, self.trial_passed, self.slow_steps = None, False, 0
         self.wait = self.left = 4 * self.wait
 
-    def _within_bounds(self, centers_KC: Tensor) -> Tensor:
-        bounds, before_N = self.bounds, self.label_N
-        bounds.follow(before_N, self.centers_KC, centers_KC)
+    def _within(self, bounds: Bounds, before: Labelled, centers_KC: Tensor) -> Tensor:
+        before_N = before.label_N
+        bounds.follow(before_N, before.centers_KC, centers_KC)
         open_M = bounds.open_pairs().any(1).nonzero()[:, 0]
         if not len(open_M):
             return before_N
@@ -169,25 +170,27 @@ class Labeller:
         self.num_looked_up += looked_up
         return label_N
 
-    def _try(self, centers_KC: Tensor, label_N: Tensor) -> None:
+    def _try(self, before: Labelled, now: Labelled) -> None:
         """Bounds of some rows, in one step measured and in the next looked at."""
-        if self.trial_M is not None:
-            self.trial.follow(self.label_N[self.trial_M], self.centers_KC, centers_KC)
-            self.trial.upper_N = own_upper(self.features_NC, centers_KC, self.trial_M, self.label_N)
-            share_open = float(self.trial.open_pairs().double().mean())
-            self.trial_M, self.trial_passed = None, share_open <= _OPEN_IN_TRIAL
+        if self.trial is not None:
+            row_M, bounds = self.trial
+            bounds.follow(before.label_N[row_M], before.centers_KC, now.centers_KC)
+            bounds.upper_N = own_upper(self.features_NC, now.centers_KC, row_M, before.label_N)
+            share_open = float(bounds.open_pairs().double().mean())
+            self.trial, self.trial_passed = None, share_open <= _OPEN_IN_TRIAL
             if not self.trial_passed:
                 self.wait = self.left = 2 * self.wait
             return
         self.left -= 1
-        if self.label_N is None or self.left > 0 or centers_KC.numel() < _LEAST_WORK:
+        label_N, centers_KC = now
+        if self.left > 0 or centers_KC.numel() < _LEAST_WORK:
             return
-        if int((label_N != self.label_N).sum()) > _MOVED_BEFORE_TRIAL * len(label_N):
+        if int((label_N != before.label_N).sum()) > _MOVED_BEFORE_TRIAL * len(label_N):
             return
-        self.trial_M = torch.arange(0, len(label_N), max(1, len(label_N) // _TRIAL_ROWS), device=label_N.device)
+        row_M = torch.arange(0, len(label_N), max(1, len(label_N) // _TRIAL_ROWS), device=label_N.device)
         groups = Groups(centers_KC)
-        lower_MG = others_lower(self.features_NC, centers_KC, self.trial_M, label_N, groups)
-        self.trial = Bounds(torch.zeros_like(lower_MG[:, 0]), lower_MG, groups, self.features_NC.shape[1])
+        lower_MG = others_lower(self.features_NC, centers_KC, row_M, label_N, groups)
+        self.trial = Trial(row_M, Bounds(torch.zeros_like(lower_MG[:, 0]), lower_MG, groups, centers_KC.shape[1]))
 
 
 def means(total: Tensor, before_KC: Tensor) -> Tensor:
@@ -196,7 +199,7 @@ def means(total: Tensor, before_KC: Tensor) -> Tensor:
     return torch.where(totals.members[:, None] > 0, totals.sums / totals.weight[:, None], before_KC).float()
 
 
-def fill_empty(total: Tensor, centers_KC: Tensor, rows: Rows | BatchedRows, processes: Processes) -> tuple[Tensor, int]:
+def fill_empty(total: Tensor, centers_KC: Tensor, rows: Rows, processes: Processes) -> tuple[Tensor, int]:
     """The rule for empty clusters: they take, in ascending order, the rows farthest from their centres, farthest first,
     of equally far ones the first; such a row leaves the cluster it was in. A row without weight, or on its centre, is
     not taken; if none is left the cluster stays empty where it is.
@@ -232,7 +235,7 @@ def fill_empty(total: Tensor, centers_KC: Tensor, rows: Rows | BatchedRows, proc
 
 
 def fit_centers(
-    rows: Rows | BatchedRows,
+    rows: Rows,
     centers_KC: Tensor,
     processes: Processes,
     *,
@@ -243,10 +246,13 @@ def fit_centers(
 ) -> Fitted:
     """Steps from these centres until no label changes, or the centres move by no more than `tolerance` (in sum of
     squares)."""
-    steps = MemorySteps(rows, processes, algorithm) if rows.in_memory else BatchedSteps(rows, processes)
+    memory = rows.memory
+    steps = BatchedSteps(rows, processes) if memory is None else MemorySteps(memory, processes, algorithm)
     number = 0
     for number in range(1, max_iter + 1):
         total, num_changed = steps.step(centers_KC)
+        if not bool(total.isfinite().all()):
+            raise ValueError("sample_weight: a weight times its row is beyond float32; scale the weights")
         total, num_repaired = fill_empty(total, centers_KC, rows, processes)
         before_KC, centers_KC = centers_KC, means(total, centers_KC)
         shift = float((centers_KC.double() - before_KC.double()).square().sum())
@@ -260,7 +266,7 @@ def fit_centers(
     return Fitted(centers_KC, labels, inertia, number, int((members > 0).sum()))
 
 
-def final_pass(rows: Rows | BatchedRows, centers_KC: Tensor, processes: Processes) -> tuple[Tensor, float, Tensor]:
+def final_pass(rows: Rows, centers_KC: Tensor, processes: Processes) -> tuple[Tensor, float, Tensor]:
     """Labels (N,) for these centres, the inertia of all processes, and the members (K,) of each cluster."""
     found, inertia = [torch.zeros(0, dtype=torch.int64, device=rows.device)], []
     members_K = torch.zeros(len(centers_KC), dtype=torch.int64, device=rows.device)

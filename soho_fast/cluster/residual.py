@@ -23,7 +23,7 @@ from soho_fast.cluster.kmeans import (
     tell,
 )
 from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import Batch, BatchedRows, Rows, as_weights, give_back, rows_of
+from soho_fast.cluster.rows import Batch, Rows, as_weights, give_back, rows_of
 from soho_fast.cluster.statistics import exact_sum
 
 
@@ -80,14 +80,15 @@ class ResidualKMeans(Estimator):
         """
         processes = Processes(self.distributed)
         rows = processes.agree(lambda: self._checked_rows(X, sample_weight))
-        check_alike(self.n_clusters, rows, processes)
+        check_alike(self, rows, processes)
         seed = shared_seed(self.random_state, processes)
         left = LeftRows(rows)
         found, labels = [], []
         for level in range(self.n_levels):
             tell(self, processes, f"level {level + 1} of {self.n_levels}")
-            fitted = best_start(self, left, processes, hash_of(seed, level))
-            left.subtract(fitted.centers, fitted.labels)
+            fitted = best_start(self, left, processes, seed_of_level(seed, level))
+            if level + 1 < self.n_levels:
+                left.subtract(fitted.centers, fitted.labels)
             found.append(fitted)
             labels.append(fitted.labels)
         self.cluster_centers_ = give_back(torch.stack([fitted.centers for fitted in found]), rows.is_array)
@@ -162,7 +163,8 @@ class ResidualKMeans(Estimator):
 
     def _codes(self, features_NC: Tensor) -> tuple[Tensor, Tensor]:
         """Codes (N, L), and the squared distance (N,) of the last level."""
-        centers_LKC, codes, left_NC = self._centers(features_NC.device), [], features_NC
+        centers_LKC, left_NC = self._centers(features_NC.device), features_NC
+        codes: list[Tensor] = []
         for level, centers_KC in enumerate(centers_LKC):
             if level:
                 left_NC = left_NC.float() - centers_LKC[level - 1][codes[-1]]
@@ -170,7 +172,7 @@ class ResidualKMeans(Estimator):
             codes.append(label_N)
         return torch.stack(codes, 1), squared_N
 
-    def _checked_rows(self, X: Any, sample_weight: Any) -> Rows | BatchedRows:
+    def _checked_rows(self, X: Any, sample_weight: Any) -> Rows:
         check_count("n_levels", self.n_levels)
         if not isinstance(self.init, str):
             raise ValueError(f"init: expected {', '.join(INITS)}, got {type(self.init).__name__}")
@@ -178,20 +180,18 @@ class ResidualKMeans(Estimator):
         return rows_of(X, sample_weight)
 
 
-class LeftRows:
+class LeftRows(Rows):
     """Rows, less the centres that were subtracted so far. What they are otherwise is what the rows are."""
 
-    def __init__(self, rows: Rows | BatchedRows) -> None:
-        self.rows, self.subtracted = rows, []
-        self.in_memory, self.is_array, self.device = rows.in_memory, rows.is_array, rows.device
-        self.num_rows, self.num_channels = rows.num_rows, rows.num_channels
-        if rows.in_memory:
-            self.features, self.weight = rows.features, rows.weight
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.memory = rows, rows.memory
+        self.subtracted: list[ops.PreparedCodebook] = []
+        self.num_rows, self.num_channels, self.device = rows.num_rows, rows.num_channels, rows.device
+        self.is_array, self.has_weight = rows.is_array, rows.has_weight
 
     def batches(self) -> Iterator[Batch]:
-        if self.in_memory:
-            if self.num_rows:
-                yield Batch(self.features, self.weight, 0)
+        if self.memory is not None:
+            yield from super().batches()
             return
         for features_MC, weight_M, first in self.rows.batches():
             for prepared in self.subtracted:
@@ -201,14 +201,13 @@ class LeftRows:
 
     def subtract(self, centers_KC: Tensor, label_N: Tensor) -> None:
         """From now on less the centres of these labels."""
-        if not self.in_memory:
+        if self.memory is None:
             self.subtracted.append(ops.prepare_codebook(centers_KC))
-        elif self.features is self.rows.features:
-            self.features = self.features.float() - centers_KC[label_N]
         else:
-            self.features -= centers_KC[label_N]
+            features_NC, weight_N, first = self.memory
+            self.memory = Batch(features_NC.float() - centers_KC[label_N], weight_N, first)
 
 
-def hash_of(seed: int, level: int) -> int:
+def seed_of_level(seed: int, level: int) -> int:
     """A seed of the level's own."""
     return seed if level == 0 else (seed * 1_000_003 + level) % 2**62

@@ -3,9 +3,10 @@
 Letters: N rows, M rows of a batch, C channels.
 """
 
+import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -114,50 +115,69 @@ def _refuse_not_finite(name: str, values: Tensor) -> None:
             raise ValueError(f"{name}: expected finite values in float32, got NaN or infinity (inf) in row {bad}")
 
 
+def refuse_too_large(name: str, features_NC: Tensor) -> None:
+    """Squared distances, and with them inertias, would be infinite in float32."""
+    most = math.sqrt(torch.finfo(torch.float32).max / (4 * features_NC.shape[1]))
+    low, high = torch.aminmax(features_NC) if features_NC.numel() else (0.0, 0.0)
+    if max(-float(low), float(high)) > most:
+        raise ValueError(
+            f"{name}: expected magnitudes of at most {most:.3g}, whose squared distances float32 can hold, got "
+            f"{max(-float(low), float(high)):.3g}; scale the rows"
+        )
+
+
 class Rows:
-    """Rows in memory: one batch.
+    """The rows of this process, to be gone through again and again.
 
     Attributes:
         num_rows, num_channels, device; is_array: the kind in which results go back; has_weight: whether a row has any.
+        memory: all of them, where they are in memory.
     """
 
-    in_memory = True
-
-    def __init__(self, value: Any, sample_weight: Any = None) -> None:
-        self.features, self.is_array = as_rows("X", value)
-        self.weight = as_weights(sample_weight, len(self.features), self.features.device)
-        self.num_rows, self.num_channels = self.features.shape
-        self.device = self.features.device
-        self.has_weight = _has_weight(self.features, self.weight)
+    num_rows: int
+    num_channels: int
+    device: torch.device
+    is_array: bool
+    has_weight: bool
+    memory: Batch | None = None
 
     def batches(self) -> Iterator[Batch]:
-        if self.num_rows:
-            yield Batch(self.features, self.weight, 0)
+        """None of them without rows."""
+        if self.memory is not None and self.num_rows:
+            yield self.memory
 
 
-class BatchedRows:
+class MemoryRows(Rows):
+    """Rows in memory: one batch."""
+
+    def __init__(self, value: Any, sample_weight: Any = None) -> None:
+        features_NC, self.is_array = as_rows("X", value)
+        refuse_too_large("X", features_NC)
+        self.memory = Batch(features_NC, as_weights(sample_weight, len(features_NC), features_NC.device), 0)
+        self.num_rows, self.num_channels = features_NC.shape
+        self.device = features_NC.device
+        self.has_weight = _has_weight(features_NC, self.memory.weight)
+
+
+class BatchedRows(Rows):
     """Rows of batches that are made anew in each pass and forgotten after use; all checks are made in each pass."""
-
-    in_memory = False
 
     def __init__(self, value: Any, sample_weight: Any = None) -> None:
         if sample_weight is not None:
             raise ValueError("sample_weight: with batches, weights come as pairs (rows, weights) from the batches")
-        self._make: Callable[[], Any] = value if callable(value) and not hasattr(value, "__iter__") else lambda: value
-        if iter(made := self._make()) is made and made is value:
+        if isinstance(value, Iterator):
             raise ValueError(
                 f"X: expected batches that can be gone through more than once, got a {type(value).__name__}, which "
                 "ends after one pass; pass a function that makes it"
             )
-        self.num_rows, self.num_channels = -1, -1
-        first = next(iter(self._read()), None)
-        if first is None:
-            raise ValueError("X: expected at least one batch, got none")
-        self.num_channels, self.device = first.features.shape[1], first.features.device
-        self.num_rows, self.has_weight = 0, False
+        self._value = value
+        self.num_rows, self.num_channels, self.has_weight = 0, -1, False
         for features, weight, _ in self._read():
+            self.num_channels, self.device = features.shape[1], features.device
             self.num_rows += len(features)
             self.has_weight |= _has_weight(features, weight)
+        if self.num_channels < 0:
+            raise ValueError("X: expected at least one batch, got none")
 
     def batches(self) -> Iterator[Batch]:
         seen = 0
@@ -170,9 +190,10 @@ class BatchedRows:
 
     def _read(self) -> Iterator[Batch]:
         first = 0
-        for number, item in enumerate(self._make()):
+        for number, item in enumerate(each_batch(self._value)):
             rows, weight = split(item)
             features, self.is_array = as_rows(f"batch {number}", rows)
+            refuse_too_large(f"batch {number}", features)
             if self.num_channels not in (-1, features.shape[1]):
                 raise ValueError(f"batch {number}: expected {self.num_channels} features, got {features.shape[1]}")
             yield Batch(features, as_weights(weight, len(features), features.device), first)
@@ -183,6 +204,11 @@ def _has_weight(features: Tensor, weight: Tensor | None) -> bool:
     return len(features) > 0 and (weight is None or bool((weight > 0).any()))
 
 
+def each_batch(value: Any) -> Any:
+    """One pass over what `are_batches`."""
+    return value() if callable(value) and not hasattr(value, "__iter__") else value
+
+
 def split(item: Any) -> tuple[Any, Any]:
     """Rows and weights of what a loader gives: rows, (rows,) or (rows, weights)."""
     are_arrays = isinstance(item, (list, tuple)) and all(hasattr(part, "ndim") for part in item)
@@ -191,9 +217,9 @@ def split(item: Any) -> tuple[Any, Any]:
     return item, None
 
 
-def rows_of(value: Any, sample_weight: Any = None) -> Rows | BatchedRows:
-    """What `fit` is given, to be gone through in batches."""
-    return (BatchedRows if are_batches(value) else Rows)(value, sample_weight)
+def rows_of(value: Any, sample_weight: Any = None) -> Rows:
+    """What `fit` is given."""
+    return BatchedRows(value, sample_weight) if are_batches(value) else MemoryRows(value, sample_weight)
 
 
 def seed_of(random_state: Any) -> int | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from soho_fast import ops
 from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import Batch, BatchedRows, Rows
+from soho_fast.cluster.rows import Batch, MemoryRows, Rows
 from soho_fast.cluster.statistics import exact_sum, totals_of
 
 ROUNDS = 5  # of k-means||, as in its paper
@@ -68,7 +68,7 @@ class Seeding:
         seed: the same in all processes.
     """
 
-    def __init__(self, rows: Rows | BatchedRows, processes: Processes, seed: int) -> None:
+    def __init__(self, rows: Rows, processes: Processes, seed: int) -> None:
         self.rows, self.processes, self.seed = rows, processes, seed
         self.random = Random(seed)
         counts = processes.gather(rows.num_rows)
@@ -81,11 +81,10 @@ class Seeding:
             return self.take(self._lowest_keys(num_clusters))
         if init == "k-means||":
             return self._scalable(num_clusters)
-        if self.rows.in_memory:
-            return self._plus_plus(num_clusters)
+        if self.rows.memory is not None:
+            return self._plus_plus(self.rows.memory, num_clusters)
         sample = self._lowest_keys(_SAMPLE_A_CLUSTER * num_clusters, by_weight=False)
-        alone = _alone(self.take(sample), self._weights_at(sample), self.random.getrandbits(62))
-        return alone._plus_plus(num_clusters)
+        return self._plus_plus_alone(self.take(sample), self._weights_at(sample), num_clusters)
 
     def take(self, positions: list[int]) -> Tensor:
         """The rows at these positions among all, float32 (T, C)."""
@@ -112,7 +111,8 @@ class Seeding:
     def _lowest_keys(self, number: int, by_weight: bool = True) -> list[int]:
         """Positions of rows drawn without replacement, each step in proportion to the weights: those with the lowest
         -log(u) / weight (Efraimidis and Spirakis, 2006). Rows without weight come last."""
-        draw, kept = next(self.draws), []
+        draw = next(self.draws)
+        kept: list[tuple[float, int]] = []
         for batch in self.rows.batches():
             position_M = self._positions(batch.first, len(batch.features))
             key_M = -torch.log(uniform(self.seed, draw, position_M))
@@ -123,11 +123,18 @@ class Seeding:
         drawn = sorted(itertools.chain(*self.processes.gather(kept)))
         return [position for _, position in drawn[:number]]
 
-    def _plus_plus(self, num_clusters: int, num_trials: int | None = None) -> Tensor:
+    def _plus_plus_alone(
+        self, features_TC: Tensor, weight_T: Tensor, num_clusters: int, num_trials: int | None = None
+    ) -> Tensor:
+        """`_plus_plus` from rows that every process has: each seeds from them by itself, alike."""
+        alone = Seeding(MemoryRows(features_TC), Processes(together=False), self.random.getrandbits(62))
+        return alone._plus_plus(Batch(features_TC, weight_T, 0), num_clusters, num_trials)
+
+    def _plus_plus(self, rows: Batch, num_clusters: int, num_trials: int | None = None) -> Tensor:
         """k-means++ (Arthur and Vassilvitskii, 2007), of several rows drawn at each step the one that leaves the lowest
         inertia, as in scikit-learn. One read of the rows for each."""
         trials = 2 + int(math.log(num_clusters)) if num_trials is None else num_trials
-        features_NC, weight_N = self.rows.features, self.rows.weight
+        features_NC, weight_N, _ = rows
         centers_KC = features_NC.new_zeros(num_clusters, features_NC.shape[1], dtype=torch.float32)
         ones_N = torch.ones(len(features_NC), dtype=torch.float32, device=self.rows.device)
         mass_N = ones_N if weight_N is None else weight_N
@@ -180,7 +187,7 @@ class Seeding:
         if len(candidates_TC) < num_clusters:  # so many rows coincide with others
             return torch.cat([candidates_TC, self.take(self._lowest_keys(num_clusters - len(candidates_TC)))])
         weight_T = self._weight_of(candidates_TC)
-        thinned = _alone(candidates_TC, weight_T, self.random.getrandbits(62))._plus_plus(num_clusters, num_trials=1)
+        thinned = self._plus_plus_alone(candidates_TC, weight_T, num_clusters, num_trials=1)
         for _ in range(_CANDIDATE_STEPS):
             total = totals_of(candidates_TC, ops.codebook_lookup(candidates_TC, thinned), weight_T, num_clusters)
             moved = (total[:, :-2] / total[:, -2:-1]).float()
@@ -216,11 +223,4 @@ class Seeding:
 
 
 def _weighted(near_N: Tensor, weight_N: Tensor | None) -> Tensor:
-    return near_N if weight_N is None else near_N * weight_N
-
-
-def _alone(features_NC: Tensor, weight_N: Tensor | None, seed: int) -> Seeding:
-    """Rows that every process has: each seeds from them by itself, alike."""
-    rows = Rows(features_NC)
-    rows.weight = weight_N
-    return Seeding(rows, Processes(together=False), seed)
+    return near_N if weight_N is None else near_N.double() * weight_N

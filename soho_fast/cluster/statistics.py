@@ -11,7 +11,7 @@ from torch import Tensor
 
 from soho_fast import ops
 from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import BatchedRows, Rows
+from soho_fast.cluster.rows import Rows
 
 _BLOCK_ROWS = 1024
 _ROWS_A_CLUSTER = 32  # of a block: adding K x C float64 sums then costs a fraction of reading the rows
@@ -67,7 +67,7 @@ class Summary(NamedTuple):
     variance: float
 
 
-def summary_of(rows: Rows | BatchedRows, processes: Processes, with_variance: bool) -> Summary:
+def summary_of(rows: Rows, processes: Processes, with_variance: bool) -> Summary:
     """One pass over the rows of all processes."""
     number, mean_C, squares = 0, torch.zeros(rows.num_channels, dtype=torch.float64, device="cpu"), 0.0
     parts = []

@@ -37,9 +37,15 @@ def main(rank: int, num_ranks: int, rendezvous: str, rows_file: str, output: str
     alone = KMeans(4, random_state=0, distributed=False).fit(rows[mine] if len(rows[mine]) else rows)
     found["alone", False] = (alone.cluster_centers_, alone.labels_, alone.inertia_, alone.n_iter_)
     refused = []
-    for bad in (rows[mine, :5] if rank else rows[mine], rows[mine] / 0 if rank == 0 else rows[mine]):
+    refusals = [
+        (KMeans(4), rows[mine, :5] if rank else rows[mine]),
+        (KMeans(4), rows[mine] / 0 if rank == 0 else rows[mine]),
+        (KMeans(4 + rank), rows[mine]),
+        (KMeans(4, init=rows[rank : rank + 4]), rows[mine]),
+    ]
+    for model, bad in refusals if num_ranks > 1 else ():
         try:
-            KMeans(4).fit(bad)
+            model.fit(bad)
         except ValueError as error:
             refused.append(str(error))
     torch.save({"found": found, "refused": refused}, output)

@@ -35,7 +35,8 @@ def batches_of(rows, sizes):
 def test_batches_give_what_the_whole_gives(init, sizes, rows):
     start = torch.cat([rows[:25], rows[:3] + 1e3]) if init == "given" else init
     whole, batched = (
-        KMeans(28, init=start, n_init=2, tol=0, random_state=1).fit(X) for X in (rows, batches_of(rows, sizes))
+        KMeans(28, init=start, n_init=1 if init == "given" else 2, tol=0, random_state=1).fit(X)
+        for X in (rows, batches_of(rows, sizes))
     )
     assert torch.equal(batched.cluster_centers_, whole.cluster_centers_)
     assert torch.equal(batched.labels_, whole.labels_) and batched.n_iter_ == whole.n_iter_
@@ -94,6 +95,9 @@ def test_residuals_of_batches(rows):
 def test_refusals(rows):
     with pytest.raises(ValueError, match=r"can be gone through more than once, got a generator"):
         KMeans(2).fit(part for part in rows.split(100))
+    for ask in (KMeans(2).fit(rows).score, KMeans(2).fit(rows).transform, ResidualKMeans(2, 3).fit(rows).score):
+        with pytest.raises(TypeError, match="X: expected rows in memory, got a list_iterator"):
+            ask(iter([rows]))
     with pytest.raises(ValueError, match="at least one batch, got none"):
         KMeans(2).fit(lambda: iter(()))
     with pytest.raises(ValueError, match="batch 1: expected 9 features, got 4"):
@@ -104,4 +108,4 @@ def test_refusals(rows):
         KMeans(2).fit(lambda: iter([rows[:50], rows[:50], holed]))
     passes = itertools.count()
     with pytest.raises(ValueError, match="expected the same 700 rows in each pass over the batches, got 600"):
-        KMeans(2).fit(lambda: rows[: 700 if next(passes) < 3 else 600].split(100))
+        KMeans(2).fit(lambda: rows[: 700 if next(passes) < 2 else 600].split(100))

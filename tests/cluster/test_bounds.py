@@ -147,8 +147,8 @@ def test_labels_and_bounds_with_groups(kind, step):
     for turn in range(10):
         assert torch.equal(labeller.labels(codes), ops.codebook_lookup(rows, codes))
         distance = torch.cdist(rows.double(), codes.double(), compute_mode="donot_use_mm_for_euclid_dist")
-        own = distance.gather(1, labeller.label_N[:, None])[:, 0]
-        distance.scatter_(1, labeller.label_N[:, None], math.inf)
+        own = distance.gather(1, labeller.before.label_N[:, None])[:, 0]
+        distance.scatter_(1, labeller.before.label_N[:, None], math.inf)
         bounds = labeller.bounds
         assert (bounds.upper_N >= own * (1 - 1e-12)).all()
         for group, members in enumerate(bounds.groups.members):

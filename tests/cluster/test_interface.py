@@ -99,6 +99,7 @@ def test_not_fitted(kind, method):
         ({"tol": float("nan")}, "tol: expected a number of at least 0, got nan"),
         ({"init": "kmeans"}, "init: expected k-means++, k-means||, random or the centres, got 'kmeans'"),
         ({"init": np.zeros((3, 4))}, "init: expected centres of shape (n_clusters, features) = (8, 4), got (3, 4)"),
+        ({"init": np.full((8, 4), 1e19)}, "init: expected magnitudes of at most 4.61e+18"),
         ({"init": np.full((8, 4), np.nan)}, "init: expected finite values"),
         ({"algorithm": "elkan"}, "algorithm: expected one of auto, lloyd, bounds, got 'elkan'"),
         ({"n_clusters": 21}, "n_samples=20 should be >= n_clusters=21"),
@@ -117,6 +118,8 @@ def test_refused_parameters(params, said):
         (torch.zeros(9, 0), None, ValueError, "X: Found array with 0 feature"),
         (torch.zeros(0, 3), None, ValueError, "X: Found array with 0 sample"),
         (np.full((9, 2), 1e300), None, ValueError, "X: expected finite values in float32"),
+        (torch.full((9, 4), -5e18), None, ValueError, "X: expected magnitudes of at most 4.61e+18"),
+        (torch.full((9, 2), 1e10), torch.full((9,), 1e30), ValueError, "sample_weight: a weight times its row is bey"),
         (torch.eye(9).to_sparse(), None, TypeError, "X: expected dense rows, got a sparse Tensor"),
         (torch.zeros(9, 2, dtype=torch.complex64), None, ValueError, "X: Complex data not supported"),
         (torch.zeros(9, 2), torch.ones(8), ValueError, "sample_weight: expected shape (9,)"),
@@ -134,6 +137,13 @@ def test_refused_rows(rows, weight, kind, said):
 def test_refused_states():
     with pytest.raises(TypeError, match=r"random_state: expected None, an int, a torch\.Generator"):
         KMeans(1, random_state="now").fit(torch.zeros(3, 2))
+
+
+def test_huge_weights_draw_as_others_do(make_features):
+    rows, weight = make_features(200), np.arange(200) % 5
+    models = [KMeans(20, random_state=0).fit(rows, sample_weight=weight * scale) for scale in (1, 2.0**110, 2.0**-110)]
+    for model in models[1:]:
+        np.testing.assert_array_equal(model.cluster_centers_, models[0].cluster_centers_)
 
 
 def test_other_numbers_become_float32():

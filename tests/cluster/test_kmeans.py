@@ -106,6 +106,16 @@ def test_a_cluster_far_from_the_origin(make_features, lloyd):
     assert (fitted.labels_ != labels).mean() < 0.01
 
 
+def test_a_row_that_left_leaves_no_rounding_behind():
+    """A far row is in the first cluster for one step, then in the last: the small members' mean is theirs alone."""
+    small = np.array([[-1.0], [-1.5], [1.0], [1.25]], dtype=np.float32)
+    rows = np.concatenate([small, [[1e8], [1.5e8]]]).astype(np.float32)
+    rows = np.concatenate([rows, np.tile(small, (20, 1))])
+    fitted = KMeans(2, init=np.array([[1e7], [2.5e8]], np.float32), tol=0, algorithm="lloyd").fit(rows)
+    assert fitted.labels_[4] == fitted.labels_[5] == 1 and set(fitted.labels_[:4]) == {0}
+    np.testing.assert_array_equal(fitted.cluster_centers_[0], [-0.0625])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_rows_are_taken_as_they_are(dtype, make_features, lloyd):
     rows = torch.from_numpy(make_features()).to(dtype)
@@ -148,6 +158,10 @@ def test_predict_transform_and_score(make_features):
     np.testing.assert_allclose(fitted.transform(rows), distance, rtol=1e-6)
     assert fitted.score(rows) == -fitted.inertia_
     assert fitted.predict(np.zeros((0, 12), np.float32)).shape == (0,)
+    far = rows + np.float32([1e7] + [0] * 11)  # its square leaves no bits for the other channels'
+    away = KMeans(17, random_state=0).fit(far)
+    distance = np.sqrt(((far[:, None].astype(np.float64) - away.cluster_centers_[None]) ** 2).sum(-1))
+    np.testing.assert_allclose(away.transform(far), distance, rtol=1e-6)
     np.testing.assert_array_equal(KMeans(17, random_state=0).fit_predict(rows), fitted.labels_)
 
 
@@ -170,6 +184,12 @@ def test_the_same_bits_at_any_number_of_threads(init, algorithm, make_features, 
         for kind in (0, 1):
             (centers, labels, *rest), (others, other_labels, *other_rest) = found[kind], found[one + kind]
             assert torch.equal(centers, others) and torch.equal(labels, other_labels) and rest == other_rest
+
+
+def test_given_centres_are_one_start(make_features):
+    rows = make_features(100)
+    with pytest.warns(RuntimeWarning, match="n_init: one start is made from given centres, not 3"):
+        KMeans(5, init=rows[:5], n_init=3).fit(rows)
 
 
 def test_more_starts_keep_the_best(make_features):

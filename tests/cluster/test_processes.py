@@ -81,3 +81,6 @@ def test_all_ranks_refuse_what_one_refuses(found):
     assert first[0] == second[0] == "X: expected the same number of features on every rank, got [9, 5]"
     assert first[1].startswith("X: expected finite values in float32")
     assert second[1].startswith("rank 0 refused its rows: ValueError: X: expected finite values")
+    for number, name in ((2, "n_clusters"), (3, "init")):
+        for told in (first, second):
+            assert told[number].startswith(f"{name}: expected the same on every rank")

@@ -6,12 +6,12 @@ import torch
 
 from soho_fast.cluster import KMeans
 from soho_fast.cluster.processes import Processes
-from soho_fast.cluster.rows import Rows
+from soho_fast.cluster.rows import MemoryRows
 from soho_fast.cluster.seeding import Seeding, squared_distances, uniform
 
 
 def seeded(init, rows, num_clusters, seed=0, weight=None):
-    return Seeding(Rows(rows, weight), Processes(False), seed).centers(init, num_clusters)
+    return Seeding(MemoryRows(rows, weight), Processes(False), seed).centers(init, num_clusters)
 
 
 def test_numbers_are_uniform_and_of_their_position():
@@ -52,9 +52,9 @@ def test_every_one_of_far_groups_gets_a_centre(init):
 def test_plus_plus_draws_by_squared_distance():
     """The second of two centres: of places at 0 (9 rows), 1 and 3, drawn once, those with 1 : 9."""
     rows = np.array([[0.0]] * 90 + [[1.0]] + [[3.0]], dtype=np.float32)
-    seconds = []
+    source, seconds = MemoryRows(rows), []
     for seed in range(400):
-        found = Seeding(Rows(rows), Processes(False), seed)._plus_plus(2, num_trials=1)[:, 0]
+        found = Seeding(source, Processes(False), seed)._plus_plus(source.memory, 2, num_trials=1)[:, 0]
         if found[0] == 0:
             seconds.append(float(found[1]))
     share = np.mean(np.array(seconds) == 3)
