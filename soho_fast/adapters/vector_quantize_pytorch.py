@@ -1,4 +1,4 @@
-"""Lets a `vector_quantize_pytorch.VectorQuantize` (euclidean, moving average) run on soho_fast.ops, in place.
+"""Lets a `VectorQuantize` (euclidean, moving average) or `SimVQ` of vector_quantize_pytorch run on soho_fast.ops.
 
 H codebooks (one, or one per head), N features per codebook, K codes, C channels.
 """
@@ -8,12 +8,22 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from soho_fast import ops
+from soho_fast.adapters import swapping
+from soho_fast.adapters.kept_codebook import nearest_code
+from soho_fast.adapters.swapping import Swapped
 
 try:
-    from vector_quantize_pytorch import ResidualVQ, VectorQuantize
-    from vector_quantize_pytorch.vector_quantize_pytorch import Codebook, accum_grad_, ema_inplace, gumbel_sample
+    from vector_quantize_pytorch import ResidualVQ, SimVQ, VectorQuantize
+    from vector_quantize_pytorch.vector_quantize_pytorch import (
+        Codebook,
+        accum_grad_,
+        ema_inplace,
+        gumbel_sample,
+        rotate_to,
+    )
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"soho_fast.adapters.vector_quantize_pytorch needs the package {error.name}: "
@@ -28,8 +38,10 @@ _NEEDS_ALL_DISTANCES = "needs the distance of every feature to every code, which
 _LEARNT_BY_GRADIENT = "the codes have to learn by moving average, not by gradient"
 
 
-class AcceleratedCodebook(Codebook):
+class AcceleratedCodebook(Swapped, Codebook):
     """A `Codebook` whose lookup and statistics are `ops.codebook_lookup` and `ops.codebook_stats`; same state."""
+
+    original = Codebook
 
     @torch.no_grad()
     def forward(
@@ -103,8 +115,10 @@ class AcceleratedCodebook(Codebook):
             ema_inplace(self.embed_avg, sums_HKC, self.decay, ema_update_weight)
 
 
-class AcceleratedVectorQuantize(VectorQuantize):
+class AcceleratedVectorQuantize(Swapped, VectorQuantize):
     """A `VectorQuantize` over an `AcceleratedCodebook`."""
+
+    original = VectorQuantize
 
     def forward(self, x: Tensor, indices: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the original, except that `indices` (for a cross-entropy loss) and `topk` are refused."""
@@ -112,42 +126,95 @@ class AcceleratedVectorQuantize(VectorQuantize):
         return super().forward(x, None, *args, **kwargs)
 
 
+class AcceleratedSimVQ(Swapped, SimVQ):
+    """A `SimVQ` that makes no matrix of distances. Its codes are a transform of frozen ones, looked up as they come."""
+
+    original = SimVQ
+    channel_first: bool
+    rotation_trick: bool
+    input_to_quantize_commit_loss_weight: float
+    commitment_weight: float
+    codebook: Tensor
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As the original: (quantized, index, loss)."""
+        x = x.movedim(1, -1) if self.channel_first else x
+        feat_BNC = x.reshape(x.shape[0], -1, x.shape[-1])
+        codes_KC = self.codebook
+        index_BN = nearest_code(feat_BNC.detach(), codes_KC.detach())
+        chosen_BNC = codes_KC[index_BN]
+        loss = functional.mse_loss(feat_BNC.detach(), chosen_BNC)
+        loss = loss + functional.mse_loss(feat_BNC, chosen_BNC.detach()) * self.input_to_quantize_commit_loss_weight
+        if self.rotation_trick:
+            quantized_BNC = rotate_to(feat_BNC, chosen_BNC)
+        else:
+            quantized_BNC = (chosen_BNC - feat_BNC).detach() + feat_BNC
+        quantized = quantized_BNC.reshape(x.shape)
+        quantized = quantized.movedim(-1, 1) if self.channel_first else quantized
+        return quantized, index_BN.reshape(x.shape[:-1]), loss * self.commitment_weight
+
+
 def accelerate_vector_quantize(module: Module) -> Module:
-    """Make every `VectorQuantize` in `module` (itself included) use these ops, in place.
+    """Make every `VectorQuantize` and `SimVQ` in `module` (itself included) use these ops, in place.
 
     Parameters, buffers, `state_dict`, outputs, gradients, k-means start, re-seeding of dead codes, masks, heads and
     synchronisation between ranks stay those of the original; an N x K matrix of distances and of one-hot codes is no
     longer made. Two things differ: the index is the argmin in float64, where the original's float32 distances (whose
     squares it clamps at 1e-8) may put a near-tie the other way round, and sums over the members of a code are added
-    in another order.
+    in another order. `soho_fast.adapters.restore` undoes it.
 
     Args:
-        module: a `VectorQuantize`, or any module that holds some, such as a `ResidualVQ`.
+        module: a `VectorQuantize` or `SimVQ`, or any module that holds some, such as a `ResidualVQ`.
 
     Returns:
         module, the same object.
 
     Raises:
-        TypeError: not a module. ValueError: no `VectorQuantize` in it, or one with options that cannot be served
-            (cosine similarity, affine parameters, codes learnt by gradient, sampled codes, losses over all distances;
-            of a `ResidualVQ`: beam search, implicit neural codebooks, DiVeQ); all reasons are named and nothing is
-            changed.
+        TypeError: not a module. ValueError: no `VectorQuantize` or `SimVQ` in it, or some with options that cannot be
+            served (cosine similarity, affine parameters, codes learnt by gradient, sampled codes, losses over all
+            distances; of a `ResidualVQ`: beam search, implicit neural codebooks, DiVeQ); all are named with all
+            reasons, and nothing is changed.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, VectorQuantize)}
-    if not layers:
+    if not any(isinstance(layer, (VectorQuantize, SimVQ)) for layer in module.modules()):
         raise ValueError(f"module: expected a VectorQuantize or a module that holds one, got {type(module).__name__}")
-    stacks = {name: stack for name, stack in module.named_modules() if isinstance(stack, ResidualVQ)}
-    for kind, refusals, parts in (("ResidualVQ", _refusals_of_stack, stacks), ("VectorQuantize", _refusals, layers)):
-        for name, part in parts.items():
-            if reasons := refusals(part):
-                place = f" at {name!r}" if name else ""
-                raise ValueError(f"module: the {kind}{place} cannot be accelerated: {'; '.join(reasons)}")
-    for layer in layers.values():
-        layer.__class__ = AcceleratedVectorQuantize
-        layer._codebook.__class__ = AcceleratedCodebook
+    found, reasons = find(module)
+    if reasons:
+        raise ValueError(f"module: {'; '.join(reasons)}")
+    for _, layer, new in found:
+        swapping.put(layer, new)
     return module
+
+
+def find(module: nn.Module) -> tuple[list[swapping.Found], list[str]]:
+    """As `swapping.find`."""
+    found: list[swapping.Found] = []
+    reasons: list[str] = []
+    parts: list[tuple[str, nn.Module]] = list(module.named_modules())
+    for kind, base, refusals in (
+        ("ResidualVQ", ResidualVQ, _refusals_of_stack),
+        ("VectorQuantize", VectorQuantize, _refusals),
+        ("SimVQ", SimVQ, _refusals_of_sim_vq),
+    ):
+        for name, part in parts:
+            if isinstance(part, base) and (why := refusals(part)):
+                reasons.append(swapping.told(kind, name, why))
+    for name, part in parts:
+        if type(part) is VectorQuantize:
+            codebook: Any = part._codebook
+            found += [(name, part, AcceleratedVectorQuantize), (name, codebook, AcceleratedCodebook)]
+        elif type(part) is SimVQ:
+            found.append((name, part, AcceleratedSimVQ))
+    return found, reasons
+
+
+def _refusals_of_sim_vq(layer: SimVQ) -> list[str]:
+    return [] if type(layer) in (SimVQ, AcceleratedSimVQ) else [_of_a_subclass(layer)]
+
+
+def _of_a_subclass(*parts: nn.Module) -> str:
+    return f"its forward is that of a subclass ({' over '.join(type(part).__name__ for part in parts)})"
 
 
 def _refusals_of_stack(stack: ResidualVQ) -> list[str]:
@@ -166,7 +233,7 @@ def _refusals(layer: VectorQuantize) -> list[str]:
     codebook = layer._codebook
     own = (VectorQuantize, AcceleratedVectorQuantize), (Codebook, AcceleratedCodebook)
     if type(layer) not in own[0] or type(codebook) not in own[1]:
-        return [f"its forward is that of a subclass ({type(layer).__name__} over {type(codebook).__name__})"]
+        return [_of_a_subclass(layer, codebook)]
     sampling = getattr(codebook.gumbel_sample, "keywords", {})
     options = {
         "use_cosine_sim=True: the distance has to be euclidean": codebook.use_cosine_sim,

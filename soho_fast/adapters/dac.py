@@ -1,0 +1,37 @@
+"""Exact lookups under the quantiser of Descript's `dac`.
+
+Letters: B sequences, T steps in time, N features, C channels.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from soho_fast.adapters import swapping
+from soho_fast.adapters.swapping import Accelerated, unit_vectors
+
+try:
+    from dac.nn import quantize
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"soho_fast.adapters.dac needs the package {error.name}: pip install 'descript-audio-codec>=1'", name=error.name
+    ) from error
+
+
+class VectorQuantize(Accelerated, quantize.VectorQuantize):
+    """`decode_latents((B, C, T)) -> codes (B, C, T), index int64 (B, T)`: compared as unit vectors."""
+
+    original = quantize.VectorQuantize
+    codebook_at = "codebook.weight"
+    replaces = ("decode_latents",)
+    codebook: nn.Embedding
+
+    def decode_latents(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        feat_BTC = latents.transpose(1, 2)
+        unit_NC = unit_vectors(feat_BTC.flatten(0, 1))
+        index_BT = self.nearest_code(unit_NC, self.codebook.weight, unit_vectors).view(feat_BTC.shape[:2])
+        return functional.embedding(index_BT, self.codebook.weight).transpose(1, 2), index_BT
+
+
+def find(model: nn.Module) -> tuple[list[swapping.Found], list[str]]:
+    """As `swapping.find`."""
+    return swapping.find(model, {quantize.VectorQuantize: VectorQuantize}.get)

@@ -1,0 +1,38 @@
+"""Exact lookups under the quantiser of Meta's `encodec`.
+
+Letters: N features, K codes, C channels.
+"""
+
+from torch import Tensor, nn
+
+from soho_fast.adapters import swapping
+from soho_fast.adapters.swapping import Accelerated
+
+try:
+    from encodec.quantization import core_vq
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"soho_fast.adapters.encodec needs the package {error.name}: pip install 'encodec>=0.1.1'", name=error.name
+    ) from error
+
+
+class EuclideanCodebook(Accelerated, core_vq.EuclideanCodebook):
+    """`quantize((N, C)) -> int64 (N,)` in the buffer `embed`; training, too, looks up through it."""
+
+    original = core_vq.EuclideanCodebook
+    codebook_at = "embed"
+    replaces = ("quantize", "init_embed_")
+    embed: Tensor
+
+    def quantize(self, x: Tensor) -> Tensor:
+        return self.nearest_code(x, self.embed)
+
+    def init_embed_(self, data: Tensor) -> None:
+        if not self.inited:
+            self.forget()  # the original writes past the version counter
+        super().init_embed_(data)
+
+
+def find(model: nn.Module) -> tuple[list[swapping.Found], list[str]]:
+    """As `swapping.find`."""
+    return swapping.find(model, {core_vq.EuclideanCodebook: EuclideanCodebook}.get)

@@ -1,0 +1,139 @@
+"""A module's codebook, looked up exactly, and packed once for as long as it stays as it is.
+
+Letters: N features, K codes, C channels.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from soho_fast import ops
+from soho_fast.ops.codebook_lookup import reference
+
+
+def nearest_code(features_NC: Tensor, codebook_KC: Tensor) -> Tensor:
+    """`ops.codebook_lookup`; where one of the two is float64, its plain-torch reference."""
+    if torch.float64 in (features_NC.dtype, codebook_KC.dtype):
+        return reference.codebook_lookup(features_NC.detach(), codebook_KC.detach(), False, False)[1]
+    return ops.codebook_lookup(features_NC, codebook_KC)
+
+
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether this call becomes part of a graph (compiled, traced or captured), which will run when weights differ."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+class Watch:
+    """Tells whether tensors are still the ones that were seen, with what was in them.
+
+    Their objects, memory, layout and version counters are compared; the memory is held, so that its address cannot be
+    given to something else. Not noticed is what torch does not count: a write through `.data` or numpy.
+    """
+
+    __slots__ = ("_seen",)
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._seen = tuple((tensor, tensor.detach(), tensor._version, *_place(tensor)) for tensor in tensors)
+
+    @staticmethod
+    def of(*tensors: Tensor) -> "Watch | None":
+        """None where torch does not count the changes of one: inference tensors, memory that another process may write
+        to, and tensors that only stand for others."""
+        for tensor in tensors:
+            if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or tensor.is_inference():
+                return None
+            try:
+                tensor.data_ptr()
+            except RuntimeError:  # of torch.func
+                return None
+            if tensor.device.type == "cpu" and tensor.is_shared():
+                return None
+        return Watch(*tensors)
+
+    def holds(self, *tensors: Tensor) -> bool:
+        for tensor, (then, memory, version, *place) in zip(tensors, self._seen, strict=True):
+            if tensor is not then or not (tensor._version == memory._version == version):
+                return False
+            if _place(tensor) != tuple(place):
+                return False
+        return True
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.dtype, torch.Size, tuple[int, ...]]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+class KeptCodebook:
+    """The lookup in one module's codebook, which is prepared when two calls in a row find it unchanged.
+
+    Copies and pickles of it are empty.
+    """
+
+    __slots__ = ("_entry",)
+
+    def __init__(self) -> None:
+        self._entry: tuple[Watch, ops.PreparedCodebook | None] | None = None
+
+    def __reduce__(self) -> tuple[type["KeptCodebook"], tuple[()]]:
+        return KeptCodebook, ()
+
+    def drop(self) -> None:
+        self._entry = None
+
+    @property
+    def is_prepared(self) -> bool:
+        return self._entry is not None and self._entry[1] is not None
+
+    def nearest_code(
+        self, features_NC: Tensor, codebook_KC: Tensor, compared: Callable[[Tensor], Tensor] = lambda codes: codes
+    ) -> Tensor:
+        """Index int64 (N,) of the code nearest to each feature.
+
+        Args:
+            features_NC: (N, C). codebook_KC: (K, C), as the module holds it.
+            compared: makes of it the codes that features are compared with.
+        """
+        if is_recorded(features_NC) or torch.float64 in (features_NC.dtype, codebook_KC.dtype):
+            return nearest_code(features_NC, compared(codebook_KC))
+        entry = self._entry  # read once: threads may share the module
+        if entry is None or not entry[0].holds(codebook_KC):
+            seen = Watch.of(codebook_KC)
+            self._entry = None if seen is None else (seen, None)
+            return nearest_code(features_NC, compared(codebook_KC))
+        watch, prepared = entry
+        if prepared is None:
+            prepared = ops.prepare_codebook(compared(codebook_KC))
+            self._entry = watch, prepared
+        return ops.codebook_lookup(features_NC, prepared)
+
+
+class Made:
+    """A tensor that is made of others, and made anew when they change. Copies and pickles of it are empty."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self) -> None:
+        self._entry: tuple[Watch, Tensor] | None = None
+
+    def __reduce__(self) -> tuple[type["Made"], tuple[()]]:
+        return Made, ()
+
+    def drop(self) -> None:
+        self._entry = None
+
+    def of(self, make: Callable[..., Tensor], first: Tensor, second: Tensor, *others: Any) -> Tensor:
+        """`make(first, second, *others)`, or what it gave when the two tensors were last what they are now."""
+        if is_recorded(first):
+            return make(first, second, *others)
+        entry = self._entry
+        if entry is not None and entry[0].holds(first, second):
+            return entry[1]
+        seen = Watch.of(first, second)
+        with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions
+            made = make(first, second, *others)
+        self._entry = None if seen is None else (seen, made)
+        return made
