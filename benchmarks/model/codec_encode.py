@@ -2,15 +2,16 @@
 
     python -m benchmarks.model.codec_encode [--seconds 4] [--codec mimi]
 
-Weights are random (none are downloaded); each level's codes are drawn with the mean and deviation of what arrives
-there. Before anything is timed the codes are compared with a float64 evaluation of every distance, level by level on
-the same residual; a difference ends the run. Both ways run in turn, in the same process, and the fastest of the rounds
-counts: each is the same computation every time, and what is slower is the machine's other work.
+Weights are random (none are downloaded); Mimi's codes are drawn, level by level, with the mean and deviation of what
+arrives there. Before anything is timed the codes are compared with a float64 evaluation of every distance, level by
+level on the same residual; a difference ends the run. Both ways run in turn, in the same process, and the fastest of
+the rounds counts: each is the same computation every time, and what is slower is the machine's other work.
 
 Letters: N features, K codes, C channels, B sequences, T steps.
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 
@@ -18,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DacConfig, DacModel, MimiConfig, MimiModel
 
-from soho_fast.adapters import accelerate, restore
-
+from soho_fast.adapters import accelerate
 
 METHOD = {"mimi": "encode", "dac": "forward"}  # of the quantiser
 
@@ -52,9 +52,8 @@ def draw_codes(model: nn.Module, audio: Tensor) -> None:
     """Mimi's codes, which are zero before they are trained, from the residuals of each level."""
 
     def draw(codebook: nn.Module, features_NC: Tensor) -> Tensor:
-        mean_C, deviation_C = features_NC.mean(0), features_NC.std(0)
         codebook.cluster_usage.fill_(1)
-        codebook.embed_sum.copy_(mean_C + deviation_C * torch.randn_like(codebook.embed_sum))
+        codebook.embed_sum.copy_(features_NC.mean(0) + features_NC.std() * torch.randn_like(codebook.embed_sum))
         codebook._embed = None
         return brute_force(features_NC, codebook.embed)
 
@@ -113,74 +112,47 @@ def timed(model: nn.Module, codec: str, audio: Tensor) -> tuple[float, float]:
     return whole, spent
 
 
-@torch.no_grad()
-def reaches_quantiser(model: nn.Module, codec: str, audio: Tensor) -> Tensor:
-    """What the quantiser is given."""
-    seen: list[Tensor] = []
-    name = METHOD[codec]
-    original = getattr(model.quantizer, name)
-    setattr(model.quantizer, name, lambda hidden, *rest: (seen.append(hidden), original(hidden, *rest))[1])
-    model.encode(audio)
-    delattr(model.quantizer, name)
-    return seen[0]
-
-
-@torch.no_grad()
-def quantise(model: nn.Module, codec: str, hidden_BCT: Tensor) -> None:
-    getattr(model.quantizer, METHOD[codec])(hidden_BCT)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the audio")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--codec", choices=["mimi", "dac"], nargs="*", default=["mimi", "dac"])
-    arguments = parser.parse_args()
-    print(
-        f"{arguments.batch} x {arguments.seconds:g} s of audio, {torch.get_num_threads()} threads; ms, fastest of {arguments.rounds}"
-    )
-    for codec in arguments.codec:
-        torch.manual_seed(0)
-        model = {"mimi": mimi, "dac": dac}[codec]()
-        rate = model.config.sampling_rate
-        audio = torch.randn(arguments.batch, 1, int(arguments.seconds * rate)) * 0.1
-        if codec == "mimi":
-            draw_codes(model, audio)
-        with torch.no_grad():
-            theirs = model.encode(audio).audio_codes
-            with replaced(levels_of(model), *in_float64(codec)):
-                exact = model.encode(audio).audio_codes
-            accelerate(model)
-            for _ in range(3):  # the first looks, the second prepares
-                ours = model.encode(audio).audio_codes
-        restore(model)
-        hidden = reaches_quantiser(model, codec, audio)
-        if not torch.equal(ours, exact):
-            raise SystemExit(f"error: {codec}: {int((ours != exact).sum())} codes differ from the float64 evaluation")
-        differ = int((theirs != exact).any(1).sum())
-        frames = exact.shape[0] * exact.shape[2]
-        best: dict[str, tuple[float, float]] = {}
-        for _ in range(arguments.rounds):
-            for way, change in (("transformers", restore), ("soho_fast", accelerate)):
-                change(model)
-                for _ in range(2 if way == "soho_fast" else 0):  # the second call prepares
-                    quantise(model, codec, hidden)
-                whole, quantiser = timed(model, codec, audio)
-                before = best.get(way, (float("inf"), float("inf")))
-                best[way] = min(before[0], whole), min(before[1], quantiser)
-        restore(model)
+    options = parser.parse_args()
+    size, threads = f"{options.batch} x {options.seconds:g} s of audio", torch.get_num_threads()
+    print(f"{size}, {threads} threads; ms, fastest of {options.rounds}")
+    for codec in options.codec:
+        compare(codec, options.batch, options.seconds, options.rounds)
+
+
+@torch.no_grad()
+def compare(codec: str, batch: int, seconds: float, rounds: int) -> None:
+    torch.manual_seed(0)
+    model = {"mimi": mimi, "dac": dac}[codec]()
+    audio = torch.randn(batch, 1, int(seconds * model.config.sampling_rate)) * 0.1
+    if codec == "mimi":
+        draw_codes(model, audio)
+    with replaced(levels_of(model), *in_float64(codec)):
+        exact = model.encode(audio).audio_codes
+    models = {"transformers": model, "soho_fast": accelerate(copy.deepcopy(model))}
+    for way in models:
+        for _ in range(3):  # the first looks, the second prepares, the third finds it prepared
+            codes = models[way].encode(audio).audio_codes
         print(
-            f"{codec}: {exact.shape[1]} levels, {frames} frames; codes equal to float64: all of ours; "
-            f"frames in which transformers' differ from it: {differ}"
+            f"{codec} {way}: {int((codes != exact).any(1).sum())} of {codes[:, 0].numel()} frames differ from float64"
         )
-        for way, (whole, quantiser) in best.items():
-            print(
-                f"  {way:12} encode {1e3 * whole:8.1f}   quantiser {1e3 * quantiser:7.2f}   share {quantiser / whole:6.1%}"
-            )
-        print(
-            f"  quantiser {best['transformers'][1] / best['soho_fast'][1]:.2f}x, encode {best['transformers'][0] / best['soho_fast'][0]:.3f}x"
-        )
+        if way == "soho_fast" and not torch.equal(codes, exact):
+            raise SystemExit("error: what differs is not timed")
+    best = dict.fromkeys(models, (float("inf"), float("inf")))
+    for _ in range(rounds):
+        for way in models:
+            whole, quantiser = timed(models[way], codec, audio)
+            best[way] = min(best[way][0], whole), min(best[way][1], quantiser)
+    for way, (whole, quantiser) in best.items():
+        share = quantiser / whole
+        print(f"  {way:12} encode {1e3 * whole:8.1f}   quantiser {1e3 * quantiser:7.2f}   share {share:6.1%}")
+    encode, quantiser = (best["transformers"][part] / best["soho_fast"][part] for part in (0, 1))
+    print(f"  quantiser {quantiser:.2f}x, encode {encode:.2f}x, {exact.shape[1]} levels")
 
 
 if __name__ == "__main__":
