@@ -4,13 +4,16 @@ Letters: B sequences or images, T steps in time, N features, K codes, C channels
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -24,6 +27,20 @@ def stand_in(*names):
     yield
     for name in missing:
         del sys.modules[name]
+
+
+def library(name, module):
+    """A module of an installed library, past what its packages import besides (players, downloads, training)."""
+    if module in sys.modules:
+        return sys.modules[module]
+    spec = find_spec(name)
+    if spec is None:
+        pytest.skip(f"needs {name}")
+    for end in re.finditer(r"\.", module):
+        bare = ModuleType(module[: end.start()])
+        bare.__path__ = [str(Path(spec.submodule_search_locations[0]).parent / bare.__name__.replace(".", "/"))]
+        sys.modules[bare.__name__] = bare
+    return import_module(module)
 
 
 def brute_force(features_NC, codebook_KC):
