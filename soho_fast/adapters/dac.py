@@ -13,7 +13,9 @@ try:
     from dac.nn import quantize
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"soho_fast.adapters.dac needs the package {error.name}: pip install 'descript-audio-codec>=1'", name=error.name
+        f"soho_fast.adapters.dac needs the package {str(error.name).partition('.')[0]}: "
+        "pip install 'descript-audio-codec>=1'",
+        name=error.name,
     ) from error
 
 

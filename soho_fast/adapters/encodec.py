@@ -12,7 +12,9 @@ try:
     from encodec.quantization import core_vq
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"soho_fast.adapters.encodec needs the package {error.name}: pip install 'encodec>=0.1.1'", name=error.name
+        f"soho_fast.adapters.encodec needs the package {str(error.name).partition('.')[0]}: "
+        "pip install 'encodec>=0.1.1'",
+        name=error.name,
     ) from error
 
 

@@ -12,7 +12,8 @@ try:
     from moshi.quantization import core_vq
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"soho_fast.adapters.moshi needs the package {error.name}: pip install 'moshi>=0.2.13'", name=error.name
+        f"soho_fast.adapters.moshi needs the package {str(error.name).partition('.')[0]}: pip install 'moshi>=0.2.13'",
+        name=error.name,
     ) from error
 
 

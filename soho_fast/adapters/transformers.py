@@ -16,7 +16,8 @@ try:
     from transformers.integrations.accelerate import force_accelerate_hooks
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"soho_fast.adapters.transformers needs the package {error.name}: pip install 'transformers>=5.23'",
+        f"soho_fast.adapters.transformers needs the package {str(error.name).partition('.')[0]}: "
+        "pip install 'transformers>=5.23'",
         name=error.name,
     ) from error
 

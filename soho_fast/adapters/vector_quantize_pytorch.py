@@ -26,7 +26,7 @@ try:
     )
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"soho_fast.adapters.vector_quantize_pytorch needs the package {error.name}: "
+        f"soho_fast.adapters.vector_quantize_pytorch needs the package {str(error.name).partition('.')[0]}: "
         "pip install 'vector-quantize-pytorch>=1.32'",
         name=error.name,
     ) from error

@@ -272,3 +272,34 @@ CASES = {
     ),
     "emu3": Case(emu3, (2, 2, 16, 6, 5), lambda m, x: (m(x),), "Emu3VQVAEVectorQuantizer", *of_image(video)),
 }  # fmt: skip
+
+
+def exact_codes(case, model, values):
+    """By `brute_force` in place of what looks up."""
+    with case.exactly(model):
+        return case.codes(model, values)
+
+
+def thrice(case, model, values):
+    """The first call sees the codebook, the second prepares it, the third finds it prepared."""
+    codes = [case.codes(model, values) for _ in range(3)]
+    assert torch.equal(codes[0], codes[1]) and torch.equal(codes[1], codes[2])
+    return codes[0]
+
+
+def drawn_anew(model):
+    """Other weights of the same shapes."""
+    generator = torch.Generator().manual_seed(9)
+    return {
+        name: torch.rand(value.shape, generator=generator).to(value) + 0.5 if "usage" in name
+        else (value + 0.5 * value.std() * torch.randn(value.shape, generator=generator)).to(value)
+        if value.is_floating_point() and value.numel() > 1 else value
+        for name, value in model.state_dict().items()
+    }  # fmt: skip
+
+
+def in_place(model):
+    with torch.no_grad():
+        for value in [*model.parameters(), *model.buffers()]:
+            if value.is_floating_point():
+                value.mul_(1.5).add_(torch.linspace(-0.2, 0.2, value.numel()).view(value.shape))
