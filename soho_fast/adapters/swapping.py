@@ -128,8 +128,7 @@ def _centroids(sum_KC: Tensor, usage_K: Tensor, epsilon: float) -> Tensor:
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Of length 1, in float32 at least, as the models make them (`normalize`): what is shorter than 1e-12 stays
     shorter than 1."""
-    with torch.autocast(vectors.device.type, enabled=False):
-        return functional.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=-1)
+    return functional.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=-1)
 
 
 def _is_own_method(value: object, module: nn.Module, name: str) -> bool:

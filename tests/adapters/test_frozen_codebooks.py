@@ -91,6 +91,22 @@ def test_a_parameter_over_the_same_memory_with_a_counter_of_its_own():
     assert torch.equal(case.codes(model, values), exact_codes(case, model, values))
 
 
+def test_an_address_that_is_given_out_again():
+    """As long as the codebook there is kept, it cannot be."""
+    case = CASES["emu3"]
+    model, values = accelerate(case.model()), case.input()
+    thrice(case, model, values)
+    weight = model.embedding.weight
+    for _ in range(20):
+        weight.data = torch.randn(64, 16)
+        thrice(case, model, values)
+        address = weight.data_ptr()
+        weight.data = torch.empty(0)
+        others = [torch.randn(64, 16) for _ in range(20)]
+        weight.data = next((other for other in others if other.data_ptr() == address), others[0])
+        assert torch.equal(case.codes(model, values), exact_codes(case, model, values))
+
+
 def test_training_set_by_hand_between_two_evaluations():
     case = CASES["emu3"]
     model, values = accelerate(case.model()), case.input()
@@ -108,7 +124,7 @@ def test_shared_memory_and_inference_tensors_are_not_kept():
     thrice(case, model, values)
     model.share_memory()
     level = case.leaves(model)[0]
-    case.codes(model, values)
+    thrice(case, model, values)
     assert not level._kept.is_prepared
     level.embed.numpy()[:] = level.embed.numpy()[::-1].copy()  # as another process might
     assert torch.equal(case.codes(model, values), exact_codes(case, restore(model), values))
