@@ -214,6 +214,22 @@ def test_compiled_whole(case):
         assert torch.equal(index_of(compiled(given)), index_of(expected))
 
 
+@pytest.mark.parametrize("name", ["xcodec", "mimi", "dac"])
+def test_all_levels_in_one_graph(name):
+    torch._dynamo.reset()
+    case = CASES[name]
+    model = accelerate(case.model())
+    quantizer = getattr(model, "quantizer", model)
+    hidden = torch.randn(2, quantizer.quantizers[0].in_proj.in_channels if name == "dac" else 16, 30)
+    method = quantizer.forward if name == "dac" else quantizer.encode
+    compiled = torch.compile(method, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for _ in range(2):
+            expected, got = method(hidden), compiled(hidden)
+            assert torch.equal(got[1] if name == "dac" else got, expected[1] if name == "dac" else expected)
+            in_place(quantizer)
+
+
 def test_a_model_that_was_compiled_before_is_compiled_again():
     torch._dynamo.reset()
     case = CASES["emu3"]

@@ -75,6 +75,7 @@ SIZES = [
         "--smallest-edge 1 --images 2 --views 1 --shorter-edge 64 --longer-edge 64 --codes 16 --channels 8 --tokens 2 "
         "--still 2 --moving 2",
     ),
+    ("codec_encode", "--seconds 0.08 --rounds 1 --codec mimi"),
     ("profile_step", "--steps 1 --images 4 --data.shorter_edge 64 --data.longer_edge 64"),
 ]
 
@@ -105,6 +106,7 @@ SAYS = {
     "fuzz_lookup.py": "300 rows in 1 problems, 0 different",
     "build/example/kmeans": "of the true centres",
     "dictionary_life": "{dictionary_init: data, revive_threshold: 0.02}",
+    "codec_encode": "mimi soho_fast: 0 of 1 frames differ from float64",
     "profile_step": "the backbone ran on 4 images",
     "--recipe own": "ITM, balanced pairs",
 }
