@@ -13,7 +13,14 @@ from soho_fast.adapters import swapping
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
-_LIBRARIES = ("transformers", "encodec", "moshi", "dac", "vector_quantize_pytorch")
+# Each with where its quantisers are: a project of one's own may be called dac as well.
+_LIBRARIES = {
+    "transformers": "transformers.models",
+    "encodec": "encodec.quantization.core_vq",
+    "moshi": "moshi.quantization.core_vq",
+    "dac": "dac.nn.quantize",
+    "vector_quantize_pytorch": "vector_quantize_pytorch",
+}
 
 
 def accelerate(model: _Model) -> _Model:
@@ -72,5 +79,5 @@ def _libraries_of(model: nn.Module) -> list[str]:
     """The libraries, among those with an adapter, that classes of the model's modules come from."""
     _check(model)
     kinds = {base for module in model.modules() for base in type(module).__mro__}
-    homes = {kind.__module__.split(".")[0] for kind in kinds}
-    return [library for library in _LIBRARIES if library in homes]
+    homes = {f"{kind.__module__}." for kind in kinds}
+    return [library for library, home in _LIBRARIES.items() if any(at.startswith(f"{home}.") for at in homes)]

@@ -187,6 +187,13 @@ def test_what_is_no_model_and_what_has_no_quantiser():
     assert isinstance(restore(nn.Linear(2, 2)), nn.Linear)
 
 
+def test_other_classes_of_packages_with_such_names_ask_for_no_library():
+    case = CASES["emu3"]
+    mine = type("Mine", (nn.Linear,), {"__module__": "dac.model"})(2, 2)
+    model = accelerate(nn.Sequential(mine, case.model()))
+    assert type(model[0]) is type(mine) and type(model[1]).__module__ == "soho_fast.adapters.transformers"
+
+
 def test_every_reason_at_once_and_nothing_changed():
     case = CASES["dac"]
     model = case.model()
