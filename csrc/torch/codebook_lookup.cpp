@@ -42,23 +42,31 @@ Tensor gather(const Tensor& codes, const Tensor& index) {
   return output;
 }
 
+Metric metric_of(int64_t number) {
+  if (number < 0 || number > 2)
+    throw std::invalid_argument("metric: expected 0 (euclidean), 1 (cosine) or 2 (dot), got " + std::to_string(number));
+  return static_cast<Metric>(number);
+}
+
 // (num_codebooks, bytes) uint8: each codebook packed for the level in use.
-Tensor pack_codebook_cpu(const Tensor& codebook, const std::optional<Tensor>& /*basis*/) {
+Tensor pack_codebook_cpu(const Tensor& codebook, const std::optional<Tensor>& /*basis*/, int64_t metric) {
   const Codebooks books = as_codebooks(codebook);
   const CpuLevel level = active_cpu_level();
-  const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes(level, books.num_codes, books.num_channels));
+  const int64_t bytes =
+      static_cast<int64_t>(packed_codebook_bytes(level, books.num_codes, books.num_channels, metric_of(metric)));
   const Tensor packed = empty_cpu({books.num_codebooks, bytes}, ScalarType::Byte, codebook);
   for (int64_t b = 0; b < books.num_codebooks; ++b) {
     char* block = static_cast<char*>(packed.mutable_data_ptr()) + b * bytes;
-    pack_codebook(level, books.at(b), books.num_codes, books.num_channels, block, intra_op_threads);
+    pack_codebook(level, books.at(b), books.num_codes, books.num_channels, block, intra_op_threads, metric_of(metric));
   }
   return packed;
 }
 
 // Block b of `packed`, or null where it was packed for another level than the one in use.
-const void* packed_block(const std::optional<Tensor>& packed, int64_t b, const Codebooks& books, CpuLevel level) {
+const void* packed_block(const std::optional<Tensor>& packed, int64_t b, const Codebooks& books, CpuLevel level,
+                         Metric metric) {
   if (!packed.has_value() || packed->numel() == 0) return nullptr;
-  const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes(level, books.num_codes, books.num_channels));
+  const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes(level, books.num_codes, books.num_channels, metric));
   if (packed->scalar_type() != ScalarType::Byte || packed->dim() != 2 || packed->size(0) != books.num_codebooks)
     throw std::invalid_argument("packed: expected what pack_codebook returned for this codebook");
   if (packed->size(1) != bytes || !packed->is_contiguous()) return nullptr;
@@ -69,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
                                                        bool return_distance, bool return_codes,
                                                        const std::optional<Tensor>& packed,
                                                        const std::optional<Tensor>& /*basis*/,
-                                                       const std::optional<Tensor>& /*guess*/) {
+                                                       const std::optional<Tensor>& /*guess*/, int64_t metric) {
   std::vector<int64_t> shape = shape_of(features);
   shape.pop_back();
   const Tensor index = empty_cpu(shape, ScalarType::Long, features);
@@ -84,12 +92,13 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
     args.features = row_at(rows.data, b * rows_per_batch, rows.stride, args.features_type);
     args.row_stride = rows.stride;
     args.codebook = books.at(b);
+    args.metric = metric_of(metric);
     args.num_rows = rows_per_batch;
     args.num_codes = books.num_codes;
     args.num_channels = books.num_channels;
     args.index = index.mutable_data_ptr<int64_t>() + b * rows_per_batch;
     args.distance = return_distance ? distance.mutable_data_ptr<float>() + b * rows_per_batch : nullptr;
-    const void* block = packed_block(packed, b, books, level);
+    const void* block = packed_block(packed, b, books, level, args.metric);
     const LookupCounts counts = codebook_lookup(level, args, block, intra_op_threads);
     total_rows += args.num_rows;
     total_compared += counts.compared;

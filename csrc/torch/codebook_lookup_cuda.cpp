@@ -22,7 +22,12 @@ Tensor pack(const CudaCall& call, const Codebooks& books) {
   return packed;
 }
 
-Tensor pack_codebook(const Tensor& codebook, const std::optional<Tensor>& /*basis*/) {
+void refuse_other_metrics(int64_t metric) {
+  if (metric != 0) throw std::invalid_argument("metric: the CUDA kernels serve 0 (euclidean) alone");
+}
+
+Tensor pack_codebook(const Tensor& codebook, const std::optional<Tensor>& /*basis*/, int64_t metric) {
+  refuse_other_metrics(metric);
   return pack(CudaCall(codebook), as_codebooks(codebook));
 }
 
@@ -54,7 +59,8 @@ Tensor gather(const CudaCall& call, const Tensor& codes, const Tensor& index) {
 std::tuple<Tensor, Tensor, Tensor> codebook_lookup(const Tensor& features, const Tensor& codebook, bool return_distance,
                                                    bool return_codes, const std::optional<Tensor>& packed,
                                                    const std::optional<Tensor>& /*basis*/,
-                                                   const std::optional<Tensor>& /*guess*/) {
+                                                   const std::optional<Tensor>& /*guess*/, int64_t metric) {
+  refuse_other_metrics(metric);
   const CudaCall call(features);
   std::vector<int64_t> shape = shape_of(features);
   shape.pop_back();

@@ -9,8 +9,8 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ LIBRARY = torch.library.Library("soho_fast", "FRAGMENT")
 _BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # tried in turn where no backend is named, by device type
 _NATIVE_OPS: dict[str, set[str]] = {"cpu": set(), "triton": set(), "cuda": set()}
 _REFERENCES: dict[str, Callable] = {}
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _fallback_warned = False
 
 
@@ -107,8 +108,8 @@ def _has_cuda_kernels() -> bool:
     return _extension is not None and "cuda_architectures" in _extension.build_info()
 
 
-def _refusals(name: str, backend: str, device_type: str) -> list[str]:
-    """Every reason why `backend` cannot serve op `name` on tensors of `device_type`."""
+def _refusals(name: str, backend: str, device_type: str, lacking: Mapping[str, str]) -> list[str]:
+    """Every reason why `backend` cannot serve op `name` on tensors of `device_type`; `lacking` as in `backend_for`."""
     if backend == "reference":
         return []
     reasons: list[str] = []
@@ -126,22 +127,27 @@ def _refusals(name: str, backend: str, device_type: str) -> list[str]:
         reasons.append(f"it needs tensors on {wanted_type}, these are on {device_type}")
     if name not in _NATIVE_OPS[backend]:
         reasons.append(f"it has no kernel for {name}")
+    elif backend in lacking:
+        reasons.append(lacking[backend])
     return reasons
 
 
-def backend_for(name: str, backend: str | None, device_type: str) -> str:
-    """Name of the backend that serves this call; raises as `op_for`."""
+def backend_for(name: str, backend: str | None, device_type: str, lacking: Mapping[str, str] = _NOTHING) -> str:
+    """Name of the backend that serves this call; raises as `op_for`.
+
+    `lacking` says of a backend what the arguments of this call ask for and its kernel does not do.
+    """
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or None, got {backend!r}")
     if backend is not None:
-        reasons = _refusals(name, backend, device_type)
+        reasons = _refusals(name, backend, device_type, lacking)
         if reasons:
             raise ValueError(f"backend: {backend!r} cannot serve {name}: {'; '.join(reasons)}")
         return backend
     for best in _BEST_FIRST.get(device_type, ()):
         if best == "cpu" and _ONLY_SCALAR and name in _FASTER_THAN_SCALAR:
             continue
-        if not _refusals(name, best, device_type):
+        if not _refusals(name, best, device_type, lacking):
             return best
     return "reference"
 

@@ -17,15 +17,19 @@ namespace {
 
 using namespace soho;
 
+constexpr Metric kMetrics[] = {Metric::kEuclidean, Metric::kCosine, Metric::kDot};
+
 // Those of every level that runs here, and the AMX level on modelled tiles.
-std::vector<std::vector<LookupPass>> every_list_of_passes() {
+std::vector<std::vector<LookupPass>> every_list_of_passes(Metric metric) {
   std::vector<std::vector<LookupPass>> lists;
   for (CpuLevel level : built_cpu_levels()) {
-    if (cpu_level_available(level)) lists.push_back(passes_of(level));
+    if (cpu_level_available(level)) lists.push_back(passes_of(level, metric));
   }
 #ifdef SOHO_AMX_MODEL
-  if (cpu_level_available(CpuLevel::kAvx512Bf16))
+  if (cpu_level_available(CpuLevel::kAvx512Bf16)) {
     lists.push_back({{kFormatAmx, screen_amx_model}, {kNothingScreened, compare_all_avx512}});
+    for (LookupPass& pass : lists.back()) pass.format.metric = metric;
+  }
 #endif
   return lists;
 }
@@ -44,19 +48,31 @@ ParallelFor parts(int num_parts) {
   };
 }
 
-int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t num_codes, int64_t num_channels) {
+double sum_of_lanes(const std::vector<double>& terms) {
+  double lanes[8] = {};
+  for (size_t c = 0; c < terms.size(); ++c) lanes[c % 8] += terms[c];
+  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+double cost(const float* row, const float* code, int64_t num_channels, Metric metric) {
+  std::vector<double> terms(num_channels), squares(num_channels);
+  for (int64_t c = 0; c < num_channels; ++c) {
+    const double x = row[c], d = code[c];
+    terms[c] = metric == Metric::kEuclidean ? (x - d) * (x - d) : -x * d;
+    squares[c] = d * d;
+  }
+  const double norm = std::sqrt(sum_of_lanes(squares));
+  return sum_of_lanes(terms) / (metric == Metric::kCosine && norm != 0.0 ? norm : 1.0);
+}
+
+int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t num_codes, int64_t num_channels,
+                Metric metric = Metric::kEuclidean) {
   int64_t best = 0;
   double smallest = std::numeric_limits<double>::infinity();
   for (int64_t j = 0; j < num_codes; ++j) {
-    double lanes[8] = {};
-    for (int64_t c = 0; c < num_channels; ++c) {
-      const double difference = static_cast<double>(row[c]) - static_cast<double>(codebook[j * num_channels + c]);
-      lanes[c % 8] += difference * difference;
-    }
-    const double distance =
-        ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-    if (distance < smallest) {
-      smallest = distance;
+    const double cost_of_code = cost(row, codebook.data() + j * num_channels, num_channels, metric);
+    if (std::isfinite(cost_of_code) && cost_of_code < smallest) {
+      smallest = cost_of_code;
       best = j;
     }
   }
@@ -67,7 +83,7 @@ int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t nu
 // see every stray access.
 std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::vector<float>& features,
                             const std::vector<float>& codebook, int64_t num_rows, int64_t num_codes,
-                            int64_t num_channels, int num_parts, const void* packed) {
+                            int64_t num_channels, int num_parts, const void* packed, Metric metric) {
   std::vector<int64_t> index(num_rows + 2, -7);
   std::vector<float> distance(num_rows + 2, -7.0f);
   CodebookLookupArgs args{};
@@ -80,6 +96,7 @@ std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::ve
   args.num_channels = num_channels;
   args.index = index.data() + 1;
   args.distance = distance.data() + 1;
+  args.metric = metric;
   const auto counts = run_passes(passes, args, packed, parts(num_parts));
   CHECK(index.front() == -7 && index.back() == -7 && distance.front() == -7.0f && distance.back() == -7.0f);
   CHECK(counts.back().undecided == 0);
@@ -88,12 +105,12 @@ std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::ve
 
 // Every level, by all of its passes and with the cheap ones left out; the first
 // pass once with a prepared codebook.
-void compare(const std::vector<float>& features, const std::vector<float>& codebook, int64_t num_rows,
-             int64_t num_codes, int64_t num_channels) {
+void compare_metric(const std::vector<float>& features, const std::vector<float>& codebook, int64_t num_rows,
+                    int64_t num_codes, int64_t num_channels, Metric metric) {
   std::vector<int64_t> expected;
   for (int64_t i = 0; i < num_rows; ++i)
-    expected.push_back(nearest(features.data() + i * num_channels, codebook, num_codes, num_channels));
-  for (const std::vector<LookupPass>& all : every_list_of_passes()) {
+    expected.push_back(nearest(features.data() + i * num_channels, codebook, num_codes, num_channels, metric));
+  for (const std::vector<LookupPass>& all : every_list_of_passes(metric)) {
     for (auto first = all.begin(); first != all.end(); ++first) {
       const std::vector<LookupPass> passes(first, all.end());
       const ScreeningFormat format = passes.front().format;
@@ -103,10 +120,15 @@ void compare(const std::vector<float>& features, const std::vector<float>& codeb
       CHECK(!packed_codebook_fits(packed.data(), format, num_codes + 1, num_channels));
       for (int num_parts : {1, 3}) {
         CHECK(lookup(passes, features, codebook, num_rows, num_codes, num_channels, num_parts,
-                     num_parts == 1 ? packed.data() : nullptr) == expected);
+                     num_parts == 1 ? packed.data() : nullptr, metric) == expected);
       }
     }
   }
+}
+
+void compare(const std::vector<float>& features, const std::vector<float>& codebook, int64_t num_rows,
+             int64_t num_codes, int64_t num_channels) {
+  for (Metric metric : kMetrics) compare_metric(features, codebook, num_rows, num_codes, num_channels, metric);
 }
 
 // Rows of one kind after another, so that passes that skip neighbours
@@ -238,6 +260,34 @@ void test_random_problem(unsigned seed) {
   compare(features, codebook, num_rows, num_codes, num_channels);
 }
 
+// Codes of few directions and many lengths, some opposed and some zero: of kCosine ties, near ties, and rows with which
+// no code has a similarity above 0; rows of every size.
+void test_directions() {
+  constexpr int64_t kRows = 260, kCodes = 330, kChannels = 22;
+  std::vector<float> codebook = normal(kCodes * kChannels, 23), features = normal(kRows * kChannels, 24);
+  for (int64_t j = 0; j < kCodes; ++j) {
+    const float length = std::ldexp(1.0f + static_cast<float>(j % 5), static_cast<int>(j % 90) - 45);
+    for (int64_t c = 0; c < kChannels; ++c) {
+      float& value = codebook[j * kChannels + c];
+      value = j % 40 == 39 ? 0.0f : length * codebook[j % 7 * kChannels + c];
+    }
+  }
+  for (int64_t i = 0; i < kRows; ++i) {
+    const float length = std::ldexp(1.0f, static_cast<int>(i % 200) - 100);
+    for (int64_t c = 0; c < kChannels; ++c) {
+      float& value = features[i * kChannels + c];
+      value = i % 20 == 19 ? 0.0f : length * (value - (i % 3 == 0 ? codebook[i % 7 * kChannels + c] : 0.0f));
+    }
+  }
+  compare(features, codebook, kRows, kCodes, kChannels);
+  // Among them one code that differs in the last bit of a channel, before and behind the others.
+  for (int64_t j : {int64_t{7}, kCodes - 1}) {
+    std::vector<float> near = codebook;
+    near[j * kChannels + 3] = std::nextafter(near[j * kChannels + 3], 1e30f);
+    compare(features, near, kRows, kCodes, kChannels);
+  }
+}
+
 // What a caller sees: a level, and a codebook packed for it or for another one.
 void test_levels_of_packing() {
   constexpr int64_t kRows = 100, kCodes = 50, kChannels = 20;
@@ -315,6 +365,7 @@ void test_codebook_lookup() {
   test_dense_end();
   for (int64_t num_channels : {520, 1100, 2400, 4101, 5600, 9500}) test_many_channels(num_channels);
   for (unsigned seed = 0; seed < 60; ++seed) test_random_problem(seed);
+  test_directions();
   test_levels_of_packing();
   test_gather();
 }

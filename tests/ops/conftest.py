@@ -40,6 +40,14 @@ def backend(request, monkeypatch):
     ops.set_cpu_level(None)
 
 
+@pytest.fixture(params=("euclidean",) if INTERPRETING else ("euclidean", "cosine", "dot"))
+def metric(request, backend):
+    """The metrics that the implementation serves."""
+    if request.param != "euclidean" and backend in ON_GPU:
+        pytest.skip("refused by name")
+    return request.param
+
+
 @pytest.fixture(params=[1] if INTERPRETING else [1, 2])
 def threads(request):
     """Number of intra-op threads, set for the duration of the test."""
@@ -49,28 +57,43 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-def _distances(features_NC, codebook_KC):
-    """Squared distances in float64, in the documented order of summation, by numpy."""
-    x, d = features_NC.double().cpu().numpy(), codebook_KC.double().cpu().numpy()
-    lanes = np.zeros((x.shape[0], d.shape[0], 8))
-    with np.errstate(invalid="ignore", over="ignore"):
-        for channel in range(x.shape[1]):
-            difference = x[:, None, channel] - d[None, :, channel]
-            lanes[..., channel % 8] += difference * difference
-        for width in (4, 2, 1):
-            lanes = lanes[..., :width] + lanes[..., width : 2 * width]
+def _sum_of_lanes(terms):
+    """Over the last axis in the documented order of summation, by numpy."""
+    lanes = np.zeros((*terms.shape[:-1], 8))
+    for channel in range(terms.shape[-1]):
+        lanes[..., channel % 8] += terms[..., channel]
+    for width in (4, 2, 1):
+        lanes = lanes[..., :width] + lanes[..., width : 2 * width]
     return lanes[..., 0]
+
+
+def _norms(vectors):
+    norms = np.sqrt(_sum_of_lanes(vectors * vectors))
+    return np.where(norms == 0.0, 1.0, norms)
+
+
+def _values(features_NC, codebook_KC, metric):
+    """Squared distances, or similarities (cosine before |x|), in float64."""
+    x, d = features_NC.double().cpu().numpy(), codebook_KC.double().cpu().numpy()
+    if metric == "euclidean":
+        return _sum_of_lanes((x[:, None] - d) ** 2)
+    products_NK = _sum_of_lanes(x[:, None] * d)
+    return products_NK / _norms(d) if metric == "cosine" else products_NK
 
 
 @pytest.fixture
 def exact_lookup():
-    """Function (features (N, C), codebook (K, C)) -> index (N,), distance float32 (N,) by the float64 rule."""
+    """Function (features (N, C), codebook (K, C), metric) -> index (N,), distance float32 (N,) by the float64 rule."""
 
-    def lookup(features_NC, codebook_KC):
-        distance_NK = _distances(features_NC, codebook_KC)
-        ranked_NK = np.where(np.isfinite(distance_NK), distance_NK, np.inf)
-        index_N = ranked_NK.argmin(1) if features_NC.shape[0] else np.zeros(0, dtype=np.int64)
-        chosen_N = distance_NK[np.arange(features_NC.shape[0]), index_N]
+    def lookup(features_NC, codebook_KC, metric="euclidean"):
+        with np.errstate(invalid="ignore", over="ignore"):
+            value_NK = _values(features_NC, codebook_KC, metric)
+            cost_NK = value_NK if metric == "euclidean" else -value_NK
+            ranked_NK = np.where(np.isfinite(cost_NK), cost_NK, np.inf)
+            index_N = ranked_NK.argmin(1) if features_NC.shape[0] else np.zeros(0, dtype=np.int64)
+            chosen_N = value_NK[np.arange(features_NC.shape[0]), index_N]
+            if metric == "cosine":
+                chosen_N = chosen_N / _norms(features_NC.double().cpu().numpy())
         return tuple(t.to(features_NC.device) for t in (torch.from_numpy(index_N), torch.from_numpy(chosen_N).float()))
 
     return lookup

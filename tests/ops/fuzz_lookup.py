@@ -2,9 +2,10 @@
 
     python tests/ops/fuzz_lookup.py --rows 10000000
 
-Draws problems of random kind, shape and type until the rows are used up, and prints for each kind and level how many
-rows differed, which share was compared in float64, and which share the first pass left to a more exact one. One batch
-in 20 is checked against the plain-torch reference as well. Exits with 1 where a row differed.
+Draws problems of random kind, shape and type until the rows are used up, each looked up by one metric after the other
+in turn, and prints for each kind and level how many rows differed, which share was compared in float64, and which share
+the first pass left to a more exact one. One batch in 20 is checked against the plain-torch reference as well. Exits
+with 1 where a row differed.
 
 Letters: N features, K codes, C channels.
 """
@@ -82,11 +83,23 @@ def _two_clusters(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return features + torch.where(near_first, 1.0, 50.0)[:, None], codes
 
 
+def _directions(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of few directions and many lengths, some of them zero; rows of all sizes, some opposed to all codes."""
+    codes = codebook[torch.randint(max(1, codebook.shape[0] // 6), codebook.shape[:1])]
+    codes = codes * torch.randint(7, (codes.shape[0], 1)) * 2.0 ** torch.randint(-60, 50, (codes.shape[0], 1))
+    features = torch.where(torch.rand(features.shape[0], 1) < 0.3, -codes.sum(0), features)
+    return features * 2.0 ** torch.randint(-120, 60, (features.shape[0], 1)), codes
+
+
 KINDS = {
     "normal": _normal, "offset 1e4": _offset, "integers with ties": _ties, "codes drawn from features": _drawn,
     "copies and zeros": _copies, "one ulp apart": _one_ulp, "one tight cluster": _cluster, "30 orders": _orders,
     "one huge code": _one_huge, "subnormal": _subnormal, "two clusters": _two_clusters,
+    "directions": _directions,
 }  # fmt: skip
+
+
+METRICS = ("euclidean", "cosine", "dot")
 
 
 def draw_problem(kind: str, most_rows: int) -> tuple[Tensor, Tensor]:
@@ -111,27 +124,30 @@ def main() -> int:
     left, batch, start = arguments.rows, 0, time.perf_counter()
     while left > 0:
         kind = list(KINDS)[batch % len(KINDS)]
+        metric = METRICS[batch // len(KINDS) % len(METRICS)]
         features, codebook = draw_problem(kind, left)
+        kind = f"{kind}, {metric}"
         ops.set_cpu_level("scalar")
-        expected = ops.codebook_lookup(features, codebook)
+        expected = ops.codebook_lookup(features, codebook, metric=metric)
         if batch % 20 == 7:
             totals[kind, "reference"]["rows"] += features.shape[0]
-            different = ops.codebook_lookup(features, codebook, backend="reference") != expected
+            got = ops.codebook_lookup(features, codebook, metric=metric, backend="reference")
+            different = got != expected
             totals[kind, "reference"]["different"] += int(different.sum())
         for level in levels:
             ops.set_cpu_level(level)
             before = _C.lookup_totals()
-            different = ops.codebook_lookup(features, codebook) != expected
+            different = ops.codebook_lookup(features, codebook, metric=metric) != expected
             for name, value in _C.lookup_totals().items():
                 totals[kind, level][name] += value - before[name]
             totals[kind, level]["different"] += int(different.sum())
         left -= features.shape[0]
         batch += 1
     ops.set_cpu_level(None)
-    print(f"{'kind':28}{'level':14}{'rows':>10}{'different':>11}{'in float64':>12}{'left by pass 1':>16}")
+    print(f"{'kind':38}{'level':14}{'rows':>10}{'different':>11}{'in float64':>12}{'left by pass 1':>16}")
     for (kind, level), total in sorted(totals.items()):
         shares = [f"{total[name] / total['rows']:.2%}" if name in total else "" for name in ("compared", "left")]
-        print(f"{kind:28}{level:14}{total['rows']:>10}{total['different']:>11}{shares[0]:>12}{shares[1]:>16}")
+        print(f"{kind:38}{level:14}{total['rows']:>10}{total['different']:>11}{shares[0]:>12}{shares[1]:>16}")
     wrong = sum(total["different"] for total in totals.values())
     print(f"{arguments.rows} rows in {batch} problems, {wrong} different, {time.perf_counter() - start:.0f} s")
     return int(wrong > 0)

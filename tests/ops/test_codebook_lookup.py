@@ -23,25 +23,25 @@ def _random(num_rows, num_codes, num_channels, seed=0):
     )
 
 
-def _check(features, codebook, backend, exact_lookup):
-    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
-    expected_index, expected_distance = exact_lookup(features, codebook)
+def _check(features, codebook, backend, exact_lookup, metric="euclidean"):
+    index, distance = codebook_lookup(features, codebook, return_distance=True, metric=metric, backend=backend)
+    expected_index, expected_distance = exact_lookup(features, codebook, metric)
     assert index.dtype == torch.int64 and distance.dtype == torch.float32
     assert torch.equal(index, expected_index)
     assert torch.equal(distance.nan_to_num(nan=-1.0), expected_distance.nan_to_num(nan=-1.0))
-    assert torch.equal(codebook_lookup(features, codebook, backend=backend), expected_index)
+    assert torch.equal(codebook_lookup(features, codebook, metric=metric, backend=backend), expected_index)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_sizes(size, backend, threads, exact_lookup):
-    _check(*_random(*size), backend, exact_lookup)
+def test_sizes(size, backend, metric, threads, exact_lookup):
+    _check(*_random(*size), backend, exact_lookup, metric)
 
 
 @pytest.mark.parametrize("features_type", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("codebook_type", [torch.float32, torch.bfloat16, torch.float16])
-def test_types_mix_freely(features_type, codebook_type, backend, exact_lookup):
+def test_types_mix_freely(features_type, codebook_type, backend, metric, exact_lookup):
     features, codebook = _random(70, 90, 19)
-    _check(features.to(features_type), codebook.to(codebook_type), backend, exact_lookup)
+    _check(features.to(features_type), codebook.to(codebook_type), backend, exact_lookup, metric)
 
 
 def _duplicates():
@@ -204,10 +204,10 @@ OF_CPU_PASSES = (
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
-def test_adversarial(name, backend, exact_lookup):
+def test_adversarial(name, backend, metric, exact_lookup):
     if triton_backend.INTERPRETING and name in OF_CPU_PASSES:
         pytest.skip("of the CPU kernels' passes")
-    _check(*ADVERSARIAL[name](), backend, exact_lookup)
+    _check(*ADVERSARIAL[name](), backend, exact_lookup, metric)
 
 
 def test_nan_row_gets_index_zero_and_nan_distance(backend):

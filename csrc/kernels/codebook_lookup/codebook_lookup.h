@@ -5,6 +5,11 @@
 // partial l adds partial l+4, l+2, l+1. The lowest distance wins, exact ties go to the lowest index. A distance that is
 // not finite counts as infinite: a row with NaN or Inf gets index 0, a code with NaN or Inf is never chosen while
 // another is left. Level, threads and packing decide how long it takes, never the result.
+//
+// The other metrics look for the largest similarity, summed in the same order; one that is not finite counts as minus
+// infinity. kDot is x.d, whose products are exact in float64; kCosine (x.d / |d|) / |x|. A norm is the root of a sum of
+// squares in the same order, and 1 where it is 0: a zero vector has cosine 0 with every other. Codes are compared by
+// x.d / |d|: |x| is the same for all and rounds none.
 #pragma once
 
 #include <cstddef>
@@ -16,6 +21,8 @@
 
 namespace soho {
 
+enum class Metric : int32_t { kEuclidean, kCosine, kDot };
+
 struct CodebookLookupArgs {
   const void* features;  // num_rows rows of num_channels adjacent elements
   Element features_type;
@@ -25,7 +32,8 @@ struct CodebookLookupArgs {
   int64_t num_codes;  // at least 1, below 2^31
   int64_t num_channels;
   int64_t* index;   // (num_rows,)
-  float* distance;  // (num_rows,) or null: the squared distance, float64 rounded to float32
+  float* distance;  // (num_rows,) or null: the squared distance or the similarity, float64 rounded to float32
+  Metric metric = Metric::kEuclidean;
 };
 
 // What a lookup took.
@@ -41,9 +49,10 @@ LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, con
 
 // For many lookups in one codebook: packs it into the block `packed` of packed_codebook_bytes(), aligned to a cache
 // line. The block may be copied; threads may share it.
-size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels);
+size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels,
+                             Metric metric = Metric::kEuclidean);
 void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int64_t num_channels, void* packed,
-                   const ParallelFor& parallel_for);
+                   const ParallelFor& parallel_for, Metric metric = Metric::kEuclidean);
 
 struct GatherCodesArgs {
   const void* codebook;  // (num_codes, num_channels), contiguous, of the output's type

@@ -23,8 +23,7 @@ inline LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCo
       const Undecided undecided = undecided_at(args.index[i]);
       first = undecided.position < first ? undecided.position : first;
       if (undecided.nearest >= 0) {
-        const double distance = squared_distance(copies, num_rows, screened.codes[undecided.nearest]);
-        nearest[num_rows] = {distance, undecided.nearest};
+        nearest[num_rows] = {cost_of(copies, screened, num_rows, undecided.nearest), undecided.nearest};
       }
       row_id[num_rows++] = i;
     }
@@ -32,7 +31,9 @@ inline LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCo
     const auto position_at = [&](int64_t n) { return first + n; };
     find_nearest<kTileRows>(copies, screened, num_tiles, num_left, position_at, nearest);
     for (int64_t r = 0; r < num_rows; ++r) {
-      const int64_t position = nearest[r].position;
+      // An infinite similarity would win; a squared distance that is not finite has lost already.
+      const bool comparable = args.metric == Metric::kEuclidean || row_is_finite(args, row_id[r]);
+      const int64_t position = comparable ? nearest[r].position : -1;
       write_row(args, copies, r, row_id[r], position < 0 ? 0 : screened.codes[position]);
     }
     counts.compared += num_rows;

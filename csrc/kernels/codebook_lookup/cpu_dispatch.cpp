@@ -11,9 +11,7 @@ namespace {
 
 constexpr int64_t kRowsPerTask = 56;  // four register tiles of the AVX-512 levels
 
-}  // namespace
-
-std::vector<LookupPass> passes_of(CpuLevel level) {
+std::vector<LookupPass> euclidean_passes(CpuLevel level) {
   switch (level) {
 #ifdef SOHO_AMX_LEVEL
     case CpuLevel::kAmx:
@@ -38,6 +36,14 @@ std::vector<LookupPass> passes_of(CpuLevel level) {
   }
 }
 
+}  // namespace
+
+std::vector<LookupPass> passes_of(CpuLevel level, Metric metric) {
+  std::vector<LookupPass> passes = euclidean_passes(level);
+  for (LookupPass& pass : passes) pass.format.metric = metric;
+  return passes;
+}
+
 std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const CodebookLookupArgs& args,
                                      const void* packed, const ParallelFor& parallel_for) {
   std::fill(args.index, args.index + args.num_rows, kUndecided);
@@ -48,7 +54,7 @@ std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, cons
     const LookupPass& pass = passes[p];
     if (packed != nullptr && packed_codebook_fits(packed, pass.format, args.num_codes, args.num_channels)) {
       screened = screened_codes(packed);
-    } else if (p == 0 || pass.format != kNothingScreened) {  // any packed codebook lists the distinct codes
+    } else if (p == 0 || pass.format.width > 0) {  // any packed codebook lists the distinct codes
       memory.emplace(packed_codebook_bytes(pass.format, args.num_codes, args.num_channels));
       pack_codebook(pass.format, args.codebook, args.num_codes, args.num_channels, memory->data(), parallel_for);
       screened = screened_codes(memory->data());
@@ -66,19 +72,20 @@ std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, cons
 
 LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, const void* packed,
                              const ParallelFor& parallel_for) {
-  const std::vector<LookupCounts> counts = run_passes(passes_of(level), args, packed, parallel_for);
+  const std::vector<LookupCounts> counts = run_passes(passes_of(level, args.metric), args, packed, parallel_for);
   LookupCounts total{0, counts.front().undecided};
   for (const LookupCounts& pass : counts) total.compared += pass.compared;
   return total;
 }
 
-size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels) {
-  return packed_codebook_bytes(passes_of(level).front().format, num_codes, num_channels);
+size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels, Metric metric) {
+  return packed_codebook_bytes(passes_of(level, metric).front().format, num_codes, num_channels);
 }
 
 void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int64_t num_channels, void* packed,
-                   const ParallelFor& parallel_for) {
-  pack_codebook(passes_of(level).front().format, codebook, num_codes, num_channels, packed, parallel_for);
+                   const ParallelFor& parallel_for, Metric metric) {
+  const ScreeningFormat format = passes_of(level, metric).front().format;
+  pack_codebook(format, codebook, num_codes, num_channels, packed, parallel_for);
 }
 
 int64_t gather_codes(const GatherCodesArgs& args, int64_t begin, int64_t end) {

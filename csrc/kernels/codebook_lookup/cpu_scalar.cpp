@@ -1,4 +1,5 @@
-// The readable level: every distance in float64, nothing screened.
+// The readable level: every distance or similarity in float64, nothing screened.
+#include <cmath>
 #include <limits>
 
 #include "common/float_environment.h"
@@ -9,17 +10,48 @@ namespace {
 
 constexpr int kLanes = 8;
 
-double squared_distance(const void* row, Element type, const float* code, int64_t num_channels) {
+// The sum of term(c) over the channels.
+template <class Term>
+double sum_of(int64_t num_channels, Term term) {
   double sum[kLanes] = {};
-  for (int64_t c = 0; c < num_channels; ++c) {
-    const double difference = static_cast<double>(load_element(row, c, type)) - static_cast<double>(code[c]);
-    sum[c % kLanes] += difference * difference;
-  }
+  for (int64_t c = 0; c < num_channels; ++c) sum[c % kLanes] += term(c);
   for (int width = kLanes / 2; width >= 1; width /= 2) {
     for (int lane = 0; lane < width; ++lane) sum[lane] += sum[lane + width];
   }
   return sum[0];
 }
+
+// A row against codes.
+class Comparison {
+ public:
+  Comparison(const CodebookLookupArgs& args, int64_t i)
+      : args_(args), row_(row_at(args.features, i, args.row_stride, args.features_type)) {}
+
+  double channel(int64_t c) const { return load_element(row_, c, args_.features_type); }
+
+  // The squared distance of a code, or its similarity; of kCosine the dot product over |d|.
+  double with(const float* code) const {
+    const auto difference = [&](int64_t c) { return channel(c) - static_cast<double>(code[c]); };
+    if (args_.metric == Metric::kEuclidean)
+      return sum_of(args_.num_channels, [&](int64_t c) { return difference(c) * difference(c); });
+    const double dot = sum_of(args_.num_channels, [&](int64_t c) { return channel(c) * static_cast<double>(code[c]); });
+    return args_.metric == Metric::kDot ? dot : dot / norm_of([&](int64_t c) { return static_cast<double>(code[c]); });
+  }
+
+  double row_norm() const {
+    return norm_of([&](int64_t c) { return channel(c); });
+  }
+
+ private:
+  template <class Value>
+  double norm_of(Value value) const {
+    const double square = sum_of(args_.num_channels, [&](int64_t c) { return value(c) * value(c); });
+    return square == 0.0 ? 1.0 : std::sqrt(square);
+  }
+
+  const CodebookLookupArgs& args_;
+  const void* const row_;
+};
 
 }  // namespace
 
@@ -29,23 +61,23 @@ LookupCounts compare_all_scalar(const CodebookLookupArgs& args, const ScreenedCo
   LookupCounts counts;
   for (int64_t i = begin; i < end; ++i) {
     if (args.index[i] >= 0) continue;
-    const void* row = row_at(args.features, i, args.row_stride, args.features_type);
+    const Comparison row(args, i);
+    const double sign = args.metric == Metric::kEuclidean ? 1.0 : -1.0;
+    const auto code = [&](int64_t j) { return args.codebook + j * args.num_channels; };
     int64_t nearest = 0;
     double smallest = std::numeric_limits<double>::infinity();
     for (int64_t k = 0; k < screened.num_distinct; ++k) {
-      const int64_t j = screened.codes[k];
-      const float* code = args.codebook + j * args.num_channels;
-      const double distance = squared_distance(row, args.features_type, code, args.num_channels);
-      if (distance < smallest) {
-        smallest = distance;
-        nearest = j;
+      const double cost = sign * row.with(code(screened.codes[k]));
+      if (std::isfinite(cost) && cost < smallest) {
+        smallest = cost;
+        nearest = screened.codes[k];
       }
     }
     args.index[i] = nearest;
     ++counts.compared;
     if (args.distance != nullptr) {
-      const float* code = args.codebook + nearest * args.num_channels;
-      args.distance[i] = static_cast<float>(squared_distance(row, args.features_type, code, args.num_channels));
+      const double value = row.with(code(nearest));
+      args.distance[i] = static_cast<float>(args.metric == Metric::kCosine ? value / row.row_norm() : value);
     }
   }
   return counts;

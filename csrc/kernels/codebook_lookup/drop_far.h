@@ -1,4 +1,4 @@
-// Candidates of a coarse screening against each other in float32, before float64 decides.
+// Candidates of a coarse screening against each other in float32, before float64 decides; of squared distances alone.
 //
 // The float32 distance, a sum of squared differences, has a small relative error: one rounding of each difference, at
 // most C/8 + 8 roundings of sums, 2^-24 each. So a code whose distance exceeds the smallest by more than (C/8 + 12)

@@ -1,4 +1,4 @@
-// Squared distances in float64, in the order of codebook_lookup.h, with eight channels side by side.
+// Squared distances and similarities in float64, in the order of codebook_lookup.h, with eight channels side by side.
 //
 // Included by each vector level and compiled with its flags: everything here is in an unnamed namespace, and no
 // standard container or algorithm is used, so that the linker cannot share it between levels.
@@ -6,6 +6,7 @@
 
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -38,6 +39,13 @@ inline Lanes all_lanes(double value) { return Lanes{} + value; }
 inline Lanes load_lanes(const double* values) { return *reinterpret_cast<const LanesInMemory*>(values); }
 inline void store_lanes(double* target, Lanes lanes) { *reinterpret_cast<LanesInMemory*>(target) = lanes; }
 
+inline bool row_is_finite(const CodebookLookupArgs& args, int64_t i) {
+  const void* row = row_at(args.features, i, args.row_stride, args.features_type);
+  bool finite = true;
+  for (int64_t c = 0; c < args.num_channels; ++c) finite &= is_finite(load_element(row, c, args.features_type));
+  return finite;
+}
+
 // Float64 copies of rows and of kTileCodes codes, zeros behind the last channel up to a multiple of eight.
 class ExactCopies {
  public:
@@ -49,6 +57,7 @@ class ExactCopies {
     std::memset(copies_, 0, sizeof(double) * (num_rows + kTileCodes) * row_length_);
   }
 
+  Metric metric() const { return args_.metric; }
   int64_t row_length() const { return row_length_; }
   double* code(int64_t k) const { return copies_ + k * row_length_; }
   double* row(int64_t r) const { return code(kTileCodes + r); }
@@ -76,12 +85,21 @@ class ExactCopies {
   double* const copies_;
 };
 
-// Distances of num_rows rows to the kTileCodes codes, those of one row side by side. Every other sum is square*1 + sum,
-// which has the same bits: processors that add and multiply in different units have work for both then.
-template <int num_rows>
-inline void squared_distances(const ExactCopies& copies, int64_t first_row, __m256d (&distance)[num_rows]) {
+// The square of the difference of a distance, the product of a dot product. Every other sum is square*1 + sum, which
+// has the same bits: processors that add and multiply in different units have work for both then. A product of two
+// float32 is exact, so that it may be fused.
+template <bool euclidean>
+inline Lanes add_channel(Lanes x, Lanes code, Lanes sum, bool fused) {
+  if constexpr (!euclidean) return times_plus(x, code, sum);
+  const Lanes difference = x - code, square = difference * difference;
+  return fused ? times_plus(square, all_lanes(1.0), sum) : sum + square;
+}
+
+// The eight partial sums of num_rows rows and the kTileCodes codes.
+template <bool euclidean, int num_rows>
+inline void add_channels(const ExactCopies& copies, int64_t first_row,
+                         double (&sums)[num_rows][kTileCodes][kNumLanes]) {
   const int64_t row_length = copies.row_length(), end = row_length - kNumLanes;
-  double sums[num_rows][kTileCodes][kNumLanes];
   for (int64_t first = 0; first < kNumLanes; first += kWidth) {
     const double *rows = copies.row(first_row) + first, *codes = copies.code(0) + first;
     Lanes sum[num_rows][kTileCodes];
@@ -98,10 +116,7 @@ inline void squared_distances(const ExactCopies& copies, int64_t first_row, __m2
       for (int r = 0; r < num_rows; ++r) {
         const Lanes x = load_lanes(rows + r * row_length + c);
 #pragma GCC unroll 8
-        for (int k = 0; k < kTileCodes; ++k) {
-          const Lanes difference = x - code[k], square = difference * difference;
-          sum[r][k] = (r + k) % 2 == 0 ? sum[r][k] + square : times_plus(square, all_lanes(1.0), sum[r][k]);
-        }
+        for (int k = 0; k < kTileCodes; ++k) sum[r][k] = add_channel<euclidean>(x, code[k], sum[r][k], (r + k) % 2);
       }
     }
 #pragma GCC unroll 8
@@ -109,6 +124,17 @@ inline void squared_distances(const ExactCopies& copies, int64_t first_row, __m2
 #pragma GCC unroll 8
       for (int k = 0; k < kTileCodes; ++k) store_lanes(sums[r][k] + first, sum[r][k]);
     }
+  }
+}
+
+// Squared distances of num_rows rows to the kTileCodes codes, or dot products with them; those of a row side by side.
+template <int num_rows>
+inline void pair_sums(const ExactCopies& copies, int64_t first_row, __m256d (&result)[num_rows]) {
+  double sums[num_rows][kTileCodes][kNumLanes];
+  if (copies.metric() == Metric::kEuclidean) {
+    add_channels<true>(copies, first_row, sums);
+  } else {
+    add_channels<false>(copies, first_row, sums);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < num_rows; ++r) {
@@ -120,20 +146,45 @@ inline void squared_distances(const ExactCopies& copies, int64_t first_row, __m2
       const __m256d a = four[k], b = four[k + 2];
       two[k] = _mm256_add_pd(_mm256_blend_pd(a, b, 0b1100), _mm256_permute2f128_pd(a, b, 0x21));
     }
-    distance[r] = _mm256_add_pd(_mm256_blend_pd(two[0], two[1], 0b1010), _mm256_shuffle_pd(two[0], two[1], 0b0101));
+    result[r] = _mm256_add_pd(_mm256_blend_pd(two[0], two[1], 0b1010), _mm256_shuffle_pd(two[0], two[1], 0b0101));
   }
 }
 
-inline double squared_distance(const ExactCopies& copies, int64_t row, int64_t code_id) {
-  copies.load_code(0, code_id);
-  __m256d distance[1];
-  squared_distances(copies, row, distance);
-  return _mm256_cvtsd_f64(distance[0]);
+// In the order of codebook_lookup.h.
+inline double norm_of(const double* values, int64_t row_length) {
+  double sum[kNumLanes] = {};
+  for (int64_t c = 0; c < row_length - kNumLanes; c += kNumLanes) {
+    for (int64_t lane = 0; lane < kNumLanes; ++lane) sum[lane] += values[c + lane] * values[c + lane];
+  }
+  for (int64_t width = kNumLanes / 2; width >= 1; width /= 2) {
+    for (int64_t lane = 0; lane < width; ++lane) sum[lane] += sum[lane + width];
+  }
+  return std::sqrt(sum[0]);
+}
+
+inline double one_for_zero(double norm) { return norm == 0.0 ? 1.0 : norm; }
+
+// What find_nearest divides a similarity with the code at `position` by.
+inline double divisor_of(const ScreenedCodes& screened, int64_t position) {
+  return screened.metric == Metric::kCosine ? one_for_zero(screened.norms[position]) : 1.0;
+}
+
+// How far codes are, to be compared with each other: squared distances, or the negated similarities but for |x|.
+inline __m256d costs_of(Metric metric, __m256d sums, __m256d divisors) {
+  if (metric == Metric::kEuclidean) return sums;
+  return _mm256_xor_pd(_mm256_div_pd(sums, divisors), _mm256_set1_pd(-0.0));
+}
+
+inline double cost_of(const ExactCopies& copies, const ScreenedCodes& screened, int64_t row, int64_t position) {
+  copies.load_code(0, screened.codes[position]);
+  __m256d sums[1];
+  pair_sums(copies, row, sums);
+  return _mm256_cvtsd_f64(costs_of(screened.metric, sums[0], _mm256_set1_pd(divisor_of(screened, position))));
 }
 
 // The nearest code of a row so far; its position in ScreenedCodes::codes, -1 for none.
 struct Nearest {
-  double distance = kFar;
+  double cost = kFar;
   int64_t position = -1;
 };
 
@@ -144,35 +195,48 @@ inline void find_nearest(const ExactCopies& copies, const ScreenedCodes& screene
   for (int64_t first = 0; first < num_codes; first += kTileCodes) {
     const int64_t num_loaded = num_codes - first < kTileCodes ? num_codes - first : kTileCodes;
     int64_t position[kTileCodes];
+    double divisor[kTileCodes] = {1.0, 1.0, 1.0, 1.0};
     for (int64_t k = 0; k < num_loaded; ++k) {
       position[k] = position_at(first + k);
       copies.load_code(k, screened.codes[position[k]]);
+      divisor[k] = divisor_of(screened, position[k]);
     }
+    const __m256d divisors = _mm256_loadu_pd(divisor);
     for (int64_t row = 0; row < num_tiles * num_rows; row += num_rows) {
-      __m256d distances[num_rows], nearer = _mm256_setzero_pd();
-      squared_distances(copies, row, distances);
+      __m256d costs[num_rows], nearer = _mm256_setzero_pd();
+      pair_sums(copies, row, costs);
 #pragma GCC unroll 8
       for (int r = 0; r < num_rows; ++r) {
-        const __m256d limit = _mm256_set1_pd(nearest[row + r].distance);
-        nearer = _mm256_or_pd(nearer, _mm256_cmp_pd(distances[r], limit, _CMP_LT_OQ));
+        costs[r] = costs_of(screened.metric, costs[r], divisors);
+        const __m256d limit = _mm256_set1_pd(nearest[row + r].cost);
+        nearer = _mm256_or_pd(nearer, _mm256_cmp_pd(costs[r], limit, _CMP_LT_OQ));
       }
       if (_mm256_movemask_pd(nearer) == 0) continue;
       for (int r = 0; r < num_rows; ++r) {
-        double distance[kTileCodes];
-        _mm256_storeu_pd(distance, distances[r]);
+        double cost[kTileCodes];
+        _mm256_storeu_pd(cost, costs[r]);
         for (int64_t k = 0; k < num_loaded; ++k) {
-          if (distance[k] < nearest[row + r].distance) nearest[row + r] = {distance[k], position[k]};
+          if (cost[k] < nearest[row + r].cost) nearest[row + r] = {cost[k], position[k]};
         }
       }
     }
   }
 }
 
-// `row` holds row i.
+// `row` holds row i, which is only read where its value is asked for.
 inline void write_row(const CodebookLookupArgs& args, const ExactCopies& copies, int64_t row, int64_t i,
                       int64_t nearest) {
   args.index[i] = nearest;
-  if (args.distance != nullptr) args.distance[i] = static_cast<float>(squared_distance(copies, row, nearest));
+  if (args.distance == nullptr) return;
+  copies.load_code(0, nearest);
+  __m256d sums[1];
+  pair_sums(copies, row, sums);
+  double value = _mm256_cvtsd_f64(sums[0]);
+  if (args.metric == Metric::kCosine) {
+    value /= one_for_zero(norm_of(copies.code(0), copies.row_length()));
+    value /= one_for_zero(norm_of(copies.row(row), copies.row_length()));
+  }
+  args.distance[i] = static_cast<float>(value);
 }
 
 }  // namespace

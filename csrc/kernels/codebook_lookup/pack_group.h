@@ -126,7 +126,7 @@ inline CodeLengths pack_group(const CodePacking& packing, const float* const* co
   for (int64_t k = 0; k < width; ++k) negated_half[k] = -std::numeric_limits<float>::infinity();
   for (int64_t k = 0; k < num_codes; ++k) {
     const auto [square, rounding_square] = pack_code(packing, codes[k], rows + k * row_bytes);
-    negated_half[k] = static_cast<float>(-0.5 * square);
+    negated_half[k] = packing.format.metric == Metric::kEuclidean ? static_cast<float>(-0.5 * square) : 0.0f;
     longest.square = square > longest.square ? square : longest.square;
     longest.rounding_square = rounding_square > longest.rounding_square ? rounding_square : longest.rounding_square;
   }

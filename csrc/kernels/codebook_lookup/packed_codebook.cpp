@@ -19,21 +19,20 @@ constexpr int kMaxExponent = 120;                   // the scale and its product
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kGroupsPerTask = 2, kCodesPerTask = 64, kChannelsPerTask = 16;
 
-// The block: this header, then codes, centre, negated_half and panel, each aligned to a cache line. Every byte of it is
-// written, so that equal codebooks have equal blocks.
+// The block: this header, then codes, norms, centre, negated_half and panel, each aligned to a cache line. Every byte
+// is written, so that equal codebooks have equal blocks.
 struct PackedHeader {
   ScreeningFormat format;
   float scale, unit;
-  int32_t unused;  // no gap
   int64_t num_codes, num_channels, num_distinct, num_groups;
-  double largest_norm, largest_rounding;
+  double largest_norm, largest_rounding, largest_code;
 };
-static_assert(sizeof(PackedHeader) == sizeof(ScreeningFormat) + 3 * 4 + 4 * 8 + 2 * 8, "a gap would stay unwritten");
+static_assert(sizeof(PackedHeader) == sizeof(ScreeningFormat) + 2 * 4 + 4 * 8 + 3 * 8, "a gap would stay unwritten");
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 struct Sections {
-  int64_t codes, centre, negated_half, panel, end;  // bytes from the start of the block
+  int64_t codes, norms, centre, negated_half, panel, end;  // bytes from the start of the block
 };
 
 int64_t num_steps(const ScreeningFormat& format, int64_t num_channels) {
@@ -47,7 +46,8 @@ Sections sections(const ScreeningFormat& format, int64_t num_codes, int64_t num_
   const int64_t width = format.width, num_groups = width == 0 ? 0 : (num_codes + width - 1) / width;
   Sections at{};
   at.codes = aligned(sizeof(PackedHeader));
-  at.centre = at.codes + aligned(num_codes * sizeof(int64_t));
+  at.norms = at.codes + aligned(num_codes * sizeof(int64_t));
+  at.centre = at.norms + aligned(format.metric == Metric::kEuclidean ? 0 : num_codes * sizeof(double));
   at.negated_half = at.centre + aligned(num_channels * sizeof(float));
   at.panel = at.negated_half + aligned(num_groups * width * sizeof(float));
   at.end = at.panel + aligned(num_groups * num_steps(format, num_channels) * width * sizeof(uint32_t));
@@ -113,6 +113,45 @@ std::vector<int64_t> distinct_finite_codes(const float* codebook, int64_t num_co
   return codes;
 }
 
+// In the order of codebook_lookup.h.
+double norm_of(const float* code, int64_t num_channels) {
+  double sum[8] = {};
+  for (int64_t c = 0; c < num_channels; ++c) sum[c % 8] += static_cast<double>(code[c]) * static_cast<double>(code[c]);
+  for (int width = 4; width >= 1; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) sum[lane] += sum[lane + width];
+  }
+  return std::sqrt(sum[0]);
+}
+
+// The codes as a metric compares them: those of kCosine have length 1.
+class ComparedCodes {
+ public:
+  ComparedCodes(Metric metric, const float* codebook, const std::vector<int64_t>& codes, const double* norms,
+                int64_t num_channels, const ParallelFor& parallel_for)
+      : codebook_(codebook), codes_(codes), num_channels_(num_channels) {
+    if (metric != Metric::kCosine) return;
+    directions_.resize(codes.size() * num_channels);
+    parallel_for(static_cast<int64_t>(codes.size()), kCodesPerTask, [&](int64_t begin, int64_t end) {
+      DefaultFloatEnvironment of_this_thread;
+      for (int64_t k = begin; k < end; ++k) {
+        const double factor = norms[k] > 0.0 ? 1.0 / norms[k] : 0.0;
+        for (int64_t c = 0; c < num_channels; ++c)
+          directions_[k * num_channels + c] = static_cast<float>(codebook[codes[k] * num_channels + c] * factor);
+      }
+    });
+  }
+
+  const float* operator[](int64_t k) const {
+    return directions_.empty() ? codebook_ + codes_[k] * num_channels_ : directions_.data() + k * num_channels_;
+  }
+
+ private:
+  const float* const codebook_;
+  const std::vector<int64_t>& codes_;
+  const int64_t num_channels_;
+  std::vector<float> directions_;
+};
+
 }  // namespace
 
 size_t packed_codebook_bytes(const ScreeningFormat& format, int64_t num_codes, int64_t num_channels) {
@@ -124,10 +163,18 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
   DefaultFloatEnvironment environment;
   const Sections at = sections(format, num_codes, num_channels);
   std::memset(packed, 0, at.panel);
-  PackedHeader& header = *new (packed) PackedHeader{format, 1.0f, 0.0f, 0, num_codes, num_channels, 0, 0, 0.0, 0.0};
+  PackedHeader& header = *new (packed) PackedHeader{format, 1.0f, 0.0f, num_codes, num_channels, 0, 0, 0.0, 0.0, 0.0};
   const std::vector<int64_t> codes = distinct_finite_codes(codebook, num_codes, num_channels, parallel_for);
   std::copy(codes.begin(), codes.end(), section<int64_t>(packed, at.codes));
   header.num_distinct = static_cast<int64_t>(codes.size());
+  const bool euclidean = format.metric == Metric::kEuclidean;
+  double* norms = section<double>(packed, at.norms);
+  if (!euclidean) {
+    parallel_for(header.num_distinct, kCodesPerTask, [&](int64_t begin, int64_t end) {
+      DefaultFloatEnvironment of_this_thread;
+      for (int64_t k = begin; k < end; ++k) norms[k] = norm_of(codebook + codes[k] * num_channels, num_channels);
+    });
+  }
   const int64_t steps = num_steps(format, num_channels), group_bytes = steps * format.width * 4;
   const auto blank_groups_from = [&](int64_t group) {
     const int64_t start = at.panel + group * group_bytes;
@@ -136,14 +183,16 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
   const int64_t most_channels = format.type == ScreeningType::kInt8 ? kMaxInt8Channels : kMaxChannels;
   if (format.width == 0 || codes.size() < 2 || num_channels > most_channels) return blank_groups_from(0);
 
-#ifdef SOHO_X86_LEVELS  // no other has a format with a width
-  float* centre = section<float>(packed, at.centre);
-  const PackingLoops& loops = format == kFormatAvx2 ? kPackingLoopsAvx2 : kPackingLoopsAvx512;
+#ifdef SOHO_X86_LEVELS                                          // no other has a format with a width
+  std::vector<float> own_centre(euclidean ? 0 : num_channels);  // of the codes alone, rows have none
+  float* centre = euclidean ? section<float>(packed, at.centre) : own_centre.data();
+  const PackingLoops& loops = format.width == kFormatAvx2.width ? kPackingLoopsAvx2 : kPackingLoopsAvx512;
+  const ComparedCodes compared(format.metric, codebook, codes, norms, num_channels, parallel_for);
   std::vector<double> mean(num_channels, 0.0);
   parallel_for(num_channels, kChannelsPerTask, [&](int64_t begin, int64_t end) {
     DefaultFloatEnvironment of_this_thread;
-    for (int64_t j : codes) {
-      const float* code = codebook + j * num_channels;
+    for (int64_t k = 0; k < header.num_distinct; ++k) {
+      const float* code = compared[k];
       for (int64_t c = begin; c < end; ++c) mean[c] += code[c];
     }
     for (int64_t c = begin; c < end; ++c)
@@ -152,18 +201,18 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
   std::vector<double> differences(codes.size());
   parallel_for(header.num_distinct, kCodesPerTask, [&](int64_t begin, int64_t end) {
     DefaultFloatEnvironment of_this_thread;
-    for (int64_t k = begin; k < end; ++k)
-      differences[k] = loops.largest_difference(codebook + codes[k] * num_channels, centre, num_channels);
+    for (int64_t k = begin; k < end; ++k) differences[k] = loops.largest_difference(compared[k], centre, num_channels);
   });
   const double largest = *std::max_element(differences.begin(), differences.end());
   int exponent;
   std::frexp(largest, &exponent);
   if (largest == 0.0 || std::abs(exponent) > kMaxExponent) return blank_groups_from(0);
-  header.scale = static_cast<float>(std::ldexp(1.0, -exponent));
-  header.unit = static_cast<float>(largest * header.scale / 127.0);
+  const double scale = std::ldexp(1.0, -exponent);
+  header.scale = euclidean ? static_cast<float>(scale) : 1.0f;
+  header.unit = static_cast<float>(largest * scale / 127.0);
   header.num_groups = (header.num_distinct + format.width - 1) / format.width;
 
-  const CodePacking packing{format, num_channels, steps, centre, header.scale, header.unit};
+  const CodePacking packing{format, num_channels, steps, centre, scale, header.unit};
   std::vector<CodeLengths> lengths(header.num_groups);
   parallel_for(header.num_groups, kGroupsPerTask, [&](int64_t begin, int64_t end) {
     const Scratch words(format.width * packing_row_bytes(packing));
@@ -171,7 +220,7 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
     for (int64_t group = begin; group < end; ++group) {
       const int64_t first = group * format.width;
       const int64_t filled = std::min<int64_t>(format.width, header.num_distinct - first);
-      for (int64_t k = 0; k < filled; ++k) of_group[k] = codebook + codes[first + k] * num_channels;
+      for (int64_t k = 0; k < filled; ++k) of_group[k] = compared[first + k];
       lengths[group] = loops.pack_group(packing, of_group.data(), filled, words.data(),
                                         section<uint32_t>(packed, at.panel + group * group_bytes),
                                         section<float>(packed, at.negated_half) + first);
@@ -184,6 +233,10 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
   }
   header.largest_norm = std::sqrt(longest.square) * (1 + 0x1p-20);
   header.largest_rounding = std::sqrt(longest.rounding_square) * (1 + 0x1p-20);
+  if (!euclidean) {
+    const double most = format.metric == Metric::kCosine ? 1.0 : *std::max_element(norms, norms + header.num_distinct);
+    header.largest_code = most * scale * (1 + 0x1p-20);
+  }
   blank_groups_from(header.num_groups);
 #endif
 }
@@ -200,12 +253,15 @@ ScreenedCodes screened_codes(const void* packed) {
   ScreenedCodes view{};
   view.codes = reinterpret_cast<const int64_t*>(block + at.codes);
   view.num_distinct = header.num_distinct;
+  view.metric = header.format.metric;
+  view.norms = reinterpret_cast<const double*>(block + at.norms);
   view.screenable = header.num_groups > 0;
   view.centre = reinterpret_cast<const float*>(block + at.centre);
   view.scale = header.scale;
   view.unit = header.unit;
   view.largest_norm = header.largest_norm;
   view.largest_rounding = header.largest_rounding;
+  view.largest_code = header.largest_code;
   view.num_groups = header.num_groups;
   view.num_steps = num_steps(header.format, header.num_channels);
   view.panel = block + at.panel;

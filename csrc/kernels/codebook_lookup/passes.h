@@ -14,6 +14,15 @@
 // element of b lies in [1/2, 1), so that what underflows (subnormals count as 0 in bfloat16 dot products) is far below
 // the first term. Copies of a code are screened once.
 //
+// Of the metrics kDot and kCosine the score is a.b with a = x and b = s(e - m), e = d or d/|d|; it is maximal where x.e
+// is. Rows are neither centred nor scaled:
+//   |score~ - score| <= 1.25 (C + 16) 2^-24 |a| max|b| + ((C + 16) 2^-52 + r) |a| max|s e|
+//                       + (1 + 2^-8) (|a - a^| max|b| + |a^| max|b - b^|)
+// r, 0 for kDot and 2^-23 for kCosine, is the rounding of d/|d| to float32, once a channel (relative 2^-24 and what
+// float64 adds); the term beside it holds the float64 sums of products and of squares, a root and a division. Rows may
+// be so small that squares vanish: |a| and |a - a^| count as 2^-64 more. What underflows in the squares of 2^18
+// channels is below that, and what underflows in products below the first term of such a row.
+//
 // A level is a list of passes, the cheapest first. A pass takes the rows that are still undecided, each from the code
 // where the one before has left it, and leaves a row where its candidates become so many that comparing them one by one
 // would cost more than the next pass; where it has left nearly all of some rows, it skips most of those that follow.
@@ -36,6 +45,7 @@ struct ScreeningFormat {
   ScreeningType type;
   int32_t width;  // 0: the pass screens nothing
   int32_t step_multiple;
+  Metric metric = Metric::kEuclidean;
   bool operator==(const ScreeningFormat&) const = default;
 };
 
@@ -43,15 +53,18 @@ struct ScreeningFormat {
 struct ScreenedCodes {
   const int64_t* codes;  // (num_distinct,) distinct finite codes, ascending
   int64_t num_distinct;
+  Metric metric;
+  const double* norms;      // (num_distinct,) |d| of kDot and kCosine
   bool screenable;          // false: nothing to screen or beyond the bound's reach, every code is compared in float64
-  const float* centre;      // (num_channels,)
-  float scale;              // a power of two
+  const float* centre;      // (num_channels,) of rows
+  float scale;              // of rows, a power of two
   float unit;               // of int8: a channel is its number times this
   double largest_norm;      // max |b|
   double largest_rounding;  // max |b - b^|; 0 for float32
+  double largest_code;      // max |s e| of kDot and kCosine
   int64_t num_groups, num_steps;
   const void* panel;          // (num_groups, num_steps, width) words: b^, and 0 at padding
-  const float* negated_half;  // (num_groups, width): -|b|^2/2, and -inf at padding
+  const float* negated_half;  // (num_groups, width): -|b|^2/2 or, of kDot and kCosine, 0; -inf at padding
 };
 
 // An index below zero: the row is undecided. Of the distinct codes before `position`, and perhaps some behind, the
@@ -69,7 +82,7 @@ struct LookupPass {
   LookupCounts (*run)(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end);
 };
 
-std::vector<LookupPass> passes_of(CpuLevel level);
+std::vector<LookupPass> passes_of(CpuLevel level, Metric metric = Metric::kEuclidean);
 
 // codebook_lookup() by `passes`. A packed codebook is used where it has the format of a pass. Returns what each pass
 // took: the rows it decided in float64, or by a nearest code that another has found, and those it left to the next.

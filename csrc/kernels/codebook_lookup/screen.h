@@ -70,7 +70,7 @@ inline bool is_dense(const Candidates& list, int64_t end) {
 // Keeps the nearest candidate; returns whether float64 had to compare any.
 inline bool keep_nearest(Candidates& list) {
   const auto& [args, screened, copies] = *list.comparison;
-  if (list.count > kFewCandidates) {
+  if (list.count > kFewCandidates && screened.metric == Metric::kEuclidean) {
     const void* features = row_at(args.features, list.row, args.row_stride, args.features_type);
     const float* row = static_cast<const float*>(features);
     if (args.features_type != Element::kFloat32) {
@@ -117,18 +117,18 @@ struct RowLengths {
 };
 
 inline double score_bound(const RowLengths& row, const ScreenedCodes& screened, int64_t num_channels) {
-  const double norm = std::sqrt(static_cast<double>(row.square)), largest = screened.largest_norm;
-  const double lost = std::sqrt(static_cast<double>(row.rounding_square));
-  const double unit = static_cast<double>(num_channels + 16);
+  double norm = std::sqrt(static_cast<double>(row.square)), lost = std::sqrt(static_cast<double>(row.rounding_square));
+  const double unit = static_cast<double>(num_channels + 16), largest = screened.largest_norm;
+  if (screened.metric != Metric::kEuclidean) {
+    norm += 0x1p-64;
+    lost += 0x1p-64;
+    const double rounded = screened.metric == Metric::kCosine ? 0x1p-23 : 0.0;
+    return 1.25 * unit * 0x1p-24 * norm * largest + (unit * 0x1p-52 + rounded) * norm * screened.largest_code +
+           (1 + 0x1p-8) * (lost * largest + (norm + lost) * screened.largest_rounding);
+  }
   return 1.25 * unit * 0x1p-24 * (norm * largest + 0.5 * largest * largest) +
          unit * 0x1p-52 * (norm + largest) * (norm + largest) +
          (1 + 0x1p-8) * (lost * largest + (norm + lost) * screened.largest_rounding);
-}
-
-inline bool row_is_finite(const void* row, Element type, int64_t num_channels) {
-  bool finite = true;
-  for (int64_t c = 0; c < num_channels; ++c) finite &= is_finite(load_element(row, c, type));
-  return finite;
 }
 
 // Converts one row and prepares its list; a row that cannot be screened gets an unreachable threshold.
@@ -151,7 +151,7 @@ void begin_row(const Comparison& comparison, int64_t i, float* words, float& thr
     list.window = static_cast<float>(2.0 * score_bound(lengths, screened, args.num_channels) * (1 + 0x1p-20));
     return;
   }
-  list.state = row_is_finite(row, args.features_type, args.num_channels) ? kLeft : kNotFinite;
+  list.state = row_is_finite(args, i) ? kLeft : kNotFinite;
   threshold = kInfinity;
   std::memset(words, 0, sizeof(float) * screened.num_steps);
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from soho_fast.ops import checks
 from soho_fast.ops.backends import backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup import reference
-from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook
+from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, check_metric, lacking_metric
 from soho_fast.ops.forward_mode import PassOn, has_tangent
 
 
@@ -42,6 +42,7 @@ def codebook_lookup(
     codebook: Tensor | PreparedCodebook,
     *,
     return_distance: Literal[False] = False,
+    metric: str = "euclidean",
     backend: str | None = None,
 ) -> Tensor: ...
 @overload
@@ -50,17 +51,24 @@ def codebook_lookup(
     codebook: Tensor | PreparedCodebook,
     *,
     return_distance: Literal[True],
+    metric: str = "euclidean",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def codebook_lookup(
-    features: Tensor, codebook: Tensor | PreparedCodebook, *, return_distance: bool, backend: str | None = None
+    features: Tensor,
+    codebook: Tensor | PreparedCodebook,
+    *,
+    return_distance: bool,
+    metric: str = "euclidean",
+    backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 def codebook_lookup(
     features: Tensor,
     codebook: Tensor | PreparedCodebook,
     *,
     return_distance: bool = False,
+    metric: str = "euclidean",
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Index of the nearest code, `argmin_j |x_i - d_j|^2` evaluated in float64 on the inputs as given (eq. 2).
@@ -69,42 +77,57 @@ def codebook_lookup(
     NaN or Inf gets index 0 (and, where asked, distance NaN or Inf), a code with NaN or Inf is never chosen while
     another is left. Memory never grows with N x K.
 
+    With `metric="dot"` it is the code with the largest `x.d`, with `metric="cosine"` that with the largest `x.d / |d|`,
+    by the same rules; a zero vector has cosine 0 with every other.
+
     Args:
         features: (..., N, C) float32, bfloat16 or float16, any layout.
         codebook: (K, C) shared, or (..., K, C) with the batch shape of features. Its type may differ from features'.
             Or what `prepare_codebook` made of it, for many lookups in a codebook that stays as it is.
-        return_distance: also return the squared distance; it is differentiable in features and codebook, any number of
-            times, in reverse and in forward mode.
+        return_distance: also return the squared distance (of "cosine" the cosine, of "dot" the dot product); it is
+            differentiable in features and codebook, any number of times, in reverse and in forward mode.
+        metric: "euclidean", "cosine" or "dot"; a prepared codebook serves the one it was prepared for. `triton` and
+            `cuda` have "euclidean" alone.
         backend: "reference", "cpu", "triton", "cuda"; None picks the best that supports the call.
 
     Returns:
-        index int64 (..., N), and with `return_distance` the squared distance float32 (..., N).
+        index int64 (..., N), and with `return_distance` the squared distance or the similarity, float32 (..., N).
 
     Raises:
         TypeError: an argument that is not a tensor of a supported type.
-        ValueError: shapes or devices that do not fit, an empty codebook, or a backend that cannot serve the call.
+        ValueError: shapes or devices that do not fit, an empty codebook, an unknown metric or another than that of the
+            prepared codebook, or a backend that cannot serve the call.
     """
+    check_metric(metric)
     if isinstance(codebook, PreparedCodebook):
-        results = _lookup(features, codebook.codebook, return_distance, backend, codebook)
+        if codebook.metric != metric:
+            raise ValueError(f"metric: expected {codebook.metric!r} as the codebook was prepared for, got {metric!r}")
+        results = _lookup(features, codebook.codebook, return_distance, metric, backend, codebook)
         results = codebook.checked(results)
     else:
-        results = _lookup(features, codebook, return_distance, backend, None)
+        results = _lookup(features, codebook, return_distance, metric, backend, None)
     return (results[0], results[1]) if return_distance else results[0]
 
 
 def _lookup(
-    features: Tensor, codebook: Tensor, return_distance: bool, backend: str | None, prepared: PreparedCodebook | None
+    features: Tensor,
+    codebook: Tensor,
+    return_distance: bool,
+    metric: str,
+    backend: str | None,
+    prepared: PreparedCodebook | None,
 ) -> tuple[Tensor, ...]:
     """(index,) or (index, distance)."""
     _check_pair(features, codebook)
-    chosen = backend_for("codebook_lookup", backend, features.device.type)
+    chosen = backend_for("codebook_lookup", backend, features.device.type, lacking_metric(metric))
     packed = None if prepared is None else prepared.packed_for(chosen)
     op = op_for("codebook_lookup", chosen, features.device)
+    options = (packed, None, None, reference.METRICS.index(metric))
     if not return_distance or has_tangent(features, codebook):
-        index = op(features.detach(), codebook.detach(), False, False, packed)[1]
-        return (index, reference.chosen_distance(features, codebook, index)) if return_distance else (index,)
+        index = op(features.detach(), codebook.detach(), False, False, *options)[1]
+        return (index, reference.chosen_value(features, codebook, index, metric)) if return_distance else (index,)
     differentiable = torch.is_grad_enabled() and (features.requires_grad or codebook.requires_grad)
-    distance, index, _ = op(features, codebook, True, differentiable, packed)
+    distance, index, _ = op(features, codebook, True, differentiable, *options)
     return index, distance
 
 
@@ -143,6 +166,7 @@ def _lookup_fake(
     packed: Tensor | None = None,
     basis: Tensor | None = None,
     guess: Tensor | None = None,
+    metric: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = features.shape[:-1]
     distance = features.new_empty(shape if return_distance else (0,), dtype=torch.float32)
@@ -151,29 +175,45 @@ def _lookup_fake(
 
 
 def _lookup_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    features, codebook, _, return_codes, *_ = inputs
+    features, codebook, _, return_codes, *_, metric = inputs
     _, index, codes = output
     ctx.mark_non_differentiable(index)
     ctx.set_materialize_grads(False)
-    ctx.codebook_shape, ctx.codebook_type = codebook.shape, codebook.dtype
+    ctx.codebook_shape, ctx.codebook_type, ctx.metric = codebook.shape, codebook.dtype, metric
     # The chosen codes are an output of the op and kept, not the codebook: that is usually moved before the backward.
     # As a differentiable output they lead a second derivative back to the codebook.
     ctx.save_for_backward(*((features, index, codes) if return_codes else ()))
 
 
+def _value_gradients(features: Tensor, codes: Tensor, grad: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """What arrives at the metric of rows and codes (..., C), led on to both; grad (...)."""
+    grad = grad.unsqueeze(-1)
+    if metric == "euclidean":  # d|x - d|^2 = 2 (x - d) (dx - dd)
+        of_features = 2 * (features.float() - codes.float()) * grad
+        return of_features, -of_features
+    if metric == "dot":
+        return codes.float() * grad, features.float() * grad
+    # With u = x / |x|, v = d / |d|: d(u.v) = (v - (u.v) u) dx / |x| + (u - (u.v) v) dd / |d|; float64 holds squares
+    features, codes = features.double(), codes.double()
+    norm, code_norm = (reference.norm(t).unsqueeze(-1) for t in (features, codes))
+    u, v = features / norm, codes / code_norm
+    cosine = (u * v).sum(-1, keepdim=True)
+    return ((v - cosine * u) / norm * grad).float(), ((u - cosine * v) / code_norm * grad).float()
+
+
 def _lookup_backward(
     ctx: Any, grad_distance: Tensor | None, grad_index: Tensor | None, grad_codes: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """d|x - d|^2 = 2 (x - d) (dx - dd), in float32; what arrives at the chosen codes goes on to the codebook."""
+    """In float32; what arrives at the chosen codes goes on to the codebook."""
     if not ctx.saved_tensors:
-        return (None,) * 7
+        return (None,) * 8
     features, index, codes = ctx.saved_tensors
     grad_features = grad_codebook = None
     grad_of_codes = None if grad_codes is None else grad_codes.float()
     if grad_distance is not None:
-        grad = 2 * (features.float() - codes.float()) * grad_distance.unsqueeze(-1)
+        grad, of_codes = _value_gradients(features, codes, grad_distance, reference.METRICS[ctx.metric])
         grad_features = grad.to(features.dtype)
-        grad_of_codes = -grad if grad_of_codes is None else grad_of_codes - grad
+        grad_of_codes = of_codes if grad_of_codes is None else grad_of_codes + of_codes
     if ctx.needs_input_grad[1] and grad_of_codes is not None:
         zeros = grad_of_codes.new_zeros(ctx.codebook_shape)
         if len(ctx.codebook_shape) == 2:
@@ -181,7 +221,7 @@ def _lookup_backward(
         else:
             grad_codebook = zeros.scatter_add(-2, index.unsqueeze(-1).expand(codes.shape), grad_of_codes)
         grad_codebook = grad_codebook.to(ctx.codebook_type)
-    return grad_features, grad_codebook, None, None, None, None, None
+    return grad_features, grad_codebook, None, None, None, None, None, None
 
 
 def _straight_through_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -195,7 +235,7 @@ def _straight_through_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, No
 define_op(
     "codebook_lookup",
     "(Tensor features, Tensor codebook, bool return_distance, bool return_codes, Tensor? packed=None,"
-    " Tensor? basis=None, Tensor? guess=None) -> (Tensor, Tensor, Tensor)",
+    " Tensor? basis=None, Tensor? guess=None, int metric=0) -> (Tensor, Tensor, Tensor)",
     reference=reference.codebook_lookup,
     fake=_lookup_fake,
     backward=_lookup_backward,

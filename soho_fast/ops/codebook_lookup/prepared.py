@@ -8,6 +8,7 @@ from torch import Tensor
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import LIBRARY, backend_for, define_op, op_for
+from soho_fast.ops.codebook_lookup.reference import METRICS
 
 
 class PreparedCodebook:
@@ -22,27 +23,30 @@ class PreparedCodebook:
             graph as well. Not noticed are writes past torch's version counter (`.data`, numpy), within the very graph
             that looks up, and in an exported program or a CUDA graph captured by hand, which keep what they hold.
         shape: of the codebook.
+        metric: of the lookups.
     """
 
-    def __init__(self, codebook: Tensor, backend: str | None = None):
-        self._prepare(codebook, backend)
+    def __init__(self, codebook: Tensor, backend: str | None = None, metric: str = "euclidean"):
+        self._prepare(codebook, backend, metric)
 
-    def _prepare(self, codebook: Tensor, backend: str | None) -> None:
+    def _prepare(self, codebook: Tensor, backend: str | None, metric: str) -> None:
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions
             self._codebook = codebook.detach().float().clone(memory_format=torch.contiguous_format)
         self._version = self._codebook._version
         self._asked = backend
-        self._backend = backend_for("pack_codebook", backend, codebook.device.type)
-        self._packed = op_for("pack_codebook", self._backend, codebook.device)(self.codebook)
+        self._metric = metric
+        self._backend = backend_for("pack_codebook", backend, codebook.device.type, lacking_metric(metric))
+        op = op_for("pack_codebook", self._backend, codebook.device)
+        self._packed = op(self.codebook, None, METRICS.index(metric))
 
     def __getstate__(self) -> dict[str, object]:
         _refuse_written(self.codebook, self._version)
-        return {"codebook": self.codebook, "backend": self._asked}
+        return {"codebook": self.codebook, "backend": self._asked, "metric": self._metric}
 
     def __setstate__(self, state: dict) -> None:
         # The packed form is of this build and of the CPU level in use: it does not travel. Nor does the memory, which
         # a spawned process would share with the one that wrote it.
-        self._prepare(state["codebook"], state["backend"])
+        self._prepare(state["codebook"], state["backend"], state.get("metric", "euclidean"))
 
     @property
     def codebook(self) -> Tensor:
@@ -51,6 +55,10 @@ class PreparedCodebook:
     @property
     def shape(self) -> torch.Size:
         return self.codebook.shape
+
+    @property
+    def metric(self) -> str:
+        return self._metric
 
     def packed_for(self, backend: str) -> Tensor | None:
         """What the backend's kernel reads; None where the codebook was prepared for another backend."""
@@ -76,7 +84,18 @@ def _refuse_written(codebook: Tensor, version: int) -> None:
         raise ValueError("codebook: the prepared snapshot was written to; prepare the changed codebook instead")
 
 
-def prepare_codebook(codebook: Tensor, *, backend: str | None = None) -> PreparedCodebook:
+def check_metric(metric: object) -> None:
+    """ValueError unless it is the name of a metric."""
+    if metric not in METRICS:
+        raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
+
+
+def lacking_metric(metric: str) -> dict[str, str]:
+    """Of the backends without the metric the reason, for `backend_for`."""
+    return {} if metric == "euclidean" else dict.fromkeys(("triton", "cuda"), f"it has no metric {metric!r}")
+
+
+def prepare_codebook(codebook: Tensor, *, metric: str = "euclidean", backend: str | None = None) -> PreparedCodebook:
     """Pack a codebook once, for many lookups in it: inference, k-means assignment over batches.
 
     The result goes where `codebook_lookup` takes a codebook and gives the same indices. It is a snapshot; see
@@ -84,27 +103,29 @@ def prepare_codebook(codebook: Tensor, *, backend: str | None = None) -> Prepare
 
     Args:
         codebook: (K, C) or (..., K, C) float32, bfloat16 or float16.
+        metric: "euclidean", "cosine" or "dot": that of the lookups to come.
         backend: as in `codebook_lookup`.
 
     Raises:
         TypeError: not a tensor of a supported type.
-        ValueError: a shape without codes, or a backend that cannot serve the call.
+        ValueError: a shape without codes, an unknown metric, or a backend that cannot serve the call.
     """
+    check_metric(metric)
     checks.check_float("codebook", codebook)
     if codebook.dim() < 2 or codebook.shape[-2] < 1:
         raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")
-    return PreparedCodebook(codebook, backend)
+    return PreparedCodebook(codebook, backend, metric)
 
 
-def _pack_fake(codebook: Tensor, basis: Tensor | None = None) -> Tensor:
+def _pack_fake(codebook: Tensor, basis: Tensor | None = None, metric: int = 0) -> Tensor:
     size = torch.library.get_ctx().new_dynamic_size()  # known to the kernel's level alone
     return codebook.new_empty((codebook.shape[:-2].numel(), size), dtype=torch.uint8)
 
 
 define_op(
     "pack_codebook",
-    "(Tensor codebook, Tensor? basis=None) -> Tensor",
-    reference=lambda codebook, basis=None: codebook.new_empty((codebook.shape[:-2].numel(), 0), dtype=torch.uint8),
+    "(Tensor codebook, Tensor? basis=None, int metric=0) -> Tensor",
+    reference=lambda codebook, *_: codebook.new_empty((codebook.shape[:-2].numel(), 0), dtype=torch.uint8),
     fake=_pack_fake,
 )
 

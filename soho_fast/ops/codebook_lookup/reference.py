@@ -4,64 +4,101 @@ Letters: N features, K codes, C channels, P pairs (feature, code), S steps of LA
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+METRICS = ("euclidean", "cosine", "dot")  # by their number in the ops
 LANES = 8  # partial sums of the distance: fixed, so that every backend rounds alike
 _MAX_SCORES = 1 << 22  # scores held at a time: 32 MiB of float64
 _MAX_PAIR_ELEMENTS = 1 << 21
 
 
-def squared_distance(features_PC: Tensor, codes_PC: Tensor) -> Tensor:
-    """The squared distance of each pair, float64 (P,), in the one order of summation that every backend follows.
+def _sum_of_channels(terms_PC: Tensor) -> Tensor:
+    """Float64 (P,), in the one order of summation that every backend follows.
 
     Lane l of 8 adds the channels l, l+8, l+16, ... in that order, without fused multiply-add; then lane l adds lane
     l+4, lane l+2, lane l+1.
     """
-    num_channels = features_PC.shape[-1]
-    difference_PC = features_PC.double() - codes_PC.double()
-    square_PC = torch.nn.functional.pad(difference_PC * difference_PC, (0, -num_channels % LANES))
-    square_PSL = square_PC.unflatten(-1, (-1, LANES)) if num_channels else square_PC.unsqueeze(-2)
-    sum_PL = square_PC.new_zeros(*square_PC.shape[:-1], LANES)
-    for step in range(square_PSL.shape[-2] if num_channels else 0):
-        sum_PL = sum_PL + square_PSL[..., step, :]
+    num_channels = terms_PC.shape[-1]
+    padded_PC = torch.nn.functional.pad(terms_PC, (0, -num_channels % LANES))
+    terms_PSL = padded_PC.unflatten(-1, (-1, LANES)) if num_channels else padded_PC.unsqueeze(-2)
+    sum_PL = terms_PC.new_zeros(*terms_PC.shape[:-1], LANES)
+    for step in range(terms_PSL.shape[-2] if num_channels else 0):
+        sum_PL = sum_PL + terms_PSL[..., step, :]
     for width in (4, 2, 1):
         sum_PL = sum_PL[..., :width] + sum_PL[..., width : 2 * width]
     return sum_PL[..., 0]
 
 
-def _distances_of_pairs(features_NC: Tensor, codebook_KC: Tensor, row_P: Tensor, code_P: Tensor) -> Tensor:
+def norm(vectors_PC: Tensor) -> Tensor:
+    """The root of the sum of squares, 1 where it is 0."""
+    square_P = _sum_of_channels(vectors_PC * vectors_PC)
+    return torch.where(square_P == 0.0, 1.0, square_P).sqrt()
+
+
+def _similarity(features_PC: Tensor, codes_PC: Tensor, metric: str) -> Tensor:
+    """What codes are compared by: the dot product, of cosine over |d|, a squared distance negated; float64 (P,)."""
+    features_PC, codes_PC = features_PC.double(), codes_PC.double()
+    if metric == "euclidean":
+        difference_PC = features_PC - codes_PC
+        return -_sum_of_channels(difference_PC * difference_PC)
+    dot_P = _sum_of_channels(features_PC * codes_PC)  # products of two float32 are exact
+    return dot_P / norm(codes_PC) if metric == "cosine" else dot_P
+
+
+def metric_value(features_PC: Tensor, codes_PC: Tensor, metric: str) -> Tensor:
+    """Of each pair the squared distance, `x.d`, or `(x.d / |d|) / |x|`; float64 (P,)."""
+    similarity_P = _similarity(features_PC, codes_PC, metric)
+    if metric == "euclidean":
+        return -similarity_P
+    return similarity_P / norm(features_PC.double()) if metric == "cosine" else similarity_P
+
+
+def _of_pairs(
+    function: Callable, features_NC: Tensor, codebook_KC: Tensor, row_P: Tensor, code_P: Tensor, metric: str
+) -> Tensor:
     chunk = max(1, _MAX_PAIR_ELEMENTS // max(1, features_NC.shape[1]))
     parts = [
-        squared_distance(features_NC[rows], codebook_KC[codes])
+        function(features_NC[rows], codebook_KC[codes], metric)
         for rows, codes in zip(row_P.split(chunk), code_P.split(chunk), strict=True)
     ]
     return torch.cat(parts) if parts else features_NC.new_empty(0, dtype=torch.float64)
 
 
-def _lookup_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor) -> Tensor:
+def _scores(features_NC: Tensor, codebook_KC: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """(N, K) in any order of summation, the largest of the nearest code, and (N,) what rounding may have added to one
+    or taken from it; float64."""
+    unit = (features_NC.shape[1] + 16) * 2.0**-52
+    if metric == "cosine":
+        codebook_KC = torch.nn.functional.normalize(codebook_KC, dim=-1, eps=5e-324)
+    norm_N, largest = features_NC.norm(dim=-1), codebook_KC.norm(dim=-1).amax()
+    score_NK, bound_N = features_NC @ codebook_KC.T, unit * norm_N * largest
+    if metric == "euclidean":
+        score_NK = score_NK - codebook_KC.square().sum(-1) / 2
+        bound_N = bound_N + unit * (largest * largest + (norm_N + largest).square())
+    return score_NK, bound_N
+
+
+def _lookup_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, metric: str) -> Tensor:
     """Exact index of a chunk of rows: float64 scores, then a direct comparison of what their rounding leaves open."""
-    num_rows, num_channels = features_NC.shape
     features = features_NC.double()
     codebook = torch.where(usable_K[:, None], codebook_KC.double(), 0.0)
     usable_N = features.isfinite().all(-1)
     features = torch.where(usable_N[:, None], features, 0.0)
 
-    half_K = codebook.square().sum(-1) / 2
-    score_NK = torch.where(usable_K, features @ codebook.T - half_K, -torch.inf)
+    score_NK, bound_N = _scores(features, codebook, metric)
+    score_NK = torch.where(usable_K, score_NK, -torch.inf)
     best_N, index_N = score_NK.max(-1)
-    norm_N, largest = features.norm(dim=-1), codebook.norm(dim=-1).amax()
-    unit = (num_channels + 16) * 2.0**-52
-    bound_N = unit * (norm_N * largest + largest * largest + (norm_N + largest).square())
     open_NK = score_NK >= (best_N - 2 * bound_N)[:, None]
     open_NK &= (open_NK.sum(-1) > 1)[:, None] & usable_K
 
     row_P, code_P = open_NK.nonzero(as_tuple=True)
-    distance_P = _distances_of_pairs(features_NC, codebook_KC, row_P, code_P)
-    nearest_N = torch.full((num_rows,), torch.inf, dtype=torch.float64, device=features_NC.device)
-    nearest_N = nearest_N.scatter_reduce(0, row_P, distance_P, "amin")
-    winner_P = distance_P == nearest_N[row_P]
+    similarity_P = _of_pairs(_similarity, features_NC, codebook_KC, row_P, code_P, metric)
+    largest_N = torch.full((features_NC.shape[0],), -torch.inf, dtype=torch.float64, device=features_NC.device)
+    largest_N = largest_N.scatter_reduce(0, row_P, similarity_P, "amax")
+    winner_P = similarity_P == largest_N[row_P]
     index_N[row_P] = codebook_KC.shape[0]
     index_N = index_N.scatter_reduce(0, row_P[winner_P], code_P[winner_P], "amin")
     return torch.where(usable_N & usable_K.any(), index_N, 0)
@@ -73,10 +110,10 @@ def _gather(codebook: Tensor, index: Tensor) -> Tensor:
     return codebook.gather(-2, index.unsqueeze(-1).expand(*index.shape, codebook.shape[-1]))
 
 
-def chosen_distance(features: Tensor, codebook: Tensor, index: Tensor) -> Tensor:
-    """The squared distance of each feature to its chosen code, float32 (..., N), with the bits of `codebook_lookup`."""
+def chosen_value(features: Tensor, codebook: Tensor, index: Tensor, metric: str) -> Tensor:
+    """The metric of each feature and its chosen code, float32 (..., N), with the bits of `codebook_lookup`."""
     codes = _gather(codebook, index)
-    return squared_distance(features.flatten(0, -2), codes.flatten(0, -2)).float().reshape(index.shape)
+    return metric_value(features.flatten(0, -2), codes.flatten(0, -2), metric).float().reshape(index.shape)
 
 
 def codebook_lookup(
@@ -87,19 +124,27 @@ def codebook_lookup(
     packed: Tensor | None = None,
     basis: Tensor | None = None,
     guess: Tensor | None = None,
+    metric: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`index = argmin_j |x_i - d_j|^2` (eq. 2), evaluated in float64; exact ties go to the lowest index.
+    """`index = argmin_j |x_i - d_j|^2` (eq. 2), or the argmax of a similarity, evaluated in float64; exact ties go to
+    the lowest index.
 
-    A distance that is not finite counts as infinite, so a row with NaN or Inf gets index 0, and a code with NaN or Inf
-    is chosen only where no other is left. The returned distance is that of the chosen code, whatever its value.
+    A distance that is not finite counts as infinite and such a similarity as minus infinity, so a row with NaN or Inf
+    gets index 0, and a code with NaN or Inf is chosen only where no other is left. The returned distance is that of
+    the chosen code, whatever its value.
+
+    The similarity `dot` is x.d and `cosine` x.d / |d|; the distance returned for `cosine` is that over |x|. A norm is
+    the root of the float64 sum of squares, and 1 where that is 0: a zero vector has cosine 0 with every other.
 
     Args:
-        features: (..., N, C). codebook: (K, C) or (..., K, C). packed, basis, guess: not used here.
+        features: (..., N, C). codebook: (K, C) or (..., K, C). packed, basis, guess: not used here. metric: a position
+        in METRICS.
 
     Returns:
         distance float32 (..., N), index int64 (..., N) and the chosen codes (..., N, C) in the type of codebook;
         distance and codes are empty (0,) unless asked for.
     """
+    name = METRICS[metric]
     num_codebooks = math.prod(codebook.shape[:-2])
     num_rows = features.shape[-2] if codebook.dim() > 2 else math.prod(features.shape[:-1])
     features_GNC = features.reshape(num_codebooks, num_rows, features.shape[-1])
@@ -113,11 +158,11 @@ def codebook_lookup(
         usable_K = codebook_KC.isfinite().all(-1)
         for start in range(0, features_GNC.shape[1], chunk):
             rows_NC = features_GNC[group, start : start + chunk]
-            index_N = _lookup_rows(rows_NC, codebook_KC, usable_K)
+            index_N = _lookup_rows(rows_NC, codebook_KC, usable_K, name)
             index_GN[group, start : start + chunk] = index_N
             if return_distance:
                 row_N = torch.arange(rows_NC.shape[0], device=features.device)
-                distance_N = _distances_of_pairs(rows_NC, codebook_KC, row_N, index_N)
+                distance_N = _of_pairs(metric_value, rows_NC, codebook_KC, row_N, index_N, name)
                 distance_GN[group, start : start + chunk] = distance_N.float()
     index = index_GN.reshape(features.shape[:-1])
     distance = distance_GN.reshape(features.shape[:-1] if return_distance else (0,))

@@ -239,7 +239,7 @@ def _pair_distance(
     one,
     BLOCK_N: tl.constexpr,
 ):
-    """Squared distance of each pair in float64, in the order of `reference.squared_distance`.
+    """Squared distance of each pair in float64, in the order of `reference._sum_of_channels`.
 
     `one` is 1 and not known to the compiler: where it fuses a product with the sum, it fuses the exact product by 1.
     """
@@ -407,8 +407,14 @@ def _grouped(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def pack_codebook(codebook: Tensor, basis: Tensor | None = None) -> Tensor:
+def _refuse_other_metrics(metric: int) -> None:
+    if metric != 0:
+        raise ValueError("metric: the Triton kernels serve 0 (euclidean) alone")
+
+
+def pack_codebook(codebook: Tensor, basis: Tensor | None = None, metric: int = 0) -> Tensor:
     """What the lookup derives of a codebook, as bytes (G, size)."""
+    _refuse_other_metrics(metric)
     num_codes, num_channels = codebook.shape[-2:]
     codebook_GKC = codebook.reshape(codebook.shape[:-2].numel(), num_codes, num_channels)
     parts = packed_parts(codebook_GKC)
@@ -514,8 +520,10 @@ def codebook_lookup(
     packed: Tensor | None = None,
     basis: Tensor | None = None,
     guess: Tensor | None = None,
+    metric: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.codebook_lookup`; `packed` is what `pack_codebook` made of the codebook, or None."""
+    _refuse_other_metrics(metric)
     features_GNC, codebook_GKC = _grouped(features, codebook)
     num_codebooks, num_rows, num_channels = features_GNC.shape
     if features_GNC.numel() > 0:
