@@ -5,12 +5,15 @@ What a library prepares once per codebook is prepared outside the call.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.ops import real_features
+from benchmarks.ops.shapes import REAL_ROWS_LEARNT
 from soho_fast import ops
 
 LEVELS = ops.build_info().get("cpu_levels_available", [])
@@ -35,12 +38,33 @@ def inputs(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Ten
     return features_NC, codebook_KC, ops.codebook_lookup(features_NC, codebook_KC, backend="reference")
 
 
+@functools.lru_cache(maxsize=1)
+def real_inputs(name: str, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of features of real pictures and codes that learnt from others; skips the test where there are none."""
+    reason = real_features.absent(name)
+    if reason is not None:
+        pytest.skip(reason)
+    try:
+        features_NC, codebook_KC = real_features.learnt(name, *shape, REAL_ROWS_LEARNT[name])
+    except ConnectionError as error:
+        pytest.skip(str(error))
+    return features_NC, codebook_KC, ops.codebook_lookup(features_NC, codebook_KC, backend="reference")
+
+
 def soho_fast(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     return lambda: ops.codebook_lookup(features, codebook)
 
 
 def soho_fast_prepared(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     prepared = ops.prepare_codebook(codebook)
+    return lambda: ops.codebook_lookup(features, prepared)
+
+
+def soho_fast_full(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    """Prepared for lookups that multiply all channels."""
+    if "basis" not in inspect.signature(ops.prepare_codebook).parameters:
+        pytest.skip("this build has no reduced pass")
+    prepared = ops.prepare_codebook(codebook, basis=False)
     return lambda: ops.codebook_lookup(features, prepared)
 
 
@@ -93,8 +117,14 @@ PEERS = {
     "scikit-learn": scikit_learn,
     "vector-quantize-pytorch": vector_quantize_pytorch,
 }
-OURS = {f"soho_fast {level}": (soho_fast, level) for level in FAST_LEVELS}
-OURS |= {f"soho_fast {level} prepared": (soho_fast_prepared, level) for level in FAST_LEVELS[-1:]}
+# At the level that a call without a word takes.
+AUTOMATIC = {
+    "soho_fast": soho_fast,
+    "soho_fast prepared": soho_fast_prepared,
+    "soho_fast prepared, without the reduced pass": soho_fast_full,
+}
+EVERY_LEVEL = {f"soho_fast {level}": (soho_fast, level) for level in FAST_LEVELS}
+OURS = EVERY_LEVEL | {f"soho_fast {level} prepared": (soho_fast_prepared, level) for level in FAST_LEVELS[-1:]}
 
 
 def share_wrong(exact: Tensor) -> Callable[[Tensor], float]:

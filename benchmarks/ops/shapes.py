@@ -7,6 +7,20 @@ SECONDS_PER_CASE = 0.5  # fast calls need many rounds: on a busy machine a few s
 
 LOOKUP_NKC = [(16384, 2048, 768), (65536, 1024, 64), (16384, 8192, 256), (65536, 512, 128)]
 EVERY_LEVEL_NKC = (4096, 512, 64)  # small, for `scalar`
+# Codes of image tokenizers have few channels; a stream has few rows at a time.
+SMALL_NKC = [(65536, 4096, 4), (16384, 16384, 8), (65536, 8192, 16), (16, 8192, 256), (64, 1024, 64), (1, 2048, 768)]
+# The kind of features (real_features.py), and N, K, C.
+REAL = [
+    ("mobilenet_v2", (16384, 2048, 1280)),
+    ("mobilenet_v2", (16384, 4096, 1280)),
+    ("mobilenet_v2", (16384, 2048, 768)),
+    ("mobilenet_v2", (16384, 4096, 256)),
+    ("demo model", (16384, 1024, 256)),
+    ("demo model", (16384, 4096, 256)),
+    ("photo windows", (65536, 1024, 192)),
+    ("photo windows", (65536, 8192, 192)),
+]
+REAL_ROWS_LEARNT = {"mobilenet_v2": 49152, "demo model": 49152, "photo windows": 131072}  # other rows than those of N
 HARD_NKC = [(4096, 1024, 128), (16384, 64, 128)]
 GROWTH_BASE = {"N": 8192, "K": 1024, "C": 128}
 GROWTH_SIZES = {"N": (2048, 4096, 8192, 16384), "K": (256, 512, 1024, 2048), "C": (32, 64, 128, 256)}

@@ -6,18 +6,21 @@ import pytest
 import torch
 
 from benchmarks.ops.lookup_contenders import (
+    AUTOMATIC,
+    EVERY_LEVEL,
     FAST_LEVELS,
     LEVELS,
     OURS,
     PEERS,
     inputs,
     product_work,
+    real_inputs,
     share_wrong,
     soho_fast,
     torch_addmm,
 )
 from benchmarks.ops.report import HARD as HARD_OP
-from benchmarks.ops.shapes import EVERY_LEVEL_NKC, HARD_NKC, LOOKUP_NKC, text
+from benchmarks.ops.shapes import EVERY_LEVEL_NKC, HARD_NKC, LOOKUP_NKC, REAL, SMALL_NKC, text
 from soho_fast.ops import codebook_lookup
 
 
@@ -33,6 +36,8 @@ def compete(time_checked, shape, dtype, contender, make, *, level=None, max_wron
 
 # A peer's share of wrong rows may not pass this: float32 errs on near-ties, bfloat16 on many rows.
 MAX_WRONG = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+# Real rows and codes lie close together beside their norm: the expanded square loses more.
+MAX_WRONG_REAL = 0.05
 PEERS_OF = {torch.float32: PEERS, torch.bfloat16: {"torch addmm+argmin": torch_addmm}}
 
 
@@ -52,6 +57,35 @@ def test_against_peers(shape, dtype, contender, time_checked):
     else:
         make = PEERS_OF[dtype][contender]
         compete(time_checked, shape, dtype, contender, make, max_wrong=MAX_WRONG[dtype])
+
+
+@pytest.mark.parametrize("contender", [name for name in AUTOMATIC if name != "soho_fast"])
+@pytest.mark.parametrize("shape", LOOKUP_NKC, ids=text)
+def test_prepared_on_noise(shape, contender, time_checked):
+    """What the reduced pass costs where it can prove nothing."""
+    compete(time_checked, shape, torch.float32, contender, AUTOMATIC[contender])
+
+
+@pytest.mark.parametrize("contender", [*AUTOMATIC, *PEERS])
+@pytest.mark.parametrize(("name", "shape"), REAL, ids=lambda item: item if isinstance(item, str) else text(item))
+def test_real_features(name, shape, contender, time_checked):
+    features, codebook, exact = real_inputs(name, shape)
+    call = {**AUTOMATIC, **PEERS}[contender](features, codebook)
+    case, work = f"real {name} {text(shape)}", product_work(shape)
+    allowed = 0.0 if contender in AUTOMATIC else MAX_WRONG_REAL
+    check = share_wrong(exact)
+    time_checked("codebook_lookup", case, shape, contender, call, check, max_wrong=allowed, work=work)
+
+
+@pytest.mark.parametrize("contender", ["soho_fast", "soho_fast prepared", *EVERY_LEVEL, "torch addmm+argmin"])
+@pytest.mark.parametrize("shape", SMALL_NKC, ids=text)
+def test_small_shapes(shape, contender, time_checked):
+    features, codebook, exact = inputs(shape, torch.float32)
+    make, level = {**EVERY_LEVEL, **{name: (make, None) for name, make in {**AUTOMATIC, **PEERS}.items()}}[contender]
+    case, work, check = f"small {text(shape)}", product_work(shape), share_wrong(exact)
+    allowed = 0.0 if contender.startswith("soho_fast") else MAX_WRONG[torch.float32]
+    call = make(features, codebook)
+    time_checked("codebook_lookup", case, shape, contender, call, check, level=level, max_wrong=allowed, work=work)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.ops.lookup_contenders import INSTALL, inputs, product_work
+from benchmarks.ops.lookup_contenders import INSTALL, inputs, product_work, real_inputs
 from benchmarks.ops.shapes import DICTIONARY_BLC, DICTIONARY_K, text
 from soho_fast.model import SohoConfig
 from soho_fast.model.visual_dictionary import VisualDictionary
@@ -74,9 +74,13 @@ CONTENDERS = {
 }
 
 
+INPUTS = {"normal noise": lambda: inputs(SHAPE, torch.float32), "real": lambda: real_inputs("mobilenet_v2", SHAPE)}
+
+
 @pytest.mark.parametrize("contender", CONTENDERS)
-def test_training_forward(contender, time_checked):
-    features_NC, codebook_KC, exact_N = inputs(SHAPE, torch.float32)
+@pytest.mark.parametrize("kind", INPUTS)
+def test_training_forward(kind, contender, time_checked):
+    features_NC, codebook_KC, exact_N = INPUTS[kind]()
     feat_BLC = features_NC.view(IMAGES, TOKENS, CHANNELS).clone().requires_grad_()
 
     def share_wrong(result) -> float:
@@ -95,7 +99,7 @@ def test_training_forward(contender, time_checked):
 
     time_checked(
         "VisualDictionary",
-        f"training forward {text(SHAPE)}",
+        f"training forward, {kind} {text(SHAPE)}",
         SHAPE,
         contender,
         CONTENDERS[contender](feat_BLC, codebook_KC),

@@ -43,6 +43,8 @@ def test_every_contender_ran(finished):
         "copy",
         "read",
     }
+    kinds = {row.case.rpartition(" ")[0] for row in rows if row.case.startswith("real ")}
+    assert kinds >= {"real mobilenet_v2", "real photo windows"}
     assert all(row.wrong == 0.0 for row in rows if row.ours)
     for level in LEVELS:
         assert {row.level for row in rows if row.contender == f"soho_fast {level}"} == {level}
@@ -52,14 +54,17 @@ def test_the_end_of_the_output_and_the_json_hold_ratios_and_bars(finished):
     output, result = finished
     end = output[output.index("ops: ratios") :]
     bars = result["soho_fast"]["bars"]
-    assert len(bars) == 19 and all(bar["claim"] in end for bar in bars)
+    assert len(bars) == 29 and all(bar["claim"] in end for bar in bars)
     measured = [bar for bar in bars if bar["held"] is not None]
-    assert {bar["claim"].split(":")[0] for bar in measured} >= {
+    expected = {
         "codebook_update",
         "group_mask",
-        "VisualDictionary",
-        "KMeans",
+        "codebook_lookup small",
+        "codebook_lookup real",
+        "codebook_lookup float32",
     }
+    expected |= {"VisualDictionary normal noise", "VisualDictionary real", "KMeans"}
+    assert {bar["claim"].split(":")[0] for bar in measured} >= expected
     assert f"torch {version('torch')}" in end and "1 threads" in end
     assert result["soho_fast"]["limits_per_second"].keys() >= {"copy", "read"}
     assert "node" not in result["machine_info"]

@@ -51,6 +51,38 @@ def test_a_bar_on_every_case_is_missed_by_one():
     assert found.held is False and found.measured == "3.33x (3.33 to 10.00 in 2 cases)"
 
 
+BEST = "codebook_lookup float32: soho_fast at its best level against the fastest peer"
+
+
+def test_a_bar_takes_our_best_level_and_the_fastest_peer():
+    records = lookups(4.0, 12.0)
+    for line in records:
+        line["extra_info"]["level"] = line["extra_info"]["contender"].removeprefix("soho_fast ")
+    found = verdict(records, BEST)
+    assert found.held is True and found.measured == "6.93x (4.00 to 12.00 in 2 cases)"
+    records.append(record("codebook_lookup", "b float32", "torch addmm+argmin", 16.0))  # faster than faiss there
+    assert verdict(records, BEST).measured == "5.66x (4.00 to 8.00 in 2 cases)"
+    records.append(record("codebook_lookup", "a float32", "soho_fast avx2 prepared", 0.001, level="avx2"))  # no level
+    assert verdict(records, BEST).measured == "5.66x (4.00 to 8.00 in 2 cases)"
+    records.append(record("codebook_lookup", "a float32", "soho_fast vnni", 0.05, level="vnni"))
+    assert verdict(records, BEST).measured == "8.00x (8.00 to 8.00 in 2 cases)"
+
+
+def test_a_bar_looks_at_its_number_of_channels():
+    def lookup(channels, ratio):
+        case, shape = f"real x {channels}", (2, 3, channels)
+        ours = record("codebook_lookup", case, bars.PREPARED, 1.0, shape=shape)
+        return [ours, record("codebook_lookup", case, bars.WITHOUT_REDUCED, ratio, shape=shape)]
+
+    records = [line for channels in (64, 192, 767, 768, 1280) for line in lookup(channels, channels / 100)]
+    many, few = (
+        by_claim(records, f"real{limits}: soho_fast prepared against") for limits in (" C >= 768", " C >= 192 C < 768")
+    )
+    assert many.held is True and many.measured == "7.68x (7.68 to 12.80 in 2 cases)"
+    assert few.held is False and few.measured == "1.92x (1.92 to 7.67 in 2 cases)"
+    assert by_claim(records[:2], "real C >= 768").held is None
+
+
 def test_a_level_that_did_not_run_is_neither_held_nor_missed():
     found = verdict(lookups(1.0, 4.0), AVX512.replace("avx512", "amx"))
     assert found.held is None and found.word == "not measured"
