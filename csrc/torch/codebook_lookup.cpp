@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kGatherRowsPerTask = 64;
 
-std::atomic<int64_t> total_rows{0}, total_compared{0}, total_left{0};
+std::atomic<int64_t> total_rows{0}, total_reduced{0}, total_compared{0}, total_left{0};
 
 // Rows `index` of the contiguous `codes` (K, C) or (..., K, C), shaped (index's shape, C).
 Tensor gather(const Tensor& codes, const Tensor& index) {
@@ -48,16 +48,40 @@ Metric metric_of(int64_t number) {
   return static_cast<Metric>(number);
 }
 
-// (num_codebooks, bytes) uint8: each codebook packed for the level in use.
-Tensor pack_codebook_cpu(const Tensor& codebook, const std::optional<Tensor>& /*basis*/, int64_t metric) {
+// The directions of one codebook or of each of several: float32 (C, D) or (..., C, D), contiguous.
+struct Bases {
+  Bases(const std::optional<Tensor>& basis, const Codebooks& books) {
+    if (!basis.has_value()) return;
+    const int64_t dims = basis->dim();
+    if (basis->scalar_type() != ScalarType::Float || dims < 2 || basis->size(dims - 2) != books.num_channels ||
+        (dims > 2 && basis->numel() != books.num_codebooks * books.num_channels * basis->size(dims - 1)))
+      throw std::invalid_argument(
+          "basis: expected float32 (C, D), or (..., C, D) with the batch shape of the codebook");
+    contiguous = torch::stable::contiguous(*basis);
+    num_directions = contiguous->size(dims - 1);
+    stride = dims > 2 ? books.num_channels * num_directions : 0;
+  }
+
+  const float* at(int64_t b) const {
+    return num_directions == 0 ? nullptr : contiguous->const_data_ptr<float>() + b * stride;
+  }
+
+  std::optional<Tensor> contiguous;
+  int64_t num_directions = 0, stride = 0;
+};
+
+// (num_codebooks, bytes) uint8: each codebook packed for the level in use, with its directions.
+Tensor pack_codebook_cpu(const Tensor& codebook, const std::optional<Tensor>& basis, int64_t metric) {
   const Codebooks books = as_codebooks(codebook);
+  const Bases bases(basis, books);
   const CpuLevel level = active_cpu_level();
-  const int64_t bytes =
-      static_cast<int64_t>(packed_codebook_bytes(level, books.num_codes, books.num_channels, metric_of(metric)));
+  const int64_t bytes = static_cast<int64_t>(
+      packed_codebook_bytes(level, books.num_codes, books.num_channels, bases.num_directions, metric_of(metric)));
   const Tensor packed = empty_cpu({books.num_codebooks, bytes}, ScalarType::Byte, codebook);
   for (int64_t b = 0; b < books.num_codebooks; ++b) {
     char* block = static_cast<char*>(packed.mutable_data_ptr()) + b * bytes;
-    pack_codebook(level, books.at(b), books.num_codes, books.num_channels, block, intra_op_threads, metric_of(metric));
+    pack_codebook(level, books.at(b), books.num_codes, books.num_channels, bases.at(b), bases.num_directions, block,
+                  intra_op_threads, metric_of(metric));
   }
   return packed;
 }
@@ -66,18 +90,19 @@ Tensor pack_codebook_cpu(const Tensor& codebook, const std::optional<Tensor>& /*
 const void* packed_block(const std::optional<Tensor>& packed, int64_t b, const Codebooks& books, CpuLevel level,
                          Metric metric) {
   if (!packed.has_value() || packed->numel() == 0) return nullptr;
-  const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes(level, books.num_codes, books.num_channels, metric));
   if (packed->scalar_type() != ScalarType::Byte || packed->dim() != 2 || packed->size(0) != books.num_codebooks)
     throw std::invalid_argument("packed: expected what pack_codebook returned for this codebook");
-  if (packed->size(1) != bytes || !packed->is_contiguous()) return nullptr;
-  return static_cast<const char*>(packed->const_data_ptr()) + b * bytes;
+  if (!packed->is_contiguous()) return nullptr;
+  const void* block = static_cast<const char*>(packed->const_data_ptr()) + b * packed->size(1);
+  const size_t bytes = static_cast<size_t>(packed->size(1));
+  return packed_codebook_is(level, books.num_codes, books.num_channels, metric, block, bytes) ? block : nullptr;
 }
 
 std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, const Tensor& codebook,
                                                        bool return_distance, bool return_codes,
                                                        const std::optional<Tensor>& packed,
-                                                       const std::optional<Tensor>& /*basis*/,
-                                                       const std::optional<Tensor>& /*guess*/, int64_t metric) {
+                                                       const std::optional<Tensor>& basis,
+                                                       const std::optional<Tensor>& guess, int64_t metric) {
   std::vector<int64_t> shape = shape_of(features);
   shape.pop_back();
   const Tensor index = empty_cpu(shape, ScalarType::Long, features);
@@ -86,6 +111,13 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
   const Rows rows = as_rows(features);
   const int64_t rows_per_batch = codebook.dim() == 2 ? rows.num_rows : features.size(features.dim() - 2);
   const CpuLevel level = active_cpu_level();
+  const Bases bases(basis, books);
+  std::optional<Tensor> guesses;
+  if (guess.has_value()) {
+    if (guess->scalar_type() != ScalarType::Long || guess->numel() != rows.num_rows)
+      throw std::invalid_argument("guess: expected int64 with a code for each row of features");
+    guesses = torch::stable::contiguous(*guess);
+  }
   for (int64_t b = 0; b * rows_per_batch < rows.num_rows; ++b) {
     CodebookLookupArgs args{};
     args.features_type = element_of(features);
@@ -98,9 +130,13 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
     args.num_channels = books.num_channels;
     args.index = index.mutable_data_ptr<int64_t>() + b * rows_per_batch;
     args.distance = return_distance ? distance.mutable_data_ptr<float>() + b * rows_per_batch : nullptr;
+    args.basis = bases.at(b);
+    args.num_directions = bases.num_directions;
+    args.guess = guesses.has_value() ? guesses->const_data_ptr<int64_t>() + b * rows_per_batch : nullptr;
     const void* block = packed_block(packed, b, books, level, args.metric);
     const LookupCounts counts = codebook_lookup(level, args, block, intra_op_threads);
     total_rows += args.num_rows;
+    total_reduced += counts.reduced;
     total_compared += counts.compared;
     total_left += counts.undecided;
   }
@@ -123,6 +159,6 @@ STABLE_TORCH_LIBRARY_IMPL(soho_fast, CPU, library) {
 
 }  // namespace
 
-LookupTotals lookup_totals() { return {total_rows, total_compared, total_left}; }
+LookupTotals lookup_totals() { return {total_rows, total_reduced, total_compared, total_left}; }
 
 }  // namespace soho

@@ -29,6 +29,7 @@ pybind11::dict lookup_totals() {
   const soho::LookupTotals totals = soho::lookup_totals();
   pybind11::dict info;
   info["rows"] = totals.rows;
+  info["reduced"] = totals.reduced;
   info["compared"] = totals.compared;
   info["left"] = totals.left;
   return info;
@@ -39,7 +40,9 @@ pybind11::dict lookup_totals() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Introspection of the compiled soho_fast kernels.";
   module.def("build_info", &build_info);
-  module.def("lookup_totals", &lookup_totals,
-             "Rows of all lookups so far; of them, those compared in float64 and those that the first pass left.");
+  module.def(
+      "lookup_totals", &lookup_totals,
+      "Rows of all lookups so far; of them, those that the reduced pass decided, those compared in float64 and those "
+      "that the first full pass left.");
   module.def("set_cpu_level", &soho::set_cpu_level, pybind11::arg("level"));
 }

@@ -6,6 +6,7 @@
 #include "check.h"
 #include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
+#include "kernels/codebook_lookup/reduced.h"
 
 #ifdef SOHO_AMX_MODEL
 namespace soho {
@@ -79,11 +80,47 @@ int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t nu
   return best;
 }
 
+// What the reduced pass is given.
+struct Hints {
+  const ReducedPass* reduced = nullptr;
+  int64_t num_directions = 0;
+  std::vector<float> basis;
+  std::vector<int64_t> guess;
+};
+
+// Directions good and bad: channels themselves, any, all alike, none, too large or small by far, not finite.
+std::vector<Hints> every_hint(int64_t num_rows, int64_t num_codes, int64_t num_channels) {
+  std::vector<Hints> found;
+  std::mt19937 engine(22);
+  std::uniform_int_distribution<int64_t> code(-2, num_codes + 1);
+  for (int64_t num_directions : {1, 16, 33, 128}) {
+    for (int kind = 0; kind < 6; ++kind) {
+      Hints hints;
+      hints.num_directions = num_directions;
+      hints.basis = normal(num_channels * num_directions, 23);
+      for (int64_t c = 0; c < num_channels; ++c) {
+        for (int64_t k = 0; k < num_directions; ++k) {
+          float& value = hints.basis[c * num_directions + k];
+          if (kind == 0) value = c == k ? 1.0f : 0.0f;
+          if (kind == 2) value = 1.0f;
+          if (kind == 3) value = k > 0 ? 1e-30f * value : 1e30f * value;
+          if (kind == 4) value = 0.0f;
+          if (kind == 5 && c == k && k == num_directions / 2) value = std::numeric_limits<float>::quiet_NaN();
+        }
+      }
+      for (int64_t i = 0; i < num_rows && kind % 2 == 0; ++i) hints.guess.push_back(code(engine));
+      found.push_back(hints);
+    }
+  }
+  return found;
+}
+
 // Looks up in parts, between sentinels; exact-sized buffers let the sanitizer
 // see every stray access.
 std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::vector<float>& features,
                             const std::vector<float>& codebook, int64_t num_rows, int64_t num_codes,
-                            int64_t num_channels, int num_parts, const void* packed, Metric metric) {
+                            int64_t num_channels, int num_parts, const void* packed, Metric metric,
+                            const Hints& hints = {}) {
   std::vector<int64_t> index(num_rows + 2, -7);
   std::vector<float> distance(num_rows + 2, -7.0f);
   CodebookLookupArgs args{};
@@ -97,7 +134,10 @@ std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::ve
   args.index = index.data() + 1;
   args.distance = distance.data() + 1;
   args.metric = metric;
-  const auto counts = run_passes(passes, args, packed, parts(num_parts));
+  args.basis = hints.basis.data();
+  args.num_directions = hints.num_directions;
+  args.guess = hints.guess.empty() ? nullptr : hints.guess.data();
+  const auto counts = run_passes(passes, hints.reduced, args, packed, parts(num_parts));
   CHECK(index.front() == -7 && index.back() == -7 && distance.front() == -7.0f && distance.back() == -7.0f);
   CHECK(counts.back().undecided == 0);
   return {index.begin() + 1, index.end() - 1};
@@ -122,6 +162,59 @@ void compare_metric(const std::vector<float>& features, const std::vector<float>
         CHECK(lookup(passes, features, codebook, num_rows, num_codes, num_channels, num_parts,
                      num_parts == 1 ? packed.data() : nullptr, metric) == expected);
       }
+    }
+  }
+  if (metric != Metric::kEuclidean || num_rows < kFewestReducedRows || num_channels > 1200) return;
+  static size_t next_hint = 0;  // three in turn: all of them are many
+  std::vector<Hints> all_hints = every_hint(num_rows, num_codes, num_channels);
+  for (int times = 0; times < 3; ++times) {
+    Hints& hints = all_hints[next_hint++ % all_hints.size()];
+    for (CpuLevel level : built_cpu_levels()) {
+      if (!cpu_level_available(level)) continue;
+      for (int64_t of_channels : {int64_t{1}, int64_t{1} << 12}) {  // float32 and bfloat16
+        hints.reduced = reduced_pass_of(level, of_channels);
+        CHECK(lookup(passes_of(level), features, codebook, num_rows, num_codes, num_channels, 2, nullptr, metric,
+                     hints) == expected);
+      }
+    }
+  }
+}
+
+// Rows near codes that differ in some channels: the reduced pass decides them, in a basis packed with the codebook.
+void test_reduced() {
+  constexpr int64_t kRows = 300, kCodes = 520, kChannels = 70, kDirections = 5;
+  std::vector<float> codebook = normal(kCodes * kChannels, 24), features = normal(kRows * kChannels, 25);
+  std::vector<float> basis(kChannels * kDirections, 0.0f);
+  for (int64_t c = 0; c < kChannels; ++c) {
+    for (int64_t k = 0; k < kDirections; ++k) basis[c * kDirections + k] = c == 3 * k ? 1.0f : 0.0f;
+    const bool told = c % 3 == 0 && c < 3 * kDirections;
+    for (int64_t j = 0; j < kCodes; ++j) codebook[j * kChannels + c] *= told ? 50.0f : 0.01f;
+    for (int64_t i = 0; i < kRows; ++i) {
+      float& value = features[i * kChannels + c];
+      value = 0.01f * value + codebook[(i * 7 % kCodes) * kChannels + c];
+    }
+  }
+  std::vector<int64_t> index(kRows);
+  CodebookLookupArgs args{};
+  args.features = features.data();
+  args.row_stride = args.num_channels = kChannels;
+  args.codebook = codebook.data();
+  args.num_rows = kRows;
+  args.num_codes = kCodes;
+  args.index = index.data();
+  for (CpuLevel level : built_cpu_levels()) {
+    if (!cpu_level_available(level)) continue;
+    const size_t bytes = packed_codebook_bytes(level, kCodes, kChannels, kDirections);
+    const Scratch packed(bytes);
+    pack_codebook(level, codebook.data(), kCodes, kChannels, basis.data(), kDirections, packed.data(), parts(3));
+    CHECK(packed_codebook_is(level, kCodes, kChannels, Metric::kEuclidean, packed.data(), bytes));
+    CHECK(!packed_codebook_is(level, kCodes, kChannels, Metric::kEuclidean, packed.data(), bytes - 1));
+    for (const void* block : {static_cast<const void*>(packed.data()), static_cast<const void*>(nullptr)}) {
+      args.basis = basis.data();
+      args.num_directions = block == nullptr ? kDirections : 0;
+      const LookupCounts counts = codebook_lookup(level, args, block, parts(2));
+      CHECK(counts.reduced == (level == CpuLevel::kScalar ? 0 : kRows));
+      for (int64_t i = 0; i < kRows; ++i) CHECK(index[i] == i * 7 % kCodes);
     }
   }
 }
@@ -304,8 +397,8 @@ void test_levels_of_packing() {
   args.index = index.data();
   for (CpuLevel packed_for : built_cpu_levels()) {
     if (!cpu_level_available(packed_for)) continue;
-    const Scratch packed(packed_codebook_bytes(packed_for, kCodes, kChannels));
-    pack_codebook(packed_for, codebook.data(), kCodes, kChannels, packed.data(), parts(2));
+    const Scratch packed(packed_codebook_bytes(packed_for, kCodes, kChannels, 0));
+    pack_codebook(packed_for, codebook.data(), kCodes, kChannels, nullptr, 0, packed.data(), parts(2));
     for (CpuLevel level : built_cpu_levels()) {
       if (!cpu_level_available(level)) continue;
       std::fill(index.begin(), index.end(), -7);
@@ -367,5 +460,6 @@ void test_codebook_lookup() {
   for (unsigned seed = 0; seed < 60; ++seed) test_random_problem(seed);
   test_directions();
   test_levels_of_packing();
+  test_reduced();
   test_gather();
 }

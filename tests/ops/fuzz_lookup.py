@@ -3,11 +3,12 @@
     python tests/ops/fuzz_lookup.py --rows 10000000
 
 Draws problems of random kind, shape and type until the rows are used up, each looked up by one metric after the other
-in turn, and prints for each kind and level how many rows differed, which share was compared in float64, and which share
-the first pass left to a more exact one. One batch in 20 is checked against the plain-torch reference as well. Exits
-with 1 where a row differed.
+in turn, and prints for each kind and level how many rows differed, which share the reduced pass decided, which was
+compared in float64, and which the first full pass left to a more exact one. Two problems in three come with directions
+for the reduced pass, good, stale or wrong ones, and half of those with guesses. One batch in 20 is checked against the
+plain-torch reference as well. Exits with 1 where a row differed.
 
-Letters: N features, K codes, C channels.
+Letters: N features, K codes, C channels, D directions.
 """
 
 import argparse
@@ -91,11 +92,22 @@ def _directions(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return features * 2.0 ** torch.randint(-120, 60, (features.shape[0], 1)), codes
 
 
+def _few_directions(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes that differ in few directions, each feature near one of them, rest and offset of any size."""
+    directions = int(torch.randint(1, 20, ()))
+    turned = torch.randn(directions, codebook.shape[1]) * 4.0 ** torch.randn(directions, 1)
+    codes = torch.randn(codebook.shape[0], directions) @ turned + codebook * 10.0 ** (torch.rand(()) * 6 - 6)
+    chosen = codes[torch.randint(codebook.shape[0], features.shape[:1])]
+    shift = 10.0 ** (torch.rand(()) * 8 - 4)
+    return chosen + features * 10.0 ** (torch.rand(()) * 6 - 6) + shift, codes + shift
+
+
 KINDS = {
     "normal": _normal, "offset 1e4": _offset, "integers with ties": _ties, "codes drawn from features": _drawn,
     "copies and zeros": _copies, "one ulp apart": _one_ulp, "one tight cluster": _cluster, "30 orders": _orders,
     "one huge code": _one_huge, "subnormal": _subnormal, "two clusters": _two_clusters,
     "directions": _directions,
+    "few directions": _few_directions,
 }  # fmt: skip
 
 
@@ -111,6 +123,24 @@ def draw_problem(kind: str, most_rows: int) -> tuple[Tensor, Tensor]:
     features, codebook = KINDS[kind](torch.randn(num_rows, num_channels), torch.randn(num_codes, num_channels))
     types = torch.randint(len(TYPES), (2,)).tolist()
     return features.to(TYPES[types[0]]), codebook.to(TYPES[types[1]])
+
+
+def draw_basis(codebook: Tensor) -> Tensor | None:
+    """Directions (C, D) for the codebook, some of no use, or None."""
+    num_channels = codebook.shape[1]
+    kind = int(torch.randint(9, ()))
+    if kind < 3:
+        return None
+    num_directions = int(torch.randint(1, min(num_channels, 128) + 1, ()))
+    if kind < 6:
+        basis = ops.codebook_basis(codebook, directions=num_directions)
+        return basis if kind == 3 else basis + 10.0 ** -float(torch.randint(8, ())) * torch.randn(basis.shape)
+    basis = torch.randn(num_channels, num_directions)
+    if kind == 6:
+        return basis * 10.0 ** (torch.rand(num_directions) * 60 - 30)
+    if kind == 7:  # channels, some twice
+        return torch.eye(num_channels)[:, torch.randint(num_channels, (num_directions,))].contiguous()
+    return basis.masked_fill(torch.rand(basis.shape) < 1e-3, torch.nan)
 
 
 def main() -> int:
@@ -134,20 +164,29 @@ def main() -> int:
             got = ops.codebook_lookup(features, codebook, metric=metric, backend="reference")
             different = got != expected
             totals[kind, "reference"]["different"] += int(different.sum())
+        basis = draw_basis(codebook)
+        guess = None
+        if basis is not None and torch.rand(()) < 0.5:
+            wrong = torch.randint(-9, codebook.shape[0] + 9, expected.shape)
+            guess = torch.where(torch.rand(expected.shape) < 0.7, expected, wrong)
         for level in levels:
             ops.set_cpu_level(level)
             before = _C.lookup_totals()
-            different = ops.codebook_lookup(features, codebook, metric=metric) != expected
+            found = ops.codebook_lookup(features, codebook, metric=metric, basis=basis, guess=guess)
+            different = found != expected
             for name, value in _C.lookup_totals().items():
                 totals[kind, level][name] += value - before[name]
             totals[kind, level]["different"] += int(different.sum())
         left -= features.shape[0]
         batch += 1
     ops.set_cpu_level(None)
-    print(f"{'kind':38}{'level':14}{'rows':>10}{'different':>11}{'in float64':>12}{'left by pass 1':>16}")
+    print(f"{'kind':38}{'level':14}{'rows':>10}{'different':>11}{'reduced':>10}{'in float64':>12}{'left':>9}")
     for (kind, level), total in sorted(totals.items()):
-        shares = [f"{total[name] / total['rows']:.2%}" if name in total else "" for name in ("compared", "left")]
-        print(f"{kind:38}{level:14}{total['rows']:>10}{total['different']:>11}{shares[0]:>12}{shares[1]:>16}")
+        shares = [
+            f"{total[name] / total['rows']:.2%}" if name in total else "" for name in ("reduced", "compared", "left")
+        ]
+        counts = f"{total['rows']:>10}{total['different']:>11}"
+        print(f"{kind:38}{level:14}{counts}{shares[0]:>10}{shares[1]:>12}{shares[2]:>9}")
     wrong = sum(total["different"] for total in totals.values())
     print(f"{arguments.rows} rows in {batch} problems, {wrong} different, {time.perf_counter() - start:.0f} s")
     return int(wrong > 0)

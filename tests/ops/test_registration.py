@@ -28,11 +28,13 @@ def _samples():
             (_features(7, 5, requires_grad=True), codebook.clone().requires_grad_(), True, True),
             (_features(3, 7, 5, requires_grad=True), torch.randn(3, 9, 5, requires_grad=True), True, True),
             (_features(0, 5), codebook, True, False),
+            (_features(40, 5), codebook, True, False, None, torch.randn(5, 2), torch.randint(-1, 9, (40,))),
             *others,
         ],
         "pack_codebook": [
             (codebook,),
             (torch.randn(3, 9, 5),),
+            (codebook, torch.randn(5, 3)),
             *((args[1].detach(), None, args[7]) for args in others),
         ],
         "straight_through": [

@@ -34,25 +34,37 @@ struct CodebookLookupArgs {
   int64_t* index;   // (num_rows,)
   float* distance;  // (num_rows,) or null: the squared distance or the similarity, float64 rounded to float32
   Metric metric = Metric::kEuclidean;
+  // Hints, which decide how long it takes: directions in which the codes differ most, one a column, and for each row a
+  // code that may be the nearest (below 0 or not below num_codes: none). Null where there are none.
+  const float* basis;  // (num_channels, num_directions), contiguous
+  int64_t num_directions;
+  const int64_t* guess;  // (num_rows,)
 };
 
 // What a lookup took.
 struct LookupCounts {
+  int64_t reduced = 0;    // rows decided by the reduced pass
   int64_t compared = 0;   // rows decided by a comparison in float64, of a few candidates or of all codes
   int64_t undecided = 0;  // rows that the cheapest pass left to a more exact one
 };
 
 // Looks up all rows. `packed` is null, or args.codebook packed for this level; one packed for another level, or of
-// another size, is packed anew.
+// another size, is packed anew. With directions it was packed with, args.basis is not read.
 LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, const void* packed,
                              const ParallelFor& parallel_for);
 
 // For many lookups in one codebook: packs it into the block `packed` of packed_codebook_bytes(), aligned to a cache
 // line. The block may be copied; threads may share it.
-size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels,
+// `basis` (num_channels, num_directions) may be null with no directions.
+size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels, int64_t num_directions,
                              Metric metric = Metric::kEuclidean);
-void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int64_t num_channels, void* packed,
-                   const ParallelFor& parallel_for, Metric metric = Metric::kEuclidean);
+void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int64_t num_channels, const float* basis,
+                   int64_t num_directions, void* packed, const ParallelFor& parallel_for,
+                   Metric metric = Metric::kEuclidean);
+
+// Whether a block of this many bytes is what pack_codebook made for this level, metric and size of codebook.
+bool packed_codebook_is(CpuLevel level, int64_t num_codes, int64_t num_channels, Metric metric, const void* packed,
+                        size_t bytes);
 
 struct GatherCodesArgs {
   const void* codebook;  // (num_codes, num_channels), contiguous, of the output's type

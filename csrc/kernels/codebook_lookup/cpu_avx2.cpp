@@ -8,6 +8,7 @@
 #include "kernels/codebook_lookup/compare_all.h"
 #include "kernels/codebook_lookup/pack_group.h"
 #include "kernels/codebook_lookup/screen.h"
+#include "kernels/codebook_lookup/screen_reduced.h"
 
 namespace soho {
 namespace {
@@ -53,6 +54,24 @@ void add_candidate(Candidates& list, float& threshold, int64_t position, float s
   list.score[list.count++] = score;
 }
 
+// Scores of 6 rows x 16 codes, all in registers, from what they hold.
+[[gnu::always_inline]] inline void add_products(const float* rows, int64_t row_length, const float* codes,
+                                                int64_t num_steps, __m256 (&score)[6][2]) {
+  const float* upper = rows;
+  const float* lower = rows + 3 * row_length;
+#pragma GCC unroll 4
+  for (int64_t step = 0; step < num_steps; ++step) {
+    const __m256 code0 = _mm256_load_ps(codes), code1 = _mm256_load_ps(codes + 8);
+    codes += 16;
+#pragma GCC unroll 6
+    for (int r = 0; r < 6; ++r) {
+      const __m256 x = _mm256_broadcast_ss((r < 3 ? upper + r * row_length : lower + (r - 3) * row_length) + step);
+      score[r][0] = _mm256_fmadd_ps(x, code0, score[r][0]);
+      score[r][1] = _mm256_fmadd_ps(x, code1, score[r][1]);
+    }
+  }
+}
+
 struct Kernel {
   static constexpr int kRows = 6;  // 6 x 2 accumulators, 2 code vectors, 1 broadcast: 15 of 16 registers
   static constexpr int kCodes = kFormatAvx2.width;
@@ -86,19 +105,7 @@ struct Kernel {
       score[r][0] = _mm256_load_ps(negated_half);
       score[r][1] = _mm256_load_ps(negated_half + 8);
     }
-    const float* upper = rows;
-    const float* lower = rows + 3 * row_length;
-#pragma GCC unroll 4
-    for (int64_t step = 0; step < num_steps; ++step) {
-      const __m256 code0 = _mm256_load_ps(codes), code1 = _mm256_load_ps(codes + 8);
-      codes += kCodes;
-#pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) {
-        const __m256 x = _mm256_broadcast_ss((r < 3 ? upper + r * row_length : lower + (r - 3) * row_length) + step);
-        score[r][0] = _mm256_fmadd_ps(x, code0, score[r][0]);
-        score[r][1] = _mm256_fmadd_ps(x, code1, score[r][1]);
-      }
-    }
+    add_products(rows, row_length, codes, num_steps, score);
     __m256 any = _mm256_setzero_ps();
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
@@ -125,6 +132,79 @@ struct Kernel {
   }
 };
 
+struct Reduced {
+  static constexpr ScreeningType kPass = ScreeningType::kFloat32;
+  static constexpr int kRows = Kernel::kRows, kCodes = Kernel::kCodes;
+
+  static RowLengths convert_row(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
+                                float* words) {
+    return Kernel::convert_row(row, type, screened, num_channels, words);
+  }
+
+  static RowLengths round_directions(const float* directions, float factor, int64_t num_directions, float* words) {
+    __m256 square = _mm256_setzero_ps();
+    for (int64_t k = 0; k < num_directions; k += 8) {
+      const __m256 p = _mm256_mul_ps(_mm256_loadu_ps(directions + k), _mm256_set1_ps(factor));
+      _mm256_storeu_ps(words + k, p);
+      square = _mm256_fmadd_ps(p, p, square);
+    }
+    return {sum_of_floats(square), 0.0f};
+  }
+
+  static void multiply(const float* rows, int64_t row_length, const float* codes, int64_t num_steps, float* out,
+                       int64_t out_length) {
+    __m256 sum[kRows][2];
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_ps();
+    add_products(rows, row_length, codes, num_steps, sum);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      _mm256_storeu_ps(out + r * out_length, sum[r][0]);
+      _mm256_storeu_ps(out + r * out_length + 8, sum[r][1]);
+    }
+  }
+
+  static void highest(const float* rows, int64_t row_length, const float* radius, const float* codes,
+                      const float* negated_half, const float* code_radius, int64_t num_steps, float* out) {
+    __m256 sum[kRows][2];
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      sum[r][0] = _mm256_load_ps(negated_half);
+      sum[r][1] = _mm256_load_ps(negated_half + 8);
+    }
+    add_products(rows, row_length, codes, num_steps, sum);
+    const __m256 radius0 = _mm256_load_ps(code_radius), radius1 = _mm256_load_ps(code_radius + 8);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      const __m256 of_row = _mm256_broadcast_ss(radius + r);
+      const __m256 eight =
+          _mm256_max_ps(_mm256_fmadd_ps(of_row, radius0, sum[r][0]), _mm256_fmadd_ps(of_row, radius1, sum[r][1]));
+      const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+      const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+      _mm_store_ss(out + r, _mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+    }
+  }
+
+  static void look(const float* row, float radius, const float* codes, const float* negated_half,
+                   const float* code_radius, int64_t num_steps, float* out) {
+    const __m256 of_row = _mm256_set1_ps(radius);
+    __m256 sum[4][2] = {};  // chains that do not wait for each other; the steps are a multiple of 4
+    sum[0][0] = _mm256_fmadd_ps(of_row, _mm256_load_ps(code_radius), _mm256_load_ps(negated_half));
+    sum[0][1] = _mm256_fmadd_ps(of_row, _mm256_load_ps(code_radius + 8), _mm256_load_ps(negated_half + 8));
+    for (int64_t step = 0; step < num_steps; step += 4) {
+#pragma GCC unroll 4
+      for (int chain = 0; chain < 4; ++chain) {
+        const __m256 x = _mm256_broadcast_ss(row + step + chain);
+        sum[chain][0] = _mm256_fmadd_ps(x, _mm256_load_ps(codes + (step + chain) * kCodes), sum[chain][0]);
+        sum[chain][1] = _mm256_fmadd_ps(x, _mm256_load_ps(codes + (step + chain) * kCodes + 8), sum[chain][1]);
+      }
+    }
+    for (int half = 0; half < 2; ++half)
+      _mm256_store_ps(out + 8 * half, _mm256_add_ps(_mm256_add_ps(sum[0][half], sum[1][half]),
+                                                    _mm256_add_ps(sum[2][half], sum[3][half])));
+  }
+};
+
 }  // namespace
 
 LookupCounts screen_avx2(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
@@ -136,6 +216,9 @@ LookupCounts compare_all_avx2(const CodebookLookupArgs& args, const ScreenedCode
   DefaultFloatEnvironment environment;
   return compare_all(args, screened, begin, end);
 }
+
+const ReducedPass kReducedAvx2{ScreeningType::kFloat32, Reduced::kCodes, pack_reduced_groups<Reduced>,
+                               screen_reduced<Reduced>};
 
 const PackingLoops kPackingLoopsAvx2{largest_difference, pack_group};
 

@@ -1,6 +1,7 @@
 // AVX-512 (F, BW, DQ, VL) level: float32 fused multiply-add.
 #include "kernels/codebook_lookup/compare_all.h"
 #include "kernels/codebook_lookup/pack_group.h"
+#include "kernels/codebook_lookup/reduced_avx512.h"
 #include "kernels/codebook_lookup/screen_avx512.h"
 
 namespace soho {
@@ -30,6 +31,10 @@ LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCo
   DefaultFloatEnvironment environment;
   return compare_all(args, screened, begin, end);
 }
+
+using Reduced = ReducedAvx512<DotFloat32, ScreeningType::kFloat32>;
+const ReducedPass kReducedAvx512{ScreeningType::kFloat32, Reduced::kCodes, pack_reduced_groups<Reduced>,
+                                 screen_reduced<Reduced>};
 
 const PackingLoops kPackingLoopsAvx512{largest_difference, pack_group};
 

@@ -5,11 +5,35 @@
 
 #include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
+#include "kernels/codebook_lookup/reduced.h"
 
 namespace soho {
 namespace {
 
 constexpr int64_t kRowsPerTask = 56;  // four register tiles of the AVX-512 levels
+constexpr int64_t kChannelsOfBFloat16 = 512;
+
+// By the reduced pass, with what it reads of the codebook packed behind `packed`, or from args.basis.
+LookupCounts run_reduced(const ReducedPass& pass, const CodebookLookupArgs& args, const ScreenedCodes& screened,
+                         const void* packed, int64_t num_directions, const ParallelFor& parallel_for) {
+  std::optional<Scratch> memory;
+  const void* block = packed;
+  if (block == nullptr) {
+    memory.emplace(reduced_codes_bytes(pass, args.num_codes, args.num_channels, num_directions));
+    pack_reduced(pass, args.codebook, args.num_codes, args.num_channels, args.basis, num_directions, screened,
+                 memory->data(), parallel_for);
+    block = memory->data();
+  }
+  const ReducedCodes codes = reduced_codes(pass, args.num_codes, args.num_channels, num_directions, block);
+  if (!codes.usable) return {};
+  std::atomic<int64_t> reduced{0}, compared{0};
+  parallel_for(args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+    const LookupCounts part = pass.run(args, screened, codes, begin, end);
+    reduced += part.reduced;
+    compared += part.compared;
+  });
+  return {reduced, compared, 0};
+}
 
 std::vector<LookupPass> euclidean_passes(CpuLevel level) {
   switch (level) {
@@ -44,12 +68,34 @@ std::vector<LookupPass> passes_of(CpuLevel level, Metric metric) {
   return passes;
 }
 
-std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const CodebookLookupArgs& args,
-                                     const void* packed, const ParallelFor& parallel_for) {
+const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric metric) {
+  if (metric != Metric::kEuclidean) return nullptr;
+  switch (level) {
+#ifdef SOHO_X86_LEVELS
+    case CpuLevel::kAmx:
+    case CpuLevel::kAvx512Vnni:
+    case CpuLevel::kAvx512Bf16:
+      // Where many channels lie outside the directions, more of them say more than exact ones do.
+      if (num_channels >= kChannelsOfBFloat16 && cpu_level_available(CpuLevel::kAvx512Bf16)) return &kReducedAvx512Bf16;
+      return &kReducedAvx512;
+    case CpuLevel::kAvx512:
+      return &kReducedAvx512;
+    case CpuLevel::kAvx2:
+      return &kReducedAvx2;
+#endif
+    default:
+      return nullptr;
+  }
+}
+
+std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const ReducedPass* reduced,
+                                     const CodebookLookupArgs& args, const void* packed,
+                                     const ParallelFor& parallel_for) {
   std::fill(args.index, args.index + args.num_rows, kUndecided);
   std::vector<LookupCounts> counts(passes.size());
   std::optional<Scratch> memory;
   ScreenedCodes screened{};
+  LookupCounts front;
   for (size_t p = 0; p < passes.size() && (p == 0 || counts[p - 1].undecided > 0); ++p) {
     const LookupPass& pass = passes[p];
     if (packed != nullptr && packed_codebook_fits(packed, pass.format, args.num_codes, args.num_channels)) {
@@ -59,33 +105,66 @@ std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, cons
       pack_codebook(pass.format, args.codebook, args.num_codes, args.num_channels, memory->data(), parallel_for);
       screened = screened_codes(memory->data());
     }
+    if (p == 0 && reduced != nullptr && args.num_rows >= kFewestReducedRows) {
+      const bool fits =
+          packed != nullptr && packed_codebook_fits(packed, pass.format, args.num_codes, args.num_channels);
+      const int64_t directions_packed = fits ? packed_directions(packed) : 0;
+      const int64_t num_directions = directions_packed > 0 ? directions_packed : args.num_directions;
+      const void* block =
+          directions_packed > 0
+              ? static_cast<const char*>(packed) + packed_codebook_bytes(pass.format, args.num_codes, args.num_channels)
+              : nullptr;
+      if (num_directions > 0) front = run_reduced(*reduced, args, screened, block, num_directions, parallel_for);
+    }
     std::atomic<int64_t> compared{0}, undecided{0};
     parallel_for(args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
       const LookupCounts part = pass.run(args, screened, begin, end);
       compared += part.compared;
       undecided += part.undecided;
     });
-    counts[p] = {compared, undecided};
+    counts[p] = {0, compared, undecided};
   }
+  counts[0].reduced = front.reduced;
+  counts[0].compared += front.compared;
   return counts;
 }
 
 LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, const void* packed,
                              const ParallelFor& parallel_for) {
-  const std::vector<LookupCounts> counts = run_passes(passes_of(level, args.metric), args, packed, parallel_for);
-  LookupCounts total{0, counts.front().undecided};
+  const ReducedPass* reduced = reduced_pass_of(level, args.num_channels, args.metric);
+  const std::vector<LookupCounts> counts =
+      run_passes(passes_of(level, args.metric), reduced, args, packed, parallel_for);
+  LookupCounts total{counts.front().reduced, 0, counts.front().undecided};
   for (const LookupCounts& pass : counts) total.compared += pass.compared;
   return total;
 }
 
-size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels, Metric metric) {
-  return packed_codebook_bytes(passes_of(level, metric).front().format, num_codes, num_channels);
+size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels, int64_t num_directions,
+                             Metric metric) {
+  const size_t bytes = packed_codebook_bytes(passes_of(level, metric).front().format, num_codes, num_channels);
+  const ReducedPass* reduced = reduced_pass_of(level, num_channels, metric);
+  if (reduced == nullptr || num_directions == 0) return bytes;
+  return bytes + reduced_codes_bytes(*reduced, num_codes, num_channels, num_directions);
 }
 
-void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int64_t num_channels, void* packed,
-                   const ParallelFor& parallel_for, Metric metric) {
+void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int64_t num_channels, const float* basis,
+                   int64_t num_directions, void* packed, const ParallelFor& parallel_for, Metric metric) {
   const ScreeningFormat format = passes_of(level, metric).front().format;
   pack_codebook(format, codebook, num_codes, num_channels, packed, parallel_for);
+  const ReducedPass* reduced = reduced_pass_of(level, num_channels, metric);
+  if (reduced == nullptr || num_directions == 0) return;
+  set_packed_directions(packed, num_directions);
+  void* block = static_cast<char*>(packed) + packed_codebook_bytes(format, num_codes, num_channels);
+  pack_reduced(*reduced, codebook, num_codes, num_channels, basis, num_directions, screened_codes(packed), block,
+               parallel_for);
+}
+
+bool packed_codebook_is(CpuLevel level, int64_t num_codes, int64_t num_channels, Metric metric, const void* packed,
+                        size_t bytes) {
+  const ScreeningFormat format = passes_of(level, metric).front().format;
+  if (bytes < packed_codebook_bytes(format, num_codes, num_channels)) return false;
+  return packed_codebook_fits(packed, format, num_codes, num_channels) &&
+         packed_codebook_bytes(level, num_codes, num_channels, packed_directions(packed), metric) == bytes;
 }
 
 int64_t gather_codes(const GatherCodesArgs& args, int64_t begin, int64_t end) {

@@ -25,9 +25,10 @@ struct PackedHeader {
   ScreeningFormat format;
   float scale, unit;
   int64_t num_codes, num_channels, num_distinct, num_groups;
+  int64_t num_directions;  // of the reduced pass, packed behind this block
   double largest_norm, largest_rounding, largest_code;
 };
-static_assert(sizeof(PackedHeader) == sizeof(ScreeningFormat) + 2 * 4 + 4 * 8 + 3 * 8, "a gap would stay unwritten");
+static_assert(sizeof(PackedHeader) == sizeof(ScreeningFormat) + 2 * 4 + 5 * 8 + 3 * 8, "a gap would stay unwritten");
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -163,7 +164,8 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
   DefaultFloatEnvironment environment;
   const Sections at = sections(format, num_codes, num_channels);
   std::memset(packed, 0, at.panel);
-  PackedHeader& header = *new (packed) PackedHeader{format, 1.0f, 0.0f, num_codes, num_channels, 0, 0, 0.0, 0.0, 0.0};
+  PackedHeader& header =
+      *new (packed) PackedHeader{format, 1.0f, 0.0f, num_codes, num_channels, 0, 0, 0, 0.0, 0.0, 0.0};
   const std::vector<int64_t> codes = distinct_finite_codes(codebook, num_codes, num_channels, parallel_for);
   std::copy(codes.begin(), codes.end(), section<int64_t>(packed, at.codes));
   header.num_distinct = static_cast<int64_t>(codes.size());
@@ -239,6 +241,12 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
   }
   blank_groups_from(header.num_groups);
 #endif
+}
+
+int64_t packed_directions(const void* packed) { return static_cast<const PackedHeader*>(packed)->num_directions; }
+
+void set_packed_directions(void* packed, int64_t num_directions) {
+  static_cast<PackedHeader*>(packed)->num_directions = num_directions;
 }
 
 bool packed_codebook_fits(const void* packed, const ScreeningFormat& format, int64_t num_codes, int64_t num_channels) {

@@ -83,11 +83,16 @@ struct LookupPass {
 };
 
 std::vector<LookupPass> passes_of(CpuLevel level, Metric metric = Metric::kEuclidean);
+struct ReducedPass;
+// The pass in front of them where there is a basis (reduced.h); null where level or metric have none.
+const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric metric = Metric::kEuclidean);
 
-// codebook_lookup() by `passes`. A packed codebook is used where it has the format of a pass. Returns what each pass
-// took: the rows it decided in float64, or by a nearest code that another has found, and those it left to the next.
-std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const CodebookLookupArgs& args,
-                                     const void* packed, const ParallelFor& parallel_for);
+// codebook_lookup() by `passes`, and by `reduced` before them unless it is null. A packed codebook is used where it has
+// the format of a pass. Returns what each of `passes` took: the rows it decided in float64, or by a nearest code that
+// another has found, and those it left to the next; the first also what the reduced pass took.
+std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const ReducedPass* reduced,
+                                     const CodebookLookupArgs& args, const void* packed,
+                                     const ParallelFor& parallel_for);
 
 // Passes, one translation unit per instruction set. compare_all: every distinct code in float64.
 LookupCounts compare_all_scalar(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);

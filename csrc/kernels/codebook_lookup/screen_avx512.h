@@ -111,6 +111,26 @@ void add_candidates_of_tile(const float (*scores)[32], int64_t group, float* thr
   }
 }
 
+// Sums of 14 rows x 32 codes, all in registers, from what they hold.
+template <class Dot, int num_rows, class Sum>
+[[gnu::always_inline]] inline void add_products(const float* rows, int64_t row_length, const float* codes,
+                                                int64_t first_step, int64_t num_steps, Sum (&sum)[num_rows][2]) {
+  const float* three[(num_rows + 2) / 3];  // of every three rows the first: an address reaches two rows further
+#pragma GCC unroll 5
+  for (int t = 0; t < (num_rows + 2) / 3; ++t) three[t] = rows + 3 * t * row_length;
+#pragma GCC unroll 4
+  for (int64_t step = first_step; step < num_steps; ++step) {
+    const __m512 code0 = _mm512_load_ps(codes), code1 = _mm512_load_ps(codes + 16);
+    codes += 32;
+#pragma GCC unroll 14
+    for (int r = 0; r < num_rows; ++r) {
+      const __m512 x = _mm512_set1_ps(three[r / 3][(r % 3) * row_length + step]);
+      sum[r][0] = Dot::add(sum[r][0], x, code0);
+      sum[r][1] = Dot::add(sum[r][1], x, code1);
+    }
+  }
+}
+
 template <class Dot>
 struct KernelAvx512 {
   static constexpr int kRows = 14;  // 14 x 2 accumulators, 2 code vectors, 1 broadcast: 31 of 32 registers
@@ -136,21 +156,7 @@ struct KernelAvx512 {
       sum[r][0] = Dot::start(negated_half, codes);
       sum[r][1] = Dot::start(negated_half + 16, codes + 16);
     }
-    codes += Dot::kFirstStep * kCodes;
-    const float* three[5];  // of every three rows the first: an address reaches two rows further
-#pragma GCC unroll 5
-    for (int t = 0; t < 5; ++t) three[t] = rows + 3 * t * row_length;
-#pragma GCC unroll 4
-    for (int64_t step = Dot::kFirstStep; step < num_steps; ++step) {
-      const __m512 code0 = _mm512_load_ps(codes), code1 = _mm512_load_ps(codes + 16);
-      codes += kCodes;
-#pragma GCC unroll 14
-      for (int r = 0; r < kRows; ++r) {
-        const __m512 x = _mm512_set1_ps(three[r / 3][(r % 3) * row_length + step]);
-        sum[r][0] = Dot::add(sum[r][0], x, code0);
-        sum[r][1] = Dot::add(sum[r][1], x, code1);
-      }
-    }
+    add_products<Dot>(rows, row_length, codes + Dot::kFirstStep * kCodes, Dot::kFirstStep, num_steps, sum);
     __m512 score[kRows][2];
 #pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r) {

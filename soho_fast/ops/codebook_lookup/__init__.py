@@ -11,6 +11,7 @@ from torch import Tensor
 from soho_fast.ops import checks
 from soho_fast.ops.backends import backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup import reference
+from soho_fast.ops.codebook_lookup.basis import check_basis
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, check_metric, lacking_metric
 from soho_fast.ops.forward_mode import PassOn, has_tangent
 
@@ -43,6 +44,8 @@ def codebook_lookup(
     *,
     return_distance: Literal[False] = False,
     metric: str = "euclidean",
+    basis: Tensor | None = None,
+    guess: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor: ...
 @overload
@@ -52,6 +55,8 @@ def codebook_lookup(
     *,
     return_distance: Literal[True],
     metric: str = "euclidean",
+    basis: Tensor | None = None,
+    guess: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
@@ -61,6 +66,8 @@ def codebook_lookup(
     *,
     return_distance: bool,
     metric: str = "euclidean",
+    basis: Tensor | None = None,
+    guess: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 def codebook_lookup(
@@ -69,6 +76,8 @@ def codebook_lookup(
     *,
     return_distance: bool = False,
     metric: str = "euclidean",
+    basis: Tensor | None = None,
+    guess: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Index of the nearest code, `argmin_j |x_i - d_j|^2` evaluated in float64 on the inputs as given (eq. 2).
@@ -88,6 +97,11 @@ def codebook_lookup(
             differentiable in features and codebook, any number of times, in reverse and in forward mode.
         metric: "euclidean", "cosine" or "dot"; a prepared codebook serves the one it was prepared for. `triton` and
             `cuda` have "euclidean" alone.
+        basis: directions in which the codes differ most, float32 (C, D) or (..., C, D) as `codebook_basis` makes them,
+            for features that lie where the codes do. A hint: any values are right, stale ones too. A prepared codebook
+            has its own.
+        guess: int64 (..., N), for each feature a code that may be the nearest: its code before the codebook moved, that
+            of its neighbour. A hint; a negative one, or one of K or more, is none.
         backend: "reference", "cpu", "triton", "cuda"; None picks the best that supports the call.
 
     Returns:
@@ -102,10 +116,13 @@ def codebook_lookup(
     if isinstance(codebook, PreparedCodebook):
         if codebook.metric != metric:
             raise ValueError(f"metric: expected {codebook.metric!r} as the codebook was prepared for, got {metric!r}")
-        results = _lookup(features, codebook.codebook, return_distance, metric, backend, codebook)
+        if basis is not None:
+            raise ValueError("basis: expected None, a prepared codebook has its own (prepare_codebook's basis)")
+        hints = (codebook.basis, guess)
+        results = _lookup(features, codebook.codebook, return_distance, metric, backend, codebook, *hints)
         results = codebook.checked(results)
     else:
-        results = _lookup(features, codebook, return_distance, metric, backend, None)
+        results = _lookup(features, codebook, return_distance, metric, backend, None, basis, guess)
     return (results[0], results[1]) if return_distance else results[0]
 
 
@@ -116,13 +133,21 @@ def _lookup(
     metric: str,
     backend: str | None,
     prepared: PreparedCodebook | None,
+    basis: Tensor | None,
+    guess: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """(index,) or (index, distance)."""
     _check_pair(features, codebook)
+    if basis is not None:
+        check_basis(basis, codebook)
+        basis = basis.detach()
+    if guess is not None:
+        checks.check_index("guess", guess, features.shape[:-1], "(..., N)")
+        checks.check_same_device(features=features, guess=guess)
     chosen = backend_for("codebook_lookup", backend, features.device.type, lacking_metric(metric))
     packed = None if prepared is None else prepared.packed_for(chosen)
     op = op_for("codebook_lookup", chosen, features.device)
-    options = (packed, None, None, reference.METRICS.index(metric))
+    options = (packed, basis, guess, reference.METRICS.index(metric))
     if not return_distance or has_tangent(features, codebook):
         index = op(features.detach(), codebook.detach(), False, False, *options)[1]
         return (index, reference.chosen_value(features, codebook, index, metric)) if return_distance else (index,)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import LIBRARY, backend_for, define_op, op_for
+from soho_fast.ops.codebook_lookup.basis import check_basis, codebook_basis, pays
 from soho_fast.ops.codebook_lookup.reference import METRICS
 
 
@@ -22,31 +23,44 @@ class PreparedCodebook:
         codebook: the snapshot, float32 (..., K, C), not to be written to: a lookup refuses it after that, in a compiled
             graph as well. Not noticed are writes past torch's version counter (`.data`, numpy), within the very graph
             that looks up, and in an exported program or a CUDA graph captured by hand, which keep what they hold.
+        basis: its directions for the reduced pass, float32 (..., C, D), or None.
         shape: of the codebook.
         metric: of the lookups.
     """
 
-    def __init__(self, codebook: Tensor, backend: str | None = None, metric: str = "euclidean"):
-        self._prepare(codebook, backend, metric)
+    def __init__(
+        self,
+        codebook: Tensor,
+        backend: str | None = None,
+        metric: str = "euclidean",
+        basis: Tensor | bool | None = None,
+    ):
+        self._prepare(codebook, backend, metric, basis)
 
-    def _prepare(self, codebook: Tensor, backend: str | None, metric: str) -> None:
+    def _prepare(self, codebook: Tensor, backend: str | None, metric: str, basis: Tensor | bool | None) -> None:
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions
             self._codebook = codebook.detach().float().clone(memory_format=torch.contiguous_format)
         self._version = self._codebook._version
         self._asked = backend
         self._metric = metric
         self._backend = backend_for("pack_codebook", backend, codebook.device.type, lacking_metric(metric))
+        if basis is None:
+            basis = self._backend == "cpu" and metric == "euclidean" and pays(*codebook.shape[-2:])
+        if isinstance(basis, bool):
+            basis = codebook_basis(self._codebook) if basis else None
+        self.basis = None if basis is None else basis.detach().clone()
         op = op_for("pack_codebook", self._backend, codebook.device)
-        self._packed = op(self.codebook, None, METRICS.index(metric))
+        self._packed = op(self.codebook, self.basis, METRICS.index(metric))
 
     def __getstate__(self) -> dict[str, object]:
         _refuse_written(self.codebook, self._version)
-        return {"codebook": self.codebook, "backend": self._asked, "metric": self._metric}
+        basis = False if self.basis is None else self.basis
+        return {"codebook": self.codebook, "backend": self._asked, "metric": self._metric, "basis": basis}
 
     def __setstate__(self, state: dict) -> None:
         # The packed form is of this build and of the CPU level in use: it does not travel. Nor does the memory, which
         # a spawned process would share with the one that wrote it.
-        self._prepare(state["codebook"], state["backend"], state.get("metric", "euclidean"))
+        self._prepare(state["codebook"], state["backend"], state.get("metric", "euclidean"), state.get("basis"))
 
     @property
     def codebook(self) -> Tensor:
@@ -95,7 +109,13 @@ def lacking_metric(metric: str) -> dict[str, str]:
     return {} if metric == "euclidean" else dict.fromkeys(("triton", "cuda"), f"it has no metric {metric!r}")
 
 
-def prepare_codebook(codebook: Tensor, *, metric: str = "euclidean", backend: str | None = None) -> PreparedCodebook:
+def prepare_codebook(
+    codebook: Tensor,
+    *,
+    metric: str = "euclidean",
+    basis: Tensor | bool | None = None,
+    backend: str | None = None,
+) -> PreparedCodebook:
     """Pack a codebook once, for many lookups in it: inference, k-means assignment over batches.
 
     The result goes where `codebook_lookup` takes a codebook and gives the same indices. It is a snapshot; see
@@ -104,17 +124,22 @@ def prepare_codebook(codebook: Tensor, *, metric: str = "euclidean", backend: st
     Args:
         codebook: (K, C) or (..., K, C) float32, bfloat16 or float16.
         metric: "euclidean", "cosine" or "dot": that of the lookups to come.
+        basis: directions for the reduced pass of the lookup, as in `codebook_lookup`; True makes them
+            (`codebook_basis`), False leaves the pass out, None makes them on a CPU where they can pay.
         backend: as in `codebook_lookup`.
 
     Raises:
         TypeError: not a tensor of a supported type.
-        ValueError: a shape without codes, an unknown metric, or a backend that cannot serve the call.
+        ValueError: a shape without codes, an unknown metric, a basis of another shape, or a backend that cannot serve
+            the call.
     """
     check_metric(metric)
     checks.check_float("codebook", codebook)
     if codebook.dim() < 2 or codebook.shape[-2] < 1:
         raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")
-    return PreparedCodebook(codebook, backend, metric)
+    if basis is not None and not isinstance(basis, bool):
+        check_basis(basis, codebook)
+    return PreparedCodebook(codebook, backend, metric, basis)
 
 
 def _pack_fake(codebook: Tensor, basis: Tensor | None = None, metric: int = 0) -> Tensor:

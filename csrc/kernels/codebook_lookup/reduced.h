@@ -1,0 +1,66 @@
+// The reduced pass: screening in the few directions that tell the codes apart, in front of the passes of passes.h.
+//
+// The bound. Let W be any matrix (C, D) of spectral norm at most 1, p = W'a, q = W'b, r(z)^2 = |z|^2 - |W'z|^2.
+// Complete W by a Z with WW' + ZZ' = I: then |Z'z| = r(z), and
+//   a.b - |b|^2/2 = p.q + (Z'a).(Z'b) - |b|^2/2 <= U = p.q + r(a) r(b) - |b|^2/2.
+// So U is at least the score of passes.h, in D multiplications instead of C. A code survives where U reaches the true
+// score of a code that is known, T = (|a|^2 - s^2 |x - d|^2)/2 with the distance of that code; survivors are compared,
+// the highest U first, which raises T. Any W is right: it decides how many survive, nothing else.
+//
+// What is certified. The basis as it was rounded is multiplied by c, at most 1 over a bound of its spectral norm
+// (reduced_codes.cpp). Of a row or code, with p~ as computed from a^ and p^ as it is screened:
+//   |p - p~| <= |a - a^| + 1.07 (C + 16) 2^-24 sqrt(D) |a^| + 2^-22 |p~|  (rounding; a chain of C additions; c)
+//   r <= R = sqrt(|a|^2 (1 + (C/8 + 32) 2^-24) - (|p~| - |p - p~|)^2), rounded up: |a|^2 is summed in lanes
+//   e = |p - p~| + |p~ - p^|
+// so that U <= p^.q^ + R_a R_b - |b|^2/2 + e_a |q| + |p^| e_b, where the sum as computed errs by at most
+// 1.07 (D + 32) 2^-24 (1.02 |a| |b| + |b|^2/2). The bound of a code is that of its group: the largest |b| and e_b. T is
+// lowered by the relative error of a float32 distance (drop_far.h), which also holds that of the float64 distances the
+// result is defined by. 2^-50 and 2^-48 stand for all that underflows: the largest element of b is at least 1/2.
+#pragma once
+
+#include "kernels/codebook_lookup/passes.h"
+
+namespace soho {
+
+constexpr int64_t kMostDirections = 128;
+constexpr int64_t kDirectionMultiple = 16;  // whole vectors, and chains of four steps
+constexpr int64_t kFewestReducedRows = 32;  // below, trying it costs more than it can gain
+
+// A codebook as the reduced pass reads it; codes, centre, scale and -|b|^2/2 are those of ScreenedCodes.
+struct ReducedCodes {
+  bool usable;
+  int64_t num_directions;     // a multiple of kDirectionMultiple, zeros behind the last direction
+  float factor;               // c
+  const void* basis;          // (num_directions / width rounded up, steps of channels, width) words
+  const void* panel;          // (num_groups, steps of directions, width) words: q^
+  const float* radius;        // (num_groups, width): R_b, 0 at padding
+  const float* group_length;  // (num_groups,): the largest |b|
+  const float* group_error;   // (num_groups,): the largest e_b
+};
+
+struct ReducedPass {
+  ScreeningType type;  // float32 or bfloat16
+  int32_t width;
+  // Groups [begin, end) of the codes. panel, radius, group_length and group_error are written.
+  void (*pack_groups)(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
+                      const ReducedCodes& reduced, int64_t begin, int64_t end);
+  // As LookupPass::run.
+  LookupCounts (*run)(const CodebookLookupArgs& args, const ScreenedCodes& screened, const ReducedCodes& reduced,
+                      int64_t begin, int64_t end);
+};
+
+static inline int64_t reduced_steps(ScreeningType type, int64_t num_channels) {
+  return type == ScreeningType::kBFloat16 ? (num_channels + 1) / 2 : num_channels;
+}
+
+extern const ReducedPass kReducedAvx2, kReducedAvx512, kReducedAvx512Bf16;
+
+// In one relocatable block, as packed_codebook.h; `screened` is the same codebook packed for a pass of the same width.
+size_t reduced_codes_bytes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions);
+void pack_reduced(const ReducedPass& pass, const float* codebook, int64_t num_codes, int64_t num_channels,
+                  const float* basis, int64_t num_directions, const ScreenedCodes& screened, void* block,
+                  const ParallelFor& parallel_for);
+ReducedCodes reduced_codes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions,
+                           const void* block);
+
+}  // namespace soho

@@ -1,0 +1,151 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "common/float_environment.h"
+#include "kernels/codebook_lookup/reduced.h"
+
+namespace soho {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+constexpr int64_t kGroupsPerTask = 2;
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// The block: usable and factor, then the parts of ReducedCodes, each aligned to a cache line; every byte is written.
+struct ReducedHeader {
+  int32_t usable;
+  float factor;
+};
+
+struct Sections {
+  int64_t basis, panel, radius, group_length, group_error, end;  // bytes from the start of the block
+};
+
+int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+Sections sections(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions) {
+  const int64_t directions = rounded_up(num_directions, kDirectionMultiple);
+  const int64_t groups = (num_codes + pass.width - 1) / pass.width;
+  Sections at{};
+  at.basis = aligned(sizeof(ReducedHeader));
+  at.panel = at.basis + aligned(4 * rounded_up(directions, pass.width) * reduced_steps(pass.type, num_channels));
+  at.radius = at.panel + aligned(4 * groups * pass.width * reduced_steps(pass.type, directions));
+  at.group_length = at.radius + aligned(4 * groups * pass.width);
+  at.group_error = at.group_length + aligned(4 * groups);
+  at.end = at.group_error + aligned(4 * groups);
+  return at;
+}
+
+float to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+  std::memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+
+// At least the spectral norm of the columns (num_channels, num_directions), all finite; 0 where they are zero.
+// With t the mean square of their lengths, |V|^2 = t |I + E|, and |E|^8 is at most the trace of E^8 = |E^4|^2.
+double norm_bound(const std::vector<float>& columns, int64_t num_channels, int64_t num_directions) {
+  const int64_t size = num_directions;
+  std::vector<double> products(size * size, 0.0), square(size * size);
+  for (int64_t c = 0; c < num_channels; ++c) {
+    const float* row = columns.data() + c * size;
+    for (int64_t k = 0; k < size; ++k) {
+      const double value = row[k];
+      double* target = products.data() + k * size;
+      for (int64_t l = 0; l < size; ++l) target[l] += value * row[l];
+    }
+  }
+  double mean = 0.0;
+  for (int64_t k = 0; k < size; ++k) mean += products[k * size + k] / static_cast<double>(size);
+  if (mean == 0.0) return 0.0;
+  for (double& product : products) product /= mean;
+  for (int64_t k = 0; k < size; ++k) products[k * size + k] -= 1.0;
+  for (int times = 0; times < 2; ++times) {
+    std::fill(square.begin(), square.end(), 0.0);
+    for (int64_t k = 0; k < size; ++k) {
+      for (int64_t m = 0; m < size; ++m) {
+        const double value = products[k * size + m];
+        for (int64_t l = 0; l < size; ++l) square[k * size + l] += value * products[m * size + l];
+      }
+    }
+    products.swap(square);
+  }
+  double length = 0.0;
+  for (double product : products) length += product * product;
+  // The products are exact to 2^-50 or so of what they sum, which is at most the number of directions.
+  return std::sqrt(mean * (1.0 + std::pow(length, 0.125))) * (1 + 0x1p-20);
+}
+
+}  // namespace
+
+size_t reduced_codes_bytes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions) {
+  return static_cast<size_t>(sections(pass, num_codes, num_channels, num_directions).end);
+}
+
+ReducedCodes reduced_codes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions,
+                           const void* block) {
+  const Sections at = sections(pass, num_codes, num_channels, num_directions);
+  const char* bytes = static_cast<const char*>(block);
+  const ReducedHeader& header = *static_cast<const ReducedHeader*>(block);
+  const auto floats = [&](int64_t offset) { return reinterpret_cast<const float*>(bytes + offset); };
+  return {header.usable != 0,      rounded_up(num_directions, kDirectionMultiple),
+          header.factor,           bytes + at.basis,
+          bytes + at.panel,        floats(at.radius),
+          floats(at.group_length), floats(at.group_error)};
+}
+
+void pack_reduced(const ReducedPass& pass, const float* codebook, int64_t num_codes, int64_t num_channels,
+                  const float* basis, int64_t num_directions, const ScreenedCodes& screened, void* block,
+                  const ParallelFor& parallel_for) {
+  DefaultFloatEnvironment environment;
+  const Sections at = sections(pass, num_codes, num_channels, num_directions);
+  std::memset(block, 0, at.end);
+  const int64_t num_values = num_channels * num_directions, width = pass.width;
+  float largest = 0.0f;
+  bool finite = true;
+  for (int64_t n = 0; n < num_values; ++n) {
+    finite &= std::isfinite(basis[n]);
+    largest = std::max(largest, std::abs(basis[n]));
+  }
+  if (!screened.screenable || !finite || largest == 0.0f || num_directions > kMostDirections) return;
+
+  int exponent;
+  std::frexp(largest, &exponent);
+  std::vector<float> columns(num_values);  // as they are screened: scaled by a power of two, rounded
+  for (int64_t n = 0; n < num_values; ++n) {
+    const float scaled = std::ldexp(basis[n], -exponent);
+    columns[n] = pass.type == ScreeningType::kBFloat16 ? to_bfloat16(scaled) : scaled;
+  }
+  const double norm = norm_bound(columns, num_channels, num_directions);
+  const float factor = static_cast<float>((1.0 - 0x1p-22) / norm);
+  if (!(factor > 0.0f && factor <= 0x1p20f)) return;
+
+  char* words = static_cast<char*>(block) + at.basis;
+  const int64_t steps = reduced_steps(pass.type, num_channels);
+  for (int64_t c = 0; c < num_channels; ++c) {
+    for (int64_t k = 0; k < num_directions; ++k) {
+      const float value = columns[c * num_directions + k];
+      if (pass.type == ScreeningType::kBFloat16) {
+        uint32_t bits;
+        std::memcpy(&bits, &value, sizeof(bits));
+        const uint16_t upper = static_cast<uint16_t>(bits >> 16);
+        const int64_t word = (k / width * steps + c / 2) * width + k % width;
+        std::memcpy(words + 4 * word + 2 * (c % 2), &upper, sizeof(upper));
+      } else {
+        std::memcpy(words + 4 * ((k / width * steps + c) * width + k % width), &value, sizeof(value));
+      }
+    }
+  }
+  new (block) ReducedHeader{1, factor};
+  const ReducedCodes reduced = reduced_codes(pass, num_codes, num_channels, num_directions, block);
+  parallel_for(screened.num_groups, kGroupsPerTask, [&](int64_t begin, int64_t end) {
+    pass.pack_groups(codebook, num_channels, screened, reduced, begin, end);
+  });
+}
+
+}  // namespace soho

@@ -1,0 +1,460 @@
+// The frame of the reduced pass (reduced.h): rows to few directions, the highest U of each group of codes for a panel
+// of rows, then a second look at the groups that reach a row's threshold.
+//
+// Included by each vector level and compiled with its flags; see exact_distance.h. A Kernel provides, beside kRows,
+// kCodes and convert_row of screen.h,
+//   kPass                                                        its ReducedPass::type
+//   static RowLengths round_directions(p, factor, num, words)    factor p as words; |factor p|^2 and of the rounding
+//   static void multiply(rows, row_length, codes, num_steps, out, out_length)   products of one tile, float32
+//   static void highest(rows, row_length, radius, codes, negated_half, code_radius, num_steps, out)   U, per row
+//   static void look(row, radius, codes, negated_half, code_radius, num_steps, out)   U of one row, per code
+#pragma once
+
+#include <cmath>
+
+#include "kernels/codebook_lookup/reduced.h"
+#include "kernels/codebook_lookup/screen.h"
+
+namespace soho {
+namespace {
+
+// Which of kFloatLanes adjacent rows have a code whose U, with the window of its group, reaches the threshold.
+inline uint32_t reaching(const float* highest, const float* threshold, const float* per_length, const float* per_error,
+                         float length, float error, float square) {
+#ifdef __AVX512F__
+  __m512 reach = _mm512_add_ps(_mm512_loadu_ps(highest), _mm512_set1_ps(square));
+  reach = _mm512_fmadd_ps(_mm512_loadu_ps(per_length), _mm512_set1_ps(length), reach);
+  reach = _mm512_fmadd_ps(_mm512_loadu_ps(per_error), _mm512_set1_ps(error), reach);
+  return _mm512_cmp_ps_mask(reach, _mm512_loadu_ps(threshold), _CMP_GE_OQ);
+#else
+  __m256 reach = _mm256_add_ps(_mm256_loadu_ps(highest), _mm256_set1_ps(square));
+  reach = _mm256_fmadd_ps(_mm256_loadu_ps(per_length), _mm256_set1_ps(length), reach);
+  reach = _mm256_fmadd_ps(_mm256_loadu_ps(per_error), _mm256_set1_ps(error), reach);
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(reach, _mm256_loadu_ps(threshold), _CMP_GE_OQ)));
+#endif
+}
+
+constexpr int32_t kMostSurvivors = 128;
+constexpr int32_t kMostKnownBefore = 16;  // distances of a row before its survivors are compared
+constexpr int64_t kReducedRows = 168;     // of a panel: a multiple of 14 and of 6
+constexpr int64_t kGroupsPerChunk = 256;  // whose highest U are kept at a time
+// A survivor costs as much as this many codes of the next pass.
+constexpr int64_t kCodesPerSurvivor = 8;
+
+// What is certified of one row or code; see reduced.h.
+struct Projection {
+  double low_square;  // at most |a|^2
+  double whole;       // at least |a|
+  double length;      // at least |p^|
+  double error;       // at least |p - p^|
+  double radius;      // R
+};
+
+// `lengths` are those of a^, `directions` those of p~ and its rounding.
+inline Projection certify(const RowLengths& lengths, const RowLengths& directions, int64_t num_channels,
+                          int64_t num_directions) {
+  const double lanes = (static_cast<double>(num_channels) / 8 + 32) * 0x1p-24, square = lengths.square;
+  const double high_square = square * (1 + lanes) + 0x1p-100, whole = std::sqrt(high_square);
+  const double lost = std::sqrt(static_cast<double>(lengths.rounding_square)) * (1 + 0x1p-8);
+  const double relative = (static_cast<double>(num_directions) / 8 + 32) * 0x1p-24;
+  const double low = std::sqrt(static_cast<double>(directions.square)) * (1 - relative);
+  const double high = std::sqrt(static_cast<double>(directions.square)) * (1 + relative);
+  const double chain = 1.07 * static_cast<double>(num_channels + 16) * 0x1p-24 * std::sqrt(num_directions);
+  const double error = 1.01 * 0x1p-24 * whole + lost + chain * (whole + lost) + 0x1p-22 * high + 0x1p-50;
+  const double held = low > error ? low - error : 0.0;
+  const double rest = high_square > held * held ? high_square - held * held : 0.0;
+  const double rounding = std::sqrt(static_cast<double>(directions.rounding_square)) * (1 + 0x1p-8);
+  return {square * (1 - lanes), whole, high + rounding, (error + rounding) * (1 + 0x1p-20),
+          std::sqrt(rest) * (1 + 0x1p-20) + 0x1p-50};
+}
+
+// Of a sum of num_directions products and what is added to them, relative to |a| |b| and |b|^2/2.
+inline double sum_error(int64_t num_directions) { return 1.07 * static_cast<double>(num_directions + 32) * 0x1p-24; }
+
+// Memory of one thread for the channels of a tile.
+template <class Kernel>
+struct TileMemory {
+  explicit TileMemory(int64_t num_channels)
+      : steps(reduced_steps(Kernel::kPass, num_channels)),
+        row_length(panel_row_length(steps)),
+        memory(sizeof(float) * Kernel::kRows * row_length),
+        words(static_cast<float*>(memory.data())) {
+    std::memset(words, 0, sizeof(float) * Kernel::kRows * row_length);
+  }
+
+  const int64_t steps, row_length;
+  const Scratch memory;
+  float* const words;
+};
+
+// Projects up to kRows rows: writes p^ of each, zeros for a row that is not finite or absent, and what is certified of
+// it (low_square NaN where it is not finite).
+template <class Kernel, class RowAt>
+void project_tile(const ScreenedCodes& screened, const ReducedCodes& reduced, int64_t num_channels, int64_t num_rows,
+                  Element type, RowAt row_of, const TileMemory<Kernel>& tile, float* words, int64_t row_length,
+                  Projection* projections) {
+  constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes;
+  RowLengths lengths[kRows];
+  for (int64_t r = 0; r < kRows; ++r) {
+    float* target = tile.words + r * tile.row_length;
+    if (r < num_rows) {
+      lengths[r] = Kernel::convert_row(row_of(r), type, screened, num_channels, target);
+      if (is_finite(lengths[r].square) && is_finite(lengths[r].rounding_square)) continue;
+    }
+    lengths[r] = {std::numeric_limits<float>::quiet_NaN(), 0.0f};
+    std::memset(target, 0, sizeof(float) * tile.steps);
+  }
+  const int64_t num_directions = reduced.num_directions;
+  alignas(64) float directions[kRows][kMostDirections];
+  for (int64_t k = 0; k < num_directions; k += kWidth) {
+    const float* panel = static_cast<const float*>(reduced.basis) + k * tile.steps;
+    Kernel::multiply(tile.words, tile.row_length, panel, tile.steps, directions[0] + k, kMostDirections);
+  }
+  for (int64_t r = 0; r < kRows; ++r) {
+    const RowLengths of_directions =
+        Kernel::round_directions(directions[r], reduced.factor, num_directions, words + r * row_length);
+    projections[r] = certify(lengths[r], of_directions, num_channels, num_directions);
+  }
+}
+
+template <class Kernel>
+void pack_reduced_groups(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
+                         const ReducedCodes& reduced, int64_t begin, int64_t end) {
+  DefaultFloatEnvironment environment;
+  constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes;
+  const TileMemory<Kernel> tile(num_channels);
+  const int64_t steps = reduced_steps(Kernel::kPass, reduced.num_directions);
+  alignas(64) float words[kRows][kMostDirections];
+  Projection projections[kRows];
+  float* panel = static_cast<float*>(const_cast<void*>(reduced.panel));
+  for (int64_t group = begin; group < end; ++group) {
+    double length = 0.0, error = 0.0;
+    const int64_t first = group * kWidth;
+    const int64_t filled = screened.num_distinct - first < kWidth ? screened.num_distinct - first : kWidth;
+    for (int64_t k = 0; k < filled; k += kRows) {
+      const int64_t num_rows = filled - k < kRows ? filled - k : kRows;
+      const auto code_at = [&](int64_t r) { return codebook + screened.codes[first + k + r] * num_channels; };
+      project_tile<Kernel>(screened, reduced, num_channels, num_rows, Element::kFloat32, code_at, tile, words[0],
+                           kMostDirections, projections);
+      for (int64_t r = 0; r < num_rows; ++r) {
+        for (int64_t step = 0; step < steps; ++step)
+          std::memcpy(panel + (group * steps + step) * kWidth + k + r, words[r] + step, sizeof(float));
+        const Projection& code = projections[r];
+        const_cast<float*>(reduced.radius)[first + k + r] = static_cast<float>(code.radius * (1 + 0x1p-22));
+        length = code.whole > length ? code.whole : length;
+        error = code.error > error ? code.error : error;
+      }
+    }
+    const_cast<float*>(reduced.group_length)[group] = static_cast<float>(length * (1 + 0x1p-22));
+    const_cast<float*>(reduced.group_error)[group] = static_cast<float>(error * (1 + 0x1p-22));
+  }
+}
+
+struct Survivor {
+  int32_t position;  // in ScreenedCodes::codes
+  float highest;     // at least its score
+};
+
+// One row of a panel.
+struct ReducedRow {
+  int64_t row;
+  double low_square;
+  int32_t num_survivors, num_known;
+  bool left;
+  int32_t known[kMostSurvivors + kMostKnownBefore];  // positions whose distance was computed
+  float distance[kMostSurvivors + kMostKnownBefore];
+  float nearest;  // the smallest of them
+  Survivor survivors[kMostSurvivors];
+};
+
+// What the rows of a thread share.
+struct Reduction {
+  const CodebookLookupArgs& args;
+  const ScreenedCodes& screened;
+  const ReducedCodes& reduced;
+  const ExactCopies& copies;  // of one row
+
+  const float* code(int32_t position) const { return args.codebook + screened.codes[position] * args.num_channels; }
+
+  // The row as float32; valid until the next call.
+  const float* row(int64_t i) const {
+    const void* features = row_at(args.features, i, args.row_stride, args.features_type);
+    if (args.features_type == Element::kFloat32) return static_cast<const float*>(features);
+    float* converted = reinterpret_cast<float*>(copies.row(0));
+    for (int64_t c = 0; c < args.num_channels; ++c) converted[c] = load_element(features, c, args.features_type);
+    return converted;
+  }
+
+  // Rounded down: no code whose score is below it is as near as the nearest known one.
+  float threshold(const ReducedRow& row) const {
+    double distance = row.nearest;
+    if (distance_is_relative(row.nearest)) {
+      distance = far_from(row.nearest, args.num_channels) * (1 + 0x1p-20);
+    } else {  // a float32 distance says nothing here
+      distance = kFar;
+      for (int32_t n = 0; n < row.num_known; ++n) {
+        copies.load_row(0, row.row);
+        const double exact = cost_of(copies, screened, 0, row.known[n]) * (1 + 0x1p-20);
+        distance = exact < distance ? exact : distance;
+      }
+    }
+    const double scale = screened.scale, t = 0.5 * (row.low_square - scale * scale * distance);
+    return static_cast<float>(t - 0x1p-22 * std::abs(t) - 0x1p-48);
+  }
+
+  // Computes the distance of up to kFloatCodes codes.
+  void know(ReducedRow& row, const int32_t* positions, int32_t count) const {
+    const float* values = this->row(row.row);
+    float distance[kFloatCodes];
+    if (count == kFloatCodes) {
+      const float* codes[kFloatCodes];
+      for (int32_t k = 0; k < kFloatCodes; ++k) codes[k] = code(positions[k]);
+      float_distances(values, codes, args.num_channels, distance);
+    } else {
+      for (int32_t k = 0; k < count; ++k) distance[k] = float_distance(values, code(positions[k]), args.num_channels);
+    }
+    for (int32_t k = 0; k < count; ++k) {
+      row.known[row.num_known] = positions[k];
+      row.distance[row.num_known++] = distance[k];
+      row.nearest = distance[k] < row.nearest ? distance[k] : row.nearest;
+    }
+  }
+};
+
+inline bool is_known(const ReducedRow& row, int32_t position) {
+  for (int32_t n = 0; n < row.num_known; ++n) {
+    if (row.known[n] == position) return true;
+  }
+  return false;
+}
+
+// Position of a code among the distinct ones, or -1.
+inline int32_t position_of(const ScreenedCodes& screened, int64_t code) {
+  int64_t low = 0, high = screened.num_distinct;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    screened.codes[middle] < code ? low = middle + 1 : high = middle;
+  }
+  return low < screened.num_distinct && screened.codes[low] == code ? static_cast<int32_t>(low) : -1;
+}
+
+// A heap of survivors: none is above the one at (n - 1) / 2.
+inline void push_survivor(ReducedRow& row, Survivor survivor) {
+  int32_t n = row.num_survivors++;
+  for (; n > 0 && survivor.highest > row.survivors[(n - 1) / 2].highest; n = (n - 1) / 2)
+    row.survivors[n] = row.survivors[(n - 1) / 2];
+  row.survivors[n] = survivor;
+}
+
+inline int32_t pop_survivor(ReducedRow& row) {
+  const int32_t position = row.survivors[0].position, count = --row.num_survivors;
+  const Survivor last = row.survivors[count];
+  int32_t n = 0;
+  for (int32_t child = 1; child < count; child = 2 * n + 1) {
+    child += child + 1 < count && row.survivors[child + 1].highest > row.survivors[child].highest;
+    if (!(row.survivors[child].highest > last.highest)) break;
+    row.survivors[n] = row.survivors[child];
+    n = child;
+  }
+  row.survivors[n] = last;
+  return position;
+}
+
+// Compares the survivors of a row, the highest first, and writes its index. Returns how many distances it took.
+inline int32_t finish_reduced(const Reduction& work, ReducedRow& row, float threshold, LookupCounts& counts) {
+  const auto& [args, screened, reduced, copies] = work;
+  while (row.num_survivors > 0 && row.survivors[0].highest >= threshold) {
+    int32_t positions[kFloatCodes], count = 0;
+    while (count < kFloatCodes && row.num_survivors > 0 && row.survivors[0].highest >= threshold)
+      positions[count++] = pop_survivor(row);
+    work.know(row, positions, count);
+    threshold = work.threshold(row);
+  }
+  const int32_t num_compared = row.num_known;
+  // The known codes that may be the nearest, ascending.
+  const float limit = distance_is_relative(row.nearest) ? far_from(row.nearest, args.num_channels) : kInfinity;
+  int32_t count = 0;
+  for (int32_t n = 0; n < row.num_known; ++n) {
+    if (!(row.distance[n] <= limit)) continue;
+    const int32_t position = row.known[n];
+    int32_t place = count++;
+    for (; place > 0 && row.known[place - 1] > position; --place) row.known[place] = row.known[place - 1];
+    row.known[place] = position;
+  }
+  int32_t nearest = row.known[0];
+  if (count > 1) {
+    copies.load_row(0, row.row);
+    Nearest found;
+    find_nearest<1>(copies, screened, 1, count, [&](int64_t n) { return row.known[n]; }, &found);
+    nearest = static_cast<int32_t>(found.position);
+  }
+  counts.compared += count > 1;
+  ++counts.reduced;
+  if (args.distance != nullptr) copies.load_row(0, row.row);
+  write_row(args, copies, 0, row.row, screened.codes[nearest]);
+  return num_compared;
+}
+
+template <class Kernel>
+LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes& screened, const ReducedCodes& reduced,
+                            int64_t begin, int64_t end) {
+  constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes, kPanel = kReducedRows;
+  static_assert(kPanel % kRows == 0);
+  DefaultFloatEnvironment environment;
+  LookupCounts counts;
+  const int64_t num_directions = reduced.num_directions, steps = reduced_steps(Kernel::kPass, num_directions);
+  const int64_t row_length = panel_row_length(steps);
+  const int64_t most_groups = screened.num_groups < kGroupsPerChunk ? screened.num_groups : kGroupsPerChunk;
+  const TileMemory<Kernel> tile(args.num_channels);
+  const Scratch word_memory(sizeof(float) * kPanel * row_length), row_memory(sizeof(ReducedRow) * kPanel);
+  const Scratch highest_memory(sizeof(float) * (most_groups * kPanel + kListSlack));
+  const ExactCopies copies(args, 1);
+  const Reduction work{args, screened, reduced, copies};
+  float* words = static_cast<float*>(word_memory.data());
+  ReducedRow* rows = static_cast<ReducedRow*>(row_memory.data());
+  float* highest = static_cast<float*>(highest_memory.data());
+  // Of each row: R, T, and the factors of a group's |b| and e_b in the window.
+  alignas(64) float radius[kPanel + kListSlack] = {}, threshold[kPanel + kListSlack] = {};
+  alignas(64) float per_length[kPanel + kListSlack] = {}, per_error[kPanel + kListSlack] = {};
+  const double sum = sum_error(num_directions);
+  const float per_square = static_cast<float>(0.5 * sum * (1 + 0x1p-16));
+  const auto panel_of = [&](int64_t group) {
+    return static_cast<const float*>(reduced.panel) + group * steps * kWidth;
+  };
+
+  int64_t skipped = 0;
+  bool first_panel = true;
+  for (int64_t i = begin; i < end; first_panel = false) {
+    const int64_t most_rows = skipped > 0 || first_panel ? kTrialTiles * kRows : kPanel;
+    int64_t num_rows = 0;
+    for (; i < end && num_rows < most_rows; ++i) {
+      if (args.index[i] < 0) rows[num_rows++].row = i;
+    }
+    const int64_t num_padded = (num_rows + kRows - 1) / kRows * kRows;
+    for (int64_t r = 0; r < num_padded; r += kRows) {
+      Projection projections[kRows];
+      const auto row_of = [&](int64_t n) {
+        return row_at(args.features, rows[r + n].row, args.row_stride, args.features_type);
+      };
+      const int64_t present = num_rows - r < kRows ? num_rows - r : kRows;
+      project_tile<Kernel>(screened, reduced, args.num_channels, present, args.features_type, row_of, tile,
+                           words + r * row_length, row_length, projections);
+      for (int64_t n = 0; n < kRows; ++n) {
+        const Projection& a = projections[n];
+        const bool finite = std::isfinite(a.low_square + a.length + a.error + a.radius);
+        radius[r + n] = finite ? static_cast<float>(a.radius * (1 + 0x1p-22)) : 0.0f;
+        per_length[r + n] = static_cast<float>((a.error + 1.02 * sum * a.whole) * (1 + 0x1p-16));
+        per_error[r + n] = static_cast<float>(a.length * (1 + 0x1p-16));
+        threshold[r + n] = finite ? -kInfinity : kInfinity;
+        if (n >= present) continue;
+        ReducedRow& row = rows[r + n];
+        row.low_square = a.low_square;
+        row.num_survivors = row.num_known = 0;
+        row.nearest = kInfinity;
+        row.left = !finite;
+      }
+    }
+    const auto window = [&](int64_t r, int64_t group) {
+      const float length = reduced.group_length[group];
+      return per_length[r] * length + per_error[r] * reduced.group_error[group] + per_square * length * length;
+    };
+    if (args.guess != nullptr) {
+      for (int64_t r = 0; r < num_rows; ++r) {
+        const int32_t position = rows[r].left ? -1 : position_of(screened, args.guess[rows[r].row]);
+        if (position < 0) continue;
+        work.know(rows[r], &position, 1);
+        threshold[r] = work.threshold(rows[r]);
+      }
+    }
+
+    for (int64_t chunk = 0; chunk < screened.num_groups; chunk += most_groups) {
+      const int64_t num_groups = screened.num_groups - chunk < most_groups ? screened.num_groups - chunk : most_groups;
+      for (int64_t g = 0; g < num_groups; ++g) {
+        const int64_t group = chunk + g;
+        for (int64_t r = 0; r < num_padded; r += kRows) {
+          Kernel::highest(words + r * row_length, row_length, radius + r, panel_of(group),
+                          screened.negated_half + group * kWidth, reduced.radius + group * kWidth, steps,
+                          highest + g * kPanel + r);
+        }
+      }
+      alignas(64) float scores[kWidth];
+      const auto look = [&](int64_t r, int64_t group) {
+        Kernel::look(words + r * row_length, radius[r], panel_of(group), screened.negated_half + group * kWidth,
+                     reduced.radius + group * kWidth, steps, scores);
+      };
+      // The code with the highest U is the nearest one as a rule: the first threshold of a row is its score.
+      alignas(64) float best[kPanel], place[kPanel];
+      for (int64_t r = 0; r < num_padded; ++r) best[r] = -kInfinity, place[r] = 0.0f;
+      for (int64_t g = 0; g < num_groups; ++g) {
+        const float* of_group = highest + g * kPanel;
+        for (int64_t r = 0; r < num_padded; ++r) {
+          const bool higher = of_group[r] > best[r];
+          best[r] = higher ? of_group[r] : best[r];
+          place[r] = higher ? static_cast<float>(g) : place[r];
+        }
+      }
+      for (int64_t r = 0; r < num_rows; ++r) {
+        const int64_t group = chunk + static_cast<int64_t>(place[r]);
+        if (rows[r].left || rows[r].num_known == kMostKnownBefore) continue;
+        if (!(best[r] + window(r, group) >= threshold[r])) continue;
+        look(r, group);
+        int32_t code = 0;
+        for (int32_t k = 1; k < kWidth; ++k) code = scores[k] > scores[code] ? k : code;
+        const int32_t position = static_cast<int32_t>(group * kWidth) + code;
+        if (position >= screened.num_distinct || is_known(rows[r], position)) continue;
+        work.know(rows[r], &position, 1);
+        threshold[r] = work.threshold(rows[r]);
+      }
+      for (int64_t g = 0; g < num_groups; ++g) {
+        const int64_t group = chunk + g;
+        const float length = reduced.group_length[group], error = reduced.group_error[group];
+        const float square = per_square * length * length;
+        const float* of_group = highest + g * kPanel;
+        for (int64_t first = 0; first < num_padded; first += kFloatLanes) {
+          uint32_t hits = reaching(of_group + first, threshold + first, per_length + first, per_error + first, length,
+                                   error, square);
+          for (; hits != 0; hits &= hits - 1) {
+            const int64_t r = first + __builtin_ctz(hits);
+            if (r >= num_rows) break;
+            ReducedRow& row = rows[r];
+            if (row.left) continue;
+            look(r, group);
+            const float reach = window(r, group);
+            for (int32_t k = 0; k < kWidth; ++k) {
+              const int32_t position = static_cast<int32_t>(group * kWidth) + k;
+              if (!(scores[k] + reach >= threshold[r]) || position >= screened.num_distinct) continue;
+              if (is_known(row, position)) continue;
+              if (row.num_survivors == kMostSurvivors) {
+                row.left = true;
+                threshold[r] = kInfinity;
+                break;
+              }
+              push_survivor(row, {position, scores[k] + reach});
+            }
+          }
+        }
+      }
+    }
+    int64_t cost = 0;  // in codes of the next pass
+    for (int64_t r = 0; r < num_rows; ++r) {
+      ReducedRow& row = rows[r];
+      if (row.left || row.num_survivors * kCodesPerSurvivor > screened.num_distinct + 8 * kCodesPerSurvivor) {
+        row.left = true;
+        args.index[row.row] = kUndecided;
+        ++counts.undecided;
+      } else {
+        cost += finish_reduced(work, row, threshold[r], counts) * kCodesPerSurvivor;
+      }
+      cost += row.left * screened.num_distinct;
+    }
+    skipped = next_skipped(skipped, num_rows, static_cast<double>(cost) / (num_rows * screened.num_distinct));
+    for (int64_t left = skipped; i < end && left > 0; ++i) {
+      counts.undecided += args.index[i] < 0;
+      left -= args.index[i] < 0;
+    }
+  }
+  return counts;
+}
+
+}  // namespace
+}  // namespace soho

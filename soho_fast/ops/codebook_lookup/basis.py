@@ -1,0 +1,87 @@
+"""Directions in which the codes of a codebook differ most, for the reduced pass of a lookup.
+
+Letters: K codes, C channels, D directions, S sampled codes.
+"""
+
+import torch
+from torch import Tensor
+
+from soho_fast.ops import checks
+
+MOST_DIRECTIONS = 128
+_MOST_SAMPLED = 4096  # codes that make a basis
+_STEPS = 4  # of subspace iteration, from random directions
+
+
+def check_basis(basis: Tensor, codebook: Tensor) -> None:
+    """Raise unless `basis` is float32 (C, D), or (..., C, D) with the batch shape of the codebook."""
+    if not isinstance(basis, Tensor) or basis.dtype != torch.float32:
+        got = basis.dtype if isinstance(basis, Tensor) else type(basis).__name__
+        raise TypeError(f"basis: expected a float32 tensor, got {got}")
+    num_channels = codebook.shape[-1]
+    fits = basis.dim() >= 2 and basis.shape[-2] == num_channels and basis.shape[:-2] in ((), codebook.shape[:-2])
+    if not fits or not 1 <= basis.shape[-1] <= MOST_DIRECTIONS:
+        raise ValueError(
+            f"basis: expected (C, D), or (..., C, D) with the batch shape of the codebook, with C = {num_channels} and "
+            f"1 <= D <= {MOST_DIRECTIONS}, got shape {tuple(basis.shape)}"
+        )
+    checks.check_same_device(codebook=codebook, basis=basis)
+
+
+def default_directions(num_channels: int) -> int:
+    """How many directions pay on features of trained networks: measured on 192 to 1280 channels."""
+    return min(16 if num_channels < 512 else 64, num_channels)
+
+
+def pays(num_codes: int, num_channels: int) -> bool:
+    """Whether a reduced pass can pay on a codebook of this size: on fewer channels or codes there is little to save."""
+    return num_codes >= 256 and num_channels >= 128
+
+
+@torch.no_grad()
+def codebook_basis(codebook: Tensor, *, directions: int | None = None, start: Tensor | None = None) -> Tensor:
+    """Orthonormal directions in which the codes differ most: a hint for `codebook_lookup`, where they decide how long
+    it takes and never what it answers.
+
+    A codebook that learnt from real features differs from itself in a few directions; a lookup that has them multiplies
+    these alone and proves for each feature which codes are left (Cauchy-Schwarz on the rest). Directions may be stale:
+    in training, turn them now and then by `start`, one step of subspace iteration, 4KCD operations.
+
+    Args:
+        codebook: (K, C) or (..., K, C) float32, bfloat16 or float16. A code that is not finite counts as their mean.
+        directions: D, 1 to 128; by default 16 below 512 channels, 64 from there on, or as many as `start` has.
+        start: directions of an earlier codebook, float32 (..., C, D).
+
+    Returns:
+        basis float32 (C, D) or (..., C, D).
+
+    Raises:
+        TypeError, ValueError: tensors of the wrong type or shape, or a number of directions that is none.
+    """
+    checks.check_float("codebook", codebook)
+    if codebook.dim() < 2 or codebook.shape[-2] < 1 or codebook.shape[-1] < 1:
+        raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")
+    num_channels = codebook.shape[-1]
+    if start is not None:
+        check_basis(start, codebook)
+        if directions not in (None, start.shape[-1]):
+            raise ValueError(f"directions: expected {start.shape[-1]} as start has, got {directions}")
+    wanted = directions if directions is not None else default_directions(num_channels)
+    if isinstance(wanted, bool) or not 1 <= wanted <= min(MOST_DIRECTIONS, num_channels):
+        raise ValueError(f"directions: expected 1 to {min(MOST_DIRECTIONS, num_channels)}, got {directions!r}")
+
+    step = -(-codebook.shape[-2] // _MOST_SAMPLED)
+    code_SC = codebook[..., ::step, :].detach().float()
+    finite_S = code_SC.isfinite().all(-1, keepdim=True)
+    largest = code_SC.where(finite_S, 0.0).abs().amax((-2, -1), keepdim=True)
+    code_SC = (code_SC / largest.clamp(min=torch.finfo(torch.float32).tiny)).where(finite_S, 0.0)
+    mean_C = code_SC.sum(-2, keepdim=True) / finite_S.sum(-2, keepdim=True).clamp(min=1)
+    apart_SC = (code_SC - mean_C).where(finite_S, 0.0)
+    if start is None:
+        generator = torch.Generator("cpu").manual_seed(0)
+        turned_CD = torch.randn(num_channels, wanted, generator=generator, device="cpu").to(codebook.device)
+    else:
+        turned_CD = start.detach()
+    for _ in range(_STEPS if start is None else 1):
+        turned_CD = torch.linalg.qr(apart_SC.mT @ (apart_SC @ turned_CD)).Q
+    return turned_CD.contiguous()

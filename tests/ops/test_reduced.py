@@ -1,0 +1,293 @@
+"""The reduced pass of a lookup: directions and guesses decide how long it takes, never what it answers.
+
+N features, K codes, C channels, D directions.
+"""
+
+import pickle
+
+import pytest
+import torch
+
+from soho_fast import ops
+
+NAN, INF = float("nan"), float("inf")
+NUM_ROWS, NUM_CODES, NUM_CHANNELS, NUM_DIRECTIONS = 200, 300, 90, 6
+
+
+def _normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _learned(num_channels=NUM_CHANNELS, noise=0.02):
+    """Features near codes that differ in few directions, those directions, and the code each feature was made from."""
+    basis_CD = torch.linalg.qr(_normal(num_channels, NUM_DIRECTIONS, seed=1)).Q
+    codebook_KC = 5 * _normal(NUM_CODES, NUM_DIRECTIONS, seed=2) @ basis_CD.T
+    codebook_KC += noise * _normal(NUM_CODES, num_channels, seed=3) + 3
+    index_N = torch.arange(NUM_ROWS) * 7 % NUM_CODES
+    return codebook_KC[index_N] + noise * _normal(NUM_ROWS, num_channels, seed=4), codebook_KC, basis_CD, index_N
+
+
+def _reduced(call):
+    """What `call` returns, and how many rows the reduced pass decided in it."""
+    from soho_fast import _C
+
+    before = _C.lookup_totals()["reduced"]
+    result = call()
+    return result, _C.lookup_totals()["reduced"] - before
+
+
+def _has_reduced_pass(backend):
+    return backend == "cpu" and ops.build_info()["cpu_level"] != "scalar"
+
+
+@pytest.mark.parametrize("num_channels", [NUM_CHANNELS, 600])  # from 512 on in bfloat16, where the machine has it
+def test_decides_what_lies_near_learned_codes(num_channels, backend, threads, exact_lookup):
+    features, codebook, basis, index_N = _learned(num_channels)
+    if not _has_reduced_pass(backend):
+        pytest.skip("no reduced pass")
+    found, decided = _reduced(lambda: ops.codebook_lookup(features, codebook, basis=basis, backend=backend))
+    assert torch.equal(found, exact_lookup(features, codebook)[0]) and torch.equal(found, index_N)
+    assert decided == NUM_ROWS
+    assert _reduced(lambda: ops.codebook_lookup(features, codebook, backend=backend))[1] == 0
+
+
+def _bases():
+    basis = _learned()[2]
+    hiding = torch.linalg.qr(torch.cat([basis, _normal(NUM_CHANNELS, 12)], 1)).Q[
+        :, NUM_DIRECTIONS:
+    ]  # all but what tells
+    one_nan = basis.clone()
+    one_nan[3, 2] = NAN
+    return {
+        "good": basis,
+        "stale": torch.linalg.qr(basis + 0.1 * _normal(NUM_CHANNELS, NUM_DIRECTIONS, seed=8)).Q,
+        "hides the difference": hiding.contiguous(),
+        "zero": torch.zeros_like(basis),
+        "a zero direction": torch.cat([basis, torch.zeros(NUM_CHANNELS, 1)], 1),
+        "NaN": one_nan,
+        "infinite": basis * INF,
+        "norm 100": 100 * basis,
+        "norm 1.1 in one direction": basis * torch.tensor([1.1, 1, 1, 1, 1, 1]),
+        "all directions alike": basis[:, :1].expand(-1, 40).contiguous(),
+        "largest": basis.sign() * 3e38,
+        "smallest": basis * 1e-44,
+        "twice as many as channels": _normal(NUM_CHANNELS, 128, seed=9),
+        "one": basis[:, :1].contiguous(),
+    }
+
+
+@pytest.mark.parametrize("kind", _bases())
+def test_any_basis_is_exact(kind, backend, exact_lookup):
+    basis = _bases()[kind]
+    for noise in (0.02, 2.0):
+        features, codebook, _, _ = _learned(noise=noise)
+        features[::3] = (codebook[:NUM_ROWS] / 2 + codebook[1 : NUM_ROWS + 1] / 2)[::3]  # between two codes
+        expected = exact_lookup(features, codebook)
+        index, distance = ops.codebook_lookup(features, codebook, basis=basis, return_distance=True, backend=backend)
+        assert torch.equal(index, expected[0]) and torch.equal(distance, expected[1])
+
+
+def _inputs():
+    features, codebook, basis, _ = _learned()
+    broken = features.clone()
+    broken[5, 7], broken[6, 0], broken[40], broken[41, 3] = NAN, INF, -INF, 3e38
+    few = codebook.clone()
+    few[::2, 1] = NAN
+    ulp = torch.where(torch.rand(codebook.shape, generator=torch.Generator().manual_seed(1)) < 0.02, 1, 0)
+    near = codebook[:3].repeat(100, 1)
+    near = torch.where(ulp > 0, torch.nextafter(near, torch.tensor(INF)), near)
+    orders = 10.0 ** (torch.arange(NUM_CODES)[:, None] / 10 - 15)
+    huge = codebook.clone()
+    huge[17] *= 1e6
+    return {
+        "not finite": (broken, codebook, basis),
+        "codes that are not finite": (features, few, basis),
+        "features are codes": (codebook[:NUM_ROWS].clone(), codebook, basis),
+        "copies": (features, codebook[torch.arange(NUM_CODES) % 40], basis),
+        "one ulp apart": (near[:NUM_ROWS] + 1e-6 * features, near, basis),
+        "integers with ties": ((features / 4).round(), (codebook / 4).round(), basis),
+        "offset 1e7": (features + 1e7, codebook + 1e7, basis),
+        "30 orders": (features * orders[:NUM_ROWS], codebook * orders, basis),
+        "one huge code": (features, huge, basis),
+        "subnormal": (features * 1e-40, codebook * 1e-40, basis),
+        "squares overflow": (features * 1e18, codebook * 1e18, basis),
+        "largest": (features * 1e37, codebook * 1e37, basis),
+        "squares vanish": (features * 1e-25, codebook * 1e-25, basis),
+        "two codes": (features, codebook[:2], basis),
+        "all codes alike": (features, codebook[:1].repeat(NUM_CODES, 1), basis),
+        "bfloat16": (features.bfloat16(), codebook.half(), basis),
+    }
+
+
+@pytest.mark.parametrize("kind", _inputs())
+@pytest.mark.parametrize("guessed", [False, True])
+def test_hard_inputs_are_exact(kind, guessed, backend, exact_lookup):
+    features, codebook, basis = _inputs()[kind]
+    guess = torch.arange(NUM_ROWS) * 11 % NUM_CODES - 5 if guessed else None
+    index = ops.codebook_lookup(features, codebook, basis=basis, guess=guess, backend=backend)
+    assert torch.equal(index, exact_lookup(features, codebook)[0])
+
+
+@pytest.mark.parametrize("guess_of", ["right", "wrong", "none", "out of range", "a copy"])
+def test_any_guess_is_exact(guess_of, backend, exact_lookup):
+    features, codebook, basis, index_N = _learned(noise=0.5)
+    codebook[1] = codebook[0]
+    expected = exact_lookup(features, codebook)[0]
+    guess = {
+        "right": expected,
+        "wrong": (expected + 17) % NUM_CODES,
+        "none": torch.full_like(expected, -1),
+        "out of range": torch.where(index_N % 2 == 0, 2**40, -(2**40)),
+        "a copy": torch.ones_like(expected),
+    }[guess_of]
+    assert torch.equal(ops.codebook_lookup(features, codebook, basis=basis, guess=guess, backend=backend), expected)
+    assert torch.equal(ops.codebook_lookup(features, codebook, guess=guess, backend=backend), expected)
+
+
+def test_more_codes_than_are_kept_at_a_time(backend, exact_lookup):
+    """A row goes through chunks of 8192 codes, its nearest one in any of them."""
+    basis = torch.linalg.qr(_normal(20, 3)).Q
+    codebook = 9 * _normal(20_000, 3, seed=5) @ basis.T + 0.01 * _normal(20_000, 20, seed=6)
+    index_N = torch.arange(64) * 311
+    features = codebook[index_N] + 0.001
+    assert torch.equal(ops.codebook_lookup(features, codebook, basis=basis, backend=backend), index_N)
+
+
+def test_batched(backend):
+    features, codebook, basis, index_N = _learned()
+    several = torch.stack([codebook, codebook.flip(0), codebook[torch.randperm(NUM_CODES)]])
+    bases = torch.stack([basis, basis * NAN, basis[:, torch.arange(6) ^ 1]])
+    rows = features.expand(3, -1, -1)
+    expected = ops.codebook_lookup(rows, several, backend="reference")
+    assert torch.equal(expected[0], index_N)
+    guess = torch.stack([index_N, index_N, -index_N])
+    for given in (basis, bases):
+        assert torch.equal(ops.codebook_lookup(rows, several, basis=given, guess=guess, backend=backend), expected)
+        prepared = ops.prepare_codebook(several, basis=given, backend=backend)
+        assert torch.equal(ops.codebook_lookup(rows, prepared, backend=backend), expected)
+
+
+def test_prepared_with_directions(backend):
+    features, codebook, basis, index_N = _learned()
+    prepared = ops.prepare_codebook(codebook, basis=basis, backend=backend)
+    for snapshot in (prepared, pickle.loads(pickle.dumps(prepared))):
+        assert torch.equal(snapshot.basis, basis)
+        index, decided = _reduced(lambda snapshot=snapshot: ops.codebook_lookup(features, snapshot, backend=backend))
+        assert torch.equal(index, index_N) and decided == NUM_ROWS * _has_reduced_pass(backend)
+    without = ops.prepare_codebook(codebook, basis=False, backend=backend)
+    assert without.basis is None and pickle.loads(pickle.dumps(without)).basis is None
+    index, decided = _reduced(lambda: ops.codebook_lookup(features, without, backend=backend))
+    assert torch.equal(index, index_N) and decided == 0
+    with pytest.raises(ValueError, match="basis: expected None, a prepared codebook has its own"):
+        ops.codebook_lookup(features, prepared, basis=basis, backend=backend)
+
+
+def test_directions_follow_a_change_of_level():
+    levels = [level for level in ops.build_info().get("cpu_levels_available", []) if level != "scalar"]
+    features, codebook, basis, index_N = _learned()
+    for prepared_for in levels:
+        ops.set_cpu_level(prepared_for)
+        prepared = ops.prepare_codebook(codebook, basis=basis)
+        for level in levels:
+            ops.set_cpu_level(level)
+            index, decided = _reduced(lambda prepared=prepared: ops.codebook_lookup(features, prepared))
+            assert torch.equal(index, index_N) and decided == NUM_ROWS
+    ops.set_cpu_level(None)
+
+
+def test_prepare_makes_directions_where_they_can_pay():
+    large, small = _normal(256, 128), _normal(255, 128)
+    on_cpu = "cpu" in ops.available_backends() and ops.build_info()["cpu_levels_available"] != ["scalar"]
+    assert (ops.prepare_codebook(large).basis is not None) == on_cpu
+    assert ops.prepare_codebook(small).basis is None
+    assert ops.prepare_codebook(small, basis=True).basis.shape == (128, 16)
+
+
+def test_basis_holds_what_tells_the_codes_apart():
+    _, codebook, basis, _ = _learned()
+    found = ops.codebook_basis(codebook, directions=NUM_DIRECTIONS)
+    assert found.shape == basis.shape and found.dtype == torch.float32
+    assert torch.allclose(found.T @ found, torch.eye(NUM_DIRECTIONS), atol=1e-5)
+    spread = codebook - codebook.mean(0)
+    exact = torch.linalg.svd(spread.double(), full_matrices=False).S[:NUM_DIRECTIONS].norm() / spread.double().norm()
+    held = (spread @ found).double().norm() / spread.double().norm()
+    assert held > 0.9999 * exact
+    assert ops.codebook_basis(_normal(40, 600)).shape == (600, 64)
+    assert ops.codebook_basis(_normal(3, 40, 130)).shape == (3, 130, 16)
+
+
+def test_basis_is_turned_from_an_earlier_one():
+    _, codebook, basis, _ = _learned()
+    stale = torch.linalg.qr(basis + 0.2 * _normal(NUM_CHANNELS, NUM_DIRECTIONS, seed=8)).Q
+    spread = codebook - codebook.mean(0)
+    held = [(spread @ V).norm() / spread.norm() for V in (stale, ops.codebook_basis(codebook, start=stale))]
+    assert held[0] < 0.6 and held[1] > 0.99
+
+
+@pytest.mark.parametrize("codebook", [torch.zeros(9, 20), torch.full((9, 20), NAN), 1e-44 * torch.ones(9, 20),
+                                      torch.full((9, 20), 3e38) * _normal(9, 20).sign()], ids=str)  # fmt: skip
+def test_basis_of_odd_codebooks_is_finite(codebook):
+    assert ops.codebook_basis(codebook, directions=4).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        (
+            {"basis": torch.zeros(8, 2, dtype=torch.float64)},
+            TypeError,
+            "basis: expected a float32 tensor, got torch.fl",
+        ),
+        ({"basis": [1.0]}, TypeError, "basis: expected a float32 tensor, got list"),
+        ({"basis": torch.zeros(7, 2)}, ValueError, "basis: expected .* C = 8 .*got shape \\(7, 2\\)"),
+        ({"basis": torch.zeros(8, 0)}, ValueError, "basis: expected .*got shape \\(8, 0\\)"),
+        ({"basis": torch.zeros(8, 129)}, ValueError, "basis: expected .*got shape \\(8, 129\\)"),
+        ({"basis": torch.zeros(3, 8, 2)}, ValueError, "basis: expected .*got shape \\(3, 8, 2\\)"),
+        ({"guess": torch.zeros(5, dtype=torch.int32)}, TypeError, "guess: expected int64, got int32"),
+        ({"guess": torch.zeros(4, dtype=torch.int64)}, ValueError, "guess: expected shape \\(5,\\)"),
+    ],
+)
+def test_refusals(argument, error, message, backend):
+    with pytest.raises(error, match=message):
+        ops.codebook_lookup(torch.zeros(5, 8), torch.zeros(4, 8), **argument, backend=backend)
+    if "basis" in argument:
+        with pytest.raises(error, match=message):
+            ops.prepare_codebook(torch.zeros(4, 8), **argument, backend=backend)
+        with pytest.raises(error, match=message):
+            ops.codebook_basis(torch.zeros(4, 8), start=argument["basis"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"directions": 0}, "directions: expected 1 to 8, got 0"),
+        ({"directions": 9}, "directions: expected 1 to 8, got 9"),
+        ({"directions": True}, "directions: expected 1 to 8, got True"),
+        ({"directions": 3, "start": torch.zeros(8, 2)}, "directions: expected 2 as start has, got 3"),
+    ],
+)
+def test_refused_numbers_of_directions(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ops.codebook_basis(torch.zeros(4, 8), **arguments)
+
+
+def test_compiles_in_one_graph(backend):
+    features, codebook, basis, index_N = _learned()
+
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def lookup(features, codebook, basis, guess):
+        return ops.codebook_lookup(features, codebook, basis=basis, guess=guess, return_distance=True, backend=backend)
+
+    index, distance = lookup(features, codebook, basis, index_N)
+    assert torch.equal(index, index_N)
+    assert torch.equal(distance, ops.codebook_lookup(features, codebook, return_distance=True, backend=backend)[1])
+
+
+def test_gradients_are_those_of_a_lookup_without_directions(backend):
+    features, codebook, basis, _ = _learned()
+    wanted = []
+    for given in (None, basis):
+        x, d = features.clone().requires_grad_(), codebook.clone().requires_grad_()
+        distance = ops.codebook_lookup(x, d, basis=given, return_distance=True, backend=backend)[1]
+        wanted.append(torch.autograd.grad(distance.square().sum(), (x, d)))
+    assert all(torch.equal(a, b) for a, b in zip(*wanted, strict=True))
