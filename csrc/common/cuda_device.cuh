@@ -77,6 +77,8 @@ CudaStatus launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t s
     const cudaError_t status =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (status != cudaSuccess) return status;
+    // Else the driver may leave the kernel less shared memory than as many blocks need as fit a multiprocessor.
+    cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;

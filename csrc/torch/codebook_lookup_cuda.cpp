@@ -12,13 +12,11 @@ namespace {
 Tensor pack(const CudaCall& call, const Codebooks& books) {
   const int64_t bytes = static_cast<int64_t>(packed_codebook_bytes_cuda(books.num_codes, books.num_channels));
   const Tensor packed = call.empty({books.num_codebooks, bytes}, ScalarType::Byte);
-  const Tensor scratch = call.scratch(pack_codebook_workspace_bytes_cuda(books.num_codes, books.num_channels));
-  for (int64_t b = 0; b < books.num_codebooks; ++b) {
-    char* block = static_cast<char*>(packed.mutable_data_ptr()) + b * bytes;
-    CudaCall::check(pack_codebook_cuda(books.at(b), books.num_codes, books.num_channels, block,
-                                       scratch.mutable_data_ptr(), call.stream()),
-                    "pack_codebook");
-  }
+  const Tensor scratch =
+      call.scratch(pack_codebook_workspace_bytes_cuda(books.num_codebooks, books.num_codes, books.num_channels));
+  CudaCall::check(pack_codebook_cuda(books.at(0), books.num_codebooks, books.num_codes, books.num_channels,
+                                     packed.mutable_data_ptr(), scratch.mutable_data_ptr(), call.stream()),
+                  "pack_codebook");
   return packed;
 }
 
@@ -45,14 +43,11 @@ Tensor gather(const CudaCall& call, const Tensor& codes, const Tensor& index) {
   const Tensor output = call.empty(shape, codes.scalar_type());
   const int64_t num_rows = positions.numel(), num_codes = codes.size(codes.dim() - 2);
   const int64_t row_bytes = shape.back() * element_size(element_of(codes));
-  const int64_t rows_per_batch = codes.dim() == 2 ? num_rows : index.size(index.dim() - 1);
-  for (int64_t b = 0; b * rows_per_batch < num_rows; ++b) {
-    const GatherCodesArgs args{static_cast<const char*>(codes.const_data_ptr()) + b * num_codes * row_bytes,
-                               positions.const_data_ptr<int64_t>() + b * rows_per_batch,
-                               static_cast<char*>(output.mutable_data_ptr()) + b * rows_per_batch * row_bytes,
-                               num_codes, row_bytes};
-    CudaCall::check(gather_codes_cuda(args, rows_per_batch, call.stream()), "straight_through");
-  }
+  if (num_rows == 0) return output;
+  const int64_t rows_of_codebook = codes.dim() == 2 ? num_rows : index.size(index.dim() - 1);
+  const GatherCodesArgs args{codes.const_data_ptr(), positions.const_data_ptr<int64_t>(), output.mutable_data_ptr(),
+                             num_codes, row_bytes};
+  CudaCall::check(gather_codes_cuda(args, num_rows, rows_of_codebook, call.stream()), "straight_through");
   return output;
 }
 
@@ -68,25 +63,22 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup(const Tensor& features, const
   const Tensor distance = call.empty(return_distance ? shape : std::vector<int64_t>{0}, ScalarType::Float);
   const Codebooks books = as_codebooks(codebook);
   const Rows rows = as_rows(features);
-  const int64_t rows_per_batch = codebook.dim() == 2 ? rows.num_rows : features.size(features.dim() - 2);
   if (rows.num_rows > 0) {
     const Tensor blocks = packed_fits(packed, books) ? *packed : pack(call, books);
     CodebookLookupArgs args{};
+    args.features = rows.data;
     args.features_type = element_of(features);
     args.row_stride = rows.stride;
-    args.num_rows = rows_per_batch;
+    args.codebook = books.at(0);
+    args.num_rows = rows.num_rows / books.num_codebooks;
     args.num_codes = books.num_codes;
     args.num_channels = books.num_channels;
-    const Tensor scratch = call.scratch(codebook_lookup_workspace_bytes_cuda(args));
-    for (int64_t b = 0; b * rows_per_batch < rows.num_rows; ++b) {
-      args.features = row_at(rows.data, b * rows_per_batch, rows.stride, args.features_type);
-      args.codebook = books.at(b);
-      args.index = index.mutable_data_ptr<int64_t>() + b * rows_per_batch;
-      args.distance = return_distance ? distance.mutable_data_ptr<float>() + b * rows_per_batch : nullptr;
-      const void* block = static_cast<const char*>(blocks.const_data_ptr()) + b * blocks.size(1);
-      CudaCall::check(codebook_lookup_cuda(args, block, scratch.mutable_data_ptr(), nullptr, call.stream()),
-                      "codebook_lookup");
-    }
+    args.index = index.mutable_data_ptr<int64_t>();
+    args.distance = return_distance ? distance.mutable_data_ptr<float>() : nullptr;
+    const Tensor scratch = call.scratch(codebook_lookup_workspace_bytes_cuda(args, books.num_codebooks));
+    CudaCall::check(codebook_lookup_cuda(args, books.num_codebooks, blocks.const_data_ptr(), scratch.mutable_data_ptr(),
+                                         nullptr, call.stream()),
+                    "codebook_lookup");
   }
   const Tensor chosen =
       return_codes ? gather(call, torch::stable::contiguous(codebook), index) : call.empty({0}, codebook.scalar_type());

@@ -24,7 +24,7 @@ struct Took {
 
 struct Problem {
   std::vector<float> features, codebook;
-  int64_t num_rows, num_codes, num_channels;
+  int64_t num_rows, num_codes, num_channels, num_books = 1;  // of each codebook
 };
 
 std::vector<float> normal(int64_t size, unsigned seed, float scale = 1.0f, float offset = 0.0f) {
@@ -49,16 +49,16 @@ struct Block {
   void* data;
 };
 
-Took look_up(const CodebookLookupArgs& args, bool packs_twice = false) {
-  const Block packed(packed_codebook_bytes_cuda(args.num_codes, args.num_channels));
-  const Block packing(pack_codebook_workspace_bytes_cuda(args.num_codes, args.num_channels));
-  const Block workspace(codebook_lookup_workspace_bytes_cuda(args));
+Took look_up(const CodebookLookupArgs& args, int64_t num_books = 1, bool packs_twice = false) {
+  const Block packed(num_books * packed_codebook_bytes_cuda(args.num_codes, args.num_channels));
+  const Block packing(pack_codebook_workspace_bytes_cuda(num_books, args.num_codes, args.num_channels));
+  const Block workspace(codebook_lookup_workspace_bytes_cuda(args, num_books));
   for (int n = 0; n < (packs_twice ? 2 : 1); ++n) {
-    CHECK(pack_codebook_cuda(args.codebook, args.num_codes, args.num_channels, packed.data, packing.data, nullptr) ==
-          0);
+    CHECK(pack_codebook_cuda(args.codebook, num_books, args.num_codes, args.num_channels, packed.data, packing.data,
+                             nullptr) == 0);
   }
   unsigned long long counts[2] = {};
-  CHECK(codebook_lookup_cuda(args, packed.data, workspace.data, counts, nullptr) == 0);
+  CHECK(codebook_lookup_cuda(args, num_books, packed.data, workspace.data, counts, nullptr) == 0);
   return {counts[0], counts[1]};
 }
 
@@ -82,28 +82,34 @@ void scalar_lookup(const CodebookLookupArgs& args) {
 Took compare(const Problem& problem, Element type = Element::kFloat32, int64_t row_stride = -1) {
   const int64_t stride = row_stride < 0 ? problem.num_channels : row_stride;
   const std::vector<char> rows = encoded(problem.features, type);
-  std::vector<int64_t> index(problem.num_rows), expected(problem.num_rows);
-  std::vector<float> distance(problem.num_rows), exact(problem.num_rows);
+  const int64_t all_rows = problem.num_books * problem.num_rows;
+  std::vector<int64_t> index(all_rows), expected(all_rows);
+  std::vector<float> distance(all_rows), exact(all_rows);
   CodebookLookupArgs args{};
-  args.features = rows.data();
   args.features_type = type;
   args.row_stride = stride;
-  args.codebook = problem.codebook.data();
   args.num_rows = problem.num_rows;
   args.num_codes = problem.num_codes;
   args.num_channels = problem.num_channels;
-  args.index = expected.data();
-  args.distance = exact.data();
-  scalar_lookup(args);
+  for (int64_t book = 0; book < problem.num_books; ++book) {
+    const int64_t first = book * problem.num_rows;
+    args.features = rows.data() + first * stride * element_size(type);
+    args.codebook = problem.codebook.data() + book * problem.num_codes * problem.num_channels;
+    args.index = expected.data() + first;
+    args.distance = exact.data() + first;
+    scalar_lookup(args);
+  }
+  args.features = rows.data();
+  args.codebook = problem.codebook.data();
   args.index = index.data();
   args.distance = nullptr;
-  const Took took = look_up(args);
+  const Took took = look_up(args, problem.num_books);
   CHECK(index == expected);
   std::fill(index.begin(), index.end(), -7);
   args.distance = distance.data();
-  look_up(args, true);
+  look_up(args, problem.num_books, true);
   CHECK(index == expected);
-  for (int64_t i = 0; i < problem.num_rows; ++i)
+  for (int64_t i = 0; i < all_rows; ++i)
     CHECK(distance[i] == exact[i] || (std::isnan(distance[i]) && std::isnan(exact[i])));
   return took;
 }
@@ -199,12 +205,14 @@ void test_magnitudes() {
   }
   compare(largest);
   compare({std::vector<float>(9 * 8), std::vector<float>(20 * 8), 9, 20, 8});
-  // Rows near the codes beside one far away: the tile's scale is that of the
-  // far one.
+  // Rows near the codes beside one far away, which has a scale of its own:
+  // it costs its neighbours nothing.
+  const Took alone = compare(random_problem(30, 200, 16));
   for (float one_far : {1e4f, 1e8f, 1e20f}) {
     Problem mixed = random_problem(30, 200, 16);
     mixed.features[5] = one_far;
-    compare(mixed);
+    const Took beside = compare(mixed);
+    CHECK(beside.compared <= alone.compared + 1 && beside.all_codes <= 1);
   }
   // Codes much smaller than the rows, as at the usual start of a VQ-VAE, stay
   // screened.
@@ -226,6 +234,28 @@ void test_not_finite() {
   compare({std::vector<float>(4 * 9, kNan), normal(5 * 9, 13), 4, 5, 9});
 }
 
+// A codebook for each part of the rows: some whole codebooks to a slab, the
+// last slab with fewer, undecided rows in one of them only.
+void test_batched() {
+  for (int64_t books : {2, 5, 9}) {
+    Problem problem = random_problem(books * 130, books * 70, 20, 40 + books);
+    problem.num_books = books;
+    problem.num_rows = 130;
+    problem.num_codes = 70;
+    for (int j = 71 * 20; j < 2 * 70 * 20; ++j) problem.codebook[j] = 1.0f + 0x1p-14f * problem.codebook[j];
+    problem.codebook[70 * 20] = -50.0f;  // far from the others, which it makes hard to tell apart
+    compare(problem, Element::kBFloat16);
+    CHECK(compare(problem).all_codes >= 130);
+  }
+  Problem many = random_problem(60 * 3, 60 * 5, 6);
+  many.num_books = 60;
+  many.num_rows = 3;
+  many.num_codes = 5;
+  many.codebook[7 * 5 * 6] = kNan;
+  many.features[9 * 3 * 6] = kInfinite;
+  compare(many);
+}
+
 // More rows than a slab, and a last slab that is spread over ranges of codes.
 void test_slabs() { compare(random_problem(3 * 2 * 8 * 128 + 5, 140, 3)); }
 
@@ -235,9 +265,12 @@ void test_gather() {
     const std::vector<int64_t> index = {4, -1, 0, 5};
     std::vector<float> output(4 * channels, 7.0f);
     const GatherCodesArgs args{codes.data(), index.data(), output.data(), 5, channels * 4};
-    CHECK(gather_codes_cuda(args, 4, nullptr) == 0);
+    CHECK(gather_codes_cuda(args, 4, 4, nullptr) == 0);
     CHECK(output[0] == codes[4 * channels] && output[channels] == 0.0f);
     CHECK(output[2 * channels] == codes[0] && output[4 * channels - 1] == 0.0f);
+    const GatherCodesArgs of_two{codes.data(), index.data() + 1, output.data(), 2, channels * 4};
+    CHECK(gather_codes_cuda(of_two, 2, 1, nullptr) == 0);  // the second row is of the second codebook
+    CHECK(output[0] == 0.0f && output[channels] == codes[2 * channels]);
   }
 }
 
@@ -250,6 +283,7 @@ void test_codebook_lookup_cuda() {
   test_copies();
   test_magnitudes();
   test_slabs();
+  test_batched();
   test_gather();
   for (uint64_t seed : {2, 3}) {
     soho_model::set_seed(seed);

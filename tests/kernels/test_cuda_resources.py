@@ -21,11 +21,11 @@ BUDGETS = {
         "sum_codes": (40, 2048),
         "centre_codes": (32, 0),
         "measure_codes": (40, 0),
-        "pack_codes": (40, 0),
-        "convert_rows": (64, 640),
+        "pack_codes": (48, 0),
+        "convert_rows": (64, 0),
         "screen_rows": (255, 0),  # two blocks of 128 threads: 128 of them are sums
         "decide": (80, 0),
-        "compare_all": (80, 2048),
+        "compare_all": (128, 2048),  # its grid is two blocks to a multiprocessor
         "finish_compared": (40, 0),
         "gather_rows": (32, 0),
     },

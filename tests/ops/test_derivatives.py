@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.autograd.gradcheck import gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from soho_fast.ops import codebook_lookup, group_mask, straight_through, triton_backend
+from soho_fast.ops import codebook_lookup, codebook_stats, group_mask, straight_through, triton_backend
 
 # The formulas are at most quadratic: with whole numbers and a power of two as a step, differences have no error.
 EXACT = {"eps": 0.125, "atol": 1e-6, "rtol": 0.0}
@@ -33,6 +34,31 @@ def _formula(index):
 
 def _distance(backend):
     return lambda features, codebook: codebook_lookup(features, codebook, return_distance=True, backend=backend)[1]
+
+
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["shared codebook", "batched codebook"])
+def test_gradient_of_the_codebook_has_the_bits_of_the_statistics(batch, backend):
+    """Members are added in order, by the op that is deterministic on every device; nothing is added by atomics."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(*batch, 200, 5, generator=generator)
+    codebook = torch.randn(*batch, 4, 5, generator=generator).requires_grad_()
+    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    called = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        (grad,) = torch.autograd.grad(distance.sum(), codebook)
+    assert sum("codebook_stats" in name for name in called) == 1
+    assert not [name for name in called if any(word in name for word in ("index_add", "scatter", "index_put"))]
+    chosen = torch.take_along_dim(codebook.detach(), index.unsqueeze(-1), -2) if batch else codebook.detach()[index]
+    part = -2 * (features - chosen)
+    books = zip(part, index, grad, strict=True) if batch else [(part, index, grad)]
+    for part_NC, index_N, grad_KC in books:
+        assert torch.equal(codebook_stats(part_NC, index_N, 4, backend=backend)[1], grad_KC)
 
 
 @pytest.mark.parametrize("batch", BATCHES, ids=str)

@@ -40,7 +40,23 @@ struct CudaCodes {
   float* negated_half;  // (num_codes up to whole tiles,): -|b|^2/2; -inf at padding, copies and what is not finite
   uint16_t* panel;      // (num_codes up to whole tiles, padded_channels): b^, zeros at padding
   int64_t num_codes, num_channels, padded_channels;
+  int64_t block_bytes;  // from one packed codebook to the next
 };
+
+template <class T>
+__device__ __forceinline__ T* moved_by(T* array, int64_t num_bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<char*>(array) + num_bytes);
+}
+
+// The same of the codebook `book` places behind.
+__device__ __forceinline__ CudaCodes codes_of_book(CudaCodes codes, unsigned book) {
+  const int64_t num_bytes = book * codes.block_bytes;
+  codes.header = moved_by(codes.header, num_bytes);
+  codes.centre = moved_by(codes.centre, num_bytes);
+  codes.negated_half = moved_by(codes.negated_half, num_bytes);
+  codes.panel = moved_by(codes.panel, num_bytes);
+  return codes;
+}
 
 __device__ __forceinline__ int exponent_above(uint32_t bits) {  // of a positive float32: it lies below 2^result
   return static_cast<int>(bits >> 23) - 126;
@@ -54,14 +70,31 @@ __device__ __forceinline__ bool screenable(const CudaCodes& codes) {
          codes.num_channels <= kMaxScreenedChannels;
 }
 
-// What finds the copies while a codebook is packed.
+// What finds the copies while codebooks are packed.
 struct CopyTable {
-  unsigned long long* entries;  // (capacity,), kEmpty at first
+  unsigned long long* entries;  // (books, capacity), kEmpty at first
   int64_t capacity;             // a power of two, at least twice the codes
-  int64_t* entry_of;            // (num_codes,); -1 for a code that is not finite
-  double* partial_sums;         // (num_parts, num_channels)
+  int64_t* entry_of;            // (books, num_codes); -1 for a code that is not finite
+  double* partial_sums;         // (books, num_parts, num_channels)
   int num_parts;
 };
+
+// The arguments of the kernels that pack. Their blocks' z is the codebook.
+struct PackArgs {
+  const float* codebook;
+  CudaCodes codes;
+  CopyTable table;
+};
+
+__device__ __forceinline__ PackArgs pack_args_of_book(PackArgs args, unsigned book) {
+  const int64_t num_codes = args.codes.num_codes, num_channels = args.codes.num_channels;
+  args.codebook += book * num_codes * num_channels;
+  args.codes = codes_of_book(args.codes, book);
+  args.table.entries += book * args.table.capacity;
+  args.table.entry_of += book * num_codes;
+  args.table.partial_sums += book * args.table.num_parts * num_channels;
+  return args;
+}
 
 __device__ __forceinline__ bool is_first_copy(const CopyTable& table, int64_t j) {
   const int64_t entry = table.entry_of[j];
@@ -74,9 +107,11 @@ __device__ __forceinline__ bool same_code(const float* left, const float* right,
   return __all_sync(kAllLanes, same);
 }
 
-// One warp for each code.
-__global__ void __launch_bounds__(kBlockThreads)
-    insert_codes(const float* codebook, int64_t num_codes, int64_t num_channels, CopyTable table) {
+// One warp for each code. The first thread of a codebook empties its header, which nobody reads here.
+__global__ void __launch_bounds__(kBlockThreads) insert_codes(PackArgs args) {
+  const auto [codebook, codes, table] = pack_args_of_book(args, blockIdx.z);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *codes.header = {};
+  const int64_t num_codes = codes.num_codes, num_channels = codes.num_channels;
   const int lane = threadIdx.x % kWarp;
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kBlockWarps + threadIdx.x / kWarp;
   if (j >= num_codes) return;
@@ -113,8 +148,9 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 // Block (x, part): the sum of 32 channels over a part of the distinct codes, and their number.
-__global__ void __launch_bounds__(kBlockThreads) sum_codes(const float* codebook, CudaCodes codes, CopyTable table) {
+__global__ void __launch_bounds__(kBlockThreads) sum_codes(PackArgs args) {
   __shared__ double sums[kBlockWarps][kWarp];
+  const auto [codebook, codes, table] = pack_args_of_book(args, blockIdx.z);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
   const int64_t begin = codes.num_codes * blockIdx.y / table.num_parts;
@@ -135,7 +171,8 @@ __global__ void __launch_bounds__(kBlockThreads) sum_codes(const float* codebook
 }
 
 // One thread for each channel.
-__global__ void __launch_bounds__(kBlockThreads) centre_codes(CudaCodes codes, CopyTable table) {
+__global__ void __launch_bounds__(kBlockThreads) centre_codes(PackArgs args) {
+  const auto [codebook, codes, table] = pack_args_of_book(args, blockIdx.z);
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kBlockThreads + threadIdx.x;
   if (c >= codes.num_channels) return;
   double sum = 0.0;
@@ -145,8 +182,8 @@ __global__ void __launch_bounds__(kBlockThreads) centre_codes(CudaCodes codes, C
 }
 
 // Largest |d - m| of all elements; warps take codes in turn.
-__global__ void __launch_bounds__(kBlockThreads)
-    measure_codes(const float* codebook, CudaCodes codes, CopyTable table) {
+__global__ void __launch_bounds__(kBlockThreads) measure_codes(PackArgs args) {
+  const auto [codebook, codes, table] = pack_args_of_book(args, blockIdx.z);
   const int lane = threadIdx.x % kWarp;
   float largest = 0.0f;
   for (int64_t j = static_cast<int64_t>(blockIdx.x) * kBlockWarps + threadIdx.x / kWarp; j < codes.num_codes;
@@ -160,7 +197,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 // Centres, scales and rounds; warps take codes in turn, padding included.
-__global__ void __launch_bounds__(kBlockThreads) pack_codes(const float* codebook, CudaCodes codes, CopyTable table) {
+__global__ void __launch_bounds__(kBlockThreads) pack_codes(PackArgs args) {
+  const auto [codebook, codes, table] = pack_args_of_book(args, blockIdx.z);
   const int lane = threadIdx.x % kWarp;
   const int64_t padded_codes = (codes.num_codes + kTileCodes - 1) / kTileCodes * kTileCodes;
   const bool screens = screenable(codes);

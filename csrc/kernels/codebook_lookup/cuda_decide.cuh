@@ -13,18 +13,40 @@ constexpr int kPairs = kWarp / kSums;  // distances of a warp at a time
 constexpr int kRowsOfItem = 4;         // undecided rows that go through the codes together
 constexpr int kBlockDistances = kBlockThreads / kSums;
 
+// Arrays of all codebooks of the slab, one after the other; blocks' z is the codebook.
 struct DecideArgs {
-  CodebookLookupArgs lookup;  // of the slab
+  CodebookLookupArgs lookup;  // num_rows are those of each codebook
   CudaCodes codes;
   CudaRows rows;
   CudaLists lists;
   int32_t num_ranges;
-  uint32_t* num_undecided;
-  int32_t* undecided;     // (num_rows,) rows of the slab, in any order
-  double* part_distance;  // of kRowsOfItem rows per item of compare_all: the smallest of its part of the codes
+  uint32_t* num_undecided;  // (books,)
+  int32_t* undecided;       // (books, book_rows): rows of the codebook, in any order
+  double* part_distance;    // of kRowsOfItem rows per item of compare_all: the smallest of its part of the codes
   int32_t* part_code;
+  int64_t book_parts;          // of part_distance and part_code
   unsigned long long* counts;  // (2,) or null: adds the rows compared in float64 and those of them left to compare_all
 };
+
+__device__ __forceinline__ DecideArgs decide_args_of_book(DecideArgs args, unsigned book) {
+  const int64_t first = book * args.lookup.num_rows, padded_first = book * args.rows.book_rows;
+  args.lookup.features = static_cast<const char*>(args.lookup.features) +
+                         first * args.lookup.row_stride * (args.lookup.features_type == Element::kFloat32 ? 4 : 2);
+  args.lookup.codebook += book * args.lookup.num_codes * args.lookup.num_channels;
+  args.lookup.index += first;
+  if (args.lookup.distance != nullptr) args.lookup.distance += first;
+  args.codes = codes_of_book(args.codes, book);
+  args.rows.window += padded_first;
+  args.lists.best += padded_first * args.num_ranges;
+  args.lists.count += padded_first * args.num_ranges;
+  args.lists.position += padded_first * args.num_ranges * kListSize;
+  args.lists.score += padded_first * args.num_ranges * kListSize;
+  args.num_undecided += book;
+  args.undecided += padded_first;
+  args.part_distance += book * args.book_parts;
+  args.part_code += book * args.book_parts;
+  return args;
+}
 
 // The defined distance of a row and a code, in all lanes of a group of eight.
 template <Element type>
@@ -58,7 +80,8 @@ __device__ __forceinline__ int set_bit(uint32_t bits,
 
 // One warp for each row.
 template <Element type>
-__global__ void __launch_bounds__(kBlockThreads, 3) decide(DecideArgs args) {
+__global__ void __launch_bounds__(kBlockThreads, 3) decide(DecideArgs slab) {
+  const DecideArgs args = decide_args_of_book(slab, blockIdx.z);
   const int lane = threadIdx.x % kWarp, sum_lane = lane % kSums, pair = lane / kSums;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kBlockWarps + threadIdx.x / kWarp;
   if (i >= args.rows.num_rows) return;
@@ -71,7 +94,7 @@ __global__ void __launch_bounds__(kBlockThreads, 3) decide(DecideArgs args) {
   float best = -INFINITY;
   bool fits = true;
   for (int range = lane; screened && range < args.num_ranges; range += kWarp) {
-    const int64_t item = range * args.lists.list_rows + i;
+    const int64_t item = range * args.rows.book_rows + i;
     best = fmaxf(best, args.lists.best[item]);
     fits &= args.lists.count[item] >= 0;
   }
@@ -88,7 +111,7 @@ __global__ void __launch_bounds__(kBlockThreads, 3) decide(DecideArgs args) {
     bool measured = false;
     for (int first = 0; first < num_entries; first += kWarp) {
       const int entry = first + lane;
-      const int64_t item = (entry / kListSize) * args.lists.list_rows + i;
+      const int64_t item = (entry / kListSize) * args.rows.book_rows + i;
       const bool listed = entry < num_entries && entry % kListSize < args.lists.count[item];
       const bool is_candidate = listed && args.lists.score[item * kListSize + entry % kListSize] >= threshold;
       const int32_t code = is_candidate ? args.lists.position[item * kListSize + entry % kListSize] : 0;
@@ -135,7 +158,8 @@ __device__ __forceinline__ Items items_of(uint32_t num_undecided, int num_blocks
 }
 
 template <Element type>
-__global__ void __launch_bounds__(kBlockThreads) compare_all(DecideArgs args) {
+__global__ void __launch_bounds__(kBlockThreads, 2) compare_all(DecideArgs slab) {
+  const DecideArgs args = decide_args_of_book(slab, blockIdx.z);
   __shared__ Nearest found[kBlockDistances][kRowsOfItem];
   const int sum_lane = threadIdx.x % kSums, group_of_lanes = threadIdx.x / kSums;
   const CodebookLookupArgs& lookup = args.lookup;
@@ -188,9 +212,10 @@ __global__ void __launch_bounds__(kBlockThreads) compare_all(DecideArgs args) {
   }
 }
 
-// Eight lanes for each undecided row: between the parts of compare_all, whose grid had `num_blocks`.
+// Eight lanes for each undecided row: between the parts of compare_all, whose grid had `num_blocks` of a codebook.
 template <Element type>
-__global__ void __launch_bounds__(kBlockThreads) finish_compared(DecideArgs args, int num_blocks) {
+__global__ void __launch_bounds__(kBlockThreads) finish_compared(DecideArgs slab, int num_blocks) {
+  const DecideArgs args = decide_args_of_book(slab, blockIdx.z);
   const int sum_lane = threadIdx.x % kSums;
   const int64_t num_undecided = *args.num_undecided;
   const Items items = items_of(static_cast<uint32_t>(num_undecided), num_blocks);

@@ -1,8 +1,8 @@
-// A slab of feature rows as tensor cores read it, and the window of each row: twice the error bound of its scores.
+// Feature rows as tensor cores read them, and the window of each row: twice the error bound of its scores.
 //
-// Rows are scaled by tiles: the scale of a tile is that of the codes times `ratio`, a power of two that brings its
-// largest element just below 2^15, but not above 1 (then |b|^2/2 counts more than the rounding of a) and not below
-// 2^-40 (then an element may exceed float16; its row is left undecided).
+// The scale of a row is that of the codes times its `ratio`, a power of two that brings its largest element just below
+// 2^15, but not above 1 (then |b|^2/2 counts more than the rounding of a) and not below 2^-40 (then an element may
+// exceed float16; the row is left undecided).
 #pragma once
 
 #include "kernels/codebook_lookup/cuda_codes.cuh"
@@ -12,17 +12,19 @@ namespace {
 
 constexpr int kLowestRatioExponent = -40;
 constexpr int kLanesOfFour = 4;  // channels that a lane converts at a time
+constexpr int kHeldPieces = 6;   // of four channels that a lane keeps: rows of up to 768 channels are read once
 
 struct CudaRows {
-  uint16_t* panel;  // (num_rows up to whole tiles, padded_channels): a^, zeros at padding
-  float* window;    // (num_rows up to whole tiles,); inf: cannot be screened or padding, NaN: the row is not finite
-  float* ratio;     // (tiles,)
-  int64_t num_rows;
+  uint16_t* panel;    // (books, book_rows, padded_channels): a^, zeros at padding
+  float* window;      // (books, book_rows): inf: cannot be screened or padding, NaN: the row is not finite
+  float* ratio;       // (books, book_rows)
+  int64_t num_rows;   // of each codebook
+  int64_t book_rows;  // the same up to whole tiles
 };
 
 // The part of the lookup that concerns one slab.
 struct RowsArgs {
-  const void* features;  // of the slab
+  const void* features;  // of the slab, the rows of one codebook after the other
   int64_t row_stride;
   bool aligned;  // four adjacent elements from any multiple of four channels
   CudaCodes codes;
@@ -30,11 +32,11 @@ struct RowsArgs {
 };
 
 template <Element type>
-__device__ __forceinline__ void load_centred(const RowsArgs& args, const void* row, int64_t c, float (&difference)[4],
-                                             bool& finite) {
-  const int64_t num_channels = args.codes.num_channels;
+__device__ __forceinline__ void load_centred(const CudaCodes& codes, const void* row, bool aligned, int64_t c,
+                                             float (&difference)[4], bool& finite) {
+  const int64_t num_channels = codes.num_channels;
   float value[4] = {};
-  if (args.aligned && c + kLanesOfFour <= num_channels) {
+  if (aligned && c + kLanesOfFour <= num_channels) {
     load_four<type>(row, c, value);
   } else {
     for (int e = 0; e < kLanesOfFour; ++e) {
@@ -43,7 +45,7 @@ __device__ __forceinline__ void load_centred(const RowsArgs& args, const void* r
   }
   for (int e = 0; e < kLanesOfFour; ++e) {
     finite &= finite_bits(value[e]);
-    difference[e] = c + e < num_channels ? value[e] - args.codes.centre[c + e] : 0.0f;
+    difference[e] = c + e < num_channels ? value[e] - codes.centre[c + e] : 0.0f;
   }
 }
 
@@ -63,84 +65,80 @@ __device__ __forceinline__ double window_of(const CudaCodes& codes, double squar
   return 2.0 * bound * margin;
 }
 
-// One block for each tile. `lanes_of_row` (a power of two) lanes share a row.
+// Four channels of `a` from what `load_centred` gave, and what their rounding loses.
+struct Converted {
+  float square = 0.0f, rounding_square = 0.0f;
+  __device__ __forceinline__ uint2 convert(const float (&difference)[kLanesOfFour], float scale) {
+    uint16_t rounded[kLanesOfFour];
+    for (int e = 0; e < kLanesOfFour; ++e) {
+      const float a = difference[e] * scale;
+      rounded[e] = round_float16(a);
+      const float lost = a - widen_float16(rounded[e]);
+      square += a * a;
+      rounding_square += lost * lost;
+    }
+    return make_uint2(rounded[0] | static_cast<uint32_t>(rounded[1]) << 16,
+                      rounded[2] | static_cast<uint32_t>(rounded[3]) << 16);
+  }
+};
+
+// `lanes_of_row` (a power of two) lanes for each row, those of padding included; blocks' z is the codebook.
 template <Element type>
 __global__ void __launch_bounds__(kBlockThreads) convert_rows(RowsArgs args, int lanes_of_row) {
-  __shared__ uint32_t largest_bits_of_tile;
-  __shared__ float state[kTileRows];  // 0, or the window of a row that is not screened
-  const CudaCodes& codes = args.codes;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTileRows;
-  const int lane_of_row = threadIdx.x % lanes_of_row, first_of_thread = threadIdx.x / lanes_of_row;
-  const int rows_at_once = kBlockThreads / lanes_of_row;
-  const bool screens = screenable(codes);
-  if (threadIdx.x == 0) largest_bits_of_tile = 0;
-  __syncthreads();
+  const CudaCodes codes = codes_of_book(args.codes, blockIdx.z);
+  const int64_t i = (static_cast<int64_t>(blockIdx.x) * kBlockThreads + threadIdx.x) / lanes_of_row;
+  if (i >= args.rows.book_rows) return;  // whole warps, whose rows are at most 32
+  const int64_t place = blockIdx.z * args.rows.book_rows + i;
+  const int64_t first = threadIdx.x % lanes_of_row * kLanesOfFour, step = lanes_of_row * kLanesOfFour;
+  const bool present = i < args.rows.num_rows, screens = screenable(codes);
+  const int64_t source = blockIdx.z * args.rows.num_rows + (present ? i : 0);
+  const void* row = row_on_device<type>(args.features, source, args.row_stride);
 
-  for (int r = first_of_thread; r < kTileRows; r += rows_at_once) {
-    const int64_t i = first_row + r;
-    const bool present = i < args.rows.num_rows;
-    const void* row = row_on_device<type>(args.features, present ? i : 0, args.row_stride);
-    float largest = 0.0f;
-    int finite = 1;
-    for (int64_t c = lane_of_row * kLanesOfFour; c < codes.num_channels; c += lanes_of_row * kLanesOfFour) {
+  float held[kHeldPieces][kLanesOfFour], largest = 0.0f;
+  bool all_finite = true;
+#pragma unroll
+  for (int piece = 0; piece < kHeldPieces; ++piece) {
+    if (piece * step >= codes.padded_channels) break;
+    load_centred<type>(codes, row, args.aligned, first + piece * step, held[piece], all_finite);
+    for (float value : held[piece]) largest = fmaxf(largest, fabsf(value));
+  }
+  for (int64_t c = first + kHeldPieces * step; c < codes.num_channels; c += step) {
+    float difference[kLanesOfFour];
+    load_centred<type>(codes, row, args.aligned, c, difference, all_finite);
+    for (float value : difference) largest = fmaxf(largest, fabsf(value));
+  }
+  largest = warp_max(largest, lanes_of_row);
+  const bool finite = warp_sum(static_cast<int>(all_finite), lanes_of_row) == lanes_of_row;
+  const bool usable = present && finite && screens && finite_bits(largest);
+  float window = finite || !present ? INFINITY : NAN;
+  float ratio = 1.0f;
+  if (screens) {  // else nothing of the codebook is screened, and the panel is not read
+    const int code_exponent = exponent_above(codes.header->largest_bits);
+    const int ratio_exponent =
+        max(kLowestRatioExponent, min(0, code_exponent - exponent_above(__float_as_uint(usable ? largest : 0.0f))));
+    ratio = power_of_two(ratio_exponent);
+    const float scale = power_of_two(kTopExponent - code_exponent + ratio_exponent);
+    Converted sums;
+    uint16_t* panel = args.rows.panel + place * codes.padded_channels;
+#pragma unroll
+    for (int piece = 0; piece < kHeldPieces; ++piece) {
+      const int64_t c = first + piece * step;
+      if (c >= codes.padded_channels) break;
+      *reinterpret_cast<uint2*>(panel + c) = usable ? sums.convert(held[piece], scale) : make_uint2(0, 0);
+    }
+    for (int64_t c = first + kHeldPieces * step; c < codes.padded_channels; c += step) {
       float difference[kLanesOfFour];
-      bool all_finite = true;
-      load_centred<type>(args, row, c, difference, all_finite);
-      finite &= all_finite;
-      for (float value : difference) largest = fmaxf(largest, fabsf(value));
+      load_centred<type>(codes, row, args.aligned, c, difference, all_finite);
+      *reinterpret_cast<uint2*>(panel + c) = usable ? sums.convert(difference, scale) : make_uint2(0, 0);
     }
-    largest = warp_max(largest, lanes_of_row);
-    finite = warp_sum(finite, lanes_of_row) == lanes_of_row;
-    if (lane_of_row != 0) continue;
-    const bool usable = present && finite && screens && finite_bits(largest);
-    state[r] = usable ? 0.0f : finite || !present ? INFINITY : NAN;
-    if (usable) atomicMax(&largest_bits_of_tile, __float_as_uint(largest));
+    const float square = warp_sum(sums.square, lanes_of_row);
+    const float rounding_square = warp_sum(sums.rounding_square, lanes_of_row);
+    if (usable && finite_bits(square) && finite_bits(rounding_square))
+      window = static_cast<float>(window_of(codes, square, rounding_square, ratio));
   }
-  __syncthreads();
-
-  if (!screens) {  // uniform: the panel is not read
-    for (int r = threadIdx.x; r < kTileRows; r += kBlockThreads) args.rows.window[first_row + r] = state[r];
-    return;
-  }
-  const int code_exponent = exponent_above(codes.header->largest_bits);
-  const int ratio_exponent = max(kLowestRatioExponent, min(0, code_exponent - exponent_above(largest_bits_of_tile)));
-  const float ratio = power_of_two(ratio_exponent);
-  const float scale = power_of_two(kTopExponent - code_exponent + ratio_exponent);
-  if (threadIdx.x == 0) args.rows.ratio[blockIdx.x] = ratio;
-  for (int r = first_of_thread; r < kTileRows; r += rows_at_once) {
-    const int64_t i = first_row + r;
-    const bool usable = state[r] == 0.0f;
-    const void* row = row_on_device<type>(args.features, usable ? i : 0, args.row_stride);
-    float square = 0.0f, rounding_square = 0.0f;
-    for (int64_t c = lane_of_row * kLanesOfFour; c < codes.padded_channels; c += lanes_of_row * kLanesOfFour) {
-      uint2 words = make_uint2(0, 0);
-      if (usable) {
-        float a[kLanesOfFour];
-        bool all_finite = true;
-        load_centred<type>(args, row, c, a, all_finite);
-        uint16_t rounded[kLanesOfFour];
-        for (int e = 0; e < kLanesOfFour; ++e) {
-          a[e] *= scale;
-          rounded[e] = round_float16(a[e]);
-          const float lost = a[e] - widen_float16(rounded[e]);
-          square += a[e] * a[e];
-          rounding_square += lost * lost;
-        }
-        words = make_uint2(rounded[0] | static_cast<uint32_t>(rounded[1]) << 16,
-                           rounded[2] | static_cast<uint32_t>(rounded[3]) << 16);
-      }
-      *reinterpret_cast<uint2*>(args.rows.panel + i * codes.padded_channels + c) = words;
-    }
-    square = warp_sum(square, lanes_of_row);
-    rounding_square = warp_sum(rounding_square, lanes_of_row);
-    if (lane_of_row != 0) continue;
-    float window = state[r];
-    if (usable) {
-      const bool measured = finite_bits(square) && finite_bits(rounding_square);
-      window = measured ? static_cast<float>(window_of(codes, square, rounding_square, ratio)) : INFINITY;
-    }
-    args.rows.window[i] = window;
-  }
+  if (first != 0) return;
+  args.rows.window[place] = window;
+  args.rows.ratio[place] = ratio;
 }
 
 }  // namespace

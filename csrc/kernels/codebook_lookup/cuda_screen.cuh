@@ -3,8 +3,8 @@
 // A block of four warps takes 128 rows and goes through the codes in tiles of 128, each in steps of 32 channels that
 // cp.async brings into a ring of shared memory. A warp owns 32 rows: of each row four lanes (a quad) hold all 128
 // scores of a tile, so the running threshold stays in registers, the list of candidates needs no atomics, and no
-// barrier is needed but that of the ring. For nearly all tiles and rows the largest score of the tile is below the
-// threshold, and that comparison is all that is done.
+// barrier is needed but that of the ring. Where the largest score of a tile is below the threshold for all eight rows
+// that a warp looks at together, that comparison is all that is done.
 #pragma once
 
 #include "kernels/codebook_lookup/cuda_rows.cuh"
@@ -13,20 +13,21 @@ namespace soho {
 namespace {
 
 constexpr int kScreenThreads = 128;
-constexpr int kStages = 4;
+constexpr int kStages = 3;
 constexpr int kListSize = 16;  // candidates kept per row
 constexpr int kWarpRows = 32;
 constexpr int kRowSlots = 4;  // rows of a lane: g, g + 8, g + 16, g + 24 of its warp, g = lane / 4
-constexpr int kScores = 32;   // of one row in one lane: columns 8n + 2t and 8n + 2t + 1, t = lane % 4
+constexpr int kGroups = 4;    // of the scores of one row in one lane: columns 8n + 2t and 8n + 2t + 1, t = lane % 4
+constexpr int kGroupFragments = 16 / kGroups;
+constexpr int kRowsOfCopy = kScreenThreads / (kTileChannels / 8);  // a thread copies every 32nd row of a tile
 constexpr int kOverflowedList = -1;
 
-// One row and one range of codes is an item: range * list_rows + row.
+// One row and one range of codes is an item: (book * num_ranges + range) * book_rows + row.
 struct CudaLists {
   float* best;        // highest score
   int32_t* count;     // candidates, or kOverflowedList
   int32_t* position;  // (items, kListSize): codes
   float* score;       // (items, kListSize)
-  int64_t list_rows;  // rows of the slab up to whole tiles
 };
 
 struct ScreenArgs {
@@ -46,6 +47,8 @@ struct ScreenShared {
   int32_t position[kTileRows * kListSize];
   float score[kTileRows * kListSize];
 };
+// Two blocks to a multiprocessor of sm_80, which has 164 KiB and takes 1 KiB of them for each block.
+static_assert(2 * (sizeof(ScreenShared) + 1024) <= 164 * 1024);
 
 // Rows of a stage are four chunks of 16 bytes. They are exchanged so that eight rows of one chunk, which ldmatrix reads
 // together, lie in different banks.
@@ -53,12 +56,11 @@ __device__ __forceinline__ int chunk_at(int row, int chunk) {
   return (row * (kTileChannels / 8) + (chunk ^ ((row >> 1) & 3))) * 8;
 }
 
-__device__ __forceinline__ void copy_tile(uint16_t* target, const uint16_t* panel, int64_t first, int64_t row_length,
-                                          int64_t first_channel) {
-  for (int part = threadIdx.x; part < kTileRows * (kTileChannels / 8); part += kScreenThreads) {
-    const int row = part / (kTileChannels / 8), chunk = part % (kTileChannels / 8);
-    copy_async_16(target + chunk_at(row, chunk), panel + (first + row) * row_length + first_channel + 8 * chunk);
-  }
+// This thread's part of a tile; `stride` leads to its next row.
+__device__ __forceinline__ void copy_tile(uint16_t* target, const uint16_t* source, int64_t stride) {
+#pragma unroll
+  for (int part = 0; part < kTileRows / kRowsOfCopy; ++part)
+    copy_async_16(target + part * kRowsOfCopy * kTileChannels, source + part * stride);
 }
 
 // Scores of one step of 16 channels.
@@ -107,19 +109,13 @@ __device__ __forceinline__ void keep_above(RowList& list, int32_t* position, flo
   if (list.count > 0) list.count = counted;
 }
 
-// Adds the scores of one tile that reach the threshold to the list of one row. All lanes of the warp take part.
-template <int m, int half>
-__device__ __forceinline__ void add_candidates(const float (&score)[2][16][4], float largest, int64_t first_code,
-                                               RowList& list, int32_t* positions, float* scores, int lane) {
-  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
-  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
-  if (largest > list.best) {
-    list.best = largest;
-    list.threshold = largest - list.window;
-  }
+// Adds one group of scores, those that reach the threshold, to the list of one row. All lanes of the warp take part.
+template <int m, int half, int group>
+__device__ __forceinline__ void add_group(const float (&score)[2][16][4], int32_t first_code, RowList& list,
+                                          int32_t* positions, float* scores, int lane) {
   int wanted = 0;
 #pragma unroll
-  for (int n = 0; n < 16; ++n) {
+  for (int n = group * kGroupFragments; n < (group + 1) * kGroupFragments; ++n) {
     wanted += score[m][n][2 * half] >= list.threshold;
     wanted += score[m][n][2 * half + 1] >= list.threshold;
   }
@@ -138,11 +134,11 @@ __device__ __forceinline__ void add_candidates(const float (&score)[2][16][4], f
   if (list.count < 0) return;
   int next = list.count + before;
 #pragma unroll
-  for (int n = 0; n < 16; ++n) {
+  for (int n = group * kGroupFragments; n < (group + 1) * kGroupFragments; ++n) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       if (score[m][n][2 * half + e] >= list.threshold) {
-        positions[next] = static_cast<int32_t>(first_code) + 8 * n + 2 * (lane % 4) + e;
+        positions[next] = first_code + 8 * n + 2 * (lane % 4) + e;
         scores[next] = score[m][n][2 * half + e];
         ++next;
       }
@@ -151,106 +147,146 @@ __device__ __forceinline__ void add_candidates(const float (&score)[2][16][4], f
   list.count += total;
 }
 
+// Adds the scores of one tile that reach the threshold to the list of one row. The eight rows of a warp that come here
+// together rarely have more than one or two such scores, so only the groups of scores that hold one are gone through.
+// All lanes of the warp take part.
 template <int m, int half>
-__device__ __forceinline__ void add_candidates_if_reached(const float (&score)[2][16][4], int64_t first_code,
-                                                          RowList& list, int32_t* positions, float* scores, int lane) {
-  float largest = fmaxf(score[m][0][2 * half], score[m][0][2 * half + 1]);
+__device__ __forceinline__ void add_candidates(const float (&score)[2][16][4], int32_t first_code, RowList& list,
+                                               int32_t* positions, float* scores, int lane) {
+  float largest_of[kGroups], largest = -INFINITY;
 #pragma unroll
-  for (int n = 1; n < 16; ++n) largest = fmaxf(largest, fmaxf(score[m][n][2 * half], score[m][n][2 * half + 1]));
-  if (__any_sync(kAllLanes, largest >= list.threshold))
-    add_candidates<m, half>(score, largest, first_code, list, positions, scores, lane);
+  for (int group = 0; group < kGroups; ++group) {
+    const int first = group * kGroupFragments;
+    largest_of[group] = fmaxf(score[m][first][2 * half], score[m][first][2 * half + 1]);
+#pragma unroll
+    for (int n = first + 1; n < first + kGroupFragments; ++n)
+      largest_of[group] = fmaxf(largest_of[group], fmaxf(score[m][n][2 * half], score[m][n][2 * half + 1]));
+    largest = fmaxf(largest, largest_of[group]);
+  }
+  if (!__any_sync(kAllLanes, largest >= list.threshold)) return;
+  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+  largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+  if (largest > list.best) {
+    list.best = largest;
+    list.threshold = largest - list.window;
+  }
+  const auto add = [&]<int group>() {
+    if (__any_sync(kAllLanes, largest_of[group] >= list.threshold))
+      add_group<m, half, group>(score, first_code, list, positions, scores, lane);
+  };
+  add.template operator()<0>();
+  add.template operator()<1>();
+  add.template operator()<2>();
+  add.template operator()<3>();
 }
 
-// Block (tile of rows, range of codes).
+// Block (tile of rows, range of codes, codebook).
 __global__ void __launch_bounds__(kScreenThreads, 2) screen_rows(ScreenArgs args) {
   ScreenShared& shared = *reinterpret_cast<ScreenShared*>(dynamic_shared());
-  const CudaCodes& codes = args.codes;
-  if (!screenable(codes)) return;  // the whole grid
+  const CudaCodes codes = codes_of_book(args.codes, blockIdx.z);
+  if (!screenable(codes)) return;  // all blocks of the codebook
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTileRows;
+  const int64_t first_row = blockIdx.z * args.rows.book_rows + static_cast<int64_t>(blockIdx.x) * kTileRows;
   const int64_t num_tiles = (codes.num_codes + kTileCodes - 1) / kTileCodes;
-  const int64_t first_tile = num_tiles * blockIdx.y / gridDim.y, end_tile = num_tiles * (blockIdx.y + 1) / gridDim.y;
-  const int64_t steps_of_tile = codes.padded_channels / kTileChannels;
-  const int64_t num_steps = (end_tile - first_tile) * steps_of_tile;
-  const float ratio = args.rows.ratio[blockIdx.x];
+  const auto first_tile = static_cast<int>(num_tiles * blockIdx.y / gridDim.y);
+  const auto end_tile = static_cast<int>(num_tiles * (blockIdx.y + 1) / gridDim.y);
+  // Fewer steps than codes times channels / 4096, so 32 bits hold them.
+  const auto steps_of_tile = static_cast<int>(codes.padded_channels / kTileChannels);
+  const int num_steps = (end_tile - first_tile) * steps_of_tile;
 
-  int64_t next_tile = first_tile, next_channel = 0, copied = 0;  // of the next copy
+  // What this thread copies next, and where to.
+  const int copied_row = threadIdx.x / (kTileChannels / 8), copied_chunk = threadIdx.x % (kTileChannels / 8);
+  const int64_t own = copied_row * codes.padded_channels + 8 * copied_chunk,
+                stride = kRowsOfCopy * codes.padded_channels;
+  const uint16_t* next_rows = args.rows.panel + first_row * codes.padded_channels + own;
+  const uint16_t* next_codes = codes.panel + first_tile * kTileCodes * codes.padded_channels + own;
+  const float* next_half = codes.negated_half + first_tile * kTileCodes + 4 * threadIdx.x;
+  int left_to_copy = num_steps, next_step_of_tile = 0, next_stage = 0;
   const auto copy_next = [&] {
-    if (copied < num_steps) {
-      Stage& stage = shared.stage[copied % kStages];
-      copy_tile(stage.rows, args.rows.panel, first_row, codes.padded_channels, next_channel);
-      copy_tile(stage.codes, codes.panel, next_tile * kTileCodes, codes.padded_channels, next_channel);
-      if (next_channel == 0 && threadIdx.x < kTileCodes / 4)
-        copy_async_16(stage.negated_half + 4 * threadIdx.x,
-                      codes.negated_half + next_tile * kTileCodes + 4 * threadIdx.x);
-      next_channel += kTileChannels;
-      if (next_channel == codes.padded_channels) {
-        next_channel = 0;
-        ++next_tile;
+    if (left_to_copy > 0) {
+      Stage& stage = shared.stage[next_stage];
+      copy_tile(stage.rows + chunk_at(copied_row, copied_chunk), next_rows, stride);
+      copy_tile(stage.codes + chunk_at(copied_row, copied_chunk), next_codes, stride);
+      next_rows += kTileChannels;
+      next_codes += kTileChannels;
+      if (next_step_of_tile == 0) {
+        if (threadIdx.x < kTileCodes / 4) copy_async_16(stage.negated_half + 4 * threadIdx.x, next_half);
+        next_half += kTileCodes;
       }
+      if (++next_step_of_tile == steps_of_tile) {
+        next_step_of_tile = 0;
+        next_rows -= codes.padded_channels;
+        next_codes += (kTileCodes - 1) * codes.padded_channels;
+      }
+      --left_to_copy;
+      next_stage = next_stage + 1 == kStages ? 0 : next_stage + 1;
     }
-    ++copied;
     copy_async_commit();  // an empty group at the end keeps the count
   };
 
   RowList lists[kRowSlots];
+  float ratio[kRowSlots];
 #pragma unroll
   for (int slot = 0; slot < kRowSlots; ++slot) {
-    const float window = args.rows.window[first_row + warp * kWarpRows + 8 * slot + lane / 4];
+    const int64_t row = first_row + warp * kWarpRows + 8 * slot + lane / 4;
+    const float window = args.rows.window[row];
     const bool screened = finite_bits(window);
     lists[slot] = {screened ? -INFINITY : INFINITY, screened ? -3.4e38f : INFINITY, window, 0};
+    ratio[slot] = args.rows.ratio[row];
   }
+  const int first_entry = (warp * kWarpRows + lane / 4) * kListSize, slot_entries = 8 * kListSize;
+  int32_t* const positions = shared.position + first_entry;
+  float* const scores = shared.score + first_entry;
   float score[2][16][4];
   for (int stage = 0; stage < kStages - 1; ++stage) copy_next();
-  int64_t tile = first_tile, step_of_tile = 0;
-  for (int64_t step = 0; step < num_steps; ++step) {
+  int32_t first_code = first_tile * kTileCodes;
+  int step_of_tile = 0, read_stage = 0;
+  for (int step = 0; step < num_steps; ++step) {
     copy_async_wait<kStages - 2>();
     __syncthreads();
     copy_next();  // into the stage that all warps have left
-    const Stage& stage = shared.stage[step % kStages];
+    const Stage& stage = shared.stage[read_stage];
+    read_stage = read_stage + 1 == kStages ? 0 : read_stage + 1;
     if (step_of_tile == 0) {
 #pragma unroll
       for (int n = 0; n < 16; ++n) {
         const float2 half = *reinterpret_cast<const float2*>(stage.negated_half + 8 * n + 2 * (lane % 4));
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          score[m][n][0] = score[m][n][2] = half.x * ratio;
-          score[m][n][1] = score[m][n][3] = half.y * ratio;
+          score[m][n][0] = half.x * ratio[2 * m];
+          score[m][n][1] = half.y * ratio[2 * m];
+          score[m][n][2] = half.x * ratio[2 * m + 1];
+          score[m][n][3] = half.y * ratio[2 * m + 1];
         }
       }
     }
 #pragma unroll
     for (int part = 0; part < kTileChannels / 16; ++part) multiply(stage, part, warp, lane, score);
     if (++step_of_tile < steps_of_tile) continue;
-    const int64_t first_code = tile * kTileCodes;
-    const int first_entry = (warp * kWarpRows + lane / 4) * kListSize, slot_entries = 8 * kListSize;
-    int32_t* positions = shared.position + first_entry;
-    float* scores = shared.score + first_entry;
-    add_candidates_if_reached<0, 0>(score, first_code, lists[0], positions, scores, lane);
-    add_candidates_if_reached<0, 1>(score, first_code, lists[1], positions + slot_entries, scores + slot_entries, lane);
-    add_candidates_if_reached<1, 0>(score, first_code, lists[2], positions + 2 * slot_entries,
-                                    scores + 2 * slot_entries, lane);
-    add_candidates_if_reached<1, 1>(score, first_code, lists[3], positions + 3 * slot_entries,
-                                    scores + 3 * slot_entries, lane);
+    add_candidates<0, 0>(score, first_code, lists[0], positions, scores, lane);
+    add_candidates<0, 1>(score, first_code, lists[1], positions + slot_entries, scores + slot_entries, lane);
+    add_candidates<1, 0>(score, first_code, lists[2], positions + 2 * slot_entries, scores + 2 * slot_entries, lane);
+    add_candidates<1, 1>(score, first_code, lists[3], positions + 3 * slot_entries, scores + 3 * slot_entries, lane);
     step_of_tile = 0;
-    ++tile;
+    first_code += kTileCodes;
   }
   copy_async_wait<0>();
 
 #pragma unroll
   for (int slot = 0; slot < kRowSlots; ++slot) {
     const int row = warp * kWarpRows + 8 * slot + lane / 4;
-    int32_t* positions = shared.position + row * kListSize;
-    float* scores = shared.score + row * kListSize;
-    keep_above(lists[slot], positions, scores, lane);
-    const int64_t item = static_cast<int64_t>(blockIdx.y) * args.lists.list_rows + first_row + row;
+    const int32_t* kept_positions = positions + slot * slot_entries;
+    const float* kept_scores = scores + slot * slot_entries;
+    keep_above(lists[slot], positions + slot * slot_entries, scores + slot * slot_entries, lane);
+    const int64_t item = (static_cast<int64_t>(blockIdx.z) * gridDim.y + blockIdx.y) * args.rows.book_rows +
+                         static_cast<int64_t>(blockIdx.x) * kTileRows + row;
     if (lane % 4 == 0) {
       args.lists.best[item] = lists[slot].best;
       args.lists.count[item] = lists[slot].count;
     }
     for (int n = lane % 4; n < lists[slot].count; n += 4) {
-      args.lists.position[item * kListSize + n] = positions[n];
-      args.lists.score[item * kListSize + n] = scores[n];
+      args.lists.position[item * kListSize + n] = kept_positions[n];
+      args.lists.score[item * kListSize + n] = kept_scores[n];
     }
   }
 }

@@ -13,7 +13,7 @@ from soho_fast.ops.backends import backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup import reference
 from soho_fast.ops.codebook_lookup.basis import check_basis
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, check_metric, lacking_metric
-from soho_fast.ops.forward_mode import PassOn, has_tangent
+from soho_fast.ops.forward_mode import PassOn, has_tangent, in_transform
 
 
 def _check_pair(features: Tensor, codebook: Tensor) -> None:
@@ -226,6 +226,22 @@ def _value_gradients(features: Tensor, codes: Tensor, grad: Tensor, metric: str)
     return ((v - cosine * u) / norm * grad).float(), ((u - cosine * v) / code_norm * grad).float()
 
 
+def _sum_by_code(values: Tensor, index: Tensor, codebook_shape: torch.Size) -> Tensor:
+    """The float32 values (..., N, C) of each code added in ascending position, in the shape of the codebook."""
+    num_codes = codebook_shape[:-1].numel()
+    if len(codebook_shape) > 2:
+        first = torch.arange(0, num_codes, codebook_shape[-2], device=index.device)
+        index = index + first.reshape(*codebook_shape[:-2], 1)
+    if in_transform() or has_tangent(values) or (torch.is_grad_enabled() and values.requires_grad):
+        # Differentiated once more: plain torch, in the same order; on a GPU index_add races and index_put sorts.
+        zeros, place, rows = values.new_zeros(num_codes, values.shape[-1]), index.flatten(), values.flatten(0, -2)
+        on_cpu = values.device.type == "cpu"
+        sums = zeros.index_add(0, place, rows) if on_cpu else zeros.index_put((place,), rows, accumulate=True)
+    else:
+        sums = op_for("codebook_stats", None, values.device)(values, index, num_codes, None)[1]
+    return sums.reshape(codebook_shape)
+
+
 def _lookup_backward(
     ctx: Any, grad_distance: Tensor | None, grad_index: Tensor | None, grad_codes: Tensor | None
 ) -> tuple[Tensor | None, ...]:
@@ -240,12 +256,7 @@ def _lookup_backward(
         grad_features = grad.to(features.dtype)
         grad_of_codes = of_codes if grad_of_codes is None else grad_of_codes + of_codes
     if ctx.needs_input_grad[1] and grad_of_codes is not None:
-        zeros = grad_of_codes.new_zeros(ctx.codebook_shape)
-        if len(ctx.codebook_shape) == 2:
-            grad_codebook = zeros.index_add(0, index.flatten(), grad_of_codes.flatten(0, -2))
-        else:
-            grad_codebook = zeros.scatter_add(-2, index.unsqueeze(-1).expand(codes.shape), grad_of_codes)
-        grad_codebook = grad_codebook.to(ctx.codebook_type)
+        grad_codebook = _sum_by_code(grad_of_codes, index, ctx.codebook_shape).to(ctx.codebook_type)
     return grad_features, grad_codebook, None, None, None, None, None, None
 
 
