@@ -23,7 +23,15 @@ from soho_fast import _C, ops
 
 TYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
 ELEMENTS = 1 << 25  # N x K x C of one problem at most
-SIZES = ((48, 20), (48, 20), (48, 20), (600, 300), (1200, 20), (40, 10000))  # K and C are drawn below one of these
+SIZES = (
+    (48, 20),
+    (48, 20),
+    (48, 20),
+    (600, 300),
+    (1200, 20),
+    (300, 1300),
+    (40, 10000),
+)  # K and C are drawn below one of these
 
 
 def _normal(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,19 +51,19 @@ def test_decides_what_lies_near_learned_codes(num_channels, backend, threads, ex
     assert _reduced(lambda: ops.codebook_lookup(features, codebook, backend=backend))[1] == 0
 
 
-def _bases():
-    basis = _learned()[2]
-    hiding = torch.linalg.qr(torch.cat([basis, _normal(NUM_CHANNELS, 12)], 1)).Q[
+def _bases(num_channels=NUM_CHANNELS):
+    basis = _learned(num_channels)[2]
+    hiding = torch.linalg.qr(torch.cat([basis, _normal(num_channels, 12)], 1)).Q[
         :, NUM_DIRECTIONS:
     ]  # all but what tells
     one_nan = basis.clone()
     one_nan[3, 2] = NAN
     return {
         "good": basis,
-        "stale": torch.linalg.qr(basis + 0.1 * _normal(NUM_CHANNELS, NUM_DIRECTIONS, seed=8)).Q,
+        "stale": torch.linalg.qr(basis + 0.1 * _normal(num_channels, NUM_DIRECTIONS, seed=8)).Q,
         "hides the difference": hiding.contiguous(),
         "zero": torch.zeros_like(basis),
-        "a zero direction": torch.cat([basis, torch.zeros(NUM_CHANNELS, 1)], 1),
+        "a zero direction": torch.cat([basis, torch.zeros(num_channels, 1)], 1),
         "NaN": one_nan,
         "infinite": basis * INF,
         "norm 100": 100 * basis,
@@ -71,16 +71,17 @@ def _bases():
         "all directions alike": basis[:, :1].expand(-1, 40).contiguous(),
         "largest": basis.sign() * 3e38,
         "smallest": basis * 1e-44,
-        "twice as many as channels": _normal(NUM_CHANNELS, 128, seed=9),
+        "twice as many as channels": _normal(num_channels, 128, seed=9),
         "one": basis[:, :1].contiguous(),
     }
 
 
 @pytest.mark.parametrize("kind", _bases())
-def test_any_basis_is_exact(kind, backend, exact_lookup):
-    basis = _bases()[kind]
+@pytest.mark.parametrize("num_channels", [NUM_CHANNELS, 600])
+def test_any_basis_is_exact(kind, num_channels, backend, exact_lookup):
+    basis = _bases(num_channels)[kind]
     for noise in (0.02, 2.0):
-        features, codebook, _, _ = _learned(noise=noise)
+        features, codebook, _, _ = _learned(num_channels, noise)
         features[::3] = (codebook[:NUM_ROWS] / 2 + codebook[1 : NUM_ROWS + 1] / 2)[::3]  # between two codes
         expected = exact_lookup(features, codebook)
         index, distance = ops.codebook_lookup(features, codebook, basis=basis, return_distance=True, backend=backend)
@@ -212,7 +213,7 @@ def test_basis_holds_what_tells_the_codes_apart():
     exact = torch.linalg.svd(spread.double(), full_matrices=False).S[:NUM_DIRECTIONS].norm() / spread.double().norm()
     held = (spread @ found).double().norm() / spread.double().norm()
     assert held > 0.9999 * exact
-    assert ops.codebook_basis(_normal(40, 600)).shape == (600, 64)
+    assert ops.codebook_basis(_normal(40, 600)).shape == (600, 75)
     assert ops.codebook_basis(_normal(3, 40, 130)).shape == (3, 130, 16)
 
 

@@ -134,6 +134,7 @@ struct Kernel {
 
 struct Reduced {
   static constexpr ScreeningType kPass = ScreeningType::kFloat32;
+  static constexpr bool kSifts = false;
   static constexpr int kRows = Kernel::kRows, kCodes = Kernel::kCodes;
 
   static RowLengths convert_row(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
@@ -217,7 +218,7 @@ LookupCounts compare_all_avx2(const CodebookLookupArgs& args, const ScreenedCode
   return compare_all(args, screened, begin, end);
 }
 
-const ReducedPass kReducedAvx2{ScreeningType::kFloat32, Reduced::kCodes, pack_reduced_groups<Reduced>,
+const ReducedPass kReducedAvx2{ScreeningType::kFloat32, Reduced::kCodes, false, pack_reduced_groups<Reduced>,
                                screen_reduced<Reduced>};
 
 const PackingLoops kPackingLoopsAvx2{largest_difference, pack_group};

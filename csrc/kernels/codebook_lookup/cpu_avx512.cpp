@@ -33,7 +33,7 @@ LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCo
 }
 
 using Reduced = ReducedAvx512<DotFloat32, ScreeningType::kFloat32>;
-const ReducedPass kReducedAvx512{ScreeningType::kFloat32, Reduced::kCodes, pack_reduced_groups<Reduced>,
+const ReducedPass kReducedAvx512{ScreeningType::kFloat32, Reduced::kCodes, false, pack_reduced_groups<Reduced>,
                                  screen_reduced<Reduced>};
 
 const PackingLoops kPackingLoopsAvx512{largest_difference, pack_group};

@@ -1,5 +1,5 @@
 // AVX-512 BF16 level: dot products of bfloat16 pairs, twice the products of a float32 fused multiply-add.
-#include "kernels/codebook_lookup/reduced_avx512.h"
+#include "kernels/codebook_lookup/screen_avx512.h"
 
 namespace soho {
 namespace {
@@ -12,9 +12,5 @@ LookupCounts screen_avx512_bf16(const CodebookLookupArgs& args, const ScreenedCo
                                 int64_t end) {
   return screen_rows<KernelAvx512<DotBFloat16>>(args, screened, begin, end);
 }
-
-using Reduced = ReducedAvx512<DotBFloat16, ScreeningType::kBFloat16>;
-const ReducedPass kReducedAvx512Bf16{ScreeningType::kBFloat16, Reduced::kCodes, pack_reduced_groups<Reduced>,
-                                     screen_reduced<Reduced>};
 
 }  // namespace soho

@@ -25,33 +25,9 @@ struct DotInt8 {
 
   static RowLengths convert_row(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
                                 float* words) {
-    const __m512 factor = _mm512_set1_ps(screened.scale);
-    const auto load = [&](int64_t c) {
-      const int64_t left = num_channels - c;
-      const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-      const __m512 centre = _mm512_maskz_loadu_ps(mask, screened.centre + c);
-      return _mm512_mul_ps(_mm512_sub_ps(load16(row, c, type, mask), centre), factor);
-    };
-    __m512 square = _mm512_setzero_ps(), rounding_square = square, largest = square;
-    for (int64_t c = 0; c < num_channels; c += 16) {
-      const __m512 a = load(c);
-      square = _mm512_fmadd_ps(a, a, square);
-      largest = _mm512_max_ps(largest, _mm512_abs_ps(a));
-    }
-    const float most = _mm512_reduce_max_ps(largest), unit = most / 127.0f;
-    const __m512 per_unit = _mm512_set1_ps(most > 0.0f ? 127.0f / most : 0.0f);
-    uint8_t* numbers = reinterpret_cast<uint8_t*>(words + 1);
-    for (int64_t c = 0; c < num_channels; c += 16) {
-      const __m512 a = load(c);
-      __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps(a, per_unit));
-      number = _mm512_max_epi32(_mm512_min_epi32(number, _mm512_set1_epi32(127)), _mm512_set1_epi32(-127));
-      const __m512 lost = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(number), _mm512_set1_ps(unit), a);
-      rounding_square = _mm512_fmadd_ps(lost, lost, rounding_square);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(numbers + c),
-                       _mm512_cvtepi32_epi8(_mm512_add_epi32(number, _mm512_set1_epi32(128))));
-    }
-    words[0] = unit * screened.unit;
-    return {_mm512_reduce_add_ps(square), _mm512_reduce_add_ps(rounding_square)};
+    const RowInt8 rounded = round_to_int8(row, type, screened, num_channels, 128, reinterpret_cast<int8_t*>(words + 1));
+    words[0] = rounded.unit * screened.unit;
+    return rounded.lengths;
   }
 };
 static_assert(KernelAvx512<DotInt8>::kCodes == kFormatAvx512Vnni.width);

@@ -15,7 +15,10 @@
 // so that U <= p^.q^ + R_a R_b - |b|^2/2 + e_a |q| + |p^| e_b, where the sum as computed errs by at most
 // 1.07 (D + 32) 2^-24 (1.02 |a| |b| + |b|^2/2). The bound of a code is that of its group: the largest |b| and e_b. T is
 // lowered by the relative error of a float32 distance (drop_far.h), which also holds that of the float64 distances the
-// result is defined by. 2^-50 and 2^-48 stand for all that underflows: the largest element of b is at least 1/2.
+// result is defined by. Where survivors are many and channels too, a pass sifts them by all channels in int8, each code
+// by its own unit: with a^, b^ the rounded ones, their score is at most
+//   a^.b^ - |b|^2/2 + |a - a^| |b| + |a^| |b - b^| + 2^-21 (|a^| |b| + |b|^2/2).
+// 2^-50 and 2^-48 stand for all that underflows: the largest element of b is at least 1/2.
 #pragma once
 
 #include "kernels/codebook_lookup/passes.h"
@@ -25,6 +28,14 @@ namespace soho {
 constexpr int64_t kMostDirections = 128;
 constexpr int64_t kDirectionMultiple = 16;  // whole vectors, and chains of four steps
 constexpr int64_t kFewestReducedRows = 32;  // below, trying it costs more than it can gain
+
+// A code in int8, unit times its numbers, to sift survivors by; numbers of a row are multiplied with 128 added.
+struct SiftedCode {
+  float unit;
+  float length;   // at least |b|
+  float error;    // at least |b - b^|
+  int32_t start;  // -128 times the sum of its numbers
+};
 
 // A codebook as the reduced pass reads it; codes, centre, scale and -|b|^2/2 are those of ScreenedCodes.
 struct ReducedCodes {
@@ -36,11 +47,14 @@ struct ReducedCodes {
   const float* radius;        // (num_groups, width): R_b, 0 at padding
   const float* group_length;  // (num_groups,): the largest |b|
   const float* group_error;   // (num_groups,): the largest e_b
+  const SiftedCode* sifted;   // (num_distinct,), of a pass that sifts
+  const int8_t* numbers;      // (num_distinct, sifted_channels)
 };
 
 struct ReducedPass {
   ScreeningType type;  // float32 or bfloat16
   int32_t width;
+  bool sifts;  // its survivors by all channels in int8
   // Groups [begin, end) of the codes. panel, radius, group_length and group_error are written.
   void (*pack_groups)(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
                       const ReducedCodes& reduced, int64_t begin, int64_t end);
@@ -52,6 +66,9 @@ struct ReducedPass {
 static inline int64_t reduced_steps(ScreeningType type, int64_t num_channels) {
   return type == ScreeningType::kBFloat16 ? (num_channels + 1) / 2 : num_channels;
 }
+
+// Numbers of a row or code in int8: whole vectors, zeros behind the last channel.
+static inline int64_t sifted_channels(int64_t num_channels) { return (num_channels + 63) / 64 * 64; }
 
 extern const ReducedPass kReducedAvx2, kReducedAvx512, kReducedAvx512Bf16;
 

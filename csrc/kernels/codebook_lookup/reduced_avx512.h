@@ -28,6 +28,7 @@ inline __m512 largest_of_each(const __m512 (&v)[16]) {
 template <class Dot, ScreeningType type>
 struct ReducedAvx512 {
   static constexpr ScreeningType kPass = type;
+  static constexpr bool kSifts = false;
   static constexpr int kRows = KernelAvx512<Dot>::kRows;
   static constexpr int kCodes = KernelAvx512<Dot>::kCodes;
 

@@ -21,7 +21,7 @@ struct ReducedHeader {
 };
 
 struct Sections {
-  int64_t basis, panel, radius, group_length, group_error, end;  // bytes from the start of the block
+  int64_t basis, panel, radius, group_length, group_error, sifted, numbers, end;  // bytes from the start of the block
 };
 
 int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
@@ -35,7 +35,9 @@ Sections sections(const ReducedPass& pass, int64_t num_codes, int64_t num_channe
   at.radius = at.panel + aligned(4 * groups * pass.width * reduced_steps(pass.type, directions));
   at.group_length = at.radius + aligned(4 * groups * pass.width);
   at.group_error = at.group_length + aligned(4 * groups);
-  at.end = at.group_error + aligned(4 * groups);
+  at.sifted = at.group_error + aligned(4 * groups);
+  at.numbers = at.sifted + (pass.sifts ? aligned(num_codes * sizeof(SiftedCode)) : 0);
+  at.end = at.numbers + (pass.sifts ? num_codes * sifted_channels(num_channels) : 0);
   return at;
 }
 
@@ -93,10 +95,18 @@ ReducedCodes reduced_codes(const ReducedPass& pass, int64_t num_codes, int64_t n
   const char* bytes = static_cast<const char*>(block);
   const ReducedHeader& header = *static_cast<const ReducedHeader*>(block);
   const auto floats = [&](int64_t offset) { return reinterpret_cast<const float*>(bytes + offset); };
-  return {header.usable != 0,      rounded_up(num_directions, kDirectionMultiple),
-          header.factor,           bytes + at.basis,
-          bytes + at.panel,        floats(at.radius),
-          floats(at.group_length), floats(at.group_error)};
+  ReducedCodes view{};
+  view.usable = header.usable != 0;
+  view.num_directions = rounded_up(num_directions, kDirectionMultiple);
+  view.factor = header.factor;
+  view.basis = bytes + at.basis;
+  view.panel = bytes + at.panel;
+  view.radius = floats(at.radius);
+  view.group_length = floats(at.group_length);
+  view.group_error = floats(at.group_error);
+  view.sifted = reinterpret_cast<const SiftedCode*>(bytes + at.sifted);
+  view.numbers = reinterpret_cast<const int8_t*>(bytes + at.numbers);
+  return view;
 }
 
 void pack_reduced(const ReducedPass& pass, const float* codebook, int64_t num_codes, int64_t num_channels,

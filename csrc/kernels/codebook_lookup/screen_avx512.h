@@ -41,6 +41,41 @@ RowLengths convert_row_avx512(const void* row, Element type, const ScreenedCodes
   return {_mm512_reduce_add_ps(square), Dot::kRounds ? _mm512_reduce_add_ps(rounding_square) : 0.0f};
 }
 
+struct RowInt8 {
+  float unit;
+  RowLengths lengths;
+};
+
+// Centres and scales one row and writes its numbers in units of its own, of [-127, 127] with `bias` added.
+inline RowInt8 round_to_int8(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
+                             int32_t bias, int8_t* numbers) {
+  const __m512 factor = _mm512_set1_ps(screened.scale);
+  const auto load = [&](int64_t c) {
+    const int64_t left = num_channels - c;
+    const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    const __m512 centre = _mm512_maskz_loadu_ps(mask, screened.centre + c);
+    return _mm512_mul_ps(_mm512_sub_ps(load16(row, c, type, mask), centre), factor);
+  };
+  __m512 square = _mm512_setzero_ps(), rounding_square = square, largest = square;
+  for (int64_t c = 0; c < num_channels; c += 16) {
+    const __m512 a = load(c);
+    square = _mm512_fmadd_ps(a, a, square);
+    largest = _mm512_max_ps(largest, _mm512_abs_ps(a));
+  }
+  const float most = _mm512_reduce_max_ps(largest), unit = most / 127.0f;
+  const __m512 per_unit = _mm512_set1_ps(most > 0.0f ? 127.0f / most : 0.0f);
+  for (int64_t c = 0; c < num_channels; c += 16) {
+    const __m512 a = load(c);
+    __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps(a, per_unit));
+    number = _mm512_max_epi32(_mm512_min_epi32(number, _mm512_set1_epi32(127)), _mm512_set1_epi32(-127));
+    const __m512 lost = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(number), _mm512_set1_ps(unit), a);
+    rounding_square = _mm512_fmadd_ps(lost, lost, rounding_square);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(numbers + c),
+                     _mm512_cvtepi32_epi8(_mm512_add_epi32(number, _mm512_set1_epi32(bias))));
+  }
+  return {unit, {_mm512_reduce_add_ps(square), _mm512_reduce_add_ps(rounding_square)}};
+}
+
 // Adds those of 32 adjacent scores that reach the threshold to one row's list.
 inline void add_candidates(Candidates& list, float& threshold, const float* scores, int32_t first_position) {
   const __m512 score[2] = {_mm512_loadu_ps(scores), _mm512_loadu_ps(scores + 16)};

@@ -7,6 +7,7 @@
 //   static RowLengths round_directions(p, factor, num, words)    factor p as words; |factor p|^2 and of the rounding
 //   static void multiply(rows, row_length, codes, num_steps, out, out_length)   products of one tile, float32
 //   static void highest(rows, row_length, radius, codes, negated_half, code_radius, num_steps, out)   U, per row
+//   kSifts, and where it is true sift_row, sift_code and sift   all channels in int8, see cpu_avx512_reduced.cpp
 //   static void look(row, radius, codes, negated_half, code_radius, num_steps, out)   U of one row, per code
 #pragma once
 
@@ -34,12 +35,30 @@ inline uint32_t reaching(const float* highest, const float* threshold, const flo
 #endif
 }
 
-constexpr int32_t kMostSurvivors = 128;
+// Which of num_scores adjacent ones reach the limit.
+template <int64_t num_scores>
+inline uint32_t at_least(const float* scores, float limit) {
+  uint32_t hits = 0;
+  for (int64_t k = 0; k < num_scores; k += kFloatLanes) {
+#ifdef __AVX512F__
+    const uint32_t of_lanes = _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + k), _mm512_set1_ps(limit), _CMP_GE_OQ);
+#else
+    const uint32_t of_lanes = static_cast<uint32_t>(
+        _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(scores + k), _mm256_set1_ps(limit), _CMP_GE_OQ)));
+#endif
+    hits |= of_lanes << k;
+  }
+  return hits;
+}
+
+constexpr int32_t kMostSurvivors = 512;
+constexpr int32_t kMostKnown = 144;       // distances of a row
+constexpr int32_t kFewSurvivors = 3;      // are not worth a sift
 constexpr int32_t kMostKnownBefore = 16;  // distances of a row before its survivors are compared
 constexpr int64_t kReducedRows = 168;     // of a panel: a multiple of 14 and of 6
 constexpr int64_t kGroupsPerChunk = 256;  // whose highest U are kept at a time
 // A survivor costs as much as this many codes of the next pass.
-constexpr int64_t kCodesPerSurvivor = 8;
+constexpr int64_t kCodesPerSurvivor = 8, kCodesPerSifted = 3;
 
 // What is certified of one row or code; see reduced.h.
 struct Projection {
@@ -139,6 +158,11 @@ void pack_reduced_groups(const float* codebook, int64_t num_channels, const Scre
       for (int64_t r = 0; r < num_rows; ++r) {
         for (int64_t step = 0; step < steps; ++step)
           std::memcpy(panel + (group * steps + step) * kWidth + k + r, words[r] + step, sizeof(float));
+        if constexpr (Kernel::kSifts) {
+          int8_t* numbers = const_cast<int8_t*>(reduced.numbers) + (first + k + r) * sifted_channels(num_channels);
+          const_cast<SiftedCode*>(reduced.sifted)[first + k + r] =
+              Kernel::sift_code(code_at(r), screened, num_channels, numbers);
+        }
         const Projection& code = projections[r];
         const_cast<float*>(reduced.radius)[first + k + r] = static_cast<float>(code.radius * (1 + 0x1p-22));
         length = code.whole > length ? code.whole : length;
@@ -149,6 +173,11 @@ void pack_reduced_groups(const float* codebook, int64_t num_channels, const Scre
     const_cast<float*>(reduced.group_error)[group] = static_cast<float>(error * (1 + 0x1p-22));
   }
 }
+
+struct SiftedRow {
+  float unit;
+  RowLengths lengths;
+};
 
 struct Survivor {
   int32_t position;  // in ScreenedCodes::codes
@@ -161,8 +190,8 @@ struct ReducedRow {
   double low_square;
   int32_t num_survivors, num_known;
   bool left;
-  int32_t known[kMostSurvivors + kMostKnownBefore];  // positions whose distance was computed
-  float distance[kMostSurvivors + kMostKnownBefore];
+  int32_t known[kMostKnown];  // positions whose distance was computed
+  float distance[kMostKnown];
   float nearest;  // the smallest of them
   Survivor survivors[kMostSurvivors];
 };
@@ -260,10 +289,54 @@ inline int32_t pop_survivor(ReducedRow& row) {
   return position;
 }
 
+// Drops survivors whose score in int8, with its error, is below the threshold.
+template <class Kernel>
+void sift_survivors(const Reduction& work, ReducedRow& row, float threshold, int8_t* numbers) {
+  const auto& [args, screened, reduced, copies] = work;
+  const void* features = row_at(args.features, row.row, args.row_stride, args.features_type);
+  const auto [unit, lengths] = Kernel::sift_row(features, args.features_type, screened, args.num_channels, numbers);
+  const Projection a = certify(lengths, {0.0f, 0.0f}, args.num_channels, 1);
+  const double lost = std::sqrt(static_cast<double>(lengths.rounding_square)) * (1 + 0x1p-8) + 0x1p-23 * a.whole;
+  const float row_error = static_cast<float>((lost + 0x1p-50) * (1 + 0x1p-16));
+  const float whole = static_cast<float>((a.whole + lost) * (1 + 0x1p-16));
+  const int32_t count = row.num_survivors;
+  const int64_t num_numbers = sifted_channels(args.num_channels);
+  row.num_survivors = 0;
+  for (int32_t first = 0; first < count; first += 4) {
+    Survivor four[4];
+    const int8_t* codes[4];
+    int32_t sums[4];
+    for (int32_t k = 0; k < 4; ++k) {
+      four[k] = row.survivors[first + k < count ? first + k : first];
+      codes[k] = reduced.numbers + four[k].position * num_numbers;
+    }
+    Kernel::sift(numbers, codes, num_numbers, sums);
+    for (int32_t k = 0; k < 4 && first + k < count; ++k) {
+      const SiftedCode& code = reduced.sifted[four[k].position];
+      const float score =
+          static_cast<float>(sums[k] + code.start) * (unit * code.unit) + screened.negated_half[four[k].position];
+      const float reach = row_error * code.length + whole * code.error +
+                          0x1p-21f * (whole * (code.length + code.error) + code.length * code.length);
+      const float highest = score + reach < four[k].highest ? score + reach : four[k].highest;
+      if (highest >= threshold) row.survivors[row.num_survivors++] = {four[k].position, highest};
+    }
+  }
+}
+
 // Compares the survivors of a row, the highest first, and writes its index. Returns how many distances it took.
 inline int32_t finish_reduced(const Reduction& work, ReducedRow& row, float threshold, LookupCounts& counts) {
   const auto& [args, screened, reduced, copies] = work;
+  const int32_t num_survivors = row.num_survivors;
+  row.num_survivors = 0;
+  for (int32_t n = 0; n < num_survivors; ++n) {
+    const Survivor survivor = row.survivors[n];
+    if (survivor.highest >= threshold) push_survivor(row, survivor);
+  }
   while (row.num_survivors > 0 && row.survivors[0].highest >= threshold) {
+    if (row.num_known + kFloatCodes > kMostKnown) {
+      row.left = true;
+      return row.num_known;
+    }
     int32_t positions[kFloatCodes], count = 0;
     while (count < kFloatCodes && row.num_survivors > 0 && row.survivors[0].highest >= threshold)
       positions[count++] = pop_survivor(row);
@@ -308,6 +381,7 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
   const TileMemory<Kernel> tile(args.num_channels);
   const Scratch word_memory(sizeof(float) * kPanel * row_length), row_memory(sizeof(ReducedRow) * kPanel);
   const Scratch highest_memory(sizeof(float) * (most_groups * kPanel + kListSlack));
+  const Scratch number_memory(Kernel::kSifts ? sifted_channels(args.num_channels) : 0);
   const ExactCopies copies(args, 1);
   const Reduction work{args, screened, reduced, copies};
   float* words = static_cast<float*>(word_memory.data());
@@ -420,16 +494,16 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
             if (row.left) continue;
             look(r, group);
             const float reach = window(r, group);
-            for (int32_t k = 0; k < kWidth; ++k) {
-              const int32_t position = static_cast<int32_t>(group * kWidth) + k;
-              if (!(scores[k] + reach >= threshold[r]) || position >= screened.num_distinct) continue;
-              if (is_known(row, position)) continue;
-              if (row.num_survivors == kMostSurvivors) {
+            uint32_t codes = at_least<kWidth>(scores, threshold[r] - reach);
+            for (; codes != 0 && !row.left; codes &= codes - 1) {
+              const int32_t code = __builtin_ctz(codes), position = static_cast<int32_t>(group * kWidth) + code;
+              if (position >= screened.num_distinct || is_known(row, position)) continue;
+              if (row.num_survivors < kMostSurvivors) {
+                row.survivors[row.num_survivors++] = {position, scores[code] + reach};
+              } else {
                 row.left = true;
                 threshold[r] = kInfinity;
-                break;
               }
-              push_survivor(row, {position, scores[k] + reach});
             }
           }
         }
@@ -438,14 +512,21 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
     int64_t cost = 0;  // in codes of the next pass
     for (int64_t r = 0; r < num_rows; ++r) {
       ReducedRow& row = rows[r];
-      if (row.left || row.num_survivors * kCodesPerSurvivor > screened.num_distinct + 8 * kCodesPerSurvivor) {
-        row.left = true;
-        args.index[row.row] = kUndecided;
-        ++counts.undecided;
-      } else {
+      const int64_t survivor_cost = Kernel::kSifts ? kCodesPerSifted : kCodesPerSurvivor;
+      row.left |= row.num_survivors * survivor_cost > screened.num_distinct + 8 * survivor_cost;
+      if (!row.left) {
+        if constexpr (Kernel::kSifts) {
+          if (row.num_survivors > kFewSurvivors) {
+            cost += row.num_survivors * kCodesPerSifted;
+            sift_survivors<Kernel>(work, row, threshold[r], static_cast<int8_t*>(number_memory.data()));
+          }
+        }
         cost += finish_reduced(work, row, threshold[r], counts) * kCodesPerSurvivor;
       }
-      cost += row.left * screened.num_distinct;
+      if (!row.left) continue;
+      args.index[row.row] = kUndecided;
+      ++counts.undecided;
+      cost += screened.num_distinct;
     }
     skipped = next_skipped(skipped, num_rows, static_cast<double>(cost) / (num_rows * screened.num_distinct));
     for (int64_t left = skipped; i < end && left > 0; ++i) {

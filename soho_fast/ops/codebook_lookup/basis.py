@@ -28,9 +28,11 @@ def check_basis(basis: Tensor, codebook: Tensor) -> None:
     checks.check_same_device(codebook=codebook, basis=basis)
 
 
-def default_directions(num_channels: int) -> int:
+def default_directions(num_codes: int, num_channels: int) -> int:
     """How many directions pay on features of trained networks: measured on 192 to 1280 channels."""
-    return min(16 if num_channels < 512 else 64, num_channels)
+    if num_channels < 512:
+        return min(16 if num_codes < 8192 else 32, num_channels)
+    return min(num_channels // 8, MOST_DIRECTIONS)
 
 
 def pays(num_codes: int, num_channels: int) -> bool:
@@ -49,7 +51,8 @@ def codebook_basis(codebook: Tensor, *, directions: int | None = None, start: Te
 
     Args:
         codebook: (K, C) or (..., K, C) float32, bfloat16 or float16. A code that is not finite counts as their mean.
-        directions: D, 1 to 128; by default 16 below 512 channels, 64 from there on, or as many as `start` has.
+        directions: D, 1 to 128; by default as many as `start` has, or 16 below 512 channels (32 from 8192 codes on) and
+            an eighth of the channels above.
         start: directions of an earlier codebook, float32 (..., C, D).
 
     Returns:
@@ -66,7 +69,7 @@ def codebook_basis(codebook: Tensor, *, directions: int | None = None, start: Te
         check_basis(start, codebook)
         if directions not in (None, start.shape[-1]):
             raise ValueError(f"directions: expected {start.shape[-1]} as start has, got {directions}")
-    wanted = directions if directions is not None else default_directions(num_channels)
+    wanted = directions if directions is not None else default_directions(*codebook.shape[-2:])
     if isinstance(wanted, bool) or not 1 <= wanted <= min(MOST_DIRECTIONS, num_channels):
         raise ValueError(f"directions: expected 1 to {min(MOST_DIRECTIONS, num_channels)}, got {directions!r}")
 
