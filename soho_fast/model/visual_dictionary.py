@@ -97,6 +97,7 @@ class VisualDictionary(Float32Buffers):
         self._members: _Members | None = None
         self._num_non_finite: Tensor | None = None
         self._before_KC: Tensor | None = None
+        self._basis = ops.MovingBasis()
 
     def begin_step(self) -> None:
         """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
@@ -141,7 +142,7 @@ class VisualDictionary(Float32Buffers):
                 usable_BL = valid_BL & finite_rows(constant_BLC)
                 image_B = self._image_numbers(constant_BLC, sample_key_B)
                 self._prepare_update(constant_BLC, valid_BL, usable_BL, image_B)
-            index_BL = ops.codebook_lookup(constant_BLC, self.codebook)
+            index_BL = ops.codebook_lookup(constant_BLC, self.codebook, basis=self._basis.of(self.codebook))
             embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
             if moving:
                 self._gather(constant_BLC, index_BL, valid_BL, usable_BL, image_B)

@@ -9,12 +9,13 @@ Letters in tensor names: N feature vectors, K codes, C channels, B images, L tok
 
 from soho_fast.ops.backends import available_backends, build_info, set_cpu_level
 from soho_fast.ops.codebook_lookup import codebook_lookup, straight_through
-from soho_fast.ops.codebook_lookup.basis import codebook_basis
+from soho_fast.ops.codebook_lookup.basis import MovingBasis, codebook_basis
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, prepare_codebook
 from soho_fast.ops.codebook_update import codebook_ema_, codebook_stats, scatter_mean_ema_
 from soho_fast.ops.group_mask import group_mask, sample_group
 
 __all__ = [
+    "MovingBasis",
     "PreparedCodebook",
     "available_backends",
     "build_info",

@@ -292,3 +292,17 @@ def test_gradients_are_those_of_a_lookup_without_directions(backend):
         distance = ops.codebook_lookup(x, d, basis=given, return_distance=True, backend=backend)[1]
         wanted.append(torch.autograd.grad(distance.square().sum(), (x, d)))
     assert all(torch.equal(a, b) for a, b in zip(*wanted, strict=True))
+
+
+def test_a_moving_basis_follows_its_codebook():
+    moving, codebook = ops.MovingBasis(interval=3), _normal(256, 6) @ _normal(6, 128, seed=1)
+    first = moving.of(codebook)
+    assert torch.equal(first, ops.codebook_basis(codebook))
+    codebook += _normal(256, 6, seed=2) @ _normal(6, 128, seed=3)
+    assert moving.of(codebook) is first and moving.of(codebook) is first
+    turned = moving.of(codebook)
+    assert torch.equal(turned, ops.codebook_basis(codebook, start=first)) and not torch.equal(turned, first)
+    assert moving.of(_normal(2, 256, 128)).shape == (2, 128, 16)
+    assert moving.of(codebook[:255]) is None and moving.of(codebook[:, :127]) is None
+    with pytest.raises(ValueError, match="interval: expected 1 or more lookups, got 0"):
+        ops.MovingBasis(0)

@@ -12,20 +12,41 @@ namespace {
 
 constexpr int64_t kRowsPerTask = 56;  // four register tiles of the AVX-512 levels
 constexpr int64_t kChannelsOfBFloat16 = 512;
+constexpr int64_t kTrialRows = 28, kTrialGroups = 8;
 
-// By the reduced pass, with what it reads of the codebook packed behind `packed`, or from args.basis.
+// Whether the reduced pass decides some rows among some codes: where it does not, packing all of them is not worth it.
+bool reduced_pays(const ReducedPass& pass, const CodebookLookupArgs& args, ScreenedCodes screened,
+                  const ReducedCodes& codes) {
+  std::vector<int64_t> index(std::min(args.num_rows, kTrialRows), kUndecided);
+  CodebookLookupArgs trial = args;
+  trial.num_rows = static_cast<int64_t>(index.size());
+  trial.index = index.data();
+  trial.distance = nullptr;
+  trial.guess = nullptr;
+  screened.num_groups = std::min(screened.num_groups, kTrialGroups);
+  screened.num_distinct = std::min(screened.num_distinct, screened.num_groups * pass.width);
+  return 4 * pass.run(trial, screened, codes, 0, trial.num_rows).reduced >= trial.num_rows;
+}
+
+// By the reduced pass, with what it reads of the codebook packed in `packed`, or from args.basis.
 LookupCounts run_reduced(const ReducedPass& pass, const CodebookLookupArgs& args, const ScreenedCodes& screened,
                          const void* packed, int64_t num_directions, const ParallelFor& parallel_for) {
   std::optional<Scratch> memory;
   const void* block = packed;
   if (block == nullptr) {
     memory.emplace(reduced_codes_bytes(pass, args.num_codes, args.num_channels, num_directions));
-    pack_reduced(pass, args.codebook, args.num_codes, args.num_channels, args.basis, num_directions, screened,
-                 memory->data(), parallel_for);
+    pack_directions(pass, args.num_codes, args.num_channels, args.basis, num_directions, screened, memory->data());
     block = memory->data();
   }
   const ReducedCodes codes = reduced_codes(pass, args.num_codes, args.num_channels, num_directions, block);
   if (!codes.usable) return {};
+  if (packed == nullptr) {
+    const int64_t first = std::min(screened.num_groups, kTrialGroups);
+    pack_reduced_codes(pass, args.codebook, args.num_channels, screened, codes, 0, first, parallel_for);
+    if (!reduced_pays(pass, args, screened, codes)) return {};
+    pack_reduced_codes(pass, args.codebook, args.num_channels, screened, codes, first, screened.num_groups,
+                       parallel_for);
+  }
   std::atomic<int64_t> reduced{0}, compared{0};
   parallel_for(args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
     const LookupCounts part = pass.run(args, screened, codes, begin, end);
@@ -157,8 +178,11 @@ void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int
   if (reduced == nullptr || num_directions == 0) return;
   set_packed_directions(packed, num_directions);
   void* block = static_cast<char*>(packed) + packed_codebook_bytes(format, num_codes, num_channels);
-  pack_reduced(*reduced, codebook, num_codes, num_channels, basis, num_directions, screened_codes(packed), block,
-               parallel_for);
+  const ScreenedCodes screened = screened_codes(packed);
+  pack_directions(*reduced, num_codes, num_channels, basis, num_directions, screened, block);
+  const ReducedCodes codes = reduced_codes(*reduced, num_codes, num_channels, num_directions, block);
+  if (codes.usable)
+    pack_reduced_codes(*reduced, codebook, num_channels, screened, codes, 0, screened.num_groups, parallel_for);
 }
 
 bool packed_codebook_is(CpuLevel level, int64_t num_codes, int64_t num_channels, Metric metric, const void* packed,

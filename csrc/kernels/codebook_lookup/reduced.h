@@ -74,9 +74,12 @@ extern const ReducedPass kReducedAvx2, kReducedAvx512, kReducedAvx512Bf16;
 
 // In one relocatable block, as packed_codebook.h; `screened` is the same codebook packed for a pass of the same width.
 size_t reduced_codes_bytes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions);
-void pack_reduced(const ReducedPass& pass, const float* codebook, int64_t num_codes, int64_t num_channels,
-                  const float* basis, int64_t num_directions, const ScreenedCodes& screened, void* block,
-                  const ParallelFor& parallel_for);
+// First the directions, then groups [begin, end) of the codes, where they are usable.
+void pack_directions(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, const float* basis,
+                     int64_t num_directions, const ScreenedCodes& screened, void* block);
+void pack_reduced_codes(const ReducedPass& pass, const float* codebook, int64_t num_channels,
+                        const ScreenedCodes& screened, const ReducedCodes& reduced, int64_t begin, int64_t end,
+                        const ParallelFor& parallel_for);
 ReducedCodes reduced_codes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions,
                            const void* block);
 

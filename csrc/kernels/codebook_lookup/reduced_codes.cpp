@@ -109,9 +109,8 @@ ReducedCodes reduced_codes(const ReducedPass& pass, int64_t num_codes, int64_t n
   return view;
 }
 
-void pack_reduced(const ReducedPass& pass, const float* codebook, int64_t num_codes, int64_t num_channels,
-                  const float* basis, int64_t num_directions, const ScreenedCodes& screened, void* block,
-                  const ParallelFor& parallel_for) {
+void pack_directions(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, const float* basis,
+                     int64_t num_directions, const ScreenedCodes& screened, void* block) {
   DefaultFloatEnvironment environment;
   const Sections at = sections(pass, num_codes, num_channels, num_directions);
   std::memset(block, 0, at.end);
@@ -152,9 +151,13 @@ void pack_reduced(const ReducedPass& pass, const float* codebook, int64_t num_co
     }
   }
   new (block) ReducedHeader{1, factor};
-  const ReducedCodes reduced = reduced_codes(pass, num_codes, num_channels, num_directions, block);
-  parallel_for(screened.num_groups, kGroupsPerTask, [&](int64_t begin, int64_t end) {
-    pass.pack_groups(codebook, num_channels, screened, reduced, begin, end);
+}
+
+void pack_reduced_codes(const ReducedPass& pass, const float* codebook, int64_t num_channels,
+                        const ScreenedCodes& screened, const ReducedCodes& reduced, int64_t begin, int64_t end,
+                        const ParallelFor& parallel_for) {
+  parallel_for(end - begin, kGroupsPerTask, [&](int64_t first, int64_t last) {
+    pass.pack_groups(codebook, num_channels, screened, reduced, begin + first, begin + last);
   });
 }
 

@@ -88,3 +88,34 @@ def codebook_basis(codebook: Tensor, *, directions: int | None = None, start: Te
     for _ in range(_STEPS if start is None else 1):
         turned_CD = torch.linalg.qr(apart_SC.mT @ (apart_SC @ turned_CD)).Q
     return turned_CD.contiguous()
+
+
+class MovingBasis:
+    """Directions of a codebook that moves, as in training and in k-means: made at first, turned every few lookups.
+
+    They are a hint, no state: nothing depends on them but the time of a lookup, so they need not be saved.
+    """
+
+    def __init__(self, interval: int = 16) -> None:
+        """
+        Args:
+            interval: lookups between two turns.
+        """
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ValueError(f"interval: expected 1 or more lookups, got {interval!r}")
+        self.interval = interval
+        self._basis: Tensor | None = None
+        self._num_lookups = 0
+
+    def of(self, codebook: Tensor) -> Tensor | None:
+        """What to pass to the next `codebook_lookup(..., basis=)` in this codebook; None where directions cannot pay:
+        few codes or channels, another device than a CPU, a graph that is being compiled."""
+        if codebook.device.type != "cpu" or not pays(*codebook.shape[-2:]) or torch.compiler.is_compiling():
+            return None
+        known = self._basis
+        if known is None or known.shape[:-1] != (*codebook.shape[:-2], codebook.shape[-1]):
+            self._basis, self._num_lookups = codebook_basis(codebook), 0
+        elif self._num_lookups % self.interval == 0:
+            self._basis = codebook_basis(codebook, start=known)
+        self._num_lookups += 1
+        return self._basis
