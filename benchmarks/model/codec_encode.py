@@ -82,9 +82,8 @@ def in_float64(codec: str) -> tuple[str, Callable]:
         return "quantize", lambda codebook, features_NC: brute_force(features_NC, codebook.embed)
 
     def decode_latents(quantizer: nn.Module, hidden_BCT: Tensor) -> tuple[Tensor, Tensor]:
-        unit_NC = nn.functional.normalize(hidden_BCT.transpose(1, 2).flatten(0, 1))
-        unit_KC = nn.functional.normalize(quantizer.codebook.weight)
-        index_BT = brute_force(unit_NC, unit_KC).view(hidden_BCT.shape[0], -1)
+        unit_KC = nn.functional.normalize(quantizer.codebook.weight.double())
+        index_BT = (hidden_BCT.double().transpose(1, 2) @ unit_KC.T).argmax(-1)
         return quantizer.codebook(index_BT).transpose(1, 2), index_BT
 
     return "decode_latents", decode_latents

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from soho_fast.adapters import swapping
-from soho_fast.adapters.swapping import Accelerated, unit_vectors
+from soho_fast.adapters.swapping import Accelerated
 
 try:
     from dac.nn import quantize
@@ -20,17 +20,17 @@ except ModuleNotFoundError as error:
 
 
 class VectorQuantize(Accelerated, quantize.VectorQuantize):
-    """`decode_latents((B, C, T)) -> codes (B, C, T), index int64 (B, T)`: compared as unit vectors."""
+    """`decode_latents((B, C, T)) -> codes (B, C, T), index int64 (B, T)`, by cosine."""
 
     original = quantize.VectorQuantize
     codebook_at = "codebook.weight"
     replaces = ("decode_latents",)
+    metric = "cosine"
     codebook: nn.Embedding
 
     def decode_latents(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         feat_BTC = latents.transpose(1, 2)
-        unit_NC = unit_vectors(feat_BTC.flatten(0, 1))
-        index_BT = self.nearest_code(unit_NC, self.codebook.weight, unit_vectors).view(feat_BTC.shape[:2])
+        index_BT = self.nearest_code(feat_BTC.flatten(0, 1), self.codebook.weight).view(feat_BTC.shape[:2])
         return functional.embedding(index_BT, self.codebook.weight).transpose(1, 2), index_BT
 
 

@@ -13,11 +13,20 @@ from soho_fast import ops
 from soho_fast.ops.codebook_lookup import reference
 
 
-def nearest_code(features_NC: Tensor, codebook_KC: Tensor) -> Tensor:
+def nearest_code(features_NC: Tensor, codebook_KC: Tensor, metric: str = "euclidean") -> Tensor:
     """`ops.codebook_lookup`; where one of the two is float64, its plain-torch reference."""
     if torch.float64 in (features_NC.dtype, codebook_KC.dtype):
-        return reference.codebook_lookup(features_NC.detach(), codebook_KC.detach(), False, False)[1]
-    return ops.codebook_lookup(features_NC, codebook_KC)
+        number = reference.METRICS.index(metric)
+        return reference.codebook_lookup(features_NC.detach(), codebook_KC.detach(), False, False, metric=number)[1]
+    (features_NC, codebook_KC), metric = _as_served((features_NC, codebook_KC), metric)
+    return ops.codebook_lookup(features_NC, codebook_KC, metric=metric)
+
+
+def _as_served(vectors: tuple[Tensor, ...], metric: str) -> tuple[tuple[Tensor, ...], str]:
+    """What the device's kernels are given. Those of GPUs know distances alone: for a cosine float32 unit vectors."""
+    if metric != "cosine" or vectors[0].device.type == "cpu":
+        return vectors, metric
+    return tuple(nn.functional.normalize(vector.float(), dim=-1) for vector in vectors), "euclidean"
 
 
 def is_recorded(tensor: Tensor) -> bool:
@@ -88,27 +97,26 @@ class KeptCodebook:
     def is_prepared(self) -> bool:
         return self._entry is not None and self._entry[1] is not None
 
-    def nearest_code(
-        self, features_NC: Tensor, codebook_KC: Tensor, compared: Callable[[Tensor], Tensor] = lambda codes: codes
-    ) -> Tensor:
-        """Index int64 (N,) of the code nearest to each feature.
+    def nearest_code(self, features_NC: Tensor, codebook_KC: Tensor, metric: str) -> Tensor:
+        """Index int64 (N,) of the code nearest to each feature, by the one metric of the module.
 
         Args:
             features_NC: (N, C). codebook_KC: (K, C), as the module holds it.
-            compared: makes of it the codes that features are compared with.
         """
         if is_recorded(features_NC) or torch.float64 in (features_NC.dtype, codebook_KC.dtype):
-            return nearest_code(features_NC, compared(codebook_KC))
+            return nearest_code(features_NC, codebook_KC, metric)
         entry = self._entry  # read once: threads may share the module
         if entry is None or not entry[0].holds(codebook_KC):
             seen = Watch.of(codebook_KC)
             self._entry = None if seen is None else (seen, None)
-            return nearest_code(features_NC, compared(codebook_KC))
+            return nearest_code(features_NC, codebook_KC, metric)
         watch, prepared = entry
         if prepared is None:
-            prepared = ops.prepare_codebook(compared(codebook_KC))
+            (codes_KC,), served = _as_served((codebook_KC,), metric)
+            prepared = ops.prepare_codebook(codes_KC, metric=served)
             self._entry = watch, prepared
-        return ops.codebook_lookup(features_NC, prepared)
+        (features_NC,), served = _as_served((features_NC,), metric)
+        return ops.codebook_lookup(features_NC, prepared, metric=served)
 
 
 class Made:

@@ -4,13 +4,12 @@ An accelerated class is a subclass, with the same name, of the one it replaces: 
 and `repr` see no difference.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType, MethodType
+from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from soho_fast.adapters.kept_codebook import KeptCodebook, Made, is_recorded, nearest_code
 
@@ -39,10 +38,12 @@ class Accelerated(Swapped, nn.Module):
     Attributes:
         codebook_at: where the module has its codebook.
         replaces: the methods of `original` that are others here.
+        metric: by which its codes are compared, one of `ops.codebook_lookup`.
     """
 
     codebook_at: ClassVar[str]
     replaces: ClassVar[tuple[str, ...]]
+    metric: ClassVar[str] = "euclidean"
     _kept: KeptCodebook
 
     def begin(self) -> None:
@@ -59,16 +60,14 @@ class Accelerated(Swapped, nn.Module):
         self.forget()  # some optimisers write past the version counter
         return super().train(mode)
 
-    def nearest_code(
-        self, features_NC: Tensor, codebook_KC: Tensor, compared: Callable[[Tensor], Tensor] = lambda codes: codes
-    ) -> Tensor:
+    def nearest_code(self, features_NC: Tensor, codebook_KC: Tensor) -> Tensor:
         """As `KeptCodebook.nearest_code`; nothing is kept while the module trains."""
         if is_recorded(features_NC):
-            return nearest_code(features_NC, compared(codebook_KC))
+            return nearest_code(features_NC, codebook_KC, self.metric)
         if self.training:
             self.forget()
-            return nearest_code(features_NC, compared(codebook_KC))
-        return self._kept.nearest_code(features_NC, codebook_KC, compared)
+            return nearest_code(features_NC, codebook_KC, self.metric)
+        return self._kept.nearest_code(features_NC, codebook_KC, self.metric)
 
     @classmethod
     def refusals(cls, module: nn.Module) -> list[str]:
@@ -125,12 +124,6 @@ def _centroids(sum_KC: Tensor, usage_K: Tensor, epsilon: float) -> Tensor:
     return sum_KC / usage_K.clamp(min=epsilon)[:, None]
 
 
-def unit_vectors(vectors: Tensor) -> Tensor:
-    """Of length 1, in float32 at least, as the models make them (`normalize`): what is shorter than 1e-12 stays
-    shorter than 1."""
-    return functional.normalize(vectors if vectors.dtype == torch.float64 else vectors.float(), dim=-1)
-
-
 def _is_own_method(value: object, module: nn.Module, name: str) -> bool:
     return (
         isinstance(value, MethodType)
@@ -171,16 +164,11 @@ def undo(module: nn.Module) -> None:
 Found = tuple[str, nn.Module, type[Swapped]]
 
 
-def find(
-    model: nn.Module,
-    accelerated_of: Callable[[type], type[Accelerated] | None],
-    unserved: Mapping[str, str] = MappingProxyType({}),
-) -> tuple[list[Found], list[str]]:
+def find(model: nn.Module, accelerated_of: Callable[[type], type[Accelerated] | None]) -> tuple[list[Found], list[str]]:
     """The modules to accelerate, as (name, module, new class), and every reason why one cannot be.
 
     Args:
         accelerated_of: the accelerated class of an original one.
-        unserved: quantisers that cannot be, by "module.class", with the reason.
     """
     found: list[Found] = []
     reasons: list[str] = []
@@ -189,12 +177,9 @@ def find(
         if isinstance(module, Swapped):
             continue
         for kind in _lineage(type(module)):
-            why: list[str] = []
-            if (path := f"{kind.__module__}.{kind.__qualname__}") in unserved:
-                why = [unserved[path]]
-            elif (new := accelerated_of(kind)) is None:
+            if (new := accelerated_of(kind)) is None:
                 continue
-            elif kind is not type(module):
+            if kind is not type(module):
                 why = [f"expected a {kind.__name__} itself, got its subclass {type(module).__name__}"]
             else:
                 why = new.refusals(module)

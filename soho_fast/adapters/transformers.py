@@ -5,12 +5,11 @@ Letters: B images or sequences, T steps in time, H and W rows and columns, N fea
 
 from importlib import import_module
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from soho_fast.adapters import swapping
-from soho_fast.adapters.swapping import Accelerated, SummedCodebook, unit_vectors
+from soho_fast.adapters.swapping import Accelerated, SummedCodebook
 
 try:
     from transformers.integrations.accelerate import force_accelerate_hooks
@@ -47,30 +46,18 @@ class MimiCodebook(SummedCodebook, EuclideanCodebook):
         return self.centroids(self.embed_sum, self.cluster_usage, self.epsilon)
 
 
-def _unit_codes_of_dac(codebook_KC: Tensor) -> Tensor:
-    """Unit codes, with one more channel, in which features are 0, for what DAC's formula does with shorter ones.
-
-    It takes the largest 2xd + |d|^2, the second sign being turned. The codes of length 1 are ordered as by distance;
-    to a code shorter than that the distance is made larger by 2 (1 - |d|^2).
-    """
-    unit_KC = unit_vectors(codebook_KC)
-    length_K = unit_KC.norm(dim=-1)
-    rest_K = torch.where(length_K < 0.999, (2 * (1 - length_K.square()).clamp(min=0)).sqrt(), 0.0)
-    return torch.cat([unit_KC, rest_K[:, None]], dim=-1)
-
-
 class DacQuantizer(Accelerated):
-    """DAC's: compared as unit vectors; the output is the code as it is, not its unit vector."""
+    """DAC's, by cosine; the output is the code as it is, not its unit vector."""
 
     codebook_at = "codebook.weight"
     replaces = ("decode_latents",)
+    metric = "cosine"
     codebook: nn.Embedding
 
     @force_accelerate_hooks("codebook")
     def decode_latents(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         feat_BTC = hidden_states.transpose(1, 2)
-        unit_NC = functional.pad(unit_vectors(feat_BTC.flatten(0, 1)), (0, 1))
-        index_BT = self.nearest_code(unit_NC, self.codebook.weight, _unit_codes_of_dac).view(feat_BTC.shape[:2])
+        index_BT = self.nearest_code(feat_BTC.flatten(0, 1), self.codebook.weight).view(feat_BTC.shape[:2])
         return self.codebook(index_BT).transpose(1, 2), index_BT
 
 
@@ -95,11 +82,13 @@ class ImageQuantizer(Accelerated):
 
 
 class GlmImageQuantizer(ImageQuantizer):
-    """GlmImage's: as Chameleon's, on unit vectors throughout."""
+    """GlmImage's: as Chameleon's, on unit vectors throughout, chosen by cosine."""
+
+    metric = "cosine"
 
     def forward(self, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         raw_BHWC = hidden_state.permute(0, 2, 3, 1).contiguous()
-        index_N = self.nearest_code(unit_vectors(raw_BHWC.flatten(0, 2)), self.embedding.weight, unit_vectors)
+        index_N = self.nearest_code(raw_BHWC.flatten(0, 2), self.embedding.weight)
         codes_KC = functional.normalize(self.embedding.weight, dim=-1)
         feat_BHWC = functional.normalize(raw_BHWC, dim=-1)
         return self._with_loss(feat_BHWC, codes_KC[index_N].view(feat_BHWC.shape), index_N)
@@ -118,6 +107,26 @@ class VideoQuantizer(Accelerated):
         return index_N.view(feat_BTHWC.shape[:-1])
 
 
+class DotProductQuantizer(Accelerated):
+    """Apertus': `forward((B, C, H, W)) -> index int64 (B, H, W)`, of the largest dot product."""
+
+    codebook_at = "embedding.weight"
+    replaces = ("forward",)
+    metric = "dot"
+    embedding: nn.Linear
+
+    @force_accelerate_hooks("embedding")
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        feat_BHWC = hidden_states.permute(0, 2, 3, 1)
+        index_N = self.nearest_code(feat_BHWC.flatten(0, 2), self.embedding.weight)
+        return index_N.view(feat_BHWC.shape[:-1])
+
+    @classmethod
+    def refusals(cls, module: nn.Module) -> list[str]:
+        bias = getattr(module.embedding, "bias", None)
+        return [*super().refusals(module), *([] if bias is None else ["embedding.bias: expected None, got one"])]
+
+
 # Model, class, and what is put in front of it.
 _CLASSES: dict[str, tuple[str, type[Accelerated]]] = {
     "EncodecEuclideanCodebook": ("encodec", EuclideanCodebook),
@@ -130,11 +139,7 @@ _CLASSES: dict[str, tuple[str, type[Accelerated]]] = {
     "JanusVQVAEVectorQuantizer": ("janus", ImageQuantizer),
     "GlmImageVQVAEVectorQuantizer": ("glm_image", GlmImageQuantizer),
     "Emu3VQVAEVectorQuantizer": ("emu3", VideoQuantizer),
-}
-_UNSERVED = {
-    "transformers.models.apertus1p5.modeling_apertus1p5.Apertus1p5VisionTokenizerVectorQuantizer": (
-        "expected a distance to the codes, got a dot product with them"
-    ),
+    "Apertus1p5VisionTokenizerVectorQuantizer": ("apertus1p5", DotProductQuantizer),
 }
 
 
@@ -160,4 +165,4 @@ def _accelerated_of(kind: type) -> type[Accelerated] | None:
 
 def find(model: nn.Module) -> tuple[list[swapping.Found], list[str]]:
     """As `swapping.find`."""
-    return swapping.find(model, _accelerated_of, _UNSERVED)
+    return swapping.find(model, _accelerated_of)

@@ -69,7 +69,7 @@ class AcceleratedCodebook(Swapped, Codebook):
             valid_HN = None if mask is None else _valid_of_heads(mask, feat_HNC)
             self.init_embed_(feat_HNC, mask=valid_HN)
             codes_HKC = self.embed.float()
-            index_HN = ops.codebook_lookup(feat_HNC, codes_HKC)
+            index_HN = ops.codebook_lookup(feat_HNC, codes_HKC, metric="dot" if self.use_cosine_sim else "euclidean")
             quantized = ops.straight_through(feat_HNC, codes_HKC, index_HN).reshape(x.shape)
             if self.training and update_usage and not freeze_codebook:
                 self.update_codebook(
@@ -171,7 +171,7 @@ def accelerate_vector_quantize(module: Module) -> Module:
 
     Raises:
         TypeError: not a module. ValueError: no `VectorQuantize` or `SimVQ` in it, or some with options that cannot be
-            served (cosine similarity, affine parameters, codes learnt by gradient, sampled codes, losses over all
+            served (affine parameters, codes learnt by gradient, sampled codes, losses over all
             distances; of a `ResidualVQ`: beam search, implicit neural codebooks, DiVeQ); all are named with all
             reasons, and nothing is changed.
     """
@@ -236,7 +236,6 @@ def _refusals(layer: VectorQuantize) -> list[str]:
         return [_of_a_subclass(layer, codebook)]
     sampling = getattr(codebook.gumbel_sample, "keywords", {})
     options = {
-        "use_cosine_sim=True: the distance has to be euclidean": codebook.use_cosine_sim,
         f"learnable_codebook or orthogonal_reg_weight: {_LEARNT_BY_GRADIENT}": codebook.learnable_codebook,
         f"in_place_codebook_optimizer: {_LEARNT_BY_GRADIENT}": layer.in_place_codebook_optimizer is not None,
         "affine_param=True: the codes have to be compared as they are": codebook.affine_param,

@@ -16,7 +16,6 @@ from types import ModuleType
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 
 @contextlib.contextmanager
@@ -50,9 +49,12 @@ def brute_force(features_NC, codebook_KC):
     return nearest_NK.int().argmax(-1)  # the first
 
 
-def unit(vectors):
-    """As DAC and GlmImage normalise, in float32."""
-    return F.normalize(vectors.float(), dim=-1)
+def most_similar(features_NC, codebook_KC, cosine):
+    """argmax of the dot product in float64, of `cosine` over the code's length; the lowest of equally similar codes."""
+    similar_NK = (features_NC.double()[:, None] * codebook_KC.double()).sum(-1)
+    if cosine:
+        similar_NK = similar_NK / codebook_KC.double().norm(dim=-1)
+    return (similar_NK == similar_NK.amax(-1, keepdim=True)).int().argmax(-1)
 
 
 def encodec():
@@ -150,6 +152,13 @@ def emu3():
     return Emu3VQVAEVectorQuantizer(Emu3VQVAEConfig(embed_dim=16, codebook_size=64))
 
 
+def apertus():
+    from transformers import Apertus1p5VisionTokenizerConfig
+    from transformers.models.apertus1p5.modeling_apertus1p5 import Apertus1p5VisionTokenizerVectorQuantizer
+
+    return Apertus1p5VisionTokenizerVectorQuantizer(Apertus1p5VisionTokenizerConfig(embed_dim=16, codebook_size=64))
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, an input of it, and where it looks up.
@@ -215,8 +224,8 @@ def euclidean_codebook(leaf, features_NC):
 
 
 def dac_latents(leaf, hidden_BCT):
-    unit_NC = unit(hidden_BCT.transpose(1, 2).flatten(0, 1))
-    index_BT = brute_force(unit_NC, unit(leaf.codebook.weight)).view(hidden_BCT.shape[0], -1)
+    feat_NC = hidden_BCT.transpose(1, 2).flatten(0, 1)
+    index_BT = most_similar(feat_NC, leaf.codebook.weight, cosine=True).view(hidden_BCT.shape[0], -1)
     return leaf.codebook(index_BT).transpose(1, 2), index_BT
 
 
@@ -230,9 +239,13 @@ def image(leaf, hidden_BCHW, normalise=lambda vectors: vectors):
 
 
 def glm(leaf, hidden_BCHW):
-    unit_NC = unit(hidden_BCHW.movedim(1, -1).flatten(0, 2))
-    index_N = brute_force(unit_NC, unit(leaf.embedding.weight))
+    index_N = most_similar(hidden_BCHW.movedim(1, -1).flatten(0, 2), leaf.embedding.weight, cosine=True)
     return None, None, index_N
+
+
+def apertus_forward(leaf, hidden_BCHW):
+    feat = hidden_BCHW.movedim(1, -1)
+    return most_similar(feat.flatten(0, 2), leaf.embedding.weight, cosine=False).view(feat.shape[:-1])
 
 
 def video(leaf, hidden_BTCHW):
@@ -269,6 +282,10 @@ CASES = {
     "janus": Case(janus, (2, 3, 16, 16), of_tokeniser, "JanusVQVAEVectorQuantizer", *of_image()),
     "glm_image": Case(
         glm_image, (2, 16, 6, 5), lambda m, x: m(x), "GlmImageVQVAEVectorQuantizer", *of_image(glm)
+    ),
+    "apertus": Case(
+        apertus, (2, 16, 6, 5), lambda m, x: (m(x),), "Apertus1p5VisionTokenizerVectorQuantizer",
+        *of_image(apertus_forward)
     ),
     "emu3": Case(emu3, (2, 2, 16, 6, 5), lambda m, x: (m(x),), "Emu3VQVAEVectorQuantizer", *of_image(video)),
 }  # fmt: skip

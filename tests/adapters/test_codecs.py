@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from small_codecs import brute_force, library, unit
+from small_codecs import brute_force, library, most_similar
 from torch.nn import functional as F
 
 from soho_fast.adapters import accelerate, restore
@@ -68,7 +68,7 @@ def exact_codes(quantizer, values):
         if hasattr(layer, "in_proj"):
             with torch.no_grad():
                 hidden = layer.in_proj(residual)
-                index = brute_force(unit(hidden.transpose(1, 2).flatten(0, 1)), unit(layer.codebook.weight))
+                index = most_similar(hidden.transpose(1, 2).flatten(0, 1), layer.codebook.weight, cosine=True)
                 index = index.view(B, -1)
                 code = F.embedding(index, layer.codebook.weight).transpose(1, 2)
                 residual = residual - layer.out_proj(hidden + (code - hidden))

@@ -146,7 +146,7 @@ def test_every_refusal_is_named_at_once():
 
     model = nn.Sequential(
         VectorQuantize(dim=C, codebook_size=K),
-        VectorQuantize(dim=C, codebook_size=K, use_cosine_sim=True, stochastic_sample_codes=True),
+        VectorQuantize(dim=C, codebook_size=K, affine_param=True, stochastic_sample_codes=True),
         GroupedResidualVQ(dim=C, groups=2, codebook_size=K, num_quantizers=2, beam_size=3),
         Mine(dim=C, codebook_size=K),
     )
@@ -154,8 +154,8 @@ def test_every_refusal_is_named_at_once():
         with pytest.raises(ValueError) as refused:
             change(model)
         for words in (
-            "the VectorQuantize at '1' cannot be accelerated: use_cosine_sim=True: the distance has to be euclidean; "
-            "stochastic_sample_codes=True",
+            "the VectorQuantize at '1' cannot be accelerated: affine_param=True: the codes have to be compared as they "
+            "are; stochastic_sample_codes=True",
             "the ResidualVQ at '2.rvqs.0' cannot be accelerated: beam_size=3",
             "the ResidualVQ at '2.rvqs.1' cannot be accelerated: beam_size=3",
             "the SimVQ at '3' cannot be accelerated: its forward is that of a subclass (Mine)",
@@ -172,7 +172,7 @@ def test_a_model_of_two_libraries():
     accelerate(model)
     assert all(type(part).__module__.startswith("soho_fast.adapters.") for part in model)
     restore(model)
-    model.append(VectorQuantize(dim=C, codebook_size=K, use_cosine_sim=True))
+    model.append(VectorQuantize(dim=C, codebook_size=K, affine_param=True))
     with pytest.raises(ValueError, match=r"^model: the VectorQuantize at '2' .* nothing was changed$"):
         accelerate(model)
     assert not any(type(part).__module__.startswith("soho_fast.") for part in model.modules())

@@ -48,6 +48,9 @@ OPTIONS = {
     "dead codes": {"threshold_ema_dead_code": 2, "kmeans_init": True},
     "shared heads": {"heads": 4, "codebook_dim": 8, "commitment_weight": 0.0},  # with a mask the original's loss fails
     "a codebook per head": {"heads": 2, "separate_codebook_per_head": True, "commitment_weight": 0.0},
+    "cosine": {"use_cosine_sim": True},
+    "cosine, kmeans": {"use_cosine_sim": True, "kmeans_init": True, "kmeans_iters": 3},
+    "cosine, codebook per head": {"use_cosine_sim": True, "heads": 2, "separate_codebook_per_head": True},
     "no update": {"ema_update": False},
     "update by hand": {"manual_ema_update": True},
 }
@@ -192,6 +195,21 @@ def test_residual_vq(shared):
         assert_same_state(original, accelerated)
 
 
+def test_a_cosine_layer_takes_the_largest_dot_product_in_float64():
+    """Codes that are unit vectors to some 1e-6, and so near to each other that float32 errs."""
+    original, accelerated = pair(use_cosine_sim=True, dim=8, codebook_size=64)
+    original.eval(), accelerated.eval()
+    codes = torch.nn.functional.normalize(torch.ones(8) + 1e-6 * torch.randn(1, 64, 8), dim=-1)
+    codes *= 1 + 1e-6 * torch.randn(1, 64, 1)
+    for layer in (original, accelerated):
+        layer._codebook.embed.copy_(codes)
+    features = torch.randn(1, 500, 8)
+    unit = original._codebook.transform_input(features)
+    exact = (unit.double() @ codes[0].double().T).argmax(-1)
+    assert torch.equal(accelerated(features)[1], exact)
+    assert not torch.equal(original(features)[1], exact)
+
+
 def test_no_matrix_of_distances_is_made():
     def largest_allocation(layer) -> int:
         with torch.profiler.profile(profile_memory=True) as profile:
@@ -212,7 +230,6 @@ def test_it_survives_pickle_and_deepcopy():
 
 
 REFUSED = {
-    "use_cosine_sim=True": {"use_cosine_sim": True},
     "affine_param=True": {"affine_param": True},
     "learnable_codebook": {"learnable_codebook": True, "ema_update": False},
     "orthogonal_reg_weight": {"orthogonal_reg_weight": 1.0},
