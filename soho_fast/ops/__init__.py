@@ -13,6 +13,7 @@ from soho_fast.ops.codebook_lookup.basis import MovingBasis, codebook_basis
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, prepare_codebook
 from soho_fast.ops.codebook_update import codebook_ema_, codebook_stats, scatter_mean_ema_
 from soho_fast.ops.group_mask import group_mask, sample_group
+from soho_fast.ops.residual_lookup import residual_lookup
 
 __all__ = [
     "MovingBasis",
@@ -25,6 +26,7 @@ __all__ = [
     "codebook_stats",
     "group_mask",
     "prepare_codebook",
+    "residual_lookup",
     "sample_group",
     "scatter_mean_ema_",
     "set_cpu_level",

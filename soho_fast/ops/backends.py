@@ -47,7 +47,7 @@ def _load_extension() -> tuple[ModuleType | None, str]:
 _extension, _extension_missing = _load_extension()
 # Float64 distances one by one: 2 to 8 times slower than the matrix products of the reference, without AVX2 as well.
 _ONLY_SCALAR = _extension is not None and _extension.build_info()["cpu_levels_available"] == ["scalar"]
-_FASTER_THAN_SCALAR = {"codebook_lookup", "pack_codebook"}  # the ops whose reference is
+_FASTER_THAN_SCALAR = {"codebook_lookup", "pack_codebook", "residual_lookup"}  # the ops whose reference is
 
 
 def _warning_once(reference: Callable) -> Callable:

@@ -34,3 +34,4 @@ inline void in_parts(int64_t total, int num_parts, const std::function<void(int6
 void test_codebook_lookup();
 void test_codebook_update();
 void test_group_mask();
+void test_residual_lookup();

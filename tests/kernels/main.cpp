@@ -33,6 +33,7 @@ int main() {
   test_codebook_lookup();
   test_codebook_update();
   test_group_mask();
+  test_residual_lookup();
   std::printf("%d failures\n", num_failures());
   return num_failures() == 0 ? 0 : 1;
 }

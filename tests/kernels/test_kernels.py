@@ -84,7 +84,7 @@ def test_what_installed_headers_declare_is_in_the_library(installed, tmp_path):
     """Each header lies under soho_fast/ and compiles on its own; the address of each function can be taken."""
     include = installed / "include"
     headers = sorted(path.relative_to(include) for path in include.rglob("*") if path.is_file())
-    assert len(headers) == 6 and all(header.parts[0] == "soho_fast" for header in headers)
+    assert len(headers) == 7 and all(header.parts[0] == "soho_fast" for header in headers)
     declared = set()
     for number, header in enumerate(headers):
         text = re.sub(r"//.*", "", (include / header).read_text())
@@ -93,7 +93,14 @@ def test_what_installed_headers_declare_is_in_the_library(installed, tmp_path):
         lines = [f"  pointers[{n}] = reinterpret_cast<void*>(&soho::{name});" for n, name in enumerate(functions)]
         start = f"#include <{header}>\nvoid use_{number}(void* volatile* pointers) {{\n  (void)pointers;"
         (tmp_path / f"header_{number}.cpp").write_text("\n".join([start, *lines, "}\n"]))
-    assert {"active_cpu_level", "codebook_lookup", "pack_codebook", "update_codebook", "group_mask"} < declared
+    assert {
+        "active_cpu_level",
+        "codebook_lookup",
+        "pack_codebook",
+        "update_codebook",
+        "group_mask",
+        "residual_lookup",
+    } < declared
     assert not any("cuda" in name for name in declared)
     calls = "".join(f"  use_{number}(pointers);\n" for number in range(len(headers)))
     prototypes = "".join(f"void use_{number}(void* volatile*);\n" for number in range(len(headers)))

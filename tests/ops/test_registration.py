@@ -37,6 +37,11 @@ def _samples():
             (codebook, torch.randn(5, 3)),
             *((args[1].detach(), None, args[7]) for args in others),
         ],
+        "residual_lookup": [
+            (_features(3, 7, 5), codebook, 2, False),
+            (_features(7, 5, requires_grad=True), torch.randn(3, 9, 5), 3, True),
+            (_features(7, 5).bfloat16().requires_grad_(), torch.randn(3, 9, 5), 3, True),
+        ],
         "straight_through": [
             (_features(3, 7, 5, requires_grad=True), codebook, index),
             (_features(3, 7, 5).bfloat16(), torch.randn(3, 9, 5), index),
@@ -67,6 +72,8 @@ METRIC_AT = {"codebook_lookup": 7, "pack_codebook": 2}
 @pytest.mark.parametrize("name", _samples())
 @pytest.mark.parametrize("backend_name", [*BACKENDS, *ON_GPU])
 def test_opcheck(name, backend_name):
+    if backend_name in ("triton", "cuda") and name == "residual_lookup":
+        pytest.skip("refused by name")
     op = getattr(torch.ops.soho_fast, f"{name}_{backend_name}").default
     with torch.device("cuda" if backend_name in ON_GPU else "cpu"):
         samples = _samples()[name]

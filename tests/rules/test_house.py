@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OPS = ("codebook_lookup", "codebook_update", "group_mask")
+OPS = ("codebook_lookup", "codebook_update", "group_mask", "residual_lookup")
 
 # What each room of the package may import from the package, besides itself and `extras`: a room, or one file of it.
 ARROWS = {

@@ -1,0 +1,36 @@
+"""Specification of the residual lookup in plain torch.
+
+Letters: N features, L levels, K codes, C channels.
+"""
+
+import torch
+from torch import Tensor
+
+from soho_fast.ops.codebook_lookup import reference as lookup_reference
+
+
+def residual_lookup(
+    features: Tensor, codebooks: Tensor, num_levels: int, return_residual: bool, packed: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Look up the nearest code, subtract it, look up what is left in the next codebook, and so on.
+
+    What is left starts as the features in float32, the sum of the codes as zeros; each step rounds both to float32
+    once.
+
+    Args:
+        features: (..., N, C). codebooks: (L, K, C), or one (K, C) for all levels. packed: not used here.
+
+    Returns:
+        the sum of the chosen codes (..., N, C) in the type of features, index int64 (..., N, L), and what is left,
+        float32 (..., N, C), empty (0,) unless asked for.
+    """
+    residual = features.float()
+    total = torch.zeros_like(residual, memory_format=torch.contiguous_format)
+    index = features.new_empty((*features.shape[:-1], num_levels), dtype=torch.int64)
+    for level in range(num_levels):
+        codebook_KC = codebooks if codebooks.dim() == 2 else codebooks[level]
+        chosen = lookup_reference.codebook_lookup(residual, codebook_KC, False, False)[1]
+        index[..., level] = chosen
+        codes = codebook_KC[chosen].float()
+        residual, total = residual - codes, total + codes
+    return total.to(features.dtype), index, residual.contiguous() if return_residual else residual.new_empty(0)
