@@ -95,6 +95,7 @@ BARS = (
     Bar("codebook_update", "", OURS, "one read of the features", 0.5, every_case=True),
     Bar("group_mask", "", f"{OURS} in place", "torch where", 4.0, every_case=True),
     Bar("group_mask", "", f"{OURS} out of place", "torch where", 1.3, every_case=True),
+    Bar("residual_lookup", "", f"{OURS} prepared", "vector-quantize-pytorch", 5.0, every_case=True),
     Bar("VisualDictionary", "normal noise", OURS, "vector-quantize-pytorch", 20.0, every_case=True),
     Bar("VisualDictionary", "real", OURS, "vector-quantize-pytorch", 25.0, every_case=True),
     Bar("KMeans", "", OURS, "scikit-learn", 5.0, every_case=True),

@@ -40,8 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> residual_lookup_cpu(const Tensor& features, c
     if (packed->scalar_type() != ScalarType::Byte || packed->dim() != 2 || packed->size(0) != books.num_codebooks)
       throw std::invalid_argument("packed: expected what pack_codebook returned for these codebooks");
     stride = packed->size(1);
-    const size_t bytes = packed_codebook_bytes(level, books.num_codes, books.num_channels);
-    if (static_cast<size_t>(stride) >= bytes && packed->is_contiguous()) blocks = packed->const_data_ptr();
+    if (packed->is_contiguous()) blocks = packed->const_data_ptr();
   }
   residual_lookup(level, args, blocks, stride, intra_op_threads);
   const ScalarType type = features.scalar_type();

@@ -22,6 +22,7 @@ SMALL = {
     "GROWTH_SIZES": {"N": (64, 128), "K": (32, 64), "C": (8, 16)},
     "MEMORY_NKC": [(16384, 1024, 64)],
     "UPDATE_NKC": [(400, 30, 24)],
+    "RESIDUAL_NLKC": [(200, 3, 20, 16)],
     "GROUP_MASK_BLC": [(4, 16, 24)],
     "DICTIONARY_BLC": (2, 50, 24),
     "DICTIONARY_K": 30,

@@ -37,8 +37,11 @@ def _bits(tensor):
 
 def _check(features, codebooks, num_levels, backend):
     expected = _loop(features, codebooks, num_levels)
-    prepared = ops.prepare_codebook(codebooks, backend=backend)
-    for books in (codebooks, prepared):
+    prepared = [ops.prepare_codebook(codebooks, basis=basis, backend=backend) for basis in (False, None)]
+    if codebooks.shape[-1] > 1:  # directions that say little
+        basis = _random(*codebooks.shape[:-2], codebooks.shape[-1], 2, seed=9)
+        prepared.append(ops.prepare_codebook(codebooks, basis=basis, backend=backend))
+    for books in (codebooks, *prepared):
         got = residual_lookup(features, books, num_levels=num_levels, return_residual=True, backend=backend)
         assert got[0].dtype == torch.int64 and got[2].dtype == torch.float32
         for value, wanted in zip(got, expected, strict=True):

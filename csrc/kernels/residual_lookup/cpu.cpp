@@ -9,13 +9,14 @@
 #include "common/float_environment.h"
 #include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
+#include "kernels/codebook_lookup/reduced.h"
 #include "kernels/residual_lookup/residual_lookup.h"
 
 namespace soho {
 namespace {
 
 constexpr int64_t kBlockBytes = 2 << 20;  // of what is left of the rows
-constexpr int64_t kLeastRows = 1024;         // a panel of a screening pass
+constexpr int64_t kLeastRows = 1024;      // a panel of a screening pass
 constexpr int64_t kMostRows = 4096;
 constexpr int64_t kRowsPerTask = 56;
 
@@ -24,21 +25,28 @@ void in_this_thread(int64_t total, int64_t, const std::function<void(int64_t, in
 // The codebook of a level, packed for each pass: for the first one at once, for the others when a row is left to them.
 class LevelCodes {
  public:
-  LevelCodes(const std::vector<LookupPass>& passes, const ResidualLookupArgs& args, int64_t level, const void* packed,
-             const ParallelFor& parallel_for)
+  // `packed` is null, or the codebook packed for the first pass, perhaps with directions for `reduced` behind it.
+  LevelCodes(const std::vector<LookupPass>& passes, const ReducedPass* reduced, const ResidualLookupArgs& args,
+             int64_t level, const void* packed, const ParallelFor& parallel_for)
       : passes_(passes),
         args_(args),
         codebook_(args.codebooks + level * args.level_stride),
         once_(passes.size()),
         memory_(passes.size()),
         screened_(passes.size()) {
-    if (packed != nullptr && packed_codebook_fits(packed, passes[0].format, args.num_codes, args.num_channels)) {
-      screened_[0] = screened_codes(packed);
-    } else {
+    if (packed == nullptr) {
       pack(0, parallel_for);
+      return;
     }
+    screened_[0] = screened_codes(packed);
+    const int64_t num_directions = packed_directions(packed);
+    if (reduced == nullptr || num_directions == 0) return;
+    const int64_t bytes = packed_codebook_bytes(passes[0].format, args.num_codes, args.num_channels);
+    const void* behind = static_cast<const char*>(packed) + bytes;
+    reduced_ = reduced_codes(*reduced, args.num_codes, args.num_channels, num_directions, behind);
   }
 
+  const ReducedCodes& reduced() const { return reduced_; }
   const float* code(int64_t j) const { return codebook_ + j * args_.num_channels; }
 
   // Any thread may ask.
@@ -70,17 +78,22 @@ class LevelCodes {
   std::deque<std::once_flag> once_;
   std::vector<std::unique_ptr<Scratch>> memory_;
   std::vector<ScreenedCodes> screened_;
+  ReducedCodes reduced_{};  // not usable without directions
 };
 
 class Quantiser {
  public:
-  Quantiser(CpuLevel cpu_level, const ResidualLookupArgs& args, const void* packed, int64_t packed_stride,
+  Quantiser(CpuLevel cpu_level, const ResidualLookupArgs& args, const void* packed, int64_t packed_bytes,
             const ParallelFor& parallel_for)
-      : args_(args), passes_(passes_of(cpu_level)) {
+      : args_(args),
+        passes_(passes_of(cpu_level)),
+        reduced_(reduced_pass_of(cpu_level, args.num_channels, Metric::kEuclidean)) {
     const int64_t num_codebooks = args.level_stride == 0 ? 1 : args.num_levels;
     for (int64_t l = 0; l < num_codebooks; ++l) {
-      const void* block = packed == nullptr ? nullptr : static_cast<const char*>(packed) + l * packed_stride;
-      levels_.emplace_back(passes_, args, l, block, parallel_for);
+      const void* block = packed == nullptr ? nullptr : static_cast<const char*>(packed) + l * packed_bytes;
+      const bool fits = block != nullptr && packed_codebook_is(cpu_level, args.num_codes, args.num_channels,
+                                                               Metric::kEuclidean, block, packed_bytes);
+      levels_.emplace_back(passes_, reduced_, args, l, fits ? block : nullptr, parallel_for);
     }
     const int64_t row_bytes = std::max<int64_t>(1, args.num_channels * static_cast<int64_t>(sizeof(float)));
     block_rows_ = std::clamp(kBlockBytes / row_bytes, kLeastRows, kMostRows);
@@ -125,6 +138,8 @@ class Quantiser {
     args.num_codes = args_.num_codes;
     args.index = index;
     std::fill(index, index + num_rows, kUndecided);
+    if (level.reduced().usable && num_rows >= kFewestReducedRows)
+      reduced_->run(args, level.screened(0), level.reduced(), 0, num_rows);
     int64_t undecided = num_rows;
     for (size_t p = 0; undecided > 0; ++p) undecided = passes_[p].run(args, level.screened(p), 0, num_rows).undecided;
   }
@@ -138,16 +153,17 @@ class Quantiser {
 
   const ResidualLookupArgs& args_;
   const std::vector<LookupPass> passes_;
+  const ReducedPass* const reduced_;
   std::deque<LevelCodes> levels_;
   int64_t block_rows_;
 };
 
 }  // namespace
 
-void residual_lookup(CpuLevel cpu_level, const ResidualLookupArgs& args, const void* packed, int64_t packed_stride,
+void residual_lookup(CpuLevel cpu_level, const ResidualLookupArgs& args, const void* packed, int64_t packed_bytes,
                      const ParallelFor& parallel_for) {
   if (args.num_rows == 0) return;
-  Quantiser quantiser(cpu_level, args, packed, packed_stride, parallel_for);
+  Quantiser quantiser(cpu_level, args, packed, packed_bytes, parallel_for);
   parallel_for(args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) { quantiser.run(begin, end); });
 }
 

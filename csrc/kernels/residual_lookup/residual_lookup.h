@@ -25,9 +25,9 @@ struct ResidualLookupArgs {
   float* residual;   // the same, or null
 };
 
-// `packed` is null, or level l's codebook as pack_codebook() packed it for this CPU level lies packed_stride * l bytes
-// from it; one packed for another CPU level, or of another size, is packed anew.
-void residual_lookup(CpuLevel cpu_level, const ResidualLookupArgs& args, const void* packed, int64_t packed_stride,
+// `packed` is null, or a block of packed_bytes for each codebook, as pack_codebook() packed it for this CPU level, one
+// after the other; those of another level, or of another size, are packed anew.
+void residual_lookup(CpuLevel cpu_level, const ResidualLookupArgs& args, const void* packed, int64_t packed_bytes,
                      const ParallelFor& parallel_for);
 
 }  // namespace soho
