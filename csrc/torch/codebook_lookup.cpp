@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "torch/lookup_totals.h"
+#include "torch/names.h"
 #include "torch/tensors.h"
 #include "torch/threads.h"
 
@@ -151,7 +152,7 @@ Tensor straight_through_cpu(const Tensor& features, const Tensor& codebook, cons
                 index);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(soho_fast, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(SOHO_NAMESPACE, CPU, library) {
   library.impl("codebook_lookup_cpu", TORCH_BOX(&codebook_lookup_cpu));
   library.impl("pack_codebook_cpu", TORCH_BOX(&pack_codebook_cpu));
   library.impl("straight_through_cpu", TORCH_BOX(&straight_through_cpu));

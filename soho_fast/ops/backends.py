@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import self_check, triton_backend
+from soho_fast.ops.names import EXTENSION, NAMESPACE
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 CPU_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx")
-LIBRARY = torch.library.Library("soho_fast", "FRAGMENT")
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 _BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # tried in turn where no backend is named, by device type
 _NATIVE_OPS: dict[str, set[str]] = {"cpu": set(), "triton": set(), "cuda": set()}
@@ -32,16 +33,16 @@ _fallback_warned = False
 def _load_extension() -> tuple[ModuleType | None, str]:
     """The compiled module and "", or None and the reason why it is absent."""
     try:
-        return importlib.import_module("soho_fast._C"), ""
+        return importlib.import_module(EXTENSION), ""
     except ModuleNotFoundError as error:
-        if error.name != "soho_fast._C":
+        if error.name != EXTENSION:
             raise
         return (
             None,
-            "the compiled extension soho_fast._C is not built (install a C++ compiler and reinstall the package)",
+            f"the compiled extension {EXTENSION} is not built (install a C++ compiler and reinstall the package)",
         )
     except ImportError as error:
-        return None, f"the compiled extension soho_fast._C does not load: {error}"
+        return None, f"the compiled extension {EXTENSION} does not load: {error}"
 
 
 _extension, _extension_missing = _load_extension()
@@ -93,7 +94,7 @@ def define_op(
     for backend in ("reference", *native):
         if backend == "triton" and triton_backend.MISSING:
             continue
-        qualified = f"soho_fast::{name}_{backend}"
+        qualified = f"{NAMESPACE}::{name}_{backend}"
         LIBRARY.define(f"{name}_{backend}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         if backend == "reference":
             LIBRARY.impl(f"{name}_{backend}", _warning_once(reference), "CompositeExplicitAutograd")
@@ -162,7 +163,7 @@ def op_for(name: str, backend: str | None, device: torch.device) -> Callable:
     chosen = backend_for(name, backend, device.type)
     if chosen in ("triton", "cuda"):
         self_check.require(name, chosen, device, _REFERENCES[name])
-    return getattr(torch.ops.soho_fast, f"{name}_{chosen}").default
+    return getattr(getattr(torch.ops, NAMESPACE), f"{name}_{chosen}").default
 
 
 def mark_changed(tensor: Tensor) -> None:

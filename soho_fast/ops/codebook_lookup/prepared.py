@@ -10,6 +10,7 @@ from soho_fast.ops import checks
 from soho_fast.ops.backends import LIBRARY, backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup.basis import check_basis, codebook_basis, pays
 from soho_fast.ops.codebook_lookup.reference import METRICS
+from soho_fast.ops.names import NAMESPACE
 
 
 class PreparedCodebook:
@@ -86,7 +87,7 @@ class PreparedCodebook:
         # An exported program that was saved and loaded holds another tensor, whose versions are not ours to compare.
         if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return results
-        zero = torch.ops.soho_fast.snapshot_check.default(self.codebook, self._version)
+        zero = getattr(torch.ops, NAMESPACE).snapshot_check.default(self.codebook, self._version)
         return tuple(result + zero for result in results)
 
     def __repr__(self) -> str:
@@ -166,6 +167,6 @@ LIBRARY.define(
 )
 LIBRARY.impl("snapshot_check", _snapshot_check, "CompositeExplicitAutograd")
 torch.library.register_fake(
-    "soho_fast::snapshot_check", lambda codebook, version: codebook.new_empty((), dtype=torch.int64), lib=LIBRARY
+    f"{NAMESPACE}::snapshot_check", lambda codebook, version: codebook.new_empty((), dtype=torch.int64), lib=LIBRARY
 )
 torch.serialization.add_safe_globals([PreparedCodebook])
