@@ -111,6 +111,8 @@ CpuLevel active_cpu_level() {
   return best;
 }
 
+bool cpu_level_forced() { return forced_level.load(std::memory_order_relaxed) != kNotForced; }
+
 void set_cpu_level(const std::string& name) {
   if (name.empty()) {
     forced_level.store(kNotForced);

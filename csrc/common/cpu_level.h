@@ -19,6 +19,8 @@ bool cpu_level_available(CpuLevel level);
 // The forced level, or the best available one.
 CpuLevel active_cpu_level();
 
+bool cpu_level_forced();
+
 // Forces a level by name; "" goes back to the best one. Throws std::invalid_argument for an unknown or unavailable
 // level.
 void set_cpu_level(const std::string& name);

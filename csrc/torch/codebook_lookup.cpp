@@ -75,7 +75,7 @@ struct Bases {
 Tensor pack_codebook_cpu(const Tensor& codebook, const std::optional<Tensor>& basis, int64_t metric) {
   const Codebooks books = as_codebooks(codebook);
   const Bases bases(basis, books);
-  const CpuLevel level = active_cpu_level();
+  const CpuLevel level = lookup_level(books.num_channels);
   const int64_t bytes = static_cast<int64_t>(
       packed_codebook_bytes(level, books.num_codes, books.num_channels, bases.num_directions, metric_of(metric)));
   const Tensor packed = empty_cpu({books.num_codebooks, bytes}, ScalarType::Byte, codebook);
@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
   const Codebooks books = as_codebooks(codebook);
   const Rows rows = as_rows(features);
   const int64_t rows_per_batch = codebook.dim() == 2 ? rows.num_rows : features.size(features.dim() - 2);
-  const CpuLevel level = active_cpu_level();
+  const CpuLevel level = lookup_level(books.num_channels);
   const Bases bases(basis, books);
   std::optional<Tensor> guesses;
   if (guess.has_value()) {

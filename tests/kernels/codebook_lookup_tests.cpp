@@ -122,6 +122,7 @@ std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::ve
                             int64_t num_channels, int num_parts, const void* packed, Metric metric,
                             const Hints& hints = {}) {
   std::vector<int64_t> index(num_rows + 2, -7);
+  std::fill(index.begin() + 1, index.end() - 1, kUndecided);
   std::vector<float> distance(num_rows + 2, -7.0f);
   CodebookLookupArgs args{};
   args.features = features.data();
@@ -163,6 +164,20 @@ void compare_metric(const std::vector<float>& features, const std::vector<float>
                      num_parts == 1 ? packed.data() : nullptr, metric) == expected);
       }
     }
+  }
+  for (CpuLevel level : built_cpu_levels()) {
+    if (!cpu_level_available(level)) continue;
+    std::vector<int64_t> index(num_rows, -7);
+    CodebookLookupArgs args{};
+    args.features = features.data();
+    args.row_stride = args.num_channels = num_channels;
+    args.codebook = codebook.data();
+    args.num_rows = num_rows;
+    args.num_codes = num_codes;
+    args.index = index.data();
+    args.metric = metric;
+    codebook_lookup(level, args, nullptr, parts(3));
+    CHECK(index == expected);
   }
   if (metric != Metric::kEuclidean || num_rows < kFewestReducedRows || num_channels > 1200) return;
   static size_t next_hint = 0;  // three in turn: all of them are many

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from soho_fast.ops import available_backends, codebook_lookup, triton_backend
+from soho_fast.ops import available_backends, codebook_lookup, prepare_codebook, triton_backend
 
 ON_GPU = ("triton", "cuda") if torch.cuda.is_available() and not triton_backend.INTERPRETING else ()
 SIZES = [
@@ -30,6 +30,9 @@ def _check(features, codebook, backend, exact_lookup, metric="euclidean"):
     assert torch.equal(index, expected_index)
     assert torch.equal(distance.nan_to_num(nan=-1.0), expected_distance.nan_to_num(nan=-1.0))
     assert torch.equal(codebook_lookup(features, codebook, metric=metric, backend=backend), expected_index)
+    # Few rows are compared with a codebook that is not packed, and screened in one that is.
+    prepared = prepare_codebook(codebook, metric=metric, backend=backend)
+    assert torch.equal(codebook_lookup(features, prepared, metric=metric, backend=backend), expected_index)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -201,6 +204,13 @@ OF_CPU_PASSES = (
     "dense ties come and go",
     "rows tie in two places",
 )
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_few_adversarial_rows(name, backend, exact_lookup):
+    features, codebook = ADVERSARIAL[name]()
+    for some in (slice(0, 1), slice(1, 4), slice(4, None, 3)):
+        _check(features[some][:32], codebook, backend, exact_lookup)
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)

@@ -48,6 +48,10 @@ struct LookupCounts {
   int64_t undecided = 0;  // rows that the cheapest pass left to a more exact one
 };
 
+// The level in use for lookups of this many channels: the forced one, or the fastest. With few channels those that
+// multiply the most at once have little to multiply.
+CpuLevel lookup_level(int64_t num_channels);
+
 // Looks up all rows. `packed` is null, or args.codebook packed for this level; one packed for another level, or of
 // another size, is packed anew. With directions it was packed with, args.basis is not read.
 LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, const void* packed,

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "kernels/codebook_lookup/compare_all.h"
+#include "kernels/codebook_lookup/compare_few.h"
 #include "kernels/codebook_lookup/pack_group.h"
 #include "kernels/codebook_lookup/screen.h"
 #include "kernels/codebook_lookup/screen_reduced.h"
@@ -220,6 +221,8 @@ LookupCounts compare_all_avx2(const CodebookLookupArgs& args, const ScreenedCode
 
 const ReducedPass kReducedAvx2{ScreeningType::kFloat32, Reduced::kCodes, false, pack_reduced_groups<Reduced>,
                                screen_reduced<Reduced>};
+
+const FewRows kFewRowsAvx2{scan_few, merge_few, decide_few};
 
 const PackingLoops kPackingLoopsAvx2{largest_difference, pack_group};
 

@@ -1,5 +1,6 @@
 // AVX-512 (F, BW, DQ, VL) level: float32 fused multiply-add.
 #include "kernels/codebook_lookup/compare_all.h"
+#include "kernels/codebook_lookup/compare_few.h"
 #include "kernels/codebook_lookup/pack_group.h"
 #include "kernels/codebook_lookup/reduced_avx512.h"
 #include "kernels/codebook_lookup/screen_avx512.h"
@@ -35,6 +36,8 @@ LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCo
 using Reduced = ReducedAvx512<DotFloat32, ScreeningType::kFloat32>;
 const ReducedPass kReducedAvx512{ScreeningType::kFloat32, Reduced::kCodes, false, pack_reduced_groups<Reduced>,
                                  screen_reduced<Reduced>};
+
+const FewRows kFewRowsAvx512{scan_few, merge_few, decide_few};
 
 const PackingLoops kPackingLoopsAvx512{largest_difference, pack_group};
 

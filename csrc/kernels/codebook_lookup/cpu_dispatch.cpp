@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <limits>
+#include <mutex>
 #include <optional>
 
 #include "common/memory.h"
@@ -12,7 +14,49 @@ namespace {
 
 constexpr int64_t kRowsPerTask = 56;  // four register tiles of the AVX-512 levels
 constexpr int64_t kChannelsOfBFloat16 = 512;
+constexpr int64_t kMostFewRows = 32, kCodesPerTask = 64;
 constexpr int64_t kTrialRows = 28, kTrialGroups = 8;
+
+const FewRows* few_rows_of(CpuLevel level) {
+  switch (level) {
+#ifdef SOHO_X86_LEVELS
+    case CpuLevel::kAmx:
+    case CpuLevel::kAvx512Vnni:
+    case CpuLevel::kAvx512Bf16:
+    case CpuLevel::kAvx512:
+      return &kFewRowsAvx512;
+    case CpuLevel::kAvx2:
+      return &kFewRowsAvx2;
+#endif
+    default:
+      return nullptr;
+  }
+}
+
+// Each thread takes some codes and all rows.
+LookupCounts compare_few(const FewRows& few, const CodebookLookupArgs& args, const ParallelFor& parallel_for) {
+  const FewCodes none{std::numeric_limits<float>::infinity(), 0, false, {}, {}};
+  std::vector<float> converted;
+  const float* rows = static_cast<const float*>(args.features);
+  if (args.features_type != Element::kFloat32 || args.row_stride != args.num_channels) {
+    converted.resize(args.num_rows * args.num_channels);
+    for (int64_t i = 0; i < args.num_rows; ++i) {
+      const void* row = row_at(args.features, i, args.row_stride, args.features_type);
+      for (int64_t c = 0; c < args.num_channels; ++c)
+        converted[i * args.num_channels + c] = load_element(row, c, args.features_type);
+    }
+    rows = converted.data();
+  }
+  std::vector<FewCodes> all(args.num_rows, none);
+  std::mutex merging;
+  parallel_for(args.num_codes, kCodesPerTask, [&](int64_t begin, int64_t end) {
+    std::vector<FewCodes> part(args.num_rows, none);
+    few.scan(rows, args.num_rows, args.codebook, args.num_channels, begin, end, part.data());
+    const std::lock_guard<std::mutex> lock(merging);
+    for (int64_t i = 0; i < args.num_rows; ++i) few.merge(all[i], part[i], args.num_channels);
+  });
+  return few.decide(args, all.data());
+}
 
 // Whether the reduced pass decides some rows among some codes: where it does not, packing all of them is not worth it.
 bool reduced_pays(const ReducedPass& pass, const CodebookLookupArgs& args, ScreenedCodes screened,
@@ -114,7 +158,6 @@ const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric 
 std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const ReducedPass* reduced,
                                      const CodebookLookupArgs& args, const void* packed,
                                      const ParallelFor& parallel_for) {
-  std::fill(args.index, args.index + args.num_rows, kUndecided);
   std::vector<LookupCounts> counts(passes.size());
   std::optional<Scratch> memory;
   ScreenedCodes screened{};
@@ -154,12 +197,28 @@ std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, cons
 
 LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, const void* packed,
                              const ParallelFor& parallel_for) {
+  std::fill(args.index, args.index + args.num_rows, kUndecided);
+  LookupCounts total;
+  const FewRows* few = few_rows_of(level);
+  if (packed == nullptr && few != nullptr && args.metric == Metric::kEuclidean && args.num_rows <= kMostFewRows) {
+    total = compare_few(*few, args, parallel_for);
+    if (total.undecided == 0) return total;
+  }
   const ReducedPass* reduced = reduced_pass_of(level, args.num_channels, args.metric);
   const std::vector<LookupCounts> counts =
       run_passes(passes_of(level, args.metric), reduced, args, packed, parallel_for);
-  LookupCounts total{counts.front().reduced, 0, counts.front().undecided};
+  total.reduced = counts.front().reduced;
+  total.undecided = counts.front().undecided;
   for (const LookupCounts& pass : counts) total.compared += pass.compared;
   return total;
+}
+
+CpuLevel lookup_level(int64_t num_channels) {
+  const CpuLevel level = active_cpu_level();
+  if (level != CpuLevel::kAvx512Vnni || cpu_level_forced()) return level;
+  if (num_channels > 4 && num_channels <= 16 && cpu_level_available(CpuLevel::kAvx512Bf16))
+    return CpuLevel::kAvx512Bf16;
+  return num_channels <= 8 ? CpuLevel::kAvx512 : level;
 }
 
 size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels, int64_t num_directions,

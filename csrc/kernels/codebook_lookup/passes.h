@@ -83,13 +83,31 @@ struct LookupPass {
 };
 
 std::vector<LookupPass> passes_of(CpuLevel level, Metric metric = Metric::kEuclidean);
+// For few rows and a codebook that is not packed (compare_few.h).
+constexpr int32_t kFewCodes = 12;
+struct FewCodes {  // that may be the nearest of a row
+  float smallest;  // distance of any
+  int32_t count;
+  bool overflows;
+  int32_t code[kFewCodes];
+  float distance[kFewCodes];
+};
+struct FewRows {
+  // Adds codes [begin, end) to those of each row; rows are float32.
+  void (*scan)(const float* rows, int64_t num_rows, const float* codebook, int64_t num_channels, int64_t begin,
+               int64_t end, FewCodes* near);
+  void (*merge)(FewCodes& row, const FewCodes& other, int64_t num_channels);
+  LookupCounts (*decide)(const CodebookLookupArgs& args, FewCodes* near);
+};
+extern const FewRows kFewRowsAvx2, kFewRowsAvx512;
+
 struct ReducedPass;
 // The pass in front of them where there is a basis (reduced.h); null where level or metric have none.
 const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric metric = Metric::kEuclidean);
 
-// codebook_lookup() by `passes`, and by `reduced` before them unless it is null. A packed codebook is used where it has
-// the format of a pass. Returns what each of `passes` took: the rows it decided in float64, or by a nearest code that
-// another has found, and those it left to the next; the first also what the reduced pass took.
+// The rows whose index is below zero by `passes`, and by `reduced` before them unless it is null. A packed codebook is
+// used where it has the format of a pass. Returns what each of `passes` took: the rows it decided in float64, or by a
+// nearest code that another has found, and those it left to the next; the first also what the reduced pass took.
 std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const ReducedPass* reduced,
                                      const CodebookLookupArgs& args, const void* packed,
                                      const ParallelFor& parallel_for);

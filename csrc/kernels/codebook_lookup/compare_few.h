@@ -1,0 +1,100 @@
+// Few rows: their float32 distances to every code of a codebook that is not packed, which would cost more than they do.
+//
+// A float32 distance has a small relative error (drop_far.h), unless squares overflow or vanish: a code farther than
+// far_from() of the smallest, and than 2^-78, is not the nearest. What is left is compared in float64; a row to which
+// no code is near, or more than a list holds, is left undecided.
+//
+// Included by each vector level and compiled with its flags; see exact_distance.h.
+#pragma once
+
+#include "common/float_environment.h"
+#include "kernels/codebook_lookup/drop_far.h"
+#include "kernels/codebook_lookup/exact_distance.h"
+
+namespace soho {
+namespace {
+
+inline float direct_limit(float smallest, int64_t num_channels) {
+  const float limit = far_from(smallest, num_channels);
+  return limit > 0x1p-78f ? limit : 0x1p-78f;
+}
+
+inline void keep_near(FewCodes& row, int64_t num_channels) {
+  const float limit = direct_limit(row.smallest, num_channels);
+  int32_t kept = 0;
+  for (int32_t n = 0; n < row.count; ++n) {
+    row.code[kept] = row.code[n];
+    row.distance[kept] = row.distance[n];
+    kept += row.distance[n] <= limit;
+  }
+  row.count = kept;
+}
+
+inline void add_near(FewCodes& row, int32_t code, float distance, int64_t num_channels) {
+  if (!(distance <= direct_limit(row.smallest, num_channels))) return;
+  row.smallest = distance < row.smallest ? distance : row.smallest;
+  if (row.count == kFewCodes) keep_near(row, num_channels);
+  if (row.count == kFewCodes) {
+    row.overflows = true;
+    return;
+  }
+  row.code[row.count] = code;
+  row.distance[row.count++] = distance;
+}
+
+inline void scan_few(const float* rows, int64_t num_rows, const float* codebook, int64_t num_channels, int64_t begin,
+                     int64_t end, FewCodes* near) {
+  DefaultFloatEnvironment environment;
+  for (int64_t code = begin; code < end; code += kFloatCodes) {
+    const float* codes[kFloatCodes];
+    for (int64_t k = 0; k < kFloatCodes; ++k) codes[k] = codebook + (code + k < end ? code + k : code) * num_channels;
+    for (int64_t r = 0; r < num_rows; ++r) {
+      float distance[kFloatCodes];
+      float_distances(rows + r * num_channels, codes, num_channels, distance);
+      for (int64_t k = 0; k < kFloatCodes && code + k < end; ++k)
+        add_near(near[r], static_cast<int32_t>(code + k), distance[k], num_channels);
+    }
+  }
+}
+
+// Adds what another range of codes has found.
+inline void merge_few(FewCodes& row, const FewCodes& other, int64_t num_channels) {
+  row.overflows |= other.overflows;
+  for (int32_t n = 0; n < other.count; ++n) add_near(row, other.code[n], other.distance[n], num_channels);
+}
+
+// Writes the index of each row of which the near codes are known, in any order.
+inline LookupCounts decide_few(const CodebookLookupArgs& args, FewCodes* near) {
+  DefaultFloatEnvironment environment;
+  const ExactCopies copies(args, 1);
+  LookupCounts counts;
+  for (int64_t i = 0; i < args.num_rows; ++i) {
+    FewCodes& row = near[i];
+    keep_near(row, args.num_channels);
+    if (row.overflows || row.count == 0) {
+      ++counts.undecided;
+      continue;
+    }
+    int32_t nearest = row.code[0];
+    if (row.count > 1) {
+      double smallest = kFar;
+      copies.load_row(0, i);
+      for (int32_t n = 0; n < row.count; ++n) {
+        copies.load_code(0, row.code[n]);
+        __m256d sums[1];
+        pair_sums(copies, 0, sums);
+        const double distance = _mm256_cvtsd_f64(sums[0]);
+        if (distance > smallest || (distance == smallest && row.code[n] > nearest)) continue;
+        smallest = distance;
+        nearest = row.code[n];
+      }
+      ++counts.compared;
+    }
+    if (args.distance != nullptr) copies.load_row(0, i);
+    write_row(args, copies, 0, i, nearest);
+  }
+  return counts;
+}
+
+}  // namespace
+}  // namespace soho
