@@ -19,11 +19,13 @@ struct DotFloat32 : FloatDot<DotFloat32> {
     return _mm512_setzero_ps();
   }
 };
+constexpr int64_t kFewSteps = 8;  // on which screen_groups is faster
 static_assert(KernelAvx512<DotFloat32>::kCodes == kFormatAvx512.width);
 
 }  // namespace
 
 LookupCounts screen_avx512(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
+  if (screened.num_steps <= kFewSteps) return screen_groups<KernelAvx512<DotFloat32>>(args, screened, begin, end);
   return screen_rows<KernelAvx512<DotFloat32>>(args, screened, begin, end);
 }
 

@@ -23,6 +23,10 @@ struct DotInt8 {
     return _mm512_fmadd_ps(products, _mm512_set1_ps(*row), _mm512_load_ps(negated_half));
   }
 
+  static Sum plus(Sum a, Sum b) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+  }
+
   static RowLengths convert_row(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
                                 float* words) {
     const RowInt8 rounded = round_to_int8(row, type, screened, num_channels, 128, reinterpret_cast<int8_t*>(words + 1));
@@ -30,12 +34,14 @@ struct DotInt8 {
     return rounded.lengths;
   }
 };
+constexpr int64_t kFewSteps = 17;  // on which screen_groups is faster
 static_assert(KernelAvx512<DotInt8>::kCodes == kFormatAvx512Vnni.width);
 
 }  // namespace
 
 LookupCounts screen_avx512_vnni(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                                 int64_t end) {
+  if (screened.num_steps <= kFewSteps) return screen_groups<KernelAvx512<DotInt8>>(args, screened, begin, end);
   return screen_rows<KernelAvx512<DotInt8>>(args, screened, begin, end);
 }
 

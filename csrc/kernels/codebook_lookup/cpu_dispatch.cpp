@@ -216,9 +216,8 @@ LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, con
 CpuLevel lookup_level(int64_t num_channels) {
   const CpuLevel level = active_cpu_level();
   if (level != CpuLevel::kAvx512Vnni || cpu_level_forced()) return level;
-  if (num_channels > 4 && num_channels <= 16 && cpu_level_available(CpuLevel::kAvx512Bf16))
-    return CpuLevel::kAvx512Bf16;
-  return num_channels <= 8 ? CpuLevel::kAvx512 : level;
+  if (num_channels <= 4) return CpuLevel::kAvx512;
+  return num_channels <= 8 && cpu_level_available(CpuLevel::kAvx512Bf16) ? CpuLevel::kAvx512Bf16 : level;
 }
 
 size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels, int64_t num_directions,

@@ -36,8 +36,7 @@ inline __m512 largest_of_each(const __m512 (&v)[16]) {
   for (int i = 0; i < 2; ++i)
     eight[i] = _mm512_max_ps(_mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0x88),
                              _mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0xdd));
-  return _mm512_max_ps(_mm512_shuffle_f32x4(eight[0], eight[1], 0x88),
-                       _mm512_shuffle_f32x4(eight[0], eight[1], 0xdd));
+  return _mm512_max_ps(_mm512_shuffle_f32x4(eight[0], eight[1], 0x88), _mm512_shuffle_f32x4(eight[0], eight[1], 0xdd));
 }
 #endif
 

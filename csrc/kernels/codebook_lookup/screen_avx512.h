@@ -4,6 +4,7 @@
 //   static Sum start(negated_half, codes)                         before the first step
 //   static Sum add(sum, row, codes)                               the sum plus one step's products
 //   static __m512 score(sum, negated_half, row)                   after the last step; row: its first word
+//   static Sum plus(sum, sum)                                     of two parts of the steps
 //   static RowLengths convert_row(...)                            as of a Kernel
 // FloatDot gives those of floating point, but for add and
 //   static __m512 convert16(a, words, c)                          writes the words of 16 channels, returns a - a^
@@ -12,6 +13,7 @@
 #include <immintrin.h>
 
 #include "kernels/codebook_lookup/screen.h"
+#include "kernels/codebook_lookup/screen_groups.h"
 
 namespace soho {
 namespace {
@@ -104,6 +106,7 @@ struct FloatDot {
 
   static Sum start(const float* negated_half, const float*) { return _mm512_load_ps(negated_half); }
   static __m512 score(Sum sum, const float*, const float*) { return sum; }
+  static Sum plus(Sum a, Sum b) { return _mm512_add_ps(a, b); }
   static RowLengths convert_row(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
                                 float* words) {
     return convert_row_avx512<Dot>(row, type, screened, num_channels, words);
@@ -177,6 +180,46 @@ struct KernelAvx512 {
   static RowLengths convert_row(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
                                 float* words) {
     return Dot::convert_row(row, type, screened, num_channels, words);
+  }
+
+  static void add(Candidates& list, float& threshold, const float* scores, int32_t first_position) {
+    add_candidates(list, threshold, scores, first_position);
+  }
+
+  static void highest(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group, float* out) {
+    const float* codes = static_cast<const float*>(screened.panel) + group * screened.num_steps * kCodes;
+    const float* negated_half = screened.negated_half + group * kCodes;
+    typename Dot::Sum sum[kRows][2];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      sum[r][0] = Dot::start(negated_half, codes);
+      sum[r][1] = Dot::start(negated_half + 16, codes + 16);
+    }
+    add_products<Dot>(rows, row_length, codes + Dot::kFirstStep * kCodes, Dot::kFirstStep, screened.num_steps, sum);
+    __m512 best[16];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      best[r] = _mm512_max_ps(Dot::score(sum[r][0], negated_half, rows + r * row_length),
+                              Dot::score(sum[r][1], negated_half + 16, rows + r * row_length));
+    }
+    best[14] = best[15] = best[0];
+    _mm512_mask_storeu_ps(out, (1u << kRows) - 1, largest_of_each(best));
+  }
+
+  static void look(const float* row, const ScreenedCodes& screened, int64_t group, float* out) {
+    const float* codes = static_cast<const float*>(screened.panel) + group * screened.num_steps * kCodes;
+    const float* negated_half = screened.negated_half + group * kCodes;
+    typename Dot::Sum sum[2][2] = {{Dot::start(negated_half, codes), Dot::start(negated_half + 16, codes + 16)}, {}};
+    for (int64_t step = Dot::kFirstStep; step < screened.num_steps; ++step) {  // in two chains
+      const __m512 x = _mm512_set1_ps(row[step]);
+      typename Dot::Sum(&chain)[2] = sum[step % 2];
+      chain[0] = Dot::add(chain[0], x, _mm512_load_ps(codes + step * kCodes));
+      chain[1] = Dot::add(chain[1], x, _mm512_load_ps(codes + step * kCodes + 16));
+    }
+    for (int half = 0; half < 2; ++half) {
+      const typename Dot::Sum all = Dot::plus(sum[0][half], sum[1][half]);
+      _mm512_store_ps(out + 16 * half, Dot::score(all, negated_half + 16 * half, row));
+    }
   }
 
   static void screen_tile(const float* rows, int64_t row_length, const ScreenedCodes& screened, int64_t group,

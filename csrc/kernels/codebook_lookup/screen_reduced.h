@@ -13,6 +13,7 @@
 
 #include <cmath>
 
+#include "kernels/codebook_lookup/group_maxima.h"
 #include "kernels/codebook_lookup/reduced.h"
 #include "kernels/codebook_lookup/screen.h"
 
@@ -55,8 +56,6 @@ constexpr int32_t kMostSurvivors = 512;
 constexpr int32_t kMostKnown = 144;       // distances of a row
 constexpr int32_t kFewSurvivors = 3;      // are not worth a sift
 constexpr int32_t kMostKnownBefore = 16;  // distances of a row before its survivors are compared
-constexpr int64_t kReducedRows = 168;     // of a panel: a multiple of 14 and of 6
-constexpr int64_t kGroupsPerChunk = 256;  // whose highest U are kept at a time
 // A survivor costs as much as this many codes of the next pass.
 constexpr int64_t kCodesPerSurvivor = 8, kCodesPerSifted = 3;
 
@@ -371,7 +370,7 @@ inline int32_t finish_reduced(const Reduction& work, ReducedRow& row, float thre
 template <class Kernel>
 LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes& screened, const ReducedCodes& reduced,
                             int64_t begin, int64_t end) {
-  constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes, kPanel = kReducedRows;
+  constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes, kPanel = kGroupRows;
   static_assert(kPanel % kRows == 0);
   DefaultFloatEnvironment environment;
   LookupCounts counts;
