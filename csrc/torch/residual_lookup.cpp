@@ -11,9 +11,9 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> residual_lookup_cpu(const Tensor& features, const Tensor& codebooks,
                                                        int64_t num_levels, bool return_residual,
                                                        const std::optional<Tensor>& packed) {
-  const CpuLevel level = active_cpu_level();
   const Rows rows = as_rows(features);
   const Codebooks books = as_codebooks(codebooks);
+  const CpuLevel level = lookup_level(books.num_channels);
   std::vector<int64_t> shape = shape_of(features);
   const Tensor quantized = empty_cpu(shape, ScalarType::Float, features);
   const Tensor residual = empty_cpu(return_residual ? shape : std::vector<int64_t>{0}, ScalarType::Float, features);
