@@ -26,7 +26,7 @@ SMALL = {
     "GROUP_MASK_BLC": [(4, 16, 24)],
     "DICTIONARY_BLC": (2, 50, 24),
     "DICTIONARY_K": 30,
-    "KMEANS_NKC": [(600, 20, 24)],
+    "KMEANS": [("photo windows", (600, 20, 24))],
     "KMEANS_STEPS": 3,
     "PRODUCT_SIDE": 64,
     "BANDWIDTH_ELEMENTS": 1 << 12,

@@ -54,7 +54,7 @@ def test_the_end_of_the_output_and_the_json_hold_ratios_and_bars(finished):
     output, result = finished
     end = output[output.index("ops: ratios") :]
     bars = result["soho_fast"]["bars"]
-    assert len(bars) == 29 and all(bar["claim"] in end for bar in bars)
+    assert len(bars) == 30 and all(bar["claim"] in end for bar in bars)
     measured = [bar for bar in bars if bar["held"] is not None]
     expected = {
         "codebook_update",

@@ -75,6 +75,15 @@ def test_build_toml_lists_what_cmake_builds_with_its_flags(repository):
     assert "-DSOHO_X86_LEVELS" in flags_of[f"{folder}/cpu_dispatch.cpp"]
 
 
+def test_no_binding_names_the_namespace_itself():
+    named = {
+        f"{path.name}: {namespace}"
+        for path in (ROOT / "csrc/torch").glob("*.cpp")
+        for namespace in re.findall(r"STABLE_TORCH_LIBRARY\w*\((\w+)", path.read_text())
+    }
+    assert len(named) >= 6 and {name.partition(": ")[2] for name in named} == {"SOHO_NAMESPACE"}, named
+
+
 def test_the_hubs_own_reader_takes_it(repository):
     pytest.importorskip("kernels")
     from kernels._rust import Build
