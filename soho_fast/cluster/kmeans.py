@@ -33,6 +33,7 @@ from soho_fast.cluster.statistics import exact_sum, summary_of
 INITS = ("k-means++", "k-means||", "random")
 ALGORITHMS = ("auto", "lloyd", "bounds")
 _STARTS_OF_RANDOM = 10
+_MANY_ROWS = 4096
 _PRODUCT_ELEMENTS = 1 << 21  # float64 scores held at a time
 
 
@@ -129,7 +130,10 @@ class KMeans(Estimator):
         prepared, found, as_array = None, [torch.zeros(0, dtype=torch.int64, device="cpu")], False
         for features_MC, is_array in parts_of(self, X):
             if prepared is None:
-                prepared, as_array = ops.prepare_codebook(self._centers(features_MC.device)), is_array
+                # Few rows are looked up sooner than directions of the centres are found.
+                basis = None if are_batches(X) or len(features_MC) >= _MANY_ROWS else False
+                prepared = ops.prepare_codebook(self._centers(features_MC.device), basis=basis)
+                as_array = is_array
                 found = []
             found.append(ops.codebook_lookup(features_MC, prepared))
         return give_back(torch.cat(found), as_array)

@@ -17,6 +17,8 @@ from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Batch, Rows
 from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of
 
+_TURNED_EACH = 4  # steps: turning the directions of the lookups costs little beside one
+
 # Where bounds may pay. Measuring them takes the time of some lookups. What a step with them takes grows with the share
 # of pairs (row, group) that are open, but little with K: a clock says whether it was less than a lookup.
 _LEAST_WORK = 1 << 18  # K * C; at 1024 x 128 a step with 5 % of the pairs open took as long as a lookup
@@ -39,11 +41,12 @@ class Fitted(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one pass over the rows found: totals of all processes (K, C + 2), and how many labels are new (None where
-    labels are not kept)."""
+    """What one pass over the rows found: totals of all processes (K, C + 2); where labels are kept, how many are new,
+    and those of this process's rows (N,)."""
 
     total: Tensor
     num_changed: int | None
+    label_N: Tensor | None
 
 
 class MemorySteps:
@@ -59,7 +62,7 @@ class MemorySteps:
         num_changed = len(label_N) if before is None else int((label_N != before.label_N).sum())
         total = totals_of(self.rows.features, label_N, self.rows.weight, len(centers_KC))
         both = self.processes.sum(torch.tensor([num_changed], device=label_N.device))
-        return Step(self.processes.sum(total), int(both))
+        return Step(self.processes.sum(total), int(both), label_N)
 
 
 class BatchedSteps:
@@ -67,15 +70,16 @@ class BatchedSteps:
 
     def __init__(self, rows: Rows, processes: Processes) -> None:
         self.rows, self.processes = rows, processes
+        self.basis = ops.MovingBasis(_TURNED_EACH)
 
     def step(self, centers_KC: Tensor) -> Step:
         num_clusters, num_channels = centers_KC.shape
         total = torch.zeros(num_clusters, num_channels + 2, dtype=torch.float64, device=centers_KC.device)
-        prepared = ops.prepare_codebook(centers_KC)
+        prepared = ops.prepare_codebook(centers_KC, basis=self.basis.of(centers_KC))
         for batch in self.rows.batches():
             label_M = ops.codebook_lookup(batch.features, prepared)
             total += totals_of(batch.features, label_M, batch.weight, num_clusters)
-        return Step(self.processes.sum(total), None)
+        return Step(self.processes.sum(total), None, None)
 
 
 class Labelled(NamedTuple):
@@ -104,6 +108,8 @@ class Labeller:
     def __init__(self, features_NC: Tensor, algorithm: str, clock: Callable[[], float] = time.perf_counter) -> None:
         can_bound = features_NC.device.type == "cpu" and len(features_NC) > 0
         self.features_NC, self.algorithm = features_NC, algorithm if can_bound else "lloyd"
+        self.basis = ops.MovingBasis(_TURNED_EACH)
+        self.seconds = {False: 0.0, True: 0.0}  # of the last lookup without directions and with; each is tried once
         self.clock, self.lookup_seconds, self.slow_steps = clock, math.inf, 0
         self.before: Labelled | None = None
         self.bounds: Bounds | None = None
@@ -128,9 +134,13 @@ class Labeller:
 
     def _look_up_all(self, centers_KC: Tensor) -> tuple[Tensor, Tensor]:
         self.num_looked_up += len(self.features_NC)
+        guess_N = None if self.before is None else self.before.label_N
+        with_basis = self.seconds[True] < self.seconds[False]
+        basis_CD = self.basis.of(centers_KC) if with_basis else None
         start = self.clock()
-        found = ops.codebook_lookup(self.features_NC, centers_KC, return_distance=True)
-        self.lookup_seconds = min(self.lookup_seconds, self.clock() - start)
+        found = ops.codebook_lookup(self.features_NC, centers_KC, return_distance=True, basis=basis_CD, guess=guess_N)
+        took = self.seconds[with_basis] = self.clock() - start
+        self.lookup_seconds = min(self.lookup_seconds, took)
         return found
 
     def _measured(self, centers_KC: Tensor) -> Tensor:
@@ -248,9 +258,9 @@ def fit_centers(
     squares)."""
     memory = rows.memory
     steps = BatchedSteps(rows, processes) if memory is None else MemorySteps(memory, processes, algorithm)
-    number = 0
+    number, label_N = 0, None
     for number in range(1, max_iter + 1):
-        total, num_changed = steps.step(centers_KC)
+        total, num_changed, label_N = steps.step(centers_KC)
         if not bool(total.isfinite().all()):
             raise ValueError("sample_weight: a weight times its row is beyond float32; scale the weights")
         total, num_repaired = fill_empty(total, centers_KC, rows, processes)
@@ -262,17 +272,20 @@ def fit_centers(
         )
         if not num_repaired and (num_changed == 0 or shift <= tolerance):
             break
-    labels, inertia, members = final_pass(rows, centers_KC, processes)
+    labels, inertia, members = final_pass(rows, centers_KC, label_N, processes)
     return Fitted(centers_KC, labels, inertia, number, int((members > 0).sum()))
 
 
-def final_pass(rows: Rows, centers_KC: Tensor, processes: Processes) -> tuple[Tensor, float, Tensor]:
+def final_pass(
+    rows: Rows, centers_KC: Tensor, guess_N: Tensor | None, processes: Processes
+) -> tuple[Tensor, float, Tensor]:
     """Labels (N,) for these centres, the inertia of all processes, and the members (K,) of each cluster."""
     found, inertia = [torch.zeros(0, dtype=torch.int64, device=rows.device)], []
     members_K = torch.zeros(len(centers_KC), dtype=torch.int64, device=rows.device)
     prepared = ops.prepare_codebook(centers_KC)
     for batch in rows.batches():
-        label_M, squared_M = ops.codebook_lookup(batch.features, prepared, return_distance=True)
+        guess_M = None if guess_N is None else guess_N[batch.first : batch.first + len(batch.features)]
+        label_M, squared_M = ops.codebook_lookup(batch.features, prepared, return_distance=True, guess=guess_M)
         found.append(label_M)
         members_K += torch.bincount(label_M, minlength=len(centers_KC))
         inertia.append(exact_sum(squared_M if batch.weight is None else squared_M.double() * batch.weight))

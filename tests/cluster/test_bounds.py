@@ -212,6 +212,26 @@ def test_bounds_that_take_longer_than_the_lookup_are_given_up(make_features, sma
     assert auto.num_looked_up > 0.9 * 40 * 4000
 
 
+@pytest.mark.parametrize("with_directions", [1.0, 3.0])
+def test_the_clock_decides_on_directions(with_directions, monkeypatch):
+    """A lookup without directions takes two seconds: they are left after one that takes longer, and kept otherwise."""
+    rows = torch.randn(600, 128, generator=torch.Generator().manual_seed(0))
+    given, now = [], [0.0]
+
+    def lookup(*arguments, basis, **named):
+        given.append((basis is not None, named["guess"] is not None))
+        now[0] += 2.0 if basis is None else with_directions
+        return real(*arguments, basis=basis, **named)
+
+    real, labeller, centers = ops.codebook_lookup, Labeller(rows, "lloyd", lambda: now[0]), rows[:300].clone()
+    monkeypatch.setattr(lloyd.ops, "codebook_lookup", lookup)
+    for _ in range(5):
+        assert torch.equal(labeller.labels(centers), real(rows, centers))
+        centers += 0.1
+    kept = with_directions < 2
+    assert given == [(False, False), (True, True), *[(kept, True)] * 3]
+
+
 def test_small_problems_are_looked_up(make_features):
     rows = torch.from_numpy(make_features(4000, 8, groups=40, seed=4))
     assert steps_with("auto", rows, 40).num_looked_up == 40 * 4000
