@@ -219,8 +219,8 @@ LookupCounts compare_all_avx2(const CodebookLookupArgs& args, const ScreenedCode
   return compare_all(args, screened, begin, end);
 }
 
-const ReducedPass kReducedAvx2{ScreeningType::kFloat32, Reduced::kCodes, false, pack_reduced_groups<Reduced>,
-                               screen_reduced<Reduced>};
+const ReducedPass kReducedAvx2{ScreeningType::kFloat32,      Reduced::kCodes,        false, project_codes<Reduced>,
+                               pack_reduced_groups<Reduced>, screen_reduced<Reduced>};
 
 const FewRows kFewRowsAvx2{scan_few, merge_few, decide_few};
 

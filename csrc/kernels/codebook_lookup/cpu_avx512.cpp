@@ -36,8 +36,8 @@ LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCo
 }
 
 using Reduced = ReducedAvx512<DotFloat32, ScreeningType::kFloat32>;
-const ReducedPass kReducedAvx512{ScreeningType::kFloat32, Reduced::kCodes, false, pack_reduced_groups<Reduced>,
-                                 screen_reduced<Reduced>};
+const ReducedPass kReducedAvx512{ScreeningType::kFloat32,      Reduced::kCodes,        false, project_codes<Reduced>,
+                                 pack_reduced_groups<Reduced>, screen_reduced<Reduced>};
 
 const FewRows kFewRowsAvx512{scan_few, merge_few, decide_few};
 

@@ -39,7 +39,7 @@ struct Reduced : ReducedAvx512<DotBFloat16, ScreeningType::kBFloat16> {
 
 }  // namespace
 
-const ReducedPass kReducedAvx512Bf16{ScreeningType::kBFloat16, Reduced::kCodes, true, pack_reduced_groups<Reduced>,
-                                     screen_reduced<Reduced>};
+const ReducedPass kReducedAvx512Bf16{ScreeningType::kBFloat16,     Reduced::kCodes,        true, project_codes<Reduced>,
+                                     pack_reduced_groups<Reduced>, screen_reduced<Reduced>};
 
 }  // namespace soho

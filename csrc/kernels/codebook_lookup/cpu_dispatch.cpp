@@ -58,8 +58,15 @@ LookupCounts compare_few(const FewRows& few, const CodebookLookupArgs& args, con
   return few.decide(args, all.data());
 }
 
-// Whether the reduced pass decides some rows among some codes: where it does not, packing all of them is not worth it.
-bool reduced_pays(const ReducedPass& pass, const CodebookLookupArgs& args, ScreenedCodes screened,
+// Some of the codes.
+ScreenedCodes first_groups(ScreenedCodes screened, int64_t num_groups, int64_t width) {
+  screened.num_groups = std::min(screened.num_groups, num_groups);
+  screened.num_distinct = std::min(screened.num_distinct, screened.num_groups * width);
+  return screened;
+}
+
+// Whether the reduced pass decides some rows among these codes: where it does not, packing all is not worth it.
+bool reduced_pays(const ReducedPass& pass, const CodebookLookupArgs& args, const ScreenedCodes& screened,
                   const ReducedCodes& codes) {
   std::vector<int64_t> index(std::min(args.num_rows, kTrialRows), kUndecided);
   CodebookLookupArgs trial = args;
@@ -67,8 +74,6 @@ bool reduced_pays(const ReducedPass& pass, const CodebookLookupArgs& args, Scree
   trial.index = index.data();
   trial.distance = nullptr;
   trial.guess = nullptr;
-  screened.num_groups = std::min(screened.num_groups, kTrialGroups);
-  screened.num_distinct = std::min(screened.num_distinct, screened.num_groups * pass.width);
   return 4 * pass.run(trial, screened, codes, 0, trial.num_rows).reduced >= trial.num_rows;
 }
 
@@ -85,11 +90,11 @@ LookupCounts run_reduced(const ReducedPass& pass, const CodebookLookupArgs& args
   const ReducedCodes codes = reduced_codes(pass, args.num_codes, args.num_channels, num_directions, block);
   if (!codes.usable) return {};
   if (packed == nullptr) {
-    const int64_t first = std::min(screened.num_groups, kTrialGroups);
-    pack_reduced_codes(pass, args.codebook, args.num_channels, screened, codes, 0, first, parallel_for);
-    if (!reduced_pays(pass, args, screened, codes)) return {};
-    pack_reduced_codes(pass, args.codebook, args.num_channels, screened, codes, first, screened.num_groups,
-                       parallel_for);
+    const ScreenedCodes some = first_groups(screened, kTrialGroups, pass.width);
+    pack_reduced_codes(pass, args.codebook, args.num_channels, some, codes, parallel_for);
+    if (!reduced_pays(pass, args, some, codes)) return {};
+    if (some.num_groups < screened.num_groups)
+      pack_reduced_codes(pass, args.codebook, args.num_channels, screened, codes, parallel_for);
   }
   std::atomic<int64_t> reduced{0}, compared{0};
   parallel_for(args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
@@ -239,8 +244,7 @@ void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int
   const ScreenedCodes screened = screened_codes(packed);
   pack_directions(*reduced, num_codes, num_channels, basis, num_directions, screened, block);
   const ReducedCodes codes = reduced_codes(*reduced, num_codes, num_channels, num_directions, block);
-  if (codes.usable)
-    pack_reduced_codes(*reduced, codebook, num_channels, screened, codes, 0, screened.num_groups, parallel_for);
+  if (codes.usable) pack_reduced_codes(*reduced, codebook, num_channels, screened, codes, parallel_for);
 }
 
 bool packed_codebook_is(CpuLevel level, int64_t num_codes, int64_t num_channels, Metric metric, const void* packed,

@@ -83,6 +83,11 @@ struct LookupPass {
 };
 
 std::vector<LookupPass> passes_of(CpuLevel level, Metric metric = Metric::kEuclidean);
+struct RowLengths {
+  float square;           // |a|^2
+  float rounding_square;  // |a - a^|^2 beyond the rounding to float32
+};
+
 // For few rows and a codebook that is not packed (compare_few.h).
 constexpr int32_t kFewCodes = 12;
 struct FewCodes {  // that may be the nearest of a row

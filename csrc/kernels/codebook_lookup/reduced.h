@@ -37,16 +37,20 @@ struct SiftedCode {
   int32_t start;  // -128 times the sum of its numbers
 };
 
-// A codebook as the reduced pass reads it; codes, centre, scale and -|b|^2/2 are those of ScreenedCodes.
+// A codebook as the reduced pass reads it, with centre and scale of ScreenedCodes. Its codes are the distinct ones in
+// an order of its own, in which those of a group lie close together: what survives for a row then lies in few groups.
 struct ReducedCodes {
   bool usable;
   int64_t num_directions;     // a multiple of kDirectionMultiple, zeros behind the last direction
   float factor;               // c
   const void* basis;          // (num_directions / width rounded up, steps of channels, width) words
   const void* panel;          // (num_groups, steps of directions, width) words: q^
+  const float* negated_half;  // (num_groups, width): -|b|^2/2, and -inf at padding
   const float* radius;        // (num_groups, width): R_b, 0 at padding
   const float* group_length;  // (num_groups,): the largest |b|
   const float* group_error;   // (num_groups,): the largest e_b
+  const int32_t* order;       // (num_distinct,): the position in ScreenedCodes::codes of each code here
+  const int32_t* place;       // (num_distinct,): where here the code at a position lies
   const SiftedCode* sifted;   // (num_distinct,), of a pass that sifts
   const int8_t* numbers;      // (num_distinct, sifted_channels)
 };
@@ -55,9 +59,13 @@ struct ReducedPass {
   ScreeningType type;  // float32 or bfloat16
   int32_t width;
   bool sifts;  // its survivors by all channels in int8
-  // Groups [begin, end) of the codes. panel, radius, group_length and group_error are written.
+  // Of the codes at positions [begin, end): p~/c, num_directions each, and the lengths of b.
+  void (*project)(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
+                  const ReducedCodes& reduced, int64_t begin, int64_t end, float* directions, RowLengths* lengths);
+  // Writes groups [begin, end) from what `project` has given of all codes.
   void (*pack_groups)(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
-                      const ReducedCodes& reduced, int64_t begin, int64_t end);
+                      const ReducedCodes& reduced, const float* directions, const RowLengths* lengths, int64_t begin,
+                      int64_t end);
   // As LookupPass::run.
   LookupCounts (*run)(const CodebookLookupArgs& args, const ScreenedCodes& screened, const ReducedCodes& reduced,
                       int64_t begin, int64_t end);
@@ -74,12 +82,11 @@ extern const ReducedPass kReducedAvx2, kReducedAvx512, kReducedAvx512Bf16;
 
 // In one relocatable block, as packed_codebook.h; `screened` is the same codebook packed for a pass of the same width.
 size_t reduced_codes_bytes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions);
-// First the directions, then groups [begin, end) of the codes, where they are usable.
+// First the directions, then the codes, where they are usable.
 void pack_directions(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, const float* basis,
                      int64_t num_directions, const ScreenedCodes& screened, void* block);
 void pack_reduced_codes(const ReducedPass& pass, const float* codebook, int64_t num_channels,
-                        const ScreenedCodes& screened, const ReducedCodes& reduced, int64_t begin, int64_t end,
-                        const ParallelFor& parallel_for);
+                        const ScreenedCodes& screened, const ReducedCodes& reduced, const ParallelFor& parallel_for);
 ReducedCodes reduced_codes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions,
                            const void* block);
 

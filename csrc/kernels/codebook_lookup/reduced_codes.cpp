@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "common/float_environment.h"
@@ -10,7 +11,8 @@ namespace soho {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-constexpr int64_t kGroupsPerTask = 2;
+constexpr int64_t kGroupsPerTask = 2, kCodesPerTask = 56;
+constexpr int64_t kMostSampled = 64;  // codes that say in which direction they are halved
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -21,7 +23,8 @@ struct ReducedHeader {
 };
 
 struct Sections {
-  int64_t basis, panel, radius, group_length, group_error, sifted, numbers, end;  // bytes from the start of the block
+  int64_t basis, panel, negated_half, radius, group_length, group_error, order, place, sifted, numbers,
+      end;  // bytes from the start of the block
 };
 
 int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
@@ -32,10 +35,13 @@ Sections sections(const ReducedPass& pass, int64_t num_codes, int64_t num_channe
   Sections at{};
   at.basis = aligned(sizeof(ReducedHeader));
   at.panel = at.basis + aligned(4 * rounded_up(directions, pass.width) * reduced_steps(pass.type, num_channels));
-  at.radius = at.panel + aligned(4 * groups * pass.width * reduced_steps(pass.type, directions));
+  at.negated_half = at.panel + aligned(4 * groups * pass.width * reduced_steps(pass.type, directions));
+  at.radius = at.negated_half + aligned(4 * groups * pass.width);
   at.group_length = at.radius + aligned(4 * groups * pass.width);
   at.group_error = at.group_length + aligned(4 * groups);
-  at.sifted = at.group_error + aligned(4 * groups);
+  at.order = at.group_error + aligned(4 * groups);
+  at.place = at.order + aligned(4 * num_codes);
+  at.sifted = at.place + aligned(4 * num_codes);
   at.numbers = at.sifted + (pass.sifts ? aligned(num_codes * sizeof(SiftedCode)) : 0);
   at.end = at.numbers + (pass.sifts ? num_codes * sifted_channels(num_channels) : 0);
   return at;
@@ -83,6 +89,40 @@ double norm_bound(const std::vector<float>& columns, int64_t num_channels, int64
   return std::sqrt(mean * (1.0 + std::pow(length, 0.125))) * (1 + 0x1p-20);
 }
 
+// Orders codes so that every `width` adjacent ones lie close together: halves them, by whole groups, in the direction
+// of the largest variance. Any order is right.
+void gather_neighbours(const std::vector<float>& directions, int64_t num_directions, int64_t width, int32_t* begin,
+                       int32_t* end) {
+  const int64_t count = end - begin;
+  if (count <= width) return;
+  std::vector<double> sum(num_directions, 0.0), square(num_directions, 0.0);
+  const int64_t step = (count + kMostSampled - 1) / kMostSampled;
+  double num_sampled = 0.0;
+  for (int64_t n = 0; n < count; n += step, ++num_sampled) {
+    const float* code = directions.data() + begin[n] * num_directions;
+    for (int64_t k = 0; k < num_directions; ++k) {
+      sum[k] += code[k];
+      square[k] += static_cast<double>(code[k]) * code[k];
+    }
+  }
+  int64_t widest = 0;
+  double variance = 0.0;
+  for (int64_t k = 0; k < num_directions; ++k) {
+    const double of_direction = square[k] - sum[k] * sum[k] / num_sampled;
+    if (of_direction > variance) {
+      variance = of_direction;
+      widest = k;
+    }
+  }
+  int32_t* middle = begin + (count + width - 1) / width / 2 * width;
+  std::nth_element(begin, middle, end, [&](int32_t a, int32_t b) {
+    const float of_a = directions[a * num_directions + widest], of_b = directions[b * num_directions + widest];
+    return of_a < of_b || (of_a == of_b && a < b);
+  });
+  gather_neighbours(directions, num_directions, width, begin, middle);
+  gather_neighbours(directions, num_directions, width, middle, end);
+}
+
 }  // namespace
 
 size_t reduced_codes_bytes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions) {
@@ -101,9 +141,12 @@ ReducedCodes reduced_codes(const ReducedPass& pass, int64_t num_codes, int64_t n
   view.factor = header.factor;
   view.basis = bytes + at.basis;
   view.panel = bytes + at.panel;
+  view.negated_half = floats(at.negated_half);
   view.radius = floats(at.radius);
   view.group_length = floats(at.group_length);
   view.group_error = floats(at.group_error);
+  view.order = reinterpret_cast<const int32_t*>(bytes + at.order);
+  view.place = reinterpret_cast<const int32_t*>(bytes + at.place);
   view.sifted = reinterpret_cast<const SiftedCode*>(bytes + at.sifted);
   view.numbers = reinterpret_cast<const int8_t*>(bytes + at.numbers);
   return view;
@@ -154,10 +197,20 @@ void pack_directions(const ReducedPass& pass, int64_t num_codes, int64_t num_cha
 }
 
 void pack_reduced_codes(const ReducedPass& pass, const float* codebook, int64_t num_channels,
-                        const ScreenedCodes& screened, const ReducedCodes& reduced, int64_t begin, int64_t end,
-                        const ParallelFor& parallel_for) {
-  parallel_for(end - begin, kGroupsPerTask, [&](int64_t first, int64_t last) {
-    pass.pack_groups(codebook, num_channels, screened, reduced, begin + first, begin + last);
+                        const ScreenedCodes& screened, const ReducedCodes& reduced, const ParallelFor& parallel_for) {
+  const int64_t num_codes = screened.num_distinct;
+  std::vector<float> directions(num_codes * reduced.num_directions);
+  std::vector<RowLengths> lengths(num_codes);
+  parallel_for(num_codes, kCodesPerTask, [&](int64_t begin, int64_t end) {
+    pass.project(codebook, num_channels, screened, reduced, begin, end,
+                 directions.data() + begin * reduced.num_directions, lengths.data() + begin);
+  });
+  int32_t* order = const_cast<int32_t*>(reduced.order);
+  std::iota(order, order + num_codes, 0);
+  gather_neighbours(directions, reduced.num_directions, pass.width, order, order + num_codes);
+  for (int64_t n = 0; n < num_codes; ++n) const_cast<int32_t*>(reduced.place)[order[n]] = static_cast<int32_t>(n);
+  parallel_for(screened.num_groups, kGroupsPerTask, [&](int64_t begin, int64_t end) {
+    pass.pack_groups(codebook, num_channels, screened, reduced, directions.data(), lengths.data(), begin, end);
   });
 }
 

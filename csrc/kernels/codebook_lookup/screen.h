@@ -111,11 +111,6 @@ inline bool make_room(Candidates& list, float& threshold, int32_t wanted, int64_
   return true;
 }
 
-struct RowLengths {
-  float square;           // |a|^2
-  float rounding_square;  // |a - a^|^2 beyond the rounding to float32
-};
-
 inline double score_bound(const RowLengths& row, const ScreenedCodes& screened, int64_t num_channels) {
   double norm = std::sqrt(static_cast<double>(row.square)), lost = std::sqrt(static_cast<double>(row.rounding_square));
   const double unit = static_cast<double>(num_channels + 16), largest = screened.largest_norm;

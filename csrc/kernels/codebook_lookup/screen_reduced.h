@@ -52,12 +52,12 @@ inline uint32_t at_least(const float* scores, float limit) {
   return hits;
 }
 
-constexpr int32_t kMostSurvivors = 512;
+constexpr int32_t kMostSurvivors = 1024;
 constexpr int32_t kMostKnown = 144;       // distances of a row
 constexpr int32_t kFewSurvivors = 3;      // are not worth a sift
 constexpr int32_t kMostKnownBefore = 16;  // distances of a row before its survivors are compared
 // A survivor costs as much as this many codes of the next pass.
-constexpr int64_t kCodesPerSurvivor = 8, kCodesPerSifted = 3;
+constexpr int64_t kCodesPerSurvivor = 8, kCodesPerSifted = 2;
 
 // What is certified of one row or code; see reduced.h.
 struct Projection {
@@ -105,14 +105,12 @@ struct TileMemory {
   float* const words;
 };
 
-// Projects up to kRows rows: writes p^ of each, zeros for a row that is not finite or absent, and what is certified of
-// it (low_square NaN where it is not finite).
+// Projects up to kRows rows: p~/c and the lengths of each, zeros and NaN for a row that is not finite or absent.
 template <class Kernel, class RowAt>
 void project_tile(const ScreenedCodes& screened, const ReducedCodes& reduced, int64_t num_channels, int64_t num_rows,
-                  Element type, RowAt row_of, const TileMemory<Kernel>& tile, float* words, int64_t row_length,
-                  Projection* projections) {
+                  Element type, RowAt row_of, const TileMemory<Kernel>& tile, float (*directions)[kMostDirections],
+                  RowLengths* lengths) {
   constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes;
-  RowLengths lengths[kRows];
   for (int64_t r = 0; r < kRows; ++r) {
     float* target = tile.words + r * tile.row_length;
     if (r < num_rows) {
@@ -122,50 +120,63 @@ void project_tile(const ScreenedCodes& screened, const ReducedCodes& reduced, in
     lengths[r] = {std::numeric_limits<float>::quiet_NaN(), 0.0f};
     std::memset(target, 0, sizeof(float) * tile.steps);
   }
-  const int64_t num_directions = reduced.num_directions;
-  alignas(64) float directions[kRows][kMostDirections];
-  for (int64_t k = 0; k < num_directions; k += kWidth) {
+  for (int64_t k = 0; k < reduced.num_directions; k += kWidth) {
     const float* panel = static_cast<const float*>(reduced.basis) + k * tile.steps;
     Kernel::multiply(tile.words, tile.row_length, panel, tile.steps, directions[0] + k, kMostDirections);
   }
-  for (int64_t r = 0; r < kRows; ++r) {
-    const RowLengths of_directions =
-        Kernel::round_directions(directions[r], reduced.factor, num_directions, words + r * row_length);
-    projections[r] = certify(lengths[r], of_directions, num_channels, num_directions);
+}
+
+template <class Kernel>
+void project_codes(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
+                   const ReducedCodes& reduced, int64_t begin, int64_t end, float* directions, RowLengths* lengths) {
+  DefaultFloatEnvironment environment;
+  constexpr int64_t kRows = Kernel::kRows;
+  const TileMemory<Kernel> tile(num_channels);
+  alignas(64) float of_tile[kRows][kMostDirections];
+  RowLengths lengths_of_tile[kRows];
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int64_t num_rows = end - first < kRows ? end - first : kRows;
+    const auto code_at = [&](int64_t r) { return codebook + screened.codes[first + r] * num_channels; };
+    project_tile<Kernel>(screened, reduced, num_channels, num_rows, Element::kFloat32, code_at, tile, of_tile,
+                         lengths_of_tile);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      float* target = directions + (first - begin + r) * reduced.num_directions;
+      std::memcpy(target, of_tile[r], sizeof(float) * reduced.num_directions);
+      lengths[first - begin + r] = lengths_of_tile[r];
+    }
   }
 }
 
 template <class Kernel>
 void pack_reduced_groups(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
-                         const ReducedCodes& reduced, int64_t begin, int64_t end) {
+                         const ReducedCodes& reduced, const float* directions, const RowLengths* lengths, int64_t begin,
+                         int64_t end) {
   DefaultFloatEnvironment environment;
-  constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes;
-  const TileMemory<Kernel> tile(num_channels);
-  const int64_t steps = reduced_steps(Kernel::kPass, reduced.num_directions);
-  alignas(64) float words[kRows][kMostDirections];
-  Projection projections[kRows];
+  constexpr int64_t kWidth = Kernel::kCodes;
+  const int64_t num_directions = reduced.num_directions, steps = reduced_steps(Kernel::kPass, num_directions);
+  alignas(64) float words[kMostDirections];
   float* panel = static_cast<float*>(const_cast<void*>(reduced.panel));
   for (int64_t group = begin; group < end; ++group) {
     double length = 0.0, error = 0.0;
-    const int64_t first = group * kWidth;
-    const int64_t filled = screened.num_distinct - first < kWidth ? screened.num_distinct - first : kWidth;
-    for (int64_t k = 0; k < filled; k += kRows) {
-      const int64_t num_rows = filled - k < kRows ? filled - k : kRows;
-      const auto code_at = [&](int64_t r) { return codebook + screened.codes[first + k + r] * num_channels; };
-      project_tile<Kernel>(screened, reduced, num_channels, num_rows, Element::kFloat32, code_at, tile, words[0],
-                           kMostDirections, projections);
-      for (int64_t r = 0; r < num_rows; ++r) {
-        for (int64_t step = 0; step < steps; ++step)
-          std::memcpy(panel + (group * steps + step) * kWidth + k + r, words[r] + step, sizeof(float));
-        if constexpr (Kernel::kSifts) {
-          int8_t* numbers = const_cast<int8_t*>(reduced.numbers) + (first + k + r) * sifted_channels(num_channels);
-          const_cast<SiftedCode*>(reduced.sifted)[first + k + r] =
-              Kernel::sift_code(code_at(r), screened, num_channels, numbers);
-        }
-        const Projection& code = projections[r];
-        const_cast<float*>(reduced.radius)[first + k + r] = static_cast<float>(code.radius * (1 + 0x1p-22));
-        length = code.whole > length ? code.whole : length;
-        error = code.error > error ? code.error : error;
+    for (int64_t k = 0; k < kWidth; ++k) {
+      const int64_t n = group * kWidth + k;
+      float& negated_half = const_cast<float*>(reduced.negated_half)[n];
+      negated_half = -kInfinity;
+      if (n >= screened.num_distinct) continue;
+      const int64_t position = reduced.order[n];
+      const RowLengths of_directions =
+          Kernel::round_directions(directions + position * num_directions, reduced.factor, num_directions, words);
+      const Projection code = certify(lengths[position], of_directions, num_channels, num_directions);
+      for (int64_t step = 0; step < steps; ++step)
+        std::memcpy(panel + (group * steps + step) * kWidth + k, words + step, sizeof(float));
+      negated_half = screened.negated_half[position];
+      const_cast<float*>(reduced.radius)[n] = static_cast<float>(code.radius * (1 + 0x1p-22));
+      length = code.whole > length ? code.whole : length;
+      error = code.error > error ? code.error : error;
+      if constexpr (Kernel::kSifts) {
+        int8_t* numbers = const_cast<int8_t*>(reduced.numbers) + n * sifted_channels(num_channels);
+        const_cast<SiftedCode*>(reduced.sifted)[n] =
+            Kernel::sift_code(codebook + screened.codes[position] * num_channels, screened, num_channels, numbers);
       }
     }
     const_cast<float*>(reduced.group_length)[group] = static_cast<float>(length * (1 + 0x1p-22));
@@ -179,8 +190,8 @@ struct SiftedRow {
 };
 
 struct Survivor {
-  int32_t position;  // in ScreenedCodes::codes
-  float highest;     // at least its score
+  int32_t code;   // as ReducedCodes has them
+  float highest;  // at least its score
 };
 
 // One row of a panel.
@@ -189,7 +200,7 @@ struct ReducedRow {
   double low_square;
   int32_t num_survivors, num_known;
   bool left;
-  int32_t known[kMostKnown];  // positions whose distance was computed
+  int32_t known[kMostKnown];  // codes whose distance was computed
   float distance[kMostKnown];
   float nearest;  // the smallest of them
   Survivor survivors[kMostSurvivors];
@@ -202,7 +213,7 @@ struct Reduction {
   const ReducedCodes& reduced;
   const ExactCopies& copies;  // of one row
 
-  const float* code(int32_t position) const { return args.codebook + screened.codes[position] * args.num_channels; }
+  const float* code(int32_t n) const { return args.codebook + screened.codes[reduced.order[n]] * args.num_channels; }
 
   // The row as float32; valid until the next call.
   const float* row(int64_t i) const {
@@ -222,7 +233,7 @@ struct Reduction {
       distance = kFar;
       for (int32_t n = 0; n < row.num_known; ++n) {
         copies.load_row(0, row.row);
-        const double exact = cost_of(copies, screened, 0, row.known[n]) * (1 + 0x1p-20);
+        const double exact = cost_of(copies, screened, 0, reduced.order[row.known[n]]) * (1 + 0x1p-20);
         distance = exact < distance ? exact : distance;
       }
     }
@@ -231,39 +242,39 @@ struct Reduction {
   }
 
   // Computes the distance of up to kFloatCodes codes.
-  void know(ReducedRow& row, const int32_t* positions, int32_t count) const {
+  void know(ReducedRow& row, const int32_t* numbers, int32_t count) const {
     const float* values = this->row(row.row);
     float distance[kFloatCodes];
     if (count == kFloatCodes) {
       const float* codes[kFloatCodes];
-      for (int32_t k = 0; k < kFloatCodes; ++k) codes[k] = code(positions[k]);
+      for (int32_t k = 0; k < kFloatCodes; ++k) codes[k] = code(numbers[k]);
       float_distances(values, codes, args.num_channels, distance);
     } else {
-      for (int32_t k = 0; k < count; ++k) distance[k] = float_distance(values, code(positions[k]), args.num_channels);
+      for (int32_t k = 0; k < count; ++k) distance[k] = float_distance(values, code(numbers[k]), args.num_channels);
     }
     for (int32_t k = 0; k < count; ++k) {
-      row.known[row.num_known] = positions[k];
+      row.known[row.num_known] = numbers[k];
       row.distance[row.num_known++] = distance[k];
       row.nearest = distance[k] < row.nearest ? distance[k] : row.nearest;
     }
   }
 };
 
-inline bool is_known(const ReducedRow& row, int32_t position) {
+inline bool is_known(const ReducedRow& row, int32_t code) {
   for (int32_t n = 0; n < row.num_known; ++n) {
-    if (row.known[n] == position) return true;
+    if (row.known[n] == code) return true;
   }
   return false;
 }
 
-// Position of a code among the distinct ones, or -1.
-inline int32_t position_of(const ScreenedCodes& screened, int64_t code) {
+// Where the reduced pass has a code of the codebook, or -1.
+inline int32_t code_of_guess(const ScreenedCodes& screened, const ReducedCodes& reduced, int64_t code) {
   int64_t low = 0, high = screened.num_distinct;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
     screened.codes[middle] < code ? low = middle + 1 : high = middle;
   }
-  return low < screened.num_distinct && screened.codes[low] == code ? static_cast<int32_t>(low) : -1;
+  return low < screened.num_distinct && screened.codes[low] == code ? reduced.place[low] : -1;
 }
 
 // A heap of survivors: none is above the one at (n - 1) / 2.
@@ -275,7 +286,7 @@ inline void push_survivor(ReducedRow& row, Survivor survivor) {
 }
 
 inline int32_t pop_survivor(ReducedRow& row) {
-  const int32_t position = row.survivors[0].position, count = --row.num_survivors;
+  const int32_t code = row.survivors[0].code, count = --row.num_survivors;
   const Survivor last = row.survivors[count];
   int32_t n = 0;
   for (int32_t child = 1; child < count; child = 2 * n + 1) {
@@ -285,7 +296,7 @@ inline int32_t pop_survivor(ReducedRow& row) {
     n = child;
   }
   row.survivors[n] = last;
-  return position;
+  return code;
 }
 
 // Drops survivors whose score in int8, with its error, is below the threshold.
@@ -307,17 +318,17 @@ void sift_survivors(const Reduction& work, ReducedRow& row, float threshold, int
     int32_t sums[4];
     for (int32_t k = 0; k < 4; ++k) {
       four[k] = row.survivors[first + k < count ? first + k : first];
-      codes[k] = reduced.numbers + four[k].position * num_numbers;
+      codes[k] = reduced.numbers + four[k].code * num_numbers;
     }
     Kernel::sift(numbers, codes, num_numbers, sums);
     for (int32_t k = 0; k < 4 && first + k < count; ++k) {
-      const SiftedCode& code = reduced.sifted[four[k].position];
+      const SiftedCode& code = reduced.sifted[four[k].code];
       const float score =
-          static_cast<float>(sums[k] + code.start) * (unit * code.unit) + screened.negated_half[four[k].position];
+          static_cast<float>(sums[k] + code.start) * (unit * code.unit) + reduced.negated_half[four[k].code];
       const float reach = row_error * code.length + whole * code.error +
                           0x1p-21f * (whole * (code.length + code.error) + code.length * code.length);
       const float highest = score + reach < four[k].highest ? score + reach : four[k].highest;
-      if (highest >= threshold) row.survivors[row.num_survivors++] = {four[k].position, highest};
+      if (highest >= threshold) row.survivors[row.num_survivors++] = {four[k].code, highest};
     }
   }
 }
@@ -336,19 +347,19 @@ inline int32_t finish_reduced(const Reduction& work, ReducedRow& row, float thre
       row.left = true;
       return row.num_known;
     }
-    int32_t positions[kFloatCodes], count = 0;
+    int32_t next[kFloatCodes], count = 0;
     while (count < kFloatCodes && row.num_survivors > 0 && row.survivors[0].highest >= threshold)
-      positions[count++] = pop_survivor(row);
-    work.know(row, positions, count);
+      next[count++] = pop_survivor(row);
+    work.know(row, next, count);
     threshold = work.threshold(row);
   }
   const int32_t num_compared = row.num_known;
-  // The known codes that may be the nearest, ascending.
+  // The positions of the known codes that may be the nearest, ascending.
   const float limit = distance_is_relative(row.nearest) ? far_from(row.nearest, args.num_channels) : kInfinity;
   int32_t count = 0;
   for (int32_t n = 0; n < row.num_known; ++n) {
     if (!(row.distance[n] <= limit)) continue;
-    const int32_t position = row.known[n];
+    const int32_t position = reduced.order[row.known[n]];
     int32_t place = count++;
     for (; place > 0 && row.known[place - 1] > position; --place) row.known[place] = row.known[place - 1];
     row.known[place] = position;
@@ -405,15 +416,18 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
     }
     const int64_t num_padded = (num_rows + kRows - 1) / kRows * kRows;
     for (int64_t r = 0; r < num_padded; r += kRows) {
-      Projection projections[kRows];
+      alignas(64) float directions[kRows][kMostDirections];
+      RowLengths lengths[kRows];
       const auto row_of = [&](int64_t n) {
         return row_at(args.features, rows[r + n].row, args.row_stride, args.features_type);
       };
       const int64_t present = num_rows - r < kRows ? num_rows - r : kRows;
-      project_tile<Kernel>(screened, reduced, args.num_channels, present, args.features_type, row_of, tile,
-                           words + r * row_length, row_length, projections);
+      project_tile<Kernel>(screened, reduced, args.num_channels, present, args.features_type, row_of, tile, directions,
+                           lengths);
       for (int64_t n = 0; n < kRows; ++n) {
-        const Projection& a = projections[n];
+        const RowLengths of_directions =
+            Kernel::round_directions(directions[n], reduced.factor, num_directions, words + (r + n) * row_length);
+        const Projection a = certify(lengths[n], of_directions, args.num_channels, num_directions);
         const bool finite = std::isfinite(a.low_square + a.length + a.error + a.radius);
         radius[r + n] = finite ? static_cast<float>(a.radius * (1 + 0x1p-22)) : 0.0f;
         per_length[r + n] = static_cast<float>((a.error + 1.02 * sum * a.whole) * (1 + 0x1p-16));
@@ -433,9 +447,9 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
     };
     if (args.guess != nullptr) {
       for (int64_t r = 0; r < num_rows; ++r) {
-        const int32_t position = rows[r].left ? -1 : position_of(screened, args.guess[rows[r].row]);
-        if (position < 0) continue;
-        work.know(rows[r], &position, 1);
+        const int32_t code = rows[r].left ? -1 : code_of_guess(screened, reduced, args.guess[rows[r].row]);
+        if (code < 0) continue;
+        work.know(rows[r], &code, 1);
         threshold[r] = work.threshold(rows[r]);
       }
     }
@@ -446,13 +460,13 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
         const int64_t group = chunk + g;
         for (int64_t r = 0; r < num_padded; r += kRows) {
           Kernel::highest(words + r * row_length, row_length, radius + r, panel_of(group),
-                          screened.negated_half + group * kWidth, reduced.radius + group * kWidth, steps,
+                          reduced.negated_half + group * kWidth, reduced.radius + group * kWidth, steps,
                           highest + g * kPanel + r);
         }
       }
       alignas(64) float scores[kWidth];
       const auto look = [&](int64_t r, int64_t group) {
-        Kernel::look(words + r * row_length, radius[r], panel_of(group), screened.negated_half + group * kWidth,
+        Kernel::look(words + r * row_length, radius[r], panel_of(group), reduced.negated_half + group * kWidth,
                      reduced.radius + group * kWidth, steps, scores);
       };
       // The code with the highest U is the nearest one as a rule: the first threshold of a row is its score.
@@ -471,11 +485,12 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
         if (rows[r].left || rows[r].num_known == kMostKnownBefore) continue;
         if (!(best[r] + window(r, group) >= threshold[r])) continue;
         look(r, group);
-        int32_t code = 0;
-        for (int32_t k = 1; k < kWidth; ++k) code = scores[k] > scores[code] ? k : code;
-        const int32_t position = static_cast<int32_t>(group * kWidth) + code;
-        if (position >= screened.num_distinct || is_known(rows[r], position)) continue;
-        work.know(rows[r], &position, 1);
+        int32_t highest_of_group = 0;
+        for (int32_t k = 1; k < kWidth; ++k)
+          highest_of_group = scores[k] > scores[highest_of_group] ? k : highest_of_group;
+        const int32_t code = static_cast<int32_t>(group * kWidth) + highest_of_group;
+        if (code >= screened.num_distinct || is_known(rows[r], code)) continue;
+        work.know(rows[r], &code, 1);
         threshold[r] = work.threshold(rows[r]);
       }
       for (int64_t g = 0; g < num_groups; ++g) {
@@ -495,10 +510,10 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
             const float reach = window(r, group);
             uint32_t codes = at_least<kWidth>(scores, threshold[r] - reach);
             for (; codes != 0 && !row.left; codes &= codes - 1) {
-              const int32_t code = __builtin_ctz(codes), position = static_cast<int32_t>(group * kWidth) + code;
-              if (position >= screened.num_distinct || is_known(row, position)) continue;
+              const int32_t k = __builtin_ctz(codes), code = static_cast<int32_t>(group * kWidth) + k;
+              if (code >= screened.num_distinct || is_known(row, code)) continue;
               if (row.num_survivors < kMostSurvivors) {
-                row.survivors[row.num_survivors++] = {position, scores[code] + reach};
+                row.survivors[row.num_survivors++] = {code, scores[k] + reach};
               } else {
                 row.left = true;
                 threshold[r] = kInfinity;

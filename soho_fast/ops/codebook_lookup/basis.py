@@ -32,7 +32,7 @@ def default_directions(num_codes: int, num_channels: int) -> int:
     """How many directions pay on features of trained networks: measured on 192 to 1280 channels."""
     if num_channels < 512:
         return min(16 if num_codes < 8192 else 32, num_channels)
-    return min(num_channels // 8, MOST_DIRECTIONS)
+    return 64 if num_channels < 1024 else 96
 
 
 def pays(num_codes: int, num_channels: int) -> bool:
@@ -51,8 +51,8 @@ def codebook_basis(codebook: Tensor, *, directions: int | None = None, start: Te
 
     Args:
         codebook: (K, C) or (..., K, C) float32, bfloat16 or float16. A code that is not finite counts as their mean.
-        directions: D, 1 to 128; by default as many as `start` has, or 16 below 512 channels (32 from 8192 codes on) and
-            an eighth of the channels above.
+        directions: D, 1 to 128; by default as many as `start` has, or 16 below 512 channels (32 from 8192 codes on),
+            64 below 1024 and 96 above.
         start: directions of an earlier codebook, float32 (..., C, D).
 
     Returns:
