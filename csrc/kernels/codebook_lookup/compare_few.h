@@ -14,13 +14,8 @@
 namespace soho {
 namespace {
 
-inline float direct_limit(float smallest, int64_t num_channels) {
-  const float limit = far_from(smallest, num_channels);
-  return limit > 0x1p-78f ? limit : 0x1p-78f;
-}
-
 inline void keep_near(FewCodes& row, int64_t num_channels) {
-  const float limit = direct_limit(row.smallest, num_channels);
+  const float limit = float_limit(row.smallest, num_channels);
   int32_t kept = 0;
   for (int32_t n = 0; n < row.count; ++n) {
     row.code[kept] = row.code[n];
@@ -31,7 +26,7 @@ inline void keep_near(FewCodes& row, int64_t num_channels) {
 }
 
 inline void add_near(FewCodes& row, int32_t code, float distance, int64_t num_channels) {
-  if (!(distance <= direct_limit(row.smallest, num_channels))) return;
+  if (!(distance <= float_limit(row.smallest, num_channels))) return;
   row.smallest = distance < row.smallest ? distance : row.smallest;
   if (row.count == kFewCodes) keep_near(row, num_channels);
   if (row.count == kFewCodes) {

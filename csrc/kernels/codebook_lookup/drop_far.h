@@ -101,6 +101,12 @@ inline float far_from(float smallest, int64_t num_channels) {
   return smallest * (1 + (static_cast<float>(num_channels) / 8 + 12) * 0x1p-22f);
 }
 
+// The same where squares may vanish, or overflow: then nothing is.
+inline float float_limit(float smallest, int64_t num_channels) {
+  const float limit = far_from(smallest, num_channels);
+  return limit > 0x1p-78f ? limit : 0x1p-78f;
+}
+
 // Keeps of `count` ascending positions those that may be the nearest; returns how many. code_of(position) is a code of
 // num_channels; distance has room for count + 3.
 template <class CodeOf>

@@ -56,8 +56,6 @@ constexpr int32_t kMostSurvivors = 1024;
 constexpr int32_t kMostKnown = 144;       // distances of a row
 constexpr int32_t kFewSurvivors = 3;      // are not worth a sift
 constexpr int32_t kMostKnownBefore = 16;  // distances of a row before its survivors are compared
-// A survivor costs as much as this many codes of the next pass.
-constexpr int64_t kCodesPerSurvivor = 8, kCodesPerSifted = 2;
 
 // What is certified of one row or code; see reduced.h.
 struct Projection {
@@ -202,7 +200,8 @@ struct ReducedRow {
   bool left;
   int32_t known[kMostKnown];  // codes whose distance was computed
   float distance[kMostKnown];
-  float nearest;  // the smallest of them
+  float nearest;         // the smallest of them
+  double high_distance;  // at least the smallest one
   Survivor survivors[kMostSurvivors];
 };
 
@@ -226,18 +225,7 @@ struct Reduction {
 
   // Rounded down: no code whose score is below it is as near as the nearest known one.
   float threshold(const ReducedRow& row) const {
-    double distance = row.nearest;
-    if (distance_is_relative(row.nearest)) {
-      distance = far_from(row.nearest, args.num_channels) * (1 + 0x1p-20);
-    } else {  // a float32 distance says nothing here
-      distance = kFar;
-      for (int32_t n = 0; n < row.num_known; ++n) {
-        copies.load_row(0, row.row);
-        const double exact = cost_of(copies, screened, 0, reduced.order[row.known[n]]) * (1 + 0x1p-20);
-        distance = exact < distance ? exact : distance;
-      }
-    }
-    const double scale = screened.scale, t = 0.5 * (row.low_square - scale * scale * distance);
+    const double scale = screened.scale, t = 0.5 * (row.low_square - scale * scale * row.high_distance);
     return static_cast<float>(t - 0x1p-22 * std::abs(t) - 0x1p-48);
   }
 
@@ -255,7 +243,14 @@ struct Reduction {
     for (int32_t k = 0; k < count; ++k) {
       row.known[row.num_known] = numbers[k];
       row.distance[row.num_known++] = distance[k];
-      row.nearest = distance[k] < row.nearest ? distance[k] : row.nearest;
+      if (row.num_known > 1 && !(distance[k] < row.nearest)) continue;
+      row.nearest = distance[k];
+      double high = far_from(distance[k], args.num_channels);
+      if (!distance_is_relative(distance[k])) {  // a float32 distance says nothing here
+        copies.load_row(0, row.row);
+        high = cost_of(copies, screened, 0, reduced.order[numbers[k]]);
+      }
+      row.high_distance = high * (1 + 0x1p-20) < row.high_distance ? high * (1 + 0x1p-20) : row.high_distance;
     }
   }
 };
@@ -355,7 +350,7 @@ inline int32_t finish_reduced(const Reduction& work, ReducedRow& row, float thre
   }
   const int32_t num_compared = row.num_known;
   // The positions of the known codes that may be the nearest, ascending.
-  const float limit = distance_is_relative(row.nearest) ? far_from(row.nearest, args.num_channels) : kInfinity;
+  const float limit = float_limit(row.nearest, args.num_channels);
   int32_t count = 0;
   for (int32_t n = 0; n < row.num_known; ++n) {
     if (!(row.distance[n] <= limit)) continue;
@@ -387,6 +382,11 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
   LookupCounts counts;
   const int64_t num_directions = reduced.num_directions, steps = reduced_steps(Kernel::kPass, num_directions);
   const int64_t row_length = panel_row_length(steps);
+  // In codes of the next pass: a row, each of its survivors in float32, and each that is sifted.
+  const int64_t next_steps = screened.num_steps, survivor_cost = 1 + 4 * args.num_channels / next_steps;
+  const int64_t sifted_cost = 1 + args.num_channels / next_steps / 4;
+  const int64_t row_cost =
+      (screened.num_distinct * steps + num_directions * reduced_steps(Kernel::kPass, args.num_channels)) / next_steps;
   const int64_t most_groups = screened.num_groups < kGroupsPerChunk ? screened.num_groups : kGroupsPerChunk;
   const TileMemory<Kernel> tile(args.num_channels);
   const Scratch word_memory(sizeof(float) * kPanel * row_length), row_memory(sizeof(ReducedRow) * kPanel);
@@ -438,6 +438,7 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
         row.low_square = a.low_square;
         row.num_survivors = row.num_known = 0;
         row.nearest = kInfinity;
+        row.high_distance = kFar;
         row.left = !finite;
       }
     }
@@ -523,19 +524,19 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
         }
       }
     }
-    int64_t cost = 0;  // in codes of the next pass
+    int64_t cost = num_rows * row_cost;
     for (int64_t r = 0; r < num_rows; ++r) {
       ReducedRow& row = rows[r];
-      const int64_t survivor_cost = Kernel::kSifts ? kCodesPerSifted : kCodesPerSurvivor;
-      row.left |= row.num_survivors * survivor_cost > screened.num_distinct + 8 * survivor_cost;
+      const int64_t first_cost = row.num_survivors * (Kernel::kSifts ? sifted_cost : survivor_cost);
+      row.left |= row.num_survivors > kAlwaysCompared && first_cost > screened.num_distinct;
       if (!row.left) {
         if constexpr (Kernel::kSifts) {
           if (row.num_survivors > kFewSurvivors) {
-            cost += row.num_survivors * kCodesPerSifted;
+            cost += first_cost;
             sift_survivors<Kernel>(work, row, threshold[r], static_cast<int8_t*>(number_memory.data()));
           }
         }
-        cost += finish_reduced(work, row, threshold[r], counts) * kCodesPerSurvivor;
+        cost += finish_reduced(work, row, threshold[r], counts) * survivor_cost;
       }
       if (!row.left) continue;
       args.index[row.row] = kUndecided;
