@@ -197,7 +197,7 @@ void compare_metric(const std::vector<float>& features, const std::vector<float>
 
 // Rows near codes that differ in some channels: the reduced pass decides them, in a basis packed with the codebook.
 void test_reduced() {
-  constexpr int64_t kRows = 300, kCodes = 520, kChannels = 70, kDirections = 5;
+  constexpr int64_t kRows = 300, kCodes = 520, kChannels = 200, kDirections = 5;
   std::vector<float> codebook = normal(kCodes * kChannels, 24), features = normal(kRows * kChannels, 25);
   std::vector<float> basis(kChannels * kDirections, 0.0f);
   for (int64_t c = 0; c < kChannels; ++c) {

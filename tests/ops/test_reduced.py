@@ -11,7 +11,7 @@ import torch
 from soho_fast import ops
 
 NAN, INF = float("nan"), float("inf")
-NUM_ROWS, NUM_CODES, NUM_CHANNELS, NUM_DIRECTIONS = 200, 300, 90, 6
+NUM_ROWS, NUM_CODES, NUM_CHANNELS, NUM_DIRECTIONS = 200, 300, 170, 6
 
 
 def _normal(*shape, seed=0):
