@@ -16,7 +16,7 @@ constexpr int64_t kGatherRowsPerTask = 64;
 
 std::atomic<int64_t> total_rows{0}, total_reduced{0}, total_compared{0}, total_left{0};
 
-// Rows `index` of the contiguous `codes` (K, C) or (..., K, C), shaped (index's shape, C).
+// Rows `index` of the contiguous `codes` (K, C) or (..., K, C), of which each has as many, shaped (index's shape, C).
 Tensor gather(const Tensor& codes, const Tensor& index) {
   std::vector<int64_t> shape = shape_of(index);
   shape.push_back(codes.size(codes.dim() - 1));
@@ -24,7 +24,9 @@ Tensor gather(const Tensor& codes, const Tensor& index) {
   const Tensor output = empty_cpu(shape, codes.scalar_type(), codes);
   const int64_t num_rows = positions.numel(), num_codes = codes.size(codes.dim() - 2);
   const int64_t row_bytes = shape.back() * element_size(element_of(codes));
-  const int64_t rows_per_batch = codes.dim() == 2 ? num_rows : index.size(index.dim() - 1);
+  int64_t num_books = 1;
+  for (int64_t d = 0; d < codes.dim() - 2; ++d) num_books *= codes.size(d);
+  const int64_t rows_per_batch = num_rows / std::max<int64_t>(1, num_books);
   std::atomic<int64_t> bad_row{-1};
   for (int64_t b = 0; b * rows_per_batch < num_rows; ++b) {
     const GatherCodesArgs args{static_cast<const char*>(codes.const_data_ptr()) + b * num_codes * row_bytes,
@@ -103,12 +105,17 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
                                                        bool return_distance, bool return_codes,
                                                        const std::optional<Tensor>& packed,
                                                        const std::optional<Tensor>& basis,
-                                                       const std::optional<Tensor>& guess, int64_t metric) {
+                                                       const std::optional<Tensor>& guess, int64_t metric,
+                                                       int64_t topk) {
   std::vector<int64_t> shape = shape_of(features);
   shape.pop_back();
   const Tensor index = empty_cpu(shape, ScalarType::Long, features);
+  if (topk > 1) shape.push_back(topk);
+  const Tensor top_index = topk > 1 ? empty_cpu(shape, ScalarType::Long, features) : index;
   const Tensor distance = empty_cpu(return_distance ? shape : std::vector<int64_t>{0}, ScalarType::Float, features);
   const Codebooks books = as_codebooks(codebook);
+  if (topk < 1 || topk > std::min(kMostNearest, books.num_codes))
+    throw std::invalid_argument("topk: expected 1 to 16, at most the number of codes, got " + std::to_string(topk));
   const Rows rows = as_rows(features);
   const int64_t rows_per_batch = codebook.dim() == 2 ? rows.num_rows : features.size(features.dim() - 2);
   const CpuLevel level = lookup_level(books.num_channels);
@@ -130,9 +137,11 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
     args.num_codes = books.num_codes;
     args.num_channels = books.num_channels;
     args.index = index.mutable_data_ptr<int64_t>() + b * rows_per_batch;
-    args.distance = return_distance ? distance.mutable_data_ptr<float>() + b * rows_per_batch : nullptr;
+    args.distance = return_distance ? distance.mutable_data_ptr<float>() + b * rows_per_batch * topk : nullptr;
     args.basis = bases.at(b);
     args.num_directions = bases.num_directions;
+    args.topk = topk;
+    args.top_index = topk > 1 ? top_index.mutable_data_ptr<int64_t>() + b * rows_per_batch * topk : nullptr;
     args.guess = guesses.has_value() ? guesses->const_data_ptr<int64_t>() + b * rows_per_batch : nullptr;
     const void* block = packed_block(packed, b, books, level, args.metric);
     const LookupCounts counts = codebook_lookup(level, args, block, intra_op_threads);
@@ -141,9 +150,9 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
     total_compared += counts.compared;
     total_left += counts.undecided;
   }
-  const Tensor chosen = return_codes ? gather(torch::stable::contiguous(codebook), index)
+  const Tensor chosen = return_codes ? gather(torch::stable::contiguous(codebook), top_index)
                                      : empty_cpu({0}, codebook.scalar_type(), codebook);
-  return {distance, index, chosen};
+  return {distance, top_index, chosen};
 }
 
 Tensor straight_through_cpu(const Tensor& features, const Tensor& codebook, const Tensor& index) {

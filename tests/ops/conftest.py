@@ -83,17 +83,19 @@ def _values(features_NC, codebook_KC, metric):
 
 @pytest.fixture
 def exact_lookup():
-    """Function (features (N, C), codebook (K, C), metric) -> index (N,), distance float32 (N,) by the float64 rule."""
+    """Function (features (N, C), codebook (K, C), metric, topk) -> index (N,), distance float32 (N,) by the float64
+    rule, both (N, topk) where that is given."""
 
-    def lookup(features_NC, codebook_KC, metric="euclidean"):
+    def lookup(features_NC, codebook_KC, metric="euclidean", topk=None):
         with np.errstate(invalid="ignore", over="ignore"):
             value_NK = _values(features_NC, codebook_KC, metric)
             cost_NK = value_NK if metric == "euclidean" else -value_NK
             ranked_NK = np.where(np.isfinite(cost_NK), cost_NK, np.inf)
-            index_N = ranked_NK.argmin(1) if features_NC.shape[0] else np.zeros(0, dtype=np.int64)
-            chosen_N = value_NK[np.arange(features_NC.shape[0]), index_N]
+            index_NT = ranked_NK.argsort(1, kind="stable")[:, : topk or 1]
+            chosen_NT = np.take_along_axis(value_NK, index_NT, 1)
             if metric == "cosine":
-                chosen_N = chosen_N / _norms(features_NC.double().cpu().numpy())
+                chosen_NT = chosen_NT / _norms(features_NC.double().cpu().numpy())[:, None]
+            index_N, chosen_N = (t if topk else t[:, 0] for t in (index_NT, chosen_NT))
         return tuple(t.to(features_NC.device) for t in (torch.from_numpy(index_N), torch.from_numpy(chosen_N).float()))
 
     return lookup

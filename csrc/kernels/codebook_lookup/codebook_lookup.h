@@ -10,6 +10,9 @@
 // infinity. kDot is x.d, whose products are exact in float64; kCosine (x.d / |d|) / |x|. A norm is the root of a sum of
 // squares in the same order, and 1 where it is 0: a zero vector has cosine 0 with every other. Codes are compared by
 // x.d / |d|: |x| is the same for all and rounds none.
+//
+// With topk = k the k nearest codes of a row come in ascending order of distance, or descending order of similarity, by
+// the same rule; codes whose distance counts as infinite come last.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +23,8 @@
 #include "../../common/parallel_for.h"
 
 namespace soho {
+
+constexpr int64_t kMostNearest = 16;
 
 enum class Metric : int32_t { kEuclidean, kCosine, kDot };
 
@@ -39,6 +44,10 @@ struct CodebookLookupArgs {
   const float* basis;  // (num_channels, num_directions), contiguous
   int64_t num_directions;
   const int64_t* guess;  // (num_rows,)
+  // Above 1, at most kMostNearest and num_codes: top_index (num_rows, topk) is written, index holds its first column,
+  // and distance is (num_rows, topk). Hints are not used then.
+  int64_t topk = 1;
+  int64_t* top_index = nullptr;
 };
 
 // What a lookup took.

@@ -8,6 +8,21 @@
 namespace soho {
 namespace {
 
+// The nearest codes of rows that no pass before has decided, for topk.
+inline void rank_all(const CodebookLookupArgs& args, const ScreenedCodes& screened, const ExactCopies& copies,
+                     const int64_t* row_id, int64_t num_rows) {
+  constexpr int64_t kMostRows = 16 * kTileRows;
+  Ranking rankings[kMostRows];
+  for (Ranking& ranking : rankings) ranking.size = args.topk;
+  const int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows;
+  const auto position_at = [](int64_t n) { return n; };
+  find_nearest<kTileRows>(copies, screened, num_tiles, screened.num_distinct, position_at, rankings);
+  for (int64_t r = 0; r < num_rows; ++r) {
+    if (!row_is_finite(args, row_id[r])) rankings[r].count = 0;
+    write_ranking(args, screened, copies, r, row_id[r], rankings[r]);
+  }
+}
+
 // The undecided rows of [begin, end), in blocks: each code is converted once for a block.
 inline LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                                 int64_t end) {
@@ -27,6 +42,11 @@ inline LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCo
       }
       row_id[num_rows++] = i;
     }
+    counts.compared += num_rows;
+    if (args.topk > 1) {
+      rank_all(args, screened, copies, row_id, num_rows);
+      continue;
+    }
     const int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows, num_left = screened.num_distinct - first;
     const auto position_at = [&](int64_t n) { return first + n; };
     find_nearest<kTileRows>(copies, screened, num_tiles, num_left, position_at, nearest);
@@ -36,7 +56,6 @@ inline LookupCounts compare_all(const CodebookLookupArgs& args, const ScreenedCo
       const int64_t position = comparable ? nearest[r].position : -1;
       write_row(args, copies, r, row_id[r], position < 0 ? 0 : screened.codes[position]);
     }
-    counts.compared += num_rows;
   }
   return counts;
 }

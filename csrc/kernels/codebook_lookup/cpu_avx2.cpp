@@ -47,8 +47,12 @@ RowLengths convert(const void* row, const ScreenedCodes& screened, int64_t num_c
 void add_candidate(Candidates& list, float& threshold, int64_t position, float score) {
   if (!(score >= threshold)) return;
   if (score > list.best) {
-    list.best = score;
-    threshold = score - list.window;
+    if (list.comparison->args.topk > 1) {
+      raise_threshold(list, threshold, &score, 1);
+    } else {
+      list.best = score;
+      threshold = score - list.window;
+    }
   }
   if (!make_room(list, threshold, 1, position)) return;
   list.position[list.count] = static_cast<int32_t>(position);

@@ -25,7 +25,8 @@ static_assert(KernelAvx512<DotFloat32>::kCodes == kFormatAvx512.width);
 }  // namespace
 
 LookupCounts screen_avx512(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
-  if (screened.num_steps <= kFewSteps) return screen_groups<KernelAvx512<DotFloat32>>(args, screened, begin, end);
+  if (args.topk == 1 && screened.num_steps <= kFewSteps)
+    return screen_groups<KernelAvx512<DotFloat32>>(args, screened, begin, end);
   return screen_rows<KernelAvx512<DotFloat32>>(args, screened, begin, end);
 }
 

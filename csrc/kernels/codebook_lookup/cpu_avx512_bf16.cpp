@@ -11,7 +11,8 @@ static_assert(KernelAvx512<DotBFloat16>::kCodes == kFormatAvx512Bf16.width);
 
 LookupCounts screen_avx512_bf16(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                                 int64_t end) {
-  if (screened.num_steps <= kFewSteps) return screen_groups<KernelAvx512<DotBFloat16>>(args, screened, begin, end);
+  if (args.topk == 1 && screened.num_steps <= kFewSteps)
+    return screen_groups<KernelAvx512<DotBFloat16>>(args, screened, begin, end);
   return screen_rows<KernelAvx512<DotBFloat16>>(args, screened, begin, end);
 }
 

@@ -41,7 +41,8 @@ static_assert(KernelAvx512<DotInt8>::kCodes == kFormatAvx512Vnni.width);
 
 LookupCounts screen_avx512_vnni(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                                 int64_t end) {
-  if (screened.num_steps <= kFewSteps) return screen_groups<KernelAvx512<DotInt8>>(args, screened, begin, end);
+  if (args.topk == 1 && screened.num_steps <= kFewSteps)
+    return screen_groups<KernelAvx512<DotInt8>>(args, screened, begin, end);
   return screen_rows<KernelAvx512<DotInt8>>(args, screened, begin, end);
 }
 

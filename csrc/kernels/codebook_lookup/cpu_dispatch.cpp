@@ -205,11 +205,12 @@ LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, con
   std::fill(args.index, args.index + args.num_rows, kUndecided);
   LookupCounts total;
   const FewRows* few = few_rows_of(level);
-  if (packed == nullptr && few != nullptr && args.metric == Metric::kEuclidean && args.num_rows <= kMostFewRows) {
+  const bool one_nearest = args.metric == Metric::kEuclidean && args.topk == 1;
+  if (packed == nullptr && few != nullptr && one_nearest && args.num_rows <= kMostFewRows) {
     total = compare_few(*few, args, parallel_for);
     if (total.undecided == 0) return total;
   }
-  const ReducedPass* reduced = reduced_pass_of(level, args.num_channels, args.metric);
+  const ReducedPass* reduced = one_nearest ? reduced_pass_of(level, args.num_channels, args.metric) : nullptr;
   const std::vector<LookupCounts> counts =
       run_passes(passes_of(level, args.metric), reduced, args, packed, parallel_for);
   total.reduced = counts.front().reduced;

@@ -1,6 +1,9 @@
 // The readable level: every distance or similarity in float64, nothing screened.
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "common/float_environment.h"
 #include "kernels/codebook_lookup/passes.h"
@@ -53,6 +56,27 @@ class Comparison {
   const void* const row_;
 };
 
+// The topk nearest codes of row i, of all codes and their copies.
+void write_nearest(const CodebookLookupArgs& args, int64_t i) {
+  const Comparison row(args, i);
+  std::vector<std::pair<double, int64_t>> ranked(args.num_codes);
+  for (int64_t j = 0; j < args.num_codes; ++j) {
+    const double value = row.with(args.codebook + j * args.num_channels);
+    const double cost = args.metric == Metric::kEuclidean ? value : -value;
+    ranked[j] = {std::isfinite(cost) ? cost : std::numeric_limits<double>::infinity(), j};
+  }
+  std::partial_sort(ranked.begin(), ranked.begin() + args.topk, ranked.end());
+  args.index[i] = ranked[0].second;
+  for (int64_t n = 0; n < args.topk; ++n) {
+    const int64_t j = ranked[n].second;
+    args.top_index[i * args.topk + n] = j;
+    if (args.distance == nullptr) continue;
+    const double value = row.with(args.codebook + j * args.num_channels);
+    args.distance[i * args.topk + n] =
+        static_cast<float>(args.metric == Metric::kCosine ? value / row.row_norm() : value);
+  }
+}
+
 }  // namespace
 
 LookupCounts compare_all_scalar(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
@@ -66,15 +90,19 @@ LookupCounts compare_all_scalar(const CodebookLookupArgs& args, const ScreenedCo
     const auto code = [&](int64_t j) { return args.codebook + j * args.num_channels; };
     int64_t nearest = 0;
     double smallest = std::numeric_limits<double>::infinity();
-    for (int64_t k = 0; k < screened.num_distinct; ++k) {
+    for (int64_t k = 0; args.topk == 1 && k < screened.num_distinct; ++k) {
       const double cost = sign * row.with(code(screened.codes[k]));
       if (std::isfinite(cost) && cost < smallest) {
         smallest = cost;
         nearest = screened.codes[k];
       }
     }
-    args.index[i] = nearest;
     ++counts.compared;
+    if (args.topk > 1) {
+      write_nearest(args, i);
+      continue;
+    }
+    args.index[i] = nearest;
     if (args.distance != nullptr) {
       const double value = row.with(code(nearest));
       args.distance[i] = static_cast<float>(args.metric == Metric::kCosine ? value / row.row_norm() : value);

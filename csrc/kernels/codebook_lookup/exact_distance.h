@@ -186,12 +186,37 @@ inline double cost_of(const ExactCopies& copies, const ScreenedCodes& screened, 
 struct Nearest {
   double cost = kFar;
   int64_t position = -1;
+
+  double limit() const { return cost; }
+  void add(double other, int64_t at) {
+    if (other < cost) *this = {other, at};
+  }
+};
+
+// The `size` nearest codes of a row so far, the nearest first. Positions must be added in ascending order.
+struct Ranking {
+  int64_t size = 0, count = 0;
+  double cost[kMostNearest] = {};
+  int64_t position[kMostNearest] = {};
+
+  double limit() const { return count < size ? kFar : cost[size - 1]; }
+  void add(double other, int64_t at) {
+    if (!(other < limit())) return;
+    count += count < size;
+    int64_t n = count - 1;
+    for (; n > 0 && other < cost[n - 1]; --n) {
+      cost[n] = cost[n - 1];
+      position[n] = position[n - 1];
+    }
+    cost[n] = other;
+    position[n] = at;
+  }
 };
 
 // Compares num_tiles tiles of num_rows rows with some codes, in ascending order; position_at(n) is that of the n-th.
-template <int num_rows, class PositionAt>
+template <int num_rows, class PositionAt, class Found>
 inline void find_nearest(const ExactCopies& copies, const ScreenedCodes& screened, int64_t num_tiles, int64_t num_codes,
-                         PositionAt position_at, Nearest* nearest) {
+                         PositionAt position_at, Found* nearest) {
   for (int64_t first = 0; first < num_codes; first += kTileCodes) {
     const int64_t num_loaded = num_codes - first < kTileCodes ? num_codes - first : kTileCodes;
     int64_t position[kTileCodes];
@@ -208,27 +233,22 @@ inline void find_nearest(const ExactCopies& copies, const ScreenedCodes& screene
 #pragma GCC unroll 8
       for (int r = 0; r < num_rows; ++r) {
         costs[r] = costs_of(screened.metric, costs[r], divisors);
-        const __m256d limit = _mm256_set1_pd(nearest[row + r].cost);
+        const __m256d limit = _mm256_set1_pd(nearest[row + r].limit());
         nearer = _mm256_or_pd(nearer, _mm256_cmp_pd(costs[r], limit, _CMP_LT_OQ));
       }
       if (_mm256_movemask_pd(nearer) == 0) continue;
       for (int r = 0; r < num_rows; ++r) {
         double cost[kTileCodes];
         _mm256_storeu_pd(cost, costs[r]);
-        for (int64_t k = 0; k < num_loaded; ++k) {
-          if (cost[k] < nearest[row + r].cost) nearest[row + r] = {cost[k], position[k]};
-        }
+        for (int64_t k = 0; k < num_loaded; ++k) nearest[row + r].add(cost[k], position[k]);
       }
     }
   }
 }
 
-// `row` holds row i, which is only read where its value is asked for.
-inline void write_row(const CodebookLookupArgs& args, const ExactCopies& copies, int64_t row, int64_t i,
-                      int64_t nearest) {
-  args.index[i] = nearest;
-  if (args.distance == nullptr) return;
-  copies.load_code(0, nearest);
+// The squared distance or similarity of a code, for the caller.
+inline float value_of(const CodebookLookupArgs& args, const ExactCopies& copies, int64_t row, int64_t code) {
+  copies.load_code(0, code);
   __m256d sums[1];
   pair_sums(copies, row, sums);
   double value = _mm256_cvtsd_f64(sums[0]);
@@ -236,7 +256,46 @@ inline void write_row(const CodebookLookupArgs& args, const ExactCopies& copies,
     value /= one_for_zero(norm_of(copies.code(0), copies.row_length()));
     value /= one_for_zero(norm_of(copies.row(row), copies.row_length()));
   }
-  args.distance[i] = static_cast<float>(value);
+  return static_cast<float>(value);
+}
+
+// `row` holds row i, which is only read where its value is asked for.
+inline void write_row(const CodebookLookupArgs& args, const ExactCopies& copies, int64_t row, int64_t i,
+                      int64_t nearest) {
+  args.index[i] = nearest;
+  if (args.distance != nullptr) args.distance[i] = value_of(args, copies, row, nearest);
+}
+
+// The same of the nearest codes: the ranked ones and their copies, then those that count as infinitely far.
+inline void write_ranking(const CodebookLookupArgs& args, const ScreenedCodes& screened, const ExactCopies& copies,
+                          int64_t row, int64_t i, const Ranking& ranking) {
+  int64_t* codes = args.top_index + i * args.topk;
+  double cost[kMostNearest];
+  int64_t count = 0;
+  for (int64_t m = 0; m < ranking.count; ++m) {
+    for (int64_t j = screened.codes[ranking.position[m]]; j >= 0; j = screened.next_copy[j]) {
+      const auto before = [&](int64_t n) {
+        return ranking.cost[m] < cost[n] || (ranking.cost[m] == cost[n] && j < codes[n]);
+      };
+      if (count == args.topk && !before(count - 1)) break;
+      count += count < args.topk;
+      int64_t n = count - 1;
+      for (; n > 0 && before(n - 1); --n) {
+        codes[n] = codes[n - 1];
+        cost[n] = cost[n - 1];
+      }
+      codes[n] = j;
+      cost[n] = ranking.cost[m];
+    }
+  }
+  for (int64_t j = 0; count < args.topk; ++j) {
+    bool there = false;
+    for (int64_t n = 0; n < count; ++n) there |= codes[n] == j;
+    if (!there) codes[count++] = j;
+  }
+  args.index[i] = codes[0];
+  if (args.distance == nullptr) return;
+  for (int64_t n = 0; n < args.topk; ++n) args.distance[i * args.topk + n] = value_of(args, copies, row, codes[n]);
 }
 
 }  // namespace

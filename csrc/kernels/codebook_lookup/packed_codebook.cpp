@@ -19,8 +19,8 @@ constexpr int kMaxExponent = 120;                   // the scale and its product
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kGroupsPerTask = 2, kCodesPerTask = 64, kChannelsPerTask = 16;
 
-// The block: this header, then codes, norms, centre, negated_half and panel, each aligned to a cache line. Every byte
-// is written, so that equal codebooks have equal blocks.
+// The block: this header, then codes, copies, norms, centre, negated_half and panel, each aligned to a cache line.
+// Every byte is written, so that equal codebooks have equal blocks.
 struct PackedHeader {
   ScreeningFormat format;
   float scale, unit;
@@ -33,7 +33,7 @@ static_assert(sizeof(PackedHeader) == sizeof(ScreeningFormat) + 2 * 4 + 5 * 8 + 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 struct Sections {
-  int64_t codes, norms, centre, negated_half, panel, end;  // bytes from the start of the block
+  int64_t codes, copies, norms, centre, negated_half, panel, end;  // bytes from the start of the block
 };
 
 int64_t num_steps(const ScreeningFormat& format, int64_t num_channels) {
@@ -47,7 +47,8 @@ Sections sections(const ScreeningFormat& format, int64_t num_codes, int64_t num_
   const int64_t width = format.width, num_groups = width == 0 ? 0 : (num_codes + width - 1) / width;
   Sections at{};
   at.codes = aligned(sizeof(PackedHeader));
-  at.norms = at.codes + aligned(num_codes * sizeof(int64_t));
+  at.copies = at.codes + aligned(num_codes * sizeof(int64_t));
+  at.norms = at.copies + aligned(num_codes * sizeof(int32_t));
   at.centre = at.norms + aligned(format.metric == Metric::kEuclidean ? 0 : num_codes * sizeof(double));
   at.negated_half = at.centre + aligned(num_channels * sizeof(float));
   at.panel = at.negated_half + aligned(num_groups * width * sizeof(float));
@@ -87,7 +88,8 @@ struct HashedCode {
 };
 
 std::vector<int64_t> distinct_finite_codes(const float* codebook, int64_t num_codes, int64_t num_channels,
-                                           const ParallelFor& parallel_for) {
+                                           int32_t* next_copy, const ParallelFor& parallel_for) {
+  std::fill(next_copy, next_copy + num_codes, -1);
   std::vector<HashedCode> hashed(num_codes);
   parallel_for(num_codes, kCodesPerTask, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j)
@@ -96,7 +98,7 @@ std::vector<int64_t> distinct_finite_codes(const float* codebook, int64_t num_co
   size_t capacity = 16;
   while (capacity < 2 * static_cast<size_t>(num_codes)) capacity *= 2;
   std::vector<int32_t> table(capacity, -1);  // position in `codes`, open addressing
-  std::vector<int64_t> codes;
+  std::vector<int64_t> codes, last_copy;
   for (int64_t j = 0; j < num_codes; ++j) {
     const float* code = codebook + j * num_channels;
     const auto [hash, finite] = hashed[j];
@@ -107,9 +109,15 @@ std::vector<int64_t> distinct_finite_codes(const float* codebook, int64_t num_co
       const int64_t other = codes[table[slot]];
       copy = hashed[other].hash == hash && std::equal(code, code + num_channels, codebook + other * num_channels);
     }
-    if (copy) continue;
+    if (copy) {
+      int64_t& last = last_copy[table[slot]];
+      next_copy[last] = static_cast<int32_t>(j);
+      last = j;
+      continue;
+    }
     table[slot] = static_cast<int32_t>(codes.size());
     codes.push_back(j);
+    last_copy.push_back(j);
   }
   return codes;
 }
@@ -166,7 +174,8 @@ void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t
   std::memset(packed, 0, at.panel);
   PackedHeader& header =
       *new (packed) PackedHeader{format, 1.0f, 0.0f, num_codes, num_channels, 0, 0, 0, 0.0, 0.0, 0.0};
-  const std::vector<int64_t> codes = distinct_finite_codes(codebook, num_codes, num_channels, parallel_for);
+  const std::vector<int64_t> codes =
+      distinct_finite_codes(codebook, num_codes, num_channels, section<int32_t>(packed, at.copies), parallel_for);
   std::copy(codes.begin(), codes.end(), section<int64_t>(packed, at.codes));
   header.num_distinct = static_cast<int64_t>(codes.size());
   const bool euclidean = format.metric == Metric::kEuclidean;
@@ -261,6 +270,7 @@ ScreenedCodes screened_codes(const void* packed) {
   ScreenedCodes view{};
   view.codes = reinterpret_cast<const int64_t*>(block + at.codes);
   view.num_distinct = header.num_distinct;
+  view.next_copy = reinterpret_cast<const int32_t*>(block + at.copies);
   view.metric = header.format.metric;
   view.norms = reinterpret_cast<const double*>(block + at.norms);
   view.screenable = header.num_groups > 0;

@@ -53,6 +53,7 @@ struct ScreeningFormat {
 struct ScreenedCodes {
   const int64_t* codes;  // (num_distinct,) distinct finite codes, ascending
   int64_t num_distinct;
+  const int32_t* next_copy;  // (num_codes,) of a finite code the next higher one that is equal, or -1
   Metric metric;
   const double* norms;      // (num_distinct,) |d| of kDot and kCosine
   bool screenable;          // false: nothing to screen or beyond the bound's reach, every code is compared in float64

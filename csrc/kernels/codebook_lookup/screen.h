@@ -23,6 +23,7 @@ constexpr int32_t kFewCandidates = 2;  // which float64 decides between at once
 constexpr int64_t kCodesPerCandidate = 6;
 constexpr int32_t kAlwaysCompared = 8;  // candidates that are worth no other pass
 constexpr int32_t kListSlack = 16;      // lists are written by whole vectors
+constexpr float kLowest = std::numeric_limits<float>::lowest();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kPanelBytes =
     256 * 1024;  // of converted rows: half of a 512 KiB L2 cache, the rest streams the codes
@@ -43,12 +44,13 @@ struct Candidates {
   int64_t row;
   int64_t first;  // position from which codes are listed, those before were compared
   bool has_nearest;
-  float best;    // highest score seen
+  float best;    // highest score seen; of topk the last of `highest`
   float window;  // twice the error bound
   int32_t count;
   int32_t state;
   int32_t position[kListLength + kListSlack];  // in ScreenedCodes::codes
   float score[kListLength + kListSlack];
+  float highest[kMostNearest];  // of topk: as many scores, the highest seen
 };
 enum : int32_t { kListed, kLeft, kNotFinite };
 
@@ -62,9 +64,46 @@ inline void keep_above(Candidates& list, float threshold) {
   list.count = kept;
 }
 
+// Takes scores above the topk-th highest into account.
+inline void raise_threshold(Candidates& list, float& threshold, const float* scores, int32_t count) {
+  const int64_t topk = list.comparison->args.topk;
+  for (int32_t n = 0; n < count; ++n) {
+    if (!(scores[n] > list.best)) continue;
+    int64_t place = topk - 1;
+    for (; place > 0 && list.highest[place - 1] < scores[n]; --place) list.highest[place] = list.highest[place - 1];
+    list.highest[place] = scores[n];
+    list.best = list.highest[topk - 1];
+  }
+  threshold = list.best - list.window;
+}
+
 // Whether the candidates among the codes from `first` to `end` are too many to be compared one by one.
 inline bool is_dense(const Candidates& list, int64_t end) {
-  return list.count > kAlwaysCompared && list.count * kCodesPerCandidate > end - list.first;
+  return list.count > kAlwaysCompared + list.comparison->args.topk - 1 &&
+         list.count * kCodesPerCandidate > end - list.first;
+}
+
+// The topk nearest candidates.
+inline Ranking ranked(const Candidates& list) {
+  const auto& [args, screened, copies] = *list.comparison;
+  copies.load_row(0, list.row);
+  Ranking ranking;
+  ranking.size = args.topk;
+  find_nearest<1>(copies, screened, 1, list.count, [&](int64_t n) { return list.position[n]; }, &ranking);
+  return ranking;
+}
+
+// Keeps them alone, in ascending order of code.
+inline void keep_ranked(Candidates& list) {
+  const Ranking ranking = ranked(list);
+  list.count = 0;
+  for (int64_t m = 0; m < ranking.count; ++m) {
+    const int32_t position = static_cast<int32_t>(ranking.position[m]);
+    int32_t n = list.count++;
+    for (; n > 0 && position < list.position[n - 1]; --n) list.position[n] = list.position[n - 1];
+    list.position[n] = position;
+    list.score[m] = kInfinity;
+  }
 }
 
 // Keeps the nearest candidate; returns whether float64 had to compare any.
@@ -105,7 +144,11 @@ inline bool make_room(Candidates& list, float& threshold, int32_t wanted, int64_
     threshold = kInfinity;
     return false;
   }
-  keep_nearest(list);
+  if (list.comparison->args.topk > 1) {
+    keep_ranked(list);
+  } else {
+    keep_nearest(list);
+  }
   list.has_nearest = true;
   list.first = next;
   return true;
@@ -140,6 +183,7 @@ void begin_row(const Comparison& comparison, int64_t i, float* words, float& thr
   list.position[0] = static_cast<int32_t>(undecided.nearest);
   list.score[0] = kInfinity;
   list.best = threshold = -kInfinity;
+  for (float& score : list.highest) score = -kInfinity;
   list.state = kListed;
   const RowLengths lengths = Kernel::convert_row(row, args.features_type, screened, args.num_channels, words);
   if (is_finite(lengths.square) && is_finite(lengths.rounding_square)) {
@@ -158,10 +202,26 @@ inline int64_t finish_row(float threshold, Candidates& list, LookupCounts& count
     keep_above(list, threshold);
     if (is_dense(list, screened.num_distinct)) list.state = kLeft;
   }
+  if (list.state == kLeft && args.topk > 1) {  // with no more than where it began
+    args.index[list.row] = kUndecided;
+    ++counts.undecided;
+    return screened.num_distinct;
+  }
   if (list.state == kLeft) {
     args.index[list.row] = undecided_index({list.first, list.has_nearest ? list.position[0] : -1});
     ++counts.undecided;
     return screened.num_distinct - list.first;
+  }
+  if (args.topk > 1) {
+    Ranking ranking;
+    if (list.state == kListed) {
+      ranking = ranked(list);
+      ++counts.compared;
+    } else {
+      copies.load_row(0, list.row);
+    }
+    write_ranking(args, screened, copies, 0, list.row, ranking);
+    return 0;
   }
   int64_t nearest = 0;
   if (list.state == kListed) {

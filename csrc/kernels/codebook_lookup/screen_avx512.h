@@ -83,10 +83,15 @@ inline void add_candidates(Candidates& list, float& threshold, const float* scor
   const __m512 score[2] = {_mm512_loadu_ps(scores), _mm512_loadu_ps(scores + 16)};
   const float best = _mm512_reduce_max_ps(_mm512_max_ps(score[0], score[1]));
   if (best > list.best) {
-    list.best = best;
-    threshold = best - list.window;
+    if (list.comparison->args.topk > 1) {
+      raise_threshold(list, threshold, scores, 32);
+    } else {
+      list.best = best;
+      threshold = best - list.window;
+    }
   }
-  const __m512 limit = _mm512_set1_ps(threshold);
+  // Padding has a score of -inf, and so may a threshold that waits for the topk-th score.
+  const __m512 limit = _mm512_set1_ps(threshold > kLowest ? threshold : kLowest);
   const __mmask16 hits[2] = {_mm512_cmp_ps_mask(score[0], limit, _CMP_GE_OQ),
                              _mm512_cmp_ps_mask(score[1], limit, _CMP_GE_OQ)};
   if (!make_room(list, threshold, __builtin_popcount(hits[0]) + __builtin_popcount(hits[1]), first_position)) return;

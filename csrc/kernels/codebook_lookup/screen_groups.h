@@ -1,6 +1,7 @@
 // The frame of a screening pass over few channels, where looking through scores costs more than computing them: the
 // highest score of each group of codes for a panel of rows, then a second look at the groups that reach a row's
-// threshold. Rows are started anew, whatever an earlier pass has found.
+// threshold. Rows are started anew, whatever an earlier pass has found. Not for topk: one group may hold several of the
+// nearest codes.
 //
 // Included by each vector level and compiled with its flags; see exact_distance.h. A Kernel provides, beside what
 // screen.h asks for,

@@ -44,6 +44,7 @@ def codebook_lookup(
     *,
     return_distance: Literal[False] = False,
     metric: str = "euclidean",
+    topk: int | None = None,
     basis: Tensor | None = None,
     guess: Tensor | None = None,
     backend: str | None = None,
@@ -55,6 +56,7 @@ def codebook_lookup(
     *,
     return_distance: Literal[True],
     metric: str = "euclidean",
+    topk: int | None = None,
     basis: Tensor | None = None,
     guess: Tensor | None = None,
     backend: str | None = None,
@@ -66,6 +68,7 @@ def codebook_lookup(
     *,
     return_distance: bool,
     metric: str = "euclidean",
+    topk: int | None = None,
     basis: Tensor | None = None,
     guess: Tensor | None = None,
     backend: str | None = None,
@@ -76,6 +79,7 @@ def codebook_lookup(
     *,
     return_distance: bool = False,
     metric: str = "euclidean",
+    topk: int | None = None,
     basis: Tensor | None = None,
     guess: Tensor | None = None,
     backend: str | None = None,
@@ -97,6 +101,8 @@ def codebook_lookup(
             differentiable in features and codebook, any number of times, in reverse and in forward mode.
         metric: "euclidean", "cosine" or "dot"; a prepared codebook serves the one it was prepared for. `triton` and
             `cuda` have "euclidean" alone.
+        topk: 2 to 16: as many codes for each feature instead of one, the nearest first, exact ties in ascending order;
+            codes with NaN or Inf come last, and so do all for such a row. `triton` and `cuda` have none.
         basis: directions in which the codes differ most, float32 (C, D) or (..., C, D) as `codebook_basis` makes them,
             for features that lie where the codes do. A hint: any values are right, stale ones too. A prepared codebook
             has its own.
@@ -105,25 +111,36 @@ def codebook_lookup(
         backend: "reference", "cpu", "triton", "cuda"; None picks the best that supports the call.
 
     Returns:
-        index int64 (..., N), and with `return_distance` the squared distance or the similarity, float32 (..., N).
+        index int64 (..., N), and with `return_distance` the squared distance or the similarity, float32 (..., N); both
+        (..., N, k) with `topk=k`.
 
     Raises:
         TypeError: an argument that is not a tensor of a supported type.
         ValueError: shapes or devices that do not fit, an empty codebook, an unknown metric or another than that of the
-            prepared codebook, or a backend that cannot serve the call.
+            prepared codebook, topk beyond the number of codes, or a backend that cannot serve the call.
     """
     check_metric(metric)
+    _check_topk(topk)
     if isinstance(codebook, PreparedCodebook):
         if codebook.metric != metric:
             raise ValueError(f"metric: expected {codebook.metric!r} as the codebook was prepared for, got {metric!r}")
         if basis is not None:
             raise ValueError("basis: expected None, a prepared codebook has its own (prepare_codebook's basis)")
         hints = (codebook.basis, guess)
-        results = _lookup(features, codebook.codebook, return_distance, metric, backend, codebook, *hints)
+        results = _lookup(features, codebook.codebook, return_distance, metric, topk, backend, codebook, *hints)
         results = codebook.checked(results)
     else:
-        results = _lookup(features, codebook, return_distance, metric, backend, None, basis, guess)
+        results = _lookup(features, codebook, return_distance, metric, topk, backend, None, basis, guess)
     return (results[0], results[1]) if return_distance else results[0]
+
+
+def _check_topk(topk: object) -> None:
+    if topk is None:
+        return
+    if isinstance(topk, bool) or not isinstance(topk, int):
+        raise TypeError(f"topk: expected an int or None, got {type(topk).__name__}")
+    if not 2 <= topk <= reference.MOST_NEAREST:
+        raise ValueError(f"topk: expected 2 to {reference.MOST_NEAREST} or None, got {topk}")
 
 
 def _lookup(
@@ -131,6 +148,7 @@ def _lookup(
     codebook: Tensor,
     return_distance: bool,
     metric: str,
+    topk: int | None,
     backend: str | None,
     prepared: PreparedCodebook | None,
     basis: Tensor | None,
@@ -138,16 +156,19 @@ def _lookup(
 ) -> tuple[Tensor, ...]:
     """(index,) or (index, distance)."""
     _check_pair(features, codebook)
+    if topk is not None and topk > codebook.shape[-2]:
+        raise ValueError(f"topk: expected at most the number of codes {codebook.shape[-2]}, got {topk}")
     if basis is not None:
         check_basis(basis, codebook)
         basis = basis.detach()
     if guess is not None:
         checks.check_index("guess", guess, features.shape[:-1], "(..., N)")
         checks.check_same_device(features=features, guess=guess)
-    chosen = backend_for("codebook_lookup", backend, features.device.type, lacking_metric(metric))
+    lacking = lacking_metric(metric) if topk is None else dict.fromkeys(("triton", "cuda"), "it has no topk")
+    chosen = backend_for("codebook_lookup", backend, features.device.type, lacking)
     packed = None if prepared is None else prepared.packed_for(chosen)
     op = op_for("codebook_lookup", chosen, features.device)
-    options = (packed, basis, guess, reference.METRICS.index(metric))
+    options = (packed, basis, guess, reference.METRICS.index(metric), topk or 1)
     if not return_distance or has_tangent(features, codebook):
         index = op(features.detach(), codebook.detach(), False, False, *options)[1]
         return (index, reference.chosen_value(features, codebook, index, metric)) if return_distance else (index,)
@@ -192,15 +213,16 @@ def _lookup_fake(
     basis: Tensor | None = None,
     guess: Tensor | None = None,
     metric: int = 0,
+    topk: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = features.shape[:-1]
+    shape = features.shape[:-1] if topk == 1 else (*features.shape[:-1], topk)
     distance = features.new_empty(shape if return_distance else (0,), dtype=torch.float32)
-    codes = features.new_empty(features.shape if return_codes else (0,), dtype=codebook.dtype)
+    codes = features.new_empty((*shape, features.shape[-1]) if return_codes else (0,), dtype=codebook.dtype)
     return distance, features.new_empty(shape, dtype=torch.int64), codes
 
 
 def _lookup_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
-    features, codebook, _, return_codes, *_, metric = inputs
+    features, codebook, _, return_codes, *_, metric, _ = inputs
     _, index, codes = output
     ctx.mark_non_differentiable(index)
     ctx.set_materialize_grads(False)
@@ -247,17 +269,21 @@ def _lookup_backward(
 ) -> tuple[Tensor | None, ...]:
     """In float32; what arrives at the chosen codes goes on to the codebook."""
     if not ctx.saved_tensors:
-        return (None,) * 8
+        return (None,) * 9
     features, index, codes = ctx.saved_tensors
+    several = codes.dim() > features.dim()  # topk
     grad_features = grad_codebook = None
     grad_of_codes = None if grad_codes is None else grad_codes.float()
     if grad_distance is not None:
-        grad, of_codes = _value_gradients(features, codes, grad_distance, reference.METRICS[ctx.metric])
-        grad_features = grad.to(features.dtype)
+        rows = features.unsqueeze(-2) if several else features
+        grad, of_codes = _value_gradients(rows, codes, grad_distance, reference.METRICS[ctx.metric])
+        grad_features = (grad.sum(-2) if several else grad).to(features.dtype)
         grad_of_codes = of_codes if grad_of_codes is None else grad_of_codes + of_codes
     if ctx.needs_input_grad[1] and grad_of_codes is not None:
+        if several:
+            index, grad_of_codes = index.flatten(-2), grad_of_codes.flatten(-3, -2)
         grad_codebook = _sum_by_code(grad_of_codes, index, ctx.codebook_shape).to(ctx.codebook_type)
-    return grad_features, grad_codebook, None, None, None, None, None, None
+    return grad_features, grad_codebook, None, None, None, None, None, None, None
 
 
 def _straight_through_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -271,7 +297,7 @@ def _straight_through_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, No
 define_op(
     "codebook_lookup",
     "(Tensor features, Tensor codebook, bool return_distance, bool return_codes, Tensor? packed=None,"
-    " Tensor? basis=None, Tensor? guess=None, int metric=0) -> (Tensor, Tensor, Tensor)",
+    " Tensor? basis=None, Tensor? guess=None, int metric=0, int topk=1) -> (Tensor, Tensor, Tensor)",
     reference=reference.codebook_lookup,
     fake=_lookup_fake,
     backward=_lookup_backward,

@@ -1,6 +1,7 @@
 """Specification of the codebook lookup in plain torch.
 
-Letters: N features, K codes, C channels, P pairs (feature, code), S steps of LANES channels.
+Letters: N features, K codes, C channels, P pairs (feature, code), S steps of LANES channels, T nearest
+codes.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+MOST_NEAREST = 16  # topk
 METRICS = ("euclidean", "cosine", "dot")  # by their number in the ops
 LANES = 8  # partial sums of the distance: fixed, so that every backend rounds alike
 _MAX_SCORES = 1 << 22  # scores held at a time: 32 MiB of float64
@@ -104,15 +106,36 @@ def _lookup_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, met
     return torch.where(usable_N & usable_K.any(), index_N, 0)
 
 
+def _ranked_rows(features_NC: Tensor, codebook_KC: Tensor, usable_K: Tensor, metric: str, topk: int) -> Tensor:
+    """Exact (N, topk) of a chunk of rows, as `_lookup_rows`: the nearest codes in turn, then those infinitely far."""
+    usable_N = features_NC.isfinite().all(-1)
+    usable_NK = usable_N[:, None] & usable_K
+    features = torch.where(usable_N[:, None], features_NC.double(), 0.0)
+    codebook = torch.where(usable_K[:, None], codebook_KC.double(), 0.0)
+
+    score_NK, bound_N = _scores(features, codebook, metric)
+    score_NK = torch.where(usable_NK, score_NK, -torch.inf)
+    last_N = score_NK.topk(topk).values[:, -1]
+    row_P, code_P = ((score_NK >= (last_N - 2 * bound_N)[:, None]) & usable_NK).nonzero(as_tuple=True)
+    cost_NK = torch.full_like(score_NK, torch.inf)
+    cost_NK[row_P, code_P] = -_of_pairs(_similarity, features_NC, codebook_KC, row_P, code_P, metric)
+    return cost_NK.sort(stable=True).indices[:, :topk]
+
+
 def _gather(codebook: Tensor, index: Tensor) -> Tensor:
     if codebook.dim() == 2:
         return codebook[index]
-    return codebook.gather(-2, index.unsqueeze(-1).expand(*index.shape, codebook.shape[-1]))
+    num_channels = codebook.shape[-1]
+    place = index.flatten(codebook.dim() - 2).unsqueeze(-1)
+    return codebook.gather(-2, place.expand(*place.shape[:-1], num_channels)).reshape(*index.shape, num_channels)
 
 
 def chosen_value(features: Tensor, codebook: Tensor, index: Tensor, metric: str) -> Tensor:
-    """The metric of each feature and its chosen code, float32 (..., N), with the bits of `codebook_lookup`."""
+    """The metric of each feature and its chosen code, float32 (..., N), or codes (..., N, k), with the bits of
+    `codebook_lookup`."""
     codes = _gather(codebook, index)
+    if index.dim() == features.dim():
+        features = features.unsqueeze(-2).expand(codes.shape)
     return metric_value(features.flatten(0, -2), codes.flatten(0, -2), metric).float().reshape(index.shape)
 
 
@@ -125,6 +148,7 @@ def codebook_lookup(
     basis: Tensor | None = None,
     guess: Tensor | None = None,
     metric: int = 0,
+    topk: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`index = argmin_j |x_i - d_j|^2` (eq. 2), or the argmax of a similarity, evaluated in float64; exact ties go to
     the lowest index.
@@ -138,34 +162,37 @@ def codebook_lookup(
 
     Args:
         features: (..., N, C). codebook: (K, C) or (..., K, C). packed, basis, guess: not used here. metric: a position
-        in METRICS.
+        in METRICS. topk: above 1 as many codes for each feature, in ascending order of distance or descending order of
+        similarity, at most K and MOST_NEAREST.
 
     Returns:
         distance float32 (..., N), index int64 (..., N) and the chosen codes (..., N, C) in the type of codebook;
-        distance and codes are empty (0,) unless asked for.
+        distance and codes are empty (0,) unless asked for. With topk, another dimension of it behind N.
     """
     name = METRICS[metric]
     num_codebooks = math.prod(codebook.shape[:-2])
     num_rows = features.shape[-2] if codebook.dim() > 2 else math.prod(features.shape[:-1])
     features_GNC = features.reshape(num_codebooks, num_rows, features.shape[-1])
     codebook_GKC = codebook.reshape(num_codebooks, *codebook.shape[-2:])
-    index_GN = torch.zeros(features_GNC.shape[:2], dtype=torch.int64, device=features.device)
-    shape_GN = features_GNC.shape[:2] if return_distance else (0, 0)
-    distance_GN = torch.zeros(shape_GN, dtype=torch.float32, device=features.device)
+    index_GNT = torch.zeros((*features_GNC.shape[:2], topk), dtype=torch.int64, device=features.device)
+    distance_GNT = torch.zeros(index_GNT.shape if return_distance else 0, dtype=torch.float32, device=features.device)
     chunk = max(1, _MAX_SCORES // codebook.shape[-2])
     for group in range(features_GNC.shape[0]):
         codebook_KC = codebook_GKC[group]
         usable_K = codebook_KC.isfinite().all(-1)
         for start in range(0, features_GNC.shape[1], chunk):
             rows_NC = features_GNC[group, start : start + chunk]
-            index_N = _lookup_rows(rows_NC, codebook_KC, usable_K, name)
-            index_GN[group, start : start + chunk] = index_N
+            if topk > 1:
+                index_NT = _ranked_rows(rows_NC, codebook_KC, usable_K, name, topk)
+            else:
+                index_NT = _lookup_rows(rows_NC, codebook_KC, usable_K, name).unsqueeze(-1)
+            index_GNT[group, start : start + chunk] = index_NT
             if return_distance:
-                row_N = torch.arange(rows_NC.shape[0], device=features.device)
-                distance_N = _of_pairs(metric_value, rows_NC, codebook_KC, row_N, index_N, name)
-                distance_GN[group, start : start + chunk] = distance_N.float()
-    index = index_GN.reshape(features.shape[:-1])
-    distance = distance_GN.reshape(features.shape[:-1] if return_distance else (0,))
+                row_P = torch.arange(rows_NC.shape[0], device=features.device).repeat_interleave(topk)
+                distance_P = _of_pairs(metric_value, rows_NC, codebook_KC, row_P, index_NT.flatten(), name)
+                distance_GNT[group, start : start + chunk] = distance_P.float().reshape(index_NT.shape)
+    shape = features.shape[:-1] if topk == 1 else (*features.shape[:-1], topk)
+    index, distance = index_GNT.reshape(shape), distance_GNT.reshape(shape if return_distance else (0,))
     return distance, index, _gather(codebook, index) if return_codes else codebook.new_empty(0)
 
 

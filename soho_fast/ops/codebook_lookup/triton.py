@@ -521,9 +521,12 @@ def codebook_lookup(
     basis: Tensor | None = None,
     guess: Tensor | None = None,
     metric: int = 0,
+    topk: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.codebook_lookup`; `packed` is what `pack_codebook` made of the codebook, or None."""
     _refuse_other_metrics(metric)
+    if topk != 1:
+        raise ValueError("topk: the Triton kernels serve 1 alone")
     features_GNC, codebook_GKC = _grouped(features, codebook)
     num_codebooks, num_rows, num_channels = features_GNC.shape
     if features_GNC.numel() > 0:
