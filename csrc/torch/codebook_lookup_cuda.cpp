@@ -55,7 +55,8 @@ Tensor gather(const CudaCall& call, const Tensor& codes, const Tensor& index) {
 std::tuple<Tensor, Tensor, Tensor> codebook_lookup(const Tensor& features, const Tensor& codebook, bool return_distance,
                                                    bool return_codes, const std::optional<Tensor>& packed,
                                                    const std::optional<Tensor>& /*basis*/,
-                                                   const std::optional<Tensor>& /*guess*/, int64_t metric, int64_t topk) {
+                                                   const std::optional<Tensor>& /*guess*/, int64_t metric,
+                                                   int64_t topk) {
   refuse_other_metrics(metric);
   if (topk != 1) throw std::invalid_argument("topk: the CUDA kernels serve 1 alone");
   const CudaCall call(features);

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <utility>
 
 #include "check.h"
 #include "common/memory.h"
@@ -368,6 +369,70 @@ void test_random_problem(unsigned seed) {
   compare(features, codebook, num_rows, num_codes, num_channels);
 }
 
+// The topk nearest codes of every level, by all of its passes and with the cheap ones left out.
+void compare_topk(const std::vector<float>& features, const std::vector<float>& codebook, int64_t num_rows,
+                  int64_t num_codes, int64_t num_channels, int64_t topk, Metric metric) {
+  std::vector<int64_t> expected;
+  for (int64_t i = 0; i < num_rows; ++i) {
+    std::vector<std::pair<double, int64_t>> ranked;
+    for (int64_t j = 0; j < num_codes; ++j) {
+      const double value = cost(&features[i * num_channels], &codebook[j * num_channels], num_channels, metric);
+      ranked.emplace_back(std::isfinite(value) ? value : std::numeric_limits<double>::infinity(), j);
+    }
+    std::sort(ranked.begin(), ranked.end());
+    for (int64_t n = 0; n < topk; ++n) expected.push_back(ranked[n].second);
+  }
+  for (const std::vector<LookupPass>& all : every_list_of_passes(metric)) {
+    for (auto first = all.begin(); first != all.end(); ++first) {
+      const std::vector<LookupPass> passes(first, all.end());
+      std::vector<int64_t> index(num_rows, kUndecided), top(num_rows * topk + 1, -7);
+      std::vector<float> distance(num_rows * topk + 1, -7.0f);
+      CodebookLookupArgs args{};
+      args.features = features.data();
+      args.row_stride = args.num_channels = num_channels;
+      args.codebook = codebook.data();
+      args.num_rows = num_rows;
+      args.num_codes = num_codes;
+      args.index = index.data();
+      args.distance = distance.data();
+      args.metric = metric;
+      args.topk = topk;
+      args.top_index = top.data();
+      run_passes(passes, nullptr, args, nullptr, parts(3));
+      CHECK(top.back() == -7 && distance.back() == -7.0f);
+      top.pop_back();
+      CHECK(top == expected);
+      for (int64_t i = 0; i < num_rows; ++i) CHECK(index[i] == expected[i * topk]);
+    }
+  }
+}
+
+void test_topk() {
+  for (Metric metric : kMetrics) {
+    for (int64_t topk : {2, 16}) {
+      for (int64_t num_codes : {16, 100, 700}) {
+        for (int64_t num_channels : {1, 9, 40}) {
+          std::vector<float> codebook = normal(num_codes * num_channels, 26);
+          const std::vector<float> features = normal(60 * num_channels, 25);
+          compare_topk(features, codebook, 60, num_codes, num_channels, topk, metric);
+          // Some copies and codes that are not finite.
+          for (int64_t j = 3; j < num_codes; j += 3)
+            std::copy_n(&codebook[(j % 9) * num_channels], num_channels, &codebook[j * num_channels]);
+          for (int64_t j = 1; j < num_codes; j += 5)
+            codebook[j * num_channels] = std::numeric_limits<float>::infinity();
+          compare_topk(features, codebook, 60, num_codes, num_channels, topk, metric);
+        }
+      }
+      std::vector<float> cluster = normal(700 * 16, 27), features = normal(60 * 16, 28);
+      for (int64_t n = 0; n < 700 * 16; ++n)
+        cluster[n] = n / 16 % 70 == 0 ? cluster[n] + 1.0f : 1.0f + cluster[n] * 0x1p-21f;
+      features[5] = std::numeric_limits<float>::quiet_NaN();
+      features[40] = -std::numeric_limits<float>::infinity();
+      compare_topk(features, cluster, 60, 700, 16, topk, metric);
+    }
+  }
+}
+
 // Codes of few directions and many lengths, some opposed and some zero: of kCosine ties, near ties, and rows with which
 // no code has a similarity above 0; rows of every size.
 void test_directions() {
@@ -474,6 +539,7 @@ void test_codebook_lookup() {
   for (int64_t num_channels : {520, 1100, 2400, 4101, 5600, 9500}) test_many_channels(num_channels);
   for (unsigned seed = 0; seed < 60; ++seed) test_random_problem(seed);
   test_directions();
+  test_topk();
   test_levels_of_packing();
   test_reduced();
   test_gather();

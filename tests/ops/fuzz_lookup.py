@@ -3,10 +3,10 @@
     python tests/ops/fuzz_lookup.py --rows 10000000
 
 Draws problems of random kind, shape and type until the rows are used up, each looked up by one metric after the other
-in turn, and prints for each kind and level how many rows differed, which share the reduced pass decided, which was
-compared in float64, and which the first full pass left to a more exact one. Two problems in three come with directions
-for the reduced pass, good, stale or wrong ones, and half of those with guesses. One batch in 20 is checked against the
-plain-torch reference as well. Exits with 1 where a row differed.
+in turn, a quarter of them with topk, and prints for each kind and level how many rows differed, which share the reduced
+pass decided, which was compared in float64, and which the first full pass left to a more exact one. Two problems in
+three come with directions for the reduced pass, good, stale or wrong ones, and half of those with guesses. One batch in
+20 is checked against the plain-torch reference as well. Exits with 1 where a row differed.
 
 Letters: N features, K codes, C channels, D directions.
 """
@@ -151,6 +151,10 @@ def draw_basis(codebook: Tensor) -> Tensor | None:
     return basis.masked_fill(torch.rand(basis.shape) < 1e-3, torch.nan)
 
 
+def _rows_that_differ(index: Tensor, expected: Tensor) -> Tensor:
+    return (index != expected).reshape(expected.shape[0], -1).any(1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Long fuzz of codebook_lookup at every level.")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows to draw; each is looked up at every level")
@@ -164,37 +168,39 @@ def main() -> int:
         kind = list(KINDS)[batch % len(KINDS)]
         metric = METRICS[batch // len(KINDS) % len(METRICS)]
         features, codebook = draw_problem(kind, left)
-        kind = f"{kind}, {metric}"
+        most = min(16, codebook.shape[0])
+        topk = int(torch.randint(2, most + 1, ())) if most > 1 and torch.rand(()) < 0.25 else None
+        kind = f"{kind}, {metric}{', topk' if topk else ''}"
         ops.set_cpu_level("scalar")
-        expected = ops.codebook_lookup(features, codebook, metric=metric)
+        expected = ops.codebook_lookup(features, codebook, metric=metric, topk=topk)
         if batch % 20 == 7:
             totals[kind, "reference"]["rows"] += features.shape[0]
-            got = ops.codebook_lookup(features, codebook, metric=metric, backend="reference")
-            different = got != expected
+            got = ops.codebook_lookup(features, codebook, metric=metric, topk=topk, backend="reference")
+            different = _rows_that_differ(got, expected)
             totals[kind, "reference"]["different"] += int(different.sum())
         basis = draw_basis(codebook)
         guess = None
-        if basis is not None and torch.rand(()) < 0.5:
+        if basis is not None and topk is None and torch.rand(()) < 0.5:
             wrong = torch.randint(-9, codebook.shape[0] + 9, expected.shape)
             guess = torch.where(torch.rand(expected.shape) < 0.7, expected, wrong)
         for level in levels:
             ops.set_cpu_level(level)
             before = _C.lookup_totals()
-            found = ops.codebook_lookup(features, codebook, metric=metric, basis=basis, guess=guess)
-            different = found != expected
+            found = ops.codebook_lookup(features, codebook, metric=metric, topk=topk, basis=basis, guess=guess)
+            different = _rows_that_differ(found, expected)
             for name, value in _C.lookup_totals().items():
                 totals[kind, level][name] += value - before[name]
             totals[kind, level]["different"] += int(different.sum())
         left -= features.shape[0]
         batch += 1
     ops.set_cpu_level(None)
-    print(f"{'kind':38}{'level':14}{'rows':>10}{'different':>11}{'reduced':>10}{'in float64':>12}{'left':>9}")
+    print(f"{'kind':44}{'level':14}{'rows':>10}{'different':>11}{'reduced':>10}{'in float64':>12}{'left':>9}")
     for (kind, level), total in sorted(totals.items()):
         shares = [
             f"{total[name] / total['rows']:.2%}" if name in total else "" for name in ("reduced", "compared", "left")
         ]
         counts = f"{total['rows']:>10}{total['different']:>11}"
-        print(f"{kind:38}{level:14}{counts}{shares[0]:>10}{shares[1]:>12}{shares[2]:>9}")
+        print(f"{kind:44}{level:14}{counts}{shares[0]:>10}{shares[1]:>12}{shares[2]:>9}")
     wrong = sum(total["different"] for total in totals.values())
     print(f"{arguments.rows} rows in {batch} problems, {wrong} different, {time.perf_counter() - start:.0f} s")
     return int(wrong > 0)

@@ -18,9 +18,9 @@ def _samples():
     uniform = torch.rand(3, dtype=torch.float64)
     shapes = (((7, 5), (9, 5)), ((3, 7, 5), (3, 9, 5)))
     others = [
-        (*(torch.randn(shape, requires_grad=True) for shape in pair), True, True, None, None, None, metric)
+        (*(torch.randn(shape, requires_grad=True) for shape in pair), True, True, None, None, None, metric, topk)
         for pair in shapes
-        for metric in (1, 2)
+        for metric, topk in ((1, 1), (2, 1), (0, 3), (1, 4))
     ]
     return {
         "codebook_lookup": [
@@ -35,7 +35,7 @@ def _samples():
             (codebook,),
             (torch.randn(3, 9, 5),),
             (codebook, torch.randn(5, 3)),
-            *((args[1].detach(), None, args[7]) for args in others),
+            *((args[1].detach(), None, args[7]) for args in others[:2]),
         ],
         "residual_lookup": [
             (_features(3, 7, 5), codebook, 2, False),
@@ -77,7 +77,7 @@ def test_opcheck(name, backend_name):
     op = getattr(torch.ops.soho_fast, f"{name}_{backend_name}").default
     with torch.device("cuda" if backend_name in ON_GPU else "cpu"):
         samples = _samples()[name]
-    if backend_name in ("triton", "cuda"):  # which have the metric of number 0 alone
+    if backend_name in ("triton", "cuda"):  # which have the metric of number 0 and no topk
         samples = [args for args in samples if name not in METRIC_AT or args[METRIC_AT[name] :] in ((), (0,))]
     for args in samples:
         torch.library.opcheck(op, args)
