@@ -13,6 +13,8 @@ from torch import Tensor
 from soho_fast import ops
 
 LOOKUPS = ((65536, 2048, 768), (65536, 1024, 64), (16384, 8192, 256), (65536, 512, 128), (1 << 20, 8192, 64))
+LEARNED = ((65536, 2048, 768), (65536, 1024, 256), (16384, 2048, 1280))  # codes that differ in few directions
+BATCHED = ((12, 8192, 1024, 64), (8, 4096, 2048, 256))  # codebooks, rows and codes of each, channels
 UPDATES = ((65536, 2048, 768), (1 << 20, 1024, 64))
 MASKS = ((256, 160, 768),)
 LAYERS = ((16384, 2048, 768),)
@@ -107,6 +109,109 @@ def lookup_case(shape: tuple[int, int, int], dtype: torch.dtype, device: str, bu
         "op": "codebook_lookup", "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "flops": flops,
         "contenders": rows,
     }  # fmt: skip
+
+
+def learned_pair(shape: tuple[int, int, int], device: str) -> tuple[Tensor, Tensor]:
+    """Features and codes whose differences lie in 24 directions to 98 % or so, as those of trained networks do."""
+    num_rows, num_codes, num_channels = shape
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(24, num_channels, generator=generator) / num_channels**0.5
+    codebook = torch.randn(num_codes, 24, generator=generator) @ directions
+    codebook += 0.1 / num_channels**0.5 * torch.randn(num_codes, num_channels, generator=generator)
+    moved = 0.3 * torch.randn(num_rows, 24, generator=generator) @ directions
+    features = codebook[torch.randint(num_codes, (num_rows,), generator=generator)] + moved
+    features += 0.1 / num_channels**0.5 * torch.randn(num_rows, num_channels, generator=generator)
+    return features.to(device), codebook.to(device)
+
+
+def reduced_case(
+    shape: tuple[int, int, int], device: str, budget: float, noise: bool = False, directions: int | None = None
+) -> dict:
+    """The reduced pass beside the lookup without it: directions packed once, and with the right codes as first guesses;
+    on codes that learnt, where it should win, or on noise, where it should cost little.
+
+    Raises:
+        AssertionError: a backend of ours differs from the reference.
+    """
+    if noise:
+        generator = torch.Generator().manual_seed(0)
+        features, codebook = (torch.randn(size, shape[2], generator=generator).to(device) for size in shape[:2])
+    else:
+        features, codebook = learned_pair(shape, device)
+    basis = ops.codebook_basis(codebook, directions=directions)
+    exact = ops.codebook_lookup(features, codebook, backend="reference")
+    contenders = {}
+    for name in our_backends(device):
+        plain = ops.prepare_codebook(codebook, basis=False, backend=name)
+        reduced = ops.prepare_codebook(codebook, basis=basis, backend=name)
+        contenders[f"{name} without"] = lambda name=name, plain=plain: ops.codebook_lookup(
+            features, plain, backend=name
+        )
+        contenders[f"{name} reduced"] = lambda name=name, reduced=reduced: ops.codebook_lookup(
+            features, reduced, backend=name
+        )
+        contenders[f"{name} guessed"] = lambda name=name, reduced=reduced: ops.codebook_lookup(
+            features, reduced, guess=exact, backend=name
+        )
+    rows = _timed(contenders, device, budget, lambda index: {"wrong": float((index != exact).double().mean())})
+    for name in contenders:
+        assert rows[name].get("wrong") == 0.0, f"reduced pass {shape}: {name} differs from the float64 argmin"
+    kind = "noise" if noise else "learned"
+    return {
+        "op": f"codebook_lookup, {basis.shape[-1]} directions, {kind}", "shape": list(shape), "dtype": "float32",
+        "contenders": rows,
+    }  # fmt: skip
+
+
+def batched_case(shape: tuple[int, int, int, int], device: str, budget: float) -> dict:
+    """Several codebooks in one call beside a call for each.
+
+    Raises:
+        AssertionError: a backend of ours differs from the reference.
+    """
+    num_books, num_rows, num_codes, num_channels = shape
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(num_books, num_rows, num_channels, generator=generator).to(device)
+    codebook = torch.randn(num_books, num_codes, num_channels, generator=generator).to(device)
+    exact = ops.codebook_lookup(features, codebook, backend="reference")
+
+    def one_by_one(name: str) -> Tensor:
+        pairs = zip(features, codebook, strict=True)
+        return torch.stack([ops.codebook_lookup(x, d, backend=name) for x, d in pairs])
+
+    contenders = {}
+    for name in our_backends(device):
+        contenders[name] = lambda name=name: ops.codebook_lookup(features, codebook, backend=name)
+        contenders[f"{name} one by one"] = lambda name=name: one_by_one(name)
+    rows = _timed(contenders, device, budget, lambda index: {"wrong": float((index != exact).double().mean())})
+    for name in contenders:
+        assert rows[name].get("wrong") == 0.0, f"batched codebooks {shape}: {name} differs from the float64 argmin"
+    return {
+        "op": "codebook_lookup, batched", "shape": list(shape), "dtype": "float32",
+        "flops": 2.0 * num_books * num_rows * num_codes * num_channels, "contenders": rows,
+    }  # fmt: skip
+
+
+def gradient_case(shape: tuple[int, int, int], device: str, budget: float) -> dict:
+    """The gradient of a codebook through the distance, whose bits are those of the statistics on each run.
+
+    Raises:
+        AssertionError: two runs differ.
+    """
+    num_rows, num_codes, num_channels = shape
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(num_rows, num_channels, generator=generator).to(device)
+    codebook = torch.randn(num_codes, num_channels, generator=generator).to(device).requires_grad_()
+
+    def gradient(name: str) -> Tensor:
+        distance = ops.codebook_lookup(features, codebook, return_distance=True, backend=name)[1]
+        return torch.autograd.grad(distance.sum(), codebook)[0]
+
+    contenders = {name: lambda name=name: gradient(name) for name in our_backends(device)}
+    for name, run in contenders.items():
+        assert torch.equal(run(), run()), f"gradient of the codebook {shape}: two runs of {name} differ"
+    rows = _timed(contenders, device, budget, lambda grad: {"finite": bool(grad.isfinite().all())})
+    return {"op": "codebook gradient", "shape": list(shape), "dtype": "float32", "contenders": rows}
 
 
 def update_case(shape: tuple[int, int, int], device: str, budget: float) -> dict:
@@ -205,12 +310,14 @@ def exact_rows(device: str, budget: float, most: int = 10**8, chunk: int = 1 << 
     """Random rows looked up by each backend and by the float64 reference, until `most` or the time is spent."""
     generator = torch.Generator(device).manual_seed(0)
     codebook = torch.randn(512, 64, generator=generator, device=device)
+    basis = ops.codebook_basis(codebook, directions=16)
     names, rows, different, end = our_backends(device), 0, 0, time.perf_counter() + budget
     while rows < most and time.perf_counter() < end:
         features = torch.randn(min(chunk, most - rows), 64, generator=generator, device=device)
         exact = ops.codebook_lookup(features, codebook, backend="reference")
         for name in names:
-            different += int((ops.codebook_lookup(features, codebook, backend=name) != exact).sum())
+            for given in (None, basis):
+                different += int((ops.codebook_lookup(features, codebook, basis=given, backend=name) != exact).sum())
         rows += features.shape[0]
     return {"rows": rows, "backends": names, "different": different}
 
@@ -220,6 +327,13 @@ def all_cases(device: str, budget: float) -> Iterator[Callable[[], dict]]:
     for shape in LOOKUPS:
         for dtype in (torch.float32, torch.bfloat16):
             yield lambda shape=shape, dtype=dtype: lookup_case(shape, dtype, device, budget)
+    for shape in LEARNED:
+        for noise in (False, True):
+            yield lambda shape=shape, noise=noise: reduced_case(shape, device, budget, noise)
+    yield lambda: reduced_case(LEARNED[-1], device, budget, directions=min(128, LEARNED[-1][2]))
+    for shape in BATCHED:
+        yield lambda shape=shape: batched_case(shape, device, budget)
+    yield lambda: gradient_case(UPDATES[0], device, budget)
     for shape in UPDATES:
         yield lambda shape=shape: update_case(shape, device, budget)
     for shape in MASKS:

@@ -15,6 +15,7 @@ distances that define the result.
 A row whose best score leads the second by more than twice the bound is settled. The others are screened again, and each
 code that comes within twice the bound of the best is compared in float64 where it is found: no list of survivors, so
 nothing overflows. A row or a codebook beyond the reach of the bound compares every code. Copies of a code count once.
+With a basis, a pass over few directions comes first (`triton_reduced.py`), and the screening takes the rows it leaves.
 Besides b^ the memory it takes is a^, 2 D bytes a row, and 20 bytes a row.
 
 Letters: G codebooks, N features for each, K codes, C channels; Q codes and D channels padded to whole tiles.
@@ -25,10 +26,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from soho_fast.ops.codebook_lookup import triton_pack
+from soho_fast.ops.codebook_lookup import triton_pack, triton_reduced
+from soho_fast.ops.codebook_lookup.triton_compare import _chosen_distance, _compare, _tile_scores
 from soho_fast.ops.codebook_lookup.triton_pack import (
     TILE,
-    UNUSABLE,
+    PackedCodes,
     exponent_of,
     is_finite,
     length_of,
@@ -38,6 +40,7 @@ from soho_fast.ops.codebook_lookup.triton_pack import (
     to_float16,
     unpacked_parts,
 )
+from soho_fast.ops.codebook_lookup.triton_reduced import ReducedCodes
 from soho_fast.ops.triton_backend import ceil_div, launch, strided
 
 NO_CODE = tl.constexpr(-(2.0**30))  # a best score below it is that of an unusable code
@@ -118,32 +121,6 @@ def _round_features(
     tl.store(lost + place, tl.where(screenable, lost_a, float("inf")), mask=real)
 
 
-@triton.jit
-def _tile_scores(
-    row_pointers,  # (BLOCK_N,) to a^
-    code_pointers,  # (TILE,) to b^
-    whole_rows,  # a^ itself where ONE_STEP
-    negated_half,
-    ratio,
-    padded_channels,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    ONE_STEP: tl.constexpr,
-):
-    """Scores (BLOCK_N, TILE) of one tile of codes."""
-    channel = tl.arange(0, BLOCK_C)
-    product = tl.zeros([BLOCK_N, TILE], dtype=tl.float32)
-    if ONE_STEP:
-        codes = tl.load(code_pointers[None, :] + channel[:, None])
-        product = tl.dot(whole_rows, codes, product)
-    else:
-        for start in range(0, padded_channels, BLOCK_C):
-            rows = tl.load(row_pointers[:, None] + (start + channel)[None, :])
-            codes = tl.load(code_pointers[None, :] + (start + channel)[:, None])
-            product = tl.dot(rows, codes, product)
-    return product + negated_half[None, :] * ratio[:, None]
-
-
 @triton.jit(do_not_specialize=["num_rows"])
 def _screen(
     rounded,
@@ -158,6 +135,8 @@ def _screen(
     open_rows,
     threshold,
     num_open,
+    left_rows,
+    num_left,
     num_rows,
     num_channels,
     padded_codes,
@@ -169,12 +148,20 @@ def _screen(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ONE_STEP: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
-    """One program per block of rows: writes the index of each row, and lists those that it does not settle."""
+    """One program per block of rows, of all or of those in `left_rows`: writes the index of each row, and lists those
+    that it does not settle."""
     num_blocks = tl.cdiv(num_rows, BLOCK_N)
     group = (tl.program_id(0) // num_blocks).to(tl.int64)
     row = (tl.program_id(0) % num_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     real = row < num_rows
+    end_code = padded_codes
+    if LISTED:
+        total = tl.load(num_left + group)
+        real = row < total
+        row = tl.load(left_rows + group * num_rows + row, mask=real, other=0)
+        end_code = padded_codes * ((tl.program_id(0) % num_blocks) * BLOCK_N < total).to(tl.int32)
     place = group * num_rows + tl.minimum(row, num_rows - 1)
     row_pointers = rounded + place * padded_channels
     r = tl.load(ratio + place)
@@ -190,7 +177,7 @@ def _screen(
     best_start = tl.zeros([BLOCK_N], dtype=tl.int32)
     longest = tl.zeros([TILE], dtype=tl.float32)
     most_lost = tl.zeros([TILE], dtype=tl.float32)
-    for start in range(0, padded_codes, TILE):
+    for start in range(0, end_code, TILE):
         code = start + column
         code_pointers = codes + group * codes_stride + code.to(tl.int64) * padded_channels
         negated_half = -tl.load(half_square + group * half_square_stride + code)
@@ -228,138 +215,6 @@ def _screen(
     tl.store(threshold + slot, best - 2.0 * bound, mask=is_open)
 
 
-@triton.jit
-def _pair_distance(
-    rows,  # (BLOCK_N,) pointers to features
-    codes,  # (BLOCK_N,) pointers to codes
-    wanted,
-    features_stride_c,
-    codebook_stride_c,
-    num_channels,
-    one,
-    BLOCK_N: tl.constexpr,
-):
-    """Squared distance of each pair in float64, in the order of `reference._sum_of_channels`.
-
-    `one` is 1 and not known to the compiler: where it fuses a product with the sum, it fuses the exact product by 1.
-    """
-    sums = tl.zeros([BLOCK_N, 8], dtype=tl.float64)
-    for start in range(0, num_channels, 8):
-        channel = start + tl.arange(0, 8)
-        mask = wanted[:, None] & (channel < num_channels)[None, :]
-        wide = channel.to(tl.int64)[None, :]
-        x = tl.load(rows[:, None] + wide * features_stride_c, mask=mask, other=0.0).to(tl.float64)
-        d = tl.load(codes[:, None] + wide * codebook_stride_c, mask=mask, other=0.0).to(tl.float64)
-        sums += ((x - d) * (x - d)) * one
-    # A sum of two does not depend on their order.
-    sums = tl.sum(tl.reshape(sums, (BLOCK_N, 2, 4)), axis=1)
-    sums = tl.sum(tl.reshape(sums, (BLOCK_N, 2, 2)), axis=1)
-    return tl.sum(sums, axis=1)
-
-
-@triton.jit(do_not_specialize=["num_rows", "num_programs", "one"])
-def _compare(
-    rounded,
-    ratio,
-    codes,
-    half_square,
-    open_rows,
-    threshold,
-    num_open,
-    features,
-    codebook,
-    index,
-    num_rows,
-    num_programs,
-    num_channels,
-    padded_codes,
-    padded_channels,
-    codes_stride,
-    half_square_stride,
-    features_stride_g,
-    features_stride_n,
-    features_stride_c,
-    codebook_stride_g,
-    codebook_stride_k,
-    codebook_stride_c,
-    one,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    ONE_STEP: tl.constexpr,
-):
-    """`num_programs` programs per codebook share its open rows: screens them again, compares survivors in float64."""
-    group = (tl.program_id(0) // num_programs).to(tl.int64)
-    total = tl.load(num_open + group)
-    column = tl.arange(0, TILE)
-    for first in range((tl.program_id(0) % num_programs) * BLOCK_N, total, num_programs * BLOCK_N):
-        slot = first + tl.arange(0, BLOCK_N)
-        real = slot < total
-        row = tl.load(open_rows + group * num_rows + slot, mask=real, other=0)
-        place = group * num_rows + row
-        lowest = tl.load(threshold + group * num_rows + slot, mask=real, other=0.0)
-        r = tl.load(ratio + place)
-        row_pointers = rounded + place * padded_channels
-        whole_rows = 0
-        if ONE_STEP:
-            whole_rows = tl.load(row_pointers[:, None] + tl.arange(0, BLOCK_C)[None, :])
-        exact_rows = features + group * features_stride_g + row.to(tl.int64) * features_stride_n
-        nearest = tl.full([BLOCK_N], float("inf"), tl.float64)
-        winner = tl.zeros([BLOCK_N], dtype=tl.int32)
-        for start in range(0, padded_codes, TILE):
-            code = start + column
-            code_pointers = codes + group * codes_stride + code.to(tl.int64) * padded_channels
-            half = tl.load(half_square + group * half_square_stride + code)
-            score = _tile_scores(
-                row_pointers, code_pointers, whole_rows, -half, r, padded_channels, BLOCK_N, BLOCK_C, ONE_STEP
-            )
-            # A threshold that is NaN lets every usable code survive.
-            alive = real[:, None] & (half < UNUSABLE)[None, :] & ~(score < lowest[:, None])
-            next_column = tl.min(tl.where(alive, column[None, :], TILE), axis=1)
-            while tl.min(next_column, axis=0) < TILE:
-                wanted = next_column < TILE
-                candidate = start + tl.where(wanted, next_column, 0)
-                exact_codes = codebook + group * codebook_stride_g + candidate.to(tl.int64) * codebook_stride_k
-                distance = _pair_distance(
-                    exact_rows, exact_codes, wanted, features_stride_c, codebook_stride_c, num_channels, one, BLOCK_N
-                )
-                nearer = wanted & (distance < nearest)  # codes come in ascending order: the lowest of equals stays
-                nearest = tl.where(nearer, distance, nearest)
-                winner = tl.where(nearer, candidate, winner)
-                alive = alive & (column[None, :] != next_column[:, None])
-                next_column = tl.min(tl.where(alive, column[None, :], TILE), axis=1)
-        tl.store(index + place, winner.to(tl.int64), mask=real)
-
-
-@triton.jit(do_not_specialize=["num_rows", "one"])
-def _chosen_distance(
-    features,
-    codebook,
-    index,
-    distance,
-    num_rows,
-    num_channels,
-    features_stride_g,
-    features_stride_n,
-    features_stride_c,
-    codebook_stride_g,
-    codebook_stride_k,
-    codebook_stride_c,
-    one,
-    BLOCK_N: tl.constexpr,
-):
-    """One program per block of rows: the squared distance to the chosen code."""
-    num_blocks = tl.cdiv(num_rows, BLOCK_N)
-    group = (tl.program_id(0) // num_blocks).to(tl.int64)
-    row = (tl.program_id(0) % num_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    real = row < num_rows
-    place = group * num_rows + row
-    code = tl.load(index + place, mask=real, other=0)
-    rows = features + group * features_stride_g + row.to(tl.int64) * features_stride_n
-    codes = codebook + group * codebook_stride_g + code * codebook_stride_k
-    exact = _pair_distance(rows, codes, real, features_stride_c, codebook_stride_c, num_channels, one, BLOCK_N)
-    tl.store(distance + place, exact.to(tl.float32), mask=real)
-
-
 @triton.jit(do_not_specialize=["num_rows"])
 def _gather_codes(
     codebook,
@@ -392,7 +247,15 @@ def _gather_codes(
         tl.store(out, value.to(output.dtype.element_ty), mask=real[:, None] & inside[None, :])
 
 
-KERNELS = [*triton_pack.KERNELS, _round_features, _screen, _compare, _chosen_distance, _gather_codes]
+KERNELS = [
+    *triton_pack.KERNELS,
+    *triton_reduced.KERNELS,
+    _round_features,
+    _screen,
+    _compare,
+    _chosen_distance,
+    _gather_codes,
+]
 
 
 def _grouped(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -412,21 +275,37 @@ def _refuse_other_metrics(metric: int) -> None:
         raise ValueError("metric: the Triton kernels serve 0 (euclidean) alone")
 
 
+def _reduced_parts(parts: PackedCodes, basis: Tensor | None, num_codes: int) -> ReducedCodes | None:
+    if basis is None or not triton_reduced.can_reduce(basis.shape[-1], basis.shape[-2]):
+        return None
+    return triton_reduced.reduced_parts(parts, basis, num_codes)
+
+
 def pack_codebook(codebook: Tensor, basis: Tensor | None = None, metric: int = 0) -> Tensor:
-    """What the lookup derives of a codebook, as bytes (G, size)."""
+    """What the lookup derives of a codebook, and of a basis of its reduced pass, as bytes (G, size)."""
     _refuse_other_metrics(metric)
     num_codes, num_channels = codebook.shape[-2:]
     codebook_GKC = codebook.reshape(codebook.shape[:-2].numel(), num_codes, num_channels)
     parts = packed_parts(codebook_GKC)
-    return torch.cat([part.flatten(1).view(torch.uint8) for part in parts], 1)
+    reduced = _reduced_parts(parts, basis, num_codes)
+    return torch.cat([part.flatten(1).view(torch.uint8) for part in (*parts, *(reduced or ()))], 1)
 
 
-def _lookup(features_GNC: Tensor, codebook_GKC: Tensor, packed: Tensor | None) -> Tensor:
+def _lookup(
+    features_GNC: Tensor, codebook_GKC: Tensor, packed: Tensor | None, basis: Tensor | None, guess_GN: Tensor | None
+) -> Tensor:
     """Index (G, N) of the nearest codes; no extent is zero."""
     num_codebooks, num_rows, num_channels = features_GNC.shape
     num_codes = codebook_GKC.shape[1]
     padded_codes, padded_channels, step = padded_sizes(num_codes, num_channels)
-    parts = packed_parts(codebook_GKC) if packed is None else unpacked_parts(packed, num_codes, num_channels)
+    reduced = None
+    if packed is None:
+        parts = packed_parts(codebook_GKC)
+    else:
+        parts, behind = unpacked_parts(packed, num_codes, num_channels)
+        reduced = triton_reduced.unpacked_reduced(behind, num_codes, num_channels)
+    if reduced is None:
+        reduced = _reduced_parts(parts, basis, num_codes)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return features_GNC.new_empty((num_codebooks, num_rows, *shape), dtype=dtype)
@@ -447,12 +326,18 @@ def _lookup(features_GNC: Tensor, codebook_GKC: Tensor, packed: Tensor | None) -
         BLOCK_C=128,
     )
     index_GN = empty(dtype=torch.int64)
+    sizes["padded_codes"] = padded_codes
+    close: dict[str, Tensor] = {}
+    left = {"left_rows": index_GN, "num_left": index_GN}  # not read: all rows are
+    if reduced is not None:
+        close, left = triton_reduced.screen_reduced(
+            parts, reduced, screened | bounds, guess_GN, index_GN, sizes, num_codes
+        )
     still_open = {
         "open_rows": empty(dtype=torch.int32),
         "threshold": empty(),
         "num_open": features_GNC.new_zeros((num_codebooks,), dtype=torch.int32),
     }
-    sizes["padded_codes"] = padded_codes
     one_step = padded_channels == step
     options = {
         "BLOCK_C": step if one_step else 64,
@@ -468,26 +353,59 @@ def _lookup(features_GNC: Tensor, codebook_GKC: Tensor, packed: Tensor | None) -
         **parts.arguments("codes", "half_square", "code_length", "code_lost"),
         index=index_GN,
         **still_open,
+        **left,
         **sizes,
         BLOCK_N=128,
+        LISTED=reduced is not None,
         **options,
     )
     num_programs = torch.sym_min(ceil_div(num_rows, 32), _PROGRAMS)
+    compared = {
+        **features,
+        **strided("codebook", codebook_GKC, "gkc"),
+        **parts.arguments("half_square"),
+        "ratio": screened["ratio"],
+        "index": index_GN,
+        "num_rows": num_rows,
+        "num_channels": num_channels,
+        "padded_codes": padded_codes,
+        "num_programs": num_programs,
+        "one": 1.0,
+        "BLOCK_N": 32,
+    }
     launch(
         _compare,
         num_codebooks * num_programs,
-        **screened,
-        **parts.arguments("codes", "half_square"),
+        rounded=screened["rounded"],
+        **parts.arguments("codes"),
         **still_open,
-        **features,
-        **strided("codebook", codebook_GKC, "gkc"),
-        index=index_GN,
-        **sizes,
-        num_programs=num_programs,
-        one=1.0,
-        BLOCK_N=32,
+        padded_channels=padded_channels,
+        rest=screened["ratio"],  # not read
+        code_rest=screened["ratio"],
+        REDUCED=False,
         **options,
+        **compared,
     )
+    if reduced is not None:
+        launch(
+            _compare,
+            num_codebooks * num_programs,
+            rounded=close["projected"],
+            codes=reduced.reduced_codes,
+            codes_stride=reduced.reduced_codes.stride(0),
+            open_rows=close["close_rows"],
+            threshold=close["threshold"],
+            num_open=close["num_close"],
+            padded_channels=reduced.num_directions,
+            rest=close["rest"],
+            code_rest=reduced.code_rest,
+            BLOCK_C=reduced.num_directions,
+            ONE_STEP=True,
+            REDUCED=True,
+            num_warps=8,
+            num_stages=2,
+            **compared,
+        )
     return index_GN
 
 
@@ -530,7 +448,8 @@ def codebook_lookup(
     features_GNC, codebook_GKC = _grouped(features, codebook)
     num_codebooks, num_rows, num_channels = features_GNC.shape
     if features_GNC.numel() > 0:
-        index_GN = _lookup(features_GNC, codebook_GKC, packed)
+        guess_GN = None if guess is None else guess.reshape(num_codebooks, num_rows).contiguous()
+        index_GN = _lookup(features_GNC, codebook_GKC, packed, basis, guess_GN)
     else:
         index_GN = features.new_zeros((num_codebooks, num_rows), dtype=torch.int64)
     distance = features.new_zeros((num_codebooks, num_rows) if return_distance else (0,), dtype=torch.float32)
