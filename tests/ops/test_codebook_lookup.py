@@ -183,6 +183,8 @@ ADVERSARIAL = {
     "norms over 30 orders": _norms,
     "rows far from all codes": _far_rows,
     "not finite": _not_finite,
+    "not finite, few codes": lambda: tuple(t[:k] for t, k in zip(_not_finite(), (12, 10), strict=True)),
+    "NaN, then infinite": lambda: (_not_finite()[0][:12], _not_finite()[1][[0, 7]]),
     "no finite code": lambda: (_random(5, 4, 9)[0], torch.full((4, 9), torch.nan)),
     "zeros": lambda: (torch.zeros(9, 8), torch.zeros(20, 8)),
     "subnormal codes": lambda: tuple(t * 1e-42 for t in _random(20, 30, 9)),

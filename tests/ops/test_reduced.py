@@ -156,6 +156,17 @@ def test_more_codes_than_are_kept_at_a_time(backend, exact_lookup):
     assert torch.equal(ops.codebook_lookup(features, codebook, basis=basis, backend=backend), index_N)
 
 
+def test_int8_sums_of_very_many_channels(backend):
+    """Codes of two opposite signs in 150,000 channels: a sum of products of their numbers in int8 is above 2^31."""
+    num_channels = 150_000
+    sign = _normal(num_channels).sign()
+    codebook = torch.where(torch.arange(36) % 6 == 0, 1.0, -1.0)[:, None] * sign + 0.01 * _normal(36, num_channels)
+    index_N = torch.arange(33) % 6 * 6
+    features = codebook[index_N] + 0.002 * _normal(33, num_channels, seed=1)
+    basis = sign[:, None] / num_channels**0.5
+    assert torch.equal(ops.codebook_lookup(features, codebook, basis=basis, backend=backend), index_N)
+
+
 def test_batched(backend):
     features, codebook, basis, index_N = _learned()
     several = torch.stack([codebook, codebook.flip(0), codebook[torch.randperm(NUM_CODES)]])
@@ -294,6 +305,31 @@ def test_gradients_are_those_of_a_lookup_without_directions(backend):
         distance = ops.codebook_lookup(x, d, basis=given, return_distance=True, backend=backend)[1]
         wanted.append(torch.autograd.grad(distance.square().sum(), (x, d)))
     assert all(torch.equal(a, b) for a, b in zip(*wanted, strict=True))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_type_changes_no_directions(default):
+    codebook = _normal(256, 128)
+    expected = ops.codebook_basis(codebook)
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(ops.codebook_basis(codebook), expected)
+        assert torch.equal(ops.MovingBasis().of(codebook), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_moving_basis_keeps_out_of_transforms():
+    """What a transform of torch.func wraps must not outlive it, and vmap refuses random numbers."""
+    moving, codebook, features = ops.MovingBasis(interval=1), _normal(256, 128), _normal(3, 40, 128, seed=1)
+    expected = ops.codebook_lookup(features, codebook, backend="reference")
+
+    def lookup(features_NC):
+        return ops.codebook_lookup(features_NC, codebook, basis=moving.of(codebook))
+
+    assert torch.equal(torch.func.vmap(lookup)(features), expected)
+    torch.func.grad(lambda codes: (moving.of(codes), codes.sum())[1])(codebook)
+    assert torch.equal(lookup(features), expected)
 
 
 def test_a_moving_basis_follows_its_codebook():

@@ -2,7 +2,8 @@
 //
 // A float32 distance has a small relative error (drop_far.h), unless squares overflow or vanish: a code farther than
 // far_from() of the smallest, and than 2^-78, is not the nearest. What is left is compared in float64; a row to which
-// no code is near, or more than a list holds, is left undecided.
+// no code is near, or more than a list holds, is left undecided, and one whose distances are all infinite: it, or what
+// is listed, need not be finite.
 //
 // Included by each vector level and compiled with its flags; see exact_distance.h.
 #pragma once
@@ -66,7 +67,7 @@ inline LookupCounts decide_few(const CodebookLookupArgs& args, FewCodes* near) {
   for (int64_t i = 0; i < args.num_rows; ++i) {
     FewCodes& row = near[i];
     keep_near(row, args.num_channels);
-    if (row.overflows || row.count == 0) {
+    if (row.overflows || !(row.smallest < std::numeric_limits<float>::infinity())) {
       ++counts.undecided;
       continue;
     }

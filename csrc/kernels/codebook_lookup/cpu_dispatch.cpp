@@ -146,8 +146,8 @@ const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric 
     case CpuLevel::kAvx512Vnni:
     case CpuLevel::kAvx512Bf16:
       // Where many channels lie outside the directions, more of them say more than exact ones do.
-      if (num_channels >= kChannelsOfBFloat16 && cpu_level_available(CpuLevel::kAvx512Bf16) &&
-          cpu_level_available(CpuLevel::kAvx512Vnni))
+      if (num_channels >= kChannelsOfBFloat16 && num_channels <= kMaxInt8Channels &&
+          cpu_level_available(CpuLevel::kAvx512Bf16) && cpu_level_available(CpuLevel::kAvx512Vnni))
         return &kReducedAvx512Bf16;
       return &kReducedAvx512;
     case CpuLevel::kAvx512:

@@ -14,7 +14,6 @@ namespace soho {
 namespace {
 
 constexpr int64_t kMaxChannels = int64_t{1} << 18;  // of the error bound in passes.h
-constexpr int64_t kMaxInt8Channels = 65536;         // their sums fit 32 bits
 constexpr int kMaxExponent = 120;                   // the scale and its products stay normal float32 numbers
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kGroupsPerTask = 2, kCodesPerTask = 64, kChannelsPerTask = 16;

@@ -38,6 +38,7 @@ namespace soho {
 // What a 32-bit word of screened channels holds: one float32, two bfloat16 or four int8 channels. The first word of
 // int8 is none: it is the scale of a row and the start of a code's sums.
 enum class ScreeningType { kFloat32, kBFloat16, kInt8 };
+constexpr int64_t kMaxInt8Channels = 65536;  // whose sums fit 32 bits
 
 // How a pass wants its codes: groups of `width` codes, of each step one word per code; steps are padded with zeros to a
 // multiple of `step_multiple`.

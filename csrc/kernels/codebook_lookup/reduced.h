@@ -10,10 +10,11 @@
 // What is certified. The basis as it was rounded is multiplied by c, at most 1 over a bound of its spectral norm
 // (reduced_codes.cpp). Of a row or code, with p~ as computed from a^ and p^ as it is screened:
 //   |p - p~| <= |a - a^| + 1.07 (C + 16) 2^-24 sqrt(D) |a^| + 2^-22 |p~|  (rounding; a chain of C additions; c)
-//   r <= R = sqrt(|a|^2 (1 + (C/8 + 32) 2^-24) - (|p~| - |p - p~|)^2), rounded up: |a|^2 is summed in lanes
+//   r <= R = sqrt(|a|^2 (1 + 1.02 (C/8 + 32) 2^-24) - (|p~| - |p - p~|)^2), rounded up: |a|^2 is summed in lanes
 //   e = |p - p~| + |p~ - p^|
+//   w = max(|a|, sqrt(|p^|^2 + R^2)): what is certified is longer than what it is of
 // so that U <= p^.q^ + R_a R_b - |b|^2/2 + e_a |q| + |p^| e_b, where the sum as computed errs by at most
-// 1.07 (D + 32) 2^-24 (1.02 |a| |b| + |b|^2/2). The bound of a code is that of its group: the largest |b| and e_b. T is
+// 1.07 (D + 32) 2^-24 (w_a w_b + |b|^2/2). The bound of a code is that of its group: the largest w_b and e_b. T is
 // lowered by the relative error of a float32 distance (drop_far.h), which also holds that of the float64 distances the
 // result is defined by. Where survivors are many and channels too, a pass sifts them by all channels in int8, each code
 // by its own unit: with a^, b^ the rounded ones, their score is at most
@@ -47,7 +48,7 @@ struct ReducedCodes {
   const void* panel;          // (num_groups, steps of directions, width) words: q^
   const float* negated_half;  // (num_groups, width): -|b|^2/2, and -inf at padding
   const float* radius;        // (num_groups, width): R_b, 0 at padding
-  const float* group_length;  // (num_groups,): the largest |b|
+  const float* group_length;  // (num_groups,): the largest w_b
   const float* group_error;   // (num_groups,): the largest e_b
   const int32_t* order;       // (num_distinct,): the position in ScreenedCodes::codes of each code here
   const int32_t* place;       // (num_distinct,): where here the code at a position lies

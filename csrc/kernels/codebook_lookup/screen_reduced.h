@@ -60,7 +60,7 @@ constexpr int32_t kMostKnownBefore = 16;  // distances of a row before its survi
 // What is certified of one row or code; see reduced.h.
 struct Projection {
   double low_square;  // at most |a|^2
-  double whole;       // at least |a|
+  double whole;       // at least |a| and the length of (p^, R)
   double length;      // at least |p^|
   double error;       // at least |p - p^|
   double radius;      // R
@@ -69,7 +69,7 @@ struct Projection {
 // `lengths` are those of a^, `directions` those of p~ and its rounding.
 inline Projection certify(const RowLengths& lengths, const RowLengths& directions, int64_t num_channels,
                           int64_t num_directions) {
-  const double lanes = (static_cast<double>(num_channels) / 8 + 32) * 0x1p-24, square = lengths.square;
+  const double lanes = 1.02 * (static_cast<double>(num_channels) / 8 + 32) * 0x1p-24, square = lengths.square;
   const double high_square = square * (1 + lanes) + 0x1p-100, whole = std::sqrt(high_square);
   const double lost = std::sqrt(static_cast<double>(lengths.rounding_square)) * (1 + 0x1p-8);
   const double relative = (static_cast<double>(num_directions) / 8 + 32) * 0x1p-24;
@@ -80,8 +80,10 @@ inline Projection certify(const RowLengths& lengths, const RowLengths& direction
   const double held = low > error ? low - error : 0.0;
   const double rest = high_square > held * held ? high_square - held * held : 0.0;
   const double rounding = std::sqrt(static_cast<double>(directions.rounding_square)) * (1 + 0x1p-8);
-  return {square * (1 - lanes), whole, high + rounding, (error + rounding) * (1 + 0x1p-20),
-          std::sqrt(rest) * (1 + 0x1p-20) + 0x1p-50};
+  const double length = high + rounding, radius = std::sqrt(rest) * (1 + 0x1p-20) + 0x1p-50;
+  const double certified = std::sqrt(length * length + radius * radius) * (1 + 0x1p-20);
+  return {square * (1 - lanes), certified > whole ? certified : whole, length, (error + rounding) * (1 + 0x1p-20),
+          radius};
 }
 
 // Of a sum of num_directions products and what is added to them, relative to |a| |b| and |b|^2/2.
@@ -430,7 +432,7 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
         const Projection a = certify(lengths[n], of_directions, args.num_channels, num_directions);
         const bool finite = std::isfinite(a.low_square + a.length + a.error + a.radius);
         radius[r + n] = finite ? static_cast<float>(a.radius * (1 + 0x1p-22)) : 0.0f;
-        per_length[r + n] = static_cast<float>((a.error + 1.02 * sum * a.whole) * (1 + 0x1p-16));
+        per_length[r + n] = static_cast<float>((a.error + sum * a.whole) * (1 + 0x1p-16));
         per_error[r + n] = static_cast<float>(a.length * (1 + 0x1p-16));
         threshold[r + n] = finite ? -kInfinity : kInfinity;
         if (n >= present) continue;

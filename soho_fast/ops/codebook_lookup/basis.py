@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from soho_fast.ops import checks
+from soho_fast.ops.forward_mode import in_transform
 
 MOST_DIRECTIONS = 128
 _MOST_SAMPLED = 4096  # codes that make a basis
@@ -82,7 +83,8 @@ def codebook_basis(codebook: Tensor, *, directions: int | None = None, start: Te
     apart_SC = (code_SC - mean_C).where(finite_S, 0.0)
     if start is None:
         generator = torch.Generator("cpu").manual_seed(0)
-        turned_CD = torch.randn(num_channels, wanted, generator=generator, device="cpu").to(codebook.device)
+        turned_CD = torch.randn(num_channels, wanted, generator=generator, dtype=torch.float32, device="cpu")
+        turned_CD = turned_CD.to(codebook.device)
     else:
         turned_CD = start.detach()
     for _ in range(_STEPS if start is None else 1):
@@ -109,8 +111,11 @@ class MovingBasis:
 
     def of(self, codebook: Tensor) -> Tensor | None:
         """What to pass to the next `codebook_lookup(..., basis=)` in this codebook; None where directions cannot pay:
-        few codes or channels, another device than a CPU, a graph that is being compiled."""
-        if codebook.device.type != "cpu" or not pays(*codebook.shape[-2:]) or torch.compiler.is_compiling():
+        few codes or channels, another device than a CPU, a graph that is being compiled, a transform of torch.func,
+        which what it wraps must not outlive."""
+        if torch.compiler.is_compiling() or in_transform():
+            return None
+        if codebook.device.type != "cpu" or not pays(*codebook.shape[-2:]):
             return None
         known = self._basis
         if known is None or known.shape[:-1] != (*codebook.shape[:-2], codebook.shape[-1]):
