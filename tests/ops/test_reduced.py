@@ -78,6 +78,9 @@ def _bases(num_channels=NUM_CHANNELS):
     }
 
 
+_exact_of = {}  # what test_any_basis_is_exact expects, which does not depend on the basis
+
+
 @pytest.mark.parametrize("kind", _bases())
 @pytest.mark.parametrize("num_channels", [NUM_CHANNELS, 600])
 def test_any_basis_is_exact(kind, num_channels, backend, exact_lookup):
@@ -85,7 +88,10 @@ def test_any_basis_is_exact(kind, num_channels, backend, exact_lookup):
     for noise in (0.02, 2.0):
         features, codebook, _, _ = _learned(num_channels, noise)
         features[::3] = (codebook[:NUM_ROWS] / 2 + codebook[1 : NUM_ROWS + 1] / 2)[::3]  # between two codes
-        expected = exact_lookup(features, codebook)
+        problem = num_channels, noise, features.device
+        if problem not in _exact_of:
+            _exact_of[problem] = exact_lookup(features, codebook)
+        expected = _exact_of[problem]
         index, distance = ops.codebook_lookup(features, codebook, basis=basis, return_distance=True, backend=backend)
         assert torch.equal(index, expected[0]) and torch.equal(distance, expected[1])
 
