@@ -30,6 +30,8 @@ def _check(features, codebook, backend, exact_lookup, metric="euclidean"):
     assert torch.equal(index, expected_index)
     assert torch.equal(distance.nan_to_num(nan=-1.0), expected_distance.nan_to_num(nan=-1.0))
     assert torch.equal(codebook_lookup(features, codebook, metric=metric, backend=backend), expected_index)
+    if triton_backend.INTERPRETING:
+        return
     # Few rows are compared with a codebook that is not packed, and screened in one that is.
     prepared = prepare_codebook(codebook, metric=metric, backend=backend)
     assert torch.equal(codebook_lookup(features, prepared, metric=metric, backend=backend), expected_index)
@@ -209,6 +211,7 @@ OF_CPU_PASSES = (
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
+@pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
 def test_few_adversarial_rows(name, backend, exact_lookup):
     features, codebook = ADVERSARIAL[name]()
     for some in (slice(0, 1), slice(1, 4), slice(4, None, 3)):

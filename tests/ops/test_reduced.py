@@ -82,10 +82,10 @@ _exact_of = {}  # what test_any_basis_is_exact expects, which does not depend on
 
 
 @pytest.mark.parametrize("kind", _bases())
-@pytest.mark.parametrize("num_channels", [NUM_CHANNELS, 600])
+@pytest.mark.parametrize("num_channels", [NUM_CHANNELS] if triton_backend.INTERPRETING else [NUM_CHANNELS, 600])
 def test_any_basis_is_exact(kind, num_channels, backend, exact_lookup):
     basis = _bases(num_channels)[kind]
-    for noise in (0.02, 2.0):
+    for noise in (2.0,) if triton_backend.INTERPRETING else (0.02, 2.0):
         features, codebook, _, _ = _learned(num_channels, noise)
         features[::3] = (codebook[:NUM_ROWS] / 2 + codebook[1 : NUM_ROWS + 1] / 2)[::3]  # between two codes
         problem = num_channels, noise, features.device
@@ -129,7 +129,7 @@ def _inputs():
 
 
 @pytest.mark.parametrize("kind", _inputs())
-@pytest.mark.parametrize("guessed", [False, True])
+@pytest.mark.parametrize("guessed", [False] if triton_backend.INTERPRETING else [False, True])
 def test_hard_inputs_are_exact(kind, guessed, backend, exact_lookup):
     features, codebook, basis = _inputs()[kind]
     guess = torch.arange(NUM_ROWS) * 11 % NUM_CODES - 5 if guessed else None
@@ -153,6 +153,7 @@ def test_any_guess_is_exact(guess_of, backend, exact_lookup):
     assert torch.equal(ops.codebook_lookup(features, codebook, guess=guess, backend=backend), expected)
 
 
+@pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
 def test_more_codes_than_are_kept_at_a_time(backend, exact_lookup):
     """A row goes through chunks of 8192 codes, its nearest one in any of them."""
     basis = torch.linalg.qr(_normal(20, 3)).Q

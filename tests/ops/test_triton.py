@@ -18,7 +18,7 @@ from soho_fast.ops import triton_backend
 
 HERE = Path(__file__).parent
 OP_TESTS = (  # two processes, which take about as long
-    ("test_codebook_lookup.py", "test_fuzz.py", "test_prepared_codebook.py", "test_reduced.py"),
+    ("test_codebook_lookup.py", "test_fuzz.py", "test_prepared_codebook.py"),
     (
         "test_codebook_update.py",
         "test_derivatives.py",

@@ -10,6 +10,7 @@ MARKS = """new MutationObserver(() => {
 }).observe(document, { subtree: true, attributes: true, attributeFilter: ["data-shown"] });"""
 
 CLICK = """async (selector) => {
+  for (let frame = 0; frame < 3; frame += 1) await new Promise(requestAnimationFrame);  // marks of the page before
   window.paintedAt = null;
   const start = performance.now();
   document.querySelector(selector).click();
