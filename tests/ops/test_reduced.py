@@ -221,7 +221,7 @@ def test_prepare_makes_directions_where_they_can_pay():
     on_cpu = "cpu" in ops.available_backends() and ops.build_info()["cpu_levels_available"] != ["scalar"]
     assert (ops.prepare_codebook(large).basis is not None) == on_cpu
     assert ops.prepare_codebook(small).basis is None
-    assert ops.prepare_codebook(small, basis=True).basis.shape == (128, 16)
+    assert ops.prepare_codebook(small, basis=True).basis.shape == (128, 128)
 
 
 def test_basis_holds_what_tells_the_codes_apart():
@@ -233,8 +233,18 @@ def test_basis_holds_what_tells_the_codes_apart():
     exact = torch.linalg.svd(spread.double(), full_matrices=False).S[:NUM_DIRECTIONS].norm() / spread.double().norm()
     held = (spread @ found).double().norm() / spread.double().norm()
     assert held > 0.9999 * exact
-    assert ops.codebook_basis(_normal(40, 600)).shape == (600, 64)
-    assert ops.codebook_basis(_normal(3, 40, 130)).shape == (3, 130, 16)
+
+
+def test_as_many_directions_as_the_codes_need():
+    def codes(num_directions, num_channels=200):
+        return _normal(500, num_directions) @ _normal(num_directions, num_channels, seed=1)
+
+    assert ops.codebook_basis(codes(20)).shape == (200, 32)
+    assert ops.codebook_basis(codes(70)).shape == (200, 96)
+    assert ops.codebook_basis(codes(150)).shape == (200, 128)
+    assert ops.codebook_basis(torch.stack([codes(20), codes(40)])).shape == (2, 200, 64)
+    assert ops.codebook_basis(codes(20, 8)).shape == (8, 8)
+    assert ops.codebook_basis(torch.zeros(3, 40)).shape == (40, 32)
 
 
 def test_basis_is_turned_from_an_earlier_one():
@@ -346,8 +356,13 @@ def test_a_moving_basis_follows_its_codebook():
     codebook += _normal(256, 6, seed=2) @ _normal(6, 128, seed=3)
     assert moving.of(codebook) is first and moving.of(codebook) is first
     turned = moving.of(codebook)
+    assert turned.shape == (128, 32)
     assert torch.equal(turned, ops.codebook_basis(codebook, start=first)) and not torch.equal(turned, first)
-    assert moving.of(_normal(2, 256, 128)).shape == (2, 128, 16)
+    codebook += _normal(256, 50, seed=4) @ _normal(50, 128, seed=5)
+    assert [moving.of(codebook).shape[1] for _ in range(3)] == [32, 32, 64]
+    codebook.copy_(_normal(256, 6, seed=6) @ _normal(6, 128, seed=7))
+    assert [moving.of(codebook).shape[1] for _ in range(3)] == [64, 64, 32]
+    assert moving.of(_normal(2, 256, 128)).shape == (2, 128, 128)
     assert moving.of(codebook[:255]) is None and moving.of(codebook[:, :127]) is None
     with pytest.raises(ValueError, match="interval: expected 1 or more lookups, got 0"):
         ops.MovingBasis(0)

@@ -139,7 +139,7 @@ struct Kernel {
 
 struct Reduced {
   static constexpr ScreeningType kPass = ScreeningType::kFloat32;
-  static constexpr bool kSifts = false;
+  static constexpr bool kCoarse = false, kSifts = false;
   static constexpr int kRows = Kernel::kRows, kCodes = Kernel::kCodes;
 
   static RowLengths convert_row(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
@@ -223,8 +223,7 @@ LookupCounts compare_all_avx2(const CodebookLookupArgs& args, const ScreenedCode
   return compare_all(args, screened, begin, end);
 }
 
-const ReducedPass kReducedAvx2{ScreeningType::kFloat32,      Reduced::kCodes,        false, project_codes<Reduced>,
-                               pack_reduced_groups<Reduced>, screen_reduced<Reduced>};
+const ReducedPass kReducedAvx2 = reduced_pass<Reduced>();
 
 const FewRows kFewRowsAvx2{scan_few, merge_few, decide_few};
 

@@ -8,17 +8,6 @@
 namespace soho {
 namespace {
 
-struct DotFloat32 : FloatDot<DotFloat32> {
-  static constexpr bool kRounds = false;
-
-  static __m512 add(__m512 score, __m512 row, __m512 codes) { return _mm512_fmadd_ps(row, codes, score); }
-
-  // The panel's rows are whole vectors long: zeros behind the last channel do no harm.
-  static __m512 convert16(__m512 a, float* words, int64_t c) {
-    _mm512_storeu_ps(words + c, a);
-    return _mm512_setzero_ps();
-  }
-};
 constexpr int64_t kFewSteps = 8;  // on which screen_groups is faster
 static_assert(KernelAvx512<DotFloat32>::kCodes == kFormatAvx512.width);
 
@@ -37,8 +26,7 @@ LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCo
 }
 
 using Reduced = ReducedAvx512<DotFloat32, ScreeningType::kFloat32>;
-const ReducedPass kReducedAvx512{ScreeningType::kFloat32,      Reduced::kCodes,        false, project_codes<Reduced>,
-                                 pack_reduced_groups<Reduced>, screen_reduced<Reduced>};
+const ReducedPass kReducedAvx512 = reduced_pass<Reduced>();
 
 const FewRows kFewRowsAvx512{scan_few, merge_few, decide_few};
 

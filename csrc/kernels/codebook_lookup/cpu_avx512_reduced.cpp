@@ -1,11 +1,11 @@
-// The reduced pass for many channels, on processors that have AVX-512 BF16 and VNNI: directions in bfloat16, survivors
-// sifted in int8.
+// The reduced passes of processors that have AVX-512 VNNI: groups found in int8; and for many channels, where there is
+// BF16 too, projections in bfloat16 and survivors sifted in int8.
 #include "kernels/codebook_lookup/reduced_avx512.h"
 
 namespace soho {
 namespace {
 
-struct Reduced : ReducedAvx512<DotBFloat16, ScreeningType::kBFloat16> {
+struct Reduced : CoarseAvx512<DotBFloat16, ScreeningType::kBFloat16> {
   static constexpr bool kSifts = true;
 
   // Zeros of a row count as 128 behind the last channel, where those of a code are 0.
@@ -39,7 +39,6 @@ struct Reduced : ReducedAvx512<DotBFloat16, ScreeningType::kBFloat16> {
 
 }  // namespace
 
-const ReducedPass kReducedAvx512Bf16{ScreeningType::kBFloat16,     Reduced::kCodes,        true, project_codes<Reduced>,
-                                     pack_reduced_groups<Reduced>, screen_reduced<Reduced>};
+const ReducedPass kReducedAvx512Bf16 = reduced_pass<Reduced>();
 
 }  // namespace soho

@@ -149,7 +149,7 @@ const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric 
       if (num_channels >= kChannelsOfBFloat16 && num_channels <= kMaxInt8Channels &&
           cpu_level_available(CpuLevel::kAvx512Bf16) && cpu_level_available(CpuLevel::kAvx512Vnni))
         return &kReducedAvx512Bf16;
-      return &kReducedAvx512;
+      return cpu_level_available(CpuLevel::kAvx512Vnni) ? &kReducedAvx512Vnni : &kReducedAvx512;
     case CpuLevel::kAvx512:
       return &kReducedAvx512;
     case CpuLevel::kAvx2:

@@ -19,6 +19,8 @@
 // result is defined by. Where survivors are many and channels too, a pass sifts them by all channels in int8, each code
 // by its own unit: with a^, b^ the rounded ones, their score is at most
 //   a^.b^ - |b|^2/2 + |a - a^| |b| + |a^| |b - b^| + 2^-21 (|a^| |b| + |b|^2/2).
+// With VNNI the highest U of a group is found in int8, by one unit for a row's directions and one for those of a group:
+// the same bound with other p^, q^ and e. Only the codes of groups that reach T are looked at as above.
 // 2^-50 and 2^-48 stand for all that underflows: the largest element of b is at least 1/2.
 #pragma once
 
@@ -50,6 +52,9 @@ struct ReducedCodes {
   const float* radius;        // (num_groups, width): R_b, 0 at padding
   const float* group_length;  // (num_groups,): the largest w_b
   const float* group_error;   // (num_groups,): the largest e_b
+  const float* coarse_panel;  // (num_groups, coarse_steps, width) words of int8: starts of sums, then q^
+  const float* coarse_unit;   // (num_groups,): of its numbers
+  const float* coarse_error;  // (num_groups,): the largest e_b in int8
   const int32_t* order;       // (num_distinct,): the position in ScreenedCodes::codes of each code here
   const int32_t* place;       // (num_distinct,): where here the code at a position lies
   const SiftedCode* sifted;   // (num_distinct,), of a pass that sifts
@@ -59,7 +64,8 @@ struct ReducedCodes {
 struct ReducedPass {
   ScreeningType type;  // float32 or bfloat16
   int32_t width;
-  bool sifts;  // its survivors by all channels in int8
+  bool coarse;  // looks for groups in int8, the directions of a row and of a group by units of their own
+  bool sifts;   // its survivors by all channels in int8
   // Of the codes at positions [begin, end): p~/c, num_directions each, and the lengths of b.
   void (*project)(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
                   const ReducedCodes& reduced, int64_t begin, int64_t end, float* directions, RowLengths* lengths);
@@ -76,10 +82,13 @@ static inline int64_t reduced_steps(ScreeningType type, int64_t num_channels) {
   return type == ScreeningType::kBFloat16 ? (num_channels + 1) / 2 : num_channels;
 }
 
+// Of words of four numbers in int8, behind one that says how to start or what a product means.
+static inline int64_t coarse_steps(int64_t num_directions) { return 1 + num_directions / 4; }
+
 // Numbers of a row or code in int8: whole vectors, zeros behind the last channel.
 static inline int64_t sifted_channels(int64_t num_channels) { return (num_channels + 63) / 64 * 64; }
 
-extern const ReducedPass kReducedAvx2, kReducedAvx512, kReducedAvx512Bf16;
+extern const ReducedPass kReducedAvx2, kReducedAvx512, kReducedAvx512Vnni, kReducedAvx512Bf16;
 
 // In one relocatable block, as packed_codebook.h; `screened` is the same codebook packed for a pass of the same width.
 size_t reduced_codes_bytes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions);

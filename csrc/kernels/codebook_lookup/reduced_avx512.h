@@ -11,7 +11,7 @@ namespace {
 template <class Dot, ScreeningType type>
 struct ReducedAvx512 {
   static constexpr ScreeningType kPass = type;
-  static constexpr bool kSifts = false;
+  static constexpr bool kCoarse = false, kSifts = false;
   static constexpr int kRows = KernelAvx512<Dot>::kRows;
   static constexpr int kCodes = KernelAvx512<Dot>::kCodes;
 
@@ -83,6 +83,71 @@ struct ReducedAvx512 {
                                                      _mm512_add_ps(sum[2][half], sum[3][half])));
   }
 };
+
+#ifdef __AVX512VNNI__
+// The same with groups found in int8.
+template <class Dot, ScreeningType type>
+struct CoarseAvx512 : ReducedAvx512<Dot, type> {
+  using Base = ReducedAvx512<Dot, type>;
+  using Base::kCodes, Base::kRows;
+  static constexpr bool kCoarse = true;
+
+  static float largest_direction(const float* directions, float factor, int64_t num_directions) {
+    __m512 largest = _mm512_setzero_ps();
+    for (int64_t k = 0; k < num_directions; k += 16) {
+      const __m512 p = _mm512_mul_ps(_mm512_loadu_ps(directions + k), _mm512_set1_ps(factor));
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(p));
+    }
+    return _mm512_reduce_max_ps(largest);
+  }
+
+  // Numbers of factor p, none above `largest`, with `bias` added.
+  static RowLengths round_coarse(const float* directions, float factor, int64_t num_directions, float largest,
+                                 int32_t bias, int8_t* numbers) {
+    const __m512 unit = _mm512_set1_ps(largest / 127.0f);
+    const __m512 per_unit = _mm512_set1_ps(largest > 0.0f ? 127.0f / largest : 0.0f);
+    __m512 square = _mm512_setzero_ps(), rounding_square = _mm512_setzero_ps();
+    for (int64_t k = 0; k < num_directions; k += 16) {
+      const __m512 p = _mm512_mul_ps(_mm512_loadu_ps(directions + k), _mm512_set1_ps(factor));
+      __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps(p, per_unit));
+      number = _mm512_max_epi32(_mm512_min_epi32(number, _mm512_set1_epi32(127)), _mm512_set1_epi32(-127));
+      const __m512 lost = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(number), unit, p);
+      square = _mm512_fmadd_ps(p, p, square);
+      rounding_square = _mm512_fmadd_ps(lost, lost, rounding_square);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(numbers + k),
+                       _mm512_cvtepi32_epi8(_mm512_add_epi32(number, _mm512_set1_epi32(bias))));
+    }
+    return {_mm512_reduce_add_ps(square), _mm512_reduce_add_ps(rounding_square)};
+  }
+
+  // As `highest`, of int8 words; row by row their unit, then the numbers.
+  static void highest_coarse(const float* rows, int64_t row_length, const float* radius, const float* codes, float unit,
+                             const float* negated_half, const float* code_radius, int64_t num_steps, float* out) {
+    __m512 sum[kRows][2];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      sum[r][0] = _mm512_load_ps(codes);
+      sum[r][1] = _mm512_load_ps(codes + 16);
+    }
+    add_products<DotInt8>(rows, row_length, codes + kCodes, 1, num_steps, sum);
+    const __m512 half[2] = {_mm512_load_ps(negated_half), _mm512_load_ps(negated_half + 16)};
+    const __m512 rest[2] = {_mm512_load_ps(code_radius), _mm512_load_ps(code_radius + 16)};
+    __m512 best[16];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 of_row = _mm512_set1_ps(radius[r]), of_product = _mm512_set1_ps(rows[r * row_length] * unit);
+      __m512 highest[2];
+      for (int h = 0; h < 2; ++h) {
+        highest[h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(sum[r][h])), of_product,
+                                     _mm512_fmadd_ps(of_row, rest[h], half[h]));
+      }
+      best[r] = _mm512_max_ps(highest[0], highest[1]);
+    }
+    best[14] = best[15] = best[0];
+    _mm512_mask_storeu_ps(out, (1u << kRows) - 1, largest_of_each(best));
+  }
+};
+#endif
 
 }  // namespace
 }  // namespace soho

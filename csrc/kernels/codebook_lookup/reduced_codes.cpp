@@ -23,8 +23,8 @@ struct ReducedHeader {
 };
 
 struct Sections {
-  int64_t basis, panel, negated_half, radius, group_length, group_error, order, place, sifted, numbers,
-      end;  // bytes from the start of the block
+  int64_t basis, panel, negated_half, radius, group_length, group_error, coarse_panel, coarse_unit, coarse_error, order,
+      place, sifted, numbers, end;  // bytes from the start of the block
 };
 
 int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
@@ -39,7 +39,10 @@ Sections sections(const ReducedPass& pass, int64_t num_codes, int64_t num_channe
   at.radius = at.negated_half + aligned(4 * groups * pass.width);
   at.group_length = at.radius + aligned(4 * groups * pass.width);
   at.group_error = at.group_length + aligned(4 * groups);
-  at.order = at.group_error + aligned(4 * groups);
+  at.coarse_panel = at.group_error + aligned(4 * groups);
+  at.coarse_unit = at.coarse_panel + (pass.coarse ? aligned(4 * groups * pass.width * coarse_steps(directions)) : 0);
+  at.coarse_error = at.coarse_unit + (pass.coarse ? aligned(4 * groups) : 0);
+  at.order = at.coarse_error + (pass.coarse ? aligned(4 * groups) : 0);
   at.place = at.order + aligned(4 * num_codes);
   at.sifted = at.place + aligned(4 * num_codes);
   at.numbers = at.sifted + (pass.sifts ? aligned(num_codes * sizeof(SiftedCode)) : 0);
@@ -145,6 +148,9 @@ ReducedCodes reduced_codes(const ReducedPass& pass, int64_t num_codes, int64_t n
   view.radius = floats(at.radius);
   view.group_length = floats(at.group_length);
   view.group_error = floats(at.group_error);
+  view.coarse_panel = floats(at.coarse_panel);
+  view.coarse_unit = floats(at.coarse_unit);
+  view.coarse_error = floats(at.coarse_error);
   view.order = reinterpret_cast<const int32_t*>(bytes + at.order);
   view.place = reinterpret_cast<const int32_t*>(bytes + at.place);
   view.sifted = reinterpret_cast<const SiftedCode*>(bytes + at.sifted);

@@ -118,6 +118,18 @@ struct FloatDot {
   }
 };
 
+struct DotFloat32 : FloatDot<DotFloat32> {
+  static constexpr bool kRounds = false;
+
+  static __m512 add(__m512 score, __m512 row, __m512 codes) { return _mm512_fmadd_ps(row, codes, score); }
+
+  // The panel's rows are whole vectors long: zeros behind the last channel do no harm.
+  static __m512 convert16(__m512 a, float* words, int64_t c) {
+    _mm512_storeu_ps(words + c, a);
+    return _mm512_setzero_ps();
+  }
+};
+
 #ifdef __AVX512BF16__
 struct DotBFloat16 : FloatDot<DotBFloat16> {
   static constexpr bool kRounds = true;
@@ -130,6 +142,38 @@ struct DotBFloat16 : FloatDot<DotBFloat16> {
     const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(a);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(words + c / 2), rounded);
     return _mm512_sub_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16)));
+  }
+};
+#endif
+
+#ifdef __AVX512VNNI__
+// The instruction multiplies unsigned by signed numbers: a row's are kept with 128 added behind the unit of a product,
+// and a code's sum starts at -128 times the sum of its numbers. The sums are exact.
+struct DotInt8 {
+  using Sum = __m512;  // of int32
+  static constexpr int64_t kFirstStep = 1;
+
+  static Sum start(const float*, const float* codes) { return _mm512_load_ps(codes); }
+
+  static Sum add(Sum sum, __m512 row, __m512 codes) {
+    return _mm512_castsi512_ps(
+        _mm512_dpbusd_epi32(_mm512_castps_si512(sum), _mm512_castps_si512(row), _mm512_castps_si512(codes)));
+  }
+
+  static __m512 score(Sum sum, const float* negated_half, const float* row) {
+    const __m512 products = _mm512_cvtepi32_ps(_mm512_castps_si512(sum));
+    return _mm512_fmadd_ps(products, _mm512_set1_ps(*row), _mm512_load_ps(negated_half));
+  }
+
+  static Sum plus(Sum a, Sum b) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+  }
+
+  static RowLengths convert_row(const void* row, Element type, const ScreenedCodes& screened, int64_t num_channels,
+                                float* words) {
+    const RowInt8 rounded = round_to_int8(row, type, screened, num_channels, 128, reinterpret_cast<int8_t*>(words + 1));
+    words[0] = rounded.unit * screened.unit;
+    return rounded.lengths;
   }
 };
 #endif

@@ -7,15 +7,15 @@
 //   static RowLengths round_directions(p, factor, num, words)    factor p as words; |factor p|^2 and of the rounding
 //   static void multiply(rows, row_length, codes, num_steps, out, out_length)   products of one tile, float32
 //   static void highest(rows, row_length, radius, codes, negated_half, code_radius, num_steps, out)   U, per row
+//   kCoarse, and where it is true largest_direction, round_coarse and highest_coarse: `highest` of directions in int8
 //   kSifts, and where it is true sift_row, sift_code and sift   all channels in int8, see cpu_avx512_reduced.cpp
 //   static void look(row, radius, codes, negated_half, code_radius, num_steps, out)   U of one row, per code
 #pragma once
 
-#include <cmath>
+#include <memory>
 
 #include "kernels/codebook_lookup/group_maxima.h"
-#include "kernels/codebook_lookup/reduced.h"
-#include "kernels/codebook_lookup/screen.h"
+#include "kernels/codebook_lookup/reduced_survivors.h"
 
 namespace soho {
 namespace {
@@ -36,6 +36,22 @@ inline uint32_t reaching(const float* highest, const float* threshold, const flo
 #endif
 }
 
+// Of kFloatLanes adjacent rows the highest U so far and its group.
+inline void keep_highest(const float* of_group, int64_t group, float* best, float* place) {
+#ifdef __AVX512F__
+  const __m512 score = _mm512_loadu_ps(of_group), before = _mm512_loadu_ps(best);
+  const __mmask16 higher = _mm512_cmp_ps_mask(score, before, _CMP_GT_OQ);
+  _mm512_mask_storeu_ps(best, higher, score);
+  _mm512_mask_storeu_ps(place, higher, _mm512_set1_ps(static_cast<float>(group)));
+#else
+  const __m256 score = _mm256_loadu_ps(of_group), before = _mm256_loadu_ps(best);
+  const __m256 higher = _mm256_cmp_ps(score, before, _CMP_GT_OQ);
+  _mm256_storeu_ps(best, _mm256_blendv_ps(before, score, higher));
+  const __m256 number = _mm256_set1_ps(static_cast<float>(group));
+  _mm256_storeu_ps(place, _mm256_blendv_ps(_mm256_loadu_ps(place), number, higher));
+#endif
+}
+
 // Which of num_scores adjacent ones reach the limit.
 template <int64_t num_scores>
 inline uint32_t at_least(const float* scores, float limit) {
@@ -52,506 +68,306 @@ inline uint32_t at_least(const float* scores, float limit) {
   return hits;
 }
 
-constexpr int32_t kMostSurvivors = 1024;
-constexpr int32_t kMostKnown = 144;       // distances of a row
-constexpr int32_t kFewSurvivors = 3;      // are not worth a sift
-constexpr int32_t kMostKnownBefore = 16;  // distances of a row before its survivors are compared
+constexpr int64_t kMostBytesAhead = 1 << 18, kLine = 64;
 
-// What is certified of one row or code; see reduced.h.
-struct Projection {
-  double low_square;  // at most |a|^2
-  double whole;       // at least |a| and the length of (p^, R)
-  double length;      // at least |p^|
-  double error;       // at least |p - p^|
-  double radius;      // R
+// What the U of a row may lack to a code's: by the |b| and the e_b of its group.
+struct ReducedWindow {
+  alignas(64) float per_length[kGroupRows + kListSlack] = {};
+  alignas(64) float per_error[kGroupRows + kListSlack] = {};
+
+  void set(int64_t r, const Projection& a, double sum) {
+    per_length[r] = static_cast<float>((a.error + sum * a.whole) * (1 + 0x1p-16));
+    per_error[r] = static_cast<float>(a.length * (1 + 0x1p-16));
+  }
+
+  float at(int64_t r, float length, float error, float per_square) const {
+    return per_length[r] * length + per_error[r] * error + per_square * length * length;
+  }
 };
 
-// `lengths` are those of a^, `directions` those of p~ and its rounding.
-inline Projection certify(const RowLengths& lengths, const RowLengths& directions, int64_t num_channels,
-                          int64_t num_directions) {
-  const double lanes = 1.02 * (static_cast<double>(num_channels) / 8 + 32) * 0x1p-24, square = lengths.square;
-  const double high_square = square * (1 + lanes) + 0x1p-100, whole = std::sqrt(high_square);
-  const double lost = std::sqrt(static_cast<double>(lengths.rounding_square)) * (1 + 0x1p-8);
-  const double relative = (static_cast<double>(num_directions) / 8 + 32) * 0x1p-24;
-  const double low = std::sqrt(static_cast<double>(directions.square)) * (1 - relative);
-  const double high = std::sqrt(static_cast<double>(directions.square)) * (1 + relative);
-  const double chain = 1.07 * static_cast<double>(num_channels + 16) * 0x1p-24 * std::sqrt(num_directions);
-  const double error = 1.01 * 0x1p-24 * whole + lost + chain * (whole + lost) + 0x1p-22 * high + 0x1p-50;
-  const double held = low > error ? low - error : 0.0;
-  const double rest = high_square > held * held ? high_square - held * held : 0.0;
-  const double rounding = std::sqrt(static_cast<double>(directions.rounding_square)) * (1 + 0x1p-8);
-  const double length = high + rounding, radius = std::sqrt(rest) * (1 + 0x1p-20) + 0x1p-50;
-  const double certified = std::sqrt(length * length + radius * radius) * (1 + 0x1p-20);
-  return {square * (1 - lanes), certified > whole ? certified : whole, length, (error + rounding) * (1 + 0x1p-20),
-          radius};
-}
-
-// Of a sum of num_directions products and what is added to them, relative to |a| |b| and |b|^2/2.
-inline double sum_error(int64_t num_directions) { return 1.07 * static_cast<double>(num_directions + 32) * 0x1p-24; }
-
-// Memory of one thread for the channels of a tile.
+// Rows that are screened together, and what is known of each.
 template <class Kernel>
-struct TileMemory {
-  explicit TileMemory(int64_t num_channels)
-      : steps(reduced_steps(Kernel::kPass, num_channels)),
-        row_length(panel_row_length(steps)),
-        memory(sizeof(float) * Kernel::kRows * row_length),
-        words(static_cast<float*>(memory.data())) {
-    std::memset(words, 0, sizeof(float) * Kernel::kRows * row_length);
+class ReducedPanel {
+ public:
+  ReducedPanel(const Reduction& work)
+      : work_(work),
+        tile_(work.args.num_channels),
+        word_memory_(sizeof(float) * kPanel * row_length_),
+        coarse_memory_(Kernel::kCoarse ? sizeof(float) * kPanel * coarse_length_ : 0),
+        row_memory_(sizeof(ReducedRow) * kPanel),
+        highest_memory_(sizeof(float) * (most_groups_ * kPanel + kListSlack)),
+        number_memory_(Kernel::kSifts ? sifted_channels(work.args.num_channels) : 0) {
+    static_assert(kPanel % kRows == 0);
   }
 
-  const int64_t steps, row_length;
-  const Scratch memory;
-  float* const words;
-};
-
-// Projects up to kRows rows: p~/c and the lengths of each, zeros and NaN for a row that is not finite or absent.
-template <class Kernel, class RowAt>
-void project_tile(const ScreenedCodes& screened, const ReducedCodes& reduced, int64_t num_channels, int64_t num_rows,
-                  Element type, RowAt row_of, const TileMemory<Kernel>& tile, float (*directions)[kMostDirections],
-                  RowLengths* lengths) {
-  constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes;
-  for (int64_t r = 0; r < kRows; ++r) {
-    float* target = tile.words + r * tile.row_length;
-    if (r < num_rows) {
-      lengths[r] = Kernel::convert_row(row_of(r), type, screened, num_channels, target);
-      if (is_finite(lengths[r].square) && is_finite(lengths[r].rounding_square)) continue;
+  // Takes the undecided ones of the rows [i, end), `most` at most. Returns the row behind the last one taken.
+  int64_t take(int64_t i, int64_t end, int64_t most) {
+    for (num_rows_ = 0; i < end && num_rows_ < most; ++i) {
+      if (work_.args.index[i] < 0) rows_[num_rows_++].row = i;
     }
-    lengths[r] = {std::numeric_limits<float>::quiet_NaN(), 0.0f};
-    std::memset(target, 0, sizeof(float) * tile.steps);
+    num_padded_ = (num_rows_ + kRows - 1) / kRows * kRows;
+    return i;
   }
-  for (int64_t k = 0; k < reduced.num_directions; k += kWidth) {
-    const float* panel = static_cast<const float*>(reduced.basis) + k * tile.steps;
-    Kernel::multiply(tile.words, tile.row_length, panel, tile.steps, directions[0] + k, kMostDirections);
-  }
-}
 
-template <class Kernel>
-void project_codes(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
-                   const ReducedCodes& reduced, int64_t begin, int64_t end, float* directions, RowLengths* lengths) {
-  DefaultFloatEnvironment environment;
-  constexpr int64_t kRows = Kernel::kRows;
-  const TileMemory<Kernel> tile(num_channels);
-  alignas(64) float of_tile[kRows][kMostDirections];
-  RowLengths lengths_of_tile[kRows];
-  for (int64_t first = begin; first < end; first += kRows) {
-    const int64_t num_rows = end - first < kRows ? end - first : kRows;
-    const auto code_at = [&](int64_t r) { return codebook + screened.codes[first + r] * num_channels; };
-    project_tile<Kernel>(screened, reduced, num_channels, num_rows, Element::kFloat32, code_at, tile, of_tile,
-                         lengths_of_tile);
-    for (int64_t r = 0; r < num_rows; ++r) {
-      float* target = directions + (first - begin + r) * reduced.num_directions;
-      std::memcpy(target, of_tile[r], sizeof(float) * reduced.num_directions);
-      lengths[first - begin + r] = lengths_of_tile[r];
+  // Projects the rows, then finds the codes that may be the nearest. The features of the rows [next, next_end) will be
+  // wanted after that.
+  void screen(int64_t next, int64_t next_end) {
+    for (int64_t r = 0; r < num_padded_; r += kRows) project(r);
+    if (work_.args.guess != nullptr) take_guesses();
+    read_ahead(next, next_end);
+    for (int64_t chunk = 0; chunk < work_.screened.num_groups; chunk += most_groups_) {
+      const int64_t left = work_.screened.num_groups - chunk, num_groups = left < most_groups_ ? left : most_groups_;
+      multiply(chunk, num_groups);
+      compare_highest(chunk, num_groups);
+      collect(chunk, num_groups);
     }
   }
-}
 
-template <class Kernel>
-void pack_reduced_groups(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
-                         const ReducedCodes& reduced, const float* directions, const RowLengths* lengths, int64_t begin,
-                         int64_t end) {
-  DefaultFloatEnvironment environment;
-  constexpr int64_t kWidth = Kernel::kCodes;
-  const int64_t num_directions = reduced.num_directions, steps = reduced_steps(Kernel::kPass, num_directions);
-  alignas(64) float words[kMostDirections];
-  float* panel = static_cast<float*>(const_cast<void*>(reduced.panel));
-  for (int64_t group = begin; group < end; ++group) {
-    double length = 0.0, error = 0.0;
-    for (int64_t k = 0; k < kWidth; ++k) {
-      const int64_t n = group * kWidth + k;
-      float& negated_half = const_cast<float*>(reduced.negated_half)[n];
-      negated_half = -kInfinity;
-      if (n >= screened.num_distinct) continue;
-      const int64_t position = reduced.order[n];
-      const RowLengths of_directions =
-          Kernel::round_directions(directions + position * num_directions, reduced.factor, num_directions, words);
-      const Projection code = certify(lengths[position], of_directions, num_channels, num_directions);
-      for (int64_t step = 0; step < steps; ++step)
-        std::memcpy(panel + (group * steps + step) * kWidth + k, words + step, sizeof(float));
-      negated_half = screened.negated_half[position];
-      const_cast<float*>(reduced.radius)[n] = static_cast<float>(code.radius * (1 + 0x1p-22));
-      length = code.whole > length ? code.whole : length;
-      error = code.error > error ? code.error : error;
-      if constexpr (Kernel::kSifts) {
-        int8_t* numbers = const_cast<int8_t*>(reduced.numbers) + n * sifted_channels(num_channels);
-        const_cast<SiftedCode*>(reduced.sifted)[n] =
-            Kernel::sift_code(codebook + screened.codes[position] * num_channels, screened, num_channels, numbers);
+  // Writes the index of each row that is decided. Returns which share of all codes the panel and the next pass had to
+  // compare.
+  double finish(LookupCounts& counts) {
+    const int64_t num_codes = work_.screened.num_distinct;
+    // In codes of the next pass: a row, each of its survivors in float32, and each that is sifted.
+    const int64_t next_steps = work_.screened.num_steps, num_channels = work_.args.num_channels;
+    const int64_t survivor_cost = 1 + 4 * num_channels / next_steps, sifted_cost = 1 + num_channels / next_steps / 4;
+    const int64_t row_cost = (num_codes * (Kernel::kCoarse ? coarse_steps_ : steps_) +
+                              num_directions_ * reduced_steps(Kernel::kPass, num_channels)) /
+                             next_steps;
+    int64_t cost = num_rows_ * row_cost;
+    for (int64_t r = 0; r < num_rows_; ++r) {
+      ReducedRow& row = rows_[r];
+      const int64_t first_cost = row.num_survivors * (Kernel::kSifts ? sifted_cost : survivor_cost);
+      row.left |= row.num_survivors > kAlwaysCompared && first_cost > num_codes;
+      if (!row.left) {
+        if constexpr (Kernel::kSifts) {
+          if (row.num_survivors > kFewSurvivors) {
+            cost += first_cost;
+            sift_survivors<Kernel>(work_, row, threshold_[r], static_cast<int8_t*>(number_memory_.data()));
+          }
+        }
+        cost += finish_reduced(work_, row, threshold_[r], counts) * survivor_cost;
       }
+      if (!row.left) continue;
+      work_.args.index[row.row] = kUndecided;
+      ++counts.undecided;
+      cost += num_codes;
     }
-    const_cast<float*>(reduced.group_length)[group] = static_cast<float>(length * (1 + 0x1p-22));
-    const_cast<float*>(reduced.group_error)[group] = static_cast<float>(error * (1 + 0x1p-22));
-  }
-}
-
-struct SiftedRow {
-  float unit;
-  RowLengths lengths;
-};
-
-struct Survivor {
-  int32_t code;   // as ReducedCodes has them
-  float highest;  // at least its score
-};
-
-// One row of a panel.
-struct ReducedRow {
-  int64_t row;
-  double low_square;
-  int32_t num_survivors, num_known;
-  bool left;
-  int32_t known[kMostKnown];  // codes whose distance was computed
-  float distance[kMostKnown];
-  float nearest;         // the smallest of them
-  double high_distance;  // at least the smallest one
-  Survivor survivors[kMostSurvivors];
-};
-
-// What the rows of a thread share.
-struct Reduction {
-  const CodebookLookupArgs& args;
-  const ScreenedCodes& screened;
-  const ReducedCodes& reduced;
-  const ExactCopies& copies;  // of one row
-
-  const float* code(int32_t n) const { return args.codebook + screened.codes[reduced.order[n]] * args.num_channels; }
-
-  // The row as float32; valid until the next call.
-  const float* row(int64_t i) const {
-    const void* features = row_at(args.features, i, args.row_stride, args.features_type);
-    if (args.features_type == Element::kFloat32) return static_cast<const float*>(features);
-    float* converted = reinterpret_cast<float*>(copies.row(0));
-    for (int64_t c = 0; c < args.num_channels; ++c) converted[c] = load_element(features, c, args.features_type);
-    return converted;
+    return static_cast<double>(cost) / static_cast<double>(num_rows_ * num_codes);
   }
 
-  // Rounded down: no code whose score is below it is as near as the nearest known one.
-  float threshold(const ReducedRow& row) const {
-    const double scale = screened.scale, t = 0.5 * (row.low_square - scale * scale * row.high_distance);
-    return static_cast<float>(t - 0x1p-22 * std::abs(t) - 0x1p-48);
-  }
+  int64_t num_rows() const { return num_rows_; }
 
-  // Computes the distance of up to kFloatCodes codes.
-  void know(ReducedRow& row, const int32_t* numbers, int32_t count) const {
-    const float* values = this->row(row.row);
-    float distance[kFloatCodes];
-    if (count == kFloatCodes) {
-      const float* codes[kFloatCodes];
-      for (int32_t k = 0; k < kFloatCodes; ++k) codes[k] = code(numbers[k]);
-      float_distances(values, codes, args.num_channels, distance);
-    } else {
-      for (int32_t k = 0; k < count; ++k) distance[k] = float_distance(values, code(numbers[k]), args.num_channels);
-    }
-    for (int32_t k = 0; k < count; ++k) {
-      row.known[row.num_known] = numbers[k];
-      row.distance[row.num_known++] = distance[k];
-      if (row.num_known > 1 && !(distance[k] < row.nearest)) continue;
-      row.nearest = distance[k];
-      double high = far_from(distance[k], args.num_channels);
-      if (!distance_is_relative(distance[k])) {  // a float32 distance says nothing here
-        copies.load_row(0, row.row);
-        high = cost_of(copies, screened, 0, reduced.order[numbers[k]]);
-      }
-      row.high_distance = high * (1 + 0x1p-20) < row.high_distance ? high * (1 + 0x1p-20) : row.high_distance;
-    }
-  }
-};
+ private:
+  static constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes, kPanel = kGroupRows;
+  using OfRows = float[kPanel + kListSlack];
 
-inline bool is_known(const ReducedRow& row, int32_t code) {
-  for (int32_t n = 0; n < row.num_known; ++n) {
-    if (row.known[n] == code) return true;
-  }
-  return false;
-}
-
-// Where the reduced pass has a code of the codebook, or -1.
-inline int32_t code_of_guess(const ScreenedCodes& screened, const ReducedCodes& reduced, int64_t code) {
-  int64_t low = 0, high = screened.num_distinct;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    screened.codes[middle] < code ? low = middle + 1 : high = middle;
-  }
-  return low < screened.num_distinct && screened.codes[low] == code ? reduced.place[low] : -1;
-}
-
-// A heap of survivors: none is above the one at (n - 1) / 2.
-inline void push_survivor(ReducedRow& row, Survivor survivor) {
-  int32_t n = row.num_survivors++;
-  for (; n > 0 && survivor.highest > row.survivors[(n - 1) / 2].highest; n = (n - 1) / 2)
-    row.survivors[n] = row.survivors[(n - 1) / 2];
-  row.survivors[n] = survivor;
-}
-
-inline int32_t pop_survivor(ReducedRow& row) {
-  const int32_t code = row.survivors[0].code, count = --row.num_survivors;
-  const Survivor last = row.survivors[count];
-  int32_t n = 0;
-  for (int32_t child = 1; child < count; child = 2 * n + 1) {
-    child += child + 1 < count && row.survivors[child + 1].highest > row.survivors[child].highest;
-    if (!(row.survivors[child].highest > last.highest)) break;
-    row.survivors[n] = row.survivors[child];
-    n = child;
-  }
-  row.survivors[n] = last;
-  return code;
-}
-
-// Drops survivors whose score in int8, with its error, is below the threshold.
-template <class Kernel>
-void sift_survivors(const Reduction& work, ReducedRow& row, float threshold, int8_t* numbers) {
-  const auto& [args, screened, reduced, copies] = work;
-  const void* features = row_at(args.features, row.row, args.row_stride, args.features_type);
-  const auto [unit, lengths] = Kernel::sift_row(features, args.features_type, screened, args.num_channels, numbers);
-  const Projection a = certify(lengths, {0.0f, 0.0f}, args.num_channels, 1);
-  const double lost = std::sqrt(static_cast<double>(lengths.rounding_square)) * (1 + 0x1p-8) + 0x1p-23 * a.whole;
-  const float row_error = static_cast<float>((lost + 0x1p-50) * (1 + 0x1p-16));
-  const float whole = static_cast<float>((a.whole + lost) * (1 + 0x1p-16));
-  const int32_t count = row.num_survivors;
-  const int64_t num_numbers = sifted_channels(args.num_channels);
-  row.num_survivors = 0;
-  for (int32_t first = 0; first < count; first += 4) {
-    Survivor four[4];
-    const int8_t* codes[4];
-    int32_t sums[4];
-    for (int32_t k = 0; k < 4; ++k) {
-      four[k] = row.survivors[first + k < count ? first + k : first];
-      codes[k] = reduced.numbers + four[k].code * num_numbers;
-    }
-    Kernel::sift(numbers, codes, num_numbers, sums);
-    for (int32_t k = 0; k < 4 && first + k < count; ++k) {
-      const SiftedCode& code = reduced.sifted[four[k].code];
-      const float score =
-          static_cast<float>(sums[k] + code.start) * (unit * code.unit) + reduced.negated_half[four[k].code];
-      const float reach = row_error * code.length + whole * code.error +
-                          0x1p-21f * (whole * (code.length + code.error) + code.length * code.length);
-      const float highest = score + reach < four[k].highest ? score + reach : four[k].highest;
-      if (highest >= threshold) row.survivors[row.num_survivors++] = {four[k].code, highest};
-    }
-  }
-}
-
-// Compares the survivors of a row, the highest first, and writes its index. Returns how many distances it took.
-inline int32_t finish_reduced(const Reduction& work, ReducedRow& row, float threshold, LookupCounts& counts) {
-  const auto& [args, screened, reduced, copies] = work;
-  const int32_t num_survivors = row.num_survivors;
-  row.num_survivors = 0;
-  for (int32_t n = 0; n < num_survivors; ++n) {
-    const Survivor survivor = row.survivors[n];
-    if (survivor.highest >= threshold) push_survivor(row, survivor);
-  }
-  while (row.num_survivors > 0 && row.survivors[0].highest >= threshold) {
-    if (row.num_known + kFloatCodes > kMostKnown) {
-      row.left = true;
-      return row.num_known;
-    }
-    int32_t next[kFloatCodes], count = 0;
-    while (count < kFloatCodes && row.num_survivors > 0 && row.survivors[0].highest >= threshold)
-      next[count++] = pop_survivor(row);
-    work.know(row, next, count);
-    threshold = work.threshold(row);
-  }
-  const int32_t num_compared = row.num_known;
-  // The positions of the known codes that may be the nearest, ascending.
-  const float limit = float_limit(row.nearest, args.num_channels);
-  int32_t count = 0;
-  for (int32_t n = 0; n < row.num_known; ++n) {
-    if (!(row.distance[n] <= limit)) continue;
-    const int32_t position = reduced.order[row.known[n]];
-    int32_t place = count++;
-    for (; place > 0 && row.known[place - 1] > position; --place) row.known[place] = row.known[place - 1];
-    row.known[place] = position;
-  }
-  int32_t nearest = row.known[0];
-  if (count > 1) {
-    copies.load_row(0, row.row);
-    Nearest found;
-    find_nearest<1>(copies, screened, 1, count, [&](int64_t n) { return row.known[n]; }, &found);
-    nearest = static_cast<int32_t>(found.position);
-  }
-  counts.compared += count > 1;
-  ++counts.reduced;
-  if (args.distance != nullptr) copies.load_row(0, row.row);
-  write_row(args, copies, 0, row.row, screened.codes[nearest]);
-  return num_compared;
-}
-
-template <class Kernel>
-LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes& screened, const ReducedCodes& reduced,
-                            int64_t begin, int64_t end) {
-  constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes, kPanel = kGroupRows;
-  static_assert(kPanel % kRows == 0);
-  DefaultFloatEnvironment environment;
-  LookupCounts counts;
-  const int64_t num_directions = reduced.num_directions, steps = reduced_steps(Kernel::kPass, num_directions);
-  const int64_t row_length = panel_row_length(steps);
-  // In codes of the next pass: a row, each of its survivors in float32, and each that is sifted.
-  const int64_t next_steps = screened.num_steps, survivor_cost = 1 + 4 * args.num_channels / next_steps;
-  const int64_t sifted_cost = 1 + args.num_channels / next_steps / 4;
-  const int64_t row_cost =
-      (screened.num_distinct * steps + num_directions * reduced_steps(Kernel::kPass, args.num_channels)) / next_steps;
-  const int64_t most_groups = screened.num_groups < kGroupsPerChunk ? screened.num_groups : kGroupsPerChunk;
-  const TileMemory<Kernel> tile(args.num_channels);
-  const Scratch word_memory(sizeof(float) * kPanel * row_length), row_memory(sizeof(ReducedRow) * kPanel);
-  const Scratch highest_memory(sizeof(float) * (most_groups * kPanel + kListSlack));
-  const Scratch number_memory(Kernel::kSifts ? sifted_channels(args.num_channels) : 0);
-  const ExactCopies copies(args, 1);
-  const Reduction work{args, screened, reduced, copies};
-  float* words = static_cast<float*>(word_memory.data());
-  ReducedRow* rows = static_cast<ReducedRow*>(row_memory.data());
-  float* highest = static_cast<float*>(highest_memory.data());
-  // Of each row: R, T, and the factors of a group's |b| and e_b in the window.
-  alignas(64) float radius[kPanel + kListSlack] = {}, threshold[kPanel + kListSlack] = {};
-  alignas(64) float per_length[kPanel + kListSlack] = {}, per_error[kPanel + kListSlack] = {};
-  const double sum = sum_error(num_directions);
-  const float per_square = static_cast<float>(0.5 * sum * (1 + 0x1p-16));
-  const auto panel_of = [&](int64_t group) {
-    return static_cast<const float*>(reduced.panel) + group * steps * kWidth;
-  };
-
-  int64_t skipped = 0;
-  bool first_panel = true;
-  for (int64_t i = begin; i < end; first_panel = false) {
-    const int64_t most_rows = skipped > 0 || first_panel ? kTrialTiles * kRows : kPanel;
-    int64_t num_rows = 0;
-    for (; i < end && num_rows < most_rows; ++i) {
-      if (args.index[i] < 0) rows[num_rows++].row = i;
-    }
-    const int64_t num_padded = (num_rows + kRows - 1) / kRows * kRows;
-    for (int64_t r = 0; r < num_padded; r += kRows) {
-      alignas(64) float directions[kRows][kMostDirections];
-      RowLengths lengths[kRows];
-      const auto row_of = [&](int64_t n) {
-        return row_at(args.features, rows[r + n].row, args.row_stride, args.features_type);
-      };
-      const int64_t present = num_rows - r < kRows ? num_rows - r : kRows;
-      project_tile<Kernel>(screened, reduced, args.num_channels, present, args.features_type, row_of, tile, directions,
-                           lengths);
-      for (int64_t n = 0; n < kRows; ++n) {
-        const RowLengths of_directions =
-            Kernel::round_directions(directions[n], reduced.factor, num_directions, words + (r + n) * row_length);
-        const Projection a = certify(lengths[n], of_directions, args.num_channels, num_directions);
-        const bool finite = std::isfinite(a.low_square + a.length + a.error + a.radius);
-        radius[r + n] = finite ? static_cast<float>(a.radius * (1 + 0x1p-22)) : 0.0f;
-        per_length[r + n] = static_cast<float>((a.error + sum * a.whole) * (1 + 0x1p-16));
-        per_error[r + n] = static_cast<float>(a.length * (1 + 0x1p-16));
-        threshold[r + n] = finite ? -kInfinity : kInfinity;
-        if (n >= present) continue;
-        ReducedRow& row = rows[r + n];
-        row.low_square = a.low_square;
-        row.num_survivors = row.num_known = 0;
-        row.nearest = kInfinity;
-        row.high_distance = kFar;
-        row.left = !finite;
-      }
-    }
-    const auto window = [&](int64_t r, int64_t group) {
-      const float length = reduced.group_length[group];
-      return per_length[r] * length + per_error[r] * reduced.group_error[group] + per_square * length * length;
+  void project(int64_t first) {
+    const auto& [args, screened, reduced, copies] = work_;
+    alignas(64) float directions[kRows][kMostDirections];
+    RowLengths lengths[kRows];
+    const auto row_of = [&](int64_t n) {
+      return row_at(args.features, rows_[first + n].row, args.row_stride, args.features_type);
     };
-    if (args.guess != nullptr) {
-      for (int64_t r = 0; r < num_rows; ++r) {
-        const int32_t code = rows[r].left ? -1 : code_of_guess(screened, reduced, args.guess[rows[r].row]);
-        if (code < 0) continue;
-        work.know(rows[r], &code, 1);
-        threshold[r] = work.threshold(rows[r]);
+    const int64_t present = num_rows_ - first < kRows ? num_rows_ - first : kRows;
+    project_tile<Kernel>(screened, reduced, args.num_channels, present, args.features_type, row_of, tile_, directions,
+                         lengths);
+    for (int64_t n = 0; n < kRows; ++n) {
+      const int64_t r = first + n;
+      const RowLengths rounded =
+          Kernel::round_directions(directions[n], reduced.factor, num_directions_, words_ + r * row_length_);
+      const Projection a = certify(lengths[n], rounded, args.num_channels, num_directions_);
+      const bool finite = std::isfinite(a.low_square + a.length + a.error + a.radius);
+      radius_[r] = finite ? static_cast<float>(a.radius * (1 + 0x1p-22)) : 0.0f;
+      threshold_[r] = finite ? -kInfinity : kInfinity;
+      code_window_.set(r, a, sum_);
+      if constexpr (Kernel::kCoarse) {
+        float* words = coarse_ + r * coarse_length_;
+        const float largest = Kernel::largest_direction(directions[n], reduced.factor, num_directions_);
+        words[0] = largest / 127.0f;
+        const RowLengths coarse = Kernel::round_coarse(directions[n], reduced.factor, num_directions_, largest, 128,
+                                                       reinterpret_cast<int8_t*>(words + 1));
+        group_window_.set(r, certify(lengths[n], coarse, args.num_channels, num_directions_), sum_);
+      }
+      if (n >= present) continue;
+      ReducedRow& row = rows_[r];
+      row.low_square = a.low_square;
+      row.num_survivors = row.num_known = 0;
+      row.nearest = kInfinity;
+      row.high_distance = kFar;
+      row.left = !finite;
+    }
+  }
+
+  void take_guesses() {
+    for (int64_t r = 0; r < num_rows_; ++r) {
+      if (rows_[r].left) continue;
+      const int32_t code = code_of_guess(work_.screened, work_.reduced, work_.args.guess[rows_[r].row]);
+      if (code >= 0) know(r, code);
+    }
+  }
+
+  void know(int64_t r, int32_t code) {
+    work_.know(rows_[r], &code, 1);
+    threshold_[r] = work_.threshold(rows_[r]);
+  }
+
+  // Features are fetched while products are made: a few lines of memory with each tile.
+  void read_ahead(int64_t next, int64_t next_end) {
+    const auto& args = work_.args;
+    const int64_t num_rows = next_end - next < kPanel ? next_end - next : kPanel;
+    const int64_t bytes = num_rows * args.row_stride * element_size(args.features_type);
+    ahead_ = static_cast<const char*>(row_at(args.features, next, args.row_stride, args.features_type));
+    bytes_ahead_ = bytes < kMostBytesAhead ? bytes : kMostBytesAhead;
+    lines_per_tile_ = bytes_ahead_ / kLine / (work_.screened.num_groups * (num_padded_ / kRows)) + 1;
+  }
+
+  // The highest U of each group, of each row.
+  void multiply(int64_t chunk, int64_t num_groups) {
+    const auto& reduced = work_.reduced;
+    for (int64_t g = 0; g < num_groups; ++g) {
+      const int64_t group = chunk + g;
+      const float* negated_half = reduced.negated_half + group * kWidth;
+      const float* code_radius = reduced.radius + group * kWidth;
+      for (int64_t r = 0; r < num_padded_; r += kRows) {
+        for (int64_t line = 0; line < lines_per_tile_ && bytes_ahead_ > 0; ++line) {
+          _mm_prefetch(ahead_, _MM_HINT_T1);
+          ahead_ += kLine;
+          bytes_ahead_ -= kLine;
+        }
+        float* target = highest_ + g * kPanel + r;
+        if constexpr (Kernel::kCoarse) {
+          Kernel::highest_coarse(coarse_ + r * coarse_length_, coarse_length_, radius_ + r,
+                                 reduced.coarse_panel + group * coarse_steps_ * kWidth, reduced.coarse_unit[group],
+                                 negated_half, code_radius, coarse_steps_, target);
+        } else {
+          Kernel::highest(words_ + r * row_length_, row_length_, radius_ + r, panel_of(group), negated_half,
+                          code_radius, steps_, target);
+        }
       }
     }
+  }
 
-    for (int64_t chunk = 0; chunk < screened.num_groups; chunk += most_groups) {
-      const int64_t num_groups = screened.num_groups - chunk < most_groups ? screened.num_groups - chunk : most_groups;
-      for (int64_t g = 0; g < num_groups; ++g) {
-        const int64_t group = chunk + g;
-        for (int64_t r = 0; r < num_padded; r += kRows) {
-          Kernel::highest(words + r * row_length, row_length, radius + r, panel_of(group),
-                          reduced.negated_half + group * kWidth, reduced.radius + group * kWidth, steps,
-                          highest + g * kPanel + r);
-        }
-      }
-      alignas(64) float scores[kWidth];
-      const auto look = [&](int64_t r, int64_t group) {
-        Kernel::look(words + r * row_length, radius[r], panel_of(group), reduced.negated_half + group * kWidth,
-                     reduced.radius + group * kWidth, steps, scores);
-      };
-      // The code with the highest U is the nearest one as a rule: the first threshold of a row is its score.
-      alignas(64) float best[kPanel], place[kPanel];
-      for (int64_t r = 0; r < num_padded; ++r) best[r] = -kInfinity, place[r] = 0.0f;
-      for (int64_t g = 0; g < num_groups; ++g) {
-        const float* of_group = highest + g * kPanel;
-        for (int64_t r = 0; r < num_padded; ++r) {
-          const bool higher = of_group[r] > best[r];
-          best[r] = higher ? of_group[r] : best[r];
-          place[r] = higher ? static_cast<float>(g) : place[r];
-        }
-      }
-      for (int64_t r = 0; r < num_rows; ++r) {
-        const int64_t group = chunk + static_cast<int64_t>(place[r]);
-        if (rows[r].left || rows[r].num_known == kMostKnownBefore) continue;
-        if (!(best[r] + window(r, group) >= threshold[r])) continue;
-        look(r, group);
-        int32_t highest_of_group = 0;
-        for (int32_t k = 1; k < kWidth; ++k)
-          highest_of_group = scores[k] > scores[highest_of_group] ? k : highest_of_group;
-        const int32_t code = static_cast<int32_t>(group * kWidth) + highest_of_group;
-        if (code >= screened.num_distinct || is_known(rows[r], code)) continue;
-        work.know(rows[r], &code, 1);
-        threshold[r] = work.threshold(rows[r]);
-      }
-      for (int64_t g = 0; g < num_groups; ++g) {
-        const int64_t group = chunk + g;
-        const float length = reduced.group_length[group], error = reduced.group_error[group];
-        const float square = per_square * length * length;
-        const float* of_group = highest + g * kPanel;
-        for (int64_t first = 0; first < num_padded; first += kFloatLanes) {
-          uint32_t hits = reaching(of_group + first, threshold + first, per_length + first, per_error + first, length,
-                                   error, square);
-          for (; hits != 0; hits &= hits - 1) {
-            const int64_t r = first + __builtin_ctz(hits);
-            if (r >= num_rows) break;
-            ReducedRow& row = rows[r];
-            if (row.left) continue;
-            look(r, group);
-            const float reach = window(r, group);
-            uint32_t codes = at_least<kWidth>(scores, threshold[r] - reach);
-            for (; codes != 0 && !row.left; codes &= codes - 1) {
-              const int32_t k = __builtin_ctz(codes), code = static_cast<int32_t>(group * kWidth) + k;
-              if (code >= screened.num_distinct || is_known(row, code)) continue;
-              if (row.num_survivors < kMostSurvivors) {
-                row.survivors[row.num_survivors++] = {code, scores[k] + reach};
-              } else {
-                row.left = true;
-                threshold[r] = kInfinity;
-              }
+  // The code with the highest U is the nearest one as a rule: the first threshold of a row is its score.
+  void compare_highest(int64_t chunk, int64_t num_groups) {
+    alignas(64) OfRows best, place;
+    for (int64_t r = 0; r < kPanel + kListSlack; ++r) best[r] = -kInfinity, place[r] = 0.0f;
+    for (int64_t g = 0; g < num_groups; ++g) {
+      for (int64_t r = 0; r < num_padded_; r += kFloatLanes)
+        keep_highest(highest_ + g * kPanel + r, g, best + r, place + r);
+    }
+    alignas(64) float scores[kWidth];
+    for (int64_t r = 0; r < num_rows_; ++r) {
+      const int64_t group = chunk + static_cast<int64_t>(place[r]);
+      if (rows_[r].left || rows_[r].num_known == kMostKnownBefore) continue;
+      const float reach = window_of_group().at(r, work_.reduced.group_length[group], group_error_[group], per_square_);
+      if (!(best[r] + reach >= threshold_[r])) continue;
+      look(r, group, scores);
+      int32_t highest = 0;
+      for (int32_t k = 1; k < kWidth; ++k) highest = scores[k] > scores[highest] ? k : highest;
+      const int32_t code = static_cast<int32_t>(group * kWidth) + highest;
+      if (code < work_.screened.num_distinct && !is_known(rows_[r], code)) know(r, code);
+    }
+  }
+
+  // The codes that reach their row's threshold, in the groups that do.
+  void collect(int64_t chunk, int64_t num_groups) {
+    alignas(64) float scores[kWidth];
+    const ReducedWindow& of_group = window_of_group();
+    for (int64_t g = 0; g < num_groups; ++g) {
+      const int64_t group = chunk + g;
+      const float length = work_.reduced.group_length[group], error = group_error_[group];
+      const float square = per_square_ * length * length;
+      for (int64_t first = 0; first < num_padded_; first += kFloatLanes) {
+        uint32_t hits = reaching(highest_ + g * kPanel + first, threshold_ + first, of_group.per_length + first,
+                                 of_group.per_error + first, length, error, square);
+        for (; hits != 0; hits &= hits - 1) {
+          const int64_t r = first + __builtin_ctz(hits);
+          if (r >= num_rows_) break;
+          ReducedRow& row = rows_[r];
+          if (row.left) continue;
+          look(r, group, scores);
+          const float reach = code_window_.at(r, length, work_.reduced.group_error[group], per_square_);
+          uint32_t codes = at_least<kWidth>(scores, threshold_[r] - reach);
+          for (; codes != 0 && !row.left; codes &= codes - 1) {
+            const int32_t k = __builtin_ctz(codes), code = static_cast<int32_t>(group * kWidth) + k;
+            if (code >= work_.screened.num_distinct || is_known(row, code)) continue;
+            if (row.num_survivors < kMostSurvivors) {
+              row.survivors[row.num_survivors++] = {code, scores[k] + reach};
+            } else {
+              row.left = true;
+              threshold_[r] = kInfinity;
             }
           }
         }
       }
     }
-    int64_t cost = num_rows * row_cost;
-    for (int64_t r = 0; r < num_rows; ++r) {
-      ReducedRow& row = rows[r];
-      const int64_t first_cost = row.num_survivors * (Kernel::kSifts ? sifted_cost : survivor_cost);
-      row.left |= row.num_survivors > kAlwaysCompared && first_cost > screened.num_distinct;
-      if (!row.left) {
-        if constexpr (Kernel::kSifts) {
-          if (row.num_survivors > kFewSurvivors) {
-            cost += first_cost;
-            sift_survivors<Kernel>(work, row, threshold[r], static_cast<int8_t*>(number_memory.data()));
-          }
-        }
-        cost += finish_reduced(work, row, threshold[r], counts) * survivor_cost;
-      }
-      if (!row.left) continue;
-      args.index[row.row] = kUndecided;
-      ++counts.undecided;
-      cost += screened.num_distinct;
-    }
-    skipped = next_skipped(skipped, num_rows, static_cast<double>(cost) / (num_rows * screened.num_distinct));
+  }
+
+  void look(int64_t r, int64_t group, float* scores) const {
+    Kernel::look(words_ + r * row_length_, radius_[r], panel_of(group), work_.reduced.negated_half + group * kWidth,
+                 work_.reduced.radius + group * kWidth, steps_, scores);
+  }
+
+  const float* panel_of(int64_t group) const {
+    return static_cast<const float*>(work_.reduced.panel) + group * steps_ * kWidth;
+  }
+
+  const ReducedWindow& window_of_group() const { return Kernel::kCoarse ? group_window_ : code_window_; }
+
+  const Reduction& work_;
+  const int64_t num_directions_ = work_.reduced.num_directions, steps_ = reduced_steps(Kernel::kPass, num_directions_);
+  const int64_t coarse_steps_ = coarse_steps(num_directions_);
+  const int64_t row_length_ = panel_row_length(steps_), coarse_length_ = panel_row_length(coarse_steps_);
+  const int64_t most_groups_ =
+      work_.screened.num_groups < kGroupsPerChunk ? work_.screened.num_groups : kGroupsPerChunk;
+  const double sum_ = sum_error(num_directions_);
+  const float per_square_ = static_cast<float>(0.5 * sum_ * (1 + 0x1p-16));
+  const float* const group_error_ = Kernel::kCoarse ? work_.reduced.coarse_error : work_.reduced.group_error;
+
+  const TileMemory<Kernel> tile_;
+  const Scratch word_memory_, coarse_memory_, row_memory_, highest_memory_, number_memory_;
+  float* const words_ = static_cast<float*>(word_memory_.data());
+  float* const coarse_ = static_cast<float*>(coarse_memory_.data());
+  ReducedRow* const rows_ = static_cast<ReducedRow*>(row_memory_.data());
+  float* const highest_ = static_cast<float*>(highest_memory_.data());
+
+  int64_t num_rows_ = 0, num_padded_ = 0;
+  alignas(64) OfRows radius_ = {};     // R
+  alignas(64) OfRows threshold_ = {};  // T
+  ReducedWindow code_window_, group_window_;
+  const char* ahead_ = nullptr;
+  int64_t bytes_ahead_ = 0, lines_per_tile_ = 0;
+};
+
+template <class Kernel>
+LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes& screened, const ReducedCodes& reduced,
+                            int64_t begin, int64_t end) {
+  DefaultFloatEnvironment environment;
+  LookupCounts counts;
+  const ExactCopies copies(args, 1);
+  const Reduction work{args, screened, reduced, copies};
+  const auto panel = std::make_unique<ReducedPanel<Kernel>>(work);
+  int64_t skipped = 0, most_rows = kTrialTiles * Kernel::kRows;
+  for (int64_t i = begin; i < end;) {
+    i = panel->take(i, end, most_rows);
+    if (panel->num_rows() == 0) break;
+    panel->screen(i, end);
+    const double share = panel->finish(counts);
+    skipped = next_skipped(skipped, panel->num_rows(), share);
+    most_rows = skipped > 0 ? kTrialTiles * Kernel::kRows : kGroupRows;
     for (int64_t left = skipped; i < end && left > 0; ++i) {
       counts.undecided += args.index[i] < 0;
       left -= args.index[i] < 0;
     }
   }
   return counts;
+}
+
+template <class Kernel>
+constexpr ReducedPass reduced_pass() {
+  return {Kernel::kPass,         Kernel::kCodes,        Kernel::kCoarse,
+          Kernel::kSifts,        project_codes<Kernel>, pack_reduced_groups<Kernel>,
+          screen_reduced<Kernel>};
 }
 
 }  // namespace
