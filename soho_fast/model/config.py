@@ -1,7 +1,8 @@
 """Configuration of SOHO.
 
 Source of every preset value: "Seeing Out of tHe bOx: End-to-End Pre-training for Vision-Language Representation
-Learning" (CVPR 2021), called "the paper" in this package. Values the paper does not give are marked "ours".
+Learning" (CVPR 2021), called "the paper" in this package. Values the paper does not give are marked "ours". Those of
+presets `official` and `official_vqa` are the authors' released code's (github.com/researchmm/soho, 95824a8).
 """
 
 from collections.abc import Iterable, Iterator
@@ -49,7 +50,49 @@ _PAPER = {
     "head_dropout": 0.5,
 }
 
-PRESETS = {"paper": _PAPER}
+# The authors' released pre-training (ResNet-18, 3 layers), in what it computes; docs/paper.md has its values beside the
+# paper's.
+_OFFICIAL = {
+    **_PAPER,
+    "backbone": "resnet18",
+    "backbone_frozen_stages": 1,
+    "num_hidden_layers": 3,
+    "visual_encoder": "official",
+    "recomputed_batch_norm": True,
+    "visual_dropout_prob": 0.0,
+    "dictionary": "official",
+    "ema_decay": 0.4,
+    "ema_variant": "vqvae",
+    "fusion": "gate",
+    "mvm_masking": "position",
+    "mlm_head": "tied",
+    "mvm_head": "cosine",
+    "itm_bias": False,
+    "losses_on": "all",
+    "initial_values": "official",
+}
+
+# Its question answering, where features go to the Transformer as they are.
+_OFFICIAL_VQA = {
+    **_OFFICIAL,
+    "recomputed_batch_norm": False,
+    "use_dictionary": False,
+    "num_labels": 3129,
+}
+
+PRESETS = {"paper": _PAPER, "official": _OFFICIAL, "official_vqa": _OFFICIAL_VQA}
+
+# Where the released code departs from the paper, and the parts that a field chooses from; the first is the paper's.
+_CHOICES = {
+    "visual_encoder": ("paper", "official"),
+    "dictionary": ("paper", "official"),
+    "fusion": ("none", "gate"),
+    "mvm_masking": ("label", "position"),
+    "mlm_head": ("bert", "tied"),
+    "mvm_head": ("linear", "cosine"),
+    "losses_on": ("matched", "all"),
+    "initial_values": ("bert", "official"),
+}
 
 # The largest value of each size: what no model has is a mistake, and would be built until the memory is full.
 _LARGEST = {
@@ -94,9 +137,18 @@ class SohoConfig(PreTrainedConfig):
         visual_layer_norm (`bool`): LayerNorm on visual embedding plus position before the Transformer, as BERT does for
             words. The paper does not say; the released code has it.
         visual_layer_norm_eps (`float`): its epsilon.
+        visual_encoder (`str`): `"paper"`, or `"official"`: padding is part of the image, the max-pool stands before the
+            1x1 convolution and a BatchNorm after it, and the mask is the released code's; see
+            `official/visual_encoder.py: OfficialVisualEncoder`.
+        recomputed_batch_norm (`bool`): the statistics of the backbone's BatchNorm move again in the backward pass, as
+            where activation checkpointing runs a block a second time; of `visual_encoder="official"` alone.
+        visual_dropout_prob (`float`): dropout on visual tokens before the Transformer; `None` takes
+            `hidden_dropout_prob`.
         use_dictionary (`bool`): `False` is the paper's ablation without a visual dictionary (table 7).
         use_dictionary_output (`bool`): feed f(v), eq. 3, to the Transformer; `False` feeds the dictionary's input
             features, which the paper does in fine-tuning. No lookup is made then.
+        dictionary (`str`): `"paper"`, or `"official"`: a training forward moves the codes and answers with the moved
+            ones; an image counts once for each of its texts; see `official/dictionary.py: OfficialDictionary`.
         num_codes (`int`): k of the paper.
         ema_decay (`float`): gamma of eq. 4.
         ema_variant (`str`): `"paper"` is eq. 4: momentum mean of the batch's members, only where a code has members.
@@ -108,6 +160,8 @@ class SohoConfig(PreTrainedConfig):
         dictionary_seed (`int`): seed of every draw inside the dictionary.
         dictionary_batch_norm (`bool`): BatchNorm before the lookup, by running statistics of the valid tokens of all
             ranks, in training too.
+        fusion (`str`): what the Transformer reads of the dictionary's output: `"none"`: f(v) itself. `"gate"`: a sum of
+            it and its feature with learned shares; see `official/fusion.py: GatedFusion`.
         usage_decay (`float`): decay of the running usage behind perplexity, live codes and revival.
         live_threshold (`float`): a code is live while its running usage, in units of the uniform share 1/k, is at
             least this.
@@ -116,6 +170,16 @@ class SohoConfig(PreTrainedConfig):
         revive_patience (`int`): a code is left alone for so many updates after it was seeded.
         revive_interval (`int`): revival is tried at every so many updates.
         revive_limit (`int`): at most so many codes are re-seeded at once (bounds what ranks exchange).
+        mvm_masking (`str`): which label of an image masked visual modelling masks: `"label"`: one of those that are
+            there, each as likely (paper section 3.3). `"position"`: that of a place drawn from all places of the grid.
+        mlm_head (`str`): classifier of words: `"bert"`: transform, word table, bias. `"tied"`: the word table alone.
+        mvm_head (`str`): classifier of codes: `"linear"`: transform and a table of its own. `"cosine"`: the cosine to
+            each code, without parameters; see `official/heads.py: cosine_logits`.
+        itm_bias (`bool`): whether the classifier of matching has a bias.
+        losses_on (`str`): the pairs whose masked visual tokens count: `"matched"` (paper section 4.1) or `"all"`. Words
+            count where the batch has labels.
+        initial_values (`str`): of mask vector and classifiers that no checkpoint fills: `"bert"`: normal, by
+            `initializer_range`. `"official"`: see `base.py: SohoPreTrainedModel`.
         head_act (`str`): activation within the classifiers of VQA and NLVR2; `None` takes `hidden_act`.
         head_dropout (`float`): dropout within them; `None` takes `hidden_dropout_prob`.
         mvm_weight (`float`): weight of the loss of masked visual modelling; 1 in the paper.
@@ -153,11 +217,15 @@ class SohoConfig(PreTrainedConfig):
     add_cross_attention: bool = False
     tie_word_embeddings: bool = True
 
+    visual_encoder: str = "paper"
+    recomputed_batch_norm: bool = False
     visual_layer_norm: bool = True
     visual_layer_norm_eps: float = 1e-5
+    visual_dropout_prob: float | int | None = None
 
     use_dictionary: bool = True
     use_dictionary_output: bool = True
+    dictionary: str = "paper"
     num_codes: int = 2048
     ema_decay: float = 0.9
     ema_variant: str = "paper"
@@ -172,7 +240,14 @@ class SohoConfig(PreTrainedConfig):
     revive_patience: int = 10
     revive_interval: int = 1
     revive_limit: int = 256
+    fusion: str = "none"
 
+    mvm_masking: str = "label"
+    mlm_head: str = "bert"
+    mvm_head: str = "linear"
+    itm_bias: bool = True
+    losses_on: str = "matched"
+    initial_values: str = "bert"
     head_act: str | None = None
     head_dropout: float | int | None = None
 
@@ -190,11 +265,19 @@ class SohoConfig(PreTrainedConfig):
         self._one_of("backbone", BACKBONES)
         self._one_of("ema_variant", ("paper", "vqvae"))
         self._one_of("dictionary_init", ("random", "data"))
+        for name, allowed in _CHOICES.items():
+            self._one_of(name, allowed)
+        if self.visual_encoder == "official" and self.dictionary_batch_norm:
+            raise ValueError("dictionary_batch_norm: visual_encoder='official' has a BatchNorm of its own, got True")
+        if self.visual_encoder != "official" and self.recomputed_batch_norm:
+            raise ValueError("recomputed_batch_norm: expected visual_encoder='official' with it, got 'paper'")
         self._one_of("hidden_act", tuple(ACT2FN))
         if self.head_act is not None:
             self._one_of("head_act", tuple(ACT2FN))
-        if self.head_dropout is not None and not 0 <= self.head_dropout <= 1:
-            raise ValueError(f"head_dropout: expected a number in [0, 1], got {self.head_dropout}")
+        for name in ("head_dropout", "visual_dropout_prob"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
         if not 0 <= self.backbone_frozen_stages <= 4:
             raise ValueError(f"backbone_frozen_stages: expected 0 to 4, got {self.backbone_frozen_stages}")
         for name in ("ema_decay", "usage_decay"):
@@ -278,7 +361,9 @@ class SohoConfig(PreTrainedConfig):
         """The configuration of a preset, with some fields replaced.
 
         Args:
-            preset: `"paper"`: the values of the paper's text (sections 3 and 4.1).
+            preset: `"paper"`: the values of the paper's text (sections 3 and 4.1). `"official"`, `"official_vqa"`: what
+                the authors' released code computes in pre-training and in question answering, so that their weights
+                mean the same here (see `official/`).
             overrides: fields of `SohoConfig` by name.
 
         Raises:

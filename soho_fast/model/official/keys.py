@@ -1,0 +1,117 @@
+"""Names of the released code's tensors, and ours.
+
+K codes, C channels.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+# By what a name begins with; the first that fits.
+_PREFIXES = {
+    "backbone.": "soho.visual_encoder.backbone.",
+    "neck.conv.conv.": "soho.visual_encoder.projection.",
+    "neck.conv.bn.": "soho.feature_norm.",
+    "neck.pos_line.": "soho.fusion.align.",
+    "neck.gate_fc.conv.": "soho.fusion.gate.",
+    "neck.gate_fc.bn.": "soho.fusion.norm.",
+    "neck.ln.": "soho.visual_embeddings.LayerNorm.",
+    "language.bert.embeddings.": "soho.text_embeddings.",
+    "language.bert.encoder.": "soho.encoder.",
+    "head.match_class.": "itm_head.classifier.",
+    "head.vqa.": "head.",
+}
+# `cluster_sum` is two things: there a total that nothing reads, here the running sums of members.
+_NAMES = {
+    "neck.vq.embed": "soho.visual_dictionary.codebook",
+    "neck.vq.cluster_size": "soho.visual_dictionary.cluster_size",
+    "neck.vq.embed_avg": "soho.visual_dictionary.cluster_sum",
+    "neck.vq.cluster_sum": "soho.visual_dictionary.total",
+    "neck.mask_emb.weight": "soho.mask_token",
+}
+# A 1x1 convolution there is a linear layer here, an embedding of one row a vector.
+_SHAPES = {"neck.gate_fc.conv.weight": (2, -1), "neck.mask_emb.weight": (-1,)}
+
+WORDS = "language.bert.embeddings.word_embeddings.weight"
+TIED = "mask_l_fc.weight"
+DROPPED = {TIED: f"the classifier of words; it is tied to {WORDS}"}
+"""Names that have no tensor here, and why."""
+
+
+@dataclass
+class Renamed:
+    """A state dict under our names.
+
+    Args:
+        state: ours, by name.
+        source: the released code's name of each.
+        dropped: names that have no tensor here, and why.
+        unknown: names that the released code does not have.
+    """
+
+    state: dict[str, Tensor] = field(default_factory=dict)
+    source: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+
+def our_name(name: str) -> str | None:
+    """What a tensor of the released code is called here; `None`: it is none of its, or has no tensor here."""
+    if name in _NAMES:
+        return _NAMES[name]
+    for theirs, ours in _PREFIXES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return None
+
+
+def rename(official: Mapping[str, Tensor]) -> Renamed:
+    """The released code's state dict under our names, in our shapes. Values are not looked at.
+
+    Of `soho.visual_dictionary` only what `dictionary_counters` makes is missing then.
+    """
+    renamed = Renamed()
+    for name, tensor in official.items():
+        ours = our_name(name)
+        if name in DROPPED:
+            renamed.dropped[name] = DROPPED[name]
+        elif ours is None:
+            renamed.unknown.append(name)
+        else:
+            renamed.state[ours] = _reshaped(name, tensor)
+            renamed.source[ours] = name
+    return renamed
+
+
+def _reshaped(name: str, tensor: Tensor) -> Tensor:
+    shape = _SHAPES.get(name)
+    fits = shape is not None and tensor.numel() and tensor.numel() % math.prod(abs(size) for size in shape) == 0
+    return tensor.reshape(shape) if fits else tensor
+
+
+def dictionary_counters(cluster_size_K: Tensor, usage_decay: float) -> dict[str, Tensor]:
+    """What our dictionary counts and the released code does not, from its running members.
+
+    Args:
+        cluster_size_K: running members of each code; all zero: nothing was learnt.
+        usage_decay: as in `SohoConfig`.
+
+    Returns:
+        `usage`: each code's share in units of 1/K. `age`, `step`: so many updates that the start of `usage` is
+        forgotten, 0 where nothing was learnt. `initialised`: whether something was.
+    """
+    total = cluster_size_K.sum()
+    learnt = bool(total > 0)
+    num_codes = len(cluster_size_K)
+    usage_K = cluster_size_K * (num_codes / total) if learnt else torch.zeros_like(cluster_size_K)
+    # What is left of the start then rounds to nothing in float32.
+    updates = math.ceil(math.log(1e-8) / math.log(usage_decay)) if learnt and usage_decay > 0 else int(learnt)
+    return {
+        "soho.visual_dictionary.usage": usage_K.float(),
+        "soho.visual_dictionary.age": torch.full((num_codes,), float(updates)),
+        "soho.visual_dictionary.step": torch.tensor(updates),
+        "soho.visual_dictionary.initialised": torch.tensor(learnt),
+    }
