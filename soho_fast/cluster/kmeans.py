@@ -28,7 +28,7 @@ from soho_fast.cluster.rows import (
     split,
 )
 from soho_fast.cluster.seeding import Seeding
-from soho_fast.cluster.statistics import exact_sum, summary_of
+from soho_fast.cluster.statistics import exact_sum, summary_of, weighted
 
 INITS = ("k-means++", "k-means||", "random")
 ALGORITHMS = ("auto", "lloyd", "bounds")
@@ -50,7 +50,8 @@ class KMeans(Estimator):
 
     Empty clusters, after each step, in ascending order, take the rows farthest from their centres, farthest first, of
     equally far ones the first; such a row leaves the cluster it was in. Rows without weight or on their centre are not
-    taken; if none is left the cluster keeps its centre, and `fit` warns where it ends so.
+    taken, nor is any where the inertia is no lower than when rows were last taken; a cluster that takes none keeps its
+    centre, and `fit` warns where it ends so.
 
     Args:
         n_clusters: K.
@@ -105,7 +106,7 @@ class KMeans(Estimator):
             X: (N, C): a torch tensor or anything that numpy makes an array of. float32, bfloat16 and float16 are taken
                 as they are, other numbers are rounded to float32. Or batches, for more rows than memory holds: a
                 function that returns an iterable of them, or an iterable that can be gone through again and again (a
-                DataLoader), of rows (M, C), (rows,) or (rows, weights).
+                DataLoader that does not shuffle), of rows (M, C), (rows,) or (rows, weights).
             y: not used. sample_weight: (N,), none below zero.
 
         Raises:
@@ -163,7 +164,7 @@ class KMeans(Estimator):
         features_NC, _ = rows_in_memory(self, X)
         weight_N = as_weights(sample_weight, len(features_NC), features_NC.device)
         squared_N = ops.codebook_lookup(features_NC, self._centers(features_NC.device), return_distance=True)[1]
-        return -exact_sum(squared_N if weight_N is None else squared_N.double() * weight_N)
+        return -exact_sum(weighted(squared_N, weight_N))
 
     def _centers(self, device: torch.device) -> Tensor:
         return torch.as_tensor(self.cluster_centers_, dtype=torch.float32, device=device)

@@ -3,6 +3,7 @@
 Letters: N rows of this process, M rows of a batch, K clusters, C channels, E empty clusters.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from soho_fast import ops
 from soho_fast.cluster.bounds import Bounds, Groups, others_lower, own_upper
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Batch, Rows
-from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of
+from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of, weighted
 
 _TURNED_EACH = 4  # steps: turning the directions of the lookups costs little beside one
 
@@ -209,39 +210,50 @@ def means(total: Tensor, before_KC: Tensor) -> Tensor:
     return torch.where(totals.members[:, None] > 0, totals.sums / totals.weight[:, None], before_KC).float()
 
 
-def fill_empty(total: Tensor, centers_KC: Tensor, rows: Rows, processes: Processes) -> tuple[Tensor, int]:
+class Repair(NamedTuple):
+    """The totals (K, C + 2) after empty clusters have taken rows, how many did, and the inertia before that."""
+
+    total: Tensor
+    num_filled: int
+    inertia: float
+
+
+def fill_empty(total: Tensor, centers_KC: Tensor, rows: Rows, processes: Processes, below: float) -> Repair:
     """The rule for empty clusters: they take, in ascending order, the rows farthest from their centres, farthest first,
     of equally far ones the first; such a row leaves the cluster it was in. A row without weight, or on its centre, is
-    not taken; if none is left the cluster stays empty where it is.
-
-    Returns:
-        the totals after that, and how many clusters were filled.
+    not taken, nor is any where the inertia is not below what it was when rows were last taken (they then lie on their
+    centres but for rounding); a cluster that takes none stays empty where it is.
     """
     empty = (total[:, -1] == 0).nonzero()[:, 0].tolist()
     if not empty:
-        return total, 0
-    found = []
+        return Repair(total, 0, below)
+    found: list[tuple[float, int]] = []
+    labels, inertia = [], []
     offset = sum(processes.gather(rows.num_rows)[: processes.rank])
     for batch in rows.batches():
         label_M, squared_M = ops.codebook_lookup(batch.features, centers_KC, return_distance=True)
+        labels.append(label_M)
+        inertia.append(exact_sum(weighted(squared_M, batch.weight)))
         if batch.weight is not None:
             squared_M = torch.where(batch.weight > 0, squared_M, 0.0)
         least = squared_M.topk(min(len(empty), len(squared_M))).values[-1]
         far_F = ((squared_M >= least) & (squared_M > 0)).nonzero()[:, 0]
         farthest_first = squared_M[far_F].sort(descending=True, stable=True).indices[: len(empty)]
-        for row in far_F[farthest_first].tolist():
-            weight = 1.0 if batch.weight is None else float(batch.weight[row])
-            place = (-float(squared_M[row]), offset + batch.first + row)
-            found.append((*place, weight, int(label_M[row]), batch.features[row].float().cpu()))
-        found = sorted(found, key=lambda one: one[:2])[: len(empty)]
-    every = sorted((one for rank in processes.gather(found) for one in rank), key=lambda one: one[:2])
-    total = total.clone()
-    for cluster, (_, _, weight, label, row_C) in zip(empty, every, strict=False):
-        alone = torch.tensor([weight, 1.0], dtype=torch.float64, device="cpu")
-        taken = torch.cat([row_C.double() * weight, alone]).to(total.device)
-        total[label] -= taken
-        total[cluster] += taken
-    return total, min(len(empty), len(every))
+        found += [(-float(squared_M[row]), offset + batch.first + row) for row in far_F[farthest_first].tolist()]
+        found = sorted(found)[: len(empty)]
+    every = sorted(itertools.chain(*processes.gather(found)))
+    taken = {position - offset: cluster for cluster, (_, position) in zip(empty, every, strict=False)}
+    before = math.fsum(itertools.chain(*processes.gather(inertia)))
+    if not taken or before >= below:
+        return Repair(total, 0, below)
+    # Added anew: taking a row out of a float32 sum would leave its rounding, which may be all that the others are.
+    total = torch.zeros_like(total)
+    for batch, label_M in zip(rows.batches(), labels, strict=True):
+        for position, cluster in taken.items():
+            if 0 <= position - batch.first < len(label_M):
+                label_M[position - batch.first] = cluster
+        total += totals_of(batch.features, label_M, batch.weight, len(centers_KC))
+    return Repair(processes.sum(total), len(taken), before)
 
 
 def fit_centers(
@@ -258,12 +270,10 @@ def fit_centers(
     squares)."""
     memory = rows.memory
     steps = BatchedSteps(rows, processes) if memory is None else MemorySteps(memory, processes, algorithm)
-    number, label_N = 0, None
+    number, label_N, inertia = 0, None, math.inf
     for number in range(1, max_iter + 1):
         total, num_changed, label_N = steps.step(centers_KC)
-        if not bool(total.isfinite().all()):
-            raise ValueError("sample_weight: a weight times its row is beyond float32; scale the weights")
-        total, num_repaired = fill_empty(total, centers_KC, rows, processes)
+        total, num_repaired, inertia = fill_empty(total, centers_KC, rows, processes, inertia)
         before_KC, centers_KC = centers_KC, means(total, centers_KC)
         shift = float((centers_KC.double() - before_KC.double()).square().sum())
         told = "" if num_changed is None else f"{num_changed} labels changed, "
@@ -288,6 +298,6 @@ def final_pass(
         label_M, squared_M = ops.codebook_lookup(batch.features, prepared, return_distance=True, guess=guess_M)
         found.append(label_M)
         members_K += torch.bincount(label_M, minlength=len(centers_KC))
-        inertia.append(exact_sum(squared_M if batch.weight is None else squared_M.double() * batch.weight))
+        inertia.append(exact_sum(weighted(squared_M, batch.weight)))
     every = [part for rank in processes.gather(inertia) for part in rank]
     return torch.cat(found), math.fsum(every), processes.sum(members_K)

@@ -24,7 +24,7 @@ from soho_fast.cluster.kmeans import (
 )
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Batch, Rows, as_weights, give_back, rows_of
-from soho_fast.cluster.statistics import exact_sum
+from soho_fast.cluster.statistics import exact_sum, weighted
 
 
 class ResidualKMeans(Estimator):
@@ -150,7 +150,7 @@ class ResidualKMeans(Estimator):
         features_NC, _ = rows_in_memory(self, X)
         weight_N = as_weights(sample_weight, len(features_NC), features_NC.device)
         squared_N = self._codes(features_NC)[1]
-        return -exact_sum(squared_N if weight_N is None else squared_N.double() * weight_N)
+        return -exact_sum(weighted(squared_N, weight_N))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -171,8 +171,10 @@ class BatchedRows(Rows):
                 "ends after one pass; pass a function that makes it"
             )
         self._value = value
+        self._marks: list[float] = []  # of each batch, what tells its first row from others
         self.num_rows, self.num_channels, self.has_weight = 0, -1, False
         for features, weight, _ in self._read():
+            self._marks.append(_mark(features))
             self.num_channels, self.device = features.shape[1], features.device
             self.num_rows += len(features)
             self.has_weight |= _has_weight(features, weight)
@@ -181,7 +183,12 @@ class BatchedRows(Rows):
 
     def batches(self) -> Iterator[Batch]:
         seen = 0
-        for batch in self._read():
+        for number, batch in enumerate(self._read()):
+            if number < len(self._marks) and _mark(batch.features) != self._marks[number]:
+                raise ValueError(
+                    "X: expected the same rows in the same order in each pass over the batches (a loader that does not "
+                    f"shuffle), but batch {number} begins with another row"
+                )
             seen += len(batch.features)
             if len(batch.features):
                 yield batch
@@ -198,6 +205,10 @@ class BatchedRows(Rows):
                 raise ValueError(f"batch {number}: expected {self.num_channels} features, got {features.shape[1]}")
             yield Batch(features, as_weights(weight, len(features), features.device), first)
             first += len(features)
+
+
+def _mark(features_MC: Tensor) -> float:
+    return float(features_MC[0].double().cumsum(0).sum()) if len(features_MC) else 0.0
 
 
 def _has_weight(features: Tensor, weight: Tensor | None) -> bool:

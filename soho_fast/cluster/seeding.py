@@ -16,7 +16,7 @@ from torch import Tensor
 from soho_fast import ops
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Batch, MemoryRows, Rows
-from soho_fast.cluster.statistics import exact_sum, totals_of
+from soho_fast.cluster.statistics import exact_sum, magnitude, totals_of, weighted
 
 ROUNDS = 5  # of k-means||, as in its paper
 OVERSAMPLING = 0.5  # rows drawn in a round, in units of K; the paper's smallest that is enough with five rounds
@@ -57,7 +57,7 @@ class Near(NamedTuple):
 
     @property
     def mass_M(self) -> Tensor:
-        return _weighted(self.squared_M, self.weight_M)
+        return weighted(self.squared_M, self.weight_M)
 
 
 class Seeding:
@@ -143,13 +143,13 @@ class Seeding:
             candidates_TC = self._drawn(mass_N, weight_N, trials if k else 1)
             found = [torch.minimum(closest_N, squared_distances(features_NC, code_C)) for code_C in candidates_TC]
             inertia_T = torch.tensor(
-                [exact_sum(_weighted(near_N, weight_N)) for near_N in found],
+                [exact_sum(weighted(near_N, weight_N)) for near_N in found],
                 dtype=torch.float64,
                 device=self.rows.device,
             )
             best = int(self.processes.sum(inertia_T).argmin())
             centers_KC[k], closest_N = candidates_TC[best], found[best]
-            mass_N = _weighted(closest_N, weight_N)
+            mass_N = weighted(closest_N, weight_N)
         return centers_KC
 
     def _drawn(self, mass_N: Tensor, weight_N: Tensor | None, number: int) -> Tensor:
@@ -214,13 +214,11 @@ class Seeding:
         return sorted(itertools.chain(*self.processes.gather(drawn)))
 
     def _weight_of(self, codes_TC: Tensor) -> Tensor:
+        """Of the rows nearest to each code, but for a factor, float32 (T,)."""
         total_T = torch.zeros(len(codes_TC), dtype=torch.float64, device=self.rows.device)
         for batch in self.rows.batches():
             label_M = ops.codebook_lookup(batch.features, codes_TC)
             ones_M1 = batch.features.new_ones(len(label_M), 1)
             total_T += totals_of(ones_M1, label_M, batch.weight, len(codes_TC))[:, -2]
-        return self.processes.sum(total_T).float()
-
-
-def _weighted(near_N: Tensor, weight_N: Tensor | None) -> Tensor:
-    return near_N if weight_N is None else near_N.double() * weight_N
+        total_T = self.processes.sum(total_T)
+        return (total_T / magnitude(total_T)).float()

@@ -34,6 +34,7 @@ def totals_of(features_NC: Tensor, label_N: Tensor, weight_N: Tensor | None, num
     by at most (members in a block) * 2^-24 of the sum of magnitudes.
     """
     num_channels = features_NC.shape[1]
+    scale = 1.0 if weight_N is None else magnitude(weight_N)
     total = torch.zeros(num_clusters, num_channels + 2, dtype=torch.float64, device=features_NC.device)
     block = max(_BLOCK_ROWS, _ROWS_A_CLUSTER * num_clusters)
     for first in range(0, len(features_NC), block):
@@ -44,9 +45,22 @@ def totals_of(features_NC: Tensor, label_N: Tensor, weight_N: Tensor | None, num
             total[:, num_channels:] += count_K[:, None]
             continue
         weight_M1 = weight_N[first : first + block, None]
-        weighted = torch.cat([rows_MC.float() * weight_M1, weight_M1, (weight_M1 > 0).float()], 1)
-        total += ops.codebook_stats(weighted, label_M, num_clusters)[1]
+        scaled_M1 = (weight_M1.double() / scale).float()
+        terms = torch.cat([rows_MC.float() * scaled_M1, scaled_M1, (weight_M1 > 0).float()], 1)
+        total += ops.codebook_stats(terms, label_M, num_clusters)[1]
+    total[:, :-1] *= scale
     return total
+
+
+def magnitude(weight_N: Tensor) -> float:
+    """A power of two of the size of the largest weight. What is divided by it loses no bit, and keeps its products with
+    rows within float32."""
+    return 2.0 ** math.frexp(float(weight_N.max()) if len(weight_N) else 0.0)[1]
+
+
+def weighted(values_N: Tensor, weight_N: Tensor | None) -> Tensor:
+    """The values, with weights times these in float64."""
+    return values_N if weight_N is None else values_N.double() * weight_N
 
 
 def as_totals(total: Tensor) -> Totals:

@@ -106,6 +106,11 @@ def test_refusals(rows):
     holed[3, 4] = torch.nan
     with pytest.raises(ValueError, match=r"batch 2: expected finite values .* in row 3"):
         KMeans(2).fit(lambda: iter([rows[:50], rows[:50], holed]))
+    with pytest.raises(ValueError, match=r"X: expected the same rows in the same order .*, but batch 0 begins"):
+        KMeans(2).fit(DataLoader(TensorDataset(rows), batch_size=100, shuffle=True))
+    turned = itertools.count()
+    with pytest.raises(ValueError, match=r"X: expected the same rows .*, but batch 1 begins with another row"):
+        KMeans(2).fit(lambda: [rows[:350], rows[350:] if next(turned) < 2 else rows[350:].flip(0)])
     passes = itertools.count()
     with pytest.raises(ValueError, match="expected the same 700 rows in each pass over the batches, got 600"):
         KMeans(2).fit(lambda: rows[: 700 if next(passes) < 2 else 600].split(100))

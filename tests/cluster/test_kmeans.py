@@ -68,6 +68,33 @@ def test_empty_clusters_take_the_farthest_rows(algorithm, weighted, make_feature
     assert len(np.unique(fitted.labels_[slice(None) if weight is None else weight > 0])) == 30
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_heavy_row_that_an_empty_cluster_takes_leaves_the_others_their_mean(batched):
+    """In a float32 sum with it nothing is left of theirs."""
+    rows = np.array([[0.0, 8.0], [100.0, 0.0], [1.0, 8.0], [2.0, 8.0]], dtype=np.float32)
+    weight = np.array([1.0, 2.0**40, 1.0, 2.0], dtype=np.float32)
+    model = KMeans(2, init=np.array([[0.0, 0.0], [1e4, 1e4]], np.float32), max_iter=1)
+    if batched:
+        model.fit(lambda: iter([(rows[:3], weight[:3]), (rows[3:], weight[3:])]))
+    else:
+        model.fit(rows, sample_weight=weight)
+    np.testing.assert_array_equal(model.cluster_centers_, [[1.25, 8.0], [100.0, 0.0]])
+    np.testing.assert_array_equal(model.labels_, [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_rows_that_are_fewer_than_clusters_are_not_taken_for_ever(init, weighted):
+    """Their means are off by some roundings, so that hardly a row lies on its centre."""
+    rows = np.repeat(np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32), 100, axis=0)
+    weight = np.random.default_rng(1).random(900) if weighted else None
+    with pytest.warns(RuntimeWarning, match="of n_clusters = 12 clusters have a member"):
+        fitted = KMeans(12, init=init, n_init=1, tol=0, random_state=0).fit(rows, sample_weight=weight)
+    assert fitted.n_iter_ <= 12
+    assert len({(tuple(row), label) for row, label in zip(rows.tolist(), fitted.labels_, strict=True)}) == 9
+    assert fitted.inertia_ < 1e-8
+
+
 def test_equally_far_rows_are_taken_in_order():
     rows = np.array([[0.0], [4.0], [-4.0], [4.0]], dtype=np.float32)
     init = np.array([[0.0], [100.0], [200.0]], dtype=np.float32)
