@@ -12,7 +12,7 @@ os.environ.pop("PYTEST_XDIST_WORKER", None)
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "data"))
+sys.path[:0] = [str(Path(__file__).parent / room) for room in ("data", "model/official")]
 
 
 @pytest.fixture(scope="session")
