@@ -76,7 +76,8 @@ class BatchedSteps:
     def step(self, centers_KC: Tensor) -> Step:
         num_clusters, num_channels = centers_KC.shape
         total = torch.zeros(num_clusters, num_channels + 2, dtype=torch.float64, device=centers_KC.device)
-        prepared = ops.prepare_codebook(centers_KC, basis=self.basis.of(centers_KC))
+        basis_CD = self.basis.of(centers_KC)
+        prepared = ops.prepare_codebook(centers_KC, basis=False if basis_CD is None else basis_CD)
         for batch in self.rows.batches():
             label_M = ops.codebook_lookup(batch.features, prepared)
             total += totals_of(batch.features, label_M, batch.weight, num_clusters)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import LIBRARY, backend_for, define_op, op_for
-from soho_fast.ops.codebook_lookup.basis import check_basis, codebook_basis, pays
+from soho_fast.ops.codebook_lookup.basis import check_basis, codebook_basis, paying_basis, pays
 from soho_fast.ops.codebook_lookup.reference import METRICS
 from soho_fast.ops.names import NAMESPACE
 
@@ -45,9 +45,9 @@ class PreparedCodebook:
         self._asked = backend
         self._metric = metric
         self._backend = backend_for("pack_codebook", backend, codebook.device.type, lacking_metric(metric))
-        if basis is None:
-            basis = self._backend == "cpu" and metric == "euclidean" and pays(*codebook.shape[-2:])
-        if isinstance(basis, bool):
+        if basis is None and self._backend == "cpu" and metric == "euclidean" and pays(*codebook.shape[-2:]):
+            basis = paying_basis(self._codebook)
+        elif isinstance(basis, bool):
             basis = codebook_basis(self._codebook) if basis else None
         self.basis = None if basis is None else basis.detach().clone()
         op = op_for("pack_codebook", self._backend, codebook.device)
