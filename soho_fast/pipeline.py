@@ -15,7 +15,7 @@ from soho_fast.extras import from_extra
 with from_extra("train"):
     from PIL import Image
 
-    from soho_fast.data.images import BrokenImageError, decode_image, image_to_pixels
+    from soho_fast.data.images import BrokenImageError, image_to_pixels
     from soho_fast.data.processor import SohoProcessor
     from soho_fast.hub import loading_options
     from soho_fast.model import (
@@ -161,9 +161,7 @@ class SohoPipeline:
         if not isinstance(image, (str, os.PathLike)):
             raise ValueError(f"image: expected a path or a PIL image, got {type(image).__name__}")
         try:
-            return processor.resize_one(
-                decode_image(Path(image).read_bytes(), shorter_edge=processor.size.shortest_edge)
-            )
+            return processor.decode(Path(image).read_bytes())
         except (OSError, BrokenImageError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ValueError(f"image: {image} can't be read ({reason})") from error

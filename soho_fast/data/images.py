@@ -181,9 +181,11 @@ class SohoImageProcessorKwargs(ImagesKwargs, total=False):
     """Keywords of `SohoImageProcessor`, beside those of every image processor.
 
     size_divisor: Height and width of the padded batch are multiples of this.
+    antialias: Shrink by averaging over the pixels that fall together; False takes the four nearest ones alone.
     """
 
     size_divisor: int
+    antialias: bool
 
 
 class SohoImageProcessor(TorchvisionBackend):
@@ -195,6 +197,9 @@ class SohoImageProcessor(TorchvisionBackend):
     600 and 1000), bilinear with antialiasing, ImageNet mean and standard deviation, zero padding at the right and
     bottom up to the batch's largest height and width, rounded up to `size_divisor`. Images are never flipped: captions
     say "left" and "right".
+
+    With `antialias=False`, as in the authors' code, large JPEGs are not decoded at a reduced size either; its uint8
+    values are within one grey level of OpenCV's bilinear ones, which are computed in fixed point.
     """
 
     valid_kwargs = SohoImageProcessorKwargs
@@ -209,6 +214,7 @@ class SohoImageProcessor(TorchvisionBackend):
     do_convert_rgb = True
     do_pad = True
     size_divisor = 32
+    antialias = True
     model_input_names: ClassVar = ["pixel_values", "pixel_mask"]
 
     def __init__(self, **kwargs: Unpack[SohoImageProcessorKwargs]) -> None:
@@ -228,10 +234,13 @@ class SohoImageProcessor(TorchvisionBackend):
             BrokenImageError: The file can't be read or decoded; the message names it.
         """
         try:
-            pixels_3HW = decode_image(image.read(), shorter_edge=self.size.shortest_edge)
+            return self.decode(image.read())
         except (OSError, ValueError) as error:
             raise BrokenImageError(f"{image}: {error}") from error
-        return self.resize_one(pixels_3HW)
+
+    def decode(self, data: bytes) -> torch.Tensor:
+        """An image's bytes as `load` gives it. Raises BrokenImageError: as `decode_image`."""
+        return self.resize_one(decode_image(data, shorter_edge=self.size.shortest_edge if self.antialias else None))
 
     def resize_one(self, pixels_3HW: torch.Tensor) -> torch.Tensor:
         """Resize a uint8 image (3, height, width) to this processor's size; the same tensor when it already fits."""
@@ -239,7 +248,8 @@ class SohoImageProcessor(TorchvisionBackend):
         new_size = fitted_size(height, width, self.size.shortest_edge, self.size.longest_edge)
         if new_size == (height, width):
             return pixels_3HW
-        return tvF.resize(pixels_3HW, list(new_size), interpolation=tvF.InterpolationMode.BILINEAR, antialias=True)
+        bilinear = tvF.InterpolationMode.BILINEAR
+        return tvF.resize(pixels_3HW, list(new_size), interpolation=bilinear, antialias=self.antialias)
 
     def resize(
         self,
@@ -248,7 +258,7 @@ class SohoImageProcessor(TorchvisionBackend):
         resample: PILImageResampling | tvF.InterpolationMode | int | None = None,
         **kwargs: object,
     ) -> torch.Tensor:
-        """As every image processor's, with the edges rounded by `fitted_size`."""
+        """As every image processor's, with the edges rounded by `fitted_size`; `antialias` is among the keywords."""
         if size.shortest_edge and size.longest_edge:
             height, width = fitted_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
             size = SizeDict(height=height, width=width)
@@ -310,10 +320,11 @@ class SohoImageProcessor(TorchvisionBackend):
         do_pad: bool | None,
         return_tensors: str | TensorType | None,
         size_divisor: int | None = None,
+        antialias: bool = True,
         **kwargs: object,
     ) -> BatchFeature:
         if do_resize:
-            images = [self.resize(image, size, resample) for image in images]
+            images = [self.resize(image, size, resample, antialias=antialias) for image in images]
         if not do_pad and len({tuple(image.shape) for image in images}) > 1:
             raise ValueError("do_pad=False: the images differ in size after resizing; pass do_pad=True to batch them")
         batch = self._normalise_and_pad(

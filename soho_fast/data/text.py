@@ -189,23 +189,26 @@ def mask_tokens(
     probability: float = 0.15,
     mask_share: float = 0.8,
     random_share: float = 0.1,
+    random_special: bool = False,
     whole_words: bool = False,
     at_least_one: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """BERT masking (Devlin et al. 2019, section 3.1).
 
     Each token is chosen with `probability`; a chosen one becomes [MASK] with `mask_share`, a random token of the
-    vocabulary with `random_share`, and stays as it is otherwise. Special tokens are never chosen and never drawn.
+    vocabulary with `random_share`, and stays as it is otherwise. Special tokens are never chosen, and never drawn but
+    with `random_special`.
 
     Args:
         text: The text.
         rng: Source of all draws.
         mask_token_id: Id of [MASK].
-        vocab_size: Random tokens are drawn from [0, vocab_size) without `special_ids`.
-        special_ids: Ids never drawn as a replacement.
+        vocab_size: Random tokens are drawn from [0, vocab_size).
+        special_ids: Ids never drawn as a replacement, without `random_special`.
         probability: Share of tokens (words with `whole_words`) to choose.
         mask_share: Share of the chosen that become [MASK].
         random_share: Share of the chosen that become a random token.
+        random_special: Draw random tokens from the whole vocabulary, as BERT's first PyTorch code.
         whole_words: Choose words instead of tokens: all pieces of a word are chosen together.
         at_least_one: Choose one at random when chance chose none.
 
@@ -229,7 +232,7 @@ def mask_tokens(
     ids[positions[fate < mask_share]] = mask_token_id
     for position in positions[(fate >= mask_share) & (fate < mask_share + random_share)]:
         draw = int(rng.integers(vocab_size))
-        while draw in special_ids:
+        while draw in special_ids and not random_special:
             draw = int(rng.integers(vocab_size))
         ids[position] = draw
     return ids, labels

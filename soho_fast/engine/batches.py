@@ -6,6 +6,9 @@ a resumed run continues at any step without replaying what came before.
 
 Where samples differ in shape, those of a global batch that are alike are put into one micro-batch, for there is less
 padding then. Which samples a step sees stays as random as without.
+
+Where two kinds of samples must not meet in a micro-batch, the order is one of micro-batches, hence also a function of
+their size.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +47,8 @@ class BatchPlan:
     seed: int
     group_keys: np.ndarray | None = field(default=None, compare=False, repr=False)
     """Of each sample: those of a global batch whose keys are close share micro-batches."""
+    kinds: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """Of each sample, bool: samples of both kinds are never in one micro-batch."""
 
     @property
     def has_parts(self) -> bool:
@@ -56,7 +61,7 @@ class BatchPlan:
         for step in range(first_step, total_steps):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = np.random.default_rng([1, self.seed, epoch]).permutation(self.num_samples)
+                order = self._order(epoch)
             start = step % self.steps_per_epoch * self.global_batch_size
             batch = order[start : start + self.global_batch_size]
             if self.group_keys is not None:
@@ -64,6 +69,17 @@ class BatchPlan:
             for part in range(self.gradient_accumulation_steps):
                 at = (part * self.world + rank) * self.micro_batch_size
                 yield [(epoch, int(index)) for index in batch[at : at + self.micro_batch_size]]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch. By kinds: each kind in micro-batches, the last one filled up from its own first
+        samples, and these in random order; what the filling makes too many comes last and is left out."""
+        rng = np.random.default_rng([1, self.seed, epoch])
+        order, size = rng.permutation(self.num_samples), self.micro_batch_size
+        if self.kinds is None:
+            return order
+        of_kind = [order[self.kinds[order] == kind] for kind in (False, True)]
+        parts = [np.resize(samples, (-(-len(samples) // size), size)) for samples in of_kind if len(samples)]
+        return rng.permutation(np.concatenate(parts)).ravel()
 
     def _grouped(self, batch: np.ndarray, step: int) -> np.ndarray:
         """A global batch in another order: like samples beside each other, parts at random.

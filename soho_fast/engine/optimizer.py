@@ -5,6 +5,7 @@ partitions and calls `step` with some or all groups emptied (stage 3: once per s
 the group (`kind`), the state to the tensor, and no step count is shared between tensors.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -14,25 +15,29 @@ from torch.optim.sgd import sgd
 
 from soho_fast.engine.settings import OptimSettings
 
-KINDS = ("sgd", "adamw")
+KINDS = ("sgd", "adamw", "bert_adamw")
 
 
 class SgdAdamW(torch.optim.Optimizer):
-    """SGD with momentum or AdamW, chosen by each group's `kind`.
+    """SGD with momentum, AdamW or BERT's AdamW, chosen by each group's `kind`.
 
     `kind="sgd"`: g += weight_decay * p; buf = momentum * buf + g; p -= lr * buf (torch.optim.SGD, no dampening).
     `kind="adamw"`: decoupled weight decay (Loshchilov and Hutter, 2019), as torch.optim.AdamW.
+    `kind="bert_adamw"`: as the first BERT code in PyTorch (transformers.AdamW, which transformers 5 has no more):
+    p -= lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), then p -= lr * weight_decay * p. So eps stands beside
+    the uncorrected root, where at the first step it weighs 1 / sqrt(1 - b2) = 32 times more, and the decay is that of
+    the new value.
 
     A group whose `lr` is 0 is left alone wholly, state included: ZeRO hands zero gradients for frozen parameters and
     runs a trial step at construction, and neither must decay weights, move momentum or count a step.
 
     Args:
-        params: parameter groups; each holds `kind` ("sgd" or "adamw") and may override any of the values below.
+        params: parameter groups; each holds `kind` (one of `KINDS`) and may override any of the values below.
         lr: learning rate.
         weight_decay: L2 for SGD, decoupled for AdamW.
         momentum: SGD only.
-        betas: AdamW only.
-        eps: AdamW only.
+        betas: both AdamW only.
+        eps: both AdamW only.
 
     Raises:
         ValueError: a group with an unknown `kind` or a negative value.
@@ -68,7 +73,9 @@ class SgdAdamW(torch.optim.Optimizer):
                 continue
             params = [param for param in group["params"] if param.grad is not None]
             if params:
-                (self._step_sgd if group["kind"] == "sgd" else self._step_adamw)(group, params)
+                {"sgd": self._step_sgd, "adamw": self._step_adamw, "bert_adamw": self._step_bert_adamw}[group["kind"]](
+                    group, params
+                )
         return loss
 
     def _step_sgd(self, group: dict, params: list[Tensor]) -> None:
@@ -87,6 +94,18 @@ class SgdAdamW(torch.optim.Optimizer):
             nesterov=False,
             maximize=False,
         )
+
+    def _step_bert_adamw(self, group: dict, params: list[Tensor]) -> None:
+        # Beside the uncorrected root eps is what eps / sqrt(1 - b2^t) is beside the corrected one. Tensors count their
+        # steps by themselves.
+        by_count: dict[int, list[Tensor]] = {}
+        for param in params:
+            by_count.setdefault(int(self.state[param].get("step", 0)) + 1, []).append(param)
+        for count, alike in by_count.items():
+            eps = group["eps"] / math.sqrt(1 - group["betas"][1] ** count)
+            self._step_adamw({**group, "eps": eps, "weight_decay": 0.0}, alike)
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
 
     def _step_adamw(self, group: dict, params: list[Tensor]) -> None:
         states = []
@@ -138,7 +157,7 @@ def optimizer_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
                 "params": group["params"],
                 "name": group["kind"] if group["decay"] else f"{group['kind']}_no_decay",
                 "backbone": of_backbone,
-                "kind": settings.backbone_rule if of_backbone else "adamw",
+                "kind": settings.backbone_rule if of_backbone else settings.rule,
                 "lr": 0.0,
                 "base_lr": float(settings.backbone_lr if of_backbone else settings.lr),
                 "weight_decay": float(weight_decay) if group["decay"] else 0.0,

@@ -15,11 +15,13 @@ class Schedule:
         settings: the recipe's schedule.
         steps_per_epoch: optimiser steps in one epoch, >= 1.
         total_steps: optimiser steps of the whole run, >= 1.
+        gradient_accumulation_steps: micro-batches in a step, >= 1.
     """
 
     settings: ScheduleSettings
     steps_per_epoch: int
     total_steps: int
+    gradient_accumulation_steps: int = 1
 
     def __post_init__(self) -> None:
         s = self.settings
@@ -38,13 +40,15 @@ class Schedule:
         whichever of steps and time is further on, so that a run cut by its clock still ends at `end_factor`.
         """
         s = self.settings
-        if step < s.warmup_steps:
-            return s.warmup_start + (1 - s.warmup_start) * step / s.warmup_steps
+        parts = self.gradient_accumulation_steps if s.warmup_unit == "micro_batches" else 1
+        number, warmup_steps = (step + 1) * parts - 1, s.warmup_steps / parts
+        if number < s.warmup_steps:
+            return s.warmup_start + (1 - s.warmup_start) * number / s.warmup_steps
         if s.decay == "constant":
             return 1.0
         if s.decay == "step":
             return self.step_decay(step)
-        past_warmup = (step - s.warmup_steps) / max(self.total_steps - s.warmup_steps, 1)
+        past_warmup = (step - warmup_steps) / max(self.total_steps - warmup_steps, 1)
         progress = min(max(past_warmup, elapsed), 1.0)
         shape = 0.5 * (1 + math.cos(math.pi * progress)) if s.decay == "cosine" else 1 - progress
         return s.end_factor + (1 - s.end_factor) * shape

@@ -21,11 +21,13 @@ class OptimSettings:
     """Optimiser: SGD with momentum for the backbone, AdamW for the rest.
 
     Args:
+        rule: Rule for all but the backbone: adamw is torch's; bert_adamw that of BERT's first PyTorch code, with
+            epsilon beside the root of the uncorrected second moment, and decay of the new value.
         lr: AdamW learning rate.
         weight_decay: AdamW decoupled weight decay.
         beta1: AdamW first moment decay.
         beta2: AdamW second moment decay.
-        eps: AdamW epsilon, added to the root of the second moment.
+        eps: AdamW epsilon, added to the root of the second moment (under adamw the corrected one).
         backbone_rule: Rule for the backbone.
         backbone_lr: Learning rate of the backbone.
         backbone_weight_decay: Weight decay of the backbone (L2 under sgd, decoupled under adamw).
@@ -36,6 +38,7 @@ class OptimSettings:
             [0, 0] never.
     """
 
+    rule: Literal["adamw", "bert_adamw"] = "adamw"
     lr: NonNegativeFloat = 1e-4
     weight_decay: NonNegativeFloat = 1e-2
     beta1: ShareBelowOne = 0.9
@@ -61,6 +64,8 @@ class ScheduleSettings:
 
     Args:
         warmup_steps: Steps of linear warm-up.
+        warmup_unit: What warmup_steps counts: optimiser steps, or micro_batches, of which a step takes the factor of
+            its last one.
         warmup_start: Factor at the first step of the warm-up.
         decay: Shape after the warm-up. `step` multiplies by `step_factor` at each of `step_epochs`; `cosine` and
             `linear` fall to `end_factor` at the last step; `constant` does not fall.
@@ -70,6 +75,7 @@ class ScheduleSettings:
     """
 
     warmup_steps: NonNegativeInt = 1000
+    warmup_unit: Literal["steps", "micro_batches"] = "steps"
     warmup_start: ClosedUnitInterval = 1 / 3
     decay: Literal["step", "cosine", "linear", "constant"] = "step"
     step_epochs: list[float] = field(default_factory=lambda: [25.0, 35.0])
@@ -86,7 +92,8 @@ class BatchSettings:
         gradient_accumulation_steps: Micro-batches accumulated per optimiser step. One process sees
             global_batch_size / (gradient_accumulation_steps * processes) images at a time.
         group_by_aspect_ratio: Within a global batch of several micro-batches, put images of like shapes together, which
-            saves padding. Shapes are read from the images' files when a run starts.
+            saves padding; `orientation` instead makes every micro-batch of images wider than high, or of others, never
+            of both. Shapes are read from the images' files when a run starts.
         workers: Loader processes for each training process, and as many while it measures; 0 loads in the process
             itself.
         prefetch: Micro-batches each loader process prepares ahead.
@@ -96,7 +103,7 @@ class BatchSettings:
 
     global_batch_size: PositiveInt = 16
     gradient_accumulation_steps: PositiveInt = 1
-    group_by_aspect_ratio: bool = True
+    group_by_aspect_ratio: bool | Literal["orientation"] = True
     workers: NonNegativeInt = 1
     prefetch: PositiveInt = 4
     broken_images: ClosedUnitInterval = 0.01

@@ -52,8 +52,9 @@ class Task(Protocol):
     def training_data(self) -> Any:
         """`len(data)` samples, `data.set_epoch(epoch)`, `data[index]`: one sample, the same on any rank and worker.
 
-        Where it has `data.group_keys(progress)`, float64 (samples,), samples of close keys share micro-batches;
-        `progress` is called with what is read of how much.
+        Where it has `data.group_keys(progress)`, float64 (samples,), samples of close keys share micro-batches, or (as
+        the recipe asks) only those of positive keys or only the others; `progress` is called with what is read of how
+        much.
 
         A sample that can't be used says why in its attribute `broken`, a text; otherwise that is None or not there.
 

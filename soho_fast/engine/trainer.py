@@ -83,7 +83,9 @@ class Trainer:
         self.total_steps = max(1, round(settings.epochs * self.plan.steps_per_epoch))
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)
-        self.schedule = Schedule(settings.schedule, self.plan.steps_per_epoch, self.total_steps)
+        self.schedule = Schedule(
+            settings.schedule, self.plan.steps_per_epoch, self.total_steps, self.plan.gradient_accumulation_steps
+        )
         begin, end = settings.optim.frozen_span()
         if not 0 <= begin <= end:
             raise UserError(f"optim.frozen_backbone_epochs: expected 0 <= from <= until, got [{begin:g}, {end:g}]")
@@ -552,12 +554,15 @@ class Trainer:
         )
 
     def _grouped_plan(self) -> BatchPlan:
-        """The plan, by which samples of like shapes share micro-batches where that saves padding."""
-        wanted = self.settings.batch.group_by_aspect_ratio and self.plan.has_parts
-        if not wanted or not hasattr(self.data, "group_keys"):
+        """The plan, by which samples of like shapes share micro-batches where that saves padding or is asked for."""
+        grouping = self.settings.batch.group_by_aspect_ratio
+        by_kind = grouping == "orientation"
+        if not (by_kind or (grouping and self.plan.has_parts)) or not hasattr(self.data, "group_keys"):
             return self.plan
         progress = ProgressLines(self._say, "shapes of images")
         keys = self.processes.gather(self._on_main(lambda: self.data.group_keys(progress)))[0]
+        if by_kind:
+            return replace(self.plan, kinds=keys > 0)
         return replace(self.plan, group_keys=keys) if keys.min() < keys.max() else self.plan
 
     def _on_main(self, call: Callable[[], Any]) -> Any:

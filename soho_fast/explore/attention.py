@@ -16,7 +16,7 @@ from soho_fast.explore.sources import digest_of
 from soho_fast.extras import from_extra
 
 with from_extra("train"):
-    from soho_fast.data.images import BrokenImageError, decode_image
+    from soho_fast.data.images import BrokenImageError
     from soho_fast.model.outputs import VisualTokens
     from soho_fast.pipeline import SohoPipeline
 
@@ -123,7 +123,7 @@ class SeeingPipeline(SohoPipeline):
     def _pixels(self, image: bytes) -> Tensor:
         processor = self.processor.image_processor
         try:
-            pixels_3HW = processor.resize_one(decode_image(image, shorter_edge=processor.size.shortest_edge))
+            pixels_3HW = processor.decode(image)
         except BrokenImageError as error:
             raise ValueError(f"image: {error}") from error
         self._sizes.append(tuple(pixels_3HW.shape[-2:]))

@@ -95,7 +95,8 @@ class BaseTask(ABC):
     def load_processor(self, tokenizer: Any) -> SohoProcessor:
         """The image processor of the settings, with a tokenizer."""
         size = {"shortest_edge": self.data.shorter_edge, "longest_edge": self.data.longer_edge}
-        image_processor = SohoImageProcessor(size=size, size_divisor=self.data.pad_to_multiple)
+        divisor, antialias = self.data.pad_to_multiple, self.data.antialias
+        image_processor = SohoImageProcessor(size=size, size_divisor=divisor, antialias=antialias)
         return SohoProcessor(image_processor, tokenizer)
 
     def check_text_length(self, config: SohoConfig) -> None:
@@ -589,6 +590,6 @@ class AnsweringTask(FineTuningTask):
 
 # Settings of the data that change what a model answers.
 _RESULTS_DEPEND_ON = (
-    "shorter_edge", "longer_edge", "pad_to_multiple", "max_text_length", "blank_images", "missing_images",
+    "shorter_edge", "longer_edge", "pad_to_multiple", "antialias", "max_text_length", "blank_images", "missing_images",
     "image_batch", "text_batch",
 )  # fmt: skip

@@ -44,6 +44,12 @@ SIZES = (
     "ema_variant",
     "dictionary_batch_norm",
     "visual_layer_norm",
+    "visual_encoder",
+    "dictionary",
+    "fusion",
+    "mlm_head",
+    "mvm_head",
+    "itm_bias",
 )
 FIXED = (
     "data.tokenizer", "labels", "model.preset", "model.caption_word_head", *(f"model.config.{name}" for name in SIZES)

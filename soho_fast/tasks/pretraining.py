@@ -204,9 +204,12 @@ class PretrainingTask(BaseTask):
             seed=self.seed,
             num_positive=self.data.num_positive,
             num_negative=self.data.num_negative,
-            every_caption=self.data.epoch == "captions",
+            replace_probability=self.data.replace_probability,
+            epoch=self.data.epoch,
             max_text_length=self.data.max_text_length,
             masking=asdict(self.data.masking),
+            predict_unmatched=self.model_config.losses_on == "all",
+            mvm_probability=self.data.mvm_probability,
         )
         self._training_identity = records_identity(self._training)
         # The data set has packed them; millions of caption strings need not live on.
@@ -218,10 +221,13 @@ class PretrainingTask(BaseTask):
         if "train_dataset" in self.__dict__:
             return self
         dataset = self.train_dataset
+        texts = f"{self.data.num_positive} positive and {self.data.num_negative} negative texts"
+        if self.data.replace_probability:
+            share = f"{100 * self.data.replace_probability:g} %"
+            texts = f"{self.data.num_positive} texts, of which another image's replace {share}"
         self._say(
             f"training on {dataset.num_images:,} images with {dataset.num_captions:,} captions: {len(dataset):,} "
-            f"samples an epoch, each an image with {self.data.num_positive} positive and {self.data.num_negative} "
-            f"negative texts; vocabulary of {len(self.tokenizer):,}"
+            f"samples an epoch, each an image with {texts}; vocabulary of {len(self.tokenizer):,}"
         )
         return self
 
@@ -232,7 +238,10 @@ class PretrainingTask(BaseTask):
     def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"."""
         pad_text_to = self.data.max_text_length if self.data.pad_text else None
-        return Collator(self.processor, pad_text_to=pad_text_to)(samples)
+        batch = Collator(self.processor, pad_text_to=pad_text_to)(samples)
+        if self.model_config.mvm_masking == "position":  # One for the batch: the first image's.
+            batch["mask_uniform"] = batch["mask_uniform"][:1].repeat(len(batch["mask_uniform"]))
+        return batch
 
     @cached_property
     def model_config(self) -> SohoConfig:

@@ -322,8 +322,8 @@ _WORK = (
 )
 # Settings of the data that change a score.
 _SCORES_DEPEND_ON = (
-    "shorter_edge", "longer_edge", "pad_to_multiple", "max_text_length", "missing_images", "image_batch", "pair_batch",
-    "validate", "choice_images",
+    "shorter_edge", "longer_edge", "pad_to_multiple", "antialias", "max_text_length", "missing_images", "image_batch",
+    "pair_batch", "validate", "choice_images",
 )  # fmt: skip
 
 

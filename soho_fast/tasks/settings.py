@@ -31,6 +31,8 @@ class InputData:
         shorter_edge: Images are resized so that the shorter edge has so many pixels (paper: 600).
         longer_edge: The longer edge has at most so many pixels (paper: 1000).
         pad_to_multiple: Height and width of a batch are padded to a multiple of this.
+        antialias: Shrink images by averaging over the pixels that fall together; false takes the four nearest alone and
+            decodes large JPEGs in full, as the released code does.
         max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
         image_batch: Images (in NLVR2 pairs) encoded at a time when measuring.
         precision: Type of the products when measuring: `auto` takes bf16 on a GPU that has it, and float32 elsewhere.
@@ -41,6 +43,7 @@ class InputData:
     shorter_edge: PositiveInt = 600
     longer_edge: PositiveInt = 1000
     pad_to_multiple: PositiveInt = 32
+    antialias: bool = True
     max_text_length: TextLength = 32
     image_batch: PositiveInt = 32
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -127,6 +130,7 @@ class TextMasking:
         probability: Share of tokens (of words with `whole_words`) chosen for prediction; BERT and the paper: 0.15.
         mask_share: Share of the chosen that become [MASK]; BERT: 0.8.
         random_share: Share of the chosen that become a random token; BERT: 0.1. The rest stays as it is.
+        random_special: Random tokens may be special ones too ([PAD], [MASK], ...), as in BERT's first PyTorch code.
         whole_words: Choose whole words: all pieces of a word are masked together.
         at_least_one: Choose one at random in a text in which chance chose none.
     """
@@ -134,6 +138,7 @@ class TextMasking:
     probability: ClosedUnitInterval = 0.15
     mask_share: ClosedUnitInterval = 0.8
     random_share: ClosedUnitInterval = 0.1
+    random_special: bool = False
     whole_words: bool = False
     at_least_one: bool = False
 
@@ -192,9 +197,14 @@ class PretrainingData(InputData):
         pad_text: Pad every text to max_text_length (fixed shapes) instead of to the longest of the batch.
         num_positive: Captions of the image per image (paper: 2).
         num_negative: Captions of other images per image (paper: 2).
+        replace_probability: Each of the num_positive captions is replaced by a caption of another image with this
+            probability, instead of the num_negative ones: by the first one of a random group of the same data set.
+            Needs `epoch: caption_groups` and num_negative 0; 0 replaces none.
         epoch: What an epoch holds once: captions (an image with n of them makes n / num_positive samples, rounded up,
-            among which they are divided at random) or images (each with num_positive captions drawn at random).
+            among which they are divided at random), caption_groups (the same, but divided once and for all, in their
+            order) or images (each with num_positive captions drawn at random).
         masking: How words are masked.
+        mvm_probability: Each pair is read with masked visual tokens with this probability (paper: all of them).
         heldout_images: Held-out images measured at the end; 0 takes all.
         heldout_candidates: Images (each with one caption) in zero-shot retrieval; 0 leaves retrieval out.
         quick_images: Held-out images measured in mid-training, without retrieval.
@@ -207,12 +217,21 @@ class PretrainingData(InputData):
     pad_text: bool = False
     num_positive: PositiveInt = 2
     num_negative: NonNegativeInt = 2
-    epoch: Literal["captions", "images"] = "captions"
+    replace_probability: ClosedUnitInterval = 0.0
+    epoch: Literal["captions", "caption_groups", "images"] = "captions"
     masking: TextMasking = field(default_factory=TextMasking)
+    mvm_probability: ClosedUnitInterval = 1.0
     heldout_images: NonNegativeInt = 500
     heldout_candidates: NonNegativeInt = 200
     quick_images: AtLeastTwo = 128
     pair_batch: PositiveInt = 256
+
+    def __post_init__(self) -> None:
+        if self.replace_probability and (self.epoch != "caption_groups" or self.num_negative):
+            raise ValueError(
+                "data.replace_probability: texts are replaced within data.epoch caption_groups, and data.num_negative "
+                f"is then 0; got {self.epoch} and {self.num_negative}"
+            )
 
 
 @dataclass

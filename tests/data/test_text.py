@@ -41,6 +41,15 @@ def test_share_chosen_and_what_becomes_of_it(whole_words, probability, shares):
     assert labels[0] == labels[-1] == -100, "[CLS] and [SEP] are never chosen"
 
 
+def test_random_words_of_the_whole_vocabulary():
+    """As BERT's first PyTorch code; each id as likely as any other."""
+    text = long_text()
+    ids, labels = mask(text, probability=1.0, mask_share=0.0, random_share=1.0, vocab_size=50, random_special=True)
+    share = np.bincount(ids[labels != -100], minlength=50) / (labels != -100).sum()
+    assert len(share) == 50 and np.abs(share * 50 - 1).max() < 0.15
+    assert labels[0] == labels[-1] == -100 and ids[0] == 2 and ids[-1] == 3, "[CLS] and [SEP] are never chosen"
+
+
 def test_whole_words_are_chosen_with_all_pieces():
     text = long_text(pieces=3)
     chosen = (mask(text, whole_words=True)[1] != -100)[1:-1].reshape(-1, 3)

@@ -87,7 +87,7 @@ class _Shaped:
 @pytest.mark.parametrize(
     ("keys", "wanted", "parts", "grouped"),
     [([0.0, 1] * 25, True, 2, True), ([0.0, 1] * 25, False, 2, False), ([0.0, 1] * 25, True, 1, False),
-     ([1.0] * 50, True, 2, False)],
+     ([1.0] * 50, True, 2, False), ([0.0, 1] * 25, "orientation", 1, False)],
 )  # fmt: skip
 def test_only_a_batch_of_several_parts_and_shapes_is_grouped(keys, wanted, parts, grouped):
     trainer = SimpleNamespace(
@@ -100,7 +100,9 @@ def test_only_a_batch_of_several_parts_and_shapes_is_grouped(keys, wanted, parts
     )
     plan = Trainer._grouped_plan(trainer)
     assert (plan.group_keys is not None) == grouped
-    if not grouped:
+    if wanted == "orientation":
+        assert plan.kinds.tolist() == [key > 0 for key in keys], "wider than high, or not"
+    elif not grouped:
         assert plan is trainer.plan
     trainer.data = object()
     assert Trainer._grouped_plan(trainer) is trainer.plan

@@ -39,7 +39,12 @@ class PairSampler:
     """Draws positive and negative captions of an image. Every draw comes from the generator given."""
 
     def __init__(
-        self, captions_of: Sequence[Sequence[str]], sources: Sequence[str] | None = None, *, negatives: bool = True
+        self,
+        captions_of: Sequence[Sequence[str]],
+        sources: Sequence[str] | None = None,
+        *,
+        negatives: bool = True,
+        replacing_groups_of: int = 0,
     ) -> None:
         """Keep the captions of all images.
 
@@ -48,10 +53,11 @@ class PairSampler:
             sources: For every image the data set it is of, whose images stand together: negatives are drawn within it,
                 or their style would tell them apart. None: all are of one.
             negatives: Whether negatives will be drawn too.
+            replacing_groups_of: So many captions make a group where `replacement` will be asked for; 0: it will not.
 
         Raises:
             ValueError: There is nothing to draw negatives from: fewer than two images, or one that has every caption
-                of the data set.
+                of the data set. Or there is no replacement: a data set with one image.
         """
         if negatives:
             check_negatives(captions_of)
@@ -60,6 +66,13 @@ class PairSampler:
         if sources is not None:
             starts += [number for number in range(1, len(sources)) if sources[number] != sources[number - 1]]
         self._bounds = np.array([*starts, len(captions_of)])
+        self._group_size = replacing_groups_of
+        if replacing_groups_of:
+            for alone in np.flatnonzero(np.diff(self._bounds) == 1):
+                name = f" {sources[self._bounds[alone]]}" if sources is not None else ""
+                raise ValueError(f"data set{name}: expected at least 2 images to replace captions between, got 1")
+            num_groups_I = -(-self._texts.counts() // replacing_groups_of)
+            self._first_group = np.concatenate([[0], np.cumsum(num_groups_I)])
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -88,6 +101,25 @@ class PairSampler:
         available = self._texts.count(index)
         order = np.resize(rng.permutation(available), (-(-available // count), count))
         return [self._texts.get(index, int(chosen)) for chosen in order[number]]
+
+    def fixed_group(self, index: int, number: int, count: int) -> list[str]:
+        """Group `number` of the image's captions, divided in their order into groups of `count`, always the same.
+
+        The last group is filled with the image's captions from the first one on.
+        """
+        available = self._texts.count(index)
+        return [self._texts.get(index, (number * count + place) % available) for place in range(count)]
+
+    def replacement(self, index: int, rng: np.random.Generator) -> str:
+        """The first caption of a group of another image of the same data set, all groups alike. What it says is not
+        looked at: it may describe this image too."""
+        place = np.searchsorted(self._bounds, index, side="right")
+        first, end = self._first_group[self._bounds[place - 1]], self._first_group[self._bounds[place]]
+        own_first, own_end = self._first_group[index], self._first_group[index + 1]
+        group = first + rng.integers(end - first - (own_end - own_first))
+        group += (own_end - own_first) * (group >= own_first)
+        other = int(np.searchsorted(self._first_group, group, side="right")) - 1
+        return self._texts.get(other, int(group - self._first_group[other]) * self._group_size)
 
     def negatives(self, index: int, count: int, rng: np.random.Generator) -> list[str]:
         """`count` captions of other images of its data set with content words that this image's captions have not.

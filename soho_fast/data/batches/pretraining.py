@@ -1,9 +1,9 @@
-"""Pre-training samples: each image with its positive texts, then its negative ones, all masked alike."""
+"""Pre-training samples: each image with texts that match and texts that do not, all masked alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -13,16 +13,19 @@ from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_tokens
 
+Epoch = Literal["captions", "caption_groups", "images"]
+"""What an epoch holds once; see `PretrainingDataset`."""
+
 
 class PretrainingDataset(SampleDataset):
     """Samples that depend on (seed, epoch, index) only: not on the rank, the worker, or what was drawn before.
 
     A sample is an image with `num_positive` of its captions. An epoch holds each image once, with captions drawn at
-    random, or with `every_caption` as often as it takes: n captions are divided at random among ceil(n / num_positive)
-    samples, so that each comes up; the last is filled with captions of the others.
+    random, or as often as it takes: n captions are divided among ceil(n / num_positive) samples, so that each comes up;
+    the last is filled with captions of the others.
 
-    Ask for an epoch's sample by `set_epoch`, then `dataset[index]`. A batch has `mlm_labels` (P, S), -100 outside and
-    everywhere on negatives, `itm_labels` (P,; 1 = matched), and `mask_uniform` (B,).
+    Ask for an epoch's sample by `set_epoch`, then `dataset[index]`. A batch has `mlm_labels` (P, S), -100 outside,
+    `itm_labels` (P,; 1 = matched), `mask_uniform` (B,), and where not all pairs are masked `mask_pairs` (P,), bool.
     """
 
     def __init__(
@@ -33,9 +36,12 @@ class PretrainingDataset(SampleDataset):
         seed: int = 0,
         num_positive: int = 2,
         num_negative: int = 2,
-        every_caption: bool = False,
+        replace_probability: float = 0.0,
+        epoch: Epoch = "images",
         max_text_length: int = 32,
         masking: Mapping[str, Any] | None = None,
+        predict_unmatched: bool = False,
+        mvm_probability: float = 1.0,
     ) -> None:
         """Keep the records, packed so that worker processes share them.
 
@@ -45,12 +51,24 @@ class PretrainingDataset(SampleDataset):
             seed: Seed of everything drawn.
             num_positive: Texts per image taken from its captions (paper, section 4.1: 2).
             num_negative: Texts per image taken from other images (paper: 2).
-            every_caption: Whether an epoch holds every caption, or every image once.
+            replace_probability: With it each text taken from the captions is replaced by one of another image, see
+                `PairSampler.replacement`; needs `caption_groups` and no `num_negative`.
+            epoch: What an epoch holds: "images", each once; "captions", divided anew at random in each epoch; or
+                "caption_groups", captions divided once and for all.
             max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
             masking: How words are masked: keywords of `mask_tokens`, its `probability` and those after it.
+            predict_unmatched: Whether masked words have labels in texts of other images too.
+            mvm_probability: Each text is read with masked visual tokens with this probability.
         """
         if num_positive < 1 or num_negative < 0:
             raise ValueError(f"expected num_positive >= 1 and num_negative >= 0, got {num_positive} and {num_negative}")
+        if epoch not in get_args(Epoch):
+            raise ValueError(f"epoch: expected one of {', '.join(get_args(Epoch))}, got {epoch!r}")
+        if replace_probability and (epoch != "caption_groups" or num_negative):
+            raise ValueError(
+                "replace_probability: expected epoch caption_groups and num_negative 0 with it, got "
+                f"{epoch} and {num_negative}"
+            )
         if max_text_length < 3:
             raise ValueError(f"max_text_length: expected at least 3 ([CLS], a token, [SEP]), got {max_text_length}")
         if seed < 0:
@@ -61,16 +79,23 @@ class PretrainingDataset(SampleDataset):
         self.seed = seed
         self.num_positive = num_positive
         self.num_negative = num_negative
+        self.replace_probability = replace_probability
+        self.epoch_of = epoch
         self.max_text_length = max_text_length
         self.masking = dict(masking or {})
+        self.predict_unmatched, self.mvm_probability = predict_unmatched, mvm_probability
         super().__init__(Images([record.image for record in records], processor))
         self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
-        sources = [record.source for record in records]
-        self._pairs = PairSampler([record.captions for record in records], sources, negatives=num_negative > 0)
+        self._pairs = PairSampler(
+            [record.captions for record in records],
+            [record.source for record in records],
+            negatives=num_negative > 0,
+            replacing_groups_of=num_positive if replace_probability else 0,
+        )
+        every_caption = epoch != "images"
         num_samples_I = -(-self._pairs.counts() // num_positive) if every_caption else np.ones(len(records), np.int64)
         self._image_of = np.repeat(np.arange(len(records)), num_samples_I)
         self._first_of = np.cumsum(num_samples_I) - num_samples_I
-        self.every_caption = every_caption
         self._special_ids = frozenset(processor.tokenizer.all_special_ids)
 
     def __len__(self) -> int:
@@ -99,22 +124,34 @@ class PretrainingDataset(SampleDataset):
             return sample
         rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
         sample.image_fields["mask_uniform"] = float(rng.random())
-        if self.every_caption:
-            of_image = np.random.default_rng([CAPTION_STREAM, self.seed, self._epoch, image])
-            number = index - int(self._first_of[image])
-            texts = self._pairs.group(image, number, self.num_positive, of_image)
-        else:
-            texts = self._pairs.positives(image, self.num_positive, rng)
+        texts = self._captions(index, image, rng)
+        matched = np.arange(len(texts) + self.num_negative) < self.num_positive
+        if self.replace_probability:
+            matched = rng.random(len(texts)) >= self.replace_probability
+            for place in np.flatnonzero(~matched):
+                texts[place] = self._pairs.replacement(image, rng)
         texts += self._pairs.negatives(image, self.num_negative, rng)
         masked = [self._mask(text, rng) for text in encode_texts(self.processor.tokenizer, texts, self.max_text_length)]
         sample.texts_ids = [ids for ids, _ in masked]
-        sample.text_fields["itm_labels"] = (np.arange(len(texts)) < self.num_positive).astype(np.int64)
-        # All texts are masked alike, or a [MASK] would tell which ones match; only the words of those are predicted.
+        sample.text_fields["itm_labels"] = matched.astype(np.int64)
+        if self.mvm_probability < 1:
+            sample.text_fields["mask_pairs"] = rng.random(len(texts)) < self.mvm_probability
+        # All texts are masked alike, or a [MASK] would tell which ones match.
         nothing = np.full(0, IGNORED_LABEL)
         sample.token_labels["mlm_labels"] = [
-            labels if number < self.num_positive else nothing for number, (_, labels) in enumerate(masked)
+            labels if own or self.predict_unmatched else nothing
+            for own, (_, labels) in zip(matched, masked, strict=True)
         ]
         return sample
+
+    def _captions(self, index: int, image: int, rng: np.random.Generator) -> list[str]:
+        if self.epoch_of == "images":
+            return self._pairs.positives(image, self.num_positive, rng)
+        number = index - int(self._first_of[image])
+        if self.epoch_of == "caption_groups":
+            return self._pairs.fixed_group(image, number, self.num_positive)
+        of_image = np.random.default_rng([CAPTION_STREAM, self.seed, self._epoch, image])
+        return self._pairs.group(image, number, self.num_positive, of_image)
 
     def _mask(self, text: EncodedText, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return mask_tokens(

@@ -254,7 +254,7 @@ def positives_of(dataset, processor, epoch):
 
 
 def test_an_epoch_of_captions_holds_each_once_but_for_what_fills_a_short_sample(uneven, processor):
-    dataset = PretrainingDataset(uneven, processor, seed=5, masking={"probability": 0.0}, every_caption=True)
+    dataset = PretrainingDataset(uneven, processor, seed=5, masking={"probability": 0.0}, epoch="captions")
     epochs = [positives_of(dataset, processor, epoch) for epoch in range(3)]
     for groups_of in epochs:
         assert [len(groups_of[image]) for image in range(6)] == [1, 1, 2, 2, 3, 4]
@@ -266,7 +266,7 @@ def test_an_epoch_of_captions_holds_each_once_but_for_what_fills_a_short_sample(
 
 
 def test_two_samples_of_an_image_in_a_batch_share_it(uneven, processor, collate):
-    dataset = PretrainingDataset(uneven, processor, seed=5, every_caption=True)
+    dataset = PretrainingDataset(uneven, processor, seed=5, epoch="captions")
     samples = [dataset[index] for index in (1, 9, 12, 10)]
     batch = collate(samples)
     assert batch["sample_ids"] == ["coco/1", "coco/5", "coco/5", "coco/5"]

@@ -1,0 +1,145 @@
+"""Captions in fixed groups, each replaced by chance, and words masked in all of them: as the released code draws."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from soho_fast.data.batches.pair_sampling import PairSampler
+from soho_fast.data.batches.pretraining import PretrainingDataset
+from soho_fast.data.batches.sample import Collator
+
+COUNTS = (1, 2, 3, 4, 5, 7, 8, 9)
+GROUPS = [-(-count // 4) for count in COUNTS]
+SOURCES = ["coco"] * 5 + ["visual_genome"] * 3
+
+
+@pytest.fixture
+def many(records):
+    """Eight images of two data sets; caption c of image i reads "[UNK] ... colour a a ..", told by its length."""
+    return [
+        replace(
+            record, source=source, captions=tuple(f"{record.captions[1].split()[-1]}{' a' * n}" for n in range(count))
+        )
+        for record, source, count in zip(records, SOURCES, COUNTS, strict=False)
+    ]
+
+
+def make(records, processor, **options):
+    options = {
+        "seed": 5, "num_positive": 4, "num_negative": 0, "replace_probability": 0.5, "epoch": "caption_groups",
+        "max_text_length": 16, "masking": {"probability": 0.0}, "predict_unmatched": True, "mvm_probability": 0.015,
+        **options,
+    }  # fmt: skip
+    return PretrainingDataset(records, processor, **options)
+
+
+def texts_of(dataset, index, epoch=0):
+    dataset.set_epoch(epoch)
+    sample = dataset[index]
+    texts = dataset.processor.tokenizer.batch_decode(sample.texts_ids, skip_special_tokens=True)
+    return texts, sample.text_fields["itm_labels"]
+
+
+def test_groups_are_cut_once_and_the_last_is_filled_from_the_images_own(many, processor):
+    dataset = make(many, processor, replace_probability=0.0)
+    assert len(dataset) == sum(GROUPS) and dataset.num_captions == sum(COUNTS)
+    first = [texts_of(dataset, index)[0] for index in range(len(dataset))]
+    expected = []
+    for record, count, groups in zip(many, COUNTS, GROUPS, strict=True):
+        order = [number % count for number in range(4 * groups)]
+        expected += [[record.captions[number] for number in order[at : at + 4]] for at in range(0, len(order), 4)]
+    assert first == expected
+    assert all(texts_of(dataset, index, epoch)[0] == first[index] for epoch in (1, 7) for index in range(len(dataset)))
+    captions = make(many, processor, replace_probability=0.0, epoch="captions")
+    again = [[texts_of(captions, index, epoch)[0] for index in range(len(captions))] for epoch in (0, 1)]
+    assert again[0] != again[1], "not fixed"
+
+
+def test_each_caption_is_replaced_by_chance_and_the_label_says_so(many, processor):
+    dataset, whole = make(many, processor), make(many, processor, replace_probability=0.0)
+    own = [texts_of(whole, index)[0] for index in range(len(whole))]
+    replaced, joint, total = np.zeros(4), 0, 0
+    for epoch in range(120):
+        for index in range(len(dataset)):
+            texts, labels = texts_of(dataset, index, epoch)
+            for text, was, label in zip(texts, own[index], labels, strict=True):
+                assert label == (text == was), "an unmatched text is never one of the image's own"
+            replaced += 1 - labels
+            joint += (1 - labels[0]) * (1 - labels[1])
+            total += 1
+    assert np.abs(replaced / total - 0.5).max() < 0.04, "each place with p = 0.5"
+    assert abs(joint / total - 0.25) < 0.04, "each caption by itself, no fixed 2 + 2"
+
+
+@pytest.mark.parametrize("index", [0, 4, 5, 7])
+def test_a_replacement_is_the_first_of_any_group_of_another_image_of_the_data_set(many, index):
+    sampler = PairSampler(
+        [record.captions for record in many], [record.source for record in many], negatives=False, replacing_groups_of=4
+    )
+    rng = np.random.default_rng(index)
+    drawn = Counter(sampler.replacement(index, rng) for _ in range(3000))
+    expected = [
+        record.captions[4 * group]
+        for other, record in enumerate(many)
+        if other != index and record.source == many[index].source
+        for group in range(GROUPS[other])
+    ]
+    assert set(drawn) == set(expected), "the first of a group, of another image, of the same data set"
+    shares = [drawn[text] / 3000 * len(expected) for text in expected]
+    assert max(map(abs, np.subtract(shares, 1))) < 0.2, "groups are alike, not images"
+
+
+def test_pairs_are_masked_by_chance_and_all_texts_have_labels(many, processor):
+    dataset = make(many, processor, masking={"probability": 0.3}, mvm_probability=0.1)
+    collate = Collator(processor, pad_text_to=16)
+    masked, labelled, words = [], torch.zeros(2), torch.zeros(2)
+    for epoch in range(80):
+        dataset.set_epoch(epoch)
+        batch = collate([dataset[index] for index in range(len(dataset))])
+        assert batch["input_ids"].shape == batch["mlm_labels"].shape == (4 * len(dataset), 16), "always padded"
+        assert batch["mask_pairs"].dtype == torch.bool and batch["mask_pairs"].shape == batch["itm_labels"].shape
+        masked.append(batch["mask_pairs"])
+        for label in (0, 1):
+            rows = batch["itm_labels"] == label
+            labelled[label] += (batch["mlm_labels"][rows] != -100).sum()
+            words[label] += (batch["attention_mask"][rows].sum(1) - 2).sum()
+    masked = torch.stack(masked).float()
+    assert abs(masked.mean() - 0.1) < 0.015 and masked.mean(0).max() < 0.3, "every pair by itself"
+    assert (labelled / words - 0.3).abs().max() < 0.02, "replaced texts are predicted too"
+    assert "mask_pairs" not in collate([make(many, processor, mvm_probability=1.0)[0]])
+
+
+def test_draws_depend_on_seed_epoch_and_index_only(many, processor):
+    dataset = make(many, processor, masking={"probability": 0.3}, mvm_probability=0.3)
+
+    def fields(sample):
+        return [*sample.texts_ids, *sample.text_fields.values(), *sample.token_labels["mlm_labels"]]
+
+    dataset.set_epoch(3)
+    forward = [fields(dataset[index]) for index in range(len(dataset))]
+    backward = [fields(dataset[index]) for index in reversed(range(len(dataset)))][::-1]
+    dataset.set_epoch(3)
+    loaded = [fields(sample) for sample in DataLoader(dataset, batch_size=None, num_workers=2)]
+    for first, second, third in zip(forward, backward, loaded, strict=True):
+        for one, two, three in zip(first, second, third, strict=True):
+            assert np.array_equal(one, two) and np.array_equal(one, np.asarray(three))
+    dataset.set_epoch(4)
+    assert not all(map(np.array_equal, forward[3], fields(dataset[3])))
+
+
+@pytest.mark.parametrize(
+    ("first", "options", "words"),
+    [
+        (0, {"epoch": "captions"}, "expected epoch caption_groups and num_negative 0 with it, got captions and 0"),
+        (0, {"num_negative": 2}, "expected epoch caption_groups and num_negative 0 with it, got caption_groups and 2"),
+        (0, {"epoch": "groups"}, "epoch: expected one of captions, caption_groups, images, got 'groups'"),
+        (4, {}, "data set coco: expected at least 2 images to replace captions between, got 1"),
+    ],
+)
+def test_refusals(many, processor, first, options, words):
+    with pytest.raises(ValueError, match=words):
+        make(many[first:], processor, **options)
