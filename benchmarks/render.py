@@ -1,11 +1,13 @@
 """Renders the JSON of the op benchmarks: the tables of docs/results.md between its markers, and the figure of time
-against N, K and C. So no figure there is typed by hand. What it rendered is kept in benchmarks/results/ops.json.
+against N, K and C. So no figure there is typed by hand. The last run of each kind of processor is kept in
+benchmarks/results/; the page has them all, the newest first.
 
     python -m benchmarks.render result.json
 """
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -84,6 +86,18 @@ def _training_steps(steps: list[dict]) -> list[str]:
         ratios = f"{step['ratio']:.2f}x | {step['cpu_ratio']:.2f}x | >= {step['bar']:g}x"
         lines.append(f"| {step['shape']}, {precision} | {ours} | {eager} | {ratios} | {word} |")
     return [*lines, ""]
+
+
+def store_name(result: dict) -> str:
+    """The file for the runs of this kind of processor."""
+    words = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", " ", _cpu(result).lower())
+    return f"ops-{'-'.join(re.findall('[a-z0-9]+', words)) or 'unnamed'}.json"
+
+
+def tables(folder: Path) -> str:
+    """Markdown: what every stored result renders, the newest first."""
+    results = [read_result(path) for path in folder.glob("ops-*.json")]
+    return "\n\n".join(table(result) for result in sorted(results, key=lambda it: it["datetime"], reverse=True))
 
 
 def table(result: dict) -> str:
@@ -186,18 +200,19 @@ def main(arguments: list[str] | None = None) -> None:
         "--page", type=Path, default=ROOT / "docs/results.md", help="file whose marked block is replaced"
     )
     parser.add_argument("--figure", type=Path, default=ROOT / "docs/benchmarks.png", help="PNG to write")
-    parser.add_argument("--store", type=Path, default=ROOT / "benchmarks/results/ops.json", help="copy to keep")
+    parser.add_argument("--store", type=Path, default=ROOT / "benchmarks/results", help="folder of the copies to keep")
     options = parser.parse_args(arguments)
     try:
         result = read_result(options.result)
-        page = with_table(options.page.read_text(), table(result))
+        with_table(options.page.read_text(), "")
         draw(result, options.figure)
+        options.store.mkdir(parents=True, exist_ok=True)
+        copy = options.store / store_name(result)
+        copy.write_text(json.dumps(stored(result)) + "\n")
+        options.page.write_text(with_table(options.page.read_text(), tables(options.store)))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    options.page.write_text(page)
-    options.store.parent.mkdir(parents=True, exist_ok=True)
-    options.store.write_text(json.dumps(stored(result)) + "\n")
-    print(f"wrote {options.page}, {options.figure} and {options.store}")
+    print(f"wrote {options.page}, {options.figure} and {copy}")
 
 
 if __name__ == "__main__":
