@@ -16,7 +16,10 @@ from soho_fast.hub import HUB_OPTIONS, loading_options
 
 from .auxiliary import Aid
 from .config import SohoConfig
+from .heads import ClassificationHead, MatchingHead
 from .normalization import TokenBatchNorm
+from .official.batch_norm import AllTokenBatchNorm
+from .official.fusion import GatedFusion
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
 from .visual_dictionary import VisualDictionary
 
@@ -25,7 +28,11 @@ if TYPE_CHECKING:
 
 
 class SohoPreTrainedModel(PreTrainedModel):
-    """A SOHO model of any kind; `config` is a `SohoConfig`."""
+    """A SOHO model of any kind; `config` is a `SohoConfig`.
+
+    Initial values are BERT's (`initializer_range`), He et al. 2015 for convolutions. With `initial_values="official"`
+    those of the mask vector are normal(0, 1), those of the classifiers of matching, VQA and NLVR2 He's.
+    """
 
     config_class = SohoConfig
     base_model_prefix = "soho"
@@ -39,7 +46,7 @@ class SohoPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = [
         "running_mean",
         "running_var",
-        *(f"visual_dictionary.{name}" for name in ("codebook", "usage", "age", "cluster_size", "cluster_sum")),
+        *(f"visual_dictionary.{name}" for name in ("codebook", "usage", "age", "cluster_size", "cluster_sum", "total")),
     ]
 
     @classmethod
@@ -74,8 +81,12 @@ class SohoPreTrainedModel(PreTrainedModel):
             else:
                 init.xavier_uniform_(module.weight)
                 init.zeros_(module.bias)
-        elif isinstance(module, (TokenBatchNorm, VisualDictionary, Aid)):
+        elif isinstance(module, (TokenBatchNorm, AllTokenBatchNorm, VisualDictionary, GatedFusion, Aid)):
             module.reset()
+        elif isinstance(module, (MatchingHead, ClassificationHead)) and self.config.initial_values == "official":
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):
+                    init.kaiming_normal_(linear.weight)
         elif isinstance(module, BertEmbeddings):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
             init.zeros_(module.token_type_ids)
@@ -123,7 +134,7 @@ class SohoPreTrainedModel(PreTrainedModel):
 
     def _moved_without_gradient(self) -> list["TokenBatchNorm | VisualDictionary"]:
         both = (self.base().feature_norm, self.base().visual_dictionary)
-        return [module for module in both if module is not None]
+        return [module for module in both if isinstance(module, (TokenBatchNorm, VisualDictionary))]
 
     def take_num_non_finite(self) -> int:
         """How many visual tokens were not finite in training since the last call; see `VisualDictionary`."""

@@ -13,14 +13,13 @@ from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .auxiliary import Aided
 from .auxiliary.contrastive import ContrastiveHead, ContrastiveVectors
 from .config import SohoConfig
-from .heads import LossSum, MatchingHead, cross_entropy_sum, global_means, total_loss
+from .heads import ClassificationHead, LossSum, MatchingHead, cross_entropy_sum, global_means, total_loss
 from .inputs import SohoInputs, Texts
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
 from .pair_encoder import PairMatching
@@ -45,6 +44,8 @@ class SohoDownstreamModel(SohoModelWithHeads):
         cls, path_or_name: str, *, use_dictionary_output: bool = False, **overrides: Any
     ) -> tuple[Self, LoadReport]:
         """The model of this task with the weights of a pre-trained one, in float32.
+
+        Its CNN's statistics move once a step (`recomputed_batch_norm` is off), as in the released fine-tuning.
 
         Args:
             path_or_name: what `SohoForPreTraining.save_pretrained` wrote, or its name on the hub.
@@ -73,7 +74,7 @@ class SohoDownstreamModel(SohoModelWithHeads):
         state = {name: tensor for name, tensor in source.state_dict().items() if name not in absent}
         values = source.config.to_dict()
         SohoConfig.check_names(name for name in overrides if name not in values)
-        values |= {**overrides, "use_dictionary_output": use_dictionary_output}
+        values |= {"recomputed_batch_norm": False, **overrides, "use_dictionary_output": use_dictionary_output}
         model = cls(SohoConfig.from_dict(values))
         report = copy_state(model, state, f"from_pretraining({path_or_name!r})")
         lost = [name for name in report.missing if not name.startswith(cls._new_prefix)]
@@ -88,19 +89,6 @@ class SohoDownstreamModel(SohoModelWithHeads):
         """The last hidden state of [CLS] (P, D), and all outputs; arguments as in `SohoModel.forward`."""
         outputs = self.soho(visual, texts, return_dict=True, **kwargs)
         return outputs.last_hidden_state[:, 0], outputs
-
-
-class ClassificationHead(nn.Sequential):
-    """Linear, activation, dropout, linear: the MLP of VQA (768-3072-answers in the paper), and of NLVR2."""
-
-    def __init__(self, config: SohoConfig, in_features: int, num_labels: int) -> None:
-        dropout = config.hidden_dropout_prob if config.head_dropout is None else config.head_dropout
-        super().__init__(
-            nn.Linear(in_features, config.intermediate_size),
-            ACT2FN[config.head_act or config.hidden_act],
-            nn.Dropout(dropout),
-            nn.Linear(config.intermediate_size, num_labels),
-        )
 
 
 class SohoClassifier(SohoDownstreamModel):

@@ -42,9 +42,9 @@ class VisualEmbeddings(nn.Module):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
-        eps = config.visual_layer_norm_eps
+        eps, dropout = config.visual_layer_norm_eps, config.visual_dropout_prob
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=eps) if config.visual_layer_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
 
     def forward(self, embed_BLD: Tensor, position_BLD: Tensor) -> Tensor:
         """Both (B, L, D); returns (B, L, D) in embed's type."""

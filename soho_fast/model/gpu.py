@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .backbones import Masks
 from .base import SohoPreTrainedModel
+from .official.visual_encoder import OfficialVisualEncoder
 from .visual_encoder import VisualEncoder
 
 __all__ = ["speed_up_on_gpu"]
@@ -28,6 +29,10 @@ class ChannelsLastVisualEncoder(VisualEncoder):
         return super().run_backbone(x.contiguous(memory_format=torch.channels_last), masks)
 
 
+class ChannelsLastOfficialVisualEncoder(ChannelsLastVisualEncoder, OfficialVisualEncoder):
+    """`OfficialVisualEncoder` with the channels last."""
+
+
 def speed_up_on_gpu(model: Model) -> Model:
     """Makes a SOHO model faster on a GPU, in place: features of the CNN have their channels last.
 
@@ -39,5 +44,7 @@ def speed_up_on_gpu(model: Model) -> Model:
     Returns:
         The same object.
     """
-    model.base().visual_encoder.__class__ = ChannelsLastVisualEncoder
+    encoder = model.base().visual_encoder
+    official = isinstance(encoder, OfficialVisualEncoder)
+    encoder.__class__ = ChannelsLastOfficialVisualEncoder if official else ChannelsLastVisualEncoder
     return model

@@ -5,6 +5,7 @@ M positions, D channels, V words, K codes, P pairs, S tokens, X whatever stands 
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from .config import SohoConfig
@@ -36,11 +37,24 @@ class MatchingHead(nn.Module):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
-        self.classifier = nn.Linear(config.hidden_size, 2)
+        self.classifier = nn.Linear(config.hidden_size, 2, bias=config.itm_bias)
 
     def forward(self, hidden_PD: Tensor) -> Tensor:
         """(P, D) -> (P, 2)."""
         return self.classifier(hidden_PD)
+
+
+class ClassificationHead(nn.Sequential):
+    """Linear, activation, dropout, linear: the MLP of VQA (768-3072-answers in the paper), and of NLVR2."""
+
+    def __init__(self, config: SohoConfig, in_features: int, num_labels: int) -> None:
+        dropout = config.hidden_dropout_prob if config.head_dropout is None else config.head_dropout
+        super().__init__(
+            nn.Linear(in_features, config.intermediate_size),
+            ACT2FN[config.head_act or config.hidden_act],
+            nn.Dropout(dropout),
+            nn.Linear(config.intermediate_size, num_labels),
+        )
 
 
 def labelled_places(labels_PS: Tensor) -> Tensor:

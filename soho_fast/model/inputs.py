@@ -6,6 +6,7 @@ B images, P texts, S tokens of a text, H x W pixels, C x h x w features of the C
 from dataclasses import dataclass
 from typing import TypedDict
 
+import torch
 from torch import Tensor
 
 from .outputs import VisualTokens
@@ -67,6 +68,13 @@ class Texts:
             raise ValueError(f"attention_mask: expected shape {expected} as input_ids has, got {got}")
         if self.image_index is not None and tuple(self.image_index.shape) != (len(self.input_ids),):
             raise ValueError(f"image_index: expected shape ({len(self.input_ids)},), got {_shape(self.image_index)}")
+
+    def per_image(self, num_images: int) -> Tensor | None:
+        """How many texts are read with each image, float32 (B,); `None`: one with each."""
+        if self.image_index is None:
+            return None
+        ones_P = torch.ones(self.image_index.shape, device=self.image_index.device)
+        return ones_P.new_zeros(num_images).index_add_(0, self.image_index, ones_P)
 
     def of_images(self, value_BX: Tensor) -> Tensor:
         """What each image has to what each text has with its image: (B, ..) to (P, ..)."""

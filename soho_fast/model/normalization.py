@@ -185,8 +185,19 @@ class TokenBatchNorm(Float32Buffers):
         if applied and gathered is not None:
             self._update(gathered)
 
-    def forward(self, feat_BLC: Tensor, valid_BL: Tensor) -> Tensor:
-        """feat_BLC of any floating type, valid_BL bool; returns feat_BLC's shape and type, computed in float32."""
+    def forward(self, feat_BLC: Tensor, valid_BL: Tensor, num_texts_B: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            feat_BLC: any floating type.
+            valid_BL: bool.
+            num_texts_B: not read: each image counts once. (`official/batch_norm.py: AllTokenBatchNorm` reads it.)
+
+        Returns:
+            feat_BLC's shape and type, zero where a token is not valid, computed in float32.
+        """
+        return self._normalised(feat_BLC, valid_BL).masked_fill(~valid_BL.unsqueeze(-1), 0.0)
+
+    def _normalised(self, feat_BLC: Tensor, valid_BL: Tensor) -> Tensor:
         x_BLC = feat_BLC.float()
         if not self.training:
             scale_C = torch.rsqrt(self.running_var + self.eps) * self.weight.float()

@@ -14,11 +14,12 @@ class VisualTokens(ModelOutput):
     """Images after the visual encoder and the dictionary: what the Transformer reads with the texts.
 
     Args:
-        features (B, L, D): the dictionary's input; zero at padding.
+        features (B, L, D): the dictionary's input; zero at padding (not so with `visual_encoder="official"`).
         valid (B, L) bool: True at real tokens.
         position (B, L, D) float32: 2-D sine position.
-        embedding (B, L, D): f(v), eq. 3; `None` without a dictionary output.
-        index (B, L) int64: the code of each token, -1 at padding; `None` without a dictionary.
+        embedding (B, L, D): f(v), eq. 3, or what `fusion` makes of it; `None` without a dictionary output.
+        index (B, L) int64: the code of each token, -1 at padding (with `visual_encoder="official"` a code there too);
+            `None` without a dictionary.
     """
 
     features: Tensor | None = None
@@ -27,6 +28,11 @@ class VisualTokens(ModelOutput):
     embedding: Tensor | None = None
     index: Tensor | None = None
 
+    @property
+    def tokens(self) -> Tensor:
+        """What the Transformer reads, (B, L, D): the embedding, or without a dictionary's output the features."""
+        return self.features if self.embedding is None else self.embedding
+
 
 @dataclass
 class SohoModelOutput(ModelOutput):
@@ -34,10 +40,9 @@ class SohoModelOutput(ModelOutput):
     Args:
         last_hidden_state (P, S + L, D): text tokens first ([CLS] is position 0), then the visual tokens.
         text_length: S.
-        index (B, L) int64, -1 at padding; `None` without a dictionary.
-        valid (B, L) bool.
-        mvm_labels (B, L) int64: the code of each token that was masked, -100 elsewhere; `None` when nothing was asked
-            to be masked.
+        index, valid (B, L): as in `VisualTokens`.
+        mvm_labels (P, L) int64: the code of each visual token of a pair that was masked, -100 elsewhere; `None` when
+            nothing was asked to be masked.
         hidden_states, attentions: per layer, when asked for.
     """
 
@@ -70,7 +75,7 @@ class SohoForPreTrainingOutput(ModelOutput):
         caption_word_loss (): binary cross-entropy summed over the words, mean over images; training only, `None` where
             the config has no weight for it.
         mlm_logits (M, V), mlm_targets (M,): at the labelled text positions, in the order of `mlm_labels != -100`.
-        mvm_logits (M, K), mvm_targets (M,): at the masked visual tokens of the positive pairs.
+        mvm_logits (M, K), mvm_targets (M,): at the masked visual tokens of the pairs that count (`losses_on`).
         itm_logits (P, 2): index 1 is "matched".
         index, valid (B, L): as in `SohoModelOutput`.
         perplexity (), live_codes (), usage (K,): over the running usage, after this forward's update; within a step

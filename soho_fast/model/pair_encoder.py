@@ -48,8 +48,7 @@ class PairMatching:
 
     def embed_images(self, visual: VisualTokens) -> Tensor:
         """Visual tokens as the Transformer reads them, (B, L, D); those that are not valid are to be left out."""
-        visual_BLD = visual.features if visual.embedding is None else visual.embedding
-        return self.soho.visual_embeddings(visual_BLD, visual.position)
+        return self.soho.visual_embeddings(visual.tokens, visual.position)
 
     def matching_logits(
         self, visual_ILD: Tensor, input_ids_TS: Tensor, text_index_P: Tensor, image_index_P: Tensor

@@ -24,10 +24,28 @@ from .embeddings import VisualEmbeddings, sine_position
 from .heads import LossSum, MatchingHead, TokenHead, at_places, cross_entropy_sum, labelled_places, total_loss
 from .inputs import SohoInputs, Texts
 from .normalization import TokenBatchNorm
+from .official.batch_norm import AllTokenBatchNorm
+from .official.dictionary import OfficialDictionary
+from .official.fusion import GatedFusion
+from .official.heads import TiedHead, cosine_logits
+from .official.masking import label_at_place, masked_in_some_pairs
+from .official.visual_encoder import OfficialVisualEncoder
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
 from .pair_encoder import PairMatching
 from .visual_dictionary import VisualDictionary
 from .visual_encoder import VisualEncoder
+
+# What the fields of these names choose from.
+VISUAL_ENCODERS = {"paper": VisualEncoder, "official": OfficialVisualEncoder}
+DICTIONARIES = {"paper": VisualDictionary, "official": OfficialDictionary}
+WORD_HEADS = {"bert": TokenHead, "tied": TiedHead}
+
+
+def feature_norm(config: SohoConfig) -> TokenBatchNorm | AllTokenBatchNorm | None:
+    """The BatchNorm before the dictionary, or none, as in the paper."""
+    if config.visual_encoder == "official":
+        return AllTokenBatchNorm(config.hidden_size)
+    return TokenBatchNorm(config.hidden_size) if config.dictionary_batch_norm else None
 
 
 class SohoModel(SohoPreTrainedModel):
@@ -36,9 +54,11 @@ class SohoModel(SohoPreTrainedModel):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
         config.check()
-        self.visual_encoder = VisualEncoder(config)
-        self.feature_norm = TokenBatchNorm(config.hidden_size) if config.dictionary_batch_norm else None
-        self.visual_dictionary = VisualDictionary(config) if config.use_dictionary else None
+        self.visual_encoder = VISUAL_ENCODERS[config.visual_encoder](config)
+        self.feature_norm = feature_norm(config)
+        self.visual_dictionary = DICTIONARIES[config.dictionary](config) if config.use_dictionary else None
+        has_output = config.use_dictionary and config.use_dictionary_output
+        self.fusion = GatedFusion(config) if has_output and config.fusion == "gate" else None
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size)) if config.use_dictionary else None
         self.visual_embeddings = VisualEmbeddings(config)
         self.text_embeddings = BertEmbeddings(config)
@@ -49,7 +69,8 @@ class SohoModel(SohoPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if module is self and self.mask_token is not None:
-            init.normal_(self.mask_token, std=self.config.initializer_range)
+            std = 1.0 if self.config.initial_values == "official" else self.config.initializer_range
+            init.normal_(self.mask_token, std=std)
         super()._init_weights(module)
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -62,6 +83,7 @@ class SohoModel(SohoPreTrainedModel):
         self,
         pixel_values: Tensor | None = None,
         pixel_mask: Tensor | None = None,
+        num_texts: Tensor | None = None,
         *,
         backbone_features: Tensor | None = None,
         backbone_mask: Tensor | None = None,
@@ -71,10 +93,13 @@ class SohoModel(SohoPreTrainedModel):
         Args:
             pixel_values: (B, 3, H, W), normalised.
             pixel_mask: (B, H, W), 1 at real pixels; `None`: no padding.
+            num_texts: (B,), how many texts each image is read with; matters only in training with
+                `visual_encoder="official"`. `None`: one.
             backbone_features, backbone_mask: what the CNN gave, instead of pixels, see `SohoInputs`.
 
         Returns:
-            Features (B, L, D), zero at padding, and the grid mask bool (B, h, w).
+            Features (B, L, D), zero at padding (not so with `visual_encoder="official"`), and the grid mask bool
+            (B, h, w).
 
         Raises:
             ValueError: not one of both was given, a mask belongs to the other one, or a shape does not fit.
@@ -100,8 +125,7 @@ class SohoModel(SohoPreTrainedModel):
         else:
             feat_BLD, grid_mask_BHW = self.visual_encoder(pixel_values, pixel_mask)
         if self.feature_norm is not None:
-            valid_BL = grid_mask_BHW.flatten(1)
-            feat_BLD = self.feature_norm(feat_BLD, valid_BL).masked_fill(~valid_BL.unsqueeze(-1), 0.0)
+            feat_BLD = self.feature_norm(feat_BLD, grid_mask_BHW.flatten(1), num_texts)
         return feat_BLD, grid_mask_BHW
 
     def encode_images(
@@ -109,6 +133,7 @@ class SohoModel(SohoPreTrainedModel):
         pixel_values: Tensor | None = None,
         pixel_mask: Tensor | None = None,
         sample_key: Tensor | None = None,
+        num_texts: Tensor | None = None,
         **backbone_output: Tensor | None,
     ) -> VisualTokens:
         """Sections 3.1 and 3.2: images to visual tokens; each image goes through the CNN and the dictionary once.
@@ -116,13 +141,17 @@ class SohoModel(SohoPreTrainedModel):
         Args:
             pixel_values, pixel_mask: as in `encode_features`.
             sample_key: (B,) float64, see `VisualDictionary.forward`; matters only in training.
+            num_texts: as in `encode_features`, and for `dictionary="official"`.
             backbone_output: `backbone_features` and `backbone_mask`, as in `encode_features`.
         """
-        feat_BLD, grid_mask_BHW = self.encode_features(pixel_values, pixel_mask, **backbone_output)
+        feat_BLD, grid_mask_BHW = self.encode_features(pixel_values, pixel_mask, num_texts, **backbone_output)
         valid_BL = grid_mask_BHW.flatten(1)
         embed_BLD = index_BL = None
         if self.visual_dictionary is not None and self.config.use_dictionary_output:
-            embed_BLD, index_BL = self.visual_dictionary(feat_BLD, valid_BL, sample_key)
+            seen_BL = self.visual_encoder.counted(valid_BL)
+            embed_BLD, index_BL = self.visual_dictionary(feat_BLD, seen_BL, sample_key, num_texts)
+            if self.fusion is not None:  # not the paper's
+                embed_BLD = self.fusion(embed_BLD, feat_BLD, num_texts)
         return VisualTokens(
             features=feat_BLD,
             valid=valid_BL,
@@ -133,22 +162,27 @@ class SohoModel(SohoPreTrainedModel):
 
     @capture_outputs
     def forward(
-        self, visual: VisualTokens, texts: Texts, mask_uniform: Tensor | None = None, **kwargs
+        self,
+        visual: VisualTokens,
+        texts: Texts,
+        mask_uniform: Tensor | None = None,
+        mask_pairs: Tensor | None = None,
+        **kwargs,
     ) -> SohoModelOutput:
         """Section 3.3: the Transformer over words and visual tokens.
 
         Args:
             visual: what `encode_images` gave.
             texts: each with the number of its image among `visual`.
-            mask_uniform: (B,) float64 in [0, 1), for masked visual modelling; see `mask_one_label`.
+            mask_uniform, mask_pairs: for masked visual modelling; see `mask`.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what the attention takes.
 
         Raises:
             ValueError: it is not said which text is read with which image.
         """
         real_PT = self.real_places(visual, texts)
-        visual_BLD, mvm_labels_BL = self.mask_one_label(visual, mask_uniform)
-        visual_PLD = self.visual_embeddings(texts.of_images(visual_BLD), texts.of_images(visual.position))
+        read, texts, mvm_labels_PL = self.mask(visual, texts, mask_uniform, mask_pairs)
+        visual_PLD = self.visual_embeddings(texts.of_images(read.tokens), texts.of_images(read.position))
         text_PSD = self.text_embeddings(input_ids=texts.input_ids)
         joint_PTD = torch.cat([text_PSD, visual_PLD.to(text_PSD.dtype)], dim=1)
         return SohoModelOutput(
@@ -156,28 +190,55 @@ class SohoModel(SohoPreTrainedModel):
             text_length=texts.input_ids.shape[1],
             index=visual.index,
             valid=visual.valid,
-            mvm_labels=mvm_labels_BL,
+            mvm_labels=mvm_labels_PL,
         )
+
+    def mask(
+        self, visual: VisualTokens, texts: Texts, mask_uniform: Tensor | None, mask_pairs: Tensor | None = None
+    ) -> tuple[VisualTokens, Texts, Tensor | None]:
+        """Masked visual modelling: `mask_one_label`, and who reads it.
+
+        Args:
+            visual, texts: as in `forward`.
+            mask_uniform: as in `mask_one_label`.
+            mask_pairs: (P,) bool, the texts whose image is masked; `None`: all, as in the paper.
+
+        Returns:
+            Images to read, texts with their numbers among these, and the labels of each text's image (P, L), -100 where
+            nothing is masked; `None` where nothing was asked to be masked.
+
+        Raises:
+            ValueError: mask_pairs without mask_uniform, or of another shape or type.
+        """
+        if mask_pairs is not None and mask_uniform is None:
+            raise ValueError("mask_pairs: expected mask_uniform with it, by which labels are drawn")
+        tokens_BLD, labels_XL = self.mask_one_label(visual, mask_uniform)
+        if labels_XL is None:
+            return visual, texts, None
+        read = VisualTokens(**{**visual, "embedding": tokens_BLD})
+        if mask_pairs is not None:
+            read, texts, labels_XL = masked_in_some_pairs(visual, read, labels_XL, texts, mask_pairs)
+        return read, texts, texts.of_images(labels_XL)
 
     def mask_one_label(self, visual: VisualTokens, mask_uniform: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Section 3.3: picks one label j of each image and puts the mask vector in the place of all f^-1(j).
 
         Args:
             visual: the images.
-            mask_uniform: (B,) float64 in [0, 1), by which one of the labels that are there is picked; `None`: nothing
-                is masked. No effect without the dictionary's output.
+            mask_uniform: (B,) float64 in [0, 1), by which one of the labels that are there is picked (with
+                `mvm_masking="position"` that of one of the grid's places); `None`: nothing is masked. No effect without
+                the dictionary's output.
 
         Returns:
             What the Transformer reads (B, L, D), masked alike for all texts of an image: f(v), eq. 3, or without a
             dictionary's output the features. And int64 (B, L), the label of each token that was masked, -100 elsewhere;
             `None` where nothing was asked to be masked.
         """
-        if visual.embedding is None:
-            return visual.features, None
-        if mask_uniform is None:
-            return visual.embedding, None
+        if visual.embedding is None or mask_uniform is None:
+            return visual.tokens, None
         embed_BLD, valid_BL = visual.embedding, visual.valid
-        target_B = ops.sample_group(visual.index, valid=valid_BL, uniform=mask_uniform)
+        draw = label_at_place if self.config.mvm_masking == "position" else ops.sample_group
+        target_B = draw(visual.index, valid=valid_BL, uniform=mask_uniform)
         return ops.group_mask(embed_BLD, visual.index, self.mask_token.to(embed_BLD.dtype), target_B, valid=valid_BL)
 
     def real_places(self, visual: VisualTokens, texts: Texts) -> Tensor:
@@ -207,10 +268,11 @@ class SohoModelWithHeads(SohoPreTrainedModel):
         pixel_values: Tensor | None = None,
         pixel_mask: Tensor | None = None,
         sample_key: Tensor | None = None,
+        num_texts: Tensor | None = None,
         **backbone_output: Tensor | None,
     ) -> VisualTokens:
         """As `SohoModel.encode_images`; its result can be given to `forward` as `visual_tokens`."""
-        return self.soho.encode_images(pixel_values, pixel_mask, sample_key, **backbone_output)
+        return self.soho.encode_images(pixel_values, pixel_mask, sample_key, num_texts, **backbone_output)
 
     def read_inputs(
         self,
@@ -236,7 +298,8 @@ class SohoModelWithHeads(SohoPreTrainedModel):
             raise ValueError("expected exactly one of pixel_values, visual_tokens and backbone_features")
         if visual_tokens is None:
             kept = {"backbone_features": backbone_features, "backbone_mask": backbone_mask}
-            visual_tokens = self.encode_images(pixel_values, pixel_mask, sample_key, **kept)
+            num_texts = texts.per_image(len(backbone_features if pixel_values is None else pixel_values))
+            visual_tokens = self.encode_images(pixel_values, pixel_mask, sample_key, num_texts, **kept)
         return visual_tokens, texts, kwargs
 
 
@@ -249,8 +312,9 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
-        self.mlm_head = TokenHead(config, config.vocab_size)
-        self.mvm_head = TokenHead(config, config.num_codes) if config.use_dictionary else None
+        self.mlm_head = WORD_HEADS[config.mlm_head](config, config.vocab_size)
+        has_code_table = config.use_dictionary and config.mvm_head == "linear"
+        self.mvm_head = TokenHead(config, config.num_codes) if has_code_table else None
         self.itm_head = MatchingHead(config)
         self.add_aids(config, CaptionWordHead)
         self.caption_words_only = False
@@ -262,6 +326,12 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.mlm_head.decoder = value
 
+    def code_logits(self, hidden_MD: Tensor) -> Tensor:
+        """Eq. 7: hidden states of masked visual tokens to logits of the codes, (M, K)."""
+        if self.config.mvm_head == "cosine":
+            return cosine_logits(hidden_MD, self.soho.visual_dictionary.codebook)
+        return self.mvm_head(hidden_MD)
+
     @can_return_tuple
     @may_train_caption_words_only
     def forward(
@@ -271,6 +341,7 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
         mlm_positions: Tensor | None = None,
         itm_labels: Tensor | None = None,
         mask_uniform: Tensor | None = None,
+        mask_pairs: Tensor | None = None,
         **inputs: Unpack[SohoInputs],
     ) -> SohoForPreTrainingOutput:
         """
@@ -279,8 +350,9 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
             mlm_positions: (M,) int64, where in the flattened `mlm_labels` there are labels; `None`: looked up, and the
                 host waits for a GPU.
             itm_labels: (P,) int64, 1 = the text belongs to the image, 0 = it does not. Masked visual modelling counts
-                matched pairs only; without labels all pairs are taken as matched.
+                matched pairs only (with `losses_on="all"` all); without labels all pairs are taken as matched.
             mask_uniform: (B,) float64 in [0, 1), for masked visual modelling; see `SohoModel.mask_one_label`.
+            mask_pairs: (P,) bool, the texts whose image is masked; `None`: all.
             inputs: images and texts, see `SohoInputs`.
 
         In training under torch.distributed the losses are those of the batch of all ranks (see `global_means`), so all
@@ -291,7 +363,7 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
         """
         # Sections 3.1 and 3.2, once for each image; then 3.3.
         visual, texts, kwargs = self.read_inputs(sample_key=mask_uniform, **inputs)
-        hidden = self.soho(visual, texts, mask_uniform, return_dict=True, **kwargs)
+        hidden = self.soho(visual, texts, mask_uniform, mask_pairs, return_dict=True, **kwargs)
         result = SohoForPreTrainingOutput(
             itm_logits=self.itm_head(hidden.last_hidden_state[:, 0]),
             index=visual.index,
@@ -308,13 +380,13 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
             result.mlm_logits = self.mlm_head(at_places(hidden.text_hidden, place_M))
             losses["mlm_loss"] = cross_entropy_sum(result.mlm_logits, result.mlm_targets)
         if hidden.mvm_labels is not None:  # eq. 7
-            labels_PL = texts.of_images(hidden.mvm_labels)
-            if itm_labels is not None:
+            labels_PL = hidden.mvm_labels
+            if itm_labels is not None and self.config.losses_on == "matched":
                 labels_PL = labels_PL.masked_fill((itm_labels != 1).unsqueeze(1), -100)
             # How many there are follows from the lookup, and sizes from that: here the host waits.
             place_M = labelled_places(labels_PL)
             result.mvm_targets = at_places(labels_PL, place_M)
-            result.mvm_logits = self.mvm_head(at_places(hidden.visual_hidden, place_M))
+            result.mvm_logits = self.code_logits(at_places(hidden.visual_hidden, place_M))
             losses["mvm_loss"] = cross_entropy_sum(result.mvm_logits, result.mvm_targets)
         losses |= self.auxiliary_losses(visual, captions_of(texts, mlm_labels, itm_labels))  # not the paper's
         for name, value in total_loss(losses, self.config, synchronise=self.training).items():

@@ -120,13 +120,20 @@ class VisualDictionary(Float32Buffers):
         num, self._num_non_finite = self._num_non_finite, None
         return 0 if num is None else int(num)
 
-    def forward(self, feat_BLC: Tensor, valid_BL: Tensor, sample_key_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        feat_BLC: Tensor,
+        valid_BL: Tensor,
+        sample_key_B: Tensor | None = None,
+        num_texts_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
             feat_BLC: features, floating point.
             valid_BL: bool, True at real tokens.
             sample_key_B: float64 number of each image, the same whichever rank holds it; data-dependent init and
                 revival draw by it. `None`: drawn by rank and position in the batch.
+            num_texts_B: not read: each image counts once. (`official/dictionary.py: OfficialDictionary` reads it.)
 
         Returns:
             embed (B, L, C) in the features' type, gradient straight through (eq. 5), and index int64 (B, L), -1 at
@@ -145,7 +152,8 @@ class VisualDictionary(Float32Buffers):
             index_BL = ops.codebook_lookup(constant_BLC, self.codebook, basis=self._basis.of(self.codebook))
             embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
             if moving:
-                self._gather(constant_BLC, index_BL, valid_BL, usable_BL, image_B)
+                counts_K, sums_KC = self._members_of(constant_BLC, index_BL, usable_BL, num_texts_B)
+                self._gather(_Members(counts_K, sums_KC, len(feat_BLC)), constant_BLC, valid_BL, usable_BL, image_B)
                 if not self._in_step:
                     members, self._members = self._members, None
                     self._update(members)
@@ -243,18 +251,26 @@ class VisualDictionary(Float32Buffers):
         return feat_RC, key_R != _NO_CANDIDATE
 
     @torch.no_grad()
-    def _gather(self, feat_BLC: Tensor, index_BL: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor) -> None:
+    def _members_of(
+        self, feat_BLC: Tensor, index_BL: Tensor, usable_BL: Tensor, num_texts_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Members of each code (K,) and their sums (K, C) in a forward, on this rank."""
+        return ops.codebook_stats(feat_BLC, index_BL, self.num_codes, valid=usable_BL)
+
+    @torch.no_grad()
+    def _gather(
+        self, members: _Members, feat_BLC: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor
+    ) -> None:
         """Adds a forward's members to those of its step."""
         num = (valid_BL & ~usable_BL).sum()
         self._num_non_finite = num if self._num_non_finite is None else self._num_non_finite.to(num.device) + num
-        counts_K, sums_KC = ops.codebook_stats(feat_BLC, index_BL, self.num_codes, valid=usable_BL)
         if self._members is None:
-            self._members = _Members(counts_K, sums_KC)
+            self._members = members
         else:
-            self._members.counts_K += counts_K
-            self._members.sums_KC += sums_KC
-        members = self._members
-        members.num_images += len(feat_BLC)
+            self._members.counts_K += members.counts_K
+            self._members.sums_KC += members.sums_KC
+            self._members.num_images += members.num_images
+            members = self._members
         step, num_drawn = self._host_step + 1, self._num_revivable()
         if self.config.revive_threshold > 0 and step % self.config.revive_interval == 0:
             key_R, feat_RC = self._draw(feat_BLC, valid_BL, usable_BL, image_B, num_drawn, step)
@@ -274,10 +290,7 @@ class VisualDictionary(Float32Buffers):
         if world_size() > 1:
             packed = all_reduce_sum_(torch.cat([sums_KC, counts_K.unsqueeze(1)], dim=1))
             counts_K, sums_KC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
-        if self.config.ema_variant == "paper":
-            ops.codebook_ema_(self.codebook, counts_K, sums_KC, self.config.ema_decay)
-        else:
-            self._update_vqvae(counts_K, sums_KC)
+        self._move(counts_K, sums_KC)
         total = counts_K.sum()
         share_K = counts_K * (self.num_codes / total.clamp(min=1.0))
         decay = torch.where(total > 0, self.config.usage_decay, 1.0)
@@ -288,7 +301,14 @@ class VisualDictionary(Float32Buffers):
         if members.key_R is not None:
             self._revive(members.key_R, members.feat_RC)
 
-    def _update_vqvae(self, counts_K: Tensor, sums_KC: Tensor) -> None:
+    def _move(self, counts_K: Tensor, sums_KC: Tensor) -> None:
+        """Moves the codes by members and sums of all ranks."""
+        if self.config.ema_variant == "paper":
+            ops.codebook_ema_(self.codebook, counts_K, sums_KC, self.config.ema_decay)
+        else:
+            self._move_vqvae(counts_K, sums_KC)
+
+    def _move_vqvae(self, counts_K: Tensor, sums_KC: Tensor) -> None:
         # The moving average of VQ-VAE (van den Oord et al. 2017, appendix A.1) with Laplace smoothing of the counts.
         weight = 1.0 - self.config.ema_decay
         self.cluster_size.lerp_(counts_K, weight)

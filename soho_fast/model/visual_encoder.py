@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .backbones import Masks, backbone_stages, build_backbone, conv_norm, grid_mask
+from .backbones import Masks, Step, backbone_stages, build_backbone, conv_norm, grid_mask
 from .config import SohoConfig
 
 
@@ -24,12 +24,14 @@ class VisualEncoder(nn.Module):
     """
 
     gradient_checkpointing = False
+    projection_bias = True
     conv_norm = staticmethod(conv_norm)
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
         self.backbone = build_backbone(config.backbone)
-        self.projection = nn.Conv2d(self.backbone.num_features, config.hidden_size, kernel_size=1)
+        channels = self.backbone.num_features, config.hidden_size
+        self.projection = nn.Conv2d(*channels, kernel_size=1, bias=self.projection_bias)
         self.pool = config.visual_pool
         self.num_frozen_stages = config.backbone_frozen_stages
         self.backbone_frozen = False
@@ -79,12 +81,7 @@ class VisualEncoder(nn.Module):
         self, pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The CNN alone: features (B, C, h, w), h = ceil(H/32), and their mask bool (B, h, w); `None`: no padding."""
-        B, _, H, W = pixel_values_B3HW.shape
-        if pixel_mask_BHW is not None and tuple(pixel_mask_BHW.shape) != (B, H, W):
-            raise ValueError(
-                f"pixel_mask: expected shape {(B, H, W)} to match pixel_values {tuple(pixel_values_B3HW.shape)}, "
-                f"got {tuple(pixel_mask_BHW.shape)}"
-            )
+        self.check_mask(pixel_values_B3HW, pixel_mask_BHW)
         # A weight keeps its type where ZeRO has taken its values away, so it decides what the images become.
         x = pixel_values_B3HW.to(self.projection.weight.dtype)
         masks, mask_Bhw = {}, pixel_mask_BHW
@@ -94,6 +91,16 @@ class VisualEncoder(nn.Module):
                 masks[s] = mask_Bhw.unsqueeze(1).to(x.dtype)
         with torch.no_grad() if self.backbone_frozen else nullcontext():
             return self.run_backbone(x, masks), mask_Bhw
+
+    @staticmethod
+    def check_mask(pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None) -> None:
+        """Raises ValueError: the mask is not of the images' shape."""
+        B, _, H, W = pixel_values_B3HW.shape
+        if pixel_mask_BHW is not None and tuple(pixel_mask_BHW.shape) != (B, H, W):
+            raise ValueError(
+                f"pixel_mask: expected shape {(B, H, W)} to match pixel_values {tuple(pixel_values_B3HW.shape)}, "
+                f"got {tuple(pixel_mask_BHW.shape)}"
+            )
 
     def tokens(self, x_BChw: Tensor, mask_Bhw: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """From the CNN's features and their mask, as `backbone_output` gives them, to what `forward` returns."""
@@ -109,16 +116,23 @@ class VisualEncoder(nn.Module):
             x = x.masked_fill(~grid_mask_Bhw.unsqueeze(1), 0.0)
         return x.flatten(2).transpose(1, 2).contiguous(), grid_mask_Bhw
 
+    def counted(self, valid_BL: Tensor) -> Tensor:
+        """Bool (B, L), which tokens the dictionary counts and gives a code: the real ones."""
+        return valid_BL
+
     def run_backbone(self, x: Tensor, masks: Masks) -> Tensor:
         """Pixels (B, 3, H, W) to the CNN's features (B, C, H/32, W/32)."""
         for number, stage in enumerate(backbone_stages(self.backbone, self.conv_norm)):
             with torch.no_grad() if number < self.num_frozen_stages else nullcontext():
                 for step in stage:
-                    if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                        x = checkpoint(step.run, x, masks, use_reentrant=False)
-                    else:
-                        x = step.run(x, masks)
+                    x = self.run_step(step, x, masks)
         return x
+
+    def run_step(self, step: Step, x: Tensor, masks: Masks) -> Tensor:
+        """One piece of the CNN, with activation checkpointing where it is on."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(step.run, x, masks, use_reentrant=False)
+        return step.run(x, masks)
 
 
 def cut_features(x_BChw: Tensor, mask_Bhw: Tensor | None) -> list[Tensor]:

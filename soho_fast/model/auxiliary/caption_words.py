@@ -83,11 +83,10 @@ def may_train_caption_words_only(forward: Callable) -> Callable:
         *,
         mlm_labels: Tensor | None = None,
         itm_labels: Tensor | None = None,
-        mask_uniform: Tensor | None = None,
         **inputs,
     ) -> SohoForPreTrainingOutput:
         if not (model.caption_words_only and model.training):
-            return forward(model, mlm_labels=mlm_labels, itm_labels=itm_labels, mask_uniform=mask_uniform, **inputs)
+            return forward(model, mlm_labels=mlm_labels, itm_labels=itm_labels, **inputs)
         texts = Texts(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("image_index"))
         images = {
             name: inputs.get(name) for name in ("pixel_values", "pixel_mask", "backbone_features", "backbone_mask")

@@ -60,14 +60,15 @@ def speed_up_on_cpu(model: Model) -> Model:
 def _pretraining_forward(
     model: SohoForPreTraining, *, mlm_labels: Tensor | None = None, itm_labels: Tensor | None = None, **inputs
 ) -> SohoForPreTrainingOutput | tuple:
-    """The model's forward, whose losses read [CLS], labelled words, and masked visual tokens of matched pairs."""
+    """The model's forward, whose losses read [CLS], labelled words, and masked visual tokens of pairs that count."""
     table = SharedTable()
     input_ids = inputs.get("input_ids")
     if model.training and input_ids is not None and input_ids.dim() == 2:
         texts_P = input_ids[:, 0]
+        all_count = itm_labels is None or model.config.losses_on == "all"
         inputs["reads"] = Reads(
             words_PS=None if mlm_labels is None else mlm_labels != -100,
-            masked_P=torch.ones_like(texts_P, dtype=torch.bool) if itm_labels is None else itm_labels == 1,
+            masked_P=torch.ones_like(texts_P, dtype=torch.bool) if all_count else itm_labels == 1,
             table=table,
         )
     if model.mlm_head.decoder.weight is model.get_input_embeddings().weight:

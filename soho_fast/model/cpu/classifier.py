@@ -53,7 +53,8 @@ class _ClassifyByParts(torch.autograd.Function):
         for part in _parts(weight_VD):
             torch.mm(weight_VD[part].to(dtype), hidden_MD.T, out=logits_VM[part])
         ctx.save_for_backward(hidden_MD, weight_VD)
-        return logits_VM.T + bias_V.to(dtype)
+        ctx.has_bias = bias_V is not None
+        return logits_VM.T + bias_V.to(dtype) if ctx.has_bias else logits_VM.T
 
     @staticmethod
     @once_differentiable
@@ -65,7 +66,8 @@ class _ClassifyByParts(torch.autograd.Function):
         for part in _parts(weight_VD):
             grad_hidden_MD += torch.mm(grad_VM[part].T, weight_VD[part].to(hidden_MD.dtype))
             grad_weight_VD[part] = torch.mm(grad_VM[part], hidden_MD)
-        return grad_hidden_MD, grad_weight_VD, grad_MV.sum(0, dtype=torch.float32), None
+        grad_bias_V = grad_MV.sum(0, dtype=torch.float32) if ctx.has_bias else None
+        return grad_hidden_MD, grad_weight_VD, grad_bias_V, None
 
 
 def _parts(weight_VD: Tensor) -> list[slice]:

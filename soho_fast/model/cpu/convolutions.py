@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..backbones import Masks, conv_norm
 from ..normalization import BatchNorm2d
+from ..official.visual_encoder import OfficialVisualEncoder
 from ..visual_encoder import VisualEncoder
 from .products import product_dtype
 
@@ -91,6 +92,10 @@ class FastVisualEncoder(VisualEncoder):
         return x
 
 
+class FastOfficialVisualEncoder(FastVisualEncoder, OfficialVisualEncoder):
+    """`OfficialVisualEncoder`, faster on a CPU."""
+
+
 def _padding_alone(mask: Tensor | None) -> Tensor | None:
     """The mask, or none where nothing is padded."""
     # Whether all is real is a question to the device; only a CPU has the answer at hand.
@@ -99,7 +104,8 @@ def _padding_alone(mask: Tensor | None) -> Tensor | None:
 
 def speed_up_convolutions(encoder: VisualEncoder) -> None:
     """Exchanges classes alone, in place: weights and their names stay."""
-    encoder.__class__ = FastVisualEncoder
+    official = isinstance(encoder, OfficialVisualEncoder)
+    encoder.__class__ = FastOfficialVisualEncoder if official else FastVisualEncoder
     encoder.projection.__class__ = PointwiseConv2d
     if isinstance(encoder.backbone, torchvision.models.MobileNetV2):
         for module in encoder.backbone.modules():

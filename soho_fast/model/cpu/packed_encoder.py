@@ -150,28 +150,29 @@ def packed_forward(
     visual: VisualTokens,
     texts: Texts,
     mask_uniform: Tensor | None = None,
+    mask_pairs: Tensor | None = None,
     *,
     reads: Reads | None = None,
     **kwargs,
 ) -> SohoModelOutput:
     """`SohoModel.forward` for a caller who says what is read: all other last hidden states may be zero then."""
     if reads is None or not can_pack(soho, **kwargs):
-        return type(soho).forward(soho, visual, texts, mask_uniform, **kwargs)
+        return type(soho).forward(soho, visual, texts, mask_uniform, mask_pairs, **kwargs)
     real_PT = soho.real_places(visual, texts)
-    visual_BLD, mvm_labels_BL = soho.mask_one_label(visual, mask_uniform)
+    read, texts, mvm_labels_PL = soho.mask(visual, texts, mask_uniform, mask_pairs)
     read_PS = torch.zeros_like(texts.input_ids, dtype=torch.bool) if reads.words_PS is None else reads.words_PS.clone()
     read_PS[:, 0] = True
-    read_PL = texts.of_images(torch.zeros_like(visual.valid))
-    if reads.masked_P is not None and mvm_labels_BL is not None:
-        read_PL = texts.of_images(mvm_labels_BL != -100) & reads.masked_P.unsqueeze(1)
+    read_PL = texts.of_images(torch.zeros_like(read.valid))
+    if reads.masked_P is not None and mvm_labels_PL is not None:
+        read_PL = (mvm_labels_PL != -100) & reads.masked_P.unsqueeze(1)
     return SohoModelOutput(
         last_hidden_state=packed_encode(
-            soho, visual_BLD, visual.position, texts, real_PT, torch.cat([read_PS, read_PL], dim=1), reads.table
+            soho, read.tokens, read.position, texts, real_PT, torch.cat([read_PS, read_PL], dim=1), reads.table
         ),
         text_length=read_PS.shape[1],
         index=visual.index,
         valid=visual.valid,
-        mvm_labels=mvm_labels_BL,
+        mvm_labels=mvm_labels_PL,
     )
 
 

@@ -1,0 +1,76 @@
+"""The released code's visual dictionary, where it departs from eq. 2 to 4 of the paper.
+
+B images, L tokens per image, K codes, C channels.
+"""
+
+import torch
+from torch import Tensor
+from transformers import initialization as init
+
+from soho_fast import ops
+
+from ..config import SohoConfig
+from ..visual_dictionary import VisualDictionary
+
+
+class OfficialDictionary(VisualDictionary):
+    """A dictionary that answers with the codebook as it is after the update, by the assignment made before it.
+
+    In the paper one codebook is read, and moved afterwards. Here every training forward moves it, within a step of
+    gradient accumulation and in one that the optimiser leaves out too, and an image's tokens count once for each of its
+    texts, padding included (`SohoModel` gives it all tokens). With `ema_variant="vqvae"` the running counts and sums
+    start empty, so that a code without members in the first update becomes the zero vector.
+
+    Buffers:
+        As in `VisualDictionary`; total (K,): members of all updates, which nothing reads.
+    """
+
+    def __init__(self, config: SohoConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("total", torch.zeros(self.num_codes, dtype=torch.float32))
+
+    def reset(self) -> None:
+        """Random codes, and statistics of nothing."""
+        super().reset()
+        for name in ("cluster_size", "cluster_sum", "total"):
+            if hasattr(self, name):
+                init.zeros_(getattr(self, name))
+
+    def begin_step(self) -> None:
+        """Nothing: forwards do not wait for the end of a step."""
+
+    def end_step(self, *, applied: bool) -> None:
+        """Nothing: the codes have moved, `applied` or not."""
+
+    def forward(
+        self,
+        feat_BLC: Tensor,
+        valid_BL: Tensor,
+        sample_key_B: Tensor | None = None,
+        num_texts_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `VisualDictionary.forward`.
+
+        Args:
+            feat_BLC, valid_BL, sample_key_B: as there.
+            num_texts_B: how often each image counts; `None`: once.
+        """
+        embed_BLC, index_BL = super().forward(feat_BLC, valid_BL, sample_key_B, num_texts_B)
+        if self.training:
+            embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL.clamp(min=0))
+        return embed_BLC, index_BL
+
+    def _members_of(
+        self, feat_BLC: Tensor, index_BL: Tensor, usable_BL: Tensor, num_texts_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if num_texts_B is None:
+            return super()._members_of(feat_BLC, index_BL, usable_BL, None)
+        num_texts_B1 = num_texts_B.float().unsqueeze(1)
+        weighted_BLC = feat_BLC.float() * num_texts_B1.unsqueeze(2)
+        counts_K, sums_KC = super()._members_of(weighted_BLC, index_BL, usable_BL, None)
+        counts_K = torch.zeros_like(counts_K).index_add_(0, index_BL.flatten(), (usable_BL * num_texts_B1).flatten())
+        return counts_K, sums_KC
+
+    def _move(self, counts_K: Tensor, sums_KC: Tensor) -> None:
+        super()._move(counts_K, sums_KC)
+        self.total.add_(counts_K)

@@ -1,0 +1,51 @@
+"""The gate of the released code between the dictionary's output and its input. The paper feeds the output alone.
+
+B images, L tokens per image, D channels.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from ..config import SohoConfig
+from .batch_norm import AllTokenBatchNorm
+
+
+class GatedFusion(nn.Module):
+    """g0 * Linear(q) + g1 * x, where g = softmax(BatchNorm(W [Linear(q), x])) of each token.
+
+    q is the dictionary's output (`align` is the linear layer), x its input, W (`gate`) without a bias.
+    """
+
+    def __init__(self, config: SohoConfig) -> None:
+        super().__init__()
+        self.align = nn.Linear(config.hidden_size, config.hidden_size)
+        self.gate = nn.Linear(2 * config.hidden_size, 2, bias=False)
+        self.norm = AllTokenBatchNorm(2)
+
+    def reset(self) -> None:
+        """Initial values of the released code: torch's for the linear layer; He et al. 2015, fan out, for the gate."""
+        init.kaiming_uniform_(self.align.weight, a=math.sqrt(5))
+        bound = 1.0 / math.sqrt(self.align.in_features)
+        init.uniform_(self.align.bias, -bound, bound)
+        init.kaiming_normal_(self.gate.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, embed_BLD: Tensor, feat_BLD: Tensor, num_texts_B: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            embed_BLD: the dictionary's output.
+            feat_BLD: its input.
+            num_texts_B: how often each image counts in BatchNorm; `None`: once.
+
+        Returns:
+            (B, L, D) in feat's type, computed without autocast.
+        """
+        with torch.autocast(feat_BLD.device.type, enabled=False):
+            dtype = self.align.weight.dtype
+            aligned_BLD, x_BLD = self.align(embed_BLD.to(dtype)), feat_BLD.to(dtype)
+            logits_BL2 = self.gate(torch.cat([aligned_BLD, x_BLD], dim=-1))
+            share_BL2 = self.norm(logits_BL2, num_texts_B=num_texts_B).softmax(-1)
+            aligned_BL1, x_BL1 = share_BL2.split(1, dim=-1)
+            return (aligned_BL1 * aligned_BLD + x_BL1 * x_BLD).to(feat_BLD.dtype)

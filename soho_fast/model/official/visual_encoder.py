@@ -1,0 +1,140 @@
+"""The released code's visual encoder: image -> CNN -> max-pool -> 1x1 convolution, and the mask it gives its tokens.
+
+B images, 3 colours, H x W pixels, h x w cells of the CNN, R x S cells of the token grid, C channels, L = R*S tokens.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..backbones import Masks, Step
+from ..config import SohoConfig
+from ..normalization import BatchNorm2d
+from ..visual_encoder import VisualEncoder
+
+# Stride of the CNN, to which the released code pads each image.
+_STRIDE = 32
+
+
+class OfficialVisualEncoder(VisualEncoder):
+    """Max-pool (sizes round down: an odd last row or column is lost), then a 1x1 convolution without bias.
+
+    Where it departs from `VisualEncoder`, which follows the paper: the order of these two, the rounding, the bias; and
+    the padded area, which is left as it is: the CNN convolves it as a part of the image, so a token feels how far its
+    batch was padded. BatchNorm follows in the model (`feature_norm`). The mask is `released_mask`.
+
+    With `recomputed_batch_norm` the running statistics of the CNN's blocks are those of the released pre-training, in
+    which activation checkpointing runs each block whose input needs a gradient a second time, its BatchNorm included:
+    they move once in the forward pass and once more in the backward pass. What a training forward computes stays.
+    """
+
+    projection_bias = False
+
+    def __init__(self, config: SohoConfig) -> None:
+        super().__init__(config)
+        self.recomputed_batch_norm = config.recomputed_batch_norm
+
+    def forward(self, pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            pixel_values_B3HW: normalised images, floating point, each at the top left; the rest counts as zero. Sides
+                that are no multiples of 32 are padded to ones.
+            pixel_mask_BHW: 1 at real pixels, 0 at padding; `None`: no padding.
+
+        Returns:
+            feat (B, L, C) of all cells, and the mask bool (B, R, S), R = floor(ceil(H/32) / pool).
+
+        Raises:
+            ValueError: an image is smaller than a cell, or the mask's shape is another.
+        """
+        self.check_mask(pixel_values_B3HW, pixel_mask_BHW)
+        B, _, H, W = pixel_values_B3HW.shape
+        if pixel_mask_BHW is None:
+            height_B, width_B = (torch.full((B,), side, device=pixel_values_B3HW.device) for side in (H, W))
+        else:
+            real_BHW = pixel_mask_BHW.bool()
+            pixel_values_B3HW = pixel_values_B3HW * real_BHW.unsqueeze(1)
+            height_B, width_B = real_BHW.any(2).sum(1), real_BHW.any(1).sum(1)
+        x_BChw, _ = self.backbone_output(F.pad(pixel_values_B3HW, (0, -W % _STRIDE, 0, -H % _STRIDE)))
+        if min(x_BChw.shape[-2:]) < self.pool:
+            least = _STRIDE * (self.pool - 1) + 1
+            raise ValueError(f"pixel_values: expected at least {least} x {least} pixels for one cell, got {H} x {W}")
+        side = _STRIDE * x_BChw.shape[-2]
+        with torch.autocast(x_BChw.device.type, enabled=False):
+            pooled_BCRS = F.max_pool2d(x_BChw, self.pool) if self.pool > 1 else x_BChw
+            x_BCRS = self.projection(pooled_BCRS.to(self.projection.weight.dtype))
+        mask_BRS = released_mask(height_B, width_B, side, *x_BCRS.shape[-2:])
+        return x_BCRS.flatten(2).transpose(1, 2).contiguous(), mask_BRS
+
+    def tokens(self, x_BChw: Tensor, mask_Bhw: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Refused with ValueError: the mask is made of sizes in pixels, which the CNN's features do not tell."""
+        raise ValueError(
+            "backbone_features: visual_encoder='official' makes its mask from the images' sizes in pixels, and its "
+            "features from their padding too; expected pixel_values"
+        )
+
+    def counted(self, valid_BL: Tensor) -> Tensor:
+        """Bool (B, L), which tokens the dictionary counts and gives a code: all, padding too."""
+        return torch.ones_like(valid_BL)
+
+    def run_step(self, step: Step, x: Tensor, masks: Masks) -> Tensor:
+        """As `VisualEncoder.run_step`; see the class for what the backward pass does."""
+        if not (self.recomputed_batch_norm and torch.is_grad_enabled() and x.requires_grad):
+            return super().run_step(step, x, masks)
+        norms = [
+            norm
+            for module in step.modules
+            for norm in module.modules()
+            if isinstance(norm, BatchNorm2d) and norm.training
+        ]
+        before = [_statistics(norm) for norm in norms]
+        y = super().run_step(step, x, masks)
+        batches = [
+            (norm, [was.lerp(now, 1.0 / norm.momentum) for was, now in zip(start, _statistics(norm), strict=True)])
+            for norm, start in zip(norms, before, strict=True)
+        ]
+        # The gradient of what came in is the last of the block's: BatchNorm's own refuses statistics that have moved.
+        x.register_hook(partial(_move_again, batches))
+        return y
+
+
+def _statistics(norm: BatchNorm2d) -> list[Tensor]:
+    return [norm.running_mean.clone(), norm.running_var.clone()]
+
+
+@torch.no_grad()
+def _move_again(batches: list[tuple[BatchNorm2d, list[Tensor]]], grad: Tensor) -> None:
+    """Moves running statistics towards those of a batch; a hook of the gradient `grad`, which it leaves alone."""
+    for norm, (mean_C, var_C) in batches:
+        norm.running_mean.lerp_(mean_C, norm.momentum)
+        norm.running_var.lerp_(var_C, norm.momentum)
+        norm.num_batches_tracked.add_(1)
+
+
+def released_mask(height_B: Tensor, width_B: Tensor, side: int, rows: int, columns: int) -> Tensor:
+    """Which tokens of an image the released code takes as real.
+
+    It draws each image's area on a square canvas, whose side is the batch's padded height along both axes, and shrinks
+    that to the token grid by nearest neighbour. So an upright image loses columns at the right (6 of 9 are left
+    of one 1,000 pixels high and 600 wide), and in one that is wider than high padding at the right can count as real.
+    Ours for the paper is `backbones.py: grid_mask`.
+
+    Args:
+        height_B, width_B: int64, the images' sizes in pixels.
+        side: the batch's height in pixels.
+        rows, columns: the token grid.
+
+    Returns:
+        Bool (B, rows, columns).
+    """
+    row_R, column_S = (_nearest(side, cells, height_B.device) for cells in (rows, columns))
+    return (row_R < height_B.unsqueeze(1)).unsqueeze(2) & (column_S < width_B.unsqueeze(1)).unsqueeze(1)
+
+
+def _nearest(side: int, cells: int, device: torch.device) -> Tensor:
+    """The pixel of `side` that each of `cells` is taken from; in float32 torch's scale picks another one at times than
+    the formula in integers would."""
+    place = torch.arange(side, dtype=torch.float32, device=device)
+    return F.interpolate(place.view(1, 1, -1), size=cells, mode="nearest").view(-1)
