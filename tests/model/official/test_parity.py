@@ -1,0 +1,135 @@
+"""Our model against what the authors' released modules compute: every tensor of the fixture."""
+
+import official_parity_rule as rule
+import pytest
+import torch
+from by_rule import (
+    PRETRAINING_CASES,
+    VQA_CASES,
+    batch_norm_statistics,
+    gradients,
+    images,
+    run_pretraining,
+    run_vqa,
+)
+from comparison import differences
+from parity import fixture, fixture_info
+from torch import nn
+
+from soho_fast.model import SohoConfig
+from soho_fast.model.official.dictionary import OfficialDictionary
+from soho_fast.model.official.visual_encoder import released_mask
+
+PROBE_TOLERANCE = 1e-6
+
+# Who else compares with the fixture, by what its names begin with: the training step, and images to pixels.
+ELSEWHERE = ("optimizer.", "schedule.", "geometry", "pipeline.")
+# What the cases are made of; `test_the_rule` and the cases themselves would differ.
+INPUTS = ("captions.", "questions.", "weights.", "rule.sum", "rule_vqa.sum", "landscape.", "portrait.", "probe.")
+
+
+@pytest.mark.parametrize("kind", ["keys", "vqa_keys"])
+def test_the_rule(kind):
+    names = fixture_info()[kind]
+    assert len(names) == (196 if kind == "keys" else 185)
+    sums = torch.tensor([rule.weight(name, names[name]).astype("float64").sum() for name in sorted(names)])
+    expected = fixture()["rule.sum" if kind == "keys" else "rule_vqa.sum"]
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-12, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["landscape", "portrait"])
+def test_the_images(name):
+    tensors, pixels_B3HW = fixture(), images(name)["pixel_values"]
+    assert list(pixels_B3HW.shape) == tensors[f"{name}.pixels.shape"].tolist()
+    assert rule.batch(name, tensors[f"{name}.sizes"].tolist())[1] == [
+        tuple(size) for size in tensors[f"{name}.padded_sizes"].tolist()
+    ]
+    assert torch.equal(pixels_B3HW[:, :, ::37, ::41], tensors[f"{name}.pixels.sample"])
+    double = pixels_B3HW.double()
+    torch.testing.assert_close(double.sum(), tensors[f"{name}.pixels.sum"], rtol=1e-12, atol=1e-6)
+    torch.testing.assert_close(double.square().sum(), tensors[f"{name}.pixels.square_sum"], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("case", ["eval_landscape", "eval_portrait"])
+def test_evaluation(model, case):
+    assert differences(case, run_pretraining(model, case)) == {}
+
+
+def test_a_training_step(model):
+    """Losses, the dictionary's update, gradients, and BatchNorm's statistics before and after the backward pass."""
+    found = run_pretraining(model, "train") | batch_norm_statistics(model, "after_forward")
+    found["loss"].backward()
+    found |= batch_norm_statistics(model, "after_backward") | gradients(model)
+    assert differences("train", found) == {}
+
+
+def test_the_first_two_steps(model):
+    """The statistics start empty: unused codes become zero, and then tie with one another."""
+    dictionary = model.soho.visual_dictionary
+    for statistics in (dictionary.cluster_size, dictionary.cluster_sum, dictionary.total):
+        statistics.zero_()
+    assert differences("fresh_1", run_pretraining(model, "fresh_1")) == {}
+    assert int((dictionary.codebook == 0).all(1).sum()) == 2013
+    assert differences("fresh_2", run_pretraining(model, "fresh_2")) == {}
+
+
+@pytest.mark.parametrize("case", VQA_CASES)
+def test_question_answering(questions_model, case):
+    assert differences(case, run_vqa(questions_model, case)) == {}
+
+
+def test_the_dictionary_alone():
+    """18 updates from nothing and a look-up in evaluation: exact ties among dead codes, and codes that fade out."""
+    config = SohoConfig.from_preset("official", num_codes=16, hidden_size=8, num_attention_heads=1)
+    dictionary, found = OfficialDictionary(config), {}
+    dictionary.codebook.copy_(torch.from_numpy(rule.centred("probe.vd.embed", (16, 8), 0, 1)))
+    for step in range(19):
+        span = (0, 1) if step < 3 else (0.6, 0.4)
+        feat_BLC = torch.from_numpy(rule.centred(f"probe.vd.features/{step}", (20, 8), *span)).unsqueeze(0)
+        output_BLC, index_BL = dictionary.train(step < 18)(feat_BLC, torch.ones(1, 20, dtype=torch.bool))
+        values = {"output": output_BLC[0], "index": index_BL[0], "embed": dictionary.codebook}
+        values |= {"cluster_size": dictionary.cluster_size, "embed_avg": dictionary.cluster_sum}
+        for name, value in values.items():
+            found.setdefault(name, []).append(value.clone())
+    found = {name: torch.stack(values) for name, values in found.items()} | {"cluster_sum": dictionary.total}
+    expected = {n.removeprefix("probe.vd."): value for n, value in fixture().items() if n.startswith("probe.vd.")}
+    assert found.keys() == expected.keys()
+    assert torch.equal(found["index"], expected["index"])
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=PROBE_TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_epsilons(model):
+    """Values so small that an epsilon decides: in the whole model a wrong one stays below every tolerance."""
+    soho, probe = model.eval().soho, torch.from_numpy(rule.centred("probe.eps", (2, 768), 0, 1))
+    soho.feature_norm.running_var.fill_(2.0**-16)
+    with torch.no_grad():
+        found = {
+            "neck_ln": soho.visual_embeddings(probe / 2**8, torch.zeros(1)),
+            "bert_ln": soho.encoder.layer[0].output.LayerNorm(probe / 2**20),
+            "neck_bn": soho.feature_norm(probe.unsqueeze(0))[0],
+        }
+    for name, value in found.items():
+        expected = fixture()[f"probe.eps.{name}"]
+        assert float((value - expected).abs().max()) <= PROBE_TOLERANCE * float(expected.abs().max())
+
+
+def test_the_mask_of_one_image_alone():
+    """Rows and columns that the released mask keeps, of 14 sizes; the shrinking is torch's in two dimensions."""
+    for _, _, height, width, _, _, rows, columns, valid_rows, valid_columns in fixture()["geometry"].tolist():
+        side = -(-height // 32) * 32
+        sizes = torch.tensor([height]), torch.tensor([width])
+        mask_RS = released_mask(*sizes, side, rows, columns)[0]
+        assert (int(mask_RS.any(1).sum()), int(mask_RS.any(0).sum())) == (valid_rows, valid_columns)
+        canvas = torch.zeros(1, 1, side, side)
+        canvas[:, :, :height, :width] = 1
+        shrunk = nn.functional.interpolate(canvas, size=(rows, columns), mode="nearest")
+        assert torch.equal(shrunk[0, 0].bool(), mask_RS)
+
+
+def test_every_tensor_is_compared_with():
+    """The cases compare all that the fixture has under their names; what begins otherwise has a test by its name."""
+    cases = tuple(f"{case}." for case in (*PRETRAINING_CASES, *VQA_CASES))
+    here = {name for name in fixture() if name.startswith((*cases, *INPUTS)) or name == "geometry"}
+    elsewhere = {name for name in fixture() if name.startswith(ELSEWHERE)}
+    assert len(here | elsewhere) == len(fixture()) == 455
