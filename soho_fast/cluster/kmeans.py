@@ -6,6 +6,7 @@ Letters: N rows, M rows of a batch, K clusters, C channels.
 import random
 import warnings
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any, Self
 
 import torch
@@ -152,7 +153,7 @@ class KMeans(Estimator):
             rows = part.double() - mean_C
             squared = rows.square().sum(1)[:, None] - 2 * (rows @ codes.T) + square_K
             parts.append(squared.clamp_(min=0).sqrt_().float())
-        return give_back(torch.cat(parts) if parts else features_NC.new_zeros(0, len(codes)), is_array)
+        return give_back(torch.cat(parts), is_array)
 
     def fit_transform(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
         """`fit(X)`, then `transform(X)`."""
@@ -191,7 +192,7 @@ def check_parameters(model: Any) -> None:
         check_count(name, getattr(model, name))
     if not (isinstance(model.n_init, str) and model.n_init == "auto"):
         check_count("n_init", model.n_init)
-    if isinstance(model.tol, bool) or not isinstance(model.tol, (int, float)) or not model.tol >= 0:
+    if isinstance(model.tol, bool) or not isinstance(model.tol, Real) or not model.tol >= 0:
         raise ValueError(f"tol: expected a number of at least 0, got {model.tol!r}")
     if isinstance(model.init, str) and model.init not in INITS:
         raise ValueError(f"init: expected {', '.join(INITS)} or the centres, got {model.init!r}")

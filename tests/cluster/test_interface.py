@@ -111,6 +111,13 @@ def test_refused_parameters(params, said):
     assert str(refused.value).startswith(said)
 
 
+def test_numpys_numbers_are_parameters():
+    model = KMeans(np.int64(3), tol=np.float32(0.1), max_iter=np.int32(4), n_init=np.int64(2), random_state=0)
+    expected = KMeans(3, tol=float(np.float32(0.1)), max_iter=4, n_init=2, random_state=0)
+    rows = torch.randn(50, 4)
+    assert torch.equal(model.fit(rows).cluster_centers_, expected.fit(rows).cluster_centers_)
+
+
 @pytest.mark.parametrize(
     ("rows", "weight", "kind", "said"),
     [
