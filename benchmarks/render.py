@@ -3,14 +3,18 @@ against N, K and C. So no figure there is typed by hand. The last run of each ki
 benchmarks/results/; the page has them all, the newest first.
 
     python -m benchmarks.render result.json
+
+Where the suite ran in parts, each with a file of its own, all of them belong in one call.
 """
 
 import argparse
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
+from benchmarks.ops.bars import verdicts
 from benchmarks.ops.report import GROWTH, Row, best_lines, cases_of, limit_text, limits_of, rows_of, time_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +40,32 @@ def read_result(path: Path) -> dict:
             "which holds op benchmarks; this one has none"
         )
     return result
+
+
+def joined(results: list[dict]) -> dict:
+    """Runs of parts of the suite on one machine as one result.
+
+    Raises:
+        ValueError: they differ in processor, threads, CPU level or versions, or a case is in several.
+    """
+    first, *others = results
+    if not others:
+        return first
+    for other in others:
+        if _setup_line(other).rpartition("; ")[0] != _setup_line(first).rpartition("; ")[0]:
+            raise ValueError(f"result: expected runs of one setup, got {_setup_line(first)} and {_setup_line(other)}")
+    rows = rows_of([record for result in results for record in result["benchmarks"]])
+    names = Counter((row.op, row.case, row.contender) for row in rows)
+    twice = [name for name, count in names.items() if count > 1 and name[0] != "machine limit"]
+    if twice:
+        raise ValueError(f"result: {' '.join(twice[0])} is in several files")
+    return {
+        **first,
+        "benchmarks": [record for result in results for record in result["benchmarks"]],
+        "soho_fast": {**first["soho_fast"], "bars": [vars(verdict) for verdict in verdicts(rows)]},
+        "training_steps": [step for result in results for step in result.get("training_steps", [])],
+        "datetime": max(result["datetime"] for result in results),
+    }
 
 
 def stored(result: dict) -> dict:
@@ -195,7 +225,7 @@ def draw(result: dict, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("result", type=Path, help="what --benchmark-json wrote")
+    parser.add_argument("results", metavar="result", type=Path, nargs="+", help="what --benchmark-json wrote")
     parser.add_argument(
         "--page", type=Path, default=ROOT / "docs/results.md", help="file whose marked block is replaced"
     )
@@ -203,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--store", type=Path, default=ROOT / "benchmarks/results", help="folder of the copies to keep")
     options = parser.parse_args(arguments)
     try:
-        result = read_result(options.result)
+        result = joined([read_result(path) for path in options.results])
         with_table(options.page.read_text(), "")
         draw(result, options.figure)
         options.store.mkdir(parents=True, exist_ok=True)

@@ -89,6 +89,27 @@ def test_page_and_figure(result, tmp_path, capsys):
     assert str(figure) in capsys.readouterr().out
 
 
+def test_parts_of_a_run_are_rendered_as_one(result, tmp_path, capsys):
+    whole = json.loads(result.read_text())
+    parts = [{**whole, "benchmarks": [it for it in whole["benchmarks"] if (it["extra_info"]["op"] == "group_mask") == is_mask]}
+             for is_mask in (True, False)]  # fmt: skip
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    pages = [tmp_path / "whole.md", tmp_path / "parts.md"]
+    for page, given in zip(pages, ([result], paths), strict=True):
+        page.write_text(f"{render.BEGIN}\n{render.END}\n")
+        for path, part in zip(paths, parts, strict=True):
+            path.write_text(json.dumps({**part, "training_steps": part["training_steps"] * (path == paths[0])}))
+        options = ["--page", str(page), "--figure", str(tmp_path / "f.png"), "--store", str(tmp_path / page.stem)]
+        render.main([*map(str, given), *options])
+    assert pages[0].read_text() == pages[1].read_text()
+
+    with pytest.raises(SystemExit, match="result: group_mask 8x9x10 soho_fast in place is in several files"):
+        render.main([str(result), str(paths[0]), *options])
+    paths[1].write_text(json.dumps({**parts[1], "soho_fast": {**whole["soho_fast"], "threads": 1}}))
+    with pytest.raises(SystemExit, match="expected runs of one setup, got A CPU, 2 threads.* and A CPU, 1 threads"):
+        render.main([*map(str, paths), *options])
+
+
 def test_the_figure_has_a_line_per_contender_and_series(result, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
