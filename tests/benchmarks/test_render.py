@@ -91,8 +91,9 @@ def test_page_and_figure(result, tmp_path, capsys):
 
 def test_parts_of_a_run_are_rendered_as_one(result, tmp_path, capsys):
     whole = json.loads(result.read_text())
-    parts = [{**whole, "benchmarks": [it for it in whole["benchmarks"] if (it["extra_info"]["op"] == "group_mask") == is_mask]}
-             for is_mask in (True, False)]  # fmt: skip
+    masks, others = ([it for it in whole["benchmarks"] if (it["extra_info"]["op"] == "group_mask") == is_mask]
+                     for is_mask in (True, False))  # fmt: skip
+    parts = [{**whole, "benchmarks": masks}, {**whole, "benchmarks": others}]
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     pages = [tmp_path / "whole.md", tmp_path / "parts.md"]
     for page, given in zip(pages, ([result], paths), strict=True):
@@ -106,7 +107,7 @@ def test_parts_of_a_run_are_rendered_as_one(result, tmp_path, capsys):
     with pytest.raises(SystemExit, match="result: group_mask 8x9x10 soho_fast in place is in several files"):
         render.main([str(result), str(paths[0]), *options])
     paths[1].write_text(json.dumps({**parts[1], "soho_fast": {**whole["soho_fast"], "threads": 1}}))
-    with pytest.raises(SystemExit, match="expected runs of one setup, got A CPU, 2 threads.* and A CPU, 1 threads"):
+    with pytest.raises(SystemExit, match=r"expected runs of one setup, got A CPU, 2 threads.* and A CPU, 1 threads"):
         render.main([*map(str, paths), *options])
 
 
