@@ -16,10 +16,8 @@ from soho_fast.hub import HUB_OPTIONS, loading_options
 
 from .auxiliary import Aid
 from .config import SohoConfig
-from .heads import ClassificationHead, MatchingHead
 from .normalization import TokenBatchNorm
 from .official.batch_norm import AllTokenBatchNorm
-from .official.fusion import GatedFusion
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
 from .visual_dictionary import VisualDictionary
 
@@ -31,7 +29,7 @@ class SohoPreTrainedModel(PreTrainedModel):
     """A SOHO model of any kind; `config` is a `SohoConfig`.
 
     Initial values are BERT's (`initializer_range`), He et al. 2015 for convolutions. With `initial_values="official"`
-    those of the mask vector are normal(0, 1), those of the classifiers of matching, VQA and NLVR2 He's.
+    those of the mask vector are normal(0, 1), those of the classifiers of matching, VQA and NLVR2 He's too.
     """
 
     config_class = SohoConfig
@@ -81,12 +79,10 @@ class SohoPreTrainedModel(PreTrainedModel):
             else:
                 init.xavier_uniform_(module.weight)
                 init.zeros_(module.bias)
-        elif isinstance(module, (TokenBatchNorm, AllTokenBatchNorm, VisualDictionary, GatedFusion, Aid)):
+        elif isinstance(module, (TokenBatchNorm, AllTokenBatchNorm, VisualDictionary, Aid)):
             module.reset()
-        elif isinstance(module, (MatchingHead, ClassificationHead)) and self.config.initial_values == "official":
-            for linear in module.modules():
-                if isinstance(linear, nn.Linear):
-                    init.kaiming_normal_(linear.weight)
+        elif hasattr(module, "initial_values"):
+            module.initial_values(module)
         elif isinstance(module, BertEmbeddings):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
             init.zeros_(module.token_type_ids)

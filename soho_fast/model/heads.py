@@ -10,6 +10,7 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from .config import SohoConfig
 from .distributed import all_reduce_sum_, world_size
+from .initial_values import he_fan_in
 
 LossSum = tuple[Tensor, Tensor]
 """A loss summed over its positions, and their number, both float32 ()."""
@@ -38,6 +39,8 @@ class MatchingHead(nn.Module):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
         self.classifier = nn.Linear(config.hidden_size, 2, bias=config.itm_bias)
+        if config.initial_values == "official":
+            self.classifier.initial_values = he_fan_in
 
     def forward(self, hidden_PD: Tensor) -> Tensor:
         """(P, D) -> (P, 2)."""
@@ -55,6 +58,8 @@ class ClassificationHead(nn.Sequential):
             nn.Dropout(dropout),
             nn.Linear(config.intermediate_size, num_labels),
         )
+        if config.initial_values == "official":
+            self[0].initial_values = self[3].initial_values = he_fan_in
 
 
 def labelled_places(labels_PS: Tensor) -> Tensor:

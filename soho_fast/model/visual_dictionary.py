@@ -315,7 +315,8 @@ class VisualDictionary(Float32Buffers):
         self.cluster_sum.lerp_(sums_KC, weight)
         total, eps = self.cluster_size.sum(), self.config.laplace_eps
         smoothed_K = (self.cluster_size + eps) / (total + self.num_codes * eps) * total
-        self.codebook.copy_(self.cluster_sum / smoothed_K.unsqueeze(1))
+        # Statistics that are empty say nothing of where the codes are.
+        self.codebook.copy_(torch.where(total > 0, self.cluster_sum / smoothed_K.unsqueeze(1), self.codebook))
 
     def _revive(self, key_R: Tensor, feat_RC: Tensor) -> None:
         """The j-th dead code takes the j-th candidate; all of it on the device and the same on every rank."""

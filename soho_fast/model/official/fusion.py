@@ -3,13 +3,11 @@
 B images, L tokens per image, D channels.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 
 from ..config import SohoConfig
+from ..initial_values import he_fan_out, torchs_own
 from .batch_norm import AllTokenBatchNorm
 
 
@@ -24,13 +22,7 @@ class GatedFusion(nn.Module):
         self.align = nn.Linear(config.hidden_size, config.hidden_size)
         self.gate = nn.Linear(2 * config.hidden_size, 2, bias=False)
         self.norm = AllTokenBatchNorm(2)
-
-    def reset(self) -> None:
-        """Initial values of the released code: torch's for the linear layer; He et al. 2015, fan out, for the gate."""
-        init.kaiming_uniform_(self.align.weight, a=math.sqrt(5))
-        bound = 1.0 / math.sqrt(self.align.in_features)
-        init.uniform_(self.align.bias, -bound, bound)
-        init.kaiming_normal_(self.gate.weight, mode="fan_out", nonlinearity="relu")
+        self.align.initial_values, self.gate.initial_values = torchs_own, he_fan_out
 
     def forward(self, embed_BLD: Tensor, feat_BLD: Tensor, num_texts_B: Tensor | None = None) -> Tensor:
         """

@@ -1,0 +1,366 @@
+"""The released model as any model here: copies of images, ranks, precision, saving, speed, tasks, and odd inputs."""
+
+import copy
+
+import pytest
+import torch
+
+from soho_fast.model import (
+    SohoConfig,
+    SohoForImageTextRetrieval,
+    SohoForPreTraining,
+    SohoForQuestionAnswering,
+    SohoForVisualEntailment,
+    SohoForVisualReasoning,
+    SohoModel,
+    Texts,
+)
+from soho_fast.model.cpu import packed_encoder, speed_up_on_cpu
+from soho_fast.model.gpu import speed_up_on_gpu
+
+SIZE = (160, 128)  # five rows of the CNN's cells: the last one is dropped
+
+
+@pytest.fixture
+def inputs(batch):
+    """Three images of two sizes, with three, one and four texts, of which three are read with masked images."""
+    made = batch(num_images=3, texts_per_image=4, size=SIZE)
+    chosen = torch.tensor([0, 1, 2, 4, 8, 9, 10, 11])
+    for name in ("input_ids", "attention_mask", "image_index", "mlm_labels", "itm_labels"):
+        made[name] = made[name][chosen]
+    made["pixel_mask"][1, 100:] = 0
+    made["pixel_mask"][1, :, 70:] = 0
+    made["pixel_values"] = made["pixel_values"] * made["pixel_mask"].unsqueeze(1)
+    made["mask_uniform"] = torch.full((3,), 0.1, dtype=torch.float64)
+    made["mask_pairs"] = torch.tensor([1, 0, 0, 1, 0, 1, 0, 0]).bool()
+    return made
+
+
+def step(model, inputs):
+    output = model(**inputs)
+    output.loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return output, gradients
+
+
+def assert_close(actual: dict, expected: dict, tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = float(value.double().norm().clamp(min=1e-3)) if value.is_floating_point() else 0.0
+        error = float((actual[name].double() - value.double()).norm())
+        assert error <= tolerance * scale, f"{name}: {error:.1e} of {scale:.1e}"
+
+
+def test_an_image_counts_as_often_as_it_has_texts(tiny_official, inputs):
+    """As the released code has it: the CNN's output once for each text. By copies of the images that are so."""
+    copied = {**inputs, "image_index": None}
+    for name in ("pixel_values", "pixel_mask", "mask_uniform"):
+        copied[name] = inputs[name][inputs["image_index"]]
+    once, often = (tiny_official().train() for _ in range(2))
+    for model in (once, often):
+        model.freeze_batch_norm()  # which is over images, not copies
+    (output, gradients), (expected, expected_gradients) = step(once, inputs), step(often, copied)
+    torch.testing.assert_close(output.loss, expected.loss, rtol=1e-5, atol=1e-5)
+    assert_close(gradients, expected_gradients, 2e-4)
+    assert_close(once.state_dict(), often.state_dict(), 1e-5)
+    uncounted = tiny_official().train()
+    uncounted.freeze_batch_norm()
+    uncounted.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
+    for counted in ("feature_norm", "visual_dictionary", "fusion"):
+        some, all_of_them = ({n: v for n, v in m.state_dict().items() if counted in n} for m in (uncounted, often))
+        with pytest.raises(AssertionError, match=counted):
+            assert_close(some, all_of_them, 1e-5)
+
+
+def test_masked_pairs_alone_read_the_mask_vector(tiny_official, inputs, monkeypatch):
+    model, seen = tiny_official().eval(), []
+    with torch.no_grad():
+        model.soho.mask_token.fill_(7.0)
+    embeddings = model.soho.visual_embeddings
+    monkeypatch.setattr(embeddings, "forward", lambda embed, position: seen.append(embed) or embed)
+    output = model.soho(
+        model.encode_images(inputs["pixel_values"], inputs["pixel_mask"]),
+        Texts(inputs["input_ids"], inputs["attention_mask"], inputs["image_index"]),
+        inputs["mask_uniform"],
+        inputs["mask_pairs"],
+    )
+    masked_PL = (seen[0] == 7.0).all(-1)
+    assert torch.equal(masked_PL.any(1), inputs["mask_pairs"])
+    assert torch.equal(masked_PL, output.mvm_labels != -100)
+    place = int(0.1 * masked_PL.shape[1])
+    for pair in inputs["mask_pairs"].nonzero().flatten().tolist():
+        image = inputs["image_index"][pair]
+        label = output.index[image, place]
+        assert torch.equal(masked_PL[pair], (output.index[image] == label) & output.valid[image])
+        assert bool((output.mvm_labels[pair][masked_PL[pair]] == label).all())
+
+
+def test_a_place_that_is_not_valid_masks_nothing(tiny_official, inputs):
+    model = tiny_official().eval()
+    visual = model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
+    assert not bool(visual.valid[1, -1]) and bool(visual.valid[0, -1]) and int(visual.index.min()) >= 0
+    _, labels = model.soho.mask_one_label(visual, torch.full((3,), 1 - 1e-12, dtype=torch.float64))
+    assert not bool((labels[1] != -100).any()) and bool((labels[0] != -100).any())
+
+
+def test_what_was_packed_equals_what_was_not(tiny_official, inputs, monkeypatch):
+    calls, encode = [], packed_encoder.packed_encode
+    monkeypatch.setattr(packed_encoder, "packed_encode", lambda *args: calls.append(args) or encode(*args))
+    plain, fast = tiny_official().train(), speed_up_on_cpu(tiny_official()).train()
+    for model in (plain, fast):
+        model.freeze_batch_norm()
+    (expected, expected_gradients), (output, gradients) = step(plain, inputs), step(fast, inputs)
+    assert len(calls) == 1 and output.mvm_logits.shape == expected.mvm_logits.shape != (0, 12)
+    for name in ("loss", "mlm_loss", "mvm_loss", "itm_loss", "mvm_logits", "mlm_logits", "itm_logits"):
+        torch.testing.assert_close(output[name], expected[name], rtol=1e-5, atol=1e-5)
+    assert_close(gradients, expected_gradients, 1e-4)
+    assert_close(fast.state_dict(), plain.state_dict(), 1e-5)
+    speed_up_on_cpu(fast)
+    kinds = type(fast.soho.visual_encoder).__name__, type(fast.mlm_head).__name__
+    assert kinds == ("FastOfficialVisualEncoder", "FastTokenHead")
+    torch.testing.assert_close(fast.eval()(**inputs).loss, plain.eval()(**inputs).loss, rtol=1e-5, atol=1e-5)
+
+
+def test_the_layout_for_a_gpu_changes_nothing(tiny_official, inputs):
+    plain, fast = tiny_official().eval(), speed_up_on_gpu(tiny_official()).eval()
+    torch.testing.assert_close(fast(**inputs).loss, plain(**inputs).loss, rtol=1e-5, atol=1e-5)
+
+
+def test_activation_checkpointing_moves_statistics_as_without(tiny_official, inputs):
+    plain, checkpointed = tiny_official(backbone="resnet18").train(), tiny_official(backbone="resnet18").train()
+    checkpointed.activation_checkpointing_enable()
+    (_, expected), (_, gradients) = step(plain, inputs), step(checkpointed, inputs)
+    assert_close(gradients, expected, 1e-4)
+    assert_close(checkpointed.state_dict(), plain.state_dict(), 1e-5)
+    tracked = {n: int(b) for n, b in plain.named_buffers() if n.endswith("num_batches_tracked") and "layer" in n}
+    assert {n: v for n, v in tracked.items() if v != 2} == {
+        n: 0 if "layer1" in n else 1 for n in tracked if "layer1" in n or "layer2.0" in n
+    }
+
+
+def test_what_is_saved_is_what_is_loaded(tiny_official, inputs, tmp_path):
+    model = tiny_official().train()
+    model(**inputs)
+    model.eval().save_pretrained(tmp_path)
+    loaded = SohoForPreTraining.from_pretrained(tmp_path).eval()
+    assert loaded.config.fusion == "gate" and loaded.config.preset == model.config.preset
+    assert [n for n, v in model.state_dict().items() if not torch.equal(v, loaded.state_dict()[n])] == []
+    assert loaded.mlm_head.decoder.weight is loaded.soho.text_embeddings.word_embeddings.weight
+    assert torch.equal(loaded(**inputs).loss, model(**inputs).loss)
+    base = SohoModel.from_pretrained(tmp_path).eval()
+    pixels = inputs["pixel_values"], inputs["pixel_mask"]
+    assert torch.equal(base.encode_images(*pixels).tokens, model.encode_images(*pixels).tokens)
+
+
+def test_kept_tokens_serve_as_pixels_do(tiny_official, inputs):
+    model = tiny_official().eval()
+    visual = model.encode_images(inputs.pop("pixel_values"), inputs.pop("pixel_mask"))
+    kept = model(visual_tokens=visual, **inputs)
+    assert kept.mvm_logits.shape[0] > 0
+    embedded = model.embed_images(visual)
+    pairs = torch.arange(len(inputs["input_ids"]))
+    plain = model(visual_tokens=visual, input_ids=inputs["input_ids"], image_index=torch.zeros_like(pairs)).itm_logits
+    scores = model.matching_logits(embedded[:1], inputs["input_ids"], pairs, torch.zeros_like(pairs))
+    torch.testing.assert_close(scores, plain[:, 1] - plain[:, 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_output", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (SohoForImageTextRetrieval, {}),
+        (SohoForQuestionAnswering, {"answers": ["yes", "no", "red"]}),
+        (SohoForVisualReasoning, {}),
+        (SohoForVisualEntailment, {}),
+    ],
+)
+def test_fine_tuning(tiny_official, inputs, tmp_path, kind, options, with_output):
+    tiny_official().save_pretrained(tmp_path)
+    model, report = kind.from_pretraining(tmp_path, use_dictionary_output=with_output, **options)
+    assert not model.config.recomputed_batch_norm
+    assert (model.soho.fusion is not None) == with_output
+    assert all(not name.startswith("soho.") or "fusion" in name for name in report.unexpected)
+    given = {name: inputs[name] for name in ("pixel_values", "pixel_mask", "input_ids", "attention_mask")}
+    if kind is SohoForVisualReasoning:
+        given |= {"image_index": torch.tensor([[0, 1]] * 8), "labels": inputs["itm_labels"]}
+    else:
+        given["image_index"] = inputs["image_index"]
+        name = {SohoForImageTextRetrieval: "itm_labels", SohoForVisualEntailment: "labels"}.get(kind)
+        given |= {name: inputs["itm_labels"]} if name else {"answer_scores": torch.rand(8, 3)}
+    model.train()(**given).loss.backward()
+    silent = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert silent == [], "an optimiser would move them by decay alone"
+    moved = int(model.soho.visual_dictionary.step)
+    assert moved == int(with_output)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_by_autocast(tiny_official, inputs, dtype):
+    """Neck, dictionary and gate stay float32."""
+    model = tiny_official().train()
+    model.freeze_batch_norm()
+    expected = copy.deepcopy(model)(**inputs)
+    with torch.autocast("cpu", dtype):
+        output = model(**inputs)
+        visual = model.eval().encode_images(inputs["pixel_values"], inputs["pixel_mask"])
+    output.loss.backward()
+    torch.testing.assert_close(output.loss, expected.loss, rtol=0.03, atol=0.03)
+    assert visual.features.dtype == visual.embedding.dtype == torch.float32
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_half_precision_of_the_model(tiny_official, inputs):
+    model = tiny_official().to(torch.bfloat16).train()
+    dictionary = model.soho.visual_dictionary
+    output = model(**{**inputs, "pixel_values": inputs["pixel_values"].to(torch.bfloat16)})
+    output.loss.backward()
+    kept = (
+        dictionary.codebook,
+        dictionary.total,
+        model.soho.feature_norm.running_var,
+        model.soho.fusion.norm.running_mean,
+    )
+    assert {tensor.dtype for tensor in kept} == {torch.float32} and bool(output.loss.isfinite())
+
+
+def test_compiled_by_torch(tiny_official, inputs):
+    model = tiny_official().eval()
+    with torch.no_grad():
+        expected = model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
+        compiled = torch.compile(model.encode_images, backend="aot_eager")
+        output = compiled(inputs["pixel_values"], inputs["pixel_mask"])
+    torch.testing.assert_close(output.embedding, expected.embedding)
+    assert torch.equal(output.index, expected.index)
+
+
+def test_a_step_that_is_left_out_moves_the_codes_all_the_same(tiny_official, inputs):
+    model = tiny_official().train()
+    model.begin_step()
+    model(**inputs)
+    moved = model.soho.visual_dictionary.codebook.clone()
+    model.end_step(applied=False)
+    assert int(model.soho.visual_dictionary.step) == 1 and model.soho.visual_dictionary.drift() > 0
+    assert torch.equal(model.soho.visual_dictionary.codebook, moved)
+
+
+@pytest.mark.parametrize("size", [(33, 33), (64, 64), (65, 200), (95, 64), (129, 97)])
+def test_odd_sizes(tiny_official, size):
+    """Sides are padded to multiples of 32 as the released code does, whatever the processor's divisor was."""
+    model = tiny_official().eval()
+    pixels = torch.randn(1, 3, *size)
+    padded = torch.nn.functional.pad(pixels, (0, -size[1] % 32, 0, -size[0] % 32))
+    pixel_mask = torch.zeros(1, *padded.shape[-2:])
+    pixel_mask[:, : size[0], : size[1]] = 1
+    alone, as_padded = model.encode_images(pixels), model.encode_images(padded + 9 * (1 - pixel_mask), pixel_mask)
+    rows, columns = (-(-side // 32) // 2 for side in size)
+    assert alone.tokens.shape == (1, rows * columns, 16)
+    assert torch.equal(alone.valid, as_padded.valid) and torch.equal(alone.tokens, as_padded.tokens)
+
+
+def test_batches_of_little(tiny_official, inputs):
+    """One image with one text; images without a text, on which nothing is learnt; an image that is padding alone."""
+    model = tiny_official().train()
+    pixels = {"pixel_values": inputs["pixel_values"], "pixel_mask": inputs["pixel_mask"]}
+    learnt = ("codebook", "total", "running_mean", "running_var")
+    before = {n: b.clone() for n, b in model.soho.named_buffers() if "backbone" not in n and n.endswith(learnt)}
+    model.encode_images(**pixels, num_texts=torch.zeros(3))
+    assert len(before) == 6 and all(torch.equal(b, model.soho.get_buffer(n)) for n, b in before.items())
+    one = model(
+        pixel_values=inputs["pixel_values"][:1, :, :64, :64],
+        input_ids=inputs["input_ids"][:1],
+        mlm_labels=inputs["mlm_labels"][:1],
+        itm_labels=inputs["itm_labels"][:1],
+        mask_uniform=inputs["mask_uniform"][:1],
+    )
+    one.loss.backward()
+    pixels["pixel_mask"] = pixels["pixel_mask"].clone()
+    pixels["pixel_mask"][2] = 0
+    output = model.eval()(**{**inputs, **pixels})
+    assert not bool(output.valid[2].any()) and all(bool(x.isfinite().all()) for x in (one.loss, output.loss))
+
+
+def test_a_token_that_is_not_finite_is_left_out(tiny_official):
+    norm, dictionary = tiny_official().soho.feature_norm, tiny_official().soho.visual_dictionary
+    feat = torch.randn(2, 5, 16)
+    feat[0, 3] = float("nan")
+    out = norm.train()(feat, None, torch.tensor([2.0, 1.0]))
+    dictionary.train()(feat, torch.ones(2, 5, dtype=torch.bool), None, torch.tensor([2.0, 1.0]))
+    assert bool(torch.cat([norm.running_mean, norm.running_var, dictionary.codebook.flatten()]).isfinite().all())
+    assert float(dictionary.total.sum()) == 2 * 4 + 5 and dictionary.take_num_non_finite() == 1
+    assert int(out.isnan().any(-1).sum()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mask_pairs": torch.ones(3, dtype=torch.bool)}, r"mask_pairs: expected bool of shape \(8,\)"),
+        ({"mask_pairs": torch.ones(8)}, "mask_pairs: expected bool"),
+        ({"mask_uniform": None}, "mask_pairs: expected mask_uniform with it"),
+        ({"pixel_mask": torch.ones(3, 5, 5)}, "pixel_mask: expected shape"),
+        ({"pixel_values": torch.zeros(3, 3, 32, 128), "pixel_mask": None}, "pixel_values: expected at least 33 x 33"),
+        (
+            {"pixel_values": None, "pixel_mask": None, "backbone_features": torch.zeros(3, 512, 4, 4)},
+            "backbone_features",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(tiny_official, inputs, change, words):
+    with pytest.raises(ValueError, match=words):
+        tiny_official().eval()(**{**inputs, **change})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"visual_encoder": "authors"}, "visual_encoder: expected one of paper, official"),
+        ({"fusion": "sum"}, "fusion: expected one of none, gate"),
+        ({"recomputed_batch_norm": True}, "recomputed_batch_norm: expected visual_encoder='official'"),
+        ({"visual_encoder": "official", "dictionary_batch_norm": True}, "dictionary_batch_norm: visual_encoder="),
+        ({"visual_dropout_prob": 2.0}, "visual_dropout_prob: expected a number in"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        SohoConfig.from_preset("paper", **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dictionary": "official"},
+        {"fusion": "gate"},
+        {"mvm_head": "cosine", "mlm_head": "tied", "itm_bias": False},
+        {"mvm_masking": "position", "losses_on": "all"},
+        {"dictionary": "official", "ema_variant": "vqvae", "dictionary_init": "random", "revive_threshold": 0.5},
+        {"visual_encoder": "official", "dictionary_init": "random"},
+    ],
+    ids=lambda fields: "-".join(fields),
+)
+def test_each_part_serves_the_papers_model(tiny_model, batch, fields):
+    model = tiny_model(**fields, visual_pool=2).train()
+    given = batch(size=(128, 96))
+    given["pixel_mask"][1, 64:] = 0
+    before = model.soho.visual_dictionary.codebook.clone()
+    for _ in range(2):
+        model.begin_step()
+        output = model(**given)
+        output.loss.backward()
+        model.end_step(applied=True)
+    assert bool(output.loss.isfinite()) and not torch.equal(model.soho.visual_dictionary.codebook, before)
+    silent = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert silent == []
+
+
+def test_initial_values(tiny_official):
+    """Mask vector normal(0, 1); He's for gate and matching; statistics of the dictionary empty."""
+    model = tiny_official(hidden_size=512, num_attention_heads=2)
+    soho = model.soho
+    stds = (soho.mask_token, soho.fusion.gate.weight, model.itm_head.classifier.weight, soho.visual_dictionary.codebook)
+    expected = (1.0, 1.0, (2 / 512) ** 0.5, 1.0)
+    assert [float(x.detach().std()) for x in stds] == pytest.approx(expected, rel=0.12)
+    assert not bool(soho.visual_dictionary.cluster_size.any() | soho.visual_dictionary.cluster_sum.any())
+    assert 0.9 * 512**-0.5 < float(soho.fusion.align.weight.detach().abs().max()) <= 512**-0.5
+    assert 0.5 * 512**-0.5 < float(soho.fusion.align.bias.detach().abs().max()) <= 512**-0.5
+    head = tiny_official(SohoForQuestionAnswering, intermediate_size=256).head
+    assert float(head[3].weight.detach().std()) == pytest.approx((2 / 256) ** 0.5, rel=0.12)
