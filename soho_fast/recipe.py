@@ -31,6 +31,7 @@ with from_extra("train"):
     from soho_fast.engine.errors import UserError
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.hub import check_name, no_such_path
+    from soho_fast.path_ranges import expand_range, is_shards
     from soho_fast.recipe_file import check_fields, read_yaml
     from soho_fast.spelling import did_you_mean
     from soho_fast.tasks import TASKS
@@ -262,8 +263,16 @@ def check_paths(recipe: Any) -> None:
     if recipe.model.backbone not in (None, "imagenet"):
         files.append(("model.backbone", recipe.model.backbone))
     for place, path in files:
-        if not Path(path).is_file() and not _is_in(path, recipe.corpus.folder):
-            raise UserError(f"{place}: {path}: {no_such_path(path)}")
+        for file in _in_range(path, place) if is_shards(path) else [path]:
+            if not Path(file).is_file() and not _is_in(file, recipe.corpus.folder):
+                raise UserError(f"{place}: {file}: {no_such_path(file)}")
+
+
+def _in_range(path: str, place: str) -> list[str]:
+    try:
+        return expand_range(path)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def _is_in(path: str, folder: str) -> bool:

@@ -14,6 +14,7 @@ with from_extra("train"):
     from soho_fast.data.nlvr2 import Nlvr2Record, read_nlvr2
     from soho_fast.data.processor import SohoProcessor
     from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport
+    from soho_fast.data.shards.records import ShardRecords, read_shards
     from soho_fast.data.snli_ve import ENTAILMENT_LABELS, SnliVeRecord, read_snli_ve
     from soho_fast.data.text import content_words, load_tokenizer, mask_tokens
     from soho_fast.data.visual_genome import read_visual_genome
@@ -26,6 +27,7 @@ __all__ = [
     "ImageTextRecord",
     "Nlvr2Record",
     "ReadReport",
+    "ShardRecords",
     "SnliVeRecord",
     "SohoImageProcessor",
     "SohoProcessor",
@@ -43,6 +45,7 @@ __all__ = [
     "read_json_lines_questions",
     "read_karpathy",
     "read_nlvr2",
+    "read_shards",
     "read_snli_ve",
     "read_visual_genome",
     "read_vqa",

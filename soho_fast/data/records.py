@@ -64,6 +64,7 @@ class ReadReport:
     num_images: int = 0
     num_captions: int = 0
     num_missing: int = 0
+    num_failed: int = 0
     num_without_caption: int = 0
     num_empty_captions: int = 0
     num_without_label: int = 0
@@ -80,6 +81,7 @@ class ReadReport:
         left_out = (
             (self.num_excluded, "images left out: held out in COCO or Flickr30K"),
             (self.num_missing, "images left out: no file"),
+            (self.num_failed, "images left out: their download failed"),
             (self.num_without_caption, f"images left out: no {self.texts.removesuffix('s')}"),
             (self.num_empty_captions, "captions left out: empty"),
             (self.num_without_label, f"{self.texts} left out: gold label '-', no majority among the annotators"),

@@ -1,4 +1,4 @@
-"""Where the bytes of images live: a folder or a zip file (or several of them).
+"""Where the bytes of images live: a folder, a zip file or tar shards (or several of them).
 
 A store is small, picklable and safe to hand to worker processes: a zip file is opened on the first read of each
 process, because a file handle shared through fork has one common position and gives interleaved garbage.
@@ -14,19 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
-MAX_FILE_BYTES = 2**29
-"""The largest image file that is read, in a folder or in an archive: 512 MiB, more than 170 million RGB pixels."""
+from soho_fast.data.reading import check_size, one_line
+from soho_fast.data.shards.store import TarStore
+from soho_fast.path_ranges import is_shards
 
 # Those of which no more is unpacked than is asked for: a bomb stays small.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-
-
-def one_line(error: Exception) -> str:
-    """What an error of a decoder says, in a line that can be shown: its text may hold bytes of the file."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())[:200]
-    if text and isinstance(error, (OSError, ValueError)):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class ImageStore(Protocol):
@@ -46,11 +39,6 @@ class ImageStore(Protocol):
 
     def __str__(self) -> str:
         """Path of the store."""
-
-
-def _check_size(num_bytes: int) -> None:
-    if num_bytes > MAX_FILE_BYTES:
-        raise OSError(f"{num_bytes:,} bytes; expected an image of at most {MAX_FILE_BYTES:,}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +84,7 @@ class FolderStore:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise OSError(f"{path} is no regular file")
-        _check_size(status.st_size)
+        check_size(status.st_size)
         return path.open("rb")
 
     def locate(self, name: str) -> str:
@@ -146,7 +134,7 @@ class ZipStore:
                 raise FileNotFoundError("no such member in the archive")
             if member.compress_type not in _COMPRESSIONS:
                 raise OSError("its compression is not read; expected a member stored or deflated (zip's -0 or -6)")
-            _check_size(member.file_size)
+            check_size(member.file_size)
             with archive.open(member) as file:
                 # Not read(): that unpacks up to 2 GB before it looks at the size that the archive tells.
                 return file.read(member.file_size + 1)
@@ -194,23 +182,28 @@ def _is_unicode(name: str) -> bool:
 
 
 def open_stores(images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[ImageStore]:
-    """Stores for one path or several: a folder, or a file ending in .zip.
+    """Stores for one path or several: a folder, a file ending in .zip, or a .tar or a range of them.
 
-    Raises FileNotFoundError when a path does not exist and ValueError when it is neither or nothing was given.
+    Raises FileNotFoundError when a path does not exist and ValueError when it is neither or nothing was given, or as
+    `TarStore`.
     """
     paths = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     if not paths:
-        raise ValueError("images: expected at least one folder or .zip file, got an empty list")
+        raise ValueError("images: expected at least one folder, .zip or .tar file, got an empty list")
     stores: list[ImageStore] = []
     for path in map(str, paths):
         if os.path.isdir(path):
             stores.append(FolderStore(path))
+        elif is_shards(path):
+            stores.append(TarStore(path))
         elif not os.path.exists(path):
-            raise FileNotFoundError(f"images: {path} does not exist; expected a folder or a .zip file of images")
+            raise FileNotFoundError(
+                f"images: {path} does not exist; expected a folder or a .zip or .tar file of images"
+            )
         elif path.lower().endswith(".zip") and os.path.isfile(path):
             store = ZipStore(path)
             store.existing(())
             stores.append(store)
         else:
-            raise ValueError(f"images: {path} is neither a folder nor a .zip file")
+            raise ValueError(f"images: {path} is neither a folder nor a .zip or .tar file")
     return stores

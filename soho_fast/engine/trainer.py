@@ -79,7 +79,8 @@ class Trainer:
         self.continuation = start = continuation or Continuation(task, settings, processes)
         self.folder, self.precision, self.checkpoints = start.folder, start.precision, start.checkpoints
         self.data = task.training_data()
-        self.plan = plan_batches(settings.batch, len(self.data), processes.world, settings.seed, task.samples_together)
+        plan = plan_batches(settings.batch, len(self.data), processes.world, settings.seed, task.samples_together)
+        self.plan = replace(plan, epoch_order=getattr(self.data, "epoch_order", None))
         self.total_steps = max(1, round(settings.epochs * self.plan.steps_per_epoch))
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)

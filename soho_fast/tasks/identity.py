@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from soho_fast.data.records import ImageRef
+from soho_fast.data.shards.records import JoinedRecords, ShardRecords
 
 # By pattern of a recipe's field: why two runs that differ there train the same, or what is compared instead.
 NOT_COMPARED = {
@@ -67,6 +68,11 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 def records_identity(records: Sequence[Any]) -> str:
     """Number and hash of records in their order: names of images, texts, labels; not where the images lie, nor the
     images themselves, which may be mended while a run stands still."""
+    if isinstance(records, ShardRecords):
+        return records.identity()
+    if isinstance(records, JoinedRecords):
+        parts = [records_identity(part) for part in records.parts]
+        return f"{len(records):,} records, {hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
     digest = hashlib.sha256()
     names: dict[type, list[str]] = {}
     for record in records:

@@ -13,12 +13,14 @@ from torch import nn
 
 from soho_fast.data.batches.pair_sampling import check_negatives
 from soho_fast.data.batches.pretraining import PretrainingDataset
+from soho_fast.data.batches.record_table import FlatTexts, JoinedTexts, locations_of, texts_of
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.coco_captions import read_coco_captions
 from soho_fast.data.json_lines import read_json_lines
 from soho_fast.data.karpathy import karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord, ReadReport
+from soho_fast.data.shards.records import join, read_shards
 from soho_fast.data.text import load_tokenizer
 from soho_fast.data.visual_genome import read_visual_genome
 from soho_fast.engine.processes import Processes
@@ -39,7 +41,7 @@ HELDOUT = "heldout"
 """The one split of pre-training, by name: the held-out images."""
 
 
-def _read_source(source: CaptionSource, report: ReadReport, where: str) -> list[ImageTextRecord]:
+def _read_source(source: CaptionSource, report: ReadReport, where: str) -> Sequence[ImageTextRecord]:
     common = {
         "max_captions": source.max_captions,
         "missing_images": source.missing_images,
@@ -64,6 +66,11 @@ def _read_source(source: CaptionSource, report: ReadReport, where: str) -> list[
         return read_json_lines(
             source.annotations, source.images, source.splits, heldout_share=source.heldout_share, **common
         )
+    if source.format == "webdataset":
+        for name in ("images", "splits", "image_data", "exclude_coco_ids_from"):
+            if getattr(source, name):
+                raise ValueError(f"{where}.{name}: webdataset shards hold images and captions alone; leave it out")
+        return read_shards(source.annotations, max_captions=source.max_captions, source=source.name, report=report)
     if source.splits:
         raise ValueError(f"{where}.splits: only karpathy and json_lines files have splits, this is {source.format}")
     excluded = karpathy_coco_ids(source.exclude_coco_ids_from) if source.exclude_coco_ids_from else frozenset()
@@ -82,14 +89,15 @@ def _read_source(source: CaptionSource, report: ReadReport, where: str) -> list[
             **common,
         )
     raise ValueError(
-        f"{where}.format: expected karpathy, coco_captions, visual_genome or json_lines, got {source.format!r}"
+        f"{where}.format: expected karpathy, coco_captions, visual_genome, json_lines or webdataset, got "
+        f"{source.format!r}"
     )
 
 
 def read_sources(
     sources: Sequence[CaptionSource], purpose: str, say: Callable[[str], None] = print
-) -> list[ImageTextRecord]:
-    """Read sets one after another, and say what each holds.
+) -> Sequence[ImageTextRecord]:
+    """Read sets one after another, and say what each holds; records in shards are made when they are asked for.
 
     Args:
         sources: The sets.
@@ -101,10 +109,10 @@ def read_sources(
     """
     if not sources:
         raise ValueError(f"data.{purpose}: no data set was given; expected at least one (see --help)")
-    records: list[ImageTextRecord] = []
+    parts: list[Sequence[ImageTextRecord]] = []
     for number, source in enumerate(sources):
         report = ReadReport()
-        records += _read_source(source, report, f"data.{purpose}[{number}]")
+        parts.append(_read_source(source, report, f"data.{purpose}[{number}]"))
         for line in report.lines():
             say(f"{purpose}: {line}")
         if purpose == "sources" and source.format == "visual_genome":
@@ -114,7 +122,7 @@ def read_sources(
                         f"{purpose}: {report.source}: {field} is not set, so {name}'s val and test images may be among "
                         f"these; results on {name} would be too good"
                     )
-    return records
+    return join(parts)
 
 
 @dataclass
@@ -146,7 +154,7 @@ class PretrainingTask(BaseTask):
         say: Callable[[str], None] = print,
     ) -> None:
         super().__init__(data, seed, model, say=say)
-        self._training: list[ImageTextRecord] = []
+        self._training: Sequence[ImageTextRecord] = []
         self._heldout: list[ImageTextRecord] | None = None
         self._codes_are_dying = False
 
@@ -164,7 +172,7 @@ class PretrainingTask(BaseTask):
         if self._heldout is not None:
             return
         training = read_sources(self.data.sources, "sources", self._say)
-        heldout = read_sources(self.data.heldout, "heldout", self._say) if self.data.heldout else []
+        heldout = list(read_sources(self.data.heldout, "heldout", self._say)) if self.data.heldout else []
         if len(heldout) == 1:
             raise ValueError(
                 "data.heldout: one image with captions; expected none or at least two, since a text is also measured "
@@ -172,7 +180,8 @@ class PretrainingTask(BaseTask):
             )
         self._check_negatives("sources", training if self.data.num_negative else [])
         self._check_negatives("heldout", heldout)
-        shared = {str(record.image) for record in heldout} & {str(record.image) for record in training}
+        held = {str(record.image) for record in heldout}
+        shared = {location for location in locations_of(training) if location in held} if held else set()
         if shared:
             raise ValueError(
                 f"data: {len(shared)} images are both in sources and in heldout, as {min(shared)}; held-out images "
@@ -182,8 +191,8 @@ class PretrainingTask(BaseTask):
 
     def _check_negatives(self, name: str, records: Sequence[ImageTextRecord]) -> None:
         try:
-            if records:
-                check_negatives([record.captions for record in records])
+            if len(records):
+                check_negatives(texts_of(records))
         except ValueError as error:
             raise ValueError(f"data.{name}: {error}") from None
 
@@ -197,7 +206,7 @@ class PretrainingTask(BaseTask):
     def train_dataset(self) -> PretrainingDataset:
         """The training samples."""
         self._read()
-        self.say_fit([caption for record in self._training for caption in record.captions])
+        self.say_fit(FlatTexts(JoinedTexts([texts_of(self._training)])))
         dataset = PretrainingDataset(
             self._training,
             self.processor,

@@ -159,9 +159,11 @@ class CaptionSource:
 
     Args:
         annotations: Annotation file: dataset_coco.json or dataset_flickr30k.json (karpathy), captions_*.json
-            (coco_captions), region_descriptions.json (visual_genome), JSON lines of one's own (json_lines).
-        images: Folders or .zip files with the images; json_lines also looks beside the annotation file.
-        format: Format of the annotation file: as published, or json_lines (docs/own_data.md).
+            (coco_captions), region_descriptions.json (visual_genome), JSON lines of one's own (json_lines), tar shards
+            with captions in them (webdataset): "{cc3m}/{00000..00331}.tar".
+        images: Folders, .zip files or tar shards with the images; json_lines also looks beside the annotation file,
+            webdataset has none but those of `annotations`.
+        format: Format of the annotation file: as published, or json_lines or webdataset (docs/own_data.md).
         splits: Splits to use, karpathy (train, restval, val, test) and json_lines only.
         heldout_share: Share of the images held out as split `val` where a json_lines file names no splits.
         image_data: Visual Genome's image_data.json, visual_genome only.
@@ -176,7 +178,7 @@ class CaptionSource:
 
     annotations: str
     images: list[str] = field(default_factory=list)
-    format: Literal["karpathy", "coco_captions", "visual_genome", "json_lines"] = "karpathy"
+    format: Literal["karpathy", "coco_captions", "visual_genome", "json_lines", "webdataset"] = "karpathy"
     splits: list[str] = field(default_factory=list)
     heldout_share: ShareBelowOne = 0.0
     image_data: str | None = None

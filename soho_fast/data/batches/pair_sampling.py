@@ -21,13 +21,15 @@ def check_negatives(captions_of: Sequence[Sequence[str]]) -> None:
     """Raises ValueError: fewer than two images, or one that has every caption of the data set."""
     if len(captions_of) < 2:
         raise ValueError(f"expected at least 2 images to draw negative captions from, got {len(captions_of)}")
-    most = max(map(len, captions_of))
+    packed = hasattr(captions_of, "counts")
+    most = int(captions_of.counts().max()) if packed else max(map(len, captions_of))
+    list_of = captions_of.all if packed else captions_of.__getitem__
     distinct: set[str] = set()
-    for captions in captions_of:
+    for captions in map(list_of, range(len(captions_of))):
         distinct.update(map(_folded, captions))
         if len(distinct) > most:
             return
-    for number, captions in enumerate(captions_of):
+    for number, captions in enumerate(map(list_of, range(len(captions_of)))):
         if distinct <= set(map(_folded, captions)):
             raise ValueError(
                 f"no negative caption for image {number} of {len(captions_of)}: every caption of the data set is one "
@@ -49,7 +51,8 @@ class PairSampler:
         """Keep the captions of all images.
 
         Args:
-            captions_of: For every image its captions, at least one each.
+            captions_of: For every image its captions, at least one each; what has the methods of `PackedTexts` is kept
+                as it is.
             sources: For every image the data set it is of, whose images stand together: negatives are drawn within it,
                 or their style would tell them apart. None: all are of one.
             negatives: Whether negatives will be drawn too.
@@ -61,7 +64,7 @@ class PairSampler:
         """
         if negatives:
             check_negatives(captions_of)
-        self._texts = PackedTexts(captions_of)
+        self._texts = captions_of if hasattr(captions_of, "counts") else PackedTexts(captions_of)
         starts = [0]
         if sources is not None:
             starts += [number for number in range(1, len(sources)) if sources[number] != sources[number - 1]]

@@ -8,9 +8,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from soho_fast.data.batches.pair_sampling import PairSampler
+from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.batches.sample import CAPTION_STREAM, SAMPLE_STREAM, Images, Sample, SampleDataset
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageTextRecord
+from soho_fast.data.shards.order import epoch_order
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_tokens
 
 Epoch = Literal["captions", "caption_groups", "images"]
@@ -46,7 +48,7 @@ class PretrainingDataset(SampleDataset):
         """Keep the records, packed so that worker processes share them.
 
         Args:
-            records: Images with their captions.
+            records: Images with their captions; those in shards are read from there when a sample is made.
             processor: Image processor and tokenizer.
             seed: Seed of everything drawn.
             num_positive: Texts per image taken from its captions (paper, section 4.1: 2).
@@ -73,7 +75,7 @@ class PretrainingDataset(SampleDataset):
             raise ValueError(f"max_text_length: expected at least 3 ([CLS], a token, [SEP]), got {max_text_length}")
         if seed < 0:
             raise ValueError(f"seed: expected a non-negative integer, got {seed}")
-        if not records:
+        if not len(records):
             raise ValueError("records: the data set is empty; expected at least 2 images with captions")
         self.processor = processor
         self.seed = seed
@@ -84,11 +86,11 @@ class PretrainingDataset(SampleDataset):
         self.max_text_length = max_text_length
         self.masking = dict(masking or {})
         self.predict_unmatched, self.mvm_probability = predict_unmatched, mvm_probability
-        super().__init__(Images([record.image for record in records], processor))
-        self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
+        self._table = RecordTable(records)
+        super().__init__(Images(self._table, processor))
         self._pairs = PairSampler(
-            [record.captions for record in records],
-            [record.source for record in records],
+            self._table.texts,
+            self._table.sources(),
             negatives=num_negative > 0,
             replacing_groups_of=num_positive if replace_probability else 0,
         )
@@ -115,11 +117,19 @@ class PretrainingDataset(SampleDataset):
         """Shapes of the samples' images, float64 (samples,); see `Images.shapes`."""
         return self.images.shapes(progress)[self._image_of]
 
+    def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
+        """The samples of an epoch in the order in which they are read, int64 (samples,): all at random, or nearly as
+        they lie where some are in shards; see `soho_fast.data.shards.order`."""
+        if self._table.bounds is None:
+            return rng.permutation(len(self))
+        first_of = np.append(self._first_of, len(self))
+        return epoch_order([first_of[bounds] for bounds in self._table.bounds], rng)
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a data set of {len(self)}")
         image = int(self._image_of[index])
-        sample = Sample([self._sample_ids[image]], [image])
+        sample = Sample([self._table.sample_id(image)], [image])
         if not self.images.read_into(sample):
             return sample
         rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])

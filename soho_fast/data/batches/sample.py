@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.images import BrokenImageError, shapes_of
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.records import ImageRef
@@ -92,7 +93,10 @@ class Images(Dataset[Sample]):
 
     def shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
         """float64 (images,): see `shapes_of`; 0 of all that show nothing."""
-        return np.zeros(len(self)) if self.blank else shapes_of(self._images, progress)
+        if self.blank:
+            return np.zeros(len(self))
+        known = isinstance(self._images, RecordTable)
+        return self._images.shapes(progress) if known else shapes_of(self._images, progress)
 
     def read_into(self, sample: Sample) -> bool:
         """Put a sample's images into it. False where one can't be read: `broken` then says which and why."""

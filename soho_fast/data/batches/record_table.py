@@ -1,0 +1,158 @@
+"""Records as a data set keeps them: packed, so that worker processes share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from soho_fast.data.images import shapes_of
+from soho_fast.data.records import ImageRef, ImageTextRecord
+from soho_fast.data.shards.records import JoinedRecords, ShardRecords
+from soho_fast.data.text import PackedTexts
+
+
+def parts_of(records: Sequence[ImageTextRecord]) -> list[Sequence[ImageTextRecord]]:
+    """The sets that records consist of, as far as some are in shards: lists, and `ShardRecords`."""
+    return records.parts if isinstance(records, JoinedRecords) else [records]
+
+
+def texts_of(records: Sequence[ImageTextRecord]) -> Sequence[Sequence[str]]:
+    """The captions of each image, of those in shards as they lie there."""
+    if isinstance(records, ShardRecords):
+        return records.texts
+    if isinstance(records, JoinedRecords):
+        return JoinedTexts([texts_of(part) for part in records.parts])
+    return [record.captions for record in records]
+
+
+def locations_of(records: Sequence[ImageTextRecord]) -> Iterator[str]:
+    """Where each image is, as messages tell it."""
+    for part in parts_of(records):
+        yield from part.locations() if isinstance(part, ShardRecords) else (str(record.image) for record in part)
+
+
+class JoinedTexts:
+    """Texts of several sets, one after the other, with the methods of `PackedTexts`.
+
+    Args:
+        parts: Of each set what has the methods of `PackedTexts`, or the texts themselves.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Sequence[str]]]) -> None:
+        self._parts = [part if hasattr(part, "counts") else PackedTexts(part) for part in parts]
+        self._ends = np.cumsum([len(part) for part in self._parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _place(self, index: int) -> tuple[PackedTexts, int]:
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self._parts[part], index - (int(self._ends[part - 1]) if part else 0)
+
+    def count(self, index: int) -> int:
+        """How many texts list `index` has."""
+        part, inside = self._place(index)
+        return part.count(inside)
+
+    def counts(self) -> np.ndarray:
+        """How many texts each list has, int64."""
+        return np.concatenate([part.counts() for part in self._parts])
+
+    def get(self, index: int, number: int) -> str:
+        """Text `number` of list `index`."""
+        part, inside = self._place(index)
+        return part.get(inside, number)
+
+    def all(self, index: int) -> list[str]:
+        """All texts of list `index`."""
+        part, inside = self._place(index)
+        return part.all(inside)
+
+
+class FlatTexts(Sequence[str]):
+    """All texts, one after the other, of what has the methods of `PackedTexts`."""
+
+    def __init__(self, texts: PackedTexts) -> None:
+        self._texts, self._ends = texts, np.cumsum(texts.counts())
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, number: int) -> str:
+        index = int(np.searchsorted(self._ends, number, side="right"))
+        return self._texts.get(index, number - (int(self._ends[index - 1]) if index else 0))
+
+
+class _Listed:
+    """A list of records, packed."""
+
+    def __init__(self, records: Sequence[ImageTextRecord]) -> None:
+        self.images = [record.image for record in records]
+        self._ids = [f"{record.source}/{record.image_id}" for record in records]
+        self._sources = [record.source for record in records]
+        self.texts = PackedTexts([record.captions for record in records])
+        self.bounds = np.array([0, len(records)])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, number: int) -> ImageRef:
+        return self.images[number]
+
+    def sample_id(self, number: int) -> str:
+        return self._ids[number]
+
+    def sources(self) -> np.ndarray:
+        return np.array(self._sources, object)
+
+
+class RecordTable(Sequence[ImageRef]):
+    """The images of records, with their texts beside them.
+
+    Attributes:
+        texts: What has the methods of `PackedTexts`.
+        bounds: Of each set, as far as some are in shards, int64 (shards + 1,) where its shards begin and the last one
+            ends; two numbers of a set that is not in shards. None where no set is in shards.
+    """
+
+    def __init__(self, records: Sequence[ImageTextRecord]) -> None:
+        self._parts = [part if isinstance(part, ShardRecords) else _Listed(part) for part in parts_of(records)]
+        self._ends = np.cumsum([len(part) for part in self._parts])
+        texts = [part.texts for part in self._parts]
+        self.texts = texts[0] if len(texts) == 1 else JoinedTexts(texts)
+        self.bounds: list[np.ndarray] | None = None
+        if any(isinstance(part, ShardRecords) for part in self._parts):
+            starts = [0, *self._ends[:-1]]
+            self.bounds = [start + part.bounds for start, part in zip(starts, self._parts, strict=True)]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _place(self, number: int) -> tuple[_Listed | ShardRecords, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"image {number} of {len(self)}")
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return self._parts[part], number - (int(self._ends[part - 1]) if part else 0)
+
+    def __getitem__(self, number: int) -> ImageRef:
+        part, inside = self._place(number)
+        return part.image(inside)
+
+    def sample_id(self, number: int) -> str:
+        """What tells an image from those of other sets too, for messages."""
+        part, inside = self._place(number)
+        return part.sample_id(inside)
+
+    def sources(self) -> np.ndarray:
+        """The name of the data set of each image, objects."""
+        return np.concatenate([part.sources() for part in self._parts])
+
+    def shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
+        """float64 (images,): see `shapes_of`; those of shards are in their index."""
+        return np.concatenate(
+            [
+                part.shapes() if isinstance(part, ShardRecords) else shapes_of(part.images, progress)
+                for part in self._parts
+            ]
+        )

@@ -1,0 +1,196 @@
+"""Tar shards from the command line.
+
+    python -m soho_fast.data.shards write FOLDER --format karpathy --annotations dataset_coco.json --images coco
+    python -m soho_fast.data.shards index "cc3m/{00000..00331}.tar"
+    python -m soho_fast.data.shards check "cc3m/{00000..00331}.tar"
+
+Each can be stopped with Ctrl-C at any time: what is whole stays, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from soho_fast.command_line import Parser, as_text
+from soho_fast.data.records import ReadReport
+from soho_fast.data.shards.checking import check_shard
+from soho_fast.data.shards.index import ShardCounts, read_index
+from soho_fast.data.shards.indexing import build_index
+from soho_fast.data.shards.store import TarStore
+from soho_fast.data.shards.writing import FORMATS, Source, range_of, read_pictures, shard_names, write_shards
+from soho_fast.engine.errors import UserError, fail
+from soho_fast.path_ranges import expand_range
+
+_MOST_SHOWN = 20
+_STOPPED = 130
+
+
+def _bar(total: int, what: str, unit: str) -> tqdm:
+    # Lines of a log would fill it.
+    seconds = 0.5 if sys.stderr.isatty() else 15.0
+    return tqdm(total=total, desc=what, unit=unit, mininterval=seconds, maxinterval=seconds)
+
+
+def _in_processes(
+    work: Callable[[str], Any], paths: Sequence[str], workers: int, what: str
+) -> Iterator[tuple[str, Any]]:
+    """(path, what `work` gives) of each path, in the order in which they come to be done; begun work is ended first
+    where one fails or Ctrl-C is pressed. Raises what `work` raises."""
+    context = get_context("fork")
+    with (
+        _bar(len(paths), what, "shard") as bar,
+        ProcessPoolExecutor(max(1, min(workers, len(paths))), context, initializer=_leave_signals) as pool,
+    ):
+        futures: dict[Future, str] = {pool.submit(work, path): path for path in paths}
+        try:
+            for future in as_completed(futures):
+                result = future.result()
+                bar.update()
+                yield futures[future], result
+        except BrokenProcessPool:
+            raise OSError(f"{what}: a process was killed, as where memory runs out; try fewer --workers") from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_signals() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _expand(paths: Sequence[str]) -> list[str]:
+    shards = [shard for path in paths for shard in expand_range(path)]
+    missing = [shard for shard in shards if not os.path.isfile(shard)]
+    if missing:
+        raise UserError(f"{missing[0]}: there is no such shard ({len(missing):,} of {len(shards):,} are missing)")
+    return shards
+
+
+def _is_indexed(shard: str) -> bool:
+    try:
+        read_index(shard)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _index(options: argparse.Namespace) -> list[str]:
+    shards = _expand(options.shards)
+    wanted = [shard for shard in shards if options.again or not _is_indexed(shard)]
+    began = time.monotonic()
+    for _ in _in_processes(build_index, wanted, options.workers, "indexing") if wanted else ():
+        pass
+    seconds = time.monotonic() - began
+    lines = [f"indexed {len(wanted):,} of {len(shards):,} shards in {seconds:.1f} s; the others had an index"]
+    return lines + [_describe(path) for path in options.shards]
+
+
+def _describe(path: str) -> str:
+    total = ShardCounts()
+    for shard in TarStore(path).shards:  # refuses names that come twice
+        total.add(shard.counts)
+    return f"{path}: {total}"
+
+
+def _check(options: argparse.Namespace) -> list[str]:
+    shards = _expand(options.shards)
+    broken: list[str] = []
+    work = partial(_problems, decode=not options.quick)
+    for _, problems in _in_processes(work, shards, options.workers, "checking"):
+        broken += problems
+    lines = [_describe(path) for path in options.shards]
+    for line in sorted(broken)[:_MOST_SHOWN]:
+        print(line, file=sys.stderr)
+    if broken:
+        raise UserError(f"{len(broken):,} images can't be decoded; first: {min(broken)}")
+    return [
+        *lines,
+        f"{len(shards):,} shards are as their indexes tell" + ("" if options.quick else ", and all images decode"),
+    ]
+
+
+def _problems(shard: str, *, decode: bool) -> list[str]:
+    return list(check_shard(shard, decode=decode))
+
+
+def _write(options: argparse.Namespace) -> list[str]:
+    source = Source(**{name: getattr(options, name) for name in Source.__annotations__})
+    report = ReadReport()
+    pictures = read_pictures(source, report)
+    print("\n".join(report.lines()))
+    written, num_images = 0, 0
+    try:
+        with _bar(len(pictures), "writing", "image") as bar:
+            shards = write_shards(pictures, Path(options.folder), per_shard=options.per_shard, shuffle=options.shuffle)
+            for _, count, is_new in shards:
+                written, num_images = written + is_new, num_images + count
+                bar.update(count)
+    except KeyboardInterrupt:
+        print(f"stopped: {num_images:,} of {len(pictures):,} images are in whole shards", file=sys.stderr)
+        raise
+    path = range_of(shard_names(Path(options.folder), len(pictures), options.per_shard))
+    return [f"wrote {written:,} shards, kept the others; as one path: {path}", _describe(path)]
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m soho_fast.data.shards", description="Make, index and verify tar shards.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    defaults = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    write = commands.add_parser("write", help="make shards of a data set", **defaults)
+    write.add_argument("folder", help="where to write 00000.tar and those after it")
+    write.add_argument("--format", required=True, choices=tuple(FORMATS), help="the set's format")
+    write.add_argument("--annotations", required=True, help="the set's annotation file; vqa, easy_vqa: the questions")
+    write.add_argument("--images", nargs="*", default=[], help="folders, .zip files or shards with the images")
+    write.add_argument("--splits", nargs="*", default=[], help="splits to write: karpathy, json_lines")
+    write.add_argument("--image-data", help="Visual Genome's image_data.json")
+    write.add_argument("--exclude-coco-ids-from", help="Karpathy's COCO file: its val and test images are left out")
+    write.add_argument("--exclude-flickr-ids-from", help="Karpathy's Flickr30K file: the same")
+    write.add_argument("--max-captions", type=int, help="keep the first so many captions of an image")
+    write.add_argument("--missing-images", choices=("error", "skip"), default="error", help="skip leaves them out")
+    write.add_argument("--per-shard", type=int, default=10_000, help="images of a shard")
+    write.add_argument("--shuffle", type=int, metavar="SEED", help="write in random order, for sets that are sorted")
+    for name, about in (("index", "make the index beside each shard"), ("check", "read shards, compare, decode")):
+        command = commands.add_parser(name, help=about, **defaults)
+        command.add_argument("shards", nargs="+", help='.tar files or ranges of them: "cc3m/{00000..00331}.tar"')
+        command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes, a shard each at a time")
+    commands.choices["index"].add_argument("--again", action="store_true", help="also where there is an index")
+    commands.choices["check"].add_argument("--quick", action="store_true", help="decode no image")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line asks for; return the exit status."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        options = _parser().parse_args(as_text(sys.argv[1:] if arguments is None else arguments))
+        lines = {"write": _write, "index": _index, "check": _check}[options.command](options)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return _STOPPED
+    except (ValueError, OSError) as error:
+        return fail(str(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""Makes the index of a shard.
+
+A sample is what WebDataset calls one: members that follow each other and have the same name up to the first dot after
+the folder. What is done with each:
+
+- An image, one of `IMAGE_SUFFIXES`, makes a row. Two in a sample are refused.
+- Captions: `captions`, a list of texts, in its `.json`; else its `.txt`, a single one; else `caption` in its `.json`.
+- A `.json` with a `status` other than "success" tells of a download that failed (img2dataset): the sample is left out.
+- A sample without an image is left out. One without a caption stays as an image that has none.
+- A `.json` that is none, a text that is not UTF-8, two samples of one name (case does not count): refused.
+
+Samples left out are counted.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from safetensors.numpy import save
+
+from soho_fast.data.images import shapes_of
+from soho_fast.data.reading import MAX_FILE_BYTES
+from soho_fast.data.records import ImageRef, check_text, is_blank, shown
+from soho_fast.data.shards.index import FORMAT, ShardCounts, index_path, key_of, name_hash, stamp_of
+from soho_fast.data.shards.members import BLOCK, Member, read_members
+
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})
+
+_MOST_TEXT = 2**24
+_SUCCESS = "success"
+
+
+def build_index(shard: str, written_from: str = "") -> ShardCounts:
+    """Read a shard from end to end and write its index, whole or not at all.
+
+    Args:
+        shard: Path of the tar.
+        written_from: What it was written from, told to whoever would write it again.
+
+    Raises:
+        ValueError: The shard does not follow the format (see above); the message names it and the member.
+        FileNotFoundError, OSError: It can't be read, or the index can't be written.
+    """
+    stamp = stamp_of(shard)
+    if not int(stamp["shard_bytes"]):
+        raise ValueError(f"{shard}: empty; expected a tar of images")
+    with open(shard, "rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
+        tensors, counts = read_contents(content, shard)
+    if stamp_of(shard) != stamp:
+        raise ValueError(f"{shard}: changed while it was read; index it when it is whole")
+    metadata = {
+        "format": FORMAT,
+        **stamp,
+        "counts": json.dumps(vars(counts)),
+        "written_from": written_from,
+    }
+    write_whole(index_path(shard), save(tensors, metadata))
+    return counts
+
+
+def write_whole(path: str, content: bytes) -> None:
+    """Write a file such that it is there whole or not at all."""
+    scratch = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(scratch, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray], ShardCounts]:
+    """The arrays of a shard's index by name, see `ShardIndex`, and what it holds.
+
+    Raises ValueError: it does not follow the format.
+    """
+    counts = ShardCounts()
+    images: list[Member] = []
+    ids: list[str] = []
+    captions: list[str] = []
+    first = [0]
+    for key, members in _samples(content, shard):
+        told = _json_of(members, content, shard)
+        status = told.get("status", _SUCCESS)
+        if status != _SUCCESS:
+            counts.failed[str(status)[:40]] = counts.failed.get(str(status)[:40], 0) + 1
+            continue
+        found = [member for suffix, member in members.items() if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
+        if not found:
+            counts.without_image += 1
+            continue
+        if len(found) > 1:
+            raise ValueError(
+                f"{shard}!{found[1].name}: a second image of sample {key}, beside {found[0].name}; expected one"
+            )
+        if found[0].size > MAX_FILE_BYTES:
+            raise ValueError(
+                f"{shard}!{found[0].name}: {found[0].size:,} bytes; expected an image of at most {MAX_FILE_BYTES:,}"
+            )
+        texts = [text.strip() for text in _captions_of(told, members, content, shard)]
+        kept = [text for text in texts if not is_blank(text)]
+        counts.empty_captions += len(texts) - len(kept)
+        counts.without_caption += not kept
+        images.append(found[0])
+        image_id = str(told.get("image_id", ""))
+        ids.append(image_id if image_id != key else "")
+        captions += kept
+        first.append(len(captions))
+    counts.images, counts.captions = len(images), len(captions)
+    store = _Mapped(content, shard, {member.name: member for member in images})
+    names, names_ends = _packed([member.name for member in images], shard)
+    packed_ids, ids_ends = _packed(ids if any(ids) else [], shard)
+    packed_captions, captions_ends = _packed(captions, shard)
+    headers = [zlib.crc32(content[member.offset - BLOCK : member.offset]) for member in images]
+    return {
+        "offset": np.array([member.offset for member in images], np.int64),
+        "size": np.array([member.size for member in images], np.uint32),
+        "header": np.array(headers, np.uint32),
+        "hash": np.array([name_hash(member.name) for member in images], np.int64),
+        "shape": shapes_of([ImageRef(store, member.name) for member in images]),
+        "first": np.array(first, np.uint32),
+        "names": names,
+        "names_ends": names_ends,
+        "ids": packed_ids,
+        "ids_ends": ids_ends,
+        "captions": packed_captions,
+        "captions_ends": captions_ends,
+    }, counts
+
+
+def _samples(content: mmap.mmap, shard: str) -> Iterator[tuple[str, dict[str, Member]]]:
+    """(key, members by what follows the key and its dot, in lower case) of each sample."""
+    seen: dict[str, str] = {}
+    key, members = "", {}
+    for member in read_members(content, shard):
+        name_key = key_of(member.name)
+        if not name_key or name_key.endswith("/"):  # a hidden file, such as .DS_Store
+            continue
+        if name_key != key:
+            if members:
+                yield key, members
+            folded = name_key.lower()
+            if folded in seen:
+                how = "a second time" if seen[folded] == name_key else f"beside {seen[folded]}, which differs by case"
+                raise ValueError(f"{shard}!{member.name}: sample {name_key} comes {how}; expected each name once")
+            seen[folded] = key = name_key
+            members = {}
+        suffix = member.name[len(name_key) + 1 :].lower()
+        if suffix in members:
+            raise ValueError(f"{shard}!{member.name}: comes twice in sample {key}; expected each name once")
+        members[suffix] = member
+    if members:
+        yield key, members
+
+
+def _read_text(member: Member, content: mmap.mmap, shard: str) -> str:
+    where = f"{shard}!{member.name}"
+    if member.size > _MOST_TEXT:
+        raise ValueError(f"{where}: {member.size:,} bytes; expected a text of at most {_MOST_TEXT:,}")
+    try:
+        return content[member.offset : member.offset + member.size].decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 ({error}); expected a text in UTF-8") from None
+
+
+def _json_of(members: dict[str, Member], content: mmap.mmap, shard: str) -> dict[str, Any]:
+    if "json" not in members:
+        return {}
+    where, text = f"{shard}!{members['json'].name}", _read_text(members["json"], content, shard)
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{where}: not valid JSON ({reason}); expected an object") from None
+    if not isinstance(told, dict):
+        raise ValueError(f"{where}: a JSON {type(told).__name__}; expected an object")
+    return told
+
+
+def _captions_of(told: dict[str, Any], members: dict[str, Member], content: mmap.mmap, shard: str) -> Sequence[str]:
+    if "captions" in told:
+        where, captions = f"{shard}!{members['json'].name}: field 'captions'", told["captions"]
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise ValueError(f"{where} is {shown(captions)}; expected a list of texts")
+    elif "txt" in members:
+        where, captions = f"{shard}!{members['txt'].name}", [_read_text(members["txt"], content, shard)]
+    elif told.get("caption") is None:
+        return []
+    else:
+        where, captions = f"{shard}!{members['json'].name}: field 'caption'", [told["caption"]]
+        if not isinstance(told["caption"], str):
+            raise ValueError(f"{where} is {shown(told['caption'])}; expected a text")
+    for caption in captions:
+        check_text(caption, where)
+    return captions
+
+
+def _packed(texts: Sequence[str], shard: str) -> tuple[np.ndarray, np.ndarray]:
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    if len(ends) and ends[-1] >= 2**32:
+        raise ValueError(f"{shard}: its texts have {ends[-1]:,} bytes; expected less than 4 GB: make smaller shards")
+    return np.frombuffer(b"".join(encoded), np.uint8), ends.astype(np.uint32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """The images of a shard while it is indexed, as a store."""
+
+    content: mmap.mmap
+    shard: str
+    members: dict[str, Member]
+
+    def open(self, name: str) -> BinaryIO:
+        member = self.members[name]
+        return io.BytesIO(self.content[member.offset : member.offset + member.size])
+
+    def locate(self, name: str) -> str:
+        return f"{self.shard}!{name}"

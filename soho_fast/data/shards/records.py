@@ -1,0 +1,198 @@
+"""Images with captions in tar shards, as records that are made when they are asked for.
+
+Shapes: N images with captions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+from typing import overload
+
+import numpy as np
+
+from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport
+from soho_fast.data.shards.index import ShardCounts
+from soho_fast.data.shards.store import TarStore
+
+
+class ShardTexts:
+    """The captions of `ShardRecords`, with the methods of `PackedTexts`."""
+
+    def __init__(self, store: TarStore, row_N: np.ndarray | None, max_captions: int | None) -> None:
+        self._store, self._row_N, self._most = store, row_N, max_captions
+
+    def __len__(self) -> int:
+        return len(self._store) if self._row_N is None else len(self._row_N)
+
+    def row(self, index: int) -> int:
+        """The image's number in the store."""
+        return index if self._row_N is None else int(self._row_N[index])
+
+    def count(self, index: int) -> int:
+        """How many captions image `index` has."""
+        shard, inside = self._store.place(self.row(index))
+        count = self._store.shards[shard].num_captions(inside)
+        return count if self._most is None else min(count, self._most)
+
+    def counts(self) -> np.ndarray:
+        """How many captions each image has, int64 (N,)."""
+        counts = np.concatenate([np.diff(shard.first.astype(np.int64)) for shard in self._store.shards])
+        counts = counts if self._row_N is None else counts[self._row_N]
+        return counts if self._most is None else np.minimum(counts, self._most)
+
+    def get(self, index: int, number: int) -> str:
+        """Caption `number` of image `index`."""
+        shard, inside = self._store.place(self.row(index))
+        return self._store.shards[shard].caption(inside, number)
+
+    def all(self, index: int) -> list[str]:
+        """All captions of image `index`."""
+        return [self.get(index, number) for number in range(self.count(index))]
+
+
+class ShardRecords(Sequence[ImageTextRecord]):
+    """The images of shards that have a caption, in the shards' order.
+
+    Args:
+        store: The shards.
+        source: Name of the set in messages.
+        max_captions: Keep only the first so many captions of an image; None keeps all.
+    """
+
+    def __init__(self, store: TarStore, source: str, max_captions: int | None = None) -> None:
+        self.store, self.source = store, source
+        captioned = [np.diff(shard.first.astype(np.int64)) > 0 for shard in store.shards]
+        if not all(each.all() for each in captioned):
+            self._row_N: np.ndarray | None = np.flatnonzero(np.concatenate(captioned)).astype(np.uint32)
+            self.bounds = np.cumsum([0, *(int(each.sum()) for each in captioned)], dtype=np.int64)
+        else:
+            self._row_N, self.bounds = None, store.bounds
+        self._max_captions = max_captions
+        self.texts = ShardTexts(store, self._row_N, max_captions)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @overload
+    def __getitem__(self, number: int) -> ImageTextRecord: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[ImageTextRecord]: ...
+    def __getitem__(self, number: int | slice) -> ImageTextRecord | list[ImageTextRecord]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"image {number} of {len(self)}")
+        number %= len(self)
+        return ImageTextRecord(self.image(number), tuple(self.texts.all(number)), self._image_id(number), self.source)
+
+    def image(self, number: int) -> ImageRef:
+        """Where an image is."""
+        return ImageRef(self.store, self.store.name(self.texts.row(number)))
+
+    def sample_id(self, number: int) -> str:
+        """What tells an image from those of other sets too, for messages."""
+        return f"{self.source}/{self._image_id(number)}"
+
+    def _image_id(self, number: int) -> str:
+        shard, inside = self.store.place(self.texts.row(number))
+        return self.store.shards[shard].image_id(inside)
+
+    def sources(self) -> np.ndarray:
+        """The name of the set of each image, objects (N,)."""
+        return np.full(len(self), self.source, object)
+
+    def shapes(self) -> np.ndarray:
+        """float64 (N,): see `shapes_of`; they are in the index."""
+        shapes = np.concatenate([shard.shape for shard in self.store.shards])
+        return shapes if self._row_N is None else shapes[self._row_N]
+
+    def locations(self) -> Iterator[str]:
+        """Shard and member of each image, as `str(image)` tells them."""
+        for number in range(len(self)):
+            shard, inside = self.store.place(self.texts.row(number))
+            yield f"{self.store.shards[shard].shard}!{self.store.shards[shard].name(inside)}"
+
+    def identity(self) -> str:
+        """Number and hash of names, ids and captions, in order."""
+        digest = hashlib.sha256(repr(self._max_captions).encode())
+        for shard in self.store.shards:
+            for array in (shard.first, shard.names, shard.names_ends, shard.ids, shard.ids_ends):
+                digest.update(array.data)
+            digest.update(shard.captions.data)
+            digest.update(shard.captions_ends.data)
+        return f"{len(self):,} records, {digest.hexdigest()[:12]}"
+
+
+class JoinedRecords(Sequence[ImageTextRecord]):
+    """Several sets, one after the other, of which some are in shards.
+
+    Attributes:
+        parts: The sets: lists, and `ShardRecords`.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[ImageTextRecord]]) -> None:
+        self.parts = list(parts)
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, number: int) -> ImageTextRecord: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[ImageTextRecord]: ...
+    def __getitem__(self, number: int | slice) -> ImageTextRecord | list[ImageTextRecord]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"image {number} of {len(self)}")
+        number %= len(self)
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return self.parts[part][number - (int(self._ends[part - 1]) if part else 0)]
+
+
+def read_shards(
+    shards: str | os.PathLike[str],
+    *,
+    max_captions: int | None = None,
+    source: str | None = None,
+    report: ReadReport | None = None,
+) -> ShardRecords:
+    """Images with captions in tar shards as img2dataset writes them (docs/own_data.md).
+
+    Args:
+        shards: A `.tar`, or a range of them: `cc3m/{00000..00331}.tar`, each with its index.
+        max_captions: Keep only the first so many captions of an image; None keeps all.
+        source: Name of the set in messages; the name of the shards' folder when None.
+        report: Filled with what was found and left out.
+
+    Raises:
+        FileNotFoundError: A shard or its index is missing.
+        ValueError: An index is stale or damaged, a name comes twice, or no image has a caption.
+    """
+    store = TarStore(shards)
+    total = ShardCounts()
+    for shard in store.shards:
+        total.add(shard.counts)
+    records = ShardRecords(store, source or PurePath(os.path.abspath(shards)).parent.name, max_captions)
+    if not len(records):
+        raise ValueError(f"{store}: no image with a caption was found ({total}); expected .txt or .json members")
+    report = report if report is not None else ReadReport()
+    report.source = records.source
+    report.num_images = len(records)
+    report.num_captions = int(records.texts.counts().sum())
+    report.num_failed = sum(total.failed.values())
+    report.num_missing = total.without_image
+    report.num_without_caption = total.without_caption
+    report.num_empty_captions = total.empty_captions
+    return records
+
+
+def join(parts: Sequence[Sequence[ImageTextRecord]]) -> Sequence[ImageTextRecord]:
+    """Sets one after the other: one list where none is in shards."""
+    if not any(isinstance(part, ShardRecords) for part in parts):
+        return [record for part in parts for record in part]
+    return parts[0] if len(parts) == 1 else JoinedRecords(parts)

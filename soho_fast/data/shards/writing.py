@@ -1,0 +1,265 @@
+"""Writes shards of a data set that one of the readers reads, so that WebDataset's users and this package can read them.
+
+A sample is the image under its own name and, where the set has captions, a `.json` beside it with `captions` (and
+`image_id`, where it is not the image's name). Sets of questions, statements and hypotheses give their images alone:
+their annotation files stay as they are, and name the images as before.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from soho_fast.data.coco_captions import read_coco_captions
+from soho_fast.data.easy_vqa import read_easy_vqa
+from soho_fast.data.json_lines import read_json_lines, read_json_lines_questions
+from soho_fast.data.karpathy import karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
+from soho_fast.data.nlvr2 import Nlvr2Record, read_nlvr2
+from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
+from soho_fast.data.shards.index import index_path, key_of, read_index
+from soho_fast.data.shards.indexing import IMAGE_SUFFIXES, build_index
+from soho_fast.data.snli_ve import read_snli_ve
+from soho_fast.data.visual_genome import read_visual_genome
+from soho_fast.data.vqa import read_vqa
+
+_DIGITS = 5
+
+
+@dataclass
+class Source:
+    """What is to be written.
+
+    Args:
+        annotations: Annotation file of the set.
+        format: One of `FORMATS`.
+        images: Folders, .zip files or shards with the images.
+        splits: Splits to write, karpathy and json_lines only.
+        image_data: Visual Genome's image_data.json.
+        exclude_coco_ids_from: A Karpathy COCO file whose val and test images are left out (coco_captions,
+            visual_genome).
+        exclude_flickr_ids_from: Karpathy's Flickr30K file, the same (visual_genome).
+        max_captions: Keep only the first so many captions of an image; None keeps all.
+        missing_images: "error" refuses a set with missing files; "skip" leaves those images out.
+    """
+
+    annotations: str
+    format: str
+    images: Sequence[str] = ()
+    splits: Sequence[str] = ()
+    image_data: str | None = None
+    exclude_coco_ids_from: str | None = None
+    exclude_flickr_ids_from: str | None = None
+    max_captions: int | None = None
+    missing_images: str = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image to be written, with what is said of it; None where it goes alone."""
+
+    image: ImageRef
+    captions: tuple[str, ...] | None
+    image_id: str
+
+
+def _captioned(records: Sequence[ImageTextRecord]) -> list[Picture]:
+    return [Picture(record.image, record.captions, record.image_id) for record in records]
+
+
+def _alone(images: Sequence[ImageRef]) -> list[Picture]:
+    return [Picture(image, None, "") for image in {str(image): image for image in images}.values()]
+
+
+def _karpathy(source: Source, report: ReadReport) -> list[Picture]:
+    common = {"max_captions": source.max_captions, "missing_images": source.missing_images, "report": report}
+    return _captioned(read_karpathy(source.annotations, source.images, list(source.splits), **common))
+
+
+def _json_lines(source: Source, report: ReadReport) -> list[Picture]:
+    common = {"max_captions": source.max_captions, "missing_images": source.missing_images, "report": report}
+    return _captioned(read_json_lines(source.annotations, source.images, list(source.splits), **common))
+
+
+def _coco_captions(source: Source, report: ReadReport) -> list[Picture]:
+    common = {"max_captions": source.max_captions, "missing_images": source.missing_images, "report": report}
+    held_out = karpathy_coco_ids(source.exclude_coco_ids_from) if source.exclude_coco_ids_from else frozenset()
+    return _captioned(read_coco_captions(source.annotations, source.images, exclude_coco_ids=held_out, **common))
+
+
+def _visual_genome(source: Source, report: ReadReport) -> list[Picture]:
+    if source.image_data is None:
+        raise ValueError("--image-data: expected the path of Visual Genome's image_data.json")
+    coco, flickr = source.exclude_coco_ids_from, source.exclude_flickr_ids_from
+    records = read_visual_genome(
+        source.annotations,
+        source.image_data,
+        source.images,
+        exclude_coco_ids=karpathy_coco_ids(coco) if coco else frozenset(),
+        exclude_flickr_ids=karpathy_flickr_ids(flickr) if flickr else frozenset(),
+        max_captions=source.max_captions,
+        missing_images=source.missing_images,
+        report=report,
+    )
+    return _captioned(records)
+
+
+def _of_texts(read: Callable[..., Sequence]) -> Callable[[Source, ReadReport], list[Picture]]:
+    def pictures(source: Source, report: ReadReport) -> list[Picture]:
+        records = read(source.annotations, source.images, missing_images=source.missing_images, report=report)
+        images = (
+            image
+            for record in records
+            for image in ((record.left, record.right) if isinstance(record, Nlvr2Record) else (record.image,))
+        )
+        return _alone(list(images))
+
+    return pictures
+
+
+FORMATS: dict[str, Callable[[Source, ReadReport], list[Picture]]] = {
+    "karpathy": _karpathy,
+    "coco_captions": _coco_captions,
+    "visual_genome": _visual_genome,
+    "json_lines": _json_lines,
+    "json_lines_questions": _of_texts(read_json_lines_questions),
+    "vqa": _of_texts(read_vqa),
+    "easy_vqa": _of_texts(read_easy_vqa),
+    "nlvr2": _of_texts(read_nlvr2),
+    "snli_ve": _of_texts(read_snli_ve),
+}
+"""The readers by their formats' names."""
+
+
+def read_pictures(source: Source, report: ReadReport) -> list[Picture]:
+    """The images of a set, in its order, checked for names that a shard can hold.
+
+    Raises:
+        FileNotFoundError, ValueError: As the readers; ValueError where two names are one to WebDataset.
+    """
+    given = {
+        "splits": bool(source.splits),
+        "image_data": source.image_data is not None,
+        "exclude_coco_ids_from": source.exclude_coco_ids_from is not None,
+        "exclude_flickr_ids_from": source.exclude_flickr_ids_from is not None,
+        "max_captions": source.max_captions is not None,
+    }
+    takes = {
+        "karpathy": {"splits", "max_captions"},
+        "json_lines": {"splits", "max_captions"},
+        "coco_captions": {"exclude_coco_ids_from", "max_captions"},
+        "visual_genome": {"image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from", "max_captions"},
+    }.get(source.format, set())
+    for name in (name for name, is_given in given.items() if is_given and name not in takes):
+        raise ValueError(f"--{name.replace('_', '-')}: format {source.format} has none; leave it out")
+    pictures = FORMATS[source.format](source, report)
+    name_of: dict[str, str] = {}
+    for picture in pictures:
+        name = picture.image.name
+        if name.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
+            raise ValueError(
+                f"{picture.image}: expected a name that ends in one of .{', .'.join(sorted(IMAGE_SUFFIXES))}"
+            )
+        if name.startswith("/"):
+            raise ValueError(f"{picture.image}: a path from the root can't be in a shard; name it below its folder")
+        other = name_of.setdefault(key_of(name).lower(), name)
+        if other is not name:
+            raise ValueError(
+                f"{picture.image}: in a shard it would be one sample with {other}: names count up to their first dot, "
+                "and case does not; rename one"
+            )
+    return pictures
+
+
+def shard_names(folder: Path, num_pictures: int, per_shard: int) -> list[str]:
+    """Paths of the shards."""
+    return [str(folder / f"{number:0{_DIGITS}d}.tar") for number in range(-(-num_pictures // per_shard))]
+
+
+def range_of(paths: Sequence[str]) -> str:
+    """The paths of `shard_names` as one path."""
+    first, last = (Path(paths[place]).stem for place in (0, -1))
+    return paths[0] if len(paths) == 1 else str(Path(paths[0]).parent / f"{{{first}..{last}}}.tar")
+
+
+def write_shards(
+    pictures: Sequence[Picture], folder: Path, *, per_shard: int, shuffle: int | None = None
+) -> Iterator[tuple[str, int, bool]]:
+    """Write pictures into shards with their indexes, each whole or not at all; keep those that are there already.
+
+    Args:
+        pictures: What to write.
+        folder: Where to.
+        per_shard: Images of a shard.
+        shuffle: Seed of a random order; None keeps that of `pictures`.
+
+    Yields:
+        (path, images, whether it was written now) of each shard, when it is there.
+
+    Raises:
+        ValueError: A shard holds something else than would be written, or per_shard is less than 1.
+        OSError: An image can't be read, or a shard not written.
+    """
+    if per_shard < 1:
+        raise ValueError(f"--per-shard: expected at least 1, got {per_shard}")
+    if shuffle is not None and shuffle < 0:
+        raise ValueError(f"--shuffle: expected a seed of at least 0, got {shuffle}")
+    order = np.arange(len(pictures)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(pictures))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = shard_names(folder, len(pictures), per_shard)
+    others = sorted(path for path in folder.glob("*.tar") if str(path) not in paths)
+    if others:
+        raise ValueError(f"{others[0]}: a shard that is none of these {len(paths):,}; give another folder")
+    for number, path in enumerate(paths):
+        own = [pictures[place] for place in order[number * per_shard : (number + 1) * per_shard]]
+        written_from = fingerprint(
+            (picture.image.name for picture in own),
+            (picture.image_id for picture in own),
+            (caption for picture in own for caption in (*(picture.captions or ()), "")),
+        )
+        there = os.path.exists(path)
+        if there:
+            try:
+                is_same = read_index(path).written_from == written_from
+            except (FileNotFoundError, ValueError) as error:
+                raise ValueError(f"{path} is in the way: {error}; or give another folder") from None
+            if not is_same:
+                raise ValueError(f"{path}: was written from other images or captions; give another folder")
+        else:
+            _write(own, path, written_from)
+        yield path, len(own), not there
+
+
+def _write(pictures: Sequence[Picture], path: str, written_from: str) -> None:
+    scratch = f"{path}.tmp"
+    try:
+        # GNU's format names files of any length in any script; what else there would be in a header is left at 0.
+        with open(scratch, "wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as archive:
+                for picture in pictures:
+                    _add(archive, picture.image.name, picture.image.read())
+                    if picture.captions is not None:
+                        key = key_of(picture.image.name)
+                        own_id = {"image_id": picture.image_id} if picture.image_id != key else {}
+                        told = {"captions": picture.captions, **own_id}
+                        _add(archive, f"{key}.json", json.dumps(told, ensure_ascii=False).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        build_index(scratch, written_from)
+        os.replace(index_path(scratch), index_path(path))
+        os.replace(scratch, path)  # Last: a shard that is there has its index.
+    finally:
+        for leftover in (scratch, index_path(scratch)):
+            Path(leftover).unlink(missing_ok=True)
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
