@@ -167,13 +167,10 @@ class SeeingPipeline(SohoPipeline):
         return dictionary(visual.features, visual.valid)[1]  # Fine-tuned models read the features themselves.
 
     def _grids(self, visual: VisualTokens) -> list[dict[str, Any]]:
-        config = self.model.config
-        edge = 32 * config.visual_pool  # pixels of a cell
+        edge = 32 * self.model.config.visual_pool  # pixels of a cell
         grids = []
-        for (height, width), valid_L in zip(self._sizes, visual.valid, strict=True):
-            rows, columns = -(-height // edge), -(-width // edge)
-            if int(valid_L.sum()) != rows * columns:
-                raise RuntimeError(f"{rows} x {columns} cells expected of {height} x {width} pixels")
+        for (height, width), valid_hw in zip(self._sizes, visual.valid.unflatten(1, (-1, visual.columns)), strict=True):
+            rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
             cells = {"cells_high": height / edge, "cells_wide": width / edge}
             grids.append({"rows": rows, "columns": columns, **cells})
         return grids

@@ -289,16 +289,15 @@ class ModelSource:
             _, labels_BL = self._model.base().mask_one_label(visual, uniform_B)
         best = output.mvm_logits.float().softmax(-1).topk(min(_GUESSES, self._model.config.num_codes))
         image_M, place_M = (labels_BL != -100).nonzero(as_tuple=True)
-        width_w = -(-batch["pixel_values"].shape[-1] // self._cell)
-        valid_BL = visual.valid
+        valid_Bhw = visual.valid.unflatten(1, (-1, visual.columns))
         found: dict[int, dict[str, Any]] = {}
         for image, token, codes, shares in zip(
             image_M.tolist(), place_M.tolist(), best.indices.tolist(), best.values.tolist(), strict=True
         ):
-            columns = int(valid_BL[image].view(-1, width_w).any(0).sum())
+            columns = int(valid_Bhw[image].any(0).sum())
             entry = found.setdefault(readable[image], {"code": int(labels_BL[image, token]), "cells": []})
             guesses = [[code, float(f"{share:.3g}")] for code, share in zip(codes, shares, strict=True)]
-            cell = token // width_w * columns + token % width_w
+            cell = token // visual.columns * columns + token % visual.columns
             entry["cells"].append({"cell": cell, "guesses": guesses})
         return found
 

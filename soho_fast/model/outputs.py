@@ -20,6 +20,7 @@ class VisualTokens(ModelOutput):
         embedding (B, L, D): f(v), eq. 3, or what `fusion` makes of it; `None` without a dictionary output.
         index (B, L) int64: the code of each token, -1 at padding (with `visual_encoder="official"` a code there too);
             `None` without a dictionary.
+        columns: of the grid of tokens, whose rows follow one another.
     """
 
     features: Tensor | None = None
@@ -27,6 +28,7 @@ class VisualTokens(ModelOutput):
     position: Tensor | None = None
     embedding: Tensor | None = None
     index: Tensor | None = None
+    columns: int | None = None
 
     @property
     def tokens(self) -> Tensor:

@@ -158,6 +158,7 @@ class SohoModel(SohoPreTrainedModel):
             position=sine_position(grid_mask_BHW, self.config.hidden_size),
             embedding=embed_BLD,
             index=index_BL,
+            columns=grid_mask_BHW.shape[2],
         )
 
     @capture_outputs

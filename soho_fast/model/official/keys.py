@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # By what a name begins with; the first that fits.
-_PREFIXES = {
+PREFIXES = {
     "backbone.": "soho.visual_encoder.backbone.",
     "neck.conv.conv.": "soho.visual_encoder.projection.",
     "neck.conv.bn.": "soho.feature_norm.",
@@ -25,7 +25,7 @@ _PREFIXES = {
     "head.vqa.": "head.",
 }
 # `cluster_sum` is two things: there a total that nothing reads, here the running sums of members.
-_NAMES = {
+NAMES = {
     "neck.vq.embed": "soho.visual_dictionary.codebook",
     "neck.vq.cluster_size": "soho.visual_dictionary.cluster_size",
     "neck.vq.embed_avg": "soho.visual_dictionary.cluster_sum",
@@ -60,11 +60,22 @@ class Renamed:
 
 def our_name(name: str) -> str | None:
     """What a tensor of the released code is called here; `None`: it is none of its, or has no tensor here."""
-    if name in _NAMES:
-        return _NAMES[name]
-    for theirs, ours in _PREFIXES.items():
+    if name in NAMES:
+        return NAMES[name]
+    for theirs, ours in PREFIXES.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
+    return None
+
+
+def official_name(ours: str) -> str | None:
+    """What one of our tensors is called in the released code; `None`: it has no such tensor."""
+    for theirs, name in NAMES.items():
+        if name == ours:
+            return theirs
+    for theirs, prefix in PREFIXES.items():
+        if ours.startswith(prefix):
+            return theirs + ours.removeprefix(prefix)
     return None
 
 

@@ -1,0 +1,421 @@
+"""A file as the authors' code saves it becomes a model; what is no such file is refused, and nothing of it runs."""
+
+import hashlib
+import os
+import shlex
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from official_parity_rule import weight
+from published_file import words_file, write
+from safetensors.torch import save_file
+from tiny_corpus import write_pictures
+from torch.torch_version import TorchVersion
+
+from soho_fast.checksums import SUMS, check_checksums
+from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
+from soho_fast.explore.__main__ import main as explore
+from soho_fast.explore.bundle import Bundle
+from soho_fast.model import (
+    SohoConfig,
+    SohoForImageTextRetrieval,
+    SohoForPreTraining,
+    SohoForQuestionAnswering,
+    SohoForVisualEntailment,
+    SohoForVisualReasoning,
+)
+from soho_fast.model.official import __main__ as command
+from soho_fast.model.official import keys
+from soho_fast.model.official.__main__ import main
+from soho_fast.model.official.convert import convert, read_checkpoint
+
+SMALL = {
+    "backbone": "resnet10", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 32, "vocab_size": 60, "max_position_embeddings": 16, "num_codes": 12,
+}  # fmt: skip
+MEANS = "backbone.bn1.running_mean"
+CODES = "neck.vq.embed"
+
+
+def small_state(preset: str = "official") -> OrderedDict:
+    """By the rule, in the authors' names and shapes."""
+    kind = SohoForPreTraining if preset == "official" else SohoForQuestionAnswering
+    with torch.device("meta"):
+        own = kind(SohoConfig.from_preset(preset, **SMALL)).state_dict()
+    shapes = {name: tuple(own[ours].shape) for ours in own if (name := keys.official_name(ours))}
+    if preset == "official":
+        shapes |= {
+            "neck.gate_fc.conv.weight": (2, 32, 1, 1), "neck.mask_emb.weight": (1, 16), keys.TIED: shapes[keys.WORDS],
+        }  # fmt: skip
+    return OrderedDict((name, torch.from_numpy(weight(name, shape)).clone()) for name, shape in shapes.items())
+
+
+@pytest.fixture(scope="module")
+def states():
+    return {preset: small_state(preset) for preset in ("official", "official_vqa")}
+
+
+@pytest.fixture
+def state(states):
+    return OrderedDict((name, tensor.clone()) for name, tensor in states["official"].items())
+
+
+@pytest.fixture
+def convert_small():
+    return lambda path, **options: convert(read_checkpoint(path), **SMALL, **options)
+
+
+def assert_is(model: torch.nn.Module, state: dict) -> None:
+    """Every tensor of the file is in the model, bit for bit."""
+    own = model.state_dict()
+    for name, tensor in state.items():
+        if name != keys.TIED:
+            assert torch.equal(own[keys.our_name(name)].flatten(), tensor.flatten()), name
+
+
+def test_every_tensor_is_loaded_and_accounted_for(tmp_path, state, convert_small):
+    state[CODES][[3, 5]] = 0.0
+    conversion = convert_small(write(tmp_path / "soho.pth", state))
+    assert_is(conversion.model, state)
+    assert {*conversion.loaded, *conversion.dropped} == set(state) and list(conversion.dropped) == [keys.TIED]
+    accounted = {*conversion.loaded.values(), *conversion.made}
+    assert accounted == {name for name in conversion.model.state_dict() if not name.startswith("mlm_head.")}
+    assert (conversion.missing, conversion.num_dead_codes, conversion.model.training) == ([], 2, False)
+    report = "\n".join(conversion.report())
+    assert f"{len(state)} tensors: {len(state) - 1} loaded, 1 dropped, 0 missing, 0 unexpected" in report
+    assert "epoch 40, iter 7, torch_version 1.4.0" in report and "not used: optimizer, amp" in report
+    assert "2 of 12 codes are dead" in report and "a\nb" not in report
+    named = [int(line.split()[0]) for line in conversion.report() if " loaded " in line or " dropped " in line]
+    assert sum(named) == len(state)
+    assert conversion.warnings() == []
+
+
+def test_a_vqa_model_is_known_by_its_names(tmp_path, states, convert_small):
+    path = write(tmp_path / "vqa.pth", states["official_vqa"])
+    conversion = convert_small(path)
+    assert type(conversion.model) is SohoForQuestionAnswering
+    assert_is(conversion.model, states["official_vqa"])
+    assert conversion.num_dead_codes is None and "answers" in conversion.warnings()[0]
+    answers = [f"answer {number}" for number in range(3129)]
+    named = convert_small(path, answers=answers)
+    assert named.model.config.id2label[17] == "answer 17" and named.warnings() == []
+    for wrong in (answers[:-1], [*answers[:-1], answers[0]]):
+        with pytest.raises(ValueError, match="answers: expected 3,129"):
+            convert_small(path, answers=wrong)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"zip_format": False}, {"torch_version": TorchVersion("1.13.1")}],
+    ids=["zip", "before the zip format", "TorchVersion"],
+)
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_any_torch_and_any_device_may_have_saved_it(tmp_path, state, convert_small, monkeypatch, options, on_gpu):
+    if on_gpu:  # Each tensor's copy is in the file, so the tied one twice.
+        monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        state[keys.TIED] = state[keys.WORDS].clone()
+    else:
+        state[keys.TIED] = state[keys.WORDS]
+    assert_is(convert_small(write(tmp_path / "soho.pth", state, **options)).model, state)
+
+
+def test_a_prefix_of_data_parallel_training_is_taken_off(tmp_path, state, convert_small):
+    prefixed = OrderedDict((f"module.{name}", tensor) for name, tensor in state.items())
+    assert_is(convert_small(write(tmp_path / "soho.pth", prefixed)).model, state)
+    torch.save(prefixed, tmp_path / "bare.pth")
+    bare = convert_small(tmp_path / "bare.pth")
+    assert_is(bare.model, state)
+    assert bare.checkpoint.meta == {} and bare.checkpoint.not_used == []
+    # As theirs, by the first name.
+    state[f"module.{MEANS}"] = state.pop(MEANS)
+    with pytest.raises(ValueError, match=rf"1 missing: {MEANS}; 1 unexpected: module\.{MEANS}"):
+        convert_small(write(tmp_path / "mixed.pth", state))
+    with pytest.raises(ValueError, match="of one name twice"):
+        convert_small(write(tmp_path / "twice.pth", {**prefixed, MEANS: state[f"module.{MEANS}"]}))
+
+
+def test_counters_may_be_missing(tmp_path, state, convert_small):
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    for name in counters:
+        del state[name]
+    conversion = convert_small(write(tmp_path / "soho.pth", state))
+    assert sorted(conversion.missing) == sorted(counters) and counters
+    assert f"{len(counters)} missing" in "\n".join(conversion.report())
+
+
+def damaged(state: OrderedDict, name: str) -> str:
+    """Spoils a state; returns what is said of it."""
+    if name == "missing":
+        del state[MEANS], state["neck.ln.bias"]
+        return rf": 2 missing: {MEANS}, neck\.ln\.bias$"
+    if name == "many missing":
+        for each in [each for each in state if each.startswith("language.") or each == keys.TIED]:
+            del state[each]
+        return r": 22 missing: .* and 17 more$"
+    if name == "unexpected":
+        state["neck.foo"] = torch.ones(1)
+        return r": 1 unexpected: neck\.foo$"
+    if name == "another size":
+        state[CODES] = state[CODES][:7].clone()
+        state["neck.gate_fc.conv.weight"] = torch.ones(2, 30, 1, 1)
+        return r"2 of another size: .*neck\.vq\.embed is \(7, 16\), expected \(12, 16\)"
+    if name == "another type":
+        state[MEANS] = state[MEANS].double()
+        return rf"1 of another type: {MEANS} is float64, expected float32$"
+    if name == "nan":
+        state[CODES][3, 2] = float("nan")
+        state[MEANS][0] = float("inf")
+        return rf"2 with values that are not finite: {MEANS}, neck\.vq\.embed$"
+    if name == "variance":
+        state["neck.conv.bn.running_var"][1] = -1e-6
+        return r"1 with negative values: neck\.conv\.bn\.running_var$"
+    state[keys.TIED] = state[keys.WORDS].clone()
+    state[keys.TIED][3, 4] += 1.0
+    return rf"1 unequal to {keys.WORDS}, to which it is tied: {keys.TIED}$"
+
+
+@pytest.mark.parametrize(
+    "name", ["missing", "many missing", "unexpected", "another size", "another type", "nan", "variance", "tied"]
+)
+def test_other_tensors_are_refused_with_a_list(tmp_path, state, convert_small, name):
+    words = damaged(state, name)
+    with pytest.raises(ValueError, match=words):
+        convert_small(write(tmp_path / "soho.pth", state))
+
+
+def test_another_model_is_told_at_once(tmp_path, convert_small):
+    torch.save(torch.nn.Linear(2, 3).state_dict(), tmp_path / "linear.pth")
+    with pytest.raises(ValueError, match="none of its 2 tensors has a name of SOHO's; got a dict with weight, bias"):
+        convert_small(tmp_path / "linear.pth")
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_hash_in_the_name_is_compared(tmp_path, state, convert_small, right):
+    path = write(tmp_path / "soho.pth", state)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8] if right else "9441cdd3"
+    path = path.rename(tmp_path / f"soho_res18_fp16_40-{digest}.pth")
+    warnings = convert_small(path).warnings()
+    assert len(warnings) == (0 if right else 1)
+    assert right or "begins with 9441cdd3" in warnings[0]
+
+
+class Planted:
+    """A pickle of it makes a file where it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+class Refusals:
+    """Files that are no checkpoint, by what is said of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.state = root, {MEANS: torch.zeros(64), "neck.ln.bias": torch.zeros(16)}
+
+    def calls_something(self, path):
+        write(path, {**self.state, "x": Planted(self.root / "planted")})
+        return "asks for posix.mkdir, which is no plain data, and is not loaded"
+
+    def calls_something_before_the_zip_format(self, path):
+        write(path, {**self.state, "x": Planted(self.root / "planted")}, zip_format=False)
+        return "asks for posix.mkdir"
+
+    def calls_something_in_its_meta(self, path):
+        write(path, self.state, torch_version=Planted(self.root / "planted"))
+        return "asks for posix.mkdir"
+
+    def holds_a_module(self, path):
+        torch.save({"state_dict": torch.nn.Linear(2, 2)}, path)
+        return "asks for torch.nn.modules.linear.Linear"
+
+    def cut_off(self, path):
+        write(path, self.state)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        return "is cut off: its end is missing"
+
+    def cut_off_before_the_zip_format(self, path):
+        write(path, self.state, zip_format=False)
+        path.write_bytes(path.read_bytes()[:-5])
+        return "or is damaged (unexpected EOF, expected 5 more bytes"
+
+    def of_other_tensors(self, path):
+        write(path, self.state)
+        return "(preset official): 172 missing: "
+
+    def zip(self, path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", "hello")
+        return "can't be read as a file of torch.save"
+
+    def text(self, path):
+        path.write_text("hello\n" * 9)
+        return "can't be read as a file of torch.save"
+
+    def safetensors(self, path):
+        save_file({"a": torch.ones(2)}, path)
+        return "can't be read as a file of torch.save"
+
+    def empty(self, path):
+        path.touch()
+        return "is empty"
+
+    def folder(self, path):
+        path.mkdir()
+        return "is a folder; expected the file of a checkpoint"
+
+    def not_there(self, path):
+        return "there is no such file or folder"
+
+    def a_list(self, path):
+        torch.save([torch.ones(1)], path)
+        return "a dict with a state_dict, or a state_dict alone; got a list"
+
+    def texts_for_tensors(self, path):
+        write(path, {"backbone.conv1.weight": "three"})
+        return "1 entries that are no plain tensors: backbone.conv1.weight is a str"
+
+    def sparse(self, path):
+        write(path, {"backbone.conv1.weight": torch.eye(3).to_sparse()})
+        return "1 entries that are no plain tensors"
+
+
+@pytest.mark.parametrize("kind", [name for name in vars(Refusals) if not name.startswith("_")])
+def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path, capsys, kind):
+    path = tmp_path / "soho.pth"
+    words = getattr(Refusals(tmp_path), kind)(path)
+    assert main(["convert", str(path), str(tmp_path / "out"), "--vocab", str(words_file(tmp_path))]) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith(f"error: {path}") and words in line and len(line) < 700 and said.out == "", line
+    assert not (tmp_path / "planted").exists() and not list(tmp_path.glob("*out*"))
+
+
+# Arguments, where all else is right, and what is said.
+MISTAKES = [
+    ("", "the following arguments are required: action, checkpoint, output"),
+    ("convrt soho.pth out", "action: expected convert, got 'convrt'; did you mean convert?"),
+    ("convert soho.pth", "the following arguments are required: output"),
+    ("convert soho.pht out --vocab vocab.txt", "soho.pht: there is no such file or folder; did you mean soho.pth?"),
+    ("convert soho.pth out --vocb vocab.txt", "--vocb: there is no such argument; did you mean --vocab?"),
+    ("convert soho.pth soho.pth --vocab vocab.txt", "output: soho.pth is a file; expected the folder to write"),
+    ("convert soho.pth full --vocab vocab.txt", "output: full is not empty; give another folder, or --overwrite"),
+    ("convert soho.pth out --vocab vcab.txt", "vocab: vcab.txt can't be read (there is no such file or folder"),
+    ("convert soho.pth out --vocab full", "vocab: full can't be read (it is a folder)"),
+    ("convert soho.pth out --vocab soho.pth", "vocab: soho.pth is no text in UTF-8"),
+    ("convert soho.pth out --vocab few.txt", "vocab: few.txt: [UNK], [CLS], [SEP], [MASK] is missing"),
+    ("convert soho.pth out --vocab twice.txt", "vocab: twice.txt: a word comes twice"),
+    ("convert soho.pth out --vocab vocab.txt --answers few.txt", "answers: soho.pth is no model of VQA"),
+    ("convert vqa.pth out --vocab vocab.txt --answers few.txt", "few.txt"),
+    ("convert vqa.pth out --vocab vocab.txt --answers holes.json", "holes.json: expected a JSON list of answers"),
+    ("convert vqa.pth out --vocab vocab.txt --answers two.json", "answers: expected 3,129 different ones, got 2"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, states):
+    """Small checkpoints, words, answers, and a folder with something in it."""
+    root = tmp_path_factory.mktemp("mistakes")
+    write(root / "soho.pth", states["official"])
+    write(root / "vqa.pth", states["official_vqa"])
+    words_file(root)
+    (root / "few.txt").write_text("[PAD]\na\n")
+    (root / "twice.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\na\n")
+    (root / "holes.json").write_text('{"yes": 0, "no": 2}')
+    (root / "two.json").write_text('{"yes": 1, "no": 0}')
+    (root / "full").mkdir()
+    (root / "full/kept").touch()
+    return root
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[arguments for arguments, _ in MISTAKES])
+def test_a_mistake_is_told_in_a_line(folder, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    assert main(shlex.split(arguments)) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: ") and words in line and said.out == "", line
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, states, tokenizer_dir):
+    """A converted model, and a processor for pictures of its size."""
+    path = write(tmp_path_factory.mktemp("small") / "soho.pth", states["official"])
+    images = SohoImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}, antialias=False)
+    return convert(read_checkpoint(path), **SMALL).model, SohoProcessor(images, load_tokenizer(tokenizer_dir))
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path, small, monkeypatch):
+    out = tmp_path / "out"
+    (tmp_path / ".out.partial/new").mkdir(parents=True)  # As a kill leaves it.
+    (tmp_path / ".out.partial/new/junk").touch()
+    command.write_model(*small, out)
+    assert names_in(tmp_path) == {"out"}
+    assert names_in(out) >= {"config.json", "model.safetensors", "tokenizer.json", "processor_config.json", SUMS}
+    check_checksums(out)
+    assert "junk" not in names_in(out)
+
+    def stop(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    (out / "kept").touch()
+    monkeypatch.setattr(command, "write_checksums", stop)
+    with pytest.raises(KeyboardInterrupt):
+        command.write_model(*small, out)
+    assert names_in(tmp_path) == {"out"} and "kept" in names_in(out)
+    with pytest.raises(KeyboardInterrupt):
+        command.write_model(*small, tmp_path / "new")
+    assert names_in(tmp_path) == {"out"}
+    monkeypatch.undo()
+    command.write_model(*small, out)
+    assert names_in(tmp_path) == {"out"} and "kept" not in names_in(out)
+
+
+def test_a_full_disk_is_told(tmp_path, small, monkeypatch):
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "write_checksums", full)
+    with pytest.raises(ValueError, match=r"^output: .*out could not be written: No space left on device$"):
+        command.write_model(*small, tmp_path / "out")
+    assert not names_in(tmp_path)
+
+
+def test_the_explorer_opens_it(tmp_path, small, capsys):
+    command.write_model(*small, tmp_path / "soho")
+    write_pictures(tmp_path / "pictures")
+    arguments = [str(tmp_path / "soho"), "--recipe", "own", "--data_roots.pictures", str(tmp_path / "pictures")]
+    assert explore(["build", *arguments, "--into", str(tmp_path / "explorer")]) == 0, capsys.readouterr().err
+    assert Bundle(tmp_path / "explorer").meta["num_codes"] == SMALL["num_codes"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "targets"),
+    [
+        (SohoForQuestionAnswering, {"answers": ["yes", "no"]}, {"answer_scores": torch.eye(2)}),
+        (SohoForVisualReasoning, {}, {"labels": torch.tensor([0, 1]), "image_index": torch.tensor([[0, 1], [1, 0]])}),
+        (SohoForVisualEntailment, {}, {"labels": torch.tensor([0, 2])}),
+        (SohoForImageTextRetrieval, {}, {"itm_labels": torch.tensor([0, 1])}),
+    ],
+)
+def test_every_task_starts_from_it(tmp_path, small, kind, labels, targets):
+    command.write_model(*small, tmp_path / "soho")
+    model, report = kind.from_pretraining(str(tmp_path / "soho"), **labels)
+    texts = {"input_ids": torch.tensor([[2, 7, 9, 3], [2, 8, 11, 3]]), "attention_mask": torch.ones(2, 4).long()}
+    loss = model.train()(pixel_values=torch.randn(2, 3, 128, 192), **texts, **targets).loss
+    loss.backward()
+    assert bool(loss.isfinite()) and float(model.soho.visual_encoder.projection.weight.grad.norm()) > 0
+    before = small[0].state_dict()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters() if name in before)
+    assert len(report.loaded) > 100
