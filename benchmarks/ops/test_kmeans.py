@@ -21,13 +21,9 @@ EXCESS = 0.01  # of the inertia, for a peer
 OUR_EXCESS = 1e-5  # roundings of float32 sums, and what near-ties make of them
 
 
-def soho_fast(rows_NC: Tensor, start_KC: Tensor, algorithm: str = "auto"):
-    model = KMeans(len(start_KC), init=start_KC, max_iter=KMEANS_STEPS, tol=0, algorithm=algorithm)
+def soho_fast(rows_NC: Tensor, start_KC: Tensor):
+    model = KMeans(len(start_KC), init=start_KC, max_iter=KMEANS_STEPS, tol=0)
     return lambda: model.fit(rows_NC).cluster_centers_
-
-
-def soho_fast_without_bounds(rows_NC: Tensor, start_KC: Tensor):
-    return soho_fast(rows_NC, start_KC, "lloyd")
 
 
 def scikit_learn(rows_NC: Tensor, start_KC: Tensor):
@@ -85,7 +81,6 @@ def super_kmeans(rows_NC: Tensor, start_KC: Tensor):
 
 CONTENDERS = {
     "soho_fast": soho_fast,
-    "soho_fast without bounds": soho_fast_without_bounds,
     "scikit-learn": scikit_learn,
     "faiss-cpu": faiss_cpu,
     "superkmeans": super_kmeans,

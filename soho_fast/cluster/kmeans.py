@@ -32,7 +32,6 @@ from soho_fast.cluster.seeding import Seeding
 from soho_fast.cluster.statistics import exact_sum, summary_of, weighted
 
 INITS = ("k-means++", "k-means||", "random")
-ALGORITHMS = ("auto", "lloyd", "bounds")
 _STARTS_OF_RANDOM = 10
 _MANY_ROWS = 4096
 _PRODUCT_ELEMENTS = 1 << 21  # float64 scores held at a time
@@ -41,10 +40,9 @@ _PRODUCT_ELEMENTS = 1 << 21  # float64 scores held at a time
 class KMeans(Estimator):
     """Lloyd's k-means, with the labels of `ops.codebook_lookup`: the argmin in float64, ties to the lowest index.
 
-    Centres are float32. Labels, centres and inertia have the same bits for any number of threads, and with and without
-    bounds. A sum over members is made in float32 in blocks of max(1024, 32 K) rows, blocks are added in float64; how
-    rows are shared out over batches or processes changes blocks, and so a centre by at most
-    (members in a block) * 2^-23 of its members' mean magnitude.
+    Centres are float32. Labels, centres and inertia have the same bits for any number of threads. A sum over members is
+    made in float32 in blocks of max(1024, 32 K) rows, blocks are added in float64; how rows are shared out over batches
+    or processes changes blocks, and so a centre by at most (members in a block) * 2^-23 of its members' mean magnitude.
 
     Where torch.distributed is initialised all its ranks call `fit` with their own rows: counts and sums are
     all-reduced, every rank has the same centres; `labels_` are those of its own rows.
@@ -66,10 +64,6 @@ class KMeans(Estimator):
         verbose: above 0, each step prints a line.
         random_state: None, an int, a torch.Generator or a numpy generator. What is drawn depends on it and on the
             rows' positions alone. With None and several processes the first one's seed holds for all.
-        algorithm: "lloyd": every row is looked up at each step; "bounds": only rows whose label the centres' moves may
-            have changed, by bounds that allow for all rounding (8 (G + 1) bytes a row, G = K / 64 up to 32);
-            "auto": where a trial on some rows, and then the clock, say that this pays. Bounds are for rows in the
-            memory of a CPU. The result is the same.
         distributed: False: this process fits alone, whatever torch.distributed says.
 
     Attributes:
@@ -87,7 +81,6 @@ class KMeans(Estimator):
         tol: float = 1e-4,
         verbose: int = 0,
         random_state: Any = None,
-        algorithm: str = "auto",
         distributed: bool = True,
     ) -> None:
         self.n_clusters = n_clusters
@@ -97,7 +90,6 @@ class KMeans(Estimator):
         self.tol = tol
         self.verbose = verbose
         self.random_state = random_state
-        self.algorithm = algorithm
         self.distributed = distributed
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
@@ -196,8 +188,6 @@ def check_parameters(model: Any) -> None:
         raise ValueError(f"tol: expected a number of at least 0, got {model.tol!r}")
     if isinstance(model.init, str) and model.init not in INITS:
         raise ValueError(f"init: expected {', '.join(INITS)} or the centres, got {model.init!r}")
-    if not isinstance(model.algorithm, str) or model.algorithm not in ALGORITHMS:
-        raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {model.algorithm!r}")
 
 
 def check_alike(model: Any, rows: Rows, processes: Processes, given_KC: Tensor | None = None) -> None:
@@ -257,7 +247,6 @@ def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given_KC
             processes,
             max_iter=model.max_iter,
             tolerance=tolerance,
-            algorithm=model.algorithm,
             tell=lambda line: tell(model, processes, line),
         )
         tell(model, processes, f"start {start + 1}: inertia {found.inertia:.6g} after {found.num_steps} steps")

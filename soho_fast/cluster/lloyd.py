@@ -5,7 +5,6 @@ Letters: N rows of this process, M rows of a batch, K clusters, C channels, E em
 
 import itertools
 import math
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,22 +12,11 @@ import torch
 from torch import Tensor
 
 from soho_fast import ops
-from soho_fast.cluster.bounds import Bounds, Groups, others_lower, own_upper
 from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Batch, Rows
 from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of, weighted
 
 _TURNED_EACH = 4  # steps: turning the directions of the lookups costs little beside one
-
-# Where bounds may pay. Measuring them takes the time of some lookups. What a step with them takes grows with the share
-# of pairs (row, group) that are open, but little with K: a clock says whether it was less than a lookup.
-_LEAST_WORK = 1 << 18  # K * C; at 1024 x 128 a step with 5 % of the pairs open took as long as a lookup
-_MOVED_BEFORE_TRIAL = 0.1
-_TRIAL_ROWS = 2048
-_OPEN_IN_TRIAL = 0.25
-_MOST_OPEN = 0.4
-_FIRST_WAIT = 2
-_SLOW_STEPS = 2  # one after the other, on which bounds are given up
 
 
 class Fitted(NamedTuple):
@@ -51,17 +39,19 @@ class Step(NamedTuple):
 
 
 class MemorySteps:
-    """Rows in memory: labels and bounds are kept from step to step."""
+    """Rows in memory: their labels are kept from step to step, as guesses and to count those that change."""
 
-    def __init__(self, rows: Batch, processes: Processes, algorithm: str) -> None:
+    def __init__(self, rows: Batch, processes: Processes) -> None:
         self.rows, self.processes = rows, processes
-        self.labeller = Labeller(rows.features, algorithm)
+        self.basis = ops.MovingBasis(_TURNED_EACH)
+        self.label_N: Tensor | None = None
 
     def step(self, centers_KC: Tensor) -> Step:
-        before = self.labeller.before
-        label_N = self.labeller.labels(centers_KC)
-        num_changed = len(label_N) if before is None else int((label_N != before.label_N).sum())
-        total = totals_of(self.rows.features, label_N, self.rows.weight, len(centers_KC))
+        features_NC, before_N = self.rows.features, self.label_N
+        label_N = ops.codebook_lookup(features_NC, centers_KC, basis=self.basis.of(centers_KC), guess=before_N)
+        self.label_N = label_N
+        num_changed = len(label_N) if before_N is None else int((label_N != before_N).sum())
+        total = totals_of(features_NC, label_N, self.rows.weight, len(centers_KC))
         both = self.processes.sum(torch.tensor([num_changed], device=label_N.device))
         return Step(self.processes.sum(total), int(both), label_N)
 
@@ -82,127 +72,6 @@ class BatchedSteps:
             label_M = ops.codebook_lookup(batch.features, prepared)
             total += totals_of(batch.features, label_M, batch.weight, num_clusters)
         return Step(self.processes.sum(total), None, None)
-
-
-class Labelled(NamedTuple):
-    """The label of each row (N,), and the centres (K, C) for which it is."""
-
-    label_N: Tensor
-    centers_KC: Tensor
-
-
-class Trial(NamedTuple):
-    """Bounds of some rows (M,)."""
-
-    row_M: Tensor
-    bounds: Bounds
-
-
-class Labeller:
-    """The lookup's labels, with bounds in front of it where they pay; the same labels with and without.
-
-    Args:
-        algorithm: "lloyd" never uses bounds, "bounds" always, "auto" where a trial on some rows and then the clock
-            say so. On other devices than a CPU they are not used.
-        clock: seconds; a test has its own.
-    """
-
-    def __init__(self, features_NC: Tensor, algorithm: str, clock: Callable[[], float] = time.perf_counter) -> None:
-        can_bound = features_NC.device.type == "cpu" and len(features_NC) > 0
-        self.features_NC, self.algorithm = features_NC, algorithm if can_bound else "lloyd"
-        self.basis = ops.MovingBasis(_TURNED_EACH)
-        self.seconds = {False: 0.0, True: 0.0}  # of the last lookup without directions and with; each is tried once
-        self.clock, self.lookup_seconds, self.slow_steps = clock, math.inf, 0
-        self.before: Labelled | None = None
-        self.bounds: Bounds | None = None
-        self.trial: Trial | None = None
-        self.trial_passed = False
-        self.wait = self.left = _FIRST_WAIT
-        self.num_looked_up = 0.0  # rows, those looked up in a part of the centres in part
-
-    def labels(self, centers_KC: Tensor) -> Tensor:
-        """int64 (N,)."""
-        before = self.before
-        if self.bounds is not None and before is not None:
-            label_N = self._timed_within(self.bounds, before, centers_KC)
-        elif self.algorithm == "bounds" or self.trial_passed:
-            label_N = self._measured(centers_KC)
-        else:
-            label_N = self._look_up_all(centers_KC)[0]
-        self.before = Labelled(label_N, centers_KC)
-        if self.algorithm == "auto" and self.bounds is None and before is not None:
-            self._try(before, self.before)
-        return label_N
-
-    def _look_up_all(self, centers_KC: Tensor) -> tuple[Tensor, Tensor]:
-        self.num_looked_up += len(self.features_NC)
-        guess_N = None if self.before is None else self.before.label_N
-        with_basis = self.seconds[True] < self.seconds[False]
-        basis_CD = self.basis.of(centers_KC) if with_basis else None
-        start = self.clock()
-        found = ops.codebook_lookup(self.features_NC, centers_KC, return_distance=True, basis=basis_CD, guess=guess_N)
-        took = self.seconds[with_basis] = self.clock() - start
-        self.lookup_seconds = min(self.lookup_seconds, took)
-        return found
-
-    def _measured(self, centers_KC: Tensor) -> Tensor:
-        label_N, squared_N = self._look_up_all(centers_KC)
-        self.slow_steps = 0
-        self.bounds = Bounds.measure(self.features_NC, centers_KC, label_N, squared_N)
-        return label_N
-
-    def _timed_within(self, bounds: Bounds, before: Labelled, centers_KC: Tensor) -> Tensor:
-        start = self.clock()
-        label_N = self._within(bounds, before, centers_KC)
-        slow = self.clock() - start > self.lookup_seconds
-        self.slow_steps = self.slow_steps + 1 if slow else 0
-        if self.algorithm == "auto" and self.slow_steps >= _SLOW_STEPS:
-            self._give_up()
-        return label_N
-
-    def _give_up(self) -> None:
-        self.bounds, self.trial_passed, self.slow_steps = None, False, 0
-        self.wait = self.left = 4 * self.wait
-
-    def _within(self, bounds: Bounds, before: Labelled, centers_KC: Tensor) -> Tensor:
-        before_N = before.label_N
-        bounds.follow(before_N, before.centers_KC, centers_KC)
-        open_M = bounds.open_pairs().any(1).nonzero()[:, 0]
-        if not len(open_M):
-            return before_N
-        bounds.upper_N[open_M] = own_upper(self.features_NC, centers_KC, open_M, before_N)
-        open_MG = bounds.open_pairs(open_M)
-        if int(open_MG.sum()) > _MOST_OPEN * bounds.lower_NG.numel():
-            if self.algorithm == "auto":
-                self._give_up()
-                return self._look_up_all(centers_KC)[0]
-            return self._measured(centers_KC)
-        label_N = before_N.clone()
-        label_N[open_M], looked_up = bounds.settle(self.features_NC, centers_KC, open_M, open_MG, before_N)
-        self.num_looked_up += looked_up
-        return label_N
-
-    def _try(self, before: Labelled, now: Labelled) -> None:
-        """Bounds of some rows, in one step measured and in the next looked at."""
-        if self.trial is not None:
-            row_M, bounds = self.trial
-            bounds.follow(before.label_N[row_M], before.centers_KC, now.centers_KC)
-            bounds.upper_N = own_upper(self.features_NC, now.centers_KC, row_M, before.label_N)
-            share_open = float(bounds.open_pairs().double().mean())
-            self.trial, self.trial_passed = None, share_open <= _OPEN_IN_TRIAL
-            if not self.trial_passed:
-                self.wait = self.left = 2 * self.wait
-            return
-        self.left -= 1
-        label_N, centers_KC = now
-        if self.left > 0 or centers_KC.numel() < _LEAST_WORK:
-            return
-        if int((label_N != before.label_N).sum()) > _MOVED_BEFORE_TRIAL * len(label_N):
-            return
-        row_M = torch.arange(0, len(label_N), max(1, len(label_N) // _TRIAL_ROWS), device=label_N.device)
-        groups = Groups(centers_KC)
-        lower_MG = others_lower(self.features_NC, centers_KC, row_M, label_N, groups)
-        self.trial = Trial(row_M, Bounds(torch.zeros_like(lower_MG[:, 0]), lower_MG, groups, centers_KC.shape[1]))
 
 
 def means(total: Tensor, before_KC: Tensor) -> Tensor:
@@ -264,13 +133,12 @@ def fit_centers(
     *,
     max_iter: int,
     tolerance: float,
-    algorithm: str,
     tell: Callable[[str], None],
 ) -> Fitted:
     """Steps from these centres until no label changes, or the centres move by no more than `tolerance` (in sum of
     squares)."""
     memory = rows.memory
-    steps = BatchedSteps(rows, processes) if memory is None else MemorySteps(memory, processes, algorithm)
+    steps = BatchedSteps(rows, processes) if memory is None else MemorySteps(memory, processes)
     number, label_N, inertia = 0, None, math.inf
     for number in range(1, max_iter + 1):
         total, num_changed, label_N = steps.step(centers_KC)

@@ -36,7 +36,7 @@ class ResidualKMeans(Estimator):
     Args:
         n_levels: L. n_clusters: K, of each level.
         init: "k-means++", "k-means||" or "random".
-        n_init, max_iter, tol, verbose, random_state, algorithm, distributed: of each level, as in `KMeans`.
+        n_init, max_iter, tol, verbose, random_state, distributed: of each level, as in `KMeans`.
 
     Attributes:
         cluster_centers_: float32 (L, K, C). labels_: int64 (N, L). inertia_: what the last level leaves, the sum of
@@ -55,7 +55,6 @@ class ResidualKMeans(Estimator):
         tol: float = 1e-4,
         verbose: int = 0,
         random_state: Any = None,
-        algorithm: str = "auto",
         distributed: bool = True,
     ) -> None:
         self.n_levels = n_levels
@@ -66,7 +65,6 @@ class ResidualKMeans(Estimator):
         self.tol = tol
         self.verbose = verbose
         self.random_state = random_state
-        self.algorithm = algorithm
         self.distributed = distributed
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:

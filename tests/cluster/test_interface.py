@@ -101,7 +101,6 @@ def test_not_fitted(kind, method):
         ({"init": np.zeros((3, 4))}, "init: expected centres of shape (n_clusters, features) = (8, 4), got (3, 4)"),
         ({"init": np.full((8, 4), 1e19)}, "init: expected magnitudes of at most 4.61e+18"),
         ({"init": np.full((8, 4), np.nan)}, "init: expected finite values"),
-        ({"algorithm": "elkan"}, "algorithm: expected one of auto, lloyd, bounds, got 'elkan'"),
         ({"n_clusters": 21}, "n_samples=20 should be >= n_clusters=21"),
     ],
 )

@@ -6,8 +6,6 @@ import torch
 
 from soho_fast.cluster import KMeans
 
-ALGORITHMS = ("lloyd", "bounds", "auto")
-
 
 def assert_close(centers, expected, labels):
     """What adding the members of a cluster in float32, one after another, loses at random: root(members) roundings."""
@@ -17,26 +15,24 @@ def assert_close(centers, expected, labels):
     np.testing.assert_allclose(centers, expected, rtol=0, atol=roundings * 2.0**-24 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("num_clusters", [1, 2, 7, 40, 130])
-def test_it_is_lloyds_method(algorithm, num_clusters, make_features, lloyd):
+def test_it_is_lloyds_method(num_clusters, make_features, lloyd):
     rows = make_features()
     init = rows[:num_clusters]
     centers, labels, inertia, steps = lloyd(rows, init)
-    fitted = KMeans(num_clusters, init=init, tol=0, algorithm=algorithm).fit(rows)
+    fitted = KMeans(num_clusters, init=init, tol=0).fit(rows)
     assert fitted.n_iter_ == steps
     np.testing.assert_array_equal(fitted.labels_, labels)
     assert_close(fitted.cluster_centers_, centers, labels)
     assert fitted.inertia_ == pytest.approx(inertia, rel=1e-6)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_weights(algorithm, make_features, lloyd):
+def test_weights(make_features, lloyd):
     rows = make_features(seed=1)
     weight = np.random.default_rng(1).gamma(1.0, size=len(rows)).astype(np.float32)
     weight[::7] = 0
     centers, labels, inertia, steps = lloyd(rows, rows[1:31], weight)
-    fitted = KMeans(30, init=rows[1:31], tol=0, algorithm=algorithm).fit(rows, sample_weight=weight)
+    fitted = KMeans(30, init=rows[1:31], tol=0).fit(rows, sample_weight=weight)
     assert fitted.n_iter_ == steps
     np.testing.assert_array_equal(fitted.labels_, labels)
     assert_close(fitted.cluster_centers_, centers, labels)
@@ -53,15 +49,14 @@ def test_whole_weights_are_repeated_rows(make_features):
     np.testing.assert_array_equal(np.repeat(weighted.labels_, times), repeated.labels_)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_empty_clusters_take_the_farthest_rows(algorithm, weighted, make_features, lloyd):
+def test_empty_clusters_take_the_farthest_rows(weighted, make_features, lloyd):
     """Far and copied centres get no member at first."""
     rows = make_features(400, seed=3)
     weight = np.random.default_rng(3).integers(0, 3, size=400).astype(np.float32) if weighted else None
     init = np.concatenate([rows[:20], rows[:5], rows[20:25] + 1e4]).astype(np.float32)
     centers, labels, _, steps = lloyd(rows, init, weight)
-    fitted = KMeans(30, init=init, tol=0, algorithm=algorithm).fit(rows, sample_weight=weight)
+    fitted = KMeans(30, init=init, tol=0).fit(rows, sample_weight=weight)
     assert fitted.n_iter_ == steps
     np.testing.assert_array_equal(fitted.labels_, labels)
     assert_close(fitted.cluster_centers_, centers, labels)
@@ -138,7 +133,7 @@ def test_a_row_that_left_leaves_no_rounding_behind():
     small = np.array([[-1.0], [-1.5], [1.0], [1.25]], dtype=np.float32)
     rows = np.concatenate([small, [[1e8], [1.5e8]]]).astype(np.float32)
     rows = np.concatenate([rows, np.tile(small, (20, 1))])
-    fitted = KMeans(2, init=np.array([[1e7], [2.5e8]], np.float32), tol=0, algorithm="lloyd").fit(rows)
+    fitted = KMeans(2, init=np.array([[1e7], [2.5e8]], np.float32), tol=0).fit(rows)
     assert fitted.labels_[4] == fitted.labels_[5] == 1 and set(fitted.labels_[:4]) == {0}
     np.testing.assert_array_equal(fitted.cluster_centers_[0], [-0.0625])
 
@@ -192,18 +187,15 @@ def test_predict_transform_and_score(make_features):
     np.testing.assert_array_equal(KMeans(17, random_state=0).fit_predict(rows), fitted.labels_)
 
 
-@pytest.mark.parametrize(
-    ("init", "algorithm"),
-    [("k-means++", "auto"), ("k-means||", "auto"), ("random", "auto"), ("array", "lloyd"), ("array", "bounds")],
-)
-def test_the_same_bits_at_any_number_of_threads(init, algorithm, make_features, threads):
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random", "array"])
+def test_the_same_bits_at_any_number_of_threads(init, make_features, threads):
     rows = torch.from_numpy(make_features(40_000, 9, groups=300))  # more rows than torch's grain size in every sum
     weight = torch.from_numpy(np.random.default_rng(0).random(40_000))
     given = rows[:48] if init == "array" else init
     found = []
     for number in (1, 2, 3):
         threads(number)
-        model = KMeans(48, init=given, n_init=1, max_iter=8, random_state=5, algorithm=algorithm)
+        model = KMeans(48, init=given, n_init=1, max_iter=8, random_state=5)
         for sample_weight in (None, weight):
             fitted = model.fit(rows, sample_weight=sample_weight)
             found.append((fitted.cluster_centers_, fitted.labels_, fitted.inertia_, fitted.n_iter_))
@@ -211,6 +203,22 @@ def test_the_same_bits_at_any_number_of_threads(init, algorithm, make_features, 
         for kind in (0, 1):
             (centers, labels, *rest), (others, other_labels, *other_rest) = found[kind], found[one + kind]
             assert torch.equal(centers, others) and torch.equal(labels, other_labels) and rest == other_rest
+
+
+def test_directions_of_the_centres_change_nothing(threads, lloyd):
+    """So many centres and channels are looked up by few directions first, those of the step before as guesses."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3000, 12, generator=generator) @ torch.randn(12, 160, generator=generator)
+    init = rows[:300].clone()
+    centers, labels, _, steps = lloyd(rows.numpy(), init.numpy())
+    found = []
+    for number in (1, 2):
+        threads(number)
+        fitted = KMeans(300, init=init, tol=0).fit(rows)
+        assert fitted.n_iter_ == steps > 3 and np.array_equal(fitted.labels_, labels)
+        assert_close(fitted.cluster_centers_, centers, labels)
+        found.append(fitted.cluster_centers_)
+    assert torch.equal(*found)
 
 
 def test_given_centres_are_one_start(make_features):
