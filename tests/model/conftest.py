@@ -20,6 +20,10 @@ TINY = {
     "dictionary_init": "data",
 }
 
+# What a small model of another preset takes of it.
+SIZES = ("backbone", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+SIZES += ("max_position_embeddings", "hidden_dropout_prob", "attention_probs_dropout_prob", "num_codes")
+
 
 @pytest.fixture(autouse=True)
 def _seeded_and_on_one_thread():
@@ -41,6 +45,19 @@ def tiny_model(tiny_config):
     def build(**overrides):
         torch.manual_seed(1)
         return SohoForPreTraining(tiny_config(**overrides))
+
+    return build
+
+
+@pytest.fixture
+def tiny_official():
+    """Builds a small model of preset `official`, each time with the same weights."""
+
+    def build(kind=SohoForPreTraining, **overrides):
+        sizes = {name: TINY[name] for name in SIZES}
+        config = SohoConfig.from_preset("official", **{**sizes, **overrides})
+        torch.manual_seed(1)
+        return kind(config)
 
     return build
 

@@ -115,6 +115,13 @@ def test_a_training_step_stays_on_the_device(tiny_config, kind):
     assert waits == (["heads.py"] if kind is SohoForPreTraining else [])
 
 
+def test_a_training_step_of_the_released_model_stays_there_too(tiny_official):
+    model = tiny_official().train()
+    model.soho.visual_dictionary(torch.randn(1, 12, 16), torch.ones(1, 12, dtype=torch.bool))
+    keywords = {**CASES[SohoForPreTraining](), "mask_pairs": torch.arange(NUM_TEXTS) % 3 == 0}
+    assert step(model.to("meta"), keywords) == ["heads.py"]
+
+
 def test_what_it_catches():
     with Watch() as watch, pytest.raises(AssertionError, match="add"):
         torch.ones(3) + torch.ones(3, device="meta")

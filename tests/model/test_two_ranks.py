@@ -26,17 +26,20 @@ def results(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{name}.pt") for name in names]
 
 
-def test_both_ranks_hold_the_same_bits(results):
-    first, second, _ = results
-    names = [name for name in first["state"] if "visual_dictionary" in name or "feature_norm.running" in name]
-    assert len(names) > 4
+@pytest.mark.parametrize("kind", ["paper", "official"])
+def test_both_ranks_hold_the_same_bits(results, kind):
+    first, second, _ = (result[kind] for result in results)
+    moved = ("visual_dictionary", "feature_norm.running", "fusion.norm.running")
+    names = [name for name in first["state"] if any(part in name for part in moved)]
+    assert len(names) > (4 if kind == "paper" else 10)
     assert [name for name in names if not torch.equal(first["state"][name], second["state"][name])] == []
-    assert first["revived"] == second["revived"] > 0
+    assert first["revived"] == second["revived"] and bool(first["revived"]) == (kind == "paper")
     assert torch.equal(first["losses"], second["losses"]), "every rank reports the loss of the joined batch"
 
 
-def test_two_ranks_train_as_one_process_on_the_joined_batch(results):
-    first, _, one = results
+@pytest.mark.parametrize("kind", ["paper", "official"])
+def test_two_ranks_train_as_one_process_on_the_joined_batch(results, kind):
+    first, _, one = (result[kind] for result in results)
     torch.testing.assert_close(first["losses"], one["losses"], rtol=2e-4, atol=2e-4)
     assert first["revived"] == one["revived"]
     for name, value in one["state"].items():

@@ -10,13 +10,23 @@ from soho_fast.model import SohoConfig, SohoForPreTraining, VisualDictionary
 
 STEPS, PARTS, VARIANTS = 4, (1, 2, 4), ("paper", "vqvae")
 # Revival with a threshold of half the uniform share re-seeds codes at every step from the second on.
+KINDS = ("paper", "official")
 OPTIONS = {"dictionary_batch_norm": True, "revive_threshold": 0.5, "revive_patience": 1, "revive_limit": 3}
 
 
-def share(step: int, rank: int | None) -> dict:
-    """The batch of a step: of all (`None`), or of one rank, padded no further than its own images need.
+def config(kind: str) -> SohoConfig:
+    """A small one of the paper's model, with all that ranks exchange, or of the released one."""
+    if kind == "paper":
+        return SohoConfig(**{**TINY, **OPTIONS})
+    return SohoConfig.from_preset("official", **{**TINY, "dictionary_init": "random"})
 
-    The first rank has the larger images and all the labelled words.
+
+def share(step: int, rank: int | None, kind: str) -> dict:
+    """The batch of a step: of all (`None`), or of one rank.
+
+    The first rank has the larger images and all the labelled words. The paper's model gets images padded no further
+    than a rank's own need; the released one feels the padding, so it gets that of the whole batch, and its images have
+    three, one, two and two texts, of which some are read with masked images.
     """
     whole = make_batch(num_images=4, texts_per_image=2, size=(96, 128))
     generator = torch.Generator().manual_seed(100 + step)
@@ -25,20 +35,23 @@ def share(step: int, rank: int | None) -> dict:
     whole["mlm_labels"][4:] = -100
     whole["pixel_mask"][2:, 64:] = 0
     whole["pixel_mask"][2:, :, 96:] = 0
+    if kind == "official":
+        whole["image_index"] = torch.tensor([0, 0, 0, 1, 2, 2, 3, 3])
+        whole["mask_pairs"] = torch.tensor([1, 0, 0, 1, 0, 1, 0, 0]).bool()
     if rank is None:
         return whole
     images, texts = slice(2 * rank, 2 * rank + 2), slice(4 * rank, 4 * rank + 4)
     part = {k: v[images] if k in ("pixel_values", "pixel_mask", "mask_uniform") else v[texts] for k, v in whole.items()}
     part["image_index"] = part["image_index"] - 2 * rank
-    if rank == 1:
+    if rank == 1 and kind == "paper":
         part["pixel_values"], part["pixel_mask"] = part["pixel_values"][..., :64, :96], part["pixel_mask"][:, :64, :96]
     return part
 
 
-def train(rank: int | None) -> dict:
+def train(rank: int | None, kind: str) -> dict:
     torch.set_num_threads(1)
     torch.manual_seed(7)
-    model = SohoForPreTraining(SohoConfig(**{**TINY, **OPTIONS}))
+    model = SohoForPreTraining(config(kind))
     if rank == 1:
         model.soho.visual_dictionary.codebook.add_(1.0)  # seeded differently, by mistake
     model.soho.visual_encoder.freeze_batch_norm()
@@ -46,12 +59,13 @@ def train(rank: int | None) -> dict:
     losses, revived = [], 0
     for step in range(STEPS):
         optimizer.zero_grad()
-        out = model(**share(step, rank))
+        out = model(**share(step, rank, kind))
         out.loss.backward()
         if rank is not None:
             for parameter in model.parameters():
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= 2
+                if parameter.requires_grad:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= 2
         optimizer.step()
         losses.append(torch.stack([out.mlm_loss, out.mvm_loss, out.itm_loss]).detach())
         revived += int((model.soho.visual_dictionary.age == 0).sum())
@@ -85,7 +99,7 @@ def accumulate(rank: int | None, parts: int, variant: str) -> dict:
 
 def results(rank: int | None) -> dict:
     dictionaries = {(parts, variant): accumulate(rank, parts, variant) for parts in PARTS for variant in VARIANTS}
-    return {**train(rank), "dictionaries": dictionaries}
+    return {**{kind: train(rank, kind) for kind in KINDS}, "dictionaries": dictionaries}
 
 
 if __name__ == "__main__":

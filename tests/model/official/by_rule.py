@@ -12,7 +12,7 @@ import torch
 from parity import fixture, fixture_info
 from torch import Tensor, nn
 
-from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
+from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForPreTrainingOutput, SohoForQuestionAnswering
 from soho_fast.model.official.keys import our_name, rename
 
 EXCEPTIONS = ("neck.conv.bn.running_mean", "neck.conv.bn.running_var")
@@ -136,6 +136,15 @@ def run_pretraining(model: SohoForPreTraining, case: str, inputs: dict[str, Tens
     with recorded(model) as found, torch.set_grad_enabled(case == "train"):
         output = model(**inputs)
     found["index.margin"] = margins(found["features"], found["index"], before_KC)
+    found |= outputs_found(output, inputs)
+    if trains:
+        found |= dictionary_found(model) | {"after.rows": found["index"].unique()}
+    return found
+
+
+def outputs_found(output: SohoForPreTrainingOutput, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Logits, losses and what the released code logs."""
+    found = {}
     for name in ("mlm", "mvm"):
         logits, targets = output[f"{name}_logits"], output[f"{name}_targets"]
         found |= {f"{name}_logits": logits, f"{name}_logits.argmax": logits.argmax(-1)}
@@ -150,14 +159,14 @@ def run_pretraining(model: SohoForPreTraining, case: str, inputs: dict[str, Tens
     found["log.acc_match"] = 100 * (output.itm_logits.argmax(-1) == labels_P).float().mean().reshape(1)
     found["log.select"] = (inputs["mlm_labels"] != -100).float().mean().reshape(1)
     torch.testing.assert_close(found["loss.itm"].mean(), output.itm_loss, rtol=1e-6, atol=1e-6)
-    found["loss"] = output.loss
-    if trains:
-        found["after.rows"] = found["index"].unique()
-        for theirs, ours in (("cluster_size", "cluster_size"), ("cluster_sum", "total")):
-            found[f"after.{theirs}"] = getattr(dictionary, ours).clone()
-        for theirs, ours in (("embed_avg", "cluster_sum"), ("embed", "codebook")):
-            found[f"after.{theirs}"] = getattr(dictionary, ours).clone()
-    return found
+    return found | {"loss": output.loss}
+
+
+def dictionary_found(model: SohoForPreTraining) -> dict[str, Tensor]:
+    """The dictionary as it is now."""
+    dictionary = model.soho.visual_dictionary
+    names = {"cluster_size": "cluster_size", "cluster_sum": "total", "embed_avg": "cluster_sum", "embed": "codebook"}
+    return {f"after.{theirs}": getattr(dictionary, ours).clone() for theirs, ours in names.items()}
 
 
 def run_vqa(model: SohoForQuestionAnswering, case: str) -> dict[str, Tensor]:

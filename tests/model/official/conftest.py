@@ -4,13 +4,6 @@ import pytest
 import torch
 from by_rule import pretraining_model, vqa_model
 
-from soho_fast.model import SohoConfig, SohoForPreTraining
-
-SIZES = (
-    *("backbone", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("max_position_embeddings", "hidden_dropout_prob", "attention_probs_dropout_prob", "num_codes"),
-)
-
 
 @pytest.fixture(scope="session")
 def _pretraining():
@@ -33,17 +26,3 @@ def model(_pretraining):
 def questions_model():
     """The model of question answering, weights by rule; only evaluated."""
     return vqa_model().eval()
-
-
-@pytest.fixture
-def tiny_official(tiny_config):
-    """Builds a small model of preset `official`, each time with the same weights."""
-
-    def build(kind=SohoForPreTraining, **overrides):
-        tiny = tiny_config()
-        sizes = {name: getattr(tiny, name) for name in SIZES}
-        config = SohoConfig.from_preset("official", **{**sizes, **overrides})
-        torch.manual_seed(1)
-        return kind(config)
-
-    return build

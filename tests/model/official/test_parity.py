@@ -1,5 +1,8 @@
 """Our model against what the authors' released modules compute: every tensor of the fixture."""
 
+import copy
+from pathlib import Path
+
 import official_parity_rule as rule
 import pytest
 import torch
@@ -7,8 +10,11 @@ from by_rule import (
     PRETRAINING_CASES,
     VQA_CASES,
     batch_norm_statistics,
+    dictionary_found,
     gradients,
     images,
+    outputs_found,
+    pretraining_inputs,
     run_pretraining,
     run_vqa,
 )
@@ -17,13 +23,19 @@ from parity import fixture, fixture_info
 from torch import nn
 
 from soho_fast.model import SohoConfig
+from soho_fast.model.cpu import speed_up_on_cpu
 from soho_fast.model.official.dictionary import OfficialDictionary
 from soho_fast.model.official.visual_encoder import released_mask
 
 PROBE_TOLERANCE = 1e-6
 
 # Who else compares with the fixture, by what its names begin with: the training step, and images to pixels.
-ELSEWHERE = ("optimizer.", "schedule.", "geometry", "pipeline.")
+ELSEWHERE = {
+    "optimizer.": "engine/test_released_training.py",
+    "schedule.": "engine/test_released_training.py",
+    "geometry": "data/test_released_images.py",
+    "pipeline.": "data/test_released_images.py",
+}
 # What the cases are made of; `test_the_rule` and the cases themselves would differ.
 INPUTS = ("captions.", "questions.", "weights.", "rule.sum", "rule_vqa.sum", "landscape.", "portrait.", "probe.")
 
@@ -71,6 +83,19 @@ def test_the_first_two_steps(model):
     assert differences("fresh_1", run_pretraining(model, "fresh_1")) == {}
     assert int((dictionary.codebook == 0).all(1).sum()) == 2013
     assert differences("fresh_2", run_pretraining(model, "fresh_2")) == {}
+
+
+def test_sped_up_on_a_cpu(model):
+    """BatchNorm as a part of the convolutions in evaluation, the packed Transformer in training."""
+    fast = speed_up_on_cpu(copy.deepcopy(model))
+    assert differences("eval_landscape", run_pretraining(fast, "eval_landscape")) == {}
+    # Nothing is recorded meanwhile: hooks would have the Transformer run unpacked.
+    output = fast.train()(**pretraining_inputs("train"))
+    output.loss.backward()
+    found = outputs_found(output, pretraining_inputs("train")) | dictionary_found(fast)
+    found |= batch_norm_statistics(fast, "after_backward") | gradients(fast)
+    read = ("loss", "log.", "mlm_logits", "mvm_logits", "itm_logits", "after.", "after_backward.", "grad.")
+    assert differences("train", found | {"after.rows": fixture()["train.after.rows"]}, only=read) == {}
 
 
 @pytest.mark.parametrize("case", VQA_CASES)
@@ -128,8 +153,10 @@ def test_the_mask_of_one_image_alone():
 
 
 def test_every_tensor_is_compared_with():
-    """The cases compare all that the fixture has under their names; what begins otherwise has a test by its name."""
+    """The cases compare all that the fixture has under their names; what begins otherwise is read by a test."""
     cases = tuple(f"{case}." for case in (*PRETRAINING_CASES, *VQA_CASES))
     here = {name for name in fixture() if name.startswith((*cases, *INPUTS)) or name == "geometry"}
-    elsewhere = {name for name in fixture() if name.startswith(ELSEWHERE)}
+    elsewhere = {name for name in fixture() if name.startswith(tuple(ELSEWHERE))}
     assert len(here | elsewhere) == len(fixture()) == 455
+    for begins, file in ELSEWHERE.items():
+        assert f'"{begins}' in (Path(__file__).parents[2] / file).read_text(), f"{file} reads nothing of {begins}"
