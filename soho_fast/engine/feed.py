@@ -61,7 +61,7 @@ class Feed:
             return 0
         self.close()
         until = self.total_steps
-        if self._is_worth_it(max(step, self._still.start)):
+        if self._is_worth_it(max(step, self._still.start), model):
             if step < self._still.start:
                 until = self._still.start
             else:
@@ -108,10 +108,14 @@ class Feed:
             self._batches.close()
         self._batches = self._kept = None
 
-    def _is_worth_it(self, step: int) -> bool:
-        """Whether the backbone stands still for more than one pass over the images from this step on; says if not."""
+    def _is_worth_it(self, step: int, model: nn.Module) -> bool:
+        """Whether the backbone stands still for more than one pass over the images from this step on, and its outputs
+        can be kept; says if not."""
         engine, images = self.settings.engine, getattr(self.data, "images", None)
         if images is None or step not in self._still or not (engine.backbone_cache_gb or engine.backbone_cache_disk_gb):
+            return False
+        if not self.task.keeps_outputs(model):
+            self.say("the backbone's output for an image depends on its batch: it is computed in each step")
             return False
         num_steps = self._still.stop - step
         if num_steps * self.plan.global_batch_size > len(images):

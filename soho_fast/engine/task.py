@@ -70,11 +70,15 @@ class Task(Protocol):
     """Where what is learnt depends on how many samples one forward holds: the recipe's field that says it, and the
     number; None where any number will do."""
 
+    def keeps_outputs(self, model: nn.Module) -> bool:
+        """Whether what `backbone_outputs` gives for an image depends on that image alone while the backbone stands
+        still."""
+
     def collate_images(self, samples: list[Any]) -> Mapping[str, Any]:
         """Samples of `data.images`, of which some may be broken, to what `backbone_outputs` takes."""
 
     def backbone_outputs(self, model: nn.Module, images: Mapping[str, Any]) -> list[torch.Tensor]:
-        """What the backbone gives for each image, which must depend on that image alone while it stands still."""
+        """What the backbone gives for each image."""
 
     def collate_outputs(self, outputs: list[torch.Tensor]) -> Mapping[str, Any]:
         """What `backbone_outputs` gave for the images of a batch, each once and in the order in which samples name them

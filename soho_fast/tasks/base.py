@@ -170,6 +170,10 @@ class BaseTask(ABC):
         """Any number of samples will do in a forward."""
         return None
 
+    def keeps_outputs(self, model: SohoPreTrainedModel) -> bool:
+        """Not where padding is part of the image, as in the released code."""
+        return model.config.visual_encoder == "paper"
+
     def collate_images(self, samples: list[Sample]) -> Mapping[str, Any]:
         """Samples of one image each, of which some may be broken, to what `backbone_outputs` takes."""
         return self.processor.image_processor.collate([sample.pixels[0] for sample in usable_samples(samples)])

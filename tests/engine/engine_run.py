@@ -237,6 +237,9 @@ class SohoTask(StubTask):
             data.images = SohoImages(data)
         return data
 
+    def keeps_outputs(self, model: nn.Module) -> bool:
+        return True
+
     def collate_images(self, samples: list) -> dict[str, Any]:
         return {name: torch.cat([sample[name] for sample in samples]) for name in ("pixel_values", "pixel_mask")}
 
