@@ -12,7 +12,7 @@ from soho_fast import ops
 from soho_fast.ops import triton_backend
 
 pytestmark = pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
-NUM_ROWS = 40
+NUM_ROWS = 70
 
 
 def _unit(num_channels, *channels):

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kRowsPerTask = 56;  // four register tiles of the AVX-512 levels
 constexpr int64_t kChannelsOfBFloat16 = 512;
-constexpr int64_t kMostFewRows = 32, kCodesPerTask = 64;
+constexpr int64_t kCodesPerTask = 64;
 constexpr int64_t kTrialRows = 28, kTrialGroups = 8;
 
 const FewRows* few_rows_of(CpuLevel level) {
@@ -57,6 +57,9 @@ LookupCounts compare_few(const FewRows& few, const CodebookLookupArgs& args, con
   });
   return few.decide(args, all.data());
 }
+
+// Up to which comparing unpacked codes is faster than packing them.
+int64_t most_few_rows(int64_t num_channels) { return num_channels < 256 ? 32 : 64; }
 
 // Some of the codes.
 ScreenedCodes first_groups(ScreenedCodes screened, int64_t num_groups, int64_t width) {
@@ -206,7 +209,7 @@ LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, con
   LookupCounts total;
   const FewRows* few = few_rows_of(level);
   const bool one_nearest = args.metric == Metric::kEuclidean && args.topk == 1;
-  if (packed == nullptr && few != nullptr && one_nearest && args.num_rows <= kMostFewRows) {
+  if (packed == nullptr && few != nullptr && one_nearest && args.num_rows <= most_few_rows(args.num_channels)) {
     total = compare_few(*few, args, parallel_for);
     if (total.undecided == 0) return total;
   }
