@@ -26,8 +26,8 @@ def is_recomputing() -> bool:
 
 def finite_rows(feat_BLC: Tensor) -> Tensor:
     """Bool (B, L): whether all channels of a token are finite."""
-    # Several times as fast as `isfinite` and `all`: nothing but Inf and NaN times 0 is other than 0.
-    return (feat_BLC * 0).sum(-1) == 0
+    # Many times as fast as `isfinite` and `all`: a NaN is both the largest and the smallest.
+    return feat_BLC.amax(-1).isfinite() & feat_BLC.amin(-1).isfinite()
 
 
 class Float32Buffers(nn.Module):
