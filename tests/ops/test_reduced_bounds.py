@@ -86,7 +86,7 @@ def rounding_of_the_codes(num_channels):
     row, codes = torch.zeros(num_channels), torch.zeros(2, num_channels)
     row[0] = 1
     codes[:, 0] = torch.tensor([1 + 2.0**-8 - 2.0**-16, 1])
-    codes[1, 1] = 0.055
+    codes[1, 1] = 0.02
     return row, _with_negatives(codes), _unit(num_channels, 0), None
 
 
