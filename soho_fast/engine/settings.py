@@ -21,13 +21,13 @@ class OptimSettings:
     """Optimiser: SGD with momentum for the backbone, AdamW for the rest.
 
     Args:
-        rule: Rule for all but the backbone: adamw is torch's; bert_adamw that of BERT's first PyTorch code, with
-            epsilon beside the root of the uncorrected second moment, and decay of the new value.
         lr: AdamW learning rate.
         weight_decay: AdamW decoupled weight decay.
         beta1: AdamW first moment decay.
         beta2: AdamW second moment decay.
         eps: AdamW epsilon, added to the root of the second moment (under adamw the corrected one).
+        rule: Rule for all but the backbone: adamw is torch's; bert_adamw that of BERT's first PyTorch code, with
+            epsilon beside the root of the uncorrected second moment, and decay of the new value.
         backbone_rule: Rule for the backbone.
         backbone_lr: Learning rate of the backbone.
         backbone_weight_decay: Weight decay of the backbone (L2 under sgd, decoupled under adamw).
@@ -38,12 +38,12 @@ class OptimSettings:
             [0, 0] never.
     """
 
-    rule: Literal["adamw", "bert_adamw"] = "adamw"
     lr: NonNegativeFloat = 1e-4
     weight_decay: NonNegativeFloat = 1e-2
     beta1: ShareBelowOne = 0.9
     beta2: ShareBelowOne = 0.999
     eps: NonNegativeFloat = 1e-6
+    rule: Literal["adamw", "bert_adamw"] = "adamw"
     backbone_rule: Literal["sgd", "adamw"] = "sgd"
     backbone_lr: NonNegativeFloat = 1e-2
     backbone_weight_decay: NonNegativeFloat = 5e-4
