@@ -55,7 +55,7 @@ class OfficialVisualEncoder(VisualEncoder):
             height_B, width_B = (torch.full((B,), side, device=pixel_values_B3HW.device) for side in (H, W))
         else:
             real_BHW = pixel_mask_BHW.bool()
-            pixel_values_B3HW = pixel_values_B3HW * real_BHW.unsqueeze(1)
+            pixel_values_B3HW = pixel_values_B3HW.masked_fill(~real_BHW.unsqueeze(1), 0.0)
             height_B, width_B = real_BHW.any(2).sum(1), real_BHW.any(1).sum(1)
         x_BChw, _ = self.backbone_output(F.pad(pixel_values_B3HW, (0, -W % _STRIDE, 0, -H % _STRIDE)))
         if min(x_BChw.shape[-2:]) < self.pool:
