@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import deepspeed
 import torch
 
-from benchmarks.model.eager_pipeline import EagerOptimizers, EagerPretraining, pad_texts
+from benchmarks.model.eager_official import EagerOfficial, EagerOfficialOptimizers
+from benchmarks.model.eager_pipeline import EagerOptimizers, EagerPretraining, gradients_of, pad_texts
 from benchmarks.model.training_batches import TimedShape, build_model, make_batch
 from soho_fast.engine.launch import deepspeed_config, start_engine, start_processes
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
 from soho_fast.engine.settings import EngineSettings
 from soho_fast.model.cpu import speed_up_on_cpu
 
-BAR = 3.0
 # The step sizes of a run's warm-up: the weights of all move on, and stay sane on noise.
 _RATE_FACTOR = 0.01
 # Steps go through so many batches, whose texts differ in length as they do in training.
@@ -47,11 +47,12 @@ class Comparison:
         model = build_model(self.shape)
         self.batches = [make_batch(self.shape, seed=1 + number) for number in range(_NUM_BATCHES)]
         self.batch = self.batches[0]
-        if self.shape.config.dictionary_init == "data":
+        is_official = self.shape.config.preset == "official"
+        if is_official or self.shape.config.dictionary_init == "data":
             # The first training forward fills the codebook; what is compared is the ordinary step after it.
             model(**self.batch)
         # The eager pipeline takes a copy of the plain model.
-        self.eager = EagerPretraining(model)
+        self.eager = EagerOfficial(model) if is_official else EagerPretraining(model)
         self.model = speed_up_on_cpu(model)
         length, pad_token_id = self.shape.max_text_length, self.shape.config.pad_token_id
         padded = [pad_texts(batch, length, pad_token_id) for batch in self.batches]
@@ -59,7 +60,8 @@ class Comparison:
         self.engine = self._start_engine(copy.deepcopy(model)) if self.bf16 else None
         self.optimizer = self._optimizer(model)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.eager_optimizers = EagerOptimizers(self.eager, self.shape.optim, rate_factor=_RATE_FACTOR)
+        rules = EagerOfficialOptimizers if is_official else EagerOptimizers
+        self.eager_optimizers = rules(self.eager, self.shape.optim, rate_factor=_RATE_FACTOR)
         of_model, of_engine = itertools.cycle(self.batches), itertools.cycle(self.batches)
         of_eager = itertools.cycle(padded)
         self.steps = {
@@ -100,23 +102,20 @@ class Comparison:
         if self.engine is not None:
             self._compare_bf16_losses()
         self._compare_losses()
-        encoders = (self.model.soho.visual_encoder, self.eager.visual_encoder)
-        for encoder in encoders:
-            encoder.freeze_batch_norm(True)
+        both = (self.model, self.eager)
+        for each in both:
+            each.freeze_batch_norm(True)
         self._clear_gradients()
         self._compare_losses()
-        ours, theirs = _gradients(self.model), _gradients(self.eager.parts)
-        if self.eager.feature_norm is not None:
-            for name, parameter in self.eager.feature_norm.named_parameters():
-                theirs[f"soho.feature_norm.{name}"] = parameter.grad
+        ours, theirs = gradients_of(self.model), self.eager.gradients()
         if ours.keys() != theirs.keys():
             raise AssertionError(f"gradients: only one of both has {sorted(ours.keys() ^ theirs.keys())}")
         size = torch.stack([gradient.norm() for gradient in theirs.values()]).norm()
         difference = torch.stack([(ours[name] - theirs[name]).norm() for name in ours]).norm()
         if not difference < 1e-3 * size:
             raise AssertionError(f"gradients: they differ by {float(difference / size):.2e} of their norm")
-        for encoder in encoders:
-            encoder.freeze_batch_norm(False)
+        for each in both:
+            each.freeze_batch_norm(False)
         self._clear_gradients()
 
     def _compare_losses(self) -> None:
@@ -178,7 +177,7 @@ class Comparison:
                 "ratio": self.ratio(name, self.seconds),
                 "fastest_ratio": min(self.seconds["eager"]) / min(self.seconds[name]),
                 "cpu_ratio": self.ratio(name, self.cpu_seconds),
-                "bar": BAR,
+                "bar": self.shape.bar,
             }
             for name in self.steps
             if name != "eager"
@@ -198,7 +197,3 @@ class Comparison:
     def _eager_step(self, batch: dict[str, torch.Tensor]) -> None:
         self.eager(batch).loss.backward()
         self.eager_optimizers.step()
-
-
-def _gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}

@@ -111,6 +111,14 @@ class EagerPretraining(nn.Module):
             loss = loss + self.config.caption_word_weight * caption_word
         return EagerLosses(loss, mlm, mvm, itm, caption_word)
 
+    def freeze_batch_norm(self, frozen: bool) -> None:
+        """Holds the CNN's BatchNorm in eval."""
+        self.visual_encoder.freeze_batch_norm(frozen)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """By the names of the model's parameters."""
+        return gradients_of(self.parts)
+
     def _features(self, pixels_B3HW: Tensor) -> Tensor:
         net = self.visual_encoder.backbone
         if isinstance(net, torchvision.models.MobileNetV2):
@@ -215,6 +223,11 @@ class EagerOptimizers:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+
+
+def gradients_of(module: nn.Module) -> dict[str, Tensor]:
+    """By the parameters' names."""
+    return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
 
 
 def pad_texts(batch: Mapping[str, Tensor], length: int, pad_token_id: int) -> dict[str, Tensor]:

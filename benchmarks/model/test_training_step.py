@@ -11,9 +11,14 @@ import pytest
 import torch
 
 from benchmarks.model.comparison import FINISHED, Comparison
-from benchmarks.model.training_batches import mini_shape, paper_like_shape
+from benchmarks.model.training_batches import mini_shape, official_shape, paper_like_shape
 
-SHAPES = {"mini": (mini_shape, 4), "paper-like": (paper_like_shape, 3)}
+SHAPES = {
+    "mini": (mini_shape, 4),
+    "paper-like": (paper_like_shape, 3),
+    "official": (official_shape, 3),
+    "official, no block run again": (lambda: official_shape(recomputed=False), 3),
+}
 
 
 @pytest.fixture(scope="module", params=SHAPES)

@@ -21,7 +21,8 @@ _CLS, _SEP, _MASK = 2, 3, 4
 
 @dataclass
 class TimedShape:
-    """One shape: the model, the optimiser's rules and the batch's sizes (P = images * texts, half of them matched)."""
+    """One shape: the model, the optimiser's rules, the batch's sizes (P = images * texts, half of them matched), and
+    the ratio that is asked of it."""
 
     name: str
     config: SohoConfig
@@ -32,6 +33,7 @@ class TimedShape:
     texts: int = 4
     max_text_length: int = 32
     masking: float = 0.15
+    bar: float = 3.0
 
 
 def mini_shape() -> TimedShape:
@@ -64,6 +66,30 @@ def paper_like_shape() -> TimedShape:
     return TimedShape("paper-like", config, OptimSettings(), images=2, height=256, width=320)
 
 
+def official_shape(recomputed: bool = True) -> TimedShape:
+    """The released code's model, rules and text length, by recipe `official`, without dropout.
+
+    Args:
+        recomputed: as in the released configuration the eager pipeline runs the CNN's blocks again in the backward
+            pass, and BatchNorm's statistics move twice in both; else neither.
+    """
+    recipe, _ = read_recipe(["--recipe", "official"])
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    values = {**recipe.model.config, **dropout, "recomputed_batch_norm": recomputed}
+    return TimedShape(
+        name="official" if recomputed else "official, no block run again",
+        config=SohoConfig.from_preset(recipe.model.preset, **values),
+        optim=recipe.optim,
+        images=2,
+        height=256,
+        width=320,
+        texts=recipe.data.num_positive + recipe.data.num_negative,
+        max_text_length=recipe.data.max_text_length,
+        masking=recipe.data.masking.probability,
+        bar=4.0,
+    )
+
+
 def build_model(shape: TimedShape, seed: int = 0) -> SohoForPreTraining:
     """A model of that shape from random weights, in training."""
     torch.manual_seed(seed)
@@ -94,8 +120,17 @@ def make_batch(shape: TimedShape, seed: int) -> dict[str, Tensor]:
     chosen_PS = word_PS & (uniform(P, S) < shape.masking)
     chosen_PS[:, 1] = True
     itm_labels_P = (torch.arange(P) % shape.texts < shape.texts // 2).long()
-    labels_PS = torch.where(chosen_PS & (itm_labels_P == 1)[:, None], ids_PS, -100)
+    if shape.config.losses_on == "matched":
+        labels_PS = torch.where(chosen_PS & (itm_labels_P == 1)[:, None], ids_PS, -100)
+    else:
+        labels_PS = torch.where(chosen_PS, ids_PS, -100)
     ids_PS = torch.where(chosen_PS & (uniform(P, S) < 0.8), _MASK, ids_PS)
+    mask_uniform_B = torch.rand(B, dtype=torch.float64, generator=generator)
+    official = {}
+    if shape.config.mvm_masking == "position":
+        # One place for all images, and the pairs that are masked there, of which there is one at least.
+        official["mask_pairs"] = (uniform(P) < 0.015) | (torch.arange(P) == 0)
+        mask_uniform_B = mask_uniform_B[:1].expand(B).clone()
     return {
         "pixel_values": pixels_B3HW,
         "pixel_mask": torch.ones(B, shape.height, shape.width, dtype=torch.bool),
@@ -104,5 +139,6 @@ def make_batch(shape: TimedShape, seed: int) -> dict[str, Tensor]:
         "image_index": torch.arange(B).repeat_interleave(shape.texts),
         "mlm_labels": labels_PS,
         "itm_labels": itm_labels_P,
-        "mask_uniform": torch.rand(B, dtype=torch.float64, generator=generator),
+        "mask_uniform": mask_uniform_B,
+        **official,
     }

@@ -50,6 +50,8 @@ PRETRAINING = "--data.heldout_images 12 --data.heldout_candidates 6"
 SIZES = [
     ("--help", ""),
     ("pip install", "--dry-run --no-deps --no-build-isolation --quiet"),
+    ("soho_r18", ""),
+    ("--recipe official", ""),
     ("--recipe paper", ""),
     ("--recipe vqa", ""),
     ("--recipe mini_vqa", f"{CORPUS} {SMALL} --data.min_answer_count 2"),
@@ -81,6 +83,8 @@ SIZES = [
 
 # What a command says, where it is not to end well: it needs data that this machine does not have.
 REFUSED = {
+    "soho_r18": "there is no such file or folder",
+    "--recipe official": "/data/coco/",
     "--recipe paper": "/data/coco/dataset_coco.json",
     "--recipe vqa": "model.pretrained: runs/paper/model: there is no such file or folder",
     "benchmarks.render": "error: result: cannot read result.json",
