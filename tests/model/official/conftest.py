@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from by_rule import pretraining_model, vqa_model
+from released_model import pretraining_model, vqa_model
 
 
 @pytest.fixture(scope="session")

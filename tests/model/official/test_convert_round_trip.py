@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from by_rule import official_state, recorded, run_pretraining, run_vqa, vqa_inputs
 from comparison import differences
 from published_file import words_file, write
+from released_model import official_state, recorded, run_pretraining, run_vqa, vqa_inputs
 from tiny_corpus import draw
 
 from soho_fast.model import SohoForPreTraining, SohoForQuestionAnswering

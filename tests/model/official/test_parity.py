@@ -6,7 +6,9 @@ from pathlib import Path
 import official_parity_rule as rule
 import pytest
 import torch
-from by_rule import (
+from comparison import differences
+from parity import fixture, fixture_info
+from released_model import (
     PRETRAINING_CASES,
     VQA_CASES,
     batch_norm_statistics,
@@ -18,8 +20,6 @@ from by_rule import (
     run_pretraining,
     run_vqa,
 )
-from comparison import differences
-from parity import fixture, fixture_info
 from torch import nn
 
 from soho_fast.model import SohoConfig

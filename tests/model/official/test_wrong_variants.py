@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from by_rule import batch_norm_statistics, gradients, pretraining_inputs, run_pretraining, run_vqa
 from comparison import differences
+from released_model import batch_norm_statistics, gradients, pretraining_inputs, run_pretraining, run_vqa
 from torch import nn
 
 from soho_fast.model import SohoForPreTraining, Texts, VisualDictionary, VisualEncoder
