@@ -37,4 +37,5 @@ class EuclideanCodebook(Accelerated, core_vq.EuclideanCodebook):
 
 def find(model: nn.Module) -> tuple[list[swapping.Found], list[str]]:
     """As `swapping.find`."""
-    return swapping.find(model, {core_vq.EuclideanCodebook: EuclideanCodebook}.get)
+    accelerated: dict[type, type[swapping.Accelerated]] = {core_vq.EuclideanCodebook: EuclideanCodebook}
+    return swapping.find(model, accelerated.get)

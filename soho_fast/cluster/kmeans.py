@@ -184,7 +184,7 @@ def check_parameters(model: Any) -> None:
         check_count(name, getattr(model, name))
     if not (isinstance(model.n_init, str) and model.n_init == "auto"):
         check_count("n_init", model.n_init)
-    if isinstance(model.tol, bool) or not isinstance(model.tol, Real) or not model.tol >= 0:
+    if isinstance(model.tol, bool) or not isinstance(model.tol, Real) or not float(model.tol) >= 0:
         raise ValueError(f"tol: expected a number of at least 0, got {model.tol!r}")
     if isinstance(model.init, str) and model.init not in INITS:
         raise ValueError(f"init: expected {', '.join(INITS)} or the centres, got {model.init!r}")
