@@ -5,7 +5,7 @@ import pytest
 from tiny_shards import jpeg, sample, write_tar
 
 from soho_fast.data import ReadReport
-from soho_fast.data.shards.index import index_path, read_index
+from soho_fast.data.shards.index import read_index
 from soho_fast.data.shards.indexing import build_index
 from soho_fast.data.shards.records import read_shards
 from soho_fast.data.shards.store import TarStore
@@ -164,29 +164,22 @@ def test_an_index_of_another_file_or_an_earlier_state(tmp_path):
         read_index(str(path))
 
 
-def test_an_index_damaged_anywhere_is_refused_or_the_same(tmp_path):
+def test_an_index_damaged_anywhere_is_refused(tmp_path):
     path = intact(tmp_path)
     build_index(str(path))
     place = tmp_path / "a.tar.index"
     content = place.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
-    refused = 0
-    for at in [*range(0, header, 3), *range(header - 1, len(content), 5)]:
+    for at in [*range(0, header, 11), *range(header - 1, len(content), 17)]:
         damaged = bytearray(content)
         damaged[at] ^= 0x10
         place.write_bytes(damaged)
-        try:
-            index = read_index(str(path))
-        except ValueError as error:
-            assert index_path(str(path)) in str(error)
-            refused += 1
-        else:
-            assert len(index) == 3
-    for length in range(0, len(content), 97):
+        with pytest.raises(ValueError, match=r"a\.tar\.index: (damaged|stale)"):
+            read_index(str(path))
+    for length in range(0, len(content), 311):
         place.write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"a\.tar\.index: damaged"):
             read_index(str(path))
-    assert refused > header / 3 / 2
 
 
 def test_the_shape_is_that_of_the_file_upright(tmp_path):

@@ -31,7 +31,7 @@ from safetensors.numpy import save
 from soho_fast.data.images import shapes_of
 from soho_fast.data.reading import MAX_FILE_BYTES
 from soho_fast.data.records import ImageRef, check_text, is_blank, shown
-from soho_fast.data.shards.index import FORMAT, ShardCounts, index_path, key_of, name_hash, stamp_of
+from soho_fast.data.shards.index import FORMAT, ShardCounts, checksum_of, index_path, key_of, name_hash, stamp_of
 from soho_fast.data.shards.members import BLOCK, Member, read_members
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})
@@ -61,8 +61,9 @@ def build_index(shard: str, written_from: str = "") -> ShardCounts:
     metadata = {
         "format": FORMAT,
         **stamp,
-        "counts": json.dumps(vars(counts)),
+        "counts": (counted := json.dumps(vars(counts))),
         "written_from": written_from,
+        "checksum": checksum_of(tensors, counted, written_from),
     }
     write_whole(index_path(shard), save(tensors, metadata))
     return counts
