@@ -49,6 +49,7 @@ PRETRAINING = "--data.heldout_images 12 --data.heldout_candidates 6"
 # What stands behind a command, by what the command holds; the first that fits.
 SIZES = [
     ("--help", ""),
+    ("soho_fast.plan", "--data.shorter_edge 64 --data.longer_edge 64"),
     ("pip install", "--dry-run --no-deps --no-build-isolation --quiet"),
     ("soho_r18", ""),
     ("--recipe official", ""),
@@ -104,6 +105,7 @@ SAYS = {
     "soho_fast.evaluate --run runs/own_vqa": "in runs/own_vqa/evaluation/val-best/",
     "soho_fast.evaluate --run runs/mini_vqa": "in runs/mini_vqa/evaluation/test-best/",
     "--data.scoring both": "two stages",
+    "soho_fast.plan": "recipe paper on ",
     "soho_fast.ask rank": " %  two cats",
     "soho_fast.explore build": "runs/mini/explorer is up to date",
     "soho_fast.explore figure": "the codes as a figure: ",

@@ -38,6 +38,7 @@ ARROWS = {
         *("recipe", "tasks", "pipeline", "evaluation", "model", "data", "ops"),
         *("engine", "command_line", "hub", "spelling", "rgb", "stop_words"),
     },
+    "plan": {"recipe", "model", "data", "engine", "ops", "command_line"},
     "ask": {"pipeline", "engine.errors", "command_line", "hub", "spelling"},
 }
 

@@ -1,0 +1,35 @@
+"""Renders docs/plan.md: python -m benchmarks.plan.page
+
+Behind each command of the page stands what it prints; the table between the marks is measured here.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+from benchmarks.plan.measured import as_markdown, of_a_step, of_two_ranks
+from soho_fast.plan.__main__ import planned
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/plan.md"
+_COMMAND = re.compile(r"(```bash\npython -m soho_fast\.plan ([^\n]*)\n```\n\n```text\n)(.*?)(```\n)", flags=re.DOTALL)
+_MEASURED = re.compile(r"(<!-- measured -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
+
+
+def with_plans(page: str) -> str:
+    """The page with what its commands print."""
+    known: dict = {}  # Cards of one precision compute the same.
+
+    def rendered(found: re.Match) -> str:
+        return f"{found[1]}{planned(shlex.split(found[2]), known)}\n{found[4]}"
+
+    return _COMMAND.sub(rendered, page)
+
+
+def with_measured(page: str) -> str:
+    """The page with a table of figures measured now."""
+    table = as_markdown([*of_a_step(False), *of_a_step(True), *of_two_ranks()])
+    return _MEASURED.sub(lambda found: f"{found[1]}\n{table}\n\n{found[3]}", page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_measured(with_plans(PAGE.read_text())))

@@ -1,0 +1,69 @@
+"""What the makers' data sheets say of cards."""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU.
+
+    Args:
+        name: In full.
+        peak: Dense products a second (multiplications and additions), by precision.
+        memory: Bytes.
+        bandwidth: Bytes of memory a second.
+        interconnect: Bytes a second to other cards of the machine, both directions together.
+        source: The data sheet.
+    """
+
+    name: str
+    peak: dict[str, float]
+    memory: int
+    bandwidth: float
+    interconnect: float
+    source: str
+
+    def precision(self, wanted: str) -> str:
+        """What `engine.precision` becomes on this card: `auto` is bf16 where it has that, else fp16.
+
+        Raises:
+            ValueError: the card has it not.
+        """
+        if wanted == "auto":
+            return "bf16" if "bf16" in self.peak else "fp16"
+        if wanted not in self.peak:
+            raise ValueError(
+                f"engine.precision: {self.name} computes in {', '.join(self.peak)}, got {wanted}; choose one of these "
+                "or auto"
+            )
+        return wanted
+
+
+CARDS = {
+    "v100": Card(
+        "NVIDIA V100 SXM2 32 GB",
+        {"fp16": 125e12, "float32": 15.7e12},
+        32 * GIB,
+        900e9,
+        300e9,
+        "NVIDIA V100 Tensor Core GPU, data sheet of January 2020",
+    ),
+    "a100": Card(
+        "NVIDIA A100 SXM 80 GB",
+        {"bf16": 312e12, "fp16": 312e12, "float32": 19.5e12},
+        80 * GIB,
+        2039e9,
+        600e9,
+        "NVIDIA A100 Tensor Core GPU, data sheet of June 2021, without sparsity",
+    ),
+    "h100": Card(
+        "NVIDIA H100 SXM 80 GB",
+        {"bf16": 989.4e12, "fp16": 989.4e12, "float32": 66.9e12},
+        80 * GIB,
+        3350e9,
+        900e9,
+        "NVIDIA H100 Tensor Core GPU Architecture, table of H100 SXM5, without sparsity",
+    ),
+}

@@ -1,0 +1,305 @@
+"""A plan: operations, memory, traffic and hours of a recipe on some cards."""
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from soho_fast.engine.launch import zero_stage
+from soho_fast.plan import memory
+from soho_fast.plan.cards import GIB, Card
+from soho_fast.plan.fake import StepCost, fake_model, run_step
+from soho_fast.plan.recipes import Work
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WORKSPACE_SHARE = 0.1
+CONTEXT = GIB
+MFU = 0.3
+FILE_KB = 157.0
+"""COCO's train2014: 13 GB for 82,783 images, cocodataset.org."""
+DATA_RATE = 270.0
+"""Images a second that one loader process makes ready, see `DATA_RATE_FROM`."""
+
+
+@dataclass
+class Rates:
+    """What is taken of rates.
+
+    Args:
+        mfu: Share of the card's peak that the step's operations reach.
+        data_rate: Images a second that a loader process makes ready.
+        file_kb: Kilobytes of an image's file.
+    """
+
+    mfu: float = MFU
+    data_rate: float = DATA_RATE
+    file_kb: float = FILE_KB
+
+
+@dataclass
+class Phase:
+    """A span of the run in which the same is trained."""
+
+    name: str
+    epochs: float
+    cost: StepCost
+    step_seconds: float
+    hours: float | None
+    readers: dict[str, float]
+
+
+@dataclass
+class Plan:
+    """All figures; bytes, seconds, operations (multiplications and additions)."""
+
+    recipe: str
+    card: Card
+    gpus: int
+    precision: str
+    stage: int
+    micro_batch: int
+    accumulated: int
+    steps_per_epoch: int | None
+    sizes: memory.Sizes
+    phases: list[Phase]
+    memory: dict[tuple[int, bool], dict[str, int]]
+    checkpointing: bool
+    exchanged: dict[str, int]
+    advice: list[str]
+    assumed: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def total_memory(self) -> int:
+        """Bytes on a rank, as the recipe has it."""
+        return self.memory[self.stage, self.checkpointing]["in all"]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the recipe's step fits the card."""
+        return self.total_memory <= self.card.memory
+
+    @property
+    def hours(self) -> float | None:
+        """Of all epochs; None where the size of an epoch is not known."""
+        each = [phase.hours for phase in self.phases]
+        return None if None in each else sum(each)
+
+
+def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
+    """The plan of a recipe on some of these cards.
+
+    Args:
+        costs: What a micro-batch takes, in a precision that the card has.
+        card: Each of the GPUs.
+        rates: What is taken of rates.
+    """
+    work, precision, stage = costs.work, costs.precision, costs.stage
+    recipe, gpus = work.recipe, work.batches.world
+    checkpointing = bool(recipe.engine.activation_checkpointing)
+    sizes = memory.Sizes.of(costs.model)
+    micro_batch = work.batches.micro_batch_size
+    peaks = {each: costs.of_largest(each).peak for each in (False, True)}
+
+    def on_rank(stage: int, checkpointing: bool, images: float = micro_batch) -> dict[str, int]:
+        peak = round(peaks[checkpointing] * images / micro_batch)
+        return _on_rank(sizes, stage, precision, gpus, recipe.optim.backbone_rule, peak)
+
+    # Stage 0 computes in other types (autocast), of which other activations come.
+    stages = [1, 2, 3] if stage else [0]
+    table = {(each, ck): on_rank(each, ck) for each in stages for ck in (False, True)}
+    steps = work.batches.steps_per_epoch if work.samples else None
+    phases = _phases(costs, card.peak[precision], rates, steps, checkpointing)
+    num_losses = {"pretraining": 3 if work.config.use_dictionary else 2}.get(recipe.task, 1)
+    traffic = memory.exchanged(sizes, stage, precision, gpus, work.batches.gradient_accumulation_steps)
+    if gpus > 1:
+        traffic |= memory.exchanged_by_model(work.config, num_losses, work.batches.gradient_accumulation_steps)
+    plan = Plan(
+        recipe=work.name,
+        card=card,
+        gpus=gpus,
+        precision=precision,
+        stage=stage,
+        micro_batch=micro_batch,
+        accumulated=work.batches.gradient_accumulation_steps,
+        steps_per_epoch=steps,
+        sizes=sizes,
+        phases=phases,
+        memory=table,
+        checkpointing=checkpointing,
+        exchanged=traffic,
+        advice=[],
+        assumed=work.assumed.lines,
+    )
+    plan.advice = _advice(plan, work, on_rank)
+    _assume(plan, work, rates)
+    return plan
+
+
+class Costs:
+    """What micro-batches of a recipe take on a card of some precision, by fake tensors; each is run once.
+
+    Args:
+        work: The recipe, in which `engine.zero_stage` may have been replaced.
+        precision: "auto" or the recipe's own, as the card has it: "float32", "bf16" or "fp16".
+
+    Raises:
+        UserError: the stage does not go with other settings.
+    """
+
+    def __init__(self, work: Work, precision: str) -> None:
+        self.work, self.precision, self._mode = work, precision, FakeTensorMode()
+        self.stage = zero_stage(work.recipe.engine, precision)
+        self._autocast = precision == "bf16" and not self.stage
+        dtype = torch.float32 if self._autocast else DTYPES[precision]
+        self.model = fake_model(work.make_model, dtype, self._mode)
+        if work.recipe.engine.freeze_batch_norm is True:
+            self.model.freeze_batch_norm(True)
+        self._known: dict[tuple, StepCost] = {}
+
+    def of_largest(self, checkpointing: bool) -> StepCost:
+        """A micro-batch of the largest images, with or without activation checkpointing; all is trained."""
+        return self._run(self.work.largest, checkpointing, False, False)
+
+    def of_typical(self, checkpointing: bool, *, still: bool, words_only: bool) -> StepCost:
+        """Of typical images; `still`: the CNN is not trained, `words_only`: it alone is, on the caption words."""
+        return self._run(self.work.typical, checkpointing, still, words_only)
+
+    def _run(self, size: tuple[int, int], checkpointing: bool, still: bool, words_only: bool) -> StepCost:
+        key, num_samples = (size, checkpointing, still, words_only), self.work.batches.micro_batch_size
+        if key in self._known:
+            return self._known[key]
+        self.model.freeze_backbone(still)
+        self.model.caption_words_only = words_only
+        if checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.model.activation_checkpointing_disable()
+        self._known[key] = run_step(
+            self.model,
+            self.work.inputs(size, num_samples),
+            self._mode,
+            num_labelled=self.work.num_labelled(size, num_samples),
+            autocast=self._autocast,
+        )
+        return self._known[key]
+
+
+def _on_rank(
+    sizes: memory.Sizes, stage: int, precision: str, gpus: int, backbone_rule: str, peak: int
+) -> dict[str, int]:
+    found = memory.states(sizes, stage, precision, gpus, backbone_rule=backbone_rule)
+    held = sum(found.values())
+    workspace = round(WORKSPACE_SHARE * peak)
+    step = memory.step_extra(sizes, stage, gpus)
+    found |= {"activations and gradients of them": peak, "workspace": workspace, "context": CONTEXT}
+    found["in all"] = held + CONTEXT + max(peak + workspace, step)
+    return found
+
+
+def _phases(costs: Costs, peak: float, rates: Rates, steps: int | None, checkpointing: bool) -> list[Phase]:
+    """Spans of the run, in order."""
+    recipe, batches = costs.work.recipe, costs.work.batches
+    epochs = float(recipe.epochs)
+    begin, end = (min(epoch, epochs) for epoch in recipe.optim.frozen_span())
+    words = min(epochs, float(getattr(recipe.model, "caption_word_epochs", 0.0)))
+    edges = sorted({0.0, words, begin, end, epochs})
+    found: list[Phase] = []
+    for low, high in pairwise(edges):
+        still, words_only = begin <= low < end, low < words
+        cost = costs.of_typical(checkpointing, still=still, words_only=words_only)
+        seconds = batches.gradient_accumulation_steps * cost.operations / (peak * rates.mfu)
+        name = "caption words alone" if words_only else "the CNN stands still" if still else "all is trained"
+        hours = None if steps is None else (high - low) * steps * seconds / 3600
+        found.append(Phase(name, high - low, cost, seconds, hours, _readers(costs.work, seconds, rates)))
+    return found
+
+
+def _readers(work: Work, step_seconds: float, rates: Rates) -> dict[str, float]:
+    """What the loaders must deliver."""
+    gpus = work.batches.world
+    images = work.recipe.batch.global_batch_size * work.images_a_sample
+    a_second = images / step_seconds
+    height, width = work.typical
+    return {
+        "images_a_second": a_second,
+        "images_a_second_a_gpu": a_second / gpus,
+        "read_mb_a_second": a_second * rates.file_kb / 1e3,
+        "to_device_mb_a_second_a_gpu": a_second / gpus * height * width * 13 / 1e6,
+        "workers_a_gpu": math.ceil(a_second / gpus / rates.data_rate),
+    }
+
+
+def _advice(plan: Plan, work: Work, on_rank: Any) -> list[str]:
+    """Changes of the recipe that make it fit, cheapest first; what the readers lack."""
+    lines, card = [], plan.card
+
+    def fits(stage: int, checkpointing: bool, images: float) -> int | None:
+        total = on_rank(stage, checkpointing, images)["in all"]
+        return total if total <= card.memory else None
+
+    if not plan.fits:
+        tried = []
+        divisors = [n for n in range(2, plan.micro_batch + 1) if plan.micro_batch % n == 0]
+        if work.task.samples_together is not None:
+            divisors = []
+        more_stages = [each for each, _ in plan.memory if each > plan.stage]
+        options = [(plan.stage, True, 1)] if not plan.checkpointing else []
+        options += [(plan.stage, plan.checkpointing, n) for n in divisors]
+        options += [(each, plan.checkpointing, 1) for each in dict.fromkeys(more_stages)]
+        options += [(each, True, n) for n in (1, *divisors) for each in dict.fromkeys((plan.stage, *more_stages))]
+        for stage, checkpointing, parts in options:
+            total = fits(stage, checkpointing, plan.micro_batch / parts)
+            change = _change(plan, stage, checkpointing, parts)
+            if total is not None and not any(set(other) <= set(change) for other, _ in tried):
+                tried.append((change, total))
+        lines += [f"{' '.join(change)}: {total / GIB:.1f} GiB" for change, total in tried]
+        if not tried:
+            lines.append("nothing that the recipe can change makes it fit: smaller images, or a smaller model")
+    workers = max(phase.readers["workers_a_gpu"] for phase in plan.phases)
+    if workers > work.recipe.batch.workers:
+        lines.append(f"--batch.workers {workers}: with the recipe's {work.recipe.batch.workers} GPUs wait for images")
+    return lines
+
+
+def _change(plan: Plan, stage: int, checkpointing: bool, parts: int) -> list[str]:
+    change = []
+    if checkpointing != plan.checkpointing:
+        change.append("--engine.activation_checkpointing true")
+    if parts > 1:
+        change.append(f"--batch.gradient_accumulation_steps {plan.accumulated * parts}")
+    if stage != plan.stage:
+        change.append(f"--engine.zero_stage {stage}")
+    return change
+
+
+def _assume(plan: Plan, work: Work, rates: Rates) -> None:
+    add = work.assumed.add
+    card = plan.card
+    add("peak", f"{card.peak[plan.precision] / 1e12:,.0f} TFLOP/s in {plan.precision}", card.source)
+    add("share of the peak", f"{rates.mfu:.0%}", "not measured, there is no such card here; --mfu")
+    add("a file", f"{rates.file_kb:g} KB", "COCO's train2014: 13 GB, 82,783 images (cocodataset.org); --file-kb")
+    add("images of a loader process", f"{rates.data_rate:g} a second", DATA_RATE_FROM)
+    add("workspace", f"{WORKSPACE_SHARE:.0%} of the activations", "cuDNN's, and what the allocator loses; not measured")
+    add("context", f"{CONTEXT / GIB:.0f} GiB", "CUDA's and NCCL's own; not measured")
+    add("gradients", "DeepSpeed's default bucket, 500 million of them", "deepspeed/runtime/zero/config.py")
+    add("attention", "memory-efficient, with dropout inside", "what torch takes on a GPU where there is a mask")
+    if plan.stage == 3:
+        add("ZeRO 3", "gathered parameters stay", "DeepSpeed's default stage3_max_live_parameters, 1e9")
+    if work.recipe.task == "pretraining" and work.config.use_dictionary:
+        add("codes of an image", "used alike", "the number of masked visual tokens follows; it hardly matters")
+    if any(phase.name == "the CNN stands still" for phase in plan.phases):
+        add(
+            "outputs of the CNN that stands still",
+            "computed anew",
+            "where engine.backbone_cache_gb keeps them it is less",
+        )
+    add("hours", "training alone", "no evaluation, no checkpoints, no start")
+
+
+DATA_RATE_FROM = (
+    "measured: 3.7 ms of one core, AMD EPYC (Zen 4), for a JPEG of 480 x 640 to 600 x 800, normalised and padded; "
+    "--data-rate"
+)

@@ -1,0 +1,301 @@
+"""From a recipe to a model without values and to batches of its shapes; nothing of the data is read."""
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from soho_fast.data.images import fitted_size
+from soho_fast.data.text import load_tokenizer
+from soho_fast.engine.batches import BatchPlan, plan_batches
+from soho_fast.engine.errors import UserError
+from soho_fast.model import SohoConfig, SohoPreTrainedModel
+from soho_fast.recipe import find_recipe, read_recipe, with_data_roots
+
+# Height and width of COCO's commonest photograph.
+TYPICAL = (480, 640)
+BERT_WORDS = 30_522
+VQA_ANSWERS = 3_129
+
+# Published sizes: images, and texts of them, by annotation file and split.
+_CAPTIONS = {
+    ("dataset_coco.json", "train"): (82_783, 5),
+    ("dataset_coco.json", "restval"): (30_504, 5),
+    ("dataset_flickr30k.json", "train"): (29_000, 5),
+}
+_CAPTIONS_FROM = "Karpathy and Fei-Fei 2015: COCO 82,783 + 30,504 images, Flickr30K 29,000, five captions each"
+# 108,077 images, of which 51,208 are COCO's; of those the share that COCO's val and test have, 10,000 of 123,287.
+_VISUAL_GENOME = 108_077 - round(51_208 * 10_000 / 123_287)
+_VISUAL_GENOME_FROM = (
+    "Krishna et al. 2017: Visual Genome 108,077 images, 51,208 of them COCO's, less COCO's val and test among these"
+)
+_QUESTIONS = {
+    "v2_OpenEnded_mscoco_train2014_questions.json": (443_757, 82_783),
+    "v2_OpenEnded_mscoco_val2014_questions.json": (214_354, 40_504),
+}
+
+
+@dataclass
+class Assumptions:
+    """What is not known and taken as something, each with where that comes from, in the order of their making."""
+
+    lines: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def add(self, name: str, value: Any, source: str) -> None:
+        """Remember one."""
+        self.lines[name] = (str(value), source)
+
+
+@dataclass
+class Given:
+    """What the command line says of what a recipe does not; None where it says nothing.
+
+    Args:
+        samples: Training samples of an epoch.
+        words: Words of the tokenizer.
+        answers: Answers of question answering.
+        text_length: Tokens of the longest text of a batch.
+        image: Height and width of a typical image before it is resized.
+    """
+
+    samples: int | None = None
+    words: int | None = None
+    answers: int | None = None
+    text_length: int | None = None
+    image: tuple[int, int] | None = None
+
+
+class _Words:
+    """Stands for a tokenizer, of which only the number of words is asked."""
+
+    pad_token_id = 0
+
+    def __init__(self, num_words: int) -> None:
+        self._num_words = num_words
+
+    def __len__(self) -> int:
+        return self._num_words
+
+
+class Work:
+    """What a recipe trains: the model, and the shapes of a micro-batch on each of some GPUs.
+
+    Args:
+        arguments: `--recipe` and the recipe's fields, as the training command takes them.
+        gpus: Number of processes.
+        given: What the command line says.
+        flags: Arguments that the command takes beside these.
+
+    Raises:
+        UserError: as the training command refuses the recipe, or batch sizes that do not divide.
+    """
+
+    def __init__(self, arguments: list[str], gpus: int, given: Given, flags: list[str]) -> None:
+        recipe, self.name = read_recipe(arguments, flags=flags)
+        with suppress(UserError):  # Folders that are not given are not looked into either.
+            recipe = with_data_roots(recipe)
+        self.recipe, self.given, self.assumed = recipe, given, Assumptions()
+        self.task = recipe.make_task(lambda line: None)
+        self.config = self._config()
+        self.samples = given.samples or self._published_samples()
+        enough = self.samples or recipe.batch.global_batch_size
+        self.batches: BatchPlan = plan_batches(recipe.batch, enough, gpus, recipe.seed, self.task.samples_together)
+        data = recipe.data
+        self.words_a_text = given.text_length or int(data.max_text_length)
+        if given.text_length is None:
+            self.assumed.add("tokens of a text", self.words_a_text, "data.max_text_length, the longest there can be")
+        self.typical = self._padded(*fitted_size(*(given.image or TYPICAL), data.shorter_edge, data.longer_edge))
+        self.largest = self._padded(data.shorter_edge, data.longer_edge)
+        if given.image is None:
+            self.assumed.add(
+                "a typical image",
+                "{} x {} pixels".format(*self.typical),
+                f"COCO's commonest size, {TYPICAL[0]} x {TYPICAL[1]}, resized and padded; operations and hours are its",
+            )
+        self.assumed.add(
+            "the largest images", "{} x {} pixels".format(*self.largest), "data.longer_edge; the memory is for these"
+        )
+
+    def _padded(self, height: int, width: int) -> tuple[int, int]:
+        multiple = self.recipe.data.pad_to_multiple
+        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+    def make_model(self) -> SohoPreTrainedModel:
+        """The model of the task."""
+        return self.task.model_class(self.config)
+
+    def _config(self) -> SohoConfig:
+        recipe, model = self.recipe, self.recipe.model
+        preset, changes = model.preset, dict(model.config)
+        pretrained = getattr(model, "pretrained", None)
+        words = self._num_words(recipe.data.tokenizer, pretrained, changes)
+        if recipe.task == "pretraining":
+            self.task.processor = SimpleNamespace(tokenizer=_Words(words))
+            return self.task.model_config
+        changes["use_dictionary_output"] = model.use_dictionary_output
+        if recipe.task == "vqa":
+            answers = self.given.answers or VQA_ANSWERS
+            changes["num_labels"] = answers
+            if not self.given.answers:
+                self.assumed.add("answers", f"{answers:,}", "VQA v2's that come nine times; --answers")
+        if pretrained and Path(pretrained, "config.json").is_file():
+            values = SohoConfig.from_pretrained(pretrained).to_dict()
+            self.assumed.add("the model", pretrained, "its config.json")
+        elif pretrained:
+            source = self._pretraining_recipe(pretrained)
+            values = SohoConfig.from_preset(source.model.preset, **source.model.config).to_dict() | {
+                "vocab_size": words
+            }
+        else:
+            values = SohoConfig.from_preset(preset, vocab_size=words).to_dict()
+        names = {"id2label", "label2id", "num_labels"} if "num_labels" in changes else set()
+        values = {name: value for name, value in values.items() if name not in names}
+        config = SohoConfig.from_dict({**values, **changes})
+        self.task.check_text_length(config)
+        return config
+
+    def _pretraining_recipe(self, pretrained: str) -> Any:
+        """The recipe that leaves a model there: runs/NAME/model is recipe NAME's."""
+        parts = Path(pretrained).parts
+        name = parts[-2] if len(parts) > 1 else pretrained
+        try:
+            find_recipe(name)
+            source, _ = read_recipe(["--recipe", name])
+        except UserError as error:
+            raise UserError(
+                f"model.pretrained: {pretrained} is not here, and no recipe is called {name}; give the folder of a "
+                "pre-trained model, or --model.pretrained runs/RECIPE/model"
+            ) from error
+        self.assumed.add("the model", f"recipe {name}'s", f"model.pretrained, {pretrained}, is not here")
+        return source
+
+    def _num_words(self, tokenizer: str | None, pretrained: str | None, changes: dict[str, Any]) -> int:
+        if self.given.words:
+            return self.given.words
+        if "vocab_size" in changes:
+            return int(changes["vocab_size"])
+        for folder in (pretrained, tokenizer):
+            if folder and Path(folder).is_dir():
+                return len(load_tokenizer(folder))
+        self.assumed.add("words", f"{BERT_WORDS:,}", "bert-base-uncased's; --words")
+        return BERT_WORDS
+
+    def _published_samples(self) -> int | None:
+        """Samples of an epoch by the published sizes of the sets; None where one is not known."""
+        recipe, data, sources = self.recipe, self.recipe.data, set()
+        total = 0
+        if recipe.corpus.folder and recipe.task in ("pretraining", "retrieval"):
+            if data.epoch != "images":
+                return None
+            self.assumed.add("samples of an epoch", f"{recipe.corpus.num_train:,}", "corpus.num_train")
+            return recipe.corpus.num_train
+        if recipe.corpus.folder:
+            return None
+        if recipe.task in ("pretraining", "retrieval"):
+            parts = data.sources if recipe.task == "pretraining" else [data.splits[name] for name in data.train]
+            a_sample = data.num_positive if recipe.task == "pretraining" else 1
+            for part in parts:
+                if part.format == "visual_genome":
+                    sets, source = [(_VISUAL_GENOME, part.max_captions or 50)], _VISUAL_GENOME_FROM
+                else:
+                    file = Path(part.annotations).name
+                    sets, source = [_CAPTIONS.get((file, split)) for split in part.splits], _CAPTIONS_FROM
+                if None in sets or not sets:
+                    return None
+                sources.add(source)
+                limit = getattr(part, "max_captions", None)
+                for images, captions in sets:
+                    captions = min(captions, limit or captions)
+                    total += images * (1 if data.epoch == "images" else math.ceil(captions / a_sample))
+        elif recipe.task == "vqa":
+            for name in data.train:
+                known = _QUESTIONS.get(Path(data.splits[name].questions).name)
+                if known is None or data.texts_per_image != 1:
+                    return None
+                total += known[0]
+            sources.add("Goyal et al. 2017: VQA v2 has 443,757 questions in train and 214,354 in val")
+        elif recipe.task == "snli_ve" and "snli_ve_train.jsonl" in data.splits["train"].annotations:
+            total = 529_527
+            sources.add("Xie et al. 2019: SNLI-VE has 529,527 pairs in train")
+        elif recipe.task == "nlvr2" and "train.json" in data.splits["train"].annotations:
+            total = 86_373
+            sources.add("Suhr et al. 2019: NLVR2 has 86,373 statements in train")
+        if not total:
+            return None
+        self.assumed.add("samples of an epoch", f"{total:,}", f"{'; '.join(sorted(sources))}; --samples")
+        return total
+
+    @property
+    def images_a_sample(self) -> int:
+        """1, or the two of NLVR2."""
+        return 2 if self.recipe.task == "nlvr2" else 1
+
+    def num_labelled(self, size: tuple[int, int], num_images: int) -> int:
+        """Masked visual tokens of matched pairs, if the codes of an image are used alike."""
+        if self.recipe.task != "pretraining" or not self.config.use_dictionary:
+            return 0
+        cells = self.num_tokens(size)
+        codes = self.config.num_codes
+        different = codes * (1 - (1 - 1 / codes) ** cells)
+        pairs = num_images * self.recipe.data.num_positive * self.recipe.data.mvm_probability
+        return max(1, round(pairs * cells / different))
+
+    def num_tokens(self, size: tuple[int, int]) -> int:
+        """Visual tokens of an image of (height, width)."""
+        stride = 32 * self.config.visual_pool
+        return math.ceil(size[0] / stride) * math.ceil(size[1] / stride)
+
+    def inputs(self, size: tuple[int, int], num_samples: int) -> Callable[[], dict[str, Tensor]]:
+        """Makes the keywords of the model's forward, of the shapes of a micro-batch, where it is called.
+
+        Args:
+            size: Height and width of the batch's images, some of which are padded.
+            num_samples: Samples of the batch.
+        """
+        recipe, S = self.recipe, self.words_a_text
+        B = num_samples * self.images_a_sample
+
+        def of_images() -> dict[str, Tensor]:
+            mask = torch.empty(B, *size, dtype=torch.bool)
+            return {"pixel_values": torch.empty(B, 3, *size), "pixel_mask": mask}
+
+        def of_texts(num_texts: int) -> dict[str, Tensor]:
+            return {name: torch.empty(num_texts, S, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+
+        def whole(*shape: int) -> Tensor:
+            return torch.empty(*shape, dtype=torch.int64)
+
+        def pretraining() -> dict[str, Tensor]:
+            positive, negative = recipe.data.num_positive, recipe.data.num_negative
+            P = B * (positive + negative)
+            masked = round(B * positive * S * recipe.data.masking.probability)
+            batch = {
+                **of_images(),
+                **of_texts(P),
+                "image_index": whole(P),
+                "mlm_labels": whole(P, S),
+                "mlm_positions": whole(masked),
+                "itm_labels": whole(P),
+                "mask_uniform": torch.empty(B, dtype=torch.float64),
+            }
+            if self.config.mvm_masking == "position":
+                batch["mask_pairs"] = torch.empty(P, dtype=torch.bool)
+            return batch
+
+        def retrieval() -> dict[str, Tensor]:
+            return {**of_images(), **of_texts(B), "own_image": whole(B)}
+
+        def answering() -> dict[str, Tensor]:
+            P = num_samples * recipe.data.texts_per_image
+            batch = {**of_images(), **of_texts(P), "image_index": whole(*((P, 2) if recipe.task == "nlvr2" else (P,)))}
+            if recipe.task == "vqa":
+                return batch | {"answer_scores": torch.empty(P, self.config.num_labels)}
+            return batch | {"labels": whole(P)}
+
+        return {"pretraining": pretraining, "retrieval": retrieval}.get(recipe.task, answering)

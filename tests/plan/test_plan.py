@@ -1,0 +1,146 @@
+"""The plan: every recipe, what does not fit, mistakes, its page; figures beside those of real steps on this CPU."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from soho_fast.plan.__main__ import main, planned
+from soho_fast.plan.cards import CARDS, GIB
+from soho_fast.plan.memory import Sizes, exchanged, states
+from soho_fast.recipe import RECIPES
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL_IMAGES = ["--data.shorter_edge", "64", "--data.longer_edge", "64", "--text-length", "4"]
+SMALL_MODEL = ["--model.config", "{backbone: resnet10, num_hidden_layers: 1, hidden_size: 64, num_attention_heads: 2}"]
+SMALL = [*SMALL_IMAGES, *SMALL_MODEL]
+# Recipes that score all pairs want 24 images on each process.
+TOGETHER = {"retrieval_coco": 24, "retrieval_flickr": 24, "retrieval_coco_two_stages": 24}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def from_the_root():
+    """`benchmarks` can be imported, also in the processes that it starts."""
+    sys.path.insert(0, str(ROOT))
+    yield
+    sys.path.remove(str(ROOT))
+
+
+def plan_of(*arguments: str) -> dict:
+    return json.loads(planned([*arguments, "--json"]))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_has_a_plan(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # nothing that a run would read is here
+    batch = ["--batch.global_batch_size", str(2 * TOGETHER[name])] if name in TOGETHER else []
+    small = SMALL if name.startswith(("paper", "retrieval", "vqa", "nlvr2", "snli")) else SMALL_IMAGES
+    plan = plan_of("--recipe", name, "--gpus", "2", "--card", "h100", *small, *batch, "--samples", "4096")
+    last = plan["phases"][-1]
+    assert all(last["forward"][part] > 0 for part in ("backbone", "neck", "Transformer", "heads"))
+    assert last["backward"]["Transformer"] > last["forward"]["Transformer"]
+    # The cosines of recipe official and the contrastive loss's products of vectors are no module's.
+    other = last["forward"]["other"] + last["backward"]["other"]
+    assert 0 <= other < (2e-2 if name in ("official", "mini_retrieval") else 1e-3) * last["backward"]["Transformer"]
+    assert plan["hours"] > 0 and last["readers"]["workers_a_gpu"] >= 1
+    assert plan["collectives"]["gradients, reduced"] > 0
+    assert all(value["source"] for value in plan["assumed"].values())
+
+
+def test_a_still_backbone_takes_no_backward():
+    plan = plan_of("--gpus", "8", *SMALL, "--samples", "2048", "--optim.frozen_backbone_epochs", "[0, 10]")
+    still, trained = plan["phases"]
+    assert (still["epochs"], trained["epochs"]) == (10, 30)
+    assert still["backward"]["backbone"] == 0 < trained["backward"]["backbone"]
+    assert still["forward"] == trained["forward"]
+    again = plan_of("--gpus", "8", *SMALL, "--engine.activation_checkpointing", "true")["phases"][1]
+    # Only the stem's convolution has no gradient of its input to take.
+    assert again["backward"]["backbone"] == trained["backward"]["backbone"] + trained["forward"]["backbone"]
+
+
+def test_states_by_stage():
+    """155 M parameters of 16 bits on 32 GPUs, by hand."""
+    sizes = Sizes(backbone=40_000_000, rest=100_000_000, frozen=0, buffers=0)
+    by_stage = [states(sizes, stage, "bf16", 32, backbone_rule="sgd") for stage in range(4)]
+    moments = 4 * 40_000_000 + 8 * 100_000_000
+    assert [each["parameters"] for each in by_stage] == [560_000_000, 280_000_000, 280_000_000, 288_750_000]
+    assert [each["gradients"] for each in by_stage] == [560_000_000, 280_000_000, 8_750_000, 8_750_000]
+    assert [each["moments of the optimiser"] for each in by_stage] == [moments, *[moments // 32] * 3]
+    adamw = states(sizes, 1, "bf16", 1, backbone_rule="adamw")
+    assert adamw["moments of the optimiser"] == 8 * 140_000_000
+    assert exchanged(sizes, 1, "bf16", 1, 8) == {}
+    assert exchanged(sizes, 2, "bf16", 2, 8)["gradients, reduced"] == 8 * 280_000_000
+
+
+def test_what_does_not_fit_is_told_with_what_makes_it_fit():
+    arguments = ["--gpus", "1", "--card", "v100", *SMALL, "--data.shorter_edge", "256", "--data.longer_edge", "256"]
+    arguments += ["--batch.global_batch_size", "256", "--batch.gradient_accumulation_steps", "1"]
+    whole = plan_of(*arguments)
+    assert whole["fits"] and not [line for line in whole["changes"] if "workers" not in line]
+    needed = whole["memory"][0]["bytes"]["in all"]
+    short = plan_of(*arguments, "--memory-gb", f"{0.8 * needed / GIB:.3f}")
+    assert not short["fits"] and short["changes"]
+    change, _, size = short["changes"][0].partition(": ")
+    assert float(size.split()[0]) < 0.8 * needed / GIB
+    changed = plan_of(*arguments, *change.split(), "--memory-gb", f"{0.8 * needed / GIB:.3f}")
+    assert changed["fits"], change
+    text = planned([*arguments, "--memory-gb", "1.5"])
+    assert "DOES NOT FIT" in text and "nothing that the recipe can change makes it fit" in text
+
+
+def test_hours_follow_the_stated_share_of_the_peak():
+    one, half = (plan_of("--gpus", "8", *SMALL, "--mfu", mfu) for mfu in ("1", "0.5"))
+    assert half["hours"] == pytest.approx(2 * one["hours"])
+    last = one["phases"][-1]
+    operations = sum(last["forward"].values()) + sum(last["backward"].values())
+    peak = CARDS["a100"].peak["bf16"]
+    assert last["step_seconds"] == pytest.approx(one["gradient_accumulation_steps"] * operations / peak)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--card", "tpu"], "card: expected v100 or a100 or h100, got 'tpu'"),
+        (["--gpus", "0"], "gpus: expected 1 or more, got 0"),
+        (["--mfu", "1.5"], "mfu: expected 0.001 to 1, got 1.5"),
+        (["--image", "480"], "image: expected HEIGHTxWIDTH in pixels, as 480x640, got '480'"),
+        (["--stage", "4"], "stage: expected 0 or 1 or 2 or 3, got '4'"),
+        (["--recipe", "papr"], "recipe: there is no recipe 'papr'"),
+        (["--gpsu", "8"], "gpsu: there is no such argument; did you mean --gpus"),
+        (["--gpus", "7"], "batch.global_batch_size: 1024 does not divide"),
+        (["--recipe", "retrieval_coco", "--gpus", "8"], "give --batch.global_batch_size 192"),
+        (["--recipe", "mini", *SMALL_MODEL], "model.caption_word_epochs: 1.4 epochs of the caption-word loss need"),
+        (["--card", "v100", "--engine.precision", "bf16"], "engine.precision: NVIDIA V100"),
+        (["--recipe", "vqa", "--model.pretrained", "runs/other/model"], "model.pretrained: runs/other/model"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(arguments, words, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert words in said.err and "Traceback" not in said.err and not said.out
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_operations_and_memory_are_those_of_a_real_step(recomputed):
+    from benchmarks.plan.measured import of_a_step
+
+    rows = of_a_step(recomputed)
+    assert len(rows) >= 3
+    assert not [row for row in rows if row.apart > row.tolerance]
+
+
+def test_two_ranks_exchange_what_is_planned():
+    from benchmarks.plan.measured import of_two_ranks
+
+    rows = of_two_ranks()
+    assert [row.what for row in rows] == ["reduced, ZeRO 0", "reduced, ZeRO 1", "gathered, ZeRO 1"]
+    assert not [row for row in rows if row.apart > row.tolerance]
+
+
+def test_the_page_holds_what_its_commands_print():
+    from benchmarks.plan.page import PAGE, with_plans
+
+    page = PAGE.read_text()
+    assert page.count("recipe paper on ") == 3
+    assert with_plans(page) == page, "render it: python -m benchmarks.plan.page"
