@@ -61,16 +61,13 @@ def fake_model(make: Callable[[], SohoPreTrainedModel], dtype: torch.dtype, mode
     with mode:
         made: dict[int, tuple[Tensor, Tensor]] = {}
         for module in model.modules():
-            for table in (module._parameters, module._buffers):
-                for name, tensor in table.items():
-                    if tensor is None:
-                        continue
-                    if id(tensor) not in made:
-                        values = torch.empty(tensor.shape, dtype=tensor.dtype)
-                        if isinstance(tensor, nn.Parameter):
-                            values = nn.Parameter(values, requires_grad=tensor.requires_grad)
-                        made[id(tensor)] = values, tensor
-                    table[name] = made[id(tensor)][0]
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                if id(tensor) not in made:
+                    values = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    if isinstance(tensor, nn.Parameter):
+                        values = nn.Parameter(values, requires_grad=tensor.requires_grad)
+                    made[id(tensor)] = values, tensor
+                setattr(module, name, made[id(tensor)][0])
     return model.train()
 
 
@@ -96,11 +93,11 @@ def run_step(
     """
     cost = StepCost()
     with mode, ExitStack() as stack:
-        own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        own = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-                own.add(_storage(parameter.grad))
+                own.append(parameter.grad.untyped_storage())
         parts = _Parts(model)
         stack.callback(parts.remove)
         meter = stack.enter_context(_Meter(own, parts, num_labelled))
@@ -116,10 +113,6 @@ def run_step(
         cost.backward, cost.peak = meter.take(), meter.peak
         model.zero_grad(set_to_none=True)
     return cost
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 class _Parts:
@@ -176,9 +169,10 @@ class _Parts:
 class _Meter(TorchDispatchMode):
     """Counts operations by part and the bytes of all storages alive; answers what the host asks the device for."""
 
-    def __init__(self, own: set[int], parts: _Parts, num_labelled: int) -> None:
+    def __init__(self, own: list[torch.UntypedStorage], parts: _Parts, num_labelled: int) -> None:
         super().__init__()
-        self.own, self.parts, self.num_labelled = own, parts, num_labelled
+        self.own = {id(storage): storage for storage in own}
+        self.parts, self.num_labelled = parts, num_labelled
         self.alive = self.peak = 0
         self._operations = dict.fromkeys(PARTS, 0.0)
         self._known: dict[int, weakref.ref] = {}
@@ -204,7 +198,7 @@ class _Meter(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+        key = id(storage)  # torch keeps the object while the storage lives
         if key in self.own or key in self._known:
             return
         size = storage.nbytes()

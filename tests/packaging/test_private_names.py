@@ -62,6 +62,16 @@ PRIVATE = [
         Private(name, "asked of it", "torch._C:_functorch")
         for name in ("is_functorch_wrapped_tensor", "peek_interpreter_stack")
     ),
+    Private("FakeTensorMode", "a plan runs without values", "torch._subclasses.fake_tensor"),
+    Private("TorchDispatchMode", "a plan sees each operation", "torch.utils._python_dispatch"),
+    Private("tree_leaves", "and what it gives", "torch.utils._pytree"),
+    Private("_overloadpacket", "its formula is found", "torch._ops:OpOverload", ("self._overloadpacket = ",)),
+    Private("_local_scalar_dense", "the host asks a fake tensor", "torch:ops.aten"),
+    Private("_scaled_dot_product_efficient_attention", "attention as on a GPU", "torch:ops.aten"),
+    Private("_current_autograd_node", "which part a gradient is of", "torch:_C"),
+    Private("_autograd", "asked of it", "torch:_C"),
+    Private("_get_sequence_nr", "numbers of the graph's nodes", "torch._C:_autograd"),
+    Private("_sequence_nr", "a node's number", "torch.autograd.graph:Node"),
     Private("_init_weights", "overridden: starting values", HF),
     Private("_tied_weights_keys", "overridden: tied weights", HF),
     Private(
