@@ -135,6 +135,9 @@ def test_resuming_within_a_shard_is_exact_for_any_ranks_and_workers(tmp_path, pr
     dataset, collate = PretrainingDataset(records, processor, seed=2), Collator(processor)
     whole = batches(dataset, collate)
     ids = [sample_id for step in whole for part in step for sample_id in part["sample_ids"]]
+    for epoch, seen in enumerate((ids[:16], ids[16:])):  # stream 1 of the run's seed, 1, is that of the order
+        order = dataset.epoch_order(np.random.default_rng([1, 1, epoch]))
+        assert seen == [dataset[int(index)].sample_ids[0] for index in order[: len(seen)]]
     assert len(set(ids[:16])) == len(set(ids[16:])) + 8 == 16, "four steps an epoch"
     for first in (1, 5):
         resumed = batches(dataset, collate, world=world, workers=workers, first=first)
