@@ -152,7 +152,7 @@ class VisualDictionary(Float32Buffers):
             index_BL = ops.codebook_lookup(constant_BLC, self.codebook, basis=self._basis.of(self.codebook))
             embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
             if moving:
-                counts_K, sums_KC = self._members_of(constant_BLC, index_BL, usable_BL, num_texts_B)
+                counts_K, sums_KC = self.members_of(constant_BLC, index_BL, usable_BL, num_texts_B)
                 self._gather(_Members(counts_K, sums_KC, len(feat_BLC)), constant_BLC, valid_BL, usable_BL, image_B)
                 if not self._in_step:
                     members, self._members = self._members, None
@@ -251,7 +251,7 @@ class VisualDictionary(Float32Buffers):
         return feat_RC, key_R != _NO_CANDIDATE
 
     @torch.no_grad()
-    def _members_of(
+    def members_of(
         self, feat_BLC: Tensor, index_BL: Tensor, usable_BL: Tensor, num_texts_B: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Members of each code (K,) and their sums (K, C) in a forward, on this rank."""
@@ -290,7 +290,7 @@ class VisualDictionary(Float32Buffers):
         if world_size() > 1:
             packed = all_reduce_sum_(torch.cat([sums_KC, counts_K.unsqueeze(1)], dim=1))
             counts_K, sums_KC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
-        self._move(counts_K, sums_KC)
+        self.move(counts_K, sums_KC)
         total = counts_K.sum()
         share_K = counts_K * (self.num_codes / total.clamp(min=1.0))
         decay = torch.where(total > 0, self.config.usage_decay, 1.0)
@@ -301,7 +301,7 @@ class VisualDictionary(Float32Buffers):
         if members.key_R is not None:
             self._revive(members.key_R, members.feat_RC)
 
-    def _move(self, counts_K: Tensor, sums_KC: Tensor) -> None:
+    def move(self, counts_K: Tensor, sums_KC: Tensor) -> None:
         """Moves the codes by members and sums of all ranks."""
         if self.config.ema_variant == "paper":
             ops.codebook_ema_(self.codebook, counts_K, sums_KC, self.config.ema_decay)

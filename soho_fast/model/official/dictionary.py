@@ -60,17 +60,17 @@ class OfficialDictionary(VisualDictionary):
             embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL.clamp(min=0))
         return embed_BLC, index_BL
 
-    def _members_of(
+    def members_of(
         self, feat_BLC: Tensor, index_BL: Tensor, usable_BL: Tensor, num_texts_B: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if num_texts_B is None:
-            return super()._members_of(feat_BLC, index_BL, usable_BL, None)
+            return super().members_of(feat_BLC, index_BL, usable_BL, None)
         num_texts_B1 = num_texts_B.float().unsqueeze(1)
         weighted_BLC = feat_BLC.float() * num_texts_B1.unsqueeze(2)
-        counts_K, sums_KC = super()._members_of(weighted_BLC, index_BL, usable_BL, None)
+        counts_K, sums_KC = super().members_of(weighted_BLC, index_BL, usable_BL, None)
         counts_K = torch.zeros_like(counts_K).index_add_(0, index_BL.flatten(), (usable_BL * num_texts_B1).flatten())
         return counts_K, sums_KC
 
-    def _move(self, counts_K: Tensor, sums_KC: Tensor) -> None:
-        super()._move(counts_K, sums_KC)
+    def move(self, counts_K: Tensor, sums_KC: Tensor) -> None:
+        super().move(counts_K, sums_KC)
         self.total.add_(counts_K)
