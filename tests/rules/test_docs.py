@@ -52,6 +52,7 @@ SIZES = [
     ("soho_fast.plan", "--data.shorter_edge 64 --data.longer_edge 64"),
     ("pip install", "--dry-run --no-deps --no-build-isolation --quiet"),
     ("soho_r18", ""),
+    ("runs/official_small", SMALL),
     ("--recipe official", ""),
     ("--recipe paper", ""),
     ("--recipe vqa", ""),
@@ -86,7 +87,7 @@ SIZES = [
 # What a command says, where it is not to end well: it needs data that this machine does not have.
 REFUSED = {
     "soho_r18": "there is no such file or folder",
-    "--recipe official": "/data/coco/",
+    "--recipe official --data_roots": "/data/coco/",
     "--recipe paper": "/data/coco/dataset_coco.json",
     "/data/cc3m/": "/data/cc3m/00000.tar: there is no such shard (432 of 432 are missing)",
     "--recipe vqa": "model.pretrained: runs/paper/model: there is no such file or folder",
