@@ -104,8 +104,8 @@ class SgdAdamW(torch.optim.Optimizer):
         for count, alike in by_count.items():
             eps = group["eps"] / math.sqrt(1 - group["betas"][1] ** count)
             self._step_adamw({**group, "eps": eps, "weight_decay": 0.0}, alike)
-        if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        for param in params if group["weight_decay"] else ():
+            param.mul_(1 - group["lr"] * group["weight_decay"])
 
     def _step_adamw(self, group: dict, params: list[Tensor]) -> None:
         states = []

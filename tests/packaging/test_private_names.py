@@ -72,7 +72,6 @@ PRIVATE = [
     Private("_autograd", "asked of it", "torch:_C"),
     Private("_get_sequence_nr", "numbers of the graph's nodes", "torch._C:_autograd"),
     Private("_sequence_nr", "a node's number", "torch.autograd.graph:Node"),
-    Private("_foreach_mul_", "all weights decay in one call", "torch"),
     Private("_init_weights", "overridden: starting values", HF),
     Private("_tied_weights_keys", "overridden: tied weights", HF),
     Private(
