@@ -78,7 +78,7 @@ def _in_small(monkeypatch):
 def test_every_case_measures_and_is_json(monkeypatch):
     _in_small(monkeypatch)
     measured = json.loads(json.dumps(check.measure("cpu", time.perf_counter() + 600, BUDGET)))
-    reduced = [f"codebook_lookup, {case}" for case in ("16 directions, learned", "16 directions, noise",
+    reduced = [f"codebook_lookup, {case}" for case in ("32 directions, learned", "40 directions, noise",
                                                        "40 directions, learned")]  # fmt: skip
     assert [case["op"] for case in measured["cases"]] == [
         *(["codebook_lookup"] * 2), *reduced, "codebook_lookup, batched", "codebook gradient",
