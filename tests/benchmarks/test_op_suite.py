@@ -36,6 +36,7 @@ def test_every_contender_ran(finished):
         assert {(op, peer) for peer in peers} <= ran
     assert {("codebook_lookup", f"soho_fast {level}") for level in LEVELS} <= ran
     assert {("VisualDictionary", "soho_fast"), ("VisualDictionary", "soho_fast in vector-quantize-pytorch")} <= ran
+    assert {("KMeans", name) for name in ("soho_fast", "scikit-learn")} <= ran
     assert {row.contender for row in rows if row.op == "machine limit"} == {
         "float32 product",
         "bfloat16 product",
