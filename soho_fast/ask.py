@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from soho_fast.extras import from_extra
 
 with from_extra("train"):
-    from soho_fast.command_line import Parser, as_text
-    from soho_fast.engine.errors import UserError, fail
+    from soho_fast.command_line import Parser, exit_code
+    from soho_fast.engine.errors import UserError
     from soho_fast.hub import check_name, no_such_path
 
 
@@ -38,13 +37,7 @@ def __getattr__(name: str) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
-    try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
-    except (ValueError, OSError) as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return exit_code(_run, arguments)
 
 
 def _parser() -> Parser:
@@ -68,7 +61,7 @@ def _parser() -> Parser:
 
 
 def _run(arguments: list[str]) -> int:
-    options = vars(_parser().parse_args(as_text(arguments)))
+    options = vars(_parser().parse_args(arguments))
     action, folder = options.pop("action"), options.pop("model")
     as_json = options.pop("json", False)
     if options.get("top_k", 1) < 1:

@@ -1,11 +1,14 @@
 """What the commands share: an argument that can't be used is told in one line, in plain words."""
 
 import argparse
+import os
 import re
-from collections.abc import Iterable, Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
-from soho_fast.engine.errors import UserError
+from soho_fast.engine.errors import UserError, fail
 from soho_fast.spelling import did_you_mean
 
 
@@ -30,6 +33,24 @@ def as_text(arguments: Sequence[str]) -> list[str]:
         except UnicodeEncodeError:
             raise UserError(f"argument {argument!a}: not UTF-8 text; what it names needs another name") from None
     return list(arguments)
+
+
+def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None) -> int:
+    """That of a command: what `run` gives, 2 for a mistake of the user, told in a line, or 130 when it was stopped.
+
+    Args:
+        run: takes the command line without the program's name.
+        arguments: that; None: the process's own.
+    """
+    try:
+        return run(as_text(sys.argv[1:] if arguments is None else arguments))
+    except (ValueError, OSError) as error:
+        if os.environ.get("SOHO_FAST_TRACEBACK") == "1":
+            raise
+        return fail(str(error))
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 # What jsonargparse and argparse say of a value, and the same in plain words.

@@ -9,7 +9,6 @@ python -m soho_fast.explore measure runs/mini
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from importlib import import_module
 
@@ -19,8 +18,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from soho_fast.extras import from_extra
 
 with from_extra("explore"):
-    from soho_fast.command_line import Parser, as_text
-    from soho_fast.engine.errors import UserError, fail
+    from soho_fast.command_line import Parser, exit_code
+    from soho_fast.engine.errors import UserError
     from soho_fast.spelling import did_you_mean
 
 COMMANDS = {
@@ -36,15 +35,7 @@ One with `TAKES_FIELDS` gets what the parser does not know, fields of a recipe, 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
-    try:
-        return _run(as_text(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, OSError) as error:
-        if os.environ.get("SOHO_FAST_TRACEBACK") == "1":
-            raise
-        return fail(str(error))
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return exit_code(_run, arguments)
 
 
 def _run(arguments: list[str]) -> int:

@@ -53,7 +53,25 @@ class ShardTexts:
         return [self.get(index, number) for number in range(self.count(index))]
 
 
-class ShardRecords(Sequence[ImageTextRecord]):
+class _Records(Sequence[ImageTextRecord]):
+    """Records that `_record(number)` makes, 0 <= number < length."""
+
+    @overload
+    def __getitem__(self, number: int) -> ImageTextRecord: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[ImageTextRecord]: ...
+    def __getitem__(self, number: int | slice) -> ImageTextRecord | list[ImageTextRecord]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"image {number} of {len(self)}")
+        return self._record(number % len(self))
+
+    def _record(self, number: int) -> ImageTextRecord:
+        raise NotImplementedError
+
+
+class ShardRecords(_Records):
     """The images of shards that have a caption, in the shards' order.
 
     Args:
@@ -76,16 +94,7 @@ class ShardRecords(Sequence[ImageTextRecord]):
     def __len__(self) -> int:
         return len(self.texts)
 
-    @overload
-    def __getitem__(self, number: int) -> ImageTextRecord: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[ImageTextRecord]: ...
-    def __getitem__(self, number: int | slice) -> ImageTextRecord | list[ImageTextRecord]:
-        if isinstance(number, slice):
-            return [self[each] for each in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"image {number} of {len(self)}")
-        number %= len(self)
+    def _record(self, number: int) -> ImageTextRecord:
         return ImageTextRecord(self.image(number), tuple(self.texts.all(number)), self._image_id(number), self.source)
 
     def image(self, number: int) -> ImageRef:
@@ -126,7 +135,7 @@ class ShardRecords(Sequence[ImageTextRecord]):
         return f"{len(self):,} records, {digest.hexdigest()[:12]}"
 
 
-class JoinedRecords(Sequence[ImageTextRecord]):
+class JoinedRecords(_Records):
     """Several sets, one after the other, of which some are in shards.
 
     Attributes:
@@ -140,16 +149,7 @@ class JoinedRecords(Sequence[ImageTextRecord]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    @overload
-    def __getitem__(self, number: int) -> ImageTextRecord: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[ImageTextRecord]: ...
-    def __getitem__(self, number: int | slice) -> ImageTextRecord | list[ImageTextRecord]:
-        if isinstance(number, slice):
-            return [self[each] for each in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"image {number} of {len(self)}")
-        number %= len(self)
+    def _record(self, number: int) -> ImageTextRecord:
         part = int(np.searchsorted(self._ends, number, side="right"))
         return self.parts[part][number - (int(self._ends[part - 1]) if part else 0)]
 

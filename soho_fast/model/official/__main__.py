@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,13 +21,13 @@ with from_extra("train"):
     from transformers.utils import logging as transformers_logging
 
     from soho_fast.checksums import write_checksums
-    from soho_fast.command_line import Parser, as_text
+    from soho_fast.command_line import Parser, exit_code
     from soho_fast.data.images import SohoImageProcessor
     from soho_fast.data.processor import SohoProcessor
     from soho_fast.data.records import load_json
     from soho_fast.data.text import load_tokenizer
     from soho_fast.data.tokenizer import SPECIAL_TOKENS, write_tokenizer
-    from soho_fast.engine.errors import UserError, fail
+    from soho_fast.engine.errors import UserError
     from soho_fast.hub import no_such_path
     from soho_fast.model import SohoPreTrainedModel
     from soho_fast.model.official.convert import convert, read_checkpoint
@@ -40,15 +39,7 @@ _VOCABULARY = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
-    try:
-        return _run(as_text(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, OSError) as error:
-        if os.environ.get("SOHO_FAST_TRACEBACK") == "1":
-            raise
-        return fail(str(error))
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return exit_code(_run, arguments)
 
 
 def _parser() -> Parser:
