@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from soho_fast.data.stores import ImageStore, check_name, open_stores
 
 MissingImages = Literal["error", "skip"]
@@ -22,6 +24,10 @@ _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zX
 _MOST = 2**63
 # Letters and digits: what nearly every text holds, found at once.
 _VISIBLE = re.compile(r"[^\W_]")
+
+
+# The stream of random numbers that draws a share of the records; engine/batches.py lists the others.
+_SHARE_STREAM = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,3 +295,10 @@ def fingerprint(*parts: Iterable[str]) -> str:
             digest.update(text.encode() + b"\0")
         digest.update(b"\1")
     return digest.hexdigest()
+
+
+def share_of_records(records: Sequence[Any], share: float, seed: int) -> list[Any]:
+    """So much of the records (at least one) in their order, drawn by the seed; of two shares the smaller one's records
+    are among those of the larger one."""
+    drawn = np.random.default_rng([_SHARE_STREAM, seed]).permutation(len(records))
+    return [records[number] for number in np.sort(drawn[: max(1, round(share * len(records)))])]

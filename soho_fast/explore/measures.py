@@ -20,7 +20,7 @@ with from_extra("explore"):
     from scipy.special import betaincinv
     from scipy.stats import entropy
 
-    from soho_fast.explore.words import Vocabulary, claims, count_both, words_of_codes
+    from soho_fast.explore.words import CodeWords, Vocabulary, claims, count_both, words_of_codes
 
 TAKES_FIELDS = True
 MOST_IMAGES = 5000
@@ -185,6 +185,12 @@ def k_means(features_TC: np.ndarray, num_codes: int) -> np.ndarray:
 
 def share_of_claims(code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]) -> tuple[int, int]:
     """(codes whose best word has an interval of lift above 1, codes with a token)."""
+    found = words_of_live_codes(code_T, image_T, captions)
+    return int(claims(found).sum()), len(found)
+
+
+def words_of_live_codes(code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]) -> list[CodeWords]:
+    """The words of each code that has a token."""
     captions = list(captions)
     captioned_N = np.array([any(text.strip() for text in texts) for texts in captions], dtype=bool)
     vocabulary = Vocabulary()
@@ -198,13 +204,13 @@ def share_of_claims(code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[
     place = np.searchsorted(live, pairs[:, 0])
     num_images = np.bincount(place, minlength=len(live))
     num_captioned = int(captioned_N.sum())
-    claiming = 0
+    found: list[CodeWords] = []
     for first in range(0, len(live), _CODES_AT_A_TIME):
         last = min(first + _CODES_AT_A_TIME, len(live))
         some = (place >= first) & (place < last)
         both_KV = count_both(place[some] - first, pairs[some, 1], last - first, words_NV).toarray()
-        claiming += int(claims(words_of_codes(both_KV, num_images[first:last], chosen.images, num_captioned)).sum())
-    return claiming, len(live)
+        found += words_of_codes(both_KV, num_images[first:last], chosen.images, num_captioned)
+    return found
 
 
 def _word_rows(seen: Seen, codings: Mapping[str, np.ndarray], num_codes: int) -> list[list[str]]:

@@ -86,7 +86,7 @@ PRESETS = {"paper": _PAPER, "official": _OFFICIAL, "official_vqa": _OFFICIAL_VQA
 _CHOICES = {
     "visual_encoder": ("paper", "official"),
     "dictionary": ("paper", "official"),
-    "fusion": ("none", "gate"),
+    "fusion": ("none", "gate", "features"),
     "mvm_masking": ("label", "position"),
     "mlm_head": ("bert", "tied"),
     "mvm_head": ("linear", "cosine"),
@@ -161,7 +161,8 @@ class SohoConfig(PreTrainedConfig):
         dictionary_batch_norm (`bool`): BatchNorm before the lookup, by running statistics of the valid tokens of all
             ranks, in training too.
         fusion (`str`): what the Transformer reads of the dictionary's output: `"none"`: f(v) itself. `"gate"`: a sum of
-            it and its feature with learned shares; see `official/fusion.py: GatedFusion`.
+            it and its feature with learned shares; see `official/fusion.py: GatedFusion`. `"features"`: the feature
+            itself, so that the dictionary only labels what masked visual modelling masks (an ablation, ours).
         usage_decay (`float`): decay of the running usage behind perplexity, live codes and revival.
         live_threshold (`float`): a code is live while its running usage, in units of the uniform share 1/k, is at
             least this.

@@ -152,6 +152,8 @@ class SohoModel(SohoPreTrainedModel):
             embed_BLD, index_BL = self.visual_dictionary(feat_BLD, seen_BL, sample_key, num_texts)
             if self.fusion is not None:  # not the paper's
                 embed_BLD = self.fusion(embed_BLD, feat_BLD, num_texts)
+            elif self.config.fusion == "features":  # nor this
+                embed_BLD = feat_BLD
         return VisualTokens(
             features=feat_BLD,
             valid=valid_BL,

@@ -25,7 +25,7 @@ from soho_fast.data.batches.downstream import DownstreamDataset, Examples
 from soho_fast.data.batches.sample import Collator, Sample, usable_samples
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.records import ImageRef, ReadReport
+from soho_fast.data.records import ImageRef, ReadReport, share_of_records
 from soho_fast.data.text import describe_fit, load_tokenizer
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.task import Table
@@ -332,6 +332,7 @@ class FineTuningTask(BaseTask):
         if not self.data.train:
             raise ValueError("data.train: no split was given; expected at least one")
         training = [record for split in self.data.train for record in self.records(split)]
+        training = share_of_records(training, self.data.train_share, self.seed)
         if self.data.validate:
             shared = self._image_names(self.records(self.data.validate)) & self._image_names(training)
             if shared:

@@ -20,6 +20,8 @@ TextLength = restricted_number_type("TextLength", int, (">=", 3))
 ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
 # A lone image could not be shuffled.
 AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
+# None would train on nothing.
+Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
 
 
 @dataclass
@@ -55,6 +57,8 @@ class FineTuningData(InputData):
 
     Args:
         train: Names of the splits to train on.
+        train_share: Train on so much of their records, drawn by the recipe's seed: the same for all models, and those
+            of a smaller share are among those of a larger one.
         validate: Name of the split to measure on while training, and by which the best model is chosen; empty measures
             nothing, and the last model is the result.
         tokenizer: Directory of a BERT tokenizer, or its name on the hub; null takes that of the pre-trained model.
@@ -63,6 +67,7 @@ class FineTuningData(InputData):
     """
 
     train: list[str] = field(default_factory=lambda: ["train"])
+    train_share: Share = 1.0
     validate: str = "val"
     missing_images: Literal["error", "skip"] = "error"
     quick_images: PositiveInt = 128

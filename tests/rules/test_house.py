@@ -39,6 +39,10 @@ ARROWS = {
         *("engine", "command_line", "hub", "spelling", "rgb", "stop_words"),
     },
     "plan": {"recipe", "model", "data", "engine", "ops", "command_line"},
+    "studies": {
+        *("train", "evaluate", "recipe", "recipe_file", "explore", "tasks", "engine"),
+        *("command_line", "hub", "spelling"),
+    },
     "ask": {"pipeline", "engine.errors", "command_line", "hub", "spelling"},
 }
 

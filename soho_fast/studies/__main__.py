@@ -1,0 +1,141 @@
+"""Studies on the command line.
+
+python -m soho_fast.studies dictionary --list     the runs, and how long they will take
+python -m soho_fast.studies dictionary            makes them; killed or stopped, the same command goes on
+python -m soho_fast.studies dictionary --report   what the rows so far say
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Before torch loads OpenMP; see train.py.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+from soho_fast.extras import from_extra
+
+with from_extra("train"):
+    import yaml
+
+    from soho_fast.command_line import Parser, exit_code
+    from soho_fast.engine.errors import UserError
+    from soho_fast.studies.study import STUDIES, Study, find_study, read_study
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0 done, 1 some runs failed, 2 a mistake of the user, 128 + signal when
+    stopped."""
+    return exit_code(_run, arguments)
+
+
+def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
+    parser = Parser(
+        prog="python -m soho_fast.studies",
+        description="Make a study's runs and say what they allow to say.",
+        epilog="Any field of the recipes can be given too, for all runs: --data_roots.corpus FOLDER.",
+    )
+    parser.add_argument("study", help=f"Name of a study ({names}), or path of a YAML file.")
+    parser.add_argument("--into", help="Folder of its runs, rows and report; runs/studies/NAME if not.")
+    parser.add_argument("--results", action="append", default=[], help="A file of rows that count as done, and again.")
+    parser.add_argument("--jobs", type=int, default=1, help="Runs at a time (1).")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of each run; shares the cores if not.")
+    parser.add_argument("--launcher", default="", help="Words before the training command: 'deepspeed --num_gpus 8'.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="These seeds alone.")
+    parser.add_argument("--arms", nargs="+", default=[], help="These arms alone.")
+    parser.add_argument("--stages", nargs="+", default=[], help="These stages alone, and those they start from.")
+    parser.add_argument("--list", action="store_true", help="Say what there is to do and how long it takes.")
+    parser.add_argument("--report", action="store_true", help="Make no run, but the report of the rows there are.")
+    options, rest = parser.parse_known_args(arguments)
+    for name, least in (("jobs", 1), ("threads", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"{name}: expected {least} or more, got {getattr(options, name)}")
+    return options, _fields(rest)
+
+
+def _fields(rest: Sequence[str]) -> dict[str, Any]:
+    """--NAME VALUE or --NAME=VALUE, as fields with their values."""
+    fields: dict[str, Any] = {}
+    at = 0
+    while at < len(rest):
+        name, equals, value = rest[at].partition("=")
+        if not name.startswith("--") or len(name) < 3:
+            raise UserError(f"{rest[at]}: expected a field of the recipes as --NAME before its value")
+        if not equals:
+            at += 1
+            if at == len(rest):
+                raise UserError(f"{name}: expected a value after it")
+            value = rest[at]
+        try:
+            fields[name.removeprefix("--")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{name}: expected a value as in YAML, got {value!r}") from error
+        at += 1
+    return fields
+
+
+def _run(arguments: list[str]) -> int:
+    options, fields = _options(arguments)
+    path = find_study(options.study)
+    study = read_study(path)
+    # A mistake is told before torch and DeepSpeed are loaded.
+    from soho_fast.studies.matrix import chosen, runs_of
+    from soho_fast.studies.running import Place, Runner, build_corpora
+
+    runs = runs_of(study, fields)
+    folder = Path(options.into or f"runs/studies/{path.stem}")
+    place = Place(folder, [Path(name) for name in options.results], options.jobs, options.threads, options.launcher)
+    rows = place.rows()
+    asked = runs
+    for what in ("seed", "arm", "stage"):
+        if names := getattr(options, f"{what}s"):
+            asked = chosen(asked, what, names)
+    if options.list:
+        _list(study, asked, rows, place)
+        return 0
+    code = 0
+    if not options.report:
+        build_corpora(asked, folder, print)
+        code = Runner(path.stem, asked, place, _say).make()
+    return code
+
+
+def _list(study: Study, runs: list[Any], rows: list[dict[str, Any]], place: Any) -> None:
+    from soho_fast.engine.report import print_table
+    from soho_fast.engine.task import Table
+    from soho_fast.studies.results import by_digest
+    from soho_fast.studies.running import Estimate, clock, needed
+
+    done, left = by_digest(rows), needed(runs, rows, place.folder)
+    estimate = Estimate(runs, rows)
+    table = Table(f"{study.title}: {len(runs)} runs", ["arm", "stage", "seeds", "done", "a run takes"], [])
+    cells: dict[tuple[str, str, str], list[Any]] = {}
+    for run in runs:
+        for cell in run.cells:
+            cells.setdefault((cell.arm, cell.stage, cell.variant), []).append((cell.seed, run))
+    for (arm, stage, variant), here in cells.items():
+        took = estimate.seconds(here[0][1])
+        table.rows.append(
+            [
+                arm,
+                f"{stage} {variant}".strip(),
+                " ".join(str(seed) for seed, _ in here),
+                f"{sum(run.digest in done for _, run in here)} of {len(here)}",
+                "" if took is None else clock(took),
+            ]
+        )
+    print_table(table)
+    print(f"{len(left)} of {len(runs)} runs to make: {estimate.total(left, place.jobs)} with --jobs {place.jobs}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""The runs of a study: recipes with all overrides, and what tells one run from another."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from soho_fast.engine.errors import UserError
+from soho_fast.engine.identity import NOT_COMPARED
+from soho_fast.recipe import find_recipe, recipe_type
+from soho_fast.recipe_file import check_fields, read_yaml
+from soho_fast.studies.study import Study
+from soho_fast.tasks import TASKS
+
+# Where things lie, beside what `engine.identity` leaves out; the model a run starts from is told by its own run.
+_NOT_TOLD = (*NOT_COMPARED, "data_roots.*", "corpus.folder", "model.pretrained")
+# These are measured, which a row tells, though no training depends on it.
+_TOLD = ("evaluation.at_end",)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where a run stands in the matrix."""
+
+    arm: str
+    seed: int
+    stage: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.arm, f"seed {self.seed}", self.stage, self.variant) if part)
+
+
+@dataclass
+class Run:
+    """One training and what it is measured on.
+
+    Attributes:
+        cell: Where it stands in the matrix.
+        cells: That, and where runs would stand that have the same settings.
+        recipe: Name of the recipe it began as.
+        content: Its recipe's fields with all overrides.
+        splits, codes: As those of `Stage`.
+        start: The run whose model it starts from.
+    """
+
+    cell: Cell
+    recipe: str
+    content: dict[str, Any]
+    splits: Mapping[str, Mapping[str, Any]]
+    codes: int
+    start: Run | None = None
+    dependents: list[Run] = field(default_factory=list, repr=False)
+    cells: list[Cell] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cells = [self.cell]
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that its measures depend on, as far as recipes tell it."""
+        parts = [told(self.content), self.splits, self.codes, self.start.digest if self.start else None]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def folder(self, root: Path) -> Path:
+        """Its own, within the study's."""
+        name = "-".join(
+            part.replace(" ", "_") for part in (self.cell.stage, self.cell.variant, self.digest[:8]) if part
+        )
+        return root / "runs" / self.cell.arm.replace(" ", "_") / f"seed{self.cell.seed}" / name
+
+    def model(self, root: Path) -> Path:
+        """Where its model lies once it is trained."""
+        return self.folder(root) / "training" / "model"
+
+
+def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Run]:
+    """All runs, those of a seed together, so that an interrupted study has whole pairs. What several arms share is one.
+
+    Args:
+        study: The study.
+        overrides: Fields of every run by dotted names, put over all else.
+
+    Raises:
+        UserError: a recipe has no such field.
+    """
+    runs: dict[str, Run] = {}
+    for seed in sorted({seed for arm in study.arms.values() for seed in arm.seeds or study.seeds}):
+        for arm_name, arm in study.arms.items():
+            if seed not in (arm.seeds or study.seeds):
+                continue
+            made: dict[str, Run] = {}
+            for stage_name, stage in study.stages.items():
+                if stage.arms and arm_name not in stage.arms:
+                    continue
+                if stage.after and stage.after not in made:
+                    raise UserError(f"stages.{stage_name}: arm {arm_name} has no {stage.after} to start from")
+                for variant_name, variant in (stage.variants or {"": None}).items():
+                    if variant is not None and variant.arms and arm_name not in variant.arms:
+                        continue
+                    cell = Cell(arm_name, seed, stage_name, variant_name)
+                    parts = [study.overrides, stage.overrides, variant.overrides if variant else {}]
+                    parts += [arm.overrides, arm.stages.get(stage_name, {}), overrides or {}]
+                    content = recipe_content(stage.recipe, parts, str(cell))
+                    content["seed"] = seed + arm.seed_offset
+                    start = made.get(stage.after)
+                    run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start)
+                    made[stage_name] = runs.setdefault(run.digest, run)
+                    if made[stage_name] is not run:
+                        made[stage_name].cells.append(cell)
+                    elif start is not None:
+                        start.dependents.append(run)
+    return list(runs.values())
+
+
+def chosen(runs: list[Run], what: str, names: Collection[Any]) -> list[Run]:
+    """Those of some arms, seeds or stages, and those that they start from.
+
+    Raises:
+        UserError: there is no run of a name.
+    """
+    there = list(dict.fromkeys(getattr(cell, what) for run in runs for cell in run.cells))
+    for name in names:
+        if name not in there:
+            raise UserError(f"{what}s: expected some of {', '.join(map(str, there))}, got {name!r}")
+    wanted = {id(run) for run in runs if any(getattr(cell, what) in names for cell in run.cells)}
+    wanted |= {id(run.start) for run in runs if id(run) in wanted and run.start is not None}
+    return [run for run in runs if id(run) in wanted]
+
+
+def recipe_content(recipe: str, overrides: list[Mapping[str, Any]], where: str) -> dict[str, Any]:
+    """Fields of a recipe with others put over them, one mapping after the other.
+
+    Raises:
+        UserError: there is no such recipe or field.
+    """
+    path = find_recipe(recipe)
+    content = copy.deepcopy(_read(path))
+    for part in overrides:
+        for name, value in part.items():
+            put(content, name, value)
+    try:
+        check_fields(content, recipe_type(content.get("task", next(iter(TASKS)))), path)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return content
+
+
+def put(content: dict[str, Any], name: str, value: Any) -> None:
+    """Set a field by its dotted name; what has fields on both sides is put together."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        if not isinstance(content.get(parent), dict):
+            content[parent] = {}
+        content = content[parent]
+    if isinstance(value, Mapping) and isinstance(content.get(last), dict):
+        for inner, item in value.items():
+            put(content[last], inner, item)
+    else:
+        content[last] = copy.deepcopy(value)
+
+
+def told(content: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted name, the fields that a recipe gives and its measures depend on. (Not the defaults: a field that is new
+    and does nothing by default leaves a study's rows valid.)"""
+    flat: dict[str, Any] = {}
+    _flatten(content, "", flat)
+    return {
+        name: value
+        for name, value in flat.items()
+        if name in _TOLD or not any(fnmatchcase(name, pattern) for pattern in _NOT_TOLD)
+    }
+
+
+def _flatten(values: Mapping[str, Any], before: str, flat: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            _flatten(value, f"{before}{name}.", flat)
+        else:
+            flat[f"{before}{name}"] = value
+
+
+@cache
+def _read(path: Path) -> dict[str, Any]:
+    return read_yaml(path)

@@ -1,0 +1,179 @@
+"""One run, in a process of its own: it claims its folder, trains, measures, adds its row and clears up."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soho_fast.engine.errors import UserError
+
+# Exit code of a run that another process is at.
+TAKEN = 75
+
+# What is kept of a run once its row is written; a model only where others start from it.
+_CLEARED = ("checkpoints", "best", "tensorboard", "evaluation")
+
+
+@dataclass
+class Job:
+    """What a process is told; plain values, since it is told over a pipe.
+
+    Attributes:
+        row: The row's fields that are known before: study, arm, seed, stage, variant, digest, recipe.
+        recipe: The recipe's fields, all paths filled in but data roots.
+        splits, codes: As those of `Stage`.
+        splits_of_data: Which of `splits` are the data's own, by their names.
+        folder: The run's.
+        results: The file that gets the row.
+        known: Other files of rows.
+        keep_model: Others start from its model.
+        launcher: Words before the training command, where several processes train; empty trains in this one.
+    """
+
+    row: dict[str, Any]
+    recipe: dict[str, Any]
+    splits: dict[str, dict[str, Any]]
+    codes: int
+    folder: str
+    results: str
+    known: list[str]
+    keep_model: bool
+    launcher: str
+
+
+def run_one(job: Job) -> None:
+    """The process's whole work; leaves with an exit code: 0 done, TAKEN, or that of what failed."""
+    # A terminal's Ctrl-C goes to the study, which asks its runs to stop.
+    os.setsid()
+    folder = Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    threading.Thread(target=_end_with_the_study, daemon=True).start()
+    from soho_fast.engine.lock import only_user
+    from soho_fast.engine.processes import Processes
+
+    try:
+        with only_user(folder, Processes(), print):
+            code = _make(job, folder)
+    except UserError as error:
+        print(f"error: {error}", flush=True)
+        code = TAKEN if "in use by" in str(error) else 2
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end_with_the_study() -> None:
+    """A study that was killed leaves no run behind: each saves a checkpoint and ends."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _make(job: Job, folder: Path) -> int:
+    from soho_fast.studies.results import append_row, by_digest, read_rows
+
+    def row() -> dict[str, Any] | None:
+        rows = read_rows(map(Path, job.known), optional=Path(job.results))
+        return by_digest(rows).get(job.row["digest"])
+
+    training = folder / "training"
+    if row() is not None and (not job.keep_model or (folder / "done").exists()):
+        return 0
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(json.dumps({**job.recipe, "output": str(training)}, indent=1))  # JSON is YAML.
+    began = time.monotonic()
+    if code := _call(job, "train", ["--recipe", str(recipe)]):
+        return code
+    measures, about = {}, json.loads((training / "metrics.json").read_text())
+    measures |= about["measures"] or {}
+    for name, fields in job.splits.items():
+        own = ["--split", name] if name in job.recipe.get("data", {}).get("splits", {}) else []
+        into = training / "evaluation" / name
+        given = [part for field, value in fields.items() for part in (f"--{field}", json.dumps(value))]
+        arguments = ["--run", str(training), "--checkpoint", "last", "--into", str(into), *own, *given]
+        if code := _call(job, "evaluate", arguments):
+            return code
+        found = json.loads((into / "metrics.json").read_text())["measures"]
+        measures |= {f"{name}.{measure}": value for measure, value in found.items()}
+    if job.codes:
+        from soho_fast.studies.codes import measure_codes
+
+        measures |= {f"codes.{name}": value for name, value in measure_codes(training, job.codes).items()}
+    if row() is None:
+        usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        append_row(
+            Path(job.results),
+            {
+                **job.row,
+                "measures": measures,
+                "steps": about["step"],
+                "training_seconds": round(about["training_seconds"], 3),
+                "seconds": round(time.monotonic() - began, 3),
+                "images_per_second": round(about["images_per_second"], 3),
+                # Of the largest process; Linux counts KiB.
+                "peak_memory_gb": round(max(usage) * 1024 / 1e9, 4),
+                "precision": about["precision"],
+                "versions": _versions(),
+            },
+        )
+    for name in (*_CLEARED, *([] if job.keep_model else ["model"])):
+        shutil.rmtree(training / name, ignore_errors=True)
+    (folder / "done").touch()
+    return 0
+
+
+def _call(job: Job, command: str, arguments: list[str]) -> int:
+    """A command of this package: in this process, or by the launcher in several."""
+    if not job.launcher:
+        from importlib import import_module
+
+        return import_module(f"soho_fast.{command}").main(arguments)
+    program = Path(__file__).resolve().parent.parent / f"{command}.py"
+    started = subprocess.Popen([*shlex.split(job.launcher), str(program), *arguments])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: started.send_signal(number))
+    return started.wait()
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    import torch
+
+    from soho_fast import __version__
+
+    return {
+        "soho_fast": __version__,
+        "torch": str(torch.__version__),
+        "deepspeed": version("deepspeed"),
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+        "processor": _processor(),
+    }
+
+
+def _processor() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,0 +1,74 @@
+"""Rows: what a run has given, one line of JSON each, in a file that several processes and machines add to."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from soho_fast.engine.errors import UserError
+
+FIELDS = ("study", "arm", "seed", "stage", "variant", "digest", "measures")
+
+
+def read_rows(paths: Iterable[Path], *, optional: Path | None = None) -> list[dict[str, Any]]:
+    """All rows of these files, and of one that may not be there yet.
+
+    A last line without its end is what a full disk or a killed machine left; it counts as not written.
+
+    Raises:
+        UserError: a file can't be read, or holds something else.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in (*paths, *([optional] if optional is not None and optional.exists() else [])):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"results {path}: {getattr(error, 'strerror', None) or error}") from error
+        lines = text.split("\n")
+        for number, line in enumerate(lines[:-1], 1):
+            if line:
+                rows.append(_row(line, f"results {path}, line {number}"))
+    return rows
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error}); delete the line, and its run is made again") from error
+    missing = [name for name in FIELDS if not isinstance(row, dict) or name not in row]
+    if missing:
+        raise UserError(f"{where}: expected a study's row, this lacks {', '.join(missing)}")
+    return row
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row, whole or not at all, whoever else adds one meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(row).encode() + b"\n"
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        end = os.lseek(file, 0, os.SEEK_END)
+        # What was cut off in the middle of a line goes.
+        while end and os.pread(file, 1, end - 1) != b"\n":
+            end -= 1
+        os.ftruncate(file, end)
+        try:
+            if os.pwrite(file, line, end) != len(line):
+                raise OSError(28, "no room for a row", str(path))
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, end)
+            raise
+    finally:
+        os.close(file)
+
+
+def by_digest(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The newest row of each digest."""
+    return {row["digest"]: row for row in rows}

@@ -1,0 +1,227 @@
+"""What a study is: a YAML file over recipes, read as strictly as these."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from soho_fast.extras import from_extra
+
+with from_extra("train"):
+    from jsonargparse import ArgumentParser
+
+    from soho_fast.command_line import in_plain_words
+    from soho_fast.engine.errors import UserError
+    from soho_fast.hub import no_such_path
+    from soho_fast.recipe_file import check_fields, read_yaml
+    from soho_fast.spelling import did_you_mean
+
+STUDIES = Path(__file__).resolve().parent
+
+
+@dataclass
+class Arm:
+    """What is compared: changes of the recipes.
+
+    Args:
+        about: What it is, in a few words.
+        overrides: Fields of every run's recipe by their dotted names.
+        stages: The same, of one stage's runs, by the stage's name.
+        seeds: Seeds of this arm; empty takes the study's.
+        seed_offset: Added to the seeds that its recipes have: the same arm by other chances.
+    """
+
+    about: str = ""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    seed_offset: int = 0
+
+
+@dataclass
+class Variant:
+    """One way to train a stage, such as by a tenth of the data.
+
+    Args:
+        overrides: Fields of its recipe by their dotted names.
+        arms: The arms that have it; empty: all.
+    """
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    arms: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Stage:
+    """Runs of one recipe.
+
+    Args:
+        recipe: Name or path of a recipe.
+        after: The stage whose model these start from; empty: the recipe says.
+        overrides: Fields of the recipe by their dotted names.
+        variants: Ways to train it; without any there is one.
+        splits: What the trained model is measured on beside the recipe's own measuring at the end: a split of the
+            recipe by its name, or of pre-training the held-out images by any name; with fields of the recipe to
+            replace. Its measures have the name and a dot before theirs.
+        codes: Also measure what the codes mean (as `soho_fast.explore measure` does), on at most so many images; 0
+            does not.
+        measures: Measures that are compared, by name, and what a reader calls them.
+        arms: The arms that have it; empty: all.
+    """
+
+    recipe: str
+    after: str = ""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, Variant] = field(default_factory=dict)
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    codes: int = 0
+    measures: dict[str, str] = field(default_factory=dict)
+    arms: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Comparison:
+    """One arm against another, seed by seed.
+
+    Args:
+        arm: Name of an arm.
+        against: Name of the arm that it is compared with.
+        main: Measures whose mean is the comparison declared in advance, as STAGE/MEASURE or STAGE/VARIANT/MEASURE;
+            empty where none is. All other measures of the stages are compared too, by Holm's correction.
+    """
+
+    arm: str
+    against: str
+    main: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Study:
+    """A matrix of runs: arms x seeds x stages x variants, and what is compared.
+
+    Args:
+        title: What a report is headed by.
+        question: What it asks, in a sentence or two.
+        overrides: Fields of every run's recipe by their dotted names.
+        seeds: Seeds; arms are compared seed by seed.
+        arms: What is compared, by name.
+        stages: What is trained, by name, in this order.
+        comparisons: Who is compared with whom.
+    """
+
+    title: str
+    question: str = ""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    arms: dict[str, Arm] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+
+
+def find_study(name_or_path: str) -> Path:
+    """The file of a study: a path, or the name of one of this package.
+
+    Raises:
+        UserError: there is no such file; the message lists the names there are.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if path.is_file():
+            return path
+        raise UserError(f"study: {path}: {no_such_path(path)}")
+    named = STUDIES / f"{name_or_path}.yaml"
+    if named.is_file():
+        return named
+    names = sorted(file.stem for file in STUDIES.glob("*.yaml"))
+    raise UserError(
+        f"study: there is no study {name_or_path!r}; expected one of {', '.join(names)}, or the path of a YAML file"
+        f"{did_you_mean(name_or_path, names)}"
+    )
+
+
+def read_study(path: Path) -> Study:
+    """A study from its file.
+
+    Raises:
+        UserError: it is not one, or names an arm, a stage or a variant that it does not have.
+    """
+    content = read_yaml(path)
+    check_fields(content, Study, path)
+    parser = _Parser(exit_on_error=False)
+    parser.add_class_arguments(Study)
+    try:
+        parsed = parser.instantiate(parser.parse_object(content))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"study {path}: {' '.join(str(error).split())}") from error
+    study = Study(**{each.name: getattr(parsed, each.name) for each in dataclasses.fields(Study)})
+    try:
+        _check(study)
+    except UserError as error:
+        raise UserError(f"study {path}: {error}") from None
+    return study
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise UserError(in_plain_words(message, ())) from ex
+
+
+def _check(study: Study) -> None:
+    for what in ("arms", "stages", "seeds"):
+        if not getattr(study, what):
+            raise UserError(f"{what}: expected at least one, got none")
+    for name, arm in study.arms.items():
+        for stage in arm.stages:
+            known(f"arms.{name}.stages", stage, study.stages)
+    for name in (*study.arms, *study.stages, *(variant for s in study.stages.values() for variant in s.variants)):
+        if not name or "/" in name or name.startswith("."):
+            raise UserError(f"{name!r}: a name of an arm, stage or variant is also a folder's; leave / out")
+    before: list[str] = []
+    for name, stage in study.stages.items():
+        if stage.after:
+            known(f"stages.{name}.after", stage.after, before)
+            if study.stages[stage.after].variants:
+                raise UserError(f"stages.{name}.after: {stage.after} has variants; expected a stage of one model")
+        for arm in (*stage.arms, *(arm for variant in stage.variants.values() for arm in variant.arms)):
+            known(f"stages.{name}.arms", arm, study.arms)
+        before.append(name)
+    for number, comparison in enumerate(study.comparisons):
+        where = f"comparisons[{number}]"
+        known(f"{where}.arm", comparison.arm, study.arms)
+        known(f"{where}.against", comparison.against, study.arms)
+        for cell in comparison.main:
+            stage, variant, _ = split_cell(cell, where)
+            known(f"{where}.main", stage, study.stages)
+            if variant or study.stages[stage].variants:
+                known(f"{where}.main", variant, study.stages[stage].variants)
+    for place, values in (("overrides", study.overrides), *((f"arms.{n}", a.overrides) for n, a in study.arms.items())):
+        _check_finite(values, place)
+
+
+def split_cell(cell: str, where: str) -> tuple[str, str, str]:
+    """(stage, variant or an empty text, measure) of STAGE/MEASURE or STAGE/VARIANT/MEASURE."""
+    parts = cell.split("/")
+    if len(parts) not in (2, 3):
+        raise UserError(f"{where}.main: expected STAGE/MEASURE or STAGE/VARIANT/MEASURE, got {cell!r}")
+    return parts[0], parts[1] if len(parts) == 3 else "", parts[-1]
+
+
+def known(place: str, name: str, names: Any) -> None:
+    """Raises UserError: the name is none of these."""
+    if name not in names:
+        similar = did_you_mean(name, names)
+        raise UserError(f"{place}: expected one of {', '.join(names) or '(none given)'}, got {name!r}{similar}")
+
+
+def _check_finite(values: dict[str, Any], place: str) -> None:
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{place}.{name}: expected a finite number, got {value}")
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{place}.{name}: expected a value of a recipe ({error})") from error
