@@ -102,6 +102,10 @@ def _run(arguments: list[str]) -> int:
     if not options.report:
         build_corpora(asked, folder, print)
         code = Runner(path.stem, asked, place, _say).make()
+    if options.report or not code:
+        from soho_fast.studies.report import write_report
+
+        print(f"in {', '.join(map(str, write_report(folder, path.stem, study, runs, place.rows())))}")
     return code
 
 

@@ -69,7 +69,8 @@ class Stage:
             replace. Its measures have the name and a dot before theirs.
         codes: Also measure what the codes mean (as `soho_fast.explore measure` does), on at most so many images; 0
             does not.
-        measures: Measures that are compared, by name, and what a reader calls them.
+        measures: Measures that are compared, by name, and what a reader calls them: a share, unless a unit stands in
+            brackets at the end.
         arms: The arms that have it; empty: all.
     """
 
@@ -90,8 +91,8 @@ class Comparison:
     Args:
         arm: Name of an arm.
         against: Name of the arm that it is compared with.
-        main: Measures whose mean is the comparison declared in advance, as STAGE/MEASURE or STAGE/VARIANT/MEASURE;
-            empty where none is. All other measures of the stages are compared too, by Holm's correction.
+        main: Measures whose comparison is declared in advance, as STAGE/MEASURE or STAGE/VARIANT/MEASURE. All others of
+            the stages are compared too, as explored ones.
     """
 
     arm: str

@@ -533,12 +533,12 @@ class AnsweringTask(FineTuningTask):
             keep_in: Folder for results as they come, so that a run that was killed can be taken up; deleted at the end.
             identity: What the results depend on, beside what this task knows (the weights).
             progress: Called as batches are done.
-            max_images: Only the examples of the first so many images (pairs); 0 takes all.
+            max_images: Only the examples of the first so many images (pairs); 0 takes what `data` says.
 
         Raises:
             BrokenImageError: an image can't be read: a published measure covers every example.
         """
-        records = self.records(split)
+        records, max_images = self.records(split), max_images or self.data.measured_images
         if split not in self._examples:
             self._examples[split] = self._pack(records)
         examples = self._examples[split]
@@ -596,5 +596,5 @@ class AnsweringTask(FineTuningTask):
 # Settings of the data that change what a model answers.
 _RESULTS_DEPEND_ON = (
     "shorter_edge", "longer_edge", "pad_to_multiple", "antialias", "max_text_length", "blank_images", "missing_images",
-    "image_batch", "text_batch",
+    "image_batch", "text_batch", "measured_images",
 )  # fmt: skip

@@ -59,7 +59,7 @@ FIXED = (
 # A best model is chosen by what is measured, so these are compared; but `evaluate` takes them without training.
 MEASURES_BY = (
     "held-out data", "data.heldout_images", "data.heldout_candidates", "data.validate", "data.folds",
-    "data.scoring", "data.max_loss", "data.choice_images", "data.precision",
+    "data.scoring", "data.max_loss", "data.choice_images", "data.precision", "data.measured_images",
 )  # fmt: skip
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")

@@ -163,7 +163,7 @@ class RetrievalTask(FineTuningTask):
         data, kept_in_all = self.data, []
         if data.scoring != "all":
             model.required_contrastive_head()
-        records = self.records(split)
+        records = self.records(split)[: data.measured_images or None]
         if data.folds and len(records) % data.folds:
             raise ValueError(
                 f"data.folds: the {len(records)} images of {split} do not divide into {data.folds} equal folds; give 0 "
@@ -323,7 +323,7 @@ _WORK = (
 # Settings of the data that change a score.
 _SCORES_DEPEND_ON = (
     "shorter_edge", "longer_edge", "pad_to_multiple", "antialias", "max_text_length", "missing_images", "image_batch",
-    "pair_batch", "validate", "choice_images",
+    "pair_batch", "validate", "choice_images", "measured_images",
 )  # fmt: skip
 
 

@@ -63,6 +63,8 @@ class FineTuningData(InputData):
             nothing, and the last model is the result.
         tokenizer: Directory of a BERT tokenizer, or its name on the hub; null takes that of the pre-trained model.
         missing_images: error refuses a split with missing image files; skip leaves their examples out and counts them.
+        measured_images: Images (in NLVR2 pairs) of a split that are measured, its first ones; 0 takes all, as published
+            measures do.
         quick_images: Images (in NLVR2 pairs) measured in a quick evaluation.
     """
 
@@ -70,6 +72,7 @@ class FineTuningData(InputData):
     train_share: Share = 1.0
     validate: str = "val"
     missing_images: Literal["error", "skip"] = "error"
+    measured_images: NonNegativeInt = 0
     quick_images: PositiveInt = 128
 
 

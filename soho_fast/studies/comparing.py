@@ -1,0 +1,171 @@
+"""What rows allow to say: differences between two arms, seed by seed, with intervals and Holm's correction.
+
+The interval is that of the paired t-test: it takes the differences of the seeds for draws from a normal distribution,
+which few seeds can neither show nor refute.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from soho_fast.extras import from_extra
+from soho_fast.studies.matrix import Cell
+from soho_fast.studies.study import Comparison, Study, split_cell
+
+with from_extra("explore"):
+    import numpy as np
+    from scipy.stats import ttest_1samp
+
+LEVEL = 0.95
+
+
+@dataclass
+class Difference:
+    """Of one measure, arm minus the other.
+
+    Attributes:
+        arm, against, stage, variant, measure, label: What is compared; `label` is the measure's name for readers.
+        declared: It is one of the comparisons declared in advance.
+        differences: By seed.
+        missing: Seeds of which one or both rows are not there.
+        mean, low, high: Their mean and its 95 % interval; NaN where there are too few.
+        p: Two-sided, of no difference; NaN where there are too few.
+        adjusted: p after Holm's correction over the `family` comparisons that belong together.
+    """
+
+    arm: str
+    against: str
+    stage: str
+    variant: str
+    measure: str
+    label: str
+    declared: bool
+    differences: dict[int, float]
+    missing: list[int]
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    adjusted: float = math.nan
+    family: int = field(default=1)
+
+    @property
+    def unit(self) -> str:
+        """What stands in brackets at the label's end; empty: a share."""
+        return unit_of(self.label)
+
+    @property
+    def verdict(self) -> str:
+        """helps, hurts, none (no difference was found), unclear (of several comparisons, one may look so by chance) or
+        unknown (too few seeds)."""
+        if math.isnan(self.low):
+            return "unknown"
+        if self.low <= 0 <= self.high:
+            return "none"
+        if self.adjusted >= 1 - LEVEL:
+            return "unclear"
+        return "helps" if self.mean > 0 else "hurts"
+
+
+def unit_of(label: str) -> str:
+    """The unit in brackets at a label's end, or an empty text."""
+    return label.rpartition("(")[2].removesuffix(")") if label.endswith(")") else ""
+
+
+def value_of(row: Mapping[str, Any], measure: str) -> float | None:
+    """A measure of a row, or what the row says of the run itself (`seconds`, `peak_memory_gb`, ...)."""
+    value = row["measures"].get(measure, row.get(measure))
+    return float(value) if isinstance(value, int | float) else None
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float, float, float]:
+    """(mean, low, high, p) of paired differences; NaN but for the mean of fewer than two.
+
+    Differences that are all 0 have the interval [0, 0]. Others that are all the same would have one without a width,
+    which says nothing of what another seed gives: NaN.
+    """
+    mean = float(np.mean(differences)) if len(differences) else math.nan
+    if len(differences) >= 2 and not np.any(differences):
+        return 0.0, 0.0, 0.0, 1.0
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return mean, math.nan, math.nan, math.nan
+    test = ttest_1samp(differences, 0.0)
+    interval = test.confidence_interval(LEVEL)
+    return mean, float(interval.low), float(interval.high), float(test.pvalue)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values after Holm's correction (1979) over all of them that are numbers."""
+    adjusted = [math.nan] * len(values)
+    known = sorted((value, place) for place, value in enumerate(values) if not math.isnan(value))
+    highest = 0.0
+    for rank, (value, place) in enumerate(known):
+        highest = max(highest, min(1.0, value * (len(known) - rank)))
+        adjusted[place] = highest
+    return adjusted
+
+
+def compare(study: Study, rows: Mapping[Cell, Mapping[str, Any]]) -> list[Difference]:
+    """All differences of a study's comparisons, those declared in advance first.
+
+    Declared ones are corrected over those of their comparison, all others over all others of the study.
+    """
+    found = [each for comparison in study.comparisons for each in _of(study, comparison, rows)]
+    for comparison in study.comparisons:
+        pair = (comparison.arm, comparison.against)
+        _correct([each for each in found if each.declared and (each.arm, each.against) == pair])
+    _correct([each for each in found if not each.declared])
+    return sorted(found, key=lambda each: not each.declared)
+
+
+def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Mapping[str, Any]]) -> list[Difference]:
+    declared = [split_cell(cell, "") for cell in comparison.main]
+    found = []
+    for stage, settings in study.stages.items():
+        for variant in settings.variants or [""]:
+            for measure, label in settings.measures.items():
+                is_declared = (stage, variant, measure) in declared
+                each = _difference(study, comparison, rows, (stage, variant, measure), label, is_declared)
+                if each is not None:
+                    found.append(each)
+    return found
+
+
+def _difference(
+    study: Study,
+    comparison: Comparison,
+    rows: Mapping[Cell, Mapping[str, Any]],
+    where: tuple[str, str, str],
+    label: str,
+    declared: bool,
+) -> Difference | None:
+    stage, variant, measure = where
+    arms = (comparison.arm, comparison.against)
+    settings = study.stages[stage]
+    own = [study.arms[arm].seeds or study.seeds for arm in arms]
+    limits = (settings.arms, settings.variants[variant].arms if variant else [])
+    if any(limit and arm not in limit for limit in limits for arm in arms):
+        return None
+    seeds = [seed for seed in own[0] if seed in own[1]]
+    differences: dict[int, float] = {}
+    lacking = False
+    for seed in seeds:
+        pair = [rows.get(Cell(arm, seed, stage, variant)) for arm in arms]
+        values = [None if row is None else value_of(row, measure) for row in pair]
+        if None not in values:
+            differences[seed] = values[0] - values[1]
+        # A model without a dictionary has no measures of codes.
+        lacking |= None in values and None not in pair
+    if lacking and not differences:
+        return None
+    missing = [seed for seed in seeds if seed not in differences]
+    statistics = paired(list(differences.values()))
+    return Difference(*arms, stage, variant, measure, label, declared, differences, missing, *statistics)
+
+
+def _correct(family: list[Difference]) -> None:
+    for each, adjusted in zip(family, holm([each.p for each in family]), strict=True):
+        each.adjusted, each.family = adjusted, sum(not math.isnan(other.p) for other in family)

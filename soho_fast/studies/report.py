@@ -1,0 +1,235 @@
+"""A study's page: what was asked, what was declared in advance, what the rows allow to say, and all of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from soho_fast.engine.checkpoint import write_atomically
+from soho_fast.extras import from_extra
+from soho_fast.studies.comparing import LEVEL, Difference, compare, unit_of, value_of
+from soho_fast.studies.matrix import Cell, Run
+from soho_fast.studies.results import by_digest
+from soho_fast.studies.study import Study
+
+with from_extra("explore"):
+    import numpy as np
+
+
+def rows_by_cell(
+    name: str, runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[Cell, Mapping[str, Any]], int]:
+    """The row of each cell of the matrix, and how many of them were made by other settings than the study has now.
+
+    Rows of a study's file as it was before are taken where there are none of today's: what was measured stays measured.
+    """
+    found, old = by_digest(rows), 0
+    last = {(row["arm"], row["seed"], row["stage"], row["variant"]): row for row in rows if row["study"] == name}
+    cells: dict[Cell, Mapping[str, Any]] = {}
+    for run in runs:
+        for cell in run.cells:
+            row = found.get(run.digest) or last.get((cell.arm, cell.seed, cell.stage, cell.variant))
+            if row is not None:
+                cells[cell] = row
+                old += row["digest"] != run.digest
+    return cells, old
+
+
+def write_report(
+    folder: Path, name: str, study: Study, runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]
+) -> list[Path]:
+    """Write `report.md`, `report.png` (the differences) and `differences.jsonl` into a folder; returns their paths."""
+    cells, old = rows_by_cell(name, runs, rows)
+    differences = compare(study, cells)
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / "report.png"
+    drawn = draw(study, differences, picture)
+    text = page(name, study, runs, cells, old, differences, picture.name if drawn else "")
+    write_atomically(folder / "report.md", text)
+    lines = [json.dumps({**vars(each), "verdict": each.verdict}) for each in differences]
+    write_atomically(folder / "differences.jsonl", "".join(f"{line}\n" for line in lines))
+    return [folder / "report.md", *([picture] if drawn else []), folder / "differences.jsonl"]
+
+
+def page(
+    name: str,
+    study: Study,
+    runs: Sequence[Run],
+    cells: Mapping[Cell, Mapping[str, Any]],
+    old: int,
+    differences: Sequence[Difference],
+    picture: str = "",
+) -> str:
+    """The Markdown page."""
+    planned = sum(len(run.cells) for run in runs)
+    seconds = sum({id(row): row["seconds"] for row in cells.values() if "seconds" in row}.values())
+    processors = Counter(row.get("versions", {}).get("processor", "unknown") for row in cells.values())
+    lines = [f"# {study.title}", "", " ".join(study.question.split()), ""]
+    lines += [f"{len(cells):,} of {planned:,} results are there, of {seconds / 3600:.1f} hours of computing"]
+    lines[-1] += (
+        f" ({', '.join(f'{count:,} on {kind}' for kind, count in processors.most_common())})." if cells else "."
+    )
+    if len(cells) < planned:
+        lines.append(f"**{planned - len(cells):,} are missing**; what is said below is of those that are there.")
+    if old:
+        lines.append(f"{old:,} of them were made by other settings than `{name}.yaml` has now.")
+    lines += ["", "| arm | what it is | seeds |", "|---|---|---|"]
+    for arm, settings in study.arms.items():
+        seeds = settings.seeds or study.seeds
+        lines.append(f"| {arm} | {settings.about} | {', '.join(map(str, seeds))} |")
+    declared = [each for each in differences if each.declared]
+    explored = [each for each in differences if not each.declared]
+    if declared:
+        lines += [
+            "",
+            "## Declared in advance",
+            "",
+            *_table(declared),
+            "",
+            *(f"- {sentence(each)}" for each in declared),
+        ]
+    if explored:
+        told = [each for each in explored if each.verdict in ("helps", "hurts")]
+        lines += ["", "## Explored", "", *_table(explored), ""]
+        lines += [f"- {sentence(each)}" for each in told] or ["None of these holds after the correction."]
+    if picture:
+        lines += ["", f"![Differences with their intervals]({picture})"]
+    lines += ["", "## All measures", "", *_values(study, cells)]
+    if differences:
+        lines += ["", *_how()]
+    return "\n".join(lines) + "\n"
+
+
+def _how() -> list[str]:
+    return [
+        f"Differences are of the same seed, intervals {LEVEL:.0%} of the paired t-test. p is two-sided, after Holm's "
+        "correction over the comparisons of its table (of those declared in advance: of the same two arms)."
+    ]
+
+
+def sentence(each: Difference) -> str:
+    """What one difference allows to say."""
+    what = f"{each.label}{f', {each.variant}' if each.variant else ''}: **{each.arm}** against **{each.against}**"
+    seeds = f"{len(each.differences)} seeds"
+    if each.missing:
+        seeds += f"; seed {', '.join(map(str, each.missing))} missing"
+    interval = f"[{_signed(each.low, each.unit)}, {_signed(each.high, each.unit)}]"
+    match each.verdict:
+        case "helps" | "hurts":
+            return f"{what} {each.verdict} by {_signed(each.mean, each.unit)} {interval} ({seeds})."
+        case "unclear":
+            return (
+                f"{what}: {_signed(each.mean, each.unit)} {interval} ({seeds}), which among {each.family} comparisons "
+                "can be chance."
+            )
+        case "none" if each.low == each.high:
+            return f"{what}: no difference was found; the two are the same in all of {seeds}."
+        case "none":
+            return (
+                f"{what}: no difference was found; a gain of more than {_plain(each.high, each.unit)} and a loss of "
+                f"more than {_plain(-each.low, each.unit)} are excluded ({seeds})."
+            )
+    return f"{what}: too few results to say anything ({seeds})."
+
+
+def _table(differences: Sequence[Difference]) -> list[str]:
+    lines = [
+        "| measure | arm | against | difference | 95 % interval | p | seeds | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    words = {"helps": "helps", "hurts": "hurts", "none": "no difference found", "unclear": "can be chance"}
+    for each in differences:
+        interval = "" if math.isnan(each.low) else f"{_signed(each.low, each.unit)} to {_signed(each.high, each.unit)}"
+        p = "" if math.isnan(each.adjusted) else f"{each.adjusted:.3f}" if each.adjusted >= 0.001 else "< 0.001"
+        label = f"{each.label}{f', {each.variant}' if each.variant else ''}"
+        mean = "" if math.isnan(each.mean) else _signed(each.mean, each.unit)
+        missing = f" ({len(each.missing)} missing)" if each.missing else ""
+        cells = [label, each.arm, each.against, mean, interval, p, f"{len(each.differences)}{missing}"]
+        lines.append(f"| {' | '.join(cells)} | {words.get(each.verdict, 'too few')} |")
+    return lines
+
+
+def _values(study: Study, cells: Mapping[Cell, Mapping[str, Any]]) -> list[str]:
+    """Each measure's mean and standard deviation over seeds, of each arm."""
+    arms = list(study.arms)
+    lines = [f"| measure | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
+    for stage, settings in study.stages.items():
+        for variant in settings.variants or [""]:
+            for measure, label in settings.measures.items():
+                shown = []
+                for arm in arms:
+                    here = [
+                        row
+                        for cell, row in cells.items()
+                        if (cell.arm, cell.stage, cell.variant) == (arm, stage, variant)
+                    ]
+                    values = [value for row in here if (value := value_of(row, measure)) is not None]
+                    shown.append(_mean(values, unit_of(label)))
+                if any(shown):
+                    lines.append(f"| {label}{f', {variant}' if variant else ''} | {' | '.join(shown)} |")
+    return [*lines, "", "Mean ± standard deviation over the seeds that are there."]
+
+
+def _mean(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return ""
+    spread = f" ± {_number(float(np.std(values, ddof=1)), unit)}" if len(values) > 1 else ""
+    return f"{_number(float(np.mean(values)), unit)}{spread}"
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.3g}" if unit else f"{100 * value:.1f}"
+
+
+def _signed(value: float, unit: str) -> str:
+    return f"{value:+.3g} {unit}" if unit else f"{100 * value:+.1f}"
+
+
+def _plain(value: float, unit: str) -> str:
+    return f"{value:.3g} {unit}" if unit else f"{100 * value:.1f}"
+
+
+def draw(study: Study, differences: Sequence[Difference], path: Path) -> bool:
+    """Draw the differences with their intervals, a panel for each two arms. False where there is none to draw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    # Shares alone: what has a unit has another axis.
+    shown = [each for each in differences if not each.unit and not math.isnan(each.low)]
+    pairs = list(dict.fromkeys((each.arm, each.against) for each in shown))
+    if not shown:
+        return False
+    heights = [sum((each.arm, each.against) == pair for each in shown) for pair in pairs]
+    figure, axes = pyplot.subplots(
+        len(pairs),
+        1,
+        figsize=(8, 0.9 * len(pairs) + 0.24 * sum(heights)),
+        sharex=True,
+        squeeze=False,
+        height_ratios=heights,
+        layout="constrained",
+    )
+    for axis, pair in zip(axes[:, 0], pairs, strict=True):
+        here = [each for each in shown if (each.arm, each.against) == pair][::-1]
+        for place, each in enumerate(here):
+            colour = {"helps": "tab:green", "hurts": "tab:red"}.get(each.verdict, "0.45")
+            axis.plot([100 * each.low, 100 * each.high], [place, place], color=colour, linewidth=2)
+            values = [100 * value for value in each.differences.values()]
+            axis.plot(values, [place] * len(values), "|", color=colour, markersize=5, alpha=0.6)
+            axis.plot(100 * each.mean, place, "D" if each.declared else "o", color=colour, markersize=5)
+        labels = [f"{each.label}{f', {each.variant}' if each.variant else ''}" for each in here]
+        axis.set_yticks(range(len(here)), labels, fontsize=8)
+        axis.set_ylim(-0.7, len(here) - 0.3)
+        axis.axvline(0, color="0.2", linewidth=0.8)
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_title(f"{pair[0]} - {pair[1]}", fontsize=9, loc="left")
+    axes[-1, 0].set_xlabel("points; 95 % intervals over seeds, ticks are seeds, diamonds were declared in advance")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return True
