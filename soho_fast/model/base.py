@@ -1,8 +1,8 @@
 """What every SOHO model shares: initial values, precision, who is trained how, and the switches an engine turns."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +36,8 @@ class SohoPreTrainedModel(PreTrainedModel):
     base_model_prefix = "soho"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
+    # How it was prepared for inference; `None`: not.
+    prepared: dict[str, Any] | None = None
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules: ClassVar[list[str]] = ["BertEmbeddings", "BertLayer"]
@@ -69,6 +71,60 @@ class SohoPreTrainedModel(PreTrainedModel):
         except RuntimeError as error:  # More than any memory holds.
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{name}: no model can be made of its config.json and weights here ({reason})") from error
+
+    def prepare_for_inference(self, precision: str = "auto", *, compile: bool = False) -> Self:
+        """Makes the model answer faster, in place and for good: it can't be trained, cast or saved any more.
+
+        BatchNorm becomes a part of the convolutions, weights get the type and the layout that is computed in, the
+        codebook is packed for lookups. The model is called as before, with inputs and results in float32; the
+        dictionary's lookup stays exact for the features that it gets. It may be copied, and moved to a device of the
+        same kind. A second call like the first changes nothing.
+
+        Args:
+            precision: of the CNN and the Transformer: "float32"; "bf16", where the processor or the GPU has
+                instructions for it; "fp16" on a GPU; or "auto": bf16 if it is there, else float32.
+            compile: let torch.compile compile CNN and Transformer at their first call, which then takes minutes.
+
+        Returns:
+            The same object, in evaluation mode.
+
+        Raises:
+            ValueError: a precision that is unknown or that the device lacks, or the model is prepared otherwise.
+        """
+        from .inference import prepare  # It imports the models, which are made of this class.
+
+        return prepare(self, precision, compile)
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; ValueError: `mode` where the model was prepared for inference."""
+        if mode:
+            self._refuse_where_prepared("train", "an unprepared one")
+        return super().train(mode)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own; ValueError: the model was prepared for inference."""
+        self._refuse_where_prepared("save_pretrained", "the model that was loaded, which lies where it was loaded from")
+        return super().save_pretrained(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `nn.Module.load_state_dict`; ValueError: the model was prepared for inference."""
+        self._refuse_where_prepared("load_state_dict", "weights to be loaded before")
+        return super().load_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        if self.prepared is not None:
+            was = torch.empty(0, device=self.device)
+            now = fn(was)
+            if now.dtype != was.dtype:
+                self._refuse_where_prepared(f"to {now.dtype}", "the precision to be given to prepare_for_inference")
+            if now.device.type != was.device.type:
+                self._refuse_where_prepared(f"to {now.device}", "the model to be moved before it is prepared")
+        return super()._apply(fn, recurse)
+
+    def _refuse_where_prepared(self, asked: str, expected: str) -> None:
+        if self.prepared is not None:
+            how = self.prepared["precision"]
+            raise ValueError(f"{asked}: this model was prepared for inference in {how}; expected {expected}")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -31,6 +31,8 @@ def encode_pairs(
         (P, D).
     """
     *layers, last = encoder.layer
+    dtype = last.attention.self.query.weight.dtype
+    words_TSD, visual_ILD = words_TSD.to(dtype), visual_ILD.to(dtype)
     if not layers:
         hidden_PND = _join(words_TSD, visual_ILD, text_index_P, image_index_P)
         return _first_of_last(last, hidden_PND)
@@ -62,7 +64,7 @@ class PairMatching:
         """
         words_TSD = self.soho.text_embeddings(input_ids=input_ids_TS)
         first_PD = encode_pairs(self.soho.encoder, words_TSD, visual_ILD, text_index_P, image_index_P)
-        logits_P2 = self.itm_head(first_PD)
+        logits_P2 = self.itm_head(first_PD.to(self.itm_head.classifier.weight.dtype))
         return logits_P2[:, 1] - logits_P2[:, 0]
 
 

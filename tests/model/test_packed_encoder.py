@@ -60,14 +60,18 @@ def test_who_asks_for_all_states_gets_them_all(fast_model, batch, counted):
     assert not counted and bool((hidden.last_hidden_state.abs().sum(-1) > 0).all())
 
 
-def test_steps_aside(fast_model, batch, counted):
+def test_when_it_steps_aside(fast_model, batch, counted):
     model, inputs = fast_model(), batch()
     model(**inputs)
     assert len(counted) == 1
     model.eval()(**inputs)
-    assert len(counted) == 1
-    model.train()(**inputs, output_hidden_states=False, return_dict=True)
     assert len(counted) == 2
+    model.soho.encoder.layer[0].gradient_checkpointing = True
+    model.eval()(**inputs)
+    assert len(counted) == 2
+    model.soho.encoder.layer[0].gradient_checkpointing = False
+    model.train()(**inputs, output_hidden_states=False, return_dict=True)
+    assert len(counted) == 3
 
 
 def test_bf16_in_row_counts_that_recur(monkeypatch, fast_model, batch):

@@ -57,6 +57,13 @@ PRIVATE = [
     Private("_workers", "those that linger are killed", LOADER, ("self._workers.append(",)),
     Private("triton_ops_to_kernels", "a changed kernel drops a cached graph", "torch._library.triton"),
     Private("FunctionalTensorMode", "torch.compile sees kernels", "torch._subclasses.functional_tensor"),
+    *(
+        Private(name, "layers with constant weights, as Inductor calls them", "torch:ops.mkldnn")
+        for name in (
+            "_convolution_pointwise", "_convolution_pointwise_", "_linear_pointwise",
+            "_reorder_convolution_weight", "_reorder_linear_weight",
+        )
+    ),
     Private("_functorch", "no tangent is lost in an op", "torch:_C"),
     *(
         Private(name, "asked of it", "torch._C:_functorch")

@@ -32,7 +32,7 @@ def speed_up_on_cpu(model: Model) -> Model:
     Losses and gradients are the plain model's up to rounding; with dropout, up to what is drawn. The model can be
     copied, saved, loaded and trained as before. A second call changes nothing.
 
-    - In training the Transformer runs without padding, and its last layer where a loss reads (`packed_encoder.py`).
+    - The Transformer runs without padding, and its last layer where a head reads (`packed_encoder.py`).
     - Word and code classifiers are cast by parts under autocast (`classifier.py`).
     - Convolutions have the layout and the form that are fastest; in inference BatchNorm is a part of them, and there
       are no masks where no image is padded (`convolutions.py`).
@@ -63,7 +63,7 @@ def _pretraining_forward(
     """The model's forward, whose losses read [CLS], labelled words, and masked visual tokens of pairs that count."""
     table = SharedTable()
     input_ids = inputs.get("input_ids")
-    if model.training and input_ids is not None and input_ids.dim() == 2:
+    if input_ids is not None and input_ids.dim() == 2:
         texts_P = input_ids[:, 0]
         all_count = itm_labels is None or model.config.losses_on == "all"
         inputs["reads"] = Reads(

@@ -1,4 +1,4 @@
-"""The Transformer without padding: in training on a CPU its layers run on real tokens, the last one on those read.
+"""The Transformer without padding: on a CPU its layers run on real tokens, the last one on those that are read.
 
 BERT's layers treat every token alike except in attention, so the tokens of all pairs can stand in one matrix without
 the padding of the texts, and only attention sees them pair by pair. Of the last layer nothing but the positions that a
@@ -27,15 +27,14 @@ from .products import product_dtype, recurring
 
 
 def can_pack(soho: SohoModel, **kwargs) -> bool:
-    """Whether this call may run packed: a training forward on a CPU from which only the last states are wanted.
+    """Whether this call may run packed: a forward on a CPU from which only the last states are wanted.
 
     Activation checkpointing, hooks (states or attentions asked for, ZeRO stage 3) and a compiled encoder take the
     ordinary way.
     """
     encoder, config = soho.encoder, soho.config
     return (
-        encoder.training
-        and next(encoder.parameters()).device.type == "cpu"
+        next(encoder.parameters()).device.type == "cpu"
         and all(value is None or value is False for name, value in kwargs.items() if name != "return_dict")
         and not (config.output_hidden_states or config.output_attentions)
         and not any(layer.gradient_checkpointing for layer in encoder.layer)
@@ -260,7 +259,7 @@ def packed_encode(
     encoder, text_embeddings, visual_embeddings = soho.encoder, soho.text_embeddings, soho.visual_embeddings
     input_ids_PS = texts.input_ids
     image_index_P = torch.arange(len(input_ids_PS)) if texts.image_index is None else texts.image_index
-    weight, (num_pairs, T) = next(encoder.parameters()), real_PT.shape
+    weight, (num_pairs, T) = encoder.layer[0].attention.self.query.weight, real_PT.shape
     rows = _packed_rows(real_PT, read_PT, input_ids_PS.shape[1], weight)
 
     words = text_embeddings.word_embeddings

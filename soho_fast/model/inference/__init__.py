@@ -1,0 +1,139 @@
+"""A model made ready to answer, for good: `prepare_for_inference`.
+
+`speed_up_on_cpu` and `speed_up_on_gpu` leave a model what it is: it trains, saves and is saved as before. Here its
+weights are given up for others that compute the same: BatchNorm is inside the convolutions, weights are in the type and
+the layout that is computed in. Such a model can be asked, and nothing else.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..base import SohoPreTrainedModel
+from ..cpu import speed_up_on_cpu
+from ..gpu import speed_up_on_gpu
+from ..official.visual_encoder import OfficialVisualEncoder
+from ..soho import SohoModel
+from .dictionary import prepare_dictionary
+from .layers import FusedConv2d, FusedLinear, refuse_gradient
+from .visual_encoder import FusedBackbone, PreparedOfficialVisualEncoder, PreparedVisualEncoder
+
+__all__ = ["PRECISIONS", "prepare", "prepared_type"]
+
+Model = TypeVar("Model", bound=SohoPreTrainedModel)
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The types of a prepared model's weights and features, by the name of the precision."""
+
+
+def prepared_type(precision: str, device: torch.device) -> str:
+    """The precision that is meant on a device.
+
+    Args:
+        precision: a name of `PRECISIONS`, or "auto": bf16 where the device has instructions for it, else float32.
+
+    Raises:
+        ValueError: another name, or one that the device would only emulate.
+    """
+    if precision not in ("auto", *PRECISIONS):
+        raise ValueError(f"precision: expected auto, {', '.join(PRECISIONS)}, got {precision!r}")
+    if device.type == "cuda":
+        has = {"bf16": torch.cuda.is_bf16_supported(including_emulation=False), "fp16": True}
+    else:
+        found = getattr(torch.cpu, "get_capabilities", dict)()
+        has = {"bf16": any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")), "fp16": False}
+    if precision == "auto":
+        return "bf16" if has["bf16"] else "float32"
+    if not has.get(precision, True):
+        raise ValueError(
+            f"precision: {precision} has no instructions on this {device.type} and would be slower than float32; "
+            "expected float32 or auto"
+        )
+    return precision
+
+
+def prepare(model: Model, precision: str, compile: bool) -> Model:
+    """See `SohoPreTrainedModel.prepare_for_inference`."""
+    precision = prepared_type(precision, next(model.parameters()).device)
+    wanted = {"precision": precision, "compile": compile}
+    if model.prepared is not None:
+        if model.prepared != wanted:
+            raise ValueError(
+                f"prepare_for_inference: the model is prepared with {_said(model.prepared)}, and can't be again with "
+                f"{_said(wanted)}; load it anew"
+            )
+        return model
+    model.eval().requires_grad_(False).float()
+    base = model.base()
+    (speed_up_on_cpu if base.device.type == "cpu" else speed_up_on_gpu)(model)
+    dtype = PRECISIONS[precision]
+    # A compiler lays out the weights itself.
+    pack = not compile and torch.backends.mkldnn.is_available()
+    _prepare_visual_encoder(base, partial(FusedConv2d, dtype=dtype, pack=pack), dtype)
+    _prepare_encoder(base, partial(FusedLinear, dtype=dtype, pack=pack), dtype)
+    if base.visual_dictionary is not None:
+        prepare_dictionary(base.visual_dictionary)
+    base.transform = partial(_transform, base)
+    base.forward = partial(_float32_states, base, base.forward)
+    model.forward = partial(_without_gradient, model.forward)
+    base.prepared = model.prepared = wanted
+    if compile:
+        base.visual_encoder.backbone.compile(dynamic=True)
+        model.compile_transformer()
+    return model
+
+
+def _said(prepared: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in prepared.items())
+
+
+def _prepare_visual_encoder(base: SohoModel, fuse: Callable[..., FusedConv2d], dtype: torch.dtype) -> None:
+    encoder = base.visual_encoder
+    encoder.backbone = FusedBackbone(encoder.backbone, fuse)
+    # Features are float32 from here to the dictionary: a code that is nearest by little stays so.
+    encoder.projection = fuse(encoder.projection, None, dtype=torch.float32)
+    encoder.features_type = dtype
+    official = isinstance(encoder, OfficialVisualEncoder)
+    encoder.__class__ = PreparedOfficialVisualEncoder if official else PreparedVisualEncoder
+
+
+def _prepare_encoder(base: SohoModel, fuse: Callable[..., FusedLinear], dtype: torch.dtype) -> None:
+    """BERT's layers in place: constant weights, GELU with the product before it."""
+    for layer in base.encoder.layer:
+        attention, intermediate = layer.attention.self, layer.intermediate
+        for name in ("query", "key", "value"):
+            setattr(attention, name, fuse(getattr(attention, name)))
+        layer.attention.output.dense = fuse(layer.attention.output.dense)
+        layer.output.dense = fuse(layer.output.dense)
+        is_gelu = base.config.hidden_act == "gelu"
+        intermediate.dense = fuse(intermediate.dense, "gelu" if is_gelu else None)
+        if is_gelu:
+            intermediate.intermediate_act_fn = nn.Identity()
+        if base.device.type != "cpu":
+            # On a CPU LayerNorm takes states of one type and weights of another, and computes in float32 either way.
+            layer.to(dtype)
+
+
+def _transform(base: SohoModel, states_PTD: Tensor, real_PT: Tensor, **kwargs: Any) -> Tensor:
+    """As `SohoModel.transform`; float32 in and out."""
+    dtype = base.encoder.layer[0].attention.self.query.weight.dtype
+    return type(base).transform(base, states_PTD.to(dtype), real_PT, **kwargs).float()
+
+
+def _float32_states(base: SohoModel, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    """The base model's forward with float32 states for the heads."""
+    outputs = forward(*args, **kwargs)
+    if isinstance(outputs, tuple):
+        return (outputs[0].float(), *outputs[1:])
+    outputs.last_hidden_state = outputs.last_hidden_state.float()
+    return outputs
+
+
+def _without_gradient(forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    """A forward that makes no graph, and refuses inputs whose gradient would be asked for."""
+    refuse_gradient(*args, *kwargs.values())
+    with torch.no_grad():
+        return forward(*args, **kwargs)

@@ -1,0 +1,272 @@
+"""`prepare_for_inference`: the same answers, faster, and nothing else any more."""
+
+import copy
+
+import pytest
+import torch
+
+from soho_fast.model import (
+    SohoForImageTextRetrieval,
+    SohoForPreTraining,
+    SohoForQuestionAnswering,
+    SohoForVisualEntailment,
+    SohoForVisualReasoning,
+    SohoModel,
+)
+from soho_fast.model.inference import PRECISIONS, prepared_type
+
+HAS_BF16 = prepared_type("auto", torch.device("cpu")) == "bf16"
+# What bfloat16 makes of the logits of these models, whose spread is about 1: 2^-8 in each of some layers.
+BF16_TOLERANCE = 0.05
+KINDS = {
+    "pre-training": (SohoForPreTraining, {}),
+    "without dictionary": (SohoForPreTraining, {"use_dictionary": False}),
+    "mobilenet": (SohoForPreTraining, {"backbone": "mobilenet_v2", "dictionary_batch_norm": True}),
+    "one layer": (SohoForPreTraining, {"num_hidden_layers": 1, "visual_pool": 2}),
+    "retrieval": (SohoForImageTextRetrieval, {"contrastive_weight": 0.5}),
+    "answers": (SohoForQuestionAnswering, {"use_dictionary_output": False}),
+    "two images": (SohoForVisualReasoning, {"backbone": "resnet50"}),
+    "entailment": (SohoForVisualEntailment, {"hidden_act": "relu"}),
+}
+
+
+def lived(model):
+    """A model as training leaves one: BatchNorm with statistics of its own, codes among the features."""
+    generator = torch.Generator().manual_seed(5)
+    for module in model.modules():
+        if hasattr(module, "running_var"):
+            module.running_mean.normal_(std=0.2, generator=generator)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(std=0.2, generator=generator)
+    for head in ("itm_head", "head"):
+        for parameter in getattr(model, head, torch.nn.Identity()).parameters():
+            parameter.data.normal_(std=0.3, generator=generator)
+    dictionary = model.base().visual_dictionary
+    if dictionary is not None:
+        pixels = torch.randn(4, 3, 96, 96, generator=generator)
+        features_BLD, _ = model.eval().base().encode_features(pixels)
+        rows = features_BLD.detach().flatten(0, 1)[: dictionary.num_codes]
+        dictionary.codebook[: len(rows)] = rows
+    return model.eval()
+
+
+def inputs_of(kind, padded=True):
+    """Three images of several sizes and texts of several lengths, two of which read one image."""
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randn(3, 3, 96, 128, generator=generator)
+    mask = torch.ones(3, 96, 128, dtype=torch.int64)
+    ids = torch.randint(5, 60, (4, 9), generator=generator)
+    words = torch.ones_like(ids)
+    if padded:
+        mask[0, :, 70:] = 0
+        mask[2, 50:] = 0
+        words[1, 4:] = 0
+        words[3, 7:] = 0
+    index = torch.tensor([0, 1, 1, 2])
+    if kind is SohoForVisualReasoning:
+        index = torch.tensor([[0, 1], [1, 1], [2, 0], [1, 2]])
+    pixels = pixels * mask.unsqueeze(1)
+    return {
+        "pixel_values": pixels,
+        "pixel_mask": mask,
+        "input_ids": ids * words,
+        "attention_mask": words,
+        "image_index": index,
+    }
+
+
+def logits_of(output):
+    return output.itm_logits if "itm_logits" in output else output.logits
+
+
+@pytest.fixture
+def build(tiny_config, tiny_official):
+    def make(name):
+        if name.startswith("official"):
+            kind = SohoForImageTextRetrieval if "retrieval" in name else SohoForPreTraining
+            return lived(tiny_official(kind))
+        kind, overrides = KINDS[name]
+        torch.manual_seed(1)
+        return lived(kind(tiny_config(**overrides)))
+
+    return make
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
+@pytest.mark.parametrize("name", [*KINDS, "official", "official retrieval"])
+def test_the_same_answers_in_float32(build, name, padded):
+    model = build(name)
+    inputs = inputs_of(type(model), padded)
+    before = {key: value.clone() for key, value in inputs.items()}
+    with torch.no_grad():
+        wanted, wanted_tokens = model(**inputs), model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
+    assert model.prepare_for_inference("float32") is model
+    with torch.no_grad():
+        got, got_tokens = model(**inputs), model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
+        again = model(
+            visual_tokens=got_tokens,
+            **{key: inputs[key] for key in ("input_ids", "attention_mask", "image_index")},
+        )
+    torch.testing.assert_close(logits_of(got), logits_of(wanted), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits_of(again), logits_of(got), rtol=1e-5, atol=1e-6)
+    assert logits_of(wanted).std() > 0.05, "a model that says the same of all inputs proves nothing"
+    valid_BL = wanted_tokens.valid
+    torch.testing.assert_close(got_tokens.valid, valid_BL)
+    torch.testing.assert_close(got_tokens.features[valid_BL], wanted_tokens.features[valid_BL], rtol=1e-4, atol=1e-4)
+    if wanted_tokens.index is not None:
+        assert torch.equal(got_tokens.index[valid_BL], wanted_tokens.index[valid_BL])
+        assert len(got_tokens.index[valid_BL].unique()) >= 3
+    assert all(torch.equal(inputs[key], before[key]) for key in inputs), "what the caller gave was written to"
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this processor has no instructions for bfloat16")
+@pytest.mark.parametrize("name", [*KINDS, "official"])
+def test_bf16_is_near_and_chooses_the_same(build, name):
+    model = build(name)
+    inputs = inputs_of(type(model))
+    with torch.no_grad():
+        wanted = logits_of(model(**inputs))
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = logits_of(model(**inputs)).float()
+        got = logits_of(model.prepare_for_inference("bf16")(**inputs))
+    assert got.dtype == torch.float32
+    allowed = max(BF16_TOLERANCE, 2 * float((cast - wanted).abs().max()))
+    assert float((got - wanted).abs().max()) < allowed
+    if name != "answers":
+        sure = (wanted[:, 0] - wanted[:, 1]).abs() > 2 * allowed
+        assert torch.equal(got.argmax(1)[sure], wanted.argmax(1)[sure])
+
+
+def test_the_losses_and_logits_of_pretraining(tiny_model, batch):
+    """Evaluation masks words and codes and reads what the heads make of them."""
+    model = lived(tiny_model())
+    with torch.no_grad():
+        wanted = model(**batch())
+        got = model.prepare_for_inference("float32")(**batch())
+    for name in ("loss", "mlm_logits", "mvm_logits", "itm_logits"):
+        torch.testing.assert_close(got[name], wanted[name], rtol=1e-4, atol=1e-5)
+
+
+def test_states_and_attentions_are_given_where_they_are_asked_for(build):
+    model = build("pre-training")
+    model.set_attn_implementation("eager")
+    inputs = inputs_of(type(model))
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    with torch.no_grad():
+        wanted = model(**inputs, **asked)
+        got = model.prepare_for_inference("float32")(**inputs, **asked)
+    for name in ("hidden_states", "attentions"):
+        for one, other in zip(got[name], wanted[name], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason=""))]
+)
+def test_pairs_are_scored_as_they_are_called(build, precision):
+    """Retrieval's way through the Transformer, and the vectors that choose its pairs."""
+    model = build("retrieval")
+    inputs = inputs_of(type(model), padded=False)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if precision == "float32" else {"rtol": 0.0, "atol": BF16_TOLERANCE}
+    index = inputs["image_index"]
+    with torch.no_grad():
+        vectors = model.text_vectors(inputs["input_ids"])
+        model.prepare_for_inference(precision)
+        called = model(**inputs).itm_logits
+        images = model.embed_images(model.encode_images(inputs["pixel_values"]))
+        scored = model.matching_logits(images, inputs["input_ids"], torch.arange(4), index)
+        torch.testing.assert_close(scored, called[:, 1] - called[:, 0], **tolerance)
+        torch.testing.assert_close(model.text_vectors(inputs["input_ids"]), vectors, **tolerance)
+
+
+def test_nothing_is_drawn_and_nothing_moves(tiny_config):
+    torch.manual_seed(1)
+    model = SohoForPreTraining(tiny_config(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)).train()
+    model.prepare_for_inference("float32")
+    inputs, codebook = inputs_of(type(model)), model.soho.visual_dictionary.codebook.clone()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).itm_logits, model(**inputs).itm_logits)
+    assert torch.equal(model.soho.visual_dictionary.codebook, codebook) and not model.training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_in_another_type_is_prepared_from_its_own_values(build, dtype):
+    model = build("pre-training").to(dtype)
+    inputs = inputs_of(type(model))
+    with torch.no_grad():
+        wanted = copy.deepcopy(model).float()(**inputs).itm_logits
+        torch.testing.assert_close(model.prepare_for_inference("float32")(**inputs).itm_logits, wanted)
+
+
+def test_a_copy_answers_alike_without_the_original(build, tmp_path):
+    model = build("pre-training").prepare_for_inference("float32")
+    inputs = inputs_of(type(model))
+    with torch.no_grad():
+        wanted = model(**inputs).itm_logits
+        other = copy.deepcopy(model)
+        for buffer in model.buffers():
+            buffer.zero_()
+        for parameter in model.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(other(**inputs).itm_logits, wanted)
+        torch.testing.assert_close(other.to("cpu")(**inputs).itm_logits, wanted)
+
+
+def test_speed_up_before_and_a_second_call_change_nothing(build):
+    from soho_fast.model.cpu import speed_up_on_cpu
+
+    model, inputs = build("pre-training"), None
+    inputs = inputs_of(type(model))
+    with torch.no_grad():
+        wanted = model(**inputs).itm_logits
+        model = speed_up_on_cpu(model).prepare_for_inference("float32")
+        first = model(**inputs).itm_logits
+        assert torch.equal(model.prepare_for_inference("float32")(**inputs).itm_logits, first)
+    torch.testing.assert_close(first, wanted)
+
+
+def test_the_base_model_alone(tiny_config):
+    from soho_fast.model import Texts
+
+    torch.manual_seed(1)
+    model = lived(SohoModel(tiny_config()))
+    inputs = inputs_of(type(model))
+    texts = Texts(inputs["input_ids"], inputs["attention_mask"], inputs["image_index"])
+    with torch.no_grad():
+        wanted = model(model.encode_images(inputs["pixel_values"], inputs["pixel_mask"]), texts).last_hidden_state
+        model.prepare_for_inference("float32")
+        got = model(model.encode_images(inputs["pixel_values"], inputs["pixel_mask"]), texts).last_hidden_state
+    real_PS = inputs["attention_mask"].bool()
+    torch.testing.assert_close(got[:, :9][real_PS], wanted[:, :9][real_PS], rtol=1e-4, atol=1e-5)
+
+
+def test_what_it_refuses(build, tmp_path):
+    model = build("pre-training")
+    with pytest.raises(ValueError, match=r"precision: expected auto, float32, bf16, fp16, got 'int4'"):
+        model.prepare_for_inference("int4")
+    with pytest.raises(ValueError, match="precision: fp16 has no instructions on this cpu"):
+        model.prepare_for_inference("fp16")
+    model.prepare_for_inference("float32")
+    inputs = inputs_of(type(model))
+    for refused in (
+        lambda: model.train(),
+        lambda: model.soho.train(),
+        lambda: model.save_pretrained(tmp_path),
+        lambda: model.load_state_dict(model.state_dict()),
+        lambda: model.half(),
+        lambda: model.to(torch.bfloat16),
+        lambda: model.to("meta"),
+    ):
+        with pytest.raises(ValueError, match="this model was prepared for inference in float32; expected") as error:
+            refused()
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"prepared with precision='float32', compile=False, and can't be again with"):
+        model.prepare_for_inference("float32", compile=True)
+    inputs["pixel_values"].requires_grad_()
+    for call in (lambda: model(**inputs), lambda: model.encode_images(inputs["pixel_values"])):
+        with pytest.raises(ValueError, match="prepared for inference and gives no gradients"):
+            call()
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    model.eval(), model.float()
+    assert set(PRECISIONS) == {"float32", "bf16", "fp16"}
