@@ -1,9 +1,9 @@
-"""A module's codebook, looked up exactly, and packed once for as long as it stays as it is.
+"""A module's codebooks, looked up exactly, and packed once for as long as they stay as they are.
 
-Letters: N features, K codes, C channels.
+Letters: N features, L levels, K codes, C channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,8 @@ class Watch:
         return Watch(*tensors)
 
     def holds(self, *tensors: Tensor) -> bool:
+        if len(tensors) != len(self._seen):
+            return False
         for tensor, (then, memory, version, *place) in zip(tensors, self._seen, strict=True):
             if tensor is not then or not (tensor._version == memory._version == version):
                 return False
@@ -77,46 +79,85 @@ def _place(tensor: Tensor) -> tuple[int, torch.dtype, torch.Size, tuple[int, ...
 
 
 class KeptCodebook:
-    """The lookup in one module's codebook, which is prepared when two calls in a row find it unchanged.
+    """The lookup in the codebook of a module, or those of its levels, which are prepared when two calls in a row find
+    them unchanged.
 
     Copies and pickles of it are empty.
+
+    Attributes:
+        num_drops: how often it was told that codes changed in a way that torch does not count.
     """
 
-    __slots__ = ("_entry",)
+    __slots__ = ("_entry", "num_drops")
 
     def __init__(self) -> None:
         self._entry: tuple[Watch, ops.PreparedCodebook | None] | None = None
+        self.num_drops = 0
 
     def __reduce__(self) -> tuple[type["KeptCodebook"], tuple[()]]:
         return KeptCodebook, ()
 
     def drop(self) -> None:
         self._entry = None
+        self.num_drops += 1
 
     @property
     def is_prepared(self) -> bool:
         return self._entry is not None and self._entry[1] is not None
 
+    def _prepared(
+        self, codebooks: Sequence[Tensor], prepare: Callable[[], ops.PreparedCodebook]
+    ) -> ops.PreparedCodebook | None:
+        """What was prepared of the codebooks; None where the call before this one did not find them as they are."""
+        entry = self._entry  # read once: threads may share the module
+        if entry is None or not entry[0].holds(*codebooks):
+            seen = Watch.of(*codebooks)
+            self._entry = None if seen is None else (seen, None)
+            return None
+        watch, prepared = entry
+        if prepared is None:
+            prepared = prepare()
+            self._entry = watch, prepared
+        return prepared
+
     def nearest_code(self, features_NC: Tensor, codebook_KC: Tensor, metric: str) -> Tensor:
         """Index int64 (N,) of the code nearest to each feature, by the one metric of the module.
 
         Args:
-            features_NC: (N, C). codebook_KC: (K, C), as the module holds it.
+            features_NC: (N, C). codebook_KC: (K, C), as the module holds it. Or a batch of both, (H, N, C), (H, K, C).
         """
+
+        def prepare() -> ops.PreparedCodebook:
+            (codes_KC,), served = _as_served((codebook_KC,), metric)
+            return ops.prepare_codebook(codes_KC, metric=served)
+
         if is_recorded(features_NC) or torch.float64 in (features_NC.dtype, codebook_KC.dtype):
             return nearest_code(features_NC, codebook_KC, metric)
-        entry = self._entry  # read once: threads may share the module
-        if entry is None or not entry[0].holds(codebook_KC):
-            seen = Watch.of(codebook_KC)
-            self._entry = None if seen is None else (seen, None)
-            return nearest_code(features_NC, codebook_KC, metric)
-        watch, prepared = entry
+        prepared = self._prepared((codebook_KC,), prepare)
         if prepared is None:
-            (codes_KC,), served = _as_served((codebook_KC,), metric)
-            prepared = ops.prepare_codebook(codes_KC, metric=served)
-            self._entry = watch, prepared
+            return nearest_code(features_NC, codebook_KC, metric)
         (features_NC,), served = _as_served((features_NC,), metric)
         return ops.codebook_lookup(features_NC, prepared, metric=served)
+
+    def residual_lookup(self, features: Tensor, codebooks: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+        """`ops.residual_lookup` of features (..., N, C) in the codebooks (K, C) or (1, K, C) of L levels: index int64
+        (..., N, L), quantized (..., N, C). None where the caller has to go from level to level instead: before the
+        codebooks are prepared, and where what is left of the features would not be float32 or no kernel has all levels.
+        """
+        if len(codebooks) < 2 or features.device.type != "cpu" or features.dtype == torch.float64:
+            return None
+        first = codebooks[0]
+        if is_recorded(features) or any(one.dtype != torch.float32 or one.shape != first.shape for one in codebooks):
+            return None
+
+        def prepare() -> ops.PreparedCodebook:
+            codes = [one.detach().flatten(0, -2) for one in codebooks]
+            return ops.prepare_codebook(codes[0] if all(one is first for one in codebooks) else torch.stack(codes))
+
+        prepared = self._prepared(codebooks, prepare)
+        if prepared is None:
+            return None
+        return ops.residual_lookup(features.detach(), prepared, num_levels=len(codebooks))
 
 
 class Made:

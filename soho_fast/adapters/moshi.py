@@ -1,12 +1,12 @@
 """Exact lookups under the quantiser of Kyutai's `moshi`, which is that of its Mimi.
 
-Letters: N features, K codes, C channels.
+Letters: B sequences, T steps in time, L levels, N features, K codes, C channels.
 """
 
 from torch import Tensor, nn
 
 from soho_fast.adapters import swapping
-from soho_fast.adapters.swapping import SummedCodebook
+from soho_fast.adapters.swapping import ResidualStack, SummedCodebook
 
 try:
     from moshi.quantization import core_vq
@@ -36,7 +36,22 @@ class EuclideanCodebook(SummedCodebook, core_vq.EuclideanCodebook):
         return self.nearest_code(x, self.embedding)
 
 
+class ResidualVectorQuantization(ResidualStack, core_vq.ResidualVectorQuantization):
+    """`encode((B, C, T), L) -> int64 (L, B, T)`."""
+
+    original = core_vq.ResidualVectorQuantization
+    codebook_at = "_codebook"
+    codes_at = "embedding"
+    layers: nn.ModuleList
+
+    def encode(self, x: Tensor, n_q: int | None = None) -> Tensor:
+        return self.encoded(x, n_q or len(self.layers))
+
+
 def find(model: nn.Module) -> tuple[list[swapping.Found], list[str]]:
     """As `swapping.find`."""
-    accelerated: dict[type, type[swapping.Accelerated]] = {core_vq.EuclideanCodebook: EuclideanCodebook}
+    accelerated: dict[type, type[swapping.Keeping]] = {
+        core_vq.EuclideanCodebook: EuclideanCodebook,
+        core_vq.ResidualVectorQuantization: ResidualVectorQuantization,
+    }
     return swapping.find(model, accelerated.get)

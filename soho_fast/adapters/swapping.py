@@ -4,7 +4,7 @@ An accelerated class is a subclass, with the same name, of the one it replaces: 
 and `repr` see no difference.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
 from typing import Any, ClassVar
 
@@ -32,19 +32,11 @@ class Swapped:
         """Called before it is taken away."""
 
 
-class Accelerated(Swapped, nn.Module):
-    """A class that holds a codebook.
+class Keeping(Swapped):
+    """A module's class that keeps what it prepares of codebooks, and drops it where it trains."""
 
-    Attributes:
-        codebook_at: where the module has its codebook.
-        replaces: the methods of `original` that are others here.
-        metric: by which its codes are compared, one of `ops.codebook_lookup`.
-    """
-
-    codebook_at: ClassVar[str]
-    replaces: ClassVar[tuple[str, ...]]
-    metric: ClassVar[str] = "euclidean"
     _kept: KeptCodebook
+    training: bool
 
     def begin(self) -> None:
         self._kept = KeptCodebook()
@@ -58,16 +50,61 @@ class Accelerated(Swapped, nn.Module):
 
     def train(self, mode: bool = True) -> Any:
         self.forget()  # some optimisers write past the version counter
-        return super().train(mode)
+        return super().train(mode)  # type: ignore[misc]
 
-    def nearest_code(self, features_NC: Tensor, codebook_KC: Tensor) -> Tensor:
+    def found_nearest(self, features_NC: Tensor, codebook_KC: Tensor, metric: str) -> Tensor:
         """As `KeptCodebook.nearest_code`; nothing is kept while the module trains."""
         if is_recorded(features_NC):
-            return nearest_code(features_NC, codebook_KC, self.metric)
+            return nearest_code(features_NC, codebook_KC, metric)
         if self.training:
             self.forget()
-            return nearest_code(features_NC, codebook_KC, self.metric)
-        return self._kept.nearest_code(features_NC, codebook_KC, self.metric)
+            return nearest_code(features_NC, codebook_KC, metric)
+        return self._kept.nearest_code(features_NC, codebook_KC, metric)
+
+
+class KeepingLevels(Keeping):
+    """A class over levels, of which each holds a codebook."""
+
+    _num_drops: tuple[int, ...]
+
+    def begin(self) -> None:
+        super().begin()
+        self._num_drops = ()
+
+    def end(self) -> None:
+        super().end()
+        del self._num_drops
+
+    def looked_up(
+        self, features: Tensor, codebooks: Sequence[object], codes: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        """As `KeptCodebook.residual_lookup`; codebooks are the modules that hold the codes."""
+        kept = [codebook._kept for codebook in codebooks if isinstance(codebook, Keeping) and not codebook.training]
+        if len(kept) < len(codebooks):
+            return None
+        num_drops = tuple(one.num_drops for one in kept)
+        if num_drops != self._num_drops:
+            self.forget()
+            self._num_drops = num_drops
+        return self._kept.residual_lookup(features, codes)
+
+
+class Accelerated(Keeping, nn.Module):
+    """A class that holds a codebook.
+
+    Attributes:
+        codebook_at: where the module has its codebook.
+        replaces: the methods of `original` that are others here.
+        metric: by which its codes are compared, one of `ops.codebook_lookup`.
+    """
+
+    codebook_at: ClassVar[str]
+    replaces: ClassVar[tuple[str, ...]]
+    metric: ClassVar[str] = "euclidean"
+
+    def nearest_code(self, features_NC: Tensor, codebook_KC: Tensor) -> Tensor:
+        """Index int64 (N,)."""
+        return self.found_nearest(features_NC, codebook_KC, self.metric)
 
     @classmethod
     def refusals(cls, module: nn.Module) -> list[str]:
@@ -89,6 +126,51 @@ class Accelerated(Swapped, nn.Module):
         elif codebook.dim() != 2 or codebook.shape[0] < 1:
             reasons.append(f"{cls.codebook_at}: expected shape (K, C) with a code, got {tuple(codebook.shape)}")
         return reasons
+
+
+class ResidualStack(KeepingLevels, nn.Module):
+    """A class whose `encode` subtracts the codes of its levels one after another: in evaluation one op for all levels,
+    with the bits of that loop.
+
+    Attributes:
+        levels_at: where the stack has its levels. codebook_at: where a level has its `Accelerated`.
+        codes_at: where that has the codes.
+    """
+
+    levels_at: ClassVar[str] = "layers"
+    codebook_at: ClassVar[str] = "codebook"
+    codes_at: ClassVar[str] = "embed"
+
+    @classmethod
+    def serves(cls, module: nn.Module) -> bool:
+        """Whether the levels of the module, of class `original`, subtract the codes as they are."""
+        return all(
+            type(level).__module__ == cls.original.__module__
+            and all(name == cls.codebook_at or isinstance(part, nn.Identity) for name, part in level.named_children())
+            for level in getattr(module, cls.levels_at)
+        )
+
+    def encoded(self, embeddings: Tensor, num_levels: int) -> Tensor:
+        """int64 (L, B, T) of embeddings (B, C, T)."""
+        levels = getattr(self, self.levels_at)[:num_levels]
+        if (index_LBT := self._at_once(embeddings, levels)) is not None:
+            return index_LBT
+        found, residual = [], embeddings
+        for level in levels:
+            found.append(level.encode(residual))
+            residual = residual - level.decode(found[-1])
+        return torch.stack(found)
+
+    def _at_once(self, embeddings: Tensor, levels: Any) -> Tensor | None:
+        if is_recorded(embeddings):
+            return None
+        codebooks = [getattr(level, self.codebook_at) for level in levels]
+        # Where an instance has methods of its own, its class does not say what it does.
+        if self.training or any(any(map(callable, vars(part).values())) for part in (*levels, *codebooks)):
+            return None
+        codes_KC = [getattr(codebook, self.codes_at) for codebook in codebooks]
+        found = self.looked_up(embeddings.transpose(1, 2), codebooks, codes_KC)
+        return None if found is None else found[0].permute(2, 0, 1).contiguous()
 
 
 class SummedCodebook(Accelerated):
@@ -150,7 +232,7 @@ def put(module: nn.Module, new: type[Any]) -> None:
         module.begin()
 
 
-def accelerated_class(name: str, base: type[Accelerated], original: type[nn.Module], home: str) -> type[Accelerated]:
+def accelerated_class(name: str, base: type[Keeping], original: type[nn.Module], home: str) -> type[Keeping]:
     """The class `name` of module `home`: `base` in front of `original`."""
     return type(name, (base, original), {"__module__": home, "__doc__": base.__doc__, "original": original})
 
@@ -164,7 +246,7 @@ def undo(module: nn.Module) -> None:
 Found = tuple[str, nn.Module, type[Swapped]]
 
 
-def find(model: nn.Module, accelerated_of: Callable[[type], type[Accelerated] | None]) -> tuple[list[Found], list[str]]:
+def find(model: nn.Module, accelerated_of: Callable[[type], type[Keeping] | None]) -> tuple[list[Found], list[str]]:
     """The modules to accelerate, as (name, module, new class), and every reason why one cannot be.
 
     Args:
@@ -179,6 +261,10 @@ def find(model: nn.Module, accelerated_of: Callable[[type], type[Accelerated] | 
         for kind in _lineage(type(module)):
             if (new := accelerated_of(kind)) is None:
                 continue
+            if issubclass(new, ResidualStack):
+                found += [(name, module, new)] if kind is type(module) and new.serves(module) else []
+                break
+            assert issubclass(new, Accelerated)
             if kind is not type(module):
                 why = [f"expected a {kind.__name__} itself, got its subclass {type(module).__name__}"]
             else:

@@ -1,15 +1,16 @@
 """Exact lookups under the quantisers of transformers' codecs and image tokenisers.
 
-Letters: B images or sequences, T steps in time, H and W rows and columns, N features, K codes, C channels.
+Letters: B images or sequences, T steps in time, L levels, H and W rows and columns, N features, K codes, C channels.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from soho_fast.adapters import swapping
-from soho_fast.adapters.swapping import Accelerated, SummedCodebook
+from soho_fast.adapters.swapping import Accelerated, Keeping, ResidualStack, SummedCodebook
 
 try:
     from transformers.integrations.accelerate import force_accelerate_hooks
@@ -127,8 +128,37 @@ class DotProductQuantizer(Accelerated):
         return [*super().refusals(module), *([] if bias is None else ["embedding.bias: expected None, got one"])]
 
 
+class BandwidthStack(ResidualStack):
+    """Encodec's: `encode((B, C, T), bandwidth) -> int64 (L, B, T)`."""
+
+    get_num_quantizers_for_bandwidth: Callable[[float | None], int]
+
+    def encode(self, embeddings: Tensor, bandwidth: float | None = None) -> Tensor:
+        return self.encoded(embeddings, self.get_num_quantizers_for_bandwidth(bandwidth))
+
+
+class XcodecStack(BandwidthStack):
+    """XCodec's, the same in other words."""
+
+    levels_at = "quantizers"
+
+
+class MimiStack(ResidualStack):
+    """Mimi's: `encode((B, C, T), L) -> int64 (L, B, T)`, of what it projects."""
+
+    num_quantizers: int
+    input_proj: nn.Module | None
+
+    def encode(self, embeddings: Tensor, num_quantizers: int | None = None) -> Tensor:
+        embeddings = embeddings if self.input_proj is None else self.input_proj(embeddings)
+        return self.encoded(embeddings, self.num_quantizers if num_quantizers is None else num_quantizers)
+
+
 # Model, class, and what is put in front of it.
-_CLASSES: dict[str, tuple[str, type[Accelerated]]] = {
+_CLASSES: dict[str, tuple[str, type[Keeping]]] = {
+    "EncodecResidualVectorQuantizer": ("encodec", BandwidthStack),
+    "XcodecResidualVectorQuantization": ("xcodec", XcodecStack),
+    "MimiResidualVectorQuantizer": ("mimi", MimiStack),
     "EncodecEuclideanCodebook": ("encodec", EuclideanCodebook),
     "XcodecEuclideanCodebook": ("xcodec", EuclideanCodebook),
     "WavTokenizerEuclideanCodebook": ("wavtokenizer", EuclideanCodebook),
@@ -147,7 +177,7 @@ def _home(model: str) -> str:
     return f"transformers.models.{model}.modeling_{model}"
 
 
-def __getattr__(name: str) -> type[Accelerated]:
+def __getattr__(name: str) -> type[Keeping]:
     """The accelerated class of a quantiser's name, made when it is asked for: the model's module is loaded by then."""
     if name not in _CLASSES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -157,7 +187,7 @@ def __getattr__(name: str) -> type[Accelerated]:
     return globals()[name]
 
 
-def _accelerated_of(kind: type) -> type[Accelerated] | None:
+def _accelerated_of(kind: type) -> type[Keeping] | None:
     name = kind.__name__
     served = name in _CLASSES and kind.__module__ == _home(_CLASSES[name][0])
     return getattr(import_module(__name__), name) if served else None

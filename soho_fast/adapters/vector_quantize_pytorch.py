@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from soho_fast import ops
 from soho_fast.adapters import swapping
-from soho_fast.adapters.kept_codebook import nearest_code
-from soho_fast.adapters.swapping import Swapped
+from soho_fast.adapters.kept_codebook import is_recorded, nearest_code
+from soho_fast.adapters.swapping import Keeping, KeepingLevels, Swapped
 
 try:
     from vector_quantize_pytorch import ResidualVQ, SimVQ, VectorQuantize
@@ -38,10 +38,18 @@ _NEEDS_ALL_DISTANCES = "needs the distance of every feature to every code, which
 _LEARNT_BY_GRADIENT = "the codes have to learn by moving average, not by gradient"
 
 
-class AcceleratedCodebook(Swapped, Codebook):
+class AcceleratedCodebook(Keeping, Codebook):
     """A `Codebook` whose lookup and statistics are `ops.codebook_lookup` and `ops.codebook_stats`; same state."""
 
     original = Codebook
+
+    def update_ema(self) -> None:
+        self.forget()  # the original writes past the version counter
+        super().update_ema()
+
+    def replace(self, *args: Any, **kwargs: Any) -> None:
+        self.forget()
+        super().replace(*args, **kwargs)
 
     @torch.no_grad()
     def forward(
@@ -69,7 +77,7 @@ class AcceleratedCodebook(Swapped, Codebook):
             valid_HN = None if mask is None else _valid_of_heads(mask, feat_HNC)
             self.init_embed_(feat_HNC, mask=valid_HN)
             codes_HKC = self.embed.float()
-            index_HN = ops.codebook_lookup(feat_HNC, codes_HKC, metric="dot" if self.use_cosine_sim else "euclidean")
+            index_HN = self.found_nearest(feat_HNC, codes_HKC, "dot" if self.use_cosine_sim else "euclidean")
             quantized = ops.straight_through(feat_HNC, codes_HKC, index_HN).reshape(x.shape)
             if self.training and update_usage and not freeze_codebook:
                 self.update_codebook(
@@ -124,6 +132,59 @@ class AcceleratedVectorQuantize(Swapped, VectorQuantize):
         """As the original, except that `indices` (for a cross-entropy loss) and `topk` are refused."""
         _refuse_arguments(indices=indices)
         return super().forward(x, None, *args, **kwargs)
+
+
+class AcceleratedResidualVQ(KeepingLevels, ResidualVQ):
+    """A `ResidualVQ` whose levels are one op in evaluation, with the bits of the loop over them."""
+
+    original = ResidualVQ
+    layers: nn.ModuleList
+    project_in: nn.Module
+    project_out: nn.Module
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        indices: Tensor | list[Tensor] | None = None,
+        return_all_codes: bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As the original: (quantized, index, losses), and all codes if asked for."""
+        if mask is not None or indices is not None or args or kwargs.get("beam_size") is not None:
+            return super().forward(x, mask, indices, return_all_codes, *args, **kwargs)
+        found = self._at_once(x)
+        if found is None:
+            return super().forward(x, return_all_codes=return_all_codes, **kwargs)
+        index, quantized = found
+        losses = torch.zeros(len(self.layers), device=x.device)
+        results = self.project_out(quantized), index, losses
+        return (*results, self.get_codes_from_indices(index)) if return_all_codes else results
+
+    def _at_once(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.training or x.dim() not in (2, 3) or x.dtype != torch.float32 or is_recorded(x):
+            return None
+        codebooks: list[Any] = [layer._codebook for layer in self.layers]
+        # Hooks, or methods of their own, are to see each level.
+        for part in (*self.layers, *codebooks):
+            if part.training or part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+                return None
+        if self.quant_grad_frac > 0 or not all(codebook.initted for codebook in codebooks):
+            return None
+        feat = self.project_in(x)
+        codes = [codebook.embed for codebook in codebooks]
+        return None if feat.dtype != torch.float32 else self.looked_up(feat, codebooks, codes)
+
+    @staticmethod
+    def serves(stack: ResidualVQ) -> bool:
+        """Whether its levels subtract the codes as they are."""
+        layers: Any = stack.layers
+        return all(
+            layer.channel_last
+            and not (layer.accept_image_fmap or layer.accept_3d_fmap or layer._codebook.use_cosine_sim)
+            for layer in layers
+        )
 
 
 class AcceleratedSimVQ(Swapped, SimVQ):
@@ -206,6 +267,8 @@ def find(module: nn.Module) -> tuple[list[swapping.Found], list[str]]:
             found += [(name, part, AcceleratedVectorQuantize), (name, codebook, AcceleratedCodebook)]
         elif type(part) is SimVQ:
             found.append((name, part, AcceleratedSimVQ))
+        elif type(part) is ResidualVQ and AcceleratedResidualVQ.serves(part):
+            found.append((name, part, AcceleratedResidualVQ))
     return found, reasons
 
 

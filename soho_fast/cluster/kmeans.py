@@ -124,9 +124,7 @@ class KMeans(Estimator):
         prepared, found, as_array = None, [torch.zeros(0, dtype=torch.int64, device="cpu")], False
         for features_MC, is_array in parts_of(self, X):
             if prepared is None:
-                # Few rows are looked up sooner than directions of the centres are found.
-                basis = None if are_batches(X) or len(features_MC) >= _MANY_ROWS else False
-                prepared = ops.prepare_codebook(self._centers(features_MC.device), basis=basis)
+                prepared = prepared_for(X, features_MC, self._centers(features_MC.device))
                 as_array = is_array
                 found = []
             found.append(ops.codebook_lookup(features_MC, prepared))
@@ -282,6 +280,13 @@ def parts_of(model: Any, value: Any) -> Iterator[tuple[Tensor, bool]]:
         return
     for item in each_batch(value):
         yield rows_in_memory(model, split(item)[0])
+
+
+def prepared_for(X: Any, features_MC: Tensor, centers: Tensor) -> ops.PreparedCodebook:
+    """The centres, for lookups of the rows X, of which features_MC are the first."""
+    # Few rows are looked up sooner than directions of the centres are found.
+    basis = None if are_batches(X) or len(features_MC) >= _MANY_ROWS else False
+    return ops.prepare_codebook(centers, basis=basis)
 
 
 def tell(model: Any, processes: Processes, line: str) -> None:

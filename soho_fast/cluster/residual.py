@@ -18,6 +18,7 @@ from soho_fast.cluster.kmeans import (
     check_count,
     check_parameters,
     parts_of,
+    prepared_for,
     rows_in_memory,
     shared_seed,
     tell,
@@ -106,10 +107,12 @@ class ResidualKMeans(Estimator):
     def predict(self, X: Any) -> Any:
         """The codes of each row, int64 (N, L), in the kind of X (which may be batches)."""
         self._check_fitted()
-        found, as_array = [], False
+        prepared, found, as_array = None, [], False
         for features_MC, is_array in parts_of(self, X):
-            found.append(self._codes(features_MC)[0])
-            as_array = is_array
+            if prepared is None:
+                prepared = prepared_for(X, features_MC, self._centers(features_MC.device))
+                as_array = is_array
+            found.append(_looked_up(features_MC, prepared)[0])
         codes_NL = torch.cat(found) if found else torch.zeros(0, len(self.cluster_centers_), dtype=torch.int64)
         return give_back(codes_NL, as_array)
 
@@ -147,7 +150,10 @@ class ResidualKMeans(Estimator):
         self._check_fitted()
         features_NC, _ = rows_in_memory(self, X)
         weight_N = as_weights(sample_weight, len(features_NC), features_NC.device)
-        squared_N = self._codes(features_NC)[1]
+        centers_LKC, left_NC = self._centers(features_NC.device), features_NC
+        if len(centers_LKC) > 1:
+            left_NC = _looked_up(features_NC, ops.prepare_codebook(centers_LKC[:-1], basis=False))[1]
+        squared_N = ops.codebook_lookup(left_NC, centers_LKC[-1], return_distance=True)[1]
         return -exact_sum(weighted(squared_N, weight_N))
 
     def __sklearn_tags__(self) -> Any:
@@ -159,17 +165,6 @@ class ResidualKMeans(Estimator):
     def _centers(self, device: torch.device) -> Tensor:
         return torch.as_tensor(self.cluster_centers_, dtype=torch.float32, device=device)
 
-    def _codes(self, features_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (N, L), and the squared distance (N,) of the last level."""
-        centers_LKC, left_NC = self._centers(features_NC.device), features_NC
-        codes: list[Tensor] = []
-        for level, centers_KC in enumerate(centers_LKC):
-            if level:
-                left_NC = left_NC.float() - centers_LKC[level - 1][codes[-1]]
-            label_N, squared_N = ops.codebook_lookup(left_NC, centers_KC, return_distance=True)
-            codes.append(label_N)
-        return torch.stack(codes, 1), squared_N
-
     def _checked_rows(self, X: Any, sample_weight: Any) -> Rows:
         check_count("n_levels", self.n_levels)
         if not isinstance(self.init, str):
@@ -178,12 +173,24 @@ class ResidualKMeans(Estimator):
         return rows_of(X, sample_weight)
 
 
+def _looked_up(features_NC: Tensor, prepared: ops.PreparedCodebook) -> tuple[Tensor, Tensor]:
+    """Codes (N, L), and what the centres (L, K, C) leave of the rows, float32 (N, C)."""
+    if features_NC.device.type == "cpu":  # where one kernel has all levels
+        index_NL, _, left_NC = ops.residual_lookup(features_NC, prepared, return_residual=True)
+        return index_NL, left_NC
+    codes, left_NC = [], features_NC.float()
+    for centers_KC in prepared.codebook:
+        codes.append(ops.codebook_lookup(left_NC, centers_KC))
+        left_NC = left_NC - centers_KC[codes[-1]]
+    return torch.stack(codes, 1), left_NC
+
+
 class LeftRows(Rows):
     """Rows, less the centres that were subtracted so far. What they are otherwise is what the rows are."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows, self.memory = rows, rows.memory
-        self.subtracted: list[ops.PreparedCodebook] = []
+        self.subtracted: ops.PreparedCodebook | None = None
         self.num_rows, self.num_channels, self.device = rows.num_rows, rows.num_channels, rows.device
         self.is_array, self.has_weight = rows.is_array, rows.has_weight
 
@@ -192,15 +199,17 @@ class LeftRows(Rows):
             yield from super().batches()
             return
         for features_MC, weight_M, first in self.rows.batches():
-            for prepared in self.subtracted:
-                label_M = ops.codebook_lookup(features_MC, prepared)
-                features_MC = features_MC.float() - prepared.codebook[label_M]
+            if self.subtracted is not None:
+                features_MC = _looked_up(features_MC, self.subtracted)[1]
             yield Batch(features_MC, weight_M, first)
 
     def subtract(self, centers_KC: Tensor, label_N: Tensor) -> None:
         """From now on less the centres of these labels."""
         if self.memory is None:
-            self.subtracted.append(ops.prepare_codebook(centers_KC))
+            centers_LKC = centers_KC[None]
+            if self.subtracted is not None:
+                centers_LKC = torch.cat([self.subtracted.codebook, centers_LKC])
+            self.subtracted = ops.prepare_codebook(centers_LKC)
         else:
             features_NC, weight_N, first = self.memory
             self.memory = Batch(features_NC.float() - centers_KC[label_N], weight_N, first)

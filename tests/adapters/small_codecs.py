@@ -17,6 +17,8 @@ import pytest
 import torch
 from torch import nn
 
+from soho_fast.adapters.swapping import ResidualStack
+
 
 @contextlib.contextmanager
 def stand_in(*names):
@@ -194,6 +196,14 @@ class Case:
 
     def leaves(self, model: nn.Module) -> list[nn.Module]:
         return [module for module in model.modules() if type(module).__name__ == self.leaf]
+
+    def is_prepared(self, model: nn.Module) -> bool:
+        """Whether every codebook is, by itself or with the others of its stack."""
+        stacks = [
+            module for module in model.modules() if isinstance(module, ResidualStack) and module._kept.is_prepared
+        ]
+        together = {id(part) for stack in stacks for part in stack.modules()}
+        return all(leaf._kept.is_prepared or id(leaf) in together for leaf in self.leaves(model))
 
     def codes(self, model: nn.Module, values: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

@@ -102,7 +102,7 @@ def test_codes_of_a_frozen_quantiser(build):
     assert accelerate(quantizer) is quantizer
     for _ in range(3):
         assert torch.equal(codes_of(quantizer, values), exact)
-    assert len(kept(quantizer)) == Q and all(one.is_prepared for one in kept(quantizer))
+    assert [one.is_prepared for one in kept(quantizer)] == ([True] * Q if build is dac else [True] + [False] * Q)
     assert torch.equal(original, exact) and len(exact.unique()) > 20
     restore(quantizer)
     assert not kept(quantizer) and torch.equal(codes_of(quantizer, values), original)

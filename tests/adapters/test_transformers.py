@@ -22,7 +22,7 @@ def test_codes_are_those_of_a_float64_evaluation(case):
     codes = thrice(case, model, values)
     assert torch.equal(codes, exact)
     assert (codes != original).float().mean() < 0.01 and len(codes.unique()) > 20
-    assert all(leaf._kept.is_prepared for leaf in case.leaves(model))
+    assert case.is_prepared(model)
 
 
 @EACH
