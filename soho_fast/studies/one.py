@@ -64,6 +64,8 @@ def run_one(job: Job) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     threading.Thread(target=_end_with_the_study, daemon=True).start()
+    # Loader processes start as those of any training, not by the server that this process was forked from.
+    multiprocessing.set_start_method(None, force=True)
     from soho_fast.engine.lock import only_user
     from soho_fast.engine.processes import Processes
 

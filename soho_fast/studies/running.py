@@ -29,7 +29,8 @@ from soho_fast.studies.results import by_digest, read_rows
 _PRELOADED = [
     "soho_fast.train", "soho_fast.evaluate", "soho_fast.engine.trainer", "soho_fast.tasks.pretraining",
     "soho_fast.tasks.retrieval", "soho_fast.tasks.question_answering", "soho_fast.tasks.visual_reasoning",
-    "soho_fast.tasks.visual_entailment", "soho_fast.data.mini", "soho_fast.engine.report", "soho_fast.studies.one",
+    "soho_fast.tasks.visual_entailment", "soho_fast.data.mini", "soho_fast.engine.report", "soho_fast.explore.measures",
+    "soho_fast.studies.one", "matplotlib.pyplot",
 ]  # fmt: skip
 # Seconds: how often a run is looked after, and how long one is left alone that another process is at.
 _LOOK, _LEFT_ALONE = 0.2, 20.0
@@ -140,8 +141,8 @@ class Runner:
                 process.terminate()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        for cell, why in self._failed.items():
-            self.say(f"failed: {cell}: {why}")
+        if self._failed:
+            self.say(f"{len(self._failed)} run(s) failed: {', '.join(self._failed)}; the same command tries them again")
         if self._stop:
             self.say("stopped; the same command goes on from here")
             return 128 + self._stop
@@ -222,6 +223,7 @@ class Runner:
                 self.say(f"{run.cell}: another process is at it")
             elif not self._stop:
                 self._failed[str(run.cell)] = self._reason(run, code)
+                self.say(f"{run.cell}: failed: {self._failed[str(run.cell)]}")
 
     def _reason(self, run: Run, code: int) -> str:
         log = run.folder(self.place.folder) / "log.txt"
