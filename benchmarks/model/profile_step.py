@@ -144,7 +144,7 @@ def profile_training(recipe: Recipe, num_steps: int, num_images: int) -> StepPro
             profile.clear()
         inputs, _ = split_batch(next(batches), torch.device("cpu"))
         expected += len(inputs["pixel_values"]) if step else 0
-        profile.step(inputs, model, update)
+        profile.step(task.on_device(inputs), model, update)
     if profile.images != expected:
         raise RuntimeError(f"the backbone ran on {profile.images} images, the batches held {expected}")
     return profile

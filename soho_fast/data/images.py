@@ -5,16 +5,18 @@ Shapes: B images, H x W the padded size of the batch.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
@@ -91,12 +93,16 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
             # Of odd metadata, and of sizes that are refused below.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
+            size = image.size
             if shorter_edge is not None and image.format == "JPEG":
                 scale = min(1.0, _REDUCING_GAP * shorter_edge / min(image.size))
                 image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
             if not 0 < image.width * image.height <= MAX_PIXELS:
                 size = f"{image.width} x {image.height} pixels"
                 raise ValueError(f"{size}; expected at least 1 and at most {MAX_PIXELS:,} in all")
+            pixels_3HW = _plain_jpeg(image, data) if image.size == size else None
+            if pixels_3HW is not None:
+                return pixels_3HW
             image.load()
             return image_to_pixels(image)
     except UnidentifiedImageError as error:  # its own text names the buffer's address
@@ -104,6 +110,24 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
         raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): {reason}") from error
     except Exception as error:  # a decoder meets damage with errors of any kind: struct, zlib, RuntimeError, ...
         raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): {one_line(error)}") from error
+
+
+def _plain_jpeg(image: Image.Image, data: bytes) -> torch.Tensor | None:
+    """The pixels of an opened JPEG that needs nothing but decoding; None of all else, and where the decoder gives up:
+    Pillow then says why.
+
+    Both have libjpeg-turbo and give the same values; torchvision makes no copies of them, as Pillow makes three.
+    `benchmarks/data` has what that is worth.
+    """
+    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+        return None
+    if image.info.get("exif") and _orientation(image) in _UPRIGHT:
+        return None
+    try:
+        pixels_3HW = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError:
+        return None
+    return pixels_3HW if pixels_3HW.shape == (3, image.height, image.width) else None
 
 
 def image_to_pixels(image: Image.Image) -> torch.Tensor:
@@ -271,40 +295,21 @@ class SohoImageProcessor(TorchvisionBackend):
             `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) bool, True on the image; None where nothing
             is padded, so that nobody has to ask the device whether there is anything to mask.
         """
-        batch = self._normalise_and_pad(
-            images, self.image_mean, self.image_std, self.rescale_factor, self.size_divisor, do_normalize=True
-        )
-        padded_size = batch["pixel_values"].shape[-2:]
-        return batch if any(image.shape[-2:] != padded_size for image in images) else {**batch, "pixel_mask": None}
+        return self.normalised(self.collate_bytes(images))
 
-    @staticmethod
-    def _normalise_and_pad(
-        images: Sequence[torch.Tensor],
-        mean: Sequence[float],
-        std: Sequence[float],
-        rescale_factor: float,
-        size_divisor: int | None,
-        *,
-        do_normalize: bool,
-    ) -> dict[str, torch.Tensor]:
-        divisor = size_divisor or 1
-        height = -(-max(image.shape[-2] for image in images) // divisor) * divisor
-        width = -(-max(image.shape[-1] for image in images) // divisor) * divisor
-        device = images[0].device
-        scale_311 = torch.full((3, 1, 1), rescale_factor, device=device)
-        shift_311 = torch.zeros(3, 1, 1, device=device)
-        if do_normalize:
-            std_311 = torch.tensor(std, device=device).view(3, 1, 1)
-            shift_311 = -torch.tensor(mean, device=device).view(3, 1, 1) / std_311
-            scale_311 = scale_311 / std_311
-        unpadded = all(image.shape[-2:] == (height, width) for image in images)
-        pixels_B3HW = (torch.empty if unpadded else torch.zeros)(len(images), 3, height, width, device=device)
-        mask_BHW = torch.full((len(images), height, width), unpadded, device=device)
-        for number, image in enumerate(images):
-            rows, columns = image.shape[-2:]
-            pixels_B3HW[number, :, :rows, :columns].copy_(image).mul_(scale_311).add_(shift_311)
-            mask_BHW[number, :rows, :columns] = True
+    def collate_bytes(self, images: Sequence[torch.Tensor]) -> dict[str, torch.Tensor | None]:
+        """As `collate`, but `pixel_values` are uint8, not yet normalised: a quarter of the bytes on the way from a
+        loader process to the device, where `normalised` makes of them what `collate` gives, bit for bit."""
+        pixels_B3HW, mask_BHW = _padded(images, self.size_divisor)
         return {"pixel_values": pixels_B3HW, "pixel_mask": mask_BHW}
+
+    def normalised(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch with what `collate_bytes` gave, on any device, with its `pixel_values` normalised there; what else it
+        holds, and a batch that is without them, stays."""
+        if batch.get("pixel_values") is None:
+            return dict(batch)
+        statistics = self.rescale_factor, self.image_mean, self.image_std
+        return {**batch, "pixel_values": _normalised(batch["pixel_values"], batch["pixel_mask"], *statistics)}
 
     def _preprocess(
         self,
@@ -327,12 +332,56 @@ class SohoImageProcessor(TorchvisionBackend):
             images = [self.resize(image, size, resample, antialias=antialias) for image in images]
         if not do_pad and len({tuple(image.shape) for image in images}) > 1:
             raise ValueError("do_pad=False: the images differ in size after resizing; pass do_pad=True to batch them")
-        batch = self._normalise_and_pad(
-            images,
-            image_mean,
-            image_std,
-            rescale_factor if do_rescale else 1.0,
-            size_divisor if do_pad else None,
-            do_normalize=do_normalize,
-        )
-        return BatchFeature(data=batch, tensor_type=return_tensors)
+        pixels_B3HW, mask_BHW = _padded(images, size_divisor if do_pad else None)
+        scale = rescale_factor if do_rescale else 1.0
+        statistics = (image_mean, image_std) if do_normalize else (None, None)
+        pixels_B3HW = _normalised(pixels_B3HW, mask_BHW, scale, *statistics)
+        if mask_BHW is None:
+            mask_BHW = torch.ones_like(pixels_B3HW[:, 0], dtype=torch.bool)
+        return BatchFeature(data={"pixel_values": pixels_B3HW, "pixel_mask": mask_BHW}, tensor_type=return_tensors)
+
+
+def _padded(images: Sequence[torch.Tensor], size_divisor: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Images (3, height, width) of one type as one batch, zero at the right and below, and bool (B, H, W), True on the
+    images; None where nothing is padded.
+
+    The colours of a pixel lie together, as a decoder leaves them: to part them costs as much as to resize, and a device
+    does it on the way to floats.
+    """
+    divisor = size_divisor or 1
+    height, width = (-(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (-2, -1))
+    kind = functools.reduce(torch.promote_types, (image.dtype for image in images))
+    options = {"dtype": kind, "device": images[0].device}
+    if all(image.shape[-2:] == (height, width) for image in images):
+        pixels_B3HW, mask_BHW = torch.empty(len(images), height, width, 3, **options).permute(0, 3, 1, 2), None
+    else:
+        pixels_B3HW = torch.zeros(len(images), height, width, 3, **options).permute(0, 3, 1, 2)
+        mask_BHW = torch.zeros(len(images), height, width, dtype=torch.bool, device=images[0].device)
+    for number, image in enumerate(images):
+        rows, columns = image.shape[-2:]
+        pixels_B3HW[number, :, :rows, :columns] = image
+        if mask_BHW is not None:
+            mask_BHW[number, :rows, :columns] = True
+    return pixels_B3HW, mask_BHW
+
+
+def _normalised(
+    pixels_B3HW: torch.Tensor,
+    mask_BHW: torch.Tensor | None,
+    rescale_factor: float,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> torch.Tensor:
+    """Contiguous float32 (B, 3, H, W): a product and a sum, each rounded once, so the same bits on any device; 0 where
+    the mask is False. Without `mean` and `std` the product alone."""
+    scale_311, shift_311 = torch.full((3, 1, 1), rescale_factor), torch.zeros(3, 1, 1)
+    if mean is not None:
+        std_311 = torch.tensor(std).view(3, 1, 1)
+        shift_311 = -torch.tensor(mean).view(3, 1, 1) / std_311
+        scale_311 = scale_311 / std_311
+    device = pixels_B3HW.device
+    # A copy that is not waited for: the device may have work to do still.
+    scale_311, shift_311 = (each.to(device, non_blocking=True) for each in (scale_311, shift_311))
+    values_B3HW = torch.empty(pixels_B3HW.shape, device=device).copy_(pixels_B3HW)
+    values_B3HW.mul_(scale_311).add_(shift_311)
+    return values_B3HW if mask_BHW is None else values_B3HW.masked_fill_(~mask_BHW.unsqueeze(1), 0.0)

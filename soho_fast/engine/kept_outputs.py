@@ -94,7 +94,8 @@ def keep_outputs(
         for step in range(images.num_steps):
             inputs, side = split_batch(next(batches), processes.device)
             with torch.no_grad(), precision:
-                outputs = dict(zip(side["image_keys"], task.backbone_outputs(model, inputs), strict=True))
+                found = task.backbone_outputs(model, task.on_device(inputs))
+                outputs = dict(zip(side["image_keys"], found, strict=True))
             own = images.numbers(step)
             share.broken |= {number: why for number, why in side["broken_images"].items() if number in own}
             outputs = {number: output.cpu() for number, output in outputs.items() if number in own}

@@ -75,7 +75,7 @@ class Task(Protocol):
         still."""
 
     def collate_images(self, samples: list[Any]) -> Mapping[str, Any]:
-        """Samples of `data.images`, of which some may be broken, to what `backbone_outputs` takes."""
+        """Samples of `data.images`, of which some may be broken, to what `backbone_outputs` takes after `on_device`."""
 
     def backbone_outputs(self, model: nn.Module, images: Mapping[str, Any]) -> list[torch.Tensor]:
         """What the backbone gives for each image."""
@@ -85,7 +85,12 @@ class Task(Protocol):
         first, as keywords of the model in the place of the images."""
 
     def collate(self, samples: list[Any]) -> Mapping[str, Any]:
-        """The model's keywords; beside them "skipped", one message for each unreadable image."""
+        """The model's keywords, as `on_device` takes them; beside them "skipped", one message for each unreadable
+        image."""
+
+    def on_device(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What `collate` or `collate_images` gave and is on the device now, as the model takes it: for what is better
+        computed there than by the loader processes."""
 
     def before_step(self, model: nn.Module, epoch: float) -> None:
         """Called before each optimiser step with the epochs behind it: what the task changes as training goes on."""

@@ -350,6 +350,7 @@ class Trainer:
             batch = next(feed)
             timer.stop("wait")
             inputs, side = split_batch(batch, self.processes.device)
+            inputs = self.task.on_device(inputs)
             broken += side.get("skipped", [])
             timer.stop("copy")
             output = self.engine(**inputs)

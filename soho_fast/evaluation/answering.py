@@ -109,7 +109,7 @@ class Answering:
         texts_ids: list[np.ndarray],
     ) -> dict[str, Tensor]:
         with computing():
-            visual = model.encode_images(**computing.on_device(images))
+            visual = model.encode_images(**self.processor.image_processor.normalised(computing.on_device(images)))
         # Texts of like length together, so that little is spent on padding.
         order = sorted(range(len(texts_ids)), key=lambda row: len(texts_ids[row]))
         label_P, score_P = torch.empty(len(order), dtype=torch.int64), torch.empty(len(order), dtype=torch.float32)

@@ -141,7 +141,8 @@ class _Scorer:
 
     def encode(self, images: Mapping[str, torch.Tensor | None]) -> Any:
         with self.computing():
-            return self.model.encode_images(**self.computing.on_device(images))
+            images = self.processor.image_processor.normalised(self.computing.on_device(images))
+            return self.model.encode_images(**images)
 
     def __call__(
         self,
@@ -228,7 +229,7 @@ def _load(held: _HeldOut, batch: range, processor: SohoProcessor) -> _Loaded:
             rows.append(row)
         except BrokenImageError as error:
             broken.append(str(error))
-    return _Loaded(rows, processor.image_processor.collate(images) if len(rows) > 1 else None, broken)
+    return _Loaded(rows, processor.image_processor.collate_bytes(images) if len(rows) > 1 else None, broken)
 
 
 def _measure_batch(

@@ -219,13 +219,14 @@ class ModelSource:
                 readable.append(place)
             except BrokenImageError as error:
                 broken.append(str(error))
-        batch = processor.collate(pixels) if pixels else None
+        batch = processor.collate_bytes(pixels) if pixels else None
         return readable, [tuple(each.shape[-2:]) for each in pixels], batch, broken
 
     @torch.no_grad()
     def _look_up(self, places: list[int], sizes: list[tuple[int, int]], batch: Mapping[str, Any]) -> ImageBatch:
         with self._computing():
-            feat_BLC, valid_Bhw = self._model.base().encode_features(**self._computing.on_device(batch))
+            pixels = self._task.on_device(self._computing.on_device(batch))
+            feat_BLC, valid_Bhw = self._model.base().encode_features(**pixels)
         index_BL, squared_BL = ops.codebook_lookup(feat_BLC, self.dictionary.codebook, return_distance=True)
         index_Bhw = index_BL.view(valid_Bhw.shape).masked_fill(~valid_Bhw, -1)
         cells = [(height / self._cell, width / self._cell) for height, width in sizes]
@@ -283,7 +284,7 @@ class ModelSource:
         )
         on_device, uniform_B = self._computing.on_device, uniform_B[is_there].to(self._computing.device)
         with self._computing():
-            visual = self._model.encode_images(**on_device(batch))
+            visual = self._model.encode_images(**self._task.on_device(on_device(batch)))
             inputs = on_device(pad_texts([text.ids for text in texts], processor.tokenizer.pad_token_id))
             output = self._model(visual_tokens=visual, mask_uniform=uniform_B, **inputs)
             _, labels_BL = self._model.base().mask_one_label(visual, uniform_B)

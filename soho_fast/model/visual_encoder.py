@@ -81,7 +81,7 @@ class VisualEncoder(nn.Module):
         self, pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The CNN alone: features (B, C, h, w), h = ceil(H/32), and their mask bool (B, h, w); `None`: no padding."""
-        self.check_mask(pixel_values_B3HW, pixel_mask_BHW)
+        self.check_pixels(pixel_values_B3HW, pixel_mask_BHW)
         # A weight keeps its type where ZeRO has taken its values away, so it decides what the images become.
         x = pixel_values_B3HW.to(self.projection.weight.dtype)
         masks, mask_Bhw = {}, pixel_mask_BHW
@@ -93,8 +93,13 @@ class VisualEncoder(nn.Module):
             return self.run_backbone(x, masks), mask_Bhw
 
     @staticmethod
-    def check_mask(pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None) -> None:
-        """Raises ValueError: the mask is not of the images' shape."""
+    def check_pixels(pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None) -> None:
+        """Raises ValueError: the images are not normalised, or the mask is not of their shape."""
+        if not pixel_values_B3HW.is_floating_point():
+            raise ValueError(
+                f"pixel_values: expected normalised images, floating point, got {pixel_values_B3HW.dtype}; "
+                "SohoImageProcessor.normalised makes these of its bytes"
+            )
         B, _, H, W = pixel_values_B3HW.shape
         if pixel_mask_BHW is not None and tuple(pixel_mask_BHW.shape) != (B, H, W):
             raise ValueError(

@@ -95,17 +95,14 @@ class BaseTask(ABC):
     def load_processor(self, tokenizer: Any) -> SohoProcessor:
         """The image processor of the settings, with a tokenizer."""
         size = {"shortest_edge": self.data.shorter_edge, "longest_edge": self.data.longer_edge}
-        divisor, antialias = self.data.pad_to_multiple, self.data.antialias
-        image_processor = SohoImageProcessor(size=size, size_divisor=divisor, antialias=antialias)
-        return SohoProcessor(image_processor, tokenizer)
+        options = {"size_divisor": self.data.pad_to_multiple, "antialias": self.data.antialias}
+        return SohoProcessor(SohoImageProcessor(size=size, **options), tokenizer)
 
     def check_text_length(self, config: SohoConfig) -> None:
         """Raises ValueError: texts may be longer than the model has positions for."""
-        if config.max_position_embeddings < self.data.max_text_length:
-            raise ValueError(
-                f"data.max_text_length: {self.data.max_text_length} is more than the model's "
-                f"max_position_embeddings {config.max_position_embeddings}"
-            )
+        length, limit = self.data.max_text_length, config.max_position_embeddings
+        if limit < length:
+            raise ValueError(f"data.max_text_length: {length} is more than the model's max_position_embeddings {limit}")
 
     def say_fit(self, texts: Sequence[str]) -> None:
         """Say what the tokenizer does not know of the texts to train on, and whether they are cut."""
@@ -176,7 +173,11 @@ class BaseTask(ABC):
 
     def collate_images(self, samples: list[Sample]) -> Mapping[str, Any]:
         """Samples of one image each, of which some may be broken, to what `backbone_outputs` takes."""
-        return self.processor.image_processor.collate([sample.pixels[0] for sample in usable_samples(samples)])
+        return self.processor.image_processor.collate_bytes([sample.pixels[0] for sample in usable_samples(samples)])
+
+    def on_device(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Images come as bytes, and are normalised on the device."""
+        return self.processor.image_processor.normalised(batch)
 
     def backbone_outputs(self, model: SohoPreTrainedModel, images: Mapping[str, Any]) -> list[torch.Tensor]:
         """What the CNN gives for each image, (C, h, w), without padding."""
@@ -199,8 +200,7 @@ class BaseTask(ABC):
 
     def non_finite(self, model: SohoPreTrainedModel) -> list[str]:
         """Visual tokens with Inf or NaN: the lookup gives them code 0, and the loss stays finite."""
-        num = model.take_num_non_finite()
-        return [f"visual tokens ({num})"] if num else []
+        return [f"visual tokens ({num})"] if (num := model.take_num_non_finite()) else []
 
     def warnings(self, model: SohoPreTrainedModel) -> list[str]:
         """Nothing is watched."""

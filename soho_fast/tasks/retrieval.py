@@ -219,13 +219,14 @@ class RetrievalTask(FineTuningTask):
 
         def load(block: range) -> dict[str, Tensor | None]:
             try:
-                return processor.collate([processor.load(records[number].image) for number in block])
+                return processor.collate_bytes([processor.load(records[number].image) for number in block])
             except BrokenImageError as error:
                 raise BrokenImageError(f"{error}; every image must be scored") from error
 
-        blocks = ImageBlocks(
-            len(records), scorer.encode, load=load, workers=self.workers, block_images=self.data.image_batch
-        )
+        def encode(pixels: dict[str, Tensor | None]) -> list[Tensor]:
+            return scorer.encode(self.on_device(scorer.computing.on_device(pixels)))
+
+        blocks = ImageBlocks(len(records), encode, load=load, workers=self.workers, block_images=self.data.image_batch)
         owner_T = torch.arange(len(records)).repeat_interleave(counts)
         return _Candidates(records, texts, owner_T, scorer, blocks)
 

@@ -5,8 +5,11 @@ import pytest
 import torch
 from PIL import Image
 from tiny_corpus import COLOURS, draw
+from torchvision.io import decode_jpeg
 
 from soho_fast.data import BrokenImageError, ImageRef, SohoImageProcessor, decode_image
+from soho_fast.data import images as data_images
+from soho_fast.data.images import image_to_pixels
 from soho_fast.data.stores import FolderStore
 
 
@@ -68,6 +71,30 @@ def test_reduced_decode_is_close_to_the_full_one():
     assert decode_image(data, shorter_edge=700).shape == (3, 1200, 1600)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 20}],
+)
+def test_the_decoder_of_plain_jpegs_gives_pillows_values(options, monkeypatch):
+    images = [noise(61, 47), noise(64, 48).convert("L")]
+    plain = []
+    monkeypatch.setattr(data_images, "decode_jpeg", lambda *x, **y: plain.append(decode_jpeg(*x, **y)) or plain[-1])
+    for image in images:
+        data = encoded(image, **options)
+        assert torch.equal(decode_image(data), image_to_pixels(Image.open(io.BytesIO(data))))
+    assert len(plain) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(data_images, "decode_jpeg", lambda *x, **y: plain[0][:, 1:])
+    data = encoded(images[0], **options)
+    assert decode_image(data).shape == (3, 47, 61), "another size than the header's is not taken"
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr"])
+def test_jpegs_of_other_colours_are_pillows(mode):
+    data = encoded(noise(40, 30).convert(mode))
+    assert torch.equal(decode_image(data), image_to_pixels(Image.open(io.BytesIO(data))))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.95])
 def test_truncated_jpeg_is_broken(share):
     data = encoded(noise(200, 160))
@@ -119,6 +146,29 @@ def test_collate_normalises_pads_with_zero_and_masks():
     torch.testing.assert_close(batch["pixel_values"][1, :, 64, 59], -mean / std)
     outside = batch["pixel_mask"][:, None].expand(-1, 3, -1, -1) == 0
     assert (batch["pixel_values"][outside] == 0).all()
+
+
+def test_bytes_are_normalised_on_the_device_to_the_same_bits():
+    """As one image at a time in plain torch: the product rounded, then the sum; by the processor's own statistics."""
+    size = {"shortest_edge": 60, "longest_edge": 100}
+    processor = SohoImageProcessor(size=size, size_divisor=32, image_mean=[0.5, 0.4, 0.3], image_std=[0.25, 0.2, 0.3])
+    planes = torch.arange(256, dtype=torch.uint8).view(1, 8, 32).expand(3, 8, 32)
+    # As a decoder leaves an image, and as planes.
+    images = [torch.from_numpy(np.array(noise(40, 70))).permute(2, 0, 1), planes]
+    batch = processor.collate_bytes(images)
+    assert batch["pixel_values"].dtype == torch.uint8 and batch["pixel_mask"].dtype == torch.bool
+    on_device = {**batch, "input_ids": torch.ones(2, 3)}
+    found = processor.normalised(on_device)
+    assert found["input_ids"] is on_device["input_ids"] and found["pixel_values"].is_contiguous()
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (processor.image_mean, processor.image_std))
+    expected = torch.zeros(2, 3, 96, 64)
+    for number, image in enumerate(images):
+        scaled = image.float() * (torch.full((3, 1, 1), 1 / 255) / std)
+        expected[number, :, : image.shape[1], : image.shape[2]] = scaled + -mean / std
+    assert torch.equal(found["pixel_values"].view(torch.int32), expected.view(torch.int32)), "no -0.0 on padding"
+    assert torch.equal(processor.collate(images)["pixel_values"], expected)
+    kept = {"backbone_features": torch.ones(2, 3)}
+    assert processor.normalised(kept) == kept, "batches that are without pixels stay"
 
 
 def test_there_is_a_mask_only_where_there_is_padding():

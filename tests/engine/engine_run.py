@@ -191,6 +191,9 @@ class StubTask:
             "skipped": skipped, "sample_ids": list(labels),
         }  # fmt: skip
 
+    def on_device(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return batch
+
     def evaluate(self, model: nn.Module, *, quick: bool, processes: Any, progress: Any) -> dict[str, float]:
         pixels, words, labels = zip(*[StubData(20, 0)[i] for i in range(20)], strict=True)
         assert not model.training

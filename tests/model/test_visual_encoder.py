@@ -7,6 +7,7 @@ from torch import nn
 
 from soho_fast.model import SohoConfig, VisualEncoder
 from soho_fast.model.embeddings import sine_position
+from soho_fast.model.official.visual_encoder import OfficialVisualEncoder
 from soho_fast.model.visual_encoder import cut_features, pad_features
 
 
@@ -84,6 +85,12 @@ def test_sine_position_against_the_formula():
             angle = torch.tensor(value * 2 * torch.pi / 10000 ** (2 * i / 8))
             assert position[y, x, 8 * axis + 2 * i].item() == pytest.approx(angle.sin().item(), abs=1e-5)
             assert position[y, x, 8 * axis + 2 * i + 1].item() == pytest.approx(angle.cos().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [VisualEncoder, OfficialVisualEncoder])
+def test_bytes_are_refused(tiny_config, kind):
+    with pytest.raises(ValueError, match=r"pixel_values: expected normalised images, .*got torch\.uint8"):
+        kind(tiny_config())(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 
 
 def test_a_mask_of_another_size_is_refused(tiny_config):

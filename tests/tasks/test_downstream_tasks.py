@@ -75,6 +75,7 @@ def test_a_training_step_and_the_measures(name, tmp_path, tokenizer_dir):
     inputs = {key: value for key, value in batch.items() if key not in ("skipped", "sample_ids")}
     read = {*inspect.signature(type(model).forward).parameters, *SohoInputs.__annotations__}
     assert set(inputs) <= read, "the forward would not read it"
+    inputs = task.on_device(inputs)
     seen = []
     model.soho.visual_encoder.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     output = model.train()(**inputs)
@@ -438,7 +439,7 @@ def test_with_one_image_at_a_time_a_broken_one_does_not_end_the_run(name, tmp_pa
     skipped, steps = [], 0
     for batch in batches:
         inputs, side = split_batch(batch, torch.device("cpu"))
-        assert torch.isfinite(model(**inputs).loss) and side["sample_ids"]
+        assert torch.isfinite(model(**task.on_device(inputs)).loss) and side["sample_ids"]
         skipped += side["skipped"]
         steps += 1
     assert steps == len(data) and skipped

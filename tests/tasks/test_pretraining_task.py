@@ -64,7 +64,7 @@ def test_a_training_step_and_the_measures(data):
     samples = task.training_data()
     batch = task.collate([samples[index] for index in range(4)])
     inputs = {key: value for key, value in batch.items() if key not in ("skipped", "sample_ids")}
-    output = model(**inputs)
+    output = model(**task.on_device(inputs))
     output.loss.backward()
     assert torch.isfinite(output.loss)
     logged = {name: getattr(output, name) for name in task.logged}
@@ -105,7 +105,7 @@ def test_the_dictionary_moves_once_a_step_if_the_step_is_applied(data):
     model = task.build_model().train()
     dictionary = model.soho.visual_dictionary
     samples = task.training_data()
-    batches = [task.collate([samples[n] for n in pair]) for pair in ((0, 1), (2, 3))]
+    batches = [dict(task.on_device(task.collate([samples[n] for n in pair]))) for pair in ((0, 1), (2, 3))]
     for batch in batches:
         del batch["skipped"], batch["sample_ids"]
     batches[1]["pixel_values"][0, 0, 0, 0] = torch.nan
@@ -127,7 +127,7 @@ def test_cached_tokens_score_as_pixels_do(data):
     task, _ = make_task(data)
     model = task.build_model().eval()
     samples = task.training_data()
-    batch = task.collate([samples[index] for index in range(3)])
+    batch = task.on_device(task.collate([samples[index] for index in range(3)]))
     texts = {key: batch[key] for key in ("input_ids", "attention_mask", "image_index")}
     with torch.no_grad():
         direct = model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"], **texts)

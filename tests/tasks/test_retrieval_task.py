@@ -61,7 +61,7 @@ def test_a_training_step_scores_all_pairs(make, coco):
     assert batch["own_image"].tolist() == [0, 1, 2, 3] and batch["skipped"] == []
     inputs = {key: value for key, value in batch.items() if key not in ("skipped", "sample_ids")}
     model = build_model(task).train()
-    output = model(**inputs)
+    output = model(**task.on_device(inputs))
     output.loss.backward()
     assert output.itm_logits.shape == (16, 2)
     assert all(getattr(output, name).numel() == 1 for name in task.logged)
@@ -80,7 +80,8 @@ def test_an_epoch_of_captions_holds_each_once_and_labels_know_two_of_an_image(ma
     # Two captions of image 1, one of image 4 and one of image 0.
     batch = task.collate([samples[index] for index in (7, 24, 8, 0)])
     assert batch["own_image"].tolist() == [0, 1, 0, 2] and len(batch["pixel_values"]) == 3
-    output = build_model(task).train()(**{k: v for k, v in batch.items() if k not in ("skipped", "sample_ids")})
+    inputs = {name: value for name, value in batch.items() if name not in ("skipped", "sample_ids")}
+    output = build_model(task).train()(**task.on_device(inputs))
     right_IT = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     expected = torch.nn.functional.cross_entropy(output.itm_logits, right_IT.flatten())
     torch.testing.assert_close(output.itm_loss, expected)
@@ -255,7 +256,7 @@ def test_a_batch_that_broken_images_leave_small_or_empty_is_trained_on(make, tmp
     assert len(batches) == 6 // images and sum(len(batch["skipped"]) for batch in batches) >= 3
     for batch in batches:
         inputs, side = split_batch(batch, torch.device("cpu"))
-        assert side["sample_ids"] and torch.isfinite(model(**inputs).loss)
+        assert side["sample_ids"] and torch.isfinite(model(**task.on_device(inputs)).loss)
 
 
 @pytest.mark.parametrize("texts", [["a man"], ["a man", "a man"]])

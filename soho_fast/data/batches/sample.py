@@ -146,12 +146,12 @@ def blank_image() -> torch.Tensor:
 class Collator:
     """Batches samples into keywords of the models' forward, plus "skipped" and "sample_ids".
 
-    The keywords: `pixel_values` (B, 3, H, W) float32, `pixel_mask` (B, H, W) bool or, where nothing is padded, None
-    (neither where the samples have no pixels), int64 `input_ids` and `attention_mask` (P, S), int64 `image_index` (P,)
-    or, with two images a sample, (P, 2); token labels (P, S) under their names, and int64 (M,) where in the flattened
-    table they are (`x_positions` of `x_labels`), so that nobody has to ask the device; text fields (P, ...) and image
-    fields, float64 (B,). "skipped" lists the messages of broken images, whose samples are left out; "sample_ids" names
-    what remains.
+    The keywords: `pixel_values` (B, 3, H, W) uint8, of which the image processor's `normalised` makes floats on the
+    device, `pixel_mask` (B, H, W) bool or, where nothing is padded, None (neither where the samples have no pixels),
+    int64 `input_ids` and `attention_mask` (P, S), int64 `image_index` (P,) or, with two images a sample, (P, 2); token
+    labels (P, S) under their names, and int64 (M,) where in the flattened table they are (`x_positions` of
+    `x_labels`), so that nobody has to ask the device; text fields (P, ...) and image fields, float64 (B,). "skipped"
+    lists the messages of broken images, whose samples are left out; "sample_ids" names what remains.
 
     Args:
         processor: Image processor and tokenizer.
@@ -217,8 +217,8 @@ def usable_samples(samples: Sequence[Sample]) -> list[Sample]:
 def collate_images(
     samples: Sequence[Sample], processor: SohoProcessor
 ) -> tuple[dict[str, torch.Tensor | None], torch.Tensor]:
-    """The images of samples, each once, as `pixel_values` and `pixel_mask` (nothing where the samples have no pixels);
-    and int64 (P,) or (P, N), where those of each text are among them."""
+    """The images of samples, each once, as `SohoImageProcessor.collate_bytes` gives them (nothing where the samples
+    have no pixels); and int64 (P,) or (P, N), where those of each text are among them."""
     number_of: dict[Hashable, int] = {}
     pixels: list[torch.Tensor] = []
     for sample in samples:
@@ -226,7 +226,7 @@ def collate_images(
             if key not in number_of:
                 number_of[key] = len(number_of)
                 pixels += sample.pixels[place : place + 1]
-    images = processor.image_processor.collate(pixels) if pixels else {}
+    images = processor.image_processor.collate_bytes(pixels) if pixels else {}
     index = [[number_of[key] for key in sample.image_keys] for sample in samples for _ in sample.texts_ids]
     return images, torch.tensor(index).squeeze(1)
 

@@ -49,7 +49,7 @@ class OfficialVisualEncoder(VisualEncoder):
         Raises:
             ValueError: an image is smaller than a cell, or the mask's shape is another.
         """
-        self.check_mask(pixel_values_B3HW, pixel_mask_BHW)
+        self.check_pixels(pixel_values_B3HW, pixel_mask_BHW)
         B, _, H, W = pixel_values_B3HW.shape
         if pixel_mask_BHW is None:
             height_B, width_B = (torch.full((B,), side, device=pixel_values_B3HW.device) for side in (H, W))

@@ -53,7 +53,7 @@ def test_batch_holds_the_forwards_keywords(dataset, collate):
     )
     assert batch["mask_uniform"].dtype == torch.float64 and batch["mask_uniform"].shape == (3,)
     assert batch["sample_ids"] == ["coco/0", "coco/1", "coco/2"] and batch["skipped"] == []
-    assert batch["pixel_values"].shape == (3, 3, 32, 38)
+    assert batch["pixel_values"].shape == (3, 3, 32, 38) and batch["pixel_values"].dtype == torch.uint8
 
 
 def test_padding_and_mask(dataset, collate, processor):
