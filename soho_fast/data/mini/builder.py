@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from soho_fast.data import tokenizer
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
@@ -21,11 +22,13 @@ from .captions import write_captions
 from .concepts import CONCEPTS
 from .drawing import check_sources, draw_scene, load_cutout, load_photo
 from .hypotheses import write_snli_ve
-from .licences import LICENCES, write_attribution
+from .licences import licences_of, write_attribution
+from .options import DRAWINGS, SceneOptions, style_name
 from .questions import write_vqa
-from .scenes import PHOTOS, describe_scenes
+from .scenes import describe_scenes, photos_of
 from .statements import link_or_copy, write_nlvr2
-from .writers import Picture, assign_pictures, write_json, write_karpathy_coco, write_karpathy_flickr
+from .style_folders import copy_style
+from .writers import STYLES, Picture, assign_pictures, write_json, write_karpathy_coco, write_karpathy_flickr
 
 MANIFEST = "corpus.json"
 _KIND = "soho-mini corpus"
@@ -98,12 +101,15 @@ def _check_number(name: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{name} must be between {low} and {high}, got {value}")
 
 
-def _draw_pictures(folder: Path, pictures: Sequence[Picture], image_size: int, progress: bool) -> None:
+def _draw_pictures(
+    folder: Path, pictures: Sequence[Picture], image_size: int, options: SceneOptions, progress: bool
+) -> None:
     """Draw every picture as JPEG, in threads: Pillow resamples and encodes outside the interpreter lock."""
     for name in CONCEPTS:
-        load_cutout(name)
-    for side in PHOTOS.values():
-        for photo in side:
+        for style in (*options.styles, *options.heldout_styles):
+            load_cutout(name, style)
+    for held_out in (False, True):
+        for photo in photos_of(held_out, options.monuments):
             load_photo(photo)
     for name in sorted({picture.folder for picture in pictures}):
         (folder / name).mkdir()
@@ -130,6 +136,7 @@ def build_corpus(
     image_size: int = 128,
     seed: int = 0,
     progress: bool = True,
+    **options: Any,
 ) -> Path:
     """Build the demo corpus "SOHO-mini", or keep it when it is already there with the same settings.
 
@@ -143,19 +150,21 @@ def build_corpus(
         image_size: side of the square pictures in pixels.
         seed: fixes everything; the same arguments give the same bytes.
         progress: print what happens and show a progress bar.
+        **options: fields of `SceneOptions`: drawing styles, more objects, photographs, noise. Without any, the demo.
 
     Returns:
         The corpus folder.
 
     Raises:
         ValueError: an argument out of range, or ``out_dir`` holds something that is not a corpus of ours.
-        TypeError: a count, size or seed that is not an int.
-        FileNotFoundError: a package with the pictures is not installed; the message says which.
+        TypeError: a count, size or seed that is not an int, or an option of another type.
+        FileNotFoundError: a package or folder with the pictures is not there; the message says which.
     """
     _check_number("num_train", num_train, 2, 10**6)
     _check_number("num_heldout", num_heldout, 2, 10**6)
     _check_number("image_size", image_size, 32, 1024)
     _check_number("seed", seed, 0, 2**63 - 1)
+    scene_options = SceneOptions(**options)
     out = Path(out_dir)
     settings = {
         "source": _source_digest(),
@@ -163,6 +172,7 @@ def build_corpus(
         "num_heldout": num_heldout,
         "image_size": image_size,
         "seed": seed,
+        **scene_options.changed(),
     }
 
     def tell(text: str) -> None:
@@ -181,7 +191,7 @@ def build_corpus(
                 "give another path or remove the folder yourself"
             )
         tell(f"demo corpus: {out} is incomplete or has other settings and is rebuilt")
-    check_sources()
+    check_sources(scene_options)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
     building = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
@@ -189,14 +199,14 @@ def build_corpus(
         building.chmod(0o755)
         builder = {"host": socket.gethostname(), "process_id": os.getpid()}
         write_json(building / MANIFEST, {"kind": _KIND, "complete": False, "builder": builder})
-        counts = _write_corpus(building, settings, progress)
+        counts = _write_corpus(building, settings, scene_options, progress)
         _put_in_place(building, out, settings)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     tell(
         f"demo corpus: {out} has {counts['pictures']} pictures of {counts['concepts']} concepts, "
         f"{counts['captions']} captions and a vocabulary of {counts['vocabulary']} tokens. "
-        "Drawings: Twemoji, CC-BY-4.0 (see ATTRIBUTION.txt)"
+        f"Drawings: {', '.join(['Twemoji, CC-BY-4.0', *map(style_name, scene_options.folders)])} (see ATTRIBUTION.txt)"
     )
     return out
 
@@ -222,19 +232,22 @@ def _put_in_place(building: Path, out: Path, settings: dict) -> None:
 
 def _choose_flickr_pictures(pictures: Sequence[Picture]) -> list[Picture]:
     train = [picture for picture in pictures if picture.split == "train"][:_MAX_FLICKR_TRAIN]
-    return train + [picture for picture in pictures if picture.split in ("val", "test")]
+    return train + [picture for picture in pictures if picture.split in ("val", "test", STYLES)]
 
 
-def _write_corpus(folder: Path, settings: dict, progress: bool) -> dict:
+def _write_corpus(folder: Path, settings: dict, options: SceneOptions, progress: bool) -> dict:
     """Write everything into an empty folder and its manifest last; return the counts."""
     seed = settings["seed"]
-    train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], seed)
+    licences = licences_of(options)
+    train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], seed, options)
     pictures = assign_pictures(
         [(scene, write_captions(scene, seed)) for scene in train],
         [(scene, write_captions(scene, seed)) for scene in held_out],
     )
     texts = [caption for picture in pictures for caption in picture.captions]
-    _draw_pictures(folder, pictures, settings["image_size"], progress)
+    _draw_pictures(folder, pictures, settings["image_size"], options, progress)
+    for style in options.folders:
+        copy_style(style, folder / DRAWINGS / style_name(style))
     write_karpathy_coco(folder / "dataset_coco.json", pictures)
     flickr = _choose_flickr_pictures(pictures)
     (folder / "flickr30k-images").mkdir()
@@ -243,12 +256,12 @@ def _write_corpus(folder: Path, settings: dict, progress: bool) -> dict:
             folder / picture.folder / picture.filename, folder / "flickr30k-images" / f"{picture.flickr_id}.jpg"
         )
     write_karpathy_flickr(folder / "dataset_flickr30k.json", flickr)
-    question_texts, num_questions = write_vqa(folder / "vqa", pictures, seed)
-    statement_texts, num_statements = write_nlvr2(folder, pictures, seed)
-    hypothesis_texts, num_hypotheses = write_snli_ve(folder / "snli_ve", flickr, seed)
+    question_texts, num_questions = write_vqa(folder / "vqa", pictures, seed, options.texts)
+    statement_texts, num_statements = write_nlvr2(folder, pictures, seed, options.texts)
+    hypothesis_texts, num_hypotheses = write_snli_ve(folder / "snli_ve", flickr, seed, options.texts)
     vocabulary = build_vocabulary([*texts, *question_texts, *statement_texts, *hypothesis_texts])
     write_tokenizer(folder / "tokenizer", vocabulary)
-    write_attribution(folder / "ATTRIBUTION.txt")
+    write_attribution(folder / "ATTRIBUTION.txt", licences)
     counts = {
         "pictures": len(pictures),
         "splits": dict(sorted(Counter(picture.split for picture in pictures).items())),
@@ -265,9 +278,10 @@ def _write_corpus(folder: Path, settings: dict, progress: bool) -> dict:
         "kind": _KIND,
         "complete": True,
         "settings": settings,
-        "held_out": "pairs of concepts, backgrounds and placements; single concepts occur on both sides",
+        "held_out": "pairs of concepts, backgrounds and placements; single concepts occur on both sides"
+        + ("; drawing styles in split styles" if options.heldout_styles else ""),
         "counts": counts,
-        "licences": LICENCES,
+        "licences": licences,
         "files": {
             path.relative_to(folder).as_posix(): path.stat().st_size
             for path in files

@@ -22,6 +22,8 @@ from .wording import (
 )
 
 NUM_CAPTIONS = 5
+# Of more kinds of things a caption names some, as people do; one that says how many there are in all names all.
+_MAX_NAMED = 4
 
 _BEFORE_LIST = ("", "", "", "there is", "a picture of", "a photo of", "a scene with", "an image showing", "we see")
 _BETWEEN_TWO = ("and", "with", "next to", "together with", "near", "beside", "as well as")
@@ -30,6 +32,10 @@ _AFTER_LIST = ("", "", "", "in the picture", "in one scene")
 
 def _shuffled(groups: list[Group], generator: random.Random) -> list[Group]:
     return generator.sample(groups, len(groups))
+
+
+def _some(groups: list[Group], generator: random.Random) -> list[Group]:
+    return generator.sample(groups, min(len(groups), _MAX_NAMED))
 
 
 def _on_background(scene: Scene, generator: random.Random) -> str:
@@ -49,7 +55,7 @@ def _on_background(scene: Scene, generator: random.Random) -> str:
 
 
 def _listing(scene: Scene, generator: random.Random) -> str:
-    groups = _shuffled(group_objects(scene), generator)
+    groups = _some(group_objects(scene), generator)
     before = generator.choice(_BEFORE_LIST)
     if before == "there is" and groups[0].count > 1:
         before = "there are"
@@ -62,14 +68,14 @@ def _listing(scene: Scene, generator: random.Random) -> str:
 
 
 def _telegram(scene: Scene, generator: random.Random) -> str:
-    names = [bare(group) for group in _shuffled(group_objects(scene), generator)]
+    names = [bare(group) for group in _some(group_objects(scene), generator)]
     if scene.background.colour and generator.random() < 0.5:
         names.append(f"{scene.background.colour} background")
     return generator.choice((" and ".join(names), ", ".join(names), join(names)))
 
 
 def _background(scene: Scene, generator: random.Random) -> str:
-    text = join([phrase(group) for group in _shuffled(group_objects(scene), generator)])
+    text = join([phrase(group) for group in _some(group_objects(scene), generator)])
     where = _on_background(scene, generator)
     return generator.choice((f"{text} {where}", f"{where}, {text}", f"{text} {where}"))
 
@@ -87,6 +93,7 @@ def _relation(scene: Scene, generator: random.Random) -> str | None:
         words = generator.choice((words, {"above": "over", "below": "under"}[direction]))
     text = f"{phrase(first)} {verb}{words} {phrase(second)}"
     others = [phrase(group) for group in _shuffled(groups, generator) if group not in (first, second)]
+    others = others[: _MAX_NAMED - 2]
     if not others:
         return text
     return generator.choice(
@@ -97,7 +104,7 @@ def _relation(scene: Scene, generator: random.Random) -> str | None:
 def _places(scene: Scene, generator: random.Random) -> str | None:
     """Two objects with their places, the unplaced ones last so that no place seems to be theirs as well."""
     placed, unplaced = [], []
-    for group in _shuffled(group_objects(scene), generator):
+    for group in _some(group_objects(scene), generator):
         where = place(group.single) if group.single else None
         if where and len(placed) < 2:
             placed.append((phrase(group), where))
@@ -134,6 +141,7 @@ def _category(scene: Scene, generator: random.Random) -> str | None:
             singular, plural = CATEGORY_SYNONYMS[category]
         general = counted(counts[category], singular, plural)
         others = [phrase(group) for group in groups if group.concept.category != category]
+        others = others[: _MAX_NAMED - 1]
         if others:
             link = generator.choice(_BETWEEN_TWO)
             return generator.choice((f"{general} {link} {join(others)}", f"{join(others)} {link} {general}"))

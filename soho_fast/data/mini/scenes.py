@@ -7,10 +7,12 @@ The held-out scenes differ from the training scenes in three ways:
 - placement: centres lie on a checkerboard of 1/16 of the picture, its black squares for training, its white ones for
   the rest.
 Single concepts and colours occur on both sides: with one drawing a concept, an unseen concept could not be named.
+Where styles are held out, further held-out scenes are drawn in them, and nothing else is.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -20,20 +22,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .concepts import COLOURS, CONCEPTS, DRAWN_IN, Concept
+from .options import TWEMOJI, SceneOptions
 
-#: Share of all concept pairs that is kept for held-out scenes.
-HELD_OUT_PAIR_SHARE = 0.3
+#: Debian's package of photographs, in the place of a Python package in their names.
+GCOMPRIS = "gcompris"
+
 #: Side of a checkerboard square of the placement split, as a fraction of the picture.
 PLACEMENT_CELL = 1.0 / 16
-PHOTO_SHARE = 0.3
 DUPLICATE_SHARE = 0.18
-#: Number of drawn objects -> probability.
-NUM_OBJECTS_SHARE = {1: 0.10, 2: 0.36, 3: 0.34, 4: 0.20}
+#: Number of drawn objects -> how often, beside the others that options allow.
+NUM_OBJECTS_SHARE = {1: 0.10, 2: 0.36, 3: 0.34, 4: 0.20, 5: 0.20, 6: 0.20}
 #: Number of drawn objects -> smallest and largest side of a cut-out as a fraction of the picture.
-SIZE_RANGE = {1: (0.40, 0.55), 2: (0.36, 0.48), 3: (0.33, 0.42), 4: (0.31, 0.38)}
-MAX_ROTATION_DEGREES = 12.0
+SIZE_RANGE = {1: (0.40, 0.55), 2: (0.36, 0.48), 3: (0.33, 0.42), 4: (0.31, 0.38), 5: (0.28, 0.35), 6: (0.26, 0.32)}
 
-#: Photographs by side -> concepts and categories that may not stand on it, because the photograph itself shows one.
+#: Photographs by side, "package/file" -> concepts and categories that may not stand on it, because the photograph shows
+#: one itself.
 PHOTOS: dict[bool, dict[str, tuple[str, ...]]] = {
     False: {
         "skimage/brick.png": (),
@@ -54,10 +57,43 @@ PHOTOS: dict[bool, dict[str, tuple[str, ...]]] = {
     },
 }
 
+# Country -> photographs of its monuments.
+_MONUMENTS: dict[str, str] = {
+    "usa": "canyondeChelly georgeWashingtonBirthplace lincolnMemorial navajo cabrillo mountRushmore "
+    "statueofLiberty castillodeSanMarcos fortSumter castleClinton",
+    "egypt": "meidumPyramid greatPyramidOfGiza bentPyramid redPyramid",
+    "india": "greatStupa gatewayofIndia konarkSunTemple charminar hawaMahal rangGhar victoriaMemorial mysorePalace "
+    "goldenTemple ajantaCave qutubMinar",
+    "france": "chateaudeChambord pontduGard palaisdesPapes reimsCathedral eiffelTower citedeCarcassonne "
+    "arlesAmphitheater chateaudeChenonceau montStMichel rocamadour",
+    "germany": "berlinCathedral schwerinPalace trierImperialBaths aulaPalatina brandenburgGate neuschwansteinCastle "
+    "wormsCathedral",
+    "wonders": "machuPicchu tajMahal chichenItza colosseum petra greatWallofChina christTheRedeemer",
+}
+#: The same of Debian's photographs, which options may add: every third one is on the held-out side.
+MONUMENTS: dict[bool, dict[str, tuple[str, ...]]] = {
+    side: {
+        f"{GCOMPRIS}/{name}.webp": ("building", "plant", "vehicle", "door")
+        for number, name in enumerate(
+            f"{country}/{name}" for country, names in _MONUMENTS.items() for name in names.split()
+        )
+        if (number % 3 == 2) == side
+    }
+    for side in (False, True)
+}
+
+
+def photos_of(held_out: bool, monuments: bool) -> dict[str, tuple[str, ...]]:
+    """Photographs of a side -> what may not stand on them."""
+    return PHOTOS[held_out] | MONUMENTS[held_out] if monuments else PHOTOS[held_out]
+
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One cut-out. ``x, y`` is its centre and ``size`` its side, as fractions of the picture; ``angle`` in degrees."""
+    """One cut-out. ``x, y`` is its centre and ``size`` its side, as fractions of the picture; ``angle`` in degrees.
+
+    ``style`` is ``"twemoji"`` or a folder of drawings.
+    """
 
     name: str
     x: float
@@ -65,6 +101,7 @@ class SceneObject:
     size: float
     angle: float
     mirrored: bool
+    style: str = TWEMOJI
 
     @property
     def concept(self) -> Concept:
@@ -88,13 +125,30 @@ class Background:
 
 
 @dataclass(frozen=True)
+class Finish:
+    """What is done to the whole picture at last: factors of 1 +- jitter, blur and noise as shares (`SceneOptions`)."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    blur: float
+    noise: float
+    seed: int
+
+
+@dataclass(frozen=True)
 class Scene:
-    """A picture to be drawn. ``number`` counts within its side (training or held-out)."""
+    """A picture to be drawn. ``number`` counts within its side (training or held-out).
+
+    ``new_styles`` is of the held-out scenes that are drawn in held-out styles.
+    """
 
     number: int
     held_out: bool
     objects: tuple[SceneObject, ...]
     background: Background
+    finish: Finish | None = None
+    new_styles: bool = False
 
     @property
     def counts(self) -> Counter[str]:
@@ -103,11 +157,11 @@ class Scene:
 
 
 @functools.cache
-def is_held_out_pair(first: str, second: str, seed: int) -> bool:
+def is_held_out_pair(first: str, second: str, seed: int, share: float) -> bool:
     """Whether two concepts (in either order, possibly the same) may stand together in held-out scenes only."""
     key = f"{seed}|{min(first, second)}|{max(first, second)}".encode()
     draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2.0**64
-    return draw < HELD_OUT_PAIR_SHARE
+    return draw < share
 
 
 def is_held_out_place(x: float, y: float) -> bool:
@@ -137,10 +191,14 @@ def _draw_shade(colour: str, generator: random.Random) -> tuple[float, float, fl
     return (hue % 360.0) / 360.0, saturation, value
 
 
-def _draw_background(names: list[str], held_out: bool, colour_deck: _Deck, generator: random.Random) -> Background:
-    if generator.random() < PHOTO_SHARE:
+def _draw_background(
+    names: list[str], held_out: bool, colour_deck: _Deck, generator: random.Random, options: SceneOptions
+) -> Background:
+    if generator.random() < options.photo_share:
         words = set(names) | {CONCEPTS[name].category for name in names}
-        photos = [photo for photo, barred in PHOTOS[held_out].items() if not words.intersection(barred)]
+        photos = [
+            photo for photo, barred in photos_of(held_out, options.monuments).items() if not words.intersection(barred)
+        ]
         crop = (generator.random(), generator.random(), generator.uniform(0.45, 0.95))
         return Background(photo=generator.choice(photos), crop=crop, mirrored=generator.random() < 0.5)
     own_colours = {CONCEPTS[name].colour for name in names}
@@ -168,24 +226,27 @@ class _Deck:
         return item
 
 
-def _may_join(name: str, *, chosen: frozenset[str], held_out: bool, seed: int) -> bool:
+def _may_join(name: str, *, chosen: frozenset[str], held_out: bool, seed: int, share: float) -> bool:
     """Whether a concept is new to a scene and all its pairs with the chosen ones belong to the scene's side."""
-    return name not in chosen and all(is_held_out_pair(name, other, seed) == held_out for other in chosen)
+    return name not in chosen and all(is_held_out_pair(name, other, seed, share) == held_out for other in chosen)
 
 
-def _draw_names(num_objects: int, held_out: bool, seed: int, deck: _Deck, generator: random.Random) -> list[str]:
+def _draw_names(
+    num_objects: int, held_out: bool, seed: int, deck: _Deck, generator: random.Random, share: float
+) -> list[str]:
     """Concept names, one per object, all of whose pairs belong to the given side."""
     names = [deck.draw(lambda _: True)]
     if (
         num_objects > 1
         and generator.random() < DUPLICATE_SHARE
-        and is_held_out_pair(names[0], names[0], seed) == held_out
+        and is_held_out_pair(names[0], names[0], seed, share) == held_out
     ):
         names.append(names[0])
         if num_objects > 2 and generator.random() < 0.3:
             names.append(names[0])
     while len(names) < num_objects:
-        name = deck.draw(functools.partial(_may_join, chosen=frozenset(names), held_out=held_out, seed=seed))
+        chosen = frozenset(names)
+        name = deck.draw(functools.partial(_may_join, chosen=chosen, held_out=held_out, seed=seed, share=share))
         if name is None:
             break
         names.append(name)
@@ -202,8 +263,10 @@ def _draw_place(size: float, held_out: bool, generator: random.Random) -> tuple[
             return x, y
 
 
-def _draw_objects(names: list[str], held_out: bool, generator: random.Random) -> tuple[SceneObject, ...]:
-    scale = 1.0
+def _draw_objects(
+    names: list[str], held_out: bool, generator: random.Random, options: SceneOptions
+) -> tuple[SceneObject, ...]:
+    scale, nearness, turn = options.object_scale, 0.48 * (1 - options.overlap), options.max_rotation
     while True:
         for _ in range(40):
             objects: list[SceneObject] = []
@@ -211,8 +274,8 @@ def _draw_objects(names: list[str], held_out: bool, generator: random.Random) ->
                 size = round(scale * generator.uniform(*SIZE_RANGE[len(names)]), 4)
                 for _ in range(12):
                     x, y = _draw_place(size, held_out, generator)
-                    if all(math.dist((x, y), (o.x, o.y)) >= 0.48 * (size + o.size) for o in objects):
-                        angle = round(generator.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES), 2)
+                    if all(math.dist((x, y), (o.x, o.y)) >= nearness * (size + o.size) for o in objects):
+                        angle = round(generator.uniform(-turn, turn), 2)
                         objects.append(SceneObject(name, x, y, size, angle, generator.random() < 0.5))
                         break
                 else:
@@ -222,26 +285,53 @@ def _draw_objects(names: list[str], held_out: bool, generator: random.Random) ->
         scale *= 0.95
 
 
-def describe_scenes(num_train: int, num_heldout: int, seed: int) -> tuple[list[Scene], list[Scene]]:
+def _restyled(scene: Scene, styles: tuple[str, ...], generator: random.Random, options: SceneOptions) -> Scene:
+    """The scene with a style for each object and with what is done to the whole picture.
+
+    Both come from a generator of their own, so that the same scenes are seen in whatever styles.
+    """
+    objects = tuple(dataclasses.replace(item, style=generator.choice(styles)) for item in scene.objects)
+    finish = None
+    if options.jitter or options.blur or options.noise:
+        brightness, contrast, saturation = (
+            round(1 + generator.uniform(-options.jitter, options.jitter), 3) for _ in range(3)
+        )
+        blur, noise = (round(generator.uniform(0, limit), 4) for limit in (options.blur, options.noise))
+        finish = Finish(brightness, contrast, saturation, blur, noise, generator.getrandbits(32))
+    return dataclasses.replace(scene, objects=objects, finish=finish)
+
+
+def describe_scenes(
+    num_train: int, num_heldout: int, seed: int, options: SceneOptions | None = None
+) -> tuple[list[Scene], list[Scene]]:
     """Describe all scenes of a corpus.
 
     Args:
-        num_train, num_heldout: how many scenes of each side.
+        num_train, num_heldout: how many scenes of each side; of held-out styles there are ``num_heldout`` more.
         seed: fixes the pair split and every scene; the same seed gives the same scenes on every machine.
+        options: what the scenes are like; None: as in the demo.
 
     Returns:
-        (training scenes, held-out scenes). Concepts are used nearly equally often on either side.
+        (training scenes, held-out scenes, those of held-out styles last). Concepts are used nearly equally often on
+        either side.
     """
-    sides = []
-    for held_out, number_of_scenes in ((False, num_train), (True, num_heldout)):
-        generator = random.Random(f"scenes-{seed}-{held_out}")
+    options = options or SceneOptions()
+    shares = {number: share for number, share in NUM_OBJECTS_SHARE.items() if number <= options.max_objects}
+    parts = [("False", num_train, 0, options.styles), ("True", num_heldout, 0, options.styles)]
+    if options.heldout_styles:
+        parts.append(("styles", num_heldout, num_heldout, options.heldout_styles))
+    found: dict[bool, list[Scene]] = {False: [], True: []}
+    for part, number_of_scenes, first_number, styles in parts:
+        held_out = part != "False"
+        generator = random.Random(f"scenes-{seed}-{part}")
+        looks = random.Random(f"looks-{seed}-{part}")
         deck = _Deck(list(CONCEPTS), generator)
         colour_deck = _Deck(list(COLOURS), generator)
-        scenes = []
-        for number in range(number_of_scenes):
-            num_objects = generator.choices(list(NUM_OBJECTS_SHARE), list(NUM_OBJECTS_SHARE.values()))[0]
-            names = _draw_names(num_objects, held_out, seed, deck, generator)
-            background = _draw_background(names, held_out, colour_deck, generator)
-            scenes.append(Scene(number, held_out, _draw_objects(names, held_out, generator), background))
-        sides.append(scenes)
-    return sides[0], sides[1]
+        for number in range(first_number, first_number + number_of_scenes):
+            num_objects = generator.choices(list(shares), list(shares.values()))[0]
+            names = _draw_names(num_objects, held_out, seed, deck, generator, options.held_out_pair_share)
+            background = _draw_background(names, held_out, colour_deck, generator, options)
+            objects = _draw_objects(names, held_out, generator, options)
+            scene = Scene(number, held_out, objects, background, new_styles=part == "styles")
+            found[held_out].append(_restyled(scene, styles, looks, options))
+    return found[False], found[True]

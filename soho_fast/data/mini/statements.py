@@ -18,10 +18,10 @@ from PIL import Image
 from .concepts import COLOURS, CONCEPTS
 from .scenes import Scene
 from .wording import NUMBER_WORDS, counted, is_surely_absent
-from .writers import Picture, write_json_lines
+from .writers import STYLES, Picture, write_json_lines
 
 #: NLVR2 split -> (Karpathy split the pictures come from, number of sentences with four pairs each).
-SPLITS = {"train": ("train", 500), "dev": ("val", 100), "test1": ("test", 100)}
+SPLITS = {"train": ("train", 500), "dev": ("val", 100), "test1": ("test", 100), STYLES: (STYLES, 100)}
 PAIRS_PER_SENTENCE = 4
 # The published training pictures lie in numbered directories.
 _NUM_DIRECTORIES = 10
@@ -203,8 +203,12 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def write_nlvr2(root: Path, pictures: Sequence[Picture], seed: int) -> tuple[list[str], dict[str, int]]:
+def write_nlvr2(
+    root: Path, pictures: Sequence[Picture], seed: int, texts_a_picture: int = 1
+) -> tuple[list[str], dict[str, int]]:
     """Write ``nlvr2/{train,dev,test1}.json`` and ``nlvr2/images/`` under the corpus folder ``root``.
+
+    Where there are pictures of held-out styles, ``nlvr2/styles.json`` too. ``texts_a_picture``: `SceneOptions.texts`.
 
     Returns:
         (all sentences, split -> number of examples).
@@ -217,7 +221,9 @@ def write_nlvr2(root: Path, pictures: Sequence[Picture], seed: int) -> tuple[lis
     for split, (source_split, num_sentences) in SPLITS.items():
         generator = random.Random(f"statements-{seed}-{split}")
         pool = _Pool([picture for picture in pictures if picture.split == source_split])
-        num_sentences = min(num_sentences, len(pool.pictures))
+        if not pool.pictures:
+            continue
+        num_sentences = min(num_sentences * texts_a_picture, len(pool.pictures))
         rows: list[dict] = []
         seen: set[str] = set()
         tries = 0

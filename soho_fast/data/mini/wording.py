@@ -10,9 +10,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from .concepts import CATEGORY_PLURALS, CONCEPTS, Concept, article_for
-from .scenes import PHOTOS, Scene, SceneObject
+from .scenes import Scene, SceneObject, photos_of
 
-NUMBER_WORDS = ("zero", "one", "two", "three", "four")
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 _PLURAL_OF_WORD = {**CATEGORY_PLURALS, "thing": "things", "object": "objects"}
 
 # A relation is stated when the offset along its axis is at least this, and this many times the other offset.
@@ -122,7 +122,7 @@ def is_surely_absent(scene: Scene, name: str) -> bool:
     """Whether a concept is neither drawn in the scene nor possibly shown by its background photograph."""
     if name in scene.counts:
         return False
-    barred = PHOTOS[scene.held_out].get(scene.background.photo or "", ())
+    barred = photos_of(scene.held_out, monuments=True).get(scene.background.photo or "", ())
     return name not in barred and CONCEPTS[name].category not in barred
 
 

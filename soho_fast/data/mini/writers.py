@@ -12,6 +12,8 @@ from .scenes import Scene
 
 #: Share of the training scenes that the Karpathy file calls "restval" (training pictures that lie in val2014).
 RESTVAL_SHARE = 0.075
+#: Split of the scenes that are drawn in held-out styles, in every format.
+STYLES = "styles"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def assign_pictures(train: Sequence[tuple[Scene, tuple[str, ...]]], held_out: Se
     """Give every scene its split, folder and number.
 
     Training scenes are train (train2014) or restval (val2014); the first half of the held-out scenes is val (val2014),
-    the second half test (test2015).
+    the second half test (test2015). Held-out scenes of held-out styles are `STYLES`, in a folder of that name.
 
     Returns:
         list of Picture, training scenes first.
@@ -53,9 +55,11 @@ def assign_pictures(train: Sequence[tuple[Scene, tuple[str, ...]]], held_out: Se
         is_restval = index >= len(train) - num_restval
         split, folder = ("restval", "val2014") if is_restval else ("train", "train2014")
         pictures.append(Picture(scene, captions, split, folder, len(pictures) + 1))
-    num_val = (len(held_out) + 1) // 2
+    num_val = (sum(not scene.new_styles for scene, _ in held_out) + 1) // 2
     for index, (scene, captions) in enumerate(held_out):
         split, folder = ("val", "val2014") if index < num_val else ("test", "test2015")
+        if scene.new_styles:
+            split = folder = STYLES
         pictures.append(Picture(scene, captions, split, folder, len(pictures) + 1))
     return pictures
 
