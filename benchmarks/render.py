@@ -4,7 +4,8 @@ benchmarks/results/; the page has them all, the newest first.
 
     python -m benchmarks.render result.json
 
-Where the suite ran in parts, each with a file of its own, all of them belong in one call.
+Where the suite ran in parts, each with a file of its own, all of them belong in one call. What `python -m
+benchmarks.inference result.json` wrote has a block and a figure of its own, and is given alone.
 """
 
 import argparse
@@ -14,11 +15,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from benchmarks.inference import page as inference
 from benchmarks.ops.bars import verdicts
 from benchmarks.ops.report import GROWTH, Row, best_lines, cases_of, limit_text, limits_of, rows_of, time_text
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+INFERENCE = "<!-- inference: begin -->", "<!-- inference: end -->"
 STATS = ("min", "median", "rounds")
 SERIES = {"N": "features N", "K": "codes K", "C": "channels C"}
 UNITS = {"N": "features", "K": "codes", "C": "channels"}
@@ -118,10 +121,25 @@ def _training_steps(steps: list[dict]) -> list[str]:
     return [*lines, ""]
 
 
-def store_name(result: dict) -> str:
-    """The file for the runs of this kind of processor."""
-    words = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", " ", _cpu(result).lower())
-    return f"ops-{'-'.join(re.findall('[a-z0-9]+', words)) or 'unnamed'}.json"
+def store_name(machine: str, what: str) -> str:
+    """The file for runs of `what` on this kind of processor or card."""
+    words = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", " ", machine.lower())
+    return f"{what}-{'-'.join(re.findall('[a-z0-9]+', words)) or 'unnamed'}.json"
+
+
+def read_inference(path: Path) -> dict | None:
+    """What `python -m benchmarks.inference` wrote, or None: another file, or none."""
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return result.get("inference") if isinstance(result, dict) else None
+
+
+def inference_tables(folder: Path) -> str:
+    """Markdown: what every stored result of the inference study renders, the newest first."""
+    results = [read_inference(path) for path in folder.glob("inference-*.json")]
+    return "\n\n".join(map(inference.table, sorted(results, key=lambda it: it["datetime"], reverse=True)))
 
 
 def tables(folder: Path) -> str:
@@ -159,16 +177,16 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def with_table(page: str, text: str) -> str:
+def with_table(page: str, text: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
     """The page with `text` between its markers.
 
     Raises:
         ValueError: markers that are missing or in the wrong order.
     """
-    begin, end = page.find(BEGIN), page.find(END)
+    begin, end = map(page.find, markers)
     if not 0 <= begin < end:
-        raise ValueError(f"page: expected the markers {BEGIN} and {END}, in this order")
-    return f"{page[: begin + len(BEGIN)]}\n{text}\n{page[end:]}"
+        raise ValueError(f"page: expected the markers {markers[0]} and {markers[1]}, in this order")
+    return f"{page[: begin + len(markers[0])]}\n{text}\n{page[end:]}"
 
 
 def _fixed(shapes: list[tuple[int, ...]], series: str) -> str:
@@ -225,24 +243,36 @@ def draw(result: dict, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("results", metavar="result", type=Path, nargs="+", help="what --benchmark-json wrote")
+    parser.add_argument(
+        "results", metavar="result", type=Path, nargs="+", help="what --benchmark-json or the study wrote"
+    )
     parser.add_argument(
         "--page", type=Path, default=ROOT / "docs/results.md", help="file whose marked block is replaced"
     )
-    parser.add_argument("--figure", type=Path, default=ROOT / "docs/benchmarks.png", help="PNG to write")
+    parser.add_argument("--figure", type=Path, help="PNG to write; docs/benchmarks.png, or docs/inference.png")
     parser.add_argument("--store", type=Path, default=ROOT / "benchmarks/results", help="folder of the copies to keep")
     options = parser.parse_args(arguments)
     try:
-        result = joined([read_result(path) for path in options.results])
-        with_table(options.page.read_text(), "")
-        draw(result, options.figure)
+        if len(options.results) == 1 and (study := read_inference(options.results[0])):
+            markers, what, machine = INFERENCE, "inference", study["machine"]
+            figure = options.figure or ROOT / "docs/inference.png"
+            with_table(options.page.read_text(), "", markers)
+            inference.draw(study, figure)
+            kept, all_tables = {"inference": study}, inference_tables
+        else:
+            result = joined([read_result(path) for path in options.results])
+            markers, what, machine = (BEGIN, END), "ops", _cpu(result)
+            figure = options.figure or ROOT / "docs/benchmarks.png"
+            with_table(options.page.read_text(), "", markers)
+            draw(result, figure)
+            kept, all_tables = stored(result), tables
         options.store.mkdir(parents=True, exist_ok=True)
-        copy = options.store / store_name(result)
-        copy.write_text(json.dumps(stored(result)) + "\n")
-        options.page.write_text(with_table(options.page.read_text(), tables(options.store)))
+        copy = options.store / store_name(machine, what)
+        copy.write_text(json.dumps(kept) + "\n")
+        options.page.write_text(with_table(options.page.read_text(), all_tables(options.store), markers))
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(f"wrote {options.page}, {options.figure} and {copy}")
+    print(f"wrote {options.page}, {figure} and {copy}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import render
+from benchmarks.inference import bars
+from benchmarks.inference import page as inference_page
+from benchmarks.inference.bars import BATCHED, BY_CLASS, Row
 from benchmarks.ops.bars import verdicts
 from benchmarks.ops.report import rows_of
 
@@ -156,6 +159,7 @@ def test_the_page_holds_what_the_stored_result_renders():
     page = (ROOT / "docs/results.md").read_text()
     assert list(STORED.glob("ops-*.json"))
     assert render.with_table(page, render.tables(STORED)) == page
+    assert render.with_table(page, render.inference_tables(STORED), render.INFERENCE) == page
 
 
 def test_the_page_says_why_a_bar_is_missed():
@@ -167,3 +171,68 @@ def test_the_page_says_why_a_bar_is_missed():
         if any(step["ratio"] < step["bar"] for step in result.get("training_steps", [])):
             missed.append("training step")
         assert [claim for claim in missed if claim not in reasons] == []
+
+
+def study() -> dict:
+    """A small result of the inference study."""
+    region = {"CNN": 1.0, "proposals": 0.1, "features of boxes": 5.0, BY_CLASS: 0.3, BATCHED: 0.02, "Transformer": 0.2}
+    soho = {"visual tokens": 0.5, "Transformer": 0.1}
+    rows = [
+        {"contender": "regions, float32", "family": "regions", "precision": "float32", "batch": 1, "seconds": region},
+        {"contender": "SOHO prepared, bf16", "family": "SOHO", "precision": "bf16", "batch": 1, "seconds": soho},
+        {"contender": "SOHO prepared, bf16", "family": "SOHO", "precision": "bf16", "batch": 4, "seconds": soho},
+    ]
+    found = {"features": 0.02, "logits": 0.004, "same_codes": 0.991, "same_answers": 1.0}
+    result = {
+        "machine": "A CPU",
+        "threads": 2,
+        "versions": {"torch": "2.11"},
+        "datetime": "2026-01-02T03:04:05",
+        "input": "600 x 1000 pixels, 16 words",
+        "rows": rows,
+        "boxes": {"regions, float32": {BY_CLASS: [480000, 1234]}},
+        "agreement": {"SOHO prepared, bf16": found},
+        "operations": {"regions": {"CNN": int(3e12)}, "SOHO": {"visual tokens": int(2e11)}},
+        "products": {"float32": 1e12, "bf16": 4e12},
+        "peak_bytes": {"regions, float32": int(2.5e9), "SOHO prepared, bf16": None},
+    }
+    verdicts = bars.verdicts([Row(**row) for row in rows], result["operations"], result["products"])
+    return {**result, "bars": [vars(verdict) for verdict in verdicts]}
+
+
+def test_the_inference_study_has_a_block_and_a_figure(tmp_path):
+    page, figure, store = tmp_path / "results.md", tmp_path / "figure.png", tmp_path / "results"
+    page.write_text("\n".join(["before", render.BEGIN, "ops", render.END, *render.INFERENCE, "after", ""]))
+    (tmp_path / "study.json").write_text(json.dumps({"inference": study()}))
+    options = ["--page", str(page), "--figure", str(figure), "--store", str(store)]
+    render.main([str(tmp_path / "study.json"), *options])
+    lines = page.read_text().splitlines()
+    assert lines[:4] == ["before", render.BEGIN, "ops", render.END] and lines[-1] == "after"
+    assert "A CPU, 2 threads; 600 x 1000 pixels, 16 words; torch 2.11; 2026-01-02." in lines
+    stages = "| regions, float32 | 1 s | 100 ms | 5 s | 300 ms / 20 ms | 200 ms | 6.6 s / 6.32 s |"
+    assert f"{stages} 2.50 GB | 3,000 G |  |" in lines
+    assert "| SOHO prepared, bf16 | 500 ms |  |  |  | 100 ms | 600 ms |  | 200 G | 0.02, 99.1% |" in lines
+    assert "| SOHO prepared, bf16 | 1.67 | 6.67 |" in lines and "| regions, float32 | 0.16 |  |" in lines
+    assert any("regions, float32: NMS by class 480,000 to 1,234." in line for line in lines)
+    claim = "SOHO in bf16 against regions in float32, NMS by class"
+    assert f"| {claim} | >= 12x | 11.00x (SOHO prepared, bf16: 0.600 s, 6.600 s); " in page.read_text()
+    assert figure.read_bytes().startswith(b"\x89PNG") and (store / "inference-a.json").is_file()
+    render.main([str(store / "inference-a.json"), *options])
+    assert page.read_text().splitlines() == lines
+
+
+def test_the_figure_of_stages_has_a_bar_for_each_kind_of_nms(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    inference_page.draw(study(), tmp_path / "figure.png")
+    (axes,) = drawn[0].axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["regions, float32, NMS by class", "regions, float32, batched NMS", "SOHO prepared, bf16"]
+    ends = {
+        place: max(bar.get_x() + bar.get_width() for bar in axes.patches if round(bar.get_y() + 0.4) == place)
+        for place in range(3)
+    }
+    assert list(ends.values()) == pytest.approx([6.6, 6.32, 0.6])
+    assert [text.get_text() for text in axes.texts] == ["6.6 s, 1.0x", "6.32 s, 1.0x", "600 ms, 11.0x"]

@@ -1,0 +1,129 @@
+"""What a result of the inference study says in docs/results.md: tables, and a figure of the stages."""
+
+from pathlib import Path
+
+from benchmarks.inference.bars import BATCHED, BY_CLASS, Row
+from benchmarks.inference.contenders import SOHO
+from benchmarks.ops.report import time_text as below_a_second
+
+# Section 4.5's three stages of the region pipeline and two of SOHO, in its words, and where ours belong.
+COLOURS = {"CNN": "#4477aa", "regions": "#cc6677", "Transformer": "#ddaa33"}
+PARTS = {
+    "CNN": "CNN",
+    "visual tokens": "CNN",
+    "proposals": "regions",
+    "features of boxes": "regions",
+    BY_CLASS: "regions",
+    BATCHED: "regions",
+    "Transformer": "Transformer",
+}
+
+
+def time_text(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else below_a_second(seconds)
+
+
+def rows_of(result: dict) -> list[Row]:
+    return [Row(**row) for row in result["rows"]]
+
+
+def setup_line(result: dict) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return (
+        f"{result['machine']}, {result['threads']} threads; {result['input']}; {versions}; {result['datetime'][:10]}."
+    )
+
+
+def table(result: dict) -> str:
+    """Markdown: stages at batch 1, larger batches, what the NMS had to do, and the bars."""
+    rows = rows_of(result)
+    return "\n\n".join([setup_line(result), _stages(result, rows), *_batches(rows), *_boxes(result), _bars(result)])
+
+
+def _stages(result: dict, rows: list[Row]) -> str:
+    lines = [
+        "| batch 1 | CNN | proposals | features of boxes | NMS by class / batched | Transformer | total | memory | "
+        "operations | error, same codes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in (row for row in rows if row.batch == 1):
+        seconds = {stage: time_text(value) for stage, value in row.seconds.items()}
+        if row.family == SOHO:
+            cells = [seconds["visual tokens"], "", "", "", seconds["Transformer"], time_text(row.total())]
+        else:
+            cells = [seconds[name] for name in ("CNN", "proposals", "features of boxes")]
+            cells += [f"{seconds[BY_CLASS]} / {seconds[BATCHED]}", seconds["Transformer"]]
+            cells += [f"{time_text(row.total(BY_CLASS))} / {time_text(row.total())}"]
+        memory = result["peak_bytes"].get(row.contender)
+        cells.append("" if memory is None else f"{memory / 1e9:.2f} GB")
+        operations = result["operations"].get(row.family)
+        cells.append("" if operations is None else f"{sum(operations.values()) / 1e9:,.0f} G")
+        found = result["agreement"].get(row.contender)
+        cells.append(
+            "" if found is None else f"{max(found['features'], found['logits']):.2g}, {found['same_codes']:.1%}"
+        )
+        lines.append(f"| {row.contender} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _batches(rows: list[Row]) -> list[str]:
+    batches = sorted({row.batch for row in rows})
+    if len(batches) < 2:
+        return []
+    lines = [
+        f"| images a second | {' | '.join(f'batch {batch}' for batch in batches)} |",
+        "|---" * (1 + len(batches)) + "|",
+    ]
+    for name in dict.fromkeys(row.contender for row in rows):
+        mine = {row.batch: row for row in rows if row.contender == name}
+        cells = [f"{batch / mine[batch].total():.2f}" if batch in mine else "" for batch in batches]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return ["\n".join(lines)]
+
+
+def _boxes(result: dict) -> list[str]:
+    lines = [
+        f"{name}: " + "; ".join(f"{nms} {entered:,} to {left:,}" for nms, (entered, left) in seen.items()) + "."
+        for name, seen in result["boxes"].items()
+    ]
+    return ["Boxes that enter and leave each NMS of an image. " + " ".join(lines)] if lines else []
+
+
+def _bars(result: dict) -> str:
+    lines = ["| bar | asked | measured | |", "|---|---|---|---|"]
+    words = {True: "held", False: "**missed**", None: "not measured here"}
+    lines += [f"| {bar['claim']} | {bar['bar']} | {bar['measured']} | {words[bar['held']]} |" for bar in result["bars"]]
+    return "\n".join(lines)
+
+
+def draw(result: dict, path: Path) -> None:
+    """Stages of each contender at batch 1 as bars from left to right, as section 4.5 argues."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    shown = [
+        (f"{row.contender}, {nms}" if row.family != SOHO else row.contender, row.stages(nms))
+        for row in rows_of(result)
+        if row.batch == 1
+        for nms in ((BY_CLASS, BATCHED) if row.family != SOHO else (BATCHED,))
+    ]
+    figure = Figure(figsize=(10, 0.34 * len(shown) + 1.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    longest = max(sum(stages.values()) for _, stages in shown)
+    for place, (_, stages) in enumerate(shown):
+        left = 0.0
+        for stage, seconds in stages.items():
+            axes.barh(place, seconds, left=left, color=COLOURS[PARTS[stage]], edgecolor="white", linewidth=0.6)
+            left += seconds
+        axes.text(left + 0.005 * longest, place, f"{time_text(left)}, {longest / left:.1f}x", va="center", fontsize=8)
+    axes.set_yticks(range(len(shown)), [name for name, _ in shown], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.14 * longest)
+    axes.set_xlabel("seconds for an image and 16 words")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(handles=[Patch(color=colour, label=name) for name, colour in COLOURS.items()], fontsize=8)
+    axes.set_title(setup_line(result), fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, metadata={"Software": None})

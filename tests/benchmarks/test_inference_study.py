@@ -1,0 +1,200 @@
+"""The region pipeline of the inference study computes what was published, and its measurement refuses wrong results."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.detection.roi_heads import RoIHeads
+
+from benchmarks.inference import contenders, measure, region_pipeline
+from benchmarks.inference.bars import BATCHED, BY_CLASS, Row, verdicts
+from benchmarks.inference.clock import Clock
+from benchmarks.inference.contenders import EXACT, HALVED, REGION, SMALL, SOHO, Contender, make_contenders, make_regions
+from benchmarks.inference.random_inputs import noise_images, taking_statistics
+from benchmarks.inference.region_pipeline import CLASS_NMS, MIN_SCORE, nms_batched, nms_by_class
+from soho_fast.model.outputs import VisualTokens
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> region_pipeline.RegionPipeline:
+    """A small one in float32."""
+    return make_regions(SMALL, halved=False)
+
+
+@pytest.fixture
+def boxes_and_scores() -> tuple[torch.Tensor, torch.Tensor]:
+    """40 boxes that overlap, and scores of 25 classes, of which a part reaches the threshold."""
+    generator = torch.Generator().manual_seed(0)
+    corner_N2 = 60 * torch.rand(40, 2, generator=generator)
+    boxes_N4 = torch.cat([corner_N2, corner_N2 + 20 + 30 * torch.rand(40, 2, generator=generator)], dim=1)
+    return boxes_N4, (4 * torch.randn(40, 25, generator=generator)).softmax(1)
+
+
+def overlap(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Intersection over union of two boxes, written out."""
+    sides = (torch.minimum(one[2:], other[2:]) - torch.maximum(one[:2], other[:2])).clamp(min=0)
+    areas = [(box[2:] - box[:2]).prod() for box in (one, other)]
+    return float(sides.prod() / (areas[0] + areas[1] - sides.prod()))
+
+
+def test_a_box_counts_by_its_best_score_in_a_class_where_it_survived(boxes_and_scores):
+    boxes_N4, score_NK = boxes_and_scores
+    expected_N, survived = torch.zeros(len(boxes_N4)), 0
+    for score_N in score_NK.T:
+        kept: list[int] = []
+        for number in score_N.argsort(descending=True).tolist():
+            if all(overlap(boxes_N4[number], boxes_N4[other]) <= CLASS_NMS for other in kept):
+                kept.append(number)
+                expected_N[number] = max(expected_N[number], score_N[number])
+        survived += len(kept)
+    best_N, seen = nms_by_class(boxes_N4, score_NK)
+    torch.testing.assert_close(best_N, expected_N, rtol=0, atol=0)
+    assert seen == (40 * 25, survived) and survived < 40 * 25
+
+
+def test_both_kinds_of_nms_agree_where_a_box_reaches_the_threshold(boxes_and_scores):
+    boxes_N4, score_NK = boxes_and_scores
+    (by_class_N, _), (batched_N, (entered, left)) = nms_by_class(boxes_N4, score_NK), nms_batched(boxes_N4, score_NK)
+    torch.testing.assert_close(batched_N, by_class_N.where(by_class_N >= MIN_SCORE, 0.0), rtol=0, atol=0)
+    assert left < entered == int((score_NK >= MIN_SCORE).sum())
+
+
+def test_the_batched_one_keeps_what_torchvisions_detector_keeps(boxes_and_scores):
+    boxes_N4, score_NK = boxes_and_scores
+    unused = [None] * 3
+    heads = RoIHeads(*unused, 0.5, 0.5, 8, 0.25, None, MIN_SCORE, CLASS_NMS, detections_per_img=10**6)
+    logits_NK = torch.cat([torch.full((40, 1), -100.0), score_NK.log()], dim=1)
+    shifts = torch.zeros(40, 4 * 26)
+    (kept,), (scores,), _ = heads.postprocess_detections(logits_NK, shifts, [boxes_N4], [(200, 200)])
+    best_N, (_, left) = nms_batched(boxes_N4, score_NK)
+    assert len(kept) == left
+    for number in best_N.nonzero().squeeze(1):
+        same = (kept - boxes_N4[number]).abs().amax(1) < 1e-4
+        torch.testing.assert_close(scores[same].max(), best_N[number])
+
+
+def test_proposals_are_torchvisions_where_no_box_is_small(pipeline):
+    boxes_A4 = torch.tensor([[0.0, 0.0, 40.0, 40.0]]) + torch.rand(300, 1, generator=torch.manual_seed(0)) * 60
+    logit_A = torch.randn(1, 300)
+    ours, theirs = (
+        method(pipeline.proposals, boxes_A4[None], logit_A, [(96, 160)], [300])[0][0]
+        for method in (type(pipeline.proposals).filter_proposals, type(pipeline.proposals).__mro__[1].filter_proposals)
+    )
+    torch.testing.assert_close(ours, theirs)
+    entered, left = pipeline.proposals.seen
+    assert entered == SMALL.region.pre_nms and 0 < left < entered
+    boxes_A4[::2, 2] = boxes_A4[::2, 0] + 15
+    (kept,), _ = pipeline.proposals.filter_proposals(boxes_A4[None], logit_A, [(96, 160)], [300])
+    assert (kept[:, 2] - kept[:, 0]).min() >= 16
+
+
+def test_res5_keeps_the_size_of_a_region_as_published():
+    for halved, size in ((False, 14), (True, 7)):
+        res5 = region_pipeline.RegionPipeline(replace(SMALL.region, halved=halved)).res5
+        assert res5(torch.zeros(1, 1024, 14, 14)).shape == (1, 2048, size, size)
+        assert {
+            conv.dilation for conv in res5.modules() if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3)
+        } == {(1, 1) if halved else (2, 2)}
+
+
+def test_folding_changes_nothing():
+    torch.manual_seed(1)
+    pipeline, images = region_pipeline.RegionPipeline(SMALL.region), noise_images(1, 96, 160, seed=2)
+    with torch.no_grad():
+        plain = [pipeline.cnn, pipeline.res5]
+        with taking_statistics(pipeline.cnn):
+            pipeline.cnn(images)
+        before = pipeline.cnn(images)
+        pipeline.calibrate(images)
+        assert not any(isinstance(each, nn.BatchNorm2d) for module in plain for each in module.modules())
+        torch.testing.assert_close(pipeline.cnn(images), before, rtol=1e-4, atol=1e-4)
+
+
+def test_scores_spread_so_that_boxes_reach_the_threshold(pipeline):
+    pixels, words = SMALL.inputs(2, seed=3)
+    clock = Clock()
+    with torch.inference_mode():
+        logits = pipeline(pixels, words, clock)
+    assert logits.shape == (2, 2)
+    assert list(clock.seconds()) == ["CNN", "proposals", "features of boxes", BY_CLASS, BATCHED, "Transformer"]
+    assert min(clock.seconds().values()) > 0
+    entered, _ = pipeline.boxes_seen[BY_CLASS]
+    assert entered == SMALL.region.num_proposals * SMALL.region.num_classes
+    assert SMALL.region.num_boxes <= pipeline.boxes_seen[BATCHED][0] < entered / 4
+
+
+def test_two_kinds_that_choose_different_boxes_are_not_timed(pipeline, monkeypatch):
+    monkeypatch.setattr(region_pipeline, "nms_batched", lambda boxes, scores: (scores.amin(1) + 1, (1, 1)))
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="choose different boxes: nothing is timed"):
+        pipeline(*SMALL.inputs(1), Clock())
+
+
+class Soho(contenders.SohoRun):
+    """Features are an image's columns' mean colours, logits those of the image, times a factor; autocast adds 1 %."""
+
+    def __init__(self, model: tuple[float, float] = (1.0, 1.0), autocast: bool = False) -> None:
+        super().__init__(model, autocast)
+
+    def encode(self, pixels):
+        feat_BLC = (self.model[0] + 0.01 * self.autocast) * pixels.mean(2).transpose(1, 2)
+        return VisualTokens(features=feat_BLC, index=(1000 * feat_BLC[..., 0]).round().long())
+
+    def read(self, visual, words):
+        return (self.model[1] + 0.01 * self.autocast) * visual.features.mean(1)
+
+
+def test_what_is_off_is_not_timed(monkeypatch):
+    monkeypatch.setattr(measure, "SohoRun", Soho)
+    exact = Soho()
+    near = Contender("near", SOHO, "bf16", Soho((1.015, 1.005)))
+    found = measure.check([Contender(EXACT, SOHO, "float32", exact), near], exact, SMALL, "cpu")
+    assert list(found) == ["near"] and found["near"]["features"] == pytest.approx(0.015, rel=0.3)
+    assert found["near"]["logits"] == pytest.approx(0.005, rel=0.3)
+    assert found["near"]["same_codes"] < found["near"]["same_answers"] == 1.0
+    for factors, what in (((1.03, 1.0), "features"), ((1.0, float("nan")), "logits")):
+        with pytest.raises(RuntimeError, match=rf"far: {what} are off by .*: nothing is timed"):
+            measure.check([replace(near, name="far", run=Soho(factors))], exact, SMALL, "cpu")
+    assert measure.check([replace(near, precision="int8", run=Soho((1.5, 1.5)))], exact, SMALL, "cpu")
+
+
+def test_a_result_and_its_bars(monkeypatch):
+    monkeypatch.setattr(measure, "peak_bytes", lambda *_: 10**9)
+    names = [EXACT, f"{SOHO} prepared, float32", f"{REGION}, float32", f"{HALVED}, bf16"]
+    said: list[str] = []
+    result = measure.measure(names, SMALL, [1, 2], 2, "cpu", said.append)
+    assert [(row["contender"], row["batch"]) for row in result["rows"]] == [
+        (name, batch) for batch in (1, 2) for name in contenders.NAMES if name in names
+    ]
+    ran = {bar["claim"]: bar["held"] is not None for bar in result["bars"]}
+    assert ran["SOHO in float32 against regions in float32, batched NMS"]
+    assert not ran["SOHO in int8 against regions in float32, NMS by class"]
+    assert result["operations"][REGION]["features of boxes"] > result["operations"][HALVED]["features of boxes"] > 0
+    assert result["operations"][SOHO]["visual tokens"] > 0
+    assert result["agreement"].keys() == {f"{SOHO} prepared, float32"}
+
+
+def test_what_a_missed_bar_says():
+    rows = [
+        Row(f"{REGION}, float32", REGION, "float32", 1, {"CNN": 1.0, BY_CLASS: 3.0, BATCHED: 0.5, "Transformer": 1.0}),
+        Row(f"{SOHO} eager, float32", SOHO, "float32", 1, {"visual tokens": 1.1, "Transformer": 0.2}),
+        Row(f"{SOHO} prepared, float32", SOHO, "float32", 1, {"visual tokens": 0.8, "Transformer": 0.2}),
+        Row(f"{SOHO} prepared, bf16", SOHO, "bf16", 1, {"visual tokens": 0.3, "Transformer": 0.1}),
+        Row(f"{SOHO} compiled, bf16", SOHO, "bf16", 1, {"visual tokens": 0.2, "Transformer": 0.1}),
+        Row(f"{SOHO} compiled, bf16", SOHO, "bf16", 8, {"visual tokens": 0.1, "Transformer": 0.0}),
+    ]
+    operations = {SOHO: {"visual tokens": 100, "Transformer": 20}, REGION: {"CNN": 240}}
+    found = {each.claim: each for each in verdicts(rows, operations, {"float32": 250.0, "bf16": 1000.0})}
+    published = found["SOHO in bf16 against regions in float32, NMS by class"]
+    assert published.held and published.measured.startswith("16.67x (SOHO compiled, bf16: 0.300 s, 5.000 s)")
+    equal = found["SOHO in float32 against regions in float32, batched NMS"]
+    assert equal.held is False and equal.measured == (
+        "2.50x (SOHO prepared, float32: 1.000 s, 2.500 s); visual tokens 80% of ours, at 50% of the float32 product; "
+        "the peer does 2.0x the operations"
+    )
+    assert found["SOHO in bf16 against SOHO eager in float32"].held
+
+
+def test_contenders_of_another_name_are_refused():
+    with pytest.raises(ValueError, match=r"contenders: expected some of 'regions, float32'.*, got 'resnet'"):
+        make_contenders(["resnet"], SMALL)
