@@ -31,6 +31,7 @@ from soho_fast.extras import from_extra
 with from_extra("train"):
     from soho_fast.command_line import Parser, as_text
     from soho_fast.engine.errors import DISK_ERRORS, UserError, environment_rank, fail
+    from soho_fast.engine.heartbeat import leave_heartbeat
     from soho_fast.hub import check_name, no_such_path
     from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots
     from soho_fast.spelling import did_you_mean
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     rank, _ = environment_rank()
     try:
         with contextlib.ExitStack() as held:
+            held.push(leave_heartbeat)
             return _run(sys.argv[1:] if arguments is None else arguments, held)
     except UserError as error:
         return fail(str(error), rank)
@@ -137,7 +139,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
         from soho_fast.engine.lock import only_user
         from soho_fast.engine.progress import ProgressLines
         from soho_fast.engine.report import print_table, write_metrics
-    processes = start_processes(recipe.engine.threads)
+    processes = start_processes(recipe.engine.threads, recipe.engine.timeout_seconds)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # What could not be loaded is told by an error of ours, in a line.
     say = print if processes.is_main else _silent

@@ -29,6 +29,7 @@ from soho_fast.extras import from_extra
 # Nothing heavy stands here: the command line is read before torch and DeepSpeed are loaded, which takes seconds.
 with from_extra("train"):
     from soho_fast.engine.errors import DISK_ERRORS, UserError, environment_rank, fail
+    from soho_fast.engine.heartbeat import leave_heartbeat
     from soho_fast.recipe import build_demo_corpus, check_paths, read_recipe, with_data_roots, write_recipe
 
 
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     rank, _ = environment_rank()
     try:
         with contextlib.ExitStack() as held:
+            held.push(leave_heartbeat)
             return _run(sys.argv[1:] if arguments is None else arguments, held)
     except UserError as error:
         return fail(str(error), rank)
@@ -65,7 +67,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
         from soho_fast.engine.launch import leave_processes, start_processes
         from soho_fast.engine.lock import only_user
         from soho_fast.engine.trainer import Trainer
-    processes = start_processes(recipe.engine.threads)
+    processes = start_processes(recipe.engine.threads, recipe.engine.timeout_seconds)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # What could not be loaded is told by an error of ours, in a line.
     say = print if processes.is_main else _silent

@@ -3,7 +3,8 @@
 Layout, in the run's folder:
 
     checkpoints/step-00000120/      DeepSpeed's files (weights, buffers, optimiser, loss scale),
-                                    rank-00000.pt (RNG states of one rank), checkpoint.json (written last)
+                                    rank-00000.pt (of one rank: RNG states, and which parameters lie where in its
+                                    optimiser's tensors), checkpoint.json (written last)
     checkpoints/step-00000130.partial/   being written, or left by a crash: never read
 
 Everything is written to the `.partial` folder, which is renamed when every rank has reported success. DeepSpeed saves
@@ -33,6 +34,8 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from soho_fast.engine.errors import UserError
+from soho_fast.engine.identity import SPREAD
+from soho_fast.engine.partition import fragments_of, load_partitioned_anew
 from soho_fast.engine.processes import Processes
 
 FORMAT = 2
@@ -117,10 +120,10 @@ class _Files(TorchCheckpointEngine):
             cause = error if isinstance(error, OSError) else error.__context__
             self.error = f"{path}: {getattr(cause, 'strerror', None) or str(error).splitlines()[0]}"
 
-    def load(self, path: str, map_location: Any = None) -> Any:
+    def load(self, path: str, map_location: Any = None, mmap: bool = False) -> Any:
         try:
             with torch.serialization.safe_globals(_INERT):
-                return torch.load(path, map_location=map_location, weights_only=True)
+                return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
         # What a reader meets in a file of another kind has no common type; a pickle that would run code is one.
         except Exception as error:
             refused = re.search(r"GLOBAL (\S+)", str(error))
@@ -149,6 +152,13 @@ def rng_state(device: torch.device) -> dict[str, Any]:
     if device.type != "cpu":
         state["device"] = torch.get_device_module(device).get_rng_state(device)
     return state
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python's, numpy's and torch's global generators (CPU and device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
@@ -234,7 +244,8 @@ class Checkpoints:
         # would raise on one rank between barriers.
         engine.checkpoint_engine, engine._copy_recovery_script = writer, lambda save_path: None
         engine.save_checkpoint(str(self.folder), tag=partial.name, save_latest=False)
-        writer.save(rng_state(self.processes.device), str(partial / self._rank_file()))
+        of_rank = rng_state(self.processes.device) | {"fragments": list(map(tuple, fragments_of(engine)))}
+        writer.save(of_rank, str(partial / _rank_file(self.processes.rank)))
         self._raise_first(writer.error)
         files = {name: record for part in self.processes.gather(writer.written) for name, record in part.items()}
         error = None
@@ -265,13 +276,22 @@ class Checkpoints:
         """Restore engine, optimiser, loss scale and this rank's RNG from a complete checkpoint.
 
         Raises:
-            UserError: a file holds anything but plain data.
+            UserError: a file holds anything but plain data, or the checkpoint lacks what another number of processes
+                or another ZeRO stage needs.
         """
         reader = _Files()
-        engine.checkpoint_engine = reader
-        engine.load_checkpoint(str(path.parent), tag=path.name, load_lr_scheduler_states=False)
-        set_rng_state(reader.load(str(path / self._rank_file())), self.processes.device)
-        return self.about(path)[1]
+        identity, progress = self.about(path)
+        saved_world, rank, device = identity["processes"], self.processes.rank, self.processes.device
+        if all(identity.get(name) == self.identity.get(name) for name in SPREAD):
+            engine.checkpoint_engine = reader
+            engine.load_checkpoint(str(path.parent), tag=path.name, load_lr_scheduler_states=False)
+        else:
+            load_partitioned_anew(engine, path, lambda file: reader.load(str(file), "cpu", mmap=True))
+        set_rng_state(reader.load(str(path / _rank_file(rank % saved_world))), device)
+        if rank >= saved_world:
+            # Random numbers of its own for a rank that was not there, the same in each attempt to go on from here.
+            seed_everything(int(torch.randint(2**48, ())) + rank)
+        return progress
 
     def _choose(self, say: Callable[[str], None]) -> Path | None:
         present = sorted(os.listdir(self.folder)) if self.folder.exists() else []
@@ -304,9 +324,6 @@ class Checkpoints:
         steps = {int(match[1]): path for path in self.folder.glob("*") if (match := _NAME.fullmatch(path.name))}
         return [steps[step] for step in sorted(steps) if steps[step].is_dir()]
 
-    def _rank_file(self) -> str:
-        return f"rank-{self.processes.rank:05d}.pt"
-
     def _delete_partial(self) -> None:
         for path in self.folder.glob(f"*{PARTIAL}"):
             if _NAME.fullmatch(path.name.removesuffix(PARTIAL)):
@@ -335,6 +352,10 @@ class Checkpoints:
                 f"the checkpoint could not be written ({errors[0]}); free some space or choose another --output. "
                 + (f"The last complete checkpoint is {kept}" if kept else "There is no earlier checkpoint")
             )
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank-{rank:05d}.pt"
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from soho_fast.engine.checkpoint import Checkpoints, Progress
 from soho_fast.engine.errors import UserError
-from soho_fast.engine.identity import Change, changes_between, refuse_changes, settings_identity
+from soho_fast.engine.identity import SPREAD, Change, changes_between, refuse_changes, settings_identity
 from soho_fast.engine.launch import choose_precision, zero_stage
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.settings import TrainSettings
@@ -35,6 +35,10 @@ class Continuation:
         settings: the recipe.
         processes: this run's ranks.
 
+    Attributes:
+        changes: settings other than the checkpoint was trained with, which was asked for.
+        spread: of `SPREAD`, what is otherwise than when it was saved.
+
     Raises:
         UserError: the folder holds a run of other settings, or one that may not be deleted; or a precision that the
             device does not have.
@@ -52,6 +56,7 @@ class Continuation:
         }
         self.checkpoints = Checkpoints(self.folder / "checkpoints", processes, settings.checkpoint.keep)
         self.changes: list[Change] = []
+        self.spread: list[Change] = []
         self.progress = Progress()
         self._before: dict[str, Any] = {}
         self.checkpoint = self._choose_checkpoint()
@@ -104,10 +109,19 @@ class Continuation:
 
     def _compare(self, contents: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(self._recipe | dict(contents)))
-        self.changes = changes_between(self._before, now)
+        changes = changes_between(self._before, now)
+        self.spread = [change for change in changes if change.name in SPREAD]
+        self.changes = [change for change in changes if change.name not in SPREAD]
         allowed = self.settings.resume == "changed"
         what, step = str(self.checkpoint), self.progress.step
         refuse_changes(what, step, self.changes, self._fixed, self._measures, allowed=allowed)
+        sizes = [_micro_batch(values) for values in (self._before, now)]
+        if self.settings.batch.group_by_aspect_ratio == "orientation" and sizes[0] != sizes[1]:
+            raise UserError(
+                f"{what}: by batch.group_by_aspect_ratio orientation the order of the samples follows from how many "
+                f"are in a micro-batch, {sizes[0]:g} until now; processes and batch.gradient_accumulation_steps make "
+                f"it {sizes[1]:g}, and some samples of the epoch would come twice, others never: give as many as before"
+            )
 
     def _change_folder(self, change: Callable[[], None]) -> None:
         error = None
@@ -154,3 +168,9 @@ class Continuation:
         if error:
             raise UserError(error)
         return path
+
+
+def _micro_batch(identity: Mapping[str, Any]) -> float:
+    """Samples in one forward of one process."""
+    parts = identity["batch.gradient_accumulation_steps"] * identity["processes"]
+    return identity["batch.global_batch_size"] / parts

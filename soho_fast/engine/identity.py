@@ -23,6 +23,7 @@ NOT_COMPARED = {
     "batch.prefetch": "how early it is loaded",
     "batch.broken_images": "when to give up",
     "engine.threads": "who computes",
+    "engine.timeout_seconds": "when to give up",
     "engine.activation_checkpointing": "the same values, computed twice",
     "engine.backbone_cache_*gb": "the same values, computed once",
     "engine.emulate_precision": "a permission; the precision itself is compared",
@@ -31,13 +32,14 @@ NOT_COMPARED = {
 # What no run can change, since the state of its checkpoints has this shape or its place in the data is told by it.
 FIXED = (
     "task",
-    "processes",
     "batch.global_batch_size",
     "engine.precision",
-    "engine.zero_stage",
     "optim.backbone_rule",
     "optim.decay_norm_and_bias",
 )
+
+# Over whom the same training is spread: free to change from one start to the next.
+SPREAD = ("processes", "engine.zero_stage")
 
 
 @dataclass(frozen=True)

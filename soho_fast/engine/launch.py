@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+from datetime import timedelta
 
 import deepspeed
 import torch
@@ -12,21 +13,25 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from soho_fast.engine.errors import UserError, environment_rank
+from soho_fast.engine.heartbeat import start_heartbeat
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.settings import EngineSettings
 
 # Of DeepSpeed's launcher, where none is given.
 _DEFAULT_PORT = "29500"
+# Machines may be started by hand, one after another.
+_PATIENCE = timedelta(minutes=10)
 
 
-def start_processes(threads: int = 0) -> Processes:
+def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
     """Join the launcher's process group, or form a group of one, which needs no port.
 
     Args:
         threads: CPU threads of each process; 0 shares the machine's cores among its processes.
+        timeout: seconds without a sign of life after which a process counts as lost; 0: none does for that.
 
     Raises:
-        UserError: the port by which several processes meet is taken.
+        UserError: the port by which several processes meet is taken, or some of them have not come.
     """
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if together and not dist.is_initialized():
@@ -46,7 +51,17 @@ def start_processes(threads: int = 0) -> Processes:
         if together:
             if not on_cpu:
                 accelerator.set_device(environment_rank()[1])
-            dist.init_process_group(backend)
+            store, rank, world = _meet()
+            start_heartbeat(
+                rank,
+                world,
+                os.environ["MASTER_ADDR"],
+                publish=lambda port: store.set("heartbeat", port),
+                look_up=lambda: store.get("heartbeat").decode(),
+                timeout=timeout,
+                speaks=rank == 1 or environment_rank()[1] == 0,
+            )
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         else:
             alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
             os.environ.update(alone | {name: os.environ[name] for name in alone if name in os.environ})
@@ -60,6 +75,18 @@ def start_processes(threads: int = 0) -> Processes:
     if dist.get_world_size() > 1:
         group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     return Processes(dist.get_rank(), dist.get_world_size(), local_rank, device, group)
+
+
+def _meet() -> tuple[dist.Store, int, int]:
+    """The store by which the processes find each other, this one's rank, and how many there are."""
+    try:
+        return next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
+    except dist.DistError as error:
+        world = os.environ["WORLD_SIZE"]
+        raise UserError(
+            f"not all of the {world} processes have come within {_PATIENCE.seconds // 60} minutes to "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _choose_port() -> None:

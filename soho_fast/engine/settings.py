@@ -127,6 +127,9 @@ class EngineSettings:
             when it moves again.
         loss_scale_power: fp16 starts with a loss scale of 2 to this power.
         threads: CPU threads of each process; 0 shares the cores among the processes of a machine.
+        timeout_seconds: A process that is alive but gives no sign of life for so long (stopped, say) counts as lost,
+            which ends all of them; 0 never. One that is killed, or whose machine is cut off, always does, at once or
+            after half a minute.
         backbone_cache_gb: While the backbone stands still (`optim.frozen_backbone_epochs`) for more than one pass over
             the images, its output for each is computed once and kept in memory, if all of them take at most so many
             GB on each machine; 0 never.
@@ -142,6 +145,7 @@ class EngineSettings:
     freeze_batch_norm: bool | Literal["after_still"] = False
     loss_scale_power: NonNegativeInt = 16
     threads: NonNegativeInt = 0
+    timeout_seconds: NonNegativeFloat = 300.0
     backbone_cache_gb: NonNegativeFloat = 4.0
     backbone_cache_disk_gb: NonNegativeFloat = 0.0
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 import shutil
 import time
 from collections.abc import Callable
@@ -18,12 +17,11 @@ from soho_fast.extras import from_extra
 
 with from_extra("train"):
     import deepspeed
-    import numpy as np
     from safetensors import SafetensorError
 
     from soho_fast.engine.batch_norm import average_batch_norm
     from soho_fast.engine.batches import BatchPlan, plan_batches, split_batch
-    from soho_fast.engine.checkpoint import Progress, rng_state, set_rng_state
+    from soho_fast.engine.checkpoint import Progress, rng_state, seed_everything, set_rng_state
     from soho_fast.engine.continuation import Continuation
     from soho_fast.engine.divergence import describe_non_finite
     from soho_fast.engine.errors import UserError
@@ -133,6 +131,8 @@ class Trainer:
             self._say(f"resumed from {start.checkpoint} (step {self.progress.step} of {self.total_steps})")
             for change in start.changes:
                 self._say(f"changed: {change}")
+            for change in start.spread:
+                self._say(f"spread anew: {change.event()}")
         start.begin()
         self._frozen: bool | None = None
         self._stage = zero_stage(settings.engine, self.precision)
@@ -152,9 +152,11 @@ class Trainer:
         trackers = self._on_main(self._start_trackers)
         if self.processes.is_main:
             log = RunLog(self.folder, self.settings.log, self.progress.step, self.total_steps, trackers)
-            if changes := self.continuation.changes:
-                told = ", ".join(change.event() for change in changes)
-                log.record("event", self.progress.step, {"event": f"settings changed: {told}"})
+            start = self.continuation
+            for what, changes in (("settings changed", start.changes), ("spread anew", start.spread)):
+                if changes:
+                    told = ", ".join(change.event() for change in changes)
+                    log.record("event", self.progress.step, {"event": f"{what}: {told}"})
         feed = Feed(
             self.task,
             self.data,
@@ -588,10 +590,3 @@ class Trainer:
 def steps_between_snapshots(total_steps: int, log_steps: int) -> int:
     """The smallest multiple of the steps between records of training that gives a run a hundred snapshots at most."""
     return log_steps * -(-total_steps // (_NUM_SNAPSHOTS * log_steps))
-
-
-def seed_everything(seed: int) -> None:
-    """Seed python's, numpy's and torch's global generators (CPU and device)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

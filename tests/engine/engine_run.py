@@ -3,6 +3,7 @@
 python tests/engine/engine_run.py '[{"output": ..., "optim": {...}, "task": {"soho": true, "dropout": 0}}, ...]'
 """
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -442,23 +443,27 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
 
 def main() -> int:
     from soho_fast.engine.errors import UserError, fail
+    from soho_fast.engine.heartbeat import leave_heartbeat
     from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
 
-    processes = start_processes(threads=1)
+    requests = json.loads(sys.argv[-1])
     code = 0
     try:
-        for request in json.loads(sys.argv[-1]):
-            if request.pop("fails", False):
-                try:
-                    run_one(request, processes)
-                except UserError as error:
-                    sys.stdout.write(json.dumps({"rank": processes.rank, "error": str(error)}) + "\n")
-                    sys.stdout.flush()
-            else:
-                code = run_one(request, processes) or code
+        with contextlib.ExitStack() as held:
+            held.push(leave_heartbeat)
+            processes = start_processes(threads=1, timeout=requests[0].get("engine", {}).get("timeout_seconds", 0))
+            for request in requests:
+                if request.pop("fails", False):
+                    try:
+                        run_one(request, processes)
+                    except UserError as error:
+                        sys.stdout.write(json.dumps({"rank": processes.rank, "error": str(error)}) + "\n")
+                        sys.stdout.flush()
+                else:
+                    code = run_one(request, processes) or code
+            leave_processes()
     except UserError as error:
         return fail(str(error), environment_rank()[0])
-    leave_processes()
     return code
 
 

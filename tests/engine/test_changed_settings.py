@@ -237,7 +237,8 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
         name for name in left_out if name.startswith(("batch", "engine", "corpus", "data.", "model"))
         and not name.startswith(read)
     } <= {
-        "batch.workers", "batch.prefetch", "batch.broken_images", "engine.threads", "engine.activation_checkpointing",
+        "batch.workers", "batch.prefetch", "batch.broken_images", "engine.threads", "engine.timeout_seconds",
+        "engine.activation_checkpointing",
         "engine.emulate_precision", "engine.backbone_cache_gb", "engine.backbone_cache_disk_gb", "corpus.folder",
         "data.tokenizer", "data.image_batch", "data.text_batch",
         "data.pair_batch", "data.quick_images", "data.missing_images", "model.pretrained",

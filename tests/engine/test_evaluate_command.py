@@ -124,7 +124,7 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
 )
 def test_mistakes_on_the_command_line_are_one_line(capsys, tmp_path, monkeypatch, arguments, words):
     # A process group of this process would stay for the tests that follow.
-    monkeypatch.setattr(engine_launch, "start_processes", lambda threads: Processes())
+    monkeypatch.setattr(engine_launch, "start_processes", lambda *_: Processes())
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("task: vqa\n")
     assert evaluate.main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
@@ -150,7 +150,7 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
             return SimpleNamespace(write=full, measures={})
 
     monkeypatch.setattr(Recipe, "make_task", lambda self, say: Task())
-    monkeypatch.setattr(engine_launch, "start_processes", lambda threads: Processes())
+    monkeypatch.setattr(engine_launch, "start_processes", lambda *_: Processes())
     (tmp_path / "best").mkdir()
     (tmp_path / "recipe.yaml").write_text("task: vqa\n")
     assert evaluate.main(["--run", str(tmp_path)]) == 2

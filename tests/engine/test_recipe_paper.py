@@ -10,7 +10,7 @@ import torch
 from tiny_corpus import draw, write_karpathy, write_tokenizer
 
 from soho_fast import train
-from soho_fast.engine.trainer import seed_everything
+from soho_fast.engine.checkpoint import seed_everything
 from soho_fast.model import SohoForPreTraining
 
 EDGES = (1000, 600)

@@ -47,6 +47,8 @@ MODULE, ENGINE = "torch.nn:Module", "deepspeed.runtime.engine:DeepSpeedEngine"
 LOADER = "torch.utils.data.dataloader:_MultiProcessingDataLoaderIter"
 HF = "transformers:PreTrainedModel"
 ZERO3 = "deepspeed.runtime.zero.partition_parameters:Init"
+ZERO12 = "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer"
+ZERO3_OPTIMIZER = "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3"
 PRIVATE = [
     Private("_apply", "overridden: buffers stay float32", MODULE),
     *(
@@ -107,6 +109,23 @@ PRIVATE = [
     Private("ds_id", "weights that ZeRO 3 holds are not folded", ZERO3, ("param.ds_id = ",)),
     Private("ds_tensor", "a rank's part of a parameter is looked at", ZERO3, ("param.ds_tensor = ",)),
     Private("ds_numel", "parameters that ZeRO 3 holds are counted", ZERO3, ("param.ds_numel = ",)),
+    Private(
+        "_hp_mapping", "where a parameter lies in what a rank steps, at ZeRO 1 and 2",
+        "deepspeed.utils.mixed_precision_linkage:link_hp_params", ("lp_param._hp_mapping = get_hp_fragment_mapping(",),
+    ),
+    *(
+        Private(name, "what a rank steps is loaded for another number of ranks", owner, source)
+        for name, owner, source in (
+            ("single_partition_of_fp32_groups", ZERO12, ("self.single_partition_of_fp32_groups.append(",)),
+            ("bit16_groups", ZERO12, ("self.bit16_groups.append(",)),
+            ("update_lp_params", ZERO12, ()),
+            ("fp32_partitioned_groups_flat", ZERO3_OPTIMIZER, ("self.fp32_partitioned_groups_flat.append(",)),
+            ("fp16_groups", ZERO3_OPTIMIZER, ("self.fp16_groups.append(",)),
+            ("checkpoint_event_prologue", ZERO3_OPTIMIZER, ()),
+            ("checkpoint_event_epilogue", ZERO3_OPTIMIZER, ()),
+            ("partition_numel", ZERO3, ("param.partition_numel = ",)),
+        )
+    ),
     Private(
         "_codebook", "the layer that is accelerated", "vector_quantize_pytorch:VectorQuantize", ("self._codebook = ",)
     ),

@@ -1,0 +1,214 @@
+"""The ranks of a run notice when one of them is lost, and end with one line instead of waiting for it.
+
+A collective waits for a rank that is gone, NCCL's and gloo's for many minutes where its machine was cut off or it
+stands still. Here a thread of each rank has a connection to the first rank's. That breaks at once where a process ends,
+however it ends, and half a minute after a machine can no more be reached; what is sent over it every few seconds tells
+that a process runs. Long work (compiling, building a corpus, saving) goes on in other threads and is no loss.
+"""
+
+import contextlib
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from soho_fast.engine.errors import UserError
+
+LOST = os.EX_TEMPFAIL
+"""Exit code of a rank that ends because another one was lost: what went wrong may be gone at the next start."""
+
+_UNREACHABLE = 30  # seconds
+# A rank that made a mistake tells it after 10 s, where the first rank made none (`errors.fail`).
+_TOLD = 20.0
+_BEAT, _LEFT, _FAILED, _LOST = b".", b"l", b"f", b"x"
+
+
+class Heartbeat:
+    """This rank's connection: of the first rank to each other one, of the others to the first.
+
+    Args:
+        rank: this process.
+        world: how many there are.
+        host: where the first rank is reached.
+        publish: gives others the first rank's port.
+        look_up: waits for that port.
+        timeout: seconds without a sign of life after which a rank counts as lost; 0: none do.
+        speaks: whether this rank tells of the first one's loss.
+
+    Raises:
+        UserError: the first rank cannot be reached.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        host: str,
+        *,
+        publish: Callable[[str], None],
+        look_up: Callable[[], str],
+        timeout: float,
+        speaks: bool,
+    ) -> None:
+        self.rank, self.timeout, self.speaks = rank, timeout, speaks
+        self.ending = threading.Event()
+        self._left: set[int] = set()
+        self._failed_at: float | None = None
+        self._heard: dict[socket.socket, float] = {}
+        self._names: dict[socket.socket, tuple[int, str]] = {}
+        self._selector = selectors.DefaultSelector()
+        # A fork (of a loader process) would keep the connections of a process that was killed.
+        os.register_at_fork(after_in_child=self._close)
+        if rank == 0:
+            both = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if both else socket.AF_INET
+            self._server = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=world)
+            publish(str(self._server.getsockname()[1]))
+            self._selector.register(self._server, selectors.EVENT_READ)
+        else:
+            port = int(look_up())
+            try:
+                first = socket.create_connection((host, port), timeout=_UNREACHABLE)
+                first.sendall(f"{rank} {os.getpid()} {socket.gethostname()}\n".encode())
+                if not first.recv(1):
+                    raise ConnectionError("it ended")
+            except OSError as error:
+                raise UserError(f"rank 0 cannot be reached at {host}:{port}: {error.strerror or error}") from error
+            self._add(first, 0, f"rank 0 (on {host})")
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def leave(self, *, failed: bool) -> None:
+        """Tell the others that this rank ends by itself, after its work or after an error that it tells."""
+        self.ending.set()
+        self._thread.join(5)
+        self._send(_FAILED if failed else _LEFT)
+        self._close()
+
+    def await_verdict(self) -> None:
+        """Called where a collective failed: when a rank is lost, the thread ends this process within moments."""
+        self._thread.join(10)
+        if self._failed_at is not None:
+            self._thread.join(_TOLD)
+
+    def _watch(self) -> None:
+        pause = min(5.0, self.timeout / 4 or 5.0)
+        beat_at = 0.0
+        while not self.ending.is_set():
+            for key, _ in self._selector.select(0.2):
+                self._read(key.fileobj)
+            now = time.monotonic()
+            if now >= beat_at:
+                self._send(_BEAT)
+                beat_at = now + pause
+            if self._failed_at is not None and now - self._failed_at > _TOLD:
+                self._end(2, None)
+            for connection, heard in list(self._heard.items()):
+                if self.timeout and now - heard > self.timeout:
+                    self._lose(
+                        connection,
+                        f"has given no sign of life for {self.timeout:g} s (engine.timeout_seconds); it is stopped, or "
+                        "its machine hangs",
+                    )
+
+    def _read(self, connection: socket.socket) -> None:
+        if self.rank == 0 and connection is self._server:
+            accepted, _ = self._server.accept()
+            try:
+                accepted.settimeout(5)
+                rank, process, host = accepted.makefile("r", encoding="utf-8").readline().split()
+                self._add(accepted, int(rank), f"rank {rank} (process {process} on {host})")
+                accepted.send(_BEAT)
+            except (OSError, ValueError):  # no rank of ours
+                accepted.close()
+            return
+        try:
+            said = connection.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(connection, f"can no more be reached ({error.strerror})")
+            return
+        self._heard[connection] = time.monotonic()
+        rank, _ = self._names[connection]
+        if _LOST in said:
+            self._end(LOST, None)
+        if _FAILED in said:
+            self._failed_at = self._failed_at or time.monotonic()
+            self._send(_FAILED)
+        if _LEFT in said or _FAILED in said:
+            self._left.add(rank)
+        if not said or rank in self._left:
+            self._remove(connection)
+            if rank not in self._left:
+                self._lose(connection, "has ended (killed, or out of memory)")
+
+    def _lose(self, connection: socket.socket, why: str) -> None:
+        self._remove(connection)
+        self._send(_LOST)
+        _, name = self._names[connection]
+        told = f"error: {name} {why}: this run ends; the same command goes on from the newest checkpoint"
+        self._end(LOST, told if self.rank == 0 or self.speaks else None)
+
+    def _end(self, code: int, line: str | None) -> None:
+        if self.ending.is_set():
+            return
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            if line is not None:
+                sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+        # The main thread waits in a collective, which nothing interrupts.
+        os._exit(code)
+
+    def _send(self, what: bytes) -> None:
+        for connection in list(self._heard):
+            # What is wrong with a connection is found when it is read.
+            with contextlib.suppress(OSError):
+                connection.send(what)
+
+    def _add(self, connection: socket.socket, rank: int, name: str) -> None:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _UNREACHABLE)
+        self._names[connection], self._heard[connection] = (rank, name), time.monotonic()
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _remove(self, connection: socket.socket) -> None:
+        if self._heard.pop(connection, None) is not None:
+            self._selector.unregister(connection)
+
+    def _close(self) -> None:
+        for connection in self._names:
+            connection.close()
+        if self.rank == 0:
+            self._server.close()
+
+
+_own: Heartbeat | None = None
+
+
+def start_heartbeat(*arguments: object, **options: object) -> None:
+    """Begin this process's `Heartbeat`."""
+    global _own
+    _own = Heartbeat(*arguments, **options)
+
+
+def leave_heartbeat(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    """Called at the end of a command, as a context manager's exit: tells the other ranks how this one ends.
+
+    A collective whose partner is gone raises a RuntimeError, about as soon as that is noticed here; this process then
+    ends by what is noticed here, with one line.
+    """
+    global _own
+    if _own is None:
+        return
+    if isinstance(error, RuntimeError):
+        _own.await_verdict()
+    _own.leave(failed=error is not None)
+    _own = None

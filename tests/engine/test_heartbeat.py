@@ -1,0 +1,204 @@
+"""A rank that is lost ends the others with one line, soon; one that works long, or has ended, does not."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from soho_fast.engine import heartbeat
+from soho_fast.engine.heartbeat import LOST, Heartbeat
+
+FORK = multiprocessing.get_context("fork")
+SCRIPT = Path(__file__).with_name("engine_run.py")
+
+
+def _rank(rank: int, folder: Path, port: object, timeout: float, work: Callable[[Heartbeat], None]) -> None:
+    sys.stderr = (folder / f"{rank}.txt").open("w")
+    heartbeat._TOLD = 1.0
+
+    def look_up() -> str:
+        while not port.value:
+            time.sleep(0.01)
+        return str(port.value)
+
+    def publish(text: str) -> None:
+        port.value = int(text)
+
+    own = Heartbeat(rank, 3, "127.0.0.1", publish=publish, look_up=look_up, timeout=timeout, speaks=rank == 1)
+    (folder / f"{rank}.ready").touch()
+    while len(list(folder.glob("*.ready"))) < 3:
+        time.sleep(0.01)
+    work(own)
+    os._exit(0)
+
+
+@pytest.fixture
+def ranks(tmp_path):
+    """Start three ranks that do this; returns (processes, what they said until all have ended, or these)."""
+    started = []
+
+    def start(work: Callable[[int, Heartbeat], None], timeout: float = 0) -> list:
+        port = FORK.Value("i", 0)
+        for rank in range(3):
+            process = FORK.Process(
+                target=_rank, args=(rank, tmp_path, port, timeout, lambda own, rank=rank: work(rank, own)), daemon=True
+            )
+            process.start()
+            started.append(process)
+        while len(list(tmp_path.glob("*.ready"))) < 3:
+            time.sleep(0.01)
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def _end(processes: list, seconds: float) -> list[int | None]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(process.exitcode is None for process in processes):
+        time.sleep(0.02)
+    return [process.exitcode for process in processes]
+
+
+def _said(folder: Path) -> list[str]:
+    return [line for path in sorted(folder.glob("*.txt")) for line in path.read_text().splitlines()]
+
+
+def _wait(_: int, own: Heartbeat) -> None:
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_killed_rank_ends_the_others_at_once_with_one_line(ranks, tmp_path, lost):
+    processes = ranks(_wait)
+    time.sleep(0.5)
+    processes[lost].kill()
+    codes = _end(processes, 20)
+    assert [code for rank, code in enumerate(codes) if rank != lost] == [LOST, LOST] and codes[lost] == -signal.SIGKILL
+    (line,) = _said(tmp_path)
+    assert line.startswith(f"error: rank {lost} (") and "has ended (killed, or out of memory): this run ends;" in line
+    assert line.endswith("the same command goes on from the newest checkpoint")
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_stopped_rank_ends_the_others_after_the_timeout(ranks, tmp_path, lost):
+    processes = ranks(_wait, timeout=2.0)
+    os.kill(processes[lost].pid, signal.SIGSTOP)
+    began = time.monotonic()
+    others = [process for rank, process in enumerate(processes) if rank != lost]
+    assert _end(others, 30) == [LOST, LOST]
+    assert time.monotonic() - began > 1.5
+    (line,) = _said(tmp_path)
+    assert line.startswith(f"error: rank {lost} (") and "no sign of life for 2 s (engine.timeout_seconds)" in line
+    # Going on, it finds the others gone.
+    os.kill(processes[lost].pid, signal.SIGCONT)
+    assert _end([processes[lost]], 20) == [LOST]
+
+
+def test_a_rank_that_is_stopped_for_a_moment_or_works_long_is_not_lost(ranks, tmp_path):
+    def work(rank: int, own: Heartbeat) -> None:
+        if rank == 1:
+            sorted(range(500_000), key=lambda number: -number)
+        time.sleep(5)
+        own.leave(failed=False)
+
+    processes = ranks(work, timeout=4.0)
+    os.kill(processes[2].pid, signal.SIGSTOP)
+    time.sleep(2)
+    os.kill(processes[2].pid, signal.SIGCONT)
+    assert _end(processes, 30) == [0, 0, 0] and _said(tmp_path) == []
+
+
+def test_ranks_that_end_by_themselves_one_after_another_are_not_lost(ranks, tmp_path):
+    def work(rank: int, own: Heartbeat) -> None:
+        time.sleep(rank)
+        own.leave(failed=False)
+        time.sleep(0.5)
+
+    assert _end(ranks(work, timeout=2.0), 20) == [0, 0, 0] and _said(tmp_path) == []
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_rank_that_tells_its_own_mistake_ends_the_others_silently(ranks, tmp_path, failed):
+    def work(rank: int, own: Heartbeat) -> None:
+        if rank == failed:
+            own.leave(failed=True)
+            time.sleep(0.5)
+            os._exit(2)
+        time.sleep(60)
+
+    assert _end(ranks(work), 20) == [2, 2, 2] and _said(tmp_path) == []
+
+
+def test_a_stranger_at_the_door_is_shown_out(ranks, tmp_path):
+    """Whoever connects and is no rank (a port scanner) changes nothing."""
+
+    def work(rank: int, own: Heartbeat) -> None:
+        if rank == 0:
+            port = own._server.getsockname()[1]
+            for words in (b"", b"GET / HTTP/1.0\r\n\r\n", b"x\n"):
+                with socket.create_connection(("127.0.0.1", port)) as stranger:
+                    stranger.sendall(words)
+        time.sleep(1)
+        own.leave(failed=False)
+
+    assert _end(ranks(work), 20) == [0, 0, 0] and _said(tmp_path) == []
+
+
+def test_a_loader_process_does_not_hold_the_connection_of_a_rank_that_was_killed(ranks, tmp_path):
+    def work(rank: int, own: Heartbeat) -> None:
+        if rank == 1 and not os.fork():
+            (tmp_path / "forked").touch()
+            time.sleep(30)
+            os._exit(0)
+        time.sleep(60)
+
+    processes = ranks(work)
+    while not (tmp_path / "forked").exists():
+        time.sleep(0.01)
+    processes[1].kill()
+    assert _end(processes, 10) == [LOST, -signal.SIGKILL, LOST]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_training_ends_when_one_of_two_ranks_is_killed_in_a_step(request_for, port, tmp_path, lost):
+    """By no launcher: it would end the other one. Rank 0 waits in a collective, or for its loader."""
+    import json
+
+    from conftest import environment
+
+    request = request_for("run", task={"delay": 0.05, "size": 400}, max_steps=1000, checkpoint={"every_steps": 5})
+    common = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), json.dumps([request])],
+            env={**environment(), **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 300
+        while not (Path(request["output"]) / "checkpoints" / "step-00000005").exists():
+            assert time.monotonic() < deadline and both[0].poll() is None, both[0].communicate()[0]
+            time.sleep(0.05)
+        both[lost].kill()
+        text = both[1 - lost].communicate(timeout=60)[0]
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+    assert both[1 - lost].returncode == LOST, text
+    assert [line for line in text.splitlines() if line.startswith("error")] == [text.splitlines()[-1]], text
+    assert text.splitlines()[-1].startswith(f"error: rank {lost} ("), text
+    assert "Traceback" not in text, text
