@@ -44,6 +44,13 @@ def check_checksums(folder: str | os.PathLike[str], *, weights: bool = True) -> 
             _check_json_object(folder / name)
 
 
+def folder_digest(folder: Path) -> str:
+    """A hash of the names and contents of all files in a folder; SHA256SUMS is none of them."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    listed = "".join(f"{_sha256(folder / name)}  {name}\n" for name in names)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
 def _check_json_object(path: Path) -> None:
     try:
         content = json.loads(path.read_bytes())

@@ -222,9 +222,10 @@ def find_images(
     if missing and (missing_images == "error" or not report.num_images):
         where = ", ".join(map(str, stores))
         first = ", ".join(f"{name:.100}" for name in missing[:_NUM_SHOWN])
+        otherwise = ", or set missing_images to 'skip'" if missing_images == "error" else ""
         raise FileNotFoundError(
             f"{annotations}: {len(missing)} of {len(image_by_names)} images are not in {where}; first: "
-            f"{first}. Check the images path, or set missing_images to 'skip'."
+            f"{first}. Check the images path{otherwise}."
         )
     return [image_by_names[names] for names in names_of]
 

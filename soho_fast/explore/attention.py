@@ -16,12 +16,12 @@ from soho_fast.explore.sources import digest_of
 from soho_fast.extras import from_extra
 
 with from_extra("train"):
-    from soho_fast.data.images import BrokenImageError
+    from soho_fast.model.image_tokens import join_images
     from soho_fast.model.outputs import VisualTokens
     from soho_fast.pipeline import SohoPipeline
 
-# Texts that are read at a time: between two lots it is asked whether anybody still waits.
-_TEXTS_AT_ONCE = 16
+# By which texts are read 16 at a time: between two lots it is asked whether anybody still waits.
+_IMAGES_AT_ONCE = 4
 
 # Of an attention, which is at most 1: enough for a shade and for a tenth of a percent of it.
 _DIGITS = 6
@@ -38,8 +38,6 @@ class SeeingPipeline(SohoPipeline):
         super().__init__(*args)
         self.model.set_attn_implementation("eager")
         self._go_on: Callable[[], None] = lambda: None
-        self._sizes: list[tuple[int, int]] = []
-        self._seen: tuple[VisualTokens, dict[str, Tensor | None]] | None = None
 
     def weights(self) -> str | None:
         """`digest_of` the codebook, by which a bundle is known; None for a model without a dictionary."""
@@ -55,13 +53,10 @@ class SeeingPipeline(SohoPipeline):
         Raises:
             ValueError: the image can't be used.
         """
-        self._sizes = []
-        pixels = self.processor.image_processor.collate([self._pixels(image)])
-        visual = self.model.encode_images(
-            **{name: None if value is None else value.to(self.device) for name, value in pixels.items()}
-        )
-        (grid,) = self._grids(visual)
-        return grid["rows"], grid["columns"], self._codes(visual)[visual.valid].tolist()
+        pixels_3HW = self._load(image)
+        (visual,) = self._encode([pixels_3HW], 1)
+        grid = self._grid(visual, pixels_3HW)
+        return grid["rows"], grid["columns"], self._codes(visual)[0].tolist()
 
     def ask(
         self,
@@ -93,71 +88,56 @@ class SeeingPipeline(SohoPipeline):
         Raises:
             ValueError: a text or an image can't be used, or the model is not for this question.
         """
-        self._go_on, self._sizes, self._seen = go_on, [], None
+        self._go_on = go_on
+        pixels = [self._load(image) for image in images]
+        seen = [self._encode([pixels_3HW], 1)[0] for pixels_3HW in pixels]
         if question == "rank":
-            answers = _numbered(self.rank(images[0], texts), texts)
+            answers = _numbered(self.rank(seen[0], texts, batch_size=_IMAGES_AT_ONCE), texts)
             attend = answers[0]["number"] if attend is None else attend
-        elif question == "compare":
-            answers = self.compare(*images, *texts)
         else:
-            answers = getattr(self, question)(*images, *texts)
+            answers = getattr(self, question)(*seen, *texts)
         go_on()
         attend = attend or 0
         if not 0 <= attend < len(texts):
             raise ValueError(f"attend: expected the number of a text, 0 to {len(texts) - 1}, got {attend}")
-        return {"answers": answers, "attended": attend, **self._attention(attend)}
+        grids = [self._grid(*both) for both in zip(seen, pixels, strict=True)]
+        return {"answers": answers, "attended": attend, **self._attention(texts[attend], seen, grids)}
+
+    def _forward(self, *inputs: Any) -> Tensor:
+        self._go_on()
+        return super()._forward(*inputs)
 
     @torch.no_grad()
-    def _logits(self, images: Sequence[bytes], texts: Sequence[str]) -> Tensor:
-        inputs = self._inputs(images, texts)
-        visual = self.model.encode_images(inputs.pop("pixel_values"), inputs.pop("pixel_mask"))
-        self._seen = visual, inputs
-        lots = []
-        for first in range(0, len(texts), _TEXTS_AT_ONCE):
-            self._go_on()
-            lot = {name: value[first : first + _TEXTS_AT_ONCE] for name, value in inputs.items()}
-            output = self.model(visual_tokens=visual, **lot)
-            lots.append(output.itm_logits if "itm_logits" in output else output.logits)
-        return torch.cat(lots).float().cpu()
-
-    def _pixels(self, image: bytes) -> Tensor:
-        processor = self.processor.image_processor
-        try:
-            pixels_3HW = processor.decode(image)
-        except BrokenImageError as error:
-            raise ValueError(f"image: {error}") from error
-        self._sizes.append(tuple(pixels_3HW.shape[-2:]))
-        return pixels_3HW
-
-    @torch.no_grad()
-    def _attention(self, attend: int) -> dict[str, Any]:
-        visual, inputs = self._seen
-        real = int(inputs["attention_mask"][attend].sum())
-        text = {name: value[attend : attend + 1] for name, value in inputs.items()}
-        for name in ("input_ids", "attention_mask"):
-            text[name] = text[name][:, :real]
-        output = self.model(visual_tokens=visual, output_attentions=True, **text)
+    def _attention(self, text: str, seen: Sequence[VisualTokens], grids: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        (ids,) = self._token_ids([text])
+        input_ids_1S, index = torch.tensor([ids]), torch.arange(len(seen)).unsqueeze(0)
+        output = self.model(
+            visual_tokens=join_images(seen),
+            input_ids=input_ids_1S.to(self.device),
+            image_index=(index if len(seen) > 1 else index[0]).to(self.device),
+            output_attentions=True,
+        )
         # As many rows as images: a statement about two is read with each.
         share_layers = [attention_PHTT.float().mean(1).cpu() for attention_PHTT in output.attentions]
-        tokens = self.processor.tokenizer.convert_ids_to_tokens(text["input_ids"][0].tolist())[:-1]
-        index_BL = self._codes(visual)
         images = []
-        for number, grid in enumerate(self._grids(visual)):
-            valid_L = visual.valid[number].cpu()
+        for number, (visual, grid) in enumerate(zip(seen, grids, strict=True)):
+            index_1L = self._codes(visual)
+            cells = slice(len(ids), len(ids) + visual.valid.shape[1])
             images.append(
                 {
                     **grid,
-                    "codes": None if index_BL is None else index_BL[number].cpu()[valid_L].tolist(),
+                    "codes": None if index_1L is None else index_1L[0].tolist(),
                     "attention": [
                         [
                             [round(share, _DIGITS) for share in row]
-                            for row in share_PTT[number, : len(tokens), real:][:, valid_L].tolist()
+                            for row in share_PTT[number, : len(ids) - 1, cells].tolist()
                         ]
                         for share_PTT in share_layers
                     ],
                 }
             )
-        reads = "features" if visual.embedding is None else "codes"
+        reads = "features" if seen[0].embedding is None else "codes"
+        tokens = self.processor.tokenizer.convert_ids_to_tokens(ids)[:-1]
         return {"tokens": tokens, "reads": reads, "images": images}
 
     def _codes(self, visual: VisualTokens) -> Tensor | None:
@@ -166,14 +146,11 @@ class SeeingPipeline(SohoPipeline):
             return visual.index
         return dictionary(visual.features, visual.valid)[1]  # Fine-tuned models read the features themselves.
 
-    def _grids(self, visual: VisualTokens) -> list[dict[str, Any]]:
+    def _grid(self, visual: VisualTokens, pixels_3HW: Tensor) -> dict[str, Any]:
         edge = 32 * self.model.config.visual_pool  # pixels of a cell
-        grids = []
-        for (height, width), valid_hw in zip(self._sizes, visual.valid.unflatten(1, (-1, visual.columns)), strict=True):
-            rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
-            cells = {"cells_high": height / edge, "cells_wide": width / edge}
-            grids.append({"rows": rows, "columns": columns, **cells})
-        return grids
+        (height, width), columns = pixels_3HW.shape[-2:], visual.columns
+        rows = visual.valid.shape[1] // columns
+        return {"rows": rows, "columns": columns, "cells_high": height / edge, "cells_wide": width / edge}
 
 
 def _numbered(answers: Sequence[dict[str, Any]], texts: Sequence[str]) -> list[dict[str, Any]]:

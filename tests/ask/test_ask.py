@@ -6,59 +6,17 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from tiny_corpus import draw, write_tokenizer
+from small_models import ANSWERS, LABELS
+from tiny_corpus import draw
 
 from soho_fast.ask import SohoPipeline, main
-from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
 from soho_fast.model import (
-    SohoConfig,
     SohoForImageTextRetrieval,
     SohoForPreTraining,
     SohoForQuestionAnswering,
     SohoForVisualEntailment,
     SohoForVisualReasoning,
 )
-
-SMALL = {
-    "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "intermediate_size": 64, "num_codes": 8, "max_position_embeddings": 16, "vocab_size": 31,
-}  # fmt: skip
-ANSWERS = ["yes", "no", "2"]
-LABELS = {
-    SohoForQuestionAnswering: ANSWERS,
-    SohoForVisualReasoning: ["False", "True"],
-    SohoForVisualEntailment: ["entailment", "neutral", "contradiction"],
-}
-
-
-@pytest.fixture(scope="module")
-def processor(tmp_path_factory):
-    tokenizer = load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    return SohoProcessor(SohoImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}), tokenizer)
-
-
-@pytest.fixture
-def save(tmp_path, processor):
-    def write(kind):
-        torch.manual_seed(0)
-        names = {"id2label": dict(enumerate(LABELS[kind]))} if kind in LABELS else {}
-        model = kind(SohoConfig.from_preset(**SMALL, **names)).eval()
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.mul_(3.0 if weight.dim() == 2 else 1.0)
-        model.save_pretrained(tmp_path / "run/model")
-        processor.save_pretrained(tmp_path / "run/model")
-        return model, tmp_path / "run"
-
-    return write
-
-
-@pytest.fixture
-def images(tmp_path):
-    left = draw(tmp_path / "left.jpg", "red", (60, 40))
-    right = tmp_path / "right.png"
-    Image.new("RGBA", (40, 70), (0, 0, 250, 255)).save(right)
-    return left, right
 
 
 def direct(model, processor, images, texts, **more):
@@ -130,7 +88,7 @@ def test_errors_in_plain_words(save, images, tmp_path):
         soho.answer(images[0], "  ")
     with pytest.raises(ValueError, match="text: expected at most 16 tokens, got 32"):
         soho.answer(images[0], "a " * 30)
-    with pytest.raises(ValueError, match="expected a path or a PIL image, got Tensor"):
+    with pytest.raises(ValueError, match="expected uint8 pixels"):
         soho.answer(torch.zeros(3, 4, 4), "what")
     with pytest.raises(ValueError, match="top_k: expected at least 1, got 0"):
         soho.answer(images[0], "a red", top_k=0)

@@ -43,7 +43,8 @@ ARROWS = {
         *("train", "evaluate", "recipe", "recipe_file", "explore", "tasks", "engine"),
         *("command_line", "hub", "spelling"),
     },
-    "ask": {"pipeline", "engine.errors", "command_line", "hub", "spelling"},
+    "ask_many": {"pipeline", "data", "engine.errors", "engine.progress", "engine.workers", "checksums", "hub"},
+    "ask": {"ask_many", "pipeline", "engine.errors", "command_line", "hub", "spelling"},
 }
 
 

@@ -56,7 +56,7 @@ def test_attention_is_that_of_the_layers_weights(pipelines, name):
     file, texts = as_file((90, 60)), ["there is a red man", "a woman"][: 2 if name == "rank" else 1]
     reply = pipeline.ask(name, [file], texts, attend=0)
     model = pipeline.model
-    pixels = pipeline.processor.image_processor.collate([pipeline._pixels(file)])
+    pixels = pipeline.processor.image_processor.collate([pipeline._load(file)])
     ids_1S = pipeline.processor.tokenizer(texts[0], return_tensors="pt")["input_ids"]
     with torch.no_grad():
         visual = model.encode_images(**pixels)
@@ -112,7 +112,7 @@ def test_cells_and_codes_are_the_models(pipelines, size):
     pipeline = pipelines["rank"]
     file = as_file(size)
     (image,) = pipeline.ask("rank", [file], ["a red"])["images"]
-    pixels_3HW = pipeline._pixels(file)
+    pixels_3HW = pipeline._load(file)
     with torch.no_grad():
         visual = pipeline.model.encode_images(**pipeline.processor.image_processor.collate([pixels_3HW]))
     assert image["codes"] == visual.index[visual.valid].tolist()
@@ -126,7 +126,7 @@ def test_a_model_that_reads_features_has_codes_too(pipelines, codebook):
     file = as_file((90, 60))
     reply = pipeline.ask("answer", [file], ["is there a man"])
     with torch.no_grad():
-        visual = pipeline.model.encode_images(**pipeline.processor.image_processor.collate([pipeline._pixels(file)]))
+        visual = pipeline.model.encode_images(**pipeline.processor.image_processor.collate([pipeline._load(file)]))
     assert visual.index is None and reply["reads"] == "features"
     distance_LK = torch.cdist(visual.features[0].double(), codebook.double())
     assert reply["images"][0]["codes"] == distance_LK.argmin(1)[visual.valid[0]].tolist()

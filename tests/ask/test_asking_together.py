@@ -1,0 +1,178 @@
+"""Many questions at once, in Python: the answers are those of one by one, in order, and little is read ahead."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from soho_fast.pipeline import SohoPipeline, like_shapes
+
+QUESTIONS = ["is there a man", "a red", "the woman and the man is a blue", "blue"]
+
+
+def scores(answer):
+    return {next(iter(row.values())): row["score"] for row in answer}
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert scores(one) == pytest.approx(scores(other), abs=2e-6)
+
+
+def encoded(soho, monkeypatch):
+    """How many images the CNN is given from here on, call by call."""
+    sizes, encode = [], soho.model.encode_images
+
+    def counting(pixel_values=None, pixel_mask=None):
+        sizes.append(len(pixel_values))
+        return encode(pixel_values, pixel_mask)
+
+    monkeypatch.setattr(soho.model, "encode_images", counting)
+    return sizes
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_lists_are_answered_as_one_by_one(soho_of, pictures, batch_size):
+    soho, (folder, names) = soho_of("answer"), pictures
+    paths = [folder / name for name in names] * 2
+    questions = [QUESTIONS[number % 4] for number in range(len(paths))]
+    expected = [soho.answer(*both, top_k=3) for both in zip(paths, questions, strict=True)]
+    assert len({round(answer[0]["score"], 4) for answer in expected}) > 15, "an exchanged answer would be seen"
+    found = soho.answer(paths, questions, top_k=3, batch_size=batch_size)
+    assert isinstance(found, list)
+    assert_same(found, expected)
+    opened = [str(path) if number % 2 else Image.open(path) for number, path in enumerate(paths)]
+    assert_same(soho.answer(tuple(opened), questions, top_k=3, batch_size=batch_size), expected)
+    asked = [{"image": image, "question": text} for image, text in zip(opened, questions, strict=True)]
+    assert_same(soho(asked, top_k=3, batch_size=batch_size), expected)
+    assert soho(asked[0], top_k=3) == expected[0]
+
+
+def test_the_other_questions(soho_of, pictures):
+    folder, names = pictures
+    paths = [folder / name for name in names]
+    soho = soho_of("rank")
+    texts = [QUESTIONS[: 1 + number % 4] for number in range(len(paths))]
+    assert_same(soho.rank(paths, texts), [soho.rank(*both) for both in zip(paths, texts, strict=True)])
+    assert_same(soho.rank(paths, QUESTIONS, top_k=2), [soho.rank(path, QUESTIONS, top_k=2) for path in paths])
+    assert_same(soho.rank(paths[0], texts), [soho.rank(paths[0], each) for each in texts])
+    soho = soho_of("compare")
+    pairs = list(itertools.pairwise(paths))
+    found = soho.compare(paths[:-1], paths[1:], "both a red", batch_size=2)
+    assert_same(found, [soho.compare(*pair, "both a red") for pair in pairs])
+    assert_same(soho.compare([paths[0]], [paths[0]], ["a red"]), [soho.compare(paths[0], paths[0], "a red")])
+    soho = soho_of("entails")
+    assert_same(soho.entails(paths, "a red"), [soho.entails(path, "a red") for path in paths])
+
+
+def test_one_image_of_many_texts_is_encoded_once(soho_of, pictures, monkeypatch):
+    soho, (folder, names) = soho_of("rank"), pictures
+    sizes = encoded(soho, monkeypatch)
+    soho.rank(folder / names[0], [f"{text} {n}" for text in QUESTIONS for n in range(50)], batch_size=2)
+    assert sizes == [1]
+    soho.rank([folder / names[0]] * 20, QUESTIONS)
+    soho.rank([Image.open(folder / names[0])] * 20, QUESTIONS)
+    assert sizes == [1, 1, 1]
+    kept = soho.encode(folder / names[0])
+    expected = soho.rank(folder / names[0], QUESTIONS)
+    sizes.clear()
+    assert_same([soho.rank(kept, QUESTIONS), *soho.rank([kept, kept], QUESTIONS)], [expected] * 3)
+    assert sizes == []
+    together = soho.encode([folder / name for name in names], batch_size=3)
+    assert sum(sizes) == len(names) and max(sizes) <= 3
+    assert_same(soho.rank(together, QUESTIONS), soho.rank([folder / name for name in names], QUESTIONS))
+
+
+def test_a_generator_is_read_some_batches_ahead_and_no_more(soho_of, pictures):
+    soho, (folder, names) = soho_of("answer"), pictures
+    expected = [soho.answer(folder / name, "is there a man") for name in names]
+    for questions in ("is there a man", itertools.repeat("is there a man")):
+        count = itertools.count()
+        endless = (folder / names[next(count) % len(names)] for _ in itertools.count())
+        answers = soho.answer(endless, questions, batch_size=2)
+        assert next(count) == 0, "nothing is read before it is asked for"
+        assert_same(list(itertools.islice(answers, 25)), (expected * 3)[1:26])
+        assert next(count) <= 25 + 4 * 2 * 2 + 2
+    both = ({"image": folder / name, "question": "is there a man"} for name in names)
+    assert_same(list(soho(both, batch_size=4)), expected)
+
+
+def test_a_frame_that_is_drawn_over_is_another_image(soho_of):
+    soho, frame = soho_of("answer"), np.zeros((64, 64, 3), dtype=np.uint8)
+    drawn = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
+
+    def frames():
+        for each in drawn:
+            frame[:] = each
+            yield frame
+
+    expected = [soho.answer(each, "a red") for each in drawn]
+    assert len({round(answer[0]["score"], 4) for answer in expected}) == 3
+    assert_same(list(soho.answer(frames(), "a red")), expected)
+
+
+def test_what_cannot_be_answered_is_told_by_its_number(soho_of, pictures):
+    soho, (folder, names) = soho_of("answer"), pictures
+    paths = [folder / names[0], folder / "nowhere.png", folder / names[1]]
+    for asked in (paths, iter(paths)):
+        with pytest.raises(ValueError, match=r"^question 1 \(from 0\): image: .*nowhere\.png can't be read"):
+            list(soho.answer(asked, "a red"))
+    answers = soho.answer(paths, ["a red", "a red", ""], errors="return")
+    assert_same(answers[:1], [soho.answer(paths[0], "a red")])
+    assert "nowhere.png can't be read" in str(answers[1]) and str(answers[2]) == "text: expected words, got ''"
+    first = soho.answer(iter(paths), "a red", batch_size=1)
+    assert_same([next(first)], [soho.answer(paths[0], "a red")])
+
+
+def test_mistakes_of_a_call(soho_of, pictures):
+    soho, (folder, names) = soho_of("answer"), pictures
+    path = folder / names[0]
+    for call, words in (
+        (lambda: soho.answer([path], ["a", "red"]), "image, question: expected as many of each, got 1 of image, 2 of"),
+        (lambda: list(soho.answer(iter([path]), ["a", "red"])), "expected as many of each, but one of them ends"),
+        (lambda: soho.answer(path, "a", batch_size=0), "batch_size: expected at least 1, got 0"),
+        (lambda: soho.answer(path, "a", errors="skip"), "errors: expected 'raise' or 'return', got 'skip'"),
+        (lambda: soho({"image": path}), "expected a dict with image, question, got a dict with image"),
+        (lambda: soho([path]), "expected a dict with image, question, got PosixPath"),
+        (lambda: soho_of("rank").rank(path, []), r"texts: expected a list of at least one text, got \[\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    assert soho.answer([], "a red") == [] and list(soho.answer(iter([]), "a red")) == []
+    with pytest.raises(ValueError, match="scores are not finite"), torch.no_grad():
+        head = soho.model.head[3].bias
+        before = head.clone()
+        try:
+            head[1] = float("nan")
+            soho.answer(path, "a red")
+        finally:
+            head.copy_(before)
+
+
+def test_progress(soho_of, pictures, capfd):
+    soho, (folder, names) = soho_of("answer"), pictures
+    soho.answer([folder / name for name in names], "a red", progress=True)
+    assert "10/10" in capfd.readouterr().err
+    soho.answer([folder / name for name in names], "a red")
+    assert capfd.readouterr().err == ""
+
+
+def test_like_shapes_go_together():
+    chance = np.random.default_rng(0)
+    sizes = [(int(600 / max(r, 1)), int(600 * min(r, 1))) for r in np.exp(chance.normal(0, 0.6, 200))]
+    batches = like_shapes(sizes, 8)
+    assert sorted(number for batch in batches for number in batch) == list(range(200))
+    assert max(map(len, batches)) == 8 and len(batches) < 60
+    for batch in batches:
+        height, width = (max(sizes[number][axis] for number in batch) for axis in (0, 1))
+        own = sum(sizes[number][0] * sizes[number][1] for number in batch)
+        assert own >= 0.8 * height * width * len(batch)
+    assert like_shapes([], 8) == [] and like_shapes([(9, 9)] * 5, 2) == [[0, 1], [2, 3], [4]]
+
+
+def test_the_model_is_loaded_for_a_device_and_plain_calls_stay(folder_of):
+    soho = SohoPipeline.from_pretrained(folder_of("answer"), device="cpu")
+    assert soho.action == "answer" and soho.device.type == "cpu"
