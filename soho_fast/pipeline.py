@@ -350,14 +350,14 @@ class SohoPipeline:
             visual = join_images(list(place_of.values()))
             places = {key: place for place, key in enumerate(place_of)}
             index = torch.tensor([[places[id(image)] for image in images] for images, _ in lot])
-            parts.append(self._forward(visual, *self._padded([ids for _, ids in lot]), index.squeeze(1)))
+            parts.append(self.read(visual, *self._padded([ids for _, ids in lot]), index.squeeze(1)))
         logits = torch.cat(parts)
         return torch.empty_like(logits).index_copy_(0, torch.tensor(order), logits)
 
-    def _forward(
+    def read(
         self, visual: VisualTokens, input_ids_PS: Tensor, attention_mask_PS: Tensor, image_index: Tensor
     ) -> Tensor:
-        """Float32 (P, classes) on the CPU."""
+        """Logits of texts about encoded images, float32 (P, A) on the CPU; inputs as of the model, on the CPU."""
         texts = {"input_ids": input_ids_PS, "attention_mask": attention_mask_PS, "image_index": image_index}
         output = self.model(visual_tokens=visual, **{name: value.to(self.device) for name, value in texts.items()})
         return (output.itm_logits if "itm_logits" in output else output.logits).float().cpu()

@@ -103,9 +103,9 @@ class SeeingPipeline(SohoPipeline):
         grids = [self._grid(*both) for both in zip(seen, pixels, strict=True)]
         return {"answers": answers, "attended": attend, **self._attention(texts[attend], seen, grids)}
 
-    def _forward(self, *inputs: Any) -> Tensor:
+    def read(self, *inputs: Any) -> Tensor:
         self._go_on()
-        return super()._forward(*inputs)
+        return super().read(*inputs)
 
     @torch.no_grad()
     def _attention(self, text: str, seen: Sequence[VisualTokens], grids: Sequence[dict[str, Any]]) -> dict[str, Any]:
