@@ -109,7 +109,7 @@ SAYS = {
     "--data.scoring both": "two stages",
     "soho_fast.plan": "recipe paper on ",
     "soho_fast.ask rank": " %  two cats",
-    "soho_fast.ask many": "results.jsonl: 7 lines",
+    "soho_fast.ask many": "results.jsonl: 5 lines",
     "soho_fast.explore build": "runs/mini/explorer is up to date",
     "soho_fast.explore figure": "the codes as a figure: ",
     "examples/explore_vector_quantize_pytorch.py": "vq_explorer/index.html",
