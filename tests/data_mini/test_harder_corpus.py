@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from soho_fast.data import read_karpathy, read_nlvr2, read_snli_ve, read_vqa
-from soho_fast.data.mini import build_corpus, drawing
+from soho_fast.data import photographs, read_karpathy, read_nlvr2, read_snli_ve, read_vqa
+from soho_fast.data.mini import build_corpus
 from soho_fast.data.mini.__main__ import main
 from soho_fast.data.mini.concepts import CONCEPTS
 from soho_fast.data.mini.drawing import draw_scene, load_cutout
@@ -228,8 +228,8 @@ def test_a_style_without_a_concept_is_refused(styles, tmp_path):
 
 
 def test_monuments_need_the_package_and_the_command_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(drawing, "_MONUMENTS_FILE", tmp_path / "no.rcc")
-    drawing._monuments.cache_clear()
+    monkeypatch.setattr(photographs, "FOLDER", tmp_path)
+    photographs.read_photographs.cache_clear()
     assert main(["--out", str(tmp_path / "corpus"), "--monuments", "--quiet"]) == 2
     assert "apt-get install --no-install-recommends gcompris-qt-data" in capsys.readouterr().err
     scenes = describe_scenes(300, 100, 0, SceneOptions(monuments=True, photo_share=1.0))

@@ -62,6 +62,7 @@ SIZES = [
     ("--recipe own", f"{SMALL} {PRETRAINING}"),
     ("soho_fast.data.tokenizer", ""),
     ("soho_fast.data.shards", ""),
+    ("soho_fast.data.mini", ""),
     ("deepspeed soho_fast/train.py", f"{CORPUS} {SMALL} {PRETRAINING}"),
     ("--data.scoring both", "--data.max_loss 1"),
     ("soho_fast.evaluate", ""),
@@ -87,6 +88,7 @@ SIZES = [
 
 # What a command says, where it is not to end well: it needs data that this machine does not have.
 REFUSED = {
+    "--heldout-styles": "style data/styles/noto: there is no such folder of drawings",
     "soho_r18": "there is no such file or folder",
     "--recipe official --data_roots": "/data/coco/",
     "--recipe paper": "/data/coco/dataset_coco.json",

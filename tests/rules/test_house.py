@@ -40,7 +40,7 @@ ARROWS = {
     },
     "plan": {"recipe", "model", "data", "engine", "ops", "command_line"},
     "studies": {
-        *("train", "evaluate", "recipe", "recipe_file", "explore", "tasks", "engine"),
+        *("train", "evaluate", "recipe", "recipe_file", "explore", "pipeline", "data", "tasks", "engine"),
         *("command_line", "hub", "spelling"),
     },
     "ask_many": {"pipeline", "data", "engine.errors", "engine.progress", "engine.workers", "checksums", "hub"},

