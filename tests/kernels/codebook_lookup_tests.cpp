@@ -8,6 +8,7 @@
 #include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
 #include "kernels/codebook_lookup/reduced.h"
+#include "kernels/codebook_lookup/share.h"
 
 #ifdef SOHO_AMX_MODEL
 namespace soho {
@@ -81,9 +82,17 @@ int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t nu
   return best;
 }
 
+// What lets few rows share the codes of a pass.
+const FewRows* few_of(Metric metric) {
+  CodebookLookupArgs args{};
+  args.metric = metric;
+  return few_rows_of(cpu_level_available(CpuLevel::kAvx512) ? CpuLevel::kAvx512 : CpuLevel::kAvx2, args);
+}
+
 // What the reduced pass is given.
 struct Hints {
   const ReducedPass* reduced = nullptr;
+  const FewRows* few = nullptr;
   int64_t num_directions = 0;
   std::vector<float> basis;
   std::vector<int64_t> guess;
@@ -139,7 +148,7 @@ std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::ve
   args.basis = hints.basis.data();
   args.num_directions = hints.num_directions;
   args.guess = hints.guess.empty() ? nullptr : hints.guess.data();
-  const auto counts = run_passes(passes, hints.reduced, args, packed, parts(num_parts));
+  const auto counts = run_passes(passes, hints.reduced, hints.few, args, packed, parts(num_parts));
   CHECK(index.front() == -7 && index.back() == -7 && distance.front() == -7.0f && distance.back() == -7.0f);
   CHECK(counts.back().undecided == 0);
   return {index.begin() + 1, index.end() - 1};
@@ -160,9 +169,12 @@ void compare_metric(const std::vector<float>& features, const std::vector<float>
       pack_codebook(format, codebook.data(), num_codes, num_channels, packed.data(), parts(2));
       CHECK(packed_codebook_fits(packed.data(), format, num_codes, num_channels));
       CHECK(!packed_codebook_fits(packed.data(), format, num_codes + 1, num_channels));
+      static bool by_codes = false;  // in turn
       for (int num_parts : {1, 3}) {
+        Hints hints;
+        if (num_parts == 3 && (by_codes = !by_codes)) hints.few = few_of(metric);
         CHECK(lookup(passes, features, codebook, num_rows, num_codes, num_channels, num_parts,
-                     num_parts == 1 ? packed.data() : nullptr, metric) == expected);
+                     num_parts == 1 ? packed.data() : nullptr, metric, hints) == expected);
       }
     }
   }
@@ -401,7 +413,7 @@ void compare_topk(const std::vector<float>& features, const std::vector<float>& 
       args.metric = metric;
       args.topk = topk;
       args.top_index = top.data();
-      run_passes(passes, nullptr, args, nullptr, parts(3));
+      run_passes(passes, nullptr, nullptr, args, nullptr, parts(3));
       CHECK(top.back() == -7 && distance.back() == -7.0f);
       top.pop_back();
       CHECK(top == expected);

@@ -221,3 +221,26 @@ def test_registration_of_the_check():
     codebook = torch.ones(3, 2)
     assert op(codebook, codebook._version).item() == 0
     assert torch.Tag.cudagraph_unsafe in op.tags
+
+
+@pytest.mark.parametrize("num_rows", [1, 14, 15, 56, 60])
+def test_few_rows_share_the_codes(num_rows, backend, threads, exact_lookup):
+    """Each thread takes some codes: copies of a code lie in several parts, and one row is not finite."""
+    codebook = _random(4096, 72)
+    codebook[3000:3500] = codebook[500:1000]
+    features = codebook[torch.randint(500, 1000, (num_rows,))] + _random(num_rows, 72, seed=1) * 1e-3
+    features[num_rows // 3, 5] = torch.nan
+    features[num_rows // 2] = _random(72, seed=2)
+    prepared = ops.prepare_codebook(codebook, backend=backend)
+    got = ops.codebook_lookup(features, prepared, return_distance=True, backend=backend)
+    for value, expected in zip(got, exact_lookup(features, codebook), strict=True):
+        assert torch.equal(value.nan_to_num(nan=-1.0), expected.nan_to_num(nan=-1.0))
+
+
+def test_few_rows_that_an_int8_pass_leaves(backend, threads, exact_lookup):
+    """Random channels say so little that most of the codes may be the nearest: nothing is packed anew for 20 rows."""
+    features, codebook = _random(20, 1100), _random(2000, 1100, seed=1)
+    prepared = ops.prepare_codebook(codebook, backend=backend)
+    index, distance = ops.codebook_lookup(features, prepared, return_distance=True, backend=backend)
+    expected_index, expected_distance = exact_lookup(features, codebook)
+    assert torch.equal(index, expected_index) and torch.equal(distance, expected_distance)

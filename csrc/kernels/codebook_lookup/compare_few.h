@@ -38,17 +38,44 @@ inline void add_near(FewCodes& row, int32_t code, float distance, int64_t num_ch
   row.distance[row.count++] = distance;
 }
 
+// Codes [begin, end) with the rows of whole tiles, then with the others. No code beyond its row's limit is near it.
 inline void scan_few(const float* rows, int64_t num_rows, const float* codebook, int64_t num_channels, int64_t begin,
                      int64_t end, FewCodes* near) {
   DefaultFloatEnvironment environment;
+  constexpr int64_t kMostRows = 128;
+  if (num_rows > kMostRows) {
+    scan_few(rows + kMostRows * num_channels, num_rows - kMostRows, codebook, num_channels, begin, end,
+             near + kMostRows);
+    num_rows = kMostRows;
+  }
+  float limit[kMostRows * kFloatCodes];
+  for (int64_t n = 0; n < num_rows * kFloatCodes; ++n)
+    limit[n] = float_limit(near[n / kFloatCodes].smallest, num_channels);
   for (int64_t code = begin; code < end; code += kFloatCodes) {
     const float* codes[kFloatCodes];
     for (int64_t k = 0; k < kFloatCodes; ++k) codes[k] = codebook + (code + k < end ? code + k : code) * num_channels;
-    for (int64_t r = 0; r < num_rows; ++r) {
-      float distance[kFloatCodes];
-      float_distances(rows + r * num_channels, codes, num_channels, distance);
+    const auto add = [&](int64_t r, const float* distance) {
       for (int64_t k = 0; k < kFloatCodes && code + k < end; ++k)
         add_near(near[r], static_cast<int32_t>(code + k), distance[k], num_channels);
+      for (int64_t k = 0; k < kFloatCodes; ++k)
+        limit[r * kFloatCodes + k] = float_limit(near[r].smallest, num_channels);
+    };
+    int64_t r = 0;
+    float distance[kFloatLanes];
+    for (; r + kFloatRows <= num_rows; r += kFloatRows) {
+      const FloatLanes distances = tile_distances(rows + r * num_channels, codes, num_channels);
+      const uint32_t hits = lanes_within(distances, limit + r * kFloatCodes);
+      if (hits == 0) continue;
+      store_floats(distance, distances);
+      for (int64_t n = 0; n < kFloatRows; ++n) {
+        if ((hits >> (n * kFloatCodes) & ((1u << kFloatCodes) - 1)) != 0) add(r + n, distance + n * kFloatCodes);
+      }
+    }
+    for (; r < num_rows; ++r) {
+      float_distances(rows + r * num_channels, codes, num_channels, distance);
+      bool hit = false;
+      for (int64_t k = 0; k < kFloatCodes; ++k) hit |= distance[k] <= limit[r * kFloatCodes];
+      if (hit) add(r, distance);
     }
   }
 }

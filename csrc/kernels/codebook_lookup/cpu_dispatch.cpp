@@ -1,65 +1,18 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <limits>
-#include <mutex>
 #include <optional>
 
 #include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
 #include "kernels/codebook_lookup/reduced.h"
+#include "kernels/codebook_lookup/share.h"
 
 namespace soho {
 namespace {
 
-constexpr int64_t kRowsPerTask = 56;  // four register tiles of the AVX-512 levels
 constexpr int64_t kChannelsOfBFloat16 = 512;
-constexpr int64_t kCodesPerTask = 64;
 constexpr int64_t kTrialRows = 28, kTrialGroups = 8;
-
-const FewRows* few_rows_of(CpuLevel level) {
-  switch (level) {
-#ifdef SOHO_X86_LEVELS
-    case CpuLevel::kAmx:
-    case CpuLevel::kAvx512Vnni:
-    case CpuLevel::kAvx512Bf16:
-    case CpuLevel::kAvx512:
-      return &kFewRowsAvx512;
-    case CpuLevel::kAvx2:
-      return &kFewRowsAvx2;
-#endif
-    default:
-      return nullptr;
-  }
-}
-
-// Each thread takes some codes and all rows.
-LookupCounts compare_few(const FewRows& few, const CodebookLookupArgs& args, const ParallelFor& parallel_for) {
-  const FewCodes none{std::numeric_limits<float>::infinity(), 0, false, {}, {}};
-  std::vector<float> converted;
-  const float* rows = static_cast<const float*>(args.features);
-  if (args.features_type != Element::kFloat32 || args.row_stride != args.num_channels) {
-    converted.resize(args.num_rows * args.num_channels);
-    for (int64_t i = 0; i < args.num_rows; ++i) {
-      const void* row = row_at(args.features, i, args.row_stride, args.features_type);
-      for (int64_t c = 0; c < args.num_channels; ++c)
-        converted[i * args.num_channels + c] = load_element(row, c, args.features_type);
-    }
-    rows = converted.data();
-  }
-  std::vector<FewCodes> all(args.num_rows, none);
-  std::mutex merging;
-  parallel_for(args.num_codes, kCodesPerTask, [&](int64_t begin, int64_t end) {
-    std::vector<FewCodes> part(args.num_rows, none);
-    few.scan(rows, args.num_rows, args.codebook, args.num_channels, begin, end, part.data());
-    const std::lock_guard<std::mutex> lock(merging);
-    for (int64_t i = 0; i < args.num_rows; ++i) few.merge(all[i], part[i], args.num_channels);
-  });
-  return few.decide(args, all.data());
-}
-
-// Up to which comparing unpacked codes is faster than packing them.
-int64_t most_few_rows(int64_t num_channels) { return num_channels < 256 ? 32 : 64; }
 
 // Some of the codes.
 ScreenedCodes first_groups(ScreenedCodes screened, int64_t num_groups, int64_t width) {
@@ -100,7 +53,7 @@ LookupCounts run_reduced(const ReducedPass& pass, const CodebookLookupArgs& args
       pack_reduced_codes(pass, args.codebook, args.num_channels, screened, codes, parallel_for);
   }
   std::atomic<int64_t> reduced{0}, compared{0};
-  parallel_for(args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(args.num_rows, rows_per_task(args.num_rows), [&](int64_t begin, int64_t end) {
     const LookupCounts part = pass.run(args, screened, codes, begin, end);
     reduced += part.reduced;
     compared += part.compared;
@@ -164,17 +117,25 @@ const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric 
 }
 
 std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const ReducedPass* reduced,
-                                     const CodebookLookupArgs& args, const void* packed,
+                                     const FewRows* few, const CodebookLookupArgs& args, const void* packed,
                                      const ParallelFor& parallel_for) {
   std::vector<LookupCounts> counts(passes.size());
   std::optional<Scratch> memory;
   ScreenedCodes screened{};
   LookupCounts front;
+  bool few_are_next = few != nullptr && (packed != nullptr || args.num_rows > most_few_rows(args.num_channels));
   for (size_t p = 0; p < passes.size() && (p == 0 || counts[p - 1].undecided > 0); ++p) {
     const LookupPass& pass = passes[p];
+    LookupCounts by_few;
     if (packed != nullptr && packed_codebook_fits(packed, pass.format, args.num_codes, args.num_channels)) {
       screened = screened_codes(packed);
     } else if (p == 0 || pass.format.width > 0) {  // any packed codebook lists the distinct codes
+      if (p > 0 && few_are_next && counts[p - 1].undecided <= most_left_rows(args.num_channels)) {
+        few_are_next = false;
+        by_few = compare_few(*few, args, undecided_rows(args), parallel_for);
+        counts[p].compared = by_few.compared;
+        if (by_few.undecided == 0) break;
+      }
       memory.emplace(packed_codebook_bytes(pass.format, args.num_codes, args.num_channels));
       pack_codebook(pass.format, args.codebook, args.num_codes, args.num_channels, memory->data(), parallel_for);
       screened = screened_codes(memory->data());
@@ -190,13 +151,8 @@ std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, cons
               : nullptr;
       if (num_directions > 0) front = run_reduced(*reduced, args, screened, block, num_directions, parallel_for);
     }
-    std::atomic<int64_t> compared{0}, undecided{0};
-    parallel_for(args.num_rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
-      const LookupCounts part = pass.run(args, screened, begin, end);
-      compared += part.compared;
-      undecided += part.undecided;
-    });
-    counts[p] = {0, compared, undecided};
+    counts[p] = run_shared(pass, few, args, screened, parallel_for);
+    counts[p].compared += by_few.compared;
   }
   counts[0].reduced = front.reduced;
   counts[0].compared += front.compared;
@@ -207,15 +163,15 @@ LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, con
                              const ParallelFor& parallel_for) {
   std::fill(args.index, args.index + args.num_rows, kUndecided);
   LookupCounts total;
-  const FewRows* few = few_rows_of(level);
-  const bool one_nearest = args.metric == Metric::kEuclidean && args.topk == 1;
-  if (packed == nullptr && few != nullptr && one_nearest && args.num_rows <= most_few_rows(args.num_channels)) {
-    total = compare_few(*few, args, parallel_for);
+  const FewRows* few = few_rows_of(level, args);
+  if (packed == nullptr && few != nullptr && args.num_rows <= most_few_rows(args.num_channels)) {
+    total = compare_few(*few, args, undecided_rows(args), parallel_for);
     if (total.undecided == 0) return total;
   }
+  const bool one_nearest = args.metric == Metric::kEuclidean && args.topk == 1;
   const ReducedPass* reduced = one_nearest ? reduced_pass_of(level, args.num_channels, args.metric) : nullptr;
   const std::vector<LookupCounts> counts =
-      run_passes(passes_of(level, args.metric), reduced, args, packed, parallel_for);
+      run_passes(passes_of(level, args.metric), reduced, few, args, packed, parallel_for);
   total.reduced = counts.front().reduced;
   total.undecided = counts.front().undecided;
   for (const LookupCounts& pass : counts) total.compared += pass.compared;

@@ -48,6 +48,79 @@ inline float sum_of_floats(FloatLanes sum) {
 }
 
 constexpr int kFloatCodes = 4;
+constexpr int kFloatRows = kFloatLanes / kFloatCodes;  // of a tile with as many codes
+
+// The first `count` of kFloatLanes values, and zeros.
+inline FloatLanes load_some_floats(const float* values, int64_t count) {
+  if (count >= kFloatLanes) return load_floats(values);
+#ifdef __AVX512F__
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), values);
+#else
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_maskload_ps(values, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane));
+#endif
+}
+
+#ifdef __AVX512F__
+// Of each of 16 vectors what `combine` makes of its lanes.
+template <class Combine>
+inline __m512 combined_lanes(const __m512 (&v)[16], Combine combine) {
+  __m512 pair[8], four[4], eight[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    pair[i] = combine(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    four[i] = combine(_mm512_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0x44),
+                      _mm512_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0xee));
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i)
+    eight[i] = combine(_mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0x88),
+                       _mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0xdd));
+  return combine(_mm512_shuffle_f32x4(eight[0], eight[1], 0x88), _mm512_shuffle_f32x4(eight[0], eight[1], 0xdd));
+}
+
+inline FloatLanes sums_of_floats(const FloatLanes (&v)[kFloatLanes]) {
+  return combined_lanes(v, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
+}
+
+inline uint32_t lanes_within(FloatLanes values, const float* limits) {
+  return _mm512_cmp_ps_mask(values, load_floats(limits), _CMP_LE_OQ);
+}
+inline void store_floats(float* target, FloatLanes values) { _mm512_storeu_ps(target, values); }
+#else
+inline FloatLanes sums_of_floats(const FloatLanes (&v)[kFloatLanes]) {
+  const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+  const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+  return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+
+inline uint32_t lanes_within(FloatLanes values, const float* limits) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(values, load_floats(limits), _CMP_LE_OQ)));
+}
+inline void store_floats(float* target, FloatLanes values) { _mm256_storeu_ps(target, values); }
+#endif
+
+// Float32 squared distances of kFloatRows adjacent rows to kFloatCodes codes, those of a row side by side.
+inline FloatLanes tile_distances(const float* rows, const float* const* codes, int64_t num_channels) {
+  FloatLanes sum[kFloatLanes];
+#pragma GCC unroll 16
+  for (int n = 0; n < kFloatLanes; ++n) sum[n] = no_floats();
+  for (int64_t c = 0; c < num_channels; c += kFloatLanes) {
+    const int64_t left = num_channels - c;
+    FloatLanes code[kFloatCodes];
+#pragma GCC unroll 4
+    for (int k = 0; k < kFloatCodes; ++k) code[k] = load_some_floats(codes[k] + c, left);
+#pragma GCC unroll 4
+    for (int r = 0; r < kFloatRows; ++r) {
+      const FloatLanes x = load_some_floats(rows + r * num_channels + c, left);
+#pragma GCC unroll 4
+      for (int k = 0; k < kFloatCodes; ++k)
+        sum[r * kFloatCodes + k] = add_square_of_difference(x, code[k], sum[r * kFloatCodes + k]);
+    }
+  }
+  return sums_of_floats(sum);
+}
 
 // Float32 squared distances of one row to kFloatCodes codes.
 inline void float_distances(const float* row, const float* const* codes, int64_t num_channels, float* distance) {

@@ -24,19 +24,7 @@ inline uint32_t rows_reaching(const float* values, const float* limits) {
 #ifdef __AVX512F__
 // The largest of each of 16 vectors.
 inline __m512 largest_of_each(const __m512 (&v)[16]) {
-  __m512 pair[8], four[4], eight[2];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i)
-    pair[i] = _mm512_max_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i)
-    four[i] = _mm512_max_ps(_mm512_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0x44),
-                            _mm512_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0xee));
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i)
-    eight[i] = _mm512_max_ps(_mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0x88),
-                             _mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0xdd));
-  return _mm512_max_ps(_mm512_shuffle_f32x4(eight[0], eight[1], 0x88), _mm512_shuffle_f32x4(eight[0], eight[1], 0xdd));
+  return combined_lanes(v, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); });
 }
 #endif
 

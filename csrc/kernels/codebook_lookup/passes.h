@@ -113,10 +113,11 @@ struct ReducedPass;
 const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric metric = Metric::kEuclidean);
 
 // The rows whose index is below zero by `passes`, and by `reduced` before them unless it is null. A packed codebook is
-// used where it has the format of a pass. Returns what each of `passes` took: the rows it decided in float64, or by a
-// nearest code that another has found, and those it left to the next; the first also what the reduced pass took.
+// used where it has the format of a pass; where one has to be packed for few rows that a pass has left, `few`, unless
+// it is null, takes them before. Returns what each of `passes` took: the rows it decided in float64, or by a nearest
+// code that another has found, and those it left to the next; the first also what the reduced pass took.
 std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const ReducedPass* reduced,
-                                     const CodebookLookupArgs& args, const void* packed,
+                                     const FewRows* few, const CodebookLookupArgs& args, const void* packed,
                                      const ParallelFor& parallel_for);
 
 // Passes, one translation unit per instruction set. compare_all: every distinct code in float64.
