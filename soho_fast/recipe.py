@@ -98,10 +98,17 @@ class Recipe(TrainSettings):
     data_roots: dict[str, str] = field(default_factory=dict)
     corpus: DemoCorpus = field(default_factory=DemoCorpus)
 
-    def make_task(self, say: Callable[[str], None]) -> Any:
-        """The recipe's `BaseTask`, imported here; reads nothing yet."""
+    def make_task(self, say: Callable[[str], None], processes: Any = None) -> Any:
+        """The recipe's `BaseTask`, imported here; reads nothing yet.
+
+        Args:
+            say: Called with each line of what is found.
+            processes: Those that make the task together, `Processes`, and read its training data together; None: this
+                one alone.
+        """
         task = TASKS[self.task].load()(self.data, self.seed, self.model, say=say)
         task.workers = self.batch.workers
+        task.processes = processes or task.processes
         return task
 
 

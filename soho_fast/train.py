@@ -73,7 +73,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     say = print if processes.is_main else _silent
     held.enter_context(only_user(Path(recipe.output), processes, say))
     try:
-        task = recipe.make_task(say)
+        task = recipe.make_task(say, processes)
         # Before the corpus: other settings of it would replace the one that the run was trained on.
         continuation = Continuation(task, recipe, processes)
         build_demo_corpus(recipe.corpus, processes)

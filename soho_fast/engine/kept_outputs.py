@@ -24,6 +24,7 @@ from soho_fast.engine.batches import Batches, own_reason, split_batch
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.progress import ProgressLines
 from soho_fast.engine.settings import TrainSettings
+from soho_fast.engine.sharing import machine_name
 from soho_fast.engine.stop import StopRequest
 from soho_fast.engine.task import Task
 
@@ -163,7 +164,7 @@ class _ImagePass:
     seed = 0
 
     def __init__(self, num_images: int, micro_batch_size: int, processes: Processes) -> None:
-        machines = processes.gather(_machine())
+        machines = processes.gather(machine_name())
         self.num_images, self.size = num_images, min(micro_batch_size, num_images)
         self.peers = [rank for rank, name in enumerate(machines) if name == machines[processes.rank]]
         self.place = self.peers.index(processes.rank)
@@ -183,14 +184,6 @@ class _ImagePass:
 
     def _start(self, step: int) -> int:
         return (step * len(self.peers) + self.place) * self.size
-
-
-def _machine() -> str:
-    """The same in processes that can open each other's files."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return f"process {os.getpid()} of {os.uname().nodename}"
 
 
 @dataclass

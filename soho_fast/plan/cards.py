@@ -1,4 +1,9 @@
-"""What the makers' data sheets say of cards."""
+"""What the makers' data sheets say of cards.
+
+Read in November 2026 where others quote them: V100 in the table of NVIDIA's paper on Volta (maosong.website/p/
+nvidia-gpu-specs) and in Dell's reference guide of Ready Solutions for AI (900 GB/s of memory, 150 GB/s of NVLink each
+way); A100 and H100 at glennklockwood.com/garden/processors, which names NVIDIA's data sheet and papers.
+"""
 
 from dataclasses import dataclass
 
@@ -48,7 +53,7 @@ CARDS = {
         32 * GIB,
         900e9,
         300e9,
-        "NVIDIA V100 Tensor Core GPU, data sheet of January 2020",
+        "NVIDIA Tesla V100 GPU Architecture, table of V100 SXM2",
     ),
     "a100": Card(
         "NVIDIA A100 SXM 80 GB",
@@ -56,7 +61,7 @@ CARDS = {
         80 * GIB,
         2039e9,
         600e9,
-        "NVIDIA A100 Tensor Core GPU, data sheet of June 2021, without sparsity",
+        "NVIDIA A100 Tensor Core GPU, data sheet 1758950, without sparsity",
     ),
     "h100": Card(
         "NVIDIA H100 SXM 80 GB",

@@ -72,6 +72,8 @@ class BaseTask(ABC):
     """Names of the output's scalars to log beside the loss."""
     workers: int = 0
     """Processes that read what is measured, for each that measures; 0 reads in these."""
+    processes: Processes = Processes()
+    """Those that read training data together."""
     not_compared: ClassVar[Collection[str]] = NOT_COMPARED
     """Patterns of recipe fields that do not change what is trained, or whose contents `identity` tells."""
     fixed: ClassVar[Collection[str]] = FIXED
@@ -127,9 +129,8 @@ class BaseTask(ABC):
                 f"model.safetensors and the processor's files, or a hub name this machine can reach ({error})"
             ) from error
         if lost:
-            raise ValueError(
-                f"checkpoint: {folder} lacks {len(lost)} tensors of {self.model_class.__name__} ({', '.join(lost[:3])})"
-            )
+            kind, first = self.model_class.__name__, ", ".join(lost[:3])
+            raise ValueError(f"checkpoint: {folder} lacks {len(lost)} tensors of {kind} ({first})")
         check_finite(model, f"checkpoint: {folder}")
         self.processor = processor
         return model.eval()
@@ -274,9 +275,7 @@ class FineTuningTask(BaseTask):
         """Image processor and tokenizer; a pre-trained model brings its own words."""
         given, pretrained = self.data.tokenizer, self.model.pretrained
         if given is None and pretrained is None:
-            raise ValueError(
-                "data.tokenizer: expected a tokenizer, since there is no pre-trained model to take it from"
-            )
+            raise ValueError("data.tokenizer: expected a tokenizer: there is no pre-trained model to take it from")
         try:
             tokenizer = load_tokenizer(pretrained or given)
         except FileNotFoundError as error:

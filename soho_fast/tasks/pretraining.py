@@ -13,7 +13,7 @@ from torch import nn
 
 from soho_fast.data.batches.pair_sampling import check_negatives
 from soho_fast.data.batches.pretraining import PretrainingDataset
-from soho_fast.data.batches.record_table import FlatTexts, JoinedTexts, locations_of, texts_of
+from soho_fast.data.batches.record_table import FlatTexts, RecordTable, locations_of, texts_of
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.coco_captions import read_coco_captions
 from soho_fast.data.json_lines import read_json_lines
@@ -24,6 +24,7 @@ from soho_fast.data.shards.records import join, read_shards
 from soho_fast.data.text import load_tokenizer
 from soho_fast.data.visual_genome import read_visual_genome
 from soho_fast.engine.processes import Processes
+from soho_fast.engine.sharing import read_once_a_machine
 from soho_fast.engine.task import Table
 from soho_fast.evaluation.pretraining import evaluate_pretraining, format_table
 from soho_fast.evaluation.sharing import Progress
@@ -154,7 +155,7 @@ class PretrainingTask(BaseTask):
         say: Callable[[str], None] = print,
     ) -> None:
         super().__init__(data, seed, model, say=say)
-        self._training: Sequence[ImageTextRecord] = []
+        self._training: RecordTable | None = None
         self._heldout: list[ImageTextRecord] | None = None
         self._codes_are_dying = False
 
@@ -169,8 +170,12 @@ class PretrainingTask(BaseTask):
         return self.processor.tokenizer
 
     def _read(self) -> None:
-        if self._heldout is not None:
-            return
+        if self._heldout is None:
+            found = read_once_a_machine(self._read_records, self.processes)
+            self._training, self._training_identity, self._heldout = found
+
+    def _read_records(self) -> tuple[RecordTable, str, list[ImageTextRecord]]:
+        """The training images, packed, what they are known by, and the held-out ones."""
         training = read_sources(self.data.sources, "sources", self._say)
         heldout = list(read_sources(self.data.heldout, "heldout", self._say)) if self.data.heldout else []
         if len(heldout) == 1:
@@ -187,7 +192,7 @@ class PretrainingTask(BaseTask):
                 f"data: {len(shared)} images are both in sources and in heldout, as {min(shared)}; held-out images "
                 "must not be trained on"
             )
-        self._training, self._heldout = training, heldout
+        return RecordTable(training), records_identity(training), heldout
 
     def _check_negatives(self, name: str, records: Sequence[ImageTextRecord]) -> None:
         try:
@@ -206,7 +211,7 @@ class PretrainingTask(BaseTask):
     def train_dataset(self) -> PretrainingDataset:
         """The training samples."""
         self._read()
-        self.say_fit(FlatTexts(JoinedTexts([texts_of(self._training)])))
+        self.say_fit(FlatTexts(self._training.texts))
         dataset = PretrainingDataset(
             self._training,
             self.processor,
@@ -220,9 +225,6 @@ class PretrainingTask(BaseTask):
             predict_unmatched=self.model_config.losses_on == "all",
             mvm_probability=self.data.mvm_probability,
         )
-        self._training_identity = records_identity(self._training)
-        # The data set has packed them; millions of caption strings need not live on.
-        self._training = []
         return dataset
 
     def load(self) -> PretrainingTask:

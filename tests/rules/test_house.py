@@ -28,7 +28,10 @@ ARROWS = {
     "model.official.__main__": {"data", "checksums", "hub", "command_line", "engine.errors"},
     "data": {"ops", "checksums", "hub", "command_line", "engine.errors", "path_ranges", "rgb", "stop_words"},
     "evaluation": {"model", "data", "engine.processes", "engine.workers", "stop_words"},
-    "tasks": {"evaluation", "model", "data", "engine.processes", "engine.task", "checksums", "hub", "spelling"},
+    "tasks": {
+        *("evaluation", "model", "data", "engine.processes", "engine.sharing", "engine.task"),
+        *("checksums", "hub", "spelling"),
+    },
     "engine": set(),
     "recipe": {"tasks", "data", "engine", "command_line", "recipe_file", "hub", "path_ranges", "spelling"},
     "train": {"recipe", "engine", "data"},

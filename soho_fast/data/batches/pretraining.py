@@ -32,7 +32,7 @@ class PretrainingDataset(SampleDataset):
 
     def __init__(
         self,
-        records: Sequence[ImageTextRecord],
+        records: Sequence[ImageTextRecord] | RecordTable,
         processor: SohoProcessor,
         *,
         seed: int = 0,
@@ -48,7 +48,8 @@ class PretrainingDataset(SampleDataset):
         """Keep the records, packed so that worker processes share them.
 
         Args:
-            records: Images with their captions; those in shards are read from there when a sample is made.
+            records: Images with their captions, which are packed where they are not yet; those in shards are read from
+                there when a sample is made.
             processor: Image processor and tokenizer.
             seed: Seed of everything drawn.
             num_positive: Texts per image taken from its captions (paper, section 4.1: 2).
@@ -86,7 +87,7 @@ class PretrainingDataset(SampleDataset):
         self.max_text_length = max_text_length
         self.masking = dict(masking or {})
         self.predict_unmatched, self.mvm_probability = predict_unmatched, mvm_probability
-        self._table = RecordTable(records)
+        self._table = records if isinstance(records, RecordTable) else RecordTable(records)
         super().__init__(Images(self._table, processor))
         self._pairs = PairSampler(
             self._table.texts,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -84,27 +85,46 @@ class FlatTexts(Sequence[str]):
         return self._texts.get(index, number - (int(self._ends[index - 1]) if index else 0))
 
 
-class _Listed:
-    """A list of records, packed."""
+class _Listed(Sequence[ImageRef]):
+    """The images of a list of records in flat arrays: no Python object of an image is kept, whose reference counts
+    would have a loader process copy its page."""
 
     def __init__(self, records: Sequence[ImageTextRecord]) -> None:
-        self.images = [record.image for record in records]
-        self._ids = [f"{record.source}/{record.image_id}" for record in records]
-        self._sources = [record.source for record in records]
+        self._stores, self._store_N = _numbered([record.image.store for record in records], id)
+        self._sources, self._source_N = _numbered([record.source for record in records], str)
+        self._names = PackedTexts([[record.image.name for record in records]])
+        self._ids = PackedTexts([[record.image_id for record in records]])
         self.texts = PackedTexts([record.captions for record in records])
         self.bounds = np.array([0, len(records)])
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self._store_N)
+
+    def __getitem__(self, number: int) -> ImageRef:
+        if not 0 <= number < len(self):
+            raise IndexError(f"image {number} of {len(self)}")
+        return self.image(number)
 
     def image(self, number: int) -> ImageRef:
-        return self.images[number]
+        return ImageRef(self._stores[self._store_N[number]], self._names.get(0, number))
 
     def sample_id(self, number: int) -> str:
-        return self._ids[number]
+        return f"{self._sources[self._source_N[number]]}/{self._ids.get(0, number)}"
 
     def sources(self) -> np.ndarray:
-        return np.array(self._sources, object)
+        return np.array(self._sources, object)[self._source_N]
+
+
+def _numbered(items: Sequence[Any], key: Callable[[Any], Hashable]) -> tuple[list[Any], np.ndarray]:
+    """The distinct items in the order in which they come first, and the number of each, int32."""
+    number_of: dict[Hashable, int] = {}
+    distinct = []
+    numbers = np.empty(len(items), np.int32)
+    for place, item in enumerate(items):
+        number = numbers[place] = number_of.setdefault(key(item), len(distinct))
+        if number == len(distinct):
+            distinct.append(item)
+    return distinct, numbers
 
 
 class RecordTable(Sequence[ImageRef]):
@@ -151,8 +171,5 @@ class RecordTable(Sequence[ImageRef]):
     def shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
         """float64 (images,): see `shapes_of`; those of shards are in their index."""
         return np.concatenate(
-            [
-                part.shapes() if isinstance(part, ShardRecords) else shapes_of(part.images, progress)
-                for part in self._parts
-            ]
+            [part.shapes() if isinstance(part, ShardRecords) else shapes_of(part, progress) for part in self._parts]
         )
