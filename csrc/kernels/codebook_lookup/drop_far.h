@@ -13,6 +13,8 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/codebook_lookup/passes.h"
+
 namespace soho {
 namespace {
 
@@ -180,21 +182,37 @@ inline float float_limit(float smallest, int64_t num_channels) {
   return limit > 0x1p-78f ? limit : 0x1p-78f;
 }
 
-// Keeps of `count` ascending positions those that may be the nearest; returns how many. code_of(position) is a code of
-// num_channels; distance has room for count + 3.
+// The `wanted` smallest distances so far, the smallest first.
+struct SmallestDistances {
+  int64_t wanted;
+  float values[kMostNearest];
+
+  explicit SmallestDistances(int64_t number) : wanted(number) {
+    for (float& value : values) value = std::numeric_limits<float>::infinity();
+  }
+  float last() const { return values[wanted - 1]; }
+  void add(float distance) {
+    if (!(distance < last())) return;
+    int64_t n = wanted - 1;
+    for (; n > 0 && distance < values[n - 1]; --n) values[n] = values[n - 1];
+    values[n] = distance;
+  }
+};
+
+// Keeps of `count` ascending positions those that may be among the `wanted` nearest; returns how many.
+// code_of(position) is a code of num_channels; distance has room for count + 3.
 template <class CodeOf>
-int32_t drop_far(const float* row, int64_t num_channels, int32_t count, int32_t* position, float* distance,
-                 CodeOf code_of) {
-  float smallest = std::numeric_limits<float>::infinity();
+int32_t drop_far(const float* row, int64_t num_channels, int64_t wanted, int32_t count, int32_t* position,
+                 float* distance, CodeOf code_of) {
+  SmallestDistances smallest(wanted);
   for (int32_t first = 0; first < count; first += kFloatCodes) {
     const float* codes[kFloatCodes];
     for (int32_t k = 0; k < kFloatCodes; ++k) codes[k] = code_of(position[first + k < count ? first + k : count - 1]);
     float_distances(row, codes, num_channels, distance + first);
-    for (int32_t k = 0; k < kFloatCodes; ++k)
-      smallest = distance[first + k] < smallest ? distance[first + k] : smallest;
+    for (int32_t k = 0; k < kFloatCodes && first + k < count; ++k) smallest.add(distance[first + k]);
   }
-  if (!distance_is_relative(smallest)) return count;
-  const float limit = far_from(smallest, num_channels);
+  if (!distance_is_relative(smallest.last())) return count;
+  const float limit = far_from(smallest.last(), num_channels);
   int32_t kept = 0;
   for (int32_t n = 0; n < count; ++n) {
     position[kept] = position[n];

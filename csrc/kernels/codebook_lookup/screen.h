@@ -83,9 +83,25 @@ inline bool is_dense(const Candidates& list, int64_t end) {
          list.count * kCodesPerCandidate > end - list.first;
 }
 
-// The topk nearest candidates.
-inline Ranking ranked(const Candidates& list) {
+// Drops what float32 says is none of the topk nearest.
+inline void sift(Candidates& list) {
   const auto& [args, screened, copies] = *list.comparison;
+  if (list.count < args.topk + kFewCandidates || screened.metric != Metric::kEuclidean) return;
+  const void* features = row_at(args.features, list.row, args.row_stride, args.features_type);
+  const float* row = static_cast<const float*>(features);
+  if (args.features_type != Element::kFloat32) {
+    float* converted = reinterpret_cast<float*>(copies.row(0));
+    for (int64_t c = 0; c < args.num_channels; ++c) converted[c] = load_element(features, c, args.features_type);
+    row = converted;
+  }
+  list.count = drop_far(row, args.num_channels, args.topk, list.count, list.position, list.score,
+                        [&](int32_t position) { return args.codebook + screened.codes[position] * args.num_channels; });
+}
+
+// The topk nearest candidates.
+inline Ranking ranked(Candidates& list) {
+  const auto& [args, screened, copies] = *list.comparison;
+  sift(list);
   copies.load_row(0, list.row);
   Ranking ranking;
   ranking.size = args.topk;
@@ -109,18 +125,7 @@ inline void keep_ranked(Candidates& list) {
 // Keeps the nearest candidate; returns whether float64 had to compare any.
 inline bool keep_nearest(Candidates& list) {
   const auto& [args, screened, copies] = *list.comparison;
-  if (list.count > kFewCandidates && screened.metric == Metric::kEuclidean) {
-    const void* features = row_at(args.features, list.row, args.row_stride, args.features_type);
-    const float* row = static_cast<const float*>(features);
-    if (args.features_type != Element::kFloat32) {
-      float* converted = reinterpret_cast<float*>(copies.row(0));
-      for (int64_t c = 0; c < args.num_channels; ++c) converted[c] = load_element(features, c, args.features_type);
-      row = converted;
-    }
-    list.count = drop_far(row, args.num_channels, list.count, list.position, list.score, [&](int32_t position) {
-      return args.codebook + screened.codes[position] * args.num_channels;
-    });
-  }
+  sift(list);
   const bool several = list.count > 1;
   if (several) {
     copies.load_row(0, list.row);
