@@ -143,16 +143,16 @@ def test_the_same_settings_give_the_same_bytes_wherever_the_styles_lie(harder, o
 
 
 def test_both_sides_have_as_many_objects_and_no_pair_in_common():
-    train, held_out = describe_scenes(1500, 500, 0, SceneOptions(max_objects=6, heldout_styles=("a/new",)))
-    assert len(held_out) == 1000
+    train, held_out = describe_scenes(600, 150, 0, SceneOptions(max_objects=6, heldout_styles=("a/new",)))
+    assert len(held_out) == 300
     numbers = [np.mean([len(scene.objects) for scene in side]) for side in (train, held_out)]
-    assert abs(numbers[0] - numbers[1]) < 0.1 and max(len(scene.objects) for scene in held_out) == 6
+    assert abs(numbers[0] - numbers[1]) < 0.3 and max(len(scene.objects) for scene in held_out) == 6
     pairs = [
         {tuple(sorted(pair)) for scene in side for pair in itertools.combinations([o.name for o in scene.objects], 2)}
         for side in (train, held_out)
     ]
     assert not pairs[0] & pairs[1]
-    assert min(Counter(name for scene in train for name in scene.counts).values()) > 20
+    assert min(Counter(name for scene in train for name in scene.counts).values()) > 8
 
 
 def test_an_object_is_drawn_in_its_style_and_found_there(styles):
