@@ -71,6 +71,8 @@ PRIVATE = [
         Private(name, "asked of it", "torch._C:_functorch")
         for name in ("is_functorch_wrapped_tensor", "peek_interpreter_stack")
     ),
+    Private("aoti_compile_and_package", "a model is compiled into a file", "torch._inductor"),
+    Private("aoti_load_package", "and loaded from it", "torch._inductor"),
     Private("FakeTensorMode", "a plan runs without values", "torch._subclasses.fake_tensor"),
     Private("TorchDispatchMode", "a plan sees each operation", "torch.utils._python_dispatch"),
     Private("tree_leaves", "and what it gives", "torch.utils._pytree"),

@@ -67,6 +67,7 @@ SIZES = [
     ("--data.scoring both", "--data.max_loss 1"),
     ("soho_fast.evaluate", ""),
     ("soho_fast.ask", ""),
+    ("soho_fast.export", "--help"),  # A compiler takes minutes; tests/ask/test_exported.py has one at work.
     ("examples/explore_vector_quantize_pytorch.py", "--steps 10"),
     ("soho_fast.explore serve", "--port 0"),
     ("soho_fast.explore", ""),
@@ -111,6 +112,7 @@ SAYS = {
     "--data.scoring both": "two stages",
     "soho_fast.plan": "recipe paper on ",
     "soho_fast.ask rank": " %  two cats",
+    "soho_fast.export": "The folder that is made.",
     "soho_fast.ask many": "results.jsonl: 5 lines",
     "soho_fast.explore build": "runs/mini/explorer is up to date",
     "soho_fast.explore figure": "the codes as a figure: ",

@@ -47,6 +47,7 @@ ARROWS = {
         *("command_line", "hub", "spelling"),
     },
     "ask_many": {"pipeline", "data", "engine.errors", "engine.progress", "engine.workers", "checksums", "hub"},
+    "export": {"pipeline", "model", "data", "ops", "engine.errors", "command_line", "hub"},
     "ask": {"ask_many", "pipeline", "engine.errors", "command_line", "hub", "spelling"},
 }
 

@@ -1,0 +1,174 @@
+"""Asks the model of this folder. Needs torch, and nothing else.
+
+    python run.py photo.ppm 101 2054 2003 102
+
+Images are binary PPM files here (P6, 8 bits; `convert photo.jpg photo.ppm`); what decodes others gives `Model.pixels`
+uint8 tensors (3, height, width) all the same. The numbers are the tokens of a text, [CLS] and [SEP] included, as
+tokenizer.json has them: `tokenizers.Tokenizer.from_file("tokenizer.json").encode("a dog").ids`. A model that compares
+two images takes two files.
+
+about.json says what the two compiled stages, encode.pt2 and read.pt2, take and give.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+
+class Model:
+    """A model that was exported into a folder.
+
+    Attributes:
+        about: what about.json holds.
+    """
+
+    def __init__(self, folder):
+        folder = Path(folder)
+        self.about = json.loads((folder / "about.json").read_text())
+        torch.set_grad_enabled(False)
+        self._encode, self._read = (
+            torch._inductor.aoti_load_package(str(folder / name)) for name in ("encode.pt2", "read.pt2")
+        )
+
+    def pixels(self, images):
+        """Images, uint8 (3, height, width), resized, normalised and padded to a batch: pixel_values, pixel_mask."""
+        image = self.about["image"]
+        resized = [_resized(_checked_image(each), image) for each in images]
+        divisor = image["size_divisor"]
+        height, width = (-(-max(each.shape[axis] for each in resized) // divisor) * divisor for axis in (1, 2))
+        pixel_values = torch.zeros(len(resized), 3, height, width)
+        pixel_mask = torch.zeros(len(resized), height, width, dtype=torch.bool)
+        std = torch.tensor(image["std"]).view(3, 1, 1)
+        scale, shift = image["rescale_factor"] / std, -torch.tensor(image["mean"]).view(3, 1, 1) / std
+        for number, each in enumerate(resized):
+            rows, columns = each.shape[1:]
+            pixel_values[number, :, :rows, :columns] = each.float().mul_(scale).add_(shift)
+            pixel_mask[number, :rows, :columns] = True
+        return pixel_values, pixel_mask
+
+    def encode(self, pixel_values, pixel_mask):
+        """The first stage, once for each image: (visual, valid), and of a model with a dictionary codes."""
+        divisor = self.about["image"]["size_divisor"]
+        _check("pixel_values", pixel_values, torch.float32, "(images, 3, height, width)", 4)
+        _check("pixel_mask", pixel_mask, torch.bool, "(images, height, width)", 3)
+        images, channels, height, width = pixel_values.shape
+        if channels != 3 or height % divisor or width % divisor or not pixel_values.numel():
+            expected = f"(images, 3, height, width) with edges that are multiples of {divisor}"
+            raise ValueError(f"pixel_values: expected {expected}, got {tuple(pixel_values.shape)}")
+        if pixel_mask.shape != (images, height, width):
+            raise ValueError(f"pixel_mask: expected {(images, height, width)}, got {tuple(pixel_mask.shape)}")
+        return tuple(self._encode(pixel_values.contiguous(), pixel_mask.contiguous()))
+
+    def read(self, visual, valid, input_ids, attention_mask, image_index):
+        """The second stage, for each text: logits float32 (texts, labels).
+
+        visual, valid: of the first stage. input_ids, attention_mask: int64 (texts, tokens); 0 in the mask at padding.
+        image_index: int64 (texts,), the image of each; (texts, 2), left and right, of a model that compares.
+        """
+        text, shown = self.about["text"], len(self.about["images"])
+        _check("visual", visual, torch.float32, "(images, tokens, channels)", 3)
+        _check("valid", valid, torch.bool, "(images, tokens)", 2)
+        _check("input_ids", input_ids, torch.int64, "(texts, tokens)", 2)
+        _check("attention_mask", attention_mask, torch.int64, "(texts, tokens)", 2)
+        _check("image_index", image_index, torch.int64, "(texts,)" if shown == 1 else "(texts, 2)", shown)
+        if visual.shape[2] != self.about["channels"] or valid.shape != visual.shape[:2] or not visual.numel():
+            raise ValueError(
+                f"visual, valid: expected what encode gave, got {tuple(visual.shape)}, {tuple(valid.shape)}"
+            )
+        texts, tokens = input_ids.shape
+        if not (texts and 1 <= tokens <= text["max_tokens"]) or attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"input_ids, attention_mask: expected (texts, tokens) of both, at most {text['max_tokens']} tokens, "
+                f"got {tuple(input_ids.shape)}, {tuple(attention_mask.shape)}"
+            )
+        if image_index.shape != ((texts,) if shown == 1 else (texts, 2)):
+            raise ValueError(f"image_index: expected one row a text, got {tuple(image_index.shape)}")
+        for name, numbers, limit in (
+            ("input_ids", input_ids, text["vocab_size"]),
+            ("image_index", image_index, len(visual)),
+        ):
+            if not 0 <= int(numbers.min()) <= int(numbers.max()) < limit:
+                raise ValueError(f"{name}: expected 0 to {limit - 1}, got {int(numbers.min())} to {int(numbers.max())}")
+        found = self._read(*(each.contiguous() for each in (visual, valid, input_ids, attention_mask, image_index)))
+        return found if isinstance(found, torch.Tensor) else found[0]
+
+    def scores(self, logits):
+        """The model's own probability of each label; of one that ranks (texts,), that a text belongs to its image."""
+        if self.about["question"] == "answer":
+            return logits.sigmoid()
+        return logits.softmax(-1)[:, 1] if self.about["question"] == "rank" else logits.softmax(-1)
+
+
+def read_ppm(path):
+    """A binary PPM file as uint8 (3, height, width)."""
+    content = Path(path).read_bytes()
+    fields, place = [], 0
+    while len(fields) < 4 and place < len(content):
+        end = place
+        while end < len(content) and not content[end : end + 1].isspace():
+            end += 1
+        if content[place : place + 1] == b"#":
+            end = content.find(b"\n", place)
+            end = len(content) if end < 0 else end
+        elif end > place:
+            fields.append(content[place:end])
+        place = end + 1
+    if len(fields) != 4 or fields[0] != b"P6" or fields[3] != b"255" or not (fields[1] + fields[2]).isdigit():
+        raise ValueError(f"{path}: expected a binary PPM image of 8 bits (P6 WIDTH HEIGHT 255)")
+    width, height = int(fields[1]), int(fields[2])
+    if len(content) - place < 3 * width * height or not width * height:
+        raise ValueError(f"{path}: expected {width} x {height} pixels, got {len(content) - place} bytes")
+    pixels = torch.frombuffer(bytearray(content[place : place + 3 * width * height]), dtype=torch.uint8)
+    return pixels.view(height, width, 3).permute(2, 0, 1)
+
+
+def _check(name, value, dtype, shape, dims):
+    if not isinstance(value, torch.Tensor) or value.dtype != dtype or value.dim() != dims:
+        got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f"{name}: expected {dtype} {shape}, got {got}")
+
+
+def _checked_image(image):
+    _check("image", image, torch.uint8, "(3, height, width)", 3)
+    if image.shape[0] != 3 or not image.numel():
+        raise ValueError(f"image: expected (3, height, width), got {tuple(image.shape)}")
+    return image
+
+
+def _resized(pixels, image):
+    height, width = pixels.shape[1:]
+    scale = min(image["longest_edge"] / max(height, width), image["shortest_edge"] / min(height, width))
+    size = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    if size == (height, width):
+        return pixels
+    return F.interpolate(pixels.unsqueeze(0), size, mode="bilinear", antialias=image["antialias"])[0]
+
+
+def main(arguments):
+    model = Model(Path(__file__).resolve().parent)
+    shown = len(model.about["images"])
+    files, ids = arguments[:shown], arguments[shown:]
+    if len(files) < shown or not ids or not all(each.isdigit() for each in ids):
+        raise ValueError(f"usage: python run.py {' '.join(f'{name}.ppm' for name in model.about['images'])} TOKEN ...")
+    visual, valid, *codes = model.encode(*model.pixels([read_ppm(file) for file in files]))
+    input_ids = torch.tensor([[int(each) for each in ids]])
+    image_index = torch.arange(shown).unsqueeze(0) if shown > 1 else torch.zeros(1, dtype=torch.int64)
+    scores = model.scores(model.read(visual, valid, input_ids, torch.ones_like(input_ids), image_index))
+    if model.about["question"] == "rank":
+        print(f"{100 * float(scores[0]):5.1f} %  that the text belongs to the image")
+    else:
+        best = scores[0].topk(min(5, scores.shape[1]))
+        for place, score in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            print(f"{100 * score:5.1f} %  {model.about['labels'][place]}")
+    if codes:
+        print("codes", *(code for code in codes[0].flatten().tolist() if code >= 0))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

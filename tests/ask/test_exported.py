@@ -1,0 +1,265 @@
+"""An exported model, in a process that has torch alone: the pipeline's answers and codes, for any sizes of a call."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from small_models import KINDS
+from tokenizers import Tokenizer
+
+from soho_fast import ops
+from soho_fast.export.__main__ import main as export_main
+from soho_fast.export.graphs import EncodeImages, PlainLookup, ReadTexts
+from soho_fast.pipeline import load_model
+
+TEXTS = ["a red", "there is a man and a woman .", "blue", "the man"]
+# Runs run.py's `Model` on saved calls, where nothing but torch can be imported of what could help it.
+CHILD = """
+import importlib.util, sys
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("soho_fast", "transformers", "torchvision", "tokenizers", "PIL", "safetensors"):
+            raise ModuleNotFoundError(f"no {name} here")
+sys.meta_path.insert(0, Nothing())
+folder, calls, found, *arguments = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("run", folder + "/run.py")
+run = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
+import torch
+model, answers = run.Model(folder), []
+for images, *texts in torch.load(calls):
+    pixels = model.pixels(images)
+    visual, valid, codes = model.encode(*pixels)
+    answers.append([*pixels, valid, codes, model.read(visual, valid, *texts)])
+torch.save(answers, found)
+run.main(arguments)
+assert not {"soho_fast", "transformers", "torchvision"} & set(sys.modules)
+"""
+
+
+def drawn(height, width, seed):
+    patches = torch.randint(0, 256, (3, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    rows, columns = (torch.arange(edge) * 4 // edge for edge in (height, width))
+    return patches[:, rows][:, :, columns].contiguous()
+
+
+def padded(processor, texts):
+    encoded = processor.tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    return encoded["input_ids"], encoded["attention_mask"]
+
+
+@pytest.fixture(scope="session")
+def exported(folder_of, tmp_path_factory):
+    output = tmp_path_factory.mktemp("exported") / "model"
+    assert export_main([str(folder_of("compare")), str(output)]) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def runner(exported):
+    """run.py's `Model`, in this process."""
+    spec = importlib.util.spec_from_file_location("exported_run", exported / "run.py")
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    with torch.no_grad():
+        return run.Model(exported)
+
+
+# Images (height, width) of a call, texts by number, and which images each is about.
+CALLS = [
+    ([(64, 64), (64, 64)], [0], [(0, 1)]),
+    ([(40, 60)], [1, 2], [(0, 0), (0, 0)]),
+    ([(100, 60), (60, 100), (64, 64), (30, 200)], [0, 1, 2, 3, 0], [(0, 1), (1, 0), (2, 3), (3, 3), (0, 3)]),
+    ([(128, 64)] * 3, [2], [(2, 1)]),
+]
+
+
+@pytest.fixture(scope="session")
+def answers(exported, processor, tmp_path_factory):
+    """Calls, what came of them in a process with torch alone, and what run.py printed there."""
+    folder = tmp_path_factory.mktemp("child")
+    calls = []
+    for seed, (sizes, texts, pairs) in enumerate(CALLS):
+        images = [drawn(*size, 10 * seed + number) for number, size in enumerate(sizes)]
+        calls.append([images, *padded(processor, [TEXTS[text] for text in texts]), torch.tensor(pairs)])
+    torch.save(calls, folder / "calls.pt")
+    for name, pixels in zip(("left", "right"), calls[0][0], strict=True):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{name}.ppm")
+    ids = [str(each) for each in Tokenizer.from_file(str(exported / "tokenizer.json")).encode(TEXTS[0]).ids]
+    paths = [str(exported), *(str(folder / name) for name in ("calls.pt", "found.pt", "left.ppm", "right.ppm"))]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", CHILD, *paths, *ids], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return calls, torch.load(folder / "found.pt"), done.stdout
+
+
+@pytest.mark.parametrize("number", range(len(CALLS)))
+def test_with_torch_alone_the_answers_are_the_pipelines(answers, soho_of, number):
+    soho, (calls, found, _) = soho_of("compare"), answers
+    images, input_ids, attention_mask, pairs = calls[number]
+    pixel_values, pixel_mask, valid, codes, logits = found[number]
+    processor = soho.processor.image_processor
+    expected = processor.collate([processor.resize_one(image) for image in images])
+    torch.testing.assert_close(pixel_values, expected["pixel_values"], rtol=0, atol=1e-6)
+    assert torch.equal(
+        pixel_mask, torch.ones_like(pixel_mask) if expected["pixel_mask"] is None else expected["pixel_mask"]
+    )
+    for image, valid_L, codes_L in zip(images, valid, codes, strict=True):
+        assert codes_L[valid_L].tolist() == soho.encode(image).index[0].tolist()
+        assert (codes_L[~valid_L] == -1).all()
+    for row, (left, right) in enumerate(pairs.tolist()):
+        text = soho.processor.tokenizer.decode(input_ids[row][attention_mask[row] == 1][1:-1])
+        label = {each["label"]: each["score"] for each in soho.compare(images[left], images[right], text)}
+        assert logits[row].softmax(-1).tolist() == pytest.approx([label["False"], label["True"]], abs=1e-5)
+    with torch.no_grad():
+        inputs = {**expected, "input_ids": input_ids, "attention_mask": attention_mask, "image_index": pairs}
+        torch.testing.assert_close(logits, soho.model(**inputs).logits, rtol=0, atol=2e-5)
+
+
+def test_the_codes_tell_images_apart(answers):
+    codes = [tuple(codes[codes >= 0].tolist()) for *_, codes, _ in answers[1]]
+    assert len(set(codes)) == len(CALLS) and len({code for each in codes for code in each}) > 4
+
+
+def test_the_example_prints_the_answer(answers, soho_of):
+    calls, found, said = answers
+    best, _, codes = said.splitlines()
+    expected = soho_of("compare").compare(*calls[0][0], TEXTS[0])[0]
+    assert best.split("%  ")[1] == expected["label"] and float(best.split("%")[0]) == pytest.approx(
+        100 * expected["score"], abs=0.06
+    )
+    assert codes.split()[1:] == [str(code) for code in found[0][3].flatten().tolist()]
+
+
+def test_what_lies_beside_the_stages(exported, processor, folder_of):
+    assert sorted(path.name for path in exported.iterdir()) == [
+        "about.json", "encode.pt2", "read.pt2", "run.py", "tokenizer.json",
+    ]  # fmt: skip
+    about = json.loads((exported / "about.json").read_text())
+    assert about["labels"] == ["False", "True"] and about["images"] == ["left", "right"]
+    assert (about["image"]["shortest_edge"], about["image"]["longest_edge"]) == (64, 128)
+    assert about["text"]["max_tokens"] == 16 and about["text"]["cls_token"] == processor.tokenizer.cls_token_id
+    text = "unpaintedly there is a man"
+    assert (
+        Tokenizer.from_file(str(exported / "tokenizer.json")).encode(text).ids == processor.tokenizer(text)["input_ids"]
+    )
+    (file,) = [
+        line
+        for line in (exported / "run.py").read_text().splitlines()
+        if line.startswith("import ") and "torch" in line
+    ][:1]
+    assert file == "import torch"
+
+
+def test_wrong_inputs_are_refused(runner, exported):
+    images = torch.zeros(2, 3, 64, 64), torch.ones(2, 64, 64, dtype=torch.bool)
+    visual, valid, _ = runner.encode(*images)
+    ids, ones, pairs = torch.full((1, 4), 7), torch.ones(1, 4, dtype=torch.int64), torch.tensor([[0, 1]])
+    read, encode = runner.read, runner.encode
+    for call, words in (
+        (
+            lambda: encode(images[0].double(), images[1]),
+            "pixel_values: expected torch.float32 (images, 3, height, width), got",
+        ),
+        (
+            lambda: encode(images[0][:, :2], images[1]),
+            "pixel_values: expected (images, 3, height, width) with edges that are",
+        ),
+        (lambda: encode(images[0][..., :60], images[1][..., :60]), "multiples of 32, got (2, 3, 64, 60)"),
+        (lambda: encode(images[0], images[1][:1]), "pixel_mask: expected (2, 64, 64), got (1, 64, 64)"),
+        (lambda: encode(images[0], None), "pixel_mask: expected torch.bool (images, height, width), got NoneType"),
+        (lambda: read(visual[..., :5], valid, ids, ones, pairs), "visual, valid: expected what encode gave"),
+        (lambda: read(visual, valid, ids.int(), ones, pairs), "input_ids: expected torch.int64 (texts, tokens)"),
+        (lambda: read(visual, valid, ids.repeat(1, 5), ones.repeat(1, 5), pairs), "at most 16 tokens, got (1, 20)"),
+        (
+            lambda: read(visual, valid, ids, ones[:, :3], pairs),
+            "input_ids, attention_mask: expected (texts, tokens) of both",
+        ),
+        (lambda: read(visual, valid, ids + 24, ones, pairs), "input_ids: expected 0 to 30, got 31 to 31"),
+        (lambda: read(visual, valid, ids, ones, pairs + 1), "image_index: expected 0 to 1, got 1 to 2"),
+        (lambda: read(visual, valid, ids, ones, pairs[0]), "image_index: expected torch.int64 (texts, 2), got"),
+        (
+            lambda: runner.pixels([torch.zeros(3, 9, 9)]),
+            "image: expected torch.uint8 (3, height, width), got torch.float32",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            call()
+
+
+@pytest.mark.parametrize("question", KINDS)
+def test_the_stages_of_every_kind_of_model(question, folder_of, processor):
+    model, _ = load_model(folder_of(question))
+    images = [drawn(*size, seed) for seed, size in enumerate([(64, 90), (100, 64), (64, 64)])]
+    collated = processor.image_processor.collate([processor.image_processor.resize_one(image) for image in images])
+    input_ids, attention_mask = padded(processor, TEXTS)
+    index = torch.tensor([0, 1, 2, 2])
+    if question == "compare":
+        index = torch.stack([index, index.flip(0)], dim=1)
+    with torch.no_grad():
+        output = model(**collated, input_ids=input_ids, attention_mask=attention_mask, image_index=index)
+        expected = output.itm_logits if "itm_logits" in output else output.logits
+        expected_codes = model.soho.encode_images(**collated).index
+        visual, valid, codes = EncodeImages(model)(**collated)
+        logits = ReadTexts(model)(visual, valid, input_ids, attention_mask, index)
+    assert torch.equal(codes, expected_codes)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_the_plain_lookup_is_the_op():
+    generator = torch.Generator().manual_seed(0)
+    codebook = torch.randn(300, 37, generator=generator)
+    codebook[100:110] = codebook[90]  # dead codes are often equal
+    codebook[0] = codebook[299]
+    near = codebook[200:205].clone()
+    codebook[205:210] = torch.nextafter(near, near + 1)
+    left, right = torch.randint(300, (2, 400), generator=generator)
+    features = torch.cat(
+        [
+            torch.randn(400, 37, generator=generator),
+            (codebook[left] + codebook[right]) / 2,
+            codebook,
+            near.repeat(20, 1),
+        ]
+    )
+    features[5, 3] = float("nan")
+    index = PlainLookup(codebook)(features.view(5, -1, 37)).flatten()
+    assert torch.equal(index, ops.codebook_lookup(features, codebook, backend="reference"))
+    assert int(index[5]) == 0 and {90, 0} <= set(index.tolist()) and not {299, *range(100, 110)} & set(index.tolist())
+
+
+def test_mistakes_are_one_line(folder_of, tmp_path, capsys, monkeypatch):
+    def told(*arguments):
+        assert export_main([str(each) for each in arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "no such file or folder" in told(tmp_path / "nowhere", tmp_path / "out")
+    assert "output: " in (line := told(folder_of("answer"), tmp_path)) and "exists; give the name" in line
+    assert "can't be made (there is no such" in told(folder_of("answer"), tmp_path / "a/b")
+    assert "arguments are required: output" in told(folder_of("answer"))
+    (tmp_path / "empty").mkdir()
+    assert "no model could be loaded from" in told(tmp_path / "empty", tmp_path / "out")
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    assert "there is no C++ compiler /nowhere/g++; install g++" in told(folder_of("answer"), tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_failed_compilation_leaves_nothing(folder_of, tmp_path, capsys, monkeypatch):
+    from soho_fast.export import package
+
+    def fail(*_, **__):
+        raise RuntimeError("a long\nlog")
+
+    monkeypatch.setattr(package, "aoti_compile_and_package", fail)
+    monkeypatch.setattr(package, "export", lambda *_, **__: None)
+    assert export_main([str(folder_of("answer")), str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "encode.pt2 can't be compiled (RuntimeError: a long log)" in line and not os.listdir(tmp_path)
