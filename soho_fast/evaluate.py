@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ with from_extra("train"):
 
 # A run's folders of exported models, by what they are called on the command line.
 CHECKPOINTS = {"best": "best", "last": "model"}
+
+# Samples that int8 takes its ranges from.
+_CALIBRATION_SAMPLES, _CALIBRATION_BATCH = 64, 8
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,6 +77,12 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="best or last of the run, or the folder (or hub name) of a model; the best one where there is one.",
     )
     parser.add_argument("--split", help="Name of a split of the recipe; the one to validate on when not given.")
+    parser.add_argument(
+        "--prepare",
+        choices=["auto", "float32", "bf16", "fp16", "int8"],
+        help="Prepare the model for inference in this precision, which is faster (docs/inference.md). int8 takes the "
+        "ranges of its layers from training samples.",
+    )
     parser.add_argument("--into", help="Folder for the results; evaluation/<split>-<checkpoint> of the run by default.")
     return parser.parse_known_args(as_text(arguments))
 
@@ -126,7 +136,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     if options.run is not None and not (Path(options.run) / "recipe.yaml").is_file():
         raise UserError(f"run: {options.run} has no recipe.yaml; expected the folder of a training run")
     named = options.recipe or str(Path(options.run) / "recipe.yaml")
-    flags = ("--run", "--recipe", "--checkpoint", "--split", "--into")
+    flags = ("--run", "--recipe", "--checkpoint", "--split", "--prepare", "--into")
     recipe, name = read_recipe(["--recipe", named, *rest], flags=flags)
     recipe = with_data_roots(recipe)
     _check_split(recipe, options.split)
@@ -147,7 +157,11 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
         build_demo_corpus(recipe.corpus, processes)
         task = recipe.make_task(say)
         model = task.load_model(model_folder).to(processes.device)
-        task.speed_up(model, processes.device)
+        if options.prepare is None:
+            task.speed_up(model, processes.device)
+        else:
+            calibration = _calibration(task, processes.device) if options.prepare == "int8" else None
+            model.prepare_for_inference(options.prepare, calibration=calibration)
         split = options.split or task.default_split
         folder = Path(options.into or Path(options.run or f"runs/{name}") / "evaluation" / f"{split}-{called}")
         say(f"{task.name}, split {split}, checkpoint {called} ({model_folder}), {processes.world} process(es)")
@@ -184,6 +198,21 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     processes.wait()
     leave_processes()
     return 0
+
+
+def _calibration(task: Any, device: Any) -> Iterator[dict[str, Any]]:
+    """Training samples as the model is called with them, without what they are to teach."""
+    data = task.training_data()
+    data.set_epoch(0)
+    for begin in range(0, min(_CALIBRATION_SAMPLES, len(data)), _CALIBRATION_BATCH):
+        numbers = range(begin, min(begin + _CALIBRATION_BATCH, len(data)))
+        batch = task.collate([data[number] for number in numbers])
+        batch = {name: value.to(device) for name, value in batch.items() if hasattr(value, "to")}
+        batch = task.on_device(batch)
+        given = {
+            name: batch[name] for name in ("pixel_values", "pixel_mask", "input_ids", "attention_mask") if name in batch
+        }
+        yield {**given, "image_index": batch.get("image_index", batch.get("own_image"))}
 
 
 def _weights(folder: str) -> dict[str, Any]:

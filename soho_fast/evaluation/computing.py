@@ -16,7 +16,7 @@ class Computing:
     """The device and the precision of a model that is measured.
 
     Products run under autocast; the codebook and the lookup in it stay as they are, and so does a model whose weights
-    are in half precision already.
+    are in half precision already, or that was prepared for inference (`prepare_for_inference`).
 
     Args:
         model: the model.
@@ -26,32 +26,45 @@ class Computing:
     Attributes:
         device: where the model is.
         weight_type: the type of its weights.
-        precision: of the products: "float32", "bf16" or "fp16".
+        precision: of the products: "float32", "bf16" or "fp16"; of a prepared model "prepared" and its own.
+
+    Raises:
+        ValueError: an unknown precision, or another than that of a prepared model.
     """
 
     def __init__(self, model: nn.Module, precision: str = "auto") -> None:
         if precision not in ("auto", *_TYPES):
             raise ValueError(f"precision: expected auto, {', '.join(_TYPES)}, got {precision!r}")
         weight = next(model.parameters(), torch.empty(0))
+        prepared = getattr(model, "prepared", None)
         self.device, self.weight_type = weight.device, weight.dtype
         on_gpu = self.device.type == "cuda"
         self._allows_tf32 = on_gpu and precision == "auto"
+        self._dtype = None
+        if prepared is not None:
+            own = prepared["precision"]
+            if precision not in ("auto", own):
+                raise ValueError(
+                    f"precision: the model is prepared in {own}; expected auto or {own}, got {precision!r}"
+                )
+            self.precision = f"prepared {own}"
+            return
         if precision == "auto":
             names = {dtype: name for name, dtype in _TYPES.items()}
             has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if has_bf16 and self.weight_type == torch.float32 else names[self.weight_type]
         self.precision = precision
+        dtype = _TYPES[precision]
+        self._dtype = None if dtype in (torch.float32, self.weight_type) else dtype
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """The context in which the model is called."""
-        dtype = _TYPES[self.precision]
-        casts = dtype not in (torch.float32, self.weight_type)
         before = torch.get_float32_matmul_precision()
         if self._allows_tf32:
             torch.set_float32_matmul_precision("high")
         try:
-            with torch.autocast(self.device.type, dtype) if casts else nullcontext():
+            with nullcontext() if self._dtype is None else torch.autocast(self.device.type, self._dtype):
                 yield
         finally:
             if self._allows_tf32:

@@ -1,6 +1,6 @@
 """What every SOHO model shares: initial values, precision, who is trained how, and the switches an engine turns."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -72,7 +72,13 @@ class SohoPreTrainedModel(PreTrainedModel):
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{name}: no model can be made of its config.json and weights here ({reason})") from error
 
-    def prepare_for_inference(self, precision: str = "auto", *, compile: bool = False) -> Self:
+    def prepare_for_inference(
+        self,
+        precision: str = "auto",
+        *,
+        compile: bool = False,
+        calibration: Iterable[Mapping[str, Any]] | None = None,
+    ) -> Self:
         """Makes the model answer faster, in place and for good: it can't be trained, cast or saved any more.
 
         BatchNorm becomes a part of the convolutions, weights get the type and the layout that is computed in, the
@@ -83,17 +89,22 @@ class SohoPreTrainedModel(PreTrainedModel):
         Args:
             precision: of the CNN and the Transformer: "float32"; "bf16", where the processor or the GPU has
                 instructions for it; "fp16" on a GPU; or "auto": bf16 if it is there, else float32.
+                "int8" on a CPU with VNNI: convolutions and linear layers in eight bits, the rest as in "auto".
             compile: let torch.compile compile CNN and Transformer at their first call, which then takes minutes.
+            calibration: for "int8", batches of images and texts as the model is called with, by which the range of each
+                layer's input is chosen; some dozens of images do. From batches without texts the CNN alone becomes
+                int8.
 
         Returns:
             The same object, in evaluation mode.
 
         Raises:
-            ValueError: a precision that is unknown or that the device lacks, or the model is prepared otherwise.
+            ValueError: a precision that is unknown or that the device lacks, calibration without "int8" or the
+                other way round, or the model is prepared otherwise.
         """
         from .inference import prepare  # It imports the models, which are made of this class.
 
-        return prepare(self, precision, compile)
+        return prepare(self, precision, compile, calibration)
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; ValueError: `mode` where the model was prepared for inference."""

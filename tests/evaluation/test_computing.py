@@ -51,3 +51,16 @@ def test_a_batch_goes_to_the_device_and_what_is_no_tensor_stays():
         computing = Computing(torch.nn.Linear(1, 1))
     moved = computing.on_device({"pixel_values": torch.ones(2), "pixel_mask": None})
     assert moved["pixel_values"].device.type == "meta" and moved["pixel_mask"] is None
+
+
+def test_a_prepared_model_has_its_own_precision():
+    """It is called without autocast, results are known by how it was prepared, and another precision is refused."""
+    model = torch.nn.Linear(2, 2)
+    model.prepared = {"precision": "bf16", "compile": False}
+    for asked in ("auto", "bf16"):
+        computing = Computing(model, asked)
+        with computing():
+            assert model(torch.zeros(1, 2)).dtype == torch.float32
+        assert computing.precision == "prepared bf16"
+    with pytest.raises(ValueError, match="precision: the model is prepared in bf16; expected auto or bf16, got 'fp16'"):
+        Computing(model, "fp16")

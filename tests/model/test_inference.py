@@ -13,7 +13,7 @@ from soho_fast.model import (
     SohoForVisualReasoning,
     SohoModel,
 )
-from soho_fast.model.inference import PRECISIONS, prepared_type
+from soho_fast.model.inference import prepared_type
 
 HAS_BF16 = prepared_type("auto", torch.device("cpu")) == "bf16"
 # What bfloat16 makes of the logits of these models, whose spread is about 1: 2^-8 in each of some layers.
@@ -243,9 +243,9 @@ def test_the_base_model_alone(tiny_config):
 
 def test_what_it_refuses(build, tmp_path):
     model = build("pre-training")
-    with pytest.raises(ValueError, match=r"precision: expected auto, float32, bf16, fp16, got 'int4'"):
+    with pytest.raises(ValueError, match=r"precision: expected auto, float32, bf16, fp16 or int8, got 'int4'"):
         model.prepare_for_inference("int4")
-    with pytest.raises(ValueError, match="precision: fp16 has no instructions on this cpu"):
+    with pytest.raises(ValueError, match="precision: fp16 has no fast instructions on this cpu"):
         model.prepare_for_inference("fp16")
     model.prepare_for_inference("float32")
     inputs = inputs_of(type(model))
@@ -269,4 +269,42 @@ def test_what_it_refuses(build, tmp_path):
             call()
     assert not any(parameter.requires_grad for parameter in model.parameters())
     model.eval(), model.float()
-    assert set(PRECISIONS) == {"float32", "bf16", "fp16"}
+
+
+HAS_INT8 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_vnni", "amx_int8"))
+
+
+@pytest.mark.skipif(not HAS_INT8, reason="this processor has no instructions for int8")
+@pytest.mark.parametrize("name", ["pre-training", "mobilenet", "two images", "official", "retrieval"])
+def test_int8_is_near(build, name):
+    """Wider than bf16's, narrower than what a wrong scale, zero point or sum makes of it."""
+    model = build(name)
+    inputs = inputs_of(type(model))
+    with torch.no_grad():
+        wanted, tokens = logits_of(model(**inputs)), model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
+        model.prepare_for_inference("int8", calibration=[inputs])
+        got, got_tokens = logits_of(model(**inputs)), model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
+    names = {type(module).__name__ for module in model.modules()}
+    assert {"Int8Conv2d", "Int8Linear"} <= names
+    error = got_tokens.features[tokens.valid] - tokens.features[tokens.valid]
+    assert float(error.norm() / tokens.features[tokens.valid].norm()) < 0.1
+    assert float((got - wanted).abs().max()) < 0.25 * float(wanted.std())
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        assert torch.equal(logits_of(other(**inputs)), got)
+
+
+@pytest.mark.skipif(not HAS_INT8, reason="this processor has no instructions for int8")
+def test_int8_of_images_alone_leaves_the_transformer(build):
+    model = build("pre-training")
+    inputs = inputs_of(type(model))
+    for given, said in ((None, "got none with precision='int8'"), ([], "expected at least one batch of images")):
+        with pytest.raises(ValueError, match=said):
+            copy.deepcopy(model).prepare_for_inference("int8", calibration=given)
+    with pytest.raises(ValueError, match="got some with precision='float32'"):
+        model.prepare_for_inference("float32", calibration=[inputs])
+    model.prepare_for_inference("int8", calibration=[{"pixel_values": inputs["pixel_values"]}])
+    names = [type(module).__name__ for module in model.modules()]
+    assert "Int8Conv2d" in names and "Int8Linear" not in names
+    with torch.no_grad():
+        assert bool(model(**inputs).itm_logits.isfinite().all())

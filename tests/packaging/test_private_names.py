@@ -66,6 +66,10 @@ PRIVATE = [
             "_reorder_convolution_weight", "_reorder_linear_weight",
         )
     ),
+    *(
+        Private(name, "layers in int8, as Inductor calls them", "torch:ops.onednn")
+        for name in ("qconv_prepack", "qconv2d_pointwise", "qlinear_prepack", "qlinear_pointwise")
+    ),
     Private("_functorch", "no tangent is lost in an op", "torch:_C"),
     *(
         Private(name, "asked of it", "torch._C:_functorch")

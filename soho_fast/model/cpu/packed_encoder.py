@@ -259,7 +259,7 @@ def packed_encode(
     encoder, text_embeddings, visual_embeddings = soho.encoder, soho.text_embeddings, soho.visual_embeddings
     input_ids_PS = texts.input_ids
     image_index_P = torch.arange(len(input_ids_PS)) if texts.image_index is None else texts.image_index
-    weight, (num_pairs, T) = encoder.layer[0].attention.self.query.weight, real_PT.shape
+    weight, (num_pairs, T) = encoder.layer[-1].attention.self.query.weight, real_PT.shape
     rows = _packed_rows(real_PT, read_PT, input_ids_PS.shape[1], weight)
 
     words = text_embeddings.word_embeddings

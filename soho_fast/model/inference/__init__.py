@@ -5,7 +5,7 @@ weights are given up for others that compute the same: BatchNorm is inside the c
 the layout that is computed in. Such a model can be asked, and nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from ..gpu import speed_up_on_gpu
 from ..official.visual_encoder import OfficialVisualEncoder
 from ..soho import SohoModel
 from .dictionary import prepare_dictionary
+from .int8 import to_int8
 from .layers import FusedConv2d, FusedLinear, refuse_gradient
 from .visual_encoder import FusedBackbone, PreparedOfficialVisualEncoder, PreparedVisualEncoder
 
@@ -26,38 +27,48 @@ __all__ = ["PRECISIONS", "prepare", "prepared_type"]
 Model = TypeVar("Model", bound=SohoPreTrainedModel)
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""The types of a prepared model's weights and features, by the name of the precision."""
+"""The types of a prepared model's weights and features by the name of the precision; there is "int8" besides."""
 
 
 def prepared_type(precision: str, device: torch.device) -> str:
     """The precision that is meant on a device.
 
     Args:
-        precision: a name of `PRECISIONS`, or "auto": bf16 where the device has instructions for it, else float32.
+        precision: a name of `PRECISIONS`, "int8", or "auto": bf16 where the device has instructions for it, else
+            float32.
 
     Raises:
-        ValueError: another name, or one that the device would only emulate.
+        ValueError: another name, or one that the device has no instructions for.
     """
-    if precision not in ("auto", *PRECISIONS):
-        raise ValueError(f"precision: expected auto, {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision not in ("auto", *PRECISIONS, "int8"):
+        raise ValueError(f"precision: expected auto, {', '.join(PRECISIONS)} or int8, got {precision!r}")
     if device.type == "cuda":
-        has = {"bf16": torch.cuda.is_bf16_supported(including_emulation=False), "fp16": True}
+        has = {"bf16": torch.cuda.is_bf16_supported(including_emulation=False), "fp16": True, "int8": False}
     else:
         found = getattr(torch.cpu, "get_capabilities", dict)()
-        has = {"bf16": any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")), "fp16": False}
+        needed = {"bf16": ("avx512_bf16", "amx_bf16", "bf16"), "fp16": (), "int8": ("avx512_vnni", "amx_int8")}
+        has = {name: any(found.get(one, False) for one in any_of) for name, any_of in needed.items()}
     if precision == "auto":
         return "bf16" if has["bf16"] else "float32"
     if not has.get(precision, True):
         raise ValueError(
-            f"precision: {precision} has no instructions on this {device.type} and would be slower than float32; "
-            "expected float32 or auto"
+            f"precision: {precision} has no fast instructions on this {device.type}; expected float32 or auto"
         )
     return precision
 
 
-def prepare(model: Model, precision: str, compile: bool) -> Model:
+def prepare(
+    model: Model, precision: str, compile: bool, calibration: Iterable[Mapping[str, Any]] | None = None
+) -> Model:
     """See `SohoPreTrainedModel.prepare_for_inference`."""
-    precision = prepared_type(precision, next(model.parameters()).device)
+    precision = prepared_type(precision, model.device)
+    if (precision == "int8") != (calibration is not None):
+        raise ValueError(
+            "calibration: expected batches with precision='int8', and none otherwise, got "
+            f"{'none' if calibration is None else 'some'} with precision={precision!r}"
+        )
+    if compile and precision == "int8":
+        raise ValueError("compile: int8 layers call their kernels themselves; expected compile=False with int8")
     wanted = {"precision": precision, "compile": compile}
     if model.prepared is not None:
         if model.prepared != wanted:
@@ -69,7 +80,8 @@ def prepare(model: Model, precision: str, compile: bool) -> Model:
     model.eval().requires_grad_(False).float()
     base = model.base()
     (speed_up_on_cpu if base.device.type == "cpu" else speed_up_on_gpu)(model)
-    dtype = PRECISIONS[precision]
+    # Ranges are found in float32.
+    dtype = torch.float32 if precision == "int8" else PRECISIONS[precision]
     # A compiler lays out the weights itself.
     pack = not compile and torch.backends.mkldnn.is_available()
     _prepare_visual_encoder(base, partial(FusedConv2d, dtype=dtype, pack=pack), dtype)
@@ -80,10 +92,23 @@ def prepare(model: Model, precision: str, compile: bool) -> Model:
     base.forward = partial(_float32_states, base, base.forward)
     model.forward = partial(_without_gradient, model.forward)
     base.prepared = model.prepared = wanted
+    if calibration is not None:
+        dtype = PRECISIONS[prepared_type("auto", model.device)]
+        to_int8(base, calibration, partial(_compute, model), dtype)
+        base.visual_encoder.features_type = dtype
     if compile:
         base.visual_encoder.backbone.compile(dynamic=True)
         model.compile_transformer()
     return model
+
+
+@torch.no_grad()
+def _compute(model: SohoPreTrainedModel, batch: Mapping[str, Any]) -> None:
+    given = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    if given.get("input_ids") is None:
+        model.encode_images(given["pixel_values"], given.get("pixel_mask"))
+    else:
+        model(**given)
 
 
 def _said(prepared: dict[str, Any]) -> str:
@@ -119,7 +144,7 @@ def _prepare_encoder(base: SohoModel, fuse: Callable[..., FusedLinear], dtype: t
 
 def _transform(base: SohoModel, states_PTD: Tensor, real_PT: Tensor, **kwargs: Any) -> Tensor:
     """As `SohoModel.transform`; float32 in and out."""
-    dtype = base.encoder.layer[0].attention.self.query.weight.dtype
+    dtype = base.encoder.layer[-1].attention.self.query.weight.dtype
     return type(base).transform(base, states_PTD.to(dtype), real_PT, **kwargs).float()
 
 

@@ -14,13 +14,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ..normalization import BatchNorm2d
 
 # An activation as oneDNN's fused kernels know it: name, numbers, algorithm.
-_POST_OPS = {None: ("none", [], ""), "relu": ("relu", [], ""), "relu6": ("hardtanh", [0.0, 6.0], ""),
+POST_OPS = {None: ("none", [], ""), "relu": ("relu", [], ""), "relu6": ("hardtanh", [0.0, 6.0], ""),
              "gelu": ("gelu", [], "none")}  # fmt: skip
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu_, "relu6": lambda x: F.hardtanh_(x, 0.0, 6.0),
                                                        "gelu": F.gelu}  # fmt: skip
 
 # Of features, by which oneDNN chooses a weight's layout; others are computed as well.
-_LIKELY_SIZE = (64, 64)
+LIKELY_SIZE = (64, 64)
 
 
 def _activated(x: Tensor, activation: str | None) -> Tensor:
@@ -69,6 +69,11 @@ class Constant(nn.Module):
         """The weight in the layout of oneDNN's kernel."""
         raise NotImplementedError
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Takes another type, in place."""
+        self.weight, self.bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        self._packed = None
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         self._packed = None
         return super()._apply(fn, recurse)
@@ -110,7 +115,7 @@ class FusedConv2d(Constant):
     def make_packed(self) -> Tensor:
         num_in = self.weight.shape[1] * self.groups
         return torch.ops.mkldnn._reorder_convolution_weight(
-            self.weight, self.padding, self.stride, self.dilation, self.groups, [1, num_in, *_LIKELY_SIZE]
+            self.weight, self.padding, self.stride, self.dilation, self.groups, [1, num_in, *LIKELY_SIZE]
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None, added: Tensor | None = None) -> Tensor:
@@ -127,7 +132,7 @@ class FusedConv2d(Constant):
         if weight_OIHW is None:
             x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
             return _activated(x if added is None else x.add_(added), self.activation)
-        post_op = _POST_OPS[self.activation]
+        post_op = POST_OPS[self.activation]
         if added is None:
             return torch.ops.mkldnn._convolution_pointwise(x, weight_OIHW, self.bias, *form, *post_op)
         unary = (None, [], None) if self.activation is None else post_op
@@ -158,4 +163,4 @@ class FusedLinear(Constant):
         weight_OI = self.packed()
         if weight_OI is None:
             return _activated(F.linear(x, self.weight, self.bias), self.activation)
-        return torch.ops.mkldnn._linear_pointwise(x, weight_OI, self.bias, *_POST_OPS[self.activation])
+        return torch.ops.mkldnn._linear_pointwise(x, weight_OI, self.bias, *POST_OPS[self.activation])

@@ -4,6 +4,7 @@ B images, C channels, H x W pixels of a feature map; x is always (B, C, H, W).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchvision
@@ -17,6 +18,8 @@ from ..official.visual_encoder import OfficialVisualEncoder
 from .layers import FusedConv2d, refuse_gradient
 
 Fuse = Callable[..., FusedConv2d]
+Exchange = Callable[..., tuple[nn.Module, Any]]
+"""A convolution, what its input and what is added to it are, to another convolution and what its output is."""
 
 
 class Residual(nn.Module):
@@ -40,6 +43,16 @@ class Residual(nn.Module):
         identity = x if self.downsample is None else self.downsample(x)
         return last(y, masks.get(at), identity), at
 
+    def exchange(self, exchange: Exchange, read: Any) -> Any:
+        """Puts others in the place of the convolutions; `read` is what the input is. Returns what the output is."""
+        at = identity = read
+        if self.downsample is not None:
+            self.downsample, identity = exchange(self.downsample, read)
+        for number, conv in enumerate(self.convs):
+            is_last = number == len(self.convs) - 1
+            self.convs[number], at = exchange(conv, at, identity if is_last else None)
+        return at
+
 
 class InvertedResidual(nn.Module):
     """A block of MobileNetV2."""
@@ -60,6 +73,14 @@ class InvertedResidual(nn.Module):
             at *= conv.stride[0]
         return last(y, masks.get(at), x if self.adds else None), at
 
+    def exchange(self, exchange: Exchange, read: Any) -> Any:
+        """As `Residual.exchange`."""
+        at = read
+        for number, conv in enumerate(self.convs):
+            is_last = number == len(self.convs) - 1
+            self.convs[number], at = exchange(conv, at, read if is_last and self.adds else None)
+        return at
+
 
 class Plain(nn.Module):
     """A convolution, BatchNorm and activation, and for a ResNet's stem the max-pool after them."""
@@ -75,6 +96,11 @@ class Plain(nn.Module):
             return x, at
         # After the ReLU zero is as good as the border of the max-pool.
         return self.pool(x if at not in masks else x.mul_(masks[at])), 2 * at
+
+    def exchange(self, exchange: Exchange, read: Any) -> Any:
+        """As `Residual.exchange`."""
+        self.conv, at = exchange(self.conv, read)
+        return at
 
 
 class FusedBackbone(nn.Sequential):
