@@ -145,8 +145,9 @@ def test_the_same_settings_give_the_same_bytes_wherever_the_styles_lie(harder, o
 def test_both_sides_have_as_many_objects_and_no_pair_in_common():
     train, held_out = describe_scenes(600, 150, 0, SceneOptions(max_objects=6, heldout_styles=("a/new",)))
     assert len(held_out) == 300
-    numbers = [np.mean([len(scene.objects) for scene in side]) for side in (train, held_out)]
-    assert abs(numbers[0] - numbers[1]) < 0.3 and max(len(scene.objects) for scene in held_out) == 6
+    # By the demo's split of pairs hardly a held-out scene in a hundred found a sixth.
+    of_six = [np.mean([len(scene.objects) == 6 for scene in side]) for side in (train, held_out)]
+    assert abs(of_six[0] - of_six[1]) < 0.06 and of_six[1] > 0.08
     pairs = [
         {tuple(sorted(pair)) for scene in side for pair in itertools.combinations([o.name for o in scene.objects], 2)}
         for side in (train, held_out)
