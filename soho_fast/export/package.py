@@ -46,7 +46,7 @@ def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[st
     scratch.mkdir()
     try:
         say("compiling the first stage, images to visual tokens ...")
-        _compile(EncodeImages(model), _images(), scratch / "encode.pt2")
+        _compile(EncodeImages(model), _images(config), scratch / "encode.pt2")
         say("compiling the second stage, visual tokens and texts to logits ...")
         _compile(ReadTexts(model), _texts(config, question), scratch / "read.pt2")
         (scratch / "about.json").write_text(json.dumps(_about(model, processor, question), indent=1) + "\n")
@@ -71,11 +71,17 @@ def _compile(stage: nn.Module, inputs: dict[str, tuple[torch.Tensor, dict[int, A
         raise UserError(f"{path.name} can't be compiled ({one_line(error)})") from error
 
 
-def _images() -> dict[str, tuple[torch.Tensor, dict[int, Any]]]:
+def _least_cells(config: Any) -> int:
+    """Cells of 32 pixels along an edge of a batch: for a single token torch.export makes a program of its own."""
+    return config.visual_pool + 1
+
+
+def _images(config: Any) -> dict[str, tuple[torch.Tensor, dict[int, Any]]]:
     """Example inputs of the first stage, and which of their sizes may be others."""
     images = Dim("images", min=1, max=_MOST_ROWS)
-    height, width = (_STRIDE * Dim(f"{name}_cells", min=1, max=_MOST_ROWS) for name in ("height", "width"))
-    mask_BHW = torch.ones(2, 3 * _STRIDE, 4 * _STRIDE, dtype=torch.bool)
+    least = _least_cells(config)
+    height, width = (_STRIDE * Dim(f"{name}_cells", min=least, max=_MOST_ROWS) for name in ("height", "width"))
+    mask_BHW = torch.ones(2, (least + 1) * _STRIDE, (least + 2) * _STRIDE, dtype=torch.bool)
     mask_BHW[0, 70:] = False
     return {
         "pixel_values": (torch.zeros(2, 3, *mask_BHW.shape[1:]), {0: images, 2: height, 3: width}),
@@ -117,6 +123,7 @@ def _about(model: Any, processor: Any, question: str) -> dict[str, Any]:
             "shortest_edge": images.size.shortest_edge,
             "longest_edge": images.size.longest_edge,
             "size_divisor": images.size_divisor,
+            "least_edge": _STRIDE * _least_cells(config),
             "rescale_factor": images.rescale_factor,
             "mean": list(images.image_mean),
             "std": list(images.image_std),

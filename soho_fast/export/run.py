@@ -37,8 +37,9 @@ class Model:
         """Images, uint8 (3, height, width), resized, normalised and padded to a batch: pixel_values, pixel_mask."""
         image = self.about["image"]
         resized = [_resized(_checked_image(each), image) for each in images]
-        divisor = image["size_divisor"]
-        height, width = (-(-max(each.shape[axis] for each in resized) // divisor) * divisor for axis in (1, 2))
+        divisor, least = image["size_divisor"], image["least_edge"]
+        edges = (max(least, *(each.shape[axis] for each in resized)) for axis in (1, 2))
+        height, width = (-(-edge // divisor) * divisor for edge in edges)
         pixel_values = torch.zeros(len(resized), 3, height, width)
         pixel_mask = torch.zeros(len(resized), height, width, dtype=torch.bool)
         std = torch.tensor(image["std"]).view(3, 1, 1)
@@ -51,12 +52,12 @@ class Model:
 
     def encode(self, pixel_values, pixel_mask):
         """The first stage, once for each image: (visual, valid), and of a model with a dictionary codes."""
-        divisor = self.about["image"]["size_divisor"]
+        divisor, least = self.about["image"]["size_divisor"], self.about["image"]["least_edge"]
         _check("pixel_values", pixel_values, torch.float32, "(images, 3, height, width)", 4)
         _check("pixel_mask", pixel_mask, torch.bool, "(images, height, width)", 3)
         images, channels, height, width = pixel_values.shape
-        if channels != 3 or height % divisor or width % divisor or not pixel_values.numel():
-            expected = f"(images, 3, height, width) with edges that are multiples of {divisor}"
+        if channels != 3 or height % divisor or width % divisor or min(height, width) < least or not images:
+            expected = f"(images, 3, height, width) with edges that are multiples of {divisor}, at least {least}"
             raise ValueError(f"pixel_values: expected {expected}, got {tuple(pixel_values.shape)}")
         if pixel_mask.shape != (images, height, width):
             raise ValueError(f"pixel_mask: expected {(images, height, width)}, got {tuple(pixel_mask.shape)}")

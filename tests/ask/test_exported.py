@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,7 +173,8 @@ def test_wrong_inputs_are_refused(runner, exported):
             lambda: encode(images[0][:, :2], images[1]),
             "pixel_values: expected (images, 3, height, width) with edges that are",
         ),
-        (lambda: encode(images[0][..., :60], images[1][..., :60]), "multiples of 32, got (2, 3, 64, 60)"),
+        (lambda: encode(images[0][..., :60], images[1][..., :60]), "multiples of 32, at least 64, got (2, 3, 64, 60)"),
+        (lambda: encode(images[0][..., :32], images[1][..., :32]), "at least 64, got (2, 3, 64, 32)"),
         (lambda: encode(images[0], images[1][:1]), "pixel_mask: expected (2, 64, 64), got (1, 64, 64)"),
         (lambda: encode(images[0], None), "pixel_mask: expected torch.bool (images, height, width), got NoneType"),
         (lambda: read(visual[..., :5], valid, ids, ones, pairs), "visual, valid: expected what encode gave"),
@@ -211,6 +213,30 @@ def test_the_stages_of_every_kind_of_model(question, folder_of, processor):
         logits = ReadTexts(model)(visual, valid, input_ids, attention_mask, index)
     assert torch.equal(codes, expected_codes)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_no_size_of_a_call_is_built_in(monkeypatch):
+    """What torch.export assumes of sizes is what a call is checked for; with tokens of 2 x 2 cells, as in the paper."""
+    from small_models import SMALL
+
+    from soho_fast.export import package
+    from soho_fast.model import SohoConfig, SohoForPreTraining
+
+    programs = []
+    monkeypatch.setattr(package, "aoti_compile_and_package", lambda program, package_path: programs.append(program))
+    for pool in (1, 2):
+        model = SohoForPreTraining(SohoConfig.from_preset(**{**SMALL, "visual_pool": pool})).eval()
+        stage = EncodeImages(model)
+        package._compile(stage, package._images(model.config), Path("encode.pt2"))
+        bounds = [int(bound.lower) for symbol, bound in programs[-1].range_constraints.items() if symbol.is_Symbol]
+        assert sorted(bounds) == [1, pool + 1, pool + 1]
+        program, edge = programs[-1].module(), 32 * (pool + 1)
+        with torch.no_grad():
+            for size in ((1, 3, edge, edge), (3, 3, edge + 32, edge), (2, 3, 224, 160)):
+                pixel_values, pixel_mask = torch.randn(size), torch.ones(size[0], *size[2:], dtype=torch.bool)
+                pixel_mask[0, edge - 20 :] = False
+                for one, other in zip(program(pixel_values, pixel_mask), stage(pixel_values, pixel_mask), strict=True):
+                    assert torch.equal(one, other)
 
 
 def test_the_plain_lookup_is_the_op():
