@@ -13,7 +13,7 @@ from typing import Any
 
 from soho_fast.extras import from_extra
 from soho_fast.studies.matrix import Cell
-from soho_fast.studies.study import Comparison, Study, split_cell
+from soho_fast.studies.study import Comparison, Study, pairs_of, split_cell
 
 with from_extra("explore"):
     import numpy as np
@@ -29,8 +29,8 @@ class Difference:
     Attributes:
         arm, against, stage, variant, measure, label: What is compared; `label` is the measure's name for readers.
         declared: It is one of the comparisons declared in advance.
-        differences: By seed.
-        missing: Seeds of which one or both rows are not there.
+        differences: Of each pair: of each seed, of a factor also of each combination of the others' levels.
+        missing: Pairs of which one or both rows are not there.
         mean, low, high: Their mean and its 95 % interval; NaN where there are too few.
         p: Two-sided, of no difference; NaN where there are too few.
         adjusted: p after Holm's correction over the `family` comparisons that belong together.
@@ -43,8 +43,8 @@ class Difference:
     measure: str
     label: str
     declared: bool
-    differences: dict[int, float]
-    missing: list[int]
+    differences: dict[str, float]
+    missing: list[str]
     mean: float = math.nan
     low: float = math.nan
     high: float = math.nan
@@ -115,10 +115,14 @@ def compare(study: Study, rows: Mapping[Cell, Mapping[str, Any]]) -> list[Differ
     """
     found = [each for comparison in study.comparisons for each in _of(study, comparison, rows)]
     for comparison in study.comparisons:
-        pair = (comparison.arm, comparison.against)
-        _correct([each for each in found if each.declared and (each.arm, each.against) == pair])
+        _correct([each for each in _of_pair(found, comparison) if each.declared])
     _correct([each for each in found if not each.declared])
     return sorted(found, key=lambda each: not each.declared)
+
+
+def _of_pair(found: Sequence[Difference], comparison: Comparison) -> list[Difference]:
+    names = tuple(f"{comparison.factor} {name}".strip() for name in (comparison.arm, comparison.against))
+    return [each for each in found if (each.arm, each.against) == names]
 
 
 def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Mapping[str, Any]]) -> list[Difference]:
@@ -143,27 +147,32 @@ def _difference(
     declared: bool,
 ) -> Difference | None:
     stage, variant, measure = where
-    arms = (comparison.arm, comparison.against)
     settings = study.stages[stage]
-    own = [study.arms[arm].seeds or study.seeds for arm in arms]
     limits = (settings.arms, settings.variants[variant].arms if variant else [])
-    if any(limit and arm not in limit for limit in limits for arm in arms):
-        return None
-    seeds = [seed for seed in own[0] if seed in own[1]]
-    differences: dict[int, float] = {}
+    differences: dict[str, float] = {}
+    missing: list[str] = []
     lacking = False
-    for seed in seeds:
-        pair = [rows.get(Cell(arm, seed, stage, variant)) for arm in arms]
-        values = [None if row is None else value_of(row, measure) for row in pair]
-        if None not in values:
-            differences[seed] = values[0] - values[1]
-        # A model without a dictionary has no measures of codes.
-        lacking |= None in values and None not in pair
-    if lacking and not differences:
+    for *arms, common in pairs_of(study, comparison):
+        if any(limit and arm not in limit for limit in limits for arm in arms):
+            continue
+        own = [study.arms[arm].seeds or study.seeds for arm in arms]
+        for seed in own[0]:
+            if seed not in own[1]:
+                continue
+            pair = [rows.get(Cell(arm, seed, stage, variant)) for arm in arms]
+            values = [None if row is None else value_of(row, measure) for row in pair]
+            name = f"{common}, seed {seed}" if common else f"seed {seed}"
+            if None in values:
+                missing.append(name)
+                # A model without a dictionary has no measures of codes.
+                lacking |= None not in pair
+            else:
+                differences[name] = values[0] - values[1]
+    if not differences and (lacking or not missing):
         return None
-    missing = [seed for seed in seeds if seed not in differences]
+    names = (f"{comparison.factor} {comparison.arm}".strip(), f"{comparison.factor} {comparison.against}".strip())
     statistics = paired(list(differences.values()))
-    return Difference(*arms, stage, variant, measure, label, declared, differences, missing, *statistics)
+    return Difference(*names, stage, variant, measure, label, declared, differences, missing, *statistics)
 
 
 def _correct(family: list[Difference]) -> None:

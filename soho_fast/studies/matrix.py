@@ -86,7 +86,7 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
 
     Args:
         study: The study.
-        overrides: Fields of every run by dotted names, put over all else.
+        overrides: Fields of every run by dotted names, put over all else; of data roots each recipe takes its own.
 
     Raises:
         UserError: a recipe has no such field.
@@ -109,6 +109,7 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
                     parts = [study.overrides, stage.overrides, variant.overrides if variant else {}]
                     parts += [arm.overrides, arm.stages.get(stage_name, {}), overrides or {}]
                     content = recipe_content(stage.recipe, parts, str(cell))
+                    _leave_out_roots(content, overrides or {})
                     content["seed"] = seed + arm.seed_offset
                     start = made.get(stage.after)
                     run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start)
@@ -151,6 +152,15 @@ def recipe_content(recipe: str, overrides: list[Mapping[str, Any]], where: str) 
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return content
+
+
+def _leave_out_roots(content: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Take out the data roots that were given for all recipes and that this one does not name."""
+    named = json.dumps(content)
+    for name in overrides:
+        root = name.removeprefix("data_roots.")
+        if root != name and f"{{{root}}}" not in named and f"{{{root}?}}" not in named:
+            content["data_roots"].pop(root, None)
 
 
 def put(content: dict[str, Any], name: str, value: Any) -> None:

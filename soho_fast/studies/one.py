@@ -20,8 +20,8 @@ from typing import Any
 
 from soho_fast.engine.errors import UserError
 
-# Exit code of a run that another process is at.
-TAKEN = 75
+# Exit code of a run that another process is at; no command of this package ends with it.
+TAKEN = 111
 
 # What is kept of a run once its row is written; a model only where others start from it.
 _CLEARED = ("checkpoints", "best", "tensorboard", "evaluation")
@@ -95,6 +95,7 @@ def _make(job: Job, folder: Path) -> int:
 
     training = folder / "training"
     if row() is not None and (not job.keep_model or (folder / "done").exists()):
+        _clear(training, job.keep_model)
         return 0
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps({**job.recipe, "output": str(training)}, indent=1))  # JSON is YAML.
@@ -130,13 +131,19 @@ def _make(job: Job, folder: Path) -> int:
                 # Of the largest process; Linux counts KiB.
                 "peak_memory_gb": round(max(usage) * 1024 / 1e9, 4),
                 "precision": about["precision"],
+                "launcher": job.launcher,
                 "versions": _versions(),
             },
         )
-    for name in (*_CLEARED, *([] if job.keep_model else ["model"])):
-        shutil.rmtree(training / name, ignore_errors=True)
+    # Before anything is deleted: what is half deleted could not be gone on from.
     (folder / "done").touch()
+    _clear(training, job.keep_model)
     return 0
+
+
+def _clear(training: Path, keep_model: bool) -> None:
+    for name in (*_CLEARED, *([] if keep_model else ["model"])):
+        shutil.rmtree(training / name, ignore_errors=True)
 
 
 def _call(job: Job, command: str, arguments: list[str]) -> int:

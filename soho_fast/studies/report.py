@@ -19,6 +19,9 @@ from soho_fast.studies.study import Study
 with from_extra("explore"):
     import numpy as np
 
+# Of a measure with a unit more is not always better.
+_HIGHER = {"helps": "higher", "hurts": "lower"}
+
 
 def rows_by_cell(
     name: str, runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]
@@ -69,10 +72,8 @@ def page(
     seconds = sum({id(row): row["seconds"] for row in cells.values() if "seconds" in row}.values())
     processors = Counter(row.get("versions", {}).get("processor", "unknown") for row in cells.values())
     lines = [f"# {study.title}", "", " ".join(study.question.split()), ""]
-    lines += [f"{len(cells):,} of {planned:,} results are there, of {seconds / 3600:.1f} hours of computing"]
-    lines[-1] += (
-        f" ({', '.join(f'{count:,} on {kind}' for kind, count in processors.most_common())})." if cells else "."
-    )
+    where = "; ".join(f"{count:,} on {kind}" for kind, count in processors.most_common()) or "none"
+    lines.append(f"{len(cells):,} of {planned:,} results are there ({where}): {seconds / 3600:.1f} hours of computing.")
     if len(cells) < planned:
         lines.append(f"**{planned - len(cells):,} are missing**; what is said below is of those that are there.")
     if old:
@@ -106,21 +107,23 @@ def page(
 
 def _how() -> list[str]:
     return [
-        f"Differences are of the same seed, intervals {LEVEL:.0%} of the paired t-test. p is two-sided, after Holm's "
-        "correction over the comparisons of its table (of those declared in advance: of the same two arms)."
+        "Differences are of the same seed, in percentage points where no unit stands; intervals are the "
+        f"{100 * LEVEL:.0f} % ones of the paired t-test. p is two-sided, after Holm's correction over the comparisons "
+        "of its table (of those declared in advance: of the same two arms)."
     ]
 
 
 def sentence(each: Difference) -> str:
     """What one difference allows to say."""
     what = f"{each.label}{f', {each.variant}' if each.variant else ''}: **{each.arm}** against **{each.against}**"
-    seeds = f"{len(each.differences)} seeds"
+    seeds = f"{len(each.differences)} pairs" if "," in "".join(each.differences) else f"{len(each.differences)} seeds"
     if each.missing:
-        seeds += f"; seed {', '.join(map(str, each.missing))} missing"
+        seeds += f"; {'; '.join(each.missing)} missing"
     interval = f"[{_signed(each.low, each.unit)}, {_signed(each.high, each.unit)}]"
     match each.verdict:
         case "helps" | "hurts":
-            return f"{what} {each.verdict} by {_signed(each.mean, each.unit)} {interval} ({seeds})."
+            word = f"is {_HIGHER[each.verdict]}" if each.unit else each.verdict
+            return f"{what} {word} by {_signed(each.mean, each.unit)} {interval} ({seeds})."
         case "unclear":
             return (
                 f"{what}: {_signed(each.mean, each.unit)} {interval} ({seeds}), which among {each.family} comparisons "
@@ -138,10 +141,10 @@ def sentence(each: Difference) -> str:
 
 def _table(differences: Sequence[Difference]) -> list[str]:
     lines = [
-        "| measure | arm | against | difference | 95 % interval | p | seeds | |",
+        "| measure | arm | against | difference | 95 % interval | p | pairs | |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    words = {"helps": "helps", "hurts": "hurts", "none": "no difference found", "unclear": "can be chance"}
+    words = {"none": "no difference found", "unclear": "can be chance", "unknown": "too few"}
     for each in differences:
         interval = "" if math.isnan(each.low) else f"{_signed(each.low, each.unit)} to {_signed(each.high, each.unit)}"
         p = "" if math.isnan(each.adjusted) else f"{each.adjusted:.3f}" if each.adjusted >= 0.001 else "< 0.001"
@@ -149,7 +152,8 @@ def _table(differences: Sequence[Difference]) -> list[str]:
         mean = "" if math.isnan(each.mean) else _signed(each.mean, each.unit)
         missing = f" ({len(each.missing)} missing)" if each.missing else ""
         cells = [label, each.arm, each.against, mean, interval, p, f"{len(each.differences)}{missing}"]
-        lines.append(f"| {' | '.join(cells)} | {words.get(each.verdict, 'too few')} |")
+        word = words.get(each.verdict) or (_HIGHER[each.verdict] if each.unit else each.verdict)
+        lines.append(f"| {' | '.join(cells)} | {word} |")
     return lines
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +90,16 @@ class Comparison:
     """One arm against another, seed by seed.
 
     Args:
-        arm: Name of an arm.
-        against: Name of the arm that it is compared with.
+        arm: Name of an arm, or of a level of `factor`.
+        against: What it is compared with.
+        factor: Name of a factor: all arms of one level against those that differ in it alone, of each seed.
         main: Measures whose comparison is declared in advance, as STAGE/MEASURE or STAGE/VARIANT/MEASURE. All others of
             the stages are compared too, as explored ones.
     """
 
     arm: str
     against: str
+    factor: str = ""
     main: list[str] = field(default_factory=list)
 
 
@@ -110,6 +113,8 @@ class Study:
         overrides: Fields of every run's recipe by their dotted names.
         seeds: Seeds; arms are compared seed by seed.
         arms: What is compared, by name.
+        factors: Levels of each factor, as overrides by name: every combination of levels is one more arm, named by
+            them.
         stages: What is trained, by name, in this order.
         comparisons: Who is compared with whom.
     """
@@ -119,6 +124,7 @@ class Study:
     overrides: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     arms: dict[str, Arm] = field(default_factory=dict)
+    factors: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
 
@@ -159,6 +165,11 @@ def read_study(path: Path) -> Study:
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"study {path}: {' '.join(str(error).split())}") from error
     study = Study(**{each.name: getattr(parsed, each.name) for each in dataclasses.fields(Study)})
+    for levels in product(*study.factors.values()) if study.factors else ():
+        overrides = [study.factors[factor][level] for factor, level in zip(study.factors, levels, strict=True)]
+        study.arms[", ".join(levels)] = Arm(
+            overrides={name: value for each in overrides for name, value in each.items()}
+        )
     try:
         _check(study)
     except UserError as error:
@@ -192,8 +203,11 @@ def _check(study: Study) -> None:
         before.append(name)
     for number, comparison in enumerate(study.comparisons):
         where = f"comparisons[{number}]"
-        known(f"{where}.arm", comparison.arm, study.arms)
-        known(f"{where}.against", comparison.against, study.arms)
+        if comparison.factor:
+            known(f"{where}.factor", comparison.factor, study.factors)
+        names = study.factors[comparison.factor] if comparison.factor else study.arms
+        known(f"{where}.arm", comparison.arm, names)
+        known(f"{where}.against", comparison.against, names)
         for cell in comparison.main:
             stage, variant, _ = split_cell(cell, where)
             known(f"{where}.main", stage, study.stages)
@@ -226,3 +240,18 @@ def _check_finite(values: dict[str, Any], place: str) -> None:
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise UserError(f"{place}.{name}: expected a value of a recipe ({error})") from error
+
+
+def pairs_of(study: Study, comparison: Comparison) -> list[tuple[str, str, str]]:
+    """(arm, the arm that it is compared with, what both have in common); one, or of a factor as many as the others'
+    levels have combinations."""
+    if not comparison.factor:
+        return [(comparison.arm, comparison.against, "")]
+    pairs = []
+    place = list(study.factors).index(comparison.factor)
+    for levels in product(*study.factors.values()):
+        if levels[place] == comparison.arm:
+            other = (*levels[:place], comparison.against, *levels[place + 1 :])
+            common = ", ".join((*levels[:place], *levels[place + 1 :]))
+            pairs.append((", ".join(levels), ", ".join(other), common))
+    return pairs

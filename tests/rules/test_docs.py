@@ -71,6 +71,9 @@ SIZES = [
     ("examples/explore_vector_quantize_pytorch.py", "--steps 10"),
     ("soho_fast.explore serve", "--port 0"),
     ("soho_fast.explore", ""),
+    ("studies dictionary --list", ""),
+    ("studies planted --report", ""),
+    ("studies planted", f"--arms honest --seeds 0 --threads 1 --data.train_share 1 {CORPUS} {SMALL}"),
     ("examples/ranked_captions.py", "--candidates 6 --columns 2"),
     ("benchmarks.inference", "--small --batches 1 --rounds 1 --only 'SOHO eager, float32'"),
     ("pytest benchmarks/", "-k group_mask --benchmark-max-time 0.01 --benchmark-min-rounds 1"),
@@ -125,6 +128,8 @@ SAYS = {
     "build/example/kmeans": "of the true centres",
     "dictionary_life": "{dictionary_init: data, revive_threshold: 0.02}",
     "codec_encode": "mimi soho_fast: 0 of 1 frames differ from float64",
+    "studies dictionary --list": " runs to make: ",
+    "studies planted": "report.md",
     "profile_step": "the backbone ran on 4 images",
     "--recipe own": "ITM, balanced pairs",
 }

@@ -1,0 +1,133 @@
+"""Studies as files: those of the package, what is refused, the order of runs, and what tells one from another."""
+
+import pytest
+import yaml
+from tiny_study import TINY
+
+from soho_fast.engine.errors import UserError
+from soho_fast.studies.matrix import Cell, chosen, runs_of
+from soho_fast.studies.study import STUDIES, find_study, read_study
+
+
+def written(folder, **changes):
+    path = folder / "made.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}, sort_keys=False))
+    return path
+
+
+def refused(path):
+    with pytest.raises(UserError) as caught:
+        runs_of(read_study(path))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_packages_studies_have_runs(path):
+    study = read_study(path)
+    runs = runs_of(study)
+    cells = [cell for run in runs for cell in run.cells]
+    assert len(set(cells)) == len(cells) > 1
+    assert {cell.arm for cell in cells} == set(study.arms)
+    assert len({run.digest for run in runs}) == len(runs)
+
+
+def test_runs_come_seed_by_seed_and_arm_by_arm(tmp_path):
+    arms = {**TINY["arms"], "late": {"seeds": [1], "overrides": {"optim.lr": 0.1}}}
+    cells = [run.cell for run in runs_of(read_study(written(tmp_path, seeds=[0, 1], arms=arms)))]
+    assert cells == [
+        *(
+            Cell(arm, seed, stage, variant)
+            for seed, names in ((0, ("none", "codes")), (1, ("none", "codes", "late")))
+            for arm in names
+            for stage, variant in (("pretraining", ""), ("vqa", "half"), ("vqa", "all, output"))
+            if arm == "codes" or not variant.startswith("all")
+        )
+    ]
+
+
+def test_equal_settings_are_one_run_and_other_seeds_are_not(tmp_path):
+    arms = {"codes": {}, "same": {"about": "told otherwise"}, "other": {"seed_offset": 1000}}
+    runs = runs_of(read_study(written(tmp_path, arms=arms, comparisons=[])))
+    tuned = [run for run in runs if run.cell.variant == "half"]
+    assert [[cell.arm for cell in run.cells] for run in tuned] == [["codes", "same"], ["other"]]
+    assert [run.content["seed"] for run in tuned] == [0, 1000]
+
+
+def test_a_digest_follows_what_measures_depend_on_and_nothing_else(tmp_path):
+    study = read_study(written(tmp_path))
+    digests = [run.digest for run in runs_of(study)]
+
+    def changed(**fields):
+        now = [run.digest for run in runs_of(study, {name.replace("__", "."): value for name, value in fields.items()})]
+        return [one != other for one, other in zip(digests, now, strict=True)]
+
+    assert changed(output="x", engine__threads=7, log__every_steps=9, data_roots__corpus="elsewhere") == [False] * 5
+    assert changed(optim__lr=0.5) == [True] * 5
+    # A model that starts from another one is another one.
+    study.stages["pretraining"].overrides["optim.lr"] = 0.5
+    assert changed() == [True] * 5
+    study = read_study(written(tmp_path))
+    study.stages["vqa"].splits["val"]["data.text_batch"] = 3
+    assert changed() == [False, True, False, True, True]
+
+
+def test_overrides_are_put_over_the_recipe_field_by_field(tmp_path):
+    content = {run.cell: run.content for run in runs_of(read_study(written(tmp_path)))}
+    tuned = content[Cell("none", 0, "vqa", "half")]
+    assert tuned["model"]["config"]["use_dictionary"] is False and tuned["model"]["config"]["num_codes"] == 8
+    assert tuned["model"]["config"]["visual_pool"] == 1  # The recipe's own.
+    assert tuned["max_steps"] == 12 and tuned["data"]["splits"]["val"]["images"] == ["{corpus}"]
+
+
+def test_some_seeds_arms_or_stages_bring_what_they_start_from(tmp_path):
+    runs = runs_of(read_study(written(tmp_path)))
+    stages = [run.cell.stage for run in chosen(runs, "stage", ["vqa"])]
+    assert stages == ["pretraining", "vqa", "pretraining", "vqa", "vqa"]
+    assert {run.cell.arm for run in chosen(runs, "arm", ["again"])} == {"codes"}
+    with pytest.raises(UserError, match="seeds: expected some of 0, got 7"):
+        chosen(runs, "seed", [7])
+
+
+def test_mistakes_are_told_by_their_place(tmp_path):
+    with pytest.raises(UserError, match=r"there is no study 'dictonary'; .*did you mean dictionary"):
+        find_study("dictonary")
+    with pytest.raises(UserError, match=r"nothing\.yaml"):
+        find_study(str(tmp_path / "nothing.yaml"))
+    assert "there is no field armes; did you mean arms" in refused(written(tmp_path, armes={}))
+    assert "arms: expected at least one" in refused(written(tmp_path, arms={}))
+    assert "seeds" in refused(written(tmp_path, seeds=["one"]))
+    wrong = {"none": {"overrides": {"model.config.use_dictionary": False}, "stages": {"vaq": {}}}}
+    assert "arms.none.stages: expected one of pretraining, vqa, got 'vaq'" in refused(
+        written(tmp_path, arms=wrong, comparisons=[])
+    )
+    assert "comparisons[0].against: expected one of none, codes, again, got 'non'" in refused(
+        written(tmp_path, comparisons=[{"arm": "codes", "against": "non"}])
+    )
+    main = {"arm": "codes", "against": "none", "main": ["vqa/third/val.vqa_score"]}
+    assert "comparisons[0].main: expected one of half, all, output, got 'third'" in refused(
+        written(tmp_path, comparisons=[main])
+    )
+    told = refused(written(tmp_path, overrides={"optim.lrr": 1}))
+    assert "none seed 0 pretraining: recipe" in told and "there is no field optim.lrr; did you mean lr" in told
+    stages = {**TINY["stages"], "vqa": {**TINY["stages"]["vqa"], "after": "retrieval"}}
+    assert "stages.vqa.after: expected one of pretraining, got 'retrieval'" in refused(written(tmp_path, stages=stages))
+
+
+def test_factors_are_arms_of_all_combinations(tmp_path):
+    factors = {
+        "init": {
+            "random": {"model.config.dictionary_init": "random"},
+            "data": {"model.config.dictionary_init": "data"},
+        },
+        "lr": {"low": {}, "high": {"optim.lr": 1.0}},
+    }
+    study = read_study(
+        written(tmp_path, factors=factors, comparisons=[{"factor": "init", "arm": "data", "against": "random"}])
+    )
+    assert list(study.arms)[-4:] == ["random, low", "random, high", "data, low", "data, high"]
+    content = {run.cell.arm: run.content for run in runs_of(study) if run.cell.stage == "pretraining"}
+    assert content["data, high"]["optim"]["lr"] == 1.0
+    assert content["data, high"]["model"]["config"]["dictionary_init"] == "data"
+    assert "comparisons[0].arm: expected one of random, data, got 'low'" in refused(
+        written(tmp_path, factors=factors, comparisons=[{"factor": "init", "arm": "low", "against": "random"}])
+    )

@@ -1,0 +1,112 @@
+"""A real matrix: made once without a break, and once killed at three places; skipped, shared, divided, and refused."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import time
+
+import psutil
+from tiny_study import command, environment
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def told(rows):
+    """What must be the same however a matrix was made: all but the times."""
+    return {row["digest"]: (row["stage"], row["variant"], row["steps"], row["measures"]) for row in rows}
+
+
+def test_every_run_has_its_row(made):
+    folder, said = made
+    rows = rows_of(folder)
+    # `again` has the settings of `codes`, so that its runs are those.
+    assert [(row["arm"], row["stage"], row["variant"]) for row in rows] == [
+        ("none", "pretraining", ""),
+        ("none", "vqa", "half"),
+        ("codes", "pretraining", ""),
+        ("codes", "vqa", "half"),
+        ("codes", "vqa", "all, output"),
+    ]
+    none, tuned, codes = rows[:3]
+    assert none["steps"] == 20 and tuned["steps"] == 12
+    assert codes["measures"]["codes.lift"] >= 1 and "codes.lift" not in none["measures"]
+    assert tuned["measures"]["val.num_examples"] > 0
+    assert all(row["seconds"] > row["training_seconds"] > 0 and row["peak_memory_gb"] > 0.1 for row in rows)
+    assert "5 of 5 runs, 0:00:00 left" in said
+
+
+def test_only_models_that_others_start_from_are_kept(made):
+    folder, _ = made
+    kept = {path.parent.parent.name.partition("-")[0] for path in folder.glob("runs/*/*/*/training/model")}
+    assert kept == {"pretraining"}
+    assert not list(folder.glob("runs/*/*/*/training/checkpoints"))
+
+
+def test_what_is_done_is_not_made_again(made, tiny_study, make, tmp_path):
+    folder, _ = made
+    before = (folder / "results.jsonl").read_bytes()
+    done = make(tiny_study, "--into", folder)
+    assert done.returncode == 0 and "begins" not in done.stdout, done.stdout + done.stderr
+    assert (folder / "results.jsonl").read_bytes() == before
+    # Rows of elsewhere count too, though nothing lies in this folder.
+    done = make(tiny_study, "--into", tmp_path, "--results", folder / "results.jsonl")
+    assert done.returncode == 0 and "begins" not in done.stdout, done.stdout + done.stderr
+    assert "5 of 5" not in done.stdout and (tmp_path / "report.md").is_file()
+
+
+def test_changed_settings_are_other_runs(made, tiny_study, make):
+    folder, _ = made
+    listed = make(tiny_study, "--into", folder, "--list")
+    assert "0 of 5 runs to make" in listed.stdout, listed.stdout + listed.stderr
+    listed = make(tiny_study, "--into", folder, "--list", "--engine.threads", 2, "--log.every_steps", 7)
+    assert "0 of 5 runs to make" in listed.stdout, listed.stdout + listed.stderr
+    listed = make(tiny_study, "--into", folder, "--list", "--optim.lr", 0.1)
+    assert "5 of 5 runs to make" in listed.stdout, listed.stdout + listed.stderr
+
+
+def everything(process):
+    """The study's process and all that it has started."""
+    return [process, *psutil.Process(process.pid).children(recursive=True)]
+
+
+def killed_when(arguments, condition):
+    """Begin the study; SIGKILL to all of its processes as soon as the condition holds."""
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True, env=environment())
+    try:
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+            time.sleep(0.01)
+        for each in everything(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_killed_at_three_places_it_ends_as_if_it_had_not_been(made, tiny_study, make, tmp_path):
+    arguments = (tiny_study, "--into", tmp_path, "--threads", 1, "--arms", "none")
+    results = tmp_path / "results.jsonl"
+
+    def num_rows():
+        return len(results.read_text().splitlines()) if results.exists() else 0
+
+    def trains(stage):
+        """A run of this stage is between two of its checkpoints."""
+        saved = tmp_path.glob(f"runs/*/*/{stage}-*/training/checkpoints/step-????????")
+        return any(not (path.parents[2] / "done").exists() for path in saved)
+
+    killed_when(arguments, lambda: trains("pretraining"))
+    assert num_rows() == 0
+    killed_when(arguments, lambda: num_rows() == 1)  # Between two runs.
+    killed_when(arguments, lambda: trains("vqa"))
+    done = make(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = [row for row in rows_of(made[0]) if row["arm"] == "none"]
+    assert len(expected) == 2 and told(rows_of(tmp_path)) == told(expected)
+    logs = "".join(path.read_text() for path in tmp_path.glob("runs/*/*/*/log.txt"))
+    assert logs.count("resumed from") >= 2

@@ -1,0 +1,162 @@
+"""What rows allow to say: intervals, Holm's correction, verdicts; a planted effect is found, a planted null is not."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from soho_fast.studies.comparing import Difference, compare, holm, paired
+from soho_fast.studies.matrix import Cell
+from soho_fast.studies.report import page, sentence
+from soho_fast.studies.study import Arm, Comparison, Stage, Study, Variant
+
+
+def study_of(arms, num_seeds, main=("tuned/small/score",), measures=None):
+    return Study(
+        title="Made",
+        seeds=list(range(num_seeds)),
+        arms={name: Arm() for name in arms},
+        stages={
+            "tuned": Stage(
+                recipe="mini_vqa",
+                variants={"small": Variant(), "all": Variant()},
+                measures=measures or {"score": "score", "size": "size (codes)"},
+            )
+        },
+        comparisons=[Comparison(arms[1], arms[0], main=list(main))],
+    )
+
+
+def rows_of(values):
+    """Rows by cell, of (arm, seed, variant): measures."""
+    return {
+        Cell(arm, seed, "tuned", variant): {"measures": measures, "digest": f"{arm}{seed}{variant}", "seconds": 1.0}
+        for (arm, seed, variant), measures in values.items()
+    }
+
+
+def made(num_seeds, effect, generator, noise=0.01):
+    """Scores of two arms that share what a seed brings and differ by an effect and noise of their own."""
+    values = {}
+    for seed in range(num_seeds):
+        luck = generator.normal(0.5, 0.3)
+        for arm, mean in (("without", 0.0), ("with", effect)):
+            for variant in ("small", "all"):
+                values[arm, seed, variant] = {"score": luck + mean + generator.normal(0, noise), "size": 3.0}
+    return rows_of(values)
+
+
+def test_the_interval_is_the_paired_t_tests():
+    generator = np.random.default_rng(0)
+    one, other = generator.normal(0.6, 0.1, 6), generator.normal(0.5, 0.1, 6)
+    test = ttest_rel(one, other)
+    interval = test.confidence_interval(0.95)
+    expected = ((one - other).mean(), interval.low, interval.high, test.pvalue)
+    assert paired(list(one - other)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_differences_that_tell_nothing_of_another_seed_have_no_interval():
+    assert paired([0.0, 0.0, 0.0]) == (0.0, 0.0, 0.0, 1.0)
+    for few in ([], [0.3], [0.25, 0.25, 0.25]):
+        mean, low, high, p = paired(few)
+        assert math.isnan(low) and math.isnan(high) and math.isnan(p)
+        assert math.isnan(mean) if not few else mean == pytest.approx(few[0])
+
+
+def test_holm_is_holms():
+    # Holm 1979, worked by hand: 0.01 x 4, 0.02 x 3, then never smaller than what came before.
+    assert holm([0.02, 0.04, 0.01, 0.025]) == pytest.approx([0.06, 0.06, 0.04, 0.06])
+    assert holm([0.5, 0.9, math.nan]) == pytest.approx([1.0, 1.0, math.nan], nan_ok=True)
+
+
+def test_a_planted_effect_is_found_and_pairing_is_what_finds_it():
+    rows = made(5, 0.05, np.random.default_rng(1))
+    found = compare(study_of(["without", "with"], 5), rows)
+    declared = found[0]
+    assert declared.declared and declared.variant == "small" and declared.verdict == "helps"
+    assert declared.low < 0.05 < declared.high
+    # Not by luck of the seeds: these differ by more than the effect.
+    values = [row["measures"]["score"] for cell, row in rows.items() if cell.variant == "small"]
+    assert np.std(values) > 0.05
+    hurt = compare(study_of(["with", "without"], 5), rows)[0]
+    assert hurt.verdict == "hurts" and hurt.mean == pytest.approx(-declared.mean)
+
+
+def test_of_planted_nulls_as_many_are_found_as_the_level_says():
+    generator = np.random.default_rng(2)
+    study = study_of(["without", "with"], 5)
+    verdicts = [compare(study, made(5, 0.0, generator))[0].verdict for _ in range(400)]
+    wrong = sum(verdict in ("helps", "hurts") for verdict in verdicts)
+    assert set(verdicts) <= {"helps", "hurts", "none"}
+    # 5 % of 400 are 20; 99.9 % of such counts lie in this range.
+    assert 8 <= wrong <= 36
+
+
+def test_many_explored_measures_do_not_make_one_that_helps():
+    """Without the correction about one in three of these pages would claim something."""
+    generator = np.random.default_rng(3)
+    measures = {f"m{number}": f"m{number}" for number in range(8)}
+    study = study_of(["without", "with"], 5, main=(), measures=measures)
+    claimed = uncorrected = 0
+    for _ in range(100):
+        rows = rows_of(
+            {
+                (arm, seed, variant): {name: generator.normal() for name in measures}
+                for arm in ("without", "with")
+                for seed in range(5)
+                for variant in ("small", "all")
+            }
+        )
+        found = compare(study, rows)
+        claimed += any(each.verdict in ("helps", "hurts") for each in found)
+        uncorrected += any(each.p < 0.05 for each in found)
+    assert uncorrected > 30 and claimed <= 12
+
+
+def difference(**changes):
+    values = {f"seed {seed}": 0.01 for seed in range(5)}
+    fields = {"missing": [], "mean": 0.012, "low": 0.004, "high": 0.02, "p": 0.01, "adjusted": 0.01}
+    return Difference("k", "none", "vqa", "10 %", "s", "VQA score", True, values, **{**fields, **changes})
+
+
+def test_sentences_say_what_the_interval_allows_and_no_more():
+    assert sentence(difference()) == "VQA score, 10 %: **k** against **none** helps by +1.2 [+0.4, +2.0] (5 seeds)."
+    hurts = sentence(difference(mean=-0.012, low=-0.02, high=-0.004))
+    assert "hurts by -1.2 [-2.0, -0.4]" in hurts
+    nothing = sentence(difference(low=-0.015, adjusted=1.0))
+    assert "no difference was found; a gain of more than 2.0 and a loss of more than 1.5 are excluded" in nothing
+    assert "among 7 comparisons can be chance" in sentence(difference(adjusted=0.07, family=7))
+    assert "too few results" in sentence(difference(low=math.nan, high=math.nan, adjusted=math.nan))
+    assert "seed 3 missing" in sentence(difference(missing=["seed 3"]))
+
+
+def test_missing_rows_are_told_and_the_rest_is_used():
+    rows = made(5, 0.05, np.random.default_rng(4))
+    del rows[Cell("with", 2, "tuned", "small")]
+    study = study_of(["without", "with"], 5)
+    declared = compare(study, rows)[0]
+    assert declared.missing == ["seed 2"] and list(declared.differences) == [f"seed {n}" for n in (0, 1, 3, 4)]
+    text = page("made", study, [], rows, 0, compare(study, rows))
+    assert "seed 2 missing" in text and "| 4 (1 missing) | helps |" in text
+
+
+def test_a_measure_that_an_arm_cannot_have_is_not_compared():
+    measures = {"without": {"score": 0.5}, "with": {}}
+    rows = rows_of({(arm, seed, "small"): measures[arm] for arm in measures for seed in (0, 1)})
+    found = compare(study_of(["without", "with"], 2), rows)
+    assert all(each.measure != "score" or each.variant != "small" for each in found)
+
+
+def test_a_factor_is_compared_over_all_combinations_of_the_others():
+    factors = {"init": {"random": {}, "data": {}}, "decay": {"0.9": {}, "0.99": {}}}
+    arms = ["random, 0.9", "random, 0.99", "data, 0.9", "data, 0.99"]
+    study = study_of(arms, 2)
+    study.factors, study.comparisons = factors, [Comparison("data", "random", "init")]
+    score = {"random, 0.9": 0.1, "random, 0.99": 0.5, "data, 0.9": 0.2, "data, 0.99": 0.7}
+    rows = rows_of({(arm, seed, "small"): {"score": score[arm] + seed} for arm in arms for seed in (0, 1)})
+    found = next(each for each in compare(study, rows) if each.measure == "score" and each.variant == "small")
+    assert found.arm == "init data" and found.against == "init random"
+    expected = {"0.9, seed 0": 0.1, "0.9, seed 1": 0.1, "0.99, seed 0": 0.2, "0.99, seed 1": 0.2}
+    assert found.differences == pytest.approx(expected)
+    assert "4 pairs" in sentence(found)
