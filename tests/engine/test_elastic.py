@@ -1,5 +1,6 @@
 """A run goes on with another number of processes and at another ZeRO stage: the same losses, and nothing is lost."""
 
+import itertools
 import json
 import re
 import shutil
@@ -9,7 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
+
+from soho_fast.data.mini import build_corpus
+from soho_fast.data.shards.__main__ import main as shards
+from soho_fast.recipe import read_recipe, with_data_roots
 
 # No dropout: its random numbers are each process's own. BatchNorm of the backbone stands still: in training its
 # statistics are of each process's own images.
@@ -122,3 +128,39 @@ def test_the_released_codes_model_and_half_precision_go_on_at_another_stage(laun
 def records(request: dict) -> list[dict]:
     lines = (Path(request["output"]) / "log.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == "train"]
+
+
+def test_a_run_on_shards_sees_the_same_samples_on_two_processes_and_then_on_one(launch, small_recipe, tmp_path):
+    """Shards of ten, eight a step: two processes are killed within a shard, one goes on from there to the next epoch.
+
+    The order is the shards' own, which the trainer has to ask for.
+    """
+    corpus = tmp_path / "corpus"
+    build_corpus(corpus, num_train=40, num_heldout=12, image_size=64)
+    command = ["--format", "karpathy", "--annotations", str(corpus / "dataset_coco.json"), "--images", str(corpus)]
+    assert shards(["write", str(corpus / "shards"), *command, "--splits", "train", "restval", "--per-shard", "10"]) == 0
+    last = len(list((corpus / "shards").glob("*.tar"))) - 1
+    recipe = yaml.safe_load(small_recipe.read_text())
+    source = {"annotations": f"{corpus}/shards/{{00000..{last:05d}}}.tar", "format": "webdataset"}
+    recipe |= {"max_steps": 7, "checkpoint": {"every_steps": 2}, "evaluation": {"at_end": False}}
+    recipe["data"]["sources"], recipe["batch"]["workers"] = [source], 0
+    small_recipe.write_text(yaml.safe_dump(recipe))
+    noting, command = Path(__file__).with_name("train_noting.py"), ["--recipe", str(small_recipe)]
+    seen = []
+    for processes, kill_at, code in ((2, 4, None), (1, 0, 0)):
+        notes = tmp_path / f"on-{processes}"
+        notes.mkdir()
+        done = launch(script=noting, arguments=[str(notes), str(kill_at), *command], processes=processes)
+        assert (done.code == code) if code is not None else done.code, done.text
+        files = [path.read_text().splitlines() for path in sorted(notes.glob("*.jsonl"))]
+        seen.append([sorted(itertools.chain(*map(json.loads, parts))) for parts in zip(*files, strict=True)])
+    assert "spread anew: processes 2 -> 1" in done.text and "(step 2 of 7)" in done.text, done.text
+
+    data = with_data_roots(read_recipe(command)[0]).make_task(print).training_data()
+    assert last == 3 and len(data) == 40
+    expected = []
+    for step in range(7):
+        order = data.epoch_order(np.random.default_rng([1, 0, step // 5]))[step % 5 * 8 :][:8]
+        data.set_epoch(step // 5)
+        expected.append(sorted(sample_id for index in order for sample_id in data[int(index)].sample_ids))
+    assert seen == [expected[:3], expected[2:]]

@@ -5,10 +5,13 @@ import corruption
 import decoding
 import disk
 import divergence
+import elastic
+import hosts
 import kills
 import pickles
 import ranks
 import settings
+import shards
 import two_runs
 from campaign import FaultClass
 
@@ -20,6 +23,9 @@ CLASSES = {
         FaultClass("corruption", "each file of runs, models, corpora damaged in seven ways", corruption.attempt, 4),
         FaultClass("pickles", "code planted wherever something is loaded", pickles.attempt, 2),
         FaultClass("ranks", "one of two ranks killed, stopped or slow", ranks.attempt, 2),
+        FaultClass("elastic", "killed, then on with other processes and ZeRO stages", elastic.attempt, 2),
+        FaultClass("hosts", "one of two machines cut off, for good or for seconds", hosts.attempt, 2),
+        FaultClass("shards", "torn tar shards, missing and damaged indexes, killed runs", shards.attempt, 2),
         FaultClass("two_runs", "two commands at once on one folder", two_runs.attempt, 1),
         FaultClass("divergence", "NaN and infinity in weights, pixels, gradients, codebook", divergence.attempt, 1),
         FaultClass("images", "damaged and hostile images, decoded", decoding.attempt, 4),

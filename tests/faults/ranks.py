@@ -1,4 +1,4 @@
-"""Two processes of which one is killed, stopped for a while, or slow; then both again to the end."""
+"""Two processes of which one is killed, stopped, or slow; then both again to the end."""
 
 import contextlib
 import os
@@ -13,16 +13,18 @@ from typing import Any
 from tiny_runs import Bench, Command, Finished, LostError, differing, digest, start, watch
 
 _PATIENCE = 90  # seconds in which what is left of a run has to end
+LOST = os.EX_TEMPFAIL
 
 
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
     """One rank is lost or late; the losses must be those of two ranks that nothing disturbed."""
     draw = random.Random(seed)
-    way = ("killed", "stopped", "slow", "killed")[seed % 4]
+    way = ("killed", "stopped", "slow", "killed", "silent")[seed % 5]
     which, output = draw.randrange(2), folder / "run"
     arguments = bench.train("pretraining", output)
     at = draw.randint(1, len(bench.events["pretraining"]))
-    stages = ["--engine.zero_stage", draw.choice(("0", "1", "2"))]
+    stages = ["--engine.zero_stage", draw.choice(("0", "1", "2", "3"))]
+    timeout = ["--engine.timeout_seconds", "5"] if way == "silent" else []
 
     def strike(number: int, event: str, path: str) -> None:
         if number == at:
@@ -31,27 +33,33 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
     # Only the first rank changes much in the folder; the other one is struck by the clock.
     befores: list[Callable[[], Any] | None] = [None, None]
     if way == "slow":
-        befores[which] = _slow_down
+        befores[which] = slow_down
     elif which == 0:
         befores[0] = watch(output, strike)
-    both = _start([*arguments, *stages], befores)
+    both = start_ranks([*arguments, *stages, *timeout], befores)
     if way != "slow" and which == 1:
-        time.sleep(draw.uniform(0.2, 3))
+        wait_until_met(output, both)
+        time.sleep(draw.uniform(0, 3))
         both[1].send(signal.SIGKILL if way == "killed" else signal.SIGSTOP)
     if way == "stopped":
         while not both[which].poll() and not _is_stopped(both[which].pid):
             time.sleep(0.02)
         time.sleep(draw.uniform(1, 5))
         both[which].send(signal.SIGCONT)
-    done = _end(both)
-    if way in ("stopped", "slow"):
+    if way == "silent":
+        survivor = both[1 - which].wait(_PATIENCE)
+        both[which].send(signal.SIGKILL)
+        both[which].wait()
+        survivor.expect(0, LOST, where=f"rank {1 - which}, whose partner stood still")
+    else:
+        done = end_ranks(both)
         for rank, finished in enumerate(done):
-            finished.expect(0, where=f"rank {rank}, {way}")
-    elif any(finished.code is None for finished in done):
-        raise LostError(f"rank {which} was killed, the other one did not end within {_PATIENCE} seconds")
-    for rank, finished in enumerate(_end(_start([*arguments, *stages], [None, None]))):
+            if way == "killed" and rank == which:
+                continue
+            finished.expect(*((0, LOST) if way == "killed" else (0,)), where=f"rank {rank}, {which} was {way}")
+    for rank, finished in enumerate(end_ranks(start_ranks([*arguments, *stages], [None, None]))):
         finished.expect(0, where=f"rank {rank}, resumed after being {way}")
-    lines = differing(_undisturbed(bench, stages), digest(output))
+    lines = differing(undisturbed(bench, stages), digest(output))
     if lines:
         raise LostError(f"rank {which} {way}: another end than undisturbed: " + "; ".join(lines)[:300])
     return 1
@@ -61,19 +69,21 @@ def _is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def _undisturbed(bench: Bench, stages: list[str]) -> dict[str, Any]:
+def undisturbed(bench: Bench, stages: list[str]) -> dict[str, Any]:
     """What two ranks come to at a ZeRO stage; made by the first fault that asks."""
     known = bench.folder / f"two-ranks-{stages[1]}"
     if not known.exists():
         made = Path(os.environ["FAULTS_FOLDER"]) / "undisturbed"
-        for rank, finished in enumerate(_end(_start([*bench.train("pretraining", made), *stages], [None, None]))):
+        both = start_ranks([*bench.train("pretraining", made), *stages], [None, None])
+        for rank, finished in enumerate(end_ranks(both)):
             finished.expect(0, where=f"rank {rank}, undisturbed")
         with contextlib.suppress(OSError):  # made by another fault meanwhile
             made.rename(known)
     return digest(known)
 
 
-def _start(arguments: list[str], befores: list[Callable[[], Any] | None]) -> list[Command]:
+def start_ranks(arguments: list[str], befores: list[Callable[[], Any] | None]) -> list[Command]:
+    """Start two ranks of one command; each has something called before."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -84,22 +94,20 @@ def _start(arguments: list[str], befores: list[Callable[[], Any] | None]) -> lis
     ]
 
 
-def _end(commands: list[Command]) -> list[Finished]:
-    """As the launcher does: where one has failed, the others are asked to end, a little later."""
-    deadline, failed = time.monotonic() + _PATIENCE, None
-    while not all([command.poll() for command in commands]) and time.monotonic() < deadline:
-        if failed is None and any(command.code not in (None, 0) for command in commands):
-            failed = time.monotonic()
-        if failed is not None and time.monotonic() - failed > 2:
-            for command in commands:
-                command.send(signal.SIGTERM)
-            failed = float("inf")
-        time.sleep(0.02)
-    return [command.wait(1) for command in commands]
+def wait_until_met(output: Path, commands: list[Command]) -> None:
+    """Wait until the ranks have found each other. One that is lost before that is the launcher's to notice."""
+    while not (output / "in-use.lock").exists() and not any([command.poll() for command in commands]):
+        time.sleep(0.01)
 
 
-def _slow_down() -> None:
-    """Each forward of the model waits."""
+def end_ranks(commands: list[Command]) -> list[Finished]:
+    """Wait for them; nobody ends the one when the other is gone."""
+    deadline = time.monotonic() + _PATIENCE
+    return [command.wait(max(1.0, deadline - time.monotonic())) for command in commands]
+
+
+def slow_down() -> None:
+    """Each forward of the model waits from now on."""
     import torch
 
     torch.nn.modules.module.register_module_forward_pre_hook(

@@ -80,7 +80,7 @@ class Finished:
             raise LostError(f"{where}: a stack trace: {said}")
         if self.code not in codes:
             raise LostError(f"{where}: exit code {'none, it hung' if self.code is None else self.code}: {said}")
-        if self.code == 2 and len(self.errors) != 1:
+        if self.code in (2, os.EX_TEMPFAIL) and len(self.errors) != 1:
             raise LostError(f"{where}: {len(self.errors)} error lines: {said}")
         return self
 
