@@ -80,7 +80,9 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
 def _meet() -> tuple[dist.Store, int, int]:
     """The store by which the processes find each other, this one's rank, and how many there are."""
     try:
-        return next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
+        store, rank, world = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
+        # torchrun keeps its store when it starts the processes again, with what those before have left in it.
+        return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), rank, world
     except dist.DistError as error:
         world = os.environ["WORLD_SIZE"]
         raise UserError(
