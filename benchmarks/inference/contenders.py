@@ -17,6 +17,7 @@ from benchmarks.inference.clock import Clock
 from benchmarks.inference.random_inputs import noise_images, random_words, taking_statistics, with_small_residuals
 from benchmarks.inference.region_pipeline import RegionPipeline, RegionSizes
 from soho_fast.model import SohoConfig, SohoForQuestionAnswering
+from soho_fast.model.inference import prepared_type
 from soho_fast.model.outputs import VisualTokens
 
 REGION, HALVED = "regions", "regions, res5 halved"
@@ -116,6 +117,7 @@ _SOHO_MEANS = {
     ("eager", "bf16"): None,
     ("prepared", "float32"): {},
     ("prepared", "bf16"): {},
+    ("prepared", "int8"): {},
     ("compiled", "bf16"): {"compile": True},
 }
 _REGION_PRECISIONS = ("float32", "bf16")
@@ -126,9 +128,15 @@ NAMES = (
 
 
 def names_here(device: str) -> list[str]:
-    """Those of NAMES that this machine runs: no int8 on a GPU, no bfloat16 on a CPU without instructions for it."""
-    native = device == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return [name for name in NAMES if not (device == "cuda" and "int8" in name) and (native or "bf16" not in name)]
+    """Those of NAMES for whose precision this machine has instructions."""
+
+    def runs(name: str) -> bool:
+        try:
+            return bool(prepared_type(name.rpartition(", ")[2], torch.device(device)))
+        except ValueError:
+            return False
+
+    return [name for name in NAMES if runs(name)]
 
 
 def make_contenders(names: Sequence[str], sizes: Sizes, device: str = "cpu") -> list[Contender]:
@@ -155,7 +163,17 @@ def make_contenders(names: Sequence[str], sizes: Sizes, device: str = "cpu") -> 
             soho = soho or make_soho(sizes)
             model = copy.deepcopy(soho).to(device)
             if options is not None:
+                if precision == "int8":
+                    options = {
+                        **options,
+                        "calibration": [_as_keywords(sizes, seed, device) for seed in range(101, 109)],
+                    }
                 model.prepare_for_inference(precision, **options)
             run = SohoRun(model, autocast=options is None and precision == "bf16")
             made.append(Contender(name, SOHO, precision, run))
     return made
+
+
+def _as_keywords(sizes: Sizes, seed: int, device: str) -> dict[str, Tensor]:
+    pixels_B3HW, words_BS = sizes.inputs(1, seed)
+    return {"pixel_values": pixels_B3HW.to(device), "input_ids": words_BS.to(device)}

@@ -132,7 +132,7 @@ def measure(
         names: of contenders, some of `contenders.NAMES`.
         sizes: of images and networks.
         batches: how many images a pass takes.
-        rounds: at batch 1; at least two at the larger ones, where a pass takes longer.
+        rounds: at batch 1; two at the larger ones, where a pass takes longer.
         device: "cpu" or "cuda".
         say: is told what goes on.
 
@@ -150,7 +150,7 @@ def measure(
         inputs = tuple(x.to(device) for x in sizes.inputs(batch))
         timed = [each for each in made if each.is_soho or batch <= LARGEST_REGION_BATCH]
         passes: dict[str, list[dict[str, float]]] = {each.name: [] for each in timed}
-        for number in range(1 + max(2, rounds // batch)):
+        for number in range(1 + rounds if batch == 1 else 2):
             for contender in timed:
                 seconds = one_pass(contender, inputs, device)
                 if number or batch > 1:  # The first pass of all packs weights and compiles.

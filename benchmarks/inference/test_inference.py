@@ -13,7 +13,7 @@ from benchmarks.inference.contenders import EXACT, REGION, SOHO, Contender, Size
 from benchmarks.inference.measure import check, one_pass
 
 ROUNDS = 2
-CHOSEN = (f"{REGION}, float32", EXACT, f"{SOHO} prepared, float32", f"{SOHO} prepared, bf16")
+CHOSEN = (f"{REGION}, float32", EXACT, *(f"{SOHO} prepared, {each}" for each in ("float32", "bf16", "int8")))
 NAMES = [name for name in names_here("cpu") if name in CHOSEN]
 FINISHED: list[Row] = []
 

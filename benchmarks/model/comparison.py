@@ -97,7 +97,7 @@ class Comparison:
         orders. Gradients, all of them as one vector, within 1e-3 in a second pass that holds the backbone's BatchNorm
         in eval: through batch statistics of few pixels a float32 gradient is not defined so sharply (at recipe `mini`'s
         sizes a change of 1e-7 in the pixels moves the backbone's by 0.7 %). In bfloat16 the losses within 1 % of
-        float32's (MVM 5 %, their sum 2 %).
+        float32's (MVM 5 %, their sum 2 %). Then dropout comes on, with which losses can't be compared.
         """
         if self.engine is not None:
             self._compare_bf16_losses()
@@ -117,6 +117,10 @@ class Comparison:
         for each in both:
             each.freeze_batch_norm(False)
         self._clear_gradients()
+        for each in (*both, *([self.engine.module] if self.engine is not None else [])):
+            for module in each.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = self.shape.dropout
 
     def _compare_losses(self) -> None:
         output, losses = self.model(**self.batch), self.eager(self.padded)

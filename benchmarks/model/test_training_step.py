@@ -16,6 +16,7 @@ from benchmarks.model.training_batches import mini_shape, official_shape, paper_
 SHAPES = {
     "mini": (mini_shape, 4),
     "paper-like": (paper_like_shape, 3),
+    "paper-like, dropout 0.1": (lambda: paper_like_shape(dropout=0.1), 3),  # as recipe `paper` has it
     "official": (official_shape, 3),
     "official, no block run again": (lambda: official_shape(recomputed=False), 3),
 }

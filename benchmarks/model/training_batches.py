@@ -21,8 +21,8 @@ _CLS, _SEP, _MASK = 2, 3, 4
 
 @dataclass
 class TimedShape:
-    """One shape: the model, the optimiser's rules, the batch's sizes (P = images * texts, half of them matched), and
-    the ratio that is asked of it."""
+    """One shape: the model, the optimiser's rules, the batch's sizes (P = images * texts, half of them matched), the
+    ratio that is asked of it, and the dropout of the steps that are timed, which comes on after the check."""
 
     name: str
     config: SohoConfig
@@ -34,6 +34,7 @@ class TimedShape:
     max_text_length: int = 32
     masking: float = 0.15
     bar: float = 3.0
+    dropout: float = 0.0
 
 
 def mini_shape() -> TimedShape:
@@ -53,7 +54,7 @@ def mini_shape() -> TimedShape:
     )
 
 
-def paper_like_shape() -> TimedShape:
+def paper_like_shape(dropout: float = 0.0) -> TimedShape:
     """The paper's ablation model (ResNet-18, 3 layers of 768, k = 2048) at two images with four texts each."""
     config = SohoConfig.from_preset(
         "paper",
@@ -63,7 +64,8 @@ def paper_like_shape() -> TimedShape:
         attention_probs_dropout_prob=0.0,
         dictionary_init="data",
     )
-    return TimedShape("paper-like", config, OptimSettings(), images=2, height=256, width=320)
+    name = f"paper-like, dropout {dropout:g}" if dropout else "paper-like"
+    return TimedShape(name, config, OptimSettings(), images=2, height=256, width=320, dropout=dropout)
 
 
 def official_shape(recomputed: bool = True) -> TimedShape:

@@ -112,6 +112,22 @@ def test_a_bf16_step_with_other_weights_is_refused():
         both.check()
 
 
+def test_dropout_comes_on_in_all_after_the_check():
+    shape = small_shape()
+    shape.dropout = 0.5
+    both = Comparison(shape)
+    both.check()
+    for each in (both.model, both.eager):
+        dropouts = [module for module in each.modules() if isinstance(module, torch.nn.Dropout)]
+        assert dropouts and {module.p for module in dropouts} == {0.5}
+        # Every layer's attention and states, words and visual tokens: nothing else in these modules draws.
+        torch.manual_seed(0)
+        (each(**both.batch) if each is both.model else each(both.padded)).loss.backward()
+        drawn = torch.get_rng_state()
+        torch.manual_seed(0)
+        assert not torch.equal(drawn, torch.get_rng_state())
+
+
 def test_ratios_are_of_the_eager_times():
     both = Comparison(small_shape())
     both.seconds = {"soho_fast": [2.0, 1.0, 4.0], "eager": [9.0, 6.0, 8.0]}
