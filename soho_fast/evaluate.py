@@ -207,11 +207,10 @@ def _calibration(task: Any, device: Any) -> Iterator[dict[str, Any]]:
     for begin in range(0, min(_CALIBRATION_SAMPLES, len(data)), _CALIBRATION_BATCH):
         numbers = range(begin, min(begin + _CALIBRATION_BATCH, len(data)))
         batch = task.collate([data[number] for number in numbers])
-        batch = {name: value.to(device) for name, value in batch.items() if hasattr(value, "to")}
+        batch = {name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()}
         batch = task.on_device(batch)
-        given = {
-            name: batch[name] for name in ("pixel_values", "pixel_mask", "input_ids", "attention_mask") if name in batch
-        }
+        names = ("pixel_values", "pixel_mask", "input_ids", "attention_mask")
+        given = {name: batch[name] for name in names if name in batch}
         yield {**given, "image_index": batch.get("image_index", batch.get("own_image"))}
 
 
