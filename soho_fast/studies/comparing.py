@@ -84,13 +84,13 @@ def value_of(row: Mapping[str, Any], measure: str) -> float | None:
 def paired(differences: Sequence[float]) -> tuple[float, float, float, float]:
     """(mean, low, high, p) of paired differences; NaN but for the mean of fewer than two.
 
-    Differences that are all 0 have the interval [0, 0]. Others that are all the same would have one without a width,
-    which says nothing of what another seed gives: NaN.
+    Differences that are all 0 have the interval [0, 0]. Others that are all the same, but for rounding, would have one
+    without a width, which says nothing of what another seed gives: NaN.
     """
     mean = float(np.mean(differences)) if len(differences) else math.nan
     if len(differences) >= 2 and not np.any(differences):
         return 0.0, 0.0, 0.0, 1.0
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    if len(differences) < 2 or np.ptp(differences) <= 1e-9 * np.max(np.abs(differences)):
         return mean, math.nan, math.nan, math.nan
     test = ttest_1samp(differences, 0.0)
     interval = test.confidence_interval(LEVEL)
@@ -98,12 +98,12 @@ def paired(differences: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values after Holm's correction (1979) over all of them that are numbers."""
+    """p-values after Holm's correction (1979) over all of them; those that are not known yet, NaN, count too."""
     adjusted = [math.nan] * len(values)
     known = sorted((value, place) for place, value in enumerate(values) if not math.isnan(value))
     highest = 0.0
     for rank, (value, place) in enumerate(known):
-        highest = max(highest, min(1.0, value * (len(known) - rank)))
+        highest = max(highest, min(1.0, value * (len(values) - rank)))
         adjusted[place] = highest
     return adjusted
 
@@ -177,4 +177,4 @@ def _difference(
 
 def _correct(family: list[Difference]) -> None:
     for each, adjusted in zip(family, holm([each.p for each in family]), strict=True):
-        each.adjusted, each.family = adjusted, sum(not math.isnan(other.p) for other in family)
+        each.adjusted, each.family = adjusted, len(family)

@@ -58,7 +58,8 @@ def test_the_interval_is_the_paired_t_tests():
 
 def test_differences_that_tell_nothing_of_another_seed_have_no_interval():
     assert paired([0.0, 0.0, 0.0]) == (0.0, 0.0, 0.0, 1.0)
-    for few in ([], [0.3], [0.25, 0.25, 0.25]):
+    # The last: the same but for the rounding of a difference, as of 30, 20 and 40 % against 20, 10 and 30 %.
+    for few in ([], [0.3], [0.25, 0.25, 0.25], [0.3 - 0.2, 0.2 - 0.1, 0.4 - 0.3]):
         mean, low, high, p = paired(few)
         assert math.isnan(low) and math.isnan(high) and math.isnan(p)
         assert math.isnan(mean) if not few else mean == pytest.approx(few[0])
@@ -68,6 +69,8 @@ def test_holm_is_holms():
     # Holm 1979, worked by hand: 0.01 x 4, 0.02 x 3, then never smaller than what came before.
     assert holm([0.02, 0.04, 0.01, 0.025]) == pytest.approx([0.06, 0.06, 0.04, 0.06])
     assert holm([0.5, 0.9, math.nan]) == pytest.approx([1.0, 1.0, math.nan], nan_ok=True)
+    # One that was declared and has no results yet is among those that could have looked so by chance.
+    assert holm([0.01, math.nan, 0.02]) == pytest.approx([0.03, math.nan, 0.04], nan_ok=True)
 
 
 def test_a_planted_effect_is_found_and_pairing_is_what_finds_it():
