@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..soho import SohoModel
-from .layers import LIKELY_SIZE, POST_OPS, Constant, FusedConv2d, FusedLinear
+from .layers import POST_OPS, Constant, FusedConv2d, FusedLinear
 
 # Values of a layer that are looked at of each batch, evenly spaced; and the shares of the largest at which features may
 # be cut off, of which the one with the least squared error is taken.
@@ -91,15 +91,14 @@ class Int8Conv2d(Constant):
         self.form = (conv.stride, conv.padding, conv.dilation, conv.groups)
         self.kernel_size, self.stride = conv.kernel_size, conv.stride
 
-    def make_packed(self) -> Tensor:
-        size = [1, self.weight.shape[1] * self.form[-1], *LIKELY_SIZE]
+    def make_packed(self, size: torch.Size | None) -> Tensor:
         return torch.ops.onednn.qconv_prepack(self.weight, self.scale_O, *self.read, *self.form, size)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         """As `FusedConv2d.forward`, in uint8."""
         if mask is not None and self.kernel_size != (1, 1):
             x = x.mul_(mask.to(torch.uint8))
-        given = (x, *self.read, self.packed(), self.scale_O, self.zero_point_O)
+        given = (x, *self.read, self.packed(x.shape), self.scale_O, self.zero_point_O)
         made = (*self.made, torch.uint8)
         post_op = POST_OPS[self.activation]
         if added is None:
@@ -125,7 +124,7 @@ class Int8Linear(Constant):
         self.register_buffer("zero_point_O", torch.zeros_like(scale_O, dtype=torch.int64))
         self.read, self.dtype = read, dtype
 
-    def make_packed(self) -> Tensor:
+    def make_packed(self, size: torch.Size | None) -> Tensor:
         return torch.ops.onednn.qlinear_prepack(self.weight, None)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,9 +19,6 @@ POST_OPS = {None: ("none", [], ""), "relu": ("relu", [], ""), "relu6": ("hardtan
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu_, "relu6": lambda x: F.hardtanh_(x, 0.0, 6.0),
                                                        "gelu": F.gelu}  # fmt: skip
 
-# Of features, by which oneDNN chooses a weight's layout; others are computed as well.
-LIKELY_SIZE = (64, 64)
-
 
 def _activated(x: Tensor, activation: str | None) -> Tensor:
     return x if activation is None else _ACTIVATIONS[activation](x)
@@ -56,17 +53,23 @@ class Constant(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.activation, self.pack = activation, pack
         self._packed: Tensor | None = None
+        self._packed_for: torch.Size | None = None
 
-    def packed(self) -> Tensor | None:
-        """The weight as oneDNN keeps it; `None` where torch's own operator is to be called."""
+    def packed(self, size: torch.Size | None = None) -> Tensor | None:
+        """The weight as oneDNN keeps it; `None` where torch's own operator is to be called.
+
+        Args:
+            size: of the features, where the layout depends on it. That of the last call is kept: laid out for another
+                size, a convolution of few pixels took 20 to 400 times as long.
+        """
         if not self.pack or self.weight.device.type != "cpu" or torch.compiler.is_compiling():
             return None
-        if self._packed is None:
-            self._packed = self.make_packed()
+        if self._packed is None or self._packed_for != size:
+            self._packed, self._packed_for = self.make_packed(size), size
         return self._packed
 
-    def make_packed(self) -> Tensor:
-        """The weight in the layout of oneDNN's kernel."""
+    def make_packed(self, size: torch.Size | None) -> Tensor:
+        """The weight in the layout of oneDNN's kernel for features of this size."""
         raise NotImplementedError
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -112,10 +115,9 @@ class FusedConv2d(Constant):
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.kernel_size = conv.kernel_size
 
-    def make_packed(self) -> Tensor:
-        num_in = self.weight.shape[1] * self.groups
+    def make_packed(self, size: torch.Size | None) -> Tensor:
         return torch.ops.mkldnn._reorder_convolution_weight(
-            self.weight, self.padding, self.stride, self.dilation, self.groups, [1, num_in, *LIKELY_SIZE]
+            self.weight, self.padding, self.stride, self.dilation, self.groups, size
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None, added: Tensor | None = None) -> Tensor:
@@ -128,7 +130,7 @@ class FusedConv2d(Constant):
         """
         if mask is not None and self.kernel_size != (1, 1):
             x = x.mul_(mask)
-        weight_OIHW, form = self.packed(), (self.padding, self.stride, self.dilation, self.groups)
+        weight_OIHW, form = self.packed(x.shape), (self.padding, self.stride, self.dilation, self.groups)
         if weight_OIHW is None:
             x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
             return _activated(x if added is None else x.add_(added), self.activation)
@@ -155,7 +157,7 @@ class FusedLinear(Constant):
         bias_O = None if linear.bias is None else linear.bias.to(dtype)
         super().__init__(linear.weight.to(dtype), bias_O, activation, pack)
 
-    def make_packed(self) -> Tensor:
+    def make_packed(self, size: torch.Size | None) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
