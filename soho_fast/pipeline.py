@@ -211,7 +211,7 @@ class SohoPipeline:
             try:
                 texts_of[number] = self._usable_texts(question)
             except ValueError as error:
-                found[number] = error
+                found[number] = error.with_traceback(None)  # which would keep all that is computed here
         ids = iter(self._token_ids([text for texts in texts_of.values() for text in texts]))
         pairs: list[tuple[tuple[LoadedImage, ...], list[int]]] = []
         rows_of: dict[int, slice] = {}
@@ -232,7 +232,7 @@ class SohoPipeline:
             try:
                 found[number] = self._best(texts_of[number], logits[rows], top_k)
             except ValueError as error:
-                found[number] = error
+                found[number] = error.with_traceback(None)
         return found
 
     def _ask(self, action: str, values: Sequence[Any], top_k: int | None, **options: Any) -> Any:
@@ -300,7 +300,7 @@ class SohoPipeline:
                     # Kept with its object: as long as that is there, no other has its id.
                     loaded[key] = LoadedImage(self._load(image), image)
                 except ValueError as error:
-                    loaded[key] = LoadedImage(error, image)
+                    loaded[key] = LoadedImage(error.with_traceback(None), image)
             return loaded[key]
 
         def questions() -> Iterator[Question]:
@@ -403,7 +403,11 @@ class SohoPipeline:
 
     def _load(self, image: Any) -> Tensor | VisualTokens:
         """The pixels of an image, resized; what `encode` gave is taken as it is. Raises ValueError."""
-        return image if isinstance(image, VisualTokens) else load_any(image, self.processor.image_processor)
+        if not isinstance(image, VisualTokens):
+            return load_any(image, self.processor.image_processor)
+        if len(image.valid) != 1:
+            raise ValueError(f"image: expected one image, as encode gives it, got a batch of {len(image.valid)}")
+        return image
 
     def _best(self, texts: Sequence[str], logits_PA: Tensor, top_k: int | None) -> Answer:
         if self.action == "rank":

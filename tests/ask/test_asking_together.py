@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from soho_fast.data.image_like import load_any
 from soho_fast.pipeline import SohoPipeline, like_shapes
 
 QUESTIONS = ["is there a man", "a red", "the woman and the man is a blue", "blue"]
@@ -125,6 +126,21 @@ def test_what_cannot_be_answered_is_told_by_its_number(soho_of, pictures):
     assert "nowhere.png can't be read" in str(answers[1]) and str(answers[2]) == "text: expected words, got ''"
     first = soho.answer(iter(paths), "a red", batch_size=1)
     assert_same([next(first)], [soho.answer(paths[0], "a red")])
+
+
+def test_an_error_keeps_nothing_that_was_computed(soho_of, pictures):
+    soho, (folder, names) = soho_of("answer"), pictures
+    paths = [folder / names[0], folder / "nowhere.png", folder / names[1]]
+    answers = soho.answer(paths, ["a red", "a red", ""], errors="return")
+    assert [answer.__traceback__ for answer in answers[1:]] == [None, None]
+
+
+def test_several_images_are_not_taken_for_one(soho_of, pictures):
+    soho, (folder, names) = soho_of("answer"), pictures
+    pixels = [load_any(folder / name, soho.processor.image_processor) for name in names[:2]]
+    both = soho.model.encode_images(**soho.processor.image_processor.collate(pixels))
+    with pytest.raises(ValueError, match="image: expected one image, as encode gives it, got a batch of 2"):
+        soho.answer(both, "a red")
 
 
 def test_mistakes_of_a_call(soho_of, pictures):
