@@ -120,6 +120,16 @@ def test_the_same_answers_in_float32(build, name, padded):
     assert all(torch.equal(inputs[key], before[key]) for key in inputs), "what the caller gave was written to"
 
 
+@pytest.mark.parametrize("name", ["answers", "official"])
+def test_autocast_around_it_changes_nothing(build, name):
+    model = build(name).prepare_for_inference("float32")
+    inputs = inputs_of(type(model))
+    wanted = logits_of(model(**inputs))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = logits_of(model(**inputs))
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.skipif(not HAS_BF16, reason="this processor has no instructions for bfloat16")
 @pytest.mark.parametrize("name", [*KINDS, "official"])
 def test_bf16_is_near_and_chooses_the_same(build, name):

@@ -90,7 +90,7 @@ def prepare(
         prepare_dictionary(base.visual_dictionary)
     base.transform = partial(_transform, base)
     base.forward = partial(_float32_states, base, base.forward)
-    model.forward = partial(_without_gradient, model.forward)
+    model.forward = partial(_by_itself, base, model.forward)
     base.prepared = model.prepared = wanted
     if calibration is not None:
         dtype = PRECISIONS[prepared_type("auto", model.device)]
@@ -157,8 +157,8 @@ def _float32_states(base: SohoModel, forward: Callable, *args: Any, **kwargs: An
     return outputs
 
 
-def _without_gradient(forward: Callable, *args: Any, **kwargs: Any) -> Any:
-    """A forward that makes no graph, and refuses inputs whose gradient would be asked for."""
+def _by_itself(base: SohoModel, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    """A forward in its own types, also under autocast, which makes no graph and refuses inputs that ask for one."""
     refuse_gradient(*args, *kwargs.values())
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(base.device.type, enabled=False):
         return forward(*args, **kwargs)
