@@ -97,11 +97,15 @@ class Heartbeat:
 
     def _watch(self) -> None:
         pause = min(5.0, self.timeout / 4 or 5.0)
-        beat_at = 0.0
+        beat_at, looked_at = 0.0, time.monotonic()
         while not self.ending.is_set():
             for key, _ in self._selector.select(0.2):
                 self._read(key.fileobj)
             now = time.monotonic()
+            if now - looked_at > pause:
+                # This process stood still, perhaps the whole run (Ctrl-Z, a scheduler): it has not listened either.
+                self._heard = dict.fromkeys(self._heard, now)
+            looked_at = now
             if now >= beat_at:
                 self._send(_BEAT)
                 beat_at = now + pause

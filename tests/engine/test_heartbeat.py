@@ -117,6 +117,21 @@ def test_a_rank_that_is_stopped_for_a_moment_or_works_long_is_not_lost(ranks, tm
     assert _end(processes, 30) == [0, 0, 0] and _said(tmp_path) == []
 
 
+def test_a_run_that_is_suspended_whole_goes_on(ranks, tmp_path):
+    """As by Ctrl-Z or a scheduler: who stood still himself cannot tell whether others did."""
+
+    def work(rank: int, own: Heartbeat) -> None:
+        time.sleep(6)
+        own.leave(failed=False)
+
+    processes = ranks(work, timeout=2.0)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for process in processes:
+            os.kill(process.pid, number)
+        time.sleep(3)
+    assert _end(processes, 20) == [0, 0, 0] and _said(tmp_path) == []
+
+
 def test_ranks_that_end_by_themselves_one_after_another_are_not_lost(ranks, tmp_path):
     def work(rank: int, own: Heartbeat) -> None:
         time.sleep(rank)
