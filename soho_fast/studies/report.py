@@ -28,14 +28,18 @@ def rows_by_cell(
 ) -> tuple[dict[Cell, Mapping[str, Any]], int]:
     """The row of each cell of the matrix, and how many of them were made by other settings than the study has now.
 
-    Rows of a study's file as it was before are taken where there are none of today's: what was measured stays measured.
+    Rows of a study's file as it was before are taken of a stage and variant that has none of today's: what was measured
+    stays measured, but arms of different settings are not compared.
     """
     found, old = by_digest(rows), 0
+    today = {(cell.stage, cell.variant) for run in runs if run.digest in found for cell in run.cells}
     last = {(row["arm"], row["seed"], row["stage"], row["variant"]): row for row in rows if row["study"] == name}
     cells: dict[Cell, Mapping[str, Any]] = {}
     for run in runs:
         for cell in run.cells:
-            row = found.get(run.digest) or last.get((cell.arm, cell.seed, cell.stage, cell.variant))
+            row = found.get(run.digest)
+            if row is None and (cell.stage, cell.variant) not in today:
+                row = last.get((cell.arm, cell.seed, cell.stage, cell.variant))
             if row is not None:
                 cells[cell] = row
                 old += row["digest"] != run.digest
