@@ -132,7 +132,10 @@ def chosen(runs: list[Run], what: str, names: Collection[Any]) -> list[Run]:
         if name not in there:
             raise UserError(f"{what}s: expected some of {', '.join(map(str, there))}, got {name!r}")
     wanted = {id(run) for run in runs if any(getattr(cell, what) in names for cell in run.cells)}
-    wanted |= {id(run.start) for run in runs if id(run) in wanted and run.start is not None}
+    # What a run starts from stands before it, and may itself start from another.
+    for run in reversed(runs):
+        if id(run) in wanted and run.start is not None:
+            wanted.add(id(run.start))
     return [run for run in runs if id(run) in wanted]
 
 

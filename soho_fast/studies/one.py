@@ -35,7 +35,6 @@ class Job:
         row: The row's fields that are known before: study, arm, seed, stage, variant, digest, recipe.
         recipe: The recipe's fields, all paths filled in but data roots.
         splits, codes: As those of `Stage`.
-        splits_of_data: Which of `splits` are the data's own, by their names.
         folder: The run's.
         results: The file that gets the row.
         known: Other files of rows.
@@ -93,10 +92,14 @@ def _make(job: Job, folder: Path) -> int:
         rows = read_rows(map(Path, job.known), optional=Path(job.results))
         return by_digest(rows).get(job.row["digest"])
 
-    training = folder / "training"
-    if row() is not None and (not job.keep_model or (folder / "done").exists()):
+    training, done = folder / "training", folder / "done"
+    if row() is not None and (not job.keep_model or (done.exists() and (training / "model").is_dir())):
         _clear(training, job.keep_model)
         return 0
+    if done.exists():
+        # Its row or its model has been deleted, and its checkpoints went when it was done.
+        shutil.rmtree(training, ignore_errors=True)
+        done.unlink()
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps({**job.recipe, "output": str(training)}, indent=1))  # JSON is YAML.
     began = time.monotonic()
@@ -136,7 +139,7 @@ def _make(job: Job, folder: Path) -> int:
             },
         )
     # Before anything is deleted: what is half deleted could not be gone on from.
-    (folder / "done").touch()
+    done.touch()
     _clear(training, job.keep_model)
     return 0
 

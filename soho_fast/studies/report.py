@@ -105,22 +105,34 @@ def page(
         lines += ["", f"![Differences with their intervals]({picture})"]
     lines += ["", "## All measures", "", *_values(study, cells)]
     if differences:
-        lines += ["", *_how()]
+        lines += ["", _how(differences)]
     return "\n".join(lines) + "\n"
 
 
-def _how() -> list[str]:
-    return [
+def _how(differences: Sequence[Difference]) -> str:
+    text = (
         "Differences are of the same seed, in percentage points where no unit stands; intervals are the "
         f"{100 * LEVEL:.0f} % ones of the paired t-test. p is two-sided, after Holm's correction over the comparisons "
         "of its table (of those declared in advance: of the same two arms)."
-    ]
+    )
+    if any(map(_has_pairs, differences)):
+        text += (
+            " Pairs of a factor's levels are also of each combination of the others', which the test takes for draws "
+            "as it does seeds: where there is one seed, nothing is said of another."
+        )
+    return text
+
+
+def _has_pairs(each: Difference) -> bool:
+    return any(", " in name for name in each.differences)
 
 
 def sentence(each: Difference) -> str:
     """What one difference allows to say."""
     what = f"{each.label}{f', {each.variant}' if each.variant else ''}: **{each.arm}** against **{each.against}**"
-    seeds = f"{len(each.differences)} pairs" if "," in "".join(each.differences) else f"{len(each.differences)} seeds"
+    seeds = f"{len({name.rpartition(', ')[2] for name in each.differences})} seeds"
+    if _has_pairs(each):
+        seeds = f"{len(each.differences)} pairs of {seeds}"
     if each.missing:
         seeds += f"; {'; '.join(each.missing)} missing"
     interval = f"[{_signed(each.low, each.unit)}, {_signed(each.high, each.unit)}]"

@@ -162,4 +162,6 @@ def test_a_factor_is_compared_over_all_combinations_of_the_others():
     assert found.arm == "init data" and found.against == "init random"
     expected = {"0.9, seed 0": 0.1, "0.9, seed 1": 0.1, "0.99, seed 0": 0.2, "0.99, seed 1": 0.2}
     assert found.differences == pytest.approx(expected)
-    assert "4 pairs" in sentence(found)
+    assert "4 pairs of 2 seeds" in sentence(found)
+    text = page("made", study, [], rows, 0, [found])
+    assert "where there is one seed, nothing is said of another" in text

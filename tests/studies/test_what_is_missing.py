@@ -1,0 +1,42 @@
+"""What was deleted of a study's folder is made again, and what is asked for brings all that it starts from."""
+
+import json
+import shutil
+from pathlib import Path
+
+from soho_fast.studies import one
+from soho_fast.studies.matrix import Cell, Run, chosen
+from soho_fast.studies.results import read_rows
+
+
+def _trained(job, command, arguments):
+    """As a training, which refuses a folder of results without checkpoints."""
+    training = Path(job.folder) / "training"
+    if training.exists():
+        return 2
+    (training / "model").mkdir(parents=True)
+    found = {"measures": {"score": 0.5}, "step": 1, "training_seconds": 1.0, "images_per_second": 1.0}
+    (training / "metrics.json").write_text(json.dumps({**found, "precision": "float32"}))
+    return 0
+
+
+def test_a_model_or_a_row_that_was_deleted_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(one, "_call", _trained)
+    monkeypatch.setattr(one, "_versions", dict)
+    row = {"study": "s", "arm": "a", "seed": 0, "stage": "one", "variant": "", "digest": "d"}
+    folder, results = tmp_path / "run", tmp_path / "results.jsonl"
+    folder.mkdir()
+    job = one.Job(row, {}, {}, 0, str(folder), str(results), [], keep_model=True, launcher="")
+    assert one._make(job, folder) == 0 and len(read_rows([results])) == 1
+    shutil.rmtree(folder / "training" / "model")
+    assert one._make(job, folder) == 0 and (folder / "training" / "model").is_dir()
+    assert len(read_rows([results])) == 1, "it has its row"
+    results.unlink()
+    assert one._make(job, folder) == 0 and len(read_rows([results])) == 1
+
+
+def test_what_is_asked_for_brings_all_that_it_starts_from():
+    runs = []
+    for stage in ("one", "two", "three"):
+        runs.append(Run(Cell("a", 0, stage), "mini", {"stage": stage}, {}, 0, runs[-1] if runs else None))
+    assert chosen(runs, "stage", ["three"]) == runs
