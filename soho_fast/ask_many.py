@@ -178,8 +178,8 @@ def _answer(
                 else:
                     found = {"answers": [{**row, "score": round(row["score"], _DIGITS)} for row in answer]}
                 block += json.dumps({"line": line, **lines[line - 1][1], **found}).encode() + b"\n"
-            file.write(block)
-            file.flush()
+            while block:  # a file without a buffer may take a part
+                block = block[file.write(block) :]
             progress(ends[number], len(questions))
     return failed
 
@@ -187,7 +187,7 @@ def _answer(
 def _open_locked(path: Path) -> BinaryIO:
     """The file, made where there is none, for one process alone. Raises UserError: another one writes it."""
     try:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
     except OSError as error:
         raise UserError(f"results: {path} can't be written ({error.strerror})") from error
     try:

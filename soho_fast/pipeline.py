@@ -327,7 +327,11 @@ class SohoPipeline:
         """Each image's own tokens, without padding."""
         found: list[Any] = list(images)
         places = [place for place, image in enumerate(images) if not isinstance(image, VisualTokens)]
-        for batch in like_shapes([tuple(images[place].shape[-2:]) for place in places], batch_size):
+        sizes, most_padding = [tuple(images[place].shape[-2:]) for place in places], _MOST_PADDING
+        if self.model.config.visual_encoder == "official":  # whose tokens feel how far their batch is padded
+            edge, most_padding = self.processor.image_processor.size_divisor, 0.0
+            sizes = [(-(-height // edge) * edge, -(-width // edge) * edge) for height, width in sizes]
+        for batch in like_shapes(sizes, batch_size, most_padding):
             pixels = self.processor.image_processor.collate([images[places[number]] for number in batch])
             visual = self.model.encode_images(
                 **{name: None if value is None else value.to(self.device) for name, value in pixels.items()}
@@ -485,19 +489,22 @@ def windows(questions: Iterable[Question], batch_size: int) -> Iterator[list[Que
         yield window
 
 
-def like_shapes(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+def like_shapes(
+    sizes: Sequence[tuple[int, int]], batch_size: int, most_padding: float = _MOST_PADDING
+) -> list[list[int]]:
     """Batches of images, by number, in which little is padded; the largest shapes come first.
 
     Args:
         sizes: height and width of each.
         batch_size: the most of a batch.
+        most_padding: no batch gets more than this share of padding.
     """
     batches: list[list[int]] = []
     for number in sorted(range(len(sizes)), key=lambda number: sizes[number], reverse=True):
         together = [*(batches[-1] if batches else ()), number]
         height, width = (max(sizes[each][axis] for each in together) for axis in (0, 1))
         filled = sum(sizes[each][0] * sizes[each][1] for each in together) / (height * width * len(together))
-        if batches and len(together) <= batch_size and filled >= 1 - _MOST_PADDING:
+        if batches and len(together) <= batch_size and filled >= 1 - most_padding:
             batches[-1] = together
         else:
             batches.append([number])
@@ -541,8 +548,10 @@ def _values(asked: Any, names: Sequence[str]) -> list[Any]:
 
 def _raised(answers: Iterable[Answer | ValueError], is_one: bool) -> Iterator[Answer]:
     for number, answer in enumerate(answers):
+        if isinstance(answer, ValueError) and is_one:
+            raise answer
         if isinstance(answer, ValueError):
-            raise answer if is_one else ValueError(f"question {number} (from 0): {answer}") from answer
+            raise ValueError(f"question {number} (from 0): {answer}") from answer
         yield answer
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -180,18 +181,16 @@ def test_mistakes_are_told_before_anything_is_written(folder_of, pictures, tmp_p
     assert "q.jsonl: line 1: not valid JSON" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_told_and_the_command_goes_on(run, tmp_path, capsys, monkeypatch):
-    from soho_fast import ask_many
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(ask_many, "ProgressLines", lambda *_: fail)
-    assert run() == 2
-    assert (
-        "results.jsonl can't be written (No space left on device); the same command goes on" in capsys.readouterr().err
-    )
-    monkeypatch.undo()
+def test_a_full_disk_is_told_and_the_command_goes_on(run, folder_of, tmp_path, capsys):
+    folder_of("answer")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))  # stands for it
+    try:
+        assert run() == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "results.jsonl can't be written (File too large); the same command goes on" in capsys.readouterr().err
+    assert 0 < len((tmp_path / "results.jsonl").read_bytes()) <= 3000
     assert run() == 0 and len(read(tmp_path / "results.jsonl")) == 60
 
 

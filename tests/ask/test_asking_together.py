@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import SMALL
 
 from soho_fast.data.image_like import load_any
+from soho_fast.model import SohoConfig, SohoForImageTextRetrieval
 from soho_fast.pipeline import SohoPipeline, like_shapes
 
 QUESTIONS = ["is there a man", "a red", "the woman and the man is a blue", "blue"]
@@ -87,6 +89,17 @@ def test_one_image_of_many_texts_is_encoded_once(soho_of, pictures, monkeypatch)
     assert_same(soho.rank(together, QUESTIONS), soho.rank([folder / name for name in names], QUESTIONS))
 
 
+def test_what_feels_its_padding_is_encoded_as_alone(processor, pictures):
+    """The released code's CNN takes the padding of a batch for a part of the image."""
+    folder, names = pictures
+    torch.manual_seed(0)
+    model = SohoForImageTextRetrieval(SohoConfig.from_preset("official", **SMALL))
+    soho = SohoPipeline(model, processor)
+    paths = [folder / name for name in names]
+    for one, path in zip(soho.encode(paths), paths, strict=True):
+        torch.testing.assert_close(one.features, soho.encode(path).features, rtol=1e-4, atol=1e-5)
+
+
 def test_a_generator_is_read_some_batches_ahead_and_no_more(soho_of, pictures):
     soho, (folder, names) = soho_of("answer"), pictures
     expected = [soho.answer(folder / name, "is there a man") for name in names]
@@ -121,6 +134,9 @@ def test_what_cannot_be_answered_is_told_by_its_number(soho_of, pictures):
     for asked in (paths, iter(paths)):
         with pytest.raises(ValueError, match=r"^question 1 \(from 0\): image: .*nowhere\.png can't be read"):
             list(soho.answer(asked, "a red"))
+    with pytest.raises(ValueError, match=r"^image: .*nowhere\.png can't be read") as told:
+        soho.answer(paths[1], "a red")
+    assert isinstance(told.value.__cause__, FileNotFoundError)
     answers = soho.answer(paths, ["a red", "a red", ""], errors="return")
     assert_same(answers[:1], [soho.answer(paths[0], "a red")])
     assert "nowhere.png can't be read" in str(answers[1]) and str(answers[2]) == "text: expected words, got ''"

@@ -311,6 +311,11 @@ def test_int8_of_images_alone_leaves_the_transformer(build):
     for given, said in ((None, "got none with precision='int8'"), ([], "expected at least one batch of images")):
         with pytest.raises(ValueError, match=said):
             copy.deepcopy(model).prepare_for_inference("int8", calibration=given)
+    failed = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="expected at least one batch"):
+        failed.prepare_for_inference("int8", calibration=[])
+    with pytest.raises(ValueError, match=r"prepared with precision='float32', .* again with precision='int8'"):
+        failed.prepare_for_inference("int8", calibration=[inputs])
     with pytest.raises(ValueError, match="got some with precision='float32'"):
         model.prepare_for_inference("float32", calibration=[inputs])
     model.prepare_for_inference("int8", calibration=[{"pixel_values": inputs["pixel_values"]}])

@@ -91,11 +91,13 @@ def prepare(
     base.transform = partial(_transform, base)
     base.forward = partial(_float32_states, base, base.forward)
     model.forward = partial(_by_itself, base, model.forward)
-    base.prepared = model.prepared = wanted
+    # Where the calibration fails it stays what it is by then.
+    base.prepared = model.prepared = wanted if calibration is None else {**wanted, "precision": "float32"}
     if calibration is not None:
         dtype = PRECISIONS[prepared_type("auto", model.device)]
         to_int8(base, calibration, partial(_compute, model), dtype)
         base.visual_encoder.features_type = dtype
+        base.prepared = model.prepared = wanted
     if compile:
         base.visual_encoder.backbone.compile(dynamic=True)
         model.compile_transformer()
