@@ -83,7 +83,9 @@ def _options(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="Prepare the model for inference in this precision, which is faster (docs/inference.md). int8 takes the "
         "ranges of its layers from training samples.",
     )
-    parser.add_argument("--into", help="Folder for the results; evaluation/<split>-<checkpoint> of the run by default.")
+    parser.add_argument(
+        "--into", help="Folder for the results; evaluation/<split>-<checkpoint>[-<precision>] of the run by default."
+    )
     return parser.parse_known_args(as_text(arguments))
 
 
@@ -163,8 +165,11 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
             calibration = _calibration(task, processes.device) if options.prepare == "int8" else None
             model.prepare_for_inference(options.prepare, calibration=calibration)
         split = options.split or task.default_split
-        folder = Path(options.into or Path(options.run or f"runs/{name}") / "evaluation" / f"{split}-{called}")
-        say(f"{task.name}, split {split}, checkpoint {called} ({model_folder}), {processes.world} process(es)")
+        prepared = model.prepared["precision"] if options.prepare else None
+        own = f"{split}-{called}-{prepared}" if prepared else f"{split}-{called}"
+        folder = Path(options.into or Path(options.run or f"runs/{name}") / "evaluation" / own)
+        how = f", prepared in {prepared}" if prepared else ""
+        say(f"{task.name}, split {split}, checkpoint {called} ({model_folder}){how}, {processes.world} process(es)")
         held.enter_context(only_user(folder, processes, say))
         evaluation = task.evaluate_split(
             model,
@@ -186,7 +191,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     if processes.is_main:
         files = evaluation.write(folder)
         measures = evaluation.measures
-        about = {"task": task.name, "split": split, "checkpoint": called, "model": model_folder}
+        about = {"task": task.name, "split": split, "checkpoint": called, "model": model_folder, "prepared": prepared}
         write_metrics(folder / "metrics.json", {**about, **_step(options.run, called), "measures": measures})
         if measures:
             table = task.table(measures)

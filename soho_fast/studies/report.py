@@ -57,7 +57,8 @@ def write_report(
     drawn = draw(study, differences, picture)
     text = page(name, study, runs, cells, old, differences, picture.name if drawn else "")
     write_atomically(folder / "report.md", text)
-    lines = [json.dumps({**vars(each), "verdict": each.verdict}) for each in differences]
+    told = ({**vars(each), "verdict": each.verdict} for each in differences)
+    lines = [json.dumps({name: None if value != value else value for name, value in each.items()}) for each in told]
     write_atomically(folder / "differences.jsonl", "".join(f"{line}\n" for line in lines))
     return [folder / "report.md", *([picture] if drawn else []), folder / "differences.jsonl"]
 

@@ -17,7 +17,7 @@ FIELDS = ("study", "arm", "seed", "stage", "variant", "digest", "measures")
 def read_rows(paths: Iterable[Path], *, optional: Path | None = None) -> list[dict[str, Any]]:
     """All rows of these files, and of one that may not be there yet.
 
-    A last line without its end is what a full disk or a killed machine left; it counts as not written.
+    A last line without its end is what a full disk or a killed machine left in the latter; it counts as not written.
 
     Raises:
         UserError: a file can't be read, or holds something else.
@@ -28,8 +28,10 @@ def read_rows(paths: Iterable[Path], *, optional: Path | None = None) -> list[di
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"results {path}: {getattr(error, 'strerror', None) or error}") from error
-        lines = text.split("\n")
-        for number, line in enumerate(lines[:-1], 1):
+        *lines, rest = text.split("\n")
+        if path != optional:
+            lines.append(rest)
+        for number, line in enumerate(lines, 1):
             if line:
                 rows.append(_row(line, f"results {path}, line {number}"))
     return rows

@@ -72,7 +72,8 @@ class Estimate:
         self._of_cell: dict[tuple[str, str], list[float]] = defaultdict(list)
         self._of_stage: dict[str, list[float]] = defaultdict(list)
         for run in runs:
-            if row := found.get(run.digest):
+            row = found.get(run.digest)
+            if row is not None and "seconds" in row:
                 self._of_cell[run.cell.stage, run.cell.variant].append(row["seconds"])
                 self._of_stage[run.cell.stage].append(row["seconds"])
 

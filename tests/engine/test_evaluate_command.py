@@ -87,6 +87,12 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
     predictions = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("whole", "killed")]
     assert predictions[0] == predictions[1] and len(predictions[0].splitlines()) == 6 * 4
 
+    done = launch(script=script, arguments=["--run", str(run), "--prepare", "float32"])
+    assert done.code == 0 and "prepared in float32" in done.text, done.text
+    prepared = run / "evaluation" / "val-best-float32"  # beside those of the model as it is, not in their place
+    assert json.loads((prepared / "metrics.json").read_text())["prepared"] == "float32" and whole["prepared"] is None
+    assert (prepared / "predictions.jsonl").read_text().count("\n") == predictions[0].count("\n")
+
     done = launch(script=script, arguments=["--run", str(run), "--split", "test", "--checkpoint", "last"])
     assert done.code == 0 and "no published answers" in done.text, done.text
     assert json.loads((run / "evaluation/test-last/metrics.json").read_text())["step"] == metrics["step"]

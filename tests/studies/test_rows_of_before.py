@@ -1,7 +1,9 @@
-"""Rows of a study's file as it was before: told, and not compared with those of its settings now."""
+"""Reports of rows that are not all a study asks for: of its file as it was before, or too few."""
+
+import json
 
 from soho_fast.studies.matrix import runs_of
-from soho_fast.studies.report import rows_by_cell
+from soho_fast.studies.report import rows_by_cell, write_report
 from soho_fast.studies.study import find_study, read_study
 
 
@@ -19,3 +21,12 @@ def test_rows_of_before_are_taken_where_there_are_none_of_today():
     anew = [_row(run, run.digest) for run in runs if run.cell.arm == "leaked"]
     cells, old = rows_by_cell("planted", runs, before + anew)
     assert {cell.arm for cell in cells} == {"leaked"} and old == 0
+
+
+def test_what_is_not_known_is_null_in_the_file_of_differences(tmp_path):
+    study = read_study(find_study("planted"))
+    runs = runs_of(study)
+    rows = [{**_row(run, run.digest), "measures": {"val.vqa_score": 0.5}} for run in runs if run.cell.seed == 0]
+    write_report(tmp_path, "planted", study, runs, rows)
+    lines = [json.loads(line, parse_constant=str) for line in (tmp_path / "differences.jsonl").read_text().splitlines()]
+    assert [(line["mean"], line["low"], line["p"]) for line in lines] == [(0.0, None, None)] * 2, lines

@@ -35,6 +35,8 @@ def test_a_line_that_was_cut_off_is_not_read_and_the_next_one_takes_its_place(tm
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:100])
     assert [each["seed"] for each in read_rows([], optional=path)] == [1]
+    with pytest.raises(UserError, match="line 2: not JSON"):
+        read_rows([path])  # a file that was given, not the study's own: nobody writes to it
     append_row(path, row(2))
     assert [each["seed"] for each in read_rows([path])] == [1, 2]
 

@@ -100,8 +100,6 @@ def make_styles(folder: str | os.PathLike[str], progress: bool = True) -> list[P
             try:
                 _render_all(_fetch(package, building), building / "drawings")
                 (building / "drawings" / LICENCE_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-                if out.is_dir():
-                    os.rename(out, building / "old")
                 os.rename(building / "drawings", out)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
