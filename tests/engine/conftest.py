@@ -56,6 +56,11 @@ def environment() -> dict[str, str]:
     return values | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONUNBUFFERED": "1"}
 
 
+@pytest.fixture
+def clean_environment() -> dict[str, str]:
+    return environment()
+
+
 def command(processes: int, port: int, *options: str) -> list[str]:
     """How to start a script with so many processes (alone: without the launcher), or by these launcher options."""
     if processes == 1 and not options:

@@ -1,5 +1,6 @@
 """A rank that is lost ends the others with one line, soon; one that works long, or has ended, does not."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -184,18 +185,14 @@ def test_a_loader_process_does_not_hold_the_connection_of_a_rank_that_was_killed
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_training_ends_when_one_of_two_ranks_is_killed_in_a_step(request_for, port, tmp_path, lost):
+def test_training_ends_when_one_of_two_ranks_is_killed_in_a_step(request_for, port, clean_environment, lost):
     """By no launcher: it would end the other one. Rank 0 waits in a collective, or for its loader."""
-    import json
-
-    from conftest import environment
-
     request = request_for("run", task={"delay": 0.05, "size": 400}, max_steps=1000, checkpoint={"every_steps": 5})
     common = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     both = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), json.dumps([request])],
-            env={**environment(), **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**clean_environment, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
