@@ -32,7 +32,7 @@ with from_extra("train"):
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.hub import check_name, no_such_path
     from soho_fast.path_ranges import expand_range, is_shards
-    from soho_fast.recipe_file import check_fields, read_yaml
+    from soho_fast.recipe_file import check_fields, find_yaml, read_yaml
     from soho_fast.spelling import did_you_mean
     from soho_fast.tasks import TASKS
 
@@ -139,24 +139,7 @@ def find_recipe(name_or_path: str) -> Path:
     Raises:
         UserError: there is no such file; the message lists the names there are.
     """
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if path.is_file():
-            return path
-        if path.is_dir():
-            inside = f"; did you mean {path / 'recipe.yaml'}?" if (path / "recipe.yaml").is_file() else ""
-            raise UserError(f"recipe: {path} is a folder; expected a YAML file{inside}")
-        if path.name == name_or_path and (RECIPES / path.with_suffix(".yaml")).is_file():
-            raise UserError(f"recipe: there is no file {path}; did you mean {path.stem}, the recipe of that name?")
-        raise UserError(f"recipe: {path}: {no_such_path(path)}")
-    named = RECIPES / f"{name_or_path}.yaml"
-    if named.is_file():
-        return named
-    names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-    raise UserError(
-        f"recipe: there is no recipe {name_or_path!r}; expected one of {', '.join(names)}, or the path of a YAML file"
-        f"{did_you_mean(name_or_path, names)}"
-    )
+    return find_yaml("recipe", name_or_path, RECIPES)
 
 
 def read_recipe(arguments: Sequence[str], default: str = "mini", flags: Sequence[str] = ()) -> tuple[Any, str]:

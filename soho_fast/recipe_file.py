@@ -11,11 +11,39 @@ with from_extra("train"):
     import yaml
 
     from soho_fast.engine.errors import UserError
+    from soho_fast.hub import no_such_path
 
 # A recipe of the package has some hundred values; aliases of aliases can stand for more than any memory holds.
 _MOST_VALUES = 100_000
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = tuple(_TAG + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge"))
+
+
+def find_yaml(kind: str, name_or_path: str, folder: Path) -> Path:
+    """The file of a recipe or a study: a path, or the name of one in the package's folder of these.
+
+    Raises:
+        UserError: there is no such file; the message begins with the kind, and lists the names there are.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            own = path / f"{kind}.yaml"
+            inside = f"; did you mean {own}?" if own.is_file() else ""
+            raise UserError(f"{kind}: {path} is a folder; expected a YAML file{inside}")
+        if path.name == name_or_path and (folder / path.with_suffix(".yaml")).is_file():
+            raise UserError(f"{kind}: there is no file {path}; did you mean {path.stem}, the {kind} of that name?")
+        raise UserError(f"{kind}: {path}: {no_such_path(path)}")
+    named = folder / f"{name_or_path}.yaml"
+    if named.is_file():
+        return named
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
+    raise UserError(
+        f"{kind}: there is no {kind} {name_or_path!r}; expected one of {', '.join(names)}, or the path of a YAML file"
+        f"{did_you_mean(name_or_path, names)}"
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

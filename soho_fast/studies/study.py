@@ -17,8 +17,7 @@ with from_extra("train"):
 
     from soho_fast.command_line import in_plain_words
     from soho_fast.engine.errors import UserError
-    from soho_fast.hub import no_such_path
-    from soho_fast.recipe_file import check_fields, read_yaml
+    from soho_fast.recipe_file import check_fields, find_yaml, read_yaml
     from soho_fast.spelling import did_you_mean
 
 STUDIES = Path(__file__).resolve().parent
@@ -135,19 +134,7 @@ def find_study(name_or_path: str) -> Path:
     Raises:
         UserError: there is no such file; the message lists the names there are.
     """
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if path.is_file():
-            return path
-        raise UserError(f"study: {path}: {no_such_path(path)}")
-    named = STUDIES / f"{name_or_path}.yaml"
-    if named.is_file():
-        return named
-    names = sorted(file.stem for file in STUDIES.glob("*.yaml"))
-    raise UserError(
-        f"study: there is no study {name_or_path!r}; expected one of {', '.join(names)}, or the path of a YAML file"
-        f"{did_you_mean(name_or_path, names)}"
-    )
+    return find_yaml("study", name_or_path, STUDIES)
 
 
 def read_study(path: Path) -> Study:

@@ -15,6 +15,7 @@ from soho_fast.model import (
 )
 from soho_fast.model.inference import prepared_type
 
+NO_BF16 = "this processor has no instructions for bfloat16"
 HAS_BF16 = prepared_type("auto", torch.device("cpu")) == "bf16"
 # What bfloat16 makes of the logits of these models, whose spread is about 1: 2^-8 in each of some layers.
 BF16_TOLERANCE = 0.05
@@ -130,7 +131,7 @@ def test_autocast_around_it_changes_nothing(build, name):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not HAS_BF16, reason="this processor has no instructions for bfloat16")
+@pytest.mark.skipif(not HAS_BF16, reason=NO_BF16)
 @pytest.mark.parametrize("name", [*KINDS, "official"])
 def test_bf16_is_near_and_chooses_the_same(build, name):
     model = build(name)
@@ -172,7 +173,7 @@ def test_states_and_attentions_are_given_where_they_are_asked_for(build):
 
 
 @pytest.mark.parametrize(
-    "precision", ["float32", pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason=""))]
+    "precision", ["float32", pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason=NO_BF16))]
 )
 def test_pairs_are_scored_as_they_are_called(build, precision):
     """Retrieval's way through the Transformer, and the vectors that choose its pairs."""
@@ -281,10 +282,11 @@ def test_what_it_refuses(build, tmp_path):
     model.eval(), model.float()
 
 
+NO_INT8 = "this processor has no instructions for int8"
 HAS_INT8 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_vnni", "amx_int8"))
 
 
-@pytest.mark.skipif(not HAS_INT8, reason="this processor has no instructions for int8")
+@pytest.mark.skipif(not HAS_INT8, reason=NO_INT8)
 @pytest.mark.parametrize("name", ["pre-training", "mobilenet", "two images", "official", "retrieval"])
 def test_int8_is_near(build, name):
     """Wider than bf16's, narrower than what a wrong scale, zero point or sum makes of it."""
@@ -304,7 +306,7 @@ def test_int8_is_near(build, name):
         assert torch.equal(logits_of(other(**inputs)), got)
 
 
-@pytest.mark.skipif(not HAS_INT8, reason="this processor has no instructions for int8")
+@pytest.mark.skipif(not HAS_INT8, reason=NO_INT8)
 def test_int8_of_images_alone_leaves_the_transformer(build):
     model = build("pre-training")
     inputs = inputs_of(type(model))

@@ -20,7 +20,7 @@ ARROWS = {
     "checksums": set(),
     "hub": {"spelling"},
     "command_line": {"spelling", "engine.errors"},
-    "recipe_file": {"spelling", "engine.errors"},
+    "recipe_file": {"hub", "spelling", "engine.errors"},
     "ops": {"_C"},
     "adapters": {"ops"},
     "cluster": {"ops"},
