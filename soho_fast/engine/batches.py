@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.settings import BatchSettings
-from soho_fast.engine.workers import end_workers, leave_signals
+from soho_fast.engine.workers import begin_worker, end_workers
 
 SIDE_KEYS = ("skipped", "sample_ids", "image_keys", "broken_images")
 
@@ -229,7 +229,7 @@ class Batches:
             collate_fn=partial(_collate, collate),
             num_workers=workers,
             prefetch_factor=settings.prefetch if workers else None,
-            worker_init_fn=leave_signals,
+            worker_init_fn=begin_worker,
             pin_memory=pin,
             # Without its own generator the loader would draw from the global one, which dropout reads.
             generator=torch.Generator().manual_seed(plan.seed),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,11 +13,25 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 
-def leave_signals(_: int = 0) -> None:
+def begin_worker(_: int = 0) -> None:
     """Begin a loader process: the terminal and DeepSpeed's launcher signal the whole process tree; the process that it
     works for decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process, of multiprocessing, once the one that it works for has ended, even if that was killed.
+
+    torch's own watch over that does not end a process that holds more than a pipe does, for nobody reads it any more.
+    """
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_workers(batches: Any) -> None:
@@ -73,7 +89,7 @@ def loaded_ahead(
         collate_fn=_as_it_is,
         num_workers=min(workers, len(numbers)),
         prefetch_factor=1,
-        worker_init_fn=leave_signals,
+        worker_init_fn=begin_worker,
         pin_memory=pin,
         # Without its own generator the loader would draw from the global one.
         generator=torch.Generator(),

@@ -2,7 +2,11 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from tiny_corpus import COLOURS, draw, write_karpathy, write_pictures
@@ -14,6 +18,21 @@ from soho_fast.data.shards.index import read_index
 from soho_fast.data.shards.records import read_shards
 from soho_fast.data.shards.store import TarStore
 from soho_fast.data.stores import FolderStore
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKING = """
+import sys, time
+from soho_fast.data.shards import __main__ as command
+
+
+def slow(*_, **__):
+    print("begun", flush=True)
+    time.sleep(1000)
+
+
+command.check_shard = slow
+command.main(["check", sys.argv[1], "--workers", "2"])
+"""
 
 
 def run(capsys, *arguments, code=0):
@@ -204,3 +223,12 @@ def test_checking_finds_what_is_no_image_and_an_index_that_lies(tmp_path, capsys
     os.utime(path, ns=(stamp, stamp))
     assert read_index(str(path)).caption(0, 0) == "a dog"
     assert "a.tar.index: does not tell what" in run(capsys, "check", path, "--quick", code=2)
+
+
+def test_no_process_is_left_of_a_command_that_is_killed(tmp_path):
+    command = [sys.executable, "-c", CHECKING, write_set(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as killed:
+        assert [killed.stdout.readline() for _ in range(2)] == [b"begun\n"] * 2
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate(timeout=30)  # Until the last process has left its outputs.

@@ -1,12 +1,27 @@
 """Loader processes: what they give is what would have been loaded here, and none is left behind."""
 
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
 
 from soho_fast.engine.workers import loaded_ahead
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLED = """
+from soho_fast.engine.workers import loaded_ahead
+
+loads = loaded_ahead(lambda number: bytes(1_000_000), range(100), workers=2)
+next(loads)
+print("begun", flush=True)
+input()
+"""
 
 
 class UnreadableError(ValueError):
@@ -40,3 +55,14 @@ def test_loader_processes_end_with_an_iterator_that_is_closed():
         assert next(items)["pixels"][0] == 100 and len(multiprocessing.active_children()) == 2
     assert not multiprocessing.active_children()
     assert list(loaded_ahead(load, [], workers=2)) == []
+
+
+def test_loader_processes_end_with_a_process_that_is_killed():
+    """Each holds a load that is larger than a pipe, which nobody reads any more."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdout.readline() == b"begun\n"
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)  # Until the last of them has left its standard output.

@@ -26,7 +26,10 @@ ARROWS = {
     "cluster": {"ops"},
     "model": {"ops", "checksums", "hub", "spelling"},
     "model.official.__main__": {"data", "checksums", "hub", "command_line", "engine.errors"},
-    "data": {"ops", "checksums", "hub", "command_line", "engine.errors", "path_ranges", "rgb", "stop_words"},
+    "data": {
+        *("ops", "checksums", "hub", "command_line", "engine.errors", "engine.workers"),
+        *("path_ranges", "rgb", "stop_words"),
+    },
     "evaluation": {"model", "data", "engine.processes", "engine.workers", "stop_words"},
     "tasks": {
         *("evaluation", "model", "data", "engine.processes", "engine.sharing", "engine.task"),

@@ -32,6 +32,7 @@ from soho_fast.data.shards.indexing import build_index
 from soho_fast.data.shards.store import TarStore
 from soho_fast.data.shards.writing import FORMATS, Source, range_of, read_pictures, shard_names, write_shards
 from soho_fast.engine.errors import UserError, fail
+from soho_fast.engine.workers import end_with_parent
 from soho_fast.path_ranges import expand_range
 
 _MOST_SHOWN = 20
@@ -52,7 +53,7 @@ def _in_processes(
     context = get_context("fork")
     with (
         _bar(len(paths), what, "shard") as bar,
-        ProcessPoolExecutor(max(1, min(workers, len(paths))), context, initializer=_leave_signals) as pool,
+        ProcessPoolExecutor(max(1, min(workers, len(paths))), context, initializer=_begin_process) as pool,
     ):
         futures: dict[Future, str] = {pool.submit(work, path): path for path in paths}
         try:
@@ -66,9 +67,10 @@ def _in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_signals() -> None:
+def _begin_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()
 
 
 def _expand(paths: Sequence[str]) -> list[str]:

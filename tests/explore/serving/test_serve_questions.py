@@ -291,4 +291,4 @@ def test_a_failure_of_the_server_tells_nothing_of_it(slow, monkeypatch):
     assert reply.status == 500 and reply.error == "the server failed at this; its terminal says at what"
     until(lambda: logged)
     assert "at /home/someone/secret" in str(logged[0]["exc_info"])
-    assert slow.asking.models["rank"].pending == 0
+    until(lambda: slow.asking.models["rank"].pending == 0)
