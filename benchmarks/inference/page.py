@@ -71,14 +71,21 @@ def _batches(rows: list[Row]) -> list[str]:
     if len(batches) < 2:
         return []
     lines = [
-        f"| images a second | {' | '.join(f'batch {batch}' for batch in batches)} |",
+        f"| images a second (times SOHO eager, float32) | {' | '.join(f'batch {batch}' for batch in batches)} |",
         "|---" * (1 + len(batches)) + "|",
     ]
+    eager = {row.batch: row.total() for row in rows if row.contender == f"{SOHO} eager, float32"}
     for name in dict.fromkeys(row.contender for row in rows):
-        mine = {row.batch: row for row in rows if row.contender == name}
-        cells = [f"{batch / mine[batch].total():.2f}" if batch in mine else "" for batch in batches]
+        mine = {row.batch: row.total() for row in rows if row.contender == name}
+        cells = [_rate(batch, mine.get(batch), eager.get(batch)) for batch in batches]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return ["\n".join(lines)]
+
+
+def _rate(batch: int, seconds: float | None, eager: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{batch / seconds:.2f}" + ("" if eager is None else f" ({eager / seconds:.2f}x)")
 
 
 def _boxes(result: dict) -> list[str]:
