@@ -123,6 +123,7 @@ class SohoPipeline:
         *,
         precision: str | None = None,
         compile: bool = False,
+        calibration: Iterable[Mapping[str, Any]] | None = None,
     ) -> Self:
         """Load a model and its processor.
 
@@ -131,18 +132,22 @@ class SohoPipeline:
                 the hub.
             device: Where to compute; a GPU if there is one when None.
             precision, compile: as of `prepare_for_inference`, which is left out when they are None and False.
+            calibration: some dozens of questions as `__call__` takes them, with "int8" only: it takes its ranges there.
 
         Raises:
             FileNotFoundError: nothing could be loaded from there.
-            ValueError: it holds no SOHO model, lacks some of its tensors, or has diverged.
+            ValueError: it holds no SOHO model, lacks some of its tensors, or has diverged; or a question of the
+                calibration can't be used.
         """
         model, processor = load_model(folder)
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if precision is not None or compile:
-            model = model.prepare_for_inference(precision or "auto", compile=compile)
+        soho = cls(model, processor)
+        if precision is not None or compile or calibration is not None:
+            batches = None if calibration is None else map(soho._inputs, calibration)
+            model.prepare_for_inference(precision or "auto", compile=compile, calibration=batches)
         elif model.device.type == "cpu":
-            model = speed_up_on_cpu(model)
-        return cls(model, processor)
+            speed_up_on_cpu(model)
+        return soho
 
     @property
     def action(self) -> str:
@@ -365,6 +370,19 @@ class SohoPipeline:
         texts = {"input_ids": input_ids_PS, "attention_mask": attention_mask_PS, "image_index": image_index}
         output = self.model(visual_tokens=visual, **{name: value.to(self.device) for name, value in texts.items()})
         return (output.itm_logits if "itm_logits" in output else output.logits).float().cpu()
+
+    def _inputs(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The model's own, of a question as `__call__` takes it."""
+        *images, words = _values(asked, FIELDS[self.action])
+        pixels = [load_any(image, self.processor.image_processor) for image in images]
+        ids = self._token_ids(self._usable_texts(Question((), words)))
+        wrong = next((each for each in ids if isinstance(each, ValueError)), None)
+        if wrong is not None:
+            raise wrong
+        input_ids_PS, attention_mask_PS = self._padded(ids)
+        index = torch.arange(len(images)).repeat(len(ids), 1).squeeze(1)
+        texts = {"input_ids": input_ids_PS, "attention_mask": attention_mask_PS, "image_index": index}
+        return {**self.processor.image_processor.collate(pixels), **texts}
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """input_ids and attention_mask (P, S)."""
