@@ -29,8 +29,9 @@ class Difference:
     Attributes:
         arm, against, stage, variant, measure, label: What is compared; `label` is the measure's name for readers.
         declared: It is one of the comparisons declared in advance.
-        differences: Of each pair: of each seed, of a factor also of each combination of the others' levels.
-        missing: Pairs of which one or both rows are not there.
+        differences: Of each pair: of each seed; where a factor has but one seed, of each combination of the others'
+            levels. Of several seeds a factor's is the seed's mean over all combinations.
+        missing: Pairs of which some rows are not there.
         mean, low, high: Their mean and its 95 % interval; NaN where there are too few.
         p: Two-sided, of no difference; NaN where there are too few.
         adjusted: p after Holm's correction over the `family` comparisons that belong together.
@@ -148,26 +149,26 @@ def _difference(
 ) -> Difference | None:
     stage, variant, measure = where
     settings = study.stages[stage]
-    limits = (settings.arms, settings.variants[variant].arms if variant else [])
-    differences: dict[str, float] = {}
-    missing: list[str] = []
+    limits = [limit for limit in (settings.arms, settings.variants[variant].arms if variant else []) if limit]
+    # Of each pair the differences of its combinations; None where a row or its measure is not there.
+    found: dict[str, list[float | None]] = {}
     lacking = False
-    for *arms, common in pairs_of(study, comparison):
-        if any(limit and arm not in limit for limit in limits for arm in arms):
-            continue
-        own = [study.arms[arm].seeds or study.seeds for arm in arms]
-        for seed in own[0]:
-            if seed not in own[1]:
+    pairs = [pair for pair in pairs_of(study, comparison) if not any(set(pair[:2]) - set(limit) for limit in limits)]
+    seeds = {(arm, seed) for pair in pairs for arm in pair[:2] for seed in study.arms[arm].seeds or study.seeds}
+    is_one_seed = len({seed for _, seed in seeds}) == 1
+    for arm, against, common in pairs:
+        for seed in study.arms[arm].seeds or study.seeds:
+            if (against, seed) not in seeds:
                 continue
-            pair = [rows.get(Cell(arm, seed, stage, variant)) for arm in arms]
-            values = [None if row is None else value_of(row, measure) for row in pair]
-            name = f"{common}, seed {seed}" if common else f"seed {seed}"
-            if None in values:
-                missing.append(name)
-                # A model without a dictionary has no measures of codes.
-                lacking |= None not in pair
-            else:
-                differences[name] = values[0] - values[1]
+            rows_of_pair = [rows.get(Cell(each, seed, stage, variant)) for each in (arm, against)]
+            values = [None if row is None else value_of(row, measure) for row in rows_of_pair]
+            name = f"{common}, seed {seed}" if common and is_one_seed else f"seed {seed}"
+            is_there = None not in values
+            found.setdefault(name, []).append(values[0] - values[1] if is_there else None)
+            # A model without a dictionary has no measures of codes.
+            lacking |= not is_there and None not in rows_of_pair
+    differences = {name: sum(each) / len(each) for name, each in found.items() if None not in each}
+    missing = [name for name, each in found.items() if None in each]
     if not differences and (lacking or not missing):
         return None
     names = (f"{comparison.factor} {comparison.arm}".strip(), f"{comparison.factor} {comparison.against}".strip())

@@ -88,7 +88,8 @@ def page(
         seeds = settings.seeds or study.seeds
         lines.append(f"| {arm} | {settings.about} | {', '.join(map(str, seeds))} |")
     declared = [each for each in differences if each.declared]
-    explored = [each for each in differences if not each.declared]
+    explored = [each for each in differences if not each.declared and each.differences]
+    unknown = sum(not each.declared and not each.differences for each in differences)
     if declared:
         lines += [
             "",
@@ -102,6 +103,8 @@ def page(
         told = [each for each in explored if each.verdict in ("helps", "hurts")]
         lines += ["", "## Explored", "", *_table(explored), ""]
         lines += [f"- {sentence(each)}" for each in told] or ["None of these holds after the correction."]
+    if unknown:
+        lines += ["", f"{unknown:,} more comparisons, which the correction counts, have no results yet."]
     if picture:
         lines += ["", f"![Differences with their intervals]({picture})"]
     lines += ["", "## All measures", "", *_values(study, cells)]
@@ -118,8 +121,8 @@ def _how(differences: Sequence[Difference]) -> str:
     )
     if any(map(_has_pairs, differences)):
         text += (
-            " Pairs of a factor's levels are also of each combination of the others', which the test takes for draws "
-            "as it does seeds: where there is one seed, nothing is said of another."
+            " Pairs of a factor's levels are one of each combination of the others', of one seed; the test takes them "
+            "for draws as it does seeds, and nothing is said of another seed."
         )
     return text
 
@@ -131,9 +134,7 @@ def _has_pairs(each: Difference) -> bool:
 def sentence(each: Difference) -> str:
     """What one difference allows to say."""
     what = f"{each.label}{f', {each.variant}' if each.variant else ''}: **{each.arm}** against **{each.against}**"
-    seeds = f"{len({name.rpartition(', ')[2] for name in each.differences})} seeds"
-    if _has_pairs(each):
-        seeds = f"{len(each.differences)} pairs of {seeds}"
+    seeds = f"{len(each.differences)} {'pairs of one seed' if _has_pairs(each) else 'seeds'}"
     if each.missing:
         seeds += f"; {'; '.join(each.missing)} missing"
     interval = f"[{_signed(each.low, each.unit)}, {_signed(each.high, each.unit)}]"
@@ -176,7 +177,7 @@ def _table(differences: Sequence[Difference]) -> list[str]:
 
 def _values(study: Study, cells: Mapping[Cell, Mapping[str, Any]]) -> list[str]:
     """Each measure's mean and standard deviation over seeds, of each arm."""
-    arms = list(study.arms)
+    arms = [arm for arm in study.arms if any(cell.arm == arm for cell in cells)]
     lines = [f"| measure | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
     for stage, settings in study.stages.items():
         for variant in settings.variants or [""]:

@@ -142,6 +142,12 @@ def test_missing_rows_are_told_and_the_rest_is_used():
     assert declared.missing == ["seed 2"] and list(declared.differences) == [f"seed {n}" for n in (0, 1, 3, 4)]
     text = page("made", study, [], rows, 0, compare(study, rows))
     assert "seed 2 missing" in text and "| 4 (1 missing) | helps |" in text
+    study.arms["later"] = Arm()
+    study.comparisons.append(Comparison("later", "without"))
+    text = page("made", study, [], rows, 0, compare(study, rows))
+    number = sum(len(stage.measures) * len(stage.variants or [""]) for stage in study.stages.values())
+    assert f"{number} more comparisons, which the correction counts, have no results yet" in text
+    assert "| later | without |" not in text and "| measure | without | with |" in text
 
 
 def test_a_measure_that_an_arm_cannot_have_is_not_compared():
@@ -160,8 +166,21 @@ def test_a_factor_is_compared_over_all_combinations_of_the_others():
     rows = rows_of({(arm, seed, "small"): {"score": score[arm] + seed} for arm in arms for seed in (0, 1)})
     found = next(each for each in compare(study, rows) if each.measure == "score" and each.variant == "small")
     assert found.arm == "init data" and found.against == "init random"
-    expected = {"0.9, seed 0": 0.1, "0.9, seed 1": 0.1, "0.99, seed 0": 0.2, "0.99, seed 1": 0.2}
-    assert found.differences == pytest.approx(expected)
-    assert "4 pairs of 2 seeds" in sentence(found)
-    text = page("made", study, [], rows, 0, [found])
-    assert "where there is one seed, nothing is said of another" in text
+    assert found.differences == pytest.approx({"seed 0": 0.15, "seed 1": 0.15})
+    assert "2 seeds" in sentence(found) and "pairs" not in sentence(found)
+    del rows[Cell("data, 0.99", 1, "tuned", "small")]
+    found = next(each for each in compare(study, rows) if each.measure == "score" and each.variant == "small")
+    assert found.differences == pytest.approx({"seed 0": 0.15}) and found.missing == ["seed 1"]
+
+
+def test_where_a_factor_has_one_seed_its_combinations_are_the_pairs():
+    arms = ["random, 0.9", "random, 0.99", "data, 0.9", "data, 0.99"]
+    study = study_of(arms, 1)
+    study.factors = {"init": {"random": {}, "data": {}}, "decay": {"0.9": {}, "0.99": {}}}
+    study.comparisons = [Comparison("data", "random", "init")]
+    score = dict(zip(arms, (0.1, 0.5, 0.2, 0.7), strict=True))
+    rows = rows_of({(arm, 0, "small"): {"score": score[arm]} for arm in arms})
+    found = next(each for each in compare(study, rows) if each.measure == "score" and each.variant == "small")
+    assert found.differences == pytest.approx({"0.9, seed 0": 0.1, "0.99, seed 0": 0.2})
+    assert "2 pairs of one seed" in sentence(found)
+    assert "nothing is said of another seed" in page("made", study, [], rows, 0, [found])
