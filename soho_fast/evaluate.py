@@ -32,7 +32,7 @@ from soho_fast.extras import from_extra
 with from_extra("train"):
     from soho_fast.command_line import Parser, as_text
     from soho_fast.engine.errors import DISK_ERRORS, UserError, environment_rank, fail
-    from soho_fast.engine.heartbeat import leave_heartbeat
+    from soho_fast.engine.heartbeat import LOST, leave_heartbeat
     from soho_fast.hub import check_name, no_such_path
     from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots
     from soho_fast.spelling import did_you_mean
@@ -45,7 +45,8 @@ _CALIBRATION_SAMPLES, _CALIBRATION_BATCH = 64, 8
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 75 lost (a process was
+    killed), 130 when stopped."""
     rank, _ = environment_rank()
     try:
         with contextlib.ExitStack() as held:
@@ -58,6 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         said = f"{error.filename or 'results'}: {error.strerror}"
         return fail(f"{said}; with room again the same command goes on where this one was", rank)
+    except RuntimeError as error:
+        from soho_fast.engine.workers import lost_worker
+
+        told = lost_worker(error)
+        if told is None:
+            raise
+        return fail(f"{told}; the same command goes on where this one was", rank, LOST)
     except KeyboardInterrupt:
         if rank == 0:
             print("\nstopped; the same command goes on where this one was", file=sys.stderr)

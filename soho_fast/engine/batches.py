@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from soho_fast.engine.errors import UserError
 from soho_fast.engine.settings import BatchSettings
-from soho_fast.engine.workers import begin_worker, end_workers
+from soho_fast.engine.workers import begin_worker, end_workers, next_batch
 
 SIDE_KEYS = ("skipped", "sample_ids", "image_keys", "broken_images")
 
@@ -240,7 +240,7 @@ class Batches:
         return self
 
     def __next__(self) -> Mapping[str, Any]:
-        return next(self._iterator)
+        return next_batch(self._iterator)
 
     def close(self) -> None:
         """End the loader processes."""

@@ -18,16 +18,17 @@ class UserError(ValueError):
     """A wrong path, recipe, checkpoint or device: the message says what was expected, what came and what to do."""
 
 
-def fail(message: str, rank: int = 0) -> int:
-    """Print one line, whatever lines the message has, and give exit code 2.
+def fail(message: str, rank: int = 0, code: int = 2) -> int:
+    """Print one line, whatever lines the message has, and give the exit code: 2, a mistake, or another.
 
     Most mistakes meet all ranks; the first one prints, and DeepSpeed's launcher ends the others within a second or two
-    of its exit. Only a mistake that the first rank did not make is left for another to print.
+    of its exit. Only a mistake that the first rank did not make is left for another to print. What has another code met
+    this rank alone.
     """
-    if rank:
+    if rank and code == 2:
         time.sleep(10)
     sys.stdout.flush()
     message = " ".join(message.split())
     sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error on rank {rank}: {message}\n")
     sys.stderr.flush()
-    return 2
+    return code

@@ -7,10 +7,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from multiprocessing.connection import wait
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+T = TypeVar("T")
 
 
 def begin_worker(_: int = 0) -> None:
@@ -42,6 +45,36 @@ def end_workers(batches: Any) -> None:
         for worker in workers:
             if worker.is_alive():
                 os.kill(worker.pid, signal.SIGKILL)
+
+
+def next_batch(batches: Iterator[T]) -> T:
+    """The next of a DataLoader's iterator. Where one of its processes has died torch mostly raises the error that
+    `lost_worker` knows, but not while it reads what that process had begun to send; here that error is raised then
+    too."""
+    try:
+        return next(batches)
+    except (OSError, EOFError) as error:
+        workers = getattr(batches, "_workers", [])
+        wait([worker.sentinel for worker in workers], timeout=1.0)
+        for worker in workers:
+            if worker.exitcode:
+                raise RuntimeError(
+                    f"DataLoader worker (pid {worker.pid}) is killed by signal: {signal.strsignal(-worker.exitcode)}. "
+                    if worker.exitcode < 0
+                    else f"DataLoader worker (pid {worker.pid}) exited with code {worker.exitcode}"
+                ) from error
+        raise
+
+
+def lost_worker(error: RuntimeError) -> str | None:
+    """What to say of an error by which torch tells that a loader process has died; None of any other error.
+
+    torch raises it wherever the process that they work for is at that moment.
+    """
+    said = str(error).partition(". ")[0].rstrip(".")
+    if not said.startswith("DataLoader worker (pid"):
+        return None
+    return f"{said}, as where memory runs out: fewer --batch.workers take less"
 
 
 class _Loads(Dataset):
@@ -98,7 +131,8 @@ def loaded_ahead(
     )
     results = iter(loader)
     try:
-        for result, error in results:
+        for _ in numbers:
+            result, error = next_batch(results)
             if error is not None:
                 raise error
             yield result

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -167,6 +168,30 @@ def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(star
     text = end(launcher)
     assert launcher.returncode == 0 and f"(step {steps} of 20)" in text, text
     assert losses(stopped) == losses(through)
+
+
+def test_a_killed_loader_process_is_told_in_a_line_and_the_run_goes_on(start, small_recipe, losses):
+    output = small_recipe.parent / "lost"
+    arguments = ["--recipe", str(small_recipe), "--max_steps", "2000", "--output", str(output)]
+    run = start(SCRIPT, [*arguments, "--batch.workers", "1", "--checkpoint.every_minutes", "0.01"])
+    deadline = time.monotonic() + 300
+    while not list(output.glob("checkpoints/step-*[0-9]")):
+        assert time.monotonic() < deadline and run.poll() is None, "no checkpoint came"
+        time.sleep(0.05)
+    (worker,) = psutil.Process(run.pid).children()
+    worker.kill()
+    text = run.communicate(timeout=120)[0]
+    assert run.returncode == 75, text
+    died = r"DataLoader worker \(pid.*\d+\) (is killed by signal: Killed|exited unexpectedly)"
+    told = rf"^error: {died}, as where memory runs out: .*; the same command continues from the newest checkpoint$"
+    assert re.search(told, text, re.MULTILINE), text
+    assert "Traceback" not in text
+    steps = len(losses({"output": str(output)}))
+    arguments[arguments.index("2000")] = str(steps + 3)
+    run = start(SCRIPT, [*arguments, "--evaluation.at_end", "false", "--resume", "changed"])
+    text = run.communicate(timeout=300)[0]
+    assert run.returncode == 0 and "step-" in text, text
+    assert len(losses({"output": str(output)})) == steps + 3
 
 
 def test_second_interrupt_stops_at_once(monkeypatch):
