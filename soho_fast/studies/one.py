@@ -34,7 +34,7 @@ class Job:
     Attributes:
         row: The row's fields that are known before: study, arm, seed, stage, variant, digest, recipe.
         recipe: The recipe's fields, all paths filled in but data roots.
-        splits, codes: As those of `Stage`.
+        splits, codes, photos: As those of `Stage`.
         folder: The run's.
         results: The file that gets the row.
         known: Other files of rows.
@@ -46,6 +46,7 @@ class Job:
     recipe: dict[str, Any]
     splits: dict[str, dict[str, Any]]
     codes: int
+    photos: bool
     folder: str
     results: str
     known: list[str]
@@ -100,6 +101,8 @@ def _make(job: Job, folder: Path) -> int:
         # Its row or its model has been deleted, and its checkpoints went when it was done.
         shutil.rmtree(training, ignore_errors=True)
         done.unlink()
+    if job.photos:
+        _photographs()
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps({**job.recipe, "output": str(training)}, indent=1))  # JSON is YAML.
     began = time.monotonic()
@@ -120,6 +123,10 @@ def _make(job: Job, folder: Path) -> int:
         from soho_fast.studies.codes import measure_codes
 
         measures |= {f"codes.{name}": value for name, value in measure_codes(training, job.codes).items()}
+    if job.photos:
+        from soho_fast.studies.photos import photo_measures
+
+        measures |= {f"photos.{name}": value for name, value in photo_measures(training).items()}
     if row() is None:
         usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         append_row(
@@ -142,6 +149,16 @@ def _make(job: Job, folder: Path) -> int:
     done.touch()
     _clear(training, job.keep_model)
     return 0
+
+
+def _photographs() -> None:
+    """That they are missing is told before the training, not after it."""
+    from soho_fast.studies.photos import classified_photographs
+
+    try:
+        classified_photographs()
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from None
 
 
 def _clear(training: Path, keep_model: bool) -> None:

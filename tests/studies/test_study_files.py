@@ -69,6 +69,10 @@ def test_a_digest_follows_what_measures_depend_on_and_nothing_else(tmp_path):
     study = read_study(written(tmp_path))
     study.stages["vqa"].splits["val"]["data.text_batch"] = 3
     assert changed() == [False, True, False, True, True]
+    # Rows without photographs stay valid where none are asked for; with them it is another row.
+    study = read_study(written(tmp_path))
+    study.stages["vqa"].photos = True
+    assert changed() == [False, True, False, True, True]
 
 
 def test_overrides_are_put_over_the_recipe_field_by_field(tmp_path):

@@ -1,0 +1,55 @@
+"""A stage that asks for photographs has their measures in its rows, or says before any training what is missing."""
+
+import json
+
+import numpy as np
+import pytest
+
+from soho_fast.engine.errors import UserError
+from soho_fast.studies import one, photos
+
+
+@pytest.fixture()
+def job(tmp_path, monkeypatch):
+    """One whose training leaves a model of this configuration, and the commands that it called."""
+    called = []
+
+    def train(job, command, arguments):
+        called.append(command)
+        model = tmp_path / "run" / "training" / "model"
+        model.mkdir(parents=True)
+        (model / "config.json").write_text(json.dumps({"use_dictionary": True}))
+        found = {"measures": {"score": 0.5}, "step": 1, "training_seconds": 1.0, "images_per_second": 1.0}
+        (model.parent / "metrics.json").write_text(json.dumps({**found, "precision": "float32"}))
+        return 0
+
+    monkeypatch.setattr(one, "_call", train)
+    monkeypatch.setattr(one, "_versions", dict)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    row = {"study": "s", "arm": "a", "seed": 0, "stage": "one", "variant": "", "digest": "d"}
+    made = one.Job(row, {}, {}, 0, True, str(folder), str(tmp_path / "rows.jsonl"), [], keep_model=False, launcher="")
+    return made, folder, called
+
+
+def test_the_row_has_them(job, monkeypatch):
+    made, folder, _ = job
+    monkeypatch.setattr(photos, "classified_photographs", lambda: [("fish", b""), ("fish", b"")])
+    # Photographs of one class share three of four cells, and two of different classes one.
+    codes = [np.array(cells) for cells in ([0, 1, 2, 3], [0, 1, 2, 4], [5, 5, 5, 3], [5, 5, 5, 6])]
+    found = photos.consistency(codes, ["fish", "fish", "mill", "mill"], 8)
+    monkeypatch.setattr(photos, "photo_measures", lambda run: found)
+    assert one._make(made, folder) == 0
+    row = json.loads((folder.parent / "rows.jsonl").read_text())
+    measures = row["measures"]
+    assert measures["score"] == 0.5 and measures["photos.same_class"] == 0.75
+    assert measures["photos.lift"] == pytest.approx(0.75 / (0.25 / 4))
+
+
+def test_that_they_are_missing_is_told_before_the_training(job, monkeypatch):
+    made, folder, called = job
+    monkeypatch.setattr("soho_fast.data.photographs.FOLDER", folder / "nowhere")
+    monkeypatch.setattr(photos, "read_photographs", photos.read_photographs.__wrapped__)
+    with pytest.raises(UserError, match="apt-get install --no-install-recommends gcompris-qt-data"):
+        one._make(made, folder)
+    assert called == []
