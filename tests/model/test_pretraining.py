@@ -169,6 +169,19 @@ def test_fine_tuning_feeds_the_dictionarys_input(tiny_model, batch):
     assert torch.equal(without.eval().encode_images(inputs["pixel_values"]).features, tokens.features)
 
 
+def test_features_can_be_read_while_their_codes_are_predicted(tiny_model, batch):
+    model, inputs = tiny_model(fusion="features"), batch()
+    before = model.soho.visual_dictionary.codebook.clone()
+    out = model(**inputs)
+    assert out.mvm_loss > 0 and not torch.equal(model.soho.visual_dictionary.codebook, before)
+    visual = model.eval().encode_images(inputs["pixel_values"])
+    quantised = tiny_model().eval()
+    quantised.load_state_dict(model.state_dict())
+    assert torch.equal(visual.embedding, visual.features)
+    assert torch.equal(quantised.encode_images(inputs["pixel_values"]).index, visual.index)
+    assert not torch.equal(hidden_states(quantised, inputs).last_hidden_state, hidden_states(model, inputs)[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_on_the_cpu(tiny_model, batch, dtype):
     model, inputs = tiny_model(dictionary_batch_norm=True), batch()

@@ -14,6 +14,7 @@ from tiny_tasks import NAMES, SMALL, TASKS, make_task
 from transformers import AutoModelForVisualQuestionAnswering
 
 from soho_fast.data import BrokenImageError
+from soho_fast.data.records import share_of_records
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.processes import Processes
 from soho_fast.engine.settings import BatchSettings
@@ -402,6 +403,31 @@ def test_images_that_are_trained_on_and_measured_on_are_counted(name, tmp_path, 
     leaky.training_data()
     count = len({ref for record in task.records(task.data.validate) for ref in map(str, task.images_of(record))})
     assert f"{count} images of {task.data.validate} are trained on too" in "\n".join(said)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_share_of_the_records_is_trained_on_and_some_images_are_measured(name, tmp_path, tokenizer_dir):
+    every, _ = make_task(name, tmp_path, tokenizer_dir)
+    some, _ = make_task(name, tmp_path, tokenizer_dir, train_share=0.5, measured_images=2)
+    places = [every.training_records.index(record) for record in some.training_records]
+    assert len(places) == round(0.5 * len(every.training_records)) and places == sorted(set(places))
+    torch.manual_seed(1)
+    model = every.build_model().eval()
+    split = every.data.validate
+    full, part = (task.evaluate_split(model, split, processes=Processes()) for task in (every, some))
+    first = list(dict.fromkeys(tuple(map(str, every.images_of(record))) for record in every.records(split)))[:2]
+    asked = [tuple(map(str, every.images_of(record))) in first for record in every.records(split)]
+    assert part.ids == [number for number, is_asked in zip(full.ids, asked, strict=True) if is_asked]
+    assert part.answers == full.answers[: len(part.answers)] and part.measures["num_examples"] == len(part.ids)
+    assert some.records(split) == every.records(split), "the split itself is whole"
+
+
+def test_shares_of_records_are_drawn_by_the_seed_and_lie_in_each_other():
+    records = list(range(200))
+    shares = {share: share_of_records(records, share, 7) for share in (0.001, 0.1, 0.5, 1.0)}
+    assert [len(drawn) for drawn in shares.values()] == [1, 20, 100, 200] and shares[1.0] == records
+    assert set(shares[0.001]) < set(shares[0.1]) < set(shares[0.5]) and shares[0.1] == sorted(shares[0.1])
+    assert shares[0.1] == share_of_records(records, 0.1, 7) != share_of_records(records, 0.1, 8)
 
 
 def test_easy_vqa_as_its_package_has_it(tmp_path, tokenizer_dir):

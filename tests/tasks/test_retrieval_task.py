@@ -174,6 +174,14 @@ def test_quick_measures_are_of_the_first_images(make):
     assert task.evaluate(model, quick=True)["num_images"] == 2
 
 
+def test_some_images_are_measured_as_if_there_were_no_others(make):
+    every, some = make()[0], make(measured_images=2, train_share=0.5)[0]
+    model = build_model(every)
+    full, part = (task.evaluate_split(model, "test", processes=Processes()) for task in (every, some))
+    assert part.measures["num_images"] == 2 and len(some.training_records) == 3 < len(every.training_records)
+    assert torch.allclose(part.scores_IT, full.scores_IT[:2, :10], atol=1e-6)
+
+
 def test_without_a_contrastive_head_every_pair_of_some_images_is_scored_while_training(make):
     task, said = make(training_images=2, config={"contrastive_weight": 0.0})
     model = build_model(task)
