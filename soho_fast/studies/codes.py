@@ -35,7 +35,9 @@ def measure_codes(run: Path, most: int) -> dict[str, float]:
     Returns:
         Of the codes, and with `k_means_` or `shuffled_` before it: `with_a_token`, `perplexity`, `claims` (share of
         these whose best word has an interval of lift above 1), `lift` (their mean of the best word's lower end, 1 where
-        there is none), and where the images are the demo corpus's `purity` and `nmi` of the objects under their cells.
+        there is none), `unexplained` (not of shuffled ones: the share of the features' variance that their codes, or
+        means, leave out), and where the images are the demo corpus's `purity` and `nmi` of the objects under their
+        cells.
         Empty where the model has no dictionary.
     """
     if not json.loads((run / "model" / "config.json").read_text())["use_dictionary"]:
@@ -48,6 +50,8 @@ def measure_codes(run: Path, most: int) -> dict[str, float]:
     num_codes = len(source.codebook)
     codings = {"": seen.code, "k_means_": k_means(seen.features, num_codes), "shuffled_": shuffled(seen.code)}
     found: dict[str, float] = {}
+    found["unexplained"] = unexplained(seen.features, np.asarray(source.codebook)[seen.code])
+    found["k_means_unexplained"] = unexplained(seen.features, group_means(seen.features, codings["k_means_"]))
     for name, code_T in codings.items():
         words = words_of_live_codes(code_T, seen.image, seen.captions)
         found[f"{name}with_a_token"] = float(len(words))
@@ -60,3 +64,17 @@ def measure_codes(run: Path, most: int) -> dict[str, float]:
             found[f"{name}purity"] = purity(table_KS)
             found[f"{name}nmi"] = normalised_mutual_information(table_KS)
     return found
+
+
+def unexplained(features_TC: np.ndarray, codes_TC: np.ndarray) -> float:
+    """The share of the features' variance that is left when each has its code subtracted: 0 where they are alike."""
+    left = np.square(features_TC - codes_TC).sum(dtype=np.float64)
+    variance = np.square(features_TC - features_TC.mean(0, dtype=np.float64)).sum(dtype=np.float64)
+    return float(left / variance) if variance else 0.0
+
+
+def group_means(features_TC: np.ndarray, group_T: np.ndarray) -> np.ndarray:
+    """(T, C): of each row the mean of its group's."""
+    sums_GC = np.zeros((group_T.max() + 1, features_TC.shape[1]))
+    np.add.at(sums_GC, group_T, features_TC)
+    return (sums_GC / np.maximum(np.bincount(group_T), 1)[:, None])[group_T]

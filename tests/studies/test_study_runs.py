@@ -33,6 +33,7 @@ def test_every_run_has_its_row(made):
     none, tuned, codes = rows[:3]
     assert none["steps"] == 20 and tuned["steps"] == 12
     assert codes["measures"]["codes.lift"] >= 1 and "codes.lift" not in none["measures"]
+    assert 0 < codes["measures"]["codes.k_means_unexplained"] < codes["measures"]["codes.unexplained"]
     assert tuned["measures"]["val.num_examples"] > 0
     assert all(row["seconds"] > row["training_seconds"] > 0 and row["peak_memory_gb"] > 0.1 for row in rows)
     assert "5 of 5 runs, 0:00:00 left" in said
