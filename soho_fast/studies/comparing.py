@@ -7,7 +7,7 @@ which few seeds can neither show nor refute.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,15 +122,42 @@ def compare(study: Study, rows: Mapping[Cell, Mapping[str, Any]]) -> list[Differ
 
 
 def _of_pair(found: Sequence[Difference], comparison: Comparison) -> list[Difference]:
-    names = tuple(f"{comparison.factor} {name}".strip() for name in (comparison.arm, comparison.against))
-    return [each for each in found if (each.arm, each.against) == names]
+    return [each for each in found if (each.arm, each.against) == _names(comparison)]
+
+
+def _names(comparison: Comparison) -> tuple[str, str]:
+    of = comparison.factor or comparison.variants_of
+    return f"{of} {comparison.arm}".strip(), f"{of} {comparison.against}".strip()
+
+
+def _pairs(study: Study, comparison: Comparison, stage: str, variant: str) -> Iterator[tuple[str, Cell, Cell]]:
+    """(name of the pair, the two that are compared), of all seeds, and combinations of a factor's other levels."""
+    settings = study.stages[stage]
+    if name := comparison.variants_of:
+        limits = [settings.arms, settings.variants[comparison.arm].arms, settings.variants[comparison.against].arms]
+        if all(name in limit for limit in limits if limit):
+            for seed in study.arms[name].seeds or study.seeds:
+                yield f"seed {seed}", *(Cell(name, seed, stage, each) for each in (comparison.arm, comparison.against))
+        return
+    limits = [limit for limit in (settings.arms, settings.variants[variant].arms if variant else []) if limit]
+    pairs = [pair for pair in pairs_of(study, comparison) if not any(set(pair[:2]) - set(limit) for limit in limits)]
+    seeds = {(arm, seed) for pair in pairs for arm in pair[:2] for seed in study.arms[arm].seeds or study.seeds}
+    is_one_seed = len({seed for _, seed in seeds}) == 1
+    for arm, against, common in pairs:
+        for seed in study.arms[arm].seeds or study.seeds:
+            if (against, seed) in seeds:
+                name = f"{common}, seed {seed}" if common and is_one_seed else f"seed {seed}"
+                yield name, Cell(arm, seed, stage, variant), Cell(against, seed, stage, variant)
 
 
 def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Mapping[str, Any]]) -> list[Difference]:
     declared = [split_cell(cell, "") for cell in comparison.main]
     found = []
     for stage, settings in study.stages.items():
-        for variant in settings.variants or [""]:
+        variants = list(settings.variants) or [""]
+        if comparison.variants_of:
+            variants = [""] if {comparison.arm, comparison.against} <= set(variants) else []
+        for variant in variants:
             for measure, label in settings.measures.items():
                 is_declared = (stage, variant, measure) in declared
                 each = _difference(study, comparison, rows, (stage, variant, measure), label, is_declared)
@@ -148,32 +175,22 @@ def _difference(
     declared: bool,
 ) -> Difference | None:
     stage, variant, measure = where
-    settings = study.stages[stage]
-    limits = [limit for limit in (settings.arms, settings.variants[variant].arms if variant else []) if limit]
     # Of each pair the differences of its combinations; None where a row or its measure is not there.
     found: dict[str, list[float | None]] = {}
     lacking = False
-    pairs = [pair for pair in pairs_of(study, comparison) if not any(set(pair[:2]) - set(limit) for limit in limits)]
-    seeds = {(arm, seed) for pair in pairs for arm in pair[:2] for seed in study.arms[arm].seeds or study.seeds}
-    is_one_seed = len({seed for _, seed in seeds}) == 1
-    for arm, against, common in pairs:
-        for seed in study.arms[arm].seeds or study.seeds:
-            if (against, seed) not in seeds:
-                continue
-            rows_of_pair = [rows.get(Cell(each, seed, stage, variant)) for each in (arm, against)]
-            values = [None if row is None else value_of(row, measure) for row in rows_of_pair]
-            name = f"{common}, seed {seed}" if common and is_one_seed else f"seed {seed}"
-            is_there = None not in values
-            found.setdefault(name, []).append(values[0] - values[1] if is_there else None)
-            # A model without a dictionary has no measures of codes.
-            lacking |= not is_there and None not in rows_of_pair
+    for name, *cells in _pairs(study, comparison, stage, variant):
+        rows_of_pair = [rows.get(cell) for cell in cells]
+        values = [None if row is None else value_of(row, measure) for row in rows_of_pair]
+        is_there = None not in values
+        found.setdefault(name, []).append(values[0] - values[1] if is_there else None)
+        # A model without a dictionary has no measures of codes.
+        lacking |= not is_there and None not in rows_of_pair
     differences = {name: sum(each) / len(each) for name, each in found.items() if None not in each}
     missing = [name for name, each in found.items() if None in each]
     if not differences and (lacking or not missing):
         return None
-    names = (f"{comparison.factor} {comparison.arm}".strip(), f"{comparison.factor} {comparison.against}".strip())
     statistics = paired(list(differences.values()))
-    return Difference(*names, stage, variant, measure, label, declared, differences, missing, *statistics)
+    return Difference(*_names(comparison), stage, variant, measure, label, declared, differences, missing, *statistics)
 
 
 def _correct(family: list[Difference]) -> None:

@@ -95,6 +95,7 @@ class Comparison:
         arm: Name of an arm, or of a level of `factor`.
         against: What it is compared with.
         factor: Name of a factor: all arms of one level against those that differ in it alone, of each seed.
+        variants_of: Name of an arm: `arm` and `against` are variants of its stages.
         main: Measures whose comparison is declared in advance, as STAGE/MEASURE or STAGE/VARIANT/MEASURE. All others of
             the stages are compared too, as explored ones.
     """
@@ -102,6 +103,7 @@ class Comparison:
     arm: str
     against: str
     factor: str = ""
+    variants_of: str = ""
     main: list[str] = field(default_factory=list)
 
 
@@ -196,6 +198,11 @@ def _check(study: Study) -> None:
         if comparison.factor:
             known(f"{where}.factor", comparison.factor, study.factors)
         names = study.factors[comparison.factor] if comparison.factor else study.arms
+        if comparison.variants_of:
+            known(f"{where}.variants_of", comparison.variants_of, study.arms)
+            if comparison.factor or comparison.main:
+                raise UserError(f"{where}: variants_of goes with neither factor nor main")
+            names = dict.fromkeys(variant for stage in study.stages.values() for variant in stage.variants)
         known(f"{where}.arm", comparison.arm, names)
         known(f"{where}.against", comparison.against, names)
         for cell in comparison.main:

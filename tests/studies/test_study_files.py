@@ -111,6 +111,14 @@ def test_mistakes_are_told_by_their_place(tmp_path):
     assert "comparisons[0].main: expected one of half, all, output, got 'third'" in refused(
         written(tmp_path, comparisons=[main])
     )
+    of = {"variants_of": "codes", "arm": "half", "against": "whole"}
+    assert "comparisons[0].against: expected one of half, all, output, got 'whole'" in refused(
+        written(tmp_path, comparisons=[of])
+    )
+    both = {"variants_of": "codes", "arm": "half", "against": "all, output", "main": ["vqa/half/val.vqa_score"]}
+    assert "comparisons[0]: variants_of goes with neither factor nor main" in refused(
+        written(tmp_path, comparisons=[both])
+    )
     told = refused(written(tmp_path, overrides={"optim.lrr": 1}))
     assert "none seed 0 pretraining: recipe" in told and "there is no field optim.lrr; did you mean lr" in told
     stages = {**TINY["stages"], "vqa": {**TINY["stages"]["vqa"], "after": "retrieval"}}

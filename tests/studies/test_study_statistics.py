@@ -173,6 +173,23 @@ def test_a_factor_is_compared_over_all_combinations_of_the_others():
     assert found.differences == pytest.approx({"seed 0": 0.15}) and found.missing == ["seed 1"]
 
 
+def test_variants_of_an_arm_are_compared_seed_by_seed():
+    rows = made(5, 0.05, np.random.default_rng(6), noise=0.001)
+    for seed in range(5):
+        rows[Cell("with", seed, "tuned", "all")]["measures"]["score"] += 0.1
+    study = study_of(["without", "with"], 5)
+    study.comparisons = [Comparison("all", "small", variants_of="with")]
+    score, size = compare(study, rows)
+    assert (score.arm, score.against, score.variant) == ("with all", "with small", "")
+    assert score.verdict == "helps" and score.mean == pytest.approx(0.1, abs=0.003) and size.mean == 0
+    assert sentence(score).startswith("score: **with all** against **with small** helps by +10.")
+    del rows[Cell("with", 2, "tuned", "small")]
+    score, _ = compare(study, rows)
+    assert score.missing == ["seed 2"] and len(score.differences) == 4
+    study.stages["tuned"].variants["small"].arms = ["without"]
+    assert compare(study, rows) == [], "the arm has no such variant"
+
+
 def test_where_a_factor_has_one_seed_its_combinations_are_the_pairs():
     arms = ["random, 0.9", "random, 0.99", "data, 0.9", "data, 0.99"]
     study = study_of(arms, 1)
