@@ -88,7 +88,8 @@ def page(
         seeds = settings.seeds or study.seeds
         lines.append(f"| {arm} | {settings.about} | {', '.join(map(str, seeds))} |")
     declared = [each for each in differences if each.declared]
-    explored = [each for each in differences if not each.declared and each.differences]
+    explored = [each for each in differences if not each.declared and each.verdict != "unknown"]
+    few = sum(not each.declared and bool(each.differences) and each.verdict == "unknown" for each in differences)
     unknown = sum(not each.declared and not each.differences for each in differences)
     if declared:
         lines += [
@@ -103,6 +104,8 @@ def page(
         told = [each for each in explored if each.verdict in ("helps", "hurts")]
         lines += ["", "## Explored", "", *_table(explored), ""]
         lines += [f"- {sentence(each)}" for each in told] or ["None of these holds after the correction."]
+    if few:
+        lines += ["", f"Comparisons of too few pairs for an interval, whose values stand below: {few:,}."]
     if unknown:
         lines += ["", f"{unknown:,} more comparisons, which the correction counts, have no results yet."]
     if picture:

@@ -201,3 +201,15 @@ def test_where_a_factor_has_one_seed_its_combinations_are_the_pairs():
     assert found.differences == pytest.approx({"0.9, seed 0": 0.1, "0.99, seed 0": 0.2})
     assert "2 pairs of one seed" in sentence(found)
     assert "nothing is said of another seed" in page("made", study, [], rows, 0, [found])
+
+
+def test_comparisons_of_a_single_pair_are_counted_but_not_listed():
+    rows = made(3, 0.05, np.random.default_rng(7))
+    study = study_of(["without", "with"], 3)
+    study.arms["later"] = Arm()
+    study.comparisons.append(Comparison("later", "without"))
+    rows[Cell("later", 1, "tuned", "small")] = {"measures": {"score": 0.5}, "digest": "later"}
+    text = page("made", study, [], rows, 0, compare(study, rows))
+    assert "| score, all | with | without |" in text and "| later | without |" not in text
+    assert "Comparisons of too few pairs for an interval, whose values stand below: 1." in text
+    assert "50.0 |" in text.partition("All measures")[2]
