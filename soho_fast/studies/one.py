@@ -102,7 +102,7 @@ def _make(job: Job, folder: Path) -> int:
         shutil.rmtree(training, ignore_errors=True)
         done.unlink()
     if job.photos:
-        _photographs()
+        _check_photographs()
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps({**job.recipe, "output": str(training)}, indent=1))  # JSON is YAML.
     began = time.monotonic()
@@ -151,7 +151,7 @@ def _make(job: Job, folder: Path) -> int:
     return 0
 
 
-def _photographs() -> None:
+def _check_photographs() -> None:
     """That they are missing is told before the training, not after it."""
     from soho_fast.studies.photos import classified_photographs
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tiny_study import trained
 
 from soho_fast.engine.errors import UserError
 from soho_fast.studies import one, photos
@@ -11,19 +12,14 @@ from soho_fast.studies import one, photos
 
 @pytest.fixture()
 def job(tmp_path, monkeypatch):
-    """One whose training leaves a model of this configuration, and the commands that it called."""
+    """A run that asks for photographs, and the commands that it calls."""
     called = []
 
-    def train(job, command, arguments):
+    def call(job, command, arguments):
         called.append(command)
-        model = tmp_path / "run" / "training" / "model"
-        model.mkdir(parents=True)
-        (model / "config.json").write_text(json.dumps({"use_dictionary": True}))
-        found = {"measures": {"score": 0.5}, "step": 1, "training_seconds": 1.0, "images_per_second": 1.0}
-        (model.parent / "metrics.json").write_text(json.dumps({**found, "precision": "float32"}))
-        return 0
+        return trained(job, command, arguments)
 
-    monkeypatch.setattr(one, "_call", train)
+    monkeypatch.setattr(one, "_call", call)
     monkeypatch.setattr(one, "_versions", dict)
     folder = tmp_path / "run"
     folder.mkdir()

@@ -1,27 +1,16 @@
 """What was deleted of a study's folder is made again, and what is asked for brings all that it starts from."""
 
-import json
 import shutil
-from pathlib import Path
+
+from tiny_study import trained
 
 from soho_fast.studies import one
 from soho_fast.studies.matrix import Cell, Run, chosen
 from soho_fast.studies.results import read_rows
 
 
-def _trained(job, command, arguments):
-    """As a training, which refuses a folder of results without checkpoints."""
-    training = Path(job.folder) / "training"
-    if training.exists():
-        return 2
-    (training / "model").mkdir(parents=True)
-    found = {"measures": {"score": 0.5}, "step": 1, "training_seconds": 1.0, "images_per_second": 1.0}
-    (training / "metrics.json").write_text(json.dumps({**found, "precision": "float32"}))
-    return 0
-
-
 def test_a_model_or_a_row_that_was_deleted_is_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(one, "_call", _trained)
+    monkeypatch.setattr(one, "_call", trained)
     monkeypatch.setattr(one, "_versions", dict)
     row = {"study": "s", "arm": "a", "seed": 0, "stage": "one", "variant": "", "digest": "d"}
     folder, results = tmp_path / "run", tmp_path / "results.jsonl"

@@ -1,5 +1,6 @@
 """A study small enough to be made within seconds a run, and the command that makes it."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -75,3 +76,14 @@ def command(*arguments):
 def environment():
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def trained(job, command, arguments):
+    """In the place of `one._call`: as a training, which refuses a folder of results without checkpoints."""
+    training = Path(job.folder) / "training"
+    if training.exists():
+        return 2
+    (training / "model").mkdir(parents=True)
+    found = {"measures": {"score": 0.5}, "step": 1, "training_seconds": 1.0, "images_per_second": 1.0}
+    (training / "metrics.json").write_text(json.dumps({**found, "precision": "float32"}))
+    return 0
