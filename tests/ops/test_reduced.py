@@ -3,6 +3,7 @@
 N features, K codes, C channels, D directions.
 """
 
+import functools
 import pickle
 
 import pytest
@@ -51,6 +52,17 @@ def test_decides_what_lies_near_learned_codes(num_channels, backend, threads, ex
     assert torch.equal(found, exact_lookup(features, codebook)[0]) and torch.equal(found, index_N)
     assert decided == NUM_ROWS
     assert _reduced(lambda: ops.codebook_lookup(features, codebook, backend=backend))[1] == 0
+
+
+@pytest.mark.parametrize("wrong_by", [0, 1, NUM_CODES // 2])
+def test_wrong_guesses_leave_the_reduced_pass_its_rows(wrong_by, backend):
+    features, codebook, basis, index_N = _learned()
+    if not _has_reduced_pass(backend):
+        pytest.skip("no reduced pass")
+    guess = (index_N + wrong_by) % NUM_CODES
+    call = functools.partial(ops.codebook_lookup, features, codebook, basis=basis, guess=guess, backend=backend)
+    found, decided = _reduced(call)
+    assert torch.equal(found, index_N) and decided == NUM_ROWS
 
 
 def _bases(num_channels=NUM_CHANNELS):
@@ -243,9 +255,9 @@ def test_as_many_directions_as_the_codes_need():
         return _normal(500, num_directions) @ _normal(num_directions, num_channels, seed=1)
 
     assert ops.codebook_basis(codes(20)).shape == (200, 32)
-    assert ops.codebook_basis(codes(70)).shape == (200, 96)
-    assert ops.codebook_basis(codes(150)).shape == (200, 128)
-    assert ops.codebook_basis(torch.stack([codes(20), codes(40)])).shape == (2, 200, 64)
+    assert ops.codebook_basis(codes(70)).shape == (200, 80)
+    assert ops.codebook_basis(codes(150)).shape == (200, 96)
+    assert ops.codebook_basis(torch.stack([codes(20), codes(40)])).shape == (2, 200, 48)
     assert ops.codebook_basis(codes(20, 8)).shape == (8, 8)
     assert ops.codebook_basis(torch.zeros(3, 40)).shape == (40, 40)
 
@@ -356,19 +368,19 @@ def test_a_moving_basis_keeps_out_of_transforms():
 def test_a_moving_basis_follows_its_codebook():
     moving, codebook = ops.MovingBasis(interval=3), _normal(256, 6) @ _normal(6, 128, seed=1)
     first = moving.of(codebook)
-    assert first.shape == (128, 32)
+    assert first.shape == (128, 16)
     codebook += _normal(256, 6, seed=2) @ _normal(6, 128, seed=3)
     assert moving.of(codebook) is first and moving.of(codebook) is first
     turned = moving.of(codebook)
-    assert turned.shape == (128, 32)
+    assert turned.shape == (128, 16)
     spread = codebook - codebook.mean(0)
     held = [float((spread @ basis).norm() / spread.norm()) for basis in (first, turned)]
     assert held[0] < 0.9 and held[1] > 0.999
     codebook += _normal(256, 50, seed=4) @ _normal(50, 128, seed=5)
-    assert [moving.of(codebook).shape[1] for _ in range(5)] == [32, 32, 64, 64, 64]
+    assert [moving.of(codebook).shape[1] for _ in range(5)] == [16, 16, 64, 64, 64]
     codebook.copy_(_normal(256, 6, seed=6) @ _normal(6, 128, seed=7))
-    assert moving.of(codebook).shape == (128, 32)
-    assert moving.of(codebook.expand(2, 256, 128)).shape == (2, 128, 32)
+    assert moving.of(codebook).shape == (128, 16)
+    assert moving.of(codebook.expand(2, 256, 128)).shape == (2, 128, 16)
     assert moving.of(_normal(1024, 512)) is None
     assert moving.of(codebook[:255]) is None and moving.of(codebook[:, :127]) is None
     with pytest.raises(ValueError, match="interval: expected 1 or more lookups, got 0"):

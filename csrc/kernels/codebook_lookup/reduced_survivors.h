@@ -99,6 +99,8 @@ inline bool is_known(const ReducedRow& row, int32_t code) {
 
 // Where the reduced pass has a code of the codebook, or -1.
 inline int32_t code_of_guess(const ScreenedCodes& screened, const ReducedCodes& reduced, int64_t code) {
+  // As a rule no code is set aside, and each is at its own position.
+  if (code >= 0 && code < screened.num_distinct && screened.codes[code] == code) return reduced.place[code];
   int64_t low = 0, high = screened.num_distinct;
   while (low < high) {
     const int64_t middle = (low + high) / 2;

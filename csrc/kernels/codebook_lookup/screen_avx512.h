@@ -156,8 +156,10 @@ struct DotInt8 {
   static Sum start(const float*, const float* codes) { return _mm512_load_ps(codes); }
 
   static Sum add(Sum sum, __m512 row, __m512 codes) {
-    return _mm512_castsi512_ps(
-        _mm512_dpbusd_epi32(_mm512_castps_si512(sum), _mm512_castps_si512(row), _mm512_castps_si512(codes)));
+    __m512i next = _mm512_dpbusd_epi32(_mm512_castps_si512(sum), _mm512_castps_si512(row), _mm512_castps_si512(codes));
+    // Else GCC stores half of the sums in every fourth step, for what reads them behind the last.
+    asm("" : "+v"(next));
+    return _mm512_castsi512_ps(next);
   }
 
   static __m512 score(Sum sum, const float* negated_half, const float* row) {

@@ -136,6 +136,7 @@ class ReducedPanel {
     int64_t cost = num_rows_ * row_cost;
     for (int64_t r = 0; r < num_rows_; ++r) {
       ReducedRow& row = rows_[r];
+      if (work_.args.guess != nullptr && row.num_survivors > kAlwaysCompared) compare_first(r);
       const int64_t first_cost = row.num_survivors * (Kernel::kSifts ? sifted_cost : survivor_cost);
       row.left |= row.num_survivors > kAlwaysCompared && first_cost > num_codes;
       if (!row.left) {
@@ -211,6 +212,22 @@ class ReducedPanel {
     threshold_[r] = work_.threshold(rows_[r]);
   }
 
+  // The survivor with the highest U, where a guess has stood in for it: it may leave few of the others.
+  void compare_first(int64_t r) {
+    ReducedRow& row = rows_[r];
+    if (row.left) return;
+    int32_t first = 0;
+    for (int32_t n = 1; n < row.num_survivors; ++n)
+      first = row.survivors[n].highest > row.survivors[first].highest ? n : first;
+    know(r, row.survivors[first].code);
+    const int32_t count = row.num_survivors;
+    row.num_survivors = 0;
+    for (int32_t n = 0; n < count; ++n) {
+      if (n != first && row.survivors[n].highest >= threshold_[r])
+        row.survivors[row.num_survivors++] = row.survivors[n];
+    }
+  }
+
   // Features are fetched while products are made: a few lines of memory with each tile.
   void read_ahead(int64_t next, int64_t next_end) {
     const auto& args = work_.args;
@@ -256,9 +273,12 @@ class ReducedPanel {
         keep_highest(highest_ + g * kPanel + r, g, best + r, place + r);
     }
     alignas(64) float scores[kWidth];
+    const bool guided = work_.args.guess != nullptr;
     for (int64_t r = 0; r < num_rows_; ++r) {
       const int64_t group = chunk + static_cast<int64_t>(place[r]);
       if (rows_[r].left || rows_[r].num_known == kMostKnownBefore) continue;
+      // A guess from this group is likely the nearest: what it gave for a threshold will do.
+      if (guided && rows_[r].num_known > 0 && rows_[r].known[0] / kWidth == group) continue;
       const float reach = window_of_group().at(r, work_.reduced.group_length[group], group_error_[group], per_square_);
       if (!(best[r] + reach >= threshold_[r])) continue;
       look(r, group, scores);
