@@ -43,13 +43,14 @@ COMMANDS = commands()
 SNIPPETS = blocks("python")
 
 CORPUS = "--corpus.num_train 40 --corpus.num_heldout 12 --corpus.image_size 64"
-SMALL = "--data.shorter_edge 64 --data.longer_edge 64 --max_steps 2"
+EDGES = "--data.shorter_edge 64 --data.longer_edge 64"
+SMALL = f"{EDGES} --max_steps 2"
 PRETRAINING = "--data.heldout_images 12 --data.heldout_candidates 6"
 
 # What stands behind a command, by what the command holds; the first that fits.
 SIZES = [
     ("--help", ""),
-    ("soho_fast.plan", "--data.shorter_edge 64 --data.longer_edge 64"),
+    ("soho_fast.plan", f"{EDGES} --model.config.backbone resnet18 --model.config.num_hidden_layers 1"),
     ("pip install", "--dry-run --no-deps --no-build-isolation --quiet"),
     ("soho_r18", ""),
     ("runs/official_small", SMALL),
