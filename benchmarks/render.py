@@ -78,18 +78,21 @@ def stored(result: dict) -> dict:
         for record in result["benchmarks"]
         if "op" in record["extra_info"]
     ]
-    cpu = {"brand_raw": _cpu(result)}
+    cpu = result.get("machine_info", {}).get("cpu", {})
     return {
         "benchmarks": kept,
         "soho_fast": result["soho_fast"],
         "training_steps": result.get("training_steps", []),
-        "machine_info": {"cpu": cpu},
+        "machine_info": {"cpu": {name: cpu[name] for name in ("brand_raw", "family", "model") if name in cpu}},
         "datetime": result["datetime"],
     }
 
 
 def _cpu(result: dict) -> str:
-    return result.get("machine_info", {}).get("cpu", {}).get("brand_raw", "unnamed CPU")
+    """Its name, and the numbers that tell apart generations of one name, where they are known."""
+    cpu = result.get("machine_info", {}).get("cpu", {})
+    numbers = f", family {cpu['family']} model {cpu['model']}" if "family" in cpu and "model" in cpu else ""
+    return cpu.get("brand_raw", "unnamed CPU") + numbers
 
 
 def _setup_line(result: dict) -> str:
@@ -123,7 +126,7 @@ def _training_steps(steps: list[dict]) -> list[str]:
 
 def store_name(machine: str, what: str) -> str:
     """The file for runs of `what` on this kind of processor or card."""
-    words = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", " ", machine.lower())
+    words = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@ *[0-9.]+ *ghz", " ", machine.lower())
     return f"{what}-{'-'.join(re.findall('[a-z0-9]+', words)) or 'unnamed'}.json"
 
 

@@ -90,6 +90,11 @@ def test_page_and_figure(result, tmp_path, capsys):
     assert text.index("Another(R) CPU @ 2.00GHz, 2 threads") < text.index("A CPU, 2 threads") < text.index(render.END)
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert str(figure) in capsys.readouterr().out
+    other["machine_info"]["cpu"] |= {"family": 25, "model": 17, "flags": ["avx2"]}
+    result.write_text(json.dumps(other))
+    render.main([str(result), *options])
+    assert len(list(store.iterdir())) == 3
+    assert "Another(R) CPU @ 2.00GHz, family 25 model 17, 2 threads" in page.read_text()
 
 
 def test_parts_of_a_run_are_rendered_as_one(result, tmp_path, capsys):
