@@ -273,12 +273,11 @@ class ReducedPanel {
         keep_highest(highest_ + g * kPanel + r, g, best + r, place + r);
     }
     alignas(64) float scores[kWidth];
-    const bool guided = work_.args.guess != nullptr;
     for (int64_t r = 0; r < num_rows_; ++r) {
       const int64_t group = chunk + static_cast<int64_t>(place[r]);
       if (rows_[r].left || rows_[r].num_known == kMostKnownBefore) continue;
-      // A guess from this group is likely the nearest: what it gave for a threshold will do.
-      if (guided && rows_[r].num_known > 0 && rows_[r].known[0] / kWidth == group) continue;
+      // Known before is a guess: from this group it is likely the nearest, and its threshold will do.
+      if (rows_[r].num_known > 0 && rows_[r].known[0] / kWidth == group) continue;
       const float reach = window_of_group().at(r, work_.reduced.group_length[group], group_error_[group], per_square_);
       if (!(best[r] + reach >= threshold_[r])) continue;
       look(r, group, scores);
