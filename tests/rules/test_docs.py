@@ -5,8 +5,10 @@ The state is a folder with the project's own files and, made there by the docume
 within seconds.
 """
 
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -145,10 +147,28 @@ def environment() -> dict[str, str]:
     }
 
 
-def run(command: str, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
-    )
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """run(command, folder): as a shell would; one that begins with `python` in a process that is forked."""
+    files = {name: tmp_path_factory.mktemp("run") / name for name in ("stdout", "stderr")}
+    driver = [sys.executable, str(Path(__file__).with_name("forked_python.py"))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+
+    with subprocess.Popen(driver, env=environment(), text=True, bufsize=1, **pipes) as forking:
+
+        def run(command: str, folder: Path) -> subprocess.CompletedProcess:
+            if not command.startswith("python ") or set("|&;<>$*") & set(command):
+                return subprocess.run(
+                    command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300,
+                    check=False,
+                )  # fmt: skip
+            request = {"arguments": shlex.split(command)[1:], "folder": str(folder)}
+            request |= {name: str(path) for name, path in files.items()}
+            forking.stdin.write(json.dumps(request) + "\n")
+            status = int(forking.stdout.readline())
+            return subprocess.CompletedProcess(command, status, *(path.read_text() for path in files.values()))
+
+        yield run
 
 
 def serves(command: str, folder: Path) -> None:
@@ -177,7 +197,7 @@ def serves(command: str, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory):
+def state(tmp_path_factory, run):
     """A folder as `make demo` leaves it, small, with a picture to ask about."""
     from tiny_corpus import draw, write_pictures
 
@@ -203,9 +223,9 @@ def test_the_pages_have_commands_and_snippets():
 
 
 @pytest.mark.parametrize(("page", "snippet"), SNIPPETS, ids=[f"{page}-{n}" for n, (page, _) in enumerate(SNIPPETS)])
-def test_snippet(page, snippet, state, tmp_path):
+def test_snippet(page, snippet, state, run, tmp_path):
     (tmp_path / "snippet.py").write_text(snippet)
-    done = run(f"{sys.executable} -W error::RuntimeWarning:__main__ {tmp_path / 'snippet.py'}", state)
+    done = run(f"python {tmp_path / 'snippet.py'}", state)
     assert done.returncode == 0, done.stderr
     for line, comment in re.findall(r"^ *print\((\w+)\)  # (.*)$", snippet, flags=re.MULTILINE):
         assert comment in done.stdout, line
@@ -219,7 +239,7 @@ def test_every_op_has_its_place():
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_command(page, command, state):
+def test_command(page, command, state, run):
     if command.startswith("make "):
         # Running make inside make's own test would never end; what it would run is the other commands here.
         done = run(f"{command} --dry-run", state)

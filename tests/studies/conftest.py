@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,13 @@ def make():
 
 @pytest.fixture(scope="session")
 def made(tiny_study, make, tmp_path_factory):
-    """(Folder of the tiny study after all of its runs, what the command said.)"""
+    """(Folder of the tiny study after all of its runs, what each of two commands said that made them at the same time.)
+
+    As on two machines that share the folder.
+    """
     folder = tmp_path_factory.mktemp("made")
-    done = make(tiny_study, "--into", folder, "--threads", 1)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(make, tiny_study, "--into", folder, "--threads", 1) for _ in range(2)]
+    done = [each.result() for each in both]
+    assert all(each.returncode == 0 for each in done), "".join(each.stdout + each.stderr for each in done)
+    return folder, [each.stdout for each in done]

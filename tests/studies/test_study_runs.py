@@ -1,7 +1,8 @@
-"""A real matrix: made once without a break, and once killed at three places; skipped, shared, divided, and refused."""
+"""A real matrix: made by two commands at once, and one killed at three places; skipped, shared, divided, refused."""
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import time
@@ -21,22 +22,30 @@ def told(rows):
 
 def test_every_run_has_its_row(made):
     folder, said = made
-    rows = rows_of(folder)
+    rows = {(row["arm"], row["stage"], row["variant"]): row for row in rows_of(folder)}
     # `again` has the settings of `codes`, so that its runs are those.
-    assert [(row["arm"], row["stage"], row["variant"]) for row in rows] == [
+    names = [
+        ("codes", "pretraining", ""),
+        ("codes", "vqa", "all, output"),
+        ("codes", "vqa", "half"),
         ("none", "pretraining", ""),
         ("none", "vqa", "half"),
-        ("codes", "pretraining", ""),
-        ("codes", "vqa", "half"),
-        ("codes", "vqa", "all, output"),
     ]
-    none, tuned, codes = rows[:3]
+    assert sorted(rows) == names and len(rows_of(folder)) == 5
+    codes, _, _, none, tuned = map(rows.get, names)
     assert none["steps"] == 20 and tuned["steps"] == 12
     assert codes["measures"]["codes.lift"] >= 1 and "codes.lift" not in none["measures"]
     assert 0 < codes["measures"]["codes.k_means_unexplained"] < codes["measures"]["codes.unexplained"]
     assert tuned["measures"]["val.num_examples"] > 0
-    assert all(row["seconds"] > row["training_seconds"] > 0 and row["peak_memory_gb"] > 0.1 for row in rows)
-    assert "5 of 5 runs, 0:00:00 left" in said
+    assert all(row["seconds"] > row["training_seconds"] > 0 and row["peak_memory_gb"] > 0.1 for row in rows.values())
+    assert any("5 of 5 runs, 0:00:00 left" in each for each in said)
+
+
+def test_two_commands_at_once_divide_the_runs(made):
+    """No run is made twice, and neither waits for the other to make all."""
+    _, said = made
+    done = [re.findall("^(.*): done in ", each, flags=re.MULTILINE) for each in said]
+    assert all(done) and len(done[0] + done[1]) == 5 == len({*done[0], *done[1]})
 
 
 def test_only_models_that_others_start_from_are_kept(made):
