@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked_python import ForkedPython
 
 from soho_fast.recipe import RECIPES
 
@@ -93,12 +94,24 @@ def port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.fixture(scope="session")
+def forked() -> Iterator[ForkedPython]:
+    """`python ...` in the engine's environment, with the libraries imported beforehand."""
+    forked = ForkedPython(environment(), "torchvision", "transformers.models.bert.modeling_bert", "deepspeed")
+    yield forked
+    forked.close()
+
+
 @pytest.fixture
-def launch(port: int) -> Callable[..., Finished]:
+def launch(forked: ForkedPython, port: int, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
     """Run requests for `engine_run.py` one after another in the same processes, and wait."""
 
     def run(*requests: dict, processes: int = 1, script: Path = SCRIPT, arguments: list[str] | None = None) -> Finished:
         arguments = [json.dumps(requests)] if arguments is None else arguments
+        if processes == 1:
+            said = tmp_path_factory.mktemp("said") / "stdout"
+            status = forked.run([str(script), *arguments], ROOT, said, said)
+            return Finished(status, said.read_text())
         process = _start([*command(processes, port), str(script), *arguments])
         try:
             text = process.communicate(timeout=900)[0]

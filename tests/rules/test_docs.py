@@ -5,7 +5,6 @@ The state is a folder with the project's own files and, made there by the docume
 within seconds.
 """
 
-import json
 import os
 import re
 import shlex
@@ -16,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from forked_python import ForkedPython
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -150,25 +150,22 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """run(command, folder): as a shell would; one that begins with `python` in a process that is forked."""
-    files = {name: tmp_path_factory.mktemp("run") / name for name in ("stdout", "stderr")}
-    driver = [sys.executable, str(Path(__file__).with_name("forked_python.py"))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    forked = ForkedPython(environment(), "torchvision", "transformers.models.bert.modeling_bert")
 
-    with subprocess.Popen(driver, env=environment(), text=True, bufsize=1, **pipes) as forking:
+    def run(command: str, folder: Path) -> subprocess.CompletedProcess:
+        if not command.startswith("python ") or set("|&;<>$*") & set(command):
+            return subprocess.run(
+                command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300,
+                check=False,
+            )  # fmt: skip
+        said = tmp_path_factory.mktemp("said")
+        status = forked.run(shlex.split(command)[1:], folder, said / "stdout", said / "stderr")
+        return subprocess.CompletedProcess(
+            command, status, (said / "stdout").read_text(), (said / "stderr").read_text()
+        )
 
-        def run(command: str, folder: Path) -> subprocess.CompletedProcess:
-            if not command.startswith("python ") or set("|&;<>$*") & set(command):
-                return subprocess.run(
-                    command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300,
-                    check=False,
-                )  # fmt: skip
-            request = {"arguments": shlex.split(command)[1:], "folder": str(folder)}
-            request |= {name: str(path) for name, path in files.items()}
-            forking.stdin.write(json.dumps(request) + "\n")
-            status = int(forking.stdout.readline())
-            return subprocess.CompletedProcess(command, status, *(path.read_text() for path in files.values()))
-
-        yield run
+    yield run
+    forked.close()
 
 
 def serves(command: str, folder: Path) -> None:

@@ -1,0 +1,80 @@
+"""Starts `python ...` by forking a process that has imported the libraries, which takes longer than most programs here.
+
+What runs is a process of its own, in a session of its own, that ends as any other. Of this project it finds nothing
+imported.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+LIMIT_S = 900
+
+
+class ForkedPython:
+    """The process that is forked.
+
+    Args:
+        environment: Its environment variables, and so those of all that it starts.
+        modules: What it imports beforehand.
+    """
+
+    def __init__(self, environment: dict[str, str], *modules: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *modules], env=environment, text=True, bufsize=1, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, arguments: list[str], folder: Path, stdout: Path, stderr: Path) -> int:
+        """The exit status of `python ...`, negative for a signal; both files may be one."""
+        request = {"arguments": arguments, "folder": folder, "streams": [stdout, stderr]}
+        self._process.stdin.write(json.dumps(request, default=str) + "\n")
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def _run(arguments: list[str]) -> None:
+    name, *options = arguments
+    if name == "-m":
+        name, *options = options
+        sys.argv[:], sys.path[0] = [name, *options], os.getcwd()
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    else:
+        # As with -W error::RuntimeWarning:__main__.
+        warnings.filterwarnings("error", category=RuntimeWarning, module="__main__$")
+        sys.argv[:], sys.path[0] = [name, *options], str(Path(name).resolve().parent)
+        runpy.run_path(name, run_name="__main__")
+
+
+if __name__ == "__main__":
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 1)
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if (child := os.fork()) == 0:
+            break
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        print(status, file=replies)
+    else:
+        sys.exit()
+    os.setsid()
+    signal.alarm(LIMIT_S)
+    os.chdir(request["folder"])
+    os.dup2(nowhere, 0)
+    for stream, path in enumerate(request["streams"], start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    _run(request["arguments"])
