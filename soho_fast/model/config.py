@@ -160,6 +160,8 @@ class SohoConfig(PreTrainedConfig):
         dictionary_seed (`int`): seed of every draw inside the dictionary.
         dictionary_batch_norm (`bool`): BatchNorm before the lookup, by running statistics of the valid tokens of all
             ranks, in training too.
+        dictionary_batch_norm_max_lag (`float`, *optional*): how far these lie behind those of a step at most, in its
+            standard deviations; see `normalization.py: TokenBatchNorm`.
         fusion (`str`): what the Transformer reads of the dictionary's output: `"none"`: f(v) itself. `"gate"`: a sum of
             it and its feature with learned shares; see `official/fusion.py: GatedFusion`. `"features"`: the feature
             itself, so that the dictionary only labels what masked visual modelling masks (an ablation, ours).
@@ -235,6 +237,7 @@ class SohoConfig(PreTrainedConfig):
     dictionary_init_std: float = 1.0
     dictionary_seed: int = 0
     dictionary_batch_norm: bool = False
+    dictionary_batch_norm_max_lag: float | int | None = None
     usage_decay: float = 0.99
     live_threshold: float = 0.01
     revive_threshold: float = 0.0
@@ -270,6 +273,11 @@ class SohoConfig(PreTrainedConfig):
             self._one_of(name, allowed)
         if self.visual_encoder == "official" and self.dictionary_batch_norm:
             raise ValueError("dictionary_batch_norm: visual_encoder='official' has a BatchNorm of its own, got True")
+        if (lag := self.dictionary_batch_norm_max_lag) is not None and not (self.dictionary_batch_norm and lag > 0):
+            raise ValueError(
+                "dictionary_batch_norm_max_lag: expected a number above 0, and dictionary_batch_norm with it, got "
+                f"{lag} and {self.dictionary_batch_norm}"
+            )
         if self.visual_encoder != "official" and self.recomputed_batch_norm:
             raise ValueError("recomputed_batch_norm: expected visual_encoder='official' with it, got 'paper'")
         self._one_of("hidden_act", tuple(ACT2FN))

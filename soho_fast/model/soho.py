@@ -45,7 +45,9 @@ def feature_norm(config: SohoConfig) -> TokenBatchNorm | AllTokenBatchNorm | Non
     """The BatchNorm before the dictionary, or none, as in the paper."""
     if config.visual_encoder == "official":
         return AllTokenBatchNorm(config.hidden_size)
-    return TokenBatchNorm(config.hidden_size) if config.dictionary_batch_norm else None
+    if not config.dictionary_batch_norm:
+        return None
+    return TokenBatchNorm(config.hidden_size, max_lag=config.dictionary_batch_norm_max_lag)
 
 
 class SohoModel(SohoPreTrainedModel):

@@ -110,7 +110,7 @@ def launch(forked: ForkedPython, port: int, tmp_path_factory: pytest.TempPathFac
         arguments = [json.dumps(requests)] if arguments is None else arguments
         if processes == 1:
             said = tmp_path_factory.mktemp("said") / "stdout"
-            status = forked.run([str(script), *arguments], ROOT, said, said)
+            status = forked.run([str(script), *arguments], ROOT, environment(), said, said)
             return Finished(status, said.read_text())
         process = _start([*command(processes, port), str(script), *arguments])
         try:

@@ -1,7 +1,7 @@
 """Starts `python ...` by forking a process that has imported the libraries, which takes longer than most programs here.
 
 What runs is a process of its own, in a session of its own, that ends as any other. Of this project it finds nothing
-imported.
+imported; of its environment it finds too late what libraries read when they are loaded (OMP_NUM_THREADS).
 """
 
 import contextlib
@@ -22,7 +22,7 @@ class ForkedPython:
     """The process that is forked.
 
     Args:
-        environment: Its environment variables, and so those of all that it starts.
+        environment: Its environment variables.
         modules: What it imports beforehand.
     """
 
@@ -32,9 +32,10 @@ class ForkedPython:
             stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def run(self, arguments: list[str], folder: Path, stdout: Path, stderr: Path) -> int:
+    def run(self, arguments: list[str], folder: Path, environment: dict[str, str], stdout: Path, stderr: Path) -> int:
         """The exit status of `python ...`, negative for a signal; both files may be one."""
-        request = {"arguments": arguments, "folder": folder, "streams": [stdout, stderr]}
+        streams = [stdout, stderr]
+        request = {"arguments": arguments, "folder": folder, "environment": environment, "streams": streams}
         self._process.stdin.write(json.dumps(request, default=str) + "\n")
         return int(self._process.stdout.readline())
 
@@ -74,6 +75,10 @@ if __name__ == "__main__":
     os.setsid()
     signal.alarm(LIMIT_S)
     os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[1:1] = [path for path in paths if path not in sys.path]
     os.dup2(nowhere, 0)
     for stream, path in enumerate(request["streams"], start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)

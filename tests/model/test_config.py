@@ -40,6 +40,11 @@ def test_paper_preset_has_the_papers_values():
         ({"num_codes": "many"}, "Field 'num_codes' expected int, got str"),
         ({"backbone_frozen_stages": 5}, "backbone_frozen_stages: expected 0 to 4"),
         ({"usage_decay": 1.0}, "usage_decay"),
+        ({"dictionary_batch_norm_max_lag": 0.5}, "dictionary_batch_norm_max_lag: expected"),
+        (
+            {"dictionary_batch_norm": True, "dictionary_batch_norm_max_lag": 0},
+            "dictionary_batch_norm_max_lag: expected",
+        ),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(overrides, words):

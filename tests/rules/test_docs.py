@@ -159,7 +159,7 @@ def run(tmp_path_factory):
                 check=False,
             )  # fmt: skip
         said = tmp_path_factory.mktemp("said")
-        status = forked.run(shlex.split(command)[1:], folder, said / "stdout", said / "stderr")
+        status = forked.run(shlex.split(command)[1:], folder, environment(), said / "stdout", said / "stderr")
         return subprocess.CompletedProcess(
             command, status, (said / "stdout").read_text(), (said / "stderr").read_text()
         )
