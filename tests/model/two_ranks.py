@@ -11,7 +11,13 @@ from soho_fast.model import SohoConfig, SohoForPreTraining, VisualDictionary
 STEPS, PARTS, VARIANTS = 4, (1, 2, 4), ("paper", "vqvae")
 # Revival with a threshold of half the uniform share re-seeds codes at every step from the second on.
 KINDS = ("paper", "official")
-OPTIONS = {"dictionary_batch_norm": True, "revive_threshold": 0.5, "revive_patience": 1, "revive_limit": 3}
+OPTIONS = {
+    "dictionary_batch_norm": True,
+    "dictionary_batch_norm_max_lag": 0.5,
+    "revive_threshold": 0.5,
+    "revive_patience": 1,
+    "revive_limit": 3,
+}
 
 
 def config(kind: str) -> SohoConfig:

@@ -42,10 +42,12 @@ def test_every_run_has_its_row(made):
 
 
 def test_two_commands_at_once_divide_the_runs(made):
-    """No run is made twice, and neither waits for the other to make all."""
-    _, said = made
-    done = [re.findall("^(.*): done in ", each, flags=re.MULTILINE) for each in said]
-    assert all(done) and len(done[0] + done[1]) == 5 == len({*done[0], *done[1]})
+    """No run is trained twice, and neither command leaves all to the other."""
+    folder, said = made
+    done = [set(re.findall("^(.*): done in ", each, flags=re.MULTILINE)) for each in said]
+    assert all(done) and len(done[0] | done[1]) == 5
+    logs = [path.read_text() for path in folder.glob("runs/*/*/*/log.txt")]
+    assert [log.count(" parameters, ") for log in logs] == [1] * 5
 
 
 def test_only_models_that_others_start_from_are_kept(made):
