@@ -14,12 +14,12 @@ import pytest
 import yaml
 from forked_python import ForkedPython
 
+from soho_fast import train
 from soho_fast.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "engine"))
 SCRIPT = Path(__file__).with_name("engine_run.py")
-AGAIN = Path(__file__).with_name("train_again.py")
 
 # Recipe mini, made small.
 SMALL = {
@@ -138,26 +138,14 @@ def start(port: int) -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 @pytest.fixture
-def again() -> Iterator[Callable[..., tuple[int, str]]]:
-    """Run the command with these arguments, in one process for all commands of a test: exit code and output."""
-    process = subprocess.Popen(
-        [sys.executable, str(AGAIN)], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+def again(launch: Callable[..., Finished]) -> Callable[..., tuple[int, str]]:
+    """Run the training command with these arguments: exit code and output."""
 
     def run(*arguments: str) -> tuple[int, str]:
-        process.stdin.write(json.dumps(arguments) + "\n")
-        process.stdin.flush()
-        lines: list[str] = []
-        for line in process.stdout:
-            if line.startswith('{"code"'):
-                return json.loads(line)["code"], "".join(lines)
-            lines.append(line)
-        raise AssertionError("".join(lines))
+        done = launch(script=Path(train.__file__), arguments=list(arguments))
+        return done.code, done.text
 
-    yield run
-    process.kill()
-    process.communicate()
+    return run
 
 
 @pytest.fixture
