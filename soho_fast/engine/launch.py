@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from datetime import timedelta
 
 import deepspeed
@@ -21,6 +22,7 @@ from soho_fast.engine.settings import EngineSettings
 _DEFAULT_PORT = "29500"
 # Machines may be started by hand, one after another.
 _PATIENCE = timedelta(minutes=10)
+_LETTING_GO = 0.2  # seconds
 
 
 def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
@@ -120,6 +122,10 @@ def leave_processes() -> None:
     """Leave the process group, so that the interpreter ends without a warning."""
     if dist.is_initialized():
         sys.stdout.flush()
+        if dist.get_world_size() > 1:
+            # Gloo's threads let go of a collective's tensors some time after it, for which they need a living
+            # interpreter: without one they abort the process. torch has no call that waits for that.
+            time.sleep(_LETTING_GO)
         dist.destroy_process_group()
 
 
