@@ -369,13 +369,18 @@ def test_a_moving_basis_follows_its_codebook():
     moving, codebook = ops.MovingBasis(interval=3), _normal(256, 6) @ _normal(6, 128, seed=1)
     first = moving.of(codebook)
     assert first.shape == (128, 16)
+
+    def held(basis):
+        spread = codebook - codebook.mean(0)
+        return float((spread @ basis).norm() / spread.norm())
+
     codebook += _normal(256, 6, seed=2) @ _normal(6, 128, seed=3)
-    assert moving.of(codebook) is first and moving.of(codebook) is first
-    turned = moving.of(codebook)
-    assert turned.shape == (128, 16)
-    spread = codebook - codebook.mean(0)
-    held = [float((spread @ basis).norm() / spread.norm()) for basis in (first, turned)]
-    assert held[0] < 0.9 and held[1] > 0.999
+    second = moving.of(codebook)
+    assert second.shape == (128, 16) and held(first) < 0.9 and held(second) > 0.999
+    codebook += _normal(256, 3, seed=8) @ _normal(3, 128, seed=9)
+    assert moving.of(codebook) is second
+    third = moving.of(codebook)
+    assert third.shape == (128, 16) and held(second) < 0.95 and held(third) > 0.999
     codebook += _normal(256, 50, seed=4) @ _normal(50, 128, seed=5)
     assert [moving.of(codebook).shape[1] for _ in range(5)] == [16, 16, 64, 64, 64]
     codebook.copy_(_normal(256, 6, seed=6) @ _normal(6, 128, seed=7))

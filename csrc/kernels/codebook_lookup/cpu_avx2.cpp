@@ -157,8 +157,10 @@ struct Reduced {
     return {sum_of_floats(square), 0.0f};
   }
 
+  template <int num_codes>
   static void multiply(const float* rows, int64_t row_length, const float* codes, int64_t num_steps, float* out,
                        int64_t out_length) {
+    static_assert(num_codes == kCodes);
     __m256 sum[kRows][2];
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_ps();

@@ -31,16 +31,19 @@ struct ReducedAvx512 {
     return {_mm512_reduce_add_ps(square), Dot::kRounds ? _mm512_reduce_add_ps(rounding_square) : 0.0f};
   }
 
+  template <int num_codes>
   static void multiply(const float* rows, int64_t row_length, const float* codes, int64_t num_steps, float* out,
                        int64_t out_length) {
-    __m512 sum[kRows][2];
+    constexpr int kVectors = num_codes / 16;
+    __m512 sum[kRows][kVectors];
 #pragma GCC unroll 14
-    for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm512_setzero_ps();
+    }
     add_products<Dot>(rows, row_length, codes, 0, num_steps, sum);
 #pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r) {
-      _mm512_storeu_ps(out + r * out_length, sum[r][0]);
-      _mm512_storeu_ps(out + r * out_length + 16, sum[r][1]);
+      for (int v = 0; v < kVectors; ++v) _mm512_storeu_ps(out + r * out_length + 16 * v, sum[r][v]);
     }
   }
 

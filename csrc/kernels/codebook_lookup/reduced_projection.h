@@ -21,24 +21,57 @@ struct Projection {
   double radius;      // R
 };
 
+// Of several, for vector instructions.
+template <int64_t num>
+struct Projections {
+  double low_square[num], whole[num], length[num], error[num], radius[num];
+  Projection operator[](int64_t n) const { return {low_square[n], whole[n], length[n], error[n], radius[n]}; }
+};
+
+template <int64_t num>
+struct SeveralLengths {
+  float square[num] = {}, rounding_square[num] = {};
+  void set(int64_t n, const RowLengths& lengths) {
+    square[n] = lengths.square;
+    rounding_square[n] = lengths.rounding_square;
+  }
+};
+
 // `lengths` are those of a^, `directions` those of p~ and its rounding.
+template <int64_t num>
+inline Projections<num> certify(const SeveralLengths<num>& lengths, const SeveralLengths<num>& directions,
+                                int64_t num_channels, int64_t num_directions) {
+  const double lanes = 1.02 * (static_cast<double>(num_channels) / 8 + 32) * 0x1p-24;
+  const double relative = (static_cast<double>(num_directions) / 8 + 32) * 0x1p-24;
+  const double chain = 1.07 * static_cast<double>(num_channels + 16) * 0x1p-24 * std::sqrt(num_directions);
+  Projections<num> projections;
+  for (int64_t n = 0; n < num; ++n) {
+    const double square = lengths.square[n], lost_square = lengths.rounding_square[n];
+    const double near_square = directions.square[n], rounding_square = directions.rounding_square[n];
+    const double high_square = square * (1 + lanes) + 0x1p-100, whole = std::sqrt(high_square);
+    const double lost = std::sqrt(lost_square) * (1 + 0x1p-8), near = std::sqrt(near_square);
+    const double low = near * (1 - relative), high = near * (1 + relative);
+    const double error = 1.01 * 0x1p-24 * whole + lost + chain * (whole + lost) + 0x1p-22 * high + 0x1p-50;
+    const double inside = low - error, held = inside > 0.0 ? inside : 0.0;
+    const double outside = high_square - held * held, rest = outside > 0.0 ? outside : 0.0;
+    const double rounding = std::sqrt(rounding_square) * (1 + 0x1p-8);
+    const double length = high + rounding, radius = std::sqrt(rest) * (1 + 0x1p-20) + 0x1p-50;
+    const double certified = std::sqrt(length * length + radius * radius) * (1 + 0x1p-20);
+    projections.low_square[n] = square * (1 - lanes);
+    projections.whole[n] = certified > whole ? certified : whole;
+    projections.length[n] = length;
+    projections.error[n] = (error + rounding) * (1 + 0x1p-20);
+    projections.radius[n] = radius;
+  }
+  return projections;
+}
+
 inline Projection certify(const RowLengths& lengths, const RowLengths& directions, int64_t num_channels,
                           int64_t num_directions) {
-  const double lanes = 1.02 * (static_cast<double>(num_channels) / 8 + 32) * 0x1p-24, square = lengths.square;
-  const double high_square = square * (1 + lanes) + 0x1p-100, whole = std::sqrt(high_square);
-  const double lost = std::sqrt(static_cast<double>(lengths.rounding_square)) * (1 + 0x1p-8);
-  const double relative = (static_cast<double>(num_directions) / 8 + 32) * 0x1p-24;
-  const double low = std::sqrt(static_cast<double>(directions.square)) * (1 - relative);
-  const double high = std::sqrt(static_cast<double>(directions.square)) * (1 + relative);
-  const double chain = 1.07 * static_cast<double>(num_channels + 16) * 0x1p-24 * std::sqrt(num_directions);
-  const double error = 1.01 * 0x1p-24 * whole + lost + chain * (whole + lost) + 0x1p-22 * high + 0x1p-50;
-  const double held = low > error ? low - error : 0.0;
-  const double rest = high_square > held * held ? high_square - held * held : 0.0;
-  const double rounding = std::sqrt(static_cast<double>(directions.rounding_square)) * (1 + 0x1p-8);
-  const double length = high + rounding, radius = std::sqrt(rest) * (1 + 0x1p-20) + 0x1p-50;
-  const double certified = std::sqrt(length * length + radius * radius) * (1 + 0x1p-20);
-  return {square * (1 - lanes), certified > whole ? certified : whole, length, (error + rounding) * (1 + 0x1p-20),
-          radius};
+  SeveralLengths<1> of_row, of_directions;
+  of_row.set(0, lengths);
+  of_directions.set(0, directions);
+  return certify(of_row, of_directions, num_channels, num_directions)[0];
 }
 
 // Of a sum of num_directions products and what is added to them, relative to |a| |b| and |b|^2/2.
@@ -77,7 +110,11 @@ void project_tile(const ScreenedCodes& screened, const ReducedCodes& reduced, in
   }
   for (int64_t k = 0; k < reduced.num_directions; k += kWidth) {
     const float* panel = static_cast<const float*>(reduced.basis) + k * tile.steps;
-    Kernel::multiply(tile.words, tile.row_length, panel, tile.steps, directions[0] + k, kMostDirections);
+    // Behind an odd number of kDirectionMultiple the rest of a panel are zeros.
+    static_assert(kWidth == kDirectionMultiple || kWidth == 2 * kDirectionMultiple);
+    const bool whole = reduced.num_directions - k >= kWidth;
+    const auto multiply = whole ? Kernel::template multiply<kWidth> : Kernel::template multiply<kDirectionMultiple>;
+    multiply(tile.words, tile.row_length, panel, tile.steps, directions[0] + k, kMostDirections);
   }
 }
 

@@ -200,22 +200,23 @@ void add_candidates_of_tile(const float (*scores)[32], int64_t group, float* thr
   }
 }
 
-// Sums of 14 rows x 32 codes, all in registers, from what they hold.
-template <class Dot, int num_rows, class Sum>
+// Sums of 14 rows x 32 codes, or the first 16 of them, all in registers, from what they hold.
+template <class Dot, int num_rows, int num_vectors, class Sum>
 [[gnu::always_inline]] inline void add_products(const float* rows, int64_t row_length, const float* codes,
-                                                int64_t first_step, int64_t num_steps, Sum (&sum)[num_rows][2]) {
+                                                int64_t first_step, int64_t num_steps,
+                                                Sum (&sum)[num_rows][num_vectors]) {
   const float* three[(num_rows + 2) / 3];  // of every three rows the first: an address reaches two rows further
 #pragma GCC unroll 5
   for (int t = 0; t < (num_rows + 2) / 3; ++t) three[t] = rows + 3 * t * row_length;
 #pragma GCC unroll 4
   for (int64_t step = first_step; step < num_steps; ++step) {
-    const __m512 code0 = _mm512_load_ps(codes), code1 = _mm512_load_ps(codes + 16);
+    __m512 code[num_vectors];
+    for (int v = 0; v < num_vectors; ++v) code[v] = _mm512_load_ps(codes + 16 * v);
     codes += 32;
 #pragma GCC unroll 14
     for (int r = 0; r < num_rows; ++r) {
       const __m512 x = _mm512_set1_ps(three[r / 3][(r % 3) * row_length + step]);
-      sum[r][0] = Dot::add(sum[r][0], x, code0);
-      sum[r][1] = Dot::add(sum[r][1], x, code1);
+      for (int v = 0; v < num_vectors; ++v) sum[r][v] = Dot::add(sum[r][v], x, code[v]);
     }
   }
 }

@@ -5,10 +5,10 @@
 // kCodes and convert_row of screen.h,
 //   kPass                                                        its ReducedPass::type
 //   static RowLengths round_directions(p, factor, num, words)    factor p as words; |factor p|^2 and of the rounding
-//   static void multiply(rows, row_length, codes, num_steps, out, out_length)   products of one tile, float32
-//   static void highest(rows, row_length, radius, codes, negated_half, code_radius, num_steps, out)   U, per row
-//   kCoarse, and where it is true largest_direction, round_coarse and highest_coarse: `highest` of directions in int8
-//   kSifts, and where it is true sift_row, sift_code and sift   all channels in int8, see cpu_avx512_reduced.cpp
+//   static void multiply<num_codes>(rows, row_length, codes, num_steps, out, out_length)   products of one tile,
+//   float32 static void highest(rows, row_length, radius, codes, negated_half, code_radius, num_steps, out)   U, per
+//   row kCoarse, and where it is true largest_direction, round_coarse and highest_coarse: `highest` of directions in
+//   int8 kSifts, and where it is true sift_row, sift_code and sift   all channels in int8, see cpu_avx512_reduced.cpp
 //   static void look(row, radius, codes, negated_half, code_radius, num_steps, out)   U of one row, per code
 #pragma once
 
@@ -75,9 +75,13 @@ struct ReducedWindow {
   alignas(64) float per_length[kGroupRows + kListSlack] = {};
   alignas(64) float per_error[kGroupRows + kListSlack] = {};
 
-  void set(int64_t r, const Projection& a, double sum) {
-    per_length[r] = static_cast<float>((a.error + sum * a.whole) * (1 + 0x1p-16));
-    per_error[r] = static_cast<float>(a.length * (1 + 0x1p-16));
+  // Of the rows from `first` on; those behind them are set later.
+  template <int64_t num>
+  void set(int64_t first, const Projections<num>& a, double sum) {
+    for (int64_t n = 0; n < num; ++n) {
+      per_length[first + n] = static_cast<float>((a.error[n] + sum * a.whole[n]) * (1 + 0x1p-16));
+      per_error[first + n] = static_cast<float>(a.length[n] * (1 + 0x1p-16));
+    }
   }
 
   float at(int64_t r, float length, float error, float per_square) const {
@@ -160,6 +164,7 @@ class ReducedPanel {
 
  private:
   static constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes, kPanel = kGroupRows;
+  static constexpr int64_t kCertified = (kRows + 7) / 8 * 8;  // whole vectors
   using OfRows = float[kPanel + kListSlack];
 
   void project(int64_t first) {
@@ -172,23 +177,30 @@ class ReducedPanel {
     const int64_t present = num_rows_ - first < kRows ? num_rows_ - first : kRows;
     project_tile<Kernel>(screened, reduced, args.num_channels, present, args.features_type, row_of, tile_, directions,
                          lengths);
+    SeveralLengths<kCertified> of_rows, rounded, coarse;
     for (int64_t n = 0; n < kRows; ++n) {
       const int64_t r = first + n;
-      const RowLengths rounded =
-          Kernel::round_directions(directions[n], reduced.factor, num_directions_, words_ + r * row_length_);
-      const Projection a = certify(lengths[n], rounded, args.num_channels, num_directions_);
-      const bool finite = std::isfinite(a.low_square + a.length + a.error + a.radius);
-      radius_[r] = finite ? static_cast<float>(a.radius * (1 + 0x1p-22)) : 0.0f;
-      threshold_[r] = finite ? -kInfinity : kInfinity;
-      code_window_.set(r, a, sum_);
+      of_rows.set(n, lengths[n]);
+      rounded.set(n,
+                  Kernel::round_directions(directions[n], reduced.factor, num_directions_, words_ + r * row_length_));
       if constexpr (Kernel::kCoarse) {
         float* words = coarse_ + r * coarse_length_;
         const float largest = Kernel::largest_direction(directions[n], reduced.factor, num_directions_);
         words[0] = largest / 127.0f;
-        const RowLengths coarse = Kernel::round_coarse(directions[n], reduced.factor, num_directions_, largest, 128,
-                                                       reinterpret_cast<int8_t*>(words + 1));
-        group_window_.set(r, certify(lengths[n], coarse, args.num_channels, num_directions_), sum_);
+        coarse.set(n, Kernel::round_coarse(directions[n], reduced.factor, num_directions_, largest, 128,
+                                           reinterpret_cast<int8_t*>(words + 1)));
       }
+    }
+    const auto projections = certify(of_rows, rounded, args.num_channels, num_directions_);
+    code_window_.set(first, projections, sum_);
+    if constexpr (Kernel::kCoarse)
+      group_window_.set(first, certify(of_rows, coarse, args.num_channels, num_directions_), sum_);
+    for (int64_t n = 0; n < kRows; ++n) {
+      const int64_t r = first + n;
+      const Projection a = projections[n];
+      const bool finite = std::isfinite(a.low_square + a.length + a.error + a.radius);
+      radius_[r] = finite ? static_cast<float>(a.radius * (1 + 0x1p-22)) : 0.0f;
+      threshold_[r] = finite ? -kInfinity : kInfinity;
       if (n >= present) continue;
       ReducedRow& row = rows_[r];
       row.low_square = a.low_square;

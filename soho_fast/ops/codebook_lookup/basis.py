@@ -136,7 +136,8 @@ def _random_directions(codebook: Tensor, count: int) -> Tensor:
 
 
 class MovingBasis:
-    """Directions of a codebook that moves, as in training and in k-means: made at first, turned every few lookups.
+    """Directions of a codebook that moves, as in training and in k-means: made at first, turned at the next lookup
+    and then every few.
 
     They are a hint, no state: nothing depends on them but the time of a lookup, so they need not be saved.
     """
@@ -144,7 +145,7 @@ class MovingBasis:
     def __init__(self, interval: int = 16) -> None:
         """
         Args:
-            interval: lookups between two turns.
+            interval: lookups between two turns, but the first.
         """
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             raise ValueError(f"interval: expected 1 or more lookups, got {interval!r}")
@@ -163,7 +164,8 @@ class MovingBasis:
             return None
         if self._wide is None or self._wide.shape[:-1] != (*codebook.shape[:-2], codebook.shape[-1]):
             self._wide, self._num_lookups = None, 0
-        if self._num_lookups % self.interval == 0:
+        # Codes that were drawn from the rows move most, and towards fewer directions, in their first step.
+        if self._num_lookups == 1 or self._num_lookups % self.interval == 0:
             self._turn(codebook)
         self._num_lookups += 1
         return self._basis
