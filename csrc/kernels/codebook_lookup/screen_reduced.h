@@ -5,10 +5,10 @@
 // kCodes and convert_row of screen.h,
 //   kPass                                                        its ReducedPass::type
 //   static RowLengths round_directions(p, factor, num, words)    factor p as words; |factor p|^2 and of the rounding
-//   static void multiply<num_codes>(rows, row_length, codes, num_steps, out, out_length)   products of one tile,
-//   float32 static void highest(rows, row_length, radius, codes, negated_half, code_radius, num_steps, out)   U, per
-//   row kCoarse, and where it is true largest_direction, round_coarse and highest_coarse: `highest` of directions in
-//   int8 kSifts, and where it is true sift_row, sift_code and sift   all channels in int8, see cpu_avx512_reduced.cpp
+//   static void multiply<num>(rows, row_length, codes, num_steps, out, out_length)   products of one tile, float32
+//   static void highest(rows, row_length, radius, codes, negated_half, code_radius, num_steps, out)   U, per row
+//   kCoarse, and where it is true largest_direction, round_coarse and highest_coarse: `highest` of directions in int8
+//   kSifts, and where it is true sift_row, sift_code and sift   all channels in int8, see cpu_avx512_reduced.cpp
 //   static void look(row, radius, codes, negated_half, code_radius, num_steps, out)   U of one row, per code
 #pragma once
 
@@ -75,7 +75,7 @@ struct ReducedWindow {
   alignas(64) float per_length[kGroupRows + kListSlack] = {};
   alignas(64) float per_error[kGroupRows + kListSlack] = {};
 
-  // Of the rows from `first` on; those behind them are set later.
+  // Of the rows from `first` on; what is behind the last one of a tile is set with the next.
   template <int64_t num>
   void set(int64_t first, const Projections<num>& a, double sum) {
     for (int64_t n = 0; n < num; ++n) {
