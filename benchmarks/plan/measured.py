@@ -58,12 +58,13 @@ def of_a_step(recomputed: bool) -> list[Row]:
         model.end_step(applied=True)
         return forward
 
-    step()  # From now on gradients are there, and the lookup has its directions.
+    for _ in range(2):  # From now on gradients are there, and the lookup keeps its directions for some steps.
+        step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, with_flops=True) as profiled:
         step()
     with FlopCounterMode(display=False) as counter:
         forward = step(counter)
-    for _ in range(2):
+    for _ in range(3):
         inputs = work.inputs(work.largest, IMAGES)
         cost = run_step(fake, inputs, mode, num_labelled=num_labelled, as_on_gpu=False)
     name = ", recomputed" if recomputed else ""
