@@ -25,11 +25,13 @@ def rendered(text: str, *, figures: bool) -> str:
     Raises:
         ValueError: rows are there of a study that has no markers.
     """
-    for path in sorted(RESULTS.glob("studies-*.jsonl")):
+    paths = sorted(RESULTS.glob("studies-*.jsonl"))
+    rows = read_rows(paths)  # A run that two studies have in common stands in one of the files.
+    for path in paths:
         name = path.stem.removeprefix("studies-")
         study = read_study(find_study(name))
         runs, picture = runs_of(study), f"studies-{name}.png"
-        cells, old = rows_by_cell(name, runs, read_rows([path]))
+        cells, old = rows_by_cell(name, runs, rows)
         differences = compare(study, cells)
         if figures:
             draw(study, differences, PAGE.parent / picture)
