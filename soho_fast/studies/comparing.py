@@ -77,7 +77,12 @@ def unit_of(label: str) -> str:
 
 
 def value_of(row: Mapping[str, Any], measure: str) -> float | None:
-    """A measure of a row, or what the row says of the run itself (`seconds`, `peak_memory_gb`, ...)."""
+    """A measure of a row, or what the row says of the run itself (`seconds`, `peak_memory_gb`, ...), or of two of them
+    the difference, `ONE - OTHER`; None where it is not there."""
+    first, minus, second = measure.partition(" - ")
+    if minus:
+        one, other = value_of(row, first), value_of(row, second)
+        return None if one is None or other is None else one - other
     value = row["measures"].get(measure, row.get(measure))
     return float(value) if isinstance(value, int | float) else None
 

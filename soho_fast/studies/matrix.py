@@ -49,6 +49,7 @@ class Run:
         content: Its recipe's fields with all overrides.
         splits, codes, photos: As those of `Stage`.
         start: The run whose model it starts from.
+        launcher: As that of `Arm`.
     """
 
     cell: Cell
@@ -58,6 +59,7 @@ class Run:
     codes: int
     start: Run | None = None
     photos: bool = False
+    launcher: str = ""
     dependents: list[Run] = field(default_factory=list, repr=False)
     cells: list[Cell] = field(init=False)
 
@@ -69,6 +71,7 @@ class Run:
         """Of all that its measures depend on, as far as recipes tell it."""
         parts = [told(self.content), self.splits, self.codes, self.start.digest if self.start else None]
         parts += ["photos"] if self.photos else []
+        parts += [{"launcher": self.launcher}] if self.launcher else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def folder(self, root: Path) -> Path:
@@ -114,7 +117,7 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
                     _leave_out_roots(content, overrides or {})
                     content["seed"] = seed + arm.seed_offset
                     start = made.get(stage.after)
-                    run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, stage.photos)
+                    run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, stage.photos, arm.launcher)
                     made[stage_name] = runs.setdefault(run.digest, run)
                     if made[stage_name] is not run:
                         made[stage_name].cells.append(cell)

@@ -198,7 +198,7 @@ class Runner:
             results=str(self.place.results),
             known=[str(path) for path in self.place.known],
             keep_model=bool(run.dependents),
-            launcher=self.place.launcher,
+            launcher=run.launcher or self.place.launcher,
         )
         process = context.Process(target=run_one, args=(job,))
         process.start()

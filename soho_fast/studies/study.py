@@ -33,6 +33,7 @@ class Arm:
         stages: The same, of one stage's runs, by the stage's name.
         seeds: Seeds of this arm; empty takes the study's.
         seed_offset: Added to the seeds that its recipes have: the same arm by other chances.
+        launcher: Words before its training commands, where several processes train; empty takes the command line's.
     """
 
     about: str = ""
@@ -40,6 +41,7 @@ class Arm:
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
     seed_offset: int = 0
+    launcher: str = ""
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Stage:
         photos: Also measure whether codes mean the same things in real photographs, as `soho_fast.studies.photos`
             does, from a package of Debian.
         measures: Measures that are compared, by name, and what a reader calls them: a share, unless a unit stands in
-            brackets at the end.
+            brackets at the end. `ONE - OTHER` is a measure less another one of the same run.
         arms: The arms that have it; empty: all.
     """
 

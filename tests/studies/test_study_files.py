@@ -73,6 +73,10 @@ def test_a_digest_follows_what_measures_depend_on_and_nothing_else(tmp_path):
     study = read_study(written(tmp_path))
     study.stages["vqa"].photos = True
     assert changed() == [False, True, False, True, True]
+    # In two processes a training is another one.
+    study = read_study(written(tmp_path))
+    study.arms["none"].launcher = "deepspeed --num_accelerators 2"
+    assert changed() == [True, True, False, False, False]
 
 
 def test_overrides_are_put_over_the_recipe_field_by_field(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from soho_fast.studies.comparing import Difference, compare, holm, paired
+from soho_fast.studies.comparing import Difference, compare, holm, paired, value_of
 from soho_fast.studies.matrix import Cell
 from soho_fast.studies.report import page, sentence
 from soho_fast.studies.study import Arm, Comparison, Stage, Study, Variant
@@ -63,6 +63,14 @@ def test_differences_that_tell_nothing_of_another_seed_have_no_interval():
         mean, low, high, p = paired(few)
         assert math.isnan(low) and math.isnan(high) and math.isnan(p)
         assert math.isnan(mean) if not few else mean == pytest.approx(few[0])
+
+
+def test_a_measure_can_be_one_less_another():
+    row = {"measures": {"purity": 0.75, "shuffled": 0.5, "word": "none"}, "seconds": 2}
+    assert value_of(row, "purity - shuffled") == 0.25
+    assert value_of(row, "seconds - purity") == 1.25
+    assert [value_of(row, f"purity - {name}") for name in ("missing", "word")] == [None, None]
+    assert value_of(row, "missing - purity") is None
 
 
 def test_holm_is_holms():

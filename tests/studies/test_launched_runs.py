@@ -1,0 +1,64 @@
+"""Training commands of several processes, behind the words of a launcher: the study's, or an arm's own."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import yaml
+from tiny_study import TINY
+
+from soho_fast.studies import one
+from soho_fast.studies.matrix import runs_of
+from soho_fast.studies.results import read_rows
+from soho_fast.studies.running import Place, Runner
+from soho_fast.studies.study import read_study
+
+LAUNCHER = """
+import json, sys
+from types import SimpleNamespace
+sys.path.insert(0, {here!r})
+from tiny_study import trained
+with open({told!r}, "w") as file:
+    json.dump(sys.argv[1:], file)
+sys.exit(trained(SimpleNamespace(folder={folder!r}), "train", []))
+"""
+
+
+@pytest.fixture()
+def signals():
+    """What a launched command hears is put back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_its_words_stand_before_the_command(tmp_path, monkeypatch, signals):
+    monkeypatch.setattr(one, "_versions", dict)
+    folder, told, script = tmp_path / "run", tmp_path / "told.json", tmp_path / "launch.py"
+    folder.mkdir()
+    script.write_text(LAUNCHER.format(here=str(Path(__file__).parent), told=str(told), folder=str(folder)))
+    row = {"study": "s", "arm": "a", "seed": 0, "stage": "one", "variant": "", "digest": "d"}
+    launcher = f"{sys.executable} {script} --processes 2"
+    rows = tmp_path / "rows.jsonl"
+    job = one.Job(row, {}, {}, 0, False, str(folder), str(rows), [], keep_model=False, launcher=launcher)
+    assert one._make(job, folder) == 0
+    program = str(Path(one.__file__).parent.parent / "train.py")
+    assert json.loads(told.read_text()) == ["--processes", "2", program, "--recipe", str(folder / "recipe.yaml")]
+    assert [each["launcher"] for each in read_rows([rows])] == [launcher]
+
+
+@pytest.mark.parametrize("of_all", ["", "deepspeed --num_gpus 8"])
+def test_an_arms_own_goes_before_the_studys(tmp_path, of_all):
+    arms = {"none": {}, "codes": {"launcher": "deepspeed --num_accelerators 2"}}
+    path = tmp_path / "made.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "arms": arms, "comparisons": []}, sort_keys=False))
+    runs = [run for run in runs_of(read_study(path)) if run.cell.stage == "pretraining"]
+    runner, context = Runner("made", runs, Place(tmp_path, launcher=of_all), print), MagicMock()
+    for run in runs:
+        runner._begin(run, context, 1)
+    jobs = [call.kwargs["args"][0] for call in context.Process.call_args_list]
+    assert [(job.row["arm"], job.launcher) for job in jobs] == [("none", of_all), ("codes", arms["codes"]["launcher"])]
