@@ -29,3 +29,19 @@ def test_the_table_in_its_text_is_of_the_rows():
             assert len(values) == 3
             means.append(f"{100 * fmean(values):.1f}")
         assert line == f"| {name} | {' | '.join(means)} |"
+
+
+def test_the_table_of_conditions_in_its_text_is_of_the_rows():
+    rows = read_rows([RESULTS / "studies-conditions.jsonl"])
+    _, _, table = PAGE.read_text().partition("| image to text R@1, %, seeds 0 and 1 |")
+    lines = table.partition("\n\n")[0].splitlines()[2:]
+    assert len(lines) == 10
+    for line in lines:
+        condition = line.split("|")[1].strip()
+        cells = []
+        for arm in ("none", "k256"):
+            name = arm if condition == "nothing else changed" else f"{arm}, {condition}"
+            values = {row["seed"]: row["measures"]["image_to_text_r1"] for row in rows if row["arm"] == name}
+            assert set(values) >= ({0} if condition.startswith("4x steps") else {0, 1})
+            cells.append(", ".join(f"{100 * values[seed]:.1f}" for seed in (0, 1) if seed in values))
+        assert line == f"| {condition} | {' | '.join(cells)} |"
