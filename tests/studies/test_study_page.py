@@ -6,6 +6,12 @@ from benchmarks.studies_page import PAGE, RESULTS, rendered
 from soho_fast.studies.results import read_rows
 
 
+def lines_below(head: str) -> list[str]:
+    """The rows of the table in the page's text whose head begins so."""
+    _, _, table = PAGE.read_text().partition(head)
+    return table.partition("\n\n")[0].splitlines()[2:]
+
+
 def test_the_page_is_rendered_from_the_committed_rows():
     text = PAGE.read_text()
     assert rendered(text, figures=False) == text, "python -m benchmarks.studies_page renders it"
@@ -20,8 +26,9 @@ def test_the_table_in_its_text_is_of_the_rows():
         "SNLI-VE accuracy": ("snli_ve", "test.accuracy"),
         "mean R@1": ("retrieval", "test.mean_r1"),
     }
-    _, _, table = PAGE.read_text().partition("| seeds 0 to 2, % |")
-    for line, (name, (stage, measure)) in zip(table.splitlines()[2:], measures.items(), strict=False):
+    lines = lines_below("| seeds 0 to 2, % |")
+    assert len(lines) == len(measures)
+    for line, (name, (stage, measure)) in zip(lines, measures.items(), strict=True):
         means = []
         for arm in arms:
             of_arm = [row for row in rows if (row["arm"], row["stage"], row["variant"]) == (arm, stage, "10 %")]
@@ -33,8 +40,7 @@ def test_the_table_in_its_text_is_of_the_rows():
 
 def test_the_table_of_conditions_in_its_text_is_of_the_rows():
     rows = read_rows([RESULTS / "studies-conditions.jsonl"])
-    _, _, table = PAGE.read_text().partition("| image to text R@1, %, seeds 0 and 1 |")
-    lines = table.partition("\n\n")[0].splitlines()[2:]
+    lines = lines_below("| image to text R@1, %, seeds 0 and 1 |")
     assert len(lines) == 10
     for line in lines:
         condition = line.split("|")[1].strip()
