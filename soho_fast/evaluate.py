@@ -26,16 +26,16 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() ==
 # Before torch loads OpenMP; see train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
 
 # Nothing heavy; see train.py.
 with from_extra("train"):
-    from soho_fast.command_line import Parser, as_text
-    from soho_fast.engine.errors import DISK_ERRORS, UserError, environment_rank, fail
+    from soho_fast.common.command_line import Parser, as_text
+    from soho_fast.common.errors import DISK_ERRORS, UserError, environment_rank, fail
+    from soho_fast.common.hub import check_name, no_such_path
+    from soho_fast.common.spelling import did_you_mean
     from soho_fast.engine.heartbeat import LOST, leave_heartbeat
-    from soho_fast.hub import check_name, no_such_path
-    from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots
-    from soho_fast.spelling import did_you_mean
+    from soho_fast.tasks.recipe import build_demo_corpus, read_recipe, with_data_roots
 
 # A run's folders of exported models, by what they are called on the command line.
 CHECKPOINTS = {"best": "best", "last": "model"}
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         said = f"{error.filename or 'results'}: {error.strerror}"
         return fail(f"{said}; with room again the same command goes on where this one was", rank)
     except RuntimeError as error:
-        from soho_fast.engine.workers import lost_worker
+        from soho_fast.common.workers import lost_worker
 
         told = lost_worker(error)
         if told is None:
@@ -155,10 +155,11 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     with from_extra("train"):
         from transformers.utils import logging as transformers_logging
 
+        from soho_fast.common.lock import only_user
+        from soho_fast.common.progress import ProgressLines
+        from soho_fast.common.tables import print_table
         from soho_fast.engine.launch import leave_processes, start_processes
-        from soho_fast.engine.lock import only_user
-        from soho_fast.engine.progress import ProgressLines
-        from soho_fast.engine.report import print_table, write_metrics
+        from soho_fast.engine.report import write_metrics
     processes = start_processes(recipe.engine.threads, recipe.engine.timeout_seconds)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # What could not be loaded is told by an error of ours, in a line.

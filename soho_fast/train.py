@@ -24,13 +24,13 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() ==
 # much longer, and two of them fell to a fifth of their speed as soon as another program ran on their two cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
 
 # Nothing heavy stands here: the command line is read before torch and DeepSpeed are loaded, which takes seconds.
 with from_extra("train"):
-    from soho_fast.engine.errors import DISK_ERRORS, UserError, environment_rank, fail
+    from soho_fast.common.errors import DISK_ERRORS, UserError, environment_rank, fail
     from soho_fast.engine.heartbeat import LOST, leave_heartbeat
-    from soho_fast.recipe import build_demo_corpus, check_paths, read_recipe, with_data_roots, write_recipe
+    from soho_fast.tasks.recipe import build_demo_corpus, check_paths, read_recipe, with_data_roots, write_recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return fail(f"{error.filename or 'output'}: {error.strerror}; the checkpoints written so far are intact", rank)
     except RuntimeError as error:
-        from soho_fast.engine.workers import lost_worker
+        from soho_fast.common.workers import lost_worker
 
         told = lost_worker(error)
         if told is None:
@@ -70,10 +70,10 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     with from_extra("train"):
         from transformers.utils import logging as transformers_logging
 
-        from soho_fast.data.images import BrokenImageError
+        from soho_fast.common.errors import BrokenImageError
+        from soho_fast.common.lock import only_user
         from soho_fast.engine.continuation import Continuation
         from soho_fast.engine.launch import leave_processes, start_processes
-        from soho_fast.engine.lock import only_user
         from soho_fast.engine.trainer import Trainer
     processes = start_processes(recipe.engine.threads, recipe.engine.timeout_seconds)
     transformers_logging.disable_progress_bar()
@@ -126,7 +126,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
 
 
 def _say_finished(task: Any, trainer: Any, folder: Path) -> None:
-    from soho_fast.engine.report import print_table
+    from soho_fast.common.tables import print_table
 
     if trainer.metrics["measures"]:
         print_table(task.table(trainer.metrics["measures"]))
@@ -155,7 +155,8 @@ def _twice(trainer: Any) -> str:
 
 
 def _report(task: Any, trainer: Any, measures: dict[str, float] | None, folder: Path) -> None:
-    from soho_fast.engine.report import draw_curves, print_table, write_metrics
+    from soho_fast.common.tables import print_table
+    from soho_fast.engine.report import draw_curves, write_metrics
 
     progress = trainer.progress
     draw_curves(folder / "log.jsonl", folder / "curves.png")

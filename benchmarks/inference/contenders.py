@@ -17,7 +17,7 @@ from benchmarks.inference.clock import Clock
 from benchmarks.inference.random_inputs import noise_images, random_words, taking_statistics, with_small_residuals
 from benchmarks.inference.region_pipeline import RegionPipeline, RegionSizes
 from soho_fast.model import SohoConfig, SohoForQuestionAnswering
-from soho_fast.model.inference import prepared_type
+from soho_fast.model.fast.prepared import prepared_type
 from soho_fast.model.outputs import VisualTokens
 
 REGION, HALVED = "regions", "regions, res5 halved"

@@ -239,7 +239,7 @@ class RegionPipeline(nn.Module):
         return self.res5(self._laid_out(regions_NC14)).mean((2, 3))
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        """With the channels last convolutions in bfloat16 are faster, in float32 not (`model/cpu/convolutions.py`)."""
+        """Channels last: convolutions in bfloat16 are faster, not in float32 (`model/fast/cpu/convolutions.py`)."""
         last = torch.channels_last if self.dtype == torch.bfloat16 else torch.contiguous_format
         return x.to(self.dtype, memory_format=last)
 

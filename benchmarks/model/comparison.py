@@ -19,7 +19,7 @@ from benchmarks.model.training_batches import TimedShape, build_model, make_batc
 from soho_fast.engine.launch import deepspeed_config, start_engine, start_processes
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
 from soho_fast.engine.settings import EngineSettings
-from soho_fast.model.cpu import speed_up_on_cpu
+from soho_fast.model.fast.cpu import speed_up_on_cpu
 
 # The step sizes of a run's warm-up: the weights of all move on, and stay sane on noise.
 _RATE_FACTOR = 0.01

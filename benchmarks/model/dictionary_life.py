@@ -31,7 +31,7 @@ if __package__ in (None, ""):
 
 from soho_fast.data.images import SohoImageProcessor, decode_image
 from soho_fast.model import SohoConfig, SohoForPreTraining
-from soho_fast.model.cpu import speed_up_on_cpu
+from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.normalization import TokenBatchNorm
 from soho_fast.model.visual_dictionary import VisualDictionary
 

@@ -32,7 +32,7 @@ from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
 from soho_fast.engine.settings import BatchSettings
 from soho_fast.model import SohoForPreTraining
-from soho_fast.recipe import Recipe, read_recipe, with_data_roots
+from soho_fast.tasks.recipe import Recipe, read_recipe, with_data_roots
 from soho_fast.tasks.settings import CaptionSource
 
 PHASES = ("decode", "backbone", "dictionary", "transformer", "optimiser", "rest")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from soho_fast.engine.settings import OptimSettings
 from soho_fast.model import SohoConfig, SohoForPreTraining
-from soho_fast.recipe import read_recipe
+from soho_fast.tasks.recipe import read_recipe
 
 # Lengths in tokens of the demo corpus' captions, [CLS] and [SEP] included: captions in a thousand, from 3 tokens up.
 _LENGTH_COUNTS = (5, 10, 18, 22, 59, 48, 56, 100, 109, 94, 112, 76, 84, 54, 43, 26, 29, 12, 12, 12, 6, 8, 4, 1)

@@ -34,7 +34,7 @@ from soho_fast import ops
 from soho_fast.data.mini.drawing import draw_scene, source_folder
 from soho_fast.data.mini.scenes import PHOTOS, describe_scenes
 from soho_fast.model import SohoConfig, SohoForPreTraining
-from soho_fast.model.cpu import speed_up_on_cpu
+from soho_fast.model.fast.cpu import speed_up_on_cpu
 
 RUN, CACHE = "SOHO_FAST_BENCH_RUN", "SOHO_FAST_BENCH_CACHE"
 CNN_CHANNELS = 1280

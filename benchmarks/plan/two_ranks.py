@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.plan.small import ACCUMULATED, real_inputs, small_work
+from soho_fast.common.processes import Processes
 from soho_fast.engine.launch import deepspeed_config, start_engine
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.processes import Processes
 
 STAGES = (0, 1)
 

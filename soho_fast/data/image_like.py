@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from soho_fast.common.reading import one_line
 from soho_fast.data.images import MAX_PIXELS, SohoImageProcessor, image_to_pixels
-from soho_fast.data.reading import one_line
 from soho_fast.data.stores import FolderStore
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor

@@ -29,9 +29,10 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
-from soho_fast.data.records import ImageRef
+from soho_fast.common.errors import BrokenImageError
+from soho_fast.common.rgb import to_rgb
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import one_line
-from soho_fast.rgb import to_rgb
 
 # Pillow's own default for thumbnail(): decode a JPEG at a reduced DCT size only while that stays this many times larger
 # than the wanted size, which keeps the result indistinguishable from a full decode.
@@ -64,10 +65,6 @@ _TURNED = (5, 6, 7, 8)
 
 # Most of the time goes into waiting, where the images lie on a disk of the network.
 _HEADER_THREADS = 16
-
-
-class BrokenImageError(ValueError):
-    """An image file that can't be read or decoded; the message names the file and what went wrong."""
 
 
 def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tensor:

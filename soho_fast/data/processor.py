@@ -8,9 +8,9 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
+from soho_fast.common.hub import HUB_OPTIONS, loading_options
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.text import load_tokenizer
-from soho_fast.hub import HUB_OPTIONS, loading_options
 
 
 class SohoProcessor(ProcessorMixin):

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
-from soho_fast.data.reading import check_size, one_line
+from soho_fast.common.path_ranges import is_shards
+from soho_fast.common.reading import check_size, one_line
 from soho_fast.data.shards.store import TarStore
-from soho_fast.path_ranges import is_shards
 
 # Those of which no more is unpacked than is asked for: a bomb stays small.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

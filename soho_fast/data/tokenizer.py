@@ -18,10 +18,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from soho_fast.command_line import Parser, as_text
-from soho_fast.data.records import load_json, load_json_lines
+from soho_fast.common.command_line import Parser, as_text
+from soho_fast.common.errors import fail
+from soho_fast.data.readers.records import load_json, load_json_lines
 from soho_fast.data.text import describe_fit, load_tokenizer
-from soho_fast.engine.errors import fail
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TEXT_FIELDS = ("captions", "caption", "raw", "phrase", "question", "sentence", "sentence2")

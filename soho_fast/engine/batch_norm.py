@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from soho_fast.engine.processes import Processes
+from soho_fast.common.processes import Processes
 
 
 @torch.no_grad()

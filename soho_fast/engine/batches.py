@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
+from soho_fast.common.workers import begin_worker, end_workers, next_batch
 from soho_fast.engine.settings import BatchSettings
-from soho_fast.engine.workers import begin_worker, end_workers, next_batch
 
 SIDE_KEYS = ("skipped", "sample_ids", "image_keys", "broken_images")
 

@@ -33,14 +33,14 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
+from soho_fast.common.files import PARTIAL, write_atomically
+from soho_fast.common.processes import Processes
 from soho_fast.engine.identity import SPREAD
 from soho_fast.engine.partition import fragments_of, load_partitioned_anew
-from soho_fast.engine.processes import Processes
 
 FORMAT = 2
 MANIFEST = "checkpoint.json"
-PARTIAL = ".partial"
 _NAME = re.compile(r"step-(\d{8,})")
 # Classes in DeepSpeed's own files. They hold numbers and do nothing when they are made.
 _INERT = [DynamicLossScaler, LossScaler, fragment_address]
@@ -57,16 +57,6 @@ class Progress:
     evaluated_step: int = 0
     best_step: int = 0
     best: float | None = None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader sees the old file or the new one, never a part."""
-    scratch = path.with_name(path.name + PARTIAL)
-    with scratch.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
 
 
 class _Hashed:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from soho_fast.common.processes import Processes
 from soho_fast.engine.batches import Batches, BatchPlan
 from soho_fast.engine.kept_outputs import KeptOutputs, keep_outputs
-from soho_fast.engine.processes import Processes
 from soho_fast.engine.settings import TrainSettings
 from soho_fast.engine.stop import StopRequest
 from soho_fast.engine.task import Task

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 
 LOST = os.EX_TEMPFAIL
 """Exit code of a rank that ends because another one was lost: what went wrong may be gone at the next start."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 
 # By pattern of the name: why two runs that differ there train the same.
 NOT_COMPARED = {

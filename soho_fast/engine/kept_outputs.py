@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from soho_fast.common.processes import Processes
+from soho_fast.common.progress import ProgressLines
+from soho_fast.common.shared_arrays import machine_name
 from soho_fast.engine.batches import Batches, own_reason, split_batch
-from soho_fast.engine.processes import Processes
-from soho_fast.engine.progress import ProgressLines
 from soho_fast.engine.settings import TrainSettings
-from soho_fast.engine.sharing import machine_name
 from soho_fast.engine.stop import StopRequest
 from soho_fast.engine.task import Task
 

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from soho_fast.engine.errors import UserError, environment_rank
+from soho_fast.common.errors import UserError, environment_rank
+from soho_fast.common.processes import Processes
 from soho_fast.engine.heartbeat import start_heartbeat
-from soho_fast.engine.processes import Processes
 from soho_fast.engine.settings import EngineSettings
 
 # Of DeepSpeed's launcher, where none is given.

@@ -10,39 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from soho_fast.engine.checkpoint import write_atomically
+from soho_fast.common.files import read_log, write_atomically
 from soho_fast.engine.settings import LogSettings
 from soho_fast.engine.trackers import Trackers
 
 PHASES = ("wait", "copy", "forward", "backward", "optimizer")
-
-
-# What a record of each kind holds beside `kind` and `step`.
-_CONTENTS = {
-    "train": ("lr", dict), "evaluation": ("measures", dict), "event": ("event", str), "snapshot": ("values", dict),
-}  # fmt: skip
-
-
-def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Records of a log.jsonl, and how many lines hold none; a last line that a crash cut short is not counted."""
-    try:
-        *lines, last = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return [], 0
-    records = [record for record in map(_record, lines) if record is not None]
-    num_damaged = len(lines) - len(records)
-    return records + [record for record in [_record(last)] if record is not None], num_damaged
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
-        return None
-    name, kind = _CONTENTS.get(record["kind"], ("kind", str))
-    return record if isinstance(record.get(name), kind) else None
 
 
 class RunLog:

@@ -30,7 +30,7 @@ from deepspeed.checkpoint.constants import (
 )
 from torch import Tensor
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 
 _RANK = re.compile(r"(?:bf16_)?(?:zero_pp_rank_(\d+)_)?mp_rank_00_")
 _LOSS_SCALE = (LOSS_SCALER, "dynamic_loss_scale", "overflow")

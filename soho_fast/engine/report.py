@@ -6,12 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table as RichTable
 
-from soho_fast.engine.checkpoint import write_atomically
-from soho_fast.engine.logs import read_log
-from soho_fast.engine.task import Table
+from soho_fast.common.files import read_log, write_atomically
 
 # Values of a training record that are not losses of the task.
 _NOT_LOSSES = {
@@ -22,18 +18,6 @@ _NOT_LOSSES = {
 _BASELINES = ("majority", "chance", "shuffled", "most_frequent")
 _COUNTS, _CHANCE = "num_", "chance_"
 _MOST_MEASURES = 8
-
-
-def print_table(table: Table) -> None:
-    """Print measures beside their baselines."""
-    drawn = RichTable(title=table.title)
-    for number, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*row)
-    console = Console()
-    # Without a terminal rich assumes 80 columns and would fold the table.
-    Console(width=max(console.width, 110) if not console.is_terminal else None).print(drawn)
 
 
 def write_metrics(path: Path, values: Mapping[str, Any]) -> None:

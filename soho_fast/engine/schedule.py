@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 from soho_fast.engine.settings import ScheduleSettings
 
 

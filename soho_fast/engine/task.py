@@ -1,23 +1,14 @@
 """What the engine asks of a task. The engine knows neither images nor texts: only this."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from soho_fast.engine.processes import Processes
-
-
-@dataclass
-class Table:
-    """A table to print at the end: header cells and rows of text."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
+from soho_fast.common.processes import Processes
+from soho_fast.common.tables import Table
 
 
 class Task(Protocol):

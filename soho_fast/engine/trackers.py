@@ -8,8 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from soho_fast.engine.checkpoint import write_atomically
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
+from soho_fast.common.files import write_atomically
 
 _SHAPE = ("init", "log", "finish")
 RUNS_FILE = "trackers.json"

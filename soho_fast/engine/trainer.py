@@ -13,24 +13,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
     import deepspeed
     from safetensors import SafetensorError
 
+    from soho_fast.common.errors import UserError
+    from soho_fast.common.processes import Processes
+    from soho_fast.common.progress import ProgressLines
     from soho_fast.engine.batch_norm import average_batch_norm
     from soho_fast.engine.batches import BatchPlan, plan_batches, split_batch
     from soho_fast.engine.checkpoint import Progress, rng_state, seed_everything, set_rng_state
     from soho_fast.engine.continuation import Continuation
     from soho_fast.engine.divergence import describe_non_finite
-    from soho_fast.engine.errors import UserError
     from soho_fast.engine.feed import Feed
     from soho_fast.engine.launch import deepspeed_config, start_engine, zero_stage
     from soho_fast.engine.logs import PhaseTimer, RunLog
     from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-    from soho_fast.engine.processes import Processes
-    from soho_fast.engine.progress import ProgressLines
     from soho_fast.engine.schedule import Schedule
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.engine.stop import StopRequest

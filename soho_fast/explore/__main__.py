@@ -15,12 +15,12 @@ from importlib import import_module
 # Before torch loads OpenMP; see train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
 
 with from_extra("explore"):
-    from soho_fast.command_line import Parser, exit_code
-    from soho_fast.engine.errors import UserError
-    from soho_fast.spelling import did_you_mean
+    from soho_fast.common.command_line import Parser, exit_code
+    from soho_fast.common.errors import UserError
+    from soho_fast.common.spelling import did_you_mean
 
 COMMANDS = {
     "build": ("soho_fast.explore.build", "Make the explorer of a model and its data."),

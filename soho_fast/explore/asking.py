@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
+from soho_fast.common.extras import from_extra
 from soho_fast.explore.bundle import BundleError
 from soho_fast.explore.shown import ShownPictures
-from soho_fast.extras import from_extra
 
 with from_extra("explore"):
     from starlette.datastructures import UploadFile

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from soho_fast.engine.errors import UserError
-from soho_fast.engine.progress import ProgressLines
+from soho_fast.common.errors import UserError
+from soho_fast.common.progress import ProgressLines
 from soho_fast.explore import bundle as layout
 from soho_fast.explore import gallery, statistics, words
 from soho_fast.explore.bundle import Bundle, BundleError

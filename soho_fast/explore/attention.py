@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from soho_fast.common.extras import from_extra
 from soho_fast.explore.sources import digest_of
-from soho_fast.extras import from_extra
 
 with from_extra("train"):
+    from soho_fast.ask.pipeline import SohoPipeline
     from soho_fast.model.image_tokens import join_images
     from soho_fast.model.outputs import VisualTokens
-    from soho_fast.pipeline import SohoPipeline
 
 # By which texts are read 16 at a time: between two lots it is asked whether anybody still waits.
 _IMAGES_AT_ONCE = 4

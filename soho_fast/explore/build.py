@@ -17,10 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from soho_fast.command_line import Parser
-from soho_fast.engine.errors import UserError
-from soho_fast.extras import from_extra
-from soho_fast.hub import check_name
+from soho_fast.common.command_line import Parser
+from soho_fast.common.errors import UserError
+from soho_fast.common.extras import from_extra
+from soho_fast.common.hub import check_name
 
 TAKES_FIELDS = True
 FOLDER = "explorer"
@@ -92,7 +92,7 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
     with from_extra("train"):
         from transformers.utils import logging as transformers_logging
 
-        from soho_fast.recipe import read_recipe, with_data_roots
+        from soho_fast.tasks.recipe import read_recipe, with_data_roots
     if options.images < 0:
         raise UserError(f"images: expected a number of images, got {options.images}")
     transformers_logging.disable_progress_bar()

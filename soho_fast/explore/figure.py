@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soho_fast.command_line import Parser
-from soho_fast.engine.errors import UserError
+from soho_fast.common.command_line import Parser
+from soho_fast.common.errors import UserError
+from soho_fast.common.extras import from_extra
 from soho_fast.explore.bundle import Bundle, BundleError, picture_path
-from soho_fast.extras import from_extra
 
 with from_extra("explore"):
     import numpy as np

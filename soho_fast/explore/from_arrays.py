@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from soho_fast import ops
+from soho_fast.common.extras import from_extra
 from soho_fast.explore.assemble import assemble, check_folder
 from soho_fast.explore.licences import Licences
 from soho_fast.explore.sources import PictureError, SeenImage, small_copy
-from soho_fast.extras import from_extra
 
 with from_extra("explore"):
     from PIL import Image, ImageOps
 
-    from soho_fast.rgb import to_rgb
+    from soho_fast.common.rgb import to_rgb
 
 # Looked up at a time: enough to keep the lookup busy, little beside the images.
 _IMAGES_AT_A_TIME = 256

@@ -17,24 +17,25 @@ import numpy as np
 import torch
 
 from soho_fast import ops
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
+from soho_fast.common.extras import from_extra
+from soho_fast.common.spelling import did_you_mean
 from soho_fast.explore.gallery import draw
 from soho_fast.explore.licences import Licences, demo_licences, read_licences
 from soho_fast.explore.sources import LONGER_EDGE, PictureError, SeenImage, small_copy
-from soho_fast.extras import from_extra
-from soho_fast.spelling import did_you_mean
 
 with from_extra("train"):
     from PIL import Image
 
+    from soho_fast.common.errors import BrokenImageError
+    from soho_fast.common.workers import loaded_ahead
     from soho_fast.data.batches.sample import pad_texts
-    from soho_fast.data.images import BrokenImageError, decode_image
-    from soho_fast.data.records import ImageRef, ImageTextRecord, fingerprint
+    from soho_fast.data.images import decode_image
+    from soho_fast.data.readers.records import ImageRef, ImageTextRecord, fingerprint
     from soho_fast.data.text import encode_texts
-    from soho_fast.engine.workers import loaded_ahead
-    from soho_fast.evaluation.computing import Computing
     from soho_fast.model import SohoForPreTraining
     from soho_fast.tasks.base import AnsweringTask, BaseTask
+    from soho_fast.tasks.evaluation.computing import Computing
     from soho_fast.tasks.pretraining import HELDOUT, PretrainingTask, read_sources
 
 TRAINING = "training"

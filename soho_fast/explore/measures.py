@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soho_fast.command_line import Parser
+from soho_fast.common.command_line import Parser
+from soho_fast.common.extras import from_extra
 from soho_fast.explore.build import add_data_arguments, open_model
-from soho_fast.extras import from_extra
 
 with from_extra("explore"):
     import numpy as np
@@ -42,7 +42,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, and print the table."""
-    from soho_fast.engine.report import print_table
+    from soho_fast.common.tables import print_table
 
     opened = open_model(options, print)
     source = opened.source("", print)
@@ -84,7 +84,7 @@ def measure(source: Any, say: Callable[[str], None] = print) -> Any:
     Returns:
         An `engine.task.Table`: a row a measure; columns for the model's codes, k-means and shuffled codes.
     """
-    from soho_fast.engine.task import Table
+    from soho_fast.common.tables import Table
 
     seen = look(source, say)
     num_codes = len(source.codebook)
@@ -108,7 +108,7 @@ def measure(source: Any, say: Callable[[str], None] = print) -> Any:
 
 def look(source: Any, say: Callable[[str], None] = print) -> Seen:
     """All images of a `ModelSource`, looked up; labels where they are of the demo corpus."""
-    from soho_fast.engine.progress import ProgressLines
+    from soho_fast.common.progress import ProgressLines
 
     knows = _DemoLabels()
     codes, images, features, labels, shown, captions = [], [], [], [], [], []

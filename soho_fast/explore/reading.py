@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from soho_fast.common.spelling import did_you_mean
 from soho_fast.explore.bundle import Bundle
-from soho_fast.spelling import did_you_mean
 
 KINDS = ("nearest", "quantiles", "random")
 

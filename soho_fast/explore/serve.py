@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
+from soho_fast.common.extras import from_extra
 from soho_fast.explore.build import default_folder
 from soho_fast.explore.bundle import Bundle
-from soho_fast.extras import from_extra
 
 with from_extra("explore"):
     import uvicorn

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
 
 with from_extra("explore"):
     from PIL import Image

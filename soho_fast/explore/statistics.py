@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from soho_fast.common.extras import from_extra
 from soho_fast.explore.spool import Chunk, Spool
-from soho_fast.extras import from_extra
 
 with from_extra("explore"):
     from scipy.sparse import csr_array, kron

@@ -50,7 +50,7 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
         return None
     records = []
     if folder is not None:
-        from soho_fast.engine.logs import read_log
+        from soho_fast.common.files import read_log
 
         records, _ = read_log(folder / "log.jsonl")
     records.sort(key=lambda record: record["step"])

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from soho_fast.extras import from_extra
-from soho_fast.stop_words import STOP_WORDS
+from soho_fast.common.extras import from_extra
+from soho_fast.common.stop_words import STOP_WORDS
 
 with from_extra("explore"):
     from scipy.sparse import csr_array

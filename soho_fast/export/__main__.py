@@ -14,12 +14,12 @@ from pathlib import Path
 # Before torch loads OpenMP; see train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
-    from soho_fast.command_line import Parser, exit_code
-    from soho_fast.engine.errors import UserError
-    from soho_fast.hub import check_name, no_such_path
+    from soho_fast.common.command_line import Parser, exit_code
+    from soho_fast.common.errors import UserError
+    from soho_fast.common.hub import check_name, no_such_path
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,10 +15,10 @@ from torch import nn
 from torch._inductor import aoti_compile_and_package
 from torch.export import Dim, export
 
-from soho_fast.data.reading import one_line
-from soho_fast.engine.errors import UserError
+from soho_fast.ask.pipeline import FIELDS, SohoPipeline, load_model
+from soho_fast.common.errors import UserError
+from soho_fast.common.reading import one_line
 from soho_fast.export.graphs import EncodeImages, ReadTexts
-from soho_fast.pipeline import FIELDS, SohoPipeline, load_model
 
 _STRIDE = 32
 # The most images, texts, and visual tokens of an image that a call may have.

@@ -4,7 +4,7 @@
 package is imported.
 """
 
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
     from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertSelfAttention
 
-from soho_fast.checksums import check_checksums
-from soho_fast.hub import HUB_OPTIONS, loading_options
+from soho_fast.common.checksums import check_checksums
+from soho_fast.common.hub import HUB_OPTIONS, loading_options
 
 from .auxiliary import Aid
 from .config import SohoConfig
@@ -102,7 +102,7 @@ class SohoPreTrainedModel(PreTrainedModel):
             ValueError: a precision that is unknown or that the device lacks, calibration without "int8" or the
                 other way round, or the model is prepared otherwise.
         """
-        from .inference import prepare  # It imports the models, which are made of this class.
+        from .fast.prepared import prepare
 
         return prepare(self, precision, compile, calibration)
 

@@ -15,8 +15,8 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from soho_fast.checksums import check_checksums
-from soho_fast.spelling import did_you_mean
+from soho_fast.common.checksums import check_checksums
+from soho_fast.common.spelling import did_you_mean
 
 BACKBONES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
 

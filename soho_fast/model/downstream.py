@@ -19,10 +19,10 @@ from transformers.utils.generic import can_return_tuple
 from .auxiliary import Aided
 from .auxiliary.contrastive import ContrastiveHead, ContrastiveVectors
 from .config import SohoConfig
+from .fast.pair_encoder import PairMatching
 from .heads import ClassificationHead, LossSum, MatchingHead, cross_entropy_sum, global_means, total_loss
 from .inputs import SohoInputs, Texts
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
-from .pair_encoder import PairMatching
 from .pretrained import LoadReport, check_finite, copy_state
 from .soho import SohoForPreTraining, SohoModelWithHeads
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from soho_fast.hub import loading_options
+from soho_fast.common.hub import loading_options
 
 
 @dataclass

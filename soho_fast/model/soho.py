@@ -21,6 +21,7 @@ from .auxiliary.caption_words import CaptionWordHead, may_train_caption_words_on
 from .base import SohoPreTrainedModel
 from .config import SohoConfig
 from .embeddings import VisualEmbeddings, sine_position
+from .fast.pair_encoder import PairMatching
 from .heads import LossSum, MatchingHead, TokenHead, at_places, cross_entropy_sum, labelled_places, total_loss
 from .inputs import SohoInputs, Texts
 from .normalization import TokenBatchNorm
@@ -31,7 +32,6 @@ from .official.heads import TiedHead, cosine_logits
 from .official.masking import label_at_place, masked_in_some_pairs
 from .official.visual_encoder import OfficialVisualEncoder
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
-from .pair_encoder import PairMatching
 from .visual_dictionary import VisualDictionary
 from .visual_encoder import VisualEncoder
 

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
-    from soho_fast.command_line import Parser, as_text
-    from soho_fast.engine.errors import UserError, fail
+    from soho_fast.common.command_line import Parser, as_text
+    from soho_fast.common.errors import UserError, fail
 
 DESCRIPTION = """What a recipe needs on a cluster: operations of a step by part, memory of a GPU, bytes between GPUs,
 what the readers must deliver, hours. No data is read, no GPU is needed. Any field of the recipe can be given beside

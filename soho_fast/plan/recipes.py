@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from soho_fast.common.errors import UserError
 from soho_fast.data.images import fitted_size
 from soho_fast.data.text import load_tokenizer
 from soho_fast.engine.batches import BatchPlan, plan_batches
-from soho_fast.engine.errors import UserError
 from soho_fast.model import SohoConfig, SohoPreTrainedModel
-from soho_fast.recipe import find_recipe, read_recipe, with_data_roots
+from soho_fast.tasks.recipe import find_recipe, read_recipe, with_data_roots
 
 # Height and width of COCO's commonest photograph.
 TYPICAL = (480, 640)

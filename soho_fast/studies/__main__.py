@@ -17,13 +17,13 @@ from typing import Any
 # Before torch loads OpenMP; see train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
     import yaml
 
-    from soho_fast.command_line import Parser, exit_code
-    from soho_fast.engine.errors import UserError
+    from soho_fast.common.command_line import Parser, exit_code
+    from soho_fast.common.errors import UserError
     from soho_fast.studies.study import STUDIES, Study, find_study, read_study
 
 
@@ -110,8 +110,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _list(study: Study, runs: list[Any], rows: list[dict[str, Any]], place: Any) -> None:
-    from soho_fast.engine.report import print_table
-    from soho_fast.engine.task import Table
+    from soho_fast.common.tables import Table, print_table
     from soho_fast.studies.results import by_digest
     from soho_fast.studies.running import Estimate, clock, needed
 

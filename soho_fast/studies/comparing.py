@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
 from soho_fast.studies.matrix import Cell
 from soho_fast.studies.study import Comparison, Study, pairs_of, split_cell
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 
 # Exit code of a run that another process is at; no command of this package ends with it.
 TAKEN = 111
@@ -66,8 +66,8 @@ def run_one(job: Job) -> None:
     threading.Thread(target=_end_with_the_study, daemon=True).start()
     # Loader processes start as those of any training, not by the server that this process was forked from.
     multiprocessing.set_start_method(None, force=True)
-    from soho_fast.engine.lock import only_user
-    from soho_fast.engine.processes import Processes
+    from soho_fast.common.lock import only_user
+    from soho_fast.common.processes import Processes
 
     try:
         with only_user(folder, Processes(), print):
@@ -120,7 +120,7 @@ def _make(job: Job, folder: Path) -> int:
         found = json.loads((into / "metrics.json").read_text())["measures"]
         measures |= {f"{name}.{measure}": value for measure, value in found.items()}
     if job.codes:
-        from soho_fast.studies.codes import measure_codes
+        from soho_fast.explore.codes import measure_codes
 
         measures |= {f"codes.{name}": value for name, value in measure_codes(training, job.codes).items()}
     if job.photos:

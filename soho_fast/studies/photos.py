@@ -14,17 +14,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
     import numpy as np
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from soho_fast.command_line import Parser, exit_code
-    from soho_fast.data.photographs import read_photographs
-    from soho_fast.engine.errors import UserError
-    from soho_fast.pipeline import SohoPipeline
+    from soho_fast.ask.pipeline import SohoPipeline
+    from soho_fast.common.command_line import Parser, exit_code
+    from soho_fast.common.errors import UserError
+    from soho_fast.data.mini.photographs import read_photographs
 
 with from_extra("explore"):
     from scipy.stats import bootstrap, entropy, permutation_test

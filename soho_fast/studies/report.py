@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from soho_fast.engine.checkpoint import write_atomically
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
+from soho_fast.common.files import write_atomically
 from soho_fast.studies.comparing import LEVEL, Difference, compare, unit_of, value_of
 from soho_fast.studies.matrix import Cell, Run
 from soho_fast.studies.results import by_digest

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 
 FIELDS = ("study", "arm", "seed", "stage", "variant", "digest", "measures")
 

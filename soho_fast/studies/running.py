@@ -20,7 +20,7 @@ from statistics import fmean
 from types import FrameType
 from typing import Any
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 from soho_fast.studies.matrix import Run
 from soho_fast.studies.one import TAKEN, Job, run_one
 from soho_fast.studies.results import by_digest, read_rows
@@ -256,8 +256,8 @@ def build_corpora(runs: Sequence[Run], folder: Path, say: Callable[[str], None])
     Raises:
         UserError: one can't be built, or two are to lie in one folder.
     """
-    from soho_fast.engine.processes import Processes
-    from soho_fast.recipe import build_demo_corpus, read_recipe, with_data_roots
+    from soho_fast.common.processes import Processes
+    from soho_fast.tasks.recipe import build_demo_corpus, read_recipe, with_data_roots
 
     first = {}
     for run in runs:

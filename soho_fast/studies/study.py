@@ -10,15 +10,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from soho_fast.extras import from_extra
+from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
     from jsonargparse import ArgumentParser
 
-    from soho_fast.command_line import in_plain_words
-    from soho_fast.engine.errors import UserError
-    from soho_fast.recipe_file import check_fields, find_yaml, read_yaml
-    from soho_fast.spelling import did_you_mean
+    from soho_fast.common.command_line import in_plain_words
+    from soho_fast.common.errors import UserError
+    from soho_fast.common.spelling import did_you_mean
+    from soho_fast.tasks.recipe_file import check_fields, find_yaml, read_yaml
 
 STUDIES = Path(__file__).resolve().parent
 

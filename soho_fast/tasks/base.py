@@ -20,27 +20,27 @@ import numpy as np
 import torch
 from torch import nn
 
-from soho_fast.checksums import write_checksums
+from soho_fast.common.checksums import write_checksums
+from soho_fast.common.hub import loading_options
+from soho_fast.common.processes import Processes
+from soho_fast.common.spelling import did_you_mean
+from soho_fast.common.tables import Table
 from soho_fast.data.batches.downstream import DownstreamDataset, Examples
 from soho_fast.data.batches.sample import Collator, Sample, usable_samples
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.records import ImageRef, ReadReport, share_of_records
+from soho_fast.data.readers.records import ImageRef, ReadReport, share_of_records
 from soho_fast.data.text import describe_fit, load_tokenizer
-from soho_fast.engine.processes import Processes
-from soho_fast.engine.task import Table
-from soho_fast.evaluation.answering import Answering, Answers
-from soho_fast.evaluation.computing import Computing
-from soho_fast.evaluation.sharing import Kept, Progress
-from soho_fast.hub import loading_options
 from soho_fast.model import SohoConfig, SohoPreTrainedModel
-from soho_fast.model.cpu import speed_up_on_cpu
 from soho_fast.model.downstream import SohoDownstreamModel
-from soho_fast.model.gpu import speed_up_on_gpu
+from soho_fast.model.fast.cpu import speed_up_on_cpu
+from soho_fast.model.fast.gpu import speed_up_on_gpu
 from soho_fast.model.pretrained import check_finite
 from soho_fast.model.visual_encoder import cut_features, pad_features
-from soho_fast.spelling import did_you_mean
 from soho_fast.tasks import TASKS
+from soho_fast.tasks.evaluation.answering import Answering, Answers
+from soho_fast.tasks.evaluation.computing import Computing
+from soho_fast.tasks.evaluation.sharing import Kept, Progress
 from soho_fast.tasks.identity import (
     FIXED,
     MEASURES_BY,

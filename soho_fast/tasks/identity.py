@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from soho_fast.data.records import ImageRef
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.shards.records import JoinedRecords, ShardRecords
 
 # By pattern of a recipe's field: why two runs that differ there train the same, or what is compared instead.

@@ -16,22 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from soho_fast.common.errors import BrokenImageError
+from soho_fast.common.processes import Processes
+from soho_fast.common.tables import Table
 from soho_fast.data.batches.retrieval import RetrievalDataset
 from soho_fast.data.batches.sample import Collator, Sample
-from soho_fast.data.images import BrokenImageError
-from soho_fast.data.json_lines import read_json_lines
-from soho_fast.data.karpathy import read_karpathy
-from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
+from soho_fast.data.readers.json_lines import read_json_lines
+from soho_fast.data.readers.karpathy import read_karpathy
+from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
 from soho_fast.data.text import encode_texts
-from soho_fast.engine.processes import Processes
-from soho_fast.engine.task import Table
-from soho_fast.evaluation.computing import Computing
-from soho_fast.evaluation.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
-from soho_fast.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.evaluation.sharing import Kept, Progress
-from soho_fast.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining
 from soho_fast.tasks.base import FineTuningTask
+from soho_fast.tasks.evaluation.computing import Computing
+from soho_fast.tasks.evaluation.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
+from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
+from soho_fast.tasks.evaluation.sharing import Kept, Progress
+from soho_fast.tasks.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
 from soho_fast.tasks.settings import RetrievalSplit
 
 RECALL_KS = (1, 5, 10)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from soho_fast.data.nlvr2 import Nlvr2Record, read_nlvr2
-from soho_fast.data.records import ImageRef, ReadReport
-from soho_fast.evaluation.metrics.classification import nlvr2_accuracy
+from soho_fast.data.readers.nlvr2 import Nlvr2Record, read_nlvr2
+from soho_fast.data.readers.records import ImageRef, ReadReport
 from soho_fast.model import SohoForVisualReasoning
 from soho_fast.tasks.base import AnsweringTask
+from soho_fast.tasks.evaluation.metrics.classification import nlvr2_accuracy
 from soho_fast.tasks.settings import Nlvr2Split
 
 _LABELS = ("False", "True")

@@ -45,7 +45,7 @@ def folder_of(tmp_path_factory, processor):
 @pytest.fixture(scope="session")
 def soho_of(folder_of):
     """The pipeline of a question, loaded once."""
-    from soho_fast.pipeline import SohoPipeline
+    from soho_fast.ask.pipeline import SohoPipeline
 
     loaded = {}
 

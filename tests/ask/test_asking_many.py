@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_corpus import write_zip
 
-from soho_fast.ask import main
+from soho_fast.ask.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["is there a man", "a red", "the woman and the man is a blue", "blue"]

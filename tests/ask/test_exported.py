@@ -15,9 +15,9 @@ from small_models import KINDS
 from tokenizers import Tokenizer
 
 from soho_fast import ops
+from soho_fast.ask.pipeline import load_model
 from soho_fast.export.__main__ import main as export_main
 from soho_fast.export.graphs import EncodeImages, PlainLookup, ReadTexts
-from soho_fast.pipeline import load_model
 
 TEXTS = ["a red", "there is a man and a woman .", "blue", "the man"]
 # Runs run.py's `Model` on saved calls, where nothing but torch can be imported of what could help it.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from soho_fast.pipeline import FIELDS, SohoPipeline, load_model
+from soho_fast.ask.pipeline import FIELDS, SohoPipeline, load_model
 
 HAS_INT8 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_vnni", "amx_int8"))
 pytestmark = pytest.mark.skipif(not HAS_INT8, reason="this processor has no instructions for int8")

@@ -12,7 +12,7 @@ import torch
 from odd_images import odd_images, unusable_images
 from PIL import Image
 
-from soho_fast.ask import main
+from soho_fast.ask.__main__ import main
 
 TEXT = "there is a man"
 TOLERANCE = 1e-6

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from soho_fast import ask, evaluate, train
+from soho_fast import evaluate, train
+from soho_fast.ask import __main__ as ask
+from soho_fast.common.processes import Processes
 from soho_fast.data import tokenizer
 from soho_fast.data.mini import __main__ as mini
 from soho_fast.engine import launch
-from soho_fast.engine.processes import Processes
 
 COMMANDS = {"train": train, "evaluate": evaluate, "ask": ask, "tokenizer": tokenizer, "mini": mini}
 # A run of two tasks, a file, and recipes with one mistake each; commands are given in their folder.

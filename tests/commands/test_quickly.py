@@ -87,7 +87,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
         ("soho_fast.train", "jsonargparse._actions"),
         ("soho_fast.train", "torch.nn"),
         ("soho_fast.train", "deepspeed.runtime"),
-        ("soho_fast.ask rank soho_fast setup.py dog", "soho_fast.hub"),
+        ("soho_fast.ask rank soho_fast setup.py dog", "soho_fast.common.hub"),
         ("soho_fast.ask rank soho_fast setup.py dog", "soho_fast.model"),
     ],
 )

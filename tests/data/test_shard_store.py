@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from tiny_shards import jpeg, sample, write_set, write_tar
 
+from soho_fast.common.path_ranges import expand_range
 from soho_fast.data import BrokenImageError, ImageRef, SohoImageProcessor, read_json_lines
 from soho_fast.data.shards.indexing import build_index
 from soho_fast.data.shards.records import read_shards
 from soho_fast.data.shards.store import TarStore
 from soho_fast.data.stores import open_stores
-from soho_fast.path_ranges import expand_range
 
 
 def test_ranges_in_paths():

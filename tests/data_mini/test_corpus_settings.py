@@ -3,7 +3,7 @@
 import dataclasses
 
 from soho_fast.data.mini.options import SceneOptions
-from soho_fast.recipe import DemoCorpus
+from soho_fast.tasks.recipe import DemoCorpus
 
 
 def test_a_recipe_sets_every_option_of_the_scenes_and_begins_from_their_defaults():

@@ -15,7 +15,7 @@ import yaml
 from forked_python import ForkedPython
 
 from soho_fast import train
-from soho_fast.recipe import RECIPES
+from soho_fast.tasks.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "engine"))

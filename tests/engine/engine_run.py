@@ -231,7 +231,7 @@ class SohoTask(StubTask):
         return SohoForPreTraining(SohoConfig.from_preset("paper", **{**config, **self.options["config"]}))
 
     def speed_up(self, model: nn.Module, device: torch.device) -> None:
-        from soho_fast.model.cpu import speed_up_on_cpu
+        from soho_fast.model.fast.cpu import speed_up_on_cpu
 
         speed_up_on_cpu(model)
 
@@ -442,7 +442,7 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
 
 
 def main() -> int:
-    from soho_fast.engine.errors import UserError, fail
+    from soho_fast.common.errors import UserError, fail
     from soho_fast.engine.heartbeat import leave_heartbeat
     from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from soho_fast.common.errors import UserError
+from soho_fast.common.processes import Processes
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
-from soho_fast.engine.errors import UserError
-from soho_fast.engine.processes import Processes
 from soho_fast.engine.settings import BatchSettings
 from soho_fast.engine.trainer import Trainer
 

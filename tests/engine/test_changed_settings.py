@@ -15,7 +15,7 @@ from soho_fast import train
 from soho_fast.engine import report
 from soho_fast.engine.identity import changes_between, settings_identity
 from soho_fast.engine.settings import OptimSettings, TrainSettings
-from soho_fast.recipe import read_recipe
+from soho_fast.tasks.recipe import read_recipe
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from soho_fast.data.mini import build_corpus
 from soho_fast.data.shards.__main__ import main as shards
-from soho_fast.recipe import read_recipe, with_data_roots
+from soho_fast.tasks.recipe import read_recipe, with_data_roots
 
 # No dropout: its random numbers are each process's own. BatchNorm of the backbone stands still: in training its
 # statistics are of each process's own images.

@@ -9,10 +9,11 @@ import pytest
 import torch
 import yaml
 
-from soho_fast import ask, evaluate, train
+from soho_fast import evaluate, train
+from soho_fast.ask import __main__ as ask
+from soho_fast.common.processes import Processes
 from soho_fast.engine import launch as engine_launch
-from soho_fast.engine.processes import Processes
-from soho_fast.recipe import RECIPES, Recipe, find_recipe, read_recipe, with_data_roots
+from soho_fast.tasks.recipe import RECIPES, Recipe, find_recipe, read_recipe, with_data_roots
 
 SMALL = {
     "corpus": {"folder": "{corpus}", "num_train": 40, "num_heldout": 12, "image_size": 64},
@@ -32,7 +33,7 @@ SMALL = {
 KILLED = """
 import os, signal, sys
 from soho_fast import evaluate
-from soho_fast.evaluation.sharing import Kept
+from soho_fast.tasks.evaluation.sharing import Kept
 save, saved = Kept.save, []
 def save_and_die(self, number, result):
     save(self, number, result)

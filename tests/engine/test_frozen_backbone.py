@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from soho_fast.engine.logs import read_log
-from soho_fast.recipe import read_recipe
+from soho_fast.common.files import read_log
+from soho_fast.tasks.recipe import read_recipe
 
 
 def test_backbone_stands_still_from_and_until_the_given_epochs(launch, request_for):

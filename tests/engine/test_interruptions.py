@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError
 
 from soho_fast import train
+from soho_fast.common.errors import UserError
+from soho_fast.common.processes import Processes
 from soho_fast.engine import stop as stopping
-from soho_fast.engine.errors import UserError
-from soho_fast.engine.processes import Processes
 from soho_fast.engine.trainer import Trainer, steps_between_snapshots
 
 SCRIPT = Path(train.__file__)

@@ -10,8 +10,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from soho_fast.common.files import read_log
 from soho_fast.engine import kept_outputs
-from soho_fast.engine.logs import read_log
 
 # Five steps an epoch: the backbone stands still from step 2 on, for two epochs.
 SPAN = {"optim": {"frozen_backbone_epochs": (0.4, 2.4)}, "max_steps": 15}

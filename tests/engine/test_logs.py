@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from soho_fast.engine.logs import RunLog, read_log
+from soho_fast.common.files import read_log
+from soho_fast.engine.logs import RunLog
 from soho_fast.engine.report import draw_curves
 from soho_fast.engine.settings import LogSettings
 

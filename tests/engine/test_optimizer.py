@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
 from soho_fast.engine.schedule import Schedule
 from soho_fast.engine.settings import OptimSettings, ScheduleSettings
-from soho_fast.recipe import read_recipe
+from soho_fast.tasks.recipe import read_recipe
 
 
 def _parameters(seed: int) -> list[torch.nn.Parameter]:

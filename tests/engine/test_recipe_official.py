@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_corpus import COLOURS, draw, write_karpathy, write_tokenizer
 
 from soho_fast import train
-from soho_fast.recipe import RECIPES, read_recipe
+from soho_fast.tasks.recipe import RECIPES, read_recipe
 
 SMALL = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "num_codes": 16,

@@ -14,7 +14,7 @@ from soho_fast.engine.batches import plan_batches
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
 from soho_fast.engine.schedule import Schedule
 from soho_fast.engine.settings import BatchSettings, OptimSettings, ScheduleSettings
-from soho_fast.recipe import read_recipe
+from soho_fast.tasks.recipe import read_recipe
 
 NAMES = ("sgd", "adamw", "adamw_small")
 

@@ -12,10 +12,10 @@ import torch
 import yaml
 
 from soho_fast import train
+from soho_fast.common.errors import UserError
 from soho_fast.engine import launch
-from soho_fast.engine.errors import UserError
 from soho_fast.engine.settings import EngineSettings
-from soho_fast.recipe import RECIPES, find_recipe, read_recipe, with_data_roots, write_recipe
+from soho_fast.tasks.recipe import RECIPES, find_recipe, read_recipe, with_data_roots, write_recipe
 
 SCRIPT = Path(train.__file__)
 

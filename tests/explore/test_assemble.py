@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from explore_made import WORDS, MadeSource, beside, cells_of, codebook, seen_images
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 from soho_fast.explore import bundle as layout
 from soho_fast.explore import codes_of_word, occurrences, words_of_code
 from soho_fast.explore.assemble import assemble, is_made_of

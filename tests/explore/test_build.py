@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_corpus import COLOURS, draw, write_karpathy, write_tokenizer
 from tiny_tasks import SMALL, make_task
 
-from soho_fast.command_line import Parser
+from soho_fast.common.command_line import Parser
 from soho_fast.explore.__main__ import main
 from soho_fast.explore.build import add_data_arguments, open_model
 from soho_fast.explore.bundle import Bundle

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 from soho_fast.explore import figure
 from soho_fast.explore.bundle import Bundle, BundleError, picture_path, write_in_files, write_value
 from soho_fast.explore.figure import choose_codes, cut_tile, draw_figure

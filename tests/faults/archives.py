@@ -19,8 +19,9 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
     """Twenty archives of one picture and more; each picture is decoded or refused as broken."""
     from PIL import Image
 
-    from soho_fast.data.images import BrokenImageError, SohoImageProcessor
-    from soho_fast.data.records import ImageRef
+    from soho_fast.common.errors import BrokenImageError
+    from soho_fast.data.images import SohoImageProcessor
+    from soho_fast.data.readers.records import ImageRef
     from soho_fast.data.stores import open_stores
 
     draw = random.Random(seed)

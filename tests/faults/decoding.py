@@ -22,7 +22,8 @@ class _TooSlowError(BaseException):
 
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
     """A batch of images."""
-    from soho_fast.data.images import BrokenImageError, decode_image
+    from soho_fast.common.errors import BrokenImageError
+    from soho_fast.data.images import decode_image
 
     sound_images()  # made before programs are watched for
     started: list[str] = []

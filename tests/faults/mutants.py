@@ -64,7 +64,7 @@ def _every_format_is_opened() -> None:
 
 
 def _errors_have_stack_traces() -> None:
-    from soho_fast.engine import errors
+    from soho_fast.common import errors
 
     errors.UserError.__str__ = lambda error: "Traceback (most recent call last)"
 

@@ -29,7 +29,8 @@ STEPS = 6
 COMMANDS = {"train": "soho_fast.train", "evaluate": "soho_fast.evaluate", "ask": "soho_fast.ask"}
 # What the commands import, at their start or later.
 _IMPORTED = (
-    *COMMANDS.values(), "soho_fast.engine.trainer", "soho_fast.recipe", "soho_fast.data.mini", "soho_fast.model.cpu",
+    *COMMANDS.values(), "soho_fast.engine.trainer", "soho_fast.tasks.recipe", "soho_fast.data.mini",
+    "soho_fast.model.fast.cpu",
     "soho_fast.engine.report", "matplotlib.pyplot", "torch.utils.data._utils.worker",
 )  # fmt: skip
 _SMALL = {
@@ -223,7 +224,7 @@ class Bench:
 
     def prepare(self) -> None:
         """Build the corpus and make the undisturbed runs."""
-        from soho_fast.recipe import RECIPES
+        from soho_fast.tasks.recipe import RECIPES
 
         for task, (name, data, evaluation) in _TASKS.items():
             recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())

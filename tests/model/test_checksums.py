@@ -5,7 +5,7 @@ import subprocess
 import pytest
 import torch
 
-from soho_fast.checksums import SUMS, check_checksums, write_checksums
+from soho_fast.common.checksums import SUMS, check_checksums, write_checksums
 from soho_fast.data import load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 

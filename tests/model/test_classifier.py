@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from soho_fast.model.cpu import classifier
-from soho_fast.model.cpu.classifier import FastTokenHead
+from soho_fast.model.fast.cpu import classifier
+from soho_fast.model.fast.cpu.classifier import FastTokenHead
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

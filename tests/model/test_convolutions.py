@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from soho_fast.model import VisualEncoder
-from soho_fast.model.cpu.convolutions import PointwiseConv2d, speed_up_convolutions
+from soho_fast.model.fast.cpu.convolutions import PointwiseConv2d, speed_up_convolutions
 from soho_fast.model.normalization import BatchNorm2d
 
 

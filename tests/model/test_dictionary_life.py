@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from soho_fast.model import SohoConfig, VisualDictionary
-from soho_fast.recipe import read_recipe
+from soho_fast.tasks.recipe import read_recipe
 
 NUM_CODES, CHANNELS, CLUSTERS, TOKENS = 256, 32, 400, 2048
 STILL, MOVING = 40, 40

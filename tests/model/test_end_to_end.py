@@ -3,7 +3,7 @@
 import pytest
 
 from soho_fast import ops
-from soho_fast.recipe import read_recipe
+from soho_fast.tasks.recipe import read_recipe
 
 LOSSES = ("mlm_loss", "mvm_loss", "itm_loss")
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from soho_fast.model import SohoForPreTraining
-from soho_fast.model.cpu import speed_up_on_cpu
-from soho_fast.model.gpu import speed_up_on_gpu
+from soho_fast.model.fast.cpu import speed_up_on_cpu
+from soho_fast.model.fast.gpu import speed_up_on_gpu
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.settings import PretrainingData
 

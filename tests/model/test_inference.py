@@ -13,7 +13,7 @@ from soho_fast.model import (
     SohoForVisualReasoning,
     SohoModel,
 )
-from soho_fast.model.inference import prepared_type
+from soho_fast.model.fast.prepared import prepared_type
 
 NO_BF16 = "this processor has no instructions for bfloat16"
 HAS_BF16 = prepared_type("auto", torch.device("cpu")) == "bf16"
@@ -225,7 +225,7 @@ def test_a_copy_answers_alike_without_the_original(build, tmp_path):
 
 
 def test_speed_up_before_and_a_second_call_change_nothing(build):
-    from soho_fast.model.cpu import speed_up_on_cpu
+    from soho_fast.model.fast.cpu import speed_up_on_cpu
 
     model, inputs = build("pre-training"), None
     inputs = inputs_of(type(model))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from soho_fast.model import Texts
-from soho_fast.model.cpu import packed_encoder, speed_up_on_cpu
+from soho_fast.model.fast.cpu import packed_encoder, speed_up_on_cpu
 
 
 @pytest.fixture

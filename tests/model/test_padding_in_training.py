@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from soho_fast.model import VisualEncoder
-from soho_fast.model.cpu.convolutions import speed_up_convolutions
+from soho_fast.model.fast.cpu.convolutions import speed_up_convolutions
 from soho_fast.model.normalization import BatchNorm2d, _MaskedBatchNorm
 
 SIZES = [(65, 40), (97, 33), (33, 70)]

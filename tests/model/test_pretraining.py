@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModel
 
 from soho_fast.model import SohoForPreTraining, SohoModel, Texts
-from soho_fast.model.cpu import speed_up_on_cpu
+from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.heads import cross_entropy_sum, global_means
 
 

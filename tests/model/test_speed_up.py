@@ -15,8 +15,8 @@ from soho_fast.model import (
     SohoForVisualEntailment,
     SohoForVisualReasoning,
 )
-from soho_fast.model.cpu import packed_encoder, speed_up_on_cpu
-from soho_fast.model.cpu.convolutions import FastVisualEncoder
+from soho_fast.model.fast.cpu import packed_encoder, speed_up_on_cpu
+from soho_fast.model.fast.cpu.convolutions import FastVisualEncoder
 
 LOSSES = ("loss", "mlm_loss", "mvm_loss", "itm_loss", "caption_word_loss", "contrastive_loss")
 LOGITS = ("mlm_logits", "mvm_logits", "itm_logits", "logits")
@@ -326,5 +326,5 @@ def test_a_plain_model_calls_nothing_of_this_room(tiny_model, batch):
     finally:
         sys.setprofile(None)
     assert "soho_fast.model.visual_encoder" in seen
-    assert [name for name in seen if name.startswith("soho_fast.model.cpu")] == []
+    assert [name for name in seen if name.startswith("soho_fast.model.fast.cpu")] == []
     assert type(model.soho.visual_encoder.projection) is torch.nn.Conv2d

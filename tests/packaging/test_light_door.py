@@ -21,7 +21,7 @@ OPS = """
 import importlib.util, json, torch
 from soho_fast import ops
 from soho_fast.adapters.pylibraft import fused_l2_nn_argmin
-import soho_fast.engine.errors, soho_fast.engine.processes, soho_fast.engine.task
+import soho_fast.common.errors, soho_fast.common.processes, soho_fast.engine.task
 
 features = torch.tensor([[0.0, 1.0], [9.0, 9.0], [0.1, 0.9]], requires_grad=True)
 codebook = torch.tensor([[0.0, 1.0], [8.0, 9.0]])
@@ -37,7 +37,7 @@ print(json.dumps({
 }))
 """
 
-ASKED = ("rank", "soho_fast", "soho_fast/ask.py", "a dog")  # what is there, so that torch is asked for
+ASKED = ("rank", "soho_fast", "soho_fast/ask/__main__.py", "a dog")  # what is there, so that torch is asked for
 MODULES = ("model", "data", "tasks", "recipe", "engine.trainer", "pipeline", "train", "evaluate")
 TOLD = """
 import importlib, json, sys
@@ -57,7 +57,7 @@ import soho_fast
 from soho_fast import ops
 import soho_fast.adapters.pylibraft
 import soho_fast.cluster
-import soho_fast.engine.errors, soho_fast.engine.processes, soho_fast.engine.task
+import soho_fast.common.errors, soho_fast.common.processes, soho_fast.engine.task
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 print(*sorted(new - sys.stdlib_module_names))
 """

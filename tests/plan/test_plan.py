@@ -9,7 +9,7 @@ import pytest
 from soho_fast.plan.__main__ import main, planned
 from soho_fast.plan.cards import CARDS, GIB
 from soho_fast.plan.memory import Sizes, exchanged, states
-from soho_fast.recipe import RECIPES
+from soho_fast.tasks.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_IMAGES = ["--data.shorter_edge", "64", "--data.longer_edge", "64", "--text-length", "4"]

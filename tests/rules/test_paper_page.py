@@ -10,7 +10,7 @@ import yaml
 
 from soho_fast.model import SohoConfig
 from soho_fast.model.config import PRESETS
-from soho_fast.recipe import RECIPES, read_recipe
+from soho_fast.tasks.recipe import RECIPES, read_recipe
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/paper.md").read_text()
 COLUMN = 3  # | what | text | released code | ours | why |

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from soho_fast.studies.codes import group_means, unexplained
+from soho_fast.explore.codes import group_means, unexplained
 
 # Two pairs, 2 and 4 apart, whose middles are 10 apart.
 FEATURES = np.array([[0.0, -1], [0, 1], [10, -2], [10, 2]], dtype=np.float32)

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from tiny_corpus import write_tokenizer
 
-from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer, photographs
+from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
+from soho_fast.data.mini import photographs
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.studies import photos
 

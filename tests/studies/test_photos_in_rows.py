@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_study import trained
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 from soho_fast.studies import one, photos
 
 
@@ -44,7 +44,7 @@ def test_the_row_has_them(job, monkeypatch):
 
 def test_that_they_are_missing_is_told_before_the_training(job, monkeypatch):
     made, folder, called = job
-    monkeypatch.setattr("soho_fast.data.photographs.FOLDER", folder / "nowhere")
+    monkeypatch.setattr("soho_fast.data.mini.photographs.FOLDER", folder / "nowhere")
     monkeypatch.setattr(photos, "read_photographs", photos.read_photographs.__wrapped__)
     with pytest.raises(UserError, match="apt-get install --no-install-recommends gcompris-qt-data"):
         one._make(made, folder)

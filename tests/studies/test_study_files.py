@@ -4,7 +4,7 @@ import pytest
 import yaml
 from tiny_study import TINY
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 from soho_fast.studies.matrix import Cell, chosen, runs_of
 from soho_fast.studies.study import STUDIES, find_study, read_study
 

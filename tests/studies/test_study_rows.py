@@ -4,7 +4,7 @@ import multiprocessing
 
 import pytest
 
-from soho_fast.engine.errors import UserError
+from soho_fast.common.errors import UserError
 from soho_fast.studies.results import append_row, by_digest, read_rows
 
 

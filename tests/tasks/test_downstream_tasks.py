@@ -13,15 +13,15 @@ from tiny_corpus import draw, edit_json, write_tokenizer
 from tiny_tasks import NAMES, SMALL, TASKS, make_task
 from transformers import AutoModelForVisualQuestionAnswering
 
+from soho_fast.common.processes import Processes
 from soho_fast.data import BrokenImageError
-from soho_fast.data.records import share_of_records
+from soho_fast.data.readers.records import share_of_records
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
-from soho_fast.engine.processes import Processes
 from soho_fast.engine.settings import BatchSettings
-from soho_fast.evaluation.answering import Answering
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.inputs import SohoInputs
-from soho_fast.recipe import read_recipe
+from soho_fast.tasks.evaluation.answering import Answering
+from soho_fast.tasks.recipe import read_recipe
 from soho_fast.tasks.settings import QuestionAnsweringModel, VqaSplit
 
 IMAGES_PER_EXAMPLE = {"vqa": 1, "nlvr2": 2, "snli_ve": 1}

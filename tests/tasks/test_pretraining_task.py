@@ -9,8 +9,8 @@ from jsonargparse import ArgumentParser
 from tiny_corpus import COLOURS, draw, write_karpathy
 from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
 
+from soho_fast.common.processes import Processes
 from soho_fast.data import SohoProcessor
-from soho_fast.engine.processes import Processes
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel

@@ -8,13 +8,13 @@ import pytest
 import torch
 from tiny_corpus import COLOURS, draw, write_karpathy
 
+from soho_fast.common.errors import UserError
+from soho_fast.common.processes import Processes
 from soho_fast.data import BrokenImageError
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
-from soho_fast.engine.errors import UserError
-from soho_fast.engine.processes import Processes
 from soho_fast.engine.settings import BatchSettings
-from soho_fast.evaluation.metrics import retrieval_recall
-from soho_fast.recipe import read_recipe
+from soho_fast.tasks.evaluation.metrics import retrieval_recall
+from soho_fast.tasks.recipe import read_recipe
 from soho_fast.tasks.retrieval import RetrievalTask
 from soho_fast.tasks.settings import DownstreamModel, RetrievalData, RetrievalSplit
 

@@ -11,7 +11,7 @@ from soho_fast.data.batches.pair_sampling import PairSampler
 from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.batches.sample import CAPTION_STREAM, SAMPLE_STREAM, Images, Sample, SampleDataset
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.records import ImageTextRecord
+from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.shards.order import epoch_order
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts, mask_tokens
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from soho_fast.data.images import shapes_of
-from soho_fast.data.records import ImageRef, ImageTextRecord
+from soho_fast.data.readers.records import ImageRef, ImageTextRecord
 from soho_fast.data.shards.records import JoinedRecords, ShardRecords
 from soho_fast.data.text import PackedTexts
 

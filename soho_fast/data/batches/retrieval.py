@@ -8,7 +8,7 @@ import numpy as np
 
 from soho_fast.data.batches.sample import SAMPLE_STREAM, Images, Sample, SampleDataset
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.records import ImageTextRecord
+from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.text import PackedTexts, encode_texts
 
 

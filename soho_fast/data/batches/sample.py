@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from soho_fast.common.errors import BrokenImageError
 from soho_fast.data.batches.record_table import RecordTable
-from soho_fast.data.images import BrokenImageError, shapes_of
+from soho_fast.data.images import shapes_of
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.records import ImageRef
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.text import IGNORED_LABEL
 
 # First word of the entropy of each stream of random numbers, so that streams with the same (seed, epoch) differ. The

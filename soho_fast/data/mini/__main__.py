@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import sys
 
-from soho_fast.command_line import Parser, as_text
-from soho_fast.engine.errors import fail
+from soho_fast.common.command_line import Parser, as_text
+from soho_fast.common.errors import fail
 
 from .builder import build_corpus
 from .options import SceneOptions

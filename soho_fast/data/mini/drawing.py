@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from soho_fast.data.photographs import read_photographs
+from soho_fast.data.mini.photographs import read_photographs
 
 from .concepts import CONCEPTS
 from .options import TWEMOJI, SceneOptions

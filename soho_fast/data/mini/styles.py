@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soho_fast.command_line import Parser, as_text
-from soho_fast.engine.errors import fail
-from soho_fast.extras import from_extra
+from soho_fast.common.command_line import Parser, as_text
+from soho_fast.common.errors import fail
+from soho_fast.common.extras import from_extra
 
 from .concepts import CONCEPTS, Concept
 from .style_folders import LICENCE_FILE, check_style

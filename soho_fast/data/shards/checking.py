@@ -8,7 +8,8 @@ from contextlib import closing
 
 import numpy as np
 
-from soho_fast.data.images import BrokenImageError, decode_image
+from soho_fast.common.errors import BrokenImageError
+from soho_fast.data.images import decode_image
 from soho_fast.data.shards.index import index_path, read_index
 from soho_fast.data.shards.indexing import read_contents
 

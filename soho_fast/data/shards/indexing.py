@@ -28,9 +28,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors.numpy import save
 
+from soho_fast.common.reading import MAX_FILE_BYTES
 from soho_fast.data.images import shapes_of
-from soho_fast.data.reading import MAX_FILE_BYTES
-from soho_fast.data.records import ImageRef, check_text, is_blank, shown
+from soho_fast.data.readers.records import ImageRef, check_text, is_blank, shown
 from soho_fast.data.shards.index import FORMAT, ShardCounts, checksum_of, index_path, key_of, name_hash, stamp_of
 from soho_fast.data.shards.members import BLOCK, Member, read_members
 

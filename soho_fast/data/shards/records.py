@@ -13,7 +13,7 @@ from typing import overload
 
 import numpy as np
 
-from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport
+from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport
 from soho_fast.data.shards.index import ShardCounts
 from soho_fast.data.shards.store import TarStore
 

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from soho_fast.data.coco_captions import read_coco_captions
-from soho_fast.data.easy_vqa import read_easy_vqa
-from soho_fast.data.json_lines import read_json_lines, read_json_lines_questions
-from soho_fast.data.karpathy import karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
-from soho_fast.data.nlvr2 import Nlvr2Record, read_nlvr2
-from soho_fast.data.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
+from soho_fast.data.readers.coco_captions import read_coco_captions
+from soho_fast.data.readers.easy_vqa import read_easy_vqa
+from soho_fast.data.readers.json_lines import read_json_lines, read_json_lines_questions
+from soho_fast.data.readers.karpathy import karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
+from soho_fast.data.readers.nlvr2 import Nlvr2Record, read_nlvr2
+from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
+from soho_fast.data.readers.snli_ve import read_snli_ve
+from soho_fast.data.readers.visual_genome import read_visual_genome
+from soho_fast.data.readers.vqa import read_vqa
 from soho_fast.data.shards.index import index_path, key_of, read_index
 from soho_fast.data.shards.indexing import IMAGE_SUFFIXES, build_index
-from soho_fast.data.snli_ve import read_snli_ve
-from soho_fast.data.visual_genome import read_visual_genome
-from soho_fast.data.vqa import read_vqa
 
 _DIGITS = 5
 

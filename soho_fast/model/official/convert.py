@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from soho_fast.hub import no_such_path
+from soho_fast.common.hub import no_such_path
 from soho_fast.model.config import SohoConfig
 from soho_fast.model.downstream import SohoForQuestionAnswering
 from soho_fast.model.soho import SohoForPreTraining

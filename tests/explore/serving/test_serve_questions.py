@@ -8,14 +8,14 @@ import time
 import pytest
 from loopback import serve
 
-from soho_fast.ask import SohoPipeline
+from soho_fast.ask.__main__ import SohoPipeline
 from soho_fast.explore import asking
 from soho_fast.explore.bundle import Bundle, picture_path, write_in_files
 from soho_fast.explore.shown import Originals, ShownPictures
 
 
 def test_kinds_are_those_of_the_pipeline():
-    from soho_fast.pipeline import _MODELS
+    from soho_fast.ask.pipeline import _MODELS
 
     assert {kind.__name__: words for kind, words in _MODELS.items()} == asking.KINDS
 

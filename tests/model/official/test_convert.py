@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from tiny_corpus import write_pictures
 from torch.torch_version import TorchVersion
 
-from soho_fast.checksums import SUMS, check_checksums
+from soho_fast.common.checksums import SUMS, check_checksums
 from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer
 from soho_fast.explore.__main__ import main as explore
 from soho_fast.explore.bundle import Bundle
+from soho_fast.export import official as command
+from soho_fast.export.official import main
 from soho_fast.model import (
     SohoConfig,
     SohoForImageTextRetrieval,
@@ -27,9 +29,7 @@ from soho_fast.model import (
     SohoForVisualEntailment,
     SohoForVisualReasoning,
 )
-from soho_fast.model.official import __main__ as command
 from soho_fast.model.official import keys
-from soho_fast.model.official.__main__ import main
 from soho_fast.model.official.convert import convert, read_checkpoint
 
 SMALL = {

@@ -7,10 +7,10 @@ from published_file import words_file, write
 from released_model import official_state, recorded, run_pretraining, run_vqa, vqa_inputs
 from tiny_corpus import draw
 
+from soho_fast.ask.pipeline import SohoPipeline
+from soho_fast.export.official import main
 from soho_fast.model import SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.official import keys
-from soho_fast.model.official.__main__ import main
-from soho_fast.pipeline import SohoPipeline
 
 
 @pytest.fixture(scope="module")

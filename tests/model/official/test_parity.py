@@ -23,7 +23,7 @@ from released_model import (
 from torch import nn
 
 from soho_fast.model import SohoConfig
-from soho_fast.model.cpu import speed_up_on_cpu
+from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.official.dictionary import OfficialDictionary
 from soho_fast.model.official.visual_encoder import released_mask
 

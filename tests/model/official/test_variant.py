@@ -15,8 +15,8 @@ from soho_fast.model import (
     SohoModel,
     Texts,
 )
-from soho_fast.model.cpu import packed_encoder, speed_up_on_cpu
-from soho_fast.model.gpu import speed_up_on_gpu
+from soho_fast.model.fast.cpu import packed_encoder, speed_up_on_cpu
+from soho_fast.model.fast.gpu import speed_up_on_gpu
 
 SIZE = (160, 128)  # five rows of the CNN's cells: the last one is dropped
 

@@ -1,0 +1,578 @@
+"""A model and its processor, asked about images in one line of Python; `ask.py` is the same on the command line.
+
+L visual tokens of an image, P texts, S tokens of a text; the pixels of an image are uint8 (3, height, width).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from soho_fast.common.extras import from_extra
+
+with from_extra("train"):
+    from tqdm import tqdm
+    from transformers.utils import cached_file
+
+    from soho_fast.common.hub import loading_options
+    from soho_fast.data.image_like import is_image, load_any
+    from soho_fast.data.processor import SohoProcessor
+    from soho_fast.data.readers.records import check_text
+    from soho_fast.model import (
+        SohoForImageTextRetrieval,
+        SohoForPreTraining,
+        SohoForQuestionAnswering,
+        SohoForVisualEntailment,
+        SohoForVisualReasoning,
+        VisualTokens,
+    )
+    from soho_fast.model.config import SohoConfig
+    from soho_fast.model.fast.cpu import speed_up_on_cpu
+    from soho_fast.model.image_tokens import join_images, split_images
+    from soho_fast.model.pretrained import check_finite
+
+# What each kind of model is for, in words, and the question that it takes.
+_MODELS = {
+    SohoForPreTraining: ("pre-training", "rank"),
+    SohoForImageTextRetrieval: ("image-text retrieval", "rank"),
+    SohoForQuestionAnswering: ("question answering", "answer"),
+    SohoForVisualReasoning: ("visual reasoning about two images", "compare"),
+    SohoForVisualEntailment: ("visual entailment", "entails"),
+}
+
+FIELDS = {
+    "answer": ("image", "question"),
+    "rank": ("image", "texts"),
+    "entails": ("image", "text"),
+    "compare": ("left", "right", "text"),
+}
+"""What each kind of question consists of: its images, then its words."""
+
+# How many answers there are where the caller does not say; all of them for other questions.
+_TOP_K = {"answer": 5}
+# Among the images of so many batches, which are read ahead, those of like shape are encoded together.
+_WINDOW = 4
+# For each image of a batch so many texts are read at a time, and so many held.
+_TEXTS, _TEXTS_AHEAD = 4, 64
+# A batch of images gets no more padding than this share of what is encoded.
+_MOST_PADDING = 0.2
+
+Answer = list[dict[str, Any]]
+"""What was chosen, and "score"; best first."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Words that are read with one image, or with two; what equals is the same image.
+
+    The words are as they came: several texts are those of "rank".
+    """
+
+    images: tuple[Hashable, ...]
+    words: Any
+
+
+@dataclass(eq=False)
+class LoadedImage:
+    """An image: its pixels, resized; what `encode` gave of it; or why it can't be used. And what it was given as."""
+
+    content: Tensor | VisualTokens | ValueError
+    given: Any = None
+
+
+class SohoPipeline:
+    """A model and its processor, asked one question or many at a time, as transformers' pipelines are.
+
+    Which question it takes depends on the model: `answer` (question answering), `rank` (retrieval, also pre-trained
+    without fine-tuning), `entails` (visual entailment), `compare` (visual reasoning). Images are `ImageLike` (see
+    `data/image_like.py`), or what `encode` gave of one.
+
+    Every answer is a list of dicts, best first: what was chosen, and `score`, the model's own probability of it. Each
+    text of `rank` has its own, that it belongs to the image; they do not sum to 1.
+
+    In the place of an image, and of a text (of `rank`: a list of texts), there may be many: a list or a tuple, then the
+    answers are a list; or any other iterable, then they are an iterator, which reads no more than some batches ahead.
+    What is single is part of every question then. Answers come in the order of the questions; on the way, images of
+    like shape are encoded together, and those that are the same once (the same path, or the same object of a list).
+
+    All questions take these options:
+        batch_size: Images that are encoded at a time; of texts four times as many are read at a time.
+        progress: Show a bar.
+        errors: "raise", or "return": in the place of an answer is the ValueError that says why there is none.
+
+    All raise ValueError: an image or a text can't be used, the model's scores are not finite, the model is for another
+    question, or there are not as many images as texts.
+    """
+
+    def __init__(self, model: Any, processor: SohoProcessor) -> None:
+        self.model, self.processor = model.eval(), processor
+        self.device = next(model.parameters()).device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+        *,
+        precision: str | None = None,
+        compile: bool = False,
+        calibration: Iterable[Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """Load a model and its processor.
+
+        Args:
+            folder: What training wrote: the folder of a run (its best model, or its last), or of a model; or a name on
+                the hub.
+            device: Where to compute; a GPU if there is one when None.
+            precision, compile: as of `prepare_for_inference`, which is left out when they are None and False.
+            calibration: some dozens of questions as `__call__` takes them, with "int8" only: it takes its ranges there.
+
+        Raises:
+            FileNotFoundError: nothing could be loaded from there.
+            ValueError: it holds no SOHO model, lacks some of its tensors, or has diverged; or a question of the
+                calibration can't be used.
+        """
+        model, processor = load_model(folder)
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        soho = cls(model, processor)
+        if precision is not None or compile or calibration is not None:
+            batches = None if calibration is None else map(soho._inputs, calibration)
+            model.prepare_for_inference(precision or "auto", compile=compile, calibration=batches)
+        elif model.device.type == "cpu":
+            speed_up_on_cpu(model)
+        return soho
+
+    @property
+    def action(self) -> str:
+        """The question that this model takes, one of `FIELDS`."""
+        return _MODELS[type(self.model)][1]
+
+    def answer(self, image: Any, question: Any, top_k: int | None = None, **options: Any) -> Any:
+        """The most likely answers to a question: [{"answer", "score"}]; five of them unless `top_k` is given."""
+        return self._ask("answer", (image, question), top_k, **options)
+
+    def rank(self, image: Any, texts: Any, top_k: int | None = None, **options: Any) -> Any:
+        """Texts by how well they describe an image: [{"text", "score"}]; all of them unless `top_k` is given."""
+        return self._ask("rank", (image, texts), top_k, **options)
+
+    def entails(self, image: Any, text: Any, top_k: int | None = None, **options: Any) -> Any:
+        """Whether an image entails a text, contradicts it, or neither: [{"label", "score"}]."""
+        return self._ask("entails", (image, text), top_k, **options)
+
+    def compare(self, left: Any, right: Any, text: Any, top_k: int | None = None, **options: Any) -> Any:
+        """Whether a statement about two images is true: [{"label", "score"}]."""
+        return self._ask("compare", (left, right, text), top_k, **options)
+
+    def __call__(self, asked: Any, top_k: int | None = None, **options: Any) -> Any:
+        """The question of this model by its arguments' names, such as {"image": "a.jpg", "question": "what is it?"}.
+
+        Args:
+            asked: a dict; a list of dicts; or any other iterable of them.
+            top_k: as in the question's own method.
+            options: see above.
+        """
+        names = FIELDS[self.action]
+        if isinstance(asked, Mapping):
+            return self._ask(self.action, _values(asked, names), top_k, **options)
+        is_list = isinstance(asked, (list, tuple))
+        rows = (_values(each, names) for each in asked)
+        answers = self._stream(rows, (is_list,) * len(names), top_k, _length(asked), is_one=False, **options)
+        return list(answers) if is_list else answers
+
+    def encode(self, images: Any, batch_size: int = 8) -> Any:
+        """Images for many questions: what may stand in the place of an image, and is not encoded again.
+
+        Args:
+            images: one; a list; or any other iterable.
+            batch_size: Images that are encoded at a time.
+
+        Returns:
+            `VisualTokens` of an image, on the model's device; a list of them; or an iterator.
+
+        Raises:
+            ValueError: an image can't be used.
+        """
+        _at_least_one("batch_size", batch_size)
+        if not _are_many(images):
+            return self._encode([self._load(images)], 1)[0]
+        encoded = self._encode_many(images, batch_size)
+        return list(encoded) if isinstance(images, (list, tuple)) else encoded
+
+    @torch.no_grad()
+    def answer_together(
+        self, questions: Sequence[Question], top_k: int | None, batch_size: int
+    ) -> list[Answer | ValueError]:
+        """The answers to a window of questions (see `windows`), whose images are `LoadedImage`s; why there is none."""
+        found: list[Answer | ValueError] = [[]] * len(questions)
+        texts_of: dict[int, Sequence[str]] = {}
+        for number, question in enumerate(questions):
+            try:
+                texts_of[number] = self._usable_texts(question)
+            except ValueError as error:
+                found[number] = error.with_traceback(None)  # which would keep all that is computed here
+        ids = iter(self._token_ids([text for texts in texts_of.values() for text in texts]))
+        pairs: list[tuple[tuple[LoadedImage, ...], list[int]]] = []
+        rows_of: dict[int, slice] = {}
+        for number, texts in texts_of.items():
+            own = [next(ids) for _ in texts]
+            wrong = next((each for each in own if isinstance(each, ValueError)), None)
+            if wrong is not None:
+                found[number] = wrong
+                continue
+            rows_of[number] = slice(len(pairs), len(pairs) + len(own))
+            pairs += [(questions[number].images, each) for each in own]
+        if not pairs:
+            return found
+        images = list(dict.fromkeys(image for shown, _ in pairs for image in shown))
+        encoded = dict(zip(images, self._encode([image.content for image in images], batch_size), strict=True))
+        logits = self._logits([([encoded[image] for image in shown], each) for shown, each in pairs], batch_size)
+        for number, rows in rows_of.items():
+            try:
+                found[number] = self._best(texts_of[number], logits[rows], top_k)
+            except ValueError as error:
+                found[number] = error.with_traceback(None)
+        return found
+
+    def _ask(self, action: str, values: Sequence[Any], top_k: int | None, **options: Any) -> Any:
+        if self.action != action:
+            wanted = " or ".join(purpose for purpose, question in reversed(_MODELS.values()) if question == action)
+            purpose, question = _MODELS[type(self.model)]
+            raise ValueError(f"{action}: needs a model for {wanted}; this one is for {purpose}, ask it by {question}")
+        *images, words = values
+        is_many = [*map(_are_many, images), _are_lists_of_texts(words) if action == "rank" else _are_many(words)]
+        many = {name: value for name, value, of_many in zip(FIELDS[action], values, is_many, strict=True) if of_many}
+        if not many:
+            (answer,) = self._stream([values], (True,) * len(values), top_k, None, **options)
+            return answer
+        lengths = {_length(value) for value in many.values()} - {None}
+        if len(lengths) > 1:
+            got = ", ".join(f"{len(value)} of {name}" for name, value in many.items() if _length(value) is not None)
+            raise ValueError(f"{', '.join(many)}: expected as many of each, got {got}")
+        # What is a list, or the same for all, stays as it is while it is asked about.
+        steady = [name not in many or isinstance(many[name], (list, tuple)) for name in FIELDS[action]]
+        rows = _rows(FIELDS[action], values, many)
+        answers = self._stream(rows, steady, top_k, next(iter(lengths), None), is_one=False, **options)
+        return list(answers) if all(steady) else answers
+
+    def _stream(
+        self,
+        rows: Iterable[Sequence[Any]],
+        steady: Sequence[bool],
+        top_k: int | None,
+        total: int | None,
+        *,
+        is_one: bool = True,
+        batch_size: int = 8,
+        progress: bool = False,
+        errors: str = "raise",
+    ) -> Iterator[Any]:
+        """The answers to rows of images and words, one by one.
+
+        Args:
+            rows: the arguments of each question.
+            steady: which arguments do not change while they are asked about: of those the same object is one image.
+            top_k: so many answers.
+            total: how many rows there are, where that is known.
+            is_one: there is one, and an error does not say which it is of.
+            batch_size, progress, errors: the options.
+        """
+        _at_least_one("batch_size", batch_size)
+        if top_k is not None:
+            _at_least_one("top_k", top_k)
+        if errors not in ("raise", "return"):
+            raise ValueError(f"errors: expected 'raise' or 'return', got {errors!r}")
+        answers = self._answers(rows, steady, top_k, batch_size)
+        answers = tqdm(answers, total=total, unit="question", dynamic_ncols=True) if progress else answers
+        return answers if errors == "return" else _raised(answers, is_one)
+
+    def _answers(
+        self, rows: Iterable[Sequence[Any]], steady: Sequence[bool], top_k: int | None, batch_size: int
+    ) -> Iterator[Answer | ValueError]:
+        loaded: dict[Hashable, LoadedImage] = {}
+
+        def load(image: Any, is_steady: bool) -> LoadedImage:
+            # An object that a generator gives again may hold another image by now.
+            key = os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image) if is_steady else None
+            if key not in loaded or key is None:
+                try:
+                    # Kept with its object: as long as that is there, no other has its id.
+                    loaded[key] = LoadedImage(self._load(image), image)
+                except ValueError as error:
+                    loaded[key] = LoadedImage(error.with_traceback(None), image)
+            return loaded[key]
+
+        def questions() -> Iterator[Question]:
+            for *images, words in rows:
+                yield Question(tuple(map(load, images, steady)), words)
+
+        for window in windows(questions(), batch_size):
+            answered = {image for question in window for image in question.images}
+            for key in [key for key, image in loaded.items() if image in answered]:
+                del loaded[key]
+            yield from self.answer_together(window, top_k, batch_size)
+
+    def _encode_many(self, images: Iterable[Any], batch_size: int) -> Iterator[VisualTokens]:
+        ahead: list[Tensor | VisualTokens] = []
+        for image in images:
+            ahead.append(self._load(image))
+            if len(ahead) == _WINDOW * batch_size:
+                yield from self._encode(ahead, batch_size)
+                ahead = []
+        yield from self._encode(ahead, batch_size)
+
+    @torch.no_grad()
+    def _encode(self, images: Sequence[Tensor | VisualTokens], batch_size: int) -> list[VisualTokens]:
+        """Each image's own tokens, without padding."""
+        found: list[Any] = list(images)
+        places = [place for place, image in enumerate(images) if not isinstance(image, VisualTokens)]
+        sizes, most_padding = [tuple(images[place].shape[-2:]) for place in places], _MOST_PADDING
+        if self.model.config.visual_encoder == "official":  # whose tokens feel how far their batch is padded
+            edge, most_padding = self.processor.image_processor.size_divisor, 0.0
+            sizes = [(-(-height // edge) * edge, -(-width // edge) * edge) for height, width in sizes]
+        for batch in like_shapes(sizes, batch_size, most_padding):
+            pixels = self.processor.image_processor.collate([images[places[number]] for number in batch])
+            visual = self.model.encode_images(
+                **{name: None if value is None else value.to(self.device) for name, value in pixels.items()}
+            )
+            for number, own in zip(batch, split_images(visual), strict=True):
+                found[places[number]] = own
+        return found
+
+    def _logits(self, pairs: Sequence[tuple[list[VisualTokens], list[int]]], batch_size: int) -> Tensor:
+        """Float32 (texts, classes) on the CPU, of texts (token ids), each with its image or its two."""
+        # Of like length together: little is spent on padding.
+        order = sorted(
+            range(len(pairs)),
+            key=lambda row: (max(len(image.valid[0]) for image in pairs[row][0]), len(pairs[row][1])),
+        )
+        parts = []
+        for first in range(0, len(order), _TEXTS * batch_size):
+            lot = [pairs[row] for row in order[first : first + _TEXTS * batch_size]]
+            place_of = {id(image): image for images, _ in lot for image in images}
+            visual = join_images(list(place_of.values()))
+            places = {key: place for place, key in enumerate(place_of)}
+            index = torch.tensor([[places[id(image)] for image in images] for images, _ in lot])
+            parts.append(self.read(visual, *self._padded([ids for _, ids in lot]), index.squeeze(1)))
+        logits = torch.cat(parts)
+        return torch.empty_like(logits).index_copy_(0, torch.tensor(order), logits)
+
+    def read(
+        self, visual: VisualTokens, input_ids_PS: Tensor, attention_mask_PS: Tensor, image_index: Tensor
+    ) -> Tensor:
+        """Logits of texts about encoded images, float32 (P, A) on the CPU; inputs as of the model, on the CPU."""
+        texts = {"input_ids": input_ids_PS, "attention_mask": attention_mask_PS, "image_index": image_index}
+        output = self.model(visual_tokens=visual, **{name: value.to(self.device) for name, value in texts.items()})
+        return (output.itm_logits if "itm_logits" in output else output.logits).float().cpu()
+
+    def _inputs(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The model's own, of a question as `__call__` takes it."""
+        *images, words = _values(asked, FIELDS[self.action])
+        pixels = [load_any(image, self.processor.image_processor) for image in images]
+        ids = self._token_ids(self._usable_texts(Question((), words)))
+        wrong = next((each for each in ids if isinstance(each, ValueError)), None)
+        if wrong is not None:
+            raise wrong
+        input_ids_PS, attention_mask_PS = self._padded(ids)
+        index = torch.arange(len(images)).repeat(len(ids), 1).squeeze(1)
+        texts = {"input_ids": input_ids_PS, "attention_mask": attention_mask_PS, "image_index": index}
+        return {**self.processor.image_processor.collate(pixels), **texts}
+
+    def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """input_ids and attention_mask (P, S)."""
+        length, pad = max(map(len, ids)), self.processor.tokenizer.pad_token_id
+        input_ids_PS = torch.tensor([[*each, *[pad] * (length - len(each))] for each in ids])
+        real_P = torch.tensor([len(each) for each in ids])
+        return input_ids_PS, (torch.arange(length) < real_P.unsqueeze(1)).long()
+
+    def _usable_texts(self, question: Question) -> Sequence[str]:
+        """The texts of a question; raises ValueError, also for its images."""
+        texts = question.words
+        if self.action != "rank":
+            texts = [texts]
+        elif not isinstance(texts, (list, tuple)) or not texts:
+            raise ValueError(f"texts: expected a list of at least one text, got {texts!r:.60}")
+        for text in texts:
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"text: expected words, got {text!r:.60}")
+            check_text(text, "text:")
+        for image in question.images:
+            if isinstance(image.content, ValueError):
+                raise image.content
+        return texts
+
+    def _token_ids(self, texts: Sequence[str]) -> list[list[int] | ValueError]:
+        """Of each text, or why it can't be read."""
+        if not texts:
+            return []
+        found: list[list[int] | ValueError] = []
+        tokenizer, limit = self.processor.tokenizer, self.model.config.max_position_embeddings
+        special = set(tokenizer.all_special_ids)  # [UNK] among them
+        for text, ids in zip(texts, tokenizer(list(texts), verbose=False)["input_ids"], strict=True):
+            if special.issuperset(ids):
+                found.append(ValueError(f"text: {text[:60]!r} holds no word that this model knows"))
+            elif len(ids) > limit:
+                found.append(ValueError(f"text: expected at most {limit} tokens, got {len(ids)}: {text[:60]!r}..."))
+            else:
+                found.append(ids)
+        return found
+
+    def _load(self, image: Any) -> Tensor | VisualTokens:
+        """The pixels of an image, resized; what `encode` gave is taken as it is. Raises ValueError."""
+        if not isinstance(image, VisualTokens):
+            return load_any(image, self.processor.image_processor)
+        if len(image.valid) != 1:
+            raise ValueError(f"image: expected one image, as encode gives it, got a batch of {len(image.valid)}")
+        return image
+
+    def _best(self, texts: Sequence[str], logits_PA: Tensor, top_k: int | None) -> Answer:
+        if self.action == "rank":
+            what, names, scores = "text", texts, logits_PA.softmax(-1)[:, 1]
+        else:
+            labels = self.model.config.id2label
+            names = [labels[number] for number in range(len(labels))]
+            is_answer = self.action == "answer"
+            what = "answer" if is_answer else "label"
+            scores = logits_PA[0].sigmoid() if is_answer else logits_PA[0].softmax(-1)
+        if not bool(scores.isfinite().all()):
+            raise ValueError("the model's scores are not finite numbers; it or the image can't be used")
+        best = scores.topk(min(top_k or _TOP_K.get(self.action, len(names)), len(names)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [{what: names[number], "score": value} for number, value in pairs]
+
+
+def load_model(folder: str | os.PathLike[str]) -> tuple[Any, SohoProcessor]:
+    """A model as it was trained, in float32 on the CPU, and its processor; see `SohoPipeline.from_pretrained`."""
+    found = model_folder(folder)
+    try:
+        options, _ = loading_options(found)  # The hub is asked once.
+        config = SohoConfig.from_pretrained(found, **options)
+        processor = SohoProcessor.from_pretrained(found, **options)
+        kind = next((model for model in _MODELS if model.__name__ in (config.architectures or ())), None)
+        if kind is None:
+            held = ", ".join(config.architectures or ()) or "a model of unknown kind"
+            raise ValueError(f"{found} holds {held}; expected {', '.join(model.__name__ for model in _MODELS)}")
+        model, info = kind.from_pretrained(
+            found, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"no model could be loaded from {folder}; expected the folder of a run or of a model (config.json, "
+            f"model.safetensors and the processor's files), or a hub name this machine can reach ({error})"
+        ) from error
+    lost = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+    if lost:
+        raise ValueError(f"{found} lacks {len(lost)} tensors of {kind.__name__} ({', '.join(lost[:3])})")
+    check_finite(model, str(found))
+    return model.eval(), processor
+
+
+def model_folder(folder: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Where the model of a run is, or what was given. Raises FileNotFoundError: it is a run without one."""
+    found = next((Path(folder) / name for name in ("best", "model") if (Path(folder) / name).is_dir()), folder)
+    if found is folder and (Path(folder) / "recipe.yaml").is_file():
+        raise FileNotFoundError(f"{folder} is a run without a model yet: best/ and model/ come at its end")
+    return found
+
+
+def local_folder(folder: str | os.PathLike[str]) -> Path:
+    """Where the files of a model are that was loaded from here, one of the hub's too."""
+    found = model_folder(folder)
+    if Path(found).is_dir():
+        return Path(found)
+    return Path(cached_file(str(found), "config.json", local_files_only=True)).parent
+
+
+def windows(questions: Iterable[Question], batch_size: int) -> Iterator[list[Question]]:
+    """Consecutive questions, of as many images (and texts) as are looked at together."""
+    window: list[Question] = []
+    images: set[Hashable] = set()
+    num_texts = 0
+    for question in questions:
+        num_own = len(question.words) if isinstance(question.words, (list, tuple)) else 1
+        is_full = len(images.union(question.images)) > _WINDOW * batch_size
+        if window and (is_full or num_texts + num_own > _TEXTS_AHEAD * batch_size):
+            yield window
+            window, images, num_texts = [], set(), 0
+        window.append(question)
+        images.update(question.images)
+        num_texts += num_own
+    if window:
+        yield window
+
+
+def like_shapes(
+    sizes: Sequence[tuple[int, int]], batch_size: int, most_padding: float = _MOST_PADDING
+) -> list[list[int]]:
+    """Batches of images, by number, in which little is padded; the largest shapes come first.
+
+    Args:
+        sizes: height and width of each.
+        batch_size: the most of a batch.
+        most_padding: no batch gets more than this share of padding.
+    """
+    batches: list[list[int]] = []
+    for number in sorted(range(len(sizes)), key=lambda number: sizes[number], reverse=True):
+        together = [*(batches[-1] if batches else ()), number]
+        height, width = (max(sizes[each][axis] for each in together) for axis in (0, 1))
+        filled = sum(sizes[each][0] * sizes[each][1] for each in together) / (height * width * len(together))
+        if batches and len(together) <= batch_size and filled >= 1 - most_padding:
+            batches[-1] = together
+        else:
+            batches.append([number])
+    return batches
+
+
+def _are_many(value: Any) -> bool:
+    """Whether these are several images or texts."""
+    if is_image(value) or isinstance(value, Mapping):  # a path is a text too; `VisualTokens` are a mapping
+        return False
+    return hasattr(value, "__iter__") or hasattr(value, "__getitem__")
+
+
+def _are_lists_of_texts(value: Any) -> bool:
+    """Whether these are the texts of several images."""
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(each, (list, tuple)) for each in value)
+    return _are_many(value)
+
+
+def _length(value: Any) -> int | None:
+    return len(value) if hasattr(value, "__len__") else None
+
+
+def _rows(names: Sequence[str], values: Sequence[Any], many: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """The arguments of each question, what is single in each of them."""
+    single = dict(zip(names, values, strict=True))
+    end = object()
+    for number, each in enumerate(zip_longest(*many.values(), fillvalue=end)):
+        if any(value is end for value in each):
+            raise ValueError(f"{', '.join(many)}: expected as many of each, but one of them ends after {number}")
+        yield list((single | dict(zip(many, each, strict=True))).values())
+
+
+def _values(asked: Any, names: Sequence[str]) -> list[Any]:
+    if not isinstance(asked, Mapping) or set(asked) != set(names):
+        got = f"a dict with {', '.join(map(str, asked))}" if isinstance(asked, Mapping) else type(asked).__name__
+        raise ValueError(f"expected a dict with {', '.join(names)}, got {got}")
+    return [asked[name] for name in names]
+
+
+def _raised(answers: Iterable[Answer | ValueError], is_one: bool) -> Iterator[Answer]:
+    for number, answer in enumerate(answers):
+        if isinstance(answer, ValueError) and is_one:
+            raise answer
+        if isinstance(answer, ValueError):
+            raise ValueError(f"question {number} (from 0): {answer}") from answer
+        yield answer
+
+
+def _at_least_one(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value!r}")

@@ -1,0 +1,38 @@
+"""The error that is the user's to mend: shown as one line, without a stack trace."""
+
+import errno
+import os
+import sys
+import time
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Numbers of the OSErrors that a full or read-only disk gives, wherever something is written."""
+
+
+def environment_rank() -> tuple[int, int]:
+    """(rank, local rank) as the launcher's environment tells; (0, 0) without a launcher."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+
+
+class UserError(ValueError):
+    """A wrong path, recipe, checkpoint or device: the message says what was expected, what came and what to do."""
+
+
+class BrokenImageError(ValueError):
+    """An image file that can't be read or decoded; the message names the file and what went wrong."""
+
+
+def fail(message: str, rank: int = 0, code: int = 2) -> int:
+    """Print one line, whatever lines the message has, and give the exit code: 2, a mistake, or another.
+
+    Most mistakes meet all ranks; the first one prints, and DeepSpeed's launcher ends the others within a second or two
+    of its exit. Only a mistake that the first rank did not make is left for another to print. What has another code met
+    this rank alone.
+    """
+    if rank and code == 2:
+        time.sleep(10)
+    sys.stdout.flush()
+    message = " ".join(message.split())
+    sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error on rank {rank}: {message}\n")
+    sys.stderr.flush()
+    return code

@@ -1,0 +1,71 @@
+"""What comes with an extra, and how it is told where it is missing. The base installation is torch and the ops."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import TracebackType
+
+
+class MissingExtraError(ImportError):
+    """A package that an extra brings is not installed; `__cause__` is python's own error."""
+
+
+class from_extra:
+    """Stands around imports of packages that `pip install "soho_fast[NAME]"` brings.
+
+    Where one of them is missing, a module says so as `MissingExtraError`; a command says it in one line and ends with
+    exit code 2. What an installed package itself lacks stays that package's error. A command that is interrupted here
+    (Ctrl-C) says that in one line too.
+
+    Args:
+        name: the extra.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        """Nothing is looked for in advance: the imports themselves tell."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        if trace is None:
+            return
+        # Python's own name for a command that `python -m` is still looking for.
+        is_command = trace.tb_frame.f_globals["__name__"] == "__main__" or sys.argv[:1] == ["-m"]
+        if isinstance(error, KeyboardInterrupt) and is_command:
+            if os.environ.get("RANK", "0") == "0":
+                print("\nstopped before anything was done", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
+        if not isinstance(error, ImportError):
+            return
+        told = error if isinstance(error, MissingExtraError) else self._told(error, trace)
+        if told is None:
+            return
+        if is_command:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"error: {told}", file=sys.stderr)
+            raise SystemExit(2) from None
+        if told is not error:
+            raise told from error
+
+    def _told(self, error: ImportError, trace: TracebackType) -> MissingExtraError | None:
+        """The error in other words; None where the import that failed is not one of this package's own."""
+        here = trace.tb_frame.f_globals
+        while trace.tb_next is not None:
+            trace = trace.tb_next
+        importer = trace.tb_frame.f_globals["__name__"]
+        needed = (error.name or "").split(".")[0]
+        own = importer == "__main__" or importer.split(".")[0] == "soho_fast"
+        if not (isinstance(error, ModuleNotFoundError) and own) or needed in ("", "soho_fast"):
+            return None
+        by = _module_of(Path(here["__file__"])) if here["__name__"] == "__main__" else here["__name__"]
+        return MissingExtraError(
+            f'{by} needs {needed}; install it with: pip install "soho_fast[{self.name}]"', name=error.name
+        )
+
+
+def _module_of(file: Path) -> str:
+    """The name of a module of this package that runs as a program."""
+    parts = file.resolve().relative_to(Path(__file__).resolve().parents[2]).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__main__")

@@ -1,0 +1,46 @@
+"""Files that a run leaves: written whole or not at all, and read as far as they are whole."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+"""What the name of a file or folder that is being written ends with."""
+
+# What a record of each kind holds beside `kind` and `step`.
+_CONTENTS = {
+    "train": ("lr", dict), "evaluation": ("measures", dict), "event": ("event", str), "snapshot": ("values", dict),
+}  # fmt: skip
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` so that a reader sees the old file or the new one, never a part."""
+    scratch = path.with_name(path.name + PARTIAL)
+    with scratch.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Records of a log.jsonl, and how many lines hold none; a last line that a crash cut short is not counted."""
+    try:
+        *lines, last = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], 0
+    records = [record for record in map(_record, lines) if record is not None]
+    num_damaged = len(lines) - len(records)
+    return records + [record for record in [_record(last)] if record is not None], num_damaged
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
+        return None
+    name, kind = _CONTENTS.get(record["kind"], ("kind", str))
+    return record if isinstance(record.get(name), kind) else None

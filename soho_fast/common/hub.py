@@ -1,0 +1,74 @@
+"""Names of models: a folder, or a name on the hub. A folder is looked for first; the hub is asked once and briefly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from soho_fast.common.spelling import did_you_mean
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+"""Keywords of every `from_pretrained` that say where a file comes from."""
+
+# Seconds. A hub that can be reached answers a request for a file's size in a fraction of one.
+_TIMEOUT = 5.0
+
+
+def no_such_path(path: str | os.PathLike[str]) -> str:
+    """That a path is not there, from where on, and which neighbour of that may have been meant."""
+    path = missing = Path(path)
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    similar = did_you_mean(missing.name, sorted(entry.name for entry in missing.parent.iterdir()))
+    return f"there is no such file or folder{'' if missing == path else f', nor {missing}'}{similar}"
+
+
+def check_name(name_or_path: str | os.PathLike[str], *, needs_owner: bool = False) -> None:
+    """Raise FileNotFoundError where a name can be no name of the hub, and no such folder or file is here.
+
+    Names of the hub are NAME or OWNER/NAME. What begins with `/`, `.` or `~`, has more parts, an empty one, or begins
+    with a folder that is here is a path. Of SOHO models, which have an owner there (`needs_owner`), a bare name is one.
+    """
+    name = os.fspath(name_or_path)
+    if os.path.exists(name):
+        return
+    parts = name.split("/")
+    begins_here = len(parts) > 1 and os.path.isdir(parts[0])
+    is_path = isinstance(name_or_path, Path) or name[:1] in ("/", ".", "~") or "" in parts or len(parts) > 2
+    if is_path or begins_here or (needs_owner and len(parts) == 1):
+        raise FileNotFoundError(f"{name}: {no_such_path(name)}" if name else "expected a folder, got an empty name")
+
+
+def hub_failure(name: str | os.PathLike[str], token: str | bool | None = None) -> str:
+    """Why nothing can be loaded from the hub under this name: one request, not repeated. Empty when the hub answers.
+
+    The hub's own library tries each of a model's files again for half a minute.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(str(name), "config.json"), token=token, timeout=_TIMEOUT)
+    except HfHubHTTPError:
+        return ""  # An answer, if only that this file is not there.
+    except ValueError:
+        return "this is no name of the hub"
+    except Exception as error:  # The transport's own; which library that is differs between releases.
+        return f"the hub can't be reached ({error})"
+    return ""
+
+
+def loading_options(name_or_path: str | os.PathLike[str], **options: Any) -> tuple[dict[str, Any], str]:
+    """`options` for a `from_pretrained`, and why the hub is left out of it ("" when it is not).
+
+    A folder is taken as it is. Of a name, only what was downloaded before is used when the hub does not answer.
+
+    Raises:
+        FileNotFoundError: it looks like a path, and is not there.
+    """
+    check_name(name_or_path)
+    if os.path.exists(name_or_path) or options.get("local_files_only"):
+        return options, ""
+    failure = hub_failure(name_or_path, options.get("token"))
+    return ({**options, "local_files_only": True} if failure else options), failure

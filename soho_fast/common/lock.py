@@ -1,0 +1,103 @@
+"""One process writes a folder: a lock that the kernel holds, and a file that says who has it."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from soho_fast.common.errors import UserError
+from soho_fast.common.processes import Processes
+
+LOCK = "in-use.lock"
+# What file systems without locks answer.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def only_user(folder: Path, processes: Processes, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a folder (made where there is none) against other runs, on this machine and on those that share its disk.
+
+    The first rank holds the lock for all. It is a POSIX lock: the kernel drops it when the process ends, however it
+    ends, and forked loader processes do not inherit it. The file beside it tells people who that is and is deleted at
+    the end; one that a killed process left behind is taken over.
+
+    Args:
+        folder: What is to be written.
+        processes: This run's ranks; all make the call.
+        say: Called with a line where a lock was left behind, or where the file system has no locks.
+
+    Raises:
+        UserError: on all ranks: another process holds the folder, or the folder is not writable.
+    """
+    file, error, made = None, None, not folder.exists()
+    if processes.is_main:
+        try:
+            file = _take(folder, say)
+        except UserError as failure:
+            error = str(failure)
+        except OSError as failure:
+            error = f"{failure.filename or folder} cannot be written: {failure.strerror}"
+    try:
+        error = processes.gather(error)[0]
+        if error:
+            raise UserError(error)
+        yield
+    finally:
+        if file is not None:
+            # Deleted while it is held: who opened it before finds that it is not the folder's any more.
+            with contextlib.suppress(OSError):  # A disk that has become read-only; the kernel's lock ends all the same.
+                (folder / LOCK).unlink()
+            os.close(file)
+            if made:
+                with contextlib.suppress(OSError):  # It holds something.
+                    folder.rmdir()
+
+
+def _take(folder: Path, say: Callable[[str], None]) -> int:
+    """The open, locked file."""
+    path = folder / LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise UserError(
+                        f"{folder} is in use by {_holder(file)}; wait for its end, stop it, or choose another folder"
+                    ) from error
+                if error.errno not in _NO_LOCKS:
+                    raise
+                say(
+                    f"{folder}: this file system has no locks ({error.strerror}); see to it yourself that no second "
+                    "run writes here"
+                )
+            if _is_at(file, path):
+                if os.fstat(file).st_size:
+                    say(f"{folder}: taken over from {_holder(file)}, which ended without leaving it")
+                since = datetime.now().astimezone().isoformat(" ", "seconds")
+                os.ftruncate(file, 0)
+                os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(file: int) -> str:
+    """What the holder wrote; between its taking the lock and its writing there is a moment without."""
+    text = os.pread(file, 200, 0).decode(errors="replace")
+    return " ".join(text.split()) or "another process"

@@ -1,0 +1,1 @@
+"""Readers: one per published format, all to the records of `records.py`."""

@@ -1,0 +1,453 @@
+"""Held-out measures of a pre-trained model, each beside its honest baseline.
+
+Shapes: B images of a batch, P texts, S tokens, N retrieval candidates, V vocabulary, M predicted positions, K codes.
+
+Each image is encoded once: `encode_images(pixel_values, pixel_mask)` per batch, then the model with `visual_tokens` and
+`image_index`, which also is how an image is exchanged for another.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from soho_fast.common.errors import BrokenImageError
+from soho_fast.common.stop_words import STOP_WORDS
+from soho_fast.common.workers import loaded_ahead
+from soho_fast.data.batches.pair_sampling import PairSampler
+from soho_fast.data.batches.sample import EVALUATION_STREAM, pad_labels, pad_texts
+from soho_fast.data.processor import SohoProcessor
+from soho_fast.data.readers.records import ImageTextRecord
+from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts
+from soho_fast.tasks.evaluation.computing import Computing
+from soho_fast.tasks.evaluation.metrics.recall import recall_at
+from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being measured, how many are done, and of how many."""
+RECALL_KS = (1, 5, 10)
+
+
+@dataclass
+class _Counter:
+    """Right answers out of all."""
+
+    right: int = 0
+    total: int = 0
+
+    def add(self, correct: torch.Tensor | np.ndarray) -> None:
+        self.right += int(correct.sum())
+        self.total += int(correct.size if isinstance(correct, np.ndarray) else correct.numel())
+
+    @property
+    def share(self) -> float:
+        return self.right / self.total if self.total else float("nan")
+
+
+class _MaskedTexts(NamedTuple):
+    """Texts with whole words replaced by [MASK]; `words` lists (text, positions, is a content word) of each."""
+
+    texts_ids: list[np.ndarray]
+    labels: list[np.ndarray]
+    words: list[tuple[int, np.ndarray, bool]]
+
+
+def _word_spelling(tokenizer: Any, ids: np.ndarray) -> str:
+    return "".join(piece.removeprefix("##") for piece in tokenizer.convert_ids_to_tokens(ids.tolist())).lower()
+
+
+def mask_words(
+    texts: Sequence[EncodedText], tokenizer: Any, rng: np.random.Generator, probability: float
+) -> _MaskedTexts:
+    """Replace whole words by [MASK] for measuring: each with `probability`, and at least one content word per text.
+
+    Punctuation and unknown words are never chosen: guessing them shows nothing.
+    """
+    masked = _MaskedTexts([], [], [])
+    for row, text in enumerate(texts):
+        ids, labels = text.ids.copy(), np.full_like(text.ids, IGNORED_LABEL)
+        words = []
+        for word in range(int(text.word_ids.max(initial=-1)) + 1):
+            positions = np.flatnonzero(text.word_ids == word)
+            pieces = text.ids[positions]
+            spelling = _word_spelling(tokenizer, pieces)
+            if spelling.isalnum() and tokenizer.unk_token_id not in pieces:
+                words.append((row, positions, spelling not in STOP_WORDS))
+        chosen = [word for word, draw in zip(words, rng.random(len(words)), strict=True) if draw < probability]
+        content = [word for word in words if word[2]]
+        spare = int(rng.integers(len(content))) if content else 0
+        if content and not any(word[2] for word in chosen):
+            chosen.append(content[spare])
+        for _, positions, _ in chosen:
+            labels[positions] = ids[positions]
+            ids[positions] = tokenizer.mask_token_id
+        masked.texts_ids.append(ids)
+        masked.labels.append(labels)
+        masked.words.extend(chosen)
+    return masked
+
+
+@dataclass
+class _HeldOut:
+    """The held-out examples: image i goes with positives[i]; negatives[i] does not describe it."""
+
+    records: list[ImageTextRecord]
+    positives: list[EncodedText]
+    negatives: list[EncodedText]
+    mask_uniform: np.ndarray
+    rng: np.random.Generator
+
+
+def _choose(
+    records: Sequence[ImageTextRecord],
+    processor: SohoProcessor,
+    *,
+    num_images: int | None,
+    max_text_length: int,
+    seed: int,
+) -> _HeldOut:
+    if len(records) < 2:
+        raise ValueError(f"records: expected at least 2 held-out images, got {len(records)}")
+    rng = np.random.default_rng([EVALUATION_STREAM, seed])
+    order = rng.permutation(len(records))[:num_images]
+    sampler = PairSampler([record.captions for record in records])
+    positives, negatives, used = [], [], set()
+    for index in order:
+        captions = sampler.positives(index, len(records[index].captions), rng)
+        caption = next((text for text in captions if text.lower() not in used), captions[0])
+        used.add(caption.lower())
+        positives.append(caption)
+        negatives += sampler.negatives(index, 1, rng)
+    return _HeldOut(
+        [records[index] for index in order],
+        encode_texts(processor.tokenizer, positives, max_text_length),
+        encode_texts(processor.tokenizer, negatives, max_text_length),
+        rng.random(len(order)),
+        rng,
+    )
+
+
+class _Scorer:
+    """Calls the model in evaluation mode on one device."""
+
+    def __init__(self, model: nn.Module, processor: SohoProcessor, computing: Computing) -> None:
+        self.model, self.processor, self.computing = model, processor, computing
+
+    def encode(self, images: Mapping[str, torch.Tensor | None]) -> Any:
+        with self.computing():
+            images = self.processor.image_processor.normalised(self.computing.on_device(images))
+            return self.model.encode_images(**images)
+
+    def __call__(
+        self,
+        visual_tokens: Any,
+        texts_ids: Sequence[np.ndarray],
+        image_index: Sequence[int] | np.ndarray,
+        **labels: Any,
+    ) -> Any:
+        texts = pad_texts(texts_ids, self.processor.tokenizer.pad_token_id)
+        texts["image_index"] = torch.as_tensor(np.asarray(image_index), dtype=torch.int64)
+        with self.computing():
+            return self.model(visual_tokens=visual_tokens, **self.computing.on_device({**texts, **labels}))
+
+
+@dataclass
+class _Tally:
+    """Everything counted over the held-out batches."""
+
+    mlm_content: _Counter = field(default_factory=_Counter)
+    mlm_content_shuffled: _Counter = field(default_factory=_Counter)
+    mlm_all: _Counter = field(default_factory=_Counter)
+    mlm_all_shuffled: _Counter = field(default_factory=_Counter)
+    itm: _Counter = field(default_factory=_Counter)
+    itm_shuffled: _Counter = field(default_factory=_Counter)
+    mvm: _Counter = field(default_factory=_Counter)
+    mvm_shuffled: _Counter = field(default_factory=_Counter)
+    mvm_targets: list[torch.Tensor] = field(default_factory=list)
+    index: list[torch.Tensor] = field(default_factory=list)
+    model_perplexity: float | None = None
+    model_live_codes: float | None = None
+    skipped: list[str] = field(default_factory=list)
+
+
+def _measure_mlm(score: _Scorer, visual: Any, masked: _MaskedTexts, image_index: np.ndarray) -> np.ndarray:
+    """Which masked words are right, all pieces of a word counting as one: bool, one per word of `masked.words`."""
+    labels_PS = pad_labels(masked.labels, len(masked.labels), max(map(len, masked.labels))).numpy()
+    predicted = labels_PS != IGNORED_LABEL
+    if not predicted.any():
+        return np.zeros(0, dtype=bool)
+    output = score(visual, masked.texts_ids, image_index, mlm_labels=torch.from_numpy(labels_PS))
+    logits_MV = output.mlm_logits
+    if len(logits_MV) != predicted.sum():
+        raise ValueError(f"mlm_logits: expected {predicted.sum()} rows, one per label, got {len(logits_MV)}")
+    right_PS = np.zeros_like(predicted)
+    right_PS[predicted] = logits_MV.argmax(-1).cpu().numpy() == labels_PS[predicted]
+    return np.array([right_PS[row, positions].all() for row, positions, _ in masked.words])
+
+
+def _measure_mvm(score: _Scorer, visual: Any, texts: Sequence[EncodedText], uniform: np.ndarray) -> Any:
+    """The model's output with one group of visual tokens masked per image, every pair counted as matched."""
+    return score(
+        visual,
+        [text.ids for text in texts],
+        np.arange(len(texts)),
+        itm_labels=torch.ones(len(texts), dtype=torch.int64),
+        mask_uniform=torch.from_numpy(np.ascontiguousarray(uniform)),
+    )
+
+
+def _batches(count: int, size: int) -> Iterator[range]:
+    """Ranges of about `size`, none of them of one element: a lone image could not be shuffled."""
+    num = max(1, round(count / size))
+    ends = [count * (number + 1) // num for number in range(num)]
+    begin = 0
+    for end in ends:
+        if end - begin:
+            yield range(begin, end)
+        begin = end
+
+
+class _Loaded(NamedTuple):
+    """Held-out images of a batch, by their rows, and why others of it can't be read; None without two images."""
+
+    rows: list[int]
+    images: dict[str, torch.Tensor | None] | None
+    broken: list[str]
+
+
+def _load(held: _HeldOut, batch: range, processor: SohoProcessor) -> _Loaded:
+    rows, images, broken = [], [], []
+    for row in batch:
+        try:
+            images.append(processor.image_processor.load(held.records[row].image))
+            rows.append(row)
+        except BrokenImageError as error:
+            broken.append(str(error))
+    return _Loaded(rows, processor.image_processor.collate_bytes(images) if len(rows) > 1 else None, broken)
+
+
+def _measure_batch(
+    score: _Scorer,
+    held: _HeldOut,
+    rows: Sequence[int],
+    tally: _Tally,
+    images: Mapping[str, torch.Tensor | None],
+    masking: float,
+) -> Any:
+    """All measures but retrieval on one batch; returns its visual tokens."""
+    visual = score.encode(images)
+    own = np.arange(len(rows))
+    other = np.roll(own, -1)
+    positives = [held.positives[row] for row in rows]
+    masked = mask_words(positives, score.processor.tokenizer, held.rng, masking)
+    is_content = np.array([content for _, _, content in masked.words], dtype=bool)
+    for image_index, content_counter, all_counter in (
+        (own, tally.mlm_content, tally.mlm_all),
+        (other, tally.mlm_content_shuffled, tally.mlm_all_shuffled),
+    ):
+        right = _measure_mlm(score, visual, masked, image_index)
+        content_counter.add(right[is_content])
+        all_counter.add(right)
+
+    texts_ids = [text.ids for text in positives] + [held.negatives[row].ids for row in rows]
+    truth = torch.arange(len(texts_ids)) < len(rows)
+    for image_index, counter in ((own, tally.itm), (other, tally.itm_shuffled)):
+        logits_P2 = score(visual, texts_ids, np.concatenate([image_index, image_index])).itm_logits
+        counter.add((logits_P2[:, 1] > logits_P2[:, 0]).cpu() == truth)
+
+    uniform = held.mask_uniform[list(rows)]
+    output = _measure_mvm(score, visual, positives, uniform)
+    if output.mvm_logits is not None and output.mvm_targets is not None:
+        targets_M = output.mvm_targets.cpu()
+        tally.mvm.add(output.mvm_logits.argmax(-1).cpu() == targets_M)
+        tally.mvm_targets.append(targets_M)
+        shuffled = _measure_mvm(score, visual, [*positives[1:], positives[0]], uniform)
+        tally.mvm_shuffled.add(shuffled.mvm_logits.argmax(-1).cpu() == targets_M)
+    if output.index is not None:
+        tally.index.append(output.index[output.index >= 0].cpu())
+    if getattr(output, "perplexity", None) is not None:
+        tally.model_perplexity = float(output.perplexity)
+        tally.model_live_codes = float(output.live_codes)
+    return visual
+
+
+@torch.no_grad()
+def evaluate_pretraining(
+    model: nn.Module,
+    records: Sequence[ImageTextRecord],
+    processor: SohoProcessor,
+    *,
+    seed: int = 0,
+    num_images: int | None = None,
+    num_candidates: int = 200,
+    max_text_length: int = 32,
+    mlm_probability: float = 0.15,
+    image_batch: int = 32,
+    pair_batch: int = 256,
+    precision: str = "auto",
+    workers: int = 0,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, float]:
+    """Measure a model on held-out images. The same seed chooses the same images, captions, negatives and masks.
+
+    - MLM: share of masked words guessed right (all pieces of a word), with the right image and with that of another
+      record; content words apart from all words. Whole words are masked; nothing else is.
+    - ITM: share of right verdicts on as many matched as unmatched pairs of unmasked input; majority is 50 %. Shuffled:
+      the same texts and labels with another image.
+    - MVM: share of masked visual tokens whose index is guessed right; the baseline is the index that is most frequent
+      among these very targets, the best constant answer. Shuffled: with another image's caption.
+    - Retrieval: every candidate image with one caption each, all pairs scored by ITM on unmasked input; chance K / N.
+    - Codes: live codes and perplexity of the held-out tokens, and the dictionary's own running figures.
+
+    Args:
+        model: The model; put in evaluation mode for the time of the call.
+        records: Held-out images with captions.
+        processor: Image processor and tokenizer.
+        seed: Seed of all choices.
+        num_images: Images used, None for all.
+        num_candidates: Images (and captions) in retrieval, at most `num_images`; below 2 leaves retrieval out.
+        max_text_length: Longest text in tokens.
+        mlm_probability: Share of words masked for MLM; a text has at least one content word masked.
+        image_batch: Images encoded at a time.
+        pair_batch: Pairs scored at a time in retrieval.
+        precision: See `Computing`.
+        workers: Processes that read images; 0 reads in this one.
+        progress: Called with (stage, done, all).
+        say: Called with a line for each held-out image that can't be read.
+
+    Returns:
+        Shares between 0 and 1, and counts. Measures that the model can't give (no dictionary) are absent.
+
+    Raises:
+        BrokenImageError: Fewer than two images can be read.
+    """
+    held = _choose(records, processor, num_images=num_images, max_text_length=max_text_length, seed=seed)
+    tally = _Tally()
+    num_candidates = min(num_candidates, len(held.records)) if num_candidates >= 2 else 0
+    candidates: list[torch.Tensor] = []
+    candidate_rows: list[int] = []
+    scorer = PairScorer(model, held.positives, pair_batch=pair_batch, precision=precision)
+    score = _Scorer(model, processor, scorer.computing)
+    batches = list(_batches(len(held.records), image_batch))
+    was_training = model.training
+    model.eval()
+    loads = loaded_ahead(
+        lambda number: _load(held, batches[number], processor),
+        range(len(batches)),
+        workers=workers,
+        pin=scorer.computing.device.type == "cuda",
+    )
+    try:
+        for batch, (rows, images, broken) in zip(batches, loads, strict=True):
+            tally.skipped += broken
+            for line in broken if say is not None else []:
+                say(f"held-out image skipped: {line}")
+            if images is not None:
+                visual = _measure_batch(score, held, rows, tally, images, mlm_probability)
+                kept = rows[: num_candidates - len(candidate_rows)]
+                if kept:
+                    candidates += scorer.keep(visual)[: len(kept)]
+                candidate_rows += kept
+            elif rows and say is not None:
+                say(f"held-out image left out, no other of its batch can be read: {held.records[rows[0]].image}")
+            if progress is not None:
+                progress("held-out", batch.stop, len(held.records))
+        if not tally.itm.total:
+            raise BrokenImageError(
+                f"no two held-out images of a batch can be read; first: {'; '.join(tally.skipped[:5])}"
+            )
+        scores_NN = torch.empty(0, 0)
+        if candidates:
+            blocks = ImageBlocks(len(candidates), lambda block: candidates[block.start : block.stop])
+            wanted = [np.array(candidate_rows)] * len(candidates)
+            report = None if progress is None else functools.partial(progress, "retrieval")
+            scores_NN = torch.stack(score_pairs(scorer, blocks, wanted, progress=report))
+    finally:
+        loads.close()
+        model.train(was_training)
+    return {**_summary(tally), **_recalls(scores_NN)}
+
+
+def _summary(tally: _Tally) -> dict[str, float]:
+    measures = {
+        "mlm_content": tally.mlm_content.share,
+        "mlm_content_shuffled": tally.mlm_content_shuffled.share,
+        "mlm_all": tally.mlm_all.share,
+        "mlm_all_shuffled": tally.mlm_all_shuffled.share,
+        "itm": tally.itm.share,
+        "itm_majority": 0.5,
+        "itm_shuffled": tally.itm_shuffled.share,
+        "num_images": float(tally.itm.total // 2),
+        "num_skipped": float(len(tally.skipped)),
+    }
+    if tally.mvm.total:
+        counts = torch.bincount(torch.cat(tally.mvm_targets))
+        measures["mvm"] = tally.mvm.share
+        measures["mvm_most_frequent"] = float(counts.max() / counts.sum())
+        measures["mvm_shuffled"] = tally.mvm_shuffled.share
+    if tally.index:
+        counts = torch.bincount(torch.cat(tally.index)).double()
+        share = counts[counts > 0] / counts.sum()
+        measures["heldout_live_codes"] = float(len(share))
+        measures["heldout_perplexity"] = float((-(share * share.log()).sum()).exp())
+    if tally.model_perplexity is not None:
+        measures["model_live_codes"] = tally.model_live_codes
+        measures["model_perplexity"] = tally.model_perplexity
+    return measures
+
+
+def _recalls(scores_NN: torch.Tensor) -> dict[str, float]:
+    count = len(scores_NN)
+    if not count:
+        return {}
+    diagonal = torch.arange(count)
+    measures = {"num_candidates": float(count)}
+    for direction, scores in (("image_to_text", scores_NN), ("text_to_image", scores_NN.T)):
+        measures |= {f"{direction}_r{k}": share for k, share in recall_at(scores, diagonal, RECALL_KS).items()}
+    return measures | {f"chance_r{k}": min(1.0, k / count) for k in RECALL_KS}
+
+
+class MeasureRow(NamedTuple):
+    """A line of the closing table: what was measured, its value, and what to hold it against."""
+
+    name: str
+    value: str
+    baseline: str
+
+
+def format_table(measures: Mapping[str, float]) -> list[MeasureRow]:
+    """Rows of the closing table, for measures of `evaluate_pretraining`."""
+
+    def percent(name: str) -> str:
+        return f"{100 * measures[name]:.1f} %"
+
+    rows = [
+        MeasureRow(
+            "MLM, masked content words", percent("mlm_content"), f"{percent('mlm_content_shuffled')} shuffled image"
+        ),
+        MeasureRow("MLM, all masked words", percent("mlm_all"), f"{percent('mlm_all_shuffled')} shuffled image"),
+    ]
+    if "mvm" in measures:
+        baseline = f"{percent('mvm_most_frequent')} most frequent index, {percent('mvm_shuffled')} shuffled caption"
+        rows.append(MeasureRow("MVM, masked visual tokens", percent("mvm"), baseline))
+    baseline = f"{percent('itm_majority')} majority, {percent('itm_shuffled')} shuffled image"
+    rows.append(MeasureRow("ITM, balanced pairs", percent("itm"), baseline))
+    if "num_candidates" in measures:
+        for direction, name in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
+            for k in RECALL_KS:
+                label = f"{name} R@{k} of {measures['num_candidates']:.0f}"
+                rows.append(MeasureRow(label, percent(f"{direction}_r{k}"), f"{percent(f'chance_r{k}')} chance"))
+    for where, name in (("heldout", "held-out images"), ("model", "running usage in training")):
+        if f"{where}_live_codes" in measures:
+            codes = f"{measures[f'{where}_live_codes']:.0f} (perplexity {measures[f'{where}_perplexity']:.1f})"
+            rows.append(MeasureRow(f"live codes, {name}", codes, ""))
+    if measures.get("num_skipped"):
+        rows.append(MeasureRow("broken held-out images, skipped", f"{measures['num_skipped']:.0f}", ""))
+    return rows

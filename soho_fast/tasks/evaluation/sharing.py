@@ -1,0 +1,153 @@
+"""Work shared among processes in parts that do not depend on how many there are, kept on disk as it goes.
+
+A result must not depend on who computed it: the parts are cut before they are dealt out, every part is computed by
+exactly one process, and what is kept is told by the part's number alone, so that a run that was killed is taken up by
+any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from soho_fast.common.processes import Processes
+from soho_fast.common.workers import loaded_ahead
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+Progress = Callable[[int, int], None]
+"""Called with the parts that this process has done, and of how many."""
+
+
+class Kept:
+    """Results of parts in a folder, each a file that is whole or absent.
+
+    Args:
+        folder: Where; on a disk that all processes share. Results in it of another identity are deleted.
+        identity: What the results depend on (JSON values).
+        processes: All make the call.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], processes: Processes) -> None:
+        self.folder = folder
+        wanted = json.loads(json.dumps(dict(identity)))
+        # What a part is of, beside its number: one that came here from elsewhere is as good as damaged.
+        self._seal = json.dumps(wanted, sort_keys=True)
+        if processes.rank == 0:
+            try:
+                found = json.loads((folder / "identity.json").read_text())
+            except (OSError, ValueError):
+                found = None
+            if found != wanted:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                _write(folder / "identity.json", lambda path: path.write_text(json.dumps(wanted, indent=1)))
+        processes.wait()
+
+    def numbers(self) -> set[int]:
+        """The parts that are here, each as it was written; damaged ones are left to be computed again."""
+        names = [re.fullmatch(r"part-(\d{6,})\.pt", path.name) for path in self.folder.glob("part-*")]
+        return {int(name[1]) for name in names if name and self._undamaged(int(name[1])) is not None}
+
+    def load(self, number: int) -> Any:
+        """The result of a part. Raises ValueError: it is damaged."""
+        content = self._undamaged(number)
+        try:
+            if content is not None:
+                return torch.load(io.BytesIO(content), weights_only=True)
+        except pickle.UnpicklingError:
+            pass
+        raise ValueError(f"{self._path(number)}: not the result of an evaluation; delete it to have it computed again")
+
+    def save(self, number: int, result: Any) -> None:
+        """Keep the result of a part: tensors, numbers, strings, lists and dicts of them."""
+        # In memory first: torch's own writer reports a full disk as an error of another kind.
+        content = io.BytesIO()
+        torch.save(result, content)
+        digest = self._digest(number, content.getbuffer())
+        _write(self._path(number), lambda path: path.write_bytes(digest + content.getbuffer()))
+
+    def delete(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}.pt"
+
+    def _digest(self, number: int, content: bytes | memoryview) -> bytes:
+        digest = hashlib.sha256(f"{self._seal}\0{number}\0".encode())
+        digest.update(content)
+        return digest.digest()
+
+    def _undamaged(self, number: int) -> bytes | None:
+        """What follows the SHA-256 that a part's file begins with, where it has that."""
+        try:
+            content = self._path(number).read_bytes()
+        except OSError:
+            return None
+        digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        return content if self._digest(number, content) == digest else None
+
+
+def compute_parts(
+    num_parts: int,
+    compute: Callable[[int, Any], Any],
+    processes: Processes,
+    *,
+    load: Callable[[int], Any] | None = None,
+    workers: int = 0,
+    kept: Kept | None = None,
+    progress: Progress | None = None,
+) -> list[Any]:
+    """The results of parts 0 to `num_parts` - 1, in order, on every process; each part is computed by one of them.
+
+    Args:
+        num_parts: How many.
+        compute: The result of a part, from its number and what `load` gave of it (None without it); must not depend
+            on the process. What `Kept.save` takes, where `kept` is given.
+        processes: All make the call.
+        load: What a part needs of the disk; runs on the CPU, ahead of `compute`. See `loaded_ahead`.
+        workers: Processes that load, for each of those that compute; 0 loads in these.
+        kept: Parts that are here already are not computed again, and each new one is put here as soon as it is done.
+        progress: Called after each part.
+    """
+    here = processes.gather(sorted(kept.numbers()) if kept is not None and processes.rank == 0 else [])[0]
+    open_parts = sorted(set(range(num_parts)) - set(here))
+    own = open_parts[processes.rank :: processes.world]
+    computed: dict[int, Any] = {}
+    pin = processes.device.type == "cuda"
+    with closing(loaded_ahead(load or _nothing, own, workers=workers if load else 0, pin=pin)) as items:
+        for done, (number, item) in enumerate(zip(own, items, strict=True), start=1):
+            computed[number] = compute(number, item)
+            if kept is not None:
+                kept.save(number, computed[number])
+            if progress is not None:
+                progress(done, len(own))
+    results = {number: result for part in processes.gather(computed) for number, result in part.items()}
+    results |= {number: kept.load(number) for number in here if number < num_parts}
+    # Who is done first may delete what is kept: not before all have read it.
+    processes.wait()
+    return [results[number] for number in range(num_parts)]
+
+
+def _nothing(_: int) -> None:
+    """What is loaded where nothing needs to be."""
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    write(scratch)
+    with scratch.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(scratch, path)

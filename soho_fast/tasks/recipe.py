@@ -1,0 +1,360 @@
+"""Recipes: YAML over the typed settings of the engine and of the tasks, overridden on the command line.
+
+--recipe NAME_OR_PATH   a recipe of this package (recipes/NAME.yaml), or a YAML file
+--optim.lr 1e-3         any field
+--help                  every field, explained, with the recipe's value as its default
+
+jsonargparse reads the types and the docstrings. Its own `--config` is not used: a recipe's field `task` decides which
+fields there are, so the file is read before the parser is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from soho_fast.common.extras import from_extra
+
+with from_extra("train"):
+    import yaml
+    from jsonargparse import ArgumentParser
+
+    from soho_fast.common.command_line import as_text, in_plain_words
+    from soho_fast.common.errors import UserError
+    from soho_fast.common.hub import check_name, no_such_path
+    from soho_fast.common.path_ranges import expand_range, is_shards
+    from soho_fast.common.spelling import did_you_mean
+    from soho_fast.engine.settings import TrainSettings
+    from soho_fast.tasks import TASKS
+    from soho_fast.tasks.recipe_file import check_fields, find_yaml, read_yaml
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+BARE_FLAGS = ("--overwrite",)
+ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from")
+"""Fields of the data that name a file."""
+
+
+@dataclass
+class DemoCorpus:
+    """The demo corpus, built where it is absent, or a harder one.
+
+    Args:
+        folder: Where it is, or goes; empty uses none.
+        num_train: Training scenes.
+        num_heldout: Held-out scenes.
+        image_size: Side of its square pictures, in pixels.
+        seed: Seed of everything in it.
+        styles: Drawing styles: twemoji, or folders of drawings (python -m soho_fast.data.mini.styles makes some).
+        heldout_styles: Styles of as many further held-out scenes, split `styles`.
+        max_objects: Most objects a scene, 1 to 6.
+        texts: So many times as many questions, statements and hypotheses.
+        photo_share: Share of the scenes on a photograph.
+        monuments: 49 photographs of Debian's gcompris-qt-data as backgrounds too.
+        object_scale: Factor on the objects' sizes.
+        max_rotation: Degrees by which an object is turned at most.
+        overlap: How much nearer than touching objects may be, as a share.
+        noise: Highest standard deviation of noise, as a share of white.
+        blur: Highest radius of blur, as a share of the side.
+        jitter: Most by which brightness, contrast and saturation change, as a share.
+    """
+
+    folder: str = ""
+    num_train: int = 4000
+    num_heldout: int = 500
+    image_size: int = 128
+    seed: int = 0
+    styles: list[str] = field(default_factory=lambda: ["twemoji"])
+    heldout_styles: list[str] = field(default_factory=list)
+    max_objects: int = 4
+    texts: int = 1
+    photo_share: float = 0.3
+    monuments: bool = False
+    object_scale: float = 1.0
+    max_rotation: float = 12.0
+    overlap: float = 0.0
+    noise: float = 0.0
+    blur: float = 0.0
+    jitter: float = 0.0
+
+
+@dataclass
+class Recipe(TrainSettings):
+    """What the recipes of all tasks have; `recipe_type` adds a task's own `task`, `data` and `model`.
+
+    Args:
+        data_roots: Folders that the strings of `corpus`, `data` and `model` name as {key}; one that is named as {key?}
+            can be left out, and the field is null then.
+        corpus: Demo corpus.
+    """
+
+    data_roots: dict[str, str] = field(default_factory=dict)
+    corpus: DemoCorpus = field(default_factory=DemoCorpus)
+
+    def make_task(self, say: Callable[[str], None], processes: Any = None) -> Any:
+        """The recipe's `BaseTask`, imported here; reads nothing yet.
+
+        Args:
+            say: Called with each line of what is found.
+            processes: Those that make the task together, `Processes`, and read its training data together; None: this
+                one alone.
+        """
+        task = TASKS[self.task].load()(self.data, self.seed, self.model, say=say)
+        task.workers = self.batch.workers
+        task.processes = processes or task.processes
+        return task
+
+
+@cache
+def recipe_type(name: str) -> type[Recipe]:
+    """The dataclass of everything one run of a task needs."""
+    task = TASKS[name]
+    fields = [
+        ("task", Literal[name], field(default=name)),
+        ("data", task.data_type, field(default_factory=task.data_type)),
+        ("model", task.model_type, field(default_factory=task.model_type)),
+    ]
+    doc = f"""{task.purpose}: everything one run needs.
+
+    Args:
+        task: What is trained.
+        data: Training and held-out data.
+        model: Model and its starting weights.
+    """
+    recipe = dataclasses.make_dataclass(f"{name}_recipe", fields, bases=(Recipe,), namespace={"__doc__": doc})
+    recipe.__module__ = __name__
+    return recipe
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe: a path, or the name of one of this package.
+
+    Raises:
+        UserError: there is no such file; the message lists the names there are.
+    """
+    return find_yaml("recipe", name_or_path, RECIPES)
+
+
+def read_recipe(arguments: Sequence[str], default: str = "mini", flags: Sequence[str] = ()) -> tuple[Any, str]:
+    """Read a recipe and the command line over it; `{key}` of data roots is not yet filled in.
+
+    Args:
+        arguments: the command line without the program's name.
+        default: name of the recipe when none is given.
+        flags: what the command takes beside these: a mistyped argument may have meant one of them.
+
+    Returns:
+        (the recipe, its name).
+
+    Raises:
+        UserError: unknown recipe, task or field, or a value of another type.
+    """
+    arguments, name = _take_recipe(as_text(arguments), default)
+    path = find_recipe(name)
+    content = read_yaml(path)
+    kind = recipe_type(_task_of(content, path))
+    check_fields(content, kind, path)
+    about = kind.__doc__.splitlines()[0]
+    parser = _Parser(prog="train.py", description=about, default_config_files=[str(path)], allow_abbrev=False)
+    parser.add_argument("--recipe", default=name, help="Name of a recipe of this package, or path of a YAML file.")
+    parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
+    parser.add_class_arguments(kind)
+    parser.flags = flags
+    where = f"recipe {path}: "
+    try:
+        parser.parse_args([])  # The file by itself: its mistakes are told with its name.
+        where = ""
+        parsed = parser.instantiate(parser.parse_args(arguments))
+    except (TypeError, KeyError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{where}{' '.join(str(error).split())}") from error
+    for root in set(parsed.data_roots) - set(content.get("data_roots", {})):
+        if not re.search(rf"\{{{re.escape(root)}\??\}}", str((parsed.corpus, parsed.data, parsed.model))):
+            similar = did_you_mean(root, content.get("data_roots", {}))
+            raise UserError(f"data_roots.{root}: nothing in recipe {path} names {{{root}}}{similar}")
+    names = {field.name for field in dataclasses.fields(kind)}
+    recipe = kind(**{key: value for key, value in vars(parsed).items() if key in names})
+    _check_finite(dataclasses.asdict(recipe))
+    return recipe, path.stem
+
+
+def _check_finite(value: Any, place: str = "") -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{place}: expected a finite number, got {value}")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_finite(item, f"{place}.{name}" if place else name)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_finite(item, f"{place}[{number}]")
+
+
+def _task_of(content: dict[str, Any], path: Path) -> str:
+    task = content.get("task", next(iter(TASKS)))
+    if task not in list(TASKS):
+        similar = did_you_mean(task, TASKS)
+        raise UserError(f"recipe {path}: task: expected one of {', '.join(TASKS)}, got {task!r}{similar}")
+    return task
+
+
+def with_data_roots(recipe: Any) -> Any:
+    """The recipe with `{key}` replaced in the strings of `corpus`, `data` and `model`.
+
+    A root `package:NAME/FOLDER` is that folder of an installed Python package.
+
+    Raises:
+        UserError: a string names a root that is not given, or the package is not installed.
+    """
+    roots = {name: _root(name, root) for name, root in recipe.data_roots.items()}
+    parts = {name: _fill(getattr(recipe, name), roots) for name in ("corpus", "data", "model")}
+    return dataclasses.replace(recipe, **parts)
+
+
+def _root(name: str, root: str) -> str:
+    if not root.startswith("package:"):
+        return root
+    package, _, folder = root.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            f"data_roots.{name}: there is no Python package {package}; install it (pip install "
+            f"{package.replace('_', '-')}) or give --data_roots.{name} FOLDER"
+        )
+    return str(Path(found.submodule_search_locations[0]) / folder)
+
+
+def _fill(value: Any, roots: dict[str, str]) -> Any:
+    """Replace `{name}` in every string within dataclasses, lists and dicts by `roots[name]`.
+
+    A string with `{name?}` becomes None where there is no such root.
+    """
+    if isinstance(value, str):
+        if any(not roots.get(name) for name in re.findall(r"\{([^{}]+)\?\}", value)):
+            return None
+        for name, root in roots.items():
+            value = value.replace(f"{{{name}?}}", root)
+            if f"{{{name}}}" in value:
+                if not root:
+                    raise UserError(f"data_roots.{name}: {value!r} needs it; give --data_roots.{name} FOLDER")
+                value = value.replace(f"{{{name}}}", root)
+        return value
+    if isinstance(value, list):
+        return [_fill(item, roots) for item in value]
+    if isinstance(value, dict):
+        return {key: _fill(item, roots) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        changes = {field.name: _fill(getattr(value, field.name), roots) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changes)
+    return value
+
+
+def check_paths(recipe: Any) -> None:
+    """Refuse files and folders that training would look for in vain, before anything else is done.
+
+    What lies in the demo corpus may be built yet.
+
+    Raises:
+        UserError: one is not there.
+    """
+    names = [
+        ("data.tokenizer", recipe.data.tokenizer, False),
+        ("model.text_encoder", recipe.model.text_encoder, False),
+        ("model.pretrained", getattr(recipe.model, "pretrained", None), True),
+    ]
+    for place, name, needs_owner in names:
+        if name is not None and not _is_in(name, recipe.corpus.folder):
+            try:
+                check_name(name, needs_owner=needs_owner)
+            except FileNotFoundError as error:
+                raise UserError(f"{place}: {error}") from error
+    files = list(_files(recipe.data, "data"))
+    if recipe.model.backbone not in (None, "imagenet"):
+        files.append(("model.backbone", recipe.model.backbone))
+    for place, path in files:
+        for file in _in_range(path, place) if is_shards(path) else [path]:
+            if not Path(file).is_file() and not _is_in(file, recipe.corpus.folder):
+                raise UserError(f"{place}: {file}: {no_such_path(file)}")
+
+
+def _in_range(path: str, place: str) -> list[str]:
+    try:
+        return expand_range(path)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return bool(folder) and Path(path).is_relative_to(folder)
+
+
+def _files(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """(field, path) of each annotation file that is named in dataclasses, lists and dicts."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _files(item, f"{place}[{number}]")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _files(item, f"{place}.{name}")
+    elif dataclasses.is_dataclass(value):
+        for field_ in dataclasses.fields(value):
+            inside, item = f"{place}.{field_.name}", getattr(value, field_.name)
+            if field_.name in ANNOTATION_FILES and item is not None:
+                yield inside, item
+            yield from _files(item, inside)
+
+
+def write_recipe(recipe: Any, path: Path) -> None:
+    """Write a recipe with all its values, so that the run can be continued or repeated from the file."""
+    from soho_fast.common.files import write_atomically
+
+    values = dataclasses.asdict(recipe) | {"resume": "auto", "overwrite": False}
+    # Numbers of jsonargparse's restricted types are plain ones after JSON.
+    write_atomically(path, yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False))
+
+
+def build_demo_corpus(settings: DemoCorpus, processes: Any) -> None:
+    """The first rank builds; then one rank of each further machine, which keeps what it finds on a shared disk."""
+    if not settings.folder:
+        return
+    from soho_fast.data.mini import build_corpus
+
+    for turn in (processes.is_main, processes.local_rank == 0 and not processes.is_main):
+        if turn:
+            fields = dataclasses.asdict(settings)
+            build_corpus(fields.pop("folder"), **fields, progress=processes.is_main)
+        processes.wait()
+
+
+class _Parser(ArgumentParser):
+    flags: Sequence[str] = ()
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        flags = [*self.flags, *(flag for action in self._actions for flag in action.option_strings)]
+        raise UserError(f"{in_plain_words(message, flags)} (--help lists every field)") from ex
+
+
+def _take_recipe(arguments: list[str], default: str) -> tuple[list[str], str]:
+    """Take --recipe out, since its file gives the defaults of all else, and spell bare flags out."""
+    rest, name, at = [], default, 0
+    while at < len(arguments):
+        argument = arguments[at]
+        following = arguments[at + 1] if at + 1 < len(arguments) else None
+        if argument == "--recipe":
+            if following is None:
+                raise UserError("recipe: expected a name or a path after --recipe")
+            name = following
+            at += 1
+        elif argument.startswith("--recipe="):
+            name = argument.removeprefix("--recipe=")
+        elif argument in BARE_FLAGS and (following is None or following.startswith("-")):
+            rest.append(f"{argument}=true")
+        else:
+            rest.append(argument)
+        at += 1
+    return rest, name

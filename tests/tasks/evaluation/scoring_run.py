@@ -1,0 +1,106 @@
+"""Scores all pairs of a tiny model, as one of several processes: `scoring_run.py FOLDER SECONDS_PER_BLOCK`."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from soho_fast.common.processes import Processes
+from soho_fast.data.text import EncodedText
+from soho_fast.model import SohoConfig, SohoForImageTextRetrieval
+from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
+from soho_fast.tasks.evaluation.sharing import Kept
+from soho_fast.tasks.evaluation.two_stage import contrastive_scores
+
+
+def model(**overrides):
+    """A model whose logits depend on image and text."""
+    torch.manual_seed(0)
+    sizes = {
+        "backbone": "resnet10", "visual_pool": 1, "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "intermediate_size": 64, "num_codes": 8, "contrastive_weight": 1.0,
+        "contrastive_size": 16, "use_dictionary_output": False,
+    }  # fmt: skip
+    made = SohoForImageTextRetrieval(SohoConfig.from_preset(**{**sizes, **overrides})).eval()
+    with torch.no_grad():
+        for weight in (*made.soho.encoder.parameters(), *made.itm_head.parameters()):
+            weight.mul_(15.0 if weight.dim() > 1 else 1.0)
+    return made
+
+
+def texts():
+    """Nine texts of three lengths."""
+    rng = np.random.default_rng(0)
+    return [EncodedText(rng.integers(5, 50, 3 + n % 3), np.zeros(0)) for n in range(9)]
+
+
+def scorer(**options):
+    return PairScorer(model(), texts(), **options)
+
+
+def images(count):
+    """Images of two sizes."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(3, 64, (96, 64)[n % 2], generator=generator) for n in range(count)]
+
+
+def pixels(chosen):
+    """A batch, padded to the widest."""
+    values, mask = torch.zeros(len(chosen), 3, 64, 96), torch.zeros(len(chosen), 64, 96, dtype=torch.bool)
+    for row, image in enumerate(chosen):
+        values[row, :, :, : image.shape[2]] = image
+        mask[row, :, : image.shape[2]] = True
+    return {"pixel_values": values, "pixel_mask": mask}
+
+
+def blocks(scorer, chosen):
+    return ImageBlocks(len(chosen), lambda b: scorer.encode(pixels([chosen[n] for n in b])), block_images=2)
+
+
+class Gloo:
+    rank, world, device = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), torch.device("cpu")
+
+    def gather(self, item):
+        items = [None] * self.world
+        dist.all_gather_object(items, item)
+        return items
+
+    def wait(self):
+        dist.barrier()
+
+
+def main(folder, seconds):
+    torch.set_num_threads(1)
+    processes = Processes()
+    if Gloo.world > 1:
+        store = dist.FileStore(str(folder / f"meeting-{Gloo.world}"), Gloo.world)
+        dist.init_process_group("gloo", store=store, rank=Gloo.rank, world_size=Gloo.world)
+        processes = Gloo()
+    scoring, chosen, scored = scorer(), images(11), []
+
+    def progress(done, total):
+        scored.append(done)
+        time.sleep(seconds)
+
+    own = blocks(scoring, chosen)
+    kept = Kept(folder / "partial", {}, processes)
+    scores = torch.stack(score_pairs(scoring, own, processes=processes, kept=kept, progress=progress))
+    first = contrastive_scores(scoring, own, processes)
+    digests = {
+        name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        for name, tensor in (("scores", scores), ("first", first))
+    }
+    print(json.dumps({**digests, "scored": len(scored)}))
+    if Gloo.world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
+    main(Path(sys.argv[1]), float(sys.argv[2]))

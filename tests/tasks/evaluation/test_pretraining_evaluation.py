@@ -1,0 +1,180 @@
+"""The measures on models whose answers are known: one that sees the colour, and one that sees nothing."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_corpus import COLOURS
+from torch import nn
+
+from soho_fast.data import BrokenImageError
+from soho_fast.data.text import encode_texts
+from soho_fast.model import VisualTokens
+from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, mask_words
+
+NAMES = list(COLOURS)
+BACKGROUND = len(NAMES)
+MEAN = torch.tensor([0.485, 0.456, 0.406])
+STD = torch.tensor([0.229, 0.224, 0.225])
+
+
+class Oracle(nn.Module):
+    """Each image has two tokens: its colour's number, and `BACKGROUND`. All answers follow from the colours."""
+
+    def __init__(self, tokenizer, *, blind=False, dictionary=True):
+        super().__init__()
+        self.blind, self.dictionary, self.vocab_size = blind, dictionary, len(tokenizer)
+        self.word_ids = torch.tensor(tokenizer.convert_tokens_to_ids(NAMES))
+        self.palette = (torch.tensor(list(COLOURS.values())) / 255 - MEAN) / STD
+        self.num_encoded = self.num_pairs = 0
+        self.training_seen = set()
+
+    def encode_images(self, pixel_values, pixel_mask):
+        self.num_encoded += len(pixel_values)
+        colour = torch.cdist(pixel_values[:, :, 5, 5], self.palette).argmin(1)
+        index = torch.stack([colour, torch.full_like(colour, BACKGROUND)], 1)
+        return VisualTokens(
+            features=index[..., None].float(), valid=torch.ones_like(index, dtype=torch.bool), index=index
+        )
+
+    def embed_images(self, visual):
+        return visual.features
+
+    def matching_logits(self, visual_ILD, input_ids_TS, text_index, image_index):
+        visual = VisualTokens(index=visual_ILD[..., 0].long())
+        logits = self(visual, input_ids_TS[text_index], None, image_index).itm_logits
+        return logits[:, 1] - logits[:, 0]
+
+    def forward(
+        self, visual_tokens, input_ids, attention_mask, image_index, mlm_labels=None, itm_labels=None, mask_uniform=None
+    ):
+        assert not torch.is_grad_enabled()
+        self.training_seen.add(self.training)
+        self.num_pairs += len(input_ids)
+        seen = visual_tokens.index[image_index, 0]
+        named = input_ids[:, :, None] == self.word_ids
+        output = SimpleNamespace(mlm_logits=None, mvm_logits=None, mvm_targets=None, index=None, perplexity=None)
+        matched = named[torch.arange(len(seen)), :, seen].any(1)
+        output.itm_logits = torch.stack([torch.zeros(len(seen)), torch.where(matched, 1.0, -1.0)], 1)
+        if self.blind:
+            output.itm_logits = torch.tensor([[0.5, 0.0]]).expand(len(seen), 2)
+            seen = torch.zeros_like(seen)
+        if mlm_labels is not None:
+            rows = (mlm_labels != -100).nonzero()[:, 0]
+            output.mlm_logits = nn.functional.one_hot(self.word_ids[seen[rows]], self.vocab_size).float()
+        if self.dictionary:
+            output.index = visual_tokens.index
+            output.perplexity, output.live_codes = torch.tensor(7.5), torch.tensor(9)
+        if self.dictionary and mask_uniform is not None:
+            group = (mask_uniform * 2).long()
+            output.mvm_targets = visual_tokens.index.gather(1, group[:, None])[:, 0]
+            told = torch.where(group == 1, BACKGROUND, named.any(1).float().argmax(1))
+            output.mvm_logits = nn.functional.one_hot(told, BACKGROUND + 1).float() * (not self.blind)
+        return output
+
+
+def measure(model, records, processor, **options):
+    return evaluate_pretraining(model, records, processor, **{"image_batch": 5, "pair_batch": 16, **options})
+
+
+def test_a_model_that_sees(records, processor):
+    model = Oracle(processor.tokenizer).train()
+    measures = measure(model, records, processor)
+    assert measures["mlm_content"] == 1.0 and measures["mlm_content_shuffled"] == 0.0
+    assert measures["mlm_all"] < 1.0, "the oracle says the colour where `a` or `is` was masked"
+    assert measures["itm"] == 1.0 and measures["itm_majority"] == 0.5
+    assert 0.4 <= measures["itm_shuffled"] <= 0.6
+    assert measures["mvm"] == 1.0
+    assert measures["mvm_shuffled"] == pytest.approx(measures["mvm_most_frequent"]), "only the background is left"
+    assert 0.2 < measures["mvm_most_frequent"] < 0.8
+    for direction in ("image_to_text", "text_to_image"):
+        assert [measures[f"{direction}_r{k}"] for k in (1, 5, 10)] == [1.0, 1.0, 1.0]
+    assert measures["chance_r5"] == pytest.approx(5 / 12)
+    assert measures["heldout_live_codes"] == 13
+    assert measures["heldout_perplexity"] == pytest.approx(24**0.5 * 2**0.5, rel=1e-6)
+    assert (measures["model_live_codes"], measures["model_perplexity"]) == (9.0, 7.5)
+    assert model.training and model.training_seen == {False}, "measured in evaluation mode, and put back"
+    assert model.num_encoded == 12, "an image is encoded once for all measures"
+
+
+def test_a_blind_model_gets_the_baselines(records, processor):
+    measures = measure(Oracle(processor.tokenizer, blind=True), records, processor)
+    assert measures["mlm_content"] == measures["mlm_content_shuffled"]
+    assert measures["mlm_all"] == measures["mlm_all_shuffled"]
+    assert measures["itm"] == measures["itm_shuffled"] == 0.5
+    for direction in ("image_to_text", "text_to_image"):
+        for k in (1, 5, 10):
+            assert measures[f"{direction}_r{k}"] == pytest.approx(measures[f"chance_r{k}"])
+
+
+def test_same_seed_same_measures_and_another_seed_other_examples(records, processor):
+    model = Oracle(processor.tokenizer)
+    first = measure(model, records, processor, num_images=6)
+    assert measure(model, records, processor, num_images=6) == first
+    assert first["num_images"] == 6 and first["num_candidates"] == 6
+    masked = {measure(model, records, processor, num_images=6, seed=seed)["mlm_all"] for seed in range(5)}
+    assert len(masked) > 1
+
+
+def test_quick_measures_leave_retrieval_out(records, processor):
+    model = Oracle(processor.tokenizer)
+    measures = measure(model, records, processor, num_candidates=0)
+    assert "image_to_text_r1" not in measures and "itm" in measures
+    fewer = measure(model, records, processor, num_candidates=7)
+    assert fewer["num_candidates"] == 7 and fewer["chance_r1"] == pytest.approx(1 / 7)
+
+
+def test_without_a_dictionary_there_is_no_mvm(records, processor):
+    measures = measure(Oracle(processor.tokenizer, dictionary=False), records, processor)
+    assert not [name for name in measures if "mvm" in name or "codes" in name]
+    assert "MVM" not in " ".join(row.name for row in format_table(measures))
+
+
+def test_broken_held_out_image_is_skipped_and_counted(records, processor, tmp_path):
+    (tmp_path / records[3].image.name).write_bytes(b"no image")
+    said = []
+    measures = measure(Oracle(processor.tokenizer), records, processor, say=said.append)
+    assert len(said) == 1 and said[0].startswith(f"held-out image skipped: {records[3].image}: can't be decoded")
+    assert measures["num_skipped"] == 1 and measures["num_images"] == 11 and measures["itm"] == 1.0
+    assert ("broken held-out images, skipped", "1", "") in format_table(measures)
+    assert measure(Oracle(processor.tokenizer), records, processor, say=said.append, workers=2) == measures
+    assert said.pop() == said[0], "read by other processes"
+    for record in records[:11]:
+        (tmp_path / record.image.name).write_bytes(b"no image")
+    with pytest.raises(BrokenImageError, match="no two held-out images"):
+        measure(Oracle(processor.tokenizer), records, processor, say=said.append)
+    assert f"held-out image left out, no other of its batch can be read: {records[11].image}" in said
+    with pytest.raises(ValueError, match="at least 2 held-out images"):
+        measure(Oracle(processor.tokenizer), records[:1], processor)
+
+
+def test_model_is_put_back_in_training_after_an_error(records, processor):
+    model = Oracle(processor.tokenizer).train()
+    model.encode_images = None
+    with pytest.raises(TypeError):
+        measure(model, records, processor)
+    assert model.training
+
+
+def test_table_rows(records, processor):
+    rows = {row.name: row for row in format_table(measure(Oracle(processor.tokenizer), records, processor))}
+    assert rows["MLM, masked content words"][1:] == ("100.0 %", "0.0 % shuffled image")
+    assert rows["ITM, balanced pairs"].value == "100.0 %"
+    assert rows["text to image R@5 of 12"].baseline == "41.7 % chance"
+    assert rows["live codes, running usage in training"].value == "9 (perplexity 7.5)"
+
+
+def test_words_are_masked_whole_and_content_words_are_known(processor):
+    tokenizer = processor.tokenizer
+    texts = encode_texts(tokenizer, ["there is a red painting .", "is there a xyzzy ?"], 16)
+    masked = mask_words(texts, tokenizer, np.random.default_rng(0), 1.0)
+    first = tokenizer.convert_ids_to_tokens(masked.texts_ids[0].tolist())
+    assert first == ["[CLS]", *["[MASK]"] * 6, ".", "[SEP]"], "all but punctuation"
+    assert [len(positions) for row, positions, _ in masked.words if row == 0] == [1, 1, 1, 1, 2]
+    assert [content for row, _, content in masked.words if row == 0] == [False, False, False, True, True]
+    assert [content for row, _, content in masked.words if row == 1] == [False] * 3, "[UNK] is not asked for"
+    for seed in range(20):
+        least = mask_words(texts[:1], tokenizer, np.random.default_rng(seed), 0.0)
+        assert [content for _, _, content in least.words] == [True]
+        assert (least.labels[0] != -100).sum() == len(least.words[0][1])
