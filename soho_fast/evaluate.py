@@ -34,7 +34,7 @@ with from_extra("train"):
     from soho_fast.common.errors import DISK_ERRORS, UserError, environment_rank, fail
     from soho_fast.common.hub import check_name, no_such_path
     from soho_fast.common.spelling import did_you_mean
-    from soho_fast.engine.heartbeat import LOST, leave_heartbeat
+    from soho_fast.engine.watchdog import LOST, leave_heartbeat
     from soho_fast.tasks.recipe import build_demo_corpus, read_recipe, with_data_roots
 
 # A run's folders of exported models, by what they are called on the command line.
@@ -158,7 +158,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
         from soho_fast.common.lock import only_user
         from soho_fast.common.progress import ProgressLines
         from soho_fast.common.tables import print_table
-        from soho_fast.engine.launch import leave_processes, start_processes
+        from soho_fast.engine.distributed import leave_processes, start_processes
         from soho_fast.engine.report import write_metrics
     processes = start_processes(recipe.engine.threads, recipe.engine.timeout_seconds)
     transformers_logging.disable_progress_bar()

@@ -29,7 +29,7 @@ from soho_fast.common.extras import from_extra
 # Nothing heavy stands here: the command line is read before torch and DeepSpeed are loaded, which takes seconds.
 with from_extra("train"):
     from soho_fast.common.errors import DISK_ERRORS, UserError, environment_rank, fail
-    from soho_fast.engine.heartbeat import LOST, leave_heartbeat
+    from soho_fast.engine.watchdog import LOST, leave_heartbeat
     from soho_fast.tasks.recipe import build_demo_corpus, check_paths, read_recipe, with_data_roots, write_recipe
 
 
@@ -72,8 +72,8 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
 
         from soho_fast.common.errors import BrokenImageError
         from soho_fast.common.lock import only_user
-        from soho_fast.engine.continuation import Continuation
-        from soho_fast.engine.launch import leave_processes, start_processes
+        from soho_fast.engine.distributed import leave_processes, start_processes
+        from soho_fast.engine.resume import Continuation
         from soho_fast.engine.trainer import Trainer
     processes = start_processes(recipe.engine.threads, recipe.engine.timeout_seconds)
     transformers_logging.disable_progress_bar()

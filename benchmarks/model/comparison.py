@@ -16,7 +16,7 @@ import torch
 from benchmarks.model.eager_official import EagerOfficial, EagerOfficialOptimizers
 from benchmarks.model.eager_pipeline import EagerOptimizers, EagerPretraining, gradients_of, pad_texts
 from benchmarks.model.training_batches import TimedShape, build_model, make_batch
-from soho_fast.engine.launch import deepspeed_config, start_engine, start_processes
+from soho_fast.engine.distributed import deepspeed_config, start_engine, start_processes
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
 from soho_fast.engine.settings import EngineSettings
 from soho_fast.model.fast.cpu import speed_up_on_cpu

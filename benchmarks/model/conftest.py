@@ -25,6 +25,6 @@ def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
 
 def pytest_unconfigure() -> None:
     """Leaves the process group that the engine's step has started."""
-    from soho_fast.engine.launch import leave_processes
+    from soho_fast.engine.distributed import leave_processes
 
     leave_processes()

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.plan.small import ACCUMULATED, real_inputs, small_work
 from soho_fast.common.processes import Processes
-from soho_fast.engine.launch import deepspeed_config, start_engine
+from soho_fast.engine.distributed import deepspeed_config, start_engine
 from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
 
 STAGES = (0, 1)

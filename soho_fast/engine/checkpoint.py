@@ -36,8 +36,8 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from soho_fast.common.errors import UserError
 from soho_fast.common.files import PARTIAL, write_atomically
 from soho_fast.common.processes import Processes
-from soho_fast.engine.identity import SPREAD
-from soho_fast.engine.partition import fragments_of, load_partitioned_anew
+from soho_fast.engine.changes import SPREAD
+from soho_fast.engine.resharding import fragments_of, load_partitioned_anew
 
 FORMAT = 2
 MANIFEST = "checkpoint.json"

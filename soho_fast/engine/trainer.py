@@ -22,20 +22,22 @@ with from_extra("train"):
     from soho_fast.common.errors import UserError
     from soho_fast.common.processes import Processes
     from soho_fast.common.progress import ProgressLines
-    from soho_fast.engine.batch_norm import average_batch_norm
     from soho_fast.engine.batches import BatchPlan, plan_batches, split_batch
     from soho_fast.engine.checkpoint import Progress, rng_state, seed_everything, set_rng_state
-    from soho_fast.engine.continuation import Continuation
-    from soho_fast.engine.divergence import describe_non_finite
-    from soho_fast.engine.feed import Feed
-    from soho_fast.engine.launch import deepspeed_config, start_engine, zero_stage
-    from soho_fast.engine.logs import PhaseTimer, RunLog
-    from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-    from soho_fast.engine.schedule import Schedule
+    from soho_fast.engine.distributed import (
+        average_batch_norm,
+        deepspeed_config,
+        describe_non_finite,
+        start_engine,
+        zero_stage,
+    )
+    from soho_fast.engine.feature_cache import Feed
+    from soho_fast.engine.logs import PhaseTimer, RunLog, Trackers, load_trackers
+    from soho_fast.engine.optimizer import Schedule, SgdAdamW, optimizer_groups
+    from soho_fast.engine.resume import Continuation
     from soho_fast.engine.settings import TrainSettings
-    from soho_fast.engine.stop import StopRequest
     from soho_fast.engine.task import Task
-    from soho_fast.engine.trackers import Trackers, load_trackers
+    from soho_fast.engine.watchdog import StopRequest
 
 
 @dataclass

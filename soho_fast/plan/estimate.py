@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from soho_fast.engine.launch import zero_stage
+from soho_fast.engine.distributed import zero_stage
 from soho_fast.plan import memory
 from soho_fast.plan.cards import GIB, Card
 from soho_fast.plan.fake import StepCost, fake_model, run_step

@@ -10,7 +10,7 @@ from soho_fast.ask import __main__ as ask
 from soho_fast.common.processes import Processes
 from soho_fast.data import tokenizer
 from soho_fast.data.mini import __main__ as mini
-from soho_fast.engine import launch
+from soho_fast.engine import distributed
 
 COMMANDS = {"train": train, "evaluate": evaluate, "ask": ask, "tokenizer": tokenizer, "mini": mini}
 # A run of two tasks, a file, and recipes with one mistake each; commands are given in their folder.
@@ -154,7 +154,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     # A process group of this process would stay for the tests that follow; nothing here gets as far as a hub.
-    monkeypatch.setattr(launch, "start_processes", lambda *_: Processes())
+    monkeypatch.setattr(distributed, "start_processes", lambda *_: Processes())
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: pytest.fail("the hub was asked"))
     return tmp_path
 

@@ -388,7 +388,7 @@ def poison(engine: Any, what: str) -> None:
 
 def run_one(request: dict[str, Any], processes: Any) -> int:
     from soho_fast.engine import trainer as training
-    from soho_fast.engine.launch import deepspeed_config
+    from soho_fast.engine.distributed import deepspeed_config
 
     training.deepspeed_config = partition_small_weights(deepspeed_config)
     options, settings = request.pop("task", {}), training.TrainSettings()
@@ -443,8 +443,8 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
 
 def main() -> int:
     from soho_fast.common.errors import UserError, fail
-    from soho_fast.engine.heartbeat import leave_heartbeat
-    from soho_fast.engine.launch import environment_rank, leave_processes, start_processes
+    from soho_fast.engine.distributed import environment_rank, leave_processes, start_processes
+    from soho_fast.engine.watchdog import leave_heartbeat
 
     requests = json.loads(sys.argv[-1])
     code = 0

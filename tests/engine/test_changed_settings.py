@@ -13,7 +13,7 @@ import yaml
 
 from soho_fast import train
 from soho_fast.engine import report
-from soho_fast.engine.identity import changes_between, settings_identity
+from soho_fast.engine.changes import changes_between, settings_identity
 from soho_fast.engine.settings import OptimSettings, TrainSettings
 from soho_fast.tasks.recipe import read_recipe
 

@@ -20,8 +20,8 @@ from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
 from soho_fast.engine import checkpoint as checkpoints
 from soho_fast.engine.checkpoint import MANIFEST, Checkpoints, rng_state, set_rng_state
-from soho_fast.engine.launch import leave_processes, start_processes
-from soho_fast.engine.stop import StopRequest
+from soho_fast.engine.distributed import leave_processes, start_processes
+from soho_fast.engine.watchdog import StopRequest
 from soho_fast.tasks.recipe import read_recipe
 
 ALONE = Processes(0, 1, 0, torch.device("cpu"))

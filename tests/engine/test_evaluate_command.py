@@ -12,7 +12,7 @@ import yaml
 from soho_fast import evaluate, train
 from soho_fast.ask import __main__ as ask
 from soho_fast.common.processes import Processes
-from soho_fast.engine import launch as engine_launch
+from soho_fast.engine import distributed
 from soho_fast.tasks.recipe import RECIPES, Recipe, find_recipe, read_recipe, with_data_roots
 
 SMALL = {
@@ -131,7 +131,7 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
 )
 def test_mistakes_on_the_command_line_are_one_line(capsys, tmp_path, monkeypatch, arguments, words):
     # A process group of this process would stay for the tests that follow.
-    monkeypatch.setattr(engine_launch, "start_processes", lambda *_: Processes())
+    monkeypatch.setattr(distributed, "start_processes", lambda *_: Processes())
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("task: vqa\n")
     assert evaluate.main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
@@ -157,7 +157,7 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
             return SimpleNamespace(write=full, measures={})
 
     monkeypatch.setattr(Recipe, "make_task", lambda self, say: Task())
-    monkeypatch.setattr(engine_launch, "start_processes", lambda *_: Processes())
+    monkeypatch.setattr(distributed, "start_processes", lambda *_: Processes())
     (tmp_path / "best").mkdir()
     (tmp_path / "recipe.yaml").write_text("task: vqa\n")
     assert evaluate.main(["--run", str(tmp_path)]) == 2

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from soho_fast import train
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
-from soho_fast.engine import stop as stopping
+from soho_fast.engine import watchdog as stopping
 from soho_fast.engine.trainer import Trainer, steps_between_snapshots
 
 SCRIPT = Path(train.__file__)

@@ -18,7 +18,7 @@ from soho_fast import evaluate, train
 from soho_fast.common.errors import UserError
 from soho_fast.common.lock import LOCK, only_user
 from soho_fast.common.processes import Processes
-from soho_fast.engine import launch
+from soho_fast.engine import distributed
 from soho_fast.tasks.recipe import Recipe
 
 HOLD = """
@@ -69,7 +69,7 @@ def test_a_second_evaluation_into_one_folder_is_refused(holder, tmp_path, monkey
         speed_up=lambda model, device: None,
     )
     monkeypatch.setattr(Recipe, "make_task", lambda self, say: task)
-    monkeypatch.setattr(launch, "start_processes", lambda *_: ALONE)
+    monkeypatch.setattr(distributed, "start_processes", lambda *_: ALONE)
     (tmp_path / "best").mkdir()
     (tmp_path / "recipe.yaml").write_text("task: vqa\n")
     assert evaluate.main(["--run", str(tmp_path), "--into", str(tmp_path / "run")]) == 2

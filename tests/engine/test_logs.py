@@ -1,4 +1,5 @@
-"""log.jsonl: damaged lines are skipped and counted, good lines after them are kept."""
+"""log.jsonl: damaged lines are skipped and counted, good lines after them are kept. Trackers by name: what a run tells
+a module of wandb's shape, and what it does with one that fails."""
 
 import json
 from pathlib import Path
@@ -83,3 +84,99 @@ def test_curves_are_drawn_of_a_damaged_log(tmp_path):
     (tmp_path / "log.jsonl").write_bytes(_line(1) + b"".join(JUNK) + b"".join(lines) + _line(6))
     draw_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+MODULE = """
+import json
+from types import SimpleNamespace
+
+FILE, FAILS_AT = {file!r}, {fails_at!r}
+
+def tell(*call):
+    with open(FILE, "a") as file:
+        file.write(json.dumps(call) + "\\n")
+
+def init(project, name=None, id=None, resume=None, config=None):
+    tell("init", {{"project": project, "name": name, "id": id, "resume": resume, "config": config}})
+    return SimpleNamespace(id=id or f"id of {{name}}", name=name, url=object())
+
+def log(values, step=None):
+    if step == FAILS_AT:
+        raise ConnectionError("no\\nroute")
+    tell("log", step, values)
+
+def finish():
+    tell("finish")
+"""
+
+
+@pytest.fixture
+def tracker(tmp_path, monkeypatch):
+    """Write a module that can be imported in the runs of the test; returns what reads the calls it got."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    (tmp_path / "modules").mkdir()
+
+    def write(name: str, fails_at: int | None = None):
+        file = tmp_path / f"{name}.calls"
+        (tmp_path / "modules" / f"{name}.py").write_text(MODULE.format(file=str(file), fails_at=fails_at))
+        return lambda: [json.loads(line) for line in file.read_text().splitlines()]
+
+    return write
+
+
+def test_a_run_and_its_continuation_are_one_run_of_a_tracker(launch, request_for, tracker, losses):
+    calls, failing = tracker("boards"), tracker("elsewhere", fails_at=2)
+    log = {"trackers": ["boards", "elsewhere"], "project": "pictures"}
+    shorter = request_for("run", log=log, max_steps=4)
+    going_on = request_for("run", log=log, max_steps=6, resume="changed", evaluation={"at_end": True})
+    done = launch(shorter, going_on)
+    assert done.code == 0, done.text
+    assert done.text.count("log.trackers: elsewhere failed and is left out from here on: no route") == 1, done.text
+    assert {result["step"] for result in done.results()} == {4, 6}, done.text
+
+    made = calls()
+    kinds = [call[0] for call in made]
+    assert kinds.count("init") == kinds.count("finish") == 2 and kinds[-1] == "finish"
+    first, again = (call[-1] for call in made if call[0] == "init")
+    assert (first["project"], first["name"], first["id"], first["resume"]) == ("pictures", "run", None, None)
+    assert (again["name"], again["id"], again["resume"]) == ("run", "id of run", "allow")
+    assert first["config"]["optim"]["lr"] == 1e-2 and first["config"]["log"]["trackers"] == log["trackers"]
+
+    told = [(step, values) for kind, step, values in (call for call in made if call[0] == "log")]
+    by_step = {step: values for step, values in told if "train/loss" in values}
+    assert [by_step[step]["train/loss"] for step in range(1, 7)] == losses(going_on)
+    assert by_step[1]["train/lr/rest"] > 0 and by_step[1]["train/images_per_second"] > 0
+    assert (4, {"event": "resumed"}) in told
+    assert any(name.startswith("evaluation/measures/") for step, values in told for name in values if step == 6)
+    steps = [call[1] for call in failing() if call[0] == "log"]
+    assert 1 in steps and 3 not in steps and 6 in steps, "left out from where it failed to the end of that run"
+
+
+def test_a_run_stopped_before_its_first_step_goes_on_in_the_same_run_of_a_tracker(launch, request_for, tracker):
+    calls = tracker("boards")
+    task = {"soho": True, "pixels": 32, "keepable": True}
+    settings = {"log": {"trackers": ["boards"]}, "optim": {"frozen_backbone_epochs": (0, 3)}, "max_steps": 7}
+    stopped = request_for("run", task={**task, "signal_in_pass": 8}, **settings)
+    done = launch(stopped, request_for("run", task=task, **settings))
+    assert [result["step"] for result in done.results()] == [0, 7], done.text
+    first, again = (call[-1] for call in calls() if call[0] == "init")
+    assert (first["id"], again["id"], again["resume"]) == (None, "id of run", "allow")
+
+
+def test_what_is_no_tracker_is_refused_before_training(launch, request_for, tracker, tmp_path):
+    (tmp_path / "modules" / "folder").mkdir()
+    (tmp_path / "modules" / "broken.py").write_text("1 / 0")
+    names = ["nowhere", "folder", "broken", ""]
+    requests = [
+        {**request_for(f"run-{number}", log={"trackers": [name]}), "fails": True} for number, name in enumerate(names)
+    ]
+    done = launch(*requests)
+    assert done.code == 0, done.text
+    for words in (
+        "log.trackers: there is no module nowhere; install it (pip install nowhere) or leave it out",
+        "log.trackers: module folder has no init, log, finish; expected one of wandb's shape",
+        "log.trackers: 'broken' cannot be imported: division by zero",
+        "log.trackers: '' cannot be imported",
+    ):
+        assert words in done.text, done.text
+    assert not any(Path(request["output"]).exists() for request in requests)

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from soho_fast.common.errors import UserError
-from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.schedule import Schedule
+from soho_fast.engine.optimizer import Schedule, SgdAdamW, optimizer_groups
 from soho_fast.engine.settings import OptimSettings, ScheduleSettings
 from soho_fast.tasks.recipe import read_recipe
 

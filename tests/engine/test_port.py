@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
-from soho_fast.engine.heartbeat import leave_heartbeat
-from soho_fast.engine.launch import leave_processes, start_processes
+from soho_fast.engine.watchdog import leave_heartbeat
+from soho_fast.engine.distributed import leave_processes, start_processes
 processes = start_processes(1)
 print("TOTAL", processes.world, processes.total([processes.rank + 1.0]))
 leave_processes()

@@ -11,8 +11,7 @@ from official_parity_rule import centred
 from parity import fixture
 
 from soho_fast.engine.batches import plan_batches
-from soho_fast.engine.optimizer import SgdAdamW, optimizer_groups
-from soho_fast.engine.schedule import Schedule
+from soho_fast.engine.optimizer import Schedule, SgdAdamW, optimizer_groups
 from soho_fast.engine.settings import BatchSettings, OptimSettings, ScheduleSettings
 from soho_fast.tasks.recipe import read_recipe
 

@@ -13,7 +13,7 @@ import yaml
 
 from soho_fast import train
 from soho_fast.common.errors import UserError
-from soho_fast.engine import launch
+from soho_fast.engine import distributed
 from soho_fast.engine.settings import EngineSettings
 from soho_fast.tasks.recipe import RECIPES, find_recipe, read_recipe, with_data_roots, write_recipe
 
@@ -202,18 +202,18 @@ def test_precision_follows_the_device(monkeypatch, device, fp16, bf16, auto):
             return bf16
 
     accelerator = Accelerator()
-    monkeypatch.setattr(launch, "get_accelerator", lambda: accelerator)
+    monkeypatch.setattr(distributed, "get_accelerator", lambda: accelerator)
     # A card that only emulates bf16 passes for one that has it otherwise.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or bf16)
-    assert launch.choose_precision(EngineSettings()) == auto
+    assert distributed.choose_precision(EngineSettings()) == auto
     for precision, supported in (("float32", True), ("fp16", fp16), ("bf16", bf16)):
         settings = EngineSettings(precision=precision)
         if supported:
-            assert launch.choose_precision(settings) == precision
+            assert distributed.choose_precision(settings) == precision
         else:
             with pytest.raises(UserError, match=f"{precision} is not supported by this device \\({device}\\)"):
-                launch.choose_precision(settings)
-    assert launch.choose_precision(EngineSettings(precision="fp16", emulate_precision=True)) == "fp16"
+                distributed.choose_precision(settings)
+    assert distributed.choose_precision(EngineSettings(precision="fp16", emulate_precision=True)) == "fp16"
     assert accelerator.is_fp16_supported()
 
 

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from soho_fast.common.files import read_log
-from soho_fast.engine import kept_outputs
+from soho_fast.engine import feature_cache
 
 # Five steps an epoch: the backbone stands still from step 2 on, for two epochs.
 SPAN = {"optim": {"frozen_backbone_epochs": (0.4, 2.4)}, "max_steps": 15}
@@ -100,7 +100,7 @@ def test_a_broken_image_is_told_as_without_and_the_backbone_learns_after_the_spa
 
 
 def test_a_disk_that_fills_up_is_told_and_the_file_let_go(tmp_path):
-    share = kept_outputs._Share(rank=0)
+    share = feature_cache._Share(rank=0)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from soho_fast.engine import heartbeat
-from soho_fast.engine.heartbeat import LOST, Heartbeat
+from soho_fast.engine import watchdog
+from soho_fast.engine.watchdog import LOST, Heartbeat
 
 FORK = multiprocessing.get_context("fork")
 SCRIPT = Path(__file__).with_name("engine_run.py")
@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("engine_run.py")
 
 def _rank(rank: int, folder: Path, port: object, timeout: float, work: Callable[[Heartbeat], None]) -> None:
     sys.stderr = (folder / f"{rank}.txt").open("w")
-    heartbeat._TOLD = 1.0
+    watchdog._TOLD = 1.0
 
     def look_up() -> str:
         while not port.value:

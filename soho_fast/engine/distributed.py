@@ -1,4 +1,5 @@
-"""Start-up: the process group, device, precision and DeepSpeed's configuration, by where the training runs."""
+"""Processes that train together: start-up (process group, device, precision, DeepSpeed's configuration, by where the
+training runs), the statistics that they share, and whether all that they train is still finite."""
 
 import errno
 import logging
@@ -6,17 +7,20 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
 
 from soho_fast.common.errors import UserError, environment_rank
 from soho_fast.common.processes import Processes
-from soho_fast.engine.heartbeat import start_heartbeat
 from soho_fast.engine.settings import EngineSettings
+from soho_fast.engine.watchdog import start_heartbeat
 
 # Of DeepSpeed's launcher, where none is given.
 _DEFAULT_PORT = "29500"
@@ -221,3 +225,73 @@ def start_engine(
         # It would copy all gradients into one buffer, sum that over this one process and copy it back.
         engine.enable_backward_allreduce = False
     return engine
+
+
+@torch.no_grad()
+def average_batch_norm(model: nn.Module, processes: Processes) -> None:
+    """Average BatchNorm's running statistics over the ranks, in one buffer.
+
+    They are exponential means of each rank's own batches, hence linear in them: averaging now and then gives the same
+    as averaging at each step, to rounding. The training losses read them only where the backbone or its BatchNorm is
+    frozen.
+    """
+    if processes.world == 1:
+        return
+    statistics = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if statistics:
+        flat = torch.cat([buffer.reshape(-1).double() for buffer in statistics])
+        dist.all_reduce(flat)
+        flat /= processes.world
+        for buffer, part in zip(statistics, flat.split([buffer.numel() for buffer in statistics]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+
+_NUM_NAMED = 3
+
+
+def describe_non_finite(engine: DeepSpeedEngine) -> list[str]:
+    """What of this rank's parameters, buffers and optimiser state holds Inf or NaN, in words; empty where nothing.
+
+    Under ZeRO this is the rank's own part of what is partitioned.
+    """
+    named = list(_state(engine))
+    if _all_finite([tensor for _, tensor in named]):
+        return []
+    # The quick look also says no where a sum of squares is too large for float32.
+    bad = [name for name, tensor in named if not bool(torch.isfinite(tensor).all())]
+    if not bad:
+        return []
+    more = f" and {len(bad) - _NUM_NAMED} more" if len(bad) > _NUM_NAMED else ""
+    return [f"{len(bad)} of {len(named)} tensors ({', '.join(bad[:_NUM_NAMED])}{more})"]
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    # A norm is one read, a fifth of the time of `isfinite`; that of a float16 tensor would overflow in float16.
+    wide = [tensor for tensor in tensors if tensor.dtype != torch.float16]
+    wide += [torch.linalg.vector_norm(t, dtype=torch.float32) for t in tensors if t.dtype == torch.float16]
+    return bool(nn.utils.get_total_norm(wide).isfinite())
+
+
+def _state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
+    """Floating-point tensors, each once, with a name."""
+    names = {}
+    for name, parameter in engine.module.named_parameters():
+        names[parameter] = name
+        yield name, getattr(parameter, "ds_tensor", parameter).detach()
+    for name, buffer in engine.module.named_buffers():
+        if buffer.is_floating_point():
+            yield name, buffer
+    optimizer = engine.basic_optimizer
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            names.setdefault(parameter, f"a partition of {group['name']}")
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                yield f"{name} of {names.get(parameter, 'a partition')}", value

@@ -11,9 +11,9 @@ from typing import Any
 
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
+from soho_fast.engine.changes import SPREAD, Change, changes_between, refuse_changes, settings_identity
 from soho_fast.engine.checkpoint import Checkpoints, Progress
-from soho_fast.engine.identity import SPREAD, Change, changes_between, refuse_changes, settings_identity
-from soho_fast.engine.launch import choose_precision, zero_stage
+from soho_fast.engine.distributed import choose_precision, zero_stage
 from soho_fast.engine.settings import TrainSettings
 from soho_fast.engine.task import Task
 
