@@ -34,7 +34,8 @@ with from_extra("train"):
     from soho_fast.data.readers.records import ImageRef, ImageTextRecord, fingerprint
     from soho_fast.data.text import encode_texts
     from soho_fast.model import SohoForPreTraining
-    from soho_fast.tasks.base import AnsweringTask, BaseTask
+    from soho_fast.tasks.answering import AnsweringTask
+    from soho_fast.tasks.base import BaseTask
     from soho_fast.tasks.evaluation.computing import Computing
     from soho_fast.tasks.pretraining import HELDOUT, PretrainingTask, read_sources
 

@@ -18,7 +18,7 @@ from soho_fast.data.readers.json_lines import read_json_lines_questions
 from soho_fast.data.readers.records import ImageRef, ReadReport
 from soho_fast.data.readers.vqa import VqaRecord, read_vqa
 from soho_fast.model import SohoForQuestionAnswering
-from soho_fast.tasks.base import AnsweringTask
+from soho_fast.tasks.answering import AnsweringTask
 from soho_fast.tasks.evaluation.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
 from soho_fast.tasks.settings import VqaSplit
 

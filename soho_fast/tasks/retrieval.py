@@ -26,12 +26,12 @@ from soho_fast.data.readers.karpathy import read_karpathy
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
 from soho_fast.data.text import encode_texts
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining
-from soho_fast.tasks.base import FineTuningTask
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.evaluation.sharing import Kept, Progress
 from soho_fast.tasks.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
+from soho_fast.tasks.fine_tuning import FineTuningTask
 from soho_fast.tasks.settings import RetrievalSplit
 
 RECALL_KS = (1, 5, 10)

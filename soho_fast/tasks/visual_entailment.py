@@ -11,7 +11,7 @@ import torch
 from soho_fast.data.readers.records import ImageRef, ReadReport
 from soho_fast.data.readers.snli_ve import ENTAILMENT_LABELS, SnliVeRecord, read_snli_ve
 from soho_fast.model import SohoForVisualEntailment
-from soho_fast.tasks.base import AnsweringTask
+from soho_fast.tasks.answering import AnsweringTask
 from soho_fast.tasks.evaluation.metrics.classification import snli_ve_accuracy
 from soho_fast.tasks.settings import SnliVeSplit
 

@@ -1,0 +1,235 @@
+"""What tasks share whose texts have one answer each, from a list.
+
+See `question_answering.py`, `visual_reasoning.py` and `visual_entailment.py`.
+
+Shapes: E examples of a split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from soho_fast.common.processes import Processes
+from soho_fast.common.tables import Table
+from soho_fast.data.batches.downstream import DownstreamDataset, Examples
+from soho_fast.data.batches.sample import Collator, Sample
+from soho_fast.tasks.evaluation.answering import Answering, Answers
+from soho_fast.tasks.evaluation.computing import Computing
+from soho_fast.tasks.evaluation.sharing import Kept, Progress
+from soho_fast.tasks.fine_tuning import FineTuningTask
+from soho_fast.tasks.settings import DownstreamModel
+
+
+class AnsweringTask(FineTuningTask):
+    """A task whose every text has one answer, from a list."""
+
+    texts: ClassVar[str]
+    """What the texts are called."""
+
+    def __init__(
+        self, data: Any, seed: int = 0, model: DownstreamModel | None = None, *, say: Callable[[str], None] = print
+    ) -> None:
+        super().__init__(data, seed, model, say=say)
+        self._examples: dict[str, Examples] = {}
+
+    @abstractmethod
+    def text_of(self, record: Any) -> str:
+        """The record's text."""
+
+    @abstractmethod
+    def targets(self, records: Sequence[Any]) -> np.ndarray:
+        """int64 (E, ...): what is asked of each record."""
+
+    def is_answered(self, records: Sequence[Any]) -> bool:
+        """Whether the right answers are published."""
+        return True
+
+    @abstractmethod
+    def target_keywords(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The model's keywords for rows of `targets`."""
+
+    @abstractmethod
+    def label_names(self) -> list[str]:
+        """What each of the model's outputs stands for, from the training splits."""
+
+    @abstractmethod
+    def measures(self, answers: Sequence[str], records: Sequence[Any]) -> dict[str, float]:
+        """The published measures, `selection` among them, of one answer for each record."""
+
+    @abstractmethod
+    def baselines(self, records: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
+        """The same of what needs no model: names of measures with `_majority` or `_chance` behind them."""
+
+    @abstractmethod
+    def id_of(self, record: Any) -> str | int:
+        """The record's published identifier."""
+
+    def write_extra(self, answers: Sequence[str], records: Sequence[Any], folder: Path) -> list[str]:
+        """Write what a server or a script of others takes; returns the names of the files."""
+        return []
+
+    def _pack(self, records: Sequence[Any], targets: np.ndarray | None = None) -> Examples:
+        images = [self.images_of(record) for record in records]
+        return Examples(images, [self.text_of(record) for record in records], targets)
+
+    @cached_property
+    def _training_examples(self) -> Examples:
+        records = self.training_records
+        if not self.is_answered(records):
+            raise ValueError(f"data.train: a split of {', '.join(self.data.train)} has no answers to learn from")
+        return self._pack(records, self.targets(records))
+
+    @cached_property
+    def _training_data(self) -> DownstreamDataset:
+        data = self.data
+        dataset = DownstreamDataset(
+            self._training_examples,
+            self.processor,
+            seed=self.seed,
+            texts_per_sample=data.texts_per_image,
+            max_text_length=data.max_text_length,
+            blank_images=data.blank_images,
+        )
+        self.say_fit([self.text_of(record) for record in self.training_records])
+        blank = ", without looking at them" if data.blank_images else ""
+        self._say(
+            f"training on {len(self._training_examples):,} {self.texts} about {len(self._training_examples.images):,} "
+            f"images{blank}; {len(self.label_names()):,} labels, vocabulary of {len(self.processor.tokenizer):,}"
+        )
+        return dataset
+
+    def training_data(self) -> DownstreamDataset:
+        """The training samples: `len`, `[index]`, `set_epoch`."""
+        return self._training_data
+
+    def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
+        """The keywords of the model's forward, with "skipped" and "sample_ids"."""
+        batch = Collator(self.processor)(samples)
+        targets = batch.pop("targets")
+        return {**batch, **self.target_keywords(targets)}
+
+    def config_changes(self) -> dict[str, Any]:
+        names = self.label_names()
+        return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            **super().identity(),
+            "labels": hashlib.sha256("\n".join(self.label_names()).encode()).hexdigest()[:12],
+        }
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        *,
+        quick: bool = False,
+        processes: Processes | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """The measures of the split to validate on, beside their baselines; quick: of its first images."""
+        if not self.data.validate:
+            return {}
+        num_images = self.data.quick_images if quick else 0
+        evaluation = self.evaluate_split(
+            model,
+            self.data.validate,
+            processes=processes or Processes(),
+            max_images=num_images,
+            progress=progress,
+        )
+        return evaluation.measures
+
+    def evaluate_split(
+        self,
+        model: nn.Module,
+        split: str,
+        *,
+        processes: Processes,
+        keep_in: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+        max_images: int = 0,
+    ) -> Answers:
+        """Answers of a model to a split, and their measures where the split tells the right ones.
+
+        Args:
+            model: The model, in evaluation mode, on the device of `processes`.
+            split: A name in `data.splits`.
+            processes: Who shares the work; all make the call and get the same.
+            keep_in: Folder for results as they come, so that a run that was killed can be taken up; deleted at the end.
+            identity: What the results depend on, beside what this task knows (the weights).
+            progress: Called as batches are done.
+            max_images: Only the examples of the first so many images (pairs); 0 takes what `data` says.
+
+        Raises:
+            BrokenImageError: an image can't be read: a published measure covers every example.
+        """
+        records, max_images = self.records(split), max_images or self.data.measured_images
+        if split not in self._examples:
+            self._examples[split] = self._pack(records)
+        examples = self._examples[split]
+        computing = Computing(model, self.data.precision)
+        kept = None
+        if keep_in is not None:
+            settings = {name: getattr(self.data, name) for name in _RESULTS_DEPEND_ON}
+            settings["precision"] = computing.precision
+            source = {"task": self.name, "split": split, "examples": examples.fingerprint(), **settings}
+            kept = Kept(keep_in, {**source, **(identity or {})}, processes)
+        answering = Answering(
+            self.processor,
+            max_text_length=self.data.max_text_length,
+            blank_images=self.data.blank_images,
+            image_batch=self.data.image_batch,
+            text_batch=self.data.text_batch,
+            probabilities=self.probabilities,
+            workers=self.workers,
+        )
+        row_E, label_E, score_E = answering.answer(
+            model, computing, examples, num_groups=max_images or None, processes=processes, kept=kept, progress=progress
+        )
+        assert max_images or len(row_E) == len(records)
+        records = [records[row] for row in row_E]
+        labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        answers = [labels[label] for label in label_E]
+        measures = {}
+        if self.is_answered(records):
+            measures = {**self.measures(answers, records), **self.baselines(records, labels)}
+            measures["num_examples"] = float(len(records))
+        ids = [self.id_of(record) for record in records]
+        return Answers(ids, answers, score_E.tolist(), measures, kept, partial(self.write_extra, answers, records))
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """How sure the model is of each label."""
+        return logits.softmax(-1)
+
+    def table(self, measures: Mapping[str, float]) -> Table:
+        """Measures beside their baselines."""
+        rows = []
+        for name, value in measures.items():
+            if name == "num_examples" or name.endswith(("_majority", "_chance")):
+                continue
+            baselines = [
+                f"{100 * measures[f'{name}_{kind}']:.1f} % {kind}"
+                for kind in ("majority", "chance")
+                if f"{name}_{kind}" in measures
+            ]
+            rows.append([name.replace("_", " "), f"{100 * value:.1f} %", ", ".join(baselines)])
+        blank = ", images not shown" if self.data.blank_images else ""
+        title = f"{self.name}: {measures['num_examples']:,.0f} {self.texts}{blank}"
+        return Table(title, ["measure", "value", "baseline"], rows)
+
+
+# Settings of the data that change what a model answers.
+_RESULTS_DEPEND_ON = (
+    "shorter_edge", "longer_edge", "pad_to_multiple", "antialias", "max_text_length", "blank_images", "missing_images",
+    "image_batch", "text_batch", "measured_images",
+)  # fmt: skip

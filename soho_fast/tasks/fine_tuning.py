@@ -1,0 +1,194 @@
+"""What tasks share that start from a pre-trained model: splits, their records, starting weights."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from soho_fast.common.processes import Processes
+from soho_fast.common.spelling import did_you_mean
+from soho_fast.common.tables import Table
+from soho_fast.data.processor import SohoProcessor
+from soho_fast.data.readers.records import ImageRef, ReadReport, share_of_records
+from soho_fast.data.text import load_tokenizer
+from soho_fast.model import SohoConfig
+from soho_fast.model.downstream import SohoDownstreamModel
+from soho_fast.tasks.base import BaseTask
+from soho_fast.tasks.evaluation.sharing import Progress
+from soho_fast.tasks.identity import (
+    records_identity,
+    weights_identity,
+)
+from soho_fast.tasks.settings import DownstreamModel
+
+
+class FineTuningTask(BaseTask):
+    """Splits, and a model that starts from a pre-trained one or from scratch."""
+
+    def __init__(
+        self, data: Any, seed: int = 0, model: DownstreamModel | None = None, *, say: Callable[[str], None] = print
+    ) -> None:
+        super().__init__(data, seed, model, say=say)
+        self._records: dict[str, list[Any]] = {}
+
+    @abstractmethod
+    def read(self, source: Any, report: ReadReport) -> list[Any]:
+        """The records of a split, of which `data.splits` holds the `source`."""
+
+    @abstractmethod
+    def training_data(self) -> Any:
+        """The training samples: `len`, `[index]`, `set_epoch`."""
+
+    @abstractmethod
+    def collate(self, samples: list[Any]) -> Mapping[str, Any]:
+        """The keywords of the model's forward, with "skipped" and "sample_ids"."""
+
+    @abstractmethod
+    def evaluate(
+        self,
+        model: nn.Module,
+        *,
+        quick: bool = False,
+        processes: Processes | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """Measures of the split to validate on; quick: of its first images."""
+
+    @abstractmethod
+    def table(self, measures: Mapping[str, float]) -> Table:
+        """Measures beside their baselines."""
+
+    def config_changes(self) -> dict[str, Any]:
+        """Fields of the configuration that follow from the data."""
+        return {}
+
+    def label_keywords(self) -> dict[str, Any]:
+        """How these are given to the model's `from_pretraining`."""
+        return self.config_changes()
+
+    @cached_property
+    def processor(self) -> SohoProcessor:
+        """Image processor and tokenizer; a pre-trained model brings its own words."""
+        given, pretrained = self.data.tokenizer, self.model.pretrained
+        if given is None and pretrained is None:
+            raise ValueError("data.tokenizer: expected a tokenizer: there is no pre-trained model to take it from")
+        try:
+            tokenizer = load_tokenizer(pretrained or given)
+        except FileNotFoundError as error:
+            if pretrained is None:
+                raise
+            raise FileNotFoundError(
+                f"model.pretrained: nothing could be loaded from {pretrained}; expected the folder of a pre-trained "
+                f"model, which a run of pre-training leaves as model/, or a hub name this machine can reach ({error})"
+            ) from error
+        if given is not None and pretrained is not None:
+            there, here = tokenizer.get_vocab(), load_tokenizer(given).get_vocab()
+            if there != here:
+                raise ValueError(
+                    f"data.tokenizer: {given} has other words ({len(here)}) than the pre-trained model {pretrained} "
+                    f"({len(there)}) has learnt; leave it out (null)"
+                )
+        return self.load_processor(tokenizer)
+
+    @abstractmethod
+    def images_of(self, record: Any) -> tuple[ImageRef, ...]:
+        """The record's image, or its two."""
+
+    @property
+    def default_split(self) -> str:
+        """The split that is measured where none is named. Raises ValueError: the recipe validates on none."""
+        if not self.data.validate:
+            raise ValueError(f"split: data.validate is empty; name one of {', '.join(self.data.splits)}")
+        return self.data.validate
+
+    def records(self, split: str) -> list[Any]:
+        """The records of a split, read and reported at the first use.
+
+        Raises:
+            ValueError, FileNotFoundError: there is no such split, or as its reader.
+        """
+        if split not in self.data.splits:
+            splits = ", ".join(self.data.splits) or "(none given)"
+            similar = did_you_mean(split, self.data.splits)
+            raise ValueError(f"split: expected one of {splits}, got {split!r}{similar}")
+        if split not in self._records:
+            report = ReadReport()
+            self._records[split] = self.read(self.data.splits[split], report)
+            for line in report.lines():
+                self._say(f"{split}: {line}")
+        return self._records[split]
+
+    @cached_property
+    def training_records(self) -> list[Any]:
+        """The records of all splits to train on.
+
+        The split to validate on is read too: a mistake there is known before the training, not after it.
+        """
+        if not self.data.train:
+            raise ValueError("data.train: no split was given; expected at least one")
+        training = [record for split in self.data.train for record in self.records(split)]
+        training = share_of_records(training, self.data.train_share, self.seed)
+        if self.data.validate:
+            shared = self._image_names(self.records(self.data.validate)) & self._image_names(training)
+            if shared:
+                self._say(
+                    f"{len(shared):,} images of {self.data.validate} are trained on too; its measures say little of "
+                    "unseen images"
+                )
+        return training
+
+    def _image_names(self, records: Sequence[Any]) -> set[str]:
+        # Readers give one object to all records of an image.
+        return {str(image) for image in {id(ref): ref for row in records for ref in self.images_of(row)}.values()}
+
+    def build_model(self) -> SohoDownstreamModel:
+        """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""
+        settings = self.model
+        if settings.pretrained:
+            model, report = self.model_class.from_pretraining(
+                settings.pretrained,
+                use_dictionary_output=settings.use_dictionary_output,
+                **self.label_keywords(),
+                **settings.config,
+            )
+            self._say(str(report))
+            if len(self.processor.tokenizer) > model.config.vocab_size:
+                raise ValueError(
+                    f"model.pretrained: {settings.pretrained} knows {model.config.vocab_size} words, its tokenizer has "
+                    f"{len(self.processor.tokenizer)}"
+                )
+        else:
+            tokenizer = self.processor.tokenizer
+            vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+            changes = {"use_dictionary_output": settings.use_dictionary_output, **self.config_changes()}
+            config = SohoConfig.from_preset(settings.preset, **{**vocabulary, **settings.config})
+            model = self.model_class(SohoConfig.from_dict({**config.to_dict(), **changes}))
+            if settings.text_encoder:
+                self._say(str(model.init_text_encoder_from(settings.text_encoder)))
+            if settings.backbone:
+                self._say(str(model.init_backbone_from(settings.backbone)))
+        self.check_text_length(model.config)
+        return model
+
+    def identity(self) -> dict[str, Any]:
+        """Contents of the data and of the starting weights."""
+        held_out = self.records(self.data.validate) if self.data.validate else []
+        return {
+            **super().identity(),
+            "training data": records_identity(self.training_records),
+            "held-out data": records_identity(held_out),
+            "model.pretrained": weights_identity(self.model.pretrained),
+        }
+
+    def next_commands(self, folder: Path) -> list[str]:
+        """Commands worth trying after the run."""
+        others = [split for split in self.data.splits if split not in (*self.data.train, self.data.validate)]
+        return [
+            *(f"python -m soho_fast.evaluate --run {folder} --split {split}" for split in others),
+            *super().next_commands(folder),
+        ]
