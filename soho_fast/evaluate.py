@@ -199,15 +199,15 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
         raise UserError(str(error)) from error
     if processes.is_main:
         files = evaluation.write(folder)
-        measures = evaluation.measures
+        metrics = evaluation.metrics
         about = {"task": task.name, "split": split, "checkpoint": called, "model": model_folder, "prepared": prepared}
-        write_metrics(folder / "metrics.json", {**about, **_step(options.run, called), "measures": measures})
-        if measures:
-            table = task.table(measures)
+        write_metrics(folder / "metrics.json", {**about, **_step(options.run, called), "metrics": metrics})
+        if metrics:
+            table = task.table(metrics)
             table.title = f"{table.title}, split {split}, checkpoint {called}"
             print_table(table)
         else:
-            print(f"split {split} has no published answers to measure by")
+            print(f"split {split} has no published answers to compare with")
         print(f"in {folder}/:  metrics.json  {'  '.join(files)}")
     processes.wait()
     leave_processes()

@@ -1,6 +1,6 @@
 """Train SOHO by a recipe: pre-training, or one of the tasks.
 
-deepspeed soho_fast/train.py                          recipe mini: builds its corpus, trains, measures
+deepspeed soho_fast/train.py                          recipe mini: builds its corpus, trains, evaluates
 deepspeed soho_fast/train.py --recipe paper --data_roots.coco ... --data_roots.visual_genome ...
 deepspeed soho_fast/train.py --recipe vqa --model.pretrained runs/paper/model --data_roots.vqa ... --data_roots.coco ...
 python -m soho_fast.train --optim.lr 3e-4 --max_steps 100
@@ -73,8 +73,8 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
         from soho_fast.common.errors import BrokenImageError
         from soho_fast.common.lock import only_user
         from soho_fast.engine.distributed import leave_processes, start_processes
-        from soho_fast.engine.resume import Continuation
-        from soho_fast.engine.trainer import Trainer
+        from soho_fast.engine.resume import ResumePoint
+        from soho_fast.engine.trainer import Run
     processes = start_processes(recipe.engine.threads, recipe.engine.timeout_seconds)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # What could not be loaded is told by an error of ours, in a line.
@@ -83,9 +83,9 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     try:
         task = recipe.make_task(say, processes)
         # Before the corpus: other settings of it would replace the one that the run was trained on.
-        continuation = Continuation(task, recipe, processes)
+        resume_point = ResumePoint(task, recipe, processes)
         build_demo_corpus(recipe.corpus, processes)
-        trainer = Trainer(task, recipe, processes, continuation)
+        trainer = Run(task, resume_point)
     except UserError:
         raise
     except (ValueError, OSError) as error:
@@ -94,7 +94,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
             traceback.print_exc()
         raise UserError(str(error)) from error
     folder = Path(recipe.output)
-    if trainer.metrics is not None:
+    if trainer.finished is not None:
         if processes.is_main:
             _say_finished(task, trainer, folder)
         processes.wait()
@@ -103,12 +103,12 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     if processes.is_main:
         if trainer.steps_left:
             write_recipe(recipe, folder / "recipe.yaml")
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.module.parameters())
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.step.engine.module.parameters())
         say(
             f"recipe {name}: {parameters / 1e6:.1f} M parameters, {trainer.total_steps} steps of "
             f"{trainer.plan.global_batch_size} images ({trainer.plan.steps_per_epoch:,} an epoch), "
-            f"{trainer.precision}, ZeRO {trainer.engine.zero_optimization_stage()}, {processes.world} process(es) on "
-            f"{processes.device.type}; output in {folder}/"
+            f"{resume_point.precision}, ZeRO {trainer.step.engine.zero_optimization_stage()}, "
+            f"{processes.world} process(es) on {processes.device.type}; output in {folder}/"
         )
     try:
         result = trainer.train()
@@ -119,7 +119,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
         leave_processes()
         return 128 + result.signal_number
     if processes.is_main:
-        _report(task, trainer, result.measures, folder)
+        _report(task, trainer, result.metrics, folder)
     processes.wait()
     leave_processes()
     return 0
@@ -128,8 +128,8 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
 def _say_finished(task: Any, trainer: Any, folder: Path) -> None:
     from soho_fast.common.tables import print_table
 
-    if trainer.metrics["measures"]:
-        print_table(task.table(trainer.metrics["measures"]))
+    if trainer.finished["metrics"]:
+        print_table(task.table(trainer.finished["metrics"]))
     print(
         f"{folder}/ is finished at step {trainer.progress.step}: nothing is left to do. To train on, give more (as "
         f"{_twice(trainer)}) and --resume changed; to train anew, another --output"
@@ -154,7 +154,7 @@ def _twice(trainer: Any) -> str:
     return " ".join(options)
 
 
-def _report(task: Any, trainer: Any, measures: dict[str, float] | None, folder: Path) -> None:
+def _report(task: Any, trainer: Any, metrics: dict[str, float] | None, folder: Path) -> None:
     from soho_fast.common.tables import print_table
     from soho_fast.engine.report import draw_curves, write_metrics
 
@@ -168,13 +168,13 @@ def _report(task: Any, trainer: Any, measures: dict[str, float] | None, folder: 
             "training_seconds": progress.seconds,
             "images_per_second": progress.step * trainer.plan.global_batch_size / max(progress.seconds, 1e-9),
             "broken_images": progress.broken_images,
-            "precision": trainer.precision,
-            "measures": measures,
+            "precision": trainer.step.precision,
+            "metrics": metrics,
             "best": {"step": progress.best_step, task.selection: progress.best} if progress.best is not None else None,
         },
     )
-    if measures:
-        print_table(task.table(measures))
+    if metrics:
+        print_table(task.table(metrics))
     print(f"{progress.step} steps in {progress.seconds / 60:.1f} minutes of training; in {folder}/:")
     best = f"  best/ (step {progress.best_step})" if progress.best is not None else ""
     print(f"  curves.png  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/{best}")

@@ -295,3 +295,17 @@ def _state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 yield f"{name} of {names.get(parameter, 'a partition')}", value
+
+
+def whole_state(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
+    """The model's state; under ZeRO 3 gathered on rank 0, empty on the others. All ranks make the call."""
+    model = engine.module
+    if engine.zero_optimization_stage() < 3:
+        return model.state_dict()
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        if dist.get_rank():
+            return {}
+        state = model.state_dict(keep_vars=True)
+        # Tied weights stay one tensor, which is how a saved model knows that they are.
+        copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in state.values()}
+        return {name: copies[id(tensor)] for name, tensor in state.items()}

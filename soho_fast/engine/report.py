@@ -14,10 +14,10 @@ _NOT_LOSSES = {
     "kind", "step", "epoch", "lr", "grad_norm", "loss_scale", "skipped_steps", "images_per_second", "milliseconds",
     "broken_images", "seconds",
 }  # fmt: skip
-# What a measure's name has before or behind it where it is one that needs no learning, or a count.
+# What a metric's name has before or behind it where it is one that needs no learning, or a count.
 _BASELINES = ("majority", "chance", "shuffled", "most_frequent")
 _COUNTS, _CHANCE = "num_", "chance_"
-_MOST_MEASURES = 8
+_MOST_METRICS = 8
 
 
 def write_metrics(path: Path, values: Mapping[str, Any]) -> None:
@@ -26,7 +26,7 @@ def write_metrics(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def draw_curves(log: Path, picture: Path) -> None:
-    """Draw what a log.jsonl holds over the steps: losses and gradient norm raw and smoothed, held-out measures with
+    """Draw what a log.jsonl holds over the steps: losses and gradient norm raw and smoothed, held-out metrics with
     their baselines dotted, learning rates. Upright lines are the log's events, told below: where curves jump, and why.
     """
     import matplotlib
@@ -48,8 +48,8 @@ def draw_curves(log: Path, picture: Path) -> None:
     logged = dict.fromkeys(name for record in records for name, value in record.items() if _is_number(value))
     names = [name for name in logged if name not in _NOT_LOSSES]
     norms = [name for name in ("grad_norm",) if name in logged]
-    measures = _measures_over_steps(evaluations)
-    num_cells = len(names) + len(norms) + bool(measures) + 1
+    metrics = _metrics_over_steps(evaluations)
+    num_cells = len(names) + len(norms) + bool(metrics) + 1
     columns = min(3, num_cells)
     rows = -(-num_cells // columns)
     figure, axes = pyplot.subplots(
@@ -69,9 +69,9 @@ def draw_curves(log: Path, picture: Path) -> None:
         cell.set_title(name.replace("grad_norm", "gradient norm"))
         if name in norms and (values > 0).all():
             cell.set_yscale("log")
-    if measures:
+    if metrics:
         cell = next(rest)
-        for number, (name, (points, baseline)) in enumerate(measures.items()):
+        for number, (name, (points, baseline)) in enumerate(metrics.items()):
             cell.plot(*zip(*points, strict=True), marker="o", markersize=3, color=f"C{number}", label=name)
             if baseline is not None:
                 cell.axhline(baseline, linestyle=":", linewidth=1, color=f"C{number}")
@@ -109,14 +109,14 @@ def _letter(number: int) -> str:
     return chr(ord("a") + number) if number < 26 else str(number)
 
 
-def _measures_over_steps(
+def _metrics_over_steps(
     evaluations: Sequence[Mapping[str, Any]],
 ) -> dict[str, tuple[list[tuple[int, float]], float | None]]:
-    """By name, (step, value) of each share among the measures, those measured most often first, and its baseline."""
+    """By name, (step, value) of each share among the metrics, those found most often first, and its baseline."""
     found: dict[str, list[tuple[int, float]]] = {}
     baselines: dict[str, float] = {}
     for record in evaluations:
-        for name, value in record["measures"].items():
+        for name, value in record["metrics"].items():
             if not isinstance(value, float) or not 0 <= value <= 1 or name.startswith(_COUNTS):
                 continue
             if name.startswith(_CHANCE):
@@ -127,7 +127,7 @@ def _measures_over_steps(
                 baselines.setdefault(name.removesuffix(f"_{ending}"), value)
             else:
                 found.setdefault(name, []).append((record["step"], value))
-    names = sorted(found, key=lambda name: -len(found[name]))[:_MOST_MEASURES]
+    names = sorted(found, key=lambda name: -len(found[name]))[:_MOST_METRICS]
     # Chance at the first k is the same both ways, where it has no way in its name.
     return {name: (found[name], baselines.get(name, baselines.get(name.rpartition("_")[2]))) for name in names}
 

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.common.errors import UserError
-from soho_fast.engine.changes import NOT_COMPARED
 from soho_fast.studies.study import Study
 from soho_fast.tasks import TASKS
+from soho_fast.tasks.identity import OF_A_STUDY
 from soho_fast.tasks.recipe import find_recipe, recipe_type
 from soho_fast.tasks.recipe_file import check_fields, read_yaml
 
-# Where things lie, beside what `engine.changes` leaves out; the model a run starts from is told by its own run.
-_NOT_TOLD = (*NOT_COMPARED, "data_roots.*", "corpus.folder", "model.pretrained")
 # These are measured, which a row tells, though no training depends on it.
 _TOLD = ("evaluation.at_end",)
 
@@ -193,7 +191,7 @@ def told(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in flat.items()
-        if name in _TOLD or not any(fnmatchcase(name, pattern) for pattern in _NOT_TOLD)
+        if name in _TOLD or not any(fnmatchcase(name, pattern) for pattern in OF_A_STUDY)
     }
 
 

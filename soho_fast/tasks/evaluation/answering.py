@@ -72,7 +72,7 @@ class Answering:
             int64 rows of the examples, ascending; int64 labels; float64 probabilities.
 
         Raises:
-            BrokenImageError: an image can't be read: a published measure covers every example.
+            BrokenImageError: an image can't be read: a published metric covers every example.
         """
         groups = examples.groups[:num_groups]
         batches = [groups[begin : begin + self.image_batch] for begin in range(0, len(groups), self.image_batch)]
@@ -133,7 +133,7 @@ class Answering:
 
 @dataclass
 class Answers:
-    """The answers to a split, in file order, with the model's own probability of each, and their measures.
+    """The answers to a split, in file order, with the model's own probability of each, and their metrics.
 
     `write_extra` writes what a server or a script of others takes into a folder, and returns the names of the files.
     """
@@ -141,7 +141,7 @@ class Answers:
     ids: list[str | int]
     answers: list[str]
     scores: list[float]
-    measures: dict[str, float]
+    metrics: dict[str, float]
     kept: Kept | None
     write_extra: Callable[[Path], list[str]]
 
