@@ -34,7 +34,7 @@ with from_extra("train"):
     from soho_fast.common.errors import DISK_ERRORS, UserError, environment_rank, fail
     from soho_fast.common.hub import check_name, no_such_path
     from soho_fast.common.spelling import did_you_mean
-    from soho_fast.engine.watchdog import LOST, leave_heartbeat
+    from soho_fast.engine.watchdog import PROCESS_FAILED, leave_heartbeat
     from soho_fast.tasks.recipe import build_demo_corpus, read_recipe, with_data_roots
 
 # A run's folders of exported models, by what they are called on the command line.
@@ -45,8 +45,8 @@ _CALIBRATION_SAMPLES, _CALIBRATION_BATCH = 64, 8
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 75 lost (a process was
-    killed), 130 when stopped."""
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 75 a process
+    failed (was killed), 130 when stopped."""
     rank, _ = environment_rank()
     try:
         with contextlib.ExitStack() as held:
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         told = lost_worker(error)
         if told is None:
             raise
-        return fail(f"{told}; the same command goes on where this one was", rank, LOST)
+        return fail(f"{told}; the same command goes on where this one was", rank, PROCESS_FAILED)
     except KeyboardInterrupt:
         if rank == 0:
             print("\nstopped; the same command goes on where this one was", file=sys.stderr)

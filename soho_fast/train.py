@@ -29,13 +29,13 @@ from soho_fast.common.extras import from_extra
 # Nothing heavy stands here: the command line is read before torch and DeepSpeed are loaded, which takes seconds.
 with from_extra("train"):
     from soho_fast.common.errors import DISK_ERRORS, UserError, environment_rank, fail
-    from soho_fast.engine.watchdog import LOST, leave_heartbeat
+    from soho_fast.engine.watchdog import PROCESS_FAILED, leave_heartbeat
     from soho_fast.tasks.recipe import build_demo_corpus, check_paths, read_recipe, with_data_roots, write_recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 75 lost (a process was
-    killed), 128 + signal when stopped."""
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 75 a process
+    failed (was killed), 128 + signal when stopped."""
     rank, _ = environment_rank()
     try:
         with contextlib.ExitStack() as held:
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         told = lost_worker(error)
         if told is None:
             raise
-        return fail(f"{told}; the same command continues from the newest checkpoint", rank, LOST)
+        return fail(f"{told}; the same command continues from the newest checkpoint", rank, PROCESS_FAILED)
     except KeyboardInterrupt:
         # Before the first step or after the last one; in between `StopRequest` hears it.
         if rank == 0:

@@ -30,7 +30,7 @@ NOT_COMPARED = {
     "engine.emulate_precision": "a permission; the precision itself is compared",
 }
 
-# What no run can change, since the state of its checkpoints has this shape or its place in the data is told by it.
+# What no run can change, since the state of its checkpoints has this shape or their place in the data depends on it.
 FIXED = (
     "task",
     "batch.global_batch_size",
@@ -48,7 +48,7 @@ class TaskIdentity:
     """What of a task is compared when a run is resumed."""
 
     not_compared: Collection[str]
-    """Patterns of recipe fields that do not change what is trained, or whose contents `contents` tells."""
+    """Patterns of recipe fields that do not change what is trained, or whose contents are among `contents`."""
     fixed: Collection[str]
     """Patterns of names that cannot change within a run, because a checkpoint's tensors depend on them."""
     evaluated_by: Collection[str]
@@ -70,7 +70,7 @@ class Change:
         return f"{self.name}: trained with {_shown(self.before)}, now {_shown(self.now)}"
 
     def event(self) -> str:
-        """The change as the log tells it."""
+        """The change as the log has it."""
         return f"{self.name} {_shown(self.before)} -> {_shown(self.now)}"
 
 

@@ -387,7 +387,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _fault(path: Path) -> str | None:
-    """What tells at a glance that a folder is no complete checkpoint, or None."""
+    """What shows at a glance that a folder is no complete checkpoint, or None."""
     try:
         files = _read_manifest(path)["files"]
         for name, record in files.items():

@@ -27,7 +27,7 @@ def write_metrics(path: Path, values: Mapping[str, Any]) -> None:
 
 def draw_curves(log: Path, picture: Path) -> None:
     """Draw what a log.jsonl holds over the steps: losses and gradient norm raw and smoothed, held-out metrics with
-    their baselines dotted, learning rates. Upright lines are the log's events, told below: where curves jump, and why.
+    their baselines dotted, learning rates. Upright lines are the log's events, named below: where curves jump, and why.
     """
     import matplotlib
 
@@ -95,8 +95,8 @@ def draw_curves(log: Path, picture: Path) -> None:
             height = cell.get_xaxis_transform()
             cell.text(step, 0.98, f" {_letter(number)}", transform=height, va="top", fontsize=8, color="0.25")
     if events:
-        told = [f"{_letter(number)}  step {step:,}: {event}" for number, (step, event) in enumerate(events)]
-        figure.supxlabel("\n".join(told), fontsize=9, ha="left", x=0.02)
+        lines = [f"{_letter(number)}  step {step:,}: {event}" for number, (step, event) in enumerate(events)]
+        figure.supxlabel("\n".join(lines), fontsize=9, ha="left", x=0.02)
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)
 

@@ -65,7 +65,7 @@ class ResumePoint:
         self.checkpoint = self._choose_checkpoint()
         if self.checkpoint is not None:
             self._before, self.progress = self.checkpoints.about(self.checkpoint)
-            # What is read and built tells more; a change that is known now is refused before that takes its time.
+            # More is compared when the data are read; a change that is known now is refused before that takes its time.
             self._compare({name: value for name, value in self._before.items() if name not in self._recipe})
 
     def compare(self, contents: Mapping[str, Any]) -> None:

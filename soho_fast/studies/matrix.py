@@ -66,7 +66,7 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """Of all that its measures depend on, as far as recipes tell it."""
+        """Of all that its metrics depend on, as far as recipes tell it."""
         parts = [told(self.content), self.splits, self.codes, self.start.digest if self.start else None]
         parts += ["photos"] if self.photos else []
         parts += [{"launcher": self.launcher}] if self.launcher else []
@@ -184,7 +184,7 @@ def put(content: dict[str, Any], name: str, value: Any) -> None:
 
 
 def told(content: Mapping[str, Any]) -> dict[str, Any]:
-    """By dotted name, the fields that a recipe gives and its measures depend on. (Not the defaults: a field that is new
+    """By dotted name, the fields that a recipe gives and its metrics depend on. (Not the defaults: a field that is new
     and does nothing by default leaves a study's rows valid.)"""
     flat: dict[str, Any] = {}
     _flatten(content, "", flat)

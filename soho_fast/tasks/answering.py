@@ -24,7 +24,7 @@ from soho_fast.data.batches.downstream import DownstreamDataset, Examples
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.tasks.evaluation.answering import Answering, Answers
 from soho_fast.tasks.evaluation.computing import Computing
-from soho_fast.tasks.evaluation.sharing import Kept, Progress
+from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress
 from soho_fast.tasks.fine_tuning import FineTuningTask
 from soho_fast.tasks.settings import DownstreamModel
 
@@ -133,7 +133,7 @@ class AnsweringTask(FineTuningTask):
         *,
         quick: bool = False,
         processes: Processes | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> dict[str, float]:
         """The metrics of the split to validate on, beside their baselines; quick: of its first images."""
         if not self.data.validate:
@@ -156,7 +156,7 @@ class AnsweringTask(FineTuningTask):
         processes: Processes,
         keep_in: Path | None = None,
         identity: Mapping[str, Any] | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
         max_images: int = 0,
     ) -> Answers:
         """Answers of a model to a split, and their metrics where the split tells the right ones.
@@ -183,7 +183,7 @@ class AnsweringTask(FineTuningTask):
             settings = {name: getattr(self.data, name) for name in _RESULTS_DEPEND_ON}
             settings["precision"] = computing.precision
             source = {"task": self.name, "split": split, "examples": examples.fingerprint(), **settings}
-            kept = Kept(keep_in, {**source, **(identity or {})}, processes)
+            kept = PartialResults(keep_in, {**source, **(identity or {})}, processes)
         answering = Answering(
             self.processor,
             max_text_length=self.data.max_text_length,

@@ -97,15 +97,15 @@ class BaseTask(ABC):
             options, _ = loading_options(folder)  # The hub is asked once.
             config = SohoConfig.from_pretrained(folder, **options)
             processor = SohoProcessor.from_pretrained(folder, **options)
-            model, lost = self.load_weights(folder, config)
+            model, missing = self.load_weights(folder, config)
         except OSError as error:
             raise FileNotFoundError(
                 f"checkpoint: no model could be loaded from {folder}; expected a folder with config.json, "
                 f"model.safetensors and the processor's files, or a hub name this machine can reach ({error})"
             ) from error
-        if lost:
-            kind, first = self.model_class.__name__, ", ".join(lost[:3])
-            raise ValueError(f"checkpoint: {folder} lacks {len(lost)} tensors of {kind} ({first})")
+        if missing:
+            kind, first = self.model_class.__name__, ", ".join(missing[:3])
+            raise ValueError(f"checkpoint: {folder} lacks {len(missing)} tensors of {kind} ({first})")
         check_finite(model, f"checkpoint: {folder}")
         self.processor = processor
         return model.eval()

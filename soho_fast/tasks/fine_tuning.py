@@ -23,7 +23,7 @@ from soho_fast.tasks.contents import (
     records_identity,
     weights_identity,
 )
-from soho_fast.tasks.evaluation.sharing import Progress
+from soho_fast.tasks.evaluation.sharing import ReportProgress
 from soho_fast.tasks.settings import DownstreamModel
 
 
@@ -55,7 +55,7 @@ class FineTuningTask(BaseTask):
         *,
         quick: bool = False,
         processes: Processes | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> dict[str, float]:
         """Metrics of the split to validate on; quick: of its first images."""
 

@@ -30,7 +30,7 @@ from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import records_identity
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table
-from soho_fast.tasks.evaluation.sharing import Progress
+from soho_fast.tasks.evaluation.sharing import ReportProgress
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
 
 # The running usage of codes spans about so many updates (usage_decay 0.99): before, few have had a chance.
@@ -350,7 +350,7 @@ class PretrainingTask(BaseTask):
         *,
         quick: bool = False,
         processes: Processes | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> dict[str, float]:
         """Metrics on held-out images; see `evaluate_pretraining`. Empty when the recipe names no held-out set.
 
@@ -388,7 +388,7 @@ class PretrainingTask(BaseTask):
         processes: Processes,
         keep_in: Path | None = None,
         identity: Mapping[str, Any] | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> HeldoutEvaluation:
         """The metrics of the held-out images; the first process computes them alone, and keeps nothing on the way."""
         if split != HELDOUT:

@@ -29,7 +29,7 @@ from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTra
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.tasks.evaluation.sharing import Kept, Progress
+from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress
 from soho_fast.tasks.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
 from soho_fast.tasks.fine_tuning import FineTuningTask
 from soho_fast.tasks.settings import RetrievalSplit
@@ -72,7 +72,7 @@ class RetrievalTask(FineTuningTask):
 
     @property
     def samples_together(self) -> tuple[str, int] | None:
-        """t aligned pairs: with another number an image is told from other than t - 1 texts."""
+        """t aligned pairs: with another number an image is told apart from other than t - 1 texts."""
         return ("data.aligned_pairs", self.data.aligned_pairs) if self.data.aligned_pairs else None
 
     def training_data(self) -> RetrievalDataset:
@@ -114,7 +114,7 @@ class RetrievalTask(FineTuningTask):
         *,
         quick: bool = False,
         processes: Processes | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> dict[str, float]:
         """R@K of the split to validate on: of all of it in two stages where the model has them, else of its first
         `training_images` by every pair; quick: of its first images."""
@@ -144,7 +144,7 @@ class RetrievalTask(FineTuningTask):
         processes: Processes,
         keep_in: Path | None = None,
         identity: Mapping[str, Any] | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> RetrievalEvaluation:
         """Scores of a split's images and texts, by every pair, in two stages, or both, and their recall.
 
@@ -170,14 +170,14 @@ class RetrievalTask(FineTuningTask):
                 "to leave them out"
             )
 
-        def kept(what: str, of: str, **more: Any) -> Kept | None:
+        def kept(what: str, of: str, **more: Any) -> PartialResults | None:
             if keep_in is None:
                 return None
             settings = {name: getattr(data, name) for name in _SCORES_DEPEND_ON}
             settings["precision"] = Computing(model, data.precision).precision
             about = {"scored": what, "split": of, "candidates": self._fingerprint(of), **settings, **more}
             about |= identity or {}
-            kept_in_all.append(Kept(keep_in / what, about, processes))
+            kept_in_all.append(PartialResults(keep_in / what, about, processes))
             return kept_in_all[-1]
 
         candidates = self._candidates(model, records)
@@ -231,7 +231,11 @@ class RetrievalTask(FineTuningTask):
         return _Candidates(records, texts, owner_T, scorer, blocks)
 
     def _score_all(
-        self, candidates: _Candidates, processes: Processes, kept: Kept | None = None, progress: Progress | None = None
+        self,
+        candidates: _Candidates,
+        processes: Processes,
+        kept: PartialResults | None = None,
+        progress: ReportProgress | None = None,
     ) -> Tensor:
         logits = score_pairs(candidates.scorer, candidates.blocks, processes=processes, kept=kept, progress=progress)
         return torch.stack(logits)
@@ -241,8 +245,8 @@ class RetrievalTask(FineTuningTask):
         candidates: _Candidates,
         k: int,
         processes: Processes,
-        kept: Kept | None = None,
-        progress: Progress | None = None,
+        kept: PartialResults | None = None,
+        progress: ReportProgress | None = None,
     ) -> tuple[Tensor, int]:
         """Scores (I, T) in two stages, and how many pairs were read together."""
         contrastive_IT = contrastive_scores(candidates.scorer, candidates.blocks, processes)
@@ -253,7 +257,12 @@ class RetrievalTask(FineTuningTask):
         return ranked_in_two_stages(contrastive_IT, pairs, logits), sum(map(len, pairs))
 
     def _choose_k(
-        self, model: nn.Module, num_texts: int, processes: Processes, kept: Kept | None, progress: Progress | None
+        self,
+        model: nn.Module,
+        num_texts: int,
+        processes: Processes,
+        kept: PartialResults | None,
+        progress: ReportProgress | None,
     ) -> tuple[int, int, float]:
         """(k on images of `validate`, k for `num_texts` texts, seconds)."""
         began = time.perf_counter()
@@ -344,7 +353,7 @@ class RetrievalEvaluation:
     records: Sequence[ImageTextRecord]
     texts: list[str]
     scores_IT: Tensor
-    kept: list[Kept]
+    kept: list[PartialResults]
 
     def write(self, folder: Path) -> list[str]:
         """Write the ten best of each image and text, and delete what was kept. Returns the names of the files."""

@@ -1,6 +1,6 @@
 """The tasks' part of a recipe: typed, each field explained once, here, for readers and for `--help`.
 
-Nothing heavy is imported here, so that a mistake on the command line is told at once.
+Nothing heavy is imported here, so that a mistake on the command line is reported at once.
 """
 
 from dataclasses import dataclass, field

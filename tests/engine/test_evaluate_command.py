@@ -33,14 +33,14 @@ SMALL = {
 KILLED = """
 import os, signal, sys
 from soho_fast import evaluate
-from soho_fast.tasks.evaluation.sharing import Kept
-save, saved = Kept.save, []
+from soho_fast.tasks.evaluation.sharing import PartialResults
+save, saved = PartialResults.save, []
 def save_and_die(self, number, result):
     save(self, number, result)
     saved.append(number)
     if len(saved) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-Kept.save = save_and_die
+PartialResults.save = save_and_die
 sys.exit(evaluate.main(sys.argv[1:]))
 """
 

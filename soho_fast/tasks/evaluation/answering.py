@@ -21,7 +21,7 @@ from soho_fast.data.batches.downstream import Examples, load_sample
 from soho_fast.data.batches.sample import Images, Sample, collate_images, pad_texts
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.tasks.evaluation.computing import Computing
-from soho_fast.tasks.evaluation.sharing import Kept, Progress, compute_parts
+from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress, compute_parts
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Answering:
         *,
         num_groups: int | None,
         processes: Processes,
-        kept: Kept | None = None,
-        progress: Progress | None = None,
+        kept: PartialResults | None = None,
+        progress: ReportProgress | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The best label and its probability for the examples of the first `num_groups` groups (None: of all).
 
@@ -142,7 +142,7 @@ class Answers:
     answers: list[str]
     scores: list[float]
     metrics: dict[str, float]
-    kept: Kept | None
+    kept: PartialResults | None
     write_extra: Callable[[Path], list[str]]
 
     def write(self, folder: Path) -> list[str]:

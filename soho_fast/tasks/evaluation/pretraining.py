@@ -29,8 +29,8 @@ from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import recall_at
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being measured, how many are done, and of how many."""
+ReportStage = Callable[[str, int, int], None]
+"""Called with what is being evaluated, how many are done, and of how many."""
 RECALL_KS = (1, 5, 10)
 
 
@@ -292,7 +292,7 @@ def evaluate_pretraining(
     pair_batch: int = 256,
     precision: str = "auto",
     workers: int = 0,
-    progress: Progress | None = None,
+    progress: ReportStage | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Measure a model on held-out images. The same seed chooses the same images, captions, negatives and masks.
