@@ -47,7 +47,7 @@ class Run:
         cells: That, and where runs would stand that have the same settings.
         recipe: Name of the recipe it began as.
         content: Its recipe's fields with all overrides.
-        splits, codes, photos: As those of `Stage`.
+        splits, codes: As those of `Stage`.
         start: The run whose model it starts from.
         launcher: As that of `Arm`.
     """
@@ -58,7 +58,6 @@ class Run:
     splits: Mapping[str, Mapping[str, Any]]
     codes: int
     start: Run | None = None
-    photos: bool = False
     launcher: str = ""
     dependents: list[Run] = field(default_factory=list, repr=False)
     cells: list[Cell] = field(init=False)
@@ -70,7 +69,6 @@ class Run:
     def digest(self) -> str:
         """Of all that its measures depend on, as far as recipes tell it."""
         parts = [told(self.content), self.splits, self.codes, self.start.digest if self.start else None]
-        parts += ["photos"] if self.photos else []
         parts += [{"launcher": self.launcher}] if self.launcher else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -117,7 +115,7 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
                     _leave_out_roots(content, overrides or {})
                     content["seed"] = seed + arm.seed_offset
                     start = made.get(stage.after)
-                    run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, stage.photos, arm.launcher)
+                    run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, arm.launcher)
                     made[stage_name] = runs.setdefault(run.digest, run)
                     if made[stage_name] is not run:
                         made[stage_name].cells.append(cell)

@@ -193,7 +193,6 @@ class Runner:
             recipe=recipe,
             splits={name: dict(fields) for name, fields in run.splits.items()},
             codes=run.codes,
-            photos=run.photos,
             folder=str(run.folder(self.place.folder)),
             results=str(self.place.results),
             known=[str(path) for path in self.place.known],

@@ -71,8 +71,6 @@ class Stage:
             replace. Its measures have the name and a dot before theirs.
         codes: Also measure what the codes mean (as `soho_fast.explore measure` does), on at most so many images; 0
             does not.
-        photos: Also measure whether codes mean the same things in real photographs, as `soho_fast.studies.photos`
-            does, from a package of Debian.
         measures: Measures that are compared, by name, and what a reader calls them: a share, unless a unit stands in
             brackets at the end. `ONE - OTHER` is a measure less another one of the same run.
         arms: The arms that have it; empty: all.
@@ -84,7 +82,6 @@ class Stage:
     variants: dict[str, Variant] = field(default_factory=dict)
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     codes: int = 0
-    photos: bool = False
     measures: dict[str, str] = field(default_factory=dict)
     arms: list[str] = field(default_factory=list)
 
