@@ -14,7 +14,7 @@ from typing import Any
 
 from soho_fast.common.errors import UserError
 from soho_fast.engine.identity import NOT_COMPARED
-from soho_fast.studies.study import Study
+from soho_fast.studies.study import Study, Variant
 from soho_fast.tasks import TASKS
 from soho_fast.tasks.recipe import find_recipe, recipe_type
 from soho_fast.tasks.recipe_file import check_fields, read_yaml
@@ -105,11 +105,13 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
                     continue
                 if stage.after and stage.after not in made:
                     raise UserError(f"stages.{stage_name}: arm {arm_name} has no {stage.after} to start from")
-                for variant_name, variant in (stage.variants or {"": None}).items():
+                variants: Mapping[str, Variant | None] = stage.variants or {"": None}
+                for variant_name, variant in variants.items():
                     if variant is not None and variant.arms and arm_name not in variant.arms:
                         continue
                     cell = Cell(arm_name, seed, stage_name, variant_name)
-                    parts = [study.overrides, stage.overrides, variant.overrides if variant else {}]
+                    parts: list[Mapping[str, Any]] = [study.overrides, stage.overrides]
+                    parts += [variant.overrides if variant else {}]
                     parts += [arm.overrides, arm.stages.get(stage_name, {}), overrides or {}]
                     content = recipe_content(stage.recipe, parts, str(cell))
                     _leave_out_roots(content, overrides or {})

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -86,14 +87,16 @@ def run_one(job: Job) -> None:
 
 def _end_with_the_study() -> None:
     """A study that was killed leaves no run behind: each saves a checkpoint and ends."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "started by multiprocessing"
+    parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _make(job: Job, folder: Path) -> int:
     from soho_fast.studies.results import append_row, by_digest, read_rows
 
-    def row() -> dict[str, Any] | None:
+    def row() -> Mapping[str, Any] | None:
         rows = read_rows(map(Path, job.known), optional=Path(job.results))
         return by_digest(rows).get(job.row["digest"])
 
@@ -110,8 +113,8 @@ def _make(job: Job, folder: Path) -> int:
     began = time.monotonic()
     if code := _call(job, "train", ["--recipe", str(recipe)]):
         return code
-    measures, about = {}, json.loads((training / "metrics.json").read_text())
-    measures |= about["measures"] or {}
+    about = json.loads((training / "metrics.json").read_text())
+    measures: dict[str, float] = dict(about["measures"] or {})
     for name, fields in job.splits.items():
         own = ["--split", name] if name in job.recipe.get("data", {}).get("splits", {}) else []
         into = training / "evaluation" / name
