@@ -12,7 +12,7 @@ os.environ.pop("PYTEST_XDIST_WORKER", None)
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent / room) for room in ("data", "forked", "model/official")]
+sys.path[:0] = [str(Path(__file__).parent / room) for room in ("data", "forked", "model/official", "rules")]
 
 
 HERE = Path(__file__).parent
