@@ -98,7 +98,7 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     run, folder = _find_model(options.model, options.checkpoint)
-    named = options.recipe or (run and str(run / "recipe.yaml"))
+    named = options.recipe or (str(run / "recipe.yaml") if run else None)
     if named is None:
         if not Path(options.model).exists():
             raise UserError(
