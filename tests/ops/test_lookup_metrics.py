@@ -11,6 +11,7 @@ pytestmark = [
     pytest.mark.skipif(triton_backend.INTERPRETING, reason="Triton's kernels serve no other metric"),
     pytest.mark.parametrize("family", ["cpu"], indirect=True),
 ]
+BACKENDS = [name for name in ops.available_backends() if name in ("reference", "cpu")]
 METRICS = ("cosine", "dot")
 
 
@@ -143,7 +144,7 @@ def test_forward_mode(metric, at_every_level):
     torch.testing.assert_close(got[1], expected[1])
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("metric", METRICS)
 def test_compiled_in_one_graph(metric, backend, family):
     torch._dynamo.reset()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from soho_fast import ops
 from soho_fast.ops import codebook_lookup, triton_backend
 
 # Backends of a GPU refuse topk by name; see test_refusals.py.
@@ -10,6 +11,7 @@ pytestmark = [
     pytest.mark.skipif(triton_backend.INTERPRETING, reason="Triton's kernels have no topk"),
     pytest.mark.parametrize("family", ["cpu"], indirect=True),
 ]
+BACKENDS = [name for name in ops.available_backends() if name in ("reference", "cpu")]
 
 
 def _random(*shape, seed=0):
@@ -147,7 +149,7 @@ def test_gradients(batch, metric, at_every_level):
     torch.testing.assert_close(moved, torch.func.jvp(expected_value, (features, codebook), tangents)[1])
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
 def test_compiled_in_one_graph(metric, backend, family):
     torch._dynamo.reset()

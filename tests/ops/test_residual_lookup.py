@@ -12,6 +12,7 @@ pytestmark = [
     pytest.mark.skipif(triton_backend.INTERPRETING, reason="Triton has no kernel for it"),
     pytest.mark.parametrize("family", ["cpu"], indirect=True),
 ]
+BACKENDS = [name for name in ops.available_backends() if name in ("reference", "cpu")]
 
 
 def _random(*shape, seed=0):
@@ -160,7 +161,7 @@ def test_forward_mode(at_every_level):
 
 
 @pytest.mark.parametrize("of", ["tensor", "prepared"])
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_in_one_graph_without_recompiling(of, backend, family):
     torch._dynamo.reset()
     codebooks = _random(3, 40, 8, seed=1)
