@@ -1,6 +1,6 @@
-"""The peak of a process's memory in one pass of a contender.
+"""The peak of a process's memory in one pass of an implementation.
 
-A process of its own for each: freed memory stays with a process and would hide what the next contender needs. What
+A process of its own for each: freed memory stays with a process and would hide what the next implementation needs. What
 built it (weights in float32, calibration) is left out by starting the peak afresh, through /proc/self/clear_refs.
 """
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.inference.baselines import Sizes, make_implementations
 from benchmarks.inference.clock import Clock
-from benchmarks.inference.contenders import Sizes, make_contenders
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -24,10 +24,10 @@ def peak_bytes(name: str, sizes: Sizes, num_images: int, num_threads: int, devic
 
 def _peak_here(name: str, sizes: Sizes, num_images: int, num_threads: int, device: str) -> int | None:
     torch.set_num_threads(num_threads)
-    (contender,) = make_contenders([name], sizes, device)
+    (implementation,) = make_implementations([name], sizes, device)
     inputs = [tuple(x.to(device) for x in sizes.inputs(number)) for number in (1, num_images)]
     with torch.inference_mode():
-        contender.run(*inputs[0], Clock(device))  # Code is compiled and weights are packed in a first pass.
+        implementation.run(*inputs[0], Clock(device))  # Code is compiled and weights are packed in a first pass.
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
@@ -35,7 +35,7 @@ def _peak_here(name: str, sizes: Sizes, num_images: int, num_threads: int, devic
                 _CLEAR.write_text("5")
             except OSError:
                 return None
-        contender.run(*inputs[1], Clock(device))
+        implementation.run(*inputs[1], Clock(device))
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), flags=re.MULTILINE)[1])

@@ -36,17 +36,17 @@ def comparison(request) -> Iterator[tuple[Comparison, int]]:
         FINISHED.append(both)
 
 
-@pytest.mark.parametrize("contender", ["soho_fast", "soho_fast bf16", "eager"])
-def test_training_step(comparison, contender, benchmark):
+@pytest.mark.parametrize("implementation", ["soho_fast", "soho_fast bf16", "eager"])
+def test_training_step(comparison, implementation, benchmark):
     both, rounds = comparison
-    if contender not in both.steps:
+    if implementation not in both.steps:
         pytest.skip("no bfloat16 products here: neither AVX512-BF16 nor AMX")
 
     def others() -> None:
         for name in both.steps:
-            if name != contender:
+            if name != implementation:
                 both.timed(name)
 
     benchmark.group = f"training step, {both.shape.name}, {torch.get_num_threads()} threads"
     benchmark.extra_info["images"] = both.shape.images
-    benchmark.pedantic(both.timed, args=(contender,), setup=others, rounds=rounds)
+    benchmark.pedantic(both.timed, args=(implementation,), setup=others, rounds=rounds)

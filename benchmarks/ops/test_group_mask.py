@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.ops.shapes import GROUP_MASK_BLC, text
+from benchmarks.ops.shapes import GROUP_MASK_BLC, first_by_default, text
 from soho_fast.ops import group_mask, sample_group
 
 
@@ -24,7 +24,7 @@ def _assign(features, index, mask_token, target):
     return features
 
 
-CONTENDERS = {
+IMPLEMENTATIONS = {
     "soho_fast in place": _in_place,
     "soho_fast out of place": _out_of_place,
     "torch where": _where,
@@ -32,9 +32,9 @@ CONTENDERS = {
 }
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("shape", GROUP_MASK_BLC, ids=text)
-def test_group_mask(shape, contender, time_checked, generator):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", first_by_default(GROUP_MASK_BLC), ids=text)
+def test_group_mask(shape, implementation, time_checked, generator):
     features = torch.randn(shape, generator=generator)
     index = torch.randint(64, shape[:2], generator=generator)
     mask_token = torch.randn(shape[2], generator=generator)
@@ -44,8 +44,8 @@ def test_group_mask(shape, contender, time_checked, generator):
         "group_mask",
         text(shape),
         shape,
-        contender,
-        lambda: CONTENDERS[contender](features, index, mask_token, target),
+        implementation,
+        lambda: IMPLEMENTATIONS[implementation](features, index, mask_token, target),
         lambda masked: (masked != expected).double().mean().item(),
-        work={} if "in place" in contender else {"copy": 8.0 * features.numel()},
+        work={} if "in place" in implementation else {"copy": 8.0 * features.numel()},
     )

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.ops.shapes import MEMORY_NKC, text
+from benchmarks.ops.shapes import MEMORY_NKC, first_by_default, text
 
 PROGRAM = Path(__file__).with_name("lookup_memory.py")
 
 
-def extra_bytes(contender: str, shape: tuple[int, int, int]) -> int:
-    command = [sys.executable, str(PROGRAM), contender, *map(str, shape), str(torch.get_num_threads())]
+def extra_bytes(implementation: str, shape: tuple[int, int, int]) -> int:
+    command = [sys.executable, str(PROGRAM), implementation, *map(str, shape), str(torch.get_num_threads())]
     paths = [str(PROGRAM.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -24,18 +24,18 @@ def extra_bytes(contender: str, shape: tuple[int, int, int]) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("contender", ["soho_fast", "torch cdist+argmin"])
-@pytest.mark.parametrize("shape", MEMORY_NKC, ids=text)
-def test_lookup_memory(shape, contender, benchmark):
+@pytest.mark.parametrize("implementation", ["soho_fast", "torch cdist+argmin"])
+@pytest.mark.parametrize("shape", first_by_default(MEMORY_NKC), ids=text)
+def test_lookup_memory(shape, implementation, benchmark):
     benchmark.group = f"lookup memory {text(shape)}"
-    grown = benchmark.pedantic(extra_bytes, args=(contender.split()[0], shape), rounds=1)
+    grown = benchmark.pedantic(extra_bytes, args=(implementation.split()[0], shape), rounds=1)
     threads = torch.get_num_threads()
     assert grown > 0
     benchmark.extra_info.update(
         op="lookup memory",
         case=text(shape),
         shape=list(shape),
-        contender=contender,
+        implementation=implementation,
         wrong=0.0,
         level="",
         threads=threads,

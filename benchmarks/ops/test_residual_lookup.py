@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.ops.lookup_contenders import INSTALL
-from benchmarks.ops.shapes import RESIDUAL_NLKC, text
+from benchmarks.ops.lookup_baselines import INSTALL
+from benchmarks.ops.shapes import RESIDUAL_NLKC, first_by_default, text
 from soho_fast import ops
 
 
@@ -51,7 +51,7 @@ def _vector_quantize_pytorch(feat_NC: Tensor, books_LKC: Tensor):
     return torch.no_grad()(call)
 
 
-CONTENDERS = {
+IMPLEMENTATIONS = {
     "soho_fast": _fused,
     "soho_fast prepared": _prepared,
     "soho_fast loop prepared": _loop,
@@ -59,9 +59,9 @@ CONTENDERS = {
 }
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("shape", RESIDUAL_NLKC, ids=text)
-def test_residual_lookup(shape, contender, time_checked, generator):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", first_by_default(RESIDUAL_NLKC), ids=text)
+def test_residual_lookup(shape, implementation, time_checked, generator):
     num_rows, num_levels, num_codes, num_channels = shape
     feat_NC = torch.randn(num_rows, num_channels, generator=generator)
     books_LKC = torch.randn(num_levels, num_codes, num_channels, generator=generator)
@@ -71,8 +71,8 @@ def test_residual_lookup(shape, contender, time_checked, generator):
         "residual_lookup",
         text(shape),
         shape,
-        contender,
-        CONTENDERS[contender](feat_NC, books_LKC),
+        implementation,
+        IMPLEMENTATIONS[implementation](feat_NC, books_LKC),
         lambda result: (result[0] != expected_NL).any(-1).double().mean().item(),
-        max_wrong=0.0 if contender.startswith("soho_fast") else 0.02,
+        max_wrong=0.0 if implementation.startswith("soho_fast") else 0.02,
     )

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.ops.lookup_contenders import INSTALL, inputs, product_work, real_inputs
-from benchmarks.ops.shapes import DICTIONARY_BLC, DICTIONARY_K, text
+from benchmarks.ops.lookup_baselines import INSTALL, inputs, product_work, real_inputs
+from benchmarks.ops.shapes import DICTIONARY_BLC, DICTIONARY_K, first_by_default, text
 from soho_fast.model import SohoConfig
 from soho_fast.model.visual_dictionary import VisualDictionary
 
@@ -66,7 +66,7 @@ def accelerated_layer(feat_BLC: Tensor, codebook_KC: Tensor):
     return vector_quantize_pytorch(feat_BLC, codebook_KC, accelerated=True)
 
 
-CONTENDERS = {
+IMPLEMENTATIONS = {
     "soho_fast": soho_fast,
     "soho_fast in vector-quantize-pytorch": accelerated_layer,
     "torch eager": torch_eager,
@@ -77,9 +77,9 @@ CONTENDERS = {
 INPUTS = {"normal noise": lambda: inputs(SHAPE, torch.float32), "real": lambda: real_inputs("mobilenet_v2", SHAPE)}
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("kind", INPUTS)
-def test_training_forward(kind, contender, time_checked):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("kind", first_by_default([*INPUTS]))
+def test_training_forward(kind, implementation, time_checked):
     features_NC, codebook_KC, exact_N = INPUTS[kind]()
     feat_BLC = features_NC.view(IMAGES, TOKENS, CHANNELS).clone().requires_grad_()
 
@@ -101,9 +101,9 @@ def test_training_forward(kind, contender, time_checked):
         "VisualDictionary",
         f"training forward, {kind} {text(SHAPE)}",
         SHAPE,
-        contender,
-        CONTENDERS[contender](feat_BLC, codebook_KC),
+        implementation,
+        IMPLEMENTATIONS[implementation](feat_BLC, codebook_KC),
         share_wrong,
-        max_wrong=0.0 if contender.startswith("soho_fast") else 1e-3,
+        max_wrong=0.0 if implementation.startswith("soho_fast") else 1e-3,
         work=product_work(SHAPE),
     )
