@@ -11,6 +11,8 @@ import torch
 from benchmarks.data.decoding import SIZES, decoders, photographs
 from soho_fast.data.images import SohoImageProcessor
 
+pytestmark = pytest.mark.full
+
 BATCH = 8
 PROCESSOR = SohoImageProcessor()
 WAYS = {"bytes": PROCESSOR.collate_bytes, "normalised there": PROCESSOR.collate}

@@ -12,6 +12,8 @@ from benchmarks.inference.baselines import EXACT, REGION, SOHO, Implementation, 
 from benchmarks.inference.measure import check, one_pass
 from benchmarks.inference.targets import Row
 
+pytestmark = pytest.mark.full
+
 ROUNDS = 2
 CHOSEN = (f"{REGION}, float32", EXACT, *(f"{SOHO} prepared, {each}" for each in ("float32", "bf16", "int8")))
 NAMES = [name for name in names_here("cpu") if name in CHOSEN]

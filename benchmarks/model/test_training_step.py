@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.model.comparison import FINISHED, Comparison
 from benchmarks.model.training_batches import mini_shape, official_shape, paper_like_shape
+from benchmarks.short import first_by_default
 
 SHAPES = {
     "mini": (mini_shape, 4),
@@ -22,7 +23,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=first_by_default(SHAPES))
 def comparison(request) -> Iterator[tuple[Comparison, int]]:
     """A checked and warmed-up comparison of one shape, and how many rounds to time."""
     make_shape, rounds = SHAPES[request.param]

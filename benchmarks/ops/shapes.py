@@ -1,11 +1,9 @@
 """What the op benchmarks run on: all sizes in one place, so that a test can run the whole suite in small.
 
-Of the lists in capitals the first runs by default, the others with --full: see `first_by_default`.
+The first of each list runs by default, the others with --full (`first_by_default`); growth and hard inputs with --full.
 
 N features, K codes, C channels; B images of L tokens.
 """
-
-import pytest
 
 SECONDS_PER_CASE = 0.5  # fast calls need many rounds: on a busy machine a few say nothing
 
@@ -49,9 +47,3 @@ def text(case: tuple) -> str:
     if isinstance(case[0], str):
         return f"{case[0]} {text(case[1])}"
     return "x".join(map(str, case))
-
-
-def first_by_default(cases: list) -> list:
-    """For `parametrize`: the first of them runs always, the others with --full."""
-    first, *others = cases
-    return [first, *(pytest.param(case, marks=pytest.mark.full) for case in others)]

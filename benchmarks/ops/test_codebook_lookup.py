@@ -20,7 +20,8 @@ from benchmarks.ops.lookup_baselines import (
     torch_addmm,
 )
 from benchmarks.ops.report import HARD as HARD_OP
-from benchmarks.ops.shapes import EVERY_LEVEL_NKC, HARD_NKC, LOOKUP_NKC, REAL, SMALL_NKC, first_by_default, text
+from benchmarks.ops.shapes import EVERY_LEVEL_NKC, HARD_NKC, LOOKUP_NKC, REAL, SMALL_NKC, text
+from benchmarks.short import first_by_default
 from soho_fast.ops import codebook_lookup
 
 

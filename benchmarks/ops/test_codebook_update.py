@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks.ops.lookup_baselines import LEVELS
-from benchmarks.ops.shapes import UPDATE_NKC, first_by_default, text
+from benchmarks.ops.shapes import UPDATE_NKC, text
+from benchmarks.short import first_by_default
 from soho_fast.ops import codebook_ema_, codebook_stats, scatter_mean_ema_
 
 DECAY = 0.9

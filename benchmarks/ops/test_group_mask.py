@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.ops.shapes import GROUP_MASK_BLC, first_by_default, text
+from benchmarks.ops.shapes import GROUP_MASK_BLC, text
+from benchmarks.short import first_by_default
 from soho_fast.ops import group_mask, sample_group
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from benchmarks.ops import real_features
 from benchmarks.ops.lookup_baselines import INSTALL, product_work
-from benchmarks.ops.shapes import KMEANS, KMEANS_STEPS, first_by_default, text
+from benchmarks.ops.shapes import KMEANS, KMEANS_STEPS, text
+from benchmarks.short import first_by_default
 from soho_fast import ops
 from soho_fast.cluster import KMeans
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.ops.shapes import MEMORY_NKC, first_by_default, text
+from benchmarks.ops.shapes import MEMORY_NKC, text
+from benchmarks.short import first_by_default
 
 PROGRAM = Path(__file__).with_name("lookup_memory.py")
 

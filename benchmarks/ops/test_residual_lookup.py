@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.ops.lookup_baselines import INSTALL
-from benchmarks.ops.shapes import RESIDUAL_NLKC, first_by_default, text
+from benchmarks.ops.shapes import RESIDUAL_NLKC, text
+from benchmarks.short import first_by_default
 from soho_fast import ops
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.ops.lookup_baselines import INSTALL, inputs, product_work, real_inputs
-from benchmarks.ops.shapes import DICTIONARY_BLC, DICTIONARY_K, first_by_default, text
+from benchmarks.ops.shapes import DICTIONARY_BLC, DICTIONARY_K, text
+from benchmarks.short import first_by_default
 from soho_fast.model import SohoConfig
 from soho_fast.model.visual_dictionary import VisualDictionary
 
@@ -78,7 +79,7 @@ INPUTS = {"normal noise": lambda: inputs(SHAPE, torch.float32), "real": lambda: 
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("kind", first_by_default([*INPUTS]))
+@pytest.mark.parametrize("kind", first_by_default(INPUTS))
 def test_training_forward(kind, implementation, time_checked):
     features_NC, codebook_KC, exact_N = INPUTS[kind]()
     feat_BLC = features_NC.view(IMAGES, TOKENS, CHANNELS).clone().requires_grad_()
