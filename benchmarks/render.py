@@ -65,7 +65,7 @@ def joined(kind: str, results: list[dict]) -> dict:
         if _setup(other) != _setup(first):
             raise ValueError(f"result: expected runs of one setup, got {_setup(first)} and {_setup(other)}")
     rows = [row for result in results for row in result["rows"]]
-    names = Counter((row["op"], row["case"], row["implementation"]) for row in rows)
+    names = Counter((row["op"], row["case"], row["method"]) for row in rows)
     twice = [name for name, count in names.items() if count > 1 and name[0] != ops.LIMITS]
     if twice:
         raise ValueError(f"result: {' '.join(twice[0])} is in several files")

@@ -67,10 +67,10 @@ def _lookup_baselines(features: Tensor, codebook: Tensor, device: str) -> dict[s
     return baselines
 
 
-def _timed(implementations: dict[str, Callable], device: str, budget: float, check: Callable[[object], dict]) -> dict:
-    """Seconds of each implementation, what `check` says of its result; where a baseline fails, its error."""
+def _timed(methods: dict[str, Callable], device: str, budget: float, check: Callable[[object], dict]) -> dict:
+    """Seconds of each method, what `check` says of its result; where a baseline fails, its error."""
     rows = {}
-    for name, run in implementations.items():
+    for name, run in methods.items():
         try:
             rows[name] = {**check(run()), "seconds": seconds_of(run, device, budget)}
         except Exception as error:
@@ -107,7 +107,7 @@ def lookup_case(shape: tuple[int, int, int], dtype: torch.dtype, device: str, bu
     flops = 2.0 * num_rows * num_codes * num_channels
     return {
         "op": "codebook_lookup", "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "flops": flops,
-        "implementations": rows,
+        "methods": rows,
     }  # fmt: skip
 
 
@@ -140,26 +140,24 @@ def reduced_case(
         features, codebook = learned_pair(shape, device)
     basis = ops.codebook_basis(codebook, directions=directions)
     exact = ops.codebook_lookup(features, codebook, backend="reference")
-    implementations = {}
+    methods = {}
     for name in our_backends(device):
         plain = ops.prepare_codebook(codebook, basis=False, backend=name)
         reduced = ops.prepare_codebook(codebook, basis=basis, backend=name)
-        implementations[f"{name} without"] = lambda name=name, plain=plain: ops.codebook_lookup(
-            features, plain, backend=name
-        )
-        implementations[f"{name} reduced"] = lambda name=name, reduced=reduced: ops.codebook_lookup(
+        methods[f"{name} without"] = lambda name=name, plain=plain: ops.codebook_lookup(features, plain, backend=name)
+        methods[f"{name} reduced"] = lambda name=name, reduced=reduced: ops.codebook_lookup(
             features, reduced, backend=name
         )
-        implementations[f"{name} guessed"] = lambda name=name, reduced=reduced: ops.codebook_lookup(
+        methods[f"{name} guessed"] = lambda name=name, reduced=reduced: ops.codebook_lookup(
             features, reduced, guess=exact, backend=name
         )
-    rows = _timed(implementations, device, budget, lambda index: {"wrong": float((index != exact).double().mean())})
-    for name in implementations:
+    rows = _timed(methods, device, budget, lambda index: {"wrong": float((index != exact).double().mean())})
+    for name in methods:
         assert rows[name].get("wrong") == 0.0, f"reduced pass {shape}: {name} differs from the float64 argmin"
     kind = "noise" if noise else "learned"
     return {
         "op": f"codebook_lookup, {basis.shape[-1]} directions, {kind}", "shape": list(shape), "dtype": "float32",
-        "implementations": rows,
+        "methods": rows,
     }  # fmt: skip
 
 
@@ -179,16 +177,16 @@ def batched_case(shape: tuple[int, int, int, int], device: str, budget: float) -
         pairs = zip(features, codebook, strict=True)
         return torch.stack([ops.codebook_lookup(x, d, backend=name) for x, d in pairs])
 
-    implementations = {}
+    methods = {}
     for name in our_backends(device):
-        implementations[name] = lambda name=name: ops.codebook_lookup(features, codebook, backend=name)
-        implementations[f"{name} one by one"] = lambda name=name: one_by_one(name)
-    rows = _timed(implementations, device, budget, lambda index: {"wrong": float((index != exact).double().mean())})
-    for name in implementations:
+        methods[name] = lambda name=name: ops.codebook_lookup(features, codebook, backend=name)
+        methods[f"{name} one by one"] = lambda name=name: one_by_one(name)
+    rows = _timed(methods, device, budget, lambda index: {"wrong": float((index != exact).double().mean())})
+    for name in methods:
         assert rows[name].get("wrong") == 0.0, f"batched codebooks {shape}: {name} differs from the float64 argmin"
     return {
         "op": "codebook_lookup, batched", "shape": list(shape), "dtype": "float32",
-        "flops": 2.0 * num_books * num_rows * num_codes * num_channels, "implementations": rows,
+        "flops": 2.0 * num_books * num_rows * num_codes * num_channels, "methods": rows,
     }  # fmt: skip
 
 
@@ -207,11 +205,11 @@ def gradient_case(shape: tuple[int, int, int], device: str, budget: float) -> di
         distance = ops.codebook_lookup(features, codebook, return_distance=True, backend=name)[1]
         return torch.autograd.grad(distance.sum(), codebook)[0]
 
-    implementations = {name: lambda name=name: gradient(name) for name in our_backends(device)}
-    for name, run in implementations.items():
+    methods = {name: lambda name=name: gradient(name) for name in our_backends(device)}
+    for name, run in methods.items():
         assert torch.equal(run(), run()), f"gradient of the codebook {shape}: two runs of {name} differ"
-    rows = _timed(implementations, device, budget, lambda grad: {"finite": bool(grad.isfinite().all())})
-    return {"op": "codebook gradient", "shape": list(shape), "dtype": "float32", "implementations": rows}
+    rows = _timed(methods, device, budget, lambda grad: {"finite": bool(grad.isfinite().all())})
+    return {"op": "codebook gradient", "shape": list(shape), "dtype": "float32", "methods": rows}
 
 
 def update_case(shape: tuple[int, int, int], device: str, budget: float) -> dict:
@@ -239,11 +237,11 @@ def update_case(shape: tuple[int, int, int], device: str, budget: float) -> dict
     def check(sums: Tensor) -> dict:
         return {"largest_error": float((sums - exact).abs().max())}
 
-    implementations = {name: lambda name=name: ours(name) for name in our_backends(device)} | {"torch eager": eager}
-    rows = _timed(implementations, device, budget, check)
+    methods = {name: lambda name=name: ours(name) for name in our_backends(device)} | {"torch eager": eager}
+    rows = _timed(methods, device, budget, check)
     return {
         "op": "codebook_update", "shape": list(shape), "dtype": "float32", "bytes": features.numel() * 4.0,
-        "implementations": rows,
+        "methods": rows,
     }  # fmt: skip
 
 
@@ -260,15 +258,15 @@ def mask_case(shape: tuple[int, int, int], device: str, budget: float) -> dict:
     def check(masked: Tensor) -> dict:
         return {"same": bool(torch.equal(masked, expected))}
 
-    implementations = {}
+    methods = {}
     for name in our_backends(device):
-        implementations[name] = lambda name=name: ops.group_mask(features, index, token, target, backend=name)[0]
-        implementations[f"{name} in place"] = lambda name=name: ops.group_mask(
+        methods[name] = lambda name=name: ops.group_mask(features, index, token, target, backend=name)[0]
+        methods[f"{name} in place"] = lambda name=name: ops.group_mask(
             copy, index, token, target, inplace=True, backend=name
         )[0]
-    implementations["torch where"] = lambda: torch.where((index == target[:, None])[..., None], token, features)
-    rows = _timed(implementations, device, budget, check)
-    return {"op": "group_mask", "shape": list(shape), "dtype": "float32", "implementations": rows}
+    methods["torch where"] = lambda: torch.where((index == target[:, None])[..., None], token, features)
+    rows = _timed(methods, device, budget, check)
+    return {"op": "group_mask", "shape": list(shape), "dtype": "float32", "methods": rows}
 
 
 def layer_case(shape: tuple[int, int, int], device: str, budget: float) -> dict:
@@ -285,14 +283,14 @@ def layer_case(shape: tuple[int, int, int], device: str, budget: float) -> dict:
         ops.codebook_ema_(codebook, counts, sums, 0.99, backend=name)
         return quantized
 
-    implementations = {name: lambda name=name: ours(name) for name in our_backends(device)}
+    methods = {name: lambda name=name: ours(name) for name in our_backends(device)}
     if importlib.util.find_spec("vector_quantize_pytorch"):
         from vector_quantize_pytorch import VectorQuantize
 
         layer = VectorQuantize(dim=num_channels, codebook_size=num_codes, decay=0.99).to(device).train()
-        implementations["vector-quantize-pytorch"] = lambda: layer(features[None])[0]
-    rows = _timed(implementations, device, budget, lambda quantized: {"finite": bool(quantized.isfinite().all())})
-    return {"op": "training forward", "shape": list(shape), "dtype": "float32", "implementations": rows}
+        methods["vector-quantize-pytorch"] = lambda: layer(features[None])[0]
+    rows = _timed(methods, device, budget, lambda quantized: {"finite": bool(quantized.isfinite().all())})
+    return {"op": "training forward", "shape": list(shape), "dtype": "float32", "methods": rows}
 
 
 def machine_limits(device: str, budget: float, size: int = 8192, copied: int = 1 << 30) -> dict:
@@ -323,7 +321,7 @@ def exact_rows(device: str, budget: float, most: int = 10**8, chunk: int = 1 << 
 
 
 def all_cases(device: str, budget: float) -> Iterator[Callable[[], dict]]:
-    """Every case, each as a function that runs it with `budget` seconds an implementation."""
+    """Every case, each as a function that runs it with `budget` seconds a method."""
     for shape in LOOKUPS:
         for dtype in (torch.float32, torch.bfloat16):
             yield lambda shape=shape, dtype=dtype: lookup_case(shape, dtype, device, budget)

@@ -101,9 +101,9 @@ def measure(device: str, end: float, budget: float) -> dict:
 
 
 def line_of(case: dict, limits: dict) -> str:
-    """One line for a person: each implementation's time, and ours as a share of the card's limit."""
+    """One line for a person: each method's time, and ours as a share of the card's limit."""
     parts = []
-    for name, row in case["implementations"].items():
+    for name, row in case["methods"].items():
         text = f"{name} {1e3 * row['seconds']:.3f} ms" if "seconds" in row else f"{name} failed"
         if "seconds" in row and "flops" in case:
             text += f" ({case['flops'] / row['seconds'] / limits['bf16_flops_per_second']:.0%} of bf16 product)"

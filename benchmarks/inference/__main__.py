@@ -20,17 +20,17 @@ from benchmarks.tables import as_text
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("result", type=Path, help="JSON file to write")
-    parser.add_argument("--rounds", type=int, default=6, help="passes of each implementation at batch 1")
+    parser.add_argument("--rounds", type=int, default=6, help="passes of each method at batch 1")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="images a pass takes")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--only", nargs="+", metavar="TEXT", help="implementations whose name holds one of these")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="methods whose name holds one of these")
     parser.add_argument("--small", action="store_true", help="small networks and images: to see that all runs")
     options = parser.parse_args(arguments)
     names = names_here(options.device)
     if options.only:
         names = [name for name in names if any(text in name for text in options.only)]
     if not names or options.rounds < 1 or min(options.batches) < 1:
-        parser.error(f"expected positive numbers, and implementations among {', '.join(map(repr, NAMES))}")
+        parser.error(f"expected positive numbers, and methods among {', '.join(map(repr, NAMES))}")
     sizes = SMALL if options.small else Sizes()
 
     def say(text: str) -> None:

@@ -2,7 +2,7 @@
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """A line for each implementation: its stages, and how many times as long bottom-up attention in float32 takes."""
+    """A line for each method: its stages, and how many times as long bottom-up attention in float32 takes."""
     from benchmarks.inference.baselines import REGION
     from benchmarks.inference.targets import BATCHED, BY_CLASS
     from benchmarks.inference.test_inference import FINISHED
@@ -13,7 +13,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
         stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in row.seconds.items())
         regions = [each for each in FINISHED if each.family == REGION]
         ratios = [f"{each.total(nms) / row.total():.1f}x" for each in regions for nms in (BY_CLASS, BATCHED)]
-        lines.append((row.implementation, stages, " / ".join(ratios)))
+        lines.append((row.method, stages, " / ".join(ratios)))
     if lines:
         terminalreporter.section("inference: ratios")
         head = ("", "seconds of a pass's stages", f"regions in float32 take, {BY_CLASS} / {BATCHED}")

@@ -1,4 +1,4 @@
-"""Times, agreement and operations of the implementations, as one result that can be kept as JSON."""
+"""Times, agreement and operations of the methods, as one result that can be kept as JSON."""
 
 import datetime
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.inference.baselines import EXACT, Implementation, Sizes, SohoRun, make_implementations
+from benchmarks.inference.baselines import EXACT, Method, Sizes, SohoRun, make_methods
 from benchmarks.inference.clock import Clock
 from benchmarks.inference.memory import peak_bytes
 from benchmarks.inference.region_pipeline import RegionPipeline
@@ -24,7 +24,7 @@ LARGEST_REGION_BATCH = 8
 PACKAGES = ("torch", "torchvision", "transformers")
 # How far SOHO's features, and its logits from the float32 model's tokens, may be from the float32 model's: in root mean
 # square, as a share of how features differ from place to place and logits from answer to answer. In bfloat16 it is
-# BF16_FACTOR times as far as plain autocast. What is further off is not timed. Logits from an implementation's own
+# BF16_FACTOR times as far as plain autocast. What is further off is not timed. Logits from a method's own
 # tokens are no measure here: random features lie between random codes, some of which then change.
 MOST_WRONG = {"float32": 1e-3, "int8": 0.6}
 BF16_FACTOR = 2.0
@@ -32,18 +32,16 @@ _CHECKED_INPUTS = 4
 _PRODUCT = 2048
 
 
-def one_pass(implementation: Implementation, inputs: tuple[Tensor, Tensor], device: str) -> dict[str, float]:
+def one_pass(method: Method, inputs: tuple[Tensor, Tensor], device: str) -> dict[str, float]:
     """Seconds of its stages."""
     with torch.inference_mode():
         clock = Clock(device)
-        implementation.run(*inputs, clock)
+        method.run(*inputs, clock)
         return clock.seconds()
 
 
-def check(
-    implementations: Sequence[Implementation], exact: SohoRun, sizes: Sizes, device: str
-) -> dict[str, dict[str, float]]:
-    """How far each of SOHO's implementations is from `exact` (see MOST_WRONG), the shares of equal codes and answers.
+def check(methods: Sequence[Method], exact: SohoRun, sizes: Sizes, device: str) -> dict[str, dict[str, float]]:
+    """How far each of SOHO's methods is from `exact` (see MOST_WRONG), the shares of equal codes and answers.
 
     Raises:
         RuntimeError: one is further off than its precision allows, or not finite.
@@ -55,23 +53,23 @@ def check(
         expected = _outputs(exact, tokens, tokens, inputs)
         plain = SohoRun(exact.model, autocast=True)
         in_bf16 = _errors(_outputs(plain, [plain.encode(pixels) for pixels, _ in inputs], tokens, inputs), expected)
-        for implementation in implementations:
-            if not implementation.is_soho or implementation.run is exact:
+        for method in methods:
+            if not method.is_soho or method.run is exact:
                 continue
-            mine = [implementation.run.encode(pixels) for pixels, _ in inputs]
-            ours = _outputs(implementation.run, mine, tokens, inputs)
+            mine = [method.run.encode(pixels) for pixels, _ in inputs]
+            ours = _outputs(method.run, mine, tokens, inputs)
             errors = _errors(ours, expected)
             for what, error in errors.items():
-                most = MOST_WRONG.get(implementation.precision, BF16_FACTOR * in_bf16[what])
+                most = MOST_WRONG.get(method.precision, BF16_FACTOR * in_bf16[what])
                 if not error <= most:
                     raise RuntimeError(
-                        f"{implementation.name}: {what} are off by {error:.2g} of what sets them apart, at most "
+                        f"{method.name}: {what} are off by {error:.2g} of what sets them apart, at most "
                         f"{most:.2g} is allowed: nothing is timed"
                     )
             same_codes = [float((a.index == b.index).float().mean()) for a, b in zip(mine, tokens, strict=True)]
             same_answers = (ours["logits"].argmax(1) == expected["logits"].argmax(1)).double().mean()
             shares = {"same_codes": sum(same_codes) / len(same_codes), "same_answers": float(same_answers)}
-            found[implementation.name] = {**errors, **shares}
+            found[method.name] = {**errors, **shares}
     return found
 
 
@@ -92,7 +90,7 @@ def _errors(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, f
     }
 
 
-def operations(implementation: Implementation, inputs: tuple[Tensor, Tensor]) -> dict[str, int]:
+def operations(method: Method, inputs: tuple[Tensor, Tensor]) -> dict[str, int]:
     """Floating-point operations of each stage, by torch's counter (a multiplication and an addition are two)."""
     counts, before = {}, 0
 
@@ -103,7 +101,7 @@ def operations(implementation: Implementation, inputs: tuple[Tensor, Tensor]) ->
             counts[stage], before = now - before, now
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        implementation.run(*inputs, Counting())
+        method.run(*inputs, Counting())
     return counts
 
 
@@ -125,13 +123,13 @@ def product_rates(device: str) -> dict[str, float]:
 def measure(
     names: Sequence[str], sizes: Sizes, batches: Sequence[int], rounds: int, device: str, say: Callable[[str], None]
 ) -> dict:
-    """All there is to say of the implementations, after those of SOHO were checked against its plain float32 model.
+    """All there is to say of the methods, after those of SOHO were checked against its plain float32 model.
 
-    In a round each implementation makes a pass, so that all see the same machine; the fastest pass counts, since what
+    In a round each method makes a pass, so that all see the same machine; the fastest pass counts, since what
     others take from a shared machine only adds. The region pipeline runs at batches up to LARGEST_REGION_BATCH.
 
     Args:
-        names: of implementations, some of `baselines.NAMES`.
+        names: of methods, some of `baselines.NAMES`.
         sizes: of images and networks.
         batches: how many images a pass takes.
         rounds: at batch 1; two at the larger ones, where a pass takes longer.
@@ -139,10 +137,10 @@ def measure(
         say: is told what goes on.
 
     Raises:
-        RuntimeError: an implementation's result is wrong.
+        RuntimeError: a method's result is wrong.
     """
-    say(f"{device}, {torch.get_num_threads()} threads: building {len(names)} implementations")
-    made = make_implementations(names, sizes, device)
+    say(f"{device}, {torch.get_num_threads()} threads: building {len(names)} methods")
+    made = make_methods(names, sizes, device)
     exact = next((each.run for each in made if each.name == EXACT), None)
     agreement = check(made, exact, sizes, device) if exact else {}
     for name, found in agreement.items():
@@ -153,21 +151,21 @@ def measure(
         timed = [each for each in made if each.is_soho or batch <= LARGEST_REGION_BATCH]
         passes: dict[str, list[dict[str, float]]] = {each.name: [] for each in timed}
         for number in range(1 + rounds if batch == 1 else 2):
-            for implementation in timed:
-                seconds = one_pass(implementation, inputs, device)
+            for method in timed:
+                seconds = one_pass(method, inputs, device)
                 if number or batch > 1:  # The first pass of all packs weights and compiles.
-                    passes[implementation.name].append(seconds)
-        for implementation in timed:
-            fastest = min(passes[implementation.name], key=lambda stages: sum(stages.values()))
-            rows.append(Row(implementation.name, implementation.family, implementation.precision, batch, fastest))
+                    passes[method.name].append(seconds)
+        for method in timed:
+            fastest = min(passes[method.name], key=lambda stages: sum(stages.values()))
+            rows.append(Row(method.name, method.family, method.precision, batch, fastest))
             say(_line(rows[-1]))
-            if batch == 1 and isinstance(implementation.run, RegionPipeline):
-                boxes[implementation.name] = implementation.run.boxes_seen
+            if batch == 1 and isinstance(method.run, RegionPipeline):
+                boxes[method.name] = method.run.boxes_seen
     counted = {each.family: operations(each, tuple(x.to(device) for x in sizes.inputs(1))) for each in reversed(made)}
     products = product_rates(device)
     del made
     memory = {
-        f"{row.implementation}": peak_bytes(row.implementation, sizes, row.batch, torch.get_num_threads(), device)
+        f"{row.method}": peak_bytes(row.method, sizes, row.batch, torch.get_num_threads(), device)
         for row in rows
         if row.batch == 1
     }
@@ -185,7 +183,7 @@ def measure(
 
 def _line(row: Row) -> str:
     stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in row.seconds.items())
-    return f"{row.implementation}, batch {row.batch}: {row.total():.3f} s ({stages})"
+    return f"{row.method}, batch {row.batch}: {row.total():.3f} s ({stages})"
 
 
 def setup_of(sizes: Sizes, device: str) -> dict:

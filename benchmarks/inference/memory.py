@@ -1,6 +1,6 @@
-"""The peak of a process's memory in one pass of an implementation.
+"""The peak of a process's memory in one pass of a method.
 
-A process of its own for each: freed memory stays with a process and would hide what the next implementation needs. What
+A process of its own for each: freed memory stays with a process and would hide what the next method needs. What
 built it (weights in float32, calibration) is left out by starting the peak afresh, through /proc/self/clear_refs.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.inference.baselines import Sizes, make_implementations
+from benchmarks.inference.baselines import Sizes, make_methods
 from benchmarks.inference.clock import Clock
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -24,10 +24,10 @@ def peak_bytes(name: str, sizes: Sizes, num_images: int, num_threads: int, devic
 
 def _peak_here(name: str, sizes: Sizes, num_images: int, num_threads: int, device: str) -> int | None:
     torch.set_num_threads(num_threads)
-    (implementation,) = make_implementations([name], sizes, device)
+    (method,) = make_methods([name], sizes, device)
     inputs = [tuple(x.to(device) for x in sizes.inputs(number)) for number in (1, num_images)]
     with torch.inference_mode():
-        implementation.run(*inputs[0], Clock(device))  # Code is compiled and weights are packed in a first pass.
+        method.run(*inputs[0], Clock(device))  # Code is compiled and weights are packed in a first pass.
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
@@ -35,7 +35,7 @@ def _peak_here(name: str, sizes: Sizes, num_images: int, num_threads: int, devic
                 _CLEAR.write_text("5")
             except OSError:
                 return None
-        implementation.run(*inputs[1], Clock(device))
+        method.run(*inputs[1], Clock(device))
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), flags=re.MULTILINE)[1])

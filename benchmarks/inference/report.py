@@ -51,25 +51,25 @@ def _stages(result: dict, rows: list[Row]) -> Table:
             cells = [seconds[name] for name in ("CNN", "proposals", "features of boxes")]
             cells += [f"{seconds[BY_CLASS]} / {seconds[BATCHED]}", seconds["Transformer"]]
             cells += [f"{time_text(row.total(BY_CLASS))} / {time_text(row.total())}"]
-        memory = result["peak_bytes"].get(row.implementation)
+        memory = result["peak_bytes"].get(row.method)
         cells.append("" if memory is None else f"{memory / 1e9:.2f} GB")
         operations = result["operations"].get(row.family)
         cells.append("" if operations is None else f"{sum(operations.values()) / 1e9:,.0f} G")
-        found = result["agreement"].get(row.implementation)
+        found = result["agreement"].get(row.method)
         cells.append(
             "" if found is None else f"{max(found['features'], found['logits']):.2g}, {found['same_codes']:.1%}"
         )
-        lines.append([row.implementation, *cells])
+        lines.append([row.method, *cells])
     stages = ("CNN", "proposals", "features of boxes", "NMS by class / batched", "Transformer", "total")
     return Table(("batch 1", *stages, "memory", "operations", "error, same codes"), lines)
 
 
 def _batches(rows: list[Row]) -> Table:
     batches = sorted({row.batch for row in rows})
-    eager = {row.batch: row.total() for row in rows if row.implementation == EXACT}
+    eager = {row.batch: row.total() for row in rows if row.method == EXACT}
     lines = []
-    for name in dict.fromkeys(row.implementation for row in rows):
-        mine = {row.batch: row.total() for row in rows if row.implementation == name}
+    for name in dict.fromkeys(row.method for row in rows):
+        mine = {row.batch: row.total() for row in rows if row.method == name}
         lines.append([name, *(_rate(batch, mine.get(batch), eager.get(batch)) for batch in batches)])
     return Table(("images a second (times SOHO eager, float32)", *(f"batch {batch}" for batch in batches)), lines)
 
@@ -90,13 +90,13 @@ def boxes(result: dict) -> str:
 
 
 def draw(result: dict, path: Path) -> None:
-    """Stages of each implementation at batch 1 as bars from left to right, as section 4.5 argues."""
+    """Stages of each method at batch 1 as bars from left to right, as section 4.5 argues."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     shown = [
-        (f"{row.implementation}, {nms}" if row.family != SOHO else row.implementation, row.stages(nms))
+        (f"{row.method}, {nms}" if row.family != SOHO else row.method, row.stages(nms))
         for row in rows_of(result)
         if row.batch == 1
         for nms in ((BY_CLASS, BATCHED) if row.family != SOHO else (BATCHED,))

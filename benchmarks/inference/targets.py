@@ -11,9 +11,9 @@ BY_CLASS, BATCHED = NMS_NAMES
 
 @dataclass(frozen=True)
 class Row:
-    """The fastest pass of an implementation at a batch size; `seconds` of its stages."""
+    """The fastest pass of a method at a batch size; `seconds` of its stages."""
 
-    implementation: str
+    method: str
     family: str
     precision: str
     batch: int
@@ -58,7 +58,7 @@ class Target:
 
 
 def _eager(row: Row) -> bool:
-    return row.implementation.startswith(f"{SOHO} eager")
+    return row.method.startswith(f"{SOHO} eager")
 
 
 TARGETS = (
@@ -81,7 +81,7 @@ def verdicts(rows: list[Row], operations: dict[str, dict[str, int]], products: d
     """Every target with what was measured, and for one that is missed the stage that takes longest, and its limits.
 
     Args:
-        rows: of all implementations.
+        rows: of all methods.
         operations: of each stage at batch 1, by family.
         products: operations a second of a matrix product, by precision.
     """
@@ -93,7 +93,7 @@ def verdicts(rows: list[Row], operations: dict[str, dict[str, int]], products: d
             continue
         ours, baseline = sides
         ratio = baseline.total(target.nms) / ours.total()
-        measured = f"{ratio:.2f}x ({ours.implementation}: {ours.total():.3f} s, {baseline.total(target.nms):.3f} s)"
+        measured = f"{ratio:.2f}x ({ours.method}: {ours.total():.3f} s, {baseline.total(target.nms):.3f} s)"
         met = ratio >= target.required
         if not met:
             measured += f"; {limits(ours, baseline, operations, products)}"

@@ -1,6 +1,6 @@
 """Section 4.5 at its own size, batch 1: bottom-up attention in float32 and SOHO, checked before it is timed.
 
-All implementations, batches and memory: python -m benchmarks.inference RESULT.
+All methods, batches and memory: python -m benchmarks.inference RESULT.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks.inference.baselines import EXACT, REGION, SOHO, Implementation, Sizes, make_implementations, names_here
+from benchmarks.inference.baselines import EXACT, REGION, SOHO, Method, Sizes, make_methods, names_here
 from benchmarks.inference.measure import check, one_pass
 from benchmarks.inference.targets import Row
 
@@ -21,10 +21,10 @@ FINISHED: list[Row] = []
 
 
 @pytest.fixture(scope="module")
-def timed() -> Iterator[tuple[dict[str, Implementation], dict[str, list[dict[str, float]]]]]:
-    """The implementations by name, warm and checked, and the passes that are timed."""
+def timed() -> Iterator[tuple[dict[str, Method], dict[str, list[dict[str, float]]]]]:
+    """The methods by name, warm and checked, and the passes that are timed."""
     sizes = Sizes()
-    made = {each.name: each for each in make_implementations(NAMES, sizes)}
+    made = {each.name: each for each in make_methods(NAMES, sizes)}
     check(list(made.values()), made[EXACT].run, sizes, "cpu")
     one_pass(made[NAMES[0]], sizes.inputs(1), "cpu")
     passes: dict[str, list[dict[str, float]]] = {name: [] for name in made}

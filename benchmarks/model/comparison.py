@@ -175,7 +175,7 @@ class Comparison:
         return [
             {
                 "shape": self.shape.name,
-                "implementation": name,
+                "method": name,
                 "images_per_second": rates[name],
                 "eager_images_per_second": rates["eager"],
                 "ratio": self.ratio(name, self.seconds),

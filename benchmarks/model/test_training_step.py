@@ -37,17 +37,17 @@ def comparison(request) -> Iterator[tuple[Comparison, int]]:
         FINISHED.append(both)
 
 
-@pytest.mark.parametrize("implementation", ["soho_fast", "soho_fast bf16", "eager"])
-def test_training_step(comparison, implementation, benchmark):
+@pytest.mark.parametrize("method", ["soho_fast", "soho_fast bf16", "eager"])
+def test_training_step(comparison, method, benchmark):
     both, rounds = comparison
-    if implementation not in both.steps:
+    if method not in both.steps:
         pytest.skip("no bfloat16 products here: neither AVX512-BF16 nor AMX")
 
     def others() -> None:
         for name in both.steps:
-            if name != implementation:
+            if name != method:
                 both.timed(name)
 
     benchmark.group = f"training step, {both.shape.name}, {torch.get_num_threads()} threads"
     benchmark.extra_info["images"] = both.shape.images
-    benchmark.pedantic(both.timed, args=(implementation,), setup=others, rounds=rounds)
+    benchmark.pedantic(both.timed, args=(method,), setup=others, rounds=rounds)

@@ -1,6 +1,6 @@
 """Timing of the op benchmarks: a result is checked before it is timed, and a wrong one of ours is never timed.
 
-Every competition (op, case) is a pytest-benchmark group with its implementations as rows. After the tables of
+Every competition (op, case) is a pytest-benchmark group with its methods as rows. After the tables of
 pytest-benchmark come the ratios, the share of the machine's limits and the targets (report.py, targets.py);
 --benchmark-json holds all of it.
 """
@@ -24,16 +24,14 @@ PACKAGES = ("torch", "numpy", "faiss-cpu", "scikit-learn", "superkmeans", "vecto
 def time_checked(benchmark) -> Iterator[Callable]:
     """Function that times `call()` in the competition (op, case) after `share_wrong(call())` was looked at.
 
-    Arguments: op, case, shape, implementation, call, share_wrong; by name: max_wrong, the share of wrong results
+    Arguments: op, case, shape, method, call, share_wrong; by name: max_wrong, the share of wrong results
     above which it is refused (0 for ours; a baseline may lose near-ties); level, the CPU level of ours to force; work,
     how much of each machine limit the call needs (name -> operations or bytes); more for `extra_info`.
     """
 
     from benchmarks.ops.shapes import SECONDS_PER_CASE
 
-    def run(
-        op, case, shape, implementation, call, share_wrong, *, max_wrong=0.0, level=None, work=None, **info
-    ) -> None:
+    def run(op, case, shape, method, call, share_wrong, *, max_wrong=0.0, level=None, work=None, **info) -> None:
         if level is not None:
             ops.set_cpu_level(level)
         before = _lookup_totals()
@@ -43,7 +41,7 @@ def time_checked(benchmark) -> Iterator[Callable]:
         looked_up = {name: total - before[name] for name, total in _lookup_totals().items()}
         wrong = share_wrong(result)
         if wrong > max_wrong:
-            pytest.fail(f"{implementation}: {wrong:.2%} of the results are wrong: not timed")
+            pytest.fail(f"{method}: {wrong:.2%} of the results are wrong: not timed")
         del result
         if seconds < 2 * SECONDS_PER_CASE:  # the first call also warmed up
             start = time.perf_counter()
@@ -54,9 +52,9 @@ def time_checked(benchmark) -> Iterator[Callable]:
             op=op,
             case=case,
             shape=list(shape),
-            implementation=implementation,
+            method=method,
             wrong=wrong,
-            level=ops.build_info().get("cpu_level", "") if implementation.startswith("soho_fast") else "",
+            level=ops.build_info().get("cpu_level", "") if method.startswith("soho_fast") else "",
             threads=torch.get_num_threads(),
             work=work or {},
             float64_share=looked_up["compared"] / looked_up["rows"] if looked_up.get("rows") else None,
@@ -71,7 +69,7 @@ def time_checked(benchmark) -> Iterator[Callable]:
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    """Seeded source of the inputs, the same for every implementation of a group."""
+    """Seeded source of the inputs, the same for every method of a group."""
     return torch.Generator().manual_seed(0)
 
 

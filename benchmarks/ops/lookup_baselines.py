@@ -1,6 +1,6 @@
 """Who competes in the codebook lookup, on which inputs.
 
-Each implementation takes features (N, C) and codebook (K, C) and returns the call that is timed, which gives the index
+Each method takes features (N, C) and codebook (K, C) and returns the call that is timed, which gives the index
 (N,). What a library prepares once per codebook is prepared outside the call.
 """
 
@@ -29,7 +29,7 @@ def product_work(shape: tuple[int, int, int]) -> dict[str, float]:
 
 @functools.lru_cache(maxsize=1)
 def inputs(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, codebook and the exact index of one shape; the implementations of a competition follow one another."""
+    """Features, codebook and the exact index of one shape; the methods of a competition follow one another."""
     num_rows, num_codes, num_channels = shape
     generator = torch.Generator().manual_seed(0)
     features_NC = torch.randn(num_rows, num_channels, generator=generator).to(dtype)

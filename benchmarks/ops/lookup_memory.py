@@ -20,9 +20,9 @@ def _kilobytes(name: str) -> int:
     return int(re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), flags=re.MULTILINE)[1])
 
 
-def extra_bytes(implementation: str, num_rows: int, num_codes: int, num_channels: int) -> int:
+def extra_bytes(method: str, num_rows: int, num_codes: int, num_channels: int) -> int:
     """Growth of the peak over what is resident before the call."""
-    lookup = {"soho_fast": ops.codebook_lookup, "torch": lambda x, d: torch.cdist(x, d).argmin(-1)}[implementation]
+    lookup = {"soho_fast": ops.codebook_lookup, "torch": lambda x, d: torch.cdist(x, d).argmin(-1)}[method]
     features, codebook = torch.randn(num_rows, num_channels), torch.randn(num_codes, num_channels)
     lookup(features[:64].clone(), codebook[:16].clone())  # libraries, threads
     CLEAR.write_text("5")

@@ -20,11 +20,11 @@ AXES = {"N": "features", "K": "codes", "C": "channels"}
 
 @dataclass(frozen=True)
 class Row:
-    """One timed implementation: `op` and `case` name its competition, `work` what it does in units of the limits."""
+    """One timed method: `op` and `case` name its competition, `work` what it does in units of the limits."""
 
     op: str
     case: str
-    implementation: str
+    method: str
     seconds: float
     wrong: float = 0.0
     level: str = ""
@@ -34,7 +34,7 @@ class Row:
 
     @property
     def ours(self) -> bool:
-        return self.implementation.startswith(OURS)
+        return self.method.startswith(OURS)
 
 
 def rows_of(records: Iterable[dict]) -> list[Row]:
@@ -46,16 +46,14 @@ def rows_of(records: Iterable[dict]) -> list[Row]:
     for record in records:
         if "op" in record["extra_info"]:
             info = dict(record["extra_info"])
-            known = {
-                name: info.pop(name) for name in ("op", "case", "implementation", "wrong", "level", "shape", "work")
-            }
+            known = {name: info.pop(name) for name in ("op", "case", "method", "wrong", "level", "shape", "work")}
             rows.append(Row(**known, seconds=record["stats"]["min"], info=info))
     return rows
 
 
 def limits_of(rows: list[Row]) -> dict[str, float]:
     """The machine's measured limits: operations or bytes per second, by name."""
-    return {row.implementation: row.work[row.implementation] / row.seconds for row in rows if row.op == LIMITS}
+    return {row.method: row.work[row.method] / row.seconds for row in rows if row.op == LIMITS}
 
 
 def cases_of(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -93,10 +91,9 @@ def ratios(rows: list[Row]) -> Table:
         baselines = sorted((row for row in competing if not row.ours), key=lambda row: row.seconds)
         if ours and baselines:
             best = min(ours, key=lambda row: row.seconds)
-            name = best.implementation.removeprefix(OURS).strip() or OURS
+            name = best.method.removeprefix(OURS).strip() or OURS
             times = [
-                f"{row.implementation} {row.seconds / best.seconds:.1f}x"
-                + f" ({row.wrong:.2%} wrong)" * bool(row.wrong)
+                f"{row.method} {row.seconds / best.seconds:.1f}x" + f" ({row.wrong:.2%} wrong)" * bool(row.wrong)
                 for row in baselines
             ]
             ours_text = f"{time_text(best.seconds)} ({name})"
@@ -108,7 +105,7 @@ def training_steps(steps: list[dict]) -> Table:
     """Of each shape and precision images a second, ours and the eager pipeline's, and their ratio."""
     table = []
     for step in steps:
-        precision = step["implementation"].removeprefix(OURS).strip() or "float32"
+        precision = step["method"].removeprefix(OURS).strip() or "float32"
         rates = [f"{step[key]:.1f} images/s" for key in ("images_per_second", "eager_images_per_second")]
         numbers = [f"{step['ratio']:.2f}x", f"{step['cpu_ratio']:.2f}x", f">= {step['target']:g}x"]
         word = "met" if step["ratio"] >= step["target"] else "**missed**"
@@ -127,7 +124,7 @@ def _fixed(shapes: list[tuple[int, ...]], series: str) -> str:
 
 
 def draw(rows: list[Row], machine: str, path: Path) -> None:
-    """Time against N, K and C on logarithmic axes, one line per implementation, with what is fixed and what ran it.
+    """Time against N, K and C on logarithmic axes, one line per method, with what is fixed and what ran it.
 
     Raises:
         ValueError: there are no such rows.
@@ -138,14 +135,14 @@ def draw(rows: list[Row], machine: str, path: Path) -> None:
     rows = [row for row in rows if row.op == GROWTH]
     if not rows:
         raise ValueError("result: it holds no growth curves: no figure (test_lookup_growth.py runs with --full)")
-    levels = {row.implementation: row.level for row in rows if row.level}
-    names = list(dict.fromkeys(row.implementation for row in rows))
+    levels = {row.method: row.level for row in rows if row.level}
+    names = list(dict.fromkeys(row.method for row in rows))
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, series in zip(figure.subplots(1, 3, sharey=True), AXES, strict=True):
         points = [row for row in rows if row.info["series"] == series]
         for number, name in enumerate(names):
-            line = sorted((row.info["size"], 1e3 * row.seconds) for row in points if row.implementation == name)
+            line = sorted((row.info["size"], 1e3 * row.seconds) for row in points if row.method == name)
             axes.plot(
                 *zip(*line, strict=True),
                 marker="o",

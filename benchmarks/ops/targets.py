@@ -26,7 +26,7 @@ FASTEST = "the fastest baseline"
 class Target:
     """`ours` has to be `required` times as fast as `baseline`: in the geometric mean of the cases, or in every one.
 
-    Both are implementations by name, or the fastest of some: BEST_LEVEL of ours, FASTEST of the baselines.
+    Both are methods by name, or the fastest of some: BEST_LEVEL of ours, FASTEST of the baselines.
     """
 
     op: str
@@ -43,15 +43,13 @@ class Target:
         limits = f" C >= {low}" * (low > 0) + f" C < {high}" * (high < math.inf)
         return f"{self.op} {self.cases}".strip() + f"{limits}: {self.ours} against {self.baseline}"
 
-    def ratio(self, case: str, implementations: list[Row]) -> float | None:
+    def ratio(self, case: str, methods: list[Row]) -> float | None:
         """How many times as long `baseline` takes in a competition; None if it is none of the target's, or one did
         not run."""
         # The shape that exists only for the slowest level is none of the target's: no baseline is timed there.
-        ours, baseline = (
-            [row.seconds for row in implementations if _is(row, name)] for name in (self.ours, self.baseline)
-        )
+        ours, baseline = ([row.seconds for row in methods if _is(row, name)] for name in (self.ours, self.baseline))
         low, high = self.channels
-        inside = self.channels == Target.channels or low <= implementations[0].shape[-1] < high
+        inside = self.channels == Target.channels or low <= methods[0].shape[-1] < high
         if self.cases not in case or not inside or not ours or not baseline:
             return None
         return min(baseline) / min(ours)
@@ -59,8 +57,8 @@ class Target:
 
 def _is(row: Row, name: str) -> bool:
     if name == BEST_LEVEL:
-        return row.implementation == f"{OURS} {row.level}"
-    return not row.ours if name == FASTEST else row.implementation == name
+        return row.method == f"{OURS} {row.level}"
+    return not row.ours if name == FASTEST else row.method == name
 
 
 @dataclass(frozen=True)
@@ -119,11 +117,7 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
 
 
 def _speed(target: Target, rows: list[Row]) -> Verdict:
-    found = {
-        case: target.ratio(case, implementations)
-        for (op, case), implementations in cases_of(rows).items()
-        if op == target.op
-    }
+    found = {case: target.ratio(case, methods) for (op, case), methods in cases_of(rows).items() if op == target.op}
     ratios = {case: ratio for case, ratio in found.items() if ratio is not None}
     how = "every case" if target.every_case else "geometric mean"
     wanted = f">= {target.required:g}x, {how}"
@@ -143,7 +137,7 @@ def _growth(rows: list[Row]) -> list[Verdict]:
         points = sorted(
             (row.info["size"], row.seconds)
             for row in rows
-            if row.op == GROWTH and row.implementation == OURS and row.info["series"] == letter
+            if row.op == GROWTH and row.method == OURS and row.info["series"] == letter
         )
         factors = [
             later / earlier for (size, earlier), (doubled, later) in itertools.pairwise(points) if doubled == 2 * size
@@ -217,7 +211,7 @@ def _memory(rows: list[Row]) -> Verdict:
     """Extra memory may grow with the packed codebook and the N indices, not with N x K."""
     claim = "codebook_lookup: extra memory"
     wanted = "index + 4 codebooks + 4 MiB per thread"
-    ours = [row for row in rows if row.op == MEMORY and row.implementation == OURS]
+    ours = [row for row in rows if row.op == MEMORY and row.method == OURS]
     if not ours:
         return Verdict(claim, wanted, "did not run", None)
     met, parts = True, []

@@ -25,21 +25,13 @@ from benchmarks.short import first_by_default
 from soho_fast.ops import codebook_lookup
 
 
-def compete(time_checked, shape, dtype, implementation, make, *, level=None, max_wrong=0.0):
+def compete(time_checked, shape, dtype, method, make, *, level=None, max_wrong=0.0):
     features, codebook, exact = inputs(shape, dtype)
     case = f"{text(shape)} {str(dtype).removeprefix('torch.')}"
     call = make(features, codebook)
     work = product_work(shape)
     time_checked(
-        "codebook_lookup",
-        case,
-        shape,
-        implementation,
-        call,
-        share_wrong(exact),
-        level=level,
-        max_wrong=max_wrong,
-        work=work,
+        "codebook_lookup", case, shape, method, call, share_wrong(exact), level=level, max_wrong=max_wrong, work=work
     )
 
 
@@ -51,53 +43,51 @@ BASELINES_OF = {torch.float32: BASELINES, torch.bfloat16: {"torch addmm+argmin":
 
 
 @pytest.mark.parametrize(
-    ("dtype", "implementation"),
+    ("dtype", "method"),
     [
-        pytest.param(dtype, implementation, id=f"{str(dtype).removeprefix('torch.')}-{implementation}")
+        pytest.param(dtype, method, id=f"{str(dtype).removeprefix('torch.')}-{method}")
         for dtype, baselines in BASELINES_OF.items()
-        for implementation in [*OURS, *baselines]
+        for method in [*OURS, *baselines]
     ],
 )
 @pytest.mark.parametrize("shape", first_by_default(LOOKUP_NKC), ids=text)
-def test_against_baselines(shape, dtype, implementation, time_checked):
-    if implementation in OURS:
-        make, level = OURS[implementation]
-        compete(time_checked, shape, dtype, implementation, make, level=level)
+def test_against_baselines(shape, dtype, method, time_checked):
+    if method in OURS:
+        make, level = OURS[method]
+        compete(time_checked, shape, dtype, method, make, level=level)
     else:
-        make = BASELINES_OF[dtype][implementation]
-        compete(time_checked, shape, dtype, implementation, make, max_wrong=MAX_WRONG[dtype])
+        make = BASELINES_OF[dtype][method]
+        compete(time_checked, shape, dtype, method, make, max_wrong=MAX_WRONG[dtype])
 
 
-@pytest.mark.parametrize("implementation", [name for name in AUTOMATIC if name != "soho_fast"])
+@pytest.mark.parametrize("method", [name for name in AUTOMATIC if name != "soho_fast"])
 @pytest.mark.parametrize("shape", first_by_default(LOOKUP_NKC), ids=text)
-def test_prepared_on_noise(shape, implementation, time_checked):
+def test_prepared_on_noise(shape, method, time_checked):
     """What the reduced pass costs where it can prove nothing."""
-    compete(time_checked, shape, torch.float32, implementation, AUTOMATIC[implementation])
+    compete(time_checked, shape, torch.float32, method, AUTOMATIC[method])
 
 
-@pytest.mark.parametrize("implementation", [*AUTOMATIC, *BASELINES])
+@pytest.mark.parametrize("method", [*AUTOMATIC, *BASELINES])
 @pytest.mark.parametrize("features_of", first_by_default(REAL), ids=text)
-def test_real_features(features_of, implementation, time_checked):
+def test_real_features(features_of, method, time_checked):
     name, shape = features_of
     features, codebook, exact = real_inputs(name, shape)
-    call = {**AUTOMATIC, **BASELINES}[implementation](features, codebook)
+    call = {**AUTOMATIC, **BASELINES}[method](features, codebook)
     case, work = f"real {text(features_of)}", product_work(shape)
-    allowed = 0.0 if implementation in AUTOMATIC else MAX_WRONG_REAL
+    allowed = 0.0 if method in AUTOMATIC else MAX_WRONG_REAL
     check = share_wrong(exact)
-    time_checked("codebook_lookup", case, shape, implementation, call, check, max_wrong=allowed, work=work)
+    time_checked("codebook_lookup", case, shape, method, call, check, max_wrong=allowed, work=work)
 
 
-@pytest.mark.parametrize("implementation", ["soho_fast", "soho_fast prepared", *EVERY_LEVEL, "torch addmm+argmin"])
+@pytest.mark.parametrize("method", ["soho_fast", "soho_fast prepared", *EVERY_LEVEL, "torch addmm+argmin"])
 @pytest.mark.parametrize("shape", first_by_default(SMALL_NKC), ids=text)
-def test_small_shapes(shape, implementation, time_checked):
+def test_small_shapes(shape, method, time_checked):
     features, codebook, exact = inputs(shape, torch.float32)
-    make, level = {**EVERY_LEVEL, **{name: (make, None) for name, make in {**AUTOMATIC, **BASELINES}.items()}}[
-        implementation
-    ]
+    make, level = EVERY_LEVEL.get(method) or ({**AUTOMATIC, **BASELINES}[method], None)
     case, work, check = f"small {text(shape)}", product_work(shape), share_wrong(exact)
-    allowed = 0.0 if implementation.startswith("soho_fast") else MAX_WRONG[torch.float32]
+    allowed = 0.0 if method.startswith("soho_fast") else MAX_WRONG[torch.float32]
     call = make(features, codebook)
-    time_checked("codebook_lookup", case, shape, implementation, call, check, level=level, max_wrong=allowed, work=work)
+    time_checked("codebook_lookup", case, shape, method, call, check, level=level, max_wrong=allowed, work=work)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -144,8 +134,8 @@ def hard_inputs(shape, kind):
 def test_hard_inputs(shape, kind, level, time_checked):
     """What exactness costs where screening decides little."""
     features, codebook, exact = hard_inputs(shape, kind)
-    implementation, call = f"soho_fast {level}, {kind}", soho_fast(features, codebook)
-    time_checked(HARD_OP, text(shape), shape, implementation, call, share_wrong(exact), level=level, kind=kind)
+    method, call = f"soho_fast {level}, {kind}", soho_fast(features, codebook)
+    time_checked(HARD_OP, text(shape), shape, method, call, share_wrong(exact), level=level, kind=kind)
 
 
 @pytest.mark.full

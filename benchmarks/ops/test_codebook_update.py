@@ -31,7 +31,7 @@ def _read_once(codebook, features, index):
     return features.sum(dtype=torch.float32)
 
 
-IMPLEMENTATIONS = {
+METHODS = {
     "soho_fast": (_two_steps, None),
     **{f"soho_fast {level}": (_two_steps, level) for level in LEVELS[:-1]},
     "soho_fast fused": (_fused, None),
@@ -40,9 +40,9 @@ IMPLEMENTATIONS = {
 }
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", first_by_default(UPDATE_NKC), ids=text)
-def test_codebook_update(shape, implementation, time_checked, generator):
+def test_codebook_update(shape, method, time_checked, generator):
     num_rows, num_codes, num_channels = shape
     features = torch.randn(num_rows, num_channels, generator=generator)
     index = torch.randint(num_codes, (num_rows,), generator=generator)
@@ -50,7 +50,7 @@ def test_codebook_update(shape, implementation, time_checked, generator):
     start = codebook.clone()
 
     def share_wrong(moved):
-        if implementation == READ_ONCE:
+        if method == READ_ONCE:
             return float(not torch.isclose(moved.double(), features.double().sum(), rtol=1e-3, atol=1.0))
         sums = torch.zeros(num_codes, num_channels, dtype=torch.float64).index_add_(0, index, features.double())
         counts = torch.bincount(index, minlength=num_codes)[:, None]
@@ -58,7 +58,7 @@ def test_codebook_update(shape, implementation, time_checked, generator):
         expected = torch.where(counts > 0, average, start.double())
         return (~torch.isclose(moved.double(), expected, rtol=1e-5, atol=1e-5)).double().mean().item()
 
-    function, level = IMPLEMENTATIONS[implementation]
+    function, level = METHODS[method]
     call = lambda: function(codebook, features, index)  # noqa: E731
     work = {"read": 4.0 * features.numel()}
-    time_checked("codebook_update", text(shape), shape, implementation, call, share_wrong, level=level, work=work)
+    time_checked("codebook_update", text(shape), shape, method, call, share_wrong, level=level, work=work)

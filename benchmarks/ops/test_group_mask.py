@@ -25,7 +25,7 @@ def _assign(features, index, mask_token, target):
     return features
 
 
-IMPLEMENTATIONS = {
+METHODS = {
     "soho_fast in place": _in_place,
     "soho_fast out of place": _out_of_place,
     "torch where": _where,
@@ -33,9 +33,9 @@ IMPLEMENTATIONS = {
 }
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", first_by_default(GROUP_MASK_BLC), ids=text)
-def test_group_mask(shape, implementation, time_checked, generator):
+def test_group_mask(shape, method, time_checked, generator):
     features = torch.randn(shape, generator=generator)
     index = torch.randint(64, shape[:2], generator=generator)
     mask_token = torch.randn(shape[2], generator=generator)
@@ -45,8 +45,8 @@ def test_group_mask(shape, implementation, time_checked, generator):
         "group_mask",
         text(shape),
         shape,
-        implementation,
-        lambda: IMPLEMENTATIONS[implementation](features, index, mask_token, target),
+        method,
+        lambda: METHODS[method](features, index, mask_token, target),
         lambda masked: (masked != expected).double().mean().item(),
-        work={} if "in place" in implementation else {"copy": 8.0 * features.numel()},
+        work={} if "in place" in method else {"copy": 8.0 * features.numel()},
     )

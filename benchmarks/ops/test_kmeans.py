@@ -90,7 +90,7 @@ def super_kmeans(rows_NC: Tensor, start_KC: Tensor):
     return lambda: train(steps)
 
 
-IMPLEMENTATIONS = {
+METHODS = {
     "soho_fast": soho_fast,
     "scikit-learn": scikit_learn,
     "faiss-cpu": faiss_cpu,
@@ -128,12 +128,12 @@ def problem(name: str, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, flo
     return rows_NC, start_KC, inertia(rows_NC, *lloyd(rows_NC, start_KC))
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("rows_of", first_by_default(KMEANS), ids=text)
-def test_kmeans(rows_of, implementation, time_checked):
+def test_kmeans(rows_of, method, time_checked):
     name, shape = rows_of
     rows_NC, start_KC, expected = problem(name, shape)
-    ours = implementation.startswith("soho_fast")
+    ours = method.startswith("soho_fast")
 
     def share_wrong(result: Result) -> float:
         excess = max(0.0, inertia(rows_NC, *result) / expected - 1)
@@ -144,8 +144,8 @@ def test_kmeans(rows_of, implementation, time_checked):
         "KMeans",
         f"{text(rows_of)}, {KMEANS_STEPS} steps",
         shape,
-        implementation,
-        IMPLEMENTATIONS[implementation](rows_NC, start_KC),
+        method,
+        METHODS[method](rows_NC, start_KC),
         share_wrong,
         max_wrong=0.0 if ours else EXCESS,
         work=work,

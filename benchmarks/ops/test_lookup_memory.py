@@ -14,8 +14,8 @@ from benchmarks.short import first_by_default
 PROGRAM = Path(__file__).with_name("lookup_memory.py")
 
 
-def extra_bytes(implementation: str, shape: tuple[int, int, int]) -> int:
-    command = [sys.executable, str(PROGRAM), implementation, *map(str, shape), str(torch.get_num_threads())]
+def extra_bytes(method: str, shape: tuple[int, int, int]) -> int:
+    command = [sys.executable, str(PROGRAM), method, *map(str, shape), str(torch.get_num_threads())]
     paths = [str(PROGRAM.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -25,18 +25,18 @@ def extra_bytes(implementation: str, shape: tuple[int, int, int]) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("implementation", ["soho_fast", "torch cdist+argmin"])
+@pytest.mark.parametrize("method", ["soho_fast", "torch cdist+argmin"])
 @pytest.mark.parametrize("shape", first_by_default(MEMORY_NKC), ids=text)
-def test_lookup_memory(shape, implementation, benchmark):
+def test_lookup_memory(shape, method, benchmark):
     benchmark.group = f"lookup memory {text(shape)}"
-    grown = benchmark.pedantic(extra_bytes, args=(implementation.split()[0], shape), rounds=1)
+    grown = benchmark.pedantic(extra_bytes, args=(method.split()[0], shape), rounds=1)
     threads = torch.get_num_threads()
     assert grown > 0
     benchmark.extra_info.update(
         op="lookup memory",
         case=text(shape),
         shape=list(shape),
-        implementation=implementation,
+        method=method,
         wrong=0.0,
         level="",
         threads=threads,

@@ -52,7 +52,7 @@ def _vector_quantize_pytorch(feat_NC: Tensor, books_LKC: Tensor):
     return torch.no_grad()(call)
 
 
-IMPLEMENTATIONS = {
+METHODS = {
     "soho_fast": _fused,
     "soho_fast prepared": _prepared,
     "soho_fast loop prepared": _loop,
@@ -60,9 +60,9 @@ IMPLEMENTATIONS = {
 }
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", first_by_default(RESIDUAL_NLKC), ids=text)
-def test_residual_lookup(shape, implementation, time_checked, generator):
+def test_residual_lookup(shape, method, time_checked, generator):
     num_rows, num_levels, num_codes, num_channels = shape
     feat_NC = torch.randn(num_rows, num_channels, generator=generator)
     books_LKC = torch.randn(num_levels, num_codes, num_channels, generator=generator)
@@ -72,8 +72,8 @@ def test_residual_lookup(shape, implementation, time_checked, generator):
         "residual_lookup",
         text(shape),
         shape,
-        implementation,
-        IMPLEMENTATIONS[implementation](feat_NC, books_LKC),
+        method,
+        METHODS[method](feat_NC, books_LKC),
         lambda result: (result[0] != expected_NL).any(-1).double().mean().item(),
-        max_wrong=0.0 if implementation.startswith("soho_fast") else 0.02,
+        max_wrong=0.0 if method.startswith("soho_fast") else 0.02,
     )

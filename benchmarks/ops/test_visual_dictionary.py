@@ -67,7 +67,7 @@ def accelerated_layer(feat_BLC: Tensor, codebook_KC: Tensor):
     return vector_quantize_pytorch(feat_BLC, codebook_KC, accelerated=True)
 
 
-IMPLEMENTATIONS = {
+METHODS = {
     "soho_fast": soho_fast,
     "soho_fast in vector-quantize-pytorch": accelerated_layer,
     "torch eager": torch_eager,
@@ -78,9 +78,9 @@ IMPLEMENTATIONS = {
 INPUTS = {"normal noise": lambda: inputs(SHAPE, torch.float32), "real": lambda: real_inputs("mobilenet_v2", SHAPE)}
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", first_by_default(INPUTS))
-def test_training_forward(kind, implementation, time_checked):
+def test_training_forward(kind, method, time_checked):
     features_NC, codebook_KC, exact_N = INPUTS[kind]()
     feat_BLC = features_NC.view(IMAGES, TOKENS, CHANNELS).clone().requires_grad_()
 
@@ -102,9 +102,9 @@ def test_training_forward(kind, implementation, time_checked):
         "VisualDictionary",
         f"training forward, {kind} {text(SHAPE)}",
         SHAPE,
-        implementation,
-        IMPLEMENTATIONS[implementation](feat_BLC, codebook_KC),
+        method,
+        METHODS[method](feat_BLC, codebook_KC),
         share_wrong,
-        max_wrong=0.0 if implementation.startswith("soho_fast") else 1e-3,
+        max_wrong=0.0 if method.startswith("soho_fast") else 1e-3,
         work=product_work(SHAPE),
     )

@@ -87,13 +87,13 @@ def test_every_case_measures_and_is_json(monkeypatch):
     assert measured["left_out"] == 0 and measured["limits"]["copy_bytes_per_second"] > 0
     assert measured["exact_rows"] == {"rows": 300, "backends": ["cpu"], "different": 0}
     for case in measured["cases"]:
-        assert any(name.startswith("cpu") for name in case["implementations"])
-        assert all(row["seconds"] > 0 for row in case["implementations"].values())
+        assert any(name.startswith("cpu") for name in case["methods"])
+        assert all(row["seconds"] > 0 for row in case["methods"].values())
     for case in (*measured["cases"][:2], *measured["cases"][-2:]):
-        assert "cpu" in case["implementations"] and any("torch" in name for name in case["implementations"])
-    assert measured["cases"][0]["implementations"]["cpu"]["wrong"] == 0.0
-    assert set(measured["cases"][2]["implementations"]) == {"cpu without", "cpu reduced", "cpu guessed"}
-    assert measured["cases"][-1]["implementations"]["cpu in place"]["same"] is True
+        assert "cpu" in case["methods"] and any("torch" in name for name in case["methods"])
+    assert measured["cases"][0]["methods"]["cpu"]["wrong"] == 0.0
+    assert set(measured["cases"][2]["methods"]) == {"cpu without", "cpu reduced", "cpu guessed"}
+    assert measured["cases"][-1]["methods"]["cpu in place"]["same"] is True
 
 
 @has_ours

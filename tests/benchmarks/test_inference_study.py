@@ -8,16 +8,7 @@ from torch import nn
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from benchmarks.inference import baselines, measure, region_pipeline
-from benchmarks.inference.baselines import (
-    EXACT,
-    HALVED,
-    REGION,
-    SMALL,
-    SOHO,
-    Implementation,
-    make_implementations,
-    make_regions,
-)
+from benchmarks.inference.baselines import EXACT, HALVED, REGION, SMALL, SOHO, Method, make_methods, make_regions
 from benchmarks.inference.clock import Clock
 from benchmarks.inference.random_inputs import noise_images, taking_statistics
 from benchmarks.inference.region_pipeline import CLASS_NMS, MIN_SCORE, nms_batched, nms_by_class
@@ -156,8 +147,8 @@ class Soho(baselines.SohoRun):
 def test_what_is_off_is_not_timed(monkeypatch):
     monkeypatch.setattr(measure, "SohoRun", Soho)
     exact = Soho()
-    near = Implementation("near", SOHO, "bf16", Soho((1.015, 1.005)))
-    found = measure.check([Implementation(EXACT, SOHO, "float32", exact), near], exact, SMALL, "cpu")
+    near = Method("near", SOHO, "bf16", Soho((1.015, 1.005)))
+    found = measure.check([Method(EXACT, SOHO, "float32", exact), near], exact, SMALL, "cpu")
     assert list(found) == ["near"] and found["near"]["features"] == pytest.approx(0.015, rel=0.3)
     assert found["near"]["logits"] == pytest.approx(0.005, rel=0.3)
     assert found["near"]["same_codes"] < found["near"]["same_answers"] == 1.0
@@ -172,7 +163,7 @@ def test_a_result_and_its_targets(monkeypatch):
     names = [EXACT, f"{SOHO} prepared, float32", f"{REGION}, float32", f"{HALVED}, bf16"]
     said: list[str] = []
     result = measure.measure(names, SMALL, [1, 2], 2, "cpu", said.append)
-    assert [(row["implementation"], row["batch"]) for row in result["rows"]] == [
+    assert [(row["method"], row["batch"]) for row in result["rows"]] == [
         (name, batch) for batch in (1, 2) for name in baselines.NAMES if name in names
     ]
     ran = {target["claim"]: target["met"] is not None for target in result["targets"]}
@@ -204,6 +195,6 @@ def test_what_a_missed_target_says():
     assert found["SOHO in bf16 against SOHO eager in float32"].met
 
 
-def test_implementations_of_another_name_are_refused():
-    with pytest.raises(ValueError, match=r"implementations: expected some of 'regions, float32'.*, got 'resnet'"):
-        make_implementations(["resnet"], SMALL)
+def test_methods_of_another_name_are_refused():
+    with pytest.raises(ValueError, match=r"methods: expected some of 'regions, float32'.*, got 'resnet'"):
+        make_methods(["resnet"], SMALL)

@@ -1,4 +1,4 @@
-"""The op benchmarks run whole, on small shapes: every implementation is there and right, and the result renders."""
+"""The op benchmarks run whole, on small shapes: every method is there and right, and the result renders."""
 
 import json
 import os
@@ -29,16 +29,16 @@ def finished(tmp_path_factory) -> tuple[str, dict]:
     return done.stdout, json.loads(path.read_text())
 
 
-def test_every_implementation_ran(finished):
+def test_every_method_ran(finished):
     rows = rows_of(finished[1]["benchmarks"])
-    ran = {(row.op, row.implementation) for row in rows}
+    ran = {(row.op, row.method) for row in rows}
     baselines = {"torch cdist+argmin", "torch addmm+argmin", "scikit-learn", "vector-quantize-pytorch"}
     for op in ("codebook_lookup", "lookup growth"):
         assert {(op, baseline) for baseline in baselines} <= ran
     assert {("codebook_lookup", f"soho_fast {level}") for level in LEVELS} <= ran
     assert {("VisualDictionary", "soho_fast"), ("VisualDictionary", "soho_fast in vector-quantize-pytorch")} <= ran
     assert {("KMeans", name) for name in ("soho_fast", "scikit-learn")} <= ran
-    assert {row.implementation for row in rows if row.op == "machine limit"} == {
+    assert {row.method for row in rows if row.op == "machine limit"} == {
         "float32 product",
         "bfloat16 product",
         "copy",
@@ -48,7 +48,7 @@ def test_every_implementation_ran(finished):
     assert kinds >= {"real mobilenet_v2", "real photo windows"}
     assert all(row.wrong == 0.0 for row in rows if row.ours)
     for level in LEVELS:
-        assert {row.level for row in rows if row.implementation == f"soho_fast {level}"} == {level}
+        assert {row.level for row in rows if row.method == f"soho_fast {level}"} == {level}
 
 
 def test_the_end_of_the_output_and_the_json_hold_ratios_and_targets(finished):
@@ -98,7 +98,7 @@ import json, sys, pytest
 class Seen:
     def pytest_collection_finish(self, session):
         params = [(item.path.name, item.callspec.params) for item in session.items]
-        print(*(f"{name} {each.get('implementation')}" for name, each in params), sep="\\n", file=sys.stderr)
+        print(*(f"{name} {each.get('method')}" for name, each in params), sep="\\n", file=sys.stderr)
 sys.exit(pytest.main([*sys.argv[1:], "--collect-only", "-q"], plugins=[Seen()]))
 """
 

@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "benchmarks/results"
 
 
-def record(op, case, implementation, seconds, **info) -> dict:
-    level = "avx2" if implementation.startswith("soho_fast") else ""
-    known = dict(op=op, case=case, implementation=implementation, wrong=0.0, level=level, shape=[2, 3, 4], work={})
+def record(op, case, method, seconds, **info) -> dict:
+    level = "avx2" if method.startswith("soho_fast") else ""
+    known = dict(op=op, case=case, method=method, wrong=0.0, level=level, shape=[2, 3, 4], work={})
     return {"extra_info": {**known, **info}, "stats": {"min": seconds}}
 
 
@@ -62,8 +62,8 @@ def result(tmp_path) -> Path:
             "targets": [asdict(verdict) for verdict in verdicts(rows)],
         },
         "training_steps": [
-            {**step, "implementation": "soho_fast", "ratio": 2.9, "fastest_ratio": 3.1, "cpu_ratio": 3.2},
-            {**step, "implementation": "soho_fast bf16", "ratio": 3.2, "fastest_ratio": 3.1, "cpu_ratio": 2.9},
+            {**step, "method": "soho_fast", "ratio": 2.9, "fastest_ratio": 3.1, "cpu_ratio": 3.2},
+            {**step, "method": "soho_fast bf16", "ratio": 3.2, "fastest_ratio": 3.1, "cpu_ratio": 2.9},
         ],
     }
     path = tmp_path / "result.json"
@@ -135,7 +135,7 @@ def test_parts_of_a_run_are_rendered_as_one(result, docs, tmp_path):
         rendered(paths, docs, store)
 
 
-def test_the_figure_has_a_line_per_implementation_and_series(result, docs, tmp_path, monkeypatch):
+def test_the_figure_has_a_line_per_method_and_series(result, docs, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     drawn = []
@@ -200,7 +200,7 @@ def test_a_table_as_a_page_and_as_a_terminal_has_it():
 
 def test_the_decoding_benchmarks_have_a_block_of_their_own(docs, tmp_path):
     records = [
-        {"group": group, "extra_info": {"implementation": name, "images": 3, **info}, "stats": {"median": seconds}}
+        {"group": group, "extra_info": {"method": name, "images": 3, **info}, "stats": {"median": seconds}}
         for group, name, seconds, info in (
             ("decode and resize", "Pillow", 0.03, {}),
             ("decode and resize", "soho_fast", 0.01, {}),
@@ -248,15 +248,9 @@ def study() -> dict:
     region = {"CNN": 1.0, "proposals": 0.1, "features of boxes": 5.0, BY_CLASS: 0.3, BATCHED: 0.02, "Transformer": 0.2}
     soho = {"visual tokens": 0.5, "Transformer": 0.1}
     rows = [
-        {
-            "implementation": "regions, float32",
-            "family": "regions",
-            "precision": "float32",
-            "batch": 1,
-            "seconds": region,
-        },
-        {"implementation": "SOHO prepared, bf16", "family": "SOHO", "precision": "bf16", "batch": 1, "seconds": soho},
-        {"implementation": "SOHO prepared, bf16", "family": "SOHO", "precision": "bf16", "batch": 4, "seconds": soho},
+        {"method": "regions, float32", "family": "regions", "precision": "float32", "batch": 1, "seconds": region},
+        {"method": "SOHO prepared, bf16", "family": "SOHO", "precision": "bf16", "batch": 1, "seconds": soho},
+        {"method": "SOHO prepared, bf16", "family": "SOHO", "precision": "bf16", "batch": 4, "seconds": soho},
     ]
     found = {"features": 0.02, "logits": 0.004, "same_codes": 0.991, "same_answers": 1.0}
     result = {

@@ -6,10 +6,8 @@ from benchmarks.ops import report, targets
 from benchmarks.ops.report import rows_of
 
 
-def record(op, case, implementation, seconds, *, wrong=0.0, shape=(2, 3, 4), work=None, **info) -> dict:
-    known = dict(
-        op=op, case=case, implementation=implementation, wrong=wrong, level="", shape=list(shape), work=work or {}
-    )
+def record(op, case, method, seconds, *, wrong=0.0, shape=(2, 3, 4), work=None, **info) -> dict:
+    known = dict(op=op, case=case, method=method, wrong=wrong, level="", shape=list(shape), work=work or {})
     return {"extra_info": {**known, "threads": 2, **info}, "stats": {"min": seconds}}
 
 
@@ -61,7 +59,7 @@ BEST = "codebook_lookup float32: soho_fast at its best level against the fastest
 def test_a_target_takes_our_best_level_and_the_fastest_baseline():
     records = lookups(4.0, 12.0)
     for line in records:
-        line["extra_info"]["level"] = line["extra_info"]["implementation"].removeprefix("soho_fast ")
+        line["extra_info"]["level"] = line["extra_info"]["method"].removeprefix("soho_fast ")
     found = verdict(records, BEST)
     assert found.met is True and found.measured == "6.93x (4.00 to 12.00 in 2 cases)"
     records.append(record("codebook_lookup", "b float32", "torch addmm+argmin", 16.0))  # faster than faiss there
