@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.inference.baselines import EXACT, Method, Sizes, SohoRun, make_methods
 from benchmarks.inference.clock import Clock
-from benchmarks.inference.memory import peak_bytes
+from benchmarks.inference.memory import pass_bytes
 from benchmarks.inference.region_pipeline import RegionPipeline
 from benchmarks.inference.targets import Row, verdicts
 from soho_fast.model.outputs import VisualTokens
@@ -164,11 +164,7 @@ def measure(
     counted = {each.family: operations(each, tuple(x.to(device) for x in sizes.inputs(1))) for each in reversed(made)}
     products = product_rates(device)
     del made
-    memory = {
-        f"{row.method}": peak_bytes(row.method, sizes, row.batch, torch.get_num_threads(), device)
-        for row in rows
-        if row.batch == 1
-    }
+    memory = {row.method: pass_bytes(row.method, sizes, row.batch, device) for row in rows if row.batch == 1}
     return {
         **setup_of(sizes, device),
         "rows": [asdict(row) for row in rows],

@@ -24,22 +24,19 @@ from benchmarks.ops.shapes import EVERY_LEVEL_NKC, HARD_NKC, LOOKUP_NKC, REAL, S
 from benchmarks.short import first_by_default
 from soho_fast.ops import codebook_lookup
 
-
-def compete(time_checked, shape, dtype, method, make, *, level=None, max_wrong=0.0):
-    features, codebook, exact = inputs(shape, dtype)
-    case = f"{text(shape)} {str(dtype).removeprefix('torch.')}"
-    call = make(features, codebook)
-    work = product_work(shape)
-    time_checked(
-        "codebook_lookup", case, shape, method, call, share_wrong(exact), level=level, max_wrong=max_wrong, work=work
-    )
-
-
 # A baseline's share of wrong rows may not pass this: float32 errs on near-ties, bfloat16 on many rows.
 MAX_WRONG = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 # Real rows and codes lie close together beside their norm: the expanded square loses more.
 MAX_WRONG_REAL = 0.05
 BASELINES_OF = {torch.float32: BASELINES, torch.bfloat16: {"torch addmm+argmin": torch_addmm}}
+
+
+def compete(time_checked, shape, dtype, method, make, *, level=None, kind=""):
+    features, codebook, exact = inputs(shape, dtype)
+    case = f"{kind} {text(shape)}" if kind else f"{text(shape)} {str(dtype).removeprefix('torch.')}"
+    call, check, work = make(features, codebook), share_wrong(exact), product_work(shape)
+    wrong = MAX_WRONG[dtype]
+    time_checked("codebook_lookup", case, shape, method, call, check, level=level, max_wrong=wrong, work=work)
 
 
 @pytest.mark.parametrize(
@@ -52,12 +49,8 @@ BASELINES_OF = {torch.float32: BASELINES, torch.bfloat16: {"torch addmm+argmin":
 )
 @pytest.mark.parametrize("shape", first_by_default(LOOKUP_NKC), ids=text)
 def test_against_baselines(shape, dtype, method, time_checked):
-    if method in OURS:
-        make, level = OURS[method]
-        compete(time_checked, shape, dtype, method, make, level=level)
-    else:
-        make = BASELINES_OF[dtype][method]
-        compete(time_checked, shape, dtype, method, make, max_wrong=MAX_WRONG[dtype])
+    make, level = OURS.get(method) or (BASELINES_OF[dtype][method], None)
+    compete(time_checked, shape, dtype, method, make, level=level)
 
 
 @pytest.mark.parametrize("method", [name for name in AUTOMATIC if name != "soho_fast"])
@@ -74,20 +67,15 @@ def test_real_features(features_of, method, time_checked):
     features, codebook, exact = real_inputs(name, shape)
     call = {**AUTOMATIC, **BASELINES}[method](features, codebook)
     case, work = f"real {text(features_of)}", product_work(shape)
-    allowed = 0.0 if method in AUTOMATIC else MAX_WRONG_REAL
     check = share_wrong(exact)
-    time_checked("codebook_lookup", case, shape, method, call, check, max_wrong=allowed, work=work)
+    time_checked("codebook_lookup", case, shape, method, call, check, max_wrong=MAX_WRONG_REAL, work=work)
 
 
 @pytest.mark.parametrize("method", ["soho_fast", "soho_fast prepared", *EVERY_LEVEL, "torch addmm+argmin"])
 @pytest.mark.parametrize("shape", first_by_default(SMALL_NKC), ids=text)
 def test_small_shapes(shape, method, time_checked):
-    features, codebook, exact = inputs(shape, torch.float32)
     make, level = EVERY_LEVEL.get(method) or ({**AUTOMATIC, **BASELINES}[method], None)
-    case, work, check = f"small {text(shape)}", product_work(shape), share_wrong(exact)
-    allowed = 0.0 if method.startswith("soho_fast") else MAX_WRONG[torch.float32]
-    call = make(features, codebook)
-    time_checked("codebook_lookup", case, shape, method, call, check, level=level, max_wrong=allowed, work=work)
+    compete(time_checked, shape, torch.float32, method, make, level=level, kind="small")
 
 
 @pytest.mark.parametrize("level", LEVELS)

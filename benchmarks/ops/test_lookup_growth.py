@@ -24,7 +24,7 @@ def test_lookup_growth(series, size, method, time_checked):
         method,
         METHODS[method](features, codebook),
         share_wrong(exact),
-        max_wrong=0.0 if method == "soho_fast" else 1e-3,
+        max_wrong=1e-3,
         series=series,
         size=size,
     )

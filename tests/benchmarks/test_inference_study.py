@@ -159,7 +159,7 @@ def test_what_is_off_is_not_timed(monkeypatch):
 
 
 def test_a_result_and_its_targets(monkeypatch):
-    monkeypatch.setattr(measure, "peak_bytes", lambda *_: 10**9)
+    monkeypatch.setattr(measure, "pass_bytes", lambda *_: 10**9)
     names = [EXACT, f"{SOHO} prepared, float32", f"{REGION}, float32", f"{HALVED}, bf16"]
     said: list[str] = []
     result = measure.measure(names, SMALL, [1, 2], 2, "cpu", said.append)
