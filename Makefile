@@ -4,7 +4,7 @@
 # make test-all   both
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
 # make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/faults.md
-# make bench  the benchmark suite with its peers, each case checked before it is timed
+# make bench  every op beside its baselines, checked before it is timed (with FULL=--full the long cases too)
 # make kernel-hub OUT=build/kernel-hub  the ops as a repository of Hugging Face's kernel hub, built and tried here
 # make sanitize  the C++ kernel tests under the address and undefined-behaviour sanitizers
 # make check  lint, format and type check of the public ops        make format  apply both
@@ -14,6 +14,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 MINUTES ?= 60
 SEED   ?= 0
+FULL   ?=
 OUT    ?= build/kernel-hub
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -43,7 +44,7 @@ gpu-check: $(STAMP)
 
 bench: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[bench]"
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest benchmarks --benchmark-only
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest benchmarks --benchmark-only $(FULL)
 
 kernel-hub: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python kernel_hub/write.py --out "$(OUT)" --build
