@@ -69,7 +69,7 @@ class BatchPlan:
             start = step % self.steps_per_epoch * self.global_batch_size
             batch = order[start : start + self.global_batch_size]
             if self.group_keys is not None:
-                batch = self._grouped(batch, step)
+                batch = self._grouped(batch, self.group_keys, step)
             for part in range(self.gradient_accumulation_steps):
                 at = (part * self.world + rank) * self.micro_batch_size
                 yield [(epoch, int(index)) for index in batch[at : at + self.micro_batch_size]]
@@ -86,13 +86,13 @@ class BatchPlan:
         parts = [np.resize(samples, (-(-len(samples) // size), size)) for samples in of_kind if len(samples)]
         return rng.permutation(np.concatenate(parts)).ravel()
 
-    def _grouped(self, batch: np.ndarray, step: int) -> np.ndarray:
+    def _grouped(self, batch: np.ndarray, keys: np.ndarray, step: int) -> np.ndarray:
         """A global batch in another order: like samples beside each other, parts at random.
 
         The ranks have parts alike at the same time, so that none waits long for another. Were the widest images always
         the last part, BatchNorm's running statistics would be theirs more than others'.
         """
-        parts = batch[np.argsort(self.group_keys[batch], kind="stable")].reshape(self.gradient_accumulation_steps, -1)
+        parts = batch[np.argsort(keys[batch], kind="stable")].reshape(self.gradient_accumulation_steps, -1)
         return parts[np.random.default_rng([_PART_STREAM, self.seed, step]).permutation(len(parts))].ravel()
 
 
@@ -189,7 +189,7 @@ def own_reason(broken: str) -> str:
     return broken.removesuffix(_STAND_IN_NOTE)
 
 
-def _collate(collate: Callable[[list], Mapping[str, Any]], samples: list[Any]) -> dict[str, Any]:
+def _collate(collate: Callable[[list], Mapping[str, Any]], samples: list[Any]) -> Mapping[str, Any]:
     usable = [sample for sample in samples if not _is_broken(sample)]
     numbers = dict.fromkeys(number for sample in usable for number in getattr(sample, "image_keys", ()))
     batch = collate(samples)
@@ -246,7 +246,7 @@ class Batches:
             # Without its own generator the loader would draw from the global one, which dropout reads.
             generator=torch.Generator().manual_seed(plan.seed),
         )
-        self._iterator = iter(loader)
+        self._iterator: Iterator[Mapping[str, Any]] = iter(loader)
 
     def __iter__(self) -> "Batches":
         return self

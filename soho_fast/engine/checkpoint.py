@@ -288,7 +288,8 @@ class Checkpoints:
         foreign = sorted(set(present) - set(half) - {path.name for path in named})
         if foreign:
             say(f"{self.folder} also holds {_listed(foreign)}, which no run has written; left alone")
-        chosen, faults = None, []
+        chosen: Path | None = None
+        faults: list[str] = []
         for path in reversed(named):
             fault = _fault(path) or _altered(path)
             if fault is None:
@@ -301,7 +302,7 @@ class Checkpoints:
                 f"{self.folder}: none of the checkpoints can be used: {_listed(faults)}; give another --output, or "
                 "--resume false --overwrite to start anew"
             )
-        if faults:
+        if faults and chosen is not None:
             say(f"ignored: {self.folder}: {_listed(faults)}; the newest intact checkpoint, {chosen.name}, is taken")
         return chosen
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import deepspeed
 import torch
@@ -192,7 +193,7 @@ def deepspeed_config(
     its `backward` never applied: AdamW hides it, SGD does not move.
     """
     stage = zero_stage(settings, precision)
-    config = {
+    config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "gradient_clipping": clip,

@@ -62,6 +62,8 @@ class TrainingBatches:
     ) -> None:
         self.task, self.data, self.plan, self.settings, self.processes = task, data, plan, settings, processes
         self.total_steps, self.precision, self.say = total_steps, precision, say
+        has_images = getattr(data, "images", None) is not None
+        self._cache_task = task if has_images and isinstance(task, FeatureCacheTask) else None
         begin, end = (epochs * plan.steps_per_epoch for epochs in settings.optim.frozen_span())
         self._frozen = range(math.ceil(min(begin, total_steps)), math.ceil(min(end, total_steps)))
         self._cache: FeatureCache | None = None
@@ -78,12 +80,13 @@ class TrainingBatches:
             return 0
         self.close()
         until = self.total_steps
-        if self._cache_pays(max(step, self._frozen.start), model):
+        task = self._cache_task
+        if task is not None and self._cache_pays(task, max(step, self._frozen.start), model):
             if step < self._frozen.start:
                 until = self._frozen.start
             else:
                 self._cache, signal_number = fill_cache(
-                    self.task,
+                    task,
                     model,
                     self.data,
                     self.settings,
@@ -111,10 +114,11 @@ class TrainingBatches:
         return 0
 
     def __next__(self) -> Mapping[str, Any]:
+        assert self._batches is not None, "`prepare` comes first"
         batch = next(self._batches)
-        if self._cache is None:
+        if self._cache is None or self._cache_task is None:
             return batch
-        features = self.task.collate_features([self._cache[number] for number in batch["image_keys"]])
+        features = self._cache_task.collate_features([self._cache[number] for number in batch["image_keys"]])
         if self.processes.device.type != "cpu":
             features = {name: None if value is None else value.pin_memory() for name, value in features.items()}
         return {**batch, **features}
@@ -125,21 +129,20 @@ class TrainingBatches:
             self._batches.close()
         self._batches = self._cache = None
 
-    def _cache_pays(self, step: int, model: nn.Module) -> bool:
+    def _cache_pays(self, task: FeatureCacheTask, step: int, model: nn.Module) -> bool:
         """Whether the backbone is frozen for more than one pass over the images from this step on, and its features can
         be cached; says if not."""
-        engine, images = self.settings.engine, getattr(self.data, "images", None)
-        wanted = step in self._frozen and (engine.feature_cache_gb or engine.feature_cache_disk_gb)
-        if images is None or not wanted:
+        engine, num_images = self.settings.engine, len(self.data.images)
+        if step not in self._frozen or not (engine.feature_cache_gb or engine.feature_cache_disk_gb):
             return False
-        if not self.task.caches_features(model):
+        if not task.caches_features(model):
             self.say("the backbone's features of an image depend on its batch: they are computed in each step")
             return False
         num_steps = self._frozen.stop - step
-        if num_steps * self.plan.global_batch_size > len(images):
+        if num_steps * self.plan.global_batch_size > num_images:
             return True
         self.say(
-            f"the backbone is frozen for {num_steps:,} steps, at most one pass over the {len(images):,} images: its "
+            f"the backbone is frozen for {num_steps:,} steps, at most one pass over the {num_images:,} images: its "
             "features are computed in each step"
         )
         return False
@@ -324,7 +327,8 @@ class _Share:
         self.broken: dict[Hashable, str] = {}
         self.num_bytes = 0
         self.error: str | None = None
-        self._rank, self._file = rank, None
+        self._rank = rank
+        self._file: Any = None
         self._locations: dict[Hashable, _Location] = {}
         self._type: torch.dtype | None = None
         self._length = 0
@@ -356,7 +360,9 @@ class _Share:
         # Not closed before all have opened it, which the question at the end waits for.
         path = path_for_others(self._file)
         everyone = processes.gather((path, self._type, self._length, self._locations, self.broken))
-        parts, locations, broken = {}, {}, {}
+        parts: dict[int, torch.Tensor] = {}
+        locations: dict[Hashable, _Location] = {}
+        broken: dict[Hashable, str] = {}
         try:
             for rank in peers:
                 path, kind, length, here, broken_here = everyone[rank]

@@ -98,6 +98,7 @@ class ResumePoint:
         Raises:
             UserError: the checkpoint does not fit the changed settings, or as `Checkpoints.load`.
         """
+        assert self.checkpoint is not None, "there is nothing to resume from"
         groups = engine.basic_optimizer.param_groups
         values = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         try:

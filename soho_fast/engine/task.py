@@ -83,7 +83,7 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class FeatureCacheTask(Protocol):
+class FeatureCacheTask(Task, Protocol):
     """What is asked beside of a task whose backbone's features may be cached while it is frozen.
 
     Its `training_data()` then has `data.images`, samples of one image each, and `data.without_pixels(broken)`, the same
@@ -106,7 +106,7 @@ class FeatureCacheTask(Protocol):
 
 
 @runtime_checkable
-class WatchedTask(Protocol):
+class WatchedTask(Task, Protocol):
     """What is asked beside of a task that tells how its training goes."""
 
     def non_finite(self, model: nn.Module) -> list[str]:

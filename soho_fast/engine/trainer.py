@@ -97,7 +97,7 @@ class Step:
         self._grad_norm: torch.Tensor | None = None
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         """What is trained."""
         return self.engine.module
 
@@ -115,8 +115,8 @@ class Step:
         for number in range(self.plan.gradient_accumulation_steps):
             batch = next(batches)
             self.timer.stop("wait")
-            inputs, side = split_batch(batch, self.processes.device)
-            inputs = self.task.on_device(inputs)
+            copied, side = split_batch(batch, self.processes.device)
+            inputs = self.task.on_device(copied)
             skipped += side.get("skipped", [])
             self.timer.stop("copy")
             output = self.engine(**inputs)
@@ -225,7 +225,7 @@ class Step:
     def _start_engine(self) -> DeepSpeedEngine:
         settings, processes = self.settings, self.processes
         seed_everything(settings.seed)
-        model = self.task.build_model(processes.device)
+        model: Any = self.task.build_model(processes.device)
         if settings.engine.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         if settings.engine.compile:
@@ -267,7 +267,8 @@ class Run:
         self.progress = resume_point.progress
         settings, processes = self.settings, self.processes
         self.log: RunLog | None = None
-        self._evaluated_step, self._metrics = -1, {}
+        self._evaluated_step = -1
+        self._metrics: dict[str, float] = {}
         self._skipped: dict[str, None] = {}
         self.data = task.training_data()
         plan = plan_batches(settings.batch, len(self.data), processes.world, settings.seed, task.samples_together)
@@ -471,7 +472,7 @@ class Run:
         self._evaluated_step = progress.evaluated_step = progress.step
         if self._metrics:
             self._record("evaluation", {"metrics": self._metrics})
-        value = self.processes.gather(self._metrics.get(self.task.selection))[0]
+        value = self.processes.gather(self._metrics.get(self.task.selection or ""))[0]
         if value is not None:
             self._say(f"step {progress.step}: {self.task.selection} {value:.4f} on held-out data")
             if progress.best is None or value > progress.best:

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 import psutil
 
@@ -131,13 +132,13 @@ class Heartbeat:
                         "its machine hangs",
                     )
 
-    def _read(self, connection: socket.socket) -> None:
+    def _read(self, connection: Any) -> None:
         if self.rank == 0 and connection is self._server:
             accepted, _ = self._server.accept()
             try:
                 accepted.settimeout(5)
-                rank, process, host = accepted.makefile("r", encoding="utf-8").readline().split()
-                self._add(accepted, int(rank), f"rank {rank} (process {process} on {host})")
+                number, process, host = accepted.makefile("r", encoding="utf-8").readline().split()
+                self._add(accepted, int(number), f"rank {number} (process {process} on {host})")
                 accepted.send(_BEAT)
             except (OSError, ValueError):  # no rank of ours
                 accepted.close()
@@ -209,7 +210,7 @@ class Heartbeat:
 _own: Heartbeat | None = None
 
 
-def start_heartbeat(*arguments: object, **options: object) -> None:
+def start_heartbeat(*arguments: Any, **options: Any) -> None:
     """Begin this process's `Heartbeat`."""
     global _own
     _own = Heartbeat(*arguments, **options)
@@ -236,7 +237,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_number = 0
         self._first_interrupt = 0.0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
         self._launcher, self._starter = _launcher_and_starter()
 
     def __enter__(self) -> "StopRequest":
