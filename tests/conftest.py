@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 REST = (
     "adapters", "benchmarks", "cuda_model", "explore/browser", "explore/serving", "kernels", "model/official",
     "packaging", "studies", "ask/test_exported.py", "data/test_released_images.py", "data_mini/test_style_packages.py",
-    "engine/test_elastic.py", "engine/test_heartbeat.py", "engine/test_recipe_official.py",
+    "engine/test_elastic.py", "engine/test_watchdog.py", "engine/test_recipe_official.py",
     "engine/test_recipe_paper.py", "engine/test_released_training.py", "faults/test_campaign.py",
     "ops/test_triton.py", "ops/test_triton_interpreted.py",
 )  # fmt: skip
@@ -43,7 +43,8 @@ def _is_of_rest(path):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "rest: left out by `make test`, run by `make test-rest`")
-    assert all((HERE / part).exists() for part in REST), "REST names what is not there"
+    missing = [part for part in REST if not (HERE / part).exists()]
+    assert not missing, f"REST of tests/conftest.py names what is not there: {missing}"
 
 
 def pytest_ignore_collect(collection_path, config):
