@@ -1,5 +1,7 @@
 """Tells images a second after pytest-benchmark's tables, and puts them beside its records."""
 
+import pytest
+
 from benchmarks.data.report import rows_of, table
 from benchmarks.tables import as_text
 
@@ -11,6 +13,7 @@ def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
         output_json["decoding"] = {"machine": machine, "datetime": output_json["datetime"], "rows": rows}
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config) -> None:
     session = getattr(config, "_benchmarksession", None)
     records = [bench.as_dict(include_data=False) for bench in session.benchmarks if bench] if session else []

@@ -1,11 +1,14 @@
 """Prints stages and ratios after pytest-benchmark's tables."""
 
+import pytest
 
+
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter) -> None:
     """A line for each method: its stages, and how many times as long bottom-up attention in float32 takes."""
     from benchmarks.inference.baselines import REGION
+    from benchmarks.inference.measure import FINISHED
     from benchmarks.inference.targets import BATCHED, BY_CLASS
-    from benchmarks.inference.test_inference import FINISHED
     from benchmarks.tables import Table, as_text
 
     lines = []

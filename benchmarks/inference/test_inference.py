@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.inference.baselines import EXACT, REGION, SOHO, Method, Sizes, make_methods, names_here
-from benchmarks.inference.measure import check, one_pass
+from benchmarks.inference.measure import FINISHED, check, one_pass
 from benchmarks.inference.targets import Row
 
 pytestmark = pytest.mark.full
@@ -17,7 +17,6 @@ pytestmark = pytest.mark.full
 ROUNDS = 2
 CHOSEN = (f"{REGION}, float32", EXACT, *(f"{SOHO} prepared, {each}" for each in ("float32", "bf16", "int8")))
 NAMES = [name for name in names_here("cpu") if name in CHOSEN]
-FINISHED: list[Row] = []
 
 
 @pytest.fixture(scope="module")

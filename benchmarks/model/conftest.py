@@ -1,6 +1,9 @@
 """Prints the ratios after pytest-benchmark's tables."""
 
+import pytest
 
+
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter) -> None:
     """One line per shape and precision: how many times faster, and whether the target is met."""
     from benchmarks.model.comparison import FINISHED
