@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = "soho-fast-ops"
 PACKAGE = NAME.replace("-", "_")
 STABLE_ABI = "2.10"
+OWN = {"csrc/torch/module.cpp": "kernel_hub/module.cpp"}  # in whose place stands what; kernel-builder has no pybind11
 # Written in the place of soho_fast/ops/names.py; kernel-builder makes _ops.
 NAMES = '''"""The names of the compiled extension and of the ops' namespace in `torch.ops`, as the build gave them."""
 
@@ -147,7 +148,7 @@ def write(out: Path) -> None:
     headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h") if "cuda" not in path.name)
     for file in [*(file for file, _ in commands), *headers]:
         (out / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / file, out / file)
+        shutil.copy2(ROOT / OWN.get(file, file), out / file)
     source, package = ROOT / "soho_fast/ops", out / "torch-ext" / PACKAGE
     for path in sorted(source.rglob("*.py")):
         target = package / path.relative_to(source)

@@ -43,7 +43,8 @@ def _is_of_rest(path):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "rest: left out by `make test`, run by `make test-rest`")
-    assert all((HERE / part).exists() for part in REST), "REST names what is not there"
+    missing = [part for part in REST if not (HERE / part).exists()]
+    assert not missing, f"REST of tests/conftest.py names what is not there: {missing}"
 
 
 def pytest_ignore_collect(collection_path, config):

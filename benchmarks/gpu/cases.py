@@ -13,7 +13,6 @@ from torch import Tensor
 from soho_fast import ops
 
 LOOKUPS = ((65536, 2048, 768), (65536, 1024, 64), (16384, 8192, 256), (65536, 512, 128), (1 << 20, 8192, 64))
-LEARNED = ((65536, 2048, 768), (65536, 1024, 256), (16384, 2048, 1280))  # codes that differ in few directions
 BATCHED = ((12, 8192, 1024, 64), (8, 4096, 2048, 256))  # codebooks, rows and codes of each, channels
 UPDATES = ((65536, 2048, 768), (1 << 20, 1024, 64))
 MASKS = ((256, 160, 768),)
@@ -107,56 +106,6 @@ def lookup_case(shape: tuple[int, int, int], dtype: torch.dtype, device: str, bu
     flops = 2.0 * num_rows * num_codes * num_channels
     return {
         "op": "codebook_lookup", "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "flops": flops,
-        "methods": rows,
-    }  # fmt: skip
-
-
-def learned_pair(shape: tuple[int, int, int], device: str) -> tuple[Tensor, Tensor]:
-    """Features and codes whose differences lie in 24 directions to 98 % or so, as those of trained networks do."""
-    num_rows, num_codes, num_channels = shape
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.randn(24, num_channels, generator=generator) / num_channels**0.5
-    codebook = torch.randn(num_codes, 24, generator=generator) @ directions
-    codebook += 0.1 / num_channels**0.5 * torch.randn(num_codes, num_channels, generator=generator)
-    moved = 0.3 * torch.randn(num_rows, 24, generator=generator) @ directions
-    features = codebook[torch.randint(num_codes, (num_rows,), generator=generator)] + moved
-    features += 0.1 / num_channels**0.5 * torch.randn(num_rows, num_channels, generator=generator)
-    return features.to(device), codebook.to(device)
-
-
-def reduced_case(
-    shape: tuple[int, int, int], device: str, budget: float, noise: bool = False, directions: int | None = None
-) -> dict:
-    """The reduced pass beside the lookup without it: directions packed once, and with the right codes as first guesses;
-    on codes that learnt, where it should win, or on noise, where it should cost little.
-
-    Raises:
-        AssertionError: a backend of ours differs from the reference.
-    """
-    if noise:
-        generator = torch.Generator().manual_seed(0)
-        features, codebook = (torch.randn(size, shape[2], generator=generator).to(device) for size in shape[:2])
-    else:
-        features, codebook = learned_pair(shape, device)
-    basis = ops.codebook_basis(codebook, directions=directions)
-    exact = ops.codebook_lookup(features, codebook, backend="reference")
-    methods = {}
-    for name in our_backends(device):
-        plain = ops.prepare_codebook(codebook, basis=False, backend=name)
-        reduced = ops.prepare_codebook(codebook, basis=basis, backend=name)
-        methods[f"{name} without"] = lambda name=name, plain=plain: ops.codebook_lookup(features, plain, backend=name)
-        methods[f"{name} reduced"] = lambda name=name, reduced=reduced: ops.codebook_lookup(
-            features, reduced, backend=name
-        )
-        methods[f"{name} guessed"] = lambda name=name, reduced=reduced: ops.codebook_lookup(
-            features, reduced, guess=exact, backend=name
-        )
-    rows = _timed(methods, device, budget, lambda index: {"wrong": float((index != exact).double().mean())})
-    for name in methods:
-        assert rows[name].get("wrong") == 0.0, f"reduced pass {shape}: {name} differs from the float64 argmin"
-    kind = "noise" if noise else "learned"
-    return {
-        "op": f"codebook_lookup, {basis.shape[-1]} directions, {kind}", "shape": list(shape), "dtype": "float32",
         "methods": rows,
     }  # fmt: skip
 
@@ -325,10 +274,6 @@ def all_cases(device: str, budget: float) -> Iterator[Callable[[], dict]]:
     for shape in LOOKUPS:
         for dtype in (torch.float32, torch.bfloat16):
             yield lambda shape=shape, dtype=dtype: lookup_case(shape, dtype, device, budget)
-    for shape in LEARNED:
-        for noise in (False, True):
-            yield lambda shape=shape, noise=noise: reduced_case(shape, device, budget, noise)
-    yield lambda: reduced_case(LEARNED[-1], device, budget, directions=min(128, LEARNED[-1][2]))
     for shape in BATCHED:
         yield lambda shape=shape: batched_case(shape, device, budget)
     yield lambda: gradient_case(UPDATES[0], device, budget)

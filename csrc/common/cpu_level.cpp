@@ -1,6 +1,8 @@
 #include "common/cpu_level.h"
 
+#include <array>
 #include <atomic>
+#include <iterator>
 #include <stdexcept>
 
 #ifdef SOHO_X86_LEVELS
@@ -96,7 +98,15 @@ std::vector<CpuLevel> built_cpu_levels() {
   return levels;
 }
 
-bool cpu_level_available(CpuLevel level) { return built(level) && probe(level); }
+// Each lookup asks, so it is probed once: in a virtual machine CPUID takes as long as the lookup of a row.
+bool cpu_level_available(CpuLevel level) {
+  static const auto available = [] {
+    std::array<bool, std::size(kAllLevels)> each{};
+    for (CpuLevel one : kAllLevels) each[static_cast<size_t>(one)] = built(one) && probe(one);
+    return each;
+  }();
+  return available[static_cast<size_t>(level)];
+}
 
 CpuLevel active_cpu_level() {
   const int forced = forced_level.load(std::memory_order_relaxed);
@@ -121,7 +131,7 @@ void set_cpu_level(const std::string& name) {
   for (CpuLevel level : kAllLevels) {
     if (name != cpu_level_name(level)) continue;
     if (!built(level)) throw std::invalid_argument("level: this build has no '" + name + "' kernels");
-    if (!probe(level)) throw std::invalid_argument("level: this machine cannot run '" + name + "'");
+    if (!cpu_level_available(level)) throw std::invalid_argument("level: this machine cannot run '" + name + "'");
     forced_level.store(static_cast<int>(level));
     return;
   }

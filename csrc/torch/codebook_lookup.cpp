@@ -20,8 +20,8 @@ std::atomic<int64_t> total_rows{0}, total_reduced{0}, total_compared{0}, total_l
 Tensor gather(const Tensor& codes, const Tensor& index) {
   std::vector<int64_t> shape = shape_of(index);
   shape.push_back(codes.size(codes.dim() - 1));
-  const Tensor positions = torch::stable::contiguous(index);
-  const Tensor output = empty_cpu(shape, codes.scalar_type(), codes);
+  const Tensor positions = as_dense(index);
+  const Tensor output = empty_cpu(shape, codes.scalar_type());
   const int64_t num_rows = positions.numel(), num_codes = codes.size(codes.dim() - 2);
   const int64_t row_bytes = shape.back() * element_size(element_of(codes));
   int64_t num_books = 1;
@@ -60,7 +60,7 @@ struct Bases {
         (dims > 2 && basis->numel() != books.num_codebooks * books.num_channels * basis->size(dims - 1)))
       throw std::invalid_argument(
           "basis: expected float32 (C, D), or (..., C, D) with the batch shape of the codebook");
-    contiguous = torch::stable::contiguous(*basis);
+    contiguous = as_dense(*basis);
     num_directions = contiguous->size(dims - 1);
     stride = dims > 2 ? books.num_channels * num_directions : 0;
   }
@@ -80,7 +80,7 @@ Tensor pack_codebook_cpu(const Tensor& codebook, const std::optional<Tensor>& ba
   const CpuLevel level = lookup_level(books.num_channels);
   const int64_t bytes = static_cast<int64_t>(
       packed_codebook_bytes(level, books.num_codes, books.num_channels, bases.num_directions, metric_of(metric)));
-  const Tensor packed = empty_cpu({books.num_codebooks, bytes}, ScalarType::Byte, codebook);
+  const Tensor packed = empty_cpu({books.num_codebooks, bytes}, ScalarType::Byte);
   for (int64_t b = 0; b < books.num_codebooks; ++b) {
     char* block = static_cast<char*>(packed.mutable_data_ptr()) + b * bytes;
     pack_codebook(level, books.at(b), books.num_codes, books.num_channels, bases.at(b), bases.num_directions, block,
@@ -109,10 +109,10 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
                                                        int64_t topk) {
   std::vector<int64_t> shape = shape_of(features);
   shape.pop_back();
-  const Tensor index = empty_cpu(shape, ScalarType::Long, features);
+  const Tensor index = empty_cpu(shape, ScalarType::Long);
   if (topk > 1) shape.push_back(topk);
-  const Tensor top_index = topk > 1 ? empty_cpu(shape, ScalarType::Long, features) : index;
-  const Tensor distance = empty_cpu(return_distance ? shape : std::vector<int64_t>{0}, ScalarType::Float, features);
+  const Tensor top_index = topk > 1 ? empty_cpu(shape, ScalarType::Long) : index;
+  const Tensor distance = empty_cpu(return_distance ? shape : std::vector<int64_t>{0}, ScalarType::Float);
   const Codebooks books = as_codebooks(codebook);
   if (topk < 1 || topk > std::min(kMostNearest, books.num_codes))
     throw std::invalid_argument("topk: expected 1 to 16, at most the number of codes, got " + std::to_string(topk));
@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
   if (guess.has_value()) {
     if (guess->scalar_type() != ScalarType::Long || guess->numel() != rows.num_rows)
       throw std::invalid_argument("guess: expected int64 with a code for each row of features");
-    guesses = torch::stable::contiguous(*guess);
+    guesses = as_dense(*guess);
   }
   for (int64_t b = 0; b * rows_per_batch < rows.num_rows; ++b) {
     CodebookLookupArgs args{};
@@ -150,15 +150,13 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
     total_compared += counts.compared;
     total_left += counts.undecided;
   }
-  const Tensor chosen = return_codes ? gather(torch::stable::contiguous(codebook), top_index)
-                                     : empty_cpu({0}, codebook.scalar_type(), codebook);
+  const Tensor chosen = return_codes ? gather(as_dense(codebook), top_index) : empty_cpu({0}, codebook.scalar_type());
   return {distance, top_index, chosen};
 }
 
 Tensor straight_through_cpu(const Tensor& features, const Tensor& codebook, const Tensor& index) {
   const bool same_type = codebook.scalar_type() == features.scalar_type();
-  return gather(torch::stable::contiguous(same_type ? codebook : torch::stable::to(codebook, features.scalar_type())),
-                index);
+  return gather(as_dense(same_type ? codebook : torch::stable::to(codebook, features.scalar_type())), index);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SOHO_NAMESPACE, CPU, library) {

@@ -15,7 +15,7 @@ constexpr int64_t kCodesPerTask = 64;
 void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, const std::optional<Tensor>& valid,
          const char* limit_name) {
   const Rows rows = as_rows(features);
-  const Tensor positions = torch::stable::contiguous(index);
+  const Tensor positions = as_dense(index);
   const std::optional<Tensor> kept = as_contiguous(valid);
   args.features = rows.data;
   args.features_type = element_of(features);
@@ -33,8 +33,8 @@ void run(CodebookUpdateArgs args, const Tensor& features, const Tensor& index, c
 
 std::tuple<Tensor, Tensor> codebook_stats_cpu(const Tensor& features, const Tensor& index, int64_t num_codes,
                                               const std::optional<Tensor>& valid) {
-  const Tensor counts = empty_cpu({num_codes}, ScalarType::Float, features);
-  const Tensor sums = empty_cpu({num_codes, features.size(features.dim() - 1)}, ScalarType::Float, features);
+  const Tensor counts = empty_cpu({num_codes}, ScalarType::Float);
+  const Tensor sums = empty_cpu({num_codes, features.size(features.dim() - 1)}, ScalarType::Float);
   CodebookUpdateArgs args{};
   args.num_codes = num_codes;
   args.counts = counts.mutable_data_ptr<float>();
@@ -47,8 +47,8 @@ std::tuple<Tensor, Tensor> codebook_stats_cpu(const Tensor& features, const Tens
 bool has_adjacent_rows(const Tensor& codebook) { return codebook.stride(1) == 1 || codebook.size(1) <= 1; }
 
 void codebook_ema_cpu(const Tensor& codebook, const Tensor& counts, const Tensor& sums, double decay) {
-  Tensor moved = has_adjacent_rows(codebook) ? codebook : torch::stable::contiguous(codebook);
-  const Tensor dense_counts = torch::stable::contiguous(counts), dense_sums = torch::stable::contiguous(sums);
+  Tensor moved = has_adjacent_rows(codebook) ? codebook : as_dense(codebook);
+  const Tensor dense_counts = as_dense(counts), dense_sums = as_dense(sums);
   const CodebookEmaArgs args{moved.mutable_data_ptr<float>(),
                              dense_counts.const_data_ptr<float>(),
                              dense_sums.const_data_ptr<float>(),
@@ -66,7 +66,7 @@ void codebook_ema_cpu(const Tensor& codebook, const Tensor& counts, const Tensor
 
 void scatter_mean_ema_cpu(const Tensor& codebook, const Tensor& features, const Tensor& index, double decay,
                           const std::optional<Tensor>& valid) {
-  Tensor moved = torch::stable::contiguous(codebook);
+  Tensor moved = as_dense(codebook);
   CodebookUpdateArgs args{};
   args.num_codes = codebook.size(0);
   args.moves_codebook = true;

@@ -15,9 +15,8 @@ constexpr int64_t kImagesPerTask = 16;
 
 Tensor mask(const Tensor& features, const Tensor& masked, bool inplace, const Tensor& index, const Tensor& mask_token,
             const Tensor& target, const std::optional<Tensor>& valid) {
-  const Tensor labels = empty_cpu(shape_of(index), ScalarType::Long, index);
-  const Tensor positions = torch::stable::contiguous(index), token = torch::stable::contiguous(mask_token),
-               targets = torch::stable::contiguous(target);
+  const Tensor labels = empty_cpu(shape_of(index), ScalarType::Long);
+  const Tensor positions = as_dense(index), token = as_dense(mask_token), targets = as_dense(target);
   const std::optional<Tensor> kept = as_contiguous(valid);
   GroupMaskArgs args{};
   args.features = inplace ? nullptr : features.const_data_ptr();
@@ -44,7 +43,7 @@ Tensor mask(const Tensor& features, const Tensor& masked, bool inplace, const Te
 
 std::tuple<Tensor, Tensor> group_mask_cpu(const Tensor& features, const Tensor& index, const Tensor& mask_token,
                                           const Tensor& target, const std::optional<Tensor>& valid) {
-  const Tensor masked = empty_cpu(shape_of(features), features.scalar_type(), features);
+  const Tensor masked = empty_cpu(shape_of(features), features.scalar_type());
   return {masked, mask(features, masked, false, index, mask_token, target, valid)};
 }
 
@@ -54,9 +53,9 @@ Tensor group_mask_inplace_cpu(const Tensor& features, const Tensor& index, const
 }
 
 Tensor sample_group_cpu(const Tensor& index, const std::optional<Tensor>& valid, const Tensor& uniform) {
-  const Tensor positions = torch::stable::contiguous(index), draws = torch::stable::contiguous(uniform);
+  const Tensor positions = as_dense(index), draws = as_dense(uniform);
   const std::optional<Tensor> kept = as_contiguous(valid);
-  const Tensor target = empty_cpu({index.size(0)}, ScalarType::Long, index);
+  const Tensor target = empty_cpu({index.size(0)}, ScalarType::Long);
   const SampleGroupArgs args{positions.const_data_ptr<int64_t>(), bool_data(kept), draws.const_data_ptr<double>(),
                              target.mutable_data_ptr<int64_t>(),  index.size(0),   index.size(1)};
   torch::stable::parallel_for(0, args.num_images, kImagesPerTask,

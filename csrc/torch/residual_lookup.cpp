@@ -16,10 +16,10 @@ std::tuple<Tensor, Tensor, Tensor> residual_lookup_cpu(const Tensor& features, c
   const Codebooks books = as_codebooks(codebooks);
   const CpuLevel level = lookup_level(books.num_channels);
   std::vector<int64_t> shape = shape_of(features);
-  const Tensor quantized = empty_cpu(shape, ScalarType::Float, features);
-  const Tensor residual = empty_cpu(return_residual ? shape : std::vector<int64_t>{0}, ScalarType::Float, features);
+  const Tensor quantized = empty_cpu(shape, ScalarType::Float);
+  const Tensor residual = empty_cpu(return_residual ? shape : std::vector<int64_t>{0}, ScalarType::Float);
   shape.back() = num_levels;
-  const Tensor index = empty_cpu(shape, ScalarType::Long, features);
+  const Tensor index = empty_cpu(shape, ScalarType::Long);
 
   ResidualLookupArgs args{};
   args.features = rows.data;

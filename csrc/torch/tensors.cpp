@@ -1,5 +1,7 @@
 #include "torch/tensors.h"
 
+#include <algorithm>
+
 namespace soho {
 
 Element element_of(const Tensor& tensor) {
@@ -21,9 +23,18 @@ std::vector<int64_t> shape_of(const Tensor& tensor) {
   return shape;
 }
 
-Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType type, const Tensor& like) {
-  return torch::stable::new_empty(like, {shape.data(), shape.size()}, type);
+Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType type) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t d = shape.size(); d > 1; --d) strides[d - 2] = strides[d - 1] * std::max<int64_t>(1, shape[d - 1]);
+  const int32_t number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle tensor = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                         strides.data(), number, aoti_torch_device_type_cpu(), 0,
+                                                         &tensor));
+  return Tensor(tensor);
 }
+
+Tensor as_dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 
 Rows as_rows(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
@@ -44,12 +55,12 @@ Rows as_rows(const Tensor& tensor) {
 }
 
 Tensor as_float32(const Tensor& tensor) {
-  const Tensor dense = torch::stable::contiguous(tensor);
+  const Tensor dense = as_dense(tensor);
   return dense.scalar_type() == ScalarType::Float ? dense : torch::stable::to(dense, ScalarType::Float);
 }
 
 std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+  return tensor.has_value() ? std::optional<Tensor>(as_dense(*tensor)) : std::nullopt;
 }
 
 const bool* bool_data(const std::optional<Tensor>& tensor) {

@@ -30,6 +30,9 @@ Element element_of(const Tensor& tensor);
 // The leading dimensions flattened to rows, without a copy where the layout allows it.
 Rows as_rows(const Tensor& tensor);
 
+// Contiguous. Where it already is, torch is not asked: a call of its dispatcher takes as long as the lookup of a row.
+Tensor as_dense(const Tensor& tensor);
+
 // Contiguous float32, exact for bfloat16 and float16; no copy where it already is.
 Tensor as_float32(const Tensor& tensor);
 
@@ -50,6 +53,6 @@ const bool* bool_data(const std::optional<Tensor>& tensor);  // null where absen
 std::vector<int64_t> shape_of(const Tensor& tensor);
 
 // A new contiguous CPU tensor.
-Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType type, const Tensor& like);
+Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType type);
 
 }  // namespace soho

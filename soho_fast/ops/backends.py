@@ -73,6 +73,7 @@ def define_op(
     *,
     reference: Callable,
     fake: Callable,
+    vmap: Callable,
     native: tuple[str, ...] = ("cpu", "triton", "cuda"),
     backward: Callable | None = None,
     setup_context: Callable | None = None,
@@ -84,6 +85,8 @@ def define_op(
         schema: argument list and returns, such as "(Tensor x) -> Tensor".
         reference: the plain torch implementation.
         fake: the shape function used by torch.compile and meta tensors.
+        vmap: the batching rule: function (op, info, in_dims, *arguments), with the op of the backend; the rest is as in
+            `torch.library.register_vmap`.
         native: backends that implement the op: `cpu` and `cuda` register their code when the extension loads, `triton`
             is the function `name` of the module `triton` beside the reference.
         backward, setup_context: the gradient, as in `torch.library.register_autograd`.
@@ -101,6 +104,8 @@ def define_op(
         elif backend == "triton":
             triton_backend.register(LIBRARY, name, home=reference.__module__.rpartition(".")[0])
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
+        op = getattr(getattr(torch.ops, NAMESPACE), f"{name}_{backend}").default
+        torch.library.register_vmap(qualified, functools.partial(vmap, op), lib=LIBRARY)
         if backward is not None:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=LIBRARY)
 

@@ -62,7 +62,6 @@ def test_the_steps_hide_nothing(monkeypatch):
 
 def _in_small(monkeypatch):
     monkeypatch.setattr(cases, "LOOKUPS", ((200, 20, 8),))
-    monkeypatch.setattr(cases, "LEARNED", ((200, 300, 40),))
     monkeypatch.setattr(cases, "BATCHED", ((3, 50, 20, 8),))
     monkeypatch.setattr(cases, "UPDATES", ((200, 20, 8),))
     monkeypatch.setattr(cases, "MASKS", ((3, 7, 8),))
@@ -78,10 +77,8 @@ def _in_small(monkeypatch):
 def test_every_case_measures_and_is_json(monkeypatch):
     _in_small(monkeypatch)
     measured = json.loads(json.dumps(check.measure("cpu", time.perf_counter() + 600, BUDGET)))
-    reduced = [f"codebook_lookup, {case}" for case in ("32 directions, learned", "40 directions, noise",
-                                                       "40 directions, learned")]  # fmt: skip
     assert [case["op"] for case in measured["cases"]] == [
-        *(["codebook_lookup"] * 2), *reduced, "codebook_lookup, batched", "codebook gradient",
+        *(["codebook_lookup"] * 2), "codebook_lookup, batched", "codebook gradient",
         "codebook_update", "group_mask",
     ]  # fmt: skip
     assert measured["left_out"] == 0 and measured["limits"]["copy_bytes_per_second"] > 0
@@ -92,7 +89,6 @@ def test_every_case_measures_and_is_json(monkeypatch):
     for case in (*measured["cases"][:2], *measured["cases"][-2:]):
         assert "cpu" in case["methods"] and any("torch" in name for name in case["methods"])
     assert measured["cases"][0]["methods"]["cpu"]["wrong"] == 0.0
-    assert set(measured["cases"][2]["methods"]) == {"cpu without", "cpu reduced", "cpu guessed"}
     assert measured["cases"][-1]["methods"]["cpu in place"]["same"] is True
 
 
@@ -100,7 +96,7 @@ def test_every_case_measures_and_is_json(monkeypatch):
 def test_what_no_time_is_left_for_is_counted(monkeypatch):
     _in_small(monkeypatch)
     late = check.measure("cpu", time.perf_counter() - 1, BUDGET)
-    assert late["cases"] == [] and late["left_out"] == 9
+    assert late["cases"] == [] and late["left_out"] == 6
 
 
 @has_ours
@@ -109,18 +105,6 @@ def test_a_wrong_backend_of_ours_is_not_timed(monkeypatch):
     monkeypatch.setattr(ops, "codebook_lookup", lambda *a, backend: lookup(*a, backend=backend) + (backend == "cpu"))
     with pytest.raises(AssertionError, match="cpu differs from the float64 argmin"):
         cases.lookup_case((50, 20, 8), torch.float32, "cpu", BUDGET)
-
-
-@has_ours
-def test_a_wrong_reduced_pass_is_not_timed(monkeypatch):
-    lookup = ops.codebook_lookup
-
-    def wrong(*arguments, backend, **options):
-        return lookup(*arguments, backend=backend, **options) + ("guess" in options)
-
-    monkeypatch.setattr(ops, "codebook_lookup", wrong)
-    with pytest.raises(AssertionError, match="cpu guessed differs from the float64 argmin"):
-        cases.reduced_case((50, 20, 40), "cpu", BUDGET)
 
 
 def test_a_baseline_that_fails_is_noted():

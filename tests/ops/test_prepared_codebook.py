@@ -20,10 +20,10 @@ def _random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _in_prepared(features, codebook, backend):
+def _in_prepared(features, codebook, backend, metric="euclidean"):
     """Index and distance in a codebook that is prepared for them."""
-    prepared = ops.prepare_codebook(codebook, backend=backend)
-    return ops.codebook_lookup(features, prepared, return_distance=True, backend=backend)
+    prepared = ops.prepare_codebook(codebook, metric=metric, backend=backend)
+    return ops.codebook_lookup(features, prepared, return_distance=True, metric=metric, backend=backend)
 
 
 @pytest.mark.parametrize("features_type", [torch.float32, torch.bfloat16, torch.float16])
@@ -40,10 +40,11 @@ def test_same_result_as_unprepared(features_type, codebook_type, num_codes, at_e
         assert same_bits(result, exact_lookup(features, codebook))
 
 
-def test_batched(at_every_level):
+def test_batched(at_every_level, metrics):
     features, codebook = _random(2, 3, 14, 9), _random(2, 3, 20, 9, seed=1)
-    expected = at_every_level(ops.codebook_lookup, features, codebook)
-    assert torch.equal(at_every_level(_in_prepared, features, codebook)[0], expected)
+    for metric in metrics:
+        expected = at_every_level(ops.codebook_lookup, features, codebook, metric=metric)
+        assert torch.equal(at_every_level(_in_prepared, features, codebook, metric=metric)[0], expected), metric
 
 
 def test_rows_that_the_first_pass_leaves(at_every_level, exact_lookup, same_bits):

@@ -52,7 +52,7 @@ LOOKUP = [  # (call, exception, what the message names: the argument first)
     (lambda: codebook_lookup(ones(2, 2), ones(0, 2)), ValueError, ("codebook", "at least one code", "(0, 2)")),
     (lambda: codebook_lookup(ones(2, 3), ones(2, 2)), ValueError, ("codebook", "3 channels", "(2, 2)")),
     (lambda: codebook_lookup(ones(2, 5, 3), ones(3, 2, 3)), ValueError, ("codebook", "batch shape", "(2,)", "(3,)")),
-    (lambda: codebook_lookup(ones(2, 3).to("meta"), ones(2, 3)), ValueError, ("codebook", "device meta", "cpu")),
+    (lambda: codebook_lookup(ones(2, 3).to("meta"), ones(2, 3)), ValueError, ("codebook", "device meta", "got cpu")),
     (lambda: codebook_lookup(ones(5, 8), ones(4, 8), guess=whole(5).int()), TypeError, ("guess", "int64", "int32")),
     (lambda: codebook_lookup(ones(5, 8), ones(4, 8), guess=whole(4)), ValueError, ("guess", "(5,)", "(4,)")),
     (
@@ -83,11 +83,15 @@ PREPARE = [
     (lambda: prepare_codebook(ones(3)), ValueError, ("codebook", "(K, C)", "(3,)")),
     (lambda: prepare_codebook(ones(0, 3)), ValueError, ("codebook", "with a code", "(0, 3)")),
     (lambda: prepare_codebook(ones(2, 3).double()), TypeError, ("codebook", FLOATS, "float64")),
-    (lambda: codebook_basis(ones(4, 8), directions=0), ValueError, ("directions", "1 to 8", "0")),
-    (lambda: codebook_basis(ones(4, 8), directions=9), ValueError, ("directions", "1 to 8", "9")),
-    (lambda: codebook_basis(ones(4, 8), directions=True), ValueError, ("directions", "1 to 8", "True")),
-    (lambda: codebook_basis(ones(4, 8), directions=3, start=ones(8, 2)), ValueError, ("directions", "2", "start", "3")),
-    (lambda: ops.MovingBasis(0), ValueError, ("interval", "1 or more", "0")),
+    (lambda: codebook_basis(ones(4, 8), directions=0), ValueError, ("directions", "1 to 8", "got 0")),
+    (lambda: codebook_basis(ones(4, 8), directions=9), ValueError, ("directions", "1 to 8", "got 9")),
+    (lambda: codebook_basis(ones(4, 8), directions=True), ValueError, ("directions", "1 to 8", "got True")),
+    (
+        lambda: codebook_basis(ones(4, 8), directions=3, start=ones(8, 2)),
+        ValueError,
+        ("directions", "2 as start", "got 3"),
+    ),
+    (lambda: ops.MovingBasis(0), ValueError, ("interval", "1 or more", "got 0")),
 ]
 
 TAKE_A_BASIS = (
@@ -119,7 +123,7 @@ TAKE_A_METRIC = (
 )
 METRIC = [
     *(
-        (functools.partial(call, metric=unknown), ValueError, ("metric", "euclidean, cosine, dot", repr(unknown)))
+        (functools.partial(call, metric=unknown), ValueError, ("metric", "euclidean, cosine, dot", f"got {unknown!r}"))
         for unknown, call in itertools.product(("l2", "Cosine", None, 1), TAKE_A_METRIC)
     ),
     *(
@@ -143,11 +147,11 @@ METRIC = [
 TOPK = [
     (lambda topk=topk, codes=codes: codebook_lookup(ones(2, 3), codes(ones(4, 3)), topk=topk), error, ("topk", *named))
     for topk, error, named in (
-        (1, ValueError, ("2 to 16 or None", "1")),
-        (17, ValueError, ("2 to 16 or None", "17")),
-        (2.0, TypeError, ("an int or None", "float")),
-        (True, TypeError, ("an int or None", "bool")),
-        (5, ValueError, ("number of codes 4", "5")),
+        (1, ValueError, ("2 to 16 or None", "got 1")),
+        (17, ValueError, ("2 to 16 or None", "got 17")),
+        (2.0, TypeError, ("an int or None", "got float")),
+        (True, TypeError, ("an int or None", "got bool")),
+        (5, ValueError, ("number of codes 4", "got 5")),
     )
     for codes in (torch.clone, prepare_codebook)
 ]
@@ -162,12 +166,12 @@ RESIDUAL = [
     (lambda: residual_lookup(SINGLE, SINGLE[None, None]), ValueError, ("codebooks", "(L, K, C)", "(1, 1, 4, 3)")),
     (lambda: residual_lookup(SINGLE, ones(2, 0, 3)), ValueError, ("codebooks", "with a code", "(2, 0, 3)")),
     (lambda: residual_lookup(SINGLE, ones(2, 4, 5)), ValueError, ("codebooks", "3 channels", "(2, 4, 5)")),
-    (lambda: residual_lookup(SINGLE, SINGLE), ValueError, ("num_levels", "the number of levels", "None")),
+    (lambda: residual_lookup(SINGLE, SINGLE), ValueError, ("num_levels", "the number of levels", "got None")),
     (lambda: residual_lookup(SINGLE, SINGLE[None], num_levels=2), ValueError, ("num_levels", "expected 1", "got 2")),
-    (lambda: residual_lookup(SINGLE, SINGLE, num_levels=0), ValueError, ("num_levels", "at least 1", "0")),
-    (lambda: residual_lookup(SINGLE, ones(0, 4, 3)), ValueError, ("num_levels", "at least 1", "0")),
-    (lambda: residual_lookup(SINGLE, SINGLE, num_levels=2.0), TypeError, ("num_levels", "an int or None", "float")),
-    (lambda: residual_lookup(SINGLE.to("meta"), SINGLE[None]), ValueError, ("codebooks", "device meta", "cpu")),
+    (lambda: residual_lookup(SINGLE, SINGLE, num_levels=0), ValueError, ("num_levels", "at least 1", "got 0")),
+    (lambda: residual_lookup(SINGLE, ones(0, 4, 3)), ValueError, ("num_levels", "at least 1", "got 0")),
+    (lambda: residual_lookup(SINGLE, SINGLE, num_levels=2.0), TypeError, ("num_levels", "an int or None", "got float")),
+    (lambda: residual_lookup(SINGLE.to("meta"), SINGLE[None]), ValueError, ("codebooks", "device meta", "got cpu")),
     (
         lambda: residual_lookup(SINGLE, prepare_codebook(SINGLE[None], metric="dot")),
         ValueError,
@@ -176,8 +180,8 @@ RESIDUAL = [
 ]
 
 STATS = [
-    (lambda: codebook_stats(ones(4, 2), whole(4), 0), ValueError, ("num_codes", "at least 1", "0")),
-    (lambda: codebook_stats(ones(4, 2), whole(4), 2.0), TypeError, ("num_codes", "an int", "float")),
+    (lambda: codebook_stats(ones(4, 2), whole(4), 0), ValueError, ("num_codes", "at least 1", "got 0")),
+    (lambda: codebook_stats(ones(4, 2), whole(4), 2.0), TypeError, ("num_codes", "an int", "got float")),
     (lambda: codebook_stats(ones(4, 2), whole(4).int(), 3), TypeError, ("index", "int64", "int32")),
     (lambda: codebook_stats(ones(4, 2), whole(3), 3), ValueError, ("index", "(4,)", "(3,)")),
     (lambda: codebook_stats(ones(4, 2), whole(4), 3, valid=whole(4)), TypeError, ("valid", "bool", "int64")),
@@ -187,10 +191,10 @@ STATS = [
     (lambda: codebook_ema_(ones(2), ones(3), ones(3, 2), 0.5), ValueError, ("codebook", "2 dimensions (K, C)", "(2,)")),
     (lambda: codebook_ema_(ones(3, 2), ones(2), ones(3, 2), 0.5), ValueError, ("counts", "(3,) = (K,)", "(2,)")),
     (lambda: codebook_ema_(ones(3, 2), ones(3), ones(3, 1), 0.5), ValueError, ("sums", "(3, 2)", "(3, 1)")),
-    (lambda: codebook_ema_(ones(3, 2), ones(3), ones(3, 2), 1.5), ValueError, ("decay", "[0, 1]", "1.5")),
+    (lambda: codebook_ema_(ones(3, 2), ones(3), ones(3, 2), 1.5), ValueError, ("decay", "[0, 1]", "got 1.5")),
     (lambda: codebook_ema_(ones(3, 2), ones(3), ones(3, 2), ones()), TypeError, ("decay", "a Python float", "Tensor")),
-    (lambda: codebook_ema_(ones(3, 2), ones(3), ones(3, 2), float("nan")), ValueError, ("decay", "[0, 1]", "nan")),
-    (lambda: scatter_mean_ema_(ones(3, 2), ones(4, 5), whole(4), 0.5), ValueError, ("features", "2 channels", "5")),
+    (lambda: codebook_ema_(ones(3, 2), ones(3), ones(3, 2), float("nan")), ValueError, ("decay", "[0, 1]", "got nan")),
+    (lambda: scatter_mean_ema_(ones(3, 2), ones(4, 5), whole(4), 0.5), ValueError, ("features", "2 channels", "got 5")),
 ]
 
 IMAGES, INDEX, TOKEN, TARGET = ones(2, 3, 4), whole(2, 3), ones(4), whole(2)
@@ -224,7 +228,7 @@ MASK = [
     (
         lambda: sample_group(INDEX, uniform=ones(2).double(), generator=torch.Generator()),
         ValueError,
-        ("uniform", "either", "generator", "both"),
+        ("uniform", "either", "generator", "got both"),
     ),
 ]
 
@@ -249,7 +253,7 @@ BACKEND = [
         (
             lambda name=name: codebook_lookup(ones(2, 2), ones(2, 2), backend=name),
             ValueError,
-            ("backend", f"'{name}' cannot serve codebook_lookup", "tensors on cuda", "cpu"),
+            ("backend", f"'{name}' cannot serve codebook_lookup", "tensors on cuda", "these are on cpu"),
         )
         for name in ("triton", "cuda")
     ),

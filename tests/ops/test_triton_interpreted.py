@@ -72,76 +72,20 @@ def test_triton_is_exact_with_the_roughest_matrix_unit(name, rough_matrix_unit, 
     assert torch.equal(index, exact_lookup(features, codebook)[0])
 
 
-def _bases(codebook):
-    """Of 16 directions: those of the codebook, all but those, and some of norm 2 or so."""
-    num_channels = codebook.shape[1]
-    good = codebook_basis(codebook, directions=16)
-    others = torch.linalg.qr(torch.cat([good, _random(num_channels, 1, 16, seed=3)[0]], 1)).Q[:, 16:]
-    return {"good": good, "hiding": others.contiguous(), "not orthogonal": good + good.roll(1, 1)}
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.parametrize("kind", ["good", "hiding", "not orthogonal"])
-def test_the_reduced_pass_is_exact_with_the_roughest_matrix_unit(name, kind, rough_matrix_unit, exact_lookup):
-    features, codebook = PROBLEMS[name]()
-    basis, expected = _bases(codebook)[kind], exact_lookup(features, codebook)[0]
-    for guess in (None, torch.where(torch.arange(len(features)) % 3 > 0, (expected + 1) % len(codebook), -1)):
-        index = codebook_lookup(features, codebook, basis=basis, guess=guess, backend="triton")
-        assert torch.equal(index, expected)
-
-
-def _counted(monkeypatch, names, features, codebook, **options):
-    """The sums of the counters `names` at the end of a lookup."""
+def _open_rows(monkeypatch, features, codebook):
+    """How many rows the screening leaves to the comparison in float64."""
     from soho_fast.ops.codebook_lookup import triton as lookup
-    from soho_fast.ops.codebook_lookup import triton_reduced as reduced
 
-    counters = {}
+    counters = []
 
     def launch(kernel, num_programs, /, **arguments):
         triton_backend.launch(kernel, num_programs, **arguments)
-        # `_compare` has counters of two kinds under one name
-        counters.update({name: arguments[name] for name in names if name in arguments and name not in counters})
+        counters.extend(value for name, value in arguments.items() if name == "num_open")
 
     codebook_lookup(features, codebook, backend="triton")  # which tries the backend before the first use
-    for module in (lookup, reduced):
-        monkeypatch.setattr(module, "launch", launch)
-    codebook_lookup(features, codebook, backend="triton", **options)
-    return [int(counters[name].sum()) for name in names]
-
-
-def _open_rows(monkeypatch, features, codebook):
-    """How many rows the screening leaves to the comparison in float64."""
-    return _counted(monkeypatch, ["num_open"], features, codebook)[0]
-
-
-def _learned(num_rows, seed=0):
-    """Features near codes that differ in few directions, and features that are noise."""
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.linalg.qr(torch.randn(64, 6, generator=generator)).Q
-    codebook = 5 * torch.randn(130, 6, generator=generator) @ directions.T
-    codebook += 0.02 * torch.randn(130, 64, generator=generator)
-    near = codebook[torch.arange(num_rows) % 130] + 0.02 * torch.randn(num_rows, 64, generator=generator)
-    return near, 5 * torch.randn(num_rows, 64, generator=generator), codebook
-
-
-def test_the_reduced_pass_settles_what_lies_near_learned_codes(monkeypatch):
-    near, _, codebook = _learned(150)
-    basis = codebook_basis(codebook, directions=6)
-    guess = torch.arange(150) % 130
-    for hint in (None, guess):
-        counted = _counted(monkeypatch, ["num_left", "num_close"], near, codebook, basis=basis, guess=hint)
-        assert counted == [0, 0]
-
-
-@pytest.mark.parametrize("noise_first", [False, True])
-def test_the_first_rows_decide_whether_the_reduced_pass_goes_on(noise_first, monkeypatch, exact_lookup):
-    near, noise, codebook = _learned(600)
-    features = torch.cat([noise[:512], near[512:]] if noise_first else [near[:512], noise[512:]])
-    basis = codebook_basis(codebook, directions=4)
-    left = _counted(monkeypatch, ["num_left"], features, codebook, basis=basis)
-    assert left == [600 if noise_first else 88], "all where the first 512 are left, else those alone that are noise"
-    index = codebook_lookup(features, codebook, basis=basis, backend="triton")
-    assert torch.equal(index, exact_lookup(features, codebook)[0])
+    monkeypatch.setattr(lookup, "launch", launch)
+    codebook_lookup(features, codebook, backend="triton")
+    return int(counters[-1].sum())
 
 
 @pytest.mark.parametrize(
@@ -163,6 +107,15 @@ def test_triton_screening_settles_most_rows(features, codebook, most, monkeypatc
 def test_triton_leaves_the_work_to_float64_where_nothing_can_be_screened(monkeypatch):
     features, codebook = torch.full((10, 4), 3e38), torch.tensor([[3e38, 3e38, -3e38, 3e38], [-3e38] * 4])
     assert _open_rows(monkeypatch, features, codebook) == 10
+
+
+def test_triton_takes_hints_and_does_without_them():
+    features, codebook = _random(30, 40, 64)
+    basis, expected = codebook_basis(codebook, directions=16), codebook_lookup(features, codebook, backend="reference")
+    index = codebook_lookup(features, codebook, basis=basis, guess=(expected + 1) % 40, backend="triton")
+    assert torch.equal(index, expected)
+    prepared = prepare_codebook(codebook, basis=basis, backend="triton")
+    assert torch.equal(codebook_lookup(features, prepared, backend="triton"), expected)
 
 
 def test_triton_does_not_read_what_another_backend_packed():

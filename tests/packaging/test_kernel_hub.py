@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -73,6 +74,22 @@ def test_build_toml_lists_what_cmake_builds_with_its_flags(repository):
     assert "-mavx512vnni" in flags_of[f"{folder}/cpu_avx512_vnni.cpp"]
     assert "-mavx512f" not in flags_of[f"{folder}/cpu_avx2.cpp"] and "-mavx2" in flags_of[f"{folder}/cpu_avx2.cpp"]
     assert "-DSOHO_X86_LEVELS" in flags_of[f"{folder}/cpu_dispatch.cpp"]
+
+
+def test_its_module_uses_pythons_limited_interface_alone(repository, tmp_path):
+    """One binary serves every Python: names with an underscore in front belong to one."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None or shutil.which("nm") is None:
+        pytest.skip("needs a compiler and nm")
+    module, compiled = repository / "csrc/torch/module.cpp", tmp_path / "module.o"
+    options = ["-std=c++20", "-DTORCH_EXTENSION_NAME=small", f"-I{repository / 'csrc'}"]
+    options += [f"-isystem{sysconfig.get_path('include')}", "-c", str(module), "-o", str(compiled)]
+    subprocess.run([compiler, *options], check=True)
+    done = subprocess.run(["nm", str(compiled)], capture_output=True, text=True, check=True)
+    defined, names = ({line.split()[-1] for line in done.stdout.splitlines() if f" {kind} " in line} for kind in "TU")
+    assert "PyInit_small" in defined
+    used = {name for name in names if name.startswith(("Py", "_Py"))}
+    assert used and not {name for name in used if name.startswith("_Py")} - {"_Py_Dealloc", "_Py_NoneStruct"}
 
 
 def test_no_binding_names_the_namespace_itself():

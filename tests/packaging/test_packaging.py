@@ -58,8 +58,8 @@ def test_a_source_distribution_holds_what_the_extension_is_built_from(sdist):
 def test_a_wheel_of_it_holds_the_package_and_its_licence(wheel, metadata):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    package = below(ROOT / "soho_fast", ".py", ".yaml", ".typed", ".js", ".css", ".html")
-    assert {"py.typed", "explore/pages/index.html", "explore/pages/app/wall.js"} <= package
+    package = below(ROOT / "soho_fast", ".py", ".pyi", ".yaml", ".typed", ".js", ".css", ".html")
+    assert {"py.typed", "_C.pyi", "explore/pages/index.html", "explore/pages/app/wall.js"} <= package
     assert {name.removeprefix("soho_fast/") for name in names if name.startswith("soho_fast/")} == package
     about = f"soho_fast-{soho_fast.__version__}.dist-info"
     assert f"{about}/licenses/LICENSE" in names and metadata["License-Expression"] == "Apache-2.0"

@@ -38,13 +38,6 @@ def test_only_stable_c_functions_of_torch_are_used():
     assert sorted(name for name in names if not re.search(rf"\b{name}\b", promised)) == []
 
 
-@pytest.mark.skipif(not LIBRARIES, reason="needs the compiled extension")
-def test_only_pythons_limited_interface_is_used():
-    """Names with an underscore in front, and fields of PyTypeObject, belong to one Python."""
-    names = {name for name in undefined(LIBRARIES[0]) if name.startswith(("Py", "_Py"))}
-    assert names and not {name for name in names if name.startswith("_Py")} - {"_Py_Dealloc", "_Py_NoneStruct"}
-
-
 @pytest.mark.parametrize("symbol", ["_ZN3c105ErrorC1Ev", "_ZN2at4addmERKNS_6TensorES2_", "aoti_torch_unheard_of"])
 def test_another_symbol_would_be_seen(symbol):
     assert of_torch({symbol, "memcpy@GLIBC_2.14", "PyDict_New", "_ZSt9terminatev@GLIBCXX_3.4"}) == {symbol}

@@ -13,7 +13,8 @@ from soho_fast.ops.backends import backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup import reference
 from soho_fast.ops.codebook_lookup.basis import check_basis
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, check_metric, lacking_metric
-from soho_fast.ops.forward_mode import PassOn, has_tangent, in_transform
+from soho_fast.ops.forward_mode import PassOn, has_gradient, has_tangent, in_transform, without_gradient
+from soho_fast.ops.mapping import in_front, padded_dims, slices_of
 
 
 def _check_pair(features: Tensor, codebook: Tensor) -> None:
@@ -119,6 +120,10 @@ def codebook_lookup(
         ValueError: shapes or devices that do not fit, an empty codebook, an unknown metric or another than that of the
             prepared codebook, topk beyond the number of codes, or a backend that cannot serve the call.
     """
+    if isinstance(codebook, PreparedCodebook) and not return_distance and topk is guess is basis is backend is None:
+        index = codebook.nearest(features, metric)
+        if index is not None:
+            return index
     check_metric(metric)
     _check_topk(topk)
     if isinstance(codebook, PreparedCodebook):
@@ -170,10 +175,9 @@ def _lookup(
     op = op_for("codebook_lookup", chosen, features.device)
     options = (packed, basis, guess, reference.METRICS.index(metric), topk or 1)
     if not return_distance or has_tangent(features, codebook):
-        index = op(features.detach(), codebook.detach(), False, False, *options)[1]
+        index = without_gradient(op, features, codebook, False, False, *options)[1]
         return (index, reference.chosen_value(features, codebook, index, metric)) if return_distance else (index,)
-    differentiable = torch.is_grad_enabled() and (features.requires_grad or codebook.requires_grad)
-    distance, index, _ = op(features, codebook, True, differentiable, *options)
+    distance, index, _ = op(features, codebook, True, has_gradient(features, codebook), *options)
     return index, distance
 
 
@@ -294,12 +298,55 @@ def _straight_through_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, No
     return grad, None, None
 
 
+def _lookup_vmap(
+    op: Any,
+    info: Any,
+    in_dims: tuple,
+    features: Tensor,
+    codebook: Tensor,
+    return_distance: bool,
+    return_codes: bool,
+    packed: Tensor | None = None,
+    basis: Tensor | None = None,
+    guess: Tensor | None = None,
+    metric: int = 0,
+    topk: int = 1,
+) -> tuple:
+    of_features, of_codebook, _, _, of_packed, of_basis, of_guess, _, _ = padded_dims(in_dims, 9)
+    rows = in_front(info.batch_size, features, of_features)
+    slices = slices_of(info.batch_size, rows.shape[1:-1], codebook, of_codebook)
+    if guess is not None:
+        guess = slices.merge(in_front(info.batch_size, guess, of_guess))
+    # What was made of a codebook fits where it is mapped over as that is; a basis for all of them does as well.
+    if packed is not None:
+        packed = packed if of_packed is None else packed.movedim(of_packed, 0).flatten(0, 1)
+        packed = packed if (of_packed is None) == (of_codebook is None) else None
+    if basis is not None:
+        alike = (of_basis is None) == (of_codebook is None) and basis.dim() == codebook.dim()
+        basis = basis if of_basis is None else basis.movedim(of_basis, 0)
+        basis = basis if alike or (of_basis is None and basis.dim() == 2) else None
+    options = (packed, basis, guess, metric, topk)
+    results = op(slices.merge(rows), slices.codebook, return_distance, return_codes, *options)
+    asked = (return_distance, True, return_codes)  # of the others there is an empty one
+    split = (slices.split(result) if one else result for result, one in zip(results, asked, strict=True))
+    return tuple(split), tuple(slices.out_dim if one else None for one in asked)
+
+
+def _straight_through_vmap(
+    op: Any, info: Any, in_dims: tuple, features: Tensor, codebook: Tensor, index: Tensor
+) -> tuple:
+    rows, index = in_front(info.batch_size, features, in_dims[0]), in_front(info.batch_size, index, in_dims[2])
+    slices = slices_of(info.batch_size, index.shape[1:], codebook, in_dims[1])
+    return slices.split(op(slices.merge(rows), slices.codebook, slices.merge(index))), slices.out_dim
+
+
 define_op(
     "codebook_lookup",
     "(Tensor features, Tensor codebook, bool return_distance, bool return_codes, Tensor? packed=None,"
     " Tensor? basis=None, Tensor? guess=None, int metric=0, int topk=1) -> (Tensor, Tensor, Tensor)",
     reference=reference.codebook_lookup,
     fake=_lookup_fake,
+    vmap=_lookup_vmap,
     backward=_lookup_backward,
     setup_context=_lookup_setup,
 )
@@ -308,6 +355,7 @@ define_op(
     "(Tensor features, Tensor codebook, Tensor index) -> Tensor",
     reference=reference.straight_through,
     fake=lambda features, codebook, index: features.new_empty(features.shape),
+    vmap=_straight_through_vmap,
     backward=_straight_through_backward,
     setup_context=_straight_through_setup,
 )

@@ -3,6 +3,8 @@
 Letters: K codes, C channels.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from soho_fast.ops import checks
 from soho_fast.ops.backends import LIBRARY, backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup.basis import check_basis, codebook_basis, paying_basis, pays
 from soho_fast.ops.codebook_lookup.reference import METRICS
+from soho_fast.ops.forward_mode import in_transform, without_gradient
+from soho_fast.ops.mapping import padded_dims
 from soho_fast.ops.names import NAMESPACE
 
 
@@ -52,6 +56,9 @@ class PreparedCodebook:
         self.basis = None if basis is None else basis.detach().clone()
         op = op_for("pack_codebook", self._backend, codebook.device)
         self._packed = op(self.codebook, self.basis, METRICS.index(metric))
+        self._lookup_op = op_for("codebook_lookup", self._backend, codebook.device)
+        best = backend_for("codebook_lookup", None, codebook.device.type, lacking_metric(metric))
+        self._serves_at_once = self._backend == best == "cpu" and codebook.dim() == 2
 
     def __getstate__(self) -> dict[str, object]:
         _refuse_written(self.codebook, self._version)
@@ -74,6 +81,25 @@ class PreparedCodebook:
     @property
     def metric(self) -> str:
         return self._metric
+
+    def nearest(self, features: Tensor, metric: str) -> Tensor | None:
+        """The index by the CPU kernel after few questions, which take as long as the lookup of a row. None where the
+        answer to one is no: `codebook_lookup` then asks all of them and says what is wrong."""
+        if (
+            torch.compiler.is_compiling()
+            or in_transform()
+            or not self._serves_at_once
+            or type(features) is not Tensor
+            or not features.is_cpu
+            or features.dtype not in checks.FLOAT_TYPES
+            or features.dim() < 2
+            or features.shape[-1] != self._codebook.shape[-1]
+            or metric != self._metric
+        ):
+            return None
+        _refuse_written(self._codebook, self._version)
+        options = (self._packed, self.basis, None, METRICS.index(metric))
+        return without_gradient(self._lookup_op, features, self._codebook, False, False, *options)[1]
 
     def packed_for(self, backend: str) -> Tensor | None:
         """What the backend's kernel reads; None where the codebook was prepared for another backend."""
@@ -148,11 +174,27 @@ def _pack_fake(codebook: Tensor, basis: Tensor | None = None, metric: int = 0) -
     return codebook.new_empty((codebook.shape[:-2].numel(), size), dtype=torch.uint8)
 
 
+def _pack_vmap(
+    op: Any, info: Any, in_dims: tuple, codebook: Tensor, basis: Tensor | None = None, metric: int = 0
+) -> tuple:
+    of_codebook, of_basis, _ = padded_dims(in_dims, 3)
+    if of_codebook is None:  # a basis is a hint, which may be left out
+        return op(codebook, None, metric), None
+    codebook = codebook.movedim(of_codebook, 0)
+    if basis is not None and of_basis is not None:
+        basis = basis.movedim(of_basis, 0)
+    if basis is not None and basis.dim() not in (2, codebook.dim()):
+        basis = None
+    packed = op(codebook, basis, metric)
+    return packed.unflatten(0, (info.batch_size, codebook.shape[1:-2].numel())), 0
+
+
 define_op(
     "pack_codebook",
     "(Tensor codebook, Tensor? basis=None, int metric=0) -> Tensor",
     reference=lambda codebook, *_: codebook.new_empty((codebook.shape[:-2].numel(), 0), dtype=torch.uint8),
     fake=_pack_fake,
+    vmap=_pack_vmap,
 )
 
 

@@ -37,7 +37,21 @@ def _sum_of_channels(terms_PC: Tensor) -> Tensor:
 def norm(vectors_PC: Tensor) -> Tensor:
     """The root of the sum of squares, 1 where it is 0."""
     square_P = _sum_of_channels(vectors_PC * vectors_PC)
-    return torch.where(square_P == 0.0, 1.0, square_P).sqrt()
+    return _root(torch.where(square_P == 0.0, 1.0, square_P))
+
+
+def _root(square_P: Tensor) -> Tensor:
+    """The square root rounded correctly, as IEEE 754 and the kernels have it; float64.
+
+    On some processors torch's own, MKL's, is the neighbouring number for 0.7 % of values. One step of Newton's method
+    with the exact rest (Dekker 1971) gives the nearest one.
+    """
+    root_P = square_P.sqrt()
+    high_P = root_P * 134217729.0  # 2^27 + 1: the upper half of the digits, so that products are exact
+    high_P = high_P - (high_P - root_P)
+    low_P = root_P - high_P
+    rest_P = ((square_P - high_P * high_P) - 2 * high_P * low_P) - low_P * low_P
+    return torch.where(square_P.isfinite(), root_P + rest_P / (2 * root_P), root_P)
 
 
 def _similarity(features_PC: Tensor, codes_PC: Tensor, metric: str) -> Tensor:

@@ -15,7 +15,6 @@ distances that define the result.
 A row whose best score leads the second by more than twice the bound is settled. The others are screened again, and each
 code that comes within twice the bound of the best is compared in float64 where it is found: no list of survivors, so
 nothing overflows. A row or a codebook beyond the reach of the bound compares every code. Copies of a code count once.
-With a basis, a pass over few directions comes first (`triton_reduced.py`), and the screening takes the rows it leaves.
 Besides b^ the memory it takes is a^, 2 D bytes a row, and 20 bytes a row.
 
 Letters: G codebooks, N features for each, K codes, C channels; Q codes and D channels padded to whole tiles.
@@ -26,11 +25,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from soho_fast.ops.codebook_lookup import triton_pack, triton_reduced
+from soho_fast.ops.codebook_lookup import triton_pack
 from soho_fast.ops.codebook_lookup.triton_compare import _chosen_distance, _compare, _tile_scores
 from soho_fast.ops.codebook_lookup.triton_pack import (
     TILE,
-    PackedCodes,
     exponent_of,
     is_finite,
     length_of,
@@ -40,7 +38,6 @@ from soho_fast.ops.codebook_lookup.triton_pack import (
     to_float16,
     unpacked_parts,
 )
-from soho_fast.ops.codebook_lookup.triton_reduced import ReducedCodes
 from soho_fast.ops.triton_backend import ceil_div, launch, strided
 
 NO_CODE = tl.constexpr(-(2.0**30))  # a best score below it is that of an unusable code
@@ -135,8 +132,6 @@ def _screen(
     open_rows,
     threshold,
     num_open,
-    left_rows,
-    num_left,
     num_rows,
     num_channels,
     padded_codes,
@@ -148,20 +143,12 @@ def _screen(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ONE_STEP: tl.constexpr,
-    LISTED: tl.constexpr,
 ):
-    """One program per block of rows, of all or of those in `left_rows`: writes the index of each row, and lists those
-    that it does not settle."""
+    """One program per block of rows: writes the index of each row, and lists those that it does not settle."""
     num_blocks = tl.cdiv(num_rows, BLOCK_N)
     group = (tl.program_id(0) // num_blocks).to(tl.int64)
     row = (tl.program_id(0) % num_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     real = row < num_rows
-    end_code = padded_codes
-    if LISTED:
-        total = tl.load(num_left + group)
-        real = row < total
-        row = tl.load(left_rows + group * num_rows + row, mask=real, other=0)
-        end_code = padded_codes * ((tl.program_id(0) % num_blocks) * BLOCK_N < total).to(tl.int32)
     place = group * num_rows + tl.minimum(row, num_rows - 1)
     row_pointers = rounded + place * padded_channels
     r = tl.load(ratio + place)
@@ -177,7 +164,7 @@ def _screen(
     best_start = tl.zeros([BLOCK_N], dtype=tl.int32)
     longest = tl.zeros([TILE], dtype=tl.float32)
     most_lost = tl.zeros([TILE], dtype=tl.float32)
-    for start in range(0, end_code, TILE):
+    for start in range(0, padded_codes, TILE):
         code = start + column
         code_pointers = codes + group * codes_stride + code.to(tl.int64) * padded_channels
         negated_half = -tl.load(half_square + group * half_square_stride + code)
@@ -249,7 +236,6 @@ def _gather_codes(
 
 KERNELS = [
     *triton_pack.KERNELS,
-    *triton_reduced.KERNELS,
     _round_features,
     _screen,
     _compare,
@@ -275,37 +261,20 @@ def _refuse_other_metrics(metric: int) -> None:
         raise ValueError("metric: the Triton kernels serve 0 (euclidean) alone")
 
 
-def _reduced_parts(parts: PackedCodes, basis: Tensor | None, num_codes: int) -> ReducedCodes | None:
-    if basis is None or not triton_reduced.can_reduce(basis.shape[-1], basis.shape[-2]):
-        return None
-    return triton_reduced.reduced_parts(parts, basis, num_codes)
-
-
 def pack_codebook(codebook: Tensor, basis: Tensor | None = None, metric: int = 0) -> Tensor:
-    """What the lookup derives of a codebook, and of a basis of its reduced pass, as bytes (G, size)."""
+    """What the lookup derives of a codebook, as bytes (G, size). `basis` is a hint, not used here."""
     _refuse_other_metrics(metric)
     num_codes, num_channels = codebook.shape[-2:]
     codebook_GKC = codebook.reshape(codebook.shape[:-2].numel(), num_codes, num_channels)
-    parts = packed_parts(codebook_GKC)
-    reduced = _reduced_parts(parts, basis, num_codes)
-    return torch.cat([part.flatten(1).view(torch.uint8) for part in (*parts, *(reduced or ()))], 1)
+    return torch.cat([part.flatten(1).view(torch.uint8) for part in packed_parts(codebook_GKC)], 1)
 
 
-def _lookup(
-    features_GNC: Tensor, codebook_GKC: Tensor, packed: Tensor | None, basis: Tensor | None, guess_GN: Tensor | None
-) -> Tensor:
+def _lookup(features_GNC: Tensor, codebook_GKC: Tensor, packed: Tensor | None) -> Tensor:
     """Index (G, N) of the nearest codes; no extent is zero."""
     num_codebooks, num_rows, num_channels = features_GNC.shape
     num_codes = codebook_GKC.shape[1]
     padded_codes, padded_channels, step = padded_sizes(num_codes, num_channels)
-    reduced = None
-    if packed is None:
-        parts = packed_parts(codebook_GKC)
-    else:
-        parts, behind = unpacked_parts(packed, num_codes, num_channels)
-        reduced = triton_reduced.unpacked_reduced(behind, num_codes, num_channels)
-    if reduced is None:
-        reduced = _reduced_parts(parts, basis, num_codes)
+    parts = packed_parts(codebook_GKC) if packed is None else unpacked_parts(packed, num_codes, num_channels)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return features_GNC.new_empty((num_codebooks, num_rows, *shape), dtype=dtype)
@@ -327,12 +296,6 @@ def _lookup(
     )
     index_GN = empty(dtype=torch.int64)
     sizes["padded_codes"] = padded_codes
-    close: dict[str, Tensor] = {}
-    left = {"left_rows": index_GN, "num_left": index_GN}  # not read: all rows are
-    if reduced is not None:
-        close, left = triton_reduced.screen_reduced(
-            parts, reduced, screened | bounds, guess_GN, index_GN, sizes, num_codes
-        )
     still_open = {
         "open_rows": empty(dtype=torch.int32),
         "threshold": empty(),
@@ -353,59 +316,27 @@ def _lookup(
         **parts.arguments("codes", "half_square", "code_length", "code_lost"),
         index=index_GN,
         **still_open,
-        **left,
         **sizes,
         BLOCK_N=128,
-        LISTED=reduced is not None,
         **options,
     )
     num_programs = torch.sym_min(ceil_div(num_rows, 32), _PROGRAMS)
-    compared = {
-        **features,
-        **strided("codebook", codebook_GKC, "gkc"),
-        **parts.arguments("half_square"),
-        "ratio": screened["ratio"],
-        "index": index_GN,
-        "num_rows": num_rows,
-        "num_channels": num_channels,
-        "padded_codes": padded_codes,
-        "num_programs": num_programs,
-        "one": 1.0,
-        "BLOCK_N": 32,
-    }
     launch(
         _compare,
         num_codebooks * num_programs,
         rounded=screened["rounded"],
-        **parts.arguments("codes"),
+        ratio=screened["ratio"],
+        **parts.arguments("codes", "half_square"),
         **still_open,
-        padded_channels=padded_channels,
-        rest=screened["ratio"],  # not read
-        code_rest=screened["ratio"],
-        REDUCED=False,
+        **features,
+        **strided("codebook", codebook_GKC, "gkc"),
+        index=index_GN,
+        **sizes,
+        num_programs=num_programs,
+        one=1.0,
+        BLOCK_N=32,
         **options,
-        **compared,
     )
-    if reduced is not None:
-        launch(
-            _compare,
-            num_codebooks * num_programs,
-            rounded=close["projected"],
-            codes=reduced.reduced_codes,
-            codes_stride=reduced.reduced_codes.stride(0),
-            open_rows=close["close_rows"],
-            threshold=close["threshold"],
-            num_open=close["num_close"],
-            padded_channels=reduced.num_directions,
-            rest=close["rest"],
-            code_rest=reduced.code_rest,
-            BLOCK_C=reduced.num_directions,
-            ONE_STEP=True,
-            REDUCED=True,
-            num_warps=8,
-            num_stages=2,
-            **compared,
-        )
     return index_GN
 
 
@@ -441,15 +372,15 @@ def codebook_lookup(
     metric: int = 0,
     topk: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.codebook_lookup`; `packed` is what `pack_codebook` made of the codebook, or None."""
+    """As `reference.codebook_lookup`, whose hints `basis` and `guess` are not used here; `packed` is what
+    `pack_codebook` made of the codebook, or None."""
     _refuse_other_metrics(metric)
     if topk != 1:
         raise ValueError("topk: the Triton kernels serve 1 alone")
     features_GNC, codebook_GKC = _grouped(features, codebook)
     num_codebooks, num_rows, num_channels = features_GNC.shape
     if features_GNC.numel() > 0:
-        guess_GN = None if guess is None else guess.reshape(num_codebooks, num_rows).contiguous()
-        index_GN = _lookup(features_GNC, codebook_GKC, packed, basis, guess_GN)
+        index_GN = _lookup(features_GNC, codebook_GKC, packed)
     else:
         index_GN = features.new_zeros((num_codebooks, num_rows), dtype=torch.int64)
     distance = features.new_zeros((num_codebooks, num_rows) if return_distance else (0,), dtype=torch.float32)

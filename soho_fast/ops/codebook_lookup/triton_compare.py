@@ -89,18 +89,12 @@ def _compare(
     codebook_stride_g,
     codebook_stride_k,
     codebook_stride_c,
-    rest,
-    code_rest,
     one,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ONE_STEP: tl.constexpr,
-    REDUCED: tl.constexpr,
 ):
-    """`num_programs` programs per codebook share its open rows: screens them again, compares survivors in float64.
-
-    With REDUCED, rows and codes are those of the reduced pass.
-    """
+    """`num_programs` programs per codebook share its open rows: screens them again, compares survivors in float64."""
     group = (tl.program_id(0) // num_programs).to(tl.int64)
     total = tl.load(num_open + group)
     column = tl.arange(0, TILE)
@@ -125,9 +119,6 @@ def _compare(
             score = _tile_scores(
                 row_pointers, code_pointers, whole_rows, -half, r, padded_channels, BLOCK_N, BLOCK_C, ONE_STEP
             )
-            if REDUCED:
-                of_codes = tl.load(code_rest + group * padded_codes + code)
-                score += tl.load(rest + place)[:, None] * of_codes[None, :]
             # A threshold that is NaN lets every usable code survive.
             alive = real[:, None] & (half < UNUSABLE)[None, :] & ~(score < lowest[:, None])
             next_column = tl.min(tl.where(alive, column[None, :], TILE), axis=1)

@@ -238,11 +238,9 @@ def packed_parts(codebook_GKC: Tensor) -> PackedCodes:
     return packed
 
 
-def unpacked_parts(packed: Tensor, num_codes: int, num_channels: int) -> tuple[PackedCodes, Tensor]:
-    """`packed_parts` as views of what `pack_codebook` returned, and the bytes (G, size) behind them."""
+def unpacked_parts(packed: Tensor, num_codes: int, num_channels: int) -> PackedCodes:
+    """`packed_parts` as views of what `pack_codebook` returned."""
     padded_codes, padded_channels, _ = padded_sizes(num_codes, num_channels)
     sizes = [2 * padded_codes * padded_channels, *(3 * [4 * padded_codes]), 4 * num_channels, 4]
     types = [torch.float16, *(4 * [torch.float32]), torch.int32]
-    parts = packed[:, : sum(sizes)].split(sizes, 1)
-    views = PackedCodes(*(part.view(dtype) for part, dtype in zip(parts, types, strict=True)))
-    return views, packed[:, sum(sizes) :]
+    return PackedCodes(*(part.view(dtype) for part, dtype in zip(packed.split(sizes, 1), types, strict=True)))

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import define_op, mark_changed, op_for
-from soho_fast.ops.forward_mode import has_tangent
+from soho_fast.ops.forward_mode import has_gradient, has_tangent, in_transform
 from soho_fast.ops.group_mask import reference
+from soho_fast.ops.mapping import in_front, write_through
 
 
 def sample_group(
@@ -104,13 +105,13 @@ def group_mask(
         return op(features, index, mask_token, target, valid)
     checks.check_writable("features", features, "pass inplace=False or a copy")
     op = op_for("group_mask_", backend, features.device)
-    differentiable = torch.is_grad_enabled() and (features.requires_grad or mask_token.requires_grad)
+    differentiable = has_gradient(features, mask_token)
     if differentiable and features.requires_grad and features.is_leaf:
         raise ValueError(
             "features: a leaf that requires a gradient cannot be masked in place; pass inplace=False or a tensor "
             "computed from it"
         )
-    if has_tangent(features, mask_token):
+    if has_tangent(features, mask_token) or (differentiable and in_transform()):
         return features, reference.group_mask_(features, index, mask_token, target, valid)
     if differentiable:
         return _GroupMaskInPlace.apply(features, index, mask_token, target, valid, backend)
@@ -177,17 +178,82 @@ class _GroupMaskInPlace(torch.autograd.Function):
         return grad_features, None, grad_token, None, None, None
 
 
+def _all_images(info: Any, dims: tuple, *tensors: Tensor | None) -> list:
+    """What there is of each image, with the images of all slices of a map in a row."""
+    pairs = zip(tensors, dims, strict=True)
+    return [None if each is None else in_front(info.batch_size, each, dim).flatten(0, 1) for each, dim in pairs]
+
+
+def _sample_vmap(op: Any, info: Any, in_dims: tuple, index: Tensor, valid: Tensor | None, uniform: Tensor) -> tuple:
+    target = op(*_all_images(info, in_dims, index, valid, uniform))
+    return target.unflatten(0, (info.batch_size, target.shape[0] // info.batch_size)), 0
+
+
+def _own_tokens(masked_BLC: Tensor, labels_BL: Tensor, token_VC: Tensor) -> Tensor:
+    """Where each slice has a token of its own: that in the place of the first slice's."""
+    token_BLC = token_VC.repeat_interleave(masked_BLC.shape[0] // token_VC.shape[0], 0).unsqueeze(1)
+    return torch.where((labels_BL >= 0).unsqueeze(-1), token_BLC, masked_BLC)
+
+
+def _mask_vmap(
+    op: Any,
+    info: Any,
+    in_dims: tuple,
+    features: Tensor,
+    index: Tensor,
+    mask_token: Tensor,
+    target: Tensor,
+    valid: Tensor | None,
+) -> tuple:
+    of_token = in_dims[2]
+    dims = (*in_dims[:2], *in_dims[3:])
+    images, index, target, valid = _all_images(info, dims, features, index, target, valid)
+    token_VC = mask_token.unsqueeze(0) if of_token is None else mask_token.movedim(of_token, 0)
+    masked, labels = op(images, index, token_VC[0], target, valid)
+    if of_token is not None:
+        masked = _own_tokens(masked, labels, token_VC)
+    shape = (info.batch_size, images.shape[0] // info.batch_size)
+    return (masked.unflatten(0, shape), labels.unflatten(0, shape)), (0, 0)
+
+
+def _mask_inplace_vmap(
+    op: Any,
+    info: Any,
+    in_dims: tuple,
+    features: Tensor,
+    index: Tensor,
+    mask_token: Tensor,
+    target: Tensor,
+    valid: Tensor | None,
+) -> tuple:
+    of_features, of_token = in_dims[0], in_dims[2]
+    if of_features is None:
+        raise ValueError("features: expected to be mapped over to be masked in place, got one for all slices of a vmap")
+    slices = features.movedim(of_features, 0)
+    dims = (0, in_dims[1], *in_dims[3:])
+    images, index, target, valid = _all_images(info, dims, slices, index, target, valid)
+    token_VC = mask_token.unsqueeze(0) if of_token is None else mask_token.movedim(of_token, 0)
+    labels = op(images, index, token_VC[0], target, valid)
+    if of_token is not None:
+        images.copy_(_own_tokens(images, labels, token_VC))
+    write_through(images, slices)
+    mark_changed(features)
+    return labels.unflatten(0, slices.shape[:2]), 0
+
+
 define_op(
     "sample_group",
     "(Tensor index, Tensor? valid, Tensor uniform) -> Tensor",
     reference=reference.sample_group,
     fake=lambda index, valid, uniform: index.new_empty(index.shape[:1]),
+    vmap=_sample_vmap,
 )
 define_op(
     "group_mask",
     "(Tensor features, Tensor index, Tensor mask_token, Tensor target, Tensor? valid) -> (Tensor, Tensor)",
     reference=reference.group_mask,
     fake=_fake,
+    vmap=_mask_vmap,
     backward=_backward,
     setup_context=_setup,
 )
@@ -196,4 +262,5 @@ define_op(
     "(Tensor(a!) features, Tensor index, Tensor mask_token, Tensor target, Tensor? valid) -> Tensor",
     reference=reference.group_mask_,
     fake=_fake_inplace,
+    vmap=_mask_inplace_vmap,
 )

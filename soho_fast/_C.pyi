@@ -1,0 +1,24 @@
+"""Introspection of the compiled soho_fast kernels (csrc/torch/module.cpp)."""
+
+from typing import NotRequired, TypedDict, type_check_only
+
+@type_check_only
+class BuildInfo(TypedDict):
+    compiler: str
+    architecture: str
+    stable_abi: str
+    cuda_architectures: NotRequired[str]
+    cpu_levels_built: list[str]
+    cpu_levels_available: list[str]
+    cpu_level: str
+
+@type_check_only
+class LookupTotals(TypedDict):
+    rows: int
+    reduced: int
+    compared: int
+    left: int
+
+def build_info() -> BuildInfo: ...
+def lookup_totals() -> LookupTotals: ...
+def set_cpu_level(level: str) -> None: ...

@@ -1,0 +1,78 @@
+"""What `soho_fast/_C.pyi` says of the compiled module is so, and a type checker reads it."""
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from soho_fast import ops  # which imports torch, whose libraries the module needs
+
+if not ops.build_info()["extension"]:
+    pytest.skip("needs the compiled extension", allow_module_level=True)
+
+from soho_fast import _C
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PROGRAM = """
+from soho_fast import _C
+
+reveal_type(_C.build_info()["cpu_levels_available"])
+reveal_type(_C.lookup_totals()["rows"])
+reveal_type(_C.set_cpu_level(""))
+_C.set_cpu_level(3)
+_C.build_info()["cpu_levels"]
+"""
+SAID = (  # in the words of several releases of mypy
+    r'Revealed type is "(builtins\.)?list\[(builtins\.)?str\]"',
+    r'Revealed type is "(builtins\.)?int"',
+    r'Revealed type is "None"',
+    r'Argument 1 to "set_cpu_level" has incompatible type "int"; expected "str"',
+    r'TypedDict "BuildInfo" has no key "cpu_levels"',
+)
+
+
+@pytest.fixture(scope="module")
+def stub() -> dict[str, ast.AST]:
+    """Its classes and functions, by name."""
+    tree = ast.parse((ROOT / "soho_fast/_C.pyi").read_text())
+    return {node.name: node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+
+
+def test_both_have_the_same_functions(stub):
+    functions = {name for name in vars(_C) if not name.startswith("_")}
+    assert functions == {name for name, node in stub.items() if isinstance(node, ast.FunctionDef)}
+    for name in functions:
+        arguments = ", ".join(ast.unparse(argument) for argument in stub[name].args.args)
+        assert getattr(_C, name).__doc__.startswith(f"{name}({arguments}) -> "), getattr(_C, name).__doc__
+
+
+@pytest.mark.parametrize(("function", "name"), [("build_info", "BuildInfo"), ("lookup_totals", "LookupTotals")])
+def test_a_result_has_the_keys_and_types_that_are_said(stub, function, name):
+    said = {field.target.id: ast.unparse(field.annotation) for field in stub[name].body}
+    result = getattr(_C, function)()
+    for key, value in result.items():
+        kind = f"list[{type(value[0]).__name__}]" if isinstance(value, list) else type(value).__name__
+        assert said[key] in (kind, f"NotRequired[{kind}]"), key
+    assert {key for key, kind in said.items() if not kind.startswith("NotRequired")} <= set(result)
+
+
+def test_a_level_that_is_no_text_or_unknown_is_refused():
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        _C.set_cpu_level(3)
+    with pytest.raises(ValueError, match=r"level: expected scalar, avx2, .* or amx, got 'sse9'"):
+        _C.set_cpu_level("sse9")
+
+
+def test_a_type_checker_reads_it(tmp_path):
+    if importlib.util.find_spec("mypy") is None:
+        pytest.skip("mypy is not installed")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "program.py")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert len(lines) >= len(SAID) and all(map(re.search, SAID, lines)), lines
