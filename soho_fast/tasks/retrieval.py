@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from soho_fast.common.errors import BrokenImageError
 from soho_fast.common.processes import Processes
 from soho_fast.common.tables import Table
-from soho_fast.data.batches.retrieval import RetrievalDataset
+from soho_fast.data.batches.downstream import RetrievalDataset
 from soho_fast.data.batches.sample import Collator, Sample
+from soho_fast.data.readers.captions import read_karpathy
 from soho_fast.data.readers.json_lines import read_json_lines
-from soho_fast.data.readers.karpathy import read_karpathy
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
 from soho_fast.data.text import encode_texts
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining

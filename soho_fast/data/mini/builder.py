@@ -1,4 +1,7 @@
-"""Builds the demo corpus: describe, caption, draw, write, and put in place in one rename."""
+"""Builds the demo corpus: describe, caption, draw, write, and put in place in one rename.
+
+Of a built one it tells which object lies under each cell of a grid: what the corpus knows and no caption says.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from soho_fast.data import tokenizer
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 
 from .captions import write_captions
 from .concepts import CONCEPTS
-from .drawing import check_sources, draw_scene, load_cutout, load_photo
-from .hypotheses import write_snli_ve
-from .licences import licences_of, write_attribution
+from .drawing import check_sources, copy_style, draw_scene, load_cutout, load_photo, place_cutout
 from .options import DRAWINGS, SceneOptions, style_name
 from .questions import write_vqa
-from .scenes import describe_scenes, photos_of
-from .statements import link_or_copy, write_nlvr2
-from .style_folders import copy_style
-from .writers import STYLES, Picture, assign_pictures, write_json, write_karpathy_coco, write_karpathy_flickr
+from .scenes import Scene, describe_scenes, photos_of
+from .statements import link_or_copy, write_nlvr2, write_snli_ve
+from .writers import (
+    STYLES,
+    Picture,
+    assign_pictures,
+    licences_of,
+    write_attribution,
+    write_json,
+    write_karpathy_coco,
+    write_karpathy_flickr,
+)
 
 MANIFEST = "corpus.json"
 _KIND = "soho-mini corpus"
@@ -291,3 +302,55 @@ def _write_corpus(folder: Path, settings: dict, options: SceneOptions, progress:
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return counts
+
+
+def corpus_scenes(folder: str | os.PathLike) -> dict[str, Scene]:
+    """The scenes of a built demo corpus by their pictures' file names ("COCO_train2014_000000000001.jpg").
+
+    Raises:
+        FileNotFoundError: the folder holds no demo corpus.
+    """
+    manifest = read_manifest(Path(folder))
+    if manifest is None or not manifest.get("complete"):
+        raise FileNotFoundError(f"{folder} holds no demo corpus: its corpus.json is not there, or not complete")
+    settings = manifest["settings"]
+    options = SceneOptions.of_corpus(Path(folder), settings)
+    train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], settings["seed"], options)
+    pictures = assign_pictures([(scene, ()) for scene in train], [(scene, ()) for scene in held_out])
+    return {picture.filename: picture.scene for picture in pictures}
+
+
+def object_map(scene: Scene, side: int) -> np.ndarray:
+    """int8 (side, side): the number in ``scene.objects`` of what is seen at each pixel, -1 for the background.
+
+    Later objects lie over earlier ones, as they are drawn; a pixel is an object's where its drawing is more opaque than
+    not.
+    """
+    seen = np.full((side, side), -1, dtype=np.int8)
+    for number, item in enumerate(scene.objects):
+        art, left, top = place_cutout(item, side)
+        opaque = np.asarray(art.getchannel("A")) > 127
+        y, x = max(top, 0), max(left, 0)
+        part = opaque[y - top : side - top, x - left : side - left]
+        seen[y : y + part.shape[0], x : x + part.shape[1]][part] = number
+    return seen
+
+
+def objects_under_cells(scene: Scene, rows: int, columns: int, pixels_per_cell: int = 32) -> np.ndarray:
+    """What covers most of each cell: int8 (rows, columns), a number in ``scene.objects``, -1 for the background.
+
+    Args:
+        scene: the scene.
+        rows, columns: of the grid, which covers the whole picture; alike, since pictures are square.
+        pixels_per_cell: how finely areas are counted. Of equal areas the background comes first, then the object that
+            was drawn first.
+
+    Raises:
+        ValueError: the grid is not square.
+    """
+    if rows != columns:
+        raise ValueError(f"rows, columns: expected as many of each, since pictures are square; got {rows} x {columns}")
+    seen = object_map(scene, rows * pixels_per_cell)
+    cells = seen.reshape(rows, pixels_per_cell, columns, pixels_per_cell).swapaxes(1, 2).reshape(rows, columns, -1)
+    areas = np.stack([(cells == number).sum(-1) for number in range(-1, len(scene.objects))])
+    return (areas.argmax(0) - 1).astype(np.int8)

@@ -12,9 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .concepts import CATEGORY_PLURALS, CLOSED_CATEGORIES, COLOURS, CONCEPTS
-from .scenes import Scene
-from .wording import (
+from .captions import (
     OPPOSITE,
     RELATION_WORDS,
     category_counts,
@@ -23,6 +21,8 @@ from .wording import (
     place,
     related_pairs,
 )
+from .concepts import CATEGORY_PLURALS, CLOSED_CATEGORIES, COLOURS, CONCEPTS
+from .scenes import Scene
 from .writers import STYLES, Picture, write_json
 
 NUM_ANSWERS = 10

@@ -27,7 +27,7 @@ from soho_fast.common.errors import fail
 from soho_fast.common.extras import from_extra
 
 from .concepts import CONCEPTS, Concept
-from .style_folders import LICENCE_FILE, check_style
+from .drawing import LICENCE_FILE, check_style
 
 # Twice a large object of the demo (0.55 of 128 pixels), so that it is not enlarged in pictures of 256 pixels either.
 _SIDE = 144

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from soho_fast.data.readers.answers import normalise_answer
+from soho_fast.data.readers.questions import NUM_ANSWERS, VqaAnswers, VqaRecord, normalise_answer
 from soho_fast.data.readers.records import (
     Candidate,
     ImageTextRecord,
@@ -34,7 +34,6 @@ from soho_fast.data.readers.records import (
     load_json_lines,
     shown,
 )
-from soho_fast.data.readers.vqa import NUM_ANSWERS, VqaAnswers, VqaRecord
 
 _WHAT = 'one JSON object a line, {"file": "dog.jpg", "captions": ["a dog on a beach"]}'
 _FIELDS = ("file", "captions", "questions", "split")

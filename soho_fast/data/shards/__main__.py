@@ -29,11 +29,18 @@ from soho_fast.common.errors import UserError, fail
 from soho_fast.common.path_ranges import expand_range
 from soho_fast.common.workers import end_with_parent
 from soho_fast.data.readers.records import ReadReport
-from soho_fast.data.shards.checking import check_shard
 from soho_fast.data.shards.index import ShardCounts, read_index
 from soho_fast.data.shards.indexing import build_index
 from soho_fast.data.shards.store import TarStore
-from soho_fast.data.shards.writing import FORMATS, Source, range_of, read_pictures, shard_names, write_shards
+from soho_fast.data.shards.writing import (
+    FORMATS,
+    Source,
+    check_shard,
+    range_of,
+    read_pictures,
+    shard_names,
+    write_shards,
+)
 
 _MOST_SHOWN = 20
 _STOPPED = 130

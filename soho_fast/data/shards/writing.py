@@ -3,31 +3,39 @@
 A sample is the image under its own name and, where the set has captions, a `.json` beside it with `captions` (and
 `image_id`, where it is not the image's name). Sets of questions, statements and hypotheses give their images alone:
 their annotation files stay as they are, and name the images as before.
+
+What is written can be compared with its index, and decoded.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from soho_fast.data.readers.coco_captions import read_coco_captions
-from soho_fast.data.readers.easy_vqa import read_easy_vqa
+from soho_fast.common.errors import BrokenImageError
+from soho_fast.data.images import decode_image
+from soho_fast.data.readers.captions import (
+    karpathy_coco_ids,
+    karpathy_flickr_ids,
+    read_coco_captions,
+    read_karpathy,
+    read_visual_genome,
+)
 from soho_fast.data.readers.json_lines import read_json_lines, read_json_lines_questions
-from soho_fast.data.readers.karpathy import karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
-from soho_fast.data.readers.nlvr2 import Nlvr2Record, read_nlvr2
+from soho_fast.data.readers.questions import read_easy_vqa, read_vqa
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
-from soho_fast.data.readers.snli_ve import read_snli_ve
-from soho_fast.data.readers.visual_genome import read_visual_genome
-from soho_fast.data.readers.vqa import read_vqa
+from soho_fast.data.readers.statements import Nlvr2Record, read_nlvr2, read_snli_ve
 from soho_fast.data.shards.index import index_path, key_of, read_index
-from soho_fast.data.shards.indexing import IMAGE_SUFFIXES, build_index
+from soho_fast.data.shards.indexing import IMAGE_SUFFIXES, build_index, read_contents
 
 _DIGITS = 5
 
@@ -263,3 +271,34 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
+
+
+def check_shard(shard: str, *, decode: bool) -> Iterator[str]:
+    """Read a shard from end to end.
+
+    Args:
+        shard: Path of the tar.
+        decode: Decode each image too.
+
+    Yields:
+        A line for each image that can't be decoded.
+
+    Raises:
+        FileNotFoundError, ValueError: The shard does not follow the format, or its index is missing, stale, damaged or
+            tells something else than the shard.
+    """
+    index = read_index(shard)
+    with open(shard, "rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
+        arrays, counts = read_contents(content, shard)
+        different = [name for name, array in arrays.items() if not np.array_equal(array, getattr(index, name))]
+        if different or counts != index.counts:
+            raise ValueError(
+                f"{index_path(shard)}: does not tell what {shard} holds: {', '.join(different) or 'counts'} differ; "
+                f"make it anew with: python -m soho_fast.data.shards index {shard} --again"
+            )
+        for row in range(len(index)) if decode else ():
+            begin = int(index.offset[row])
+            try:
+                decode_image(content[begin : begin + int(index.size[row])])
+            except BrokenImageError as error:
+                yield f"{shard}!{index.name(row)}: {error}"

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from soho_fast.common.errors import BrokenImageError
-from soho_fast.common.stop_words import STOP_WORDS
+from soho_fast.common.text import STOP_WORDS
 from soho_fast.common.workers import loaded_ahead
-from soho_fast.data.batches.pair_sampling import PairSampler
+from soho_fast.data.batches.pretraining import PairSampler
 from soho_fast.data.batches.sample import EVALUATION_STREAM, pad_labels, pad_texts
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageTextRecord

@@ -4,6 +4,15 @@ Formats: `v2_OpenEnded_mscoco_<split>_questions.json` is {"data_subtype", "quest
 "question_id"}]}; `v2_mscoco_<split>_annotations.json` is {"data_subtype", "annotations": [{"question_id", "image_id",
 "question_type", "answer_type", "multiple_choice_answer", "answers": [10 x {"answer", "answer_confidence",
 "answer_id"}]}]}. Images are `COCO_<split>_<image_id in 12 digits>.jpg`, those of test-dev2015 `COCO_test2015_...`.
+
+easy-VQA (PyPI package `easy-vqa`): questions about one coloured shape on a plain ground, with 13 answers.
+
+Format: `questions.json` is [[question, answer, image number], ...]; the image is `<number>.png`.
+
+Answers to questions as the official VQA evaluation compares them.
+
+Source: the official evaluation code (GT-Vision-Lab/VQA, `vqaEval.py`), whose normalisation is kept with its quirks:
+scores are comparable only under the same one.
 """
 
 from __future__ import annotations
@@ -19,10 +28,12 @@ from soho_fast.data.readers.records import (
     ImageRef,
     MissingImages,
     ReadReport,
+    check_text,
     field_of,
     find_images,
     is_blank,
     load_json,
+    shown,
 )
 
 NUM_ANSWERS = 10
@@ -164,3 +175,107 @@ def _read_answers(
             f"{path}: {len(unanswered)} questions of {questions} have no annotation; first: question_id {unanswered[0]}"
         )
     return answers
+
+
+_WHAT = "easy-VQA questions, [[question, answer, image number], ...]"
+
+
+def read_easy_vqa(
+    questions: str | os.PathLike[str],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    missing_images: MissingImages = "error",
+    report: ReadReport | None = None,
+) -> list[VqaRecord]:
+    """Every question of a split, in file order, as if ten people had given its one answer.
+
+    A question's id is its place in the file; the type of a question is not told.
+
+    Args:
+        questions: `questions.json` of a split.
+        images: Folder or .zip (or several) in which `<number>.png` is found.
+        missing_images: "error" refuses a set with missing files; "skip" leaves their questions out.
+        report: Filled with what was found and left out.
+
+    Raises:
+        FileNotFoundError: No such file, or images are missing.
+        ValueError: A file or a record does not follow the format.
+    """
+    entries = load_json(questions, _WHAT)
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{questions}: holds no question; expected {_WHAT}")
+    for position, entry in enumerate(entries):
+        kinds = [type(value) for value in entry] if isinstance(entry, list) else None
+        where = f"{questions}: record {position}"
+        if kinds != [str, str, int] or is_blank(entry[0]) or is_blank(entry[1]):
+            raise ValueError(f"{where} is {shown(entry)}; expected [question, answer, number]")
+        check_text(entry[0] + entry[1], where)
+    report = report if report is not None else ReadReport()
+    report.source, report.texts = "easy-vqa", "questions"
+    names_of = [(f"{number}.png",) for _, _, number in entries]
+    found = find_images(names_of, images, annotations=questions, missing_images=missing_images, report=report)
+    records = []
+    for position, ((text, answer, _), image) in enumerate(zip(entries, found, strict=True)):
+        if image is not None:
+            kind = "yes/no" if answer in ("yes", "no") else "other"
+            answers = VqaAnswers((answer,) * NUM_ANSWERS, answer, "", kind)
+            records.append(VqaRecord(image, text.strip(), position, answers))
+    report.num_captions = len(records)
+    return records
+
+
+_PUNCTUATION = r""";/[]"{}()=+\_-><@`,?!"""
+_ARTICLES = frozenset(("a", "an", "the"))
+_NUMBERS = {
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
+
+# The contractions that the official code repairs. A word that lacks one of the apostrophes gets it back.
+_CONTRACTIONS = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
+    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
+    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+    wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+"""
+_REPAIRED = {
+    word[:place] + word[place + 1 :]: word
+    for word in _CONTRACTIONS.split()
+    for place, letter in enumerate(word)
+    if letter == "'"
+} | {"somebody'd": "somebodyd"}  # as in the official table
+
+_DECIMAL_COMMA = re.compile(r"\d,\d")
+_FULL_STOP = re.compile(r"\.(?!\d)")
+# The official code hands the flag re.UNICODE (32) to `sub` where it takes the count.
+_MAX_FULL_STOPS = 32
+
+
+def normalise_answer(answer: str) -> str:
+    """An answer as the official evaluation compares it: punctuation, case, number words, articles, contractions."""
+    text = one_line(answer)
+    has_decimal_comma = _DECIMAL_COMMA.search(text) is not None
+    without = text
+    for mark in _PUNCTUATION:
+        glued = not (has_decimal_comma or f"{mark} " in text or f" {mark}" in text)
+        without = without.replace(mark, " " if glued else "")
+    words = (_NUMBERS.get(word, word) for word in _FULL_STOP.sub("", without, count=_MAX_FULL_STOPS).lower().split())
+    return " ".join(_REPAIRED.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def one_line(text: str) -> str:
+    """An answer without line breaks, tabs and surrounding blanks: all that is done where people agree."""
+    return text.replace("\n", " ").replace("\t", " ").strip()
