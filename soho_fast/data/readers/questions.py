@@ -1,37 +1,37 @@
-"""Visual question answering as published by VQA v2: a questions file and, but for the test splits, an annotations file.
+"""Questions about images: VQA v2's, easy-VQA's, and their answers as the official VQA evaluation compares them.
 
-Formats: `v2_OpenEnded_mscoco_<split>_questions.json` is {"data_subtype", "questions": [{"image_id", "question",
-"question_id"}]}; `v2_mscoco_<split>_annotations.json` is {"data_subtype", "annotations": [{"question_id", "image_id",
-"question_type", "answer_type", "multiple_choice_answer", "answers": [10 x {"answer", "answer_confidence",
-"answer_id"}]}]}. Images are `COCO_<split>_<image_id in 12 digits>.jpg`, those of test-dev2015 `COCO_test2015_...`.
+VQA v2, a questions file and, but for the test splits, an annotations file: `v2_OpenEnded_mscoco_<split>_questions.json`
+is {"data_subtype", "questions": [{"image_id", "question", "question_id"}]}; `v2_mscoco_<split>_annotations.json` is
+{"data_subtype", "annotations": [{"question_id", "image_id", "question_type", "answer_type", "multiple_choice_answer",
+"answers": [10 x {"answer", "answer_confidence", "answer_id"}]}]}. Images are `COCO_<split>_<image_id in 12
+digits>.jpg`, those of test-dev2015 `COCO_test2015_...`.
 
-easy-VQA (PyPI package `easy-vqa`): questions about one coloured shape on a plain ground, with 13 answers.
+easy-VQA (PyPI package `easy-vqa`), about one coloured shape on a plain ground, with 13 answers: `questions.json` is
+[[question, answer, image number], ...]; the image is `<number>.png`.
 
-Format: `questions.json` is [[question, answer, image number], ...]; the image is `<number>.png`.
-
-Answers to questions as the official VQA evaluation compares them.
-
-Source: the official evaluation code (GT-Vision-Lab/VQA, `vqaEval.py`), whose normalisation is kept with its quirks:
-scores are comparable only under the same one.
+Source of `normalise_answer`: the official evaluation code (GT-Vision-Lab/VQA, `vqaEval.py`), whose normalisation is
+kept with its quirks: scores are comparable only under the same one.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from soho_fast.data.readers.records import (
+    AnyPath,
+    Entry,
+    Format,
     ImageRef,
     MissingImages,
+    Paths,
     ReadReport,
+    Words,
     check_text,
-    field_of,
-    find_images,
+    find_records,
     is_blank,
+    load,
     load_json,
     shown,
 )
@@ -39,8 +39,25 @@ from soho_fast.data.readers.records import (
 NUM_ANSWERS = 10
 ANSWER_TYPES = ("yes/no", "number", "other")
 
-_QUESTIONS = 'a VQA v2 questions file, {"questions": [...], ...}'
-_ANNOTATIONS = 'a VQA v2 annotations file, {"annotations": [...], ...}'
+_QUESTIONS = Format(
+    'a VQA v2 questions file, {"questions": [...], ...}',
+    {"data_subtype": str | None, "questions": {"question_id": int, "image_id": int, "question": Words("its words")}},
+)
+_ANNOTATIONS = Format(
+    'a VQA v2 annotations file, {"annotations": [...], ...}',
+    {
+        "data_subtype": str | None,
+        "annotations": {
+            "question_id": int,
+            "image_id": int,
+            "answers": {"answer": str},
+            "answer_type": ANSWER_TYPES,
+            "multiple_choice_answer": str,
+            "question_type": str,
+        },
+    },
+)
+_EASY_VQA = "easy-VQA questions, [[question, answer, image number], ...]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +81,9 @@ class VqaRecord:
 
 
 def read_vqa(
-    questions: str | os.PathLike[str],
-    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    annotations: str | os.PathLike[str] | None = None,
+    questions: AnyPath,
+    images: Paths,
+    annotations: AnyPath | None = None,
     *,
     missing_images: MissingImages = "error",
     report: ReadReport | None = None,
@@ -86,90 +103,67 @@ def read_vqa(
         ValueError: A file or a record does not follow the format, a question id comes twice, or the two files do not
             hold the same questions about the same images.
     """
-    content = load_json(questions, _QUESTIONS)
-    entries = field_of(content, "questions", list, str(questions))
-    if not entries:
+    file = load(questions, _QUESTIONS)
+    if not file["questions"]:
         raise ValueError(f"{questions}: holds no question; expected at least one")
-    subtype = _split(content, questions)
-    folder = "test2015" if subtype == "test-dev2015" else subtype
-    image_ids: dict[int, int] = {}
+    subtype = _split_of(file)
+    image_of: dict[int, int] = {}
     texts: list[str] = []
-    for position, entry in enumerate(entries):
-        where = f"{questions}: questions[{position}]"
-        question_id = field_of(entry, "question_id", int, where)
-        if question_id in image_ids:
-            raise ValueError(f"{where}: question_id {question_id} comes twice; expected every question once")
-        image_ids[question_id] = field_of(entry, "image_id", int, where)
-        text = field_of(entry, "question", str, where).strip()
-        if is_blank(text):
-            raise ValueError(f"{where}: question {question_id} is empty; expected its words")
-        texts.append(text)
+    for entry in file.each("questions"):
+        question_id = entry.once(image_of, "question_id")
+        image_of[question_id] = entry["image_id"]
+        texts.append(entry["question"].strip())
+    answers = {} if annotations is None else _read_answers(annotations, image_of, subtype, questions)
 
-    answers = {} if annotations is None else _read_answers(annotations, image_ids, subtype, questions)
-    report = report if report is not None else ReadReport()
-    report.source, report.texts = f"vqa {subtype}", "questions"
-    files = {image_id: f"COCO_{folder}_{image_id:012d}.jpg" for image_id in image_ids.values()}
-    names_of = [(f"{folder}/{files[image_id]}", files[image_id]) for image_id in image_ids.values()]
-    found = find_images(names_of, images, annotations=questions, missing_images=missing_images, report=report)
-    records = [
-        VqaRecord(image, text, question_id, answers.get(question_id))
-        for question_id, text, image in zip(image_ids, texts, found, strict=True)
-        if image is not None
-    ]
-    report.num_captions = len(records)
-    return records
+    folder = "test2015" if subtype == "test-dev2015" else subtype
+    files = {image_id: f"COCO_{folder}_{image_id:012d}.jpg" for image_id in image_of.values()}
+    names_of = [(f"{folder}/{files[image_id]}", files[image_id]) for image_id in image_of.values()]
+    asked = [(text, each, answers.get(each)) for each, text in zip(image_of, texts, strict=True)]
+    report = ReadReport.of(report, f"vqa {subtype}", "questions")
+    return find_records(VqaRecord, names_of, asked, images, questions, missing_images, report)
 
 
-def _split(content: dict[str, Any], path: str | os.PathLike[str]) -> str:
+def _split_of(file: Entry) -> str:
     """The split, from the file's own `data_subtype`, else from its name."""
-    subtype = content.get("data_subtype")
-    if subtype is None:
-        match = re.search(r"(?:train|val|test|test-dev)2\d{3}", Path(path).name)
-        if match is None:
-            raise ValueError(
-                f"{path}: neither a field 'data_subtype' nor a split such as val2014 in the file's name; it says which "
-                "images are meant"
-            )
-        return match.group()
-    return field_of(content, "data_subtype", str, str(path))
-
-
-def _read_answers(
-    path: str | os.PathLike[str], image_ids: dict[int, int], subtype: str, questions: str | os.PathLike[str]
-) -> dict[int, VqaAnswers]:
-    content = load_json(path, _ANNOTATIONS)
-    entries = field_of(content, "annotations", list, str(path))
-    if _split(content, path) != subtype:
+    if file["data_subtype"] is not None:
+        return file["data_subtype"]
+    match = re.search(r"(?:train|val|test|test-dev)2\d{3}", Path(str(file)).name)
+    if match is None:
         raise ValueError(
-            f"{path}: annotations of {_split(content, path):.60}, but {questions} holds the questions of {subtype:.60}"
+            f"{file}: neither a field 'data_subtype' nor a split such as val2014 in the file's name; it says which "
+            "images are meant"
+        )
+    return match.group()
+
+
+def _read_answers(path: AnyPath, image_of: dict[int, int], subtype: str, questions: AnyPath) -> dict[int, VqaAnswers]:
+    file = load(path, _ANNOTATIONS)
+    if _split_of(file) != subtype:
+        raise ValueError(
+            f"{path}: annotations of {_split_of(file):.60}, but {questions} holds the questions of {subtype:.60}"
         )
     answers: dict[int, VqaAnswers] = {}
-    for position, entry in enumerate(entries):
-        where = f"{path}: annotations[{position}]"
-        question_id = field_of(entry, "question_id", int, where)
-        if question_id not in image_ids:
-            raise ValueError(f"{where}: question_id {question_id} is not in {questions}")
-        if question_id in answers:
-            raise ValueError(f"{where}: question_id {question_id} comes twice; expected every question once")
-        image_id = field_of(entry, "image_id", int, where)
-        if image_id != image_ids[question_id]:
+    for entry in file.each("annotations"):
+        question_id = entry["question_id"]
+        if question_id not in image_of:
+            raise ValueError(f"{entry}: question_id {question_id} is not in {questions}")
+        entry.once(answers, "question_id")
+        image_id = entry["image_id"]
+        if image_id != image_of[question_id]:
             raise ValueError(
-                f"{where}: image_id {image_id}, but {questions} asks question {question_id} about image "
-                f"{image_ids[question_id]}"
+                f"{entry}: image_id {image_id}, but {questions} asks question {question_id} about image "
+                f"{image_of[question_id]}"
             )
-        given = field_of(entry, "answers", list, where)
-        if len(given) != NUM_ANSWERS:
-            raise ValueError(f"{where}: {len(given)} answers; expected {NUM_ANSWERS}")
-        answer_type = field_of(entry, "answer_type", str, where)
-        if answer_type not in ANSWER_TYPES:
-            raise ValueError(f"{where}: answer_type {answer_type!r:.60}; expected one of {', '.join(ANSWER_TYPES)}")
+        num_answers = len(entry["answers"])
+        if num_answers != NUM_ANSWERS:
+            raise ValueError(f"{entry}: {num_answers} answers; expected {NUM_ANSWERS}")
         answers[question_id] = VqaAnswers(
-            tuple(field_of(each, "answer", str, f"{where}.answers[{n}]") for n, each in enumerate(given)),
-            field_of(entry, "multiple_choice_answer", str, where),
-            field_of(entry, "question_type", str, where),
-            answer_type,
+            tuple(each["answer"] for each in entry.each("answers")),
+            entry["multiple_choice_answer"],
+            entry["question_type"],
+            entry["answer_type"],
         )
-    unanswered = [question_id for question_id in image_ids if question_id not in answers]
+    unanswered = [question_id for question_id in image_of if question_id not in answers]
     if unanswered:
         raise ValueError(
             f"{path}: {len(unanswered)} questions of {questions} have no annotation; first: question_id {unanswered[0]}"
@@ -177,15 +171,8 @@ def _read_answers(
     return answers
 
 
-_WHAT = "easy-VQA questions, [[question, answer, image number], ...]"
-
-
 def read_easy_vqa(
-    questions: str | os.PathLike[str],
-    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    *,
-    missing_images: MissingImages = "error",
-    report: ReadReport | None = None,
+    questions: AnyPath, images: Paths, *, missing_images: MissingImages = "error", report: ReadReport | None = None
 ) -> list[VqaRecord]:
     """Every question of a split, in file order, as if ten people had given its one answer.
 
@@ -201,27 +188,22 @@ def read_easy_vqa(
         FileNotFoundError: No such file, or images are missing.
         ValueError: A file or a record does not follow the format.
     """
-    entries = load_json(questions, _WHAT)
+    entries = load_json(questions, _EASY_VQA)
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{questions}: holds no question; expected {_WHAT}")
+        raise ValueError(f"{questions}: holds no question; expected {_EASY_VQA}")
+    names_of, asked = [], []
     for position, entry in enumerate(entries):
-        kinds = [type(value) for value in entry] if isinstance(entry, list) else None
         where = f"{questions}: record {position}"
+        kinds = [type(value) for value in entry] if isinstance(entry, list) else None
         if kinds != [str, str, int] or is_blank(entry[0]) or is_blank(entry[1]):
             raise ValueError(f"{where} is {shown(entry)}; expected [question, answer, number]")
-        check_text(entry[0] + entry[1], where)
-    report = report if report is not None else ReadReport()
-    report.source, report.texts = "easy-vqa", "questions"
-    names_of = [(f"{number}.png",) for _, _, number in entries]
-    found = find_images(names_of, images, annotations=questions, missing_images=missing_images, report=report)
-    records = []
-    for position, ((text, answer, _), image) in enumerate(zip(entries, found, strict=True)):
-        if image is not None:
-            kind = "yes/no" if answer in ("yes", "no") else "other"
-            answers = VqaAnswers((answer,) * NUM_ANSWERS, answer, "", kind)
-            records.append(VqaRecord(image, text.strip(), position, answers))
-    report.num_captions = len(records)
-    return records
+        text, answer, number = entry
+        check_text(text + answer, where)
+        answers = VqaAnswers((answer,) * NUM_ANSWERS, answer, "", "yes/no" if answer in ("yes", "no") else "other")
+        names_of.append((f"{number}.png",))
+        asked.append((text.strip(), position, answers))
+    report = ReadReport.of(report, "easy-vqa", "questions")
+    return find_records(VqaRecord, names_of, asked, images, questions, missing_images, report)
 
 
 _PUNCTUATION = r""";/[]"{}()=+\_-><@`,?!"""
