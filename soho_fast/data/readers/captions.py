@@ -18,7 +18,7 @@ test splits: those are left out by `exclude_coco_ids`, those of Flickr30K by `ex
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -91,11 +91,10 @@ def read_karpathy(
     """
     if isinstance(splits, str) or not splits:
         raise ValueError(f"splits: expected a list of split names such as ['train', 'restval'], got {splits!r}")
-    file = load(annotations, _KARPATHY)
-    source = source or file["dataset"] or "karpathy"
+    entries, dataset = _karpathy_images(annotations)
     candidates = []
     present: set[str] = set()
-    for entry in file.each("images"):
+    for entry in entries:
         split = entry["split"]
         present.add(split)
         if split not in splits:
@@ -108,8 +107,13 @@ def read_karpathy(
         if split not in present:
             known = ", ".join(sorted(f"{name:.60}" for name in present)) or "no split"
             raise ValueError(f"{annotations}: split '{split}' holds no image; the file has: {known}")
-    report = ReadReport.of(report, source)
+    report = ReadReport.of(report, source or dataset)
     return find_captioned(candidates, images, annotations, max_captions, missing_images, report)
+
+
+def _karpathy_images(annotations: AnyPath) -> tuple[Iterator[Entry], str]:
+    file = load(annotations, _KARPATHY)
+    return file.each("images"), file["dataset"] or "karpathy"
 
 
 def karpathy_coco_ids(annotations: AnyPath, splits: Collection[str] = ("val", "test")) -> frozenset[int]:
@@ -138,8 +142,7 @@ def karpathy_flickr_ids(annotations: AnyPath, splits: Collection[str] = ("val", 
 
 
 def _held_out(annotations: AnyPath, splits: Collection[str], images: str) -> list[Entry]:
-    file = load(annotations, _KARPATHY)
-    entries = [entry for entry in file.each("images") if entry["split"] in splits]
+    entries = [entry for entry in _karpathy_images(annotations)[0] if entry["split"] in splits]
     if not entries:
         raise ValueError(
             f"{annotations}: no image in the splits {', '.join(splits)}; expected the held-out {images} images"
