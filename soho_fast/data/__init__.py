@@ -6,7 +6,7 @@
 from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
-    from soho_fast.common.errors import BrokenImageError
+    from soho_fast.common.errors import CorruptImageError
     from soho_fast.data.images import SohoImageProcessor, decode_image
     from soho_fast.data.processor import SohoProcessor
     from soho_fast.data.readers.captions import (
@@ -25,7 +25,7 @@ with from_extra("train"):
 
 __all__ = [
     "ENTAILMENT_LABELS",
-    "BrokenImageError",
+    "CorruptImageError",
     "ImageRef",
     "ImageTextRecord",
     "Nlvr2Record",

@@ -32,7 +32,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
-from soho_fast.common.errors import BrokenImageError
+from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.images import one_line, to_rgb
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
@@ -85,7 +85,7 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
         uint8 tensor (3, height, width).
 
     Raises:
-        BrokenImageError: The bytes are no image, a truncated or damaged one, one of more than `MAX_PIXELS`, or one
+        CorruptImageError: The bytes are no image, a truncated or damaged one, one of more than `MAX_PIXELS`, or one
             whose values have no defined brightness (see `image_to_pixels`).
     """
     try:
@@ -107,9 +107,9 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
             return image_to_pixels(image)
     except UnidentifiedImageError as error:  # its own text names the buffer's address
         reason = f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): {reason}") from error
+        raise CorruptImageError(f"can't be decoded as an image ({len(data)} bytes): {reason}") from error
     except Exception as error:  # a decoder meets damage with errors of any kind: struct, zlib, RuntimeError, ...
-        raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): {one_line(error)}") from error
+        raise CorruptImageError(f"can't be decoded as an image ({len(data)} bytes): {one_line(error)}") from error
 
 
 def _plain_jpeg(image: Image.Image, data: bytes) -> torch.Tensor | None:
@@ -255,15 +255,15 @@ class SohoImageProcessor(TorchvisionBackend):
         """Read, decode and resize one image to a uint8 tensor (3, height, width), not yet normalised or padded.
 
         Raises:
-            BrokenImageError: The file can't be read or decoded; the message names it.
+            CorruptImageError: The file can't be read or decoded; the message names it.
         """
         try:
             return self.decode(image.read())
         except (OSError, ValueError) as error:
-            raise BrokenImageError(f"{image}: {error}") from error
+            raise CorruptImageError(f"{image}: {error}") from error
 
     def decode(self, data: bytes) -> torch.Tensor:
-        """An image's bytes as `load` gives it. Raises BrokenImageError: as `decode_image`."""
+        """An image's bytes as `load` gives it. Raises CorruptImageError: as `decode_image`."""
         return self.resize_one(decode_image(data, shorter_edge=self.size.shortest_edge if self.antialias else None))
 
     def resize_one(self, pixels_3HW: torch.Tensor) -> torch.Tensor:

@@ -81,7 +81,7 @@ class Feed:
                 if self._kept is not None:
                     until = self._still.stop
         self._batches = Batches(
-            self.data if self._kept is None else self.data.without_pixels(self._kept.broken),
+            self.data if self._kept is None else self.data.without_pixels(self._kept.corrupt),
             self.task.collate,
             self.plan,
             self.settings.batch,

@@ -35,13 +35,13 @@ class KeptOutputs:
     """The backbone's output for each image, by number.
 
     Attributes:
-        broken: Why the outputs of others are not there.
+        corrupt: Why the outputs of others are not there.
     """
 
     def __init__(
-        self, parts: Mapping[int, torch.Tensor], places: Mapping[Hashable, "_Place"], broken: Mapping[Hashable, str]
+        self, parts: Mapping[int, torch.Tensor], places: Mapping[Hashable, "_Place"], corrupt: Mapping[Hashable, str]
     ) -> None:
-        self.broken = broken
+        self.corrupt = corrupt
         self._parts, self._places = parts, places
 
     def __getitem__(self, number: Hashable) -> torch.Tensor:
@@ -98,7 +98,7 @@ def keep_outputs(
                 found = task.backbone_outputs(model, task.on_device(inputs))
                 outputs = dict(zip(side["image_keys"], found, strict=True))
             own = images.numbers(step)
-            share.broken |= {number: why for number, why in side["broken_images"].items() if number in own}
+            share.corrupt |= {number: why for number, why in side["corrupt_images"].items() if number in own}
             outputs = {number: output.cpu() for number, output in outputs.items() if number in own}
             if step == 0:
                 sizes = [sum(output.nbytes for output in outputs.values()), len(outputs)]
@@ -123,8 +123,8 @@ def keep_outputs(
             why = errors[0] if errors else f"the images differ in size, and all take more than {budget / _GB:g} GB"
             say(f"the backbone's output is not kept, but computed in each step: {why}")
             return None, 0
-    broken = f", {len(kept.broken):,} of them broken" if kept.broken else ""
-    say(f"kept the backbone's output for {images.num_images:,} images{broken} ({time.monotonic() - began:.0f} s)")
+    corrupt = f", {len(kept.corrupt):,} of them corrupt" if kept.corrupt else ""
+    say(f"kept the backbone's output for {images.num_images:,} images{corrupt} ({time.monotonic() - began:.0f} s)")
     return kept, 0
 
 
@@ -150,8 +150,8 @@ def _choose(
 
 
 def _collate(collate_images: Callable[[list], Mapping[str, Any]], samples: list[Any]) -> dict[str, Any]:
-    broken = {sample.image_keys[0]: own_reason(sample.broken) for sample in samples if sample.broken is not None}
-    return {**collate_images(samples), "broken_images": broken}
+    corrupt = {sample.image_keys[0]: own_reason(sample.corrupt) for sample in samples if sample.corrupt is not None}
+    return {**collate_images(samples), "corrupt_images": corrupt}
 
 
 class _ImagePass:
@@ -199,13 +199,13 @@ class _Share:
     """What one rank has computed, in its file.
 
     Attributes:
-        broken: Why images have no output, by number.
+        corrupt: Why images have no output, by number.
         num_bytes: Written so far.
         error: Why it cannot be kept; None as long as it can.
     """
 
     def __init__(self, rank: int) -> None:
-        self.broken: dict[Hashable, str] = {}
+        self.corrupt: dict[Hashable, str] = {}
         self.num_bytes = 0
         self.error: str | None = None
         self._rank, self._file = rank, None
@@ -241,18 +241,18 @@ class _Share:
         """What all `peers` have kept, for each of them. None where a rank could not open what another wrote."""
         # Not closed before all have opened it, which the question at the end waits for.
         path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
-        everyone = processes.gather((path, self._type, self._length, self._places, self.broken))
-        parts, places, broken = {}, {}, {}
+        everyone = processes.gather((path, self._type, self._length, self._places, self.corrupt))
+        parts, places, corrupt = {}, {}, {}
         try:
             for rank in peers:
-                path, kind, length, here, broken_here = everyone[rank]
+                path, kind, length, here, corrupt_here = everyone[rank]
                 places |= here
-                broken |= broken_here
+                corrupt |= corrupt_here
                 if length:
                     parts[rank] = _mapped(path, kind)
         except OSError as error:
             self.error = f"{error.filename or 'the outputs'}: {error.strerror}"
-        return None if processes.maximum([self.error is not None])[0] else KeptOutputs(parts, places, broken)
+        return None if processes.maximum([self.error is not None])[0] else KeptOutputs(parts, places, corrupt)
 
     def close(self) -> None:
         """Let go of the file; what was joined stays."""

@@ -50,11 +50,11 @@ class Task(Protocol):
         Where it has `data.epoch_order(rng)`, int64 (samples,), samples come in that order, each once, instead of at
         random; it depends on the generator alone.
 
-        A sample that can't be used says why in its attribute `broken`, a text; otherwise that is None or not there.
+        A sample that can't be used says why in its attribute `corrupt`, a text; otherwise that is None or not there.
 
         Where the backbone's outputs may be kept while it stands still, there are also `data.images`, samples of one
-        image each, and `data.without_pixels(broken)`, the same samples without their images, of which `broken` tells
-        which are broken and why, by number. Samples then have the numbers of theirs in the attribute `image_keys`.
+        image each, and `data.without_pixels(corrupt)`, the same samples without their images, of which `corrupt` tells
+        which are corrupt and why, by number. Samples then have the numbers of theirs in the attribute `image_keys`.
         """
 
     samples_together: tuple[str, int] | None
@@ -66,7 +66,7 @@ class Task(Protocol):
         still."""
 
     def collate_images(self, samples: list[Any]) -> Mapping[str, Any]:
-        """Samples of `data.images`, of which some may be broken, to what `backbone_outputs` takes after `on_device`."""
+        """Samples of `data.images`, some of them corrupt, to what `backbone_outputs` takes after `on_device`."""
 
     def backbone_outputs(self, model: nn.Module, images: Mapping[str, Any]) -> list[torch.Tensor]:
         """What the backbone gives for each image."""

@@ -141,7 +141,7 @@ class Trainer:
         if settings.evaluation.every_epochs:
             self._evaluation_steps = max(1, round(settings.evaluation.every_epochs * self.plan.steps_per_epoch))
         self._measured_step, self._measures = -1, {}
-        self._broken: dict[str, None] = {}
+        self._corrupt: dict[str, None] = {}
 
     def train(self) -> Result:
         """Train to the end or to a request to stop, then evaluate and export. All ranks call it together."""
@@ -281,7 +281,7 @@ class Trainer:
             following = progress.step + 1
             record_due = following == self.total_steps or following % settings.log.every_steps == 0
             # Which step is the last is not known beforehand where the time is limited.
-            sums, broken = self._step(feed, timer, measure_norm=record_due or bool(settings.max_minutes))
+            sums, corrupt = self._step(feed, timer, measure_norm=record_due or bool(settings.max_minutes))
             progress.step = following
             minutes = (time.monotonic() - last_save) / 60
             save_due = bool(settings.checkpoint.every_minutes) and minutes >= settings.checkpoint.every_minutes
@@ -291,7 +291,7 @@ class Trainer:
             elapsed = self._share_of_time(progress.seconds)
             last = progress.step == self.total_steps or elapsed >= 1
             logged = last or record_due
-            self._count_broken(broken, log)
+            self._count_corrupt(corrupt, log)
             every = settings.checkpoint.every_steps
             save_due = bool(signal_number or save_due or (every and progress.step % every == 0))
             quick_every = settings.evaluation.quick_every_steps
@@ -345,7 +345,7 @@ class Trainer:
     def _step(self, feed: Feed, timer: PhaseTimer, *, measure_norm: bool) -> tuple[dict[str, torch.Tensor], list[str]]:
         """One optimiser step; returns the sums of the scalars over its micro-batches and the skip messages."""
         sums: dict[str, torch.Tensor] = {}
-        broken: list[str] = []
+        corrupt: list[str] = []
         self._grad_norm = None
         timer.start()
         for number in range(self.plan.gradient_accumulation_steps):
@@ -353,7 +353,7 @@ class Trainer:
             timer.stop("wait")
             inputs, side = split_batch(batch, self.processes.device)
             inputs = self.task.on_device(inputs)
-            broken += side.get("skipped", [])
+            corrupt += side.get("skipped", [])
             timer.stop("copy")
             output = self.engine(**inputs)
             timer.stop("forward")
@@ -375,7 +375,7 @@ class Trainer:
             sums[name] = figures[name].float() * self.plan.gradient_accumulation_steps
         timer.stop("optimizer")
         timer.step()
-        return sums, broken
+        return sums, corrupt
 
     def _step_optimizer(self) -> None:
         try:
@@ -402,7 +402,7 @@ class Trainer:
             "skipped_steps": self.engine.skipped_steps,
             "images_per_second": rate,
             "milliseconds": timer.take(),
-            "broken_images": self.progress.broken_images,
+            "corrupt_images": self.progress.corrupt_images,
             "seconds": self.progress.seconds,
         }
 
@@ -443,22 +443,22 @@ class Trainer:
             )
         )
 
-    def _count_broken(self, broken: list[str], log: RunLog | None) -> None:
-        (count,) = self.processes.total([len(broken)])
+    def _count_corrupt(self, corrupt: list[str], log: RunLog | None) -> None:
+        (count,) = self.processes.total([len(corrupt)])
         if not count:
             return
-        self.progress.broken_images += int(count)
-        messages = [line for lines in self.processes.gather(broken) for line in lines]
+        self.progress.corrupt_images += int(count)
+        messages = [line for lines in self.processes.gather(corrupt) for line in lines]
         if log is not None:
             for line in messages:
                 log.say(f"skipped: {line}")
-        self._broken |= dict.fromkeys(messages)
+        self._corrupt |= dict.fromkeys(messages)
         seen = self.progress.step * self.plan.global_batch_size
-        share = self.settings.batch.broken_images
-        if self.progress.broken_images > share * max(seen, _MIN_SEEN):
-            shown = "; ".join(list(self._broken)[:_NUM_SHOWN])
+        share = self.settings.batch.corrupt_images
+        if self.progress.corrupt_images > share * max(seen, _MIN_SEEN):
+            shown = "; ".join(list(self._corrupt)[:_NUM_SHOWN])
             raise UserError(
-                f"batch.broken_images: {self.progress.broken_images} of {seen} images were unreadable, more than the "
+                f"batch.corrupt_images: {self.progress.corrupt_images} of {seen} images were unreadable, more than the "
                 f"share of {share:g} that is allowed (of at least {_MIN_SEEN} images): {shown}"
             )
 

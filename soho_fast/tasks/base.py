@@ -173,7 +173,7 @@ class BaseTask(ABC):
         return model.config.visual_encoder == "paper"
 
     def collate_images(self, samples: list[Sample]) -> Mapping[str, Any]:
-        """Samples of one image each, of which some may be broken, to what `backbone_outputs` takes."""
+        """Samples of one image each, of which some may be corrupt, to what `backbone_outputs` takes."""
         return self.processor.image_processor.collate_bytes([sample.pixels[0] for sample in usable_samples(samples)])
 
     def on_device(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -535,7 +535,7 @@ class AnsweringTask(FineTuningTask):
             max_images: Only the examples of the first so many images (pairs); 0 takes what `data` says.
 
         Raises:
-            BrokenImageError: an image can't be read: a published measure covers every example.
+            CorruptImageError: an image can't be read: a published measure covers every example.
         """
         records, max_images = self.records(split), max_images or self.data.measured_images
         if split not in self._examples:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soho_fast.common.errors import BrokenImageError
+from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.processes import Processes
 from soho_fast.common.tables import Table
 from soho_fast.data.batches.downstream import RetrievalDataset
@@ -157,7 +157,7 @@ class RetrievalTask(FineTuningTask):
             progress: Called as blocks of images are done.
 
         Raises:
-            BrokenImageError: an image can't be read: a published measure covers every image.
+            CorruptImageError: an image can't be read: a published measure covers every image.
             ValueError: the model has no contrastive head, or no k keeps R@1 within `max_loss`.
         """
         data, kept_in_all = self.data, []
@@ -220,8 +220,8 @@ class RetrievalTask(FineTuningTask):
         def load(block: range) -> dict[str, Tensor | None]:
             try:
                 return processor.collate_bytes([processor.load(records[number].image) for number in block])
-            except BrokenImageError as error:
-                raise BrokenImageError(f"{error}; every image must be scored") from error
+            except CorruptImageError as error:
+                raise CorruptImageError(f"{error}; every image must be scored") from error
 
         def encode(pixels: dict[str, Tensor | None]) -> list[Tensor]:
             return scorer.encode(self.on_device(scorer.computing.on_device(pixels)))

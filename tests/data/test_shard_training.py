@@ -48,9 +48,9 @@ def corpus(tmp_path_factory):
 
 
 def equal(first, second):
-    assert (first.image_keys, first.broken, first.image_fields) == (
+    assert (first.image_keys, first.corrupt, first.image_fields) == (
         second.image_keys,
-        second.broken,
+        second.corrupt,
         second.image_fields,
     )
     for ours, theirs in (

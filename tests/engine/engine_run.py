@@ -297,8 +297,8 @@ class SohoData(StubData):
         self.images: SohoImages | None = None
         self.kept = False
 
-    def without_pixels(self, broken: Mapping[int, str]) -> "SohoData":
-        assert not broken
+    def without_pixels(self, corrupt: Mapping[int, str]) -> "SohoData":
+        assert not corrupt
         data = copy.copy(self)
         data.images, data.kept = None, True
         return data
@@ -333,7 +333,7 @@ class SohoData(StubData):
 class SohoSample(dict):
     """A sample with what the engine reads of it."""
 
-    broken = None
+    corrupt = None
 
 
 class SohoImages(StubData):
@@ -402,7 +402,7 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
             setattr(settings, name, value)
     task = (SohoTask if options.get("soho") else StubTask)(options)
     trainer = training.Trainer(task, settings, processes)
-    count = trainer._count_broken
+    count = trainer._count_corrupt
 
     def at_each_step(*arguments: Any) -> None:
         step = trainer.progress.step
@@ -416,7 +416,7 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
             poison(trainer.engine, task.options["poison"][0])
         count(*arguments)
 
-    trainer._count_broken = at_each_step
+    trainer._count_corrupt = at_each_step
     result = trainer.train()
     buffers = dict(trainer.engine.module.named_buffers())
     codebook = next(buffer for name, buffer in buffers.items() if name.endswith("codebook"))

@@ -116,15 +116,15 @@ def _describe(path: str) -> str:
 
 def _check(options: argparse.Namespace) -> list[str]:
     shards = _expand(options.shards)
-    broken: list[str] = []
+    corrupt: list[str] = []
     work = partial(_problems, decode=not options.quick)
     for _, problems in _in_processes(work, shards, options.workers, "checking"):
-        broken += problems
+        corrupt += problems
     lines = [_describe(path) for path in options.shards]
-    for line in sorted(broken)[:_MOST_SHOWN]:
+    for line in sorted(corrupt)[:_MOST_SHOWN]:
         print(line, file=sys.stderr)
-    if broken:
-        raise UserError(f"{len(broken):,} images can't be decoded; first: {min(broken)}")
+    if corrupt:
+        raise UserError(f"{len(corrupt):,} images can't be decoded; first: {min(corrupt)}")
     return [
         *lines,
         f"{len(shards):,} shards are as their indexes tell" + ("" if options.quick else ", and all images decode"),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from soho_fast.common.errors import BrokenImageError
+from soho_fast.common.errors import CorruptImageError
 from soho_fast.data.images import decode_image
 from soho_fast.data.readers.captions import (
     karpathy_coco_ids,
@@ -300,5 +300,5 @@ def check_shard(shard: str, *, decode: bool) -> Iterator[str]:
             begin = int(index.offset[row])
             try:
                 decode_image(content[begin : begin + int(index.size[row])])
-            except BrokenImageError as error:
+            except CorruptImageError as error:
                 yield f"{shard}!{index.name(row)}: {error}"
