@@ -187,7 +187,7 @@ def _shape_of(image: ImageRef) -> float:
 def _orientation(image: Image.Image) -> object:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # what is damaged is not the picture
+    except Exception:  # what is damaged is not the image
         return None
 
 

