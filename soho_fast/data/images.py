@@ -97,9 +97,7 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
             if shorter_edge is not None and image.format == "JPEG":
                 scale = min(1.0, _REDUCING_GAP * shorter_edge / min(image.size))
                 image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
-            if not 0 < image.width * image.height <= MAX_PIXELS:
-                size = f"{image.width} x {image.height} pixels"
-                raise ValueError(f"{size}; expected at least 1 and at most {MAX_PIXELS:,} in all")
+            _check_pixels(image.width, image.height)
             pixels_3HW = _plain_jpeg(image, data) if image.size == size else None
             if pixels_3HW is not None:
                 return pixels_3HW
@@ -416,7 +414,7 @@ def load_any(image: ImageLike, processor: SohoImageProcessor) -> Tensor:
         if isinstance(image, bytes):
             return processor.decode(image)
         if isinstance(image, Image.Image):
-            _check_size(image.width, image.height)
+            _check_pixels(image.width, image.height)
             return processor.resize_one(image_to_pixels(image))
         return processor.resize_one(_pixels_of(image))
     except (
@@ -436,13 +434,13 @@ def _pixels_of(image: np.ndarray | Tensor) -> Tensor:
         expected = "(3, height, width)" if of_torch else "(height, width, 3) or (height, width)"
         raise ValueError(f"expected uint8 pixels {expected}, got {dtype} {shape}")
     height, width = shape[1:] if of_torch else shape[:2]
-    _check_size(width, height)
+    _check_pixels(width, height)
     if of_torch:
         return image.detach().cpu()
     planes = np.stack([image] * 3) if is_grey else image.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(planes))
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_pixels(width: int, height: int) -> None:
     if not 0 < width * height <= MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels; expected at least 1 and at most {MAX_PIXELS:,} in all")

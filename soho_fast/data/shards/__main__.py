@@ -160,7 +160,7 @@ def _parser() -> Parser:
     defaults = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
     write = commands.add_parser("write", help="make shards of a data set", **defaults)
     write.add_argument("folder", help="where to write 00000.tar and those after it")
-    write.add_argument("--format", required=True, choices=tuple(FORMATS), help="the set's format")
+    write.add_argument("--format", required=True, choices=FORMATS, help="the set's format")
     write.add_argument("--annotations", required=True, help="the set's annotation file; vqa, easy_vqa: the questions")
     write.add_argument("--images", nargs="*", default=[], help="folders, .zip files or shards with the images")
     write.add_argument("--splits", nargs="*", default=[], help="splits to write: karpathy, json_lines")

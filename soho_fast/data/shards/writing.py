@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,72 +78,49 @@ class ShardSample:
     image_id: str
 
 
-def _captioned(records: Sequence[ImageTextRecord]) -> list[ShardSample]:
-    return [ShardSample(record.image, record.captions, record.image_id) for record in records]
-
-
-def _alone(images: Sequence[ImageRef]) -> list[ShardSample]:
-    return [ShardSample(image, None, "") for image in {str(image): image for image in images}.values()]
-
-
-def _karpathy(source: Source, report: ReadReport) -> list[ShardSample]:
-    common = {"max_captions": source.max_captions, "missing_images": source.missing_images, "report": report}
-    return _captioned(read_karpathy(source.annotations, source.images, list(source.splits), **common))
-
-
-def _json_lines(source: Source, report: ReadReport) -> list[ShardSample]:
-    common = {"max_captions": source.max_captions, "missing_images": source.missing_images, "report": report}
-    return _captioned(read_json_lines(source.annotations, source.images, list(source.splits), **common))
-
-
-def _coco_captions(source: Source, report: ReadReport) -> list[ShardSample]:
-    common = {"max_captions": source.max_captions, "missing_images": source.missing_images, "report": report}
-    held_out = karpathy_coco_ids(source.exclude_coco_ids_from) if source.exclude_coco_ids_from else frozenset()
-    return _captioned(read_coco_captions(source.annotations, source.images, exclude_coco_ids=held_out, **common))
-
-
-def _visual_genome(source: Source, report: ReadReport) -> list[ShardSample]:
-    if source.image_data is None:
-        raise ValueError("--image-data: expected the path of Visual Genome's image_data.json")
-    coco, flickr = source.exclude_coco_ids_from, source.exclude_flickr_ids_from
-    records = read_visual_genome(
-        source.annotations,
-        source.image_data,
-        source.images,
-        exclude_coco_ids=karpathy_coco_ids(coco) if coco else frozenset(),
-        exclude_flickr_ids=karpathy_flickr_ids(flickr) if flickr else frozenset(),
-        max_captions=source.max_captions,
-        missing_images=source.missing_images,
-        report=report,
-    )
-    return _captioned(records)
-
-
-def _of_texts(read: Callable[..., Sequence]) -> Callable[[Source, ReadReport], list[ShardSample]]:
-    def samples(source: Source, report: ReadReport) -> list[ShardSample]:
-        records = read(source.annotations, source.images, missing_images=source.missing_images, report=report)
-        images = (
-            image
-            for record in records
-            for image in ((record.left, record.right) if isinstance(record, Nlvr2Record) else (record.image,))
-        )
-        return _alone(list(images))
-
-    return samples
-
-
-FORMATS: dict[str, Callable[[Source, ReadReport], list[ShardSample]]] = {
-    "karpathy": _karpathy,
-    "coco_captions": _coco_captions,
-    "visual_genome": _visual_genome,
-    "json_lines": _json_lines,
-    "json_lines_questions": _of_texts(read_json_lines_questions),
-    "vqa": _of_texts(read_vqa),
-    "easy_vqa": _of_texts(read_easy_vqa),
-    "nlvr2": _of_texts(read_nlvr2),
-    "snli_ve": _of_texts(read_snli_ve),
+_CAPTIONED: dict[str, tuple[Callable[..., Sequence[ImageTextRecord]], tuple[str, ...]]] = {
+    "karpathy": (read_karpathy, ("splits", "max_captions")),
+    "coco_captions": (read_coco_captions, ("exclude_coco_ids_from", "max_captions")),
+    "visual_genome": (
+        read_visual_genome,
+        ("image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from", "max_captions"),
+    ),
+    "json_lines": (read_json_lines, ("splits", "max_captions")),
 }
-"""The readers by their formats' names."""
+"""The readers of captions by their formats' names, and the fields of `Source` that each takes."""
+
+_TEXTS: dict[str, Callable[..., Sequence[Any]]] = {
+    "json_lines_questions": read_json_lines_questions,
+    "vqa": read_vqa,
+    "easy_vqa": read_easy_vqa,
+    "nlvr2": read_nlvr2,
+    "snli_ve": read_snli_ve,
+}
+
+FORMATS = (*_CAPTIONED, *_TEXTS)
+
+_EXCLUDING = {
+    "exclude_coco_ids_from": ("exclude_coco_ids", karpathy_coco_ids),
+    "exclude_flickr_ids_from": ("exclude_flickr_ids", karpathy_flickr_ids),
+}
+
+
+def _keywords(source: Source, takes: tuple[str, ...]) -> dict[str, Any]:
+    """What a reader of captions is given of a source beside the files. Raises ValueError: it takes no such thing."""
+    keywords: dict[str, Any] = {}
+    for name in ("splits", "image_data", *_EXCLUDING, "max_captions"):
+        value = getattr(source, name)
+        is_given = value is not None and value != [] and value != ()
+        if is_given and name not in takes:
+            raise ValueError(f"--{name.replace('_', '-')}: format {source.format} has none; leave it out")
+        if name in _EXCLUDING and is_given:
+            keyword, ids_of = _EXCLUDING[name]
+            keywords[keyword] = ids_of(value)
+        elif name in takes and name not in _EXCLUDING:
+            keywords[name] = value
+    if "image_data" in takes and source.image_data is None:
+        raise ValueError("--image-data: expected the path of Visual Genome's image_data.json")
+    return keywords
 
 
 def read_samples(source: Source, report: ReadReport) -> list[ShardSample]:
@@ -151,22 +129,20 @@ def read_samples(source: Source, report: ReadReport) -> list[ShardSample]:
     Raises:
         FileNotFoundError, ValueError: As the readers; ValueError where two names are one to WebDataset.
     """
-    given = {
-        "splits": bool(source.splits),
-        "image_data": source.image_data is not None,
-        "exclude_coco_ids_from": source.exclude_coco_ids_from is not None,
-        "exclude_flickr_ids_from": source.exclude_flickr_ids_from is not None,
-        "max_captions": source.max_captions is not None,
-    }
-    takes = {
-        "karpathy": {"splits", "max_captions"},
-        "json_lines": {"splits", "max_captions"},
-        "coco_captions": {"exclude_coco_ids_from", "max_captions"},
-        "visual_genome": {"image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from", "max_captions"},
-    }.get(source.format, set())
-    for name in (name for name, is_given in given.items() if is_given and name not in takes):
-        raise ValueError(f"--{name.replace('_', '-')}: format {source.format} has none; leave it out")
-    samples = FORMATS[source.format](source, report)
+    read, takes = _CAPTIONED.get(source.format) or (_TEXTS[source.format], ())
+    records = read(
+        source.annotations,
+        images=source.images,
+        missing_images=source.missing_images,
+        report=report,
+        **_keywords(source, takes),
+    )
+    if takes:
+        samples = [ShardSample(record.image, record.captions, record.image_id) for record in records]
+    else:
+        images_of = ((each.left, each.right) if isinstance(each, Nlvr2Record) else (each.image,) for each in records)
+        images = {str(image): image for images in images_of for image in images}
+        samples = [ShardSample(image, None, "") for image in images.values()]
     name_of: dict[str, str] = {}
     for sample in samples:
         name = sample.image.name
