@@ -211,8 +211,8 @@ class PretrainingDataset(SampleDataset):
             epoch: What an epoch holds: "images", each once; "captions", divided anew at random in each epoch; or
                 "caption_groups", captions divided once and for all.
             max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
-            masking: How words are masked: keywords of `mask_tokens`, its `probability` and those after it.
-            predict_unmatched: Whether masked words have labels in texts of other images too.
+            masking: How tokens are masked: keywords of `mask_tokens`, its `probability` and those after it.
+            predict_unmatched: Whether masked tokens have labels in texts of other images too.
             mvm_probability: Each text is read with masked visual tokens with this probability.
         """
         if num_positive < 1 or num_negative < 0:

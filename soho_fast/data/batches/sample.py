@@ -178,7 +178,7 @@ class Collator:
             name: pad_labels([row for sample in usable for row in sample.token_labels[name]], *texts["input_ids"].shape)
             for name in usable[0].token_labels
         }
-        places = {
+        positions = {
             f"{name.removesuffix('_labels')}_positions": (table_PS != IGNORED_LABEL).flatten().nonzero().squeeze(1)
             for name, table_PS in labels.items()
         }
@@ -198,7 +198,7 @@ class Collator:
             **texts,
             "image_index": image_index,
             **labels,
-            **places,
+            **positions,
             **text_fields,
             **image_fields,
             "skipped": skipped,
