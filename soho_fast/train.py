@@ -70,7 +70,7 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
     with from_extra("train"):
         from transformers.utils import logging as transformers_logging
 
-        from soho_fast.common.errors import BrokenImageError
+        from soho_fast.common.errors import CorruptImageError
         from soho_fast.common.lock import only_user
         from soho_fast.engine.distributed import leave_processes, start_processes
         from soho_fast.engine.resume import ResumePoint
@@ -112,9 +112,9 @@ def _run(arguments: list[str], held: contextlib.ExitStack) -> int:
         )
     try:
         result = trainer.train()
-    except BrokenImageError as error:
+    except CorruptImageError as error:
         # Raised in a loader process, its text comes with that process's stack before it.
-        raise UserError(str(error).rpartition("BrokenImageError: ")[2].strip()) from error
+        raise UserError(str(error).rpartition("CorruptImageError: ")[2].strip()) from error
     if result.signal_number:
         leave_processes()
         return 128 + result.signal_number
@@ -167,7 +167,7 @@ def _report(task: Any, trainer: Any, metrics: dict[str, float] | None, folder: P
             "step": progress.step,
             "training_seconds": progress.seconds,
             "images_per_second": progress.step * trainer.plan.global_batch_size / max(progress.seconds, 1e-9),
-            "broken_images": progress.broken_images,
+            "corrupt_images": progress.corrupt_images,
             "precision": trainer.step.precision,
             "metrics": metrics,
             "best": {"step": progress.best_step, task.selection: progress.best} if progress.best is not None else None,

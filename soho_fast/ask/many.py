@@ -28,7 +28,7 @@ import torch
 
 from soho_fast.ask.pipeline import FIELDS, LoadedImage, Question, SohoPipeline, local_folder, windows
 from soho_fast.common.checksums import folder_digest
-from soho_fast.common.errors import BrokenImageError, UserError
+from soho_fast.common.errors import CorruptImageError, UserError
 from soho_fast.common.hub import no_such_path
 from soho_fast.common.progress import ProgressLines
 from soho_fast.common.workers import loaded_ahead
@@ -155,7 +155,7 @@ def _answer(
             image = where_of[name]
             try:
                 loaded[name] = f"{name}: there is no such file" if image is None else processor.load(image).numpy()
-            except BrokenImageError as error:
+            except CorruptImageError as error:
                 loaded[name] = str(error)
         return loaded
 

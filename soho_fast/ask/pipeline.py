@@ -22,7 +22,7 @@ with from_extra("train"):
     from transformers.utils import cached_file
 
     from soho_fast.common.hub import loading_options
-    from soho_fast.data.image_like import is_image, load_any
+    from soho_fast.data.images import is_image, load_any
     from soho_fast.data.processor import SohoProcessor
     from soho_fast.data.readers.records import check_text
     from soho_fast.model import (
@@ -92,7 +92,7 @@ class SohoPipeline:
 
     Which question it takes depends on the model: `answer` (question answering), `rank` (retrieval, also pre-trained
     without fine-tuning), `entails` (visual entailment), `compare` (visual reasoning). Images are `ImageLike` (see
-    `data/image_like.py`), or what `encode` gave of one.
+    `data/images.py`), or what `encode` gave of one.
 
     Every answer is a list of dicts, best first: what was chosen, and `score`, the model's own probability of it. Each
     text of `rank` has its own, that it belongs to the image; they do not sum to 1.

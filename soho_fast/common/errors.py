@@ -18,7 +18,7 @@ class UserError(ValueError):
     """A wrong path, recipe, checkpoint or device: the message says what was expected, what came and what to do."""
 
 
-class BrokenImageError(ValueError):
+class CorruptImageError(ValueError):
     """An image file that can't be read or decoded; the message names the file and what went wrong."""
 
 

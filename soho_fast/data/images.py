@@ -1,6 +1,6 @@
-"""From file bytes to `pixel_values` and `pixel_mask`: decode, resize, normalise, pad.
+"""From file bytes, or any form in which a caller has an image, to `pixel_values` and `pixel_mask`.
 
-Shapes: B images, H x W the padded size of the batch.
+Decode, resize, normalise, pad. Shapes: B images, H x W the padded size of the batch.
 """
 
 from __future__ import annotations
@@ -8,14 +8,17 @@ from __future__ import annotations
 import functools
 import io
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import TorchvisionBackend
@@ -29,10 +32,10 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
-from soho_fast.common.errors import BrokenImageError
-from soho_fast.common.rgb import to_rgb
+from soho_fast.common.errors import CorruptImageError
+from soho_fast.common.images import one_line, to_rgb
 from soho_fast.data.readers.records import ImageRef
-from soho_fast.data.stores import one_line
+from soho_fast.data.stores import FolderStore
 
 # Pillow's own default for thumbnail(): decode a JPEG at a reduced DCT size only while that stays this many times larger
 # than the wanted size, which keeps the result indistinguishable from a full decode.
@@ -82,7 +85,7 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
         uint8 tensor (3, height, width).
 
     Raises:
-        BrokenImageError: The bytes are no image, a truncated or damaged one, one of more than `MAX_PIXELS`, or one
+        CorruptImageError: The bytes are no image, a truncated or damaged one, one of more than `MAX_PIXELS`, or one
             whose values have no defined brightness (see `image_to_pixels`).
     """
     try:
@@ -94,9 +97,7 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
             if shorter_edge is not None and image.format == "JPEG":
                 scale = min(1.0, _REDUCING_GAP * shorter_edge / min(image.size))
                 image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
-            if not 0 < image.width * image.height <= MAX_PIXELS:
-                size = f"{image.width} x {image.height} pixels"
-                raise ValueError(f"{size}; expected at least 1 and at most {MAX_PIXELS:,} in all")
+            _check_pixels(image.width, image.height)
             pixels_3HW = _plain_jpeg(image, data) if image.size == size else None
             if pixels_3HW is not None:
                 return pixels_3HW
@@ -104,9 +105,9 @@ def decode_image(data: bytes, *, shorter_edge: int | None = None) -> torch.Tenso
             return image_to_pixels(image)
     except UnidentifiedImageError as error:  # its own text names the buffer's address
         reason = f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): {reason}") from error
+        raise CorruptImageError(f"can't be decoded as an image ({len(data)} bytes): {reason}") from error
     except Exception as error:  # a decoder meets damage with errors of any kind: struct, zlib, RuntimeError, ...
-        raise BrokenImageError(f"can't be decoded as an image ({len(data)} bytes): {one_line(error)}") from error
+        raise CorruptImageError(f"can't be decoded as an image ({len(data)} bytes): {one_line(error)}") from error
 
 
 def _plain_jpeg(image: Image.Image, data: bytes) -> torch.Tensor | None:
@@ -184,7 +185,7 @@ def _shape_of(image: ImageRef) -> float:
 def _orientation(image: Image.Image) -> object:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # what is damaged is not the picture
+    except Exception:  # what is damaged is not the image
         return None
 
 
@@ -252,15 +253,15 @@ class SohoImageProcessor(TorchvisionBackend):
         """Read, decode and resize one image to a uint8 tensor (3, height, width), not yet normalised or padded.
 
         Raises:
-            BrokenImageError: The file can't be read or decoded; the message names it.
+            CorruptImageError: The file can't be read or decoded; the message names it.
         """
         try:
             return self.decode(image.read())
         except (OSError, ValueError) as error:
-            raise BrokenImageError(f"{image}: {error}") from error
+            raise CorruptImageError(f"{image}: {error}") from error
 
     def decode(self, data: bytes) -> torch.Tensor:
-        """An image's bytes as `load` gives it. Raises BrokenImageError: as `decode_image`."""
+        """An image's bytes as `load` gives it. Raises CorruptImageError: as `decode_image`."""
         return self.resize_one(decode_image(data, shorter_edge=self.size.shortest_edge if self.antialias else None))
 
     def resize_one(self, pixels_3HW: torch.Tensor) -> torch.Tensor:
@@ -382,3 +383,64 @@ def _normalised(
     values_B3HW = torch.empty(pixels_B3HW.shape, device=device).copy_(pixels_B3HW)
     values_B3HW.mul_(scale_311).add_(shift_311)
     return values_B3HW if mask_BHW is None else values_B3HW.masked_fill_(~mask_BHW.unsqueeze(1), 0.0)
+
+
+ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
+"""A path; a file's bytes; a PIL image; or pixels, uint8: numpy's (height, width, 3) or (height, width), torch's (3,
+height, width)."""
+
+
+def is_image(value: Any) -> bool:
+    """Whether a value is of one of these types."""
+    return isinstance(value, (str, os.PathLike, bytes, Image.Image, np.ndarray, Tensor))
+
+
+def load_any(image: ImageLike, processor: SohoImageProcessor) -> Tensor:
+    """An image's pixels, resized as the model takes them: uint8 (3, height, width).
+
+    Files, and PIL images that carry EXIF, are turned upright; what is transparent is white; of several frames the first
+    is taken (of a PIL image the current one).
+
+    Raises:
+        ValueError: it can't be read, is larger than `MAX_PIXELS`, or of another type or shape.
+    """
+    if not is_image(image):
+        raise ValueError(f"image: expected a path, bytes, a PIL image or pixels, got {type(image).__name__}")
+    try:
+        if isinstance(image, (str, os.PathLike)):
+            path = Path(image)
+            # A store opens regular files alone: a pipe would be waited for, a device has no end.
+            return processor.decode(FolderStore(str(path.parent)).read(path.name))
+        if isinstance(image, bytes):
+            return processor.decode(image)
+        if isinstance(image, Image.Image):
+            _check_pixels(image.width, image.height)
+            return processor.resize_one(image_to_pixels(image))
+        return processor.resize_one(_pixels_of(image))
+    except (
+        Exception
+    ) as error:  # A PIL image may be decoded only now, and a decoder meets damage with errors of any kind.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        named = f"{image!s:.200} can't be read ({reason})" if isinstance(image, (str, os.PathLike)) else reason
+        raise ValueError(f"image: {named}") from error
+
+
+def _pixels_of(image: np.ndarray | Tensor) -> Tensor:
+    """Pixels as uint8 (3, height, width); raises ValueError."""
+    of_torch = isinstance(image, Tensor)
+    dtype, shape = str(image.dtype).removeprefix("torch."), tuple(image.shape)
+    is_grey = len(shape) == 2 and not of_torch
+    if dtype != "uint8" or not (is_grey or (len(shape) == 3 and shape[0 if of_torch else 2] == 3)):
+        expected = "(3, height, width)" if of_torch else "(height, width, 3) or (height, width)"
+        raise ValueError(f"expected uint8 pixels {expected}, got {dtype} {shape}")
+    height, width = shape[1:] if of_torch else shape[:2]
+    _check_pixels(width, height)
+    if of_torch:
+        return image.detach().cpu()
+    planes = np.stack([image] * 3) if is_grey else image.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(planes))
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels; expected at least 1 and at most {MAX_PIXELS:,} in all")

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
+from soho_fast.common.images import check_size, one_line
 from soho_fast.common.path_ranges import is_shards
-from soho_fast.common.reading import check_size, one_line
 from soho_fast.data.shards.store import TarStore
 
 # Those of which no more is unpacked than is asked for: a bomb stays small.

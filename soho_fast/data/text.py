@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from soho_fast.common.checksums import check_checksums
 from soho_fast.common.hub import loading_options, no_such_path
-from soho_fast.common.stop_words import STOP_WORDS
+from soho_fast.common.text import STOP_WORDS
 
 IGNORED_LABEL = -100
 """Label of a position that is not predicted (cross-entropy's default `ignore_index`)."""

@@ -26,7 +26,7 @@ from soho_fast.common.progress import ProgressLines
 from soho_fast.common.workers import begin_worker, end_workers, next_batch
 from soho_fast.engine.settings import BatchSettings
 
-SIDE_KEYS = ("skipped", "sample_ids", "image_keys", "broken_images")
+SIDE_KEYS = ("skipped", "sample_ids", "image_keys", "corrupt_images")
 
 # The stream of random numbers that chooses stand-ins; the order of the samples is stream 1, the tasks have 2 and 3.
 _STAND_IN_STREAM = 4
@@ -168,29 +168,29 @@ class _EpochDataset(Dataset):
         """The samples of a micro-batch. Where none of them can be used, others are drawn until one can: every process
         needs a batch at every step."""
         samples = [self[item] for item in items]
-        if not all(map(_is_broken, samples)):
+        if not all(map(_is_corrupt, samples)):
             return samples
-        samples[-1].broken += _STAND_IN_NOTE
+        samples[-1].corrupt += _STAND_IN_NOTE
         epoch, index = items[0]
         rng = np.random.default_rng([_STAND_IN_STREAM, epoch, index])
         for stand_in in rng.integers(len(self.dataset), size=_MOST_STAND_INS):
             samples.append(self[epoch, int(stand_in)])
-            if not _is_broken(samples[-1]):
+            if not _is_corrupt(samples[-1]):
                 break
         return samples
 
 
-def _is_broken(sample: Any) -> bool:
-    return getattr(sample, "broken", None) is not None
+def _is_corrupt(sample: Any) -> bool:
+    return getattr(sample, "corrupt", None) is not None
 
 
-def own_reason(broken: str) -> str:
-    """Why a sample is broken, without what its batch has to do with it."""
-    return broken.removesuffix(_STAND_IN_NOTE)
+def own_reason(corrupt: str) -> str:
+    """Why a sample is corrupt, without what its batch has to do with it."""
+    return corrupt.removesuffix(_STAND_IN_NOTE)
 
 
 def _collate(collate: Callable[[list], Mapping[str, Any]], samples: list[Any]) -> Mapping[str, Any]:
-    usable = [sample for sample in samples if not _is_broken(sample)]
+    usable = [sample for sample in samples if not _is_corrupt(sample)]
     numbers = dict.fromkeys(number for sample in usable for number in getattr(sample, "image_keys", ()))
     batch = collate(samples)
     return {**batch, "image_keys": list(numbers)} if numbers else batch

@@ -22,7 +22,7 @@ NOT_COMPARED = {
     "evaluation.*": "when it is evaluated, after which the random state is set back",
     "batch.workers": "who loads a sample, which depends on (seed, epoch, index) alone",
     "batch.prefetch": "how early it is loaded",
-    "batch.broken_images": "when to give up",
+    "batch.corrupt_images": "when to give up",
     "engine.threads": "who computes",
     "engine.timeout_seconds": "when to give up",
     "engine.activation_checkpointing": "the same values, computed twice",

@@ -53,7 +53,7 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
-    broken_images: int = 0
+    corrupt_images: int = 0
     evaluated_step: int = 0
     best_step: int = 0
     best: float | None = None

@@ -101,7 +101,7 @@ class TrainingBatches:
                 if self._cache is not None:
                     until = self._frozen.stop
         self._batches = Batches(
-            self.data if self._cache is None else self.data.without_pixels(self._cache.broken),
+            self.data if self._cache is None else self.data.without_pixels(self._cache.corrupt),
             self.task.collate,
             self.plan,
             self.settings.batch,
@@ -152,16 +152,16 @@ class FeatureCache:
     """The backbone's features of each image, by number.
 
     Attributes:
-        broken: Why the features of others are not there.
+        corrupt: Why the features of others are not there.
     """
 
     def __init__(
         self,
         parts: Mapping[int, torch.Tensor],
         locations: Mapping[Hashable, "_Location"],
-        broken: Mapping[Hashable, str],
+        corrupt: Mapping[Hashable, str],
     ) -> None:
-        self.broken = broken
+        self.corrupt = corrupt
         self._parts, self._locations = parts, locations
 
     def __getitem__(self, number: Hashable) -> torch.Tensor:
@@ -217,7 +217,7 @@ def fill_cache(
                 found = task.image_features(model, task.on_device(inputs))
                 features = dict(zip(side["image_keys"], found, strict=True))
             own = images.numbers(step)
-            share.broken |= {number: why for number, why in side["broken_images"].items() if number in own}
+            share.corrupt |= {number: why for number, why in side["corrupt_images"].items() if number in own}
             features = {number: feature.cpu() for number, feature in features.items() if number in own}
             if step == 0:
                 sizes = [sum(feature.nbytes for feature in features.values()), len(features)]
@@ -242,8 +242,8 @@ def fill_cache(
             why = errors[0] if errors else f"the images differ in size, and all take more than {budget / _GB:g} GB"
             say(f"feature cache: not used, the features are computed in each step: {why}")
             return None, 0
-    broken = f", {len(cache.broken):,} of them broken" if cache.broken else ""
-    say(f"feature cache: filled for {images.num_images:,} images{broken} ({time.monotonic() - began:.0f} s)")
+    corrupt = f", {len(cache.corrupt):,} of them corrupt" if cache.corrupt else ""
+    say(f"feature cache: filled for {images.num_images:,} images{corrupt} ({time.monotonic() - began:.0f} s)")
     return cache, 0
 
 
@@ -269,8 +269,8 @@ def _choose(
 
 
 def _collate(collate_images: Callable[[list], Mapping[str, Any]], samples: list[Any]) -> dict[str, Any]:
-    broken = {sample.image_keys[0]: own_reason(sample.broken) for sample in samples if sample.broken is not None}
-    return {**collate_images(samples), "broken_images": broken}
+    corrupt = {sample.image_keys[0]: own_reason(sample.corrupt) for sample in samples if sample.corrupt is not None}
+    return {**collate_images(samples), "corrupt_images": corrupt}
 
 
 class _ImagePass:
@@ -318,13 +318,13 @@ class _Share:
     """The features that one rank has computed, in its file.
 
     Attributes:
-        broken: Why images have no features, by number.
+        corrupt: Why images have no features, by number.
         num_bytes: Written so far.
         error: Why it cannot be kept; None as long as it can.
     """
 
     def __init__(self, rank: int) -> None:
-        self.broken: dict[Hashable, str] = {}
+        self.corrupt: dict[Hashable, str] = {}
         self.num_bytes = 0
         self.error: str | None = None
         self._rank = rank
@@ -359,20 +359,20 @@ class _Share:
         """What all `peers` have kept, for each of them. None where a rank could not open what another wrote."""
         # Not closed before all have opened it, which the question at the end waits for.
         path = path_for_others(self._file)
-        everyone = processes.gather((path, self._type, self._length, self._locations, self.broken))
+        everyone = processes.gather((path, self._type, self._length, self._locations, self.corrupt))
         parts: dict[int, torch.Tensor] = {}
         locations: dict[Hashable, _Location] = {}
-        broken: dict[Hashable, str] = {}
+        corrupt: dict[Hashable, str] = {}
         try:
             for rank in peers:
-                path, kind, length, here, broken_here = everyone[rank]
+                path, kind, length, here, corrupt_here = everyone[rank]
                 locations |= here
-                broken |= broken_here
+                corrupt |= corrupt_here
                 if length:
                     parts[rank] = _mapped(path, kind)
         except OSError as error:
             self.error = f"{error.filename or 'the features'}: {error.strerror}"
-        return None if processes.maximum([self.error is not None])[0] else FeatureCache(parts, locations, broken)
+        return None if processes.maximum([self.error is not None])[0] else FeatureCache(parts, locations, corrupt)
 
     def close(self) -> None:
         """Let go of the file; what was joined stays."""

@@ -12,7 +12,7 @@ from soho_fast.common.files import read_log, write_atomically
 # Values of a training record that are not losses of the task.
 _NOT_LOSSES = {
     "kind", "step", "epoch", "lr", "grad_norm", "loss_scale", "skipped_steps", "images_per_second", "milliseconds",
-    "broken_images", "seconds",
+    "corrupt_images", "seconds",
 }  # fmt: skip
 # What a metric's name has before or behind it where it is one that needs no learning, or a count.
 _BASELINES = ("majority", "chance", "shuffled", "most_frequent")

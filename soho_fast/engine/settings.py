@@ -102,7 +102,7 @@ class BatchSettings:
         workers: Loader processes for each training process, and as many while it evaluates; 0 loads in the process
             itself.
         prefetch: Micro-batches each loader process prepares ahead.
-        broken_images: Largest share of unreadable images among those seen (counted as at least 1000, all processes
+        corrupt_images: Largest share of unreadable images among those seen (counted as at least 1000, all processes
             together) before training stops and lists them.
     """
 
@@ -111,7 +111,7 @@ class BatchSettings:
     group_by_aspect_ratio: bool | Literal["orientation"] = True
     workers: NonNegativeInt = 1
     prefetch: PositiveInt = 4
-    broken_images: ClosedUnitInterval = 0.01
+    corrupt_images: ClosedUnitInterval = 0.01
 
 
 @dataclass

@@ -48,7 +48,7 @@ class Task(Protocol):
         Where it has `data.epoch_order(rng)`, int64 (samples,), samples come in that order, each once, instead of at
         random; it depends on the generator alone.
 
-        A sample that can't be used says why in its attribute `broken`, a text; otherwise that is None or not there.
+        A sample that can't be used says why in its attribute `corrupt`, a text; otherwise that is None or not there.
         """
 
     def collate(self, samples: list[Any]) -> Mapping[str, Any]:
@@ -86,16 +86,16 @@ class Task(Protocol):
 class FeatureCacheTask(Task, Protocol):
     """What is asked beside of a task whose backbone's features may be cached while it is frozen.
 
-    Its `training_data()` then has `data.images`, samples of one image each, and `data.without_pixels(broken)`, the same
-    samples without their images, of which `broken` tells which are broken and why, by number. Samples have the numbers
-    of theirs in the attribute `image_keys`.
+    Its `training_data()` then has `data.images`, samples of one image each, and `data.without_pixels(corrupt)`, the
+    same samples without their images; `corrupt` says by number which images are corrupt and why. Samples have the
+    numbers of theirs in the attribute `image_keys`.
     """
 
     def caches_features(self, model: nn.Module) -> bool:
         """Whether an image's features depend on that image alone while the backbone is frozen."""
 
     def collate_images(self, samples: list[Any]) -> Mapping[str, Any]:
-        """Samples of `data.images`, of which some may be broken, to what `image_features` takes after `on_device`."""
+        """Samples of `data.images`, of which some may be corrupt, to what `image_features` takes after `on_device`."""
 
     def image_features(self, model: nn.Module, images: Mapping[str, Any]) -> list[torch.Tensor]:
         """The backbone's features of each image."""

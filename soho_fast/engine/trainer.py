@@ -514,7 +514,7 @@ class Run:
             **self.step.optimizer_record(),
             "images_per_second": rate,
             "milliseconds": self.step.timer.take(),
-            "broken_images": progress.broken_images,
+            "corrupt_images": progress.corrupt_images,
             "seconds": progress.seconds,
         }
         self._record("train", record)
@@ -565,17 +565,17 @@ class Run:
         (count,) = self.processes.total([len(skipped)])
         if not count:
             return
-        self.progress.broken_images += int(count)
+        self.progress.corrupt_images += int(count)
         messages = [line for lines in self.processes.gather(skipped) for line in lines]
         for line in messages:
             self._say(f"skipped: {line}")
         self._skipped |= dict.fromkeys(messages)
         seen = self.progress.step * self.plan.global_batch_size
-        share = self.settings.batch.broken_images
-        if self.progress.broken_images > share * max(seen, _MIN_SEEN):
+        share = self.settings.batch.corrupt_images
+        if self.progress.corrupt_images > share * max(seen, _MIN_SEEN):
             shown = "; ".join(list(self._skipped)[:_NUM_SHOWN])
             raise UserError(
-                f"batch.broken_images: {self.progress.broken_images} of {seen} images were unreadable, more than the "
+                f"batch.corrupt_images: {self.progress.corrupt_images} of {seen} images were unreadable, more than the "
                 f"share of {share:g} that is allowed (of at least {_MIN_SEEN} images): {shown}"
             )
 

@@ -24,7 +24,7 @@ from soho_fast.explore.sources import PictureError, SeenImage, small_copy
 with from_extra("explore"):
     from PIL import Image, ImageOps
 
-    from soho_fast.common.rgb import to_rgb
+    from soho_fast.common.images import to_rgb
 
 # Looked up at a time: enough to keep the lookup busy, little beside the images.
 _IMAGES_AT_A_TIME = 256

@@ -27,7 +27,7 @@ from soho_fast.explore.sources import LONGER_EDGE, PictureError, SeenImage, smal
 with from_extra("train"):
     from PIL import Image
 
-    from soho_fast.common.errors import BrokenImageError
+    from soho_fast.common.errors import CorruptImageError
     from soho_fast.common.workers import loaded_ahead
     from soho_fast.data.batches.sample import pad_texts
     from soho_fast.data.images import decode_image
@@ -206,23 +206,23 @@ class ModelSource:
             pin=self._computing.device.type == "cuda",
         )
         with contextlib.closing(loads):
-            for readable, pixels, batch, broken in loads:
-                for line in broken:
+            for readable, pixels, batch, corrupt in loads:
+                for line in corrupt:
                     self._say(f"left out: {line}")
                 if readable:
                     yield self._look_up(readable, pixels, batch)
 
     def _load(self, places: Sequence[int]) -> tuple[list[int], list[tuple[int, int]], Any, list[str]]:
-        readable, pixels, broken = [], [], []
+        readable, pixels, corrupt = [], [], []
         processor = self._task.processor.image_processor
         for place in places:
             try:
                 pixels.append(processor.load(self._images.images[place].ref))
                 readable.append(place)
-            except BrokenImageError as error:
-                broken.append(str(error))
+            except CorruptImageError as error:
+                corrupt.append(str(error))
         batch = processor.collate_bytes(pixels) if pixels else None
-        return readable, [tuple(each.shape[-2:]) for each in pixels], batch, broken
+        return readable, [tuple(each.shape[-2:]) for each in pixels], batch, corrupt
 
     @torch.no_grad()
     def _look_up(self, places: list[int], sizes: list[tuple[int, int]], batch: Mapping[str, Any]) -> ImageBatch:

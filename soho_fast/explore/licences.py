@@ -107,7 +107,7 @@ def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:
     from soho_fast.data.mini.builder import read_manifest
     from soho_fast.data.mini.options import TWEMOJI, SceneOptions, style_name
     from soho_fast.data.mini.scenes import describe_scenes
-    from soho_fast.data.mini.writers import assign_pictures
+    from soho_fast.data.mini.writers import assign_images
 
     manifest = read_manifest(Path(root))
     if manifest is None:
@@ -124,7 +124,7 @@ def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:
     options = SceneOptions.of_corpus(Path(root), settings)
     train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], settings["seed"], options)
     found = {}
-    for picture in assign_pictures([(scene, ()) for scene in train], [(scene, ()) for scene in held_out]):
+    for picture in assign_images([(scene, ()) for scene in train], [(scene, ()) for scene in held_out]):
         photo = picture.scene.background.photo
         styles = sorted({style_name(item.style) for item in picture.scene.objects})
         entries = [whose[name] for name in (*styles, *([photo.partition("/")[0]] if photo else []))]

@@ -149,7 +149,7 @@ class _DemoLabels:
         rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
         if scene is None or rows != columns:
             return np.full(int(valid_hw.sum()), _UNKNOWN), []
-        from soho_fast.data.mini.objects import objects_under_cells
+        from soho_fast.data.mini.builder import objects_under_cells
 
         # The same photograph or colour is one label, whichever part of it a cell shows.
         background = scene.background.photo or f"{scene.background.colour} background"
@@ -160,7 +160,7 @@ class _DemoLabels:
     def _of_corpus(self, root: str) -> Mapping[str, Any]:
         if root not in self._scenes:
             try:
-                from soho_fast.data.mini.objects import corpus_scenes
+                from soho_fast.data.mini.builder import corpus_scenes
 
                 self._scenes[root] = corpus_scenes(root)
             except (FileNotFoundError, ImportError):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from soho_fast.common.extras import from_extra
-from soho_fast.common.stop_words import STOP_WORDS
+from soho_fast.common.text import STOP_WORDS
 
 with from_extra("explore"):
     from scipy.sparse import csr_array

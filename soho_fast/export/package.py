@@ -17,7 +17,7 @@ from torch.export import Dim, export
 
 from soho_fast.ask.pipeline import FIELDS, SohoPipeline, load_model
 from soho_fast.common.errors import UserError
-from soho_fast.common.reading import one_line
+from soho_fast.common.images import one_line
 from soho_fast.export.graphs import EncodeImages, ReadTexts
 
 _STRIDE = 32

@@ -171,7 +171,7 @@ class AnsweringTask(FineTuningTask):
             max_images: Only the examples of the first so many images (pairs); 0 takes what `data` says.
 
         Raises:
-            BrokenImageError: an image can't be read: a published metric covers every example.
+            CorruptImageError: an image can't be read: a published metric covers every example.
         """
         records, max_images = self.records(split), max_images or self.data.measured_images
         if split not in self._examples:

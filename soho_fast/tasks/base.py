@@ -163,7 +163,7 @@ class BaseTask(ABC):
         return model.config.visual_encoder == "paper"
 
     def collate_images(self, samples: list[Sample]) -> Mapping[str, Any]:
-        """Samples of one image each, of which some may be broken, to what `image_features` takes."""
+        """Samples of one image each, of which some may be corrupt, to what `image_features` takes."""
         return self.processor.image_processor.collate_bytes([sample.pixels[0] for sample in usable_samples(samples)])
 
     def on_device(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,16 +14,19 @@ from torch import nn
 from soho_fast.common.processes import Processes
 from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.tables import Table
-from soho_fast.data.batches.pair_sampling import check_negatives
-from soho_fast.data.batches.pretraining import PretrainingDataset
+from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
 from soho_fast.data.batches.record_table import FlatTexts, RecordTable, locations_of, texts_of
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.readers.coco_captions import read_coco_captions
+from soho_fast.data.readers.captions import (
+    karpathy_coco_ids,
+    karpathy_flickr_ids,
+    read_coco_captions,
+    read_karpathy,
+    read_visual_genome,
+)
 from soho_fast.data.readers.json_lines import read_json_lines
-from soho_fast.data.readers.karpathy import karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
 from soho_fast.data.readers.records import ImageTextRecord, ReadReport
-from soho_fast.data.readers.visual_genome import read_visual_genome
 from soho_fast.data.shards.records import join, read_shards
 from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from soho_fast.data.readers.easy_vqa import read_easy_vqa
 from soho_fast.data.readers.json_lines import read_json_lines_questions
+from soho_fast.data.readers.questions import VqaRecord, read_easy_vqa, read_vqa
 from soho_fast.data.readers.records import ImageRef, ReadReport
-from soho_fast.data.readers.vqa import VqaRecord, read_vqa
 from soho_fast.model import SohoForQuestionAnswering
 from soho_fast.tasks.answering import AnsweringTask
 from soho_fast.tasks.evaluation.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soho_fast.common.errors import BrokenImageError
+from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.processes import Processes
 from soho_fast.common.tables import Table
-from soho_fast.data.batches.retrieval import RetrievalDataset
+from soho_fast.data.batches.downstream import RetrievalDataset
 from soho_fast.data.batches.sample import Collator, Sample
+from soho_fast.data.readers.captions import read_karpathy
 from soho_fast.data.readers.json_lines import read_json_lines
-from soho_fast.data.readers.karpathy import read_karpathy
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
 from soho_fast.data.text import encode_texts
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining
@@ -156,7 +156,7 @@ class RetrievalTask(FineTuningTask):
             progress: Called as blocks of images are done.
 
         Raises:
-            BrokenImageError: an image can't be read: a published metric covers every image.
+            CorruptImageError: an image can't be read: a published metric covers every image.
             ValueError: the model has no contrastive head, or no k keeps R@1 within `max_loss`.
         """
         data, kept_in_all = self.data, []
@@ -219,8 +219,8 @@ class RetrievalTask(FineTuningTask):
         def load(block: range) -> dict[str, Tensor | None]:
             try:
                 return processor.collate_bytes([processor.load(records[number].image) for number in block])
-            except BrokenImageError as error:
-                raise BrokenImageError(f"{error}; every image must be scored") from error
+            except CorruptImageError as error:
+                raise CorruptImageError(f"{error}; every image must be scored") from error
 
         def encode(pixels: dict[str, Tensor | None]) -> list[Tensor]:
             return scorer.encode(self.on_device(scorer.computing.on_device(pixels)))

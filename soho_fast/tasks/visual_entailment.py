@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from soho_fast.data.readers.records import ImageRef, ReadReport
-from soho_fast.data.readers.snli_ve import ENTAILMENT_LABELS, SnliVeRecord, read_snli_ve
+from soho_fast.data.readers.statements import ENTAILMENT_LABELS, SnliVeRecord, read_snli_ve
 from soho_fast.model import SohoForVisualEntailment
 from soho_fast.tasks.answering import AnsweringTask
 from soho_fast.tasks.evaluation.metrics.classification import snli_ve_accuracy

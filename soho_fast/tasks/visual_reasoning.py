@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from soho_fast.data.readers.nlvr2 import Nlvr2Record, read_nlvr2
 from soho_fast.data.readers.records import ImageRef, ReadReport
+from soho_fast.data.readers.statements import Nlvr2Record, read_nlvr2
 from soho_fast.model import SohoForVisualReasoning
 from soho_fast.tasks.answering import AnsweringTask
 from soho_fast.tasks.evaluation.metrics.classification import nlvr2_accuracy

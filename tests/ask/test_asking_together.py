@@ -9,7 +9,7 @@ from PIL import Image
 from small_models import SMALL
 
 from soho_fast.ask.pipeline import SohoPipeline, like_shapes
-from soho_fast.data.image_like import load_any
+from soho_fast.data.images import load_any
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval
 
 QUESTIONS = ["is there a man", "a red", "the woman and the man is a blue", "blue"]

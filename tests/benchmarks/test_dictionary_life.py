@@ -44,9 +44,9 @@ def test_used_codes_are_those_of_the_phase_and_the_error_is_in_units_of_the_vari
 
 
 def test_random_codes_die_and_codes_from_the_data_live(tmp_path, capsys):
-    from tiny_corpus import write_pictures
+    from tiny_corpus import write_images
 
-    write_pictures(tmp_path / "pictures")
+    write_images(tmp_path / "pictures")
     torch.manual_seed(0)
     torch.save(build_backbone("resnet10").state_dict(), tmp_path / "weights.pt")
     sizes = "--images 4 --shorter-edge 64 --longer-edge 96 --codes 32 --channels 16 --tokens 20 --still 8 --moving 8"

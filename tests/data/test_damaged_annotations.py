@@ -275,7 +275,7 @@ def test_an_image_that_comes_twice_is_not_lost(tmp_path):
     draw(tmp_path / "a.jpg"), draw(tmp_path / "b.jpg")
     path = tmp_path / "captions_val2014.json"
     path.write_text(json.dumps({**COCO, "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 7, "file_name": "b.jpg"}]}))
-    with pytest.raises(ValueError, match=r"images\[1\]: image 7 comes twice"):
+    with pytest.raises(ValueError, match=r"images\[1\]: id 7 comes twice"):
         read_coco_captions(path, tmp_path)
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from tiny_corpus import draw
 
-from soho_fast.data import BrokenImageError, ImageRef, SohoImageProcessor, decode_image
+from soho_fast.data import CorruptImageError, ImageRef, SohoImageProcessor, decode_image
 from soho_fast.data import images as images_module
 from soho_fast.data.stores import FolderStore
 
@@ -50,7 +50,7 @@ def outcome(data):
     """True where it is decoded, the message where it is refused."""
     try:
         pixels = decode_image(data, shorter_edge=16)
-    except BrokenImageError as error:
+    except CorruptImageError as error:
         message = str(error)
         assert message.isprintable() and len(message) < 400
         return message
@@ -93,14 +93,14 @@ def test_images_made_by_hand(name, programs):
 def test_the_limit_does_not_hang_on_a_setting_of_the_library(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     for name in ("30000 x 30000.png", "30000 x 30000.ppm", "30000 x 30000.tif"):
-        with pytest.raises(BrokenImageError, match="30000 x 30000 pixels; expected at least 1 and at most 89,478,485"):
+        with pytest.raises(CorruptImageError, match="30000 x 30000 pixels; expected at least 1 and at most 89,478,485"):
             decode_image(handmade_images()[name])
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError, NotImplementedError, KeyError, TypeError, MemoryError, ZeroDivisionError]
 )
-def test_an_error_of_any_kind_is_a_broken_image(error, monkeypatch):
+def test_an_error_of_any_kind_is_a_corrupt_image(error, monkeypatch):
     def fail(image):
         raise error("line\tone \x1b[31m")
 
@@ -169,7 +169,7 @@ def test_an_image_that_is_no_file(tmp_path):
     (tmp_path / "round.jpg").symlink_to("round.jpg")
     processor = SohoImageProcessor()
     for name in ("pipe.jpg", "folder.jpg", "zero.jpg", "round.jpg", "nul\0.jpg"):
-        with pytest.raises(BrokenImageError, match=re.escape(name)):
+        with pytest.raises(CorruptImageError, match=re.escape(name)):
             processor.load(ImageRef(FolderStore(str(tmp_path)), name))
 
 
@@ -196,5 +196,5 @@ def test_a_jpeg_is_measured_as_it_is_read(monkeypatch):
     Image.new("RGB", (800, 400)).save(file, "JPEG")
     monkeypatch.setattr(images_module, "MAX_PIXELS", 200 * 100)
     assert decode_image(file.getvalue(), shorter_edge=50).shape == (3, 100, 200)
-    with pytest.raises(BrokenImageError, match="800 x 400 pixels"):
+    with pytest.raises(CorruptImageError, match="800 x 400 pixels"):
         decode_image(file.getvalue())

@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_corpus import COLOURS, draw
 from torchvision.io import decode_jpeg
 
-from soho_fast.data import BrokenImageError, ImageRef, SohoImageProcessor, decode_image
+from soho_fast.data import CorruptImageError, ImageRef, SohoImageProcessor, decode_image
 from soho_fast.data import images as data_images
 from soho_fast.data.images import image_to_pixels
 from soho_fast.data.stores import FolderStore
@@ -96,17 +96,17 @@ def test_jpegs_of_other_colours_are_pillows(mode):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.95])
-def test_truncated_jpeg_is_broken(share):
+def test_truncated_jpeg_is_corrupt(share):
     data = encoded(noise(200, 160))
-    with pytest.raises(BrokenImageError, match=r"can't be decoded as an image \(\d+ bytes\)"):
+    with pytest.raises(CorruptImageError, match=r"can't be decoded as an image \(\d+ bytes\)"):
         decode_image(data[: int(len(data) * share)])
 
 
-def test_text_instead_of_an_image_is_broken_and_named(tmp_path):
+def test_text_instead_of_an_image_is_corrupt_and_named(tmp_path):
     (tmp_path / "page.jpg").write_text("<html>404</html>")
-    with pytest.raises(BrokenImageError, match=r"page\.jpg: can't be decoded"):
+    with pytest.raises(CorruptImageError, match=r"page\.jpg: can't be decoded"):
         make_processor().load(ImageRef(FolderStore(str(tmp_path)), "page.jpg"))
-    with pytest.raises(BrokenImageError, match=r"gone\.jpg"):
+    with pytest.raises(CorruptImageError, match=r"gone\.jpg"):
         make_processor().load(ImageRef(FolderStore(str(tmp_path)), "gone.jpg"))
 
 

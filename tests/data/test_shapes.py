@@ -9,9 +9,8 @@ from PIL import Image
 from tiny_corpus import draw, write_zip
 
 from soho_fast.data import ImageRef, decode_image
-from soho_fast.data.batches.downstream import DownstreamDataset, Examples
+from soho_fast.data.batches.downstream import DownstreamDataset, Examples, RetrievalDataset
 from soho_fast.data.batches.pretraining import PretrainingDataset
-from soho_fast.data.batches.retrieval import RetrievalDataset
 from soho_fast.data.images import shapes_of
 from soho_fast.data.stores import FolderStore, ZipStore
 

@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from tiny_corpus import COLOURS, draw, write_karpathy, write_pictures
+from tiny_corpus import COLOURS, draw, write_images, write_karpathy
 from tiny_shards import sample, write_set, write_tar
 
 from soho_fast.data import read_nlvr2, read_visual_genome, read_vqa
@@ -150,10 +150,10 @@ def test_every_readers_set(tmp_path, capsys):
     path = written("nlvr2", "--format", "nlvr2", "--annotations", pairs)
     assert read_nlvr2(pairs, path)[0].right.read() == (tmp_path / "dev-8-0-img1.png").read_bytes()
 
-    write_pictures(tmp_path)
-    pictures = ["--annotations", tmp_path / "pictures.jsonl"]
-    assert len(read_shards(written("own", "--format", "json_lines", *pictures))) == len(COLOURS)
-    assert len(TarStore(written("asked", "--format", "json_lines_questions", *pictures))) == len(COLOURS)
+    write_images(tmp_path)
+    images = ["--annotations", tmp_path / "images.jsonl"]
+    assert len(read_shards(written("own", "--format", "json_lines", *images))) == len(COLOURS)
+    assert len(TarStore(written("asked", "--format", "json_lines_questions", *images))) == len(COLOURS)
 
     draw(tmp_path / "VG_100K/1.jpg"), draw(tmp_path / "VG_100K/2.jpg")
     image_data, regions = tmp_path / "image_data.json", tmp_path / "region_descriptions.json"

@@ -8,7 +8,7 @@ import pytest
 from tiny_shards import jpeg, sample, write_set, write_tar
 
 from soho_fast.common.path_ranges import expand_range
-from soho_fast.data import BrokenImageError, ImageRef, SohoImageProcessor, read_json_lines
+from soho_fast.data import CorruptImageError, ImageRef, SohoImageProcessor, read_json_lines
 from soho_fast.data.shards.indexing import build_index
 from soho_fast.data.shards.records import read_shards
 from soho_fast.data.shards.store import TarStore
@@ -70,10 +70,10 @@ def test_a_shard_changed_behind_its_index_gives_no_other_image(tmp_path):
         store.read("second.jpg")
 
 
-def test_what_is_no_image_is_a_broken_one_by_name(tmp_path):
+def test_what_is_no_image_is_a_corrupt_one_by_name(tmp_path):
     path = str(write_tar(tmp_path / "a.tar", [("0.jpg", b"not an image")]))
     build_index(path)
-    with pytest.raises(BrokenImageError, match=r"a\.tar!0\.jpg: can't be decoded"):
+    with pytest.raises(CorruptImageError, match=r"a\.tar!0\.jpg: can't be decoded"):
         SohoImageProcessor().load(ImageRef(TarStore(path), "0.jpg"))
 
 
@@ -115,7 +115,7 @@ def test_no_array_of_an_index_is_copied(tmp_path):
 
 def test_readers_of_annotations_find_their_images_in_shards(tmp_path):
     path = write_set(tmp_path / "shards")
-    lines = tmp_path / "pictures.jsonl"
+    lines = tmp_path / "images.jsonl"
     lines.write_text('{"file": "000010001.jpg", "captions": ["a dog"]}\n')
     (record,) = read_json_lines(lines, [path])
     assert str(record.image) == f"{tmp_path}/shards/00001.tar!000010001.jpg"

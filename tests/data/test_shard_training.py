@@ -14,8 +14,7 @@ from soho_fast.data.batches.pretraining import PretrainingDataset
 from soho_fast.data.batches.sample import Collator
 from soho_fast.data.shards.__main__ import main as shards
 from soho_fast.data.shards.indexing import build_index
-from soho_fast.data.shards.order import epoch_order
-from soho_fast.data.shards.records import join, read_shards
+from soho_fast.data.shards.records import epoch_order, join, read_shards
 from soho_fast.engine.batches import Batches, plan_batches
 from soho_fast.engine.settings import BatchSettings
 from soho_fast.tasks.contents import records_identity
@@ -49,9 +48,9 @@ def corpus(tmp_path_factory):
 
 
 def equal(first, second):
-    assert (first.image_keys, first.broken, first.image_fields) == (
+    assert (first.image_keys, first.corrupt, first.image_fields) == (
         second.image_keys,
-        second.broken,
+        second.corrupt,
         second.image_fields,
     )
     for ours, theirs in (

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from tiny_corpus import draw, write_zip
 
-from soho_fast.data import BrokenImageError, ImageRef, SohoImageProcessor
+from soho_fast.data import CorruptImageError, ImageRef, SohoImageProcessor
 from soho_fast.data.stores import FolderStore, ZipStore, open_stores
 
 
@@ -99,11 +99,11 @@ def write_member(path, data, *, packing=zipfile.ZIP_DEFLATED, **patches):
         ({"flags": 0x20}, "NotImplementedError: .*patched"),
     ],
 )
-def test_a_member_that_cannot_be_read_is_one_broken_image(tmp_path, patches, reason):
+def test_a_member_that_cannot_be_read_is_one_corrupt_image(tmp_path, patches, reason):
     store = write_member(tmp_path / "images.zip", b"x" * 5000, **patches)
     with pytest.raises(OSError, match=rf"images\.zip!0\.jpg: .*{reason}"):
         store.read("0.jpg")
-    with pytest.raises(BrokenImageError, match=r"images\.zip!0\.jpg"):
+    with pytest.raises(CorruptImageError, match=r"images\.zip!0\.jpg"):
         SohoImageProcessor().load(ImageRef(store, "0.jpg"))
 
 

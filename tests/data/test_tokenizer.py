@@ -17,7 +17,7 @@ LINES = [
 
 @pytest.fixture
 def pictures(tmp_path):
-    path = tmp_path / "pictures.jsonl"
+    path = tmp_path / "images.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
     return path
 
@@ -42,7 +42,7 @@ def test_what_holds_no_text_and_wrong_arguments_are_refused(pictures, tmp_path):
         make_tokenizer([tmp_path / "gone.json"], tmp_path / "words", size=100)
     with pytest.raises(ValueError, match=r"size: 50 is too small; .* tokens are needed for the characters alone"):
         make_tokenizer([pictures], tmp_path / "words", size=50)
-    with pytest.raises(ValueError, match=r"output: .*pictures\.jsonl is a file; expected the folder"):
+    with pytest.raises(ValueError, match=r"output: .*images\.jsonl is a file; expected the folder"):
         make_tokenizer([pictures], pictures, size=1000)
     assert not (tmp_path / "words").exists()
 

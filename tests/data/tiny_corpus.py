@@ -83,15 +83,15 @@ def write_karpathy(
     return path
 
 
-def write_pictures(folder: Path) -> Path:
-    """`pictures.jsonl` of one's own: colours under names of all kinds, with captions, a question, an answer."""
+def write_images(folder: Path) -> Path:
+    """`images.jsonl` of one's own: colours under names of all kinds, with captions, a question, an answer."""
     lines = []
     for number, colour in enumerate(COLOURS):
         file = (f"IMG {number:04d}.JPG", f"pics/{colour}.png")[number == 0 or number % 3 == 2]
         draw(folder / file, colour)
         questions = [{"question": "What colour is it?", "answer": colour.capitalize()}]
         lines.append({"file": file, "captions": sentences_of(colour), "questions": questions})
-    path = folder / "pictures.jsonl"
+    path = folder / "images.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 

@@ -60,7 +60,7 @@ def test_complete_corpus_is_kept(tiny, capsys):
     assert "is kept" in capsys.readouterr().out
 
 
-def test_kept_corpus_needs_no_picture_packages(tiny, monkeypatch):
+def test_kept_corpus_needs_no_image_packages(tiny, monkeypatch):
     monkeypatch.setattr(drawing, "_SOURCES", {name: ("", "nowhere") for name in drawing._SOURCES})
     build_corpus(tiny, **TINY)
 
@@ -70,11 +70,11 @@ def _truncate_captions(corpus: Path):
     path.write_bytes(path.read_bytes()[:-10])
 
 
-def _remove_a_picture(corpus: Path):
+def _remove_an_image(corpus: Path):
     next((corpus / "train2014").iterdir()).unlink()
 
 
-def _truncate_a_picture(corpus: Path):
+def _truncate_an_image(corpus: Path):
     path = next((corpus / "val2014").iterdir())
     path.unlink()
     path.write_bytes(b"\xff\xd8")
@@ -99,8 +99,8 @@ def _other_source(corpus: Path):
     "damage",
     [
         _truncate_captions,
-        _remove_a_picture,
-        _truncate_a_picture,
+        _remove_an_image,
+        _truncate_an_image,
         _remove_tokenizer,
         _mark_unfinished,
         _other_source,
@@ -199,4 +199,4 @@ def test_attribution_and_manifest(corpus, settings):
     manifest = json.loads((corpus / "corpus.json").read_text())
     assert manifest["complete"] is True
     assert {key: manifest["settings"][key] for key in settings} == settings
-    assert manifest["counts"]["pictures"] == settings["num_train"] + settings["num_heldout"]
+    assert manifest["counts"]["images"] == settings["num_train"] + settings["num_heldout"]

@@ -11,8 +11,8 @@ from PIL import Image
 
 from soho_fast.data import read_karpathy
 from soho_fast.data.mini.concepts import CONCEPTS
-from soho_fast.data.mini.hypotheses import write_hypotheses
 from soho_fast.data.mini.questions import ask_questions
+from soho_fast.data.mini.statements import write_hypotheses
 from soho_fast.data.mini.writers import words_of
 
 

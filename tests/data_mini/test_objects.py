@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from soho_fast.data.mini.builder import corpus_scenes, object_map, objects_under_cells
 from soho_fast.data.mini.drawing import draw_scene
-from soho_fast.data.mini.objects import corpus_scenes, object_map, objects_under_cells
 from soho_fast.data.mini.scenes import Background, Scene, SceneObject
 
 WHITE, BLACK = (

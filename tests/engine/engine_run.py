@@ -184,7 +184,7 @@ class StubTask:
 
     def collate(self, samples: list) -> dict[str, Any]:
         pixels, words, labels = zip(*samples, strict=True)
-        skipped = ["broken.jpg: truncated"] * self.options["skip_each"]
+        skipped = ["corrupt.jpg: truncated"] * self.options["skip_each"]
         return {
             "pixel_values": torch.stack(pixels), "input_ids": torch.stack(words), "labels": torch.tensor(labels),
             "skipped": skipped, "sample_ids": list(labels),
@@ -287,8 +287,8 @@ class SohoData(StubData):
         self.images: SohoImages | None = None
         self.cached = False
 
-    def without_pixels(self, broken: Mapping[int, str]) -> "SohoData":
-        assert not broken
+    def without_pixels(self, corrupt: Mapping[int, str]) -> "SohoData":
+        assert not corrupt
         data = copy.copy(self)
         data.images, data.cached = None, True
         return data
@@ -323,7 +323,7 @@ class SohoData(StubData):
 class SohoSample(dict):
     """A sample with what the engine reads of it."""
 
-    broken = None
+    corrupt = None
 
 
 class SohoImages(StubData):

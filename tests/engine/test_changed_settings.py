@@ -147,7 +147,7 @@ def test_what_tells_that_a_run_is_finished_is_written_last(tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(report, "draw_curves", die)
-    progress = SimpleNamespace(step=1, seconds=1.0, broken_images=0, best=None)
+    progress = SimpleNamespace(step=1, seconds=1.0, corrupt_images=0, best=None)
     plan = SimpleNamespace(global_batch_size=1)
     with pytest.raises(KeyboardInterrupt):
         step = SimpleNamespace(precision="float32")
@@ -238,7 +238,7 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
         name for name in left_out if name.startswith(("batch", "engine", "corpus", "data.", "model"))
         and not name.startswith(read)
     } <= {
-        "batch.workers", "batch.prefetch", "batch.broken_images", "engine.threads", "engine.timeout_seconds",
+        "batch.workers", "batch.prefetch", "batch.corrupt_images", "engine.threads", "engine.timeout_seconds",
         "engine.activation_checkpointing",
         "engine.emulate_precision", "engine.feature_cache_gb", "engine.feature_cache_disk_gb", "corpus.folder",
         "data.tokenizer", "data.image_batch", "data.text_batch",

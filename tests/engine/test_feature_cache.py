@@ -62,10 +62,10 @@ def test_a_run_goes_on_within_the_span_and_what_is_not_cached_is_said(launch, ma
     assert losses(make("run")) == losses(through)
 
 
-def test_a_broken_image_is_told_as_without_and_the_backbone_learns_after_the_span(again, small_recipe, tmp_path):
+def test_a_corrupt_image_is_told_as_without_and_the_backbone_learns_after_the_span(again, small_recipe, tmp_path):
     recipe = yaml.safe_load(small_recipe.read_text())
     recipe["optim"] |= {"frozen_backbone_epochs": [0.4, 2.4]}
-    recipe["batch"] |= {"broken_images": 1.0}
+    recipe["batch"] |= {"corrupt_images": 1.0}
     recipe |= {"evaluation": {"at_end": False}}
     small_recipe.write_text(yaml.safe_dump(recipe))
 
@@ -90,10 +90,10 @@ def test_a_broken_image_is_told_as_without_and_the_backbone_learns_after_the_spa
         return [line for line in text.splitlines() if line.startswith("skipped:")]
 
     (kept,) = [line for line in text_kept.splitlines() if line.startswith("feature cache")]
-    assert kept.startswith("feature cache: filled for 40 images, 1 of them broken (")
-    assert told(text_kept) == told(text) and len(told(text)) == records[-1]["broken_images"] > 1
+    assert kept.startswith("feature cache: filled for 40 images, 1 of them corrupt (")
+    assert told(text_kept) == told(text) and len(told(text)) == records[-1]["corrupt_images"] > 1
     for record, kept in zip(records, records_kept, strict=True):
-        same = ("loss", "mlm_loss", "mvm_loss", "itm_loss", "grad_norm", "broken_images", "perplexity")
+        same = ("loss", "mlm_loss", "mvm_loss", "itm_loss", "grad_norm", "corrupt_images", "perplexity")
         assert [kept[name] for name in same] == [record[name] for name in same]
     assert all(weights_kept[name].equal(value) for name, value in weights.items())
     assert any(not value.equal(weights_before[name]) for name, value in weights.items() if name.startswith(BACKBONE))

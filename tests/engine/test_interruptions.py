@@ -289,8 +289,8 @@ def test_damaged_checkpoint_is_passed_over(launch, request_for):
     assert "step 2 of 4" in done.text
 
 
-def test_too_many_broken_images_stop_the_run(launch, request_for):
-    run = request_for("run", task={"skip_each": 1}, batch={"broken_images": 0.003})
+def test_too_many_corrupt_images_stop_the_run(launch, request_for):
+    run = request_for("run", task={"skip_each": 1}, batch={"corrupt_images": 0.003})
     done = launch(run)
     assert done.code == 2, done.text
     assert done.text.count("skipped: broken.jpg: truncated") == 4

@@ -197,7 +197,7 @@ def test_splits_are_chosen(run, tmp_path):
     assert bundle.picture(0)["licences"] == [0]
 
 
-def test_a_broken_image_is_named_and_left_out(tmp_path, capsys):
+def test_a_corrupt_image_is_named_and_left_out(tmp_path, capsys):
     task = pretraining_task(tmp_path / "data", write_tokenizer(tmp_path / "tokenizer"))
     write_run(tmp_path / "run", task)
     (tmp_path / "data/train2014/0003.jpg").write_bytes(b"<svg/>")

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 
 from soho_fast.data.mini import build_corpus
-from soho_fast.data.mini.objects import corpus_scenes, objects_under_cells
+from soho_fast.data.mini.builder import corpus_scenes, objects_under_cells
 from soho_fast.explore import measures
 from soho_fast.explore.measures import (
     count_labels,

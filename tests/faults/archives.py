@@ -16,10 +16,10 @@ _MOST_MEGABYTES = 1500
 
 
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
-    """Twenty archives of one picture and more; each picture is decoded or refused as broken."""
+    """Twenty archives of one picture and more; each picture is decoded or refused as corrupt."""
     from PIL import Image
 
-    from soho_fast.common.errors import BrokenImageError
+    from soho_fast.common.errors import CorruptImageError
     from soho_fast.data.images import SohoImageProcessor
     from soho_fast.data.readers.records import ImageRef
     from soho_fast.data.stores import open_stores
@@ -41,7 +41,7 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
                 try:
                     (store,) = open_stores([str(where)])
                     pixels = processor.load(ImageRef(store, name))
-                except (BrokenImageError, OSError, ValueError):
+                except (CorruptImageError, OSError, ValueError):
                     continue
                 except BaseException as error:
                     raise LostError(f"{kind.__name__}, {name!r}: {type(error).__name__}: {error}") from error

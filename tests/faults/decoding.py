@@ -1,4 +1,4 @@
-"""Hostile images: each decodes to pixels or is refused as broken, in bounded time and memory, and starts no program."""
+"""Hostile images: each is decoded or refused as corrupt, in bounded time and memory, and starts no program."""
 
 import faulthandler
 import resource
@@ -22,7 +22,7 @@ class _TooSlowError(BaseException):
 
 def attempt(bench: Bench, seed: int, folder: Path) -> int:
     """A batch of images."""
-    from soho_fast.common.errors import BrokenImageError
+    from soho_fast.common.errors import CorruptImageError
     from soho_fast.data.images import decode_image
 
     sound_images()  # made before programs are watched for
@@ -41,7 +41,7 @@ def attempt(bench: Bench, seed: int, folder: Path) -> int:
             pixels = decode_image(data, shorter_edge=32 if number % 2 else None)
             if pixels.dtype.itemsize != 1 or pixels.ndim != 3 or pixels.shape[0] != 3:
                 lost = f"decoded to {pixels.dtype} {tuple(pixels.shape)}"
-        except BrokenImageError:
+        except CorruptImageError:
             pass
         except BaseException as error:
             lost = f"{type(error).__name__}: {error}"

@@ -1,7 +1,7 @@
 """Tar shards that are torn, whose index is missing or damaged; runs on shards that are killed.
 
 Held: the end of a run that nothing disturbed, or one line that refuses. A tar has no checksum of what is in it, so what
-turns a picture into another one, or into none that is then told as broken, nobody can call damaged.
+turns a picture into another one, or into none that is then told as corrupt, nobody can call damaged.
 """
 
 import contextlib

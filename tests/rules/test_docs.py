@@ -205,11 +205,11 @@ def serves(command: str, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def state(tmp_path_factory, run):
     """A folder as `make demo` leaves it, small, with a picture to ask about."""
-    from tiny_corpus import draw, write_pictures
+    from tiny_corpus import draw, write_images
 
     folder = tmp_path_factory.mktemp("state")
     for path in ROOT.iterdir():  # Without what users have made there by these very commands.
-        if path.name not in ("runs", "data", "build", ".git", ".venv", "my_pictures", "photo.jpg"):
+        if path.name not in ("runs", "data", "build", ".git", ".venv", "my_images", "photo.jpg"):
             (folder / path.name).symlink_to(path)
     done = run(f"deepspeed soho_fast/train.py {CORPUS} {SMALL} {PRETRAINING}", folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -219,7 +219,7 @@ def state(tmp_path_factory, run):
     done = run("python -m soho_fast.explore build runs/mini", folder)
     assert done.returncode == 0 and (folder / "runs/mini/explorer/index.html").is_file(), done.stdout + done.stderr
     draw(folder / "photo.jpg")
-    write_pictures(folder / "my_pictures")
+    write_images(folder / "my_images")
     return folder
 
 

@@ -14,7 +14,7 @@ from tiny_tasks import NAMES, SMALL, TASKS, make_task
 from transformers import AutoModelForVisualQuestionAnswering
 
 from soho_fast.common.processes import Processes
-from soho_fast.data import BrokenImageError
+from soho_fast.data import CorruptImageError
 from soho_fast.data.readers.records import share_of_records
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.settings import BatchSettings
@@ -274,17 +274,17 @@ def test_a_model_that_is_shown_nothing_answers_by_the_text(name, tmp_path, token
     assert "images not shown" in task.table(evaluation.metrics).title
 
 
-def test_a_broken_image_is_skipped_in_training_and_stops_a_metric(tmp_path, tokenizer_dir):
+def test_a_corrupt_image_is_skipped_in_training_and_stops_a_metric(tmp_path, tokenizer_dir):
     task, _ = make_task("snli_ve", tmp_path, tokenizer_dir)
     model = task.build_model().eval()
     for number in (1, 6):
-        (tmp_path / f"flickr30k-images/{number}.jpg").write_bytes(b"broken")
+        (tmp_path / f"flickr30k-images/{number}.jpg").write_bytes(b"corrupt")
     batch = batch_of(task)
     assert len(batch["pixel_values"]) == 4 and len(batch["skipped"]) == 3
     (said,) = set(batch["skipped"])
     assert said.startswith(str(tmp_path)) and "1.jpg: can't be decoded" in said, "one picture, one message"
     assert "0x" not in said
-    with pytest.raises(BrokenImageError, match=r"6\.jpg: .*every example must be answered"):
+    with pytest.raises(CorruptImageError, match=r"6\.jpg: .*every example must be answered"):
         task.evaluate(model)
 
 
@@ -454,12 +454,12 @@ def test_easy_vqa_as_its_package_has_it(tmp_path, tokenizer_dir):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_with_one_image_at_a_time_a_broken_one_does_not_end_the_run(name, tmp_path, tokenizer_dir):
+def test_with_one_image_at_a_time_a_corrupt_one_does_not_end_the_run(name, tmp_path, tokenizer_dir):
     task, _ = make_task(name, tmp_path, tokenizer_dir)
     data, model = task.training_data(), task.build_model().train()
-    broken = {str(image) for image in task.images_of(task.training_records[0])}
-    for path in broken:
-        Path(path).write_bytes(b"broken")
+    corrupt = {str(image) for image in task.images_of(task.training_records[0])}
+    for path in corrupt:
+        Path(path).write_bytes(b"corrupt")
     plan = plan_batches(BatchSettings(global_batch_size=1), len(data), 1, 0)
     batches = Batches(data, task.collate, plan, BatchSettings(), rank=0, first_step=0, total_steps=len(data), pin=False)
     skipped, steps = [], 0
@@ -469,4 +469,4 @@ def test_with_one_image_at_a_time_a_broken_one_does_not_end_the_run(name, tmp_pa
         skipped += side["skipped"]
         steps += 1
     assert steps == len(data) and skipped
-    assert all(any(path in line for path in broken) for line in skipped)
+    assert all(any(path in line for path in corrupt) for line in skipped)

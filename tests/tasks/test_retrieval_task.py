@@ -10,7 +10,7 @@ from tiny_corpus import COLOURS, draw, write_karpathy
 
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
-from soho_fast.data import BrokenImageError
+from soho_fast.data import CorruptImageError
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.settings import BatchSettings
 from soho_fast.tasks.evaluation.metrics import retrieval_recall
@@ -208,9 +208,9 @@ def test_loader_processes_change_no_measure(make, tmp_path):
     (tmp_path / "val2014/0010.jpg").write_bytes(b"no image")
     told = []
     for task.workers in (0, 2):
-        with pytest.raises(BrokenImageError) as broken:
+        with pytest.raises(CorruptImageError) as corrupt:
             task.evaluate_split(model, "test", processes=Processes())
-        told.append(str(broken.value))
+        told.append(str(corrupt.value))
     assert told[0] == told[1] and "0010.jpg: can't be decoded" in told[0], told
     assert not multiprocessing.active_children()
 
@@ -238,21 +238,21 @@ def test_starts_from_the_matching_head_and_loads_again(make, tmp_path):
     assert metrics["mean_r1"] == task.evaluate_split(model.eval(), "test", processes=Processes()).metrics["mean_r1"]
 
 
-def test_a_broken_image_is_skipped_in_training_and_refused_in_evaluation(make, tmp_path):
+def test_a_corrupt_image_is_skipped_in_training_and_refused_in_evaluation(make, tmp_path):
     task, _ = make(epoch="images")
     data = task.training_data()
     (tmp_path / "train2014/0001.jpg").write_bytes(b"no image")
     batch = task.collate([data[index] for index in range(3)])
     assert len(batch["skipped"]) == 1 and "0001.jpg" in batch["skipped"][0] and batch["own_image"].tolist() == [0, 1]
     (tmp_path / "val2014/0010.jpg").write_bytes(b"no image")
-    with pytest.raises(BrokenImageError, match=r"0010\.jpg.*every image must be scored"):
+    with pytest.raises(CorruptImageError, match=r"0010\.jpg.*every image must be scored"):
         task.evaluate_split(build_model(task), "test", processes=Processes())
     draw(tmp_path / "val2014/0010.jpg")
     task.evaluate_split(build_model(task), "test", processes=Processes())
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_a_batch_that_broken_images_leave_small_or_empty_is_trained_on(make, tmp_path, images):
+def test_a_batch_that_corrupt_images_leave_small_or_empty_is_trained_on(make, tmp_path, images):
     task, _ = make(epoch="images")
     data, model = task.training_data(), build_model(task).train()
     for number in (0, 1, 2):

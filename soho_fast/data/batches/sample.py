@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from soho_fast.common.errors import BrokenImageError
+from soho_fast.common.errors import CorruptImageError
 from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.images import shapes_of
 from soho_fast.data.processor import SohoProcessor
@@ -43,7 +43,7 @@ class Sample:
     Args:
         sample_ids: What the sample holds, for messages.
         image_keys: What tells its N images from others: images of one key are one in a batch.
-        broken: The reason, when an image can't be used; what follows is then empty.
+        corrupt: The reason, when an image can't be used; what follows is then empty.
         pixels: The N images, uint8 (3, H, W); none where something else stands for them.
         texts_ids: int64 (tokens,) of each text.
         token_labels: int64 (tokens,) of each text by name, padded as the texts, with -100.
@@ -53,7 +53,7 @@ class Sample:
 
     sample_ids: Sequence[Any]
     image_keys: Sequence[Hashable]
-    broken: str | None = None
+    corrupt: str | None = None
     pixels: Sequence[torch.Tensor] = ()
     texts_ids: Sequence[np.ndarray] = ()
     token_labels: dict[str, Sequence[np.ndarray]] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Images(Dataset[Sample]):
     def __init__(self, images: Sequence[ImageRef], processor: SohoProcessor, *, blank: bool = False) -> None:
         self.blank = blank
         self._images, self._processor = images, processor
-        self._broken: Mapping[int, str] | None = None
+        self._corrupt: Mapping[int, str] | None = None
 
     def __len__(self) -> int:
         return len(self._images)
@@ -86,10 +86,10 @@ class Images(Dataset[Sample]):
         self.read_into(sample)
         return sample
 
-    def without_pixels(self, broken: Mapping[int, str]) -> Images:
-        """The same, but nothing is read: `pixels` stay empty. `broken` tells which are broken, and why."""
+    def without_pixels(self, corrupt: Mapping[int, str]) -> Images:
+        """The same, but nothing is read: `pixels` stay empty. `corrupt` tells which are corrupt, and why."""
         images = copy.copy(self)
-        images._broken = broken
+        images._corrupt = corrupt
         return images
 
     def shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
@@ -100,18 +100,18 @@ class Images(Dataset[Sample]):
         return self._images.shapes(progress) if known else shapes_of(self._images, progress)
 
     def read_into(self, sample: Sample) -> bool:
-        """Put a sample's images into it. False where one can't be read: `broken` then says which and why."""
+        """Put a sample's images into it. False where one can't be read: `corrupt` then says which and why."""
         try:
-            if self._broken is None:
+            if self._corrupt is None:
                 sample.pixels = [self._read(number) for number in sample.image_keys]
             else:
                 for number in sample.image_keys:
-                    if number in self._broken:
-                        raise BrokenImageError(self._broken[number])
-        except BrokenImageError as error:
+                    if number in self._corrupt:
+                        raise CorruptImageError(self._corrupt[number])
+        except CorruptImageError as error:
             named = sample.sample_ids[0]  # the number of a row says nothing to a reader
-            sample.broken = f"{named}: {error}" if isinstance(named, str) else str(error)
-        return sample.broken is None
+            sample.corrupt = f"{named}: {error}" if isinstance(named, str) else str(error)
+        return sample.corrupt is None
 
     def _read(self, number: int) -> torch.Tensor:
         return blank_image() if self.blank else self._processor.image_processor.load(self._images[number])
@@ -132,10 +132,10 @@ class SampleDataset(Dataset[Sample]):
         """The epoch of the samples asked for from here on, in this process (the engine's loaders tell each worker)."""
         self._epoch = epoch
 
-    def without_pixels(self, broken: Mapping[int, str]) -> Self:
+    def without_pixels(self, corrupt: Mapping[int, str]) -> Self:
         """The same samples, whose images are not read; see `Images.without_pixels`."""
         dataset = copy.copy(self)
-        dataset.images = self.images.without_pixels(broken)
+        dataset.images = self.images.without_pixels(corrupt)
         return dataset
 
 
@@ -152,7 +152,7 @@ class Collator:
     int64 `input_ids` and `attention_mask` (P, S), int64 `image_index` (P,) or, with two images a sample, (P, 2); token
     labels (P, S) under their names, and int64 (M,) where in the flattened table they are (`x_positions` of
     `x_labels`), so that nobody has to ask the device; text fields (P, ...) and image fields, float64 (B,). "skipped"
-    lists the messages of broken images, whose samples are left out; "sample_ids" names what remains.
+    lists the messages of corrupt images, whose samples are left out; "sample_ids" names what remains.
 
     Args:
         processor: Image processor and tokenizer.
@@ -167,9 +167,9 @@ class Collator:
         """Batch the samples.
 
         Raises:
-            BrokenImageError: No sample of the batch can be used; the message lists them.
+            CorruptImageError: No sample of the batch can be used; the message lists them.
         """
-        skipped = [sample.broken for sample in samples if sample.broken is not None]
+        skipped = [sample.corrupt for sample in samples if sample.corrupt is not None]
         usable = usable_samples(samples)
         images, image_index = collate_images(usable, self.processor)
         texts_ids = [ids for sample in usable for ids in sample.texts_ids]
@@ -178,7 +178,7 @@ class Collator:
             name: pad_labels([row for sample in usable for row in sample.token_labels[name]], *texts["input_ids"].shape)
             for name in usable[0].token_labels
         }
-        places = {
+        positions = {
             f"{name.removesuffix('_labels')}_positions": (table_PS != IGNORED_LABEL).flatten().nonzero().squeeze(1)
             for name, table_PS in labels.items()
         }
@@ -198,7 +198,7 @@ class Collator:
             **texts,
             "image_index": image_index,
             **labels,
-            **places,
+            **positions,
             **text_fields,
             **image_fields,
             "skipped": skipped,
@@ -207,11 +207,11 @@ class Collator:
 
 
 def usable_samples(samples: Sequence[Sample]) -> list[Sample]:
-    """Those that are not broken. Raises BrokenImageError: all are; the message lists them."""
-    usable = [sample for sample in samples if sample.broken is None]
+    """Those that are not corrupt. Raises CorruptImageError: all are; the message lists them."""
+    usable = [sample for sample in samples if sample.corrupt is None]
     if not usable:
-        shown = "\n  ".join(sample.broken for sample in samples[:_NUM_SHOWN])
-        raise BrokenImageError(f"all {len(samples)} images of a batch are broken; first:\n  {shown}")
+        shown = "\n  ".join(sample.corrupt for sample in samples[:_NUM_SHOWN])
+        raise CorruptImageError(f"all {len(samples)} images of a batch are corrupt; first:\n  {shown}")
     return usable
 
 

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Build the corpus the command line asks for; return the exit status."""
     parser = Parser(
         prog="python -m soho_fast.data.mini",
-        description="Build the demo corpus from pictures in installed packages; keep one of the same settings.",
+        description="Build the demo corpus from images in installed packages; keep one of the same settings.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", default="data/soho-mini", help="folder of the corpus")
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--num-heldout", type=int, default=500, help="number of held-out scenes, half val and half test"
     )
-    parser.add_argument("--image-size", type=int, default=128, help="side of the pictures in pixels")
+    parser.add_argument("--image-size", type=int, default=128, help="side of the images in pixels")
     parser.add_argument("--seed", type=int, default=0, help="fixes the whole corpus")
     _add_options(parser)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")

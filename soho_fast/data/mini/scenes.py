@@ -4,7 +4,7 @@ The held-out scenes differ from the training scenes in three ways:
 - combination: every pair of concepts (a concept with itself included) belongs to one side, and a scene shows pairs of
   its own side only;
 - background: other photographs, and gradients that run in other directions;
-- placement: centres lie on a checkerboard of 1/16 of the picture, its black squares for training, its white ones for
+- placement: centres lie on a checkerboard of 1/16 of the image, its black squares for training, its white ones for
   the rest.
 Single concepts and colours occur on both sides: with one drawing a concept, an unseen concept could not be named.
 Where styles are held out, further held-out scenes are drawn in them, and nothing else is.
@@ -27,12 +27,12 @@ from .options import TWEMOJI, SceneOptions
 #: Debian's package of photographs, in the place of a Python package in their names.
 GCOMPRIS = "gcompris"
 
-#: Side of a checkerboard square of the placement split, as a fraction of the picture.
+#: Side of a checkerboard square of the placement split, as a fraction of the image.
 PLACEMENT_CELL = 1.0 / 16
 DUPLICATE_SHARE = 0.18
 #: Number of drawn objects -> how often, beside the others that options allow.
 NUM_OBJECTS_SHARE = {1: 0.10, 2: 0.36, 3: 0.34, 4: 0.20, 5: 0.20, 6: 0.20}
-#: Number of drawn objects -> smallest and largest side of a cut-out as a fraction of the picture.
+#: Number of drawn objects -> smallest and largest side of a cut-out as a fraction of the image.
 SIZE_RANGE = {1: (0.40, 0.55), 2: (0.36, 0.48), 3: (0.33, 0.42), 4: (0.31, 0.38), 5: (0.28, 0.35), 6: (0.26, 0.32)}
 
 #: Photographs by side, "package/file" -> concepts and categories that may not stand on it, because the photograph shows
@@ -90,7 +90,7 @@ def photos_of(held_out: bool, monuments: bool) -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One cut-out. ``x, y`` is its centre and ``size`` its side, as fractions of the picture; ``angle`` in degrees.
+    """One cut-out. ``x, y`` is its centre and ``size`` its side, as fractions of the image; ``angle`` in degrees.
 
     ``style`` is ``"twemoji"`` or a folder of drawings.
     """
@@ -126,7 +126,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Finish:
-    """What is done to the whole picture at last: factors of 1 +- jitter, blur and noise as shares (`SceneOptions`)."""
+    """What is done to the whole image at last: factors of 1 +- jitter, blur and noise as shares (`SceneOptions`)."""
 
     brightness: float
     contrast: float
@@ -138,7 +138,7 @@ class Finish:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture to be drawn. ``number`` counts within its side (training or held-out).
+    """An image to be drawn. ``number`` counts within its side (training or held-out).
 
     ``new_styles`` is of the held-out scenes that are drawn in held-out styles.
     """
@@ -286,7 +286,7 @@ def _draw_objects(
 
 
 def _restyled(scene: Scene, styles: tuple[str, ...], generator: random.Random, options: SceneOptions) -> Scene:
-    """The scene with a style for each object and with what is done to the whole picture.
+    """The scene with a style for each object and with what is done to the whole image.
 
     Both come from a generator of their own, so that the same scenes are seen in whatever styles.
     """

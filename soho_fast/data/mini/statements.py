@@ -1,6 +1,10 @@
-"""Statements about two pictures, true or false, in the NLVR2 format.
+"""Statements about two images in the NLVR2 format, and hypotheses about one in the SNLI-VE format.
 
-As in NLVR2 one sentence goes with four pairs of pictures, two of which make it true: the sentence alone says nothing.
+As in NLVR2 one sentence goes with four pairs of images, two of which make it true: the sentence alone says nothing.
+
+Every image gets as many hypotheses of each label. What an image can't show ("the dog is hungry") is neutral where the
+dog is there and a contradiction where it is not; what it shows is an entailment or a contradiction. The wording thus
+rules out one label of three: a model that reads the hypothesis only can reach two thirds.
 """
 
 from __future__ import annotations
@@ -15,15 +19,25 @@ from pathlib import Path
 
 from PIL import Image
 
-from .concepts import COLOURS, CONCEPTS
+from .captions import (
+    NUMBER_WORDS,
+    OPPOSITE,
+    RELATION_WORDS,
+    category_counts,
+    counted,
+    draw_absent,
+    group_objects,
+    is_surely_absent,
+    related_pairs,
+)
+from .concepts import CLOSED_CATEGORIES, COLOURS, CONCEPTS, Concept, article_for
 from .scenes import Scene
-from .wording import NUMBER_WORDS, counted, is_surely_absent
-from .writers import STYLES, Picture, write_json_lines
+from .writers import STYLES, CorpusImage, write_json_lines
 
-#: NLVR2 split -> (Karpathy split the pictures come from, number of sentences with four pairs each).
-SPLITS = {"train": ("train", 500), "dev": ("val", 100), "test1": ("test", 100), STYLES: (STYLES, 100)}
+#: NLVR2 split -> (Karpathy split the images come from, number of sentences with four pairs each).
+NLVR2_SPLITS = {"train": ("train", 500), "dev": ("val", 100), "test1": ("test", 100), STYLES: (STYLES, 100)}
 PAIRS_PER_SENTENCE = 4
-# The published training pictures lie in numbered directories.
+# The published training images lie in numbered directories.
 _NUM_DIRECTORIES = 10
 # Most of the published ".png" files hold JPEG data; here every eighth is a real PNG.
 _REAL_PNG_EVERY = 8
@@ -32,30 +46,30 @@ _MAX_TRIES = 200
 
 @dataclass(frozen=True)
 class Statement:
-    """A sentence, how to tell whether a pair makes it true (None: undecided), and pictures worth trying for a pair."""
+    """A sentence, how to tell whether a pair makes it true (None: undecided), and images worth trying for a pair."""
 
     sentence: str
     is_true: Callable[[Scene, Scene], bool | None]
-    candidates: tuple[Picture, ...]
+    candidates: tuple[CorpusImage, ...]
 
 
 class _Pool:
-    """The pictures of a split, by concept and by background colour."""
+    """The images of a split, by concept and by background colour."""
 
-    def __init__(self, pictures: Sequence[Picture]):
-        self.pictures = tuple(pictures)
-        self.by_name: dict[str, list[Picture]] = defaultdict(list)
-        self.by_colour: dict[str, list[Picture]] = defaultdict(list)
-        for picture in pictures:
-            for name in picture.scene.counts:
-                self.by_name[name].append(picture)
-            if picture.scene.background.colour:
-                self.by_colour[picture.scene.background.colour].append(picture)
+    def __init__(self, images: Sequence[CorpusImage]):
+        self.images = tuple(images)
+        self.by_name: dict[str, list[CorpusImage]] = defaultdict(list)
+        self.by_colour: dict[str, list[CorpusImage]] = defaultdict(list)
+        for image in images:
+            for name in image.scene.counts:
+                self.by_name[name].append(image)
+            if image.scene.background.colour:
+                self.by_colour[image.scene.background.colour].append(image)
         self.names = [name for name in CONCEPTS if self.by_name[name]]
         self.colours = [colour for colour in COLOURS if self.by_colour[colour]]
 
-    def having(self, *names: str) -> tuple[Picture, ...]:
-        return tuple(picture for name in names for picture in self.by_name[name])
+    def having(self, *names: str) -> tuple[CorpusImage, ...]:
+        return tuple(image for name in names for image in self.by_name[name])
 
 
 def _has(scene: Scene, name: str) -> bool | None:
@@ -130,7 +144,7 @@ def _more_objects(pool: _Pool, generator: random.Random) -> Statement | None:
         return difference > 0 if more == "left" else difference < 0
 
     sentence = f"The {more} image contains more objects than the {less} image."
-    return Statement(sentence, is_true, pool.pictures)
+    return Statement(sentence, is_true, pool.images)
 
 
 def _background(pool: _Pool, generator: random.Random) -> Statement | None:
@@ -167,13 +181,13 @@ _KINDS = (_in_one, _in_both, _in_neither, _one_each, _total, _more_objects, _bac
 
 def _find_pairs(
     statement: Statement, pool: _Pool, generator: random.Random
-) -> list[tuple[Picture, Picture, bool]] | None:
+) -> list[tuple[CorpusImage, CorpusImage, bool]] | None:
     """Return four different pairs, two true and two false, in random order; None when the pool lacks them."""
-    found: dict[bool, dict[tuple[int, int], tuple[Picture, Picture, bool]]] = {True: {}, False: {}}
+    found: dict[bool, dict[tuple[int, int], tuple[CorpusImage, CorpusImage, bool]]] = {True: {}, False: {}}
     for _ in range(_MAX_TRIES):
-        # At least one picture bears on the sentence, so that false pairs are near misses.
+        # At least one image bears on the sentence, so that false pairs are near misses.
         left = generator.choice(statement.candidates)
-        right = generator.choice(statement.candidates if generator.random() < 0.5 else pool.pictures)
+        right = generator.choice(statement.candidates if generator.random() < 0.5 else pool.images)
         if generator.random() < 0.5:
             left, right = right, left
         truth = None if left is right else statement.is_true(left.scene, right.scene)
@@ -187,7 +201,7 @@ def _find_pairs(
     return None
 
 
-def _place_picture(source: Path, target: Path, as_png: bool) -> None:
+def _place_image(source: Path, target: Path, as_png: bool) -> None:
     if as_png:
         with Image.open(source) as image:
             image.save(target, "PNG")
@@ -196,7 +210,7 @@ def _place_picture(source: Path, target: Path, as_png: bool) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a picture a second name: a hard link where the file system allows it, else a copy."""
+    """Give an image a second name: a hard link where the file system allows it, else a copy."""
     try:
         os.link(source, target)
     except OSError:
@@ -204,11 +218,11 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def write_nlvr2(
-    root: Path, pictures: Sequence[Picture], seed: int, texts_a_picture: int = 1
+    root: Path, images: Sequence[CorpusImage], seed: int, texts_an_image: int = 1
 ) -> tuple[list[str], dict[str, int]]:
     """Write ``nlvr2/{train,dev,test1}.json`` and ``nlvr2/images/`` under the corpus folder ``root``.
 
-    Where there are pictures of held-out styles, ``nlvr2/styles.json`` too. ``texts_a_picture``: `SceneOptions.texts`.
+    Where there are images of held-out styles, ``nlvr2/styles.json`` too. ``texts_an_image``: `SceneOptions.texts`.
 
     Returns:
         (all sentences, split -> number of examples).
@@ -218,12 +232,12 @@ def write_nlvr2(
     sentences: list[str] = []
     numbers: dict[str, int] = {}
     num_placed = 0
-    for split, (source_split, num_sentences) in SPLITS.items():
+    for split, (source_split, num_sentences) in NLVR2_SPLITS.items():
         generator = random.Random(f"statements-{seed}-{split}")
-        pool = _Pool([picture for picture in pictures if picture.split == source_split])
-        if not pool.pictures:
+        pool = _Pool([image for image in images if image.split == source_split])
+        if not pool.images:
             continue
-        num_sentences = min(num_sentences * texts_a_picture, len(pool.pictures))
+        num_sentences = min(num_sentences * texts_an_image, len(pool.images))
         rows: list[dict] = []
         seen: set[str] = set()
         tries = 0
@@ -232,7 +246,7 @@ def write_nlvr2(
             kind = generator.choice(_KINDS)
             if len(pool.names) < 3 or (statement := kind(pool, generator)) is None:
                 continue
-            # A few sentences fit any concept; only those may come back, with other pictures.
+            # A few sentences fit any concept; only those may come back, with other images.
             if statement.sentence in seen and kind not in (_more_objects, _background):
                 continue
             pairs = _find_pairs(statement, pool, generator)
@@ -246,18 +260,174 @@ def write_nlvr2(
                     "sentence": statement.sentence,
                     "label": str(truth),
                 }
-                images = folder / "images" / split
+                place = folder / "images" / split
                 if split == "train":
                     row["directory"] = set_id % _NUM_DIRECTORIES
-                    images = images / str(row["directory"])
-                images.mkdir(parents=True, exist_ok=True)
-                for side, picture in enumerate((left, right)):
-                    target = images / f"{split}-{set_id}-{pair_id}-img{side}.png"
-                    source = root / picture.folder / picture.filename
-                    _place_picture(source, target, as_png=num_placed % _REAL_PNG_EVERY == 0)
+                    place = place / str(row["directory"])
+                place.mkdir(parents=True, exist_ok=True)
+                for side, image in enumerate((left, right)):
+                    target = place / f"{split}-{set_id}-{pair_id}-img{side}.png"
+                    source = root / image.folder / image.filename
+                    _place_image(source, target, as_png=num_placed % _REAL_PNG_EVERY == 0)
                     num_placed += 1
                 rows.append(row)
             sentences.append(statement.sentence)
         write_json_lines(folder / f"{split}.json", rows)
         numbers[split] = len(rows)
     return sentences, numbers
+
+
+LABELS = ("entailment", "neutral", "contradiction")
+NUM_ANNOTATORS = 5
+#: SNLI-VE split -> (Karpathy split, hypotheses of each label an image).
+SNLI_VE_SPLITS = {"train": ("train", 2), "dev": ("val", 1), "test": ("test", 1), STYLES: (STYLES, 1)}
+
+_ANIMAL_PROPERTIES = (
+    "is hungry",
+    "is tired",
+    "is very old",
+    "has a name",
+    "came from a friend",
+    "was born in spring",
+)
+_THING_PROPERTIES = (
+    "is very old",
+    "came from a friend",
+    "belongs to a teacher",
+    "was found in a garden",
+    "is expensive",
+    "was bought yesterday",
+)
+
+
+def _property(concept: Concept, generator: random.Random) -> str:
+    properties = _ANIMAL_PROPERTIES if concept.category == "animal" else _THING_PROPERTIES
+    return f"The {concept.name} {generator.choice(properties)}."
+
+
+def _presence(concept: Concept, generator: random.Random) -> str:
+    name = f"{concept.article} {concept.name}"
+    return generator.choice((f"There is {name}.", f"The picture shows {name}.", f"{name.capitalize()} can be seen."))
+
+
+def _entailment(scene: Scene, generator: random.Random) -> str | None:
+    kind = generator.choice(("presence", "presence", "relation", "colour", "count", "category"))
+    groups = group_objects(scene)
+    if kind == "presence":
+        return _presence(generator.choice(groups).concept, generator)
+    if kind == "relation" and (facts := related_pairs(scene)):
+        first, direction, second = generator.choice(facts)
+        return f"The {first.concept.name} is {RELATION_WORDS[direction]} the {second.concept.name}."
+    if kind == "colour" and scene.background.colour:
+        return f"The background is {scene.background.colour}."
+    if kind == "count" and (repeated := [group for group in groups if group.count > 1]):
+        group = generator.choice(repeated)
+        return f"There are {NUMBER_WORDS[group.count]} {group.concept.plural}."
+    if kind == "category":
+        categories = [word for word in CLOSED_CATEGORIES if category_counts(scene)[word]]
+        if categories:
+            word = generator.choice(categories)
+            return f"At least one thing here is {article_for(word)} {word}."
+    return None
+
+
+def _contradiction(scene: Scene, generator: random.Random) -> str | None:
+    kind = generator.choice(("presence", "property", "property", "relation", "colour", "count", "category"))
+    groups = group_objects(scene)
+    if kind == "presence":
+        return _presence(draw_absent(scene, generator), generator)
+    if kind == "property":
+        return _property(draw_absent(scene, generator), generator)
+    if kind == "relation" and (facts := related_pairs(scene)):
+        first, direction, second = generator.choice(facts)
+        return f"The {first.concept.name} is {RELATION_WORDS[OPPOSITE[direction]]} the {second.concept.name}."
+    if kind == "colour" and scene.background.colour:
+        return f"The background is {generator.choice([c for c in COLOURS if c != scene.background.colour])}."
+    if kind == "count":
+        group = generator.choice(groups)
+        # Fewer would be true as well ("there are two dogs" where there are three), so only more is false.
+        if group.count < 3:
+            return f"There are {NUMBER_WORDS[generator.randint(group.count + 1, 3)]} {group.concept.plural}."
+    if kind == "category":
+        absent = [
+            word
+            for word in CLOSED_CATEGORIES
+            if not category_counts(scene)[word] and _category_is_surely_absent(scene, word)
+        ]
+        if absent:
+            word = generator.choice(absent)
+            return f"At least one thing here is {article_for(word)} {word}."
+    return None
+
+
+def _category_is_surely_absent(scene: Scene, category: str) -> bool:
+    return all(is_surely_absent(scene, name) for name, concept in CONCEPTS.items() if concept.category == category)
+
+
+def _neutral(scene: Scene, generator: random.Random) -> str | None:
+    singles = [group for group in group_objects(scene) if group.single]
+    return _property(generator.choice(singles).concept, generator) if singles else None
+
+
+_WRITERS = {"entailment": _entailment, "neutral": _neutral, "contradiction": _contradiction}
+
+
+def write_hypotheses(scene: Scene, number_each: int, seed: int) -> list[tuple[str, str]]:
+    """Return (label, hypothesis) pairs: up to ``number_each`` different ones of each label, as many of each."""
+    generator = random.Random(f"hypotheses-{seed}-{scene.held_out}-{scene.number}")
+    found: dict[str, dict[str, None]] = {label: {} for label in LABELS}
+    for label, hypotheses in found.items():
+        for _ in range(40):
+            if len(hypotheses) == number_each:
+                break
+            text = _WRITERS[label](scene, generator)
+            if text is not None:
+                hypotheses.setdefault(text)
+    number = min(len(hypotheses) for hypotheses in found.values())
+    return [(label, text) for label, hypotheses in found.items() for text in list(hypotheses)[:number]]
+
+
+def write_snli_ve(
+    folder: Path, images: Sequence[CorpusImage], seed: int, texts_an_image: int = 1
+) -> tuple[list[str], dict[str, int]]:
+    """Write ``snli_ve_{train,dev,test}.jsonl`` into ``folder``; the images are those of the Flickr30K-style folder.
+
+    Where there are images of held-out styles, ``snli_ve_styles.jsonl`` too. ``texts_an_image`` is
+    `SceneOptions.texts`.
+
+    Returns:
+        (all hypotheses, split -> number of rows).
+    """
+    folder.mkdir()
+    texts: list[str] = []
+    numbers: dict[str, int] = {}
+    for split, (source_split, number_each) in SNLI_VE_SPLITS.items():
+        generator = random.Random(f"annotators-{seed}-{split}")
+        rows: list[dict] = []
+        of_split = [image for image in images if image.split == source_split]
+        if split == STYLES and not of_split:
+            continue
+        for image in of_split:
+            seen: dict[str, int] = {}
+            for label, hypothesis in write_hypotheses(image.scene, number_each * texts_an_image, seed):
+                sentence = generator.randrange(len(image.captions))
+                votes = [label] * NUM_ANNOTATORS
+                for _ in range(generator.choices((0, 1, 2), (0.7, 0.2, 0.1))[0]):
+                    votes[generator.randrange(NUM_ANNOTATORS)] = generator.choice(LABELS)
+                seen[label] = seen.get(label, 0) + 1
+                caption_id = f"{image.flickr_id}.jpg#{sentence}"
+                rows.append(
+                    {
+                        "Flickr30K_ID": image.flickr_id,
+                        "annotator_labels": votes,
+                        "captionID": caption_id,
+                        "gold_label": label,
+                        "pairID": f"{caption_id}r{seen[label]}{label[0]}",
+                        "sentence1": image.captions[sentence],
+                        "sentence2": hypothesis,
+                    }
+                )
+        write_json_lines(folder / f"snli_ve_{split}.jsonl", rows)
+        texts += [row["sentence2"] for row in rows]
+        numbers[split] = len(rows)
+    return texts, numbers

@@ -27,9 +27,9 @@ from soho_fast.common.errors import fail
 from soho_fast.common.extras import from_extra
 
 from .concepts import CONCEPTS, Concept
-from .style_folders import LICENCE_FILE, check_style
+from .drawing import LICENCE_FILE, check_style
 
-# Twice a large object of the demo (0.55 of 128 pixels), so that it is not enlarged in pictures of 256 pixels either.
+# Twice a large object of the demo (0.55 of 128 pixels), so that it is not enlarged in images of 256 pixels either.
 _SIDE = 144
 # Iconify's files give no size where it is 16.
 _ICON_SIDE = 16
@@ -166,7 +166,7 @@ def _render_all(archive: Path, folder: Path) -> None:
 
 def _svg(icons: dict[str, Any], chars: dict[str, str], concept: Concept, where: str) -> str:
     """An icon as SVG, from Iconify's JSON; the file says which icon draws which code point."""
-    # U+FE0F asks for a picture where a character is also text; some sets keep it in the name.
+    # U+FE0F asks for an image where a character is also text; some sets keep it in the name.
     name = chars.get(concept.code) or chars.get(f"{concept.code}-fe0f")
     icon = icons["icons"].get(name)
     if icon is None:

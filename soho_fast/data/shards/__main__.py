@@ -29,11 +29,18 @@ from soho_fast.common.errors import UserError, fail
 from soho_fast.common.path_ranges import expand_range
 from soho_fast.common.workers import end_with_parent
 from soho_fast.data.readers.records import ReadReport
-from soho_fast.data.shards.checking import check_shard
 from soho_fast.data.shards.index import ShardCounts, read_index
 from soho_fast.data.shards.indexing import build_index
 from soho_fast.data.shards.store import TarStore
-from soho_fast.data.shards.writing import FORMATS, Source, range_of, read_pictures, shard_names, write_shards
+from soho_fast.data.shards.writing import (
+    FORMATS,
+    Source,
+    check_shard,
+    range_of,
+    read_samples,
+    shard_names,
+    write_shards,
+)
 
 _MOST_SHOWN = 20
 _STOPPED = 130
@@ -109,15 +116,15 @@ def _describe(path: str) -> str:
 
 def _check(options: argparse.Namespace) -> list[str]:
     shards = _expand(options.shards)
-    broken: list[str] = []
+    corrupt: list[str] = []
     work = partial(_problems, decode=not options.quick)
     for _, problems in _in_processes(work, shards, options.workers, "checking"):
-        broken += problems
+        corrupt += problems
     lines = [_describe(path) for path in options.shards]
-    for line in sorted(broken)[:_MOST_SHOWN]:
+    for line in sorted(corrupt)[:_MOST_SHOWN]:
         print(line, file=sys.stderr)
-    if broken:
-        raise UserError(f"{len(broken):,} images can't be decoded; first: {min(broken)}")
+    if corrupt:
+        raise UserError(f"{len(corrupt):,} images can't be decoded; first: {min(corrupt)}")
     return [
         *lines,
         f"{len(shards):,} shards are as their indexes tell" + ("" if options.quick else ", and all images decode"),
@@ -131,19 +138,19 @@ def _problems(shard: str, *, decode: bool) -> list[str]:
 def _write(options: argparse.Namespace) -> list[str]:
     source = Source(**{name: getattr(options, name) for name in Source.__annotations__})
     report = ReadReport()
-    pictures = read_pictures(source, report)
+    samples = read_samples(source, report)
     print("\n".join(report.lines()))
     written, num_images = 0, 0
     try:
-        with _bar(len(pictures), "writing", "image") as bar:
-            shards = write_shards(pictures, Path(options.folder), per_shard=options.per_shard, shuffle=options.shuffle)
+        with _bar(len(samples), "writing", "image") as bar:
+            shards = write_shards(samples, Path(options.folder), per_shard=options.per_shard, shuffle=options.shuffle)
             for _, count, is_new in shards:
                 written, num_images = written + is_new, num_images + count
                 bar.update(count)
     except KeyboardInterrupt:
-        print(f"stopped: {num_images:,} of {len(pictures):,} images are in whole shards", file=sys.stderr)
+        print(f"stopped: {num_images:,} of {len(samples):,} images are in whole shards", file=sys.stderr)
         raise
-    path = range_of(shard_names(Path(options.folder), len(pictures), options.per_shard))
+    path = range_of(shard_names(Path(options.folder), len(samples), options.per_shard))
     return [f"wrote {written:,} shards, kept the others; as one path: {path}", _describe(path)]
 
 
@@ -153,7 +160,7 @@ def _parser() -> Parser:
     defaults = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
     write = commands.add_parser("write", help="make shards of a data set", **defaults)
     write.add_argument("folder", help="where to write 00000.tar and those after it")
-    write.add_argument("--format", required=True, choices=tuple(FORMATS), help="the set's format")
+    write.add_argument("--format", required=True, choices=FORMATS, help="the set's format")
     write.add_argument("--annotations", required=True, help="the set's annotation file; vqa, easy_vqa: the questions")
     write.add_argument("--images", nargs="*", default=[], help="folders, .zip files or shards with the images")
     write.add_argument("--splits", nargs="*", default=[], help="splits to write: karpathy, json_lines")

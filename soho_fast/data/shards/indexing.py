@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors.numpy import save
 
-from soho_fast.common.reading import MAX_FILE_BYTES
+from soho_fast.common.images import MAX_FILE_BYTES
 from soho_fast.data.images import shapes_of
 from soho_fast.data.readers.records import ImageRef, check_text, is_blank, shown
 from soho_fast.data.shards.index import FORMAT, ShardCounts, checksum_of, index_path, key_of, name_hash, stamp_of

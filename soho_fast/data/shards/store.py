@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from soho_fast.common.images import one_line
 from soho_fast.common.path_ranges import expand_range
-from soho_fast.common.reading import one_line
 from soho_fast.data.shards.index import ShardIndex, name_hash, read_index
 from soho_fast.data.shards.members import BLOCK
 

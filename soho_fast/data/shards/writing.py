@@ -3,31 +3,40 @@
 A sample is the image under its own name and, where the set has captions, a `.json` beside it with `captions` (and
 `image_id`, where it is not the image's name). Sets of questions, statements and hypotheses give their images alone:
 their annotation files stay as they are, and name the images as before.
+
+What is written can be compared with its index, and decoded.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from soho_fast.data.readers.coco_captions import read_coco_captions
-from soho_fast.data.readers.easy_vqa import read_easy_vqa
+from soho_fast.common.errors import CorruptImageError
+from soho_fast.data.images import decode_image
+from soho_fast.data.readers.captions import (
+    karpathy_coco_ids,
+    karpathy_flickr_ids,
+    read_coco_captions,
+    read_karpathy,
+    read_visual_genome,
+)
 from soho_fast.data.readers.json_lines import read_json_lines, read_json_lines_questions
-from soho_fast.data.readers.karpathy import karpathy_coco_ids, karpathy_flickr_ids, read_karpathy
-from soho_fast.data.readers.nlvr2 import Nlvr2Record, read_nlvr2
+from soho_fast.data.readers.questions import read_easy_vqa, read_vqa
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
-from soho_fast.data.readers.snli_ve import read_snli_ve
-from soho_fast.data.readers.visual_genome import read_visual_genome
-from soho_fast.data.readers.vqa import read_vqa
+from soho_fast.data.readers.statements import Nlvr2Record, read_nlvr2, read_snli_ve
 from soho_fast.data.shards.index import index_path, key_of, read_index
-from soho_fast.data.shards.indexing import IMAGE_SUFFIXES, build_index
+from soho_fast.data.shards.indexing import IMAGE_SUFFIXES, build_index, read_contents
 
 _DIGITS = 5
 
@@ -61,7 +70,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ShardSample:
     """An image to be written, with what is said of it; None where it goes alone."""
 
     image: ImageRef
@@ -69,117 +78,92 @@ class Picture:
     image_id: str
 
 
-def _captioned(records: Sequence[ImageTextRecord]) -> list[Picture]:
-    return [Picture(record.image, record.captions, record.image_id) for record in records]
-
-
-def _alone(images: Sequence[ImageRef]) -> list[Picture]:
-    return [Picture(image, None, "") for image in {str(image): image for image in images}.values()]
-
-
-def _karpathy(source: Source, report: ReadReport) -> list[Picture]:
-    common = {"max_captions": source.max_captions, "missing_images": source.missing_images, "report": report}
-    return _captioned(read_karpathy(source.annotations, source.images, list(source.splits), **common))
-
-
-def _json_lines(source: Source, report: ReadReport) -> list[Picture]:
-    common = {"max_captions": source.max_captions, "missing_images": source.missing_images, "report": report}
-    return _captioned(read_json_lines(source.annotations, source.images, list(source.splits), **common))
-
-
-def _coco_captions(source: Source, report: ReadReport) -> list[Picture]:
-    common = {"max_captions": source.max_captions, "missing_images": source.missing_images, "report": report}
-    held_out = karpathy_coco_ids(source.exclude_coco_ids_from) if source.exclude_coco_ids_from else frozenset()
-    return _captioned(read_coco_captions(source.annotations, source.images, exclude_coco_ids=held_out, **common))
-
-
-def _visual_genome(source: Source, report: ReadReport) -> list[Picture]:
-    if source.image_data is None:
-        raise ValueError("--image-data: expected the path of Visual Genome's image_data.json")
-    coco, flickr = source.exclude_coco_ids_from, source.exclude_flickr_ids_from
-    records = read_visual_genome(
-        source.annotations,
-        source.image_data,
-        source.images,
-        exclude_coco_ids=karpathy_coco_ids(coco) if coco else frozenset(),
-        exclude_flickr_ids=karpathy_flickr_ids(flickr) if flickr else frozenset(),
-        max_captions=source.max_captions,
-        missing_images=source.missing_images,
-        report=report,
-    )
-    return _captioned(records)
-
-
-def _of_texts(read: Callable[..., Sequence]) -> Callable[[Source, ReadReport], list[Picture]]:
-    def pictures(source: Source, report: ReadReport) -> list[Picture]:
-        records = read(source.annotations, source.images, missing_images=source.missing_images, report=report)
-        images = (
-            image
-            for record in records
-            for image in ((record.left, record.right) if isinstance(record, Nlvr2Record) else (record.image,))
-        )
-        return _alone(list(images))
-
-    return pictures
-
-
-FORMATS: dict[str, Callable[[Source, ReadReport], list[Picture]]] = {
-    "karpathy": _karpathy,
-    "coco_captions": _coco_captions,
-    "visual_genome": _visual_genome,
-    "json_lines": _json_lines,
-    "json_lines_questions": _of_texts(read_json_lines_questions),
-    "vqa": _of_texts(read_vqa),
-    "easy_vqa": _of_texts(read_easy_vqa),
-    "nlvr2": _of_texts(read_nlvr2),
-    "snli_ve": _of_texts(read_snli_ve),
+_CAPTIONED: dict[str, tuple[Callable[..., Sequence[ImageTextRecord]], tuple[str, ...]]] = {
+    "karpathy": (read_karpathy, ("splits", "max_captions")),
+    "coco_captions": (read_coco_captions, ("exclude_coco_ids_from", "max_captions")),
+    "visual_genome": (
+        read_visual_genome,
+        ("image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from", "max_captions"),
+    ),
+    "json_lines": (read_json_lines, ("splits", "max_captions")),
 }
-"""The readers by their formats' names."""
+"""The readers of captions by their formats' names, and the fields of `Source` that each takes."""
+
+_TEXTS: dict[str, Callable[..., Sequence[Any]]] = {
+    "json_lines_questions": read_json_lines_questions,
+    "vqa": read_vqa,
+    "easy_vqa": read_easy_vqa,
+    "nlvr2": read_nlvr2,
+    "snli_ve": read_snli_ve,
+}
+
+FORMATS = (*_CAPTIONED, *_TEXTS)
+
+_EXCLUDING = {
+    "exclude_coco_ids_from": ("exclude_coco_ids", karpathy_coco_ids),
+    "exclude_flickr_ids_from": ("exclude_flickr_ids", karpathy_flickr_ids),
+}
 
 
-def read_pictures(source: Source, report: ReadReport) -> list[Picture]:
+def _keywords(source: Source, takes: tuple[str, ...]) -> dict[str, Any]:
+    """What a reader of captions is given of a source beside the files. Raises ValueError: it takes no such thing."""
+    keywords: dict[str, Any] = {}
+    for name in ("splits", "image_data", *_EXCLUDING, "max_captions"):
+        value = getattr(source, name)
+        is_given = value is not None and value != [] and value != ()
+        if is_given and name not in takes:
+            raise ValueError(f"--{name.replace('_', '-')}: format {source.format} has none; leave it out")
+        if name in _EXCLUDING and is_given:
+            keyword, ids_of = _EXCLUDING[name]
+            keywords[keyword] = ids_of(value)
+        elif name in takes and name not in _EXCLUDING:
+            keywords[name] = value
+    if "image_data" in takes and source.image_data is None:
+        raise ValueError("--image-data: expected the path of Visual Genome's image_data.json")
+    return keywords
+
+
+def read_samples(source: Source, report: ReadReport) -> list[ShardSample]:
     """The images of a set, in its order, checked for names that a shard can hold.
 
     Raises:
         FileNotFoundError, ValueError: As the readers; ValueError where two names are one to WebDataset.
     """
-    given = {
-        "splits": bool(source.splits),
-        "image_data": source.image_data is not None,
-        "exclude_coco_ids_from": source.exclude_coco_ids_from is not None,
-        "exclude_flickr_ids_from": source.exclude_flickr_ids_from is not None,
-        "max_captions": source.max_captions is not None,
-    }
-    takes = {
-        "karpathy": {"splits", "max_captions"},
-        "json_lines": {"splits", "max_captions"},
-        "coco_captions": {"exclude_coco_ids_from", "max_captions"},
-        "visual_genome": {"image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from", "max_captions"},
-    }.get(source.format, set())
-    for name in (name for name, is_given in given.items() if is_given and name not in takes):
-        raise ValueError(f"--{name.replace('_', '-')}: format {source.format} has none; leave it out")
-    pictures = FORMATS[source.format](source, report)
+    read, takes = _CAPTIONED.get(source.format) or (_TEXTS[source.format], ())
+    records = read(
+        source.annotations,
+        images=source.images,
+        missing_images=source.missing_images,
+        report=report,
+        **_keywords(source, takes),
+    )
+    if takes:
+        samples = [ShardSample(record.image, record.captions, record.image_id) for record in records]
+    else:
+        images_of = ((each.left, each.right) if isinstance(each, Nlvr2Record) else (each.image,) for each in records)
+        images = {str(image): image for images in images_of for image in images}
+        samples = [ShardSample(image, None, "") for image in images.values()]
     name_of: dict[str, str] = {}
-    for picture in pictures:
-        name = picture.image.name
+    for sample in samples:
+        name = sample.image.name
         if name.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
             raise ValueError(
-                f"{picture.image}: expected a name that ends in one of .{', .'.join(sorted(IMAGE_SUFFIXES))}"
+                f"{sample.image}: expected a name that ends in one of .{', .'.join(sorted(IMAGE_SUFFIXES))}"
             )
         if name.startswith("/"):
-            raise ValueError(f"{picture.image}: a path from the root can't be in a shard; name it below its folder")
+            raise ValueError(f"{sample.image}: a path from the root can't be in a shard; name it below its folder")
         other = name_of.setdefault(key_of(name).lower(), name)
         if other is not name:
             raise ValueError(
-                f"{picture.image}: in a shard it would be one sample with {other}: names count up to their first dot, "
+                f"{sample.image}: in a shard it would be one sample with {other}: names count up to their first dot, "
                 "and case does not; rename one"
             )
-    return pictures
+    return samples
 
 
-def shard_names(folder: Path, num_pictures: int, per_shard: int) -> list[str]:
+def shard_names(folder: Path, num_samples: int, per_shard: int) -> list[str]:
     """Paths of the shards."""
-    return [str(folder / f"{number:0{_DIGITS}d}.tar") for number in range(-(-num_pictures // per_shard))]
+    return [str(folder / f"{number:0{_DIGITS}d}.tar") for number in range(-(-num_samples // per_shard))]
 
 
 def range_of(paths: Sequence[str]) -> str:
@@ -189,15 +173,15 @@ def range_of(paths: Sequence[str]) -> str:
 
 
 def write_shards(
-    pictures: Sequence[Picture], folder: Path, *, per_shard: int, shuffle: int | None = None
+    samples: Sequence[ShardSample], folder: Path, *, per_shard: int, shuffle: int | None = None
 ) -> Iterator[tuple[str, int, bool]]:
-    """Write pictures into shards with their indexes, each whole or not at all; keep those that are there already.
+    """Write samples into shards with their indexes, each whole or not at all; keep those that are there already.
 
     Args:
-        pictures: What to write.
+        samples: What to write.
         folder: Where to.
         per_shard: Images of a shard.
-        shuffle: Seed of a random order; None keeps that of `pictures`.
+        shuffle: Seed of a random order; None keeps that of `samples`.
 
     Yields:
         (path, images, whether it was written now) of each shard, when it is there.
@@ -210,18 +194,18 @@ def write_shards(
         raise ValueError(f"--per-shard: expected at least 1, got {per_shard}")
     if shuffle is not None and shuffle < 0:
         raise ValueError(f"--shuffle: expected a seed of at least 0, got {shuffle}")
-    order = np.arange(len(pictures)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(pictures))
+    order = np.arange(len(samples)) if shuffle is None else np.random.default_rng(shuffle).permutation(len(samples))
     folder.mkdir(parents=True, exist_ok=True)
-    paths = shard_names(folder, len(pictures), per_shard)
+    paths = shard_names(folder, len(samples), per_shard)
     others = sorted(path for path in folder.glob("*.tar") if str(path) not in paths)
     if others:
         raise ValueError(f"{others[0]}: a shard that is none of these {len(paths):,}; give another folder")
     for number, path in enumerate(paths):
-        own = [pictures[place] for place in order[number * per_shard : (number + 1) * per_shard]]
+        own = [samples[place] for place in order[number * per_shard : (number + 1) * per_shard]]
         written_from = fingerprint(
-            (picture.image.name for picture in own),
-            (picture.image_id for picture in own),
-            (caption for picture in own for caption in (*(picture.captions or ()), "")),
+            (sample.image.name for sample in own),
+            (sample.image_id for sample in own),
+            (caption for sample in own for caption in (*(sample.captions or ()), "")),
         )
         there = os.path.exists(path)
         if there:
@@ -236,18 +220,18 @@ def write_shards(
         yield path, len(own), not there
 
 
-def _write(pictures: Sequence[Picture], path: str, written_from: str) -> None:
+def _write(samples: Sequence[ShardSample], path: str, written_from: str) -> None:
     scratch = f"{path}.tmp"
     try:
         # GNU's format names files of any length in any script; what else there would be in a header is left at 0.
         with open(scratch, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as archive:
-                for picture in pictures:
-                    _add(archive, picture.image.name, picture.image.read())
-                    if picture.captions is not None:
-                        key = key_of(picture.image.name)
-                        own_id = {"image_id": picture.image_id} if picture.image_id != key else {}
-                        told = {"captions": picture.captions, **own_id}
+                for sample in samples:
+                    _add(archive, sample.image.name, sample.image.read())
+                    if sample.captions is not None:
+                        key = key_of(sample.image.name)
+                        own_id = {"image_id": sample.image_id} if sample.image_id != key else {}
+                        told = {"captions": sample.captions, **own_id}
                         _add(archive, f"{key}.json", json.dumps(told, ensure_ascii=False).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -263,3 +247,34 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
+
+
+def check_shard(shard: str, *, decode: bool) -> Iterator[str]:
+    """Read a shard from end to end.
+
+    Args:
+        shard: Path of the tar.
+        decode: Decode each image too.
+
+    Yields:
+        A line for each image that can't be decoded.
+
+    Raises:
+        FileNotFoundError, ValueError: The shard does not follow the format, or its index is missing, stale, damaged or
+            tells something else than the shard.
+    """
+    index = read_index(shard)
+    with open(shard, "rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
+        arrays, counts = read_contents(content, shard)
+        different = [name for name, array in arrays.items() if not np.array_equal(array, getattr(index, name))]
+        if different or counts != index.counts:
+            raise ValueError(
+                f"{index_path(shard)}: does not tell what {shard} holds: {', '.join(different) or 'counts'} differ; "
+                f"make it anew with: python -m soho_fast.data.shards index {shard} --again"
+            )
+        for row in range(len(index)) if decode else ():
+            begin = int(index.offset[row])
+            try:
+                decode_image(content[begin : begin + int(index.size[row])])
+            except CorruptImageError as error:
+                yield f"{shard}!{index.name(row)}: {error}"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from soho_fast.common.errors import BrokenImageError
+from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.processes import Processes
 from soho_fast.data.batches.downstream import Examples, load_sample
 from soho_fast.data.batches.sample import Images, Sample, collate_images, pad_texts
@@ -72,7 +72,7 @@ class Answering:
             int64 rows of the examples, ascending; int64 labels; float64 probabilities.
 
         Raises:
-            BrokenImageError: an image can't be read: a published metric covers every example.
+            CorruptImageError: an image can't be read: a published metric covers every example.
         """
         groups = examples.groups[:num_groups]
         batches = [groups[begin : begin + self.image_batch] for begin in range(0, len(groups), self.image_batch)]
@@ -126,8 +126,8 @@ class Answering:
     def _load(self, examples: Examples, rows: np.ndarray) -> Sample:
         images = Images(examples.images, self.processor, blank=self.blank_images)
         sample = load_sample(examples, rows, images, self.processor, self.max_text_length)
-        if sample.broken is not None:
-            raise BrokenImageError(f"{sample.broken}; every example must be answered")
+        if sample.corrupt is not None:
+            raise CorruptImageError(f"{sample.corrupt}; every example must be answered")
         return sample
 
 

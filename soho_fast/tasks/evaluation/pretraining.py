@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from soho_fast.common.errors import BrokenImageError
-from soho_fast.common.stop_words import STOP_WORDS
+from soho_fast.common.errors import CorruptImageError
+from soho_fast.common.text import STOP_WORDS
 from soho_fast.common.workers import loaded_ahead
-from soho_fast.data.batches.pair_sampling import PairSampler
+from soho_fast.data.batches.pretraining import PairSampler
 from soho_fast.data.batches.sample import EVALUATION_STREAM, pad_labels, pad_texts
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageTextRecord
@@ -218,18 +218,18 @@ class _Loaded(NamedTuple):
 
     rows: list[int]
     images: dict[str, torch.Tensor | None] | None
-    broken: list[str]
+    corrupt: list[str]
 
 
 def _load(held: _HeldOut, batch: range, processor: SohoProcessor) -> _Loaded:
-    rows, images, broken = [], [], []
+    rows, images, corrupt = [], [], []
     for row in batch:
         try:
             images.append(processor.image_processor.load(held.records[row].image))
             rows.append(row)
-        except BrokenImageError as error:
-            broken.append(str(error))
-    return _Loaded(rows, processor.image_processor.collate_bytes(images) if len(rows) > 1 else None, broken)
+        except CorruptImageError as error:
+            corrupt.append(str(error))
+    return _Loaded(rows, processor.image_processor.collate_bytes(images) if len(rows) > 1 else None, corrupt)
 
 
 def _measure_batch(
@@ -326,7 +326,7 @@ def evaluate_pretraining(
         Shares between 0 and 1, and counts. Metrics that the model can't give (no dictionary) are absent.
 
     Raises:
-        BrokenImageError: Fewer than two images can be read.
+        CorruptImageError: Fewer than two images can be read.
     """
     held = _choose(records, processor, num_images=num_images, max_text_length=max_text_length, seed=seed)
     tally = _Tally()
@@ -345,9 +345,9 @@ def evaluate_pretraining(
         pin=scorer.computing.device.type == "cuda",
     )
     try:
-        for batch, (rows, images, broken) in zip(batches, loads, strict=True):
-            tally.skipped += broken
-            for line in broken if say is not None else []:
+        for batch, (rows, images, corrupt) in zip(batches, loads, strict=True):
+            tally.skipped += corrupt
+            for line in corrupt if say is not None else []:
                 say(f"held-out image skipped: {line}")
             if images is not None:
                 visual = _measure_batch(score, held, rows, tally, images, mlm_probability)
@@ -360,7 +360,7 @@ def evaluate_pretraining(
             if progress is not None:
                 progress("held-out", batch.stop, len(held.records))
         if not tally.itm.total:
-            raise BrokenImageError(
+            raise CorruptImageError(
                 f"no two held-out images of a batch can be read; first: {'; '.join(tally.skipped[:5])}"
             )
         scores_NN = torch.empty(0, 0)
@@ -449,5 +449,5 @@ def format_table(metrics: Mapping[str, float]) -> list[MetricRow]:
             codes = f"{metrics[f'{where}_live_codes']:.0f} (perplexity {metrics[f'{where}_perplexity']:.1f})"
             rows.append(MetricRow(f"live codes, {name}", codes, ""))
     if metrics.get("num_skipped"):
-        rows.append(MetricRow("broken held-out images, skipped", f"{metrics['num_skipped']:.0f}", ""))
+        rows.append(MetricRow("corrupt held-out images, skipped", f"{metrics['num_skipped']:.0f}", ""))
     return rows

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from soho_fast.data import content_words
-from soho_fast.data.batches.pair_sampling import PairSampler
+from soho_fast.data.batches.pretraining import PairSampler
 
 CAPTIONS = [
     ["a red dog", "a dog and a ball"],

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import set_seed
 
-from soho_fast.data import BrokenImageError
+from soho_fast.data import CorruptImageError
 from soho_fast.data.batches.pretraining import PretrainingDataset
 from soho_fast.data.batches.sample import Collator
 from soho_fast.engine.batches import Batches, plan_batches
@@ -157,7 +157,7 @@ def test_resuming_in_an_epoch_gives_the_rest_of_the_stream(dataset, collate):
     assert all(itertools.starmap(same, zip(stream(dataset, collate, first_step=4), whole[4:], strict=True)))
 
 
-def test_broken_image_is_left_out_and_named(records, dataset, collate, tmp_path):
+def test_corrupt_image_is_left_out_and_named(records, dataset, collate, tmp_path):
     path = tmp_path / records[1].image.name
     path.write_bytes(path.read_bytes()[:200])
     (tmp_path / records[2].image.name).unlink()
@@ -167,34 +167,34 @@ def test_broken_image_is_left_out_and_named(records, dataset, collate, tmp_path)
     assert len(batch["pixel_values"]) == len(batch["mask_uniform"]) == 2
     truncated, gone = batch["skipped"]
     assert truncated.startswith(f"coco/1: {path}: can't be decoded") and "coco/2" in gone and "No such file" in gone
-    with pytest.raises(BrokenImageError, match=r"all 2 images of a batch are broken; first:\n  coco/1.*\n  coco/2"):
+    with pytest.raises(CorruptImageError, match=r"all 2 images of a batch are corrupt; first:\n  coco/1.*\n  coco/2"):
         collate([dataset[1], dataset[2]])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_batch_of_one_broken_image_takes_another(records, dataset, collate, tmp_path, workers):
+def test_a_batch_of_one_corrupt_image_takes_another(records, dataset, collate, tmp_path, workers):
     """One image a process: every process has a batch at every step, and all others are as they were."""
     intact = stream(dataset, collate, images=1)
     for record in records[:3]:
         (tmp_path / record.image.name).write_bytes(b"broken")
     batches = stream(dataset, collate, images=1, workers=workers)
     assert len(batches) == len(intact) == 2 * len(dataset)
-    broken = 0
+    corrupt = 0
     for batch, before in zip(batches, intact, strict=True):
         if before["sample_ids"][0] in ("coco/0", "coco/1", "coco/2"):
-            broken += 1
+            corrupt += 1
             assert batch["skipped"][0].startswith(before["sample_ids"][0])
             assert "another image is taken in its place" in batch["skipped"][0]
             assert len(batch["sample_ids"]) == 1 and batch["sample_ids"][0] not in ("coco/0", "coco/1", "coco/2")
         else:
             assert same(batch, before)
-    assert broken == 6
+    assert corrupt == 6
     assert all(itertools.starmap(same, zip(batches, stream(dataset, collate, images=1), strict=True))), "the same again"
     resumed = stream(dataset, collate, images=1, first_step=7)
     assert all(itertools.starmap(same, zip(batches[7:], resumed, strict=True)))
 
 
-def test_two_processes_take_as_many_steps_where_images_are_broken(records, dataset, collate, tmp_path):
+def test_two_processes_take_as_many_steps_where_images_are_corrupt(records, dataset, collate, tmp_path):
     for record in records[::2]:
         (tmp_path / record.image.name).write_bytes(b"broken")
     ranks = [stream(dataset, collate, rank=rank, world=2) for rank in range(2)]
@@ -202,10 +202,10 @@ def test_two_processes_take_as_many_steps_where_images_are_broken(records, datas
     assert all(len(batch["pixel_values"]) == 1 for batches in ranks for batch in batches)
 
 
-def test_nothing_but_broken_images(records, dataset, collate, tmp_path):
+def test_nothing_but_corrupt_images(records, dataset, collate, tmp_path):
     for record in records:
         (tmp_path / record.image.name).write_bytes(b"broken")
-    with pytest.raises(BrokenImageError, match=r"all 101 images of a batch are broken; first:(\n  coco/.*){5}$"):
+    with pytest.raises(CorruptImageError, match=r"all 101 images of a batch are corrupt; first:(\n  coco/.*){5}$"):
         stream(dataset, collate, images=1)
 
 
@@ -213,7 +213,7 @@ def test_error_of_a_lost_batch_reaches_the_training_process(records, dataset, co
     for record in records[:2]:
         (tmp_path / record.image.name).write_bytes(b"")
     loader = DataLoader(dataset, batch_sampler=[[0, 1]], collate_fn=collate, num_workers=1)
-    with pytest.raises(BrokenImageError, match="all 2 images of a batch are broken"):
+    with pytest.raises(CorruptImageError, match="all 2 images of a batch are corrupt"):
         next(iter(loader))
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from soho_fast.data.batches.pair_sampling import PairSampler
-from soho_fast.data.batches.pretraining import PretrainingDataset
+from soho_fast.data.batches.pretraining import PairSampler, PretrainingDataset
 from soho_fast.data.batches.sample import Collator
 
 COUNTS = (1, 2, 3, 4, 5, 7, 8, 9)

@@ -8,8 +8,8 @@ from soho_fast.tasks.evaluation.metrics import vqa_accuracy, vqa_score
 
 
 def write(folder, *lines):
-    """`pictures.jsonl` in a folder, of dicts or of raw text."""
-    path = folder / "pictures.jsonl"
+    """`images.jsonl` in a folder, of dicts or of raw text."""
+    path = folder / "images.jsonl"
     text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
     path.write_text(text, encoding="utf-8")
     return path
@@ -31,10 +31,10 @@ def test_images_beside_the_file_below_another_root_in_a_zip_and_absolute(folder,
     report = ReadReport()
     first, second = read_json_lines(path, report=report)
     assert first.captions == ("a red", "there is a red") and second.captions == ("a blue",)
-    assert (first.image_id, first.source) == ("My Photos/red one.JPG", "pictures")
+    assert (first.image_id, first.source) == ("My Photos/red one.JPG", "images")
     red = (folder / RED["file"]).read_bytes()
     assert first.image.read() == red
-    assert report.lines() == ["pictures: 2 images, 3 captions"]
+    assert report.lines() == ["images: 2 images, 3 captions"]
 
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     absolute = {**BLUE, "file": str(folder / "blue.png")}
@@ -51,7 +51,7 @@ def test_splits_by_a_field(folder):
     report = ReadReport()
     (record,) = read_json_lines(path, splits=["val"], report=report)
     assert record.captions == ("a blue",)
-    assert report.lines() == ["pictures: 1 images, 1 captions (val 1)"]
+    assert report.lines() == ["images: 1 images, 1 captions (val 1)"]
     assert len(read_json_lines(path)) == 2, "all splits where none is named"
     with pytest.raises(ValueError, match="split 'test' holds no image; the file's splits: train 1, val 1"):
         read_json_lines(path, splits=["test"])
@@ -92,7 +92,7 @@ def test_questions_and_one_answer_is_enough(folder):
     assert first.answers.answers == ("red",) * 10 and first.answers.answer_type == "other"
     assert second.answers.answers == ("2", "2", "3") * 3 + ("2",)
     assert (second.answers.most_common, second.answers.answer_type) == ("2", "number")
-    assert report.lines() == ["pictures: 1 images, 2 questions", "pictures: 1 images left out: no question"]
+    assert report.lines() == ["images: 1 images, 2 questions", "images: 1 images left out: no question"]
     assert vqa_accuracy({0: "red", 1: "2"}, [first, second]).overall == 1.0
     assert vqa_accuracy({0: "blue", 1: "3"}, [first, second]).overall == pytest.approx(0.9 / 2)
     assert vqa_score("a cat", first.answers.answers) == 0.0
@@ -115,7 +115,7 @@ def test_questions_to_be_answered(folder):
     assert read_json_lines_questions(path, splits=["test"])[0].answers is None
     with pytest.raises(ValueError, match=r"line 2: questions\[0\] has no answer, while .*line 1: questions\[0\] has"):
         read_json_lines_questions(path)
-    with pytest.raises(ValueError, match=r'pictures\.jsonl: no question was found; expected some, as "questions"'):
+    with pytest.raises(ValueError, match=r'images\.jsonl: no question was found; expected some, as "questions"'):
         read_json_lines_questions(write(folder, BLUE))
 
 
@@ -139,7 +139,7 @@ def test_questions_to_be_answered(folder):
     ],
 )
 def test_a_malformed_line_is_refused_by_its_number(folder, line, words):
-    with pytest.raises(ValueError, match=rf"pictures\.jsonl: line 2: {words}"):
+    with pytest.raises(ValueError, match=rf"images\.jsonl: line 2: {words}"):
         read_json_lines(write(folder, RED, line))
 
 
@@ -160,24 +160,24 @@ def test_a_malformed_line_is_refused_by_its_number(folder, line, words):
 )
 def test_a_malformed_question_is_refused_by_its_place(folder, question, words):
     path = write(folder, {**RED, "questions": [QUESTION, question]})
-    with pytest.raises(ValueError, match=rf"pictures\.jsonl: line 1: questions\[1\]: {words}"):
+    with pytest.raises(ValueError, match=rf"images\.jsonl: line 1: questions\[1\]: {words}"):
         read_json_lines_questions(path)
 
 
 def test_another_encoding_is_named(folder):
-    path = folder / "pictures.jsonl"
+    path = folder / "images.jsonl"
     path.write_bytes(json.dumps(BLUE).encode() + b'\n{"file": "blue.png", "captions": ["caf\xe9"]}\n')
-    with pytest.raises(ValueError, match=r"pictures\.jsonl: line 2: not UTF-8 .*; save the file as UTF-8"):
+    with pytest.raises(ValueError, match=r"images\.jsonl: line 2: not UTF-8 .*; save the file as UTF-8"):
         read_json_lines(path)
 
 
 def test_missing_images_and_empty_captions(folder):
     path = write(folder, RED, {"file": "gone.jpg", "captions": ["a"]}, {**BLUE, "captions": [" ", "a blue"]})
-    with pytest.raises(FileNotFoundError, match=r"pictures\.jsonl: 1 of 3 images are not in .*; first: gone\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"images\.jsonl: 1 of 3 images are not in .*; first: gone\.jpg"):
         read_json_lines(path)
     report = ReadReport()
     assert len(read_json_lines(path, missing_images="skip", report=report)) == 2
-    assert report.lines()[1:] == ["pictures: 1 images left out: no file", "pictures: 1 captions left out: empty"]
+    assert report.lines()[1:] == ["images: 1 images left out: no file", "images: 1 captions left out: empty"]
     with pytest.raises(ValueError, match="no image with a caption was found"):
         read_json_lines(write(folder, {"file": "blue.png"}))
 

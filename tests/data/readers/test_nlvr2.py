@@ -58,9 +58,12 @@ def test_a_pair_with_a_missing_image_is_left_out_whole(tmp_path):
     ("line", "words"),
     [
         ('{"identifier": "dev-850-0-0", "sentence": "a", "label": true}', "field 'label' is True, expected str"),
-        ('{"identifier": "dev-850-0-0", "sentence": "a", "label": "true"}', "label 'true'; expected the string"),
+        (
+            '{"identifier": "dev-850-0-0", "sentence": "a", "label": "true"}',
+            "field 'label' is 'true', expected one of 'True', 'False'",
+        ),
         ('{"identifier": "dev-850-0", "sentence": "a", "label": "True"}', "identifier 'dev-850-0'; expected split-set"),
-        ('{"identifier": "dev-850-0-0", "sentence": "", "label": "True"}', "sentence is empty"),
+        ('{"identifier": "dev-850-0-0", "sentence": "", "label": "True"}', "field 'sentence' is empty"),
         ('{"sentence": "a", "label": "True"}', "no field 'identifier'"),
         ('{"identifier": "dev-850-3-0", "sentence": "a", "label": "True"}', "identifier dev-850-3-0 comes twice"),
         ('{"identifier": "dev-850-0-0", "sentence', "not valid JSON"),

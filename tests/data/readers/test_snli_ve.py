@@ -56,9 +56,12 @@ def test_the_premise_need_not_be_there(tmp_path):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ({**NEW, "gold_label": "yes"}, "gold_label 'yes'; expected one of contradiction, neutral, entailment, or '-'"),
-        ({**NEW, "sentence2": ""}, r"sentence2 \(the hypothesis\) is empty"),
-        ({n: v for n, v in NEW.items() if n != "Flickr30K_ID"}, "neither 'Flickr30K_ID' nor 'Flikr30kID'"),
+        (
+            {**NEW, "gold_label": "yes"},
+            "field 'gold_label' is 'yes', expected one of 'contradiction', 'neutral', 'entailment', '-'",
+        ),
+        ({**NEW, "sentence2": ""}, "field 'sentence2' is empty; expected the hypothesis"),
+        ({n: v for n, v in NEW.items() if n != "Flickr30K_ID"}, "no field 'Flickr30K_ID' or 'Flikr30kID'"),
         ({n: v for n, v in NEW.items() if n != "pairID"}, "no field 'pairID'"),
         ({**NEW, "sentence2": None}, "field 'sentence2' is None, expected str"),
         ("{", "not valid JSON"),

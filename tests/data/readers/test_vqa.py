@@ -93,7 +93,7 @@ def test_missing_images(tmp_path):
         (lambda rows: rows[1].pop("question_id"), r"questions\.json: questions\[1\]: no field 'question_id'"),
         (lambda rows: rows[1].update(question_id="7"), r"questions\[1\]: field 'question_id' is '7', expected int"),
         (lambda rows: rows[1].update(question_id=42000), r"questions\[1\]: question_id 42000 comes twice"),
-        (lambda rows: rows[2].update(question=" "), r"questions\[2\]: question 131089002 is empty"),
+        (lambda rows: rows[2].update(question=" "), r"questions\[2\]: field 'question' is empty"),
         (lambda rows: rows.pop(0), r"annotations\[2\]: question_id 42000 is not in .*questions\.json"),
     ],
 )
@@ -112,7 +112,10 @@ def test_malformed_questions_are_refused(tmp_path, change, words):
         (lambda rows: rows[0].update(image_id=42), r"annotations\[0\]: image_id 42, but .* about image 131089"),
         (lambda rows: rows[1]["answers"].pop(), r"annotations\[1\]: 9 answers; expected 10"),
         (lambda rows: rows[1]["answers"][3].pop("answer"), r"annotations\[1\]\.answers\[3\]: no field 'answer'"),
-        (lambda rows: rows[1].update(answer_type="colour"), r"annotations\[1\]: answer_type 'colour'; expected one of"),
+        (
+            lambda rows: rows[1].update(answer_type="colour"),
+            r"annotations\[1\]: field 'answer_type' is 'colour', expected one of",
+        ),
         (lambda rows: rows[1].pop("question_type"), r"annotations\[1\]: no field 'question_type'"),
     ],
 )

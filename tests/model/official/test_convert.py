@@ -12,7 +12,7 @@ import torch
 from official_parity_rule import weight
 from published_file import words_file, write
 from safetensors.torch import save_file
-from tiny_corpus import write_pictures
+from tiny_corpus import write_images
 from torch.torch_version import TorchVersion
 
 from soho_fast.common.checksums import SUMS, check_checksums
@@ -394,8 +394,8 @@ def test_a_full_disk_is_told(tmp_path, small, monkeypatch):
 
 def test_the_explorer_opens_it(tmp_path, small, capsys):
     command.write_model(*small, tmp_path / "soho")
-    write_pictures(tmp_path / "pictures")
-    arguments = [str(tmp_path / "soho"), "--recipe", "own", "--data_roots.pictures", str(tmp_path / "pictures")]
+    write_images(tmp_path / "images")
+    arguments = [str(tmp_path / "soho"), "--recipe", "own", "--data_roots.images", str(tmp_path / "images")]
     assert explore(["build", *arguments, "--into", str(tmp_path / "explorer")]) == 0, capsys.readouterr().err
     assert Bundle(tmp_path / "explorer").meta["num_codes"] == SMALL["num_codes"]
 

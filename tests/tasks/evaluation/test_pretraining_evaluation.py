@@ -8,7 +8,7 @@ import torch
 from tiny_corpus import COLOURS
 from torch import nn
 
-from soho_fast.data import BrokenImageError
+from soho_fast.data import CorruptImageError
 from soho_fast.data.text import encode_texts
 from soho_fast.model import VisualTokens
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table, mask_words
@@ -131,18 +131,18 @@ def test_without_a_dictionary_there_is_no_mvm(records, processor):
     assert "MVM" not in " ".join(row.name for row in format_table(metrics))
 
 
-def test_broken_held_out_image_is_skipped_and_counted(records, processor, tmp_path):
+def test_corrupt_held_out_image_is_skipped_and_counted(records, processor, tmp_path):
     (tmp_path / records[3].image.name).write_bytes(b"no image")
     said = []
     metrics = measure(Oracle(processor.tokenizer), records, processor, say=said.append)
     assert len(said) == 1 and said[0].startswith(f"held-out image skipped: {records[3].image}: can't be decoded")
     assert metrics["num_skipped"] == 1 and metrics["num_images"] == 11 and metrics["itm"] == 1.0
-    assert ("broken held-out images, skipped", "1", "") in format_table(metrics)
+    assert ("corrupt held-out images, skipped", "1", "") in format_table(metrics)
     assert measure(Oracle(processor.tokenizer), records, processor, say=said.append, workers=2) == metrics
     assert said.pop() == said[0], "read by other processes"
     for record in records[:11]:
         (tmp_path / record.image.name).write_bytes(b"no image")
-    with pytest.raises(BrokenImageError, match="no two held-out images"):
+    with pytest.raises(CorruptImageError, match="no two held-out images"):
         measure(Oracle(processor.tokenizer), records, processor, say=said.append)
     assert f"held-out image left out, no other of its batch can be read: {records[11].image}" in said
     with pytest.raises(ValueError, match="at least 2 held-out images"):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from soho_fast.data.readers.nlvr2 import Nlvr2Record
-from soho_fast.data.readers.snli_ve import ENTAILMENT_LABELS, SnliVeRecord
+from soho_fast.data.readers.statements import ENTAILMENT_LABELS, Nlvr2Record, SnliVeRecord
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from soho_fast.data.readers.answers import normalise_answer, one_line
-from soho_fast.data.readers.vqa import VqaRecord
+from soho_fast.data.readers.questions import VqaRecord, normalise_answer, one_line
 
 
 def vqa_score(answer: str, given: Sequence[str]) -> float:

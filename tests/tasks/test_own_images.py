@@ -1,10 +1,10 @@
-"""One's own pictures, one JSON line each, through the tasks that take them; and what a task says of texts."""
+"""One's own images, one JSON line each, through the tasks that take them; and what a task says of texts."""
 
 import json
 from pathlib import Path
 
 import pytest
-from tiny_corpus import COLOURS, write_pictures
+from tiny_corpus import COLOURS, write_images
 
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.question_answering import QuestionAnsweringTask
@@ -24,7 +24,7 @@ SIZES = {"shorter_edge": 32, "longer_edge": 64}
 @pytest.fixture
 def own(tmp_path, tokenizer_dir):
     """(annotation file, keywords of all three tasks' data)."""
-    return str(write_pictures(tmp_path)), {"tokenizer": str(tokenizer_dir), **SIZES}
+    return str(write_images(tmp_path)), {"tokenizer": str(tokenizer_dir), **SIZES}
 
 
 def pretraining(path, common, share=0.4, **changes):
@@ -41,8 +41,8 @@ def test_pretraining_needs_no_more_than_the_file(own):
     train, val = len(task.training_data()), len(task.heldout_records)
     assert train + val == len(COLOURS) and val >= 2
     assert said == [
-        f"sources: pictures: {train} images, {2 * train} captions (train {train})",
-        f"heldout: pictures: {val} images, {2 * val} captions (val {val})",
+        f"sources: images: {train} images, {2 * train} captions (train {train})",
+        f"heldout: images: {val} images, {2 * val} captions (val {val})",
         f"training on {train} images with {2 * train} captions: {train} samples an epoch, each an image with 2 "
         f"positive and 2 negative texts; vocabulary of {len(task.tokenizer)}",
     ]

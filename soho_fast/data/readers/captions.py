@@ -1,0 +1,274 @@
+"""Images with captions: Karpathy's splits of COCO and Flickr30K, COCO's own files, Visual Genome's regions.
+
+Karpathy, `dataset_coco.json` and `dataset_flickr30k.json`: {"images": [{"filepath", "filename", "imgid", "cocoid",
+"split", "sentids", "sentences": [{"tokens", "raw", "imgid", "sentid"}]}], "dataset"}. The Flickr30K file has neither
+`filepath` nor `cocoid`, and no `restval` split. Some images have more than five sentences; retrieval takes the first
+five (`max_captions=5`).
+
+COCO, `captions_{train,val}{2014,2017}.json`: {"images": [{"id", "file_name", "height", "width"}], "annotations":
+[{"id", "image_id", "caption"}]}.
+
+Visual Genome, whose region descriptions are the captions of their image: `region_descriptions.json` is a list of {"id"
+(or "image_id"), "regions": [{"region_id", "image_id", "x", "y", "width", "height", "phrase"}]}; `image_data.json` is a
+list of {"image_id" (or "id"), "url", "width", "height", "coco_id", "flickr_id"}. An image's folder (VG_100K or
+VG_100K_2) is in its url. `coco_id` may be null. About half the images are COCO images, some of them in COCO's val and
+test splits: those are left out by `exclude_coco_ids`, those of Flickr30K by `exclude_flickr_ids`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from soho_fast.data.readers.records import (
+    AnyPath,
+    Candidate,
+    Entry,
+    Format,
+    ImageTextRecord,
+    MissingImages,
+    Paths,
+    ReadReport,
+    find_captioned,
+    load,
+    load_list,
+)
+
+_KARPATHY = Format(
+    'a Karpathy split file, {"images": [...], "dataset": ...}',
+    {
+        "dataset": str | None,
+        "images": {
+            "split": str,
+            "filename": str,
+            "filepath": str | None,
+            "imgid": int | str,
+            "cocoid": int,
+            "sentences": {"raw": str},
+        },
+    },
+)
+_COCO = Format(
+    'a COCO captions file, {"images": [...], "annotations": [...]}',
+    {"images": {"id": int, "file_name": str}, "annotations": {"image_id": int, "caption": str}},
+)
+_IMAGE_DATA = Format(
+    "Visual Genome's image_data.json, a list of images",
+    {"image_id": int, "id": int, "url": str, "coco_id": int | None, "flickr_id": int | None},
+)
+_REGIONS = Format(
+    "Visual Genome's region_descriptions.json, a list of images",
+    {"image_id": int, "id": int, "regions": {"phrase": str, "width": int, "height": int}},
+)
+
+
+def read_karpathy(
+    annotations: AnyPath,
+    images: Paths,
+    splits: Sequence[str],
+    *,
+    max_captions: int | None = None,
+    missing_images: MissingImages = "error",
+    source: str | None = None,
+    report: ReadReport | None = None,
+) -> list[ImageTextRecord]:
+    """Records of the named splits, in file order.
+
+    Args:
+        annotations: `dataset_coco.json` or `dataset_flickr30k.json`.
+        images: Folder or .zip (or several) in which `<filepath>/<filename>`, or `<filename>` alone, is found.
+        splits: Any of the file's splits, as a rule train, restval, val, test.
+        max_captions: Keep only the first so many sentences of an image; None keeps all.
+        missing_images: "error" refuses a set with missing files; "skip" leaves those images out and counts them.
+        source: Name of the set in messages; the file's own `dataset` field when None.
+        report: Filled with what was found and left out.
+
+    Raises:
+        FileNotFoundError: No such file, or images are missing.
+        ValueError: The file or a record does not follow the format, a split is unknown or empty.
+    """
+    if isinstance(splits, str) or not splits:
+        raise ValueError(f"splits: expected a list of split names such as ['train', 'restval'], got {splits!r}")
+    entries, dataset = _karpathy_images(annotations)
+    candidates = []
+    present: set[str] = set()
+    for entry in entries:
+        split = entry["split"]
+        present.add(split)
+        if split not in splits:
+            continue
+        filename, filepath = entry["filename"], entry["filepath"]
+        names = (f"{filepath}/{filename}", filename) if filepath else (filename, f"flickr30k-images/{filename}")
+        captions = [sentence["raw"] for sentence in entry.each("sentences")]
+        candidates.append(Candidate(names, captions, str(entry["imgid"]), split))
+    for split in splits:
+        if split not in present:
+            known = ", ".join(sorted(f"{name:.60}" for name in present)) or "no split"
+            raise ValueError(f"{annotations}: split '{split}' holds no image; the file has: {known}")
+    report = ReadReport.of(report, source or dataset)
+    return find_captioned(candidates, images, annotations, max_captions, missing_images, report)
+
+
+def _karpathy_images(annotations: AnyPath) -> tuple[Iterator[Entry], str]:
+    file = load(annotations, _KARPATHY)
+    return file.each("images"), file["dataset"] or "karpathy"
+
+
+def karpathy_coco_ids(annotations: AnyPath, splits: Collection[str] = ("val", "test")) -> frozenset[int]:
+    """COCO ids of the images in the named splits: what must not be trained on when these splits are the measure.
+
+    Raises ValueError when the file has no `cocoid` fields or the splits hold no image.
+    """
+    return frozenset(entry["cocoid"] for entry in _held_out(annotations, splits, "COCO"))
+
+
+def karpathy_flickr_ids(annotations: AnyPath, splits: Collection[str] = ("val", "test")) -> frozenset[int]:
+    """Ids at Flickr of the images in the named splits of `dataset_flickr30k.json`, whose files are named by them.
+
+    Raises ValueError when the file is another, or the splits hold no image.
+    """
+    ids = set()
+    for entry in _held_out(annotations, splits, "Flickr30K"):
+        filename = entry["filename"]
+        number = filename.partition(".")[0]
+        if not (number.isascii() and number.isdecimal()) or "cocoid" in entry:
+            raise ValueError(
+                f"{entry}: the file {filename!r:.60} is not named by a Flickr id; expected Flickr30K's file"
+            )
+        ids.add(int(number))
+    return frozenset(ids)
+
+
+def _held_out(annotations: AnyPath, splits: Collection[str], images: str) -> list[Entry]:
+    entries = [entry for entry in _karpathy_images(annotations)[0] if entry["split"] in splits]
+    if not entries:
+        raise ValueError(
+            f"{annotations}: no image in the splits {', '.join(splits)}; expected the held-out {images} images"
+        )
+    return entries
+
+
+def read_coco_captions(
+    annotations: AnyPath,
+    images: Paths,
+    *,
+    max_captions: int | None = None,
+    exclude_coco_ids: Collection[int] = frozenset(),
+    missing_images: MissingImages = "error",
+    source: str | None = None,
+    report: ReadReport | None = None,
+) -> list[ImageTextRecord]:
+    """Records of one COCO captions file, in the order of its images.
+
+    Args:
+        annotations: `captions_train2014.json` and its kin.
+        images: Folder or .zip (or several) in which `<file_name>` or `<train2014>/<file_name>` is found.
+        max_captions: Keep only the first so many captions of an image; None keeps all.
+        exclude_coco_ids: Images left out, as a rule the Karpathy val and test images (`karpathy_coco_ids`).
+        missing_images: "error" refuses a set with missing files; "skip" leaves those images out and counts them.
+        source: Name of the set in messages; the file's name when None.
+        report: Filled with what was found and left out.
+
+    Raises:
+        FileNotFoundError: No such file, or images are missing.
+        ValueError: The file or a record does not follow the format, or a caption names an image the file lacks.
+    """
+    file = load(annotations, _COCO)
+    candidates: dict[int, Candidate] = {}
+    excluded: set[int] = set()
+    for entry in file.each("images"):
+        image_id, file_name = entry["id"], entry["file_name"]
+        if image_id in exclude_coco_ids:
+            excluded.add(image_id)
+            continue
+        entry.once(candidates, "id")
+        folder = _coco_folder(annotations, file_name)
+        names = (file_name, f"{folder}/{file_name}") if folder else (file_name,)
+        candidates[image_id] = Candidate(names, [], str(image_id))
+    for entry in file.each("annotations"):
+        image_id, caption = entry["image_id"], entry["caption"]
+        if image_id in excluded:
+            continue
+        if image_id not in candidates:
+            raise ValueError(f"{entry}: caption of image_id {image_id}, but 'images' holds no image of that id")
+        candidates[image_id].captions.append(caption)
+    report = ReadReport.of(report, source or Path(annotations).stem)
+    report.num_excluded = len(excluded)
+    return find_captioned(candidates.values(), images, annotations, max_captions, missing_images, report)
+
+
+def _coco_folder(annotations: AnyPath, file_name: str) -> str | None:
+    """The folder COCO's archives put the file in: from the 2014 file name, else from the annotation file's name."""
+    match = re.match(r"COCO_((?:train|val|test)2\d{3})_", file_name) or re.search(
+        r"((?:train|val|test)2\d{3})", Path(annotations).name
+    )
+    return match.group(1) if match else None
+
+
+def read_visual_genome(
+    region_descriptions: AnyPath,
+    image_data: AnyPath,
+    images: Paths,
+    *,
+    exclude_coco_ids: Collection[int] = frozenset(),
+    exclude_flickr_ids: Collection[int] = frozenset(),
+    max_captions: int | None = None,
+    missing_images: MissingImages = "error",
+    source: str | None = None,
+    report: ReadReport | None = None,
+) -> list[ImageTextRecord]:
+    """Records of Visual Genome, in the order of the region file; an image's phrases keep their order, once each.
+
+    Args:
+        region_descriptions: `region_descriptions.json`.
+        image_data: `image_data.json`, which holds the urls and the ids at COCO and Flickr.
+        images: Folder or .zip (or several) in which `VG_100K/<id>.jpg` or `<id>.jpg` is found.
+        exclude_coco_ids: COCO ids of images to leave out: COCO's val and test (`karpathy_coco_ids`).
+        exclude_flickr_ids: Ids at Flickr of images to leave out: Flickr30K's val and test (`karpathy_flickr_ids`).
+        max_captions: Keep only so many phrases of an image, those of its largest regions, the largest first: such a
+            phrase comes closest to a caption of the image. None keeps all.
+        missing_images: "error" refuses a set with missing files; "skip" leaves those images out and counts them.
+        source: Name of the set in messages.
+        report: Filled with what was found and left out.
+
+    Raises:
+        FileNotFoundError: No such file, or images are missing.
+        ValueError: A file or a record does not follow the format, or a region's image is not in `image_data`.
+    """
+    coco_ids, flickr_ids = frozenset(exclude_coco_ids), frozenset(exclude_flickr_ids)
+    names_by_id: dict[int, tuple[str, ...] | None] = {}
+    for entry in load_list(image_data, _IMAGE_DATA):
+        image_id = entry.once(names_by_id, "image_id", "id")
+        coco_id, flickr_id = entry["coco_id"], entry["flickr_id"]
+        if coco_id in coco_ids or flickr_id in flickr_ids:
+            names_by_id[image_id] = None
+            continue
+        url = entry["url"]
+        try:
+            path = PurePosixPath(urlsplit(url).path)
+        except ValueError as error:
+            raise ValueError(f"{entry}: url {url!r:.60} is none ({error})") from None
+        names_by_id[image_id] = (f"{path.parent.name}/{path.name}", path.name)
+
+    candidates: dict[int, Candidate] = {}
+    excluded: set[int] = set()
+    for entry in load_list(region_descriptions, _REGIONS):
+        image_id = entry.first("image_id", "id")
+        if image_id not in names_by_id:
+            raise ValueError(f"{entry}: image {image_id} is not in {image_data}; the two files must be of one release")
+        names = names_by_id[image_id]
+        if names is None:
+            excluded.add(image_id)
+            continue
+        area_of: dict[str, int] = {}
+        for region in entry.each("regions"):
+            phrase = region["phrase"]
+            area = 0 if max_captions is None else region["width"] * region["height"]
+            area_of[phrase] = max(area, area_of.get(phrase, 0))
+        candidate = candidates.setdefault(image_id, Candidate(names, [], str(image_id)))
+        candidate.captions.extend(sorted(area_of, key=lambda phrase: -area_of[phrase]))
+    report = ReadReport.of(report, source or "visual_genome")
+    report.num_excluded = len(excluded)
+    return find_captioned(candidates.values(), images, region_descriptions, max_captions, missing_images, report)
