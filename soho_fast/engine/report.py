@@ -1,6 +1,7 @@
-"""What a run leaves when it is done: the table, metrics.json and curves.png."""
+"""What a run says and leaves when it is done: the table, metrics.json and curves.png."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from soho_fast.common.files import read_log, write_atomically
+from soho_fast.common.hub import RUN_MODELS
+from soho_fast.common.tables import print_table
 
 # Values of a training record that are not losses of the task.
 _NOT_LOSSES = {
@@ -137,3 +140,109 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     width = max(1, len(values) // 20)
     ones = np.ones(width)
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def say_start(trainer: Any, name: str) -> None:
+    """Print what a run of this recipe trains, how and where."""
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.module.parameters())
+    print(
+        f"recipe {name}: {parameters / 1e6:.1f} M parameters, {trainer.total_steps} steps of "
+        f"{trainer.plan.global_batch_size} images ({trainer.plan.steps_per_epoch:,} an epoch), "
+        f"{trainer.precision}, ZeRO {trainer.engine.zero_optimization_stage()}, {trainer.processes.world} process(es) "
+        f"on {trainer.processes.device.type}; output in {trainer.folder}/"
+    )
+
+
+def say_finished(trainer: Any) -> None:
+    """Print the measures of a run that was at its end before this command."""
+    measures, folder = trainer.metrics["measures"], trainer.folder
+    if measures:
+        print_table(trainer.task.table(measures))
+    print(
+        f"{folder}/ is finished at step {trainer.progress.step}: nothing is left to do. To train on, give more (as "
+        f"{_twice(trainer)}) and --resume changed; to train anew, another --output"
+    )
+    sys.stdout.flush()
+
+
+def report_run(trainer: Any, measures: Mapping[str, float] | None) -> None:
+    """Draw the curves, write metrics.json, print the measures and what to do next."""
+    task, folder, progress = trainer.task, trainer.folder, trainer.progress
+    draw_curves(folder / "log.jsonl", folder / "curves.png")
+    # Last, since it is what tells that nothing is left to do.
+    write_metrics(
+        folder / "metrics.json",
+        {
+            "step": progress.step,
+            "training_seconds": progress.seconds,
+            "images_per_second": progress.step * trainer.plan.global_batch_size / max(progress.seconds, 1e-9),
+            "broken_images": progress.broken_images,
+            "precision": trainer.precision,
+            "measures": measures,
+            "best": {"step": progress.best_step, task.selection: progress.best} if progress.best is not None else None,
+        },
+    )
+    if measures:
+        print_table(task.table(measures))
+    print(f"{progress.step} steps in {progress.seconds / 60:.1f} minutes of training; in {folder}/:")
+    best = f"  best/ (step {progress.best_step})" if progress.best is not None else ""
+    print(f"  curves.png  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/{best}")
+    print("next:")
+    program = "deepspeed soho_fast/train.py" if Path("soho_fast/train.py").is_file() else "python -m soho_fast.train"
+    for command in [
+        *task.next_commands(folder),
+        f"{program} --recipe {folder}/recipe.yaml --output {folder}-longer {_twice(trainer)}",
+        f"{program} --help",
+    ]:
+        print(f"  {command}")
+    sys.stdout.flush()
+
+
+def _twice(trainer: Any) -> str:
+    """Options that make the run twice as long, whatever ended it."""
+    settings, schedule = trainer.settings, trainer.settings.schedule
+    ended_by_time = trainer.progress.step < trainer.total_steps
+    steps = trainer.total_steps if ended_by_time else 2 * trainer.total_steps
+    options = []
+    if round(settings.epochs * trainer.plan.steps_per_epoch) < steps:
+        options.append(f"--epochs {2 * settings.epochs:g}")
+    if 0 < settings.max_steps < steps:
+        options.append(f"--max_steps {2 * settings.max_steps}")
+    if settings.max_minutes:
+        options.append(f"--max_minutes {2 * settings.max_minutes:g}")
+    if schedule.decay == "step" and not ended_by_time:
+        options.append(f"--schedule.step_epochs '[{', '.join(f'{2 * epoch:g}' for epoch in schedule.step_epochs)}]'")
+    return " ".join(options)
+
+
+def report_evaluation(task: Any, evaluation: Any, about: Mapping[str, Any], run: str | None, folder: Path) -> None:
+    """Write what an evaluation of one split found, and print its measures.
+
+    Args:
+        task: the task.
+        evaluation: what `evaluate_split` gave: its `measures`, and `write(folder)`, which returns the names of files.
+        about: what was evaluated, as metrics.json has it; its split and its checkpoint are printed.
+        run: the run's folder; None where the model is of none.
+        folder: where the files go.
+    """
+    measures, where = evaluation.measures, f"split {about['split']}"
+    files = evaluation.write(folder)
+    write_metrics(folder / "metrics.json", {**about, **_step_of(run, about["checkpoint"]), "measures": measures})
+    if measures:
+        table = task.table(measures)
+        table.title = f"{table.title}, {where}, checkpoint {about['checkpoint']}"
+        print_table(table)
+    else:
+        print(f"{where} has no published answers to measure by")
+    print(f"in {folder}/:  metrics.json  {'  '.join(files)}")
+
+
+def _step_of(run: str | None, checkpoint: str) -> dict[str, int]:
+    """The training step of a run's best or last model, where the run has ended and says so."""
+    if run is None or checkpoint not in RUN_MODELS:
+        return {}
+    try:
+        metrics = json.loads((Path(run) / "metrics.json").read_text())
+        return {"step": metrics["best"]["step"] if checkpoint == "best" else metrics["step"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import yaml
 
-from soho_fast import train
 from soho_fast.engine import report
 from soho_fast.engine.changes import changes_between, settings_identity
 from soho_fast.engine.settings import OptimSettings, TrainSettings
@@ -150,7 +149,9 @@ def test_what_tells_that_a_run_is_finished_is_written_last(tmp_path, monkeypatch
     progress = SimpleNamespace(step=1, seconds=1.0, broken_images=0, best=None)
     plan = SimpleNamespace(global_batch_size=1)
     with pytest.raises(KeyboardInterrupt):
-        train._report(None, SimpleNamespace(progress=progress, plan=plan, precision="float32"), {}, tmp_path)
+        report.report_run(
+            SimpleNamespace(task=None, progress=progress, plan=plan, precision="float32", folder=tmp_path), {}
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -223,7 +224,7 @@ def test_a_new_field_is_compared_unless_it_is_named():
 @pytest.mark.parametrize("recipe", ["mini", "mini_vqa", "mini_retrieval", "mini_nlvr2", "mini_snli_ve", "paper"])
 def test_what_is_not_compared_is_this_and_no_more(recipe):
     """Every field of a recipe but these: where files lie (their contents are compared), and how it is run."""
-    settings = read_recipe(["--recipe", recipe])[0]
+    settings = read_recipe(["--recipe", recipe])
     task = settings.make_task(print)
     everything = settings_identity(settings, compared_all=True)
     left_out = set(everything) - set(settings_identity(settings, task.not_compared))
