@@ -31,8 +31,8 @@ with from_extra("train"):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 75 lost (a process was
-    killed), 130 when stopped."""
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 75 a process
+    failed (was killed), 130 when stopped."""
     with run_command("the same command goes on where this one was") as command, user_input():
         parser = _parser()
         options, fields = parser.parse_known_args(as_text(arguments))
@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
             from soho_fast.common.progress import ProgressLines
             from soho_fast.engine.distributed import leave_processes, start_processes
             from soho_fast.engine.report import report_evaluation
+            from soho_fast.tasks.contents import weights_identity
             from soho_fast.tasks.evaluation.loading import load_for_evaluation
-            from soho_fast.tasks.identity import weights_identity
 
             quiet_transformers()
         processes = start_processes(recipe.engine.threads, recipe.engine.timeout_seconds)

@@ -1,6 +1,6 @@
 """Train SOHO by a recipe: pre-training, or one of the tasks.
 
-deepspeed soho_fast/train.py                          recipe mini: builds its corpus, trains, measures
+deepspeed soho_fast/train.py                          recipe mini: builds its corpus, trains, evaluates
 deepspeed soho_fast/train.py --recipe paper --data_roots.coco ... --data_roots.visual_genome ...
 deepspeed soho_fast/train.py --recipe vqa --model.pretrained runs/paper/model --data_roots.vqa ... --data_roots.coco ...
 python -m soho_fast.train --optim.lr 3e-4 --max_steps 100
@@ -30,16 +30,16 @@ with from_extra("train"):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 75 lost (a process was
-    killed), 128 + signal when stopped."""
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 75 a process
+    failed (was killed), 128 + signal when stopped."""
     with run_command("the same command continues from the newest checkpoint") as command:
         recipe = load_recipe(arguments, with_files=True)
         with from_extra("train"):
             from soho_fast.common.lock import only_user
             from soho_fast.engine.distributed import leave_processes, start_processes
             from soho_fast.engine.report import report_run, say_finished, say_start
-            from soho_fast.engine.resume import Continuation
-            from soho_fast.engine.trainer import Trainer
+            from soho_fast.engine.resume import ResumePoint
+            from soho_fast.engine.trainer import Run
 
             quiet_transformers()
         processes = start_processes(recipe.engine.threads, recipe.engine.timeout_seconds)
@@ -47,20 +47,20 @@ def main(arguments: list[str] | None = None) -> int:
             with user_input():
                 task = recipe.make_task(processes.say, processes)
                 # Before the corpus: other settings of it would replace the one that the run was trained on.
-                continuation = Continuation(task, recipe, processes)
+                resume_point = ResumePoint(task, recipe, processes)
                 build_demo_corpus(recipe.corpus, processes)
-                trainer = Trainer(task, recipe, processes, continuation)
-            is_finished = trainer.metrics is not None
-            if processes.is_main and trainer.steps_left:
-                write_recipe(recipe, trainer.folder / "recipe.yaml")
+                run = Run(task, resume_point)
+            is_finished = run.finished is not None
+            if processes.is_main and run.steps_left:
+                write_recipe(recipe, resume_point.folder / "recipe.yaml")
             if processes.is_main:
-                say_finished(trainer) if is_finished else say_start(trainer, recipe.name)
-            result = trainer.train()
+                say_finished(run) if is_finished else say_start(run, recipe.name)
+            result = run.train()
             if result.signal_number:
                 command.code = 128 + result.signal_number
             else:
                 if processes.is_main and not is_finished:
-                    report_run(trainer, result.measures)
+                    report_run(run, result.metrics)
                 processes.wait()
             leave_processes()
     return command.code

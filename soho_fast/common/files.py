@@ -10,7 +10,7 @@ PARTIAL = ".partial"
 
 # What a record of each kind holds beside `kind` and `step`.
 _CONTENTS = {
-    "train": ("lr", dict), "evaluation": ("measures", dict), "event": ("event", str), "snapshot": ("values", dict),
+    "train": ("lr", dict), "evaluation": ("metrics", dict), "event": ("event", str), "snapshot": ("values", dict),
 }  # fmt: skip
 
 
@@ -22,6 +22,17 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
+
+
+def process_is_alive(process_id: int) -> bool:
+    """Whether a process of this machine runs: what it has begun to write is not another's to delete."""
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from soho_fast.common.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,19 @@ class Processes:
         items = [None] * self.world
         dist.all_gather_object(items, item, group=self.group)
         return items
+
+    def on_main(self, call: Callable[[], T]) -> T | None:
+        """What `call` gives on rank 0, None on the others; a UserError that it raises there is raised on all."""
+        result = error = None
+        if self.is_main:
+            try:
+                result = call()
+            except UserError as found:
+                error = str(found)
+        error = self.gather(error)[0]
+        if error:
+            raise UserError(error)
+        return result
 
     def wait(self) -> None:
         """Wait until all ranks are here."""

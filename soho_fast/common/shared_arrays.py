@@ -17,6 +17,8 @@ from soho_fast.common.processes import Processes
 T = TypeVar("T")
 # Arrays begin at multiples of this, for products on whole cache lines.
 _ALIGNMENT = 64
+HAS_MEMORY_FILES = hasattr(os, "memfd_create")
+"""Whether this system has files without a name in memory."""
 
 
 def read_once_a_machine(read: Callable[[], T], processes: Processes) -> T:
@@ -28,7 +30,7 @@ def read_once_a_machine(read: Callable[[], T], processes: Processes) -> T:
     Raises:
         What `read` raises, on every process.
     """
-    if processes.world == 1 or not hasattr(os, "memfd_create"):
+    if processes.world == 1 or not HAS_MEMORY_FILES:
         return read()
     machines = processes.gather(machine_name())
     leader = machines.index(machines[processes.rank])
@@ -36,9 +38,9 @@ def read_once_a_machine(read: Callable[[], T], processes: Processes) -> T:
     path, places, error = "", [], None
     if processes.rank == leader:
         try:
-            file = os.fdopen(os.memfd_create("shared"), "w+b")
+            file = memory_file()
             places = _write(file, read())
-            path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+            path = path_for_others(file)
         except Exception as found:  # every process ends with it
             error = found
     told = processes.gather((path, places, error))
@@ -52,6 +54,16 @@ def read_once_a_machine(read: Callable[[], T], processes: Processes) -> T:
     if file is not None:
         file.close()
     return result
+
+
+def memory_file() -> BinaryIO:
+    """A file without a name, in memory: gone with the last process that has it open or mapped."""
+    return os.fdopen(os.memfd_create("soho_fast"), "w+b")
+
+
+def path_for_others(file: BinaryIO) -> str:
+    """Where other processes of this machine open a file without a name, as long as it is open here."""
+    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
 def machine_name() -> str:

@@ -16,7 +16,7 @@ class Table:
 
 
 def print_table(table: Table) -> None:
-    """Print measures beside their baselines."""
+    """Print metrics beside their baselines."""
     drawn = RichTable(title=table.title)
     for number, column in enumerate(table.columns):
         drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")

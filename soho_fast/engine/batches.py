@@ -12,7 +12,7 @@ their size.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from soho_fast.common.errors import UserError
+from soho_fast.common.processes import Processes
+from soho_fast.common.progress import ProgressLines
 from soho_fast.common.workers import begin_worker, end_workers, next_batch
 from soho_fast.engine.settings import BatchSettings
 
@@ -136,6 +138,21 @@ def plan_batches(
         steps_per_epoch=num_samples // settings.global_batch_size,
         seed=seed,
     )
+
+
+def grouped_plan(
+    plan: BatchPlan, settings: BatchSettings, data: Any, processes: Processes, say: Callable[[str], None]
+) -> BatchPlan:
+    """The plan, by which samples of like shapes share micro-batches where that saves padding or is asked for."""
+    grouping = settings.group_by_aspect_ratio
+    by_kind = grouping == "orientation"
+    if not (by_kind or (grouping and plan.has_parts)) or not hasattr(data, "group_keys"):
+        return plan
+    progress = ProgressLines(say, "shapes of images")
+    keys = processes.gather(processes.on_main(lambda: data.group_keys(progress)))[0]
+    if by_kind:
+        return replace(plan, kinds=keys > 0)
+    return replace(plan, group_keys=keys) if keys.min() < keys.max() else plan
 
 
 class _EpochDataset(Dataset):

@@ -1,10 +1,11 @@
-"""What was trained: every field of a recipe by its dotted name, but for those that train nothing else.
+"""What a run was trained with, and what has changed since.
 
-A field is compared unless it is named here, or in the task's `not_compared`: a new one therefore is from its first day.
+Compared is every field of a recipe by its dotted name, unless it is named in `NOT_COMPARED` here or by the task: a new
+field therefore is compared from its first day.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,18 +19,18 @@ NOT_COMPARED = {
     "overwrite": "how it is taken up",
     "checkpoint.*": "when it is saved",
     "log.*": "what is shown and written",
-    "evaluation.*": "when it is measured, after which the random state is set back",
+    "evaluation.*": "when it is evaluated, after which the random state is set back",
     "batch.workers": "who loads a sample, which depends on (seed, epoch, index) alone",
     "batch.prefetch": "how early it is loaded",
     "batch.broken_images": "when to give up",
     "engine.threads": "who computes",
     "engine.timeout_seconds": "when to give up",
     "engine.activation_checkpointing": "the same values, computed twice",
-    "engine.backbone_cache_*gb": "the same values, computed once",
+    "engine.feature_cache_*gb": "the same values, computed once",
     "engine.emulate_precision": "a permission; the precision itself is compared",
 }
 
-# What no run can change, since the state of its checkpoints has this shape or its place in the data is told by it.
+# What no run can change, since the state of its checkpoints has this shape or their place in the data depends on it.
 FIXED = (
     "task",
     "batch.global_batch_size",
@@ -38,8 +39,23 @@ FIXED = (
     "optim.decay_norm_and_bias",
 )
 
-# Over whom the same training is spread: free to change from one start to the next.
-SPREAD = ("processes", "engine.zero_stage")
+# What a checkpoint is resharded for: free to change from one start to the next.
+SHARDING = ("processes", "engine.zero_stage")
+
+
+@dataclass(frozen=True)
+class TaskIdentity:
+    """What of a task is compared when a run is resumed."""
+
+    not_compared: Collection[str]
+    """Patterns of recipe fields that do not change what is trained, or whose contents are among `contents`."""
+    fixed: Collection[str]
+    """Patterns of names that cannot change within a run, because a checkpoint's tensors depend on them."""
+    evaluated_by: Collection[str]
+    """Patterns of names by which a model is evaluated, but not trained."""
+    contents: Callable[[], dict[str, Any]]
+    """What the recipe's fields do not tell of what is trained: JSON values by name, put over the fields of that name.
+    Contents of the data and of starting weights, which are read when it is called; sizes of the model."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +70,24 @@ class Change:
         return f"{self.name}: trained with {_shown(self.before)}, now {_shown(self.now)}"
 
     def event(self) -> str:
-        """The change as the log tells it."""
+        """The change as the log has it."""
         return f"{self.name} {_shown(self.before)} -> {_shown(self.now)}"
 
 
-def settings_identity(settings: Any, not_compared: Iterable[str] = (), *, compared_all: bool = False) -> dict[str, Any]:
-    """Fields of nested dataclasses, lists and dicts by dotted name, as JSON values.
+def settings_identity(settings: Any, not_compared: Collection[str] = ()) -> dict[str, Any]:
+    """The compared fields of nested dataclasses, lists and dicts by dotted name, as JSON values.
 
     Args:
         settings: a dataclass.
         not_compared: patterns to leave out, beside `NOT_COMPARED`.
-        compared_all: leave nothing out.
     """
-    patterns = () if compared_all else (*NOT_COMPARED, *not_compared)
-    flat = {
-        name: value
-        for name, value in _flat("", settings).items()
-        if not any(fnmatchcase(name, pattern) for pattern in patterns)
-    }
-    return json.loads(json.dumps(flat))
+    patterns = (*NOT_COMPARED, *not_compared)
+    return {name: value for name, value in all_fields(settings).items() if not _matches(name, patterns)}
+
+
+def all_fields(settings: Any) -> dict[str, Any]:
+    """Fields of nested dataclasses, lists and dicts by dotted name, as JSON values."""
+    return json.loads(json.dumps(_flat("", settings)))
 
 
 def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
@@ -81,17 +96,14 @@ def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[C
     return [Change(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
 
 
-def refuse_changes(
-    what: str, step: int, changes: list[Change], fixed: Iterable[str], measures: Iterable[str] = (), *, allowed: bool
-) -> None:
+def refuse_changes(what: str, step: int, changes: list[Change], identity: TaskIdentity, *, allowed: bool) -> None:
     """Refuse to go on with other settings.
 
     Args:
         what: names the checkpoint.
         step: its step.
         changes: what differs.
-        fixed: patterns of names that cannot change within a run, beside `FIXED`.
-        measures: patterns of names that tell how a model is measured, which can be done without training it.
+        identity: the task's: which of them cannot change within a run, which only change how a model is evaluated.
         allowed: changes of other fields were asked for.
 
     Raises:
@@ -100,20 +112,23 @@ def refuse_changes(
     # Hardly a field of another task is the same.
     changes = [change for change in changes if change.name == "task"] or changes
     listed = "; ".join(map(str, changes))
-    patterns = (*FIXED, *fixed)
-    impossible = [change.name for change in changes if any(fnmatchcase(change.name, each) for each in patterns)]
+    impossible = [change.name for change in changes if _matches(change.name, (*FIXED, *identity.fixed))]
     if impossible:
         raise UserError(
             f"{what}: this run has other settings: {listed}. {', '.join(impossible)} cannot change within a run: give "
             "the same values or another --output"
         )
     if changes and not allowed:
-        only_measured = all(any(fnmatchcase(change.name, each) for each in measures) for change in changes)
-        instead = "; to measure its model by these, python -m soho_fast.evaluate --run FOLDER" if only_measured else ""
+        only_evaluated = all(_matches(change.name, identity.evaluated_by) for change in changes)
+        instead = "; to evaluate its model by these, python -m soho_fast.evaluate --run FOLDER" * only_evaluated
         raise UserError(
             f"{what}: this run has other settings: {listed}. Give the same values, another --output, or --resume "
             f"changed to go on from step {step} with the new ones{instead}"
         )
+
+
+def _matches(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:

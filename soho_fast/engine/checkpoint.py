@@ -36,8 +36,8 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from soho_fast.common.errors import UserError
 from soho_fast.common.files import PARTIAL, write_atomically
 from soho_fast.common.processes import Processes
-from soho_fast.engine.changes import SPREAD
-from soho_fast.engine.resharding import fragments_of, load_partitioned_anew
+from soho_fast.engine.changes import SHARDING
+from soho_fast.engine.resharding import fragments_of, load_resharded
 
 FORMAT = 2
 MANIFEST = "checkpoint.json"
@@ -199,18 +199,14 @@ class Checkpoints:
         Raises:
             UserError: on all ranks: the folder cannot be read, or there are checkpoints and all of them are damaged.
         """
-        path = error = None
-        if self.processes.is_main:
+
+        def choose() -> Path | None:
             try:
-                path = self._choose(say)
-            except UserError as failure:
-                error = str(failure)
-            except OSError as failure:
-                error = f"{failure.filename}: the checkpoints cannot be read: {failure.strerror}"
-        path, error = self.processes.gather((path, error))[0]
-        if error:
-            raise UserError(error)
-        return path
+                return self._choose(say)
+            except OSError as error:
+                raise UserError(f"{error.filename}: the checkpoints cannot be read: {error.strerror}") from error
+
+        return self.processes.gather(self.processes.on_main(choose))[0]
 
     def about(self, path: Path) -> tuple[dict[str, Any], Progress]:
         """What a complete checkpoint was trained with, and how far; the same on all ranks."""
@@ -272,11 +268,11 @@ class Checkpoints:
         reader = _Files()
         identity, progress = self.about(path)
         saved_world, rank, device = identity["processes"], self.processes.rank, self.processes.device
-        if all(identity.get(name) == self.identity.get(name) for name in SPREAD):
+        if all(identity.get(name) == self.identity.get(name) for name in SHARDING):
             engine.checkpoint_engine = reader
             engine.load_checkpoint(str(path.parent), tag=path.name, load_lr_scheduler_states=False)
         else:
-            load_partitioned_anew(engine, path, lambda file: reader.load(str(file), "cpu", mmap=True))
+            load_resharded(engine, path, lambda file: reader.load(str(file), "cpu", mmap=True))
         set_rng_state(reader.load(str(path / _rank_file(rank % saved_world))), device)
         if rank >= saved_world:
             # Random numbers of its own for a rank that was not there, the same in each attempt to go on from here.
@@ -391,7 +387,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _fault(path: Path) -> str | None:
-    """What tells at a glance that a folder is no complete checkpoint, or None."""
+    """What shows at a glance that a folder is no complete checkpoint, or None."""
     try:
         files = _read_manifest(path)["files"]
         for name, record in files.items():

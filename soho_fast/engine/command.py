@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from soho_fast.common.errors import DISK_ERRORS, BrokenImageError, UserError, environment_rank, fail
-from soho_fast.engine.watchdog import LOST, leave_heartbeat
+from soho_fast.engine.watchdog import PROCESS_FAILED, leave_heartbeat
 
 
 class run_command:
@@ -20,7 +20,7 @@ class run_command:
         again: What the same command does the next time: the end of a line about a run that did not come to its end.
 
     Attributes:
-        code: 0 done, 2 a mistake of the user, 75 lost (a process was killed), 130 stopped by Ctrl-C.
+        code: 0 done, 2 a mistake of the user, 75 a process failed (was killed), 130 stopped by Ctrl-C.
     """
 
     def __init__(self, again: str) -> None:
@@ -48,7 +48,7 @@ class run_command:
             # Logs, curves and tables meet a full disk too; checkpoints and the model report theirs themselves.
             self.code = fail(f"{error.filename or 'output'}: {error.strerror}; with room again {self.again}", rank)
         elif isinstance(error, RuntimeError) and (lost := _lost_worker(error)):
-            self.code = fail(f"{lost}; {self.again}", rank, LOST)
+            self.code = fail(f"{lost}; {self.again}", rank, PROCESS_FAILED)
         else:
             return False
         return True

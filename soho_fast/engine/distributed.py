@@ -34,7 +34,7 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
 
     Args:
         threads: CPU threads of each process; 0 shares the machine's cores among its processes.
-        timeout: seconds without a sign of life after which a process counts as lost; 0: none does for that.
+        timeout: seconds without a sign of life after which a process counts as failed; 0: none does for that.
 
     Raises:
         UserError: the port by which several processes meet is taken, or some of them have not come.
@@ -98,7 +98,7 @@ def _meet() -> tuple[dist.Store, int, int]:
 
 
 def _choose_port() -> None:
-    """Sets MASTER_PORT where all processes are of one machine and DeepSpeed's launcher was told none.
+    """Sets MASTER_PORT where all processes are of one machine and DeepSpeed's launcher was given none.
 
     Two launchers would both say 29500. The launcher, whose number is unlike another's, is the parent of them all.
     """
@@ -189,7 +189,7 @@ def deepspeed_config(
     parameters only: BatchNorm statistics and the codebook stay float32.
 
     Stage 0 in fp16 runs as stage 1. DeepSpeed 0.19.8's stage 0 optimiser divides fp16 gradients by a loss scale that
-    its `backward` never applied: AdamW hides it, SGD stands still.
+    its `backward` never applied: AdamW hides it, SGD does not move.
     """
     stage = zero_stage(settings, precision)
     config = {
@@ -295,3 +295,17 @@ def _state(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 yield f"{name} of {names.get(parameter, 'a partition')}", value
+
+
+def whole_state(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
+    """The model's state; under ZeRO 3 gathered on rank 0, empty on the others. All ranks make the call."""
+    model = engine.module
+    if engine.zero_optimization_stage() < 3:
+        return model.state_dict()
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        if dist.get_rank():
+            return {}
+        state = model.state_dict(keep_vars=True)
+        # Tied weights stay one tensor, which is how a saved model knows that they are.
+        copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in state.values()}
+        return {name: copies[id(tensor)] for name, tensor in state.items()}

@@ -1,13 +1,13 @@
-"""What the backbone gives for each training image, computed once while it stands still, and read in every later pass.
+"""The batches of a run, and the feature cache: while the backbone is frozen, its features of each training image are
+computed once, and read in every later pass.
 
-Each process computes a share of the images and writes what it got into a file without a name, in memory or on the disk
+Each process computes a share of the images and writes the features into a file without a name, in memory or on the disk
 of the output folder. Such a file is gone with the last process that has it open, however that ends, and no other run
 can take it for its own. The processes of a machine read each other's; machines share nothing.
 """
 
 import math
 import mmap
-import os
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -22,36 +22,152 @@ from torch import nn
 
 from soho_fast.common.processes import Processes
 from soho_fast.common.progress import ProgressLines
-from soho_fast.common.shared_arrays import machine_name
+from soho_fast.common.shared_arrays import HAS_MEMORY_FILES, machine_name, memory_file, path_for_others
 from soho_fast.engine.batches import Batches, BatchPlan, own_reason, split_batch
 from soho_fast.engine.settings import TrainSettings
-from soho_fast.engine.task import Task
+from soho_fast.engine.task import FeatureCacheTask, Task
 from soho_fast.engine.watchdog import StopRequest
 
 _GB = 1e9
 
 
-class KeptOutputs:
-    """The backbone's output for each image, by number.
+class TrainingBatches:
+    """The micro-batches of a rank, from any step on.
 
-    Attributes:
-        broken: Why the outputs of others are not there.
+    While the backbone is frozen for more than one pass over the images, its features of each are computed once and take
+    the image's place in every batch, as far as `engine.feature_cache_gb` and `engine.feature_cache_disk_gb` allow.
+
+    Args:
+        task: what is trained; see `FeatureCacheTask`.
+        data: what it is trained on.
+        plan: the run's batch plan.
+        settings: the recipe.
+        processes: this run's ranks.
+        total_steps: steps of the whole run.
+        precision: gives the context in which a training step computes.
+        say: called on rank 0 with each line.
     """
 
     def __init__(
-        self, parts: Mapping[int, torch.Tensor], places: Mapping[Hashable, "_Place"], broken: Mapping[Hashable, str]
+        self,
+        task: Task,
+        data: Any,
+        plan: BatchPlan,
+        settings: TrainSettings,
+        processes: Processes,
+        *,
+        total_steps: int,
+        precision: Callable[[], AbstractContextManager],
+        say: Callable[[str], None],
+    ) -> None:
+        self.task, self.data, self.plan, self.settings, self.processes = task, data, plan, settings, processes
+        self.total_steps, self.precision, self.say = total_steps, precision, say
+        begin, end = (epochs * plan.steps_per_epoch for epochs in settings.optim.frozen_span())
+        self._frozen = range(math.ceil(min(begin, total_steps)), math.ceil(min(end, total_steps)))
+        self._cache: FeatureCache | None = None
+        self._batches: Batches | None = None
+        self._until = -1
+
+    def prepare(self, step: int, model: nn.Module, stop: StopRequest) -> int:
+        """Called before each step: starts loader processes and fills the cache where that is due. Returns a signal that
+        asked to stop, or 0.
+
+        The backbone must be frozen already where it is in this step.
+        """
+        if step < self._until:
+            return 0
+        self.close()
+        until = self.total_steps
+        if self._cache_pays(max(step, self._frozen.start), model):
+            if step < self._frozen.start:
+                until = self._frozen.start
+            else:
+                self._cache, signal_number = fill_cache(
+                    self.task,
+                    model,
+                    self.data,
+                    self.settings,
+                    self.processes,
+                    micro_batch_size=self.plan.micro_batch_size,
+                    precision=self.precision(),
+                    stop=stop,
+                    say=self.say,
+                )
+                if signal_number:
+                    return signal_number
+                if self._cache is not None:
+                    until = self._frozen.stop
+        self._batches = Batches(
+            self.data if self._cache is None else self.data.without_pixels(self._cache.broken),
+            self.task.collate,
+            self.plan,
+            self.settings.batch,
+            rank=self.processes.rank,
+            first_step=step,
+            total_steps=until,
+            pin=self.processes.device.type != "cpu",
+        )
+        self._until = until
+        return 0
+
+    def __next__(self) -> Mapping[str, Any]:
+        batch = next(self._batches)
+        if self._cache is None:
+            return batch
+        features = self.task.collate_features([self._cache[number] for number in batch["image_keys"]])
+        if self.processes.device.type != "cpu":
+            features = {name: None if value is None else value.pin_memory() for name, value in features.items()}
+        return {**batch, **features}
+
+    def close(self) -> None:
+        """End the loader processes, and let go of the cache."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = self._cache = None
+
+    def _cache_pays(self, step: int, model: nn.Module) -> bool:
+        """Whether the backbone is frozen for more than one pass over the images from this step on, and its features can
+        be cached; says if not."""
+        engine, images = self.settings.engine, getattr(self.data, "images", None)
+        wanted = step in self._frozen and (engine.feature_cache_gb or engine.feature_cache_disk_gb)
+        if images is None or not wanted:
+            return False
+        if not self.task.caches_features(model):
+            self.say("the backbone's features of an image depend on its batch: they are computed in each step")
+            return False
+        num_steps = self._frozen.stop - step
+        if num_steps * self.plan.global_batch_size > len(images):
+            return True
+        self.say(
+            f"the backbone is frozen for {num_steps:,} steps, at most one pass over the {len(images):,} images: its "
+            "features are computed in each step"
+        )
+        return False
+
+
+class FeatureCache:
+    """The backbone's features of each image, by number.
+
+    Attributes:
+        broken: Why the features of others are not there.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[int, torch.Tensor],
+        locations: Mapping[Hashable, "_Location"],
+        broken: Mapping[Hashable, str],
     ) -> None:
         self.broken = broken
-        self._parts, self._places = parts, places
+        self._parts, self._locations = parts, locations
 
     def __getitem__(self, number: Hashable) -> torch.Tensor:
-        place = self._places[number]
-        size = math.prod(place.shape)
-        return self._parts[place.rank][place.offset : place.offset + size].view(place.shape)
+        at = self._locations[number]
+        return self._parts[at.rank][at.offset : at.offset + math.prod(at.shape)].view(at.shape)
 
 
-def keep_outputs(
-    task: Task,
+def fill_cache(
+    task: FeatureCacheTask,
     model: nn.Module,
     data: Any,
     settings: TrainSettings,
@@ -61,12 +177,12 @@ def keep_outputs(
     precision: AbstractContextManager,
     stop: StopRequest,
     say: Callable[[str], None],
-) -> tuple[KeptOutputs | None, int]:
-    """Compute and keep what the backbone, which stands still, gives for every image. All ranks make the call.
+) -> tuple[FeatureCache | None, int]:
+    """Compute and keep the features of every image. All ranks make the call.
 
     Args:
         task: what is trained.
-        model: the model.
+        model: the model, whose backbone is frozen.
         data: what it is trained on.
         settings: the recipe.
         processes: this run's ranks.
@@ -76,7 +192,7 @@ def keep_outputs(
         say: called on rank 0 with each line.
 
     Returns:
-        What is kept, or None where there is no room, which is said; and the number of a signal that asked to stop.
+        The cache, or None where there is no room, which is said; and the number of a signal that asked to stop.
     """
     images = _ImagePass(len(data.images), micro_batch_size, processes)
     share = _Share(processes.rank)
@@ -90,25 +206,25 @@ def keep_outputs(
         total_steps=images.num_steps,
         pin=processes.device.type != "cpu",
     )
-    progress, began = ProgressLines(say, "the backbone's output for each image"), time.monotonic()
+    progress, began = ProgressLines(say, "feature cache"), time.monotonic()
     with closing(batches), closing(share):
         for step in range(images.num_steps):
             inputs, side = split_batch(next(batches), processes.device)
             with torch.no_grad(), precision:
-                found = task.backbone_outputs(model, task.on_device(inputs))
-                outputs = dict(zip(side["image_keys"], found, strict=True))
+                found = task.image_features(model, task.on_device(inputs))
+                features = dict(zip(side["image_keys"], found, strict=True))
             own = images.numbers(step)
             share.broken |= {number: why for number, why in side["broken_images"].items() if number in own}
-            outputs = {number: output.cpu() for number, output in outputs.items() if number in own}
+            features = {number: feature.cpu() for number, feature in features.items() if number in own}
             if step == 0:
-                sizes = [sum(output.nbytes for output in outputs.values()), len(outputs)]
+                sizes = [sum(feature.nbytes for feature in features.values()), len(features)]
                 num_bytes, num_images = processes.total(sizes)
                 needed = num_bytes / max(num_images, 1) * images.num_images
                 folder, budget = _choose(settings, needed, images.num_images, say)
                 if not budget:
                     return None, 0
                 share.open(folder)
-            share.write(outputs)
+            share.write(features)
             signal_number, used, failed = processes.maximum(
                 [stop.pending(), share.num_bytes * len(images.peers), share.error is not None]
             )
@@ -117,34 +233,34 @@ def keep_outputs(
             if failed or used > budget:
                 break
             progress(min((step + 1) * len(images.peers) * micro_batch_size, images.num_images), images.num_images)
-        kept = None if failed or used > budget else share.join(images.peers, processes)
-        if kept is None:
+        cache = None if failed or used > budget else share.join(images.peers, processes)
+        if cache is None:
             errors = [error for error in processes.gather(share.error) if error]
             why = errors[0] if errors else f"the images differ in size, and all take more than {budget / _GB:g} GB"
-            say(f"the backbone's output is not kept, but computed in each step: {why}")
+            say(f"feature cache: not used, the features are computed in each step: {why}")
             return None, 0
-    broken = f", {len(kept.broken):,} of them broken" if kept.broken else ""
-    say(f"kept the backbone's output for {images.num_images:,} images{broken} ({time.monotonic() - began:.0f} s)")
-    return kept, 0
+    broken = f", {len(cache.broken):,} of them broken" if cache.broken else ""
+    say(f"feature cache: filled for {images.num_images:,} images{broken} ({time.monotonic() - began:.0f} s)")
+    return cache, 0
 
 
 def _choose(
     settings: TrainSettings, needed: float, num_images: int, say: Callable[[str], None]
 ) -> tuple[Path | None, float]:
-    """Where so many bytes are kept, None is memory, and how many may be at most; 0: nowhere. Says which."""
-    memory, disk = settings.engine.backbone_cache_gb * _GB, settings.engine.backbone_cache_disk_gb * _GB
-    if not hasattr(os, "memfd_create"):
+    """Where so many bytes are cached, None is memory, and how many may be at most; 0: nowhere. Says which."""
+    memory, disk = settings.engine.feature_cache_gb * _GB, settings.engine.feature_cache_disk_gb * _GB
+    if not HAS_MEMORY_FILES:
         memory = 0.0
-    what = f"the backbone stands still: its output for {num_images:,} images takes {needed / _GB:.3g} GB"
+    what = f"the backbone is frozen: its features of {num_images:,} images take {needed / _GB:.3g} GB"
     if needed <= memory:
-        say(f"{what}, computed once and kept in memory (engine.backbone_cache_gb {memory / _GB:g})")
+        say(f"{what}, computed once and cached in memory (engine.feature_cache_gb {memory / _GB:g})")
         return None, memory
     if needed <= disk:
-        say(f"{what}, computed once and kept in {settings.output} (engine.backbone_cache_disk_gb {disk / _GB:g})")
+        say(f"{what}, computed once and cached in {settings.output} (engine.feature_cache_disk_gb {disk / _GB:g})")
         return Path(settings.output), disk
     say(
-        f"{what}, more than engine.backbone_cache_gb ({memory / _GB:g}) and engine.backbone_cache_disk_gb "
-        f"({disk / _GB:g}) allow: it is computed in each step"
+        f"{what}, more than engine.feature_cache_gb ({memory / _GB:g}) and engine.feature_cache_disk_gb "
+        f"({disk / _GB:g}) allow: they are computed in each step"
     )
     return None, 0.0
 
@@ -187,8 +303,8 @@ class _ImagePass:
 
 
 @dataclass
-class _Place:
-    """Where an image's output lies: in which rank's file, from which element on, and its shape."""
+class _Location:
+    """Where an image's features lie: in which rank's file, from which element on, and their shape."""
 
     rank: int
     offset: int
@@ -196,10 +312,10 @@ class _Place:
 
 
 class _Share:
-    """What one rank has computed, in its file.
+    """The features that one rank has computed, in its file.
 
     Attributes:
-        broken: Why images have no output, by number.
+        broken: Why images have no features, by number.
         num_bytes: Written so far.
         error: Why it cannot be kept; None as long as it can.
     """
@@ -209,55 +325,53 @@ class _Share:
         self.num_bytes = 0
         self.error: str | None = None
         self._rank, self._file = rank, None
-        self._places: dict[Hashable, _Place] = {}
+        self._locations: dict[Hashable, _Location] = {}
         self._type: torch.dtype | None = None
         self._length = 0
 
     def open(self, folder: Path | None) -> None:
         """Begin the file: in memory, or on a folder's disk."""
         try:
-            if folder is None:
-                self._file = os.fdopen(os.memfd_create("backbone-outputs"), "w+b")
-            else:
-                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed with this object)
+            # Closed with this object.
+            self._file = memory_file() if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         except OSError as error:
             self.error = f"{folder or 'memory'}: {error.strerror}"
 
-    def write(self, outputs: Mapping[Hashable, torch.Tensor]) -> None:
-        """Keep outputs, all of one type."""
+    def write(self, features: Mapping[Hashable, torch.Tensor]) -> None:
+        """Keep features, all of one type."""
         try:
-            for number, output in outputs.items() if self.error is None else ():
-                self._type = output.dtype
-                self._file.write(output.contiguous().flatten().view(torch.uint8).numpy())
-                self._places[number] = _Place(self._rank, self._length, tuple(output.shape))
-                self._length += output.numel()
-                self.num_bytes += output.nbytes
+            for number, feature in features.items() if self.error is None else ():
+                self._type = feature.dtype
+                self._file.write(feature.contiguous().flatten().view(torch.uint8).numpy())
+                self._locations[number] = _Location(self._rank, self._length, tuple(feature.shape))
+                self._length += feature.numel()
+                self.num_bytes += feature.nbytes
             if self.error is None:
                 self._file.flush()
         except OSError as error:
-            self.error = f"the outputs could not be written: {error.strerror}"
+            self.error = f"the features could not be written: {error.strerror}"
 
-    def join(self, peers: list[int], processes: Processes) -> KeptOutputs | None:
+    def join(self, peers: list[int], processes: Processes) -> FeatureCache | None:
         """What all `peers` have kept, for each of them. None where a rank could not open what another wrote."""
         # Not closed before all have opened it, which the question at the end waits for.
-        path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
-        everyone = processes.gather((path, self._type, self._length, self._places, self.broken))
-        parts, places, broken = {}, {}, {}
+        path = path_for_others(self._file)
+        everyone = processes.gather((path, self._type, self._length, self._locations, self.broken))
+        parts, locations, broken = {}, {}, {}
         try:
             for rank in peers:
                 path, kind, length, here, broken_here = everyone[rank]
-                places |= here
+                locations |= here
                 broken |= broken_here
                 if length:
                     parts[rank] = _mapped(path, kind)
         except OSError as error:
-            self.error = f"{error.filename or 'the outputs'}: {error.strerror}"
-        return None if processes.maximum([self.error is not None])[0] else KeptOutputs(parts, places, broken)
+            self.error = f"{error.filename or 'the features'}: {error.strerror}"
+        return None if processes.maximum([self.error is not None])[0] else FeatureCache(parts, locations, broken)
 
     def close(self) -> None:
         """Let go of the file; what was joined stays."""
         if self._file is not None:
-            # What a full disk did not take is tried once more here; `error` has told it.
+            # What a full disk did not take is tried once more here; `error` has said it.
             with suppress(OSError):
                 self._file.close()
 
@@ -266,115 +380,3 @@ def _mapped(path: str, kind: torch.dtype) -> torch.Tensor:
     """A file as a flat tensor that has its memory."""
     with open(path, "r+b") as file:
         return torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=kind)
-
-
-class Feed:
-    """The micro-batches of a rank, from any step on.
-
-    While the backbone stands still for more than one pass over the images, its output for each is computed once and
-    stands for the image in every batch, as far as `engine.backbone_cache_gb` and `engine.backbone_cache_disk_gb` allow.
-
-    Args:
-        task: what is trained.
-        data: what it is trained on.
-        plan: the run's batch plan.
-        settings: the recipe.
-        processes: this run's ranks.
-        total_steps: steps of the whole run.
-        precision: gives the context in which a training step computes.
-        say: called on rank 0 with each line.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        data: Any,
-        plan: BatchPlan,
-        settings: TrainSettings,
-        processes: Processes,
-        *,
-        total_steps: int,
-        precision: Callable[[], AbstractContextManager],
-        say: Callable[[str], None],
-    ) -> None:
-        self.task, self.data, self.plan, self.settings, self.processes = task, data, plan, settings, processes
-        self.total_steps, self.precision, self.say = total_steps, precision, say
-        begin, end = (epochs * plan.steps_per_epoch for epochs in settings.optim.frozen_span())
-        self._still = range(math.ceil(min(begin, total_steps)), math.ceil(min(end, total_steps)))
-        self._kept: KeptOutputs | None = None
-        self._batches: Batches | None = None
-        self._until = -1
-
-    def prepare(self, step: int, model: nn.Module, stop: StopRequest) -> int:
-        """Called before each step: begins a phase where one begins. Returns a signal that asked to stop, or 0.
-
-        The backbone must stand still already where it does in this step.
-        """
-        if step < self._until:
-            return 0
-        self.close()
-        until = self.total_steps
-        if self._is_worth_it(max(step, self._still.start), model):
-            if step < self._still.start:
-                until = self._still.start
-            else:
-                self._kept, signal_number = keep_outputs(
-                    self.task,
-                    model,
-                    self.data,
-                    self.settings,
-                    self.processes,
-                    micro_batch_size=self.plan.micro_batch_size,
-                    precision=self.precision(),
-                    stop=stop,
-                    say=self.say,
-                )
-                if signal_number:
-                    return signal_number
-                if self._kept is not None:
-                    until = self._still.stop
-        self._batches = Batches(
-            self.data if self._kept is None else self.data.without_pixels(self._kept.broken),
-            self.task.collate,
-            self.plan,
-            self.settings.batch,
-            rank=self.processes.rank,
-            first_step=step,
-            total_steps=until,
-            pin=self.processes.device.type != "cpu",
-        )
-        self._until = until
-        return 0
-
-    def __next__(self) -> Mapping[str, Any]:
-        batch = next(self._batches)
-        if self._kept is None:
-            return batch
-        outputs = self.task.collate_outputs([self._kept[number] for number in batch["image_keys"]])
-        if self.processes.device.type != "cpu":
-            outputs = {name: None if value is None else value.pin_memory() for name, value in outputs.items()}
-        return {**batch, **outputs}
-
-    def close(self) -> None:
-        """End the loader processes, and let go of what was kept."""
-        if self._batches is not None:
-            self._batches.close()
-        self._batches = self._kept = None
-
-    def _is_worth_it(self, step: int, model: nn.Module) -> bool:
-        """Whether the backbone stands still for more than one pass over the images from this step on, and its outputs
-        can be kept; says if not."""
-        engine, images = self.settings.engine, getattr(self.data, "images", None)
-        if images is None or step not in self._still or not (engine.backbone_cache_gb or engine.backbone_cache_disk_gb):
-            return False
-        if not self.task.keeps_outputs(model):
-            self.say("the backbone's output for an image depends on its batch: it is computed in each step")
-            return False
-        num_steps = self._still.stop - step
-        if num_steps * self.plan.global_batch_size > len(images):
-            return True
-        self.say(
-            f"the backbone stands still for {num_steps:,} steps, at most one pass over the {len(images):,} images: its "
-            "output is computed in each step"
-        )
-        return False

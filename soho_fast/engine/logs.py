@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from soho_fast.common.errors import UserError
 from soho_fast.common.files import read_log, write_atomically
-from soho_fast.engine.settings import LogSettings
+from soho_fast.engine.settings import LogSettings, TrainSettings
 
 _SHAPE = ("init", "log", "finish")
 RUNS_FILE = "trackers.json"
@@ -53,7 +54,7 @@ def _load(name: str) -> ModuleType:
 class Trackers:
     """Runs of several trackers that get what the log gets.
 
-    One that fails while training goes on is told of once and asked no more.
+    One that fails while training goes on is reported once and asked no more.
 
     Args:
         modules: of `load_trackers`.
@@ -96,6 +97,14 @@ class Trackers:
             called = {part: getattr(run, part, None) for part in ("id", "name")}
             runs[name] = {part: value for part, value in called.items() if isinstance(value, str)}
         write_atomically(folder / RUNS_FILE, json.dumps(runs, indent=1))
+
+    @classmethod
+    def of(cls, settings: TrainSettings, folder: Path, *, resumed: bool, say: Callable[[str], None]) -> "Trackers":
+        """Those of a recipe, started."""
+        # Numbers of jsonargparse's restricted types are plain ones after JSON.
+        config = json.loads(json.dumps(asdict(settings)))
+        modules = load_trackers(settings.log.trackers)
+        return cls(modules, folder, project=settings.log.project, config=config, resumed=resumed, say=say)
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
         """Tell all of `values` by name, after `step` steps."""
@@ -143,8 +152,8 @@ class RunLog:
     log.jsonl holds one JSON object a line. `kind` "train": step (1-based, steps done), epoch, loss and the task's own
     losses (exact float32 values of this step, mean over ranks and micro-batches), lr by group, grad_norm, loss_scale,
     images_per_second and the milliseconds of each phase (means since the last record), seconds of training so far.
-    `kind` "evaluation": step and measures. `kind` "event": the steps done when something changed, and what: the run was
-    resumed, the backbone stands still, learning rates fell. Curves jump there. `kind` "snapshot": step and what the
+    `kind` "evaluation": step and metrics. `kind` "event": the steps done when something changed, and what: the run was
+    resumed, the backbone is frozen, learning rates fell. Curves jump there. `kind` "snapshot": step and what the
     task's `snapshot` gives, as `values`, about a hundred times over a run.
 
     Args:
@@ -165,13 +174,13 @@ class RunLog:
     ) -> None:
         self.settings = settings
         self.path = folder / "log.jsonl"
-        # An event is told before the step that follows it, and will be told again.
+        # An event is recorded before the step that follows it, and will be recorded again.
         last_of = {"event": first_step - 1}
         records, num_skipped = read_log(self.path)
-        kept = [record for record in records if record["step"] <= last_of.get(record["kind"], first_step)]
-        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        # A run that was killed between its last evaluation and its end measures again, and finds the same.
-        self._told = {json.dumps(record) for record in kept if record["kind"] == "evaluation"}
+        earlier = [record for record in records if record["step"] <= last_of.get(record["kind"], first_step)]
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in earlier))
+        # A run that was killed between its last evaluation and its end evaluates again, and finds the same.
+        self._recorded = {json.dumps(record) for record in earlier if record["kind"] == "evaluation"}
         self._file = self.path.open("a")
         self._trackers, self._board = trackers, None
         if settings.tensorboard:
@@ -191,7 +200,7 @@ class RunLog:
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one record to log.jsonl; its numbers go to TensorBoard, these and texts to trackers."""
         line = json.dumps({"kind": kind, "step": step, **values})
-        if line not in self._told:
+        if line not in self._recorded:
             self._file.write(line + "\n")
             self._file.flush()
         numbers = {f"{kind}/{name}": value for name, value in _flat(values)}

@@ -147,7 +147,7 @@ class SgdAdamW(torch.optim.Optimizer):
 def optimizer_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
     """Give each of the model's own groups its rule and values, for `SgdAdamW`.
 
-    `model.parameter_groups(exclude_from_decay=...)` tells which parameters are the backbone's ("kind") and which are
+    `model.parameter_groups(exclude_from_decay=...)` says which parameters are the backbone's ("kind") and which are
     decayed ("decay"). Every group starts with lr 0 and keeps its own rate in `base_lr`: the schedule sets `lr` before
     each step. A recipe's numbers are of jsonargparse's types; here they are plain ones, as checkpoints hold no others.
     """

@@ -1,10 +1,12 @@
 """What a run says and leaves when it is done: the table, metrics.json and curves.png."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,15 +14,18 @@ from soho_fast.common.files import read_log, write_atomically
 from soho_fast.common.hub import RUN_MODELS
 from soho_fast.common.tables import print_table
 
+if TYPE_CHECKING:
+    from soho_fast.engine.trainer import Run
+
 # Values of a training record that are not losses of the task.
 _NOT_LOSSES = {
     "kind", "step", "epoch", "lr", "grad_norm", "loss_scale", "skipped_steps", "images_per_second", "milliseconds",
     "broken_images", "seconds",
 }  # fmt: skip
-# What a measure's name has before or behind it where it is one that needs no learning, or a count.
+# What a metric's name has before or behind it where it is one that needs no learning, or a count.
 _BASELINES = ("majority", "chance", "shuffled", "most_frequent")
 _COUNTS, _CHANCE = "num_", "chance_"
-_MOST_MEASURES = 8
+_MOST_METRICS = 8
 
 
 def write_metrics(path: Path, values: Mapping[str, Any]) -> None:
@@ -29,8 +34,8 @@ def write_metrics(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def draw_curves(log: Path, picture: Path) -> None:
-    """Draw what a log.jsonl holds over the steps: losses and gradient norm raw and smoothed, held-out measures with
-    their baselines dotted, learning rates. Upright lines are the log's events, told below: where curves jump, and why.
+    """Draw what a log.jsonl holds over the steps: losses and gradient norm raw and smoothed, held-out metrics with
+    their baselines dotted, learning rates. Upright lines are the log's events, named below: where curves jump, and why.
     """
     import matplotlib
 
@@ -51,8 +56,8 @@ def draw_curves(log: Path, picture: Path) -> None:
     logged = dict.fromkeys(name for record in records for name, value in record.items() if _is_number(value))
     names = [name for name in logged if name not in _NOT_LOSSES]
     norms = [name for name in ("grad_norm",) if name in logged]
-    measures = _measures_over_steps(evaluations)
-    num_cells = len(names) + len(norms) + bool(measures) + 1
+    metrics = _metrics_over_steps(evaluations)
+    num_cells = len(names) + len(norms) + bool(metrics) + 1
     columns = min(3, num_cells)
     rows = -(-num_cells // columns)
     figure, axes = pyplot.subplots(
@@ -72,9 +77,9 @@ def draw_curves(log: Path, picture: Path) -> None:
         cell.set_title(name.replace("grad_norm", "gradient norm"))
         if name in norms and (values > 0).all():
             cell.set_yscale("log")
-    if measures:
+    if metrics:
         cell = next(rest)
-        for number, (name, (points, baseline)) in enumerate(measures.items()):
+        for number, (name, (points, baseline)) in enumerate(metrics.items()):
             cell.plot(*zip(*points, strict=True), marker="o", markersize=3, color=f"C{number}", label=name)
             if baseline is not None:
                 cell.axhline(baseline, linestyle=":", linewidth=1, color=f"C{number}")
@@ -98,8 +103,8 @@ def draw_curves(log: Path, picture: Path) -> None:
             height = cell.get_xaxis_transform()
             cell.text(step, 0.98, f" {_letter(number)}", transform=height, va="top", fontsize=8, color="0.25")
     if events:
-        told = [f"{_letter(number)}  step {step:,}: {event}" for number, (step, event) in enumerate(events)]
-        figure.supxlabel("\n".join(told), fontsize=9, ha="left", x=0.02)
+        lines = [f"{_letter(number)}  step {step:,}: {event}" for number, (step, event) in enumerate(events)]
+        figure.supxlabel("\n".join(lines), fontsize=9, ha="left", x=0.02)
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)
 
@@ -112,14 +117,14 @@ def _letter(number: int) -> str:
     return chr(ord("a") + number) if number < 26 else str(number)
 
 
-def _measures_over_steps(
+def _metrics_over_steps(
     evaluations: Sequence[Mapping[str, Any]],
 ) -> dict[str, tuple[list[tuple[int, float]], float | None]]:
-    """By name, (step, value) of each share among the measures, those measured most often first, and its baseline."""
+    """By name, (step, value) of each share among the metrics, those found most often first, and its baseline."""
     found: dict[str, list[tuple[int, float]]] = {}
     baselines: dict[str, float] = {}
     for record in evaluations:
-        for name, value in record["measures"].items():
+        for name, value in record["metrics"].items():
             if not isinstance(value, float) or not 0 <= value <= 1 or name.startswith(_COUNTS):
                 continue
             if name.startswith(_CHANCE):
@@ -130,7 +135,7 @@ def _measures_over_steps(
                 baselines.setdefault(name.removesuffix(f"_{ending}"), value)
             else:
                 found.setdefault(name, []).append((record["step"], value))
-    names = sorted(found, key=lambda name: -len(found[name]))[:_MOST_MEASURES]
+    names = sorted(found, key=lambda name: -len(found[name]))[:_MOST_METRICS]
     # Chance at the first k is the same both ways, where it has no way in its name.
     return {name: (found[name], baselines.get(name, baselines.get(name.rpartition("_")[2]))) for name in names}
 
@@ -142,32 +147,32 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
-def say_start(trainer: Any, name: str) -> None:
+def say_start(run: Run, name: str) -> None:
     """Print what a run of this recipe trains, how and where."""
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.engine.module.parameters())
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in run.step.engine.module.parameters())
     print(
-        f"recipe {name}: {parameters / 1e6:.1f} M parameters, {trainer.total_steps} steps of "
-        f"{trainer.plan.global_batch_size} images ({trainer.plan.steps_per_epoch:,} an epoch), "
-        f"{trainer.precision}, ZeRO {trainer.engine.zero_optimization_stage()}, {trainer.processes.world} process(es) "
-        f"on {trainer.processes.device.type}; output in {trainer.folder}/"
+        f"recipe {name}: {parameters / 1e6:.1f} M parameters, {run.total_steps} steps of "
+        f"{run.plan.global_batch_size} images ({run.plan.steps_per_epoch:,} an epoch), "
+        f"{run.step.precision}, ZeRO {run.step.engine.zero_optimization_stage()}, {run.processes.world} process(es) "
+        f"on {run.processes.device.type}; output in {run.folder}/"
     )
 
 
-def say_finished(trainer: Any) -> None:
-    """Print the measures of a run that was at its end before this command."""
-    measures, folder = trainer.metrics["measures"], trainer.folder
-    if measures:
-        print_table(trainer.task.table(measures))
+def say_finished(run: Run) -> None:
+    """Print the metrics of a run that was at its end before this command."""
+    metrics, folder = run.finished["metrics"], run.folder
+    if metrics:
+        print_table(run.task.table(metrics))
     print(
-        f"{folder}/ is finished at step {trainer.progress.step}: nothing is left to do. To train on, give more (as "
-        f"{_twice(trainer)}) and --resume changed; to train anew, another --output"
+        f"{folder}/ is finished at step {run.progress.step}: nothing is left to do. To train on, give more (as "
+        f"{_twice(run)}) and --resume changed; to train anew, another --output"
     )
     sys.stdout.flush()
 
 
-def report_run(trainer: Any, measures: Mapping[str, float] | None) -> None:
-    """Draw the curves, write metrics.json, print the measures and what to do next."""
-    task, folder, progress = trainer.task, trainer.folder, trainer.progress
+def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
+    """Draw the curves, write metrics.json, print the metrics and what to do next."""
+    task, folder, progress = run.task, run.folder, run.progress
     draw_curves(folder / "log.jsonl", folder / "curves.png")
     # Last, since it is what tells that nothing is left to do.
     write_metrics(
@@ -175,15 +180,15 @@ def report_run(trainer: Any, measures: Mapping[str, float] | None) -> None:
         {
             "step": progress.step,
             "training_seconds": progress.seconds,
-            "images_per_second": progress.step * trainer.plan.global_batch_size / max(progress.seconds, 1e-9),
+            "images_per_second": progress.step * run.plan.global_batch_size / max(progress.seconds, 1e-9),
             "broken_images": progress.broken_images,
-            "precision": trainer.precision,
-            "measures": measures,
+            "precision": run.step.precision,
+            "metrics": metrics,
             "best": {"step": progress.best_step, task.selection: progress.best} if progress.best is not None else None,
         },
     )
-    if measures:
-        print_table(task.table(measures))
+    if metrics:
+        print_table(task.table(metrics))
     print(f"{progress.step} steps in {progress.seconds / 60:.1f} minutes of training; in {folder}/:")
     best = f"  best/ (step {progress.best_step})" if progress.best is not None else ""
     print(f"  curves.png  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/{best}")
@@ -191,20 +196,20 @@ def report_run(trainer: Any, measures: Mapping[str, float] | None) -> None:
     program = "deepspeed soho_fast/train.py" if Path("soho_fast/train.py").is_file() else "python -m soho_fast.train"
     for command in [
         *task.next_commands(folder),
-        f"{program} --recipe {folder}/recipe.yaml --output {folder}-longer {_twice(trainer)}",
+        f"{program} --recipe {folder}/recipe.yaml --output {folder}-longer {_twice(run)}",
         f"{program} --help",
     ]:
         print(f"  {command}")
     sys.stdout.flush()
 
 
-def _twice(trainer: Any) -> str:
+def _twice(run: Run) -> str:
     """Options that make the run twice as long, whatever ended it."""
-    settings, schedule = trainer.settings, trainer.settings.schedule
-    ended_by_time = trainer.progress.step < trainer.total_steps
-    steps = trainer.total_steps if ended_by_time else 2 * trainer.total_steps
+    settings, schedule = run.settings, run.settings.schedule
+    ended_by_time = run.progress.step < run.total_steps
+    steps = run.total_steps if ended_by_time else 2 * run.total_steps
     options = []
-    if round(settings.epochs * trainer.plan.steps_per_epoch) < steps:
+    if round(settings.epochs * run.plan.steps_per_epoch) < steps:
         options.append(f"--epochs {2 * settings.epochs:g}")
     if 0 < settings.max_steps < steps:
         options.append(f"--max_steps {2 * settings.max_steps}")
@@ -216,24 +221,24 @@ def _twice(trainer: Any) -> str:
 
 
 def report_evaluation(task: Any, evaluation: Any, about: Mapping[str, Any], run: str | None, folder: Path) -> None:
-    """Write what an evaluation of one split found, and print its measures.
+    """Write what an evaluation of one split found, and print its metrics.
 
     Args:
         task: the task.
-        evaluation: what `evaluate_split` gave: its `measures`, and `write(folder)`, which returns the names of files.
+        evaluation: what `evaluate_split` gave: its `metrics`, and `write(folder)`, which returns the names of files.
         about: what was evaluated, as metrics.json has it; its split and its checkpoint are printed.
         run: the run's folder; None where the model is of none.
         folder: where the files go.
     """
-    measures, where = evaluation.measures, f"split {about['split']}"
+    metrics, where = evaluation.metrics, f"split {about['split']}"
     files = evaluation.write(folder)
-    write_metrics(folder / "metrics.json", {**about, **_step_of(run, about["checkpoint"]), "measures": measures})
-    if measures:
-        table = task.table(measures)
+    write_metrics(folder / "metrics.json", {**about, **_step_of(run, about["checkpoint"]), "metrics": metrics})
+    if metrics:
+        table = task.table(metrics)
         table.title = f"{table.title}, {where}, checkpoint {about['checkpoint']}"
         print_table(table)
     else:
-        print(f"{where} has no published answers to measure by")
+        print(f"{where} has no published answers to compare with")
     print(f"in {folder}/:  metrics.json  {'  '.join(files)}")
 
 
@@ -242,7 +247,7 @@ def _step_of(run: str | None, checkpoint: str) -> dict[str, int]:
     if run is None or checkpoint not in RUN_MODELS:
         return {}
     try:
-        metrics = json.loads((Path(run) / "metrics.json").read_text())
-        return {"step": metrics["best"]["step"] if checkpoint == "best" else metrics["step"]}
+        found = json.loads((Path(run) / "metrics.json").read_text())
+        return {"step": found["best"]["step"] if checkpoint == "best" else found["step"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

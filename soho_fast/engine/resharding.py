@@ -80,7 +80,7 @@ def fragments_of(engine: DeepSpeedEngine) -> list[Fragment]:
     return fragments
 
 
-def load_partitioned_anew(engine: DeepSpeedEngine, folder: Path, load: Callable[[Path], Any]) -> None:
+def load_resharded(engine: DeepSpeedEngine, folder: Path, load: Callable[[Path], Any]) -> None:
     """Restore weights, buffers, optimiser state and loss scale of a checkpoint. All ranks make the call.
 
     Args:

@@ -1,17 +1,19 @@
-"""What a run finds in its output folder: nothing, a checkpoint to go on from, or a run that is finished.
+"""What a run finds in its output folder: nothing, a checkpoint to resume from, or a run that is finished.
 
 Nothing is deleted here before `begin`, so that a run which is refused leaves all as it was.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from deepspeed import DeepSpeedEngine
+
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
-from soho_fast.engine.changes import SPREAD, Change, changes_between, refuse_changes, settings_identity
+from soho_fast.engine.changes import SHARDING, Change, changes_between, refuse_changes, settings_identity
 from soho_fast.engine.checkpoint import Checkpoints, Progress
 from soho_fast.engine.distributed import choose_precision, zero_stage
 from soho_fast.engine.settings import TrainSettings
@@ -27,7 +29,7 @@ RUN_FILES = (
 _RESULTS = ("model", "metrics.json")
 
 
-class Continuation:
+class ResumePoint:
     """The output folder of a run, and how what it holds goes together with the run's settings.
 
     Args:
@@ -36,8 +38,10 @@ class Continuation:
         processes: this run's ranks.
 
     Attributes:
+        checkpoint: the one to resume from, None where the run begins.
+        progress: where the run stands.
         changes: settings other than the checkpoint was trained with, which was asked for.
-        spread: of `SPREAD`, what is otherwise than when it was saved.
+        resharded: of `SHARDING`, what is otherwise than when it was saved.
 
     Raises:
         UserError: the folder holds a run of other settings, or one that may not be deleted; or a precision that the
@@ -45,24 +49,23 @@ class Continuation:
     """
 
     def __init__(self, task: Task, settings: TrainSettings, processes: Processes) -> None:
-        self.settings, self.processes = settings, processes
+        self.task, self.settings, self.processes = task, settings, processes
         self.folder = Path(settings.output)
         self.precision = choose_precision(settings.engine)
-        self._fixed, self._measures = task.fixed, task.measures_by
-        self._recipe = settings_identity(settings, task.not_compared) | {
+        self._recipe = settings_identity(settings, task.identity.not_compared) | {
             "engine.precision": self.precision,
             "engine.zero_stage": zero_stage(settings.engine, self.precision),
             "processes": processes.world,
         }
         self.checkpoints = Checkpoints(self.folder / "checkpoints", processes, settings.checkpoint.keep)
         self.changes: list[Change] = []
-        self.spread: list[Change] = []
+        self.resharded: list[Change] = []
         self.progress = Progress()
         self._before: dict[str, Any] = {}
         self.checkpoint = self._choose_checkpoint()
         if self.checkpoint is not None:
             self._before, self.progress = self.checkpoints.about(self.checkpoint)
-            # What is read and built tells more; a change that is known now is refused before that takes its time.
+            # More is compared when the data are read; a change that is known now is refused before that takes its time.
             self._compare({name: value for name, value in self._before.items() if name not in self._recipe})
 
     def compare(self, contents: Mapping[str, Any]) -> None:
@@ -77,7 +80,7 @@ class Continuation:
 
     def make_folder(self) -> None:
         """Make the output folder where there is none. Raises UserError: it cannot be written."""
-        self._change_folder(lambda: None)
+        self.processes.on_main(lambda: self._change_folder(delete=()))
 
     def begin(self) -> None:
         """Called when all is ready to train: with `overwrite`, delete the run that is there.
@@ -85,23 +88,56 @@ class Continuation:
         Raises:
             UserError: the folder cannot be written.
         """
+        names = RUN_FILES if self.settings.resume is False else ()
+        self.processes.on_main(lambda: self._change_folder(delete=names))
 
-        def delete() -> None:
-            for name in self._present(RUN_FILES) if self.settings.resume is False else []:
-                path = self.folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    def restore(self, engine: DeepSpeedEngine) -> Progress:
+        """Load the checkpoint. The optimiser's values are the recipe's: its state brings those of the run that was
+        saved, and ZeRO's the largest gradient norm.
 
-        self._change_folder(delete)
+        Raises:
+            UserError: the checkpoint does not fit the changed settings, or as `Checkpoints.load`.
+        """
+        groups = engine.basic_optimizer.param_groups
+        values = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        try:
+            self.progress = self.checkpoints.load(engine, self.checkpoint)
+        except (RuntimeError, ValueError, KeyError) as error:
+            if not self.changes or isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{self.checkpoint} does not fit the changed settings ({self.changes_in_words()}): "
+                f"{' '.join(str(error).split())[:200]}; give the same values or another --output"
+            ) from error
+        for group, value in zip(engine.basic_optimizer.param_groups, values, strict=True):
+            group.update(value)
+        if hasattr(engine.optimizer, "clip_grad"):
+            engine.optimizer.clip_grad = engine.gradient_clipping()
+        return self.progress
 
-    def metrics(self) -> dict[str, Any] | None:
-        """What was measured at the end of the run that is here; None when its end was not measured or exported, as far
-        as the settings ask for that."""
+    def changes_in_words(self) -> str:
+        """The changed settings, for an error."""
+        return "; ".join(map(str, self.changes))
+
+    def lines(self) -> list[str]:
+        """What is said of the changes when the run goes on."""
+        lines = [f"changed: {change}" for change in self.changes]
+        return lines + [f"resharded: {change.event()}" for change in self.resharded]
+
+    def events(self) -> list[str]:
+        """What the log gets of the changes."""
+        kinds = (("settings changed", self.changes), ("resharded", self.resharded))
+        return [f"{what}: {', '.join(change.event() for change in changes)}" for what, changes in kinds if changes]
+
+    def results(self) -> dict[str, Any] | None:
+        """The metrics.json of the finished run that is here; None when its end was not evaluated or exported, as far as
+        the settings ask for that."""
         found = None
         if self.processes.is_main and (self.folder / "model").is_dir():
             try:
                 found = json.loads((self.folder / "metrics.json").read_text())
-                complete = found["step"] == self.progress.step and isinstance(found["measures"], dict | None)
-                if not complete or (found["measures"] is None and self.settings.evaluation.at_end):
+                complete = found["step"] == self.progress.step and isinstance(found["metrics"], dict | None)
+                if not complete or (found["metrics"] is None and self.settings.evaluation.at_end):
                     found = None
             except (OSError, ValueError, KeyError, TypeError):
                 found = None
@@ -110,64 +146,58 @@ class Continuation:
     def _compare(self, contents: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(self._recipe | dict(contents)))
         changes = changes_between(self._before, now)
-        self.spread = [change for change in changes if change.name in SPREAD]
-        self.changes = [change for change in changes if change.name not in SPREAD]
+        self.resharded = [change for change in changes if change.name in SHARDING]
+        self.changes = [change for change in changes if change.name not in SHARDING]
         allowed = self.settings.resume == "changed"
-        what, step = str(self.checkpoint), self.progress.step
-        refuse_changes(what, step, self.changes, self._fixed, self._measures, allowed=allowed)
+        refuse_changes(str(self.checkpoint), self.progress.step, self.changes, self.task.identity, allowed=allowed)
         sizes = [_micro_batch(values) for values in (self._before, now)]
         if self.settings.batch.group_by_aspect_ratio == "orientation" and sizes[0] != sizes[1]:
             raise UserError(
-                f"{what}: by batch.group_by_aspect_ratio orientation the order of the samples follows from how many "
-                f"are in a micro-batch, {sizes[0]:g} until now; processes and batch.gradient_accumulation_steps make "
-                f"it {sizes[1]:g}, and some samples of the epoch would come twice, others never: give as many as before"
+                f"{self.checkpoint}: by batch.group_by_aspect_ratio orientation the order of the samples follows from "
+                f"how many are in a micro-batch, {sizes[0]:g} until now; processes and "
+                f"batch.gradient_accumulation_steps make it {sizes[1]:g}, and some samples of the epoch would come "
+                "twice, others never: give as many as before"
             )
 
-    def _change_folder(self, change: Callable[[], None]) -> None:
-        error = None
-        if self.processes.is_main:
-            try:
-                change()
-                (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            except OSError as failure:
-                error = f"output: {failure.filename} cannot be written: {failure.strerror}"
-        error = self.processes.gather(error)[0]
-        if error:
-            raise UserError(error)
+    def _change_folder(self, delete: Iterable[str]) -> None:
+        try:
+            for name in self._present(delete):
+                path = self.folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output: {error.filename} cannot be written: {error.strerror}") from error
 
     def _present(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if (self.folder / name).exists()]
 
     def _choose_checkpoint(self) -> Path | None:
-        resume, error = self.settings.resume, None
-        path = None
+        resume = self.settings.resume
         if self.settings.overwrite and resume is not False:
             raise UserError(
                 "overwrite: a run is deleted only where it is started anew; give --resume false too, or leave "
                 "--overwrite out to go on with it"
             )
-        if resume is not False:
-            path = self.checkpoints.choose(lambda line: print(line, flush=True))
-        if self.processes.is_main:
-            present, results = self._present(RUN_FILES), self._present(_RESULTS)
-            if resume is False and present and not self.settings.overwrite:
-                error = (
-                    f"output: {self.folder} already holds a run ({', '.join(present)}); give --overwrite to delete it, "
-                    "another --output, or --resume auto to continue it"
-                )
-            elif resume in (True, "changed") and path is None:
-                error = (
-                    f"resume: no complete checkpoint is in {self.checkpoints.folder}; give --resume auto to start anew"
-                )
-            elif resume == "auto" and path is None and results:
-                error = (
-                    f"output: {self.folder} holds the results of a run ({', '.join(results)}) but no complete "
-                    "checkpoint to go on from; give another --output, or --resume false --overwrite to delete them"
-                )
-        error = self.processes.gather(error)[0]
-        if error:
-            raise UserError(error)
+        path = None if resume is False else self.checkpoints.choose(lambda line: print(line, flush=True))
+        self.processes.on_main(lambda: self._check_folder(path))
         return path
+
+    def _check_folder(self, checkpoint: Path | None) -> None:
+        resume, present, results = self.settings.resume, self._present(RUN_FILES), self._present(_RESULTS)
+        if resume is False and present and not self.settings.overwrite:
+            raise UserError(
+                f"output: {self.folder} already holds a run ({', '.join(present)}); give --overwrite to delete it, "
+                "another --output, or --resume auto to continue it"
+            )
+        if resume in (True, "changed") and checkpoint is None:
+            raise UserError(
+                f"resume: no complete checkpoint is in {self.checkpoints.folder}; give --resume auto to start anew"
+            )
+        if resume == "auto" and checkpoint is None and results:
+            raise UserError(
+                f"output: {self.folder} holds the results of a run ({', '.join(results)}) but no complete checkpoint "
+                "to go on from; give another --output, or --resume false --overwrite to delete them"
+            )
 
 
 def _micro_batch(identity: Mapping[str, Any]) -> float:

@@ -13,6 +13,8 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 
+from soho_fast.common.errors import UserError
+
 ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
 
 
@@ -53,9 +55,12 @@ class OptimSettings:
     frozen_backbone_epochs: tuple[float, float | Literal["end"]] = (0.0, 0.0)
 
     def frozen_span(self) -> tuple[float, float]:
-        """`frozen_backbone_epochs` as numbers."""
-        begin, end = self.frozen_backbone_epochs
-        return begin, math.inf if end == "end" else end
+        """`frozen_backbone_epochs` as numbers. Raises UserError: they are no span."""
+        begin, until = self.frozen_backbone_epochs
+        end = math.inf if until == "end" else until
+        if not 0 <= begin <= end:
+            raise UserError(f"optim.frozen_backbone_epochs: expected 0 <= from <= until, got [{begin:g}, {end:g}]")
+        return begin, end
 
 
 @dataclass
@@ -94,7 +99,7 @@ class BatchSettings:
         group_by_aspect_ratio: Within a global batch of several micro-batches, put images of like shapes together, which
             saves padding; `orientation` instead makes every micro-batch of images wider than high, or of others, never
             of both. Shapes are read from the images' files when a run starts.
-        workers: Loader processes for each training process, and as many while it measures; 0 loads in the process
+        workers: Loader processes for each training process, and as many while it evaluates; 0 loads in the process
             itself.
         prefetch: Micro-batches each loader process prepares ahead.
         broken_images: Largest share of unreadable images among those seen (counted as at least 1000, all processes
@@ -122,18 +127,18 @@ class EngineSettings:
             first steps take a minute longer. On a CPU it runs in the place of the engine's own faster layers. Not with
             ZeRO stage 3.
         emulate_precision: Allow a precision that the device can only emulate (slow; for checks).
-        freeze_batch_norm: Keep the backbone's BatchNorm in evaluation mode: true always, `after_still` from where the
-            backbone first stands still (`optim.frozen_backbone_epochs`) to the end, so that its features do not jump
-            when it moves again.
+        freeze_batch_norm: Keep the backbone's BatchNorm in evaluation mode: true always, `after_freeze` from where the
+            backbone is first frozen (`optim.frozen_backbone_epochs`) to the end, so that its features do not jump when
+            it is unfrozen.
         loss_scale_power: fp16 starts with a loss scale of 2 to this power.
         threads: CPU threads of each process; 0 shares the cores among the processes of a machine.
-        timeout_seconds: A process that is alive but gives no sign of life for so long (stopped, say) counts as lost,
+        timeout_seconds: A process that is alive but gives no sign of life for so long (stopped, say) counts as failed,
             which ends all of them; 0 never. One that is killed, or whose machine is cut off, always does, at once or
             after half a minute.
-        backbone_cache_gb: While the backbone stands still (`optim.frozen_backbone_epochs`) for more than one pass over
-            the images, its output for each is computed once and kept in memory, if all of them take at most so many
-            GB on each machine; 0 never.
-        backbone_cache_disk_gb: What takes more memory is kept on the disk of the output folder instead, up to so many
+        feature_cache_gb: While the backbone is frozen (`optim.frozen_backbone_epochs`) for more than one pass over the
+            images, its features of each are computed once and cached in memory, if all of them take at most so many GB
+            on each machine; 0 never.
+        feature_cache_disk_gb: What takes more memory is cached on the disk of the output folder instead, up to so many
             GB on each machine; 0 never.
     """
 
@@ -142,12 +147,12 @@ class EngineSettings:
     activation_checkpointing: bool = False
     compile: bool = False
     emulate_precision: bool = False
-    freeze_batch_norm: bool | Literal["after_still"] = False
+    freeze_batch_norm: bool | Literal["after_freeze"] = False
     loss_scale_power: NonNegativeInt = 16
     threads: NonNegativeInt = 0
     timeout_seconds: NonNegativeFloat = 300.0
-    backbone_cache_gb: NonNegativeFloat = 4.0
-    backbone_cache_disk_gb: NonNegativeFloat = 0.0
+    feature_cache_gb: NonNegativeFloat = 4.0
+    feature_cache_disk_gb: NonNegativeFloat = 0.0
 
 
 @dataclass
@@ -190,12 +195,12 @@ class LogSettings:
 
 @dataclass
 class EvaluationSettings:
-    """Measures on held-out data.
+    """Metrics on held-out data.
 
     Args:
         at_end: Evaluate when training is done.
         every_epochs: Also evaluate in full every this many epochs, after a checkpoint is saved; 0 never. A task that
-            tells which model is best then keeps the best one in `best/`, beside the last one in `model/`.
+            selects the best model then keeps the best one in `best/`, beside the last one in `model/`.
         quick_every_steps: Also take a quick evaluation every this many steps; 0 never.
     """
 
@@ -217,7 +222,7 @@ class TrainSettings:
         seed: Seed of initialisation, data order, masking and dropout.
         resume: `auto` continues from the newest complete checkpoint where there is one; true demands one; false
             starts anew. Settings other than it was trained with are refused; `changed` demands one and goes on from
-            it with them, and the log tells of it.
+            it with them, and the log records it.
         overwrite: With resume false, delete the run that is already in the output folder.
         optim: Optimiser.
         schedule: Learning-rate schedule.

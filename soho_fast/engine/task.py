@@ -1,21 +1,35 @@
 """What the engine asks of a task. The engine knows neither images nor texts: only this."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from soho_fast.common.processes import Processes
-from soho_fast.common.tables import Table
+from soho_fast.engine.changes import TaskIdentity
 
 
 class Task(Protocol):
-    """A model, its training data and its measures."""
+    """A model, its training data and its metrics."""
 
-    def build_model(self) -> nn.Module:
-        """The model on the CPU in float32, initialised from torch's global generator (seeded alike on all ranks).
+    logged: tuple[str, ...]
+    """Names of the output's scalars to log beside the loss."""
+
+    selection: str | None
+    """Name of the metric by which the best model is chosen, larger is better; None keeps only the last."""
+
+    samples_together: tuple[str, int] | None
+    """Where what is learnt depends on how many samples one forward holds: the recipe's field that says it, and the
+    number; None where any number will do."""
+
+    identity: TaskIdentity
+    """What of the task is compared when a run is resumed."""
+
+    def build_model(self, device: torch.device) -> nn.Module:
+        """The model on the CPU in float32, initialised from torch's global generator (seeded alike on all ranks), with
+        what makes training faster on `device`, where it will be put.
 
         Its forward takes the batch's keywords and returns an object whose `loss` is a scalar and whose names listed in
         `logged` are scalars or None. `parameter_groups(exclude_from_decay=...)` lists dicts with `params`, `kind`
@@ -23,22 +37,6 @@ class Task(Protocol):
         `train()`), `activation_checkpointing_enable(...)` and `compile_transformer()` (which keeps the names of the
         state) are called when the recipe asks for them.
         """
-
-    def speed_up(self, model: nn.Module, device: torch.device) -> None:
-        """Called once with the new model: the task puts on what makes training faster on that device, in place."""
-
-    def identity(self) -> dict[str, Any]:
-        """What the recipe's fields do not tell of what is trained: JSON values by name, put over the fields of that
-        name. Contents of the data and of starting weights, which are read now; sizes of the model."""
-
-    not_compared: Collection[str]
-    """Patterns of recipe fields that do not change what is trained, or whose contents `identity` tells."""
-
-    fixed: Collection[str]
-    """Patterns of names that cannot change within a run, because a checkpoint's tensors depend on them."""
-
-    measures_by: Collection[str]
-    """Patterns of names by which a model is measured, but not trained."""
 
     def training_data(self) -> Any:
         """`len(data)` samples, `data.set_epoch(epoch)`, `data[index]`: one sample, the same on any rank and worker.
@@ -51,37 +49,15 @@ class Task(Protocol):
         random; it depends on the generator alone.
 
         A sample that can't be used says why in its attribute `broken`, a text; otherwise that is None or not there.
-
-        Where the backbone's outputs may be kept while it stands still, there are also `data.images`, samples of one
-        image each, and `data.without_pixels(broken)`, the same samples without their images, of which `broken` tells
-        which are broken and why, by number. Samples then have the numbers of theirs in the attribute `image_keys`.
         """
-
-    samples_together: tuple[str, int] | None
-    """Where what is learnt depends on how many samples one forward holds: the recipe's field that says it, and the
-    number; None where any number will do."""
-
-    def keeps_outputs(self, model: nn.Module) -> bool:
-        """Whether what `backbone_outputs` gives for an image depends on that image alone while the backbone stands
-        still."""
-
-    def collate_images(self, samples: list[Any]) -> Mapping[str, Any]:
-        """Samples of `data.images`, of which some may be broken, to what `backbone_outputs` takes after `on_device`."""
-
-    def backbone_outputs(self, model: nn.Module, images: Mapping[str, Any]) -> list[torch.Tensor]:
-        """What the backbone gives for each image."""
-
-    def collate_outputs(self, outputs: list[torch.Tensor]) -> Mapping[str, Any]:
-        """What `backbone_outputs` gave for the images of a batch, each once and in the order in which samples name them
-        first, as keywords of the model in the place of the images."""
 
     def collate(self, samples: list[Any]) -> Mapping[str, Any]:
         """The model's keywords, as `on_device` takes them; beside them "skipped", one message for each unreadable
         image."""
 
     def on_device(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What `collate` or `collate_images` gave and is on the device now, as the model takes it: for what is better
-        computed there than by the loader processes."""
+        """What `collate` gave and is on the device now, as the model takes it: for what is better computed there than
+        by the loader processes."""
 
     def before_step(self, model: nn.Module, epoch: float) -> None:
         """Called before each optimiser step with the epochs behind it: what the task changes as training goes on."""
@@ -92,6 +68,46 @@ class Task(Protocol):
         What a model moves by no gradient moves here, once for all micro-batches. Returns scalars to log in the place
         of the forward's of the same names.
         """
+
+    def evaluate(
+        self, model: nn.Module, *, quick: bool, processes: Processes, progress: Callable[[int, int], None]
+    ) -> dict[str, float]:
+        """Metrics on held-out data of a model in evaluation mode, no gradients.
+
+        All ranks make the call and may share the work; those of rank 0 count. Under ZeRO 3, where all ranks must run
+        the model alike, `processes` stands for one process. `progress` is called with what is done of how much.
+        """
+
+    def export(self, model: nn.Module, state_dict: Mapping[str, Any], folder: Path) -> None:
+        """Write a loadable model folder: weights (safetensors), config, processor."""
+
+
+@runtime_checkable
+class FeatureCacheTask(Protocol):
+    """What is asked beside of a task whose backbone's features may be cached while it is frozen.
+
+    Its `training_data()` then has `data.images`, samples of one image each, and `data.without_pixels(broken)`, the same
+    samples without their images, of which `broken` tells which are broken and why, by number. Samples have the numbers
+    of theirs in the attribute `image_keys`.
+    """
+
+    def caches_features(self, model: nn.Module) -> bool:
+        """Whether an image's features depend on that image alone while the backbone is frozen."""
+
+    def collate_images(self, samples: list[Any]) -> Mapping[str, Any]:
+        """Samples of `data.images`, of which some may be broken, to what `image_features` takes after `on_device`."""
+
+    def image_features(self, model: nn.Module, images: Mapping[str, Any]) -> list[torch.Tensor]:
+        """The backbone's features of each image."""
+
+    def collate_features(self, features: list[torch.Tensor]) -> Mapping[str, Any]:
+        """The features of a batch's images, each once and in the order in which samples name them first, as keywords of
+        the model in the place of the images."""
+
+
+@runtime_checkable
+class WatchedTask(Protocol):
+    """What is asked beside of a task that tells how its training goes."""
 
     def non_finite(self, model: nn.Module) -> list[str]:
         """What the model met in training since the last call that was Inf or NaN and may show in no loss, in words."""
@@ -106,27 +122,3 @@ class Task(Protocol):
 
     def phase(self, epoch: float) -> str:
         """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""
-
-    logged: tuple[str, ...]
-    """Names of the output's scalars to log beside the loss."""
-
-    selection: str | None
-    """Name of the measure by which the best model is told, larger is better; None keeps only the last."""
-
-    def evaluate(
-        self, model: nn.Module, *, quick: bool, processes: Processes, progress: Callable[[int, int], None]
-    ) -> dict[str, float]:
-        """Measures on held-out data of a model in evaluation mode, no gradients.
-
-        All ranks make the call and may share the work; those of rank 0 count. Under ZeRO 3, where all ranks must run
-        the model alike, `processes` stands for one process. `progress` is called with what is done of how much.
-        """
-
-    def table(self, measures: Mapping[str, float]) -> Table:
-        """Measures beside their baselines."""
-
-    def export(self, model: nn.Module, state_dict: Mapping[str, Any], folder: Path) -> None:
-        """Write a loadable model folder: weights (safetensors), config, processor."""
-
-    def next_commands(self, folder: Path) -> list[str]:
-        """Commands worth trying after the run, given the run's folder."""

@@ -1,12 +1,11 @@
-"""The training loop: DeepSpeed engine, batches, schedule, logs, checkpoints and stops, around an opaque task."""
+"""The training loop around an opaque task: `Run` decides when something is done, `Step` does what one step does."""
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,29 @@ from torch import nn
 from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
-    import deepspeed
+    from deepspeed import DeepSpeedEngine
     from safetensors import SafetensorError
 
     from soho_fast.common.errors import UserError
     from soho_fast.common.processes import Processes
     from soho_fast.common.progress import ProgressLines
-    from soho_fast.engine.batches import BatchPlan, plan_batches, split_batch
+    from soho_fast.engine.batches import BatchPlan, grouped_plan, plan_batches, split_batch
     from soho_fast.engine.checkpoint import Progress, rng_state, seed_everything, set_rng_state
     from soho_fast.engine.distributed import (
         average_batch_norm,
         deepspeed_config,
         describe_non_finite,
         start_engine,
+        whole_state,
         zero_stage,
     )
-    from soho_fast.engine.feature_cache import Feed
+    from soho_fast.engine.feature_cache import TrainingBatches
     from soho_fast.engine.logs import PhaseTimer, RunLog, Trackers, load_trackers
     from soho_fast.engine.optimizer import Schedule, SgdAdamW, optimizer_groups
-    from soho_fast.engine.resume import Continuation
+    from soho_fast.engine.resume import ResumePoint
     from soho_fast.engine.settings import TrainSettings
-    from soho_fast.engine.task import Task
+    from soho_fast.engine.task import Task, WatchedTask
     from soho_fast.engine.watchdog import StopRequest
-
-
-@dataclass
-class Result:
-    """How a run ended: `signal_number` 0 when trained to the end; `measures` None when it was not evaluated."""
-
-    progress: Progress
-    signal_number: int
-    measures: dict[str, float] | None
 
 
 # One unreadable image in the first batch is no verdict on a data set.
@@ -56,328 +47,171 @@ _NUM_SHOWN = 20
 _NUM_SNAPSHOTS = 100
 
 
-class Trainer:
-    """Trains one task by one recipe.
+@dataclass
+class Result:
+    """How a run ended: `signal_number` 0 when trained to the end; `metrics` None when it was not evaluated."""
+
+    progress: Progress
+    signal_number: int
+    metrics: dict[str, float] | None
+
+
+class _OverflowError(Exception):
+    """fp16 has no smaller loss scale left."""
+
+
+class Step:
+    """One optimiser step of a model: what is frozen, learning rates, forward, backward, optimiser.
 
     Args:
         task: what is trained.
         settings: the recipe.
         processes: this run's ranks.
-        continuation: what the output folder holds; looked at here when None.
+        plan: sizes of the batches.
+        schedule: the learning rate over time.
+        precision: of `choose_precision`.
 
     Attributes:
-        metrics: what metrics.json holds of a finished run, for which nothing is left to do and no model is built.
-
-    Raises:
-        UserError: settings that do not fit the data, the device or the checkpoint.
+        engine: DeepSpeed's, around model and optimiser.
+        timer: the time that each phase of a step takes.
     """
 
     def __init__(
-        self, task: Task, settings: TrainSettings, processes: Processes, continuation: Continuation | None = None
+        self,
+        task: Task,
+        settings: TrainSettings,
+        processes: Processes,
+        plan: BatchPlan,
+        schedule: Schedule,
+        precision: str,
     ) -> None:
-        self.task, self.settings, self.processes = task, settings, processes
-        self.continuation = start = continuation or Continuation(task, settings, processes)
-        self.folder, self.precision, self.checkpoints = start.folder, start.precision, start.checkpoints
-        self.data = task.training_data()
-        plan = plan_batches(settings.batch, len(self.data), processes.world, settings.seed, task.samples_together)
-        self.plan = replace(plan, epoch_order=getattr(self.data, "epoch_order", None))
-        self.total_steps = max(1, round(settings.epochs * self.plan.steps_per_epoch))
-        if settings.max_steps:
-            self.total_steps = min(self.total_steps, settings.max_steps)
-        self.schedule = Schedule(
-            settings.schedule, self.plan.steps_per_epoch, self.total_steps, self.plan.gradient_accumulation_steps
-        )
-        begin, end = settings.optim.frozen_span()
-        if not 0 <= begin <= end:
-            raise UserError(f"optim.frozen_backbone_epochs: expected 0 <= from <= until, got [{begin:g}, {end:g}]")
-        start.compare({"training samples": len(self.data), **task.identity()})
-        self.progress = start.progress
-        if start.changes and not self.steps_left:
-            raise UserError(
-                f"{start.checkpoint}: no step is left to train with other settings "
-                f"({'; '.join(map(str, start.changes))}); raise --epochs, --max_steps or --max_minutes too, whichever "
-                "ends the run, or give another --output"
-            )
-        self.metrics = None if start.checkpoint is None or self.steps_left else start.metrics()
-        if self.metrics is None:
-            self._build()
+        self.task, self.settings, self.processes, self.plan = task, settings, processes, plan
+        self.schedule, self.precision = schedule, precision
+        self._stage = zero_stage(settings.engine, precision)
+        self.engine = self._start_engine()
+        synchronize = None
+        if settings.log.profile and processes.device.type != "cpu":
+            synchronize = torch.get_device_module(processes.device).synchronize
+        self.timer = PhaseTimer(synchronize)
+        self._frozen: bool | None = None
+        self._grad_norm: torch.Tensor | None = None
 
     @property
-    def steps_left(self) -> bool:
-        """Whether there is anything to train."""
-        return self.progress.step < self.total_steps and self._share_of_time(self.progress.seconds) < 1
+    def model(self) -> nn.Module:
+        """What is trained."""
+        return self.engine.module
 
-    def _build(self) -> None:
-        settings, start = self.settings, self.continuation
-        self._on_main(lambda: load_trackers(settings.log.trackers))
-        start.make_folder()
-        self.engine = self._build_engine()
-        if start.checkpoint is not None:
-            # The optimiser's values are the recipe's: its state brings those of the run that was saved, and ZeRO's the
-            # largest gradient norm.
-            groups = self.engine.basic_optimizer.param_groups
-            values = [{name: value for name, value in group.items() if name != "params"} for group in groups]
-            try:
-                self.progress = self.checkpoints.load(self.engine, start.checkpoint)
-            except (RuntimeError, ValueError, KeyError) as error:
-                if not start.changes or isinstance(error, UserError):
-                    raise
-                raise UserError(
-                    f"{start.checkpoint} does not fit the changed settings ({'; '.join(map(str, start.changes))}): "
-                    f"{' '.join(str(error).split())[:200]}; give the same values or another --output"
-                ) from error
-            for group, value in zip(self.engine.basic_optimizer.param_groups, values, strict=True):
-                group.update(value)
-            if hasattr(self.engine.optimizer, "clip_grad"):
-                self.engine.optimizer.clip_grad = self.engine.gradient_clipping()
-            self._say(f"resumed from {start.checkpoint} (step {self.progress.step} of {self.total_steps})")
-            for change in start.changes:
-                self._say(f"changed: {change}")
-            for change in start.spread:
-                self._say(f"spread anew: {change.event()}")
-        start.begin()
-        self._frozen: bool | None = None
-        self._stage = zero_stage(settings.engine, self.precision)
-        self._grad_norm: torch.Tensor | None = None
-        self._evaluation_steps = 0
-        if settings.evaluation.every_epochs:
-            self._evaluation_steps = max(1, round(settings.evaluation.every_epochs * self.plan.steps_per_epoch))
-        self._measured_step, self._measures = -1, {}
-        self._broken: dict[str, None] = {}
-
-    def train(self) -> Result:
-        """Train to the end or to a request to stop, then evaluate and export. All ranks call it together."""
-        if self.metrics is not None:
-            return Result(self.progress, 0, self.metrics["measures"])
-        stop = StopRequest()
-        log = None
-        trackers = self._on_main(self._start_trackers)
-        if self.processes.is_main:
-            log = RunLog(self.folder, self.settings.log, self.progress.step, self.total_steps, trackers)
-            start = self.continuation
-            for what, changes in (("settings changed", start.changes), ("spread anew", start.spread)):
-                if changes:
-                    told = ", ".join(change.event() for change in changes)
-                    log.record("event", self.progress.step, {"event": f"{what}: {told}"})
-        feed = Feed(
-            self.task,
-            self.data,
-            self._grouped_plan(),
-            self.settings,
-            self.processes,
-            total_steps=self.total_steps,
-            precision=self._step_precision,
-            say=self._say if log is None else log.say,
-        )
-        try:
-            with stop:
-                signal_number = self._loop(feed, log, stop)
-            if signal_number:
-                return Result(self.progress, signal_number, None)
-            measures = self._evaluate_in_full(log) if self.settings.evaluation.at_end else None
-        finally:
-            feed.close()
-            if log is not None:
-                log.close()
-        self.export("model")
-        return Result(self.progress, 0, measures)
-
-    def evaluate(self, *, quick: bool) -> dict[str, float]:
-        """The task's measures, on rank 0; under ZeRO 3 each rank computes all, since it holds a part of the weights."""
-        average_batch_norm(self.engine.module, self.processes)
-        random_state = rng_state(self.processes.device)
-        module = self.engine.module.eval()
-        processes = self.processes
-        if self.settings.engine.zero_stage == 3:
-            processes = replace(processes, rank=0, world=1, group=None)
-        with torch.no_grad():
-            measures = self.task.evaluate(
-                module, quick=quick, processes=processes, progress=ProgressLines(self._say, "evaluation")
-            )
-        self.processes.wait()
-        # An evaluation in mid-training must not move the dropout that follows it.
-        set_rng_state(random_state, self.processes.device)
-        return measures if self.processes.is_main else {}
-
-    def _evaluation_is_due(self) -> bool:
-        step = self.progress.step
-        return bool(
-            self._evaluation_steps and step % self._evaluation_steps == 0 and step > self.progress.evaluated_step
-        )
-
-    def _evaluate_in_full(self, log: RunLog | None) -> dict[str, float]:
-        """All measures, recorded; the best model so far, by the task's own measure, is written to `best/`."""
-        progress = self.progress
-        if self._measured_step == progress.step:
-            return self._measures
-        self._measures = self.evaluate(quick=False)
-        self._measured_step = progress.evaluated_step = progress.step
-        if log is not None and self._measures:
-            log.record("evaluation", progress.step, {"measures": self._measures})
-        value = self.processes.gather(self._measures.get(self.task.selection))[0]
-        if value is not None:
-            if log is not None:
-                log.say(f"step {progress.step}: {self.task.selection} {value:.4f} on held-out data")
-            if progress.best is None or value > progress.best:
-                progress.best, progress.best_step = value, progress.step
-                self.export("best")
-        return self._measures
-
-    def export(self, name: str) -> None:
-        """Write `<name>/`: weights, config and processor, gathered from all ranks under ZeRO 3."""
-        state = self._whole_state()
-        if self.processes.is_main:
-            folder = self.folder / name
-            partial = self.folder / f"{name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
-                self.task.export(self.engine.module, state, partial)
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
-            except (OSError, SafetensorError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise UserError(f"{partial}: the model could not be written: {reason}") from error
-        self.processes.wait()
-
-    def _whole_state(self) -> dict[str, torch.Tensor]:
-        model = self.engine.module
-        if self.settings.engine.zero_stage < 3:
-            return model.state_dict()
-        with deepspeed.zero.GatheredParameters(list(model.parameters())):
-            if not self.processes.is_main:
-                return {}
-            state = model.state_dict(keep_vars=True)
-            # Tied weights stay one tensor, which is how a saved model knows that they are.
-            copies = {id(tensor): tensor.detach().to("cpu", copy=True) for tensor in state.values()}
-            return {name: copies[id(tensor)] for name, tensor in state.items()}
-
-    def _loop(self, feed: Feed, log: RunLog | None, stop: StopRequest) -> int:
-        settings, progress = self.settings, self.progress
-        synchronize = None
-        if settings.log.profile and self.processes.device.type != "cpu":
-            synchronize = torch.get_device_module(self.processes.device).synchronize
-        timer = PhaseTimer(synchronize)
-        seconds_before, began = progress.seconds, time.monotonic()
-        last_save, saved_step = time.monotonic(), progress.step
-        seen_step, seen_time = progress.step, time.monotonic()
-        elapsed, signal_number = self._share_of_time(progress.seconds), 0
-        snapshot_steps = steps_between_snapshots(self.total_steps, settings.log.every_steps)
-        self._refuse_divergence(None)
-        # What a run measured behind its last save may have been its best. Trained again, it finds that again; by other
-        # settings it does not.
-        measured = settings.evaluation.at_end or self._evaluation_steps
-        moved_on = self.task.selection and self.continuation.changes and progress.step > progress.evaluated_step
-        if self._evaluation_is_due() or (measured and moved_on):
-            self._evaluate_in_full(log)
-        self._enter_training(progress.step)
-        while progress.step < self.total_steps and elapsed < 1:
-            if log is not None:
-                self._record_events(log, progress.step)
-            self._freeze_backbone(progress.step)
-            began_phase = time.monotonic()
-            if signal_number := feed.prepare(progress.step, self.engine.module, stop):
-                return self._save_and_stop(signal_number)
-            seen_time += time.monotonic() - began_phase
-            self.task.before_step(self.engine.module, progress.step / self.plan.steps_per_epoch)
-            self._set_rates(progress.step, elapsed)
-            following = progress.step + 1
-            record_due = following == self.total_steps or following % settings.log.every_steps == 0
-            # Which step is the last is not known beforehand where the time is limited.
-            sums, broken = self._step(feed, timer, measure_norm=record_due or bool(settings.max_minutes))
-            progress.step = following
-            minutes = (time.monotonic() - last_save) / 60
-            save_due = bool(settings.checkpoint.every_minutes) and minutes >= settings.checkpoint.every_minutes
-            seconds = seconds_before + time.monotonic() - began
-            signal_number, save_due, progress.seconds, *_ = self.processes.maximum([stop.pending(), save_due, seconds])
-            signal_number = int(signal_number)
-            elapsed = self._share_of_time(progress.seconds)
-            last = progress.step == self.total_steps or elapsed >= 1
-            logged = last or record_due
-            self._count_broken(broken, log)
-            every = settings.checkpoint.every_steps
-            save_due = bool(signal_number or save_due or (every and progress.step % every == 0))
-            quick_every = settings.evaluation.quick_every_steps
-            quick_due = bool(quick_every and progress.step % quick_every == 0)
-            # Only fp16 leaves steps out, to find its loss scale; another precision does for gradients that are NaN.
-            failed = self.precision != "fp16" and not self.engine.was_step_applied()
-            if logged or save_due or quick_due or failed or self._evaluation_is_due():
-                losses = self._mean_losses(sums)
-                self._refuse_divergence(losses["loss"])
-                if logged and log is not None:
-                    now = time.monotonic()
-                    rate = (progress.step - seen_step) * self.plan.global_batch_size / (now - seen_time)
-                    seen_step, seen_time = progress.step, now
-                    log.record("train", progress.step, self._record(losses, rate, timer))
-                    log.show(progress.step, losses, rate, self._seconds_left(rate))
-                    for line in self.task.warnings(self.engine.module):
-                        log.record("event", progress.step, {"event": line.partition(";")[0]})
-                        log.say(f"warning: step {progress.step}: {line}")
-                    due = last or progress.step % snapshot_steps == 0
-                    if due and (values := self.task.snapshot(self.engine.module)):
-                        log.record("snapshot", progress.step, {"values": values})
-            if quick_due:
-                measures = self.evaluate(quick=True)
-                if log is not None:
-                    log.record("evaluation", progress.step, {"measures": measures})
-                self._enter_training(progress.step)
-            # Saved before it is measured: a best model then never comes from a step that the checkpoints do not know.
-            if save_due or self._evaluation_is_due():
-                # Asked to stop, a rank has half a minute; the evaluation is made up for when the run goes on.
-                if signal_number:
-                    return self._save_and_stop(signal_number)
-                self._save()
-                last_save, saved_step = time.monotonic(), progress.step
-            if self._evaluation_is_due():
-                self._evaluate_in_full(log)
-                self._enter_training(progress.step)
-        if saved_step != progress.step:
-            self._save()
-        return 0
-
-    def _save_and_stop(self, signal_number: int) -> int:
-        path = self._save()
-        self._say(f"asked to stop: saved {path}; the same command continues from here")
-        return signal_number
-
-    def _step_precision(self) -> AbstractContextManager:
-        """What a step's forward runs in; see `deepspeed_config`."""
-        by_torch = self.precision == "bf16" and not self._stage
-        return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=by_torch)
-
-    def _step(self, feed: Feed, timer: PhaseTimer, *, measure_norm: bool) -> tuple[dict[str, torch.Tensor], list[str]]:
-        """One optimiser step; returns the sums of the scalars over its micro-batches and the skip messages."""
+    def take(
+        self, step: int, elapsed: float, batches: TrainingBatches, *, measure_norm: bool
+    ) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """Take optimiser step number `step`; returns the sums of the scalars over its micro-batches, and messages of
+        skipped images. `elapsed` is the used share of a time limit."""
+        self.task.before_step(self.model, step / self.plan.steps_per_epoch)
+        self._set_rates(step, elapsed)
         sums: dict[str, torch.Tensor] = {}
-        broken: list[str] = []
+        skipped: list[str] = []
         self._grad_norm = None
-        timer.start()
+        self.timer.start()
         for number in range(self.plan.gradient_accumulation_steps):
-            batch = next(feed)
-            timer.stop("wait")
+            batch = next(batches)
+            self.timer.stop("wait")
             inputs, side = split_batch(batch, self.processes.device)
             inputs = self.task.on_device(inputs)
-            broken += side.get("skipped", [])
-            timer.stop("copy")
+            skipped += side.get("skipped", [])
+            self.timer.stop("copy")
             output = self.engine(**inputs)
-            timer.stop("forward")
+            self.timer.stop("forward")
             self.engine.backward(output.loss)
-            timer.stop("backward")
+            self.timer.stop("backward")
             # ZeRO's optimisers tell the norm; without partitions DeepSpeed clips by it and forgets it.
             if measure_norm and not self._stage and number + 1 == self.plan.gradient_accumulation_steps:
-                gradients = [param.grad for param in self.engine.module.parameters() if param.grad is not None]
+                gradients = [param.grad for param in self.model.parameters() if param.grad is not None]
                 self._grad_norm = nn.utils.get_total_norm(gradients)
             self._step_optimizer()
-            timer.stop("optimizer")
+            self.timer.stop("optimizer")
             for name in ("loss", *self.task.logged):
                 value = getattr(output, name)
                 if value is not None:
                     value = value.detach().float()
                     sums[name] = sums[name] + value if name in sums else value
-        figures = self.task.after_step(self.engine.module, applied=self.engine.was_step_applied())
+        figures = self.task.after_step(self.model, applied=self.engine.was_step_applied())
         for name in sums.keys() & figures.keys():
             sums[name] = figures[name].float() * self.plan.gradient_accumulation_steps
-        timer.stop("optimizer")
-        timer.step()
-        return sums, broken
+        self.timer.stop("optimizer")
+        self.timer.step()
+        return sums, skipped
+
+    def mean_losses(self, sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """What `take` gave, as means over all micro-batches of all ranks."""
+        totals = self.processes.total([float(value) / self.plan.gradient_accumulation_steps for value in sums.values()])
+        return {name: total / self.processes.world for name, total in zip(sums, totals, strict=True)}
+
+    def grad_norm(self) -> float | None:
+        """The last step's, where it is known."""
+        norm = self._grad_norm if self._grad_norm is not None else self.engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def optimizer_record(self) -> dict[str, Any]:
+        """What the log gets of the optimiser."""
+        scale = getattr(self.engine.optimizer, "cur_scale", None) or getattr(self.engine.optimizer, "loss_scale", None)
+        return {
+            "lr": {group["name"]: group["lr"] for group in self.engine.basic_optimizer.param_groups},
+            "grad_norm": self.grad_norm(),
+            "loss_scale": float(scale) if self.precision == "fp16" and scale is not None else None,
+            "skipped_steps": self.engine.skipped_steps,
+        }
+
+    def has_failed(self) -> bool:
+        """Whether the last step was not applied for gradients that are NaN. (fp16 leaves steps out to find its loss
+        scale.)"""
+        return self.precision != "fp16" and not self.engine.was_step_applied()
+
+    def non_finite(self, loss: float | None) -> list[str]:
+        """What this rank trains by that is Inf or NaN, in words; `loss` is None before the first step."""
+        found = self.task.non_finite(self.model) if isinstance(self.task, WatchedTask) else []
+        # In fp16 a step may overflow: DeepSpeed leaves it out and lowers the loss scale.
+        if loss is not None and (self.engine.was_step_applied() or self.has_failed()):
+            norm = self.grad_norm()
+            if not math.isfinite(loss):
+                found.append(f"the loss ({loss})")
+            if self.has_failed() or not math.isfinite(norm or 0.0):
+                found.append(f"the gradients (norm {norm})")
+        return found + describe_non_finite(self.engine)
+
+    def autocast(self) -> AbstractContextManager:
+        """What a step's forward runs in; see `deepspeed_config`."""
+        by_torch = self.precision == "bf16" and not self._stage
+        return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=by_torch)
+
+    def is_frozen(self, step: int) -> bool:
+        """Whether the backbone is frozen in that step."""
+        begin, end = self.settings.optim.frozen_span()
+        return begin * self.plan.steps_per_epoch <= step < end * self.plan.steps_per_epoch
+
+    def freeze_backbone(self, step: int) -> None:
+        """Freeze or unfreeze the backbone, as that step wants it."""
+        begin, end = self.settings.optim.frozen_span()
+        frozen = self.is_frozen(step)
+        if frozen != self._frozen and (end or self._frozen):
+            if frozen:
+                # What is frozen computes by these statistics, so they must be the same on all ranks.
+                average_batch_norm(self.model, self.processes)
+            self.model.freeze_backbone(frozen)
+            if self.settings.engine.freeze_batch_norm == "after_freeze":
+                self.model.freeze_batch_norm(begin < end and step >= begin * self.plan.steps_per_epoch)
+        self._frozen = frozen
+
+    def enter_training(self, step: int) -> None:
+        """Bring the model into training mode, for that step."""
+        self.engine.train()
+        self._frozen = None
+        self.freeze_backbone(step)
+
+    def _set_rates(self, step: int, elapsed: float) -> None:
+        factor = self.schedule.factor(step, elapsed)
+        for group in self.engine.basic_optimizer.param_groups:
+            frozen = self._frozen and group["backbone"]
+            group["lr"] = 0.0 if frozen else group["base_lr"] * factor
 
     def _step_optimizer(self) -> None:
         try:
@@ -386,43 +220,324 @@ class Trainer:
             # DeepSpeed raises nothing more special where fp16 has no smaller loss scale left, on all ranks alike.
             if self.precision != "fp16" or "loss scale" not in str(error):
                 raise
-            what = "the gradients overflow at the smallest loss scale of fp16"
-            raise self._diverged(self.progress.step + 1, what) from error
+            raise _OverflowError("the gradients overflow at the smallest loss scale of fp16") from error
 
-    def _last_grad_norm(self) -> float | None:
-        norm = self._grad_norm if self._grad_norm is not None else self.engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def _start_engine(self) -> DeepSpeedEngine:
+        settings, processes = self.settings, self.processes
+        seed_everything(settings.seed)
+        model = self.task.build_model(processes.device)
+        if settings.engine.activation_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        if settings.engine.compile:
+            model.compile_transformer()
+        if settings.engine.freeze_batch_norm is True:
+            model.freeze_batch_norm(True)
+        optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
+        config = deepspeed_config(
+            settings.engine,
+            self.precision,
+            micro_batch_size=self.plan.micro_batch_size,
+            gradient_accumulation_steps=self.plan.gradient_accumulation_steps,
+            clip=settings.optim.clip,
+        )
+        engine = start_engine(model, optimizer, config, processes)
+        # The weights above are drawn alike on all ranks; dropout must not be.
+        seed_everything(settings.seed + 1_000_003 * (processes.rank + 1))
+        return engine
 
-    def _record(self, losses: dict[str, float], rate: float, timer: PhaseTimer) -> dict:
-        scale = getattr(self.engine.optimizer, "cur_scale", None) or getattr(self.engine.optimizer, "loss_scale", None)
-        return {
-            "epoch": self.progress.step / self.plan.steps_per_epoch,
+
+class Run:
+    """Trains one task by one recipe: when to save, evaluate, log and stop.
+
+    Args:
+        task: what is trained.
+        resume_point: the recipe, this run's ranks, and what the output folder holds.
+
+    Attributes:
+        finished: what metrics.json holds of a finished run, for which nothing is left to do and no model is built.
+
+    Raises:
+        UserError: settings that do not fit the data, the device or the checkpoint.
+    """
+
+    def __init__(self, task: Task, resume_point: ResumePoint) -> None:
+        self.task, self.resume_point = task, resume_point
+        self.settings, self.processes = resume_point.settings, resume_point.processes
+        self.folder, self.checkpoints = resume_point.folder, resume_point.checkpoints
+        self.progress = resume_point.progress
+        settings, processes = self.settings, self.processes
+        self.log: RunLog | None = None
+        self._evaluated_step, self._metrics = -1, {}
+        self._skipped: dict[str, None] = {}
+        self.data = task.training_data()
+        plan = plan_batches(settings.batch, len(self.data), processes.world, settings.seed, task.samples_together)
+        self.plan = replace(plan, epoch_order=getattr(self.data, "epoch_order", None))
+        self.total_steps = max(1, round(settings.epochs * plan.steps_per_epoch))
+        if settings.max_steps:
+            self.total_steps = min(self.total_steps, settings.max_steps)
+        schedule = Schedule(settings.schedule, plan.steps_per_epoch, self.total_steps, plan.gradient_accumulation_steps)
+        settings.optim.frozen_span()  # refuses what is no span
+        resume_point.compare({"training samples": len(self.data), **task.identity.contents()})
+        if resume_point.changes and not self.steps_left:
+            raise UserError(
+                f"{resume_point.checkpoint}: no step is left to train with other settings "
+                f"({resume_point.changes_in_words()}); raise --epochs, --max_steps or --max_minutes too, whichever "
+                "ends the run, or give another --output"
+            )
+        self.finished = None if resume_point.checkpoint is None or self.steps_left else resume_point.results()
+        if self.finished is None:
+            processes.on_main(lambda: load_trackers(settings.log.trackers))
+            resume_point.make_folder()
+            self.step = Step(task, settings, processes, self.plan, schedule, resume_point.precision)
+            if resume_point.checkpoint is not None:
+                self.progress = resume_point.restore(self.step.engine)
+                self._say(f"resumed from {resume_point.checkpoint} (step {self.progress.step} of {self.total_steps})")
+                for line in resume_point.lines():
+                    self._say(line)
+            resume_point.begin()
+
+    @property
+    def steps_left(self) -> bool:
+        """Whether there is anything to train."""
+        return self.progress.step < self.total_steps and self._elapsed < 1
+
+    def train(self) -> Result:
+        """Train to the end or to a request to stop, then evaluate and export. All ranks call it together."""
+        if self.finished is not None:
+            return Result(self.progress, 0, self.finished["metrics"])
+        settings, progress, step = self.settings, self.progress, self.step
+        self._start_log()
+        batches = TrainingBatches(
+            self.task,
+            self.data,
+            grouped_plan(self.plan, settings.batch, self.data, self.processes, self._say),
+            settings,
+            self.processes,
+            total_steps=self.total_steps,
+            precision=step.autocast,
+            say=self._say,
+        )
+        try:
+            with StopRequest() as stop:
+                self._begin()
+                while self.steps_left:
+                    self._record_events()
+                    step.freeze_backbone(progress.step)
+                    waited = time.monotonic()
+                    if signal_number := batches.prepare(progress.step, step.model, stop):
+                        return self._save_and_stop(signal_number)
+                    self._seen_at += time.monotonic() - waited
+                    record_due = self._is_due(settings.log.every_steps, 1) or progress.step + 1 == self.total_steps
+                    # Which step is the last is not known beforehand where the time is limited.
+                    measure_norm = record_due or bool(settings.max_minutes)
+                    sums, skipped = step.take(progress.step, self._elapsed, batches, measure_norm=measure_norm)
+                    progress.step += 1
+                    signal_number, save_due = self._agree(stop)
+                    self._count_skipped(skipped)
+                    record_due = record_due or not self.steps_left
+                    save_due = bool(signal_number) or save_due or self._is_due(settings.checkpoint.every_steps)
+                    quick_due = self._is_due(settings.evaluation.quick_every_steps)
+                    if record_due or save_due or quick_due or step.has_failed() or self._evaluation_is_due():
+                        losses = step.mean_losses(sums)
+                        self._refuse_divergence(losses["loss"])
+                        if record_due:
+                            self._record_step(losses)
+                    if quick_due:
+                        self._record("evaluation", {"metrics": self.evaluate(quick=True)})
+                        step.enter_training(progress.step)
+                    # Saved before it is evaluated: a best model then never comes from a step that the checkpoints do
+                    # not know. Asked to stop, a rank has half a minute; the evaluation is made up for on resumption.
+                    if signal_number:
+                        return self._save_and_stop(signal_number)
+                    if save_due or self._evaluation_is_due():
+                        self._save()
+                    if self._evaluation_is_due():
+                        self._evaluate_in_full()
+                        step.enter_training(progress.step)
+                if self._saved_step != progress.step:
+                    self._save()
+            metrics = self._evaluate_in_full() if settings.evaluation.at_end else None
+        except _OverflowError as error:
+            raise self._diverged(progress.step + 1, str(error)) from error
+        finally:
+            batches.close()
+            if self.log is not None:
+                self.log.close()
+                self.log = None
+        self.export("model")
+        return Result(progress, 0, metrics)
+
+    def evaluate(self, *, quick: bool) -> dict[str, float]:
+        """The task's metrics, on rank 0; under ZeRO 3 each rank computes all, since it holds a part of the weights."""
+        model, processes = self.step.model, self.processes
+        average_batch_norm(model, processes)
+        random_state = rng_state(processes.device)
+        alone = self.settings.engine.zero_stage == 3
+        with torch.no_grad():
+            metrics = self.task.evaluate(
+                model.eval(),
+                quick=quick,
+                processes=replace(processes, rank=0, world=1, group=None) if alone else processes,
+                progress=ProgressLines(self._say, "evaluation"),
+            )
+        processes.wait()
+        # An evaluation in mid-training must not move the dropout that follows it.
+        set_rng_state(random_state, processes.device)
+        return metrics if processes.is_main else {}
+
+    def export(self, name: str) -> None:
+        """Write `<name>/`: weights, config and processor, gathered from all ranks under ZeRO 3."""
+        state = whole_state(self.step.engine)
+        if self.processes.is_main:
+            folder = self.folder / name
+            partial = self.folder / f"{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                self.task.export(self.step.model, state, partial)
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+            except (OSError, SafetensorError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise UserError(f"{partial}: the model could not be written: {reason}") from error
+        self.processes.wait()
+
+    @property
+    def _elapsed(self) -> float:
+        """The used share of the time limit; 0 without one."""
+        limit = 60 * self.settings.max_minutes
+        return self.progress.seconds / limit if limit else 0.0
+
+    def _start_log(self) -> None:
+        def start() -> RunLog:
+            trackers = None
+            if settings.log.trackers:
+                resumed = self.resume_point.checkpoint is not None
+                trackers = Trackers.of(settings, self.folder, resumed=resumed, say=self._say)
+            return RunLog(self.folder, settings.log, self.progress.step, self.total_steps, trackers)
+
+        settings = self.settings
+        self.log = self.processes.on_main(start)
+        for event in self.resume_point.events():
+            self._record("event", {"event": event})
+
+    def _begin(self) -> None:
+        progress, evaluation = self.progress, self.settings.evaluation
+        now = time.monotonic()
+        self._began_at, self._saved_at, self._seen_at = now - progress.seconds, now, now
+        self._saved_step = self._seen_step = progress.step
+        self._refuse_divergence(None)
+        # What a run found behind its last save may have been its best. Trained again, it finds that again; by other
+        # settings it does not.
+        evaluated = evaluation.at_end or evaluation.every_epochs
+        moved_on = self.task.selection and self.resume_point.changes and progress.step > progress.evaluated_step
+        if self._evaluation_is_due() or (evaluated and moved_on):
+            self._evaluate_in_full()
+        self.step.enter_training(progress.step)
+
+    def _is_due(self, every: int, ahead: int = 0) -> bool:
+        """Whether something is done after this step, or one `ahead` of it; never where `every` is 0."""
+        return bool(every) and (self.progress.step + ahead) % every == 0
+
+    def _evaluation_is_due(self) -> bool:
+        every = self.settings.evaluation.every_epochs
+        steps = max(1, round(every * self.plan.steps_per_epoch)) if every else 0
+        return self._is_due(steps) and self.progress.step > self.progress.evaluated_step
+
+    def _agree(self, stop: StopRequest) -> tuple[int, bool]:
+        """The signal that asked any rank to stop, or 0, and whether it is time to save; the same on all ranks."""
+        now, minutes = time.monotonic(), self.settings.checkpoint.every_minutes
+        save_due = bool(minutes) and now - self._saved_at >= 60 * minutes
+        signal_number, save_due, self.progress.seconds = self.processes.maximum(
+            [stop.pending(), save_due, now - self._began_at]
+        )
+        return int(signal_number), bool(save_due)
+
+    def _save(self) -> Path:
+        average_batch_norm(self.step.model, self.processes)
+        path = self.checkpoints.save(self.step.engine, self.progress)
+        self._saved_at, self._saved_step = time.monotonic(), self.progress.step
+        return path
+
+    def _save_and_stop(self, signal_number: int) -> Result:
+        self._say(f"asked to stop: saved {self._save()}; the same command continues from here")
+        return Result(self.progress, signal_number, None)
+
+    def _evaluate_in_full(self) -> dict[str, float]:
+        """All metrics, recorded; the best model so far, by the task's own metric, is written to `best/`."""
+        progress = self.progress
+        if self._evaluated_step == progress.step:
+            return self._metrics
+        self._metrics = self.evaluate(quick=False)
+        self._evaluated_step = progress.evaluated_step = progress.step
+        if self._metrics:
+            self._record("evaluation", {"metrics": self._metrics})
+        value = self.processes.gather(self._metrics.get(self.task.selection))[0]
+        if value is not None:
+            self._say(f"step {progress.step}: {self.task.selection} {value:.4f} on held-out data")
+            if progress.best is None or value > progress.best:
+                progress.best, progress.best_step = value, progress.step
+                self.export("best")
+        return self._metrics
+
+    def _record(self, kind: str, values: Mapping[str, Any]) -> None:
+        if self.log is not None:
+            self.log.record(kind, self.progress.step, values)
+
+    def _record_events(self) -> None:
+        """Record what is otherwise from this step on than in the step before it."""
+        step, schedule = self.progress.step, self.step.schedule
+
+        def states(step: int) -> list[str]:
+            factor = schedule.step_decay(step)
+            return [
+                "the backbone is frozen" if self.step.is_frozen(step) else "",
+                self.task.phase(step / self.plan.steps_per_epoch) if isinstance(self.task, WatchedTask) else "",
+                "" if factor == 1 else f"learning rates x {factor:g}",
+            ]
+
+        now = states(step)
+        before = states(step - 1) if step else [""] * len(now)
+        for was, state in zip(before, now, strict=True):
+            if state != was:
+                self._record("event", {"event": state or f"no longer: {was}"})
+
+    def _record_step(self, losses: dict[str, float]) -> None:
+        if self.log is None:
+            return
+        progress, now = self.progress, time.monotonic()
+        rate = (progress.step - self._seen_step) * self.plan.global_batch_size / (now - self._seen_at)
+        self._seen_step, self._seen_at = progress.step, now
+        record = {
+            "epoch": progress.step / self.plan.steps_per_epoch,
             **losses,
-            "lr": {group["name"]: group["lr"] for group in self.engine.basic_optimizer.param_groups},
-            "grad_norm": self._last_grad_norm(),
-            "loss_scale": float(scale) if self.precision == "fp16" and scale is not None else None,
-            "skipped_steps": self.engine.skipped_steps,
+            **self.step.optimizer_record(),
             "images_per_second": rate,
-            "milliseconds": timer.take(),
-            "broken_images": self.progress.broken_images,
-            "seconds": self.progress.seconds,
+            "milliseconds": self.step.timer.take(),
+            "broken_images": progress.broken_images,
+            "seconds": progress.seconds,
         }
+        self._record("train", record)
+        self.log.show(progress.step, losses, rate, self._seconds_left(rate))
+        if not isinstance(self.task, WatchedTask):
+            return
+        for line in self.task.warnings(self.step.model):
+            self._record("event", {"event": line.partition(";")[0]})
+            self._say(f"warning: step {progress.step}: {line}")
+        snapshot_due = self._is_due(steps_between_snapshots(self.total_steps, self.settings.log.every_steps))
+        if snapshot_due or not self.steps_left:
+            values = self.task.snapshot(self.step.model)
+            if values:
+                self._record("snapshot", {"values": values})
 
-    def _mean_losses(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        totals = self.processes.total([float(value) / self.plan.gradient_accumulation_steps for value in sums.values()])
-        return {name: total / self.processes.world for name, total in zip(sums, totals, strict=True)}
+    def _seconds_left(self, rate: float) -> float:
+        by_steps = (self.total_steps - self.progress.step) * self.plan.global_batch_size / max(rate, 1e-9)
+        if self.settings.max_minutes:
+            return min(by_steps, max(0.0, 60 * self.settings.max_minutes - self.progress.seconds))
+        return by_steps
 
     def _refuse_divergence(self, loss: float | None) -> None:
         """Ends the run on all ranks where one has met Inf or NaN; `loss` is None before the first step."""
-        found = self.task.non_finite(self.engine.module)
-        # In fp16 a step may overflow: DeepSpeed leaves it out and lowers the loss scale.
-        if loss is not None and (self.engine.was_step_applied() or self.precision != "fp16"):
-            norm = self._last_grad_norm()
-            if not math.isfinite(loss):
-                found.append(f"the loss ({loss})")
-            if not self.engine.was_step_applied() or not math.isfinite(norm or 0.0):
-                found.append(f"the gradients (norm {norm})")
-        found += describe_non_finite(self.engine)
+        found = self.step.non_finite(loss)
         if not self.processes.maximum([bool(found)])[0]:
             return
         found_by_rank = self.processes.gather(found)
@@ -445,147 +560,28 @@ class Trainer:
             )
         )
 
-    def _count_broken(self, broken: list[str], log: RunLog | None) -> None:
-        (count,) = self.processes.total([len(broken)])
+    def _count_skipped(self, skipped: list[str]) -> None:
+        (count,) = self.processes.total([len(skipped)])
         if not count:
             return
         self.progress.broken_images += int(count)
-        messages = [line for lines in self.processes.gather(broken) for line in lines]
-        if log is not None:
-            for line in messages:
-                log.say(f"skipped: {line}")
-        self._broken |= dict.fromkeys(messages)
+        messages = [line for lines in self.processes.gather(skipped) for line in lines]
+        for line in messages:
+            self._say(f"skipped: {line}")
+        self._skipped |= dict.fromkeys(messages)
         seen = self.progress.step * self.plan.global_batch_size
         share = self.settings.batch.broken_images
         if self.progress.broken_images > share * max(seen, _MIN_SEEN):
-            shown = "; ".join(list(self._broken)[:_NUM_SHOWN])
+            shown = "; ".join(list(self._skipped)[:_NUM_SHOWN])
             raise UserError(
                 f"batch.broken_images: {self.progress.broken_images} of {seen} images were unreadable, more than the "
                 f"share of {share:g} that is allowed (of at least {_MIN_SEEN} images): {shown}"
             )
 
-    def _set_rates(self, step: int, elapsed: float) -> None:
-        factor = self.schedule.factor(step, elapsed)
-        for group in self.engine.basic_optimizer.param_groups:
-            frozen = self._frozen and group["backbone"]
-            group["lr"] = 0.0 if frozen else group["base_lr"] * factor
-
-    def _is_frozen(self, step: int) -> bool:
-        begin, end = self.settings.optim.frozen_span()
-        return begin * self.plan.steps_per_epoch <= step < end * self.plan.steps_per_epoch
-
-    def _record_events(self, log: RunLog, step: int) -> None:
-        """Record what is otherwise from this step on than in the step before it."""
-
-        def states(step: int) -> list[str]:
-            factor = self.schedule.step_decay(step)
-            return [
-                "the backbone stands still" if self._is_frozen(step) else "",
-                self.task.phase(step / self.plan.steps_per_epoch),
-                "" if factor == 1 else f"learning rates x {factor:g}",
-            ]
-
-        now = states(step)
-        before = states(step - 1) if step else [""] * len(now)
-        for was, state in zip(before, now, strict=True):
-            if state != was:
-                log.record("event", step, {"event": state or f"no longer: {was}"})
-
-    def _freeze_backbone(self, step: int) -> None:
-        begin, end = self.settings.optim.frozen_span()
-        frozen, model = self._is_frozen(step), self.engine.module
-        if frozen != self._frozen and (end or self._frozen):
-            if frozen:
-                # What stands still computes by these statistics, so they must be the same on all ranks.
-                average_batch_norm(model, self.processes)
-            model.freeze_backbone(frozen)
-            if self.settings.engine.freeze_batch_norm == "after_still":
-                model.freeze_batch_norm(begin < end and step >= begin * self.plan.steps_per_epoch)
-        self._frozen = frozen
-
-    def _enter_training(self, step: int) -> None:
-        self.engine.train()
-        self._frozen = None
-        self._freeze_backbone(step)
-
-    def _share_of_time(self, seconds: float) -> float:
-        return seconds / (60 * self.settings.max_minutes) if self.settings.max_minutes else 0.0
-
-    def _seconds_left(self, rate: float) -> float:
-        by_steps = (self.total_steps - self.progress.step) * self.plan.global_batch_size / max(rate, 1e-9)
-        if self.settings.max_minutes:
-            return min(by_steps, max(0.0, 60 * self.settings.max_minutes - self.progress.seconds))
-        return by_steps
-
-    def _save(self) -> Path:
-        average_batch_norm(self.engine.module, self.processes)
-        return self.checkpoints.save(self.engine, self.progress)
-
-    def _build_engine(self) -> deepspeed.DeepSpeedEngine:
-        settings, processes = self.settings, self.processes
-        seed_everything(settings.seed)
-        model = self.task.build_model()
-        self.task.speed_up(model, processes.device)
-        if settings.engine.activation_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        if settings.engine.compile:
-            model.compile_transformer()
-        if settings.engine.freeze_batch_norm is True:
-            model.freeze_batch_norm(True)
-        optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
-        config = deepspeed_config(
-            settings.engine,
-            self.precision,
-            micro_batch_size=self.plan.micro_batch_size,
-            gradient_accumulation_steps=self.plan.gradient_accumulation_steps,
-            clip=settings.optim.clip,
-        )
-        engine = start_engine(model, optimizer, config, processes)
-        # The weights above are drawn alike on all ranks; dropout must not be.
-        seed_everything(settings.seed + 1_000_003 * (processes.rank + 1))
-        return engine
-
-    def _start_trackers(self) -> Trackers | None:
-        log = self.settings.log
-        if not log.trackers:
-            return None
-        return Trackers(
-            load_trackers(log.trackers),
-            self.folder,
-            project=log.project,
-            # Numbers of jsonargparse's restricted types are plain ones after JSON.
-            config=json.loads(json.dumps(asdict(self.settings))),
-            resumed=self.continuation.checkpoint is not None,
-            say=self._say,
-        )
-
-    def _grouped_plan(self) -> BatchPlan:
-        """The plan, by which samples of like shapes share micro-batches where that saves padding or is asked for."""
-        grouping = self.settings.batch.group_by_aspect_ratio
-        by_kind = grouping == "orientation"
-        if not (by_kind or (grouping and self.plan.has_parts)) or not hasattr(self.data, "group_keys"):
-            return self.plan
-        progress = ProgressLines(self._say, "shapes of images")
-        keys = self.processes.gather(self._on_main(lambda: self.data.group_keys(progress)))[0]
-        if by_kind:
-            return replace(self.plan, kinds=keys > 0)
-        return replace(self.plan, group_keys=keys) if keys.min() < keys.max() else self.plan
-
-    def _on_main(self, call: Callable[[], Any]) -> Any:
-        """What `call` gives on rank 0, None on the others. A mistake of the user that it finds ends all ranks."""
-        result = error = None
-        if self.processes.is_main:
-            try:
-                result = call()
-            except UserError as found:
-                error = str(found)
-        error = self.processes.gather(error)[0]
-        if error:
-            raise UserError(error)
-        return result
-
     def _say(self, line: str) -> None:
-        if self.processes.is_main:
+        if self.log is not None:
+            self.log.say(line)
+        elif self.processes.is_main:
             print(line, flush=True)
 
 

@@ -2,14 +2,14 @@
 
 A collective waits for a rank that is gone, NCCL's and gloo's for many minutes where its machine was cut off or it
 is suspended. Here a thread of each rank has a connection to the first rank's. That breaks at once where a process ends,
-however it ends, and half a minute after a machine can no more be reached; what is sent over it every few seconds tells
+however it ends, and half a minute after a machine can no more be reached; what is sent over it every few seconds shows
 that a process runs. Long work (compiling, building a corpus, saving) goes on in other threads and is no failure.
 
 Ctrl-C and SIGTERM end the run at the next step on all ranks, with a checkpoint. DeepSpeed's launcher answers both by
 sending SIGTERM to one rank after the other, and SIGKILL to any that is still there after 30 seconds. A rank therefore
-only raises a flag, and the flag is agreed on between ranks at each step (`Processes.maximum`): the first rank told
-stops them all at the same step. On Ctrl-C a terminal signals the ranks as well as the launcher, so SIGINT and SIGTERM
-arrive together: only a second SIGINT stops at once.
+only raises a flag, and the flag is agreed on between ranks at each step (`Processes.maximum`): the first rank that
+is asked stops them all at the same step. On Ctrl-C a terminal signals the ranks as well as the launcher, so SIGINT and
+SIGTERM arrive together: only a second SIGINT stops at once.
 
 Killing the `deepspeed` command itself (SIGTERM to its pid) leaves its launcher and ranks behind as orphans; the ranks
 notice, and stop the same way.
@@ -30,13 +30,13 @@ import psutil
 
 from soho_fast.common.errors import UserError
 
-LOST = os.EX_TEMPFAIL
-"""Exit code of a rank that ends because another one was lost: what went wrong may be gone at the next start."""
+PROCESS_FAILED = os.EX_TEMPFAIL
+"""Exit code of a rank that ends because another process failed: what went wrong may be gone at the next start."""
 
 _UNREACHABLE = 30  # seconds
-# A rank that made a mistake tells it after 10 s, where the first rank made none (`errors.fail`).
-_TOLD = 20.0
-_BEAT, _LEFT, _FAILED, _LOST = b".", b"l", b"f", b"x"
+# A rank that met an error reports it after 10 s, where the first rank met none (`errors.fail`).
+_REPORTED = 20.0
+_BEAT, _LEFT, _ERROR, _PROCESS_FAILED = b".", b"l", b"f", b"x"
 
 
 class Heartbeat:
@@ -48,8 +48,8 @@ class Heartbeat:
         host: where the first rank is reached.
         publish: gives others the first rank's port.
         look_up: waits for that port.
-        timeout: seconds without a sign of life after which a rank counts as lost; 0: none do.
-        speaks: whether this rank tells of the first one's loss.
+        timeout: seconds without a sign of life after which a rank counts as failed; 0: none do.
+        speaks: whether this rank reports that the first one failed.
 
     Raises:
         UserError: the first rank cannot be reached.
@@ -69,7 +69,7 @@ class Heartbeat:
         self.rank, self.timeout, self.speaks = rank, timeout, speaks
         self.ending = threading.Event()
         self._left: set[int] = set()
-        self._failed_at: float | None = None
+        self._error_at: float | None = None
         self._heard: dict[socket.socket, float] = {}
         self._names: dict[socket.socket, tuple[int, str]] = {}
         self._selector = selectors.DefaultSelector()
@@ -95,17 +95,17 @@ class Heartbeat:
         self._thread.start()
 
     def leave(self, *, failed: bool) -> None:
-        """Tell the others that this rank ends by itself, after its work or after an error that it tells."""
+        """Tell the others that this rank ends by itself, after its work or after an error that it reports."""
         self.ending.set()
         self._thread.join(5)
-        self._send(_FAILED if failed else _LEFT)
+        self._send(_ERROR if failed else _LEFT)
         self._close()
 
     def await_verdict(self) -> None:
-        """Called where a collective failed: when a rank is lost, the thread ends this process within moments."""
+        """Called where a collective failed: when a rank has failed, the thread ends this process within moments."""
         self._thread.join(10)
-        if self._failed_at is not None:
-            self._thread.join(_TOLD)
+        if self._error_at is not None:
+            self._thread.join(_REPORTED)
 
     def _watch(self) -> None:
         pause = min(5.0, self.timeout / 4 or 5.0)
@@ -115,17 +115,17 @@ class Heartbeat:
                 self._read(key.fileobj)
             now = time.monotonic()
             if now - looked_at > pause:
-                # This process stood still, perhaps the whole run (Ctrl-Z, a scheduler): it has not listened either.
+                # This process was suspended, perhaps the whole run (Ctrl-Z, a scheduler): it has not listened either.
                 self._heard = dict.fromkeys(self._heard, now)
             looked_at = now
             if now >= beat_at:
                 self._send(_BEAT)
                 beat_at = now + pause
-            if self._failed_at is not None and now - self._failed_at > _TOLD:
+            if self._error_at is not None and now - self._error_at > _REPORTED:
                 self._end(2, None)
             for connection, heard in list(self._heard.items()):
                 if self.timeout and now - heard > self.timeout:
-                    self._lose(
+                    self._fail(
                         connection,
                         f"has given no sign of life for {self.timeout:g} s (engine.timeout_seconds); it is stopped, or "
                         "its machine hangs",
@@ -147,28 +147,28 @@ class Heartbeat:
         except BlockingIOError:
             return
         except OSError as error:
-            self._lose(connection, f"can no more be reached ({error.strerror})")
+            self._fail(connection, f"can no more be reached ({error.strerror})")
             return
         self._heard[connection] = time.monotonic()
         rank, _ = self._names[connection]
-        if _LOST in said:
-            self._end(LOST, None)
-        if _FAILED in said:
-            self._failed_at = self._failed_at or time.monotonic()
-            self._send(_FAILED)
-        if _LEFT in said or _FAILED in said:
+        if _PROCESS_FAILED in said:
+            self._end(PROCESS_FAILED, None)
+        if _ERROR in said:
+            self._error_at = self._error_at or time.monotonic()
+            self._send(_ERROR)
+        if _LEFT in said or _ERROR in said:
             self._left.add(rank)
         if not said or rank in self._left:
             self._remove(connection)
             if rank not in self._left:
-                self._lose(connection, "has ended (killed, or out of memory)")
+                self._fail(connection, "has ended (killed, or out of memory)")
 
-    def _lose(self, connection: socket.socket, why: str) -> None:
+    def _fail(self, connection: socket.socket, why: str) -> None:
         self._remove(connection)
-        self._send(_LOST)
+        self._send(_PROCESS_FAILED)
         _, name = self._names[connection]
-        told = f"error: {name} {why}: this run ends; the same command goes on from the newest checkpoint"
-        self._end(LOST, told if self.rank == 0 or self.speaks else None)
+        line = f"error: {name} {why}: this run ends; the same command goes on from the newest checkpoint"
+        self._end(PROCESS_FAILED, line if self.rank == 0 or self.speaks else None)
 
     def _end(self, code: int, line: str | None) -> None:
         if self.ending.is_set():

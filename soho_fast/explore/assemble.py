@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from soho_fast.common.errors import UserError
+from soho_fast.common.files import process_is_alive
 from soho_fast.common.progress import ProgressLines
 from soho_fast.explore import bundle as layout
 from soho_fast.explore import gallery, statistics, words
@@ -82,18 +83,8 @@ def _remove_leftovers(parent: Path, beside: str) -> None:
     """Folders of builds on this machine that were killed; those of builds that go on are left alone."""
     for path in parent.iterdir():
         number = path.name.removeprefix(beside).partition("-")[0]
-        if path.name.startswith(beside) and number.isdecimal() and not _is_alive(int(number)):
+        if path.name.startswith(beside) and number.isdecimal() and not process_is_alive(int(number)):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
 
 
 def assemble(

@@ -183,7 +183,7 @@ def default_folder(model: str) -> Path:
 
 def _made_of(opened: Opened, options: argparse.Namespace) -> str:
     """A hash of the weights, of what is looked at, of the options, and of the program."""
-    from soho_fast.tasks.identity import weights_identity
+    from soho_fast.tasks.contents import weights_identity
 
     digest = hashlib.sha256()
     data = opened.task.data

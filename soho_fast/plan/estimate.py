@@ -296,7 +296,7 @@ def _assume(plan: Plan, work: Work, rates: Rates) -> None:
         add(
             "outputs of the CNN that stands still",
             "computed anew",
-            "where engine.backbone_cache_gb keeps them it is less",
+            "where engine.feature_cache_gb caches them it is less",
         )
     add("hours", "training alone", "no evaluation, no checkpoints, no start")
 

@@ -24,10 +24,10 @@ LEVEL = 0.95
 
 @dataclass
 class Difference:
-    """Of one measure, arm minus the other.
+    """Of one metric, arm minus the other.
 
     Attributes:
-        arm, against, stage, variant, measure, label: What is compared; `label` is the measure's name for readers.
+        arm, against, stage, variant, metric, label: What is compared; `label` is the metric's name for readers.
         declared: It is one of the comparisons declared in advance.
         differences: Of each pair: of each seed; where a factor has but one seed, of each combination of the others'
             levels. Of several seeds a factor's is the seed's mean over all combinations.
@@ -41,7 +41,7 @@ class Difference:
     against: str
     stage: str
     variant: str
-    measure: str
+    metric: str
     label: str
     declared: bool
     differences: dict[str, float]
@@ -76,14 +76,14 @@ def unit_of(label: str) -> str:
     return label.rpartition("(")[2].removesuffix(")") if label.endswith(")") else ""
 
 
-def value_of(row: Mapping[str, Any], measure: str) -> float | None:
-    """A measure of a row, or what the row says of the run itself (`seconds`, `peak_memory_gb`, ...), or of two of them
+def value_of(row: Mapping[str, Any], metric: str) -> float | None:
+    """A metric of a row, or what the row says of the run itself (`seconds`, `peak_memory_gb`, ...), or of two of them
     the difference, `ONE - OTHER`; None where it is not there."""
-    first, minus, second = measure.partition(" - ")
+    first, minus, second = metric.partition(" - ")
     if minus:
         one, other = value_of(row, first), value_of(row, second)
         return None if one is None or other is None else one - other
-    value = row["measures"].get(measure, row.get(measure))
+    value = row["metrics"].get(metric, row.get(metric))
     return float(value) if isinstance(value, int | float) else None
 
 
@@ -163,9 +163,9 @@ def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Mapping[str, A
         if comparison.variants_of:
             variants = [""] if {comparison.arm, comparison.against} <= set(variants) else []
         for variant in variants:
-            for measure, label in settings.measures.items():
-                is_declared = (stage, variant, measure) in declared
-                each = _difference(study, comparison, rows, (stage, variant, measure), label, is_declared)
+            for metric, label in settings.metrics.items():
+                is_declared = (stage, variant, metric) in declared
+                each = _difference(study, comparison, rows, (stage, variant, metric), label, is_declared)
                 if each is not None:
                     found.append(each)
     return found
@@ -179,23 +179,23 @@ def _difference(
     label: str,
     declared: bool,
 ) -> Difference | None:
-    stage, variant, measure = where
-    # Of each pair the differences of its combinations; None where a row or its measure is not there.
+    stage, variant, metric = where
+    # Of each pair the differences of its combinations; None where a row or its metric is not there.
     found: dict[str, list[float | None]] = {}
     lacking = False
     for name, *cells in _pairs(study, comparison, stage, variant):
         rows_of_pair = [rows.get(cell) for cell in cells]
-        values = [None if row is None else value_of(row, measure) for row in rows_of_pair]
+        values = [None if row is None else value_of(row, metric) for row in rows_of_pair]
         is_there = None not in values
         found.setdefault(name, []).append(values[0] - values[1] if is_there else None)
-        # A model without a dictionary has no measures of codes.
+        # A model without a dictionary has no metrics of codes.
         lacking |= not is_there and None not in rows_of_pair
     differences = {name: sum(each) / len(each) for name, each in found.items() if None not in each}
     missing = [name for name, each in found.items() if None in each]
     if not differences and (lacking or not missing):
         return None
     statistics = paired(list(differences.values()))
-    return Difference(*_names(comparison), stage, variant, measure, label, declared, differences, missing, *statistics)
+    return Difference(*_names(comparison), stage, variant, metric, label, declared, differences, missing, *statistics)
 
 
 def _correct(family: list[Difference]) -> None:

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.common.errors import UserError
-from soho_fast.engine.changes import NOT_COMPARED
 from soho_fast.studies.study import Study
 from soho_fast.tasks import TASKS
+from soho_fast.tasks.identity import OF_A_STUDY
 from soho_fast.tasks.recipe import find_recipe, recipe_type
 from soho_fast.tasks.recipe_file import check_fields, read_yaml
 
-# Where things lie, beside what `engine.changes` leaves out; the model a run starts from is told by its own run.
-_NOT_TOLD = (*NOT_COMPARED, "data_roots.*", "corpus.folder", "model.pretrained")
 # These are measured, which a row tells, though no training depends on it.
 _TOLD = ("evaluation.at_end",)
 
@@ -68,7 +66,7 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """Of all that its measures depend on, as far as recipes tell it."""
+        """Of all that its metrics depend on, as far as recipes tell it."""
         parts = [told(self.content), self.splits, self.codes, self.start.digest if self.start else None]
         parts += ["photos"] if self.photos else []
         parts += [{"launcher": self.launcher}] if self.launcher else []
@@ -186,14 +184,14 @@ def put(content: dict[str, Any], name: str, value: Any) -> None:
 
 
 def told(content: Mapping[str, Any]) -> dict[str, Any]:
-    """By dotted name, the fields that a recipe gives and its measures depend on. (Not the defaults: a field that is new
+    """By dotted name, the fields that a recipe gives and its metrics depend on. (Not the defaults: a field that is new
     and does nothing by default leaves a study's rows valid.)"""
     flat: dict[str, Any] = {}
     _flatten(content, "", flat)
     return {
         name: value
         for name, value in flat.items()
-        if name in _TOLD or not any(fnmatchcase(name, pattern) for pattern in _NOT_TOLD)
+        if name in _TOLD or not any(fnmatchcase(name, pattern) for pattern in OF_A_STUDY)
     }
 
 

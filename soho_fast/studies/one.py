@@ -1,4 +1,4 @@
-"""One run, in a process of its own: it claims its folder, trains, measures, adds its row and clears up."""
+"""One run, in a process of its own: it claims its folder, trains, evaluates, adds its row and clears up."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def _make(job: Job, folder: Path) -> int:
     began = time.monotonic()
     if code := _call(job, "train", ["--recipe", str(recipe)]):
         return code
-    measures, about = {}, json.loads((training / "metrics.json").read_text())
-    measures |= about["measures"] or {}
+    metrics, about = {}, json.loads((training / "metrics.json").read_text())
+    metrics |= about["metrics"] or {}
     for name, fields in job.splits.items():
         own = ["--split", name] if name in job.recipe.get("data", {}).get("splits", {}) else []
         into = training / "evaluation" / name
@@ -117,23 +117,23 @@ def _make(job: Job, folder: Path) -> int:
         arguments = ["--run", str(training), "--checkpoint", "last", "--into", str(into), *own, *given]
         if code := _call(job, "evaluate", arguments):
             return code
-        found = json.loads((into / "metrics.json").read_text())["measures"]
-        measures |= {f"{name}.{measure}": value for measure, value in found.items()}
+        found = json.loads((into / "metrics.json").read_text())["metrics"]
+        metrics |= {f"{name}.{metric}": value for metric, value in found.items()}
     if job.codes:
         from soho_fast.explore.codes import measure_codes
 
-        measures |= {f"codes.{name}": value for name, value in measure_codes(training, job.codes).items()}
+        metrics |= {f"codes.{name}": value for name, value in measure_codes(training, job.codes).items()}
     if job.photos:
-        from soho_fast.studies.photos import photo_measures
+        from soho_fast.studies.photos import photo_metrics
 
-        measures |= {f"photos.{name}": value for name, value in photo_measures(training).items()}
+        metrics |= {f"photos.{name}": value for name, value in photo_metrics(training).items()}
     if row() is None:
         usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         append_row(
             Path(job.results),
             {
                 **job.row,
-                "measures": measures,
+                "metrics": metrics,
                 "steps": about["step"],
                 "training_seconds": round(about["training_seconds"], 3),
                 "seconds": round(time.monotonic() - began, 3),

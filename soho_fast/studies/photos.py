@@ -162,7 +162,7 @@ def consistency(codes: Sequence[np.ndarray], classes: Sequence[str], num_codes: 
     }
 
 
-def photo_measures(run: Path) -> dict[str, float]:
+def photo_metrics(run: Path) -> dict[str, float]:
     """`consistency` of a run's codes on the photographs, and with `k_means_` before it that of as many means of the
     same features.
 
@@ -198,7 +198,7 @@ def _run(arguments: list[str]) -> int:
     run = Path(parser.parse_args(arguments).run)
     quiet_transformers()
     counts = Counter(kind for kind, _ in classified_photographs())
-    found = photo_measures(run)
+    found = photo_metrics(run)
     if not found:
         raise UserError(f"{run} has no visual dictionary (use_dictionary: false): there are no codes to compare")
     print(f"{counts.total()} photographs: {', '.join(f'{number} {kind}' for kind, number in counts.most_common())}")

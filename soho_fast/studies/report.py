@@ -19,7 +19,7 @@ from soho_fast.studies.study import Study
 with from_extra("explore"):
     import numpy as np
 
-# Of a measure with a unit more is not always better.
+# Of a metric with a unit more is not always better.
 _HIGHER = {"helps": "higher", "hurts": "lower"}
 
 
@@ -110,7 +110,7 @@ def page(
         lines += ["", f"{unknown:,} more comparisons, which the correction counts, have no results yet."]
     if picture:
         lines += ["", f"![Differences with their intervals]({picture})"]
-    lines += ["", "## All measures", "", *_values(study, cells)]
+    lines += ["", "## All metrics", "", *_values(study, cells)]
     if differences:
         lines += ["", _how(differences)]
     return "\n".join(lines) + "\n"
@@ -162,7 +162,7 @@ def sentence(each: Difference) -> str:
 
 def _table(differences: Sequence[Difference]) -> list[str]:
     lines = [
-        "| measure | arm | against | difference | 95 % interval | p | pairs | |",
+        "| metric | arm | against | difference | 95 % interval | p | pairs | |",
         "|---|---|---|---|---|---|---|---|",
     ]
     words = {"none": "no difference found", "unclear": "can be chance", "unknown": "too few"}
@@ -179,12 +179,12 @@ def _table(differences: Sequence[Difference]) -> list[str]:
 
 
 def _values(study: Study, cells: Mapping[Cell, Mapping[str, Any]]) -> list[str]:
-    """Each measure's mean and standard deviation over seeds, of each arm."""
+    """Each metric's mean and standard deviation over seeds, of each arm."""
     arms = [arm for arm in study.arms if any(cell.arm == arm for cell in cells)]
-    lines = [f"| measure | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
+    lines = [f"| metric | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
     for stage, settings in study.stages.items():
         for variant in settings.variants or [""]:
-            for measure, label in settings.measures.items():
+            for metric, label in settings.metrics.items():
                 shown = []
                 for arm in arms:
                     here = [
@@ -192,7 +192,7 @@ def _values(study: Study, cells: Mapping[Cell, Mapping[str, Any]]) -> list[str]:
                         for cell, row in cells.items()
                         if (cell.arm, cell.stage, cell.variant) == (arm, stage, variant)
                     ]
-                    values = [value for row in here if (value := value_of(row, measure)) is not None]
+                    values = [value for row in here if (value := value_of(row, metric)) is not None]
                     shown.append(_mean(values, unit_of(label)))
                 if any(shown):
                     lines.append(f"| {label}{f', {variant}' if variant else ''} | {' | '.join(shown)} |")

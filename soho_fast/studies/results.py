@@ -11,7 +11,7 @@ from typing import Any
 
 from soho_fast.common.errors import UserError
 
-FIELDS = ("study", "arm", "seed", "stage", "variant", "digest", "measures")
+FIELDS = ("study", "arm", "seed", "stage", "variant", "digest", "metrics")
 
 
 def read_rows(paths: Iterable[Path], *, optional: Path | None = None) -> list[dict[str, Any]]:

@@ -69,13 +69,13 @@ class Stage:
         variants: Ways to train it; without any there is one.
         splits: What the trained model is measured on beside the recipe's own measuring at the end: a split of the
             recipe by its name, or of pre-training the held-out images by any name; with fields of the recipe to
-            replace. Its measures have the name and a dot before theirs.
+            replace. Its metrics have the name and a dot before theirs.
         codes: Also measure what the codes mean (as `soho_fast.explore measure` does), on at most so many images; 0
             does not.
         photos: Also measure whether codes mean the same things in real photographs, as `soho_fast.studies.photos`
             does, from a package of Debian.
-        measures: Measures that are compared, by name, and what a reader calls them: a share, unless a unit stands in
-            brackets at the end. `ONE - OTHER` is a measure less another one of the same run.
+        metrics: Metrics that are compared, by name, and what a reader calls them: a share, unless a unit stands in
+            brackets at the end. `ONE - OTHER` is a metric less another one of the same run.
         arms: The arms that have it; empty: all.
     """
 
@@ -86,7 +86,7 @@ class Stage:
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     codes: int = 0
     photos: bool = False
-    measures: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, str] = field(default_factory=dict)
     arms: list[str] = field(default_factory=list)
 
 
@@ -99,7 +99,7 @@ class Comparison:
         against: What it is compared with.
         factor: Name of a factor: all arms of one level against those that differ in it alone, of each seed.
         variants_of: Name of an arm: `arm` and `against` are variants of its stages.
-        main: Measures whose comparison is declared in advance, as STAGE/MEASURE or STAGE/VARIANT/MEASURE. All others of
+        main: Metrics whose comparison is declared in advance, as STAGE/METRIC or STAGE/VARIANT/METRIC. All others of
             the stages are compared too, as explored ones.
     """
 
@@ -215,10 +215,10 @@ def _check(study: Study) -> None:
 
 
 def split_cell(cell: str, where: str) -> tuple[str, str, str]:
-    """(stage, variant or an empty text, measure) of STAGE/MEASURE or STAGE/VARIANT/MEASURE."""
+    """(stage, variant or an empty text, metric) of STAGE/METRIC or STAGE/VARIANT/METRIC."""
     parts = cell.split("/")
     if len(parts) not in (2, 3):
-        raise UserError(f"{where}.main: expected STAGE/MEASURE or STAGE/VARIANT/MEASURE, got {cell!r}")
+        raise UserError(f"{where}.main: expected STAGE/METRIC or STAGE/VARIANT/METRIC, got {cell!r}")
     return parts[0], parts[1] if len(parts) == 3 else "", parts[-1]
 
 

@@ -1,4 +1,4 @@
-"""Tasks: what is learnt, from which data, and by which measure; one file a task, all their settings in `settings.py`.
+"""Tasks: what is learnt, from which data, and by which metric; one file a task, all their settings in `settings.py`.
 
 A task itself is imported where it is asked for: it brings torch and transformers.
 """

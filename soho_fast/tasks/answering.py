@@ -24,7 +24,7 @@ from soho_fast.data.batches.downstream import DownstreamDataset, Examples
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.tasks.evaluation.answering import Answering, Answers
 from soho_fast.tasks.evaluation.computing import Computing
-from soho_fast.tasks.evaluation.sharing import Kept, Progress
+from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress
 from soho_fast.tasks.fine_tuning import FineTuningTask
 from soho_fast.tasks.settings import DownstreamModel
 
@@ -62,12 +62,12 @@ class AnsweringTask(FineTuningTask):
         """What each of the model's outputs stands for, from the training splits."""
 
     @abstractmethod
-    def measures(self, answers: Sequence[str], records: Sequence[Any]) -> dict[str, float]:
-        """The published measures, `selection` among them, of one answer for each record."""
+    def metrics(self, answers: Sequence[str], records: Sequence[Any]) -> dict[str, float]:
+        """The published metrics, `selection` among them, of one answer for each record."""
 
     @abstractmethod
     def baselines(self, records: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
-        """The same of what needs no model: names of measures with `_majority` or `_chance` behind them."""
+        """The same of what needs no model: names of metrics with `_majority` or `_chance` behind them."""
 
     @abstractmethod
     def id_of(self, record: Any) -> str | int:
@@ -121,9 +121,9 @@ class AnsweringTask(FineTuningTask):
         names = self.label_names()
         return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
-    def identity(self) -> dict[str, Any]:
+    def contents(self) -> dict[str, Any]:
         return {
-            **super().identity(),
+            **super().contents(),
             "labels": hashlib.sha256("\n".join(self.label_names()).encode()).hexdigest()[:12],
         }
 
@@ -133,9 +133,9 @@ class AnsweringTask(FineTuningTask):
         *,
         quick: bool = False,
         processes: Processes | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> dict[str, float]:
-        """The measures of the split to validate on, beside their baselines; quick: of its first images."""
+        """The metrics of the split to validate on, beside their baselines; quick: of its first images."""
         if not self.data.validate:
             return {}
         num_images = self.data.quick_images if quick else 0
@@ -146,7 +146,7 @@ class AnsweringTask(FineTuningTask):
             max_images=num_images,
             progress=progress,
         )
-        return evaluation.measures
+        return evaluation.metrics
 
     def evaluate_split(
         self,
@@ -156,10 +156,10 @@ class AnsweringTask(FineTuningTask):
         processes: Processes,
         keep_in: Path | None = None,
         identity: Mapping[str, Any] | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
         max_images: int = 0,
     ) -> Answers:
-        """Answers of a model to a split, and their measures where the split tells the right ones.
+        """Answers of a model to a split, and their metrics where the split tells the right ones.
 
         Args:
             model: The model, in evaluation mode, on the device of `processes`.
@@ -171,7 +171,7 @@ class AnsweringTask(FineTuningTask):
             max_images: Only the examples of the first so many images (pairs); 0 takes what `data` says.
 
         Raises:
-            BrokenImageError: an image can't be read: a published measure covers every example.
+            BrokenImageError: an image can't be read: a published metric covers every example.
         """
         records, max_images = self.records(split), max_images or self.data.measured_images
         if split not in self._examples:
@@ -183,7 +183,7 @@ class AnsweringTask(FineTuningTask):
             settings = {name: getattr(self.data, name) for name in _RESULTS_DEPEND_ON}
             settings["precision"] = computing.precision
             source = {"task": self.name, "split": split, "examples": examples.fingerprint(), **settings}
-            kept = Kept(keep_in, {**source, **(identity or {})}, processes)
+            kept = PartialResults(keep_in, {**source, **(identity or {})}, processes)
         answering = Answering(
             self.processor,
             max_text_length=self.data.max_text_length,
@@ -200,32 +200,32 @@ class AnsweringTask(FineTuningTask):
         records = [records[row] for row in row_E]
         labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
         answers = [labels[label] for label in label_E]
-        measures = {}
+        metrics = {}
         if self.is_answered(records):
-            measures = {**self.measures(answers, records), **self.baselines(records, labels)}
-            measures["num_examples"] = float(len(records))
+            metrics = {**self.metrics(answers, records), **self.baselines(records, labels)}
+            metrics["num_examples"] = float(len(records))
         ids = [self.id_of(record) for record in records]
-        return Answers(ids, answers, score_E.tolist(), measures, kept, partial(self.write_extra, answers, records))
+        return Answers(ids, answers, score_E.tolist(), metrics, kept, partial(self.write_extra, answers, records))
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """How sure the model is of each label."""
         return logits.softmax(-1)
 
-    def table(self, measures: Mapping[str, float]) -> Table:
-        """Measures beside their baselines."""
+    def table(self, metrics: Mapping[str, float]) -> Table:
+        """Metrics beside their baselines."""
         rows = []
-        for name, value in measures.items():
+        for name, value in metrics.items():
             if name == "num_examples" or name.endswith(("_majority", "_chance")):
                 continue
             baselines = [
-                f"{100 * measures[f'{name}_{kind}']:.1f} % {kind}"
+                f"{100 * metrics[f'{name}_{kind}']:.1f} % {kind}"
                 for kind in ("majority", "chance")
-                if f"{name}_{kind}" in measures
+                if f"{name}_{kind}" in metrics
             ]
             rows.append([name.replace("_", " "), f"{100 * value:.1f} %", ", ".join(baselines)])
         blank = ", images not shown" if self.data.blank_images else ""
-        title = f"{self.name}: {measures['num_examples']:,.0f} {self.texts}{blank}"
-        return Table(title, ["measure", "value", "baseline"], rows)
+        title = f"{self.name}: {metrics['num_examples']:,.0f} {self.texts}{blank}"
+        return Table(title, ["metric", "value", "baseline"], rows)
 
 
 # Settings of the data that change what a model answers.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,26 +17,22 @@ from soho_fast.data.batches.sample import Sample, usable_samples
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.text import describe_fit
+from soho_fast.engine.changes import TaskIdentity
 from soho_fast.model import SohoConfig, SohoPreTrainedModel
 from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.fast.gpu import speed_up_on_gpu
 from soho_fast.model.pretrained import check_finite
 from soho_fast.model.visual_encoder import cut_features, pad_features
 from soho_fast.tasks import TASKS
-from soho_fast.tasks.identity import (
-    FIXED,
-    MEASURES_BY,
-    NOT_COMPARED,
-    weights_identity,
-    words_identity,
-)
+from soho_fast.tasks.contents import weights_identity, words_identity
+from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED
 
 
 class BaseTask(ABC):
     """What every task has; nothing is read before it is needed.
 
     Args:
-        data: What to train on and to measure on, and how examples are made.
+        data: What to train and to evaluate on, and how examples are made.
         seed: Seed of everything drawn from the data.
         model: The model and its starting weights.
         say: Called with each line of what was found.
@@ -47,26 +43,25 @@ class BaseTask(ABC):
     model_class: ClassVar[type[SohoPreTrainedModel]]
     """What it trains."""
     selection: ClassVar[str | None]
-    """The measure that tells which model is best, larger is better; None keeps only the last."""
+    """The metric by which the best model is chosen, larger is better; None keeps only the last."""
     logged: ClassVar[tuple[str, ...]] = ()
     """Names of the output's scalars to log beside the loss."""
     workers: int = 0
-    """Processes that read what is measured, for each that measures; 0 reads in these."""
+    """Loader processes for each process that evaluates; 0 reads in these."""
     processes: Processes = Processes()
     """Those that read training data together."""
-    not_compared: ClassVar[Collection[str]] = NOT_COMPARED
-    """Patterns of recipe fields that do not change what is trained, or whose contents `identity` tells."""
-    fixed: ClassVar[Collection[str]] = FIXED
-    """Patterns of names that cannot change within a run."""
-    measures_by: ClassVar[Collection[str]] = MEASURES_BY
-    """Patterns of names by which a model is measured, but not trained."""
 
     def __init__(self, data: Any, seed: int = 0, model: Any = None, *, say: Callable[[str], None] = print) -> None:
         self.data, self.seed, self._say = data, seed, say
         self.model = model or TASKS[self.name].model_type()
         SohoConfig.check_names(self.model.config)
 
-    def identity(self) -> dict[str, Any]:
+    @property
+    def identity(self) -> TaskIdentity:
+        """What is compared when a run is resumed."""
+        return TaskIdentity(NOT_COMPARED, FIXED, EVALUATED_BY, self.contents)
+
+    def contents(self) -> dict[str, Any]:
         """What the recipe does not tell of what is trained: contents of what its paths name."""
         return {
             "data.tokenizer": words_identity(self.processor.tokenizer),
@@ -102,15 +97,15 @@ class BaseTask(ABC):
             options, _ = loading_options(folder)  # The hub is asked once.
             config = SohoConfig.from_pretrained(folder, **options)
             processor = SohoProcessor.from_pretrained(folder, **options)
-            model, lost = self.load_weights(folder, config)
+            model, missing = self.load_weights(folder, config)
         except OSError as error:
             raise FileNotFoundError(
                 f"checkpoint: no model could be loaded from {folder}; expected a folder with config.json, "
                 f"model.safetensors and the processor's files, or a hub name this machine can reach ({error})"
             ) from error
-        if lost:
-            kind, first = self.model_class.__name__, ", ".join(lost[:3])
-            raise ValueError(f"checkpoint: {folder} lacks {len(lost)} tensors of {kind} ({first})")
+        if missing:
+            kind, first = self.model_class.__name__, ", ".join(missing[:3])
+            raise ValueError(f"checkpoint: {folder} lacks {len(missing)} tensors of {kind} ({first})")
         check_finite(model, f"checkpoint: {folder}")
         self.processor = processor
         return model.eval()
@@ -130,11 +125,26 @@ class BaseTask(ABC):
     @property
     @abstractmethod
     def default_split(self) -> str:
-        """The split that is measured where none is named."""
+        """The split that is evaluated where none is named."""
 
     @abstractmethod
     def evaluate_split(self, model: nn.Module, split: str, *, processes: Processes, **options: Any) -> Any:
-        """Measures of a split: an object with `measures`, and `write(folder)`, which returns the names of files."""
+        """Metrics of a split: an object with `metrics`, and `write(folder)`, which returns the names of files."""
+
+    def build_model(self, device: torch.device | None = None) -> SohoPreTrainedModel:
+        """The model on the CPU in float32, with the starting weights asked for; says what was loaded.
+
+        Args:
+            device: Where it will be put: it gets what makes training faster there. None leaves it as it is.
+        """
+        model = self.new_model()
+        if device is not None:
+            self.speed_up(model, device)
+        return model
+
+    @abstractmethod
+    def new_model(self) -> SohoPreTrainedModel:
+        """The model with the starting weights asked for; says what was loaded."""
 
     def speed_up(self, model: nn.Module, device: torch.device) -> None:
         """Speed for a CPU or a GPU is put on the model there; see `speed_up_on_cpu`, `speed_up_on_gpu`."""
@@ -148,26 +158,26 @@ class BaseTask(ABC):
         """Any number of samples will do in a forward."""
         return None
 
-    def keeps_outputs(self, model: SohoPreTrainedModel) -> bool:
+    def caches_features(self, model: SohoPreTrainedModel) -> bool:
         """Not where padding is part of the image, as in the released code."""
         return model.config.visual_encoder == "paper"
 
     def collate_images(self, samples: list[Sample]) -> Mapping[str, Any]:
-        """Samples of one image each, of which some may be broken, to what `backbone_outputs` takes."""
+        """Samples of one image each, of which some may be broken, to what `image_features` takes."""
         return self.processor.image_processor.collate_bytes([sample.pixels[0] for sample in usable_samples(samples)])
 
     def on_device(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Images come as bytes, and are normalised on the device."""
         return self.processor.image_processor.normalised(batch)
 
-    def backbone_outputs(self, model: SohoPreTrainedModel, images: Mapping[str, Any]) -> list[torch.Tensor]:
-        """What the CNN gives for each image, (C, h, w), without padding."""
+    def image_features(self, model: SohoPreTrainedModel, images: Mapping[str, Any]) -> list[torch.Tensor]:
+        """The CNN's features of each image, (C, h, w), without padding."""
         encoder = model.base().visual_encoder
         return cut_features(*encoder.backbone_output(images["pixel_values"], images["pixel_mask"]))
 
-    def collate_outputs(self, outputs: list[torch.Tensor]) -> Mapping[str, Any]:
-        """What `backbone_outputs` gave for the images of a batch, as keywords of the model's forward."""
-        features_BChw, mask_Bhw = pad_features(outputs)
+    def collate_features(self, features: list[torch.Tensor]) -> Mapping[str, Any]:
+        """The features of a batch's images, as keywords of the model's forward."""
+        features_BChw, mask_Bhw = pad_features(features)
         return {"backbone_features": features_BChw, "backbone_mask": mask_Bhw}
 
     def before_step(self, model: SohoPreTrainedModel, epoch: float) -> None:

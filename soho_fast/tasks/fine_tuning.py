@@ -19,11 +19,11 @@ from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoConfig
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.base import BaseTask
-from soho_fast.tasks.evaluation.sharing import Progress
-from soho_fast.tasks.identity import (
+from soho_fast.tasks.contents import (
     records_identity,
     weights_identity,
 )
+from soho_fast.tasks.evaluation.sharing import ReportProgress
 from soho_fast.tasks.settings import DownstreamModel
 
 
@@ -55,13 +55,13 @@ class FineTuningTask(BaseTask):
         *,
         quick: bool = False,
         processes: Processes | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> dict[str, float]:
-        """Measures of the split to validate on; quick: of its first images."""
+        """Metrics of the split to validate on; quick: of its first images."""
 
     @abstractmethod
-    def table(self, measures: Mapping[str, float]) -> Table:
-        """Measures beside their baselines."""
+    def table(self, metrics: Mapping[str, float]) -> Table:
+        """Metrics beside their baselines."""
 
     def config_changes(self) -> dict[str, Any]:
         """Fields of the configuration that follow from the data."""
@@ -101,7 +101,7 @@ class FineTuningTask(BaseTask):
 
     @property
     def default_split(self) -> str:
-        """The split that is measured where none is named. Raises ValueError: the recipe validates on none."""
+        """The split that is evaluated where none is named. Raises ValueError: the recipe validates on none."""
         if not self.data.validate:
             raise ValueError(f"split: data.validate is empty; name one of {', '.join(self.data.splits)}")
         return self.data.validate
@@ -137,7 +137,7 @@ class FineTuningTask(BaseTask):
             shared = self._image_names(self.records(self.data.validate)) & self._image_names(training)
             if shared:
                 self._say(
-                    f"{len(shared):,} images of {self.data.validate} are trained on too; its measures say little of "
+                    f"{len(shared):,} images of {self.data.validate} are trained on too; its metrics say little of "
                     "unseen images"
                 )
         return training
@@ -146,7 +146,7 @@ class FineTuningTask(BaseTask):
         # Readers give one object to all records of an image.
         return {str(image) for image in {id(ref): ref for row in records for ref in self.images_of(row)}.values()}
 
-    def build_model(self) -> SohoDownstreamModel:
+    def new_model(self) -> SohoDownstreamModel:
         """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""
         settings = self.model
         if settings.pretrained:
@@ -175,11 +175,11 @@ class FineTuningTask(BaseTask):
         self.check_text_length(model.config)
         return model
 
-    def identity(self) -> dict[str, Any]:
+    def contents(self) -> dict[str, Any]:
         """Contents of the data and of the starting weights."""
         held_out = self.records(self.data.validate) if self.data.validate else []
         return {
-            **super().identity(),
+            **super().contents(),
             "training data": records_identity(self.training_records),
             "held-out data": records_identity(held_out),
             "model.pretrained": weights_identity(self.model.pretrained),

@@ -1,4 +1,4 @@
-"""Pre-training (paper section 3.3): what it trains on, the model, and how it is measured."""
+"""Pre-training (paper section 3.3): what it trains on, the model, and how it is evaluated."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from soho_fast.data.shards.records import join, read_shards
 from soho_fast.data.text import load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.base import BaseTask
+from soho_fast.tasks.contents import records_identity
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table
-from soho_fast.tasks.evaluation.sharing import Progress
-from soho_fast.tasks.identity import records_identity
+from soho_fast.tasks.evaluation.sharing import ReportProgress
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
 
 # The running usage of codes spans about so many updates (usage_decay 0.99): before, few have had a chance.
@@ -128,12 +128,12 @@ def read_sources(
 
 @dataclass
 class HeldoutEvaluation:
-    """Measures of the held-out images, on the first process; others have none."""
+    """Metrics of the held-out images, on the first process; others have none."""
 
-    measures: dict[str, float]
+    metrics: dict[str, float]
 
     def write(self, folder: Path) -> list[str]:
-        """Nothing but the measures is kept. Returns no names of files."""
+        """Nothing but the metrics is kept. Returns no names of files."""
         return []
 
 
@@ -180,7 +180,7 @@ class PretrainingTask(BaseTask):
         heldout = list(read_sources(self.data.heldout, "heldout", self._say)) if self.data.heldout else []
         if len(heldout) == 1:
             raise ValueError(
-                "data.heldout: one image with captions; expected none or at least two, since a text is also measured "
+                "data.heldout: one image with captions; expected none or at least two, since a text is also scored "
                 "with another image: hold out more"
             )
         self._check_negatives("sources", training if self.data.num_negative else [])
@@ -271,19 +271,19 @@ class PretrainingTask(BaseTask):
         self.check_text_length(config)
         return config
 
-    def identity(self) -> dict[str, Any]:
+    def contents(self) -> dict[str, Any]:
         """Contents of the data and of the starting weights; the model's configuration with all its fields."""
         config = self.model_config
         self.load()
         return {
-            **super().identity(),
+            **super().contents(),
             "training data": self._training_identity,
             "held-out data": records_identity(self.heldout_records),
             **{f"model.config.{name}": getattr(config, name) for name in SohoConfig.__annotations__},
             "model.caption_word_head": bool(config.caption_word_weight),
         }
 
-    def build_model(self) -> SohoForPreTraining:
+    def new_model(self) -> SohoForPreTraining:
         """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""
         model = SohoForPreTraining(self.model_config)
         if self.model.text_encoder:
@@ -350,11 +350,11 @@ class PretrainingTask(BaseTask):
         *,
         quick: bool = False,
         processes: Processes | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> dict[str, float]:
-        """Measures on held-out images; see `evaluate_pretraining`. Empty when the recipe names no held-out set.
+        """Metrics on held-out images; see `evaluate_pretraining`. Empty when the recipe names no held-out set.
 
-        The first process measures alone, and only there they are returned.
+        The first process evaluates alone, and only there they are returned.
 
         Args:
             model: The model.
@@ -388,17 +388,17 @@ class PretrainingTask(BaseTask):
         processes: Processes,
         keep_in: Path | None = None,
         identity: Mapping[str, Any] | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> HeldoutEvaluation:
-        """The measures of the held-out images; the first process takes them alone, and keeps nothing on the way."""
+        """The metrics of the held-out images; the first process computes them alone, and keeps nothing on the way."""
         if split != HELDOUT:
-            raise ValueError(f"split: expected {HELDOUT}, which is all that pre-training measures on, got {split!r}")
+            raise ValueError(f"split: expected {HELDOUT}, the only one of pre-training, got {split!r}")
         if not self.heldout_records:
-            raise ValueError("data.heldout: the recipe names no held-out images to measure on")
+            raise ValueError("data.heldout: the recipe names no held-out images to evaluate on")
         return HeldoutEvaluation(self.evaluate(model, processes=processes, progress=progress))
 
-    def table(self, measures: Mapping[str, float]) -> Table:
-        """Measures beside their baselines."""
-        title = f"{measures['num_images']:.0f} held-out images" if measures else "no held-out images"
-        rows = [list(row) for row in format_table(measures)] if measures else []
-        return Table(title, ["measure", "value", "baseline"], rows)
+    def table(self, metrics: Mapping[str, float]) -> Table:
+        """Metrics beside their baselines."""
+        title = f"{metrics['num_images']:.0f} held-out images" if metrics else "no held-out images"
+        rows = [list(row) for row in format_table(metrics)] if metrics else []
+        return Table(title, ["metric", "value", "baseline"], rows)

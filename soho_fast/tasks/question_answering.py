@@ -86,13 +86,13 @@ class QuestionAnsweringTask(AnsweringTask):
     def label_keywords(self) -> dict[str, list[str]]:
         return {"answers": self.answers}
 
-    def build_model(self) -> SohoForQuestionAnswering:
-        """As `AnsweringTask.build_model`; each answer's logit starts where `model.answer_bias` says.
+    def new_model(self) -> SohoForQuestionAnswering:
+        """As `AnsweringTask.new_model`; each answer's logit starts where `model.answer_bias` says.
 
         From 0 the first hundreds of steps teach little but that most answers are wrong, by gradients that shake what
         pre-training has learnt.
         """
-        model = super().build_model()
+        model = super().new_model()
         if self.model.answer_bias == "zero":
             return model
         targets = torch.from_numpy(self._training_examples.targets)
@@ -126,14 +126,14 @@ class QuestionAnsweringTask(AnsweringTask):
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid()
 
-    def measures(self, answers: Sequence[str], records: Sequence[VqaRecord]) -> dict[str, float]:
+    def metrics(self, answers: Sequence[str], records: Sequence[VqaRecord]) -> dict[str, float]:
         said = {record.question_id: answer for record, answer in zip(records, answers, strict=True)}
         result = vqa_accuracy(said, records)
         return {"vqa_score": result.overall, **result.by_answer_type}
 
     def baselines(self, records: Sequence[VqaRecord], labels: Sequence[str]) -> dict[str, float]:
         """The most frequent answer; and any answer of the list, with the same chance."""
-        constant = self.measures([labels[0]] * len(records), records)
+        constant = self.metrics([labels[0]] * len(records), records)
         known = set(labels)
         chance = 0.0
         for record in records:

@@ -29,7 +29,7 @@ from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTra
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.tasks.evaluation.sharing import Kept, Progress
+from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress
 from soho_fast.tasks.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
 from soho_fast.tasks.fine_tuning import FineTuningTask
 from soho_fast.tasks.settings import RetrievalSplit
@@ -72,7 +72,7 @@ class RetrievalTask(FineTuningTask):
 
     @property
     def samples_together(self) -> tuple[str, int] | None:
-        """t aligned pairs: with another number an image is told from other than t - 1 texts."""
+        """t aligned pairs: with another number an image is told apart from other than t - 1 texts."""
         return ("data.aligned_pairs", self.data.aligned_pairs) if self.data.aligned_pairs else None
 
     def training_data(self) -> RetrievalDataset:
@@ -114,7 +114,7 @@ class RetrievalTask(FineTuningTask):
         *,
         quick: bool = False,
         processes: Processes | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> dict[str, float]:
         """R@K of the split to validate on: of all of it in two stages where the model has them, else of its first
         `training_images` by every pair; quick: of its first images."""
@@ -134,7 +134,7 @@ class RetrievalTask(FineTuningTask):
         else:
             scores_IT, _ = self._score_chosen(candidates, self.data.training_k, processes, progress=progress)
         sizes = {"num_images": float(len(candidates.records)), "num_texts": float(len(candidates.texts))}
-        return {**self._measures(candidates, {"": scores_IT}), **sizes}
+        return {**self._metrics(candidates, {"": scores_IT}), **sizes}
 
     def evaluate_split(
         self,
@@ -144,7 +144,7 @@ class RetrievalTask(FineTuningTask):
         processes: Processes,
         keep_in: Path | None = None,
         identity: Mapping[str, Any] | None = None,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
     ) -> RetrievalEvaluation:
         """Scores of a split's images and texts, by every pair, in two stages, or both, and their recall.
 
@@ -157,7 +157,7 @@ class RetrievalTask(FineTuningTask):
             progress: Called as blocks of images are done.
 
         Raises:
-            BrokenImageError: an image can't be read: a published measure covers every image.
+            BrokenImageError: an image can't be read: a published metric covers every image.
             ValueError: the model has no contrastive head, or no k keeps R@1 within `max_loss`.
         """
         data, kept_in_all = self.data, []
@@ -170,14 +170,14 @@ class RetrievalTask(FineTuningTask):
                 "to leave them out"
             )
 
-        def kept(what: str, of: str, **more: Any) -> Kept | None:
+        def kept(what: str, of: str, **more: Any) -> PartialResults | None:
             if keep_in is None:
                 return None
             settings = {name: getattr(data, name) for name in _SCORES_DEPEND_ON}
             settings["precision"] = Computing(model, data.precision).precision
             about = {"scored": what, "split": of, "candidates": self._fingerprint(of), **settings, **more}
             about |= identity or {}
-            kept_in_all.append(Kept(keep_in / what, about, processes))
+            kept_in_all.append(PartialResults(keep_in / what, about, processes))
             return kept_in_all[-1]
 
         candidates = self._candidates(model, records)
@@ -204,9 +204,9 @@ class RetrievalTask(FineTuningTask):
                 "two_stages_choice_seconds": seconds,
                 "two_stages_pairs_a_second": self._speed(again, processes),
             }
-        measures = {**self._measures(candidates, scores, data.folds), **work}
+        metrics = {**self._metrics(candidates, scores, data.folds), **work}
         return RetrievalEvaluation(
-            measures, candidates.records, candidates.texts, next(iter(scores.values())), kept_in_all
+            metrics, candidates.records, candidates.texts, next(iter(scores.values())), kept_in_all
         )
 
     def _candidates(self, model: nn.Module, records: Sequence[ImageTextRecord]) -> _Candidates:
@@ -231,7 +231,11 @@ class RetrievalTask(FineTuningTask):
         return _Candidates(records, texts, owner_T, scorer, blocks)
 
     def _score_all(
-        self, candidates: _Candidates, processes: Processes, kept: Kept | None = None, progress: Progress | None = None
+        self,
+        candidates: _Candidates,
+        processes: Processes,
+        kept: PartialResults | None = None,
+        progress: ReportProgress | None = None,
     ) -> Tensor:
         logits = score_pairs(candidates.scorer, candidates.blocks, processes=processes, kept=kept, progress=progress)
         return torch.stack(logits)
@@ -241,8 +245,8 @@ class RetrievalTask(FineTuningTask):
         candidates: _Candidates,
         k: int,
         processes: Processes,
-        kept: Kept | None = None,
-        progress: Progress | None = None,
+        kept: PartialResults | None = None,
+        progress: ReportProgress | None = None,
     ) -> tuple[Tensor, int]:
         """Scores (I, T) in two stages, and how many pairs were read together."""
         contrastive_IT = contrastive_scores(candidates.scorer, candidates.blocks, processes)
@@ -253,7 +257,12 @@ class RetrievalTask(FineTuningTask):
         return ranked_in_two_stages(contrastive_IT, pairs, logits), sum(map(len, pairs))
 
     def _choose_k(
-        self, model: nn.Module, num_texts: int, processes: Processes, kept: Kept | None, progress: Progress | None
+        self,
+        model: nn.Module,
+        num_texts: int,
+        processes: Processes,
+        kept: PartialResults | None,
+        progress: ReportProgress | None,
     ) -> tuple[int, int, float]:
         """(k on images of `validate`, k for `num_texts` texts, seconds)."""
         began = time.perf_counter()
@@ -270,49 +279,49 @@ class RetrievalTask(FineTuningTask):
         scorer = candidates.scorer
         return float(sum(processes.gather(scorer.num_scored / scorer.seconds if scorer.num_scored else 0.0)))
 
-    def _measures(self, candidates: _Candidates, scores: Mapping[str, Tensor], folds: int = 0) -> dict[str, float]:
-        measures: dict[str, float] = {}
+    def _metrics(self, candidates: _Candidates, scores: Mapping[str, Tensor], folds: int = 0) -> dict[str, float]:
+        metrics: dict[str, float] = {}
         owner_T, chance = candidates.image_of_text_T, "chance_"
         nothing_IT = torch.zeros(len(candidates.records), len(candidates.texts))
         for prefix, scores_IT in {**scores, chance: nothing_IT}.items():
             recall = retrieval_recall(scores_IT, owner_T, RECALL_KS)
-            measures |= _named(prefix, recall)
+            metrics |= _named(prefix, recall)
             if prefix != chance:
-                measures[f"{prefix}mean_r1"] = (recall.image_to_text[1] + recall.text_to_image[1]) / 2
+                metrics[f"{prefix}mean_r1"] = (recall.image_to_text[1] + recall.text_to_image[1]) / 2
             if folds:
                 in_folds = retrieval_recall_in_folds(scores_IT, owner_T, RECALL_KS, num_folds=folds)
-                measures |= _named(f"{prefix}folds_", in_folds)
-        return measures
+                metrics |= _named(f"{prefix}folds_", in_folds)
+        return metrics
 
     def _fingerprint(self, split: str) -> str:
         records = self.records(split)
         captions = (caption for record in records for caption in (str(len(record.captions)), *record.captions))
         return fingerprint((str(record.image) for record in records), captions)
 
-    def table(self, measures: Mapping[str, float]) -> Table:
+    def table(self, metrics: Mapping[str, float]) -> Table:
         """Recall beside chance; of scoring every pair and in two stages, where both were done, with what each took."""
-        ways = [(prefix, name) for prefix, name in _WAYS if f"{prefix}image_to_text_r1" in measures]
+        ways = [(prefix, name) for prefix, name in _WAYS if f"{prefix}image_to_text_r1" in metrics]
         rows = []
         for folds in ("", "folds_"):
-            if f"{ways[0][0]}{folds}image_to_text_r1" not in measures:
+            if f"{ways[0][0]}{folds}image_to_text_r1" not in metrics:
                 continue
             of = f", mean of {self.data.folds} folds" if folds else ""
             for direction in ("image_to_text", "text_to_image"):
                 for k in RECALL_KS:
                     name = f"{folds}{direction}_r{k}"
-                    values = [f"{100 * measures[prefix + name]:.1f} %" for prefix, _ in ways]
+                    values = [f"{100 * metrics[prefix + name]:.1f} %" for prefix, _ in ways]
                     label = f"{direction.replace('_', ' ')} R@{k}{of}"
-                    rows.append([label, *values, f"{100 * measures[f'chance_{name}']:.1f} %"])
+                    rows.append([label, *values, f"{100 * metrics[f'chance_{name}']:.1f} %"])
         for name, label, digits in _WORK:
-            if f"{ways[0][0]}{name}" in measures:
-                values = [f"{measures[prefix + name]:,.{digits}f}" for prefix, _ in ways]
+            if f"{ways[0][0]}{name}" in metrics:
+                values = [f"{metrics[prefix + name]:,.{digits}f}" for prefix, _ in ways]
                 rows.append([label, *values, ""])
         title = self.name
-        if "num_images" in measures:
-            title += f": {measures['num_images']:,.0f} images, {measures['num_texts']:,.0f} texts"
-        if "two_stages_k" in measures:
-            title += f", k = {measures['two_stages_k']:.0f}"
-        return Table(title, ["measure", *(name for _, name in ways), "chance"], rows)
+        if "num_images" in metrics:
+            title += f": {metrics['num_images']:,.0f} images, {metrics['num_texts']:,.0f} texts"
+        if "two_stages_k" in metrics:
+            title += f", k = {metrics['two_stages_k']:.0f}"
+        return Table(title, ["metric", *(name for _, name in ways), "chance"], rows)
 
 
 _WAYS = (("", "every pair"), ("two_stages_", "two stages"))
@@ -338,13 +347,13 @@ def _named(prefix: str, recall: RetrievalRecall) -> dict[str, float]:
 
 @dataclass
 class RetrievalEvaluation:
-    """The scores (I, T) of a split, those of all pairs where both ways were taken, and their measures."""
+    """The scores (I, T) of a split, those of all pairs where both ways were taken, and their metrics."""
 
-    measures: dict[str, float]
+    metrics: dict[str, float]
     records: Sequence[ImageTextRecord]
     texts: list[str]
     scores_IT: Tensor
-    kept: list[Kept]
+    kept: list[PartialResults]
 
     def write(self, folder: Path) -> list[str]:
         """Write the ten best of each image and text, and delete what was kept. Returns the names of the files."""

@@ -1,6 +1,6 @@
 """The tasks' part of a recipe: typed, each field explained once, here, for readers and for `--help`.
 
-Nothing heavy is imported here, so that a mistake on the command line is told at once.
+Nothing heavy is imported here, so that a mistake on the command line is reported at once.
 """
 
 from dataclasses import dataclass, field
@@ -36,8 +36,8 @@ class InputData:
         antialias: Shrink images by averaging over the pixels that fall together; false takes the four nearest alone and
             decodes large JPEGs in full, as the released code does.
         max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
-        image_batch: Images (in NLVR2 pairs) encoded at a time when measuring.
-        precision: Type of the products when measuring: `auto` takes bf16 on a GPU that has it, and float32 elsewhere.
+        image_batch: Images (in NLVR2 pairs) encoded at a time when evaluating.
+        precision: Type of the products when evaluating: `auto` takes bf16 on a GPU that has it, and float32 elsewhere.
             The codebook and the lookup in it stay float32.
     """
 
@@ -59,13 +59,13 @@ class FineTuningData(InputData):
         train: Names of the splits to train on.
         train_share: Train on so much of their records, drawn by the recipe's seed: the same for all models, and those
             of a smaller share are among those of a larger one.
-        validate: Name of the split to measure on while training, and by which the best model is chosen; empty measures
-            nothing, and the last model is the result.
+        validate: Name of the split to evaluate on while training, and by which the best model is chosen; empty
+            evaluates nothing, and the last model is the result.
         tokenizer: Directory of a BERT tokenizer, or its name on the hub; null takes that of the pre-trained model.
         missing_images: error refuses a split with missing image files; skip leaves their examples out and counts them.
-        measured_images: Images (in NLVR2 pairs) of a split that are measured, its first ones; 0 takes all, as published
-            measures do.
-        quick_images: Images (in NLVR2 pairs) measured in a quick evaluation.
+        measured_images: Images (in NLVR2 pairs) of a split that are evaluated, its first ones; 0 takes all, as
+            published metrics do.
+        quick_images: Images (in NLVR2 pairs) taken in a quick evaluation.
     """
 
     train: list[str] = field(default_factory=lambda: ["train"])
@@ -121,8 +121,8 @@ class AnsweringData(FineTuningData):
     Args:
         texts_per_image: A training sample is an image (in NLVR2 a pair) with at most so many of its texts, for which
             it is encoded once; 1 makes each text a sample, as in the paper.
-        blank_images: Show no image, in training and in measuring: the baseline that has only the text.
-        text_batch: Texts read at a time when measuring.
+        blank_images: Show no image, in training and in evaluating: the baseline that has only the text.
+        text_batch: Texts read at a time when evaluating.
     """
 
     texts_per_image: PositiveInt = 1
@@ -199,11 +199,11 @@ class CaptionSource:
 
 @dataclass
 class PretrainingData(InputData):
-    """What to train on, what to measure on, and how examples are made.
+    """What to train on, what to evaluate on, and how examples are made.
 
     Args:
         sources: Sets to train on.
-        heldout: Sets to measure on; never trained on.
+        heldout: Sets to evaluate on; never trained on.
         pad_text: Pad every text to max_text_length (fixed shapes) instead of to the longest of the batch.
         num_positive: Captions of the image per image (paper: 2).
         num_negative: Captions of other images per image (paper: 2).
@@ -215,9 +215,9 @@ class PretrainingData(InputData):
             order) or images (each with num_positive captions drawn at random).
         masking: How words are masked.
         mvm_probability: Each pair is read with masked visual tokens with this probability (paper: all of them).
-        heldout_images: Held-out images measured at the end; 0 takes all.
+        heldout_images: Held-out images evaluated at the end; 0 takes all.
         heldout_candidates: Images (each with one caption) in zero-shot retrieval; 0 leaves retrieval out.
-        quick_images: Held-out images measured in mid-training, without retrieval.
+        quick_images: Held-out images evaluated in mid-training, without retrieval.
         pair_batch: Image-text pairs scored at a time in retrieval.
     """
 
@@ -385,7 +385,7 @@ class RetrievalData(FineTuningData):
         max_loss: In two stages, k candidates are taken such that R@1 on images of `validate` is at most so much below
             scoring all their pairs (0.005: half a point).
         choice_images: So many images of `validate`, with all their texts, choose k.
-        training_k: While training, `validate` is measured in two stages with this k, if there is a contrastive head.
+        training_k: While training, `validate` is scored in two stages with this k, if there is a contrastive head.
         pair_batch: Pairs scored at a time.
         training_images: While training, and without a contrastive head, every pair of the first so many images of
             `validate` is scored; 0 takes all. COCO's 5,000 images are 125 million pairs.

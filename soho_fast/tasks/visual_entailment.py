@@ -45,7 +45,7 @@ class VisualEntailmentTask(AnsweringTask):
     def target_keywords(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"labels": targets}
 
-    def measures(self, answers: Sequence[str], records: Sequence[SnliVeRecord]) -> dict[str, float]:
+    def metrics(self, answers: Sequence[str], records: Sequence[SnliVeRecord]) -> dict[str, float]:
         result = snli_ve_accuracy(answers, records)
         return {"accuracy": result.overall, **result.by_label}
 

@@ -46,7 +46,7 @@ class VisualReasoningTask(AnsweringTask):
     def target_keywords(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"labels": targets}
 
-    def measures(self, answers: Sequence[str], records: Sequence[Nlvr2Record]) -> dict[str, float]:
+    def metrics(self, answers: Sequence[str], records: Sequence[Nlvr2Record]) -> dict[str, float]:
         said = {record.identifier: answer == "True" for record, answer in zip(records, answers, strict=True)}
         result = nlvr2_accuracy(said, records)
         return {"accuracy": result.accuracy, "consistency": result.consistency}

@@ -18,7 +18,7 @@ from soho_fast.data.shards.order import epoch_order
 from soho_fast.data.shards.records import join, read_shards
 from soho_fast.engine.batches import Batches, plan_batches
 from soho_fast.engine.settings import BatchSettings
-from soho_fast.tasks.identity import records_identity
+from soho_fast.tasks.contents import records_identity
 from soho_fast.tasks.pretraining import PretrainingTask, read_sources
 from soho_fast.tasks.settings import CaptionSource, PretrainingData
 
@@ -188,7 +188,7 @@ def task_of(corpus, **source):
 def test_a_recipe_reads_them(corpus):
     task = task_of(corpus, name="coco", max_captions=2)
     assert len(task.training_data()) == 12 and task.training_data().num_captions == 24
-    assert task.identity()["training data"].startswith("12 records, ")
+    assert task.contents()["training data"].startswith("12 records, ")
     path = str(corpus / "shards/{00000..00002}.tar")
     task.data.heldout = [CaptionSource(annotations=str(corpus / "dataset_coco.json"), images=[path], splits=["train"])]
     task._heldout = None

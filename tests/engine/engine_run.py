@@ -123,10 +123,7 @@ class StubData:
 
 class StubTask:
     logged = ("word_loss", "absent_loss")
-    not_compared = ()
-    fixed = ("model.width",)
     samples_together = None
-    measures_by = ()
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         defaults = {
@@ -138,10 +135,10 @@ class StubTask:
             "pixels": 64,
             "signal": "SIGTERM",
             "selection": None,
-            "told": False,
+            "reported": False,
             "poison": None,
             "config": {},
-            "keepable": False,
+            "cacheable": False,
             "signal_in_pass": None,
         }
         self.options = {**defaults, **options}
@@ -149,17 +146,18 @@ class StubTask:
         self.epoch, self.passed = 0.0, 0
         self.num_warned = 0
 
-    def build_model(self) -> nn.Module:
+    @property
+    def identity(self) -> Any:
+        from soho_fast.engine.changes import TaskIdentity
+
+        return TaskIdentity((), ("model.width",), (), lambda: {"model.width": self.options["width"]})
+
+    def build_model(self, device: torch.device) -> nn.Module:
+        assert device.type == "cpu"
         model = StubModel(self.options["width"], self.options["dropout"])
         if self.options["poison"] == "start":
             model.norm.weight.data[0] = torch.nan
         return model
-
-    def speed_up(self, model: nn.Module, device: torch.device) -> None:
-        assert device.type == "cpu"
-
-    def identity(self) -> dict[str, Any]:
-        return {"model.width": self.options["width"]}
 
     def training_data(self) -> StubData:
         return StubData(self.options["size"], self.options["delay"])
@@ -176,13 +174,13 @@ class StubTask:
 
     def warnings(self, model: nn.Module) -> list[str]:
         self.num_warned += 1
-        return ["it goes wrong; do something"] if self.options["told"] and self.num_warned == 3 else []
+        return ["it goes wrong; do something"] if self.options["reported"] and self.num_warned == 3 else []
 
     def snapshot(self, model: nn.Module) -> Mapping[str, Any]:
         return {}
 
     def phase(self, epoch: float) -> str:
-        return "the first epoch" if epoch < 1 and self.options["told"] else ""
+        return "the first epoch" if epoch < 1 and self.options["reported"] else ""
 
     def collate(self, samples: list) -> dict[str, Any]:
         pixels, words, labels = zip(*samples, strict=True)
@@ -201,15 +199,9 @@ class StubTask:
         inputs = (torch.stack(pixels), torch.stack(words), torch.tensor(labels))
         return {"loss": float(model(*inputs).loss), "random": float(torch.rand(()))}
 
-    def table(self, measures: Mapping[str, float]):
-        raise NotImplementedError
-
     def export(self, model: nn.Module, state_dict: Mapping[str, Any], folder: Path) -> None:
         folder.mkdir()
         torch.save(dict(state_dict), folder / "weights.pt")
-
-    def next_commands(self, folder: Path) -> list[str]:
-        return []
 
 
 class SohoTask(StubTask):
@@ -217,8 +209,9 @@ class SohoTask(StubTask):
 
     logged = ("mlm_loss", "mvm_loss", "itm_loss", "perplexity", "live_codes")
 
-    def build_model(self) -> nn.Module:
+    def build_model(self, device: torch.device) -> nn.Module:
         from soho_fast.model import SohoConfig, SohoForPreTraining
+        from soho_fast.model.fast.cpu import speed_up_on_cpu
 
         torch.manual_seed(0)
         config = {
@@ -228,33 +221,30 @@ class SohoTask(StubTask):
             "attention_probs_dropout_prob": self.options["dropout"], "dictionary_init": "data",
             "dictionary_batch_norm": True, "revive_threshold": 0.1,
         }  # fmt: skip
-        return SohoForPreTraining(SohoConfig.from_preset("paper", **{**config, **self.options["config"]}))
-
-    def speed_up(self, model: nn.Module, device: torch.device) -> None:
-        from soho_fast.model.fast.cpu import speed_up_on_cpu
-
+        model = SohoForPreTraining(SohoConfig.from_preset("paper", **{**config, **self.options["config"]}))
         speed_up_on_cpu(model)
+        return model
 
     def training_data(self) -> "SohoData":
         data = SohoData(self.options["size"], self.options["delay"], self.options["pixels"])
-        if self.options["keepable"]:
+        if self.options["cacheable"]:
             data.images = SohoImages(data)
         return data
 
-    def keeps_outputs(self, model: nn.Module) -> bool:
+    def caches_features(self, model: nn.Module) -> bool:
         return True
 
     def collate_images(self, samples: list) -> dict[str, Any]:
         return {name: torch.cat([sample[name] for sample in samples]) for name in ("pixel_values", "pixel_mask")}
 
-    def backbone_outputs(self, model: nn.Module, images: Mapping[str, Any]) -> list[torch.Tensor]:
+    def image_features(self, model: nn.Module, images: Mapping[str, Any]) -> list[torch.Tensor]:
         self.passed += len(images["pixel_values"])
         if self.options["signal_in_pass"] == self.passed:
             os.kill(os.getpid(), signal.SIGTERM)
         return list(model.soho.visual_encoder.backbone_output(*images.values())[0])
 
-    def collate_outputs(self, outputs: list[torch.Tensor]) -> dict[str, Any]:
-        return {"backbone_features": torch.stack(outputs)}
+    def collate_features(self, features: list[torch.Tensor]) -> dict[str, Any]:
+        return {"backbone_features": torch.stack(features)}
 
     def collate(self, samples: list) -> dict[str, Any]:
         counts = torch.tensor([len(sample["input_ids"]) for sample in samples])
@@ -295,12 +285,12 @@ class SohoData(StubData):
         super().__init__(size, delay)
         self.pixels = pixels
         self.images: SohoImages | None = None
-        self.kept = False
+        self.cached = False
 
     def without_pixels(self, broken: Mapping[int, str]) -> "SohoData":
         assert not broken
         data = copy.copy(self)
-        data.images, data.kept = None, True
+        data.images, data.cached = None, True
         return data
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
@@ -308,7 +298,7 @@ class SohoData(StubData):
         sample.image_keys = [index]
         if self.images is not None:
             sample |= self.images[index]
-        elif self.kept:
+        elif self.cached:
             del sample["pixel_values"], sample["pixel_mask"]
         return sample
 
@@ -389,6 +379,7 @@ def poison(engine: Any, what: str) -> None:
 def run_one(request: dict[str, Any], processes: Any) -> int:
     from soho_fast.engine import trainer as training
     from soho_fast.engine.distributed import deepspeed_config
+    from soho_fast.engine.resume import ResumePoint
 
     training.deepspeed_config = partition_small_weights(deepspeed_config)
     options, settings = request.pop("task", {}), training.TrainSettings()
@@ -401,11 +392,11 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
             assert hasattr(settings, name), name
             setattr(settings, name, value)
     task = (SohoTask if options.get("soho") else StubTask)(options)
-    trainer = training.Trainer(task, settings, processes)
-    count = trainer._count_broken
+    run = training.Run(task, ResumePoint(task, settings, processes))
+    count = run._count_skipped
 
     def at_each_step(*arguments: Any) -> None:
-        step = trainer.progress.step
+        step = run.progress.step
         if step == task.options.get("kill_at"):
             os.kill(os.getpid(), signal.SIGKILL)
         if step == task.options.get("signal_at"):
@@ -413,12 +404,12 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
         if step == task.options.get("small_files_at") and processes.rank == processes.world - 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         if task.options["poison"] and task.options["poison"][1:] == [step, processes.rank]:
-            poison(trainer.engine, task.options["poison"][0])
+            poison(run.step.engine, task.options["poison"][0])
         count(*arguments)
 
-    trainer._count_broken = at_each_step
-    result = trainer.train()
-    buffers = dict(trainer.engine.module.named_buffers())
+    run._count_skipped = at_each_step
+    result = run.train()
+    buffers = dict(run.step.engine.module.named_buffers())
     codebook = next(buffer for name, buffer in buffers.items() if name.endswith("codebook"))
     line = (
         json.dumps(
@@ -427,10 +418,10 @@ def run_one(request: dict[str, Any], processes: Any) -> int:
                 "output": settings.output,
                 "step": result.progress.step,
                 "signal": result.signal_number,
-                "measures": result.measures,
+                "metrics": result.metrics,
                 "codebook": hashlib.sha256(codebook.numpy().tobytes()).hexdigest(),
                 "codebook_type": str(codebook.dtype),
-                "skipped_steps": trainer.engine.skipped_steps,
+                "skipped_steps": run.step.engine.skipped_steps,
             }
         )
         + "\n"

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from itertools import chain
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +9,8 @@ import torch
 
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
-from soho_fast.engine.batches import Batches, plan_batches, split_batch
+from soho_fast.engine.batches import Batches, grouped_plan, plan_batches, split_batch
 from soho_fast.engine.settings import BatchSettings
-from soho_fast.engine.trainer import Trainer
 
 
 def _plan(num_samples: int = 50, world: int = 1, gradient_accumulation_steps: int = 1, images: int = 12, seed: int = 3):
@@ -90,22 +88,15 @@ class _Shaped:
      ([1.0] * 50, True, 2, False), ([0.0, 1] * 25, "orientation", 1, False)],
 )  # fmt: skip
 def test_only_a_batch_of_several_parts_and_shapes_is_grouped(keys, wanted, parts, grouped):
-    trainer = SimpleNamespace(
-        settings=SimpleNamespace(batch=BatchSettings(group_by_aspect_ratio=wanted)),
-        plan=_plan(gradient_accumulation_steps=parts),
-        data=_Shaped(keys),
-        processes=Processes(),
-        _say=print,
-        _on_main=lambda call: call(),
-    )
-    plan = Trainer._grouped_plan(trainer)
+    given = _plan(gradient_accumulation_steps=parts)
+    settings = BatchSettings(group_by_aspect_ratio=wanted)
+    plan = grouped_plan(given, settings, _Shaped(keys), Processes(), print)
     assert (plan.group_keys is not None) == grouped
     if wanted == "orientation":
         assert plan.kinds.tolist() == [key > 0 for key in keys], "wider than high, or not"
     elif not grouped:
-        assert plan is trainer.plan
-    trainer.data = object()
-    assert Trainer._grouped_plan(trainer) is trainer.plan
+        assert plan is given
+    assert grouped_plan(given, settings, object(), Processes(), print) is given
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from soho_fast.engine import report
-from soho_fast.engine.changes import changes_between, settings_identity
+from soho_fast.engine.changes import all_fields, changes_between, settings_identity
 from soho_fast.engine.settings import OptimSettings, TrainSettings
 from soho_fast.tasks.recipe import read_recipe
 
@@ -44,7 +44,7 @@ CHANGES = [
     (["--schedule.decay", "cosine"], "schedule.decay: trained with linear, now cosine"),
     (["--seed", "1"], "seed: trained with 0, now 1"),
     (["--corpus.num_train", "48"], "corpus.num_train: trained with 40, now 48"),
-    (["--data.heldout_images", "5"], "to measure its model by these, python -m soho_fast.evaluate --run FOLDER"),
+    (["--data.heldout_images", "5"], "to evaluate its model by these, python -m soho_fast.evaluate --run FOLDER"),
 ]
 
 
@@ -110,7 +110,7 @@ def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small
     command, run = ["--recipe", str(small_recipe), "--corpus.folder", ""], tmp_path / "run"
     assert again("--recipe", str(small_recipe), "--evaluation.at_end", "false")[0] == 0
     trained = contents(run)
-    assert json.loads(trained["metrics.json"][1])["measures"] is None
+    assert json.loads(trained["metrics.json"][1])["metrics"] is None
     assert "nothing is left to do" in again(*command, "--evaluation.at_end", "false")[1]
     assert contents(run) == trained
     # As where it was killed before its end was measured and exported.
@@ -121,7 +121,7 @@ def test_changed_data_are_told_and_an_unfinished_end_is_made_up_for(again, small
     assert code == 0 and "ITM, balanced pairs" in text, text
     measured = contents(run)
     assert measured["model/model.safetensors"][1] == trained["model/model.safetensors"][1]
-    assert json.loads(measured["metrics.json"][1])["measures"]["num_images"] == 12 and "curves.png" in measured
+    assert json.loads(measured["metrics.json"][1])["metrics"]["num_images"] == 12 and "curves.png" in measured
     kept = [name for name in trained if name.startswith("checkpoints/") or name == "recipe.yaml"]
     assert len(kept) > 3 and all(measured[name] == trained[name] for name in kept), "nothing was trained"
     assert "nothing is left to do" in again(*command)[1] and contents(run) == measured
@@ -149,9 +149,8 @@ def test_what_tells_that_a_run_is_finished_is_written_last(tmp_path, monkeypatch
     progress = SimpleNamespace(step=1, seconds=1.0, broken_images=0, best=None)
     plan = SimpleNamespace(global_batch_size=1)
     with pytest.raises(KeyboardInterrupt):
-        report.report_run(
-            SimpleNamespace(task=None, progress=progress, plan=plan, precision="float32", folder=tmp_path), {}
-        )
+        step = SimpleNamespace(precision="float32")
+        report.report_run(SimpleNamespace(task=None, progress=progress, plan=plan, step=step, folder=tmp_path), {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -226,8 +225,8 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
     """Every field of a recipe but these: where files lie (their contents are compared), and how it is run."""
     settings = read_recipe(["--recipe", recipe])
     task = settings.make_task(print)
-    everything = settings_identity(settings, compared_all=True)
-    left_out = set(everything) - set(settings_identity(settings, task.not_compared))
+    everything = all_fields(settings)
+    left_out = set(everything) - set(settings_identity(settings, task.identity.not_compared))
     parts = {name.partition(".")[0] for name in left_out}
     assert parts == {
         "output", "resume", "overwrite", "checkpoint", "log", "evaluation", "batch", "engine", "data_roots", "corpus",
@@ -240,7 +239,7 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
     } <= {
         "batch.workers", "batch.prefetch", "batch.broken_images", "engine.threads", "engine.timeout_seconds",
         "engine.activation_checkpointing",
-        "engine.emulate_precision", "engine.backbone_cache_gb", "engine.backbone_cache_disk_gb", "corpus.folder",
+        "engine.emulate_precision", "engine.feature_cache_gb", "engine.feature_cache_disk_gb", "corpus.folder",
         "data.tokenizer", "data.image_batch", "data.text_batch",
         "data.pair_batch", "data.quick_images", "data.missing_images", "model.pretrained",
         "model.text_encoder", "model.backbone",

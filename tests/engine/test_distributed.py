@@ -117,7 +117,7 @@ def way_of_backbone(request: dict, held: torch.dtype) -> torch.Tensor:
         end = load_file(output / "model" / "model.safetensors")
     else:
         end = get_fp32_state_dict_from_zero_checkpoint(output / "checkpoints", "step-00000006")
-    start = dict(SohoTask(SOHO).build_model().named_parameters())
+    start = dict(SohoTask(SOHO).build_model(torch.device("cpu")).named_parameters())
     names = [name for name in start if ".backbone." in name]
     ways = [end[name].double() - start[name].detach().to(held).double() for name in names]
     return torch.cat([way.flatten() for way in ways])

@@ -77,8 +77,8 @@ def test_two_processes_one_and_two_again_at_each_zero_stage(launch, run, losses)
     third = launch(*last, processes=2)
     assert third.code == 0, third.text
     for done, processes in ((second, "2 -> 1"), (third, "1 -> 2")):
-        assert done.text.count(f"spread anew: processes {processes}") == 4, done.text
-        assert len(re.findall(r"spread anew: engine.zero_stage \d -> \d", done.text)) == 4, done.text
+        assert done.text.count(f"resharded: processes {processes}") == 4, done.text
+        assert len(re.findall(r"resharded: engine.zero_stage \d -> \d", done.text)) == 4, done.text
     assert second.text.count("(step 5 of 12)") == 3 and second.text.count("(step 3 of 12)") == 1, second.text
     assert third.text.count("(step 7 of 12)") == 3 and third.text.count("(step 6 of 12)") == 1, third.text
     expected = losses(through[0])
@@ -154,7 +154,7 @@ def test_a_run_on_shards_sees_the_same_samples_on_two_processes_and_then_on_one(
         assert (done.code == code) if code is not None else done.code, done.text
         files = [path.read_text().splitlines() for path in sorted(notes.glob("*.jsonl"))]
         seen.append([sorted(itertools.chain(*map(json.loads, parts))) for parts in zip(*files, strict=True)])
-    assert "spread anew: processes 2 -> 1" in done.text and "(step 2 of 7)" in done.text, done.text
+    assert "resharded: processes 2 -> 1" in done.text and "(step 2 of 7)" in done.text, done.text
 
     data = with_data_roots(read_recipe(command)).make_task(print).training_data()
     assert last == 3 and len(data) == 40

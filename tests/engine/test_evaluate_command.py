@@ -33,14 +33,14 @@ SMALL = {
 KILLED = """
 import os, signal, sys
 from soho_fast import evaluate
-from soho_fast.tasks.evaluation.sharing import Kept
-save, saved = Kept.save, []
+from soho_fast.tasks.evaluation.sharing import PartialResults
+save, saved = PartialResults.save, []
 def save_and_die(self, number, result):
     save(self, number, result)
     saved.append(number)
     if len(saved) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-Kept.save = save_and_die
+PartialResults.save = save_and_die
 sys.exit(evaluate.main(sys.argv[1:]))
 """
 
@@ -62,7 +62,7 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
     run = tmp_path / "run"
     metrics = json.loads((run / "metrics.json").read_text())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    scores = {line["step"]: line["measures"]["vqa_score"] for line in lines if line["kind"] == "evaluation"}
+    scores = {line["step"]: line["metrics"]["vqa_score"] for line in lines if line["kind"] == "evaluation"}
     best = max(scores, key=scores.get)
     assert metrics["best"] == {"step": best, "vqa_score": scores[best]}
     assert "majority" in done.text and f"best/ (step {best})" in done.text, done.text
@@ -74,7 +74,7 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
     assert done.code == 0 and "split val, checkpoint best" in done.text, done.text
     whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     assert (whole["checkpoint"], whole["step"]) == ("best", best)
-    assert whole["measures"]["vqa_score"] == pytest.approx(scores[best], abs=1e-9)
+    assert whole["metrics"]["vqa_score"] == pytest.approx(scores[best], abs=1e-9)
     assert not (tmp_path / "whole" / "partial").exists()
 
     killer = tmp_path / "killer.py"
@@ -154,7 +154,7 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
             assert device.type == "cpu"
 
         def evaluate_split(self, *_, **__):
-            return SimpleNamespace(write=full, measures={})
+            return SimpleNamespace(write=full, metrics={})
 
     monkeypatch.setattr(Recipe, "make_task", lambda self, say: Task())
     monkeypatch.setattr(distributed, "start_processes", lambda *_: Processes())

@@ -1,4 +1,4 @@
-"""While the backbone stands still, what it gives for an image is computed once; the losses are those without."""
+"""While the backbone is frozen, its features of an image are computed once; the losses are those without."""
 
 import json
 import resource
@@ -13,18 +13,18 @@ from safetensors.torch import load_file
 from soho_fast.common.files import read_log
 from soho_fast.engine import feature_cache
 
-# Five steps an epoch: the backbone stands still from step 2 on, for two epochs.
+# Five steps an epoch: the backbone is frozen from step 2 on, for two epochs.
 SPAN = {"optim": {"frozen_backbone_epochs": (0.4, 2.4)}, "max_steps": 15}
 BACKBONE = "soho.visual_encoder.backbone."
 
 
 @pytest.fixture
 def make(request_for):
-    """A request that keeps outputs within these budgets."""
+    """A request that caches features within these budgets."""
 
     def request(name: str, memory: float = 0, disk: float = 0, task: dict | None = None, **changes: object) -> dict:
-        engine = {"backbone_cache_gb": memory, "backbone_cache_disk_gb": disk}
-        task = {"soho": True, "pixels": 32, "keepable": True, **(task or {})}
+        engine = {"feature_cache_gb": memory, "feature_cache_disk_gb": disk}
+        task = {"soho": True, "pixels": 32, "cacheable": True, **(task or {})}
         return request_for(name, task=task, **{**SPAN, "engine": engine, **changes})
 
     return request
@@ -36,15 +36,15 @@ def test_losses_of_two_ranks_are_those_without(launch, make, losses):
     done = launch(*runs, processes=2)
     assert done.code == 0, done.text
     assert losses(runs[0]) == losses(runs[1]) == losses(runs[2])
-    assert done.text.count("kept the backbone's output for 40 images (") == 2
-    assert "kept in memory (engine.backbone_cache_gb 1)" in done.text
-    assert f"kept in {runs[2]['output']} (engine.backbone_cache_disk_gb 1)" in done.text
+    assert done.text.count("feature cache: filled for 40 images (") == 2
+    assert "cached in memory (engine.feature_cache_gb 1)" in done.text
+    assert f"cached in {runs[2]['output']} (engine.feature_cache_disk_gb 1)" in done.text
     assert not list(Path(runs[2]["output"]).glob("backbone-outputs*"))
 
 
-def test_a_run_goes_on_within_the_span_and_what_is_not_kept_is_said(launch, make, losses):
+def test_a_run_goes_on_within_the_span_and_what_is_not_cached_is_said(launch, make, losses):
     through, once = make("through", memory=1e-5, disk=2e-5), make("once", memory=1, max_steps=7)
-    # Asked to stop while outputs are computed, then in the middle of the span.
+    # Asked to stop while features are computed, then in the middle of the span.
     tasks = {"signal_in_pass": 24}, {"signal_at": 5}, {}
     done = launch(through, once, *(make("run", memory=1, task=task) for task in tasks))
     assert done.code == 128 + signal.SIGTERM, done.text
@@ -55,10 +55,10 @@ def test_a_run_goes_on_within_the_span_and_what_is_not_kept_is_said(launch, make
     ]
     # 512 channels of one place in float32, for 40 images.
     assert (
-        "takes 8.19e-05 GB, more than engine.backbone_cache_gb (1e-05) and engine.backbone_cache_disk_gb (2e-05) allow"
+        "take 8.19e-05 GB, more than engine.feature_cache_gb (1e-05) and engine.feature_cache_disk_gb (2e-05) allow"
     ) in done.text
-    assert "the backbone stands still for 5 steps, at most one pass over the 40 images" in done.text
-    assert done.text.count("kept the backbone's output for 40 images (") == 2
+    assert "the backbone is frozen for 5 steps, at most one pass over the 40 images" in done.text
+    assert done.text.count("feature cache: filled for 40 images (") == 2
     assert losses(make("run")) == losses(through)
 
 
@@ -71,7 +71,7 @@ def test_a_broken_image_is_told_as_without_and_the_backbone_learns_after_the_spa
 
     def train(name: str, steps: int, budget: int) -> tuple[str, list[dict], dict]:
         options = ["--recipe", str(small_recipe), "--output", str(tmp_path / name), "--max_steps", str(steps)]
-        code, text = again(*options, "--engine.backbone_cache_gb", str(budget))
+        code, text = again(*options, "--engine.feature_cache_gb", str(budget))
         assert code == 0, text
         records = [record for record in read_log(tmp_path / name / "log.jsonl")[0] if record["kind"] == "train"]
         return text, records, load_file(tmp_path / name / "model" / "model.safetensors")
@@ -89,8 +89,8 @@ def test_a_broken_image_is_told_as_without_and_the_backbone_learns_after_the_spa
     def told(text: str) -> list[str]:
         return [line for line in text.splitlines() if line.startswith("skipped:")]
 
-    (kept,) = [line for line in text_kept.splitlines() if "the backbone" in line and "stands still" not in line]
-    assert kept.startswith("kept the backbone's output for 40 images, 1 of them broken (")
+    (kept,) = [line for line in text_kept.splitlines() if line.startswith("feature cache")]
+    assert kept.startswith("feature cache: filled for 40 images, 1 of them broken (")
     assert told(text_kept) == told(text) and len(told(text)) == records[-1]["broken_images"] > 1
     for record, kept in zip(records, records_kept, strict=True):
         same = ("loss", "mlm_loss", "mvm_loss", "itm_loss", "grad_norm", "broken_images", "perplexity")
@@ -110,5 +110,5 @@ def test_a_disk_that_fills_up_is_told_and_the_file_let_go(tmp_path):
         share.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert share.error == "the outputs could not be written: File too large"
+    assert share.error == "the features could not be written: File too large"
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The span of epochs in which the backbone stands still while the rest trains on."""
+"""The span of epochs in which the backbone is frozen while the rest trains on."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ def test_backbone_stands_still_from_and_until_the_given_epochs(launch, request_f
     assert done.code == 0, done.text
     start, held, moved = (weights(request) for request in (before, through, after))
     assert events(before) == []
-    stands = (8, "the backbone stands still")
+    stands = (8, "the backbone is frozen")
     assert events(through) == [stands]
-    assert events(after) == [stands, (12, "no longer: the backbone stands still")]
+    assert events(after) == [stands, (12, "no longer: the backbone is frozen")]
     assert torch.equal(held["backbone.0.weight"], start["backbone.0.weight"])
     assert not torch.equal(held["mask_vector"], start["mask_vector"])
     assert not torch.equal(moved["backbone.0.weight"], start["backbone.0.weight"])
@@ -28,7 +28,7 @@ def test_backbone_stands_still_from_and_until_the_given_epochs(launch, request_f
 
 def test_batch_norm_may_keep_its_statistics_from_where_the_backbone_stood_still(launch, request_for):
     options = {"task": {"size": 64}, "optim": {"frozen_backbone_epochs": (1, 1.5)}}
-    held = {**options, "engine": {"freeze_batch_norm": "after_still"}}
+    held = {**options, "engine": {"freeze_batch_norm": "after_freeze"}}
     begin, after = request_for("begin", max_steps=8, **held), request_for("after", max_steps=14, **held)
     again = request_for("after", max_steps=16, resume="changed", **held)
     without = request_for("without", max_steps=14, **options)
@@ -46,7 +46,7 @@ def test_batch_norm_goes_on_where_the_backbone_never_stands_still(launch, reques
     optim = {"frozen_backbone_epochs": (1, 1)}
     held, without = (
         request_for(name, max_steps=12, optim=optim, engine=engine, evaluation={"quick_every_steps": 6})
-        for name, engine in (("held", {"freeze_batch_norm": "after_still"}), ("without", {}))
+        for name, engine in (("held", {"freeze_batch_norm": "after_freeze"}), ("without", {}))
     )
     done = launch(held, without)
     assert done.code == 0, done.text
@@ -57,12 +57,12 @@ def test_a_span_to_the_end_outlasts_more_epochs(launch, request_for):
     runs = [request_for(f"{steps}", max_steps=steps, optim={"frozen_backbone_epochs": (1, "end")}) for steps in (8, 20)]
     done = launch(*runs)
     assert done.code == 0, done.text
-    assert [events(run) for run in runs] == [[(5, "the backbone stands still")]] * 2
+    assert [events(run) for run in runs] == [[(5, "the backbone is frozen")]] * 2
     assert torch.equal(*(weights(run)["backbone.0.weight"] for run in runs))
 
 
 @pytest.mark.parametrize("name", ["mini_vqa", "mini_nlvr2", "mini_snli_ve", "mini_retrieval", "own", "own_vqa"])
-def test_a_longer_run_of_a_recipe_whose_backbone_stands_still_does_not_thaw_it(name):
+def test_a_longer_run_of_a_recipe_whose_backbone_is_frozen_does_not_unfreeze_it(name):
     begin, end = read_recipe(["--recipe", name, "--epochs", "100000"]).optim.frozen_span()
     assert begin <= 1.4 and end == float("inf")
     given = read_recipe(["--recipe", name, "--optim.frozen_backbone_epochs", "[2, end]"]).optim
@@ -71,7 +71,7 @@ def test_a_longer_run_of_a_recipe_whose_backbone_stands_still_does_not_thaw_it(n
 
 def test_the_log_tells_of_phases_rate_steps_and_warnings(launch, request_for):
     schedule = {"decay": "step", "step_epochs": [1.0], "step_factor": 0.1}
-    request = request_for("told", max_steps=10, task={"size": 64, "told": True}, schedule=schedule)
+    request = request_for("told", max_steps=10, task={"size": 64, "reported": True}, schedule=schedule)
     done = launch(request)
     assert done.code == 0, done.text
     told = [

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from soho_fast import train
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
+from soho_fast.engine import trainer as training
 from soho_fast.engine import watchdog as stopping
-from soho_fast.engine.trainer import Trainer, steps_between_snapshots
+from soho_fast.engine.trainer import Run, steps_between_snapshots
 
 SCRIPT = Path(train.__file__)
 
@@ -99,7 +100,7 @@ def test_what_best_holds_is_the_best_however_a_run_ends_and_goes_on(launch, requ
     of_step_5 = torch.load(Path(run["output"]) / "model" / "weights.pt")
     done = launch(longer)
     assert done.code == 0, done.text
-    value = {step: measures["random"] for step, measures in _evaluations(longer)}
+    value = {step: metrics["random"] for step, metrics in _evaluations(longer)}
     assert list(value) == [2, 4, 5, 6, 8, 9] and value[5] > value[8] > max(value[2], value[4]), value
     best = torch.load(Path(run["output"]) / "best" / "weights.pt")
     assert all(torch.equal(best[name], of_step_5[name]) for name in best), "of step 8: 5 was measured behind the save"
@@ -122,7 +123,7 @@ def test_a_run_has_a_hundred_snapshots_at_most(total, logged, expected):
 
 def _evaluations(request: dict) -> list[tuple[int, dict]]:
     lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
-    return [(line["step"], line["measures"]) for line in lines if line["kind"] == "evaluation"]
+    return [(line["step"], line["metrics"]) for line in lines if line["kind"] == "evaluation"]
 
 
 def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(start, small_recipe, losses):
@@ -311,9 +312,9 @@ def test_a_model_that_a_full_disk_refuses_is_one_line(tmp_path, monkeypatch):
     def export(module, state, folder: Path) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    trainer = object.__new__(Trainer)
-    trainer.processes, trainer.folder = Processes(), tmp_path
-    trainer.task, trainer.engine = SimpleNamespace(export=export), SimpleNamespace(module=None)
-    monkeypatch.setattr(trainer, "_whole_state", dict)
+    run = object.__new__(Run)
+    run.processes, run.folder, run.task = Processes(), tmp_path, SimpleNamespace(export=export)
+    run.step = SimpleNamespace(engine=None, model=None)
+    monkeypatch.setattr(training, "whole_state", lambda engine: {})
     with pytest.raises(UserError, match=r"model\.partial: the model could not be written: .* No space left on device"):
-        trainer.export("model")
+        run.export("model")

@@ -32,7 +32,7 @@ JUNK = [
     b'{"kind": "train", "step": "4", "lr": {}}\n',
     b'{"kind": ["train"], "step": 4, "lr": {}}\n',
     b'{"kind": "train", "step": 4, "lr": 0.1}\n',
-    b'{"kind": "evaluation", "step": 4, "measures": [0.5]}\n',
+    b'{"kind": "evaluation", "step": 4, "metrics": [0.5]}\n',
     b'{"kind": "event", "step": 4}\n',
     b'{"kind": "snapshot", "step": 4, "values": [1]}\n',
 ]
@@ -72,9 +72,9 @@ def test_an_evaluation_that_is_made_again_is_told_once(tmp_path):
     """A run is killed between its last evaluation and its end."""
     for value in (0.5, 0.5, 0.25):
         log = RunLog(tmp_path, LogSettings(tensorboard=False), 5, 5)
-        log.record("evaluation", 5, {"measures": {"itm": value}})
+        log.record("evaluation", 5, {"metrics": {"itm": value}})
         log.close()
-    measured = [record["measures"]["itm"] for record in read_log(log.path)[0] if record["kind"] == "evaluation"]
+    measured = [record["metrics"]["itm"] for record in read_log(log.path)[0] if record["kind"] == "evaluation"]
     assert measured == [0.5, 0.25]
 
 
@@ -147,14 +147,14 @@ def test_a_run_and_its_continuation_are_one_run_of_a_tracker(launch, request_for
     assert [by_step[step]["train/loss"] for step in range(1, 7)] == losses(going_on)
     assert by_step[1]["train/lr/rest"] > 0 and by_step[1]["train/images_per_second"] > 0
     assert (4, {"event": "resumed"}) in told
-    assert any(name.startswith("evaluation/measures/") for step, values in told for name in values if step == 6)
+    assert any(name.startswith("evaluation/metrics/") for step, values in told for name in values if step == 6)
     steps = [call[1] for call in failing() if call[0] == "log"]
     assert 1 in steps and 3 not in steps and 6 in steps, "left out from where it failed to the end of that run"
 
 
 def test_a_run_stopped_before_its_first_step_goes_on_in_the_same_run_of_a_tracker(launch, request_for, tracker):
     calls = tracker("boards")
-    task = {"soho": True, "pixels": 32, "keepable": True}
+    task = {"soho": True, "pixels": 32, "cacheable": True}
     settings = {"log": {"trackers": ["boards"]}, "optim": {"frozen_backbone_epochs": (0, 3)}, "max_steps": 7}
     stopped = request_for("run", task={**task, "signal_in_pass": 8}, **settings)
     done = launch(stopped, request_for("run", task=task, **settings))

@@ -40,17 +40,17 @@ def panels(figure):
 RECORDS = [
     train(10, caption_word_loss=0.5),
     train(20, caption_word_loss=0.4, grad_norm=None),
-    {"kind": "event", "step": 50, "event": "the backbone stands still"},
-    {"kind": "evaluation", "step": 60, "measures": {"itm": 0.6, "itm_majority": 0.5, "num_images": 1.0, "mvm": 0.1}},
+    {"kind": "event", "step": 50, "event": "the backbone is frozen"},
+    {"kind": "evaluation", "step": 60, "metrics": {"itm": 0.6, "itm_majority": 0.5, "num_images": 1.0, "mvm": 0.1}},
     train(70, mlm_loss=3.0),
     {"kind": "event", "step": 70, "event": "resumed"},
     {"kind": "event", "step": 70, "event": "learning rates x 0.1"},
-    {"kind": "evaluation", "step": 80, "measures": {"itm": 0.7, "itm_majority": 0.5, "perplexity": 9.0}},
+    {"kind": "evaluation", "step": 80, "metrics": {"itm": 0.7, "itm_majority": 0.5, "perplexity": 9.0}},
     train(80, mlm_loss=2.0),
 ]
 
 
-def test_losses_gradient_norm_held_out_measures_and_rates_have_panels(drawn, tmp_path):
+def test_losses_gradient_norm_held_out_metrics_and_rates_have_panels(drawn, tmp_path):
     figure = drawn(RECORDS)
     assert list(panels(figure)) == [
         "loss", "caption_word_loss", "mlm_loss", "gradient norm", "held-out data (dotted: baseline)", "learning rate",
@@ -66,18 +66,18 @@ def test_losses_gradient_norm_held_out_measures_and_rates_have_panels(drawn, tmp
 
 def test_events_are_marked_in_every_panel_and_told(drawn):
     figure = drawn(RECORDS)
-    assert figure.get_supxlabel() == "a  step 50: the backbone stands still\nb  step 70: resumed; learning rates x 0.1"
+    assert figure.get_supxlabel() == "a  step 50: the backbone is frozen\nb  step 70: resumed; learning rates x 0.1"
     for panel in panels(figure).values():
         assert [text.get_text() for text in panel.texts] == [" a", " b"]
         assert [text.get_position()[0] for text in panel.texts] == [50, 70]
 
 
-def test_a_log_without_measures_or_events(drawn):
+def test_a_log_without_metrics_or_events(drawn):
     figure = drawn([train(10), train(20)])
     assert list(panels(figure)) == ["loss", "gradient norm", "learning rate"]
     assert figure.get_supxlabel() == ""
 
 
 def test_a_log_without_training_draws_nothing(drawn, tmp_path):
-    assert drawn([{"kind": "evaluation", "step": 0, "measures": {"itm": 0.5}}]) is None
+    assert drawn([{"kind": "evaluation", "step": 0, "metrics": {"itm": 0.5}}]) is None
     assert not (tmp_path / "curves.png").exists()

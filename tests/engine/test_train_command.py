@@ -218,7 +218,7 @@ def test_precision_follows_the_device(monkeypatch, device, fp16, bf16, auto):
 
 
 def test_from_corpus_to_table(launch, small_recipe, tmp_path):
-    """The script builds its corpus, trains, measures, and leaves everything it promises; mistakes then are one line."""
+    """The script builds its corpus, trains, evaluates, and leaves all that it promises; mistakes then are one line."""
     from soho_fast.data import SohoProcessor
     from soho_fast.model import SohoForPreTraining
 
@@ -228,7 +228,7 @@ def test_from_corpus_to_table(launch, small_recipe, tmp_path):
         assert words in done.text, done.text
     run = tmp_path / "run"
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["step"] == 3 and 0 <= metrics["measures"]["itm"] <= 1
+    assert metrics["step"] == 3 and 0 <= metrics["metrics"]["itm"] <= 1
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG") and list((run / "tensorboard").iterdir())
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert records.pop()["kind"] == "evaluation"

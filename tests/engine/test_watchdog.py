@@ -1,4 +1,4 @@
-"""A rank that is lost ends the others with one line, soon; one that works long, or has ended, does not."""
+"""A rank that fails ends the others with one line, soon; one that works long, or has ended, does not."""
 
 import json
 import multiprocessing
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from soho_fast.engine import watchdog
-from soho_fast.engine.watchdog import LOST, Heartbeat
+from soho_fast.engine.watchdog import PROCESS_FAILED, Heartbeat
 
 FORK = multiprocessing.get_context("fork")
 SCRIPT = Path(__file__).with_name("engine_run.py")
@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("engine_run.py")
 
 def _rank(rank: int, folder: Path, port: object, timeout: float, work: Callable[[Heartbeat], None]) -> None:
     sys.stderr = (folder / f"{rank}.txt").open("w")
-    watchdog._TOLD = 1.0
+    watchdog._REPORTED = 1.0
 
     def look_up() -> str:
         while not port.value:
@@ -83,7 +83,8 @@ def test_a_killed_rank_ends_the_others_at_once_with_one_line(ranks, tmp_path, lo
     time.sleep(0.5)
     processes[lost].kill()
     codes = _end(processes, 20)
-    assert [code for rank, code in enumerate(codes) if rank != lost] == [LOST, LOST] and codes[lost] == -signal.SIGKILL
+    assert [code for rank, code in enumerate(codes) if rank != lost] == [PROCESS_FAILED, PROCESS_FAILED]
+    assert codes[lost] == -signal.SIGKILL
     (line,) = _said(tmp_path)
     assert line.startswith(f"error: rank {lost} (") and "has ended (killed, or out of memory): this run ends;" in line
     assert line.endswith("the same command goes on from the newest checkpoint")
@@ -95,13 +96,13 @@ def test_a_stopped_rank_ends_the_others_after_the_timeout(ranks, tmp_path, lost)
     os.kill(processes[lost].pid, signal.SIGSTOP)
     began = time.monotonic()
     others = [process for rank, process in enumerate(processes) if rank != lost]
-    assert _end(others, 30) == [LOST, LOST]
+    assert _end(others, 30) == [PROCESS_FAILED, PROCESS_FAILED]
     assert time.monotonic() - began > 1.5
     (line,) = _said(tmp_path)
     assert line.startswith(f"error: rank {lost} (") and "no sign of life for 2 s (engine.timeout_seconds)" in line
     # Going on, it finds the others gone.
     os.kill(processes[lost].pid, signal.SIGCONT)
-    assert _end([processes[lost]], 20) == [LOST]
+    assert _end([processes[lost]], 20) == [PROCESS_FAILED]
 
 
 def test_a_rank_that_is_stopped_for_a_moment_or_works_long_is_not_lost(ranks, tmp_path):
@@ -119,7 +120,7 @@ def test_a_rank_that_is_stopped_for_a_moment_or_works_long_is_not_lost(ranks, tm
 
 
 def test_a_run_that_is_suspended_whole_goes_on(ranks, tmp_path):
-    """As by Ctrl-Z or a scheduler: who stood still himself cannot tell whether others did."""
+    """As by Ctrl-Z or a scheduler: who was suspended himself cannot tell whether others did."""
 
     def work(rank: int, own: Heartbeat) -> None:
         time.sleep(6)
@@ -181,7 +182,7 @@ def test_a_loader_process_does_not_hold_the_connection_of_a_rank_that_was_killed
     while not (tmp_path / "forked").exists():
         time.sleep(0.01)
     processes[1].kill()
-    assert _end(processes, 10) == [LOST, -signal.SIGKILL, LOST]
+    assert _end(processes, 10) == [PROCESS_FAILED, -signal.SIGKILL, PROCESS_FAILED]
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -210,7 +211,7 @@ def test_training_ends_when_one_of_two_ranks_is_killed_in_a_step(request_for, po
         for process in both:
             process.kill()
             process.wait()
-    assert both[1 - lost].returncode == LOST, text
+    assert both[1 - lost].returncode == PROCESS_FAILED, text
     assert [line for line in text.splitlines() if line.startswith("error")] == [text.splitlines()[-1]], text
     assert text.splitlines()[-1].startswith(f"error: rank {lost} ("), text
     assert "Traceback" not in text, text

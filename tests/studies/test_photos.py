@@ -117,7 +117,7 @@ def test_what_is_missing_is_told(package, run, monkeypatch, tmp_path, capsys):
     folder = run(use_dictionary=False, num_codes=8)
     assert photos.main([str(folder)]) == 2
     assert "has no visual dictionary (use_dictionary: false)" in capsys.readouterr().err
-    assert photos.photo_measures(folder) == {}
+    assert photos.photo_metrics(folder) == {}
     monkeypatch.setattr(photographs, "FOLDER", tmp_path / "nowhere")
     photographs.read_photographs.cache_clear()
     monkeypatch.setattr(photos, "read_photographs", photographs.read_photographs)

@@ -1,4 +1,4 @@
-"""A stage that asks for photographs has their measures in its rows, or says before any training what is missing."""
+"""A stage that asks for photographs has their metrics in its rows, or says before any training what is missing."""
 
 import json
 
@@ -34,12 +34,12 @@ def test_the_row_has_them(job, monkeypatch):
     # Photographs of one class share three of four cells, and two of different classes one.
     codes = [np.array(cells) for cells in ([0, 1, 2, 3], [0, 1, 2, 4], [5, 5, 5, 3], [5, 5, 5, 6])]
     found = photos.consistency(codes, ["fish", "fish", "mill", "mill"], 8)
-    monkeypatch.setattr(photos, "photo_measures", lambda run: found)
+    monkeypatch.setattr(photos, "photo_metrics", lambda run: found)
     assert one._make(made, folder) == 0
     row = json.loads((folder.parent / "rows.jsonl").read_text())
-    measures = row["measures"]
-    assert measures["score"] == 0.5 and measures["photos.same_class"] == 0.75
-    assert measures["photos.lift"] == pytest.approx(0.75 / (0.25 / 4))
+    metrics = row["metrics"]
+    assert metrics["score"] == 0.5 and metrics["photos.same_class"] == 0.75
+    assert metrics["photos.lift"] == pytest.approx(0.75 / (0.25 / 4))
 
 
 def test_that_they_are_missing_is_told_before_the_training(job, monkeypatch):

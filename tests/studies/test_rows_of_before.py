@@ -9,7 +9,7 @@ from soho_fast.studies.study import find_study, read_study
 
 def _row(run, digest):
     names = {name: getattr(run.cell, name) for name in ("arm", "seed", "stage", "variant")}
-    return {"study": "planted", **names, "digest": digest, "measures": {"score": 0.5}}
+    return {"study": "planted", **names, "digest": digest, "metrics": {"score": 0.5}}
 
 
 def test_rows_of_before_are_taken_where_there_are_none_of_today():
@@ -26,7 +26,7 @@ def test_rows_of_before_are_taken_where_there_are_none_of_today():
 def test_what_is_not_known_is_null_in_the_file_of_differences(tmp_path):
     study = read_study(find_study("planted"))
     runs = runs_of(study)
-    rows = [{**_row(run, run.digest), "measures": {"val.vqa_score": 0.5}} for run in runs if run.cell.seed == 0]
+    rows = [{**_row(run, run.digest), "metrics": {"val.vqa_score": 0.5}} for run in runs if run.cell.seed == 0]
     write_report(tmp_path, "planted", study, runs, rows)
     lines = [json.loads(line, parse_constant=str) for line in (tmp_path / "differences.jsonl").read_text().splitlines()]
     assert [(line["mean"], line["low"], line["p"]) for line in lines] == [(0.0, None, None)] * 2, lines

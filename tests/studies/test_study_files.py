@@ -53,7 +53,7 @@ def test_equal_settings_are_one_run_and_other_seeds_are_not(tmp_path):
     assert [run.content["seed"] for run in tuned] == [0, 1000]
 
 
-def test_a_digest_follows_what_measures_depend_on_and_nothing_else(tmp_path):
+def test_a_digest_follows_what_metrics_depend_on_and_nothing_else(tmp_path):
     study = read_study(written(tmp_path))
     digests = [run.digest for run in runs_of(study)]
 

@@ -20,19 +20,19 @@ def test_the_page_is_rendered_from_the_committed_rows():
 def test_the_table_in_its_text_is_of_the_rows():
     rows = read_rows([RESULTS / "studies-dictionary.jsonl"])
     arms = ("none", "k1024", "k256", "k64", "input alone", "targets alone")
-    measures = {
+    metrics = {
         "VQA score": ("vqa", "test.vqa_score"),
         "NLVR2 accuracy": ("nlvr2", "test-P.accuracy"),
         "SNLI-VE accuracy": ("snli_ve", "test.accuracy"),
         "mean R@1": ("retrieval", "test.mean_r1"),
     }
     lines = lines_below("| seeds 0 to 2, % |")
-    assert len(lines) == len(measures)
-    for line, (name, (stage, measure)) in zip(lines, measures.items(), strict=True):
+    assert len(lines) == len(metrics)
+    for line, (name, (stage, metric)) in zip(lines, metrics.items(), strict=True):
         means = []
         for arm in arms:
             of_arm = [row for row in rows if (row["arm"], row["stage"], row["variant"]) == (arm, stage, "10 %")]
-            values = [row["measures"][measure] for row in of_arm if row["seed"] in (0, 1, 2)]
+            values = [row["metrics"][metric] for row in of_arm if row["seed"] in (0, 1, 2)]
             assert len(values) == 3
             means.append(f"{100 * fmean(values):.1f}")
         assert line == f"| {name} | {' | '.join(means)} |"
@@ -47,7 +47,7 @@ def test_the_table_of_conditions_in_its_text_is_of_the_rows():
         cells = []
         for arm in ("none", "k256"):
             name = arm if condition == "nothing else changed" else f"{arm}, {condition}"
-            values = {row["seed"]: row["measures"]["image_to_text_r1"] for row in rows if row["arm"] == name}
+            values = {row["seed"]: row["metrics"]["image_to_text_r1"] for row in rows if row["arm"] == name}
             assert set(values) >= ({0} if condition.startswith("4x steps") else {0, 1})
             cells.append(", ".join(f"{100 * values[seed]:.1f}" for seed in (0, 1) if seed in values))
         assert line == f"| {condition} | {' | '.join(cells)} |"

@@ -10,7 +10,7 @@ from soho_fast.studies.results import append_row, by_digest, read_rows
 
 def row(number, **more):
     fields = dict.fromkeys(("study", "arm", "stage", "variant"), "x")
-    return {**fields, "seed": number, "digest": f"d{number}", "measures": {"text": "y" * 5000}, **more}
+    return {**fields, "seed": number, "digest": f"d{number}", "metrics": {"text": "y" * 5000}, **more}
 
 
 def write_many(path, first):
@@ -55,5 +55,5 @@ def test_what_is_no_row_is_refused_with_its_line(tmp_path):
 
 
 def test_the_newest_row_of_a_digest_counts():
-    rows = [row(1, measures={"a": 1}), row(2), row(1, measures={"a": 2})]
-    assert by_digest(rows)["d1"]["measures"] == {"a": 2}
+    rows = [row(1, metrics={"a": 1}), row(2), row(1, metrics={"a": 2})]
+    assert by_digest(rows)["d1"]["metrics"] == {"a": 2}

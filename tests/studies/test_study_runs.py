@@ -17,7 +17,7 @@ def rows_of(folder):
 
 def told(rows):
     """What must be the same however a matrix was made: all but the times."""
-    return {row["digest"]: (row["stage"], row["variant"], row["steps"], row["measures"]) for row in rows}
+    return {row["digest"]: (row["stage"], row["variant"], row["steps"], row["metrics"]) for row in rows}
 
 
 def test_every_run_has_its_row(made):
@@ -34,9 +34,9 @@ def test_every_run_has_its_row(made):
     assert sorted(rows) == names and len(rows_of(folder)) == 5
     codes, _, _, none, tuned = map(rows.get, names)
     assert none["steps"] == 20 and tuned["steps"] == 12
-    assert codes["measures"]["codes.lift"] >= 1 and "codes.lift" not in none["measures"]
-    assert 0 < codes["measures"]["codes.k_means_unexplained"] < codes["measures"]["codes.unexplained"]
-    assert tuned["measures"]["val.num_examples"] > 0
+    assert codes["metrics"]["codes.lift"] >= 1 and "codes.lift" not in none["metrics"]
+    assert 0 < codes["metrics"]["codes.k_means_unexplained"] < codes["metrics"]["codes.unexplained"]
+    assert tuned["metrics"]["val.num_examples"] > 0
     assert all(row["seconds"] > row["training_seconds"] > 0 and row["peak_memory_gb"] > 0.1 for row in rows.values())
     assert any("5 of 5 runs, 0:00:00 left" in each for each in said)
 

@@ -12,7 +12,7 @@ from soho_fast.studies.report import page, sentence
 from soho_fast.studies.study import Arm, Comparison, Stage, Study, Variant
 
 
-def study_of(arms, num_seeds, main=("tuned/small/score",), measures=None):
+def study_of(arms, num_seeds, main=("tuned/small/score",), metrics=None):
     return Study(
         title="Made",
         seeds=list(range(num_seeds)),
@@ -21,7 +21,7 @@ def study_of(arms, num_seeds, main=("tuned/small/score",), measures=None):
             "tuned": Stage(
                 recipe="mini_vqa",
                 variants={"small": Variant(), "all": Variant()},
-                measures=measures or {"score": "score", "size": "size (codes)"},
+                metrics=metrics or {"score": "score", "size": "size (codes)"},
             )
         },
         comparisons=[Comparison(arms[1], arms[0], main=list(main))],
@@ -29,10 +29,10 @@ def study_of(arms, num_seeds, main=("tuned/small/score",), measures=None):
 
 
 def rows_of(values):
-    """Rows by cell, of (arm, seed, variant): measures."""
+    """Rows by cell, of (arm, seed, variant): metrics."""
     return {
-        Cell(arm, seed, "tuned", variant): {"measures": measures, "digest": f"{arm}{seed}{variant}", "seconds": 1.0}
-        for (arm, seed, variant), measures in values.items()
+        Cell(arm, seed, "tuned", variant): {"metrics": metrics, "digest": f"{arm}{seed}{variant}", "seconds": 1.0}
+        for (arm, seed, variant), metrics in values.items()
     }
 
 
@@ -65,8 +65,8 @@ def test_differences_that_tell_nothing_of_another_seed_have_no_interval():
         assert math.isnan(mean) if not few else mean == pytest.approx(few[0])
 
 
-def test_a_measure_can_be_one_less_another():
-    row = {"measures": {"purity": 0.75, "shuffled": 0.5, "word": "none"}, "seconds": 2}
+def test_a_metric_can_be_one_less_another():
+    row = {"metrics": {"purity": 0.75, "shuffled": 0.5, "word": "none"}, "seconds": 2}
     assert value_of(row, "purity - shuffled") == 0.25
     assert value_of(row, "seconds - purity") == 1.25
     assert [value_of(row, f"purity - {name}") for name in ("missing", "word")] == [None, None]
@@ -88,7 +88,7 @@ def test_a_planted_effect_is_found_and_pairing_is_what_finds_it():
     assert declared.declared and declared.variant == "small" and declared.verdict == "helps"
     assert declared.low < 0.05 < declared.high
     # Not by luck of the seeds: these differ by more than the effect.
-    values = [row["measures"]["score"] for cell, row in rows.items() if cell.variant == "small"]
+    values = [row["metrics"]["score"] for cell, row in rows.items() if cell.variant == "small"]
     assert np.std(values) > 0.05
     hurt = compare(study_of(["with", "without"], 5), rows)[0]
     assert hurt.verdict == "hurts" and hurt.mean == pytest.approx(-declared.mean)
@@ -104,16 +104,16 @@ def test_of_planted_nulls_as_many_are_found_as_the_level_says():
     assert 8 <= wrong <= 36
 
 
-def test_many_explored_measures_do_not_make_one_that_helps():
+def test_many_explored_metrics_do_not_make_one_that_helps():
     """Without the correction about one in three of these pages would claim something."""
     generator = np.random.default_rng(3)
-    measures = {f"m{number}": f"m{number}" for number in range(8)}
-    study = study_of(["without", "with"], 5, main=(), measures=measures)
+    metrics = {f"m{number}": f"m{number}" for number in range(8)}
+    study = study_of(["without", "with"], 5, main=(), metrics=metrics)
     claimed = uncorrected = 0
     for _ in range(100):
         rows = rows_of(
             {
-                (arm, seed, variant): {name: generator.normal() for name in measures}
+                (arm, seed, variant): {name: generator.normal() for name in metrics}
                 for arm in ("without", "with")
                 for seed in range(5)
                 for variant in ("small", "all")
@@ -153,16 +153,16 @@ def test_missing_rows_are_told_and_the_rest_is_used():
     study.arms["later"] = Arm()
     study.comparisons.append(Comparison("later", "without"))
     text = page("made", study, [], rows, 0, compare(study, rows))
-    number = sum(len(stage.measures) * len(stage.variants or [""]) for stage in study.stages.values())
+    number = sum(len(stage.metrics) * len(stage.variants or [""]) for stage in study.stages.values())
     assert f"{number} more comparisons, which the correction counts, have no results yet" in text
-    assert "| later | without |" not in text and "| measure | without | with |" in text
+    assert "| later | without |" not in text and "| metric | without | with |" in text
 
 
-def test_a_measure_that_an_arm_cannot_have_is_not_compared():
-    measures = {"without": {"score": 0.5}, "with": {}}
-    rows = rows_of({(arm, seed, "small"): measures[arm] for arm in measures for seed in (0, 1)})
+def test_a_metric_that_an_arm_cannot_have_is_not_compared():
+    metrics = {"without": {"score": 0.5}, "with": {}}
+    rows = rows_of({(arm, seed, "small"): metrics[arm] for arm in metrics for seed in (0, 1)})
     found = compare(study_of(["without", "with"], 2), rows)
-    assert all(each.measure != "score" or each.variant != "small" for each in found)
+    assert all(each.metric != "score" or each.variant != "small" for each in found)
 
 
 def test_a_factor_is_compared_over_all_combinations_of_the_others():
@@ -172,19 +172,19 @@ def test_a_factor_is_compared_over_all_combinations_of_the_others():
     study.factors, study.comparisons = factors, [Comparison("data", "random", "init")]
     score = {"random, 0.9": 0.1, "random, 0.99": 0.5, "data, 0.9": 0.2, "data, 0.99": 0.7}
     rows = rows_of({(arm, seed, "small"): {"score": score[arm] + seed} for arm in arms for seed in (0, 1)})
-    found = next(each for each in compare(study, rows) if each.measure == "score" and each.variant == "small")
+    found = next(each for each in compare(study, rows) if each.metric == "score" and each.variant == "small")
     assert found.arm == "init data" and found.against == "init random"
     assert found.differences == pytest.approx({"seed 0": 0.15, "seed 1": 0.15})
     assert "2 seeds" in sentence(found) and "pairs" not in sentence(found)
     del rows[Cell("data, 0.99", 1, "tuned", "small")]
-    found = next(each for each in compare(study, rows) if each.measure == "score" and each.variant == "small")
+    found = next(each for each in compare(study, rows) if each.metric == "score" and each.variant == "small")
     assert found.differences == pytest.approx({"seed 0": 0.15}) and found.missing == ["seed 1"]
 
 
 def test_variants_of_an_arm_are_compared_seed_by_seed():
     rows = made(5, 0.05, np.random.default_rng(6), noise=0.001)
     for seed in range(5):
-        rows[Cell("with", seed, "tuned", "all")]["measures"]["score"] += 0.1
+        rows[Cell("with", seed, "tuned", "all")]["metrics"]["score"] += 0.1
     study = study_of(["without", "with"], 5)
     study.comparisons = [Comparison("all", "small", variants_of="with")]
     score, size = compare(study, rows)
@@ -205,7 +205,7 @@ def test_where_a_factor_has_one_seed_its_combinations_are_the_pairs():
     study.comparisons = [Comparison("data", "random", "init")]
     score = dict(zip(arms, (0.1, 0.5, 0.2, 0.7), strict=True))
     rows = rows_of({(arm, 0, "small"): {"score": score[arm]} for arm in arms})
-    found = next(each for each in compare(study, rows) if each.measure == "score" and each.variant == "small")
+    found = next(each for each in compare(study, rows) if each.metric == "score" and each.variant == "small")
     assert found.differences == pytest.approx({"0.9, seed 0": 0.1, "0.99, seed 0": 0.2})
     assert "2 pairs of one seed" in sentence(found)
     assert "nothing is said of another seed" in page("made", study, [], rows, 0, [found])
@@ -216,8 +216,8 @@ def test_comparisons_of_a_single_pair_are_counted_but_not_listed():
     study = study_of(["without", "with"], 3)
     study.arms["later"] = Arm()
     study.comparisons.append(Comparison("later", "without"))
-    rows[Cell("later", 1, "tuned", "small")] = {"measures": {"score": 0.5}, "digest": "later"}
+    rows[Cell("later", 1, "tuned", "small")] = {"metrics": {"score": 0.5}, "digest": "later"}
     text = page("made", study, [], rows, 0, compare(study, rows))
     assert "| score, all | with | without |" in text and "| later | without |" not in text
     assert "Comparisons of too few pairs for an interval, whose values stand below: 1." in text
-    assert "50.0 |" in text.partition("All measures")[2]
+    assert "50.0 |" in text.partition("All metrics")[2]

@@ -43,7 +43,7 @@ TINY = {
                 "data.heldout_candidates": 4,
             },
             "codes": 8,
-            "measures": {"mlm_all": "masked words", "codes.lift": "lift (times)"},
+            "metrics": {"mlm_all": "masked words", "codes.lift": "lift (times)"},
         },
         "vqa": {
             "recipe": "mini_vqa",
@@ -62,7 +62,7 @@ TINY = {
                 },
             },
             "splits": {"val": {}},
-            "measures": {"val.vqa_score": "VQA score"},
+            "metrics": {"val.vqa_score": "VQA score"},
         },
     },
     "comparisons": [{"arm": "codes", "against": "none", "main": ["vqa/half/val.vqa_score"]}],
@@ -84,6 +84,6 @@ def trained(job, command, arguments):
     if training.exists():
         return 2
     (training / "model").mkdir(parents=True)
-    found = {"measures": {"score": 0.5}, "step": 1, "training_seconds": 1.0, "images_per_second": 1.0}
+    found = {"metrics": {"score": 0.5}, "step": 1, "training_seconds": 1.0, "images_per_second": 1.0}
     (training / "metrics.json").write_text(json.dumps({**found, "precision": "float32"}))
     return 0

@@ -68,7 +68,7 @@ def batch_of(task, count=None):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_training_step_and_the_measures(name, tmp_path, tokenizer_dir):
+def test_a_training_step_and_the_metrics(name, tmp_path, tokenizer_dir):
     task, said = make_task(name, tmp_path, tokenizer_dir, texts_per_image=3)
     torch.manual_seed(0)
     model = task.build_model()
@@ -84,11 +84,11 @@ def test_a_training_step_and_the_measures(name, tmp_path, tokenizer_dir):
     assert torch.isfinite(output.loss)
     assert seen == [len(task.training_data().examples.images)], "each image is encoded once for all its texts"
     assert sorted(batch["sample_ids"]) == list(range(len(task.training_data().examples)))
-    measures = task.evaluate(model.eval())
-    assert 0 <= measures[task.selection] <= 1 and measures[f"{task.selection}_majority"] >= 0
-    assert measures["num_examples"] == len(task.records(task.data.validate))
-    assert task.evaluate(model, quick=True) == measures, "the split is smaller than a quick one"
-    table = task.table(measures)
+    metrics = task.evaluate(model.eval())
+    assert 0 <= metrics[task.selection] <= 1 and metrics[f"{task.selection}_majority"] >= 0
+    assert metrics["num_examples"] == len(task.records(task.data.validate))
+    assert task.evaluate(model, quick=True) == metrics, "the split is smaller than a quick one"
+    table = task.table(metrics)
     assert table.rows[0][0] == task.selection.replace("_", " ") and "majority" in table.rows[0][2]
     assert said[1].startswith(f"{task.data.validate}: ") and "training on" in said[2]
 
@@ -128,7 +128,7 @@ def test_answers_do_not_depend_on_the_number_of_processes(name, world, tmp_path,
     monkeypatch.setattr(Answering, "_load_batch", counted)
     shared = Threads(world).run(lambda processes: task.evaluate_split(model, split, processes=processes))
     for other in shared:
-        assert (other.answers, other.scores, other.measures) == (alone.answers, alone.scores, alone.measures)
+        assert (other.answers, other.scores, other.metrics) == (alone.answers, alone.scores, alone.metrics)
     rows = sorted(row for part in computed for row in part)
     assert rows == list(range(len(task.records(split)))), "no example is lost or computed twice"
 
@@ -246,7 +246,7 @@ def test_a_test_split_gives_a_submission_of_all_questions(tmp_path, tokenizer_di
     task, _ = make_task("vqa", tmp_path, tokenizer_dir)
     model = task.build_model().eval()
     evaluation = task.evaluate_split(model, "test", processes=Processes())
-    assert evaluation.measures == {}
+    assert evaluation.metrics == {}
     assert evaluation.write(tmp_path) == ["predictions.jsonl", "submission.json"]
     rows = json.loads((tmp_path / "submission.json").read_text())
     assert [row["question_id"] for row in rows] == [10 * n + place for n in (41, 42, 43) for place in range(3)]
@@ -271,10 +271,10 @@ def test_a_model_that_is_shown_nothing_answers_by_the_text(name, tmp_path, token
         assert score == pytest.approx(score_of_text.setdefault(task.text_of(record), score), abs=1e-6)
     assert not batch_of(task)["skipped"]
     assert "without looking at them" in "".join(said)
-    assert "images not shown" in task.table(evaluation.measures).title
+    assert "images not shown" in task.table(evaluation.metrics).title
 
 
-def test_a_broken_image_is_skipped_in_training_and_stops_a_measure(tmp_path, tokenizer_dir):
+def test_a_broken_image_is_skipped_in_training_and_stops_a_metric(tmp_path, tokenizer_dir):
     task, _ = make_task("snli_ve", tmp_path, tokenizer_dir)
     model = task.build_model().eval()
     for number in (1, 6):
@@ -349,22 +349,22 @@ def test_measures_are_the_published_ones(tmp_path, tokenizer_dir):
     task, _ = make_task("nlvr2", tmp_path / "n", tokenizer_dir)
     records = task.records("dev")
     answers = [str(record.label) for record in records]
-    assert task.measures(answers, records) == {"accuracy": 1.0, "consistency": 1.0}
+    assert task.metrics(answers, records) == {"accuracy": 1.0, "consistency": 1.0}
     answers[0] = str(not records[0].label)
-    assert task.measures(answers, records) == {"accuracy": pytest.approx(5 / 6), "consistency": 0.5}
+    assert task.metrics(answers, records) == {"accuracy": pytest.approx(5 / 6), "consistency": 0.5}
     task, _ = make_task("snli_ve", tmp_path / "s", tokenizer_dir)
     records = task.records("val")
-    measures = task.measures(["neutral"] * len(records), records)
-    assert measures == {"accuracy": pytest.approx(1 / 3), "contradiction": 0, "entailment": 0, "neutral": 1}
+    metrics = task.metrics(["neutral"] * len(records), records)
+    assert metrics == {"accuracy": pytest.approx(1 / 3), "contradiction": 0, "entailment": 0, "neutral": 1}
     assert task.baselines(records, task.label_names())["accuracy_chance"] == pytest.approx(1 / 3)
     task, _ = make_task("vqa", tmp_path / "v", tokenizer_dir)
     records = task.records("val")
     # Nine of ten said yes to a third of the questions and two of ten to the rest; eight in ten see both of those two.
-    yes = task.measures(["yes"] * len(records), records)
+    yes = task.metrics(["yes"] * len(records), records)
     assert yes["vqa_score"] == pytest.approx((1 + 2 * (2 * 1 / 3 + 8 * 2 / 3) / 10) / 3)
-    measures = task.baselines(records, ["no", "yes"])
-    assert measures["vqa_score_majority"] == pytest.approx(1 / 3)
-    assert measures["vqa_score_chance"] == pytest.approx((measures["vqa_score_majority"] + yes["vqa_score"]) / 2)
+    metrics = task.baselines(records, ["no", "yes"])
+    assert metrics["vqa_score_majority"] == pytest.approx(1 / 3)
+    assert metrics["vqa_score_chance"] == pytest.approx((metrics["vqa_score_majority"] + yes["vqa_score"]) / 2)
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_a_share_of_the_records_is_trained_on_and_some_images_are_measured(name,
     first = list(dict.fromkeys(tuple(map(str, every.images_of(record))) for record in every.records(split)))[:2]
     asked = [tuple(map(str, every.images_of(record))) in first for record in every.records(split)]
     assert part.ids == [number for number, is_asked in zip(full.ids, asked, strict=True) if is_asked]
-    assert part.answers == full.answers[: len(part.answers)] and part.measures["num_examples"] == len(part.ids)
+    assert part.answers == full.answers[: len(part.answers)] and part.metrics["num_examples"] == len(part.ids)
     assert some.records(split) == every.records(split), "the split itself is whole"
 
 
@@ -442,7 +442,7 @@ def test_easy_vqa_as_its_package_has_it(tmp_path, tokenizer_dir):
     assert task.answers == ["no", "red", "yes"]
     records = task.records("test")
     assert [record.image.name for record in records] == ["0.png", "0.png", "1.png"]
-    assert task.measures(["yes", "red", "yes"], records) == {
+    assert task.metrics(["yes", "red", "yes"], records) == {
         "vqa_score": pytest.approx(2 / 3), "other": 1.0, "yes/no": 0.5,
     }  # fmt: skip
     assert np.array_equal(task.targets(records), np.repeat([[2], [1], [0]], 10, axis=1))

@@ -70,8 +70,8 @@ def test_retrieval_and_questions_take_the_same_file(own):
     assert set(questions.answers) <= set(COLOURS), "in lower case, as they are compared"
     records = questions.records("val")
     right = [record.answers.most_common for record in records]
-    assert questions.measures(right, records)["vqa_score"] == 1.0
-    assert questions.measures(["plaid"] * len(records), records)["vqa_score"] == 0.0
+    assert questions.metrics(right, records)["vqa_score"] == 1.0
+    assert questions.metrics(["plaid"] * len(records), records)["vqa_score"] == 0.0
 
 
 def test_fields_of_other_formats_are_refused(own):

@@ -57,7 +57,7 @@ def test_says_what_it_holds(data):
     ]
 
 
-def test_a_training_step_and_the_measures(data):
+def test_a_training_step_and_the_metrics(data):
     task, _ = make_task(data)
     torch.manual_seed(0)
     model = task.build_model()
@@ -71,12 +71,12 @@ def test_a_training_step_and_the_measures(data):
     assert all(value.numel() == 1 for value in logged.values() if value is not None)
     assert {name for name, value in logged.items() if value is None} <= {"caption_word_loss"}, "off in this model"
     model.train()
-    measures = task.evaluate(model, quick=False)
-    assert measures["num_images"] == 4 and measures["num_candidates"] == 4
+    metrics = task.evaluate(model, quick=False)
+    assert metrics["num_images"] == 4 and metrics["num_candidates"] == 4
     assert model.training
     quick = task.evaluate(model, quick=True)
-    assert "num_candidates" not in quick and quick["itm"] == measures["itm"]
-    table = task.table(measures)
+    assert "num_candidates" not in quick and quick["itm"] == metrics["itm"]
+    table = task.table(metrics)
     assert len(table.columns) == 3 and all(len(row) == 3 for row in table.rows)
     assert task.table({}).rows == []
 
@@ -86,13 +86,13 @@ def test_an_exported_model_is_measured_again(data, tmp_path):
     torch.manual_seed(0)
     model = task.build_model().eval()
     told = []
-    measures = task.evaluate(model, progress=lambda done, total: told.append((done, total)))
+    metrics = task.evaluate(model, progress=lambda done, total: told.append((done, total)))
     assert told == [(4, 4), (1, 1)], "the held-out images, then blocks of candidates"
     task.export(model, model.state_dict(), tmp_path / "model")
     again, _ = make_task(data)
     loaded = again.load_model(str(tmp_path / "model"))
     evaluation = again.evaluate_split(loaded, again.default_split, processes=Processes())
-    assert evaluation.measures == measures and evaluation.write(tmp_path) == []
+    assert evaluation.metrics == metrics and evaluation.write(tmp_path) == []
     with pytest.raises(ValueError, match=r"split: expected heldout, .* got 'val'"):
         again.evaluate_split(loaded, "val", processes=Processes())
     with pytest.raises(ValueError, match="the recipe names no held-out images"):
@@ -151,7 +151,7 @@ def test_export_loads_again(data, tmp_path):
 
 def test_identity_is_json_and_follows_the_sizes(data):
     task, _ = make_task(data)
-    identity = json.loads(json.dumps(task.identity()))
+    identity = json.loads(json.dumps(task.contents()))
     assert identity["model.config.num_codes"] == 8
     assert identity["model.config.vocab_size"] == len(task.tokenizer)
 

@@ -91,17 +91,17 @@ def test_evaluation_takes_five_captions_and_every_pair(make, tmp_path):
     task, _ = make(folds=3)
     model = build_model(task)
     result = task.evaluate_split(model, "test", processes=Processes(), keep_in=tmp_path / "partial")
-    measures = result.measures
-    assert (measures["num_images"], measures["num_texts"], measures["passes"]) == (3, 15, 45)
+    metrics = result.metrics
+    assert (metrics["num_images"], metrics["num_texts"], metrics["passes"]) == (3, 15, 45)
     assert result.scores_IT.shape == (3, 15) and result.texts[0] == f"a {NAMES[9]}" and result.texts[5] == "a navy"
     recall = retrieval_recall(result.scores_IT, torch.arange(3).repeat_interleave(5))
-    assert measures["image_to_text_r1"] == recall.image_to_text[1]
-    assert measures["text_to_image_r1"] == recall.text_to_image[1]
-    assert measures["mean_r1"] == pytest.approx((recall.image_to_text[1] + recall.text_to_image[1]) / 2)
-    assert measures["chance_text_to_image_r1"] == pytest.approx(1 / 3)
-    assert measures["folds_text_to_image_r1"] == 1.0, "a fold of one image holds only its own texts"
-    assert measures["pairs_a_second"] > 0
-    rows = {row[0]: row[1:] for row in task.table(measures).rows}
+    assert metrics["image_to_text_r1"] == recall.image_to_text[1]
+    assert metrics["text_to_image_r1"] == recall.text_to_image[1]
+    assert metrics["mean_r1"] == pytest.approx((recall.image_to_text[1] + recall.text_to_image[1]) / 2)
+    assert metrics["chance_text_to_image_r1"] == pytest.approx(1 / 3)
+    assert metrics["folds_text_to_image_r1"] == 1.0, "a fold of one image holds only its own texts"
+    assert metrics["pairs_a_second"] > 0
+    rows = {row[0]: row[1:] for row in task.table(metrics).rows}
     assert rows["text to image R@1"][1] == "33.3 %" and "text to image R@1, mean of 3 folds" in rows
     files = result.write(tmp_path)
     assert not (tmp_path / "partial").exists()
@@ -114,7 +114,7 @@ def test_folds_are_of_whole_splits_and_refused_before_the_work(make, tmp_path):
     task, _ = make(folds=3, quick_images=2)
     model = build_model(task)
     assert not any("folds" in name for name in task.evaluate(model, quick=True))
-    assert "folds_text_to_image_r1" in task.evaluate_split(model, "val", processes=Processes()).measures
+    assert "folds_text_to_image_r1" in task.evaluate_split(model, "val", processes=Processes()).metrics
     (tmp_path / "val2014/0010.jpg").write_bytes(b"not opened")
     task, _ = make(folds=2)
     with pytest.raises(ValueError, match=r"data\.folds: the 3 images of test do not divide into 2 equal folds"):
@@ -137,16 +137,16 @@ def test_scores_of_other_texts_are_not_used(make, tmp_path):
 def test_two_stages_beside_every_pair(make):
     task, _ = make(scoring="both", max_loss=1.0)
     model = build_model(task)
-    measures = task.evaluate_split(model, "test", processes=Processes()).measures
-    assert measures["two_stages_k"] == 1 == measures["two_stages_k_on_validate"], "any loss is allowed"
-    assert 3 + 15 + 15 <= measures["two_stages_passes"] <= 3 + 15 + 15 + 3
-    table = task.table(measures)
-    assert table.columns == ["measure", "every pair", "two stages", "chance"] and "k = 1" in table.title
+    metrics = task.evaluate_split(model, "test", processes=Processes()).metrics
+    assert metrics["two_stages_k"] == 1 == metrics["two_stages_k_on_validate"], "any loss is allowed"
+    assert 3 + 15 + 15 <= metrics["two_stages_passes"] <= 3 + 15 + 15 + 3
+    table = task.table(metrics)
+    assert table.columns == ["metric", "every pair", "two stages", "chance"] and "k = 1" in table.title
     assert all(len(row) == 4 for row in table.rows)
     strict, _ = make(scoring="two_stages", max_loss=0.0)
-    only = strict.evaluate_split(model, "test", processes=Processes()).measures
+    only = strict.evaluate_split(model, "test", processes=Processes()).metrics
     assert "passes" not in only and "two_stages_image_to_text_r1" in only
-    assert strict.table(only).columns == ["measure", "two stages", "chance"]
+    assert strict.table(only).columns == ["metric", "two stages", "chance"]
     without, _ = make(scoring="two_stages", config={"contrastive_weight": 0.0})
     with pytest.raises(ValueError, match="contrastive_weight: this model has no contrastive head"):
         without.evaluate_split(build_model(without), "test", processes=Processes())
@@ -169,7 +169,7 @@ def test_quick_measures_are_of_the_first_images(make):
     full, quick = task.evaluate(model), task.evaluate(model, quick=True)
     assert full["chance_text_to_image_r1"] == pytest.approx(1 / 3)
     assert quick["chance_text_to_image_r1"] == pytest.approx(1 / 2)
-    assert task.evaluate_split(model, "val", processes=Processes()).measures["mean_r1"] == full["mean_r1"], "k took all"
+    assert task.evaluate_split(model, "val", processes=Processes()).metrics["mean_r1"] == full["mean_r1"], "k took all"
     assert task.table(quick).title == "retrieval: 2 images, 10 texts"
     assert task.evaluate(model, quick=True)["num_images"] == 2
 
@@ -178,7 +178,7 @@ def test_some_images_are_measured_as_if_there_were_no_others(make):
     every, some = make()[0], make(measured_images=2, train_share=0.5)[0]
     model = build_model(every)
     full, part = (task.evaluate_split(model, "test", processes=Processes()) for task in (every, some))
-    assert part.measures["num_images"] == 2 and len(some.training_records) == 3 < len(every.training_records)
+    assert part.metrics["num_images"] == 2 and len(some.training_records) == 3 < len(every.training_records)
     assert torch.allclose(part.scores_IT, full.scores_IT[:2, :10], atol=1e-6)
 
 
@@ -192,7 +192,7 @@ def test_without_a_contrastive_head_every_pair_of_some_images_is_scored_while_tr
     assert task.evaluate(model)["num_images"] == 3
     with_head, _ = make(training_images=2)
     assert with_head.evaluate(build_model(with_head))["num_images"] == 3, "two stages need no subset"
-    assert task.evaluate_split(model, "val", processes=Processes()).measures["num_images"] == 3
+    assert task.evaluate_split(model, "val", processes=Processes()).metrics["num_images"] == 3
 
 
 def test_loader_processes_change_no_measure(make, tmp_path):
@@ -203,8 +203,8 @@ def test_loader_processes_change_no_measure(make, tmp_path):
     task.workers = 2
     helped = task.evaluate_split(model, "test", processes=Processes())
     assert torch.equal(helped.scores_IT, alone.scores_IT)
-    same = [name for name in alone.measures if not name.endswith(timed)]
-    assert {name: helped.measures[name] for name in same} == {name: alone.measures[name] for name in same}
+    same = [name for name in alone.metrics if not name.endswith(timed)]
+    assert {name: helped.metrics[name] for name in same} == {name: alone.metrics[name] for name in same}
     (tmp_path / "val2014/0010.jpg").write_bytes(b"no image")
     told = []
     for task.workers in (0, 2):
@@ -234,8 +234,8 @@ def test_starts_from_the_matching_head_and_loads_again(make, tmp_path):
     task.export(model, model.state_dict(), tmp_path / "tuned")
     again = task.load_model(str(tmp_path / "tuned"))
     assert torch.equal(again.contrastive_head.log_scale, model.contrastive_head.log_scale)
-    measures = task.evaluate_split(again, "test", processes=Processes()).measures
-    assert measures["mean_r1"] == task.evaluate_split(model.eval(), "test", processes=Processes()).measures["mean_r1"]
+    metrics = task.evaluate_split(again, "test", processes=Processes()).metrics
+    assert metrics["mean_r1"] == task.evaluate_split(model.eval(), "test", processes=Processes()).metrics["mean_r1"]
 
 
 def test_a_broken_image_is_skipped_in_training_and_refused_in_evaluation(make, tmp_path):

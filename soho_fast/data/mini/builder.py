@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from soho_fast.common.files import process_is_alive
 from soho_fast.data import tokenizer
 from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 
@@ -76,21 +77,11 @@ def _folder_size(folder: Path) -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
-def _process_is_alive(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def _remove_leftovers(out: Path) -> None:
     """Remove half-written folders that an interrupted build of ``out`` left beside it on this machine."""
     for folder in out.parent.glob(f".{out.name}.building-*"):
         builder = (read_manifest(folder) or {}).get("builder")
-        if builder and builder["host"] == socket.gethostname() and not _process_is_alive(builder["process_id"]):
+        if builder and builder["host"] == socket.gethostname() and not process_is_alive(builder["process_id"]):
             shutil.rmtree(folder, ignore_errors=True)
 
 

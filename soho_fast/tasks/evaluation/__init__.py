@@ -1,1 +1,1 @@
-"""How good a model is on held-out data, beside honest baselines: measures, shared by processes, kept through a kill."""
+"""How good a model is on held-out data, beside honest baselines: metrics, shared by processes, kept through a kill."""

@@ -21,7 +21,7 @@ from soho_fast.data.batches.downstream import Examples, load_sample
 from soho_fast.data.batches.sample import Images, Sample, collate_images, pad_texts
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.tasks.evaluation.computing import Computing
-from soho_fast.tasks.evaluation.sharing import Kept, Progress, compute_parts
+from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress, compute_parts
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Answering:
         *,
         num_groups: int | None,
         processes: Processes,
-        kept: Kept | None = None,
-        progress: Progress | None = None,
+        kept: PartialResults | None = None,
+        progress: ReportProgress | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The best label and its probability for the examples of the first `num_groups` groups (None: of all).
 
@@ -72,7 +72,7 @@ class Answering:
             int64 rows of the examples, ascending; int64 labels; float64 probabilities.
 
         Raises:
-            BrokenImageError: an image can't be read: a published measure covers every example.
+            BrokenImageError: an image can't be read: a published metric covers every example.
         """
         groups = examples.groups[:num_groups]
         batches = [groups[begin : begin + self.image_batch] for begin in range(0, len(groups), self.image_batch)]
@@ -133,7 +133,7 @@ class Answering:
 
 @dataclass
 class Answers:
-    """The answers to a split, in file order, with the model's own probability of each, and their measures.
+    """The answers to a split, in file order, with the model's own probability of each, and their metrics.
 
     `write_extra` writes what a server or a script of others takes into a folder, and returns the names of the files.
     """
@@ -141,8 +141,8 @@ class Answers:
     ids: list[str | int]
     answers: list[str]
     scores: list[float]
-    measures: dict[str, float]
-    kept: Kept | None
+    metrics: dict[str, float]
+    kept: PartialResults | None
     write_extra: Callable[[Path], list[str]]
 
     def write(self, folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""How a model is called where it is measured: on its device, in which precision."""
+"""How a model is called where it is evaluated: on its device, in which precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float1
 
 
 class Computing:
-    """The device and the precision of a model that is measured.
+    """The device and the precision of a model that is evaluated.
 
     Products run under autocast; the codebook and the lookup in it stay as they are, and so does a model whose weights
     are in half precision already, or that was prepared for inference (`prepare_for_inference`).

@@ -21,7 +21,7 @@ from soho_fast.common.processes import Processes
 from soho_fast.data.text import EncodedText
 from soho_fast.model import VisualTokens
 from soho_fast.tasks.evaluation.computing import Computing
-from soho_fast.tasks.evaluation.sharing import Kept, Progress, compute_parts
+from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress, compute_parts
 
 # Texts and images of a call are this many by this many where all pairs are scored: each text and each image is then
 # prepared once for so many pairs.
@@ -194,8 +194,8 @@ def score_pairs(
     wanted: Sequence[np.ndarray] | None = None,
     *,
     processes: Processes | None = None,
-    kept: Kept | None = None,
-    progress: Progress | None = None,
+    kept: PartialResults | None = None,
+    progress: ReportProgress | None = None,
 ) -> list[Tensor]:
     """Logit difference of every image with every text, or with those that are wanted.
 

@@ -1,4 +1,4 @@
-"""Held-out measures of a pre-trained model, each beside its honest baseline.
+"""Held-out metrics of a pre-trained model, each beside its honest baseline.
 
 Shapes: B images of a batch, P texts, S tokens, N retrieval candidates, V vocabulary, M predicted positions, K codes.
 
@@ -29,8 +29,8 @@ from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import recall_at
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being measured, how many are done, and of how many."""
+ReportStage = Callable[[str, int, int], None]
+"""Called with what is being evaluated, how many are done, and of how many."""
 RECALL_KS = (1, 5, 10)
 
 
@@ -240,7 +240,7 @@ def _measure_batch(
     images: Mapping[str, torch.Tensor | None],
     masking: float,
 ) -> Any:
-    """All measures but retrieval on one batch; returns its visual tokens."""
+    """All metrics but retrieval on one batch; returns its visual tokens."""
     visual = score.encode(images)
     own = np.arange(len(rows))
     other = np.roll(own, -1)
@@ -292,7 +292,7 @@ def evaluate_pretraining(
     pair_batch: int = 256,
     precision: str = "auto",
     workers: int = 0,
-    progress: Progress | None = None,
+    progress: ReportStage | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
     """Measure a model on held-out images. The same seed chooses the same images, captions, negatives and masks.
@@ -323,7 +323,7 @@ def evaluate_pretraining(
         say: Called with a line for each held-out image that can't be read.
 
     Returns:
-        Shares between 0 and 1, and counts. Measures that the model can't give (no dictionary) are absent.
+        Shares between 0 and 1, and counts. Metrics that the model can't give (no dictionary) are absent.
 
     Raises:
         BrokenImageError: Fewer than two images can be read.
@@ -376,7 +376,7 @@ def evaluate_pretraining(
 
 
 def _summary(tally: _Tally) -> dict[str, float]:
-    measures = {
+    metrics = {
         "mlm_content": tally.mlm_content.share,
         "mlm_content_shuffled": tally.mlm_content_shuffled.share,
         "mlm_all": tally.mlm_all.share,
@@ -389,18 +389,18 @@ def _summary(tally: _Tally) -> dict[str, float]:
     }
     if tally.mvm.total:
         counts = torch.bincount(torch.cat(tally.mvm_targets))
-        measures["mvm"] = tally.mvm.share
-        measures["mvm_most_frequent"] = float(counts.max() / counts.sum())
-        measures["mvm_shuffled"] = tally.mvm_shuffled.share
+        metrics["mvm"] = tally.mvm.share
+        metrics["mvm_most_frequent"] = float(counts.max() / counts.sum())
+        metrics["mvm_shuffled"] = tally.mvm_shuffled.share
     if tally.index:
         counts = torch.bincount(torch.cat(tally.index)).double()
         share = counts[counts > 0] / counts.sum()
-        measures["heldout_live_codes"] = float(len(share))
-        measures["heldout_perplexity"] = float((-(share * share.log()).sum()).exp())
+        metrics["heldout_live_codes"] = float(len(share))
+        metrics["heldout_perplexity"] = float((-(share * share.log()).sum()).exp())
     if tally.model_perplexity is not None:
-        measures["model_live_codes"] = tally.model_live_codes
-        measures["model_perplexity"] = tally.model_perplexity
-    return measures
+        metrics["model_live_codes"] = tally.model_live_codes
+        metrics["model_perplexity"] = tally.model_perplexity
+    return metrics
 
 
 def _recalls(scores_NN: torch.Tensor) -> dict[str, float]:
@@ -408,13 +408,13 @@ def _recalls(scores_NN: torch.Tensor) -> dict[str, float]:
     if not count:
         return {}
     diagonal = torch.arange(count)
-    measures = {"num_candidates": float(count)}
+    metrics = {"num_candidates": float(count)}
     for direction, scores in (("image_to_text", scores_NN), ("text_to_image", scores_NN.T)):
-        measures |= {f"{direction}_r{k}": share for k, share in recall_at(scores, diagonal, RECALL_KS).items()}
-    return measures | {f"chance_r{k}": min(1.0, k / count) for k in RECALL_KS}
+        metrics |= {f"{direction}_r{k}": share for k, share in recall_at(scores, diagonal, RECALL_KS).items()}
+    return metrics | {f"chance_r{k}": min(1.0, k / count) for k in RECALL_KS}
 
 
-class MeasureRow(NamedTuple):
+class MetricRow(NamedTuple):
     """A line of the closing table: what was measured, its value, and what to hold it against."""
 
     name: str
@@ -422,32 +422,32 @@ class MeasureRow(NamedTuple):
     baseline: str
 
 
-def format_table(measures: Mapping[str, float]) -> list[MeasureRow]:
-    """Rows of the closing table, for measures of `evaluate_pretraining`."""
+def format_table(metrics: Mapping[str, float]) -> list[MetricRow]:
+    """Rows of the closing table, for metrics of `evaluate_pretraining`."""
 
     def percent(name: str) -> str:
-        return f"{100 * measures[name]:.1f} %"
+        return f"{100 * metrics[name]:.1f} %"
 
     rows = [
-        MeasureRow(
+        MetricRow(
             "MLM, masked content words", percent("mlm_content"), f"{percent('mlm_content_shuffled')} shuffled image"
         ),
-        MeasureRow("MLM, all masked words", percent("mlm_all"), f"{percent('mlm_all_shuffled')} shuffled image"),
+        MetricRow("MLM, all masked words", percent("mlm_all"), f"{percent('mlm_all_shuffled')} shuffled image"),
     ]
-    if "mvm" in measures:
+    if "mvm" in metrics:
         baseline = f"{percent('mvm_most_frequent')} most frequent index, {percent('mvm_shuffled')} shuffled caption"
-        rows.append(MeasureRow("MVM, masked visual tokens", percent("mvm"), baseline))
+        rows.append(MetricRow("MVM, masked visual tokens", percent("mvm"), baseline))
     baseline = f"{percent('itm_majority')} majority, {percent('itm_shuffled')} shuffled image"
-    rows.append(MeasureRow("ITM, balanced pairs", percent("itm"), baseline))
-    if "num_candidates" in measures:
+    rows.append(MetricRow("ITM, balanced pairs", percent("itm"), baseline))
+    if "num_candidates" in metrics:
         for direction, name in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
             for k in RECALL_KS:
-                label = f"{name} R@{k} of {measures['num_candidates']:.0f}"
-                rows.append(MeasureRow(label, percent(f"{direction}_r{k}"), f"{percent(f'chance_r{k}')} chance"))
+                label = f"{name} R@{k} of {metrics['num_candidates']:.0f}"
+                rows.append(MetricRow(label, percent(f"{direction}_r{k}"), f"{percent(f'chance_r{k}')} chance"))
     for where, name in (("heldout", "held-out images"), ("model", "running usage in training")):
-        if f"{where}_live_codes" in measures:
-            codes = f"{measures[f'{where}_live_codes']:.0f} (perplexity {measures[f'{where}_perplexity']:.1f})"
-            rows.append(MeasureRow(f"live codes, {name}", codes, ""))
-    if measures.get("num_skipped"):
-        rows.append(MeasureRow("broken held-out images, skipped", f"{measures['num_skipped']:.0f}", ""))
+        if f"{where}_live_codes" in metrics:
+            codes = f"{metrics[f'{where}_live_codes']:.0f} (perplexity {metrics[f'{where}_perplexity']:.1f})"
+            rows.append(MetricRow(f"live codes, {name}", codes, ""))
+    if metrics.get("num_skipped"):
+        rows.append(MetricRow("broken held-out images, skipped", f"{metrics['num_skipped']:.0f}", ""))
     return rows

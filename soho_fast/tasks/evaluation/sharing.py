@@ -1,7 +1,7 @@
 """Work shared among processes in parts that do not depend on how many there are, kept on disk as it goes.
 
 A result must not depend on who computed it: the parts are cut before they are dealt out, every part is computed by
-exactly one process, and what is kept is told by the part's number alone, so that a run that was killed is taken up by
+exactly one process, and what is kept is found by the part's number alone, so that a run that was killed is taken up by
 any number of processes.
 """
 
@@ -26,11 +26,11 @@ from soho_fast.common.workers import loaded_ahead
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
-Progress = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 """Called with the parts that this process has done, and of how many."""
 
 
-class Kept:
+class PartialResults:
     """Results of parts in a folder, each a file that is whole or absent.
 
     Args:
@@ -107,15 +107,15 @@ def compute_parts(
     *,
     load: Callable[[int], Any] | None = None,
     workers: int = 0,
-    kept: Kept | None = None,
-    progress: Progress | None = None,
+    kept: PartialResults | None = None,
+    progress: ReportProgress | None = None,
 ) -> list[Any]:
     """The results of parts 0 to `num_parts` - 1, in order, on every process; each part is computed by one of them.
 
     Args:
         num_parts: How many.
         compute: The result of a part, from its number and what `load` gave of it (None without it); must not depend
-            on the process. What `Kept.save` takes, where `kept` is given.
+            on the process. What `PartialResults.save` takes, where `kept` is given.
         processes: All make the call.
         load: What a part needs of the disk; runs on the CPU, ahead of `compute`. See `loaded_ahead`.
         workers: Processes that load, for each of those that compute; 0 loads in these.

@@ -17,7 +17,7 @@ def _timeline() -> dict:
             {"name": "perplexity", "points": [[step, 10.0 + step / 100] for step in range(0, 1001, 20)]},
             {"name": "live codes", "points": [[0, 80], [500, 70], [1000, 60]]},
         ],
-        "events": [[0, "the backbone stands still"], [500, EVENT]],
+        "events": [[0, "the backbone is frozen"], [500, EVENT]],
         "seeded": [0 if code % 2 else 10 * code for code in range(NUM_CODES)],
         "unused_since": unused,
         "num_snapshots": 5,
@@ -46,7 +46,7 @@ def test_each_curve_has_the_events_and_says_the_value_under_the_pointer(trained,
         page.mouse.move(event["x"] + 1, box["y"] + box["height"] / 2)
         assert chart.locator(".readout").text_content() == value
     legend = page.locator(".events li").all_inner_texts()
-    assert legend == ["step 0: the backbone stands still", f"step 500: {EVENT}"]
+    assert legend == ["step 0: the backbone is frozen", f"step 500: {EVENT}"]
     assert page.evaluate("window.executed") is None
 
 

@@ -17,7 +17,7 @@ import torch
 from soho_fast.common.processes import Processes
 from soho_fast.data.text import EncodedText
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.tasks.evaluation.sharing import Kept
+from soho_fast.tasks.evaluation.sharing import PartialResults
 
 PROGRAM = Path(scoring_run.__file__)
 
@@ -152,17 +152,17 @@ def test_one_process_two_and_a_killed_one_give_the_same_bits(tmp_path):
 def test_what_another_model_kept_is_not_taken(tmp_path):
     scorer, images = scoring_run.scorer(), scoring_run.images(3)
     blocks = scoring_run.blocks(scorer, images)
-    score_pairs(scorer, blocks, kept=Kept(tmp_path / "kept", {"weights": "a"}, Processes()))
-    kept = Kept(tmp_path / "kept", {"weights": "a"}, Processes())
+    score_pairs(scorer, blocks, kept=PartialResults(tmp_path / "kept", {"weights": "a"}, Processes()))
+    kept = PartialResults(tmp_path / "kept", {"weights": "a"}, Processes())
     assert kept.numbers() == {0, 1}
-    kept = Kept(tmp_path / "kept", {"weights": "b"}, Processes())
+    kept = PartialResults(tmp_path / "kept", {"weights": "b"}, Processes())
     assert kept.numbers() == set()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_says_so(tmp_path, monkeypatch):
-    kept = Kept(tmp_path / "kept", {}, Processes())
-    monkeypatch.setattr(Kept, "_path", lambda self, number: Path("/dev/full"))
+    kept = PartialResults(tmp_path / "kept", {}, Processes())
+    monkeypatch.setattr(PartialResults, "_path", lambda self, number: Path("/dev/full"))
     monkeypatch.setattr(Path, "with_name", lambda self, name: self)
     with pytest.raises(OSError) as failed:
         kept.save(0, {"label": torch.zeros(1000)})

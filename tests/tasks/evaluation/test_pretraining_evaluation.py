@@ -1,4 +1,4 @@
-"""The measures on models whose answers are known: one that sees the colour, and one that sees nothing."""
+"""The metrics on models whose answers are known: one that sees the colour, and one that sees nothing."""
 
 from types import SimpleNamespace
 
@@ -80,32 +80,32 @@ def measure(model, records, processor, **options):
 
 def test_a_model_that_sees(records, processor):
     model = Oracle(processor.tokenizer).train()
-    measures = measure(model, records, processor)
-    assert measures["mlm_content"] == 1.0 and measures["mlm_content_shuffled"] == 0.0
-    assert measures["mlm_all"] < 1.0, "the oracle says the colour where `a` or `is` was masked"
-    assert measures["itm"] == 1.0 and measures["itm_majority"] == 0.5
-    assert 0.4 <= measures["itm_shuffled"] <= 0.6
-    assert measures["mvm"] == 1.0
-    assert measures["mvm_shuffled"] == pytest.approx(measures["mvm_most_frequent"]), "only the background is left"
-    assert 0.2 < measures["mvm_most_frequent"] < 0.8
+    metrics = measure(model, records, processor)
+    assert metrics["mlm_content"] == 1.0 and metrics["mlm_content_shuffled"] == 0.0
+    assert metrics["mlm_all"] < 1.0, "the oracle says the colour where `a` or `is` was masked"
+    assert metrics["itm"] == 1.0 and metrics["itm_majority"] == 0.5
+    assert 0.4 <= metrics["itm_shuffled"] <= 0.6
+    assert metrics["mvm"] == 1.0
+    assert metrics["mvm_shuffled"] == pytest.approx(metrics["mvm_most_frequent"]), "only the background is left"
+    assert 0.2 < metrics["mvm_most_frequent"] < 0.8
     for direction in ("image_to_text", "text_to_image"):
-        assert [measures[f"{direction}_r{k}"] for k in (1, 5, 10)] == [1.0, 1.0, 1.0]
-    assert measures["chance_r5"] == pytest.approx(5 / 12)
-    assert measures["heldout_live_codes"] == 13
-    assert measures["heldout_perplexity"] == pytest.approx(24**0.5 * 2**0.5, rel=1e-6)
-    assert (measures["model_live_codes"], measures["model_perplexity"]) == (9.0, 7.5)
+        assert [metrics[f"{direction}_r{k}"] for k in (1, 5, 10)] == [1.0, 1.0, 1.0]
+    assert metrics["chance_r5"] == pytest.approx(5 / 12)
+    assert metrics["heldout_live_codes"] == 13
+    assert metrics["heldout_perplexity"] == pytest.approx(24**0.5 * 2**0.5, rel=1e-6)
+    assert (metrics["model_live_codes"], metrics["model_perplexity"]) == (9.0, 7.5)
     assert model.training and model.training_seen == {False}, "measured in evaluation mode, and put back"
-    assert model.num_encoded == 12, "an image is encoded once for all measures"
+    assert model.num_encoded == 12, "an image is encoded once for all metrics"
 
 
 def test_a_blind_model_gets_the_baselines(records, processor):
-    measures = measure(Oracle(processor.tokenizer, blind=True), records, processor)
-    assert measures["mlm_content"] == measures["mlm_content_shuffled"]
-    assert measures["mlm_all"] == measures["mlm_all_shuffled"]
-    assert measures["itm"] == measures["itm_shuffled"] == 0.5
+    metrics = measure(Oracle(processor.tokenizer, blind=True), records, processor)
+    assert metrics["mlm_content"] == metrics["mlm_content_shuffled"]
+    assert metrics["mlm_all"] == metrics["mlm_all_shuffled"]
+    assert metrics["itm"] == metrics["itm_shuffled"] == 0.5
     for direction in ("image_to_text", "text_to_image"):
         for k in (1, 5, 10):
-            assert measures[f"{direction}_r{k}"] == pytest.approx(measures[f"chance_r{k}"])
+            assert metrics[f"{direction}_r{k}"] == pytest.approx(metrics[f"chance_r{k}"])
 
 
 def test_same_seed_same_measures_and_another_seed_other_examples(records, processor):
@@ -119,26 +119,26 @@ def test_same_seed_same_measures_and_another_seed_other_examples(records, proces
 
 def test_quick_measures_leave_retrieval_out(records, processor):
     model = Oracle(processor.tokenizer)
-    measures = measure(model, records, processor, num_candidates=0)
-    assert "image_to_text_r1" not in measures and "itm" in measures
+    metrics = measure(model, records, processor, num_candidates=0)
+    assert "image_to_text_r1" not in metrics and "itm" in metrics
     fewer = measure(model, records, processor, num_candidates=7)
     assert fewer["num_candidates"] == 7 and fewer["chance_r1"] == pytest.approx(1 / 7)
 
 
 def test_without_a_dictionary_there_is_no_mvm(records, processor):
-    measures = measure(Oracle(processor.tokenizer, dictionary=False), records, processor)
-    assert not [name for name in measures if "mvm" in name or "codes" in name]
-    assert "MVM" not in " ".join(row.name for row in format_table(measures))
+    metrics = measure(Oracle(processor.tokenizer, dictionary=False), records, processor)
+    assert not [name for name in metrics if "mvm" in name or "codes" in name]
+    assert "MVM" not in " ".join(row.name for row in format_table(metrics))
 
 
 def test_broken_held_out_image_is_skipped_and_counted(records, processor, tmp_path):
     (tmp_path / records[3].image.name).write_bytes(b"no image")
     said = []
-    measures = measure(Oracle(processor.tokenizer), records, processor, say=said.append)
+    metrics = measure(Oracle(processor.tokenizer), records, processor, say=said.append)
     assert len(said) == 1 and said[0].startswith(f"held-out image skipped: {records[3].image}: can't be decoded")
-    assert measures["num_skipped"] == 1 and measures["num_images"] == 11 and measures["itm"] == 1.0
-    assert ("broken held-out images, skipped", "1", "") in format_table(measures)
-    assert measure(Oracle(processor.tokenizer), records, processor, say=said.append, workers=2) == measures
+    assert metrics["num_skipped"] == 1 and metrics["num_images"] == 11 and metrics["itm"] == 1.0
+    assert ("broken held-out images, skipped", "1", "") in format_table(metrics)
+    assert measure(Oracle(processor.tokenizer), records, processor, say=said.append, workers=2) == metrics
     assert said.pop() == said[0], "read by other processes"
     for record in records[:11]:
         (tmp_path / record.image.name).write_bytes(b"no image")

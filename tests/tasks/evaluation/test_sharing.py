@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from soho_fast.common.processes import Processes
-from soho_fast.tasks.evaluation.sharing import Kept, compute_parts
+from soho_fast.tasks.evaluation.sharing import PartialResults, compute_parts
 
 
 class Planted:
@@ -22,7 +22,7 @@ class Planted:
         return (Path.touch, (self.path,))
 
 
-def _compute(kept: Kept) -> tuple[list, list[int]]:
+def _compute(kept: PartialResults) -> tuple[list, list[int]]:
     computed = []
 
     def compute(number: int, _: None) -> dict:
@@ -34,7 +34,7 @@ def _compute(kept: Kept) -> tuple[list, list[int]]:
 
 @pytest.fixture
 def kept(tmp_path):
-    kept = Kept(tmp_path / "partial", {"weights": "a"}, Processes())
+    kept = PartialResults(tmp_path / "partial", {"weights": "a"}, Processes())
     assert _compute(kept) == ([0.0, 5.0, 10.0], [0, 1, 2])
     return kept
 
@@ -65,7 +65,7 @@ def test_a_part_of_another_number_or_evaluation_is_computed_again(kept, tmp_path
     for path, other in zip(parts[:2], content[1::-1], strict=True):
         path.write_bytes(other)
     assert _compute(kept) == ([0.0, 5.0, 10.0], [0, 1])
-    other = Kept(tmp_path / "other", {"weights": "b"}, Processes())
+    other = PartialResults(tmp_path / "other", {"weights": "b"}, Processes())
     _compute(other)
     shutil.copy(other.folder / parts[2].name, parts[2])
     assert _compute(kept) == ([0.0, 5.0, 10.0], [2])
@@ -95,12 +95,12 @@ def test_nobody_goes_on_before_all_have_read_what_is_kept(tmp_path):
         def wait(self) -> None:
             done.append("all are here")
 
-    class ToldKept(Kept):
+    class NotedResults(PartialResults):
         def load(self, number: int) -> object:
             done.append("read")
             return super().load(number)
 
-    kept = ToldKept(tmp_path / "partial", {"of": "this"}, Told())
+    kept = NotedResults(tmp_path / "partial", {"of": "this"}, Told())
     kept.save(0, {"name": "0"})
     done.clear()
     assert compute_parts(1, pytest.fail, Told(), kept=kept) == [{"name": "0"}]

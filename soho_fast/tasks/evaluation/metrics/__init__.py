@@ -1,4 +1,4 @@
-"""What a result is worth: the published measure of each task, offline. Knows records, no model."""
+"""What a result is worth: the published metric of each task, offline. Knows records, no model."""
 
 from soho_fast.tasks.evaluation.metrics.classification import (
     Nlvr2Accuracy,

@@ -20,7 +20,7 @@ class Nlvr2Accuracy:
 def nlvr2_accuracy(predictions: Mapping[str, bool], records: Sequence[Nlvr2Record]) -> Nlvr2Accuracy:
     """Accuracy and consistency (Suhr et al. 2019, section 5; `nlvr2/eval/metrics.py` of the authors).
 
-    A sentence is told by the identifier without its pair: the same words in another image set are another sentence.
+    A sentence is known by the identifier without its pair: the same words in another image set are another sentence.
 
     Args:
         predictions: Identifier to whether the statement is true.
