@@ -11,13 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
-from typing import Any
-
-# Before torch loads OpenMP; see train.py.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from soho_fast.common.extras import from_extra
 
@@ -25,15 +20,6 @@ with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
     from soho_fast.common.errors import UserError
     from soho_fast.common.hub import check_name, no_such_path
-
-
-def __getattr__(name: str) -> Any:
-    """`SohoPipeline`, imported where it is asked for: the command line is read before torch is loaded."""
-    if name != "SohoPipeline":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from soho_fast.ask.pipeline import SohoPipeline
-
-    return SohoPipeline
 
 
 def main(arguments: list[str] | None = None) -> int:

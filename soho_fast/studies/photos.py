@@ -19,9 +19,10 @@ from soho_fast.common.extras import from_extra
 with from_extra("train"):
     import numpy as np
     import torch
+    from transformers.utils import logging as transformers_logging
 
     from soho_fast.ask.pipeline import SohoPipeline
-    from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
+    from soho_fast.common.command_line import Parser, exit_code
     from soho_fast.common.errors import UserError
     from soho_fast.data.mini.photographs import read_photographs
 
@@ -196,7 +197,8 @@ def _run(arguments: list[str]) -> int:
     )
     parser.add_argument("run", help="folder of a run, or of a model")
     run = Path(parser.parse_args(arguments).run)
-    quiet_transformers()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     counts = Counter(kind for kind, _ in classified_photographs())
     found = photo_metrics(run)
     if not found:
