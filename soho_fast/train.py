@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         with from_extra("train"):
             from soho_fast.common.lock import only_user
             from soho_fast.engine.distributed import leave_processes, start_processes
-            from soho_fast.engine.report import report_run, say_finished, say_start
+            from soho_fast.engine.report import report_run, say_start
             from soho_fast.engine.resume import ResumePoint
             from soho_fast.engine.trainer import Run
 
@@ -50,16 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
                 resume_point = ResumePoint(task, recipe, processes)
                 build_demo_corpus(recipe.corpus, processes)
                 run = Run(task, resume_point)
-            is_finished = run.finished is not None
             if processes.is_main and run.steps_left:
                 write_recipe(recipe, resume_point.folder / "recipe.yaml")
-            if processes.is_main:
-                say_finished(run) if is_finished else say_start(run, recipe.name)
+            if processes.is_main and run.finished is None:
+                say_start(run, recipe.name)
             result = run.train()
             if result.signal_number:
                 command.code = 128 + result.signal_number
             else:
-                if processes.is_main and not is_finished:
+                if processes.is_main:
                     report_run(run, result.metrics)
                 processes.wait()
             leave_processes()

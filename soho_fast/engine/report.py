@@ -158,21 +158,18 @@ def say_start(run: Run, name: str) -> None:
     )
 
 
-def say_finished(run: Run) -> None:
-    """Print the metrics of a run that was at its end before this command."""
-    metrics, folder = run.finished["metrics"], run.folder
-    if metrics:
-        print_table(run.task.table(metrics))
-    print(
-        f"{folder}/ is finished at step {run.progress.step}: nothing is left to do. To train on, give more (as "
-        f"{_twice(run)}) and --resume changed; to train anew, another --output"
-    )
-    sys.stdout.flush()
-
-
 def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
     """Draw the curves, write metrics.json, print the metrics and what to do next."""
     task, folder, progress = run.task, run.folder, run.progress
+    if run.finished is not None:
+        if metrics:
+            print_table(task.table(metrics))
+        print(
+            f"{folder}/ is finished at step {progress.step}: nothing is left to do. To train on, give more (as "
+            f"{_twice(run)}) and --resume changed; to train anew, another --output"
+        )
+        sys.stdout.flush()
+        return
     draw_curves(folder / "log.jsonl", folder / "curves.png")
     # Last, since it is what tells that nothing is left to do.
     write_metrics(

@@ -21,7 +21,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from soho_fast.common.extras import from_extra
 
@@ -99,6 +99,9 @@ class Recipe(TrainSettings):
     data_roots: dict[str, str] = field(default_factory=dict)
     corpus: DemoCorpus = field(default_factory=DemoCorpus)
     name = ""  # That of its file; no field, since it follows from where the file lies.
+    if TYPE_CHECKING:  # `task`, `data` and `model`, which `recipe_type` adds
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def make_task(self, say: Callable[[str], None], processes: Any = None) -> Any:
         """The recipe's `BaseTask`, imported here; reads nothing yet.
@@ -169,16 +172,30 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     first = Parser(add_help=False)
     first.add_argument("--recipe", default="mini")
     first.add_argument("--overwrite", nargs="?", const="true")  # The one flag that may stand without a value.
-    given, rest = first.parse_known_args(as_text(arguments))
+    given, fields = first.parse_known_args(as_text(arguments))
     if given.overwrite is not None:
-        rest.append(f"--overwrite={given.overwrite}")
+        fields.append(f"--overwrite={given.overwrite}")
     path = find_recipe(given.recipe)
     content = read_yaml(path)
     kind = recipe_type(_task_of(content, path))
     check_fields(content, kind, path)
-    about = kind.__doc__.splitlines()[0]
+    recipe = _parse(kind, path, fields, flags)
+    for place, value in _values(dataclasses.asdict(recipe)):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{place}: expected a finite number, got {value}")
+    known, named = content.get("data_roots", {}), str((recipe.corpus, recipe.data, recipe.model))
+    for root in [*(recipe.data_roots.keys() - known), *re.findall(r"--data_roots\.([^\s=]+)", " ".join(fields))]:
+        if not re.search(rf"\{{{re.escape(root)}\??\}}", named):
+            whole = "; a run's recipe has whole paths: where its data have moved, give --recipe NAME"
+            hint = whole if root in known else did_you_mean(root, known)
+            raise UserError(f"data_roots.{root}: nothing in recipe {path} names {{{root}}}{hint}")
+    return recipe
+
+
+def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[str]) -> Recipe:
+    """The recipe in a file, with fields of the command line put over it."""
     options = {"default_config_files": [str(path)], "allow_abbrev": False, "exit_on_error": False}
-    parser = ArgumentParser("train.py", description=about, **options)
+    parser = ArgumentParser("train.py", description=kind.__doc__.splitlines()[0], **options)
     parser.add_argument("--recipe", help="Name of a recipe of this package, or path of a YAML file (default: mini).")
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
     parser.add_class_arguments(kind)
@@ -186,22 +203,13 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     try:
         parser.parse_args([])  # The file by itself: its mistakes are told with its name.
         where = ""
-        parsed = parser.instantiate(parser.parse_args(rest))
+        parsed = parser.instantiate(parser.parse_args(fields))
     except ArgumentError as error:
         raise UserError(f"{where}{in_plain_words(str(error), [*flags, *flags_of(parser)])}") from error
     except (TypeError, KeyError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{where}{error}") from error
-    known, named = content.get("data_roots", {}), str((parsed.corpus, parsed.data, parsed.model))
-    for root in [*(parsed.data_roots.keys() - known), *re.findall(r"--data_roots\.([^\s=]+)", " ".join(rest))]:
-        if not re.search(rf"\{{{re.escape(root)}\??\}}", named):
-            whole = "; a run's recipe has whole paths: where its data have moved, give --recipe NAME"
-            hint = whole if root in known else did_you_mean(root, known)
-            raise UserError(f"data_roots.{root}: nothing in recipe {path} names {{{root}}}{hint}")
     recipe = kind(**{each.name: getattr(parsed, each.name) for each in dataclasses.fields(kind)})
     recipe.name = path.stem
-    for place, value in _values(dataclasses.asdict(recipe)):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{place}: expected a finite number, got {value}")
     return recipe
 
 

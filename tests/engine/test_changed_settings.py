@@ -150,7 +150,8 @@ def test_what_tells_that_a_run_is_finished_is_written_last(tmp_path, monkeypatch
     plan = SimpleNamespace(global_batch_size=1)
     with pytest.raises(KeyboardInterrupt):
         step = SimpleNamespace(precision="float32")
-        report.report_run(SimpleNamespace(task=None, progress=progress, plan=plan, step=step, folder=tmp_path), {})
+        run = SimpleNamespace(task=None, finished=None, progress=progress, plan=plan, step=step, folder=tmp_path)
+        report.report_run(run, {})
     assert list(tmp_path.iterdir()) == []
 
 
