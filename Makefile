@@ -1,8 +1,10 @@
 # make demo   set up, build, make the demo corpus, pre-train on it, print what was learnt and show its codes
-# make test   set up, build and run every test
+# make test   set up, build and run the tests that a change is most likely to break, in minutes
+# make test-rest  the others: every documented command, builds, browser, codecs, CUDA's model, Triton, faults, studies
+# make test-all   both
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
 # make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/faults.md
-# make bench  the benchmark suite with its peers, each case checked before it is timed
+# make bench  every op beside its baselines, checked before it is timed (with FULL=--full the long cases too)
 # make kernel-hub OUT=build/kernel-hub  the ops as a repository of Hugging Face's kernel hub, built and tried here
 # make sanitize  the C++ kernel tests under the address and undefined-behaviour sanitizers
 # make check  lint, format and type check of the public ops        make format  apply both
@@ -12,13 +14,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 MINUTES ?= 60
 SEED   ?= 0
+FULL   ?=
 OUT    ?= build/kernel-hub
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 CPP    := $(shell find csrc tests/kernels tests/cuda_model examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test faults gpu-check bench kernel-hub sanitize check format clean
+.PHONY: demo test test-rest test-all faults gpu-check bench kernel-hub sanitize check format clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed soho_fast/train.py
@@ -26,7 +29,12 @@ demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m soho_fast.explore figure runs/mini
 
 test: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --part first
+
+test-rest: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --part rest
+
+test-all: test test-rest
 
 faults: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python tests/faults --minutes $(MINUTES) --seed $(SEED)
@@ -36,7 +44,7 @@ gpu-check: $(STAMP)
 
 bench: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[bench]"
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest benchmarks --benchmark-only
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest benchmarks --benchmark-only $(FULL)
 
 kernel-hub: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python kernel_hub/write.py --out "$(OUT)" --build

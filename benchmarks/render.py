@@ -1,11 +1,11 @@
-"""Renders the JSON of the op benchmarks: the tables of docs/results.md between its markers, and the figure of time
-against N, K and C. So no figure there is typed by hand. The last run of each kind of processor is kept in
-benchmarks/results/; the page has them all, the newest first.
+"""Renders results of benchmarks into docs/: the tables of a page between its markers, and a figure beside it.
 
     python -m benchmarks.render result.json
 
-Where the suite ran in parts, each with a file of its own, all of them belong in one call. What `python -m
-benchmarks.inference result.json` wrote has a block and a figure of its own, and is given alone.
+No figure there is typed by hand. The last run of each kind of processor is kept in benchmarks/results/; docs/results.md
+has them all, the newest first. A file is what `pytest benchmarks/ --benchmark-only --full --benchmark-json result.json`
+or `python -m benchmarks.inference result.json` wrote. Where the suite ran in parts, each with a file of its own, all of
+them belong in one call.
 """
 
 import argparse
@@ -15,233 +15,147 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.inference import page as inference
-from benchmarks.ops.bars import verdicts
-from benchmarks.ops.report import GROWTH, Row, best_lines, cases_of, limit_text, limits_of, rows_of, time_text
+from benchmarks.data import report as decoding
+from benchmarks.inference import report as inference
+from benchmarks.ops import report as ops
+from benchmarks.ops.targets import Verdict, verdict_table, verdicts
+from benchmarks.tables import as_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-INFERENCE = "<!-- inference: begin -->", "<!-- inference: end -->"
-STATS = ("min", "median", "rounds")
-SERIES = {"N": "features N", "K": "codes K", "C": "channels C"}
-UNITS = {"N": "features", "K": "codes", "C": "channels"}
 
 
-def read_result(path: Path) -> dict:
-    """The JSON of a run of the op benchmarks.
+def read(paths: list[Path]) -> dict[str, dict]:
+    """What the files hold, by kind: "ops", "inference", "decoding".
 
     Raises:
-        ValueError: a file that is missing, is no JSON or holds no op benchmark.
+        ValueError: a file is missing, is no JSON or holds none of these, or files do not fit together.
     """
-    try:
-        result = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"result: cannot read {path}: {error}") from error
-    if not isinstance(result, dict) or "soho_fast" not in result or not rows_of(result.get("benchmarks", [])):
-        raise ValueError(
-            f"result: expected the JSON of `pytest benchmarks/ops --benchmark-only --benchmark-json {path}`, "
-            "which holds op benchmarks; this one has none"
-        )
-    return result
+    found: dict[str, list[dict]] = {}
+    for path in paths:
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"result: cannot read {path}: {error}") from error
+        here = {kind: content[kind] for kind in ("ops", "inference", "decoding") if kind in content}
+        if not here:
+            raise ValueError(
+                f"result: expected the JSON of `pytest benchmarks/ --benchmark-only --full --benchmark-json {path}` or "
+                f"`python -m benchmarks.inference {path}`; this one has no results of them"
+            )
+        if "ops" in here:
+            here["ops"] = {"training_steps": content.get("training_steps", []), **here["ops"]}
+        for kind, result in here.items():
+            found.setdefault(kind, []).append(result)
+    return {kind: joined(kind, results) for kind, results in found.items()}
 
 
-def joined(results: list[dict]) -> dict:
-    """Runs of parts of the suite on one machine as one result.
+def joined(kind: str, results: list[dict]) -> dict:
+    """Runs of parts of the op benchmarks on one machine as one result.
 
     Raises:
-        ValueError: they differ in processor, threads, CPU level or versions, or a case is in several.
+        ValueError: they differ in processor, threads, CPU level or versions, or a case is in several; or these are no
+            op benchmarks.
     """
     first, *others = results
     if not others:
         return first
+    if kind != "ops":
+        raise ValueError(f"result: expected one file with {kind} results, got {len(results)}")
     for other in others:
-        if _setup_line(other).rpartition("; ")[0] != _setup_line(first).rpartition("; ")[0]:
-            raise ValueError(f"result: expected runs of one setup, got {_setup_line(first)} and {_setup_line(other)}")
-    rows = rows_of([record for result in results for record in result["benchmarks"]])
-    names = Counter((row.op, row.case, row.contender) for row in rows)
-    twice = [name for name, count in names.items() if count > 1 and name[0] != "machine limit"]
+        if _setup(other) != _setup(first):
+            raise ValueError(f"result: expected runs of one setup, got {_setup(first)} and {_setup(other)}")
+    rows = [row for result in results for row in result["rows"]]
+    names = Counter((row["op"], row["case"], row["method"]) for row in rows)
+    twice = [name for name, count in names.items() if count > 1 and name[0] != ops.LIMITS]
     if twice:
         raise ValueError(f"result: {' '.join(twice[0])} is in several files")
     return {
         **first,
-        "benchmarks": [record for result in results for record in result["benchmarks"]],
-        "soho_fast": {**first["soho_fast"], "bars": [vars(verdict) for verdict in verdicts(rows)]},
-        "training_steps": [step for result in results for step in result.get("training_steps", [])],
+        "rows": rows,
+        "targets": [vars(verdict) for verdict in verdicts([ops.Row(**row) for row in rows])],
+        "training_steps": [step for result in results for step in result["training_steps"]],
         "datetime": max(result["datetime"] for result in results),
     }
 
 
-def stored(result: dict) -> dict:
-    """The part of a result that rendering needs: without the rounds and what else the machine says of itself."""
-    kept = [
-        {"extra_info": record["extra_info"], "stats": {name: record["stats"].get(name) for name in STATS}}
-        for record in result["benchmarks"]
-        if "op" in record["extra_info"]
-    ]
-    cpu = result.get("machine_info", {}).get("cpu", {})
-    return {
-        "benchmarks": kept,
-        "soho_fast": result["soho_fast"],
-        "training_steps": result.get("training_steps", []),
-        "machine_info": {"cpu": {name: cpu[name] for name in ("brand_raw", "family", "model") if name in cpu}},
-        "datetime": result["datetime"],
-    }
+def _setup(result: dict) -> str:
+    level = result["build"].get("cpu_level", "reference only")
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if number != "absent")
+    return f"{result['machine']}, {result['threads']} threads, level {level}; {versions}"
 
 
-def _cpu(result: dict) -> str:
-    """Its name, and the numbers that tell apart generations of one name, where they are known."""
-    cpu = result.get("machine_info", {}).get("cpu", {})
-    numbers = f", family {cpu['family']} model {cpu['model']}" if "family" in cpu and "model" in cpu else ""
-    return cpu.get("brand_raw", "unnamed CPU") + numbers
+def ops_text(result: dict) -> str:
+    """The training steps, of each competition our fastest row against every baseline, then the targets."""
+    steps = [ops.training_steps(result["training_steps"])] if result["training_steps"] else []
+    ratios = ops.ratios([ops.Row(**row) for row in result["rows"]])
+    targets = verdict_table([Verdict(**verdict) for verdict in result["targets"]])
+    lines = [f"{_setup(result)}; {result['datetime'][:10]}.", *map(as_markdown, (*steps, ratios, targets))]
+    return "\n\n".join(lines)
 
 
-def _setup_line(result: dict) -> str:
-    setup = result["soho_fast"]
-    level = setup["build"].get("cpu_level", "reference only")
-    versions = ", ".join(f"{name} {number}" for name, number in setup["versions"].items() if number != "absent")
-    return f"{_cpu(result)}, {setup['threads']} threads, level {level}; {versions}; {result['datetime'][:10]}."
+def inference_text(result: dict) -> str:
+    """Stages at batch 1, larger batches, what the NMS had to do, and the targets."""
+    targets = verdict_table([Verdict(**verdict) for verdict in result["targets"]])
+    parts = [inference.setup(result), *map(as_markdown, inference.tables(result)), inference.boxes(result)]
+    return "\n\n".join([*filter(None, parts), as_markdown(targets)])
 
 
-def _competition(row: Row, contenders: list[Row]) -> str:
-    peers = sorted((peer for peer in contenders if not peer.ours), key=lambda peer: peer.seconds)
-    wrong = {peer.contender: f" ({peer.wrong:.2%} wrong)" if peer.wrong else "" for peer in peers}
-    return "<br>".join(f"{peer.contender} {peer.seconds / row.seconds:.1f}x{wrong[peer.contender]}" for peer in peers)
+TEXTS = {"ops": ops_text, "inference": inference_text}
 
 
-def _training_steps(steps: list[dict]) -> list[str]:
-    if not steps:
-        return []
-    lines = [
-        "| training step | ours | eager float32 | ratio | by CPU time | asked | |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for step in steps:
-        precision = step["contender"].removeprefix("soho_fast").strip() or "float32"
-        ours, eager = (f"{step[key]:.1f} images/s" for key in ("images_per_second", "eager_images_per_second"))
-        word = "held" if step["ratio"] >= step["bar"] else "**missed**"
-        ratios = f"{step['ratio']:.2f}x | {step['cpu_ratio']:.2f}x | >= {step['bar']:g}x"
-        lines.append(f"| {step['shape']}, {precision} | {ours} | {eager} | {ratios} | {word} |")
-    return [*lines, ""]
+def stored_text(kind: str, store: Path) -> str:
+    """What every stored result of a kind renders, the newest first."""
+    results = [read([path])[kind] for path in store.glob(f"{kind}-*.json")]
+    return "\n\n".join(map(TEXTS[kind], sorted(results, key=lambda result: result["datetime"], reverse=True)))
 
 
-def store_name(machine: str, what: str) -> str:
-    """The file for runs of `what` on this kind of processor or card."""
-    words = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@ *[0-9.]+ *ghz", " ", machine.lower())
-    return f"{what}-{'-'.join(re.findall('[a-z0-9]+', words)) or 'unnamed'}.json"
-
-
-def read_inference(path: Path) -> dict | None:
-    """What `python -m benchmarks.inference` wrote, or None: another file, or none."""
-    try:
-        result = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
-    return result.get("inference") if isinstance(result, dict) else None
-
-
-def inference_tables(folder: Path) -> str:
-    """Markdown: what every stored result of the inference study renders, the newest first."""
-    results = [read_inference(path) for path in folder.glob("inference-*.json")]
-    return "\n\n".join(map(inference.table, sorted(results, key=lambda it: it["datetime"], reverse=True)))
-
-
-def tables(folder: Path) -> str:
-    """Markdown: what every stored result renders, the newest first."""
-    results = [read_result(path) for path in folder.glob("ops-*.json")]
-    return "\n\n".join(table(result) for result in sorted(results, key=lambda it: it["datetime"], reverse=True))
-
-
-def table(result: dict) -> str:
-    """Markdown: the training steps, of each competition our fastest row against every peer, then the bars."""
-    rows = rows_of(result["benchmarks"])
-    limits, cases = limits_of(rows), cases_of(rows)
-    lines = [
-        _setup_line(result),
-        "",
-        *_training_steps(result.get("training_steps", [])),
-        "| op | ours | of the machine's limit | a peer takes |",
-        "|---|---|---|---|",
-    ]
-    for row in best_lines(rows):
-        name = f"{row.op} {row.case}"
-        contenders = cases[row.op, row.case]
-        if any(not peer.ours for peer in contenders):
-            ours = f"{time_text(row.seconds)} ({row.contender.removeprefix('soho_fast').strip() or 'soho_fast'})"
-            lines.append(f"| {name} | {ours} | {limit_text(row, limits)} | {_competition(row, contenders)} |")
-    lines += ["", "| bar | asked | measured | |", "|---|---|---|---|"]
-    bars = result["soho_fast"]["bars"]
-    for bar in bars:
-        if bar["held"] is not None:
-            word = "held" if bar["held"] else "**missed**"
-            lines.append(f"| {bar['claim']} | {bar['bar']} | {bar['measured']} | {word} |")
-    for bar in bars:
-        if bar["held"] is None:
-            lines.append(f"| {bar['claim']} | {bar['bar']} | | not measured here |")
-    return "\n".join(lines)
-
-
-def with_table(page: str, text: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
-    """The page with `text` between its markers.
+def with_block(page: str, name: str, text: str) -> str:
+    """The page with `text` between the markers of this name.
 
     Raises:
         ValueError: markers that are missing or in the wrong order.
     """
-    begin, end = map(page.find, markers)
-    if not 0 <= begin < end:
-        raise ValueError(f"page: expected the markers {markers[0]} and {markers[1]}, in this order")
-    return f"{page[: begin + len(markers[0])]}\n{text}\n{page[end:]}"
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if not 0 <= page.find(begin) < page.find(end):
+        raise ValueError(f"page: expected the markers {begin} and {end}, in this order")
+    return f"{page[: page.index(begin)]}{begin}\n{text}\n{page[page.index(end) :]}"
 
 
-def _fixed(shapes: list[tuple[int, ...]], series: str) -> str:
-    """What stays the same in a series of lookups, such as "K = 1,024 codes, C = 128 channels"."""
-    parts = []
-    for name, sizes in zip(SERIES, zip(*shapes, strict=True), strict=True):
-        if name != series:
-            sizes = sorted(set(sizes))
-            parts.append(f"{name} = {' and '.join(f'{size:,}' for size in sizes)} {UNITS[name]}")
-    return ", ".join(parts)
+def store_name(machine: str, kind: str) -> str:
+    """The file for runs on this kind of processor or card."""
+    words = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@ *[0-9.]+ *ghz", " ", machine.lower())
+    return f"{kind}-{'-'.join(re.findall('[a-z0-9]+', words)) or 'unnamed'}.json"
 
 
-def draw(result: dict, path: Path) -> None:
-    """Time against N, K and C on logarithmic axes, one line per contender, with what is fixed and what ran it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def render(results: dict[str, dict], docs: Path, store: Path) -> list[Path]:
+    """Writes figures, the copies to keep and pages; gives their paths.
 
-    rows = [row for row in rows_of(result["benchmarks"]) if row.op == GROWTH]
-    if not rows:
-        raise ValueError("result: it holds no growth curves (test_lookup_growth.py did not run): no figure")
-    points: dict[str, dict[str, list[tuple[int, float]]]] = {series: {} for series in SERIES}
-    shapes: dict[str, list[tuple[int, ...]]] = {series: [] for series in SERIES}
-    for row in rows:
-        points[row.info["series"]].setdefault(row.contender, []).append((row.info["size"], row.seconds))
-        shapes[row.info["series"]].append(row.shape)
-    levels = {row.contender: row.level for row in rows if row.level}
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    contenders = list(dict.fromkeys(name for lines in points.values() for name in lines))
-    for axes, (series, lines) in zip(figure.subplots(1, 3, sharey=True), points.items(), strict=True):
-        for name, values in lines.items():
-            sizes, seconds = zip(*sorted(values), strict=True)
-            axes.plot(
-                sizes,
-                [1e3 * value for value in seconds],
-                marker="o",
-                linewidth=2.5 if name == "soho_fast" else 1.2,
-                color=f"C{contenders.index(name)}",
-                label=f"{name} ({levels[name]})" if name in levels else name,
-            )
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xlabel(SERIES[series])
-        axes.set_title(_fixed(shapes[series], series), fontsize=10)
-        axes.grid(alpha=0.3, which="both")
-    figure.axes[0].set_ylabel("ms, float32")
-    setup = result["soho_fast"]
-    machine = f"{_cpu(result)}, {setup['threads']} threads, {result['datetime'][:10]}"
-    figure.suptitle(f"Codebook lookup: nearest of K codes for N features of C channels. {machine}", fontsize=11)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    Raises:
+        ValueError: a page has no markers, or there is nothing to draw; no page is changed then.
+    """
+    pages = {kind: docs / ("training.md" if kind == "decoding" else "results.md") for kind in results}
+    for kind, page in pages.items():
+        with_block(page.read_text(), kind, "")
+    written = []
+    if "ops" in results:
+        result, figure = results["ops"], docs / "benchmarks.png"
+        machine = f"{result['machine']}, {result['threads']} threads, {result['datetime'][:10]}"
+        ops.draw([ops.Row(**row) for row in result["rows"]], machine, figure)
+        written.append(figure)
+    if "inference" in results:
+        inference.draw(results["inference"], docs / "inference.png")
+        written.append(docs / "inference.png")
+    for kind, result in results.items():
+        if kind in TEXTS:
+            store.mkdir(parents=True, exist_ok=True)
+            copy = store / store_name(result["machine"], kind)
+            copy.write_text(json.dumps({kind: result}) + "\n")
+            text = stored_text(kind, store)
+            written.append(copy)
+        else:
+            text = f"{decoding.setup(result)}\n\n{as_markdown(decoding.table(result['rows']))}"
+        pages[kind].write_text(with_block(pages[kind].read_text(), kind, text))
+    return [*written, *dict.fromkeys(pages.values())]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -249,33 +163,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "results", metavar="result", type=Path, nargs="+", help="what --benchmark-json or the study wrote"
     )
-    parser.add_argument(
-        "--page", type=Path, default=ROOT / "docs/results.md", help="file whose marked block is replaced"
-    )
-    parser.add_argument("--figure", type=Path, help="PNG to write; docs/benchmarks.png, or docs/inference.png")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pages and figures")
     parser.add_argument("--store", type=Path, default=ROOT / "benchmarks/results", help="folder of the copies to keep")
     options = parser.parse_args(arguments)
     try:
-        if len(options.results) == 1 and (study := read_inference(options.results[0])):
-            markers, what, machine = INFERENCE, "inference", study["machine"]
-            figure = options.figure or ROOT / "docs/inference.png"
-            with_table(options.page.read_text(), "", markers)
-            inference.draw(study, figure)
-            kept, all_tables = {"inference": study}, inference_tables
-        else:
-            result = joined([read_result(path) for path in options.results])
-            markers, what, machine = (BEGIN, END), "ops", _cpu(result)
-            figure = options.figure or ROOT / "docs/benchmarks.png"
-            with_table(options.page.read_text(), "", markers)
-            draw(result, figure)
-            kept, all_tables = stored(result), tables
-        options.store.mkdir(parents=True, exist_ok=True)
-        copy = options.store / store_name(machine, what)
-        copy.write_text(json.dumps(kept) + "\n")
-        options.page.write_text(with_table(options.page.read_text(), all_tables(options.store), markers))
+        written = render(read(options.results), options.docs, options.store)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(f"wrote {options.page}, {figure} and {copy}")
+    print(f"wrote {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

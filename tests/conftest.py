@@ -12,10 +12,54 @@ os.environ.pop("PYTEST_XDIST_WORKER", None)
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent / room) for room in ("data", "forked", "model/official")]
+sys.path[:0] = [str(Path(__file__).parent / room) for room in ("data", "forked", "model/official", "rules")]
 
 
-def pytest_collection_modifyitems(items):
+HERE = Path(__file__).parent
+
+# What `make test` leaves to `make test-rest`: folders and files. A single test is left to it by the mark `rest`.
+REST = (
+    "adapters", "benchmarks", "cuda_model", "explore/browser", "explore/serving", "kernels", "model/official",
+    "packaging", "studies", "ask/test_exported.py", "data/test_released_images.py", "data_mini/test_style_packages.py",
+    "engine/test_elastic.py", "engine/test_heartbeat.py", "engine/test_recipe_official.py",
+    "engine/test_recipe_paper.py", "engine/test_released_training.py", "faults/test_campaign.py",
+    "ops/test_triton.py", "ops/test_triton_interpreted.py",
+)  # fmt: skip
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--part",
+        choices=["all", "first", "rest"],
+        default="all",
+        help="first: what `make test` runs; rest: the others.",
+    )
+
+
+def _is_of_rest(path):
+    name = path.relative_to(HERE).as_posix()
+    return any(name == part or name.startswith(f"{part}/") for part in REST)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "rest: left out by `make test`, run by `make test-rest`")
+    assert all((HERE / part).exists() for part in REST), "REST names what is not there"
+
+
+def pytest_ignore_collect(collection_path, config):
+    # Not even imported; marks within the files of the other part are looked at below.
+    if config.getoption("part") == "first" and collection_path != HERE and _is_of_rest(collection_path):
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(config, items):
+    part = config.getoption("part")
+    if part != "all":
+        is_rest = [item.get_closest_marker("rest") is not None or _is_of_rest(item.path) for item in items]
+        left_out = [item for item, rest in zip(items, is_rest, strict=True) if rest != (part == "rest")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item, rest in zip(items, is_rest, strict=True) if rest == (part == "rest")]
     # The file that takes longest begins first: at the end it would run on one worker while the other has nothing to do.
     items.sort(key=lambda item: item.path.name != "test_docs.py")
 

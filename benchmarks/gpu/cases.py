@@ -1,4 +1,4 @@
-"""What is timed on a GPU, and beside what: cases of the ops, their peers, and the card's own limits.
+"""What is timed on a GPU, and beside what: cases of the ops, their baselines, and the card's own limits.
 
 Letters: N feature vectors, K codes, C channels, B images, L tokens per image.
 """
@@ -53,9 +53,9 @@ def eager_lookup(features: Tensor, codebook: Tensor) -> Tensor:
     return torch.addmm(codebook.square().sum(-1), features, codebook.T, alpha=-2).argmin(-1)
 
 
-def _lookup_peers(features: Tensor, codebook: Tensor, device: str) -> dict[str, Callable[[], Tensor]]:
+def _lookup_baselines(features: Tensor, codebook: Tensor, device: str) -> dict[str, Callable[[], Tensor]]:
     compiled = torch.compile(eager_lookup)
-    peers = {
+    baselines = {
         "torch eager": lambda: eager_lookup(features, codebook),
         "torch.compile": lambda: compiled(features, codebook),
     }
@@ -63,14 +63,14 @@ def _lookup_peers(features: Tensor, codebook: Tensor, device: str) -> dict[str, 
         from flash_kmeans.assign_euclid_triton import euclid_assign_triton
 
         square = features.float().square().sum(-1)
-        peers["flash-kmeans"] = lambda: euclid_assign_triton(features[None], codebook[None], square[None])[0]
-    return peers
+        baselines["flash-kmeans"] = lambda: euclid_assign_triton(features[None], codebook[None], square[None])[0]
+    return baselines
 
 
-def _timed(contenders: dict[str, Callable], device: str, budget: float, check: Callable[[object], dict]) -> dict:
-    """Seconds of each contender and what `check` says of its result; a peer that fails is noted with its error."""
+def _timed(methods: dict[str, Callable], device: str, budget: float, check: Callable[[object], dict]) -> dict:
+    """Seconds of each method, what `check` says of its result; where a baseline fails, its error."""
     rows = {}
-    for name, run in contenders.items():
+    for name, run in methods.items():
         try:
             rows[name] = {**check(run()), "seconds": seconds_of(run, device, budget)}
         except Exception as error:
@@ -101,13 +101,13 @@ def lookup_case(shape: tuple[int, int, int], dtype: torch.dtype, device: str, bu
     prepared = {name: ops.prepare_codebook(codebook, backend=name) for name in ours}
     for name in list(ours):
         ours[f"{name} prepared"] = lambda name=name: ops.codebook_lookup(features, prepared[name], backend=name)
-    rows = _timed(ours | _lookup_peers(features, codebook, device), device, budget, check)
+    rows = _timed(ours | _lookup_baselines(features, codebook, device), device, budget, check)
     for name in ours:
         assert rows[name]["wrong"] == 0.0, f"codebook_lookup {shape} {dtype}: {name} differs from the float64 argmin"
     flops = 2.0 * num_rows * num_codes * num_channels
     return {
         "op": "codebook_lookup", "shape": list(shape), "dtype": str(dtype).removeprefix("torch."), "flops": flops,
-        "contenders": rows,
+        "methods": rows,
     }  # fmt: skip
 
 
@@ -140,26 +140,24 @@ def reduced_case(
         features, codebook = learned_pair(shape, device)
     basis = ops.codebook_basis(codebook, directions=directions)
     exact = ops.codebook_lookup(features, codebook, backend="reference")
-    contenders = {}
+    methods = {}
     for name in our_backends(device):
         plain = ops.prepare_codebook(codebook, basis=False, backend=name)
         reduced = ops.prepare_codebook(codebook, basis=basis, backend=name)
-        contenders[f"{name} without"] = lambda name=name, plain=plain: ops.codebook_lookup(
-            features, plain, backend=name
-        )
-        contenders[f"{name} reduced"] = lambda name=name, reduced=reduced: ops.codebook_lookup(
+        methods[f"{name} without"] = lambda name=name, plain=plain: ops.codebook_lookup(features, plain, backend=name)
+        methods[f"{name} reduced"] = lambda name=name, reduced=reduced: ops.codebook_lookup(
             features, reduced, backend=name
         )
-        contenders[f"{name} guessed"] = lambda name=name, reduced=reduced: ops.codebook_lookup(
+        methods[f"{name} guessed"] = lambda name=name, reduced=reduced: ops.codebook_lookup(
             features, reduced, guess=exact, backend=name
         )
-    rows = _timed(contenders, device, budget, lambda index: {"wrong": float((index != exact).double().mean())})
-    for name in contenders:
+    rows = _timed(methods, device, budget, lambda index: {"wrong": float((index != exact).double().mean())})
+    for name in methods:
         assert rows[name].get("wrong") == 0.0, f"reduced pass {shape}: {name} differs from the float64 argmin"
     kind = "noise" if noise else "learned"
     return {
         "op": f"codebook_lookup, {basis.shape[-1]} directions, {kind}", "shape": list(shape), "dtype": "float32",
-        "contenders": rows,
+        "methods": rows,
     }  # fmt: skip
 
 
@@ -179,16 +177,16 @@ def batched_case(shape: tuple[int, int, int, int], device: str, budget: float) -
         pairs = zip(features, codebook, strict=True)
         return torch.stack([ops.codebook_lookup(x, d, backend=name) for x, d in pairs])
 
-    contenders = {}
+    methods = {}
     for name in our_backends(device):
-        contenders[name] = lambda name=name: ops.codebook_lookup(features, codebook, backend=name)
-        contenders[f"{name} one by one"] = lambda name=name: one_by_one(name)
-    rows = _timed(contenders, device, budget, lambda index: {"wrong": float((index != exact).double().mean())})
-    for name in contenders:
+        methods[name] = lambda name=name: ops.codebook_lookup(features, codebook, backend=name)
+        methods[f"{name} one by one"] = lambda name=name: one_by_one(name)
+    rows = _timed(methods, device, budget, lambda index: {"wrong": float((index != exact).double().mean())})
+    for name in methods:
         assert rows[name].get("wrong") == 0.0, f"batched codebooks {shape}: {name} differs from the float64 argmin"
     return {
         "op": "codebook_lookup, batched", "shape": list(shape), "dtype": "float32",
-        "flops": 2.0 * num_books * num_rows * num_codes * num_channels, "contenders": rows,
+        "flops": 2.0 * num_books * num_rows * num_codes * num_channels, "methods": rows,
     }  # fmt: skip
 
 
@@ -207,11 +205,11 @@ def gradient_case(shape: tuple[int, int, int], device: str, budget: float) -> di
         distance = ops.codebook_lookup(features, codebook, return_distance=True, backend=name)[1]
         return torch.autograd.grad(distance.sum(), codebook)[0]
 
-    contenders = {name: lambda name=name: gradient(name) for name in our_backends(device)}
-    for name, run in contenders.items():
+    methods = {name: lambda name=name: gradient(name) for name in our_backends(device)}
+    for name, run in methods.items():
         assert torch.equal(run(), run()), f"gradient of the codebook {shape}: two runs of {name} differ"
-    rows = _timed(contenders, device, budget, lambda grad: {"finite": bool(grad.isfinite().all())})
-    return {"op": "codebook gradient", "shape": list(shape), "dtype": "float32", "contenders": rows}
+    rows = _timed(methods, device, budget, lambda grad: {"finite": bool(grad.isfinite().all())})
+    return {"op": "codebook gradient", "shape": list(shape), "dtype": "float32", "methods": rows}
 
 
 def update_case(shape: tuple[int, int, int], device: str, budget: float) -> dict:
@@ -239,11 +237,11 @@ def update_case(shape: tuple[int, int, int], device: str, budget: float) -> dict
     def check(sums: Tensor) -> dict:
         return {"largest_error": float((sums - exact).abs().max())}
 
-    contenders = {name: lambda name=name: ours(name) for name in our_backends(device)} | {"torch eager": eager}
-    rows = _timed(contenders, device, budget, check)
+    methods = {name: lambda name=name: ours(name) for name in our_backends(device)} | {"torch eager": eager}
+    rows = _timed(methods, device, budget, check)
     return {
         "op": "codebook_update", "shape": list(shape), "dtype": "float32", "bytes": features.numel() * 4.0,
-        "contenders": rows,
+        "methods": rows,
     }  # fmt: skip
 
 
@@ -260,15 +258,15 @@ def mask_case(shape: tuple[int, int, int], device: str, budget: float) -> dict:
     def check(masked: Tensor) -> dict:
         return {"same": bool(torch.equal(masked, expected))}
 
-    contenders = {}
+    methods = {}
     for name in our_backends(device):
-        contenders[name] = lambda name=name: ops.group_mask(features, index, token, target, backend=name)[0]
-        contenders[f"{name} in place"] = lambda name=name: ops.group_mask(
+        methods[name] = lambda name=name: ops.group_mask(features, index, token, target, backend=name)[0]
+        methods[f"{name} in place"] = lambda name=name: ops.group_mask(
             copy, index, token, target, inplace=True, backend=name
         )[0]
-    contenders["torch where"] = lambda: torch.where((index == target[:, None])[..., None], token, features)
-    rows = _timed(contenders, device, budget, check)
-    return {"op": "group_mask", "shape": list(shape), "dtype": "float32", "contenders": rows}
+    methods["torch where"] = lambda: torch.where((index == target[:, None])[..., None], token, features)
+    rows = _timed(methods, device, budget, check)
+    return {"op": "group_mask", "shape": list(shape), "dtype": "float32", "methods": rows}
 
 
 def layer_case(shape: tuple[int, int, int], device: str, budget: float) -> dict:
@@ -285,14 +283,14 @@ def layer_case(shape: tuple[int, int, int], device: str, budget: float) -> dict:
         ops.codebook_ema_(codebook, counts, sums, 0.99, backend=name)
         return quantized
 
-    contenders = {name: lambda name=name: ours(name) for name in our_backends(device)}
+    methods = {name: lambda name=name: ours(name) for name in our_backends(device)}
     if importlib.util.find_spec("vector_quantize_pytorch"):
         from vector_quantize_pytorch import VectorQuantize
 
         layer = VectorQuantize(dim=num_channels, codebook_size=num_codes, decay=0.99).to(device).train()
-        contenders["vector-quantize-pytorch"] = lambda: layer(features[None])[0]
-    rows = _timed(contenders, device, budget, lambda quantized: {"finite": bool(quantized.isfinite().all())})
-    return {"op": "training forward", "shape": list(shape), "dtype": "float32", "contenders": rows}
+        methods["vector-quantize-pytorch"] = lambda: layer(features[None])[0]
+    rows = _timed(methods, device, budget, lambda quantized: {"finite": bool(quantized.isfinite().all())})
+    return {"op": "training forward", "shape": list(shape), "dtype": "float32", "methods": rows}
 
 
 def machine_limits(device: str, budget: float, size: int = 8192, copied: int = 1 << 30) -> dict:
@@ -323,7 +321,7 @@ def exact_rows(device: str, budget: float, most: int = 10**8, chunk: int = 1 << 
 
 
 def all_cases(device: str, budget: float) -> Iterator[Callable[[], dict]]:
-    """Every case, each as a function that runs it with `budget` seconds a contender."""
+    """Every case, each as a function that runs it with `budget` seconds a method."""
     for shape in LOOKUPS:
         for dtype in (torch.float32, torch.bfloat16):
             yield lambda shape=shape, dtype=dtype: lookup_case(shape, dtype, device, budget)

@@ -3,7 +3,7 @@
     python benchmarks/gpu/check.py
 
 Needs no package index: torch, triton, cmake, ninja and pytest have to be there. What is missing beyond them
-(hypothesis, compute-sanitizer, peers) is left out and said.
+(hypothesis, compute-sanitizer, baselines) is left out and said.
 """
 
 import argparse
@@ -101,9 +101,9 @@ def measure(device: str, end: float, budget: float) -> dict:
 
 
 def line_of(case: dict, limits: dict) -> str:
-    """One line for a person: each contender's time, and ours as a share of the card's limit."""
+    """One line for a person: each method's time, and ours as a share of the card's limit."""
     parts = []
-    for name, row in case["contenders"].items():
+    for name, row in case["methods"].items():
         text = f"{name} {1e3 * row['seconds']:.3f} ms" if "seconds" in row else f"{name} failed"
         if "seconds" in row and "flops" in case:
             text += f" ({case['flops'] / row['seconds'] / limits['bf16_flops_per_second']:.0%} of bf16 product)"

@@ -1,16 +1,23 @@
 """Prints stages and ratios after pytest-benchmark's tables."""
 
+import pytest
 
+
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter) -> None:
-    """A line for each contender: its stages, and how many times faster it is than bottom-up attention in float32."""
-    from benchmarks.inference.bars import BATCHED, BY_CLASS
-    from benchmarks.inference.contenders import REGION
-    from benchmarks.inference.test_inference import FINISHED
+    """A line for each method: its stages, and how many times as long bottom-up attention in float32 takes."""
+    from benchmarks.inference.baselines import REGION
+    from benchmarks.inference.measure import FINISHED
+    from benchmarks.inference.targets import BATCHED, BY_CLASS
+    from benchmarks.tables import Table, as_text
 
-    if FINISHED:
-        terminalreporter.section("inference: a passes' stages in seconds, and the ratio to regions in float32")
-    peers = [row for row in FINISHED if row.family == REGION]
+    lines = []
     for row in FINISHED:
         stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in row.seconds.items())
-        ratios = [f"{peers[0].total(nms) / row.total():.1f}x ({nms})" for nms in (BY_CLASS, BATCHED) if peers]
-        terminalreporter.write_line(f"{row.contender}: {stages}; {', '.join(ratios)}")
+        regions = [each for each in FINISHED if each.family == REGION]
+        ratios = [f"{each.total(nms) / row.total():.1f}x" for each in regions for nms in (BY_CLASS, BATCHED)]
+        lines.append((row.method, stages, " / ".join(ratios)))
+    if lines:
+        terminalreporter.section("inference: ratios")
+        head = ("", "seconds of a pass's stages", f"regions in float32 take, {BY_CLASS} / {BATCHED}")
+        terminalreporter.write_line(as_text(Table(head, lines)))

@@ -1,4 +1,4 @@
-"""Times, agreement and operations of the contenders, as one result that can be kept as JSON."""
+"""Times, agreement and operations of the methods, as one result that can be kept as JSON."""
 
 import datetime
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.inference.bars import Row, verdicts
+from benchmarks.inference.baselines import EXACT, Method, Sizes, SohoRun, make_methods
 from benchmarks.inference.clock import Clock
-from benchmarks.inference.contenders import EXACT, Contender, Sizes, SohoRun, make_contenders
-from benchmarks.inference.memory import peak_bytes
+from benchmarks.inference.memory import pass_bytes
 from benchmarks.inference.region_pipeline import RegionPipeline
+from benchmarks.inference.targets import Row, verdicts
 from soho_fast.model.outputs import VisualTokens
 
 # The published layers take one image at a time, and the 300 regions of one are a large batch already: more images at
@@ -24,24 +24,26 @@ LARGEST_REGION_BATCH = 8
 PACKAGES = ("torch", "torchvision", "transformers")
 # How far SOHO's features, and its logits from the float32 model's tokens, may be from the float32 model's: in root mean
 # square, as a share of how features differ from place to place and logits from answer to answer. In bfloat16 it is
-# BF16_FACTOR times as far as plain autocast. What is further off is not timed. Logits from a contender's own tokens are
-# no measure here: random features lie between random codes, some of which then change.
+# BF16_FACTOR times as far as plain autocast. What is further off is not timed. Logits from a method's own
+# tokens are no measure here: random features lie between random codes, some of which then change.
 MOST_WRONG = {"float32": 1e-3, "int8": 0.6}
 BF16_FACTOR = 2.0
 _CHECKED_INPUTS = 4
 _PRODUCT = 2048
 
+FINISHED: list[Row] = []  # what test_inference.py has timed, for the end of its run
 
-def one_pass(contender: Contender, inputs: tuple[Tensor, Tensor], device: str) -> dict[str, float]:
+
+def one_pass(method: Method, inputs: tuple[Tensor, Tensor], device: str) -> dict[str, float]:
     """Seconds of its stages."""
     with torch.inference_mode():
         clock = Clock(device)
-        contender.run(*inputs, clock)
+        method.run(*inputs, clock)
         return clock.seconds()
 
 
-def check(contenders: Sequence[Contender], exact: SohoRun, sizes: Sizes, device: str) -> dict[str, dict[str, float]]:
-    """How far each of SOHO's contenders is from `exact`: see MOST_WRONG, and the shares of equal codes and answers.
+def check(methods: Sequence[Method], exact: SohoRun, sizes: Sizes, device: str) -> dict[str, dict[str, float]]:
+    """How far each of SOHO's methods is from `exact` (see MOST_WRONG), the shares of equal codes and answers.
 
     Raises:
         RuntimeError: one is further off than its precision allows, or not finite.
@@ -53,30 +55,30 @@ def check(contenders: Sequence[Contender], exact: SohoRun, sizes: Sizes, device:
         expected = _outputs(exact, tokens, tokens, inputs)
         plain = SohoRun(exact.model, autocast=True)
         in_bf16 = _errors(_outputs(plain, [plain.encode(pixels) for pixels, _ in inputs], tokens, inputs), expected)
-        for contender in contenders:
-            if not contender.is_soho or contender.run is exact:
+        for method in methods:
+            if not method.is_soho or method.run is exact:
                 continue
-            mine = [contender.run.encode(pixels) for pixels, _ in inputs]
-            ours = _outputs(contender.run, mine, tokens, inputs)
+            mine = [method.run.encode(pixels) for pixels, _ in inputs]
+            ours = _outputs(method.run, mine, tokens, inputs)
             errors = _errors(ours, expected)
             for what, error in errors.items():
-                most = MOST_WRONG.get(contender.precision, BF16_FACTOR * in_bf16[what])
+                most = MOST_WRONG.get(method.precision, BF16_FACTOR * in_bf16[what])
                 if not error <= most:
                     raise RuntimeError(
-                        f"{contender.name}: {what} are off by {error:.2g} of what sets them apart, at most {most:.2g} "
-                        "is allowed: nothing is timed"
+                        f"{method.name}: {what} are off by {error:.2g} of what sets them apart, at most "
+                        f"{most:.2g} is allowed: nothing is timed"
                     )
             same_codes = [float((a.index == b.index).float().mean()) for a, b in zip(mine, tokens, strict=True)]
             same_answers = (ours["logits"].argmax(1) == expected["logits"].argmax(1)).double().mean()
             shares = {"same_codes": sum(same_codes) / len(same_codes), "same_answers": float(same_answers)}
-            found[contender.name] = {**errors, **shares}
+            found[method.name] = {**errors, **shares}
     return found
 
 
 def _outputs(
     run: SohoRun, mine: list[VisualTokens], tokens: list[VisualTokens], inputs: list[tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
-    """Features (places, D) of a contender's tokens, and logits (inputs, A) it makes of the given tokens; float64."""
+    """Features (places, D) of the tokens of `mine`, and logits (inputs, A) of the given tokens; float64."""
     logits = [run.read(visual, words_BS) for visual, (_, words_BS) in zip(tokens, inputs, strict=True)]
     features = [visual.features.flatten(0, 1) for visual in mine]
     return {"features": torch.cat(features).double().cpu(), "logits": torch.cat(logits).double().cpu()}
@@ -90,7 +92,7 @@ def _errors(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, f
     }
 
 
-def operations(contender: Contender, inputs: tuple[Tensor, Tensor]) -> dict[str, int]:
+def operations(method: Method, inputs: tuple[Tensor, Tensor]) -> dict[str, int]:
     """Floating-point operations of each stage, by torch's counter (a multiplication and an addition are two)."""
     counts, before = {}, 0
 
@@ -101,7 +103,7 @@ def operations(contender: Contender, inputs: tuple[Tensor, Tensor]) -> dict[str,
             counts[stage], before = now - before, now
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        contender.run(*inputs, Counting())
+        method.run(*inputs, Counting())
     return counts
 
 
@@ -123,13 +125,13 @@ def product_rates(device: str) -> dict[str, float]:
 def measure(
     names: Sequence[str], sizes: Sizes, batches: Sequence[int], rounds: int, device: str, say: Callable[[str], None]
 ) -> dict:
-    """All there is to say of the contenders, after those of SOHO were checked against its plain float32 model.
+    """All there is to say of the methods, after those of SOHO were checked against its plain float32 model.
 
-    In a round each contender makes a pass, so that all see the same machine; the fastest pass counts, since what others
-    take from a shared machine only adds. The region pipeline runs at batches up to LARGEST_REGION_BATCH.
+    In a round each method makes a pass, so that all see the same machine; the fastest pass counts, since what
+    others take from a shared machine only adds. The region pipeline runs at batches up to LARGEST_REGION_BATCH.
 
     Args:
-        names: of contenders, some of `contenders.NAMES`.
+        names: of methods, some of `baselines.NAMES`.
         sizes: of images and networks.
         batches: how many images a pass takes.
         rounds: at batch 1; two at the larger ones, where a pass takes longer.
@@ -137,10 +139,10 @@ def measure(
         say: is told what goes on.
 
     Raises:
-        RuntimeError: a contender's result is wrong.
+        RuntimeError: a method's result is wrong.
     """
-    say(f"{device}, {torch.get_num_threads()} threads: building {len(names)} contenders")
-    made = make_contenders(names, sizes, device)
+    say(f"{device}, {torch.get_num_threads()} threads: building {len(names)} methods")
+    made = make_methods(names, sizes, device)
     exact = next((each.run for each in made if each.name == EXACT), None)
     agreement = check(made, exact, sizes, device) if exact else {}
     for name, found in agreement.items():
@@ -151,24 +153,20 @@ def measure(
         timed = [each for each in made if each.is_soho or batch <= LARGEST_REGION_BATCH]
         passes: dict[str, list[dict[str, float]]] = {each.name: [] for each in timed}
         for number in range(1 + rounds if batch == 1 else 2):
-            for contender in timed:
-                seconds = one_pass(contender, inputs, device)
+            for method in timed:
+                seconds = one_pass(method, inputs, device)
                 if number or batch > 1:  # The first pass of all packs weights and compiles.
-                    passes[contender.name].append(seconds)
-        for contender in timed:
-            fastest = min(passes[contender.name], key=lambda stages: sum(stages.values()))
-            rows.append(Row(contender.name, contender.family, contender.precision, batch, fastest))
+                    passes[method.name].append(seconds)
+        for method in timed:
+            fastest = min(passes[method.name], key=lambda stages: sum(stages.values()))
+            rows.append(Row(method.name, method.family, method.precision, batch, fastest))
             say(_line(rows[-1]))
-            if batch == 1 and isinstance(contender.run, RegionPipeline):
-                boxes[contender.name] = contender.run.boxes_seen
+            if batch == 1 and isinstance(method.run, RegionPipeline):
+                boxes[method.name] = method.run.boxes_seen
     counted = {each.family: operations(each, tuple(x.to(device) for x in sizes.inputs(1))) for each in reversed(made)}
     products = product_rates(device)
     del made
-    memory = {
-        f"{row.contender}": peak_bytes(row.contender, sizes, row.batch, torch.get_num_threads(), device)
-        for row in rows
-        if row.batch == 1
-    }
+    memory = {row.method: pass_bytes(row.method, sizes, row.batch, device) for row in rows if row.batch == 1}
     return {
         **setup_of(sizes, device),
         "rows": [asdict(row) for row in rows],
@@ -177,13 +175,13 @@ def measure(
         "operations": counted,
         "products": products,
         "peak_bytes": memory,
-        "bars": [asdict(verdict) for verdict in verdicts(rows, counted, products)],
+        "targets": [asdict(verdict) for verdict in verdicts(rows, counted, products)],
     }
 
 
 def _line(row: Row) -> str:
     stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in row.seconds.items())
-    return f"{row.contender}, batch {row.batch}: {row.total():.3f} s ({stages})"
+    return f"{row.method}, batch {row.batch}: {row.total():.3f} s ({stages})"
 
 
 def setup_of(sizes: Sizes, device: str) -> dict:

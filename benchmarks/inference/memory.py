@@ -1,41 +1,25 @@
-"""The peak of a process's memory in one pass of a contender.
-
-A process of its own for each: freed memory stays with a process and would hide what the next contender needs. What
-built it (weights in float32, calibration) is left out by starting the peak afresh, through /proc/self/clear_refs.
-"""
-
-import multiprocessing
-import re
-from pathlib import Path
+"""The peak of a process's memory in one pass of a method, without what built it (weights in float32, calibration)."""
 
 import torch
 
+from benchmarks.inference.baselines import Sizes, make_methods
 from benchmarks.inference.clock import Clock
-from benchmarks.inference.contenders import Sizes, make_contenders
-
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from benchmarks.memory import in_a_process, peak_bytes, restart_peak
 
 
-def peak_bytes(name: str, sizes: Sizes, num_images: int, num_threads: int, device: str) -> int | None:
+def pass_bytes(name: str, sizes: Sizes, num_images: int, device: str) -> int | None:
     """Of a pass of this batch size, weights, libraries and all; `None` where a peak can't be started afresh."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_here, (name, sizes, num_images, num_threads, device))
+    return in_a_process(_bytes_here, name, sizes, num_images, device)
 
 
-def _peak_here(name: str, sizes: Sizes, num_images: int, num_threads: int, device: str) -> int | None:
-    torch.set_num_threads(num_threads)
-    (contender,) = make_contenders([name], sizes, device)
+def _bytes_here(name: str, sizes: Sizes, num_images: int, device: str) -> int | None:
+    (method,) = make_methods([name], sizes, device)
     inputs = [tuple(x.to(device) for x in sizes.inputs(number)) for number in (1, num_images)]
     with torch.inference_mode():
-        contender.run(*inputs[0], Clock(device))  # Code is compiled and weights are packed in a first pass.
+        method.run(*inputs[0], Clock(device))  # Code is compiled and weights are packed in a first pass.
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        else:
-            try:
-                _CLEAR.write_text("5")
-            except OSError:
-                return None
-        contender.run(*inputs[1], Clock(device))
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), flags=re.MULTILINE)[1])
+        elif not restart_peak():
+            return None
+        method.run(*inputs[1], Clock(device))
+    return torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()

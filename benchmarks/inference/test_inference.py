@@ -1,6 +1,6 @@
 """Section 4.5 at its own size, batch 1: bottom-up attention in float32 and SOHO, checked before it is timed.
 
-All contenders, batches and memory: python -m benchmarks.inference RESULT.
+All methods, batches and memory: python -m benchmarks.inference RESULT.
 """
 
 from collections.abc import Iterator
@@ -8,21 +8,22 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks.inference.bars import Row
-from benchmarks.inference.contenders import EXACT, REGION, SOHO, Contender, Sizes, make_contenders, names_here
-from benchmarks.inference.measure import check, one_pass
+from benchmarks.inference.baselines import EXACT, REGION, SOHO, Method, Sizes, make_methods, names_here
+from benchmarks.inference.measure import FINISHED, check, one_pass
+from benchmarks.inference.targets import Row
+
+pytestmark = pytest.mark.full
 
 ROUNDS = 2
 CHOSEN = (f"{REGION}, float32", EXACT, *(f"{SOHO} prepared, {each}" for each in ("float32", "bf16", "int8")))
 NAMES = [name for name in names_here("cpu") if name in CHOSEN]
-FINISHED: list[Row] = []
 
 
 @pytest.fixture(scope="module")
-def timed() -> Iterator[tuple[dict[str, Contender], dict[str, list[dict[str, float]]]]]:
-    """The contenders by name, warm and checked, and the passes that are timed."""
+def timed() -> Iterator[tuple[dict[str, Method], dict[str, list[dict[str, float]]]]]:
+    """The methods by name, warm and checked, and the passes that are timed."""
     sizes = Sizes()
-    made = {each.name: each for each in make_contenders(NAMES, sizes)}
+    made = {each.name: each for each in make_methods(NAMES, sizes)}
     check(list(made.values()), made[EXACT].run, sizes, "cpu")
     one_pass(made[NAMES[0]], sizes.inputs(1), "cpu")
     passes: dict[str, list[dict[str, float]]] = {name: [] for name in made}

@@ -175,13 +175,13 @@ class Comparison:
         return [
             {
                 "shape": self.shape.name,
-                "contender": name,
+                "method": name,
                 "images_per_second": rates[name],
                 "eager_images_per_second": rates["eager"],
                 "ratio": self.ratio(name, self.seconds),
                 "fastest_ratio": min(self.seconds["eager"]) / min(self.seconds[name]),
                 "cpu_ratio": self.ratio(name, self.cpu_seconds),
-                "bar": self.shape.bar,
+                "target": self.shape.target,
             }
             for name in self.steps
             if name != "eager"

@@ -1,19 +1,18 @@
 """Prints the ratios after pytest-benchmark's tables."""
 
+import pytest
 
+
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter) -> None:
-    """One line per shape and precision: how many times faster, and whether the bar holds."""
+    """One line per shape and precision: how many times faster, and whether the target is met."""
     from benchmarks.model.comparison import FINISHED
+    from benchmarks.ops.report import training_steps
+    from benchmarks.tables import as_text
 
-    if FINISHED:
-        terminalreporter.section("training step, soho_fast against the eager pipeline")
-    for row in (row for comparison in FINISHED for row in comparison.rows()):
-        verdict = "held" if row["ratio"] >= row["bar"] else "MISSED"
-        terminalreporter.write_line(
-            f"{row['shape']}, {row['contender']}: {row['images_per_second']:.1f} images/s against "
-            f"{row['eager_images_per_second']:.1f}: {row['ratio']:.2f}x (fastest rounds {row['fastest_ratio']:.2f}x, "
-            f"CPU time {row['cpu_ratio']:.2f}x), bar {row['bar']:g}x {verdict}"
-        )
+    if steps := [row for comparison in FINISHED for row in comparison.rows()]:
+        terminalreporter.section("training step: ratios, of medians")
+        terminalreporter.write_line(as_text(training_steps(steps)))
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.model.comparison import FINISHED, Comparison
 from benchmarks.model.training_batches import mini_shape, official_shape, paper_like_shape
+from benchmarks.short import first_by_default
 
 SHAPES = {
     "mini": (mini_shape, 4),
@@ -22,7 +23,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=first_by_default(SHAPES))
 def comparison(request) -> Iterator[tuple[Comparison, int]]:
     """A checked and warmed-up comparison of one shape, and how many rounds to time."""
     make_shape, rounds = SHAPES[request.param]
@@ -36,17 +37,17 @@ def comparison(request) -> Iterator[tuple[Comparison, int]]:
         FINISHED.append(both)
 
 
-@pytest.mark.parametrize("contender", ["soho_fast", "soho_fast bf16", "eager"])
-def test_training_step(comparison, contender, benchmark):
+@pytest.mark.parametrize("method", ["soho_fast", "soho_fast bf16", "eager"])
+def test_training_step(comparison, method, benchmark):
     both, rounds = comparison
-    if contender not in both.steps:
+    if method not in both.steps:
         pytest.skip("no bfloat16 products here: neither AVX512-BF16 nor AMX")
 
     def others() -> None:
         for name in both.steps:
-            if name != contender:
+            if name != method:
                 both.timed(name)
 
     benchmark.group = f"training step, {both.shape.name}, {torch.get_num_threads()} threads"
     benchmark.extra_info["images"] = both.shape.images
-    benchmark.pedantic(both.timed, args=(contender,), setup=others, rounds=rounds)
+    benchmark.pedantic(both.timed, args=(method,), setup=others, rounds=rounds)

@@ -33,7 +33,7 @@ class TimedShape:
     texts: int = 4
     max_text_length: int = 32
     masking: float = 0.15
-    bar: float = 3.0
+    target: float = 3.0
     dropout: float = 0.0
 
 
@@ -88,7 +88,7 @@ def official_shape(recomputed: bool = True) -> TimedShape:
         texts=recipe.data.num_positive + recipe.data.num_negative,
         max_text_length=recipe.data.max_text_length,
         masking=recipe.data.masking.probability,
-        bar=4.0,
+        target=4.0,
     )
 
 

@@ -1,11 +1,12 @@
 """Timing of the op benchmarks: a result is checked before it is timed, and a wrong one of ours is never timed.
 
-Every competition (op, case) is a pytest-benchmark group with its contenders as rows. After the tables of
-pytest-benchmark come the ratios, the share of the machine's limits and the bars (report.py, bars.py); --benchmark-json
-holds all of it.
+Every competition (op, case) is a pytest-benchmark group with its methods as rows. After the tables of
+pytest-benchmark come the ratios, the share of the machine's limits and the targets (report.py, targets.py);
+--benchmark-json holds all of it.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -23,14 +24,15 @@ PACKAGES = ("torch", "numpy", "faiss-cpu", "scikit-learn", "superkmeans", "vecto
 def time_checked(benchmark) -> Iterator[Callable]:
     """Function that times `call()` in the competition (op, case) after `share_wrong(call())` was looked at.
 
-    Arguments: op, case, shape, contender, call, share_wrong; by name: max_wrong, the share of wrong results above which
-    it is refused (0 for ours; a peer may lose near-ties); level, the CPU level of ours to force; work, how much of each
-    machine limit the call needs (name -> operations or bytes); more for `extra_info`.
+    Arguments: op, case, shape, method, call, share_wrong; by name: max_wrong, the share of wrong results above which a
+    baseline is refused, which may lose near-ties (ours is for any); level, the CPU level of ours to force; work, how
+    much of each machine limit the call needs (name -> operations or bytes); more for `extra_info`.
     """
 
+    from benchmarks.ops.report import OURS
     from benchmarks.ops.shapes import SECONDS_PER_CASE
 
-    def run(op, case, shape, contender, call, share_wrong, *, max_wrong=0.0, level=None, work=None, **info) -> None:
+    def run(op, case, shape, method, call, share_wrong, *, max_wrong=0.0, level=None, work=None, **info) -> None:
         if level is not None:
             ops.set_cpu_level(level)
         before = _lookup_totals()
@@ -38,9 +40,9 @@ def time_checked(benchmark) -> Iterator[Callable]:
         result = call()
         seconds = time.perf_counter() - start
         looked_up = {name: total - before[name] for name, total in _lookup_totals().items()}
-        wrong = share_wrong(result)
-        if wrong > max_wrong:
-            pytest.fail(f"{contender}: {wrong:.2%} of the results are wrong: not timed")
+        wrong, ours = share_wrong(result), method.startswith(OURS)
+        if wrong > (0.0 if ours else max_wrong):
+            pytest.fail(f"{method}: {wrong:.2%} of the results are wrong: not timed")
         del result
         if seconds < 2 * SECONDS_PER_CASE:  # the first call also warmed up
             start = time.perf_counter()
@@ -51,9 +53,9 @@ def time_checked(benchmark) -> Iterator[Callable]:
             op=op,
             case=case,
             shape=list(shape),
-            contender=contender,
+            method=method,
             wrong=wrong,
-            level=ops.build_info().get("cpu_level", "") if contender.startswith("soho_fast") else "",
+            level=ops.build_info().get("cpu_level", "") if ours else "",
             threads=torch.get_num_threads(),
             work=work or {},
             float64_share=looked_up["compared"] / looked_up["rows"] if looked_up.get("rows") else None,
@@ -68,7 +70,7 @@ def time_checked(benchmark) -> Iterator[Callable]:
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    """Seeded source of the inputs, the same for every contender of a group."""
+    """Seeded source of the inputs, the same for every method of a group."""
     return torch.Generator().manual_seed(0)
 
 
@@ -82,7 +84,7 @@ def _lookup_totals() -> dict[str, int]:
 
 
 def _setup() -> dict:
-    """What ran: versions of ours and of the peers, threads, levels."""
+    """What ran: versions of ours and of the baselines, threads, levels."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -92,25 +94,33 @@ def _setup() -> dict:
     return {"versions": versions, "threads": torch.get_num_threads(), "build": ops.build_info()}
 
 
+def _machine(cpu: dict) -> str:
+    """The processor's name, and the numbers that tell apart generations of one name, where they are known."""
+    numbers = f", family {cpu['family']} model {cpu['model']}" if "family" in cpu and "model" in cpu else ""
+    return cpu.get("brand_raw", "unnamed CPU") + numbers
+
+
 def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
-    """Puts the setup, the limits, the ratios and the bars next to the records."""
-    from benchmarks.ops import bars, report
+    """Puts what a page is rendered from beside pytest-benchmark's records."""
+    from benchmarks.ops import report, targets
 
     output_json.get("machine_info", {}).pop("node", None)  # a result is published; the machine's name says nothing
     rows = report.rows_of(output_json["benchmarks"])
-    output_json["soho_fast"] = {
-        **_setup(),
-        "limits_per_second": report.limits_of(rows),
-        "ratios": report.ratio_table(rows),
-        "hard_inputs": [asdict(item) for item in bars.hard_inputs(rows)],
-        "bars": [asdict(verdict) for verdict in bars.verdicts(rows)],
-    }
+    if rows:
+        output_json["ops"] = {
+            "machine": _machine(output_json["machine_info"].get("cpu", {})),
+            **_setup(),
+            "datetime": output_json["datetime"],
+            "rows": [asdict(row) for row in rows],
+            "targets": [asdict(verdict) for verdict in targets.verdicts(rows)],
+        }
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config) -> None:
-    """The same as text, after pytest-benchmark's tables."""
-    from benchmarks.ops import bars, report
+    """Tables after those of pytest-benchmark: ratios, and with --full, which they are for, the targets."""
+    from benchmarks.ops import report, targets
+    from benchmarks.tables import as_text
 
     session = getattr(config, "_benchmarksession", None)
     records = [bench.as_dict(include_data=False) for bench in session.benchmarks if bench] if session else []
@@ -118,16 +128,20 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     if not rows:
         return
     setup = _setup()
-    terminalreporter.section("ops: ratios (a peer takes so many times as long)")
+    tables = {"ops: ratios": report.ratios(rows)}
+    if config.getoption("--full"):
+        tables |= {"ops: hard inputs": targets.hard_table(rows)}
+        tables |= {"ops: targets": targets.verdict_table(targets.verdicts(rows))}
+    for title, table in tables.items():
+        if table.rows:
+            terminalreporter.section(title)
+            terminalreporter.write_line(as_text(table))
+    terminalreporter.section("ops: what ran")
     names = ", ".join(f"{name} {number}" for name, number in setup["versions"].items())
     levels = ", ".join(setup["build"].get("cpu_levels_available", ["reference only"]))
+    limits = ", ".join(f"{name} {rate / 1e9:.1f} G/s" for name, rate in report.limits_of(rows).items())
     terminalreporter.write_line(f"{setup['threads']} threads; levels {levels}; {names}")
-    for name, rate in report.limits_of(rows).items():
-        terminalreporter.write_line(f"limit: {name} {rate / 1e9:.1f} G/s")
-    for op, case, ours, limit, ratios in report.ratio_table(rows):
-        terminalreporter.write_line(f"{op} {case}: {ours}{f' ({limit})' if limit else ''}: {ratios or 'no peer'}")
-    for item in bars.hard_inputs(rows):
-        terminalreporter.write_line(f"hard input against {item.against}, {item}")
-    terminalreporter.section("ops: bars")
-    for verdict in bars.verdicts(rows):
-        terminalreporter.write_line(f"{verdict.word:12} {verdict.claim}: {verdict.bar}; {verdict.measured}")
+    terminalreporter.write_line(f"limits: {limits or 'not measured'}")
+    skipped = Counter(each.longrepr[2].removeprefix("Skipped: ") for each in terminalreporter.stats.get("skipped", []))
+    for reason, count in skipped.items():
+        terminalreporter.write_line(f"not timed: {count} of the cases: {reason}")

@@ -1,36 +1,23 @@
-"""Prints how much the peak of this process's memory grows during one codebook lookup, in bytes.
-
-Arguments: "soho_fast" or "torch", N, K, C, number of threads. A process of its own for each measurement: freed memory
-stays with the process and would hide what the next call needs. Linux only: the peak is VmHWM of /proc/self/status,
-started afresh through /proc/self/clear_refs.
-"""
-
-import re
-import sys
-from pathlib import Path
+"""How much the peak of a process's memory grows during one codebook lookup."""
 
 import torch
 
+from benchmarks.memory import peak_bytes, resident_bytes, restart_peak
 from soho_fast import ops
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+METHODS = {"soho_fast": ops.codebook_lookup, "torch cdist+argmin": lambda x, d: torch.cdist(x, d).argmin(-1)}
 
 
-def _kilobytes(name: str) -> int:
-    return int(re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), flags=re.MULTILINE)[1])
+def extra_bytes(method: str, shape: tuple[int, int, int]) -> int | None:
+    """Growth of the peak over what is resident before the call; None where a peak can't be started afresh.
 
-
-def extra_bytes(contender: str, num_rows: int, num_codes: int, num_channels: int) -> int:
-    """Growth of the peak over what is resident before the call."""
-    lookup = {"soho_fast": ops.codebook_lookup, "torch": lambda x, d: torch.cdist(x, d).argmin(-1)}[contender]
+    In a process of its own: see `benchmarks.memory.in_a_process`.
+    """
+    num_rows, num_codes, num_channels = shape
     features, codebook = torch.randn(num_rows, num_channels), torch.randn(num_codes, num_channels)
-    lookup(features[:64].clone(), codebook[:16].clone())  # libraries, threads
-    CLEAR.write_text("5")
-    before = _kilobytes("VmRSS")
-    lookup(features, codebook)
-    return 1024 * (_kilobytes("VmHWM") - before)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[5]))
-    print(extra_bytes(sys.argv[1], *map(int, sys.argv[2:5])))
+    METHODS[method](features[:64].clone(), codebook[:16].clone())  # libraries, threads
+    if not restart_peak():
+        return None
+    before = resident_bytes()
+    METHODS[method](features, codebook)
+    return peak_bytes() - before

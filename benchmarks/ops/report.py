@@ -1,27 +1,30 @@
-"""From the records of pytest-benchmark to what a reader wants: ratios, the share of the machine's limit, bars.
+"""What a run of the op benchmarks says: rows, ratios, the share of the machine's limits, a table and a figure of them.
 
-A record is what `--benchmark-json` holds for one case; `extra_info` says what was run (see `time_checked` in
-conftest.py). Ratios are between the fastest rounds: what other processes take from a shared machine only ever adds.
+Ratios are between the fastest rounds: what other processes take from a shared machine only ever adds.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.tables import Table
 
 LIMITS = "machine limit"
 GROWTH = "lookup growth"
 MEMORY = "lookup memory"
 HARD = "hard inputs"
 OURS = "soho_fast"
+AXES = {"N": "features", "K": "codes", "C": "channels"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One timed contender: `op` and `case` name what it competes in, `work` what it does in units of the limits."""
+    """One timed method: `op` and `case` name its competition, `work` what it does in units of the limits."""
 
     op: str
     case: str
-    contender: str
+    method: str
     seconds: float
     wrong: float = 0.0
     level: str = ""
@@ -31,35 +34,26 @@ class Row:
 
     @property
     def ours(self) -> bool:
-        return self.contender.startswith(OURS)
+        return self.method.startswith(OURS)
 
 
 def rows_of(records: Iterable[dict]) -> list[Row]:
-    """The rows of the op benchmarks among the records; those of other benchmarks are passed over."""
+    """The rows of the op benchmarks among pytest-benchmark's records; those of other benchmarks are passed over.
+
+    Their `extra_info` says what was run: see `time_checked` in conftest.py.
+    """
     rows = []
     for record in records:
-        info = record["extra_info"]
-        if "op" not in info:
-            continue
-        rows.append(
-            Row(
-                op=info["op"],
-                case=info["case"],
-                contender=info["contender"],
-                seconds=record["stats"]["min"],
-                wrong=info["wrong"],
-                level=info["level"],
-                shape=tuple(info["shape"]),
-                work=info["work"],
-                info=info,
-            )
-        )
+        if "op" in record["extra_info"]:
+            info = dict(record["extra_info"])
+            known = {name: info.pop(name) for name in ("op", "case", "method", "wrong", "level", "shape", "work")}
+            rows.append(Row(**known, seconds=record["stats"]["min"], info=info))
     return rows
 
 
 def limits_of(rows: list[Row]) -> dict[str, float]:
     """The machine's measured limits: operations or bytes per second, by name."""
-    return {row.contender: row.work[row.contender] / row.seconds for row in rows if row.op == LIMITS}
+    return {row.method: row.work[row.method] / row.seconds for row in rows if row.op == LIMITS}
 
 
 def cases_of(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -79,7 +73,7 @@ def time_text(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
 
 
-def limit_text(row: Row, limits: dict[str, float]) -> str:
+def _limit_text(row: Row, limits: dict[str, float]) -> str:
     """How much of each limit the row reaches, such as "61 % of float32 product"."""
     parts = [
         f"{100 * amount / row.seconds / limits[name]:.0f} % of {name}"
@@ -89,33 +83,80 @@ def limit_text(row: Row, limits: dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _wrong_text(row: Row) -> str:
-    return f" ({row.wrong:.2%} wrong)" if row.wrong else ""
+def ratios(rows: list[Row]) -> Table:
+    """Of each competition our fastest row, and how many times as long each baseline takes, the fastest first."""
+    limits, table = limits_of(rows), []
+    for (op, case), competing in cases_of(rows).items():
+        ours = [row for row in competing if row.ours]
+        baselines = sorted((row for row in competing if not row.ours), key=lambda row: row.seconds)
+        if ours and baselines:
+            best = min(ours, key=lambda row: row.seconds)
+            name = best.method.removeprefix(OURS).strip() or OURS
+            times = [
+                f"{row.method} {row.seconds / best.seconds:.1f}x" + f" ({row.wrong:.2%} wrong)" * bool(row.wrong)
+                for row in baselines
+            ]
+            ours_text = f"{time_text(best.seconds)} ({name})"
+            table.append((f"{op} {case}", ours_text, _limit_text(best, limits), "<br>".join(times)))
+    return Table(("op", "ours", "of the machine's limit", "a baseline takes, the fastest first"), table)
 
 
-def ratio_table(rows: list[Row]) -> list[tuple[str, str, str, str, str]]:
-    """One line per competition and contender of ours: op, case, ours with its time, share of the limits, and how many
-    times as long each peer takes."""
-    limits = limits_of(rows)
+def training_steps(steps: list[dict]) -> Table:
+    """Of each shape and precision images a second, ours and the eager pipeline's, and their ratio."""
     table = []
-    for (op, case), contenders in cases_of(rows).items():
-        peers = [row for row in contenders if not row.ours]
-        for row in contenders:
-            if not row.ours:
-                continue
-            ratios = [f"{peer.contender} {peer.seconds / row.seconds:.2f}x{_wrong_text(peer)}" for peer in peers]
-            ours = f"{row.contender}: {time_text(row.seconds)}"
-            if row.info.get("float64_share"):
-                ours += f", {row.info['float64_share']:.2%} of rows in float64"
-            table.append((op, case, ours, limit_text(row, limits), ", ".join(ratios)))
-    return table
+    for step in steps:
+        precision = step["method"].removeprefix(OURS).strip() or "float32"
+        rates = [f"{step[key]:.1f} images/s" for key in ("images_per_second", "eager_images_per_second")]
+        numbers = [f"{step['ratio']:.2f}x", f"{step['cpu_ratio']:.2f}x", f">= {step['target']:g}x"]
+        word = "met" if step["ratio"] >= step["target"] else "**missed**"
+        table.append([f"{step['shape']}, {precision}", *rates, *numbers, word])
+    return Table(("training step", "ours", "eager float32", "ratio", "by CPU time", "target", "result"), table)
 
 
-def best_lines(rows: list[Row]) -> list[Row]:
-    """Of each competition our fastest row; the README shows only these."""
-    best = []
-    for contenders in cases_of(rows).values():
-        ours = [row for row in contenders if row.ours]
-        if ours:
-            best.append(min(ours, key=lambda row: row.seconds))
-    return best
+def _fixed(shapes: list[tuple[int, ...]], series: str) -> str:
+    """What stays the same in a series of lookups, such as "K = 1,024 codes, C = 128 channels"."""
+    parts = []
+    for name, sizes in zip(AXES, zip(*shapes, strict=True), strict=True):
+        if name != series:
+            sizes = sorted(set(sizes))
+            parts.append(f"{name} = {' and '.join(f'{size:,}' for size in sizes)} {AXES[name]}")
+    return ", ".join(parts)
+
+
+def draw(rows: list[Row], machine: str, path: Path) -> None:
+    """Time against N, K and C on logarithmic axes, one line per method, with what is fixed and what ran it.
+
+    Raises:
+        ValueError: there are no such rows.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row.op == GROWTH]
+    if not rows:
+        raise ValueError("result: it holds no growth curves: no figure (test_lookup_growth.py runs with --full)")
+    levels = {row.method: row.level for row in rows if row.level}
+    names = list(dict.fromkeys(row.method for row in rows))
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, series in zip(figure.subplots(1, 3, sharey=True), AXES, strict=True):
+        points = [row for row in rows if row.info["series"] == series]
+        for number, name in enumerate(names):
+            line = sorted((row.info["size"], 1e3 * row.seconds) for row in points if row.method == name)
+            axes.plot(
+                *zip(*line, strict=True),
+                marker="o",
+                linewidth=2.5 if name == OURS else 1.2,
+                color=f"C{number}",
+                label=f"{name} ({levels[name]})" if name in levels else name,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel(f"{AXES[series]} {series}")
+        axes.set_title(_fixed([row.shape for row in points], series), fontsize=10)
+        axes.grid(alpha=0.3, which="both")
+    figure.axes[0].set_ylabel("ms, float32")
+    figure.suptitle(f"Codebook lookup: nearest of K codes for N features of C channels. {machine}", fontsize=11)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})

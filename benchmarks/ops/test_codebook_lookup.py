@@ -1,17 +1,17 @@
-"""codebook_lookup at every CPU level against the peers; all are checked against the float64 rule."""
+"""codebook_lookup at every CPU level against the baselines; all are checked against the float64 rule."""
 
 import functools
 
 import pytest
 import torch
 
-from benchmarks.ops.lookup_contenders import (
+from benchmarks.ops.lookup_baselines import (
     AUTOMATIC,
+    BASELINES,
     EVERY_LEVEL,
     FAST_LEVELS,
     LEVELS,
     OURS,
-    PEERS,
     inputs,
     product_work,
     real_inputs,
@@ -21,71 +21,61 @@ from benchmarks.ops.lookup_contenders import (
 )
 from benchmarks.ops.report import HARD as HARD_OP
 from benchmarks.ops.shapes import EVERY_LEVEL_NKC, HARD_NKC, LOOKUP_NKC, REAL, SMALL_NKC, text
+from benchmarks.short import first_by_default
 from soho_fast.ops import codebook_lookup
 
-
-def compete(time_checked, shape, dtype, contender, make, *, level=None, max_wrong=0.0):
-    features, codebook, exact = inputs(shape, dtype)
-    case = f"{text(shape)} {str(dtype).removeprefix('torch.')}"
-    call = make(features, codebook)
-    work = product_work(shape)
-    time_checked(
-        "codebook_lookup", case, shape, contender, call, share_wrong(exact), level=level, max_wrong=max_wrong, work=work
-    )
-
-
-# A peer's share of wrong rows may not pass this: float32 errs on near-ties, bfloat16 on many rows.
+# A baseline's share of wrong rows may not pass this: float32 errs on near-ties, bfloat16 on many rows.
 MAX_WRONG = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 # Real rows and codes lie close together beside their norm: the expanded square loses more.
 MAX_WRONG_REAL = 0.05
-PEERS_OF = {torch.float32: PEERS, torch.bfloat16: {"torch addmm+argmin": torch_addmm}}
+BASELINES_OF = {torch.float32: BASELINES, torch.bfloat16: {"torch addmm+argmin": torch_addmm}}
+
+
+def compete(time_checked, shape, dtype, method, make, *, level=None, kind=""):
+    features, codebook, exact = inputs(shape, dtype)
+    case = f"{kind} {text(shape)}" if kind else f"{text(shape)} {str(dtype).removeprefix('torch.')}"
+    call, check, work = make(features, codebook), share_wrong(exact), product_work(shape)
+    wrong = MAX_WRONG[dtype]
+    time_checked("codebook_lookup", case, shape, method, call, check, level=level, max_wrong=wrong, work=work)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "contender"),
+    ("dtype", "method"),
     [
-        pytest.param(dtype, contender, id=f"{str(dtype).removeprefix('torch.')}-{contender}")
-        for dtype, peers in PEERS_OF.items()
-        for contender in [*OURS, *peers]
+        pytest.param(dtype, method, id=f"{str(dtype).removeprefix('torch.')}-{method}")
+        for dtype, baselines in BASELINES_OF.items()
+        for method in [*OURS, *baselines]
     ],
 )
-@pytest.mark.parametrize("shape", LOOKUP_NKC, ids=text)
-def test_against_peers(shape, dtype, contender, time_checked):
-    if contender in OURS:
-        make, level = OURS[contender]
-        compete(time_checked, shape, dtype, contender, make, level=level)
-    else:
-        make = PEERS_OF[dtype][contender]
-        compete(time_checked, shape, dtype, contender, make, max_wrong=MAX_WRONG[dtype])
+@pytest.mark.parametrize("shape", first_by_default(LOOKUP_NKC), ids=text)
+def test_against_baselines(shape, dtype, method, time_checked):
+    make, level = OURS.get(method) or (BASELINES_OF[dtype][method], None)
+    compete(time_checked, shape, dtype, method, make, level=level)
 
 
-@pytest.mark.parametrize("contender", [name for name in AUTOMATIC if name != "soho_fast"])
-@pytest.mark.parametrize("shape", LOOKUP_NKC, ids=text)
-def test_prepared_on_noise(shape, contender, time_checked):
+@pytest.mark.parametrize("method", [name for name in AUTOMATIC if name != "soho_fast"])
+@pytest.mark.parametrize("shape", first_by_default(LOOKUP_NKC), ids=text)
+def test_prepared_on_noise(shape, method, time_checked):
     """What the reduced pass costs where it can prove nothing."""
-    compete(time_checked, shape, torch.float32, contender, AUTOMATIC[contender])
+    compete(time_checked, shape, torch.float32, method, AUTOMATIC[method])
 
 
-@pytest.mark.parametrize("contender", [*AUTOMATIC, *PEERS])
-@pytest.mark.parametrize(("name", "shape"), REAL, ids=lambda item: item if isinstance(item, str) else text(item))
-def test_real_features(name, shape, contender, time_checked):
+@pytest.mark.parametrize("method", [*AUTOMATIC, *BASELINES])
+@pytest.mark.parametrize("features_of", first_by_default(REAL), ids=text)
+def test_real_features(features_of, method, time_checked):
+    name, shape = features_of
     features, codebook, exact = real_inputs(name, shape)
-    call = {**AUTOMATIC, **PEERS}[contender](features, codebook)
-    case, work = f"real {name} {text(shape)}", product_work(shape)
-    allowed = 0.0 if contender in AUTOMATIC else MAX_WRONG_REAL
+    call = {**AUTOMATIC, **BASELINES}[method](features, codebook)
+    case, work = f"real {text(features_of)}", product_work(shape)
     check = share_wrong(exact)
-    time_checked("codebook_lookup", case, shape, contender, call, check, max_wrong=allowed, work=work)
+    time_checked("codebook_lookup", case, shape, method, call, check, max_wrong=MAX_WRONG_REAL, work=work)
 
 
-@pytest.mark.parametrize("contender", ["soho_fast", "soho_fast prepared", *EVERY_LEVEL, "torch addmm+argmin"])
-@pytest.mark.parametrize("shape", SMALL_NKC, ids=text)
-def test_small_shapes(shape, contender, time_checked):
-    features, codebook, exact = inputs(shape, torch.float32)
-    make, level = {**EVERY_LEVEL, **{name: (make, None) for name, make in {**AUTOMATIC, **PEERS}.items()}}[contender]
-    case, work, check = f"small {text(shape)}", product_work(shape), share_wrong(exact)
-    allowed = 0.0 if contender.startswith("soho_fast") else MAX_WRONG[torch.float32]
-    call = make(features, codebook)
-    time_checked("codebook_lookup", case, shape, contender, call, check, level=level, max_wrong=allowed, work=work)
+@pytest.mark.parametrize("method", ["soho_fast", "soho_fast prepared", *EVERY_LEVEL, "torch addmm+argmin"])
+@pytest.mark.parametrize("shape", first_by_default(SMALL_NKC), ids=text)
+def test_small_shapes(shape, method, time_checked):
+    make, level = EVERY_LEVEL.get(method) or ({**AUTOMATIC, **BASELINES}[method], None)
+    compete(time_checked, shape, torch.float32, method, make, level=level, kind="small")
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -125,16 +115,18 @@ def hard_inputs(shape, kind):
     return features, codebook, codebook_lookup(features, codebook, backend="reference")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("level", FAST_LEVELS)
 @pytest.mark.parametrize("kind", HARD)
 @pytest.mark.parametrize("shape", HARD_NKC, ids=text)
 def test_hard_inputs(shape, kind, level, time_checked):
     """What exactness costs where screening decides little."""
     features, codebook, exact = hard_inputs(shape, kind)
-    contender, call = f"soho_fast {level}, {kind}", soho_fast(features, codebook)
-    time_checked(HARD_OP, text(shape), shape, contender, call, share_wrong(exact), level=level, kind=kind)
+    method, call = f"soho_fast {level}, {kind}", soho_fast(features, codebook)
+    time_checked(HARD_OP, text(shape), shape, method, call, share_wrong(exact), level=level, kind=kind)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shape", HARD_NKC, ids=text)
 def test_plain_pass_beside_hard_inputs(shape, time_checked):
     """A float32 pass over an easy input, which hard inputs are compared with."""

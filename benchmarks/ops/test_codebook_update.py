@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.ops.lookup_contenders import LEVELS
+from benchmarks.ops.lookup_baselines import LEVELS
 from benchmarks.ops.shapes import UPDATE_NKC, text
+from benchmarks.short import first_by_default
 from soho_fast.ops import codebook_ema_, codebook_stats, scatter_mean_ema_
 
 DECAY = 0.9
@@ -30,7 +31,7 @@ def _read_once(codebook, features, index):
     return features.sum(dtype=torch.float32)
 
 
-CONTENDERS = {
+METHODS = {
     "soho_fast": (_two_steps, None),
     **{f"soho_fast {level}": (_two_steps, level) for level in LEVELS[:-1]},
     "soho_fast fused": (_fused, None),
@@ -39,9 +40,9 @@ CONTENDERS = {
 }
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
-@pytest.mark.parametrize("shape", UPDATE_NKC, ids=text)
-def test_codebook_update(shape, contender, time_checked, generator):
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", first_by_default(UPDATE_NKC), ids=text)
+def test_codebook_update(shape, method, time_checked, generator):
     num_rows, num_codes, num_channels = shape
     features = torch.randn(num_rows, num_channels, generator=generator)
     index = torch.randint(num_codes, (num_rows,), generator=generator)
@@ -49,7 +50,7 @@ def test_codebook_update(shape, contender, time_checked, generator):
     start = codebook.clone()
 
     def share_wrong(moved):
-        if contender == READ_ONCE:
+        if method == READ_ONCE:
             return float(not torch.isclose(moved.double(), features.double().sum(), rtol=1e-3, atol=1.0))
         sums = torch.zeros(num_codes, num_channels, dtype=torch.float64).index_add_(0, index, features.double())
         counts = torch.bincount(index, minlength=num_codes)[:, None]
@@ -57,7 +58,7 @@ def test_codebook_update(shape, contender, time_checked, generator):
         expected = torch.where(counts > 0, average, start.double())
         return (~torch.isclose(moved.double(), expected, rtol=1e-5, atol=1e-5)).double().mean().item()
 
-    function, level = CONTENDERS[contender]
+    function, level = METHODS[method]
     call = lambda: function(codebook, features, index)  # noqa: E731
     work = {"read": 4.0 * features.numel()}
-    time_checked("codebook_update", text(shape), shape, contender, call, share_wrong, level=level, work=work)
+    time_checked("codebook_update", text(shape), shape, method, call, share_wrong, level=level, work=work)

@@ -1,44 +1,30 @@
 """Extra memory of a lookup when N or K grows; the time shown is that of the measuring process, and means nothing."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from benchmarks.memory import in_a_process
+from benchmarks.ops.lookup_memory import METHODS, extra_bytes
 from benchmarks.ops.shapes import MEMORY_NKC, text
-
-PROGRAM = Path(__file__).with_name("lookup_memory.py")
-
-
-def extra_bytes(contender: str, shape: tuple[int, int, int]) -> int:
-    command = [sys.executable, str(PROGRAM), contender, *map(str, shape), str(torch.get_num_threads())]
-    paths = [str(PROGRAM.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if "clear_refs" in done.stderr:
-        pytest.skip("this system does not let a process restart the peak of its memory (/proc/self/clear_refs)")
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+from benchmarks.short import first_by_default
 
 
-@pytest.mark.parametrize("contender", ["soho_fast", "torch cdist+argmin"])
-@pytest.mark.parametrize("shape", MEMORY_NKC, ids=text)
-def test_lookup_memory(shape, contender, benchmark):
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", first_by_default(MEMORY_NKC), ids=text)
+def test_lookup_memory(shape, method, benchmark):
     benchmark.group = f"lookup memory {text(shape)}"
-    grown = benchmark.pedantic(extra_bytes, args=(contender.split()[0], shape), rounds=1)
-    threads = torch.get_num_threads()
+    grown = benchmark.pedantic(in_a_process, args=(extra_bytes, method, shape), rounds=1)
+    if grown is None:
+        pytest.skip("this system does not let a process restart the peak of its memory (/proc/self/clear_refs)")
     assert grown > 0
     benchmark.extra_info.update(
         op="lookup memory",
         case=text(shape),
         shape=list(shape),
-        contender=contender,
+        method=method,
         wrong=0.0,
         level="",
-        threads=threads,
+        threads=torch.get_num_threads(),
         work={},
         extra_bytes=grown,
     )

@@ -136,13 +136,15 @@ def _answer(
     say: Callable[[str], None],
 ) -> list[int]:
     """Answer what is not done yet, and write it; the numbers of the lines without an answer."""
-    parts, ends = [], []
+    parts: list[list[Question]] = []
+    ends: list[int] = []
     for window in windows(questions, batch_size):
         parts.append(window)
         ends.append(len(window) + (ends[-1] if ends else 0))
     # A window of which a part is there is answered again as a whole: rounding depends on what is computed together.
     left = [number for number, end in enumerate(ends) if end > done]
-    progress, failed = ProgressLines(say, "answered"), []
+    progress = ProgressLines(say, "answered")
+    failed: list[int] = []
     processor = soho.processor.image_processor
 
     def load(number: int) -> dict[str, np.ndarray | str]:

@@ -75,7 +75,7 @@ class Question:
     The words are as they came: several texts are those of "rank".
     """
 
-    images: tuple[Hashable, ...]
+    images: tuple[Any, ...]
     words: Any
 
 
@@ -221,17 +221,18 @@ class SohoPipeline:
         pairs: list[tuple[tuple[LoadedImage, ...], list[int]]] = []
         rows_of: dict[int, slice] = {}
         for number, texts in texts_of.items():
-            own = [next(ids) for _ in texts]
-            wrong = next((each for each in own if isinstance(each, ValueError)), None)
-            if wrong is not None:
-                found[number] = wrong
+            try:
+                own = usable_tokens([next(ids) for _ in texts])
+            except ValueError as error:
+                found[number] = error.with_traceback(None)
                 continue
             rows_of[number] = slice(len(pairs), len(pairs) + len(own))
             pairs += [(questions[number].images, each) for each in own]
         if not pairs:
             return found
         images = list(dict.fromkeys(image for shown, _ in pairs for image in shown))
-        encoded = dict(zip(images, self._encode([image.content for image in images], batch_size), strict=True))
+        contents = [image.content for image in images if not isinstance(image.content, ValueError)]
+        encoded = dict(zip(images, self._encode(contents, batch_size), strict=True))
         logits = self._logits([([encoded[image] for image in shown], each) for shown, each in pairs], batch_size)
         for number, rows in rows_of.items():
             try:
@@ -332,12 +333,13 @@ class SohoPipeline:
         """Each image's own tokens, without padding."""
         found: list[Any] = list(images)
         places = [place for place, image in enumerate(images) if not isinstance(image, VisualTokens)]
-        sizes, most_padding = [tuple(images[place].shape[-2:]) for place in places], _MOST_PADDING
+        pixel_images = [image for image in images if not isinstance(image, VisualTokens)]
+        sizes, most_padding = [tuple(image.shape[-2:]) for image in pixel_images], _MOST_PADDING
         if self.model.config.visual_encoder == "official":  # whose tokens feel how far their batch is padded
             edge, most_padding = self.processor.image_processor.size_divisor, 0.0
             sizes = [(-(-height // edge) * edge, -(-width // edge) * edge) for height, width in sizes]
         for batch in like_shapes(sizes, batch_size, most_padding):
-            pixels = self.processor.image_processor.collate([images[places[number]] for number in batch])
+            pixels = self.processor.image_processor.collate([pixel_images[number] for number in batch])
             visual = self.model.encode_images(
                 **{name: None if value is None else value.to(self.device) for name, value in pixels.items()}
             )
@@ -375,10 +377,7 @@ class SohoPipeline:
         """The model's own, of a question as `__call__` takes it."""
         *images, words = _values(asked, FIELDS[self.action])
         pixels = [load_any(image, self.processor.image_processor) for image in images]
-        ids = self._token_ids(self._usable_texts(Question((), words)))
-        wrong = next((each for each in ids if isinstance(each, ValueError)), None)
-        if wrong is not None:
-            raise wrong
+        ids = usable_tokens(self._token_ids(self._usable_texts(Question((), words))))
         input_ids_PS, attention_mask_PS = self._padded(ids)
         index = torch.arange(len(images)).repeat(len(ids), 1).squeeze(1)
         texts = {"input_ids": input_ids_PS, "attention_mask": attention_mask_PS, "image_index": index}
@@ -486,7 +485,19 @@ def local_folder(folder: str | os.PathLike[str]) -> Path:
     found = model_folder(folder)
     if Path(found).is_dir():
         return Path(found)
-    return Path(cached_file(str(found), "config.json", local_files_only=True)).parent
+    config = cached_file(str(found), "config.json", local_files_only=True)
+    assert config is not None, "it was loaded from there"
+    return Path(config).parent
+
+
+def usable_tokens(tokens: Sequence[list[int] | ValueError]) -> list[list[int]]:
+    """The tokens of texts. Raises ValueError: the first reason why one can't be read."""
+    usable = []
+    for each in tokens:
+        if isinstance(each, ValueError):
+            raise each
+        usable.append(each)
+    return usable
 
 
 def windows(questions: Iterable[Question], batch_size: int) -> Iterator[list[Question]]:

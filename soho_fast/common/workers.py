@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
@@ -30,8 +30,11 @@ def end_with_parent() -> None:
     torch's own watch over that does not end a process that holds more than a pipe does, for nobody reads it any more.
     """
 
+    parent = multiprocessing.parent_process()
+
     def watch() -> None:
-        multiprocessing.parent_process().join()
+        assert parent is not None, "started by multiprocessing"
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -99,7 +102,7 @@ def _as_it_is(item: Any) -> Any:
 
 def loaded_ahead(
     load: Callable[[int], Any], numbers: Sequence[int], *, workers: int, pin: bool = False
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """`load(number)` of each number in order, by processes of their own that are one load each ahead.
 
     The processes end with the iterator; close it where it may not be read to its end (`contextlib.closing`).

@@ -105,11 +105,6 @@ def plan_batches(
         UserError: the global batch does not divide, makes another number of samples than the task wants together, or
             is more than the data set.
     """
-    if settings.global_batch_size < 1 or settings.gradient_accumulation_steps < 1:
-        raise UserError(
-            "batch: expected global_batch_size >= 1 and gradient_accumulation_steps >= 1, got "
-            f"{settings.global_batch_size} and {settings.gradient_accumulation_steps}"
-        )
     parts = settings.gradient_accumulation_steps * world
     if together is not None and settings.global_batch_size != together[1] * parts:
         field, number = together

@@ -18,8 +18,6 @@ from torch.optim.sgd import sgd
 from soho_fast.common.errors import UserError
 from soho_fast.engine.settings import OptimSettings, ScheduleSettings
 
-KINDS = ("sgd", "adamw", "bert_adamw")
-
 
 class SgdAdamW(torch.optim.Optimizer):
     """SGD with momentum, AdamW or BERT's AdamW, chosen by each group's `kind`.
@@ -35,15 +33,12 @@ class SgdAdamW(torch.optim.Optimizer):
     runs a trial step at construction, and neither must decay weights, move momentum or count a step.
 
     Args:
-        params: parameter groups; each holds `kind` (one of `KINDS`) and may override any of the values below.
+        params: parameter groups; each holds `kind` (sgd, adamw or bert_adamw) and may override any of the values below.
         lr: learning rate.
         weight_decay: L2 for SGD, decoupled for AdamW.
         momentum: SGD only.
         betas: both AdamW only.
         eps: both AdamW only.
-
-    Raises:
-        ValueError: a group with an unknown `kind` or a negative value.
     """
 
     def __init__(
@@ -57,12 +52,6 @@ class SgdAdamW(torch.optim.Optimizer):
     ) -> None:
         defaults = dict(kind="adamw", lr=lr, weight_decay=weight_decay, momentum=momentum, betas=betas, eps=eps)
         super().__init__(params, defaults)
-        for number, group in enumerate(self.param_groups):
-            if group["kind"] not in KINDS:
-                raise ValueError(f"params: group {number} has kind {group['kind']!r}, expected one of {KINDS}")
-            for name in ("lr", "weight_decay", "momentum", "eps"):
-                if group[name] < 0:
-                    raise ValueError(f"{name}: group {number} has {group[name]}, expected a number >= 0")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -190,11 +179,6 @@ class Schedule:
 
     def __post_init__(self) -> None:
         s = self.settings
-        if s.warmup_steps < 0 or not 0 <= s.warmup_start <= 1:
-            raise UserError(
-                "schedule: expected warmup_steps >= 0 and warmup_start in [0, 1], got "
-                f"{s.warmup_steps} and {s.warmup_start}"
-            )
         if sorted(s.step_epochs) != list(s.step_epochs):
             raise UserError(f"schedule.step_epochs: expected ascending epochs, got {s.step_epochs}")
 

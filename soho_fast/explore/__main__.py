@@ -54,7 +54,8 @@ def _run(arguments: list[str]) -> int:
     parser = Parser(prog=f"explore {name}", description=what)
     module.add_arguments(parser)
     if getattr(module, "TAKES_FIELDS", False):
-        options, options.fields = parser.parse_known_args(rest)
+        options, fields = parser.parse_known_args(rest)
+        options.fields = fields
     else:
         options = parser.parse_args(rest)
     return module.run(options)

@@ -197,7 +197,7 @@ class AskedModel:
         except BundleError as error:
             raise Refused(500, f"image: {error}") from error
         if self._codes is None:
-            self._codes = self._comparison(shown)
+            self._codes = self._comparison(self._pipeline, shown)
         agreement, why = self._codes
         go_on()
         started = time.monotonic()
@@ -213,17 +213,17 @@ class AskedModel:
         about = {"model": self.name, "question": self.question, "seconds": seconds}
         return {**about, "agreement": agreement, "no_codes": why, **reply}
 
-    def _comparison(self, shown: ShownPictures) -> tuple[float | None, str | None]:
+    def _comparison(self, pipeline: SeeingPipeline, shown: ShownPictures) -> tuple[float | None, str | None]:
         """How far this model's codes are those of the explorer, of 1, and why they can't be taken for these.
 
         Fine-tuning leaves the codebook alone and moves the features, until other codes are the nearest ones.
         """
-        weights = self._pipeline.weights()
+        weights = pipeline.weights()
         if weights is None:
             return None, "this model has no dictionary"
         if weights != shown.bundle.meta["weights"]:
             return None, "the codes shown here are of another codebook than this model's"
-        agreement = shown.agreement(self._pipeline.codes_of)
+        agreement = shown.agreement(pipeline.codes_of)
         if agreement is None:
             return None, "this model divides images into other cells than the explorer"
         if agreement < LEAST_AGREEMENT:
@@ -341,20 +341,21 @@ class Asking:
                 raise Refused(400, f"{name}: expected a text, got a file")
             if name in ("model", "question", "attend") and len(values) > 1:
                 raise Refused(400, f"{name}: expected one, got {len(values)}")
-        model = self._model(fields.get("model", [""])[0])
-        asked = fields.get("question", [model.question])[0]
+        texts_of = {name: [value for value in values if isinstance(value, str)] for name, values in fields.items()}
+        model = self._model(texts_of.get("model", [""])[0])
+        asked = texts_of.get("question", [model.question])[0]
         if asked != model.question:
             raise Refused(
                 400, f"question: {model.name} is for {model.kind}: expected {model.question}, got {asked[:60]!a}"
             )
-        texts = self._texts(fields.get("text", []), model)
+        texts = self._texts(texts_of.get("text", []), model)
         expected = 2 if model.question == "compare" else 1
         if len(fields.get("image", [])) != expected:
             raise Refused(400, f"image: {model.question} takes {expected}, got {len(fields.get('image', []))}")
         images = [await self._image(value) for value in fields["image"]]
         question: dict[str, Any] = {"texts": texts}
         if "attend" in fields:
-            question["attend"] = _number("attend", fields["attend"][0], len(texts))
+            question["attend"] = _number("attend", texts_of["attend"][0], len(texts))
         return model, images, question
 
     def _model(self, name: str) -> AskedModel:

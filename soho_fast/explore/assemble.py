@@ -196,7 +196,9 @@ class _Writer:
 
     def _write_pictures(self) -> None:
         """Small copies and what is known of each picture; one that can't be read any more is left out."""
-        readable, sizes, cells = [], [], []
+        readable: list[int] = []
+        sizes: list[Any] = []
+        cells: list[Any] = []
         progress = ProgressLines(self.say, "pictures")
         for done, number in enumerate(self.images_G):
             try:

@@ -16,7 +16,7 @@ from soho_fast.common.extras import from_extra
 from soho_fast.explore.sources import digest_of
 
 with from_extra("train"):
-    from soho_fast.ask.pipeline import SohoPipeline
+    from soho_fast.ask.pipeline import SohoPipeline, usable_tokens
     from soho_fast.model.image_tokens import join_images
     from soho_fast.model.outputs import VisualTokens
 
@@ -53,7 +53,7 @@ class SeeingPipeline(SohoPipeline):
         Raises:
             ValueError: the image can't be used.
         """
-        pixels_3HW = self._load(image)
+        pixels_3HW = self._pixels(image)
         (visual,) = self._encode([pixels_3HW], 1)
         grid = self._grid(visual, pixels_3HW)
         return grid["rows"], grid["columns"], self._codes(visual)[0].tolist()
@@ -89,7 +89,7 @@ class SeeingPipeline(SohoPipeline):
             ValueError: a text or an image can't be used, or the model is not for this question.
         """
         self._go_on = go_on
-        pixels = [self._load(image) for image in images]
+        pixels = [self._pixels(image) for image in images]
         seen = [self._encode([pixels_3HW], 1)[0] for pixels_3HW in pixels]
         if question == "rank":
             answers = _numbered(self.rank(seen[0], texts, batch_size=_IMAGES_AT_ONCE), texts)
@@ -109,7 +109,7 @@ class SeeingPipeline(SohoPipeline):
 
     @torch.no_grad()
     def _attention(self, text: str, seen: Sequence[VisualTokens], grids: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        (ids,) = self._token_ids([text])
+        (ids,) = usable_tokens(self._token_ids([text]))
         input_ids_1S, index = torch.tensor([ids]), torch.arange(len(seen)).unsqueeze(0)
         output = self.model(
             visual_tokens=join_images(seen),
@@ -139,6 +139,11 @@ class SeeingPipeline(SohoPipeline):
         reads = "features" if seen[0].embedding is None else "codes"
         tokens = self.processor.tokenizer.convert_ids_to_tokens(ids)[:-1]
         return {"tokens": tokens, "reads": reads, "images": images}
+
+    def _pixels(self, image: bytes) -> Tensor:
+        pixels_3HW = self._load(image)
+        assert isinstance(pixels_3HW, Tensor), "bytes are no encoded image"
+        return pixels_3HW
 
     def _codes(self, visual: VisualTokens) -> Tensor | None:
         dictionary = self.model.base().visual_dictionary

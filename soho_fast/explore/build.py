@@ -97,7 +97,7 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
     if options.images < 0:
         raise UserError(f"images: expected a number of images, got {options.images}")
     run, folder = _find_model(options.model, options.checkpoint)
-    named = options.recipe or (run and str(run / "recipe.yaml"))
+    named = options.recipe or (str(run / "recipe.yaml") if run else None)
     if named is None:
         if not Path(options.model).exists():
             raise UserError(

@@ -110,7 +110,9 @@ def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:
     from soho_fast.data.mini.writers import assign_pictures
 
     manifest = read_manifest(Path(root))
-    settings = (manifest or {}).get("settings")
+    if manifest is None:
+        return None
+    settings = manifest.get("settings")
     if not isinstance(settings, dict) or not {"num_train", "num_heldout", "seed"} <= settings.keys():
         return None
     # By the name that a scene has for it: a style's, or the beginning of a photograph's.

@@ -111,7 +111,12 @@ def look(source: Any, say: Callable[[str], None] = print) -> Seen:
     from soho_fast.common.progress import ProgressLines
 
     knows = _DemoLabels()
-    codes, images, features, labels, shown, captions = [], [], [], [], [], []
+    codes: list[np.ndarray] = []
+    images: list[np.ndarray] = []
+    features: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    shown: list[Any] = []
+    captions: list[Sequence[str]] = []
     progress = ProgressLines(say, "images")
     for batch in source.batches():
         index_Bhw, feat_BLC = batch.index.cpu().numpy(), batch.features.float().cpu().numpy()

@@ -164,7 +164,8 @@ def application(asking: Asking, host: str = "127.0.0.1") -> ASGIApp:
     async def failed(_: Request, __: Exception) -> Response:
         return JSONResponse({"error": "the server failed at this; its terminal says at what"}, 500)
 
-    async def told(_: Request, error: HTTPException) -> Response:
+    async def told(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
         return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
 
     routes = [
@@ -190,7 +191,9 @@ class _Files(StaticFiles):
             return "", None
         return (found, stat) if Path(found).relative_to(self._root).parts[:1] == asked[:1] else ("", None)
 
-    def file_response(self, full_path: Any, stat_result: os.stat_result, scope: Scope, status_code: int = 200):
+    def file_response(
+        self, full_path: Any, stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
         response = super().file_response(full_path, stat_result, scope, status_code)
         response.headers["content-type"] = _TYPES.get(Path(full_path).suffix.lower(), "application/octet-stream")
         response.headers["cache-control"] = "no-cache"  # An explorer that is built anew is shown.

@@ -37,7 +37,7 @@ class Originals:
     def _read_data_sets(self) -> dict[tuple[str, str], Any]:
         from soho_fast.explore.build import open_model
 
-        of_all = {"recipe": None, "checkpoint": None, "split": [], "images": 0, "fields": []}
+        of_all: dict[str, Any] = {"recipe": None, "checkpoint": None, "split": [], "images": 0, "fields": []}
         self._say(f"reading the data sets of {self._run}, to let models see the pictures themselves ...")
         try:
             images = open_model(argparse.Namespace(model=self._run, **of_all), lambda line: None).images

@@ -81,12 +81,12 @@ def small_copy(picture: Image.Image) -> tuple[bytes, int, int]:
     """(JPEG, width, height) of a picture, its longer edge at most `LONGER_EDGE` pixels; never enlarged."""
     picture = picture.convert("RGB")
     scale = min(1.0, LONGER_EDGE / max(picture.size))
-    size = tuple(max(1, round(edge * scale)) for edge in picture.size)
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    width, height = (max(1, round(edge * scale)) for edge in picture.size)
+    if (width, height) != picture.size:
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=_JPEG_QUALITY)
-    return file.getvalue(), *size
+    return file.getvalue(), width, height
 
 
 def digest_of(codebook: np.ndarray) -> str:

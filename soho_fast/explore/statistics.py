@@ -127,7 +127,8 @@ def _edges(low: float, high: float) -> np.ndarray:
 
 def _heat_map_size(spool: Spool) -> tuple[int, int]:
     """The largest grid, which is that of all images where they are alike, or `MOST_POSITIONS`."""
-    return tuple(min(MOST_POSITIONS, int(sizes.max(initial=1))) for sizes in (spool.rows_N, spool.columns_N))
+    rows, columns = (min(MOST_POSITIONS, int(sizes.max(initial=1))) for sizes in (spool.rows_N, spool.columns_N))
+    return rows, columns
 
 
 def blocks_of_codes(num_codes: int, num_columns: int, per_file: int) -> Iterator[tuple[int, int]]:

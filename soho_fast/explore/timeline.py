@@ -48,7 +48,7 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
     folder = next((path for path in (run, run.parent) if (path / "log.jsonl").is_file()), None) if run else None
     if dictionary is None and folder is None:
         return None
-    records = []
+    records: list[dict[str, Any]] = []
     if folder is not None:
         from soho_fast.common.files import read_log
 
@@ -56,7 +56,7 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
     records.sort(key=lambda record: record["step"])
     last_step = max((record["step"] for record in records), default=int(dictionary.step) if dictionary else 0)
     events = [[record["step"], record["event"]] for record in records if record["kind"] == "event"]
-    series = [
+    series: list[dict[str, Any]] = [
         {"name": name, "points": points}
         for field, name in _FROM_TRAINING.items()
         if (points := _points((record["step"], record.get(field)) for record in records if record["kind"] == "train"))

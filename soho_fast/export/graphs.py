@@ -25,6 +25,10 @@ class PlainLookup(nn.Module):
     ones within that rounding.
     """
 
+    codes: Tensor
+    half_square: Tensor
+    number: Tensor
+
     def __init__(self, codebook_KC: Tensor) -> None:
         super().__init__()
         codes_UC, code_K = codebook_KC.unique(dim=0, return_inverse=True)

@@ -28,11 +28,11 @@ class Model:
     def __init__(self, folder):
         folder = Path(folder)
         self.about = json.loads((folder / "about.json").read_text())
-        torch.set_grad_enabled(False)
         self._encode, self._read = (
             torch._inductor.aoti_load_package(str(folder / name)) for name in ("encode.pt2", "read.pt2")
         )
 
+    @torch.no_grad()
     def pixels(self, images):
         """Images, uint8 (3, height, width), resized, normalised and padded to a batch: pixel_values, pixel_mask."""
         image = self.about["image"]
@@ -50,6 +50,7 @@ class Model:
             pixel_mask[number, :rows, :columns] = True
         return pixel_values, pixel_mask
 
+    @torch.no_grad()
     def encode(self, pixel_values, pixel_mask):
         """The first stage, once for each image: (visual, valid), and of a model with a dictionary codes."""
         divisor, least = self.about["image"]["size_divisor"], self.about["image"]["least_edge"]
@@ -63,6 +64,7 @@ class Model:
             raise ValueError(f"pixel_mask: expected {(images, height, width)}, got {tuple(pixel_mask.shape)}")
         return tuple(self._encode(pixel_values.contiguous(), pixel_mask.contiguous()))
 
+    @torch.no_grad()
     def read(self, visual, valid, input_ids, attention_mask, image_index):
         """The second stage, for each text: logits float32 (texts, labels).
 
@@ -96,6 +98,7 @@ class Model:
         found = self._read(*(each.contiguous() for each in (visual, valid, input_ids, attention_mask, image_index)))
         return found if isinstance(found, torch.Tensor) else found[0]
 
+    @torch.no_grad()
     def scores(self, logits):
         """The model's own probability of each label; of one that ranks (texts,), that a text belongs to its image."""
         if self.about["question"] == "answer":

@@ -86,8 +86,8 @@ class Plan:
     @property
     def hours(self) -> float | None:
         """Of all epochs; None where the size of an epoch is not known."""
-        each = [phase.hours for phase in self.phases]
-        return None if None in each else sum(each)
+        known = [phase.hours for phase in self.phases if phase.hours is not None]
+        return sum(known) if len(known) == len(self.phases) else None
 
 
 def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
@@ -243,7 +243,7 @@ def _advice(plan: Plan, work: Work, on_rank: Any) -> list[str]:
         return total if total <= card.memory else None
 
     if not plan.fits:
-        tried = []
+        tried: list[tuple[list[str], float]] = []
         divisors = [n for n in range(2, plan.micro_batch + 1) if plan.micro_batch % n == 0]
         if work.task.samples_together is not None:
             divisors = []

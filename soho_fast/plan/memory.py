@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from soho_fast.model import SohoPreTrainedModel
+from soho_fast.model import SohoConfig, SohoPreTrainedModel
 
 # DeepSpeed's defaults of reduce_bucket_size and stage3_max_live_parameters, elements: deepspeed/runtime/zero/config.py.
 BUCKET = 500_000_000
@@ -106,7 +106,7 @@ def exchanged(sizes: Sizes, stage: int, precision: str, ranks: int, micro_batche
     return found
 
 
-def exchanged_by_model(config: object, num_losses: int, micro_batches: int) -> dict[str, int]:
+def exchanged_by_model(config: SohoConfig, num_losses: int, micro_batches: int) -> dict[str, int]:
     """Bytes that the model itself all-reduces in a step: dictionary, statistics of tokens, sums of the losses."""
     C, found = config.hidden_size, {}
     if config.use_dictionary and config.use_dictionary_output:

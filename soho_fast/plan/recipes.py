@@ -202,23 +202,26 @@ class Work:
             a_sample = data.num_positive if recipe.task == "pretraining" else 1
             for part in parts:
                 if part.format == "visual_genome":
-                    sets, source = [(_VISUAL_GENOME, part.max_captions or 50)], _VISUAL_GENOME_FROM
+                    known, source = [(_VISUAL_GENOME, part.max_captions or 50)], _VISUAL_GENOME_FROM
                 else:
                     file = Path(part.annotations).name
-                    sets, source = [_CAPTIONS.get((file, split)) for split in part.splits], _CAPTIONS_FROM
-                if None in sets or not sets:
+                    known = [_CAPTIONS[file, split] for split in part.splits if (file, split) in _CAPTIONS]
+                    source = _CAPTIONS_FROM
+                    if len(known) < len(part.splits):
+                        return None
+                if not known:
                     return None
                 sources.add(source)
                 limit = getattr(part, "max_captions", None)
-                for images, captions in sets:
+                for images, captions in known:
                     captions = min(captions, limit or captions)
                     total += images * (1 if data.epoch == "images" else math.ceil(captions / a_sample))
         elif recipe.task == "vqa":
             for name in data.train:
-                known = _QUESTIONS.get(Path(data.splits[name].questions).name)
-                if known is None or data.texts_per_image != 1:
+                questions = _QUESTIONS.get(Path(data.splits[name].questions).name)
+                if questions is None or data.texts_per_image != 1:
                     return None
-                total += known[0]
+                total += questions[0]
             sources.add("Goyal et al. 2017: VQA v2 has 443,757 questions in train and 214,354 in val")
         elif recipe.task == "snli_ve" and "snli_ve_train.jsonl" in data.splits["train"].annotations:
             total = 529_527

@@ -142,17 +142,18 @@ def _pairs(study: Study, comparison: Comparison, stage: str, variant: str) -> It
         limits = [settings.arms, settings.variants[comparison.arm].arms, settings.variants[comparison.against].arms]
         if all(name in limit for limit in limits if limit):
             for seed in study.arms[name].seeds or study.seeds:
-                yield f"seed {seed}", *(Cell(name, seed, stage, each) for each in (comparison.arm, comparison.against))
+                arm, against = (Cell(name, seed, stage, each) for each in (comparison.arm, comparison.against))
+                yield f"seed {seed}", arm, against
         return
     limits = [limit for limit in (settings.arms, settings.variants[variant].arms if variant else []) if limit]
     pairs = [pair for pair in pairs_of(study, comparison) if not any(set(pair[:2]) - set(limit) for limit in limits)]
     seeds = {(arm, seed) for pair in pairs for arm in pair[:2] for seed in study.arms[arm].seeds or study.seeds}
     is_one_seed = len({seed for _, seed in seeds}) == 1
-    for arm, against, common in pairs:
-        for seed in study.arms[arm].seeds or study.seeds:
-            if (against, seed) in seeds:
+    for one, other, common in pairs:
+        for seed in study.arms[one].seeds or study.seeds:
+            if (other, seed) in seeds:
                 name = f"{common}, seed {seed}" if common and is_one_seed else f"seed {seed}"
-                yield name, Cell(arm, seed, stage, variant), Cell(against, seed, stage, variant)
+                yield name, Cell(one, seed, stage, variant), Cell(other, seed, stage, variant)
 
 
 def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Mapping[str, Any]]) -> list[Difference]:
@@ -185,12 +186,13 @@ def _difference(
     lacking = False
     for name, *cells in _pairs(study, comparison, stage, variant):
         rows_of_pair = [rows.get(cell) for cell in cells]
-        values = [None if row is None else value_of(row, metric) for row in rows_of_pair]
-        is_there = None not in values
-        found.setdefault(name, []).append(values[0] - values[1] if is_there else None)
+        one, other = (None if row is None else value_of(row, metric) for row in rows_of_pair)
+        is_there = one is not None and other is not None
+        found.setdefault(name, []).append(None if one is None or other is None else one - other)
         # A model without a dictionary has no metrics of codes.
         lacking |= not is_there and None not in rows_of_pair
-    differences = {name: sum(each) / len(each) for name, each in found.items() if None not in each}
+    known = {name: [value for value in each if value is not None] for name, each in found.items()}
+    differences = {name: sum(each) / len(each) for name, each in known.items() if len(each) == len(found[name])}
     missing = [name for name, each in found.items() if None in each]
     if not differences and (lacking or not missing):
         return None

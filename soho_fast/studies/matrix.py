@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.common.errors import UserError
-from soho_fast.studies.study import Study
+from soho_fast.studies.study import Study, Variant
 from soho_fast.tasks import TASKS
 from soho_fast.tasks.identity import OF_A_STUDY
 from soho_fast.tasks.recipe import find_recipe, recipe_type
@@ -45,7 +45,7 @@ class Run:
         cells: That, and where runs would stand that have the same settings.
         recipe: Name of the recipe it began as.
         content: Its recipe's fields with all overrides.
-        splits, codes, photos: As those of `Stage`.
+        splits, codes: As those of `Stage`.
         start: The run whose model it starts from.
         launcher: As that of `Arm`.
     """
@@ -56,7 +56,6 @@ class Run:
     splits: Mapping[str, Mapping[str, Any]]
     codes: int
     start: Run | None = None
-    photos: bool = False
     launcher: str = ""
     dependents: list[Run] = field(default_factory=list, repr=False)
     cells: list[Cell] = field(init=False)
@@ -68,7 +67,6 @@ class Run:
     def digest(self) -> str:
         """Of all that its metrics depend on, as far as recipes tell it."""
         parts = [told(self.content), self.splits, self.codes, self.start.digest if self.start else None]
-        parts += ["photos"] if self.photos else []
         parts += [{"launcher": self.launcher}] if self.launcher else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -105,17 +103,19 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
                     continue
                 if stage.after and stage.after not in made:
                     raise UserError(f"stages.{stage_name}: arm {arm_name} has no {stage.after} to start from")
-                for variant_name, variant in (stage.variants or {"": None}).items():
+                variants: Mapping[str, Variant | None] = stage.variants or {"": None}
+                for variant_name, variant in variants.items():
                     if variant is not None and variant.arms and arm_name not in variant.arms:
                         continue
                     cell = Cell(arm_name, seed, stage_name, variant_name)
-                    parts = [study.overrides, stage.overrides, variant.overrides if variant else {}]
+                    parts: list[Mapping[str, Any]] = [study.overrides, stage.overrides]
+                    parts += [variant.overrides if variant else {}]
                     parts += [arm.overrides, arm.stages.get(stage_name, {}), overrides or {}]
                     content = recipe_content(stage.recipe, parts, str(cell))
                     _leave_out_roots(content, overrides or {})
                     content["seed"] = seed + arm.seed_offset
                     start = made.get(stage.after)
-                    run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, stage.photos, arm.launcher)
+                    run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, arm.launcher)
                     made[stage_name] = runs.setdefault(run.digest, run)
                     if made[stage_name] is not run:
                         made[stage_name].cells.append(cell)

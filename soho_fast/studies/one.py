@@ -14,14 +14,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from soho_fast.common.errors import UserError
 
 # Exit code of a run that another process is at; no command of this package ends with it.
 TAKEN = 111
+
+# Function (folder of a training, number of images) -> metrics of what its codes mean, where a stage asks for them. By
+# name: studies need no explorer otherwise.
+MEASURE_CODES = "soho_fast.explore.codes:measure_codes"
 
 # What is kept of a run once its row is written; a model only where others start from it.
 _CLEARED = ("checkpoints", "best", "tensorboard", "evaluation")
@@ -34,7 +40,7 @@ class Job:
     Attributes:
         row: The row's fields that are known before: study, arm, seed, stage, variant, digest, recipe.
         recipe: The recipe's fields, all paths filled in but data roots.
-        splits, codes, photos: As those of `Stage`.
+        splits, codes: As those of `Stage`.
         folder: The run's.
         results: The file that gets the row.
         known: Other files of rows.
@@ -46,7 +52,6 @@ class Job:
     recipe: dict[str, Any]
     splits: dict[str, dict[str, Any]]
     codes: int
-    photos: bool
     folder: str
     results: str
     known: list[str]
@@ -82,14 +87,16 @@ def run_one(job: Job) -> None:
 
 def _end_with_the_study() -> None:
     """A study that was killed leaves no run behind: each saves a checkpoint and ends."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "started by multiprocessing"
+    parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _make(job: Job, folder: Path) -> int:
     from soho_fast.studies.results import append_row, by_digest, read_rows
 
-    def row() -> dict[str, Any] | None:
+    def row() -> Mapping[str, Any] | None:
         rows = read_rows(map(Path, job.known), optional=Path(job.results))
         return by_digest(rows).get(job.row["digest"])
 
@@ -101,15 +108,13 @@ def _make(job: Job, folder: Path) -> int:
         # Its row or its model has been deleted, and its checkpoints went when it was done.
         shutil.rmtree(training, ignore_errors=True)
         done.unlink()
-    if job.photos:
-        _check_photographs()
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps({**job.recipe, "output": str(training)}, indent=1))  # JSON is YAML.
     began = time.monotonic()
     if code := _call(job, "train", ["--recipe", str(recipe)]):
         return code
-    metrics, about = {}, json.loads((training / "metrics.json").read_text())
-    metrics |= about["metrics"] or {}
+    about = json.loads((training / "metrics.json").read_text())
+    metrics: dict[str, float] = dict(about["metrics"] or {})
     for name, fields in job.splits.items():
         own = ["--split", name] if name in job.recipe.get("data", {}).get("splits", {}) else []
         into = training / "evaluation" / name
@@ -120,13 +125,8 @@ def _make(job: Job, folder: Path) -> int:
         found = json.loads((into / "metrics.json").read_text())["metrics"]
         metrics |= {f"{name}.{metric}": value for metric, value in found.items()}
     if job.codes:
-        from soho_fast.explore.codes import measure_codes
-
+        measure_codes = resolve_name(MEASURE_CODES)
         metrics |= {f"codes.{name}": value for name, value in measure_codes(training, job.codes).items()}
-    if job.photos:
-        from soho_fast.studies.photos import photo_metrics
-
-        metrics |= {f"photos.{name}": value for name, value in photo_metrics(training).items()}
     if row() is None:
         usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         append_row(
@@ -149,16 +149,6 @@ def _make(job: Job, folder: Path) -> int:
     done.touch()
     _clear(training, job.keep_model)
     return 0
-
-
-def _check_photographs() -> None:
-    """That they are missing is told before the training, not after it."""
-    from soho_fast.studies.photos import classified_photographs
-
-    try:
-        classified_photographs()
-    except FileNotFoundError as error:
-        raise UserError(str(error)) from None
 
 
 def _clear(training: Path, keep_model: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,6 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         os.close(file)
 
 
-def by_digest(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def by_digest(rows: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The newest row of each digest."""
     return {row["digest"]: row for row in rows}

@@ -193,7 +193,6 @@ class Runner:
             recipe=recipe,
             splits={name: dict(fields) for name, fields in run.splits.items()},
             codes=run.codes,
-            photos=run.photos,
             folder=str(run.folder(self.place.folder)),
             results=str(self.place.results),
             known=[str(path) for path in self.place.known],
@@ -237,8 +236,8 @@ class Runner:
         if not self._stop:
             self.say(f"asked to stop: {len(self._processes)} run(s) save a checkpoint")
         self._stop = self._stop or number
-        for _, process, _ in self._processes.values():
-            process.terminate()
+        for running in self._processes.values():
+            running[1].terminate()
 
 
 def _starts_from(run: Run, digests: set[str]) -> bool:
@@ -259,7 +258,7 @@ def build_corpora(runs: Sequence[Run], folder: Path, say: Callable[[str], None])
     from soho_fast.common.processes import Processes
     from soho_fast.tasks.recipe import build_demo_corpus, load_recipe
 
-    first = {}
+    first: dict[str, Run] = {}
     for run in runs:
         parts = {name: run.content.get(name) for name in ("corpus", "data_roots")}
         first.setdefault(json.dumps(parts, sort_keys=True), run)

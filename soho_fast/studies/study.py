@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from argparse import ArgumentError
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -72,8 +73,6 @@ class Stage:
             replace. Its metrics have the name and a dot before theirs.
         codes: Also measure what the codes mean (as `soho_fast.explore measure` does), on at most so many images; 0
             does not.
-        photos: Also measure whether codes mean the same things in real photographs, as `soho_fast.studies.photos`
-            does, from a package of Debian.
         metrics: Metrics that are compared, by name, and what a reader calls them: a share, unless a unit stands in
             brackets at the end. `ONE - OTHER` is a metric less another one of the same run.
         arms: The arms that have it; empty: all.
@@ -85,7 +84,6 @@ class Stage:
     variants: dict[str, Variant] = field(default_factory=dict)
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     codes: int = 0
-    photos: bool = False
     metrics: dict[str, str] = field(default_factory=dict)
     arms: list[str] = field(default_factory=list)
 
@@ -179,8 +177,8 @@ def _check(study: Study) -> None:
         if not getattr(study, what):
             raise UserError(f"{what}: expected at least one, got none")
     for name, arm in study.arms.items():
-        for stage in arm.stages:
-            known(f"arms.{name}.stages", stage, study.stages)
+        for stage_name in arm.stages:
+            known(f"arms.{name}.stages", stage_name, study.stages)
     for name in (*study.arms, *study.stages, *(variant for s in study.stages.values() for variant in s.variants)):
         if not name or "/" in name or name.startswith("."):
             raise UserError(f"{name!r}: a name of an arm, stage or variant is also a folder's; leave / out")
@@ -190,26 +188,26 @@ def _check(study: Study) -> None:
             known(f"stages.{name}.after", stage.after, before)
             if study.stages[stage.after].variants:
                 raise UserError(f"stages.{name}.after: {stage.after} has variants; expected a stage of one model")
-        for arm in (*stage.arms, *(arm for variant in stage.variants.values() for arm in variant.arms)):
-            known(f"stages.{name}.arms", arm, study.arms)
+        for arm_name in (*stage.arms, *(each for variant in stage.variants.values() for each in variant.arms)):
+            known(f"stages.{name}.arms", arm_name, study.arms)
         before.append(name)
     for number, comparison in enumerate(study.comparisons):
         where = f"comparisons[{number}]"
         if comparison.factor:
             known(f"{where}.factor", comparison.factor, study.factors)
-        names = study.factors[comparison.factor] if comparison.factor else study.arms
+        names: Collection[str] = study.factors[comparison.factor] if comparison.factor else study.arms
         if comparison.variants_of:
             known(f"{where}.variants_of", comparison.variants_of, study.arms)
             if comparison.factor or comparison.main:
                 raise UserError(f"{where}: variants_of goes with neither factor nor main")
-            names = dict.fromkeys(variant for stage in study.stages.values() for variant in stage.variants)
+            names = dict.fromkeys(variant for each in study.stages.values() for variant in each.variants)
         known(f"{where}.arm", comparison.arm, names)
         known(f"{where}.against", comparison.against, names)
         for cell in comparison.main:
-            stage, variant, _ = split_cell(cell, where)
-            known(f"{where}.main", stage, study.stages)
-            if variant or study.stages[stage].variants:
-                known(f"{where}.main", variant, study.stages[stage].variants)
+            of_stage, variant, _ = split_cell(cell, where)
+            known(f"{where}.main", of_stage, study.stages)
+            if variant or study.stages[of_stage].variants:
+                known(f"{where}.main", variant, study.stages[of_stage].variants)
     for place, values in (("overrides", study.overrides), *((f"arms.{n}", a.overrides) for n, a in study.arms.items())):
         _check_finite(values, place)
 

@@ -31,12 +31,27 @@ from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import records_identity
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table
 from soho_fast.tasks.evaluation.sharing import ReportProgress
-from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
+from soho_fast.tasks.settings import (
+    CaptionSource,
+    PretrainingData,
+    PretrainingModel,
+    refuse_fields_of_other_formats,
+)
 
 # The running usage of codes spans about so many updates (usage_decay 0.99): before, few have had a chance.
 _UPDATES_BEFORE_WARNING = 100
 # Of all codes; said again only after more than the second share were live.
 _FEW_LIVE, _ENOUGH_LIVE = 0.5, 0.6
+
+# The formats of a source that take a field.
+_FORMATS_OF = {
+    "images": ("karpathy", "coco_captions", "visual_genome", "json_lines"),
+    "splits": ("karpathy", "json_lines"),
+    "heldout_share": ("json_lines",),
+    "image_data": ("visual_genome",),
+    "exclude_coco_ids_from": ("coco_captions", "visual_genome"),
+    "exclude_flickr_ids_from": ("visual_genome",),
+}
 
 HELDOUT = "heldout"
 """The one split of pre-training, by name: the held-out images."""
@@ -49,49 +64,27 @@ def _read_source(source: CaptionSource, report: ReadReport, where: str) -> Seque
         "source": source.name,
         "report": report,
     }
-    if source.format != "json_lines" and source.heldout_share:
-        raise ValueError(
-            f"{where}.heldout_share: only of a json_lines file a share is held out, this is {source.format}"
-        )
-    if source.format != "visual_genome" and source.exclude_flickr_ids_from:
-        raise ValueError(
-            f"{where}.exclude_flickr_ids_from: only Visual Genome tells Flickr ids, this is {source.format}"
-        )
+    refuse_fields_of_other_formats(source, _FORMATS_OF, f"{where}.")
+    annotations, images = source.annotations, source.images
     if source.format == "karpathy":
-        if source.exclude_coco_ids_from:
-            raise ValueError(f"{where}.exclude_coco_ids_from: a karpathy file has its own splits; choose them instead")
-        return read_karpathy(source.annotations, source.images, source.splits, **common)
+        return read_karpathy(annotations, images, source.splits, **common)
     if source.format == "json_lines":
-        if source.exclude_coco_ids_from or source.image_data:
-            raise ValueError(f"{where}: a json_lines file has neither COCO ids nor image_data; leave these out")
-        return read_json_lines(
-            source.annotations, source.images, source.splits, heldout_share=source.heldout_share, **common
-        )
+        return read_json_lines(annotations, images, source.splits, heldout_share=source.heldout_share, **common)
     if source.format == "webdataset":
-        for name in ("images", "splits", "image_data", "exclude_coco_ids_from"):
-            if getattr(source, name):
-                raise ValueError(f"{where}.{name}: webdataset shards hold images and captions alone; leave it out")
-        return read_shards(source.annotations, max_captions=source.max_captions, source=source.name, report=report)
-    if source.splits:
-        raise ValueError(f"{where}.splits: only karpathy and json_lines files have splits, this is {source.format}")
+        return read_shards(annotations, max_captions=source.max_captions, source=source.name, report=report)
     excluded = karpathy_coco_ids(source.exclude_coco_ids_from) if source.exclude_coco_ids_from else frozenset()
     if source.format == "coco_captions":
-        return read_coco_captions(source.annotations, source.images, exclude_coco_ids=excluded, **common)
-    if source.format == "visual_genome":
-        if not source.image_data:
-            raise ValueError(f"{where}.image_data: expected the path of Visual Genome's image_data.json")
-        flickr = source.exclude_flickr_ids_from
-        return read_visual_genome(
-            source.annotations,
-            source.image_data,
-            source.images,
-            exclude_coco_ids=excluded,
-            exclude_flickr_ids=karpathy_flickr_ids(flickr) if flickr else frozenset(),
-            **common,
-        )
-    raise ValueError(
-        f"{where}.format: expected karpathy, coco_captions, visual_genome, json_lines or webdataset, got "
-        f"{source.format!r}"
+        return read_coco_captions(annotations, images, exclude_coco_ids=excluded, **common)
+    if not source.image_data:
+        raise ValueError(f"{where}.image_data: expected the path of Visual Genome's image_data.json")
+    flickr = source.exclude_flickr_ids_from
+    return read_visual_genome(
+        annotations,
+        source.image_data,
+        images,
+        exclude_coco_ids=excluded,
+        exclude_flickr_ids=karpathy_flickr_ids(flickr) if flickr else frozenset(),
+        **common,
     )
 
 

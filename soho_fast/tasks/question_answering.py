@@ -20,11 +20,14 @@ from soho_fast.data.readers.vqa import VqaRecord, read_vqa
 from soho_fast.model import SohoForQuestionAnswering
 from soho_fast.tasks.answering import AnsweringTask
 from soho_fast.tasks.evaluation.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
-from soho_fast.tasks.settings import VqaSplit
+from soho_fast.tasks.settings import VqaSplit, refuse_fields_of_other_formats
 
 # Soft score of an answer that n of the ten people gave: min(1, 0.3 n), the targets of the usual practice (Teney et al.
 # 2018, section 3.2, "soft scores"); close to the mean of the official score over leaving out each person.
 _SCORE_PER_PERSON = 0.3
+
+# The formats of a split that take a field.
+_FORMATS_OF = {"annotations": ("vqa",), "heldout_share": ("json_lines",), "splits": ("json_lines",)}
 
 _ROWS_AT_A_TIME = 4096
 _SMALLEST_PRIOR = 1e-4
@@ -40,12 +43,7 @@ class QuestionAnsweringTask(AnsweringTask):
 
     def read(self, source: VqaSplit, report: ReadReport) -> list[VqaRecord]:
         options = {"missing_images": self.data.missing_images, "report": report}
-        if source.format != "vqa" and source.annotations:
-            raise ValueError(f"annotations: {source.format} has the answers with the questions; leave it out")
-        if source.format != "json_lines" and source.heldout_share:
-            raise ValueError(f"heldout_share: only of a json_lines file a share is held out, this is {source.format}")
-        if source.format != "json_lines" and source.splits:
-            raise ValueError(f"splits: only a json_lines file has splits, this is {source.format}")
+        refuse_fields_of_other_formats(source, _FORMATS_OF)
         if source.format == "json_lines":
             return read_json_lines_questions(
                 source.questions, source.images, source.splits, heldout_share=source.heldout_share, **options

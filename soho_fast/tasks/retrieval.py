@@ -32,7 +32,7 @@ from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, sco
 from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress
 from soho_fast.tasks.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
 from soho_fast.tasks.fine_tuning import FineTuningTask
-from soho_fast.tasks.settings import RetrievalSplit
+from soho_fast.tasks.settings import RetrievalSplit, refuse_fields_of_other_formats
 
 RECALL_KS = (1, 5, 10)
 # The retrieval results of the literature take the first five captions of an image, where it has more.
@@ -60,8 +60,7 @@ class RetrievalTask(FineTuningTask):
 
     def read(self, source: RetrievalSplit, report: ReadReport) -> list[ImageTextRecord]:
         options = {"missing_images": self.data.missing_images, "report": report}
-        if source.format != "json_lines" and source.heldout_share:
-            raise ValueError(f"heldout_share: only of a json_lines file a share is held out, this is {source.format}")
+        refuse_fields_of_other_formats(source, {"heldout_share": ("json_lines",)})
         where = source.annotations, source.images, source.splits
         if source.format == "json_lines":
             return read_json_lines(*where, heldout_share=source.heldout_share, **options)

@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that a mistake on the command line is reported at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +23,19 @@ ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<",
 AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
 # None would train on nothing.
 Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
+
+
+def refuse_fields_of_other_formats(source: Any, formats_of: Mapping[str, tuple[str, ...]], where: str = "") -> None:
+    """Raises ValueError: a source has a field that its format does not take; `where` names the source.
+
+    `formats_of` has the formats that take a field, by its name.
+    """
+    for name, formats in formats_of.items():
+        if getattr(source, name) and source.format not in formats:
+            formats_in_words = " or ".join(formats)
+            raise ValueError(
+                f"{where}{name}: only for format {formats_in_words}, this is {source.format}; leave it out"
+            )
 
 
 @dataclass
@@ -151,10 +165,6 @@ class TextMasking:
     at_least_one: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("probability", "mask_share", "random_share"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"masking.{name}: expected a share between 0 and 1, got {value}")
         if self.mask_share + self.random_share > 1.0:
             raise ValueError(
                 f"masking: mask_share + random_share is {self.mask_share + self.random_share}, expected at most 1"

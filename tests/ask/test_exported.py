@@ -68,8 +68,7 @@ def runner(exported):
     spec = importlib.util.spec_from_file_location("exported_run", exported / "run.py")
     run = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(run)
-    with torch.no_grad():
-        return run.Model(exported)
+    return run.Model(exported)
 
 
 # Images (height, width) of a call, texts by number, and which images each is about.
@@ -213,6 +212,31 @@ def test_the_stages_of_every_kind_of_model(question, folder_of, processor):
         logits = ReadTexts(model)(visual, valid, input_ids, attention_mask, index)
     assert torch.equal(codes, expected_codes)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_a_model_leaves_gradients_of_the_process_alone(monkeypatch, tmp_path):
+    """Loaded and called, it switches nothing off for the rest of a program; what it gives has no gradient."""
+    from soho_fast.export import run
+
+    about = {
+        "image": {"size_divisor": 1, "least_edge": 1, "std": [1.0] * 3, "mean": [0.0] * 3, "rescale_factor": 1.0,
+                  "longest_edge": 9, "shortest_edge": 2, "antialias": True},
+        "text": {"max_tokens": 4, "vocab_size": 9}, "images": ["image"], "channels": 3, "question": "rank",
+    }  # fmt: skip
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    weight = torch.ones((), requires_grad=True)
+    stages = [
+        lambda pixels, mask: (pixels[:, :, 0].mT * weight, mask[:, 0]),
+        lambda visual, valid, ids, mask, index: visual.sum(1)[index][:, :2],
+    ]
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: stages.pop(0))
+    model = run.Model(tmp_path)
+    assert torch.is_grad_enabled()
+    visual, valid = model.encode(*model.pixels([torch.zeros(3, 2, 2, dtype=torch.uint8)]))
+    ids = torch.ones(1, 2, dtype=torch.int64)
+    logits = model.read(visual, valid, ids, ids, torch.zeros(1, dtype=torch.int64))
+    assert not visual.requires_grad and not logits.requires_grad and not model.scores(logits).requires_grad
+    assert torch.is_grad_enabled() and (weight * 2).requires_grad
 
 
 def test_no_size_of_a_call_is_built_in(monkeypatch):

@@ -1,4 +1,4 @@
-"""Runs `pytest benchmarks/ops --benchmark-only` on small shapes. Argument: the JSON to write."""
+"""Runs `pytest benchmarks/ops --benchmark-only --full` on small shapes. Argument: the JSON to write."""
 
 import sys
 from pathlib import Path
@@ -36,4 +36,5 @@ if __name__ == "__main__":
     for name, value in SMALL.items():
         assert hasattr(shapes, name), f"{name} is no constant of benchmarks/ops/shapes.py"
         setattr(shapes, name, value)
-    sys.exit(pytest.main([str(ROOT / "benchmarks/ops"), "--benchmark-only", f"--benchmark-json={sys.argv[1]}"]))
+    options = ["--benchmark-only", "--full", f"--benchmark-json={sys.argv[1]}"]
+    sys.exit(pytest.main([str(ROOT / "benchmarks/ops"), *options]))

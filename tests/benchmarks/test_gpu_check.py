@@ -69,7 +69,7 @@ def _in_small(monkeypatch):
     monkeypatch.setattr(cases, "LAYERS", ())
     limits, exact = cases.machine_limits, cases.exact_rows
     eager = cases.eager_lookup
-    monkeypatch.setattr(cases, "_lookup_peers", lambda x, d, device: {"torch eager": lambda: eager(x, d)})
+    monkeypatch.setattr(cases, "_lookup_baselines", lambda x, d, device: {"torch eager": lambda: eager(x, d)})
     monkeypatch.setattr(cases, "machine_limits", lambda *args: limits(*args, size=16, copied=1 << 12))
     monkeypatch.setattr(cases, "exact_rows", lambda device, budget: exact(device, 60, most=300, chunk=200))
 
@@ -87,13 +87,13 @@ def test_every_case_measures_and_is_json(monkeypatch):
     assert measured["left_out"] == 0 and measured["limits"]["copy_bytes_per_second"] > 0
     assert measured["exact_rows"] == {"rows": 300, "backends": ["cpu"], "different": 0}
     for case in measured["cases"]:
-        assert any(name.startswith("cpu") for name in case["contenders"])
-        assert all(row["seconds"] > 0 for row in case["contenders"].values())
+        assert any(name.startswith("cpu") for name in case["methods"])
+        assert all(row["seconds"] > 0 for row in case["methods"].values())
     for case in (*measured["cases"][:2], *measured["cases"][-2:]):
-        assert "cpu" in case["contenders"] and any("torch" in name for name in case["contenders"])
-    assert measured["cases"][0]["contenders"]["cpu"]["wrong"] == 0.0
-    assert set(measured["cases"][2]["contenders"]) == {"cpu without", "cpu reduced", "cpu guessed"}
-    assert measured["cases"][-1]["contenders"]["cpu in place"]["same"] is True
+        assert "cpu" in case["methods"] and any("torch" in name for name in case["methods"])
+    assert measured["cases"][0]["methods"]["cpu"]["wrong"] == 0.0
+    assert set(measured["cases"][2]["methods"]) == {"cpu without", "cpu reduced", "cpu guessed"}
+    assert measured["cases"][-1]["methods"]["cpu in place"]["same"] is True
 
 
 @has_ours
@@ -123,9 +123,9 @@ def test_a_wrong_reduced_pass_is_not_timed(monkeypatch):
         cases.reduced_case((50, 20, 40), "cpu", BUDGET)
 
 
-def test_a_peer_that_fails_is_noted():
+def test_a_baseline_that_fails_is_noted():
     def fails():
         raise RuntimeError("out of memory")
 
-    rows = cases._timed({"peer": fails}, "cpu", BUDGET, lambda result: {})
-    assert rows == {"peer": {"error": "RuntimeError: out of memory"}}
+    rows = cases._timed({"baseline": fails}, "cpu", BUDGET, lambda result: {})
+    assert rows == {"baseline": {"error": "RuntimeError: out of memory"}}

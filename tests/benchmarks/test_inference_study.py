@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from benchmarks.inference import contenders, measure, region_pipeline
-from benchmarks.inference.bars import BATCHED, BY_CLASS, Row, verdicts
+from benchmarks.inference import baselines, measure, region_pipeline
+from benchmarks.inference.baselines import EXACT, HALVED, REGION, SMALL, SOHO, Method, make_methods, make_regions
 from benchmarks.inference.clock import Clock
-from benchmarks.inference.contenders import EXACT, HALVED, REGION, SMALL, SOHO, Contender, make_contenders, make_regions
 from benchmarks.inference.random_inputs import noise_images, taking_statistics
 from benchmarks.inference.region_pipeline import CLASS_NMS, MIN_SCORE, nms_batched, nms_by_class
+from benchmarks.inference.targets import BATCHED, BY_CLASS, Row, verdicts
 from soho_fast.model.outputs import VisualTokens
 
 
@@ -130,7 +130,7 @@ def test_two_kinds_that_choose_different_boxes_are_not_timed(pipeline, monkeypat
         pipeline(*SMALL.inputs(1), Clock())
 
 
-class Soho(contenders.SohoRun):
+class Soho(baselines.SohoRun):
     """Features are an image's columns' mean colours, logits those of the image, times a factor; autocast adds 1 %."""
 
     def __init__(self, model: tuple[float, float] = (1.0, 1.0), autocast: bool = False) -> None:
@@ -147,8 +147,8 @@ class Soho(contenders.SohoRun):
 def test_what_is_off_is_not_timed(monkeypatch):
     monkeypatch.setattr(measure, "SohoRun", Soho)
     exact = Soho()
-    near = Contender("near", SOHO, "bf16", Soho((1.015, 1.005)))
-    found = measure.check([Contender(EXACT, SOHO, "float32", exact), near], exact, SMALL, "cpu")
+    near = Method("near", SOHO, "bf16", Soho((1.015, 1.005)))
+    found = measure.check([Method(EXACT, SOHO, "float32", exact), near], exact, SMALL, "cpu")
     assert list(found) == ["near"] and found["near"]["features"] == pytest.approx(0.015, rel=0.3)
     assert found["near"]["logits"] == pytest.approx(0.005, rel=0.3)
     assert found["near"]["same_codes"] < found["near"]["same_answers"] == 1.0
@@ -158,15 +158,15 @@ def test_what_is_off_is_not_timed(monkeypatch):
     assert measure.check([replace(near, precision="int8", run=Soho((1.5, 1.5)))], exact, SMALL, "cpu")
 
 
-def test_a_result_and_its_bars(monkeypatch):
-    monkeypatch.setattr(measure, "peak_bytes", lambda *_: 10**9)
+def test_a_result_and_its_targets(monkeypatch):
+    monkeypatch.setattr(measure, "pass_bytes", lambda *_: 10**9)
     names = [EXACT, f"{SOHO} prepared, float32", f"{REGION}, float32", f"{HALVED}, bf16"]
     said: list[str] = []
     result = measure.measure(names, SMALL, [1, 2], 2, "cpu", said.append)
-    assert [(row["contender"], row["batch"]) for row in result["rows"]] == [
-        (name, batch) for batch in (1, 2) for name in contenders.NAMES if name in names
+    assert [(row["method"], row["batch"]) for row in result["rows"]] == [
+        (name, batch) for batch in (1, 2) for name in baselines.NAMES if name in names
     ]
-    ran = {bar["claim"]: bar["held"] is not None for bar in result["bars"]}
+    ran = {target["claim"]: target["met"] is not None for target in result["targets"]}
     assert ran["SOHO in float32 against regions in float32, batched NMS"]
     assert not ran["SOHO in int8 against regions in float32, NMS by class"]
     assert result["operations"][REGION]["features of boxes"] > result["operations"][HALVED]["features of boxes"] > 0
@@ -174,7 +174,7 @@ def test_a_result_and_its_bars(monkeypatch):
     assert result["agreement"].keys() == {f"{SOHO} prepared, float32"}
 
 
-def test_what_a_missed_bar_says():
+def test_what_a_missed_target_says():
     rows = [
         Row(f"{REGION}, float32", REGION, "float32", 1, {"CNN": 1.0, BY_CLASS: 3.0, BATCHED: 0.5, "Transformer": 1.0}),
         Row(f"{SOHO} eager, float32", SOHO, "float32", 1, {"visual tokens": 1.1, "Transformer": 0.2}),
@@ -186,15 +186,15 @@ def test_what_a_missed_bar_says():
     operations = {SOHO: {"visual tokens": 100, "Transformer": 20}, REGION: {"CNN": 240}}
     found = {each.claim: each for each in verdicts(rows, operations, {"float32": 250.0, "bf16": 1000.0})}
     published = found["SOHO in bf16 against regions in float32, NMS by class"]
-    assert published.held and published.measured.startswith("16.67x (SOHO compiled, bf16: 0.300 s, 5.000 s)")
+    assert published.met and published.measured.startswith("16.67x (SOHO compiled, bf16: 0.300 s, 5.000 s)")
     equal = found["SOHO in float32 against regions in float32, batched NMS"]
-    assert equal.held is False and equal.measured == (
+    assert equal.met is False and equal.measured == (
         "2.50x (SOHO prepared, float32: 1.000 s, 2.500 s); visual tokens 80% of ours, at 50% of the float32 product; "
-        "the peer does 2.0x the operations"
+        "the baseline does 2.0x the operations"
     )
-    assert found["SOHO in bf16 against SOHO eager in float32"].held
+    assert found["SOHO in bf16 against SOHO eager in float32"].met
 
 
-def test_contenders_of_another_name_are_refused():
-    with pytest.raises(ValueError, match=r"contenders: expected some of 'regions, float32'.*, got 'resnet'"):
-        make_contenders(["resnet"], SMALL)
+def test_methods_of_another_name_are_refused():
+    with pytest.raises(ValueError, match=r"methods: expected some of 'regions, float32'.*, got 'resnet'"):
+        make_methods(["resnet"], SMALL)

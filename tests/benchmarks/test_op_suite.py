@@ -1,7 +1,8 @@
-"""The op benchmarks run whole, on small shapes: every contender is there and right, and the result renders."""
+"""The op benchmarks run whole, on small shapes: every method is there and right, and the result renders."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from benchmarks import render
 from benchmarks.ops.report import rows_of
 from soho_fast import ops
 
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("small_op_suite.py")
 LEVELS = ops.build_info().get("cpu_levels_available", [])
 
@@ -28,16 +30,16 @@ def finished(tmp_path_factory) -> tuple[str, dict]:
     return done.stdout, json.loads(path.read_text())
 
 
-def test_every_contender_ran(finished):
+def test_every_method_ran(finished):
     rows = rows_of(finished[1]["benchmarks"])
-    ran = {(row.op, row.contender) for row in rows}
-    peers = {"torch cdist+argmin", "torch addmm+argmin", "scikit-learn", "vector-quantize-pytorch"}
+    ran = {(row.op, row.method) for row in rows}
+    baselines = {"torch cdist+argmin", "torch addmm+argmin", "scikit-learn", "vector-quantize-pytorch"}
     for op in ("codebook_lookup", "lookup growth"):
-        assert {(op, peer) for peer in peers} <= ran
+        assert {(op, baseline) for baseline in baselines} <= ran
     assert {("codebook_lookup", f"soho_fast {level}") for level in LEVELS} <= ran
     assert {("VisualDictionary", "soho_fast"), ("VisualDictionary", "soho_fast in vector-quantize-pytorch")} <= ran
     assert {("KMeans", name) for name in ("soho_fast", "scikit-learn")} <= ran
-    assert {row.contender for row in rows if row.op == "machine limit"} == {
+    assert {row.method for row in rows if row.op == "machine limit"} == {
         "float32 product",
         "bfloat16 product",
         "copy",
@@ -47,15 +49,18 @@ def test_every_contender_ran(finished):
     assert kinds >= {"real mobilenet_v2", "real photo windows"}
     assert all(row.wrong == 0.0 for row in rows if row.ours)
     for level in LEVELS:
-        assert {row.level for row in rows if row.contender == f"soho_fast {level}"} == {level}
+        assert {row.level for row in rows if row.method == f"soho_fast {level}"} == {level}
 
 
-def test_the_end_of_the_output_and_the_json_hold_ratios_and_bars(finished):
+def test_the_end_of_the_output_and_the_json_hold_ratios_and_targets(finished):
     output, result = finished
     end = output[output.index("ops: ratios") :]
-    bars = result["soho_fast"]["bars"]
-    assert len(bars) == 30 and all(bar["claim"] in end for bar in bars)
-    measured = [bar for bar in bars if bar["held"] is not None]
+    ratios = {"codebook_lookup", "codebook_update", "group_mask", "residual_lookup", "KMeans", "VisualDictionary"}
+    lines = end[: end.index("ops: hard inputs")].splitlines()
+    assert {line.split()[0] for line in lines if re.search(r" \d+\.\dx", line)} == ratios
+    targets = result["ops"]["targets"]
+    assert len(targets) == 30 and all(target["claim"] in end for target in targets)
+    measured = [target for target in targets if target["met"] is not None]
     expected = {
         "codebook_update",
         "group_mask",
@@ -64,21 +69,53 @@ def test_the_end_of_the_output_and_the_json_hold_ratios_and_bars(finished):
         "codebook_lookup float32",
     }
     expected |= {"VisualDictionary normal noise", "VisualDictionary real", "KMeans"}
-    assert {bar["claim"].split(":")[0] for bar in measured} >= expected
+    assert {target["claim"].split(":")[0] for target in measured} >= expected
     assert f"torch {version('torch')}" in end and "1 threads" in end
-    assert result["soho_fast"]["limits_per_second"].keys() >= {"copy", "read"}
+    assert "limits: float32 product " in end
     assert "node" not in result["machine_info"]
 
 
+def test_the_end_of_the_output_says_what_is_missing(finished):
+    output, result = finished
+    absent = [name for name, number in result["ops"]["versions"].items() if number == "absent"]
+    assert all(f"of the cases: {name} is not installed (pip install 'soho_fast[bench]')" in output for name in absent)
+    assert "of the cases: needs a run of the demo: SOHO_FAST_BENCH_RUN names its folder" in output
+
+
 def test_the_result_renders(finished, tmp_path):
-    result, page = tmp_path / "result.json", tmp_path / "results.md"
+    result, docs = tmp_path / "result.json", tmp_path / "docs"
     result.write_text(json.dumps(finished[1]))
-    page.write_text(f"{render.BEGIN}\n{render.END}\n")
-    paths = {"page": page, "figure": tmp_path / "figure.png", "store": tmp_path / "stored.json"}
-    render.main([str(result), *(f"--{name}={path}" for name, path in paths.items())])
-    text = page.read_text()
+    docs.mkdir()
+    (docs / "results.md").write_text("<!-- ops: begin -->\n<!-- ops: end -->\n")
+    render.main([str(result), "--docs", str(docs), "--store", str(tmp_path / "stored")])
+    text = (docs / "results.md").read_text()
     assert "| codebook_lookup 300x70x24 float32 |" in text and "scikit-learn" in text
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    cpu = finished[1]["machine_info"]["cpu"]
+    assert all(str(cpu[name]) in text.splitlines()[1] for name in ("brand_raw", "family", "model") if name in cpu)
+    assert (docs / "benchmarks.png").stat().st_size > 10_000
+
+
+COLLECT = """
+import json, sys, pytest
+class Seen:
+    def pytest_collection_finish(self, session):
+        params = [(item.path.name, item.callspec.params) for item in session.items]
+        print(*(f"{name} {each.get('method')}" for name, each in params), sep="\\n", file=sys.stderr)
+sys.exit(pytest.main([*sys.argv[1:], "--collect-only", "-q"], plugins=[Seen()]))
+"""
+
+
+def test_by_default_every_op_stands_beside_each_of_its_baselines():
+    def collected(*options: str) -> set[str]:
+        command = [sys.executable, "-c", COLLECT, "benchmarks/ops", *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return set(done.stderr.splitlines())
+
+    short, full = collected(), collected("--full")
+    assert short < full
+    # The curves of the figure are of an op that has its competition in another file.
+    assert {line.split()[0] for line in full - short} == {"test_lookup_growth.py"}
 
 
 def test_a_wrong_result_of_ours_is_not_timed(tmp_path):

@@ -202,7 +202,7 @@ def test_a_recipe_reads_them(corpus):
     ("field", "value"), [("images", ["x"]), ("splits", ["train"]), ("image_data", "x"), ("exclude_coco_ids_from", "x")]
 )
 def test_what_shards_do_not_have_is_refused(corpus, field, value):
-    with pytest.raises(ValueError, match=rf"data\.sources\[0\]\.{field}: webdataset shards hold"):
+    with pytest.raises(ValueError, match=rf"data\.sources\[0\]\.{field}: only for format .*, this is webdataset"):
         task_of(corpus, **{field: value}).training_data()
 
 

@@ -154,7 +154,18 @@ def test_a_number_that_cannot_be_used_is_refused_before_the_run(recipe, field):
         _parse("--recipe", recipe, f"--{field}", str(least - 1))
 
 
-@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("optim.beta1", 1), ("batch.broken_images", 1.5)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("optim.beta1", 1),
+        ("batch.broken_images", 1.5),
+        ("schedule.warmup_start", 2),
+        ("data.masking.probability", 1.5),
+        ("data.masking.mask_share", -0.5),
+        ("data.masking.random_share", 2),
+    ],
+)
 def test_a_number_beyond_its_range_is_refused(field, value):
     with pytest.raises(UserError, match=field):
         _parse(f"--{field}", str(value))

@@ -1,4 +1,10 @@
-"""Fixtures of the op tests: every implementation by force, and numbers to compare with that do not come from it."""
+"""Fixtures of the op tests: every level in turn, whose bits must agree, and numbers to compare with that come from none
+of them."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +14,10 @@ from soho_fast import ops
 from soho_fast.ops import triton_backend
 
 INTERPRETING = triton_backend.INTERPRETING and not triton_backend.MISSING  # test_triton.py starts such a process
-IMPLEMENTATIONS = ("triton",) if INTERPRETING else ("reference", *ops.build_info().get("cpu_levels_built", ()))
 ON_GPU = tuple(name for name in ops.available_backends() if name in ("triton", "cuda") and not INTERPRETING)
-IMPLEMENTATIONS += ON_GPU
+CPU_LEVELS = ("reference", *ops.build_info().get("cpu_levels_available", ()))
+# The levels that one case goes through, by what its id says: all of the CPU, or one backend of a GPU.
+FAMILIES = {"triton": ("triton",)} if INTERPRETING else {"cpu": CPU_LEVELS, **{name: (name,) for name in ON_GPU}}
 
 
 class GpuGenerator(torch.Generator):
@@ -20,41 +27,90 @@ class GpuGenerator(torch.Generator):
         return super().__new__(cls, device)
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
+@contextlib.contextmanager
+def _where_it_works(name, monkeypatch):
+    """What a test creates lies on the GPU where `name` is a backend of it."""
+    with contextlib.ExitStack() as stack:
+        if name in ON_GPU:
+            monkeypatch.setattr(torch, "Generator", GpuGenerator)
+            stack.enter_context(torch.device("cuda"))
+        yield
+
+
+@pytest.fixture(params=("triton",) if INTERPRETING else ops.available_backends())
 def backend(request, monkeypatch):
-    """The `backend` argument that runs the implementation; CPU levels are forced for the duration of the test, and what
-    a test creates for a backend of the GPU lies there."""
-    if request.param in ON_GPU:
-        monkeypatch.setattr(torch, "Generator", GpuGenerator)
-        with torch.device("cuda"):
-            yield request.param
-        return
-    if request.param in ("reference", "triton"):
+    """Each backend once, a CPU's at its best level: for graphs and registration, which no level changes."""
+    with _where_it_works(request.param, monkeypatch):
         yield request.param
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, monkeypatch):
+    """Which of the FAMILIES a case is of. What no backend of a GPU has is parametrised with "cpu" alone, indirect."""
+    with _where_it_works(request.param, monkeypatch):
+        yield request.param
+
+
+@pytest.fixture
+def at_every_level(family):
+    """Function (call, ...) -> what call(..., backend=) returns at every level, where its bits must be the same."""
+    return functools.partial(_at_every_level, FAMILIES[family])
+
+
+@pytest.fixture
+def metrics(family):
+    """Those that the family serves."""
+    return ("euclidean", "cosine", "dot") if family == "cpu" else ("euclidean",)
+
+
+def _at_every_level(levels: tuple[str, ...], call: Callable, /, *arguments: Any, **options: Any) -> Any:
+    named = {name: value for name, value in options.items() if isinstance(value, (str, int))}
+    results = {}
+    for level in levels:
+        try:
+            with _forced(level) as backend:
+                results[level] = call(*arguments, **options, backend=backend)
+        except BaseException as error:
+            error.add_note(f"at level {level} {named or ''}")
+            raise
+    alike: list[list[str]] = []  # levels of the same bits
+    for level, result in results.items():
+        group = next((group for group in alike if same_bits(results[group[0]], result)), None)
+        alike.append([level]) if group is None else group.append(level)
+    assert len(alike) == 1, f"not the same bits: {' | '.join(', '.join(group) for group in alike)} {named or ''}"
+    return results[levels[0]]
+
+
+@contextlib.contextmanager
+def _forced(level):
+    """The `backend` argument that runs a level."""
+    if level in ops.available_backends():
+        yield level
         return
+    ops.set_cpu_level(level)
     try:
-        ops.set_cpu_level(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield "cpu"
-    ops.set_cpu_level(None)
+        yield "cpu"
+    finally:
+        ops.set_cpu_level(None)
 
 
-@pytest.fixture(params=("euclidean",) if INTERPRETING else ("euclidean", "cosine", "dot"))
-def metric(request, backend):
-    """The metrics that the implementation serves."""
-    if request.param != "euclidean" and backend in ON_GPU:
-        pytest.skip("refused by name")
-    return request.param
+def same_bits(one: Any, other: Any) -> bool:
+    """Whether two results, of tensors or in lists of them, have the same types, shapes and bits; any NaN is a NaN."""
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(same_bits, one, other))
+    if not isinstance(one, torch.Tensor):
+        return one == other
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    as_int = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    if one.is_floating_point():
+        one, other = (torch.where(t.isnan(), torch.nan, t) for t in (one, other))
+    return torch.equal(*(t.detach().contiguous().view(as_int) for t in (one, other)))
 
 
-@pytest.fixture(params=[1] if INTERPRETING else [1, 2])
-def threads(request):
-    """Number of intra-op threads, set for the duration of the test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+@pytest.fixture(name="same_bits")
+def _same_bits():
+    return same_bits
 
 
 def _sum_of_lanes(terms):
@@ -99,3 +155,29 @@ def exact_lookup():
         return tuple(t.to(features_NC.device) for t in (torch.from_numpy(index_N), torch.from_numpy(chosen_N).float()))
 
     return lookup
+
+
+def _every_way(features, codebook, topk, metric, backend):
+    """Index and distance; the same index is found without the distance, and in a prepared codebook."""
+    options = {"topk": topk, "metric": metric, "backend": backend}
+    index, distance = ops.codebook_lookup(features, codebook, return_distance=True, **options)
+    assert torch.equal(ops.codebook_lookup(features, codebook, **options), index), "without the distance"
+    if backend != "reference" and not INTERPRETING:  # which pack nothing, or slowly
+        prepared = ops.prepare_codebook(codebook, metric=metric, backend=backend)
+        assert prepared.metric == metric
+        found = ops.codebook_lookup(features, prepared, return_distance=True, **options)
+        assert same_bits(found, (index, distance)), "in a prepared codebook"
+    return index, distance
+
+
+@pytest.fixture
+def check_lookup(at_every_level, exact_lookup):
+    """Function (features, codebook, metrics, topk): each way to ask gives at every level what the float64 rule says."""
+
+    def check(features, codebook, metrics=("euclidean",), topk=None):
+        for metric in metrics:
+            index, distance = at_every_level(_every_way, features, codebook, topk, metric=metric)
+            assert index.dtype == torch.int64 and distance.dtype == torch.float32
+            assert same_bits((index, distance), exact_lookup(features, codebook, metric, topk)), metric
+
+    return check

@@ -101,26 +101,13 @@ def test_forced_level_is_reported_and_released():
 
 
 @needs_extension
-@pytest.mark.parametrize("level", backends.CPU_LEVELS)
-def test_level_that_is_missing_is_refused(level):
+def test_a_level_that_is_missing_is_refused():
     info = ops.build_info()
-    if level in info["cpu_levels_available"]:
-        pytest.skip("this machine has it")
-    words = "this machine cannot run" if level in info["cpu_levels_built"] else "this build has no"
-    with pytest.raises(ValueError, match=f"level: {words} '{level}'"):
-        ops.set_cpu_level(level)
-    assert ops.build_info()["cpu_level"] == info["cpu_level"]
-
-
-def test_unknown_level_is_refused():
-    levels = "scalar, avx2, avx512, avx512_bf16, avx512_vnni, amx"
-    with pytest.raises(ValueError, match=f"level: expected one of {levels} or None, got 'sse9'"):
-        ops.set_cpu_level("sse9")
-
-
-def test_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="backend: expected one of reference, cpu, triton, cuda or None, got 'gpu'"):
-        ops.codebook_lookup(torch.ones(2, 2), torch.ones(2, 2), backend="gpu")
+    for level in set(backends.CPU_LEVELS) - set(info["cpu_levels_available"]):
+        words = "this machine cannot run" if level in info["cpu_levels_built"] else "this build has no"
+        with pytest.raises(ValueError, match=f"level: {words} '{level}'"):
+            ops.set_cpu_level(level)
+        assert ops.build_info()["cpu_level"] == info["cpu_level"]
 
 
 def test_backend_without_kernel_is_refused_with_the_reason():
@@ -131,14 +118,6 @@ def test_backend_without_kernel_is_refused_with_the_reason():
     )
     with pytest.raises(ValueError, match=words):
         ops.codebook_lookup(torch.ones(2, 2), torch.ones(2, 2), backend="cuda")
-
-
-@needs_extension
-def test_backend_on_another_device_is_refused_with_the_reason():
-    with pytest.raises(
-        ValueError, match=r"backend: 'cpu' cannot serve codebook_lookup: it needs tensors on cpu, .*meta"
-    ):
-        ops.codebook_lookup(torch.ones(2, 2, device="meta"), torch.ones(2, 2, device="meta"), backend="cpu")
 
 
 @needs_extension

@@ -1,4 +1,4 @@
-"""codebook_lookup against the float64 rule: sizes, types, layouts, adversarial inputs, refusals."""
+"""codebook_lookup against the float64 rule: sizes, types, layouts, adversarial inputs."""
 
 import subprocess
 import sys
@@ -8,7 +8,6 @@ import torch
 
 from soho_fast.ops import available_backends, codebook_lookup, prepare_codebook, triton_backend
 
-ON_GPU = ("triton", "cuda") if torch.cuda.is_available() and not triton_backend.INTERPRETING else ()
 SIZES = [
     (0, 5, 8), (1, 1, 1), (1, 2, 3), (5, 15, 7), (6, 16, 8), (7, 17, 9), (13, 33, 16), (25, 64, 31), (100, 130, 65),
     (3, 4, 0), (200, 7, 12),
@@ -23,30 +22,16 @@ def _random(num_rows, num_codes, num_channels, seed=0):
     )
 
 
-def _check(features, codebook, backend, exact_lookup, metric="euclidean"):
-    index, distance = codebook_lookup(features, codebook, return_distance=True, metric=metric, backend=backend)
-    expected_index, expected_distance = exact_lookup(features, codebook, metric)
-    assert index.dtype == torch.int64 and distance.dtype == torch.float32
-    assert torch.equal(index, expected_index)
-    assert torch.equal(distance.nan_to_num(nan=-1.0), expected_distance.nan_to_num(nan=-1.0))
-    assert torch.equal(codebook_lookup(features, codebook, metric=metric, backend=backend), expected_index)
-    if triton_backend.INTERPRETING:
-        return
-    # Few rows are compared with a codebook that is not packed, and screened in one that is.
-    prepared = prepare_codebook(codebook, metric=metric, backend=backend)
-    assert torch.equal(codebook_lookup(features, prepared, metric=metric, backend=backend), expected_index)
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_sizes(size, backend, metric, threads, exact_lookup):
-    _check(*_random(*size), backend, exact_lookup, metric)
+def test_sizes(size, check_lookup, metrics):
+    check_lookup(*_random(*size), metrics)
 
 
 @pytest.mark.parametrize("features_type", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("codebook_type", [torch.float32, torch.bfloat16, torch.float16])
-def test_types_mix_freely(features_type, codebook_type, backend, metric, exact_lookup):
+def test_types_mix_freely(features_type, codebook_type, check_lookup, metrics):
     features, codebook = _random(70, 90, 19)
-    _check(features.to(features_type), codebook.to(codebook_type), backend, exact_lookup, metric)
+    check_lookup(features.to(features_type), codebook.to(codebook_type), metrics)
 
 
 def _duplicates():
@@ -212,55 +197,65 @@ OF_CPU_PASSES = (
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
 @pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
-def test_few_adversarial_rows(name, backend, exact_lookup):
+def test_few_adversarial_rows(name, check_lookup):
     features, codebook = ADVERSARIAL[name]()
     for some in (slice(0, 1), slice(1, 4), slice(4, None, 3)):
-        _check(features[some][:32], codebook, backend, exact_lookup)
+        check_lookup(features[some][:32], codebook)
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
-def test_adversarial(name, backend, metric, exact_lookup):
+def test_adversarial(name, check_lookup, metrics):
     if triton_backend.INTERPRETING and name in OF_CPU_PASSES:
         pytest.skip("of the CPU kernels' passes")
-    _check(*ADVERSARIAL[name](), backend, exact_lookup, metric)
+    check_lookup(*ADVERSARIAL[name](), metrics)
 
 
-def test_nan_row_gets_index_zero_and_nan_distance(backend):
+def test_nan_row_gets_index_zero_and_nan_distance(at_every_level):
     features, codebook = torch.full((1, 4), torch.nan), torch.ones(3, 4)
-    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    index, distance = at_every_level(codebook_lookup, features, codebook, return_distance=True)
     assert index.item() == 0 and distance.isnan().item()
 
 
-def test_flushed_subnormals_do_not_change_the_index(backend, exact_lookup):
+@pytest.mark.skipif(triton_backend.INTERPRETING, reason="numpy, which interprets Triton, follows the flag")
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
+@pytest.mark.parametrize("family", ["cpu"], indirect=True)
+def test_flushed_subnormals_do_not_change_the_index(metric, at_every_level, exact_lookup):
     features, codebook = (t * 1e-41 for t in _random(40, 50, 9))
-    expected, _ = exact_lookup(features, codebook)
-    if backend != "cpu" or not torch.set_flush_denormal(True):
-        pytest.skip("torch's own operations and numpy's, which interpret Triton, follow the flag")
-    try:
-        index = codebook_lookup(features, codebook, backend=backend)
-        still_flushed = (torch.tensor([1e-41]) * 1).item() == 0.0
-    finally:
-        torch.set_flush_denormal(False)
-    assert torch.equal(index, expected)
-    assert still_flushed, "the caller's float environment must come back"
+
+    def flushed(backend):
+        if backend == "reference" or not torch.set_flush_denormal(True):
+            return codebook_lookup(features, codebook, metric=metric)  # torch's own operations follow the flag
+        try:
+            index = codebook_lookup(features, codebook, metric=metric, backend=backend)
+            assert (torch.tensor([1e-41]) * 1).item() == 0.0, "the caller's float environment must come back"
+        finally:
+            torch.set_flush_denormal(False)
+        return index
+
+    assert torch.equal(at_every_level(flushed), exact_lookup(features, codebook, metric)[0])
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 11), (4, 0), (0, 5), (2, 2, 2, 6)], ids=str)
-def test_shared_codebook_takes_any_leading_shape(shape, backend, exact_lookup):
+def test_shared_codebook_takes_any_leading_shape(shape, at_every_level, exact_lookup):
     features, codebook = torch.randn(*shape, 9), torch.randn(20, 9)
-    index = codebook_lookup(features, codebook, backend=backend)
+    index = at_every_level(codebook_lookup, features, codebook)
     assert index.shape == shape
     assert torch.equal(index.flatten(), exact_lookup(features.reshape(-1, 9), codebook)[0])
 
 
-def test_batched_codebooks(backend, exact_lookup):
+def _in_prepared(features, codebook, metric, backend):
+    prepared = prepare_codebook(codebook, metric=metric, backend=backend)
+    return codebook_lookup(features, prepared, metric=metric, backend=backend)
+
+
+def test_batched_codebooks(at_every_level, exact_lookup, metrics):
     features, codebook = torch.randn(2, 3, 14, 9), torch.randn(2, 3, 20, 9)
-    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
-    for outer in range(2):
-        for inner in range(3):
-            expected = exact_lookup(features[outer, inner], codebook[outer, inner])
-            assert torch.equal(index[outer, inner], expected[0])
-            assert torch.equal(distance[outer, inner], expected[1])
+    for metric in metrics:
+        index, distance = at_every_level(codebook_lookup, features, codebook, return_distance=True, metric=metric)
+        for batch in ((outer, inner) for outer in range(2) for inner in range(3)):
+            expected = exact_lookup(features[batch], codebook[batch], metric)
+            assert torch.equal(index[batch], expected[0]) and torch.equal(distance[batch], expected[1]), metric
+        assert torch.equal(at_every_level(_in_prepared, features, codebook, metric=metric), index), metric
 
 
 LAYOUTS = {
@@ -274,89 +269,82 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts(name, backend):
+def test_layouts(name, at_every_level):
     features, codebook = torch.randn(3, 10, 12), torch.randn(31, 12)
-    expected = codebook_lookup(features, codebook, backend=backend)
+    expected = at_every_level(codebook_lookup, features, codebook)
     laid_out = LAYOUTS[name](features)
     assert torch.equal(laid_out, features)
-    assert torch.equal(codebook_lookup(laid_out, codebook, backend=backend), expected)
+    assert torch.equal(at_every_level(codebook_lookup, laid_out, codebook), expected)
     strided_codebook = codebook.t().contiguous().t()
-    assert torch.equal(codebook_lookup(features, strided_codebook, backend=backend), expected)
+    assert torch.equal(at_every_level(codebook_lookup, features, strided_codebook), expected)
 
 
-def test_expanded_rows(backend):
+def test_expanded_rows(at_every_level):
     features, codebook = torch.randn(1, 12), torch.randn(31, 12)
-    index = codebook_lookup(features.expand(40, 12), codebook, backend=backend)
+    index = at_every_level(codebook_lookup, features.expand(40, 12), codebook)
     assert index.unique().numel() == 1
-    assert torch.equal(index[:1], codebook_lookup(features, codebook, backend=backend))
+    assert torch.equal(index[:1], at_every_level(codebook_lookup, features, codebook))
 
 
-def test_offsets_beyond_32_bits(backend):
+def test_offsets_beyond_32_bits(at_every_level, family):
     stride = 2**31 + 8
     num_bytes = 2 * (2 * stride + 16)
-    if backend in ON_GPU and torch.cuda.mem_get_info()[0] < 1.1 * num_bytes:
+    if family in ("triton", "cuda") and torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 1.1 * num_bytes:
         pytest.skip("not enough free memory on this GPU")
     memory = torch.empty(num_bytes // 2, dtype=torch.bfloat16)  # untouched pages of a CPU cost nothing
     features = memory.as_strided((3, 4), (stride, 1))
     codebook = torch.eye(4)[:3] * 2
     features.copy_(codebook[[2, 0, 1]])
-    assert codebook_lookup(features, codebook, backend=backend).tolist() == [2, 0, 1]
+    assert at_every_level(codebook_lookup, features, codebook).tolist() == [2, 0, 1]
 
 
-def test_permuting_rows_permutes_indices(backend):
+def test_permuting_rows_permutes_indices(at_every_level):
     features, codebook = _random(90, 40, 10)
     order = torch.randperm(90)
-    index = codebook_lookup(features, codebook, backend=backend)
-    assert torch.equal(codebook_lookup(features[order], codebook, backend=backend), index[order])
+    index = at_every_level(codebook_lookup, features, codebook)
+    assert torch.equal(at_every_level(codebook_lookup, features[order], codebook), index[order])
 
 
-def test_a_code_maps_to_itself(backend):
+def test_a_code_maps_to_itself(at_every_level):
     codebook = torch.randn(150, 10) + 100
-    index, distance = codebook_lookup(codebook, codebook, return_distance=True, backend=backend)
+    index, distance = at_every_level(codebook_lookup, codebook, codebook, return_distance=True)
     assert torch.equal(index, torch.arange(150)) and not distance.any()
 
 
-def test_distance_gradient(backend):
-    features = torch.randn(2, 9, 5, requires_grad=True)
-    codebook = torch.randn(12, 5, requires_grad=True)
-    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
-    weight = torch.randn(2, 9)
-    (distance * weight).sum().backward()
-    x, d = features.detach().double().requires_grad_(), codebook.detach().double().requires_grad_()
-    ((x - d[index]).square().sum(-1) * weight).sum().backward()
-    torch.testing.assert_close(features.grad, x.grad.float())
-    torch.testing.assert_close(codebook.grad, d.grad.float())
-    assert not index.requires_grad
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["shared codebook", "batched codebooks"])
+def test_distance_gradient(batch, at_every_level):
+    features, codebook, weight = torch.randn(*batch, 9, 5), torch.randn(*batch, 12, 5), torch.randn(*batch, 9)
+
+    def gradients(backend):
+        x, d = (t.clone().requires_grad_() for t in (features, codebook))
+        index, distance = codebook_lookup(x, d, return_distance=True, backend=backend)
+        assert not index.requires_grad
+        return index, *torch.autograd.grad((distance * weight).sum(), (x, d))
+
+    index, of_features, of_codebook = at_every_level(gradients)
+    x, d = (t.double().requires_grad_() for t in (features, codebook))
+    chosen = d.gather(1, index[..., None].expand(-1, -1, 5)) if batch else d[index]
+    expected = torch.autograd.grad(((x - chosen).square().sum(-1) * weight).sum(), (x, d))
+    torch.testing.assert_close(of_features, expected[0].float())
+    torch.testing.assert_close(of_codebook, expected[1].float())
 
 
-def test_distance_gradient_of_batched_codebooks(backend):
-    features = torch.randn(3, 9, 5, requires_grad=True)
-    codebook = torch.randn(3, 12, 5, requires_grad=True)
-    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
-    distance.sum().backward()
-    x, d = features.detach().requires_grad_(), codebook.detach().requires_grad_()
-    (x - d.gather(1, index[..., None].expand(-1, -1, 5))).square().sum().backward()
-    torch.testing.assert_close(features.grad, x.grad)
-    torch.testing.assert_close(codebook.grad, d.grad)
-
-
-def test_autocast_changes_nothing(backend, exact_lookup):
+def test_autocast_changes_nothing(check_lookup):
     features, codebook = _random(80, 90, 33)
     with torch.autocast(features.device.type, dtype=torch.bfloat16):
-        _check(features, codebook, backend, exact_lookup)
+        check_lookup(features, codebook)
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
-def test_the_default_type_changes_nothing(default, backend):
+def test_the_default_type_changes_nothing(default, at_every_level, same_bits):
     features, codebook = _random(80, 90, 33)
-    expected = codebook_lookup(features, codebook, return_distance=True, backend=backend)
+    expected = at_every_level(codebook_lookup, features, codebook, return_distance=True)
     torch.set_default_dtype(default)
     try:
-        got = codebook_lookup(features, codebook, return_distance=True, backend=backend)
+        got = at_every_level(codebook_lookup, features, codebook, return_distance=True)
     finally:
         torch.set_default_dtype(torch.float32)
-    for one, other in zip(got, expected, strict=True):
-        assert one.dtype == other.dtype and torch.equal(one, other)
+    assert same_bits(got, expected)
 
 
 MEMORY_SCRIPT = """
@@ -374,29 +362,3 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 def test_memory_does_not_grow_with_rows_times_codes():
     output = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True)
     assert int(output.stdout) < 64, "MiB; the N x K matrix would take 3125"
-
-
-REFUSALS = [
-    ([1.0], torch.ones(2, 2), TypeError, "features: expected a torch.Tensor, got list"),
-    (torch.ones(2, 2), None, TypeError, "codebook: expected a torch.Tensor, got NoneType"),
-    (
-        torch.ones(2, 2).double(),
-        torch.ones(2, 2),
-        TypeError,
-        "features: expected float32, bfloat16, float16, got float64",
-    ),
-    (torch.ones(2, 2), torch.ones(2, 2).long(), TypeError, "codebook: expected float32, bfloat16, float16, got int64"),
-    (torch.ones(2), torch.ones(2, 2), ValueError, "features: expected at least 2 dimensions"),
-    (torch.ones(2, 2), torch.ones(2), ValueError, r"codebook: expected \(K, C\)"),
-    (torch.ones(2, 2), torch.ones(0, 2), ValueError, "codebook: expected at least one code"),
-    (torch.ones(2, 3), torch.ones(2, 2), ValueError, "codebook: expected 3 channels like features"),
-    (torch.ones(2, 5, 3), torch.ones(3, 2, 3), ValueError, r"batch shape of features \(2,\), got \(3,\)"),
-    (torch.ones(2, 3, device="meta"), torch.ones(2, 3), ValueError, "codebook: expected device meta like features"),
-]
-
-
-@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case[3])
-def test_refusals(case):
-    features, codebook, error, words = case
-    with pytest.raises(error, match=words):
-        codebook_lookup(features, codebook)

@@ -43,22 +43,21 @@ def lookups(draw):
 
 @BOUNDED
 @given(case=lookups())
-def test_lookup(case, backend, exact_lookup):
+def test_lookup(case, at_every_level, exact_lookup, same_bits):
     features, codebook = case
-    index, distance = codebook_lookup(features, codebook, return_distance=True, backend=backend)
-    expected_index, expected_distance = exact_lookup(features, codebook)
-    assert torch.equal(index, expected_index)
-    assert torch.equal(distance.nan_to_num(nan=-1.0), expected_distance.nan_to_num(nan=-1.0))
+    assert same_bits(
+        at_every_level(codebook_lookup, features, codebook, return_distance=True), exact_lookup(features, codebook)
+    )
 
 
 @BOUNDED
 @given(seed=st.integers(0, 2**31), size=st.tuples(st.integers(0, 90), st.integers(1, 20), st.integers(0, 70)))
-def test_stats(seed, size, backend):
+def test_stats(seed, size, at_every_level):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(size[0], size[2], generator=generator)
     index = torch.randint(-1, size[1], (size[0],), generator=generator)
     valid = torch.rand(size[0], generator=generator) < 0.7
-    got = codebook_stats(features, index, size[1], valid=valid, backend=backend)
+    got = at_every_level(codebook_stats, features, index, size[1], valid=valid)
     # On a CPU, where the reference adds in order.
     expected = codebook_stats(features.cpu(), index.cpu(), size[1], valid=valid.cpu(), backend="reference")
     assert torch.equal(got[0].cpu(), expected[0]) and torch.equal(got[1].cpu(), expected[1])
@@ -66,15 +65,15 @@ def test_stats(seed, size, backend):
 
 @BOUNDED
 @given(seed=st.integers(0, 2**31), size=st.tuples(st.integers(0, 6), st.integers(0, 20), st.integers(0, 20)))
-def test_mask(seed, size, backend):
+def test_mask(seed, size, at_every_level):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(*size, generator=generator)
     index = torch.randint(-1, 5, size[:2], generator=generator)
     valid = torch.rand(size[:2], generator=generator) < 0.7
     uniform = torch.rand(size[0], dtype=torch.float64, generator=generator)
-    target = sample_group(index, valid=valid, uniform=uniform, backend=backend)
+    target = at_every_level(sample_group, index, valid=valid, uniform=uniform)
     assert torch.equal(target, sample_group(index, valid=valid, uniform=uniform, backend="reference"))
-    masked, labels = group_mask(features, index, torch.ones(size[2]), target, valid=valid, backend=backend)
+    masked, labels = at_every_level(group_mask, features, index, torch.ones(size[2]), target, valid=valid)
     hit = labels >= 0
     assert torch.equal(hit.any(1), target >= 0), "a drawn label is present at a valid position"
     assert not (hit & ~valid).any()

@@ -6,33 +6,16 @@ import torch
 from soho_fast import ops
 from soho_fast.ops import codebook_lookup, triton_backend
 
-pytestmark = pytest.mark.skipif(triton_backend.INTERPRETING, reason="Triton's kernels have no topk")
-
-
-@pytest.fixture
-def of_backend(backend):
-    """Backends of the GPU refuse topk by name; see test_refusals."""
-    return None if backend in ("triton", "cuda") else backend
-
-
-@pytest.fixture(params=["euclidean", "cosine", "dot"])
-def metric(request):
-    return request.param
+# Backends of a GPU refuse topk by name; see test_refusals.py.
+pytestmark = [
+    pytest.mark.skipif(triton_backend.INTERPRETING, reason="Triton's kernels have no topk"),
+    pytest.mark.parametrize("family", ["cpu"], indirect=True),
+]
+BACKENDS = [name for name in ops.available_backends() if name in ("reference", "cpu")]
 
 
 def _random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
-
-
-def _check(features, codebook, metric, topk, backend, exact_lookup):
-    options = {"metric": metric, "topk": topk, "backend": backend}
-    expected_index, expected_value = exact_lookup(features, codebook, metric, topk)
-    for codes in (codebook, ops.prepare_codebook(codebook, metric=metric, backend=backend)):
-        index, value = codebook_lookup(features, codes, return_distance=True, **options)
-        assert index.dtype == torch.int64 and value.dtype == torch.float32
-        assert torch.equal(index, expected_index)
-        assert torch.equal(value.nan_to_num(nan=-9.0), expected_value.nan_to_num(nan=-9.0))
-        assert torch.equal(codebook_lookup(features, codes, **options), expected_index)
 
 
 SIZES = [(0, 5, 8), (1, 2, 3), (6, 16, 8), (7, 17, 9), (100, 130, 65), (3, 4, 0), (300, 16, 12), (70, 1000, 24)]
@@ -40,17 +23,17 @@ SIZES = [(0, 5, 8), (1, 2, 3), (6, 16, 8), (7, 17, 9), (100, 130, 65), (3, 4, 0)
 
 @pytest.mark.parametrize("topk", [2, 5, 16])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_sizes(size, topk, metric, of_backend, threads, exact_lookup):
+def test_sizes(size, topk, check_lookup, metrics):
     num_rows, num_codes, num_channels = size
     features, codebook = _random(num_rows, num_channels), _random(num_codes, num_channels, seed=1)
-    _check(features, codebook, metric, min(topk, num_codes), of_backend, exact_lookup)
+    check_lookup(features, codebook, metrics, min(topk, num_codes))
 
 
 @pytest.mark.parametrize("features_type", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("codebook_type", [torch.float32, torch.bfloat16])
-def test_types_mix_freely(features_type, codebook_type, metric, of_backend, exact_lookup):
+def test_types_mix_freely(features_type, codebook_type, check_lookup, metrics):
     features, codebook = _random(70, 19).to(features_type), _random(90, 19, seed=1).to(codebook_type)
-    _check(features, codebook, metric, 4, of_backend, exact_lookup)
+    check_lookup(features, codebook, metrics, topk=4)
 
 
 def _copies():
@@ -106,32 +89,39 @@ HARD = {
 
 @pytest.mark.parametrize("topk", [2, 16])
 @pytest.mark.parametrize("name", HARD)
-def test_adversarial(name, topk, metric, of_backend, exact_lookup):
-    _check(*HARD[name](), metric, topk, of_backend, exact_lookup)
+def test_adversarial(name, topk, check_lookup, metrics):
+    check_lookup(*HARD[name](), metrics, topk)
 
 
-def test_the_first_is_the_nearest_code(metric, of_backend):
+def test_the_first_is_the_nearest_code(at_every_level, metrics):
     features, codebook = _random(2, 40, 9), _random(60, 9, seed=1)
-    top = codebook_lookup(features, codebook, metric=metric, topk=7, backend=of_backend)
-    assert top.shape == (2, 40, 7)
-    assert torch.equal(top[..., 0], codebook_lookup(features, codebook, metric=metric, backend=of_backend))
-    assert torch.equal(top[..., :3], codebook_lookup(features, codebook, metric=metric, topk=3, backend=of_backend))
+    for metric in metrics:
+        top = at_every_level(codebook_lookup, features, codebook, metric=metric, topk=7)
+        assert top.shape == (2, 40, 7)
+        nearest = at_every_level(codebook_lookup, features, codebook, metric=metric)
+        assert torch.equal(top[..., 0], nearest), metric
+        top_3 = at_every_level(codebook_lookup, features, codebook, metric=metric, topk=3)
+        assert torch.equal(top[..., :3], top_3), metric
 
 
-def test_batched_codebooks(metric, of_backend, exact_lookup):
+def test_batched_codebooks(at_every_level, exact_lookup, metrics):
     features, codebook = _random(2, 3, 14, 9), _random(2, 3, 20, 9, seed=1)
-    index, value = codebook_lookup(features, codebook, return_distance=True, metric=metric, topk=3, backend=of_backend)
-    for outer in range(2):
-        for inner in range(3):
-            expected = exact_lookup(features[outer, inner], codebook[outer, inner], metric, 3)
-            assert torch.equal(index[outer, inner], expected[0]) and torch.equal(value[outer, inner], expected[1])
+    for metric in metrics:
+        options = {"return_distance": True, "metric": metric, "topk": 3}
+        index, value = at_every_level(codebook_lookup, features, codebook, **options)
+        for batch in ((outer, inner) for outer in range(2) for inner in range(3)):
+            expected = exact_lookup(features[batch], codebook[batch], metric, 3)
+            assert torch.equal(index[batch], expected[0]) and torch.equal(value[batch], expected[1]), metric
 
 
 @pytest.mark.parametrize("batch", [(), (3,)], ids=str)
-def test_gradients(batch, metric, of_backend):
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
+def test_gradients(batch, metric, at_every_level):
+    """First and second order and forward mode, against plain torch in float64."""
     features, codebook = _random(*batch, 9, 5), _random(*batch, 12, 5, seed=1)
     weight = _random(*batch, 9, 4, seed=2)
-    index = codebook_lookup(features, codebook, metric=metric, topk=4, backend=of_backend)
+    tangents = _random(*batch, 9, 5, seed=3), _random(*batch, 12, 5, seed=4)
+    index, value = at_every_level(codebook_lookup, features, codebook, return_distance=True, metric=metric, topk=4)
 
     def expected_value(x, d):
         flat = index.flatten(-2)
@@ -141,53 +131,33 @@ def test_gradients(batch, metric, of_backend):
             return (x - codes).square().sum(-1)
         return (x * codes).sum(-1) if metric == "dot" else torch.cosine_similarity(x, codes, dim=-1, eps=0.0)
 
-    def value(x, d):
-        return codebook_lookup(x, d, return_distance=True, metric=metric, topk=4, backend=of_backend)[1]
-
-    results = []
-    for of, kind in ((value, torch.float32), (expected_value, torch.float64)):
-        inputs = [t.detach().clone().to(kind).requires_grad_() for t in (features, codebook)]
+    def gradients(of, kind):
+        inputs = [t.to(kind).requires_grad_() for t in (features.clone(), codebook.clone())]
         grads = torch.autograd.grad((of(*inputs) * weight).sum(), inputs, create_graph=True)
-        results.append([*grads, *torch.autograd.grad(sum(grad.square().sum() for grad in grads), inputs)])
-    for got, wanted in zip(*results, strict=True):
+        return *grads, *torch.autograd.grad(sum(grad.square().sum() for grad in grads), inputs)
+
+    def of_lookup(backend):
+        options = {"return_distance": True, "metric": metric, "topk": 4, "backend": backend}
+        lookup = lambda x, d: codebook_lookup(x, d, **options)[1]  # noqa: E731
+        return gradients(lookup, torch.float32), torch.func.jvp(lookup, (features, codebook), tangents)
+
+    got, (same_value, moved) = at_every_level(of_lookup)
+    for grad, wanted in zip(got, gradients(expected_value, torch.float64), strict=True):
         assert wanted.any()
-        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
-    tangents = _random(*batch, 9, 5, seed=3), _random(*batch, 12, 5, seed=4)
-    got = torch.func.jvp(value, (features, codebook), tangents)
-    assert torch.equal(got[0], value(features, codebook))
-    torch.testing.assert_close(got[1], torch.func.jvp(expected_value, (features, codebook), tangents)[1])
+        torch.testing.assert_close(grad.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(same_value, value)
+    torch.testing.assert_close(moved, torch.func.jvp(expected_value, (features, codebook), tangents)[1])
 
 
-def test_compiled_in_one_graph(metric, of_backend):
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
+def test_compiled_in_one_graph(metric, backend, family):
     torch._dynamo.reset()
     features, codebook = _random(50, 8), _random(40, 8, seed=1)
 
     def lookup(x):
-        return codebook_lookup(x, codebook, return_distance=True, metric=metric, topk=3, backend=of_backend)
+        return codebook_lookup(x, codebook, return_distance=True, metric=metric, topk=3, backend=backend)
 
     compiled = torch.compile(lookup, fullgraph=True, dynamic=True, backend="aot_eager")
     for got, wanted in zip(compiled(features), lookup(features), strict=True):
         assert torch.equal(got, wanted)
-
-
-REFUSALS = [
-    (1, ValueError, "topk: expected 2 to 16 or None, got 1"),
-    (17, ValueError, "topk: expected 2 to 16 or None, got 17"),
-    (2.0, TypeError, "topk: expected an int or None, got float"),
-    (True, TypeError, "topk: expected an int or None, got bool"),
-    (5, ValueError, "topk: expected at most the number of codes 4, got 5"),
-]
-
-
-@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case[2])
-def test_refusals(case):
-    topk, error, words = case
-    for codebook in (torch.ones(4, 3), ops.prepare_codebook(torch.ones(4, 3))):
-        with pytest.raises(error, match=words):
-            codebook_lookup(torch.ones(2, 3), codebook, topk=topk)
-
-
-@pytest.mark.parametrize("name", ["triton", "cuda"])
-def test_backends_without_it_refuse(name):
-    with pytest.raises(ValueError, match=f"backend: '{name}' cannot serve codebook_lookup: .*it has no topk"):
-        codebook_lookup(torch.ones(2, 3), torch.ones(4, 3), topk=2, backend=name)

@@ -3,7 +3,6 @@
 N features, K codes, C channels, D directions.
 """
 
-import functools
 import pickle
 
 import pytest
@@ -30,39 +29,46 @@ def _learned(num_channels=NUM_CHANNELS, noise=0.02):
     return codebook_KC[index_N] + noise * _normal(NUM_ROWS, num_channels, seed=4), codebook_KC, basis_CD, index_N
 
 
-def _reduced(call):
-    """What `call` returns, and how many rows the reduced pass decided in it."""
+def _decided(backend, features, codes, **options):
+    """The index, and the share of the rows that the reduced pass decided."""
     from soho_fast import _C
 
     before = _C.lookup_totals()["reduced"]
-    result = call()
-    return result, _C.lookup_totals()["reduced"] - before
+    index = ops.codebook_lookup(features, codes, backend=backend, **options)
+    return index, (_C.lookup_totals()["reduced"] - before) / len(features)
 
 
 def _has_reduced_pass(backend):
     return backend == "cpu" and ops.build_info()["cpu_level"] != "scalar"
 
 
+@pytest.mark.parametrize("family", ["cpu"], indirect=True)
 @pytest.mark.parametrize("num_channels", [NUM_CHANNELS, 600])  # from 512 on in bfloat16, where the machine has it
-def test_decides_what_lies_near_learned_codes(num_channels, backend, threads, exact_lookup):
+@pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
+def test_decides_what_lies_near_learned_codes(num_channels, at_every_level, exact_lookup):
     features, codebook, basis, index_N = _learned(num_channels)
-    if not _has_reduced_pass(backend):
-        pytest.skip("no reduced pass")
-    found, decided = _reduced(lambda: ops.codebook_lookup(features, codebook, basis=basis, backend=backend))
-    assert torch.equal(found, exact_lookup(features, codebook)[0]) and torch.equal(found, index_N)
-    assert decided == NUM_ROWS
-    assert _reduced(lambda: ops.codebook_lookup(features, codebook, backend=backend))[1] == 0
+    assert torch.equal(index_N, exact_lookup(features, codebook)[0])
+
+    def check(backend):
+        found, decided = _decided(backend, features, codebook, basis=basis)
+        assert torch.equal(found, index_N) and decided == _has_reduced_pass(backend)
+        assert _decided(backend, features, codebook)[1] == 0
+
+    at_every_level(check)
 
 
+@pytest.mark.parametrize("family", ["cpu"], indirect=True)
 @pytest.mark.parametrize("wrong_by", [0, 1, NUM_CODES // 2])
-def test_wrong_guesses_leave_the_reduced_pass_its_rows(wrong_by, backend):
+@pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
+def test_wrong_guesses_leave_the_reduced_pass_its_rows(wrong_by, at_every_level):
     features, codebook, basis, index_N = _learned()
-    if not _has_reduced_pass(backend):
-        pytest.skip("no reduced pass")
-    guess = (index_N + wrong_by) % NUM_CODES
-    call = functools.partial(ops.codebook_lookup, features, codebook, basis=basis, guess=guess, backend=backend)
-    found, decided = _reduced(call)
-    assert torch.equal(found, index_N) and decided == NUM_ROWS
+
+    def check(backend):
+        guess = (index_N + wrong_by) % NUM_CODES
+        found, decided = _decided(backend, features, codebook, basis=basis, guess=guess)
+        assert torch.equal(found, index_N) and decided == _has_reduced_pass(backend)
+
+    at_every_level(check)
 
 
 def _bases(num_channels=NUM_CHANNELS):
@@ -90,22 +96,24 @@ def _bases(num_channels=NUM_CHANNELS):
     }
 
 
-_exact_of = {}  # what test_any_basis_is_exact expects, which does not depend on the basis
+@pytest.fixture(scope="module")
+def expected_of():
+    """What test_any_basis_is_exact expects of a problem, which does not depend on the basis."""
+    return {}
 
 
 @pytest.mark.parametrize("kind", _bases())
 @pytest.mark.parametrize("num_channels", [NUM_CHANNELS] if triton_backend.INTERPRETING else [NUM_CHANNELS, 600])
-def test_any_basis_is_exact(kind, num_channels, backend, exact_lookup):
+def test_any_basis_is_exact(kind, num_channels, at_every_level, exact_lookup, same_bits, expected_of):
     basis = _bases(num_channels)[kind]
     for noise in (2.0,) if triton_backend.INTERPRETING else (0.02, 2.0):
         features, codebook, _, _ = _learned(num_channels, noise)
         features[::3] = (codebook[:NUM_ROWS] / 2 + codebook[1 : NUM_ROWS + 1] / 2)[::3]  # between two codes
         problem = num_channels, noise, features.device
-        if problem not in _exact_of:
-            _exact_of[problem] = exact_lookup(features, codebook)
-        expected = _exact_of[problem]
-        index, distance = ops.codebook_lookup(features, codebook, basis=basis, return_distance=True, backend=backend)
-        assert torch.equal(index, expected[0]) and torch.equal(distance, expected[1])
+        if problem not in expected_of:
+            expected_of[problem] = exact_lookup(features, codebook)
+        got = at_every_level(ops.codebook_lookup, features, codebook, basis=basis, return_distance=True)
+        assert same_bits(got, expected_of[problem]), noise
 
 
 def _inputs():
@@ -141,16 +149,17 @@ def _inputs():
 
 
 @pytest.mark.parametrize("kind", _inputs())
-@pytest.mark.parametrize("guessed", [False] if triton_backend.INTERPRETING else [False, True])
-def test_hard_inputs_are_exact(kind, guessed, backend, exact_lookup):
+def test_hard_inputs_are_exact(kind, at_every_level, exact_lookup):
     features, codebook, basis = _inputs()[kind]
-    guess = torch.arange(NUM_ROWS) * 11 % NUM_CODES - 5 if guessed else None
-    index = ops.codebook_lookup(features, codebook, basis=basis, guess=guess, backend=backend)
-    assert torch.equal(index, exact_lookup(features, codebook)[0])
+    expected = exact_lookup(features, codebook)[0]
+    guess = torch.arange(NUM_ROWS) * 11 % NUM_CODES - 5
+    for given in (None,) if triton_backend.INTERPRETING else (None, guess):
+        index = at_every_level(ops.codebook_lookup, features, codebook, basis=basis, guess=given)
+        assert torch.equal(index, expected), "guessed" if given is guess else "not guessed"
 
 
 @pytest.mark.parametrize("guess_of", ["right", "wrong", "none", "out of range", "a copy"])
-def test_any_guess_is_exact(guess_of, backend, exact_lookup):
+def test_any_guess_is_exact(guess_of, at_every_level, exact_lookup):
     features, codebook, basis, index_N = _learned(noise=0.5)
     codebook[1] = codebook[0]
     expected = exact_lookup(features, codebook)[0]
@@ -161,21 +170,21 @@ def test_any_guess_is_exact(guess_of, backend, exact_lookup):
         "out of range": torch.where(index_N % 2 == 0, 2**40, -(2**40)),
         "a copy": torch.ones_like(expected),
     }[guess_of]
-    assert torch.equal(ops.codebook_lookup(features, codebook, basis=basis, guess=guess, backend=backend), expected)
-    assert torch.equal(ops.codebook_lookup(features, codebook, guess=guess, backend=backend), expected)
+    assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, basis=basis, guess=guess), expected)
+    assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, guess=guess), expected)
 
 
 @pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
-def test_more_codes_than_are_kept_at_a_time(backend, exact_lookup):
+def test_more_codes_than_are_kept_at_a_time(at_every_level):
     """A row goes through chunks of 8192 codes, its nearest one in any of them."""
     basis = torch.linalg.qr(_normal(20, 3)).Q
     codebook = 9 * _normal(20_000, 3, seed=5) @ basis.T + 0.01 * _normal(20_000, 20, seed=6)
     index_N = torch.arange(64) * 311
     features = codebook[index_N] + 0.001
-    assert torch.equal(ops.codebook_lookup(features, codebook, basis=basis, backend=backend), index_N)
+    assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, basis=basis), index_N)
 
 
-def test_int8_sums_of_very_many_channels(backend):
+def test_int8_sums_of_very_many_channels(at_every_level):
     """Codes of two opposite signs in 150,000 channels: a sum of products of their numbers in int8 is above 2^31."""
     num_channels = 150_000
     sign = _normal(num_channels).sign()
@@ -183,10 +192,10 @@ def test_int8_sums_of_very_many_channels(backend):
     index_N = torch.arange(33) % 6 * 6
     features = codebook[index_N] + 0.002 * _normal(33, num_channels, seed=1)
     basis = sign[:, None] / num_channels**0.5
-    assert torch.equal(ops.codebook_lookup(features, codebook, basis=basis, backend=backend), index_N)
+    assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, basis=basis), index_N)
 
 
-def test_batched(backend):
+def test_batched(at_every_level):
     features, codebook, basis, index_N = _learned()
     several = torch.stack([codebook, codebook.flip(0), codebook[torch.randperm(NUM_CODES)]])
     bases = torch.stack([basis, basis * NAN, basis[:, torch.arange(6) ^ 1]])
@@ -194,38 +203,46 @@ def test_batched(backend):
     expected = ops.codebook_lookup(rows, several, backend="reference")
     assert torch.equal(expected[0], index_N)
     guess = torch.stack([index_N, index_N, -index_N])
-    for given in (basis, bases):
-        assert torch.equal(ops.codebook_lookup(rows, several, basis=given, guess=guess, backend=backend), expected)
+
+    def in_prepared(given, backend):
         prepared = ops.prepare_codebook(several, basis=given, backend=backend)
-        assert torch.equal(ops.codebook_lookup(rows, prepared, backend=backend), expected)
+        return ops.codebook_lookup(rows, prepared, backend=backend)
+
+    for given in (basis, bases):
+        assert torch.equal(at_every_level(ops.codebook_lookup, rows, several, basis=given, guess=guess), expected)
+        assert torch.equal(at_every_level(in_prepared, given), expected)
 
 
-def test_prepared_with_directions(backend):
+def test_prepared_with_directions(at_every_level):
     features, codebook, basis, index_N = _learned()
-    prepared = ops.prepare_codebook(codebook, basis=basis, backend=backend)
-    for snapshot in (prepared, pickle.loads(pickle.dumps(prepared))):
-        assert torch.equal(snapshot.basis, basis)
-        index, decided = _reduced(lambda snapshot=snapshot: ops.codebook_lookup(features, snapshot, backend=backend))
-        assert torch.equal(index, index_N) and decided == NUM_ROWS * _has_reduced_pass(backend)
-    without = ops.prepare_codebook(codebook, basis=False, backend=backend)
-    assert without.basis is None and pickle.loads(pickle.dumps(without)).basis is None
-    index, decided = _reduced(lambda: ops.codebook_lookup(features, without, backend=backend))
-    assert torch.equal(index, index_N) and decided == 0
-    with pytest.raises(ValueError, match="basis: expected None, a prepared codebook has its own"):
-        ops.codebook_lookup(features, prepared, basis=basis, backend=backend)
+
+    def check(backend):
+        prepared = ops.prepare_codebook(codebook, basis=basis, backend=backend)
+        for snapshot in (prepared, pickle.loads(pickle.dumps(prepared))):
+            assert torch.equal(snapshot.basis, basis)
+            index, decided = _decided(backend, features, snapshot)
+            assert torch.equal(index, index_N) and decided == _has_reduced_pass(backend)
+        without = ops.prepare_codebook(codebook, basis=False, backend=backend)
+        assert without.basis is None and pickle.loads(pickle.dumps(without)).basis is None
+        index, decided = _decided(backend, features, without)
+        assert torch.equal(index, index_N) and decided == 0
+
+    at_every_level(check)
 
 
-def test_directions_follow_a_change_of_level():
-    levels = [level for level in ops.build_info().get("cpu_levels_available", []) if level != "scalar"]
+@pytest.mark.parametrize("family", ["cpu"], indirect=True)
+@pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
+def test_directions_follow_a_change_of_level(at_every_level):
     features, codebook, basis, index_N = _learned()
-    for prepared_for in levels:
-        ops.set_cpu_level(prepared_for)
-        prepared = ops.prepare_codebook(codebook, basis=basis)
-        for level in levels:
-            ops.set_cpu_level(level)
-            index, decided = _reduced(lambda prepared=prepared: ops.codebook_lookup(features, prepared))
-            assert torch.equal(index, index_N) and decided == NUM_ROWS
-    ops.set_cpu_level(None)
+    prepared = []
+    at_every_level(lambda backend: prepared.append(ops.prepare_codebook(codebook, basis=basis, backend=backend)))
+
+    def check(snapshot, backend):
+        index, decided = _decided(backend, features, snapshot)
+        assert torch.equal(index, index_N) and decided == _has_reduced_pass(backend)
+
+    for snapshot in prepared:
+        at_every_level(check, snapshot)
 
 
 def test_prepare_makes_directions_where_they_can_pay():
@@ -276,47 +293,6 @@ def test_basis_of_odd_codebooks_is_finite(codebook):
     assert ops.codebook_basis(codebook, directions=4).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("argument", "error", "message"),
-    [
-        (
-            {"basis": torch.zeros(8, 2, dtype=torch.float64)},
-            TypeError,
-            "basis: expected a float32 tensor, got torch.fl",
-        ),
-        ({"basis": [1.0]}, TypeError, "basis: expected a float32 tensor, got list"),
-        ({"basis": torch.zeros(7, 2)}, ValueError, "basis: expected .* C = 8 .*got shape \\(7, 2\\)"),
-        ({"basis": torch.zeros(8, 0)}, ValueError, "basis: expected .*got shape \\(8, 0\\)"),
-        ({"basis": torch.zeros(8, 129)}, ValueError, "basis: expected .*got shape \\(8, 129\\)"),
-        ({"basis": torch.zeros(3, 8, 2)}, ValueError, "basis: expected .*got shape \\(3, 8, 2\\)"),
-        ({"guess": torch.zeros(5, dtype=torch.int32)}, TypeError, "guess: expected int64, got int32"),
-        ({"guess": torch.zeros(4, dtype=torch.int64)}, ValueError, "guess: expected shape \\(5,\\)"),
-    ],
-)
-def test_refusals(argument, error, message, backend):
-    with pytest.raises(error, match=message):
-        ops.codebook_lookup(torch.zeros(5, 8), torch.zeros(4, 8), **argument, backend=backend)
-    if "basis" in argument:
-        with pytest.raises(error, match=message):
-            ops.prepare_codebook(torch.zeros(4, 8), **argument, backend=backend)
-        with pytest.raises(error, match=message):
-            ops.codebook_basis(torch.zeros(4, 8), start=argument["basis"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"directions": 0}, "directions: expected 1 to 8, got 0"),
-        ({"directions": 9}, "directions: expected 1 to 8, got 9"),
-        ({"directions": True}, "directions: expected 1 to 8, got True"),
-        ({"directions": 3, "start": torch.zeros(8, 2)}, "directions: expected 2 as start has, got 3"),
-    ],
-)
-def test_refused_numbers_of_directions(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        ops.codebook_basis(torch.zeros(4, 8), **arguments)
-
-
 def test_compiles_in_one_graph(backend):
     features, codebook, basis, index_N = _learned()
 
@@ -329,14 +305,15 @@ def test_compiles_in_one_graph(backend):
     assert torch.equal(distance, ops.codebook_lookup(features, codebook, return_distance=True, backend=backend)[1])
 
 
-def test_gradients_are_those_of_a_lookup_without_directions(backend):
+def test_gradients_are_those_of_a_lookup_without_directions(at_every_level, same_bits):
     features, codebook, basis, _ = _learned()
-    wanted = []
-    for given in (None, basis):
+
+    def gradients(basis, backend):
         x, d = features.clone().requires_grad_(), codebook.clone().requires_grad_()
-        distance = ops.codebook_lookup(x, d, basis=given, return_distance=True, backend=backend)[1]
-        wanted.append(torch.autograd.grad(distance.square().sum(), (x, d)))
-    assert all(torch.equal(a, b) for a, b in zip(*wanted, strict=True))
+        distance = ops.codebook_lookup(x, d, basis=basis, return_distance=True, backend=backend)[1]
+        return torch.autograd.grad(distance.square().sum(), (x, d))
+
+    assert same_bits(at_every_level(gradients, None), at_every_level(gradients, basis))
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])

@@ -11,7 +11,10 @@ import torch
 from soho_fast import ops
 from soho_fast.ops import triton_backend
 
-pytestmark = pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
+pytestmark = [
+    pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels"),
+    pytest.mark.parametrize("family", ["cpu"], indirect=True),
+]
 NUM_ROWS = 70
 
 
@@ -102,7 +105,7 @@ def rounding_of_the_codes(num_channels):
         (rounding_of_the_codes, 600),
     ],
 )
-def test_the_nearest_code_is_not_dropped(problem, num_channels, backend):
+def test_the_nearest_code_is_not_dropped(problem, num_channels, at_every_level):
     row, codebook, basis, guess = problem(num_channels)
     distance_K = (row.double() - codebook.double()).square().sum(1)
     nearest = int((distance_K == distance_K.min()).nonzero()[0])
@@ -110,7 +113,14 @@ def test_the_nearest_code_is_not_dropped(problem, num_channels, backend):
     assert behind - distance_K[nearest] < 0.1 * distance_K[nearest].clamp(min=0.1), "too far for the term to matter"
     features = row.expand(NUM_ROWS, -1)
     guesses = None if guess is None else torch.full((NUM_ROWS,), guess)
-    for codes in (codebook, ops.prepare_codebook(codebook, basis=basis, backend=backend)):
-        hint = basis if codes is codebook else None
-        found = ops.codebook_lookup(features, codes, basis=hint, guess=guesses, backend=backend)
-        assert set(found.tolist()) == {nearest}
+
+    def found(backend):
+        prepared = ops.prepare_codebook(codebook, basis=basis, backend=backend)
+        options = {"guess": guesses, "backend": backend}
+        return [
+            ops.codebook_lookup(features, codebook, basis=basis, **options),
+            ops.codebook_lookup(features, prepared, **options),
+        ]
+
+    for index in at_every_level(found):
+        assert set(index.tolist()) == {nearest}

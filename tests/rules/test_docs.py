@@ -44,6 +44,15 @@ def commands() -> list[tuple[str, str]]:
 COMMANDS = commands()
 SNIPPETS = blocks("python")
 
+
+def by_page(found: list[tuple[str, str]]) -> list:
+    """The README's are tried by `make test`, those of the other pages by `make test-rest`."""
+    return [
+        pytest.param(page, text, marks=() if page == "README.md" else pytest.mark.rest, id=f"{page}-{number}")
+        for number, (page, text) in enumerate(found)
+    ]
+
+
 CORPUS = "--corpus.num_train 40 --corpus.num_heldout 12 --corpus.image_size 64"
 EDGES = "--data.shorter_edge 64 --data.longer_edge 64"
 SMALL = f"{EDGES} --max_steps 2"
@@ -219,7 +228,7 @@ def test_the_pages_have_commands_and_snippets():
     assert [command for _, command in COMMANDS[:2]] == ["make demo", "make test"]
 
 
-@pytest.mark.parametrize(("page", "snippet"), SNIPPETS, ids=[f"{page}-{n}" for n, (page, _) in enumerate(SNIPPETS)])
+@pytest.mark.parametrize(("page", "snippet"), by_page(SNIPPETS))
 def test_snippet(page, snippet, state, run, tmp_path):
     (tmp_path / "snippet.py").write_text(snippet)
     done = run(f"python {tmp_path / 'snippet.py'}", state)
@@ -235,7 +244,7 @@ def test_every_op_has_its_place():
     assert not [name for name in ops.__all__ if not re.search(rf"\b{name}\b", page)]
 
 
-@pytest.mark.parametrize(("page", "command"), COMMANDS)
+@pytest.mark.parametrize(("page", "command"), by_page(COMMANDS))
 def test_command(page, command, state, run):
     if command.startswith("make "):
         # Running make inside make's own test would never end; what it would run is the other commands here.

@@ -1,81 +1,17 @@
 """The rules of the house that prose cannot keep: arrows, homes, file sizes, switches."""
 
-import ast
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
+from house import REMOVABLE, ROOMS, ROOT, arrows, circles, code_lines, package_files, room_of, tracked
 
-ROOT = Path(__file__).resolve().parents[2]
 OPS = ("codebook_lookup", "codebook_update", "group_mask", "residual_lookup")
-
-# The package's rooms, and what each may import besides itself. A permission that nothing uses fails too.
-ROOMS = {
-    "common": set(),
-    "ops": set(),
-    "cluster": {"ops"},
-    "adapters": {"ops"},
-    "model": {"ops", "common"},
-    "data": {"common"},
-    "engine": {"common"},
-    "tasks": {"model", "data", "engine", "common"},
-    "ask": {"model", "data", "common"},
-    "export": {"ask", "model", "data", "ops", "common"},
-    "explore": {"tasks", "ask", "model", "data", "ops", "common"},
-    "plan": {"tasks", "model", "engine", "common"},
-    "studies": {"tasks", "common"},
-    "train": {"tasks", "engine", "common"},
-    "evaluate": {"tasks", "engine", "common"},
-}
-# Rooms without which the rest is whole: nothing imports them.
-REMOVABLE = {"explore", "studies", "plan", "cluster", "adapters", "export"}
-
-
-def tracked(*suffixes: str) -> list[Path]:
-    names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    return [ROOT / name for name in names if name.endswith(suffixes) and (ROOT / name).is_file()]
-
-
-def room_of(path: Path) -> str:
-    """The folder or the loose file of the package, or the folder beside it, in which a file lies."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[1] if parts[0] == "soho_fast" and len(parts) > 1 else parts[0]
-
-
-def rooms_imported(path: Path) -> set[str]:
-    """The package's rooms that a file imports, wherever in it, relative imports resolved."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = list(parts[: len(parts) - node.level]) if node.level else []
-            module = ".".join(base + ([node.module] if node.module else []))
-            names = [module] if module.count(".") >= 1 else [f"{module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("soho_fast.")}
-    return found & set(ROOMS)
-
-
-def arrows() -> dict[str, dict[str, list[str]]]:
-    """Room, room that it imports, the files that do."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for path in tracked(".py"):
-        for imported in rooms_imported(path) - {room_of(path)}:
-            if path.is_relative_to(ROOT / "soho_fast"):
-                found.setdefault(room_of(path), {}).setdefault(imported, []).append(str(path.relative_to(ROOT)))
-    return found
 
 
 def test_imports_are_those_that_the_table_of_rooms_permits():
     wrong = [
         f"{room} imports {imported} in {', '.join(files)}"
-        for room, targets in arrows().items()
+        for room, targets in arrows(package_files()).items()
         for imported, files in targets.items()
         if imported not in ROOMS[room]
     ]
@@ -83,7 +19,7 @@ def test_imports_are_those_that_the_table_of_rooms_permits():
 
 
 def test_every_permission_is_used():
-    found = arrows()
+    found = arrows(package_files())
     unused = [f"{room} -> {other}" for room in ROOMS for other in ROOMS[room] if other not in found.get(room, {})]
     assert not unused
 
@@ -93,8 +29,17 @@ def test_a_removable_room_is_imported_by_no_other():
 
 
 def test_every_package_file_has_a_room():
-    rooms = {room_of(path) for path in tracked(".py") if path.is_relative_to(ROOT / "soho_fast")}
-    assert rooms - {"__init__", "soho_fast"} == set(ROOMS)
+    assert {room_of(path) for path in package_files()} - {"__init__"} == set(ROOMS)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert not circles()
+
+
+def test_only_code_is_counted(tmp_path):
+    text = '"""A docstring,\nof two lines."""\n\n# A comment.\nx = [\n    1,  # one\n]\n"""What x is."""\n'
+    (tmp_path / "counted.py").write_text(text)
+    assert code_lines(tmp_path / "counted.py") == 3
 
 
 def test_kernels_do_not_know_torch():

@@ -69,10 +69,6 @@ def test_a_digest_follows_what_metrics_depend_on_and_nothing_else(tmp_path):
     study = read_study(written(tmp_path))
     study.stages["vqa"].splits["val"]["data.text_batch"] = 3
     assert changed() == [False, True, False, True, True]
-    # Rows without photographs stay valid where none are asked for; with them it is another row.
-    study = read_study(written(tmp_path))
-    study.stages["vqa"].photos = True
-    assert changed() == [False, True, False, True, True]
     # In two processes a training is another one.
     study = read_study(written(tmp_path))
     study.arms["none"].launcher = "deepspeed --num_accelerators 2"

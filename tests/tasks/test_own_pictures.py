@@ -76,14 +76,14 @@ def test_retrieval_and_questions_take_the_same_file(own):
 
 def test_fields_of_other_formats_are_refused(own):
     path, common = own
-    with pytest.raises(ValueError, match="annotations: json_lines has the answers with the questions; leave it out"):
+    with pytest.raises(ValueError, match="annotations: only for format vqa, this is json_lines; leave it out"):
         QuestionAnsweringTask(
             QuestionAnsweringData(splits={"train": VqaSplit(path, annotations=path, format="json_lines")}, **common)
         ).records("train")
     split = VqaSplit(path, heldout_share=0.5)
-    with pytest.raises(ValueError, match="heldout_share: only of a json_lines file a share is held out, this is vqa"):
+    with pytest.raises(ValueError, match="heldout_share: only for format json_lines, this is vqa"):
         QuestionAnsweringTask(QuestionAnsweringData(splits={"train": split}, **common)).records("train")
-    with pytest.raises(ValueError, match="splits: only a json_lines file has splits, this is vqa"):
+    with pytest.raises(ValueError, match="splits: only for format json_lines, this is vqa"):
         QuestionAnsweringTask(
             QuestionAnsweringData(splits={"train": VqaSplit(path, splits=["train"])}, **common)
         ).records("train")

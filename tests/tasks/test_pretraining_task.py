@@ -187,19 +187,19 @@ def test_bad_settings_name_the_field(data, tmp_path):
     )
     refuse("expected a list of split names", sources=[CaptionSource(source.annotations, source.images)])
     refuse(
-        r"data\.sources\[0\]\.splits: only karpathy and json_lines files have splits",
+        r"data\.sources\[0\]\.splits: only for format karpathy or json_lines, this is coco_captions",
         sources=[CaptionSource(source.annotations, source.images, "coco_captions", ["train"])],
     )
     refuse(
-        r"data\.sources\[0\]\.heldout_share: only of a json_lines file",
+        r"data\.sources\[0\]\.heldout_share: only for format json_lines, this is karpathy",
         sources=[CaptionSource(source.annotations, source.images, splits=["train"], heldout_share=0.2)],
     )
     refuse(
-        r"data\.sources\[0\]: a json_lines file has neither COCO ids nor image_data",
+        r"sources\[0\]\.exclude_coco_ids_from: only for format coco_captions or visual_genome, this is json_lines",
         sources=[CaptionSource(source.annotations, [], "json_lines", exclude_coco_ids_from=source.annotations)],
     )
     refuse(
-        r"exclude_flickr_ids_from: only Visual Genome tells Flickr ids, this is karpathy",
+        r"exclude_flickr_ids_from: only for format visual_genome, this is karpathy",
         sources=[CaptionSource(source.annotations, source.images, exclude_flickr_ids_from=source.annotations)],
     )
     refuse(

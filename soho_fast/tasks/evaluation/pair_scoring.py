@@ -50,8 +50,6 @@ class PairScorer:
             pair_batch: Pairs of one call.
             precision: See `Computing`.
         """
-        if pair_batch < 1:
-            raise ValueError(f"pair_batch: expected at least 1, got {pair_batch}")
         self.model, self.pair_batch = model, pair_batch
         self.computing = Computing(model, precision)
         self.num_scored, self.seconds = 0, 0.0
@@ -158,8 +156,6 @@ class ImageBlocks:
             workers: Processes that load.
             block_images: Images of a block; a batch of the CNN.
         """
-        if num_images < 1 or block_images < 1:
-            raise ValueError(f"expected images, and at least 1 in a block, got {num_images} and {block_images}")
         self.num_images = num_images
         begins = range(0, num_images, block_images)
         self.blocks = [range(begin, min(begin + block_images, num_images)) for begin in begins]

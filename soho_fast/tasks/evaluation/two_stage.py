@@ -52,8 +52,6 @@ def contrastive_scores(scorer: PairScorer, images: ImageBlocks, processes: Proce
 def best_pairs(contrastive_IT: Tensor, k: int) -> list[np.ndarray]:
     """For each image, ascending, its `k` best texts and those texts that have it among their `k` best images."""
     num_images, num_texts = contrastive_IT.shape
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}")
     chosen_IT = torch.zeros(num_images, num_texts, dtype=torch.bool)
     chosen_IT.scatter_(1, contrastive_IT.topk(min(k, num_texts), dim=1).indices, True)
     chosen_IT.scatter_(0, contrastive_IT.topk(min(k, num_images), dim=0).indices, True)

@@ -96,8 +96,6 @@ def test_best_pairs_are_the_best_of_either_side():
     assert [row.tolist() for row in best_pairs(FIRST, 1)] == [[0], [0, 1, 3], [2]]
     assert [row.tolist() for row in best_pairs(FIRST, 2)] == [[0, 1, 3], [0, 1, 2, 3], [1, 2]]
     assert [len(row) for row in best_pairs(FIRST, 9)] == [4, 4, 4]
-    with pytest.raises(ValueError, match="k: expected at least 1, got 0"):
-        best_pairs(FIRST, 0)
 
 
 def test_scored_pairs_come_first_and_the_rest_keeps_its_order():

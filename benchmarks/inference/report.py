@@ -1,10 +1,11 @@
-"""What a result of the inference study says in docs/results.md: tables, and a figure of the stages."""
+"""What a result of the inference study says: tables, and a figure of the stages."""
 
 from pathlib import Path
 
-from benchmarks.inference.bars import BATCHED, BY_CLASS, Row
-from benchmarks.inference.contenders import SOHO
+from benchmarks.inference.baselines import EXACT, SOHO
+from benchmarks.inference.targets import BATCHED, BY_CLASS, Row
 from benchmarks.ops.report import time_text as below_a_second
+from benchmarks.tables import Table
 
 # Section 4.5's three stages of the region pipeline and two of SOHO, in its words, and where ours belong.
 COLOURS = {"CNN": "#4477aa", "regions": "#cc6677", "Transformer": "#ddaa33"}
@@ -27,25 +28,21 @@ def rows_of(result: dict) -> list[Row]:
     return [Row(**row) for row in result["rows"]]
 
 
-def setup_line(result: dict) -> str:
+def setup(result: dict) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     return (
         f"{result['machine']}, {result['threads']} threads; {result['input']}; {versions}; {result['datetime'][:10]}."
     )
 
 
-def table(result: dict) -> str:
-    """Markdown: stages at batch 1, larger batches, what the NMS had to do, and the bars."""
+def tables(result: dict) -> list[Table]:
+    """Stages at batch 1, and images a second where there are larger batches."""
     rows = rows_of(result)
-    return "\n\n".join([setup_line(result), _stages(result, rows), *_batches(rows), *_boxes(result), _bars(result)])
+    return [_stages(result, rows), *([_batches(rows)] if any(row.batch > 1 for row in rows) else [])]
 
 
-def _stages(result: dict, rows: list[Row]) -> str:
-    lines = [
-        "| batch 1 | CNN | proposals | features of boxes | NMS by class / batched | Transformer | total | memory | "
-        "operations | error, same codes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def _stages(result: dict, rows: list[Row]) -> Table:
+    lines = []
     for row in (row for row in rows if row.batch == 1):
         seconds = {stage: time_text(value) for stage, value in row.seconds.items()}
         if row.family == SOHO:
@@ -54,32 +51,27 @@ def _stages(result: dict, rows: list[Row]) -> str:
             cells = [seconds[name] for name in ("CNN", "proposals", "features of boxes")]
             cells += [f"{seconds[BY_CLASS]} / {seconds[BATCHED]}", seconds["Transformer"]]
             cells += [f"{time_text(row.total(BY_CLASS))} / {time_text(row.total())}"]
-        memory = result["peak_bytes"].get(row.contender)
+        memory = result["peak_bytes"].get(row.method)
         cells.append("" if memory is None else f"{memory / 1e9:.2f} GB")
         operations = result["operations"].get(row.family)
         cells.append("" if operations is None else f"{sum(operations.values()) / 1e9:,.0f} G")
-        found = result["agreement"].get(row.contender)
+        found = result["agreement"].get(row.method)
         cells.append(
             "" if found is None else f"{max(found['features'], found['logits']):.2g}, {found['same_codes']:.1%}"
         )
-        lines.append(f"| {row.contender} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([row.method, *cells])
+    stages = ("CNN", "proposals", "features of boxes", "NMS by class / batched", "Transformer", "total")
+    return Table(("batch 1", *stages, "memory", "operations", "error, same codes"), lines)
 
 
-def _batches(rows: list[Row]) -> list[str]:
+def _batches(rows: list[Row]) -> Table:
     batches = sorted({row.batch for row in rows})
-    if len(batches) < 2:
-        return []
-    lines = [
-        f"| images a second (times SOHO eager, float32) | {' | '.join(f'batch {batch}' for batch in batches)} |",
-        "|---" * (1 + len(batches)) + "|",
-    ]
-    eager = {row.batch: row.total() for row in rows if row.contender == f"{SOHO} eager, float32"}
-    for name in dict.fromkeys(row.contender for row in rows):
-        mine = {row.batch: row.total() for row in rows if row.contender == name}
-        cells = [_rate(batch, mine.get(batch), eager.get(batch)) for batch in batches]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return ["\n".join(lines)]
+    eager = {row.batch: row.total() for row in rows if row.method == EXACT}
+    lines = []
+    for name in dict.fromkeys(row.method for row in rows):
+        mine = {row.batch: row.total() for row in rows if row.method == name}
+        lines.append([name, *(_rate(batch, mine.get(batch), eager.get(batch)) for batch in batches)])
+    return Table(("images a second (times SOHO eager, float32)", *(f"batch {batch}" for batch in batches)), lines)
 
 
 def _rate(batch: int, seconds: float | None, eager: float | None) -> str:
@@ -88,29 +80,23 @@ def _rate(batch: int, seconds: float | None, eager: float | None) -> str:
     return f"{batch / seconds:.2f}" + ("" if eager is None else f" ({eager / seconds:.2f}x)")
 
 
-def _boxes(result: dict) -> list[str]:
+def boxes(result: dict) -> str:
+    """What the NMS had to do; "" where no region pipeline ran."""
     lines = [
         f"{name}: " + "; ".join(f"{nms} {entered:,} to {left:,}" for nms, (entered, left) in seen.items()) + "."
         for name, seen in result["boxes"].items()
     ]
-    return ["Boxes that enter and leave each NMS of an image. " + " ".join(lines)] if lines else []
-
-
-def _bars(result: dict) -> str:
-    lines = ["| bar | asked | measured | |", "|---|---|---|---|"]
-    words = {True: "held", False: "**missed**", None: "not measured here"}
-    lines += [f"| {bar['claim']} | {bar['bar']} | {bar['measured']} | {words[bar['held']]} |" for bar in result["bars"]]
-    return "\n".join(lines)
+    return "Boxes that enter and leave each NMS of an image. " + " ".join(lines) if lines else ""
 
 
 def draw(result: dict, path: Path) -> None:
-    """Stages of each contender at batch 1 as bars from left to right, as section 4.5 argues."""
+    """Stages of each method at batch 1 as bars from left to right, as section 4.5 argues."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     shown = [
-        (f"{row.contender}, {nms}" if row.family != SOHO else row.contender, row.stages(nms))
+        (f"{row.method}, {nms}" if row.family != SOHO else row.method, row.stages(nms))
         for row in rows_of(result)
         if row.batch == 1
         for nms in ((BY_CLASS, BATCHED) if row.family != SOHO else (BATCHED,))
@@ -131,6 +117,6 @@ def draw(result: dict, path: Path) -> None:
     axes.set_xlabel("seconds for an image and 16 words")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(handles=[Patch(color=colour, label=name) for name, colour in COLOURS.items()], fontsize=8)
-    axes.set_title(setup_line(result), fontsize=8)
+    axes.set_title(setup(result), fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, metadata={"Software": None})

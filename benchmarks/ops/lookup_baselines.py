@@ -1,11 +1,12 @@
 """Who competes in the codebook lookup, on which inputs.
 
-Each contender takes features (N, C) and codebook (K, C) and returns the call that is timed, which gives the index (N,).
-What a library prepares once per codebook is prepared outside the call.
+Each method takes features (N, C) and codebook (K, C) and returns the call that is timed, which gives the index
+(N,). What a library prepares once per codebook is prepared outside the call.
 """
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,7 +18,11 @@ from soho_fast import ops
 
 LEVELS = ops.build_info().get("cpu_levels_available", [])
 FAST_LEVELS = [level for level in LEVELS if level != "scalar"]  # scalar has a small shape of its own
-INSTALL = "pip install 'soho_fast[bench]'"
+
+
+def installed(module: str, package: str) -> ModuleType:
+    """A baseline's module; where it is missing the test is skipped, and the end of the run says so."""
+    return pytest.importorskip(module, reason=f"{package} is not installed (pip install 'soho_fast[bench]')")
 
 
 def product_work(shape: tuple[int, int, int]) -> dict[str, float]:
@@ -29,7 +34,7 @@ def product_work(shape: tuple[int, int, int]) -> dict[str, float]:
 
 @functools.lru_cache(maxsize=1)
 def inputs(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, codebook and the exact index of one shape; the contenders of a competition follow one another."""
+    """Features, codebook and the exact index of one shape; the methods of a competition follow one another."""
     num_rows, num_codes, num_channels = shape
     generator = torch.Generator().manual_seed(0)
     features_NC = torch.randn(num_rows, num_channels, generator=generator).to(dtype)
@@ -74,7 +79,7 @@ def torch_addmm(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 
 
 def faiss_cpu(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
-    faiss = pytest.importorskip("faiss", reason=f"faiss-cpu is not installed ({INSTALL})")
+    faiss = installed("faiss", "faiss-cpu")
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatL2(codebook.shape[1])
     index.add(codebook.numpy())
@@ -83,7 +88,7 @@ def faiss_cpu(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 
 
 def scikit_learn(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
-    metrics = pytest.importorskip("sklearn.metrics", reason=f"scikit-learn is not installed ({INSTALL})")
+    metrics = installed("sklearn.metrics", "scikit-learn")
     threadpoolctl = pytest.importorskip("threadpoolctl")
 
     def call() -> Tensor:
@@ -94,9 +99,7 @@ def scikit_learn(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 
 
 def vector_quantize_pytorch(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
-    library = pytest.importorskip(
-        "vector_quantize_pytorch", reason=f"vector-quantize-pytorch is not installed ({INSTALL})"
-    )
+    library = installed("vector_quantize_pytorch", "vector-quantize-pytorch")
     layer = library.VectorQuantize(dim=codebook.shape[1], codebook_size=codebook.shape[0]).eval()
     layer.codebook = codebook
 
@@ -107,7 +110,7 @@ def vector_quantize_pytorch(features: Tensor, codebook: Tensor) -> Callable[[], 
     return call
 
 
-PEERS = {
+BASELINES = {
     "torch cdist+argmin": torch_cdist,
     "torch addmm+argmin": torch_addmm,
     "faiss-cpu": faiss_cpu,

@@ -1,7 +1,7 @@
 """Who is timed: the region pipeline and SOHO, each in the precisions and by the means that a user can choose.
 
-A contender is called with images, words and a clock, and gives logits; `make_contenders` builds them all from the same
-random weights, SOHO's and the region pipeline's.
+A method is called with images, words and a clock, and gives logits; `make_methods` builds all from the
+same random weights, SOHO's and the region pipeline's.
 
 B images, one text each, S words, A answers.
 """
@@ -53,7 +53,7 @@ SMALL = Sizes(
 
 
 @dataclass(frozen=True)
-class Contender:
+class Method:
     """`run` takes images, words and a clock and gives logits; `family` is REGION, HALVED or SOHO."""
 
     name: str
@@ -89,7 +89,7 @@ def make_regions(sizes: Sizes, *, halved: bool) -> RegionPipeline:
 
 @dataclass(frozen=True)
 class SohoRun:
-    """SOHO's two stages as a contender's `run`."""
+    """SOHO's two stages as a method's `run`."""
 
     model: SohoForQuestionAnswering
     autocast: bool = False
@@ -111,7 +111,7 @@ class SohoRun:
         return logits_BA
 
 
-# SOHO's contenders: (means, precision) to what `prepare_for_inference` is told; None is the plain model.
+# SOHO's methods: (means, precision) to what `prepare_for_inference` is told; None is the plain model.
 _SOHO_MEANS = {
     ("eager", "float32"): None,
     ("eager", "bf16"): None,
@@ -139,15 +139,15 @@ def names_here(device: str) -> list[str]:
     return [name for name in NAMES if runs(name)]
 
 
-def make_contenders(names: Sequence[str], sizes: Sizes, device: str = "cpu") -> list[Contender]:
-    """The contenders of these names, in the order of NAMES, each with weights of its own.
+def make_methods(names: Sequence[str], sizes: Sizes, device: str = "cpu") -> list[Method]:
+    """The methods of these names, in the order of NAMES, each with weights of its own.
 
     Raises:
         ValueError: a name is none of NAMES.
     """
     unknown = [name for name in names if name not in NAMES]
     if unknown:
-        raise ValueError(f"contenders: expected some of {', '.join(map(repr, NAMES))}, got {unknown[0]!r}")
+        raise ValueError(f"methods: expected some of {', '.join(map(repr, NAMES))}, got {unknown[0]!r}")
     made, soho = [], None
     for family in (REGION, HALVED):
         pipeline = None
@@ -157,7 +157,7 @@ def make_contenders(names: Sequence[str], sizes: Sizes, device: str = "cpu") -> 
                 run = copy.deepcopy(pipeline).to(device)
                 if precision == "bf16":
                     run.to(torch.bfloat16, memory_format=torch.channels_last)
-                made.append(Contender(name, family, precision, run))
+                made.append(Method(name, family, precision, run))
     for (means, precision), options in _SOHO_MEANS.items():
         if (name := f"{SOHO} {means}, {precision}") in names:
             soho = soho or make_soho(sizes)
@@ -170,7 +170,7 @@ def make_contenders(names: Sequence[str], sizes: Sizes, device: str = "cpu") -> 
                     }
                 model.prepare_for_inference(precision, **options)
             run = SohoRun(model, autocast=options is None and precision == "bf16")
-            made.append(Contender(name, SOHO, precision, run))
+            made.append(Method(name, SOHO, precision, run))
     return made
 
 
