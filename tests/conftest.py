@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 REST = (
     "adapters", "benchmarks", "cuda_model", "explore/browser", "explore/serving", "kernels", "model/official",
     "packaging", "studies", "ask/test_exported.py", "data/test_released_images.py", "data_mini/test_style_packages.py",
-    "engine/test_elastic.py", "engine/test_heartbeat.py", "engine/test_recipe_official.py",
+    "engine/test_elastic.py", "engine/test_watchdog.py", "engine/test_recipe_official.py",
     "engine/test_recipe_paper.py", "engine/test_released_training.py", "faults/test_campaign.py",
     "ops/test_triton.py", "ops/test_triton_interpreted.py",
 )  # fmt: skip
