@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from PIL import Image
 
-from soho_fast.ask.__main__ import SohoPipeline
+from soho_fast.ask import SohoPipeline
 from soho_fast.data import read_karpathy
 
 

@@ -171,13 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=5, help="measured steps")
     parser.add_argument("--images", type=int, default=0, help="images of a step; 0 takes the recipe's")
     chosen, overrides = parser.parse_known_args(arguments)
-    recipe, name = read_recipe(["--recipe", chosen.recipe, *overrides])
+    recipe = read_recipe(["--recipe", chosen.recipe, *overrides])
     num_images = chosen.images or recipe.batch.global_batch_size // recipe.batch.gradient_accumulation_steps
     with tempfile.TemporaryDirectory() as temporary:
         if all(recipe.data_roots.values()):
             recipe = with_data_roots(recipe)
         if not all(Path(source.annotations).is_file() for source in recipe.data.sources):
-            print(f"recipe {name}: its data is not here; a small demo corpus stands in")
+            print(f"recipe {recipe.name}: its data is not here; a small demo corpus stands in")
             stand_in_data(recipe, Path(temporary) / "corpus")
         profile = profile_training(recipe, chosen.steps, num_images)
     total = sum(profile.seconds.values())

@@ -39,7 +39,7 @@ class TimedShape:
 
 def mini_shape() -> TimedShape:
     """The sizes of recipe `mini`, read from the recipe."""
-    recipe, _ = read_recipe([])
+    recipe = read_recipe([])
     config = SohoConfig.from_preset(recipe.model.preset, **{"vocab_size": 477, **recipe.model.config})
     return TimedShape(
         name="mini",
@@ -75,7 +75,7 @@ def official_shape(recomputed: bool = True) -> TimedShape:
         recomputed: as in the released configuration the eager pipeline runs the CNN's blocks again in the backward
             pass, and BatchNorm's statistics move twice in both; else neither.
     """
-    recipe, _ = read_recipe(["--recipe", "official"])
+    recipe = read_recipe(["--recipe", "official"])
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     values = {**recipe.model.config, **dropout, "recomputed_batch_norm": recomputed}
     return TimedShape(

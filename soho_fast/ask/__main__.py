@@ -11,29 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
-from typing import Any
-
-# Before torch loads OpenMP; see train.py.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
-    from soho_fast.common.command_line import Parser, exit_code
+    from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
     from soho_fast.common.errors import UserError
     from soho_fast.common.hub import check_name, no_such_path
-
-
-def __getattr__(name: str) -> Any:
-    """`SohoPipeline`, imported where it is asked for: the command line is read before torch is loaded."""
-    if name != "SohoPipeline":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from soho_fast.ask.pipeline import SohoPipeline
-
-    return SohoPipeline
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,17 +30,19 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> Parser:
     # Taken before and after the action and what it is about.
     options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    options.add_argument("--top_k", type=int, help="So many answers, best first.")
+    options.add_argument("--top_k", type=int, help="Number of answers to print (default: all).")
     options.add_argument("--json", action="store_true", help="Print JSON.")
     options.add_argument(
-        "--precision", choices=["auto", "float32", "bf16", "fp16"], help="Prepare the model for inference in it."
+        "--precision",
+        choices=["auto", "float32", "bf16", "fp16"],
+        help="Prepare the model for inference in this precision.",
     )
-    options.add_argument("--compile", action="store_true", help="Prepare the model, and let torch.compile compile it.")
+    options.add_argument("--compile", action="store_true", help="Prepare the model for inference with torch.compile.")
     parser = Parser(prog="ask.py", description="Ask a model about images.", parents=[options])
     actions = parser.add_subparsers(dest="action", required=True)
     for action, inputs, what in (
         ("answer", ["image", "question"], "Answer a question about an image."),
-        ("rank", ["image", "texts"], "Order texts by how well they describe an image."),
+        ("rank", ["image", "texts"], "Rank texts by how well they describe an image."),
         ("entails", ["image", "text"], "Does an image entail a text?"),
         ("compare", ["left", "right", "text"], "Is a statement about two images true?"),
     ):
@@ -62,14 +50,19 @@ def _parser() -> Parser:
         sub.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
         for name in inputs:
             sub.add_argument(name, nargs="+" if name == "texts" else None)
-    what = "Answer a file of questions about many images, into a file; the same command goes on after a stop."
+    what = "Answer a file of questions about many images; the same command resumes after a stop."
     many = actions.add_parser("many", help=what, description=what, parents=[options])
     many.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
     many.add_argument("questions", help='JSON lines, such as {"image": "a.jpg", "question": "what is it?"}.')
-    many.add_argument("results", help="The file that is written: JSON lines, one of each question, in their order.")
-    many.add_argument("--images", nargs="+", default=[], help="Folders, .zip or .tar files of the images.")
-    many.add_argument("--batch_size", type=int, default=8, help="Images encoded at a time.")
-    many.add_argument("--workers", type=int, default=2, help="Processes that decode images; 0: in the command's own.")
+    many.add_argument("results", help="File to write: one JSON line per question, in order.")
+    many.add_argument("--images", nargs="+", default=[], help="Folders, .zip or .tar files with the images.")
+    many.add_argument("--batch_size", type=int, default=8, help="Number of images encoded together (default: 8).")
+    many.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="Number of processes that decode images; 0 decodes in the main one (default: 2).",
+    )
     return parser
 
 
@@ -87,13 +80,10 @@ def _run(arguments: list[str]) -> int:
             reason = "it is no regular file" if is_there else no_such_path(options[name])
             raise UserError(f"{name}: {options[name]} can't be read ({reason})")
     with from_extra("train"):
-        from transformers.utils import logging as transformers_logging
-
         from soho_fast.ask.many import ask_many
         from soho_fast.ask.pipeline import SohoPipeline
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # What could not be loaded is told by an error of ours, in a line.
+        quiet_transformers()
     if action == "many":
         ask_many(folder, **options)
         return 0

@@ -1,7 +1,6 @@
-"""What the commands share: an argument that can't be used is told in one line, in plain words."""
+"""What the commands share: a mistake is told in one line, and ends the command with exit code 2."""
 
 import argparse
-import os
 import re
 import signal
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from soho_fast.common.errors import UserError, fail
+from soho_fast.common.extras import MissingExtraError, from_extra
 from soho_fast.common.spelling import did_you_mean
 
 
@@ -19,109 +19,89 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{in_plain_words(message, self._flags())} (--help says more)")
-
-    def _flags(self) -> list[str]:
-        return [flag for action in self._actions for flag in action.option_strings]
+        raise UserError(in_plain_words(message, flags_of(self)))
 
 
-def as_text(arguments: Sequence[str]) -> list[str]:
-    """The arguments; raises UserError where one is not text."""
+def as_text(arguments: Sequence[str] | None) -> list[str]:
+    """The arguments, or those of the process where they are None; raises UserError where one is not text."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     for argument in arguments:
         try:
             argument.encode()
         except UnicodeEncodeError:
             raise UserError(f"argument {argument!a}: not UTF-8 text; what it names needs another name") from None
-    return list(arguments)
+    return arguments
 
 
-def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None) -> int:
+def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None, when_stopped: str = "\nstopped") -> int:
     """That of a command: what `run` gives, 2 for a mistake of the user, told in a line, or 130 when it was stopped.
 
     Args:
         run: takes the command line without the program's name.
         arguments: that; None: the process's own.
+        when_stopped: what is printed then.
     """
     try:
-        return run(as_text(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, OSError) as error:
-        if os.environ.get("SOHO_FAST_TRACEBACK") == "1":
-            raise
+        return run(as_text(arguments))
+    except (ValueError, OSError, MissingExtraError) as error:
         return fail(str(error))
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        print(when_stopped, file=sys.stderr)
         return 128 + signal.SIGINT
 
 
-# What jsonargparse and argparse say of a value, and the same in plain words.
+def quiet_transformers() -> None:
+    """Leave out the progress bars and warnings of transformers: what could not be loaded is told by errors of ours."""
+    with from_extra("train"):
+        from transformers.utils import logging
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+# What argparse and jsonargparse say of a value, and what stands in its place.
 _WORDS = [
-    (r"could not convert string to float: (?P<came>.*)", "expected a number"),
-    (r"invalid literal for int\(\).*?: (?P<came>.*)", "expected a whole number"),
-    (r"(?P<came>\S+) does not conform to restriction v?(?P<rule>.*)", "expected a number {rule}"),
-    (r"Unable to load config (?P<came>.*?) - ", "expected fields of its own, as --{field}.NAME VALUE"),
+    (r"Not of type \w+: ", ""),
+    (r"typing\.Literal\[(.*?)\]", r"one of \1"),
+    (r"<class 'bool'>", "true or false"),
+    (r"<class '(\w+)'>", r"a \1"),
+    (r"could not convert string to float: |(.*) not a number", r"expected a number, got \1"),
+    (r"invalid (literal for int\(\) with base 10|int value): ", "expected a whole number, got "),
+    (r"(\S+) does not conform to restriction v?(.*)", r"expected a number \2, got \1"),
     (r"expected one argument", "expected a value after it"),
-    (r"invalid int value: (?P<came>.*)", "expected a whole number"),
-    (r"invalid choice: (?P<came>.*) \(choose from .*\)", "expected {kinds}"),
-    (r"Expected an? (?:<class|typing\.Literal).*\. Got value: (?P<came>.*)", "expected {kinds}"),
-    (r"Does not validate against any of the Union .* Given value: (?P<came>.*)", "expected {kinds}"),
-    (r"Not of type \w+: (?P<came>.*) not a number", "expected a number"),
+    (r"invalid choice: (.*) \(choose from (.*)\)", r"expected one of \2, got \1"),
+    (r"Does not validate against .*Subtypes: \[(.*)\] Errors: .* Given value: (.*)", r"expected \1, got \2"),
+    (r"Expected an? (.*)\. Got value: (.*)", r"expected \1, got \2"),
+    (r"Unable to load config .*", "expected fields of its own, as --FIELD.NAME VALUE"),
 ]
-_KINDS = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "str": "a text",
-    "list": "a list, [A, B]",
-    "tuple": "a list, [A, B]",
-    "dict": "names with their values, {NAME: VALUE}",
-    "NoneType": "null",
-}
 
 
-def in_plain_words(message: str, known: Iterable[str]) -> str:
-    """A parser's message in one line that names the argument.
+def flags_of(parser: argparse.ArgumentParser) -> list[str]:
+    """The flags that a parser takes."""
+    return ["--help", *re.findall(r"--[\w.-]+", parser.format_usage())]
 
-    Args:
-        message: What argparse or jsonargparse says.
-        known: The flags there are.
-    """
-    message = " ".join(message.split()).replace(" (--help lists every field)", "")
+
+def in_plain_words(message: str, flags: Iterable[str]) -> str:
+    """What argparse or jsonargparse says, in one line that names the argument; a mistyped one may be one of `flags`."""
+    message = " ".join(message.split())
     if message.startswith("unrecognized arguments: "):
-        return _unknown(message.removeprefix("unrecognized arguments: ").split(" "), known)
+        return f"{_unknown(message.split(' ')[2:], flags)} (--help says more)"
     about = re.fullmatch(r'(?:Parser key "(.*?)"|argument -*(\S+)): (.*)', message)
     if about is None:
-        return message
-    field, rest = about[1] or about[2], about[3]
+        return f"{message} (--help says more)"
+    field, told = about[1] or about[2], about[3]
     for pattern, words in _WORDS:
-        found = re.search(pattern, rest)
-        if found is None:
-            continue
-        parts = found.groupdict()
-        choices = _choices(rest)
-        expected = words.format(field=field, rule=parts.get("rule"), kinds=" or ".join([*_kinds(rest), *choices]))
-        if "came" not in parts:
-            return f"{field}: {expected}"
-        came = parts["came"].strip("'")
-        return f"{field}: {expected}, got {came!r}{did_you_mean(came, choices)}"
-    return f"{field}: {rest}"
+        told = re.sub(pattern, words, told).replace("FIELD", field)
+    expected, _, came = told.rpartition(", got ")
+    similar = did_you_mean(came.strip("'"), re.findall(r"'([^']*)'", expected))
+    return f"{field}: {told}{similar} (--help says more)"
 
 
-def _choices(rest: str) -> list[str]:
-    listed = re.search(r"typing\.Literal\[(.*?)\]|choose from (.*)\)", rest)
-    return [choice.strip(" '\"") for choice in (listed[1] or listed[2]).split(",")] if listed else []
-
-
-def _kinds(rest: str) -> list[str]:
-    return [_KINDS.get(name, name) for name in re.findall(r"Expected an? <class '(\w+)'>", rest)]
-
-
-def _unknown(rest: Sequence[str], known: Iterable[str]) -> str:
+def _unknown(rest: Sequence[str], flags: Iterable[str]) -> str:
     """Of arguments that no parser took, the first flag: what follows it may be its value."""
     wrong = next((argument for argument in rest if argument.startswith("-") and len(argument) > 1), rest[0])
     name = wrong.partition("=")[0]
-    names = [flag.lstrip("-") for flag in known]
     if not wrong.startswith("-"):
-        meant = f"; write --{name}" if name in names else ""
+        meant = f"; write --{name}" if f"--{name}" in flags else ""
         return f"{name}: expected a field as --NAME before its value{meant}"
-    similar = did_you_mean(name.lstrip("-"), names)
+    similar = did_you_mean(name.lstrip("-"), [flag.lstrip("-") for flag in flags])
     return f"{name}: there is no such argument{similar.replace('did you mean ', 'did you mean --')}"

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import time
+import traceback
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Numbers of the OSErrors that a full or read-only disk gives, wherever something is written."""
@@ -23,7 +24,8 @@ class CorruptImageError(ValueError):
 
 
 def fail(message: str, rank: int = 0, code: int = 2) -> int:
-    """Print one line, whatever lines the message has, and give the exit code: 2, a mistake, or another.
+    """Print one line, whatever lines the message has, and give the exit code: 2, a mistake, or another. With
+    SOHO_FAST_TRACEBACK=1 the stack trace of the error that is being handled goes before it.
 
     Most mistakes meet all ranks; the first one prints, and DeepSpeed's launcher ends the others within a second or two
     of its exit. Only a mistake that the first rank did not make is left for another to print. What has another code met
@@ -32,6 +34,8 @@ def fail(message: str, rank: int = 0, code: int = 2) -> int:
     if rank and code == 2:
         time.sleep(10)
     sys.stdout.flush()
+    if os.environ.get("SOHO_FAST_TRACEBACK") == "1":
+        traceback.print_exc()
     message = " ".join(message.split())
     sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error on rank {rank}: {message}\n")
     sys.stderr.flush()

@@ -11,6 +11,9 @@ from soho_fast.common.spelling import did_you_mean
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 """Keywords of every `from_pretrained` that say where a file comes from."""
 
+RUN_MODELS = {"best": "best", "last": "model"}
+"""The folders of a run's models, by what they are called on the command line."""
+
 # Seconds. A hub that can be reached answers a request for a file's size in a fraction of one.
 _TIMEOUT = 5.0
 
@@ -22,6 +25,21 @@ def no_such_path(path: str | os.PathLike[str]) -> str:
         missing = missing.parent
     similar = did_you_mean(missing.name, sorted(entry.name for entry in missing.parent.iterdir()))
     return f"there is no such file or folder{'' if missing == path else f', nor {missing}'}{similar}"
+
+
+def run_model(run: str | os.PathLike[str], wanted: str | None = None) -> tuple[str, str]:
+    """(folder, name) of a model of a run: `best` or `last`; None takes the best where there is one.
+
+    Raises:
+        FileNotFoundError: the run has no such model.
+    """
+    present = {name: Path(run) / folder for name, folder in RUN_MODELS.items() if (Path(run) / folder).is_dir()}
+    if not present:
+        raise FileNotFoundError(f"{run} is a run without a model yet: best/ and model/ come at its end")
+    name = wanted or next(iter(present))
+    if name not in present:
+        raise FileNotFoundError(f"{run} has no {name} model; there is: {', '.join(present)}")
+    return str(present[name]), name
 
 
 def check_name(name_or_path: str | os.PathLike[str], *, needs_owner: bool = False) -> None:

@@ -32,6 +32,11 @@ class Processes:
         """Whether this is rank 0, which prints and writes."""
         return self.rank == 0
 
+    def say(self, line: str) -> None:
+        """Print a line, once for all ranks."""
+        if self.is_main:
+            print(line)
+
     def maximum(self, values: Sequence[float]) -> list[float]:
         """Elementwise maximum over all ranks, the same floats on each."""
         return self._reduce(values, dist.ReduceOp.MAX)

@@ -18,8 +18,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from soho_fast.common.command_line import Parser, as_text
-from soho_fast.common.errors import fail
+from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.data.readers.records import load_json, load_json_lines
 from soho_fast.data.text import describe_fit, load_tokenizer
 
@@ -162,21 +161,22 @@ def make_tokenizer(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the tokenizer that the command line asks for; return the exit status."""
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
+    return exit_code(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
     parser = Parser(
         prog="python -m soho_fast.data.tokenizer",
         description="Make a BERT tokenizer (uncased WordPiece) of the texts of annotation files.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("annotations", nargs="+", help="JSON or JSON lines with captions, questions, ...")
-    parser.add_argument("output", help="folder to write")
-    parser.add_argument("--size", type=int, default=8000, help="largest number of tokens")
+    parser.add_argument("output", help="folder to create")
+    parser.add_argument("--size", type=int, default=8000, help="maximum number of tokens")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
-    try:
-        options = parser.parse_args(as_text(sys.argv[1:] if arguments is None else arguments))
-        lines = make_tokenizer(options.annotations, options.output, size=options.size, overwrite=options.overwrite)
-    except (ValueError, OSError) as error:
-        return fail(str(error))
+    options = parser.parse_args(arguments)
+    lines = make_tokenizer(options.annotations, options.output, size=options.size, overwrite=options.overwrite)
     print("\n".join(lines))
     return 0
 

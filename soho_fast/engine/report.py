@@ -1,13 +1,21 @@
-"""What a run leaves when it is done: the table, metrics.json and curves.png."""
+"""What a run says and leaves when it is done: the table, metrics.json and curves.png."""
+
+from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from soho_fast.common.files import read_log, write_atomically
+from soho_fast.common.hub import RUN_MODELS
+from soho_fast.common.tables import print_table
+
+if TYPE_CHECKING:
+    from soho_fast.engine.trainer import Run
 
 # Values of a training record that are not losses of the task.
 _NOT_LOSSES = {
@@ -137,3 +145,106 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     width = max(1, len(values) // 20)
     ones = np.ones(width)
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def say_start(run: Run, name: str) -> None:
+    """Print what a run of this recipe trains, how and where."""
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in run.step.engine.module.parameters())
+    print(
+        f"recipe {name}: {parameters / 1e6:.1f} M parameters, {run.total_steps} steps of "
+        f"{run.plan.global_batch_size} images ({run.plan.steps_per_epoch:,} an epoch), "
+        f"{run.step.precision}, ZeRO {run.step.engine.zero_optimization_stage()}, {run.processes.world} process(es) "
+        f"on {run.processes.device.type}; output in {run.folder}/"
+    )
+
+
+def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
+    """Draw the curves, write metrics.json, print the metrics and what to do next."""
+    task, folder, progress = run.task, run.folder, run.progress
+    if run.finished is not None:
+        if metrics:
+            print_table(task.table(metrics))
+        print(
+            f"{folder}/ is finished at step {progress.step}: nothing is left to do. To train on, give more (as "
+            f"{_twice(run)}) and --resume changed; to train anew, another --output"
+        )
+        sys.stdout.flush()
+        return
+    draw_curves(folder / "log.jsonl", folder / "curves.png")
+    # Last, since it is what tells that nothing is left to do.
+    write_metrics(
+        folder / "metrics.json",
+        {
+            "step": progress.step,
+            "training_seconds": progress.seconds,
+            "images_per_second": progress.step * run.plan.global_batch_size / max(progress.seconds, 1e-9),
+            "corrupt_images": progress.corrupt_images,
+            "precision": run.step.precision,
+            "metrics": metrics,
+            "best": {"step": progress.best_step, task.selection: progress.best} if progress.best is not None else None,
+        },
+    )
+    if metrics:
+        print_table(task.table(metrics))
+    print(f"{progress.step} steps in {progress.seconds / 60:.1f} minutes of training; in {folder}/:")
+    best = f"  best/ (step {progress.best_step})" if progress.best is not None else ""
+    print(f"  curves.png  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/{best}")
+    print("next:")
+    program = "deepspeed soho_fast/train.py" if Path("soho_fast/train.py").is_file() else "python -m soho_fast.train"
+    for command in [
+        *task.next_commands(folder),
+        f"{program} --recipe {folder}/recipe.yaml --output {folder}-longer {_twice(run)}",
+        f"{program} --help",
+    ]:
+        print(f"  {command}")
+    sys.stdout.flush()
+
+
+def _twice(run: Run) -> str:
+    """Options that make the run twice as long, whatever ended it."""
+    settings, schedule = run.settings, run.settings.schedule
+    ended_by_time = run.progress.step < run.total_steps
+    steps = run.total_steps if ended_by_time else 2 * run.total_steps
+    options = []
+    if round(settings.epochs * run.plan.steps_per_epoch) < steps:
+        options.append(f"--epochs {2 * settings.epochs:g}")
+    if 0 < settings.max_steps < steps:
+        options.append(f"--max_steps {2 * settings.max_steps}")
+    if settings.max_minutes:
+        options.append(f"--max_minutes {2 * settings.max_minutes:g}")
+    if schedule.decay == "step" and not ended_by_time:
+        options.append(f"--schedule.step_epochs '[{', '.join(f'{2 * epoch:g}' for epoch in schedule.step_epochs)}]'")
+    return " ".join(options)
+
+
+def report_evaluation(task: Any, evaluation: Any, about: Mapping[str, Any], run: str | None, folder: Path) -> None:
+    """Write what an evaluation of one split found, and print its metrics.
+
+    Args:
+        task: the task.
+        evaluation: what `evaluate_split` gave: its `metrics`, and `write(folder)`, which returns the names of files.
+        about: what was evaluated, as metrics.json has it; its split and its checkpoint are printed.
+        run: the run's folder; None where the model is of none.
+        folder: where the files go.
+    """
+    metrics, where = evaluation.metrics, f"split {about['split']}"
+    files = evaluation.write(folder)
+    write_metrics(folder / "metrics.json", {**about, **_step_of(run, about["checkpoint"]), "metrics": metrics})
+    if metrics:
+        table = task.table(metrics)
+        table.title = f"{table.title}, {where}, checkpoint {about['checkpoint']}"
+        print_table(table)
+    else:
+        print(f"{where} has no published answers to compare with")
+    print(f"in {folder}/:  metrics.json  {'  '.join(files)}")
+
+
+def _step_of(run: str | None, checkpoint: str) -> dict[str, int]:
+    """The training step of a run's best or last model, where the run has ended and says so."""
+    if run is None or checkpoint not in RUN_MODELS:
+        return {}
+    try:
+        found = json.loads((Path(run) / "metrics.json").read_text())
+        return {"step": found["best"]["step"] if checkpoint == "best" else found["step"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from soho_fast.common.command_line import quiet_transformers
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.bundle import BundleError
@@ -235,11 +236,8 @@ class AskedModel:
         self._say(f"loading {self.folder} ...")
         try:
             with from_extra("train"):
-                from transformers.utils import logging as transformers_logging
-
                 from soho_fast.explore.attention import SeeingPipeline
-            transformers_logging.disable_progress_bar()
-            transformers_logging.set_verbosity_error()
+            quiet_transformers()
             pipeline = SeeingPipeline.from_pretrained(self.folder)
         except (ValueError, OSError, ImportError) as error:
             why = " ".join(f"{self.name} can't be loaded: {error}".split())

@@ -10,43 +10,44 @@ import argparse
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from soho_fast.common.command_line import Parser
+from soho_fast.common.command_line import Parser, quiet_transformers
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
-from soho_fast.common.hub import check_name
+from soho_fast.common.hub import RUN_MODELS, check_name, run_model
 
 TAKES_FIELDS = True
 FOLDER = "explorer"
 """Where the explorer goes within a run's folder."""
 
-# A run's folders of exported models, by what they are called on the command line.
-_CHECKPOINTS = {"best": "best", "last": "model"}
 _FLAGS = ("--recipe", "--checkpoint", "--split", "--images", "--into", "--title", "--licence")
 
 
 def add_data_arguments(parser: Parser) -> None:
     """Which model, and which images: of every command that looks at a model's images."""
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="Folder of a run or of a model, or a name on the hub.")
-    parser.add_argument("--recipe", help="Name or path of a recipe that says what the data are; the run's own if not.")
-    parser.add_argument("--checkpoint", choices=list(_CHECKPOINTS), help="best or last of a run; the best if there is.")
-    parser.add_argument("--split", nargs="+", default=[], help="Splits of the recipe (training, heldout); all if not.")
-    parser.add_argument("--images", type=int, default=0, help="At most so many images, evenly spread; all if not.")
+    parser.add_argument("--recipe", help="Name or path of the recipe that names the data (default: the run's own).")
+    parser.add_argument(
+        "--checkpoint", choices=list(RUN_MODELS), help="Model of the run (default: best if there is one, else last)."
+    )
+    parser.add_argument(
+        "--split", nargs="+", default=[], help="Splits of the recipe: training, heldout (default: all)."
+    )
+    parser.add_argument("--images", type=int, default=0, help="Maximum number of images, evenly spaced (default: all).")
 
 
 def add_arguments(parser: Parser) -> None:
     """What `build` takes."""
     parser.epilog = "Every field of the recipe can be given too, as in training (train.py --recipe ... --help)."
     add_data_arguments(parser)
-    parser.add_argument("--into", help=f"Folder for the explorer; {FOLDER}/ in the run or model if not.")
-    parser.add_argument("--title", help="What the pages are headed by.")
-    parser.add_argument("--licence", help="Licence and credit of all pictures; licences.json beside them if not.")
+    parser.add_argument("--into", help=f"Folder for the explorer (default: {FOLDER}/ in the run or model).")
+    parser.add_argument("--title", help="Title of the pages.")
+    parser.add_argument("--licence", help="Licence and credit of all images (default: licences.json beside them).")
 
 
 @dataclass
@@ -90,13 +91,11 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
         UserError: one of them is not there, or an option is wrong.
     """
     with from_extra("train"):
-        from transformers.utils import logging as transformers_logging
+        from soho_fast.tasks.recipe import load_recipe
 
-        from soho_fast.tasks.recipe import read_recipe, with_data_roots
+        quiet_transformers()
     if options.images < 0:
         raise UserError(f"images: expected a number of images, got {options.images}")
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
     run, folder = _find_model(options.model, options.checkpoint)
     named = options.recipe or (str(run / "recipe.yaml") if run else None)
     if named is None:
@@ -108,23 +107,11 @@ def open_model(options: argparse.Namespace, say: Callable[[str], None]) -> Opene
         raise UserError(
             f"recipe: {options.model} is no run, whose recipe.yaml would say what the data are; give --recipe NAME"
         )
-    recipe, _ = read_recipe(["--recipe", named, *options.fields], flags=_FLAGS)
-    _check_roots(options.fields, recipe, named)
-    recipe = with_data_roots(recipe)
+    recipe = load_recipe(["--recipe", named, *options.fields], flags=_FLAGS)
     task = recipe.make_task(say)
     _refuse_without_dictionary(folder)
     licence = getattr(options, "licence", None)
     return Opened(folder, run, recipe, task, list(options.split), options.images, licence)
-
-
-def _check_roots(fields: Sequence[str], recipe: Any, named: str) -> None:
-    """Raises UserError: a folder is given for a root that the recipe does not name: a run's own has whole paths."""
-    for root in re.findall(r"--data_roots\.([^\s=]+)", " ".join(fields)):
-        if not re.search(rf"\{{{re.escape(root)}\??\}}", str((recipe.corpus, recipe.data, recipe.model))):
-            raise UserError(
-                f"data_roots.{root}: nothing in {named} names {{{root}}}: a run keeps whole paths; where its data have "
-                "moved, name the recipe too, as --recipe NAME"
-            )
 
 
 def _find_model(name: str, checkpoint: str | None) -> tuple[Path | None, str]:
@@ -140,13 +127,10 @@ def _find_model(name: str, checkpoint: str | None) -> tuple[Path | None, str]:
         # A run's model is known by the recipe beside it.
         beside = path.resolve().parent
         return (beside if (beside / "recipe.yaml").is_file() else None), name
-    present = {key: path / folder for key, folder in _CHECKPOINTS.items() if (path / folder).is_dir()}
-    if not present:
-        raise UserError(f"model: {name} is a run without a model yet: best/ and model/ come at its end")
-    wanted = checkpoint or next(iter(present))
-    if wanted not in present:
-        raise UserError(f"checkpoint: {name} has no {wanted} model; there is: {', '.join(present)}")
-    return path, str(present[wanted])
+    try:
+        return path, run_model(path, checkpoint)[0]
+    except FileNotFoundError as error:
+        raise UserError(f"{'checkpoint' if checkpoint else 'model'}: {error}") from error
 
 
 def _refuse_without_dictionary(folder: str) -> None:

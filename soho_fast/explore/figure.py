@@ -37,12 +37,21 @@ _LABEL_INCHES = 2.5
 def add_arguments(parser: Parser) -> None:
     """What `figure` takes."""
     parser.add_argument("explorer", metavar="RUN_OR_EXPLORER", help="Folder of an explorer, or of a run that has one.")
-    parser.add_argument("--codes", help="Numbers of codes, with commas between; those whose words are surest if not.")
-    parser.add_argument("--rows", type=int, default=ROWS, help="So many codes, where none are named.")
-    parser.add_argument("--columns", type=int, default=COLUMNS, help="So many cells of each code.")
-    parser.add_argument("--kind", choices=KINDS, default="nearest", help="Which of a code's cells.")
-    parser.add_argument("--dpi", type=int, default=DPI, help=f"Pixels an inch; a cell's tile is {_TILE_INCHES} inches.")
-    parser.add_argument("--into", help="PNG or PDF to write; codes.png beside the explorer if not.")
+    parser.add_argument("--codes", help="Comma-separated numbers of codes (default: those with the surest words).")
+    parser.add_argument(
+        "--rows", type=int, default=ROWS, help=f"Number of codes where --codes names none (default: {ROWS})."
+    )
+    parser.add_argument(
+        "--columns", type=int, default=COLUMNS, help=f"Number of patches of each code (default: {COLUMNS})."
+    )
+    parser.add_argument("--kind", choices=KINDS, default="nearest", help="Which patches of a code (default: nearest).")
+    parser.add_argument(
+        "--dpi",
+        type=int,
+        default=DPI,
+        help=f"Pixels per inch; a patch is drawn {_TILE_INCHES} inches wide (default: {DPI}).",
+    )
+    parser.add_argument("--into", help="PNG or PDF to write (default: codes.png beside the explorer).")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
-    from soho_fast.common.command_line import Parser, exit_code
+    from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
     from soho_fast.common.errors import UserError
     from soho_fast.common.hub import check_name, no_such_path
 
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     parser = Parser(prog="export", description="Compile a model into a folder that needs torch alone, on this CPU.")
     parser.add_argument("model", help="Folder of a run or of a model, or a name on the hub.")
-    parser.add_argument("output", help="The folder that is made.")
+    parser.add_argument("output", help="Folder to create.")
     options = parser.parse_args(arguments)
     check_name(options.model, needs_owner=True)
     output = Path(options.output)
@@ -42,12 +42,9 @@ def _run(arguments: list[str]) -> int:
     if shutil.which(compiler) is None:
         raise UserError(f"there is no C++ compiler {compiler}; install g++, or set CXX to one")
     with from_extra("train"):
-        from transformers.utils import logging as transformers_logging
-
         from soho_fast.export.package import export_model
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+        quiet_transformers()
     export_model(options.model, output)
     return 0
 

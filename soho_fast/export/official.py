@@ -18,10 +18,9 @@ from soho_fast.common.extras import from_extra
 with from_extra("train"):
     from safetensors import SafetensorError
     from transformers import PreTrainedTokenizerBase
-    from transformers.utils import logging as transformers_logging
 
     from soho_fast.common.checksums import write_checksums
-    from soho_fast.common.command_line import Parser, exit_code
+    from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
     from soho_fast.common.errors import UserError
     from soho_fast.common.hub import no_such_path
     from soho_fast.data.images import SohoImageProcessor
@@ -145,7 +144,5 @@ def write_model(model: SohoPreTrainedModel, processor: SohoProcessor, output: Pa
 
 
 if __name__ == "__main__":
-    # The models' own messages are told by ours, in a line.
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    quiet_transformers()
     sys.exit(main())

@@ -10,8 +10,8 @@ from typing import Any
 from soho_fast.common.extras import from_extra
 
 with from_extra("train"):
-    from soho_fast.common.command_line import Parser, as_text
-    from soho_fast.common.errors import UserError, fail
+    from soho_fast.common.command_line import Parser, exit_code, flags_of
+    from soho_fast.common.errors import UserError
 
 DESCRIPTION = """What a recipe needs on a cluster: operations of a step by part, memory of a GPU, bytes between GPUs,
 what the readers must deliver, hours. No data is read, no GPU is needed. Any field of the recipe can be given beside
@@ -19,12 +19,8 @@ these, as to the training command (--batch.global_batch_size 512)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0 planned, 2 a mistake of the user."""
-    try:
-        print(planned(as_text(sys.argv[1:] if arguments is None else arguments)))
-    except UserError as error:
-        return fail(str(error), 0)
-    return 0
+    """Run a command line; returns the exit code: 0 planned, 2 a mistake of the user, 130 when stopped."""
+    return exit_code(lambda arguments: print(planned(arguments)) or 0, arguments)
 
 
 def planned(arguments: list[str], known: dict[tuple, Any] | None = None) -> str:
@@ -37,31 +33,38 @@ def planned(arguments: list[str], known: dict[tuple, Any] | None = None) -> str:
     Raises:
         UserError: a mistake on the command line or in the recipe.
     """
-    options, rest = _read(arguments)
-    return _plan(options, rest, {} if known is None else known)
+    parser = _parser()
+    options, fields = parser.parse_known_args(arguments)
+    return _plan(options, fields, flags_of(parser), {} if known is None else known)
 
 
-def _read(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def _parser() -> Parser:
     parser = Parser(prog="python -m soho_fast.plan", description=DESCRIPTION)
     parser.add_argument("--recipe", default="paper", help="name of a recipe of this package, or path of a YAML file")
-    parser.add_argument("--gpus", type=_number(int, 1), default=1, help="how many, one process each (1)")
-    parser.add_argument("--card", choices=("v100", "a100", "h100"), default="a100", help="which (a100)")
-    parser.add_argument("--memory-gb", type=_number(float, 1), help="GiB of a card, for cards with another memory")
-    parser.add_argument("--stage", type=int, choices=(0, 1, 2, 3), help="ZeRO stage instead of the recipe's")
+    parser.add_argument("--gpus", type=_number(int, 1), default=1, help="number of GPUs, one process each (default: 1)")
     parser.add_argument(
-        "--mfu", type=_number(float, 0.001, 1), help="share of the card's peak that a step reaches (0.3)"
+        "--card", choices=("v100", "a100", "h100"), default="a100", help="model of the GPUs (default: a100)"
     )
-    parser.add_argument("--data-rate", type=_number(float, 0.001), help="images a second of one loader process")
-    parser.add_argument("--file-kb", type=_number(float, 0.001), help="kilobytes of an image's file (157)")
     parser.add_argument(
-        "--samples", type=_number(int, 1), help="training samples of an epoch; a run's first lines say it"
+        "--memory-gb", type=_number(float, 1), help="memory of a GPU in GiB, where it differs from the usual"
     )
-    parser.add_argument("--words", type=_number(int, 8), help="words of the tokenizer (bert-base-uncased's)")
-    parser.add_argument("--answers", type=_number(int, 2), help="answers of question answering (VQA v2's)")
-    parser.add_argument("--text-length", type=_number(int, 3), help="tokens of a batch's longest text")
-    parser.add_argument("--image", type=_size, metavar="HxW", help="a typical image before it is resized (480x640)")
+    parser.add_argument("--stage", type=int, choices=(0, 1, 2, 3), help="ZeRO stage (default: the recipe's)")
+    parser.add_argument("--mfu", type=_number(float, 0.001, 1), help="model FLOPs utilisation of a step (default: 0.3)")
+    parser.add_argument("--data-rate", type=_number(float, 0.001), help="images per second of one loader process")
+    parser.add_argument("--file-kb", type=_number(float, 0.001), help="kilobytes of an image file (default: 157)")
+    parser.add_argument(
+        "--samples", type=_number(int, 1), help="training samples in an epoch; printed at the start of a run"
+    )
+    parser.add_argument("--words", type=_number(int, 8), help="size of the vocabulary (default: bert-base-uncased's)")
+    parser.add_argument(
+        "--answers", type=_number(int, 2), help="number of answers in question answering (default: VQA v2's)"
+    )
+    parser.add_argument("--text-length", type=_number(int, 3), help="tokens of the longest text in a batch")
+    parser.add_argument(
+        "--image", type=_size, metavar="HxW", help="typical image size before resizing (default: 480x640)"
+    )
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
-    return parser.parse_known_args(arguments)
+    return parser
 
 
 def _number(kind: type, smallest: float, largest: float = float("inf")) -> Callable[[str], float]:
@@ -85,7 +88,7 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _plan(options: argparse.Namespace, rest: list[str], known: dict[tuple, Any]) -> str:
+def _plan(options: argparse.Namespace, rest: list[str], flags: list[str], known: dict[tuple, Any]) -> str:
     # A mistake on the command line is told before torch and DeepSpeed are loaded.
     with from_extra("train"):
         from soho_fast.plan import report
@@ -100,7 +103,7 @@ def _plan(options: argparse.Namespace, rest: list[str], known: dict[tuple, Any])
     try:
         if options.stage is not None:
             rest = [*rest, "--engine.zero_stage", str(options.stage)]
-        work = Work(["--recipe", options.recipe, *rest], options.gpus, given, flags=_FLAGS)
+        work = Work(["--recipe", options.recipe, *rest], options.gpus, given, flags)
         precision = card.precision(work.recipe.engine.precision)
         key = (precision, options.recipe, options.gpus, *rest, *vars(given).items())
         if key not in known:
@@ -110,14 +113,6 @@ def _plan(options: argparse.Namespace, rest: list[str], known: dict[tuple, Any])
         raise UserError(str(error)) from error
     return json.dumps(report.as_json(plan), indent=1) if options.json else report.as_text(plan)
 
-
-_FLAGS = [
-    f"--{name}"
-    for name in (
-        *("recipe", "gpus", "card", "memory-gb", "stage", "mfu", "data-rate", "file-kb", "samples", "words", "answers"),
-        *("text-length", "image", "json"),
-    )
-]
 
 if __name__ == "__main__":
     sys.exit(main())

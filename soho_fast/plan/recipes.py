@@ -16,7 +16,7 @@ from soho_fast.data.images import fitted_size
 from soho_fast.data.text import load_tokenizer
 from soho_fast.engine.batches import BatchPlan, plan_batches
 from soho_fast.model import SohoConfig, SohoPreTrainedModel
-from soho_fast.tasks.recipe import find_recipe, read_recipe, with_data_roots
+from soho_fast.tasks.recipe import read_recipe, with_data_roots
 
 # Height and width of COCO's commonest photograph.
 TYPICAL = (480, 640)
@@ -97,7 +97,8 @@ class Work:
     """
 
     def __init__(self, arguments: list[str], gpus: int, given: Given, flags: list[str]) -> None:
-        recipe, self.name = read_recipe(arguments, flags=flags)
+        recipe = read_recipe(arguments, flags)
+        self.name = recipe.name
         with suppress(UserError):  # Folders that are not given are not looked into either.
             recipe = with_data_roots(recipe)
         self.recipe, self.given, self.assumed = recipe, given, Assumptions()
@@ -165,8 +166,7 @@ class Work:
         parts = Path(pretrained).parts
         name = parts[-2] if len(parts) > 1 else pretrained
         try:
-            find_recipe(name)
-            source, _ = read_recipe(["--recipe", name])
+            source = read_recipe(["--recipe", name])
         except UserError as error:
             raise UserError(
                 f"model.pretrained: {pretrained} is not here, and no recipe is called {name}; give the folder of a "

@@ -37,20 +37,26 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, An
     names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
     parser = Parser(
         prog="python -m soho_fast.studies",
-        description="Make a study's runs and say what they allow to say.",
+        description="Make the runs of a study and report what they show.",
         epilog="Any field of the recipes can be given too, for all runs: --data_roots.corpus FOLDER.",
     )
     parser.add_argument("study", help=f"Name of a study ({names}), or path of a YAML file.")
-    parser.add_argument("--into", help="Folder of its runs, rows and report; runs/studies/NAME if not.")
-    parser.add_argument("--results", action="append", default=[], help="A file of rows that count as done, and again.")
-    parser.add_argument("--jobs", type=int, default=1, help="Runs at a time (1).")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of each run; shares the cores if not.")
-    parser.add_argument("--launcher", default="", help="Words before the training command: 'deepspeed --num_gpus 8'.")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="These seeds alone.")
-    parser.add_argument("--arms", nargs="+", default=[], help="These arms alone.")
-    parser.add_argument("--stages", nargs="+", default=[], help="These stages alone, and those they start from.")
-    parser.add_argument("--list", action="store_true", help="Say what there is to do and how long it takes.")
-    parser.add_argument("--report", action="store_true", help="Make no run, but the report of the rows there are.")
+    parser.add_argument("--into", help="Folder of its runs, rows and report (default: runs/studies/NAME).")
+    parser.add_argument(
+        "--results", action="append", default=[], help="File of rows that count as done; may be given several times."
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="Number of runs at a time (default: 1).")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads of each run (default: an equal share of the cores)."
+    )
+    parser.add_argument(
+        "--launcher", default="", help="Prefix of the training command, such as 'deepspeed --num_gpus 8'."
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="Only these seeds.")
+    parser.add_argument("--arms", nargs="+", default=[], help="Only these arms.")
+    parser.add_argument("--stages", nargs="+", default=[], help="Only these stages, and those they start from.")
+    parser.add_argument("--list", action="store_true", help="List the runs and how long they will take.")
+    parser.add_argument("--report", action="store_true", help="Make no runs; report on the rows so far.")
     options, rest = parser.parse_known_args(arguments)
     for name, least in (("jobs", 1), ("threads", 0)):
         if getattr(options, name) < least:

@@ -256,7 +256,7 @@ def build_corpora(runs: Sequence[Run], folder: Path, say: Callable[[str], None])
         UserError: one can't be built, or two are to lie in one folder.
     """
     from soho_fast.common.processes import Processes
-    from soho_fast.tasks.recipe import build_demo_corpus, read_recipe, with_data_roots
+    from soho_fast.tasks.recipe import build_demo_corpus, load_recipe
 
     first: dict[str, Run] = {}
     for run in runs:
@@ -269,7 +269,7 @@ def build_corpora(runs: Sequence[Run], folder: Path, say: Callable[[str], None])
         for run in first.values():
             path = folder / "corpora.yaml"
             path.write_text(json.dumps(run.content))
-            corpus = with_data_roots(read_recipe(["--recipe", str(path)])[0]).corpus
+            corpus = load_recipe(["--recipe", str(path)]).corpus
             path.unlink()
             if built.setdefault(corpus.folder, corpus) != corpus:
                 raise UserError(

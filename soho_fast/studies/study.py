@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from argparse import ArgumentError
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import product
@@ -150,10 +151,12 @@ def read_study(path: Path) -> Study:
     """
     content = read_yaml(path)
     check_fields(content, Study, path)
-    parser = _Parser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Study)
     try:
         parsed = parser.instantiate(parser.parse_object(content))
+    except ArgumentError as error:
+        raise UserError(f"study {path}: {in_plain_words(str(error), ())}") from error
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"study {path}: {' '.join(str(error).split())}") from error
     study = Study(**{each.name: getattr(parsed, each.name) for each in dataclasses.fields(Study)})
@@ -167,11 +170,6 @@ def read_study(path: Path) -> Study:
     except UserError as error:
         raise UserError(f"study {path}: {error}") from None
     return study
-
-
-class _Parser(ArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise UserError(in_plain_words(message, ())) from ex
 
 
 def _check(study: Study) -> None:

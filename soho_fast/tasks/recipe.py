@@ -15,11 +15,13 @@ import importlib.util
 import json
 import math
 import re
+from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 from soho_fast.common.extras import from_extra
 
@@ -27,7 +29,7 @@ with from_extra("train"):
     import yaml
     from jsonargparse import ArgumentParser
 
-    from soho_fast.common.command_line import as_text, in_plain_words
+    from soho_fast.common.command_line import Parser, as_text, flags_of, in_plain_words
     from soho_fast.common.errors import UserError
     from soho_fast.common.hub import check_name, no_such_path
     from soho_fast.common.path_ranges import expand_range, is_shards
@@ -37,7 +39,6 @@ with from_extra("train"):
     from soho_fast.tasks.recipe_file import check_fields, find_yaml, read_yaml
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-BARE_FLAGS = ("--overwrite",)
 ANNOTATION_FILES = ("annotations", "questions", "image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from")
 """Fields of the data that name a file."""
 
@@ -97,6 +98,10 @@ class Recipe(TrainSettings):
 
     data_roots: dict[str, str] = field(default_factory=dict)
     corpus: DemoCorpus = field(default_factory=DemoCorpus)
+    name = ""  # That of its file; no field, since it follows from where the file lies.
+    if TYPE_CHECKING:  # `task`, `data` and `model`, which `recipe_type` adds
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def make_task(self, say: Callable[[str], None], processes: Any = None) -> Any:
         """The recipe's `BaseTask`, imported here; reads nothing yet.
@@ -142,57 +147,82 @@ def find_recipe(name_or_path: str) -> Path:
     return find_yaml("recipe", name_or_path, RECIPES)
 
 
-def read_recipe(arguments: Sequence[str], default: str = "mini", flags: Sequence[str] = ()) -> tuple[Any, str]:
-    """Read a recipe and the command line over it; `{key}` of data roots is not yet filled in.
+def load_recipe(
+    arguments: Sequence[str] | None = None, *, flags: Sequence[str] = (), with_files: bool = False
+) -> Recipe:
+    """The recipe of a command line, ready to use: read, its data roots filled in, its output named.
 
     Args:
-        arguments: the command line without the program's name.
-        default: name of the recipe when none is given.
-        flags: what the command takes beside these: a mistyped argument may have meant one of them.
-
-    Returns:
-        (the recipe, its name).
+        arguments: The command line without the program's name; None: the process's own.
+        flags: What the command takes beside a recipe's fields: a mistyped argument may have meant one of them.
+        with_files: Refuse files and folders of the training data and the starting weights that are not there.
 
     Raises:
-        UserError: unknown recipe, task or field, or a value of another type.
+        UserError: a mistake in the recipe or on the command line.
     """
-    arguments, name = _take_recipe(as_text(arguments), default)
-    path = find_recipe(name)
+    recipe = with_data_roots(read_recipe(arguments, flags))
+    if with_files:
+        _check_files(recipe)
+    recipe.output = recipe.output or f"runs/{recipe.name}"
+    return recipe
+
+
+def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> Recipe:
+    """As `load_recipe`, but as it is written: `{key}` of data roots is not yet filled in."""
+    first = Parser(add_help=False)
+    first.add_argument("--recipe", default="mini")
+    first.add_argument("--overwrite", nargs="?", const="true")  # The one flag that may stand without a value.
+    given, fields = first.parse_known_args(as_text(arguments))
+    if given.overwrite is not None:
+        fields.append(f"--overwrite={given.overwrite}")
+    path = find_recipe(given.recipe)
     content = read_yaml(path)
     kind = recipe_type(_task_of(content, path))
     check_fields(content, kind, path)
-    about = kind.__doc__.splitlines()[0]
-    parser = _Parser(prog="train.py", description=about, default_config_files=[str(path)], allow_abbrev=False)
-    parser.add_argument("--recipe", default=name, help="Name of a recipe of this package, or path of a YAML file.")
+    recipe = _parse(kind, path, fields, flags)
+    for place, value in _values(dataclasses.asdict(recipe)):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{place}: expected a finite number, got {value}")
+    known, named = content.get("data_roots", {}), str((recipe.corpus, recipe.data, recipe.model))
+    for root in [*(recipe.data_roots.keys() - known), *re.findall(r"--data_roots\.([^\s=]+)", " ".join(fields))]:
+        if not re.search(rf"\{{{re.escape(root)}\??\}}", named):
+            whole = "; a run's recipe has whole paths: where its data have moved, give --recipe NAME"
+            hint = whole if root in known else did_you_mean(root, known)
+            raise UserError(f"data_roots.{root}: nothing in recipe {path} names {{{root}}}{hint}")
+    return recipe
+
+
+def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[str]) -> Recipe:
+    """The recipe in a file, with fields of the command line put over it."""
+    options = {"default_config_files": [str(path)], "allow_abbrev": False, "exit_on_error": False}
+    parser = ArgumentParser("train.py", description=kind.__doc__.splitlines()[0], **options)
+    parser.add_argument("--recipe", help="Name of a recipe of this package, or path of a YAML file (default: mini).")
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
     parser.add_class_arguments(kind)
-    parser.flags = flags
     where = f"recipe {path}: "
     try:
         parser.parse_args([])  # The file by itself: its mistakes are told with its name.
         where = ""
-        parsed = parser.instantiate(parser.parse_args(arguments))
+        parsed = parser.instantiate(parser.parse_args(fields))
+    except ArgumentError as error:
+        raise UserError(f"{where}{in_plain_words(str(error), [*flags, *flags_of(parser)])}") from error
     except (TypeError, KeyError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{where}{' '.join(str(error).split())}") from error
-    for root in set(parsed.data_roots) - set(content.get("data_roots", {})):
-        if not re.search(rf"\{{{re.escape(root)}\??\}}", str((parsed.corpus, parsed.data, parsed.model))):
-            similar = did_you_mean(root, content.get("data_roots", {}))
-            raise UserError(f"data_roots.{root}: nothing in recipe {path} names {{{root}}}{similar}")
-    names = {field.name for field in dataclasses.fields(kind)}
-    recipe = kind(**{key: value for key, value in vars(parsed).items() if key in names})
-    _check_finite(dataclasses.asdict(recipe))
-    return recipe, path.stem
+        raise UserError(f"{where}{error}") from error
+    recipe = kind(**{each.name: getattr(parsed, each.name) for each in dataclasses.fields(kind)})
+    recipe.name = path.stem
+    return recipe
 
 
-def _check_finite(value: Any, place: str = "") -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{place}: expected a finite number, got {value}")
+def _values(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of all that dicts and lists hold."""
     if isinstance(value, dict):
         for name, item in value.items():
-            _check_finite(item, f"{place}.{name}" if place else name)
+            yield from _values(item, f"{place}.{name}" if place else name)
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            _check_finite(item, f"{place}[{number}]")
+            yield from _values(item, f"{place}[{number}]")
+    else:
+        yield place, value
 
 
 def _task_of(content: dict[str, Any], path: Path) -> str:
@@ -203,7 +233,7 @@ def _task_of(content: dict[str, Any], path: Path) -> str:
     return task
 
 
-def with_data_roots(recipe: Any) -> Any:
+def with_data_roots(recipe: Recipe) -> Recipe:
     """The recipe with `{key}` replaced in the strings of `corpus`, `data` and `model`.
 
     A root `package:NAME/FOLDER` is that folder of an installed Python package.
@@ -212,8 +242,10 @@ def with_data_roots(recipe: Any) -> Any:
         UserError: a string names a root that is not given, or the package is not installed.
     """
     roots = {name: _root(name, root) for name, root in recipe.data_roots.items()}
-    parts = {name: _fill(getattr(recipe, name), roots) for name in ("corpus", "data", "model")}
-    return dataclasses.replace(recipe, **parts)
+    filled = copy(recipe)
+    for part in ("corpus", "data", "model"):
+        setattr(filled, part, _fill(getattr(recipe, part), roots))
+    return filled
 
 
 def _root(name: str, root: str) -> str:
@@ -254,59 +286,37 @@ def _fill(value: Any, roots: dict[str, str]) -> Any:
     return value
 
 
-def check_paths(recipe: Any) -> None:
-    """Refuse files and folders that training would look for in vain, before anything else is done.
+def _check_files(recipe: Any) -> None:
+    """Raises UserError: a file or a folder is not there. What lies in the demo corpus may be built yet."""
 
-    What lies in the demo corpus may be built yet.
+    def is_built(path: str) -> bool:
+        return bool(recipe.corpus.folder) and Path(path).is_relative_to(recipe.corpus.folder)
 
-    Raises:
-        UserError: one is not there.
-    """
     names = [
         ("data.tokenizer", recipe.data.tokenizer, False),
         ("model.text_encoder", recipe.model.text_encoder, False),
         ("model.pretrained", getattr(recipe.model, "pretrained", None), True),
     ]
     for place, name, needs_owner in names:
-        if name is not None and not _is_in(name, recipe.corpus.folder):
+        if name is not None and not is_built(name):
             try:
                 check_name(name, needs_owner=needs_owner)
             except FileNotFoundError as error:
                 raise UserError(f"{place}: {error}") from error
-    files = list(_files(recipe.data, "data"))
+    values = _values(dataclasses.asdict(recipe.data), "data")
+    files = [
+        (place, path) for place, path in values if place.rpartition(".")[2] in ANNOTATION_FILES and path is not None
+    ]
     if recipe.model.backbone not in (None, "imagenet"):
         files.append(("model.backbone", recipe.model.backbone))
     for place, path in files:
-        for file in _in_range(path, place) if is_shards(path) else [path]:
-            if not Path(file).is_file() and not _is_in(file, recipe.corpus.folder):
+        try:
+            shards = expand_range(path) if is_shards(path) else [path]
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
+        for file in shards:
+            if not Path(file).is_file() and not is_built(file):
                 raise UserError(f"{place}: {file}: {no_such_path(file)}")
-
-
-def _in_range(path: str, place: str) -> list[str]:
-    try:
-        return expand_range(path)
-    except ValueError as error:
-        raise UserError(f"{place}: {error}") from None
-
-
-def _is_in(path: str, folder: str) -> bool:
-    return bool(folder) and Path(path).is_relative_to(folder)
-
-
-def _files(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """(field, path) of each annotation file that is named in dataclasses, lists and dicts."""
-    if isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _files(item, f"{place}[{number}]")
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield from _files(item, f"{place}.{name}")
-    elif dataclasses.is_dataclass(value):
-        for field_ in dataclasses.fields(value):
-            inside, item = f"{place}.{field_.name}", getattr(value, field_.name)
-            if field_.name in ANNOTATION_FILES and item is not None:
-                yield inside, item
-            yield from _files(item, inside)
 
 
 def write_recipe(recipe: Any, path: Path) -> None:
@@ -329,32 +339,3 @@ def build_demo_corpus(settings: DemoCorpus, processes: Any) -> None:
             fields = dataclasses.asdict(settings)
             build_corpus(fields.pop("folder"), **fields, progress=processes.is_main)
         processes.wait()
-
-
-class _Parser(ArgumentParser):
-    flags: Sequence[str] = ()
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        flags = [*self.flags, *(flag for action in self._actions for flag in action.option_strings)]
-        raise UserError(f"{in_plain_words(message, flags)} (--help lists every field)") from ex
-
-
-def _take_recipe(arguments: list[str], default: str) -> tuple[list[str], str]:
-    """Take --recipe out, since its file gives the defaults of all else, and spell bare flags out."""
-    rest, name, at = [], default, 0
-    while at < len(arguments):
-        argument = arguments[at]
-        following = arguments[at + 1] if at + 1 < len(arguments) else None
-        if argument == "--recipe":
-            if following is None:
-                raise UserError("recipe: expected a name or a path after --recipe")
-            name = following
-            at += 1
-        elif argument.startswith("--recipe="):
-            name = argument.removeprefix("--recipe=")
-        elif argument in BARE_FLAGS and (following is None or following.startswith("-")):
-            rest.append(f"{argument}=true")
-        else:
-            rest.append(argument)
-        at += 1
-    return rest, name

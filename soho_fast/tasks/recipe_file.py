@@ -1,4 +1,4 @@
-"""A recipe's YAML file, read strictly: what is not a field, comes twice or holds nothing is refused, by its place."""
+"""The YAML file of a recipe or a study, read strictly: a mistake in it is told by its line or its field."""
 
 import dataclasses
 from pathlib import Path
@@ -15,8 +15,8 @@ with from_extra("train"):
 
 # A recipe of the package has some hundred values; aliases of aliases can stand for more than any memory holds.
 _MOST_VALUES = 100_000
-_TAG = "tag:yaml.org,2002:"
-_PLAIN = tuple(_TAG + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge"))
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+_PLAIN = (_TEXT, _MERGE, *(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null", "seq", "map")))
 
 
 def find_yaml(kind: str, name_or_path: str, folder: Path) -> Path:
@@ -54,103 +54,73 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None:
-            _count(node, path, {})
+        _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))
         content = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"recipe {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"recipe {path}: not a text file ({error}); expected YAML") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"recipe {path}: {_in_plain_words(error, text)}") from error
+    except yaml.MarkedYAMLError as error:
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        raise UserError(f"recipe {path}, line {error.problem_mark.line + 1}: {problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"recipe {path}: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"recipe {path}: nested too deep") from error
     if not isinstance(content, dict):
         came = "nothing" if content is None else f"a {type(content).__name__}"
         raise UserError(f"recipe {path}: expected fields with values, got {came}")
     return content
 
 
-def _count(node: yaml.Node, path: Path, counts: dict[int, int]) -> int:
-    """The values that a node stands for, with those of its aliases; 0 of one that is being counted holds itself."""
-    line = node.start_mark.line + 1
-    if counts.get(id(node)) == 0:
-        raise UserError(f"recipe {path}, line {line}: what & names holds itself by *; write it out")
-    if node.tag not in _PLAIN:
-        came = f"a {node.tag.removeprefix(_TAG)} ({_shown(node):.60})"
-        raise UserError(f"recipe {path}, line {line}: expected a text, number, list or section, got {came}")
-    if id(node) not in counts:
-        counts[id(node)] = 0
-        total, seen = 1, set()
-        for part in node.value if isinstance(node, yaml.CollectionNode) else ():
-            if not isinstance(part, tuple):
-                total += _count(part, path, counts)
-                continue
-            key, value = part
-            here = key.start_mark.line + 1
-            if key.tag != f"{_TAG}str" and key.tag != f"{_TAG}merge":
-                raise UserError(f"recipe {path}, line {here}: expected a name before the colon, got {_shown(key)}")
-            if key.value in seen:
-                raise UserError(f"recipe {path}, line {here}: {key.value} comes twice; keep one of them")
-            seen.add(key.value)
-            total += _count(value, path, counts)
-        if total > _MOST_VALUES:
-            raise UserError(f"recipe {path}, line {line}: stands for more than {_MOST_VALUES:,} values by its aliases")
-        counts[id(node)] = total
-    return counts[id(node)]
+def _check_nodes(root: yaml.Node | None) -> None:
+    """Refuse what is no plain value, a name that comes twice, and more values by aliases than a recipe can have."""
+    pending, count = [root] if root else [], 0
+    while pending:
+        node = pending.pop()
+        count += 1
+        if count > _MOST_VALUES:
+            raise _problem(f"stands for more than {_MOST_VALUES:,} values by its aliases", node)
+        if node.tag not in _PLAIN:
+            came = node.tag.removeprefix("tag:yaml.org,2002:")
+            raise _problem(f"expected a text, number, list or section, got a {came}", node)
+        if isinstance(node, yaml.SequenceNode):
+            pending += node.value
+        elif isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, value in node.value:
+                if key.tag not in (_TEXT, _MERGE):
+                    raise _problem("expected a name before the colon", key)
+                if key.value in seen:
+                    raise _problem(f"{key.value} comes twice; keep one of them", key)
+                seen.add(key.value)
+                pending.append(value)
 
 
-def _shown(node: yaml.Node) -> str:
-    return node.value if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
-
-
-def _in_plain_words(error: Exception, text: str) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if isinstance(error, RecursionError):
-        return "nested too deep"
-    if mark is None:
-        return " ".join(str(error).split())
-    where = f"line {mark.line + 1}"
-    line = (text.splitlines() or [""])[min(mark.line, len(text.splitlines()) - 1)]
-    if line[: mark.column + 1].isspace() and "\t" in line[: mark.column + 1]:
-        return f"{where}: a tab before the field; YAML is indented by spaces"
-    return f"{where}: {' '.join(str(error.problem).split())}; expected YAML, `field: value`"
+def _problem(words: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=words, problem_mark=node.start_mark)
 
 
 def check_fields(content: Any, kind: Any, path: Path, place: str = "") -> None:
-    """Refuse what a dataclass, or a list or dict of them, does not have; values of other types are left alone.
+    """Refuse what a dataclass, or a list or dict of them, does not have; jsonargparse checks the values.
 
     Raises:
-        UserError: an unknown field, a section that holds nothing, or a value where fields are expected.
+        UserError: an unknown field, or something else where fields are expected.
     """
-    where = f"recipe {path}: {place}"
     if dataclasses.is_dataclass(kind):
         types = get_type_hints(kind)
-        fields = [field.name for field in dataclasses.fields(kind)]
-        if content is None:
-            raise UserError(f"{where}: the section is empty; give it fields, or leave it out")
         if not isinstance(content, dict):
-            some = f"{', '.join(fields[:3])}, ..." if len(fields) > 3 else ", ".join(fields)
-            raise UserError(f"{where}: expected fields ({some}), got {content!r}"[:400])
+            came = "nothing" if content is None else repr(content)
+            raise UserError(f"recipe {path}: {place}: expected fields ({', '.join(types)}), got {came}"[:400])
         for name, value in content.items():
             inside = f"{place}.{name}" if place else name
-            if name not in fields:
-                nested = f"; expected a section `{name.partition('.')[0]}:`" if "." in name else ""
-                raise UserError(
-                    f"recipe {path}: there is no field {inside}{nested or did_you_mean(name, fields)} (--help lists "
-                    "every field)"
-                )
+            if name not in types:
+                hint = f"; expected a section `{name.partition('.')[0]}:`" if "." in name else did_you_mean(name, types)
+                raise UserError(f"recipe {path}: there is no field {inside}{hint} (--help lists every field)")
             check_fields(value, types[name], path, inside)
-    elif get_origin(kind) is list and dataclasses.is_dataclass(get_args(kind)[0]):
-        if not isinstance(content, list):
-            raise UserError(f"{where}: expected a list, each item with its fields, got {content!r}"[:400])
+    elif get_origin(kind) is list and isinstance(content, list):
         for number, item in enumerate(content):
             check_fields(item, get_args(kind)[0], path, f"{place}[{number}]")
-    elif get_origin(kind) is dict:
-        if content is None:
-            raise UserError(f"{where}: the section is empty; give it fields, or leave it out")
-        if not isinstance(content, dict):
-            raise UserError(f"{where}: expected names with their values, got {content!r}"[:400])
+    elif get_origin(kind) is dict and isinstance(content, dict):
         for name, value in content.items():
             check_fields(value, get_args(kind)[1], path, f"{place}.{name}")

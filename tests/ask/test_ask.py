@@ -9,7 +9,8 @@ from PIL import Image
 from small_models import ANSWERS, LABELS
 from tiny_corpus import draw
 
-from soho_fast.ask.__main__ import SohoPipeline, main
+from soho_fast.ask import SohoPipeline
+from soho_fast.ask.__main__ import main
 from soho_fast.model import (
     SohoForImageTextRetrieval,
     SohoForPreTraining,

@@ -98,7 +98,7 @@ def test_ctrl_c_while_it_loads_is_one_line(command, module):
     assert "stopped" in line
 
 
-@pytest.mark.parametrize("module", ["continuation", "launch", "trainer"])
+@pytest.mark.parametrize("module", ["resume", "distributed", "trainer"])
 def test_deepspeed_is_imported_without_its_warning(module):
     # It looks for an accelerator at its first import, by whichever module that is.
     done = run("-c", f"import soho_fast.engine.{module}, deepspeed.accelerator as a; a.get_accelerator()")

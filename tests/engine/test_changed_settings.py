@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import yaml
 
-from soho_fast import train
 from soho_fast.engine import report
 from soho_fast.engine.changes import all_fields, changes_between, settings_identity
 from soho_fast.engine.settings import OptimSettings, TrainSettings
@@ -151,7 +150,8 @@ def test_what_tells_that_a_run_is_finished_is_written_last(tmp_path, monkeypatch
     plan = SimpleNamespace(global_batch_size=1)
     with pytest.raises(KeyboardInterrupt):
         step = SimpleNamespace(precision="float32")
-        train._report(None, SimpleNamespace(progress=progress, plan=plan, step=step), {}, tmp_path)
+        run = SimpleNamespace(task=None, finished=None, progress=progress, plan=plan, step=step, folder=tmp_path)
+        report.report_run(run, {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -224,7 +224,7 @@ def test_a_new_field_is_compared_unless_it_is_named():
 @pytest.mark.parametrize("recipe", ["mini", "mini_vqa", "mini_retrieval", "mini_nlvr2", "mini_snli_ve", "paper"])
 def test_what_is_not_compared_is_this_and_no_more(recipe):
     """Every field of a recipe but these: where files lie (their contents are compared), and how it is run."""
-    settings = read_recipe(["--recipe", recipe])[0]
+    settings = read_recipe(["--recipe", recipe])
     task = settings.make_task(print)
     everything = all_fields(settings)
     left_out = set(everything) - set(settings_identity(settings, task.identity.not_compared))

@@ -156,7 +156,7 @@ def test_a_run_on_shards_sees_the_same_samples_on_two_processes_and_then_on_one(
         seen.append([sorted(itertools.chain(*map(json.loads, parts))) for parts in zip(*files, strict=True)])
     assert "resharded: processes 2 -> 1" in done.text and "(step 2 of 7)" in done.text, done.text
 
-    data = with_data_roots(read_recipe(command)[0]).make_task(print).training_data()
+    data = with_data_roots(read_recipe(command)).make_task(print).training_data()
     assert last == 3 and len(data) == 40
     expected = []
     for step in range(7):

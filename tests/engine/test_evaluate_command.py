@@ -119,9 +119,9 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
     [
         ([], "expected exactly one of --run and --recipe"),
         (["--run", "{tmp}"], "has no recipe.yaml; expected the folder of a training run"),
-        (["--run", "{tmp}/run"], "has neither best/ nor model/"),
+        (["--run", "{tmp}/run"], "run is a run without a model yet: best/ and model/ come at its end"),
         (["--recipe", "mini_vqa"], "checkpoint: without --run, expected the folder or hub name of a model"),
-        (["--run", "{tmp}/run", "--checkpoint", "best"], "has no best model (best/); there is: nothing"),
+        (["--run", "{tmp}/run", "--checkpoint", "best"], "run is a run without a model yet"),
         (["--run", "{tmp}/run", "--data.sharter_edge", "3"], "data.sharter_edge"),
         (
             ["--recipe", "mini", "--corpus.folder", "", "--checkpoint", "{tmp}"],
@@ -170,7 +170,7 @@ def test_the_papers_values():
     for name, epochs, steps, batch in (
         ("vqa", 18, [12, 16], 256), ("nlvr2", 18, [12, 16], 128), ("snli_ve", 6, [4], 128),
     ):  # fmt: skip
-        recipe, _ = read_recipe(["--recipe", name])
+        recipe = read_recipe(["--recipe", name])
         assert (recipe.task, recipe.epochs, recipe.batch.global_batch_size) == (name, epochs, batch)
         assert (recipe.schedule.decay, recipe.schedule.step_epochs, recipe.schedule.step_factor) == ("step", steps, 0.1)
         optim = recipe.optim
@@ -178,7 +178,7 @@ def test_the_papers_values():
         assert (recipe.data.shorter_edge, recipe.data.longer_edge, recipe.data.texts_per_image) == (600, 1000, 1)
         assert not recipe.model.use_dictionary_output and not recipe.data.blank_images
         assert all(f"data_roots.{root}" in text_of(name) for root in recipe.data_roots)
-    vqa, _ = read_recipe(["--recipe", "vqa"])
+    vqa = read_recipe(["--recipe", "vqa"])
     assert (vqa.data.answers_from, vqa.data.min_answer_count) == (["train", "val"], 9)
 
 
@@ -188,9 +188,9 @@ def text_of(name: str) -> str:
 
 
 def test_a_package_is_a_data_root(tmp_path, monkeypatch):
-    recipe, _ = read_recipe(["--recipe", "easy_vqa", "--data_roots.easy_vqa", "package:soho_fast/data"])
+    recipe = read_recipe(["--recipe", "easy_vqa", "--data_roots.easy_vqa", "package:soho_fast/data"])
     assert Path(with_data_roots(recipe).data.splits["test"].questions) == RECIPES.parent / "data/test/questions.json"
-    recipe, _ = read_recipe(["--recipe", "easy_vqa", "--data_roots.easy_vqa", "package:not_there/data"])
+    recipe = read_recipe(["--recipe", "easy_vqa", "--data_roots.easy_vqa", "package:not_there/data"])
     with pytest.raises(
         ValueError, match=r"data_roots\.easy_vqa: there is no Python package not_there; install it \(pip inst"
     ):

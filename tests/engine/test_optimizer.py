@@ -92,7 +92,7 @@ def test_groups_take_the_recipes_values():
 
 def test_groups_hold_plain_numbers():
     """A checkpoint of a run by a recipe is loaded as plain data, which the types of the recipe's numbers are not."""
-    recipe, _ = read_recipe(["--recipe", "mini", "--optim.lr", "1e-3"])
+    recipe = read_recipe(["--recipe", "mini", "--optim.lr", "1e-3"])
     assert type(recipe.optim.lr) is not float
     model = SimpleNamespace(
         parameter_groups=lambda **_: [

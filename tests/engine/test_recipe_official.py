@@ -26,9 +26,7 @@ def _flat(value, name=""):
 
 
 def test_it_departs_from_paper_r18_in_what_the_release_does_otherwise():
-    official, paper = (
-        _flat(dataclasses.asdict(read_recipe(["--recipe", name])[0])) for name in ("official", "paper_r18")
-    )
+    official, paper = (_flat(dataclasses.asdict(read_recipe(["--recipe", name]))) for name in ("official", "paper_r18"))
     apart = {name: official.get(name) for name in {**official, **paper} if official.get(name) != paper.get(name)}
     assert apart == {
         "data.antialias": False, "data.max_text_length": 16, "data.pad_text": True, "data.epoch": "caption_groups",

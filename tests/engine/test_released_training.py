@@ -94,7 +94,7 @@ def test_a_recipes_rule_is_that_of_all_but_the_backbone():
 @pytest.mark.parametrize("parts", [1, 2])
 def test_rates_of_the_release(parts):
     """Its rates are those of a micro-batch; with two a step, a step has that of the second."""
-    settings = replace(read_recipe(["--recipe", "official"])[0].schedule)
+    settings = replace(read_recipe(["--recipe", "official"]).schedule)
     assert settings.warmup_unit == "micro_batches"
     schedule = Schedule(settings, 600 // parts, 40 * 600 // parts, parts)
     rows = zip(fixture()["schedule.iteration"].tolist(), fixture()["schedule.lr"].tolist(), strict=True)

@@ -21,7 +21,7 @@ SCRIPT = Path(train.__file__)
 
 
 def _parse(*arguments: str):
-    return read_recipe(arguments)[0]
+    return read_recipe(arguments)
 
 
 def test_recipe_paper_is_the_papers():
@@ -72,7 +72,7 @@ def test_help_explains_every_field(capsys):
     [
         (["--recipe", "nope"], "no recipe 'nope'; expected one of easy_vqa, mini, "),
         (["--recipe", "a/b.yaml"], "a/b.yaml: there is no such file or folder"),
-        (["--recipe"], "expected a name or a path"),
+        (["--recipe"], "recipe: expected a value after it"),
         (["--optim.lrr", "1"], "optim.lrr"),
         (["--optim.lr", "fast"], "optim.lr"),
         (["--engine.zero_stage", "4"], "zero_stage"),
@@ -88,13 +88,13 @@ def test_mistakes_on_the_command_line_are_one_line(capsys, arguments, words):
 
 
 def test_ctrl_c_outside_training_is_one_line(monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_run", interrupted)
+    monkeypatch.setattr(train, "load_recipe", interrupted)
     assert train.main([]) == 130
     assert capsys.readouterr().err.strip().splitlines() == [
-        "stopped outside training; the same command continues from the newest checkpoint"
+        "stopped; the same command continues from the newest checkpoint"
     ]
 
 
@@ -174,14 +174,14 @@ def test_a_number_beyond_its_range_is_refused(field, value):
 def test_a_folder_that_can_be_left_out_leaves_its_field_null(tmp_path):
     roots = ["--data_roots.coco", "/c", "--data_roots.visual_genome", "/v"]
     for given, expected in ((), None), (("--data_roots.flickr30k", "/f"), "/f/dataset_flickr30k.json"):
-        recipe, _ = read_recipe(["--recipe", "paper", *roots, *given])
+        recipe = read_recipe(["--recipe", "paper", *roots, *given])
         genome = with_data_roots(recipe).data.sources[1]
         assert genome.exclude_flickr_ids_from == expected
         assert genome.exclude_coco_ids_from == "/c/dataset_coco.json"
     mine = tmp_path / "mine.yaml"
     mine.write_text('data: {tokenizer: "{words?}/t"}')
-    assert with_data_roots(read_recipe(["--recipe", str(mine)])[0]).data.tokenizer is None
-    recipe, _ = read_recipe(["--recipe", str(mine), "--data_roots.words", "/w"])
+    assert with_data_roots(read_recipe(["--recipe", str(mine)])).data.tokenizer is None
+    recipe = read_recipe(["--recipe", str(mine), "--data_roots.words", "/w"])
     assert with_data_roots(recipe).data.tokenizer == "/w/t"
 
 

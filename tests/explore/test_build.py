@@ -268,8 +268,8 @@ MISTAKES = [
     ("build run --data.shorter_edg 3", "did you mean --data.shorter_edge?"),
     (
         "build run --data_roots.pictures elsewhere",
-        "data_roots.pictures: nothing in run/recipe.yaml names {pictures}: a run keeps whole paths; where its data "
-        "have moved, name the recipe too, as --recipe NAME",
+        "data_roots.pictures: nothing in recipe run/recipe.yaml names {pictures}; a run's recipe has whole paths: "
+        "where its data have moved, give --recipe NAME",
     ),
     ("build run --into full", "into: full is not empty and holds no explorer, so it is not overwritten"),
     ("build alone", "recipe: alone is no run, whose recipe.yaml would say what the data are; give --recipe NAME"),

@@ -38,7 +38,7 @@ print(json.dumps({
 """
 
 ASKED = ("rank", "soho_fast", "soho_fast/ask/__main__.py", "a dog")  # what is there, so that torch is asked for
-MODULES = ("model", "data", "tasks", "recipe", "engine.trainer", "pipeline", "train", "evaluate")
+MODULES = ("model", "data", "tasks", "tasks.recipe", "engine.trainer", "ask.pipeline", "train", "evaluate")
 TOLD = """
 import importlib, json, sys
 told = {}

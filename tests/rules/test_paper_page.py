@@ -56,7 +56,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", sorted(sections()))
 def test_every_value_is_the_recipes(name):
-    recipe, _ = read_recipe(["--recipe", name])
+    recipe = read_recipe(["--recipe", name])
     values = told(name)
     assert len(values) >= 5, "the table is not read"
     wrong = {}
@@ -91,11 +91,11 @@ def test_every_value_of_the_recipe_is_told(name):
     ],
 )  # fmt: skip
 def test_a_recipe_of_another_size_differs_in_what_its_name_says(name, of, allowed):
-    mine, other = (flat(dataclasses.asdict(read_recipe(["--recipe", each])[0])) for each in (name, of))
+    mine, other = (flat(dataclasses.asdict(read_recipe(["--recipe", each]))) for each in (name, of))
     assert {field for field in {**mine, **other} if mine.get(field) != other.get(field)} == allowed
 
 
 def test_the_recipes_of_flickr_and_coco_train_alike():
-    coco, flickr = (read_recipe(["--recipe", f"retrieval_{name}"])[0] for name in ("coco", "flickr"))
+    coco, flickr = (read_recipe(["--recipe", f"retrieval_{name}"]) for name in ("coco", "flickr"))
     for part in ("epochs", "optim", "schedule", "batch", "engine", "model"):
         assert getattr(coco, part) == getattr(flickr, part)

@@ -231,7 +231,7 @@ def test_the_list_of_answers_and_the_soft_scores(tmp_path, tokenizer_dir):
 
 
 def test_vqa_trains_on_train_and_val_and_then_validates_on_nothing(tmp_path, tokenizer_dir):
-    recipe, _ = read_recipe(["--recipe", "vqa"])
+    recipe = read_recipe(["--recipe", "vqa"])
     splits = {"train": recipe.data.train, "validate": recipe.data.validate}
     task, said = make_task("vqa", tmp_path, tokenizer_dir, **splits)
     assert len(task.training_data().examples) == len(task.records("train")) + len(task.records("val")) == 33

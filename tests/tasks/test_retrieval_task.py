@@ -154,12 +154,12 @@ def test_two_stages_beside_every_pair(make):
 
 @pytest.mark.parametrize("name", ["retrieval_coco", "retrieval_flickr", "retrieval_coco_two_stages"])
 def test_the_papers_recipes_have_24_pairs_in_a_forward_on_any_number_of_processes(name):
-    recipe, _ = read_recipe(["--recipe", name])
+    recipe = read_recipe(["--recipe", name])
     together = recipe.make_task(print).samples_together
     assert plan_batches(recipe.batch, 1000, 1, 0, together).micro_batch_size == 24
     with pytest.raises(UserError, match=r"data\.aligned_pairs: 24 .* give --batch\.global_batch_size 192, or"):
         plan_batches(recipe.batch, 1000, 8, 0, together)
-    recipe, _ = read_recipe(["--recipe", name, "--batch.global_batch_size", "192"])
+    recipe = read_recipe(["--recipe", name, "--batch.global_batch_size", "192"])
     assert plan_batches(recipe.batch, 1000, 8, 0, together).micro_batch_size == 24
 
 

@@ -6,8 +6,7 @@ import argparse
 import dataclasses
 import sys
 
-from soho_fast.common.command_line import Parser, as_text
-from soho_fast.common.errors import fail
+from soho_fast.common.command_line import Parser, exit_code
 
 from .builder import build_corpus
 from .options import SceneOptions
@@ -18,17 +17,17 @@ def _add_options(parser: Parser) -> None:
     group = parser.add_argument_group("harder than the demo")
     words = {
         "styles": "drawing styles, twemoji or folders (python -m soho_fast.data.mini.styles makes some)",
-        "heldout_styles": "styles of as many further held-out scenes, split styles",
-        "max_objects": "most objects a scene, 1 to 6",
-        "texts": "so many times as many questions, statements and hypotheses",
-        "photo_share": "share of the scenes on a photograph",
+        "heldout_styles": "styles of the additional held-out split `styles`",
+        "max_objects": "maximum number of objects in a scene, 1 to 6",
+        "texts": "factor on the number of questions, statements and hypotheses",
+        "photo_share": "share of scenes with a photograph as background",
         "monuments": "49 photographs of Debian's gcompris-qt-data as backgrounds too",
         "object_scale": "factor on the objects' sizes",
-        "max_rotation": "degrees by which an object is turned at most",
-        "overlap": "how much nearer than touching objects may be, as a share",
-        "noise": "highest standard deviation of noise, as a share of white",
-        "blur": "highest radius of blur, as a share of the side",
-        "jitter": "most by which brightness, contrast and saturation change, as a share",
+        "max_rotation": "maximum rotation of an object, in degrees",
+        "overlap": "maximum overlap of objects, as a share",
+        "noise": "maximum standard deviation of the noise, as a share of white",
+        "blur": "maximum radius of the blur, as a share of the side",
+        "jitter": "maximum change of brightness, contrast and saturation, as a share",
     }
     for field in dataclasses.fields(SceneOptions):
         flag, kind = f"--{field.name.replace('_', '-')}", type(field.default)
@@ -41,10 +40,14 @@ def _add_options(parser: Parser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build the corpus the command line asks for; return the exit status."""
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
+    return exit_code(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
     parser = Parser(
         prog="python -m soho_fast.data.mini",
-        description="Build the demo corpus from images in installed packages; keep one of the same settings.",
+        description="Build the demo corpus from images in installed packages, unless it is there already.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", default="data/soho-mini", help="folder of the corpus")
@@ -52,24 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--num-heldout", type=int, default=500, help="number of held-out scenes, half val and half test"
     )
-    parser.add_argument("--image-size", type=int, default=128, help="side of the images in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="fixes the whole corpus")
+    parser.add_argument("--image-size", type=int, default=128, help="side of the square images, in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the whole corpus")
     _add_options(parser)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    try:
-        options = parser.parse_args(as_text(sys.argv[1:] if arguments is None else arguments))
-        scenes = {field.name: getattr(options, field.name) for field in dataclasses.fields(SceneOptions)}
-        build_corpus(
-            options.out,
-            num_train=options.num_train,
-            num_heldout=options.num_heldout,
-            image_size=options.image_size,
-            seed=options.seed,
-            progress=not options.quiet,
-            **scenes,
-        )
-    except (ValueError, TypeError, OSError) as error:
-        return fail(str(error))
+    options = vars(parser.parse_args(arguments))
+    build_corpus(options.pop("out"), progress=not options.pop("quiet"), **options)
     return 0
 
 

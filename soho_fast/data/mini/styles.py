@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soho_fast.common.command_line import Parser, as_text
-from soho_fast.common.errors import fail
+from soho_fast.common.command_line import Parser, exit_code
 from soho_fast.common.extras import from_extra
 
 from .concepts import CONCEPTS, Concept
@@ -177,17 +176,18 @@ def _svg(icons: dict[str, Any], chars: dict[str, str], concept: Concept, where: 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make the styles in the folder that the command line names; return the exit status."""
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
+    return exit_code(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
     parser = Parser(
         prog="python -m soho_fast.data.mini.styles",
         description="Fetch further drawing styles from npm and render them; keep those that are there.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("folder", help="folder of the styles, such as data/styles")
-    try:
-        make_styles(parser.parse_args(as_text(sys.argv[1:] if arguments is None else arguments)).folder)
-    except (ValueError, OSError, ImportError) as error:
-        return fail(str(error))
+    make_styles(parser.parse_args(arguments).folder)
     return 0
 
 

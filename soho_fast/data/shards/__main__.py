@@ -24,8 +24,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from soho_fast.common.command_line import Parser, as_text
-from soho_fast.common.errors import UserError, fail
+from soho_fast.common.command_line import Parser, exit_code
+from soho_fast.common.errors import UserError
 from soho_fast.common.path_ranges import expand_range
 from soho_fast.common.workers import end_with_parent
 from soho_fast.data.readers.records import ReadReport
@@ -43,7 +43,6 @@ from soho_fast.data.shards.writing import (
 )
 
 _MOST_SHOWN = 20
-_STOPPED = 130
 
 
 def _bar(total: int, what: str, unit: str) -> tqdm:
@@ -167,36 +166,42 @@ def _parser() -> Parser:
     write.add_argument("--image-data", help="Visual Genome's image_data.json")
     write.add_argument("--exclude-coco-ids-from", help="Karpathy's COCO file: its val and test images are left out")
     write.add_argument("--exclude-flickr-ids-from", help="Karpathy's Flickr30K file: the same")
-    write.add_argument("--max-captions", type=int, help="keep the first so many captions of an image")
+    write.add_argument("--max-captions", type=int, help="maximum number of captions of an image")
     write.add_argument("--missing-images", choices=("error", "skip"), default="error", help="skip leaves them out")
-    write.add_argument("--per-shard", type=int, default=10_000, help="images of a shard")
-    write.add_argument("--shuffle", type=int, metavar="SEED", help="write in random order, for sets that are sorted")
-    for name, about in (("index", "make the index beside each shard"), ("check", "read shards, compare, decode")):
+    write.add_argument("--per-shard", type=int, default=10_000, help="number of images in a shard")
+    write.add_argument(
+        "--shuffle", type=int, metavar="SEED", help="shuffle with this seed, for data sets that are sorted"
+    )
+    for name, about in (
+        ("index", "write an index beside each shard"),
+        ("check", "verify shards and decode their images"),
+    ):
         command = commands.add_parser(name, help=about, **defaults)
         command.add_argument("shards", nargs="+", help='.tar files or ranges of them: "cc3m/{00000..00331}.tar"')
-        command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes, a shard each at a time")
-    commands.choices["index"].add_argument("--again", action="store_true", help="also where there is an index")
-    commands.choices["check"].add_argument("--quick", action="store_true", help="decode no image")
+        command.add_argument(
+            "--workers", type=int, default=os.cpu_count(), help="number of processes, each with one shard at a time"
+        )
+    commands.choices["index"].add_argument("--again", action="store_true", help="rebuild existing indexes too")
+    commands.choices["check"].add_argument("--quick", action="store_true", help="do not decode the images")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line asks for; return the exit status."""
+    """Run a command line; returns the exit code: 0 done, 2 a mistake of the user, 130 when stopped."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        options = _parser().parse_args(as_text(sys.argv[1:] if arguments is None else arguments))
-        lines = {"write": _write, "index": _index, "check": _check}[options.command](options)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return _STOPPED
-    except (ValueError, OSError) as error:
-        return fail(str(error))
+        return exit_code(_run, arguments, when_stopped="stopped; the same command goes on from here")
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _run(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    lines = {"write": _write, "index": _index, "check": _check}[options.command](options)
     print("\n".join(lines))
     return 0
 
