@@ -186,7 +186,7 @@ class SohoConfig(PreTrainedConfig):
         head_act (`str`): activation within the classifiers of VQA and NLVR2; `None` takes `hidden_act`.
         head_dropout (`float`): dropout within them; `None` takes `hidden_dropout_prob`.
         mvm_weight (`float`): weight of the loss of masked visual modelling; 1 in the paper.
-        caption_word_weight (`float`): weight of the loss of `auxiliary/caption_words.py` (which words do the captions
+        caption_word_weight (`float`): weight of the loss of `auxiliary/bag_of_words.py` (which words do the captions
             hold?), an aid for small corpora that the paper does not have; 0 leaves it and its head out.
         contrastive_weight (`float`): in image-text retrieval, weight of the loss of `auxiliary/contrastive.py` (vectors
             of images and texts, each made alone, to choose the pairs to score; ours); 0 leaves it and its projections

@@ -17,7 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 from soho_fast import ops
 
 from .auxiliary import Aided, captions_of
-from .auxiliary.caption_words import CaptionWordHead, may_train_caption_words_only
+from .auxiliary.bag_of_words import CaptionWordHead, may_train_caption_words_only
 from .base import SohoPreTrainedModel
 from .config import SohoConfig
 from .embeddings import VisualEmbeddings, sine_position

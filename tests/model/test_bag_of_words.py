@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from soho_fast.model import Texts
 from soho_fast.model.auxiliary import captions_of
-from soho_fast.model.auxiliary.caption_words import words_of_captions
+from soho_fast.model.auxiliary.bag_of_words import words_of_captions
 
 
 def test_targets_hold_the_words_of_matched_texts_only_with_masked_words_restored():
