@@ -53,7 +53,7 @@ SIZES = (
     "itm_bias",
 )
 FIXED = (
-    "data.tokenizer", "labels", "model.preset", "model.caption_word_head", *(f"model.config.{name}" for name in SIZES)
+    "data.tokenizer", "labels", "model.preset", "model.bag_of_words_head", *(f"model.config.{name}" for name in SIZES)
 )  # fmt: skip
 
 # A best model is chosen by what is measured, so these are compared; but `evaluate` takes them without training.
