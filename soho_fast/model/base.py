@@ -17,7 +17,6 @@ from soho_fast.common.hub import HUB_OPTIONS, loading_options
 from .auxiliary.bag_of_words import BagOfWordsHead
 from .auxiliary.contrastive import ContrastiveHead
 from .config import SohoConfig
-from .inputs import refuse_gradient
 from .normalization import TokenBatchNorm
 from .official.batch_norm import AllTokenBatchNorm
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
@@ -73,18 +72,6 @@ class SohoPreTrainedModel(PreTrainedModel):
         except RuntimeError as error:  # More than any memory holds.
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{name}: no model can be made of its config.json and weights here ({reason})") from error
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `nn.Module.__call__`; a prepared model computes in its own types under autocast too, and makes no graph.
-
-        Raises:
-            ValueError: the model was prepared for inference, and an input asks for a gradient.
-        """
-        if self.prepared is None:
-            return super().__call__(*args, **kwargs)
-        refuse_gradient(*args, *kwargs.values())
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return super().__call__(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; ValueError: `mode` where the model was prepared for inference."""

@@ -29,9 +29,9 @@ class CnnBackend:
         """Pixels (B, 3, H, W) to the CNN's features (B, C, H/32, W/32)."""
         return encoder.run_backbone(x, masks)
 
-    def features(self, encoder: "VisualEncoder", x_BChw: Tensor) -> Tensor:
-        """The CNN's features as the projection reads them."""
-        return x_BChw
+    def project(self, encoder: "VisualEncoder", x_BChw: Tensor) -> Tensor:
+        """The CNN's features through the 1x1 convolution."""
+        return encoder.projection(x_BChw)
 
     def padding(self, mask: Tensor | None) -> Tensor | None:
         """The mask of the real cells, which may be left out where all are."""
@@ -127,7 +127,7 @@ class VisualEncoder(nn.Module):
 
     def tokens(self, x_BChw: Tensor, mask_Bhw: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """From the CNN's features and their mask, as `backbone_output` gives them, to what `forward` returns."""
-        x, mask_Bhw = self.projection(self.cnn.features(self, x_BChw)), self.cnn.padding(mask_Bhw)
+        x, mask_Bhw = self.cnn.project(self, x_BChw), self.cnn.padding(mask_Bhw)
         if self.pool > 1:
             if mask_Bhw is not None:
                 x = x.masked_fill(~mask_Bhw.unsqueeze(1), float("-inf"))

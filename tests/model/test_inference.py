@@ -132,6 +132,27 @@ def test_autocast_around_it_changes_nothing(build, name):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+@torch.no_grad()
+def test_autocast_changes_neither_scores_of_pairs_nor_losses(build, batch):
+    model = build("retrieval").prepare_for_inference("float32")
+    inputs = inputs_of(type(model), padded=False)
+    pretraining = build("pre-training").prepare_for_inference("float32")
+
+    def answers():
+        images = model.embed_images(model.encode_images(inputs["pixel_values"]))
+        pairs = torch.arange(4), inputs["image_index"]
+        yield model.matching_logits(images, inputs["input_ids"], *pairs)
+        yield model.text_vectors(inputs["input_ids"])
+        output = pretraining(**batch())
+        yield from (output.loss, output.mlm_logits, output.mvm_logits)
+
+    wanted = list(answers())
+    with torch.autocast("cpu", torch.bfloat16):
+        for got, expected in zip(answers(), wanted, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert model.image_vectors(model.embed_images(model.encode_images(inputs["pixel_values"]))).isfinite().all()
+
+
 @pytest.mark.skipif(not HAS_BF16, reason=NO_BF16)
 @pytest.mark.parametrize("name", [*KINDS, "official"])
 def test_bf16_is_near_and_chooses_the_same(build, name):

@@ -71,20 +71,24 @@ class CpuCnn(CnnBackend):
 
     def run(self, encoder: VisualEncoder, x: Tensor, masks: Masks) -> Tensor:
         """As `CnnBackend.run`."""
-        return encoder.run_backbone(self.features(encoder, x), masks)
+        return encoder.run_backbone(_laid_out(encoder, x), masks)
 
-    def features(self, encoder: VisualEncoder, x_BChw: Tensor) -> Tensor:
-        """As `CnnBackend.features`."""
-        if isinstance(encoder.backbone, torchvision.models.MobileNetV2) or product_dtype(x_BChw) == torch.bfloat16:
-            # Depthwise convolutions run about twice as fast with the channels last, on a CPU too; a ResNet in bfloat16
-            # a little faster, in float32 slower.
-            return x_BChw.contiguous(memory_format=torch.channels_last)
-        return x_BChw
+    def project(self, encoder: VisualEncoder, x_BChw: Tensor) -> Tensor:
+        """As `CnnBackend.project`."""
+        return encoder.projection(_laid_out(encoder, x_BChw))
 
     def padding(self, mask: Tensor | None) -> Tensor | None:
         """As `CnnBackend.padding`."""
         # Whether all is real is a question to the device; only a CPU has the answer at hand.
         return None if mask is not None and mask.device.type == "cpu" and bool(mask.all()) else mask
+
+
+def _laid_out(encoder: VisualEncoder, x: Tensor) -> Tensor:
+    if isinstance(encoder.backbone, torchvision.models.MobileNetV2) or product_dtype(x) == torch.bfloat16:
+        # Depthwise convolutions run about twice as fast with the channels last, on a CPU too; a ResNet in bfloat16
+        # a little faster, in float32 slower.
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 def speed_up_convolutions(encoder: VisualEncoder) -> None:

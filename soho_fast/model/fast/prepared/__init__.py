@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from ...base import SohoPreTrainedModel
-from ...inputs import Texts
+from ...heads import TokenHead, classify
+from ...inputs import Texts, refuse_gradient
 from ...outputs import VisualTokens
 from ...transformer import Reads, TransformerParts
 from ...visual_encoder import VisualEncoder
@@ -125,6 +126,7 @@ def prepare_for_inference(
     if dictionary is not None:
         dictionary.codebook, dictionary.pack = counted(dictionary.codebook), PackedCodes()
     base.transformer = PreparedTransformer()
+    _keep_heads_float32(model, base.encoder)
     # Where the calibration fails it stays what it is by then.
     base.prepared = model.prepared = wanted if calibration is None else {**wanted, "precision": "float32"}
     if calibration is not None:
@@ -172,6 +174,30 @@ def _prepare_encoder(encoder: BertEncoder, fuse: Callable[..., FusedLinear]) -> 
             intermediate.intermediate_act_fn = nn.Identity()
 
 
+def _keep_heads_float32(model: SohoPreTrainedModel, encoder: BertEncoder) -> None:
+    """All linear layers but the encoder's in their own type, under autocast too."""
+    for parent in set(model.modules()) - set(encoder.modules()):
+        if isinstance(parent, TokenHead):
+            parent.classify = classify
+        for name, linear in list(parent.named_children()):
+            if type(linear) is nn.Linear:
+                setattr(parent, name, Float32Linear(linear))
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in its own type under autocast too."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As `nn.Linear`."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
 class PreparedTransformer(PackedTransformer):
     """The Transformer with constant weights, in their type; float32 goes in and comes out."""
 
@@ -187,10 +213,23 @@ class PreparedTransformer(PackedTransformer):
         reads: Reads | None,
         **kwargs: Any,
     ) -> Tensor:
-        """As `PackedTransformer.__call__`."""
-        return super().__call__(soho, visual, texts, real_PT, mvm_labels_PL, reads, **kwargs).float()
+        """As `PackedTransformer.__call__`; ValueError: a gradient is asked for."""
+        refuse_gradient(visual.tokens)
+        with torch.autocast(real_PT.device.type, enabled=False):
+            hidden_PTD = super().__call__(soho, visual, texts, real_PT, mvm_labels_PL, reads, **kwargs)
+        if reads is not None:
+            reads.word_table = None  # It serves gradients alone.
+        return hidden_PTD.float()
 
     def encode(self, soho: TransformerParts, states_PTD: Tensor, real_PT: Tensor, **kwargs: Any) -> Tensor:
-        """As `TransformerBackend.encode`."""
+        """As `TransformerBackend.encode`; ValueError: a gradient is asked for."""
+        refuse_gradient(states_PTD)
         dtype = soho.encoder.layer[-1].attention.self.query.weight.dtype
-        return super().encode(soho, states_PTD.to(dtype), real_PT, **kwargs).float()
+        with torch.autocast(real_PT.device.type, enabled=False):
+            return super().encode(soho, states_PTD.to(dtype), real_PT, **kwargs).float()
+
+    def encode_pairs(self, soho: TransformerParts, words_NSD: Tensor, visual_ILD: Tensor, *index_P: Tensor) -> Tensor:
+        """As `TransformerBackend.encode_pairs`; ValueError: a gradient is asked for."""
+        refuse_gradient(visual_ILD)
+        with torch.autocast(visual_ILD.device.type, enabled=False):
+            return super().encode_pairs(soho, words_NSD, visual_ILD, *index_P)

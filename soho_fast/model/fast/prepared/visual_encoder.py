@@ -147,9 +147,12 @@ class PreparedCnn(CpuCnn):
         refuse_gradient(x)
         x = x.to(self.dtype, memory_format=torch.channels_last)
         masks = {stride: mask.to(self.dtype) for stride, mask in masks.items()}
-        # The caller's pixels are not written to.
-        return encoder.backbone(x * masks.pop(1) if masks else x, masks)
+        with torch.autocast(x.device.type, enabled=False):
+            # The caller's pixels are not written to.
+            return encoder.backbone(x * masks.pop(1) if masks else x, masks)
 
-    def features(self, encoder: VisualEncoder, x_BChw: Tensor) -> Tensor:
-        """As `CnnBackend.features`."""
-        return x_BChw.to(encoder.projection.weight.dtype, memory_format=torch.channels_last)
+    def project(self, encoder: VisualEncoder, x_BChw: Tensor) -> Tensor:
+        """As `CnnBackend.project`; ValueError: a gradient is asked for."""
+        refuse_gradient(x_BChw)
+        with torch.autocast(x_BChw.device.type, enabled=False):
+            return encoder.projection(x_BChw.to(encoder.projection.weight.dtype, memory_format=torch.channels_last))
