@@ -37,13 +37,13 @@ from soho_fast.model.embeddings import sine_position
 
 @dataclass
 class EagerLosses:
-    """The losses of one step, each (); `caption_word` is None without that head."""
+    """The losses of one step, each (); `bag_of_words` is None without that head."""
 
     loss: Tensor
     mlm: Tensor
     mvm: Tensor
     itm: Tensor
-    caption_word: Tensor | None
+    bag_of_words: Tensor | None
 
 
 class EagerPretraining(nn.Module):
@@ -105,11 +105,11 @@ class EagerPretraining(nn.Module):
         mlm = F.cross_entropy(mlm_logits_PSV.flatten(0, 1), batch["mlm_labels"].flatten(), ignore_index=-100)
         mvm = F.cross_entropy(mvm_logits_PLK.flatten(0, 1), mvm_labels_PL.flatten(), ignore_index=-100)
         itm = F.cross_entropy(self.parts.itm_head(hidden_PTC[:, 0]), batch["itm_labels"])
-        loss, caption_word = mlm + self.config.mvm_weight * mvm + itm, None
-        if self.parts.caption_word_head is not None:
-            caption_word = self._caption_words(feat_BLC, batch)
-            loss = loss + self.config.caption_word_weight * caption_word
-        return EagerLosses(loss, mlm, mvm, itm, caption_word)
+        loss, bag_of_words = mlm + self.config.mvm_weight * mvm + itm, None
+        if self.parts.bag_of_words_head is not None:
+            bag_of_words = self._bag_of_words(feat_BLC, batch)
+            loss = loss + self.config.bag_of_words_weight * bag_of_words
+        return EagerLosses(loss, mlm, mvm, itm, bag_of_words)
 
     def freeze_batch_norm(self, frozen: bool) -> None:
         """Holds the CNN's BatchNorm in eval."""
@@ -172,8 +172,8 @@ class EagerPretraining(nn.Module):
             labels.append(torch.where(chosen_L, index_L, -100))
         return torch.stack(masked), torch.stack(labels)
 
-    def _caption_words(self, feat_BLC: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        head, words_VC = self.parts.caption_word_head, self.parts.soho.text_embeddings.word_embeddings.weight
+    def _bag_of_words(self, feat_BLC: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        head, words_VC = self.parts.bag_of_words_head, self.parts.soho.text_embeddings.word_embeddings.weight
         logits_BV = (head.norm(feat_BLC) @ words_VC.T).amax(1) + head.bias
         ids_PS = torch.where(batch["mlm_labels"] != -100, batch["mlm_labels"], batch["input_ids"])
         real_PS = batch["attention_mask"] * (batch["itm_labels"] == 1)[:, None]

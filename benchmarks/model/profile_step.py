@@ -52,7 +52,7 @@ class StepProfile:
         self._span(soho.visual_encoder, "backbone")
         for module in (soho.feature_norm, soho.visual_dictionary):
             self._span(module, "dictionary")
-        heads = (model.mlm_head, model.mvm_head, model.itm_head, model.caption_word_head)
+        heads = (model.mlm_head, model.mvm_head, model.itm_head, model.bag_of_words_head)
         for module in (soho.text_embeddings, soho.visual_embeddings, *heads):
             self._span(module, "transformer")
         # All between the embeddings and the first head, however the layers are called.

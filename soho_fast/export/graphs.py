@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from soho_fast.model.visual_dictionary import VisualDictionary
 from soho_fast.ops.codebook_lookup import reference
 
 # So many codes of each feature are compared to the last bit: those which rounding could confuse are fewer.
@@ -54,8 +53,13 @@ class PlainLookup(nn.Module):
         return torch.where(usable_N, index_N, 0).view(feat_BLC.shape[:2])
 
 
-class PlainDictionary(VisualDictionary):
-    """`VisualDictionary` in evaluation mode, by `PlainLookup`."""
+class PlainDictionary(nn.Module):
+    """A `VisualDictionary` in evaluation mode, by `PlainLookup`."""
+
+    def __init__(self, codebook_KC: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("codebook", codebook_KC)
+        self.lookup = PlainLookup(codebook_KC)
 
     def forward(
         self,
@@ -76,10 +80,8 @@ class EncodeImages(nn.Module):
         """`model` is changed: its dictionary becomes a `PlainDictionary`."""
         super().__init__()
         self.soho = model.base()
-        dictionary = self.soho.visual_dictionary
-        if dictionary is not None:
-            dictionary.lookup = PlainLookup(dictionary.codebook)
-            dictionary.__class__ = PlainDictionary
+        if self.soho.visual_dictionary is not None:
+            self.soho.visual_dictionary = PlainDictionary(self.soho.visual_dictionary.codebook)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
         """

@@ -17,6 +17,7 @@ with from_extra("train"):
         SohoForVisualEntailment,
         SohoForVisualReasoning,
     )
+    from .fast.prepared import prepare_for_inference
     from .inputs import SohoInputs, Texts
     from .outputs import SohoForImageTextRetrievalOutput, SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
     from .pretrained import LoadReport
@@ -24,6 +25,7 @@ with from_extra("train"):
     from .visual_dictionary import VisualDictionary
     from .visual_encoder import VisualEncoder
 
+SohoPreTrainedModel.prepare_for_inference = prepare_for_inference
 AutoConfig.register("soho", SohoConfig, exist_ok=True)
 AutoModel.register(SohoConfig, SohoModel, exist_ok=True)
 AutoModelForPreTraining.register(SohoConfig, SohoForPreTraining, exist_ok=True)

@@ -1,8 +1,8 @@
 """What every SOHO model shares: initial values, precision, who is trained how, and the switches an engine turns."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
@@ -14,15 +14,16 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, Be
 from soho_fast.common.checksums import check_checksums
 from soho_fast.common.hub import HUB_OPTIONS, loading_options
 
-from .auxiliary import Aid
+from .auxiliary.bag_of_words import BagOfWordsHead
+from .auxiliary.contrastive import ContrastiveHead
 from .config import SohoConfig
 from .normalization import TokenBatchNorm
 from .official.batch_norm import AllTokenBatchNorm
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
 from .visual_dictionary import VisualDictionary
 
-if TYPE_CHECKING:
-    from .soho import SohoModel
+# Modules of ours with values of their own that no layer of theirs has.
+_WITH_RESET = (TokenBatchNorm, AllTokenBatchNorm, VisualDictionary, BagOfWordsHead, ContrastiveHead)
 
 
 class SohoPreTrainedModel(PreTrainedModel):
@@ -72,40 +73,6 @@ class SohoPreTrainedModel(PreTrainedModel):
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{name}: no model can be made of its config.json and weights here ({reason})") from error
 
-    def prepare_for_inference(
-        self,
-        precision: str = "auto",
-        *,
-        compile: bool = False,
-        calibration: Iterable[Mapping[str, Any]] | None = None,
-    ) -> Self:
-        """Makes the model answer faster, in place and for good: it can't be trained, cast or saved any more.
-
-        BatchNorm becomes a part of the convolutions, weights get the type and the layout that is computed in, the
-        codebook is packed for lookups. The model is called as before, with inputs and results in float32; the
-        dictionary's lookup stays exact for the features that it gets. It may be copied, and moved to a device of the
-        same kind. A second call like the first changes nothing.
-
-        Args:
-            precision: of the CNN and the Transformer: "float32"; "bf16", where the processor or the GPU has
-                instructions for it; "fp16" on a GPU; or "auto": bf16 if it is there, else float32.
-                "int8" on a CPU with VNNI: convolutions and linear layers in eight bits, the rest as in "auto".
-            compile: let torch.compile compile CNN and Transformer at their first call, which then takes minutes.
-            calibration: for "int8", batches of images and texts as the model is called with, by which the range of each
-                layer's input is chosen; some dozens of images do. From batches without texts the CNN alone becomes
-                int8.
-
-        Returns:
-            The same object, in evaluation mode.
-
-        Raises:
-            ValueError: a precision that is unknown or that the device lacks, calibration without "int8" or the
-                other way round, or the model is prepared otherwise.
-        """
-        from .fast.prepared import prepare
-
-        return prepare(self, precision, compile, calibration)
-
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`; ValueError: `mode` where the model was prepared for inference."""
         if mode:
@@ -121,6 +88,11 @@ class SohoPreTrainedModel(PreTrainedModel):
         """As `nn.Module.load_state_dict`; ValueError: the model was prepared for inference."""
         self._refuse_where_prepared("load_state_dict", "weights to be loaded before")
         return super().load_state_dict(*args, **kwargs)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As transformers' own; ValueError: the model was prepared for inference."""
+        self._refuse_where_prepared("resize_token_embeddings", "the vocabulary to be resized before")
+        return super().resize_token_embeddings(*args, **kwargs)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         if self.prepared is not None:
@@ -146,7 +118,7 @@ class SohoPreTrainedModel(PreTrainedModel):
             else:
                 init.xavier_uniform_(module.weight)
                 init.zeros_(module.bias)
-        elif isinstance(module, (TokenBatchNorm, AllTokenBatchNorm, VisualDictionary, Aid)):
+        elif isinstance(module, _WITH_RESET):
             module.reset()
         elif hasattr(module, "initial_values"):
             module.initial_values(module)
@@ -156,9 +128,9 @@ class SohoPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def base(self) -> "SohoModel":
+    def base(self) -> Any:
         """The `SohoModel` inside (itself, for one)."""
-        return getattr(self, self.base_model_prefix, self)
+        raise NotImplementedError
 
     def freeze_backbone(self, frozen: bool = True) -> None:
         """Cold start of the paper; see `VisualEncoder.freeze_backbone` (learning rate 0 is the optimiser's part)."""

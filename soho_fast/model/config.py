@@ -186,8 +186,8 @@ class SohoConfig(PreTrainedConfig):
         head_act (`str`): activation within the classifiers of VQA and NLVR2; `None` takes `hidden_act`.
         head_dropout (`float`): dropout within them; `None` takes `hidden_dropout_prob`.
         mvm_weight (`float`): weight of the loss of masked visual modelling; 1 in the paper.
-        caption_word_weight (`float`): weight of the loss of `auxiliary/caption_words.py` (which words do the captions
-            hold?), an aid for small corpora that the paper does not have; 0 leaves it and its head out.
+        bag_of_words_weight (`float`): weight of the loss of `auxiliary/bag_of_words.py` (which words do the captions
+            hold?), for small corpora; the paper does not have it. 0 leaves it and its head out.
         contrastive_weight (`float`): in image-text retrieval, weight of the loss of `auxiliary/contrastive.py` (vectors
             of images and texts, each made alone, to choose the pairs to score; ours); 0 leaves it and its projections
             out.
@@ -256,7 +256,7 @@ class SohoConfig(PreTrainedConfig):
     head_dropout: float | int | None = None
 
     mvm_weight: float | int = 1.0
-    caption_word_weight: float | int = 0.0
+    bag_of_words_weight: float | int = 0.0
     contrastive_weight: float | int = 0.0
     contrastive_size: int = 256
 
@@ -307,7 +307,7 @@ class SohoConfig(PreTrainedConfig):
             raise ValueError(f"architectures: expected a list of names, got {names!r:.60}")
         if self.mvm_weight < 0:
             raise ValueError(f"mvm_weight: expected 0 or a positive number, got {self.mvm_weight}")
-        for name in ("caption_word_weight", "contrastive_weight", "revive_threshold"):
+        for name in ("bag_of_words_weight", "contrastive_weight", "revive_threshold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 (off) or a positive number, got {getattr(self, name)}")
         if self.hidden_size % 4:

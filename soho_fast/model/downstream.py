@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
-from .auxiliary import Aided
 from .auxiliary.contrastive import ContrastiveHead, ContrastiveVectors
 from .config import SohoConfig
 from .fast.pair_encoder import PairMatching
-from .heads import ClassificationHead, LossSum, MatchingHead, cross_entropy_sum, global_means, total_loss
-from .inputs import SohoInputs, Texts
+from .heads import ClassificationHead, ItmHead, LossSum, cross_entropy_sum, global_means, total_loss
+from .inputs import SohoInputs, Texts, read_inputs
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
 from .pretrained import LoadReport, check_finite, copy_state
 from .soho import SohoForPreTraining, SohoModelWithHeads
+from .transformer import Reads
 
 
 class SohoDownstreamModel(SohoModelWithHeads):
@@ -86,8 +86,9 @@ class SohoDownstreamModel(SohoModelWithHeads):
         return model, report
 
     def first_hidden(self, visual: VisualTokens, texts: Texts, **kwargs: Any) -> tuple[Tensor, SohoModelOutput]:
-        """The last hidden state of [CLS] (P, D), and all outputs; arguments as in `SohoModel.forward`."""
-        outputs = self.soho(visual, texts, return_dict=True, **kwargs)
+        """The last hidden state of [CLS] (P, D), and all outputs, of which no other last hidden state is to be read;
+        arguments as in `SohoModel.forward`."""
+        outputs = self.soho(visual, texts, reads=Reads(), return_dict=True, **kwargs)
         return outputs.last_hidden_state[:, 0], outputs
 
 
@@ -104,8 +105,8 @@ class SohoClassifier(SohoDownstreamModel):
         )
 
 
-class SohoForImageTextRetrieval(Aided, ContrastiveVectors, PairMatching, SohoDownstreamModel):
-    """Does the text belong to the image? Pre-training's matching head, trained on all t x t pairs of t aligned ones.
+class SohoForImageTextRetrieval(ContrastiveVectors, PairMatching, SohoDownstreamModel):
+    """Does the text belong to the image? Pre-training's ITM head, trained on all t x t pairs of t aligned ones.
 
     With `config.contrastive_weight` it also learns vectors of images and of texts that choose the pairs to score.
     """
@@ -114,8 +115,8 @@ class SohoForImageTextRetrieval(Aided, ContrastiveVectors, PairMatching, SohoDow
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
-        self.itm_head = MatchingHead(config)
-        self.add_aids(config, ContrastiveHead)
+        self.itm_head = ItmHead(config)
+        self.contrastive_head = ContrastiveHead(config) if config.contrastive_weight else None
         self.post_init()
 
     @can_return_tuple
@@ -134,7 +135,8 @@ class SohoForImageTextRetrieval(Aided, ContrastiveVectors, PairMatching, SohoDow
         """
         if own_image is not None and (itm_labels is not None or inputs.get("image_index") is not None):
             raise ValueError("own_image: expected images, and no image_index or itm_labels, for which it stands")
-        visual, texts, kwargs = self.read_inputs(**inputs)
+        images, texts, kwargs = read_inputs(**inputs)
+        visual = self.soho.encode_images(**images)
         captions = None
         if own_image is not None:
             captions = replace(texts, image_index=_checked(own_image, texts.input_ids))
@@ -144,8 +146,10 @@ class SohoForImageTextRetrieval(Aided, ContrastiveVectors, PairMatching, SohoDow
         losses: dict[str, LossSum] = {}
         if itm_labels is not None:
             losses["itm_loss"] = cross_entropy_sum(logits_P2, _checked(itm_labels, first_PD))
-        if captions is not None:
-            losses |= self.auxiliary_losses(visual, captions)
+        if captions is not None and self.contrastive_head is not None:  # not the paper's
+            image_BE = self.image_vectors(self.embed_images(visual), visual.valid)
+            text_TE = self.text_vectors(captions.input_ids, captions.attention_mask)
+            losses["contrastive_loss"] = self.contrastive_head.loss(image_BE, text_TE, captions.image_index)
         return SohoForImageTextRetrievalOutput(
             itm_logits=logits_P2,
             hidden_states=outputs.hidden_states,
@@ -200,7 +204,8 @@ class SohoForQuestionAnswering(SohoClassifier):
         Returns:
             `logits` (P, A), `loss` ().
         """
-        visual, texts, kwargs = self.read_inputs(**inputs)
+        images, texts, kwargs = read_inputs(**inputs)
+        visual = self.soho.encode_images(**images)
         first_PD, outputs = self.first_hidden(visual, texts, **kwargs)
         logits_PA = self.head(first_PD)
         loss = None
@@ -236,7 +241,8 @@ class SohoForVisualReasoning(SohoClassifier):
         Returns:
             `logits` (P, 2), index 1 is "true", and `loss` ().
         """
-        visual, texts, kwargs = self.read_inputs(**_with_either_image(**inputs))
+        images, texts, kwargs = read_inputs(**_with_either_image(**inputs))
+        visual = self.soho.encode_images(**images)
         first_RD, outputs = self.first_hidden(visual, texts, **kwargs)
         first_PE = first_RD.unflatten(0, (-1, 2)).flatten(1)
         logits_P2 = self.head(first_PE)
@@ -262,7 +268,8 @@ class SohoForVisualEntailment(SohoClassifier):
         Returns:
             `logits` (P, 3), `loss` ().
         """
-        visual, texts, kwargs = self.read_inputs(**inputs)
+        images, texts, kwargs = read_inputs(**inputs)
+        visual = self.soho.encode_images(**images)
         first_PD, outputs = self.first_hidden(visual, texts, **kwargs)
         logits_P3 = self.head(first_PD)
         loss = None if labels is None else cross_entropy_sum(logits_P3, _checked(labels, logits_P3))

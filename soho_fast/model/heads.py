@@ -3,7 +3,10 @@
 M positions, D channels, V words, K codes, P pairs, S tokens, X whatever stands for a token.
 """
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
@@ -16,24 +19,35 @@ LossSum = tuple[Tensor, Tensor]
 """A loss summed over its positions, and their number, both float32 ()."""
 
 
+def classify(head: "TokenHead", hidden_MD: Tensor, table_VD: Tensor | None = None) -> Tensor:
+    """`TokenHead.forward` by torch's own linear layers."""
+    hidden_MD = head.transform(hidden_MD)
+    return head.decoder(hidden_MD) if table_VD is None else F.linear(hidden_MD, table_VD, head.decoder.bias)
+
+
 class TokenHead(nn.Module):
     """BERT's transform (linear, activation, LayerNorm), then a linear classifier.
 
     Masked language modelling, eq. 6: `num_classes` words, the classifier's weight tied to the word embeddings by the
     model. Masked visual modelling, eq. 7: `num_classes` codes.
+
+    Attributes:
+        classify: how it is computed; `fast/cpu/classifier.py` has another one.
     """
+
+    classify: Callable[["TokenHead", Tensor, Tensor | None], Tensor] = staticmethod(classify)
 
     def __init__(self, config: SohoConfig, num_classes: int) -> None:
         super().__init__()
         self.transform = BertPredictionHeadTransform(config)
         self.decoder = nn.Linear(config.hidden_size, num_classes)
 
-    def forward(self, hidden_MD: Tensor) -> Tensor:
-        """(M, D) -> (M, num_classes); M may be 0."""
-        return self.decoder(self.transform(hidden_MD))
+    def forward(self, hidden_MD: Tensor, table_VD: Tensor | None = None) -> Tensor:
+        """(M, D) -> (M, num_classes); M may be 0. `table_VD`: the classifier's weight as another user has it."""
+        return self.classify(self, hidden_MD, table_VD)
 
 
-class MatchingHead(nn.Module):
+class ItmHead(nn.Module):
     """Image-text matching, eq. 8: a binary classifier on [CLS]; index 1 is "matched"."""
 
     def __init__(self, config: SohoConfig) -> None:
@@ -75,7 +89,7 @@ def at_places(table_PSX: Tensor, place_M: Tensor) -> Tensor:
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> LossSum:
     """Sum of the cross-entropies in float32 and their number; no position gives 0 with a gradient of zeros."""
-    loss = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    loss = F.cross_entropy(logits.float(), targets, reduction="sum")
     return loss, torch.full((), float(targets.numel()), device=logits.device)
 
 

@@ -1,10 +1,10 @@
-"""What goes into the model: the keywords of a forward, and the texts among them as one object.
+"""What goes into the model: the keywords of a forward, the texts among them as one object, and their checks.
 
 B images, P texts, S tokens of a text, H x W pixels, C x h x w features of the CNN, X whatever stands for an image.
 """
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -69,6 +69,10 @@ class Texts:
         if self.image_index is not None and tuple(self.image_index.shape) != (len(self.input_ids),):
             raise ValueError(f"image_index: expected shape ({len(self.input_ids)},), got {_shape(self.image_index)}")
 
+    def of_images(self, value_BX: Tensor) -> Tensor:
+        """What each image has to what each text has with its image: (B, ..) to (P, ..)."""
+        return value_BX if self.image_index is None else value_BX.index_select(0, self.image_index)
+
     def per_image(self, num_images: int) -> Tensor | None:
         """How many texts are read with each image, float32 (B,); `None`: one with each."""
         if self.image_index is None:
@@ -76,9 +80,108 @@ class Texts:
         ones_P = torch.ones(self.image_index.shape, device=self.image_index.device)
         return ones_P.new_zeros(num_images).index_add_(0, self.image_index, ones_P)
 
-    def of_images(self, value_BX: Tensor) -> Tensor:
-        """What each image has to what each text has with its image: (B, ..) to (P, ..)."""
-        return value_BX if self.image_index is None else value_BX.index_select(0, self.image_index)
+
+class ImageInputs(TypedDict):
+    """The keywords of `SohoModel.encode_images` that belong to images; see `SohoInputs` and there."""
+
+    pixel_values: Tensor | None
+    pixel_mask: Tensor | None
+    visual_tokens: VisualTokens | None
+    backbone_features: Tensor | None
+    backbone_mask: Tensor | None
+    num_texts: Tensor | None
+
+
+def read_inputs(
+    pixel_values: Tensor | None = None,
+    pixel_mask: Tensor | None = None,
+    visual_tokens: VisualTokens | None = None,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    image_index: Tensor | None = None,
+    *,
+    backbone_features: Tensor | None = None,
+    backbone_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[ImageInputs, Texts, dict[str, Any]]:
+    """The keywords of `SohoInputs` as those of images, texts, and what is left.
+
+    Raises:
+        ValueError: the shape of a text's argument does not fit, or not one thing alone stands for the images.
+    """
+    texts = Texts(input_ids, attention_mask, image_index)
+    images = ImageInputs(
+        pixel_values=pixel_values,
+        pixel_mask=pixel_mask,
+        visual_tokens=visual_tokens,
+        backbone_features=backbone_features,
+        backbone_mask=backbone_mask,
+        num_texts=None,
+    )
+    check_one_source(**images)
+    if visual_tokens is None:
+        images["num_texts"] = texts.per_image(len(backbone_features if pixel_values is None else pixel_values))
+    return images, texts, kwargs
+
+
+def check_one_source(
+    *,
+    pixel_values: Tensor | None,
+    backbone_features: Tensor | None,
+    visual_tokens: VisualTokens | None = None,
+    pixel_mask: Tensor | None = None,
+    backbone_mask: Tensor | None = None,
+    **_: Any,
+) -> None:
+    """Raises ValueError: images are given twice or not at all, or a mask without what it belongs to."""
+    if sum(given is not None for given in (pixel_values, visual_tokens, backbone_features)) != 1:
+        raise ValueError("expected exactly one of pixel_values, visual_tokens and backbone_features")
+    if (pixel_mask is not None and pixel_values is None) or (backbone_mask is not None and backbone_features is None):
+        raise ValueError("expected pixel_mask with pixel_values, or backbone_mask with backbone_features")
+
+
+def check_pixels(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
+    """Raises ValueError: the images are of another shape or not normalised, or the mask is not of their shape."""
+    if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
+        raise ValueError(f"pixel_values: expected (images, 3, height, width), got {_shape(pixel_values)}")
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values: expected normalised images, floating point, got {pixel_values.dtype}; "
+            "SohoImageProcessor.normalised makes these of its bytes"
+        )
+    _check_mask("pixel_mask", pixel_mask, "pixel_values", pixel_values)
+
+
+def check_backbone_features(features: Tensor, mask: Tensor | None, channels: int) -> None:
+    """Raises ValueError: the features have another shape, or the mask is not of theirs."""
+    if features.dim() != 4 or features.shape[1] != channels:
+        raise ValueError(f"backbone_features: expected (images, {channels}, h, w), got {_shape(features)}")
+    _check_mask("backbone_mask", mask, "backbone_features", features)
+
+
+def check_text_length(input_ids: Tensor, longest: int) -> None:
+    """Raises ValueError: texts have no token (what the heads read stands at the first), or more than positions."""
+    if not 1 <= input_ids.shape[1] <= longest:
+        raise ValueError(
+            f"input_ids: expected texts of 1 to {longest} tokens (max_position_embeddings), got {input_ids.shape[1]}"
+        )
+
+
+def refuse_gradient(*values: Any) -> None:
+    """Raises ValueError: one of these is a tensor whose gradient would be asked of a model prepared for inference."""
+    if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values):
+        raise ValueError(
+            "this model was prepared for inference and gives no gradients; expected inputs that require none, or the "
+            "model as it was loaded"
+        )
+
+
+def _check_mask(name: str, mask: Tensor | None, of_name: str, of: Tensor) -> None:
+    expected = (len(of), *of.shape[2:])
+    if mask is not None and mask.shape != expected:
+        raise ValueError(
+            f"{name}: expected shape {tuple(expected)} to match {of_name} {_shape(of)}, got {_shape(mask)}"
+        )
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

@@ -71,10 +71,10 @@ class SohoModelOutput(ModelOutput):
 class SohoForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss (): sum of the losses below that are there, `mvm_loss` and `caption_word_loss` by their weights.
+        loss (): sum of the losses below that are there, `mvm_loss` and `bag_of_words_loss` by their weights.
         mlm_loss, mvm_loss, itm_loss (): means over the labelled positions (pairs) of all ranks, float32; 0 where there
             is none, `None` where the labels were not given.
-        caption_word_loss (): binary cross-entropy summed over the words, mean over images; training only, `None` where
+        bag_of_words_loss (): binary cross-entropy summed over the words, mean over images; training only, `None` where
             the config has no weight for it.
         mlm_logits (M, V), mlm_targets (M,): at the labelled text positions, in the order of `mlm_labels != -100`.
         mvm_logits (M, K), mvm_targets (M,): at the masked visual tokens of the pairs that count (`losses_on`).
@@ -89,7 +89,7 @@ class SohoForPreTrainingOutput(ModelOutput):
     mlm_loss: Tensor | None = None
     mvm_loss: Tensor | None = None
     itm_loss: Tensor | None = None
-    caption_word_loss: Tensor | None = None
+    bag_of_words_loss: Tensor | None = None
     mlm_logits: Tensor | None = None
     mlm_targets: Tensor | None = None
     mvm_logits: Tensor | None = None

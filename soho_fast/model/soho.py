@@ -4,26 +4,32 @@ image -> features -> index -> embedding -> Transformer -> losses; B images, P im
 tokens, L visual tokens, T = S + L places of a pair, D channels, V words, K codes, M labelled positions.
 """
 
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from soho_fast import ops
 
-from .auxiliary import Aided, captions_of
-from .auxiliary.caption_words import CaptionWordHead, may_train_caption_words_only
+from .auxiliary.bag_of_words import BagOfWordsHead, captions_of
 from .base import SohoPreTrainedModel
 from .config import SohoConfig
 from .embeddings import VisualEmbeddings, sine_position
 from .fast.pair_encoder import PairMatching
-from .heads import LossSum, MatchingHead, TokenHead, at_places, cross_entropy_sum, labelled_places, total_loss
-from .inputs import SohoInputs, Texts
+from .heads import ItmHead, LossSum, TokenHead, at_places, cross_entropy_sum, labelled_places, total_loss
+from .inputs import (
+    ImageInputs,
+    SohoInputs,
+    Texts,
+    check_backbone_features,
+    check_one_source,
+    check_text_length,
+    read_inputs,
+)
 from .normalization import TokenBatchNorm
 from .official.batch_norm import AllTokenBatchNorm
 from .official.dictionary import OfficialDictionary
@@ -32,6 +38,7 @@ from .official.heads import TiedHead, cosine_logits
 from .official.masking import label_at_place, masked_in_some_pairs
 from .official.visual_encoder import OfficialVisualEncoder
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
+from .transformer import Reads, TransformerBackend
 from .visual_dictionary import VisualDictionary
 from .visual_encoder import VisualEncoder
 
@@ -51,7 +58,11 @@ def feature_norm(config: SohoConfig) -> TokenBatchNorm | AllTokenBatchNorm | Non
 
 
 class SohoModel(SohoPreTrainedModel):
-    """Visual encoder, visual dictionary and cross-modal Transformer without heads."""
+    """Visual encoder, visual dictionary and cross-modal Transformer without heads.
+
+    Attributes:
+        transformer: how the Transformer is run, see `transformer.py`; it holds no weights and may be replaced.
+    """
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
@@ -66,7 +77,20 @@ class SohoModel(SohoPreTrainedModel):
         self.text_embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
         self.encoder_compiled = False
+        self.transformer = TransformerBackend()
         self.post_init()
+
+    def base(self) -> "SohoModel":
+        return self
+
+    @property
+    def computed_by(self) -> str:
+        """The backends that are chosen, in words."""
+        compiled = ", compiled" if self.encoder_compiled else ""
+        return f"Transformer {self.transformer}{compiled}; CNN {self.visual_encoder.cnn}"
+
+    def extra_repr(self) -> str:
+        return self.computed_by
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -106,26 +130,17 @@ class SohoModel(SohoPreTrainedModel):
         Raises:
             ValueError: not one of both was given, a mask belongs to the other one, or a shape does not fit.
         """
-        if (pixel_values is None) == (backbone_features is None):
-            raise ValueError("expected exactly one of pixel_values and backbone_features")
-        if (pixel_mask if pixel_values is None else backbone_mask) is not None:
-            raise ValueError("expected pixel_mask with pixel_values, or backbone_mask with backbone_features")
-        if backbone_features is not None:
-            channels = self.visual_encoder.backbone.num_features
-            if backbone_features.dim() != 4 or backbone_features.shape[1] != channels:
-                raise ValueError(
-                    f"backbone_features: expected (images, {channels}, h, w), got {tuple(backbone_features.shape)}"
-                )
-            if backbone_mask is not None and backbone_mask.shape != backbone_features[:, 0].shape:
-                raise ValueError(
-                    f"backbone_mask: expected shape {tuple(backbone_features[:, 0].shape)}, "
-                    f"got {tuple(backbone_mask.shape)}"
-                )
-            feat_BLD, grid_mask_BHW = self.visual_encoder.tokens(backbone_features, backbone_mask)
-        elif pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(f"pixel_values: expected (images, 3, height, width), got {tuple(pixel_values.shape)}")
-        else:
+        check_one_source(
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            backbone_features=backbone_features,
+            backbone_mask=backbone_mask,
+        )
+        if pixel_values is not None:
             feat_BLD, grid_mask_BHW = self.visual_encoder(pixel_values, pixel_mask)
+        else:
+            check_backbone_features(backbone_features, backbone_mask, self.visual_encoder.backbone.num_features)
+            feat_BLD, grid_mask_BHW = self.visual_encoder.tokens(backbone_features, backbone_mask)
         if self.feature_norm is not None:
             feat_BLD = self.feature_norm(feat_BLD, grid_mask_BHW.flatten(1), num_texts)
         return feat_BLD, grid_mask_BHW
@@ -136,6 +151,8 @@ class SohoModel(SohoPreTrainedModel):
         pixel_mask: Tensor | None = None,
         sample_key: Tensor | None = None,
         num_texts: Tensor | None = None,
+        *,
+        visual_tokens: VisualTokens | None = None,
         **backbone_output: Tensor | None,
     ) -> VisualTokens:
         """Sections 3.1 and 3.2: images to visual tokens; each image goes through the CNN and the dictionary once.
@@ -144,8 +161,11 @@ class SohoModel(SohoPreTrainedModel):
             pixel_values, pixel_mask: as in `encode_features`.
             sample_key: (B,) float64, see `VisualDictionary.forward`; matters only in training.
             num_texts: as in `encode_features`, and for `dictionary="official"`.
+            visual_tokens: what is encoded already, and is returned.
             backbone_output: `backbone_features` and `backbone_mask`, as in `encode_features`.
         """
+        if visual_tokens is not None:
+            return visual_tokens
         feat_BLD, grid_mask_BHW = self.encode_features(pixel_values, pixel_mask, num_texts, **backbone_output)
         valid_BL = grid_mask_BHW.flatten(1)
         embed_BLD = index_BL = None
@@ -172,6 +192,8 @@ class SohoModel(SohoPreTrainedModel):
         texts: Texts,
         mask_uniform: Tensor | None = None,
         mask_pairs: Tensor | None = None,
+        *,
+        reads: Reads | None = None,
         **kwargs,
     ) -> SohoModelOutput:
         """Section 3.3: the Transformer over words and visual tokens.
@@ -180,18 +202,17 @@ class SohoModel(SohoPreTrainedModel):
             visual: what `encode_images` gave.
             texts: each with the number of its image among `visual`.
             mask_uniform, mask_pairs: for masked visual modelling; see `mask`.
+            reads: the last hidden states that the caller reads; all others may be zero then. `None`: all of them.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and what the attention takes.
 
         Raises:
-            ValueError: it is not said which text is read with which image.
+            ValueError: it is not said which text is read with which image, or texts have no token or too many.
         """
+        check_text_length(texts.input_ids, self.config.max_position_embeddings)
         real_PT = self.real_places(visual, texts)
         read, texts, mvm_labels_PL = self.mask(visual, texts, mask_uniform, mask_pairs)
-        visual_PLD = self.visual_embeddings(texts.of_images(read.tokens), texts.of_images(read.position))
-        text_PSD = self.text_embeddings(input_ids=texts.input_ids)
-        joint_PTD = torch.cat([text_PSD, visual_PLD.to(text_PSD.dtype)], dim=1)
         return SohoModelOutput(
-            last_hidden_state=self.transform(joint_PTD, real_PT, **kwargs),
+            last_hidden_state=self.transformer(self, read, texts, real_PT, mvm_labels_PL, reads, **kwargs),
             text_length=texts.input_ids.shape[1],
             index=visual.index,
             valid=visual.valid,
@@ -254,12 +275,6 @@ class SohoModel(SohoPreTrainedModel):
         words_PS = torch.ones_like(texts.input_ids) if texts.attention_mask is None else texts.attention_mask
         return torch.cat([words_PS.bool(), texts.of_images(visual.valid)], dim=1)
 
-    def transform(self, states_PTD: Tensor, real_PT: Tensor, **kwargs) -> Tensor:
-        """The last hidden states (P, T, D) of embedded tokens, of which those are read that are real."""
-        # Whether all are real is a question to the device, which nobody waits to have answered.
-        mask = create_bidirectional_mask(self.config, states_PTD, real_PT, allow_is_bidirectional_skip=False)
-        return self.encoder(states_PTD, attention_mask=mask, **kwargs)[0]
-
 
 class SohoModelWithHeads(SohoPreTrainedModel):
     """A `SohoModel` (`soho`) with heads, which are a subclass's part."""
@@ -267,6 +282,9 @@ class SohoModelWithHeads(SohoPreTrainedModel):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
         self.soho = SohoModel(config)
+
+    def base(self) -> SohoModel:
+        return self.soho
 
     def encode_images(
         self,
@@ -279,37 +297,14 @@ class SohoModelWithHeads(SohoPreTrainedModel):
         """As `SohoModel.encode_images`; its result can be given to `forward` as `visual_tokens`."""
         return self.soho.encode_images(pixel_values, pixel_mask, sample_key, num_texts, **backbone_output)
 
-    def read_inputs(
-        self,
-        pixel_values: Tensor | None = None,
-        pixel_mask: Tensor | None = None,
-        visual_tokens: VisualTokens | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_index: Tensor | None = None,
-        *,
-        backbone_features: Tensor | None = None,
-        backbone_mask: Tensor | None = None,
-        sample_key: Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[VisualTokens, Texts, dict[str, Any]]:
-        """The keywords of `SohoInputs` as images, encoded once each, texts, and what is left.
 
-        Raises:
-            ValueError: an argument is missing or its shape does not fit.
-        """
-        texts = Texts(input_ids, attention_mask, image_index)
-        if sum(given is not None for given in (pixel_values, visual_tokens, backbone_features)) != 1:
-            raise ValueError("expected exactly one of pixel_values, visual_tokens and backbone_features")
-        if visual_tokens is None:
-            kept = {"backbone_features": backbone_features, "backbone_mask": backbone_mask}
-            num_texts = texts.per_image(len(backbone_features if pixel_values is None else pixel_values))
-            visual_tokens = self.encode_images(pixel_values, pixel_mask, sample_key, num_texts, **kept)
-        return visual_tokens, texts, kwargs
+class SohoForPreTraining(PairMatching, SohoModelWithHeads):
+    """SOHO with the heads and losses of pre-training: L = L_MLM + L_MVM + L_ITM (paper section 3.3, eq. 9).
 
-
-class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
-    """SOHO with the heads and losses of pre-training: L = L_MLM + L_MVM + L_ITM (paper section 3.3, eq. 9)."""
+    Attributes:
+        bag_of_words_only: in training compute the bag-of-words loss alone, for which neither dictionary nor Transformer
+            runs; needs `config.bag_of_words_weight`.
+    """
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {
         "mlm_head.decoder.weight": "soho.text_embeddings.word_embeddings.weight"
@@ -320,9 +315,14 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
         self.mlm_head = WORD_HEADS[config.mlm_head](config, config.vocab_size)
         has_code_table = config.use_dictionary and config.mvm_head == "linear"
         self.mvm_head = TokenHead(config, config.num_codes) if has_code_table else None
-        self.itm_head = MatchingHead(config)
-        self.add_aids(config, CaptionWordHead)
-        self.caption_words_only = False
+        self.itm_head = ItmHead(config)
+        self.bag_of_words_head = BagOfWordsHead(config) if config.bag_of_words_weight else None
+        self.bag_of_words_only = False
+        if self.bag_of_words_head is not None:
+            self._tied_weights_keys = {
+                **self._tied_weights_keys,
+                "bag_of_words_head.decoder.weight": "soho.text_embeddings.word_embeddings.weight",
+            }
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -338,7 +338,6 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
         return self.mvm_head(hidden_MD)
 
     @can_return_tuple
-    @may_train_caption_words_only
     def forward(
         self,
         *,
@@ -366,9 +365,17 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
         Raises:
             ValueError: an argument is missing or its shape does not fit.
         """
+        images, texts, kwargs = read_inputs(**inputs)
+        if self.bag_of_words_only and self.training:
+            return self._bag_of_words_alone(images, captions_of(texts, mlm_labels, itm_labels))
         # Sections 3.1 and 3.2, once for each image; then 3.3.
-        visual, texts, kwargs = self.read_inputs(sample_key=mask_uniform, **inputs)
-        hidden = self.soho(visual, texts, mask_uniform, mask_pairs, return_dict=True, **kwargs)
+        visual = self.soho.encode_images(**images, sample_key=mask_uniform)
+        # The pairs whose masked visual tokens count.
+        counted_P = texts.input_ids.new_ones(len(texts.input_ids), dtype=torch.bool)
+        if itm_labels is not None and self.config.losses_on == "matched":
+            counted_P = itm_labels == 1
+        reads = Reads(words_PS=None if mlm_labels is None else mlm_labels != -100, masked_P=counted_P)
+        hidden = self.soho(visual, texts, mask_uniform, mask_pairs, reads=reads, return_dict=True, **kwargs)
         result = SohoForPreTrainingOutput(
             itm_logits=self.itm_head(hidden.last_hidden_state[:, 0]),
             index=visual.index,
@@ -382,20 +389,28 @@ class SohoForPreTraining(Aided, PairMatching, SohoModelWithHeads):
         if mlm_labels is not None:  # eq. 6
             place_M = labelled_places(mlm_labels) if mlm_positions is None else mlm_positions
             result.mlm_targets = at_places(mlm_labels, place_M)
-            result.mlm_logits = self.mlm_head(at_places(hidden.text_hidden, place_M))
+            is_tied = self.mlm_head.decoder.weight is self.get_input_embeddings().weight
+            word_table_VD = reads.word_table if is_tied else None
+            result.mlm_logits = self.mlm_head(at_places(hidden.text_hidden, place_M), word_table_VD)
             losses["mlm_loss"] = cross_entropy_sum(result.mlm_logits, result.mlm_targets)
         if hidden.mvm_labels is not None:  # eq. 7
-            labels_PL = hidden.mvm_labels
-            if itm_labels is not None and self.config.losses_on == "matched":
-                labels_PL = labels_PL.masked_fill((itm_labels != 1).unsqueeze(1), -100)
+            labels_PL = hidden.mvm_labels.masked_fill(~counted_P.unsqueeze(1), -100)
             # How many there are follows from the lookup, and sizes from that: here the host waits.
             place_M = labelled_places(labels_PL)
             result.mvm_targets = at_places(labels_PL, place_M)
             result.mvm_logits = self.code_logits(at_places(hidden.visual_hidden, place_M))
             losses["mvm_loss"] = cross_entropy_sum(result.mvm_logits, result.mvm_targets)
-        losses |= self.auxiliary_losses(visual, captions_of(texts, mlm_labels, itm_labels))  # not the paper's
+        if self.bag_of_words_head is not None and self.training:  # not the paper's
+            captions = captions_of(texts, mlm_labels, itm_labels)
+            losses["bag_of_words_loss"] = self.bag_of_words_head.loss(visual.features, visual.valid, captions)
         for name, value in total_loss(losses, self.config, synchronise=self.training).items():
             result[name] = value
         if self.soho.visual_dictionary is not None:
             result.perplexity, result.live_codes, result.usage = self.soho.visual_dictionary.statistics()
         return result
+
+    def _bag_of_words_alone(self, images: ImageInputs, captions: Texts) -> SohoForPreTrainingOutput:
+        given = ("pixel_values", "pixel_mask", "backbone_features", "backbone_mask")
+        feat_BLD, grid_mask_BHW = self.soho.encode_features(**{name: images[name] for name in given})
+        losses = {"bag_of_words_loss": self.bag_of_words_head.loss(feat_BLD, grid_mask_BHW.flatten(1), captions)}
+        return SohoForPreTrainingOutput(**total_loss(losses, self.config, synchronise=True))

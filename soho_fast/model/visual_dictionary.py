@@ -3,6 +3,7 @@
 B images, L tokens per image, N = B*L, C channels, K codes, R candidates for re-seeding.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,15 +56,22 @@ class VisualDictionary(Float32Buffers):
     gradient accumulation the batch of eq. 4 is then that of the optimiser step, and a step that is not applied moves
     nothing. (Data-dependent init is no update: the first lookup needs its codes, drawn from the first micro-batch.)
 
+    Attributes:
+        pack: makes of the codebook what is looked up in, for a codebook that stands still; `None`: the codebook itself.
+
     Buffers:
         codebook (K, C); usage (K,): running mean of a code's share of the tokens in units of the uniform share 1/K,
         counted from its seeding; age (K,): updates since its seeding; step (), initialised (); for
         `ema_variant="vqvae"` also cluster_size (K,) and cluster_sum (K, C).
     """
 
+    # Whether codes move in each training forward, within a step too.
+    moves_in_forward = False
+
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
         self.config = config
+        self.pack: Callable[[Tensor], ops.PreparedCodebook] | None = None
         self.num_codes, self.num_channels = config.num_codes, config.hidden_size
         shape = (self.num_codes, self.num_channels)
         self.register_buffer("codebook", torch.zeros(shape, dtype=torch.float32))
@@ -101,16 +109,29 @@ class VisualDictionary(Float32Buffers):
 
     def begin_step(self) -> None:
         """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
-        self._in_step, self._members = True, None
+        self._in_step, self._members, self._before_KC = not self.moves_in_forward, None, None
 
+    @torch.no_grad()
     def end_step(self, *, applied: bool) -> None:
-        """Updates from all that was gathered since `begin_step`, or forgets it where the optimiser left the step out.
+        """Eq. 4, by all that was gathered since `begin_step`, or nothing where the optimiser left the step out.
 
         All ranks make the call, with the same `applied`.
         """
-        members, self._in_step, self._members, self._before_KC = self._members, False, None, None
-        if applied and members is not None:
-            self._update(members)
+        members, self._in_step, self._members = self._members, False, None
+        if not applied or members is None:
+            return
+        self._before_KC = self.codebook.clone()
+        counts_K, sums_KC = members.counts_K, members.sums_KC
+        if world_size() > 1:
+            packed = all_reduce_sum_(torch.cat([sums_KC, counts_K.unsqueeze(1)], dim=1))
+            counts_K, sums_KC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
+        if self.config.ema_variant == "paper":
+            ops.codebook_ema_(self.codebook, counts_K, sums_KC, self.config.ema_decay)
+        else:
+            self._move_vqvae(counts_K, sums_KC)
+        self._count(counts_K)
+        if members.key_R is not None:
+            self._revive(members.key_R, members.feat_RC)
 
     def take_num_non_finite(self) -> int:
         """How many real tokens were not finite in the training forwards since the last call, on this rank.
@@ -149,14 +170,16 @@ class VisualDictionary(Float32Buffers):
                 usable_BL = valid_BL & finite_rows(constant_BLC)
                 image_B = self._image_numbers(constant_BLC, sample_key_B)
                 self._prepare_update(constant_BLC, valid_BL, usable_BL, image_B)
-            index_BL = ops.codebook_lookup(constant_BLC, self.codebook, basis=self._basis.of(self.codebook))
+            if self.pack is None:
+                index_BL = ops.codebook_lookup(constant_BLC, self.codebook, basis=self._basis.of(self.codebook))
+            else:
+                index_BL = ops.codebook_lookup(constant_BLC, self.pack(self.codebook))
             embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
             if moving:
                 counts_K, sums_KC = self.members_of(constant_BLC, index_BL, usable_BL, num_texts_B)
                 self._gather(_Members(counts_K, sums_KC, len(feat_BLC)), constant_BLC, valid_BL, usable_BL, image_B)
                 if not self._in_step:
-                    members, self._members = self._members, None
-                    self._update(members)
+                    self.end_step(applied=True)
         return embed_BLC, index_BL.masked_fill(~valid_BL, -1)
 
     @torch.no_grad()
@@ -283,14 +306,8 @@ class VisualDictionary(Float32Buffers):
     def _num_revivable(self) -> int:
         return min(self.config.revive_limit, self.num_codes)
 
-    @torch.no_grad()
-    def _update(self, members: _Members) -> None:
-        self._before_KC = self.codebook.clone()
-        counts_K, sums_KC = members.counts_K, members.sums_KC
-        if world_size() > 1:
-            packed = all_reduce_sum_(torch.cat([sums_KC, counts_K.unsqueeze(1)], dim=1))
-            counts_K, sums_KC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
-        self.move(counts_K, sums_KC)
+    def _count(self, counts_K: Tensor) -> None:
+        """Adds an update's assignments, of all ranks, to the running usage."""
         total = counts_K.sum()
         share_K = counts_K * (self.num_codes / total.clamp(min=1.0))
         decay = torch.where(total > 0, self.config.usage_decay, 1.0)
@@ -298,15 +315,6 @@ class VisualDictionary(Float32Buffers):
         self.age.add_((total > 0).float())
         self._host_step += 1
         self.step.add_(1)
-        if members.key_R is not None:
-            self._revive(members.key_R, members.feat_RC)
-
-    def move(self, counts_K: Tensor, sums_KC: Tensor) -> None:
-        """Moves the codes by members and sums of all ranks."""
-        if self.config.ema_variant == "paper":
-            ops.codebook_ema_(self.codebook, counts_K, sums_KC, self.config.ema_decay)
-        else:
-            self._move_vqvae(counts_K, sums_KC)
 
     def _move_vqvae(self, counts_K: Tensor, sums_KC: Tensor) -> None:
         # The moving average of VQ-VAE (van den Oord et al. 2017, appendix A.1) with Laplace smoothing of the counts.

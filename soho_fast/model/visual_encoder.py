@@ -13,6 +13,32 @@ from torch.utils.checkpoint import checkpoint
 
 from .backbones import Masks, Step, backbone_stages, build_backbone, conv_norm, grid_mask
 from .config import SohoConfig
+from .inputs import check_pixels
+
+
+class CnnBackend:
+    """How a `VisualEncoder` computes its CNN: torchvision's modules as they are.
+
+    It holds no weights. `fast/` has others, for a CPU, for a GPU, and for a model that was prepared for inference.
+    """
+
+    name = "plain"
+    conv_norm = staticmethod(conv_norm)
+
+    def run(self, encoder: "VisualEncoder", x: Tensor, masks: Masks) -> Tensor:
+        """Pixels (B, 3, H, W) to the CNN's features (B, C, H/32, W/32)."""
+        return encoder.run_backbone(x, masks)
+
+    def project(self, encoder: "VisualEncoder", x_BChw: Tensor) -> Tensor:
+        """The CNN's features through the 1x1 convolution."""
+        return encoder.projection(x_BChw)
+
+    def padding(self, mask: Tensor | None) -> Tensor | None:
+        """The mask of the real cells, which may be left out where all are."""
+        return mask
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 class VisualEncoder(nn.Module):
@@ -21,14 +47,17 @@ class VisualEncoder(nn.Module):
     The padded area takes no part in BatchNorm's statistics and comes out of it as zero, which is what a convolution
     sees beyond the border of an image that stands alone; without it the padding would grow BatchNorm's bias and leak
     into the border tokens. The statistics are those of one process's batch.
+
+    Attributes:
+        cnn: how the CNN is computed; it holds no weights and may be replaced.
     """
 
     gradient_checkpointing = False
     projection_bias = True
-    conv_norm = staticmethod(conv_norm)
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
+        self.cnn = CnnBackend()
         self.backbone = build_backbone(config.backbone)
         channels = self.backbone.num_features, config.hidden_size
         self.projection = nn.Conv2d(*channels, kernel_size=1, bias=self.projection_bias)
@@ -80,36 +109,25 @@ class VisualEncoder(nn.Module):
     def backbone_output(
         self, pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The CNN alone: features (B, C, h, w), h = ceil(H/32), and their mask bool (B, h, w); `None`: no padding."""
-        self.check_pixels(pixel_values_B3HW, pixel_mask_BHW)
+        """The CNN alone: features (B, C, h, w), h = ceil(H/32), and their mask bool (B, h, w); `None`: no padding.
+
+        Raises:
+            ValueError: the images are not normalised, or the mask is not of their shape.
+        """
+        check_pixels(pixel_values_B3HW, pixel_mask_BHW)
         # A weight keeps its type where ZeRO has taken its values away, so it decides what the images become.
         x = pixel_values_B3HW.to(self.projection.weight.dtype)
-        masks, mask_Bhw = {}, pixel_mask_BHW
+        masks, mask_Bhw = {}, self.cnn.padding(pixel_mask_BHW)
         if mask_Bhw is not None:
             for s in (1, 2, 4, 8, 16, 32):
                 mask_Bhw = grid_mask(mask_Bhw, min(s, 2))
                 masks[s] = mask_Bhw.unsqueeze(1).to(x.dtype)
         with torch.no_grad() if self.backbone_frozen else nullcontext():
-            return self.run_backbone(x, masks), mask_Bhw
-
-    @staticmethod
-    def check_pixels(pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None) -> None:
-        """Raises ValueError: the images are not normalised, or the mask is not of their shape."""
-        if not pixel_values_B3HW.is_floating_point():
-            raise ValueError(
-                f"pixel_values: expected normalised images, floating point, got {pixel_values_B3HW.dtype}; "
-                "SohoImageProcessor.normalised makes these of its bytes"
-            )
-        B, _, H, W = pixel_values_B3HW.shape
-        if pixel_mask_BHW is not None and tuple(pixel_mask_BHW.shape) != (B, H, W):
-            raise ValueError(
-                f"pixel_mask: expected shape {(B, H, W)} to match pixel_values {tuple(pixel_values_B3HW.shape)}, "
-                f"got {tuple(pixel_mask_BHW.shape)}"
-            )
+            return self.cnn.run(self, x, masks), mask_Bhw
 
     def tokens(self, x_BChw: Tensor, mask_Bhw: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """From the CNN's features and their mask, as `backbone_output` gives them, to what `forward` returns."""
-        x = self.projection(x_BChw)
+        x, mask_Bhw = self.cnn.project(self, x_BChw), self.cnn.padding(mask_Bhw)
         if self.pool > 1:
             if mask_Bhw is not None:
                 x = x.masked_fill(~mask_Bhw.unsqueeze(1), float("-inf"))
@@ -126,8 +144,8 @@ class VisualEncoder(nn.Module):
         return valid_BL
 
     def run_backbone(self, x: Tensor, masks: Masks) -> Tensor:
-        """Pixels (B, 3, H, W) to the CNN's features (B, C, H/32, W/32)."""
-        for number, stage in enumerate(backbone_stages(self.backbone, self.conv_norm)):
+        """As `CnnBackend.run`, stage by stage."""
+        for number, stage in enumerate(backbone_stages(self.backbone, self.cnn.conv_norm)):
             with torch.no_grad() if number < self.num_frozen_stages else nullcontext():
                 for step in stage:
                     x = self.run_step(step, x, masks)

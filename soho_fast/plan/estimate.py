@@ -166,7 +166,7 @@ class Costs:
         return self._run(self.work.largest, checkpointing, False, False)
 
     def of_typical(self, checkpointing: bool, *, still: bool, words_only: bool) -> StepCost:
-        """Of typical images; `still`: the CNN is not trained, `words_only`: it alone is, on the caption words."""
+        """Of typical images; `still`: the CNN is not trained, `words_only`: it alone is, by the bag-of-words loss."""
         return self._run(self.work.typical, checkpointing, still, words_only)
 
     def _run(self, size: tuple[int, int], checkpointing: bool, still: bool, words_only: bool) -> StepCost:
@@ -174,7 +174,7 @@ class Costs:
         if key in self._known:
             return self._known[key]
         self.model.freeze_backbone(still)
-        self.model.caption_words_only = words_only
+        self.model.bag_of_words_only = words_only
         if checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         else:
@@ -206,14 +206,14 @@ def _phases(costs: Costs, peak: float, rates: Rates, steps: int | None, checkpoi
     recipe, batches = costs.work.recipe, costs.work.batches
     epochs = float(recipe.epochs)
     begin, end = (min(epoch, epochs) for epoch in recipe.optim.frozen_span())
-    words = min(epochs, float(getattr(recipe.model, "caption_word_epochs", 0.0)))
+    words = min(epochs, float(getattr(recipe.model, "bag_of_words_epochs", 0.0)))
     edges = sorted({0.0, words, begin, end, epochs})
     found: list[Phase] = []
     for low, high in pairwise(edges):
         still, words_only = begin <= low < end, low < words
         cost = costs.of_typical(checkpointing, still=still, words_only=words_only)
         seconds = batches.gradient_accumulation_steps * cost.operations / (peak * rates.mfu)
-        name = "caption words alone" if words_only else "the CNN stands still" if still else "all is trained"
+        name = "bag-of-words loss alone" if words_only else "the CNN stands still" if still else "all is trained"
         hours = None if steps is None else (high - low) * steps * seconds / 3600
         found.append(Phase(name, high - low, cost, seconds, hours, _readers(costs.work, seconds, rates)))
     return found

@@ -25,7 +25,7 @@ from soho_fast import ops
 from soho_fast.model import SohoPreTrainedModel
 
 PARTS = ("backbone", "neck", "dictionary", "Transformer", "heads", "other")
-HEADS = ("head", "mlm_head", "mvm_head", "itm_head", "caption_word_head", "contrastive_head")
+HEADS = ("head", "mlm_head", "mvm_head", "itm_head", "bag_of_words_head", "contrastive_head")
 
 
 @dataclass
@@ -107,7 +107,8 @@ def run_step(
         batch = inputs()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = model(**batch).loss
-        cost.kept, cost.forward = meter.alive, meter.take()
+        cost.kept = meter.alive
+        cost.forward.update(meter.take())
         loss.backward()
         model.end_step(applied=True)
         cost.backward, cost.peak = meter.take(), meter.peak

@@ -147,11 +147,12 @@ class BaseTask(ABC):
         """The model with the starting weights asked for; says what was loaded."""
 
     def speed_up(self, model: nn.Module, device: torch.device) -> None:
-        """Speed for a CPU or a GPU is put on the model there; see `speed_up_on_cpu`, `speed_up_on_gpu`."""
+        """Chooses and says how the model computes on a device; see `speed_up_on_cpu`, `speed_up_on_gpu`."""
         if device.type == "cpu":
             speed_up_on_cpu(model)
         elif device.type == "cuda":
             speed_up_on_gpu(model)
+        self._say(f"computing on {device.type}: {model.base().computed_by}")
 
     @property
     def samples_together(self) -> tuple[str, int] | None:

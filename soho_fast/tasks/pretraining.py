@@ -139,7 +139,7 @@ class PretrainingTask(BaseTask):
     name = "pretraining"
     model_class = SohoForPreTraining
     default_split = HELDOUT
-    logged = ("mlm_loss", "mvm_loss", "itm_loss", "caption_word_loss", "perplexity", "live_codes")
+    logged = ("mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "perplexity", "live_codes")
     selection = None
 
     def __init__(
@@ -255,10 +255,10 @@ class PretrainingTask(BaseTask):
         """The preset with this task's replacements and the tokenizer's vocabulary."""
         vocabulary = {"vocab_size": len(self.tokenizer), "pad_token_id": self.tokenizer.pad_token_id}
         config = SohoConfig.from_preset(self.model.preset, **{**vocabulary, **self.model.config})
-        if self.model.caption_word_epochs and not config.caption_word_weight:
+        if self.model.bag_of_words_epochs and not config.bag_of_words_weight:
             raise ValueError(
-                f"model.caption_word_epochs: {self.model.caption_word_epochs} epochs of the caption-word loss need "
-                "model.config.caption_word_weight above 0"
+                f"model.bag_of_words_epochs: {self.model.bag_of_words_epochs} epochs of the bag-of-words loss need "
+                "model.config.bag_of_words_weight above 0"
             )
         if config.vocab_size < len(self.tokenizer):
             raise ValueError(
@@ -276,7 +276,7 @@ class PretrainingTask(BaseTask):
             "training data": self._training_identity,
             "held-out data": records_identity(self.heldout_records),
             **{f"model.config.{name}": getattr(config, name) for name in SohoConfig.__annotations__},
-            "model.caption_word_head": bool(config.caption_word_weight),
+            "model.bag_of_words_head": bool(config.bag_of_words_weight),
         }
 
     def new_model(self) -> SohoForPreTraining:
@@ -289,13 +289,13 @@ class PretrainingTask(BaseTask):
         return model
 
     def before_step(self, model: SohoForPreTraining, epoch: float) -> None:
-        """The first `caption_word_epochs` train the visual encoder alone, on the words of the captions."""
+        """The first `bag_of_words_epochs` train the visual encoder alone, by the bag-of-words loss."""
         super().before_step(model, epoch)
-        model.caption_words_only = bool(self.phase(epoch))
+        model.bag_of_words_only = bool(self.phase(epoch))
 
     def after_step(self, model: SohoForPreTraining, *, applied: bool) -> Mapping[str, torch.Tensor]:
         """As any task's; the dictionary's figures are those after the step."""
-        super().after_step(model, applied=applied)
+        model.end_step(applied=applied)
         dictionary = model.base().visual_dictionary
         if dictionary is None:
             return {}
@@ -333,7 +333,11 @@ class PretrainingTask(BaseTask):
         }
 
     def phase(self, epoch: float) -> str:
-        return "the visual encoder learns alone, the captions' words" if epoch < self.model.caption_word_epochs else ""
+        return (
+            "the visual encoder learns alone, by the bag-of-words loss"
+            if epoch < self.model.bag_of_words_epochs
+            else ""
+        )
 
     def next_commands(self, folder: Path) -> list[str]:
         """Also what shows the codes, where the model has some."""

@@ -264,15 +264,15 @@ class PretrainingModel:
         text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer;
             null starts from random values.
         backbone: imagenet, or a file of the backbone's weights; null starts from random values.
-        caption_word_epochs: The first so many epochs train the visual encoder alone, to tell which words the captions
-            hold (ours, for small corpora; needs config.caption_word_weight).
+        bag_of_words_epochs: The first so many epochs train the visual encoder alone, to tell which words the captions
+            hold (ours, for small corpora; needs config.bag_of_words_weight).
     """
 
     preset: str = "paper"
     config: dict[str, Any] = field(default_factory=dict)
     text_encoder: str | None = None
     backbone: str | None = None
-    caption_word_epochs: NonNegativeFloat = 0.0
+    bag_of_words_epochs: NonNegativeFloat = 0.0
 
 
 @dataclass

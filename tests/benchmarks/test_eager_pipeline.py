@@ -38,7 +38,7 @@ def small_shape(preset: str = "paper", **overrides) -> TimedShape:
         {
             "visual_pool": 1,
             "dictionary_batch_norm": True,
-            "caption_word_weight": 0.1,
+            "bag_of_words_weight": 0.1,
             "mvm_weight": 0.25,
             "backbone_frozen_stages": 1,
         },

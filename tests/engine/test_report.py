@@ -38,8 +38,8 @@ def panels(figure):
 
 
 RECORDS = [
-    train(10, caption_word_loss=0.5),
-    train(20, caption_word_loss=0.4, grad_norm=None),
+    train(10, bag_of_words_loss=0.5),
+    train(20, bag_of_words_loss=0.4, grad_norm=None),
     {"kind": "event", "step": 50, "event": "the backbone is frozen"},
     {"kind": "evaluation", "step": 60, "metrics": {"itm": 0.6, "itm_majority": 0.5, "num_images": 1.0, "mvm": 0.1}},
     train(70, mlm_loss=3.0),
@@ -53,7 +53,7 @@ RECORDS = [
 def test_losses_gradient_norm_held_out_metrics_and_rates_have_panels(drawn, tmp_path):
     figure = drawn(RECORDS)
     assert list(panels(figure)) == [
-        "loss", "caption_word_loss", "mlm_loss", "gradient norm", "held-out data (dotted: baseline)", "learning rate",
+        "loss", "bag_of_words_loss", "mlm_loss", "gradient norm", "held-out data (dotted: baseline)", "learning rate",
     ]  # fmt: skip
     smooth = panels(figure)["mlm_loss"].lines[1]
     assert smooth.get_xdata().tolist() == [70, 80] and smooth.get_ydata().tolist() == [3.0, 2.0]

@@ -131,7 +131,7 @@ NO_LESS_THAN = {
         "evaluation.every_epochs": 0, "evaluation.quick_every_steps": 0, "data.shorter_edge": 1,
         "data.longer_edge": 1, "data.pad_to_multiple": 1, "data.max_text_length": 3, "data.num_positive": 1,
         "data.num_negative": 0, "data.masking.probability": 0, "data.heldout_images": 0, "data.heldout_candidates": 0,
-        "data.quick_images": 2, "data.image_batch": 1, "data.pair_batch": 1, "model.caption_word_epochs": 0,
+        "data.quick_images": 2, "data.image_batch": 1, "data.pair_batch": 1, "model.bag_of_words_epochs": 0,
     },
     "mini_vqa": {
         "data.texts_per_image": 1, "data.text_batch": 1, "data.image_batch": 1, "data.quick_images": 1,

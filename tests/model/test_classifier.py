@@ -4,14 +4,21 @@ import pytest
 import torch
 
 from soho_fast.model.fast.cpu import classifier
-from soho_fast.model.fast.cpu.classifier import FastTokenHead
+from soho_fast.model.fast.cpu.classifier import classify_on_cpu
+from soho_fast.model.heads import TokenHead
+
+
+def fast_head(config, num_classes):
+    head = TokenHead(config, num_classes)
+    head.classify = classify_on_cpu
+    return head
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_rows", [0, 1, 33])
 def test_gradients_are_finite_whatever_the_number_of_rows(tiny_config, dtype, num_rows):
     """At first the biases are zero: a row of zeros, such as filling would add, has no variance for the LayerNorm."""
-    head = FastTokenHead(tiny_config(), 8).to(dtype)
+    head = fast_head(tiny_config(), 8).to(dtype)
     for name, parameter in head.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.zeros_(parameter)
@@ -39,7 +46,7 @@ def test_a_classifier_by_parts_is_the_linear_layer(monkeypatch):
 
 
 def test_large_classifiers_are_cast_by_parts_under_autocast(monkeypatch, tiny_config):
-    head, hidden = FastTokenHead(tiny_config(), 50), torch.randn(9, 16)
+    head, hidden = fast_head(tiny_config(), 50), torch.randn(9, 16)
 
     def gradients():
         head.zero_grad()

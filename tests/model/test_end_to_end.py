@@ -36,6 +36,6 @@ def test_there_is_no_way_around_the_dictionary(tiny_model, batch, name, monkeypa
 def test_the_demo_trains_its_cnn_with_all_losses_in_the_last_third():
     recipe = read_recipe(["--recipe", "mini"])
     begin, end = recipe.optim.frozen_span()
-    assert recipe.model.caption_word_epochs <= begin < end <= recipe.epochs * 2 / 3
+    assert recipe.model.bag_of_words_epochs <= begin < end <= recipe.epochs * 2 / 3
     assert recipe.optim.backbone_lr > 0 and recipe.schedule.end_factor > 0
     assert recipe.model.config["mvm_weight"] > 0

@@ -6,7 +6,7 @@ from torch import nn
 
 from soho_fast.model import SohoForPreTraining
 from soho_fast.model.fast.cpu import speed_up_on_cpu
-from soho_fast.model.fast.gpu import speed_up_on_gpu
+from soho_fast.model.fast.gpu import GpuCnn, speed_up_on_gpu
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.settings import PretrainingData
 
@@ -43,11 +43,13 @@ def test_features_have_their_channels_last_all_the_way(tiny_config, batch, backb
 
 
 def test_a_task_puts_it_on_for_a_gpu_alone(tiny_config):
-    task = PretrainingTask(PretrainingData(), say=lambda _: None)
+    said = []
+    task = PretrainingTask(PretrainingData(), say=said.append)
     model, other = make(tiny_config), make(tiny_config)
     task.speed_up(model, torch.device("cuda"))
-    assert type(model.soho.visual_encoder) is type(speed_up_on_gpu(other).soho.visual_encoder)
-    assert model.soho.forward.__func__ is type(model.soho).forward, "the packed encoder is the CPU's"
+    assert type(model.soho.visual_encoder.cnn) is type(speed_up_on_gpu(other).soho.visual_encoder.cnn) is GpuCnn
+    assert model.soho.transformer.name == "plain", "the packed encoder is the CPU's"
+    assert said == ["computing on cuda: Transformer plain; CNN gpu"]
 
 
 @pytest.mark.parametrize(("fast", "checkpointing"), [(True, False), (False, True)])

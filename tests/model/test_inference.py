@@ -13,6 +13,7 @@ from soho_fast.model import (
     SohoForVisualReasoning,
     SohoModel,
 )
+from soho_fast.model.fast.cpu import speed_up_on_cpu
 from soho_fast.model.fast.prepared import prepared_type
 
 NO_BF16 = "this processor has no instructions for bfloat16"
@@ -131,6 +132,27 @@ def test_autocast_around_it_changes_nothing(build, name):
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+@torch.no_grad()
+def test_autocast_changes_neither_scores_of_pairs_nor_losses(build, batch):
+    model = build("retrieval").prepare_for_inference("float32")
+    inputs = inputs_of(type(model), padded=False)
+    pretraining = build("pre-training").prepare_for_inference("float32")
+
+    def answers():
+        images = model.embed_images(model.encode_images(inputs["pixel_values"]))
+        pairs = torch.arange(4), inputs["image_index"]
+        yield model.matching_logits(images, inputs["input_ids"], *pairs)
+        yield model.text_vectors(inputs["input_ids"])
+        output = pretraining(**batch())
+        yield from (output.loss, output.mlm_logits, output.mvm_logits)
+
+    wanted = list(answers())
+    with torch.autocast("cpu", torch.bfloat16):
+        for got, expected in zip(answers(), wanted, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        assert model.image_vectors(model.embed_images(model.encode_images(inputs["pixel_values"]))).isfinite().all()
+
+
 @pytest.mark.skipif(not HAS_BF16, reason=NO_BF16)
 @pytest.mark.parametrize("name", [*KINDS, "official"])
 def test_bf16_is_near_and_chooses_the_same(build, name):
@@ -225,8 +247,6 @@ def test_a_copy_answers_alike_without_the_original(build, tmp_path):
 
 
 def test_speed_up_before_and_a_second_call_change_nothing(build):
-    from soho_fast.model.fast.cpu import speed_up_on_cpu
-
     model, inputs = build("pre-training"), None
     inputs = inputs_of(type(model))
     with torch.no_grad():
@@ -325,3 +345,146 @@ def test_int8_of_images_alone_leaves_the_transformer(build):
     assert "Int8Conv2d" in names and "Int8Linear" not in names
     with torch.no_grad():
         assert bool(model(**inputs).itm_logits.isfinite().all())
+
+
+# Weights that change later: a prepared model answers with those that it has, or refuses to take others.
+
+
+PRECISIONS = [
+    "float32",
+    pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason=NO_BF16)),
+]
+
+
+@pytest.fixture
+def prepared(tiny_model):
+    def build(precision="float32", **options):
+        return lived(tiny_model()).prepare_for_inference(precision, **options)
+
+    return build
+
+
+def answer(model, **replaced):
+    with torch.no_grad():
+        return model(**{**inputs_of(type(model)), **replaced}).itm_logits
+
+
+def forget_layouts(model):
+    """The model with all that is derived from weights made anew, as a copy makes its own."""
+    return copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("part", ["encoder", "visual_encoder"])
+def test_changed_weights_change_the_answer(prepared, precision, part):
+    model = prepared(precision)
+    before = answer(model)
+    with torch.no_grad():
+        for buffer in getattr(model.base(), part).buffers():
+            buffer.mul_(0.5)
+    after = answer(model)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, answer(forget_layouts(model)))
+
+
+def test_a_weight_in_anothers_place_is_read(prepared):
+    model = prepared()
+    before, dense = answer(model), model.soho.encoder.layer[0].output.dense
+    dense.weight = dense.weight * 0.5
+    after = answer(model)
+    assert not torch.equal(after, before) and torch.equal(after, answer(forget_layouts(model)))
+
+
+def test_a_changed_codebook_is_looked_up_in(prepared):
+    model = prepared()
+    answer(model)
+    inputs, dictionary = inputs_of(type(model)), model.base().visual_dictionary
+    with torch.no_grad():
+        dictionary.codebook.mul_(0.25)
+        found = model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
+        distance_BLK = torch.cdist(found.features, dictionary.codebook)
+    valid_BL = found.valid
+    assert torch.equal(found.index[valid_BL], distance_BLK.argmin(-1)[valid_BL])
+    assert torch.equal(found.embedding[valid_BL], dictionary.codebook[found.index[valid_BL]])
+
+
+def test_weights_made_under_inference_mode_are_packed_too(tiny_model):
+    with torch.inference_mode():
+        model = lived(tiny_model()).prepare_for_inference("float32")
+        first = answer(model)
+    assert torch.equal(answer(model), first)
+
+
+@pytest.mark.parametrize("part", ["encoder", "encoder.layer.1", "visual_encoder.projection"])
+def test_a_part_takes_no_other_weights(prepared, tiny_model, part):
+    model = prepared()
+    before, other = answer(model), tiny_model().base().get_submodule(part).state_dict()
+    with pytest.raises(ValueError, match=r"load_state_dict: .* was prepared for inference; expected weights to be"):
+        model.base().get_submodule(part).load_state_dict(other)
+    assert torch.equal(answer(model), before)
+
+
+@pytest.mark.skipif(not HAS_INT8, reason=NO_INT8)
+def test_a_part_in_int8_takes_no_other_weights(tiny_model, prepared):
+    model = prepared("int8", calibration=[inputs_of(SohoForPreTraining)])
+    state = model.base().encoder.state_dict()
+    with pytest.raises(ValueError, match=r"load_state_dict: .* was prepared for inference"):
+        model.base().encoder.load_state_dict(state)
+
+
+def test_the_dictionary_takes_other_codes(prepared):
+    model = prepared()
+    answer(model)
+    dictionary = model.base().visual_dictionary
+    state = dictionary.state_dict()
+    state["codebook"] = state["codebook"].flip(0)
+    inputs = inputs_of(type(model))
+    with torch.no_grad():
+        old = model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
+        dictionary.load_state_dict(state)
+        new = model.encode_images(inputs["pixel_values"], inputs["pixel_mask"])
+    assert torch.equal(new.index[new.valid], dictionary.num_codes - 1 - old.index[new.valid])
+    assert torch.equal(new.embedding, old.embedding)
+
+
+@pytest.mark.parametrize("kind", ["heads", "base"])
+def test_the_vocabulary_stays(prepared, tiny_config, kind):
+    model = prepared() if kind == "heads" else SohoModel(tiny_config()).eval().prepare_for_inference("float32")
+    num_words = model.get_input_embeddings().num_embeddings
+    with pytest.raises(ValueError, match=r"resize_token_embeddings: this model was prepared for inference in float32"):
+        model.resize_token_embeddings(num_words + 8)
+    assert model.get_input_embeddings().num_embeddings == num_words
+
+
+# Lengths of texts, which are refused alike in every form of the model.
+
+
+FORMS = {
+    "plain": lambda model: model,
+    "fast": speed_up_on_cpu,
+    "prepared": lambda model: model.prepare_for_inference("float32"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("length", [0, 17])
+def test_a_text_has_from_one_token_to_as_many_as_there_are_positions(tiny_model, form, length):
+    model = FORMS[form](lived(tiny_model()))
+    inputs = inputs_of(type(model))
+    pixels, index = inputs["pixel_values"], inputs["image_index"]
+    ids = torch.full((4, length), 7)
+    said = rf"input_ids: expected texts of 1 to 16 tokens \(max_position_embeddings\), got {length}"
+    with torch.no_grad():
+        with pytest.raises(ValueError, match=said):
+            model(pixel_values=pixels, input_ids=ids, image_index=index)
+        images = model.embed_images(model.encode_images(pixels))
+        with pytest.raises(ValueError, match=said):
+            model.matching_logits(images, ids, torch.arange(4), index)
+        model(pixel_values=pixels, input_ids=torch.full((4, 16), 7), image_index=index)
+
+
+def test_a_vector_of_a_text_has_the_same_bounds(tiny_config):
+    model = SohoForImageTextRetrieval(tiny_config(contrastive_weight=0.5)).eval()
+    for length in (0, 17):
+        with pytest.raises(ValueError, match=rf"input_ids: expected texts of 1 to 16 tokens .* got {length}"):
+            model.text_vectors(torch.full((4, length), 7))

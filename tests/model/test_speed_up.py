@@ -16,9 +16,10 @@ from soho_fast.model import (
     SohoForVisualReasoning,
 )
 from soho_fast.model.fast.cpu import packed_encoder, speed_up_on_cpu
-from soho_fast.model.fast.cpu.convolutions import FastVisualEncoder
+from soho_fast.model.fast.cpu.classifier import classify_on_cpu
+from soho_fast.model.fast.cpu.convolutions import CpuCnn, PointwiseConv2d
 
-LOSSES = ("loss", "mlm_loss", "mvm_loss", "itm_loss", "caption_word_loss", "contrastive_loss")
+LOSSES = ("loss", "mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "contrastive_loss")
 LOGITS = ("mlm_logits", "mvm_logits", "itm_logits", "logits")
 PAPER_DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 
@@ -77,7 +78,7 @@ def padded(batch):
         {"num_hidden_layers": 1},
         {"num_hidden_layers": 3, "dictionary_batch_norm": True, "visual_pool": 2},
         {"use_dictionary": False},
-        {"backbone": "mobilenet_v2", "caption_word_weight": 0.3},
+        {"backbone": "mobilenet_v2", "bag_of_words_weight": 0.3},
         {"tie_word_embeddings": False},
         {"visual_layer_norm": False, "backbone_frozen_stages": 1},
     ],
@@ -170,26 +171,24 @@ def _size(tensor):
     return float(tensor.abs().max())
 
 
-def test_a_step_of_caption_words_alone(tiny_model, batch, packed):
+def test_a_step_of_the_bag_of_words_loss_alone(tiny_model, batch, packed):
     steps = []
     for fast in (False, True):
-        model = tiny_model(caption_word_weight=0.5).train()
-        model.caption_words_only = True
+        model = tiny_model(bag_of_words_weight=0.5).train()
+        model.bag_of_words_only = True
         steps.append(step(speed_up_on_cpu(model) if fast else model, batch()))
     assert_same(*steps)
     assert steps[1][0].itm_logits is None and not packed
 
 
 def test_words_that_are_looked_up_and_classified_by_nobody(tiny_model, batch):
-    """The table is handed over only within a call: another head must not find it, nor the next call."""
+    """A call without words to classify leaves nothing behind for the next one."""
     model, inputs = speed_up_on_cpu(tiny_model().train()), batch()
     model.freeze_batch_norm()
     without = {name: value for name, value in inputs.items() if name != "mlm_labels"}
     model(**without)
-    assert model.mlm_head.words is None
     with pytest.raises(ValueError, match="image_index: expected"):
         model(**{**inputs, "image_index": inputs["image_index"][:5]})
-    assert model.mlm_head.words is None
     model.eval()(**inputs).loss.backward()
     assert model.get_input_embeddings().weight.grad is not None
 
@@ -278,14 +277,19 @@ def test_names_files_and_a_second_call(tiny_model, batch, tmp_path, packed):
     plain, fast = tiny_model(backbone="mobilenet_v2"), tiny_model(backbone="mobilenet_v2")
     assert speed_up_on_cpu(fast) is fast
     assert speed_up_on_cpu(fast) is fast
-    assert type(fast) is SohoForPreTraining and isinstance(fast.soho.visual_encoder, FastVisualEncoder)
+    assert type(fast) is SohoForPreTraining and type(fast.soho.visual_encoder) is type(plain.soho.visual_encoder)
+    assert fast.soho.transformer.name == "packed" and type(fast.soho.visual_encoder.cnn) is CpuCnn
+    assert fast.mlm_head.classify is fast.mvm_head.classify is classify_on_cpu
+    kinds = [type(module) for module in fast.soho.visual_encoder.modules()]
+    assert kinds.count(PointwiseConv2d) == 35 and kinds.count(torch.nn.Conv2d) == 14
+    assert "Transformer packed; CNN cpu" in repr(fast) and "Transformer plain; CNN plain" in repr(plain)
     ours, theirs = fast.state_dict(), plain.state_dict()
     assert [*ours] == [*theirs] and all(torch.equal(ours[name], theirs[name]) for name in ours)
     fast.save_pretrained(tmp_path)
     loaded = SohoForPreTraining.from_pretrained(tmp_path)
     assert loaded.config.architectures == ["SohoForPreTraining"]
     fast.train()(**batch())
-    assert len(packed) == 1, "two calls put two packed forwards on one another"
+    assert len(packed) == 1
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -313,7 +317,7 @@ def test_a_downstream_copy_reads_its_own_weights(tiny_config, packed):
 
 
 def test_a_plain_model_calls_nothing_of_this_room(tiny_model, batch):
-    model, seen = tiny_model(backbone="mobilenet_v2", caption_word_weight=0.1).train(), set()
+    model, seen = tiny_model(backbone="mobilenet_v2", bag_of_words_weight=0.1).train(), set()
 
     def note(frame, event, _):
         if event == "call":

@@ -110,7 +110,7 @@ def test_hours_follow_the_stated_share_of_the_peak():
         (["--gpsu", "8"], "gpsu: there is no such argument; did you mean --gpus"),
         (["--gpus", "7"], "batch.global_batch_size: 1024 does not divide"),
         (["--recipe", "retrieval_coco", "--gpus", "8"], "give --batch.global_batch_size 192"),
-        (["--recipe", "mini", *SMALL_MODEL], "model.caption_word_epochs: 1.4 epochs of the caption-word loss need"),
+        (["--recipe", "mini", *SMALL_MODEL], "model.bag_of_words_epochs: 1.4 epochs of the bag-of-words loss need"),
         (["--card", "v100", "--engine.precision", "bf16"], "engine.precision: NVIDIA V100"),
         (["--recipe", "vqa", "--model.pretrained", "runs/other/model"], "model.pretrained: runs/other/model"),
     ],

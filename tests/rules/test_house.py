@@ -1,11 +1,16 @@
 """The rules of the house that prose cannot keep: arrows, homes, file sizes, switches."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 from house import REMOVABLE, ROOMS, ROOT, arrows, circles, code_lines, package_files, room_of, tracked
 
 OPS = ("codebook_lookup", "codebook_update", "group_mask", "residual_lookup")
+
+# Rooms whose purpose is to put classes of theirs in the place of other libraries' in live objects.
+SWAPS_CLASSES = {"adapters"}
 
 
 def test_imports_are_those_that_the_table_of_rooms_permits():
@@ -26,6 +31,47 @@ def test_every_permission_is_used():
 
 def test_a_removable_room_is_imported_by_no_other():
     assert not [f"{room} -> {other}" for room, others in ROOMS.items() for other in others & REMOVABLE]
+
+
+def swaps(path: Path) -> list[str]:
+    """Where a file gives a live object another `forward` or class, as "file:line"."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        parts = [part for target in targets if target is not None for part in ast.walk(target)]
+        calls = node.func if isinstance(node, ast.Call) else None
+        called = getattr(calls, "attr", getattr(calls, "id", None))
+        named = [each.value for each in getattr(node, "args", []) if isinstance(each, ast.Constant)] if calls else []
+        if (
+            any(isinstance(part, ast.Attribute) and part.attr in {"forward", "__class__"} for part in parts)
+            or called == "MethodType"
+            or (called in {"setattr", "__setattr__"} and {"forward", "__class__"} & set(named))
+        ):
+            found.append(f"{path.name}:{node.lineno}")
+    return found
+
+
+def test_the_code_that_is_read_is_the_code_that_runs():
+    """What a class computes otherwise is chosen by an attribute of its own, not put into the object from outside."""
+    files = [path for path in package_files() if room_of(path) not in SWAPS_CLASSES]
+    assert not [place for path in files for place in swaps(path)]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "model.forward = partial(fast, model)",
+        "self.encoder.__class__ = Fast",
+        "a, module.__class__ = 1, Fast",
+        "module.forward: Callable = fast",
+        "setattr(module, 'forward', fast)",
+        "call = types.MethodType(fast, module)",
+        "call = MethodType(fast, module)",
+    ],
+)
+def test_what_puts_other_code_into_an_object_is_seen(tmp_path, code):
+    (tmp_path / "file.py").write_text(f"x = module.forward\n{code}\n")
+    assert swaps(tmp_path / "file.py") == ["file.py:2"]
 
 
 def test_every_package_file_has_a_room():

@@ -37,8 +37,8 @@ TINY = {
             "recipe": "mini",
             "overrides": {
                 "epochs": 2,
-                "model.caption_word_epochs": 0,
-                "model.config.caption_word_weight": 0.0,
+                "model.bag_of_words_epochs": 0,
+                "model.config.bag_of_words_weight": 0.0,
                 "optim.frozen_backbone_epochs": [0, 1],
                 "data.heldout_candidates": 4,
             },

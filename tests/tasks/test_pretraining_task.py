@@ -69,7 +69,7 @@ def test_a_training_step_and_the_metrics(data):
     assert torch.isfinite(output.loss)
     logged = {name: getattr(output, name) for name in task.logged}
     assert all(value.numel() == 1 for value in logged.values() if value is not None)
-    assert {name for name, value in logged.items() if value is None} <= {"caption_word_loss"}, "off in this model"
+    assert {name for name, value in logged.items() if value is None} <= {"bag_of_words_loss"}, "off in this model"
     model.train()
     metrics = task.evaluate(model, quick=False)
     assert metrics["num_images"] == 4 and metrics["num_candidates"] == 4

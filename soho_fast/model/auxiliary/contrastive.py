@@ -17,16 +17,12 @@ from transformers import initialization as init
 
 from ..config import SohoConfig
 from ..heads import LossSum
-from ..inputs import Texts
-from ..outputs import VisualTokens
-from . import Aid
+from ..inputs import check_text_length
 
 
-class ContrastiveHead(Aid):
+class ContrastiveHead(nn.Module):
     """Projections of an image's and of a text's own hidden states to unit vectors, and the scale of the loss."""
 
-    attribute = "contrastive_head"
-    weight = "contrastive_weight"
     # As in CLIP (Radford et al. 2021, section 2.5): logits are inner products over a temperature that starts at 0.07
     # and never falls below 0.01.
     INITIAL_SCALE = math.log(1 / 0.07)
@@ -40,7 +36,7 @@ class ContrastiveHead(Aid):
         self.log_scale = nn.Parameter(torch.full((1,), self.INITIAL_SCALE))
 
     def reset(self) -> None:
-        """The initial scale."""
+        """The initial scale; its layers have the initial values of their kinds."""
         init.constant_(self.log_scale, self.INITIAL_SCALE)
 
     def image_vectors(self, hidden_BLD: Tensor, valid_BL: Tensor) -> Tensor:
@@ -53,21 +49,22 @@ class ContrastiveHead(Aid):
         """(T, E) of length 1, from [CLS]."""
         return F.normalize(self.text_projection(hidden_TSD[:, 0]).float(), dim=-1)
 
-    def losses(self, model: "ContrastiveVectors", visual: VisualTokens, captions: Texts) -> dict[str, LossSum]:
-        """Cross-entropies of each text choosing its image and of each image choosing its texts, halved.
+    def loss(self, image_BE: Tensor, text_TE: Tensor, own_image_T: Tensor) -> LossSum:
+        """Cross-entropies of each text choosing its image and of each image choosing its texts, halved; and how many.
 
         An image with several texts is asked for any of them; one without is not asked.
+
+        Args:
+            image_BE, text_TE: vectors of images and texts.
+            own_image_T: int64, the image that each text describes.
         """
-        image_BE = model.image_vectors(model.embed_images(visual), visual.valid)
-        text_TE = model.text_vectors(captions.input_ids, captions.attention_mask)
-        own_image_T = captions.image_index
         logits_BT = self.log_scale.clamp(max=self.LARGEST_SCALE).exp() * (image_BE @ text_TE.T)
         of_texts = F.cross_entropy(logits_BT.T, own_image_T, reduction="sum")
         right_BT = torch.arange(len(image_BE), device=own_image_T.device).unsqueeze(1) == own_image_T
         asked_B = right_BT.any(1)
         right_B = logits_BT.masked_fill(~right_BT, float("-inf")).logsumexp(1)
         of_images = torch.where(asked_B, logits_BT.logsumexp(1) - right_B, 0.0).sum()
-        return {"contrastive_loss": ((of_texts + of_images) / 2, (asked_B.sum() + len(text_TE)) / 2)}
+        return (of_texts + of_images) / 2, (asked_B.sum() + len(text_TE)) / 2
 
 
 class ContrastiveVectors:
@@ -80,17 +77,20 @@ class ContrastiveVectors:
             ValueError: the model has no contrastive head.
         """
         valid_BL = torch.ones_like(visual_BLD[..., 0], dtype=torch.bool) if valid_BL is None else valid_BL
-        return self.required_contrastive_head().image_vectors(self.soho.transform(visual_BLD, valid_BL), valid_BL)
+        hidden_BLD = self.soho.transformer.encode(self.soho, visual_BLD, valid_BL)
+        return self.required_contrastive_head().image_vectors(hidden_BLD, valid_BL)
 
     def text_vectors(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(T, E) of length 1: texts alone.
 
         Raises:
-            ValueError: the model has no contrastive head.
+            ValueError: the model has no contrastive head, or texts have no token, or more than positions.
         """
+        check_text_length(input_ids, self.config.max_position_embeddings)
         words_TSD = self.soho.text_embeddings(input_ids=input_ids)
         mask_TS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self.required_contrastive_head().text_vectors(self.soho.transform(words_TSD, mask_TS.bool()))
+        hidden_TSD = self.soho.transformer.encode(self.soho, words_TSD, mask_TS.bool())
+        return self.required_contrastive_head().text_vectors(hidden_TSD)
 
     def required_contrastive_head(self) -> ContrastiveHead:
         """The contrastive head. Raises ValueError: the model has none."""

@@ -1,7 +1,4 @@
-"""Speed on a GPU, put on a model from outside: `speed_up_on_gpu`.
-
-The model is written as the paper says and knows nothing of this file; see `cpu/` for the other device.
-"""
+"""Speed on a GPU: `speed_up_on_gpu` chooses it for a model; see `cpu/` for the other device."""
 
 from typing import TypeVar
 
@@ -10,27 +7,24 @@ from torch import Tensor
 
 from ..backbones import Masks
 from ..base import SohoPreTrainedModel
-from ..official.visual_encoder import OfficialVisualEncoder
-from ..visual_encoder import VisualEncoder
+from ..visual_encoder import CnnBackend, VisualEncoder
 
 __all__ = ["speed_up_on_gpu"]
 
 Model = TypeVar("Model", bound=SohoPreTrainedModel)
 
 
-class ChannelsLastVisualEncoder(VisualEncoder):
-    """`VisualEncoder` whose CNN runs with the channels last, the layout that a GPU's matrix units read.
+class GpuCnn(CnnBackend):
+    """The CNN with the channels last, the layout that a GPU's matrix units read.
 
     Otherwise cuDNN turns the features of each convolution in half precision round and back.
     """
 
-    def run_backbone(self, x: Tensor, masks: Masks) -> Tensor:
-        """As `VisualEncoder.run_backbone`."""
-        return super().run_backbone(x.contiguous(memory_format=torch.channels_last), masks)
+    name = "gpu"
 
-
-class ChannelsLastOfficialVisualEncoder(ChannelsLastVisualEncoder, OfficialVisualEncoder):
-    """`OfficialVisualEncoder` with the channels last."""
+    def run(self, encoder: VisualEncoder, x: Tensor, masks: Masks) -> Tensor:
+        """As `CnnBackend.run`."""
+        return encoder.run_backbone(x.contiguous(memory_format=torch.channels_last), masks)
 
 
 def speed_up_on_gpu(model: Model) -> Model:
@@ -44,7 +38,6 @@ def speed_up_on_gpu(model: Model) -> Model:
     Returns:
         The same object.
     """
-    encoder = model.base().visual_encoder
-    official = isinstance(encoder, OfficialVisualEncoder)
-    encoder.__class__ = ChannelsLastOfficialVisualEncoder if official else ChannelsLastVisualEncoder
+    if model.prepared is None:
+        model.base().visual_encoder.cnn = GpuCnn()
     return model

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertEncoder, BertLayer
 
+from ..inputs import check_text_length
 from ..outputs import VisualTokens
 
 
@@ -46,7 +47,7 @@ def encode_pairs(
 
 
 class PairMatching:
-    """How well texts fit images, for models with a `SohoModel` (`soho`) and a `MatchingHead` (`itm_head`)."""
+    """How well texts fit images, for models with a `SohoModel` (`soho`) and an `ItmHead` (`itm_head`)."""
 
     def embed_images(self, visual: VisualTokens) -> Tensor:
         """Visual tokens as the Transformer reads them, (B, L, D); those that are not valid are to be left out."""
@@ -61,9 +62,13 @@ class PairMatching:
             visual_ILD: what `embed_images` gave of images with the same number of tokens.
             input_ids_TS: int64, texts of one length.
             text_index_P, image_index_P: int64, the text and the image of each pair.
+
+        Raises:
+            ValueError: texts have no token, or more than the model has positions.
         """
+        check_text_length(input_ids_TS, self.config.max_position_embeddings)
         words_TSD = self.soho.text_embeddings(input_ids=input_ids_TS)
-        first_PD = encode_pairs(self.soho.encoder, words_TSD, visual_ILD, text_index_P, image_index_P)
+        first_PD = self.soho.transformer.encode_pairs(self.soho, words_TSD, visual_ILD, text_index_P, image_index_P)
         logits_P2 = self.itm_head(first_PD.to(self.itm_head.classifier.weight.dtype))
         return logits_P2[:, 1] - logits_P2[:, 0]
 

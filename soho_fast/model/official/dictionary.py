@@ -25,6 +25,8 @@ class OfficialDictionary(VisualDictionary):
         As in `VisualDictionary`; total (K,): members of all updates, which nothing reads.
     """
 
+    moves_in_forward = True
+
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
         self.register_buffer("total", torch.zeros(self.num_codes, dtype=torch.float32))
@@ -35,12 +37,6 @@ class OfficialDictionary(VisualDictionary):
         for name in ("cluster_size", "cluster_sum", "total"):
             if hasattr(self, name):
                 init.zeros_(getattr(self, name))
-
-    def begin_step(self) -> None:
-        """Nothing: forwards do not wait for the end of a step."""
-
-    def end_step(self, *, applied: bool) -> None:
-        """Nothing: the codes have moved, `applied` or not."""
 
     def forward(
         self,
@@ -71,6 +67,6 @@ class OfficialDictionary(VisualDictionary):
         counts_K = torch.zeros_like(counts_K).index_add_(0, index_BL.flatten(), (usable_BL * num_texts_B1).flatten())
         return counts_K, sums_KC
 
-    def move(self, counts_K: Tensor, sums_KC: Tensor) -> None:
-        super().move(counts_K, sums_KC)
+    def _count(self, counts_K: Tensor) -> None:
+        super()._count(counts_K)
         self.total.add_(counts_K)

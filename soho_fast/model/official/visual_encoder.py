@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..backbones import Masks, Step
 from ..config import SohoConfig
+from ..inputs import check_pixels
 from ..normalization import BatchNorm2d
 from ..visual_encoder import VisualEncoder
 
@@ -49,7 +50,7 @@ class OfficialVisualEncoder(VisualEncoder):
         Raises:
             ValueError: an image is smaller than a cell, or the mask's shape is another.
         """
-        self.check_pixels(pixel_values_B3HW, pixel_mask_BHW)
+        check_pixels(pixel_values_B3HW, pixel_mask_BHW)
         B, _, H, W = pixel_values_B3HW.shape
         if pixel_mask_BHW is None:
             height_B, width_B = (torch.full((B,), side, device=pixel_values_B3HW.device) for side in (H, W))

@@ -15,28 +15,17 @@ from .products import product_dtype, recurring
 _PART = 1 << 20
 
 
-class FastTokenHead(TokenHead):
-    """`TokenHead`, faster on a CPU.
-
-    Attributes:
-        words: where a forward finds the table that stands in for the classifier's weight, for the time of a call of the
-            model; `None` outside.
-    """
-
-    words: "SharedTable | None" = None
-
-    def forward(self, hidden_MD: Tensor) -> Tensor:
-        """As `TokenHead.forward`."""
-        M = hidden_MD.shape[0]
-        hidden_RD = self.transform(F.pad(hidden_MD, (0, 0, 0, recurring(M, hidden_MD) - M)))
-        shared_VD = None if self.words is None else self.words.table_VD
-        table_VD = self.decoder.weight if shared_VD is None else shared_VD
-        dtype = product_dtype(table_VD)
-        if table_VD.device.type == "cpu" and dtype != table_VD.dtype and table_VD.numel() > _PART:
-            return _ClassifyByParts.apply(hidden_RD, table_VD, self.decoder.bias, dtype)[:M]
-        if shared_VD is None:
-            return self.decoder(hidden_RD)[:M]
-        return F.linear(hidden_RD, shared_VD, self.decoder.bias)[:M]
+def classify_on_cpu(head: TokenHead, hidden_MD: Tensor, table_VD: Tensor | None = None) -> Tensor:
+    """`heads.classify`, faster on a CPU."""
+    M = hidden_MD.shape[0]
+    hidden_RD = head.transform(F.pad(hidden_MD, (0, 0, 0, recurring(M, hidden_MD) - M)))
+    weight_VD = head.decoder.weight if table_VD is None else table_VD
+    dtype = product_dtype(weight_VD)
+    if weight_VD.device.type == "cpu" and dtype != weight_VD.dtype and weight_VD.numel() > _PART:
+        return _ClassifyByParts.apply(hidden_RD, weight_VD, head.decoder.bias, dtype)[:M]
+    if table_VD is None:
+        return head.decoder(hidden_RD)[:M]
+    return F.linear(hidden_RD, table_VD, head.decoder.bias)[:M]
 
 
 class _ClassifyByParts(torch.autograd.Function):
@@ -74,12 +63,6 @@ def _parts(weight_VD: Tensor) -> list[slice]:
     V, D = weight_VD.shape
     rows = max(1, _PART // D)
     return [slice(begin, min(begin + rows, V)) for begin in range(0, V, rows)]
-
-
-class SharedTable:
-    """The word table of one call of the model, handed from who looks words up to who classifies words."""
-
-    table_VD: Tensor | None = None
 
 
 class SharedWords(torch.autograd.Function):

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ...backbones import Masks, conv_norm
 from ...normalization import BatchNorm2d
-from ...official.visual_encoder import OfficialVisualEncoder
-from ...visual_encoder import VisualEncoder
+from ...visual_encoder import CnnBackend, VisualEncoder
 from .products import product_dtype
 
 
@@ -64,52 +63,53 @@ def folded_conv_norm(conv: nn.Conv2d, norm: BatchNorm2d, x: Tensor, mask: Tensor
     return x if mask is None else x.mul_(mask)
 
 
-class FastVisualEncoder(VisualEncoder):
-    """`VisualEncoder`, faster on a CPU."""
+class CpuCnn(CnnBackend):
+    """The CNN on a CPU."""
 
+    name = "cpu"
     conv_norm = staticmethod(folded_conv_norm)
 
-    def backbone_output(
-        self, pixel_values_B3HW: Tensor, pixel_mask_BHW: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `VisualEncoder.backbone_output`."""
-        fits = pixel_mask_BHW is not None and pixel_mask_BHW.shape == pixel_values_B3HW[:, 0].shape
-        return super().backbone_output(pixel_values_B3HW, _padding_alone(pixel_mask_BHW) if fits else pixel_mask_BHW)
+    def run(self, encoder: VisualEncoder, x: Tensor, masks: Masks) -> Tensor:
+        """As `CnnBackend.run`."""
+        return encoder.run_backbone(_laid_out(encoder, x), masks)
 
-    def run_backbone(self, x: Tensor, masks: Masks) -> Tensor:
-        """As `VisualEncoder.run_backbone`."""
-        return super().run_backbone(self._laid_out(x), masks)
+    def project(self, encoder: VisualEncoder, x_BChw: Tensor) -> Tensor:
+        """As `CnnBackend.project`."""
+        return encoder.projection(_laid_out(encoder, x_BChw))
 
-    def tokens(self, x_BChw: Tensor, mask_Bhw: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `VisualEncoder.tokens`."""
-        return super().tokens(self._laid_out(x_BChw), _padding_alone(mask_Bhw))
-
-    def _laid_out(self, x: Tensor) -> Tensor:
-        if isinstance(self.backbone, torchvision.models.MobileNetV2) or product_dtype(x) == torch.bfloat16:
-            # Depthwise convolutions run about twice as fast with the channels last, on a CPU too; a ResNet in bfloat16
-            # a little faster, in float32 slower.
-            return x.contiguous(memory_format=torch.channels_last)
-        return x
+    def padding(self, mask: Tensor | None) -> Tensor | None:
+        """As `CnnBackend.padding`."""
+        # Whether all is real is a question to the device; only a CPU has the answer at hand.
+        return None if mask is not None and mask.device.type == "cpu" and bool(mask.all()) else mask
 
 
-class FastOfficialVisualEncoder(FastVisualEncoder, OfficialVisualEncoder):
-    """`OfficialVisualEncoder`, faster on a CPU."""
-
-
-def _padding_alone(mask: Tensor | None) -> Tensor | None:
-    """The mask, or none where nothing is padded."""
-    # Whether all is real is a question to the device; only a CPU has the answer at hand.
-    return None if mask is not None and mask.device.type == "cpu" and bool(mask.all()) else mask
+def _laid_out(encoder: VisualEncoder, x: Tensor) -> Tensor:
+    if isinstance(encoder.backbone, torchvision.models.MobileNetV2) or product_dtype(x) == torch.bfloat16:
+        # Depthwise convolutions run about twice as fast with the channels last, on a CPU too; a ResNet in bfloat16
+        # a little faster, in float32 slower.
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 def speed_up_convolutions(encoder: VisualEncoder) -> None:
-    """Exchanges classes alone, in place: weights and their names stay."""
-    official = isinstance(encoder, OfficialVisualEncoder)
-    encoder.__class__ = FastOfficialVisualEncoder if official else FastVisualEncoder
-    encoder.projection.__class__ = PointwiseConv2d
+    """Puts `CpuCnn` on an encoder, and convolutions of other forms in the place of its own, with the same weights."""
+    encoder.cnn = CpuCnn()
+    parents = [encoder]
     if isinstance(encoder.backbone, torchvision.models.MobileNetV2):
-        for module in encoder.backbone.modules():
-            if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-                module.__class__ = PointwiseConv2d
-            elif isinstance(module, nn.Conv2d) and module.groups > 1 and module.stride == (2, 2):
-                module.__class__ = StridedDepthwiseConv2d
+        parents += encoder.backbone.modules()
+    for parent in parents:
+        for name, conv in list(parent.named_children()):
+            if type(conv) is not nn.Conv2d:
+                continue
+            if conv.kernel_size == (1, 1):
+                setattr(parent, name, _with_weights_of(conv, PointwiseConv2d))
+            elif conv.groups > 1 and conv.stride == (2, 2):
+                setattr(parent, name, _with_weights_of(conv, StridedDepthwiseConv2d))
+
+
+def _with_weights_of(conv: nn.Conv2d, kind: type[nn.Conv2d]) -> nn.Conv2d:
+    form = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None)
+    # No values are drawn there: those of a run's start depend on the seed alone.
+    made = kind(conv.in_channels, conv.out_channels, *form, device="meta").train(conv.training)
+    made.weight, made.bias = conv.weight, conv.bias
+    return made

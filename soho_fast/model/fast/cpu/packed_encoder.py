@@ -11,8 +11,7 @@ visual tokens), U the same with the tokens of each image once, M tokens that are
 pair, H heads of E channels, D = H*E, R = P*H or the rows of a table.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +19,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ...inputs import Texts
-from ...outputs import SohoModelOutput, VisualTokens
-from ...soho import SohoModel
-from .classifier import SharedTable, SharedWords
+from ...outputs import VisualTokens
+from ...transformer import Reads, TransformerBackend, TransformerParts
+from .classifier import SharedWords
 from .products import product_dtype, recurring
 
 
-def can_pack(soho: SohoModel, **kwargs) -> bool:
+def can_pack(soho: TransformerParts, **kwargs: Any) -> bool:
     """Whether this call may run packed: a forward on a CPU from which only the last states are wanted.
 
     Activation checkpointing, hooks (states or attentions asked for, ZeRO stage 3) and a compiled encoder take the
@@ -35,7 +34,7 @@ def can_pack(soho: SohoModel, **kwargs) -> bool:
     encoder, config = soho.encoder, soho.config
     return (
         next(encoder.parameters()).device.type == "cpu"
-        and all(value is None or value is False for name, value in kwargs.items() if name != "return_dict")
+        and all(value is None or value is False for value in kwargs.values())
         and not (config.output_hidden_states or config.output_attentions)
         and not any(layer.gradient_checkpointing for layer in encoder.layer)
         and not (soho.encoder_compiled or torch.compiler.is_compiling())
@@ -129,50 +128,33 @@ def _probability(dropout: nn.Dropout) -> float:
     return dropout.p if dropout.training else 0.0
 
 
-@dataclass
-class Reads:
-    """Whose last hidden states a model reads: [CLS] of all pairs, and of these more.
+class PackedTransformer(TransformerBackend):
+    """The Transformer without padding, for callers who say what they read; where it can't be, BERT's layers."""
 
-    Args:
-        words_PS: bool, words; `None`: none.
-        masked_P: bool, pairs of which the masked visual tokens are read; `None`: none.
-        table: gets the word table, for a classifier that is tied to it (see `SharedWords`).
-    """
+    name = "packed"
 
-    words_PS: Tensor | None = None
-    masked_P: Tensor | None = None
-    table: SharedTable | None = None
-
-
-def packed_forward(
-    soho: SohoModel,
-    visual: VisualTokens,
-    texts: Texts,
-    mask_uniform: Tensor | None = None,
-    mask_pairs: Tensor | None = None,
-    *,
-    reads: Reads | None = None,
-    **kwargs,
-) -> SohoModelOutput:
-    """`SohoModel.forward` for a caller who says what is read: all other last hidden states may be zero then."""
-    if reads is None or not can_pack(soho, **kwargs):
-        return type(soho).forward(soho, visual, texts, mask_uniform, mask_pairs, **kwargs)
-    real_PT = soho.real_places(visual, texts)
-    read, texts, mvm_labels_PL = soho.mask(visual, texts, mask_uniform, mask_pairs)
-    read_PS = torch.zeros_like(texts.input_ids, dtype=torch.bool) if reads.words_PS is None else reads.words_PS.clone()
-    read_PS[:, 0] = True
-    read_PL = texts.of_images(torch.zeros_like(read.valid))
-    if reads.masked_P is not None and mvm_labels_PL is not None:
-        read_PL = (mvm_labels_PL != -100) & reads.masked_P.unsqueeze(1)
-    return SohoModelOutput(
-        last_hidden_state=packed_encode(
-            soho, read.tokens, read.position, texts, real_PT, torch.cat([read_PS, read_PL], dim=1), reads.table
-        ),
-        text_length=read_PS.shape[1],
-        index=visual.index,
-        valid=visual.valid,
-        mvm_labels=mvm_labels_PL,
-    )
+    def __call__(
+        self,
+        soho: TransformerParts,
+        visual: VisualTokens,
+        texts: Texts,
+        real_PT: Tensor,
+        mvm_labels_PL: Tensor | None,
+        reads: Reads | None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """As `TransformerBackend.__call__`."""
+        if reads is None or not can_pack(soho, **kwargs):
+            return super().__call__(soho, visual, texts, real_PT, mvm_labels_PL, reads, **kwargs)
+        words_PS = reads.words_PS
+        read_PS = torch.zeros_like(texts.input_ids, dtype=torch.bool) if words_PS is None else words_PS.clone()
+        read_PS[:, 0] = True
+        read_PL = texts.of_images(torch.zeros_like(visual.valid))
+        if reads.masked_P is not None and mvm_labels_PL is not None:
+            read_PL = (mvm_labels_PL != -100) & reads.masked_P.unsqueeze(1)
+        read_PT = torch.cat([read_PS, read_PL], dim=1)
+        hidden_PTD, reads.word_table = packed_encode(soho, visual, texts, real_PT, read_PT)
+        return hidden_PTD
 
 
 class _PackedRows(NamedTuple):
@@ -235,26 +217,20 @@ def _packed_rows(real_PT: Tensor, read_PT: Tensor, num_words: int, like: Tensor)
 
 
 def packed_encode(
-    soho: SohoModel,
-    visual_BLD: Tensor,
-    position_BLD: Tensor,
-    texts: Texts,
-    real_PT: Tensor,
-    read_PT: Tensor,
-    shared: SharedTable | None = None,
-) -> Tensor:
+    soho: TransformerParts, visual: VisualTokens, texts: Texts, real_PT: Tensor, read_PT: Tensor
+) -> tuple[Tensor, Tensor]:
     """What embeddings and encoder make of words and visual tokens, at the places that are read.
 
     Args:
         soho: for which `can_pack` holds.
-        visual_BLD, position_BLD: visual tokens and position of each image.
+        visual: the images.
         texts: words, and the image of each pair.
         real_PT: bool, False at padding; places are words, then visual tokens.
         read_PT: bool, True where the last hidden state is wanted.
-        shared: gets the word table.
 
     Returns:
-        hidden (P, T, D), zero where nothing is read (where row counts are rounded, some more places hold their states).
+        hidden (P, T, D), zero where nothing is read (where row counts are rounded, some more places hold their states);
+        and the word table for whoever else uses it, see `SharedWords`.
     """
     encoder, text_embeddings, visual_embeddings = soho.encoder, soho.text_embeddings, soho.visual_embeddings
     input_ids_PS = texts.input_ids
@@ -266,15 +242,13 @@ def packed_encode(
     words_D, table_VD = SharedWords.apply(
         words.weight, input_ids_PS[rows.pair_words, rows.place_words], words.padding_idx
     )
-    if shared is not None:
-        shared.table_VD = table_VD
     words_D = text_embeddings(inputs_embeds=words_D[None], position_ids=rows.place_words[None])[0]
     # Dropout draws for each pair by itself, after which the pairs of an image have no visual tokens in common.
     dropout = _probability(visual_embeddings.dropout)
     if dropout:
-        visual_BLD = visual_embeddings.LayerNorm(visual_BLD + position_BLD.to(visual_BLD.dtype))
+        visual_BLD = visual_embeddings.LayerNorm(visual.tokens + visual.position.to(visual.tokens.dtype))
     else:
-        visual_BLD = visual_embeddings(visual_BLD, position_BLD)
+        visual_BLD = visual_embeddings(visual.tokens, visual.position)
     # Under autocast too the states between the products are of their type: LayerNorm computes in float32 inside.
     words_D, visual_BLD = words_D.to(product_dtype(weight)), visual_BLD.to(product_dtype(weight))
     B, L, _ = visual_BLD.shape
@@ -314,4 +288,4 @@ def packed_encode(
     hidden_RD = hidden_ND.new_zeros(num_pairs * rows.num_places, hidden_ND.shape[1]).index_copy(
         0, rows.read_M, hidden_ND
     )
-    return hidden_RD.view(num_pairs, rows.num_places, -1)[:, :T]
+    return hidden_RD.view(num_pairs, rows.num_places, -1)[:, :T], table_VD

@@ -11,18 +11,23 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.models.bert.modeling_bert import BertEncoder
 
 from ...base import SohoPreTrainedModel
-from ...official.visual_encoder import OfficialVisualEncoder
-from ...soho import SohoModel
+from ...heads import TokenHead, classify
+from ...inputs import Texts, refuse_gradient
+from ...outputs import VisualTokens
+from ...transformer import Reads, TransformerParts
+from ...visual_encoder import VisualEncoder
 from ..cpu import speed_up_on_cpu
+from ..cpu.packed_encoder import PackedTransformer
 from ..gpu import speed_up_on_gpu
-from .dictionary import prepare_dictionary
+from .dictionary import PackedCodes
 from .int8 import to_int8
-from .layers import FusedConv2d, FusedLinear, refuse_gradient
-from .visual_encoder import FusedBackbone, PreparedOfficialVisualEncoder, PreparedVisualEncoder
+from .layers import FusedConv2d, FusedLinear, counted
+from .visual_encoder import FusedBackbone, PreparedCnn
 
-__all__ = ["PRECISIONS", "prepare", "prepared_type"]
+__all__ = ["PRECISIONS", "prepare_for_inference", "prepared_type"]
 
 Model = TypeVar("Model", bound=SohoPreTrainedModel)
 
@@ -57,10 +62,38 @@ def prepared_type(precision: str, device: torch.device) -> str:
     return precision
 
 
-def prepare(
-    model: Model, precision: str, compile: bool, calibration: Iterable[Mapping[str, Any]] | None = None
+def prepare_for_inference(
+    model: Model,
+    precision: str = "auto",
+    *,
+    compile: bool = False,
+    calibration: Iterable[Mapping[str, Any]] | None = None,
 ) -> Model:
-    """See `SohoPreTrainedModel.prepare_for_inference`."""
+    """Makes the model answer faster, in place and for good: it can't be trained, cast or saved any more.
+
+    BatchNorm becomes a part of the convolutions, weights get the type and the layout that is computed in, the
+    codebook is packed for lookups. The model is called as before, with inputs and results in float32; the
+    dictionary's lookup stays exact for the features that it gets. It may be copied, and moved to a device of the
+    same kind. What is packed of weights that are written to later is packed anew. A second call like the first changes
+    nothing.
+
+    Args:
+        model: any of the models; it is a method of theirs.
+        precision: of the CNN and the Transformer: "float32"; "bf16", where the processor or the GPU has
+            instructions for it; "fp16" on a GPU; or "auto": bf16 if it is there, else float32.
+            "int8" on a CPU with VNNI: convolutions and linear layers in eight bits, the rest as in "auto".
+        compile: let torch.compile compile CNN and Transformer at their first call, which then takes minutes.
+        calibration: for "int8", batches of images and texts as the model is called with, by which the range of each
+            layer's input is chosen; some dozens of images do. From batches without texts the CNN alone becomes
+            int8.
+
+    Returns:
+        The same object, in evaluation mode.
+
+    Raises:
+        ValueError: a precision that is unknown or that the device lacks, calibration without "int8" or the
+            other way round, or the model is prepared otherwise.
+    """
     precision = prepared_type(precision, model.device)
     if (precision == "int8") != (calibration is not None):
         raise ValueError(
@@ -84,19 +117,22 @@ def prepare(
     dtype = torch.float32 if precision == "int8" else PRECISIONS[precision]
     # A compiler lays out the weights itself.
     pack = not compile and torch.backends.mkldnn.is_available()
-    _prepare_visual_encoder(base, partial(FusedConv2d, dtype=dtype, pack=pack), dtype)
-    _prepare_encoder(base, partial(FusedLinear, dtype=dtype, pack=pack), dtype)
-    if base.visual_dictionary is not None:
-        prepare_dictionary(base.visual_dictionary)
-    base.transform = partial(_transform, base)
-    base.forward = partial(_float32_states, base, base.forward)
-    model.forward = partial(_by_itself, base, model.forward)
+    _prepare_visual_encoder(base.visual_encoder, partial(FusedConv2d, dtype=dtype, pack=pack), dtype)
+    _prepare_encoder(base.encoder, partial(FusedLinear, dtype=dtype, pack=pack))
+    if base.device.type != "cpu":
+        # On a CPU LayerNorm takes states of one type and weights of another, and computes in float32 either way.
+        base.encoder.to(dtype)
+    dictionary = base.visual_dictionary
+    if dictionary is not None:
+        dictionary.codebook, dictionary.pack = counted(dictionary.codebook), PackedCodes()
+    base.transformer = PreparedTransformer()
+    _keep_heads_float32(model, base.encoder)
     # Where the calibration fails it stays what it is by then.
     base.prepared = model.prepared = wanted if calibration is None else {**wanted, "precision": "float32"}
     if calibration is not None:
         dtype = PRECISIONS[prepared_type("auto", model.device)]
-        to_int8(base, calibration, partial(_compute, model), dtype)
-        base.visual_encoder.features_type = dtype
+        to_int8(base.visual_encoder.backbone, base.encoder, calibration, partial(_compute, model), dtype)
+        base.visual_encoder.cnn = PreparedCnn(dtype)
         base.prepared = model.prepared = wanted
     if compile:
         base.visual_encoder.backbone.compile(dynamic=True)
@@ -117,50 +153,83 @@ def _said(prepared: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in prepared.items())
 
 
-def _prepare_visual_encoder(base: SohoModel, fuse: Callable[..., FusedConv2d], dtype: torch.dtype) -> None:
-    encoder = base.visual_encoder
+def _prepare_visual_encoder(encoder: VisualEncoder, fuse: Callable[..., FusedConv2d], dtype: torch.dtype) -> None:
     encoder.backbone = FusedBackbone(encoder.backbone, fuse)
     # Features are float32 from here to the dictionary: a code that is nearest by little stays so.
     encoder.projection = fuse(encoder.projection, None, dtype=torch.float32)
-    encoder.features_type = dtype
-    official = isinstance(encoder, OfficialVisualEncoder)
-    encoder.__class__ = PreparedOfficialVisualEncoder if official else PreparedVisualEncoder
+    encoder.cnn = PreparedCnn(dtype)
 
 
-def _prepare_encoder(base: SohoModel, fuse: Callable[..., FusedLinear], dtype: torch.dtype) -> None:
+def _prepare_encoder(encoder: BertEncoder, fuse: Callable[..., FusedLinear]) -> None:
     """BERT's layers in place: constant weights, GELU with the product before it."""
-    for layer in base.encoder.layer:
+    is_gelu = encoder.config.hidden_act == "gelu"
+    for layer in encoder.layer:
         attention, intermediate = layer.attention.self, layer.intermediate
         for name in ("query", "key", "value"):
             setattr(attention, name, fuse(getattr(attention, name)))
         layer.attention.output.dense = fuse(layer.attention.output.dense)
         layer.output.dense = fuse(layer.output.dense)
-        is_gelu = base.config.hidden_act == "gelu"
         intermediate.dense = fuse(intermediate.dense, "gelu" if is_gelu else None)
         if is_gelu:
             intermediate.intermediate_act_fn = nn.Identity()
-        if base.device.type != "cpu":
-            # On a CPU LayerNorm takes states of one type and weights of another, and computes in float32 either way.
-            layer.to(dtype)
 
 
-def _transform(base: SohoModel, states_PTD: Tensor, real_PT: Tensor, **kwargs: Any) -> Tensor:
-    """As `SohoModel.transform`; float32 in and out."""
-    dtype = base.encoder.layer[-1].attention.self.query.weight.dtype
-    return type(base).transform(base, states_PTD.to(dtype), real_PT, **kwargs).float()
+def _keep_heads_float32(model: SohoPreTrainedModel, encoder: BertEncoder) -> None:
+    """All linear layers but the encoder's in their own type, under autocast too."""
+    for parent in set(model.modules()) - set(encoder.modules()):
+        if isinstance(parent, TokenHead):
+            parent.classify = classify
+        for name, linear in list(parent.named_children()):
+            if type(linear) is nn.Linear:
+                setattr(parent, name, Float32Linear(linear))
 
 
-def _float32_states(base: SohoModel, forward: Callable, *args: Any, **kwargs: Any) -> Any:
-    """The base model's forward with float32 states for the heads."""
-    outputs = forward(*args, **kwargs)
-    if isinstance(outputs, tuple):
-        return (outputs[0].float(), *outputs[1:])
-    outputs.last_hidden_state = outputs.last_hidden_state.float()
-    return outputs
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in its own type under autocast too."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As `nn.Linear`."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
 
 
-def _by_itself(base: SohoModel, forward: Callable, *args: Any, **kwargs: Any) -> Any:
-    """A forward in its own types, also under autocast, which makes no graph and refuses inputs that ask for one."""
-    refuse_gradient(*args, *kwargs.values())
-    with torch.no_grad(), torch.autocast(base.device.type, enabled=False):
-        return forward(*args, **kwargs)
+class PreparedTransformer(PackedTransformer):
+    """The Transformer with constant weights, in their type; float32 goes in and comes out."""
+
+    name = "prepared"
+
+    def __call__(
+        self,
+        soho: TransformerParts,
+        visual: VisualTokens,
+        texts: Texts,
+        real_PT: Tensor,
+        mvm_labels_PL: Tensor | None,
+        reads: Reads | None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """As `PackedTransformer.__call__`; ValueError: a gradient is asked for."""
+        refuse_gradient(visual.tokens)
+        with torch.autocast(real_PT.device.type, enabled=False):
+            hidden_PTD = super().__call__(soho, visual, texts, real_PT, mvm_labels_PL, reads, **kwargs)
+        if reads is not None:
+            reads.word_table = None  # It serves gradients alone.
+        return hidden_PTD.float()
+
+    def encode(self, soho: TransformerParts, states_PTD: Tensor, real_PT: Tensor, **kwargs: Any) -> Tensor:
+        """As `TransformerBackend.encode`; ValueError: a gradient is asked for."""
+        refuse_gradient(states_PTD)
+        dtype = soho.encoder.layer[-1].attention.self.query.weight.dtype
+        with torch.autocast(real_PT.device.type, enabled=False):
+            return super().encode(soho, states_PTD.to(dtype), real_PT, **kwargs).float()
+
+    def encode_pairs(self, soho: TransformerParts, words_NSD: Tensor, visual_ILD: Tensor, *index_P: Tensor) -> Tensor:
+        """As `TransformerBackend.encode_pairs`; ValueError: a gradient is asked for."""
+        refuse_gradient(visual_ILD)
+        with torch.autocast(visual_ILD.device.type, enabled=False):
+            return super().encode_pairs(soho, words_NSD, visual_ILD, *index_P)

@@ -1,45 +1,15 @@
-"""The visual dictionary with its codebook packed for lookups."""
+"""The codebook of a prepared model, packed for lookups."""
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from soho_fast import ops
 
-from ...visual_dictionary import VisualDictionary
+from .layers import Layout
 
 
-class PreparedDictionary(VisualDictionary):
-    """`VisualDictionary` whose codes stand still: the lookup's own form of them is made once."""
+class PackedCodes(Layout):
+    """The lookup's own form of a codebook, made anew once that has changed."""
 
-    def forward(
-        self,
-        feat_BLC: Tensor,
-        valid_BL: Tensor,
-        sample_key_B: Tensor | None = None,
-        num_texts_B: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """As `VisualDictionary.forward` in evaluation mode."""
-        if feat_BLC.shape[-1] != self.num_channels:
-            raise ValueError(f"feat_BLC: expected {self.num_channels} channels, got shape {tuple(feat_BLC.shape)}")
-        if self.packed is None:
-            self.packed = ops.prepare_codebook(self.codebook)
-        with torch.autocast(feat_BLC.device.type, enabled=False):
-            index_BL = ops.codebook_lookup(feat_BLC, self.packed)
-            embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
-        return embed_BLC, index_BL.masked_fill(~valid_BL, -1)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        self.packed = None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "packed": None}
-
-
-def prepare_dictionary(dictionary: VisualDictionary) -> None:
-    """In place."""
-    dictionary.packed = None
-    dictionary.__class__ = PreparedDictionary
+    def __call__(self, codebook_KC: Tensor) -> ops.PreparedCodebook:
+        """What to look up in, in the codebook's place."""
+        return self.get(ops.prepare_codebook, codebook_KC)

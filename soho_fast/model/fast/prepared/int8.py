@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.models.bert.modeling_bert import BertEncoder
 
-from ...soho import SohoModel
-from .layers import POST_OPS, Constant, FusedConv2d, FusedLinear
+from .layers import POST_OPS, Constant, FusedConv2d, FusedLinear, counted
+from .visual_encoder import FusedBackbone
 
 # Values of a layer that are looked at of each batch, evenly spaced; and the shares of the largest at which features may
 # be cut off, of which the one with the least squared error is taken.
@@ -85,14 +86,17 @@ class Int8Conv2d(Constant):
     def __init__(self, conv: FusedConv2d, read: Scale, made: Scale, added: Scale | None = None) -> None:
         weight_OIHW, scale_O = _int8_weight(conv.weight)
         super().__init__(weight_OIHW, conv.bias, conv.activation, True)
-        self.register_buffer("scale_O", scale_O)
+        self.register_buffer("scale_O", counted(scale_O))
         self.register_buffer("zero_point_O", torch.zeros_like(scale_O, dtype=torch.int64))
         self.read, self.made, self.added = read, made, added
         self.form = (conv.stride, conv.padding, conv.dilation, conv.groups)
         self.kernel_size, self.stride = conv.kernel_size, conv.stride
 
-    def make_packed(self, size: torch.Size | None) -> Tensor:
-        return torch.ops.onednn.qconv_prepack(self.weight, self.scale_O, *self.read, *self.form, size)
+    def packed_of(self) -> tuple[Tensor, ...]:
+        return self.weight, self.scale_O
+
+    def make_packed(self, size: torch.Size | None, weight_OIHW: Tensor, scale_O: Tensor) -> Tensor:
+        return torch.ops.onednn.qconv_prepack(weight_OIHW, scale_O, *self.read, *self.form, size)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         """As `FusedConv2d.forward`, in uint8."""
@@ -120,12 +124,12 @@ class Int8Linear(Constant):
     def __init__(self, linear: FusedLinear, read: Scale, dtype: torch.dtype) -> None:
         weight_OI, scale_O = _int8_weight(linear.weight)
         super().__init__(weight_OI, linear.bias, linear.activation, True)
-        self.register_buffer("scale_O", scale_O)
+        self.register_buffer("scale_O", counted(scale_O))
         self.register_buffer("zero_point_O", torch.zeros_like(scale_O, dtype=torch.int64))
         self.read, self.dtype = read, dtype
 
-    def make_packed(self, size: torch.Size | None) -> Tensor:
-        return torch.ops.onednn.qlinear_prepack(self.weight, None)
+    def make_packed(self, size: torch.Size | None, weight_OI: Tensor) -> Tensor:
+        return torch.ops.onednn.qlinear_prepack(weight_OI, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., I) to (.., O)."""
@@ -150,12 +154,16 @@ class Boundary(nn.Module):
 
 
 def to_int8(
-    base: SohoModel, calibration: Iterable[Mapping[str, Any]], run: Callable[..., Any], dtype: torch.dtype
+    backbone: FusedBackbone,
+    encoder: BertEncoder,
+    calibration: Iterable[Mapping[str, Any]],
+    run: Callable[..., Any],
+    dtype: torch.dtype,
 ) -> None:
     """Exchanges the layers of a model that is prepared in float32, in place.
 
     Args:
-        base: the model.
+        backbone, encoder: the model's.
         calibration: batches that `run` takes.
         run: has the model, or its visual encoder alone, compute a batch.
         dtype: of what stays in floating point: the stem of the CNN, whose input is not uint8; the 1x1 convolution after
@@ -165,7 +173,6 @@ def to_int8(
     Raises:
         ValueError: there is no batch.
     """
-    backbone, encoder = base.visual_encoder.backbone, base.encoder
     seen: dict[nn.Module, Seen] = {}
     with ExitStack() as hooks:
         for layer in backbone.modules():

@@ -4,6 +4,7 @@ B images, C channels (I in, O out), H x W pixels of a feature map; x is always (
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,13 +25,42 @@ def _activated(x: Tensor, activation: str | None) -> Tensor:
     return x if activation is None else _ACTIVATIONS[activation](x)
 
 
-def refuse_gradient(*values: Any) -> None:
-    """Raises ValueError: one of these is a tensor whose gradient would be asked for."""
-    if torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values):
-        raise ValueError(
-            "this model was prepared for inference and gives no gradients; expected inputs that require none, or the "
-            "model as it was loaded"
-        )
+class Layout:
+    """What is made of tensors, kept as long as they are the same and nobody has written to them.
+
+    Not noticed are writes past torch's version counter: through `.data`, or by numpy.
+    """
+
+    _of: tuple[Tensor, ...] = ()
+    _key: tuple = ()
+    _made: Any = None
+
+    def get(self, make: Callable[..., Any], *tensors: Tensor, about: Any = None) -> Any:
+        """`make(*tensors)`, where `about` stands for all else that it depends on."""
+        key = (about, *((tensor._version, tensor.data_ptr()) for tensor in tensors))
+        # Memory that was freed may have been given to another tensor, hence the tensors themselves.
+        if self._key != key or any(one is not other for one, other in zip(self._of, tensors, strict=True)):
+            self._made, self._of, self._key = make(*tensors), tensors, key
+        return self._made
+
+    def __getstate__(self) -> None:
+        """Nothing: it is of this machine, and a copy, in another process too, makes its own."""
+
+
+def counted(tensor: Tensor) -> Tensor:
+    """A constant whose versions torch counts, which it does not for tensors that `torch.inference_mode` made."""
+    tensor = tensor.detach()
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()
+
+
+def _refuse_to_load(layer: nn.Module, *_: Any) -> None:
+    raise ValueError(
+        f"load_state_dict: {type(layer).__name__} is a layer of a model that was prepared for inference; expected "
+        "weights to be loaded before"
+    )
 
 
 class Constant(nn.Module):
@@ -38,7 +68,8 @@ class Constant(nn.Module):
 
     torch lays a weight out anew at each call otherwise. On an AMD Zen 5, one thread, the 1 x 1 convolutions of
     ResNet-101 took twice as long in float32 so, those in bfloat16 5 % longer; the linear layers of BERT-base 2.3 times
-    (float32, where torch takes MKL's product) and 1.1 times.
+    (float32, where torch takes MKL's product) and 1.1 times. It refuses to load a state: the model's has other names
+    and types.
 
     Attributes:
         weight, bias: in the type that is computed in; the bias may be `None`.
@@ -49,11 +80,11 @@ class Constant(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str | None, pack: bool) -> None:
         super().__init__()
-        self.register_buffer("weight", weight.detach())
-        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.register_buffer("weight", counted(weight))
+        self.register_buffer("bias", None if bias is None else counted(bias))
         self.activation, self.pack = activation, pack
-        self._packed: Tensor | None = None
-        self._packed_for: torch.Size | None = None
+        self._layout = Layout()
+        self.register_load_state_dict_pre_hook(_refuse_to_load)
 
     def packed(self, size: torch.Size | None = None) -> Tensor | None:
         """The weight as oneDNN keeps it; `None` where torch's own operator is to be called.
@@ -64,26 +95,19 @@ class Constant(nn.Module):
         """
         if not self.pack or self.weight.device.type != "cpu" or torch.compiler.is_compiling():
             return None
-        if self._packed is None or self._packed_for != size:
-            self._packed, self._packed_for = self.make_packed(size), size
-        return self._packed
+        return self._layout.get(partial(self.make_packed, size), *self.packed_of(), about=size)
 
-    def make_packed(self, size: torch.Size | None) -> Tensor:
-        """The weight in the layout of oneDNN's kernel for features of this size."""
+    def packed_of(self) -> tuple[Tensor, ...]:
+        """What the layout is made of."""
+        return (self.weight,)
+
+    def make_packed(self, size: torch.Size | None, *tensors: Tensor) -> Tensor:
+        """`packed_of()` in the layout of oneDNN's kernel for features of this size."""
         raise NotImplementedError
 
     def cast(self, dtype: torch.dtype) -> None:
         """Takes another type, in place."""
         self.weight, self.bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
-        self._packed = None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        self._packed = None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The layout is of this machine: a copy, in another process too, makes its own.
-        return {**super().__getstate__(), "_packed": None}
 
 
 class FusedConv2d(Constant):
@@ -115,9 +139,9 @@ class FusedConv2d(Constant):
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.kernel_size = conv.kernel_size
 
-    def make_packed(self, size: torch.Size | None) -> Tensor:
+    def make_packed(self, size: torch.Size | None, weight_OIHW: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_convolution_weight(
-            self.weight, self.padding, self.stride, self.dilation, self.groups, size
+            weight_OIHW, self.padding, self.stride, self.dilation, self.groups, size
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None, added: Tensor | None = None) -> Tensor:
@@ -157,8 +181,8 @@ class FusedLinear(Constant):
         bias_O = None if linear.bias is None else linear.bias.to(dtype)
         super().__init__(linear.weight.to(dtype), bias_O, activation, pack)
 
-    def make_packed(self, size: torch.Size | None) -> Tensor:
-        return torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
+    def make_packed(self, size: torch.Size | None, weight_OI: Tensor) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(weight_OI, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., I) to (.., O), of the weight's type."""

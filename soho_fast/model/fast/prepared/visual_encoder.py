@@ -13,9 +13,10 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import Conv2dNormActivation
 
 from ...backbones import Masks
-from ...official.visual_encoder import OfficialVisualEncoder
-from ..cpu.convolutions import FastVisualEncoder
-from .layers import FusedConv2d, refuse_gradient
+from ...inputs import refuse_gradient
+from ...visual_encoder import VisualEncoder
+from ..cpu.convolutions import CpuCnn
+from .layers import FusedConv2d
 
 Fuse = Callable[..., FusedConv2d]
 Exchange = Callable[..., tuple[nn.Module, Any]]
@@ -129,27 +130,29 @@ class FusedBackbone(nn.Sequential):
         return x
 
 
-class PreparedVisualEncoder(FastVisualEncoder):
-    """`VisualEncoder` whose `backbone` is a `FusedBackbone`; its projection, and so what comes out, is float32.
+class PreparedCnn(CpuCnn):
+    """The CNN of an encoder whose `backbone` is a `FusedBackbone`; its projection, and so what comes out, is float32.
 
-    Attributes:
-        features_type: the type of the backbone's weights and features.
+    Args:
+        dtype: of the backbone's weights and features.
     """
 
-    features_type: torch.dtype
+    name = "prepared"
 
-    def run_backbone(self, x: Tensor, masks: Masks) -> Tensor:
-        """As `VisualEncoder.run_backbone`; ValueError: a gradient is asked for."""
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def run(self, encoder: VisualEncoder, x: Tensor, masks: Masks) -> Tensor:
+        """As `CnnBackend.run`; ValueError: a gradient is asked for."""
         refuse_gradient(x)
-        x = x.to(self.features_type, memory_format=torch.channels_last)
-        masks = {stride: mask.to(self.features_type) for stride, mask in masks.items()}
-        # The caller's pixels are not written to.
-        return self.backbone(x * masks.pop(1) if masks else x, masks)
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        masks = {stride: mask.to(self.dtype) for stride, mask in masks.items()}
+        with torch.autocast(x.device.type, enabled=False):
+            # The caller's pixels are not written to.
+            return encoder.backbone(x * masks.pop(1) if masks else x, masks)
 
-    def tokens(self, x_BChw: Tensor, mask_Bhw: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `VisualEncoder.tokens`."""
-        return super().tokens(x_BChw.to(self.projection.weight.dtype, memory_format=torch.channels_last), mask_Bhw)
-
-
-class PreparedOfficialVisualEncoder(PreparedVisualEncoder, OfficialVisualEncoder):
-    """`OfficialVisualEncoder` likewise."""
+    def project(self, encoder: VisualEncoder, x_BChw: Tensor) -> Tensor:
+        """As `CnnBackend.project`; ValueError: a gradient is asked for."""
+        refuse_gradient(x_BChw)
+        with torch.autocast(x_BChw.device.type, enabled=False):
+            return encoder.projection(x_BChw.to(encoder.projection.weight.dtype, memory_format=torch.channels_last))
