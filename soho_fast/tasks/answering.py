@@ -198,7 +198,8 @@ class AnsweringTask(FineTuningTask):
         )
         assert max_images or len(row_E) == len(records)
         records = [records[row] for row in row_E]
-        labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        config: Any = model.config  # by transformers' types there might be no labels
+        labels = [config.id2label[number] for number in range(config.num_labels)]
         answers = [labels[label] for label in label_E]
         metrics = {}
         if self.is_answered(records):

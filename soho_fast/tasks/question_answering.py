@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from soho_fast.data.readers.json_lines import read_json_lines_questions
 from soho_fast.data.readers.questions import VqaRecord, read_easy_vqa, read_vqa
@@ -103,8 +104,10 @@ class QuestionAnsweringTask(AnsweringTask):
         scores_A = torch.zeros(len(self.answers))
         for rows in targets.split(_ROWS_AT_A_TIME):
             scores_A += self.target_keywords(rows)["answer_scores"].sum(0)
+        last = model.head[-1]
+        assert isinstance(last, nn.Linear)
         with torch.no_grad():
-            model.head[-1].bias.copy_(torch.logit(scores_A / len(targets), eps=_SMALLEST_PRIOR))
+            last.bias.copy_(torch.logit(scores_A / len(targets), eps=_SMALLEST_PRIOR))
         return model
 
     def is_answered(self, records: Sequence[VqaRecord]) -> bool:

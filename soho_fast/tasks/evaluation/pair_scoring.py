@@ -81,7 +81,6 @@ class PairScorer:
         """The tokens that the Transformer reads of each image, without padding, float16 (L, D)."""
         with self.computing():
             embedded_BLD = self.model.embed_images(visual).half()
-        assert visual.valid is not None  # of every encoded image
         return [tokens_LD[valid_L] for tokens_LD, valid_L in zip(embedded_BLD, visual.valid, strict=True)]
 
     @torch.no_grad()
