@@ -371,12 +371,11 @@ class ReducedPanel {
 };
 
 template <class Kernel>
-LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes& screened, const ReducedCodes& reduced,
-                            int64_t begin, int64_t end) {
+LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
   DefaultFloatEnvironment environment;
   LookupCounts counts;
   const ExactCopies copies(args, 1);
-  const Reduction work{args, screened, reduced, copies};
+  const Reduction work{args, screened, *screened.reduced, copies};
   const auto panel = std::make_unique<ReducedPanel<Kernel>>(work);
   int64_t skipped = 0, most_rows = kTrialTiles * Kernel::kRows;
   for (int64_t i = begin; i < end;) {
