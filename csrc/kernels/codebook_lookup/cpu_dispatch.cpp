@@ -82,17 +82,21 @@ const FewRows* few_rows_of(CpuLevel level, Metric metric, int64_t topk) {
   }
 }
 
+LookupPlan plan_of(CpuLevel level, const CodebookLookupArgs& args, const void* packed) {
+  const bool has_directions = args.num_directions > 0 || (packed != nullptr && packed_directions(packed) > 0);
+  const bool may_reduce = has_directions && args.num_rows >= kFewestReducedRows && args.topk == 1;
+  const ReducedPass* reduced = may_reduce ? reduced_pass_of(level, args.num_channels, args.metric) : nullptr;
+  const FewRows* few = few_rows_of(level, args.metric, args.topk);
+  return make_plan(passes_of(level, args.metric), reduced, few, args.num_rows, args.num_channels, packed != nullptr);
+}
+
 LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, const void* packed,
                              const ParallelFor& parallel_for) {
   std::fill(args.index, args.index + args.num_rows, kUndecided);
-  const std::vector<LookupPass> passes = passes_of(level, args.metric);
-  if (packed != nullptr && !packed_codebook_fits(packed, passes.front().format, args.num_codes, args.num_channels))
-    packed = nullptr;
-  const ReducedPass* reduced = args.topk == 1 ? reduced_pass_of(level, args.num_channels, args.metric) : nullptr;
-  const FewRows* few = few_rows_of(level, args.metric, args.topk);
-  PackedCodebook codebook(args.codebook, args.num_codes, args.num_channels, packed);
-  return run_plan(make_plan(passes, reduced, few, args.num_rows, args.num_channels, packed != nullptr), args, codebook,
-                  parallel_for);
+  const ScreeningFormat format = passes_of(level, args.metric).front().format;
+  if (packed != nullptr && !packed_codebook_fits(packed, format, args.num_codes, args.num_channels)) packed = nullptr;
+  PackedCodebook codebook(args, packed);
+  return run_plan(plan_of(level, args, packed), args, codebook, parallel_for);
 }
 
 CpuLevel lookup_level(int64_t num_channels) {
@@ -105,8 +109,8 @@ CpuLevel lookup_level(int64_t num_channels) {
 size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels, int64_t num_directions,
                              Metric metric) {
   const size_t bytes = packed_codebook_bytes(passes_of(level, metric).front().format, num_codes, num_channels);
-  const ReducedPass* reduced = reduced_pass_of(level, num_channels, metric);
-  if (reduced == nullptr || num_directions == 0) return bytes;
+  const ReducedPass* reduced = num_directions > 0 ? reduced_pass_of(level, num_channels, metric) : nullptr;
+  if (reduced == nullptr) return bytes;
   return bytes + reduced_codes_bytes(*reduced, num_codes, num_channels, num_directions);
 }
 
@@ -114,8 +118,8 @@ void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int
                    int64_t num_directions, void* packed, const ParallelFor& parallel_for, Metric metric) {
   const ScreeningFormat format = passes_of(level, metric).front().format;
   pack_codebook(format, codebook, num_codes, num_channels, packed, parallel_for);
-  const ReducedPass* reduced = reduced_pass_of(level, num_channels, metric);
-  if (reduced == nullptr || num_directions == 0) return;
+  const ReducedPass* reduced = num_directions > 0 ? reduced_pass_of(level, num_channels, metric) : nullptr;
+  if (reduced == nullptr) return;
   set_packed_directions(packed, num_directions);
   void* block = static_cast<char*>(packed) + packed_codebook_bytes(format, num_codes, num_channels);
   const ScreenedCodes screened = screened_codes(packed);

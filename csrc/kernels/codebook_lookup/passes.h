@@ -81,13 +81,16 @@ constexpr int64_t kUndecided = -1;  // position 0, nearest -1
 static inline int64_t undecided_index(const Undecided& row) { return -1 - (row.position << 31 | (row.nearest + 1)); }
 static inline Undecided undecided_at(int64_t index) { return {(-1 - index) >> 31, ((-1 - index) & 0x7fffffff) - 1}; }
 
+// Looks up the rows [begin, end) whose index is below zero; disjoint ranges may run at the same time.
+using RunPass = LookupCounts(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end);
+
 struct LookupPass {
   ScreeningFormat format;
-  // Rows [begin, end) whose index is below zero; disjoint ranges may run at the same time.
-  LookupCounts (*run)(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end);
+  RunPass* run;
 };
 
 std::vector<LookupPass> passes_of(CpuLevel level, Metric metric = Metric::kEuclidean);
+
 struct RowLengths {
   float square;           // |a|^2
   float rounding_square;  // |a - a^|^2 beyond the rounding to float32
@@ -118,21 +121,15 @@ struct ReducedPass;
 // The pass in front of them where there is a basis (reduced.h); null where level or metric have none.
 const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric metric = Metric::kEuclidean);
 
-// Passes, one translation unit per instruction set. compare_all: every distinct code in float64.
-LookupCounts compare_all_scalar(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts compare_all_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts compare_all_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-
 constexpr ScreeningFormat kNothingScreened{ScreeningType::kFloat32, 0, 1};
 constexpr ScreeningFormat kFormatAvx2{ScreeningType::kFloat32, 16, 1};
 constexpr ScreeningFormat kFormatAvx512{ScreeningType::kFloat32, 32, 1};
 constexpr ScreeningFormat kFormatAvx512Bf16{ScreeningType::kBFloat16, 32, 1};
 constexpr ScreeningFormat kFormatAvx512Vnni{ScreeningType::kInt8, 32, 1};
 constexpr ScreeningFormat kFormatAmx{ScreeningType::kBFloat16, 32, 16};
-LookupCounts screen_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts screen_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts screen_avx512_bf16(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts screen_avx512_vnni(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts screen_amx(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+
+// Passes, one translation unit per instruction set. compare_all: every distinct code in float64.
+RunPass screen_avx2, screen_avx512, screen_avx512_bf16, screen_avx512_vnni, screen_amx;
+RunPass compare_all_scalar, compare_all_avx2, compare_all_avx512;
 
 }  // namespace soho

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "kernels/codebook_lookup/packed_codebook.h"
 #include "kernels/codebook_lookup/reduced.h"
@@ -86,9 +87,6 @@ struct Turn {
 
   int64_t num_rows() const { return static_cast<int64_t>(rows.size()); }
   bool as_it_is() const { return planned.reads == PlannedPass::kCodebookAsItIs; }
-  LookupCounts run(const CodebookLookupArgs& of, const ScreenedCodes& codes, int64_t begin, int64_t end) const {
-    return planned.pass.run(of, codes, begin, end);
-  }
 
   // What threads share of the codes: groups or, where none are screened, single ones.
   int64_t num_units() const {
@@ -124,7 +122,7 @@ void find_in_group(const Turn& turn, const ScreenedCodes& group, FewCodes* near)
   for (int64_t row : turn.rows) index[row] = kUndecided;  // where it stands is a position among all codes
   args.index = index.data();
   args.distance = nullptr;
-  turn.run(args, group, 0, args.num_rows);
+  turn.planned.pass.run(args, group, 0, args.num_rows);
   for (int64_t n = 0; n < turn.num_rows(); ++n) {
     const int64_t nearest = index[turn.rows[n]];
     // A distance of 0, which is none, makes float64 compare what all groups have found.
@@ -148,7 +146,7 @@ LookupCounts run_by_codes(const Turn& turn, const ParallelFor& parallel_for) {
     } else if (end - begin < num_units) {
       find_in_group(turn, some_codes(turn.screened, turn.planned.pass.format, begin, end), part.data());
     } else {
-      whole = turn.run(turn.args, turn.screened, 0, turn.args.num_rows);
+      whole = turn.planned.pass.run(turn.args, turn.screened, 0, turn.args.num_rows);
       return;
     }
     const std::lock_guard<std::mutex> lock(merging);
@@ -163,7 +161,7 @@ LookupCounts run_by_rows(const Turn& turn, const ParallelFor& parallel_for) {
   parallel_for(num_rows, rows_per_task(num_rows), [&](int64_t begin, int64_t end) {
     if (begin == end) return;
     const int64_t last = end < num_rows ? turn.rows[end] : turn.args.num_rows;
-    const LookupCounts part = turn.run(turn.args, turn.screened, turn.rows[begin], last);
+    const LookupCounts part = turn.planned.pass.run(turn.args, turn.screened, turn.rows[begin], last);
     reduced += part.reduced;
     compared += part.compared;
     undecided += part.undecided;
@@ -178,7 +176,7 @@ LookupPlan make_plan(const std::vector<LookupPass>& passes, const ReducedPass* r
   LookupPlan plan{num_rows, {}, reduced, few};
   plan.passes.reserve(passes.size() + 2);
   const int64_t most_few = most_few_rows(num_channels);
-  size_t turn_of_few = !is_packed && num_rows <= most_few ? 0 : 1;
+  const size_t turn_of_few = !is_packed && num_rows <= most_few ? 0 : 1;
   for (size_t p = 0; p < passes.size(); ++p) {
     const LookupPass& pass = passes[p];
     // Float32 codes, which come after the first pass, take longer to pack.
@@ -229,8 +227,8 @@ LookupCounts run_plan(const LookupPlan& plan, const CodebookLookupArgs& args, Pa
     const LookupCounts counts = by_codes ? run_by_codes(turn, parallel_for) : run_by_rows(turn, parallel_for);
     total.reduced += counts.reduced;
     total.compared += counts.compared;
-    if (planned.reads == PlannedPass::kPackedCodebook && is_first) total.undecided = counts.undecided;
-    is_first &= planned.reads != PlannedPass::kPackedCodebook;
+    if (planned.reads == PlannedPass::kPackedCodebook && std::exchange(is_first, false))
+      total.undecided = counts.undecided;
     if (counts.undecided == 0) break;
     rows = undecided_rows(args);
   }

@@ -38,16 +38,18 @@ struct LookupPlan {
 LookupPlan make_plan(const std::vector<LookupPass>& passes, const ReducedPass* reduced, const FewRows* few,
                      int64_t num_rows, int64_t num_channels, bool is_packed);
 
+// That of a level for args.num_rows rows; `packed` is null, or the codebook packed for the level's first pass.
+LookupPlan plan_of(CpuLevel level, const CodebookLookupArgs& args, const void* packed);
+
 // One codebook, packed for a pass when that asks for it. Threads may share it.
 class PackedCodebook {
  public:
   // `packed` is null, or the codebook packed for the first pass, perhaps with directions behind it.
-  PackedCodebook(const float* codebook, int64_t num_codes, int64_t num_channels, const void* packed)
-      : codebook_(codebook), num_codes_(num_codes), num_channels_(num_channels), packed_(packed) {}
+  PackedCodebook(const CodebookLookupArgs& args, const void* packed)
+      : codebook_(args.codebook), num_codes_(args.num_codes), num_channels_(args.num_channels), packed_(packed) {}
 
   ScreenedCodes screened(const ScreeningFormat& format, const ParallelFor& parallel_for);
   const void* packed() const { return packed_; }
-  const float* code(int64_t j) const { return codebook_ + j * num_channels_; }
 
  private:
   const float* const codebook_;

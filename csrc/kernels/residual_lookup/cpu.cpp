@@ -19,17 +19,31 @@ constexpr int64_t kMostRows = 4096;
 
 void in_this_thread(int64_t total, int64_t, const std::function<void(int64_t, int64_t)>& body) { body(0, total); }
 
-// How a level is looked up. Its codebook is packed for the first pass at once, unless that may take no turn.
-struct Level {
-  Level(const LookupPlan& level_plan, const ResidualLookupArgs& args, int64_t l, const void* packed,
-        const ParallelFor& parallel_for)
-      : plan(level_plan), codebook(args.codebooks + l * args.level_stride, args.num_codes, args.num_channels, packed) {
-    const PlannedPass& first = plan.passes.front();
-    if (first.reads != PlannedPass::kCodebookAsItIs) codebook.screened(first.pass.format, parallel_for);
+// One level. Its codebook is packed for the first pass at once, unless few rows are compared with it as it is.
+class Level {
+ public:
+  Level(CpuLevel cpu_level, const CodebookLookupArgs& all_rows, const void* packed, const ParallelFor& parallel_for)
+      : args_(all_rows), plan_(plan_of(cpu_level, all_rows, packed)), codebook_(all_rows, packed) {
+    const PlannedPass& first = plan_.passes.front();
+    if (first.reads != PlannedPass::kCodebookAsItIs) codebook_.screened(first.pass.format, parallel_for);
   }
 
-  const LookupPlan plan;
-  PackedCodebook codebook;
+  const float* code(int64_t j) const { return args_.codebook + j * args_.num_channels; }
+
+  // Some of the rows; threads may do so at the same time.
+  void look_up(const float* rows, int64_t num_rows, int64_t* index, const ParallelFor& parallel_for) {
+    CodebookLookupArgs args = args_;
+    args.features = rows;
+    args.num_rows = num_rows;
+    args.index = index;
+    std::fill(index, index + num_rows, kUndecided);
+    run_plan(plan_, args, codebook_, parallel_for);
+  }
+
+ private:
+  const CodebookLookupArgs args_;
+  const LookupPlan plan_;
+  PackedCodebook codebook_;
 };
 
 class Quantiser {
@@ -37,14 +51,18 @@ class Quantiser {
   Quantiser(CpuLevel cpu_level, const ResidualLookupArgs& args, const void* packed, int64_t packed_bytes,
             const ParallelFor& parallel_for)
       : args_(args) {
+    CodebookLookupArgs all_rows{};
+    all_rows.features_type = Element::kFloat32;
+    all_rows.row_stride = all_rows.num_channels = args.num_channels;
+    all_rows.num_rows = args.num_rows;
+    all_rows.num_codes = args.num_codes;
     const int64_t num_codebooks = args.level_stride == 0 ? 1 : args.num_levels;
     for (int64_t l = 0; l < num_codebooks; ++l) {
+      all_rows.codebook = args.codebooks + l * args.level_stride;
       const void* block = packed == nullptr ? nullptr : static_cast<const char*>(packed) + l * packed_bytes;
       const bool fits = block != nullptr && packed_codebook_is(cpu_level, args.num_codes, args.num_channels,
                                                                Metric::kEuclidean, block, packed_bytes);
-      const LookupPlan plan = make_plan(passes_of(cpu_level), reduced_pass_of(cpu_level, args.num_channels),
-                                        few_rows_of(cpu_level), args.num_rows, args.num_channels, fits);
-      levels_.emplace_back(plan, args, l, fits ? block : nullptr, parallel_for);
+      levels_.emplace_back(cpu_level, all_rows, fits ? block : nullptr, parallel_for);
     }
     const int64_t row_bytes = std::max<int64_t>(1, args.num_channels * static_cast<int64_t>(sizeof(float)));
     block_rows_ = std::clamp(kBlockBytes / row_bytes, kLeastRows, kMostRows);
@@ -69,29 +87,16 @@ class Quantiser {
       std::fill(quantized, quantized + num_rows * num_channels, 0.0f);
       for (int64_t l = 0; l < args_.num_levels; ++l) {
         Level& level = levels_[args_.level_stride == 0 ? 0 : l];
-        look_up(level, residual, num_rows, index.data(), parallel_for);
+        level.look_up(residual, num_rows, index.data(), parallel_for);
         for (int64_t r = 0; r < num_rows; ++r) {
           args_.index[(first + r) * args_.num_levels + l] = index[r];
-          move(level.codebook.code(index[r]), residual + r * num_channels, quantized + r * num_channels);
+          move(level.code(index[r]), residual + r * num_channels, quantized + r * num_channels);
         }
       }
     }
   }
 
  private:
-  void look_up(Level& level, const float* rows, int64_t num_rows, int64_t* index, const ParallelFor& parallel_for) {
-    CodebookLookupArgs args{};
-    args.features = rows;
-    args.features_type = Element::kFloat32;
-    args.row_stride = args.num_channels = args_.num_channels;
-    args.codebook = level.codebook.code(0);
-    args.num_rows = num_rows;
-    args.num_codes = args_.num_codes;
-    args.index = index;
-    std::fill(index, index + num_rows, kUndecided);
-    run_plan(level.plan, args, level.codebook, parallel_for);
-  }
-
   void move(const float* __restrict code, float* __restrict residual, float* __restrict quantized) const {
     for (int64_t c = 0; c < args_.num_channels; ++c) {
       residual[c] -= code[c];
