@@ -44,37 +44,39 @@ LookupCounts screen_groups(const CodebookLookupArgs& args, const ScreenedCodes& 
   float* highest = static_cast<float*>(highest_memory.data());
   return screen_panels<Kernel>(args, screened, begin, end, kGroupRows, [&](Panel& panel) {
     alignas(64) float best[kGroupRows], scores[Kernel::kCodes];
+    const int64_t num_rows = panel.num_rows, num_padded = panel.num_padded, row_length = panel.row_length;
+    const float* words = panel.words;
     float* threshold = panel.threshold;
     Candidates* lists = panel.lists;
-    for (int64_t r = 0; r < panel.num_rows; ++r) {
+    for (int64_t r = 0; r < num_rows; ++r) {
       lists[r].first = lists[r].count = 0;
       lists[r].has_nearest = false;
     }
     for (int64_t chunk = 0; chunk < screened.num_groups; chunk += most_groups) {
       const int64_t num_groups = screened.num_groups - chunk < most_groups ? screened.num_groups - chunk : most_groups;
       for (int64_t g = 0; g < num_groups; ++g) {
-        for (int64_t r = 0; r < panel.num_padded; r += kRows)
-          Kernel::highest(panel.row(r), panel.row_length, screened, chunk + g, highest + g * kGroupRows + r);
+        for (int64_t r = 0; r < num_padded; r += kRows)
+          Kernel::highest(words + r * row_length, row_length, screened, chunk + g, highest + g * kGroupRows + r);
       }
-      for (int64_t r = 0; r < panel.num_padded; ++r) best[r] = -kInfinity;
+      for (int64_t r = 0; r < num_padded; ++r) best[r] = -kInfinity;
       for (int64_t g = 0; g < num_groups; ++g) {
-        for (int64_t r = 0; r < panel.num_padded; ++r) {
+        for (int64_t r = 0; r < num_padded; ++r) {
           const float value = highest[g * kGroupRows + r];
           best[r] = value > best[r] ? value : best[r];
         }
       }
-      for (int64_t r = 0; r < panel.num_rows; ++r) {
+      for (int64_t r = 0; r < num_rows; ++r) {
         if (lists[r].state != kListed || !(best[r] > lists[r].best)) continue;
         lists[r].best = best[r];
         threshold[r] = best[r] - lists[r].window;
       }
       for (int64_t g = 0; g < num_groups; ++g) {
-        for (int64_t first = 0; first < panel.num_padded; first += kFloatLanes) {
+        for (int64_t first = 0; first < num_padded; first += kFloatLanes) {
           uint32_t hits = rows_reaching(highest + g * kGroupRows + first, threshold + first);
           for (; hits != 0; hits &= hits - 1) {
             const int64_t r = first + __builtin_ctz(hits);
-            if (r >= panel.num_rows) break;
-            Kernel::look(panel.row(r), screened, chunk + g, scores);
+            if (r >= num_rows) break;
+            Kernel::look(words + r * row_length, screened, chunk + g, scores);
             Kernel::add(lists[r], threshold[r], scores, static_cast<int32_t>((chunk + g) * Kernel::kCodes));
           }
         }
