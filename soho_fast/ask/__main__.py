@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     # Taken before and after the action and what it is about.
-    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     options.add_argument("--top_k", type=int, help="So many answers, best first.")
     options.add_argument("--json", action="store_true", help="Print JSON.")
     options.add_argument(

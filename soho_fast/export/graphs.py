@@ -57,6 +57,8 @@ class PlainLookup(nn.Module):
 class PlainDictionary(VisualDictionary):
     """`VisualDictionary` in evaluation mode, by `PlainLookup`."""
 
+    lookup: PlainLookup
+
     def forward(
         self,
         feat_BLC: Tensor,

@@ -61,6 +61,11 @@ class VisualDictionary(Float32Buffers):
         `ema_variant="vqvae"` also cluster_size (K,) and cluster_sum (K, C).
     """
 
+    codebook: Tensor
+    usage: Tensor
+    age: Tensor
+    step: Tensor
+
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
         self.config = config

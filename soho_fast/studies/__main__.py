@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before torch loads OpenMP; see train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -25,6 +25,11 @@ with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code
     from soho_fast.common.errors import UserError
     from soho_fast.studies.study import STUDIES, Study, find_study, read_study
+
+if TYPE_CHECKING:
+    from soho_fast.studies.matrix import Run
+    from soho_fast.studies.results import Row
+    from soho_fast.studies.running import Place
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,7 +114,7 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
-def _list(study: Study, runs: list[Any], rows: list[dict[str, Any]], place: Any) -> None:
+def _list(study: Study, runs: list[Run], rows: list[Row], place: Place) -> None:
     from soho_fast.common.tables import Table, print_table
     from soho_fast.studies.results import by_digest
     from soho_fast.studies.running import Estimate, clock, needed
@@ -117,7 +122,7 @@ def _list(study: Study, runs: list[Any], rows: list[dict[str, Any]], place: Any)
     done, left = by_digest(rows), needed(runs, rows, place.folder)
     estimate = Estimate(runs, rows)
     table = Table(f"{study.title}: {len(runs)} runs", ["arm", "stage", "seeds", "done", "a run takes"], [])
-    cells: dict[tuple[str, str, str], list[Any]] = {}
+    cells: dict[tuple[str, str, str], list[tuple[int, Run]]] = {}
     for run in runs:
         for cell in run.cells:
             cells.setdefault((cell.arm, cell.stage, cell.variant), []).append((cell.seed, run))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from soho_fast.common.extras import from_extra
 from soho_fast.studies.matrix import Cell
+from soho_fast.studies.results import Row
 from soho_fast.studies.study import Comparison, Study, pairs_of, split_cell
 
 with from_extra("explore"):
@@ -76,7 +76,7 @@ def unit_of(label: str) -> str:
     return label.rpartition("(")[2].removesuffix(")") if label.endswith(")") else ""
 
 
-def value_of(row: Mapping[str, Any], metric: str) -> float | None:
+def value_of(row: Row, metric: str) -> float | None:
     """A metric of a row, or what the row says of the run itself (`seconds`, `peak_memory_gb`, ...), or of two of them
     the difference, `ONE - OTHER`; None where it is not there."""
     first, minus, second = metric.partition(" - ")
@@ -114,7 +114,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def compare(study: Study, rows: Mapping[Cell, Mapping[str, Any]]) -> list[Difference]:
+def compare(study: Study, rows: Mapping[Cell, Row]) -> list[Difference]:
     """All differences of a study's comparisons, those declared in advance first.
 
     Declared ones are corrected over those of their comparison, all others over all others of the study.
@@ -156,7 +156,7 @@ def _pairs(study: Study, comparison: Comparison, stage: str, variant: str) -> It
                 yield name, Cell(one, seed, stage, variant), Cell(other, seed, stage, variant)
 
 
-def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Mapping[str, Any]]) -> list[Difference]:
+def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Row]) -> list[Difference]:
     declared = [split_cell(cell, "") for cell in comparison.main]
     found = []
     for stage, settings in study.stages.items():
@@ -175,7 +175,7 @@ def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Mapping[str, A
 def _difference(
     study: Study,
     comparison: Comparison,
-    rows: Mapping[Cell, Mapping[str, Any]],
+    rows: Mapping[Cell, Row],
     where: tuple[str, str, str],
     label: str,
     declared: bool,

@@ -7,13 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from soho_fast.common.extras import from_extra
 from soho_fast.common.files import write_atomically
 from soho_fast.studies.comparing import LEVEL, Difference, compare, unit_of, value_of
 from soho_fast.studies.matrix import Cell, Run
-from soho_fast.studies.results import by_digest
+from soho_fast.studies.results import Row, by_digest
 from soho_fast.studies.study import Study
 
 with from_extra("explore"):
@@ -23,9 +22,7 @@ with from_extra("explore"):
 _HIGHER = {"helps": "higher", "hurts": "lower"}
 
 
-def rows_by_cell(
-    name: str, runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]
-) -> tuple[dict[Cell, Mapping[str, Any]], int]:
+def rows_by_cell(name: str, runs: Sequence[Run], rows: Sequence[Row]) -> tuple[dict[Cell, Row], int]:
     """The row of each cell of the matrix, and how many of them were made by other settings than the study has now.
 
     Rows of a study's file as it was before are taken of a stage and variant that has none of today's: what was measured
@@ -34,7 +31,7 @@ def rows_by_cell(
     found, old = by_digest(rows), 0
     today = {(cell.stage, cell.variant) for run in runs if run.digest in found for cell in run.cells}
     last = {(row["arm"], row["seed"], row["stage"], row["variant"]): row for row in rows if row["study"] == name}
-    cells: dict[Cell, Mapping[str, Any]] = {}
+    cells: dict[Cell, Row] = {}
     for run in runs:
         for cell in run.cells:
             row = found.get(run.digest)
@@ -46,9 +43,7 @@ def rows_by_cell(
     return cells, old
 
 
-def write_report(
-    folder: Path, name: str, study: Study, runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]
-) -> list[Path]:
+def write_report(folder: Path, name: str, study: Study, runs: Sequence[Run], rows: Sequence[Row]) -> list[Path]:
     """Write `report.md`, `report.png` (the differences) and `differences.jsonl` into a folder; returns their paths."""
     cells, old = rows_by_cell(name, runs, rows)
     differences = compare(study, cells)
@@ -67,7 +62,7 @@ def page(
     name: str,
     study: Study,
     runs: Sequence[Run],
-    cells: Mapping[Cell, Mapping[str, Any]],
+    cells: Mapping[Cell, Row],
     old: int,
     differences: Sequence[Difference],
     picture: str = "",
@@ -178,7 +173,7 @@ def _table(differences: Sequence[Difference]) -> list[str]:
     return lines
 
 
-def _values(study: Study, cells: Mapping[Cell, Mapping[str, Any]]) -> list[str]:
+def _values(study: Study, cells: Mapping[Cell, Row]) -> list[str]:
     """Each metric's mean and standard deviation over seeds, of each arm."""
     arms = [arm for arm in study.arms if any(cell.arm == arm for cell in cells)]
     lines = [f"| metric | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
