@@ -52,7 +52,7 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, An
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of each run; shares the cores if not.")
     parser.add_argument("--launcher", default="", help="Words before the training command: 'deepspeed --num_gpus 8'.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="These seeds alone.")
-    parser.add_argument("--arms", nargs="+", default=[], help="These arms alone.")
+    parser.add_argument("--conditions", nargs="+", default=[], help="These conditions alone.")
     parser.add_argument("--stages", nargs="+", default=[], help="These stages alone, and those they start from.")
     parser.add_argument("--list", action="store_true", help="Say what there is to do and how long it takes.")
     parser.add_argument("--report", action="store_true", help="Make no run, but the report of the rows there are.")
@@ -88,7 +88,7 @@ def _run(arguments: list[str]) -> int:
     options, fields = _options(arguments)
     path = find_study(options.study)
     study = read_study(path)
-    # A mistake is told before torch and DeepSpeed are loaded.
+    # A mistake is reported before torch and DeepSpeed are loaded.
     from soho_fast.studies.matrix import chosen, runs_of
     from soho_fast.studies.running import Place, Runner, build_corpora
 
@@ -97,7 +97,7 @@ def _run(arguments: list[str]) -> int:
     place = Place(folder, [Path(name) for name in options.results], options.jobs, options.threads, options.launcher)
     rows = place.rows()
     asked = runs
-    for what in ("seed", "arm", "stage"):
+    for what in ("seed", "condition", "stage"):
         if names := getattr(options, f"{what}s"):
             asked = chosen(asked, what, names)
     if options.list:
@@ -121,16 +121,16 @@ def _list(study: Study, runs: list[Run], rows: list[Row], place: Place) -> None:
 
     done, left = by_digest(rows), needed(runs, rows, place.folder)
     estimate = Estimate(runs, rows)
-    table = Table(f"{study.title}: {len(runs)} runs", ["arm", "stage", "seeds", "done", "a run takes"], [])
+    table = Table(f"{study.title}: {len(runs)} runs", ["condition", "stage", "seeds", "done", "a run takes"], [])
     cells: dict[tuple[str, str, str], list[tuple[int, Run]]] = {}
     for run in runs:
         for cell in run.cells:
-            cells.setdefault((cell.arm, cell.stage, cell.variant), []).append((cell.seed, run))
-    for (arm, stage, variant), here in cells.items():
+            cells.setdefault((cell.condition, cell.stage, cell.variant), []).append((cell.seed, run))
+    for (condition, stage, variant), here in cells.items():
         took = estimate.seconds(here[0][1])
         table.rows.append(
             [
-                arm,
+                condition,
                 f"{stage} {variant}".strip(),
                 " ".join(str(seed) for seed, _ in here),
                 f"{sum(run.digest in done for _, run in here)} of {len(here)}",

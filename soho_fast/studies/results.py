@@ -15,11 +15,11 @@ from soho_fast.common.errors import UserError
 class RowStart(TypedDict):
     """What is known of a row before its run.
 
-    study, arm, seed, stage, variant: Where it stands in the matrix. digest: Of its settings. recipe: Its name.
+    study, condition, seed, stage, variant: Where it stands in the matrix. digest: Of its settings. recipe: Its name.
     """
 
     study: str
-    arm: str
+    condition: str
     seed: int
     stage: str
     variant: str
@@ -46,7 +46,7 @@ class Row(RowStart):
     versions: NotRequired[dict[str, str]]
 
 
-FIELDS = ("study", "arm", "seed", "stage", "variant", "digest", "metrics")
+FIELDS = ("study", "condition", "seed", "stage", "variant", "digest", "metrics")
 
 
 def read_rows(paths: Iterable[Path], *, optional: Path | None = None) -> list[Row]:

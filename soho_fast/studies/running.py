@@ -85,9 +85,9 @@ class Estimate:
     def total(self, runs: Sequence[Run], jobs: int) -> str:
         """Of all these, as h:mm:ss."""
         each = [self.seconds(run) for run in runs]
-        told = clock(sum(seconds for seconds in each if seconds is not None) / jobs)
+        known = clock(sum(seconds for seconds in each if seconds is not None) / jobs)
         unknown = sum(seconds is None for seconds in each)
-        return f"{told} and {unknown} runs of unknown length" if unknown else told
+        return f"{known} and {unknown} runs of unknown length" if unknown else known
 
 
 def clock(seconds: float) -> str:
@@ -183,7 +183,7 @@ class Runner:
         job = Job(
             row={
                 "study": self.name,
-                "arm": cell.arm,
+                "condition": cell.condition,
                 "seed": cell.seed,
                 "stage": cell.stage,
                 "variant": cell.variant,
