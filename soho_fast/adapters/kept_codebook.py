@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from soho_fast import ops
 from soho_fast.ops.codebook_lookup import reference
+from soho_fast.ops.codebook_lookup.reference import Metric
 
 
-def nearest_code(features_NC: Tensor, codebook_KC: Tensor, metric: str = "euclidean") -> Tensor:
+def nearest_code(features_NC: Tensor, codebook_KC: Tensor, metric: Metric = "euclidean") -> Tensor:
     """`ops.codebook_lookup`; where one of the two is float64, its plain-torch reference."""
     if torch.float64 in (features_NC.dtype, codebook_KC.dtype):
         number = reference.METRICS.index(metric)
@@ -22,7 +23,7 @@ def nearest_code(features_NC: Tensor, codebook_KC: Tensor, metric: str = "euclid
     return ops.codebook_lookup(features_NC, codebook_KC, metric=metric)
 
 
-def _as_served(vectors: tuple[Tensor, ...], metric: str) -> tuple[tuple[Tensor, ...], str]:
+def _as_served(vectors: tuple[Tensor, ...], metric: Metric) -> tuple[tuple[Tensor, ...], Metric]:
     """What the device's kernels are given. Those of GPUs know distances alone: for a cosine float32 unit vectors."""
     if metric != "cosine" or vectors[0].device.type == "cpu":
         return vectors, metric
@@ -120,7 +121,7 @@ class KeptCodebook:
             self._entry = watch, prepared
         return prepared
 
-    def nearest_code(self, features_NC: Tensor, codebook_KC: Tensor, metric: str) -> Tensor:
+    def nearest_code(self, features_NC: Tensor, codebook_KC: Tensor, metric: Metric) -> Tensor:
         """Index int64 (N,) of the code nearest to each feature, by the one metric of the module.
 
         Args:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from soho_fast.adapters.kept_codebook import KeptCodebook, Made, is_recorded, nearest_code
+from soho_fast.ops.codebook_lookup.reference import Metric
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -52,7 +53,7 @@ class Keeping(Swapped):
         self.forget()  # some optimisers write past the version counter
         return super().train(mode)  # type: ignore[misc]
 
-    def found_nearest(self, features_NC: Tensor, codebook_KC: Tensor, metric: str) -> Tensor:
+    def found_nearest(self, features_NC: Tensor, codebook_KC: Tensor, metric: Metric) -> Tensor:
         """As `KeptCodebook.nearest_code`; nothing is kept while the module trains."""
         if is_recorded(features_NC):
             return nearest_code(features_NC, codebook_KC, metric)
@@ -100,7 +101,7 @@ class Accelerated(Keeping, nn.Module):
 
     codebook_at: ClassVar[str]
     replaces: ClassVar[tuple[str, ...]]
-    metric: ClassVar[str] = "euclidean"
+    metric: ClassVar[Metric] = "euclidean"
 
     def nearest_code(self, features_NC: Tensor, codebook_KC: Tensor) -> Tensor:
         """Index int64 (N,)."""

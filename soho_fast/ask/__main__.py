@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     # Taken before and after the action and what it is about.
-    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     options.add_argument("--top_k", type=int, help="Number of answers to print (default: all).")
     options.add_argument("--json", action="store_true", help="Print JSON.")
     options.add_argument(

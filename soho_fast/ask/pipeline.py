@@ -3,6 +3,9 @@
 L visual tokens of an image, P texts, S tokens of a text; the pixels of an image are uint8 (3, height, width).
 """
 
+# A list is an iterable as well, as a path is: of overloads the first that fits holds, so they may overlap.
+# mypy: disable-error-code="overload-overlap"
+
 from __future__ import annotations
 
 import os
@@ -10,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +24,7 @@ with from_extra("train"):
     from tqdm import tqdm
     from transformers.utils import cached_file
 
+    from soho_fast.ask.questions import Answer, Listed, OneImage, Questions, RaisingErrors, ReturningErrors
     from soho_fast.common.hub import loading_options
     from soho_fast.data.images import is_image, load_any
     from soho_fast.data.processor import SohoProcessor
@@ -64,9 +68,6 @@ _TEXTS, _TEXTS_AHEAD = 4, 64
 # A batch of images gets no more padding than this share of what is encoded.
 _MOST_PADDING = 0.2
 
-Answer = list[dict[str, Any]]
-"""What was chosen, and "score"; best first."""
-
 
 @dataclass(frozen=True)
 class Question:
@@ -87,7 +88,7 @@ class LoadedImage:
     given: Any = None
 
 
-class SohoPipeline:
+class SohoPipeline(Questions):
     """A model and its processor, asked one question or many at a time, as transformers' pipelines are.
 
     Which question it takes depends on the model: `answer` (question answering), `rank` (retrieval, also pre-trained
@@ -154,22 +155,24 @@ class SohoPipeline:
         """The question that this model takes, one of `FIELDS`."""
         return _MODELS[type(self.model)][1]
 
-    def answer(self, image: Any, question: Any, top_k: int | None = None, **options: Any) -> Any:
-        """The most likely answers to a question: [{"answer", "score"}]; five of them unless `top_k` is given."""
-        return self._ask("answer", (image, question), top_k, **options)
-
-    def rank(self, image: Any, texts: Any, top_k: int | None = None, **options: Any) -> Any:
-        """Texts by how well they describe an image: [{"text", "score"}]; all of them unless `top_k` is given."""
-        return self._ask("rank", (image, texts), top_k, **options)
-
-    def entails(self, image: Any, text: Any, top_k: int | None = None, **options: Any) -> Any:
-        """Whether an image entails a text, contradicts it, or neither: [{"label", "score"}]."""
-        return self._ask("entails", (image, text), top_k, **options)
-
-    def compare(self, left: Any, right: Any, text: Any, top_k: int | None = None, **options: Any) -> Any:
-        """Whether a statement about two images is true: [{"label", "score"}]."""
-        return self._ask("compare", (left, right, text), top_k, **options)
-
+    @overload
+    def __call__(
+        self, asked: Mapping[str, Any], top_k: int | None = None, **options: Unpack[RaisingErrors]
+    ) -> Answer: ...
+    @overload
+    def __call__(self, asked: Listed, top_k: int | None = None, **options: Unpack[RaisingErrors]) -> list[Answer]: ...
+    @overload
+    def __call__(
+        self, asked: Iterable[Mapping[str, Any]], top_k: int | None = None, **options: Unpack[RaisingErrors]
+    ) -> Iterator[Answer]: ...
+    @overload
+    def __call__(
+        self, asked: Mapping[str, Any], top_k: int | None = None, **options: Unpack[ReturningErrors]
+    ) -> Answer | ValueError: ...
+    @overload
+    def __call__(
+        self, asked: Iterable[Mapping[str, Any]], top_k: int | None = None, **options: Unpack[ReturningErrors]
+    ) -> Iterable[Answer | ValueError]: ...
     def __call__(self, asked: Any, top_k: int | None = None, **options: Any) -> Any:
         """The question of this model by its arguments' names, such as {"image": "a.jpg", "question": "what is it?"}.
 
@@ -186,6 +189,12 @@ class SohoPipeline:
         answers = self._stream(rows, (is_list,) * len(names), top_k, _length(asked), is_one=False, **options)
         return list(answers) if is_list else answers
 
+    @overload
+    def encode(self, images: OneImage, batch_size: int = 8) -> VisualTokens: ...
+    @overload
+    def encode(self, images: Listed, batch_size: int = 8) -> list[VisualTokens]: ...
+    @overload
+    def encode(self, images: Iterable[Any], batch_size: int = 8) -> Iterator[VisualTokens]: ...
     def encode(self, images: Any, batch_size: int = 8) -> Any:
         """Images for many questions: what may stand in the place of an image, and is not encoded again.
 
@@ -334,7 +343,7 @@ class SohoPipeline:
         found: list[Any] = list(images)
         places = [place for place, image in enumerate(images) if not isinstance(image, VisualTokens)]
         pixel_images = [image for image in images if not isinstance(image, VisualTokens)]
-        sizes, most_padding = [tuple(image.shape[-2:]) for image in pixel_images], _MOST_PADDING
+        sizes, most_padding = [(image.shape[-2], image.shape[-1]) for image in pixel_images], _MOST_PADDING
         if self.model.config.visual_encoder == "official":  # whose tokens feel how far their batch is padded
             edge, most_padding = self.processor.image_processor.size_divisor, 0.0
             sizes = [(-(-height // edge) * edge, -(-width // edge) * edge) for height, width in sizes]
@@ -443,7 +452,8 @@ class SohoPipeline:
             raise ValueError("the model's scores are not finite numbers; it or the image can't be used")
         best = scores.topk(min(top_k or _TOP_K.get(self.action, len(names)), len(names)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [{what: names[number], "score": value} for number, value in pairs]
+        answer: Any = [{what: names[number], "score": value} for number, value in pairs]
+        return answer
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[Any, SohoProcessor]:

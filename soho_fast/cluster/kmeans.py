@@ -3,11 +3,13 @@
 Letters: N rows, M rows of a batch, K clusters, C channels.
 """
 
+from __future__ import annotations
+
 import random
 import warnings
 from collections.abc import Iterator
 from numbers import Real
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
 from torch import Tensor
@@ -30,6 +32,11 @@ from soho_fast.cluster.rows import (
 )
 from soho_fast.cluster.seeding import Seeding
 from soho_fast.cluster.statistics import exact_sum, summary_of, weighted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from soho_fast.cluster.rows import Floats, Labels
 
 INITS = ("k-means++", "k-means||", "random")
 _STARTS_OF_RANDOM = 10
@@ -70,6 +77,9 @@ class KMeans(Estimator):
         cluster_centers_: float32 (K, C). labels_: int64 (N,). inertia_: sum of weighted squared distances.
         n_iter_: steps of the start that was kept. n_features_in_: C.
     """
+
+    cluster_centers_: Tensor | Floats
+    labels_: Tensor | Labels
 
     def __init__(
         self,
@@ -114,10 +124,22 @@ class KMeans(Estimator):
         self.inertia_, self.n_iter_, self.n_features_in_ = fitted.inertia, fitted.num_steps, rows.num_channels
         return self
 
+    @overload
+    def fit_predict(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
+    @overload
+    def fit_predict(self, X: np.ndarray, y: None = None, sample_weight: Any = None) -> Labels: ...
+    @overload
+    def fit_predict(self, X: object, y: None = None, sample_weight: Any = None) -> Tensor | Labels: ...
     def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
         """`fit(X)`, then `labels_`."""
         return self.fit(X, sample_weight=sample_weight).labels_
 
+    @overload
+    def predict(self, X: Tensor) -> Tensor: ...
+    @overload
+    def predict(self, X: np.ndarray) -> Labels: ...
+    @overload
+    def predict(self, X: object) -> Tensor | Labels: ...
     def predict(self, X: Any) -> Any:
         """The label of each row, int64 (N,), in the kind of X (which may be batches)."""
         self._check_fitted()
@@ -130,6 +152,12 @@ class KMeans(Estimator):
             found.append(ops.codebook_lookup(features_MC, prepared))
         return give_back(torch.cat(found), as_array)
 
+    @overload
+    def transform(self, X: Tensor) -> Tensor: ...
+    @overload
+    def transform(self, X: np.ndarray) -> Floats: ...
+    @overload
+    def transform(self, X: object) -> Tensor | Floats: ...
     def transform(self, X: Any) -> Any:
         """The distance of each row to each centre, float32 (N, K), from float64 products of what is left of both
         after the centres' mean."""
@@ -145,6 +173,12 @@ class KMeans(Estimator):
             parts.append(squared.clamp_(min=0).sqrt_().float())
         return give_back(torch.cat(parts), is_array)
 
+    @overload
+    def fit_transform(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
+    @overload
+    def fit_transform(self, X: np.ndarray, y: None = None, sample_weight: Any = None) -> Floats: ...
+    @overload
+    def fit_transform(self, X: object, y: None = None, sample_weight: Any = None) -> Tensor | Floats: ...
     def fit_transform(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
         """`fit(X)`, then `transform(X)`."""
         return self.fit(X, sample_weight=sample_weight).transform(X)

@@ -3,8 +3,10 @@
 Letters: N rows, M rows of a batch, K clusters, C channels, L levels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
 from torch import Tensor
@@ -27,6 +29,11 @@ from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Batch, Rows, as_weights, give_back, rows_of
 from soho_fast.cluster.statistics import exact_sum, weighted
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from soho_fast.cluster.rows import Floats, Labels
+
 
 class ResidualKMeans(Estimator):
     """Level l is a `KMeans` of `x - d_1 - ... - d_(l-1)`, subtracted one after another in float32.
@@ -44,6 +51,9 @@ class ResidualKMeans(Estimator):
             weighted squared distances; inertias_: what each level leaves. n_iter_: steps of all levels
         together. n_features_in_: C.
     """
+
+    cluster_centers_: Tensor | Floats
+    labels_: Tensor | Labels
 
     def __init__(
         self,
@@ -98,12 +108,24 @@ class ResidualKMeans(Estimator):
         self.n_features_in_ = rows.num_channels
         return self
 
+    @overload
+    def fit_predict(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
+    @overload
+    def fit_predict(self, X: np.ndarray, y: None = None, sample_weight: Any = None) -> Labels: ...
+    @overload
+    def fit_predict(self, X: object, y: None = None, sample_weight: Any = None) -> Tensor | Labels: ...
     def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
         """`fit(X)`, then `labels_`."""
         return self.fit(X, sample_weight=sample_weight).labels_
 
     fit_transform = fit_predict
 
+    @overload
+    def predict(self, X: Tensor) -> Tensor: ...
+    @overload
+    def predict(self, X: np.ndarray) -> Labels: ...
+    @overload
+    def predict(self, X: object) -> Tensor | Labels: ...
     def predict(self, X: Any) -> Any:
         """The codes of each row, int64 (N, L), in the kind of X (which may be batches)."""
         self._check_fitted()
@@ -118,6 +140,12 @@ class ResidualKMeans(Estimator):
 
     transform = predict
 
+    @overload
+    def inverse_transform(self, codes: Tensor) -> Tensor: ...
+    @overload
+    def inverse_transform(self, codes: np.ndarray) -> Floats: ...
+    @overload
+    def inverse_transform(self, codes: object) -> Tensor | Floats: ...
     def inverse_transform(self, codes: Any) -> Any:
         """The sum of the centres that codes (N, L) name, level by level, float32 (N, C), in the kind of the codes.
 

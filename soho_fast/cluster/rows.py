@@ -7,10 +7,16 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    Labels = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CHECKED = 1 << 20  # elements looked at together

@@ -17,6 +17,7 @@ from soho_fast.explore.sources import digest_of
 
 with from_extra("train"):
     from soho_fast.ask.pipeline import SohoPipeline, usable_tokens
+    from soho_fast.ask.questions import ScoredText
     from soho_fast.model.image_tokens import join_images
     from soho_fast.model.outputs import VisualTokens
 
@@ -56,7 +57,9 @@ class SeeingPipeline(SohoPipeline):
         pixels_3HW = self._pixels(image)
         (visual,) = self._encode([pixels_3HW], 1)
         grid = self._grid(visual, pixels_3HW)
-        return grid["rows"], grid["columns"], self._codes(visual)[0].tolist()
+        index_1L = self._codes(visual)
+        assert index_1L is not None, "asked of a model with a dictionary"
+        return grid["rows"], grid["columns"], index_1L[0].tolist()
 
     def ask(
         self,
@@ -158,7 +161,7 @@ class SeeingPipeline(SohoPipeline):
         return {"rows": rows, "columns": columns, "cells_high": height / edge, "cells_wide": width / edge}
 
 
-def _numbered(answers: Sequence[dict[str, Any]], texts: Sequence[str]) -> list[dict[str, Any]]:
+def _numbered(answers: Sequence[ScoredText], texts: Sequence[str]) -> list[dict[str, Any]]:
     """Answers with their text's place among `texts`; of equal texts each has its own."""
     places: dict[str, list[int]] = {}
     for number, text in enumerate(texts):

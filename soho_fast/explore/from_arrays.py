@@ -81,11 +81,13 @@ def build_from_arrays(
         raise TypeError("features, images: expected arrays or lists, got an iterator; see build_from_batches")
     given = {"features": features, "images": images, "captions": captions, "names": names}
     for name, value in given.items():
-        if value is not None and (isinstance(value, str) or not hasattr(value, "__len__")):
+        if value is None:
+            continue
+        if isinstance(value, str) or not hasattr(value, "__len__"):
             raise TypeError(f"{name}: expected an array or a list, got {type(value).__name__}")
         if name == "features" and not len(value):
             raise ValueError("features: expected at least one image, got none")
-        if value is not None and len(value) != len(features):
+        if len(value) != len(features):
             raise ValueError(f"{name}: expected {len(features)}, one for each of features, got {len(value)}")
     batches = _slices(features, images, captions, names)
     # All of it is looked at before anything is written.

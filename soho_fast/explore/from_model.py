@@ -31,12 +31,13 @@ with from_extra("train"):
     from soho_fast.common.workers import loaded_ahead
     from soho_fast.data.batches.sample import pad_texts
     from soho_fast.data.images import decode_image
-    from soho_fast.data.readers.records import ImageRef, ImageTextRecord, fingerprint
+    from soho_fast.data.readers.records import ImageRef, fingerprint
     from soho_fast.data.text import encode_texts
     from soho_fast.model import SohoForPreTraining
     from soho_fast.tasks.answering import AnsweringTask
     from soho_fast.tasks.base import BaseTask
     from soho_fast.tasks.evaluation.computing import Computing
+    from soho_fast.tasks.fine_tuning import FineTuningTask
     from soho_fast.tasks.pretraining import HELDOUT, PretrainingTask, read_sources
 
 TRAINING = "training"
@@ -95,7 +96,7 @@ class TaskImages:
         found: dict[str, DataImage] = {}
         for name, records in _records(task, splits):
             for record in records:
-                refs = (record.image,) if isinstance(record, ImageTextRecord) else task.images_of(record)
+                refs = task.images_of(record) if isinstance(task, FineTuningTask) else (record.image,)
                 texts = [task.text_of(record)] if isinstance(task, AnsweringTask) else record.captions
                 for ref in refs:
                     image = found.setdefault(str(ref), DataImage(ref, self._number(name or record.source)))
@@ -157,7 +158,7 @@ def _records(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | None
         if split not in known:
             raise UserError(f"split: expected some of {', '.join(known)}, got {split!r}{did_you_mean(split, known)}")
     for split in splits or known:
-        if not isinstance(task, PretrainingTask):
+        if isinstance(task, FineTuningTask):
             yield split, task.records(split)
         elif split == TRAINING:
             for record in read_sources(task.data.sources, "sources", task._say):

@@ -64,8 +64,10 @@ class Source(Protocol):
     title: str
     model: str
     data_sets: list[str]
-    licences: list[dict[str, str]]
     num_images: int | None
+
+    @property
+    def licences(self) -> list[dict[str, str]]: ...
 
     def images(self) -> Iterator[SeenImage]:
         """The images in their order, once. Those that can't be read are told, and left out."""

@@ -99,9 +99,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _model_step(run: Path, folder: Path | None, last_step: int) -> int:
+def _model_step(run: Path | None, folder: Path | None, last_step: int) -> int:
     """The step that the model is of: a best one is older than the last."""
-    if folder is not None and run.name == "best" and run != folder:
+    if run is not None and folder is not None and run.name == "best" and run != folder:
         try:
             return int(json.loads((folder / "metrics.json").read_text())["best"]["step"])
         except (OSError, ValueError, TypeError, KeyError):

@@ -63,6 +63,8 @@ class PlainDictionary(nn.Module):
         self.register_buffer("codebook", codebook_KC)
         self.lookup = PlainLookup(codebook_KC)
 
+    lookup: PlainLookup
+
     def forward(
         self,
         feat_BLC: Tensor,

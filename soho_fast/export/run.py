@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
 class Model:
@@ -29,13 +30,13 @@ class Model:
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        self.about = json.loads((folder / "about.json").read_text())
+        self.about: dict[str, Any] = json.loads((folder / "about.json").read_text())
         self._encode, self._read = (
             torch._inductor.aoti_load_package(str(folder / name)) for name in ("encode.pt2", "read.pt2")
         )
 
     @torch.no_grad()
-    def pixels(self, images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def pixels(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Images, uint8 (3, height, width), resized, normalised and padded to a batch: pixel_values, pixel_mask."""
         image = self.about["image"]
         resized = [_resized(_checked_image(each), image) for each in images]
@@ -53,7 +54,7 @@ class Model:
         return pixel_values, pixel_mask
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def encode(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
         """The first stage, once for each image: (visual, valid), and of a model with a dictionary codes."""
         divisor, least = self.about["image"]["size_divisor"], self.about["image"]["least_edge"]
         _check("pixel_values", pixel_values, torch.float32, "(images, 3, height, width)", 4)
@@ -68,13 +69,8 @@ class Model:
 
     @torch.no_grad()
     def read(
-        self,
-        visual: torch.Tensor,
-        valid: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        image_index: torch.Tensor,
-    ) -> torch.Tensor:
+        self, visual: Tensor, valid: Tensor, input_ids: Tensor, attention_mask: Tensor, image_index: Tensor
+    ) -> Tensor:
         """The second stage, for each text: logits float32 (texts, labels).
 
         visual, valid: of the first stage. input_ids, attention_mask: int64 (texts, tokens); 0 in the mask at padding.
@@ -105,17 +101,17 @@ class Model:
             if not 0 <= int(numbers.min()) <= int(numbers.max()) < limit:
                 raise ValueError(f"{name}: expected 0 to {limit - 1}, got {int(numbers.min())} to {int(numbers.max())}")
         found = self._read(*(each.contiguous() for each in (visual, valid, input_ids, attention_mask, image_index)))
-        return found if isinstance(found, torch.Tensor) else found[0]
+        return found if isinstance(found, Tensor) else found[0]
 
     @torch.no_grad()
-    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+    def scores(self, logits: Tensor) -> Tensor:
         """The model's own probability of each label; of one that ranks (texts,), that a text belongs to its image."""
         if self.about["question"] == "answer":
             return logits.sigmoid()
         return logits.softmax(-1)[:, 1] if self.about["question"] == "rank" else logits.softmax(-1)
 
 
-def read_ppm(path: str | Path) -> torch.Tensor:
+def read_ppm(path: str | Path) -> Tensor:
     """A binary PPM file as uint8 (3, height, width)."""
     content = Path(path).read_bytes()
     fields: list[bytes] = []
@@ -139,20 +135,20 @@ def read_ppm(path: str | Path) -> torch.Tensor:
     return pixels.view(height, width, 3).permute(2, 0, 1)
 
 
-def _check(name: str, value: Any, dtype: torch.dtype, shape: str, dims: int) -> None:
-    if not isinstance(value, torch.Tensor) or value.dtype != dtype or value.dim() != dims:
-        got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+def _check(name: str, value: object, dtype: torch.dtype, shape: str, dims: int) -> None:
+    if not isinstance(value, Tensor) or value.dtype != dtype or value.dim() != dims:
+        got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name}: expected {dtype} {shape}, got {got}")
 
 
-def _checked_image(image: torch.Tensor) -> torch.Tensor:
+def _checked_image(image: Tensor) -> Tensor:
     _check("image", image, torch.uint8, "(3, height, width)", 3)
     if image.shape[0] != 3 or not image.numel():
         raise ValueError(f"image: expected (3, height, width), got {tuple(image.shape)}")
     return image
 
 
-def _resized(pixels: torch.Tensor, image: dict[str, Any]) -> torch.Tensor:
+def _resized(pixels: Tensor, image: dict[str, Any]) -> Tensor:
     height, width = pixels.shape[1:]
     scale = min(image["longest_edge"] / max(height, width), image["shortest_edge"] / min(height, width))
     size = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
@@ -161,7 +157,7 @@ def _resized(pixels: torch.Tensor, image: dict[str, Any]) -> torch.Tensor:
     return F.interpolate(pixels.unsqueeze(0), size, mode="bilinear", antialias=image["antialias"])[0]
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: list[str]) -> None:
     model = Model(Path(__file__).resolve().parent)
     shown = len(model.about["images"])
     files, ids = arguments[:shown], arguments[shown:]

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .outputs import VisualTokens
 
+IMAGES = ("pixel_values", "pixel_mask", "visual_tokens", "backbone_features", "backbone_mask")
+"""The keywords that stand for images."""
+
 
 class SohoInputs(TypedDict, total=False):
     """The keywords that every model with heads takes beside its labels: what a processor or a collator gives.
@@ -81,47 +84,19 @@ class Texts:
         return ones_P.new_zeros(num_images).index_add_(0, self.image_index, ones_P)
 
 
-class ImageInputs(TypedDict):
-    """The keywords of `SohoModel.encode_images` that belong to images; see `SohoInputs` and there."""
-
-    pixel_values: Tensor | None
-    pixel_mask: Tensor | None
-    visual_tokens: VisualTokens | None
-    backbone_features: Tensor | None
-    backbone_mask: Tensor | None
-    num_texts: Tensor | None
-
-
-def read_inputs(
-    pixel_values: Tensor | None = None,
-    pixel_mask: Tensor | None = None,
-    visual_tokens: VisualTokens | None = None,
-    input_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    image_index: Tensor | None = None,
-    *,
-    backbone_features: Tensor | None = None,
-    backbone_mask: Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[ImageInputs, Texts, dict[str, Any]]:
-    """The keywords of `SohoInputs` as those of images, texts, and what is left.
+def read_inputs(**inputs: Any) -> tuple[dict[str, Any], Texts, dict[str, Any]]:
+    """The keywords of `SohoInputs` as those of `SohoModel.encode_images`, texts, and what is left.
 
     Raises:
         ValueError: the shape of a text's argument does not fit, or not one thing alone stands for the images.
     """
-    texts = Texts(input_ids, attention_mask, image_index)
-    images = ImageInputs(
-        pixel_values=pixel_values,
-        pixel_mask=pixel_mask,
-        visual_tokens=visual_tokens,
-        backbone_features=backbone_features,
-        backbone_mask=backbone_mask,
-        num_texts=None,
-    )
+    texts = Texts(*(inputs.pop(name, None) for name in ("input_ids", "attention_mask", "image_index")))
+    images = {name: inputs.pop(name, None) for name in IMAGES}
     check_one_source(**images)
-    if visual_tokens is None:
-        images["num_texts"] = texts.per_image(len(backbone_features if pixel_values is None else pixel_values))
-    return images, texts, kwargs
+    if images["visual_tokens"] is None:
+        given = images["pixel_values"] if images["backbone_features"] is None else images["backbone_features"]
+        images["num_texts"] = texts.per_image(len(given))
+    return images, texts, inputs
 
 
 def check_one_source(
@@ -131,12 +106,12 @@ def check_one_source(
     visual_tokens: VisualTokens | None = None,
     pixel_mask: Tensor | None = None,
     backbone_mask: Tensor | None = None,
-    **_: Any,
 ) -> None:
     """Raises ValueError: images are given twice or not at all, or a mask without what it belongs to."""
     if sum(given is not None for given in (pixel_values, visual_tokens, backbone_features)) != 1:
         raise ValueError("expected exactly one of pixel_values, visual_tokens and backbone_features")
-    if (pixel_mask is not None and pixel_values is None) or (backbone_mask is not None and backbone_features is None):
+    of_other = backbone_mask if backbone_features is None else pixel_mask
+    if visual_tokens is None and of_other is not None:
         raise ValueError("expected pixel_mask with pixel_values, or backbone_mask with backbone_features")
 
 

@@ -4,9 +4,13 @@ B images, P image-text pairs, S text tokens, L visual tokens, D channels, K code
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers.utils import ModelOutput
+
+# ModelOutput wants a default for every field but the first, also for those that are always given.
+_REQUIRED: Any = None
 
 
 @dataclass
@@ -23,12 +27,12 @@ class VisualTokens(ModelOutput):
         columns: of the grid of tokens, whose rows follow one another.
     """
 
-    features: Tensor | None = None
-    valid: Tensor | None = None
-    position: Tensor | None = None
+    features: Tensor = _REQUIRED
+    valid: Tensor = _REQUIRED
+    position: Tensor = _REQUIRED
     embedding: Tensor | None = None
     index: Tensor | None = None
-    columns: int | None = None
+    columns: int = _REQUIRED
 
     @property
     def tokens(self) -> Tensor:

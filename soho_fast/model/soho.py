@@ -4,7 +4,7 @@ image -> features -> index -> embedding -> Transformer -> losses; B images, P im
 tokens, L visual tokens, T = S + L places of a pair, D channels, V words, K codes, M labelled positions.
 """
 
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from .embeddings import VisualEmbeddings, sine_position
 from .fast.pair_encoder import PairMatching
 from .heads import ItmHead, LossSum, TokenHead, at_places, cross_entropy_sum, labelled_places, total_loss
 from .inputs import (
-    ImageInputs,
+    IMAGES,
     SohoInputs,
     Texts,
     check_backbone_features,
@@ -38,7 +38,7 @@ from .official.heads import TiedHead, cosine_logits
 from .official.masking import label_at_place, masked_in_some_pairs
 from .official.visual_encoder import OfficialVisualEncoder
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
-from .transformer import Reads, TransformerBackend
+from .transformer import Pairs, Reads, TransformerBackend
 from .visual_dictionary import VisualDictionary
 from .visual_encoder import VisualEncoder
 
@@ -211,8 +211,9 @@ class SohoModel(SohoPreTrainedModel):
         check_text_length(texts.input_ids, self.config.max_position_embeddings)
         real_PT = self.real_places(visual, texts)
         read, texts, mvm_labels_PL = self.mask(visual, texts, mask_uniform, mask_pairs)
+        pairs = Pairs(read, texts, real_PT, mvm_labels_PL, reads)
         return SohoModelOutput(
-            last_hidden_state=self.transformer(self, read, texts, real_PT, mvm_labels_PL, reads, **kwargs),
+            last_hidden_state=self.transformer(self, pairs, **kwargs),
             text_length=texts.input_ids.shape[1],
             index=visual.index,
             valid=visual.valid,
@@ -409,8 +410,8 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
             result.perplexity, result.live_codes, result.usage = self.soho.visual_dictionary.statistics()
         return result
 
-    def _bag_of_words_alone(self, images: ImageInputs, captions: Texts) -> SohoForPreTrainingOutput:
-        given = ("pixel_values", "pixel_mask", "backbone_features", "backbone_mask")
-        feat_BLD, grid_mask_BHW = self.soho.encode_features(**{name: images[name] for name in given})
+    def _bag_of_words_alone(self, images: dict[str, Any], captions: Texts) -> SohoForPreTrainingOutput:
+        given = {name: images[name] for name in IMAGES if name != "visual_tokens"}
+        feat_BLD, grid_mask_BHW = self.soho.encode_features(**given)
         losses = {"bag_of_words_loss": self.bag_of_words_head.loss(feat_BLD, grid_mask_BHW.flatten(1), captions)}
         return SohoForPreTrainingOutput(**total_loss(losses, self.config, synchronise=True))

@@ -5,8 +5,7 @@ padding ("packed"), `fast/prepared/` in the types of a model that was prepared f
 holds no weights, so whichever runs, names and values in a checkpoint are the same; to choose another is to replace the
 attribute.
 
-P image-text pairs of B images, S text tokens, L visual tokens, T = S + L places of a pair, D channels; I images and N
-texts of which each stands in several pairs.
+P image-text pairs of B images, S text tokens, L visual tokens, T = S + L places of a pair, D channels.
 """
 
 from dataclasses import dataclass
@@ -50,34 +49,42 @@ class Reads:
     word_table: Tensor | None = None
 
 
+@dataclass
+class Pairs:
+    """What the Transformer reads.
+
+    Args:
+        visual, texts: images, and texts each with the number of its image.
+        real_PT: bool, False at padding; a pair's words come first, then its visual tokens.
+        mvm_labels_PL: int64, -100 where a visual token is not masked; `None`: nothing is.
+        reads: what of the result is read, all else may be zero; `None`: everything.
+    """
+
+    visual: VisualTokens
+    texts: Texts
+    real_PT: Tensor
+    mvm_labels_PL: Tensor | None
+    reads: Reads | None
+
+
 class TransformerBackend:
     """BERT's layers as transformers has them."""
 
     name = "plain"
 
-    def __call__(
-        self,
-        soho: TransformerParts,
-        visual: VisualTokens,
-        texts: Texts,
-        real_PT: Tensor,
-        mvm_labels_PL: Tensor | None,
-        reads: Reads | None,
-        **kwargs: Any,
-    ) -> Tensor:
+    def __call__(self, soho: TransformerParts, pairs: Pairs, **kwargs: Any) -> Tensor:
         """The last hidden states of pairs, (P, T, D).
 
         Args:
             soho: the modules that are run.
-            visual, texts: what is read, each text with its image.
-            real_PT: bool, False at padding; a pair's words come first, then its visual tokens.
-            mvm_labels_PL: int64, -100 where a visual token is not masked; `None`: nothing is.
-            reads: what of the result is read, all else may be zero; `None`: everything.
+            pairs: what they read.
             kwargs: what the attention takes.
         """
+        visual, texts = pairs.visual, pairs.texts
         visual_PLD = soho.visual_embeddings(texts.of_images(visual.tokens), texts.of_images(visual.position))
         text_PSD = soho.text_embeddings(input_ids=texts.input_ids)
-        return self.encode(soho, torch.cat([text_PSD, visual_PLD.to(text_PSD.dtype)], dim=1), real_PT, **kwargs)
+        states_PTD = torch.cat([text_PSD, visual_PLD.to(text_PSD.dtype)], dim=1)
+        return self.encode(soho, states_PTD, pairs.real_PT, **kwargs)
 
     def encode(self, soho: TransformerParts, states_PTD: Tensor, real_PT: Tensor, **kwargs: Any) -> Tensor:
         """The last hidden states (P, T, D) of embedded tokens, of which those are read that are real."""
@@ -85,16 +92,9 @@ class TransformerBackend:
         mask = create_bidirectional_mask(soho.config, states_PTD, real_PT, allow_is_bidirectional_skip=False)
         return soho.encoder(states_PTD, attention_mask=mask, **kwargs)[0]
 
-    def encode_pairs(
-        self,
-        soho: TransformerParts,
-        words_NSD: Tensor,
-        visual_ILD: Tensor,
-        text_index_P: Tensor,
-        image_index_P: Tensor,
-    ) -> Tensor:
-        """[CLS] of many pairs of few texts and images, (P, D), packed by every backend; see `encode_pairs`."""
-        return encode_pairs(soho.encoder, words_NSD, visual_ILD, text_index_P, image_index_P)
+    def encode_pairs(self, soho: TransformerParts, *states_and_index: Tensor) -> Tensor:
+        """[CLS] of many pairs of few texts and images, packed by every backend; see `fast/pair_encoder.py`."""
+        return encode_pairs(soho.encoder, *states_and_index)
 
     def __repr__(self) -> str:
         return self.name

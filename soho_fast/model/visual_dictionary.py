@@ -65,6 +65,11 @@ class VisualDictionary(Float32Buffers):
         `ema_variant="vqvae"` also cluster_size (K,) and cluster_sum (K, C).
     """
 
+    codebook: Tensor
+    usage: Tensor
+    age: Tensor
+    step: Tensor
+
     # Whether codes move in each training forward, within a step too.
     moves_in_forward = False
 

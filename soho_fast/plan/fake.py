@@ -51,7 +51,7 @@ class StepCost:
         return sum(self.forward.values()) + sum(self.backward.values())
 
 
-def fake_model(make: Callable[[], SohoPreTrainedModel], dtype: torch.dtype, mode: FakeTensorMode) -> Any:
+def fake_model(make: Callable[[], nn.Module], dtype: torch.dtype, mode: FakeTensorMode) -> Any:
     """The model with parameters that have no values, in training mode; floating-point buffers stay float32.
 
     A fake tensor says that it is on a CPU: torch's meta device knows no autocast and no backends of our ops.

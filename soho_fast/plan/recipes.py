@@ -298,7 +298,7 @@ class Work:
             P = num_samples * recipe.data.texts_per_image
             batch = {**of_images(), **of_texts(P), "image_index": whole(*((P, 2) if recipe.task == "nlvr2" else (P,)))}
             if recipe.task == "vqa":
-                assert self.config.num_labels is not None  # so many answers
+                assert self.config.num_labels is not None, "a list of answers gives it"
                 return batch | {"answer_scores": torch.empty(P, self.config.num_labels)}
             return batch | {"labels": whole(P)}
 

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before torch loads OpenMP; see train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -25,6 +25,11 @@ with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code
     from soho_fast.common.errors import UserError
     from soho_fast.studies.study import STUDIES, Study, find_study, read_study
+
+if TYPE_CHECKING:
+    from soho_fast.studies.matrix import Run
+    from soho_fast.studies.results import Row
+    from soho_fast.studies.running import Place
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +58,7 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, An
         "--launcher", default="", help="Prefix of the training command, such as 'deepspeed --num_gpus 8'."
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="Only these seeds.")
-    parser.add_argument("--arms", nargs="+", default=[], help="Only these arms.")
+    parser.add_argument("--conditions", nargs="+", default=[], help="Only these conditions.")
     parser.add_argument("--stages", nargs="+", default=[], help="Only these stages, and those they start from.")
     parser.add_argument("--list", action="store_true", help="List the runs and how long they will take.")
     parser.add_argument("--report", action="store_true", help="Make no runs; report on the rows so far.")
@@ -89,7 +94,7 @@ def _run(arguments: list[str]) -> int:
     options, fields = _options(arguments)
     path = find_study(options.study)
     study = read_study(path)
-    # A mistake is told before torch and DeepSpeed are loaded.
+    # A mistake is reported before torch and DeepSpeed are loaded.
     from soho_fast.studies.matrix import chosen, runs_of
     from soho_fast.studies.running import Place, Runner, build_corpora
 
@@ -98,7 +103,7 @@ def _run(arguments: list[str]) -> int:
     place = Place(folder, [Path(name) for name in options.results], options.jobs, options.threads, options.launcher)
     rows = place.rows()
     asked = runs
-    for what in ("seed", "arm", "stage"):
+    for what in ("seed", "condition", "stage"):
         if names := getattr(options, f"{what}s"):
             asked = chosen(asked, what, names)
     if options.list:
@@ -115,23 +120,23 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
-def _list(study: Study, runs: list[Any], rows: list[dict[str, Any]], place: Any) -> None:
+def _list(study: Study, runs: list[Run], rows: list[Row], place: Place) -> None:
     from soho_fast.common.tables import Table, print_table
     from soho_fast.studies.results import by_digest
     from soho_fast.studies.running import Estimate, clock, needed
 
     done, left = by_digest(rows), needed(runs, rows, place.folder)
     estimate = Estimate(runs, rows)
-    table = Table(f"{study.title}: {len(runs)} runs", ["arm", "stage", "seeds", "done", "a run takes"], [])
-    cells: dict[tuple[str, str, str], list[Any]] = {}
+    table = Table(f"{study.title}: {len(runs)} runs", ["condition", "stage", "seeds", "done", "a run takes"], [])
+    cells: dict[tuple[str, str, str], list[tuple[int, Run]]] = {}
     for run in runs:
         for cell in run.cells:
-            cells.setdefault((cell.arm, cell.stage, cell.variant), []).append((cell.seed, run))
-    for (arm, stage, variant), here in cells.items():
+            cells.setdefault((cell.condition, cell.stage, cell.variant), []).append((cell.seed, run))
+    for (condition, stage, variant), here in cells.items():
         took = estimate.seconds(here[0][1])
         table.rows.append(
             [
-                arm,
+                condition,
                 f"{stage} {variant}".strip(),
                 " ".join(str(seed) for seed, _ in here),
                 f"{sum(run.digest in done for _, run in here)} of {len(here)}",

@@ -1,4 +1,4 @@
-"""What rows allow to say: differences between two arms, seed by seed, with intervals and Holm's correction.
+"""What rows allow to say: differences between two conditions, seed by seed, with intervals and Holm's correction.
 
 The interval is that of the paired t-test: it takes the differences of the seeds for draws from a normal distribution,
 which few seeds can neither show nor refute.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from soho_fast.common.extras import from_extra
 from soho_fast.studies.matrix import Cell
+from soho_fast.studies.results import Row
 from soho_fast.studies.study import Comparison, Study, pairs_of, split_cell
 
 with from_extra("explore"):
@@ -24,10 +24,10 @@ LEVEL = 0.95
 
 @dataclass
 class Difference:
-    """Of one metric, arm minus the other.
+    """Of one metric, condition minus the other.
 
     Attributes:
-        arm, against, stage, variant, metric, label: What is compared; `label` is the metric's name for readers.
+        condition, against, stage, variant, metric, label: What is compared; `label` is the metric's name for readers.
         declared: It is one of the comparisons declared in advance.
         differences: Of each pair: of each seed; where a factor has but one seed, of each combination of the others'
             levels. Of several seeds a factor's is the seed's mean over all combinations.
@@ -37,7 +37,7 @@ class Difference:
         adjusted: p after Holm's correction over the `family` comparisons that belong together.
     """
 
-    arm: str
+    condition: str
     against: str
     stage: str
     variant: str
@@ -76,7 +76,7 @@ def unit_of(label: str) -> str:
     return label.rpartition("(")[2].removesuffix(")") if label.endswith(")") else ""
 
 
-def value_of(row: Mapping[str, Any], metric: str) -> float | None:
+def value_of(row: Row, metric: str) -> float | None:
     """A metric of a row, or what the row says of the run itself (`seconds`, `peak_memory_gb`, ...), or of two of them
     the difference, `ONE - OTHER`; None where it is not there."""
     first, minus, second = metric.partition(" - ")
@@ -114,7 +114,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def compare(study: Study, rows: Mapping[Cell, Mapping[str, Any]]) -> list[Difference]:
+def compare(study: Study, rows: Mapping[Cell, Row]) -> list[Difference]:
     """All differences of a study's comparisons, those declared in advance first.
 
     Declared ones are corrected over those of their comparison, all others over all others of the study.
@@ -127,42 +127,46 @@ def compare(study: Study, rows: Mapping[Cell, Mapping[str, Any]]) -> list[Differ
 
 
 def _of_pair(found: Sequence[Difference], comparison: Comparison) -> list[Difference]:
-    return [each for each in found if (each.arm, each.against) == _names(comparison)]
+    return [each for each in found if (each.condition, each.against) == _names(comparison)]
 
 
 def _names(comparison: Comparison) -> tuple[str, str]:
     of = comparison.factor or comparison.variants_of
-    return f"{of} {comparison.arm}".strip(), f"{of} {comparison.against}".strip()
+    return f"{of} {comparison.condition}".strip(), f"{of} {comparison.against}".strip()
 
 
 def _pairs(study: Study, comparison: Comparison, stage: str, variant: str) -> Iterator[tuple[str, Cell, Cell]]:
     """(name of the pair, the two that are compared), of all seeds, and combinations of a factor's other levels."""
     settings = study.stages[stage]
     if name := comparison.variants_of:
-        limits = [settings.arms, settings.variants[comparison.arm].arms, settings.variants[comparison.against].arms]
+        compared = [settings.variants[each] for each in (comparison.condition, comparison.against)]
+        limits = [settings.conditions, *(variant.conditions for variant in compared)]
         if all(name in limit for limit in limits if limit):
-            for seed in study.arms[name].seeds or study.seeds:
-                arm, against = (Cell(name, seed, stage, each) for each in (comparison.arm, comparison.against))
-                yield f"seed {seed}", arm, against
+            for seed in study.conditions[name].seeds or study.seeds:
+                named, against = (Cell(name, seed, stage, each) for each in (comparison.condition, comparison.against))
+                yield f"seed {seed}", named, against
         return
-    limits = [limit for limit in (settings.arms, settings.variants[variant].arms if variant else []) if limit]
+    of_variant = settings.variants[variant].conditions if variant else []
+    limits = [limit for limit in (settings.conditions, of_variant) if limit]
     pairs = [pair for pair in pairs_of(study, comparison) if not any(set(pair[:2]) - set(limit) for limit in limits)]
-    seeds = {(arm, seed) for pair in pairs for arm in pair[:2] for seed in study.arms[arm].seeds or study.seeds}
+    seeds = {
+        (name, seed) for pair in pairs for name in pair[:2] for seed in study.conditions[name].seeds or study.seeds
+    }
     is_one_seed = len({seed for _, seed in seeds}) == 1
     for one, other, common in pairs:
-        for seed in study.arms[one].seeds or study.seeds:
+        for seed in study.conditions[one].seeds or study.seeds:
             if (other, seed) in seeds:
                 name = f"{common}, seed {seed}" if common and is_one_seed else f"seed {seed}"
                 yield name, Cell(one, seed, stage, variant), Cell(other, seed, stage, variant)
 
 
-def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Mapping[str, Any]]) -> list[Difference]:
+def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Row]) -> list[Difference]:
     declared = [split_cell(cell, "") for cell in comparison.main]
     found = []
     for stage, settings in study.stages.items():
         variants = list(settings.variants) or [""]
         if comparison.variants_of:
-            variants = [""] if {comparison.arm, comparison.against} <= set(variants) else []
+            variants = [""] if {comparison.condition, comparison.against} <= set(variants) else []
         for variant in variants:
             for metric, label in settings.metrics.items():
                 is_declared = (stage, variant, metric) in declared
@@ -175,7 +179,7 @@ def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Mapping[str, A
 def _difference(
     study: Study,
     comparison: Comparison,
-    rows: Mapping[Cell, Mapping[str, Any]],
+    rows: Mapping[Cell, Row],
     where: tuple[str, str, str],
     label: str,
     declared: bool,

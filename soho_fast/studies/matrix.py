@@ -1,4 +1,4 @@
-"""The runs of a study: recipes with all overrides, and what tells one run from another."""
+"""The runs of a study: recipes with all overrides, and how they are identified."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from soho_fast.tasks.identity import OF_A_STUDY
 from soho_fast.tasks.recipe import find_recipe, recipe_type
 from soho_fast.tasks.recipe_file import check_fields, read_yaml
 
-# These are measured, which a row tells, though no training depends on it.
-_TOLD = ("evaluation.at_end",)
+# What is measured, which a row depends on, though no training does.
+_IDENTIFYING = ("evaluation.at_end",)
 
 
 @dataclass(frozen=True)
 class Cell:
     """Where a run stands in the matrix."""
 
-    arm: str
+    condition: str
     seed: int
     stage: str
     variant: str = ""
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.arm, f"seed {self.seed}", self.stage, self.variant) if part)
+        return " ".join(part for part in (self.condition, f"seed {self.seed}", self.stage, self.variant) if part)
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Run:
         content: Its recipe's fields with all overrides.
         splits, codes: As those of `Stage`.
         start: The run whose model it starts from.
-        launcher: As that of `Arm`.
+        launcher: As that of `Condition`.
     """
 
     cell: Cell
@@ -65,8 +65,8 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """Of all that its metrics depend on, as far as recipes tell it."""
-        parts = [told(self.content), self.splits, self.codes, self.start.digest if self.start else None]
+        """Of all that its metrics depend on, as far as recipes say it."""
+        parts = [identity(self.content), self.splits, self.codes, self.start.digest if self.start else None]
         parts += [{"launcher": self.launcher}] if self.launcher else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -75,7 +75,7 @@ class Run:
         name = "-".join(
             part.replace(" ", "_") for part in (self.cell.stage, self.cell.variant, self.digest[:8]) if part
         )
-        return root / "runs" / self.cell.arm.replace(" ", "_") / f"seed{self.cell.seed}" / name
+        return root / "runs" / self.cell.condition.replace(" ", "_") / f"seed{self.cell.seed}" / name
 
     def model(self, root: Path) -> Path:
         """Where its model lies once it is trained."""
@@ -83,7 +83,7 @@ class Run:
 
 
 def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Run]:
-    """All runs, those of a seed together, so that an interrupted study has whole pairs. What several arms share is one.
+    """All runs, those of a seed together, so that an interrupted study has whole pairs. Equal ones are one run.
 
     Args:
         study: The study.
@@ -93,29 +93,31 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
         UserError: a recipe has no such field.
     """
     runs: dict[str, Run] = {}
-    for seed in sorted({seed for arm in study.arms.values() for seed in arm.seeds or study.seeds}):
-        for arm_name, arm in study.arms.items():
-            if seed not in (arm.seeds or study.seeds):
+    for seed in sorted({seed for condition in study.conditions.values() for seed in condition.seeds or study.seeds}):
+        for condition_name, condition in study.conditions.items():
+            if seed not in (condition.seeds or study.seeds):
                 continue
             made: dict[str, Run] = {}
             for stage_name, stage in study.stages.items():
-                if stage.arms and arm_name not in stage.arms:
+                if stage.conditions and condition_name not in stage.conditions:
                     continue
                 if stage.after and stage.after not in made:
-                    raise UserError(f"stages.{stage_name}: arm {arm_name} has no {stage.after} to start from")
+                    raise UserError(
+                        f"stages.{stage_name}: condition {condition_name} has no {stage.after} to start from"
+                    )
                 variants: Mapping[str, Variant | None] = stage.variants or {"": None}
                 for variant_name, variant in variants.items():
-                    if variant is not None and variant.arms and arm_name not in variant.arms:
+                    if variant is not None and variant.conditions and condition_name not in variant.conditions:
                         continue
-                    cell = Cell(arm_name, seed, stage_name, variant_name)
+                    cell = Cell(condition_name, seed, stage_name, variant_name)
                     parts: list[Mapping[str, Any]] = [study.overrides, stage.overrides]
                     parts += [variant.overrides if variant else {}]
-                    parts += [arm.overrides, arm.stages.get(stage_name, {}), overrides or {}]
+                    parts += [condition.overrides, condition.stages.get(stage_name, {}), overrides or {}]
                     content = recipe_content(stage.recipe, parts, str(cell))
                     _leave_out_roots(content, overrides or {})
-                    content["seed"] = seed + arm.seed_offset
+                    content["seed"] = seed + condition.seed_offset
                     start = made.get(stage.after)
-                    run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, arm.launcher)
+                    run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, condition.launcher)
                     made[stage_name] = runs.setdefault(run.digest, run)
                     if made[stage_name] is not run:
                         made[stage_name].cells.append(cell)
@@ -125,7 +127,7 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
 
 
 def chosen(runs: list[Run], what: str, names: Collection[Any]) -> list[Run]:
-    """Those of some arms, seeds or stages, and those that they start from.
+    """Those of some conditions, seeds or stages, and those that they start from.
 
     Raises:
         UserError: there is no run of a name.
@@ -183,7 +185,7 @@ def put(content: dict[str, Any], name: str, value: Any) -> None:
         content[last] = copy.deepcopy(value)
 
 
-def told(content: Mapping[str, Any]) -> dict[str, Any]:
+def identity(content: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted name, the fields that a recipe gives and its metrics depend on. (Not the defaults: a field that is new
     and does nothing by default leaves a study's rows valid.)"""
     flat: dict[str, Any] = {}
@@ -191,7 +193,7 @@ def told(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in flat.items()
-        if name in _TOLD or not any(fnmatchcase(name, pattern) for pattern in OF_A_STUDY)
+        if name in _IDENTIFYING or not any(fnmatchcase(name, pattern) for pattern in OF_A_STUDY)
     }
 
 

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from soho_fast.common.errors import UserError
+from soho_fast.studies.results import Row, RowStart, append_row, by_digest, read_rows
 
 # Exit code of a run that another process is at; no command of this package ends with it.
 TAKEN = 111
@@ -35,10 +35,10 @@ _CLEARED = ("checkpoints", "best", "tensorboard", "evaluation")
 
 @dataclass
 class Job:
-    """What a process is told; plain values, since it is told over a pipe.
+    """What a process gets; plain values, since it gets them over a pipe.
 
     Attributes:
-        row: The row's fields that are known before: study, arm, seed, stage, variant, digest, recipe.
+        row: The row's fields that are known before: study, condition, seed, stage, variant, digest, recipe.
         recipe: The recipe's fields, all paths filled in but data roots.
         splits, codes: As those of `Stage`.
         folder: The run's.
@@ -48,7 +48,7 @@ class Job:
         launcher: Words before the training command, where several processes train; empty trains in this one.
     """
 
-    row: dict[str, Any]
+    row: RowStart
     recipe: dict[str, Any]
     splits: dict[str, dict[str, Any]]
     codes: int
@@ -94,9 +94,7 @@ def _end_with_the_study() -> None:
 
 
 def _make(job: Job, folder: Path) -> int:
-    from soho_fast.studies.results import append_row, by_digest, read_rows
-
-    def row() -> Mapping[str, Any] | None:
+    def row() -> Row | None:
         rows = read_rows(map(Path, job.known), optional=Path(job.results))
         return by_digest(rows).get(job.row["digest"])
 

@@ -7,13 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from soho_fast.common.extras import from_extra
 from soho_fast.common.files import write_atomically
 from soho_fast.studies.comparing import LEVEL, Difference, compare, unit_of, value_of
 from soho_fast.studies.matrix import Cell, Run
-from soho_fast.studies.results import by_digest
+from soho_fast.studies.results import Row, by_digest
 from soho_fast.studies.study import Study
 
 with from_extra("explore"):
@@ -23,32 +22,28 @@ with from_extra("explore"):
 _HIGHER = {"helps": "higher", "hurts": "lower"}
 
 
-def rows_by_cell(
-    name: str, runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]
-) -> tuple[dict[Cell, Mapping[str, Any]], int]:
+def rows_by_cell(name: str, runs: Sequence[Run], rows: Sequence[Row]) -> tuple[dict[Cell, Row], int]:
     """The row of each cell of the matrix, and how many of them were made by other settings than the study has now.
 
     Rows of a study's file as it was before are taken of a stage and variant that has none of today's: what was measured
-    stays measured, but arms of different settings are not compared.
+    stays measured, but conditions of different settings are not compared.
     """
     found, old = by_digest(rows), 0
     today = {(cell.stage, cell.variant) for run in runs if run.digest in found for cell in run.cells}
-    last = {(row["arm"], row["seed"], row["stage"], row["variant"]): row for row in rows if row["study"] == name}
-    cells: dict[Cell, Mapping[str, Any]] = {}
+    last = {(row["condition"], row["seed"], row["stage"], row["variant"]): row for row in rows if row["study"] == name}
+    cells: dict[Cell, Row] = {}
     for run in runs:
         for cell in run.cells:
             row = found.get(run.digest)
             if row is None and (cell.stage, cell.variant) not in today:
-                row = last.get((cell.arm, cell.seed, cell.stage, cell.variant))
+                row = last.get((cell.condition, cell.seed, cell.stage, cell.variant))
             if row is not None:
                 cells[cell] = row
                 old += row["digest"] != run.digest
     return cells, old
 
 
-def write_report(
-    folder: Path, name: str, study: Study, runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]
-) -> list[Path]:
+def write_report(folder: Path, name: str, study: Study, runs: Sequence[Run], rows: Sequence[Row]) -> list[Path]:
     """Write `report.md`, `report.png` (the differences) and `differences.jsonl` into a folder; returns their paths."""
     cells, old = rows_by_cell(name, runs, rows)
     differences = compare(study, cells)
@@ -57,8 +52,8 @@ def write_report(
     drawn = draw(study, differences, picture)
     text = page(name, study, runs, cells, old, differences, picture.name if drawn else "")
     write_atomically(folder / "report.md", text)
-    told = ({**vars(each), "verdict": each.verdict} for each in differences)
-    lines = [json.dumps({name: None if value != value else value for name, value in each.items()}) for each in told]
+    records = ({**vars(each), "verdict": each.verdict} for each in differences)
+    lines = [json.dumps({name: None if value != value else value for name, value in each.items()}) for each in records]
     write_atomically(folder / "differences.jsonl", "".join(f"{line}\n" for line in lines))
     return [folder / "report.md", *([picture] if drawn else []), folder / "differences.jsonl"]
 
@@ -67,7 +62,7 @@ def page(
     name: str,
     study: Study,
     runs: Sequence[Run],
-    cells: Mapping[Cell, Mapping[str, Any]],
+    cells: Mapping[Cell, Row],
     old: int,
     differences: Sequence[Difference],
     picture: str = "",
@@ -83,10 +78,10 @@ def page(
         lines.append(f"**{planned - len(cells):,} are missing**; what is said below is of those that are there.")
     if old:
         lines.append(f"{old:,} of them were made by other settings than `{name}.yaml` has now.")
-    lines += ["", "| arm | what it is | seeds |", "|---|---|---|"]
-    for arm, settings in study.arms.items():
+    lines += ["", "| condition | what it is | seeds |", "|---|---|---|"]
+    for condition, settings in study.conditions.items():
         seeds = settings.seeds or study.seeds
-        lines.append(f"| {arm} | {settings.about} | {', '.join(map(str, seeds))} |")
+        lines.append(f"| {condition} | {settings.about} | {', '.join(map(str, seeds))} |")
     declared = [each for each in differences if each.declared]
     explored = [each for each in differences if not each.declared and each.verdict != "unknown"]
     few = sum(not each.declared and bool(each.differences) and each.verdict == "unknown" for each in differences)
@@ -101,9 +96,9 @@ def page(
             *(f"- {sentence(each)}" for each in declared),
         ]
     if explored:
-        told = [each for each in explored if each.verdict in ("helps", "hurts")]
+        certain = [each for each in explored if each.verdict in ("helps", "hurts")]
         lines += ["", "## Explored", "", *_table(explored), ""]
-        lines += [f"- {sentence(each)}" for each in told] or ["None of these holds after the correction."]
+        lines += [f"- {sentence(each)}" for each in certain] or ["None of these holds after the correction."]
     if few:
         lines += ["", f"Comparisons of too few pairs for an interval, whose values stand below: {few:,}."]
     if unknown:
@@ -120,7 +115,7 @@ def _how(differences: Sequence[Difference]) -> str:
     text = (
         "Differences are of the same seed, in percentage points where no unit stands; intervals are the "
         f"{100 * LEVEL:.0f} % ones of the paired t-test. p is two-sided, after Holm's correction over the comparisons "
-        "of its table (of those declared in advance: of the same two arms)."
+        "of its table (of those declared in advance: of the same two conditions)."
     )
     if any(map(_has_pairs, differences)):
         text += (
@@ -136,7 +131,7 @@ def _has_pairs(each: Difference) -> bool:
 
 def sentence(each: Difference) -> str:
     """What one difference allows to say."""
-    what = f"{each.label}{f', {each.variant}' if each.variant else ''}: **{each.arm}** against **{each.against}**"
+    what = f"{each.label}{f', {each.variant}' if each.variant else ''}: **{each.condition}** against **{each.against}**"
     seeds = f"{len(each.differences)} {'pairs of one seed' if _has_pairs(each) else 'seeds'}"
     if each.missing:
         seeds += f"; {'; '.join(each.missing)} missing"
@@ -162,7 +157,7 @@ def sentence(each: Difference) -> str:
 
 def _table(differences: Sequence[Difference]) -> list[str]:
     lines = [
-        "| metric | arm | against | difference | 95 % interval | p | pairs | |",
+        "| metric | condition | against | difference | 95 % interval | p | pairs | |",
         "|---|---|---|---|---|---|---|---|",
     ]
     words = {"none": "no difference found", "unclear": "can be chance", "unknown": "too few"}
@@ -172,25 +167,25 @@ def _table(differences: Sequence[Difference]) -> list[str]:
         label = f"{each.label}{f', {each.variant}' if each.variant else ''}"
         mean = "" if math.isnan(each.mean) else _signed(each.mean, each.unit)
         missing = f" ({len(each.missing)} missing)" if each.missing else ""
-        cells = [label, each.arm, each.against, mean, interval, p, f"{len(each.differences)}{missing}"]
+        cells = [label, each.condition, each.against, mean, interval, p, f"{len(each.differences)}{missing}"]
         word = words.get(each.verdict) or (_HIGHER[each.verdict] if each.unit else each.verdict)
         lines.append(f"| {' | '.join(cells)} | {word} |")
     return lines
 
 
-def _values(study: Study, cells: Mapping[Cell, Mapping[str, Any]]) -> list[str]:
-    """Each metric's mean and standard deviation over seeds, of each arm."""
-    arms = [arm for arm in study.arms if any(cell.arm == arm for cell in cells)]
-    lines = [f"| metric | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
+def _values(study: Study, cells: Mapping[Cell, Row]) -> list[str]:
+    """Each metric's mean and standard deviation over seeds, of each condition."""
+    conditions = [condition for condition in study.conditions if any(cell.condition == condition for cell in cells)]
+    lines = [f"| metric | {' | '.join(conditions)} |", "|---" * (len(conditions) + 1) + "|"]
     for stage, settings in study.stages.items():
         for variant in settings.variants or [""]:
             for metric, label in settings.metrics.items():
                 shown = []
-                for arm in arms:
+                for condition in conditions:
                     here = [
                         row
                         for cell, row in cells.items()
-                        if (cell.arm, cell.stage, cell.variant) == (arm, stage, variant)
+                        if (cell.condition, cell.stage, cell.variant) == (condition, stage, variant)
                     ]
                     values = [value for row in here if (value := value_of(row, metric)) is not None]
                     shown.append(_mean(values, unit_of(label)))
@@ -219,7 +214,7 @@ def _plain(value: float, unit: str) -> str:
 
 
 def draw(study: Study, differences: Sequence[Difference], path: Path) -> bool:
-    """Draw the differences with their intervals, a panel for each two arms. False where there is none to draw."""
+    """Draw the differences with their intervals, a panel for each two conditions. False where there is none to draw."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -227,10 +222,10 @@ def draw(study: Study, differences: Sequence[Difference], path: Path) -> bool:
 
     # Shares alone: what has a unit has another axis.
     shown = [each for each in differences if not each.unit and not math.isnan(each.low)]
-    pairs = list(dict.fromkeys((each.arm, each.against) for each in shown))
+    pairs = list(dict.fromkeys((each.condition, each.against) for each in shown))
     if not shown:
         return False
-    heights = [sum((each.arm, each.against) == pair for each in shown) for pair in pairs]
+    heights = [sum((each.condition, each.against) == pair for each in shown) for pair in pairs]
     figure, axes = pyplot.subplots(
         len(pairs),
         1,
@@ -241,7 +236,7 @@ def draw(study: Study, differences: Sequence[Difference], path: Path) -> bool:
         layout="constrained",
     )
     for axis, pair in zip(axes[:, 0], pairs, strict=True):
-        here = [each for each in shown if (each.arm, each.against) == pair][::-1]
+        here = [each for each in shown if (each.condition, each.against) == pair][::-1]
         for place, each in enumerate(here):
             colour = {"helps": "tab:green", "hurts": "tab:red"}.get(each.verdict, "0.45")
             axis.plot([100 * each.low, 100 * each.high], [place, place], color=colour, linewidth=2)

@@ -5,16 +5,51 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from soho_fast.common.errors import UserError
 
-FIELDS = ("study", "arm", "seed", "stage", "variant", "digest", "metrics")
+
+class RowStart(TypedDict):
+    """What is known of a row before its run.
+
+    study, condition, seed, stage, variant: Where it stands in the matrix. digest: Of its settings. recipe: Its name.
+    """
+
+    study: str
+    condition: str
+    seed: int
+    stage: str
+    variant: str
+    digest: str
+    recipe: NotRequired[str]
 
 
-def read_rows(paths: Iterable[Path], *, optional: Path | None = None) -> list[dict[str, Any]]:
+class Row(RowStart):
+    """What a run has given.
+
+    metrics: Of the trained model, by name. steps: Of training. training_seconds, seconds: Of training, and of all.
+    images_per_second: In training. peak_memory_gb: Of the largest process. precision: Trained in. launcher: Words
+    before the training command. versions: Of the packages, and the processor.
+    """
+
+    metrics: dict[str, float]
+    steps: NotRequired[int]
+    training_seconds: NotRequired[float]
+    seconds: NotRequired[float]
+    images_per_second: NotRequired[float]
+    peak_memory_gb: NotRequired[float]
+    precision: NotRequired[str]
+    launcher: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
+
+
+FIELDS = ("study", "condition", "seed", "stage", "variant", "digest", "metrics")
+
+
+def read_rows(paths: Iterable[Path], *, optional: Path | None = None) -> list[Row]:
     """All rows of these files, and of one that may not be there yet.
 
     A last line without its end is what a full disk or a killed machine left in the latter; it counts as not written.
@@ -22,7 +57,7 @@ def read_rows(paths: Iterable[Path], *, optional: Path | None = None) -> list[di
     Raises:
         UserError: a file can't be read, or holds something else.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for path in (*paths, *([optional] if optional is not None and optional.exists() else [])):
         try:
             text = path.read_text(encoding="utf-8")
@@ -37,7 +72,7 @@ def read_rows(paths: Iterable[Path], *, optional: Path | None = None) -> list[di
     return rows
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
+def _row(line: str, where: str) -> Row:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -48,7 +83,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
+def append_row(path: Path, row: Row) -> None:
     """Add a row, whole or not at all, whoever else adds one meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(row).encode() + b"\n"
@@ -71,6 +106,6 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         os.close(file)
 
 
-def by_digest(rows: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def by_digest(rows: Iterable[Row]) -> dict[str, Row]:
     """The newest row of each digest."""
     return {row["digest"]: row for row in rows}

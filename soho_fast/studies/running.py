@@ -23,7 +23,7 @@ from typing import Any
 from soho_fast.common.errors import UserError
 from soho_fast.studies.matrix import Run
 from soho_fast.studies.one import TAKEN, Job, run_one
-from soho_fast.studies.results import by_digest, read_rows
+from soho_fast.studies.results import Row, by_digest, read_rows
 
 # What every run imports, imported once, by the process that the runs' are forked from.
 _PRELOADED = [
@@ -59,7 +59,7 @@ class Place:
         """The file of this folder's rows."""
         return self.folder / "results.jsonl"
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """All rows. Raises UserError: a file is none of rows."""
         return read_rows(self.known, optional=self.results)
 
@@ -67,7 +67,7 @@ class Place:
 class Estimate:
     """Seconds that runs will take, by those that are done."""
 
-    def __init__(self, runs: Sequence[Run], rows: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, runs: Sequence[Run], rows: Sequence[Row]) -> None:
         found = by_digest(rows)
         self._of_cell: dict[tuple[str, str], list[float]] = defaultdict(list)
         self._of_stage: dict[str, list[float]] = defaultdict(list)
@@ -85,9 +85,9 @@ class Estimate:
     def total(self, runs: Sequence[Run], jobs: int) -> str:
         """Of all these, as h:mm:ss."""
         each = [self.seconds(run) for run in runs]
-        told = clock(sum(seconds for seconds in each if seconds is not None) / jobs)
+        known = clock(sum(seconds for seconds in each if seconds is not None) / jobs)
         unknown = sum(seconds is None for seconds in each)
-        return f"{told} and {unknown} runs of unknown length" if unknown else told
+        return f"{known} and {unknown} runs of unknown length" if unknown else known
 
 
 def clock(seconds: float) -> str:
@@ -96,7 +96,7 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def needed(runs: Sequence[Run], rows: Sequence[dict[str, Any]], folder: Path) -> list[Run]:
+def needed(runs: Sequence[Run], rows: Sequence[Row], folder: Path) -> list[Run]:
     """The runs without a row, and those whose model is not here but needed by one of these."""
     found = by_digest(rows)
     wanted = {run.digest for run in runs if run.digest not in found}
@@ -183,7 +183,7 @@ class Runner:
         job = Job(
             row={
                 "study": self.name,
-                "arm": cell.arm,
+                "condition": cell.condition,
                 "seed": cell.seed,
                 "stage": cell.stage,
                 "variant": cell.variant,

@@ -26,15 +26,15 @@ STUDIES = Path(__file__).resolve().parent
 
 
 @dataclass
-class Arm:
+class Condition:
     """What is compared: changes of the recipes.
 
     Args:
         about: What it is, in a few words.
         overrides: Fields of every run's recipe by their dotted names.
         stages: The same, of one stage's runs, by the stage's name.
-        seeds: Seeds of this arm; empty takes the study's.
-        seed_offset: Added to the seeds that its recipes have: the same arm by other chances.
+        seeds: Seeds of this condition; empty takes the study's.
+        seed_offset: Added to the seeds that its recipes have: the same condition by other chances.
         launcher: Words before its training commands, where several processes train; empty takes the command line's.
     """
 
@@ -52,11 +52,11 @@ class Variant:
 
     Args:
         overrides: Fields of its recipe by their dotted names.
-        arms: The arms that have it; empty: all.
+        conditions: The conditions that have it; empty: all.
     """
 
     overrides: dict[str, Any] = field(default_factory=dict)
-    arms: list[str] = field(default_factory=list)
+    conditions: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Stage:
             does not.
         metrics: Metrics that are compared, by name, and what a reader calls them: a share, unless a unit stands in
             brackets at the end. `ONE - OTHER` is a metric less another one of the same run.
-        arms: The arms that have it; empty: all.
+        conditions: The conditions that have it; empty: all.
     """
 
     recipe: str
@@ -85,23 +85,23 @@ class Stage:
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     codes: int = 0
     metrics: dict[str, str] = field(default_factory=dict)
-    arms: list[str] = field(default_factory=list)
+    conditions: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Comparison:
-    """One arm against another, seed by seed.
+    """One condition against another, seed by seed.
 
     Args:
-        arm: Name of an arm, or of a level of `factor`.
+        condition: Name of a condition, or of a level of `factor`.
         against: What it is compared with.
-        factor: Name of a factor: all arms of one level against those that differ in it alone, of each seed.
-        variants_of: Name of an arm: `arm` and `against` are variants of its stages.
+        factor: Name of a factor: all conditions of one level against those that differ in it alone, of each seed.
+        variants_of: Name of a condition: `condition` and `against` are variants of its stages.
         main: Metrics whose comparison is declared in advance, as STAGE/METRIC or STAGE/VARIANT/METRIC. All others of
             the stages are compared too, as explored ones.
     """
 
-    arm: str
+    condition: str
     against: str
     factor: str = ""
     variants_of: str = ""
@@ -110,16 +110,16 @@ class Comparison:
 
 @dataclass
 class Study:
-    """A matrix of runs: arms x seeds x stages x variants, and what is compared.
+    """A matrix of runs: conditions x seeds x stages x variants, and what is compared.
 
     Args:
         title: What a report is headed by.
         question: What it asks, in a sentence or two.
         overrides: Fields of every run's recipe by their dotted names.
-        seeds: Seeds; arms are compared seed by seed.
-        arms: What is compared, by name.
-        factors: Levels of each factor, as overrides by name: every combination of levels is one more arm, named by
-            them.
+        seeds: Seeds; conditions are compared seed by seed.
+        conditions: What is compared, by name.
+        factors: Levels of each factor, as overrides by name: every combination of levels is one more condition, named
+            by them.
         stages: What is trained, by name, in this order.
         comparisons: Who is compared with whom.
     """
@@ -128,7 +128,7 @@ class Study:
     question: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
-    arms: dict[str, Arm] = field(default_factory=dict)
+    conditions: dict[str, Condition] = field(default_factory=dict)
     factors: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
     comparisons: list[Comparison] = field(default_factory=list)
@@ -147,7 +147,7 @@ def read_study(path: Path) -> Study:
     """A study from its file.
 
     Raises:
-        UserError: it is not one, or names an arm, a stage or a variant that it does not have.
+        UserError: it is not one, or names a condition, a stage or a variant that it does not have.
     """
     content = read_yaml(path)
     check_fields(content, Study, path)
@@ -162,7 +162,7 @@ def read_study(path: Path) -> Study:
     study = Study(**{each.name: getattr(parsed, each.name) for each in dataclasses.fields(Study)})
     for levels in product(*study.factors.values()) if study.factors else ():
         overrides = [study.factors[factor][level] for factor, level in zip(study.factors, levels, strict=True)]
-        study.arms[", ".join(levels)] = Arm(
+        study.conditions[", ".join(levels)] = Condition(
             overrides={name: value for each in overrides for name, value in each.items()}
         )
     try:
@@ -173,42 +173,48 @@ def read_study(path: Path) -> Study:
 
 
 def _check(study: Study) -> None:
-    for what in ("arms", "stages", "seeds"):
+    for what in ("conditions", "stages", "seeds"):
         if not getattr(study, what):
             raise UserError(f"{what}: expected at least one, got none")
-    for name, arm in study.arms.items():
-        for stage_name in arm.stages:
-            known(f"arms.{name}.stages", stage_name, study.stages)
-    for name in (*study.arms, *study.stages, *(variant for s in study.stages.values() for variant in s.variants)):
+    for name, condition in study.conditions.items():
+        for stage_name in condition.stages:
+            known(f"conditions.{name}.stages", stage_name, study.stages)
+    for name in (*study.conditions, *study.stages, *(variant for s in study.stages.values() for variant in s.variants)):
         if not name or "/" in name or name.startswith("."):
-            raise UserError(f"{name!r}: a name of an arm, stage or variant is also a folder's; leave / out")
+            raise UserError(f"{name!r}: a name of a condition, stage or variant is also a folder's; leave / out")
     before: list[str] = []
     for name, stage in study.stages.items():
         if stage.after:
             known(f"stages.{name}.after", stage.after, before)
             if study.stages[stage.after].variants:
                 raise UserError(f"stages.{name}.after: {stage.after} has variants; expected a stage of one model")
-        for arm_name in (*stage.arms, *(each for variant in stage.variants.values() for each in variant.arms)):
-            known(f"stages.{name}.arms", arm_name, study.arms)
+        for condition_name in (
+            *stage.conditions,
+            *(each for variant in stage.variants.values() for each in variant.conditions),
+        ):
+            known(f"stages.{name}.conditions", condition_name, study.conditions)
         before.append(name)
     for number, comparison in enumerate(study.comparisons):
         where = f"comparisons[{number}]"
         if comparison.factor:
             known(f"{where}.factor", comparison.factor, study.factors)
-        names: Collection[str] = study.factors[comparison.factor] if comparison.factor else study.arms
+        names: Collection[str] = study.factors[comparison.factor] if comparison.factor else study.conditions
         if comparison.variants_of:
-            known(f"{where}.variants_of", comparison.variants_of, study.arms)
+            known(f"{where}.variants_of", comparison.variants_of, study.conditions)
             if comparison.factor or comparison.main:
                 raise UserError(f"{where}: variants_of goes with neither factor nor main")
             names = dict.fromkeys(variant for each in study.stages.values() for variant in each.variants)
-        known(f"{where}.arm", comparison.arm, names)
+        known(f"{where}.condition", comparison.condition, names)
         known(f"{where}.against", comparison.against, names)
         for cell in comparison.main:
             of_stage, variant, _ = split_cell(cell, where)
             known(f"{where}.main", of_stage, study.stages)
             if variant or study.stages[of_stage].variants:
                 known(f"{where}.main", variant, study.stages[of_stage].variants)
-    for place, values in (("overrides", study.overrides), *((f"arms.{n}", a.overrides) for n, a in study.arms.items())):
+    for place, values in (
+        ("overrides", study.overrides),
+        *((f"conditions.{n}", a.overrides) for n, a in study.conditions.items()),
+    ):
         _check_finite(values, place)
 
 
@@ -238,14 +244,14 @@ def _check_finite(values: dict[str, Any], place: str) -> None:
 
 
 def pairs_of(study: Study, comparison: Comparison) -> list[tuple[str, str, str]]:
-    """(arm, the arm that it is compared with, what both have in common); one, or of a factor as many as the others'
-    levels have combinations."""
+    """(condition, the one that it is compared with, what both have in common); one, or of a factor as many as the
+    others' levels have combinations."""
     if not comparison.factor:
-        return [(comparison.arm, comparison.against, "")]
+        return [(comparison.condition, comparison.against, "")]
     pairs = []
     place = list(study.factors).index(comparison.factor)
     for levels in product(*study.factors.values()):
-        if levels[place] == comparison.arm:
+        if levels[place] == comparison.condition:
             other = (*levels[:place], comparison.against, *levels[place + 1 :])
             common = ", ".join((*levels[:place], *levels[place + 1 :]))
             pairs.append((", ".join(levels), ", ".join(other), common))

@@ -7,8 +7,8 @@
 #include "check.h"
 #include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
+#include "kernels/codebook_lookup/plan.h"
 #include "kernels/codebook_lookup/reduced.h"
-#include "kernels/codebook_lookup/share.h"
 
 #ifdef SOHO_AMX_MODEL
 namespace soho {
@@ -84,9 +84,7 @@ int64_t nearest(const float* row, const std::vector<float>& codebook, int64_t nu
 
 // What lets few rows share the codes of a pass.
 const FewRows* few_of(Metric metric) {
-  CodebookLookupArgs args{};
-  args.metric = metric;
-  return few_rows_of(cpu_level_available(CpuLevel::kAvx512) ? CpuLevel::kAvx512 : CpuLevel::kAvx2, args);
+  return few_rows_of(cpu_level_available(CpuLevel::kAvx512) ? CpuLevel::kAvx512 : CpuLevel::kAvx2, metric);
 }
 
 // What the reduced pass is given.
@@ -148,9 +146,10 @@ std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::ve
   args.basis = hints.basis.data();
   args.num_directions = hints.num_directions;
   args.guess = hints.guess.empty() ? nullptr : hints.guess.data();
-  const auto counts = run_passes(passes, hints.reduced, hints.few, args, packed, parts(num_parts));
+  const LookupPlan plan = make_plan(passes, hints.reduced, hints.few, num_rows, num_channels, packed != nullptr);
+  PackedCodebook packed_codebook(args, packed);
+  run_plan(plan, args, packed_codebook, parts(num_parts));
   CHECK(index.front() == -7 && index.back() == -7 && distance.front() == -7.0f && distance.back() == -7.0f);
-  CHECK(counts.back().undecided == 0);
   return {index.begin() + 1, index.end() - 1};
 }
 
@@ -170,11 +169,12 @@ void compare_metric(const std::vector<float>& features, const std::vector<float>
       CHECK(packed_codebook_fits(packed.data(), format, num_codes, num_channels));
       CHECK(!packed_codebook_fits(packed.data(), format, num_codes + 1, num_channels));
       static bool by_codes = false;  // in turn
+      by_codes = !by_codes;
       for (int num_parts : {1, 3}) {
         Hints hints;
-        if (num_parts == 3 && (by_codes = !by_codes)) hints.few = few_of(metric);
+        if (num_parts == 3 && by_codes) hints.few = few_of(metric);
         CHECK(lookup(passes, features, codebook, num_rows, num_codes, num_channels, num_parts,
-                     num_parts == 1 ? packed.data() : nullptr, metric, hints) == expected);
+                     num_parts == 1 || by_codes ? packed.data() : nullptr, metric, hints) == expected);
       }
     }
   }
@@ -413,7 +413,8 @@ void compare_topk(const std::vector<float>& features, const std::vector<float>& 
       args.metric = metric;
       args.topk = topk;
       args.top_index = top.data();
-      run_passes(passes, nullptr, nullptr, args, nullptr, parts(3));
+      PackedCodebook packed_codebook(args, nullptr);
+      run_plan(make_plan(passes, nullptr, nullptr, num_rows, num_channels, false), args, packed_codebook, parts(3));
       CHECK(top.back() == -7 && distance.back() == -7.0f);
       top.pop_back();
       CHECK(top == expected);

@@ -85,7 +85,7 @@ SIZES = [
     ("soho_fast.explore", ""),
     ("studies dictionary --list", ""),
     ("studies planted --report", ""),
-    ("studies planted", f"--arms honest --seeds 0 --threads 1 --data.train_share 1 {CORPUS} {SMALL}"),
+    ("studies planted", f"--conditions honest --seeds 0 --threads 1 --data.train_share 1 {CORPUS} {SMALL}"),
     ("examples/ranked_captions.py", "--candidates 6 --columns 2"),
     ("benchmarks.inference", "--small --batches 1 --rounds 1 --only 'SOHO eager, float32'"),
     ("pytest benchmarks/", "-k group_mask --benchmark-max-time 0.01 --benchmark-min-rounds 1"),

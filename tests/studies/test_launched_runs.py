@@ -1,4 +1,4 @@
-"""Training commands of several processes, behind the words of a launcher: the study's, or an arm's own."""
+"""Training commands of several processes, behind the words of a launcher: the study's, or a condition's own."""
 
 import json
 import signal
@@ -41,10 +41,10 @@ def test_its_words_stand_before_the_command(tmp_path, monkeypatch, signals):
     folder, told, script = tmp_path / "run", tmp_path / "told.json", tmp_path / "launch.py"
     folder.mkdir()
     script.write_text(LAUNCHER.format(here=str(Path(__file__).parent), told=str(told), folder=str(folder)))
-    row = {"study": "s", "arm": "a", "seed": 0, "stage": "one", "variant": "", "digest": "d"}
+    row = {"study": "s", "condition": "a", "seed": 0, "stage": "one", "variant": "", "digest": "d"}
     launcher = f"{sys.executable} {script} --processes 2"
     rows = tmp_path / "rows.jsonl"
-    job = one.Job(row, {}, {}, 0, False, str(folder), str(rows), [], keep_model=False, launcher=launcher)
+    job = one.Job(row, {}, {}, 0, str(folder), str(rows), [], keep_model=False, launcher=launcher)
     assert one._make(job, folder) == 0
     program = str(Path(one.__file__).parent.parent / "train.py")
     assert json.loads(told.read_text()) == ["--processes", "2", program, "--recipe", str(folder / "recipe.yaml")]
@@ -52,13 +52,16 @@ def test_its_words_stand_before_the_command(tmp_path, monkeypatch, signals):
 
 
 @pytest.mark.parametrize("of_all", ["", "deepspeed --num_gpus 8"])
-def test_an_arms_own_goes_before_the_studys(tmp_path, of_all):
-    arms = {"none": {}, "codes": {"launcher": "deepspeed --num_accelerators 2"}}
+def test_a_conditions_own_goes_before_the_studys(tmp_path, of_all):
+    conditions = {"none": {}, "codes": {"launcher": "deepspeed --num_accelerators 2"}}
     path = tmp_path / "made.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "arms": arms, "comparisons": []}, sort_keys=False))
+    path.write_text(yaml.safe_dump({**TINY, "conditions": conditions, "comparisons": []}, sort_keys=False))
     runs = [run for run in runs_of(read_study(path)) if run.cell.stage == "pretraining"]
     runner, context = Runner("made", runs, Place(tmp_path, launcher=of_all), print), MagicMock()
     for run in runs:
         runner._begin(run, context, 1)
     jobs = [call.kwargs["args"][0] for call in context.Process.call_args_list]
-    assert [(job.row["arm"], job.launcher) for job in jobs] == [("none", of_all), ("codes", arms["codes"]["launcher"])]
+    assert [(job.row["condition"], job.launcher) for job in jobs] == [
+        ("none", of_all),
+        ("codes", conditions["codes"]["launcher"]),
+    ]

@@ -8,7 +8,7 @@ from soho_fast.studies.study import find_study, read_study
 
 
 def _row(run, digest):
-    names = {name: getattr(run.cell, name) for name in ("arm", "seed", "stage", "variant")}
+    names = {name: getattr(run.cell, name) for name in ("condition", "seed", "stage", "variant")}
     return {"study": "planted", **names, "digest": digest, "metrics": {"score": 0.5}}
 
 
@@ -17,10 +17,10 @@ def test_rows_of_before_are_taken_where_there_are_none_of_today():
     before = [_row(run, f"before {number}") for number, run in enumerate(runs)]
     cells, old = rows_by_cell("planted", runs, before)
     assert len(cells) == old == len(runs)
-    # One arm was made anew by other settings; the other arms' rows are of before.
-    anew = [_row(run, run.digest) for run in runs if run.cell.arm == "leaked"]
+    # One condition was made anew by other settings; the other conditions' rows are of before.
+    anew = [_row(run, run.digest) for run in runs if run.cell.condition == "leaked"]
     cells, old = rows_by_cell("planted", runs, before + anew)
-    assert {cell.arm for cell in cells} == {"leaked"} and old == 0
+    assert {cell.condition for cell in cells} == {"leaked"} and old == 0
 
 
 def test_what_is_not_known_is_null_in_the_file_of_differences(tmp_path):

@@ -27,29 +27,29 @@ def test_the_packages_studies_have_runs(path):
     runs = runs_of(study)
     cells = [cell for run in runs for cell in run.cells]
     assert len(set(cells)) == len(cells) > 1
-    assert {cell.arm for cell in cells} == set(study.arms)
+    assert {cell.condition for cell in cells} == set(study.conditions)
     assert len({run.digest for run in runs}) == len(runs)
 
 
-def test_runs_come_seed_by_seed_and_arm_by_arm(tmp_path):
-    arms = {**TINY["arms"], "late": {"seeds": [1], "overrides": {"optim.lr": 0.1}}}
-    cells = [run.cell for run in runs_of(read_study(written(tmp_path, seeds=[0, 1], arms=arms)))]
+def test_runs_come_seed_by_seed_and_condition_by_condition(tmp_path):
+    conditions = {**TINY["conditions"], "late": {"seeds": [1], "overrides": {"optim.lr": 0.1}}}
+    cells = [run.cell for run in runs_of(read_study(written(tmp_path, seeds=[0, 1], conditions=conditions)))]
     assert cells == [
         *(
-            Cell(arm, seed, stage, variant)
+            Cell(condition, seed, stage, variant)
             for seed, names in ((0, ("none", "codes")), (1, ("none", "codes", "late")))
-            for arm in names
+            for condition in names
             for stage, variant in (("pretraining", ""), ("vqa", "half"), ("vqa", "all, output"))
-            if arm == "codes" or not variant.startswith("all")
+            if condition == "codes" or not variant.startswith("all")
         )
     ]
 
 
 def test_equal_settings_are_one_run_and_other_seeds_are_not(tmp_path):
-    arms = {"codes": {}, "same": {"about": "told otherwise"}, "other": {"seed_offset": 1000}}
-    runs = runs_of(read_study(written(tmp_path, arms=arms, comparisons=[])))
+    conditions = {"codes": {}, "same": {"about": "told otherwise"}, "other": {"seed_offset": 1000}}
+    runs = runs_of(read_study(written(tmp_path, conditions=conditions, comparisons=[])))
     tuned = [run for run in runs if run.cell.variant == "half"]
-    assert [[cell.arm for cell in run.cells] for run in tuned] == [["codes", "same"], ["other"]]
+    assert [[cell.condition for cell in run.cells] for run in tuned] == [["codes", "same"], ["other"]]
     assert [run.content["seed"] for run in tuned] == [0, 1000]
 
 
@@ -71,7 +71,7 @@ def test_a_digest_follows_what_metrics_depend_on_and_nothing_else(tmp_path):
     assert changed() == [False, True, False, True, True]
     # In two processes a training is another one.
     study = read_study(written(tmp_path))
-    study.arms["none"].launcher = "deepspeed --num_accelerators 2"
+    study.conditions["none"].launcher = "deepspeed --num_accelerators 2"
     assert changed() == [True, True, False, False, False]
 
 
@@ -83,11 +83,11 @@ def test_overrides_are_put_over_the_recipe_field_by_field(tmp_path):
     assert tuned["max_steps"] == 12 and tuned["data"]["splits"]["val"]["images"] == ["{corpus}"]
 
 
-def test_some_seeds_arms_or_stages_bring_what_they_start_from(tmp_path):
+def test_some_seeds_conditions_or_stages_bring_what_they_start_from(tmp_path):
     runs = runs_of(read_study(written(tmp_path)))
     stages = [run.cell.stage for run in chosen(runs, "stage", ["vqa"])]
     assert stages == ["pretraining", "vqa", "pretraining", "vqa", "vqa"]
-    assert {run.cell.arm for run in chosen(runs, "arm", ["again"])} == {"codes"}
+    assert {run.cell.condition for run in chosen(runs, "condition", ["again"])} == {"codes"}
     with pytest.raises(UserError, match="seeds: expected some of 0, got 7"):
         chosen(runs, "seed", [7])
 
@@ -97,25 +97,25 @@ def test_mistakes_are_told_by_their_place(tmp_path):
         find_study("dictonary")
     with pytest.raises(UserError, match=r"nothing\.yaml"):
         find_study(str(tmp_path / "nothing.yaml"))
-    assert "there is no field armes; did you mean arms" in refused(written(tmp_path, armes={}))
-    assert "arms: expected at least one" in refused(written(tmp_path, arms={}))
+    assert "there is no field condtions; did you mean conditions" in refused(written(tmp_path, condtions={}))
+    assert "conditions: expected at least one" in refused(written(tmp_path, conditions={}))
     assert "seeds" in refused(written(tmp_path, seeds=["one"]))
     wrong = {"none": {"overrides": {"model.config.use_dictionary": False}, "stages": {"vaq": {}}}}
-    assert "arms.none.stages: expected one of pretraining, vqa, got 'vaq'" in refused(
-        written(tmp_path, arms=wrong, comparisons=[])
+    assert "conditions.none.stages: expected one of pretraining, vqa, got 'vaq'" in refused(
+        written(tmp_path, conditions=wrong, comparisons=[])
     )
     assert "comparisons[0].against: expected one of none, codes, again, got 'non'" in refused(
-        written(tmp_path, comparisons=[{"arm": "codes", "against": "non"}])
+        written(tmp_path, comparisons=[{"condition": "codes", "against": "non"}])
     )
-    main = {"arm": "codes", "against": "none", "main": ["vqa/third/val.vqa_score"]}
+    main = {"condition": "codes", "against": "none", "main": ["vqa/third/val.vqa_score"]}
     assert "comparisons[0].main: expected one of half, all, output, got 'third'" in refused(
         written(tmp_path, comparisons=[main])
     )
-    of = {"variants_of": "codes", "arm": "half", "against": "whole"}
+    of = {"variants_of": "codes", "condition": "half", "against": "whole"}
     assert "comparisons[0].against: expected one of half, all, output, got 'whole'" in refused(
         written(tmp_path, comparisons=[of])
     )
-    both = {"variants_of": "codes", "arm": "half", "against": "all, output", "main": ["vqa/half/val.vqa_score"]}
+    both = {"variants_of": "codes", "condition": "half", "against": "all, output", "main": ["vqa/half/val.vqa_score"]}
     assert "comparisons[0]: variants_of goes with neither factor nor main" in refused(
         written(tmp_path, comparisons=[both])
     )
@@ -125,7 +125,7 @@ def test_mistakes_are_told_by_their_place(tmp_path):
     assert "stages.vqa.after: expected one of pretraining, got 'retrieval'" in refused(written(tmp_path, stages=stages))
 
 
-def test_factors_are_arms_of_all_combinations(tmp_path):
+def test_factors_are_conditions_of_all_combinations(tmp_path):
     factors = {
         "init": {
             "random": {"model.config.dictionary_init": "random"},
@@ -134,12 +134,12 @@ def test_factors_are_arms_of_all_combinations(tmp_path):
         "lr": {"low": {}, "high": {"optim.lr": 1.0}},
     }
     study = read_study(
-        written(tmp_path, factors=factors, comparisons=[{"factor": "init", "arm": "data", "against": "random"}])
+        written(tmp_path, factors=factors, comparisons=[{"factor": "init", "condition": "data", "against": "random"}])
     )
-    assert list(study.arms)[-4:] == ["random, low", "random, high", "data, low", "data, high"]
-    content = {run.cell.arm: run.content for run in runs_of(study) if run.cell.stage == "pretraining"}
+    assert list(study.conditions)[-4:] == ["random, low", "random, high", "data, low", "data, high"]
+    content = {run.cell.condition: run.content for run in runs_of(study) if run.cell.stage == "pretraining"}
     assert content["data, high"]["optim"]["lr"] == 1.0
     assert content["data, high"]["model"]["config"]["dictionary_init"] == "data"
-    assert "comparisons[0].arm: expected one of random, data, got 'low'" in refused(
-        written(tmp_path, factors=factors, comparisons=[{"factor": "init", "arm": "low", "against": "random"}])
+    assert "comparisons[0].condition: expected one of random, data, got 'low'" in refused(
+        written(tmp_path, factors=factors, comparisons=[{"factor": "init", "condition": "low", "against": "random"}])
     )

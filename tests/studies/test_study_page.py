@@ -19,7 +19,7 @@ def test_the_page_is_rendered_from_the_committed_rows():
 
 def test_the_table_in_its_text_is_of_the_rows():
     rows = read_rows([RESULTS / "studies-dictionary.jsonl"])
-    arms = ("none", "k1024", "k256", "k64", "input alone", "targets alone")
+    conditions = ("none", "k1024", "k256", "k64", "input alone", "targets alone")
     metrics = {
         "VQA score": ("vqa", "test.vqa_score"),
         "NLVR2 accuracy": ("nlvr2", "test-P.accuracy"),
@@ -30,9 +30,11 @@ def test_the_table_in_its_text_is_of_the_rows():
     assert len(lines) == len(metrics)
     for line, (name, (stage, metric)) in zip(lines, metrics.items(), strict=True):
         means = []
-        for arm in arms:
-            of_arm = [row for row in rows if (row["arm"], row["stage"], row["variant"]) == (arm, stage, "10 %")]
-            values = [row["metrics"][metric] for row in of_arm if row["seed"] in (0, 1, 2)]
+        for condition in conditions:
+            of_condition = [
+                row for row in rows if (row["condition"], row["stage"], row["variant"]) == (condition, stage, "10 %")
+            ]
+            values = [row["metrics"][metric] for row in of_condition if row["seed"] in (0, 1, 2)]
             assert len(values) == 3
             means.append(f"{100 * fmean(values):.1f}")
         assert line == f"| {name} | {' | '.join(means)} |"
@@ -43,11 +45,11 @@ def test_the_table_of_conditions_in_its_text_is_of_the_rows():
     lines = lines_below("| image to text R@1, %, seeds 0 and 1 |")
     assert len(lines) == 10
     for line in lines:
-        condition = line.split("|")[1].strip()
+        change = line.split("|")[1].strip()
         cells = []
-        for arm in ("none", "k256"):
-            name = arm if condition == "nothing else changed" else f"{arm}, {condition}"
-            values = {row["seed"]: row["metrics"]["image_to_text_r1"] for row in rows if row["arm"] == name}
-            assert set(values) >= ({0} if condition.startswith("4x steps") else {0, 1})
+        for condition in ("none", "k256"):
+            name = condition if change == "nothing else changed" else f"{condition}, {change}"
+            values = {row["seed"]: row["metrics"]["image_to_text_r1"] for row in rows if row["condition"] == name}
+            assert set(values) >= ({0} if change.startswith("4x steps") else {0, 1})
             cells.append(", ".join(f"{100 * values[seed]:.1f}" for seed in (0, 1) if seed in values))
-        assert line == f"| {condition} | {' | '.join(cells)} |"
+        assert line == f"| {change} | {' | '.join(cells)} |"

@@ -9,7 +9,7 @@ from soho_fast.studies.results import append_row, by_digest, read_rows
 
 
 def row(number, **more):
-    fields = dict.fromkeys(("study", "arm", "stage", "variant"), "x")
+    fields = dict.fromkeys(("study", "condition", "stage", "variant"), "x")
     return {**fields, "seed": number, "digest": f"d{number}", "metrics": {"text": "y" * 5000}, **more}
 
 
@@ -48,7 +48,7 @@ def test_what_is_no_row_is_refused_with_its_line(tmp_path):
     with pytest.raises(UserError, match=r"results .*results.jsonl, line 2: not JSON"):
         read_rows([path])
     path.write_text('{"study": "x"}\n')
-    with pytest.raises(UserError, match=r"line 1: expected a study's row, this lacks arm, seed"):
+    with pytest.raises(UserError, match=r"line 1: expected a study's row, this lacks condition, seed"):
         read_rows([path])
     with pytest.raises(UserError, match=r"nothing.jsonl: No such file"):
         read_rows([tmp_path / "nothing.jsonl"])

@@ -22,7 +22,7 @@ def told(rows):
 
 def test_every_run_has_its_row(made):
     folder, said = made
-    rows = {(row["arm"], row["stage"], row["variant"]): row for row in rows_of(folder)}
+    rows = {(row["condition"], row["stage"], row["variant"]): row for row in rows_of(folder)}
     # `again` has the settings of `codes`, so that its runs are those.
     names = [
         ("codes", "pretraining", ""),
@@ -101,7 +101,7 @@ def killed_when(arguments, condition):
 
 
 def test_killed_at_three_places_it_ends_as_if_it_had_not_been(made, tiny_study, make, tmp_path):
-    arguments = (tiny_study, "--into", tmp_path, "--threads", 1, "--arms", "none")
+    arguments = (tiny_study, "--into", tmp_path, "--threads", 1, "--conditions", "none")
     results = tmp_path / "results.jsonl"
 
     def num_rows():
@@ -118,7 +118,7 @@ def test_killed_at_three_places_it_ends_as_if_it_had_not_been(made, tiny_study, 
     killed_when(arguments, lambda: trains("vqa"))
     done = make(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    expected = [row for row in rows_of(made[0]) if row["arm"] == "none"]
+    expected = [row for row in rows_of(made[0]) if row["condition"] == "none"]
     assert len(expected) == 2 and told(rows_of(tmp_path)) == told(expected)
     logs = "".join(path.read_text() for path in tmp_path.glob("runs/*/*/*/log.txt"))
     assert logs.count("resumed from") >= 2

@@ -9,14 +9,14 @@ from scipy.stats import ttest_rel
 from soho_fast.studies.comparing import Difference, compare, holm, paired, value_of
 from soho_fast.studies.matrix import Cell
 from soho_fast.studies.report import page, sentence
-from soho_fast.studies.study import Arm, Comparison, Stage, Study, Variant
+from soho_fast.studies.study import Comparison, Condition, Stage, Study, Variant
 
 
-def study_of(arms, num_seeds, main=("tuned/small/score",), metrics=None):
+def study_of(conditions, num_seeds, main=("tuned/small/score",), metrics=None):
     return Study(
         title="Made",
         seeds=list(range(num_seeds)),
-        arms={name: Arm() for name in arms},
+        conditions={name: Condition() for name in conditions},
         stages={
             "tuned": Stage(
                 recipe="mini_vqa",
@@ -24,26 +24,30 @@ def study_of(arms, num_seeds, main=("tuned/small/score",), metrics=None):
                 metrics=metrics or {"score": "score", "size": "size (codes)"},
             )
         },
-        comparisons=[Comparison(arms[1], arms[0], main=list(main))],
+        comparisons=[Comparison(conditions[1], conditions[0], main=list(main))],
     )
 
 
 def rows_of(values):
-    """Rows by cell, of (arm, seed, variant): metrics."""
+    """Rows by cell, of (condition, seed, variant): metrics."""
     return {
-        Cell(arm, seed, "tuned", variant): {"metrics": metrics, "digest": f"{arm}{seed}{variant}", "seconds": 1.0}
-        for (arm, seed, variant), metrics in values.items()
+        Cell(condition, seed, "tuned", variant): {
+            "metrics": metrics,
+            "digest": f"{condition}{seed}{variant}",
+            "seconds": 1.0,
+        }
+        for (condition, seed, variant), metrics in values.items()
     }
 
 
 def made(num_seeds, effect, generator, noise=0.01):
-    """Scores of two arms that share what a seed brings and differ by an effect and noise of their own."""
+    """Scores of two conditions that share what a seed brings and differ by an effect and noise of their own."""
     values = {}
     for seed in range(num_seeds):
         luck = generator.normal(0.5, 0.3)
-        for arm, mean in (("without", 0.0), ("with", effect)):
+        for condition, mean in (("without", 0.0), ("with", effect)):
             for variant in ("small", "all"):
-                values[arm, seed, variant] = {"score": luck + mean + generator.normal(0, noise), "size": 3.0}
+                values[condition, seed, variant] = {"score": luck + mean + generator.normal(0, noise), "size": 3.0}
     return rows_of(values)
 
 
@@ -113,8 +117,8 @@ def test_many_explored_metrics_do_not_make_one_that_helps():
     for _ in range(100):
         rows = rows_of(
             {
-                (arm, seed, variant): {name: generator.normal() for name in metrics}
-                for arm in ("without", "with")
+                (condition, seed, variant): {name: generator.normal() for name in metrics}
+                for condition in ("without", "with")
                 for seed in range(5)
                 for variant in ("small", "all")
             }
@@ -150,7 +154,7 @@ def test_missing_rows_are_told_and_the_rest_is_used():
     assert declared.missing == ["seed 2"] and list(declared.differences) == [f"seed {n}" for n in (0, 1, 3, 4)]
     text = page("made", study, [], rows, 0, compare(study, rows))
     assert "seed 2 missing" in text and "| 4 (1 missing) | helps |" in text
-    study.arms["later"] = Arm()
+    study.conditions["later"] = Condition()
     study.comparisons.append(Comparison("later", "without"))
     text = page("made", study, [], rows, 0, compare(study, rows))
     number = sum(len(stage.metrics) * len(stage.variants or [""]) for stage in study.stages.values())
@@ -158,22 +162,24 @@ def test_missing_rows_are_told_and_the_rest_is_used():
     assert "| later | without |" not in text and "| metric | without | with |" in text
 
 
-def test_a_metric_that_an_arm_cannot_have_is_not_compared():
+def test_a_metric_that_a_condition_cannot_have_is_not_compared():
     metrics = {"without": {"score": 0.5}, "with": {}}
-    rows = rows_of({(arm, seed, "small"): metrics[arm] for arm in metrics for seed in (0, 1)})
+    rows = rows_of({(condition, seed, "small"): metrics[condition] for condition in metrics for seed in (0, 1)})
     found = compare(study_of(["without", "with"], 2), rows)
     assert all(each.metric != "score" or each.variant != "small" for each in found)
 
 
 def test_a_factor_is_compared_over_all_combinations_of_the_others():
     factors = {"init": {"random": {}, "data": {}}, "decay": {"0.9": {}, "0.99": {}}}
-    arms = ["random, 0.9", "random, 0.99", "data, 0.9", "data, 0.99"]
-    study = study_of(arms, 2)
+    conditions = ["random, 0.9", "random, 0.99", "data, 0.9", "data, 0.99"]
+    study = study_of(conditions, 2)
     study.factors, study.comparisons = factors, [Comparison("data", "random", "init")]
     score = {"random, 0.9": 0.1, "random, 0.99": 0.5, "data, 0.9": 0.2, "data, 0.99": 0.7}
-    rows = rows_of({(arm, seed, "small"): {"score": score[arm] + seed} for arm in arms for seed in (0, 1)})
+    rows = rows_of(
+        {(condition, seed, "small"): {"score": score[condition] + seed} for condition in conditions for seed in (0, 1)}
+    )
     found = next(each for each in compare(study, rows) if each.metric == "score" and each.variant == "small")
-    assert found.arm == "init data" and found.against == "init random"
+    assert found.condition == "init data" and found.against == "init random"
     assert found.differences == pytest.approx({"seed 0": 0.15, "seed 1": 0.15})
     assert "2 seeds" in sentence(found) and "pairs" not in sentence(found)
     del rows[Cell("data, 0.99", 1, "tuned", "small")]
@@ -181,30 +187,30 @@ def test_a_factor_is_compared_over_all_combinations_of_the_others():
     assert found.differences == pytest.approx({"seed 0": 0.15}) and found.missing == ["seed 1"]
 
 
-def test_variants_of_an_arm_are_compared_seed_by_seed():
+def test_variants_of_a_condition_are_compared_seed_by_seed():
     rows = made(5, 0.05, np.random.default_rng(6), noise=0.001)
     for seed in range(5):
         rows[Cell("with", seed, "tuned", "all")]["metrics"]["score"] += 0.1
     study = study_of(["without", "with"], 5)
     study.comparisons = [Comparison("all", "small", variants_of="with")]
     score, size = compare(study, rows)
-    assert (score.arm, score.against, score.variant) == ("with all", "with small", "")
+    assert (score.condition, score.against, score.variant) == ("with all", "with small", "")
     assert score.verdict == "helps" and score.mean == pytest.approx(0.1, abs=0.003) and size.mean == 0
     assert sentence(score).startswith("score: **with all** against **with small** helps by +10.")
     del rows[Cell("with", 2, "tuned", "small")]
     score, _ = compare(study, rows)
     assert score.missing == ["seed 2"] and len(score.differences) == 4
-    study.stages["tuned"].variants["small"].arms = ["without"]
-    assert compare(study, rows) == [], "the arm has no such variant"
+    study.stages["tuned"].variants["small"].conditions = ["without"]
+    assert compare(study, rows) == [], "the condition has no such variant"
 
 
 def test_where_a_factor_has_one_seed_its_combinations_are_the_pairs():
-    arms = ["random, 0.9", "random, 0.99", "data, 0.9", "data, 0.99"]
-    study = study_of(arms, 1)
+    conditions = ["random, 0.9", "random, 0.99", "data, 0.9", "data, 0.99"]
+    study = study_of(conditions, 1)
     study.factors = {"init": {"random": {}, "data": {}}, "decay": {"0.9": {}, "0.99": {}}}
     study.comparisons = [Comparison("data", "random", "init")]
-    score = dict(zip(arms, (0.1, 0.5, 0.2, 0.7), strict=True))
-    rows = rows_of({(arm, 0, "small"): {"score": score[arm]} for arm in arms})
+    score = dict(zip(conditions, (0.1, 0.5, 0.2, 0.7), strict=True))
+    rows = rows_of({(condition, 0, "small"): {"score": score[condition]} for condition in conditions})
     found = next(each for each in compare(study, rows) if each.metric == "score" and each.variant == "small")
     assert found.differences == pytest.approx({"0.9, seed 0": 0.1, "0.99, seed 0": 0.2})
     assert "2 pairs of one seed" in sentence(found)
@@ -214,7 +220,7 @@ def test_where_a_factor_has_one_seed_its_combinations_are_the_pairs():
 def test_comparisons_of_a_single_pair_are_counted_but_not_listed():
     rows = made(3, 0.05, np.random.default_rng(7))
     study = study_of(["without", "with"], 3)
-    study.arms["later"] = Arm()
+    study.conditions["later"] = Condition()
     study.comparisons.append(Comparison("later", "without"))
     rows[Cell("later", 1, "tuned", "small")] = {"metrics": {"score": 0.5}, "digest": "later"}
     text = page("made", study, [], rows, 0, compare(study, rows))

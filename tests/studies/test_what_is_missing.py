@@ -12,10 +12,10 @@ from soho_fast.studies.results import read_rows
 def test_a_model_or_a_row_that_was_deleted_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(one, "_call", trained)
     monkeypatch.setattr(one, "_versions", dict)
-    row = {"study": "s", "arm": "a", "seed": 0, "stage": "one", "variant": "", "digest": "d"}
+    row = {"study": "s", "condition": "a", "seed": 0, "stage": "one", "variant": "", "digest": "d"}
     folder, results = tmp_path / "run", tmp_path / "results.jsonl"
     folder.mkdir()
-    job = one.Job(row, {}, {}, 0, False, str(folder), str(results), [], keep_model=True, launcher="")
+    job = one.Job(row, {}, {}, 0, str(folder), str(results), [], keep_model=True, launcher="")
     assert one._make(job, folder) == 0 and len(read_rows([results])) == 1
     shutil.rmtree(folder / "training" / "model")
     assert one._make(job, folder) == 0 and (folder / "training" / "model").is_dir()

@@ -27,7 +27,7 @@ TINY = {
         },
         "batch": {"workers": 0, "global_batch_size": 4},
     },
-    "arms": {
+    "conditions": {
         "none": {"overrides": {"model.config.use_dictionary": False}},
         "codes": {"about": "eight codes"},
         "again": {"about": "the same"},
@@ -58,14 +58,14 @@ TINY = {
                 "half": {"overrides": {"data.train_share": 0.5, "max_steps": 12}},
                 "all, output": {
                     "overrides": {"max_steps": 4, "model.use_dictionary_output": True},
-                    "arms": ["codes"],
+                    "conditions": ["codes"],
                 },
             },
             "splits": {"val": {}},
             "metrics": {"val.vqa_score": "VQA score"},
         },
     },
-    "comparisons": [{"arm": "codes", "against": "none", "main": ["vqa/half/val.vqa_score"]}],
+    "comparisons": [{"condition": "codes", "against": "none", "main": ["vqa/half/val.vqa_score"]}],
 }
 
 

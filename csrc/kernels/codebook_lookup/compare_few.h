@@ -1,4 +1,5 @@
-// Few rows: their float32 distances to every code of a codebook that is not packed, which would cost more than they do.
+// Few rows: their float32 distances to every code of a codebook that is not packed, which would cost more than they do;
+// and the nearest of what threads have found for a row among codes that they share.
 //
 // A float32 distance has a small relative error (drop_far.h), unless squares overflow or vanish: a code farther than
 // far_from() of the smallest, and than 2^-78, is not the nearest. What is left is compared in float64; a row to which
@@ -86,15 +87,16 @@ inline void merge_few(FewCodes& row, const FewCodes& other, int64_t num_channels
   for (int32_t n = 0; n < other.count; ++n) add_near(row, other.code[n], other.distance[n], num_channels);
 }
 
-// Writes the index of each row of which the near codes are known, in any order.
-inline LookupCounts decide_few(const CodebookLookupArgs& args, FewCodes* near) {
+inline LookupCounts decide_few(const CodebookLookupArgs& args, const int64_t* rows, int64_t num_rows, FewCodes* near) {
   DefaultFloatEnvironment environment;
   const ExactCopies copies(args, 1);
   LookupCounts counts;
-  for (int64_t i = 0; i < args.num_rows; ++i) {
-    FewCodes& row = near[i];
+  for (int64_t n = 0; n < num_rows; ++n) {
+    const int64_t i = rows[n];
+    FewCodes& row = near[n];
     keep_near(row, args.num_channels);
     if (row.overflows || !(row.smallest < std::numeric_limits<float>::infinity())) {
+      args.index[i] = kUndecided;
       ++counts.undecided;
       continue;
     }
@@ -102,14 +104,14 @@ inline LookupCounts decide_few(const CodebookLookupArgs& args, FewCodes* near) {
     if (row.count > 1) {
       double smallest = kFar;
       copies.load_row(0, i);
-      for (int32_t n = 0; n < row.count; ++n) {
-        copies.load_code(0, row.code[n]);
+      for (int32_t k = 0; k < row.count; ++k) {
+        copies.load_code(0, row.code[k]);
         __m256d sums[1];
         pair_sums(copies, 0, sums);
         const double distance = _mm256_cvtsd_f64(sums[0]);
-        if (distance > smallest || (distance == smallest && row.code[n] > nearest)) continue;
+        if (distance > smallest || (distance == smallest && row.code[k] > nearest)) continue;
         smallest = distance;
-        nearest = row.code[n];
+        nearest = row.code[k];
       }
       ++counts.compared;
     }

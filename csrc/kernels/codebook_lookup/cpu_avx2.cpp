@@ -70,10 +70,12 @@ void add_candidate(Candidates& list, float& threshold, int64_t position, float s
     codes += 16;
 #pragma GCC unroll 6
     for (int r = 0; r < 6; ++r) {
-      const __m256 x = _mm256_broadcast_ss((r < 3 ? upper + r * row_length : lower + (r - 3) * row_length) + step);
+      const __m256 x = _mm256_broadcast_ss(r < 3 ? upper + r * row_length : lower + (r - 3) * row_length);
       score[r][0] = _mm256_fmadd_ps(x, code0, score[r][0]);
       score[r][1] = _mm256_fmadd_ps(x, code1, score[r][1]);
     }
+    ++upper;
+    ++lower;
   }
 }
 

@@ -6,17 +6,11 @@
 #include "kernels/codebook_lookup/screen_avx512.h"
 
 namespace soho {
-namespace {
 
-constexpr int64_t kFewSteps = 8;  // on which screen_groups is faster
 static_assert(KernelAvx512<DotFloat32>::kCodes == kFormatAvx512.width);
 
-}  // namespace
-
 LookupCounts screen_avx512(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
-  if (args.topk == 1 && screened.num_steps <= kFewSteps)
-    return screen_groups<KernelAvx512<DotFloat32>>(args, screened, begin, end);
-  return screen_rows<KernelAvx512<DotFloat32>>(args, screened, begin, end);
+  return screen_by<DotFloat32, 8>(args, screened, begin, end);
 }
 
 LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,

@@ -4,18 +4,12 @@
 #include "kernels/codebook_lookup/screen_avx512.h"
 
 namespace soho {
-namespace {
 
-constexpr int64_t kFewSteps = 17;  // on which screen_groups is faster
 static_assert(KernelAvx512<DotInt8>::kCodes == kFormatAvx512Vnni.width);
-
-}  // namespace
 
 LookupCounts screen_avx512_vnni(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin,
                                 int64_t end) {
-  if (args.topk == 1 && screened.num_steps <= kFewSteps)
-    return screen_groups<KernelAvx512<DotInt8>>(args, screened, begin, end);
-  return screen_rows<KernelAvx512<DotInt8>>(args, screened, begin, end);
+  return screen_by<DotInt8, 17>(args, screened, begin, end);
 }
 
 const ReducedPass kReducedAvx512Vnni = reduced_pass<CoarseAvx512<DotFloat32, ScreeningType::kFloat32>>();

@@ -1,65 +1,14 @@
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <optional>
 
-#include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
+#include "kernels/codebook_lookup/plan.h"
 #include "kernels/codebook_lookup/reduced.h"
-#include "kernels/codebook_lookup/share.h"
 
 namespace soho {
 namespace {
 
 constexpr int64_t kChannelsOfBFloat16 = 512;
-constexpr int64_t kTrialRows = 28, kTrialGroups = 8;
-
-// Some of the codes.
-ScreenedCodes first_groups(ScreenedCodes screened, int64_t num_groups, int64_t width) {
-  screened.num_groups = std::min(screened.num_groups, num_groups);
-  screened.num_distinct = std::min(screened.num_distinct, screened.num_groups * width);
-  return screened;
-}
-
-// Whether the reduced pass decides some rows among these codes: where it does not, packing all is not worth it.
-bool reduced_pays(const ReducedPass& pass, const CodebookLookupArgs& args, const ScreenedCodes& screened,
-                  const ReducedCodes& codes) {
-  std::vector<int64_t> index(std::min(args.num_rows, kTrialRows), kUndecided);
-  CodebookLookupArgs trial = args;
-  trial.num_rows = static_cast<int64_t>(index.size());
-  trial.index = index.data();
-  trial.distance = nullptr;
-  trial.guess = nullptr;
-  return 4 * pass.run(trial, screened, codes, 0, trial.num_rows).reduced >= trial.num_rows;
-}
-
-// By the reduced pass, with what it reads of the codebook packed in `packed`, or from args.basis.
-LookupCounts run_reduced(const ReducedPass& pass, const CodebookLookupArgs& args, const ScreenedCodes& screened,
-                         const void* packed, int64_t num_directions, const ParallelFor& parallel_for) {
-  std::optional<Scratch> memory;
-  const void* block = packed;
-  if (block == nullptr) {
-    memory.emplace(reduced_codes_bytes(pass, args.num_codes, args.num_channels, num_directions));
-    pack_directions(pass, args.num_codes, args.num_channels, args.basis, num_directions, screened, memory->data());
-    block = memory->data();
-  }
-  const ReducedCodes codes = reduced_codes(pass, args.num_codes, args.num_channels, num_directions, block);
-  if (!codes.usable) return {};
-  if (packed == nullptr) {
-    const ScreenedCodes some = first_groups(screened, kTrialGroups, pass.width);
-    pack_reduced_codes(pass, args.codebook, args.num_channels, some, codes, parallel_for);
-    if (!reduced_pays(pass, args, some, codes)) return {};
-    if (some.num_groups < screened.num_groups)
-      pack_reduced_codes(pass, args.codebook, args.num_channels, screened, codes, parallel_for);
-  }
-  std::atomic<int64_t> reduced{0}, compared{0};
-  parallel_for(args.num_rows, rows_per_task(args.num_rows), [&](int64_t begin, int64_t end) {
-    const LookupCounts part = pass.run(args, screened, codes, begin, end);
-    reduced += part.reduced;
-    compared += part.compared;
-  });
-  return {reduced, compared, 0};
-}
 
 std::vector<LookupPass> euclidean_passes(CpuLevel level) {
   switch (level) {
@@ -116,66 +65,38 @@ const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric 
   }
 }
 
-std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const ReducedPass* reduced,
-                                     const FewRows* few, const CodebookLookupArgs& args, const void* packed,
-                                     const ParallelFor& parallel_for) {
-  std::vector<LookupCounts> counts(passes.size());
-  std::optional<Scratch> memory;
-  ScreenedCodes screened{};
-  LookupCounts front;
-  bool few_are_next = few != nullptr && (packed != nullptr || args.num_rows > most_few_rows(args.num_channels));
-  for (size_t p = 0; p < passes.size() && (p == 0 || counts[p - 1].undecided > 0); ++p) {
-    const LookupPass& pass = passes[p];
-    LookupCounts by_few;
-    if (packed != nullptr && packed_codebook_fits(packed, pass.format, args.num_codes, args.num_channels)) {
-      screened = screened_codes(packed);
-    } else if (p == 0 || pass.format.width > 0) {  // any packed codebook lists the distinct codes
-      if (p > 0 && few_are_next && counts[p - 1].undecided <= most_left_rows(args.num_channels)) {
-        few_are_next = false;
-        by_few = compare_few(*few, args, undecided_rows(args), parallel_for);
-        counts[p].compared = by_few.compared;
-        if (by_few.undecided == 0) break;
-      }
-      memory.emplace(packed_codebook_bytes(pass.format, args.num_codes, args.num_channels));
-      pack_codebook(pass.format, args.codebook, args.num_codes, args.num_channels, memory->data(), parallel_for);
-      screened = screened_codes(memory->data());
-    }
-    if (p == 0 && reduced != nullptr && args.num_rows >= kFewestReducedRows) {
-      const bool fits =
-          packed != nullptr && packed_codebook_fits(packed, pass.format, args.num_codes, args.num_channels);
-      const int64_t directions_packed = fits ? packed_directions(packed) : 0;
-      const int64_t num_directions = directions_packed > 0 ? directions_packed : args.num_directions;
-      const void* block =
-          directions_packed > 0
-              ? static_cast<const char*>(packed) + packed_codebook_bytes(pass.format, args.num_codes, args.num_channels)
-              : nullptr;
-      if (num_directions > 0) front = run_reduced(*reduced, args, screened, block, num_directions, parallel_for);
-    }
-    counts[p] = run_shared(pass, few, args, screened, parallel_for);
-    counts[p].compared += by_few.compared;
+const FewRows* few_rows_of(CpuLevel level, Metric metric, int64_t topk) {
+  if (metric != Metric::kEuclidean || topk > 1) return nullptr;
+  switch (level) {
+#ifdef SOHO_X86_LEVELS
+    case CpuLevel::kAmx:
+    case CpuLevel::kAvx512Vnni:
+    case CpuLevel::kAvx512Bf16:
+    case CpuLevel::kAvx512:
+      return &kFewRowsAvx512;
+    case CpuLevel::kAvx2:
+      return &kFewRowsAvx2;
+#endif
+    default:
+      return nullptr;
   }
-  counts[0].reduced = front.reduced;
-  counts[0].compared += front.compared;
-  return counts;
+}
+
+LookupPlan plan_of(CpuLevel level, const CodebookLookupArgs& args, const void* packed) {
+  const bool has_directions = args.num_directions > 0 || (packed != nullptr && packed_directions(packed) > 0);
+  const bool may_reduce = has_directions && args.num_rows >= kFewestReducedRows && args.topk == 1;
+  const ReducedPass* reduced = may_reduce ? reduced_pass_of(level, args.num_channels, args.metric) : nullptr;
+  const FewRows* few = few_rows_of(level, args.metric, args.topk);
+  return make_plan(passes_of(level, args.metric), reduced, few, args.num_rows, args.num_channels, packed != nullptr);
 }
 
 LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, const void* packed,
                              const ParallelFor& parallel_for) {
   std::fill(args.index, args.index + args.num_rows, kUndecided);
-  LookupCounts total;
-  const FewRows* few = few_rows_of(level, args);
-  if (packed == nullptr && few != nullptr && args.num_rows <= most_few_rows(args.num_channels)) {
-    total = compare_few(*few, args, undecided_rows(args), parallel_for);
-    if (total.undecided == 0) return total;
-  }
-  const bool one_nearest = args.metric == Metric::kEuclidean && args.topk == 1;
-  const ReducedPass* reduced = one_nearest ? reduced_pass_of(level, args.num_channels, args.metric) : nullptr;
-  const std::vector<LookupCounts> counts =
-      run_passes(passes_of(level, args.metric), reduced, few, args, packed, parallel_for);
-  total.reduced = counts.front().reduced;
-  total.undecided = counts.front().undecided;
-  for (const LookupCounts& pass : counts) total.compared += pass.compared;
-  return total;
+  const ScreeningFormat format = passes_of(level, args.metric).front().format;
+  if (packed != nullptr && !packed_codebook_fits(packed, format, args.num_codes, args.num_channels)) packed = nullptr;
+  PackedCodebook codebook(args, packed);
+  return run_plan(plan_of(level, args, packed), args, codebook, parallel_for);
 }
 
 CpuLevel lookup_level(int64_t num_channels) {
@@ -188,8 +109,8 @@ CpuLevel lookup_level(int64_t num_channels) {
 size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels, int64_t num_directions,
                              Metric metric) {
   const size_t bytes = packed_codebook_bytes(passes_of(level, metric).front().format, num_codes, num_channels);
-  const ReducedPass* reduced = reduced_pass_of(level, num_channels, metric);
-  if (reduced == nullptr || num_directions == 0) return bytes;
+  const ReducedPass* reduced = num_directions > 0 ? reduced_pass_of(level, num_channels, metric) : nullptr;
+  if (reduced == nullptr) return bytes;
   return bytes + reduced_codes_bytes(*reduced, num_codes, num_channels, num_directions);
 }
 
@@ -197,8 +118,8 @@ void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int
                    int64_t num_directions, void* packed, const ParallelFor& parallel_for, Metric metric) {
   const ScreeningFormat format = passes_of(level, metric).front().format;
   pack_codebook(format, codebook, num_codes, num_channels, packed, parallel_for);
-  const ReducedPass* reduced = reduced_pass_of(level, num_channels, metric);
-  if (reduced == nullptr || num_directions == 0) return;
+  const ReducedPass* reduced = num_directions > 0 ? reduced_pass_of(level, num_channels, metric) : nullptr;
+  if (reduced == nullptr) return;
   set_packed_directions(packed, num_directions);
   void* block = static_cast<char*>(packed) + packed_codebook_bytes(format, num_codes, num_channels);
   const ScreenedCodes screened = screened_codes(packed);

@@ -68,6 +68,14 @@ class ExactCopies {
   void load_row(int64_t r, int64_t i) const {
     load(row_at(args_.features, i, args_.row_stride, args_.features_type), args_.features_type, row(r));
   }
+  // Row i in float32; unless it is that it takes the place of row 0.
+  const float* float_row(int64_t i) const {
+    const void* features = row_at(args_.features, i, args_.row_stride, args_.features_type);
+    if (args_.features_type == Element::kFloat32) return static_cast<const float*>(features);
+    float* converted = reinterpret_cast<float*>(row(0));
+    for (int64_t c = 0; c < args_.num_channels; ++c) converted[c] = load_element(features, c, args_.features_type);
+    return converted;
+  }
 
  private:
   void load(const void* values, Element type, double* target) const {

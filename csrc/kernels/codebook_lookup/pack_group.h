@@ -1,9 +1,9 @@
-// Packs a group of codes; see packing_loops.h. Included by vector levels; see exact_distance.h.
+// Packs a group of codes; see packed_codebook.h. Included by vector levels; see exact_distance.h.
 #pragma once
 
 #include "common/float_environment.h"
 #include "kernels/codebook_lookup/exact_distance.h"
-#include "kernels/codebook_lookup/packing_loops.h"
+#include "kernels/codebook_lookup/packed_codebook.h"
 
 namespace soho {
 namespace {

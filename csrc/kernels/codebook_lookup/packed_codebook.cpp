@@ -8,7 +8,6 @@
 
 #include "common/float_environment.h"
 #include "common/memory.h"
-#include "kernels/codebook_lookup/packing_loops.h"
 
 namespace soho {
 namespace {

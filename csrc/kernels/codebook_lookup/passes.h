@@ -40,6 +40,8 @@ namespace soho {
 enum class ScreeningType { kFloat32, kBFloat16, kInt8 };
 constexpr int64_t kMaxInt8Channels = 65536;  // whose sums fit 32 bits
 
+struct ReducedCodes;
+
 // How a pass wants its codes: groups of `width` codes, of each step one word per code; steps are padded with zeros to a
 // multiple of `step_multiple`.
 struct ScreeningFormat {
@@ -65,8 +67,9 @@ struct ScreenedCodes {
   double largest_rounding;  // max |b - b^|; 0 for float32
   double largest_code;      // max |s e| of kDot and kCosine
   int64_t num_groups, num_steps;
-  const void* panel;          // (num_groups, num_steps, width) words: b^, and 0 at padding
-  const float* negated_half;  // (num_groups, width): -|b|^2/2 or, of kDot and kCosine, 0; -inf at padding
+  const void* panel;            // (num_groups, num_steps, width) words: b^, and 0 at padding
+  const float* negated_half;    // (num_groups, width): -|b|^2/2 or, of kDot and kCosine, 0; -inf at padding
+  const ReducedCodes* reduced;  // what the reduced pass reads (reduced.h), or null
 };
 
 // An index below zero: the row is undecided. Of the distinct codes before `position`, and perhaps some behind, the
@@ -78,19 +81,22 @@ constexpr int64_t kUndecided = -1;  // position 0, nearest -1
 static inline int64_t undecided_index(const Undecided& row) { return -1 - (row.position << 31 | (row.nearest + 1)); }
 static inline Undecided undecided_at(int64_t index) { return {(-1 - index) >> 31, ((-1 - index) & 0x7fffffff) - 1}; }
 
+// Looks up the rows [begin, end) whose index is below zero; disjoint ranges may run at the same time.
+using RunPass = LookupCounts(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end);
+
 struct LookupPass {
   ScreeningFormat format;
-  // Rows [begin, end) whose index is below zero; disjoint ranges may run at the same time.
-  LookupCounts (*run)(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end);
+  RunPass* run;
 };
 
 std::vector<LookupPass> passes_of(CpuLevel level, Metric metric = Metric::kEuclidean);
+
 struct RowLengths {
   float square;           // |a|^2
   float rounding_square;  // |a - a^|^2 beyond the rounding to float32
 };
 
-// For few rows and a codebook that is not packed (compare_few.h).
+// What few rows take (compare_few.h).
 constexpr int32_t kFewCodes = 12;
 struct FewCodes {  // that may be the nearest of a row
   float smallest;  // distance of any
@@ -100,30 +106,20 @@ struct FewCodes {  // that may be the nearest of a row
   float distance[kFewCodes];
 };
 struct FewRows {
-  // Adds codes [begin, end) to those of each row; rows are float32.
+  // Adds codes [begin, end) of a codebook that is not packed to those of each row; rows are float32.
   void (*scan)(const float* rows, int64_t num_rows, const float* codebook, int64_t num_channels, int64_t begin,
                int64_t end, FewCodes* near);
   void (*merge)(FewCodes& row, const FewCodes& other, int64_t num_channels);
-  LookupCounts (*decide)(const CodebookLookupArgs& args, FewCodes* near);
+  // Writes the index of each of these rows, of which all near codes are known, in any order, or leaves it undecided.
+  LookupCounts (*decide)(const CodebookLookupArgs& args, const int64_t* rows, int64_t num_rows, FewCodes* near);
 };
 extern const FewRows kFewRowsAvx2, kFewRowsAvx512;
+// Null where the level, the metric or topk have none.
+const FewRows* few_rows_of(CpuLevel level, Metric metric = Metric::kEuclidean, int64_t topk = 1);
 
 struct ReducedPass;
 // The pass in front of them where there is a basis (reduced.h); null where level or metric have none.
 const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric metric = Metric::kEuclidean);
-
-// The rows whose index is below zero by `passes`, and by `reduced` before them unless it is null. A packed codebook is
-// used where it has the format of a pass; where one has to be packed for few rows that a pass has left, `few`, unless
-// it is null, takes them before. Returns what each of `passes` took: the rows it decided in float64, or by a nearest
-// code that another has found, and those it left to the next; the first also what the reduced pass took.
-std::vector<LookupCounts> run_passes(const std::vector<LookupPass>& passes, const ReducedPass* reduced,
-                                     const FewRows* few, const CodebookLookupArgs& args, const void* packed,
-                                     const ParallelFor& parallel_for);
-
-// Passes, one translation unit per instruction set. compare_all: every distinct code in float64.
-LookupCounts compare_all_scalar(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts compare_all_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts compare_all_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
 
 constexpr ScreeningFormat kNothingScreened{ScreeningType::kFloat32, 0, 1};
 constexpr ScreeningFormat kFormatAvx2{ScreeningType::kFloat32, 16, 1};
@@ -131,10 +127,9 @@ constexpr ScreeningFormat kFormatAvx512{ScreeningType::kFloat32, 32, 1};
 constexpr ScreeningFormat kFormatAvx512Bf16{ScreeningType::kBFloat16, 32, 1};
 constexpr ScreeningFormat kFormatAvx512Vnni{ScreeningType::kInt8, 32, 1};
 constexpr ScreeningFormat kFormatAmx{ScreeningType::kBFloat16, 32, 16};
-LookupCounts screen_avx2(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts screen_avx512(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts screen_avx512_bf16(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts screen_avx512_vnni(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
-LookupCounts screen_amx(const CodebookLookupArgs&, const ScreenedCodes&, int64_t begin, int64_t end);
+
+// Passes, one translation unit per instruction set. compare_all: every distinct code in float64.
+RunPass screen_avx2, screen_avx512, screen_avx512_bf16, screen_avx512_vnni, screen_amx;
+RunPass compare_all_scalar, compare_all_avx2, compare_all_avx512;
 
 }  // namespace soho

@@ -73,9 +73,7 @@ struct ReducedPass {
   void (*pack_groups)(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
                       const ReducedCodes& reduced, const float* directions, const RowLengths* lengths, int64_t begin,
                       int64_t end);
-  // As LookupPass::run.
-  LookupCounts (*run)(const CodebookLookupArgs& args, const ScreenedCodes& screened, const ReducedCodes& reduced,
-                      int64_t begin, int64_t end);
+  RunPass* run;  // with screened.reduced
 };
 
 static inline int64_t reduced_steps(ScreeningType type, int64_t num_channels) {

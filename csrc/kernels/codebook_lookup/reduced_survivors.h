@@ -49,15 +49,6 @@ struct Reduction {
 
   const float* code(int32_t n) const { return args.codebook + screened.codes[reduced.order[n]] * args.num_channels; }
 
-  // The row as float32; valid until the next call.
-  const float* row(int64_t i) const {
-    const void* features = row_at(args.features, i, args.row_stride, args.features_type);
-    if (args.features_type == Element::kFloat32) return static_cast<const float*>(features);
-    float* converted = reinterpret_cast<float*>(copies.row(0));
-    for (int64_t c = 0; c < args.num_channels; ++c) converted[c] = load_element(features, c, args.features_type);
-    return converted;
-  }
-
   // Rounded down: no code whose score is below it is as near as the nearest known one.
   float threshold(const ReducedRow& row) const {
     const double scale = screened.scale, t = 0.5 * (row.low_square - scale * scale * row.high_distance);
@@ -66,7 +57,7 @@ struct Reduction {
 
   // Computes the distance of up to kFloatCodes codes.
   void know(ReducedRow& row, const int32_t* numbers, int32_t count) const {
-    const float* values = this->row(row.row);
+    const float* values = copies.float_row(row.row);
     float distance[kFloatCodes];
     if (count == kFloatCodes) {
       const float* codes[kFloatCodes];

@@ -87,15 +87,9 @@ inline bool is_dense(const Candidates& list, int64_t end) {
 inline void sift(Candidates& list) {
   const auto& [args, screened, copies] = *list.comparison;
   if (list.count < args.topk + kFewCandidates || screened.metric != Metric::kEuclidean) return;
-  const void* features = row_at(args.features, list.row, args.row_stride, args.features_type);
-  const float* row = static_cast<const float*>(features);
-  if (args.features_type != Element::kFloat32) {
-    float* converted = reinterpret_cast<float*>(copies.row(0));
-    for (int64_t c = 0; c < args.num_channels; ++c) converted[c] = load_element(features, c, args.features_type);
-    row = converted;
-  }
-  list.count = drop_far(row, args.num_channels, args.topk, list.count, list.position, list.score,
-                        [&](int32_t position) { return args.codebook + screened.codes[position] * args.num_channels; });
+  const auto code_of = [&](int32_t position) { return args.codebook + screened.codes[position] * args.num_channels; };
+  list.count = drop_far(copies.float_row(list.row), args.num_channels, args.topk, list.count, list.position, list.score,
+                        code_of);
 }
 
 // The topk nearest candidates.
@@ -238,79 +232,121 @@ inline int64_t finish_row(float threshold, Candidates& list, LookupCounts& count
   return 0;
 }
 
-// How many rows to skip after a panel of which the next pass has to compare `share`: the neighbours of hopeless
-// rows are as hopeless as a rule, so only a few rows in many are still tried, and fewer the longer it lasts.
-inline int64_t next_skipped(int64_t skipped, int64_t num_rows, double share) {
-  if (share < 0.75) return 0;
-  const int64_t more = 4 * skipped + 8 * num_rows;
-  return more < kMostSkipped ? more : kMostSkipped;
-}
+// The undecided rows of [begin, end), a panel at a time. The neighbours of hopeless rows are as hopeless as a rule:
+// behind a panel most of which is left to the next pass, rows are skipped and only a few in many still tried, fewer the
+// longer it lasts.
+class UndecidedRows {
+ public:
+  UndecidedRows(const CodebookLookupArgs& args, int64_t begin, int64_t end)
+      : index_(args.index), next_(begin), end_(end) {}
+
+  // Takes the next rows: up to `whole`, or `trial` behind skipped ones. Returns how many.
+  int64_t take(int64_t whole, int64_t trial, int64_t* rows) {
+    const int64_t most = skipped_ > 0 ? trial : whole;
+    for (num_taken_ = 0; next_ < end_ && num_taken_ < most; ++next_) {
+      if (index_[next_] < 0) rows[num_taken_++] = next_;
+    }
+    return num_taken_;
+  }
+
+  // Behind rows taken, of which the next pass has to compare `share`. Returns how many rows it skips.
+  int64_t skip(double share) {
+    const int64_t more = 4 * skipped_ + 8 * num_taken_;
+    skipped_ = share < 0.75 ? 0 : more < kMostSkipped ? more : kMostSkipped;
+    return pass_over(skipped_);
+  }
+
+  int64_t skip_all() { return pass_over(end_ - next_); }
+  int64_t next() const { return next_; }
+
+ private:
+  int64_t pass_over(int64_t most) {
+    int64_t num_rows = 0;
+    for (; next_ < end_ && num_rows < most; ++next_) num_rows += index_[next_] < 0;
+    return num_rows;
+  }
+
+  const int64_t* const index_;
+  int64_t next_;
+  const int64_t end_;
+  int64_t num_taken_ = 0, skipped_ = 0;
+};
 
 // Rows begin off the 4 KiB stride that maps all of them to one cache set.
 inline int64_t panel_row_length(int64_t num_steps) { return (num_steps + 15) / 16 * 16 + 16; }
 
+// Rows that are screened together, those of whole tiles; behind the last row are zeros that reach nothing.
+struct Panel {
+  Panel(int64_t num_steps, int64_t most_rows)
+      : row_length(panel_row_length(num_steps)),
+        row_memory(sizeof(float) * most_rows * row_length),
+        list_memory(sizeof(Candidates) * most_rows),
+        words(static_cast<float*>(row_memory.data())),
+        lists(static_cast<Candidates*>(list_memory.data())) {}
+
+  float* row(int64_t r) const { return words + r * row_length; }
+
+  const int64_t row_length;
+  const Scratch row_memory, list_memory;
+  float* const words;
+  Candidates* const lists;
+  int64_t num_rows = 0, num_padded = 0;
+  alignas(64) float threshold[kMaxPanelRows + kListSlack] = {};
+};
+
+// Screens in panels of most_rows, each by screen(panel), and decides between the candidates of each row.
+template <class Kernel, class Screen>
+LookupCounts screen_panels(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end,
+                           int64_t most_rows, Screen screen) {
+  LookupCounts counts;
+  UndecidedRows undecided(args, begin, end);
+  if (!screened.screenable) return {0, 0, undecided.skip_all()};
+  DefaultFloatEnvironment environment;
+  Panel panel(screened.num_steps, most_rows);
+  const ExactCopies copies(args, 1);
+  const Comparison comparison{args, screened, copies};
+  const int64_t trial_rows = most_rows < kTrialTiles * Kernel::kRows ? most_rows : kTrialTiles * Kernel::kRows;
+  int64_t row_id[kMaxPanelRows];
+  Kernel::begin();
+  while ((panel.num_rows = undecided.take(most_rows, trial_rows, row_id)) > 0) {
+    for (int64_t r = 0; r < panel.num_rows; ++r)
+      begin_row<Kernel>(comparison, row_id[r], panel.row(r), panel.threshold[r], panel.lists[r]);
+    for (panel.num_padded = panel.num_rows; panel.num_padded % Kernel::kRows != 0; ++panel.num_padded) {
+      std::memset(panel.row(panel.num_padded), 0, sizeof(float) * screened.num_steps);
+      panel.threshold[panel.num_padded] = kInfinity;
+    }
+    screen(panel);
+    int64_t num_left = 0;  // pairs
+    for (int64_t r = 0; r < panel.num_rows; ++r) num_left += finish_row(panel.threshold[r], panel.lists[r], counts);
+    counts.undecided += undecided.skip(static_cast<double>(num_left) / (panel.num_rows * screened.num_distinct));
+  }
+  Kernel::end();
+  return counts;
+}
+
 template <class Kernel>
 LookupCounts screen_rows(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
   constexpr int64_t kRows = Kernel::kRows;
-  LookupCounts counts;
-  if (!screened.screenable) {
-    for (int64_t i = begin; i < end; ++i) counts.undecided += args.index[i] < 0;
-    return counts;
-  }
-  DefaultFloatEnvironment environment;
-  const int64_t row_length = panel_row_length(screened.num_steps);
-  int64_t panel_rows = kPanelBytes / static_cast<int64_t>(sizeof(float) * row_length);
-  panel_rows = (panel_rows > kMaxPanelRows ? kMaxPanelRows : panel_rows) / kRows * kRows;
-  panel_rows = panel_rows < kRows ? kRows : panel_rows;
-  const int64_t trial_rows = panel_rows < kTrialTiles * kRows ? panel_rows : kTrialTiles * kRows;
-  const Scratch row_memory(sizeof(float) * panel_rows * row_length), list_memory(sizeof(Candidates) * panel_rows);
-  const ExactCopies copies(args, 1);
-  float* rows = static_cast<float*>(row_memory.data());
-  Candidates* lists = static_cast<Candidates*>(list_memory.data());
-  float threshold[kMaxPanelRows + kListSlack];
-  int64_t first_group[kMaxPanelRows];  // of each tile
-  const Comparison comparison{args, screened, copies};
-
-  Kernel::begin();
-  int64_t skipped = 0;
-  for (int64_t i = begin; i < end;) {
-    int64_t num_rows = 0;
-    const int64_t most_rows = skipped > 0 ? trial_rows : panel_rows;
-    for (; i < end && num_rows < most_rows; ++i) {
-      if (args.index[i] >= 0) continue;
-      begin_row<Kernel>(comparison, i, rows + num_rows * row_length, threshold[num_rows], lists[num_rows]);
-      ++num_rows;
-    }
-    int64_t num_padded = num_rows;
-    for (; num_padded % kRows != 0; ++num_padded) {
-      std::memset(rows + num_padded * row_length, 0, sizeof(float) * screened.num_steps);
-      threshold[num_padded] = kInfinity;
-    }
-    int64_t group = screened.num_groups;
-    for (int64_t r = 0; r < num_rows; r += kRows) {
-      int64_t first = lists[r].first;
-      const int64_t tile_end = r + kRows < num_rows ? r + kRows : num_rows;
-      for (int64_t n = r; n < tile_end; ++n) first = lists[n].first < first ? lists[n].first : first;
-      for (int64_t n = r; n < tile_end; ++n) lists[n].first = first;
+  int64_t most_rows = kPanelBytes / static_cast<int64_t>(sizeof(float) * panel_row_length(screened.num_steps));
+  most_rows = (most_rows > kMaxPanelRows ? kMaxPanelRows : most_rows) / kRows * kRows;
+  most_rows = most_rows < kRows ? kRows : most_rows;
+  return screen_panels<Kernel>(args, screened, begin, end, most_rows, [&](Panel& panel) {
+    int64_t first_group[kMaxPanelRows], group = screened.num_groups;  // of each tile, and of all
+    for (int64_t r = 0; r < panel.num_rows; r += kRows) {
+      int64_t first = panel.lists[r].first;
+      const int64_t tile_end = r + kRows < panel.num_rows ? r + kRows : panel.num_rows;
+      for (int64_t n = r; n < tile_end; ++n) first = panel.lists[n].first < first ? panel.lists[n].first : first;
+      for (int64_t n = r; n < tile_end; ++n) panel.lists[n].first = first;
       first_group[r / kRows] = first / Kernel::kCodes;
       group = first_group[r / kRows] < group ? first_group[r / kRows] : group;
     }
     for (; group < screened.num_groups; ++group) {
-      for (int64_t r = 0; r < num_padded; r += kRows) {
+      for (int64_t r = 0; r < panel.num_padded; r += kRows) {
         if (group < first_group[r / kRows]) continue;
-        Kernel::screen_tile(rows + r * row_length, row_length, screened, group, threshold + r, lists + r);
+        Kernel::screen_tile(panel.row(r), panel.row_length, screened, group, panel.threshold + r, panel.lists + r);
       }
     }
-    int64_t num_left = 0;  // pairs
-    for (int64_t r = 0; r < num_rows; ++r) num_left += finish_row(threshold[r], lists[r], counts);
-    skipped = next_skipped(skipped, num_rows, static_cast<double>(num_left) / (num_rows * screened.num_distinct));
-    for (int64_t left = skipped; i < end && left > 0; ++i) {
-      counts.undecided += args.index[i] < 0;
-      left -= args.index[i] < 0;
-    }
-  }
-  Kernel::end();
-  return counts;
+  });
 }
 
 }  // namespace

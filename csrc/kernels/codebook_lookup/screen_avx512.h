@@ -310,5 +310,14 @@ struct KernelAvx512 {
   }
 };
 
+// By the highest scores of groups where rows have few_steps or fewer, on which that is faster.
+template <class Dot, int64_t few_steps>
+LookupCounts screen_by(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
+  using Kernel = KernelAvx512<Dot>;
+  const bool by_groups = args.topk == 1 && screened.num_steps <= few_steps;
+  return by_groups ? screen_groups<Kernel>(args, screened, begin, end)
+                   : screen_rows<Kernel>(args, screened, begin, end);
+}
+
 }  // namespace
 }  // namespace soho

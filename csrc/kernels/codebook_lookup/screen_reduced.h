@@ -14,8 +14,8 @@
 
 #include <memory>
 
-#include "kernels/codebook_lookup/group_maxima.h"
 #include "kernels/codebook_lookup/reduced_survivors.h"
+#include "kernels/codebook_lookup/screen_groups.h"
 
 namespace soho {
 namespace {
@@ -104,18 +104,12 @@ class ReducedPanel {
     static_assert(kPanel % kRows == 0);
   }
 
-  // Takes the undecided ones of the rows [i, end), `most` at most. Returns the row behind the last one taken.
-  int64_t take(int64_t i, int64_t end, int64_t most) {
-    for (num_rows_ = 0; i < end && num_rows_ < most; ++i) {
-      if (work_.args.index[i] < 0) rows_[num_rows_++].row = i;
-    }
-    num_padded_ = (num_rows_ + kRows - 1) / kRows * kRows;
-    return i;
-  }
-
   // Projects the rows, then finds the codes that may be the nearest. The features of the rows [next, next_end) will be
   // wanted after that.
-  void screen(int64_t next, int64_t next_end) {
+  void screen(const int64_t* rows, int64_t num_rows, int64_t next, int64_t next_end) {
+    num_rows_ = num_rows;
+    num_padded_ = (num_rows + kRows - 1) / kRows * kRows;
+    for (int64_t r = 0; r < num_rows; ++r) rows_[r].row = rows[r];
     for (int64_t r = 0; r < num_padded_; r += kRows) project(r);
     if (work_.args.guess != nullptr) take_guesses();
     read_ahead(next, next_end);
@@ -159,8 +153,6 @@ class ReducedPanel {
     }
     return static_cast<double>(cost) / static_cast<double>(num_rows_ * num_codes);
   }
-
-  int64_t num_rows() const { return num_rows_; }
 
  private:
   static constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes, kPanel = kGroupRows;
@@ -371,25 +363,19 @@ class ReducedPanel {
 };
 
 template <class Kernel>
-LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes& screened, const ReducedCodes& reduced,
-                            int64_t begin, int64_t end) {
+LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
   DefaultFloatEnvironment environment;
   LookupCounts counts;
   const ExactCopies copies(args, 1);
-  const Reduction work{args, screened, reduced, copies};
+  const Reduction work{args, screened, *screened.reduced, copies};
   const auto panel = std::make_unique<ReducedPanel<Kernel>>(work);
-  int64_t skipped = 0, most_rows = kTrialTiles * Kernel::kRows;
-  for (int64_t i = begin; i < end;) {
-    i = panel->take(i, end, most_rows);
-    if (panel->num_rows() == 0) break;
-    panel->screen(i, end);
-    const double share = panel->finish(counts);
-    skipped = next_skipped(skipped, panel->num_rows(), share);
-    most_rows = skipped > 0 ? kTrialTiles * Kernel::kRows : kGroupRows;
-    for (int64_t left = skipped; i < end && left > 0; ++i) {
-      counts.undecided += args.index[i] < 0;
-      left -= args.index[i] < 0;
-    }
+  constexpr int64_t kTrialRows = kTrialTiles * Kernel::kRows;
+  UndecidedRows undecided(args, begin, end);
+  int64_t rows[kGroupRows], most_rows = kTrialRows;  // of the first panel
+  while (const int64_t num_rows = undecided.take(most_rows, kTrialRows, rows)) {
+    panel->screen(rows, num_rows, undecided.next(), end);
+    counts.undecided += undecided.skip(panel->finish(counts));
+    most_rows = kGroupRows;
   }
   return counts;
 }

@@ -13,6 +13,7 @@ from soho_fast.ops.backends import backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup import reference
 from soho_fast.ops.codebook_lookup.basis import check_basis
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, check_metric, lacking_metric
+from soho_fast.ops.codebook_lookup.reference import Metric
 from soho_fast.ops.forward_mode import PassOn, has_gradient, has_tangent, in_transform, without_gradient
 from soho_fast.ops.mapping import in_front, padded_dims, slices_of
 
@@ -44,7 +45,7 @@ def codebook_lookup(
     codebook: Tensor | PreparedCodebook,
     *,
     return_distance: Literal[False] = False,
-    metric: str = "euclidean",
+    metric: Metric = "euclidean",
     topk: int | None = None,
     basis: Tensor | None = None,
     guess: Tensor | None = None,
@@ -56,7 +57,7 @@ def codebook_lookup(
     codebook: Tensor | PreparedCodebook,
     *,
     return_distance: Literal[True],
-    metric: str = "euclidean",
+    metric: Metric = "euclidean",
     topk: int | None = None,
     basis: Tensor | None = None,
     guess: Tensor | None = None,
@@ -68,7 +69,7 @@ def codebook_lookup(
     codebook: Tensor | PreparedCodebook,
     *,
     return_distance: bool,
-    metric: str = "euclidean",
+    metric: Metric = "euclidean",
     topk: int | None = None,
     basis: Tensor | None = None,
     guess: Tensor | None = None,
@@ -79,7 +80,7 @@ def codebook_lookup(
     codebook: Tensor | PreparedCodebook,
     *,
     return_distance: bool = False,
-    metric: str = "euclidean",
+    metric: Metric = "euclidean",
     topk: int | None = None,
     basis: Tensor | None = None,
     guess: Tensor | None = None,
@@ -152,7 +153,7 @@ def _lookup(
     features: Tensor,
     codebook: Tensor,
     return_distance: bool,
-    metric: str,
+    metric: Metric,
     topk: int | None,
     backend: str | None,
     prepared: PreparedCodebook | None,
@@ -236,7 +237,7 @@ def _lookup_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(*((features, index, codes) if return_codes else ()))
 
 
-def _value_gradients(features: Tensor, codes: Tensor, grad: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+def _value_gradients(features: Tensor, codes: Tensor, grad: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     """What arrives at the metric of rows and codes (..., C), led on to both; grad (...)."""
     grad = grad.unsqueeze(-1)
     if metric == "euclidean":  # d|x - d|^2 = 2 (x - d) (dx - dd)

@@ -11,7 +11,7 @@ from torch import Tensor
 from soho_fast.ops import checks
 from soho_fast.ops.backends import LIBRARY, backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup.basis import check_basis, codebook_basis, paying_basis, pays
-from soho_fast.ops.codebook_lookup.reference import METRICS
+from soho_fast.ops.codebook_lookup.reference import METRICS, Metric
 from soho_fast.ops.forward_mode import in_transform, without_gradient
 from soho_fast.ops.mapping import padded_dims
 from soho_fast.ops.names import NAMESPACE
@@ -37,12 +37,12 @@ class PreparedCodebook:
         self,
         codebook: Tensor,
         backend: str | None = None,
-        metric: str = "euclidean",
+        metric: Metric = "euclidean",
         basis: Tensor | bool | None = None,
     ):
         self._prepare(codebook, backend, metric, basis)
 
-    def _prepare(self, codebook: Tensor, backend: str | None, metric: str, basis: Tensor | bool | None) -> None:
+    def _prepare(self, codebook: Tensor, backend: str | None, metric: Metric, basis: Tensor | bool | None) -> None:
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions
             self._codebook = codebook.detach().float().clone(memory_format=torch.contiguous_format)
         self._version = self._codebook._version
@@ -79,7 +79,7 @@ class PreparedCodebook:
         return self.codebook.shape
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> Metric:
         return self._metric
 
     def nearest(self, features: Tensor, metric: str) -> Tensor | None:
@@ -131,7 +131,7 @@ def check_metric(metric: object) -> None:
         raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
 
 
-def lacking_metric(metric: str) -> dict[str, str]:
+def lacking_metric(metric: Metric) -> dict[str, str]:
     """Of the backends without the metric the reason, for `backend_for`."""
     return {} if metric == "euclidean" else dict.fromkeys(("triton", "cuda"), f"it has no metric {metric!r}")
 
@@ -139,7 +139,7 @@ def lacking_metric(metric: str) -> dict[str, str]:
 def prepare_codebook(
     codebook: Tensor,
     *,
-    metric: str = "euclidean",
+    metric: Metric = "euclidean",
     basis: Tensor | bool | None = None,
     backend: str | None = None,
 ) -> PreparedCodebook:

@@ -6,12 +6,14 @@ codes.
 
 import math
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 MOST_NEAREST = 16  # topk
-METRICS = ("euclidean", "cosine", "dot")  # by their number in the ops
+Metric = Literal["euclidean", "cosine", "dot"]
+METRICS: tuple[Metric, ...] = get_args(Metric)  # by their number in the ops
 LANES = 8  # partial sums of the distance: fixed, so that every backend rounds alike
 _MAX_SCORES = 1 << 22  # scores held at a time: 32 MiB of float64
 _MAX_PAIR_ELEMENTS = 1 << 21

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ...inputs import Texts
 from ...outputs import VisualTokens
-from ...transformer import Reads, TransformerBackend, TransformerParts
+from ...transformer import Pairs, TransformerBackend, TransformerParts
 from .classifier import SharedWords
 from .products import product_dtype, recurring
 
@@ -133,27 +133,19 @@ class PackedTransformer(TransformerBackend):
 
     name = "packed"
 
-    def __call__(
-        self,
-        soho: TransformerParts,
-        visual: VisualTokens,
-        texts: Texts,
-        real_PT: Tensor,
-        mvm_labels_PL: Tensor | None,
-        reads: Reads | None,
-        **kwargs: Any,
-    ) -> Tensor:
+    def __call__(self, soho: TransformerParts, pairs: Pairs, **kwargs: Any) -> Tensor:
         """As `TransformerBackend.__call__`."""
+        texts, reads, labels_PL = pairs.texts, pairs.reads, pairs.mvm_labels_PL
         if reads is None or not can_pack(soho, **kwargs):
-            return super().__call__(soho, visual, texts, real_PT, mvm_labels_PL, reads, **kwargs)
+            return super().__call__(soho, pairs, **kwargs)
         words_PS = reads.words_PS
         read_PS = torch.zeros_like(texts.input_ids, dtype=torch.bool) if words_PS is None else words_PS.clone()
         read_PS[:, 0] = True
-        read_PL = texts.of_images(torch.zeros_like(visual.valid))
-        if reads.masked_P is not None and mvm_labels_PL is not None:
-            read_PL = (mvm_labels_PL != -100) & reads.masked_P.unsqueeze(1)
+        read_PL = texts.of_images(torch.zeros_like(pairs.visual.valid))
+        if reads.masked_P is not None and labels_PL is not None:
+            read_PL = (labels_PL != -100) & reads.masked_P.unsqueeze(1)
         read_PT = torch.cat([read_PS, read_PL], dim=1)
-        hidden_PTD, reads.word_table = packed_encode(soho, visual, texts, real_PT, read_PT)
+        hidden_PTD, reads.word_table = packed_encode(soho, pairs.visual, texts, pairs.real_PT, read_PT)
         return hidden_PTD
 
 

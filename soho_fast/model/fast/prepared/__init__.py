@@ -15,9 +15,8 @@ from transformers.models.bert.modeling_bert import BertEncoder
 
 from ...base import SohoPreTrainedModel
 from ...heads import TokenHead, classify
-from ...inputs import Texts, refuse_gradient
-from ...outputs import VisualTokens
-from ...transformer import Reads, TransformerParts
+from ...inputs import refuse_gradient
+from ...transformer import Pairs, TransformerParts
 from ...visual_encoder import VisualEncoder
 from ..cpu import speed_up_on_cpu
 from ..cpu.packed_encoder import PackedTransformer
@@ -203,22 +202,13 @@ class PreparedTransformer(PackedTransformer):
 
     name = "prepared"
 
-    def __call__(
-        self,
-        soho: TransformerParts,
-        visual: VisualTokens,
-        texts: Texts,
-        real_PT: Tensor,
-        mvm_labels_PL: Tensor | None,
-        reads: Reads | None,
-        **kwargs: Any,
-    ) -> Tensor:
+    def __call__(self, soho: TransformerParts, pairs: Pairs, **kwargs: Any) -> Tensor:
         """As `PackedTransformer.__call__`; ValueError: a gradient is asked for."""
-        refuse_gradient(visual.tokens)
-        with torch.autocast(real_PT.device.type, enabled=False):
-            hidden_PTD = super().__call__(soho, visual, texts, real_PT, mvm_labels_PL, reads, **kwargs)
-        if reads is not None:
-            reads.word_table = None  # It serves gradients alone.
+        refuse_gradient(pairs.visual.tokens)
+        with torch.autocast(pairs.real_PT.device.type, enabled=False):
+            hidden_PTD = super().__call__(soho, pairs, **kwargs)
+        if pairs.reads is not None:
+            pairs.reads.word_table = None  # It serves gradients alone.
         return hidden_PTD.float()
 
     def encode(self, soho: TransformerParts, states_PTD: Tensor, real_PT: Tensor, **kwargs: Any) -> Tensor:
@@ -228,8 +218,8 @@ class PreparedTransformer(PackedTransformer):
         with torch.autocast(real_PT.device.type, enabled=False):
             return super().encode(soho, states_PTD.to(dtype), real_PT, **kwargs).float()
 
-    def encode_pairs(self, soho: TransformerParts, words_NSD: Tensor, visual_ILD: Tensor, *index_P: Tensor) -> Tensor:
+    def encode_pairs(self, soho: TransformerParts, *states_and_index: Tensor) -> Tensor:
         """As `TransformerBackend.encode_pairs`; ValueError: a gradient is asked for."""
-        refuse_gradient(visual_ILD)
-        with torch.autocast(visual_ILD.device.type, enabled=False):
-            return super().encode_pairs(soho, words_NSD, visual_ILD, *index_P)
+        refuse_gradient(*states_and_index)
+        with torch.autocast(states_and_index[0].device.type, enabled=False):
+            return super().encode_pairs(soho, *states_and_index)

@@ -32,14 +32,16 @@ class Layout:
     """
 
     _of: tuple[Tensor, ...] = ()
-    _key: tuple = ()
+    _key: list[Any] | None = None
     _made: Any = None
 
     def get(self, make: Callable[..., Any], *tensors: Tensor, about: Any = None) -> Any:
         """`make(*tensors)`, where `about` stands for all else that it depends on."""
-        key = (about, *((tensor._version, tensor.data_ptr()) for tensor in tensors))
-        # Memory that was freed may have been given to another tensor, hence the tensors themselves.
-        if self._key != key or any(one is not other for one, other in zip(self._of, tensors, strict=True)):
+        # The tensors are kept too: the numbers of those that are gone may be given to others.
+        key = [about]
+        for tensor in tensors:
+            key += (id(tensor), tensor._version, tensor.data_ptr())
+        if self._key != key:
             self._made, self._of, self._key = make(*tensors), tensors, key
         return self._made
 

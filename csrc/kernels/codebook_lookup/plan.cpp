@@ -1,0 +1,238 @@
+#include "kernels/codebook_lookup/plan.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include "kernels/codebook_lookup/packed_codebook.h"
+#include "kernels/codebook_lookup/reduced.h"
+
+namespace soho {
+namespace {
+
+constexpr int64_t kCodesPerTask = 64;       // as they are
+constexpr int64_t kBytesPerTask = 1 << 18;  // of packed codes, some 15 us: below, a second thread gains nothing
+constexpr int64_t kRowsSharingCodes = 2 * kFewRowsPerTask;
+constexpr int64_t kTrialRows = 28, kTrialGroups = 8;
+constexpr FewCodes kNone{std::numeric_limits<float>::infinity(), 0, false, {}, {}};
+
+// Up to which comparing a codebook as it is is faster than packing it.
+int64_t most_few_rows(int64_t num_channels) { return num_channels < 16 ? 64 : 128; }
+
+std::vector<int64_t> undecided_rows(const CodebookLookupArgs& args) {
+  std::vector<int64_t> rows;
+  for (int64_t i = 0; i < args.num_rows; ++i) {
+    if (args.index[i] < 0) rows.push_back(i);
+  }
+  return rows;
+}
+
+// The codes of groups [begin, end), or, where none are screened, those at these positions.
+ScreenedCodes some_codes(ScreenedCodes screened, const ScreeningFormat& format, int64_t begin, int64_t end) {
+  const int64_t width = std::max(1, format.width), first = begin * width;
+  screened.num_distinct = std::min(screened.num_distinct, end * width) - first;
+  screened.codes += first;
+  if (screened.norms != nullptr) screened.norms += first;
+  if (format.width == 0) return screened;
+  screened.num_groups = end - begin;
+  screened.panel = static_cast<const char*>(screened.panel) + first * screened.num_steps * sizeof(uint32_t);
+  screened.negated_half += first;
+  return screened;
+}
+
+// Whether the reduced pass decides some rows among these codes: where it does not, packing all is not worth it.
+bool reduced_pays(const ReducedPass& pass, CodebookLookupArgs args, const ScreenedCodes& screened) {
+  std::vector<int64_t> index(std::min(args.num_rows, kTrialRows), kUndecided);
+  args.num_rows = static_cast<int64_t>(index.size());
+  args.index = index.data();
+  args.distance = nullptr;
+  args.guess = nullptr;
+  return 4 * pass.run(args, screened, 0, args.num_rows).reduced >= args.num_rows;
+}
+
+// What the reduced pass reads: as packed behind the codebook, or packed into `memory` from args.basis. Not usable where
+// there are no directions or nothing is gained by them.
+ReducedCodes reduced_codes_for(const ReducedPass& pass, const ScreeningFormat& format, const CodebookLookupArgs& args,
+                               const ScreenedCodes& screened, const void* packed, std::optional<Scratch>& memory,
+                               const ParallelFor& parallel_for) {
+  const int64_t num_codes = args.num_codes, num_channels = args.num_channels;
+  const int64_t num_packed = packed == nullptr ? 0 : packed_directions(packed);
+  if (num_packed > 0) {
+    const char* block = static_cast<const char*>(packed) + packed_codebook_bytes(format, num_codes, num_channels);
+    return reduced_codes(pass, num_codes, num_channels, num_packed, block);
+  }
+  if (args.num_directions == 0) return {};
+  memory.emplace(reduced_codes_bytes(pass, num_codes, num_channels, args.num_directions));
+  pack_directions(pass, num_codes, num_channels, args.basis, args.num_directions, screened, memory->data());
+  ReducedCodes codes = reduced_codes(pass, num_codes, num_channels, args.num_directions, memory->data());
+  if (!codes.usable) return codes;
+  ScreenedCodes some = some_codes(screened, format, 0, std::min(kTrialGroups, screened.num_groups));
+  some.reduced = &codes;
+  pack_reduced_codes(pass, args.codebook, num_channels, some, codes, parallel_for);
+  codes.usable = reduced_pays(pass, args, some);
+  if (codes.usable && some.num_groups < screened.num_groups)
+    pack_reduced_codes(pass, args.codebook, num_channels, screened, codes, parallel_for);
+  return codes;
+}
+
+// One pass at its turn.
+struct Turn {
+  const LookupPlan& plan;
+  const PlannedPass& planned;
+  const CodebookLookupArgs& args;
+  const ScreenedCodes& screened;
+  const std::vector<int64_t>& rows;  // the undecided ones
+
+  int64_t num_rows() const { return static_cast<int64_t>(rows.size()); }
+  bool as_it_is() const { return planned.reads == PlannedPass::kCodebookAsItIs; }
+
+  // What threads share of the codes: groups or, where none are screened, single ones.
+  int64_t num_units() const {
+    if (as_it_is()) return args.num_codes;
+    return planned.pass.format.width > 0 ? screened.num_groups : screened.num_distinct;
+  }
+  int64_t units_per_task() const {
+    if (as_it_is()) return kCodesPerTask;
+    const int64_t width = planned.pass.format.width, words = width > 0 ? screened.num_steps * width : args.num_channels;
+    return std::max(kBytesPerTask / std::max<int64_t>(1, 4 * words), num_units() / kFewCodes) + 1;
+  }
+};
+
+// The rows as float32, in `converted` unless they are that.
+const float* float_rows(const Turn& turn, std::vector<float>& converted) {
+  const CodebookLookupArgs& args = turn.args;
+  const int64_t num_channels = args.num_channels;
+  if (args.features_type == Element::kFloat32 && args.row_stride == num_channels && turn.num_rows() == args.num_rows)
+    return static_cast<const float*>(args.features);
+  converted.resize(turn.num_rows() * num_channels);
+  for (int64_t n = 0; n < turn.num_rows(); ++n) {
+    const void* row = row_at(args.features, turn.rows[n], args.row_stride, args.features_type);
+    for (int64_t c = 0; c < num_channels; ++c)
+      converted[n * num_channels + c] = load_element(row, c, args.features_type);
+  }
+  return converted.data();
+}
+
+// The nearest of some of the codes to each row, as the pass finds it.
+void find_in_group(const Turn& turn, const ScreenedCodes& group, FewCodes* near) {
+  CodebookLookupArgs args = turn.args;
+  std::vector<int64_t> index(args.index, args.index + args.num_rows);
+  for (int64_t row : turn.rows) index[row] = kUndecided;  // where it stands is a position among all codes
+  args.index = index.data();
+  args.distance = nullptr;
+  turn.planned.pass.run(args, group, 0, args.num_rows);
+  for (int64_t n = 0; n < turn.num_rows(); ++n) {
+    const int64_t nearest = index[turn.rows[n]];
+    // A distance of 0, which is none, makes float64 compare what all groups have found.
+    near[n] = {0.0f, nearest >= 0, nearest < 0, {static_cast<int32_t>(nearest)}, {0.0f}};
+  }
+}
+
+LookupCounts run_by_codes(const Turn& turn, const ParallelFor& parallel_for) {
+  const FewRows& few = *turn.plan.few;
+  const int64_t num_rows = turn.num_rows(), num_units = turn.num_units(), num_channels = turn.args.num_channels;
+  std::vector<float> converted;
+  const float* features = turn.as_it_is() ? float_rows(turn, converted) : nullptr;
+  std::vector<FewCodes> near(num_rows, kNone);
+  std::optional<LookupCounts> whole;
+  std::mutex merging;
+  parallel_for(num_units, turn.units_per_task(), [&](int64_t begin, int64_t end) {
+    if (begin == end) return;
+    std::vector<FewCodes> part(num_rows, kNone);
+    if (turn.as_it_is()) {
+      few.scan(features, num_rows, turn.args.codebook, num_channels, begin, end, part.data());
+    } else if (end - begin < num_units) {
+      find_in_group(turn, some_codes(turn.screened, turn.planned.pass.format, begin, end), part.data());
+    } else {
+      whole = turn.planned.pass.run(turn.args, turn.screened, 0, turn.args.num_rows);
+      return;
+    }
+    const std::lock_guard<std::mutex> lock(merging);
+    for (int64_t n = 0; n < num_rows; ++n) few.merge(near[n], part[n], num_channels);
+  });
+  return whole ? *whole : few.decide(turn.args, turn.rows.data(), num_rows, near.data());
+}
+
+LookupCounts run_by_rows(const Turn& turn, const ParallelFor& parallel_for) {
+  const int64_t num_rows = turn.num_rows();
+  std::atomic<int64_t> reduced{0}, compared{0}, undecided{0};
+  parallel_for(num_rows, rows_per_task(num_rows), [&](int64_t begin, int64_t end) {
+    if (begin == end) return;
+    const int64_t last = end < num_rows ? turn.rows[end] : turn.args.num_rows;
+    const LookupCounts part = turn.planned.pass.run(turn.args, turn.screened, turn.rows[begin], last);
+    reduced += part.reduced;
+    compared += part.compared;
+    undecided += part.undecided;
+  });
+  return {reduced, compared, undecided};
+}
+
+}  // namespace
+
+LookupPlan make_plan(const std::vector<LookupPass>& passes, const ReducedPass* reduced, const FewRows* few,
+                     int64_t num_rows, int64_t num_channels, bool is_packed) {
+  LookupPlan plan{num_rows, {}, reduced, few};
+  plan.passes.reserve(passes.size() + 2);
+  const int64_t most_few = most_few_rows(num_channels);
+  const size_t turn_of_few = !is_packed && num_rows <= most_few ? 0 : 1;
+  for (size_t p = 0; p < passes.size(); ++p) {
+    const LookupPass& pass = passes[p];
+    // Float32 codes, which come after the first pass, take longer to pack.
+    if (few != nullptr && p == turn_of_few && (p == 0 || pass.format.width > 0))
+      plan.passes.push_back({PlannedPass::kCodebookAsItIs, {}, 1, 2 * most_few, num_rows});
+    if (reduced != nullptr && p == 0)
+      plan.passes.push_back({PlannedPass::kDirections, {pass.format, reduced->run}, kFewestReducedRows, num_rows, 0});
+    plan.passes.push_back({PlannedPass::kPackedCodebook, pass, 1, num_rows, few == nullptr ? 0 : kRowsSharingCodes});
+  }
+  return plan;
+}
+
+ScreenedCodes PackedCodebook::screened(const ScreeningFormat& format, const ParallelFor& parallel_for) {
+  const auto fits = [&](const void* block) {  // any lists the distinct codes
+    return format.width == 0 || packed_codebook_fits(block, format, num_codes_, num_channels_);
+  };
+  if (packed_ != nullptr && fits(packed_)) return screened_codes(packed_);
+  const std::lock_guard<std::mutex> lock(packing_);
+  for (const Scratch& block : memory_) {
+    if (fits(block.data())) return screened_codes(block.data());
+  }
+  const Scratch& block = memory_.emplace_back(packed_codebook_bytes(format, num_codes_, num_channels_));
+  pack_codebook(format, codebook_, num_codes_, num_channels_, block.data(), parallel_for);
+  return screened_codes(block.data());
+}
+
+LookupCounts run_plan(const LookupPlan& plan, const CodebookLookupArgs& args, PackedCodebook& codebook,
+                      const ParallelFor& parallel_for) {
+  LookupCounts total;
+  bool is_first = true;  // of those that screen all channels
+  std::vector<int64_t> rows = undecided_rows(args);
+  for (const PlannedPass& planned : plan.passes) {
+    const int64_t num_rows = static_cast<int64_t>(rows.size());
+    if (num_rows == 0) break;
+    if (num_rows < planned.fewest_rows || num_rows * plan.num_rows > planned.most_rows * args.num_rows) continue;
+    ScreenedCodes screened{};
+    ReducedCodes directions{};
+    std::optional<Scratch> memory;
+    if (planned.reads != PlannedPass::kCodebookAsItIs) screened = codebook.screened(planned.pass.format, parallel_for);
+    if (planned.reads == PlannedPass::kDirections) {
+      directions = reduced_codes_for(*plan.reduced, planned.pass.format, args, screened, codebook.packed(), memory,
+                                     parallel_for);
+      if (!directions.usable) continue;
+      screened.reduced = &directions;
+    }
+    const Turn turn{plan, planned, args, screened, rows};
+    const bool by_codes = num_rows <= planned.rows_sharing_codes && turn.num_units() > 0;
+    const LookupCounts counts = by_codes ? run_by_codes(turn, parallel_for) : run_by_rows(turn, parallel_for);
+    total.reduced += counts.reduced;
+    total.compared += counts.compared;
+    if (planned.reads == PlannedPass::kPackedCodebook && std::exchange(is_first, false))
+      total.undecided = counts.undecided;
+    if (counts.undecided == 0) break;
+    rows = undecided_rows(args);
+  }
+  return total;
+}
+
+}  // namespace soho

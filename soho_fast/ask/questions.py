@@ -1,0 +1,210 @@
+"""What may be asked of a pipeline, and the types of what comes back."""
+
+# A list is an iterable as well, as a path is: of overloads the first that fits holds, so they may overlap.
+# mypy: disable-error-code="overload-overlap"
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, TypedDict, Unpack, overload
+
+from soho_fast.data.image_like import ImageLike
+from soho_fast.model.outputs import VisualTokens
+
+
+class _Scored(TypedDict):
+    score: float
+
+
+class ScoredAnswer(_Scored):
+    """One of the answers to `answer`."""
+
+    answer: str
+
+
+class ScoredText(_Scored):
+    """One of the texts of `rank`."""
+
+    text: str
+
+
+class ScoredLabel(_Scored):
+    """One of the labels of `entails` and `compare`."""
+
+    label: str
+
+
+Answer = list[ScoredAnswer] | list[ScoredText] | list[ScoredLabel]
+"""What was chosen, and "score"; best first."""
+
+OneImage = ImageLike | VisualTokens
+Listed = list[Any] | tuple[Any, ...]
+
+
+class _Options(TypedDict, total=False):
+    batch_size: int
+    progress: bool
+
+
+class RaisingErrors(_Options, total=False):
+    """Options of a question whose errors are raised."""
+
+    errors: Literal["raise"]
+
+
+class ReturningErrors(_Options):
+    """Options of a question whose errors are returned."""
+
+    errors: Literal["return"]
+
+
+class Questions(ABC):
+    """The questions of `SohoPipeline`, which says what they have in common; each has an answer of its own type."""
+
+    @overload
+    def answer(
+        self, image: OneImage, question: str, top_k: int | None = None, **options: Unpack[RaisingErrors]
+    ) -> list[ScoredAnswer]: ...
+    @overload
+    def answer(
+        self,
+        image: OneImage | Listed,
+        question: str | Listed,
+        top_k: int | None = None,
+        **options: Unpack[RaisingErrors],
+    ) -> list[list[ScoredAnswer]]: ...
+    @overload
+    def answer(
+        self,
+        image: OneImage | Iterable[Any],
+        question: str | Iterable[Any],
+        top_k: int | None = None,
+        **options: Unpack[RaisingErrors],
+    ) -> Iterator[list[ScoredAnswer]]: ...
+    @overload
+    def answer(
+        self, image: OneImage, question: str, top_k: int | None = None, **options: Unpack[ReturningErrors]
+    ) -> list[ScoredAnswer] | ValueError: ...
+    @overload
+    def answer(
+        self,
+        image: OneImage | Iterable[Any],
+        question: str | Iterable[Any],
+        top_k: int | None = None,
+        **options: Unpack[ReturningErrors],
+    ) -> Iterable[list[ScoredAnswer] | ValueError]: ...
+    def answer(self, image: Any, question: Any, top_k: int | None = None, **options: Any) -> Any:
+        """The most likely answers to a question: [{"answer", "score"}]; five of them unless `top_k` is given."""
+        return self._ask("answer", (image, question), top_k, **options)
+
+    @overload
+    def rank(
+        self, image: OneImage, texts: Sequence[str], top_k: int | None = None, **options: Unpack[RaisingErrors]
+    ) -> list[ScoredText]: ...
+    @overload
+    def rank(
+        self,
+        image: OneImage | Listed,
+        texts: Sequence[str] | Listed,
+        top_k: int | None = None,
+        **options: Unpack[RaisingErrors],
+    ) -> list[list[ScoredText]]: ...
+    @overload
+    def rank(
+        self,
+        image: OneImage | Iterable[Any],
+        texts: Sequence[str] | Iterable[Any],
+        top_k: int | None = None,
+        **options: Unpack[RaisingErrors],
+    ) -> Iterator[list[ScoredText]]: ...
+    @overload
+    def rank(
+        self, image: OneImage, texts: Sequence[str], top_k: int | None = None, **options: Unpack[ReturningErrors]
+    ) -> list[ScoredText] | ValueError: ...
+    @overload
+    def rank(
+        self,
+        image: OneImage | Iterable[Any],
+        texts: Sequence[str] | Iterable[Any],
+        top_k: int | None = None,
+        **options: Unpack[ReturningErrors],
+    ) -> Iterable[list[ScoredText] | ValueError]: ...
+    def rank(self, image: Any, texts: Any, top_k: int | None = None, **options: Any) -> Any:
+        """Texts by how well they describe an image: [{"text", "score"}]; all of them unless `top_k` is given."""
+        return self._ask("rank", (image, texts), top_k, **options)
+
+    @overload
+    def entails(
+        self, image: OneImage, text: str, top_k: int | None = None, **options: Unpack[RaisingErrors]
+    ) -> list[ScoredLabel]: ...
+    @overload
+    def entails(
+        self, image: OneImage | Listed, text: str | Listed, top_k: int | None = None, **options: Unpack[RaisingErrors]
+    ) -> list[list[ScoredLabel]]: ...
+    @overload
+    def entails(
+        self,
+        image: OneImage | Iterable[Any],
+        text: str | Iterable[Any],
+        top_k: int | None = None,
+        **options: Unpack[RaisingErrors],
+    ) -> Iterator[list[ScoredLabel]]: ...
+    @overload
+    def entails(
+        self, image: OneImage, text: str, top_k: int | None = None, **options: Unpack[ReturningErrors]
+    ) -> list[ScoredLabel] | ValueError: ...
+    @overload
+    def entails(
+        self,
+        image: OneImage | Iterable[Any],
+        text: str | Iterable[Any],
+        top_k: int | None = None,
+        **options: Unpack[ReturningErrors],
+    ) -> Iterable[list[ScoredLabel] | ValueError]: ...
+    def entails(self, image: Any, text: Any, top_k: int | None = None, **options: Any) -> Any:
+        """Whether an image entails a text, contradicts it, or neither: [{"label", "score"}]."""
+        return self._ask("entails", (image, text), top_k, **options)
+
+    @overload
+    def compare(
+        self, left: OneImage, right: OneImage, text: str, top_k: int | None = None, **options: Unpack[RaisingErrors]
+    ) -> list[ScoredLabel]: ...
+    @overload
+    def compare(
+        self,
+        left: OneImage | Listed,
+        right: OneImage | Listed,
+        text: str | Listed,
+        top_k: int | None = None,
+        **options: Unpack[RaisingErrors],
+    ) -> list[list[ScoredLabel]]: ...
+    @overload
+    def compare(
+        self,
+        left: OneImage | Iterable[Any],
+        right: OneImage | Iterable[Any],
+        text: str | Iterable[Any],
+        top_k: int | None = None,
+        **options: Unpack[RaisingErrors],
+    ) -> Iterator[list[ScoredLabel]]: ...
+    @overload
+    def compare(
+        self, left: OneImage, right: OneImage, text: str, top_k: int | None = None, **options: Unpack[ReturningErrors]
+    ) -> list[ScoredLabel] | ValueError: ...
+    @overload
+    def compare(
+        self,
+        left: OneImage | Iterable[Any],
+        right: OneImage | Iterable[Any],
+        text: str | Iterable[Any],
+        top_k: int | None = None,
+        **options: Unpack[ReturningErrors],
+    ) -> Iterable[list[ScoredLabel] | ValueError]: ...
+    def compare(self, left: Any, right: Any, text: Any, top_k: int | None = None, **options: Any) -> Any:
+        """Whether a statement about two images is true: [{"label", "score"}]."""
+        return self._ask("compare", (left, right, text), top_k, **options)
+
+    @abstractmethod
+    def _ask(self, action: str, values: Sequence[Any], top_k: int | None, **options: Any) -> Any:
+        """The answer to a question, or those to many, by the name of its method."""
