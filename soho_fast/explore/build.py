@@ -46,7 +46,7 @@ def add_arguments(parser: Parser) -> None:
     add_data_arguments(parser)
     parser.add_argument("--into", help=f"Folder for the explorer; {FOLDER}/ in the run or model if not.")
     parser.add_argument("--title", help="What the pages are headed by.")
-    parser.add_argument("--licence", help="Licence and credit of all pictures; licences.json beside them if not.")
+    parser.add_argument("--licence", help="Licence and credit of all images; licences.json beside them if not.")
 
 
 @dataclass

@@ -39,9 +39,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("explorer", metavar="RUN_OR_EXPLORER", help="Folder of an explorer, or of a run that has one.")
     parser.add_argument("--codes", help="Numbers of codes, with commas between; those whose words are surest if not.")
     parser.add_argument("--rows", type=int, default=ROWS, help="So many codes, where none are named.")
-    parser.add_argument("--columns", type=int, default=COLUMNS, help="So many cells of each code.")
-    parser.add_argument("--kind", choices=KINDS, default="nearest", help="Which of a code's cells.")
-    parser.add_argument("--dpi", type=int, default=DPI, help=f"Pixels an inch; a cell's tile is {_TILE_INCHES} inches.")
+    parser.add_argument("--columns", type=int, default=COLUMNS, help="Number of patches of each code.")
+    parser.add_argument("--kind", choices=KINDS, default="nearest", help="Which of a code's patches.")
+    parser.add_argument(
+        "--dpi", type=int, default=DPI, help=f"Pixels an inch; a patch's tile is {_TILE_INCHES} inches."
+    )
     parser.add_argument("--into", help="PNG or PDF to write; codes.png beside the explorer if not.")
 
 
@@ -134,7 +136,7 @@ def cut_tile(picture_HWC: np.ndarray, occurrence: Sequence[float], around: float
             begin = min(begin, length - 1)
             end = begin + 1
         if not 0 <= begin < end:
-            raise BundleError(f"row {row}, column {column} lies outside a picture of {rows:g} x {columns:g} cells")
+            raise BundleError(f"row {row}, column {column} lies outside an image of {rows:g} x {columns:g} patches")
         margin = round(around * length / count)
         side = max(1, round(length / count)) + 2 * margin
         start = max(0, min(begin - margin, length - side))
@@ -193,7 +195,7 @@ def draw_figure(
     if codes is None:
         chosen = choose_codes(bundle, rows, columns)
         if not chosen:
-            raise UserError(f"columns: no code of {bundle.folder} has {columns} distinct pictures; give fewer")
+            raise UserError(f"columns: no code of {bundle.folder} has {columns} distinct images; give fewer")
     else:
         chosen = list(dict.fromkeys(codes))
     found = [_of_code(bundle, code) for code in chosen]
@@ -211,7 +213,7 @@ def _of_code(bundle: Bundle, code: int) -> Mapping[str, Any]:
     except (IndexError, BundleError) as error:
         raise UserError(str(error)) from error
     if not found["tokens"]:
-        raise UserError(f"code {code} is dead: none of the {bundle.meta['num_tokens']:,} tokens here has it")
+        raise UserError(f"code {code} is unused: none of the {bundle.meta['num_tokens']:,} tokens here has it")
     return found
 
 

@@ -180,7 +180,7 @@ class ArraySource:
         kept: Any = None,
     ) -> None:
         if isinstance(licences, str):
-            licences = [{"what": "all pictures", "credit": licences, "licence": licences}]
+            licences = [{"what": "all images", "credit": licences, "licence": licences}]
         self.codebook, self.title, self.num_images = codebook, title, num_images
         self.data_sets = ["images"]
         self._licences = Licences(licences or [])

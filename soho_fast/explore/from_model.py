@@ -116,7 +116,7 @@ class TaskImages:
     def _licence_finders(self, licence: str | None) -> dict[str, Callable[[str], list[int]]]:
         roots = dict.fromkeys(str(image.ref.store) for image in self.images)
         if licence is not None:
-            number = self.licences.number({"what": "all pictures", "credit": licence, "licence": licence})
+            number = self.licences.number({"what": "all images", "credit": licence, "licence": licence})
             return dict.fromkeys(roots, lambda name: [number])
         finders: dict[str, Callable[[str], list[int]]] = {}
         for root in roots:

@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from soho_fast.model.visual_dictionary import VisualDictionary
 
-_FROM_TRAINING = {"perplexity": "perplexity", "live_codes": "live codes"}
+_FROM_TRAINING = {"perplexity": "perplexity", "live_codes": "active codes"}
 # Between two snapshots the running usage of a code without members falls by the decay alone, up to rounding in float32;
 # one member in an update adds far more.
 _ROUNDING = 3e-4
@@ -148,7 +148,7 @@ def _series_of_snapshots(records: Sequence[Mapping[str, Any]], snapshots: Sequen
     for earlier, later in zip([None, *snapshots], snapshots, strict=False):
         updates = later.age_K.max() if earlier is None else later.step - earlier.step
         reseeded.append([later.step, int((later.age_K < updates).sum())])
-    named = {"re-seeded codes": reseeded, "codebook drift": drift}
+    named = {"reset codes": reseeded, "codebook drift": drift}
     return [{"name": name, "points": points} for name, points in named.items() if points]
 
 
@@ -175,9 +175,9 @@ def _sentences(
 ) -> list[str]:
     """What the figures say, in words."""
     told = []
-    if live := series.get("live codes"):
+    if live := series.get("active codes"):
         last_step, last = live[-1]
-        told.append(f"Live codes: {last:,.0f} at step {last_step:,}{_fall(live)}.")
+        told.append(f"Active codes: {last:,.0f} at step {last_step:,}{_fall(live)}.")
     if perplexity := series.get("perplexity"):
         step, highest = max(perplexity, key=lambda point: point[1])
         last_step, last = perplexity[-1]
@@ -189,19 +189,15 @@ def _sentences(
         first = min(steps)
         later = sorted(step for step in steps if step > first)
         told.append(
-            f"{_codes(len(steps) - len(later))} as seeded at step {first:,}"
-            + (
-                f"; {len(later):,} seeded again since, the last at step {later[-1]:,}."
-                if later
-                else "; none was seeded again."
-            )
+            f"{_codes(len(steps) - len(later))} as initialised at step {first:,}"
+            + (f"; {len(later):,} reset since, the last at step {later[-1]:,}." if later else "; none was reset.")
         )
     if unused := Counter(step for step in unused_since if step is not None):
         shown = [f"since step {step:,} ({count:,})" for step, count in sorted(unused.items())[:_MOST_STEPS_TOLD]]
         more = ", ..." if len(unused) > _MOST_STEPS_TOLD else ""
-        told.append(f"{_codes(unused.total())} without a member up to the end: {', '.join(shown)}{more}.")
+        told.append(f"{_codes(unused.total())} without assigned features up to the end: {', '.join(shown)}{more}.")
     elif steps and num_snapshots > 1:
-        told.append("Every code had members up to the end.")
+        told.append("Every code had assigned features up to the end.")
     if drift := series.get("codebook drift"):
         step, largest = max(drift, key=lambda point: point[1])
         told.append(

@@ -140,7 +140,7 @@ def bundle_folder(tmp_path_factory, codebook, runs):
     write_value(folder, "timeline", None)
     write_value(folder, "server", None)
     write_in_files(folder, "codes", codes, 64)
-    write_in_files(folder, "pictures", pictures, 256)
+    write_in_files(folder, "images", pictures, 256)
     return folder
 
 

@@ -46,7 +46,7 @@ def explorer(tmp_path) -> Path:
     wall = {name: [code[name] for code in codes] for name in ("tokens", "images")}
     wall |= {"word": [word for word, _, _ in CLAIMS], "lift_low": [low for _, low, _ in CLAIMS]}
     write_value(folder, "wall", wall)
-    write_in_files(folder, "pictures", [{"picture": number, "licences": [0]} for number in range(4)], 256)
+    write_in_files(folder, "images", [{"picture": number, "licences": [0]} for number in range(4)], 256)
     for number in range(4):
         path = folder / picture_path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def _texts(explorer: Path, codes: list[int]) -> str:
     [
         ({"codes": [6]}, "code: expected 0 to 5, got 6"),
         ({"codes": [-1]}, "code: expected 0 to 5, got -1"),
-        ({"codes": [1, 5]}, "code 5 is dead: none of the 64 tokens here has it"),
+        ({"codes": [1, 5]}, "code 5 is unused: none of the 64 tokens here has it"),
         ({"into": "codes.jpg"}, "into: expected a name that ends in .png or .pdf, got 'codes.jpg'"),
         ({"into": "nowhere/codes.png"}, "into: there is no folder nowhere"),
         ({"rows": 0}, "rows: expected at least 1, got 0"),

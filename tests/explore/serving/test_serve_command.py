@@ -202,10 +202,10 @@ def test_a_model_sees_the_picture_itself_where_the_run_knows_it(runs, bundle_fol
         json.dumps({"file": "one.png", "captions": ["a red man"], "split": "train"}) + "\n"
     )
     (tmp_path / "mini" / "recipe.yaml").write_text(RECIPE.format(pictures=data, tokenizer=tokenizer_dir))
-    pictures = Bundle(tmp_path / "mini" / "explorer").read("pictures-0000")
+    pictures = Bundle(tmp_path / "mini" / "explorer").read("images-0000")
     for picture, name in zip(pictures, ("../secret.png", "one.png", "not listed.png"), strict=True):
         picture["name"] = name
-    write_in_files(tmp_path / "mini" / "explorer", "pictures", pictures, 256)
+    write_in_files(tmp_path / "mini" / "explorer", "images", pictures, 256)
     asking = at_hand(str(tmp_path / "mini"), upload_bytes=2**20, seconds=60.0)
     asking.shown.bundle.meta["sources"][0]["name"] = "pictures"
     serving = Served(asking)
