@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 CODES_PER_FILE = 64
 PICTURES_PER_FILE = 256
 

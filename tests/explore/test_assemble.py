@@ -300,7 +300,7 @@ def test_damage_is_told_with_the_file(made, tmp_path):
         occurrences(folder, 64)
     meta = json.loads(json.dumps(made[1].meta)) | {"schema": 99}
     layout.write_value(folder, "meta", meta)
-    with pytest.raises(BundleError, match=r"meta\.js: expected schema 1, got 99"):
+    with pytest.raises(BundleError, match=r"meta\.js: expected schema 2, got 99"):
         occurrences(folder, 0)
     with pytest.raises(FileNotFoundError, match="is no explorer"):
         occurrences(tmp_path, 0)

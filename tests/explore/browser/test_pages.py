@@ -97,7 +97,7 @@ def test_the_wall_sorts_filters_and_remembers(small, window):
     sort.select_option("number")
     window.page.get_by_text("unused", exact=True).first.click()
     assert codes_on_the_wall(window) == [9, 19, 29, 39, 49, 59, 69]
-    window.page.get_by_text("live", exact=True).first.click()
+    window.page.get_by_text("active", exact=True).first.click()
     window.page.get_by_label("word", exact=True).fill("OLLI")
     expected = [code for code in range(NUM_CODES) if wall["word"][code] == "lollipop"]
     assert expected and codes_on_the_wall(window) == expected

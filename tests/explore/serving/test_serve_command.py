@@ -160,8 +160,8 @@ def test_damaged_models_and_explorers_are_told_before_anything_is_served(run, ca
     assert "meta.js lacks weights; build the explorer anew" in refused(capsys, run)
     meta.write_text(re.sub('"num_pictures":[0-9]+', '"num_pictures":"many"', text))
     assert "meta.js lacks num_pictures; build the explorer anew" in refused(capsys, run)
-    meta.write_text(text.replace('"schema":1', '"schema":2'))
-    assert "expected schema 1, got 2" in refused(capsys, run)
+    meta.write_text(text.replace('"schema":2', '"schema":1'))
+    assert "expected schema 2, got 1" in refused(capsys, run)
 
 
 def test_models_of_one_name_are_called_by_their_paths(runs, bundle_folder, tmp_path):

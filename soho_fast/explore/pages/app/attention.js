@@ -45,7 +45,8 @@
       const says = (code) => (wall.word[code] === null ? "" : ` · ${wall.word[code]}`);
       const onPoint = (code, cell) => {
         const share = `${formatPercent(shares[place][cell] ?? null)} of the attention`;
-        if (cell === null) status.textContent = image.codes ? "Point at a patch to see its code; a click opens it." : "";
+        const hint = image.codes ? "Point at a patch to see its code; a click opens it." : "";
+        if (cell === null) status.textContent = hint;
         else if (code === null) status.textContent = share;
         else status.replaceChildren(element("span", { dir: "auto" }, `code ${code}${says(code)}`), ` · ${share}`);
       };

@@ -72,8 +72,8 @@
         { class: "hint" },
         "All patches of a code are hidden together, so that none can be copied from its neighbour: here ",
         element("a", { href: explorer.address("code", String(code)) }, `code ${code}`),
-        `, ${formatPlural(cells.length, "patch", "patches")}. From the rest and the caption the model guesses what was there; ` +
-          `its best guess is right in ${right} of ${cells.length}.`,
+        `, ${formatPlural(cells.length, "patch", "patches")}. From the rest and the caption the model guesses ` +
+          `what was there; its best guess is right in ${right} of ${cells.length}.`,
       ),
       element("div", { class: "masked-view" }, view.root, element("ul", { class: "plain" }, guessRows)),
     );

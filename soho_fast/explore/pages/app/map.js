@@ -336,7 +336,8 @@
         element(
           "p",
           { class: "lead" },
-          "Codes close in the codebook are close here, as far as a plane allows. The size shows the usage; rings are unused codes.",
+          "Codes close in the codebook are close here, as far as a plane allows. The size shows the usage; rings are " +
+            "unused codes.",
         ),
         stage,
         status,

@@ -107,7 +107,9 @@
           "p",
           { class: "measures" },
           `${shown.map((pair) => pair.join(": ")).join("; ")}.`,
-          meta.has_captions ? " A code is associated with a word that is proven more frequent in the captions of its images." : null,
+          meta.has_captions
+            ? " A code is associated with a word that is proven more frequent in the captions of its images."
+            : null,
         )
       : "";
   };
