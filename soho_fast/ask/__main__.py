@@ -93,7 +93,7 @@ def _run(arguments: list[str]) -> int:
         from soho_fast.ask.pipeline import SohoPipeline
 
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # What could not be loaded is told by an error of ours, in a line.
+    transformers_logging.set_verbosity_error()  # What could not be loaded is reported by an error of ours, in a line.
     if action == "many":
         ask_many(folder, **options)
         return 0

@@ -422,7 +422,7 @@ class _Writer:
             return {}
         live = self.usage.tokens > 0
         claiming = np.array([word is not None for word in self.wall.values["word"]])
-        return {"share of live codes associated with a word": float(claiming[live].mean()) if live.any() else 0.0}
+        return {"share of active codes associated with a word": float(claiming[live].mean()) if live.any() else 0.0}
 
     def _choose_figure(self) -> None:
         bundle = Bundle(self.folder)

@@ -108,7 +108,7 @@ PICTURE = {
 """Fields of each picture in data/images-*.js."""
 
 TIMELINE = {
-    "series": "list of {name, points: [[step, value], ...]}: perplexity, live codes, re-seeded codes (since the point "
+    "series": "list of {name, points: [[step, value], ...]}: perplexity, active codes, reset codes (since the point "
     "before), codebook drift; those that the log holds",
     "events": "list of [step, text]",
     "seeded": "the step of each code's last seeding, 0 at the start or before; null where it is not known",

@@ -92,17 +92,17 @@ def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> li
         key=lambda code: (-max(wall["lift_low"][code] or 0.0, 1.0), -wall["tokens"][code], code),
     )
     chosen: list[int] = []
-    told: set[str] = set()
+    shown: set[str] = set()
     for code in order:
         if len(chosen) == rows:
             break
         word = wall["word"][code] if (wall["lift_low"][code] or 0.0) > 1 else None
-        # Of a code with fewer images the file, which takes a while to read, tells nothing more.
-        if word in told or wall["images"][code] < columns or len(bundle.code(code)["nearest"]) < columns:
+        # Of a code with fewer images the file, which takes a while to read, says nothing more.
+        if word in shown or wall["images"][code] < columns or len(bundle.code(code)["nearest"]) < columns:
             continue
         chosen.append(code)
         if word is not None:
-            told.add(word)
+            shown.add(word)
     return chosen
 
 
@@ -288,9 +288,9 @@ def _draw(
                     0.1, top + 0.57 + 0.22 * line, words, fontsize=6.8, va="center", color="0.1", parse_math=False
                 )
         axes.set(xlim=(0, width / _TILE_INCHES), ylim=(len(codes) * (1 + _GAP), 0))
-        for number, told in enumerate(lines):
+        for number, line in enumerate(lines):
             y = (below - 0.1 - 0.105 * number) / height
-            figure.text(0.1 * _TILE_INCHES / width, y, told, fontsize=5, color="0.4", va="center", parse_math=False)
+            figure.text(0.1 * _TILE_INCHES / width, y, line, fontsize=5, color="0.4", va="center", parse_math=False)
         try:
             figure.savefig(path, dpi=dpi, metadata={"Title": _drawable(bundle.meta["title"])})
         except OSError as error:

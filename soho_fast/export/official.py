@@ -145,7 +145,7 @@ def write_model(model: SohoPreTrainedModel, processor: SohoProcessor, output: Pa
 
 
 if __name__ == "__main__":
-    # The models' own messages are told by ours, in a line.
+    # The models' own messages are replaced by ours, in a line.
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     sys.exit(main())

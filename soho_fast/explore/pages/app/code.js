@@ -157,7 +157,8 @@
   const besideCard = (code, wall) =>
     card(
       "Beside it in images",
-      "Codes of the patches next to its patches: how often, and how many times oftener than their usage makes expect.",
+      "Codes of the patches next to its patches: how often, and how many times more often than expected from their " +
+        "usage.",
       code.neighbours.length
         ? codeList(
             code.neighbours,
