@@ -8,7 +8,7 @@ from PIL import Image
 
 from soho_fast.common.errors import UserError
 from soho_fast.explore import figure
-from soho_fast.explore.bundle import Bundle, BundleError, picture_path, write_in_files, write_value
+from soho_fast.explore.bundle import SCHEMA, Bundle, BundleError, picture_path, write_in_files, write_value
 from soho_fast.explore.figure import choose_codes, cut_tile, draw_figure
 
 NUM_CODES, SIDE, CELLS = 6, 32, 4
@@ -33,7 +33,7 @@ def explorer(tmp_path) -> Path:
     (folder / "data").mkdir(parents=True)
     credit = {"what": "drawings $1 of $2", "credit": "A. Person, https://example.org", "licence": "CC-BY-4.0"}
     names = ("schema", "title", "num_codes", "num_tokens", "num_pictures", "licences")
-    values = (1, "A title", NUM_CODES, 64, 4, [credit, {**credit, "what": "of none shown"}])
+    values = (SCHEMA, "A title", NUM_CODES, 64, 4, [credit, {**credit, "what": "of none shown"}])
     write_value(folder, "meta", dict(zip(names, values, strict=True)))
     codes = []
     for code, (word, low, pictures) in enumerate(CLAIMS):
