@@ -94,7 +94,7 @@ def test_what_is_larger_than_the_picture_is_white():
     tile = cut_tile(_picture(0)[:CELL, : 2 * CELL], [0, 0, 1, 0.5, 1, 2], 1)
     assert tile.pixels.shape == (3 * CELL, 3 * CELL, 3) and tile.cell == (0, CELL, CELL, CELL)
     assert (tile.pixels[CELL:] == 255).all() and (tile.pixels[:, 2 * CELL :] == 255).all()
-    with pytest.raises(BundleError, match=r"row 1, column 0 lies outside a picture of 1 x 2 cells"):
+    with pytest.raises(BundleError, match=r"row 1, column 0 lies outside an image of 1 x 2 patches"):
         cut_tile(_picture(0)[:CELL, : 2 * CELL], [0, 1, 0, 0.5, 1, 2])
 
 
