@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         task = recipe.make_task(processes.say)
         model = load_for_evaluation(task, model_folder, processes.device, options.prepare)
         split = options.split or task.default_split
-        prepared = model.prepared["precision"] if options.prepare else None
+        prepared = model.prepared["precision"] if options.prepare and model.prepared else None
         own = f"{split}-{called}-{prepared}" if prepared else f"{split}-{called}"
         folder = Path(options.into or Path(options.run or f"runs/{recipe.name}") / "evaluation" / own)
         what = f"{task.name}, split {split}, checkpoint {called} ({model_folder})"
@@ -104,10 +104,10 @@ def _parser() -> Parser:
 
 
 def _recipe_file(run: str | None, recipe: str | None) -> str:
-    if (run is None) == (recipe is None):
-        raise UserError("expected exactly one of --run and --recipe")
-    if run is None:
+    if run is None and recipe is not None:
         return recipe
+    if run is None or recipe is not None:
+        raise UserError("expected exactly one of --run and --recipe")
     if not Path(run).is_dir():
         raise UserError(f"run: {run}: {no_such_path(run)}; expected the folder of a training run")
     if not (Path(run) / "recipe.yaml").is_file():

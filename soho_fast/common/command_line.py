@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from soho_fast.common.errors import UserError, fail
 from soho_fast.common.extras import MissingExtraError, from_extra
@@ -15,8 +15,9 @@ from soho_fast.common.spelling import did_you_mean
 class Parser(argparse.ArgumentParser):
     """Raises UserError where argparse prints its usage and leaves; takes no abbreviated flags."""
 
-    def __init__(self, **options: object) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(in_plain_words(message, flags_of(self)))

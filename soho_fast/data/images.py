@@ -228,7 +228,7 @@ class SohoImageProcessor(TorchvisionBackend):
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
-    size: ClassVar = {"shortest_edge": 600, "longest_edge": 1000}
+    size: ClassVar[Any] = {"shortest_edge": 600, "longest_edge": 1000}
     default_to_square = False
     do_resize = True
     do_rescale = True
@@ -237,11 +237,11 @@ class SohoImageProcessor(TorchvisionBackend):
     do_pad = True
     size_divisor = 32
     antialias = True
-    model_input_names: ClassVar = ["pixel_values", "pixel_mask"]
+    model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012  # as of every processor
 
     def __init__(self, **kwargs: Unpack[SohoImageProcessorKwargs]) -> None:
         """Raises ValueError: edges that no image can have."""
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[misc]  # transformers hands on a processor's own too
         shorter, longer = self.size.shortest_edge, self.size.longest_edge
         if not (shorter and longer and 0 < shorter <= longer and shorter * longer <= MAX_PIXELS):
             raise ValueError(
@@ -278,13 +278,14 @@ class SohoImageProcessor(TorchvisionBackend):
         image: torch.Tensor,
         size: SizeDict,
         resample: PILImageResampling | tvF.InterpolationMode | int | None = None,
-        **kwargs: object,
+        antialias: bool = True,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        """As every image processor's, with the edges rounded by `fitted_size`; `antialias` is among the keywords."""
+        """As every image processor's, with the edges rounded by `fitted_size`."""
         if size.shortest_edge and size.longest_edge:
-            height, width = fitted_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
+            height, width = fitted_size(image.shape[-2], image.shape[-1], size.shortest_edge, size.longest_edge)
             size = SizeDict(height=height, width=width)
-        return super().resize(image, size, resample, **kwargs)
+        return super().resize(image, size, resample, antialias, **kwargs)
 
     def collate(self, images: Sequence[torch.Tensor]) -> dict[str, torch.Tensor | None]:
         """Normalise and pad resized uint8 images (3, height, width) to one batch.
@@ -309,7 +310,7 @@ class SohoImageProcessor(TorchvisionBackend):
         statistics = self.rescale_factor, self.image_mean, self.image_std
         return {**batch, "pixel_values": _normalised(batch["pixel_values"], batch["pixel_mask"], *statistics)}
 
-    def _preprocess(
+    def _preprocess(  # type: ignore[override]  # it is called with keywords alone
         self,
         images: list[torch.Tensor],
         do_resize: bool,
@@ -318,8 +319,8 @@ class SohoImageProcessor(TorchvisionBackend):
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
-        image_mean: float | list[float] | None,
-        image_std: float | list[float] | None,
+        image_mean: list[float] | None,
+        image_std: list[float] | None,
         do_pad: bool | None,
         return_tensors: str | TensorType | None,
         size_divisor: int | None = None,
@@ -349,7 +350,7 @@ def _padded(images: Sequence[torch.Tensor], size_divisor: int | None) -> tuple[t
     divisor = size_divisor or 1
     height, width = (-(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (-2, -1))
     kind = functools.reduce(torch.promote_types, (image.dtype for image in images))
-    options = {"dtype": kind, "device": images[0].device}
+    options: dict[str, Any] = {"dtype": kind, "device": images[0].device}
     if all(image.shape[-2:] == (height, width) for image in images):
         pixels_B3HW, mask_BHW = torch.empty(len(images), height, width, 3, **options).permute(0, 3, 1, 2), None
     else:
@@ -435,7 +436,7 @@ def _pixels_of(image: np.ndarray | Tensor) -> Tensor:
         raise ValueError(f"expected uint8 pixels {expected}, got {dtype} {shape}")
     height, width = shape[1:] if of_torch else shape[:2]
     _check_pixels(width, height)
-    if of_torch:
+    if isinstance(image, Tensor):
         return image.detach().cpu()
     planes = np.stack([image] * 3) if is_grey else image.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(planes))

@@ -26,7 +26,9 @@ class SohoProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> SohoProcessor:
+    def from_pretrained(  # type: ignore[override]  # transformers' own keywords are among these
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> SohoProcessor:
         """Load what `save_pretrained` wrote, or a hub repository of the same layout.
 
         Args:

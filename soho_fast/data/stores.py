@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import IO, BinaryIO, Protocol
 
 from soho_fast.common.images import check_size, one_line
 from soho_fast.common.path_ranges import is_shards
@@ -31,7 +31,7 @@ class ImageStore(Protocol):
     def read(self, name: str) -> bytes:
         """The file's bytes. Raises OSError (FileNotFoundError when it is not there)."""
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> IO[bytes]:
         """The file, to read no more of it than is needed. Raises OSError or what its archive raises."""
 
     def locate(self, name: str) -> str:
@@ -60,7 +60,7 @@ class FolderStore:
         names_by_parent: dict[str, list[str]] = {}
         for name in filter(self.holds, names):
             names_by_parent.setdefault(str(PurePosixPath(name).parent), []).append(name)
-        found = set()
+        found: set[str] = set()
         for parent, members in names_by_parent.items():
             try:
                 present = set(os.listdir(os.path.join(self.root, parent)))
@@ -145,7 +145,7 @@ class ZipStore:
         ) as error:  # wrong checksum, truncated, encrypted: zipfile's, zlib's, RuntimeError, EOFError, ...
             raise OSError(f"{self.locate(name)}: {one_line(error)}") from error
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> IO[bytes]:
         """The member. Raises OSError, KeyError or what zipfile raises."""
         return self._open().open(name)
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -236,6 +236,25 @@ def mask_tokens(
             draw = int(rng.integers(vocab_size))
         ids[position] = draw
     return ids, labels
+
+
+@runtime_checkable
+class TextLists(Protocol):
+    """Many lists of texts, wherever they lie."""
+
+    def __len__(self) -> int: ...
+
+    def count(self, index: int) -> int:
+        """How many texts list `index` has."""
+
+    def counts(self) -> np.ndarray:
+        """How many texts each list has, int64."""
+
+    def get(self, index: int, number: int) -> str:
+        """Text `number` of list `index`."""
+
+    def all(self, index: int) -> list[str]:
+        """All texts of list `index`."""
 
 
 class PackedTexts:

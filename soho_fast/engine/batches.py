@@ -14,7 +14,7 @@ their size.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -196,8 +196,23 @@ def _collate(collate: Callable[[list], Mapping[str, Any]], samples: list[Any]) -
     return {**batch, "image_keys": list(numbers)} if numbers else batch
 
 
+class MicroBatches(Protocol):
+    """What `Batches` asks of a plan."""
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """Micro-batches of a step."""
+
+    @property
+    def seed(self) -> int:
+        """Of the loader's own generator."""
+
+    def micro_batches(self, rank: int, first_step: int, total_steps: int) -> Iterator[list[tuple[int, int]]]:
+        """See `BatchPlan.micro_batches`."""
+
+
 class _PlannedBatches(Sampler[list[tuple[int, int]]]):
-    def __init__(self, plan: BatchPlan, rank: int, first_step: int, total_steps: int) -> None:
+    def __init__(self, plan: MicroBatches, rank: int, first_step: int, total_steps: int) -> None:
         self.plan, self.rank, self.first_step, self.total_steps = plan, rank, first_step, total_steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -226,7 +241,7 @@ class Batches:
         self,
         dataset: Any,
         collate: Callable[[list], Mapping[str, Any]],
-        plan: BatchPlan,
+        plan: MicroBatches,
         settings: BatchSettings,
         *,
         rank: int,

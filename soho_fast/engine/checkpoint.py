@@ -97,7 +97,7 @@ class _Files(TorchCheckpointEngine):
         try:
             with open(path, "wb") as file:
                 hashed = _Hashed(file)
-                torch.save(_plain(state_dict), hashed)
+                torch.save(_plain(state_dict), hashed)  # type: ignore[arg-type]  # it calls these two alone
                 file.flush()
                 os.fsync(file.fileno())
             with torch.serialization.safe_globals(_INERT):

@@ -9,9 +9,10 @@ pure function of the step, so that a resumed run needs no schedule state.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
@@ -54,7 +55,9 @@ class SgdAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(  # type: ignore[override]  # torch's own have none of its overloads either
+        self, closure: Callable[[], Tensor] | None = None
+    ) -> Tensor | None:
         """Update every parameter that has a gradient and sits in a group with lr > 0."""
         loss = None
         if closure is not None:
@@ -76,7 +79,7 @@ class SgdAdamW(torch.optim.Optimizer):
                 self.state[param]["momentum_buffer"] = torch.zeros_like(param)
         sgd(
             params,
-            [param.grad for param in params],
+            [param.grad for param in params if param.grad is not None],
             [self.state[param]["momentum_buffer"] for param in params],
             fused=True,
             weight_decay=group["weight_decay"],
@@ -115,7 +118,7 @@ class SgdAdamW(torch.optim.Optimizer):
         counts = counts.to(params[0].device, non_blocking=True)
         adamw(
             params,
-            [param.grad for param in params],
+            [param.grad for param in params if param.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -133,7 +136,7 @@ class SgdAdamW(torch.optim.Optimizer):
             state["step"] = int(state["step"]) + 1
 
 
-def optimizer_groups(model: nn.Module, settings: OptimSettings) -> list[dict]:
+def optimizer_groups(model: Any, settings: OptimSettings) -> list[dict]:
     """Give each of the model's own groups its rule and values, for `SgdAdamW`.
 
     `model.parameter_groups(exclude_from_decay=...)` says which parameters are the backbone's ("kind") and which are

@@ -160,7 +160,8 @@ def say_start(run: Run, name: str) -> None:
 
 def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
     """Draw the curves, write metrics.json, print the metrics and what to do next."""
-    task, folder, progress = run.task, run.folder, run.progress
+    task: Any = run.task  # which has a table and next commands beside what training asks of it
+    folder, progress = run.folder, run.progress
     if run.finished is not None:
         if metrics:
             print_table(task.table(metrics))

@@ -10,7 +10,7 @@ memory.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,7 +135,7 @@ class _Saved:
         self.folder, self.models = folder, models
         self._found: dict[str, list[tuple[Fragment, _Part]]] = {}
         # At stage 0 all ranks have the same, and the first one's is saved.
-        parts: Sequence[dict[str, Any] | None] = optim or [None]
+        parts: list[dict[str, Any] | None] = list(optim) or [None]
         for rank, optimizer in enumerate(parts):
             fragments = load(folder / f"rank-{rank:05d}.pt").get("fragments")
             if fragments is None:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -15,7 +15,10 @@ from jsonargparse.typing import (
 
 from soho_fast.common.errors import UserError
 
-ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
+if TYPE_CHECKING:  # which sees no type in what a function makes
+    ShareBelowOne = float
+else:
+    ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
 
 
 @dataclass

@@ -56,6 +56,8 @@ class PlainLookup(nn.Module):
 class PlainDictionary(nn.Module):
     """A `VisualDictionary` in evaluation mode, by `PlainLookup`."""
 
+    codebook: Tensor
+
     def __init__(self, codebook_KC: Tensor) -> None:
         super().__init__()
         self.register_buffer("codebook", codebook_KC)

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from soho_fast.common.processes import Processes
 from soho_fast.common.tables import Table
 from soho_fast.data.batches.downstream import DownstreamDataset, Examples
 from soho_fast.data.batches.sample import Collator, Sample
+from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.evaluation.answering import Answering, Answers
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress
@@ -129,7 +129,7 @@ class AnsweringTask(FineTuningTask):
 
     def evaluate(
         self,
-        model: nn.Module,
+        model: SohoDownstreamModel,
         *,
         quick: bool = False,
         processes: Processes | None = None,
@@ -150,7 +150,7 @@ class AnsweringTask(FineTuningTask):
 
     def evaluate_split(
         self,
-        model: nn.Module,
+        model: SohoDownstreamModel,
         split: str,
         *,
         processes: Processes,
@@ -198,7 +198,8 @@ class AnsweringTask(FineTuningTask):
         )
         assert max_images or len(row_E) == len(records)
         records = [records[row] for row in row_E]
-        labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        config: Any = model.config  # by transformers' types there might be no labels
+        labels = [config.id2label[number] for number in range(config.num_labels)]
         answers = [labels[label] for label in label_E]
         metrics = {}
         if self.is_answered(records):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from soho_fast.common.checksums import write_checksums
 from soho_fast.common.hub import loading_options
@@ -25,11 +25,14 @@ from soho_fast.model.pretrained import check_finite
 from soho_fast.model.visual_encoder import cut_features, pad_features
 from soho_fast.tasks import TASKS
 from soho_fast.tasks.contents import weights_identity, words_identity
+from soho_fast.tasks.evaluation.sharing import ReportProgress
 from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED
 
 
 class BaseTask(ABC):
     """What every task has; nothing is read before it is needed.
+
+    A model of `Any` type is one of `model_class`, which each task names.
 
     Args:
         data: What to train and to evaluate on, and how examples are made.
@@ -55,6 +58,11 @@ class BaseTask(ABC):
         self.data, self.seed, self._say = data, seed, say
         self.model = model or TASKS[self.name].model_type()
         SohoConfig.check_names(self.model.config)
+
+    @cached_property
+    def processor(self) -> SohoProcessor:
+        """Image processor and tokenizer."""
+        raise NotImplementedError
 
     @property
     def identity(self) -> TaskIdentity:
@@ -128,7 +136,16 @@ class BaseTask(ABC):
         """The split that is evaluated where none is named."""
 
     @abstractmethod
-    def evaluate_split(self, model: nn.Module, split: str, *, processes: Processes, **options: Any) -> Any:
+    def evaluate_split(
+        self,
+        model: Any,
+        split: str,
+        *,
+        processes: Processes,
+        keep_in: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        progress: ReportProgress | None = None,
+    ) -> Any:
         """Metrics of a split: an object with `metrics`, and `write(folder)`, which returns the names of files."""
 
     def build_model(self, device: torch.device | None = None) -> SohoPreTrainedModel:
@@ -146,7 +163,7 @@ class BaseTask(ABC):
     def new_model(self) -> SohoPreTrainedModel:
         """The model with the starting weights asked for; says what was loaded."""
 
-    def speed_up(self, model: nn.Module, device: torch.device) -> None:
+    def speed_up(self, model: SohoPreTrainedModel, device: torch.device) -> None:
         """Chooses and says how the model computes on a device; see `speed_up_on_cpu`, `speed_up_on_gpu`."""
         if device.type == "cpu":
             speed_up_on_cpu(model)
@@ -181,11 +198,11 @@ class BaseTask(ABC):
         features_BChw, mask_Bhw = pad_features(features)
         return {"backbone_features": features_BChw, "backbone_mask": mask_Bhw}
 
-    def before_step(self, model: SohoPreTrainedModel, epoch: float) -> None:
+    def before_step(self, model: Any, epoch: float) -> None:
         """Called before each optimiser step with the epochs behind it."""
         model.begin_step()
 
-    def after_step(self, model: SohoPreTrainedModel, *, applied: bool) -> Mapping[str, torch.Tensor]:
+    def after_step(self, model: Any, *, applied: bool) -> Mapping[str, torch.Tensor]:
         """Moves the dictionary by the whole step, if the optimiser has `applied` it."""
         model.end_step(applied=applied)
         return {}
@@ -194,11 +211,11 @@ class BaseTask(ABC):
         """Visual tokens with Inf or NaN: the lookup gives them code 0, and the loss stays finite."""
         return [f"visual tokens ({num})"] if (num := model.take_num_non_finite()) else []
 
-    def warnings(self, model: SohoPreTrainedModel) -> list[str]:
+    def warnings(self, model: Any) -> list[str]:
         """Nothing is watched."""
         return []
 
-    def snapshot(self, model: SohoPreTrainedModel) -> Mapping[str, Any]:
+    def snapshot(self, model: Any) -> Mapping[str, Any]:
         """Nothing is kept."""
         return {}
 
@@ -206,7 +223,7 @@ class BaseTask(ABC):
         """What is trained otherwise than in most of the run, after so many epochs; empty where nothing is."""
         return ""
 
-    def export(self, model: nn.Module, state_dict: Mapping[str, Any], folder: Path) -> None:
+    def export(self, model: SohoPreTrainedModel, state_dict: Mapping[str, Any], folder: Path) -> None:
         """Write a folder that the model's `from_pretrained` and `SohoProcessor.from_pretrained` load."""
         model.save_pretrained(folder, state_dict=dict(state_dict))
         self.processor.save_pretrained(folder)

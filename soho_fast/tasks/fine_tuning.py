@@ -6,9 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import Any, ClassVar
 
 from soho_fast.common.processes import Processes
 from soho_fast.common.spelling import did_you_mean
@@ -29,6 +27,8 @@ from soho_fast.tasks.settings import DownstreamModel
 
 class FineTuningTask(BaseTask):
     """Splits, and a model that starts from a pre-trained one or from scratch."""
+
+    model_class: ClassVar[type[SohoDownstreamModel]]
 
     def __init__(
         self, data: Any, seed: int = 0, model: DownstreamModel | None = None, *, say: Callable[[str], None] = print
@@ -51,7 +51,7 @@ class FineTuningTask(BaseTask):
     @abstractmethod
     def evaluate(
         self,
-        model: nn.Module,
+        model: Any,
         *,
         quick: bool = False,
         processes: Processes | None = None,

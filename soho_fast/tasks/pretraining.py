@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from soho_fast.common.processes import Processes
 from soho_fast.common.shared_arrays import read_once_a_machine
@@ -61,7 +60,7 @@ HELDOUT = "heldout"
 
 
 def _read_source(source: CaptionSource, report: ReadReport, where: str) -> Sequence[ImageTextRecord]:
-    common = {
+    common: dict[str, Any] = {
         "max_captions": source.max_captions,
         "missing_images": source.missing_images,
         "source": source.name,
@@ -151,8 +150,6 @@ class PretrainingTask(BaseTask):
         say: Callable[[str], None] = print,
     ) -> None:
         super().__init__(data, seed, model, say=say)
-        self._training: RecordTable | None = None
-        self._heldout: list[ImageTextRecord] | None = None
         self._codes_are_dying = False
 
     @cached_property
@@ -165,13 +162,12 @@ class PretrainingTask(BaseTask):
         """The processor's tokenizer."""
         return self.processor.tokenizer
 
-    def _read(self) -> None:
-        if self._heldout is None:
-            found = read_once_a_machine(self._read_records, self.processes)
-            self._training, self._training_identity, self._heldout = found
+    @cached_property
+    def _records(self) -> tuple[RecordTable, str, list[ImageTextRecord]]:
+        """The training images, packed, what they are known by, and the held-out ones."""
+        return read_once_a_machine(self._read_records, self.processes)
 
     def _read_records(self) -> tuple[RecordTable, str, list[ImageTextRecord]]:
-        """The training images, packed, what they are known by, and the held-out ones."""
         training = read_sources(self.data.sources, "sources", self._say)
         heldout = list(read_sources(self.data.heldout, "heldout", self._say)) if self.data.heldout else []
         if len(heldout) == 1:
@@ -200,16 +196,15 @@ class PretrainingTask(BaseTask):
     @property
     def heldout_records(self) -> list[ImageTextRecord]:
         """The held-out images with their captions."""
-        self._read()
-        return self._heldout
+        return self._records[2]
 
     @cached_property
     def train_dataset(self) -> PretrainingDataset:
         """The training samples."""
-        self._read()
-        self.say_fit(FlatTexts(self._training.texts))
+        training = self._records[0]
+        self.say_fit(FlatTexts(training.texts))
         dataset = PretrainingDataset(
-            self._training,
+            training,
             self.processor,
             seed=self.seed,
             num_positive=self.data.num_positive,
@@ -273,7 +268,7 @@ class PretrainingTask(BaseTask):
         self.load()
         return {
             **super().contents(),
-            "training data": self._training_identity,
+            "training data": self._records[1],
             "held-out data": records_identity(self.heldout_records),
             **{f"model.config.{name}": getattr(config, name) for name in SohoConfig.__annotations__},
             "model.bag_of_words_head": bool(config.bag_of_words_weight),
@@ -346,7 +341,7 @@ class PretrainingTask(BaseTask):
 
     def evaluate(
         self,
-        model: nn.Module,
+        model: SohoForPreTraining,
         *,
         quick: bool = False,
         processes: Processes | None = None,
@@ -382,7 +377,7 @@ class PretrainingTask(BaseTask):
 
     def evaluate_split(
         self,
-        model: nn.Module,
+        model: SohoForPreTraining,
         split: str,
         *,
         processes: Processes,

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from soho_fast.data.readers.json_lines import read_json_lines_questions
 from soho_fast.data.readers.questions import VqaRecord, read_easy_vqa, read_vqa
 from soho_fast.data.readers.records import ImageRef, ReadReport
 from soho_fast.model import SohoForQuestionAnswering
+from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.answering import AnsweringTask
 from soho_fast.tasks.evaluation.metrics.vqa import normalise_answer, vqa_accuracy, vqa_score, write_vqa_submission
 from soho_fast.tasks.settings import VqaSplit, refuse_fields_of_other_formats
@@ -30,6 +32,11 @@ _FORMATS_OF = {"annotations": ("vqa",), "heldout_share": ("json_lines",), "split
 
 _ROWS_AT_A_TIME = 4096
 _SMALLEST_PRIOR = 1e-4
+
+
+def _answers_of(record: VqaRecord) -> tuple[str, ...]:
+    assert record.answers is not None  # which `is_answered` tells before
+    return record.answers.answers
 
 
 class QuestionAnsweringTask(AnsweringTask):
@@ -83,7 +90,7 @@ class QuestionAnsweringTask(AnsweringTask):
     def label_keywords(self) -> dict[str, list[str]]:
         return {"answers": self.answers}
 
-    def new_model(self) -> SohoForQuestionAnswering:
+    def new_model(self) -> SohoDownstreamModel:
         """As `AnsweringTask.new_model`; each answer's logit starts where `model.answer_bias` says.
 
         From 0 the first hundreds of steps teach little but that most answers are wrong, by gradients that shake what
@@ -92,10 +99,15 @@ class QuestionAnsweringTask(AnsweringTask):
         model = super().new_model()
         if self.model.answer_bias == "zero":
             return model
+        assert isinstance(model, SohoForQuestionAnswering)  # as `model_class` says
         targets = torch.from_numpy(self._training_examples.targets)
-        scores_A = sum(self.target_keywords(rows)["answer_scores"].sum(0) for rows in targets.split(_ROWS_AT_A_TIME))
+        scores_A = torch.zeros(len(self.answers))
+        for rows in targets.split(_ROWS_AT_A_TIME):
+            scores_A += self.target_keywords(rows)["answer_scores"].sum(0)
+        last = model.head[-1]
+        assert isinstance(last, nn.Linear)
         with torch.no_grad():
-            model.head[-1].bias.copy_(torch.logit(scores_A / len(targets), eps=_SMALLEST_PRIOR))
+            last.bias.copy_(torch.logit(scores_A / len(targets), eps=_SMALLEST_PRIOR))
         return model
 
     def is_answered(self, records: Sequence[VqaRecord]) -> bool:
@@ -111,7 +123,7 @@ class QuestionAnsweringTask(AnsweringTask):
                 normalised[answer] = place_of.get(normalise_answer(answer), -1)
             return normalised[answer]
 
-        rows = [[place(answer) for answer in record.answers.answers] for record in records]
+        rows = [[place(answer) for answer in _answers_of(record)] for record in records]
         return np.array(rows, dtype=np.int64)
 
     def target_keywords(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -134,7 +146,7 @@ class QuestionAnsweringTask(AnsweringTask):
         known = set(labels)
         chance = 0.0
         for record in records:
-            given = record.answers.answers
+            given = _answers_of(record)
             chance += sum(vqa_score(answer, given) for answer in {normalise_answer(each) for each in given} & known)
         return {
             **{f"{name}_majority": value for name, value in constant.items()},

@@ -194,7 +194,8 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
 
 def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[str]) -> Recipe:
     """The recipe in a file, with fields of the command line put over it."""
-    options = {"default_config_files": [str(path)], "allow_abbrev": False, "exit_on_error": False}
+    assert kind.__doc__ is not None  # of all that `recipe_type` makes
+    options: dict[str, Any] = {"default_config_files": [str(path)], "allow_abbrev": False, "exit_on_error": False}
     parser = ArgumentParser("train.py", description=kind.__doc__.splitlines()[0], **options)
     parser.add_argument("--recipe", help="Name of a recipe of this package, or path of a YAML file (default: mini).")
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
@@ -280,7 +281,7 @@ def _fill(value: Any, roots: dict[str, str]) -> Any:
         return [_fill(item, roots) for item in value]
     if isinstance(value, dict):
         return {key: _fill(item, roots) for key, item in value.items()}
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changes = {field.name: _fill(getattr(value, field.name), roots) for field in dataclasses.fields(value)}
         return dataclasses.replace(value, **changes)
     return value

@@ -11,10 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.processes import Processes
@@ -25,7 +25,7 @@ from soho_fast.data.readers.captions import read_karpathy
 from soho_fast.data.readers.json_lines import read_json_lines
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
 from soho_fast.data.text import encode_texts
-from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining
+from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTraining, SohoPreTrainedModel
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
@@ -54,7 +54,7 @@ class RetrievalTask(FineTuningTask):
     """Images and captions; see `FineTuningTask`."""
 
     name = "retrieval"
-    model_class = SohoForImageTextRetrieval
+    model_class: ClassVar[type[SohoForImageTextRetrieval]] = SohoForImageTextRetrieval
     selection = "mean_r1"
     logged = ("itm_loss", "contrastive_loss")
 
@@ -99,7 +99,7 @@ class RetrievalTask(FineTuningTask):
         own_image = batch.pop("image_index")
         return {**batch, "own_image": own_image}
 
-    def load_weights(self, folder: str, config: SohoConfig) -> tuple[SohoForImageTextRetrieval, list[str]]:
+    def load_weights(self, folder: str, config: SohoConfig) -> tuple[SohoPreTrainedModel, list[str]]:
         """As `FineTuningTask.load_weights`; a pre-trained model too, whose retrieval is then zero-shot."""
         if SohoForPreTraining.__name__ not in (config.architectures or ()):
             return super().load_weights(folder, config)
@@ -109,7 +109,7 @@ class RetrievalTask(FineTuningTask):
 
     def evaluate(
         self,
-        model: nn.Module,
+        model: SohoForImageTextRetrieval,
         *,
         quick: bool = False,
         processes: Processes | None = None,
@@ -137,7 +137,7 @@ class RetrievalTask(FineTuningTask):
 
     def evaluate_split(
         self,
-        model: nn.Module,
+        model: SohoForImageTextRetrieval,
         split: str,
         *,
         processes: Processes,
@@ -208,7 +208,7 @@ class RetrievalTask(FineTuningTask):
             metrics, candidates.records, candidates.texts, next(iter(scores.values())), kept_in_all
         )
 
-    def _candidates(self, model: nn.Module, records: Sequence[ImageTextRecord]) -> _Candidates:
+    def _candidates(self, model: SohoForImageTextRetrieval, records: Sequence[ImageTextRecord]) -> _Candidates:
         captions = [record.captions[:CAPTIONS_AN_IMAGE] for record in records]
         texts = [caption for own in captions for caption in own]
         counts = torch.tensor([len(own) for own in captions])
@@ -257,7 +257,7 @@ class RetrievalTask(FineTuningTask):
 
     def _choose_k(
         self,
-        model: nn.Module,
+        model: SohoForImageTextRetrieval,
         num_texts: int,
         processes: Processes,
         kept: PartialResults | None,

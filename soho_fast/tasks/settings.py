@@ -5,7 +5,7 @@ Nothing heavy is imported here, so that a mistake on the command line is reporte
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -15,14 +15,20 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 
-# [CLS], a token, [SEP].
-TextLength = restricted_number_type("TextLength", int, (">=", 3))
-# By the name that the engine gives it: jsonargparse knows a restriction by one name.
-ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
-# A lone image could not be shuffled.
-AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
-# None would train on nothing.
-Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
+if TYPE_CHECKING:  # which sees no type in what a function makes
+    TextLength = int
+    ShareBelowOne = float
+    AtLeastTwo = int
+    Share = float
+else:
+    # [CLS], a token, [SEP].
+    TextLength = restricted_number_type("TextLength", int, (">=", 3))
+    # By the name that the engine gives it: jsonargparse knows a restriction by one name.
+    ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
+    # A lone image could not be shuffled.
+    AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
+    # None would train on nothing.
+    Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
 
 
 def refuse_fields_of_other_formats(source: Any, formats_of: Mapping[str, tuple[str, ...]], where: str = "") -> None:

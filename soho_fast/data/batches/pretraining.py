@@ -15,7 +15,15 @@ from soho_fast.data.batches.sample import CAPTION_STREAM, SAMPLE_STREAM, Images,
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.shards.records import epoch_order
-from soho_fast.data.text import IGNORED_LABEL, EncodedText, PackedTexts, content_words, encode_texts, mask_tokens
+from soho_fast.data.text import (
+    IGNORED_LABEL,
+    EncodedText,
+    PackedTexts,
+    TextLists,
+    content_words,
+    encode_texts,
+    mask_tokens,
+)
 
 # A random caption of another image is rejected now and then; after so many rejections in a row the images are so much
 # alike that looking further would cost more than it gives.
@@ -26,13 +34,15 @@ def _folded(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def check_negatives(captions_of: Sequence[Sequence[str]]) -> None:
+def check_negatives(captions_of: Sequence[Sequence[str]] | TextLists) -> None:
     """Raises ValueError: fewer than two images, or one that has every caption of the data set."""
     if len(captions_of) < 2:
         raise ValueError(f"expected at least 2 images to draw negative captions from, got {len(captions_of)}")
-    packed = hasattr(captions_of, "counts")
-    most = int(captions_of.counts().max()) if packed else max(map(len, captions_of))
-    list_of = captions_of.all if packed else captions_of.__getitem__
+    list_of: Callable[[int], Sequence[str]]
+    if isinstance(captions_of, TextLists):
+        most, list_of = int(captions_of.counts().max()), captions_of.all
+    else:
+        most, list_of = max(map(len, captions_of)), captions_of.__getitem__
     distinct: set[str] = set()
     for captions in map(list_of, range(len(captions_of))):
         distinct.update(map(_folded, captions))
@@ -51,8 +61,8 @@ class PairSampler:
 
     def __init__(
         self,
-        captions_of: Sequence[Sequence[str]],
-        sources: Sequence[str] | None = None,
+        captions_of: Sequence[Sequence[str]] | TextLists,
+        sources: Sequence[str] | np.ndarray | None = None,
         *,
         negatives: bool = True,
         replacing_groups_of: int = 0,
@@ -60,8 +70,7 @@ class PairSampler:
         """Keep the captions of all images.
 
         Args:
-            captions_of: For every image its captions, at least one each; what has the methods of `PackedTexts` is kept
-                as it is.
+            captions_of: For every image its captions, at least one each; `TextLists` are kept as they are.
             sources: For every image the data set it is of, whose images stand together: negatives are drawn within it,
                 or their style would tell them apart. None: all are of one.
             negatives: Whether negatives will be drawn too.
@@ -73,7 +82,7 @@ class PairSampler:
         """
         if negatives:
             check_negatives(captions_of)
-        self._texts = captions_of if hasattr(captions_of, "counts") else PackedTexts(captions_of)
+        self._texts = captions_of if isinstance(captions_of, TextLists) else PackedTexts(captions_of)
         starts = [0]
         if sources is not None:
             starts += [number for number in range(1, len(sources)) if sources[number] != sources[number - 1]]

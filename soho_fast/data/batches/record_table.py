@@ -10,7 +10,7 @@ import numpy as np
 from soho_fast.data.images import shapes_of
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord
 from soho_fast.data.shards.records import JoinedRecords, ShardRecords
-from soho_fast.data.text import PackedTexts
+from soho_fast.data.text import PackedTexts, TextLists
 
 
 def parts_of(records: Sequence[ImageTextRecord]) -> list[Sequence[ImageTextRecord]]:
@@ -18,7 +18,7 @@ def parts_of(records: Sequence[ImageTextRecord]) -> list[Sequence[ImageTextRecor
     return records.parts if isinstance(records, JoinedRecords) else [records]
 
 
-def texts_of(records: Sequence[ImageTextRecord]) -> Sequence[Sequence[str]]:
+def texts_of(records: Sequence[ImageTextRecord]) -> Sequence[Sequence[str]] | TextLists:
     """The captions of each image, of those in shards as they lie there."""
     if isinstance(records, ShardRecords):
         return records.texts
@@ -34,20 +34,20 @@ def locations_of(records: Sequence[ImageTextRecord]) -> Iterator[str]:
 
 
 class JoinedTexts:
-    """Texts of several sets, one after the other, with the methods of `PackedTexts`.
+    """Texts of several sets, one after the other: `TextLists`.
 
     Args:
-        parts: Of each set what has the methods of `PackedTexts`, or the texts themselves.
+        parts: The texts of each set.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Sequence[str]]]) -> None:
-        self._parts = [part if hasattr(part, "counts") else PackedTexts(part) for part in parts]
+    def __init__(self, parts: Sequence[Sequence[Sequence[str]] | TextLists]) -> None:
+        self._parts = [part if isinstance(part, TextLists) else PackedTexts(part) for part in parts]
         self._ends = np.cumsum([len(part) for part in self._parts])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def _place(self, index: int) -> tuple[PackedTexts, int]:
+    def _place(self, index: int) -> tuple[TextLists, int]:
         part = int(np.searchsorted(self._ends, index, side="right"))
         return self._parts[part], index - (int(self._ends[part - 1]) if part else 0)
 
@@ -72,15 +72,15 @@ class JoinedTexts:
 
 
 class FlatTexts(Sequence[str]):
-    """All texts, one after the other, of what has the methods of `PackedTexts`."""
+    """All texts of lists, one after the other."""
 
-    def __init__(self, texts: PackedTexts) -> None:
+    def __init__(self, texts: TextLists) -> None:
         self._texts, self._ends = texts, np.cumsum(texts.counts())
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, number: int) -> str:
+    def __getitem__(self, number: int) -> str:  # type: ignore[override]  # no slices are asked for
         index = int(np.searchsorted(self._ends, number, side="right"))
         return self._texts.get(index, number - (int(self._ends[index - 1]) if index else 0))
 
@@ -100,7 +100,7 @@ class _Listed(Sequence[ImageRef]):
     def __len__(self) -> int:
         return len(self._store_N)
 
-    def __getitem__(self, number: int) -> ImageRef:
+    def __getitem__(self, number: int) -> ImageRef:  # type: ignore[override]  # no slices are asked for
         if not 0 <= number < len(self):
             raise IndexError(f"image {number} of {len(self)}")
         return self.image(number)
@@ -118,7 +118,7 @@ class _Listed(Sequence[ImageRef]):
 def _numbered(items: Sequence[Any], key: Callable[[Any], Hashable]) -> tuple[list[Any], np.ndarray]:
     """The distinct items in the order in which they come first, and the number of each, int32."""
     number_of: dict[Hashable, int] = {}
-    distinct = []
+    distinct: list[Any] = []
     numbers = np.empty(len(items), np.int32)
     for place, item in enumerate(items):
         number = numbers[place] = number_of.setdefault(key(item), len(distinct))
@@ -131,7 +131,7 @@ class RecordTable(Sequence[ImageRef]):
     """The images of records, with their texts beside them.
 
     Attributes:
-        texts: What has the methods of `PackedTexts`.
+        texts: Those of each image.
         bounds: Of each set, as far as some are in shards, int64 (shards + 1,) where its shards begin and the last one
             ends; two numbers of a set that is not in shards. None where no set is in shards.
     """
@@ -140,7 +140,7 @@ class RecordTable(Sequence[ImageRef]):
         self._parts = [part if isinstance(part, ShardRecords) else _Listed(part) for part in parts_of(records)]
         self._ends = np.cumsum([len(part) for part in self._parts])
         texts = [part.texts for part in self._parts]
-        self.texts = texts[0] if len(texts) == 1 else JoinedTexts(texts)
+        self.texts: TextLists = texts[0] if len(texts) == 1 else JoinedTexts(texts)
         self.bounds: list[np.ndarray] | None = None
         if any(isinstance(part, ShardRecords) for part in self._parts):
             starts = [0, *self._ends[:-1]]
@@ -155,7 +155,7 @@ class RecordTable(Sequence[ImageRef]):
         part = int(np.searchsorted(self._ends, number, side="right"))
         return self._parts[part], number - (int(self._ends[part - 1]) if part else 0)
 
-    def __getitem__(self, number: int) -> ImageRef:
+    def __getitem__(self, number: int) -> ImageRef:  # type: ignore[override]  # no slices are asked for
         part, inside = self._place(number)
         return part.image(inside)
 

@@ -7,7 +7,7 @@ in NLVR2); S tokens of the longest text.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -52,7 +52,7 @@ class Sample:
     """
 
     sample_ids: Sequence[Any]
-    image_keys: Sequence[Hashable]
+    image_keys: Sequence[int]
     corrupt: str | None = None
     pixels: Sequence[torch.Tensor] = ()
     texts_ids: Sequence[np.ndarray] = ()
@@ -96,8 +96,9 @@ class Images(Dataset[Sample]):
         """float64 (images,): see `shapes_of`; 0 of all that show nothing."""
         if self.blank:
             return np.zeros(len(self))
-        known = isinstance(self._images, RecordTable)
-        return self._images.shapes(progress) if known else shapes_of(self._images, progress)
+        if isinstance(self._images, RecordTable):
+            return self._images.shapes(progress)
+        return shapes_of(self._images, progress)
 
     def read_into(self, sample: Sample) -> bool:
         """Put a sample's images into it. False where one can't be read: `corrupt` then says which and why."""
@@ -186,7 +187,7 @@ class Collator:
             name: torch.from_numpy(np.concatenate([sample.text_fields[name] for sample in usable]))
             for name in usable[0].text_fields
         }
-        first_of: dict[tuple[Hashable, ...], Sample] = {}
+        first_of: dict[tuple[int, ...], Sample] = {}
         for sample in usable:
             first_of.setdefault(tuple(sample.image_keys), sample)
         image_fields = {
@@ -210,7 +211,8 @@ def usable_samples(samples: Sequence[Sample]) -> list[Sample]:
     """Those that are not corrupt. Raises CorruptImageError: all are; the message lists them."""
     usable = [sample for sample in samples if sample.corrupt is None]
     if not usable:
-        shown = "\n  ".join(sample.corrupt for sample in samples[:_NUM_SHOWN])
+        reasons = [sample.corrupt for sample in samples if sample.corrupt is not None]
+        shown = "\n  ".join(reasons[:_NUM_SHOWN])
         raise CorruptImageError(f"all {len(samples)} images of a batch are corrupt; first:\n  {shown}")
     return usable
 
@@ -220,7 +222,7 @@ def collate_images(
 ) -> tuple[dict[str, torch.Tensor | None], torch.Tensor]:
     """The images of samples, each once, as `SohoImageProcessor.collate_bytes` gives them (nothing where the samples
     have no pixels); and int64 (P,) or (P, N), where those of each text are among them."""
-    number_of: dict[Hashable, int] = {}
+    number_of: dict[int, int] = {}
     pixels: list[torch.Tensor] = []
     for sample in samples:
         for place, key in enumerate(sample.image_keys):

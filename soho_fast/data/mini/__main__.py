@@ -33,7 +33,7 @@ def _add_options(parser: Parser) -> None:
         flag, kind = f"--{field.name.replace('_', '-')}", type(field.default)
         if kind is bool:
             group.add_argument(flag, action="store_true", help=words[field.name])
-        elif kind is tuple:
+        elif isinstance(field.default, tuple):
             group.add_argument(flag, nargs="+", default=list(field.default), help=words[field.name])
         else:
             group.add_argument(flag, type=kind, default=field.default, help=words[field.name])

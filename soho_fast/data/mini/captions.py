@@ -139,12 +139,12 @@ def draw_absent(scene: Scene, generator: random.Random) -> Concept:
 
 def related_pairs(scene: Scene) -> list[tuple[Group, str, Group]]:
     """Return every (first, relation, second) of two concepts that occur once and stand clearly to one another."""
-    singles = [group for group in group_objects(scene) if group.single]
+    singles = [(group, group.single) for group in group_objects(scene) if group.single]
     return [
         (first, direction, second)
-        for first in singles
-        for second in singles
-        if first is not second and (direction := relation(first.single, second.single))
+        for first, one in singles
+        for second, other in singles
+        if first is not second and (direction := relation(one, other))
     ]
 
 
@@ -230,7 +230,8 @@ def _relation(scene: Scene, generator: random.Random) -> str | None:
 
 def _places(scene: Scene, generator: random.Random) -> str | None:
     """Two objects with their places, the unplaced ones last so that no place seems to be theirs as well."""
-    placed, unplaced = [], []
+    placed: list[tuple[str, str]] = []
+    unplaced: list[str] = []
     for group in _some(group_objects(scene), generator):
         where = place(group.single) if group.single else None
         if where and len(placed) < 2:

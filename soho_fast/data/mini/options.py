@@ -94,7 +94,7 @@ class SceneOptions:
         """The options among a built corpus' settings; its styles are the folders of drawings that it keeps."""
         names = {field.name for field in dataclasses.fields(cls)}
         options = cls(**{name: value for name, value in settings.items() if name in names})
-        kept = {
+        kept: dict[str, Any] = {
             name: tuple(
                 style if style == TWEMOJI else str(folder / DRAWINGS / style) for style in getattr(options, name)
             )

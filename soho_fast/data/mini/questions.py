@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .captions import (
     OPPOSITE,
@@ -103,9 +104,9 @@ def _what_is_beside(scene: Scene, generator: random.Random) -> Question | None:
     facts = []
     for first, direction, second in related_pairs(scene):
         horizontal, sign = direction in ("left", "right"), 1 if direction in ("left", "above") else -1
-        offsets = [
-            sign * ((second.single.x - item.x) if horizontal else (second.single.y - item.y)) for item in scene.objects
-        ]
+        alone = second.single
+        assert alone is not None  # as of all pairs here
+        offsets = [sign * ((alone.x - item.x) if horizontal else (alone.y - item.y)) for item in scene.objects]
         if sum(offset > -_CLEAR_OFFSET for offset in offsets) == 2:  # the one asked for, and ``second`` itself at 0
             facts.append((first, direction, second))
     if not facts:
@@ -160,6 +161,7 @@ def _object_colour(scene: Scene, generator: random.Random) -> Question | None:
     if not items:
         return None
     concept = generator.choice(items).concept
+    assert concept.colour is not None  # of all these
     others = [other for other in COLOURS if other != concept.colour]
     text = f"What color is the {concept.noun}?"
     return Question(text, "what color is the", concept.colour, "other", tuple(generator.sample(others, 2)))
@@ -170,12 +172,13 @@ def _which_member(scene: Scene, generator: random.Random) -> Question | None:
     items = [
         item
         for item in scene.objects
-        if counts[item.concept.category] == 1 and item.concept.category in ("animal", "fruit", "vehicle", "instrument")
+        if item.concept.category in ("animal", "fruit", "vehicle", "instrument") and counts[item.concept.category] == 1
     ]
     if not items:
         return None
     item = generator.choice(items)
     category = item.concept.category
+    assert category is not None  # one of these four
     siblings = [name for name, concept in CONCEPTS.items() if concept.category == category and name not in scene.counts]
     slips = (generator.choice(siblings), category)
     if generator.random() < 0.5:
@@ -247,7 +250,8 @@ def write_vqa(
     for subset, split in splits.items():
         generator = random.Random(f"answers-{seed}-{subset}")
         number = QUESTIONS_PER_IMAGE[split] * texts_an_image
-        rows, annotations = [], []
+        rows: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for image in images:
             if image.split != split:
                 continue

@@ -235,7 +235,9 @@ def _draw_names(
     num_objects: int, held_out: bool, seed: int, deck: _Deck, generator: random.Random, share: float
 ) -> list[str]:
     """Concept names, one per object, all of whose pairs belong to the given side."""
-    names = [deck.draw(lambda _: True)]
+    first = deck.draw(lambda _: True)
+    assert first is not None  # a deck has concepts
+    names = [first]
     if (
         num_objects > 1
         and generator.random() < DUPLICATE_SHARE

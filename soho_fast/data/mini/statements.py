@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -255,7 +256,7 @@ def write_nlvr2(
             seen.add(statement.sentence)
             set_id = len(rows) // PAIRS_PER_SENTENCE
             for pair_id, (left, right, truth) in enumerate(pairs):
-                row = {
+                row: dict[str, Any] = {
                     "identifier": f"{split}-{set_id}-{pair_id}-0",
                     "sentence": statement.sentence,
                     "label": str(truth),

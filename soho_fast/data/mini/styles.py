@@ -147,6 +147,12 @@ def _fetch(package: StylePackage, folder: Path) -> Path:
     return found[0]
 
 
+def _json_in(archive: tarfile.TarFile, name: str) -> Any:
+    file = archive.extractfile(name)
+    assert file is not None  # the archive is known by its checksum
+    return json.load(file)
+
+
 def _render_all(archive: Path, folder: Path) -> None:
     """Write the drawing of every concept in an Iconify package as PNG."""
     with from_extra("styles"):
@@ -155,7 +161,7 @@ def _render_all(archive: Path, folder: Path) -> None:
 
     with tarfile.open(archive) as tar:
         # Read in place: nothing of the archive is written by a name that stands in it.
-        chars, icons = (json.load(tar.extractfile(f"package/{name}.json")) for name in ("chars", "icons"))
+        chars, icons = (_json_in(tar, f"package/{name}.json") for name in ("chars", "icons"))
     folder.mkdir()
     for concept in CONCEPTS.values():
         svg = _svg(icons, chars, concept, archive.name)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .drawing import read_licence
 from .options import TWEMOJI, SceneOptions, style_name
@@ -42,17 +43,19 @@ class CorpusImage:
         return str(1_000_000 + self.image_id)
 
 
-def assign_images(train: Sequence[tuple[Scene, tuple[str, ...]]], held_out: Sequence[tuple[Scene, tuple[str, ...]]]):
+def assign_images(
+    train: Sequence[tuple[Scene, tuple[str, ...]]], held_out: Sequence[tuple[Scene, tuple[str, ...]]]
+) -> list[CorpusImage]:
     """Give every scene its split, folder and number.
 
     Training scenes are train (train2014) or restval (val2014); the first half of the held-out scenes is val (val2014),
     the second half test (test2015). Held-out scenes of held-out styles are `STYLES`, in a folder of that name.
 
     Returns:
-        list of CorpusImage, training scenes first.
+        Training scenes first.
     """
     num_restval = int(len(train) * RESTVAL_SHARE)
-    images = []
+    images: list[CorpusImage] = []
     for index, (scene, captions) in enumerate(train):
         is_restval = index >= len(train) - num_restval
         split, folder = ("restval", "val2014") if is_restval else ("train", "train2014")
@@ -71,7 +74,7 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
-def write_json(path: Path, content) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write compact JSON; the same content gives the same bytes."""
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
 

@@ -401,9 +401,9 @@ def find_captioned(
     """
     described: list[tuple[Candidate, tuple[str, ...]]] = []
     for candidate in candidates:
-        captions = [caption.strip() for caption in candidate.captions]
-        kept = tuple(caption for caption in captions if not is_blank(caption))
-        report.num_empty_captions += len(captions) - len(kept)
+        stripped = [caption.strip() for caption in candidate.captions]
+        kept = tuple(caption for caption in stripped if not is_blank(caption))
+        report.num_empty_captions += len(stripped) - len(kept)
         if kept:
             described.append((candidate, kept[:max_captions]))
         else:

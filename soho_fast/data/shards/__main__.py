@@ -156,7 +156,7 @@ def _write(options: argparse.Namespace) -> list[str]:
 def _parser() -> Parser:
     parser = Parser(prog="python -m soho_fast.data.shards", description="Make, index and verify tar shards.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    defaults = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    defaults: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
     write = commands.add_parser("write", help="make shards of a data set", **defaults)
     write.add_argument("folder", help="where to write 00000.tar and those after it")
     write.add_argument("--format", required=True, choices=FORMATS, help="the set's format")

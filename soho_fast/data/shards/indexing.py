@@ -19,7 +19,7 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +144,8 @@ def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray]
 def _samples(content: mmap.mmap, shard: str) -> Iterator[tuple[str, dict[str, Member]]]:
     """(key, members by what follows the key and its dot, in lower case) of each sample."""
     seen: dict[str, str] = {}
-    key, members = "", {}
+    key = ""
+    members: dict[str, Member] = {}
     for member in read_members(content, shard):
         name_key = key_of(member.name)
         if not name_key or name_key.endswith("/"):  # a hidden file, such as .DS_Store
@@ -224,9 +225,15 @@ class _Mapped:
     shard: str
     members: dict[str, Member]
 
-    def open(self, name: str) -> BinaryIO:
+    def existing(self, names: Iterable[str]) -> set[str]:
+        return self.members.keys() & names
+
+    def read(self, name: str) -> bytes:
         member = self.members[name]
-        return io.BytesIO(self.content[member.offset : member.offset + member.size])
+        return self.content[member.offset : member.offset + member.size]
+
+    def open(self, name: str) -> BinaryIO:
+        return io.BytesIO(self.read(name))
 
     def locate(self, name: str) -> str:
         return f"{self.shard}!{name}"

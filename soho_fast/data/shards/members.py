@@ -58,9 +58,9 @@ def read_members(content: mmap.mmap, path: str) -> Iterator[Member]:
         ValueError: It is no uncompressed tar, is cut off or damaged, or holds a link, a device, or a name that leads
             out of where it would be unpacked; the message names the file and the member.
     """
-    for start, kind in _PACKED.items():
+    for start, packing in _PACKED.items():
         if content[: len(start)] == start:
-            raise ValueError(f"{path}: a {kind} file; expected a tar without compression: images gain nothing by it")
+            raise ValueError(f"{path}: a {packing} file; expected a tar without compression: images gain nothing by it")
     offset, last, length = 0, "its beginning", len(content)
     while True:
         header = content[offset : offset + BLOCK]

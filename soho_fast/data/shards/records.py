@@ -23,7 +23,7 @@ from soho_fast.data.shards.store import TarStore
 
 
 class ShardTexts:
-    """The captions of `ShardRecords`, with the methods of `PackedTexts`."""
+    """The captions of `ShardRecords`: `TextLists`."""
 
     def __init__(self, store: TarStore, row_N: np.ndarray | None, max_captions: int | None) -> None:
         self._store, self._row_N, self._most = store, row_N, max_captions

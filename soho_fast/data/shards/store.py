@@ -56,7 +56,7 @@ class TarStore:
         return {"path": self.path}
 
     def __setstate__(self, state: dict[str, str]) -> None:
-        self.__init__(state["path"])
+        TarStore.__init__(self, state["path"])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TarStore) and self.path == other.path
@@ -104,7 +104,9 @@ class TarStore:
         wanted = np.array([name_hash(name) for name in names], np.int64)
         places = np.searchsorted(hashes, wanted)
         found = [-1] * len(names)
-        for number in np.flatnonzero(hashes[np.minimum(places, len(hashes) - 1)] == wanted) if len(hashes) else ():
+        if not len(hashes):
+            return found
+        for number in np.flatnonzero(hashes[np.minimum(places, len(hashes) - 1)] == wanted).tolist():
             place = int(places[number])
             while place < len(hashes) and hashes[place] == wanted[number]:
                 if self.name(int(rows[place])) == names[number]:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.processes import Processes
 from soho_fast.data.batches.downstream import Examples, load_sample
 from soho_fast.data.batches.sample import Images, Sample, collate_images, pad_texts
 from soho_fast.data.processor import SohoProcessor
+from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress, compute_parts
 
@@ -48,7 +49,7 @@ class Answering:
 
     def answer(
         self,
-        model: nn.Module,
+        model: SohoDownstreamModel,
         computing: Computing,
         examples: Examples,
         *,
@@ -102,7 +103,7 @@ class Answering:
     @torch.no_grad()
     def _answer_batch(
         self,
-        model: nn.Module,
+        model: SohoDownstreamModel,
         computing: Computing,
         images: dict[str, Tensor | None],
         image_index: Tensor,

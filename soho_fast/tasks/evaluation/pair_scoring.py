@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from soho_fast.common.processes import Processes
 from soho_fast.data.text import EncodedText
@@ -36,7 +36,7 @@ class PairScorer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         texts: Sequence[EncodedText],
         *,
         pair_batch: int = 256,
@@ -86,7 +86,7 @@ class PairScorer:
     @torch.no_grad()
     def image_vectors(self, tokens: Sequence[Tensor]) -> Tensor:
         """The contrastive vectors of images, float32 (images, E) on the CPU."""
-        vectors: list[Tensor | None] = [None] * len(tokens)
+        vectors: dict[int, Tensor] = {}
         for count in sorted({len(tokens_LD) for tokens_LD in tokens}):
             alike = [row for row, tokens_LD in enumerate(tokens) if len(tokens_LD) == count]
             visual_ILD = torch.stack([tokens[row] for row in alike]).to(self.computing.weight_type)
@@ -94,7 +94,7 @@ class PairScorer:
                 found = self.model.image_vectors(visual_ILD)
             for row, vector in zip(alike, found.float().cpu(), strict=True):
                 vectors[row] = vector
-        return torch.stack(vectors)
+        return torch.stack([vectors[row] for row in range(len(tokens))])
 
     @torch.no_grad()
     def text_vectors(self, rows: np.ndarray) -> Tensor:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.text import STOP_WORDS
@@ -25,6 +24,7 @@ from soho_fast.data.batches.sample import EVALUATION_STREAM, pad_labels, pad_tex
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts
+from soho_fast.model import SohoForPreTraining
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import recall_at
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
@@ -136,7 +136,7 @@ def _choose(
 class _Scorer:
     """Calls the model in evaluation mode on one device."""
 
-    def __init__(self, model: nn.Module, processor: SohoProcessor, computing: Computing) -> None:
+    def __init__(self, model: SohoForPreTraining, processor: SohoProcessor, computing: Computing) -> None:
         self.model, self.processor, self.computing = model, processor, computing
 
     def encode(self, images: Mapping[str, torch.Tensor | None]) -> Any:
@@ -279,7 +279,7 @@ def _measure_batch(
 
 @torch.no_grad()
 def evaluate_pretraining(
-    model: nn.Module,
+    model: SohoForPreTraining,
     records: Sequence[ImageTextRecord],
     processor: SohoProcessor,
     *,
@@ -347,8 +347,9 @@ def evaluate_pretraining(
     try:
         for batch, (rows, images, corrupt) in zip(batches, loads, strict=True):
             tally.skipped += corrupt
-            for line in corrupt if say is not None else []:
-                say(f"held-out image skipped: {line}")
+            if say is not None:
+                for line in corrupt:
+                    say(f"held-out image skipped: {line}")
             if images is not None:
                 visual = _measure_batch(score, held, rows, tally, images, mlm_probability)
                 kept = rows[: num_candidates - len(candidate_rows)]
@@ -397,7 +398,7 @@ def _summary(tally: _Tally) -> dict[str, float]:
         share = counts[counts > 0] / counts.sum()
         metrics["heldout_live_codes"] = float(len(share))
         metrics["heldout_perplexity"] = float((-(share * share.log()).sum()).exp())
-    if tally.model_perplexity is not None:
+    if tally.model_perplexity is not None and tally.model_live_codes is not None:
         metrics["model_live_codes"] = tally.model_live_codes
         metrics["model_perplexity"] = tally.model_perplexity
     return metrics

@@ -135,7 +135,8 @@ def compute_parts(
             if progress is not None:
                 progress(done, len(own))
     results = {number: result for part in processes.gather(computed) for number, result in part.items()}
-    results |= {number: kept.load(number) for number in here if number < num_parts}
+    if kept is not None:
+        results |= {number: kept.load(number) for number in here if number < num_parts}
     # Who is done first may delete what is kept: not before all have read it.
     processes.wait()
     return [results[number] for number in range(num_parts)]
