@@ -66,7 +66,7 @@ def ask_many(
         top_k: So many answers to a question.
         batch_size: Images encoded at a time.
         workers: Processes that decode images ahead of the model; 0 decodes in this one.
-        say: Called with each line of what is told.
+        say: Called with each line of progress.
 
     Raises:
         ValueError, OSError: a file can't be used; a line does not follow the format, which is named; no image is found;

@@ -199,7 +199,7 @@ class _Writer:
         readable: list[int] = []
         sizes: list[Any] = []
         cells: list[Any] = []
-        progress = ProgressLines(self.say, "pictures")
+        progress = ProgressLines(self.say, "images")
         for done, number in enumerate(self.images_G):
             try:
                 text = self.spool.texts(int(number))
@@ -241,7 +241,7 @@ class _Writer:
             )
             if len(records) == layout.PICTURES_PER_FILE or picture + 1 == len(self.images_G):
                 number = picture // layout.PICTURES_PER_FILE
-                layout.write_value(self.folder, f"pictures-{number:04d}", records)
+                layout.write_value(self.folder, f"images-{number:04d}", records)
                 records = []
 
     def _masked(self) -> dict[int, dict[str, Any]]:
@@ -422,7 +422,7 @@ class _Writer:
             return {}
         live = self.usage.tokens > 0
         claiming = np.array([word is not None for word in self.wall.values["word"]])
-        return {"share of live codes that claim a word": float(claiming[live].mean()) if live.any() else 0.0}
+        return {"share of active codes associated with a word": float(claiming[live].mean()) if live.any() else 0.0}
 
     def _choose_figure(self) -> None:
         bundle = Bundle(self.folder)

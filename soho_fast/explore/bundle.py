@@ -5,12 +5,12 @@ A bundle is a folder of static files. Its data lie in `data/` as scripts that ha
 fetch files. The value is JSON, so Python reads the same files.
 
     index.html, app/         the pages, copied from this package
-    pictures/0000/000000.jpg small copies of the pictures shown, number // 256 and number
+    images/0000/000000.jpg   small copies of the images shown, number // 256 and number
     data/meta.js             what this is a bundle of, see META
     data/wall.js             a column a measure, K long: what the first page shows of every code, see WALL
     data/codes-0000.js       a list of CODES_PER_FILE codes, number // 64, see CODE
     data/words.js            what each word of the captions has to do with codes, see WORDS
-    data/pictures-0000.js    a list of PICTURES_PER_FILE pictures, see PICTURE
+    data/images-0000.js      a list of PICTURES_PER_FILE pictures, see PICTURE
     data/timeline.js         how the codebook came about, see TIMELINE; null where nothing is known
     data/server.js           null; the server answers with what it can be asked in its place, see SERVER
 
@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 CODES_PER_FILE = 64
 PICTURES_PER_FILE = 256
 
@@ -105,10 +105,10 @@ PICTURE = {
     "masked": "null, or {code, cells: [{cell, guesses: [[code, probability], ...]}]}: what masked visual modelling "
     "hides together, and what the model says was there",
 }
-"""Fields of each picture in data/pictures-*.js."""
+"""Fields of each picture in data/images-*.js."""
 
 TIMELINE = {
-    "series": "list of {name, points: [[step, value], ...]}: perplexity, live codes, re-seeded codes (since the point "
+    "series": "list of {name, points: [[step, value], ...]}: perplexity, active codes, reset codes (since the point "
     "before), codebook drift; those that the log holds",
     "events": "list of [step, text]",
     "seeded": "the step of each code's last seeding, 0 at the start or before; null where it is not known",
@@ -149,7 +149,7 @@ def write_in_files(folder: Path, name: str, values: Sequence[Any], per_file: int
 
 def picture_path(number: int) -> str:
     """Where the small copy of a picture lies in a bundle, with forward slashes."""
-    return f"pictures/{number // PICTURES_PER_FILE:04d}/{number:06d}.jpg"
+    return f"images/{number // PICTURES_PER_FILE:04d}/{number:06d}.jpg"
 
 
 def copy_pages(folder: Path) -> None:
@@ -213,7 +213,7 @@ class Bundle:
         num_pictures = self.meta["num_pictures"]
         if not 0 <= number < num_pictures:
             raise IndexError(f"picture: expected 0 to {num_pictures - 1}, got {number}")
-        return self._item("pictures", number, PICTURES_PER_FILE)
+        return self._item("images", number, PICTURES_PER_FILE)
 
     def is_whole(self) -> bool:
         """Whether every file is there and can be read; pictures are not decoded. Raises BundleError: one can't be."""
@@ -221,7 +221,7 @@ class Bundle:
             self.read(name)
         for name, count, per_file in (
             ("codes", self.meta["num_codes"], CODES_PER_FILE),
-            ("pictures", self.meta["num_pictures"], PICTURES_PER_FILE),
+            ("images", self.meta["num_pictures"], PICTURES_PER_FILE),
         ):
             for first in range(0, count, per_file):
                 self._item(name, min(first + per_file, count) - 1, per_file)

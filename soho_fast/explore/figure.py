@@ -99,17 +99,17 @@ def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> li
         key=lambda code: (-max(wall["lift_low"][code] or 0.0, 1.0), -wall["tokens"][code], code),
     )
     chosen: list[int] = []
-    told: set[str] = set()
+    shown: set[str] = set()
     for code in order:
         if len(chosen) == rows:
             break
         word = wall["word"][code] if (wall["lift_low"][code] or 0.0) > 1 else None
-        # Of a code with fewer images the file, which takes a while to read, tells nothing more.
-        if word in told or wall["images"][code] < columns or len(bundle.code(code)["nearest"]) < columns:
+        # Of a code with fewer images the file, which takes a while to read, says nothing more.
+        if word in shown or wall["images"][code] < columns or len(bundle.code(code)["nearest"]) < columns:
             continue
         chosen.append(code)
         if word is not None:
-            told.add(word)
+            shown.add(word)
     return chosen
 
 
@@ -143,7 +143,7 @@ def cut_tile(picture_HWC: np.ndarray, occurrence: Sequence[float], around: float
             begin = min(begin, length - 1)
             end = begin + 1
         if not 0 <= begin < end:
-            raise BundleError(f"row {row}, column {column} lies outside a picture of {rows:g} x {columns:g} cells")
+            raise BundleError(f"row {row}, column {column} lies outside an image of {rows:g} x {columns:g} patches")
         margin = round(around * length / count)
         side = max(1, round(length / count)) + 2 * margin
         start = max(0, min(begin - margin, length - side))
@@ -202,7 +202,7 @@ def draw_figure(
     if codes is None:
         chosen = choose_codes(bundle, rows, columns)
         if not chosen:
-            raise UserError(f"columns: no code of {bundle.folder} has {columns} distinct pictures; give fewer")
+            raise UserError(f"columns: no code of {bundle.folder} has {columns} distinct images; give fewer")
     else:
         chosen = list(dict.fromkeys(codes))
     found = [_of_code(bundle, code) for code in chosen]
@@ -220,7 +220,7 @@ def _of_code(bundle: Bundle, code: int) -> Mapping[str, Any]:
     except (IndexError, BundleError) as error:
         raise UserError(str(error)) from error
     if not found["tokens"]:
-        raise UserError(f"code {code} is dead: none of the {bundle.meta['num_tokens']:,} tokens here has it")
+        raise UserError(f"code {code} is unused: none of the {bundle.meta['num_tokens']:,} tokens here has it")
     return found
 
 
@@ -295,9 +295,9 @@ def _draw(
                     0.1, top + 0.57 + 0.22 * line, words, fontsize=6.8, va="center", color="0.1", parse_math=False
                 )
         axes.set(xlim=(0, width / _TILE_INCHES), ylim=(len(codes) * (1 + _GAP), 0))
-        for number, told in enumerate(lines):
+        for number, credit in enumerate(lines):
             y = (below - 0.1 - 0.105 * number) / height
-            figure.text(0.1 * _TILE_INCHES / width, y, told, fontsize=5, color="0.4", va="center", parse_math=False)
+            figure.text(0.1 * _TILE_INCHES / width, y, credit, fontsize=5, color="0.4", va="center", parse_math=False)
         try:
             figure.savefig(path, dpi=dpi, metadata={"Title": _drawable(bundle.meta["title"])})
         except OSError as error:

@@ -117,7 +117,7 @@ def build_from_batches(
         batches: (features, images), (features, images, captions) or (features, images, captions, names) of some images
             each, as `build_from_arrays` takes them, such as from a generator.
         codebook, folder, title, licences, say: See there.
-        num_images: How many come, by which the time that is left is told.
+        num_images: How many come, by which the time that is left is estimated.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: As there, when a batch's turn comes; the folder is as it was then.
@@ -180,7 +180,7 @@ class ArraySource:
         kept: Any = None,
     ) -> None:
         if isinstance(licences, str):
-            licences = [{"what": "all pictures", "credit": licences, "licence": licences}]
+            licences = [{"what": "all images", "credit": licences, "licence": licences}]
         self.codebook, self.title, self.num_images = codebook, title, num_images
         self.data_sets = ["images"]
         self._licences = Licences(licences or [])

@@ -116,7 +116,7 @@ class TaskImages:
     def _licence_finders(self, licence: str | None) -> dict[str, Callable[[str], list[int]]]:
         roots = dict.fromkeys(str(image.ref.store) for image in self.images)
         if licence is not None:
-            number = self.licences.number({"what": "all pictures", "credit": licence, "licence": licence})
+            number = self.licences.number({"what": "all images", "credit": licence, "licence": licence})
             return dict.fromkeys(roots, lambda name: [number])
         finders: dict[str, Callable[[str], list[int]]] = {}
         for root in roots:
@@ -142,7 +142,7 @@ class TaskImages:
         return self._licences_of[str(image.ref.store)](image.ref.name)
 
     def identity(self) -> str:
-        """What tells these images, by place and name, their texts, data sets and licences from others."""
+        """By place and name, texts, data sets and licences of these images: equal where nothing has changed."""
         numbers = [(image.data_set, *self.licences_of(image)) for image in self.images]
         return fingerprint(
             (os.path.abspath(str(image.ref)) for image in self.images),
@@ -197,7 +197,7 @@ class ModelSource:
         self._cell = 32 * model.config.visual_pool
 
     def batches(self) -> Iterator[ImageBatch]:
-        """The images in their order, looked up; those that can't be read are told, and left out."""
+        """The images in their order, looked up; those that can't be read are reported, and left out."""
         size = _CPU_BATCH if self._computing.device.type == "cpu" else self._task.data.image_batch
         places = [range(first, min(first + size, self.num_images)) for first in range(0, self.num_images, size)]
         loads = loaded_ahead(

@@ -100,7 +100,7 @@ def measure(source: Any, say: Callable[[str], None] = print) -> Any:
     ]
     rows += _word_rows(seen, codings, num_codes)
     rows += _object_rows(seen, codings, num_codes)
-    title = f"{seen.num_images:,} images, {len(seen.code):,} cells"
+    title = f"{seen.num_images:,} images, {len(seen.code):,} patches"
     if seen.labels:
         title += f", of {seen.is_object.sum():,} an object covers most"
     return Table(title, ["measure", *codings], rows)
@@ -222,7 +222,7 @@ def _word_rows(seen: Seen, codings: Mapping[str, np.ndarray], num_codes: int) ->
     if not any(seen.captions):
         return []
     counts = [share_of_claims(code, seen.image, seen.captions) for code in codings.values()]
-    return [["codes that claim a word", *(_share_of(*count) for count in counts)]]
+    return [["codes associated with a word", *(_share_of(*count) for count in counts)]]
 
 
 def _share_of(count: int, total: int) -> str:
@@ -298,7 +298,7 @@ def _near_row(seen: Seen, codings: Mapping[str, np.ndarray]) -> list[str]:
         drawn = generator.integers(seen.num_images, size=(_RESAMPLES, seen.num_images))
         spread = np.std(hits[drawn].sum(1) / counts[drawn].sum(1), ddof=1)
         cells.append(_with_spread(near.mean(), spread))
-    return ["the code's object is in the image, background cells", *cells]
+    return ["the code's object is in the image, background patches", *cells]
 
 
 def _with_spread(value: float, spread: float) -> str:

@@ -74,7 +74,7 @@ def words_of_code(explorer: str | os.PathLike[str] | Bundle, code: int) -> np.nd
 
 
 def codes_of_word(explorer: str | os.PathLike[str] | Bundle, word: str) -> np.ndarray:
-    """Codes that claim a word, best first.
+    """Codes associated with a word, best first.
 
     Args:
         explorer: Its folder, or a `Bundle`.

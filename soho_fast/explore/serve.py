@@ -177,7 +177,7 @@ def application(asking: Asking, host: str = "127.0.0.1") -> ASGIApp:
 
 
 class _Files(StaticFiles):
-    """The bundle's files as they lie: index.html, and what is in app/, data/ and pictures/; no link leads out."""
+    """The bundle's files as they lie: index.html, and what is in app/, data/ and images/; no link leads out."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(directory=folder)
@@ -187,7 +187,7 @@ class _Files(StaticFiles):
         path = "index.html" if path == "." else path
         asked = Path(path).parts
         found, stat = super().lookup_path(path)
-        if not found or asked[0] not in ("index.html", "app", "data", "pictures"):
+        if not found or asked[0] not in ("index.html", "app", "data", "images"):
             return "", None
         return (found, stat) if Path(found).relative_to(self._root).parts[:1] == asked[:1] else ("", None)
 
@@ -315,7 +315,7 @@ def _say_where(host: str, port: int, asking: Asking) -> None:
     shown = "localhost" if _is_any(host) else f"[{host}]" if ":" in host else host
     if not (host == "localhost" or _is_loopback(host)):
         print(
-            f"warning: --host {host}: everyone who reaches this machine at port {port} can see these pictures and use "
+            f"warning: --host {host}: everyone who reaches this machine at port {port} can see these images and use "
             "the models; nothing is encrypted and nobody is asked for a password",
             file=sys.stderr,
         )

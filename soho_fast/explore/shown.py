@@ -93,7 +93,7 @@ class ShownPictures:
             try:
                 picture = self.bundle.picture(number)
                 rows, columns, codes = codes_of(self.read(number)[0])
-            except ValueError:  # It will be told when it is asked about.
+            except ValueError:  # It is reported when it is asked about.
                 continue
             if (rows, columns) == (picture["rows"], picture["columns"]):
                 total += len(codes)

@@ -70,7 +70,7 @@ class Source(Protocol):
     def licences(self) -> list[dict[str, str]]: ...
 
     def images(self) -> Iterator[SeenImage]:
-        """The images in their order, once. Those that can't be read are told, and left out."""
+        """The images in their order, once. Those that can't be read are reported, and left out."""
 
     def small_copy(self, place: int) -> tuple[bytes, int, int]:
         """(JPEG, width, height) of a picture, see `small_copy`. Raises PictureError: it can't be read."""

@@ -17,11 +17,11 @@ import numpy as np
 if TYPE_CHECKING:
     from soho_fast.model.visual_dictionary import VisualDictionary
 
-_FROM_TRAINING = {"perplexity": "perplexity", "live_codes": "live codes"}
+_FROM_TRAINING = {"perplexity": "perplexity", "live_codes": "active codes"}
 # Between two snapshots the running usage of a code without members falls by the decay alone, up to rounding in float32;
 # one member in an update adds far more.
 _ROUNDING = 3e-4
-_MOST_STEPS_TOLD = 4
+_MOST_STEPS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _kept_snapshots(checkpoints: Path, num_codes: int) -> list[_Snapshot]:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["module"]
             values = {name.rpartition(".")[2]: value for name, value in state.items() if "visual_dictionary." in name}
             mean_K, age_K = (values[name].double().numpy() for name in ("usage", "age"))
-        except Exception:  # What a reader meets in a damaged file has no common type; the training tells of those.
+        except Exception:  # What a reader meets in a damaged file has no common type; the training reports those.
             continue
         if mean_K.shape == age_K.shape == (num_codes,):
             snapshots.append(_Snapshot(int(path.name[5:]), mean_K, age_K))
@@ -148,7 +148,7 @@ def _series_of_snapshots(records: Sequence[Mapping[str, Any]], snapshots: Sequen
     for earlier, later in zip([None, *snapshots], snapshots, strict=False):
         updates = later.age_K.max() if earlier is None else later.step - earlier.step
         reseeded.append([later.step, int((later.age_K < updates).sum())])
-    named = {"re-seeded codes": reseeded, "codebook drift": drift}
+    named = {"reset codes": reseeded, "codebook drift": drift}
     return [{"name": name, "points": points} for name, points in named.items() if points]
 
 
@@ -174,41 +174,37 @@ def _sentences(
     num_snapshots: int,
 ) -> list[str]:
     """What the figures say, in words."""
-    told = []
-    if live := series.get("live codes"):
+    said = []
+    if live := series.get("active codes"):
         last_step, last = live[-1]
-        told.append(f"Live codes: {last:,.0f} at step {last_step:,}{_fall(live)}.")
+        said.append(f"Active codes: {last:,.0f} at step {last_step:,}{_fall(live)}.")
     if perplexity := series.get("perplexity"):
         step, highest = max(perplexity, key=lambda point: point[1])
         last_step, last = perplexity[-1]
-        told.append(
+        said.append(
             f"Perplexity: {last:,.0f} at step {last_step:,}, as if so many codes were used alike; at its highest "
             f"{highest:,.0f}, at step {step:,}."
         )
     if steps := [step for step in seeded if step is not None]:
         first = min(steps)
         later = sorted(step for step in steps if step > first)
-        told.append(
-            f"{_codes(len(steps) - len(later))} as seeded at step {first:,}"
-            + (
-                f"; {len(later):,} seeded again since, the last at step {later[-1]:,}."
-                if later
-                else "; none was seeded again."
-            )
+        said.append(
+            f"{_codes(len(steps) - len(later))} as initialised at step {first:,}"
+            + (f"; {len(later):,} reset since, the last at step {later[-1]:,}." if later else "; none was reset.")
         )
     if unused := Counter(step for step in unused_since if step is not None):
-        shown = [f"since step {step:,} ({count:,})" for step, count in sorted(unused.items())[:_MOST_STEPS_TOLD]]
-        more = ", ..." if len(unused) > _MOST_STEPS_TOLD else ""
-        told.append(f"{_codes(unused.total())} without a member up to the end: {', '.join(shown)}{more}.")
+        shown = [f"since step {step:,} ({count:,})" for step, count in sorted(unused.items())[:_MOST_STEPS_SHOWN]]
+        more = ", ..." if len(unused) > _MOST_STEPS_SHOWN else ""
+        said.append(f"{_codes(unused.total())} without assigned features up to the end: {', '.join(shown)}{more}.")
     elif steps and num_snapshots > 1:
-        told.append("Every code had members up to the end.")
+        said.append("Every code had assigned features up to the end.")
     if drift := series.get("codebook drift"):
         step, largest = max(drift, key=lambda point: point[1])
-        told.append(
+        said.append(
             f"A step moved the codes by {drift[-1][1]:.3%} of the codebook's spread at the end, by {largest:.3%} at "
             f"step {step:,}, the most."
         )
-    return told
+    return said
 
 
 def _codes(count: int) -> str:

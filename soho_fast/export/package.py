@@ -31,7 +31,7 @@ def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[st
     Args:
         folder: As of `SohoPipeline.from_pretrained`.
         output: The folder, which is not there yet.
-        say: Called with each line of what is told.
+        say: Called with each line of progress.
 
     Raises:
         ValueError, OSError: the model can't be loaded, can't be exported, or the folder can't be written.

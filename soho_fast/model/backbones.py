@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import MobileNetV2, ResNet
+from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import Conv2dNormActivation
 
@@ -43,7 +45,7 @@ class Step(NamedTuple):
     run: Callable[[Tensor, Masks], Tensor]
 
 
-def build_backbone(name: str) -> nn.Module:
+def build_backbone(name: str) -> ResNet | MobileNetV2:
     """The network without pooling and classifier; `num_features` is its number of output channels (stride 32)."""
     if name == "mobilenet_v2":
         net = torchvision.models.mobilenet_v2(norm_layer=BatchNorm2d)
@@ -51,7 +53,7 @@ def build_backbone(name: str) -> nn.Module:
         del net.classifier
         return net
     block, depths = _RESNETS[name]
-    net = torchvision.models.ResNet(block, depths, norm_layer=BatchNorm2d)
+    net = ResNet(block, depths, norm_layer=BatchNorm2d)
     net.num_features = net.fc.in_features
     del net.fc, net.avgpool
     return net
@@ -62,14 +64,14 @@ def conv_norm(conv: nn.Conv2d, norm: BatchNorm2d, x: Tensor, mask: Tensor | None
     return norm(conv(x), mask)
 
 
-def backbone_stages(net: nn.Module, conv_norm: ConvNorm = conv_norm) -> list[list[Step]]:
+def backbone_stages(net: ResNet | MobileNetV2, conv_norm: ConvNorm = conv_norm) -> list[list[Step]]:
     """The steps of the four stages, in order; the stem belongs to the first.
 
     Args:
         net: what `build_backbone` gave.
         conv_norm: how a convolution and the BatchNorm after it are computed.
     """
-    if isinstance(net, torchvision.models.MobileNetV2):
+    if isinstance(net, MobileNetV2):
         return _mobilenet_stages(net, conv_norm)
     stages = [[Step((net.conv1, net.bn1), partial(_run_resnet_stem, net, conv_norm))]]
     stride = 4
@@ -83,8 +85,9 @@ def backbone_stages(net: nn.Module, conv_norm: ConvNorm = conv_norm) -> list[lis
     return stages
 
 
-def _mobilenet_stages(net: nn.Module, conv_norm: ConvNorm) -> list[list[Step]]:
-    stages, stride = [], 1
+def _mobilenet_stages(net: MobileNetV2, conv_norm: ConvNorm) -> list[list[Step]]:
+    stages: list[list[Step]] = []
+    stride = 1
     for part in _MOBILENET_STAGES:
         stages.append([])
         for block in net.features[part]:
@@ -103,17 +106,17 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
 
-def _run_resnet_stem(net: nn.Module, conv_norm: ConvNorm, x: Tensor, masks: Masks) -> Tensor:
+def _run_resnet_stem(net: ResNet, conv_norm: ConvNorm, x: Tensor, masks: Masks) -> Tensor:
     x = conv_norm(net.conv1, net.bn1, _masked(x, masks.get(1)), masks.get(2))
     # A padded zero is never above a real value after the ReLU, so it is as good as the border of the max-pool.
     return _masked(net.maxpool(net.relu(x)), masks.get(4))
 
 
 def _run_residual_block(
-    block: nn.Module, conv_norm: ConvNorm, stride: int, stride_out: int, x: Tensor, masks: Masks
+    block: BasicBlock | Bottleneck, conv_norm: ConvNorm, stride: int, stride_out: int, x: Tensor, masks: Masks
 ) -> Tensor:
     mask_in, mask_out = masks.get(stride), masks.get(stride_out)
-    identity = x if block.downsample is None else conv_norm(*block.downsample, x, mask_out)
+    identity = x if block.downsample is None else conv_norm(block.downsample[0], block.downsample[1], x, mask_out)
     if isinstance(block, Bottleneck):
         x = block.relu(conv_norm(block.conv1, block.bn1, x, mask_in))
         x = block.relu(conv_norm(block.conv2, block.bn2, x, mask_out))
@@ -125,14 +128,14 @@ def _run_residual_block(
 
 
 def _run_conv_norm(
-    block: nn.Module, conv_norm: ConvNorm, stride: int, stride_out: int, x: Tensor, masks: Masks
+    block: Conv2dNormActivation, conv_norm: ConvNorm, stride: int, stride_out: int, x: Tensor, masks: Masks
 ) -> Tensor:
     conv, norm, relu = block
     return relu(conv_norm(conv, norm, _masked(x, masks.get(stride)), masks.get(stride_out)))
 
 
 def _run_inverted_residual(
-    block: nn.Module, conv_norm: ConvNorm, stride: int, stride_out: int, x: Tensor, masks: Masks
+    block: InvertedResidual, conv_norm: ConvNorm, stride: int, stride_out: int, x: Tensor, masks: Masks
 ) -> Tensor:
     identity, at = x, stride
     *expand_and_depthwise, conv, norm = block.conv

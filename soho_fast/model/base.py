@@ -33,18 +33,22 @@ class SohoPreTrainedModel(PreTrainedModel):
     those of the mask vector are normal(0, 1), those of the classifiers of matching, VQA and NLVR2 He's too.
     """
 
+    config: SohoConfig
     config_class = SohoConfig
     base_model_prefix = "soho"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     # How it was prepared for inference; `None`: not.
     prepared: dict[str, Any] | None = None
+    # Of `fast/prepared`, which is made of these models.
+    prepare_for_inference: ClassVar[Callable[..., Any]]
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules: ClassVar[list[str]] = ["BertEmbeddings", "BertLayer"]
-    _can_record_outputs: ClassVar[dict] = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
+    # transformers' own, which each model replaces by its own: no class variables.
+    _no_split_modules: list[str] = ["BertEmbeddings", "BertLayer"]  # noqa: RUF012
+    _can_record_outputs: dict = {"hidden_states": BertLayer, "attentions": BertSelfAttention}  # noqa: RUF012
     # Loading in half precision must not round what stays float32 under `.half()`.
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = [
+    _keep_in_fp32_modules_strict: list[str] = [  # noqa: RUF012
         "running_mean",
         "running_var",
         *(f"visual_dictionary.{name}" for name in ("codebook", "usage", "age", "cluster_size", "cluster_sum", "total")),
@@ -120,8 +124,8 @@ class SohoPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, _WITH_RESET):
             module.reset()
-        elif hasattr(module, "initial_values"):
-            module.initial_values(module)
+        elif (initial_values := getattr(module, "initial_values", None)) is not None:
+            initial_values(module)
         elif isinstance(module, BertEmbeddings):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand((1, -1)))
             init.zeros_(module.token_type_ids)

@@ -329,7 +329,9 @@ class SohoConfig(PreTrainedConfig):
             )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]  # its options are keywords here
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> Any:
         """As transformers' own. Raises ValueError: it is damaged, of another model, or a value can't be used."""
         check_checksums(pretrained_model_name_or_path, weights=False)
         try:

@@ -1,5 +1,7 @@
 """What the model asks of torch.distributed; all of it does nothing in one process."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -40,11 +42,11 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
 
 class _AllReduceWithGrad(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         return all_reduce_sum_(tensor.clone())
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return all_reduce_sum_(grad.clone())
 
 

@@ -23,7 +23,7 @@ from .heads import ClassificationHead, ItmHead, LossSum, cross_entropy_sum, glob
 from .inputs import SohoInputs, Texts, read_inputs
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
 from .pretrained import LoadReport, check_finite, copy_state
-from .soho import SohoForPreTraining, SohoModelWithHeads
+from .soho import SohoForPreTraining, SohoModel, SohoModelWithHeads
 from .transformer import Reads
 
 
@@ -111,6 +111,7 @@ class SohoForImageTextRetrieval(ContrastiveVectors, PairMatching, SohoDownstream
     With `config.contrastive_weight` it also learns vectors of images and of texts that choose the pairs to score.
     """
 
+    soho: SohoModel
     _new_prefix: ClassVar[str] = "contrastive_head."
 
     def __init__(self, config: SohoConfig) -> None:
@@ -149,6 +150,7 @@ class SohoForImageTextRetrieval(ContrastiveVectors, PairMatching, SohoDownstream
         if captions is not None and self.contrastive_head is not None:  # not the paper's
             image_BE = self.image_vectors(self.embed_images(visual), visual.valid)
             text_TE = self.text_vectors(captions.input_ids, captions.attention_mask)
+            assert captions.image_index is not None, "they are own_image"
             losses["contrastive_loss"] = self.contrastive_head.loss(image_BE, text_TE, captions.image_index)
         return SohoForImageTextRetrievalOutput(
             itm_logits=logits_P2,
@@ -161,6 +163,7 @@ class SohoForImageTextRetrieval(ContrastiveVectors, PairMatching, SohoDownstream
 def every_pair(captions: Texts, num_images: int) -> tuple[Texts, Tensor]:
     """Each image with each of T texts, those of image 0 first, and whether they belong together, int64 (B * T,)."""
     own_image_T = captions.image_index
+    assert own_image_T is not None, "captions tell their images"
     image_index_P = torch.arange(num_images, device=own_image_T.device).repeat_interleave(len(own_image_T))
     mask_TS = captions.attention_mask
     mask_PS = None if mask_TS is None else mask_TS.repeat(num_images, 1)
@@ -173,11 +176,12 @@ class SohoForQuestionAnswering(SohoClassifier):
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)
+        assert config.num_labels is not None, "transformers sets it where it is not given"
         self.head = ClassificationHead(config, config.hidden_size, config.num_labels)
         self.post_init()
 
     @classmethod
-    def from_pretraining(
+    def from_pretraining(  # type: ignore[override]  # here it needs the answers
         cls, path_or_name: str, *, answers: Sequence[str], use_dictionary_output: bool = False, **overrides: Any
     ) -> tuple[Self, LoadReport]:
         """As `SohoDownstreamModel.from_pretraining`, with the answers to choose from, each once.
@@ -281,7 +285,7 @@ def _with_either_image(
     attention_mask: Tensor | None = None,
     image_index: Tensor | None = None,
     **inputs: Any,
-) -> SohoInputs:
+) -> dict[str, Any]:
     """Statements about two images as texts with one image each: those of the first statement, then of the second."""
     if image_index is not None:
         if input_ids is None or tuple(image_index.shape) != (len(input_ids), 2):

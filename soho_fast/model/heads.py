@@ -39,7 +39,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, config: SohoConfig, num_classes: int) -> None:
         super().__init__()
-        self.transform = BertPredictionHeadTransform(config)
+        self.transform: nn.Module = BertPredictionHeadTransform(config)
         self.decoder = nn.Linear(config.hidden_size, num_classes)
 
     def forward(self, hidden_MD: Tensor, table_VD: Tensor | None = None) -> Tensor:
@@ -54,7 +54,7 @@ class ItmHead(nn.Module):
         super().__init__()
         self.classifier = nn.Linear(config.hidden_size, 2, bias=config.itm_bias)
         if config.initial_values == "official":
-            self.classifier.initial_values = he_fan_in
+            self.classifier.initial_values = he_fan_in  # type: ignore[assignment]  # modules take any attribute
 
     def forward(self, hidden_PD: Tensor) -> Tensor:
         """(P, D) -> (P, 2)."""
@@ -73,7 +73,8 @@ class ClassificationHead(nn.Sequential):
             nn.Linear(config.intermediate_size, num_labels),
         )
         if config.initial_values == "official":
-            self[0].initial_values = self[3].initial_values = he_fan_in
+            for linear in (self[0], self[3]):
+                linear.initial_values = he_fan_in  # type: ignore[assignment]  # modules take any attribute
 
 
 def labelled_places(labels_PS: Tensor) -> Tensor:
@@ -130,4 +131,6 @@ def total_loss(losses: dict[str, LossSum], config: SohoConfig, synchronise: bool
         return {}
     means = dict(zip(losses, global_means(list(losses.values()), synchronise), strict=True))
     weights = {name: getattr(config, f"{name.removesuffix('_loss')}_weight", 1.0) for name in means}
-    return {"loss": sum(weights[name] * mean for name, mean in means.items()), **means}
+    total = sum(weights[name] * mean for name, mean in means.items())
+    assert isinstance(total, Tensor), "there are losses"
+    return {"loss": total, **means}

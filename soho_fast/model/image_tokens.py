@@ -4,6 +4,7 @@ B images, L tokens of each, H x W cells of the grid.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,4 +43,5 @@ def join_images(images: Sequence[VisualTokens]) -> VisualTokens:
         padding = [0, 0] * (parts[0].dim() - 2)
         return torch.cat([F.pad(part, (*padding, 0, longest - part.shape[1]), value=fill) for part in parts])
 
-    return VisualTokens(**{name: join(name) for name in _PER_TOKEN})
+    joined: dict[str, Any] = {name: join(name) for name in _PER_TOKEN}
+    return VisualTokens(**joined)

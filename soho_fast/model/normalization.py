@@ -3,7 +3,8 @@
 B images, C channels, H x W pixels of a feature map, L tokens per image.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class Float32Buffers(nn.Module):
     Devices are followed, parameters are cast as usual, and the values keep their bits.
     """
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = {name: b for name, b in self.named_buffers(recurse=False) if b.dtype == torch.float32}
         super()._apply(fn, recurse)
         for name, buffer in before.items():
@@ -52,6 +53,11 @@ class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
     recomputed forward (activation checkpointing) normalises by the batch as the first did, and leaves the running
     statistics alone.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def forward(self, input: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
         """
@@ -157,6 +163,10 @@ class TokenBatchNorm(Float32Buffers):
         running_mean, running_var (C,), float32; num_batches_tracked (), updates so far: the running statistics are the
         plain mean over the first 1 / momentum of them, and then move by `momentum`.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(
         self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1, max_lag: float | None = None
@@ -269,6 +279,7 @@ class TokenBatchNorm(Float32Buffers):
         var_C = (squares_C / count - difference_C.square()).clamp(min=0.0) * (count / (count - 1.0).clamp(min=1.0))
         # One token, or none that is finite, has no spread to tell.
         var_C = torch.where(count > 1, var_C, self.running_var)
+        assert self._num_updates is not None, "_gather has read it"
         self._num_updates += 1
         self.num_batches_tracked.add_(1)
         momentum = max(self.momentum, 1.0 / self._num_updates)

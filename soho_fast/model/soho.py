@@ -4,7 +4,7 @@ image -> features -> index -> embedding -> Transformer -> losses; B images, P im
 tokens, L visual tokens, T = S + L places of a pair, D channels, V words, K codes, M labelled positions.
 """
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ class SohoModel(SohoPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text_embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:  # type: ignore[override]  # what transformers gives
         self.text_embeddings.word_embeddings = value
 
     def encode_features(
@@ -139,6 +139,7 @@ class SohoModel(SohoPreTrainedModel):
         if pixel_values is not None:
             feat_BLD, grid_mask_BHW = self.visual_encoder(pixel_values, pixel_mask)
         else:
+            assert backbone_features is not None, "check_one_source has seen one"
             check_backbone_features(backbone_features, backbone_mask, self.visual_encoder.backbone.num_features)
             feat_BLD, grid_mask_BHW = self.visual_encoder.tokens(backbone_features, backbone_mask)
         if self.feature_norm is not None:
@@ -194,7 +195,7 @@ class SohoModel(SohoPreTrainedModel):
         mask_pairs: Tensor | None = None,
         *,
         reads: Reads | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> SohoModelOutput:
         """Section 3.3: the Transformer over words and visual tokens.
 
@@ -263,6 +264,7 @@ class SohoModel(SohoPreTrainedModel):
         """
         if visual.embedding is None or mask_uniform is None:
             return visual.tokens, None
+        assert visual.index is not None and self.mask_token is not None, "only a dictionary makes an embedding"
         embed_BLD, valid_BL = visual.embedding, visual.valid
         draw = label_at_place if self.config.mvm_masking == "position" else ops.sample_group
         target_B = draw(visual.index, valid=valid_BL, uniform=mask_uniform)
@@ -293,7 +295,7 @@ class SohoModelWithHeads(SohoPreTrainedModel):
         pixel_mask: Tensor | None = None,
         sample_key: Tensor | None = None,
         num_texts: Tensor | None = None,
-        **backbone_output: Tensor | None,
+        **backbone_output: Any,
     ) -> VisualTokens:
         """As `SohoModel.encode_images`; its result can be given to `forward` as `visual_tokens`."""
         return self.soho.encode_images(pixel_values, pixel_mask, sample_key, num_texts, **backbone_output)
@@ -307,7 +309,8 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
             runs; needs `config.bag_of_words_weight`.
     """
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {
+    soho: SohoModel
+    _tied_weights_keys: dict[str, str] = {  # noqa: RUF012  # A model with `bag_of_words_head` has more.
         "mlm_head.decoder.weight": "soho.text_embeddings.word_embeddings.weight"
     }
 
@@ -334,9 +337,10 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
 
     def code_logits(self, hidden_MD: Tensor) -> Tensor:
         """Eq. 7: hidden states of masked visual tokens to logits of the codes, (M, K)."""
-        if self.config.mvm_head == "cosine":
-            return cosine_logits(hidden_MD, self.soho.visual_dictionary.codebook)
-        return self.mvm_head(hidden_MD)
+        if self.mvm_head is not None:
+            return self.mvm_head(hidden_MD)
+        assert self.soho.visual_dictionary is not None, "without codes no visual token is masked"
+        return cosine_logits(hidden_MD, self.soho.visual_dictionary.codebook)
 
     @can_return_tuple
     def forward(
@@ -377,8 +381,9 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
             counted_P = itm_labels == 1
         reads = Reads(words_PS=None if mlm_labels is None else mlm_labels != -100, masked_P=counted_P)
         hidden = self.soho(visual, texts, mask_uniform, mask_pairs, reads=reads, return_dict=True, **kwargs)
+        itm_logits_P2 = self.itm_head(hidden.last_hidden_state[:, 0])
         result = SohoForPreTrainingOutput(
-            itm_logits=self.itm_head(hidden.last_hidden_state[:, 0]),
+            itm_logits=itm_logits_P2,
             index=visual.index,
             valid=visual.valid,
             hidden_states=hidden.hidden_states,
@@ -386,7 +391,7 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         )
         losses: dict[str, LossSum] = {}
         if itm_labels is not None:  # eq. 8
-            losses["itm_loss"] = cross_entropy_sum(result.itm_logits, itm_labels)
+            losses["itm_loss"] = cross_entropy_sum(itm_logits_P2, itm_labels)
         if mlm_labels is not None:  # eq. 6
             place_M = labelled_places(mlm_labels) if mlm_positions is None else mlm_positions
             result.mlm_targets = at_places(mlm_labels, place_M)
@@ -411,7 +416,9 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         return result
 
     def _bag_of_words_alone(self, images: dict[str, Any], captions: Texts) -> SohoForPreTrainingOutput:
+        assert self.bag_of_words_head is not None, "bag_of_words_only needs its weight"
         given = {name: images[name] for name in IMAGES if name != "visual_tokens"}
         feat_BLD, grid_mask_BHW = self.soho.encode_features(**given)
         losses = {"bag_of_words_loss": self.bag_of_words_head.loss(feat_BLD, grid_mask_BHW.flatten(1), captions)}
-        return SohoForPreTrainingOutput(**total_loss(losses, self.config, synchronise=True))
+        means: dict[str, Any] = total_loss(losses, self.config, synchronise=True)
+        return SohoForPreTrainingOutput(**means)

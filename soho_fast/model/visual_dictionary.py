@@ -69,6 +69,9 @@ class VisualDictionary(Float32Buffers):
     usage: Tensor
     age: Tensor
     step: Tensor
+    initialised: Tensor
+    cluster_size: Tensor
+    cluster_sum: Tensor
 
     # Whether codes move in each training forward, within a step too.
     moves_in_forward = False
@@ -135,7 +138,7 @@ class VisualDictionary(Float32Buffers):
         else:
             self._move_vqvae(counts_K, sums_KC)
         self._count(counts_K)
-        if members.key_R is not None:
+        if members.key_R is not None and members.feat_RC is not None:
             self._revive(members.key_R, members.feat_RC)
 
     def take_num_non_finite(self) -> int:
@@ -228,6 +231,7 @@ class VisualDictionary(Float32Buffers):
             self._init_from_data(feat_BLC, valid_BL, usable_BL, image_B)
 
     def _init_from_data(self, feat_BLC: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor) -> None:
+        assert self._host_step is not None, "_prepare_update has read it"
         drawn = self._draw(feat_BLC, valid_BL, usable_BL, image_B, self.num_codes, self._host_step)
         feat_RC, available_R = self._draw_from_all_ranks(*drawn, self.num_codes)
         num_available = int(available_R.sum())
@@ -299,10 +303,11 @@ class VisualDictionary(Float32Buffers):
             self._members.sums_KC += members.sums_KC
             self._members.num_images += members.num_images
             members = self._members
+        assert self._host_step is not None, "_prepare_update has read it"
         step, num_drawn = self._host_step + 1, self._num_revivable()
         if self.config.revive_threshold > 0 and step % self.config.revive_interval == 0:
             key_R, feat_RC = self._draw(feat_BLC, valid_BL, usable_BL, image_B, num_drawn, step)
-            if members.key_R is not None:
+            if members.key_R is not None and members.feat_RC is not None:
                 key_R, feat_RC = torch.cat([members.key_R, key_R]), torch.cat([members.feat_RC, feat_RC])
                 key_R, pick_R = key_R.topk(min(num_drawn, len(key_R)), largest=False, sorted=True)
                 feat_RC = feat_RC[pick_R]
@@ -318,6 +323,7 @@ class VisualDictionary(Float32Buffers):
         decay = torch.where(total > 0, self.config.usage_decay, 1.0)
         self.usage.mul_(decay).add_(share_K * (1.0 - decay))
         self.age.add_((total > 0).float())
+        assert self._host_step is not None, "_prepare_update has read it"
         self._host_step += 1
         self.step.add_(1)
 

@@ -5,6 +5,7 @@ B images, 3 colours, H x W pixels or cells, C channels, L = H*W tokens.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,8 @@ class VisualEncoder(nn.Module):
         self.cnn = CnnBackend()
         self.backbone = build_backbone(config.backbone)
         channels = self.backbone.num_features, config.hidden_size
-        self.projection = nn.Conv2d(*channels, kernel_size=1, bias=self.projection_bias)
+        # Any: in a prepared model it is one of `fast/prepared/layers.py`.
+        self.projection: Any = nn.Conv2d(*channels, kernel_size=1, bias=self.projection_bias)
         self.pool = config.visual_pool
         self.num_frozen_stages = config.backbone_frozen_stages
         self.backbone_frozen = False

@@ -93,7 +93,7 @@ def bundle_folder(tmp_path_factory, codebook, runs):
 
     folder = tmp_path_factory.mktemp("bundle") / "explorer"
     copy_pages(folder)
-    for name in ("data", "pictures/0000"):
+    for name in ("data", "images/0000"):
         (folder / name).mkdir(parents=True)
     weights = hashlib.sha256(codebook.numpy().tobytes()).hexdigest()
     meta = {
@@ -140,7 +140,7 @@ def bundle_folder(tmp_path_factory, codebook, runs):
     write_value(folder, "timeline", None)
     write_value(folder, "server", None)
     write_in_files(folder, "codes", codes, 64)
-    write_in_files(folder, "pictures", pictures, 256)
+    write_in_files(folder, "images", pictures, 256)
     return folder
 
 

@@ -156,7 +156,7 @@ def test_hostile_captions_pass_through_unharmed(tmp_path):
     images[0].captions, images[0].name = HOSTILE, HOSTILE[0]
     bundle = build(tmp_path / "explorer", images, 6)
     assert bundle.picture(0)["captions"] == HOSTILE and bundle.picture(0)["name"] == HOSTILE[0]
-    text = (bundle.folder / "data" / "pictures-0000.js").read_bytes()
+    text = (bundle.folder / "data" / "images-0000.js").read_bytes()
     assert text.isascii() and b"\\u2028" in text and text.count(b"\n") == 1
 
 
@@ -225,7 +225,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, module):
 
 
 @pytest.mark.parametrize(
-    "lost", ["data/codes-0001.js", "data/words.js", "data/pictures-0000.js", "pictures/0000/000003.jpg", "app/wall.js"]
+    "lost", ["data/codes-0001.js", "data/words.js", "data/images-0000.js", "images/0000/000003.jpg", "app/wall.js"]
 )
 def test_an_explorer_of_which_something_is_lost_is_not_up_to_date(tmp_path, lost):
     """Or what is said of the damage, to build it anew, would do nothing."""
@@ -300,7 +300,7 @@ def test_damage_is_told_with_the_file(made, tmp_path):
         occurrences(folder, 64)
     meta = json.loads(json.dumps(made[1].meta)) | {"schema": 99}
     layout.write_value(folder, "meta", meta)
-    with pytest.raises(BundleError, match=r"meta\.js: expected schema 1, got 99"):
+    with pytest.raises(BundleError, match=r"meta\.js: expected schema 2, got 99"):
         occurrences(folder, 0)
     with pytest.raises(FileNotFoundError, match="is no explorer"):
         occurrences(tmp_path, 0)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from soho_fast.common.errors import UserError
 from soho_fast.explore import figure
-from soho_fast.explore.bundle import Bundle, BundleError, picture_path, write_in_files, write_value
+from soho_fast.explore.bundle import SCHEMA, Bundle, BundleError, picture_path, write_in_files, write_value
 from soho_fast.explore.figure import choose_codes, cut_tile, draw_figure
 
 NUM_CODES, SIDE, CELLS = 6, 32, 4
@@ -33,7 +33,7 @@ def explorer(tmp_path) -> Path:
     (folder / "data").mkdir(parents=True)
     credit = {"what": "drawings $1 of $2", "credit": "A. Person, https://example.org", "licence": "CC-BY-4.0"}
     names = ("schema", "title", "num_codes", "num_tokens", "num_pictures", "licences")
-    values = (1, "A title", NUM_CODES, 64, 4, [credit, {**credit, "what": "of none shown"}])
+    values = (SCHEMA, "A title", NUM_CODES, 64, 4, [credit, {**credit, "what": "of none shown"}])
     write_value(folder, "meta", dict(zip(names, values, strict=True)))
     codes = []
     for code, (word, low, pictures) in enumerate(CLAIMS):
@@ -46,7 +46,7 @@ def explorer(tmp_path) -> Path:
     wall = {name: [code[name] for code in codes] for name in ("tokens", "images")}
     wall |= {"word": [word for word, _, _ in CLAIMS], "lift_low": [low for _, low, _ in CLAIMS]}
     write_value(folder, "wall", wall)
-    write_in_files(folder, "pictures", [{"picture": number, "licences": [0]} for number in range(4)], 256)
+    write_in_files(folder, "images", [{"picture": number, "licences": [0]} for number in range(4)], 256)
     for number in range(4):
         path = folder / picture_path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def test_what_is_larger_than_the_picture_is_white():
     tile = cut_tile(_picture(0)[:CELL, : 2 * CELL], [0, 0, 1, 0.5, 1, 2], 1)
     assert tile.pixels.shape == (3 * CELL, 3 * CELL, 3) and tile.cell == (0, CELL, CELL, CELL)
     assert (tile.pixels[CELL:] == 255).all() and (tile.pixels[:, 2 * CELL :] == 255).all()
-    with pytest.raises(BundleError, match=r"row 1, column 0 lies outside a picture of 1 x 2 cells"):
+    with pytest.raises(BundleError, match=r"row 1, column 0 lies outside an image of 1 x 2 patches"):
         cut_tile(_picture(0)[:CELL, : 2 * CELL], [0, 1, 0, 0.5, 1, 2])
 
 
@@ -177,7 +177,7 @@ def _texts(explorer: Path, codes: list[int]) -> str:
     [
         ({"codes": [6]}, "code: expected 0 to 5, got 6"),
         ({"codes": [-1]}, "code: expected 0 to 5, got -1"),
-        ({"codes": [1, 5]}, "code 5 is dead: none of the 64 tokens here has it"),
+        ({"codes": [1, 5]}, "code 5 is unused: none of the 64 tokens here has it"),
         ({"into": "codes.jpg"}, "into: expected a name that ends in .png or .pdf, got 'codes.jpg'"),
         ({"into": "nowhere/codes.png"}, "into: there is no folder nowhere"),
         ({"rows": 0}, "rows: expected at least 1, got 0"),

@@ -42,7 +42,7 @@ def test_codes_are_the_nearest_ones(given, tmp_path):
         assert (entry["width"], entry["height"]) == (32, 24) and entry["name"] == f"image {picture}"
         assert entry["captions"] == (["a dog", "a cat"], ["a dog"], [])[picture % 3]
         assert [bundle.meta["licences"][n]["licence"] for n in entry["licences"]] == ["unknown"]
-        shown = np.asarray(Image.open(bundle.folder / f"pictures/0000/{picture:06d}.jpg").convert("RGB")).astype(int)
+        shown = np.asarray(Image.open(bundle.folder / f"images/0000/{picture:06d}.jpg").convert("RGB")).astype(int)
         assert np.abs(shown - given["images"][picture]).mean() < 12
     for code in range(CODES):
         for picture, row, column, far, *_ in bundle.code(code)["nearest"]:
@@ -71,7 +71,7 @@ def test_arrays_of_all_kinds_give_the_same(given, tmp_path, kind):
 def assert_same(found, expected):
     for path in sorted((expected.folder / "data").iterdir()):
         assert (found.folder / "data" / path.name).read_text() == path.read_text(), path.name
-    pictures = sorted((expected.folder / "pictures").rglob("*.jpg"))
+    pictures = sorted((expected.folder / "images").rglob("*.jpg"))
     assert pictures
     for path in pictures:
         assert (found.folder / path.relative_to(expected.folder)).read_bytes() == path.read_bytes(), path.name
@@ -122,7 +122,7 @@ def test_image_files_of_all_kinds_of_pixels_are_shown_as_they_are_seen(given, tm
     image.save(path)
     one = {"features": given["features"][:1], "codebook": given["codebook"], "images": [path]}
     bundle = Bundle(build_from_arrays(**one, folder=tmp_path / "explorer", say=quiet))
-    shown = np.asarray(Image.open(bundle.folder / "pictures/0000/000000.jpg"))
+    shown = np.asarray(Image.open(bundle.folder / "images/0000/000000.jpg"))
     assert np.abs(shown.astype(int) - grey).max() <= 2
 
 

@@ -70,7 +70,7 @@ def test_a_planted_dictionary_is_pure_and_a_shuffled_one_is_not(corpus):
     _, means, chance = found["purity, objects and backgrounds"]
     assert means == 100.0 and chance < 40
     assert found["NMI, objects"][2] < found["NMI, objects"][1] < 100.0, "there are more means than objects"
-    planted, _, by_chance = found["codes that claim a word"]
+    planted, _, by_chance = found["codes associated with a word"]
     assert planted > by_chance == 0.0
     assert "64 images, 1,024 cells" in table.title
 
@@ -82,7 +82,7 @@ def test_without_a_demo_corpus_words_alone_are_measured(corpus):
     assert [row[0] for row in table.rows] == [
         "codes with a token",
         "perplexity of their use",
-        "codes that claim a word",
+        "codes associated with a word",
     ]
 
 

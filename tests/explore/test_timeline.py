@@ -65,7 +65,10 @@ def test_codes_that_die_are_told_with_the_snapshot_since_which_they_had_no_membe
     assert set(found) == set(TIMELINE)
     assert found["unused_since"] == [None, None, None, 15, None, 15, 0, None]
     assert found["seeded"] == [0] * K and found["last_step"] == 600
-    assert "3 codes are without a member up to the end: since step 0 (1), since step 15 (2)." in found["sentences"]
+    assert (
+        "3 codes are without assigned features up to the end: since step 0 (1), since step 15 (2)."
+        in found["sentences"]
+    )
     assert timeline(tmp_path / "model", made)["unused_since"] == found["unused_since"], "its model's folder will do"
 
 
@@ -73,7 +76,7 @@ def test_reseeded_codes_are_counted_between_snapshots(tmp_path):
     made = _dictionary(revive_threshold=0.1, revive_patience=3, revive_interval=4, revive_limit=2, usage_decay=0.5)
     _run(tmp_path, made, 20, lambda step: list(range(K)) if step <= 10 else list(range(K - 1)))
     found = timeline(tmp_path, made)
-    (points,) = [line["points"] for line in found["series"] if line["name"] == "re-seeded codes"]
+    (points,) = [line["points"] for line in found["series"] if line["name"] == "reset codes"]
     seeded = found["seeded"]
     assert [step for step, _ in points] == [5, 10, 15, 20] and sum(count for _, count in points) >= 1
     assert points[0][1] == points[1][1] == 0, "none was dead before"
@@ -81,7 +84,7 @@ def test_reseeded_codes_are_counted_between_snapshots(tmp_path):
         if step == 20:
             assert count == sum(at is not None and at > earlier for at in seeded)
     assert max(seeded) in (16, 20) and seeded[0] == 0
-    assert any("seeded again since, the last at step" in text for text in found["sentences"])
+    assert any("reset since, the last at step" in text for text in found["sentences"])
 
 
 def test_a_code_that_was_reseeded_and_then_used_is_not_unused(tmp_path):
@@ -119,7 +122,7 @@ def test_an_older_log_gives_what_it_holds_and_checkpoints_the_rest(tmp_path):
             (folder / "mp_rank_00_model_states.pt").write_bytes(damage)
     _run(tmp_path, made, 20, lambda _: [0, 1], every=1000, first=10)
     found = timeline(tmp_path, made)
-    assert [line["name"] for line in found["series"]] == ["live codes"]
+    assert [line["name"] for line in found["series"]] == ["active codes"]
     assert found["unused_since"] == [None, None, 10, 0, 0, 0, 0, 0]
 
 
@@ -131,9 +134,9 @@ def test_one_state_does_not_tell_that_every_code_had_members(tmp_path):
     assert told["num_snapshots"] == 100 and told["unused_since"][3] == 10
     alone = timeline(None, made)
     assert alone["num_snapshots"] == 1 and alone["unused_since"] == [None] * K
-    assert not any("had members" in text for text in alone["sentences"])
+    assert not any("had assigned features" in text for text in alone["sentences"])
     logged = timeline(tmp_path / "used", _all_used(tmp_path / "used"))
-    assert "Every code had members up to the end." in logged["sentences"]
+    assert "Every code had assigned features up to the end." in logged["sentences"]
 
 
 def _all_used(folder: Path) -> VisualDictionary:
@@ -157,7 +160,7 @@ def test_a_damaged_log_gives_what_it_holds(tmp_path):
         file.write(b'\xff\xfe junk\n{"kind": "train", "step": 9, "perplexity": 4.0, "lr": {}}\n{"kind": "tra')
     found = timeline(tmp_path, _dictionary())
     named = {line["name"]: line["points"] for line in found["series"]}
-    assert named == {"live codes": [[1, 3.0]], "perplexity": [[9, 4.0]], "codebook drift": [[3, 0.5]]}
+    assert named == {"active codes": [[1, 3.0]], "perplexity": [[9, 4.0]], "codebook drift": [[3, 0.5]]}
     assert found["events"] == [[4, "<b>resumed</b>"]] and found["last_step"] == 9
     assert found["seeded"] == found["unused_since"] == [None] * K, "it has never moved"
 
@@ -177,7 +180,7 @@ def test_a_fall_of_live_codes_is_told(tmp_path):
     values = [(1, 5.0), (2, 8.0), (3, 8.0), (4, 4.0), (5, 6.0), (6, 3.0), (7, 7.0)]
     _write(tmp_path, *[_train(step, live_codes=live) for step, live in values])
     assert timeline(tmp_path, None)["sentences"] == [
-        "Live codes: 7 at step 7; they fell from 8 to 3 between steps 3 and 6, their largest fall."
+        "Active codes: 7 at step 7; they fell from 8 to 3 between steps 3 and 6, their largest fall."
     ]
 
 

@@ -132,7 +132,7 @@ SAYS = {
     "soho_fast.explore build": "runs/mini/explorer is up to date",
     "soho_fast.explore figure": "the codes as a figure: ",
     "examples/explore_vector_quantize_pytorch.py": "vq_explorer/index.html",
-    "soho_fast.explore measure": "codes that claim a word",
+    "soho_fast.explore measure": "codes associated with a word",
     "benchmarks.inference": "wrote inference.json",
     "pytest benchmarks/": " passed",
     "pytest tests/": " tests collected",

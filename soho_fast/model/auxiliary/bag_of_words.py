@@ -58,6 +58,7 @@ def words_of_captions(captions: Texts, num_images: int, vocab_size: int) -> Tens
     ids_PS, image_index_P = captions.input_ids, captions.image_index
     if image_index_P is None:
         image_index_P = torch.arange(num_images, device=ids_PS.device)
+    assert captions.attention_mask is not None, "captions_of gives one"
     words_BV = torch.zeros(num_images * vocab_size, device=ids_PS.device)
     place_PS = image_index_P.unsqueeze(1) * vocab_size + ids_PS
     words_BV.index_add_(0, place_PS.flatten(), captions.attention_mask.float().flatten())

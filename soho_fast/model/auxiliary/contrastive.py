@@ -9,6 +9,7 @@ B images, T texts, S words, L visual tokens, D channels, E channels of a vector.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,9 @@ class ContrastiveHead(nn.Module):
 class ContrastiveVectors:
     """The vectors, for models with a `SohoModel` (`soho`) and a `ContrastiveHead` or `None` (`contrastive_head`)."""
 
+    soho: Any  # A `SohoModel`: its module imports this one.
+    contrastive_head: ContrastiveHead | None
+
     def image_vectors(self, visual_BLD: Tensor, valid_BL: Tensor | None = None) -> Tensor:
         """(B, E) of length 1: images alone, from what `embed_images` gave.
 
@@ -86,7 +90,7 @@ class ContrastiveVectors:
         Raises:
             ValueError: the model has no contrastive head, or texts have no token, or more than positions.
         """
-        check_text_length(input_ids, self.config.max_position_embeddings)
+        check_text_length(input_ids, self.soho.config.max_position_embeddings)
         words_TSD = self.soho.text_embeddings(input_ids=input_ids)
         mask_TS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         hidden_TSD = self.soho.transformer.encode(self.soho, words_TSD, mask_TS.bool())

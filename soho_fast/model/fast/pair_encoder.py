@@ -8,11 +8,14 @@ over the tokens. The modules and their weights are the encoder's own, the mathem
 I images, T texts, P pairs, S words of a text, L visual tokens of an image, N = S + L, H heads of E channels, D = H*E.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertEncoder, BertLayer
 
+from ..heads import ItmHead
 from ..inputs import check_text_length
 from ..outputs import VisualTokens
 
@@ -41,13 +44,16 @@ def encode_pairs(
     hidden_PND, *projected = _join(text_TSF, visual_ILF, text_index_P, image_index_P).chunk(4, dim=-1)
     hidden_PND = _attend(layers[0], hidden_PND, *projected)
     for layer in layers[1:]:
-        projected = (project(hidden_PND) for project in _projections(layer))
+        projected = [project(hidden_PND) for project in _projections(layer)]
         hidden_PND = _attend(layer, hidden_PND, *projected)
     return _first_of_last(last, hidden_PND)
 
 
 class PairMatching:
     """How well texts fit images, for models with a `SohoModel` (`soho`) and an `ItmHead` (`itm_head`)."""
+
+    soho: Any  # A `SohoModel`: its module imports this one.
+    itm_head: ItmHead
 
     def embed_images(self, visual: VisualTokens) -> Tensor:
         """Visual tokens as the Transformer reads them, (B, L, D); those that are not valid are to be left out."""
@@ -66,7 +72,7 @@ class PairMatching:
         Raises:
             ValueError: texts have no token, or more than the model has positions.
         """
-        check_text_length(input_ids_TS, self.config.max_position_embeddings)
+        check_text_length(input_ids_TS, self.soho.config.max_position_embeddings)
         words_TSD = self.soho.text_embeddings(input_ids=input_ids_TS)
         first_PD = self.soho.transformer.encode_pairs(self.soho, words_TSD, visual_ILD, text_index_P, image_index_P)
         logits_P2 = self.itm_head(first_PD.to(self.itm_head.classifier.weight.dtype))

@@ -25,6 +25,10 @@ class AllTokenBatchNorm(Float32Buffers):
         running_mean, running_var (C,), float32; num_batches_tracked (). They move in every training forward.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.eps, self.momentum = eps, momentum

@@ -124,7 +124,8 @@ class Conversion:
                 f"the file's name says that its SHA-256 begins with {other}, and it begins with "
                 f"{self.checkpoint.digest[: len(other)]}: it was changed, or named by hand"
             )
-        if self.checkpoint.preset == "official_vqa" and self.model.config.id2label[0] == "LABEL_0":
+        names: Any = self.model.config.id2label  # Its keys are numbers.
+        if self.checkpoint.preset == "official_vqa" and names[0] == "LABEL_0":
             lines.append("its answers have numbers for names; give --answers FILE")
         return lines
 

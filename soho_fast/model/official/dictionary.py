@@ -26,6 +26,7 @@ class OfficialDictionary(VisualDictionary):
     """
 
     moves_in_forward = True
+    total: Tensor
 
     def __init__(self, config: SohoConfig) -> None:
         super().__init__(config)

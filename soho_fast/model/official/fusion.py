@@ -22,7 +22,8 @@ class GatedFusion(nn.Module):
         self.align = nn.Linear(config.hidden_size, config.hidden_size)
         self.gate = nn.Linear(2 * config.hidden_size, 2, bias=False)
         self.norm = AllTokenBatchNorm(2)
-        self.align.initial_values, self.gate.initial_values = torchs_own, he_fan_out
+        self.align.initial_values = torchs_own  # type: ignore[assignment]  # modules take any attribute
+        self.gate.initial_values = he_fan_out  # type: ignore[assignment]  # modules take any attribute
 
     def forward(self, embed_BLD: Tensor, feat_BLD: Tensor, num_texts_B: Tensor | None = None) -> Tensor:
         """

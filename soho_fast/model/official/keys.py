@@ -99,8 +99,9 @@ def rename(official: Mapping[str, Tensor]) -> Renamed:
 
 def _reshaped(name: str, tensor: Tensor) -> Tensor:
     shape = _SHAPES.get(name)
-    fits = shape is not None and tensor.numel() and tensor.numel() % math.prod(abs(size) for size in shape) == 0
-    return tensor.reshape(shape) if fits else tensor
+    if shape is None or not tensor.numel() or tensor.numel() % math.prod(abs(size) for size in shape):
+        return tensor
+    return tensor.reshape(shape)
 
 
 def dictionary_counters(cluster_size_K: Tensor, usage_decay: float) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ In the paper one of the image's labels is drawn, and nothing is said of pairs. B
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,11 +58,11 @@ def masked_in_some_pairs(
             f"mask_pairs: expected bool of shape ({num_texts},), one for each text, got {mask_pairs_P.dtype} of shape "
             f"{tuple(mask_pairs_P.shape)}"
         )
-    both = VisualTokens(
-        **{name: torch.cat([visual[name], masked[name]]) for name in ("valid", "position", "embedding")}
-    )
+    both: dict[str, Any] = {
+        name: torch.cat([visual[name], masked[name]]) for name in ("valid", "position", "embedding")
+    }
     own_image_P = texts.image_index
     if own_image_P is None:
         own_image_P = torch.arange(num_texts, device=mask_pairs_P.device)
     texts = replace(texts, image_index=own_image_P + num_images * mask_pairs_P.long())
-    return both, texts, torch.cat([torch.full_like(labels_BL, -100), labels_BL])
+    return VisualTokens(**both), texts, torch.cat([torch.full_like(labels_BL, -100), labels_BL])

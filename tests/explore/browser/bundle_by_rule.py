@@ -103,7 +103,7 @@ def write_bundle(folder: Path, num_codes: int, num_pictures: int, num_words: int
     )
     bundle.write_value(folder, "wall", _wall(codes, members))
     bundle.write_in_files(folder, "codes", codes, bundle.CODES_PER_FILE)
-    bundle.write_in_files(folder, "pictures", pictures, bundle.PICTURES_PER_FILE)
+    bundle.write_in_files(folder, "images", pictures, bundle.PICTURES_PER_FILE)
     bundle.write_value(folder, "words", words)
     bundle.write_value(folder, "timeline", None)
     bundle.write_value(folder, "server", None)

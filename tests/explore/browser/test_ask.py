@@ -67,8 +67,8 @@ def shares(reply, token, layer=-1, place=0):
 def test_a_picture_of_the_explorer_is_ranked_and_shaded(window):
     replies = Replies(window)
     window.visit("#/ask?picture=1")
-    assert window.page.locator(".ask-preview img").get_attribute("src") == "pictures/0000/000001.jpg"
-    assert "Pictures: pictures: by hand; CC0" in window.page.locator(".ask-image").inner_text()
+    assert window.page.locator(".ask-preview img").get_attribute("src") == "images/0000/000001.jpg"
+    assert "Images: pictures: by hand; CC0" in window.page.locator(".ask-image").inner_text()
     window.page.fill("#ask-text", "a red man\n\n  the woman is blue \n")
     window.page.click(".ask-button")
     wait_for_answer(window)
@@ -152,7 +152,7 @@ def test_an_upload_is_shown_asked_about_and_kept_while_the_page_lives(window, ph
     texts = [f"{row['answer']}\n{100 * row['score']:.1f} %" for row in expected]
     assert window.page.locator(".ask-answer").all_inner_texts() == texts
     assert "The model saw the uploaded image." in window.text()
-    assert "pictures 100 % of the cells have the same code by it." in window.text()
+    assert "images 100 % of the patches have the same code by it." in window.text()
     assert shades(window) == pytest.approx(shares(replies[0], 0), abs=1e-6)
     window.click(".ask-view .chip")
     assert window.address().startswith("#/code/")
@@ -237,10 +237,10 @@ def test_some_captions_to_choose_from(window):
     window.visit("#/ask?picture=0")
     window.page.get_by_role("button", name="some captions").click()
     assert window.page.locator("#ask-text").input_value() == "a red man\na red man\na red man"
-    window.page.get_by_role("button", name="random picture").click()
+    window.page.get_by_role("button", name="random image").click()
     window.page.fill('input[type="number"]', "7")
     window.page.keyboard.press("Tab")
-    assert "Pictures have the numbers 0 to 2." in window.text()
+    assert "Images have the numbers 0 to 2." in window.text()
 
 
 COMMANDS = {

@@ -30,7 +30,7 @@ def told(window, address):
         ("#/code/-1", 'code: expected a number from 0 to 69, got "-1"'),
         ("#/code/3x", 'code: expected a number from 0 to 69, got "3x"'),
         ("#/code", 'code: expected a number from 0 to 69, got ""'),
-        ("#/image/300", "picture: expected a number from 0 to 299, got 300"),
+        ("#/image/300", "image: expected a number from 0 to 299, got 300"),
         ("#/words/unheard", 'there is no word "unheard" in the captions that were counted'),
         ("#/nowhere", 'there is no page "nowhere"'),
         ("#/constructor", 'there is no page "constructor"'),
@@ -58,7 +58,7 @@ def test_parameters_that_mean_nothing_are_as_if_left_out(window, address):
 
 def test_a_picture_without_the_code_asked_for(window):
     window.visit("#/image/12?code=999")
-    assert window.page.locator(".status").inner_text() == "No cell here has code 999."
+    assert window.page.locator(".status").inner_text() == "No patch here has code 999."
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_picture_without_the_code_asked_for(window):
         ("wall", "cut short"),
         ("codes-0000", "missing"),
         ("codes-0000", "cut short"),
-        ("pictures-0000", "empty"),
+        ("images-0000", "empty"),
         ("words", "cut short"),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_damaged_file_is_named(copy, open_window, name, damage):
     path.unlink()
     if damage != "missing":
         path.write_text(text[: len(text) // 2] if damage == "cut short" else "")
-    pages = {"meta": "#/wall", "wall": "#/wall", "codes-0000": "#/code/3", "pictures-0000": "#/image/12"}
+    pages = {"meta": "#/wall", "wall": "#/wall", "codes-0000": "#/code/3", "images-0000": "#/image/12"}
     window = open_window(copy)
     window.visit(pages.get(name, "#/words"))
     expected = f"data/{name}.js is missing or damaged: build the explorer anew"
@@ -106,7 +106,7 @@ def test_files_that_end_too_early_or_lack_fields(small, copy, open_window):
     assert sentence.startswith("the data of this page are damaged (") and sentence.endswith("build the explorer anew")
     meta = small.read("meta")
     write(copy, "meta", {**meta, "schema": 99})
-    assert told(window, "#/wall") == "data/meta.js: expected schema 1, got 99: build the explorer anew"
+    assert told(window, "#/wall") == "data/meta.js: expected schema 2, got 99: build the explorer anew"
     window.complaints[:] = [text for text in window.complaints if "Failed to load resource" not in text]
 
 
@@ -122,6 +122,6 @@ def test_without_captions(small, copy, open_window):
     for address in ("#/wall", "#/wall?sort=lift", "#/code/3", "#/map"):
         window.visit(address)
         assert not window.page.locator(".error").count()
-        assert "Pictures: no licence is known." in window.text()
+        assert "Images: no licence is known." in window.text()
     assert window.page.get_by_label("word", exact=True).count() == 0
     window.complaints[:] = [text for text in window.complaints if "Failed to load resource" not in text]

@@ -42,7 +42,7 @@ def odd(tmp_path_factory):
     bundle.write_value(made.folder, "wall", wall)
     bundle.write_value(made.folder, "words", [{**words[0], "word": word, "codes": words[-1]["codes"]} for word in ODD])
     bundle.write_in_files(made.folder, "codes", codes, bundle.CODES_PER_FILE)
-    bundle.write_in_files(made.folder, "pictures", pictures, bundle.PICTURES_PER_FILE)
+    bundle.write_in_files(made.folder, "images", pictures, bundle.PICTURES_PER_FILE)
     return bundle.Bundle(made.folder)
 
 
@@ -96,7 +96,7 @@ def test_long_pictures_are_seen_in_some_windows(tmp_path, open_window, shape):
     made = write_bundle(tmp_path / "long", NUM_CODES, 3)
     picture = made.picture(0) | {"width": 4 * columns, "height": 4 * rows, "rows": rows, "columns": columns}
     picture |= {"cells_high": rows, "cells_wide": columns, "index": [3] * 40, "masked": None}
-    bundle.write_in_files(made.folder, "pictures", [picture, made.picture(1), made.picture(2)], 256)
+    bundle.write_in_files(made.folder, "images", [picture, made.picture(1), made.picture(2)], 256)
     window = open_window(made, viewport={"width": 1200, "height": 900})
     window.visit("#/image/0")
     box = window.page.locator(".cells").bounding_box()
@@ -171,7 +171,7 @@ def test_a_copy_with_wrong_kinds_of_values_says_that_it_is_damaged(small, tmp_pa
     damage = {
         "#/wall": ("meta", {**small.meta, "licences": None}),
         "#/code/3": ("codes-0000", [{**small.code(number), "nearest": None} for number in range(64)]),
-        "#/image/1": ("pictures-0000", [{**small.picture(number), "captions": None} for number in range(256)]),
+        "#/image/1": ("images-0000", [{**small.picture(number), "captions": None} for number in range(256)]),
         "#/words": ("words", {"word": 1}),
         "#/timeline": ("timeline", {"series": 3}),
     }

@@ -11,8 +11,8 @@ PAGES = {
     "#/code/3": "Code 3, gravel",
     "#/code/69": "Code 69",
     "#/image": "Pictures",
-    "#/image/12?code=62": "Picture 12",
-    "#/image/1": "Picture 1",
+    "#/image/12?code=62": "Image 12",
+    "#/image/1": "Image 1",
     "#/words": "Words",
     "#/words?filter=without&sort=images": "Words",
     "#/words/dolphin": "dolphin",
@@ -75,7 +75,7 @@ def test_a_tile_is_the_cell_of_its_medoid(small, window, cells):
 def test_cells_alone_or_with_what_is_around(window):
     window.visit()
     assert window.page.locator(".tile .crop-cell").count() > 20
-    window.page.get_by_label("cells alone").check()
+    window.page.get_by_label("patches alone").check()
     assert window.page.locator(".tile .crop-cell").count() == 0 < window.page.locator(".tile .crop").count()
     assert window.address() == "#/wall?cells=alone"
 
@@ -95,9 +95,9 @@ def test_the_wall_sorts_filters_and_remembers(small, window):
     sort.select_option("spread")
     assert codes_on_the_wall(window)[:63] == lowest_first("spread"), "codes without a spread are last"
     sort.select_option("number")
-    window.page.get_by_text("dead", exact=True).first.click()
+    window.page.get_by_text("unused", exact=True).first.click()
     assert codes_on_the_wall(window) == [9, 19, 29, 39, 49, 59, 69]
-    window.page.get_by_text("live", exact=True).first.click()
+    window.page.get_by_text("active", exact=True).first.click()
     window.page.get_by_label("word", exact=True).fill("OLLI")
     expected = [code for code in range(NUM_CODES) if wall["word"][code] == "lollipop"]
     assert expected and codes_on_the_wall(window) == expected
@@ -193,7 +193,7 @@ def test_a_code_shows_its_numbers(small, window):
 
 def test_a_dead_code_says_so(window):
     window.visit("#/code/69")
-    assert "This code is dead" in window.text()
+    assert "This code is unused" in window.text()
     assert window.page.locator(".occurrence").count() == 0
     assert window.page.locator('a[rel="next"]').count() == 0, "it is the last one"
 
@@ -242,7 +242,7 @@ def test_words_and_their_codes(small, window):
     expected = next(word["codes"] for word in words if word["word"] == "dolphin")
     assert codes == [entry["code"] for entry in expected] != []
     window.visit("#/words/of")
-    assert "No code claims this word" in window.text()
+    assert "No code is associated with this word" in window.text()
 
 
 def place_on_the_map(small, window, code):
@@ -288,7 +288,7 @@ def test_the_gallery_has_every_picture(window):
     window.visit("#/image")
     assert window.page.locator(".gallery a").count() == NUM_PICTURES
     window.click('.gallery a[data-picture="12"]')
-    assert window.page.title().startswith("Picture 12 ")
+    assert window.page.title().startswith("Image 12 ")
 
 
 def test_questions_answered_by_clicks(window):

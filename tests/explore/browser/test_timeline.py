@@ -15,14 +15,14 @@ def _timeline() -> dict:
     return {
         "series": [
             {"name": "perplexity", "points": [[step, 10.0 + step / 100] for step in range(0, 1001, 20)]},
-            {"name": "live codes", "points": [[0, 80], [500, 70], [1000, 60]]},
+            {"name": "active codes", "points": [[0, 80], [500, 70], [1000, 60]]},
         ],
         "events": [[0, "the backbone is frozen"], [500, EVENT]],
         "seeded": [0 if code % 2 else 10 * code for code in range(NUM_CODES)],
         "unused_since": unused,
         "num_snapshots": 5,
         "last_step": 1000,
-        "sentences": ["Live codes: 60 at step 1,000; they fell from 80 to 60."],
+        "sentences": ["Active codes: 60 at step 1,000; they fell from 80 to 60."],
     }
 
 
@@ -38,7 +38,7 @@ def test_each_curve_has_the_events_and_says_the_value_under_the_pointer(trained,
     window.visit("#/timeline")
     page = window.page
     assert page.locator(".sentences li").all_inner_texts() == _timeline()["sentences"]
-    for name, value in (("Perplexity", "step 500: 15"), ("Live codes", "step 500: 70")):
+    for name, value in (("Perplexity", "step 500: 15"), ("Active codes", "step 500: 70")):
         chart = page.locator(f"section[aria-label='{name}'] svg")
         assert chart.locator(".curve").count() == 1 and chart.locator("line.event").count() == 2
         box = chart.bounding_box()
@@ -58,7 +58,7 @@ def test_codes_without_a_member_are_listed_with_since_when(trained, open_window)
     dead = [code for code in range(NUM_CODES) if not tokens[code] and code not in (3, 5, 9)]
     assert [int(row[0]) for row in rows] == [3, 5, 9, *dead], "those first that died first"
     assert rows[0][1:] == ["step 300", "step 0", str(tokens[3])]
-    assert is_dead(dead[0]) and rows[3][1:] == ["had members to the end", f"step {_timeline()['seeded'][dead[0]]}", "0"]
+    assert is_dead(dead[0]) and rows[3][1:] == ["used to the end", f"step {_timeline()['seeded'][dead[0]]}", "0"]
     window.click(".unused tbody a")
     assert window.address() == "#/code/3"
 
@@ -72,7 +72,7 @@ def test_codes_that_died_come_before_those_that_never_lived(trained, open_window
         window.visit("#/timeline")
         rows = [row.split("\t") for row in window.page.locator(".unused tbody tr").all_inner_texts()]
         assert [row[:2] for row in rows[:2]] == [["6", "step 300"], ["4", "step 700"]]
-        assert rows[2][1] == "had members to the end" and rows[-1][:2] == ["2", "step 0, its seeding"]
+        assert rows[2][1] == "used to the end" and rows[-1][:2] == ["2", "step 0, its last reset"]
     finally:
         bundle.write_value(trained.folder, "timeline", _timeline())
 
@@ -88,10 +88,10 @@ def test_codes_that_were_seeded_again_are_links_the_last_first(trained, open_win
     assert window.address() == "#/code/88"
     window.visit("#/code/5")
     facts = dict(row.split("\n") for row in window.page.locator(".facts div").all_inner_texts())
-    assert facts["last seeded in training at"] == "step 0"
-    assert facts["no member in training since"] == "step 400"
+    assert facts["last reset in training at"] == "step 0"
+    assert facts["unused in training since"] == "step 400"
     window.visit("#/code/9")
-    assert "no member in training since\nstep 400" in window.text(), "a dead code tells it too"
+    assert "unused in training since\nstep 400" in window.text(), "a dead code tells it too"
 
 
 def test_of_one_state_alone_nothing_is_claimed(trained, open_window):

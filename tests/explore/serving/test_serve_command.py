@@ -160,8 +160,8 @@ def test_damaged_models_and_explorers_are_told_before_anything_is_served(run, ca
     assert "meta.js lacks weights; build the explorer anew" in refused(capsys, run)
     meta.write_text(re.sub('"num_pictures":[0-9]+', '"num_pictures":"many"', text))
     assert "meta.js lacks num_pictures; build the explorer anew" in refused(capsys, run)
-    meta.write_text(text.replace('"schema":1', '"schema":2'))
-    assert "expected schema 1, got 2" in refused(capsys, run)
+    meta.write_text(text.replace('"schema":2', '"schema":1'))
+    assert "expected schema 2, got 1" in refused(capsys, run)
 
 
 def test_models_of_one_name_are_called_by_their_paths(runs, bundle_folder, tmp_path):
@@ -202,10 +202,10 @@ def test_a_model_sees_the_picture_itself_where_the_run_knows_it(runs, bundle_fol
         json.dumps({"file": "one.png", "captions": ["a red man"], "split": "train"}) + "\n"
     )
     (tmp_path / "mini" / "recipe.yaml").write_text(RECIPE.format(pictures=data, tokenizer=tokenizer_dir))
-    pictures = Bundle(tmp_path / "mini" / "explorer").read("pictures-0000")
+    pictures = Bundle(tmp_path / "mini" / "explorer").read("images-0000")
     for picture, name in zip(pictures, ("../secret.png", "one.png", "not listed.png"), strict=True):
         picture["name"] = name
-    write_in_files(tmp_path / "mini" / "explorer", "pictures", pictures, 256)
+    write_in_files(tmp_path / "mini" / "explorer", "images", pictures, 256)
     asking = at_hand(str(tmp_path / "mini"), upload_bytes=2**20, seconds=60.0)
     asking.shown.bundle.meta["sources"][0]["name"] = "pictures"
     serving = Served(asking)

@@ -23,8 +23,8 @@ def site(bundle_folder, tmp_path_factory):
     (folder / "private" / "secret.js").write_text("SECRET")
     (folder / "data" / "out.js").symlink_to(home / "secret.txt")
     (folder / "data" / "up.js").symlink_to("../notes.txt")
-    (folder / "pictures" / "away").symlink_to(home)
-    (folder / "pictures" / "moved").symlink_to("0000")
+    (folder / "images" / "away").symlink_to(home)
+    (folder / "images" / "moved").symlink_to("0000")
     (folder / "data" / "pipe.js").unlink(missing_ok=True)
     os.mkfifo(folder / "data" / "pipe.js")
     (folder / "data" / "page.svg").write_text("<svg/>")
@@ -49,7 +49,7 @@ def test_the_files_of_the_bundle_come_as_they_lie(site):
         assert reply.status == 200 and reply.body == (site.folder / name).read_bytes(), name
         assert reply.headers["content-type"].startswith(types[os.path.splitext(name)[1]]), name
     assert site.get("/").body == (site.folder / "index.html").read_bytes()
-    assert site.get("/pictures/moved/000000.jpg").status == 200
+    assert site.get("/images/moved/000000.jpg").status == 200
     assert site.get("/data/page.svg").headers["content-type"] == "application/octet-stream"
 
 
@@ -81,15 +81,15 @@ OUTSIDE = [
     "/data/../private/secret.js",
     "/data/out.js",
     "/data/up.js",
-    "/pictures/away/secret.txt",
-    "/pictures/away/explorer/notes.txt",
+    "/images/away/secret.txt",
+    "/images/away/explorer/notes.txt",
     "/data/pipe.js",
     "/data/meta.js%00.txt",
     "/data/%00",
     "/data/",
     "/data",
     "/app",
-    "/pictures/0000/",
+    "/images/0000/",
     "/.",
     "/..",
     "/%2e",
@@ -215,11 +215,11 @@ def test_a_link_of_the_bundle_itself_does_not_lead_out(bundle_folder, tmp_path):
     shutil.copytree(bundle_folder, folder)
     (folder / "index.html").unlink()
     (folder / "index.html").symlink_to("/etc/passwd")
-    (folder / "pictures").rename(tmp_path / "pictures")
-    (folder / "pictures").symlink_to(tmp_path / "pictures")
+    (folder / "images").rename(tmp_path / "images")
+    (folder / "images").symlink_to(tmp_path / "images")
     serving = serve(folder, folder)
     try:
-        assert serving.get("/").status == serving.get("/pictures/0000/000000.jpg").status == 404
+        assert serving.get("/").status == serving.get("/images/0000/000000.jpg").status == 404
         assert serving.get("/data/meta.js").status == 200
     finally:
         serving.close()

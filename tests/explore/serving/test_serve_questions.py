@@ -91,13 +91,13 @@ def test_codes_are_given_only_where_they_are_the_explorers(served, runs, bundle_
 def test_agreement_is_counted_over_cells_of_pictures_with_the_same_grid(bundle_folder, tmp_path):
     shutil.copytree(bundle_folder, tmp_path / "explorer")
     bundle = Bundle(tmp_path / "explorer")
-    pictures = bundle.read("pictures-0000")
+    pictures = bundle.read("images-0000")
     shown = ShownPictures(bundle, Originals(None))
     codes = {shown.read(number)[0]: pictures[number]["index"] for number in range(3)}
     assert shown.agreement(lambda file: (2, 3, codes[file])) == 1.0
     pictures[0]["index"] = [(code + 1) % 8 for code in pictures[0]["index"][:3]] + pictures[0]["index"][3:]
     pictures[1]["rows"] = 5
-    write_in_files(tmp_path / "explorer", "pictures", pictures, 256)
+    write_in_files(tmp_path / "explorer", "images", pictures, 256)
     assert shown.agreement(lambda file: (2, 3, codes[file])) == 9 / 12
     assert shown.agreement(lambda file: (3, 2, codes[file])) is None
     (tmp_path / "explorer" / picture_path(0)).write_bytes(b"no image")

@@ -136,7 +136,7 @@
       type: "number",
       min: 0,
       max: meta.num_pictures - 1,
-      "aria-label": `${label}: picture number`,
+      "aria-label": `${label}: image number`,
       placeholder: "number",
     });
     const choose = (image) => {
@@ -163,7 +163,7 @@
         const { source, shown, name } = await lookAt(image, place);
         if (asked.images[place] !== image) return;
         if (image !== FILE) credit.append(explorer.licenceLine(meta, (await explorer.loadPicture(image)).licences));
-        const alt = image === FILE ? files[place].file.name : `picture ${image}`;
+        const alt = image === FILE ? files[place].file.name : `image ${image}`;
         preview.replaceChildren(
           shown
             ? element("img", { src: source, alt })
@@ -176,7 +176,7 @@
     number.addEventListener("change", () => {
       const chosen = Number(number.value);
       if (number.value !== "" && Number.isInteger(chosen) && chosen >= 0 && chosen < meta.num_pictures) choose(chosen);
-      else complaint.textContent = `Pictures have the numbers 0 to ${meta.num_pictures - 1}.`;
+      else complaint.textContent = `Images have the numbers 0 to ${meta.num_pictures - 1}.`;
     });
     const file = element("input", {
       type: "file",
@@ -206,7 +206,7 @@
         "div",
         { class: "ask-choose" },
         element("label", { class: "button" }, "choose a file", file),
-        meta.num_pictures ? [number, element("button", { type: "button", click: random }, "random picture")] : null,
+        meta.num_pictures ? [number, element("button", { type: "button", click: random }, "random image")] : null,
       ),
       complaint,
       credit,

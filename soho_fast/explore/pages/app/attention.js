@@ -45,7 +45,8 @@
       const says = (code) => (wall.word[code] === null ? "" : ` · ${wall.word[code]}`);
       const onPoint = (code, cell) => {
         const share = `${formatPercent(shares[place][cell] ?? null)} of the attention`;
-        if (cell === null) status.textContent = image.codes ? "Point at a cell to see its code; a click opens it." : "";
+        const hint = image.codes ? "Point at a patch to see its code; a click opens it." : "";
+        if (cell === null) status.textContent = hint;
         else if (code === null) status.textContent = share;
         else status.replaceChildren(element("span", { dir: "auto" }, `code ${code}${says(code)}`), ` · ${share}`);
       };
@@ -72,7 +73,7 @@
         total.length > 1 ? `the left image gets ${total[0]}, the right one ${total[1]}` : `the image gets ${total[0]}`;
       const which = layer === null ? "all layers" : `layer ${layer + 1} of ${last + 1}`;
       sum.textContent =
-        `Of the attention of ${reply.tokens[asked.token]} ${where}, its text the rest. A cell's share is the mean ` +
+        `Of the attention of ${reply.tokens[asked.token]} ${where}, its text the rest. A patch's share is the mean ` +
         `over the heads of ${which}; the brightest one has ${formatPercent(most)}.`;
       for (const [token, button] of [...tokens.children].entries()) {
         button.setAttribute("aria-pressed", String(token === asked.token));
@@ -119,7 +120,7 @@
     );
     root.append(
       element("h2", {}, "Where it looked"),
-      element("p", { class: "hint" }, "Choose a word: cells are the brighter the more of its attention they get."),
+      element("p", { class: "hint" }, "Choose a word: patches are the brighter the more of its attention they get."),
       element("div", { class: "ask-whose" }, tokens, layers),
       element(
         "div",
@@ -129,19 +130,19 @@
       sum,
     );
     if (reply.no_codes)
-      root.append(element("p", { class: "hint", id: "no-codes" }, `Cells name no codes: ${reply.no_codes}.`));
+      root.append(element("p", { class: "hint", id: "no-codes" }, `Patches name no codes: ${reply.no_codes}.`));
     else if (reply.reads === "features") {
       const hint =
-        "This model reads the features themselves: a cell's code is the one nearest to its feature. Of the " +
-        `explorer's own pictures ${formatPercent(reply.agreement)} of the cells have the same code by it.`;
+        "This model reads the features themselves: a patch's code is the one nearest to its feature. Of the " +
+        `explorer's own images ${formatPercent(reply.agreement)} of the patches have the same code by it.`;
       root.append(element("p", { class: "hint" }, hint));
     }
     show();
   };
 
   const seenAs = ({ seen, picture }) =>
-    ({ upload: "the uploaded image", original: `the original of picture ${picture}` })[seen] ??
-    `the small copy of picture ${picture}, as the original is not at hand`;
+    ({ upload: "the uploaded image", original: `the original of image ${picture}` })[seen] ??
+    `the small copy of image ${picture}, as the original is not at hand`;
 
   // The codes that get most attention, their cells together.
   const codeChips = (image, shares, wall) => {

@@ -7,8 +7,8 @@
 
   const KINDS = [
     ["nearest", "Nearest", "The features that lie closest to the code: what it is at its purest."],
-    ["quantiles", "From near to far", "Evenly from the nearest member to the farthest: how wide it reaches."],
-    ["random", "At random", "Drawn evenly from all its members: what it mostly is."],
+    ["quantiles", "From near to far", "Evenly from the nearest patch to the farthest: how wide it reaches."],
+    ["random", "At random", "Drawn evenly from all its patches: what it mostly is."],
   ];
 
   const codeAddress = (code) => explorer.address("code", String(code));
@@ -23,7 +23,7 @@
         {
           class: "occurrence",
           href: explorer.address("image", String(picture), { code: code.code }),
-          "aria-label": `picture ${picture}, row ${row + 1}, column ${column + 1}, distance ${formatNumber(distance)}`,
+          "aria-label": `image ${picture}, row ${row + 1}, column ${column + 1}, distance ${formatNumber(distance)}`,
         },
         explorer.crop(occurrence, null, 0.75),
         formatNumber(distance),
@@ -133,7 +133,7 @@
   const distanceCard = (code, meta) =>
     card(
       "Distances",
-      "How far the features of its cells lie from the code, in the codebook's own units.",
+      "How far the features of its patches lie from the code, in the codebook's own units.",
       charts.histogram({
         counts: code.histogram,
         edges: meta.histogram_edges,
@@ -144,7 +144,7 @@
   const positionCard = (code, meta) =>
     card(
       "Positions",
-      "Where in the pictures it lies; the stronger the colour, the more tokens.",
+      "Where in the images it lies; the stronger the colour, the more tokens.",
       charts.heatMap({
         values: code.positions,
         rows: meta.position_rows,
@@ -157,7 +157,8 @@
   const besideCard = (code, wall) =>
     card(
       "Beside it in images",
-      "Codes of the cells next to its cells: how often, and how many times oftener than their usage makes expect.",
+      "Codes of the patches next to its patches: how often, and how many times more often than expected from their " +
+        "usage.",
       code.neighbours.length
         ? codeList(
             code.neighbours,
@@ -181,8 +182,8 @@
     const seeded = timeline?.seeded?.[code.code] ?? null;
     const unused = timeline?.unused_since?.[code.code] ?? null;
     return [
-      seeded === null ? null : ["last seeded in training at", told(seeded)],
-      unused === null ? null : ["no member in training since", told(unused)],
+      seeded === null ? null : ["last reset in training at", told(seeded)],
+      unused === null ? null : ["unused in training since", told(unused)],
     ].filter((fact) => fact !== null);
   };
 
@@ -191,7 +192,7 @@
       element(
         "p",
         { class: "notice" },
-        "This code is dead: no cell of any image here is nearest to it. It has no pictures, words or neighbours.",
+        "This code is unused: no patch of any image here is nearest to it. It has no images, words or neighbours.",
       ),
       facts(training(code, timeline)),
       element("div", { class: "cards" }, element("div", {}, nearCard(code, wall))),
@@ -220,7 +221,7 @@
           "a",
           {
             href: explorer.address("image", String(wall.medoid[number][0]), { code: number }),
-            "aria-label": "the picture of its middle",
+            "aria-label": "the image of its most typical patch",
           },
           explorer.crop(wall.medoid[number], 176, 0.75),
         ),
@@ -234,7 +235,7 @@
             ["rank by usage", `${formatCount(code.rank)} of ${formatCount(meta.num_codes)}`],
             ["share of tokens", formatPercent(code.tokens / meta.num_tokens)],
             [
-              "distance of members",
+              "distance of its patches",
               `${formatNumber(wall.mean_distance[number])} ± ${formatNumber(wall.spread[number], 2)}`,
             ],
             ...training(code, timeline),
@@ -248,8 +249,8 @@
         element(
           "p",
           { class: "hint" },
-          "Each piece is from another picture, its cell outlined, its distance below. The nearest alone mislead: " +
-            "they look purer than the code is. A click shows the whole picture with all its cells of this code.",
+          "Each piece is from another image, its patch outlined, its distance below. The nearest alone mislead: " +
+            "they look purer than the code is. A click shows the whole image with all its patches of this code.",
         ),
         KINDS.map(([kind, heading, meaning]) => occurrences(code, kind, heading, meaning)),
       ),

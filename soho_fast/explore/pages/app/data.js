@@ -53,7 +53,7 @@ const explorer = { pages: new Map() };
   explorer.loadCode = async (code) =>
     loadItem("codes", "code", code, CODES_PER_FILE, (await explorer.load("meta")).num_codes);
   explorer.loadPicture = async (picture) =>
-    loadItem("pictures", "picture", picture, PICTURES_PER_FILE, (await explorer.load("meta")).num_pictures);
+    loadItem("images", "image", picture, PICTURES_PER_FILE, (await explorer.load("meta")).num_pictures);
 
   // A promise of the wall, whose columns are all there and K long.
   explorer.loadWall = async () => {
@@ -74,6 +74,6 @@ const explorer = { pages: new Map() };
 
   explorer.picturePath = (picture) => {
     const folder = String(Math.floor(picture / PICTURES_PER_FILE)).padStart(4, "0");
-    return `pictures/${folder}/${String(picture).padStart(6, "0")}.jpg`;
+    return `images/${folder}/${String(picture).padStart(6, "0")}.jpg`;
   };
 })();

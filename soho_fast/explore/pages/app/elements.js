@@ -87,7 +87,7 @@
       const { what, credit, licence } = meta.licences[number];
       return explorer.element("li", { dir: "auto" }, explorer.linkedText(`${what}: ${credit}; ${licence}`));
     });
-    if (!texts.length) return explorer.element("footer", { class: "licences" }, "Pictures: no licence is known.");
-    return explorer.element("footer", { class: "licences" }, "Pictures: ", explorer.element("ul", {}, texts));
+    if (!texts.length) return explorer.element("footer", { class: "licences" }, "Images: no licence is known.");
+    return explorer.element("footer", { class: "licences" }, "Images: ", explorer.element("ul", {}, texts));
   };
 })();

@@ -13,7 +13,7 @@
         : element("a", { class: "button", rel, href: explorer.address("image", String(target), { code }) }, words);
     return element(
       "nav",
-      { class: "walk", "aria-label": "pictures" },
+      { class: "walk", "aria-label": "images" },
       link("prev", number - 1, "← previous"),
       link("next", number + 1, "next →"),
     );
@@ -31,7 +31,7 @@
 
   const masked = (picture, wall, source) => {
     const { code, cells } = picture.masked;
-    const view = explorer.pictureWithCells(picture, source, "the picture with the hidden cells covered");
+    const view = explorer.pictureWithCells(picture, source, "the image with the hidden patches covered");
     const hidden = new Map(cells.map(({ cell, guesses }) => [cell, guesses]));
     view.cells.forEach((cell, number) => cell?.classList.toggle("hidden-cell", hidden.has(number)));
     const right = cells.filter(({ guesses }) => guesses.length && guesses[0][0] === code).length;
@@ -70,10 +70,10 @@
       element(
         "p",
         { class: "hint" },
-        "All cells of a code are hidden together, so that none can be copied from its neighbour: here ",
+        "All patches of a code are hidden together, so that none can be copied from its neighbour: here ",
         element("a", { href: explorer.address("code", String(code)) }, `code ${code}`),
-        `, ${formatPlural(cells.length, "cell")}. From the rest and the caption the model guesses what was there; ` +
-          `its best guess is right in ${right} of ${cells.length}.`,
+        `, ${formatPlural(cells.length, "patch", "patches")}. From the rest and the caption the model guesses ` +
+          `what was there; its best guess is right in ${right} of ${cells.length}.`,
       ),
       element("div", { class: "masked-view" }, view.root, element("ul", { class: "plain" }, guessRows)),
     );
@@ -96,19 +96,19 @@
       if (code === null) {
         status.replaceChildren(
           asked !== null && lit === null
-            ? `No cell here has code ${asked}.`
-            : "Point at a cell to see its code and all other cells of it; a click opens the code.",
+            ? `No patch here has code ${asked}.`
+            : "Point at a patch to see its code and all other patches of it; a click opens the code.",
         );
         return;
       }
       status.replaceChildren(
         element("a", { href: explorer.address("code", String(code)) }, `code ${code}`),
         element("span", { dir: "auto" }, says(wall, code)),
-        ` · ${formatPlural(counts.get(code), "cell")} here`,
+        ` · ${formatPlural(counts.get(code), "patch", "patches")} here`,
       );
     };
     const caption = picture.captions.find((text) => text.trim() !== "");
-    const label = caption === undefined ? `picture ${number}` : caption.slice(0, 200);
+    const label = caption === undefined ? `image ${number}` : caption.slice(0, 200);
     const show = (code) => {
       view.light(code);
       tell(code);
@@ -131,7 +131,7 @@
         },
         explorer.codeCrop(wall, code, 28, 0.5),
         element("span", { dir: "auto" }, `${code}${wall.word[code] === null ? "" : ` ${wall.word[code]}`}`),
-        count > 1 ? element("span", { class: "hint" }, `${count} cells`) : null,
+        count > 1 ? element("span", { class: "hint" }, `${count} patches`) : null,
       ),
     );
     const chips = element("div", { class: "chips" }, made.slice(0, FIRST_CHIPS));
@@ -158,7 +158,7 @@
         )
       : element("p", { class: "nothing" }, "It has none.");
     root.append(
-      element("div", { class: "title" }, element("h1", {}, `Picture ${number}`), walk(number, meta, asked)),
+      element("div", { class: "title" }, element("h1", {}, `Image ${number}`), walk(number, meta, asked)),
       element(
         "div",
         { class: "picture-view" },
@@ -187,14 +187,14 @@
             ? element(
                 "a",
                 { class: "button", href: explorer.address("ask", "", { picture: number }) },
-                "ask about this picture",
+                "ask about this image",
               )
             : null,
         ),
       ),
       picture.masked ? masked(picture, wall, source) : "",
     );
-    return `Picture ${number}`;
+    return `Image ${number}`;
   };
 
   // All pictures that there are, so that any can be come by.
@@ -207,13 +207,13 @@
       element("a", {
         href: explorer.address("image", String(number)),
         dataset: { picture: number },
-        "aria-label": `picture ${number}`,
+        "aria-label": `image ${number}`,
       }),
     );
     links.forEach(fillWhenNear);
     const rest = meta.num_images - meta.num_pictures;
     root.append(
-      element("h1", {}, "Pictures"),
+      element("h1", {}, "Images"),
       element(
         "p",
         { class: "lead" },
@@ -227,11 +227,11 @@
   };
 
   explorer.pages.set("image", {
-    title: "Pictures",
+    title: "Images",
     show: async (root, argument, parameters, meta) => {
       if (argument === "") return showAll(root, meta);
       if (!/^\d+$/.test(argument)) {
-        throw new Error(`picture: expected a number from 0 to ${meta.num_pictures - 1}, got "${argument}"`);
+        throw new Error(`image: expected a number from 0 to ${meta.num_pictures - 1}, got "${argument}"`);
       }
       return showPicture(root, Number(argument), parameters, meta);
     },

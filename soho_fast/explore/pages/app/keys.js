@@ -6,11 +6,11 @@
   const { element } = explorer;
 
   const KEYS = [
-    ["← →, or k j", "previous, next: code, picture; on the wall and in a picture from tile to tile"],
-    ["↑ ↓", "on the wall and in a picture: the row above, below"],
+    ["← →, or k j", "previous, next: code, image; on the wall and in an image from tile to tile"],
+    ["↑ ↓", "on the wall and in an image: the row above, below"],
     ["Enter", "open"],
     ["/", "search"],
-    ["g then w, p, o, m, t, a", "go to the wall, pictures, words, map, timeline, ask"],
+    ["g then w, p, o, m, t, a", "go to the wall, images, words, map, timeline, ask"],
     ["Esc", "close; leave a field"],
     ["?", "these keys"],
   ];

@@ -160,7 +160,7 @@
         } else {
           const word = wall.word[code];
           const live = wall.tokens[code] > 0;
-          const usage = live ? formatPlural(wall.tokens[code], "token") : "dead";
+          const usage = live ? formatPlural(wall.tokens[code], "token") : "unused";
           const text = [`code ${code}`, word, usage].filter((part) => part !== null).join(" · ");
           status.replaceChildren(element("a", { href: explorer.address("code", String(code)), dir: "auto" }, text));
           const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];
@@ -326,7 +326,7 @@
               "a",
               { href: explorer.address("code", String(code)) },
               element("strong", {}, code),
-              element("span", { dir: "auto" }, wall.tokens[code] ? (wall.word[code] ?? "") : "dead"),
+              element("span", { dir: "auto" }, wall.tokens[code] ? (wall.word[code] ?? "") : "unused"),
             ),
           ),
         );
@@ -336,7 +336,8 @@
         element(
           "p",
           { class: "lead" },
-          "Codes close in the codebook are close here, as far as a plane allows. Size tells usage; rings are dead.",
+          "Codes close in the codebook are close here, as far as a plane allows. The size shows the usage; rings are " +
+            "unused codes.",
         ),
         stage,
         status,

@@ -9,8 +9,8 @@
 
   const HINTS = {
     perplexity: "How many codes are used in effect: that many, each used as often, would be as varied (running usage).",
-    "live codes": "Codes whose running usage is not near zero; it lags behind, by some hundred steps.",
-    "re-seeded codes": "Codes that were dead and took the place of a feature, since the point before.",
+    "active codes": "Codes whose running usage is not near zero; it lags behind, by some hundred steps.",
+    "reset codes": "Codes reset since the previous point.",
     "codebook drift": "How far one step moves the codes, in units of the codebook's spread.",
   };
 
@@ -68,7 +68,7 @@
     const more = element("button", { type: "button", class: "quiet" }, `show all ${formatCount(links.length)}`);
     more.addEventListener("click", () => chips.replaceChildren(...links));
     if (links.length > FIRST_CHIPS) chips.append(more);
-    return card("Codes that died and were seeded again", hint, charts.histogram({ counts, edges, label }), chips);
+    return card("Codes that were unused and reset", hint, charts.histogram({ counts, edges, label }), chips);
   };
 
   const unusedCodes = ({ seeded, unused_since: unusedSince, num_snapshots: numSnapshots }, tokens) => {
@@ -77,17 +77,19 @@
       .map((count, code) => ({ code, count, since: unusedSince[code] ?? null, at: seeded[code] ?? null }))
       .filter(({ count, since }) => since !== null || count === 0)
       .map((row) => ({ ...row, never: row.since !== null && row.since === row.at }))
-      // Those first that had members and lost them; last those that never had one.
+      // Those first that were used and no longer are; last those that never were.
       .sort((a, b) => a.never - b.never || (a.since ?? Infinity) - (b.since ?? Infinity) || a.code - b.code);
     const unknown =
-      "This training left one state of the codebook's usage alone: since when a code has no member is not known, but " +
-      "for those that never had one.";
+      "This training left one state of the codebook's usage alone: since when a code is unused is not known, but " +
+      "for those that never were used.";
     const note = known ? null : element("p", { class: "notice" }, unknown);
-    const none = known ? "Every code had members in training, and has some here." : "Every code has members here.";
+    const none = known
+      ? "Every code had assigned features in training, and has some here."
+      : "Every code has assigned features here.";
     if (!codes.length) return [note, element("p", { class: "hint" }, none)];
     const step = (value, otherwise) => (value === null ? otherwise : `step ${formatCount(value)}`);
     const sinceStep = (since, never) =>
-      never ? `${step(since)}, its seeding` : step(since, known ? "had members to the end" : "not known");
+      never ? `${step(since)}, its last reset` : step(since, known ? "used to the end" : "not known");
     const row = ({ code, count, since, at, never }) =>
       element(
         "tr",
@@ -103,7 +105,7 @@
       body.replaceChildren(...codes.map(row));
       more.remove();
     });
-    const head = ["code", "no member in training since", "last seeded at", "tokens here"];
+    const head = ["code", "unused in training since", "last reset at", "tokens here"];
     return [
       note,
       element(
@@ -125,8 +127,8 @@
           "p",
           { class: "notice" },
           "Nothing is known of this codebook's training: no run's log lay beside the model when this explorer was " +
-            "built. The explorer of a run, built from its folder, shows when codes were seeded and since when they " +
-            "have no member.",
+            "built. The explorer of a run, built from its folder, shows when codes were reset and since when they " +
+            "are unused.",
         ),
       );
       return;
@@ -146,7 +148,7 @@
     const cards = [...curves(timeline), seedings(timeline), eventList(timeline)].filter(Boolean);
     root.append(element("div", { class: "cards" }, cards));
     const hint = "In training, as finely as its snapshots tell; and among the images of this explorer.";
-    const unused = card("Codes that have no member", hint, unusedCodes(timeline, wall.tokens));
+    const unused = card("Unused codes", hint, unusedCodes(timeline, wall.tokens));
     root.append(element("div", { class: "cards" }, unused));
   };
 

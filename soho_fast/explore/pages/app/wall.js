@@ -30,7 +30,7 @@
     number: { words: "number", value: (wall) => wall.tokens.map((_, code) => code), down: false, tell: () => "" },
   };
   const AROUND = 0.5; // A code says something of more than its cell: features see beyond it.
-  const ALIVE = { "": "all", live: "live", dead: "dead" };
+  const ALIVE = { "": "all", live: "active", dead: "unused" };
 
   const sortedCodes = (wall, { value, down }) => {
     const values = value(wall);
@@ -44,7 +44,7 @@
   };
 
   const saidOf = (wall, code) => {
-    if (wall.tokens[code] === 0) return "dead";
+    if (wall.tokens[code] === 0) return "unused";
     return wall.word[code] ?? `${formatPlural(wall.tokens[code], "token")}, no word`;
   };
 
@@ -65,7 +65,7 @@
     tile.replaceChildren(
       explorer.codeCrop(wall, code, 96, around),
       element("span", { class: "tile-number" }, code),
-      element("span", { class: "tile-word", dir: "auto" }, wall.tokens[code] === 0 ? "dead" : wall.word[code]),
+      element("span", { class: "tile-word", dir: "auto" }, wall.tokens[code] === 0 ? "unused" : wall.word[code]),
       element("span", { class: "tile-value" }, tile.dataset.value),
     );
   };
@@ -107,7 +107,9 @@
           "p",
           { class: "measures" },
           `${shown.map((pair) => pair.join(": ")).join("; ")}.`,
-          meta.has_captions ? " A code claims a word that is proven more frequent in its images' captions." : null,
+          meta.has_captions
+            ? " A code is associated with a word that is proven more frequent in the captions of its images."
+            : null,
         )
       : "";
   };
@@ -118,12 +120,12 @@
     return element(
       "p",
       { class: "lead" },
-      "A model sees an image as a grid of cells, and takes for each cell's feature the nearest code of its " +
+      "A model sees an image as a grid of patches, and takes for each patch's feature the nearest code of its " +
         "dictionary: a token. Each tile is a code: the cell in the middle of those that have it, outlined, and what " +
         "is around it",
       meta.has_captions ? "; below it, the word that most sets apart the captions of its images. " : ". ",
       element("strong", {}, formatCount(meta.num_codes)),
-      ` codes${dead ? `, ${formatCount(dead)} of them dead: no cell here has them` : ", all in use"}; ${images},`,
+      ` codes${dead ? `, ${formatCount(dead)} of them unused: no patch here has them` : ", all in use"}; ${images},`,
       ` ${formatPlural(meta.num_tokens, "token")}.`,
     );
   };
@@ -242,7 +244,7 @@
           element("label", {}, "sort by ", sortBox),
           element("fieldset", { class: "choices", "aria-label": "codes shown" }, choices),
           meta.has_captions ? element("label", {}, "word ", wordBox) : null,
-          element("label", {}, aloneBox, " cells alone"),
+          element("label", {}, aloneBox, " patches alone"),
           found,
         ),
         grid,

@@ -144,7 +144,8 @@
         element(
           "p",
           { class: "notice" },
-          "No code claims this word: in no code's images is it more frequent than elsewhere by more than chance makes.",
+          "No code is associated with this word: in no code's images is it more frequent than elsewhere by more than " +
+            "chance makes.",
         ),
       );
     }

@@ -3,6 +3,8 @@
 M positions, D channels, V classes, N rows of the word table.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,18 +38,18 @@ class _ClassifyByParts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_MD, weight_VD, bias_V, dtype: torch.dtype):
+    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, dtype: torch.dtype) -> Tensor:
         hidden_MD = hidden_MD.to(dtype)
         logits_VM = hidden_MD.new_empty(weight_VD.shape[0], hidden_MD.shape[0])
         for part in _parts(weight_VD):
             torch.mm(weight_VD[part].to(dtype), hidden_MD.T, out=logits_VM[part])
         ctx.save_for_backward(hidden_MD, weight_VD)
         ctx.has_bias = bias_V is not None
-        return logits_VM.T + bias_V.to(dtype) if ctx.has_bias else logits_VM.T
+        return logits_VM.T if bias_V is None else logits_VM.T + bias_V.to(dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_MV):
+    def backward(ctx: Any, grad_MV: Tensor) -> tuple[Tensor | None, ...]:
         hidden_MD, weight_VD = ctx.saved_tensors
         grad_VM = grad_MV.to(hidden_MD.dtype).T.contiguous()
         grad_hidden_MD = torch.zeros_like(hidden_MD, dtype=torch.float32)
@@ -73,7 +75,7 @@ class SharedWords(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, table_VD, id_N, padding_id: int | None):
+    def forward(ctx: Any, table_VD: Tensor, id_N: Tensor, padding_id: int | None) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(id_N)
         ctx.padding_id, ctx.shape = padding_id, table_VD.shape
         ctx.set_materialize_grads(False)
@@ -81,7 +83,7 @@ class SharedWords(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_ND, grad_VD):
+    def backward(ctx: Any, grad_ND: Tensor | None, grad_VD: Tensor | None) -> tuple[Tensor | None, None, None]:
         (id_N,) = ctx.saved_tensors
         if grad_ND is None:
             return grad_VD, None, None

@@ -3,6 +3,8 @@
 B images, C channels (I in, O out), H x W pixels of a feature map; x is always (B, C, H, W).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -43,7 +45,7 @@ def _convolve(conv: nn.Conv2d, x: Tensor, weight_OIHW: Tensor, bias_O: Tensor | 
     on_cpu = x.device.type == "cpu"
     if isinstance(conv, PointwiseConv2d) and on_cpu and x.is_contiguous(memory_format=torch.channels_last):
         return F.linear(x.permute(0, 2, 3, 1), weight_OIHW.flatten(1), bias_O).permute(0, 3, 1, 2)
-    form = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    form: tuple[Any, ...] = (conv.stride, conv.padding, conv.dilation, conv.groups)
     if isinstance(conv, StridedDepthwiseConv2d) and on_cpu and torch.is_grad_enabled():
         with torch.autocast("cpu", enabled=False):
             bias_O = None if bias_O is None else bias_O.float()
@@ -108,8 +110,8 @@ def speed_up_convolutions(encoder: VisualEncoder) -> None:
 
 
 def _with_weights_of(conv: nn.Conv2d, kind: type[nn.Conv2d]) -> nn.Conv2d:
-    form = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None)
+    form = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
     # No values are drawn there: those of a run's start depend on the seed alone.
-    made = kind(conv.in_channels, conv.out_channels, *form, device="meta").train(conv.training)
+    made = kind(conv.in_channels, conv.out_channels, **form, bias=conv.bias is not None, device="meta")
     made.weight, made.bias = conv.weight, conv.bias
-    return made
+    return made.train(conv.training)

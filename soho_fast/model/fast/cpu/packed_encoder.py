@@ -93,8 +93,16 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, query_MD, key_ND, value_ND, queries: Places, keys: Places, mask_R1T, num_heads: int, dropout: float
-    ):
+        ctx: Any,
+        query_MD: Tensor,
+        key_ND: Tensor,
+        value_ND: Tensor,
+        queries: Places,
+        keys: Places,
+        mask_R1T: Tensor,
+        num_heads: int,
+        dropout: float,
+    ) -> Tensor:
         scale = (query_MD.shape[1] // num_heads) ** -0.5
         query_RQE = queries.pad(query_MD, num_heads)
         key_RTE, value_RTE = (keys.pad(rows_ND, num_heads) for rows_ND in (key_ND, value_ND))
@@ -107,7 +115,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_MD):
+    def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
         query_RQE, key_RTE, value_RTE, share_RQT, kept_RQT = ctx.saved_tensors
         queries, keys = ctx.places
         grad_RQE = queries.pad(grad_MD, ctx.num_heads)

@@ -49,7 +49,7 @@ def prepared_type(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         has = {"bf16": torch.cuda.is_bf16_supported(including_emulation=False), "fp16": True, "int8": False}
     else:
-        found = getattr(torch.cpu, "get_capabilities", dict)()
+        found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         needed = {"bf16": ("avx512_bf16", "amx_bf16", "bf16"), "fp16": (), "int8": ("avx512_vnni", "amx_int8")}
         has = {name: any(found.get(one, False) for one in any_of) for name, any_of in needed.items()}
     if precision == "auto":
@@ -143,7 +143,7 @@ def prepare_for_inference(
 def _compute(model: SohoPreTrainedModel, batch: Mapping[str, Any]) -> None:
     given = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     if given.get("input_ids") is None:
-        model.encode_images(given["pixel_values"], given.get("pixel_mask"))
+        model.base().encode_images(given["pixel_values"], given.get("pixel_mask"))
     else:
         model(**given)
 

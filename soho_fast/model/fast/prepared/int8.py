@@ -64,6 +64,7 @@ class Seen:
             error = float((found_N - values_N).square().mean())
             if error < least:
                 best, least = Scale(scale, zero_point), error
+        assert best is not None, "finite values have a range"
         return best
 
 
@@ -82,6 +83,9 @@ class Int8Conv2d(Constant):
         read, made: what numbers mean in its input and its output.
         added: what they mean in the features that are added; `None`: none are.
     """
+
+    scale_O: Tensor
+    zero_point_O: Tensor
 
     def __init__(self, conv: FusedConv2d, read: Scale, made: Scale, added: Scale | None = None) -> None:
         weight_OIHW, scale_O = _int8_weight(conv.weight)
@@ -107,6 +111,7 @@ class Int8Conv2d(Constant):
         post_op = POST_OPS[self.activation]
         if added is None:
             return torch.ops.onednn.qconv2d_pointwise(*given, self.bias, *self.form, *made, *post_op)
+        assert self.added is not None, "it was seen with what is added"
         return torch.ops.onednn.qconv2d_pointwise.binary(
             *given, added, self.bias, *self.form, *made, *self.added, "sum", 1.0, *post_op
         )
@@ -120,6 +125,9 @@ class Int8Linear(Constant):
         read: what numbers mean in its input.
         dtype: of what comes out.
     """
+
+    scale_O: Tensor
+    zero_point_O: Tensor
 
     def __init__(self, linear: FusedLinear, read: Scale, dtype: torch.dtype) -> None:
         weight_OI, scale_O = _int8_weight(linear.weight)
@@ -186,7 +194,8 @@ def to_int8(
     if not seen:
         raise ValueError("calibration: expected at least one batch of images, got none")
     scales = {layer: values.scale() for layer, values in seen.items()}
-    stem, *blocks = backbone
+    layers: list[Any] = list(backbone)
+    stem, *blocks = layers
     stem.conv.cast(dtype)
     read = scales[stem.conv]
     backbone.insert(1, Boundary(read))

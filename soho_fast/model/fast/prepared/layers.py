@@ -103,7 +103,7 @@ class Constant(nn.Module):
         """What the layout is made of."""
         return (self.weight,)
 
-    def make_packed(self, size: torch.Size | None, *tensors: Tensor) -> Tensor:
+    def make_packed(self, size: torch.Size | None, *tensors: Any) -> Tensor:
         """`packed_of()` in the layout of oneDNN's kernel for features of this size."""
         raise NotImplementedError
 

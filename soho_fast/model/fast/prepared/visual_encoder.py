@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
+from torchvision.models import MobileNetV2, ResNet, mobilenetv2
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import Conv2dNormActivation
 
@@ -19,7 +19,7 @@ from ..cpu.convolutions import CpuCnn
 from .layers import FusedConv2d
 
 Fuse = Callable[..., FusedConv2d]
-Exchange = Callable[..., tuple[nn.Module, Any]]
+Exchange = Callable[..., tuple[Any, Any]]
 """A convolution, what its input and what is added to it are, to another convolution and what its output is."""
 
 
@@ -31,8 +31,8 @@ class Residual(nn.Module):
         pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
         if isinstance(block, Bottleneck):
             pairs.append((block.conv3, block.bn3))
-        self.convs = nn.ModuleList(fuse(conv, norm, "relu") for conv, norm in pairs)
-        self.downsample = None if block.downsample is None else fuse(*block.downsample)
+        self.convs: Any = nn.ModuleList(fuse(conv, norm, "relu") for conv, norm in pairs)
+        self.downsample: nn.Module | None = None if block.downsample is None else fuse(*block.downsample)
 
     def forward(self, x: Tensor, masks: Masks, stride: int) -> tuple[Tensor, int]:
         """Features of `stride` to features, and the stride of these."""
@@ -58,10 +58,10 @@ class Residual(nn.Module):
 class InvertedResidual(nn.Module):
     """A block of MobileNetV2."""
 
-    def __init__(self, block: nn.Module, fuse: Fuse) -> None:
+    def __init__(self, block: mobilenetv2.InvertedResidual, fuse: Fuse) -> None:
         super().__init__()
         *inner, conv, norm = block.conv
-        self.convs = nn.ModuleList(fuse(layer[0], layer[1], "relu6") for layer in inner)
+        self.convs: Any = nn.ModuleList(fuse(layer[0], layer[1], "relu6") for layer in inner)
         self.convs.append(fuse(conv, norm))
         self.adds = block.use_res_connect
 
@@ -88,7 +88,8 @@ class Plain(nn.Module):
 
     def __init__(self, conv: FusedConv2d, pool: nn.Module | None = None) -> None:
         super().__init__()
-        self.conv, self.pool = conv, pool
+        self.conv: Any = conv
+        self.pool = pool
 
     def forward(self, x: Tensor, masks: Masks, stride: int) -> tuple[Tensor, int]:
         """As `Residual.forward`."""
@@ -107,8 +108,8 @@ class Plain(nn.Module):
 class FusedBackbone(nn.Sequential):
     """What `build_backbone` gave, with constant weights; `num_features` is its number of output channels."""
 
-    def __init__(self, net: nn.Module, fuse: Fuse) -> None:
-        if isinstance(net, torchvision.models.MobileNetV2):
+    def __init__(self, net: ResNet | MobileNetV2, fuse: Fuse) -> None:
+        if isinstance(net, MobileNetV2):
             super().__init__(*(self._of_mobilenet(block, fuse) for block in net.features))
         else:
             blocks = (block for layer in (net.layer1, net.layer2, net.layer3, net.layer4) for block in layer)
@@ -117,12 +118,12 @@ class FusedBackbone(nn.Sequential):
         self.num_features = net.num_features
 
     @staticmethod
-    def _of_mobilenet(block: nn.Module, fuse: Fuse) -> nn.Module:
+    def _of_mobilenet(block: Conv2dNormActivation | mobilenetv2.InvertedResidual, fuse: Fuse) -> nn.Module:
         if isinstance(block, Conv2dNormActivation):
             return Plain(fuse(block[0], block[1], "relu6"))
         return InvertedResidual(block, fuse)
 
-    def forward(self, x: Tensor, masks: Masks) -> Tensor:
+    def forward(self, x: Tensor, masks: Masks) -> Tensor:  # type: ignore[override]  # its blocks take three arguments
         """Pixels (B, 3, H, W), zero at padding, to features (B, C, H/32, W/32)."""
         stride = 1
         for block in self:
