@@ -189,12 +189,12 @@ def test_a_recipe_reads_them(corpus):
     assert len(task.training_data()) == 12 and task.training_data().num_captions == 24
     assert task.contents()["training data"].startswith("12 records, ")
     path = str(corpus / "shards/{00000..00002}.tar")
+    task = task_of(corpus, name="coco", max_captions=2)
     task.data.heldout = [CaptionSource(annotations=str(corpus / "dataset_coco.json"), images=[path], splits=["train"])]
-    task._heldout = None
     with pytest.raises(
         ValueError, match=r"12 images are both in sources and in heldout, as .*00000\.tar!train2014/0000"
     ):
-        task._read()
+        task.training_data()
 
 
 @pytest.mark.parametrize(
