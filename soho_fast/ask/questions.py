@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypedDict, Unpack, overload
 
-from soho_fast.data.image_like import ImageLike
+from soho_fast.data.images import ImageLike
 from soho_fast.model.outputs import VisualTokens
 
 

@@ -57,7 +57,7 @@ def fake_model(make: Callable[[], nn.Module], dtype: torch.dtype, mode: FakeTens
     A fake tensor says that it is on a CPU: torch's meta device knows no autocast and no backends of our ops.
     """
     with torch.device("meta"):
-        model = make().to(dtype)  # type: ignore[arg-type]  # transformers' wrapper names the model first
+        model = make().to(dtype)
     with mode:
         made: dict[int, tuple[Tensor, Tensor]] = {}
         for module in model.modules():
