@@ -295,9 +295,9 @@ def _draw(
                     0.1, top + 0.57 + 0.22 * line, words, fontsize=6.8, va="center", color="0.1", parse_math=False
                 )
         axes.set(xlim=(0, width / _TILE_INCHES), ylim=(len(codes) * (1 + _GAP), 0))
-        for number, credit in enumerate(lines):
+        for number, text in enumerate(lines):
             y = (below - 0.1 - 0.105 * number) / height
-            figure.text(0.1 * _TILE_INCHES / width, y, credit, fontsize=5, color="0.4", va="center", parse_math=False)
+            figure.text(0.1 * _TILE_INCHES / width, y, text, fontsize=5, color="0.4", va="center", parse_math=False)
         try:
             figure.savefig(path, dpi=dpi, metadata={"Title": _drawable(bundle.meta["title"])})
         except OSError as error:
