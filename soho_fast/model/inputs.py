@@ -152,7 +152,7 @@ def refuse_gradient(*values: Any) -> None:
 
 
 def _check_mask(name: str, mask: Tensor | None, of_name: str, of: Tensor) -> None:
-    expected = (len(of), *of.shape[2:])
+    expected = (of.shape[0], *of.shape[2:])
     if mask is not None and mask.shape != expected:
         raise ValueError(
             f"{name}: expected shape {tuple(expected)} to match {of_name} {_shape(of)}, got {_shape(mask)}"

@@ -137,7 +137,7 @@ class VisualDictionary(Float32Buffers):
             ops.codebook_ema_(self.codebook, counts_K, sums_KC, self.config.ema_decay)
         else:
             self._move_vqvae(counts_K, sums_KC)
-        self._count(counts_K)
+        self.count(counts_K)
         if members.key_R is not None and members.feat_RC is not None:
             self._revive(members.key_R, members.feat_RC)
 
@@ -316,7 +316,7 @@ class VisualDictionary(Float32Buffers):
     def _num_revivable(self) -> int:
         return min(self.config.revive_limit, self.num_codes)
 
-    def _count(self, counts_K: Tensor) -> None:
+    def count(self, counts_K: Tensor) -> None:
         """Adds an update's assignments, of all ranks, to the running usage."""
         total = counts_K.sum()
         share_K = counts_K * (self.num_codes / total.clamp(min=1.0))

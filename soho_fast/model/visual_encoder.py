@@ -135,7 +135,7 @@ class VisualEncoder(nn.Module):
                 x = x.masked_fill(~mask_Bhw.unsqueeze(1), float("-inf"))
             x = F.max_pool2d(x, self.pool, self.pool, ceil_mode=True)
         if mask_Bhw is None:
-            grid_mask_Bhw = x.new_ones(len(x), *x.shape[-2:], dtype=torch.bool)
+            grid_mask_Bhw = x.new_ones(x.shape[0], *x.shape[-2:], dtype=torch.bool)
         else:
             grid_mask_Bhw = grid_mask(mask_Bhw, self.pool)
             x = x.masked_fill(~grid_mask_Bhw.unsqueeze(1), 0.0)

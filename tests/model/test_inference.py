@@ -115,7 +115,8 @@ def test_the_same_answers_in_float32(build, name, padded):
     assert logits_of(wanted).std() > 0.05, "a model that says the same of all inputs proves nothing"
     valid_BL = wanted_tokens.valid
     torch.testing.assert_close(got_tokens.valid, valid_BL)
-    torch.testing.assert_close(got_tokens.features[valid_BL], wanted_tokens.features[valid_BL], rtol=1e-4, atol=1e-4)
+    # Sums of float32 in another order: processors differ in how far that goes.
+    torch.testing.assert_close(got_tokens.features[valid_BL], wanted_tokens.features[valid_BL], rtol=3e-4, atol=1e-4)
     if wanted_tokens.index is not None:
         assert torch.equal(got_tokens.index[valid_BL], wanted_tokens.index[valid_BL])
         assert len(got_tokens.index[valid_BL].unique()) >= 3

@@ -320,8 +320,8 @@ def test_arguments_that_do_not_fit_are_named(tiny_model, batch, change, words, p
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        ({}, "exactly one of pixel_values and backbone_features"),
-        ({"pixel_values": (2, 3, 64, 64), "backbone_features": (2, 512, 2, 2)}, "exactly one of pixel_values and"),
+        ({}, "exactly one of pixel_values, visual_tokens and backbone_features"),
+        ({"pixel_values": (2, 3, 64, 64), "backbone_features": (2, 512, 2, 2)}, "exactly one of pixel_values, visual"),
         ({"backbone_features": (2, 512, 2, 2), "pixel_mask": (2, 64, 64)}, "expected pixel_mask with pixel_values, or"),
         ({"pixel_values": (2, 3, 64, 64), "backbone_mask": (2, 2, 2)}, "expected pixel_mask with pixel_values, or"),
         (

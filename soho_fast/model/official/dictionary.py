@@ -68,6 +68,6 @@ class OfficialDictionary(VisualDictionary):
         counts_K = torch.zeros_like(counts_K).index_add_(0, index_BL.flatten(), (usable_BL * num_texts_B1).flatten())
         return counts_K, sums_KC
 
-    def _count(self, counts_K: Tensor) -> None:
-        super()._count(counts_K)
+    def count(self, counts_K: Tensor) -> None:
+        super().count(counts_K)
         self.total.add_(counts_K)

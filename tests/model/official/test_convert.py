@@ -299,7 +299,7 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path, capsys, kind):
 # Arguments, where all else is right, and what is said.
 MISTAKES = [
     ("", "the following arguments are required: action, checkpoint, output"),
-    ("convrt soho.pth out", "action: expected convert, got 'convrt'; did you mean convert?"),
+    ("convrt soho.pth out", "action: expected one of 'convert', got 'convrt'; did you mean convert?"),
     ("convert soho.pth", "the following arguments are required: output"),
     ("convert soho.pht out --vocab vocab.txt", "soho.pht: there is no such file or folder; did you mean soho.pth?"),
     ("convert soho.pth out --vocb vocab.txt", "--vocb: there is no such argument; did you mean --vocab?"),
