@@ -134,7 +134,7 @@ def test_from_the_answer_to_what_a_code_means_by_clicks(window):
 
 
 def test_an_upload_is_shown_asked_about_and_kept_while_the_page_lives(window, photo, runs):
-    from soho_fast.ask.__main__ import SohoPipeline
+    from soho_fast.ask import SohoPipeline
 
     replies = Replies(window)
     window.visit("#/ask?question=answer")

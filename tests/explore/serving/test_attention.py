@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from soho_fast.ask.__main__ import SohoPipeline
+from soho_fast.ask import SohoPipeline
 from soho_fast.explore.attention import SeeingPipeline
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from loopback import serve
 
-from soho_fast.ask.__main__ import SohoPipeline
+from soho_fast.ask import SohoPipeline
 from soho_fast.explore import asking
 from soho_fast.explore.bundle import Bundle, picture_path, write_in_files
 from soho_fast.explore.shown import Originals, ShownPictures
