@@ -158,7 +158,9 @@ def test_an_upload_is_shown_asked_about_and_kept_while_the_page_lives(window, ph
     assert window.address().startswith("#/code/")
     window.page.go_back()
     wait_for_answer(window)
-    assert replies[1]["answers"] == replies[0]["answers"]
+    # Some processors add float32 in an order that depends on where arrays lie.
+    first, again = ({row["answer"]: row["score"] for row in reply["answers"]} for reply in (replies[0], replies[1]))
+    assert again == pytest.approx(first, abs=1e-6)
 
 
 def test_the_address_is_not_written_with_every_key_and_stays_short(window):
@@ -224,7 +226,7 @@ def test_cells_without_codes_are_shaded_and_lead_nowhere(window):
     open_question(window, "#/ask?question=entails&picture=0&text=a+red+man")
     wait_for_answer(window)
     assert window.page.locator("#no-codes").inner_text() == (
-        "Cells name no codes: the codes shown here are of another codebook than this model's."
+        "Patches name no codes: the codes shown here are of another codebook than this model's."
     )
     assert shades(window) == pytest.approx(shares(replies[0], 0), abs=1e-6)
     links = window.page.locator(".ask-view a").evaluate_all("links => links.map(link => link.hash)")

@@ -10,7 +10,7 @@ PAGES = {
     "#/wall?sort=near&show=live&word=dol": "Wall",
     "#/code/3": "Code 3, gravel",
     "#/code/69": "Code 69",
-    "#/image": "Pictures",
+    "#/image": "Images",
     "#/image/12?code=62": "Image 12",
     "#/image/1": "Image 1",
     "#/words": "Words",
@@ -201,7 +201,7 @@ def test_a_dead_code_says_so(window):
 def test_a_picture_names_its_own_licence_only(window):
     for number, entry in ((12, LICENCES[0]), (13, LICENCES[1])):
         window.visit(f"#/image/{number}")
-        expected = f"Pictures: {entry['what']}: {entry['credit']}; {entry['licence']}"
+        expected = f"Images: {entry['what']}: {entry['credit']}; {entry['licence']}"
         assert window.page.locator(".licences").inner_text() == expected
     for address in ("#/wall", "#/code/3", "#/words/dolphin", "#/map", "#/image"):
         window.visit(address)
