@@ -72,7 +72,7 @@ def test_a_planted_dictionary_is_pure_and_a_shuffled_one_is_not(corpus):
     assert found["NMI, objects"][2] < found["NMI, objects"][1] < 100.0, "there are more means than objects"
     planted, _, by_chance = found["codes associated with a word"]
     assert planted > by_chance == 0.0
-    assert "64 images, 1,024 cells" in table.title
+    assert "64 images, 1,024 patches" in table.title
 
 
 def test_without_a_demo_corpus_words_alone_are_measured(corpus):
