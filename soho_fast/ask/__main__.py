@@ -79,11 +79,11 @@ def _run(arguments: list[str]) -> int:
             is_there = Path(options[name]).exists()
             reason = "it is no regular file" if is_there else no_such_path(options[name])
             raise UserError(f"{name}: {options[name]} can't be read ({reason})")
+    quiet_transformers()
     with from_extra("train"):
         from soho_fast.ask.many import ask_many
         from soho_fast.ask.pipeline import SohoPipeline
 
-        quiet_transformers()
     if action == "many":
         ask_many(folder, **options)
         return 0
