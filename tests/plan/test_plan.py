@@ -105,7 +105,7 @@ def test_hours_follow_the_stated_share_of_the_peak():
         (["--gpus", "0"], "gpus: expected 1 or more, got 0"),
         (["--mfu", "1.5"], "mfu: expected 0.001 to 1, got 1.5"),
         (["--image", "480"], "image: expected HEIGHTxWIDTH in pixels, as 480x640, got '480'"),
-        (["--stage", "4"], "stage: expected 0 or 1 or 2 or 3, got '4'"),
+        (["--stage", "4"], "stage: expected one of 0, 1, 2, 3, got 4"),
         (["--recipe", "papr"], "recipe: there is no recipe 'papr'"),
         (["--gpsu", "8"], "gpsu: there is no such argument; did you mean --gpus"),
         (["--gpus", "7"], "batch.global_batch_size: 1024 does not divide"),

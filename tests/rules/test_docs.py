@@ -127,7 +127,7 @@ SAYS = {
     "--data.scoring both": "two stages",
     "soho_fast.plan": "recipe paper on ",
     "soho_fast.ask rank": " %  two cats",
-    "soho_fast.export": "The folder that is made.",
+    "soho_fast.export": "Folder to create.",
     "soho_fast.ask many": "results.jsonl: 5 lines",
     "soho_fast.explore build": "runs/mini/explorer is up to date",
     "soho_fast.explore figure": "the codes as a figure: ",
