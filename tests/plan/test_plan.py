@@ -101,7 +101,7 @@ def test_hours_follow_the_stated_share_of_the_peak():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--card", "tpu"], "card: expected v100 or a100 or h100, got 'tpu'"),
+        (["--card", "tpu"], "card: expected one of 'v100', 'a100', 'h100', got 'tpu'"),
         (["--gpus", "0"], "gpus: expected 1 or more, got 0"),
         (["--mfu", "1.5"], "mfu: expected 0.001 to 1, got 1.5"),
         (["--image", "480"], "image: expected HEIGHTxWIDTH in pixels, as 480x640, got '480'"),
