@@ -293,9 +293,9 @@ def test_too_many_corrupt_images_stop_the_run(launch, request_for):
     run = request_for("run", task={"skip_each": 1}, batch={"corrupt_images": 0.003})
     done = launch(run)
     assert done.code == 2, done.text
-    assert done.text.count("skipped: broken.jpg: truncated") == 4
+    assert done.text.count("skipped: corrupt.jpg: truncated") == 4
     assert "images were unreadable, more than the share of 0.003" in done.text
-    assert done.text.rstrip().endswith("broken.jpg: truncated")
+    assert done.text.rstrip().endswith("corrupt.jpg: truncated")
 
 
 def test_a_run_that_diverged_stops_and_says_so(launch, request_for):
