@@ -48,8 +48,8 @@ def test_it_departs_from_paper_r18_in_what_the_release_does_otherwise():
         (["--data.num_negative", "2"], "data.num_negative is then 0; got caption_groups and 2"),
         (["--data.replace_probability", "1.5"], "data.replace_probability: expected"),
         (["--data.mvm_probability", "-1"], "data.mvm_probability: expected"),
-        (["--optim.rule", "bertadam"], "optim.rule: expected adamw or bert_adamw, got 'bertadam'"),
-        (["--schedule.warmup_unit", "epochs"], "schedule.warmup_unit: expected steps or micro_batches"),
+        (["--optim.rule", "bertadam"], "optim.rule: expected one of 'adamw', 'bert_adamw', got bertadam"),
+        (["--schedule.warmup_unit", "epochs"], "schedule.warmup_unit: expected one of 'steps', 'micro_batches'"),
         (["--batch.group_by_aspect_ratio", "landscape"], "batch.group_by_aspect_ratio: expected"),
     ],
 )
