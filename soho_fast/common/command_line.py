@@ -52,7 +52,7 @@ def exit_code(run: Callable[[list[str]], int], arguments: Sequence[str] | None, 
 
 
 def quiet_transformers() -> None:
-    """Leave out the progress bars and warnings of transformers: what could not be loaded is told by errors of ours."""
+    """Leave out the progress bars and warnings of transformers: errors of ours report what could not be loaded."""
     with from_extra("train"):
         from transformers.utils import logging
     logging.disable_progress_bar()

@@ -144,11 +144,11 @@ def _series_of_snapshots(records: Sequence[Mapping[str, Any]], snapshots: Sequen
     drift = _points(
         (record["step"], record["values"].get("drift")) for record in records if record["kind"] == "snapshot"
     )
-    reseeded = []
+    reset = []
     for earlier, later in zip([None, *snapshots], snapshots, strict=False):
         updates = later.age_K.max() if earlier is None else later.step - earlier.step
-        reseeded.append([later.step, int((later.age_K < updates).sum())])
-    named = {"reset codes": reseeded, "codebook drift": drift}
+        reset.append([later.step, int((later.age_K < updates).sum())])
+    named = {"reset codes": reset, "codebook drift": drift}
     return [{"name": name, "points": points} for name, points in named.items() if points]
 
 

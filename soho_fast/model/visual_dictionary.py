@@ -57,7 +57,7 @@ class VisualDictionary(Float32Buffers):
     nothing. (Data-dependent init is no update: the first lookup needs its codes, drawn from the first micro-batch.)
 
     Attributes:
-        pack: makes of the codebook what is looked up in, for a codebook that stands still; `None`: the codebook itself.
+        pack: makes of the codebook what is looked up in, for a codebook that is frozen; `None`: the codebook itself.
 
     Buffers:
         codebook (K, C); usage (K,): running mean of a code's share of the tokens in units of the uniform share 1/K,

@@ -294,7 +294,7 @@ def _assume(plan: Plan, work: Work, rates: Rates) -> None:
         add("codes of an image", "used alike", "the number of masked visual tokens follows; it hardly matters")
     if any(phase.name == "the CNN stands still" for phase in plan.phases):
         add(
-            "outputs of the CNN that stands still",
+            "outputs of the backbone while frozen",
             "computed anew",
             "where engine.feature_cache_gb caches them it is less",
         )
