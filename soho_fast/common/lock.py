@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
 
 LOCK = "in-use.lock"
+_WRITES_WITHIN = 2.0  # seconds from taking the lock to having written who holds it
 # What file systems without locks answer.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -69,7 +71,7 @@ def _take(folder: Path, say: Callable[[str], None]) -> int:
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     raise UserError(
-                        f"{folder} is in use by {_holder(file)}; wait for its end, stop it, or choose another folder"
+                        f"{folder} is in use by {_holder(file, _WRITES_WITHIN)}; wait for its end, stop it, or choose another folder"
                     ) from error
                 if error.errno not in _NO_LOCKS:
                     raise
@@ -97,7 +99,9 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _holder(file: int) -> str:
-    """What the holder wrote; between its taking the lock and its writing there is a moment without."""
-    text = os.pread(file, 200, 0).decode(errors="replace")
+def _holder(file: int, patience: float = 0) -> str:
+    """What the holder wrote; one that has only just taken the lock is given `patience` seconds to write it."""
+    until = time.monotonic() + patience
+    while not (text := os.pread(file, 200, 0).decode(errors="replace").strip()) and time.monotonic() < until:
+        time.sleep(0.01)
     return " ".join(text.split()) or "another process"

@@ -61,6 +61,18 @@ def test_a_second_process_is_refused_until_the_first_is_dead(holder, tmp_path):
     assert os.listdir(run) == ["recipe.yaml"]
 
 
+def test_a_holder_that_has_not_written_its_name_yet_is_waited_for(tmp_path):
+    """Two runs started at once: the second may look between the first one's lock and its line."""
+    slow = HOLD.replace("import sys, time", "import os, sys, time\nwrite = os.pwrite").replace(
+        "with only", "os.pwrite = lambda *a: (print('locked', flush=True), time.sleep(0.5), write(*a))[2]\nwith only"
+    )
+    with subprocess.Popen([sys.executable, "-c", slow, str(tmp_path)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match=f"is in use by process {first.pid} on "), only_user(tmp_path, ALONE, print):
+            pass
+        first.kill()
+
+
 def test_a_second_evaluation_into_one_folder_is_refused(holder, tmp_path, monkeypatch, capsys):
     task = SimpleNamespace(
         name="vqa",
