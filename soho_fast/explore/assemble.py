@@ -13,7 +13,6 @@ import socket
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from soho_fast.explore import bundle as layout
 from soho_fast.explore import gallery, statistics, words
 from soho_fast.explore.bundle import Bundle, BundleError
 from soho_fast.explore.figure import choose_codes
-from soho_fast.explore.sources import PictureError, SeenImage, Source, digest_of
+from soho_fast.explore.sources import PictureError, Source, digest_of
 from soho_fast.explore.spool import Spool
 
 MOST_MASKED = 500
@@ -113,7 +112,7 @@ def assemble(
 
     Raises:
         UserError: the folder holds something else.
-        ValueError: the source has no image, or a code that the codebook lacks.
+        ValueError: the source has no image that can be read, or features that are not finite.
     """
     folder = Path(os.path.abspath(folder))
     # What a link leads to is replaced, not the link.
@@ -130,10 +129,10 @@ def assemble(
 def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Words:
     """The pass over all images."""
     vocabulary = words.Vocabulary()
-    num_codes = len(source.codebook)
     progress = ProgressLines(say, "images")
     for image in source.images():
-        _check(image, num_codes)
+        if not np.isfinite(image.distance[image.index >= 0]).all():
+            raise ValueError(f"{image.name}: its features are not all finite numbers")
         spool.add(image, vocabulary.numbers(image.captions))
         if source.num_images:
             progress(len(spool), source.num_images)
@@ -141,28 +140,6 @@ def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Wor
         raise ValueError("images: there is none; expected at least one that can be read")
     spool.finish()
     return vocabulary.choose()
-
-
-def _check(image: SeenImage, num_codes: int) -> None:
-    if image.index.size and not -1 <= image.index.min() <= image.index.max() < num_codes:
-        wrong = image.index[(image.index < -1) | (image.index >= num_codes)][0]
-        raise ValueError(
-            f"{image.name}: expected codes from 0 to {num_codes - 1} (-1: none), got {wrong}; the index map belongs "
-            "to another codebook"
-        )
-    if not np.isfinite(image.distance[image.index >= 0]).all():
-        raise ValueError(f"{image.name}: its features are not all finite numbers")
-
-
-@dataclass
-class _Column:
-    """What the first page shows of every code, see `bundle.WALL`."""
-
-    values: dict[str, list[Any]]
-
-    def append(self, **values: Any) -> None:
-        for name, value in values.items():
-            self.values.setdefault(name, []).append(value)
 
 
 class _Writer:
@@ -177,32 +154,36 @@ class _Writer:
     ) -> None:
         self.source, self.folder, self.spool, self.words, self.say = source, folder, spool, chosen_words, say
         self.num_codes = len(source.codebook)
+        self.num_captioned = int(spool.captioned_N.sum())
         self.usage = statistics.count_usage(spool, self.num_codes)
         self.images_G = gallery.choose_pictures(spool, self.usage.images, most_pictures)
-        self.wall = _Column({})
+        # What the first page shows of each code, see `bundle.WALL`.
+        self.wall: list[dict[str, Any]] = []
         self.codes_of_word: dict[int, list[tuple]] = defaultdict(list)
 
     def write(self, made_of: str, timeline: Mapping[str, Any] | None, measures: Mapping[str, float] | None) -> None:
         layout.copy_pages(self.folder)
         (self.folder / "data").mkdir()
-        self._write_pictures()
-        self._write_codes()
-        layout.write_value(self.folder, "wall", self.wall.values)
+        self._write_small_copies()
+        layout.write_in_files(self.folder, "images", self._pictures(), layout.PICTURES_PER_FILE)
+        layout.write_in_files(self.folder, "codes", self._codes(), layout.CODES_PER_FILE)
+        columns = {name: [row[name] for row in self.wall] for name in self.wall[0]}
+        layout.write_value(self.folder, "wall", columns)
         layout.write_value(self.folder, "words", self._words())
         layout.write_value(self.folder, "timeline", timeline)
         layout.write_value(self.folder, "server", None)
         layout.write_value(self.folder, "meta", self._meta(made_of, measures))
         self._choose_figure()
 
-    def _write_pictures(self) -> None:
-        """Small copies and what is known of each picture; one that can't be read any more is left out."""
+    def _write_small_copies(self) -> None:
+        """Those of the gallery's images; one that can't be read any more is left out of it."""
         readable: list[int] = []
-        sizes: list[Any] = []
-        cells: list[Any] = []
+        self.sizes_G: list[tuple[int, int]] = []
+        self.cells_G: list[tuple[float | None, float | None]] = []
         progress = ProgressLines(self.say, "images")
-        for done, number in enumerate(self.images_G):
+        for done, number in enumerate(self.images_G.tolist()):
             try:
-                text = self.spool.texts(int(number))
+                text = self.spool.texts(number)
                 jpeg, width, height = self.source.small_copy(text["place"])
             except PictureError as error:
                 self.say(f"left out: {error}")
@@ -211,38 +192,32 @@ class _Writer:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg)
             readable.append(number)
-            sizes.append((width, height))
-            cells.append((_short(text["cells_high"]), _short(text["cells_wide"])))
+            self.sizes_G.append((width, height))
+            self.cells_G.append((_short(text["cells_high"]), _short(text["cells_wide"])))
             progress(done + 1, len(self.images_G))
         if not readable:
             raise ValueError("images: no picture can be read any more; have they been moved?")
-        self.images_G, self.cells_G = np.array(readable, dtype=np.int64), cells
+        self.images_G = np.array(readable, dtype=np.int64)
+
+    def _pictures(self) -> Iterator[dict[str, Any]]:
         masked = self._masked()
-        records: list[dict[str, Any]] = []
-        for picture, (number, (width, height)) in enumerate(zip(self.images_G, sizes, strict=True)):
-            text = self.spool.texts(int(number))
-            (chunk,) = self.spool.tokens([int(number)])
-            records.append(
-                {
-                    "picture": picture,
-                    "name": text["name"],
-                    "source": text["source"],
-                    "licences": text["licences"],
-                    "captions": text["captions"],
-                    "width": width,
-                    "height": height,
-                    "cells_high": cells[picture][0],
-                    "cells_wide": cells[picture][1],
-                    "rows": int(self.spool.rows_N[number]),
-                    "columns": int(self.spool.columns_N[number]),
-                    "index": [None if code < 0 else code for code in chunk.index.tolist()],
-                    "masked": masked.get(picture),
-                }
-            )
-            if len(records) == layout.PICTURES_PER_FILE or picture + 1 == len(self.images_G):
-                number = picture // layout.PICTURES_PER_FILE
-                layout.write_value(self.folder, f"images-{number:04d}", records)
-                records = []
+        for picture, number in enumerate(self.images_G.tolist()):
+            text = self.spool.texts(number)
+            yield {
+                "picture": picture,
+                "name": text["name"],
+                "source": text["source"],
+                "licences": text["licences"],
+                "captions": text["captions"],
+                "width": self.sizes_G[picture][0],
+                "height": self.sizes_G[picture][1],
+                "cells_high": self.cells_G[picture][0],
+                "cells_wide": self.cells_G[picture][1],
+                "rows": int(self.spool.rows_N[number]),
+                "columns": int(self.spool.columns_N[number]),
+                "index": [None if code < 0 else code for code in self.spool.index(number).tolist()],
+                "masked": masked.get(picture),
+            }
 
     def _masked(self) -> dict[int, dict[str, Any]]:
         count = min(MOST_MASKED, len(self.images_G))
@@ -253,26 +228,23 @@ class _Writer:
         found = self.source.masked(places, [text["captions"][0] for _, text in captioned])
         return {picture: value for (picture, _), value in zip(captioned, found, strict=False) if value is not None}
 
-    def _write_codes(self) -> None:
+    def _codes(self) -> Iterator[dict[str, Any]]:
         near, near_distance = statistics.near_codes(self.source.codebook)
         place = statistics.places_on_map(self.source.codebook, self.usage.tokens > 0)
         ranks = self.usage.ranks()
         sides = statistics.count_sides(self.spool, self.num_codes)
         most_columns = max(self.num_codes, len(self.words.spelling))
         progress = ProgressLines(self.say, "codes")
-        for first, last in statistics.blocks_of_codes(self.num_codes, most_columns, layout.CODES_PER_FILE):
-            beside, both = self._count_block(first, last)
-            members = gallery.Members.gather(self.spool.tokens(self.images_G), self.images_G, first, last)
-            file: list[dict[str, Any]] = []
+        for first, last in statistics.blocks_of_codes(self.num_codes, most_columns):
+            beside, both, members = self._count_block(first, last)
+            begins = np.searchsorted(members["code"], np.arange(first, last + 1))
             for code in range(first, last):
-                found = words.words_of_codes(
-                    both[code - first : code - first + 1],
-                    self.usage.captioned[code : code + 1],
-                    self.words.images,
-                    int(self.spool.captioned_N.sum()),
-                )[0]
-                shown = gallery.choose_occurrences(members.of(code))
-                neighbours = statistics.best_neighbours(beside[code - first], code, sides)
+                block = code - first
+                found = words.rank_words(
+                    both[block], int(self.usage.captioned[code]), self.words.images, self.num_captioned
+                )
+                shown = gallery.choose_occurrences(members[begins[block] : begins[block + 1]])
+                neighbours = statistics.best_neighbours(beside[block], code, sides)
                 near_row = list(zip(near[code].tolist(), near_distance[code].tolist(), strict=True))
                 entry = {
                     "code": code,
@@ -282,80 +254,78 @@ class _Writer:
                     **{kind: self._occurrences(cells) for kind, cells in shown.items()},
                     "histogram": self.usage.histogram[code].tolist(),
                     "positions": _counts(self.usage.positions[code]),
-                    "words": self._words_of_code(found.first(words.WORDS_PER_CODE)),
+                    "words": self._words_of_code(found[: words.WORDS_PER_CODE]),
                     "neighbours": [{"code": c, "count": n, "lift": _short(lift)} for c, n, lift in neighbours],
                     "near": [{"code": c, "distance": _short(distance)} for c, distance in near_row],
                 }
-                file.append(entry)
-                self._note_word(code, found)
-                self._append_to_wall(entry, near_row, place[code])
-                if len(file) == layout.CODES_PER_FILE or code + 1 == self.num_codes:
-                    layout.write_value(self.folder, f"codes-{code // layout.CODES_PER_FILE:04d}", file)
-                    file = []
+                self._note_words(code, found[found["low"] > 1])
+                self.wall.append(self._on_wall(entry, near_row, place[code]))
+                yield entry
             progress(last, self.num_codes)
 
-    def _count_block(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of a block of codes how often each code is beside them, and images with both them and each word."""
+    def _count_block(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of a block of codes how often each code is beside them, images with both them and each word, and the cells
+        of the gallery that have them (`gallery.members_of`), by code."""
         beside = np.zeros((last - first, self.num_codes), dtype=np.int32)
         both = np.zeros((last - first, len(self.words.spelling)), dtype=np.int32)
+        shown_N = np.full(len(self.spool), -1)
+        shown_N[self.images_G] = np.arange(len(self.images_G))
+        parts = []
         for chunk in self.spool.tokens():
             statistics.count_beside(chunk, first, last, beside)
+            parts.append(gallery.members_of(chunk, shown_N, first, last))
             if self.words.spelling:
                 code, image = statistics.code_images(chunk, self.num_codes)
                 wanted = (code >= first) & (code < last)
                 table = self.words.table(*self.spool.words(chunk.first, chunk.last))
                 both += words.count_both(code[wanted] - first, image[wanted], last - first, table).toarray()
-        return beside, both
+        members = np.concatenate(parts)
+        return beside, both, members[np.argsort(members["code"], kind="stable")]
 
-    def _append_to_wall(self, entry: Mapping[str, Any], near: Sequence[tuple[int, float]], place: np.ndarray) -> None:
+    def _on_wall(
+        self, entry: Mapping[str, Any], near: Sequence[tuple[int, float]], place: np.ndarray
+    ) -> dict[str, Any]:
         code = entry["code"]
-        # Only what is claimed stands for a code.
+        # Only a word that the code is associated with stands for it.
         word = entry["words"][0] if entry["words"] and entry["words"][0]["low"] > 1 else None
-        self.wall.append(
-            tokens=entry["tokens"],
-            images=entry["images"],
-            mean_distance=_short(self.usage.mean[code]),
-            spread=_short(self.usage.spread[code]),
-            word=word and word["word"],
-            lift=word and word["lift"],
-            lift_low=word and word["low"],
-            lift_high=word and word["high"],
-            precision=word and _short(word["both"] / self.usage.captioned[code]),
-            near_code=near[0][0] if near else None,
-            near_distance=_short(near[0][1]) if near else None,
-            x=_short(place[0]),
-            y=_short(place[1]),
-            medoid=entry["nearest"][0] if entry["nearest"] else None,
-        )
+        return {
+            "tokens": entry["tokens"],
+            "images": entry["images"],
+            "mean_distance": _short(self.usage.mean[code]),
+            "spread": _short(self.usage.spread[code]),
+            "word": word and word["word"],
+            "lift": word and word["lift"],
+            "lift_low": word and word["low"],
+            "lift_high": word and word["high"],
+            "precision": word and _short(word["both"] / self.usage.captioned[code]),
+            "near_code": near[0][0] if near else None,
+            "near_distance": _short(near[0][1]) if near else None,
+            "x": _short(place[0]),
+            "y": _short(place[1]),
+            "medoid": entry["nearest"][0] if entry["nearest"] else None,
+        }
 
-    def _occurrences(self, cells: gallery.Members) -> list[list[float]]:
-        found = []
-        for picture, row, column, distance in zip(
-            cells.picture.tolist(), cells.row.tolist(), cells.column.tolist(), cells.distance.tolist(), strict=True
-        ):
-            found.append([picture, row, column, _short(distance), *self.cells_G[picture]])
-        return found
+    def _occurrences(self, members: np.ndarray) -> list[list[float | None]]:
+        return [
+            [picture, row, column, _short(distance), *self.cells_G[picture]]
+            for _, picture, row, column, distance, _ in members.tolist()
+        ]
 
-    def _words_of_code(self, found: words.CodeWords) -> list[dict[str, Any]]:
+    def _words_of_code(self, ranked: np.ndarray) -> list[dict[str, Any]]:
         return [
             {
                 "word": self.words.spelling[column],
-                "both": int(both),
+                "both": both,
                 "images": int(self.words.images[column]),
                 "lift": _short(lift),
                 "low": _short(low),
                 "high": _short(high),
             }
-            for column, both, lift, low, high in zip(
-                found.column, found.both, found.lift, found.low, found.high, strict=True
-            )
+            for column, both, lift, low, high in ranked.tolist()
         ]
 
-    def _note_word(self, code: int, found: words.CodeWords) -> None:
-        claimed = found.first(int((found.low > 1).sum()))
-        for column, both, lift, low, high in zip(
-            claimed.column.tolist(), claimed.both.tolist(), claimed.lift, claimed.low, claimed.high, strict=True
-        ):
+    def _note_words(self, code: int, associated: np.ndarray) -> None:
+        for column, both, lift, low, high in associated.tolist():
             kept = self.codes_of_word[column]
             kept.append((-low, -lift, code, both, high))
             if len(kept) > 4 * words.CODES_PER_WORD:
@@ -420,9 +390,8 @@ class _Writer:
     def _measures(self) -> dict[str, float]:
         if not self.words.spelling:
             return {}
-        live = self.usage.tokens > 0
-        claiming = np.array([word is not None for word in self.wall.values["word"]])
-        return {"share of active codes associated with a word": float(claiming[live].mean()) if live.any() else 0.0}
+        associated = [row["word"] is not None for row in self.wall if row["tokens"]]
+        return {"share of active codes associated with a word": float(np.mean(associated)) if associated else 0.0}
 
     def _choose_figure(self) -> None:
         bundle = Bundle(self.folder)

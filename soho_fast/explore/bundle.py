@@ -22,11 +22,12 @@ included where the last cells reach beyond the picture.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +142,11 @@ def write_value(folder: Path, name: str, value: Any) -> None:
     (folder / "data" / f"{name}.js").write_text(f'explorer.receive("{name}", {text});\n', encoding="ascii")
 
 
-def write_in_files(folder: Path, name: str, values: Sequence[Any], per_file: int) -> None:
-    """Write a list in files of `per_file` each, data/<name>-0000.js and on."""
-    for number, first in enumerate(range(0, len(values), per_file)):
-        write_value(folder, f"{name}-{number:04d}", list(values[first : first + per_file]))
+def write_in_files(folder: Path, name: str, values: Iterable[Any], per_file: int) -> None:
+    """Write values in files of `per_file` each, data/<name>-0000.js and on; a file's are in memory at a time."""
+    values = iter(values)
+    for number, some in enumerate(iter(lambda: list(itertools.islice(values, per_file)), [])):
+        write_value(folder, f"{name}-{number:04d}", some)
 
 
 def picture_path(number: int) -> str:

@@ -20,9 +20,9 @@ from soho_fast.explore.measures import (
     normalised_mutual_information,
     purity,
     shuffled,
-    words_of_live_codes,
+    words_of_active_codes,
 )
-from soho_fast.explore.words import claims
+from soho_fast.explore.words import is_associated
 
 
 def measure_codes(run: Path, most: int) -> dict[str, float]:
@@ -53,11 +53,11 @@ def measure_codes(run: Path, most: int) -> dict[str, float]:
     found["unexplained"] = unexplained(seen.features, np.asarray(source.codebook)[seen.code])
     found["k_means_unexplained"] = unexplained(seen.features, group_means(seen.features, codings["k_means_"]))
     for name, code_T in codings.items():
-        words = words_of_live_codes(code_T, seen.image, seen.captions)
+        words = words_of_active_codes(code_T, seen.image, seen.captions)
         found[f"{name}with_a_token"] = float(len(words))
         found[f"{name}perplexity"] = float(np.exp(entropy(np.bincount(code_T))))
-        found[f"{name}claims"] = float(claims(words).mean())
-        found[f"{name}lift"] = float(np.mean([max(1.0, each.low[0]) if len(each.low) else 1.0 for each in words]))
+        found[f"{name}claims"] = float(np.mean([is_associated(each) for each in words]))
+        found[f"{name}lift"] = float(np.mean([max(1.0, each["low"][0]) if len(each) else 1.0 for each in words]))
         if seen.is_object.any():
             chosen = seen.is_object
             table_KS = count_labels(code_T[chosen], seen.label[chosen], num_codes, len(seen.labels))

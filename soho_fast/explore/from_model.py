@@ -6,7 +6,6 @@ B images of a batch, L tokens of an image, C channels, h x w cells of a batch's 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -304,11 +303,3 @@ class ModelSource:
             cell = token // visual.columns * columns + token % visual.columns
             entry["cells"].append({"cell": cell, "guesses": guesses})
         return found
-
-
-def weights_hash(model: Any) -> str:
-    """SHA-256 of all tensors of a model, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + b"\0" + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -17,10 +17,9 @@ from soho_fast.explore.build import add_data_arguments, open_model
 
 with from_extra("explore"):
     import numpy as np
-    from scipy.special import betaincinv
-    from scipy.stats import entropy
+    from scipy.stats import binomtest, entropy
 
-    from soho_fast.explore.words import CodeWords, Vocabulary, claims, count_both, words_of_codes
+    from soho_fast.explore.words import Vocabulary, count_both, is_associated, rank_words
 
 TAKES_FIELDS = True
 MOST_IMAGES = 5000
@@ -29,8 +28,6 @@ LEVEL = 0.95
 
 _RESAMPLES = 200
 _UNKNOWN = -1
-# Codes whose words are counted at a time.
-_CODES_AT_A_TIME = 256
 
 
 def add_arguments(parser: Parser) -> None:
@@ -98,7 +95,7 @@ def measure(source: Any, say: Callable[[str], None] = print) -> Any:
         ["codes with a token", *(f"{np.unique(code).size:,} of {num_codes:,}" for code in codings.values())],
         ["perplexity of their use", *(f"{np.exp(entropy(np.bincount(code))):,.0f}" for code in codings.values())],
     ]
-    rows += _word_rows(seen, codings, num_codes)
+    rows += _word_rows(seen, codings)
     rows += _object_rows(seen, codings, num_codes)
     title = f"{seen.num_images:,} images, {len(seen.code):,} patches"
     if seen.labels:
@@ -188,14 +185,10 @@ def k_means(features_TC: np.ndarray, num_codes: int) -> np.ndarray:
     return means.fit_predict(features_TC).astype(np.int64)
 
 
-def share_of_claims(code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]) -> tuple[int, int]:
-    """(codes whose best word has an interval of lift above 1, codes with a token)."""
-    found = words_of_live_codes(code_T, image_T, captions)
-    return int(claims(found).sum()), len(found)
-
-
-def words_of_live_codes(code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]) -> list[CodeWords]:
-    """The words of each code that has a token."""
+def words_of_active_codes(
+    code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]
+) -> list[np.ndarray]:
+    """The `rank_words` of each code that has a token."""
     captions = list(captions)
     captioned_N = np.array([any(text.strip() for text in texts) for texts in captions], dtype=bool)
     vocabulary = Vocabulary()
@@ -204,33 +197,32 @@ def words_of_live_codes(code_T: np.ndarray, image_T: np.ndarray, captions: Itera
     begins = np.cumsum([0, *map(len, numbers)])
     words_NV = chosen.table(np.concatenate([*numbers, np.zeros(0, dtype=np.int32)]), begins)
     pairs = np.unique(np.stack([code_T, image_T], axis=1), axis=0)
-    live = np.unique(pairs[:, 0])
+    active = np.unique(pairs[:, 0])
     pairs = pairs[captioned_N[pairs[:, 1]]]
-    place = np.searchsorted(live, pairs[:, 0])
-    num_images = np.bincount(place, minlength=len(live))
+    place = np.searchsorted(active, pairs[:, 0])
+    images_K = np.bincount(place, minlength=len(active))
+    both_KV = count_both(place, pairs[:, 1], len(active), words_NV).toarray()
     num_captioned = int(captioned_N.sum())
-    found: list[CodeWords] = []
-    for first in range(0, len(live), _CODES_AT_A_TIME):
-        last = min(first + _CODES_AT_A_TIME, len(live))
-        some = (place >= first) & (place < last)
-        both_KV = count_both(place[some] - first, pairs[some, 1], last - first, words_NV).toarray()
-        found += words_of_codes(both_KV, num_images[first:last], chosen.images, num_captioned)
-    return found
+    return [
+        rank_words(both_V, images, chosen.images, num_captioned)
+        for both_V, images in zip(both_KV, images_K.tolist(), strict=True)
+    ]
 
 
-def _word_rows(seen: Seen, codings: Mapping[str, np.ndarray], num_codes: int) -> list[list[str]]:
+def _word_rows(seen: Seen, codings: Mapping[str, np.ndarray]) -> list[list[str]]:
     if not any(seen.captions):
         return []
-    counts = [share_of_claims(code, seen.image, seen.captions) for code in codings.values()]
-    return [["codes associated with a word", *(_share_of(*count) for count in counts)]]
+    shares = []
+    for code in codings.values():
+        words = words_of_active_codes(code, seen.image, seen.captions)
+        shares.append(_share_of(sum(map(is_associated, words)), len(words)))
+    return [["codes associated with a word", *shares]]
 
 
 def _share_of(count: int, total: int) -> str:
     """A share with Clopper and Pearson's interval."""
-    tail = (1 - LEVEL) / 2
-    low = betaincinv(count, total - count + 1.0, tail) if count else 0.0
-    high = betaincinv(count + 1.0, total - count, 1 - tail) if count < total else 1.0
-    return f"{count / total:.1%} ({low:.1%} to {high:.1%})"
+    interval = binomtest(count, total).proportion_ci(LEVEL)
+    return f"{count / total:.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
 
 def count_labels(

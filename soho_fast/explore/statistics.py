@@ -15,6 +15,7 @@ from soho_fast.explore.spool import Chunk, Spool
 
 with from_extra("explore"):
     from scipy.sparse import csr_array, kron
+    from scipy.stats import rankdata
 
 HISTOGRAM_BINS = 32
 MOST_POSITIONS = 16
@@ -47,10 +48,8 @@ class Usage:
     positions: np.ndarray
 
     def ranks(self) -> np.ndarray:
-        """int64 (K,), the place of each code by tokens, from 1; of equals the lower number comes first."""
-        ranks = np.empty(len(self.tokens), dtype=np.int64)
-        ranks[np.argsort(-self.tokens, kind="stable")] = np.arange(1, len(self.tokens) + 1)
-        return ranks
+        """The place of each code by tokens, from 1; of equals the lower number comes first."""
+        return rankdata(-self.tokens, method="ordinal")
 
 
 def code_images(chunk: Chunk, num_codes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,9 +130,9 @@ def _heat_map_size(spool: Spool) -> tuple[int, int]:
     return rows, columns
 
 
-def blocks_of_codes(num_codes: int, num_columns: int, per_file: int) -> Iterator[tuple[int, int]]:
-    """(first, last) of blocks of codes of which a table codes x columns fits into memory; whole files of codes."""
-    size = max(1, _TABLE_ENTRIES // max(num_columns, 1) // per_file) * per_file
+def blocks_of_codes(num_codes: int, num_columns: int) -> Iterator[tuple[int, int]]:
+    """(first, last) of blocks of codes of which a table codes x columns fits into memory."""
+    size = max(1, _TABLE_ENTRIES // num_columns)
     for first in range(0, num_codes, size):
         yield first, min(first + size, num_codes)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from explore_made import cells_of, seen_images
 
-from soho_fast.explore.gallery import Members, SmallestOfEach, choose_occurrences, choose_pictures, draw
+from soho_fast.explore.gallery import SmallestOfEach, choose_occurrences, choose_pictures, draw, members_of
 from soho_fast.explore.spool import Spool
 
 NUM_CODES = 12
@@ -83,7 +83,10 @@ def test_smallest_of_each_with_too_few():
 def test_occurrences(tmp_path):
     images = seen_images(60, NUM_CODES)
     shown = np.array([1, *range(4, 60, 2)])
-    members = Members.gather(filled(images, tmp_path).tokens(shown), shown, 0, NUM_CODES)
+    shown_N = np.full(60, -1)
+    shown_N[shown] = np.arange(len(shown))
+    (chunk,) = filled(images, tmp_path).tokens()
+    members = members_of(chunk, shown_N, 0, NUM_CODES)
     cells = cells_of(images)
     place_of = {image: place for place, image in enumerate(shown.tolist())}
     for code in range(NUM_CODES):
@@ -92,7 +95,7 @@ def test_occurrences(tmp_path):
             (p, r, c): int(draw(shown[[p]], np.array([r * images[shown[p]].index.shape[1] + c]))[0])
             for p, r, c, _ in here
         }
-        found = {kind: records(at) for kind, at in choose_occurrences(members.of(code)).items()}
+        found = {kind: records(at) for kind, at in choose_occurrences(members[members["code"] == code]).items()}
         nearest = first_of_each_picture(sorted(here, key=lambda cell: (cell[3], cell[:3])))
         assert found["nearest"] == nearest[:12]
         drawn = first_of_each_picture(sorted(here, key=lambda cell: keys[cell[:3]]))
@@ -104,11 +107,13 @@ def test_occurrences(tmp_path):
             assert [cell[3] for cell in found["quantiles"]] == [distances[step] for step in steps]
         for at in found.values():
             assert len({cell[0] for cell in at}) == len(at), "distinct pictures"
-    assert not cells[NUM_CODES - 1] and len(choose_occurrences(members.of(0))["nearest"].code) == 1
+    assert not cells[NUM_CODES - 1] and len(choose_occurrences(members[members["code"] == 0])["nearest"]) == 1
+    some = members_of(chunk, shown_N, 3, 5)
+    assert some.tolist() == members[np.isin(members["code"], [3, 4])].tolist()
 
 
 def records(at):
-    return list(zip(at.picture.tolist(), at.row.tolist(), at.column.tolist(), at.distance.tolist(), strict=True))
+    return at[["picture", "row", "column", "distance"]].tolist()
 
 
 def first_of_each_picture(cells):

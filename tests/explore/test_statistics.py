@@ -118,11 +118,11 @@ def block(spool, first, last):
     return table
 
 
-def test_blocks_are_whole_files_and_cover_all_codes():
-    blocks = list(blocks_of_codes(1000, 2**17, 64))
+def test_blocks_cover_all_codes():
+    blocks = list(blocks_of_codes(1000, 2**17))
     assert blocks[0] == (0, 128) and blocks[-1][1] == 1000
     assert all(before[1] == after[0] for before, after in itertools.pairwise(blocks))
-    assert list(blocks_of_codes(3, 2**30, 64)) == [(0, 3)], "a file at least"
+    assert list(blocks_of_codes(2, 2**30)) == [(0, 1), (1, 2)], "a code at least"
 
 
 @pytest.mark.parametrize("num_codes", [1, 2, 9, 10, 300])
