@@ -279,7 +279,6 @@ def _draw(
         figure = pyplot.figure(figsize=(width, height))
         axes = figure.add_axes((0, below / height, 1, 1 - below / height))
         left = _LABEL_INCHES / _TILE_INCHES
-        axes.set(xlim=(0, width / _TILE_INCHES), ylim=(len(codes) * (1 + _GAP), 0))
         axes.axis("off")
         for number, (code, row) in enumerate(zip(codes, tiles, strict=True)):
             top = number * (1 + _GAP) + _GAP / 2

@@ -20,7 +20,7 @@ from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.explore.gallery import draw
-from soho_fast.explore.licences import Licences, demo_licences, read_licences
+from soho_fast.explore.licences import Licences, licence_finder
 from soho_fast.explore.sources import LONGER_EDGE, PictureError, SeenImage, small_copy
 
 with from_extra("train"):
@@ -105,40 +105,18 @@ class TaskImages:
             places = np.unique(np.round(np.linspace(0, len(self.images) - 1, most)).astype(np.int64))
             self.images = [self.images[place] for place in places]
         self.licences = Licences()
-        self._licences_of = self._licence_finders(licence)
+        roots = dict.fromkeys(str(image.ref.store) for image in self.images)
+        self._entries_of = {root: licence_finder(root, licence) for root in roots}
 
     def _number(self, data_set: str) -> int:
         if data_set not in self.data_sets:
             self.data_sets.append(data_set)
         return self.data_sets.index(data_set)
 
-    def _licence_finders(self, licence: str | None) -> dict[str, Callable[[str], list[int]]]:
-        roots = dict.fromkeys(str(image.ref.store) for image in self.images)
-        if licence is not None:
-            number = self.licences.number({"what": "all images", "credit": licence, "licence": licence})
-            return dict.fromkeys(roots, lambda name: [number])
-        finders: dict[str, Callable[[str], list[int]]] = {}
-        for root in roots:
-            demo = demo_licences(root)
-            finders[root] = self._of_demo(demo) if demo else self._of_entries(read_licences(root))
-        return finders
-
-    def _of_demo(self, demo: Mapping[str, list[dict[str, str]]]) -> Callable[[str], list[int]]:
-        every = list({entry["what"]: entry for entries in demo.values() for entry in entries}.values())
-
-        def find(name: str) -> list[int]:
-            # Pictures of NLVR2 are scenes under other names: any of the entries may hold.
-            entries = demo.get(name.rpartition("/")[2].rpartition(".")[0], every)
-            return [self.licences.number(entry) for entry in entries]
-
-        return find
-
-    def _of_entries(self, own: Licences) -> Callable[[str], list[int]]:
-        return lambda name: [self.licences.number(own.entries[number]) for number in own.of(name)]
-
     def licences_of(self, image: DataImage) -> list[int]:
         """Numbers in `licences.entries`."""
-        return self._licences_of[str(image.ref.store)](image.ref.name)
+        entries = self._entries_of[str(image.ref.store)](image.ref.name)
+        return [self.licences.number(entry) for entry in entries]
 
     def identity(self) -> str:
         """By place and name, texts, data sets and licences of these images: equal where nothing has changed."""

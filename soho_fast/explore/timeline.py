@@ -1,11 +1,10 @@
-"""How a codebook came about: what a run's log, its checkpoints and the dictionary itself tell of it. K codes."""
+"""How a codebook came about: what a run's log and the dictionary itself tell of it. K codes."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
 
     Returns:
         The value of a bundle's data/timeline.js, see `bundle.TIMELINE`; None where nothing is known. A log that is
-        damaged, or was written before snapshots were, gives what it holds.
+        damaged gives what it holds.
     """
     folder = next((path for path in (run, run.parent) if (path / "log.jsonl").is_file()), None) if run else None
     if dictionary is None and folder is None:
@@ -72,8 +71,6 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
         seeded = [max(0, model_step - int(age)) for age in age_K] if int(dictionary.step) else [None] * num_codes
         snapshots = _logged_snapshots(records, num_codes, decay)
         series += _series_of_snapshots(records, snapshots)
-        if not snapshots and folder is not None:
-            snapshots = _kept_snapshots(folder / "checkpoints", num_codes)
         mean_K = dictionary.usage.double().cpu().numpy()
         snapshots = [snapshot for snapshot in snapshots if snapshot.step < model_step]
         snapshots.append(_Snapshot(model_step, mean_K, age_K))
@@ -117,26 +114,6 @@ def _logged_snapshots(records: Sequence[Mapping[str, Any]], num_codes: int, deca
         if all(isinstance(row, list) and len(row) == num_codes and all(map(_is_number, row)) for row in (usage, age)):
             age_K = np.array(age, dtype=float)
             snapshots.append(_Snapshot(record["step"], np.array(usage) * (1 - decay**age_K), age_K))
-    return snapshots
-
-
-def _kept_snapshots(checkpoints: Path, num_codes: int) -> list[_Snapshot]:
-    """Those of the checkpoints that are still there and can be read."""
-    import torch
-
-    snapshots = []
-    for path in sorted(checkpoints.glob("step-*")):
-        if not re.fullmatch(r"step-\d{8,}", path.name):
-            continue
-        try:
-            file = path / "mp_rank_00_model_states.pt"
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["module"]
-            values = {name.rpartition(".")[2]: value for name, value in state.items() if "visual_dictionary." in name}
-            mean_K, age_K = (values[name].double().numpy() for name in ("usage", "age"))
-        except Exception:  # What a reader meets in a damaged file has no common type; the training reports those.
-            continue
-        if mean_K.shape == age_K.shape == (num_codes,):
-            snapshots.append(_Snapshot(int(path.name[5:]), mean_K, age_K))
     return snapshots
 
 

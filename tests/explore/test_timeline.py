@@ -1,4 +1,4 @@
-"""What a run tells of its codebook: from logs, old ones and damaged ones, from checkpoints, from the dictionary."""
+"""What a run tells of its codebook: from logs, damaged ones too, and from the dictionary."""
 
 import json
 from pathlib import Path
@@ -108,22 +108,6 @@ def test_a_dictionary_that_begins_later_than_the_run_was_seeded_then(tmp_path):
     assert timeline(tmp_path, made)["seeded"] == [7] * K
     made.age.add_(1000)  # It was trained before this run.
     assert timeline(tmp_path, made)["seeded"] == [0] * K
-
-
-def test_an_older_log_gives_what_it_holds_and_checkpoints_the_rest(tmp_path):
-    made = _dictionary()
-    _run(tmp_path, made, 10, lambda _: [0, 1, 2], every=1000)
-    for name, damage in (("step-00000004", b"no pickle"), ("step-00000010", None), ("step-00000010.partial", None)):
-        folder = tmp_path / "checkpoints" / name
-        folder.mkdir(parents=True)
-        state = {f"soho.visual_dictionary.{name}": tensor for name, tensor in made.state_dict().items()}
-        torch.save({"module": state}, folder / "mp_rank_00_model_states.pt")
-        if damage:
-            (folder / "mp_rank_00_model_states.pt").write_bytes(damage)
-    _run(tmp_path, made, 20, lambda _: [0, 1], every=1000, first=10)
-    found = timeline(tmp_path, made)
-    assert [line["name"] for line in found["series"]] == ["active codes"]
-    assert found["unused_since"] == [None, None, 10, 0, 0, 0, 0, 0]
 
 
 def test_one_state_does_not_tell_that_every_code_had_members(tmp_path):
