@@ -269,7 +269,7 @@ class Asking:
         self.upload_bytes, self.seconds = upload_bytes, seconds
 
     def described(self) -> dict[str, Any]:
-        """What the page is told, see SERVER in bundle.py."""
+        """What the page is told, see `bundle`, data/server.js."""
         models = [{"name": each.name, "kind": each.kind, "question": each.question} for each in self.models.values()]
         return {"models": models, "upload_bytes": self.upload_bytes, "seconds": self.seconds}
 

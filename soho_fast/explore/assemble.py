@@ -157,7 +157,7 @@ class _Writer:
         self.num_captioned = int(spool.captioned_N.sum())
         self.usage = statistics.count_usage(spool, self.num_codes)
         self.images_G = gallery.choose_pictures(spool, self.usage.images, most_pictures)
-        # What the first page shows of each code, see `bundle.WALL`.
+        # What the first page shows of each code, see `bundle`, data/wall.js.
         self.wall: list[dict[str, Any]] = []
         self.codes_of_word: dict[int, list[tuple]] = defaultdict(list)
 

@@ -145,7 +145,7 @@ class ArraySource:
     Args:
         batches: (features, images, captions, names) each, the last two perhaps left out or None.
         codebook: float32 (K, C).
-        title: META's.
+        title: What the heading of the pages says.
         licences: See `build_from_arrays`.
         num_images: How many there are, where that is known.
         kept: A file for small copies of arrays that are gone when their batch is; the arrays are held if None.

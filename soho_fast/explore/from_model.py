@@ -152,7 +152,7 @@ class ModelSource:
         task: Whose processor is the model's.
         model: In evaluation mode, on its device.
         images: What is looked up.
-        title, called: META's `title` and `model`.
+        title, called: `title` and `model` of data/meta.js.
         say: Called with a line for each image that can't be read.
 
     Raises:

@@ -56,7 +56,7 @@ class SeenImage:
 class Source(Protocol):
     """Where the images, the codes and the pictures come from.
 
-    codebook: float32 (K, C). title, model: see `bundle.META`. data_sets: names. licences: entries of meta's licences.
+    codebook: float32 (K, C). title, model: see `bundle`, data/meta.js. data_sets: names. licences: entries of meta's licences.
     num_images: how many `images` gives at most; None where that is not known.
     """
 
@@ -76,7 +76,7 @@ class Source(Protocol):
         """(JPEG, width, height) of a picture, see `small_copy`. Raises PictureError: it can't be read."""
 
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-        """Of each of some pictures, read with a caption, PICTURE's `masked`."""
+        """Of each of some pictures, read with a caption, `masked` of data/images-0000.js."""
 
 
 def small_copy(picture: Image.Image) -> tuple[bytes, int, int]:

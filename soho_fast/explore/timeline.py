@@ -41,7 +41,7 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
         dictionary: The model's.
 
     Returns:
-        The value of a bundle's data/timeline.js, see `bundle.TIMELINE`; None where nothing is known. A log that is
+        The value of a bundle's data/timeline.js, see `bundle`; None where nothing is known. A log that is
         damaged gives what it holds.
     """
     folder = next((path for path in (run, run.parent) if (path / "log.jsonl").is_file()), None) if run else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
+from soho_fast.explore import bundle
 from soho_fast.explore.sources import SeenImage, small_copy
 
 WORDS = ["dog", "cat", "tree", "sea", "car", "cup"]
@@ -32,6 +34,12 @@ def seen_images(num_images: int, num_codes: int, seed: int = 0, size: tuple[int,
         captions = [" and ".join(rng.choice(WORDS, size=2)), f"a {WORDS[number % len(WORDS)]}"]
         images.append(SeenImage(index, distance, f"image {number}", number, captions))
     return images
+
+
+def described(file: str) -> set[str]:
+    """The fields of a file of data/ that the docstring of bundle.py describes."""
+    section = bundle.__doc__.split(f"\ndata/{file}", 1)[1].split("\n\n")[0]
+    return {name for names in re.findall(r"^ {4}(\w[\w, ]*): ", section, re.MULTILINE) for name in names.split(", ")}
 
 
 class MadeSource:

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from explore_made import WORDS, MadeSource, beside, cells_of, codebook, seen_images
+from explore_made import WORDS, MadeSource, beside, cells_of, codebook, described, seen_images
 
 from soho_fast.common.errors import UserError
 from soho_fast.explore import bundle as layout
@@ -36,13 +36,13 @@ def made(tmp_path_factory):
 
 def test_every_field_of_the_layout_is_there(made):
     _, bundle = made
-    assert set(bundle.meta) == {name for names in layout.META for name in names.split(", ")}
-    assert set(bundle.read("wall")) == {name for names in layout.WALL for name in names.split(", ")}
+    assert set(bundle.meta) == described("meta.js")
+    assert set(bundle.read("wall")) == described("wall.js")
     for code in range(NUM_CODES):
-        assert set(bundle.code(code)) == {name for names in layout.CODE for name in names.split(", ")}
+        assert set(bundle.code(code)) == described("codes-0000.js")
     for picture in range(25):
-        assert set(bundle.picture(picture)) == {name for names in layout.PICTURE for name in names.split(", ")}
-    assert all(set(entry) == set(layout.WORDS) for entry in bundle.read("words"))
+        assert set(bundle.picture(picture)) == described("images-0000.js")
+    assert all(set(entry) == described("words.js") for entry in bundle.read("words"))
     assert bundle.read("timeline") is None and bundle.read("server") is None
     assert (bundle.folder / "index.html").is_file()
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from explore_made import described
 
-from soho_fast.explore.bundle import TIMELINE
 from soho_fast.explore.timeline import timeline
 from soho_fast.model import SohoConfig
 from soho_fast.model.visual_dictionary import VisualDictionary
@@ -62,7 +62,7 @@ def test_codes_that_die_are_told_with_the_snapshot_since_which_they_had_no_membe
 
     _run(tmp_path, made, 600, members)
     found = timeline(tmp_path, made)
-    assert set(found) == set(TIMELINE)
+    assert set(found) == described("timeline.js")
     assert found["unused_since"] == [None, None, None, 15, None, 15, 0, None]
     assert found["seeded"] == [0] * K and found["last_step"] == 600
     assert (
