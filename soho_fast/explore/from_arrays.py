@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,9 @@ def build_from_arrays(
     codes = check_codebook(codebook)
     if isinstance(features, Iterator) or isinstance(images, Iterator):
         raise TypeError("features, images: expected arrays or lists, got an iterator; see build_from_batches")
-    _check_lengths(features, images, captions, names)
-    if not len(features):
+    if isinstance(features, Sized) and not len(features):
         raise ValueError("features: expected at least one image, got none")
+    _check_lengths(features, images, captions, names)
 
     def batches() -> Iterator[tuple[Any, ...]]:
         for first in range(0, len(features), _IMAGES_AT_A_TIME):

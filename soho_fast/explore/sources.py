@@ -56,8 +56,7 @@ class SeenImage:
 class Source(Protocol):
     """Where the images, the codes and the pictures come from.
 
-    codebook: float32 (K, C). title, model: see `bundle`, data/meta.js. data_sets: names. licences: entries of meta's licences.
-    num_images: how many `images` gives at most; None where that is not known.
+    codebook: float32 (K, C). title, model, licences: see `bundle`, data/meta.js. data_sets: names. num_images: how many `images` gives at most; None where that is not known.
     """
 
     codebook: np.ndarray
