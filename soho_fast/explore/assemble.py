@@ -1,6 +1,6 @@
 """A bundle from a source: one pass over the images, statistics from what is kept of it on disk, small copies, files.
 
-K codes, V words, N images, G pictures.
+K codes, V words, N images, of which G are shown.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from soho_fast.explore import bundle as layout
 from soho_fast.explore import gallery, statistics, words
 from soho_fast.explore.bundle import Bundle, BundleError
 from soho_fast.explore.figure import choose_codes
-from soho_fast.explore.sources import PictureError, Source, digest_of
+from soho_fast.explore.sources import ImageError, Source, digest_of
 from soho_fast.explore.spool import Spool
 
 MOST_MASKED = 500
-"""Pictures of which masked visual modelling is shown at most."""
+"""Images of which masked visual modelling is shown at most."""
 
 
 def check_folder(folder: Path) -> None:
@@ -91,7 +91,7 @@ def assemble(
     folder: Path,
     *,
     made_of: str = "",
-    most_pictures: int = gallery.MOST_PICTURES,
+    most_shown: int = gallery.MOST_SHOWN,
     timeline: Mapping[str, Any] | None = None,
     measures: Mapping[str, float] | None = None,
     say: Callable[[str], None] = print,
@@ -99,10 +99,10 @@ def assemble(
     """Write the explorer of a source.
 
     Args:
-        source: The images, each with the code of every cell.
+        source: The images, each with the code of every patch.
         folder: Where it goes; an explorer that is there is replaced at the end.
         made_of: By which a rerun knows that nothing has changed.
-        most_pictures: Pictures that are shown at most.
+        most_shown: Images that are shown at most.
         timeline: Of data/timeline.js.
         measures: Of meta.
         say: Called with each line of what is done.
@@ -120,7 +120,7 @@ def assemble(
         spool = Spool(Path(spooled))
         try:
             chosen_words = _look(source, spool, say)
-            _Writer(source, new, spool, chosen_words, most_pictures, say).write(made_of, timeline, measures)
+            _Writer(source, new, spool, chosen_words, most_shown, say).write(made_of, timeline, measures)
         finally:
             spool.close()
     return folder
@@ -149,14 +149,14 @@ class _Writer:
         folder: Path,
         spool: Spool,
         chosen_words: words.Words,
-        most_pictures: int,
+        most_shown: int,
         say: Callable[[str], None],
     ) -> None:
         self.source, self.folder, self.spool, self.words, self.say = source, folder, spool, chosen_words, say
         self.num_codes = len(source.codebook)
         self.num_captioned = int(spool.captioned_N.sum())
         self.usage = statistics.count_usage(spool, self.num_codes)
-        self.images_G = gallery.choose_pictures(spool, self.usage.images, most_pictures)
+        self.images_G = gallery.choose_images(spool, self.usage.images, most_shown)
         # What the first page shows of each code, see `bundle`, data/wall.js.
         self.wall: list[dict[str, Any]] = []
         self.codes_of_word: dict[int, list[tuple]] = defaultdict(list)
@@ -165,7 +165,7 @@ class _Writer:
         layout.copy_pages(self.folder)
         (self.folder / "data").mkdir()
         self._write_small_copies()
-        layout.write_in_files(self.folder, "images", self._pictures(), layout.PICTURES_PER_FILE)
+        layout.write_in_files(self.folder, "images", self._images(), layout.IMAGES_PER_FILE)
         layout.write_in_files(self.folder, "codes", self._codes(), layout.CODES_PER_FILE)
         columns = {name: [row[name] for row in self.wall] for name in self.wall[0]}
         layout.write_value(self.folder, "wall", columns)
@@ -179,71 +179,71 @@ class _Writer:
         """Those of the gallery's images; one that can't be read any more is left out of it."""
         readable: list[int] = []
         self.sizes_G: list[tuple[int, int]] = []
-        self.cells_G: list[tuple[float | None, float | None]] = []
+        self.sizes_in_patches_G: list[tuple[float | None, float | None]] = []
         progress = ProgressLines(self.say, "images")
         for done, number in enumerate(self.images_G.tolist()):
             try:
                 text = self.spool.texts(number)
                 jpeg, width, height = self.source.small_copy(text["place"])
-            except PictureError as error:
+            except ImageError as error:
                 self.say(f"left out: {error}")
                 continue
-            path = self.folder / layout.picture_path(len(readable))
+            path = self.folder / layout.image_path(len(readable))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg)
             readable.append(number)
             self.sizes_G.append((width, height))
-            self.cells_G.append((_short(text["cells_high"]), _short(text["cells_wide"])))
+            self.sizes_in_patches_G.append((_short(text["patches_high"]), _short(text["patches_wide"])))
             progress(done + 1, len(self.images_G))
         if not readable:
-            raise ValueError("images: no picture can be read any more; have they been moved?")
+            raise ValueError("images: no image can be read any more; have they been moved?")
         self.images_G = np.array(readable, dtype=np.int64)
 
-    def _pictures(self) -> Iterator[dict[str, Any]]:
+    def _images(self) -> Iterator[dict[str, Any]]:
         masked = self._masked()
-        for picture, number in enumerate(self.images_G.tolist()):
+        for shown, number in enumerate(self.images_G.tolist()):
             text = self.spool.texts(number)
             yield {
-                "picture": picture,
+                "image": shown,
                 "name": text["name"],
                 "source": text["source"],
                 "licences": text["licences"],
                 "captions": text["captions"],
-                "width": self.sizes_G[picture][0],
-                "height": self.sizes_G[picture][1],
-                "cells_high": self.cells_G[picture][0],
-                "cells_wide": self.cells_G[picture][1],
+                "width": self.sizes_G[shown][0],
+                "height": self.sizes_G[shown][1],
+                "patches_high": self.sizes_in_patches_G[shown][0],
+                "patches_wide": self.sizes_in_patches_G[shown][1],
                 "rows": int(self.spool.rows_N[number]),
                 "columns": int(self.spool.columns_N[number]),
                 "index": [None if code < 0 else code for code in self.spool.index(number).tolist()],
-                "masked": masked.get(picture),
+                "masked": masked.get(shown),
             }
 
     def _masked(self) -> dict[int, dict[str, Any]]:
         count = min(MOST_MASKED, len(self.images_G))
-        shown = np.unique(np.round(np.linspace(0, len(self.images_G) - 1, count)).astype(np.int64)).tolist()
-        texts = [self.spool.texts(int(self.images_G[picture])) for picture in shown]
-        captioned = [(picture, text) for picture, text in zip(shown, texts, strict=True) if text["captions"]]
+        chosen = np.unique(np.round(np.linspace(0, len(self.images_G) - 1, count)).astype(np.int64)).tolist()
+        texts = [self.spool.texts(int(self.images_G[shown])) for shown in chosen]
+        captioned = [(shown, text) for shown, text in zip(chosen, texts, strict=True) if text["captions"]]
         places = [text["place"] for _, text in captioned]
         found = self.source.masked(places, [text["captions"][0] for _, text in captioned])
-        return {picture: value for (picture, _), value in zip(captioned, found, strict=False) if value is not None}
+        return {shown: value for (shown, _), value in zip(captioned, found, strict=False) if value is not None}
 
     def _codes(self) -> Iterator[dict[str, Any]]:
         near, near_distance = statistics.near_codes(self.source.codebook)
-        place = statistics.places_on_map(self.source.codebook, self.usage.tokens > 0)
+        place = statistics.positions_on_map(self.source.codebook, self.usage.tokens > 0)
         ranks = self.usage.ranks()
         sides = statistics.count_sides(self.spool, self.num_codes)
         most_columns = max(self.num_codes, len(self.words.spelling))
         progress = ProgressLines(self.say, "codes")
         for first, last in statistics.blocks_of_codes(self.num_codes, most_columns):
-            beside, both, members = self._count_block(first, last)
-            begins = np.searchsorted(members["code"], np.arange(first, last + 1))
+            beside, both, assigned = self._count_block(first, last)
+            begins = np.searchsorted(assigned["code"], np.arange(first, last + 1))
             for code in range(first, last):
                 block = code - first
                 found = words.rank_words(
                     both[block], int(self.usage.captioned[code]), self.words.images, self.num_captioned
                 )
-                shown = gallery.choose_occurrences(members[begins[block] : begins[block + 1]])
+                shown = gallery.choose_occurrences(assigned[begins[block] : begins[block + 1]])
                 neighbours = statistics.best_neighbours(beside[block], code, sides)
                 near_row = list(zip(near[code].tolist(), near_distance[code].tolist(), strict=True))
                 entry = {
@@ -251,7 +251,7 @@ class _Writer:
                     "tokens": int(self.usage.tokens[code]),
                     "images": int(self.usage.images[code]),
                     "rank": int(ranks[code]),
-                    **{kind: self._occurrences(cells) for kind, cells in shown.items()},
+                    **{kind: self._occurrences(patches) for kind, patches in shown.items()},
                     "histogram": self.usage.histogram[code].tolist(),
                     "positions": _counts(self.usage.positions[code]),
                     "words": self._words_of_code(found[: words.WORDS_PER_CODE]),
@@ -264,8 +264,8 @@ class _Writer:
             progress(last, self.num_codes)
 
     def _count_block(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of a block of codes how often each code is beside them, images with both them and each word, and the cells
-        of the gallery that have them (`gallery.members_of`), by code."""
+        """Of a block of codes how often each code is beside them, images with both them and each word, and the patches
+        of the gallery that have them (`gallery.assigned_patches`), by code."""
         beside = np.zeros((last - first, self.num_codes), dtype=np.int32)
         both = np.zeros((last - first, len(self.words.spelling)), dtype=np.int32)
         shown_N = np.full(len(self.spool), -1)
@@ -273,14 +273,14 @@ class _Writer:
         parts = []
         for chunk in self.spool.tokens():
             statistics.count_beside(chunk, first, last, beside)
-            parts.append(gallery.members_of(chunk, shown_N, first, last))
+            parts.append(gallery.assigned_patches(chunk, shown_N, first, last))
             if self.words.spelling:
                 code, image = statistics.code_images(chunk, self.num_codes)
                 wanted = (code >= first) & (code < last)
                 table = self.words.table(*self.spool.words(chunk.first, chunk.last))
                 both += words.count_both(code[wanted] - first, image[wanted], last - first, table).toarray()
-        members = np.concatenate(parts)
-        return beside, both, members[np.argsort(members["code"], kind="stable")]
+        assigned = np.concatenate(parts)
+        return beside, both, assigned[np.argsort(assigned["code"], kind="stable")]
 
     def _on_wall(
         self, entry: Mapping[str, Any], near: Sequence[tuple[int, float]], place: np.ndarray
@@ -305,10 +305,10 @@ class _Writer:
             "medoid": entry["nearest"][0] if entry["nearest"] else None,
         }
 
-    def _occurrences(self, members: np.ndarray) -> list[list[float | None]]:
+    def _occurrences(self, assigned: np.ndarray) -> list[list[float | None]]:
         return [
-            [picture, row, column, _short(distance), *self.cells_G[picture]]
-            for _, picture, row, column, distance, _ in members.tolist()
+            [image, row, column, _short(distance), *self.sizes_in_patches_G[image]]
+            for _, image, row, column, distance, _ in assigned.tolist()
         ]
 
     def _words_of_code(self, ranked: np.ndarray) -> list[dict[str, Any]]:
@@ -364,10 +364,10 @@ class _Writer:
             "made_of": made_of,
             "num_codes": self.num_codes,
             "num_channels": int(self.source.codebook.shape[1]),
-            "num_live": int((self.usage.tokens > 0).sum()),
+            "num_active": int((self.usage.tokens > 0).sum()),
             "num_images": len(self.spool),
             "num_tokens": int(self.usage.tokens.sum()),
-            "num_pictures": len(self.images_G),
+            "num_shown": len(self.images_G),
             "num_words": len(self.words.spelling),
             "has_captions": has_captions,
             "sources": [

@@ -173,7 +173,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def default_folder(model: str) -> Path:
-    """Where the explorer of a run or of a model goes, unless told otherwise."""
+    """Where the explorer of a run or of a model goes, unless another is named."""
     if not Path(model).is_dir():
         return Path(FOLDER) / Path(model).name
     # Beside a run's model, not in it: what is in it has checksums.

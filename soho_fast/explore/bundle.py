@@ -10,14 +10,14 @@ fetch files. The value is JSON, so Python reads the same files.
     data/wall.js             a column a measure, K long: what the first page shows of every code
     data/codes-0000.js       a list of CODES_PER_FILE codes, number // 64
     data/words.js            what each word of the captions has to do with codes
-    data/images-0000.js      a list of PICTURES_PER_FILE pictures
+    data/images-0000.js      a list of IMAGES_PER_FILE images
     data/timeline.js         how the codebook came about; null where nothing is known
     data/server.js           null; the server answers with what it can be asked in its place
 
-Statistics come from all images, pictures from a bounded number of them, the gallery, numbered from 0. An occurrence is
-one cell of one picture, [picture, row, column, distance, rows, columns]: where it lies in the grid of cells that the
-visual tokens are, the distance of its feature to the code, and the picture's height and width in cells, fractions
-included where the last cells reach beyond the picture.
+Statistics come from all images; a bounded number of them is shown, the gallery, numbered from 0. An occurrence is one
+patch of one image, [image, row, column, distance, rows, columns]: where it lies in the grid of patches that the
+visual tokens are, the distance of its feature to the code, and the image's height and width in patches, fractions
+included where the last patches reach beyond the image.
 
 data/meta.js:
     schema: SCHEMA, by which the pages know what they read
@@ -27,14 +27,14 @@ data/meta.js:
     made_of: hash of the weights, the data and the options, by which a rerun knows that nothing has changed
     num_codes: K
     num_channels: C
-    num_live: codes with at least one token here
+    num_active: codes with at least one token here
     num_images: images that statistics come from
     num_tokens: tokens of these
-    num_pictures: images that are shown
+    num_shown: images that are shown
     num_words: words of the captions that were counted
     has_captions: bool
     sources: list of {name, num_images}: the data sets
-    licences: list of {what, credit, licence}; a picture names the entries that hold for it
+    licences: list of {what, credit, licence}; an image names the entries that hold for it
     position_rows, position_columns: size of the heat map of positions
     histogram_edges: list of distances, one more than there are bins
     interval: {level, num_tests, min_images}: how intervals of lifts were made
@@ -43,8 +43,8 @@ data/meta.js:
 
 data/wall.js, columns, each K long:
     tokens, images: how many have the code
-    mean_distance, spread: mean and standard deviation of its members' distances; null where it has none
-    word, lift, lift_low, lift_high: the word that it says most of, see a code's words; null where none
+    mean_distance, spread: mean and standard deviation of the distances of its features; null where it has none
+    word, lift, lift_low, lift_high: the word that it is associated with most, see a code's words; null where none
     precision: share of the code's images with captions that have the word in them; null where none
     near_code, near_distance: the nearest other code, and how far
     x, y: place on the map, 0 to 1
@@ -53,14 +53,14 @@ data/wall.js, columns, each K long:
 data/codes-0000.js, each code:
     code: number
     tokens, images, rank: how many have it, and its place by tokens, from 1
-    nearest, quantiles, random: occurrences, of distinct pictures; quantiles from the nearest to the farthest
+    nearest, quantiles, random: occurrences, of distinct images; quantiles from the nearest to the farthest
     histogram: tokens by distance, as meta's histogram_edges
-    positions: tokens by position, row by row, meta's position_rows x position_columns; a cell that lies in several
+    positions: tokens by position, row by row, meta's position_rows x position_columns; a patch that lies in several
         of these counts in each by its share of the area
     words: list of {word, both, images, lift, low, high}: captions of `images` images have the word, `both` of them
         have the code; lift = P(word | code) / P(word) among images with captions, its interval; those first whose
         interval lies highest
-    neighbours: list of {code, count, lift}: codes of the cells beside its cells
+    neighbours: list of {code, count, lift}: codes of the patches beside its patches
     near: list of {code, distance}: nearest codes of the codebook
 
 data/words.js, each word, in alphabetical order:
@@ -70,27 +70,27 @@ data/words.js, each word, in alphabetical order:
         best first, at most 32
 
 data/images-0000.js, each image:
-    picture: number
+    image: number
     name: as the data set calls it
     source: number in meta's sources
     licences: list of numbers in meta's licences
     captions: list of texts
     width, height: of the small copy, pixels
-    cells_high, cells_wide: height and width in cells, fractions included
+    patches_high, patches_wide: height and width in patches, fractions included
     rows, columns: of the grid of visual tokens
-    index: the code of each cell, row by row; null where there is none
-    masked: null, or {code, cells: [{cell, guesses: [[code, probability], ...]}]}: what masked visual modelling
+    index: the code of each patch, row by row; null where there is none
+    masked: null, or {code, patches: [{patch, guesses: [[code, probability], ...]}]}: what masked visual modelling
         hides together, and what the model says was there
 
 data/timeline.js:
     series: list of {name, points: [[step, value], ...]}: perplexity, active codes, reset codes (since the point
         before), codebook drift; those that the log holds
     events: list of [step, text]
-    seeded: the step of each code's last seeding, 0 at the start or before; null where it is not known
-    unused_since: the step of the first snapshot since which each code has had no member; null where it has, or
-        where it is not known
+    reset: the step of each code's last reset, 0 at the start or before; null where it is not known
+    unused_since: the step of the first snapshot since which each code has had no assigned feature; null where
+        it has, or where it is not known
     num_snapshots: states of the codebook's usage that were compared, the model's included: from one alone it is not
-        known since when codes have no member
+        known since when codes are unused
     last_step: where the run ended
     sentences: list of texts: what the figures say
 
@@ -111,9 +111,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 2
+SCHEMA = 3
 CODES_PER_FILE = 64
-PICTURES_PER_FILE = 256
+IMAGES_PER_FILE = 256
 
 _FORM = re.compile(r'explorer\.receive\("([\w-]+)", (.*)\);\n', re.DOTALL)
 
@@ -135,9 +135,9 @@ def write_in_files(folder: Path, name: str, values: Iterable[Any], per_file: int
         write_value(folder, f"{name}-{number:04d}", some)
 
 
-def picture_path(number: int) -> str:
-    """Where the small copy of a picture lies in a bundle, with forward slashes."""
-    return f"images/{number // PICTURES_PER_FILE:04d}/{number:06d}.jpg"
+def image_path(number: int) -> str:
+    """Where the small copy of an image lies in a bundle, with forward slashes."""
+    return f"images/{number // IMAGES_PER_FILE:04d}/{number:06d}.jpg"
 
 
 def copy_pages(folder: Path) -> None:
@@ -196,27 +196,27 @@ class Bundle:
             raise IndexError(f"code: expected 0 to {num_codes - 1}, got {number}")
         return self._item("codes", number, CODES_PER_FILE)
 
-    def picture(self, number: int) -> Mapping[str, Any]:
-        """All of a picture. Raises IndexError: there is no such picture."""
-        num_pictures = self.meta["num_pictures"]
-        if not 0 <= number < num_pictures:
-            raise IndexError(f"picture: expected 0 to {num_pictures - 1}, got {number}")
-        return self._item("images", number, PICTURES_PER_FILE)
+    def image(self, number: int) -> Mapping[str, Any]:
+        """All of an image. Raises IndexError: there is no such image."""
+        num_shown = self.meta["num_shown"]
+        if not 0 <= number < num_shown:
+            raise IndexError(f"image: expected 0 to {num_shown - 1}, got {number}")
+        return self._item("images", number, IMAGES_PER_FILE)
 
     def is_whole(self) -> bool:
-        """Whether every file is there and can be read; pictures are not decoded. Raises BundleError: one can't be."""
+        """Whether every file is there and can be read; images are not decoded. Raises BundleError: one can't be."""
         for name in ("wall", "words", "timeline", "server"):
             self.read(name)
         for name, count, per_file in (
             ("codes", self.meta["num_codes"], CODES_PER_FILE),
-            ("images", self.meta["num_pictures"], PICTURES_PER_FILE),
+            ("images", self.meta["num_shown"], IMAGES_PER_FILE),
         ):
             for first in range(0, count, per_file):
                 self._item(name, min(first + per_file, count) - 1, per_file)
         pages = _pages(self.folder)
-        pictures = (self.folder / picture_path(number) for number in range(self.meta["num_pictures"]))
+        images = (self.folder / image_path(number) for number in range(self.meta["num_shown"]))
         return all(copy.is_file() and copy.stat().st_size == path.stat().st_size for path, copy in pages) and all(
-            picture.is_file() and picture.stat().st_size for picture in pictures
+            image.is_file() and image.stat().st_size for image in images
         )
 
     def _item(self, name: str, number: int, per_file: int) -> Mapping[str, Any]:

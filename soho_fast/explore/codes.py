@@ -37,7 +37,7 @@ def measure_codes(run: Path, most: int) -> dict[str, float]:
         these whose best word has an interval of lift above 1), `lift` (their mean of the best word's lower end, 1 where
         there is none), `unexplained` (not of shuffled ones: the share of the features' variance that their codes, or
         means, leave out), and where the images are the demo corpus's `purity` and `nmi` of the objects under their
-        cells.
+        patches.
         Empty where the model has no dictionary.
     """
     if not json.loads((run / "model" / "config.json").read_text())["use_dictionary"]:

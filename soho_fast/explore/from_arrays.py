@@ -1,6 +1,6 @@
 """The explorer of any codebook, from arrays: features, codes and images.
 
-N images (B of a batch), h x w cells of an image, C channels, K codes, H x W pixels.
+N images (B of a batch), h x w patches of an image, C channels, K codes, H x W pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from soho_fast import ops
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.assemble import assemble, check_folder
 from soho_fast.explore.licences import Licences, licence_of_all
-from soho_fast.explore.sources import PictureError, SeenImage, small_copy
+from soho_fast.explore.sources import ImageError, SeenImage, small_copy
 
 with from_extra("explore"):
     from PIL import Image, ImageOps
@@ -32,7 +32,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _MOST_PIXELS = 89_478_485
 
 Features = np.ndarray | torch.Tensor | Sequence[np.ndarray | torch.Tensor]
-Pictures = np.ndarray | torch.Tensor | Sequence[np.ndarray | torch.Tensor | str | os.PathLike[str]]
+Images = np.ndarray | torch.Tensor | Sequence[np.ndarray | torch.Tensor | str | os.PathLike[str]]
 Captions = Sequence[str | Sequence[str]]
 LicenceEntries = str | Sequence[Mapping[str, Any]] | None
 
@@ -40,7 +40,7 @@ LicenceEntries = str | Sequence[Mapping[str, Any]] | None
 def build_from_arrays(
     features: Features,
     codebook: np.ndarray | torch.Tensor,
-    images: Pictures,
+    images: Images,
     folder: str | os.PathLike[str],
     *,
     captions: Captions | None = None,
@@ -49,20 +49,20 @@ def build_from_arrays(
     licences: LicenceEntries = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write the explorer of a codebook: which cells of which images have each code, and what these have in common.
+    """Write the explorer of a codebook: which patches of which images have each code, and what these have in common.
 
     Each feature's code is the nearest one (`ops.codebook_lookup`, exact). What does not fit into memory comes in
     batches: `build_from_batches`.
 
     Args:
-        features: Floating point (N, h, w, C), or N of (h, w, C), of any number of cells each: what is quantised.
+        features: Floating point (N, h, w, C), or N of (h, w, C), of any number of patches each: what is quantised.
         codebook: Floating point (K, C).
         images: uint8 (N, H, W, 3), or N of (H, W, 3), of any size, or N paths of image files.
         folder: Where the explorer goes; one that is there is replaced, anything else is not overwritten.
         captions: N texts, or N lists of texts; words are found in them.
         names: What the images are called; the paths, or their numbers, if not given.
         title: What the pages are headed by.
-        licences: Licence and credit of all images, or a list of {what, credit, licence}, with "pictures", patterns of
+        licences: Licence and credit of all images, or a list of {what, credit, licence}, with "images", patterns of
             names, where an entry does not hold for all. The licence is said to be unknown if not given.
         say: Called with each line of what is done.
 
@@ -206,7 +206,7 @@ class ArraySource:
             self._kept.seek(begin)
             return self._kept.read(end - begin), width, height
         is_path = isinstance(image, (str, os.PathLike))
-        return small_copy(open_picture(image) if is_path else Image.fromarray(_array(image)))
+        return small_copy(open_image(image) if is_path else Image.fromarray(_array(image)))
 
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[None]:
         """Arrays have no model that guesses."""
@@ -228,8 +228,8 @@ def look_up(features: Sequence[np.ndarray], codebook: np.ndarray) -> list[tuple[
     ]
 
 
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """An image file in RGB, upright. Raises PictureError: it can't be read."""
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """An image file in RGB, upright. Raises ImageError: it can't be read."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
             image.draft("RGB", (512, 512))  # Of a JPEG a half, quarter or eighth is decoded, at least that large.
@@ -238,7 +238,7 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # A decoder meets damage with errors of any kind.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split(" <_io")[0]
-        raise PictureError(f"{os.fspath(path)}: can't be read as an image ({reason})") from error
+        raise ImageError(f"{os.fspath(path)}: can't be read as an image ({reason})") from error
 
 
 def _array(value: Any) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Which pictures are shown, and the occurrences of codes in them.
+"""Which images are shown, and the occurrences of codes in them.
 
-N images, K codes, G pictures of the gallery.
+N images, of which G are shown (the gallery), K codes.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import numpy as np
 
 from soho_fast.explore.spool import Chunk, Spool
 
-MOST_PICTURES = 10_000
+MOST_SHOWN = 10_000
 NUM_OCCURRENCES = 12
 
 _MEMBER = [
     ("code", np.int64),
-    ("picture", np.int64),
+    ("image", np.int64),
     ("row", np.int64),
     ("column", np.int64),
     ("distance", np.float64),
@@ -22,12 +22,12 @@ _MEMBER = [
 ]
 
 
-def draw(image: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """uint64, a number for each cell of each image by which it is drawn at random: it depends on these two alone.
+def draw(image: np.ndarray, patch: np.ndarray) -> np.ndarray:
+    """uint64, a number for each patch of each image by which it is drawn at random: it depends on these two alone.
 
     The finaliser of SplitMix64, over both.
     """
-    x = image.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + cell.astype(np.uint64)
+    x = image.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + patch.astype(np.uint64)
     for _ in range(2):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -46,7 +46,7 @@ class SmallestOfEach:
         self._key = np.full((num_codes, NUM_OCCURRENCES), np.inf)
 
     def add(self, code: np.ndarray, image: np.ndarray, key: np.ndarray) -> None:
-        """Take in the cells of some more images; an image's cells all come in one call."""
+        """Take in the patches of some more images; an image's patches all come in one call."""
         hopeful = key < self._key[code, -1]
         code, image, key = code[hopeful].astype(np.int64), image[hopeful], key[hopeful]
         touched = np.unique(code)
@@ -69,7 +69,7 @@ def first_of_each(values: np.ndarray) -> np.ndarray:
     return np.sort(np.unique(values, return_index=True)[1])
 
 
-def choose_pictures(spool: Spool, images_K: np.ndarray, most: int = MOST_PICTURES) -> np.ndarray:
+def choose_images(spool: Spool, images_K: np.ndarray, most: int = MOST_SHOWN) -> np.ndarray:
     """Ascending numbers of the images that are shown: all of them, or `most`.
 
     Rare codes choose first, in turn the nearest and one drawn at random, until each code has `NUM_OCCURRENCES` images
@@ -88,9 +88,9 @@ def choose_pictures(spool: Spool, images_K: np.ndarray, most: int = MOST_PICTURE
     for chunk in spool.tokens():
         known = chunk.index >= 0
         image = chunk.first + chunk.image[known]
-        cell = (chunk.row * chunk.columns + chunk.column)[known]
+        patch = (chunk.row * chunk.columns + chunk.column)[known]
         nearest.add(chunk.index[known], image, chunk.distance[known].astype(np.float64))
-        drawn.add(chunk.index[known], image, draw(image, cell).astype(np.float64))
+        drawn.add(chunk.index[known], image, draw(image, patch).astype(np.float64))
     chosen: set[int] = set()
     has_K = np.zeros(num_codes, dtype=np.int64)
 
@@ -119,8 +119,8 @@ def choose_pictures(spool: Spool, images_K: np.ndarray, most: int = MOST_PICTURE
     return np.array(sorted(chosen), dtype=np.int64)
 
 
-def members_of(chunk: Chunk, shown_N: np.ndarray, first: int, last: int) -> np.ndarray:
-    """The cells of a chunk that have codes from `first` to `last` (exclusive) and lie in pictures of the gallery.
+def assigned_patches(chunk: Chunk, shown_N: np.ndarray, first: int, last: int) -> np.ndarray:
+    """The patches of a chunk that have codes from `first` to `last` (exclusive) and lie in images of the gallery.
 
     Args:
         chunk: Some images.
@@ -128,27 +128,27 @@ def members_of(chunk: Chunk, shown_N: np.ndarray, first: int, last: int) -> np.n
         first, last: Codes.
 
     Returns:
-        A record a cell, image by image and row by row: `code`, `picture`, `row`, `column`, `distance`, and `key`, by
+        A record a patch, image by image and row by row: `code`, `image`, `row`, `column`, `distance`, and `key`, by
         which it is drawn at random.
     """
     image_T = chunk.first + chunk.image
     wanted = (chunk.index >= first) & (chunk.index < last) & (shown_N[image_T] >= 0)
     found = np.empty(np.count_nonzero(wanted), dtype=_MEMBER)
     found["code"], found["distance"] = chunk.index[wanted], chunk.distance[wanted]
-    found["picture"] = shown_N[image_T[wanted]]
+    found["image"] = shown_N[image_T[wanted]]
     found["row"], found["column"] = chunk.row[wanted], chunk.column[wanted]
     found["key"] = draw(image_T[wanted], found["row"] * chunk.columns[wanted] + found["column"])
     return found
 
 
-def choose_occurrences(members: np.ndarray) -> dict[str, np.ndarray]:
-    """The cells of one code that are shown: nearest, quantiles, random; of distinct pictures each.
+def choose_occurrences(assigned: np.ndarray) -> dict[str, np.ndarray]:
+    """The patches of one code that are shown: nearest, quantiles, random; of distinct images each.
 
-    Of each picture its nearest cell stands for `nearest`, and for the others one that is drawn: the quantiles are those
-    of the cells drawn, from the nearest to the farthest.
+    Of each image its nearest patch stands for `nearest`, and for the others one that is drawn: the quantiles are those
+    of the patches drawn, from the nearest to the farthest.
     """
-    nearest = _each_picture_once(members, "distance")
-    drawn = _each_picture_once(members, "key")
+    nearest = _each_image_once(assigned, "distance")
+    drawn = _each_image_once(assigned, "key")
     by_distance = drawn[np.argsort(drawn["distance"], kind="stable")]
     count = min(NUM_OCCURRENCES, len(drawn))
     places = np.round(np.linspace(0, len(drawn) - 1, count)).astype(np.int64)
@@ -159,7 +159,7 @@ def choose_occurrences(members: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _each_picture_once(members: np.ndarray, key: str) -> np.ndarray:
-    """Of each picture the cell with the smallest key, in ascending order of the key."""
-    ordered = members[np.argsort(members[key], kind="stable")]
-    return ordered[first_of_each(ordered["picture"])]
+def _each_image_once(assigned: np.ndarray, key: str) -> np.ndarray:
+    """Of each image the patch with the smallest key, in ascending order of the key."""
+    ordered = assigned[np.argsort(assigned[key], kind="stable")]
+    return ordered[first_of_each(ordered["image"])]

@@ -1,12 +1,12 @@
-"""Who made a picture, and on what terms it may be shown.
+"""Who made an image, and on what terms it may be shown.
 
 Beside the images of a data set, in their folder or beside their .zip file, `licences.json` may tell:
 
     [{"what": "photographs of the harbour", "credit": "Ada Example, https://example.org/harbour",
-      "licence": "CC-BY-4.0", "pictures": ["harbour/*.jpg"]}]
+      "licence": "CC-BY-4.0", "images": ["harbour/*.jpg"]}]
 
-An entry without "pictures" holds for all. A picture names every entry that holds for it; of one that none holds for,
-the licence is said to be unknown. The demo corpus knows of each of its pictures what it was composed of.
+An entry without "images" (or "pictures", its older name) holds for all. An image names every entry that holds for it;
+if none does, its licence is said to be unknown. The demo corpus knows of each of its images what it was composed of.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _FIELDS = ("what", "credit", "licence")
 
 
 class Licences:
-    """Entries of meta's licences, and those that hold for each picture.
+    """Entries of meta's licences, and those that hold for each image.
 
     Args:
-        entries: {what, credit, licence}, and perhaps pictures, patterns of names; of all pictures where that is absent.
+        entries: {what, credit, licence}, and perhaps images, patterns of names; of all images where that is absent.
         where: What the entries were read from, for messages.
 
     Raises:
@@ -44,11 +44,9 @@ class Licences:
                 raise ValueError(
                     f"{where}[{place}]: expected texts by the names what, credit, licence, got {entry!r:.80}"
                 )
-            patterns = entry.get("pictures", ["*"])
+            patterns = entry.get("images", entry.get("pictures", ["*"]))
             if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
-                raise ValueError(
-                    f"{where}[{place}].pictures: expected a list of names or patterns, got {patterns!r:.80}"
-                )
+                raise ValueError(f"{where}[{place}].images: expected a list of names or patterns, got {patterns!r:.80}")
             self._patterns.append((patterns, self.number({name: entry[name] for name in _FIELDS})))
 
     def number(self, entry: dict[str, str]) -> int:
@@ -58,24 +56,24 @@ class Licences:
         return self.entries.index(entry)
 
     def of(self, name: str) -> list[int]:
-        """The numbers of the entries that hold for a picture; where there is none, that of the unknown licence."""
+        """The numbers of the entries that hold for an image; where there is none, that of the unknown licence."""
         found = {
             number for patterns, number in self._patterns if any(fnmatchcase(name, pattern) for pattern in patterns)
         }
         return sorted(found) or [self.number(dict(UNKNOWN_LICENCE))]
 
     def entries_of(self, name: str) -> list[dict[str, str]]:
-        """The entries that hold for a picture."""
+        """The entries that hold for an image."""
         return [self.entries[number] for number in self.of(name)]
 
 
 def licence_of_all(text: str) -> list[dict[str, str]]:
-    """The entries that give all pictures one licence and credit."""
+    """The entries that give all images one licence and credit."""
     return [{"what": "all images", "credit": text, "licence": text}]
 
 
 def licence_finder(root: str, licence: str | None = None) -> Callable[[str], list[dict[str, str]]]:
-    """What gives the entries that hold for a picture of a data set, by its name.
+    """What gives the entries that hold for an image of a data set, by its name.
 
     Args:
         root: The folder or .zip file of its images.
@@ -89,7 +87,7 @@ def licence_finder(root: str, licence: str | None = None) -> Callable[[str], lis
     demo = demo_licences(root)
     if demo is None:
         return read_licences(root).entries_of
-    # Pictures of NLVR2 are scenes under other names: any of the entries may hold.
+    # Images of NLVR2 are scenes under other names: any of the entries may hold.
     every = list({entry["what"]: entry for entries in demo.values() for entry in entries}.values())
     return lambda name: demo.get(Path(name).stem, every)
 
@@ -111,7 +109,7 @@ def read_licences(root: str) -> Licences:
 
 
 def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:
-    """Of each picture of a demo corpus, by its name without suffix, what it was composed of; None of other folders."""
+    """Of each image of a demo corpus, by its name without suffix, what it was composed of; None of other folders."""
     from soho_fast.data.mini.builder import corpus_images, read_manifest
     from soho_fast.data.mini.options import TWEMOJI, style_name
 

@@ -1,4 +1,4 @@
-"""Whether codes mean something: their words, and the objects under their cells, against k-means and shuffled codes.
+"""Whether codes mean something: their words, and the objects under their patches, against k-means and shuffled codes.
 
 T tokens with a code, C channels, K codes, V words, S labels.
 """
@@ -52,7 +52,7 @@ class Seen:
     """What is measured on.
 
     code: int64 (T,). image: int64 (T,), by number. features: float32 (T, C). label: int64 (T,), what lies under the
-    cell, -1 where that is not known; is_object: bool (T,), whether it is an object and not a background. labels: their
+    patch, -1 where that is not known; is_object: bool (T,), whether it is an object and not a background. labels: their
     names. shown: of each image the labels of its objects. captions: of each image.
     """
 
@@ -133,7 +133,7 @@ def look(source: Any, say: Callable[[str], None] = print) -> Seen:
 
 
 class _DemoLabels:
-    """Names of objects and of backgrounds under cells, as numbers."""
+    """Names of objects and of backgrounds under patches, as numbers."""
 
     def __init__(self) -> None:
         self.number_of: dict[str, int] = {}
@@ -141,14 +141,14 @@ class _DemoLabels:
         self._scenes: dict[str, Mapping[str, Any]] = {}
 
     def labels(self, root: str, name: str, valid_hw: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """int64, one for each True of `valid_hw`, and all objects of the picture."""
+        """int64, one for each True of `valid_hw`, and all objects of the image."""
         scene = self._of_corpus(root).get(Path(name).name)
         rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
         if scene is None or rows != columns:
             return np.full(int(valid_hw.sum()), _UNKNOWN), []
         from soho_fast.data.mini.builder import objects_under_cells
 
-        # The same photograph or colour is one label, whichever part of it a cell shows.
+        # The same photograph or colour is one label, whichever part of it a patch shows.
         background = scene.background.photo or f"{scene.background.colour} background"
         objects = [self._number(item.name, True) for item in scene.objects]
         numbers = np.array([self._number(background, False), *objects])
@@ -172,7 +172,7 @@ class _DemoLabels:
 
 
 def shuffled(code_T: np.ndarray) -> np.ndarray:
-    """The same codes, as often each, over other cells and images."""
+    """The same codes, as often each, over other patches and images."""
     return np.random.default_rng(SEED).permutation(code_T)
 
 
@@ -282,15 +282,15 @@ def object_is_near(
 
 def _near_row(seen: Seen, codings: Mapping[str, np.ndarray]) -> list[str]:
     behind = (seen.label != _UNKNOWN) & ~seen.is_object
-    cells = []
+    shares = []
     for code in codings.values():
         near = object_is_near(code, seen.label, seen.is_object, seen.image, seen.shown)[behind]
         hits, counts = (np.bincount(seen.image[behind], of, seen.num_images) for of in (near, None))
         generator = np.random.default_rng(SEED)
         drawn = generator.integers(seen.num_images, size=(_RESAMPLES, seen.num_images))
         spread = np.std(hits[drawn].sum(1) / counts[drawn].sum(1), ddof=1)
-        cells.append(_with_spread(near.mean(), spread))
-    return ["the code's object is in the image, background patches", *cells]
+        shares.append(_with_spread(near.mean(), spread))
+    return ["the code's object is in the image, background patches", *shares]
 
 
 def _with_spread(value: float, spread: float) -> str:

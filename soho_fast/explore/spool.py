@@ -78,8 +78,8 @@ class Spool:
                 "captions": list(image.captions),
                 "source": image.source,
                 "licences": list(image.licences),
-                "cells_high": float(image.cells_high or rows),
-                "cells_wide": float(image.cells_wide or columns),
+                "patches_high": float(image.patches_high or rows),
+                "patches_wide": float(image.patches_wide or columns),
             }
         ).encode()
         contents = {"index": index.tobytes(), "distance": distance.tobytes(), "words": words.tobytes(), "texts": text}

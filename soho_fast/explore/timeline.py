@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from soho_fast.model.visual_dictionary import VisualDictionary
 
 _FROM_TRAINING = {"perplexity": "perplexity", "live_codes": "active codes"}
-# Between two snapshots the running usage of a code without members falls by the decay alone, up to rounding in float32;
-# one member in an update adds far more.
+# Between two snapshots the running usage of a code without assigned features falls by the decay alone, up to rounding
+# in float32; one feature in an update adds far more.
 _ROUNDING = 3e-4
 _MOST_STEPS_SHOWN = 4
 
@@ -26,7 +26,7 @@ _MOST_STEPS_SHOWN = 4
 @dataclass(frozen=True)
 class _Snapshot:
     """Of each code at a step: the running mean of its share of the tokens, before it is corrected for its age, and
-    the updates since its seeding."""
+    the updates since its last reset."""
 
     step: int
     mean_K: np.ndarray
@@ -60,7 +60,7 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
         for field, name in _FROM_TRAINING.items()
         if (points := _points((record["step"], record.get(field)) for record in records if record["kind"] == "train"))
     ]
-    seeded: list[int | None] = []
+    reset: list[int | None] = []
     unused_since: list[int | None] = []
     snapshots: list[_Snapshot] = []
     if dictionary is not None:
@@ -68,7 +68,7 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
         model_step = _model_step(run, folder, last_step)
         age_K = dictionary.age.double().cpu().numpy()
         # Updates and steps end together; they begin together only where nothing is learnt before the dictionary.
-        seeded = [max(0, model_step - int(age)) for age in age_K] if int(dictionary.step) else [None] * num_codes
+        reset = [max(0, model_step - int(age)) for age in age_K] if int(dictionary.step) else [None] * num_codes
         snapshots = _logged_snapshots(records, num_codes, decay)
         series += _series_of_snapshots(records, snapshots)
         mean_K = dictionary.usage.double().cpu().numpy()
@@ -78,13 +78,11 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
     return {
         "series": series,
         "events": events,
-        "seeded": seeded,
+        "reset": reset,
         "unused_since": unused_since,
         "num_snapshots": len(snapshots),
         "last_step": last_step,
-        "sentences": _sentences(
-            {line["name"]: line["points"] for line in series}, seeded, unused_since, len(snapshots)
-        ),
+        "sentences": _sentences({line["name"]: line["points"] for line in series}, reset, unused_since, len(snapshots)),
     }
 
 
@@ -130,8 +128,8 @@ def _series_of_snapshots(records: Sequence[Mapping[str, Any]], snapshots: Sequen
 
 
 def _unused_since(snapshots: Sequence[_Snapshot], decay: float) -> list[int | None]:
-    """For each code the step of the first snapshot since which it had no member; since its seeding, where it never
-    had one; None where it had some before the last snapshot."""
+    """For each code the step of the first snapshot since which it had no assigned feature; since its last reset,
+    where it never had one; None where it had some before the last snapshot."""
     last = snapshots[-1]
     since_K = np.where(last.mean_K == 0, last.step - last.age_K, np.nan)
     open_K = last.mean_K > 0
@@ -146,15 +144,15 @@ def _unused_since(snapshots: Sequence[_Snapshot], decay: float) -> list[int | No
 
 def _sentences(
     series: Mapping[str, Sequence[Sequence[float]]],
-    seeded: Sequence[int | None],
+    reset: Sequence[int | None],
     unused_since: Sequence[int | None],
     num_snapshots: int,
 ) -> list[str]:
     """What the figures say, in words."""
     said = []
-    if live := series.get("active codes"):
-        last_step, last = live[-1]
-        said.append(f"Active codes: {last:,.0f} at step {last_step:,}{_fall(live)}.")
+    if active := series.get("active codes"):
+        last_step, last = active[-1]
+        said.append(f"Active codes: {last:,.0f} at step {last_step:,}{_fall(active)}.")
     if perplexity := series.get("perplexity"):
         step, highest = max(perplexity, key=lambda point: point[1])
         last_step, last = perplexity[-1]
@@ -162,7 +160,7 @@ def _sentences(
             f"Perplexity: {last:,.0f} at step {last_step:,}, as if so many codes were used alike; at its highest "
             f"{highest:,.0f}, at step {step:,}."
         )
-    if steps := [step for step in seeded if step is not None]:
+    if steps := [step for step in reset if step is not None]:
         first = min(steps)
         later = sorted(step for step in steps if step > first)
         said.append(

@@ -4,7 +4,7 @@ The unit is the image: a word is there or not, however often it is said. lift = 
 word is more frequent where the code is. An image without captions says neither, and is not counted.
 
 The interval is Clopper and Pearson's of P(word | code) over P(word), at a level that holds for all words of a code
-together (Bonferroni): of codes that have nothing to do with the captions, at most one in forty claims any word.
+together (Bonferroni): of codes that have nothing to do with the captions, at most one in forty is associated with any.
 
 N images, K codes (or a block of them), V words.
 """
@@ -27,7 +27,7 @@ with from_extra("explore"):
 
 LEVEL = 0.95
 MIN_IMAGES = 5
-"""Images with both the code and the word, below which nothing is claimed."""
+"""Images with both the code and the word, below which they are not associated."""
 MOST_WORDS = 2000
 """The most frequent words are counted, so many of them."""
 WORDS_PER_CODE = 20
@@ -129,7 +129,7 @@ def lifts(
         code_images: images with captions that have the code; at least 1.
         word_images: int (words,), images that have the word; at least 1.
         num_images: all images with captions.
-        num_tests: words of which one might be claimed by chance, at least 1.
+        num_tests: words of which one might be associated by chance, at least 1.
 
     Below `MIN_IMAGES` images with both, `low` is at most 1.
     """

@@ -31,7 +31,7 @@ def corpus(tmp_path_factory):
 
 
 class _PlantedSource:
-    """A code is the name of the object under its cell, or of the background; features lie close about it."""
+    """A code is the name of the object under its patch, or of the background; features lie close about it."""
 
     def __init__(self, corpus) -> None:
         self.scenes = corpus_scenes(corpus)
@@ -100,7 +100,7 @@ def test_labels_are_those_under_the_cells(corpus):
     assert 0.05 < seen.is_object.mean() < 0.5
 
 
-def test_a_cell_beside_an_object_counts_where_the_image_shows_what_its_code_lies_on():
+def test_a_patch_beside_an_object_counts_where_the_image_shows_what_its_code_lies_on():
     # Labels 0 and 1 are objects, 2 a background. Code 0 lies on object 0 twice and on 1 once, code 1 on nothing.
     code, label = np.array([0, 0, 0, 0, 0, 1]), np.array([0, 0, 1, 2, 2, 2])
     image, shown = np.array([0, 0, 1, 0, 1, 0]), [[0], [1, 1]]
