@@ -112,6 +112,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 3
+KINDS = ("nearest", "quantiles", "random")
+"""Of the occurrences of a code."""
 CODES_PER_FILE = 64
 IMAGES_PER_FILE = 256
 
@@ -191,36 +193,31 @@ class Bundle:
 
     def code(self, number: int) -> Mapping[str, Any]:
         """All of a code. Raises IndexError: there is no such code."""
-        num_codes = self.meta["num_codes"]
-        if not 0 <= number < num_codes:
-            raise IndexError(f"code: expected 0 to {num_codes - 1}, got {number}")
-        return self._item("codes", number, CODES_PER_FILE)
+        return self._item("code", number, self.meta["num_codes"], CODES_PER_FILE)
 
     def image(self, number: int) -> Mapping[str, Any]:
         """All of an image. Raises IndexError: there is no such image."""
-        num_shown = self.meta["num_shown"]
-        if not 0 <= number < num_shown:
-            raise IndexError(f"image: expected 0 to {num_shown - 1}, got {number}")
-        return self._item("images", number, IMAGES_PER_FILE)
+        return self._item("image", number, self.meta["num_shown"], IMAGES_PER_FILE)
 
     def is_whole(self) -> bool:
         """Whether every file is there and can be read; images are not decoded. Raises BundleError: one can't be."""
         for name in ("wall", "words", "timeline", "server"):
             self.read(name)
-        for name, count, per_file in (
-            ("codes", self.meta["num_codes"], CODES_PER_FILE),
-            ("images", self.meta["num_shown"], IMAGES_PER_FILE),
-        ):
-            for first in range(0, count, per_file):
-                self._item(name, min(first + per_file, count) - 1, per_file)
+        num_codes, num_shown = self.meta["num_codes"], self.meta["num_shown"]
+        for last in (*range(CODES_PER_FILE - 1, num_codes, CODES_PER_FILE), num_codes - 1):
+            self.code(last)
+        for last in (*range(IMAGES_PER_FILE - 1, num_shown, IMAGES_PER_FILE), num_shown - 1):
+            self.image(last)
         pages = _pages(self.folder)
-        images = (self.folder / image_path(number) for number in range(self.meta["num_shown"]))
+        images = (self.folder / image_path(number) for number in range(num_shown))
         return all(copy.is_file() and copy.stat().st_size == path.stat().st_size for path, copy in pages) and all(
             image.is_file() and image.stat().st_size for image in images
         )
 
-    def _item(self, name: str, number: int, per_file: int) -> Mapping[str, Any]:
-        name = f"{name}-{number // per_file:04d}"
+    def _item(self, what: str, number: int, count: int, per_file: int) -> Mapping[str, Any]:
+        if not 0 <= number < count:
+            raise IndexError(f"{what}: expected 0 to {count - 1}, got {number}")
+        name = f"{what}s-{number // per_file:04d}"
         values = self.read(name)
         if not isinstance(values, list) or len(values) <= number % per_file:
             raise BundleError(f"{self.folder / 'data' / name}.js ends too early; build the explorer anew")

@@ -13,13 +13,12 @@ from typing import Any
 from soho_fast.common.command_line import Parser
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
-from soho_fast.explore.bundle import Bundle, BundleError, image_path
+from soho_fast.explore.bundle import KINDS, Bundle, BundleError, image_path
 
 with from_extra("explore"):
     import numpy as np
     from PIL import Image
 
-KINDS = ("nearest", "quantiles", "random")
 ROWS, COLUMNS, DPI = 12, 8, 150
 AROUND = 1.0
 """How much of its surroundings a patch is shown with on each side, in patches; they are faded."""

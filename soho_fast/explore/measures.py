@@ -245,23 +245,15 @@ def normalised_mutual_information(table_KS: np.ndarray) -> float:
     return float(2 * shared / (code + label)) if code + label else 1.0
 
 
-def with_spread(
-    statistic: Callable[[np.ndarray], float],
-    seen: Seen,
-    code_T: np.ndarray,
-    num_codes: int,
-    chosen_T: np.ndarray,
-) -> tuple[float, float]:
-    """A statistic of the table of codes and labels, and its standard deviation over resampled images."""
-    code, label, image = code_T[chosen_T], seen.label[chosen_T], seen.image[chosen_T]
-    num_labels = len(seen.labels)
-    value = statistic(count_labels(code, label, num_codes, num_labels))
+def _with_spread(statistic: Callable[[np.ndarray], float], seen: Seen) -> str:
+    """A statistic of the tokens' weights, where all are 1, and 1.96 standard deviations over resampled images."""
     generator = np.random.default_rng(SEED)
-    values = []
+    resampled = []
     for _ in range(_RESAMPLES):
-        weight = np.bincount(generator.integers(seen.num_images, size=seen.num_images), minlength=seen.num_images)
-        values.append(statistic(count_labels(code, label, num_codes, num_labels, weight[image])))
-    return value, float(np.std(values, ddof=1))
+        drawn = generator.integers(seen.num_images, size=seen.num_images)
+        resampled.append(statistic(np.bincount(drawn, minlength=seen.num_images)[seen.image]))
+    # Resampled tables are purer than the whole: only their spread is taken.
+    return f"{statistic(np.ones(len(seen.image))):.1%} ± {1.96 * np.std(resampled, ddof=1):.1%}"
 
 
 def object_is_near(
@@ -280,31 +272,25 @@ def object_is_near(
     return shown_NS[image_T, object_T]
 
 
-def _near_row(seen: Seen, codings: Mapping[str, np.ndarray]) -> list[str]:
-    behind = (seen.label != _UNKNOWN) & ~seen.is_object
-    shares = []
-    for code in codings.values():
-        near = object_is_near(code, seen.label, seen.is_object, seen.image, seen.shown)[behind]
-        hits, counts = (np.bincount(seen.image[behind], of, seen.num_images) for of in (near, None))
-        generator = np.random.default_rng(SEED)
-        drawn = generator.integers(seen.num_images, size=(_RESAMPLES, seen.num_images))
-        spread = np.std(hits[drawn].sum(1) / counts[drawn].sum(1), ddof=1)
-        shares.append(_with_spread(near.mean(), spread))
-    return ["the code's object is in the image, background patches", *shares]
-
-
-def _with_spread(value: float, spread: float) -> str:
-    return f"{value:.1%} ± {1.96 * spread:.1%}"
-
-
 def _object_rows(seen: Seen, codings: Mapping[str, np.ndarray], num_codes: int) -> list[list[str]]:
     known = seen.label != _UNKNOWN
     if not known.any():
         return []
+
+    def of_table(statistic: Callable[[np.ndarray], float], code_T: np.ndarray, chosen_T: np.ndarray) -> str:
+        code, label = code_T[chosen_T], seen.label[chosen_T]
+        sizes = num_codes, len(seen.labels)
+        return _with_spread(lambda weight_T: statistic(count_labels(code, label, *sizes, weight_T[chosen_T])), seen)
+
+    def near(code_T: np.ndarray) -> str:
+        behind = known & ~seen.is_object
+        near = object_is_near(code_T, seen.label, seen.is_object, seen.image, seen.shown)[behind]
+        return _with_spread(lambda weight_T: float(np.average(near, weights=weight_T[behind])), seen)
+
     rows = []
     for where, chosen in (("objects", seen.is_object), ("objects and backgrounds", known)):
         for name, statistic in (("purity", purity), ("NMI", normalised_mutual_information)):
-            found = [with_spread(statistic, seen, code, num_codes, chosen) for code in codings.values()]
-            # Resampled tables are purer than the whole: only their spread is taken.
-            rows.append([f"{name}, {where}", *(_with_spread(*each) for each in found)])
-    return [*rows, _near_row(seen, codings)] if seen.is_object.any() else rows
+            rows.append([f"{name}, {where}", *(of_table(statistic, code, chosen) for code in codings.values())])
+    if seen.is_object.any():
+        rows.append(["the code's object is in the image, background patches", *map(near, codings.values())])
+    return rows

@@ -9,9 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from soho_fast.common.spelling import did_you_mean
-from soho_fast.explore.bundle import Bundle
-
-KINDS = ("nearest", "quantiles", "random")
+from soho_fast.explore.bundle import KINDS, Bundle
 
 _OCCURRENCE = [
     ("image", np.int64),

@@ -1,8 +1,8 @@
 "use strict";
 
 // Questions to a model, where the explorer is served (python -m soho_fast.explore serve): an answer, and the image's
-// patches shaded by the attention of [CLS] or of another token. What is asked stands in the address; a file does not, and
-// is kept while the page lives, nor does a very long text.
+// patches shaded by the attention of [CLS] or of another token. What is asked stands in the address; a file does not,
+// and is kept while the page lives, nor does a very long text.
 (() => {
   const { element } = explorer;
 

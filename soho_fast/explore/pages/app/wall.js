@@ -125,7 +125,8 @@
         "is around it",
       meta.has_captions ? "; below it, the word that most sets apart the captions of its images. " : ". ",
       element("strong", {}, formatCount(meta.num_codes)),
-      ` codes${unused ? `, ${formatCount(unused)} of them unused: no patch here has them` : ", all in use"}; ${images},`,
+      ` codes${unused ? `, ${formatCount(unused)} of them unused: no patch here has them` : ", all in use"};`,
+      ` ${images},`,
       ` ${formatPlural(meta.num_tokens, "token")}.`,
     );
   };
