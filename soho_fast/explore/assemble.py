@@ -93,7 +93,6 @@ def assemble(
     made_of: str = "",
     most_shown: int = gallery.MOST_SHOWN,
     timeline: Mapping[str, Any] | None = None,
-    measures: Mapping[str, float] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Write the explorer of a source.
@@ -104,7 +103,6 @@ def assemble(
         made_of: By which a rerun knows that nothing has changed.
         most_shown: Images that are shown at most.
         timeline: Of data/timeline.js.
-        measures: Of meta.
         say: Called with each line of what is done.
 
     Returns:
@@ -120,7 +118,7 @@ def assemble(
         spool = Spool(Path(spooled))
         try:
             chosen_words = _look(source, spool, say)
-            _Writer(source, new, spool, chosen_words, most_shown, say).write(made_of, timeline, measures)
+            _Writer(source, new, spool, chosen_words, most_shown, say).write(made_of, timeline)
         finally:
             spool.close()
     return folder
@@ -161,7 +159,7 @@ class _Writer:
         self.wall: list[dict[str, Any]] = []
         self.codes_of_word: dict[int, list[tuple]] = defaultdict(list)
 
-    def write(self, made_of: str, timeline: Mapping[str, Any] | None, measures: Mapping[str, float] | None) -> None:
+    def write(self, made_of: str, timeline: Mapping[str, Any] | None) -> None:
         layout.copy_pages(self.folder)
         (self.folder / "data").mkdir()
         self._write_small_copies()
@@ -172,7 +170,7 @@ class _Writer:
         layout.write_value(self.folder, "words", self._words())
         layout.write_value(self.folder, "timeline", timeline)
         layout.write_value(self.folder, "server", None)
-        layout.write_value(self.folder, "meta", self._meta(made_of, measures))
+        layout.write_value(self.folder, "meta", self._meta(made_of))
         self._choose_figure()
 
     def _write_small_copies(self) -> None:
@@ -349,7 +347,7 @@ class _Writer:
             found.append({"word": spelling, "images": images, "codes": codes})
         return found
 
-    def _meta(self, made_of: str, measures: Mapping[str, float] | None) -> dict[str, Any]:
+    def _meta(self, made_of: str) -> dict[str, Any]:
         counts = np.zeros(len(self.source.data_sets), dtype=np.int64)
         has_captions = False
         for number in range(len(self.spool)):
@@ -383,7 +381,7 @@ class _Writer:
                 "num_tests": max(len(self.words.spelling), 1),
                 "min_images": words.MIN_IMAGES,
             },
-            "measures": {**self._measures(), **(measures or {})},
+            "measures": self._measures(),
             "figure": [],
         }
 

@@ -113,8 +113,6 @@ def choose_images(spool: Spool, images_K: np.ndarray, most: int = MOST_SHOWN) ->
             take(int(image))
     order = np.argsort(draw(np.arange(num_images), np.zeros(num_images, dtype=np.int64)), kind="stable")
     for image in order:
-        if len(chosen) >= most:
-            break
         take(int(image))
     return np.array(sorted(chosen), dtype=np.int64)
 

@@ -138,12 +138,11 @@ def at_hand(given: str, more: Sequence[str] = (), explorer: str | None = None, *
     if not Path(given).is_dir():
         raise UserError(f"{given}: there is no such folder; expected that of a run, of a model or of an explorer")
     folders = [*([] if alone else [given]), *more]
-    paths = {folder: model_folder(folder) for folder in folders}
     names = [Path(os.path.abspath(folder)).name for folder in folders]
     models: dict[str, AskedModel] = {}
     for folder, name in zip(folders, names, strict=True):
         name = name if names.count(name) == 1 else folder
-        models[name] = AskedModel(name, paths[folder])
+        models[name] = AskedModel(name, model_folder(folder))
     bundle = Bundle(explorer)
     needed = {"title": str, "weights": str, "num_shown": int}
     lost = [name for name, kind in needed.items() if not isinstance(bundle.meta.get(name), kind)]

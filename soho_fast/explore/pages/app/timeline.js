@@ -1,6 +1,6 @@
 "use strict";
 
-// How the codebook came about: curves from the run's log, events, and the codes that have no member.
+// How the codebook came about: curves from the run's log, events, and the unused codes.
 (() => {
   const { element, charts, formatCount, formatPlural } = explorer;
   const FIRST_SHOWN = 60;
