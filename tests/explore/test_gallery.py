@@ -113,7 +113,7 @@ def test_occurrences(tmp_path):
 
 
 def records(at):
-    return at[["picture", "row", "column", "distance"]].tolist()
+    return at[["image", "row", "column", "distance"]].tolist()
 
 
 def first_of_each_picture(patches):
