@@ -140,7 +140,7 @@ def test_the_guesses_are_the_models_own(run, built):
     """Alone in its batch a picture gives the same guesses, at the same patches, as among others."""
     _, model, task, refs = run
     processor = task.processor
-    for entry in map(built.picture, range(12)):
+    for entry in map(built.image, range(12)):
         pixels = processor.image_processor.load(refs[entry["name"]])
         with torch.no_grad():
             visual = model.encode_images(**processor.image_processor.collate([pixels]))
