@@ -36,7 +36,7 @@ with from_extra("explore"):
 if TYPE_CHECKING:
     from soho_fast.explore.attention import SeeingPipeline
 
-KINDS = {
+MODELS = {
     "SohoForPreTraining": ("pre-training", "rank"),
     "SohoForImageTextRetrieval": ("image-text retrieval", "rank"),
     "SohoForQuestionAnswering": ("question answering", "answer"),
@@ -85,7 +85,7 @@ def model_folder(given: str) -> Path:
 
 
 def kind_of(folder: Path) -> str:
-    """The class of the model in a folder, one of KINDS.
+    """The class of the model in a folder, one of MODELS.
 
     Raises:
         UserError: it holds another, or its config.json is damaged.
@@ -94,14 +94,14 @@ def kind_of(folder: Path) -> str:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         architectures = config.get("architectures") or ()
-        kind = next((name for name in KINDS if name in architectures), None)
+        kind = next((name for name in MODELS if name in architectures), None)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from error
     except (ValueError, RecursionError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is damaged: expected a JSON object with a list `architectures`") from error
     if kind is None:
         held = ", ".join(map(str, architectures)) or "a model of unknown kind"
-        raise UserError(f"model: {folder} holds {held}; expected {', '.join(KINDS)}")
+        raise UserError(f"model: {folder} holds {held}; expected {', '.join(MODELS)}")
     return kind
 
 
@@ -123,12 +123,11 @@ class AskedModel:
     Args:
         name: How it is called in the page.
         folder: Where it lies, a run or a model.
-        say: Called with a line about what is loaded.
     """
 
-    def __init__(self, name: str, folder: Path, say: Callable[[str], None] = print) -> None:
-        self.name, self.folder, self._say = name, folder, say
-        self.kind, self.question = KINDS[kind_of(folder)]
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.kind, self.question = MODELS[kind_of(folder)]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model {name}")
         self._pipeline: SeeingPipeline | None = None
         self._codes: tuple[float | None, str | None] | None = None
@@ -233,7 +232,7 @@ class AskedModel:
 
     def _load(self) -> SeeingPipeline:
         started = time.monotonic()
-        self._say(f"loading {self.folder} ...")
+        print(f"loading {self.folder} ...")
         try:
             with from_extra("train"):
                 from soho_fast.explore.attention import SeeingPipeline
@@ -241,9 +240,9 @@ class AskedModel:
             pipeline = SeeingPipeline.from_pretrained(self.folder)
         except (ValueError, OSError, ImportError) as error:
             why = " ".join(f"{self.name} can't be loaded: {error}".split())
-            self._say(why)
+            print(why)
             raise Refused(500, why) from error
-        self._say(f"loaded {self.folder} in {time.monotonic() - started:.1f} s")
+        print(f"loaded {self.folder} in {time.monotonic() - started:.1f} s")
         return pipeline
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from soho_fast.explore.bundle import Bundle, BundleError, image_path
 
+# Images by which a model's codes are compared with the explorer's.
+_MOST_COMPARED = 8
+
 
 class Originals:
     """The originals of the images of a run's explorer, found in the data sets of the run's recipe.
@@ -77,19 +80,18 @@ class ShownImages:
         except (OSError, LookupError, TypeError) as error:
             raise BundleError(f"{image_path(number)} can't be read; build the explorer anew") from error
 
-    def agreement(self, codes_of: Callable[[bytes], tuple[int, int, list[int]]], most: int = 8) -> float | None:
+    def agreement(self, codes_of: Callable[[bytes], tuple[int, int, list[int]]]) -> float | None:
         """How many of the patches of some images, of all in between 0 and 1, have the code that the explorer shows.
 
         Args:
             codes_of: gives rows, columns and codes of an image's file.
-            most: images that are compared.
 
         Returns:
             None where no image has the explorer's rows and columns.
         """
         count = self.bundle.meta["num_shown"]
         same = total = 0
-        for number in range(0, count, max(1, count // most)):
+        for number in range(0, count, max(1, count // _MOST_COMPARED)):
             try:
                 image = self.bundle.image(number)
                 rows, columns, codes = codes_of(self.read(number)[0])

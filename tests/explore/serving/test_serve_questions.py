@@ -17,7 +17,7 @@ from soho_fast.explore.shown import Originals, ShownImages
 def test_kinds_are_those_of_the_pipeline():
     from soho_fast.ask.pipeline import _MODELS
 
-    assert {kind.__name__: words for kind, words in _MODELS.items()} == asking.KINDS
+    assert {kind.__name__: words for kind, words in _MODELS.items()} == asking.MODELS
 
 
 def test_rank_an_upload(served, runs, photo):
