@@ -151,7 +151,7 @@ def test_what_is_drawn_says_words_counts_and_licence(explorer, tmp_path):
     texts = _texts(explorer, [1, 4])
     for words in ("code 1", "cat \N{MULTIPLICATION SIGN}10.0 (9.0 to 11.0)", "code 4", "no word", "4 tokens, 4 images"):
         assert words in texts
-    assert "Pictures: drawings $1 of $2: A. Person, https://example.org; CC-BY-4.0" in texts
+    assert "Images: drawings $1 of $2: A. Person, https://example.org; CC-BY-4.0" in texts
     assert "of none shown" not in texts
 
 
