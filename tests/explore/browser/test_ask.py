@@ -64,7 +64,7 @@ def shares(reply, token, layer=-1, place=0):
     return [share / most for share in images[place]]
 
 
-def test_a_image_of_the_explorer_is_ranked_and_shaded(window):
+def test_an_image_of_the_explorer_is_ranked_and_shaded(window):
     replies = Replies(window)
     window.visit("#/ask?image=1")
     assert window.page.locator(".ask-preview img").get_attribute("src") == "images/0000/000001.jpg"

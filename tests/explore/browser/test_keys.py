@@ -35,7 +35,7 @@ def test_the_wall_is_walked_by_arrows(window):
     assert focused_code(window) == 1
 
 
-def test_patches_of_a_image_by_arrows(small, window):
+def test_patches_of_an_image_by_arrows(small, window):
     picture = small.image(12)
     window.visit("#/image/12")
     window.page.locator('.image-stage [data-patch="0"]').focus()

@@ -204,7 +204,7 @@ def test_a_dead_code_says_so(window):
     assert window.page.locator('a[rel="next"]').count() == 0, "it is the last one"
 
 
-def test_a_image_names_its_own_licence_only(window):
+def test_an_image_names_its_own_licence_only(window):
     for number, entry in ((12, LICENCES[0]), (13, LICENCES[1])):
         window.visit(f"#/image/{number}")
         expected = f"Images: {entry['what']}: {entry['credit']}; {entry['licence']}"

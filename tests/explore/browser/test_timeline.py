@@ -58,7 +58,7 @@ def test_codes_without_a_member_are_listed_with_since_when(trained, open_window)
     dead = [code for code in range(NUM_CODES) if not tokens[code] and code not in (3, 5, 9)]
     assert [int(row[0]) for row in rows] == [3, 5, 9, *dead], "those first that died first"
     assert rows[0][1:] == ["step 300", "step 0", str(tokens[3])]
-    assert is_dead(dead[0]) and rows[3][1:] == ["used to the end", f"step {_timeline()['seeded'][dead[0]]}", "0"]
+    assert is_dead(dead[0]) and rows[3][1:] == ["used to the end", f"step {_timeline()['reset'][dead[0]]}", "0"]
     window.click(".unused tbody a")
     assert window.address() == "#/code/3"
 

@@ -39,7 +39,7 @@ def test_rank_an_upload(served, runs, photo):
     assert chosen.json["tokens"] == ["[CLS]", *texts[2].split()] and chosen.json["answers"] == found["answers"]
 
 
-def test_answer_about_a_image_of_the_bundle(served, runs, bundle_folder):
+def test_answer_about_an_image_of_the_bundle(served, runs, bundle_folder):
     found = served.ask(("model", "answer"), ("image", "1"), ("text", "is there a man"), ("question", "answer")).json
     expected = SohoPipeline.from_pretrained(runs / "answer").answer(bundle_folder / image_path(1), "is there a man")
     assert [row["answer"] for row in found["answers"]] == [row["answer"] for row in expected]
