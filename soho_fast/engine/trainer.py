@@ -106,6 +106,7 @@ class Step:
     ) -> tuple[dict[str, torch.Tensor], list[str]]:
         """Take optimiser step number `step`; returns the sums of the scalars over its micro-batches, and messages of
         skipped images. `elapsed` is the used share of a time limit."""
+        self.model.begin_step()
         self.task.before_step(self.model, step / self.plan.steps_per_epoch)
         self._set_rates(step, elapsed)
         sums: dict[str, torch.Tensor] = {}
@@ -134,7 +135,8 @@ class Step:
                 if value is not None:
                     value = value.detach().float()
                     sums[name] = sums[name] + value if name in sums else value
-        figures = self.task.after_step(self.model, applied=self.engine.was_step_applied())
+        self.model.end_step(applied=self.engine.was_step_applied())
+        figures = self.task.figures(self.model)
         for name in sums.keys() & figures.keys():
             sums[name] = figures[name].float() * self.plan.gradient_accumulation_steps
         self.timer.stop("optimizer")

@@ -198,13 +198,11 @@ class BaseTask(ABC):
         features_BChw, mask_Bhw = pad_features(features)
         return {"backbone_features": features_BChw, "backbone_mask": mask_Bhw}
 
-    def before_step(self, model: Any, epoch: float) -> None:
+    def before_step(self, model: Any, epoch: float) -> None:  # noqa: B027  # most tasks change nothing
         """Called before each optimiser step with the epochs behind it."""
-        model.begin_step()
 
-    def after_step(self, model: Any, *, applied: bool) -> Mapping[str, torch.Tensor]:
-        """Moves the dictionary by the whole step, if the optimiser has `applied` it."""
-        model.end_step(applied=applied)
+    def figures(self, model: Any) -> Mapping[str, torch.Tensor]:
+        """The forward's own are logged."""
         return {}
 
     def non_finite(self, model: SohoPreTrainedModel) -> list[str]:

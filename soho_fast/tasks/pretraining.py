@@ -285,12 +285,10 @@ class PretrainingTask(BaseTask):
 
     def before_step(self, model: SohoForPreTraining, epoch: float) -> None:
         """The first `bag_of_words_epochs` train the visual encoder alone, by the bag-of-words loss."""
-        super().before_step(model, epoch)
         model.bag_of_words_only = bool(self.phase(epoch))
 
-    def after_step(self, model: SohoForPreTraining, *, applied: bool) -> Mapping[str, torch.Tensor]:
-        """As any task's; the dictionary's figures are those after the step."""
-        model.end_step(applied=applied)
+    def figures(self, model: SohoForPreTraining) -> Mapping[str, torch.Tensor]:
+        """The dictionary's, as they are after the step."""
         dictionary = model.base().visual_dictionary
         if dictionary is None:
             return {}

@@ -111,10 +111,11 @@ def test_the_dictionary_moves_once_a_step_if_the_step_is_applied(data):
     batches[1]["pixel_values"][0, 0, 0, 0] = torch.nan
     before = dictionary.codebook.clone()
     for applied in (False, True):
-        task.before_step(model, 0.0)
+        model.begin_step()
         for batch in batches:
             model(**batch)
-        figures = task.after_step(model, applied=applied)
+        model.end_step(applied=applied)
+        figures = task.figures(model)
         assert torch.equal(dictionary.codebook, before) != applied
         assert dictionary.step == applied
     perplexity, live_codes, _ = dictionary.statistics()
