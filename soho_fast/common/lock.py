@@ -71,7 +71,8 @@ def _take(folder: Path, say: Callable[[str], None]) -> int:
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     raise UserError(
-                        f"{folder} is in use by {_holder(file, _WRITES_WITHIN)}; wait for its end, stop it, or choose another folder"
+                        f"{folder} is in use by {_holder(file, _WRITES_WITHIN)}; wait for its end, stop it, or choose "
+                        "another folder"
                     ) from error
                 if error.errno not in _NO_LOCKS:
                     raise
