@@ -26,7 +26,7 @@ with from_extra("train"):
     from soho_fast.common.errors import UserError
     from soho_fast.common.hub import RUN_MODELS, check_name, no_such_path, run_model
     from soho_fast.common.spelling import did_you_mean
-    from soho_fast.engine.command import run_command, user_input
+    from soho_fast.engine.watchdog import run_command, user_input
     from soho_fast.tasks.recipe import Recipe, build_demo_corpus, load_recipe
 
 

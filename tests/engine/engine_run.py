@@ -439,7 +439,7 @@ def main() -> int:
     code = 0
     try:
         with contextlib.ExitStack() as held:
-            held.push(leave_heartbeat)
+            held.push(lambda kind, error, trace: leave_heartbeat(error))
             processes = start_processes(threads=1, timeout=requests[0].get("engine", {}).get("timeout_seconds", 0))
             for request in requests:
                 if request.pop("fails", False):

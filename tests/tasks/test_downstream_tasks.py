@@ -461,7 +461,7 @@ def test_with_one_image_at_a_time_a_corrupt_one_does_not_end_the_run(name, tmp_p
     for path in corrupt:
         Path(path).write_bytes(b"corrupt")
     plan = plan_batches(BatchSettings(global_batch_size=1), len(data), 1, 0)
-    batches = Batches(data, task.collate, plan, BatchSettings(), rank=0, first_step=0, total_steps=len(data), pin=False)
+    batches = Batches(data, task.collate, plan.micro_batches(0, 0, len(data)), BatchSettings())
     skipped, steps = [], 0
     for batch in batches:
         inputs, side = split_batch(batch, torch.device("cpu"))

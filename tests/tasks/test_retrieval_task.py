@@ -258,9 +258,7 @@ def test_a_batch_that_corrupt_images_leave_small_or_empty_is_trained_on(make, tm
     for number in (0, 1, 2):
         (tmp_path / f"train2014/000{number}.jpg").write_bytes(b"broken")
     plan = plan_batches(BatchSettings(global_batch_size=images), len(data), 1, 0)
-    batches = list(
-        Batches(data, task.collate, plan, BatchSettings(), rank=0, first_step=0, total_steps=6 // images, pin=False)
-    )
+    batches = list(Batches(data, task.collate, plan.micro_batches(0, 0, 6 // images), BatchSettings()))
     assert len(batches) == 6 // images and sum(len(batch["skipped"]) for batch in batches) >= 3
     for batch in batches:
         inputs, side = split_batch(batch, torch.device("cpu"))
