@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from soho_fast.common.processes import Processes
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.common.tables import Table
 from soho_fast.data.processor import SohoProcessor
@@ -21,7 +20,6 @@ from soho_fast.tasks.contents import (
     records_identity,
     weights_identity,
 )
-from soho_fast.tasks.evaluation.sharing import ReportProgress
 from soho_fast.tasks.settings import DownstreamModel
 
 
@@ -47,17 +45,6 @@ class FineTuningTask(BaseTask):
     @abstractmethod
     def collate(self, samples: list[Any]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"."""
-
-    @abstractmethod
-    def evaluate(
-        self,
-        model: Any,
-        *,
-        quick: bool = False,
-        processes: Processes | None = None,
-        progress: ReportProgress | None = None,
-    ) -> dict[str, float]:
-        """Metrics of the split to validate on; quick: of its first images."""
 
     @abstractmethod
     def table(self, metrics: Mapping[str, float]) -> Table:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from soho_fast.common.processes import Processes
 from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.tables import Table
 from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
@@ -32,7 +31,7 @@ from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import records_identity
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table
-from soho_fast.tasks.evaluation.sharing import ReportProgress
+from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.settings import (
     CaptionSource,
     PretrainingData,
@@ -337,25 +336,14 @@ class PretrainingTask(BaseTask):
         explore = [f"python -m soho_fast.explore build {folder}"] if self.model_config.use_dictionary else []
         return [*explore, *super().next_commands(folder)]
 
-    def evaluate(
-        self,
-        model: SohoForPreTraining,
-        *,
-        quick: bool = False,
-        processes: Processes | None = None,
-        progress: ReportProgress | None = None,
-    ) -> dict[str, float]:
-        """Metrics on held-out images; see `evaluate_pretraining`. Empty when the recipe names no held-out set.
+    def metrics_while_training(self, model: SohoForPreTraining, sharing: Sharing, *, quick: bool) -> dict[str, float]:
+        """Of held-out images, see `evaluate_pretraining`; quick: of fewer, without retrieval.
 
-        The first process evaluates alone, and only there they are returned.
-
-        Args:
-            model: The model.
-            quick: Fewer images and no retrieval, for mid-training.
-            processes: Who makes the call; this process alone when None.
-            progress: Called with what is done of how much, in each of two stages: the held-out images, then retrieval.
+        The first process evaluates alone, and only there they are returned. Progress is reported in each of two
+        stages: the held-out images, then retrieval.
         """
-        if (processes or Processes()).rank or not self.heldout_records:
+        progress = sharing.progress
+        if sharing.processes.rank or not self.heldout_records:
             return {}
         return evaluate_pretraining(
             model,
@@ -373,25 +361,16 @@ class PretrainingTask(BaseTask):
             say=self._say,
         )
 
-    def evaluate_split(
-        self,
-        model: SohoForPreTraining,
-        split: str,
-        *,
-        processes: Processes,
-        keep_in: Path | None = None,
-        identity: Mapping[str, Any] | None = None,
-        progress: ReportProgress | None = None,
-    ) -> HeldoutEvaluation:
+    def evaluate_split(self, model: SohoForPreTraining, split: str, sharing: Sharing) -> HeldoutEvaluation:
         """The metrics of the held-out images; the first process computes them alone, and keeps nothing on the way."""
         if split != HELDOUT:
             raise ValueError(f"split: expected {HELDOUT}, the only one of pre-training, got {split!r}")
         if not self.heldout_records:
             raise ValueError("data.heldout: the recipe names no held-out images to evaluate on")
-        return HeldoutEvaluation(self.evaluate(model, processes=processes, progress=progress))
+        return HeldoutEvaluation(self.metrics_while_training(model, sharing, quick=False))
 
     def table(self, metrics: Mapping[str, float]) -> Table:
         """Metrics beside their baselines."""
         title = f"{metrics['num_images']:.0f} held-out images" if metrics else "no held-out images"
-        rows = [list(row) for row in format_table(metrics)] if metrics else []
+        rows = format_table(metrics) if metrics else []
         return Table(title, ["metric", "value", "baseline"], rows)

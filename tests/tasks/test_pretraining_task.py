@@ -9,9 +9,9 @@ from jsonargparse import ArgumentParser
 from tiny_corpus import COLOURS, draw, write_karpathy
 from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
 
-from soho_fast.common.processes import Processes
 from soho_fast.data import SohoProcessor
 from soho_fast.model import SohoConfig, SohoForPreTraining
+from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
 
@@ -91,12 +91,12 @@ def test_an_exported_model_is_measured_again(data, tmp_path):
     task.export(model, model.state_dict(), tmp_path / "model")
     again, _ = make_task(data)
     loaded = again.load_model(str(tmp_path / "model"))
-    evaluation = again.evaluate_split(loaded, again.default_split, processes=Processes())
+    evaluation = again.evaluate_split(loaded, again.default_split, Sharing())
     assert evaluation.metrics == metrics and evaluation.write(tmp_path) == []
     with pytest.raises(ValueError, match=r"split: expected heldout, .* got 'val'"):
-        again.evaluate_split(loaded, "val", processes=Processes())
+        again.evaluate_split(loaded, "val", Sharing())
     with pytest.raises(ValueError, match="the recipe names no held-out images"):
-        make_task(replace(data, heldout=[]))[0].evaluate_split(loaded, "heldout", processes=Processes())
+        make_task(replace(data, heldout=[]))[0].evaluate_split(loaded, "heldout", Sharing())
 
 
 def test_the_dictionary_moves_once_a_step_if_the_step_is_applied(data):
