@@ -137,8 +137,7 @@ class QuestionAnsweringTask(AnsweringTask):
 
     def metrics(self, answers: Sequence[str], records: Sequence[VqaRecord]) -> dict[str, float]:
         said = {record.question_id: answer for record, answer in zip(records, answers, strict=True)}
-        result = vqa_accuracy(said, records)
-        return {"vqa_score": result.overall, **result.by_answer_type}
+        return vqa_accuracy(said, records)
 
     def baselines(self, records: Sequence[VqaRecord], labels: Sequence[str]) -> dict[str, float]:
         """The most frequent answer; and any answer of the list, with the same chance."""

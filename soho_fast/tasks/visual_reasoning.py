@@ -48,14 +48,13 @@ class VisualReasoningTask(AnsweringTask):
 
     def metrics(self, answers: Sequence[str], records: Sequence[Nlvr2Record]) -> dict[str, float]:
         said = {record.identifier: answer == "True" for record, answer in zip(records, answers, strict=True)}
-        result = nlvr2_accuracy(said, records)
-        return {"accuracy": result.accuracy, "consistency": result.consistency}
+        return nlvr2_accuracy(said, records)
 
     def baselines(self, records: Sequence[Nlvr2Record], labels: Sequence[str]) -> dict[str, float]:
         majority = max((True, False), key=[record.label for record in records].count)
         constant = nlvr2_accuracy({record.identifier: majority for record in records}, records)
         return {
-            "accuracy_majority": constant.accuracy,
+            "accuracy_majority": constant["accuracy"],
             "accuracy_chance": 0.5,
-            "consistency_majority": constant.consistency,
+            "consistency_majority": constant["consistency"],
         }

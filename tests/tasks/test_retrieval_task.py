@@ -12,7 +12,7 @@ from soho_fast.common.errors import UserError
 from soho_fast.data import CorruptImageError
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.settings import BatchSettings
-from soho_fast.tasks.evaluation.metrics import retrieval_recall
+from soho_fast.tasks.evaluation.metrics.recall import retrieval_recall
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.recipe import read_recipe
 from soho_fast.tasks.retrieval import RetrievalTask
