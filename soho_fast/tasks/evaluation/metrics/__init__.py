@@ -12,6 +12,6 @@ def check_complete(predictions: Mapping[Any, Any], examples: Collection[Any]) ->
     missing, unknown = ids - predictions.keys(), predictions.keys() - ids
     if missing or unknown:
         raise ValueError(
-            f"predictions: expected one for each of {len(ids)} examples; {len(missing)} are missing, {len(unknown)} are "
-            f"for unknown ones (first: {min(missing or unknown)})"
+            f"predictions: expected one for each of {len(ids)} examples; {len(missing)} are missing, "
+            f"{len(unknown)} are for unknown ones (first: {min(missing or unknown)})"
         )
