@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +25,6 @@ from soho_fast.tasks.evaluation.answering import Answering, Answers
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.fine_tuning import FineTuningTask
-from soho_fast.tasks.settings import DownstreamModel
 
 
 class AnsweringTask(FineTuningTask):
@@ -34,11 +33,10 @@ class AnsweringTask(FineTuningTask):
     texts: ClassVar[str]
     """What the texts are called."""
 
-    def __init__(
-        self, data: Any, seed: int = 0, model: DownstreamModel | None = None, *, say: Callable[[str], None] = print
-    ) -> None:
-        super().__init__(data, seed, model, say=say)
-        self._examples: dict[str, Examples] = {}
+    @cached_property
+    def _examples(self) -> dict[str, Examples]:
+        """Of the splits that were evaluated."""
+        return {}
 
     @abstractmethod
     def text_of(self, record: Any) -> str:
@@ -105,10 +103,6 @@ class AnsweringTask(FineTuningTask):
             f"images{blank}; {len(self.label_names()):,} labels, vocabulary of {len(self.processor.tokenizer):,}"
         )
         return dataset
-
-    def training_data(self) -> DownstreamDataset:
-        """The training samples: `len`, `[index]`, `set_epoch`."""
-        return self._training_data
 
     def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"."""

@@ -132,6 +132,15 @@ class BaseTask(ABC):
 
     @property
     @abstractmethod
+    def _training_data(self) -> Any:
+        """The training samples, made at the first use: says what they hold, refuses what can't be trained on."""
+
+    def training_data(self) -> Any:
+        """The training samples: `len`, `[index]`, `set_epoch`."""
+        return self._training_data
+
+    @property
+    @abstractmethod
     def default_split(self) -> str:
         """The split that is evaluated where none is named."""
 

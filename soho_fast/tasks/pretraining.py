@@ -34,8 +34,6 @@ from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.settings import (
     CaptionSource,
-    PretrainingData,
-    PretrainingModel,
     refuse_fields_of_other_formats,
 )
 
@@ -140,16 +138,7 @@ class PretrainingTask(BaseTask):
     logged = ("mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "perplexity", "active_codes")
     selection = None
 
-    def __init__(
-        self,
-        data: PretrainingData,
-        seed: int = 0,
-        model: PretrainingModel | None = None,
-        *,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        super().__init__(data, seed, model, say=say)
-        self._codebook_collapses = False
+    _codebook_collapses = False
 
     @cached_property
     def processor(self) -> SohoProcessor:
@@ -198,8 +187,7 @@ class PretrainingTask(BaseTask):
         return self._records[2]
 
     @cached_property
-    def train_dataset(self) -> PretrainingDataset:
-        """The training samples."""
+    def _training_data(self) -> PretrainingDataset:
         training = self._records[0]
         self.say_fit(FlatTexts(training.texts))
         dataset = PretrainingDataset(
@@ -215,13 +203,6 @@ class PretrainingTask(BaseTask):
             predict_unmatched=self.model_config.losses_on == "all",
             mvm_probability=self.data.mvm_probability,
         )
-        return dataset
-
-    def load(self) -> PretrainingTask:
-        """Read everything, say what it holds, and refuse what can't be trained on. Returns itself."""
-        if "train_dataset" in self.__dict__:
-            return self
-        dataset = self.train_dataset
         texts = f"{self.data.num_positive} positive and {self.data.num_negative} negative texts"
         if self.data.replace_probability:
             share = f"{100 * self.data.replace_probability:g} %"
@@ -230,11 +211,7 @@ class PretrainingTask(BaseTask):
             f"training on {dataset.num_images:,} images with {dataset.num_captions:,} captions: {len(dataset):,} "
             f"samples an epoch, each an image with {texts}; vocabulary of {len(self.tokenizer):,}"
         )
-        return self
-
-    def training_data(self) -> PretrainingDataset:
-        """The training samples: `len`, `[index]`, `set_epoch`."""
-        return self.load().train_dataset
+        return dataset
 
     def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"."""
@@ -264,7 +241,7 @@ class PretrainingTask(BaseTask):
     def contents(self) -> dict[str, Any]:
         """Contents of the data and of the starting weights; the model's configuration with all its fields."""
         config = self.model_config
-        self.load()
+        self.training_data()
         return {
             **super().contents(),
             "training data": self._records[1],
@@ -363,8 +340,6 @@ class PretrainingTask(BaseTask):
 
     def evaluate_split(self, model: SohoForPreTraining, split: str, sharing: Sharing) -> HeldoutEvaluation:
         """The metrics of the held-out images; the first process computes them alone, and keeps nothing on the way."""
-        if split != HELDOUT:
-            raise ValueError(f"split: expected {HELDOUT}, the only one of pre-training, got {split!r}")
         if not self.heldout_records:
             raise ValueError("data.heldout: the recipe names no held-out images to evaluate on")
         return HeldoutEvaluation(self.metrics_while_training(model, sharing, quick=False))

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,24 +74,23 @@ class RetrievalTask(FineTuningTask):
         """t aligned pairs: with another number an image is told apart from other than t - 1 texts."""
         return ("data.aligned_pairs", self.data.aligned_pairs) if self.data.aligned_pairs else None
 
-    def training_data(self) -> RetrievalDataset:
-        """The training samples: `len`, `[index]`, `set_epoch`."""
-        if not hasattr(self, "_dataset"):
-            records = self.training_records
-            self.say_fit([caption for record in records for caption in record.captions])
-            self._dataset = RetrievalDataset(
-                records,
-                self.processor,
-                seed=self.seed,
-                max_text_length=self.data.max_text_length,
-                every_caption=self.data.epoch == "captions",
-            )
-            num_captions, num_samples = sum(len(record.captions) for record in records), len(self._dataset)
-            self._say(
-                f"training on {len(records):,} images with {num_captions:,} captions: {num_samples:,} samples an "
-                f"epoch, each an image with one of its captions; vocabulary of {len(self.processor.tokenizer):,}"
-            )
-        return self._dataset
+    @cached_property
+    def _training_data(self) -> RetrievalDataset:
+        records = self.training_records
+        self.say_fit([caption for record in records for caption in record.captions])
+        dataset = RetrievalDataset(
+            records,
+            self.processor,
+            seed=self.seed,
+            max_text_length=self.data.max_text_length,
+            every_caption=self.data.epoch == "captions",
+        )
+        num_captions = sum(len(record.captions) for record in records)
+        self._say(
+            f"training on {len(records):,} images with {num_captions:,} captions: {len(dataset):,} samples an epoch, "
+            f"each an image with one of its captions; vocabulary of {len(self.processor.tokenizer):,}"
+        )
+        return dataset
 
     def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"; all B x B pairs are scored."""
