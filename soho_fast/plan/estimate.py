@@ -133,7 +133,7 @@ def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
         checkpointing=checkpointing,
         exchanged=traffic,
         advice=[],
-        assumed=work.assumed.lines,
+        assumed=work.assumed,
     )
     plan.advice = _advice(plan, work, on_rank)
     _assume(plan, work, rates)
@@ -278,27 +278,24 @@ def _change(plan: Plan, stage: int, checkpointing: bool, parts: int) -> list[str
 
 
 def _assume(plan: Plan, work: Work, rates: Rates) -> None:
-    add = work.assumed.add
-    card = plan.card
-    add("peak", f"{card.peak[plan.precision] / 1e12:,.0f} TFLOP/s in {plan.precision}", card.source)
-    add("share of the peak", f"{rates.mfu:.0%}", "not measured, there is no such card here; --mfu")
-    add("a file", f"{rates.file_kb:g} KB", "COCO's train2014: 13 GB, 82,783 images (cocodataset.org); --file-kb")
-    add("images of a loader process", f"{rates.data_rate:g} a second", DATA_RATE_FROM)
-    add("workspace", f"{WORKSPACE_SHARE:.0%} of the activations", "cuDNN's, and what the allocator loses; not measured")
-    add("context", f"{CONTEXT / GIB:.0f} GiB", "CUDA's and NCCL's own; not measured")
-    add("gradients", "DeepSpeed's default bucket, 500 million of them", "deepspeed/runtime/zero/config.py")
-    add("attention", "memory-efficient, with dropout inside", "what torch takes on a GPU where there is a mask")
+    assumed, card = work.assumed, plan.card
+    assumed["peak"] = f"{card.peak[plan.precision] / 1e12:,.0f} TFLOP/s in {plan.precision}", card.source
+    assumed["share of the peak"] = f"{rates.mfu:.0%}", "not measured, there is no such card here; --mfu"
+    assumed["a file"] = f"{rates.file_kb:g} KB", "COCO's train2014: 13 GB, 82,783 images (cocodataset.org); --file-kb"
+    assumed["images of a loader process"] = f"{rates.data_rate:g} a second", DATA_RATE_FROM
+    workspace = "cuDNN's, and what the allocator loses; not measured"
+    assumed["workspace"] = f"{WORKSPACE_SHARE:.0%} of the activations", workspace
+    assumed["context"] = f"{CONTEXT / GIB:.0f} GiB", "CUDA's and NCCL's own; not measured"
+    assumed["gradients"] = "DeepSpeed's default bucket, 500 million of them", "deepspeed/runtime/zero/config.py"
+    assumed["attention"] = "memory-efficient, with dropout inside", "what torch takes on a GPU where there is a mask"
     if plan.stage == 3:
-        add("ZeRO 3", "gathered parameters stay", "DeepSpeed's default stage3_max_live_parameters, 1e9")
+        assumed["ZeRO 3"] = "gathered parameters stay", "DeepSpeed's default stage3_max_live_parameters, 1e9"
     if work.recipe.task == "pretraining" and work.config.use_dictionary:
-        add("codes of an image", "used alike", "the number of masked visual tokens follows; it hardly matters")
+        assumed["codes of an image"] = "used alike", "the number of masked visual tokens follows; it hardly matters"
     if any(phase.name == "the CNN stands still" for phase in plan.phases):
-        add(
-            "outputs of the backbone while frozen",
-            "computed anew",
-            "where engine.feature_cache_gb caches them it is less",
-        )
-    add("hours", "training alone", "no evaluation, no checkpoints, no start")
+        less = "where engine.feature_cache_gb caches them it is less"
+        assumed["outputs of the backbone while frozen"] = "computed anew", less
+    assumed["hours"] = "training alone", "no evaluation, no checkpoints, no start"
 
 
 DATA_RATE_FROM = (
