@@ -165,15 +165,15 @@ class Costs:
         """A micro-batch of the largest images, with or without activation checkpointing; all is trained."""
         return self._run(self.work.largest, checkpointing, False, False)
 
-    def of_typical(self, checkpointing: bool, *, still: bool, words_only: bool) -> StepCost:
-        """Of typical images; `still`: the CNN is not trained, `words_only`: it alone is, by the bag-of-words loss."""
-        return self._run(self.work.typical, checkpointing, still, words_only)
+    def of_typical(self, checkpointing: bool, *, frozen: bool, words_only: bool) -> StepCost:
+        """Of typical images; `frozen`: the CNN is not trained, `words_only`: it alone is, by the bag-of-words loss."""
+        return self._run(self.work.typical, checkpointing, frozen, words_only)
 
-    def _run(self, size: tuple[int, int], checkpointing: bool, still: bool, words_only: bool) -> StepCost:
-        key, num_samples = (size, checkpointing, still, words_only), self.work.batches.micro_batch_size
+    def _run(self, size: tuple[int, int], checkpointing: bool, frozen: bool, words_only: bool) -> StepCost:
+        key, num_samples = (size, checkpointing, frozen, words_only), self.work.batches.micro_batch_size
         if key in self._known:
             return self._known[key]
-        self.model.freeze_backbone(still)
+        self.model.freeze_backbone(frozen)
         self.model.bag_of_words_only = words_only
         if checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -210,10 +210,10 @@ def _phases(costs: Costs, peak: float, rates: Rates, steps: int | None, checkpoi
     edges = sorted({0.0, words, begin, end, epochs})
     found: list[Phase] = []
     for low, high in pairwise(edges):
-        still, words_only = begin <= low < end, low < words
-        cost = costs.of_typical(checkpointing, still=still, words_only=words_only)
+        frozen, words_only = begin <= low < end, low < words
+        cost = costs.of_typical(checkpointing, frozen=frozen, words_only=words_only)
         seconds = batches.gradient_accumulation_steps * cost.operations / (peak * rates.mfu)
-        name = "bag-of-words loss alone" if words_only else "the CNN stands still" if still else "all is trained"
+        name = "bag-of-words loss alone" if words_only else "the CNN is frozen" if frozen else "all is trained"
         hours = None if steps is None else (high - low) * steps * seconds / 3600
         found.append(Phase(name, high - low, cost, seconds, hours, _readers(costs.work, seconds, rates)))
     return found
@@ -280,7 +280,7 @@ def _change(plan: Plan, stage: int, checkpointing: bool, parts: int) -> list[str
 def _assume(plan: Plan, work: Work, rates: Rates) -> None:
     assumed, card = work.assumed, plan.card
     assumed["peak"] = f"{card.peak[plan.precision] / 1e12:,.0f} TFLOP/s in {plan.precision}", card.source
-    assumed["share of the peak"] = f"{rates.mfu:.0%}", "not measured, there is no such card here; --mfu"
+    assumed["MFU"] = f"{rates.mfu:.0%}", "not measured, there is no such card here; --mfu"
     assumed["a file"] = f"{rates.file_kb:g} KB", "COCO's train2014: 13 GB, 82,783 images (cocodataset.org); --file-kb"
     assumed["images of a loader process"] = f"{rates.data_rate:g} a second", DATA_RATE_FROM
     workspace = "cuDNN's, and what the allocator loses; not measured"
@@ -292,7 +292,7 @@ def _assume(plan: Plan, work: Work, rates: Rates) -> None:
         assumed["ZeRO 3"] = "gathered parameters stay", "DeepSpeed's default stage3_max_live_parameters, 1e9"
     if work.recipe.task == "pretraining" and work.config.use_dictionary:
         assumed["codes of an image"] = "used alike", "the number of masked visual tokens follows; it hardly matters"
-    if any(phase.name == "the CNN stands still" for phase in plan.phases):
+    if any(phase.name == "the CNN is frozen" for phase in plan.phases):
         less = "where engine.feature_cache_gb caches them it is less"
         assumed["outputs of the backbone while frozen"] = "computed anew", less
     assumed["hours"] = "training alone", "no evaluation, no checkpoints, no start"

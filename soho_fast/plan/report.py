@@ -37,13 +37,13 @@ def _operations(plan: Plan) -> list[str]:
     ]
     sums = [sum(each.values()) / plan.micro_batch / 1e9 for each in (cost.forward, cost.backward)]
     rows.append(["in all", *(f"{value:,.2f}" for value in sums)])
-    return _table([f"Gop of a sample ({plan.phases[-1].name})", "forward", "backward"], rows)
+    return _table([f"GFLOP of a sample, a multiply-add is two ({plan.phases[-1].name})", "forward", "backward"], rows)
 
 
 def _memory(plan: Plan) -> list[str]:
     columns = list(plan.memory)
     names = list(plan.memory[columns[0]])
-    heads = [f"ZeRO {stage}{', recomputed' if again else ''}" for stage, again in columns]
+    heads = [f"ZeRO {stage}{', checkpointing' if again else ''}" for stage, again in columns]
     rows = [[name, *(f"{plan.memory[column][name] / GIB:.2f}" for column in columns)] for name in names]
     return _table(["GiB of a GPU", *heads], rows)
 
