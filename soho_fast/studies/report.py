@@ -205,12 +205,12 @@ def _number(value: float, unit: str) -> str:
     return f"{value:.3g}" if unit else f"{100 * value:.1f}"
 
 
+def _plain(value: float, unit: str, sign: str = "") -> str:
+    return f"{value:{sign}.3g} {unit}" if unit else f"{100 * value:{sign}.1f}"
+
+
 def _signed(value: float, unit: str) -> str:
-    return f"{value:+.3g} {unit}" if unit else f"{100 * value:+.1f}"
-
-
-def _plain(value: float, unit: str) -> str:
-    return f"{value:.3g} {unit}" if unit else f"{100 * value:.1f}"
+    return _plain(value, unit, "+")
 
 
 def draw(study: Study, differences: Sequence[Difference], path: Path) -> bool:

@@ -32,15 +32,19 @@ class AnsweringTask(FineTuningTask):
 
     texts: ClassVar[str]
     """What the texts are called."""
+    text_field: ClassVar[str]
+    """The record's field with its text."""
+    id_field: ClassVar[str]
+    """The record's field with its published identifier."""
 
     @cached_property
     def _examples(self) -> dict[str, Examples]:
         """Of the splits that were evaluated."""
         return {}
 
-    @abstractmethod
     def text_of(self, record: Any) -> str:
         """The record's text."""
+        return getattr(record, self.text_field)
 
     @abstractmethod
     def targets(self, records: Sequence[Any]) -> np.ndarray:
@@ -65,10 +69,6 @@ class AnsweringTask(FineTuningTask):
     @abstractmethod
     def baselines(self, records: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
         """The same of what needs no model: names of metrics with `_majority` or `_chance` behind them."""
-
-    @abstractmethod
-    def id_of(self, record: Any) -> str | int:
-        """The record's published identifier."""
 
     def write_extra(self, answers: Sequence[str], records: Sequence[Any], folder: Path) -> list[str]:
         """Write what a server or a script of others takes; returns the names of the files."""
@@ -156,7 +156,7 @@ class AnsweringTask(FineTuningTask):
         if self.is_answered(records):
             metrics = {**self.metrics(answers, records), **self.baselines(records, labels)}
             metrics["num_examples"] = float(len(records))
-        ids = [self.id_of(record) for record in records]
+        ids = [getattr(record, self.id_field) for record in records]
         return Answers(ids, answers, score_E.tolist(), metrics, sharing, partial(self.write_extra, answers, records))
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:

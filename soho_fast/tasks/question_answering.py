@@ -46,6 +46,7 @@ class QuestionAnsweringTask(AnsweringTask):
     model_class = SohoForQuestionAnswering
     selection = "vqa_score"
     texts = "questions"
+    text_field, id_field = "question", "question_id"
 
     def read(self, source: VqaSplit, report: ReadReport) -> list[VqaRecord]:
         options = {"missing_images": self.data.missing_images, "report": report}
@@ -60,12 +61,6 @@ class QuestionAnsweringTask(AnsweringTask):
 
     def images_of(self, record: VqaRecord) -> tuple[ImageRef, ...]:
         return (record.image,)
-
-    def text_of(self, record: VqaRecord) -> str:
-        return record.question
-
-    def id_of(self, record: VqaRecord) -> int:
-        return record.question_id
 
     @cached_property
     def answers(self) -> list[str]:

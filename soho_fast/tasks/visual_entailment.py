@@ -23,18 +23,13 @@ class VisualEntailmentTask(AnsweringTask):
     model_class = SohoForVisualEntailment
     selection = "accuracy"
     texts = "hypotheses"
+    text_field, id_field = "hypothesis", "pair_id"
 
     def read(self, source: SnliVeSplit, report: ReadReport) -> list[SnliVeRecord]:
         return read_snli_ve(source.annotations, source.images, missing_images=self.data.missing_images, report=report)
 
     def images_of(self, record: SnliVeRecord) -> tuple[ImageRef, ...]:
         return (record.image,)
-
-    def text_of(self, record: SnliVeRecord) -> str:
-        return record.hypothesis
-
-    def id_of(self, record: SnliVeRecord) -> str:
-        return record.pair_id
 
     def label_names(self) -> list[str]:
         return list(ENTAILMENT_LABELS)

@@ -24,18 +24,13 @@ class VisualReasoningTask(AnsweringTask):
     model_class = SohoForVisualReasoning
     selection = "accuracy"
     texts = "statements"
+    text_field, id_field = "sentence", "identifier"
 
     def read(self, source: Nlvr2Split, report: ReadReport) -> list[Nlvr2Record]:
         return read_nlvr2(source.annotations, source.images, missing_images=self.data.missing_images, report=report)
 
     def images_of(self, record: Nlvr2Record) -> tuple[ImageRef, ...]:
         return record.left, record.right
-
-    def text_of(self, record: Nlvr2Record) -> str:
-        return record.sentence
-
-    def id_of(self, record: Nlvr2Record) -> str:
-        return record.identifier
 
     def label_names(self) -> list[str]:
         return list(_LABELS)

@@ -29,6 +29,7 @@ from soho_fast.model import SohoForPreTraining
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import recall_at
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
+from soho_fast.tasks.evaluation.sharing import Sharing
 
 ReportStage = Callable[[str, int, int], None]
 """Called with what is being evaluated, how many are done, and of how many."""
@@ -364,7 +365,7 @@ def evaluate_pretraining(
             blocks = ImageBlocks(len(candidates), lambda block: candidates[block.start : block.stop])
             wanted = [np.array(candidate_rows)] * len(candidates)
             report = None if progress is None else functools.partial(progress, "retrieval")
-            scores_NN = torch.stack(score_pairs(scorer, blocks, wanted, progress=report))
+            scores_NN = torch.stack(score_pairs(scorer, blocks, wanted, Sharing(progress=report)))
     finally:
         loads.close()
         model.train(was_training)

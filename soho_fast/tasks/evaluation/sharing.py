@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import pickle
 import re
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from soho_fast.common.files import write_atomically
 from soho_fast.common.processes import Processes
 from soho_fast.common.workers import loaded_ahead
 
@@ -53,7 +53,7 @@ class PartialResults:
             if found != wanted:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
-                _write(folder / "identity.json", lambda path: path.write_text(json.dumps(wanted, indent=1)))
+                write_atomically(folder / "identity.json", json.dumps(wanted, indent=1))
         processes.wait()
 
     def numbers(self) -> set[int]:
@@ -77,7 +77,7 @@ class PartialResults:
         content = io.BytesIO()
         torch.save(result, content)
         digest = self._digest(number, content.getbuffer())
-        _write(self._path(number), lambda path: path.write_bytes(digest + content.getbuffer()))
+        write_atomically(self._path(number), digest + content.getbuffer())
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.pt"
@@ -168,11 +168,3 @@ def compute_parts(
 
 def _nothing(_: int) -> None:
     """What is loaded where nothing needs to be."""
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    write(scratch)
-    with scratch.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
