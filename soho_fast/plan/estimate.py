@@ -10,35 +10,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from soho_fast.engine.distributed import zero_stage
 from soho_fast.plan import memory
-from soho_fast.plan.cards import GIB, Card
+from soho_fast.plan.cards import GIB, Card, Rates
 from soho_fast.plan.fake import StepCost, fake_model, run_step
 from soho_fast.plan.recipes import Work
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORKSPACE_SHARE = 0.1
 CONTEXT = GIB
-MFU = 0.3
-FILE_KB = 157.0
-"""COCO's train2014: 13 GB for 82,783 images, cocodataset.org."""
-DATA_RATE = 390.0
-"""Images a second that one loader process makes ready, see `DATA_RATE_FROM`."""
 PIXEL_BYTES = 4
 """Three colours and the mask; the device makes floats of the colours."""
-
-
-@dataclass
-class Rates:
-    """What is taken of rates.
-
-    Args:
-        mfu: Share of the card's peak that the step's operations reach.
-        data_rate: Images a second that a loader process makes ready.
-        file_kb: Kilobytes of an image's file.
-    """
-
-    mfu: float = MFU
-    data_rate: float = DATA_RATE
-    file_kb: float = FILE_KB
 
 
 @dataclass
