@@ -41,22 +41,22 @@ class Plan:
     card: Card
     gpus: int
     precision: str
-    stage: int
+    zero_stage: int
     micro_batch: int
-    accumulated: int
+    gradient_accumulation_steps: int
     steps_per_epoch: int | None
-    sizes: memory.Sizes
+    parameters: memory.Sizes
     phases: list[Phase]
     memory: dict[tuple[int, bool], dict[str, int]]
-    checkpointing: bool
-    exchanged: dict[str, int]
-    advice: list[str]
+    activation_checkpointing: bool
+    collectives: dict[str, int]
+    changes: list[str]
     assumed: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def total_memory(self) -> int:
         """Bytes on a rank, as the recipe has it."""
-        return self.memory[self.stage, self.checkpointing]["in all"]
+        return self.memory[self.zero_stage, self.activation_checkpointing]["in all"]
 
     @property
     def fits(self) -> bool:
@@ -103,19 +103,19 @@ def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
         card=card,
         gpus=gpus,
         precision=precision,
-        stage=stage,
+        zero_stage=stage,
         micro_batch=micro_batch,
-        accumulated=work.batches.gradient_accumulation_steps,
+        gradient_accumulation_steps=work.batches.gradient_accumulation_steps,
         steps_per_epoch=steps,
-        sizes=sizes,
+        parameters=sizes,
         phases=phases,
         memory=table,
-        checkpointing=checkpointing,
-        exchanged=traffic,
-        advice=[],
+        activation_checkpointing=checkpointing,
+        collectives=traffic,
+        changes=[],
         assumed=work.assumed,
     )
-    plan.advice = _advice(plan, work, on_rank)
+    plan.changes = _advice(plan, work, on_rank)
     _assume(plan, work, rates)
     return plan
 
@@ -227,11 +227,11 @@ def _advice(plan: Plan, work: Work, on_rank: Any) -> list[str]:
         divisors = [n for n in range(2, plan.micro_batch + 1) if plan.micro_batch % n == 0]
         if work.task.samples_together is not None:
             divisors = []
-        more_stages = [each for each, _ in plan.memory if each > plan.stage]
-        options = [(plan.stage, True, 1)] if not plan.checkpointing else []
-        options += [(plan.stage, plan.checkpointing, n) for n in divisors]
-        options += [(each, plan.checkpointing, 1) for each in dict.fromkeys(more_stages)]
-        options += [(each, True, n) for n in (1, *divisors) for each in dict.fromkeys((plan.stage, *more_stages))]
+        more_stages = [each for each, _ in plan.memory if each > plan.zero_stage]
+        options = [(plan.zero_stage, True, 1)] if not plan.activation_checkpointing else []
+        options += [(plan.zero_stage, plan.activation_checkpointing, n) for n in divisors]
+        options += [(each, plan.activation_checkpointing, 1) for each in dict.fromkeys(more_stages)]
+        options += [(each, True, n) for n in (1, *divisors) for each in dict.fromkeys((plan.zero_stage, *more_stages))]
         for stage, checkpointing, parts in options:
             total = fits(stage, checkpointing, plan.micro_batch / parts)
             change = _change(plan, stage, checkpointing, parts)
@@ -248,11 +248,11 @@ def _advice(plan: Plan, work: Work, on_rank: Any) -> list[str]:
 
 def _change(plan: Plan, stage: int, checkpointing: bool, parts: int) -> list[str]:
     change = []
-    if checkpointing != plan.checkpointing:
+    if checkpointing != plan.activation_checkpointing:
         change.append("--engine.activation_checkpointing true")
     if parts > 1:
-        change.append(f"--batch.gradient_accumulation_steps {plan.accumulated * parts}")
-    if stage != plan.stage:
+        change.append(f"--batch.gradient_accumulation_steps {plan.gradient_accumulation_steps * parts}")
+    if stage != plan.zero_stage:
         change.append(f"--engine.zero_stage {stage}")
     return change
 
@@ -268,7 +268,7 @@ def _assume(plan: Plan, work: Work, rates: Rates) -> None:
     assumed["context"] = f"{CONTEXT / GIB:.0f} GiB", "CUDA's and NCCL's own; not measured"
     assumed["gradients"] = "DeepSpeed's default bucket, 500 million of them", "deepspeed/runtime/zero/config.py"
     assumed["attention"] = "memory-efficient, with dropout inside", "what torch takes on a GPU where there is a mask"
-    if plan.stage == 3:
+    if plan.zero_stage == 3:
         assumed["ZeRO 3"] = "gathered parameters stay", "DeepSpeed's default stage3_max_live_parameters, 1e9"
     if work.recipe.task == "pretraining" and work.config.use_dictionary:
         assumed["codes of an image"] = "used alike", "the number of masked visual tokens follows; it hardly matters"
