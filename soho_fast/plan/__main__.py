@@ -93,7 +93,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _plan(options: argparse.Namespace, rest: list[str], flags: list[str], known: dict[tuple, Any]) -> str:
-    # A mistake on the command line is told before torch and DeepSpeed are loaded.
+    # A mistake on the command line is reported before torch and DeepSpeed are loaded.
     with from_extra("train"):
         from soho_fast.plan import report
         from soho_fast.plan.estimate import Costs, make_plan

@@ -18,7 +18,7 @@ def vqa_score(answer: str, given: Sequence[str]) -> float:
     """How right an answer is, between 0 and 1: min(1, matches / 3), averaged over leaving out each person once.
 
     Both sides are normalised (`normalise_answer`) only where people differ. Where all gave the same, the official rule
-    compares the words as they stand, case and marks included, so that text read in a picture is not changed.
+    compares the words as they stand, case and marks included, so that text read in an image is not changed.
 
     Args:
         answer: What the model says.
