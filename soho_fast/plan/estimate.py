@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -83,7 +84,7 @@ def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
     checkpointing = bool(recipe.engine.activation_checkpointing)
     sizes = memory.Sizes.of(costs.model)
     micro_batch = work.batches.micro_batch_size
-    peaks = {each: costs.of_largest(each).peak for each in (False, True)}
+    peaks = {each: costs.of(work.largest, each).peak for each in (False, True)}
 
     def on_rank(stage: int, checkpointing: bool, images: float = micro_batch) -> dict[str, int]:
         peak = round(peaks[checkpointing] * images / micro_batch)
@@ -141,15 +142,17 @@ class Costs:
             self.model.freeze_batch_norm(True)
         self._known: dict[tuple, StepCost] = {}
 
-    def of_largest(self, checkpointing: bool) -> StepCost:
-        """A micro-batch of the largest images, with or without activation checkpointing; all is trained."""
-        return self._run(self.work.largest, checkpointing, False, False)
+    def of(
+        self, size: tuple[int, int], checkpointing: bool, *, frozen: bool = False, words_only: bool = False
+    ) -> StepCost:
+        """What a micro-batch of images of a size takes, with or without activation checkpointing.
 
-    def of_typical(self, checkpointing: bool, *, frozen: bool, words_only: bool) -> StepCost:
-        """Of typical images; `frozen`: the CNN is not trained, `words_only`: it alone is, by the bag-of-words loss."""
-        return self._run(self.work.typical, checkpointing, frozen, words_only)
-
-    def _run(self, size: tuple[int, int], checkpointing: bool, frozen: bool, words_only: bool) -> StepCost:
+        Args:
+            size: Height and width.
+            checkpointing: Whether activations are recomputed.
+            frozen: The CNN is not trained.
+            words_only: The CNN alone is trained, by the bag-of-words loss.
+        """
         key, num_samples = (size, checkpointing, frozen, words_only), self.work.batches.micro_batch_size
         if key in self._known:
             return self._known[key]
@@ -161,7 +164,7 @@ class Costs:
             self.model.activation_checkpointing_disable()
         self._known[key] = run_step(
             self.model,
-            self.work.inputs(size, num_samples),
+            partial(self.work.inputs, size, num_samples),
             self._mode,
             num_labelled=self.work.num_labelled(size, num_samples),
             autocast=self._autocast,
@@ -191,7 +194,7 @@ def _phases(costs: Costs, peak: float, rates: Rates, steps: int | None, checkpoi
     found: list[Phase] = []
     for low, high in pairwise(edges):
         frozen, words_only = begin <= low < end, low < words
-        cost = costs.of_typical(checkpointing, frozen=frozen, words_only=words_only)
+        cost = costs.of(costs.work.typical, checkpointing, frozen=frozen, words_only=words_only)
         seconds = batches.gradient_accumulation_steps * cost.operations / (peak * rates.mfu)
         name = "bag-of-words loss alone" if words_only else "the CNN is frozen" if frozen else "all is trained"
         hours = None if steps is None else (high - low) * steps * seconds / 3600

@@ -1,7 +1,6 @@
 """From a recipe to a model without values and to batches of its shapes; nothing of the data is read."""
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,52 +242,44 @@ class Work:
         stride = 32 * self.config.visual_pool
         return math.ceil(size[0] / stride) * math.ceil(size[1] / stride)
 
-    def inputs(self, size: tuple[int, int], num_samples: int) -> Callable[[], dict[str, Tensor]]:
-        """Makes the keywords of the model's forward, of the shapes of a micro-batch, where it is called.
+    def inputs(self, size: tuple[int, int], num_samples: int) -> dict[str, Tensor]:
+        """The keywords of the model's forward, of the shapes of a micro-batch.
 
         Args:
             size: Height and width of the batch's images, some of which are padded.
             num_samples: Samples of the batch.
         """
-        recipe, S = self.recipe, self.words_a_text
+        task, data, S = self.recipe.task, self.recipe.data, self.words_a_text
         B = num_samples * self.images_a_sample
-
-        def of_images() -> dict[str, Tensor]:
-            mask = torch.empty(B, *size, dtype=torch.bool)
-            return {"pixel_values": torch.empty(B, 3, *size), "pixel_mask": mask}
-
-        def of_texts(num_texts: int) -> dict[str, Tensor]:
-            return {name: torch.empty(num_texts, S, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
-
-        def whole(*shape: int) -> Tensor:
-            return torch.empty(*shape, dtype=torch.int64)
-
-        def pretraining() -> dict[str, Tensor]:
-            positive, negative = recipe.data.num_positive, recipe.data.num_negative
-            P = B * (positive + negative)
-            masked = round(B * positive * S * recipe.data.masking.probability)
-            batch = {
-                **of_images(),
-                **of_texts(P),
-                "image_index": whole(P),
-                "mlm_labels": whole(P, S),
-                "mlm_positions": whole(masked),
-                "itm_labels": whole(P),
+        if task == "pretraining":
+            P = B * (data.num_positive + data.num_negative)
+        else:
+            P = B if task == "retrieval" else num_samples * data.texts_per_image
+        batch = {
+            "pixel_values": torch.empty(B, 3, *size),
+            "pixel_mask": torch.empty(B, *size, dtype=torch.bool),
+            "input_ids": torch.empty(P, S, dtype=torch.int64),
+            "attention_mask": torch.empty(P, S, dtype=torch.int64),
+        }
+        numbers_P = torch.empty(P, dtype=torch.int64)
+        if task == "pretraining":
+            masked = round(B * data.num_positive * S * data.masking.probability)
+            batch |= {
+                "image_index": numbers_P,
+                "mlm_labels": torch.empty(P, S, dtype=torch.int64),
+                "mlm_positions": torch.empty(masked, dtype=torch.int64),
+                "itm_labels": torch.empty_like(numbers_P),
                 "mask_uniform": torch.empty(B, dtype=torch.float64),
             }
             if self.config.mvm_masking == "position":
                 batch["mask_pairs"] = torch.empty(P, dtype=torch.bool)
-            return batch
-
-        def retrieval() -> dict[str, Tensor]:
-            return {**of_images(), **of_texts(B), "own_image": whole(B)}
-
-        def answering() -> dict[str, Tensor]:
-            P = num_samples * recipe.data.texts_per_image
-            batch = {**of_images(), **of_texts(P), "image_index": whole(*((P, 2) if recipe.task == "nlvr2" else (P,)))}
-            if recipe.task == "vqa":
+        elif task == "retrieval":
+            batch["own_image"] = numbers_P
+        else:
+            batch["image_index"] = torch.empty(P, 2, dtype=torch.int64) if task == "nlvr2" else numbers_P
+            if task == "vqa":
                 assert self.config.num_labels is not None, "a list of answers gives it"
-                return batch | {"answer_scores": torch.empty(P, self.config.num_labels)}
-            return batch | {"labels": whole(P)}
-
-        return {"pretraining": pretraining, "retrieval": retrieval}.get(recipe.task, answering)
+                batch["answer_scores"] = torch.empty(P, self.config.num_labels)
+            else:
+                batch["labels"] = torch.empty_like(numbers_P)
+        return batch
