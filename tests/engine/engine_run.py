@@ -259,8 +259,9 @@ class SohoTask(StubTask):
         model.begin_step()
 
     def after_step(self, model: nn.Module, *, applied: bool) -> Mapping[str, torch.Tensor]:
-        model.end_step(applied=applied)
-        return {}
+        from soho_fast.tasks.pretraining import PretrainingTask
+
+        return PretrainingTask.after_step(self, model, applied=applied)
 
     def non_finite(self, model: nn.Module) -> list[str]:
         num = model.take_num_non_finite()
