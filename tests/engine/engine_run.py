@@ -260,6 +260,11 @@ class SohoTask(StubTask):
             "sample_ids": list(range(len(samples))),
         }  # fmt: skip
 
+    def figures(self, model: nn.Module) -> Mapping[str, torch.Tensor]:
+        from soho_fast.tasks.pretraining import PretrainingTask
+
+        return PretrainingTask.figures(self, model)
+
     def non_finite(self, model: nn.Module) -> list[str]:
         num = model.take_num_non_finite()
         return [f"visual tokens ({num})"] if num else []

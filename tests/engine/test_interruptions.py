@@ -54,6 +54,9 @@ def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
     assert losses(resumed) == losses(through)
     assert _snapshots(resumed) == _snapshots(through) and len(_snapshots(through)) == 12
     assert all(values["drift"] > 0 and len(values["usage"]) == 16 for _, values in _snapshots(through))
+    # Counted once a step, whatever the number of its micro-batches.
+    num_live = [sum(usage >= 0.01 for usage in values["usage"]) for _, values in _snapshots(through)]
+    assert [record["active_codes"] for record in _records(through)] == num_live
     assert _checkpoints(resumed) == ["step-00000012"]
 
 
@@ -109,6 +112,11 @@ def test_what_best_holds_is_the_best_however_a_run_ends_and_goes_on(launch, requ
 def _events(request: dict) -> list[tuple[int, str]]:
     lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
     return [(line["step"], line["event"]) for line in lines if line["kind"] == "event"]
+
+
+def _records(request: dict) -> list[dict]:
+    lines = map(json.loads, (Path(request["output"]) / "log.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "train"]
 
 
 def _snapshots(request: dict) -> list[tuple[int, dict]]:

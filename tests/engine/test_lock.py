@@ -99,6 +99,22 @@ def test_a_folder_is_free_again_after_an_error_and_is_not_left_behind(tmp_path):
     assert os.listdir(tmp_path / "run") == ["log.jsonl"]
 
 
+def test_a_file_that_its_holder_deletes_at_its_end_is_no_lock(tmp_path, monkeypatch):
+    """Another run may end between the opening of its file and the lock."""
+    path, lock, asked = tmp_path / LOCK, fcntl.lockf, []
+
+    def late(file, how):
+        if not asked:
+            path.unlink()
+        asked.append(file)
+        lock(file, how)
+
+    monkeypatch.setattr("fcntl.lockf", late)
+    with only_user(tmp_path, ALONE, print):
+        assert len(asked) == 2 and f"process {os.getpid()} on " in path.read_text()
+    assert os.listdir(tmp_path) == []
+
+
 def test_forked_loader_processes_do_not_hold_on(tmp_path):
     """A loader process of a run that was killed lives on for seconds."""
 

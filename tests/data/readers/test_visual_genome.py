@@ -73,7 +73,7 @@ def test_of_many_phrases_those_of_the_largest_regions_are_kept(tmp_path):
 
     def enlarge(content):
         content[1]["regions"] = [region(2, phrase, *size) for phrase, size in sizes.items()]
-        content[1]["regions"].append(region(2, "a sign", 48, 40))
+        content[1]["regions"] += [region(2, "a sign", 48, 40), region(2, "a sign", 2, 2)]
 
     edit_json(regions, enlarge)
     captions = [
