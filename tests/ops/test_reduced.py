@@ -365,5 +365,5 @@ def test_a_moving_basis_follows_its_codebook():
     assert moving.of(codebook.expand(2, 256, 128)).shape == (2, 128, 16)
     assert moving.of(_normal(1024, 512)) is None
     assert moving.of(codebook[:255]) is None and moving.of(codebook[:, :127]) is None
-    with pytest.raises(ValueError, match="interval: expected 1 or more lookups, got 0"):
+    with pytest.raises(ValueError, match="interval: expected at least 1, got 0"):
         ops.MovingBasis(0)

@@ -49,7 +49,7 @@ LOOKUP = [  # (call, exception, what the message names: the argument first)
     (lambda: codebook_lookup(ones(2, 2), whole(2, 2)), TypeError, ("codebook", FLOATS, "int64")),
     (lambda: codebook_lookup(ones(2), ones(2, 2)), ValueError, ("features", "at least 2 dimensions", "(2,)")),
     (lambda: codebook_lookup(ones(2, 2), ones(2)), ValueError, ("codebook", "(K, C)", "(2,)")),
-    (lambda: codebook_lookup(ones(2, 2), ones(0, 2)), ValueError, ("codebook", "at least one code", "(0, 2)")),
+    (lambda: codebook_lookup(ones(2, 2), ones(0, 2)), ValueError, ("codebook", "with a code", "(0, 2)")),
     (lambda: codebook_lookup(ones(2, 3), ones(2, 2)), ValueError, ("codebook", "3 channels", "(2, 2)")),
     (lambda: codebook_lookup(ones(2, 5, 3), ones(3, 2, 3)), ValueError, ("codebook", "batch shape", "(2,)", "(3,)")),
     (lambda: codebook_lookup(ones(2, 3).to("meta"), ones(2, 3)), ValueError, ("codebook", "device meta", "got cpu")),
@@ -85,13 +85,13 @@ PREPARE = [
     (lambda: prepare_codebook(ones(2, 3).double()), TypeError, ("codebook", FLOATS, "float64")),
     (lambda: codebook_basis(ones(4, 8), directions=0), ValueError, ("directions", "1 to 8", "got 0")),
     (lambda: codebook_basis(ones(4, 8), directions=9), ValueError, ("directions", "1 to 8", "got 9")),
-    (lambda: codebook_basis(ones(4, 8), directions=True), ValueError, ("directions", "1 to 8", "got True")),
+    (lambda: codebook_basis(ones(4, 8), directions=True), TypeError, ("directions", "an int", "got bool")),
     (
         lambda: codebook_basis(ones(4, 8), directions=3, start=ones(8, 2)),
         ValueError,
         ("directions", "2 as start", "got 3"),
     ),
-    (lambda: ops.MovingBasis(0), ValueError, ("interval", "1 or more", "got 0")),
+    (lambda: ops.MovingBasis(0), ValueError, ("interval", "at least 1", "got 0")),
 ]
 
 TAKE_A_BASIS = (
@@ -100,8 +100,8 @@ TAKE_A_BASIS = (
     lambda basis: codebook_basis(ones(4, 8), start=basis),
 )
 BASES = [
-    (ones(8, 2).double(), TypeError, ("basis", "float32 tensor", "float64")),
-    ([1.0], TypeError, ("basis", "float32 tensor", "list")),
+    (ones(8, 2).double(), TypeError, ("basis", "float32", "float64")),
+    ([1.0], TypeError, ("basis", "torch.Tensor", "list")),
     (ones(7, 2), ValueError, ("basis", "C = 8", "(7, 2)")),
     (ones(8, 0), ValueError, ("basis", "C = 8", "(8, 0)")),
     (ones(8, 129), ValueError, ("basis", "C = 8", "(8, 129)")),
@@ -147,10 +147,10 @@ METRIC = [
 TOPK = [
     (lambda topk=topk, codes=codes: codebook_lookup(ones(2, 3), codes(ones(4, 3)), topk=topk), error, ("topk", *named))
     for topk, error, named in (
-        (1, ValueError, ("2 to 16 or None", "got 1")),
-        (17, ValueError, ("2 to 16 or None", "got 17")),
-        (2.0, TypeError, ("an int or None", "got float")),
-        (True, TypeError, ("an int or None", "got bool")),
+        (1, ValueError, ("2 to 16", "got 1")),
+        (17, ValueError, ("2 to 16", "got 17")),
+        (2.0, TypeError, ("an int", "got float")),
+        (True, TypeError, ("an int", "got bool")),
         (5, ValueError, ("number of codes 4", "got 5")),
     )
     for codes in (torch.clone, prepare_codebook)
@@ -170,7 +170,7 @@ RESIDUAL = [
     (lambda: residual_lookup(SINGLE, SINGLE[None], num_levels=2), ValueError, ("num_levels", "expected 1", "got 2")),
     (lambda: residual_lookup(SINGLE, SINGLE, num_levels=0), ValueError, ("num_levels", "at least 1", "got 0")),
     (lambda: residual_lookup(SINGLE, ones(0, 4, 3)), ValueError, ("num_levels", "at least 1", "got 0")),
-    (lambda: residual_lookup(SINGLE, SINGLE, num_levels=2.0), TypeError, ("num_levels", "an int or None", "got float")),
+    (lambda: residual_lookup(SINGLE, SINGLE, num_levels=2.0), TypeError, ("num_levels", "an int", "got float")),
     (lambda: residual_lookup(SINGLE.to("meta"), SINGLE[None]), ValueError, ("codebooks", "device meta", "got cpu")),
     (
         lambda: residual_lookup(SINGLE, prepare_codebook(SINGLE[None], metric="dot")),

@@ -3,7 +3,7 @@
 Letters: N features, K codes, C channels.
 """
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -19,14 +19,10 @@ from soho_fast.ops.mapping import in_front, padded_dims, slices_of
 
 
 def _check_pair(features: Tensor, codebook: Tensor) -> None:
-    checks.check_float("features", features)
-    checks.check_float("codebook", codebook)
+    checks.check_type("features", features)
+    checks.check_codebook(codebook)
     if features.dim() < 2:
         raise ValueError(f"features: expected at least 2 dimensions (..., N, C), got shape {tuple(features.shape)}")
-    if codebook.dim() < 2:
-        raise ValueError(f"codebook: expected (K, C) or (..., K, C), got shape {tuple(codebook.shape)}")
-    if codebook.shape[-2] < 1:
-        raise ValueError(f"codebook: expected at least one code, got shape {tuple(codebook.shape)}")
     if codebook.shape[-1] != features.shape[-1]:
         raise ValueError(
             f"codebook: expected {features.shape[-1]} channels like features, got shape {tuple(codebook.shape)}"
@@ -39,41 +35,30 @@ def _check_pair(features: Tensor, codebook: Tensor) -> None:
     checks.check_same_device(features=features, codebook=codebook)
 
 
+class LookupOptions(TypedDict, total=False):
+    """The keywords of `codebook_lookup` that its result's type does not depend on."""
+
+    metric: Metric
+    topk: int | None
+    basis: Tensor | None
+    guess: Tensor | None
+    backend: str | None
+
+
+Codebook = Tensor | PreparedCodebook
+
+
 @overload
 def codebook_lookup(
-    features: Tensor,
-    codebook: Tensor | PreparedCodebook,
-    *,
-    return_distance: Literal[False] = False,
-    metric: Metric = "euclidean",
-    topk: int | None = None,
-    basis: Tensor | None = None,
-    guess: Tensor | None = None,
-    backend: str | None = None,
+    features: Tensor, codebook: Codebook, *, return_distance: Literal[False] = False, **options: Unpack[LookupOptions]
 ) -> Tensor: ...
 @overload
 def codebook_lookup(
-    features: Tensor,
-    codebook: Tensor | PreparedCodebook,
-    *,
-    return_distance: Literal[True],
-    metric: Metric = "euclidean",
-    topk: int | None = None,
-    basis: Tensor | None = None,
-    guess: Tensor | None = None,
-    backend: str | None = None,
+    features: Tensor, codebook: Codebook, *, return_distance: Literal[True], **options: Unpack[LookupOptions]
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def codebook_lookup(
-    features: Tensor,
-    codebook: Tensor | PreparedCodebook,
-    *,
-    return_distance: bool,
-    metric: Metric = "euclidean",
-    topk: int | None = None,
-    basis: Tensor | None = None,
-    guess: Tensor | None = None,
-    backend: str | None = None,
+    features: Tensor, codebook: Codebook, *, return_distance: bool, **options: Unpack[LookupOptions]
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 def codebook_lookup(
     features: Tensor,
@@ -126,7 +111,8 @@ def codebook_lookup(
         if index is not None:
             return index
     check_metric(metric)
-    _check_topk(topk)
+    if topk is not None:
+        checks.check_int("topk", topk, 2, reference.MOST_NEAREST)
     if isinstance(codebook, PreparedCodebook):
         if codebook.metric != metric:
             raise ValueError(f"metric: expected {codebook.metric!r} as the codebook was prepared for, got {metric!r}")
@@ -138,15 +124,6 @@ def codebook_lookup(
     else:
         results = _lookup(features, codebook, return_distance, metric, topk, backend, None, basis, guess)
     return (results[0], results[1]) if return_distance else results[0]
-
-
-def _check_topk(topk: object) -> None:
-    if topk is None:
-        return
-    if isinstance(topk, bool) or not isinstance(topk, int):
-        raise TypeError(f"topk: expected an int or None, got {type(topk).__name__}")
-    if not 2 <= topk <= reference.MOST_NEAREST:
-        raise ValueError(f"topk: expected 2 to {reference.MOST_NEAREST} or None, got {topk}")
 
 
 def _lookup(
@@ -291,11 +268,8 @@ def _lookup_backward(
     return grad_features, grad_codebook, None, None, None, None, None, None, None
 
 
-def _straight_through_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    """Nothing to save: the gradient of features is the incoming one."""
-
-
 def _straight_through_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    """The gradient of features is the incoming one."""
     return grad, None, None
 
 
@@ -358,5 +332,4 @@ define_op(
     fake=lambda features, codebook, index: features.new_empty(features.shape),
     vmap=_straight_through_vmap,
     backward=_straight_through_backward,
-    setup_context=_straight_through_setup,
 )

@@ -25,9 +25,7 @@ _HOPELESS = 0.2
 
 def check_basis(basis: Tensor, codebook: Tensor) -> None:
     """Raise unless `basis` is float32 (C, D), or (..., C, D) with the batch shape of the codebook."""
-    if not isinstance(basis, Tensor) or basis.dtype != torch.float32:
-        got = basis.dtype if isinstance(basis, Tensor) else type(basis).__name__
-        raise TypeError(f"basis: expected a float32 tensor, got {got}")
+    checks.check_type("basis", basis, (torch.float32,))
     num_channels = codebook.shape[-1]
     fits = basis.dim() >= 2 and basis.shape[-2] == num_channels and basis.shape[:-2] in ((), codebook.shape[:-2])
     if not fits or not 1 <= basis.shape[-1] <= MOST_DIRECTIONS:
@@ -64,21 +62,19 @@ def codebook_basis(codebook: Tensor, *, directions: int | None = None, start: Te
     Raises:
         TypeError, ValueError: tensors of the wrong type or shape, or a number of directions that is none.
     """
-    checks.check_float("codebook", codebook)
-    if codebook.dim() < 2 or codebook.shape[-2] < 1 or codebook.shape[-1] < 1:
-        raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")
+    checks.check_codebook(codebook)
     if start is not None:
         check_basis(start, codebook)
         if directions not in (None, start.shape[-1]):
             raise ValueError(f"directions: expected {start.shape[-1]} as start has, got {directions}")
     most = min(MOST_DIRECTIONS, codebook.shape[-1])
-    if directions is not None and (isinstance(directions, bool) or not 1 <= directions <= most):
-        raise ValueError(f"directions: expected 1 to {most}, got {directions!r}")
+    count = most if directions is None else directions
+    checks.check_int("directions", count, 1, most)
 
     apart_SC = _apart(codebook)
     if start is not None:
         return _turned(apart_SC, start.detach(), 1)
-    wide_CD = _turned(apart_SC, _random_directions(codebook, directions or most), _STEPS)
+    wide_CD = _turned(apart_SC, _random_directions(codebook, count), _STEPS)
     if directions is not None:
         return wide_CD
     return wide_CD[..., : _fewest(_left_out(apart_SC, wide_CD))].contiguous()
@@ -147,8 +143,7 @@ class MovingBasis:
         Args:
             interval: lookups between two turns, but the first.
         """
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise ValueError(f"interval: expected 1 or more lookups, got {interval!r}")
+        checks.check_int("interval", interval, 1)
         self.interval = interval
         self._wide: Tensor | None = None
         self._basis: Tensor | None = None

@@ -39,10 +39,7 @@ class PreparedCodebook:
         backend: str | None = None,
         metric: Metric = "euclidean",
         basis: Tensor | bool | None = None,
-    ):
-        self._prepare(codebook, backend, metric, basis)
-
-    def _prepare(self, codebook: Tensor, backend: str | None, metric: Metric, basis: Tensor | bool | None) -> None:
+    ) -> None:
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions
             self._codebook = codebook.detach().float().clone(memory_format=torch.contiguous_format)
         self._version = self._codebook._version
@@ -60,15 +57,12 @@ class PreparedCodebook:
         best = backend_for("codebook_lookup", None, codebook.device.type, lacking_metric(metric))
         self._serves_at_once = self._backend == best == "cpu" and codebook.dim() == 2
 
-    def __getstate__(self) -> dict[str, object]:
-        _refuse_written(self.codebook, self._version)
-        basis = False if self.basis is None else self.basis
-        return {"codebook": self.codebook, "backend": self._asked, "metric": self._metric, "basis": basis}
-
-    def __setstate__(self, state: dict) -> None:
+    def __reduce__(self) -> tuple[type["PreparedCodebook"], tuple]:
         # The packed form is of this build and of the CPU level in use: it does not travel. Nor does the memory, which
         # a spawned process would share with the one that wrote it.
-        self._prepare(state["codebook"], state["backend"], state.get("metric", "euclidean"), state.get("basis"))
+        _refuse_written(self.codebook, self._version)
+        basis = False if self.basis is None else self.basis
+        return PreparedCodebook, (self.codebook, self._asked, self._metric, basis)
 
     @property
     def codebook(self) -> Tensor:
@@ -161,9 +155,7 @@ def prepare_codebook(
             the call.
     """
     check_metric(metric)
-    checks.check_float("codebook", codebook)
-    if codebook.dim() < 2 or codebook.shape[-2] < 1:
-        raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")
+    checks.check_codebook(codebook)
     if basis is not None and not isinstance(basis, bool):
         check_basis(basis, codebook)
     return PreparedCodebook(codebook, backend, metric, basis)

@@ -15,7 +15,7 @@ from soho_fast.ops.mapping import in_front, index_apart, write_through
 
 
 def _check_members(features: Tensor, index: Tensor, valid: Tensor | None) -> None:
-    checks.check_float("features", features)
+    checks.check_type("features", features)
     if features.dim() < 1:
         raise ValueError("features: expected at least 1 dimension (..., C), got a scalar")
     checks.check_index("index", index, features.shape[:-1], "(..., N) like features without its channels")
@@ -24,12 +24,8 @@ def _check_members(features: Tensor, index: Tensor, valid: Tensor | None) -> Non
 
 
 def _check_codebook(codebook: Tensor) -> None:
-    checks.check_tensor("codebook", codebook)
-    if codebook.dtype != torch.float32:
-        got = str(codebook.dtype).removeprefix("torch.")
-        raise TypeError(
-            f"codebook: expected float32 (a small moving-average step is lost in half precision), got {got}"
-        )
+    why = " (a small moving-average step is lost in half precision)"
+    checks.check_type("codebook", codebook, (torch.float32,), why)
     if codebook.dim() != 2:
         raise ValueError(f"codebook: expected 2 dimensions (K, C), got shape {tuple(codebook.shape)}")
     checks.check_writable("codebook", codebook, "pass a copy")
@@ -63,10 +59,7 @@ def codebook_stats(
             which the C++ op can only pass on as RuntimeError from torch 2.15 on.
     """
     _check_members(features, index, valid)
-    if isinstance(num_codes, bool) or not isinstance(num_codes, (int, torch.SymInt)):
-        raise TypeError(f"num_codes: expected an int, got {type(num_codes).__name__}")
-    if num_codes < 1:
-        raise ValueError(f"num_codes: expected at least 1, got {num_codes}")
+    checks.check_int("num_codes", num_codes, 1)
     op = op_for("codebook_stats", backend, features.device)
     return op(features.detach(), index, num_codes, valid)
 
@@ -90,8 +83,8 @@ def codebook_ema_(
             memory, as an expanded one's do.
     """
     _check_codebook(codebook)
-    checks.check_float("counts", counts, (torch.float32,))
-    checks.check_float("sums", sums, (torch.float32,))
+    checks.check_type("counts", counts, (torch.float32,))
+    checks.check_type("sums", sums, (torch.float32,))
     checks.check_shape("counts", counts, codebook.shape[:1], "(K,)")
     checks.check_shape("sums", sums, codebook.shape, "(K, C)")
     checks.check_same_device(codebook=codebook, counts=counts, sums=sums)

@@ -40,16 +40,15 @@ def sample_group(
     Raises:
         TypeError, ValueError: types, shapes or devices that do not fit, or both generator and uniform.
     """
-    checks.check_tensor("index", index)
+    checks.check_type("index", index, (torch.int64,))
     if index.dim() != 2:
         raise ValueError(f"index: expected 2 dimensions (B, L), got shape {tuple(index.shape)}")
-    checks.check_index("index", index, index.shape, "(B, L)")
     checks.check_valid(valid, index.shape, "(B, L) like index")
     if uniform is None:
         uniform = torch.rand(index.shape[0], dtype=torch.float64, device=index.device, generator=generator)
     elif generator is not None:
         raise ValueError("uniform: expected either uniform or generator, got both")
-    checks.check_float("uniform", uniform, (torch.float64,))
+    checks.check_type("uniform", uniform, (torch.float64,))
     checks.check_shape("uniform", uniform, index.shape[:1], "(B,)")
     checks.check_same_device(index=index, valid=valid, uniform=uniform)
     op = op_for("sample_group", backend, index.device)
@@ -89,10 +88,10 @@ def group_mask(
         TypeError, ValueError: types, shapes or devices that do not fit; in place also features whose elements share
             memory (an expanded tensor, an overlapping view) and a leaf that requires a gradient.
     """
-    checks.check_float("features", features)
+    checks.check_type("features", features)
     if features.dim() != 3:
         raise ValueError(f"features: expected 3 dimensions (B, L, C), got shape {tuple(features.shape)}")
-    checks.check_float("mask_token", mask_token)
+    checks.check_type("mask_token", mask_token)
     checks.check_index("index", index, features.shape[:2], "(B, L)")
     checks.check_shape("mask_token", mask_token, features.shape[2:], "(C,)")
     checks.check_index("target", target, features.shape[:1], "(B,)")
