@@ -135,7 +135,41 @@ def _of_channels(values_C: Tensor) -> Tensor:
     return values_C.view(-1, 1, 1)
 
 
-class TokenBatchNorm(Float32Buffers):
+class RunningStatistics(Float32Buffers):
+    """What a BatchNorm over tokens learns.
+
+    Args:
+        num_channels: C.
+        eps: added to the variance.
+        momentum: how far running statistics move to those of a batch or a step.
+
+    Buffers:
+        running_mean, running_var (C,), float32; num_batches_tracked (), updates so far.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.register_buffer("running_mean", torch.zeros(num_channels, dtype=torch.float32))
+        self.register_buffer("running_var", torch.ones(num_channels, dtype=torch.float32))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+
+    def reset(self) -> None:
+        """The initial values."""
+        # transformers' functions leave alone what a checkpoint has filled.
+        for ones in (self.weight, self.running_var):
+            init.ones_(ones)
+        for zeros in (self.bias, self.running_mean, self.num_batches_tracked):
+            init.zeros_(zeros)
+
+
+class TokenBatchNorm(RunningStatistics):
     """BatchNorm over tokens that normalises by its running statistics, in training too.
 
     What a token becomes then does not depend on who shares its batch. By the statistics of a batch of few images it
@@ -153,44 +187,26 @@ class TokenBatchNorm(Float32Buffers):
     follow as fast as that takes.
 
     Args:
-        num_channels: C.
-        eps: added to the variance.
-        momentum: how far running statistics move to those of a step.
+        num_channels, eps, momentum: as in `RunningStatistics`. The running statistics are the plain mean over the first
+            1 / momentum steps, and then move by `momentum`.
         max_lag: after a step the running mean is at most so many of its standard deviations away from its mean, and the
             running deviation at most 1 + `max_lag` times as large or as small as its; `None`: `momentum` alone.
-
-    Buffers:
-        running_mean, running_var (C,), float32; num_batches_tracked (), updates so far: the running statistics are the
-        plain mean over the first 1 / momentum of them, and then move by `momentum`.
     """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
 
     def __init__(
         self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1, max_lag: float | None = None
     ) -> None:
-        super().__init__()
-        self.eps, self.momentum, self.max_lag = eps, momentum, max_lag
-        self.weight = nn.Parameter(torch.ones(num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_channels))
-        self.register_buffer("running_mean", torch.zeros(num_channels, dtype=torch.float32))
-        self.register_buffer("running_var", torch.ones(num_channels, dtype=torch.float32))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
-        self.register_load_state_dict_post_hook(_forget_host_state)
+        super().__init__(num_channels, eps, momentum)
+        self.max_lag = max_lag
+        self.register_load_state_dict_post_hook(TokenBatchNorm._forget_host_state)
         self._forget_host_state()
 
     def reset(self) -> None:
         """The initial values."""
-        # transformers' functions leave alone what a checkpoint has filled.
-        for ones in (self.weight, self.running_var):
-            init.ones_(ones)
-        for zeros in (self.bias, self.running_mean, self.num_batches_tracked):
-            init.zeros_(zeros)
+        super().reset()
         self._forget_host_state()
 
-    def _forget_host_state(self) -> None:
+    def _forget_host_state(self, *_: object) -> None:
         # A mirror of `num_batches_tracked`, read from the buffer once so that no step waits for the device.
         self._num_updates: int | None = None
         self._in_step = False
@@ -291,7 +307,3 @@ class TokenBatchNorm(Float32Buffers):
             self.running_mean.add_(lag_C - lag_C.clamp(-most_C, most_C))
             most = (1 + self.max_lag) ** 2
             self.running_var.clamp_(var_C / most, var_C * most)
-
-
-def _forget_host_state(norm: TokenBatchNorm, _: object) -> None:
-    norm._forget_host_state()

@@ -41,10 +41,6 @@ class _Members:
     feat_RC: Tensor | None = None
 
 
-def _forget_host_state(dictionary: "VisualDictionary", _: object) -> None:
-    dictionary._forget_host_state()
-
-
 class VisualDictionary(Float32Buffers):
     """Maps features to the nearest code (eq. 2), puts the code in their place (eq. 3, 5) and moves the codes (eq. 4).
 
@@ -90,7 +86,7 @@ class VisualDictionary(Float32Buffers):
         if config.ema_variant == "vqvae":
             self.register_buffer("cluster_size", torch.zeros(self.num_codes, dtype=torch.float32))
             self.register_buffer("cluster_sum", torch.zeros(shape, dtype=torch.float32))
-        self.register_load_state_dict_post_hook(_forget_host_state)
+        self.register_load_state_dict_post_hook(VisualDictionary._forget_host_state)
         self.reset()
 
     def reset(self) -> None:
@@ -104,7 +100,7 @@ class VisualDictionary(Float32Buffers):
             init.copy_(self.cluster_sum, self.codebook)
         self._forget_host_state()
 
-    def _forget_host_state(self) -> None:
+    def _forget_host_state(self, *_: object) -> None:
         # Mirrors of `step` and `initialised`, read from the buffers once so that no step waits for the device.
         self._host_step: int | None = None
         self._host_initialised = False
