@@ -38,9 +38,9 @@ from soho_fast.model.visual_dictionary import VisualDictionary
 CASES = (
     "{}",
     "{dictionary_batch_norm: true}",
-    "{revive_threshold: 0.02}",
+    "{code_reset_threshold: 0.02}",
     "{dictionary_init: data}",
-    "{dictionary_init: data, revive_threshold: 0.02}",
+    "{dictionary_init: data, code_reset_threshold: 0.02}",
 )
 _NAME = 52  # Width of the first column.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

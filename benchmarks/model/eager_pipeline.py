@@ -15,8 +15,8 @@ does or what a first version of the paper's equations looks like, and none is th
 - `torch.optim` in its per-parameter form (`foreach=False`).
 
 Repeating the features leaves eq. 4 as it is: every member counts as often as its image has texts, in the sum and in
-the count. Left out, in this pipeline's favour: running usage, perplexity, live codes and the revival of dead codes
-(the codebooks agree as long as no code was revived). Images must fill their tensor (no pixel mask).
+the count. Left out, in this pipeline's favour: running usage, perplexity, active codes and the dead-code reset
+(the codebooks agree as long as no code was reset). Images must fill their tensor (no pixel mask).
 
 B images, P texts, S text tokens, L visual tokens, N = P*L, C channels, K codes, V words.
 """

@@ -70,8 +70,9 @@ def _take(folder: Path, say: Callable[[str], None]) -> int:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
+                    holder = _holder(file, _WRITES_WITHIN)
                     raise UserError(
-                        f"{folder} is in use by {_holder(file, _WRITES_WITHIN)}; wait for its end, stop it, or choose another folder"
+                        f"{folder} is in use by {holder}; wait for its end, stop it, or choose another folder"
                     ) from error
                 if error.errno not in _NO_LOCKS:
                     raise

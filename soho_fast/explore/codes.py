@@ -20,7 +20,7 @@ from soho_fast.explore.measures import (
     normalised_mutual_information,
     purity,
     shuffled,
-    words_of_live_codes,
+    words_of_active_codes,
 )
 from soho_fast.explore.words import claims
 
@@ -53,7 +53,7 @@ def measure_codes(run: Path, most: int) -> dict[str, float]:
     found["unexplained"] = unexplained(seen.features, np.asarray(source.codebook)[seen.code])
     found["k_means_unexplained"] = unexplained(seen.features, group_means(seen.features, codings["k_means_"]))
     for name, code_T in codings.items():
-        words = words_of_live_codes(code_T, seen.image, seen.captions)
+        words = words_of_active_codes(code_T, seen.image, seen.captions)
         found[f"{name}with_a_token"] = float(len(words))
         found[f"{name}perplexity"] = float(np.exp(entropy(np.bincount(code_T))))
         found[f"{name}claims"] = float(claims(words).mean())

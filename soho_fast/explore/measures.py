@@ -190,11 +190,13 @@ def k_means(features_TC: np.ndarray, num_codes: int) -> np.ndarray:
 
 def share_of_claims(code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]) -> tuple[int, int]:
     """(codes whose best word has an interval of lift above 1, codes with a token)."""
-    found = words_of_live_codes(code_T, image_T, captions)
+    found = words_of_active_codes(code_T, image_T, captions)
     return int(claims(found).sum()), len(found)
 
 
-def words_of_live_codes(code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]) -> list[CodeWords]:
+def words_of_active_codes(
+    code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]
+) -> list[CodeWords]:
     """The words of each code that has a token."""
     captions = list(captions)
     captioned_N = np.array([any(text.strip() for text in texts) for texts in captions], dtype=bool)

@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from soho_fast.model.visual_dictionary import VisualDictionary
 
-_FROM_TRAINING = {"perplexity": "perplexity", "live_codes": "active codes"}
+_FROM_TRAINING = {"perplexity": "perplexity", "active_codes": "active codes"}
 # Between two snapshots the running usage of a code without members falls by the decay alone, up to rounding in float32;
 # one member in an update adds far more.
 _ROUNDING = 3e-4

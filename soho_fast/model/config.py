@@ -44,7 +44,7 @@ _PAPER = {
     "ema_decay": 0.9,
     "ema_variant": "paper",
     "dictionary_init": "random",
-    "revive_threshold": 0.0,
+    "code_reset_threshold": 0.0,
     "dictionary_batch_norm": False,
     "head_act": "relu",
     "head_dropout": 0.5,
@@ -165,14 +165,14 @@ class SohoConfig(PreTrainedConfig):
         fusion (`str`): what the Transformer reads of the dictionary's output: `"none"`: f(v) itself. `"gate"`: a sum of
             it and its feature with learned shares; see `official/fusion.py: GatedFusion`. `"features"`: the feature
             itself, so that the dictionary only labels what masked visual modelling masks (an ablation, ours).
-        usage_decay (`float`): decay of the running usage behind perplexity, live codes and revival.
-        live_threshold (`float`): a code is live while its running usage, in units of the uniform share 1/k, is at
+        usage_decay (`float`): decay of the running usage behind perplexity, active codes and the dead-code reset.
+        active_threshold (`float`): a code is active while its running usage, in units of the uniform share 1/k, is at
             least this.
-        revive_threshold (`float`): a code whose running usage (same units) is below this is re-seeded from the
-            features of the batch, the same on all ranks; 0 switches revival off.
-        revive_patience (`int`): a code is left alone for so many updates after it was seeded.
-        revive_interval (`int`): revival is tried at every so many updates.
-        revive_limit (`int`): at most so many codes are re-seeded at once (bounds what ranks exchange).
+        code_reset_threshold (`float`): a code whose running usage (same units) is below this is reset to a feature of
+            the batch, the same on all ranks; 0 switches the reset off.
+        code_reset_patience (`int`): a code is left alone for so many updates after its reset.
+        code_reset_interval (`int`): codes are reset at every so many updates.
+        code_reset_limit (`int`): at most so many codes are reset at once (bounds what ranks exchange).
         mvm_masking (`str`): which label of an image masked visual modelling masks: `"label"`: one of those that are
             there, each as likely (paper section 3.3). `"position"`: that of a place drawn from all places of the grid.
         mlm_head (`str`): classifier of words: `"bert"`: transform, word table, bias. `"tied"`: the word table alone.
@@ -239,11 +239,11 @@ class SohoConfig(PreTrainedConfig):
     dictionary_batch_norm: bool = False
     dictionary_batch_norm_max_lag: float | int | None = None
     usage_decay: float = 0.99
-    live_threshold: float = 0.01
-    revive_threshold: float = 0.0
-    revive_patience: int = 10
-    revive_interval: int = 1
-    revive_limit: int = 256
+    active_threshold: float = 0.01
+    code_reset_threshold: float = 0.0
+    code_reset_patience: int = 10
+    code_reset_interval: int = 1
+    code_reset_limit: int = 256
     fusion: str = "none"
 
     mvm_masking: str = "label"
@@ -294,7 +294,7 @@ class SohoConfig(PreTrainedConfig):
                 raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
         if self.usage_decay == 1.0:
             raise ValueError("usage_decay: expected a number below 1 (at 1 the usage would never be measured), got 1.0")
-        for name in ("revive_interval", "revive_limit"):
+        for name in ("code_reset_interval", "code_reset_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name, largest in _LARGEST.items():
@@ -307,7 +307,7 @@ class SohoConfig(PreTrainedConfig):
             raise ValueError(f"architectures: expected a list of names, got {names!r:.60}")
         if self.mvm_weight < 0:
             raise ValueError(f"mvm_weight: expected 0 or a positive number, got {self.mvm_weight}")
-        for name in ("bag_of_words_weight", "contrastive_weight", "revive_threshold"):
+        for name in ("bag_of_words_weight", "contrastive_weight", "code_reset_threshold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 (off) or a positive number, got {getattr(self, name)}")
         if self.hidden_size % 4:

@@ -84,7 +84,7 @@ class SohoForPreTrainingOutput(ModelOutput):
         mvm_logits (M, K), mvm_targets (M,): at the masked visual tokens of the pairs that count (`losses_on`).
         itm_logits (P, 2): index 1 is "matched".
         index, valid (B, L): as in `SohoModelOutput`.
-        perplexity (), live_codes (), usage (K,): over the running usage, after this forward's update; within a step
+        perplexity (), active_codes (), usage (K,): over the running usage, after this forward's update; within a step
             (`SohoPreTrainedModel.begin_step`) as it stood before.
         hidden_states, attentions: per layer, when asked for.
     """
@@ -102,7 +102,7 @@ class SohoForPreTrainingOutput(ModelOutput):
     index: Tensor | None = None
     valid: Tensor | None = None
     perplexity: Tensor | None = None
-    live_codes: Tensor | None = None
+    active_codes: Tensor | None = None
     usage: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None

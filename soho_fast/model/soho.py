@@ -412,7 +412,7 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         for name, value in total_loss(losses, self.config, synchronise=self.training).items():
             result[name] = value
         if self.soho.visual_dictionary is not None:
-            result.perplexity, result.live_codes, result.usage = self.soho.visual_dictionary.statistics()
+            result.perplexity, result.active_codes, result.usage = self.soho.visual_dictionary.statistics()
         return result
 
     def _bag_of_words_alone(self, images: dict[str, Any], captions: Texts) -> SohoForPreTrainingOutput:

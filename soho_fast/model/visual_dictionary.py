@@ -1,6 +1,6 @@
 """The visual dictionary (paper section 3.2, eq. 2-5): a codebook that learns by a momentum mean, not by gradient.
 
-B images, L tokens per image, N = B*L, C channels, K codes, R candidates for re-seeding.
+B images, L tokens per image, N = B*L, C channels, K codes, R candidates for the dead-code reset.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def _mix64(x: Tensor) -> Tensor:
 @dataclass
 class _Members:
     """What a step's training forwards leave for its update, on this rank: members of each code and their sum, the
-    number of images, and where codes may be revived the features drawn so far, by their hashes."""
+    number of images, and where codes may be reset the features drawn so far, by their hashes."""
 
     counts_K: Tensor
     sums_KC: Tensor
@@ -135,7 +135,7 @@ class VisualDictionary(Float32Buffers):
             self._move_vqvae(counts_K, sums_KC)
         self.count(counts_K)
         if members.key_R is not None and members.feat_RC is not None:
-            self._revive(members.key_R, members.feat_RC)
+            self._reset_unused(members.key_R, members.feat_RC)
 
     def take_num_non_finite(self) -> int:
         """How many real tokens were not finite in the training forwards since the last call, on this rank.
@@ -157,7 +157,7 @@ class VisualDictionary(Float32Buffers):
             feat_BLC: features, floating point.
             valid_BL: bool, True at real tokens.
             sample_key_B: float64 number of each image, the same whichever rank holds it; data-dependent init and
-                revival draw by it. `None`: drawn by rank and position in the batch.
+                reset draw by it. `None`: drawn by rank and position in the batch.
             num_texts_B: not read: each image counts once. (`official/dictionary.py: OfficialDictionary` reads it.)
 
         Returns:
@@ -188,18 +188,18 @@ class VisualDictionary(Float32Buffers):
 
     @torch.no_grad()
     def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
-        """perplexity (), number of live codes () and usage (K,) in units of the uniform share, over the running usage.
+        """perplexity (), active codes () and usage (K,) in units of the uniform share, over the running usage.
 
         Perplexity is exp of the entropy of the usage: K when all codes are used alike, 1 when one takes all.
         """
         usage_K = self._unbiased_usage()
         share_K = usage_K / usage_K.sum().clamp(min=torch.finfo(torch.float32).tiny)
         perplexity = torch.exp(-torch.special.xlogy(share_K, share_K).sum())
-        return perplexity, (usage_K >= self.config.live_threshold).sum(), usage_K
+        return perplexity, (usage_K >= self.config.active_threshold).sum(), usage_K
 
     @torch.no_grad()
     def drift(self) -> float:
-        """How far the last step moved the codes that it did not re-seed, root mean square, in units of the codebook's
+        """How far the last step moved the codes that it did not reset, root mean square, in units of the codebook's
         spread (the same of the codes' distances from their mean); 0 where it moved none. Waits for the device."""
         if self._before_KC is None:
             return 0.0
@@ -300,8 +300,8 @@ class VisualDictionary(Float32Buffers):
             self._members.num_images += members.num_images
             members = self._members
         assert self._host_step is not None, "_prepare_update has read it"
-        step, num_drawn = self._host_step + 1, self._num_revivable()
-        if self.config.revive_threshold > 0 and step % self.config.revive_interval == 0:
+        step, num_drawn = self._host_step + 1, self._num_resettable()
+        if self.config.code_reset_threshold > 0 and step % self.config.code_reset_interval == 0:
             key_R, feat_RC = self._draw(feat_BLC, valid_BL, usable_BL, image_B, num_drawn, step)
             if members.key_R is not None and members.feat_RC is not None:
                 key_R, feat_RC = torch.cat([members.key_R, key_R]), torch.cat([members.feat_RC, feat_RC])
@@ -309,8 +309,8 @@ class VisualDictionary(Float32Buffers):
                 feat_RC = feat_RC[pick_R]
             members.key_R, members.feat_RC = key_R, feat_RC
 
-    def _num_revivable(self) -> int:
-        return min(self.config.revive_limit, self.num_codes)
+    def _num_resettable(self) -> int:
+        return min(self.config.code_reset_limit, self.num_codes)
 
     def count(self, counts_K: Tensor) -> None:
         """Adds an update's assignments, of all ranks, to the running usage."""
@@ -333,18 +333,18 @@ class VisualDictionary(Float32Buffers):
         # Statistics that are empty say nothing of where the codes are.
         self.codebook.copy_(torch.where(total > 0, self.cluster_sum / smoothed_K.unsqueeze(1), self.codebook))
 
-    def _revive(self, key_R: Tensor, feat_RC: Tensor) -> None:
-        """The j-th dead code takes the j-th candidate; all of it on the device and the same on every rank."""
-        feat_RC, available_R = self._draw_from_all_ranks(key_R, feat_RC, self._num_revivable())
-        dead_K = self._unbiased_usage() < self.config.revive_threshold
-        dead_K &= self.age >= self.config.revive_patience
-        place_K = dead_K.long().cumsum(0) - 1
+    def _reset_unused(self, key_R: Tensor, feat_RC: Tensor) -> None:
+        """The j-th unused code takes the j-th candidate; all of it on the device and the same on every rank."""
+        feat_RC, available_R = self._draw_from_all_ranks(key_R, feat_RC, self._num_resettable())
+        unused_K = self._unbiased_usage() < self.config.code_reset_threshold
+        unused_K &= self.age >= self.config.code_reset_patience
+        place_K = unused_K.long().cumsum(0) - 1
         row_K = place_K.clamp(0, feat_RC.shape[0] - 1)
-        revived_K = dead_K & (place_K < feat_RC.shape[0]) & available_R[row_K]
-        revived_K1 = revived_K.unsqueeze(1)
-        self.codebook.copy_(torch.where(revived_K1, feat_RC[row_K], self.codebook))
-        self.usage.masked_fill_(revived_K, 0.0)
-        self.age.masked_fill_(revived_K, 0.0)
+        reset_K = unused_K & (place_K < feat_RC.shape[0]) & available_R[row_K]
+        reset_K1 = reset_K.unsqueeze(1)
+        self.codebook.copy_(torch.where(reset_K1, feat_RC[row_K], self.codebook))
+        self.usage.masked_fill_(reset_K, 0.0)
+        self.age.masked_fill_(reset_K, 0.0)
         if self.config.ema_variant == "vqvae":
-            self.cluster_size.masked_fill_(revived_K, 1.0)
-            self.cluster_sum.copy_(torch.where(revived_K1, self.codebook, self.cluster_sum))
+            self.cluster_size.masked_fill_(reset_K, 1.0)
+            self.cluster_sum.copy_(torch.where(reset_K1, self.codebook, self.cluster_sum))

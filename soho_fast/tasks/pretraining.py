@@ -43,7 +43,7 @@ from soho_fast.tasks.settings import (
 # The running usage of codes spans about so many updates (usage_decay 0.99): before, few have had a chance.
 _UPDATES_BEFORE_WARNING = 100
 # Of all codes; said again only after more than the second share were live.
-_FEW_LIVE, _ENOUGH_LIVE = 0.5, 0.6
+_FEW_ACTIVE, _ENOUGH_ACTIVE = 0.5, 0.6
 
 # The formats of a source that take a field.
 _FORMATS_OF = {
@@ -138,7 +138,7 @@ class PretrainingTask(BaseTask):
     name = "pretraining"
     model_class = SohoForPreTraining
     default_split = HELDOUT
-    logged = ("mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "perplexity", "live_codes")
+    logged = ("mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "perplexity", "active_codes")
     selection = None
 
     def __init__(
@@ -150,7 +150,7 @@ class PretrainingTask(BaseTask):
         say: Callable[[str], None] = print,
     ) -> None:
         super().__init__(data, seed, model, say=say)
-        self._codes_are_dying = False
+        self._codebook_collapses = False
 
     @cached_property
     def processor(self) -> SohoProcessor:
@@ -294,24 +294,24 @@ class PretrainingTask(BaseTask):
         dictionary = model.base().visual_dictionary
         if dictionary is None:
             return {}
-        perplexity, live_codes, _ = dictionary.statistics()
-        return {"perplexity": perplexity, "live_codes": live_codes}
+        perplexity, active_codes, _ = dictionary.statistics()
+        return {"perplexity": perplexity, "active_codes": active_codes}
 
     def warnings(self, model: SohoForPreTraining) -> list[str]:
-        """Fewer than half of the codes are live."""
+        """Fewer than half of the codes are active."""
         dictionary = model.base().visual_dictionary
         if dictionary is None or int(dictionary.step) < _UPDATES_BEFORE_WARNING:
             return []
-        perplexity, live_codes, _ = dictionary.statistics()
-        num, share = dictionary.num_codes, int(live_codes) / dictionary.num_codes
-        if share > _ENOUGH_LIVE:
-            self._codes_are_dying = False
-        if self._codes_are_dying or share >= _FEW_LIVE:
+        perplexity, active_codes, _ = dictionary.statistics()
+        num, share = dictionary.num_codes, int(active_codes) / dictionary.num_codes
+        if share > _ENOUGH_ACTIVE:
+            self._codebook_collapses = False
+        if self._codebook_collapses or share >= _FEW_ACTIVE:
             return []
-        self._codes_are_dying = True
+        self._codebook_collapses = True
         return [
-            f"{int(live_codes):,} of {num:,} codes are live (perplexity {float(perplexity):.0f}); model.config has "
-            "dictionary_init: data, dictionary_batch_norm and revive_threshold to keep codes alive (docs/paper.md)"
+            f"{int(active_codes):,} of {num:,} codes are active (perplexity {float(perplexity):.0f}); against that "
+            "model.config has dictionary_init: data, dictionary_batch_norm and code_reset_threshold (docs/paper.md)"
         ]
 
     def snapshot(self, model: SohoForPreTraining) -> Mapping[str, Any]:

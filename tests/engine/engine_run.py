@@ -207,7 +207,7 @@ class StubTask:
 class SohoTask(StubTask):
     """The real model, tiny, on random pictures and words; numbers of texts, masks and labels vary between images."""
 
-    logged = ("mlm_loss", "mvm_loss", "itm_loss", "perplexity", "live_codes")
+    logged = ("mlm_loss", "mvm_loss", "itm_loss", "perplexity", "active_codes")
 
     def build_model(self, device: torch.device) -> nn.Module:
         from soho_fast.model import SohoConfig, SohoForPreTraining
@@ -219,7 +219,7 @@ class SohoTask(StubTask):
             "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50, "max_position_embeddings": 16,
             "num_codes": 16, "hidden_dropout_prob": self.options["dropout"],
             "attention_probs_dropout_prob": self.options["dropout"], "dictionary_init": "data",
-            "dictionary_batch_norm": True, "revive_threshold": 0.1,
+            "dictionary_batch_norm": True, "code_reset_threshold": 0.1,
         }  # fmt: skip
         model = SohoForPreTraining(SohoConfig.from_preset("paper", **{**config, **self.options["config"]}))
         speed_up_on_cpu(model)

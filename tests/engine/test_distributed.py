@@ -86,7 +86,7 @@ def test_micro_batches_and_processes_move_the_codebook_as_one_batch(launch, requ
     The features of an image differ by float32 rounding with the number of images beside it: up to 2e-6 in a code.
     """
 
-    still = {"dictionary_init": "random", "dictionary_batch_norm": False, "revive_patience": 2}
+    still = {"dictionary_init": "random", "dictionary_batch_norm": False, "code_reset_patience": 2}
 
     def make(parts: int, processes: int) -> dict:
         return request_for(
@@ -103,7 +103,7 @@ def test_micro_batches_and_processes_move_the_codebook_as_one_batch(launch, requ
         done = launch(*requests, processes=processes)
         assert done.code == 0, done.text
     expected, *others = [load_file(Path(run["output"]) / "model" / "model.safetensors") for run in (*alone, *both)]
-    assert (expected["soho.visual_dictionary.age"] < 10).any(), "no code was revived"
+    assert (expected["soho.visual_dictionary.age"] < 10).any(), "no code was reset"
     for other in others:
         for name in ("codebook", "usage", "age", "step"):
             mine, one = (state[f"soho.visual_dictionary.{name}"] for state in (other, expected))

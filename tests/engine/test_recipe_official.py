@@ -103,7 +103,7 @@ def _half(run: Path) -> Path:
 
 def _records(run: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    keys = ("step", "loss", "mlm_loss", "mvm_loss", "itm_loss", "perplexity", "live_codes", "lr", "grad_norm")
+    keys = ("step", "loss", "mlm_loss", "mvm_loss", "itm_loss", "perplexity", "active_codes", "lr", "grad_norm")
     return [{key: line.get(key) for key in keys} for line in lines if line["kind"] == "train"]
 
 

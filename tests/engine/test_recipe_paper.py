@@ -73,7 +73,7 @@ def test_one_step_at_full_size(launch, tmp_path):
     assert not [name for name in moved if name.startswith("soho.visual_encoder.backbone.")]
     codebook = "soho.visual_dictionary.codebook"
     changed_K = (end[codebook] != start[codebook]).any(1)
-    assert changed_K.all() and 0 < record["live_codes"] <= 160, "drawn from the features; an image has 160 tokens"
+    assert changed_K.all() and 0 < record["active_codes"] <= 160, "drawn from the features; an image has 160 tokens"
     for name in (
         "soho.visual_encoder.projection.weight", "soho.mask_token", "soho.encoder.layer.0.attention.self.query.weight",
         "soho.encoder.layer.11.output.dense.weight", "soho.text_embeddings.word_embeddings.weight",

@@ -235,7 +235,14 @@ def test_from_corpus_to_table(launch, small_recipe, tmp_path):
 
     done = launch(script=SCRIPT, arguments=["--recipe", str(small_recipe)])
     assert done.code == 0, done.text
-    for words in ("ITM, balanced pairs", "50.0 % majority", "R@1 of 8", "live codes", "next:", "tensorboard --logdir"):
+    for words in (
+        "ITM, balanced pairs",
+        "50.0 % majority",
+        "R@1 of 8",
+        "active codes",
+        "next:",
+        "tensorboard --logdir",
+    ):
         assert words in done.text, done.text
     run = tmp_path / "run"
     metrics = json.loads((run / "metrics.json").read_text())

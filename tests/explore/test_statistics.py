@@ -138,7 +138,7 @@ def test_near_codes(num_codes):
         np.testing.assert_allclose(distance[code], exact[code, others[:8]], rtol=1e-12, atol=0)
 
 
-def test_the_map_keeps_the_plane_in_which_live_codes_lie():
+def test_the_map_keeps_the_plane_in_which_active_codes_lie():
     rng = np.random.default_rng(0)
     plane = rng.normal(size=(40, 2)) * (5.0, 2.0)
     turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]

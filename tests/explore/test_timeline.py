@@ -46,7 +46,7 @@ def _run(folder: Path, dictionary: VisualDictionary, steps: int, members, every:
         dictionary(feat_BLC, torch.ones(feat_BLC.shape[:2], dtype=torch.bool))
         dictionary.end_step(applied=True)
         _, live, _ = dictionary.statistics()
-        _write(folder, _train(step, live_codes=float(live)))
+        _write(folder, _train(step, active_codes=float(live)))
         if step % every == 0:
             _write(folder, {"kind": "snapshot", "step": step, "values": _snapshot(dictionary)})
 
@@ -73,7 +73,9 @@ def test_codes_that_die_are_told_with_the_snapshot_since_which_they_had_no_membe
 
 
 def test_reseeded_codes_are_counted_between_snapshots(tmp_path):
-    made = _dictionary(revive_threshold=0.1, revive_patience=3, revive_interval=4, revive_limit=2, usage_decay=0.5)
+    made = _dictionary(
+        code_reset_threshold=0.1, code_reset_patience=3, code_reset_interval=4, code_reset_limit=2, usage_decay=0.5
+    )
     _run(tmp_path, made, 20, lambda step: list(range(K)) if step <= 10 else list(range(K - 1)))
     found = timeline(tmp_path, made)
     (points,) = [line["points"] for line in found["series"] if line["name"] == "reset codes"]
@@ -148,7 +150,7 @@ def _all_used(folder: Path) -> VisualDictionary:
 
 def test_a_damaged_log_gives_what_it_holds(tmp_path):
     odd = [
-        _train(1, perplexity="many", live_codes=3.0),
+        _train(1, perplexity="many", active_codes=3.0),
         _train(2, perplexity=True),
         {"kind": "snapshot", "step": 2, "values": {"usage": [1.0], "age": [1], "drift": None}},
         {"kind": "snapshot", "step": 3, "values": {"usage": 7, "age": {}, "drift": 0.5}},
@@ -176,9 +178,9 @@ def test_the_best_model_is_of_its_own_step(tmp_path):
     assert found["unused_since"][:3] == [None, 5, 0] and found["last_step"] == 20
 
 
-def test_a_fall_of_live_codes_is_told(tmp_path):
+def test_a_fall_of_active_codes_is_reported(tmp_path):
     values = [(1, 5.0), (2, 8.0), (3, 8.0), (4, 4.0), (5, 6.0), (6, 3.0), (7, 7.0)]
-    _write(tmp_path, *[_train(step, live_codes=live) for step, live in values])
+    _write(tmp_path, *[_train(step, active_codes=live) for step, live in values])
     assert timeline(tmp_path, None)["sentences"] == [
         "Active codes: 7 at step 7; they fell from 8 to 3 between steps 3 and 6, their largest fall."
     ]

@@ -17,7 +17,7 @@ def test_paper_preset_has_the_papers_values():
         "num_codes": 2048,
         "ema_variant": "paper",
         "dictionary_init": "random",
-        "revive_threshold": 0.0,
+        "code_reset_threshold": 0.0,
         "dictionary_batch_norm": False,
         "use_dictionary": True,
         "use_dictionary_output": True,
@@ -60,8 +60,8 @@ def test_a_misspelt_field_or_preset_is_refused():
 
 
 def test_round_trip_through_json(tmp_path, tiny_config):
-    config = tiny_config(ema_variant="vqvae", revive_threshold=0.3)
+    config = tiny_config(ema_variant="vqvae", code_reset_threshold=0.3)
     config.save_pretrained(tmp_path)
     loaded = SohoConfig.from_pretrained(tmp_path)
     assert loaded.to_diff_dict() == config.to_diff_dict()
-    assert (loaded.ema_variant, loaded.revive_threshold, loaded.hidden_size) == ("vqvae", 0.3, 16)
+    assert (loaded.ema_variant, loaded.code_reset_threshold, loaded.hidden_size) == ("vqvae", 0.3, 16)

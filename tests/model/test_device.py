@@ -105,7 +105,7 @@ def step(model, keywords):
 @pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
 def test_a_training_step_stays_on_the_device(tiny_config, kind):
     options = {"dictionary_batch_norm": True, "bag_of_words_weight": 0.1, "contrastive_weight": 0.3}
-    model = kind(tiny_config(**options, revive_threshold=0.02)).train()
+    model = kind(tiny_config(**options, code_reset_threshold=0.02)).train()
     if model.base().visual_dictionary is not None:
         # As after the first step, which asks once what a checkpoint held.
         some, valid = torch.randn(1, 12, 16), torch.ones(1, 12, dtype=torch.bool)

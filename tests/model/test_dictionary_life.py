@@ -1,4 +1,4 @@
-"""A dictionary on features that lie in clusters, on a scale of their own, as a CNN's do: which start keeps it alive."""
+"""A dictionary on features in clusters, on a scale of their own, as a CNN's are: which start keeps it in use."""
 
 import math
 
@@ -18,8 +18,8 @@ def cluster_centres(generator: torch.Generator, scale: float) -> torch.Tensor:
     return torch.randn(CLUSTERS, 8, generator=generator) @ directions * (scale / math.sqrt(8)) + scale
 
 
-def live_codes(fields: dict, scale: float) -> list[int]:
-    """Live codes after the features stood still, and after they moved to other clusters altogether."""
+def active_codes(fields: dict, scale: float) -> list[int]:
+    """Active codes after the features stood still, and after they moved to other clusters altogether."""
     generator = torch.Generator().manual_seed(0)
     config = SohoConfig.from_preset(
         "paper", **{**fields, "num_codes": NUM_CODES, "hidden_size": CHANNELS, "num_attention_heads": 1}
@@ -43,8 +43,10 @@ def live_codes(fields: dict, scale: float) -> list[int]:
 def test_a_recipe_keeps_its_codes_alive_and_random_codes_die(recipe, scale):
     fields = read_recipe(["--recipe", recipe]).model.config
     assert "dictionary_batch_norm" not in fields, "this test has no BatchNorm before the lookup"
-    still, moving = live_codes(fields, scale)
+    still, moving = active_codes(fields, scale)
     assert still > 0.9 * NUM_CODES
     assert moving > 0.9 * NUM_CODES
     # The text's start is what dies, whether the features stand or move.
-    assert max(live_codes({**fields, "dictionary_init": "random", "revive_threshold": 0.0}, scale)) < 0.2 * NUM_CODES
+    assert (
+        max(active_codes({**fields, "dictionary_init": "random", "code_reset_threshold": 0.0}, scale)) < 0.2 * NUM_CODES
+    )

@@ -205,7 +205,7 @@ def test_autocast(tiny_model, batch):
 
 @pytest.mark.parametrize("variant", ["paper", "vqvae"])
 def test_save_and_load_keep_every_bit(tiny_model, batch, tmp_path, variant):
-    model, inputs = tiny_model(ema_variant=variant, revive_threshold=0.2, dictionary_batch_norm=True), batch()
+    model, inputs = tiny_model(ema_variant=variant, code_reset_threshold=0.2, dictionary_batch_norm=True), batch()
     model(**inputs)
     model.save_pretrained(tmp_path)
     loaded = SohoForPreTraining.from_pretrained(tmp_path)

@@ -33,7 +33,7 @@ def test_both_ranks_hold_the_same_bits(results, kind):
     names = [name for name in first["state"] if any(part in name for part in moved)]
     assert len(names) > (4 if kind == "paper" else 10)
     assert [name for name in names if not torch.equal(first["state"][name], second["state"][name])] == []
-    assert first["revived"] == second["revived"] and bool(first["revived"]) == (kind == "paper")
+    assert first["num_reset"] == second["num_reset"] and bool(first["num_reset"]) == (kind == "paper")
     assert torch.equal(first["losses"], second["losses"]), "every rank reports the loss of the joined batch"
 
 
@@ -41,7 +41,7 @@ def test_both_ranks_hold_the_same_bits(results, kind):
 def test_two_ranks_train_as_one_process_on_the_joined_batch(results, kind):
     first, _, one = (result[kind] for result in results)
     torch.testing.assert_close(first["losses"], one["losses"], rtol=2e-4, atol=2e-4)
-    assert first["revived"] == one["revived"]
+    assert first["num_reset"] == one["num_reset"]
     for name, value in one["state"].items():
         torch.testing.assert_close(first["state"][name], value, rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
 

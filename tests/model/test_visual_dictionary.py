@@ -1,4 +1,4 @@
-"""The dictionary against equations 2 to 5, its statistics, and its life: data init, revival, eval, recomputation."""
+"""The dictionary against equations 2 to 5, its statistics, data init, dead-code reset, eval, recomputation."""
 
 import pytest
 import torch
@@ -66,13 +66,13 @@ def test_gradient_goes_straight_through_and_none_reaches_the_codebook(tiny_confi
 
 
 def test_eval_moves_nothing(tiny_config):
-    made = dictionary(tiny_config, revive_threshold=1.0, revive_patience=0).eval()
+    made = dictionary(tiny_config, code_reset_threshold=1.0, code_reset_patience=0).eval()
     before = {name: value.clone() for name, value in made.state_dict().items()}
     made(*features())
     assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
 
 
-def test_usage_perplexity_and_live_codes(tiny_config):
+def test_usage_perplexity_and_active_codes(tiny_config):
     made = dictionary(tiny_config, usage_decay=0.5)
     made.codebook.zero_()
     made.codebook[:, 0] = torch.arange(12.0) * 10
@@ -159,8 +159,8 @@ def test_data_init_is_remembered_by_the_checkpoint(tiny_config):
 
 
 def test_a_dictionary_that_trained_forgets_it_when_a_state_is_loaded(tiny_config):
-    """What it draws for revival depends on the number of its steps, whose mirror must follow the buffer."""
-    options = {"revive_threshold": 0.9, "revive_patience": 1, "revive_limit": 2}
+    """What it draws for the reset depends on the number of its steps, whose mirror must follow the buffer."""
+    options = {"code_reset_threshold": 0.9, "code_reset_patience": 1, "code_reset_limit": 2}
     made, trained = (dictionary(tiny_config, **options) for _ in range(2))
     feat, valid = features(3, 16)
     made(feat, valid)
@@ -174,13 +174,15 @@ def test_a_dictionary_that_trained_forgets_it_when_a_state_is_loaded(tiny_config
 
 @pytest.mark.parametrize("variant", ["paper", "vqvae"])
 def test_dead_codes_are_reseeded_from_the_batch_and_start_afresh(tiny_config, variant):
-    made = dictionary(tiny_config, ema_variant=variant, revive_threshold=0.1, revive_patience=2, usage_decay=0.5)
+    made = dictionary(
+        tiny_config, ema_variant=variant, code_reset_threshold=0.1, code_reset_patience=2, usage_decay=0.5
+    )
     made.codebook[8:] += 1e4
     if variant == "vqvae":
         made.cluster_sum.copy_(made.codebook)
     feat, valid = features(3, 16)
     made(feat, valid)
-    assert (made.codebook[8:] > 1e3).all(), "revived before its patience was over"
+    assert (made.codebook[8:] > 1e3).all(), "reset before its patience was over"
     made(feat, valid)
     rows = {tuple(row.tolist()) for row in feat[valid]}
     assert all(tuple(row.tolist()) in rows for row in made.codebook[8:])
@@ -191,8 +193,10 @@ def test_dead_codes_are_reseeded_from_the_batch_and_start_afresh(tiny_config, va
         assert torch.equal(made.cluster_size[8:], torch.ones(4))
 
 
-def test_revival_is_bounded_and_kept_to_its_interval(tiny_config):
-    made = dictionary(tiny_config, revive_threshold=0.1, revive_patience=1, revive_interval=2, revive_limit=3)
+def test_the_reset_is_bounded_and_kept_to_its_interval(tiny_config):
+    made = dictionary(
+        tiny_config, code_reset_threshold=0.1, code_reset_patience=1, code_reset_interval=2, code_reset_limit=3
+    )
     made.codebook[4:] += 1e4
     feat, valid = features(3, 16)
     for expected_far in (8, 5, 5, 2):
@@ -201,7 +205,7 @@ def test_revival_is_bounded_and_kept_to_its_interval(tiny_config):
 
 
 def test_drift_is_how_far_a_step_moved_the_codes_that_it_did_not_reseed(tiny_config):
-    made = dictionary(tiny_config, revive_threshold=0.1, revive_patience=1, revive_limit=2, usage_decay=0.5)
+    made = dictionary(tiny_config, code_reset_threshold=0.1, code_reset_patience=1, code_reset_limit=2, usage_decay=0.5)
     assert made.drift() == 0.0
     made.codebook[4:] += 1e4
     feat, valid = features(3, 16)
@@ -242,7 +246,7 @@ def test_wrong_width_is_named(tiny_config):
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("variant", ["paper", "vqvae"])
 def test_a_token_that_is_not_finite_moves_nothing(tiny_config, variant, bad):
-    options = {"ema_variant": variant, "revive_threshold": 0.9, "revive_patience": 1, "usage_decay": 0.5}
+    options = {"ema_variant": variant, "code_reset_threshold": 0.9, "code_reset_patience": 1, "usage_decay": 0.5}
     made, without = (dictionary(tiny_config, **options) for _ in range(2))
     without.load_state_dict(made.state_dict())
     feat, valid = features(3, 16)
@@ -283,9 +287,9 @@ def exact_features(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @pytest.mark.parametrize("variant", ["paper", "vqvae"])
 def test_micro_batches_of_a_step_update_as_one_batch(tiny_config, variant):
-    """Codebook, usage, ages and revived codes, over ten steps in one, two and four parts."""
-    options = {"ema_variant": variant, "revive_threshold": 0.5, "revive_patience": 2, "revive_limit": 3}
-    states, revived = {}, 0
+    """Codebook, usage, ages and reset codes, over ten steps in one, two and four parts."""
+    options = {"ema_variant": variant, "code_reset_threshold": 0.5, "code_reset_patience": 2, "code_reset_limit": 3}
+    states, num_reset = {}, 0
     start = dictionary(tiny_config, **options).state_dict()
     for parts in (1, 2, 4):
         made = dictionary(tiny_config, **options)
@@ -297,9 +301,9 @@ def test_micro_batches_of_a_step_update_as_one_batch(tiny_config, variant):
                 made(*some)
                 assert torch.equal(made.codebook, before), "moved within a step"
             made.end_step(applied=True)
-            revived += int((made.age == 0).sum())
+            num_reset += int((made.age == 0).sum())
         states[parts] = made.state_dict()
-    assert revived
+    assert num_reset
     assert states[1]["step"] == 10
     for parts in (2, 4):
         for name, value in states[1].items():
@@ -307,7 +311,7 @@ def test_micro_batches_of_a_step_update_as_one_batch(tiny_config, variant):
 
 
 def test_a_step_in_one_part_is_a_forward_without_steps(tiny_config):
-    options = {"revive_threshold": 0.5, "revive_patience": 2, "dictionary_init": "data"}
+    options = {"code_reset_threshold": 0.5, "code_reset_patience": 2, "dictionary_init": "data"}
     plain, stepped = (dictionary(tiny_config, **options) for _ in range(2))
     stepped.load_state_dict(plain.state_dict())
     for step in range(5):
@@ -321,7 +325,7 @@ def test_a_step_in_one_part_is_a_forward_without_steps(tiny_config):
 
 
 def test_a_step_that_is_not_applied_moves_nothing(tiny_config):
-    made = dictionary(tiny_config, revive_threshold=1.0, revive_patience=0)
+    made = dictionary(tiny_config, code_reset_threshold=1.0, code_reset_patience=0)
     before = {name: value.clone() for name, value in made.state_dict().items()}
     made.begin_step()
     made(*features())

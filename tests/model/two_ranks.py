@@ -9,14 +9,14 @@ from conftest import TINY, make_batch
 from soho_fast.model import SohoConfig, SohoForPreTraining, VisualDictionary
 
 STEPS, PARTS, VARIANTS = 4, (1, 2, 4), ("paper", "vqvae")
-# Revival with a threshold of half the uniform share re-seeds codes at every step from the second on.
+# With a threshold of half the uniform share codes are reset at every step from the second on.
 KINDS = ("paper", "official")
 OPTIONS = {
     "dictionary_batch_norm": True,
     "dictionary_batch_norm_max_lag": 0.5,
-    "revive_threshold": 0.5,
-    "revive_patience": 1,
-    "revive_limit": 3,
+    "code_reset_threshold": 0.5,
+    "code_reset_patience": 1,
+    "code_reset_limit": 3,
 }
 
 
@@ -62,7 +62,7 @@ def train(rank: int | None, kind: str) -> dict:
         model.soho.visual_dictionary.codebook.add_(1.0)  # seeded differently, by mistake
     model.soho.visual_encoder.freeze_batch_norm()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    losses, revived = [], 0
+    losses, num_reset = [], 0
     for step in range(STEPS):
         optimizer.zero_grad()
         out = model(**share(step, rank, kind))
@@ -74,8 +74,8 @@ def train(rank: int | None, kind: str) -> dict:
                     parameter.grad /= 2
         optimizer.step()
         losses.append(torch.stack([out.mlm_loss, out.mvm_loss, out.itm_loss]).detach())
-        revived += int((model.soho.visual_dictionary.age == 0).sum())
-    return {"state": model.state_dict(), "losses": torch.stack(losses), "revived": revived}
+        num_reset += int((model.soho.visual_dictionary.age == 0).sum())
+    return {"state": model.state_dict(), "losses": torch.stack(losses), "num_reset": num_reset}
 
 
 def accumulate(rank: int | None, parts: int, variant: str) -> dict:
@@ -84,10 +84,15 @@ def accumulate(rank: int | None, parts: int, variant: str) -> dict:
     They are multiples of 1/64 below 8, whose sums are exact in float32 in any order.
     """
     torch.manual_seed(7)
-    options = {"dictionary_init": "random", "dictionary_init_std": 1.0, "ema_variant": variant, "revive_patience": 2}
+    options = {
+        "dictionary_init": "random",
+        "dictionary_init_std": 1.0,
+        "ema_variant": variant,
+        "code_reset_patience": 2,
+    }
     made = VisualDictionary(SohoConfig(**{**TINY, **OPTIONS, **options})).train()
     generator = torch.Generator().manual_seed(3)
-    revived = 0
+    num_reset = 0
     for _ in range(10):
         feat = (torch.randn(8, 6, 16, generator=generator) * 64).round().clamp(-500, 500) / 64
         valid = torch.rand(8, 6, generator=generator) < 0.8
@@ -98,8 +103,8 @@ def accumulate(rank: int | None, parts: int, variant: str) -> dict:
         for micro_batch in zip(*(tensor.chunk(parts) for tensor in batch), strict=True):
             made(*micro_batch)
         made.end_step(applied=True)
-        revived += int((made.age == 0).sum())
-    assert revived
+        num_reset += int((made.age == 0).sum())
+    assert num_reset
     return made.state_dict()
 
 

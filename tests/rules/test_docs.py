@@ -138,7 +138,7 @@ SAYS = {
     "pytest tests/": " tests collected",
     "fuzz_lookup.py": "300 rows in 1 problems, 0 different",
     "build/example/kmeans": "of the true centres",
-    "dictionary_life": "{dictionary_init: data, revive_threshold: 0.02}",
+    "dictionary_life": "{dictionary_init: data, code_reset_threshold: 0.02}",
     "codec_encode": "mimi soho_fast: 0 of 1 frames differ from float64",
     "studies dictionary --list": " runs to make: ",
     "studies planted": "report.md",

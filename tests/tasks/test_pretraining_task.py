@@ -117,8 +117,8 @@ def test_the_dictionary_moves_once_a_step_if_the_step_is_applied(data):
         figures = task.after_step(model, applied=applied)
         assert torch.equal(dictionary.codebook, before) != applied
         assert dictionary.step == applied
-    perplexity, live_codes, _ = dictionary.statistics()
-    assert figures == {"perplexity": perplexity, "live_codes": live_codes} and perplexity > 1
+    perplexity, active_codes, _ = dictionary.statistics()
+    assert figures == {"perplexity": perplexity, "active_codes": active_codes} and perplexity > 1
     (line,) = task.non_finite(model)
     assert line.startswith("visual tokens (") and task.non_finite(model) == []
 
@@ -289,7 +289,7 @@ def test_dying_codes_are_told_once_and_again_after_a_recovery(data):
     assert told(few, step=99) == [], "too early to tell"
     assert told(enough) == []
     (line,) = told(few)
-    assert line.startswith(f"{few} of {num} codes are live (perplexity {few});") and "revive_threshold" in line
+    assert line.startswith(f"{few} of {num} codes are active (perplexity {few});") and "code_reset_threshold" in line
     assert told(1) == told(enough) == told(few) == [], "said, and hardly better since"
     assert told(num) == []
     assert len(told(few)) == 1

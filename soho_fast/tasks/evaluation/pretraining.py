@@ -172,7 +172,7 @@ class _Tally:
     mvm_targets: list[torch.Tensor] = field(default_factory=list)
     index: list[torch.Tensor] = field(default_factory=list)
     model_perplexity: float | None = None
-    model_live_codes: float | None = None
+    model_active_codes: float | None = None
     skipped: list[str] = field(default_factory=list)
 
 
@@ -273,7 +273,7 @@ def _measure_batch(
         tally.index.append(output.index[output.index >= 0].cpu())
     if getattr(output, "perplexity", None) is not None:
         tally.model_perplexity = float(output.perplexity)
-        tally.model_live_codes = float(output.live_codes)
+        tally.model_active_codes = float(output.active_codes)
     return visual
 
 
@@ -304,7 +304,7 @@ def evaluate_pretraining(
     - MVM: share of masked visual tokens whose index is guessed right; the baseline is the index that is most frequent
       among these very targets, the best constant answer. Shuffled: with another image's caption.
     - Retrieval: every candidate image with one caption each, all pairs scored by ITM on unmasked input; chance K / N.
-    - Codes: live codes and perplexity of the held-out tokens, and the dictionary's own running figures.
+    - Codes: active codes and perplexity of the held-out tokens, and the dictionary's own running figures.
 
     Args:
         model: The model; put in evaluation mode for the time of the call.
@@ -396,10 +396,10 @@ def _summary(tally: _Tally) -> dict[str, float]:
     if tally.index:
         counts = torch.bincount(torch.cat(tally.index)).double()
         share = counts[counts > 0] / counts.sum()
-        metrics["heldout_live_codes"] = float(len(share))
+        metrics["heldout_active_codes"] = float(len(share))
         metrics["heldout_perplexity"] = float((-(share * share.log()).sum()).exp())
-    if tally.model_perplexity is not None and tally.model_live_codes is not None:
-        metrics["model_live_codes"] = tally.model_live_codes
+    if tally.model_perplexity is not None and tally.model_active_codes is not None:
+        metrics["model_active_codes"] = tally.model_active_codes
         metrics["model_perplexity"] = tally.model_perplexity
     return metrics
 
@@ -446,9 +446,9 @@ def format_table(metrics: Mapping[str, float]) -> list[MetricRow]:
                 label = f"{name} R@{k} of {metrics['num_candidates']:.0f}"
                 rows.append(MetricRow(label, percent(f"{direction}_r{k}"), f"{percent(f'chance_r{k}')} chance"))
     for where, name in (("heldout", "held-out images"), ("model", "running usage in training")):
-        if f"{where}_live_codes" in metrics:
-            codes = f"{metrics[f'{where}_live_codes']:.0f} (perplexity {metrics[f'{where}_perplexity']:.1f})"
-            rows.append(MetricRow(f"live codes, {name}", codes, ""))
+        if f"{where}_active_codes" in metrics:
+            codes = f"{metrics[f'{where}_active_codes']:.0f} (perplexity {metrics[f'{where}_perplexity']:.1f})"
+            rows.append(MetricRow(f"active codes, {name}", codes, ""))
     if metrics.get("num_skipped"):
         rows.append(MetricRow("corrupt held-out images, skipped", f"{metrics['num_skipped']:.0f}", ""))
     return rows

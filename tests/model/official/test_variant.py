@@ -333,7 +333,7 @@ def test_fields_that_do_not_fit_are_refused(fields, words):
         {"fusion": "gate"},
         {"mvm_head": "cosine", "mlm_head": "tied", "itm_bias": False},
         {"mvm_masking": "position", "losses_on": "all"},
-        {"dictionary": "official", "ema_variant": "vqvae", "dictionary_init": "random", "revive_threshold": 0.5},
+        {"dictionary": "official", "ema_variant": "vqvae", "dictionary_init": "random", "code_reset_threshold": 0.5},
         {"visual_encoder": "official", "dictionary_init": "random"},
     ],
     ids=lambda fields: "-".join(fields),

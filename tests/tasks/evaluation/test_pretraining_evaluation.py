@@ -65,7 +65,7 @@ class Oracle(nn.Module):
             output.mlm_logits = nn.functional.one_hot(self.word_ids[seen[rows]], self.vocab_size).float()
         if self.dictionary:
             output.index = visual_tokens.index
-            output.perplexity, output.live_codes = torch.tensor(7.5), torch.tensor(9)
+            output.perplexity, output.active_codes = torch.tensor(7.5), torch.tensor(9)
         if self.dictionary and mask_uniform is not None:
             group = (mask_uniform * 2).long()
             output.mvm_targets = visual_tokens.index.gather(1, group[:, None])[:, 0]
@@ -91,9 +91,9 @@ def test_a_model_that_sees(records, processor):
     for direction in ("image_to_text", "text_to_image"):
         assert [metrics[f"{direction}_r{k}"] for k in (1, 5, 10)] == [1.0, 1.0, 1.0]
     assert metrics["chance_r5"] == pytest.approx(5 / 12)
-    assert metrics["heldout_live_codes"] == 13
+    assert metrics["heldout_active_codes"] == 13
     assert metrics["heldout_perplexity"] == pytest.approx(24**0.5 * 2**0.5, rel=1e-6)
-    assert (metrics["model_live_codes"], metrics["model_perplexity"]) == (9.0, 7.5)
+    assert (metrics["model_active_codes"], metrics["model_perplexity"]) == (9.0, 7.5)
     assert model.training and model.training_seen == {False}, "measured in evaluation mode, and put back"
     assert model.num_encoded == 12, "an image is encoded once for all metrics"
 
@@ -162,7 +162,7 @@ def test_table_rows(records, processor):
     assert rows["MLM, masked content words"][1:] == ("100.0 %", "0.0 % shuffled image")
     assert rows["ITM, balanced pairs"].value == "100.0 %"
     assert rows["text to image R@5 of 12"].baseline == "41.7 % chance"
-    assert rows["live codes, running usage in training"].value == "9 (perplexity 7.5)"
+    assert rows["active codes, running usage in training"].value == "9 (perplexity 7.5)"
 
 
 def test_words_are_masked_whole_and_content_words_are_known(processor):
