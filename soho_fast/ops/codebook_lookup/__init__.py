@@ -111,38 +111,21 @@ def codebook_lookup(
         if index is not None:
             return index
     check_metric(metric)
-    if topk is not None:
-        checks.check_int("topk", topk, 2, reference.MOST_NEAREST)
-    if isinstance(codebook, PreparedCodebook):
-        if codebook.metric != metric:
-            raise ValueError(f"metric: expected {codebook.metric!r} as the codebook was prepared for, got {metric!r}")
+    prepared = codebook if isinstance(codebook, PreparedCodebook) else None
+    codes = codebook.codebook if isinstance(codebook, PreparedCodebook) else codebook
+    if prepared is not None:
+        if prepared.metric != metric:
+            raise ValueError(f"metric: expected {prepared.metric!r} as the codebook was prepared for, got {metric!r}")
         if basis is not None:
             raise ValueError("basis: expected None, a prepared codebook has its own (prepare_codebook's basis)")
-        hints = (codebook.basis, guess)
-        results = _lookup(features, codebook.codebook, return_distance, metric, topk, backend, codebook, *hints)
-        results = codebook.checked(results)
-    else:
-        results = _lookup(features, codebook, return_distance, metric, topk, backend, None, basis, guess)
-    return (results[0], results[1]) if return_distance else results[0]
-
-
-def _lookup(
-    features: Tensor,
-    codebook: Tensor,
-    return_distance: bool,
-    metric: Metric,
-    topk: int | None,
-    backend: str | None,
-    prepared: PreparedCodebook | None,
-    basis: Tensor | None,
-    guess: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """(index,) or (index, distance)."""
-    _check_pair(features, codebook)
-    if topk is not None and topk > codebook.shape[-2]:
-        raise ValueError(f"topk: expected at most the number of codes {codebook.shape[-2]}, got {topk}")
+        basis = prepared.basis
+    _check_pair(features, codes)
+    if topk is not None:
+        checks.check_int("topk", topk, 2, reference.MOST_NEAREST)
+        if topk > codes.shape[-2]:
+            raise ValueError(f"topk: expected at most the number of codes {codes.shape[-2]}, got {topk}")
     if basis is not None:
-        check_basis(basis, codebook)
+        check_basis(basis, codes)
         basis = basis.detach()
     if guess is not None:
         checks.check_index("guess", guess, features.shape[:-1], "(..., N)")
@@ -152,11 +135,14 @@ def _lookup(
     packed = None if prepared is None else prepared.packed_for(chosen)
     op = op_for("codebook_lookup", chosen, features.device)
     options = (packed, basis, guess, reference.METRICS.index(metric), topk or 1)
-    if not return_distance or has_tangent(features, codebook):
-        index = without_gradient(op, features, codebook, False, False, *options)[1]
-        return (index, reference.chosen_value(features, codebook, index, metric)) if return_distance else (index,)
-    distance, index, _ = op(features, codebook, True, has_gradient(features, codebook), *options)
-    return index, distance
+    if return_distance and not has_tangent(features, codes):
+        distance, index, _ = op(features, codes, True, has_gradient(features, codes), *options)
+        results = index, distance
+    else:
+        index = without_gradient(op, features, codes, False, False, *options)[1]
+        results = (index, reference.chosen_value(features, codes, index, metric)) if return_distance else (index,)
+    results = results if prepared is None else prepared.checked(results)
+    return (results[0], results[1]) if return_distance else results[0]
 
 
 def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backend: str | None = None) -> Tensor:

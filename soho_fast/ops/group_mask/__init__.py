@@ -135,19 +135,14 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(labels_BL)
 
 
-def _gradients(grad_BLC: Tensor, labels_BL: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
+def _backward(ctx: Any, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple[Tensor | None, ...]:
+    (labels_BL,) = ctx.saved_tensors
     hit_BL1 = (labels_BL >= 0).unsqueeze(-1)
     grad_features = grad_token = None
-    if needs[0]:
-        grad_features = torch.where(hit_BL1, 0.0, grad_BLC)
-    if needs[2]:
-        grad_token = torch.where(hit_BL1, grad_BLC, 0.0).float().sum((0, 1)).to(grad_BLC.dtype)
-    return grad_features, grad_token
-
-
-def _backward(ctx: Any, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple:
-    (labels_BL,) = ctx.saved_tensors
-    grad_features, grad_token = _gradients(grad_masked, labels_BL, ctx.needs_input_grad)
+    if ctx.needs_input_grad[0]:
+        grad_features = torch.where(hit_BL1, 0.0, grad_masked)
+    if ctx.needs_input_grad[2]:
+        grad_token = torch.where(hit_BL1, grad_masked, 0.0).float().sum((0, 1)).to(grad_masked.dtype)
     return grad_features, None, grad_token, None, None
 
 
@@ -166,15 +161,12 @@ class _GroupMaskInPlace(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         labels_BL = op_for("group_mask_", backend, features.device)(features, index, mask_token, target, valid)
         ctx.mark_dirty(features)
-        ctx.mark_non_differentiable(labels_BL)
-        ctx.save_for_backward(labels_BL)
+        _setup(ctx, (), (features, labels_BL))
         return features, labels_BL
 
     @staticmethod
     def backward(ctx: Any, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple[Tensor | None, ...]:
-        (labels_BL,) = ctx.saved_tensors
-        grad_features, grad_token = _gradients(grad_masked, labels_BL, ctx.needs_input_grad)
-        return grad_features, None, grad_token, None, None, None
+        return *_backward(ctx, grad_masked, grad_labels), None
 
 
 def _all_images(info: Any, dims: tuple, *tensors: Tensor | None) -> list:
