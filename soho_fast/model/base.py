@@ -17,13 +17,12 @@ from soho_fast.common.hub import HUB_OPTIONS, loading_options
 from .auxiliary.bag_of_words import BagOfWordsHead
 from .auxiliary.contrastive import ContrastiveHead
 from .config import SohoConfig
-from .normalization import TokenBatchNorm
-from .official.batch_norm import AllTokenBatchNorm
+from .normalization import RunningStatistics, TokenBatchNorm
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
 from .visual_dictionary import VisualDictionary
 
 # Modules of ours with values of their own that no layer of theirs has.
-_WITH_RESET = (TokenBatchNorm, AllTokenBatchNorm, VisualDictionary, BagOfWordsHead, ContrastiveHead)
+_WITH_RESET = (RunningStatistics, VisualDictionary, BagOfWordsHead, ContrastiveHead)
 
 
 class SohoPreTrainedModel(PreTrainedModel):

@@ -69,7 +69,7 @@ class VisualDictionary(Float32Buffers):
     cluster_size: Tensor
     cluster_sum: Tensor
 
-    # Whether codes move in each training forward, within a step too.
+    # Whether codes move in each training forward, within a step too, which answers with the moved ones.
     moves_in_forward = False
 
     def __init__(self, config: SohoConfig) -> None:
@@ -158,7 +158,7 @@ class VisualDictionary(Float32Buffers):
             valid_BL: bool, True at real tokens.
             sample_key_B: float64 number of each image, the same whichever rank holds it; data-dependent init and
                 reset draw by it. `None`: drawn by rank and position in the batch.
-            num_texts_B: not read: each image counts once. (`official/dictionary.py: OfficialDictionary` reads it.)
+            num_texts_B: how often each image counts; `None`: once. (Read by `official/dictionary.py` alone.)
 
         Returns:
             embed (B, L, C) in the features' type, gradient straight through (eq. 5), and index int64 (B, L), -1 at
@@ -184,6 +184,8 @@ class VisualDictionary(Float32Buffers):
                 self._gather(_Members(counts_K, sums_KC, len(feat_BLC)), constant_BLC, valid_BL, usable_BL, image_B)
                 if not self._in_step:
                     self.end_step(applied=True)
+                if self.moves_in_forward:
+                    embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
         return embed_BLC, index_BL.masked_fill(~valid_BL, -1)
 
     @torch.no_grad()

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from transformers import initialization as init
 
-from soho_fast import ops
-
 from ..config import SohoConfig
 from ..visual_dictionary import VisualDictionary
 
@@ -38,24 +36,6 @@ class OfficialDictionary(VisualDictionary):
         for name in ("cluster_size", "cluster_sum", "total"):
             if hasattr(self, name):
                 init.zeros_(getattr(self, name))
-
-    def forward(
-        self,
-        feat_BLC: Tensor,
-        valid_BL: Tensor,
-        sample_key_B: Tensor | None = None,
-        num_texts_B: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """As `VisualDictionary.forward`.
-
-        Args:
-            feat_BLC, valid_BL, sample_key_B: as there.
-            num_texts_B: how often each image counts; `None`: once.
-        """
-        embed_BLC, index_BL = super().forward(feat_BLC, valid_BL, sample_key_B, num_texts_B)
-        if self.training:
-            embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL.clamp(min=0))
-        return embed_BLC, index_BL
 
     def members_of(
         self, feat_BLC: Tensor, index_BL: Tensor, usable_BL: Tensor, num_texts_B: Tensor | None

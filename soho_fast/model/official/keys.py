@@ -49,13 +49,11 @@ class Renamed:
         state: ours, by name.
         source: the released code's name of each.
         dropped: names that have no tensor here, and why.
-        unknown: names that the released code does not have.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
 
 
 def our_name(name: str) -> str | None:
@@ -80,7 +78,7 @@ def official_name(ours: str) -> str | None:
 
 
 def rename(official: Mapping[str, Tensor]) -> Renamed:
-    """The released code's state dict under our names, in our shapes. Values are not looked at.
+    """The released code's state dict under our names, in our shapes. Values are not looked at, nor other names.
 
     Of `soho.visual_dictionary` only what `dictionary_counters` makes is missing then.
     """
@@ -89,9 +87,7 @@ def rename(official: Mapping[str, Tensor]) -> Renamed:
         ours = our_name(name)
         if name in DROPPED:
             renamed.dropped[name] = DROPPED[name]
-        elif ours is None:
-            renamed.unknown.append(name)
-        else:
+        elif ours is not None:
             renamed.state[ours] = _reshaped(name, tensor)
             renamed.source[ours] = name
     return renamed
