@@ -335,9 +335,9 @@ def parts_of(model: Any, value: Any) -> Iterator[tuple[Tensor, bool]]:
 
 def prepared_for(X: Any, features_MC: Tensor, centers: Tensor) -> ops.PreparedCodebook:
     """The centres, for lookups of the rows X, of which features_MC are the first."""
-    # Few rows are looked up sooner than directions of the centres are found.
-    basis = None if are_batches(X) or len(features_MC) >= _MANY_ROWS else False
-    return ops.prepare_codebook(centers, basis=basis)
+    # Few rows are looked up sooner than the centres' subspace is found.
+    subspace = None if are_batches(X) or len(features_MC) >= _MANY_ROWS else False
+    return ops.prepare_codebook(centers, subspace=subspace)
 
 
 def tell(model: Any, processes: Processes, line: str) -> None:

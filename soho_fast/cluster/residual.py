@@ -146,7 +146,7 @@ class ResidualKMeans(Clusterer):
         weight_N = as_weights(sample_weight, len(features_NC), features_NC.device)
         centers_LKC, left_NC = self._centers(features_NC.device), features_NC
         if len(centers_LKC) > 1:
-            left_NC = _looked_up(features_NC, ops.prepare_codebook(centers_LKC[:-1], basis=False))[1]
+            left_NC = _looked_up(features_NC, ops.prepare_codebook(centers_LKC[:-1], subspace=False))[1]
         squared_N = ops.codebook_lookup(left_NC, centers_LKC[-1], return_distance=True)[1]
         return -exact_sum(weighted(squared_N, weight_N))
 

@@ -109,7 +109,7 @@ class VisualDictionary(Float32Buffers):
         self._members: _Members | None = None
         self._num_non_finite: Tensor | None = None
         self._before_KC: Tensor | None = None
-        self._basis = ops.MovingBasis()
+        self._subspace = ops.MovingSubspace()
 
     def begin_step(self) -> None:
         """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
@@ -175,7 +175,7 @@ class VisualDictionary(Float32Buffers):
                 image_B = self._image_numbers(constant_BLC, sample_key_B)
                 self._prepare_update(constant_BLC, valid_BL, usable_BL, image_B)
             if self.pack is None:
-                index_BL = ops.codebook_lookup(constant_BLC, self.codebook, basis=self._basis.of(self.codebook))
+                index_BL = ops.codebook_lookup(constant_BLC, self.codebook, subspace=self._subspace.of(self.codebook))
             else:
                 index_BL = ops.codebook_lookup(constant_BLC, self.pack(self.codebook))
             embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)

@@ -253,8 +253,8 @@ def _refuse_other_metrics(metric: int) -> None:
         raise ValueError("metric: the Triton kernels serve 0 (euclidean) alone")
 
 
-def pack_codebook(codebook: Tensor, basis: Tensor | None = None, metric: int = 0) -> Tensor:
-    """What the lookup derives of a codebook, as bytes (G, size). `basis` is a hint, not used here."""
+def pack_codebook(codebook: Tensor, subspace: Tensor | None = None, metric: int = 0) -> Tensor:
+    """What the lookup derives of a codebook, as bytes (G, size). `subspace` is not used here."""
     _refuse_other_metrics(metric)
     num_codes, num_channels = codebook.shape[-2:]
     codebook_GKC = codebook.reshape(codebook.shape[:-2].numel(), num_codes, num_channels)
@@ -359,13 +359,13 @@ def codebook_lookup(
     return_distance: bool,
     return_codes: bool,
     packed: Tensor | None = None,
-    basis: Tensor | None = None,
-    guess: Tensor | None = None,
+    subspace: Tensor | None = None,
+    warm_start: Tensor | None = None,
     metric: int = 0,
     topk: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.codebook_lookup`, whose hints `basis` and `guess` are not used here; `packed` is what
-    `pack_codebook` made of the codebook, or None."""
+    """As `reference.codebook_lookup`; `packed` is what `pack_codebook` made of the codebook, or None. `subspace` and
+    `warm_start` are not used here."""
     _refuse_other_metrics(metric)
     if topk != 1:
         raise ValueError("topk: the Triton kernels serve 1 alone")
