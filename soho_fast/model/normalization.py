@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 from transformers import initialization as init
 
-from .distributed import all_reduce_sum_, all_reduce_with_grad, world_size
+from .distributed import all_reduce_sum_, all_reduce_with_grad
 
 _TRACKER = ModuleTracker()
 
@@ -261,14 +261,11 @@ class TokenBatchNorm(RunningStatistics):
     def _batch_statistics(self, x_BLC: Tensor, usable_BL1: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (C,) of the usable tokens of all ranks, for the gradient through them."""
         total = torch.cat([torch.where(usable_BL1, x_BLC, 0.0).sum((0, 1)), usable_BL1.sum().float().reshape(1)])
-        if world_size() > 1:
-            total = all_reduce_with_grad(total)
+        total = all_reduce_with_grad(total)
         count = total[-1].detach().clamp(min=1.0)
         mean_C = total[:-1] / count
         square_C = torch.where(usable_BL1, x_BLC - mean_C, 0.0).square().sum((0, 1))
-        if world_size() > 1:
-            square_C = all_reduce_with_grad(square_C)
-        return mean_C, square_C / count
+        return mean_C, all_reduce_with_grad(square_C) / count
 
     @torch.no_grad()
     def _gather(self, x_BLC: Tensor, usable_BL1: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ B images, L tokens per image, C channels.
 import torch
 from torch import Tensor
 
-from ..distributed import all_reduce_with_grad, world_size
+from ..distributed import all_reduce_with_grad
 from ..normalization import RunningStatistics, finite_rows, is_recomputing
 
 
@@ -41,10 +41,10 @@ class AllTokenBatchNorm(RunningStatistics):
         if num_texts_B is not None:
             weight_BL1 = weight_BL1 * num_texts_B.to(weight_BL1).view(-1, 1, 1)
         seen_BLC = torch.where(finite_BL1, x_BLC, 0.0)
-        total = _over_ranks(torch.cat([(seen_BLC * weight_BL1).sum((0, 1)), weight_BL1.sum().reshape(1)]))
+        total = all_reduce_with_grad(torch.cat([(seen_BLC * weight_BL1).sum((0, 1)), weight_BL1.sum().reshape(1)]))
         count = total[-1].detach()
         mean_C = total[:-1] / count.clamp(min=1.0)
-        var_C = _over_ranks(((seen_BLC - mean_C).square() * weight_BL1).sum((0, 1))) / count.clamp(min=1.0)
+        var_C = all_reduce_with_grad(((seen_BLC - mean_C).square() * weight_BL1).sum((0, 1))) / count.clamp(min=1.0)
         if not is_recomputing():
             self._move(mean_C.detach(), var_C.detach(), count)
         return self._scaled(x_BLC, mean_C, var_C).to(feat_BLC.dtype)
@@ -59,7 +59,3 @@ class AllTokenBatchNorm(RunningStatistics):
         self.running_mean.lerp_(mean_C, momentum)
         self.running_var.lerp_(var_C * (count / (count - 1.0).clamp(min=1.0)), momentum)
         self.num_batches_tracked.add_(1)
-
-
-def _over_ranks(sums: Tensor) -> Tensor:
-    return all_reduce_with_grad(sums) if world_size() > 1 else sums
