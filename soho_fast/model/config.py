@@ -130,7 +130,8 @@ class SohoConfig(PreTrainedConfig):
             ones; an image counts once for each of its texts; see `official/dictionary.py: OfficialDictionary`.
         num_codes (`int`): k of the paper.
         ema_decay (`float`): gamma of eq. 4.
-        ema_variant (`str`): `"paper"` is eq. 4: momentum mean of the batch's members, only where a code has members.
+        ema_variant (`str`): `"paper"` is eq. 4: momentum mean of the batch's assigned features, only where a code
+            has some.
             `"vqvae"` keeps running counts and sums with Laplace smoothing.
         laplace_eps (`float`): smoothing of `"vqvae"`.
         dictionary_init (`str`): `"random"` (normal, paper) or `"data"`: codes are drawn from the features of the first

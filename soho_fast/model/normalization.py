@@ -49,8 +49,8 @@ class Float32Buffers(nn.Module):
 class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
     """`nn.BatchNorm2d` for mixed precision without autocast, and for images of several sizes in a batch.
 
-    Running statistics and arithmetic are float32. Padded cells take no part in the statistics and come out as zero. A
-    recomputed forward (activation checkpointing) normalises by the batch as the first did, and leaves the running
+    Running statistics and arithmetic are float32. Padded positions take no part in the statistics and come out as zero.
+    A recomputed forward (activation checkpointing) normalises by the batch as the first did, and leaves the running
     statistics alone.
     """
 
@@ -63,7 +63,7 @@ class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
         """
         Args:
             input: (B, C, H, W), any floating type.
-            mask_B1HW: 1 at real cells, 0 at padding; `None`: no padding, which is faster.
+            mask_B1HW: 1 at real positions, 0 at padding; `None`: no padding, which is faster.
 
         Returns:
             input's shape and type.
@@ -91,7 +91,7 @@ class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
 
 
 class _MaskedBatchNorm(torch.autograd.Function):
-    """BatchNorm by the mean and the biased variance of the real cells, zero at padding; arithmetic is float32.
+    """BatchNorm by the mean and the biased variance of the real positions, zero at padding; arithmetic is float32.
 
     Written out, because autograd would keep several maps of features for each layer where this keeps the input alone,
     as `F.batch_norm` does. Two passes: the variance is that of differences from the mean.
@@ -101,7 +101,7 @@ class _MaskedBatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, mask_B1HW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the output in input's shape and type, mean and biased variance (C,), and the number of real cells."""
+        """Returns the output in input's shape and type, mean and biased variance (C,), number of real positions."""
         dtype = torch.promote_types(input.dtype, torch.float32)
         mask_B1HW = mask_B1HW.to(dtype)
         count = mask_B1HW.sum().clamp(min=1)

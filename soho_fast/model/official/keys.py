@@ -24,7 +24,7 @@ PREFIXES = {
     "head.match_class.": "itm_head.classifier.",
     "head.vqa.": "head.",
 }
-# `cluster_sum` is two things: there a total that nothing reads, here the running sums of members.
+# `cluster_sum` is two things: there a total that nothing reads, here the running sums of assigned features.
 NAMES = {
     "neck.vq.embed": "soho.visual_dictionary.codebook",
     "neck.vq.cluster_size": "soho.visual_dictionary.cluster_size",
@@ -101,10 +101,10 @@ def _reshaped(name: str, tensor: Tensor) -> Tensor:
 
 
 def dictionary_counters(cluster_size_K: Tensor, usage_decay: float) -> dict[str, Tensor]:
-    """What our dictionary counts and the released code does not, from its running members.
+    """What our dictionary counts and the released code does not, from its running counts.
 
     Args:
-        cluster_size_K: running members of each code; all zero: nothing was learnt.
+        cluster_size_K: running count of the features assigned to each code; all zero: nothing was learnt.
         usage_decay: as in `SohoConfig`.
 
     Returns:
