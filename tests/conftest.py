@@ -19,11 +19,12 @@ HERE = Path(__file__).parent
 
 # What `make test` leaves to `make test-rest`: folders and files. A single test is left to it by the mark `rest`.
 REST = (
-    "adapters", "benchmarks", "cuda_model", "explore/browser", "explore/serving", "kernels", "model/official",
-    "packaging", "studies", "ask/test_exported.py", "data/test_released_images.py", "data_mini/test_style_packages.py",
-    "engine/test_elastic.py", "engine/test_watchdog.py", "engine/test_recipe_official.py",
-    "engine/test_recipe_paper.py", "engine/test_released_training.py", "faults/test_campaign.py",
-    "ops/test_triton.py", "ops/test_triton_interpreted.py",
+    "adapters", "ask", "benchmarks", "cluster", "cuda_model", "data_mini", "explore", "kernels", "model/official",
+    "packaging", "plan", "studies", "typing", "commands/test_quickly.py", "data/test_released_images.py",
+    "data/test_shard_command.py", "data/test_tokenizer.py", "engine/test_elastic.py", "engine/test_recipe_official.py",
+    "engine/test_recipe_paper.py", "engine/test_released_training.py", "engine/test_watchdog.py",
+    "faults/test_campaign.py", "model/test_checksums.py", "ops/test_triton.py", "ops/test_triton_interpreted.py",
+    "ops/test_types.py", "ops/test_without_compiler.py", "tasks/evaluation/test_pair_scoring.py",
 )  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 """Launching the engine in processes of its own: its process group and signal handlers must not reach the tests'."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,23 +97,42 @@ def port() -> int:
 
 
 @pytest.fixture(scope="session")
-def forked() -> Iterator[ForkedPython]:
-    """`python ...` in the engine's environment, with the libraries imported beforehand."""
-    forked = ForkedPython(environment(), "torchvision", "transformers.models.bert.modeling_bert", "deepspeed")
-    yield forked
-    forked.close()
+def forked() -> Iterator[Callable[[int], ForkedPython]]:
+    """`python ...` in the engine's environment, with the libraries imported beforehand; one that is forked a rank."""
+
+    @functools.cache
+    def of_rank(rank: int) -> ForkedPython:
+        return ForkedPython(environment(), "torchvision", "transformers.models.bert.modeling_bert", "deepspeed")
+
+    yield of_rank
+    for rank in range(of_rank.cache_info().currsize):
+        of_rank(rank).close()
 
 
 @pytest.fixture
-def launch(forked: ForkedPython, port: int, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
-    """Run requests for `engine_run.py` one after another in the same processes, and wait."""
+def launch(
+    forked: Callable[[int], ForkedPython], port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Finished]:
+    """Run requests for `engine_run.py`, or a script, one after another in the same processes, and wait.
+
+    Several processes of a script of its own are started by DeepSpeed's launcher; those of `engine_run.py` are given
+    what the launcher would give them.
+    """
 
     def run(*requests: dict, processes: int = 1, script: Path = SCRIPT, arguments: list[str] | None = None) -> Finished:
         arguments = [json.dumps(requests)] if arguments is None else arguments
-        if processes == 1:
+        if processes == 1 or script == SCRIPT:
             said = tmp_path_factory.mktemp("said") / "stdout"
-            status = forked.run([str(script), *arguments], ROOT, environment(), said, said)
-            return Finished(status, said.read_text())
+
+            def run_rank(rank: int) -> int:
+                values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_SIZE": processes}
+                values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if processes > 1 else {}
+                started = environment() | {name: str(value) for name, value in values.items()}
+                return forked(rank).run([str(script), *arguments], ROOT, started, said, said)
+
+            with ThreadPoolExecutor(processes) as ranks:
+                codes = list(ranks.map(run_rank, range(processes)))
+            return Finished(max(codes, key=abs), said.read_text())
         process = _start([*command(processes, port), str(script), *arguments])
         try:
             text = process.communicate(timeout=900)[0]

@@ -56,6 +56,7 @@ def small_vqa(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.rest
 def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, capsys):
     done = launch(script=Path(train.__file__), arguments=["--recipe", str(small_vqa)], processes=2)
     assert done.code == 0, done.text

@@ -126,6 +126,7 @@ def _evaluations(request: dict) -> list[tuple[int, dict]]:
     return [(line["step"], line["metrics"]) for line in lines if line["kind"] == "evaluation"]
 
 
+@pytest.mark.rest
 def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(start, small_recipe, losses):
     """`deepspeed soho_fast/train.py` on two machines by a hostfile (both are this one), against two ranks of one
     machine that get Ctrl-C, are started again, get SIGTERM to the `deepspeed` command, and go on to their end.
@@ -135,7 +136,7 @@ def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(star
     folder = small_recipe.parent
 
     def run(name: str, *options: str) -> subprocess.Popen:
-        arguments = ["--recipe", str(small_recipe), "--max_steps", "20", "--evaluation.at_end", "false"]
+        arguments = ["--recipe", str(small_recipe), "--max_steps", "50", "--evaluation.at_end", "false"]
         return start(SCRIPT, [*arguments, "--output", str(folder / name)], *options, processes=2)
 
     def end(launcher: subprocess.Popen) -> str:
@@ -159,7 +160,7 @@ def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(star
             time.sleep(0.05)
         send(launcher)
         text = end(launcher)
-        assert f"(step {steps} of 20)" in text or not steps, text
+        assert f"(step {steps} of 50)" in text or not steps, text
         steps = len(losses(stopped))
         assert f"stopped/checkpoints/step-{steps:08d}; the same command continues from here" in text, text
         assert not re.search('File ".*soho_fast', text), "a stack trace of ours"
@@ -167,10 +168,11 @@ def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(star
         assert not (folder / "stopped" / "model").exists()
     launcher = run("stopped")
     text = end(launcher)
-    assert launcher.returncode == 0 and f"(step {steps} of 20)" in text, text
+    assert launcher.returncode == 0 and f"(step {steps} of 50)" in text, text
     assert losses(stopped) == losses(through)
 
 
+@pytest.mark.rest
 def test_a_killed_loader_process_is_told_in_a_line_and_the_run_goes_on(start, small_recipe, losses):
     output = small_recipe.parent / "lost"
     arguments = ["--recipe", str(small_recipe), "--max_steps", "2000", "--output", str(output)]
@@ -212,6 +214,7 @@ def test_second_interrupt_stops_at_once(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.rest
 def test_full_disk_on_one_rank_is_one_error_and_keeps_what_was_saved(launch, request_for):
     """The second of two ranks cannot write: both stop with one message, and the earlier checkpoint still loads."""
     full = request_for(

@@ -160,6 +160,7 @@ def test_a_disk_that_becomes_read_only_hides_no_error(tmp_path, monkeypatch):
         raise KeyError
 
 
+@pytest.mark.rest
 def test_two_runs_at_once_lose_no_line_of_the_log(small_recipe, start, losses):
     run = {"output": str(small_recipe.parent / "run")}
     arguments = ["--recipe", str(small_recipe), "--max_steps", "8", "--evaluation.at_end", "false"]
