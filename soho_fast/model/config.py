@@ -55,7 +55,7 @@ _OFFICIAL_VQA = {
 PRESETS = {"paper": _PAPER, "official": _OFFICIAL, "official_vqa": _OFFICIAL_VQA}
 
 # What a field chooses from; of the parts in which the released code departs from the paper the first is the paper's.
-_CHOICES = {
+_CHOICES: dict[str, tuple[str, ...]] = {
     "backbone": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"),
     "ema_variant": ("paper", "vqvae"),
     "dictionary_init": ("random", "data"),
@@ -77,7 +77,7 @@ _SIZES = (
     "num_codes", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings",
     "type_vocab_size", "contrastive_size",
 )  # fmt: skip
-_LIMITS = {
+_LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_SIZES, (1, 10_000_000)),
     **dict.fromkeys(("visual_pool", "num_hidden_layers"), (1, 1000)),
     "backbone_frozen_stages": (0, 4),

@@ -139,6 +139,7 @@ def codebook_lookup(
     packed = None if prepared is None else prepared.packed_for(chosen)
     op = op_for("codebook_lookup", chosen, features.device)
     options = (packed, subspace, warm_start, reference.METRICS.index(metric), topk or 1)
+    results: tuple[Tensor, ...]
     if return_distance and not has_tangent(features, codes):
         distance, index, _ = op(features, codes, True, has_gradient(features, codes), *options)
         results = index, distance

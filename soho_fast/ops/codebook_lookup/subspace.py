@@ -65,6 +65,8 @@ def codebook_subspace(codebook: Tensor, *, dimensions: int | None = None, start:
         TypeError, ValueError: tensors of the wrong type or shape, or a number of dimensions that is none.
     """
     checks.check_codebook(codebook)
+    if codebook.shape[-1] < 1:
+        raise ValueError(f"codebook: expected at least one channel, got shape {tuple(codebook.shape)}")
     if start is not None:
         check_subspace(start, codebook)
         if dimensions not in (None, start.shape[-1]):
