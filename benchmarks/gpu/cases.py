@@ -257,14 +257,14 @@ def exact_rows(device: str, budget: float, most: int = 10**8, chunk: int = 1 << 
     """Random rows looked up by each backend and by the float64 reference, until `most` or the time is spent."""
     generator = torch.Generator(device).manual_seed(0)
     codebook = torch.randn(512, 64, generator=generator, device=device)
-    basis = ops.codebook_basis(codebook, directions=16)
+    subspace = ops.codebook_subspace(codebook, dimensions=16)
     names, rows, different, end = our_backends(device), 0, 0, time.perf_counter() + budget
     while rows < most and time.perf_counter() < end:
         features = torch.randn(min(chunk, most - rows), 64, generator=generator, device=device)
         exact = ops.codebook_lookup(features, codebook, backend="reference")
         for name in names:
-            for given in (None, basis):
-                different += int((ops.codebook_lookup(features, codebook, basis=given, backend=name) != exact).sum())
+            for given in (None, subspace):
+                different += int((ops.codebook_lookup(features, codebook, subspace=given, backend=name) != exact).sum())
         rows += features.shape[0]
     return {"rows": rows, "backends": names, "different": different}
 

@@ -66,7 +66,7 @@ def soho_fast_prepared(features: Tensor, codebook: Tensor) -> Callable[[], Tenso
 
 def soho_fast_full(features: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     """Prepared for lookups that multiply all channels."""
-    prepared = ops.prepare_codebook(codebook, basis=False)
+    prepared = ops.prepare_codebook(codebook, subspace=False)
     return lambda: ops.codebook_lookup(features, prepared)
 
 

@@ -59,7 +59,7 @@ def of_a_step(recomputed: bool) -> list[Row]:
         model.end_step(applied=True)
         return forward
 
-    for _ in range(2):  # From now on gradients are there, and the lookup keeps its directions for some steps.
+    for _ in range(2):  # From now on gradients are there, and the lookup keeps its subspace for some steps.
         step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, with_flops=True) as profiled:
         step()

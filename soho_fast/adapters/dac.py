@@ -7,16 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from soho_fast.adapters import swapping
-from soho_fast.adapters.swapping import Accelerated
+from soho_fast.adapters.swapping import Accelerated, needs
 
-try:
+with needs(__name__, "descript-audio-codec>=1"):
     from dac.nn import quantize
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"soho_fast.adapters.dac needs the package {str(error.name).partition('.')[0]}: "
-        "pip install 'descript-audio-codec>=1'",
-        name=error.name,
-    ) from error
 
 
 class VectorQuantize(Accelerated, quantize.VectorQuantize):

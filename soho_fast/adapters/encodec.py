@@ -6,16 +6,10 @@ Letters: B sequences, T steps in time, L levels, N features, K codes, C channels
 from torch import Tensor, nn
 
 from soho_fast.adapters import swapping
-from soho_fast.adapters.swapping import Accelerated, ResidualStack
+from soho_fast.adapters.swapping import Accelerated, ResidualStack, needs
 
-try:
+with needs(__name__, "encodec>=0.1.1"):
     from encodec.quantization import core_vq
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"soho_fast.adapters.encodec needs the package {str(error.name).partition('.')[0]}: "
-        "pip install 'encodec>=0.1.1'",
-        name=error.name,
-    ) from error
 
 
 class EuclideanCodebook(Accelerated, core_vq.EuclideanCodebook):

@@ -6,15 +6,10 @@ Letters: B sequences, T steps in time, L levels, N features, K codes, C channels
 from torch import Tensor, nn
 
 from soho_fast.adapters import swapping
-from soho_fast.adapters.swapping import ResidualStack, SummedCodebook
+from soho_fast.adapters.swapping import ResidualStack, SummedCodebook, needs
 
-try:
+with needs(__name__, "moshi>=0.2.13"):
     from moshi.quantization import core_vq
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"soho_fast.adapters.moshi needs the package {str(error.name).partition('.')[0]}: pip install 'moshi>=0.2.13'",
-        name=error.name,
-    ) from error
 
 
 class EuclideanCodebook(SummedCodebook, core_vq.EuclideanCodebook):

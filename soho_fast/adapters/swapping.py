@@ -5,6 +5,7 @@ and `repr` see no difference.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any, ClassVar
 
@@ -15,6 +16,18 @@ from soho_fast.adapters.kept_codebook import KeptCodebook, Made, is_recorded, ne
 from soho_fast.ops.codebook_lookup.reference import Metric
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@contextmanager
+def needs(adapter: str, package: str) -> Iterator[None]:
+    """Stands around an adapter's imports: where one is missing, the error says which `package` to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = str(error.name).partition(".")[0]
+        raise ModuleNotFoundError(
+            f"{adapter} needs the package {library}: pip install '{package}'", name=error.name
+        ) from error
 
 
 class Swapped:
@@ -233,11 +246,6 @@ def put(module: nn.Module, new: type[Any]) -> None:
         module.begin()
 
 
-def accelerated_class(name: str, base: type[Keeping], original: type[nn.Module], home: str) -> type[Keeping]:
-    """The class `name` of module `home`: `base` in front of `original`."""
-    return type(name, (base, original), {"__module__": home, "__doc__": base.__doc__, "original": original})
-
-
 def undo(module: nn.Module) -> None:
     """Give the module the class it had."""
     if isinstance(module, Swapped):
@@ -259,7 +267,7 @@ def find(model: nn.Module, accelerated_of: Callable[[type], type[Keeping] | None
     for name, module in modules:
         if isinstance(module, Swapped):
             continue
-        for kind in _lineage(type(module)):
+        for kind in type(module).__mro__:
             if (new := accelerated_of(kind)) is None:
                 continue
             if issubclass(new, ResidualStack):
@@ -274,10 +282,6 @@ def find(model: nn.Module, accelerated_of: Callable[[type], type[Keeping] | None
             reasons += [told(kind.__name__, name, why)] if why else []
             break
     return found, reasons
-
-
-def _lineage(kind: type) -> Iterator[type]:
-    return (base for base in kind.__mro__ if issubclass(base, nn.Module) and base is not nn.Module)
 
 
 def told(kind: str, name: str, why: list[str]) -> str:

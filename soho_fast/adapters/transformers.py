@@ -10,16 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from soho_fast.adapters import swapping
-from soho_fast.adapters.swapping import Accelerated, Keeping, ResidualStack, SummedCodebook
+from soho_fast.adapters.swapping import Accelerated, Keeping, ResidualStack, SummedCodebook, needs
 
-try:
+with needs(__name__, "transformers>=5.23"):
     from transformers.integrations.accelerate import force_accelerate_hooks
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"soho_fast.adapters.transformers needs the package {str(error.name).partition('.')[0]}: "
-        "pip install 'transformers>=5.23'",
-        name=error.name,
-    ) from error
 
 
 class EuclideanCodebook(Accelerated):
@@ -183,7 +177,8 @@ def __getattr__(name: str) -> type[Keeping]:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     model, base = _CLASSES[name]
     original = getattr(import_module(_home(model)), name)
-    globals()[name] = swapping.accelerated_class(name, base, original, __name__)
+    contents = {"__module__": __name__, "__doc__": base.__doc__, "original": original}
+    globals()[name] = type(name, (base, original), contents)
     return globals()[name]
 
 

@@ -13,9 +13,9 @@ from torch.nn import functional
 from soho_fast import ops
 from soho_fast.adapters import swapping
 from soho_fast.adapters.kept_codebook import is_recorded, nearest_code
-from soho_fast.adapters.swapping import Keeping, KeepingLevels, Swapped
+from soho_fast.adapters.swapping import Keeping, KeepingLevels, Swapped, needs
 
-try:
+with needs(__name__, "vector-quantize-pytorch>=1.32"):
     from vector_quantize_pytorch import ResidualVQ, SimVQ, VectorQuantize
     from vector_quantize_pytorch.vector_quantize_pytorch import (
         Codebook,
@@ -24,12 +24,6 @@ try:
         gumbel_sample,
         rotate_to,
     )
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"soho_fast.adapters.vector_quantize_pytorch needs the package {str(error.name).partition('.')[0]}: "
-        "pip install 'vector-quantize-pytorch>=1.32'",
-        name=error.name,
-    ) from error
 
 Module = TypeVar("Module", bound=nn.Module)
 

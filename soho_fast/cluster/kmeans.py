@@ -5,6 +5,7 @@ Letters: N rows, M rows of a batch, K clusters, C channels.
 
 from __future__ import annotations
 
+import operator
 import random
 import warnings
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from soho_fast.cluster.rows import (
     split,
 )
 from soho_fast.cluster.seeding import Seeding
-from soho_fast.cluster.statistics import exact_sum, summary_of, weighted
+from soho_fast.cluster.statistics import exact_sum, mean_variance, weighted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +45,54 @@ _MANY_ROWS = 4096
 _PRODUCT_ELEMENTS = 1 << 21  # float64 scores held at a time
 
 
-class KMeans(Estimator):
+class Clusterer(Estimator):
+    """What `KMeans` and `ResidualKMeans` share: labels, in the kind in which rows came."""
+
+    cluster_centers_: Tensor | Floats
+    labels_: Tensor | Labels
+
+    def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+        """Find the centres."""
+        raise NotImplementedError
+
+    @overload
+    def fit_predict(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
+    @overload
+    def fit_predict(self, X: np.ndarray, y: None = None, sample_weight: Any = None) -> Labels: ...
+    @overload
+    def fit_predict(self, X: object, y: None = None, sample_weight: Any = None) -> Tensor | Labels: ...
+    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
+        """`fit(X)`, then `labels_`."""
+        return self.fit(X, sample_weight=sample_weight).labels_
+
+    @overload
+    def predict(self, X: Tensor) -> Tensor: ...
+    @overload
+    def predict(self, X: np.ndarray) -> Labels: ...
+    @overload
+    def predict(self, X: object) -> Tensor | Labels: ...
+    def predict(self, X: Any) -> Any:
+        """The label of each row, int64 (N,), of `ResidualKMeans` (N, L), in the kind of X (which may be batches)."""
+        self._check_fitted()
+        prepared, as_array = None, False
+        found = [torch.zeros(0, *self.cluster_centers_.shape[:-2], dtype=torch.int64, device="cpu")]
+        for features_MC, is_array in parts_of(self, X):
+            if prepared is None:
+                prepared = prepared_for(X, features_MC, self._centers(features_MC.device))
+                as_array = is_array
+                found = []
+            found.append(self._labels_of(features_MC, prepared))
+        return give_back(torch.cat(found), as_array)
+
+    def _labels_of(self, features_MC: Tensor, prepared: ops.PreparedCodebook) -> Tensor:
+        """`predict` of rows, by the centres."""
+        raise NotImplementedError
+
+    def _centers(self, device: torch.device) -> Tensor:
+        return torch.as_tensor(self.cluster_centers_, dtype=torch.float32, device=device)
+
+
+class KMeans(Clusterer):
     """Lloyd's k-means, with the labels of `ops.codebook_lookup`: the argmin in float64, ties to the lowest index.
 
     Centres are float32. Labels, centres and inertia have the same bits for any number of threads. A sum over members is
@@ -77,9 +125,6 @@ class KMeans(Estimator):
         cluster_centers_: float32 (K, C). labels_: int64 (N,). inertia_: sum of weighted squared distances.
         n_iter_: steps of the start that was kept. n_features_in_: C.
     """
-
-    cluster_centers_: Tensor | Floats
-    labels_: Tensor | Labels
 
     def __init__(
         self,
@@ -125,34 +170,6 @@ class KMeans(Estimator):
         return self
 
     @overload
-    def fit_predict(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
-    @overload
-    def fit_predict(self, X: np.ndarray, y: None = None, sample_weight: Any = None) -> Labels: ...
-    @overload
-    def fit_predict(self, X: object, y: None = None, sample_weight: Any = None) -> Tensor | Labels: ...
-    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
-        """`fit(X)`, then `labels_`."""
-        return self.fit(X, sample_weight=sample_weight).labels_
-
-    @overload
-    def predict(self, X: Tensor) -> Tensor: ...
-    @overload
-    def predict(self, X: np.ndarray) -> Labels: ...
-    @overload
-    def predict(self, X: object) -> Tensor | Labels: ...
-    def predict(self, X: Any) -> Any:
-        """The label of each row, int64 (N,), in the kind of X (which may be batches)."""
-        self._check_fitted()
-        prepared, found, as_array = None, [torch.zeros(0, dtype=torch.int64, device="cpu")], False
-        for features_MC, is_array in parts_of(self, X):
-            if prepared is None:
-                prepared = prepared_for(X, features_MC, self._centers(features_MC.device))
-                as_array = is_array
-                found = []
-            found.append(ops.codebook_lookup(features_MC, prepared))
-        return give_back(torch.cat(found), as_array)
-
-    @overload
     def transform(self, X: Tensor) -> Tensor: ...
     @overload
     def transform(self, X: np.ndarray) -> Floats: ...
@@ -191,8 +208,8 @@ class KMeans(Estimator):
         squared_N = ops.codebook_lookup(features_NC, self._centers(features_NC.device), return_distance=True)[1]
         return -exact_sum(weighted(squared_N, weight_N))
 
-    def _centers(self, device: torch.device) -> Tensor:
-        return torch.as_tensor(self.cluster_centers_, dtype=torch.float32, device=device)
+    def _labels_of(self, features_MC: Tensor, prepared: ops.PreparedCodebook) -> Tensor:
+        return ops.codebook_lookup(features_MC, prepared)
 
     def _checked(self, X: Any, sample_weight: Any) -> tuple[Rows, Tensor | None]:
         """The rows, and the centres where they are given."""
@@ -258,7 +275,7 @@ def shared_seed(random_state: Any, processes: Processes) -> int:
 
 def best_start(model: Any, rows: Rows, processes: Processes, seed: int, given_KC: Tensor | None = None) -> Fitted:
     """The start of lowest inertia, by the parameters of `model`; with given centres, the one from these."""
-    tolerance = model.tol * summary_of(rows, processes, with_variance=model.tol > 0).variance
+    tolerance = model.tol * mean_variance(rows, processes) if model.tol > 0 else 0.0
     starts = model.n_init
     if isinstance(starts, str):  # "auto"
         starts = _STARTS_OF_RANDOM if isinstance(model.init, str) and model.init == "random" else 1
@@ -318,9 +335,9 @@ def parts_of(model: Any, value: Any) -> Iterator[tuple[Tensor, bool]]:
 
 def prepared_for(X: Any, features_MC: Tensor, centers: Tensor) -> ops.PreparedCodebook:
     """The centres, for lookups of the rows X, of which features_MC are the first."""
-    # Few rows are looked up sooner than directions of the centres are found.
-    basis = None if are_batches(X) or len(features_MC) >= _MANY_ROWS else False
-    return ops.prepare_codebook(centers, basis=basis)
+    # Few rows are looked up sooner than the centres' subspace is found.
+    subspace = None if are_batches(X) or len(features_MC) >= _MANY_ROWS else False
+    return ops.prepare_codebook(centers, subspace=subspace)
 
 
 def tell(model: Any, processes: Processes, line: str) -> None:
@@ -330,8 +347,8 @@ def tell(model: Any, processes: Processes, line: str) -> None:
 
 def check_count(name: str, value: Any) -> None:
     try:
-        number = value.__index__()
-    except AttributeError:
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}") from None
+        number = operator.index(value)
+    except TypeError:
+        number = 0
     if isinstance(value, bool) or number < 1:
         raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")

@@ -16,7 +16,7 @@ from soho_fast.cluster.processes import Processes
 from soho_fast.cluster.rows import Batch, Rows
 from soho_fast.cluster.statistics import as_totals, exact_sum, totals_of, weighted
 
-_TURNED_EACH = 4  # steps: turning the directions of the lookups costs little beside one
+_UPDATED_EACH = 4  # steps: updating the subspace of the lookups costs little beside one
 
 
 class Fitted(NamedTuple):
@@ -39,16 +39,18 @@ class Step(NamedTuple):
 
 
 class MemorySteps:
-    """Rows in memory: their labels are kept from step to step, as guesses and to count those that change."""
+    """Rows in memory: their labels are kept from step to step, as warm starts and to count those that change."""
 
     def __init__(self, rows: Batch, processes: Processes) -> None:
         self.rows, self.processes = rows, processes
-        self.basis = ops.MovingBasis(_TURNED_EACH)
+        self.subspace = ops.MovingSubspace(_UPDATED_EACH)
         self.label_N: Tensor | None = None
 
     def step(self, centers_KC: Tensor) -> Step:
         features_NC, before_N = self.rows.features, self.label_N
-        label_N = ops.codebook_lookup(features_NC, centers_KC, basis=self.basis.of(centers_KC), guess=before_N)
+        label_N = ops.codebook_lookup(
+            features_NC, centers_KC, subspace=self.subspace.of(centers_KC), warm_start=before_N
+        )
         self.label_N = label_N
         num_changed = len(label_N) if before_N is None else int((label_N != before_N).sum())
         total = totals_of(features_NC, label_N, self.rows.weight, len(centers_KC))
@@ -61,13 +63,13 @@ class BatchedSteps:
 
     def __init__(self, rows: Rows, processes: Processes) -> None:
         self.rows, self.processes = rows, processes
-        self.basis = ops.MovingBasis(_TURNED_EACH)
+        self.subspace = ops.MovingSubspace(_UPDATED_EACH)
 
     def step(self, centers_KC: Tensor) -> Step:
         num_clusters, num_channels = centers_KC.shape
         total = torch.zeros(num_clusters, num_channels + 2, dtype=torch.float64, device=centers_KC.device)
-        basis_CD = self.basis.of(centers_KC)
-        prepared = ops.prepare_codebook(centers_KC, basis=False if basis_CD is None else basis_CD)
+        subspace_CD = self.subspace.of(centers_KC)
+        prepared = ops.prepare_codebook(centers_KC, subspace=False if subspace_CD is None else subspace_CD)
         for batch in self.rows.batches():
             label_M = ops.codebook_lookup(batch.features, prepared)
             total += totals_of(batch.features, label_M, batch.weight, num_clusters)
@@ -156,15 +158,17 @@ def fit_centers(
 
 
 def final_pass(
-    rows: Rows, centers_KC: Tensor, guess_N: Tensor | None, processes: Processes
+    rows: Rows, centers_KC: Tensor, warm_start_N: Tensor | None, processes: Processes
 ) -> tuple[Tensor, float, Tensor]:
     """Labels (N,) for these centres, the inertia of all processes, and the members (K,) of each cluster."""
     found, inertia = [torch.zeros(0, dtype=torch.int64, device=rows.device)], []
     members_K = torch.zeros(len(centers_KC), dtype=torch.int64, device=rows.device)
     prepared = ops.prepare_codebook(centers_KC)
     for batch in rows.batches():
-        guess_M = None if guess_N is None else guess_N[batch.first : batch.first + len(batch.features)]
-        label_M, squared_M = ops.codebook_lookup(batch.features, prepared, return_distance=True, guess=guess_M)
+        warm_start_M = None if warm_start_N is None else warm_start_N[batch.first : batch.first + len(batch.features)]
+        label_M, squared_M = ops.codebook_lookup(
+            batch.features, prepared, return_distance=True, warm_start=warm_start_M
+        )
         found.append(label_M)
         members_K += torch.bincount(label_M, minlength=len(centers_KC))
         inertia.append(exact_sum(weighted(squared_M, batch.weight)))

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from soho_fast import ops
-from soho_fast.cluster.estimator import Estimator
 from soho_fast.cluster.kmeans import (
     INITS,
+    Clusterer,
     best_start,
     check_alike,
     check_count,
     check_parameters,
-    parts_of,
-    prepared_for,
     rows_in_memory,
     shared_seed,
     tell,
@@ -32,10 +30,10 @@ from soho_fast.cluster.statistics import exact_sum, weighted
 if TYPE_CHECKING:
     import numpy as np
 
-    from soho_fast.cluster.rows import Floats, Labels
+    from soho_fast.cluster.rows import Floats
 
 
-class ResidualKMeans(Estimator):
+class ResidualKMeans(Clusterer):
     """Level l is a `KMeans` of `x - d_1 - ... - d_(l-1)`, subtracted one after another in float32.
 
     Rows may be given as in `KMeans`, to several processes too. Rows in memory are copied once, as float32 residuals;
@@ -51,9 +49,6 @@ class ResidualKMeans(Estimator):
             weighted squared distances; inertias_: what each level leaves. n_iter_: steps of all levels
         together. n_features_in_: C.
     """
-
-    cluster_centers_: Tensor | Floats
-    labels_: Tensor | Labels
 
     def __init__(
         self,
@@ -108,37 +103,8 @@ class ResidualKMeans(Estimator):
         self.n_features_in_ = rows.num_channels
         return self
 
-    @overload
-    def fit_predict(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
-    @overload
-    def fit_predict(self, X: np.ndarray, y: None = None, sample_weight: Any = None) -> Labels: ...
-    @overload
-    def fit_predict(self, X: object, y: None = None, sample_weight: Any = None) -> Tensor | Labels: ...
-    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> Any:
-        """`fit(X)`, then `labels_`."""
-        return self.fit(X, sample_weight=sample_weight).labels_
-
-    fit_transform = fit_predict
-
-    @overload
-    def predict(self, X: Tensor) -> Tensor: ...
-    @overload
-    def predict(self, X: np.ndarray) -> Labels: ...
-    @overload
-    def predict(self, X: object) -> Tensor | Labels: ...
-    def predict(self, X: Any) -> Any:
-        """The codes of each row, int64 (N, L), in the kind of X (which may be batches)."""
-        self._check_fitted()
-        prepared, found, as_array = None, [], False
-        for features_MC, is_array in parts_of(self, X):
-            if prepared is None:
-                prepared = prepared_for(X, features_MC, self._centers(features_MC.device))
-                as_array = is_array
-            found.append(_looked_up(features_MC, prepared)[0])
-        codes_NL = torch.cat(found) if found else torch.zeros(0, len(self.cluster_centers_), dtype=torch.int64)
-        return give_back(codes_NL, as_array)
-
-    transform = predict
+    fit_transform = Clusterer.fit_predict
+    transform = Clusterer.predict
 
     @overload
     def inverse_transform(self, codes: Tensor) -> Tensor: ...
@@ -180,7 +146,7 @@ class ResidualKMeans(Estimator):
         weight_N = as_weights(sample_weight, len(features_NC), features_NC.device)
         centers_LKC, left_NC = self._centers(features_NC.device), features_NC
         if len(centers_LKC) > 1:
-            left_NC = _looked_up(features_NC, ops.prepare_codebook(centers_LKC[:-1], basis=False))[1]
+            left_NC = _looked_up(features_NC, ops.prepare_codebook(centers_LKC[:-1], subspace=False))[1]
         squared_N = ops.codebook_lookup(left_NC, centers_LKC[-1], return_distance=True)[1]
         return -exact_sum(weighted(squared_N, weight_N))
 
@@ -190,8 +156,8 @@ class ResidualKMeans(Estimator):
         tags.transformer_tags.preserves_dtype = []
         return tags
 
-    def _centers(self, device: torch.device) -> Tensor:
-        return torch.as_tensor(self.cluster_centers_, dtype=torch.float32, device=device)
+    def _labels_of(self, features_MC: Tensor, prepared: ops.PreparedCodebook) -> Tensor:
+        return _looked_up(features_MC, prepared)[0]
 
     def _checked_rows(self, X: Any, sample_weight: Any) -> Rows:
         check_count("n_levels", self.n_levels)

@@ -4,9 +4,9 @@ Letters: N rows, M rows of a batch, C channels.
 """
 
 import math
-import sys
 import warnings
 from collections.abc import Iterator
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -253,8 +253,7 @@ def seed_of(random_state: Any) -> int | None:
         return int(random_state.integers(2**62))
     if hasattr(random_state, "randint"):
         return int(random_state.randint(2**31 - 1))
-    numpy = sys.modules.get("numpy")
-    if isinstance(random_state, int) or (numpy is not None and isinstance(random_state, numpy.integer)):
+    if isinstance(random_state, Integral):  # numpy's integers too
         return int(random_state)
     expected = "None, an int, a torch.Generator or a numpy generator"
     raise TypeError(f"random_state: expected {expected}, got {type(random_state).__name__}")

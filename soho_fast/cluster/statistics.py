@@ -74,18 +74,11 @@ def exact_sum(values_N: Tensor) -> float:
     return math.fsum(padded.view(-1, _ADDED).sum(1).tolist())
 
 
-class Summary(NamedTuple):
-    """Of all rows: their number, and the mean over channels of the variance."""
-
-    num_rows: int
-    variance: float
-
-
-def summary_of(rows: Rows, processes: Processes, with_variance: bool) -> Summary:
-    """One pass over the rows of all processes."""
+def mean_variance(rows: Rows, processes: Processes) -> float:
+    """Of the rows of all processes, in one pass: the mean over channels of the variance."""
     number, mean_C, squares = 0, torch.zeros(rows.num_channels, dtype=torch.float64, device="cpu"), 0.0
     parts = []
-    for batch in rows.batches() if with_variance else ():
+    for batch in rows.batches():
         nowhere_M = torch.zeros(len(batch.features), dtype=torch.int64, device=rows.device)
         sum_C = totals_of(batch.features, nowhere_M, None, 1)[0, :-2]
         center_1C = (sum_C / len(batch.features)).float()[None]
@@ -95,5 +88,4 @@ def summary_of(rows: Rows, processes: Processes, with_variance: bool) -> Summary
         apart_C, both = center_C - mean_C, number + count
         squares += spread + float(apart_C.square().sum()) * number * count / both
         mean_C, number = mean_C + apart_C * (count / both), both
-    num_rows = sum(processes.gather(rows.num_rows))
-    return Summary(num_rows, squares / max(1, num_rows * rows.num_channels))
+    return squares / max(1, number * rows.num_channels)

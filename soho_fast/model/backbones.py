@@ -60,7 +60,7 @@ def build_backbone(name: str) -> ResNet | MobileNetV2:
 
 
 def conv_norm(conv: nn.Conv2d, norm: BatchNorm2d, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Convolution, then BatchNorm of the real cells; zero at padding."""
+    """Convolution, then BatchNorm of the real positions; zero at padding."""
     return norm(conv(x), mask)
 
 
@@ -147,5 +147,5 @@ def _run_inverted_residual(
 
 
 def grid_mask(pixel_mask_BHW: Tensor, stride: int) -> Tensor:
-    """Which cells of `stride` x `stride` pixels hold a real one: bool (B, ceil(H/stride), ceil(W/stride))."""
+    """Which squares of `stride` x `stride` pixels hold a real one: bool (B, ceil(H/stride), ceil(W/stride))."""
     return F.max_pool2d(pixel_mask_BHW.float().unsqueeze(1), stride, stride, ceil_mode=True).squeeze(1) > 0

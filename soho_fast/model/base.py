@@ -1,6 +1,6 @@
 """What every SOHO model shares: initial values, precision, who is trained how, and the switches an engine turns."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pickle import UnpicklingError
 from typing import Any, ClassVar, Self
 
@@ -17,13 +17,12 @@ from soho_fast.common.hub import HUB_OPTIONS, loading_options
 from .auxiliary.bag_of_words import BagOfWordsHead
 from .auxiliary.contrastive import ContrastiveHead
 from .config import SohoConfig
-from .normalization import TokenBatchNorm
-from .official.batch_norm import AllTokenBatchNorm
+from .normalization import RunningStatistics, TokenBatchNorm
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
 from .visual_dictionary import VisualDictionary
 
 # Modules of ours with values of their own that no layer of theirs has.
-_WITH_RESET = (TokenBatchNorm, AllTokenBatchNorm, VisualDictionary, BagOfWordsHead, ContrastiveHead)
+_WITH_RESET = (RunningStatistics, VisualDictionary, BagOfWordsHead, ContrastiveHead)
 
 
 class SohoPreTrainedModel(PreTrainedModel):
@@ -180,12 +179,8 @@ class SohoPreTrainedModel(PreTrainedModel):
         dictionary = self.base().visual_dictionary
         return 0 if dictionary is None else dictionary.take_num_non_finite()
 
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The ResNet's parameters (the paper trains them by SGD); the 1x1 projection belongs to the rest."""
-        return self.base().visual_encoder.backbone.parameters()
-
     def parameter_groups(self, *, exclude_from_decay: bool = False) -> list[dict]:
-        """Who is trained how (paper section 4.1): SGD for the backbone, AdamW for the rest.
+        """Who is trained how (paper section 4.1): SGD for the backbone, AdamW for the rest (the 1x1 projection too).
 
         Args:
             exclude_from_decay: put biases and norms (parameters of fewer than two dimensions) into groups of their own
@@ -195,7 +190,7 @@ class SohoPreTrainedModel(PreTrainedModel):
             dicts with `params`, `names`, `kind` ("backbone" or "rest") and `decay` (bool); no group is empty, and
             parameters that need no gradient are in none. Holds under ZeRO-3 too (`ds_shape` is asked where it exists).
         """
-        backbone = {id(parameter) for parameter in self.backbone_parameters()}
+        backbone = {id(parameter) for parameter in self.base().visual_encoder.backbone.parameters()}
         groups: dict[tuple[str, bool], dict] = {}
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:

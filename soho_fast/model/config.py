@@ -5,6 +5,7 @@ Learning" (CVPR 2021), called "the paper" in this package. Values the paper does
 presets `official` and `official_vqa` are the authors' released code's (github.com/researchmm/soho, 95824a8).
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,37 +19,8 @@ from transformers.activations import ACT2FN
 from soho_fast.common.checksums import check_checksums
 from soho_fast.common.spelling import did_you_mean
 
-BACKBONES = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
-
-# Section 4.1 and 3.1-3.3: ResNet-101, 2x2 pooling after the 1x1 convolution, 2048 codes of 768 channels, eq. 4 for the
-# codebook, 12 BERT-base layers. `ema_decay` is ours (the paper says only that gamma lies in [0, 1]). `head_act` and
-# `head_dropout` are the released code's, since the text says "MLP" only. docs/paper.md goes through all of them.
-_PAPER = {
-    "backbone": "resnet101",
-    "backbone_frozen_stages": 0,
-    "visual_pool": 2,
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-    "use_dictionary": True,
-    "use_dictionary_output": True,
-    "num_codes": 2048,
-    "ema_decay": 0.9,
-    "ema_variant": "paper",
-    "dictionary_init": "random",
-    "code_reset_threshold": 0.0,
-    "dictionary_batch_norm": False,
-    "head_act": "relu",
-    "head_dropout": 0.5,
-}
+# All else that the paper gives is the default of its field. The text says "MLP" only: these are the released code's.
+_PAPER = {"head_act": "relu", "head_dropout": 0.5}
 
 # The authors' released pre-training (ResNet-18, 3 layers), in what it computes; docs/paper.md has its values beside the
 # paper's.
@@ -82,8 +54,11 @@ _OFFICIAL_VQA = {
 
 PRESETS = {"paper": _PAPER, "official": _OFFICIAL, "official_vqa": _OFFICIAL_VQA}
 
-# Where the released code departs from the paper, and the parts that a field chooses from; the first is the paper's.
-_CHOICES = {
+# What a field chooses from; of the parts in which the released code departs from the paper the first is the paper's.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "backbone": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"),
+    "ema_variant": ("paper", "vqvae"),
+    "dictionary_init": ("random", "data"),
     "visual_encoder": ("paper", "official"),
     "dictionary": ("paper", "official"),
     "fusion": ("none", "gate", "features"),
@@ -92,20 +67,24 @@ _CHOICES = {
     "mvm_head": ("linear", "cosine"),
     "losses_on": ("matched", "all"),
     "initial_values": ("bert", "official"),
+    "hidden_act": tuple(ACT2FN),
+    "head_act": tuple(ACT2FN),
 }
 
-# The largest value of each size: what no model has is a mistake, and would be built until the memory is full.
-_LARGEST = {
-    "visual_pool": 1000,
-    "num_hidden_layers": 1000,
-    **dict.fromkeys(
-        (
-            "num_codes", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
-            "max_position_embeddings", "type_vocab_size", "contrastive_size",
-        ),
-        10_000_000,
-    ),
-}  # fmt: skip
+# The least and the largest value. No model has larger sizes: they are a mistake, and would be built until the memory is
+# full.
+_SIZES = (
+    "num_codes", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings",
+    "type_vocab_size", "contrastive_size",
+)  # fmt: skip
+_LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(_SIZES, (1, 10_000_000)),
+    **dict.fromkeys(("visual_pool", "num_hidden_layers"), (1, 1000)),
+    "backbone_frozen_stages": (0, 4),
+    **dict.fromkeys(("ema_decay", "usage_decay", "head_dropout", "visual_dropout_prob"), (0, 1)),
+    **dict.fromkeys(("code_reset_interval", "code_reset_limit"), (1, math.inf)),
+    **dict.fromkeys(("mvm_weight", "bag_of_words_weight", "contrastive_weight", "code_reset_threshold"), (0, math.inf)),
+}
 
 
 @contextmanager
@@ -151,7 +130,8 @@ class SohoConfig(PreTrainedConfig):
             ones; an image counts once for each of its texts; see `official/dictionary.py: OfficialDictionary`.
         num_codes (`int`): k of the paper.
         ema_decay (`float`): gamma of eq. 4.
-        ema_variant (`str`): `"paper"` is eq. 4: momentum mean of the batch's members, only where a code has members.
+        ema_variant (`str`): `"paper"` is eq. 4: momentum mean of the batch's assigned features, only where a code
+            has some.
             `"vqvae"` keeps running counts and sums with Laplace smoothing.
         laplace_eps (`float`): smoothing of `"vqvae"`.
         dictionary_init (`str`): `"random"` (normal, paper) or `"data"`: codes are drawn from the features of the first
@@ -198,6 +178,9 @@ class SohoConfig(PreTrainedConfig):
 
     preset: str = "paper"
 
+    # Sections 4.1 and 3.1 to 3.3: ResNet-101, 2x2 pooling after the 1x1 convolution, 2048 codes of 768 channels, eq. 4
+    # for the codebook, 12 BERT-base layers. `ema_decay` is ours (the paper says only that gamma lies in [0, 1]).
+    # docs/paper.md goes through all of them.
     backbone: str = "resnet101"
     backbone_frozen_stages: int = 0
     visual_pool: int = 2
@@ -266,11 +249,16 @@ class SohoConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raises ValueError that names the first field whose value can't be used."""
-        self._one_of("backbone", BACKBONES)
-        self._one_of("ema_variant", ("paper", "vqvae"))
-        self._one_of("dictionary_init", ("random", "data"))
         for name, allowed in _CHOICES.items():
-            self._one_of(name, allowed)
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                similar = did_you_mean(value, allowed)
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}{similar}")
+        for name, (least, most) in _LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                limits = f"at least {least}" if most == math.inf else f"{least} to {most:,}"
+                raise ValueError(f"{name}: expected {limits}, got {value}")
         if self.visual_encoder == "official" and self.dictionary_batch_norm:
             raise ValueError("dictionary_batch_norm: visual_encoder='official' has a BatchNorm of its own, got True")
         if (lag := self.dictionary_batch_norm_max_lag) is not None and not (self.dictionary_batch_norm and lag > 0):
@@ -280,36 +268,13 @@ class SohoConfig(PreTrainedConfig):
             )
         if self.visual_encoder != "official" and self.recomputed_batch_norm:
             raise ValueError("recomputed_batch_norm: expected visual_encoder='official' with it, got 'paper'")
-        self._one_of("hidden_act", tuple(ACT2FN))
-        if self.head_act is not None:
-            self._one_of("head_act", tuple(ACT2FN))
-        for name in ("head_dropout", "visual_dropout_prob"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
-        if not 0 <= self.backbone_frozen_stages <= 4:
-            raise ValueError(f"backbone_frozen_stages: expected 0 to 4, got {self.backbone_frozen_stages}")
-        for name in ("ema_decay", "usage_decay"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
         if self.usage_decay == 1.0:
             raise ValueError("usage_decay: expected a number below 1 (at 1 the usage would never be measured), got 1.0")
-        for name in ("code_reset_interval", "code_reset_limit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name, largest in _LARGEST.items():
-            if not 1 <= getattr(self, name) <= largest:
-                raise ValueError(f"{name}: expected 1 to {largest:,}, got {getattr(self, name)}")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id: expected 0 to vocab_size - 1, got {self.pad_token_id}")
         names = self.architectures
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ValueError(f"architectures: expected a list of names, got {names!r:.60}")
-        if self.mvm_weight < 0:
-            raise ValueError(f"mvm_weight: expected 0 or a positive number, got {self.mvm_weight}")
-        for name in ("bag_of_words_weight", "contrastive_weight", "code_reset_threshold"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected 0 (off) or a positive number, got {getattr(self, name)}")
         if self.hidden_size % 4:
             raise ValueError(
                 f"hidden_size: the 2-D sine position needs a multiple of 4 (sine and cosine of y and x), got "
@@ -319,13 +284,6 @@ class SohoConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size: expected a multiple of num_attention_heads={self.num_attention_heads}, got "
                 f"{self.hidden_size}"
-            )
-
-    def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in allowed:
-            raise ValueError(
-                f"{name}: expected one of {', '.join(allowed)}, got {value!r}{did_you_mean(value, allowed)}"
             )
 
     @classmethod

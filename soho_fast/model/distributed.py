@@ -52,4 +52,4 @@ class _AllReduceWithGrad(torch.autograd.Function):
 
 def all_reduce_with_grad(tensor: Tensor) -> Tensor:
     """Sum over all ranks whose gradient is the sum of all ranks' gradients (as SyncBatchNorm has it)."""
-    return _AllReduceWithGrad.apply(tensor)
+    return _AllReduceWithGrad.apply(tensor) if world_size() > 1 else tensor

@@ -95,6 +95,11 @@ class SohoDownstreamModel(SohoModelWithHeads):
 class SohoClassifier(SohoDownstreamModel):
     """A classifier (`head`) on [CLS], and the loss of its logits."""
 
+    def read_first_hidden(self, **inputs: Any) -> tuple[Tensor, SohoModelOutput]:
+        """`first_hidden` of images and texts, see `SohoInputs`."""
+        images, texts, kwargs = read_inputs(**inputs)
+        return self.first_hidden(self.soho.encode_images(**images), texts, **kwargs)
+
     def classified(self, logits: Tensor, loss: LossSum | None, outputs: SohoModelOutput) -> SequenceClassifierOutput:
         """Logits, the mean of the loss (over the batch of all ranks in training), and what else was asked for."""
         return SequenceClassifierOutput(
@@ -208,9 +213,7 @@ class SohoForQuestionAnswering(SohoClassifier):
         Returns:
             `logits` (P, A), `loss` ().
         """
-        images, texts, kwargs = read_inputs(**inputs)
-        visual = self.soho.encode_images(**images)
-        first_PD, outputs = self.first_hidden(visual, texts, **kwargs)
+        first_PD, outputs = self.read_first_hidden(**inputs)
         logits_PA = self.head(first_PD)
         loss = None
         if answer_scores is not None:
@@ -245,9 +248,7 @@ class SohoForVisualReasoning(SohoClassifier):
         Returns:
             `logits` (P, 2), index 1 is "true", and `loss` ().
         """
-        images, texts, kwargs = read_inputs(**_with_either_image(**inputs))
-        visual = self.soho.encode_images(**images)
-        first_RD, outputs = self.first_hidden(visual, texts, **kwargs)
+        first_RD, outputs = self.read_first_hidden(**_with_either_image(**inputs))
         first_PE = first_RD.unflatten(0, (-1, 2)).flatten(1)
         logits_P2 = self.head(first_PE)
         loss = None if labels is None else cross_entropy_sum(logits_P2, _checked(labels, logits_P2))
@@ -272,9 +273,7 @@ class SohoForVisualEntailment(SohoClassifier):
         Returns:
             `logits` (P, 3), `loss` ().
         """
-        images, texts, kwargs = read_inputs(**inputs)
-        visual = self.soho.encode_images(**images)
-        first_PD, outputs = self.first_hidden(visual, texts, **kwargs)
+        first_PD, outputs = self.read_first_hidden(**inputs)
         logits_P3 = self.head(first_PD)
         loss = None if labels is None else cross_entropy_sum(logits_P3, _checked(labels, logits_P3))
         return self.classified(logits_P3, loss, outputs)

@@ -1,6 +1,6 @@
 """2-D sine position of the visual tokens, and how they enter the Transformer (paper section 3.3).
 
-B images, H x W cells of the token grid, L = H*W, D channels, F frequencies of an axis.
+B images, H x W positions of the token grid, L = H*W, D channels, F frequencies of an axis.
 """
 
 import math
@@ -14,10 +14,10 @@ from .config import SohoConfig
 def sine_position(grid_mask_BHW: Tensor, num_channels: int, temperature: float = 10000.0) -> Tensor:
     """2-D sine position embedding on the true, unpadded area (paper section 3.3; the form of DETR, Carion et al. 2020).
 
-    Coordinates count the valid cells along each axis and are scaled to (0, 2*pi], so padding does not shift them.
+    Coordinates count the valid positions along each axis and are scaled to (0, 2*pi], so padding does not shift them.
 
     Args:
-        grid_mask_BHW: bool, True where the cell holds a real pixel.
+        grid_mask_BHW: bool, True where the position holds a real pixel.
         num_channels: D, a multiple of 4; the first half encodes y, the second x, sine and cosine interleaved.
 
     Returns:
@@ -30,7 +30,7 @@ def sine_position(grid_mask_BHW: Tensor, num_channels: int, temperature: float =
     parts = []
     for dim in (1, 2):
         count_BHW = mask_BHW.cumsum(dim)
-        # The last entry along the axis is the number of valid cells in that column or row; 1e-6 as in DETR.
+        # The last entry along the axis is the number of valid positions in that column or row; 1e-6 as in DETR.
         angle_BHW = count_BHW / (count_BHW.narrow(dim, -1, 1) + 1e-6) * (2.0 * math.pi)
         angle_BHWF = angle_BHW.unsqueeze(-1) / period_F
         parts.append(torch.stack([angle_BHWF[..., 0::2].sin(), angle_BHWF[..., 1::2].cos()], dim=-1).flatten(-2))

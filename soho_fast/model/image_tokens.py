@@ -1,6 +1,6 @@
 """Visual tokens image by image: a batch taken apart, without padding, and put together anew.
 
-B images, L tokens of each, H x W cells of the grid.
+B images, L tokens of each, H x W positions of the grid.
 """
 
 from collections.abc import Sequence

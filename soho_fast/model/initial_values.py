@@ -17,15 +17,12 @@ def he_fan_in(linear: nn.Linear) -> None:
 
 
 def he_fan_out(linear: nn.Linear) -> None:
-    """He et al. 2015, by the number of outputs, before a ReLU; no bias."""
+    """He et al. 2015, by the number of outputs, before a ReLU, for a layer without a bias."""
     init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
-    if linear.bias is not None:
-        init.zeros_(linear.bias)
 
 
 def torchs_own(linear: nn.Linear) -> None:
     """`nn.Linear.reset_parameters`: uniform, by the number of inputs."""
     init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
-    if linear.bias is not None:
-        bound = 1.0 / math.sqrt(linear.in_features)
-        init.uniform_(linear.bias, -bound, bound)
+    bound = 1.0 / math.sqrt(linear.in_features)
+    init.uniform_(linear.bias, -bound, bound)

@@ -100,12 +100,11 @@ def read_inputs(**inputs: Any) -> tuple[dict[str, Any], Texts, dict[str, Any]]:
 
 
 def check_one_source(
-    *,
     pixel_values: Tensor | None,
+    pixel_mask: Tensor | None,
     backbone_features: Tensor | None,
+    backbone_mask: Tensor | None,
     visual_tokens: VisualTokens | None = None,
-    pixel_mask: Tensor | None = None,
-    backbone_mask: Tensor | None = None,
 ) -> None:
     """Raises ValueError: images are given twice or not at all, or a mask without what it belongs to."""
     if sum(given is not None for given in (pixel_values, visual_tokens, backbone_features)) != 1:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
 from transformers import initialization as init
 
-from .distributed import all_reduce_sum_, all_reduce_with_grad, world_size
+from .distributed import all_reduce_sum_, all_reduce_with_grad
 
 _TRACKER = ModuleTracker()
 
@@ -49,8 +49,8 @@ class Float32Buffers(nn.Module):
 class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
     """`nn.BatchNorm2d` for mixed precision without autocast, and for images of several sizes in a batch.
 
-    Running statistics and arithmetic are float32. Padded cells take no part in the statistics and come out as zero. A
-    recomputed forward (activation checkpointing) normalises by the batch as the first did, and leaves the running
+    Running statistics and arithmetic are float32. Padded positions take no part in the statistics and come out as zero.
+    A recomputed forward (activation checkpointing) normalises by the batch as the first did, and leaves the running
     statistics alone.
     """
 
@@ -63,7 +63,7 @@ class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
         """
         Args:
             input: (B, C, H, W), any floating type.
-            mask_B1HW: 1 at real cells, 0 at padding; `None`: no padding, which is faster.
+            mask_B1HW: 1 at real positions, 0 at padding; `None`: no padding, which is faster.
 
         Returns:
             input's shape and type.
@@ -91,7 +91,7 @@ class BatchNorm2d(nn.BatchNorm2d, Float32Buffers):
 
 
 class _MaskedBatchNorm(torch.autograd.Function):
-    """BatchNorm by the mean and the biased variance of the real cells, zero at padding; arithmetic is float32.
+    """BatchNorm by the mean and the biased variance of the real positions, zero at padding; arithmetic is float32.
 
     Written out, because autograd would keep several maps of features for each layer where this keeps the input alone,
     as `F.batch_norm` does. Two passes: the variance is that of differences from the mean.
@@ -101,7 +101,7 @@ class _MaskedBatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, mask_B1HW: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the output in input's shape and type, mean and biased variance (C,), and the number of real cells."""
+        """Returns the output in input's shape and type, mean and biased variance (C,), number of real positions."""
         dtype = torch.promote_types(input.dtype, torch.float32)
         mask_B1HW = mask_B1HW.to(dtype)
         count = mask_B1HW.sum().clamp(min=1)
@@ -135,7 +135,41 @@ def _of_channels(values_C: Tensor) -> Tensor:
     return values_C.view(-1, 1, 1)
 
 
-class TokenBatchNorm(Float32Buffers):
+class RunningStatistics(Float32Buffers):
+    """What a BatchNorm over tokens learns.
+
+    Args:
+        num_channels: C.
+        eps: added to the variance.
+        momentum: how far running statistics move to those of a batch or a step.
+
+    Buffers:
+        running_mean, running_var (C,), float32; num_batches_tracked (), updates so far.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.register_buffer("running_mean", torch.zeros(num_channels, dtype=torch.float32))
+        self.register_buffer("running_var", torch.ones(num_channels, dtype=torch.float32))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+
+    def reset(self) -> None:
+        """The initial values."""
+        # transformers' functions leave alone what a checkpoint has filled.
+        for ones in (self.weight, self.running_var):
+            init.ones_(ones)
+        for zeros in (self.bias, self.running_mean, self.num_batches_tracked):
+            init.zeros_(zeros)
+
+
+class TokenBatchNorm(RunningStatistics):
     """BatchNorm over tokens that normalises by its running statistics, in training too.
 
     What a token becomes then does not depend on who shares its batch. By the statistics of a batch of few images it
@@ -153,44 +187,26 @@ class TokenBatchNorm(Float32Buffers):
     follow as fast as that takes.
 
     Args:
-        num_channels: C.
-        eps: added to the variance.
-        momentum: how far running statistics move to those of a step.
+        num_channels, eps, momentum: as in `RunningStatistics`. The running statistics are the plain mean over the first
+            1 / momentum steps, and then move by `momentum`.
         max_lag: after a step the running mean is at most so many of its standard deviations away from its mean, and the
             running deviation at most 1 + `max_lag` times as large or as small as its; `None`: `momentum` alone.
-
-    Buffers:
-        running_mean, running_var (C,), float32; num_batches_tracked (), updates so far: the running statistics are the
-        plain mean over the first 1 / momentum of them, and then move by `momentum`.
     """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
 
     def __init__(
         self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1, max_lag: float | None = None
     ) -> None:
-        super().__init__()
-        self.eps, self.momentum, self.max_lag = eps, momentum, max_lag
-        self.weight = nn.Parameter(torch.ones(num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_channels))
-        self.register_buffer("running_mean", torch.zeros(num_channels, dtype=torch.float32))
-        self.register_buffer("running_var", torch.ones(num_channels, dtype=torch.float32))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
-        self.register_load_state_dict_post_hook(_forget_host_state)
+        super().__init__(num_channels, eps, momentum)
+        self.max_lag = max_lag
+        self.register_load_state_dict_post_hook(TokenBatchNorm._forget_host_state)
         self._forget_host_state()
 
     def reset(self) -> None:
         """The initial values."""
-        # transformers' functions leave alone what a checkpoint has filled.
-        for ones in (self.weight, self.running_var):
-            init.ones_(ones)
-        for zeros in (self.bias, self.running_mean, self.num_batches_tracked):
-            init.zeros_(zeros)
+        super().reset()
         self._forget_host_state()
 
-    def _forget_host_state(self) -> None:
+    def _forget_host_state(self, *_: object) -> None:
         # A mirror of `num_batches_tracked`, read from the buffer once so that no step waits for the device.
         self._num_updates: int | None = None
         self._in_step = False
@@ -245,14 +261,11 @@ class TokenBatchNorm(Float32Buffers):
     def _batch_statistics(self, x_BLC: Tensor, usable_BL1: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (C,) of the usable tokens of all ranks, for the gradient through them."""
         total = torch.cat([torch.where(usable_BL1, x_BLC, 0.0).sum((0, 1)), usable_BL1.sum().float().reshape(1)])
-        if world_size() > 1:
-            total = all_reduce_with_grad(total)
+        total = all_reduce_with_grad(total)
         count = total[-1].detach().clamp(min=1.0)
         mean_C = total[:-1] / count
         square_C = torch.where(usable_BL1, x_BLC - mean_C, 0.0).square().sum((0, 1))
-        if world_size() > 1:
-            square_C = all_reduce_with_grad(square_C)
-        return mean_C, square_C / count
+        return mean_C, all_reduce_with_grad(square_C) / count
 
     @torch.no_grad()
     def _gather(self, x_BLC: Tensor, usable_BL1: Tensor) -> Tensor:
@@ -291,7 +304,3 @@ class TokenBatchNorm(Float32Buffers):
             self.running_mean.add_(lag_C - lag_C.clamp(-most_C, most_C))
             most = (1 + self.max_lag) ** 2
             self.running_var.clamp_(var_C / most, var_C * most)
-
-
-def _forget_host_state(norm: TokenBatchNorm, _: object) -> None:
-    norm._forget_host_state()

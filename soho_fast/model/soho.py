@@ -130,12 +130,7 @@ class SohoModel(SohoPreTrainedModel):
         Raises:
             ValueError: not one of both was given, a mask belongs to the other one, or a shape does not fit.
         """
-        check_one_source(
-            pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
-            backbone_features=backbone_features,
-            backbone_mask=backbone_mask,
-        )
+        check_one_source(pixel_values, pixel_mask, backbone_features, backbone_mask)
         if pixel_values is not None:
             feat_BLD, grid_mask_BHW = self.visual_encoder(pixel_values, pixel_mask)
         else:

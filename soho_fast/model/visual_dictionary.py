@@ -30,9 +30,9 @@ def _mix64(x: Tensor) -> Tensor:
 
 
 @dataclass
-class _Members:
-    """What a step's training forwards leave for its update, on this rank: members of each code and their sum, the
-    number of images, and where codes may be reset the features drawn so far, by their hashes."""
+class _Assignments:
+    """What a step's training forwards leave for its update, on this rank: how many features are assigned to each code
+    and their sum, the number of images, and where codes may be reset the features drawn so far, by their hashes."""
 
     counts_K: Tensor
     sums_KC: Tensor
@@ -41,27 +41,24 @@ class _Members:
     feat_RC: Tensor | None = None
 
 
-def _forget_host_state(dictionary: "VisualDictionary", _: object) -> None:
-    dictionary._forget_host_state()
-
-
 class VisualDictionary(Float32Buffers):
     """Maps features to the nearest code (eq. 2), puts the code in their place (eq. 3, 5) and moves the codes (eq. 4).
 
     Codebook and statistics are float32 buffers, whatever the precision of the model. A training forward looks up and
-    answers with the codebook as it stood before, and updates it afterwards from the members of all ranks; every rank
-    then holds the same bits. In eval nothing moves. Padding and tokens that are not finite take no part.
+    answers with the codebook as it was before, and updates it afterwards from the assigned features of all ranks; every
+    rank then holds the same bits. In eval nothing moves. Padding and tokens that are not finite take no part.
 
-    Between `begin_step` and `end_step` forwards only gather members, and the end updates from all of them at once: with
-    gradient accumulation the batch of eq. 4 is then that of the optimiser step, and a step that is not applied moves
-    nothing. (Data-dependent init is no update: the first lookup needs its codes, drawn from the first micro-batch.)
+    Between `begin_step` and `end_step` forwards only gather assignments, and the end updates from all of them at once:
+    with gradient accumulation the batch of eq. 4 is then that of the optimiser step, and a step that is not applied
+    moves nothing. (Data-dependent init is no update: the first lookup needs its codes, drawn from the first
+    micro-batch.)
 
     Attributes:
         pack: makes of the codebook what is looked up in, for a codebook that is frozen; `None`: the codebook itself.
 
     Buffers:
         codebook (K, C); usage (K,): running mean of a code's share of the tokens in units of the uniform share 1/K,
-        counted from its seeding; age (K,): updates since its seeding; step (), initialised (); for
+        counted from its start or reset; age (K,): updates since then; step (), initialised (); for
         `ema_variant="vqvae"` also cluster_size (K,) and cluster_sum (K, C).
     """
 
@@ -73,7 +70,7 @@ class VisualDictionary(Float32Buffers):
     cluster_size: Tensor
     cluster_sum: Tensor
 
-    # Whether codes move in each training forward, within a step too.
+    # Whether codes move in each training forward, within a step too, which answers with the moved ones.
     moves_in_forward = False
 
     def __init__(self, config: SohoConfig) -> None:
@@ -90,7 +87,7 @@ class VisualDictionary(Float32Buffers):
         if config.ema_variant == "vqvae":
             self.register_buffer("cluster_size", torch.zeros(self.num_codes, dtype=torch.float32))
             self.register_buffer("cluster_sum", torch.zeros(shape, dtype=torch.float32))
-        self.register_load_state_dict_post_hook(_forget_host_state)
+        self.register_load_state_dict_post_hook(VisualDictionary._forget_host_state)
         self.reset()
 
     def reset(self) -> None:
@@ -104,20 +101,20 @@ class VisualDictionary(Float32Buffers):
             init.copy_(self.cluster_sum, self.codebook)
         self._forget_host_state()
 
-    def _forget_host_state(self) -> None:
+    def _forget_host_state(self, *_: object) -> None:
         # Mirrors of `step` and `initialised`, read from the buffers once so that no step waits for the device.
         self._host_step: int | None = None
         self._host_initialised = False
         self._ranks_agree = False
         self._in_step = False
-        self._members: _Members | None = None
+        self._assignments: _Assignments | None = None
         self._num_non_finite: Tensor | None = None
         self._before_KC: Tensor | None = None
-        self._basis = ops.MovingBasis()
+        self._subspace = ops.MovingSubspace()
 
     def begin_step(self) -> None:
         """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
-        self._in_step, self._members, self._before_KC = not self.moves_in_forward, None, None
+        self._in_step, self._assignments, self._before_KC = not self.moves_in_forward, None, None
 
     @torch.no_grad()
     def end_step(self, *, applied: bool) -> None:
@@ -125,11 +122,11 @@ class VisualDictionary(Float32Buffers):
 
         All ranks make the call, with the same `applied`.
         """
-        members, self._in_step, self._members = self._members, False, None
-        if not applied or members is None:
+        assignments, self._in_step, self._assignments = self._assignments, False, None
+        if not applied or assignments is None:
             return
         self._before_KC = self.codebook.clone()
-        counts_K, sums_KC = members.counts_K, members.sums_KC
+        counts_K, sums_KC = assignments.counts_K, assignments.sums_KC
         if world_size() > 1:
             packed = all_reduce_sum_(torch.cat([sums_KC, counts_K.unsqueeze(1)], dim=1))
             counts_K, sums_KC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
@@ -138,8 +135,8 @@ class VisualDictionary(Float32Buffers):
         else:
             self._move_vqvae(counts_K, sums_KC)
         self.count(counts_K)
-        if members.key_R is not None and members.feat_RC is not None:
-            self._reset_unused(members.key_R, members.feat_RC)
+        if assignments.key_R is not None and assignments.feat_RC is not None:
+            self._reset_unused(assignments.key_R, assignments.feat_RC)
 
     def take_num_non_finite(self) -> int:
         """How many real tokens were not finite in the training forwards since the last call, on this rank.
@@ -162,7 +159,7 @@ class VisualDictionary(Float32Buffers):
             valid_BL: bool, True at real tokens.
             sample_key_B: float64 number of each image, the same whichever rank holds it; data-dependent init and
                 reset draw by it. `None`: drawn by rank and position in the batch.
-            num_texts_B: not read: each image counts once. (`official/dictionary.py: OfficialDictionary` reads it.)
+            num_texts_B: how often each image counts; `None`: once. (Read by `official/dictionary.py` alone.)
 
         Returns:
             embed (B, L, C) in the features' type, gradient straight through (eq. 5), and index int64 (B, L), -1 at
@@ -179,15 +176,17 @@ class VisualDictionary(Float32Buffers):
                 image_B = self._image_numbers(constant_BLC, sample_key_B)
                 self._prepare_update(constant_BLC, valid_BL, usable_BL, image_B)
             if self.pack is None:
-                index_BL = ops.codebook_lookup(constant_BLC, self.codebook, basis=self._basis.of(self.codebook))
+                index_BL = ops.codebook_lookup(constant_BLC, self.codebook, subspace=self._subspace.of(self.codebook))
             else:
                 index_BL = ops.codebook_lookup(constant_BLC, self.pack(self.codebook))
             embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
             if moving:
-                counts_K, sums_KC = self.members_of(constant_BLC, index_BL, usable_BL, num_texts_B)
-                self._gather(_Members(counts_K, sums_KC, len(feat_BLC)), constant_BLC, valid_BL, usable_BL, image_B)
+                counts_K, sums_KC = self.assigned_to_codes(constant_BLC, index_BL, usable_BL, num_texts_B)
+                self._gather(_Assignments(counts_K, sums_KC, len(feat_BLC)), constant_BLC, valid_BL, usable_BL, image_B)
                 if not self._in_step:
                     self.end_step(applied=True)
+                if self.moves_in_forward:
+                    embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
         return embed_BLC, index_BL.masked_fill(~valid_BL, -1)
 
     @torch.no_grad()
@@ -254,7 +253,7 @@ class VisualDictionary(Float32Buffers):
         """int64 (B,), what an image is known by in the draws of this step."""
         if sample_key_B is not None:
             return sample_key_B.to(torch.float64).contiguous().view(torch.int64)
-        before = self._members.num_images if self._members is not None else 0
+        before = self._assignments.num_images if self._assignments is not None else 0
         return torch.arange(before, before + len(feat_BLC), device=feat_BLC.device) + (rank() << 32)
 
     def _draw(
@@ -283,35 +282,35 @@ class VisualDictionary(Float32Buffers):
         return feat_RC, key_R != _NO_CANDIDATE
 
     @torch.no_grad()
-    def members_of(
+    def assigned_to_codes(
         self, feat_BLC: Tensor, index_BL: Tensor, usable_BL: Tensor, num_texts_B: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Members of each code (K,) and their sums (K, C) in a forward, on this rank."""
+        """How many features are assigned to each code (K,) and their sums (K, C) in a forward, on this rank."""
         return ops.codebook_stats(feat_BLC, index_BL, self.num_codes, valid=usable_BL)
 
     @torch.no_grad()
     def _gather(
-        self, members: _Members, feat_BLC: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor
+        self, assignments: _Assignments, feat_BLC: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor
     ) -> None:
-        """Adds a forward's members to those of its step."""
+        """Adds a forward's assignments to those of its step."""
         num = (valid_BL & ~usable_BL).sum()
         self._num_non_finite = num if self._num_non_finite is None else self._num_non_finite.to(num.device) + num
-        if self._members is None:
-            self._members = members
+        if self._assignments is None:
+            self._assignments = assignments
         else:
-            self._members.counts_K += members.counts_K
-            self._members.sums_KC += members.sums_KC
-            self._members.num_images += members.num_images
-            members = self._members
+            self._assignments.counts_K += assignments.counts_K
+            self._assignments.sums_KC += assignments.sums_KC
+            self._assignments.num_images += assignments.num_images
+            assignments = self._assignments
         assert self._host_step is not None, "_prepare_update has read it"
         step, num_drawn = self._host_step + 1, self._num_resettable()
         if self.config.code_reset_threshold > 0 and step % self.config.code_reset_interval == 0:
             key_R, feat_RC = self._draw(feat_BLC, valid_BL, usable_BL, image_B, num_drawn, step)
-            if members.key_R is not None and members.feat_RC is not None:
-                key_R, feat_RC = torch.cat([members.key_R, key_R]), torch.cat([members.feat_RC, feat_RC])
+            if assignments.key_R is not None and assignments.feat_RC is not None:
+                key_R, feat_RC = torch.cat([assignments.key_R, key_R]), torch.cat([assignments.feat_RC, feat_RC])
                 key_R, pick_R = key_R.topk(min(num_drawn, len(key_R)), largest=False, sorted=True)
                 feat_RC = feat_RC[pick_R]
-            members.key_R, members.feat_RC = key_R, feat_RC
+            assignments.key_R, assignments.feat_RC = key_R, feat_RC
 
     def _num_resettable(self) -> int:
         return min(self.config.code_reset_limit, self.num_codes)

@@ -1,6 +1,6 @@
 """Visual encoder: image -> CNN (stride 32) -> 1x1 convolution -> 2x2 max-pool -> tokens (paper section 3.1).
 
-B images, 3 colours, H x W pixels or cells, C channels, L = H*W tokens.
+B images, 3 colours, H x W pixels or grid positions, C channels, L = H*W tokens.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class CnnBackend:
         return encoder.projection(x_BChw)
 
     def padding(self, mask: Tensor | None) -> Tensor | None:
-        """The mask of the real cells, which may be left out where all are."""
+        """The mask of the real positions, which may be left out where all are."""
         return mask
 
     def __repr__(self) -> str:

@@ -9,21 +9,21 @@ Letters in tensor names: N feature vectors, K codes, C channels, B images, L tok
 
 from soho_fast.ops.backends import available_backends, build_info, set_cpu_level
 from soho_fast.ops.codebook_lookup import codebook_lookup, straight_through
-from soho_fast.ops.codebook_lookup.basis import MovingBasis, codebook_basis
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, prepare_codebook
+from soho_fast.ops.codebook_lookup.subspace import MovingSubspace, codebook_subspace
 from soho_fast.ops.codebook_update import codebook_ema_, codebook_stats, scatter_mean_ema_
 from soho_fast.ops.group_mask import group_mask, sample_group
 from soho_fast.ops.residual_lookup import residual_lookup
 
 __all__ = [
-    "MovingBasis",
+    "MovingSubspace",
     "PreparedCodebook",
     "available_backends",
     "build_info",
-    "codebook_basis",
     "codebook_ema_",
     "codebook_lookup",
     "codebook_stats",
+    "codebook_subspace",
     "group_mask",
     "prepare_codebook",
     "residual_lookup",

@@ -6,37 +6,41 @@ from torch import Tensor
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def check_tensor(name: str, value: object) -> Tensor:
-    """`value`; TypeError unless it is a tensor."""
+def check_type(name: str, value: object, types: tuple[torch.dtype, ...] = FLOAT_TYPES, why: str = "") -> Tensor:
+    """`value`; TypeError unless it is a tensor of one of the `types`. `why` explains them in the message."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    return value
-
-
-def check_float(name: str, value: object, types: tuple[torch.dtype, ...] = FLOAT_TYPES) -> None:
-    """TypeError unless `value` is a tensor of one of the floating `types`."""
-    dtype = check_tensor(name, value).dtype
-    if dtype not in types:
+    if value.dtype not in types:
         expected = ", ".join(str(one).removeprefix("torch.") for one in types)
-        raise TypeError(f"{name}: expected {expected}, got {str(dtype).removeprefix('torch.')}")
+        raise TypeError(f"{name}: expected {expected}{why}, got {str(value.dtype).removeprefix('torch.')}")
+    return value
 
 
 def check_index(name: str, value: object, shape: tuple[int, ...], meaning: str) -> None:
     """TypeError unless `value` is an int64 tensor, ValueError unless it has `shape`."""
-    tensor = check_tensor(name, value)
-    if tensor.dtype != torch.int64:
-        raise TypeError(f"{name}: expected int64, got {str(tensor.dtype).removeprefix('torch.')}")
-    check_shape(name, tensor, shape, meaning)
+    check_shape(name, check_type(name, value, (torch.int64,)), shape, meaning)
 
 
 def check_valid(value: object, shape: tuple[int, ...], meaning: str) -> None:
     """TypeError unless `valid` is None or a bool tensor, ValueError unless it has `shape`."""
-    if value is None:
-        return
-    tensor = check_tensor("valid", value)
-    if tensor.dtype != torch.bool:
-        raise TypeError(f"valid: expected bool (True = real position), got {str(tensor.dtype).removeprefix('torch.')}")
-    check_shape("valid", tensor, shape, meaning)
+    if value is not None:
+        check_shape("valid", check_type("valid", value, (torch.bool,), " (True = real position)"), shape, meaning)
+
+
+def check_codebook(value: object) -> None:
+    """TypeError unless `value` is a tensor of a floating type, ValueError unless (K, C) or (..., K, C) with a code."""
+    codebook = check_type("codebook", value)
+    if codebook.dim() < 2 or codebook.shape[-2] < 1:
+        raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")
+
+
+def check_int(name: str, value: object, least: int, most: int | None = None) -> None:
+    """TypeError unless `value` is an int (one of torch.compile's too), ValueError unless it is within the limits."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < least or (most is not None and value > most):
+        limits = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ValueError(f"{name}: expected {limits}, got {value}")
 
 
 def check_shape(name: str, value: Tensor, shape: tuple[int, ...], meaning: str) -> None:

@@ -216,7 +216,7 @@ class _Meter(TorchDispatchMode):
 @contextmanager
 def _as_on_gpu() -> Iterator[None]:
     """What a GPU would call: memory-efficient attention (which takes a mask), the fused dropout, and a lookup without
-    the directions that it takes on a CPU.
+    the subspace that it takes on a CPU.
 
     They stand in for torch's own functions, since a mode for functions does not reach what a backward pass recomputes.
     """
@@ -224,7 +224,7 @@ def _as_on_gpu() -> Iterator[None]:
         for owner, name, other in (
             (F, "scaled_dot_product_attention", _efficient_attention),
             (F, "dropout", _fused_dropout),
-            (ops.MovingBasis, "of", lambda basis, codebook: None),
+            (ops.MovingSubspace, "of", lambda subspace, codebook: None),
         ):
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, other)

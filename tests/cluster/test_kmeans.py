@@ -205,8 +205,8 @@ def test_the_same_bits_at_any_number_of_threads(init, make_features, threads):
             assert torch.equal(centers, others) and torch.equal(labels, other_labels) and rest == other_rest
 
 
-def test_directions_of_the_centres_change_nothing(threads, lloyd):
-    """So many centres and channels are looked up by few directions first, those of the step before as guesses."""
+def test_the_subspace_of_the_centres_changes_nothing(threads, lloyd):
+    """So many centres and channels are looked up by low-dimensional pruning, from the labels of the step before."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(3000, 12, generator=generator) @ torch.randn(12, 160, generator=generator)
     init = rows[:300].clone()

@@ -3,12 +3,12 @@
     python tests/ops/fuzz_lookup.py --rows 10000000
 
 Draws problems of random kind, shape and type until the rows are used up, each looked up by one metric after the other
-in turn, a quarter of them with topk, and prints for each kind and level how many rows differed, which share the reduced
-pass decided, which was compared in float64, and which the first full pass left to a more exact one. Two problems in
-three come with directions for the reduced pass, good, stale or wrong ones, and half of those with guesses. One batch in
-20 is checked against the plain-torch reference as well. Exits with 1 where a row differed.
+in turn, a quarter of them with topk, and prints for each kind and level how many rows differed, which share
+low-dimensional pruning decided, which was compared in float64, and which the first full pass left to a more exact one.
+Two problems in three come with a subspace, a good, stale or wrong one, and half of those with a warm start. One batch
+in 20 is checked against the plain-torch reference as well. Exits with 1 where a row differed.
 
-Letters: N features, K codes, C channels, D directions.
+Letters: N features, K codes, C channels, D dimensions of a subspace.
 """
 
 import argparse
@@ -133,22 +133,22 @@ def draw_problem(kind: str, most_rows: int) -> tuple[Tensor, Tensor]:
     return features.to(TYPES[types[0]]), codebook.to(TYPES[types[1]])
 
 
-def draw_basis(codebook: Tensor) -> Tensor | None:
-    """Directions (C, D) for the codebook, some of no use, or None."""
+def draw_subspace(codebook: Tensor) -> Tensor | None:
+    """A subspace (C, D) for the codebook, which may be of no use, or None."""
     num_channels = codebook.shape[1]
     kind = int(torch.randint(9, ()))
     if kind < 3:
         return None
-    num_directions = int(torch.randint(1, min(num_channels, 128) + 1, ()))
+    num_dimensions = int(torch.randint(1, min(num_channels, 128) + 1, ()))
     if kind < 6:
-        basis = ops.codebook_basis(codebook, directions=num_directions)
-        return basis if kind == 3 else basis + 10.0 ** -float(torch.randint(8, ())) * torch.randn(basis.shape)
-    basis = torch.randn(num_channels, num_directions)
+        subspace = ops.codebook_subspace(codebook, dimensions=num_dimensions)
+        return subspace if kind == 3 else subspace + 10.0 ** -float(torch.randint(8, ())) * torch.randn(subspace.shape)
+    subspace = torch.randn(num_channels, num_dimensions)
     if kind == 6:
-        return basis * 10.0 ** (torch.rand(num_directions) * 60 - 30)
+        return subspace * 10.0 ** (torch.rand(num_dimensions) * 60 - 30)
     if kind == 7:  # channels, some twice
-        return torch.eye(num_channels)[:, torch.randint(num_channels, (num_directions,))].contiguous()
-    return basis.masked_fill(torch.rand(basis.shape) < 1e-3, torch.nan)
+        return torch.eye(num_channels)[:, torch.randint(num_channels, (num_dimensions,))].contiguous()
+    return subspace.masked_fill(torch.rand(subspace.shape) < 1e-3, torch.nan)
 
 
 def _rows_that_differ(index: Tensor, expected: Tensor) -> Tensor:
@@ -178,15 +178,17 @@ def main() -> int:
             got = ops.codebook_lookup(features, codebook, metric=metric, topk=topk, backend="reference")
             different = _rows_that_differ(got, expected)
             totals[kind, "reference"]["different"] += int(different.sum())
-        basis = draw_basis(codebook)
-        guess = None
-        if basis is not None and topk is None and torch.rand(()) < 0.5:
+        subspace = draw_subspace(codebook)
+        warm_start = None
+        if subspace is not None and topk is None and torch.rand(()) < 0.5:
             wrong = torch.randint(-9, codebook.shape[0] + 9, expected.shape)
-            guess = torch.where(torch.rand(expected.shape) < 0.7, expected, wrong)
+            warm_start = torch.where(torch.rand(expected.shape) < 0.7, expected, wrong)
         for level in levels:
             ops.set_cpu_level(level)
             before = _C.lookup_totals()
-            found = ops.codebook_lookup(features, codebook, metric=metric, topk=topk, basis=basis, guess=guess)
+            found = ops.codebook_lookup(
+                features, codebook, metric=metric, topk=topk, subspace=subspace, warm_start=warm_start
+            )
             different = _rows_that_differ(found, expected)
             for name, value in _C.lookup_totals().items():
                 totals[kind, level][name] += value - before[name]

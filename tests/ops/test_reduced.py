@@ -1,6 +1,6 @@
-"""The reduced pass of a lookup: directions and guesses decide how long it takes, never what it answers.
+"""Low-dimensional pruning in a lookup: subspace and warm start decide how long it takes, never what it answers.
 
-N features, K codes, C channels, D directions.
+N features, K codes, C channels, D dimensions.
 """
 
 import pickle
@@ -13,7 +13,7 @@ from soho_fast.ops import triton_backend
 
 NAN, INF = float("nan"), float("inf")
 NUM_ROWS, NUM_CODES = (45, 150) if triton_backend.INTERPRETING else (200, 300)
-NUM_CHANNELS, NUM_DIRECTIONS = 170, 6
+NUM_CHANNELS, NUM_DIMENSIONS = 170, 6
 
 
 def _normal(*shape, seed=0):
@@ -21,16 +21,16 @@ def _normal(*shape, seed=0):
 
 
 def _learned(num_channels=NUM_CHANNELS, noise=0.02):
-    """Features near codes that differ in few directions, those directions, and the code each feature was made from."""
-    basis_CD = torch.linalg.qr(_normal(num_channels, NUM_DIRECTIONS, seed=1)).Q
-    codebook_KC = 5 * _normal(NUM_CODES, NUM_DIRECTIONS, seed=2) @ basis_CD.T
+    """Features near codes that differ in few dimensions, their subspace, and the code each feature was made from."""
+    subspace_CD = torch.linalg.qr(_normal(num_channels, NUM_DIMENSIONS, seed=1)).Q
+    codebook_KC = 5 * _normal(NUM_CODES, NUM_DIMENSIONS, seed=2) @ subspace_CD.T
     codebook_KC += noise * _normal(NUM_CODES, num_channels, seed=3) + 3
     index_N = torch.arange(NUM_ROWS) * 7 % NUM_CODES
-    return codebook_KC[index_N] + noise * _normal(NUM_ROWS, num_channels, seed=4), codebook_KC, basis_CD, index_N
+    return codebook_KC[index_N] + noise * _normal(NUM_ROWS, num_channels, seed=4), codebook_KC, subspace_CD, index_N
 
 
 def _decided(backend, features, codes, **options):
-    """The index, and the share of the rows that the reduced pass decided."""
+    """The index, and the share of the rows that pruning decided."""
     from soho_fast import _C
 
     before = _C.lookup_totals()["reduced"]
@@ -46,11 +46,11 @@ def _has_reduced_pass(backend):
 @pytest.mark.parametrize("num_channels", [NUM_CHANNELS, 600])  # from 512 on in bfloat16, where the machine has it
 @pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
 def test_decides_what_lies_near_learned_codes(num_channels, at_every_level, exact_lookup):
-    features, codebook, basis, index_N = _learned(num_channels)
+    features, codebook, subspace, index_N = _learned(num_channels)
     assert torch.equal(index_N, exact_lookup(features, codebook)[0])
 
     def check(backend):
-        found, decided = _decided(backend, features, codebook, basis=basis)
+        found, decided = _decided(backend, features, codebook, subspace=subspace)
         assert torch.equal(found, index_N) and decided == _has_reduced_pass(backend)
         assert _decided(backend, features, codebook)[1] == 0
 
@@ -60,64 +60,64 @@ def test_decides_what_lies_near_learned_codes(num_channels, at_every_level, exac
 @pytest.mark.parametrize("family", ["cpu"], indirect=True)
 @pytest.mark.parametrize("wrong_by", [0, 1, NUM_CODES // 2])
 @pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
-def test_wrong_guesses_leave_the_reduced_pass_its_rows(wrong_by, at_every_level):
-    features, codebook, basis, index_N = _learned()
+def test_a_wrong_warm_start_leaves_pruning_its_rows(wrong_by, at_every_level):
+    features, codebook, subspace, index_N = _learned()
 
     def check(backend):
-        guess = (index_N + wrong_by) % NUM_CODES
-        found, decided = _decided(backend, features, codebook, basis=basis, guess=guess)
+        warm_start = (index_N + wrong_by) % NUM_CODES
+        found, decided = _decided(backend, features, codebook, subspace=subspace, warm_start=warm_start)
         assert torch.equal(found, index_N) and decided == _has_reduced_pass(backend)
 
     at_every_level(check)
 
 
-def _bases(num_channels=NUM_CHANNELS):
-    basis = _learned(num_channels)[2]
-    hiding = torch.linalg.qr(torch.cat([basis, _normal(num_channels, 12)], 1)).Q[
-        :, NUM_DIRECTIONS:
+def _subspaces(num_channels=NUM_CHANNELS):
+    subspace = _learned(num_channels)[2]
+    hiding = torch.linalg.qr(torch.cat([subspace, _normal(num_channels, 12)], 1)).Q[
+        :, NUM_DIMENSIONS:
     ]  # all but what tells
-    one_nan = basis.clone()
+    one_nan = subspace.clone()
     one_nan[3, 2] = NAN
     return {
-        "good": basis,
-        "stale": torch.linalg.qr(basis + 0.1 * _normal(num_channels, NUM_DIRECTIONS, seed=8)).Q,
+        "good": subspace,
+        "stale": torch.linalg.qr(subspace + 0.1 * _normal(num_channels, NUM_DIMENSIONS, seed=8)).Q,
         "hides the difference": hiding.contiguous(),
-        "zero": torch.zeros_like(basis),
-        "a zero direction": torch.cat([basis, torch.zeros(num_channels, 1)], 1),
+        "zero": torch.zeros_like(subspace),
+        "a zero direction": torch.cat([subspace, torch.zeros(num_channels, 1)], 1),
         "NaN": one_nan,
-        "infinite": basis * INF,
-        "norm 100": 100 * basis,
-        "norm 1.1 in one direction": basis * torch.tensor([1.1, 1, 1, 1, 1, 1]),
-        "all directions alike": basis[:, :1].expand(-1, 40).contiguous(),
-        "largest": basis.sign() * 3e38,
-        "smallest": basis * 1e-44,
+        "infinite": subspace * INF,
+        "norm 100": 100 * subspace,
+        "norm 1.1 in one direction": subspace * torch.tensor([1.1, 1, 1, 1, 1, 1]),
+        "all directions alike": subspace[:, :1].expand(-1, 40).contiguous(),
+        "largest": subspace.sign() * 3e38,
+        "smallest": subspace * 1e-44,
         "twice as many as channels": _normal(num_channels, 128, seed=9),
-        "one": basis[:, :1].contiguous(),
+        "one": subspace[:, :1].contiguous(),
     }
 
 
 @pytest.fixture(scope="module")
 def expected_of():
-    """What test_any_basis_is_exact expects of a problem, which does not depend on the basis."""
+    """What test_any_subspace_is_exact expects of a problem, which does not depend on the subspace."""
     return {}
 
 
-@pytest.mark.parametrize("kind", _bases())
+@pytest.mark.parametrize("kind", _subspaces())
 @pytest.mark.parametrize("num_channels", [NUM_CHANNELS] if triton_backend.INTERPRETING else [NUM_CHANNELS, 600])
-def test_any_basis_is_exact(kind, num_channels, at_every_level, exact_lookup, same_bits, expected_of):
-    basis = _bases(num_channels)[kind]
+def test_any_subspace_is_exact(kind, num_channels, at_every_level, exact_lookup, same_bits, expected_of):
+    subspace = _subspaces(num_channels)[kind]
     for noise in (2.0,) if triton_backend.INTERPRETING else (0.02, 2.0):
         features, codebook, _, _ = _learned(num_channels, noise)
         features[::3] = (codebook[:NUM_ROWS] / 2 + codebook[1 : NUM_ROWS + 1] / 2)[::3]  # between two codes
         problem = num_channels, noise, features.device
         if problem not in expected_of:
             expected_of[problem] = exact_lookup(features, codebook)
-        got = at_every_level(ops.codebook_lookup, features, codebook, basis=basis, return_distance=True)
+        got = at_every_level(ops.codebook_lookup, features, codebook, subspace=subspace, return_distance=True)
         assert same_bits(got, expected_of[problem]), noise
 
 
 def _inputs():
-    features, codebook, basis, _ = _learned()
+    features, codebook, subspace, _ = _learned()
     broken = features.clone()
     broken[5, 7], broken[6, 0], broken[40], broken[41, 3] = NAN, INF, -INF, 3e38
     few = codebook.clone()
@@ -129,59 +129,61 @@ def _inputs():
     huge = codebook.clone()
     huge[17] *= 1e6
     return {
-        "not finite": (broken, codebook, basis),
-        "codes that are not finite": (features, few, basis),
-        "features are codes": (codebook[:NUM_ROWS].clone(), codebook, basis),
-        "copies": (features, codebook[torch.arange(NUM_CODES) % 40], basis),
-        "one ulp apart": (near[:NUM_ROWS] + 1e-6 * features, near, basis),
-        "integers with ties": ((features / 4).round(), (codebook / 4).round(), basis),
-        "offset 1e7": (features + 1e7, codebook + 1e7, basis),
-        "30 orders": (features * orders[:NUM_ROWS], codebook * orders, basis),
-        "one huge code": (features, huge, basis),
-        "subnormal": (features * 1e-40, codebook * 1e-40, basis),
-        "squares overflow": (features * 1e18, codebook * 1e18, basis),
-        "largest": (features * 1e37, codebook * 1e37, basis),
-        "squares vanish": (features * 1e-25, codebook * 1e-25, basis),
-        "two codes": (features, codebook[:2], basis),
-        "all codes alike": (features, codebook[:1].repeat(NUM_CODES, 1), basis),
-        "bfloat16": (features.bfloat16(), codebook.half(), basis),
+        "not finite": (broken, codebook, subspace),
+        "codes that are not finite": (features, few, subspace),
+        "features are codes": (codebook[:NUM_ROWS].clone(), codebook, subspace),
+        "copies": (features, codebook[torch.arange(NUM_CODES) % 40], subspace),
+        "one ulp apart": (near[:NUM_ROWS] + 1e-6 * features, near, subspace),
+        "integers with ties": ((features / 4).round(), (codebook / 4).round(), subspace),
+        "offset 1e7": (features + 1e7, codebook + 1e7, subspace),
+        "30 orders": (features * orders[:NUM_ROWS], codebook * orders, subspace),
+        "one huge code": (features, huge, subspace),
+        "subnormal": (features * 1e-40, codebook * 1e-40, subspace),
+        "squares overflow": (features * 1e18, codebook * 1e18, subspace),
+        "largest": (features * 1e37, codebook * 1e37, subspace),
+        "squares vanish": (features * 1e-25, codebook * 1e-25, subspace),
+        "two codes": (features, codebook[:2], subspace),
+        "all codes alike": (features, codebook[:1].repeat(NUM_CODES, 1), subspace),
+        "bfloat16": (features.bfloat16(), codebook.half(), subspace),
     }
 
 
 @pytest.mark.parametrize("kind", _inputs())
 def test_hard_inputs_are_exact(kind, at_every_level, exact_lookup):
-    features, codebook, basis = _inputs()[kind]
+    features, codebook, subspace = _inputs()[kind]
     expected = exact_lookup(features, codebook)[0]
-    guess = torch.arange(NUM_ROWS) * 11 % NUM_CODES - 5
-    for given in (None,) if triton_backend.INTERPRETING else (None, guess):
-        index = at_every_level(ops.codebook_lookup, features, codebook, basis=basis, guess=given)
-        assert torch.equal(index, expected), "guessed" if given is guess else "not guessed"
+    warm_start = torch.arange(NUM_ROWS) * 11 % NUM_CODES - 5
+    for given in (None,) if triton_backend.INTERPRETING else (None, warm_start):
+        index = at_every_level(ops.codebook_lookup, features, codebook, subspace=subspace, warm_start=given)
+        assert torch.equal(index, expected), "warm" if given is warm_start else "cold"
 
 
-@pytest.mark.parametrize("guess_of", ["right", "wrong", "none", "out of range", "a copy"])
-def test_any_guess_is_exact(guess_of, at_every_level, exact_lookup):
-    features, codebook, basis, index_N = _learned(noise=0.5)
+@pytest.mark.parametrize("warm_start_of", ["right", "wrong", "none", "out of range", "a copy"])
+def test_any_warm_start_is_exact(warm_start_of, at_every_level, exact_lookup):
+    features, codebook, subspace, index_N = _learned(noise=0.5)
     codebook[1] = codebook[0]
     expected = exact_lookup(features, codebook)[0]
-    guess = {
+    warm_start = {
         "right": expected,
         "wrong": (expected + 17) % NUM_CODES,
         "none": torch.full_like(expected, -1),
         "out of range": torch.where(index_N % 2 == 0, 2**40, -(2**40)),
         "a copy": torch.ones_like(expected),
-    }[guess_of]
-    assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, basis=basis, guess=guess), expected)
-    assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, guess=guess), expected)
+    }[warm_start_of]
+    assert torch.equal(
+        at_every_level(ops.codebook_lookup, features, codebook, subspace=subspace, warm_start=warm_start), expected
+    )
+    assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, warm_start=warm_start), expected)
 
 
 @pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
 def test_more_codes_than_are_kept_at_a_time(at_every_level):
     """A row goes through chunks of 8192 codes, its nearest one in any of them."""
-    basis = torch.linalg.qr(_normal(20, 3)).Q
-    codebook = 9 * _normal(20_000, 3, seed=5) @ basis.T + 0.01 * _normal(20_000, 20, seed=6)
+    subspace = torch.linalg.qr(_normal(20, 3)).Q
+    codebook = 9 * _normal(20_000, 3, seed=5) @ subspace.T + 0.01 * _normal(20_000, 20, seed=6)
     index_N = torch.arange(64) * 311
     features = codebook[index_N] + 0.001
-    assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, basis=basis), index_N)
+    assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, subspace=subspace), index_N)
 
 
 def test_int8_sums_of_very_many_channels(at_every_level):
@@ -191,39 +193,41 @@ def test_int8_sums_of_very_many_channels(at_every_level):
     codebook = torch.where(torch.arange(36) % 6 == 0, 1.0, -1.0)[:, None] * sign + 0.01 * _normal(36, num_channels)
     index_N = torch.arange(33) % 6 * 6
     features = codebook[index_N] + 0.002 * _normal(33, num_channels, seed=1)
-    basis = sign[:, None] / num_channels**0.5
-    assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, basis=basis), index_N)
+    subspace = sign[:, None] / num_channels**0.5
+    assert torch.equal(at_every_level(ops.codebook_lookup, features, codebook, subspace=subspace), index_N)
 
 
 def test_batched(at_every_level):
-    features, codebook, basis, index_N = _learned()
+    features, codebook, subspace, index_N = _learned()
     several = torch.stack([codebook, codebook.flip(0), codebook[torch.randperm(NUM_CODES)]])
-    bases = torch.stack([basis, basis * NAN, basis[:, torch.arange(6) ^ 1]])
+    subspaces = torch.stack([subspace, subspace * NAN, subspace[:, torch.arange(6) ^ 1]])
     rows = features.expand(3, -1, -1)
     expected = ops.codebook_lookup(rows, several, backend="reference")
     assert torch.equal(expected[0], index_N)
-    guess = torch.stack([index_N, index_N, -index_N])
+    warm_start = torch.stack([index_N, index_N, -index_N])
 
     def in_prepared(given, backend):
-        prepared = ops.prepare_codebook(several, basis=given, backend=backend)
+        prepared = ops.prepare_codebook(several, subspace=given, backend=backend)
         return ops.codebook_lookup(rows, prepared, backend=backend)
 
-    for given in (basis, bases):
-        assert torch.equal(at_every_level(ops.codebook_lookup, rows, several, basis=given, guess=guess), expected)
+    for given in (subspace, subspaces):
+        assert torch.equal(
+            at_every_level(ops.codebook_lookup, rows, several, subspace=given, warm_start=warm_start), expected
+        )
         assert torch.equal(at_every_level(in_prepared, given), expected)
 
 
-def test_prepared_with_directions(at_every_level):
-    features, codebook, basis, index_N = _learned()
+def test_prepared_with_a_subspace(at_every_level):
+    features, codebook, subspace, index_N = _learned()
 
     def check(backend):
-        prepared = ops.prepare_codebook(codebook, basis=basis, backend=backend)
+        prepared = ops.prepare_codebook(codebook, subspace=subspace, backend=backend)
         for snapshot in (prepared, pickle.loads(pickle.dumps(prepared))):
-            assert torch.equal(snapshot.basis, basis)
+            assert torch.equal(snapshot.subspace, subspace)
             index, decided = _decided(backend, features, snapshot)
             assert torch.equal(index, index_N) and decided == _has_reduced_pass(backend)
-        without = ops.prepare_codebook(codebook, basis=False, backend=backend)
-        assert without.basis is None and pickle.loads(pickle.dumps(without)).basis is None
+        without = ops.prepare_codebook(codebook, subspace=False, backend=backend)
+        assert without.subspace is None and pickle.loads(pickle.dumps(without)).subspace is None
         index, decided = _decided(backend, features, without)
         assert torch.equal(index, index_N) and decided == 0
 
@@ -232,10 +236,10 @@ def test_prepared_with_directions(at_every_level):
 
 @pytest.mark.parametrize("family", ["cpu"], indirect=True)
 @pytest.mark.skipif(triton_backend.INTERPRETING, reason="of the CPU kernels")
-def test_directions_follow_a_change_of_level(at_every_level):
-    features, codebook, basis, index_N = _learned()
+def test_the_subspace_follows_a_change_of_level(at_every_level):
+    features, codebook, subspace, index_N = _learned()
     prepared = []
-    at_every_level(lambda backend: prepared.append(ops.prepare_codebook(codebook, basis=basis, backend=backend)))
+    at_every_level(lambda backend: prepared.append(ops.prepare_codebook(codebook, subspace=subspace, backend=backend)))
 
     def check(snapshot, backend):
         index, decided = _decided(backend, features, snapshot)
@@ -245,111 +249,113 @@ def test_directions_follow_a_change_of_level(at_every_level):
         at_every_level(check, snapshot)
 
 
-def test_prepare_makes_directions_where_they_can_pay():
+def test_prepare_finds_a_subspace_where_it_can_pay():
     large = _normal(256, 20) @ _normal(20, 128, seed=1)
     small = large[:255]
     on_cpu = "cpu" in ops.available_backends() and ops.build_info()["cpu_levels_available"] != ["scalar"]
-    assert (ops.prepare_codebook(large).basis is not None) == on_cpu
-    assert ops.prepare_codebook(_normal(1024, 512)).basis is None
-    assert ops.prepare_codebook(torch.stack([large, _normal(1024, 128)[::4]])).basis is None or not on_cpu
-    assert ops.prepare_codebook(small).basis is None
-    assert ops.prepare_codebook(small, basis=True).basis.shape == (128, 32)
+    assert (ops.prepare_codebook(large).subspace is not None) == on_cpu
+    assert ops.prepare_codebook(_normal(1024, 512)).subspace is None
+    assert ops.prepare_codebook(torch.stack([large, _normal(1024, 128)[::4]])).subspace is None or not on_cpu
+    assert ops.prepare_codebook(small).subspace is None
+    assert ops.prepare_codebook(small, subspace=True).subspace.shape == (128, 32)
 
 
-def test_basis_holds_what_tells_the_codes_apart():
-    _, codebook, basis, _ = _learned()
-    found = ops.codebook_basis(codebook, directions=NUM_DIRECTIONS)
-    assert found.shape == basis.shape and found.dtype == torch.float32
-    assert torch.allclose(found.T @ found, torch.eye(NUM_DIRECTIONS), atol=1e-5)
+def test_subspace_holds_what_tells_the_codes_apart():
+    _, codebook, subspace, _ = _learned()
+    found = ops.codebook_subspace(codebook, dimensions=NUM_DIMENSIONS)
+    assert found.shape == subspace.shape and found.dtype == torch.float32
+    assert torch.allclose(found.T @ found, torch.eye(NUM_DIMENSIONS), atol=1e-5)
     spread = codebook - codebook.mean(0)
-    exact = torch.linalg.svd(spread.double(), full_matrices=False).S[:NUM_DIRECTIONS].norm() / spread.double().norm()
+    exact = torch.linalg.svd(spread.double(), full_matrices=False).S[:NUM_DIMENSIONS].norm() / spread.double().norm()
     held = (spread @ found).double().norm() / spread.double().norm()
     assert held > 0.9999 * exact
 
 
-def test_as_many_directions_as_the_codes_need():
-    def codes(num_directions, num_channels=200):
-        return _normal(500, num_directions) @ _normal(num_directions, num_channels, seed=1)
+def test_as_many_dimensions_as_the_codes_need():
+    def codes(num_dimensions, num_channels=200):
+        return _normal(500, num_dimensions) @ _normal(num_dimensions, num_channels, seed=1)
 
-    assert ops.codebook_basis(codes(20)).shape == (200, 32)
-    assert ops.codebook_basis(codes(70)).shape == (200, 80)
-    assert ops.codebook_basis(codes(150)).shape == (200, 96)
-    assert ops.codebook_basis(torch.stack([codes(20), codes(40)])).shape == (2, 200, 48)
-    assert ops.codebook_basis(codes(20, 8)).shape == (8, 8)
-    assert ops.codebook_basis(torch.zeros(3, 40)).shape == (40, 40)
+    assert ops.codebook_subspace(codes(20)).shape == (200, 32)
+    assert ops.codebook_subspace(codes(70)).shape == (200, 80)
+    assert ops.codebook_subspace(codes(150)).shape == (200, 96)
+    assert ops.codebook_subspace(torch.stack([codes(20), codes(40)])).shape == (2, 200, 48)
+    assert ops.codebook_subspace(codes(20, 8)).shape == (8, 8)
+    assert ops.codebook_subspace(torch.zeros(3, 40)).shape == (40, 40)
 
 
-def test_basis_is_turned_from_an_earlier_one():
-    _, codebook, basis, _ = _learned()
-    stale = torch.linalg.qr(basis + 0.2 * _normal(NUM_CHANNELS, NUM_DIRECTIONS, seed=8)).Q
+def test_subspace_is_turned_from_an_earlier_one():
+    _, codebook, subspace, _ = _learned()
+    stale = torch.linalg.qr(subspace + 0.2 * _normal(NUM_CHANNELS, NUM_DIMENSIONS, seed=8)).Q
     spread = codebook - codebook.mean(0)
-    held = [(spread @ V).norm() / spread.norm() for V in (stale, ops.codebook_basis(codebook, start=stale))]
+    held = [(spread @ V).norm() / spread.norm() for V in (stale, ops.codebook_subspace(codebook, start=stale))]
     assert held[0] < 0.6 and held[1] > 0.99
 
 
 @pytest.mark.parametrize("codebook", [torch.zeros(9, 20), torch.full((9, 20), NAN), 1e-44 * torch.ones(9, 20),
                                       torch.full((9, 20), 3e38) * _normal(9, 20).sign()], ids=str)  # fmt: skip
-def test_basis_of_odd_codebooks_is_finite(codebook):
-    assert ops.codebook_basis(codebook, directions=4).isfinite().all()
+def test_subspace_of_odd_codebooks_is_finite(codebook):
+    assert ops.codebook_subspace(codebook, dimensions=4).isfinite().all()
 
 
 def test_compiles_in_one_graph(backend):
-    features, codebook, basis, index_N = _learned()
+    features, codebook, subspace, index_N = _learned()
 
     @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
-    def lookup(features, codebook, basis, guess):
-        return ops.codebook_lookup(features, codebook, basis=basis, guess=guess, return_distance=True, backend=backend)
+    def lookup(features, codebook, subspace, warm_start):
+        return ops.codebook_lookup(
+            features, codebook, subspace=subspace, warm_start=warm_start, return_distance=True, backend=backend
+        )
 
-    index, distance = lookup(features, codebook, basis, index_N)
+    index, distance = lookup(features, codebook, subspace, index_N)
     assert torch.equal(index, index_N)
     assert torch.equal(distance, ops.codebook_lookup(features, codebook, return_distance=True, backend=backend)[1])
 
 
-def test_gradients_are_those_of_a_lookup_without_directions(at_every_level, same_bits):
-    features, codebook, basis, _ = _learned()
+def test_gradients_are_those_of_a_lookup_without_a_subspace(at_every_level, same_bits):
+    features, codebook, subspace, _ = _learned()
 
-    def gradients(basis, backend):
+    def gradients(subspace, backend):
         x, d = features.clone().requires_grad_(), codebook.clone().requires_grad_()
-        distance = ops.codebook_lookup(x, d, basis=basis, return_distance=True, backend=backend)[1]
+        distance = ops.codebook_lookup(x, d, subspace=subspace, return_distance=True, backend=backend)[1]
         return torch.autograd.grad(distance.square().sum(), (x, d))
 
-    assert same_bits(at_every_level(gradients, None), at_every_level(gradients, basis))
+    assert same_bits(at_every_level(gradients, None), at_every_level(gradients, subspace))
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
-def test_the_default_type_changes_no_directions(default):
+def test_the_default_type_changes_no_subspace(default):
     codebook = _normal(256, 20) @ _normal(20, 128, seed=1)
-    expected, expected_of_moving = ops.codebook_basis(codebook), ops.MovingBasis().of(codebook)
+    expected, expected_of_moving = ops.codebook_subspace(codebook), ops.MovingSubspace().of(codebook)
     torch.set_default_dtype(default)
     try:
-        assert torch.equal(ops.codebook_basis(codebook), expected)
-        assert torch.equal(ops.MovingBasis().of(codebook), expected_of_moving)
+        assert torch.equal(ops.codebook_subspace(codebook), expected)
+        assert torch.equal(ops.MovingSubspace().of(codebook), expected_of_moving)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-def test_a_moving_basis_keeps_out_of_transforms():
+def test_a_moving_subspace_keeps_out_of_transforms():
     """What a transform of torch.func wraps must not outlive it, and vmap refuses random numbers."""
-    moving, features = ops.MovingBasis(interval=1), _normal(3, 40, 128, seed=1)
+    moving, features = ops.MovingSubspace(interval=1), _normal(3, 40, 128, seed=1)
     codebook = _normal(256, 20) @ _normal(20, 128, seed=2)
     expected = ops.codebook_lookup(features, codebook, backend="reference")
 
     def lookup(features_NC):
-        return ops.codebook_lookup(features_NC, codebook, basis=moving.of(codebook))
+        return ops.codebook_lookup(features_NC, codebook, subspace=moving.of(codebook))
 
     assert torch.equal(torch.func.vmap(lookup)(features), expected)
     torch.func.grad(lambda codes: (moving.of(codes), codes.sum())[1])(codebook)
     assert torch.equal(lookup(features), expected)
 
 
-def test_a_moving_basis_follows_its_codebook():
-    moving, codebook = ops.MovingBasis(interval=3), _normal(256, 6) @ _normal(6, 128, seed=1)
+def test_a_moving_subspace_follows_its_codebook():
+    moving, codebook = ops.MovingSubspace(interval=3), _normal(256, 6) @ _normal(6, 128, seed=1)
     first = moving.of(codebook)
     assert first.shape == (128, 16)
 
-    def held(basis):
+    def held(subspace):
         spread = codebook - codebook.mean(0)
-        return float((spread @ basis).norm() / spread.norm())
+        return float((spread @ subspace).norm() / spread.norm())
 
     codebook += _normal(256, 6, seed=2) @ _normal(6, 128, seed=3)
     second = moving.of(codebook)
@@ -365,5 +371,5 @@ def test_a_moving_basis_follows_its_codebook():
     assert moving.of(codebook.expand(2, 256, 128)).shape == (2, 128, 16)
     assert moving.of(_normal(1024, 512)) is None
     assert moving.of(codebook[:255]) is None and moving.of(codebook[:, :127]) is None
-    with pytest.raises(ValueError, match="interval: expected 1 or more lookups, got 0"):
-        ops.MovingBasis(0)
+    with pytest.raises(ValueError, match="interval: expected at least 1, got 0"):
+        ops.MovingSubspace(0)

@@ -1,8 +1,8 @@
-"""Each term of the bound of the reduced pass (csrc/kernels/codebook_lookup/reduced.h) on a problem that it decides:
-without it the nearest code is dropped, and the one behind it answered.
+"""Each term of the bound of low-dimensional pruning (csrc/kernels/codebook_lookup/reduced.h) on a problem that it
+decides: without it the nearest code is dropped, and the one behind it answered.
 
 Codes come with their negatives or balanced, so that their mean is 0 and rows and codes are rounded as they are written
-here. All rows of a problem are alike. K codes, C channels, D directions.
+here. All rows of a problem are alike. K codes, C channels, D dimensions.
 """
 
 import pytest
@@ -26,7 +26,7 @@ def _with_negatives(codes):
     return torch.cat([codes, -codes])
 
 
-def norm_of_the_basis(num_channels):
+def norm_of_the_subspace(num_channels):
     """Directions of norm exactly 1, all of the row in them, and its nearest code opposed to it: were the norm taken for
     2 % less, its score would seem 4 % of 0.125 lower."""
     codes = torch.zeros(5, num_channels)
@@ -51,8 +51,8 @@ def chain_of_additions(num_channels):
 
 
 def error_of_a_float32_distance(num_channels):
-    """A guess whose squares are just below half of the last place of their sums: its float32 distance is too small by
-    2e-5 of it, more than what tells its true one from that of a code without some of these squares."""
+    """A warm start whose squares are just below half of the last place of their sums: its float32 distance is too small
+    by 2e-5 of it, more than what tells its true one from that of a code without some of these squares."""
     small = (0.98 * 2.0**-24) ** 0.5
     codes = torch.randn(4, num_channels, generator=torch.Generator().manual_seed(0)).sign()
     codes[:, 64:] *= small
@@ -96,8 +96,8 @@ def rounding_of_the_codes(num_channels):
 @pytest.mark.parametrize(
     ("problem", "num_channels"),
     [
-        (norm_of_the_basis, 40),
-        (norm_of_the_basis, 600),
+        (norm_of_the_subspace, 40),
+        (norm_of_the_subspace, 600),
         (chain_of_additions, 2033),
         (error_of_a_float32_distance, 20_000),
         (error_of_int8, 600),
@@ -106,19 +106,19 @@ def rounding_of_the_codes(num_channels):
     ],
 )
 def test_the_nearest_code_is_not_dropped(problem, num_channels, at_every_level):
-    row, codebook, basis, guess = problem(num_channels)
+    row, codebook, subspace, warm_start = problem(num_channels)
     distance_K = (row.double() - codebook.double()).square().sum(1)
     nearest = int((distance_K == distance_K.min()).nonzero()[0])
     behind = distance_K[distance_K > distance_K[nearest]].min()
     assert behind - distance_K[nearest] < 0.1 * distance_K[nearest].clamp(min=0.1), "too far for the term to matter"
     features = row.expand(NUM_ROWS, -1)
-    guesses = None if guess is None else torch.full((NUM_ROWS,), guess)
+    warm_starts = None if warm_start is None else torch.full((NUM_ROWS,), warm_start)
 
     def found(backend):
-        prepared = ops.prepare_codebook(codebook, basis=basis, backend=backend)
-        options = {"guess": guesses, "backend": backend}
+        prepared = ops.prepare_codebook(codebook, subspace=subspace, backend=backend)
+        options = {"warm_start": warm_starts, "backend": backend}
         return [
-            ops.codebook_lookup(features, codebook, basis=basis, **options),
+            ops.codebook_lookup(features, codebook, subspace=subspace, **options),
             ops.codebook_lookup(features, prepared, **options),
         ]
 

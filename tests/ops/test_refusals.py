@@ -9,10 +9,10 @@ import torch
 
 from soho_fast import ops
 from soho_fast.ops import (
-    codebook_basis,
     codebook_ema_,
     codebook_lookup,
     codebook_stats,
+    codebook_subspace,
     group_mask,
     prepare_codebook,
     residual_lookup,
@@ -49,16 +49,20 @@ LOOKUP = [  # (call, exception, what the message names: the argument first)
     (lambda: codebook_lookup(ones(2, 2), whole(2, 2)), TypeError, ("codebook", FLOATS, "int64")),
     (lambda: codebook_lookup(ones(2), ones(2, 2)), ValueError, ("features", "at least 2 dimensions", "(2,)")),
     (lambda: codebook_lookup(ones(2, 2), ones(2)), ValueError, ("codebook", "(K, C)", "(2,)")),
-    (lambda: codebook_lookup(ones(2, 2), ones(0, 2)), ValueError, ("codebook", "at least one code", "(0, 2)")),
+    (lambda: codebook_lookup(ones(2, 2), ones(0, 2)), ValueError, ("codebook", "with a code", "(0, 2)")),
     (lambda: codebook_lookup(ones(2, 3), ones(2, 2)), ValueError, ("codebook", "3 channels", "(2, 2)")),
     (lambda: codebook_lookup(ones(2, 5, 3), ones(3, 2, 3)), ValueError, ("codebook", "batch shape", "(2,)", "(3,)")),
     (lambda: codebook_lookup(ones(2, 3).to("meta"), ones(2, 3)), ValueError, ("codebook", "device meta", "got cpu")),
-    (lambda: codebook_lookup(ones(5, 8), ones(4, 8), guess=whole(5).int()), TypeError, ("guess", "int64", "int32")),
-    (lambda: codebook_lookup(ones(5, 8), ones(4, 8), guess=whole(4)), ValueError, ("guess", "(5,)", "(4,)")),
     (
-        lambda: codebook_lookup(ones(5, 8), prepare_codebook(ones(4, 8)), basis=ones(8, 2)),
+        lambda: codebook_lookup(ones(5, 8), ones(4, 8), warm_start=whole(5).int()),
+        TypeError,
+        ("warm_start", "int64", "int32"),
+    ),
+    (lambda: codebook_lookup(ones(5, 8), ones(4, 8), warm_start=whole(4)), ValueError, ("warm_start", "(5,)", "(4,)")),
+    (
+        lambda: codebook_lookup(ones(5, 8), prepare_codebook(ones(4, 8)), subspace=ones(8, 2)),
         ValueError,
-        ("basis", "None", "a prepared codebook has its own"),
+        ("subspace", "None", "a prepared codebook has its own"),
     ),
     (
         lambda: codebook_lookup(ones(2, 3), prepare_codebook(ones(2, 4))),
@@ -83,33 +87,33 @@ PREPARE = [
     (lambda: prepare_codebook(ones(3)), ValueError, ("codebook", "(K, C)", "(3,)")),
     (lambda: prepare_codebook(ones(0, 3)), ValueError, ("codebook", "with a code", "(0, 3)")),
     (lambda: prepare_codebook(ones(2, 3).double()), TypeError, ("codebook", FLOATS, "float64")),
-    (lambda: codebook_basis(ones(4, 8), directions=0), ValueError, ("directions", "1 to 8", "got 0")),
-    (lambda: codebook_basis(ones(4, 8), directions=9), ValueError, ("directions", "1 to 8", "got 9")),
-    (lambda: codebook_basis(ones(4, 8), directions=True), ValueError, ("directions", "1 to 8", "got True")),
+    (lambda: codebook_subspace(ones(4, 8), dimensions=0), ValueError, ("dimensions", "1 to 8", "got 0")),
+    (lambda: codebook_subspace(ones(4, 8), dimensions=9), ValueError, ("dimensions", "1 to 8", "got 9")),
+    (lambda: codebook_subspace(ones(4, 8), dimensions=True), TypeError, ("dimensions", "an int", "got bool")),
     (
-        lambda: codebook_basis(ones(4, 8), directions=3, start=ones(8, 2)),
+        lambda: codebook_subspace(ones(4, 8), dimensions=3, start=ones(8, 2)),
         ValueError,
-        ("directions", "2 as start", "got 3"),
+        ("dimensions", "2 as start", "got 3"),
     ),
-    (lambda: ops.MovingBasis(0), ValueError, ("interval", "1 or more", "got 0")),
+    (lambda: ops.MovingSubspace(0), ValueError, ("interval", "at least 1", "got 0")),
 ]
 
-TAKE_A_BASIS = (
-    lambda basis: codebook_lookup(ones(5, 8), ones(4, 8), basis=basis),
-    lambda basis: prepare_codebook(ones(4, 8), basis=basis),
-    lambda basis: codebook_basis(ones(4, 8), start=basis),
+TAKE_A_SUBSPACE = (
+    lambda subspace: codebook_lookup(ones(5, 8), ones(4, 8), subspace=subspace),
+    lambda subspace: prepare_codebook(ones(4, 8), subspace=subspace),
+    lambda subspace: codebook_subspace(ones(4, 8), start=subspace),
 )
-BASES = [
-    (ones(8, 2).double(), TypeError, ("basis", "float32 tensor", "float64")),
-    ([1.0], TypeError, ("basis", "float32 tensor", "list")),
-    (ones(7, 2), ValueError, ("basis", "C = 8", "(7, 2)")),
-    (ones(8, 0), ValueError, ("basis", "C = 8", "(8, 0)")),
-    (ones(8, 129), ValueError, ("basis", "C = 8", "(8, 129)")),
-    (ones(3, 8, 2), ValueError, ("basis", "C = 8", "(3, 8, 2)")),
+SUBSPACES = [
+    (ones(8, 2).double(), TypeError, ("subspace", "float32", "float64")),
+    ([1.0], TypeError, ("subspace", "torch.Tensor", "list")),
+    (ones(7, 2), ValueError, ("subspace", "C = 8", "(7, 2)")),
+    (ones(8, 0), ValueError, ("subspace", "C = 8", "(8, 0)")),
+    (ones(8, 129), ValueError, ("subspace", "C = 8", "(8, 129)")),
+    (ones(3, 8, 2), ValueError, ("subspace", "C = 8", "(3, 8, 2)")),
 ]
-BASIS = [
-    (functools.partial(call, basis), error, named)
-    for (basis, error, named), call in itertools.product(BASES, TAKE_A_BASIS)
+SUBSPACE = [
+    (functools.partial(call, subspace), error, named)
+    for (subspace, error, named), call in itertools.product(SUBSPACES, TAKE_A_SUBSPACE)
 ]
 
 
@@ -147,10 +151,10 @@ METRIC = [
 TOPK = [
     (lambda topk=topk, codes=codes: codebook_lookup(ones(2, 3), codes(ones(4, 3)), topk=topk), error, ("topk", *named))
     for topk, error, named in (
-        (1, ValueError, ("2 to 16 or None", "got 1")),
-        (17, ValueError, ("2 to 16 or None", "got 17")),
-        (2.0, TypeError, ("an int or None", "got float")),
-        (True, TypeError, ("an int or None", "got bool")),
+        (1, ValueError, ("2 to 16", "got 1")),
+        (17, ValueError, ("2 to 16", "got 17")),
+        (2.0, TypeError, ("an int", "got float")),
+        (True, TypeError, ("an int", "got bool")),
         (5, ValueError, ("number of codes 4", "got 5")),
     )
     for codes in (torch.clone, prepare_codebook)
@@ -170,7 +174,7 @@ RESIDUAL = [
     (lambda: residual_lookup(SINGLE, SINGLE[None], num_levels=2), ValueError, ("num_levels", "expected 1", "got 2")),
     (lambda: residual_lookup(SINGLE, SINGLE, num_levels=0), ValueError, ("num_levels", "at least 1", "got 0")),
     (lambda: residual_lookup(SINGLE, ones(0, 4, 3)), ValueError, ("num_levels", "at least 1", "got 0")),
-    (lambda: residual_lookup(SINGLE, SINGLE, num_levels=2.0), TypeError, ("num_levels", "an int or None", "got float")),
+    (lambda: residual_lookup(SINGLE, SINGLE, num_levels=2.0), TypeError, ("num_levels", "an int", "got float")),
     (lambda: residual_lookup(SINGLE.to("meta"), SINGLE[None]), ValueError, ("codebooks", "device meta", "got cpu")),
     (
         lambda: residual_lookup(SINGLE, prepare_codebook(SINGLE[None], metric="dot")),
@@ -275,7 +279,7 @@ BACKEND = [
     ),
 ]
 
-REFUSALS = [*LOOKUP, *PREPARE, *BASIS, *METRIC, *TOPK, *RESIDUAL, *STATS, *MASK, *BACKEND]
+REFUSALS = [*LOOKUP, *PREPARE, *SUBSPACE, *METRIC, *TOPK, *RESIDUAL, *STATS, *MASK, *BACKEND]
 
 
 @pytest.mark.parametrize(("call", "error", "named"), REFUSALS, ids=[" ".join(named) for _, _, named in REFUSALS])

@@ -31,12 +31,12 @@ def _loop(features, codebooks, num_levels):
 
 
 def _in_each_form(features, codebooks, num_levels, backend):
-    """What is found in the codebooks as they are, prepared with directions and without, and with some that say little;
+    """What is found in the codebooks as they are, prepared with a subspace and without, and with one that says little;
     the same without the residual."""
-    prepared = [ops.prepare_codebook(codebooks, basis=basis, backend=backend) for basis in (False, None)]
+    prepared = [ops.prepare_codebook(codebooks, subspace=subspace, backend=backend) for subspace in (False, None)]
     if codebooks.shape[-1] > 1:
-        basis = _random(*codebooks.shape[:-2], codebooks.shape[-1], 2, seed=9)
-        prepared.append(ops.prepare_codebook(codebooks, basis=basis, backend=backend))
+        subspace = _random(*codebooks.shape[:-2], codebooks.shape[-1], 2, seed=9)
+        prepared.append(ops.prepare_codebook(codebooks, subspace=subspace, backend=backend))
     results = []
     for books in (codebooks, *prepared):
         options = {"num_levels": num_levels, "backend": backend}

@@ -20,7 +20,7 @@ def _index(*shape, below, seed=0):
     return torch.randint(-1, below, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _lookup(num_rows, num_codes, num_channels, prepare=False, basis=None, **options):
+def _lookup(num_rows, num_codes, num_channels, prepare=False, subspace=None, **options):
     """A lookup among codes of which each comes twice, of rows near some of them."""
     codebook = _random(num_codes, num_channels, seed=1)
     codebook[num_codes // 2 :] = codebook[: num_codes - num_codes // 2]
@@ -30,19 +30,21 @@ def _lookup(num_rows, num_codes, num_channels, prepare=False, basis=None, **opti
     def lookup(backend):
         if prepare:
             metric = options.get("metric", "euclidean")
-            codes = ops.prepare_codebook(codebook, metric=metric, basis=basis, backend=backend)
+            codes = ops.prepare_codebook(codebook, metric=metric, subspace=subspace, backend=backend)
             return ops.codebook_lookup(features, codes, return_distance=True, backend=backend, **options)
-        return ops.codebook_lookup(features, codebook, return_distance=True, basis=basis, backend=backend, **options)
+        return ops.codebook_lookup(
+            features, codebook, return_distance=True, subspace=subspace, backend=backend, **options
+        )
 
     return lookup
 
 
-def _of_few_directions(backend):
-    """The reduced pass decides all rows."""
-    directions = torch.linalg.qr(_random(170, 6, seed=1)).Q
-    codebook = 5 * _random(300, 6, seed=2) @ directions.T + 0.02 * _random(300, 170, seed=3)
+def _of_few_dimensions(backend):
+    """Low-dimensional pruning decides all rows."""
+    subspace = torch.linalg.qr(_random(170, 6, seed=1)).Q
+    codebook = 5 * _random(300, 6, seed=2) @ subspace.T + 0.02 * _random(300, 170, seed=3)
     features = codebook[torch.arange(400) % 300] + 0.02 * _random(400, 170, seed=4)
-    return ops.codebook_lookup(features, codebook, basis=directions, backend=backend)
+    return ops.codebook_lookup(features, codebook, subspace=subspace, backend=backend)
 
 
 def _residual(backend):
@@ -103,7 +105,7 @@ PROBLEMS = {
     "15 rows, many codes": _lookup(15, 4096, 72, prepare=True),
     "60 rows, many codes": _lookup(60, 4096, 72, prepare=True, metric="dot"),
     "few rows that an int8 pass leaves": _lookup(20, 2000, 600, prepare=True),
-    "the reduced pass": _of_few_directions,
+    "low-dimensional pruning": _of_few_dimensions,
     "residual lookup": _residual,
     "straight through": _straight_through,
     "update of few codes": _update(50_000, 3, 37),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from soho_fast.ops import codebook_basis, codebook_lookup, prepare_codebook, triton_backend
+from soho_fast.ops import codebook_lookup, codebook_subspace, prepare_codebook, triton_backend
 
 pytestmark = pytest.mark.skipif(not triton_backend.INTERPRETING, reason="Triton is not interpreted here")
 
@@ -109,12 +109,15 @@ def test_triton_leaves_the_work_to_float64_where_nothing_can_be_screened(monkeyp
     assert _open_rows(monkeypatch, features, codebook) == 10
 
 
-def test_triton_takes_hints_and_does_without_them():
+def test_triton_takes_subspace_and_warm_start_and_does_without_them():
     features, codebook = _random(30, 40, 64)
-    basis, expected = codebook_basis(codebook, directions=16), codebook_lookup(features, codebook, backend="reference")
-    index = codebook_lookup(features, codebook, basis=basis, guess=(expected + 1) % 40, backend="triton")
+    subspace, expected = (
+        codebook_subspace(codebook, dimensions=16),
+        codebook_lookup(features, codebook, backend="reference"),
+    )
+    index = codebook_lookup(features, codebook, subspace=subspace, warm_start=(expected + 1) % 40, backend="triton")
     assert torch.equal(index, expected)
-    prepared = prepare_codebook(codebook, basis=basis, backend="triton")
+    prepared = prepare_codebook(codebook, subspace=subspace, backend="triton")
     assert torch.equal(codebook_lookup(features, prepared, backend="triton"), expected)
 
 

@@ -87,17 +87,21 @@ def test_lookup_in_several_codebooks(in_dims, backend):
         )  # fmt: skip
 
 
-def test_lookup_with_hints(backend):
-    """Directions and guesses, mapped over or not, in one codebook and in one for each."""
+def test_lookup_with_subspace_and_warm_start(backend):
+    """Subspace and warm start, mapped over or not, in one codebook and in one for each."""
     features = _normal(V, 40, 128)
     for shape, of_codebook in (((300, 128), None), ((V, 300, 128), 0)):
         codebook = _normal(*shape, seed=1)
         one = codebook if of_codebook is None else codebook[0]
-        for basis, of_basis in ((ops.codebook_basis(one, directions=16), None), (_normal(V, 128, 16, seed=2), 0)):
-            for guess in (_whole(-1, 300, V, 40), _whole(-1, 300, 40)):
+        for subspace, of_subspace in (
+            (ops.codebook_subspace(one, dimensions=16), None),
+            (_normal(V, 128, 16, seed=2), 0),
+        ):
+            for warm_start in (_whole(-1, 300, V, 40), _whole(-1, 300, 40)):
                 _check(
-                    lambda x, d, b, g: ops.codebook_lookup(x, d, basis=b, guess=g, backend=backend),
-                    (0, of_codebook, of_basis, 0 if guess.dim() == 2 else None), features, codebook, basis, guess,
+                    lambda x, d, b, g: ops.codebook_lookup(x, d, subspace=b, warm_start=g, backend=backend),
+                    (0, of_codebook, of_subspace, 0 if warm_start.dim() == 2 else None),
+                    features, codebook, subspace, warm_start,
                 )  # fmt: skip
 
 
@@ -129,7 +133,7 @@ def test_codebooks_prepared_within_a_map(backend):
     features, codebook = _normal(V, N, C), _normal(V, K, C, seed=1)
 
     def lookup(x, d):
-        return ops.codebook_lookup(x, ops.prepare_codebook(d, basis=False, backend=backend), backend=backend)
+        return ops.codebook_lookup(x, ops.prepare_codebook(d, subspace=False, backend=backend), backend=backend)
 
     _check(lookup, (0, 0), features, codebook)
     _check(lookup, (None, 0), features[0], codebook)

@@ -4,14 +4,13 @@ B images, L tokens per image, C channels.
 """
 
 import torch
-from torch import Tensor, nn
-from transformers import initialization as init
+from torch import Tensor
 
-from ..distributed import all_reduce_with_grad, world_size
-from ..normalization import Float32Buffers, finite_rows, is_recomputing
+from ..distributed import all_reduce_with_grad
+from ..normalization import RunningStatistics, finite_rows, is_recomputing
 
 
-class AllTokenBatchNorm(Float32Buffers):
+class AllTokenBatchNorm(RunningStatistics):
     """BatchNorm over every token, padding too, by the statistics of the batch in training.
 
     The released code repeats an image for each of its texts before its neck. Mean and biased variance of equally many
@@ -21,30 +20,8 @@ class AllTokenBatchNorm(Float32Buffers):
 
     The paper has no BatchNorm before its dictionary; ours for it is `normalization.py: TokenBatchNorm`.
 
-    Buffers:
-        running_mean, running_var (C,), float32; num_batches_tracked (). They move in every training forward.
+    Running statistics move in every training forward.
     """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
-        self.weight = nn.Parameter(torch.ones(num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_channels))
-        self.register_buffer("running_mean", torch.zeros(num_channels, dtype=torch.float32))
-        self.register_buffer("running_var", torch.ones(num_channels, dtype=torch.float32))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
-
-    def reset(self) -> None:
-        """The initial values."""
-        # transformers' functions leave alone what a checkpoint has filled.
-        for ones in (self.weight, self.running_var):
-            init.ones_(ones)
-        for zeros in (self.bias, self.running_mean, self.num_batches_tracked):
-            init.zeros_(zeros)
 
     def forward(self, feat_BLC: Tensor, valid_BL: Tensor | None = None, num_texts_B: Tensor | None = None) -> Tensor:
         """
@@ -64,10 +41,10 @@ class AllTokenBatchNorm(Float32Buffers):
         if num_texts_B is not None:
             weight_BL1 = weight_BL1 * num_texts_B.to(weight_BL1).view(-1, 1, 1)
         seen_BLC = torch.where(finite_BL1, x_BLC, 0.0)
-        total = _over_ranks(torch.cat([(seen_BLC * weight_BL1).sum((0, 1)), weight_BL1.sum().reshape(1)]))
+        total = all_reduce_with_grad(torch.cat([(seen_BLC * weight_BL1).sum((0, 1)), weight_BL1.sum().reshape(1)]))
         count = total[-1].detach()
         mean_C = total[:-1] / count.clamp(min=1.0)
-        var_C = _over_ranks(((seen_BLC - mean_C).square() * weight_BL1).sum((0, 1))) / count.clamp(min=1.0)
+        var_C = all_reduce_with_grad(((seen_BLC - mean_C).square() * weight_BL1).sum((0, 1))) / count.clamp(min=1.0)
         if not is_recomputing():
             self._move(mean_C.detach(), var_C.detach(), count)
         return self._scaled(x_BLC, mean_C, var_C).to(feat_BLC.dtype)
@@ -82,7 +59,3 @@ class AllTokenBatchNorm(Float32Buffers):
         self.running_mean.lerp_(mean_C, momentum)
         self.running_var.lerp_(var_C * (count / (count - 1.0).clamp(min=1.0)), momentum)
         self.num_batches_tracked.add_(1)
-
-
-def _over_ranks(sums: Tensor) -> Tensor:
-    return all_reduce_with_grad(sums) if world_size() > 1 else sums

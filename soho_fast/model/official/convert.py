@@ -79,7 +79,7 @@ class Conversion:
         dropped: Reasons by the authors' names.
         missing: The authors' names that the checkpoint does without, as their own loader allows.
         made: Names of this package that have no counterpart there.
-        num_dead_codes: Codes that are the zero vector; None without a dictionary.
+        num_zero_codes: Codes that are the zero vector; None without a dictionary.
     """
 
     checkpoint: Checkpoint
@@ -88,7 +88,7 @@ class Conversion:
     dropped: dict[str, str]
     missing: list[str]
     made: list[str]
-    num_dead_codes: int | None
+    num_zero_codes: int | None
 
     def report(self) -> list[str]:
         """What became of every tensor, line by line."""
@@ -111,9 +111,9 @@ class Conversion:
             lines.append(f"  {len(self.made):3} made here  {', '.join(self.made)}")
         if self.checkpoint.not_used:
             lines.append(f"not used: {', '.join(self.checkpoint.not_used)}")
-        if self.num_dead_codes is not None:
+        if self.num_zero_codes is not None:
             num_codes = self.model.config.num_codes
-            lines.append(f"{self.num_dead_codes:,} of {num_codes:,} codes are dead: the zero vector")
+            lines.append(f"{self.num_zero_codes:,} of {num_codes:,} codes are unused: the zero vector")
         return lines
 
     def warnings(self) -> list[str]:
@@ -252,7 +252,7 @@ def convert(checkpoint: Checkpoint, *, answers: Sequence[str] | None = None, **o
         dropped=renamed.dropped,
         missing=missing,
         made=[name for name in state if name not in renamed.source],
-        num_dead_codes=None if codes_KC is None else int((codes_KC == 0).all(1).sum()),
+        num_zero_codes=None if codes_KC is None else int((codes_KC == 0).all(1).sum()),
     )
 
 

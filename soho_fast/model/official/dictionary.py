@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from transformers import initialization as init
 
-from soho_fast import ops
-
 from ..config import SohoConfig
 from ..visual_dictionary import VisualDictionary
 
@@ -19,10 +17,10 @@ class OfficialDictionary(VisualDictionary):
     In the paper one codebook is read, and moved afterwards. Here every training forward moves it, within a step of
     gradient accumulation and in one that the optimiser leaves out too, and an image's tokens count once for each of its
     texts, padding included (`SohoModel` gives it all tokens). With `ema_variant="vqvae"` the running counts and sums
-    start empty, so that a code without members in the first update becomes the zero vector.
+    start empty, so that a code without assigned features in the first update becomes the zero vector.
 
     Buffers:
-        As in `VisualDictionary`; total (K,): members of all updates, which nothing reads.
+        As in `VisualDictionary`; total (K,): assigned features of all updates, which nothing reads.
     """
 
     moves_in_forward = True
@@ -39,32 +37,14 @@ class OfficialDictionary(VisualDictionary):
             if hasattr(self, name):
                 init.zeros_(getattr(self, name))
 
-    def forward(
-        self,
-        feat_BLC: Tensor,
-        valid_BL: Tensor,
-        sample_key_B: Tensor | None = None,
-        num_texts_B: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """As `VisualDictionary.forward`.
-
-        Args:
-            feat_BLC, valid_BL, sample_key_B: as there.
-            num_texts_B: how often each image counts; `None`: once.
-        """
-        embed_BLC, index_BL = super().forward(feat_BLC, valid_BL, sample_key_B, num_texts_B)
-        if self.training:
-            embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL.clamp(min=0))
-        return embed_BLC, index_BL
-
-    def members_of(
+    def assigned_to_codes(
         self, feat_BLC: Tensor, index_BL: Tensor, usable_BL: Tensor, num_texts_B: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if num_texts_B is None:
-            return super().members_of(feat_BLC, index_BL, usable_BL, None)
+            return super().assigned_to_codes(feat_BLC, index_BL, usable_BL, None)
         num_texts_B1 = num_texts_B.float().unsqueeze(1)
         weighted_BLC = feat_BLC.float() * num_texts_B1.unsqueeze(2)
-        counts_K, sums_KC = super().members_of(weighted_BLC, index_BL, usable_BL, None)
+        counts_K, sums_KC = super().assigned_to_codes(weighted_BLC, index_BL, usable_BL, None)
         counts_K = torch.zeros_like(counts_K).index_add_(0, index_BL.flatten(), (usable_BL * num_texts_B1).flatten())
         return counts_K, sums_KC
 

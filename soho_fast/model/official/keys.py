@@ -24,7 +24,7 @@ PREFIXES = {
     "head.match_class.": "itm_head.classifier.",
     "head.vqa.": "head.",
 }
-# `cluster_sum` is two things: there a total that nothing reads, here the running sums of members.
+# `cluster_sum` is two things: there a total that nothing reads, here the running sums of assigned features.
 NAMES = {
     "neck.vq.embed": "soho.visual_dictionary.codebook",
     "neck.vq.cluster_size": "soho.visual_dictionary.cluster_size",
@@ -49,13 +49,11 @@ class Renamed:
         state: ours, by name.
         source: the released code's name of each.
         dropped: names that have no tensor here, and why.
-        unknown: names that the released code does not have.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
 
 
 def our_name(name: str) -> str | None:
@@ -80,7 +78,7 @@ def official_name(ours: str) -> str | None:
 
 
 def rename(official: Mapping[str, Tensor]) -> Renamed:
-    """The released code's state dict under our names, in our shapes. Values are not looked at.
+    """The released code's state dict under our names, in our shapes. Values are not looked at, nor other names.
 
     Of `soho.visual_dictionary` only what `dictionary_counters` makes is missing then.
     """
@@ -89,9 +87,7 @@ def rename(official: Mapping[str, Tensor]) -> Renamed:
         ours = our_name(name)
         if name in DROPPED:
             renamed.dropped[name] = DROPPED[name]
-        elif ours is None:
-            renamed.unknown.append(name)
-        else:
+        elif ours is not None:
             renamed.state[ours] = _reshaped(name, tensor)
             renamed.source[ours] = name
     return renamed
@@ -105,10 +101,10 @@ def _reshaped(name: str, tensor: Tensor) -> Tensor:
 
 
 def dictionary_counters(cluster_size_K: Tensor, usage_decay: float) -> dict[str, Tensor]:
-    """What our dictionary counts and the released code does not, from its running members.
+    """What our dictionary counts and the released code does not, from its running counts.
 
     Args:
-        cluster_size_K: running members of each code; all zero: nothing was learnt.
+        cluster_size_K: running count of the features assigned to each code; all zero: nothing was learnt.
         usage_decay: as in `SohoConfig`.
 
     Returns:

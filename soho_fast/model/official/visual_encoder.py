@@ -1,6 +1,7 @@
 """The released code's visual encoder: image -> CNN -> max-pool -> 1x1 convolution, and the mask it gives its tokens.
 
-B images, 3 colours, H x W pixels, h x w cells of the CNN, R x S cells of the token grid, C channels, L = R*S tokens.
+B images, 3 colours, H x W pixels, h x w positions of the CNN's features, R x S of the token grid, C channels,
+L = R*S tokens.
 """
 
 from functools import partial
@@ -45,10 +46,10 @@ class OfficialVisualEncoder(VisualEncoder):
             pixel_mask_BHW: 1 at real pixels, 0 at padding; `None`: no padding.
 
         Returns:
-            feat (B, L, C) of all cells, and the mask bool (B, R, S), R = floor(ceil(H/32) / pool).
+            feat (B, L, C) of all positions, and the mask bool (B, R, S), R = floor(ceil(H/32) / pool).
 
         Raises:
-            ValueError: an image is smaller than a cell, or the mask's shape is another.
+            ValueError: an image is smaller than a token, or the mask's shape is another.
         """
         check_pixels(pixel_values_B3HW, pixel_mask_BHW)
         B, _, H, W = pixel_values_B3HW.shape
@@ -61,7 +62,7 @@ class OfficialVisualEncoder(VisualEncoder):
         x_BChw, _ = self.backbone_output(F.pad(pixel_values_B3HW, (0, -W % _STRIDE, 0, -H % _STRIDE)))
         if min(x_BChw.shape[-2:]) < self.pool:
             least = _STRIDE * (self.pool - 1) + 1
-            raise ValueError(f"pixel_values: expected at least {least} x {least} pixels for one cell, got {H} x {W}")
+            raise ValueError(f"pixel_values: expected at least {least} x {least} pixels for one token, got {H} x {W}")
         side = _STRIDE * x_BChw.shape[-2]
         with torch.autocast(x_BChw.device.type, enabled=False):
             pooled_BCRS = F.max_pool2d(x_BChw, self.pool) if self.pool > 1 else x_BChw
@@ -130,12 +131,12 @@ def released_mask(height_B: Tensor, width_B: Tensor, side: int, rows: int, colum
     Returns:
         Bool (B, rows, columns).
     """
-    row_R, column_S = (_nearest(side, cells, height_B.device) for cells in (rows, columns))
+    row_R, column_S = (_nearest(side, count, height_B.device) for count in (rows, columns))
     return (row_R < height_B.unsqueeze(1)).unsqueeze(2) & (column_S < width_B.unsqueeze(1)).unsqueeze(1)
 
 
-def _nearest(side: int, cells: int, device: torch.device) -> Tensor:
-    """The pixel of `side` that each of `cells` is taken from; in float32 torch's scale picks another one at times than
+def _nearest(side: int, count: int, device: torch.device) -> Tensor:
+    """The pixel of `side` that each of `count` is taken from; in float32 torch's scale picks another one at times than
     the formula in integers would."""
     place = torch.arange(side, dtype=torch.float32, device=device)
-    return F.interpolate(place.view(1, 1, -1), size=cells, mode="nearest").view(-1)
+    return F.interpolate(place.view(1, 1, -1), size=count, mode="nearest").view(-1)

@@ -3,7 +3,7 @@
 Letters: N features, K codes, C channels.
 """
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -11,22 +11,18 @@ from torch import Tensor
 from soho_fast.ops import checks
 from soho_fast.ops.backends import backend_for, define_op, op_for
 from soho_fast.ops.codebook_lookup import reference
-from soho_fast.ops.codebook_lookup.basis import check_basis
 from soho_fast.ops.codebook_lookup.prepared import PreparedCodebook, check_metric, lacking_metric
 from soho_fast.ops.codebook_lookup.reference import Metric
+from soho_fast.ops.codebook_lookup.subspace import check_subspace
 from soho_fast.ops.forward_mode import PassOn, has_gradient, has_tangent, in_transform, without_gradient
 from soho_fast.ops.mapping import in_front, padded_dims, slices_of
 
 
 def _check_pair(features: Tensor, codebook: Tensor) -> None:
-    checks.check_float("features", features)
-    checks.check_float("codebook", codebook)
+    checks.check_type("features", features)
+    checks.check_codebook(codebook)
     if features.dim() < 2:
         raise ValueError(f"features: expected at least 2 dimensions (..., N, C), got shape {tuple(features.shape)}")
-    if codebook.dim() < 2:
-        raise ValueError(f"codebook: expected (K, C) or (..., K, C), got shape {tuple(codebook.shape)}")
-    if codebook.shape[-2] < 1:
-        raise ValueError(f"codebook: expected at least one code, got shape {tuple(codebook.shape)}")
     if codebook.shape[-1] != features.shape[-1]:
         raise ValueError(
             f"codebook: expected {features.shape[-1]} channels like features, got shape {tuple(codebook.shape)}"
@@ -39,41 +35,30 @@ def _check_pair(features: Tensor, codebook: Tensor) -> None:
     checks.check_same_device(features=features, codebook=codebook)
 
 
+class LookupOptions(TypedDict, total=False):
+    """The keywords of `codebook_lookup` that its result's type does not depend on."""
+
+    metric: Metric
+    topk: int | None
+    subspace: Tensor | None
+    warm_start: Tensor | None
+    backend: str | None
+
+
+Codebook = Tensor | PreparedCodebook
+
+
 @overload
 def codebook_lookup(
-    features: Tensor,
-    codebook: Tensor | PreparedCodebook,
-    *,
-    return_distance: Literal[False] = False,
-    metric: Metric = "euclidean",
-    topk: int | None = None,
-    basis: Tensor | None = None,
-    guess: Tensor | None = None,
-    backend: str | None = None,
+    features: Tensor, codebook: Codebook, *, return_distance: Literal[False] = False, **options: Unpack[LookupOptions]
 ) -> Tensor: ...
 @overload
 def codebook_lookup(
-    features: Tensor,
-    codebook: Tensor | PreparedCodebook,
-    *,
-    return_distance: Literal[True],
-    metric: Metric = "euclidean",
-    topk: int | None = None,
-    basis: Tensor | None = None,
-    guess: Tensor | None = None,
-    backend: str | None = None,
+    features: Tensor, codebook: Codebook, *, return_distance: Literal[True], **options: Unpack[LookupOptions]
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def codebook_lookup(
-    features: Tensor,
-    codebook: Tensor | PreparedCodebook,
-    *,
-    return_distance: bool,
-    metric: Metric = "euclidean",
-    topk: int | None = None,
-    basis: Tensor | None = None,
-    guess: Tensor | None = None,
-    backend: str | None = None,
+    features: Tensor, codebook: Codebook, *, return_distance: bool, **options: Unpack[LookupOptions]
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 def codebook_lookup(
     features: Tensor,
@@ -82,8 +67,8 @@ def codebook_lookup(
     return_distance: bool = False,
     metric: Metric = "euclidean",
     topk: int | None = None,
-    basis: Tensor | None = None,
-    guess: Tensor | None = None,
+    subspace: Tensor | None = None,
+    warm_start: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Index of the nearest code, `argmin_j |x_i - d_j|^2` evaluated in float64 on the inputs as given (eq. 2).
@@ -105,11 +90,11 @@ def codebook_lookup(
             `cuda` have "euclidean" alone.
         topk: 2 to 16: as many codes for each feature instead of one, the nearest first, exact ties in ascending order;
             codes with NaN or Inf come last, and so do all for such a row. `triton` and `cuda` have none.
-        basis: directions in which the codes differ most, float32 (C, D) or (..., C, D) as `codebook_basis` makes them,
-            for features that lie where the codes do. A hint: any values are right, stale ones too. A prepared codebook
-            has its own.
-        guess: int64 (..., N), for each feature a code that may be the nearest: its code before the codebook moved, that
-            of its neighbour. A hint; a negative one, or one of K or more, is none.
+        subspace: the codes' principal subspace, float32 (C, D) or (..., C, D) as `codebook_subspace` gives it, for
+            low-dimensional pruning where features lie near the codes. The result is exact with any values, stale ones
+            too. A prepared codebook has its own.
+        warm_start: int64 (..., N), for each feature a code that may be the nearest: its code before the codebook moved,
+            or that of its neighbour. The result is exact with any; a negative one, or one of K or more, is none.
         backend: "reference", "cpu", "triton", "cuda"; None picks the best that supports the call.
 
     Returns:
@@ -121,65 +106,48 @@ def codebook_lookup(
         ValueError: shapes or devices that do not fit, an empty codebook, an unknown metric or another than that of the
             prepared codebook, topk beyond the number of codes, or a backend that cannot serve the call.
     """
-    if isinstance(codebook, PreparedCodebook) and not return_distance and topk is guess is basis is backend is None:
+    if (
+        isinstance(codebook, PreparedCodebook)
+        and not return_distance
+        and topk is warm_start is subspace is backend is None
+    ):
         index = codebook.nearest(features, metric)
         if index is not None:
             return index
     check_metric(metric)
-    _check_topk(topk)
-    if isinstance(codebook, PreparedCodebook):
-        if codebook.metric != metric:
-            raise ValueError(f"metric: expected {codebook.metric!r} as the codebook was prepared for, got {metric!r}")
-        if basis is not None:
-            raise ValueError("basis: expected None, a prepared codebook has its own (prepare_codebook's basis)")
-        hints = (codebook.basis, guess)
-        results = _lookup(features, codebook.codebook, return_distance, metric, topk, backend, codebook, *hints)
-        results = codebook.checked(results)
-    else:
-        results = _lookup(features, codebook, return_distance, metric, topk, backend, None, basis, guess)
-    return (results[0], results[1]) if return_distance else results[0]
-
-
-def _check_topk(topk: object) -> None:
-    if topk is None:
-        return
-    if isinstance(topk, bool) or not isinstance(topk, int):
-        raise TypeError(f"topk: expected an int or None, got {type(topk).__name__}")
-    if not 2 <= topk <= reference.MOST_NEAREST:
-        raise ValueError(f"topk: expected 2 to {reference.MOST_NEAREST} or None, got {topk}")
-
-
-def _lookup(
-    features: Tensor,
-    codebook: Tensor,
-    return_distance: bool,
-    metric: Metric,
-    topk: int | None,
-    backend: str | None,
-    prepared: PreparedCodebook | None,
-    basis: Tensor | None,
-    guess: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """(index,) or (index, distance)."""
-    _check_pair(features, codebook)
-    if topk is not None and topk > codebook.shape[-2]:
-        raise ValueError(f"topk: expected at most the number of codes {codebook.shape[-2]}, got {topk}")
-    if basis is not None:
-        check_basis(basis, codebook)
-        basis = basis.detach()
-    if guess is not None:
-        checks.check_index("guess", guess, features.shape[:-1], "(..., N)")
-        checks.check_same_device(features=features, guess=guess)
+    prepared = codebook if isinstance(codebook, PreparedCodebook) else None
+    codes = codebook.codebook if isinstance(codebook, PreparedCodebook) else codebook
+    if prepared is not None:
+        if prepared.metric != metric:
+            raise ValueError(f"metric: expected {prepared.metric!r} as the codebook was prepared for, got {metric!r}")
+        if subspace is not None:
+            raise ValueError("subspace: expected None, a prepared codebook has its own (prepare_codebook's subspace)")
+        subspace = prepared.subspace
+    _check_pair(features, codes)
+    if topk is not None:
+        checks.check_int("topk", topk, 2, reference.MOST_NEAREST)
+        if topk > codes.shape[-2]:
+            raise ValueError(f"topk: expected at most the number of codes {codes.shape[-2]}, got {topk}")
+    if subspace is not None:
+        check_subspace(subspace, codes)
+        subspace = subspace.detach()
+    if warm_start is not None:
+        checks.check_index("warm_start", warm_start, features.shape[:-1], "(..., N)")
+        checks.check_same_device(features=features, warm_start=warm_start)
     lacking = lacking_metric(metric) if topk is None else dict.fromkeys(("triton", "cuda"), "it has no topk")
     chosen = backend_for("codebook_lookup", backend, features.device.type, lacking)
     packed = None if prepared is None else prepared.packed_for(chosen)
     op = op_for("codebook_lookup", chosen, features.device)
-    options = (packed, basis, guess, reference.METRICS.index(metric), topk or 1)
-    if not return_distance or has_tangent(features, codebook):
-        index = without_gradient(op, features, codebook, False, False, *options)[1]
-        return (index, reference.chosen_value(features, codebook, index, metric)) if return_distance else (index,)
-    distance, index, _ = op(features, codebook, True, has_gradient(features, codebook), *options)
-    return index, distance
+    options = (packed, subspace, warm_start, reference.METRICS.index(metric), topk or 1)
+    results: tuple[Tensor, ...]
+    if return_distance and not has_tangent(features, codes):
+        distance, index, _ = op(features, codes, True, has_gradient(features, codes), *options)
+        results = index, distance
+    else:
+        index = without_gradient(op, features, codes, False, False, *options)[1]
+        results = (index, reference.chosen_value(features, codes, index, metric)) if return_distance else (index,)
+    results = results if prepared is None else prepared.checked(results)
+    return (results[0], results[1]) if return_distance else results[0]
 
 
 def straight_through(features: Tensor, codebook: Tensor, index: Tensor, *, backend: str | None = None) -> Tensor:
@@ -215,8 +183,8 @@ def _lookup_fake(
     return_distance: bool,
     return_codes: bool,
     packed: Tensor | None = None,
-    basis: Tensor | None = None,
-    guess: Tensor | None = None,
+    subspace: Tensor | None = None,
+    warm_start: Tensor | None = None,
     metric: int = 0,
     topk: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -291,11 +259,8 @@ def _lookup_backward(
     return grad_features, grad_codebook, None, None, None, None, None, None, None
 
 
-def _straight_through_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    """Nothing to save: the gradient of features is the incoming one."""
-
-
 def _straight_through_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    """The gradient of features is the incoming one."""
     return grad, None, None
 
 
@@ -308,25 +273,25 @@ def _lookup_vmap(
     return_distance: bool,
     return_codes: bool,
     packed: Tensor | None = None,
-    basis: Tensor | None = None,
-    guess: Tensor | None = None,
+    subspace: Tensor | None = None,
+    warm_start: Tensor | None = None,
     metric: int = 0,
     topk: int = 1,
 ) -> tuple:
-    of_features, of_codebook, _, _, of_packed, of_basis, of_guess, _, _ = padded_dims(in_dims, 9)
+    of_features, of_codebook, _, _, of_packed, of_subspace, of_warm_start, _, _ = padded_dims(in_dims, 9)
     rows = in_front(info.batch_size, features, of_features)
     slices = slices_of(info.batch_size, rows.shape[1:-1], codebook, of_codebook)
-    if guess is not None:
-        guess = slices.merge(in_front(info.batch_size, guess, of_guess))
-    # What was made of a codebook fits where it is mapped over as that is; a basis for all of them does as well.
+    if warm_start is not None:
+        warm_start = slices.merge(in_front(info.batch_size, warm_start, of_warm_start))
+    # What was made of a codebook fits where it is mapped over as that is; a subspace for all of them does as well.
     if packed is not None:
         packed = packed if of_packed is None else packed.movedim(of_packed, 0).flatten(0, 1)
         packed = packed if (of_packed is None) == (of_codebook is None) else None
-    if basis is not None:
-        alike = (of_basis is None) == (of_codebook is None) and basis.dim() == codebook.dim()
-        basis = basis if of_basis is None else basis.movedim(of_basis, 0)
-        basis = basis if alike or (of_basis is None and basis.dim() == 2) else None
-    options = (packed, basis, guess, metric, topk)
+    if subspace is not None:
+        alike = (of_subspace is None) == (of_codebook is None) and subspace.dim() == codebook.dim()
+        subspace = subspace if of_subspace is None else subspace.movedim(of_subspace, 0)
+        subspace = subspace if alike or (of_subspace is None and subspace.dim() == 2) else None
+    options = (packed, subspace, warm_start, metric, topk)
     results = op(slices.merge(rows), slices.codebook, return_distance, return_codes, *options)
     asked = (return_distance, True, return_codes)  # of the others there is an empty one
     split = (slices.split(result) if one else result for result, one in zip(results, asked, strict=True))
@@ -344,7 +309,7 @@ def _straight_through_vmap(
 define_op(
     "codebook_lookup",
     "(Tensor features, Tensor codebook, bool return_distance, bool return_codes, Tensor? packed=None,"
-    " Tensor? basis=None, Tensor? guess=None, int metric=0, int topk=1) -> (Tensor, Tensor, Tensor)",
+    " Tensor? subspace=None, Tensor? warm_start=None, int metric=0, int topk=1) -> (Tensor, Tensor, Tensor)",
     reference=reference.codebook_lookup,
     fake=_lookup_fake,
     vmap=_lookup_vmap,
@@ -358,5 +323,4 @@ define_op(
     fake=lambda features, codebook, index: features.new_empty(features.shape),
     vmap=_straight_through_vmap,
     backward=_straight_through_backward,
-    setup_context=_straight_through_setup,
 )

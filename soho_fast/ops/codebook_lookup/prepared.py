@@ -10,8 +10,8 @@ from torch import Tensor
 
 from soho_fast.ops import checks
 from soho_fast.ops.backends import LIBRARY, backend_for, define_op, op_for
-from soho_fast.ops.codebook_lookup.basis import check_basis, codebook_basis, paying_basis, pays
 from soho_fast.ops.codebook_lookup.reference import METRICS, Metric
+from soho_fast.ops.codebook_lookup.subspace import check_subspace, codebook_subspace, paying_subspace, pays
 from soho_fast.ops.forward_mode import in_transform, without_gradient
 from soho_fast.ops.mapping import padded_dims
 from soho_fast.ops.names import NAMESPACE
@@ -28,7 +28,7 @@ class PreparedCodebook:
         codebook: the snapshot, float32 (..., K, C), not to be written to: a lookup refuses it after that, in a compiled
             graph as well. Not noticed are writes past torch's version counter (`.data`, numpy), within the very graph
             that looks up, and in an exported program or a CUDA graph captured by hand, which keep what they hold.
-        basis: its directions for the reduced pass, float32 (..., C, D), or None.
+        subspace: its principal subspace for low-dimensional pruning, float32 (..., C, D), or None.
         shape: of the codebook.
         metric: of the lookups.
     """
@@ -38,37 +38,31 @@ class PreparedCodebook:
         codebook: Tensor,
         backend: str | None = None,
         metric: Metric = "euclidean",
-        basis: Tensor | bool | None = None,
-    ):
-        self._prepare(codebook, backend, metric, basis)
-
-    def _prepare(self, codebook: Tensor, backend: str | None, metric: Metric, basis: Tensor | bool | None) -> None:
+        subspace: Tensor | bool | None = None,
+    ) -> None:
         with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not count its versions
             self._codebook = codebook.detach().float().clone(memory_format=torch.contiguous_format)
         self._version = self._codebook._version
         self._asked = backend
         self._metric = metric
         self._backend = backend_for("pack_codebook", backend, codebook.device.type, lacking_metric(metric))
-        if basis is None and self._backend == "cpu" and metric == "euclidean" and pays(*codebook.shape[-2:]):
-            basis = paying_basis(self._codebook)
-        elif isinstance(basis, bool):
-            basis = codebook_basis(self._codebook) if basis else None
-        self.basis = None if basis is None else basis.detach().clone()
+        if subspace is None and self._backend == "cpu" and metric == "euclidean" and pays(*codebook.shape[-2:]):
+            subspace = paying_subspace(self._codebook)
+        elif isinstance(subspace, bool):
+            subspace = codebook_subspace(self._codebook) if subspace else None
+        self.subspace = None if subspace is None else subspace.detach().clone()
         op = op_for("pack_codebook", self._backend, codebook.device)
-        self._packed = op(self.codebook, self.basis, METRICS.index(metric))
+        self._packed = op(self.codebook, self.subspace, METRICS.index(metric))
         self._lookup_op = op_for("codebook_lookup", self._backend, codebook.device)
         best = backend_for("codebook_lookup", None, codebook.device.type, lacking_metric(metric))
         self._serves_at_once = self._backend == best == "cpu" and codebook.dim() == 2
 
-    def __getstate__(self) -> dict[str, object]:
-        _refuse_written(self.codebook, self._version)
-        basis = False if self.basis is None else self.basis
-        return {"codebook": self.codebook, "backend": self._asked, "metric": self._metric, "basis": basis}
-
-    def __setstate__(self, state: dict) -> None:
+    def __reduce__(self) -> tuple[type["PreparedCodebook"], tuple]:
         # The packed form is of this build and of the CPU level in use: it does not travel. Nor does the memory, which
         # a spawned process would share with the one that wrote it.
-        self._prepare(state["codebook"], state["backend"], state.get("metric", "euclidean"), state.get("basis"))
+        _refuse_written(self.codebook, self._version)
+        subspace = False if self.subspace is None else self.subspace
+        return PreparedCodebook, (self.codebook, self._asked, self._metric, subspace)
 
     @property
     def codebook(self) -> Tensor:
@@ -98,7 +92,7 @@ class PreparedCodebook:
         ):
             return None
         _refuse_written(self._codebook, self._version)
-        options = (self._packed, self.basis, None, METRICS.index(metric))
+        options = (self._packed, self.subspace, None, METRICS.index(metric))
         return without_gradient(self._lookup_op, features, self._codebook, False, False, *options)[1]
 
     def packed_for(self, backend: str) -> Tensor | None:
@@ -140,7 +134,7 @@ def prepare_codebook(
     codebook: Tensor,
     *,
     metric: Metric = "euclidean",
-    basis: Tensor | bool | None = None,
+    subspace: Tensor | bool | None = None,
     backend: str | None = None,
 ) -> PreparedCodebook:
     """Pack a codebook once, for many lookups in it: inference, k-means assignment over batches.
@@ -151,47 +145,45 @@ def prepare_codebook(
     Args:
         codebook: (K, C) or (..., K, C) float32, bfloat16 or float16.
         metric: "euclidean", "cosine" or "dot": that of the lookups to come.
-        basis: directions for the reduced pass of the lookup, as in `codebook_lookup`; True makes them
-            (`codebook_basis`), False leaves the pass out, None makes them on a CPU where they can pay.
+        subspace: for low-dimensional pruning, as in `codebook_lookup`; True finds it (`codebook_subspace`), False
+            leaves pruning out, None finds it on a CPU where it can pay.
         backend: as in `codebook_lookup`.
 
     Raises:
         TypeError: not a tensor of a supported type.
-        ValueError: a shape without codes, an unknown metric, a basis of another shape, or a backend that cannot serve
-            the call.
+        ValueError: a shape without codes, an unknown metric, a subspace of another shape, or a backend that cannot
+            serve the call.
     """
     check_metric(metric)
-    checks.check_float("codebook", codebook)
-    if codebook.dim() < 2 or codebook.shape[-2] < 1:
-        raise ValueError(f"codebook: expected (K, C) or (..., K, C) with a code, got shape {tuple(codebook.shape)}")
-    if basis is not None and not isinstance(basis, bool):
-        check_basis(basis, codebook)
-    return PreparedCodebook(codebook, backend, metric, basis)
+    checks.check_codebook(codebook)
+    if subspace is not None and not isinstance(subspace, bool):
+        check_subspace(subspace, codebook)
+    return PreparedCodebook(codebook, backend, metric, subspace)
 
 
-def _pack_fake(codebook: Tensor, basis: Tensor | None = None, metric: int = 0) -> Tensor:
+def _pack_fake(codebook: Tensor, subspace: Tensor | None = None, metric: int = 0) -> Tensor:
     size = torch.library.get_ctx().new_dynamic_size()  # known to the kernel's level alone
     return codebook.new_empty((codebook.shape[:-2].numel(), size), dtype=torch.uint8)
 
 
 def _pack_vmap(
-    op: Any, info: Any, in_dims: tuple, codebook: Tensor, basis: Tensor | None = None, metric: int = 0
+    op: Any, info: Any, in_dims: tuple, codebook: Tensor, subspace: Tensor | None = None, metric: int = 0
 ) -> tuple:
-    of_codebook, of_basis, _ = padded_dims(in_dims, 3)
-    if of_codebook is None:  # a basis is a hint, which may be left out
+    of_codebook, of_subspace, _ = padded_dims(in_dims, 3)
+    if of_codebook is None:  # a subspace may be left out
         return op(codebook, None, metric), None
     codebook = codebook.movedim(of_codebook, 0)
-    if basis is not None and of_basis is not None:
-        basis = basis.movedim(of_basis, 0)
-    if basis is not None and basis.dim() not in (2, codebook.dim()):
-        basis = None
-    packed = op(codebook, basis, metric)
+    if subspace is not None and of_subspace is not None:
+        subspace = subspace.movedim(of_subspace, 0)
+    if subspace is not None and subspace.dim() not in (2, codebook.dim()):
+        subspace = None
+    packed = op(codebook, subspace, metric)
     return packed.unflatten(0, (info.batch_size, codebook.shape[1:-2].numel())), 0
 
 
 define_op(
     "pack_codebook",
-    "(Tensor codebook, Tensor? basis=None, int metric=0) -> Tensor",
+    "(Tensor codebook, Tensor? subspace=None, int metric=0) -> Tensor",
     reference=lambda codebook, *_: codebook.new_empty((codebook.shape[:-2].numel(), 0), dtype=torch.uint8),
     fake=_pack_fake,
     vmap=_pack_vmap,

@@ -161,8 +161,8 @@ def codebook_lookup(
     return_distance: bool,
     return_codes: bool,
     packed: Tensor | None = None,
-    basis: Tensor | None = None,
-    guess: Tensor | None = None,
+    subspace: Tensor | None = None,
+    warm_start: Tensor | None = None,
     metric: int = 0,
     topk: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,9 +177,9 @@ def codebook_lookup(
     the root of the float64 sum of squares, and 1 where that is 0: a zero vector has cosine 0 with every other.
 
     Args:
-        features: (..., N, C). codebook: (K, C) or (..., K, C). packed, basis, guess: not used here. metric: a position
-        in METRICS. topk: above 1 as many codes for each feature, in ascending order of distance or descending order of
-        similarity, at most K and MOST_NEAREST.
+        features: (..., N, C). codebook: (K, C) or (..., K, C). packed, subspace, warm_start: not used here. metric: a
+        position in METRICS. topk: above 1 as many codes for each feature, in ascending order of distance or descending
+        order of similarity, at most K and MOST_NEAREST.
 
     Returns:
         distance float32 (..., N), index int64 (..., N) and the chosen codes (..., N, C) in the type of codebook;

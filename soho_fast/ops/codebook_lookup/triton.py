@@ -35,6 +35,7 @@ from soho_fast.ops.codebook_lookup.triton_pack import (
     packed_parts,
     padded_sizes,
     power_of_two,
+    rows_of_program,
     to_float16,
     unpacked_parts,
 )
@@ -70,10 +71,7 @@ def _round_features(
 
     r = 0 marks a row with NaN or Inf, |a - a^| = Inf one that cannot be screened.
     """
-    num_blocks = tl.cdiv(num_rows, BLOCK_N)
-    group = (tl.program_id(0) // num_blocks).to(tl.int64)
-    row = (tl.program_id(0) % num_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    real = row < num_rows
+    group, row, real = rows_of_program(num_rows, BLOCK_N)
     rows = features + group * features_stride_g + row.to(tl.int64) * features_stride_n
     size = tl.zeros([BLOCK_N], dtype=tl.float32)
     broken = tl.zeros([BLOCK_N], dtype=tl.int32)
@@ -145,10 +143,7 @@ def _screen(
     ONE_STEP: tl.constexpr,
 ):
     """One program per block of rows: writes the index of each row, and lists those that it does not settle."""
-    num_blocks = tl.cdiv(num_rows, BLOCK_N)
-    group = (tl.program_id(0) // num_blocks).to(tl.int64)
-    row = (tl.program_id(0) % num_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    real = row < num_rows
+    group, row, real = rows_of_program(num_rows, BLOCK_N)
     place = group * num_rows + tl.minimum(row, num_rows - 1)
     row_pointers = rounded + place * padded_channels
     r = tl.load(ratio + place)
@@ -217,10 +212,7 @@ def _gather_codes(
     BLOCK_C: tl.constexpr,
 ):
     """One program per block of rows: the chosen codes, zeros where the index is none of theirs."""
-    num_blocks = tl.cdiv(num_rows, BLOCK_N)
-    group = (tl.program_id(0) // num_blocks).to(tl.int64)
-    row = (tl.program_id(0) % num_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    real = row < num_rows
+    group, row, real = rows_of_program(num_rows, BLOCK_N)
     place = group * num_rows + row
     code = tl.load(index + place, mask=real, other=-1)
     known = (code >= 0) & (code < num_codes)
@@ -261,8 +253,8 @@ def _refuse_other_metrics(metric: int) -> None:
         raise ValueError("metric: the Triton kernels serve 0 (euclidean) alone")
 
 
-def pack_codebook(codebook: Tensor, basis: Tensor | None = None, metric: int = 0) -> Tensor:
-    """What the lookup derives of a codebook, as bytes (G, size). `basis` is a hint, not used here."""
+def pack_codebook(codebook: Tensor, subspace: Tensor | None = None, metric: int = 0) -> Tensor:
+    """What the lookup derives of a codebook, as bytes (G, size). `subspace` is not used here."""
     _refuse_other_metrics(metric)
     num_codes, num_channels = codebook.shape[-2:]
     codebook_GKC = codebook.reshape(codebook.shape[:-2].numel(), num_codes, num_channels)
@@ -367,13 +359,13 @@ def codebook_lookup(
     return_distance: bool,
     return_codes: bool,
     packed: Tensor | None = None,
-    basis: Tensor | None = None,
-    guess: Tensor | None = None,
+    subspace: Tensor | None = None,
+    warm_start: Tensor | None = None,
     metric: int = 0,
     topk: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.codebook_lookup`, whose hints `basis` and `guess` are not used here; `packed` is what
-    `pack_codebook` made of the codebook, or None."""
+    """As `reference.codebook_lookup`; `packed` is what `pack_codebook` made of the codebook, or None. `subspace` and
+    `warm_start` are not used here."""
     _refuse_other_metrics(metric)
     if topk != 1:
         raise ValueError("topk: the Triton kernels serve 1 alone")

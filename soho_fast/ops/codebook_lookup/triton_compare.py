@@ -6,7 +6,7 @@ The letters are those of `triton.py`.
 import triton
 import triton.language as tl
 
-from soho_fast.ops.codebook_lookup.triton_pack import TILE, UNUSABLE
+from soho_fast.ops.codebook_lookup.triton_pack import TILE, UNUSABLE, rows_of_program
 
 
 @triton.jit
@@ -155,10 +155,7 @@ def _chosen_distance(
     BLOCK_N: tl.constexpr,
 ):
     """One program per block of rows: the squared distance to the chosen code."""
-    num_blocks = tl.cdiv(num_rows, BLOCK_N)
-    group = (tl.program_id(0) // num_blocks).to(tl.int64)
-    row = (tl.program_id(0) % num_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    real = row < num_rows
+    group, row, real = rows_of_program(num_rows, BLOCK_N)
     place = group * num_rows + row
     code = tl.load(index + place, mask=real, other=0)
     rows = features + group * features_stride_g + row.to(tl.int64) * features_stride_n

@@ -18,6 +18,15 @@ SMALLEST_NORMAL = tl.constexpr(2.0**-14)  # of float16
 
 
 @triton.jit
+def rows_of_program(num_rows, BLOCK_N: tl.constexpr):
+    """The codebook and the rows (BLOCK_N,) of this program, one per block of rows, and which of the rows are there."""
+    num_blocks = tl.cdiv(num_rows, BLOCK_N)
+    group = (tl.program_id(0) // num_blocks).to(tl.int64)
+    row = (tl.program_id(0) % num_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return group, row, row < num_rows
+
+
+@triton.jit
 def exponent_of(value):
     """floor(log2(value)) of a positive normal float32, within what `power_of_two` takes."""
     return tl.minimum(tl.maximum((value.to(tl.int32, bitcast=True) >> 23) - 127, -126), 126)
@@ -69,10 +78,7 @@ def _describe_codes(
     BLOCK_C: tl.constexpr,
 ):
     """One program per block of codes: the largest |d - m| of each code, -1 where it is not finite, and its hash."""
-    num_blocks = tl.cdiv(num_codes, BLOCK_K)
-    group = (tl.program_id(0) // num_blocks).to(tl.int64)
-    code = (tl.program_id(0) % num_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
-    real = code < num_codes
+    group, code, real = rows_of_program(num_codes, BLOCK_K)
     rows = codebook + group * codebook_stride_g + code.to(tl.int64) * codebook_stride_k
     size = tl.zeros([BLOCK_K], dtype=tl.float32)
     broken = tl.zeros([BLOCK_K], dtype=tl.int32)

@@ -1,4 +1,4 @@
-"""Codebook update (SOHO eq. 4): members and sums per code, then the moving average.
+"""Codebook update (SOHO eq. 4): counts and sums of the features assigned to each code, then the moving average.
 
 Letters: N features, K codes, C channels.
 """
@@ -14,8 +14,8 @@ from soho_fast.ops.codebook_update import reference
 from soho_fast.ops.mapping import in_front, index_apart, write_through
 
 
-def _check_members(features: Tensor, index: Tensor, valid: Tensor | None) -> None:
-    checks.check_float("features", features)
+def _check_assigned(features: Tensor, index: Tensor, valid: Tensor | None) -> None:
+    checks.check_type("features", features)
     if features.dim() < 1:
         raise ValueError("features: expected at least 1 dimension (..., C), got a scalar")
     checks.check_index("index", index, features.shape[:-1], "(..., N) like features without its channels")
@@ -24,12 +24,8 @@ def _check_members(features: Tensor, index: Tensor, valid: Tensor | None) -> Non
 
 
 def _check_codebook(codebook: Tensor) -> None:
-    checks.check_tensor("codebook", codebook)
-    if codebook.dtype != torch.float32:
-        got = str(codebook.dtype).removeprefix("torch.")
-        raise TypeError(
-            f"codebook: expected float32 (a small moving-average step is lost in half precision), got {got}"
-        )
+    why = " (a small moving-average step is lost in half precision)"
+    checks.check_type("codebook", codebook, (torch.float32,), why)
     if codebook.dim() != 2:
         raise ValueError(f"codebook: expected 2 dimensions (K, C), got shape {tuple(codebook.shape)}")
     checks.check_writable("codebook", codebook, "pass a copy")
@@ -43,9 +39,10 @@ def _writable(codebook: Tensor) -> Tensor:
 def codebook_stats(
     features: Tensor, index: Tensor, num_codes: int, *, valid: Tensor | None = None, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Members of each code and their sum; the input of `codebook_ema_`, to be all-reduced before it.
+    """How many features are assigned to each code, and their sum: the input of `codebook_ema_`, to be all-reduced
+    before it.
 
-    Accumulates in float32 whatever the type of features and whatever autocast says, members in ascending position:
+    Accumulates in float32 whatever the type of features and whatever autocast says, features in ascending position:
     the same bits for the same input at any thread count. Not differentiable.
 
     Args:
@@ -62,11 +59,8 @@ def codebook_stats(
         TypeError, ValueError: types, shapes or devices that do not fit; on a CPU also a counted index >= num_codes,
             which the C++ op can only pass on as RuntimeError from torch 2.15 on.
     """
-    _check_members(features, index, valid)
-    if isinstance(num_codes, bool) or not isinstance(num_codes, (int, torch.SymInt)):
-        raise TypeError(f"num_codes: expected an int, got {type(num_codes).__name__}")
-    if num_codes < 1:
-        raise ValueError(f"num_codes: expected at least 1, got {num_codes}")
+    _check_assigned(features, index, valid)
+    checks.check_int("num_codes", num_codes, 1)
     op = op_for("codebook_stats", backend, features.device)
     return op(features.detach(), index, num_codes, valid)
 
@@ -76,7 +70,7 @@ def codebook_ema_(
 ) -> Tensor:
     """Move the codebook in place: `d_j <- decay d_j + (1 - decay) sums_j / counts_j` where counts_j > 0 (eq. 4).
 
-    A code with no member keeps its bits. In float32, rounded after each operation.
+    A code to which no feature is assigned keeps its bits. In float32, rounded after each operation.
 
     Args:
         codebook: float32 (K, C). counts: float32 (K,). sums: float32 (K, C). decay: in [0, 1].
@@ -90,8 +84,8 @@ def codebook_ema_(
             memory, as an expanded one's do.
     """
     _check_codebook(codebook)
-    checks.check_float("counts", counts, (torch.float32,))
-    checks.check_float("sums", sums, (torch.float32,))
+    checks.check_type("counts", counts, (torch.float32,))
+    checks.check_type("sums", sums, (torch.float32,))
     checks.check_shape("counts", counts, codebook.shape[:1], "(K,)")
     checks.check_shape("sums", sums, codebook.shape, "(K, C)")
     checks.check_same_device(codebook=codebook, counts=counts, sums=sums)
@@ -125,7 +119,7 @@ def scatter_mean_ema_(
             RuntimeError from torch 2.15 on.
     """
     _check_codebook(codebook)
-    _check_members(features, index, valid)
+    _check_assigned(features, index, valid)
     if features.shape[-1] != codebook.shape[1]:
         raise ValueError(f"features: expected {codebook.shape[1]} channels like codebook, got {features.shape[-1]}")
     checks.check_same_device(codebook=codebook, features=features)
@@ -142,7 +136,7 @@ def _stats_fake(features: Tensor, index: Tensor, num_codes: int, valid: Tensor |
 
 
 # Slices of a map have codes of their own in one long codebook: those of a code stay in ascending position.
-def _members_apart(
+def _assigned_apart(
     size: int, dims: tuple, features: Tensor, index: Tensor, valid: Tensor | None, num_codes: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Features, index and valid of all slices, `dims` being the mapped dimension of each."""
@@ -154,7 +148,7 @@ def _stats_vmap(
     op: Any, info: Any, in_dims: tuple, features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None
 ) -> tuple:
     size, dims = info.batch_size, (in_dims[0], in_dims[1], in_dims[3])
-    features, index, valid = _members_apart(size, dims, features, index, valid, num_codes)
+    features, index, valid = _assigned_apart(size, dims, features, index, valid, num_codes)
     counts, sums = op(features, index, size * num_codes, valid)
     return (counts.unflatten(0, (size, num_codes)), sums.unflatten(0, (size, num_codes))), (0, 0)
 
@@ -162,7 +156,7 @@ def _stats_vmap(
 def _slices_to_move(codebook: Tensor, of_codebook: int | None) -> tuple[Tensor, Tensor]:
     """The codebooks (V, K, C) to write into, and as one of V * K codes."""
     if of_codebook is None:
-        raise ValueError("codebook: expected to be mapped over as its members are, got one for all slices of a vmap")
+        raise ValueError("codebook: expected to be mapped over as the features are, got one for all slices of a vmap")
     slices = codebook.movedim(of_codebook, 0)
     return slices, slices.flatten(0, 1)
 
@@ -190,7 +184,7 @@ def _scatter_vmap(
 ) -> tuple:
     slices, moved = _slices_to_move(codebook, in_dims[0])
     dims = (in_dims[1], in_dims[2], in_dims[4])
-    features, index, valid = _members_apart(info.batch_size, dims, features, index, valid, slices.shape[1])
+    features, index, valid = _assigned_apart(info.batch_size, dims, features, index, valid, slices.shape[1])
     op(moved, features, index, decay, valid)
     write_through(moved, slices)
     mark_changed(codebook)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def codebook_stats(features: Tensor, index: Tensor, num_codes: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Members and their sum per code.
+    """How many features are assigned to each code, and their sum.
 
-    `sums` adds the members in ascending position, each converted to float32 first, starting from zero.
+    `sums` adds the features of a code in ascending position, each converted to float32 first, starting from zero.
 
     Args:
         features: (..., C). index: int64 (...). valid: bool (...) or None.

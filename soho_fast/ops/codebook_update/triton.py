@@ -29,9 +29,22 @@ def _moved(old, total, count, decay, rest, one):
 
 
 @triton.jit
-def _place_of_program(sorted_codes, starts, num_codes, num_channels, BLOCK_C: tl.constexpr, OF_POPULAR: tl.constexpr):
-    """Code, channels (BLOCK_C,), the code's first member and the one behind its last, and whether this program, one per
-    code and block of channels, or per POPULAR members and block of channels, takes them.
+def _sum_of_members(
+    features,
+    order,
+    sorted_codes,
+    starts,
+    features_stride_n,
+    features_stride_c,
+    num_codes,
+    num_channels,
+    BLOCK_C: tl.constexpr,
+    UNROLL: tl.constexpr,
+    OF_POPULAR: tl.constexpr,
+):
+    """Code, channels (BLOCK_C,), the code's number of members, their sum (BLOCK_C,) in ascending position from zero,
+    and whether this program, one per code and block of channels, or per POPULAR members and block of channels, takes
+    them. For a program that does not, number and sum are 0.
 
     Of the programs whose member belongs to a popular code, the first takes the code: each such code has one.
     """
@@ -48,15 +61,8 @@ def _place_of_program(sorted_codes, starts, num_codes, num_channels, BLOCK_C: tl
     if OF_POPULAR:
         # A program behind the last member of all reads code 0, and lies behind the first POPULAR members of that, too.
         takes = (end - begin >= POPULAR) & (position - begin < POPULAR)
-    return code, channel, begin, end, takes
-
-
-@triton.jit
-def _sum_of_members(
-    features, order, stride_n, stride_c, num_channels, channel, begin, end, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr
-):
-    """The members of one code, added in ascending position from zero."""
-    channels = features + channel * stride_c
+    end = tl.where(takes, end, begin)
+    channels = features + channel * features_stride_c
     total = tl.zeros([BLOCK_C], dtype=tl.float32)
     for first in range(begin, end, UNROLL):
         for step in tl.static_range(UNROLL):
@@ -64,8 +70,8 @@ def _sum_of_members(
             row = tl.load(order + first + step, mask=live, other=0)
             # A sum that began at +0 is never -0, so that adding the +0 of a row that is not live changes no bit.
             wanted = channel < tl.where(live, num_channels, 0)  # the interpreter spoils `block & scalar`
-            total += tl.load(channels + row * stride_n, mask=wanted, other=0.0).to(tl.float32)
-    return total
+            total += tl.load(channels + row * features_stride_n, mask=wanted, other=0.0).to(tl.float32)
+    return code, channel, (end - begin).to(tl.float32), total, takes
 
 
 @triton.jit
@@ -84,16 +90,13 @@ def _add_members(
     UNROLL: tl.constexpr,
     OF_POPULAR: tl.constexpr,
 ):
-    """Members and sums per code; `_place_of_program` tells whose."""
-    code, channel, begin, end, takes = _place_of_program(
-        sorted_codes, starts, num_codes, num_channels, BLOCK_C, OF_POPULAR
-    )
-    last = tl.where(takes, end, begin)
-    total = _sum_of_members(
-        features, order, features_stride_n, features_stride_c, num_channels, channel, begin, last, BLOCK_C, UNROLL
-    )
+    """Members and sums per code; `_sum_of_members` tells whose."""
+    code, channel, count, total, takes = _sum_of_members(
+        features, order, sorted_codes, starts, features_stride_n, features_stride_c, num_codes, num_channels,
+        BLOCK_C, UNROLL, OF_POPULAR,
+    )  # fmt: skip
     tl.store(sums + code * num_channels + channel, total, mask=channel < tl.where(takes, num_channels, 0))
-    tl.store(counts + code, (end - begin).to(tl.float32), mask=takes & (tl.min(channel, axis=0) == 0))
+    tl.store(counts + code, count, mask=takes & (tl.min(channel, axis=0) == 0))
 
 
 @triton.jit(do_not_specialize=["decay", "rest", "one"])
@@ -116,15 +119,11 @@ def _move_by_members(
     UNROLL: tl.constexpr,
     OF_POPULAR: tl.constexpr,
 ):
-    """Codes moved towards the mean of their members; `_place_of_program` tells whose."""
-    code, channel, begin, end, takes = _place_of_program(
-        sorted_codes, starts, num_codes, num_channels, BLOCK_C, OF_POPULAR
-    )
-    last = tl.where(takes, end, begin)
-    total = _sum_of_members(
-        features, order, features_stride_n, features_stride_c, num_channels, channel, begin, last, BLOCK_C, UNROLL
-    )
-    count = (last - begin).to(tl.float32)
+    """Codes moved towards the mean of their members; `_sum_of_members` tells whose."""
+    code, channel, count, total, _ = _sum_of_members(
+        features, order, sorted_codes, starts, features_stride_n, features_stride_c, num_codes, num_channels,
+        BLOCK_C, UNROLL, OF_POPULAR,
+    )  # fmt: skip
     place = codebook + code * codebook_stride_k + channel * codebook_stride_c
     moves = channel < tl.where(count > 0, num_channels, 0)
     old = tl.load(place, mask=moves, other=0.0)

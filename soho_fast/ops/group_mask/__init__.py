@@ -40,16 +40,15 @@ def sample_group(
     Raises:
         TypeError, ValueError: types, shapes or devices that do not fit, or both generator and uniform.
     """
-    checks.check_tensor("index", index)
+    checks.check_type("index", index, (torch.int64,))
     if index.dim() != 2:
         raise ValueError(f"index: expected 2 dimensions (B, L), got shape {tuple(index.shape)}")
-    checks.check_index("index", index, index.shape, "(B, L)")
     checks.check_valid(valid, index.shape, "(B, L) like index")
     if uniform is None:
         uniform = torch.rand(index.shape[0], dtype=torch.float64, device=index.device, generator=generator)
     elif generator is not None:
         raise ValueError("uniform: expected either uniform or generator, got both")
-    checks.check_float("uniform", uniform, (torch.float64,))
+    checks.check_type("uniform", uniform, (torch.float64,))
     checks.check_shape("uniform", uniform, index.shape[:1], "(B,)")
     checks.check_same_device(index=index, valid=valid, uniform=uniform)
     op = op_for("sample_group", backend, index.device)
@@ -89,10 +88,10 @@ def group_mask(
         TypeError, ValueError: types, shapes or devices that do not fit; in place also features whose elements share
             memory (an expanded tensor, an overlapping view) and a leaf that requires a gradient.
     """
-    checks.check_float("features", features)
+    checks.check_type("features", features)
     if features.dim() != 3:
         raise ValueError(f"features: expected 3 dimensions (B, L, C), got shape {tuple(features.shape)}")
-    checks.check_float("mask_token", mask_token)
+    checks.check_type("mask_token", mask_token)
     checks.check_index("index", index, features.shape[:2], "(B, L)")
     checks.check_shape("mask_token", mask_token, features.shape[2:], "(C,)")
     checks.check_index("target", target, features.shape[:1], "(B,)")
@@ -136,19 +135,14 @@ def _setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.save_for_backward(labels_BL)
 
 
-def _gradients(grad_BLC: Tensor, labels_BL: Tensor, needs: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
+def _backward(ctx: Any, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple[Tensor | None, ...]:
+    (labels_BL,) = ctx.saved_tensors
     hit_BL1 = (labels_BL >= 0).unsqueeze(-1)
     grad_features = grad_token = None
-    if needs[0]:
-        grad_features = torch.where(hit_BL1, 0.0, grad_BLC)
-    if needs[2]:
-        grad_token = torch.where(hit_BL1, grad_BLC, 0.0).float().sum((0, 1)).to(grad_BLC.dtype)
-    return grad_features, grad_token
-
-
-def _backward(ctx: Any, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple:
-    (labels_BL,) = ctx.saved_tensors
-    grad_features, grad_token = _gradients(grad_masked, labels_BL, ctx.needs_input_grad)
+    if ctx.needs_input_grad[0]:
+        grad_features = torch.where(hit_BL1, 0.0, grad_masked)
+    if ctx.needs_input_grad[2]:
+        grad_token = torch.where(hit_BL1, grad_masked, 0.0).float().sum((0, 1)).to(grad_masked.dtype)
     return grad_features, None, grad_token, None, None
 
 
@@ -167,15 +161,12 @@ class _GroupMaskInPlace(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         labels_BL = op_for("group_mask_", backend, features.device)(features, index, mask_token, target, valid)
         ctx.mark_dirty(features)
-        ctx.mark_non_differentiable(labels_BL)
-        ctx.save_for_backward(labels_BL)
+        _setup(ctx, (), (features, labels_BL))
         return features, labels_BL
 
     @staticmethod
     def backward(ctx: Any, grad_masked: Tensor, grad_labels: Tensor | None) -> tuple[Tensor | None, ...]:
-        (labels_BL,) = ctx.saved_tensors
-        grad_features, grad_token = _gradients(grad_masked, labels_BL, ctx.needs_input_grad)
-        return grad_features, None, grad_token, None, None, None
+        return *_backward(ctx, grad_masked, grad_labels), None
 
 
 def _all_images(info: Any, dims: tuple, *tensors: Tensor | None) -> list:

@@ -40,39 +40,8 @@ def _choose_label(labels_sorted, uniform, target, uniform_stride_b, num_tokens, 
     tl.store(target + image, chosen)
 
 
-@triton.jit
-def _label_tokens(
-    index,
-    target,
-    valid,
-    labels,
-    index_stride_b,
-    index_stride_l,
-    target_stride_b,
-    valid_stride_b,
-    valid_stride_l,
-    num_rows,
-    num_tokens,
-    row,
-    end_of_labels,
-    HAS_VALID: tl.constexpr,
-):
-    """Image and token of each row (tokens of all images in one line), and whether it is masked; rows before
-    `end_of_labels` get their label."""
-    real = row < num_rows
-    image = row // num_tokens
-    token = row % num_tokens
-    label = tl.load(index + image * index_stride_b + token * index_stride_l, mask=real, other=-1)
-    wanted = tl.load(target + image * target_stride_b, mask=real, other=-1)
-    hit = real & (label == wanted) & (wanted >= 0)
-    if HAS_VALID:
-        hit = hit & (tl.load(valid + image * valid_stride_b + token * valid_stride_l, mask=real, other=0) != 0)
-    tl.store(labels + row, tl.where(hit, label, IGNORED), mask=row < end_of_labels)
-    return image, token, hit
-
-
 @triton.jit(do_not_specialize=["num_rows"])
-def _mask_out_of_place(
+def _mask_tokens(
     index,
     target,
     valid,
@@ -95,73 +64,41 @@ def _mask_out_of_place(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     HAS_VALID: tl.constexpr,
+    IN_PLACE: tl.constexpr,
 ):
-    """One program per block of tokens and block of channels."""
+    """One program per block of rows (the tokens of all images in one line) and block of channels: labels, and the
+    tokens. In place the masked ones alone are written, no features are read, and `masked` is not used."""
     num_blocks = tl.maximum(tl.cdiv(num_channels, BLOCK_C), 1)
     block = tl.program_id(0) % num_blocks
     row = (tl.program_id(0) // num_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    image, token, hit = _label_tokens(
-        index, target, valid, labels, index_stride_b, index_stride_l, target_stride_b, valid_stride_b, valid_stride_l,
-        num_rows, num_tokens, row, tl.where(block == 0, num_rows, 0), HAS_VALID,
-    )  # fmt: skip
+    real = row < num_rows
+    image = row // num_tokens
+    token = row % num_tokens
+    label = tl.load(index + image * index_stride_b + token * index_stride_l, mask=real, other=-1)
+    wanted = tl.load(target + image * target_stride_b, mask=real, other=-1)
+    hit = real & (label == wanted) & (wanted >= 0)
+    if HAS_VALID:
+        hit = hit & (tl.load(valid + image * valid_stride_b + token * valid_stride_l, mask=real, other=0) != 0)
+    tl.store(labels + row, tl.where(hit, label, IGNORED), mask=row < tl.where(block == 0, num_rows, 0))
+
     channel = block * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
     inside = channel < num_channels
-    wanted = (row < num_rows)[:, None] & inside[None, :]
+    fill = tl.load(mask_token + channel * mask_token_stride_c, mask=inside, other=0.0)
     place = (
         features
         + (image * features_stride_b + token * features_stride_l)[:, None]
         + (channel * features_stride_c)[None, :]
     )
-    kept = tl.load(place, mask=wanted & ~hit[:, None], other=0.0)
-    fill = tl.load(mask_token + channel * mask_token_stride_c, mask=inside, other=0.0)
-    out = masked + (row * num_channels)[:, None] + channel[None, :]
-    tl.store(out, tl.where(hit[:, None], fill[None, :], kept), mask=wanted)
+    if IN_PLACE:
+        tl.store(place, tl.broadcast_to(fill[None, :], (BLOCK_R, BLOCK_C)), mask=hit[:, None] & inside[None, :])
+    else:
+        written = real[:, None] & inside[None, :]
+        kept = tl.load(place, mask=written & ~hit[:, None], other=0.0)
+        out = masked + (row * num_channels)[:, None] + channel[None, :]
+        tl.store(out, tl.where(hit[:, None], fill[None, :], kept), mask=written)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
-def _mask_in_place(
-    index,
-    target,
-    valid,
-    labels,
-    index_stride_b,
-    index_stride_l,
-    target_stride_b,
-    valid_stride_b,
-    valid_stride_l,
-    num_rows,
-    num_tokens,
-    features,
-    mask_token,
-    features_stride_b,
-    features_stride_l,
-    features_stride_c,
-    mask_token_stride_c,
-    num_channels,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    HAS_VALID: tl.constexpr,
-):
-    """As `_mask_out_of_place`, writing the masked tokens alone and reading no features."""
-    num_blocks = tl.maximum(tl.cdiv(num_channels, BLOCK_C), 1)
-    block = tl.program_id(0) % num_blocks
-    row = (tl.program_id(0) // num_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    image, token, hit = _label_tokens(
-        index, target, valid, labels, index_stride_b, index_stride_l, target_stride_b, valid_stride_b, valid_stride_l,
-        num_rows, num_tokens, row, tl.where(block == 0, num_rows, 0), HAS_VALID,
-    )  # fmt: skip
-    channel = block * BLOCK_C + tl.arange(0, BLOCK_C).to(tl.int64)
-    inside = channel < num_channels
-    place = (
-        features
-        + (image * features_stride_b + token * features_stride_l)[:, None]
-        + (channel * features_stride_c)[None, :]
-    )
-    fill = tl.load(mask_token + channel * mask_token_stride_c, mask=inside, other=0.0)
-    tl.store(place, tl.broadcast_to(fill[None, :], (BLOCK_R, BLOCK_C)), mask=hit[:, None] & inside[None, :])
-
-
-KERNELS = [_choose_label, _mask_out_of_place, _mask_in_place]
+KERNELS = [_choose_label, _mask_tokens]
 
 
 def sample_group(index: Tensor, valid: Tensor | None, uniform: Tensor) -> Tensor:
@@ -187,22 +124,16 @@ def sample_group(index: Tensor, valid: Tensor | None, uniform: Tensor) -> Tensor
 
 
 def _launch_mask(
-    kernel: object,
-    features: Tensor,
-    index: Tensor,
-    mask_token: Tensor,
-    target: Tensor,
-    valid: Tensor | None,
-    **outputs: Tensor,
+    features: Tensor, index: Tensor, mask_token: Tensor, target: Tensor, valid: Tensor | None, masked: Tensor | None
 ) -> Tensor:
-    """Start a masking kernel, whose outputs besides the labels are `outputs`; returns the labels."""
+    """Mask features into `masked`, or in place where that is None; returns the labels."""
     num_images, num_tokens, num_channels = features.shape
     labels_BL = torch.empty_like(index, memory_format=torch.contiguous_format)
     if index.numel() == 0:
         return labels_BL
     block_c = 256 if num_channels > 64 else 64
     launch(
-        kernel,
+        _mask_tokens,
         ceil_div(num_images * num_tokens, 16) * (ceil_div(num_channels, block_c) if num_channels > 0 else 1),
         **strided("index", index, "bl"),
         **strided("target", target, "b"),
@@ -212,11 +143,12 @@ def _launch_mask(
         num_tokens=num_tokens,
         **strided("features", features, "blc"),
         **strided("mask_token", mask_token, "c"),
-        **outputs,
+        masked=labels_BL if masked is None else masked,
         num_channels=num_channels,
         BLOCK_R=16,
         BLOCK_C=block_c,
         HAS_VALID=valid is not None,
+        IN_PLACE=masked is None,
     )
     return labels_BL
 
@@ -226,9 +158,9 @@ def group_mask(
 ) -> tuple[Tensor, Tensor]:
     """As `reference.group_mask`."""
     masked_BLC = features.new_empty(features.shape)
-    return masked_BLC, _launch_mask(_mask_out_of_place, features, index, mask_token, target, valid, masked=masked_BLC)
+    return masked_BLC, _launch_mask(features, index, mask_token, target, valid, masked_BLC)
 
 
 def group_mask_(features: Tensor, index: Tensor, mask_token: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
-    """As `reference.group_mask_`; only the masked tokens are written, and no features are read."""
-    return _launch_mask(_mask_in_place, features, index, mask_token, target, valid)
+    """As `reference.group_mask_`."""
+    return _launch_mask(features, index, mask_token, target, valid, None)

@@ -18,10 +18,8 @@ from soho_fast.ops.residual_lookup import reference
 
 def _num_levels(features: Tensor, codebooks: Tensor, num_levels: int | None) -> int:
     """How many levels there are, after the checks of all arguments."""
-    checks.check_float("features", features)
-    checks.check_float("codebooks", codebooks)
-    if num_levels is not None and (isinstance(num_levels, bool) or not isinstance(num_levels, int)):
-        raise TypeError(f"num_levels: expected an int or None, got {type(num_levels).__name__}")
+    checks.check_type("features", features)
+    checks.check_type("codebooks", codebooks)
     if features.dim() < 2:
         raise ValueError(f"features: expected at least 2 dimensions (..., N, C), got shape {tuple(features.shape)}")
     shape = tuple(codebooks.shape)
@@ -35,8 +33,7 @@ def _num_levels(features: Tensor, codebooks: Tensor, num_levels: int | None) -> 
         raise ValueError(f"num_levels: expected {codebooks.shape[0]} as there are codebooks, or None, got {num_levels}")
     checks.check_same_device(features=features, codebooks=codebooks)
     levels = codebooks.shape[0] if num_levels is None else num_levels
-    if levels < 1:
-        raise ValueError(f"num_levels: expected at least 1, got {levels}")
+    checks.check_int("num_levels", levels, 1)
     return levels
 
 

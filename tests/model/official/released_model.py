@@ -31,7 +31,7 @@ def official_state(kind: str = "keys") -> dict[str, Tensor]:
 def load_by_rule(model: nn.Module, official: dict[str, Tensor]) -> nn.Module:
     """Fills a model; every tensor but the dictionary's own counters must be there."""
     renamed = rename(official)
-    assert not renamed.unknown
+    assert len(renamed.state) + len(renamed.dropped) == len(official), "a name is not known"
     missing, unexpected = model.load_state_dict(renamed.state, strict=False)
     assert not unexpected
     own = {f"soho.visual_dictionary.{name}" for name in ("usage", "age", "step", "initialised")}

@@ -83,11 +83,11 @@ def test_every_tensor_is_loaded_and_accounted_for(tmp_path, state, convert_small
     assert {*conversion.loaded, *conversion.dropped} == set(state) and list(conversion.dropped) == [keys.TIED]
     accounted = {*conversion.loaded.values(), *conversion.made}
     assert accounted == {name for name in conversion.model.state_dict() if not name.startswith("mlm_head.")}
-    assert (conversion.missing, conversion.num_dead_codes, conversion.model.training) == ([], 2, False)
+    assert (conversion.missing, conversion.num_zero_codes, conversion.model.training) == ([], 2, False)
     report = "\n".join(conversion.report())
     assert f"{len(state)} tensors: {len(state) - 1} loaded, 1 dropped, 0 missing, 0 unexpected" in report
     assert "epoch 40, iter 7, torch_version 1.4.0" in report and "not used: optimizer, amp" in report
-    assert "2 of 12 codes are dead" in report and "a\nb" not in report
+    assert "2 of 12 codes are unused" in report and "a\nb" not in report
     named = [int(line.split()[0]) for line in conversion.report() if " loaded " in line or " dropped " in line]
     assert sum(named) == len(state)
     assert conversion.warnings() == []
@@ -98,7 +98,7 @@ def test_a_vqa_model_is_known_by_its_names(tmp_path, states, convert_small):
     conversion = convert_small(path)
     assert type(conversion.model) is SohoForQuestionAnswering
     assert_is(conversion.model, states["official_vqa"])
-    assert conversion.num_dead_codes is None and "answers" in conversion.warnings()[0]
+    assert conversion.num_zero_codes is None and "answers" in conversion.warnings()[0]
     answers = [f"answer {number}" for number in range(3129)]
     named = convert_small(path, answers=answers)
     assert named.model.config.id2label[17] == "answer 17" and named.warnings() == []

@@ -24,6 +24,8 @@ from ...transformer import Pairs, TransformerBackend, TransformerParts
 from .classifier import SharedWords
 from .products import product_dtype, recurring
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 def can_pack(soho: TransformerParts, **kwargs: Any) -> bool:
     """Whether this call may run packed: a forward on a CPU from which only the last states are wanted.
@@ -38,16 +40,7 @@ def can_pack(soho: TransformerParts, **kwargs: Any) -> bool:
         and not (config.output_hidden_states or config.output_attentions)
         and not any(layer.gradient_checkpointing for layer in encoder.layer)
         and not (soho.encoder_compiled or torch.compiler.is_compiling())
-        and not any(
-            hooks
-            for module in encoder.modules()
-            for hooks in (
-                module._forward_hooks,
-                module._forward_pre_hooks,
-                module._backward_hooks,
-                module._backward_pre_hooks,
-            )
-        )
+        and not any(getattr(module, hooks) for module in encoder.modules() for hooks in _HOOKS)
     )
 
 

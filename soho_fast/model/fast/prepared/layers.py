@@ -150,7 +150,7 @@ class FusedConv2d(Constant):
         """
         Args:
             x: features with the channels last, of the weight's type. May be written to.
-            mask: (B, 1, H, W) of x, 1 at real cells. What a window of one cell reads at padding reaches padding alone,
+            mask: (B, 1, H, W) of x, 1 at real positions. What a window of one reads at padding reaches padding alone,
                 and needs none. `None`: no padding.
             added: features that are added before the activation, which are lost.
         """

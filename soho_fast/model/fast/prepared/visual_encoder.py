@@ -3,12 +3,13 @@
 B images, C channels, H x W pixels of a feature map; x is always (B, C, H, W).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import MobileNetV2, ResNet, mobilenetv2
+from torchvision.models import MobileNetV2, ResNet
+from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import Conv2dNormActivation
 
@@ -23,16 +24,20 @@ Exchange = Callable[..., tuple[Any, Any]]
 """A convolution, what its input and what is added to it are, to another convolution and what its output is."""
 
 
-class Residual(nn.Module):
-    """A block of a ResNet: its convolutions, to the last of which its input, or that of `downsample`, is added."""
+class Block(nn.Module):
+    """Convolutions one after another, to the last of which features may be added.
 
-    def __init__(self, block: BasicBlock | Bottleneck, fuse: Fuse) -> None:
+    Args:
+        convs: each with what follows it.
+        adds: whether the block's input is added, or that of `downsample`.
+        downsample: a convolution of the input; `None`: it is added as it is.
+    """
+
+    def __init__(self, convs: Iterable[FusedConv2d], adds: bool, downsample: FusedConv2d | None = None) -> None:
         super().__init__()
-        pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
-        if isinstance(block, Bottleneck):
-            pairs.append((block.conv3, block.bn3))
-        self.convs: Any = nn.ModuleList(fuse(conv, norm, "relu") for conv, norm in pairs)
-        self.downsample: nn.Module | None = None if block.downsample is None else fuse(*block.downsample)
+        self.convs: Any = nn.ModuleList(convs)
+        self.adds = adds
+        self.downsample: nn.Module | None = downsample
 
     def forward(self, x: Tensor, masks: Masks, stride: int) -> tuple[Tensor, int]:
         """Features of `stride` to features, and the stride of these."""
@@ -41,46 +46,26 @@ class Residual(nn.Module):
         for conv in convs:
             y = conv(y, masks.get(at))
             at *= conv.stride[0]
-        identity = x if self.downsample is None else self.downsample(x)
-        return last(y, masks.get(at), identity), at
+        added = x if self.downsample is None else self.downsample(x)
+        return last(y, masks.get(at), added if self.adds else None), at
 
     def exchange(self, exchange: Exchange, read: Any) -> Any:
         """Puts others in the place of the convolutions; `read` is what the input is. Returns what the output is."""
-        at = identity = read
+        at = added = read
         if self.downsample is not None:
-            self.downsample, identity = exchange(self.downsample, read)
+            self.downsample, added = exchange(self.downsample, read)
         for number, conv in enumerate(self.convs):
             is_last = number == len(self.convs) - 1
-            self.convs[number], at = exchange(conv, at, identity if is_last else None)
+            self.convs[number], at = exchange(conv, at, added if is_last and self.adds else None)
         return at
 
 
-class InvertedResidual(nn.Module):
-    """A block of MobileNetV2."""
-
-    def __init__(self, block: mobilenetv2.InvertedResidual, fuse: Fuse) -> None:
-        super().__init__()
-        *inner, conv, norm = block.conv
-        self.convs: Any = nn.ModuleList(fuse(layer[0], layer[1], "relu6") for layer in inner)
-        self.convs.append(fuse(conv, norm))
-        self.adds = block.use_res_connect
-
-    def forward(self, x: Tensor, masks: Masks, stride: int) -> tuple[Tensor, int]:
-        """As `Residual.forward`."""
-        *convs, last = self.convs
-        y, at = x, stride
-        for conv in convs:
-            y = conv(y, masks.get(at))
-            at *= conv.stride[0]
-        return last(y, masks.get(at), x if self.adds else None), at
-
-    def exchange(self, exchange: Exchange, read: Any) -> Any:
-        """As `Residual.exchange`."""
-        at = read
-        for number, conv in enumerate(self.convs):
-            is_last = number == len(self.convs) - 1
-            self.convs[number], at = exchange(conv, at, read if is_last and self.adds else None)
-        return at
+def _of_resnet(block: BasicBlock | Bottleneck, fuse: Fuse) -> Block:
+    pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+    if isinstance(block, Bottleneck):
+        pairs.append((block.conv3, block.bn3))
+    downsample = None if block.downsample is None else fuse(*block.downsample)
+    return Block((fuse(conv, norm, "relu") for conv, norm in pairs), True, downsample)
 
 
 class Plain(nn.Module):
@@ -92,7 +77,7 @@ class Plain(nn.Module):
         self.pool = pool
 
     def forward(self, x: Tensor, masks: Masks, stride: int) -> tuple[Tensor, int]:
-        """As `Residual.forward`."""
+        """As `Block.forward`."""
         x, at = self.conv(x, masks.get(stride)), stride * self.conv.stride[0]
         if self.pool is None:
             return x, at
@@ -100,9 +85,16 @@ class Plain(nn.Module):
         return self.pool(x if at not in masks else x.mul_(masks[at])), 2 * at
 
     def exchange(self, exchange: Exchange, read: Any) -> Any:
-        """As `Residual.exchange`."""
+        """As `Block.exchange`."""
         self.conv, at = exchange(self.conv, read)
         return at
+
+
+def _of_mobilenet(block: Conv2dNormActivation | InvertedResidual, fuse: Fuse) -> Block | Plain:
+    if isinstance(block, Conv2dNormActivation):
+        return Plain(fuse(block[0], block[1], "relu6"))
+    *inner, conv, norm = block.conv
+    return Block([*(fuse(layer[0], layer[1], "relu6") for layer in inner), fuse(conv, norm)], block.use_res_connect)
 
 
 class FusedBackbone(nn.Sequential):
@@ -110,18 +102,12 @@ class FusedBackbone(nn.Sequential):
 
     def __init__(self, net: ResNet | MobileNetV2, fuse: Fuse) -> None:
         if isinstance(net, MobileNetV2):
-            super().__init__(*(self._of_mobilenet(block, fuse) for block in net.features))
+            super().__init__(*(_of_mobilenet(block, fuse) for block in net.features))
         else:
             blocks = (block for layer in (net.layer1, net.layer2, net.layer3, net.layer4) for block in layer)
             stem = Plain(fuse(net.conv1, net.bn1, "relu"), net.maxpool)
-            super().__init__(stem, *(Residual(block, fuse) for block in blocks))
+            super().__init__(stem, *(_of_resnet(block, fuse) for block in blocks))
         self.num_features = net.num_features
-
-    @staticmethod
-    def _of_mobilenet(block: Conv2dNormActivation | mobilenetv2.InvertedResidual, fuse: Fuse) -> nn.Module:
-        if isinstance(block, Conv2dNormActivation):
-            return Plain(fuse(block[0], block[1], "relu6"))
-        return InvertedResidual(block, fuse)
 
     def forward(self, x: Tensor, masks: Masks) -> Tensor:  # type: ignore[override]  # its blocks take three arguments
         """Pixels (B, 3, H, W), zero at padding, to features (B, C, H/32, W/32)."""
