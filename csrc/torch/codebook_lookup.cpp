@@ -59,7 +59,7 @@ struct Bases {
     if (basis->scalar_type() != ScalarType::Float || dims < 2 || basis->size(dims - 2) != books.num_channels ||
         (dims > 2 && basis->numel() != books.num_codebooks * books.num_channels * basis->size(dims - 1)))
       throw std::invalid_argument(
-          "basis: expected float32 (C, D), or (..., C, D) with the batch shape of the codebook");
+          "subspace: expected float32 (C, D), or (..., C, D) with the batch shape of the codebook");
     contiguous = as_dense(*basis);
     num_directions = contiguous->size(dims - 1);
     stride = dims > 2 ? books.num_channels * num_directions : 0;
@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
   std::optional<Tensor> guesses;
   if (guess.has_value()) {
     if (guess->scalar_type() != ScalarType::Long || guess->numel() != rows.num_rows)
-      throw std::invalid_argument("guess: expected int64 with a code for each row of features");
+      throw std::invalid_argument("warm_start: expected int64 with a code for each row of features");
     guesses = as_dense(*guess);
   }
   for (int64_t b = 0; b * rows_per_batch < rows.num_rows; ++b) {
