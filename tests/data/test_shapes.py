@@ -1,4 +1,4 @@
-"""Shapes of pictures from the beginnings of their files, by which like ones share micro-batches."""
+"""Shapes of images from the beginnings of their files, by which like ones share micro-batches."""
 
 import math
 from dataclasses import replace
@@ -28,13 +28,13 @@ def told(done, total):
     """No progress is shown."""
 
 
-def test_shapes_are_those_of_the_decoded_pictures(folder):
+def test_shapes_are_those_of_the_decoded_images(folder):
     exif = Image.Exif()
     for number, orientation in enumerate(range(1, 9), len(SIZES)):
         exif[0x0112] = orientation
         Image.new("RGB", (60, 20)).save(folder / f"{number}.jpg", exif=exif)
     Image.new("RGB", (30, 90)).save(folder / "12.png")
-    (folder / "13.jpg").write_bytes(b"no picture")
+    (folder / "13.jpg").write_bytes(b"no image")
     names = [*(f"{number}.jpg" for number in range(12)), "12.png", "13.jpg", "14.jpg"]
     calls = []
     shapes = shapes_of([ImageRef(FolderStore(str(folder)), name) for name in names], lambda *at: calls.append(at))
@@ -42,7 +42,7 @@ def test_shapes_are_those_of_the_decoded_pictures(folder):
     expected = [math.log(width / height) for _, height, width in sizes]
     assert shapes.tolist() == pytest.approx([*expected, 0.0, 0.0]) and len(set(expected[4:12])) == 2
     assert calls[-1] == (15, 15)
-    packed = ZipStore(str(write_zip(folder / "pictures.zip", folder, "*.*g")))
+    packed = ZipStore(str(write_zip(folder / "images.zip", folder, "*.*g")))
     assert shapes_of([ImageRef(packed, name) for name in names], told).tolist() == shapes.tolist()
 
 

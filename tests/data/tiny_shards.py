@@ -49,7 +49,7 @@ def write_set(folder: Path, num_shards: int = 3, per_shard: int = 4) -> str:
         for number in range(per_shard):
             place = shard * per_shard + number
             colour = (place * 37 % 256, place * 11 % 256, place * 5 % 256)
-            caption = f"picture{place} of shard{shard}"
+            caption = f"image{place} of shard{shard}"
             members += sample(f"{shard:05d}{number:04d}", caption, colour=colour, size=(40 + place, 40))
         build_index(str(write_tar(folder / f"{shard:05d}.tar", members)))
     return str(folder / f"{{00000..{num_shards - 1:05d}}}.tar")
