@@ -153,35 +153,35 @@ def test_two_commands_do_not_write_one_file(run, tmp_path, capsys):
     assert (tmp_path / "results.jsonl").read_bytes() == b"" and run() == 0
 
 
-def test_mistakes_are_told_before_anything_is_written(folder_of, image_folder, tmp_path, capsys):
+def test_mistakes_are_reported_before_anything_is_written(folder_of, image_folder, tmp_path, capsys):
     folder, names = image_folder
     good = {"image": names[0], "question": "a red"}
 
-    def told(words, lines=(good,), kind="answer", results="out.jsonl", more=()):
+    def reported(words, lines=(good,), kind="answer", results="out.jsonl", more=()):
         questions = write_questions(folder / "q.jsonl", lines)
         assert main(["many", str(folder_of(kind)), str(questions), str(tmp_path / results), *more]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line, line
         assert not (tmp_path / "out.jsonl").exists()
 
-    told("q.jsonl: line 2: no field 'question' (the record has: image)", (good, {"image": names[0]}))
-    told("q.jsonl: line 1: field 'image' is 3, expected str", ({"image": 3, "question": "a"},))
-    told("q.jsonl: line 1: field 'answers' is one of the results", ({**good, "answers": []},))
-    told("q.jsonl: line 1: no field 'texts'", kind="rank")
-    told("q.jsonl: line 1: field 'texts' is [], expected a list of", ({"image": "a", "texts": []},), "rank")
-    told("q.jsonl: line 1: no field 'left'", kind="compare")
-    told("q.jsonl: holds no record; expected one question a line", ())
-    told("q.jsonl: 1 of 1 images are not in", ({"image": "gone.png", "question": "a"},))
-    told("q.jsonl: image name '../0.png' leads out of", ({"image": "../0.png", "question": "a"},))
-    told("images: /nowhere does not exist", more=["--images", "/nowhere"])
-    told("is a folder); expected the name of a file", results="")
-    told("there is no such file or folder", results="nowhere/out.jsonl")
+    reported("q.jsonl: line 2: no field 'question' (the record has: image)", (good, {"image": names[0]}))
+    reported("q.jsonl: line 1: field 'image' is 3, expected str", ({"image": 3, "question": "a"},))
+    reported("q.jsonl: line 1: field 'answers' is one of the results", ({**good, "answers": []},))
+    reported("q.jsonl: line 1: no field 'texts'", kind="rank")
+    reported("q.jsonl: line 1: field 'texts' is [], expected a list of", ({"image": "a", "texts": []},), "rank")
+    reported("q.jsonl: line 1: no field 'left'", kind="compare")
+    reported("q.jsonl: holds no record; expected one question a line", ())
+    reported("q.jsonl: 1 of 1 images are not in", ({"image": "gone.png", "question": "a"},))
+    reported("q.jsonl: image name '../0.png' leads out of", ({"image": "../0.png", "question": "a"},))
+    reported("images: /nowhere does not exist", more=["--images", "/nowhere"])
+    reported("is a folder); expected the name of a file", results="")
+    reported("there is no such file or folder", results="nowhere/out.jsonl")
     (folder / "q.jsonl").write_text('{"image": "0.png"\n')
     assert main(["many", str(folder_of("answer")), str(folder / "q.jsonl"), str(tmp_path / "out.jsonl")]) == 2
     assert "q.jsonl: line 1: not valid JSON" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_told_and_the_command_goes_on(run, folder_of, tmp_path, capsys):
+def test_a_full_disk_is_reported_and_the_command_goes_on(run, folder_of, tmp_path, capsys):
     folder_of("answer")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))  # stands for it

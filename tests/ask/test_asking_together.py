@@ -128,15 +128,15 @@ def test_a_frame_that_is_drawn_over_is_another_image(soho_of):
     assert_same(list(soho.answer(frames(), "a red")), expected)
 
 
-def test_what_cannot_be_answered_is_told_by_its_number(soho_of, image_folder):
+def test_what_cannot_be_answered_is_reported_by_its_number(soho_of, image_folder):
     soho, (folder, names) = soho_of("answer"), image_folder
     paths = [folder / names[0], folder / "nowhere.png", folder / names[1]]
     for asked in (paths, iter(paths)):
         with pytest.raises(ValueError, match=r"^question 1 \(from 0\): image: .*nowhere\.png can't be read"):
             list(soho.answer(asked, "a red"))
-    with pytest.raises(ValueError, match=r"^image: .*nowhere\.png can't be read") as told:
+    with pytest.raises(ValueError, match=r"^image: .*nowhere\.png can't be read") as raised:
         soho.answer(paths[1], "a red")
-    assert isinstance(told.value.__cause__, FileNotFoundError)
+    assert isinstance(raised.value.__cause__, FileNotFoundError)
     answers = soho.answer(paths, ["a red", "a red", ""], errors="return")
     assert_same(answers[:1], [soho.answer(paths[0], "a red")])
     assert "nowhere.png can't be read" in str(answers[1]) and str(answers[2]) == "text: expected words, got ''"

@@ -68,7 +68,7 @@ def test_an_odd_image_is_what_it_stands_for(soho_of, files, expected, name):
 
 
 @pytest.mark.parametrize("name", refused(None))
-def test_an_unusable_image_is_told_in_a_line(soho_of, files, name):
+def test_an_unusable_image_is_reported_in_a_line(soho_of, files, name):
     soho, path, words = soho_of("answer"), files / name, refused(files)[name]
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         soho.answer(path, TEXT)
@@ -99,7 +99,7 @@ def test_an_unusable_image_is_told_in_a_line(soho_of, files, name):
         ("", "can't be read ("),
     ],
 )
-def test_what_is_no_image_is_told_in_a_line(soho_of, image, words):
+def test_what_is_no_image_is_reported_in_a_line(soho_of, image, words):
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         soho_of("answer").answer(image, TEXT)
     assert str(caught.value).startswith("image: ") and "\n" not in str(caught.value)
@@ -121,7 +121,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(("text", "words"), [*TEXTS, (None, "got None"), (3, "got 3"), (b"man", "got b'man'")])
-def test_an_odd_text_is_told_in_a_line(soho_of, text, words):
+def test_an_odd_text_is_reported_in_a_line(soho_of, text, words):
     image = np.zeros((9, 9, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         soho_of("answer").answer(image, text)

@@ -57,8 +57,8 @@ def test_written_shards_are_webdatasets(tmp_path, capsys):
     assert f"{path}: 10 images, 20 captions" in said
     with tarfile.open(tmp_path / "out/00001.tar") as archive:
         assert archive.getnames()[:2] == ["train2014/0004.jpg", "train2014/0004.json"]
-        told = json.load(archive.extractfile("train2014/0004.json"))
-        assert told == {"captions": ["There is a cyan.", "a cyan"], "image_id": "4"}
+        about = json.load(archive.extractfile("train2014/0004.json"))
+        assert about == {"captions": ["There is a cyan.", "a cyan"], "image_id": "4"}
         original = (tmp_path / "coco/train2014/0004.jpg").read_bytes()
         assert archive.extractfile("train2014/0004.jpg").read() == original
     assert "all images decode" in run(capsys, "check", path, "--workers", 2)
@@ -190,7 +190,7 @@ def test_indexing_goes_on_and_says_what_it_found(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("damage", ["cut", "json", "twice", "missing"])
-def test_damage_is_told_with_shard_and_member(tmp_path, capsys, damage):
+def test_damage_is_reported_with_shard_and_member(tmp_path, capsys, damage):
     path = write_set(tmp_path)
     shard = tmp_path / "00001.tar"
     if damage == "cut":

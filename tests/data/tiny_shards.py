@@ -31,12 +31,12 @@ def write_tar(path: Path, members, *, format=tarfile.PAX_FORMAT) -> Path:
     return path
 
 
-def sample(key: str, caption: str | None = "a dog", *, colour=(250, 10, 10), size=(48, 40), **told):
+def sample(key: str, caption: str | None = "a dog", *, colour=(250, 10, 10), size=(48, 40), **more):
     """The members of a sample as img2dataset writes them: jpg, txt, json."""
     members = [(f"{key}.jpg", jpeg(colour, size))]
     if caption is not None:
         members.append((f"{key}.txt", caption.encode()))
-    about = {"caption": caption, "key": key, "status": "success", "error_message": None, **told}
+    about = {"caption": caption, "key": key, "status": "success", "error_message": None, **more}
     return [*members, (f"{key}.json", json.dumps(about, indent=4).encode())]
 
 

@@ -132,7 +132,7 @@ class RetrievalDataset(SampleDataset):
         every_caption: Whether an epoch holds every caption, or every image once.
 
     Raises:
-        ValueError: Nothing can be told apart: there is one image, or all captions are alike.
+        ValueError: There is nothing to distinguish: there is one image, or all captions are alike.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ SOURCES = ["coco"] * 5 + ["visual_genome"] * 3
 
 @pytest.fixture
 def many(records):
-    """Eight images of two data sets; caption c of image i reads "[UNK] ... colour a a ..", told by its length."""
+    """Eight images of two data sets; caption c of image i reads "[UNK] ... colour a a ..", known by its length."""
     return [
         replace(
             record, source=source, captions=tuple(f"{record.captions[1].split()[-1]}{' a' * n}" for n in range(count))
