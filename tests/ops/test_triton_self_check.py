@@ -101,11 +101,12 @@ def test_a_matrix_unit_that_adds_in_bfloat16_is_noticed(monkeypatch):
         CALLS["codebook_lookup"]()
 
 
-def test_a_prepared_codebook_is_tried_by_the_lookup(wrong_kernel):
-    prepared = ops.prepare_codebook(torch.ones(2, 2), backend="triton")
+@pytest.mark.parametrize("backend", ["triton", None])
+def test_a_prepared_codebook_is_tried_before_its_first_lookup(wrong_kernel, backend):
     wrong_kernel("index")
     with pytest.raises(RuntimeError, match="refused: codebook_lookup"):
-        ops.codebook_lookup(torch.ones(2, 2), prepared, backend="triton")
+        ops.codebook_lookup(torch.ones(2, 2), ops.prepare_codebook(torch.ones(2, 2), backend="triton"), backend=backend)
+    assert {key[:2] for key in self_check._verdicts} == {("pack_codebook", "triton"), ("codebook_lookup", "triton")}
 
 
 def test_the_trial_happens_when_a_graph_is_traced(wrong_kernel):
