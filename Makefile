@@ -1,7 +1,7 @@
 # make demo   set up, build, make the demo corpus, pre-train on it, print what was learnt and show its codes
 # make test   set up, build and run the tests that a change is most likely to break, in minutes
 # make test-rest  the others: every documented command, builds, browser, codecs, CUDA's model, Triton, faults, studies
-# make test-all   both
+# make test-all   both, and the C++ kernel tests under the sanitizers
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
 # make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/faults.md
 # make bench  every op beside its baselines, checked before it is timed (with FULL=--full the long cases too)
@@ -34,7 +34,7 @@ test: $(STAMP)
 test-rest: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --part rest
 
-test-all: test test-rest
+test-all: test test-rest sanitize
 
 faults: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python tests/faults --minutes $(MINUTES) --seed $(SEED)

@@ -26,7 +26,7 @@ with from_extra("train"):
     from soho_fast.common.errors import UserError
     from soho_fast.common.hub import RUN_MODELS, check_name, no_such_path, run_model
     from soho_fast.common.spelling import did_you_mean
-    from soho_fast.engine.command import run_command, user_input
+    from soho_fast.engine.watchdog import run_command, user_input
     from soho_fast.tasks.recipe import Recipe, build_demo_corpus, load_recipe
 
 
@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             from soho_fast.engine.report import report_evaluation
             from soho_fast.tasks.contents import weights_identity
             from soho_fast.tasks.evaluation.loading import load_for_evaluation
+            from soho_fast.tasks.evaluation.sharing import Sharing
 
             quiet_transformers()
         processes = start_processes(recipe.engine.threads, recipe.engine.timeout_seconds)
@@ -62,14 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
         how = f", prepared in {prepared}" if prepared else ""
         processes.say(f"{what}{how}, {processes.world} process(es)")
         with only_user(folder, processes, processes.say):
-            evaluation = task.evaluate_split(
-                model,
-                split,
-                processes=processes,
-                keep_in=folder / "partial",
-                identity={"weights": weights_identity(model_folder)},
-                progress=ProgressLines(processes.say, "evaluation"),
-            )
+            progress, identity = ProgressLines(processes.say, "evaluation"), {"weights": weights_identity(model_folder)}
+            evaluation = task.evaluate_split(model, split, Sharing(processes, progress, folder / "partial", identity))
             if processes.is_main:
                 about = {"task": task.name, "split": split, "checkpoint": called, "model": model_folder}
                 report_evaluation(task, evaluation, about | {"prepared": prepared}, options.run, folder)

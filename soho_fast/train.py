@@ -25,7 +25,7 @@ from soho_fast.common.extras import from_extra
 # Nothing heavy stands here: the command line is read before torch and DeepSpeed are loaded, which takes seconds.
 with from_extra("train"):
     from soho_fast.common.command_line import quiet_transformers
-    from soho_fast.engine.command import run_command, user_input
+    from soho_fast.engine.watchdog import run_command, user_input
     from soho_fast.tasks.recipe import build_demo_corpus, load_recipe, write_recipe
 
 

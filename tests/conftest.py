@@ -27,6 +27,9 @@ REST = (
     "ops/test_types.py", "ops/test_without_compiler.py", "tasks/evaluation/test_pair_scoring.py",
 )  # fmt: skip
 
+# The files that take longest, longest first.
+LONG = ("test_docs.py", "test_study_runs.py", "test_triton.py", "test_plan.py", "test_elastic.py", "test_quickly.py")
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -62,8 +65,8 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item, rest in zip(items, is_rest, strict=True) if rest != (part == "rest")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item, rest in zip(items, is_rest, strict=True) if rest == (part == "rest")]
-    # The file that takes longest begins first: at the end it would run on one worker while the other has nothing to do.
-    items.sort(key=lambda item: item.path.name != "test_docs.py")
+    # Files that take long begin first: at the end one would run on one worker while the other has nothing to do.
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")

@@ -128,16 +128,7 @@ def profile_training(recipe: Recipe, num_steps: int, num_images: int) -> StepPro
     profile = StepProfile(model)
     settings = BatchSettings(global_batch_size=num_images, workers=0)
     plan = plan_batches(settings, len(task.training_data()), 1, recipe.seed)
-    batches = Batches(
-        task.training_data(),
-        task.collate,
-        plan,
-        settings,
-        rank=0,
-        first_step=0,
-        total_steps=num_steps + 1,
-        pin=False,
-    )
+    batches = Batches(task.training_data(), task.collate, plan.micro_batches(0, 0, num_steps + 1), settings)
     expected = 0
     for step in range(num_steps + 1):
         if step == 1:

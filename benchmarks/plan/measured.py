@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,9 +66,9 @@ def of_a_step(recomputed: bool) -> list[Row]:
     with FlopCounterMode(display=False) as counter:
         forward = step(counter)
     for _ in range(3):
-        inputs = work.inputs(work.largest, IMAGES)
+        inputs = partial(work.inputs, work.largest, IMAGES)
         cost = run_step(fake, inputs, mode, num_labelled=num_labelled, as_on_gpu=False)
-    name = ", recomputed" if recomputed else ""
+    name = ", activation checkpointing" if recomputed else ""
     rows = [
         Row(f"forward{name}", "operations", int(sum(cost.forward.values())), forward, 0.0),
         Row(f"forward and backward{name}", "operations", int(cost.operations), counter.get_total_flops(), 0.0),

@@ -24,7 +24,7 @@ def small_work(gpus: int = 1) -> Work:
 def real_inputs(work: Work, num_images: int) -> dict[str, Tensor]:
     """The plan's batch with values; the images' right quarter is padding."""
     generator = torch.Generator().manual_seed(0)
-    batch = work.inputs(work.largest, num_images)()
+    batch = work.inputs(work.largest, num_images)
     P = len(batch["input_ids"])
     batch["pixel_values"].normal_(generator=generator)
     batch["pixel_mask"].fill_(True)[:, :, 192:] = False

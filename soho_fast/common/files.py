@@ -22,11 +22,11 @@ _CONTENTS = {
 }  # fmt: skip
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader sees the old file or the new one, never a part."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by a text (UTF-8) or bytes so that a reader sees the old file or the new one, never a part."""
     scratch = path.with_name(path.name + PARTIAL)
-    with scratch.open("w") as file:
-        file.write(text)
+    with scratch.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)

@@ -11,14 +11,14 @@ Where two kinds of samples must not meet in a micro-batch, the order is one of m
 their size.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
@@ -196,32 +196,6 @@ def _collate(collate: Callable[[list], Mapping[str, Any]], samples: list[Any]) -
     return {**batch, "image_keys": list(numbers)} if numbers else batch
 
 
-class MicroBatches(Protocol):
-    """What `Batches` asks of a plan."""
-
-    @property
-    def gradient_accumulation_steps(self) -> int:
-        """Micro-batches of a step."""
-
-    @property
-    def seed(self) -> int:
-        """Of the loader's own generator."""
-
-    def micro_batches(self, rank: int, first_step: int, total_steps: int) -> Iterator[list[tuple[int, int]]]:
-        """See `BatchPlan.micro_batches`."""
-
-
-class _PlannedBatches(Sampler[list[tuple[int, int]]]):
-    def __init__(self, plan: MicroBatches, rank: int, first_step: int, total_steps: int) -> None:
-        self.plan, self.rank, self.first_step, self.total_steps = plan, rank, first_step, total_steps
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self.plan.micro_batches(self.rank, self.first_step, self.total_steps)
-
-    def __len__(self) -> int:
-        return (self.total_steps - self.first_step) * self.plan.gradient_accumulation_steps
-
-
 class Batches:
     """An iterator over a rank's micro-batches that owns its loader processes.
 
@@ -229,11 +203,9 @@ class Batches:
         dataset: `len`, `[index]` and `set_epoch(epoch)`.
         collate: list of samples -> mapping of the model's keyword arguments, with `SIDE_KEYS` beside them, of which
             "image_keys", the numbers of the batch's images, each once, comes from the samples themselves.
-        plan: the run's batch plan.
+        micro_batches: (epoch, index) of the samples of each, as `BatchPlan.micro_batches` gives them.
         settings: workers and prefetch.
-        rank: this process.
-        first_step: optimiser step to begin at.
-        total_steps: optimiser step to end before.
+        seed: of the loader's own generator.
         pin: pin memory (for copies to a GPU).
     """
 
@@ -241,25 +213,23 @@ class Batches:
         self,
         dataset: Any,
         collate: Callable[[list], Mapping[str, Any]],
-        plan: MicroBatches,
+        micro_batches: Iterable[list[tuple[int, int]]],
         settings: BatchSettings,
         *,
-        rank: int,
-        first_step: int,
-        total_steps: int,
-        pin: bool,
+        seed: int = 0,
+        pin: bool = False,
     ) -> None:
         workers = settings.workers
         loader = DataLoader(
             _EpochDataset(dataset),
-            batch_sampler=_PlannedBatches(plan, rank, first_step, total_steps),
+            batch_sampler=micro_batches,
             collate_fn=partial(_collate, collate),
             num_workers=workers,
             prefetch_factor=settings.prefetch if workers else None,
             worker_init_fn=begin_worker,
             pin_memory=pin,
             # Without its own generator the loader would draw from the global one, which dropout reads.
-            generator=torch.Generator().manual_seed(plan.seed),
+            generator=torch.Generator().manual_seed(seed),
         )
         self._iterator: Iterator[Mapping[str, Any]] = iter(loader)
 

@@ -374,7 +374,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise _DamagedError(f"{MANIFEST} is not a checkpoint's")
     if manifest["format"] != FORMAT:
-        raise _DamagedError(f"it has format {_shown(manifest['format'])}, this version reads {FORMAT}")
+        raise _DamagedError(f"it has format {str(manifest['format'])[:60]}, this version reads {FORMAT}")
     if manifest.pop("sha256", None) != _digest(manifest):
         raise _DamagedError(f"{MANIFEST} differs from its own checksum")
     try:
@@ -420,8 +420,3 @@ def _altered(path: Path) -> str | None:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _shown(value: Any) -> str:
-    text = "absent" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -6,11 +6,13 @@ of the output folder. Such a file is gone with the last process that has it open
 can take it for its own. The processes of a machine read each other's; machines share nothing.
 """
 
+from __future__ import annotations
+
 import math
 import mmap
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -85,31 +87,14 @@ class TrainingBatches:
             if step < self._frozen.start:
                 until = self._frozen.start
             else:
-                self._cache, signal_number = fill_cache(
-                    task,
-                    model,
-                    self.data,
-                    self.settings,
-                    self.processes,
-                    micro_batch_size=self.plan.micro_batch_size,
-                    precision=self.precision(),
-                    stop=stop,
-                    say=self.say,
-                )
+                self._cache, signal_number = self._fill(task, model, stop)
                 if signal_number:
                     return signal_number
                 if self._cache is not None:
                     until = self._frozen.stop
-        self._batches = Batches(
-            self.data if self._cache is None else self.data.without_pixels(self._cache.corrupt),
-            self.task.collate,
-            self.plan,
-            self.settings.batch,
-            rank=self.processes.rank,
-            first_step=step,
-            total_steps=until,
-            pin=self.processes.device.type != "cpu",
-        )
+        data = self.data if self._cache is None else self.data.without_pixels(self._cache.corrupt)
+        micro_batches = self.plan.micro_batches(self.processes.rank, step, until)
+        self._batches = self._load(data, self.task.collate, micro_batches, self.plan.seed)
         self._until = until
         return 0
 
@@ -147,6 +132,78 @@ class TrainingBatches:
         )
         return False
 
+    def _load(
+        self, data: Any, collate: Callable, micro_batches: Iterable[list[tuple[int, int]]], seed: int = 0
+    ) -> Batches:
+        pin = self.processes.device.type != "cpu"
+        return Batches(data, collate, micro_batches, self.settings.batch, seed=seed, pin=pin)
+
+    def _fill(self, task: FeatureCacheTask, model: nn.Module, stop: StopRequest) -> tuple[FeatureCache | None, int]:
+        """Compute and keep the features of every image. All ranks make the call.
+
+        Returns:
+            The cache, or None where there is no room, which is said; and the number of a signal that asked to stop.
+        """
+        processes, say, size = self.processes, self.say, self.plan.micro_batch_size
+        images = _ImagePass(len(self.data.images), size, processes)
+        share = _Share(processes.rank)
+        batches = self._load(self.data.images, partial(_collate, task.collate_images), images.micro_batches())
+        progress, began = ProgressLines(say, "feature cache"), time.monotonic()
+        with closing(batches), closing(share):
+            for step in range(images.num_steps):
+                inputs, side = split_batch(next(batches), processes.device)
+                with torch.no_grad(), self.precision():
+                    found = task.image_features(model, task.on_device(inputs))
+                    features = dict(zip(side["image_keys"], found, strict=True))
+                own = images.numbers(step)
+                share.corrupt |= {number: why for number, why in side["corrupt_images"].items() if number in own}
+                features = {number: feature.cpu() for number, feature in features.items() if number in own}
+                if step == 0:
+                    sizes = [sum(feature.nbytes for feature in features.values()), len(features)]
+                    num_bytes, num_images = processes.total(sizes)
+                    needed = num_bytes / max(num_images, 1) * images.num_images
+                    folder, budget = self._choose(needed, images.num_images)
+                    if not budget:
+                        return None, 0
+                    share.open(folder)
+                share.write(features)
+                signal_number, used, failed = processes.maximum(
+                    [stop.pending(), share.num_bytes * len(images.peers), share.error is not None]
+                )
+                if signal_number:
+                    return None, int(signal_number)
+                if failed or used > budget:
+                    break
+                progress(min((step + 1) * len(images.peers) * size, images.num_images), images.num_images)
+            cache = None if failed or used > budget else share.join(images.peers, processes)
+            if cache is None:
+                errors = [error for error in processes.gather(share.error) if error]
+                why = errors[0] if errors else f"the images differ in size, and all take more than {budget / _GB:g} GB"
+                say(f"feature cache: not used, the features are computed in each step: {why}")
+                return None, 0
+        corrupt = f", {len(cache.corrupt):,} of them corrupt" if cache.corrupt else ""
+        say(f"feature cache: filled for {images.num_images:,} images{corrupt} ({time.monotonic() - began:.0f} s)")
+        return cache, 0
+
+    def _choose(self, needed: float, num_images: int) -> tuple[Path | None, float]:
+        """Where so many bytes are cached, None is memory, and how many may be at most; 0: nowhere. Says which."""
+        engine, output = self.settings.engine, self.settings.output
+        memory, disk = engine.feature_cache_gb * _GB, engine.feature_cache_disk_gb * _GB
+        if not HAS_MEMORY_FILES:
+            memory = 0.0
+        what = f"the backbone is frozen: its features of {num_images:,} images take {needed / _GB:.3g} GB"
+        if needed <= memory:
+            self.say(f"{what}, computed once and cached in memory (engine.feature_cache_gb {memory / _GB:g})")
+            return None, memory
+        if needed <= disk:
+            self.say(f"{what}, computed once and cached in {output} (engine.feature_cache_disk_gb {disk / _GB:g})")
+            return Path(output), disk
+        self.say(
+            f"{what}, more than engine.feature_cache_gb ({memory / _GB:g}) and engine.feature_cache_disk_gb "
+            f"({disk / _GB:g}) allow: they are computed in each step"
+        )
+        return None, 0.0
+
 
 class FeatureCache:
     """The backbone's features of each image, by number.
@@ -158,7 +215,7 @@ class FeatureCache:
     def __init__(
         self,
         parts: Mapping[int, torch.Tensor],
-        locations: Mapping[Hashable, "_Location"],
+        locations: Mapping[Hashable, _Location],
         corrupt: Mapping[Hashable, str],
     ) -> None:
         self.corrupt = corrupt
@@ -169,105 +226,6 @@ class FeatureCache:
         return self._parts[at.rank][at.offset : at.offset + math.prod(at.shape)].view(at.shape)
 
 
-def fill_cache(
-    task: FeatureCacheTask,
-    model: nn.Module,
-    data: Any,
-    settings: TrainSettings,
-    processes: Processes,
-    *,
-    micro_batch_size: int,
-    precision: AbstractContextManager,
-    stop: StopRequest,
-    say: Callable[[str], None],
-) -> tuple[FeatureCache | None, int]:
-    """Compute and keep the features of every image. All ranks make the call.
-
-    Args:
-        task: what is trained.
-        model: the model, whose backbone is frozen.
-        data: what it is trained on.
-        settings: the recipe.
-        processes: this run's ranks.
-        micro_batch_size: images at a time.
-        precision: the context in which a training step computes.
-        stop: asked after each batch.
-        say: called on rank 0 with each line.
-
-    Returns:
-        The cache, or None where there is no room, which is said; and the number of a signal that asked to stop.
-    """
-    images = _ImagePass(len(data.images), micro_batch_size, processes)
-    share = _Share(processes.rank)
-    batches = Batches(
-        data.images,
-        partial(_collate, task.collate_images),
-        images,
-        settings.batch,
-        rank=processes.rank,
-        first_step=0,
-        total_steps=images.num_steps,
-        pin=processes.device.type != "cpu",
-    )
-    progress, began = ProgressLines(say, "feature cache"), time.monotonic()
-    with closing(batches), closing(share):
-        for step in range(images.num_steps):
-            inputs, side = split_batch(next(batches), processes.device)
-            with torch.no_grad(), precision:
-                found = task.image_features(model, task.on_device(inputs))
-                features = dict(zip(side["image_keys"], found, strict=True))
-            own = images.numbers(step)
-            share.corrupt |= {number: why for number, why in side["corrupt_images"].items() if number in own}
-            features = {number: feature.cpu() for number, feature in features.items() if number in own}
-            if step == 0:
-                sizes = [sum(feature.nbytes for feature in features.values()), len(features)]
-                num_bytes, num_images = processes.total(sizes)
-                needed = num_bytes / max(num_images, 1) * images.num_images
-                folder, budget = _choose(settings, needed, images.num_images, say)
-                if not budget:
-                    return None, 0
-                share.open(folder)
-            share.write(features)
-            signal_number, used, failed = processes.maximum(
-                [stop.pending(), share.num_bytes * len(images.peers), share.error is not None]
-            )
-            if signal_number:
-                return None, int(signal_number)
-            if failed or used > budget:
-                break
-            progress(min((step + 1) * len(images.peers) * micro_batch_size, images.num_images), images.num_images)
-        cache = None if failed or used > budget else share.join(images.peers, processes)
-        if cache is None:
-            errors = [error for error in processes.gather(share.error) if error]
-            why = errors[0] if errors else f"the images differ in size, and all take more than {budget / _GB:g} GB"
-            say(f"feature cache: not used, the features are computed in each step: {why}")
-            return None, 0
-    corrupt = f", {len(cache.corrupt):,} of them corrupt" if cache.corrupt else ""
-    say(f"feature cache: filled for {images.num_images:,} images{corrupt} ({time.monotonic() - began:.0f} s)")
-    return cache, 0
-
-
-def _choose(
-    settings: TrainSettings, needed: float, num_images: int, say: Callable[[str], None]
-) -> tuple[Path | None, float]:
-    """Where so many bytes are cached, None is memory, and how many may be at most; 0: nowhere. Says which."""
-    memory, disk = settings.engine.feature_cache_gb * _GB, settings.engine.feature_cache_disk_gb * _GB
-    if not HAS_MEMORY_FILES:
-        memory = 0.0
-    what = f"the backbone is frozen: its features of {num_images:,} images take {needed / _GB:.3g} GB"
-    if needed <= memory:
-        say(f"{what}, computed once and cached in memory (engine.feature_cache_gb {memory / _GB:g})")
-        return None, memory
-    if needed <= disk:
-        say(f"{what}, computed once and cached in {settings.output} (engine.feature_cache_disk_gb {disk / _GB:g})")
-        return Path(settings.output), disk
-    say(
-        f"{what}, more than engine.feature_cache_gb ({memory / _GB:g}) and engine.feature_cache_disk_gb "
-        f"({disk / _GB:g}) allow: they are computed in each step"
-    )
-    return None, 0.0
-
-
 def _collate(collate_images: Callable[[list], Mapping[str, Any]], samples: list[Any]) -> dict[str, Any]:
     corrupt = {sample.image_keys[0]: own_reason(sample.corrupt) for sample in samples if sample.corrupt is not None}
     return {**collate_images(samples), "corrupt_images": corrupt}
@@ -276,11 +234,8 @@ def _collate(collate_images: Callable[[list], Mapping[str, Any]], samples: list[
 class _ImagePass:
     """Micro-batches that together hold every image once, shared among the processes of each machine.
 
-    As a `BatchPlan`, of equally many steps on all ranks and equally many images in all steps: the last ones begin anew.
+    Equally many steps on all ranks and equally many images in all steps: the last ones begin anew.
     """
-
-    gradient_accumulation_steps = 1
-    seed = 0
 
     def __init__(self, num_images: int, micro_batch_size: int, processes: Processes) -> None:
         machines = processes.gather(machine_name())
@@ -295,9 +250,9 @@ class _ImagePass:
         start = self._start(step)
         return range(start, min(start + self.size, self.num_images))
 
-    def micro_batches(self, rank: int, first_step: int, total_steps: int) -> Iterator[list[tuple[int, int]]]:
+    def micro_batches(self) -> Iterator[list[tuple[int, int]]]:
         """As `BatchPlan.micro_batches`, of this rank."""
-        for step in range(first_step, total_steps):
+        for step in range(self.num_steps):
             start = self._start(step)
             yield [(0, number % self.num_images) for number in range(start, start + self.size)]
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -23,16 +23,8 @@ RUNS_FILE = "trackers.json"
 """What the trackers call this run, in its folder: a resumed run goes on in the same."""
 
 
-def load_trackers(names: Sequence[str]) -> list[ModuleType]:
-    """Import trackers.
-
-    Raises:
-        UserError: one is not installed, or not of that shape.
-    """
-    return [_load(name) for name in names]
-
-
-def _load(name: str) -> ModuleType:
+def load_tracker(name: str) -> ModuleType:
+    """Import a tracker. Raises UserError: it is not installed, or not of that shape."""
     try:
         module = importlib.import_module(name)
     except Exception as error:  # an import runs what it likes
@@ -57,10 +49,8 @@ class Trackers:
     One that fails while training goes on is reported once and asked no more.
 
     Args:
-        modules: of `load_trackers`.
+        settings: the recipe, which names them.
         folder: the run's folder; its name is the run's.
-        project: the trackers' project.
-        config: the whole recipe, JSON values.
         resumed: whether the training goes on from a checkpoint: then the trackers' runs do too, where they can.
         say: called with a line for a tracker that fails.
 
@@ -68,22 +58,16 @@ class Trackers:
         UserError: one could not start a run.
     """
 
-    def __init__(
-        self,
-        modules: Sequence[ModuleType],
-        folder: Path,
-        *,
-        project: str,
-        config: Mapping[str, Any],
-        resumed: bool,
-        say: Callable[[str], None],
-    ) -> None:
-        self._say, self._working = say, []
+    def __init__(self, settings: TrainSettings, folder: Path, *, resumed: bool, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._working: list[ModuleType] = []
+        # Numbers of jsonargparse's restricted types are plain ones after JSON.
+        config = json.loads(json.dumps(asdict(settings)))
         known = _known_runs(folder) if resumed else {}
         runs = {}
-        for module in modules:
-            name = module.__name__
-            options = {"project": project, "name": folder.name, "config": dict(config), "dir": str(folder)}
+        for name in settings.log.trackers:
+            module = load_tracker(name)
+            options = {"project": settings.log.project, "name": folder.name, "config": config, "dir": str(folder)}
             if name in known:
                 options |= {**known[name], "resume": "allow"}
             try:
@@ -97,14 +81,6 @@ class Trackers:
             called = {part: getattr(run, part, None) for part in ("id", "name")}
             runs[name] = {part: value for part, value in called.items() if isinstance(value, str)}
         write_atomically(folder / RUNS_FILE, json.dumps(runs, indent=1))
-
-    @classmethod
-    def of(cls, settings: TrainSettings, folder: Path, *, resumed: bool, say: Callable[[str], None]) -> "Trackers":
-        """Those of a recipe, started."""
-        # Numbers of jsonargparse's restricted types are plain ones after JSON.
-        config = json.loads(json.dumps(asdict(settings)))
-        modules = load_trackers(settings.log.trackers)
-        return cls(modules, folder, project=settings.log.project, config=config, resumed=resumed, say=say)
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
         """Tell all of `values` by name, after `step` steps."""
@@ -257,7 +233,6 @@ class PhaseTimer:
     def __init__(self, synchronize: Any = None) -> None:
         self._synchronize = synchronize
         self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._steps = 0
         self._mark = time.perf_counter()
 
     def start(self) -> None:
@@ -272,12 +247,8 @@ class PhaseTimer:
         self._seconds[phase] += now - self._mark
         self._mark = now
 
-    def step(self) -> None:
-        """Count one optimiser step."""
-        self._steps += 1
-
-    def take(self) -> dict[str, float]:
-        """Mean milliseconds of each phase per step since the last call."""
-        means = {phase: 1000 * seconds / max(self._steps, 1) for phase, seconds in self._seconds.items()}
-        self._seconds, self._steps = dict.fromkeys(PHASES, 0.0), 0
+    def take(self, num_steps: int) -> dict[str, float]:
+        """Mean milliseconds of each phase in each of the steps since the last call."""
+        means = {phase: 1000 * seconds / num_steps for phase, seconds in self._seconds.items()}
+        self._seconds = dict.fromkeys(PHASES, 0.0)
         return means

@@ -7,7 +7,7 @@ pure function of the step, so that a resumed run needs no schedule state.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +55,8 @@ class SgdAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(  # type: ignore[override]  # torch's own have none of its overloads either
-        self, closure: Callable[[], Tensor] | None = None
-    ) -> Tensor | None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # a closure would be the engine's
         """Update every parameter that has a gradient and sits in a group with lr > 0."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             if group["lr"] == 0:
                 continue
@@ -71,7 +65,6 @@ class SgdAdamW(torch.optim.Optimizer):
                 {"sgd": self._step_sgd, "adamw": self._step_adamw, "bert_adamw": self._step_bert_adamw}[group["kind"]](
                     group, params
                 )
-        return loss
 
     def _step_sgd(self, group: dict, params: list[Tensor]) -> None:
         for param in params:

@@ -33,7 +33,7 @@ def write_metrics(path: Path, values: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(dict(values), indent=1) + "\n")
 
 
-def draw_curves(log: Path, picture: Path) -> None:
+def draw_curves(log: Path, image: Path) -> None:
     """Draw what a log.jsonl holds over the steps: losses and gradient norm raw and smoothed, held-out metrics with
     their baselines dotted, learning rates. Upright lines are the log's events, named below: where curves jump, and why.
     """
@@ -105,7 +105,7 @@ def draw_curves(log: Path, picture: Path) -> None:
     if events:
         lines = [f"{_letter(number)}  step {step:,}: {event}" for number, (step, event) in enumerate(events)]
         figure.supxlabel("\n".join(lines), fontsize=9, ha="left", x=0.02)
-    figure.savefig(picture, dpi=110)
+    figure.savefig(image, dpi=110)
     pyplot.close(figure)
 
 

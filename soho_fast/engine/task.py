@@ -35,7 +35,9 @@ class Task(Protocol):
         `logged` are scalars or None. `parameter_groups(exclude_from_decay=...)` lists dicts with `params`, `kind`
         ("backbone" or another name) and `decay`. `freeze_backbone(bool)`, `freeze_batch_norm(bool)` (both must outlast
         `train()`), `activation_checkpointing_enable(...)` and `compile_transformer()` (which keeps the names of the
-        state) are called when the recipe asks for them.
+        state) are called when the recipe asks for them. Around each optimiser step come `begin_step()` and
+        `end_step(applied=...)`, not applied where the optimiser left it out (an overflow in fp16): what the model moves
+        by no gradient moves there, once for all micro-batches.
         """
 
     def training_data(self) -> Any:
@@ -62,12 +64,8 @@ class Task(Protocol):
     def before_step(self, model: nn.Module, epoch: float) -> None:
         """Called before each optimiser step with the epochs behind it: what the task changes as training goes on."""
 
-    def after_step(self, model: nn.Module, *, applied: bool) -> Mapping[str, torch.Tensor]:
-        """Called after each optimiser step; not `applied` where the optimiser left it out (an overflow in fp16).
-
-        What a model moves by no gradient moves here, once for all micro-batches. Returns scalars to log in the place
-        of the forward's of the same names.
-        """
+    def figures(self, model: nn.Module) -> Mapping[str, torch.Tensor]:
+        """After each optimiser step, scalars to log in the place of the forward's of the same names."""
 
     def evaluate(
         self, model: nn.Module, *, quick: bool, processes: Processes, progress: Callable[[int, int], None]

@@ -32,7 +32,7 @@ with from_extra("train"):
         zero_stage,
     )
     from soho_fast.engine.feature_cache import TrainingBatches
-    from soho_fast.engine.logs import PhaseTimer, RunLog, Trackers, load_trackers
+    from soho_fast.engine.logs import PhaseTimer, RunLog, Trackers, load_tracker
     from soho_fast.engine.optimizer import Schedule, SgdAdamW, optimizer_groups
     from soho_fast.engine.resume import ResumePoint
     from soho_fast.engine.settings import TrainSettings
@@ -106,6 +106,7 @@ class Step:
     ) -> tuple[dict[str, torch.Tensor], list[str]]:
         """Take optimiser step number `step`; returns the sums of the scalars over its micro-batches, and messages of
         skipped images. `elapsed` is the used share of a time limit."""
+        self.model.begin_step()
         self.task.before_step(self.model, step / self.plan.steps_per_epoch)
         self._set_rates(step, elapsed)
         sums: dict[str, torch.Tensor] = {}
@@ -134,11 +135,11 @@ class Step:
                 if value is not None:
                     value = value.detach().float()
                     sums[name] = sums[name] + value if name in sums else value
-        figures = self.task.after_step(self.model, applied=self.engine.was_step_applied())
+        self.model.end_step(applied=self.engine.was_step_applied())
+        figures = self.task.figures(self.model)
         for name in sums.keys() & figures.keys():
             sums[name] = figures[name].float() * self.plan.gradient_accumulation_steps
         self.timer.stop("optimizer")
-        self.timer.step()
         return sums, skipped
 
     def mean_losses(self, sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
@@ -287,7 +288,7 @@ class Run:
             )
         self.finished = None if resume_point.checkpoint is None or self.steps_left else resume_point.results()
         if self.finished is None:
-            processes.on_main(lambda: load_trackers(settings.log.trackers))
+            processes.on_main(lambda: [load_tracker(name) for name in settings.log.trackers])
             resume_point.make_folder()
             self.step = Step(task, settings, processes, self.plan, schedule, resume_point.precision)
             if resume_point.checkpoint is not None:
@@ -410,10 +411,10 @@ class Run:
 
     def _start_log(self) -> None:
         def start() -> RunLog:
-            trackers = None
-            if settings.log.trackers:
-                resumed = self.resume_point.checkpoint is not None
-                trackers = Trackers.of(settings, self.folder, resumed=resumed, say=self._say)
+            resumed = self.resume_point.checkpoint is not None
+            trackers = (
+                Trackers(settings, self.folder, resumed=resumed, say=self._say) if settings.log.trackers else None
+            )
             return RunLog(self.folder, settings.log, self.progress.step, self.total_steps, trackers)
 
         settings = self.settings
@@ -506,14 +507,15 @@ class Run:
         if self.log is None:
             return
         progress, now = self.progress, time.monotonic()
-        rate = (progress.step - self._seen_step) * self.plan.global_batch_size / (now - self._seen_at)
+        num_steps = progress.step - self._seen_step
+        rate = num_steps * self.plan.global_batch_size / (now - self._seen_at)
         self._seen_step, self._seen_at = progress.step, now
         record = {
             "epoch": progress.step / self.plan.steps_per_epoch,
             **losses,
             **self.step.optimizer_record(),
             "images_per_second": rate,
-            "milliseconds": self.step.timer.take(),
+            "milliseconds": self.step.timer.take(num_steps),
             "corrupt_images": progress.corrupt_images,
             "seconds": progress.seconds,
         }

@@ -1,4 +1,5 @@
-"""What ends a run early: a request to stop, or a process that fails.
+"""What ends a run early: a request to stop, or a process that fails; and how its command ends, with a line and an exit
+code. Torch is not imported here: a mistake on the command line is reported before it is loaded.
 
 A collective waits for a rank that is gone, NCCL's and gloo's for many minutes where its machine was cut off or it
 is suspended. Here a thread of each rank has a connection to the first rank's. That breaks at once where a process ends,
@@ -23,13 +24,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from types import FrameType, TracebackType
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import psutil
 
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import DISK_ERRORS, CorruptImageError, UserError, environment_rank, fail
 
 PROCESS_FAILED = os.EX_TEMPFAIL
 """Exit code of a rank that ends because another process failed: what went wrong may be gone at the next start."""
@@ -216,8 +217,8 @@ def start_heartbeat(*arguments: Any, **options: Any) -> None:
     _own = Heartbeat(*arguments, **options)
 
 
-def leave_heartbeat(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-    """Called at the end of a command, as a context manager's exit: tells the other ranks how this one ends.
+def leave_heartbeat(error: BaseException | None) -> None:
+    """Called at the end of a command, with the error that it ends with: tells the other ranks how this one ends.
 
     A collective whose partner is gone raises a RuntimeError, about as soon as that is noticed here; this process then
     ends by what is noticed here, with one line.
@@ -229,6 +230,63 @@ def leave_heartbeat(kind: type[BaseException] | None, error: BaseException | Non
         _own.await_verdict()
     _own.leave(failed=error is not None)
     _own = None
+
+
+class run_command:
+    """Stands around a command of several processes, which then ends with `code`.
+
+    Args:
+        again: What the same command does the next time: the end of a line about a run that did not come to its end.
+
+    Attributes:
+        code: 0 done, 2 a mistake of the user, 75 a process failed (was killed), 130 stopped by Ctrl-C.
+    """
+
+    def __init__(self, again: str) -> None:
+        self.again, self.code = again, 0
+
+    def __enter__(self) -> "run_command":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        leave_heartbeat(error)
+        rank, _ = environment_rank()
+        if isinstance(error, KeyboardInterrupt):
+            # In training, between the first and the last step, `StopRequest` hears it.
+            if rank == 0:
+                print(f"\nstopped; {self.again}", file=sys.stderr)
+            self.code = 128 + signal.SIGINT
+        elif isinstance(error, CorruptImageError):
+            # Raised in a loader process, its text comes with that process's stack before it.
+            self.code = fail(str(error).rpartition("CorruptImageError: ")[2], rank)
+        elif isinstance(error, UserError):
+            self.code = fail(str(error), rank)
+        elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            # Logs, curves and tables meet a full disk too; checkpoints and the model report theirs themselves.
+            self.code = fail(f"{error.filename or 'output'}: {error.strerror}; with room again {self.again}", rank)
+        elif isinstance(error, RuntimeError):
+            from soho_fast.common.workers import lost_worker
+
+            lost = lost_worker(error)
+            if lost is None:
+                return False
+            self.code = fail(f"{lost}; {self.again}", rank, PROCESS_FAILED)
+        else:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def user_input() -> Iterator[None]:
+    """Stands around what a user's files are read by: readers and models refuse them with ValueError and OSError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        if getattr(error, "errno", None) in DISK_ERRORS:
+            raise
+        raise UserError(str(error)) from error
 
 
 class StopRequest:

@@ -16,7 +16,7 @@ _CANDIDATES = 16
 
 
 class PlainLookup(nn.Module):
-    """`ops.codebook_lookup` of a codebook that stands still, in operations that torch has itself.
+    """`ops.codebook_lookup` of a frozen codebook, in operations that torch has itself.
 
     The nearest codes by a product in float64, whose rounding may exchange those that are equally near to 13 digits, are
     compared by the distance in the order of summation that all backends have. Codes that are equal are one, that of the

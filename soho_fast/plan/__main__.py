@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from soho_fast.common.extras import from_extra
 with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code, flags_of
     from soho_fast.common.errors import UserError
+    from soho_fast.plan.cards import CARDS, GIB, Rates
 
 DESCRIPTION = """What a recipe needs on a cluster: operations of a step by part, memory of a GPU, bytes between GPUs,
 what the readers must deliver, hours. No data is read, no GPU is needed. Any field of the recipe can be given beside
@@ -42,16 +44,18 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m soho_fast.plan", description=DESCRIPTION)
     parser.add_argument("--recipe", default="paper", help="name of a recipe of this package, or path of a YAML file")
     parser.add_argument("--gpus", type=_number(int, 1), default=1, help="number of GPUs, one process each (default: 1)")
-    parser.add_argument(
-        "--card", choices=("v100", "a100", "h100"), default="a100", help="model of the GPUs (default: a100)"
-    )
+    parser.add_argument("--card", choices=list(CARDS), default="a100", help="model of the GPUs (default: a100)")
     parser.add_argument(
         "--memory-gb", type=_number(float, 1), help="memory of a GPU in GiB, where it differs from the usual"
     )
     parser.add_argument("--stage", type=int, choices=(0, 1, 2, 3), help="ZeRO stage (default: the recipe's)")
-    parser.add_argument("--mfu", type=_number(float, 0.001, 1), help="model FLOPs utilisation of a step (default: 0.3)")
-    parser.add_argument("--data-rate", type=_number(float, 0.001), help="images per second of one loader process")
-    parser.add_argument("--file-kb", type=_number(float, 0.001), help="kilobytes of an image file (default: 157)")
+    for flag, largest, default, about in (
+        ("--mfu", 1.0, Rates.mfu, "model FLOPs utilisation of a step"),
+        ("--data-rate", math.inf, Rates.data_rate, "images per second of one loader process"),
+        ("--file-kb", math.inf, Rates.file_kb, "kilobytes of an image file"),
+    ):
+        about = f"{about} (default: {default:g})"
+        parser.add_argument(flag, type=_number(float, 0.001, largest), default=default, help=about)
     parser.add_argument(
         "--samples", type=_number(int, 1), help="training samples in an epoch; printed at the start of a run"
     )
@@ -89,17 +93,16 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _plan(options: argparse.Namespace, rest: list[str], flags: list[str], known: dict[tuple, Any]) -> str:
-    # A mistake on the command line is told before torch and DeepSpeed are loaded.
+    # A mistake on the command line is reported before torch and DeepSpeed are loaded.
     with from_extra("train"):
         from soho_fast.plan import report
-        from soho_fast.plan.cards import CARDS, GIB
-        from soho_fast.plan.estimate import Costs, Rates, make_plan
+        from soho_fast.plan.estimate import Costs, make_plan
         from soho_fast.plan.recipes import Given, Work
     card = CARDS[options.card]
     if options.memory_gb:
         card = dataclasses.replace(card, memory=round(options.memory_gb * GIB))
     given = Given(options.samples, options.words, options.answers, options.text_length, options.image)
-    rates = {name: getattr(options, name) for name in ("mfu", "data_rate", "file_kb")}
+    rates = Rates(options.mfu, options.data_rate, options.file_kb)
     try:
         if options.stage is not None:
             rest = [*rest, "--engine.zero_stage", str(options.stage)]
@@ -108,7 +111,7 @@ def _plan(options: argparse.Namespace, rest: list[str], flags: list[str], known:
         key = (precision, options.recipe, options.gpus, *rest, *vars(given).items())
         if key not in known:
             known[key] = Costs(work, precision)
-        plan = make_plan(known[key], card, Rates(**{name: value for name, value in rates.items() if value is not None}))
+        plan = make_plan(known[key], card, rates)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     return json.dumps(report.as_json(plan), indent=1) if options.json else report.as_text(plan)

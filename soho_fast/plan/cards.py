@@ -1,4 +1,4 @@
-"""What the makers' data sheets say of cards.
+"""What the makers' data sheets say of cards, and how much of it a step is taken to reach.
 
 Read in November 2026 where others quote them: V100 in the table of NVIDIA's paper on Volta (maosong.website/p/
 nvidia-gpu-specs) and in Dell's reference guide of Ready Solutions for AI (900 GB/s of memory, 150 GB/s of NVLink each
@@ -44,6 +44,21 @@ class Card:
                 "or auto"
             )
         return wanted
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What is taken of rates; where that comes from is among a plan's assumptions.
+
+    Args:
+        mfu: Share of the card's peak that the step's operations reach.
+        data_rate: Images a second that a loader process makes ready.
+        file_kb: Kilobytes of an image's file.
+    """
+
+    mfu: float = 0.3
+    data_rate: float = 390.0
+    file_kb: float = 157.0
 
 
 CARDS = {

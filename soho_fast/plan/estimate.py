@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -10,35 +11,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from soho_fast.engine.distributed import zero_stage
 from soho_fast.plan import memory
-from soho_fast.plan.cards import GIB, Card
+from soho_fast.plan.cards import GIB, Card, Rates
 from soho_fast.plan.fake import StepCost, fake_model, run_step
 from soho_fast.plan.recipes import Work
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORKSPACE_SHARE = 0.1
 CONTEXT = GIB
-MFU = 0.3
-FILE_KB = 157.0
-"""COCO's train2014: 13 GB for 82,783 images, cocodataset.org."""
-DATA_RATE = 390.0
-"""Images a second that one loader process makes ready, see `DATA_RATE_FROM`."""
 PIXEL_BYTES = 4
 """Three colours and the mask; the device makes floats of the colours."""
-
-
-@dataclass
-class Rates:
-    """What is taken of rates.
-
-    Args:
-        mfu: Share of the card's peak that the step's operations reach.
-        data_rate: Images a second that a loader process makes ready.
-        file_kb: Kilobytes of an image's file.
-    """
-
-    mfu: float = MFU
-    data_rate: float = DATA_RATE
-    file_kb: float = FILE_KB
 
 
 @dataclass
@@ -61,22 +42,22 @@ class Plan:
     card: Card
     gpus: int
     precision: str
-    stage: int
+    zero_stage: int
     micro_batch: int
-    accumulated: int
+    gradient_accumulation_steps: int
     steps_per_epoch: int | None
-    sizes: memory.Sizes
+    parameters: memory.Sizes
     phases: list[Phase]
     memory: dict[tuple[int, bool], dict[str, int]]
-    checkpointing: bool
-    exchanged: dict[str, int]
-    advice: list[str]
+    activation_checkpointing: bool
+    collectives: dict[str, int]
+    changes: list[str]
     assumed: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def total_memory(self) -> int:
         """Bytes on a rank, as the recipe has it."""
-        return self.memory[self.stage, self.checkpointing]["in all"]
+        return self.memory[self.zero_stage, self.activation_checkpointing]["in all"]
 
     @property
     def fits(self) -> bool:
@@ -103,7 +84,7 @@ def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
     checkpointing = bool(recipe.engine.activation_checkpointing)
     sizes = memory.Sizes.of(costs.model)
     micro_batch = work.batches.micro_batch_size
-    peaks = {each: costs.of_largest(each).peak for each in (False, True)}
+    peaks = {each: costs.of(work.largest, each).peak for each in (False, True)}
 
     def on_rank(stage: int, checkpointing: bool, images: float = micro_batch) -> dict[str, int]:
         peak = round(peaks[checkpointing] * images / micro_batch)
@@ -123,19 +104,19 @@ def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
         card=card,
         gpus=gpus,
         precision=precision,
-        stage=stage,
+        zero_stage=stage,
         micro_batch=micro_batch,
-        accumulated=work.batches.gradient_accumulation_steps,
+        gradient_accumulation_steps=work.batches.gradient_accumulation_steps,
         steps_per_epoch=steps,
-        sizes=sizes,
+        parameters=sizes,
         phases=phases,
         memory=table,
-        checkpointing=checkpointing,
-        exchanged=traffic,
-        advice=[],
-        assumed=work.assumed.lines,
+        activation_checkpointing=checkpointing,
+        collectives=traffic,
+        changes=[],
+        assumed=work.assumed,
     )
-    plan.advice = _advice(plan, work, on_rank)
+    plan.changes = _advice(plan, work, on_rank)
     _assume(plan, work, rates)
     return plan
 
@@ -161,19 +142,21 @@ class Costs:
             self.model.freeze_batch_norm(True)
         self._known: dict[tuple, StepCost] = {}
 
-    def of_largest(self, checkpointing: bool) -> StepCost:
-        """A micro-batch of the largest images, with or without activation checkpointing; all is trained."""
-        return self._run(self.work.largest, checkpointing, False, False)
+    def of(
+        self, size: tuple[int, int], checkpointing: bool, *, frozen: bool = False, words_only: bool = False
+    ) -> StepCost:
+        """What a micro-batch of images of a size takes, with or without activation checkpointing.
 
-    def of_typical(self, checkpointing: bool, *, still: bool, words_only: bool) -> StepCost:
-        """Of typical images; `still`: the CNN is not trained, `words_only`: it alone is, by the bag-of-words loss."""
-        return self._run(self.work.typical, checkpointing, still, words_only)
-
-    def _run(self, size: tuple[int, int], checkpointing: bool, still: bool, words_only: bool) -> StepCost:
-        key, num_samples = (size, checkpointing, still, words_only), self.work.batches.micro_batch_size
+        Args:
+            size: Height and width.
+            checkpointing: Whether activations are recomputed.
+            frozen: The CNN is not trained.
+            words_only: The CNN alone is trained, by the bag-of-words loss.
+        """
+        key, num_samples = (size, checkpointing, frozen, words_only), self.work.batches.micro_batch_size
         if key in self._known:
             return self._known[key]
-        self.model.freeze_backbone(still)
+        self.model.freeze_backbone(frozen)
         self.model.bag_of_words_only = words_only
         if checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -181,7 +164,7 @@ class Costs:
             self.model.activation_checkpointing_disable()
         self._known[key] = run_step(
             self.model,
-            self.work.inputs(size, num_samples),
+            partial(self.work.inputs, size, num_samples),
             self._mode,
             num_labelled=self.work.num_labelled(size, num_samples),
             autocast=self._autocast,
@@ -210,10 +193,10 @@ def _phases(costs: Costs, peak: float, rates: Rates, steps: int | None, checkpoi
     edges = sorted({0.0, words, begin, end, epochs})
     found: list[Phase] = []
     for low, high in pairwise(edges):
-        still, words_only = begin <= low < end, low < words
-        cost = costs.of_typical(checkpointing, still=still, words_only=words_only)
+        frozen, words_only = begin <= low < end, low < words
+        cost = costs.of(costs.work.typical, checkpointing, frozen=frozen, words_only=words_only)
         seconds = batches.gradient_accumulation_steps * cost.operations / (peak * rates.mfu)
-        name = "bag-of-words loss alone" if words_only else "the CNN stands still" if still else "all is trained"
+        name = "bag-of-words loss alone" if words_only else "the CNN is frozen" if frozen else "all is trained"
         hours = None if steps is None else (high - low) * steps * seconds / 3600
         found.append(Phase(name, high - low, cost, seconds, hours, _readers(costs.work, seconds, rates)))
     return found
@@ -247,11 +230,11 @@ def _advice(plan: Plan, work: Work, on_rank: Any) -> list[str]:
         divisors = [n for n in range(2, plan.micro_batch + 1) if plan.micro_batch % n == 0]
         if work.task.samples_together is not None:
             divisors = []
-        more_stages = [each for each, _ in plan.memory if each > plan.stage]
-        options = [(plan.stage, True, 1)] if not plan.checkpointing else []
-        options += [(plan.stage, plan.checkpointing, n) for n in divisors]
-        options += [(each, plan.checkpointing, 1) for each in dict.fromkeys(more_stages)]
-        options += [(each, True, n) for n in (1, *divisors) for each in dict.fromkeys((plan.stage, *more_stages))]
+        more_stages = [each for each, _ in plan.memory if each > plan.zero_stage]
+        options = [(plan.zero_stage, True, 1)] if not plan.activation_checkpointing else []
+        options += [(plan.zero_stage, plan.activation_checkpointing, n) for n in divisors]
+        options += [(each, plan.activation_checkpointing, 1) for each in dict.fromkeys(more_stages)]
+        options += [(each, True, n) for n in (1, *divisors) for each in dict.fromkeys((plan.zero_stage, *more_stages))]
         for stage, checkpointing, parts in options:
             total = fits(stage, checkpointing, plan.micro_batch / parts)
             change = _change(plan, stage, checkpointing, parts)
@@ -268,37 +251,34 @@ def _advice(plan: Plan, work: Work, on_rank: Any) -> list[str]:
 
 def _change(plan: Plan, stage: int, checkpointing: bool, parts: int) -> list[str]:
     change = []
-    if checkpointing != plan.checkpointing:
+    if checkpointing != plan.activation_checkpointing:
         change.append("--engine.activation_checkpointing true")
     if parts > 1:
-        change.append(f"--batch.gradient_accumulation_steps {plan.accumulated * parts}")
-    if stage != plan.stage:
+        change.append(f"--batch.gradient_accumulation_steps {plan.gradient_accumulation_steps * parts}")
+    if stage != plan.zero_stage:
         change.append(f"--engine.zero_stage {stage}")
     return change
 
 
 def _assume(plan: Plan, work: Work, rates: Rates) -> None:
-    add = work.assumed.add
-    card = plan.card
-    add("peak", f"{card.peak[plan.precision] / 1e12:,.0f} TFLOP/s in {plan.precision}", card.source)
-    add("share of the peak", f"{rates.mfu:.0%}", "not measured, there is no such card here; --mfu")
-    add("a file", f"{rates.file_kb:g} KB", "COCO's train2014: 13 GB, 82,783 images (cocodataset.org); --file-kb")
-    add("images of a loader process", f"{rates.data_rate:g} a second", DATA_RATE_FROM)
-    add("workspace", f"{WORKSPACE_SHARE:.0%} of the activations", "cuDNN's, and what the allocator loses; not measured")
-    add("context", f"{CONTEXT / GIB:.0f} GiB", "CUDA's and NCCL's own; not measured")
-    add("gradients", "DeepSpeed's default bucket, 500 million of them", "deepspeed/runtime/zero/config.py")
-    add("attention", "memory-efficient, with dropout inside", "what torch takes on a GPU where there is a mask")
-    if plan.stage == 3:
-        add("ZeRO 3", "gathered parameters stay", "DeepSpeed's default stage3_max_live_parameters, 1e9")
+    assumed, card = work.assumed, plan.card
+    assumed["peak"] = f"{card.peak[plan.precision] / 1e12:,.0f} TFLOP/s in {plan.precision}", card.source
+    assumed["MFU"] = f"{rates.mfu:.0%}", "not measured, there is no such card here; --mfu"
+    assumed["a file"] = f"{rates.file_kb:g} KB", "COCO's train2014: 13 GB, 82,783 images (cocodataset.org); --file-kb"
+    assumed["images of a loader process"] = f"{rates.data_rate:g} a second", DATA_RATE_FROM
+    workspace = "cuDNN's, and what the allocator loses; not measured"
+    assumed["workspace"] = f"{WORKSPACE_SHARE:.0%} of the activations", workspace
+    assumed["context"] = f"{CONTEXT / GIB:.0f} GiB", "CUDA's and NCCL's own; not measured"
+    assumed["gradients"] = "DeepSpeed's default bucket, 500 million of them", "deepspeed/runtime/zero/config.py"
+    assumed["attention"] = "memory-efficient, with dropout inside", "what torch takes on a GPU where there is a mask"
+    if plan.zero_stage == 3:
+        assumed["ZeRO 3"] = "gathered parameters stay", "DeepSpeed's default stage3_max_live_parameters, 1e9"
     if work.recipe.task == "pretraining" and work.config.use_dictionary:
-        add("codes of an image", "used alike", "the number of masked visual tokens follows; it hardly matters")
-    if any(phase.name == "the CNN stands still" for phase in plan.phases):
-        add(
-            "outputs of the backbone while frozen",
-            "computed anew",
-            "where engine.feature_cache_gb caches them it is less",
-        )
-    add("hours", "training alone", "no evaluation, no checkpoints, no start")
+        assumed["codes of an image"] = "used alike", "the number of masked visual tokens follows; it hardly matters"
+    if any(phase.name == "the CNN is frozen" for phase in plan.phases):
+        less = "where engine.feature_cache_gb caches them it is less"
+        assumed["outputs of the backbone while frozen"] = "computed anew", less
+    assumed["hours"] = "training alone", "no evaluation, no checkpoints, no start"
 
 
 DATA_RATE_FROM = (

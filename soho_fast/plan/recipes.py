@@ -1,9 +1,8 @@
 """From a recipe to a model without values and to batches of its shapes; nothing of the data is read."""
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,21 +34,14 @@ _VISUAL_GENOME = 108_077 - round(51_208 * 10_000 / 123_287)
 _VISUAL_GENOME_FROM = (
     "Krishna et al. 2017: Visual Genome 108,077 images, 51,208 of them COCO's, less COCO's val and test among these"
 )
-_QUESTIONS = {
-    "v2_OpenEnded_mscoco_train2014_questions.json": (443_757, 82_783),
-    "v2_OpenEnded_mscoco_val2014_questions.json": (214_354, 40_504),
+_VQA_FROM = "Goyal et al. 2017: VQA v2 has 443,757 questions in train and 214,354 in val"
+# Texts with an answer, and where that is said.
+_ANSWERED = {
+    "v2_OpenEnded_mscoco_train2014_questions.json": (443_757, _VQA_FROM),
+    "v2_OpenEnded_mscoco_val2014_questions.json": (214_354, _VQA_FROM),
+    "snli_ve_train.jsonl": (529_527, "Xie et al. 2019: SNLI-VE has 529,527 pairs in train"),
+    "train.json": (86_373, "Suhr et al. 2019: NLVR2 has 86,373 statements in train"),
 }
-
-
-@dataclass
-class Assumptions:
-    """What is not known and taken as something, each with where that comes from, in the order of their making."""
-
-    lines: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-    def add(self, name: str, value: Any, source: str) -> None:
-        """Remember one."""
-        self.lines[name] = (str(value), source)
 
 
 @dataclass
@@ -92,6 +84,9 @@ class Work:
         given: What the command line says.
         flags: Arguments that the command takes beside these.
 
+    Attributes:
+        assumed: What is not known and taken as something, by name, with where that comes from.
+
     Raises:
         UserError: as the training command refuses the recipe, or batch sizes that do not divide.
     """
@@ -101,7 +96,8 @@ class Work:
         self.name = recipe.name
         with suppress(UserError):  # Folders that are not given are not looked into either.
             recipe = with_data_roots(recipe)
-        self.recipe, self.given, self.assumed = recipe, given, Assumptions()
+        self.recipe, self.given = recipe, given
+        self.assumed: dict[str, tuple[str, str]] = {}
         self.task = recipe.make_task(lambda line: None)
         self.config = self._config()
         self.samples = given.samples or self._published_samples()
@@ -110,18 +106,16 @@ class Work:
         data = recipe.data
         self.words_a_text = given.text_length or int(data.max_text_length)
         if given.text_length is None:
-            self.assumed.add("tokens of a text", self.words_a_text, "data.max_text_length, the longest there can be")
+            self.assumed["tokens of a text"] = str(self.words_a_text), "data.max_text_length, the longest there can be"
         self.typical = self._padded(*fitted_size(*(given.image or TYPICAL), data.shorter_edge, data.longer_edge))
         self.largest = self._padded(data.shorter_edge, data.longer_edge)
         if given.image is None:
-            self.assumed.add(
-                "a typical image",
+            self.assumed["a typical image"] = (
                 "{} x {} pixels".format(*self.typical),
                 f"COCO's commonest size, {TYPICAL[0]} x {TYPICAL[1]}, resized and padded; operations and hours are its",
             )
-        self.assumed.add(
-            "the largest images", "{} x {} pixels".format(*self.largest), "data.longer_edge; the memory is for these"
-        )
+        pixels = "{} x {} pixels".format(*self.largest)
+        self.assumed["the largest images"] = pixels, "data.longer_edge; the memory is for these"
 
     def _padded(self, height: int, width: int) -> tuple[int, int]:
         multiple = self.recipe.data.pad_to_multiple
@@ -144,10 +138,10 @@ class Work:
             answers = self.given.answers or VQA_ANSWERS
             changes["num_labels"] = answers
             if not self.given.answers:
-                self.assumed.add("answers", f"{answers:,}", "VQA v2's that come nine times; --answers")
+                self.assumed["answers"] = f"{answers:,}", "VQA v2's that come nine times; --answers"
         if pretrained and Path(pretrained, "config.json").is_file():
             values = SohoConfig.from_pretrained(pretrained).to_dict()
-            self.assumed.add("the model", pretrained, "its config.json")
+            self.assumed["the model"] = pretrained, "its config.json"
         elif pretrained:
             source = self._pretraining_recipe(pretrained)
             values = SohoConfig.from_preset(source.model.preset, **source.model.config).to_dict() | {
@@ -172,7 +166,7 @@ class Work:
                 f"model.pretrained: {pretrained} is not here, and no recipe is called {name}; give the folder of a "
                 "pre-trained model, or --model.pretrained runs/RECIPE/model"
             ) from error
-        self.assumed.add("the model", f"recipe {name}'s", f"model.pretrained, {pretrained}, is not here")
+        self.assumed["the model"] = f"recipe {name}'s", f"model.pretrained, {pretrained}, is not here"
         return source
 
     def _num_words(self, tokenizer: str | None, pretrained: str | None, changes: dict[str, Any]) -> int:
@@ -183,56 +177,50 @@ class Work:
         for folder in (pretrained, tokenizer):
             if folder and Path(folder).is_dir():
                 return len(load_tokenizer(folder))
-        self.assumed.add("words", f"{BERT_WORDS:,}", "bert-base-uncased's; --words")
+        self.assumed["words"] = f"{BERT_WORDS:,}", "bert-base-uncased's; --words"
         return BERT_WORDS
 
     def _published_samples(self) -> int | None:
         """Samples of an epoch by the published sizes of the sets; None where one is not known."""
-        recipe, data, sources = self.recipe, self.recipe.data, set()
-        total = 0
-        if recipe.corpus.folder and recipe.task in ("pretraining", "retrieval"):
-            if data.epoch != "images":
-                return None
-            self.assumed.add("samples of an epoch", f"{recipe.corpus.num_train:,}", "corpus.num_train")
-            return recipe.corpus.num_train
+        recipe, data = self.recipe, self.recipe.data
+        has_captions = recipe.task in ("pretraining", "retrieval")
         if recipe.corpus.folder:
+            if not has_captions or data.epoch != "images":
+                return None
+            self.assumed["samples of an epoch"] = f"{recipe.corpus.num_train:,}", "corpus.num_train"
+            return recipe.corpus.num_train
+        parts = data.sources if recipe.task == "pretraining" else [data.splits[name] for name in data.train]
+        known = [self._captions(part) if has_captions else self._answered(part) for part in parts]
+        sizes = [each for each in known if each is not None]
+        if not sizes or len(sizes) < len(known):
             return None
-        if recipe.task in ("pretraining", "retrieval"):
-            parts = data.sources if recipe.task == "pretraining" else [data.splits[name] for name in data.train]
-            a_sample = data.num_positive if recipe.task == "pretraining" else 1
-            for part in parts:
-                if part.format == "visual_genome":
-                    known, source = [(_VISUAL_GENOME, part.max_captions or 50)], _VISUAL_GENOME_FROM
-                else:
-                    file = Path(part.annotations).name
-                    known = [_CAPTIONS[file, split] for split in part.splits if (file, split) in _CAPTIONS]
-                    source = _CAPTIONS_FROM
-                    if len(known) < len(part.splits):
-                        return None
-                if not known:
-                    return None
-                sources.add(source)
-                limit = getattr(part, "max_captions", None)
-                for images, captions in known:
-                    captions = min(captions, limit or captions)
-                    total += images * (1 if data.epoch == "images" else math.ceil(captions / a_sample))
-        elif recipe.task == "vqa":
-            for name in data.train:
-                questions = _QUESTIONS.get(Path(data.splits[name].questions).name)
-                if questions is None or data.texts_per_image != 1:
-                    return None
-                total += questions[0]
-            sources.add("Goyal et al. 2017: VQA v2 has 443,757 questions in train and 214,354 in val")
-        elif recipe.task == "snli_ve" and "snli_ve_train.jsonl" in data.splits["train"].annotations:
-            total = 529_527
-            sources.add("Xie et al. 2019: SNLI-VE has 529,527 pairs in train")
-        elif recipe.task == "nlvr2" and "train.json" in data.splits["train"].annotations:
-            total = 86_373
-            sources.add("Suhr et al. 2019: NLVR2 has 86,373 statements in train")
-        if not total:
-            return None
-        self.assumed.add("samples of an epoch", f"{total:,}", f"{'; '.join(sorted(sources))}; --samples")
+        total, sources = sum(size for size, _ in sizes), sorted({source for _, source in sizes})
+        self.assumed["samples of an epoch"] = f"{total:,}", f"{'; '.join(sources)}; --samples"
         return total
+
+    def _captions(self, part: Any) -> tuple[int, str] | None:
+        """Samples of a set of images with captions, and where that is said."""
+        data = self.recipe.data
+        limit = getattr(part, "max_captions", None)
+        if part.format == "visual_genome":
+            images_with_captions, source = [(_VISUAL_GENOME, limit or 50)], _VISUAL_GENOME_FROM
+        else:
+            names = [(Path(part.annotations).name, split) for split in part.splits]
+            if not names or not all(name in _CAPTIONS for name in names):
+                return None
+            images_with_captions, source = [_CAPTIONS[name] for name in names], _CAPTIONS_FROM
+        a_sample = data.num_positive if self.recipe.task == "pretraining" else 1
+        samples = (
+            images * (1 if data.epoch == "images" else math.ceil(min(captions, limit or captions) / a_sample))
+            for images, captions in images_with_captions
+        )
+        return sum(samples), source
+
+    def _answered(self, part: Any) -> tuple[int, str] | None:
+        """The same of a set of texts with answers."""
+        if self.recipe.data.texts_per_image != 1:
+            return None
+        return _ANSWERED.get(Path(getattr(part, "questions", None) or part.annotations).name)
 
     @property
     def images_a_sample(self) -> int:
@@ -254,52 +242,44 @@ class Work:
         stride = 32 * self.config.visual_pool
         return math.ceil(size[0] / stride) * math.ceil(size[1] / stride)
 
-    def inputs(self, size: tuple[int, int], num_samples: int) -> Callable[[], dict[str, Tensor]]:
-        """Makes the keywords of the model's forward, of the shapes of a micro-batch, where it is called.
+    def inputs(self, size: tuple[int, int], num_samples: int) -> dict[str, Tensor]:
+        """The keywords of the model's forward, of the shapes of a micro-batch.
 
         Args:
             size: Height and width of the batch's images, some of which are padded.
             num_samples: Samples of the batch.
         """
-        recipe, S = self.recipe, self.words_a_text
+        task, data, S = self.recipe.task, self.recipe.data, self.words_a_text
         B = num_samples * self.images_a_sample
-
-        def of_images() -> dict[str, Tensor]:
-            mask = torch.empty(B, *size, dtype=torch.bool)
-            return {"pixel_values": torch.empty(B, 3, *size), "pixel_mask": mask}
-
-        def of_texts(num_texts: int) -> dict[str, Tensor]:
-            return {name: torch.empty(num_texts, S, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
-
-        def whole(*shape: int) -> Tensor:
-            return torch.empty(*shape, dtype=torch.int64)
-
-        def pretraining() -> dict[str, Tensor]:
-            positive, negative = recipe.data.num_positive, recipe.data.num_negative
-            P = B * (positive + negative)
-            masked = round(B * positive * S * recipe.data.masking.probability)
-            batch = {
-                **of_images(),
-                **of_texts(P),
-                "image_index": whole(P),
-                "mlm_labels": whole(P, S),
-                "mlm_positions": whole(masked),
-                "itm_labels": whole(P),
+        if task == "pretraining":
+            P = B * (data.num_positive + data.num_negative)
+        else:
+            P = B if task == "retrieval" else num_samples * data.texts_per_image
+        batch = {
+            "pixel_values": torch.empty(B, 3, *size),
+            "pixel_mask": torch.empty(B, *size, dtype=torch.bool),
+            "input_ids": torch.empty(P, S, dtype=torch.int64),
+            "attention_mask": torch.empty(P, S, dtype=torch.int64),
+        }
+        numbers_P = torch.empty(P, dtype=torch.int64)
+        if task == "pretraining":
+            masked = round(B * data.num_positive * S * data.masking.probability)
+            batch |= {
+                "image_index": numbers_P,
+                "mlm_labels": torch.empty(P, S, dtype=torch.int64),
+                "mlm_positions": torch.empty(masked, dtype=torch.int64),
+                "itm_labels": torch.empty_like(numbers_P),
                 "mask_uniform": torch.empty(B, dtype=torch.float64),
             }
             if self.config.mvm_masking == "position":
                 batch["mask_pairs"] = torch.empty(P, dtype=torch.bool)
-            return batch
-
-        def retrieval() -> dict[str, Tensor]:
-            return {**of_images(), **of_texts(B), "own_image": whole(B)}
-
-        def answering() -> dict[str, Tensor]:
-            P = num_samples * recipe.data.texts_per_image
-            batch = {**of_images(), **of_texts(P), "image_index": whole(*((P, 2) if recipe.task == "nlvr2" else (P,)))}
-            if recipe.task == "vqa":
+        elif task == "retrieval":
+            batch["own_image"] = numbers_P
+        else:
+            batch["image_index"] = torch.empty(P, 2, dtype=torch.int64) if task == "nlvr2" else numbers_P
+            if task == "vqa":
                 assert self.config.num_labels is not None, "a list of answers gives it"
-                return batch | {"answer_scores": torch.empty(P, self.config.num_labels)}
-            return batch | {"labels": whole(P)}
-
-        return {"pretraining": pretraining, "retrieval": retrieval}.get(recipe.task, answering)
+                batch["answer_scores"] = torch.empty(P, self.config.num_labels)
+            else:
+                batch["labels"] = torch.empty_like(numbers_P)
+        return batch

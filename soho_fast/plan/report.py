@@ -9,18 +9,18 @@ from soho_fast.plan.fake import PARTS
 
 def as_text(plan: Plan) -> str:
     """Tables for a terminal."""
-    card, gigabytes = plan.card, plan.total_memory / GIB
+    card, sizes, gigabytes = plan.card, plan.parameters, plan.total_memory / GIB
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     hours = "unknown: give --samples, the samples of an epoch" if plan.hours is None else f"{plan.hours:,.1f}"
     lines = [
-        f"recipe {plan.recipe} on {plan.gpus} x {card.name}, {plan.precision}, ZeRO {plan.stage}: "
-        f"{plan.sizes.trained / 1e6:.1f} M parameters are trained ({plan.sizes.backbone / 1e6:.1f} M of the CNN)",
-        f"a step: {plan.accumulated} micro-batches of {plan.micro_batch} samples on each GPU"
+        f"recipe {plan.recipe} on {plan.gpus} x {card.name}, {plan.precision}, ZeRO {plan.zero_stage}: "
+        f"{sizes.trained / 1e6:.1f} M parameters are trained ({sizes.backbone / 1e6:.1f} M of the CNN)",
+        f"a step: {plan.gradient_accumulation_steps} micro-batches of {plan.micro_batch} samples on each GPU"
         + (f", {plan.steps_per_epoch:,} steps an epoch" if plan.steps_per_epoch else ""),
         f"memory of a GPU: {gigabytes:.1f} of {card.memory / GIB:.0f} GiB, {verdict}; hours in all: {hours}",
     ]
-    if plan.advice:
-        lines += ["", "changes" if plan.fits else "changes that make it fit", *(f"  {line}" for line in plan.advice)]
+    if plan.changes:
+        lines += ["", "changes" if plan.fits else "changes that make it fit", *(f"  {line}" for line in plan.changes)]
     lines += ["", *_operations(plan), "", *_memory(plan), "", *_traffic(plan), "", *_time(plan), "", "assumed"]
     width = max(map(len, plan.assumed))
     lines += [f"  {name:<{width}}  {value} ({source})" for name, (value, source) in plan.assumed.items()]
@@ -37,20 +37,20 @@ def _operations(plan: Plan) -> list[str]:
     ]
     sums = [sum(each.values()) / plan.micro_batch / 1e9 for each in (cost.forward, cost.backward)]
     rows.append(["in all", *(f"{value:,.2f}" for value in sums)])
-    return _table([f"Gop of a sample ({plan.phases[-1].name})", "forward", "backward"], rows)
+    return _table([f"GFLOP of a sample, a multiply-add is two ({plan.phases[-1].name})", "forward", "backward"], rows)
 
 
 def _memory(plan: Plan) -> list[str]:
     columns = list(plan.memory)
     names = list(plan.memory[columns[0]])
-    heads = [f"ZeRO {stage}{', recomputed' if again else ''}" for stage, again in columns]
+    heads = [f"ZeRO {stage}{', checkpointing' if again else ''}" for stage, again in columns]
     rows = [[name, *(f"{plan.memory[column][name] / GIB:.2f}" for column in columns)] for name in names]
     return _table(["GiB of a GPU", *heads], rows)
 
 
 def _traffic(plan: Plan) -> list[str]:
-    rows = [[name, f"{value / 1e6:,.2f}"] for name, value in plan.exchanged.items()] or [["one GPU sends nothing", ""]]
-    return _table(["MB of a GPU in collectives, a step", ""], rows)
+    rows = [[name, f"{value / 1e6:,.2f}"] for name, value in plan.collectives.items()]
+    return _table(["MB of a GPU in collectives, a step", ""], rows or [["one GPU sends nothing", ""]])
 
 
 def _time(plan: Plan) -> list[str]:
@@ -83,17 +83,11 @@ def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """All figures: bytes, seconds, operations of a micro-batch."""
+    card, sizes = plan.card, plan.parameters
     return {
-        "recipe": plan.recipe,
-        "card": {"name": plan.card.name, "memory": plan.card.memory, "source": plan.card.source},
-        "gpus": plan.gpus,
-        "precision": plan.precision,
-        "zero_stage": plan.stage,
-        "activation_checkpointing": plan.checkpointing,
-        "micro_batch": plan.micro_batch,
-        "gradient_accumulation_steps": plan.accumulated,
-        "steps_per_epoch": plan.steps_per_epoch,
-        "parameters": {"backbone": plan.sizes.backbone, "rest": plan.sizes.rest, "frozen": plan.sizes.frozen},
+        **vars(plan),
+        "card": {"name": card.name, "memory": card.memory, "source": card.source},
+        "parameters": {"backbone": sizes.backbone, "rest": sizes.rest, "frozen": sizes.frozen},
         "phases": [
             {
                 "name": phase.name,
@@ -112,7 +106,5 @@ def as_json(plan: Plan) -> dict[str, Any]:
             for (stage, again), found in plan.memory.items()
         ],
         "fits": plan.fits,
-        "collectives": plan.exchanged,
-        "changes": plan.advice,
         "assumed": {name: {"value": value, "source": source} for name, (value, source) in plan.assumed.items()},
     }

@@ -48,14 +48,14 @@ def write_report(folder: Path, name: str, study: Study, runs: Sequence[Run], row
     cells, old = rows_by_cell(name, runs, rows)
     differences = compare(study, cells)
     folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "report.png"
-    drawn = draw(study, differences, picture)
-    text = page(name, study, runs, cells, old, differences, picture.name if drawn else "")
+    figure = folder / "report.png"
+    drawn = draw(study, differences, figure)
+    text = page(name, study, runs, cells, old, differences, figure.name if drawn else "")
     write_atomically(folder / "report.md", text)
     records = ({**vars(each), "verdict": each.verdict} for each in differences)
     lines = [json.dumps({name: None if value != value else value for name, value in each.items()}) for each in records]
     write_atomically(folder / "differences.jsonl", "".join(f"{line}\n" for line in lines))
-    return [folder / "report.md", *([picture] if drawn else []), folder / "differences.jsonl"]
+    return [folder / "report.md", *([figure] if drawn else []), folder / "differences.jsonl"]
 
 
 def page(
@@ -65,7 +65,7 @@ def page(
     cells: Mapping[Cell, Row],
     old: int,
     differences: Sequence[Difference],
-    picture: str = "",
+    figure: str = "",
 ) -> str:
     """The Markdown page."""
     planned = sum(len(run.cells) for run in runs)
@@ -103,8 +103,8 @@ def page(
         lines += ["", f"Comparisons of too few pairs for an interval, whose values stand below: {few:,}."]
     if unknown:
         lines += ["", f"{unknown:,} more comparisons, which the correction counts, have no results yet."]
-    if picture:
-        lines += ["", f"![Differences with their intervals]({picture})"]
+    if figure:
+        lines += ["", f"![Differences with their intervals]({figure})"]
     lines += ["", "## All metrics", "", *_values(study, cells)]
     if differences:
         lines += ["", _how(differences)]
@@ -205,12 +205,12 @@ def _number(value: float, unit: str) -> str:
     return f"{value:.3g}" if unit else f"{100 * value:.1f}"
 
 
+def _plain(value: float, unit: str, sign: str = "") -> str:
+    return f"{value:{sign}.3g} {unit}" if unit else f"{100 * value:{sign}.1f}"
+
+
 def _signed(value: float, unit: str) -> str:
-    return f"{value:+.3g} {unit}" if unit else f"{100 * value:+.1f}"
-
-
-def _plain(value: float, unit: str) -> str:
-    return f"{value:.3g} {unit}" if unit else f"{100 * value:.1f}"
+    return _plain(value, unit, "+")
 
 
 def draw(study: Study, differences: Sequence[Difference], path: Path) -> bool:

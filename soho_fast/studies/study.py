@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from argparse import ArgumentError
 from collections.abc import Collection
@@ -237,10 +236,6 @@ def _check_finite(values: dict[str, Any], place: str) -> None:
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{place}.{name}: expected a finite number, got {value}")
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{place}.{name}: expected a value of a recipe ({error})") from error
 
 
 def pairs_of(study: Study, comparison: Comparison) -> list[tuple[str, str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,16 +17,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from soho_fast.common.processes import Processes
 from soho_fast.common.tables import Table
 from soho_fast.data.batches.downstream import DownstreamDataset, Examples
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.evaluation.answering import Answering, Answers
 from soho_fast.tasks.evaluation.computing import Computing
-from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress
+from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.fine_tuning import FineTuningTask
-from soho_fast.tasks.settings import DownstreamModel
 
 
 class AnsweringTask(FineTuningTask):
@@ -34,16 +32,19 @@ class AnsweringTask(FineTuningTask):
 
     texts: ClassVar[str]
     """What the texts are called."""
+    text_field: ClassVar[str]
+    """The record's field with its text."""
+    id_field: ClassVar[str]
+    """The record's field with its published identifier."""
 
-    def __init__(
-        self, data: Any, seed: int = 0, model: DownstreamModel | None = None, *, say: Callable[[str], None] = print
-    ) -> None:
-        super().__init__(data, seed, model, say=say)
-        self._examples: dict[str, Examples] = {}
+    @cached_property
+    def _examples(self) -> dict[str, Examples]:
+        """Of the splits that were evaluated."""
+        return {}
 
-    @abstractmethod
     def text_of(self, record: Any) -> str:
         """The record's text."""
+        return getattr(record, self.text_field)
 
     @abstractmethod
     def targets(self, records: Sequence[Any]) -> np.ndarray:
@@ -68,10 +69,6 @@ class AnsweringTask(FineTuningTask):
     @abstractmethod
     def baselines(self, records: Sequence[Any], labels: Sequence[str]) -> dict[str, float]:
         """The same of what needs no model: names of metrics with `_majority` or `_chance` behind them."""
-
-    @abstractmethod
-    def id_of(self, record: Any) -> str | int:
-        """The record's published identifier."""
 
     def write_extra(self, answers: Sequence[str], records: Sequence[Any], folder: Path) -> list[str]:
         """Write what a server or a script of others takes; returns the names of the files."""
@@ -107,10 +104,6 @@ class AnsweringTask(FineTuningTask):
         )
         return dataset
 
-    def training_data(self) -> DownstreamDataset:
-        """The training samples: `len`, `[index]`, `set_epoch`."""
-        return self._training_data
-
     def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"."""
         batch = Collator(self.processor)(samples)
@@ -127,63 +120,23 @@ class AnsweringTask(FineTuningTask):
             "labels": hashlib.sha256("\n".join(self.label_names()).encode()).hexdigest()[:12],
         }
 
-    def evaluate(
-        self,
-        model: SohoDownstreamModel,
-        *,
-        quick: bool = False,
-        processes: Processes | None = None,
-        progress: ReportProgress | None = None,
-    ) -> dict[str, float]:
-        """The metrics of the split to validate on, beside their baselines; quick: of its first images."""
+    def metrics_while_training(self, model: SohoDownstreamModel, sharing: Sharing, *, quick: bool) -> dict[str, float]:
+        """Of the split to validate on, beside their baselines; quick: of its first images."""
         if not self.data.validate:
             return {}
-        num_images = self.data.quick_images if quick else 0
-        evaluation = self.evaluate_split(
-            model,
-            self.data.validate,
-            processes=processes or Processes(),
-            max_images=num_images,
-            progress=progress,
-        )
-        return evaluation.metrics
+        max_images = self.data.quick_images if quick else 0
+        return self.evaluate_split(model, self.data.validate, sharing, max_images).metrics
 
-    def evaluate_split(
-        self,
-        model: SohoDownstreamModel,
-        split: str,
-        *,
-        processes: Processes,
-        keep_in: Path | None = None,
-        identity: Mapping[str, Any] | None = None,
-        progress: ReportProgress | None = None,
-        max_images: int = 0,
-    ) -> Answers:
-        """Answers of a model to a split, and their metrics where the split tells the right ones.
-
-        Args:
-            model: The model, in evaluation mode, on the device of `processes`.
-            split: A name in `data.splits`.
-            processes: Who shares the work; all make the call and get the same.
-            keep_in: Folder for results as they come, so that a run that was killed can be taken up; deleted at the end.
-            identity: What the results depend on, beside what this task knows (the weights).
-            progress: Called as batches are done.
-            max_images: Only the examples of the first so many images (pairs); 0 takes what `data` says.
-
-        Raises:
-            CorruptImageError: an image can't be read: a published metric covers every example.
-        """
+    def evaluate_split(self, model: SohoDownstreamModel, split: str, sharing: Sharing, max_images: int = 0) -> Answers:
+        """Answers of a model to a split, or to its first images, and their metrics where it tells the right ones."""
         records, max_images = self.records(split), max_images or self.data.measured_images
         if split not in self._examples:
             self._examples[split] = self._pack(records)
         examples = self._examples[split]
         computing = Computing(model, self.data.precision)
-        kept = None
-        if keep_in is not None:
-            settings = {name: getattr(self.data, name) for name in _RESULTS_DEPEND_ON}
-            settings["precision"] = computing.precision
-            source = {"task": self.name, "split": split, "examples": examples.fingerprint(), **settings}
-            kept = PartialResults(keep_in, {**source, **(identity or {})}, processes)
+        settings = {name: getattr(self.data, name) for name in _RESULTS_DEPEND_ON}
+        about = {"task": self.name, "split": split, "examples": examples.fingerprint(), **settings}
+        sharing = sharing.keeping({**about, "precision": computing.precision})
         answering = Answering(
             self.processor,
             max_text_length=self.data.max_text_length,
@@ -193,9 +146,7 @@ class AnsweringTask(FineTuningTask):
             probabilities=self.probabilities,
             workers=self.workers,
         )
-        row_E, label_E, score_E = answering.answer(
-            model, computing, examples, num_groups=max_images or None, processes=processes, kept=kept, progress=progress
-        )
+        row_E, label_E, score_E = answering.answer(model, computing, examples, max_images or None, sharing)
         assert max_images or len(row_E) == len(records)
         records = [records[row] for row in row_E]
         config: Any = model.config  # by transformers' types there might be no labels
@@ -205,8 +156,8 @@ class AnsweringTask(FineTuningTask):
         if self.is_answered(records):
             metrics = {**self.metrics(answers, records), **self.baselines(records, labels)}
             metrics["num_examples"] = float(len(records))
-        ids = [self.id_of(record) for record in records]
-        return Answers(ids, answers, score_E.tolist(), metrics, kept, partial(self.write_extra, answers, records))
+        ids = [getattr(record, self.id_field) for record in records]
+        return Answers(ids, answers, score_E.tolist(), metrics, sharing, partial(self.write_extra, answers, records))
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """How sure the model is of each label."""

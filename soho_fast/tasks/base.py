@@ -25,7 +25,7 @@ from soho_fast.model.pretrained import check_finite
 from soho_fast.model.visual_encoder import cut_features, pad_features
 from soho_fast.tasks import TASKS
 from soho_fast.tasks.contents import weights_identity, words_identity
-from soho_fast.tasks.evaluation.sharing import ReportProgress
+from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
 from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED
 
 
@@ -132,21 +132,48 @@ class BaseTask(ABC):
 
     @property
     @abstractmethod
+    def _training_data(self) -> Any:
+        """The training samples, made at the first use: says what they hold, refuses what can't be trained on."""
+
+    def training_data(self) -> Any:
+        """The training samples: `len`, `[index]`, `set_epoch`."""
+        return self._training_data
+
+    @property
+    @abstractmethod
     def default_split(self) -> str:
         """The split that is evaluated where none is named."""
 
-    @abstractmethod
-    def evaluate_split(
+    def evaluate(
         self,
         model: Any,
-        split: str,
         *,
-        processes: Processes,
-        keep_in: Path | None = None,
-        identity: Mapping[str, Any] | None = None,
+        quick: bool = False,
+        processes: Processes | None = None,
         progress: ReportProgress | None = None,
-    ) -> Any:
-        """Metrics of a split: an object with `metrics`, and `write(folder)`, which returns the names of files."""
+    ) -> dict[str, float]:
+        """Metrics of the split that is evaluated while training; quick: of its first images. Empty where there is none.
+
+        Args:
+            model: The model, in evaluation mode, on the device of `processes`.
+            quick: For mid-training.
+            processes: Who makes the call and may share the work; this process alone when None.
+            progress: Called with what is done of how much.
+        """
+        return self.metrics_while_training(model, Sharing(processes or Processes(), progress), quick=quick)
+
+    @abstractmethod
+    def metrics_while_training(self, model: Any, sharing: Sharing, *, quick: bool) -> dict[str, float]:
+        """See `evaluate`."""
+
+    @abstractmethod
+    def evaluate_split(self, model: Any, split: str, sharing: Sharing) -> Any:
+        """Metrics of a split: an object with `metrics`, and `write(folder)`, which returns the names of files and
+        deletes what was kept on the way.
+
+        Raises:
+            CorruptImageError: an image can't be read: a published metric covers every example.
+        """
 
     def build_model(self, device: torch.device | None = None) -> SohoPreTrainedModel:
         """The model on the CPU in float32, with the starting weights asked for; says what was loaded.
@@ -198,13 +225,11 @@ class BaseTask(ABC):
         features_BChw, mask_Bhw = pad_features(features)
         return {"backbone_features": features_BChw, "backbone_mask": mask_Bhw}
 
-    def before_step(self, model: Any, epoch: float) -> None:
+    def before_step(self, model: Any, epoch: float) -> None:  # noqa: B027  # most tasks change nothing
         """Called before each optimiser step with the epochs behind it."""
-        model.begin_step()
 
-    def after_step(self, model: Any, *, applied: bool) -> Mapping[str, torch.Tensor]:
-        """Moves the dictionary by the whole step, if the optimiser has `applied` it."""
-        model.end_step(applied=applied)
+    def figures(self, model: Any) -> Mapping[str, torch.Tensor]:
+        """The forward's own are logged."""
         return {}
 
     def non_finite(self, model: SohoPreTrainedModel) -> list[str]:

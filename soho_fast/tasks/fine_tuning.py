@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from soho_fast.common.processes import Processes
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.common.tables import Table
 from soho_fast.data.processor import SohoProcessor
@@ -21,8 +20,6 @@ from soho_fast.tasks.contents import (
     records_identity,
     weights_identity,
 )
-from soho_fast.tasks.evaluation.sharing import ReportProgress
-from soho_fast.tasks.settings import DownstreamModel
 
 
 class FineTuningTask(BaseTask):
@@ -30,34 +27,18 @@ class FineTuningTask(BaseTask):
 
     model_class: ClassVar[type[SohoDownstreamModel]]
 
-    def __init__(
-        self, data: Any, seed: int = 0, model: DownstreamModel | None = None, *, say: Callable[[str], None] = print
-    ) -> None:
-        super().__init__(data, seed, model, say=say)
-        self._records: dict[str, list[Any]] = {}
+    @cached_property
+    def _records(self) -> dict[str, list[Any]]:
+        """Of the splits that were read."""
+        return {}
 
     @abstractmethod
     def read(self, source: Any, report: ReadReport) -> list[Any]:
         """The records of a split, of which `data.splits` holds the `source`."""
 
     @abstractmethod
-    def training_data(self) -> Any:
-        """The training samples: `len`, `[index]`, `set_epoch`."""
-
-    @abstractmethod
     def collate(self, samples: list[Any]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"."""
-
-    @abstractmethod
-    def evaluate(
-        self,
-        model: Any,
-        *,
-        quick: bool = False,
-        processes: Processes | None = None,
-        progress: ReportProgress | None = None,
-    ) -> dict[str, float]:
-        """Metrics of the split to validate on; quick: of its first images."""
 
     @abstractmethod
     def table(self, metrics: Mapping[str, float]) -> Table:

@@ -4,7 +4,7 @@ from soho_fast.engine.changes import NOT_COMPARED as OF_EVERY_TASK
 
 OF_A_STUDY = (*OF_EVERY_TASK, "data_roots.*", "corpus.folder", "model.pretrained")
 """Patterns of what does not tell one run of a study from another, since it is where things lie or how a run is carried
-out; the model that a run starts from is told by that model's own run."""
+out; the model that a run starts from is identified by that model's own run."""
 
 # By pattern of a recipe's field: why two runs that differ there train the same, or what is compared instead.
 NOT_COMPARED = {

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from soho_fast.common.processes import Processes
 from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.tables import Table
 from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
@@ -25,11 +24,9 @@ from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import records_identity, sets_identity
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table
-from soho_fast.tasks.evaluation.sharing import ReportProgress
+from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.settings import (
     CaptionSource,
-    PretrainingData,
-    PretrainingModel,
     refuse_fields_of_other_formats,
 )
 
@@ -102,16 +99,7 @@ class PretrainingTask(BaseTask):
     logged = ("mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "perplexity", "active_codes")
     selection = None
 
-    def __init__(
-        self,
-        data: PretrainingData,
-        seed: int = 0,
-        model: PretrainingModel | None = None,
-        *,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        super().__init__(data, seed, model, say=say)
-        self._codebook_collapses = False
+    _codebook_collapses = False
 
     @cached_property
     def processor(self) -> SohoProcessor:
@@ -163,8 +151,7 @@ class PretrainingTask(BaseTask):
         return self._records[2]
 
     @cached_property
-    def train_dataset(self) -> PretrainingDataset:
-        """The training samples."""
+    def _training_data(self) -> PretrainingDataset:
         training = self._records[0]
         self.say_fit(FlatTexts(training.texts))
         dataset = PretrainingDataset(
@@ -180,13 +167,6 @@ class PretrainingTask(BaseTask):
             predict_unmatched=self.model_config.losses_on == "all",
             mvm_probability=self.data.mvm_probability,
         )
-        return dataset
-
-    def load(self) -> PretrainingTask:
-        """Read everything, say what it holds, and refuse what can't be trained on. Returns itself."""
-        if "train_dataset" in self.__dict__:
-            return self
-        dataset = self.train_dataset
         texts = f"{self.data.num_positive} positive and {self.data.num_negative} negative texts"
         if self.data.replace_probability:
             share = f"{100 * self.data.replace_probability:g} %"
@@ -195,11 +175,7 @@ class PretrainingTask(BaseTask):
             f"training on {dataset.num_images:,} images with {dataset.num_captions:,} captions: {len(dataset):,} "
             f"samples an epoch, each an image with {texts}; vocabulary of {len(self.tokenizer):,}"
         )
-        return self
-
-    def training_data(self) -> PretrainingDataset:
-        """The training samples: `len`, `[index]`, `set_epoch`."""
-        return self.load().train_dataset
+        return dataset
 
     def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"."""
@@ -229,7 +205,7 @@ class PretrainingTask(BaseTask):
     def contents(self) -> dict[str, Any]:
         """Contents of the data and of the starting weights; the model's configuration with all its fields."""
         config = self.model_config
-        self.load()
+        self.training_data()
         return {
             **super().contents(),
             "training data": self._records[1],
@@ -249,12 +225,10 @@ class PretrainingTask(BaseTask):
 
     def before_step(self, model: SohoForPreTraining, epoch: float) -> None:
         """The first `bag_of_words_epochs` train the visual encoder alone, by the bag-of-words loss."""
-        super().before_step(model, epoch)
         model.bag_of_words_only = bool(self.phase(epoch))
 
-    def after_step(self, model: SohoForPreTraining, *, applied: bool) -> Mapping[str, torch.Tensor]:
-        """As any task's; the dictionary's figures are those after the step."""
-        model.end_step(applied=applied)
+    def figures(self, model: SohoForPreTraining) -> Mapping[str, torch.Tensor]:
+        """The dictionary's, as they are after the step."""
         dictionary = model.base().visual_dictionary
         if dictionary is None:
             return {}
@@ -303,25 +277,14 @@ class PretrainingTask(BaseTask):
         explore = [f"python -m soho_fast.explore build {folder}"] if self.model_config.use_dictionary else []
         return [*explore, *super().next_commands(folder)]
 
-    def evaluate(
-        self,
-        model: SohoForPreTraining,
-        *,
-        quick: bool = False,
-        processes: Processes | None = None,
-        progress: ReportProgress | None = None,
-    ) -> dict[str, float]:
-        """Metrics on held-out images; see `evaluate_pretraining`. Empty when the recipe names no held-out set.
+    def metrics_while_training(self, model: SohoForPreTraining, sharing: Sharing, *, quick: bool) -> dict[str, float]:
+        """Of held-out images, see `evaluate_pretraining`; quick: of fewer, without retrieval.
 
-        The first process evaluates alone, and only there they are returned.
-
-        Args:
-            model: The model.
-            quick: Fewer images and no retrieval, for mid-training.
-            processes: Who makes the call; this process alone when None.
-            progress: Called with what is done of how much, in each of two stages: the held-out images, then retrieval.
+        The first process evaluates alone, and only there they are returned. Progress is reported in each of two
+        stages: the held-out images, then retrieval.
         """
-        if (processes or Processes()).rank or not self.heldout_records:
+        progress = sharing.progress
+        if sharing.processes.rank or not self.heldout_records:
             return {}
         return evaluate_pretraining(
             model,
@@ -339,25 +302,14 @@ class PretrainingTask(BaseTask):
             say=self._say,
         )
 
-    def evaluate_split(
-        self,
-        model: SohoForPreTraining,
-        split: str,
-        *,
-        processes: Processes,
-        keep_in: Path | None = None,
-        identity: Mapping[str, Any] | None = None,
-        progress: ReportProgress | None = None,
-    ) -> HeldoutEvaluation:
+    def evaluate_split(self, model: SohoForPreTraining, split: str, sharing: Sharing) -> HeldoutEvaluation:
         """The metrics of the held-out images; the first process computes them alone, and keeps nothing on the way."""
-        if split != HELDOUT:
-            raise ValueError(f"split: expected {HELDOUT}, the only one of pre-training, got {split!r}")
         if not self.heldout_records:
             raise ValueError("data.heldout: the recipe names no held-out images to evaluate on")
-        return HeldoutEvaluation(self.evaluate(model, processes=processes, progress=progress))
+        return HeldoutEvaluation(self.metrics_while_training(model, sharing, quick=False))
 
     def table(self, metrics: Mapping[str, float]) -> Table:
         """Metrics beside their baselines."""
         title = f"{metrics['num_images']:.0f} held-out images" if metrics else "no held-out images"
-        rows = [list(row) for row in format_table(metrics)] if metrics else []
+        rows = format_table(metrics) if metrics else []
         return Table(title, ["metric", "value", "baseline"], rows)

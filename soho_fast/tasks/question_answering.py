@@ -46,6 +46,7 @@ class QuestionAnsweringTask(AnsweringTask):
     model_class = SohoForQuestionAnswering
     selection = "vqa_score"
     texts = "questions"
+    text_field, id_field = "question", "question_id"
 
     def read(self, source: VqaSplit, report: ReadReport) -> list[VqaRecord]:
         options = {"missing_images": self.data.missing_images, "report": report}
@@ -60,12 +61,6 @@ class QuestionAnsweringTask(AnsweringTask):
 
     def images_of(self, record: VqaRecord) -> tuple[ImageRef, ...]:
         return (record.image,)
-
-    def text_of(self, record: VqaRecord) -> str:
-        return record.question
-
-    def id_of(self, record: VqaRecord) -> int:
-        return record.question_id
 
     @cached_property
     def answers(self) -> list[str]:
@@ -137,8 +132,7 @@ class QuestionAnsweringTask(AnsweringTask):
 
     def metrics(self, answers: Sequence[str], records: Sequence[VqaRecord]) -> dict[str, float]:
         said = {record.question_id: answer for record, answer in zip(records, answers, strict=True)}
-        result = vqa_accuracy(said, records)
-        return {"vqa_score": result.overall, **result.by_answer_type}
+        return vqa_accuracy(said, records)
 
     def baselines(self, records: Sequence[VqaRecord], labels: Sequence[str]) -> dict[str, float]:
         """The most frequent answer; and any answer of the list, with the same chance."""

@@ -51,7 +51,7 @@ class DemoCorpus:
         folder: Where it is, or goes; empty uses none.
         num_train: Training scenes.
         num_heldout: Held-out scenes.
-        image_size: Side of its square pictures, in pixels.
+        image_size: Side of its square images, in pixels.
         seed: Seed of everything in it.
         styles: Drawing styles: twemoji, or folders of drawings (python -m soho_fast.data.mini.styles makes some).
         heldout_styles: Styles of as many further held-out scenes, split `styles`.
@@ -202,7 +202,7 @@ def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[st
     parser.add_class_arguments(kind)
     where = f"recipe {path}: "
     try:
-        parser.parse_args([])  # The file by itself: its mistakes are told with its name.
+        parser.parse_args([])  # The file by itself: its mistakes are reported with its name.
         where = ""
         parsed = parser.instantiate(parser.parse_args(fields))
     except ArgumentError as error:

@@ -1,4 +1,4 @@
-"""The YAML file of a recipe or a study, read strictly: a mistake in it is told by its line or its field."""
+"""The YAML file of a recipe or a study, read strictly: a mistake in it is reported with its line or its field."""
 
 import dataclasses
 from pathlib import Path

@@ -5,11 +5,11 @@ Shapes: I images, T texts.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from soho_fast.model import SohoConfig, SohoForImageTextRetrieval, SohoForPreTra
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import RetrievalRecall, retrieval_recall, retrieval_recall_in_folds
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress
+from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.evaluation.two_stage import best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
 from soho_fast.tasks.fine_tuning import FineTuningTask
 from soho_fast.tasks.settings import RetrievalSplit, refuse_fields_of_other_formats
@@ -74,24 +74,23 @@ class RetrievalTask(FineTuningTask):
         """t aligned pairs: with another number an image is told apart from other than t - 1 texts."""
         return ("data.aligned_pairs", self.data.aligned_pairs) if self.data.aligned_pairs else None
 
-    def training_data(self) -> RetrievalDataset:
-        """The training samples: `len`, `[index]`, `set_epoch`."""
-        if not hasattr(self, "_dataset"):
-            records = self.training_records
-            self.say_fit([caption for record in records for caption in record.captions])
-            self._dataset = RetrievalDataset(
-                records,
-                self.processor,
-                seed=self.seed,
-                max_text_length=self.data.max_text_length,
-                every_caption=self.data.epoch == "captions",
-            )
-            num_captions, num_samples = sum(len(record.captions) for record in records), len(self._dataset)
-            self._say(
-                f"training on {len(records):,} images with {num_captions:,} captions: {num_samples:,} samples an "
-                f"epoch, each an image with one of its captions; vocabulary of {len(self.processor.tokenizer):,}"
-            )
-        return self._dataset
+    @cached_property
+    def _training_data(self) -> RetrievalDataset:
+        records = self.training_records
+        self.say_fit([caption for record in records for caption in record.captions])
+        dataset = RetrievalDataset(
+            records,
+            self.processor,
+            seed=self.seed,
+            max_text_length=self.data.max_text_length,
+            every_caption=self.data.epoch == "captions",
+        )
+        num_captions = sum(len(record.captions) for record in records)
+        self._say(
+            f"training on {len(records):,} images with {num_captions:,} captions: {len(dataset):,} samples an epoch, "
+            f"each an image with one of its captions; vocabulary of {len(self.processor.tokenizer):,}"
+        )
+        return dataset
 
     def collate(self, samples: list[Sample]) -> Mapping[str, Any]:
         """The keywords of the model's forward, with "skipped" and "sample_ids"; all B x B pairs are scored."""
@@ -107,19 +106,13 @@ class RetrievalTask(FineTuningTask):
         model, _ = self.model_class.from_pretraining(folder, use_dictionary_output=config.use_dictionary_output)
         return model, []
 
-    def evaluate(
-        self,
-        model: SohoForImageTextRetrieval,
-        *,
-        quick: bool = False,
-        processes: Processes | None = None,
-        progress: ReportProgress | None = None,
+    def metrics_while_training(
+        self, model: SohoForImageTextRetrieval, sharing: Sharing, *, quick: bool
     ) -> dict[str, float]:
         """R@K of the split to validate on: of all of it in two stages where the model has them, else of its first
         `training_images` by every pair; quick: of its first images."""
         if not self.data.validate:
             return {}
-        processes = processes or Processes()
         records, every_pair = self.records(self.data.validate), model.contrastive_head is None
         num_images = self.data.quick_images if quick else self.data.training_images * every_pair or len(records)
         if num_images < len(records) and not quick:
@@ -129,37 +122,20 @@ class RetrievalTask(FineTuningTask):
             )
         candidates = self._candidates(model, records[:num_images])
         if every_pair:
-            scores_IT = self._score_all(candidates, processes, progress=progress)
+            scores_IT = self._score_all(candidates, sharing)
         else:
-            scores_IT, _ = self._score_chosen(candidates, self.data.training_k, processes, progress=progress)
+            scores_IT, _ = self._score_chosen(candidates, self.data.training_k, sharing)
         sizes = {"num_images": float(len(candidates.records)), "num_texts": float(len(candidates.texts))}
         return {**self._metrics(candidates, {"": scores_IT}), **sizes}
 
-    def evaluate_split(
-        self,
-        model: SohoForImageTextRetrieval,
-        split: str,
-        *,
-        processes: Processes,
-        keep_in: Path | None = None,
-        identity: Mapping[str, Any] | None = None,
-        progress: ReportProgress | None = None,
-    ) -> RetrievalEvaluation:
+    def evaluate_split(self, model: SohoForImageTextRetrieval, split: str, sharing: Sharing) -> RetrievalEvaluation:
         """Scores of a split's images and texts, by every pair, in two stages, or both, and their recall.
-
-        Args:
-            model: The model, in evaluation mode, on the device of `processes`.
-            split: A name in `data.splits`.
-            processes: Who shares the work; all make the call and get the same.
-            keep_in: Folder for results as they come, so that a run that was killed can be taken up; deleted at the end.
-            identity: What the results depend on, beside what this task knows (the weights).
-            progress: Called as blocks of images are done.
 
         Raises:
             CorruptImageError: an image can't be read: a published metric covers every image.
             ValueError: the model has no contrastive head, or no k keeps R@1 within `max_loss`.
         """
-        data, kept_in_all = self.data, []
+        data, processes = self.data, sharing.processes
         if data.scoring != "all":
             model.required_contrastive_head()
         records = self.records(split)[: data.measured_images or None]
@@ -169,15 +145,11 @@ class RetrievalTask(FineTuningTask):
                 "to leave them out"
             )
 
-        def kept(what: str, of: str, **more: Any) -> PartialResults | None:
-            if keep_in is None:
-                return None
+        def keeping(what: str, of: str, **more: Any) -> Sharing:
             settings = {name: getattr(data, name) for name in _SCORES_DEPEND_ON}
             settings["precision"] = Computing(model, data.precision).precision
             about = {"scored": what, "split": of, "candidates": self._fingerprint(of), **settings, **more}
-            about |= identity or {}
-            kept_in_all.append(PartialResults(keep_in / what, about, processes))
-            return kept_in_all[-1]
+            return sharing.keeping(about, what)
 
         candidates = self._candidates(model, records)
         num_images, num_texts = len(candidates.records), len(candidates.texts)
@@ -185,16 +157,14 @@ class RetrievalTask(FineTuningTask):
         work: dict[str, float] = {"num_images": float(num_images), "num_texts": float(num_texts)}
         if data.scoring != "two_stages":
             began = time.perf_counter()
-            scores[""] = self._score_all(candidates, processes, kept("all", split), progress)
+            scores[""] = self._score_all(candidates, keeping("all", split))
             work |= {"passes": float(num_images * num_texts), "seconds": time.perf_counter() - began}
             work["pairs_a_second"] = self._speed(candidates, processes)
         if data.scoring != "all":
-            k_there, k, seconds = self._choose_k(model, num_texts, processes, kept("choice", data.validate), progress)
+            k_there, k, seconds = self._choose_k(model, num_texts, keeping("choice", data.validate))
             again = self._candidates(model, candidates.records)
             began = time.perf_counter()
-            scores["two_stages_"], num_pairs = self._score_chosen(
-                again, k, processes, kept("chosen", split, k=k), progress
-            )
+            scores["two_stages_"], num_pairs = self._score_chosen(again, k, keeping("chosen", split, k=k))
             work |= {
                 "two_stages_k": float(k),
                 "two_stages_k_on_validate": float(k_there),
@@ -204,9 +174,7 @@ class RetrievalTask(FineTuningTask):
                 "two_stages_pairs_a_second": self._speed(again, processes),
             }
         metrics = {**self._metrics(candidates, scores, data.folds), **work}
-        return RetrievalEvaluation(
-            metrics, candidates.records, candidates.texts, next(iter(scores.values())), kept_in_all
-        )
+        return RetrievalEvaluation(metrics, candidates.records, candidates.texts, next(iter(scores.values())), sharing)
 
     def _candidates(self, model: SohoForImageTextRetrieval, records: Sequence[ImageTextRecord]) -> _Candidates:
         captions = [record.captions[:CAPTIONS_AN_IMAGE] for record in records]
@@ -229,45 +197,22 @@ class RetrievalTask(FineTuningTask):
         owner_T = torch.arange(len(records)).repeat_interleave(counts)
         return _Candidates(records, texts, owner_T, scorer, blocks)
 
-    def _score_all(
-        self,
-        candidates: _Candidates,
-        processes: Processes,
-        kept: PartialResults | None = None,
-        progress: ReportProgress | None = None,
-    ) -> Tensor:
-        logits = score_pairs(candidates.scorer, candidates.blocks, processes=processes, kept=kept, progress=progress)
-        return torch.stack(logits)
+    def _score_all(self, candidates: _Candidates, sharing: Sharing) -> Tensor:
+        return torch.stack(score_pairs(candidates.scorer, candidates.blocks, sharing=sharing))
 
-    def _score_chosen(
-        self,
-        candidates: _Candidates,
-        k: int,
-        processes: Processes,
-        kept: PartialResults | None = None,
-        progress: ReportProgress | None = None,
-    ) -> tuple[Tensor, int]:
+    def _score_chosen(self, candidates: _Candidates, k: int, sharing: Sharing) -> tuple[Tensor, int]:
         """Scores (I, T) in two stages, and how many pairs were read together."""
-        contrastive_IT = contrastive_scores(candidates.scorer, candidates.blocks, processes)
+        contrastive_IT = contrastive_scores(candidates.scorer, candidates.blocks, sharing.processes)
         pairs = best_pairs(contrastive_IT, k)
-        logits = score_pairs(
-            candidates.scorer, candidates.blocks, pairs, processes=processes, kept=kept, progress=progress
-        )
+        logits = score_pairs(candidates.scorer, candidates.blocks, pairs, sharing)
         return ranked_in_two_stages(contrastive_IT, pairs, logits), sum(map(len, pairs))
 
-    def _choose_k(
-        self,
-        model: SohoForImageTextRetrieval,
-        num_texts: int,
-        processes: Processes,
-        kept: PartialResults | None,
-        progress: ReportProgress | None,
-    ) -> tuple[int, int, float]:
+    def _choose_k(self, model: SohoForImageTextRetrieval, num_texts: int, sharing: Sharing) -> tuple[int, int, float]:
         """(k on images of `validate`, k for `num_texts` texts, seconds)."""
         began = time.perf_counter()
         there = self._candidates(model, self.records(self.data.validate)[: self.data.choice_images or None])
-        logit_IT = self._score_all(there, processes, kept, progress)
-        contrastive_IT = contrastive_scores(there.scorer, there.blocks, processes)
+        logit_IT = self._score_all(there, sharing)
+        contrastive_IT = contrastive_scores(there.scorer, there.blocks, sharing.processes)
         k = choose_k(contrastive_IT, logit_IT, there.image_of_text_T, self.data.max_loss)
         # Among more candidates the right one falls behind as many more.
         return k, max(k, -(-k * num_texts // len(there.texts))), time.perf_counter() - began
@@ -352,7 +297,7 @@ class RetrievalEvaluation:
     records: Sequence[ImageTextRecord]
     texts: list[str]
     scores_IT: Tensor
-    kept: list[PartialResults]
+    sharing: Sharing
 
     def write(self, folder: Path) -> list[str]:
         """Write the ten best of each image and text, and delete what was kept. Returns the names of the files."""
@@ -366,8 +311,5 @@ class RetrievalEvaluation:
                 for query, numbers, values in zip(asked, best.indices.tolist(), best.values.tolist(), strict=True):
                     ranked = [[found[number], round(value, 5)] for number, value in zip(numbers, values, strict=True)]
                     file.write(json.dumps({"query": query, "best": ranked}) + "\n")
-        for kept in self.kept:
-            kept.delete()
-            with contextlib.suppress(OSError):
-                kept.folder.parent.rmdir()
+        self.sharing.forget()
         return ["image_to_text.jsonl", "text_to_image.jsonl"]

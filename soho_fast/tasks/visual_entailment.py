@@ -23,18 +23,13 @@ class VisualEntailmentTask(AnsweringTask):
     model_class = SohoForVisualEntailment
     selection = "accuracy"
     texts = "hypotheses"
+    text_field, id_field = "hypothesis", "pair_id"
 
     def read(self, source: SnliVeSplit, report: ReadReport) -> list[SnliVeRecord]:
         return read_snli_ve(source.annotations, source.images, missing_images=self.data.missing_images, report=report)
 
     def images_of(self, record: SnliVeRecord) -> tuple[ImageRef, ...]:
         return (record.image,)
-
-    def text_of(self, record: SnliVeRecord) -> str:
-        return record.hypothesis
-
-    def id_of(self, record: SnliVeRecord) -> str:
-        return record.pair_id
 
     def label_names(self) -> list[str]:
         return list(ENTAILMENT_LABELS)
@@ -46,10 +41,9 @@ class VisualEntailmentTask(AnsweringTask):
         return {"labels": targets}
 
     def metrics(self, answers: Sequence[str], records: Sequence[SnliVeRecord]) -> dict[str, float]:
-        result = snli_ve_accuracy(answers, records)
-        return {"accuracy": result.overall, **result.by_label}
+        return snli_ve_accuracy(answers, records)
 
     def baselines(self, records: Sequence[SnliVeRecord], labels: Sequence[str]) -> dict[str, float]:
         ((majority, _),) = Counter(record.label for record in records).most_common(1)
         constant = snli_ve_accuracy([majority] * len(records), records)
-        return {"accuracy_majority": constant.overall, "accuracy_chance": 1 / len(ENTAILMENT_LABELS)}
+        return {"accuracy_majority": constant["accuracy"], "accuracy_chance": 1 / len(ENTAILMENT_LABELS)}

@@ -24,18 +24,13 @@ class VisualReasoningTask(AnsweringTask):
     model_class = SohoForVisualReasoning
     selection = "accuracy"
     texts = "statements"
+    text_field, id_field = "sentence", "identifier"
 
     def read(self, source: Nlvr2Split, report: ReadReport) -> list[Nlvr2Record]:
         return read_nlvr2(source.annotations, source.images, missing_images=self.data.missing_images, report=report)
 
     def images_of(self, record: Nlvr2Record) -> tuple[ImageRef, ...]:
         return record.left, record.right
-
-    def text_of(self, record: Nlvr2Record) -> str:
-        return record.sentence
-
-    def id_of(self, record: Nlvr2Record) -> str:
-        return record.identifier
 
     def label_names(self) -> list[str]:
         return list(_LABELS)
@@ -48,14 +43,13 @@ class VisualReasoningTask(AnsweringTask):
 
     def metrics(self, answers: Sequence[str], records: Sequence[Nlvr2Record]) -> dict[str, float]:
         said = {record.identifier: answer == "True" for record, answer in zip(records, answers, strict=True)}
-        result = nlvr2_accuracy(said, records)
-        return {"accuracy": result.accuracy, "consistency": result.consistency}
+        return nlvr2_accuracy(said, records)
 
     def baselines(self, records: Sequence[Nlvr2Record], labels: Sequence[str]) -> dict[str, float]:
         majority = max((True, False), key=[record.label for record in records].count)
         constant = nlvr2_accuracy({record.identifier: majority for record in records}, records)
         return {
-            "accuracy_majority": constant.accuracy,
+            "accuracy_majority": constant["accuracy"],
             "accuracy_chance": 0.5,
-            "consistency_majority": constant.consistency,
+            "consistency_majority": constant["consistency"],
         }

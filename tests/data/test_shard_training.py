@@ -118,10 +118,7 @@ def test_a_list_of_records_is_shuffled_as_ever(corpus, processor):
 def batches(dataset, collate, *, world=1, workers=0, first=0, total=6):
     settings = BatchSettings(global_batch_size=4, gradient_accumulation_steps=1, workers=workers)
     plan = replace(plan_batches(settings, len(dataset), world, seed=1), epoch_order=dataset.epoch_order)
-    ranks = [
-        Batches(dataset, collate, plan, settings, rank=rank, first_step=first, total_steps=total, pin=False)
-        for rank in range(world)
-    ]
+    ranks = [Batches(dataset, collate, plan.micro_batches(rank, first, total), settings) for rank in range(world)]
     steps = [[next(rank) for rank in ranks] for _ in range(total - first)]
     for rank in ranks:
         rank.close()

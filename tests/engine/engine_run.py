@@ -72,6 +72,12 @@ class StubModel(nn.Module):
     def freeze_backbone(self, frozen: bool) -> None:
         self.backbone.requires_grad_(not frozen)
 
+    def begin_step(self) -> None:
+        pass
+
+    def end_step(self, *, applied: bool) -> None:
+        pass
+
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None) -> None:
         self.checkpointing = True
 
@@ -166,7 +172,7 @@ class StubTask:
         assert model.training and epoch >= self.epoch
         self.epoch = epoch
 
-    def after_step(self, model: nn.Module, *, applied: bool) -> Mapping[str, torch.Tensor]:
+    def figures(self, model: nn.Module) -> Mapping[str, torch.Tensor]:
         return {}
 
     def non_finite(self, model: nn.Module) -> list[str]:
@@ -253,14 +259,6 @@ class SohoTask(StubTask):
             "image_index": torch.repeat_interleave(torch.arange(len(samples)), counts), "skipped": [],
             "sample_ids": list(range(len(samples))),
         }  # fmt: skip
-
-    def before_step(self, model: nn.Module, epoch: float) -> None:
-        super().before_step(model, epoch)
-        model.begin_step()
-
-    def after_step(self, model: nn.Module, *, applied: bool) -> Mapping[str, torch.Tensor]:
-        model.end_step(applied=applied)
-        return {}
 
     def non_finite(self, model: nn.Module) -> list[str]:
         num = model.take_num_non_finite()
@@ -441,7 +439,7 @@ def main() -> int:
     code = 0
     try:
         with contextlib.ExitStack() as held:
-            held.push(leave_heartbeat)
+            held.push(lambda kind, error, trace: leave_heartbeat(error))
             processes = start_processes(threads=1, timeout=requests[0].get("engine", {}).get("timeout_seconds", 0))
             for request in requests:
                 if request.pop("fails", False):

@@ -131,7 +131,7 @@ def test_loader_processes_hear_of_epochs_and_spare_the_global_generator(workers)
     torch.manual_seed(0)
     expected_next = torch.rand(())
     torch.manual_seed(0)
-    batches = Batches(_Numbers(), torch.tensor, plan, settings, rank=0, first_step=2, total_steps=9, pin=False)
+    batches = Batches(_Numbers(), torch.tensor, plan.micro_batches(0, 2, 9), settings)
     loaded = [batch.tolist() for batch in batches]
     batches.close()
     assert loaded == [[100 * e + i for e, i in samples] for samples in plan.micro_batches(0, 2, 9)]

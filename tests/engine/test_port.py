@@ -16,7 +16,7 @@ from soho_fast.engine.distributed import leave_processes, start_processes
 processes = start_processes(1)
 print("TOTAL", processes.world, processes.total([processes.rank + 1.0]))
 leave_processes()
-leave_heartbeat(None, None, None)
+leave_heartbeat(None)
 """
 
 

@@ -13,7 +13,6 @@ from tiny_corpus import draw, edit_json, write_tokenizer
 from tiny_tasks import NAMES, SMALL, TASKS, make_task
 from transformers import AutoModelForVisualQuestionAnswering
 
-from soho_fast.common.processes import Processes
 from soho_fast.data import CorruptImageError
 from soho_fast.data.readers.records import share_of_records
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
@@ -21,6 +20,7 @@ from soho_fast.engine.settings import BatchSettings
 from soho_fast.model import SohoConfig, SohoForPreTraining, SohoForQuestionAnswering
 from soho_fast.model.inputs import SohoInputs
 from soho_fast.tasks.evaluation.answering import Answering
+from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.recipe import read_recipe
 from soho_fast.tasks.settings import QuestionAnsweringModel, VqaSplit
 
@@ -117,7 +117,7 @@ def test_answers_do_not_depend_on_the_number_of_processes(name, world, tmp_path,
     torch.manual_seed(1)
     model = task.build_model().eval()
     split = task.data.validate
-    alone = task.evaluate_split(model, split, processes=Processes())
+    alone = task.evaluate_split(model, split, Sharing())
     computed = []
     load = Answering._load_batch
 
@@ -126,7 +126,7 @@ def test_answers_do_not_depend_on_the_number_of_processes(name, world, tmp_path,
         return load(self, examples, groups)
 
     monkeypatch.setattr(Answering, "_load_batch", counted)
-    shared = Threads(world).run(lambda processes: task.evaluate_split(model, split, processes=processes))
+    shared = Threads(world).run(lambda processes: task.evaluate_split(model, split, Sharing(processes)))
     for other in shared:
         assert (other.answers, other.scores, other.metrics) == (alone.answers, alone.scores, alone.metrics)
     rows = sorted(row for part in computed for row in part)
@@ -137,7 +137,7 @@ def test_a_killed_evaluation_goes_on_with_other_processes(tmp_path, tokenizer_di
     task, _ = make_task("vqa", tmp_path, tokenizer_dir)
     torch.manual_seed(1)
     model = task.build_model().eval()
-    whole = task.evaluate_split(model, "val", processes=Processes())
+    whole = task.evaluate_split(model, "val", Sharing())
     kept = tmp_path / "partial"
 
     def killed_after(count):
@@ -148,25 +148,18 @@ def test_a_killed_evaluation_goes_on_with_other_processes(tmp_path, tokenizer_di
         return progress
 
     with pytest.raises(KeyboardInterrupt):
-        task.evaluate_split(
-            model, "val", processes=Processes(), keep_in=kept, identity={"weights": "a"}, progress=killed_after(2)
-        )
+        task.evaluate_split(model, "val", Sharing(keep_in=kept, identity={"weights": "a"}, progress=killed_after(2)))
     (kept / "part-000002.pt.123.partial").write_bytes(b"half")
     steps = []
     again = task.evaluate_split(
         model,
         "val",
-        processes=Processes(),
-        keep_in=kept,
-        identity={"weights": "a"},
-        progress=lambda done, total: steps.append((done, total)),
+        Sharing(keep_in=kept, identity={"weights": "a"}, progress=lambda done, total: steps.append((done, total))),
     )
     assert steps == [(1, 1)], "two of three parts were kept"
     assert (again.answers, again.scores) == (whole.answers, whole.scores)
     other = Threads(2).run(
-        lambda processes: task.evaluate_split(
-            model, "val", processes=processes, keep_in=kept, identity={"weights": "b"}
-        )
+        lambda processes: task.evaluate_split(model, "val", Sharing(processes, keep_in=kept, identity={"weights": "b"}))
     )
     assert other[0].answers == other[1].answers == whole.answers
     assert json.loads((kept / "identity.json").read_text())["weights"] == "b", "parts of other weights are not used"
@@ -193,8 +186,8 @@ def test_parts_of_other_examples_are_not_used(field, tmp_path, tokenizer_dir):
     def parts_computed():
         steps = []
         fresh = type(task)(task.data, 3, task.model, say=str)
-        options = {"keep_in": tmp_path / "kept", "progress": lambda *done: steps.append(done)}
-        fresh.evaluate_split(model, "test", processes=Processes(), **options)
+        sharing = Sharing(keep_in=tmp_path / "kept", progress=lambda *done: steps.append(done))
+        fresh.evaluate_split(model, "test", sharing)
         return len(steps)
 
     assert (parts_computed(), parts_computed()) == (2, 0)
@@ -245,7 +238,7 @@ def test_vqa_trains_on_train_and_val_and_then_validates_on_nothing(tmp_path, tok
 def test_a_test_split_gives_a_submission_of_all_questions(tmp_path, tokenizer_dir):
     task, _ = make_task("vqa", tmp_path, tokenizer_dir)
     model = task.build_model().eval()
-    evaluation = task.evaluate_split(model, "test", processes=Processes())
+    evaluation = task.evaluate_split(model, "test", Sharing())
     assert evaluation.metrics == {}
     assert evaluation.write(tmp_path) == ["predictions.jsonl", "submission.json"]
     rows = json.loads((tmp_path / "submission.json").read_text())
@@ -265,7 +258,7 @@ def test_a_model_that_is_shown_nothing_answers_by_the_text(name, tmp_path, token
     for path in tmp_path.glob("**/*.[jp][pn]g"):
         path.write_bytes(b"not opened")
     split = task.data.validate
-    evaluation = task.evaluate_split(model, split, processes=Processes())
+    evaluation = task.evaluate_split(model, split, Sharing())
     score_of_text = {}
     for record, score in zip(task.records(split), evaluation.scores, strict=True):
         assert score == pytest.approx(score_of_text.setdefault(task.text_of(record), score), abs=1e-6)
@@ -414,7 +407,7 @@ def test_a_share_of_the_records_is_trained_on_and_some_images_are_measured(name,
     torch.manual_seed(1)
     model = every.build_model().eval()
     split = every.data.validate
-    full, part = (task.evaluate_split(model, split, processes=Processes()) for task in (every, some))
+    full, part = (task.evaluate_split(model, split, Sharing()) for task in (every, some))
     first = list(dict.fromkeys(tuple(map(str, every.images_of(record))) for record in every.records(split)))[:2]
     asked = [tuple(map(str, every.images_of(record))) in first for record in every.records(split)]
     assert part.ids == [number for number, is_asked in zip(full.ids, asked, strict=True) if is_asked]
@@ -461,7 +454,7 @@ def test_with_one_image_at_a_time_a_corrupt_one_does_not_end_the_run(name, tmp_p
     for path in corrupt:
         Path(path).write_bytes(b"corrupt")
     plan = plan_batches(BatchSettings(global_batch_size=1), len(data), 1, 0)
-    batches = Batches(data, task.collate, plan, BatchSettings(), rank=0, first_step=0, total_steps=len(data), pin=False)
+    batches = Batches(data, task.collate, plan.micro_batches(0, 0, len(data)), BatchSettings())
     skipped, steps = [], 0
     for batch in batches:
         inputs, side = split_batch(batch, torch.device("cpu"))

@@ -9,9 +9,9 @@ from jsonargparse import ArgumentParser
 from tiny_corpus import COLOURS, draw, write_karpathy
 from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
 
-from soho_fast.common.processes import Processes
 from soho_fast.data import SohoProcessor
 from soho_fast.model import SohoConfig, SohoForPreTraining
+from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.pretraining import PretrainingTask
 from soho_fast.tasks.settings import CaptionSource, PretrainingData, PretrainingModel
 
@@ -47,8 +47,7 @@ def make_task(data, **options):
 
 def test_says_what_it_holds(data):
     task, said = make_task(data)
-    assert task.load() is task
-    assert len(task.training_data()) == 8, "read and said once"
+    assert task.training_data() is task.training_data() and len(task.training_data()) == 8, "read and said once"
     assert said == [
         "sources: coco: 8 images, 16 captions (train 6, restval 2)",
         "heldout: coco: 4 images, 8 captions (val 4)",
@@ -91,12 +90,10 @@ def test_an_exported_model_is_measured_again(data, tmp_path):
     task.export(model, model.state_dict(), tmp_path / "model")
     again, _ = make_task(data)
     loaded = again.load_model(str(tmp_path / "model"))
-    evaluation = again.evaluate_split(loaded, again.default_split, processes=Processes())
+    evaluation = again.evaluate_split(loaded, again.default_split, Sharing())
     assert evaluation.metrics == metrics and evaluation.write(tmp_path) == []
-    with pytest.raises(ValueError, match=r"split: expected heldout, .* got 'val'"):
-        again.evaluate_split(loaded, "val", processes=Processes())
     with pytest.raises(ValueError, match="the recipe names no held-out images"):
-        make_task(replace(data, heldout=[]))[0].evaluate_split(loaded, "heldout", processes=Processes())
+        make_task(replace(data, heldout=[]))[0].evaluate_split(loaded, "heldout", Sharing())
 
 
 def test_the_dictionary_moves_once_a_step_if_the_step_is_applied(data):
@@ -111,10 +108,11 @@ def test_the_dictionary_moves_once_a_step_if_the_step_is_applied(data):
     batches[1]["pixel_values"][0, 0, 0, 0] = torch.nan
     before = dictionary.codebook.clone()
     for applied in (False, True):
-        task.before_step(model, 0.0)
+        model.begin_step()
         for batch in batches:
             model(**batch)
-        figures = task.after_step(model, applied=applied)
+        model.end_step(applied=applied)
+        figures = task.figures(model)
         assert torch.equal(dictionary.codebook, before) != applied
         assert dictionary.step == applied
     perplexity, active_codes, _ = dictionary.statistics()
@@ -177,7 +175,8 @@ def test_bad_settings_name_the_field(data, tmp_path):
     def refuse(words, kind=ValueError, **changes):
         task, _ = make_task(PretrainingData(**{**vars(data), **changes}))
         with pytest.raises(kind, match=words):
-            task.load().build_model()
+            task.training_data()
+            task.build_model()
 
     source = data.sources[0]
     refuse(r"data\.sources: no data set was given", sources=[])

@@ -9,11 +9,11 @@ import torch
 from tiny_corpus import COLOURS, draw, write_karpathy
 
 from soho_fast.common.errors import UserError
-from soho_fast.common.processes import Processes
 from soho_fast.data import CorruptImageError
 from soho_fast.engine.batches import Batches, plan_batches, split_batch
 from soho_fast.engine.settings import BatchSettings
-from soho_fast.tasks.evaluation.metrics import retrieval_recall
+from soho_fast.tasks.evaluation.metrics.recall import retrieval_recall
+from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.recipe import read_recipe
 from soho_fast.tasks.retrieval import RetrievalTask
 from soho_fast.tasks.settings import DownstreamModel, RetrievalData, RetrievalSplit
@@ -90,7 +90,7 @@ def test_an_epoch_of_captions_holds_each_once_and_labels_know_two_of_an_image(ma
 def test_evaluation_takes_five_captions_and_every_pair(make, tmp_path):
     task, _ = make(folds=3)
     model = build_model(task)
-    result = task.evaluate_split(model, "test", processes=Processes(), keep_in=tmp_path / "partial")
+    result = task.evaluate_split(model, "test", Sharing(keep_in=tmp_path / "partial"))
     metrics = result.metrics
     assert (metrics["num_images"], metrics["num_texts"], metrics["passes"]) == (3, 15, 45)
     assert result.scores_IT.shape == (3, 15) and result.texts[0] == f"a {NAMES[9]}" and result.texts[5] == "a navy"
@@ -114,42 +114,42 @@ def test_folds_are_of_whole_splits_and_refused_before_the_work(make, tmp_path):
     task, _ = make(folds=3, quick_images=2)
     model = build_model(task)
     assert not any("folds" in name for name in task.evaluate(model, quick=True))
-    assert "folds_text_to_image_r1" in task.evaluate_split(model, "val", processes=Processes()).metrics
+    assert "folds_text_to_image_r1" in task.evaluate_split(model, "val", Sharing()).metrics
     (tmp_path / "val2014/0010.jpg").write_bytes(b"not opened")
     task, _ = make(folds=2)
     with pytest.raises(ValueError, match=r"data\.folds: the 3 images of test do not divide into 2 equal folds"):
-        task.evaluate_split(model, "test", processes=Processes())
+        task.evaluate_split(model, "test", Sharing())
 
 
 def test_scores_of_other_texts_are_not_used(make, tmp_path):
     task, _ = make()
     model, steps = build_model(task), []
-    options = {"processes": Processes(), "keep_in": tmp_path / "kept", "progress": lambda *done: steps.append(done)}
-    task.evaluate_split(model, "test", **options)
-    task.evaluate_split(model, "test", **options)
+    sharing = Sharing(keep_in=tmp_path / "kept", progress=lambda *done: steps.append(done))
+    task.evaluate_split(model, "test", sharing)
+    task.evaluate_split(model, "test", sharing)
     assert len(steps) == 2
     record = task.records("test")[0]
     task.records("test")[0] = replace(record, captions=("navy", *record.captions[1:]))
-    task.evaluate_split(model, "test", **options)
+    task.evaluate_split(model, "test", sharing)
     assert len(steps) == 4
 
 
 def test_two_stages_beside_every_pair(make):
     task, _ = make(scoring="both", max_loss=1.0)
     model = build_model(task)
-    metrics = task.evaluate_split(model, "test", processes=Processes()).metrics
+    metrics = task.evaluate_split(model, "test", Sharing()).metrics
     assert metrics["two_stages_k"] == 1 == metrics["two_stages_k_on_validate"], "any loss is allowed"
     assert 3 + 15 + 15 <= metrics["two_stages_passes"] <= 3 + 15 + 15 + 3
     table = task.table(metrics)
     assert table.columns == ["metric", "every pair", "two stages", "chance"] and "k = 1" in table.title
     assert all(len(row) == 4 for row in table.rows)
     strict, _ = make(scoring="two_stages", max_loss=0.0)
-    only = strict.evaluate_split(model, "test", processes=Processes()).metrics
+    only = strict.evaluate_split(model, "test", Sharing()).metrics
     assert "passes" not in only and "two_stages_image_to_text_r1" in only
     assert strict.table(only).columns == ["metric", "two stages", "chance"]
     without, _ = make(scoring="two_stages", config={"contrastive_weight": 0.0})
     with pytest.raises(ValueError, match="contrastive_weight: this model has no contrastive head"):
-        without.evaluate_split(build_model(without), "test", processes=Processes())
+        without.evaluate_split(build_model(without), "test", Sharing())
 
 
 @pytest.mark.parametrize("name", ["retrieval_coco", "retrieval_flickr", "retrieval_coco_two_stages"])
@@ -169,7 +169,7 @@ def test_quick_measures_are_of_the_first_images(make):
     full, quick = task.evaluate(model), task.evaluate(model, quick=True)
     assert full["chance_text_to_image_r1"] == pytest.approx(1 / 3)
     assert quick["chance_text_to_image_r1"] == pytest.approx(1 / 2)
-    assert task.evaluate_split(model, "val", processes=Processes()).metrics["mean_r1"] == full["mean_r1"], "k took all"
+    assert task.evaluate_split(model, "val", Sharing()).metrics["mean_r1"] == full["mean_r1"], "k took all"
     assert task.table(quick).title == "retrieval: 2 images, 10 texts"
     assert task.evaluate(model, quick=True)["num_images"] == 2
 
@@ -177,7 +177,7 @@ def test_quick_measures_are_of_the_first_images(make):
 def test_some_images_are_measured_as_if_there_were_no_others(make):
     every, some = make()[0], make(measured_images=2, train_share=0.5)[0]
     model = build_model(every)
-    full, part = (task.evaluate_split(model, "test", processes=Processes()) for task in (every, some))
+    full, part = (task.evaluate_split(model, "test", Sharing()) for task in (every, some))
     assert part.metrics["num_images"] == 2 and len(some.training_records) == 3 < len(every.training_records)
     assert torch.allclose(part.scores_IT, full.scores_IT[:2, :10], atol=1e-6)
 
@@ -192,16 +192,16 @@ def test_without_a_contrastive_head_every_pair_of_some_images_is_scored_while_tr
     assert task.evaluate(model)["num_images"] == 3
     with_head, _ = make(training_images=2)
     assert with_head.evaluate(build_model(with_head))["num_images"] == 3, "two stages need no subset"
-    assert task.evaluate_split(model, "val", processes=Processes()).metrics["num_images"] == 3
+    assert task.evaluate_split(model, "val", Sharing()).metrics["num_images"] == 3
 
 
 def test_loader_processes_change_no_measure(make, tmp_path):
     task, _ = make(scoring="both", max_loss=1.0)
     model = build_model(task)
     timed = ("seconds", "pairs_a_second")
-    alone = task.evaluate_split(model, "test", processes=Processes())
+    alone = task.evaluate_split(model, "test", Sharing())
     task.workers = 2
-    helped = task.evaluate_split(model, "test", processes=Processes())
+    helped = task.evaluate_split(model, "test", Sharing())
     assert torch.equal(helped.scores_IT, alone.scores_IT)
     same = [name for name in alone.metrics if not name.endswith(timed)]
     assert {name: helped.metrics[name] for name in same} == {name: alone.metrics[name] for name in same}
@@ -209,7 +209,7 @@ def test_loader_processes_change_no_measure(make, tmp_path):
     told = []
     for task.workers in (0, 2):
         with pytest.raises(CorruptImageError) as corrupt:
-            task.evaluate_split(model, "test", processes=Processes())
+            task.evaluate_split(model, "test", Sharing())
         told.append(str(corrupt.value))
     assert told[0] == told[1] and "0010.jpg: can't be decoded" in told[0], told
     assert not multiprocessing.active_children()
@@ -234,8 +234,8 @@ def test_starts_from_the_matching_head_and_loads_again(make, tmp_path):
     task.export(model, model.state_dict(), tmp_path / "tuned")
     again = task.load_model(str(tmp_path / "tuned"))
     assert torch.equal(again.contrastive_head.log_scale, model.contrastive_head.log_scale)
-    metrics = task.evaluate_split(again, "test", processes=Processes()).metrics
-    assert metrics["mean_r1"] == task.evaluate_split(model.eval(), "test", processes=Processes()).metrics["mean_r1"]
+    metrics = task.evaluate_split(again, "test", Sharing()).metrics
+    assert metrics["mean_r1"] == task.evaluate_split(model.eval(), "test", Sharing()).metrics["mean_r1"]
 
 
 def test_a_corrupt_image_is_skipped_in_training_and_refused_in_evaluation(make, tmp_path):
@@ -246,9 +246,9 @@ def test_a_corrupt_image_is_skipped_in_training_and_refused_in_evaluation(make, 
     assert len(batch["skipped"]) == 1 and "0001.jpg" in batch["skipped"][0] and batch["own_image"].tolist() == [0, 1]
     (tmp_path / "val2014/0010.jpg").write_bytes(b"no image")
     with pytest.raises(CorruptImageError, match=r"0010\.jpg.*every image must be scored"):
-        task.evaluate_split(build_model(task), "test", processes=Processes())
+        task.evaluate_split(build_model(task), "test", Sharing())
     draw(tmp_path / "val2014/0010.jpg")
-    task.evaluate_split(build_model(task), "test", processes=Processes())
+    task.evaluate_split(build_model(task), "test", Sharing())
 
 
 @pytest.mark.parametrize("images", [1, 2])
@@ -258,9 +258,7 @@ def test_a_batch_that_corrupt_images_leave_small_or_empty_is_trained_on(make, tm
     for number in (0, 1, 2):
         (tmp_path / f"train2014/000{number}.jpg").write_bytes(b"broken")
     plan = plan_batches(BatchSettings(global_batch_size=images), len(data), 1, 0)
-    batches = list(
-        Batches(data, task.collate, plan, BatchSettings(), rank=0, first_step=0, total_steps=6 // images, pin=False)
-    )
+    batches = list(Batches(data, task.collate, plan.micro_batches(0, 0, 6 // images), BatchSettings()))
     assert len(batches) == 6 // images and sum(len(batch["skipped"]) for batch in batches) >= 3
     for batch in batches:
         inputs, side = split_batch(batch, torch.device("cpu"))

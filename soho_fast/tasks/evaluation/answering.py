@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from soho_fast.common.errors import CorruptImageError
-from soho_fast.common.processes import Processes
 from soho_fast.data.batches.downstream import Examples, load_sample
 from soho_fast.data.batches.sample import Images, Sample, collate_images, pad_texts
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.evaluation.computing import Computing
-from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress, compute_parts
+from soho_fast.tasks.evaluation.sharing import Sharing, compute_parts
 
 
 @dataclass(frozen=True)
@@ -52,22 +51,17 @@ class Answering:
         model: SohoDownstreamModel,
         computing: Computing,
         examples: Examples,
-        *,
         num_groups: int | None,
-        processes: Processes,
-        kept: PartialResults | None = None,
-        progress: ReportProgress | None = None,
+        sharing: Sharing,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The best label and its probability for the examples of the first `num_groups` groups (None: of all).
 
         Args:
-            model: The model, in evaluation mode, on the device of `processes`.
+            model: The model, in evaluation mode, on the device of the processes.
             computing: How it is called.
             examples: The split.
             num_groups: Groups are the examples about one image or pair, in file order.
-            processes: Who shares the work; all make the call and get the same.
-            kept: Batches that need not be answered again; gets those that are.
-            progress: Called as batches are done.
+            sharing: Of the batches.
 
         Returns:
             int64 rows of the examples, ascending; int64 labels; float64 probabilities.
@@ -80,11 +74,9 @@ class Answering:
         parts = compute_parts(
             len(batches),
             lambda _, loaded: self._answer_batch(model, computing, *loaded),
-            processes,
+            sharing,
             load=lambda number: self._load_batch(examples, batches[number]),
             workers=self.workers,
-            kept=kept,
-            progress=progress,
         )
         row_E = np.concatenate([row for batch in batches for row in batch])
         label_E = np.concatenate([part["label"].numpy() for part in parts])
@@ -143,7 +135,7 @@ class Answers:
     answers: list[str]
     scores: list[float]
     metrics: dict[str, float]
-    kept: PartialResults | None
+    sharing: Sharing
     write_extra: Callable[[Path], list[str]]
 
     def write(self, folder: Path) -> list[str]:
@@ -152,6 +144,5 @@ class Answers:
             for identifier, answer, score in zip(self.ids, self.answers, self.scores, strict=True):
                 file.write(json.dumps({"id": identifier, "answer": answer, "score": round(score, 6)}) + "\n")
         extra = self.write_extra(folder)
-        if self.kept is not None:
-            self.kept.delete()
+        self.sharing.forget()
         return ["predictions.jsonl", *extra]

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from soho_fast.common.processes import Processes
 from soho_fast.data.text import EncodedText
 from soho_fast.model import VisualTokens
 from soho_fast.tasks.evaluation.computing import Computing
-from soho_fast.tasks.evaluation.sharing import PartialResults, ReportProgress, compute_parts
+from soho_fast.tasks.evaluation.sharing import Sharing, compute_parts
 
 # Texts and images of a call are this many by this many where all pairs are scored: each text and each image is then
 # prepared once for so many pairs.
@@ -188,10 +187,7 @@ def score_pairs(
     scorer: PairScorer,
     images: ImageBlocks,
     wanted: Sequence[np.ndarray] | None = None,
-    *,
-    processes: Processes | None = None,
-    kept: PartialResults | None = None,
-    progress: ReportProgress | None = None,
+    sharing: Sharing | None = None,
 ) -> list[Tensor]:
     """Logit difference of every image with every text, or with those that are wanted.
 
@@ -199,9 +195,7 @@ def score_pairs(
         scorer: The model and the T texts.
         images: The I images.
         wanted: For each image int64 texts; None scores all.
-        processes: Who shares the blocks; all make the call.
-        kept: Blocks that need not be scored again; gets those that are.
-        progress: Called as blocks are done.
+        sharing: Of the blocks.
 
     Returns:
         For each image float32 on the CPU, one for each of its texts; the same on every process.
@@ -216,13 +210,5 @@ def score_pairs(
         logit_P = scorer.score(images.tokens(number, loaded), image_P, np.concatenate(texts_I))
         return [part.clone() for part in torch.from_numpy(logit_P).split(counts_I)]
 
-    parts = compute_parts(
-        len(images),
-        score_block,
-        processes or Processes(),
-        load=images.load,
-        workers=images.workers,
-        kept=kept,
-        progress=progress,
-    )
+    parts = compute_parts(len(images), score_block, sharing or Sharing(), load=images.load, workers=images.workers)
     return [logits for part in parts for logits in part]

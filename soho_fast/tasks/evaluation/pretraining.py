@@ -9,6 +9,7 @@ Each image is encoded once: `encode_images(pixel_values, pixel_mask)` per batch,
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from soho_fast.model import SohoForPreTraining
 from soho_fast.tasks.evaluation.computing import Computing
 from soho_fast.tasks.evaluation.metrics.recall import recall_at
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
+from soho_fast.tasks.evaluation.sharing import Sharing
 
 ReportStage = Callable[[str, int, int], None]
 """Called with what is being evaluated, how many are done, and of how many."""
@@ -161,18 +163,12 @@ class _Scorer:
 class _Tally:
     """Everything counted over the held-out batches."""
 
-    mlm_content: _Counter = field(default_factory=_Counter)
-    mlm_content_shuffled: _Counter = field(default_factory=_Counter)
-    mlm_all: _Counter = field(default_factory=_Counter)
-    mlm_all_shuffled: _Counter = field(default_factory=_Counter)
-    itm: _Counter = field(default_factory=_Counter)
-    itm_shuffled: _Counter = field(default_factory=_Counter)
-    mvm: _Counter = field(default_factory=_Counter)
-    mvm_shuffled: _Counter = field(default_factory=_Counter)
+    answers: dict[str, _Counter] = field(default_factory=lambda: defaultdict(_Counter))
+    """By metric."""
     mvm_targets: list[torch.Tensor] = field(default_factory=list)
     index: list[torch.Tensor] = field(default_factory=list)
-    model_perplexity: float | None = None
-    model_active_codes: float | None = None
+    codes_in_training: dict[str, float] = field(default_factory=dict)
+    """The dictionary's own running figures."""
     skipped: list[str] = field(default_factory=list)
 
 
@@ -247,33 +243,33 @@ def _measure_batch(
     positives = [held.positives[row] for row in rows]
     masked = mask_words(positives, score.processor.tokenizer, held.rng, masking)
     is_content = np.array([content for _, _, content in masked.words], dtype=bool)
-    for image_index, content_counter, all_counter in (
-        (own, tally.mlm_content, tally.mlm_all),
-        (other, tally.mlm_content_shuffled, tally.mlm_all_shuffled),
-    ):
+    image_indices = {"": own, "_shuffled": other}
+    for suffix, image_index in image_indices.items():
         right = _measure_mlm(score, visual, masked, image_index)
-        content_counter.add(right[is_content])
-        all_counter.add(right)
+        tally.answers[f"mlm_content{suffix}"].add(right[is_content])
+        tally.answers[f"mlm_all{suffix}"].add(right)
 
     texts_ids = [text.ids for text in positives] + [held.negatives[row].ids for row in rows]
     truth = torch.arange(len(texts_ids)) < len(rows)
-    for image_index, counter in ((own, tally.itm), (other, tally.itm_shuffled)):
+    for suffix, image_index in image_indices.items():
         logits_P2 = score(visual, texts_ids, np.concatenate([image_index, image_index])).itm_logits
-        counter.add((logits_P2[:, 1] > logits_P2[:, 0]).cpu() == truth)
+        tally.answers[f"itm{suffix}"].add((logits_P2[:, 1] > logits_P2[:, 0]).cpu() == truth)
 
     uniform = held.mask_uniform[list(rows)]
     output = _measure_mvm(score, visual, positives, uniform)
     if output.mvm_logits is not None and output.mvm_targets is not None:
         targets_M = output.mvm_targets.cpu()
-        tally.mvm.add(output.mvm_logits.argmax(-1).cpu() == targets_M)
+        tally.answers["mvm"].add(output.mvm_logits.argmax(-1).cpu() == targets_M)
         tally.mvm_targets.append(targets_M)
         shuffled = _measure_mvm(score, visual, [*positives[1:], positives[0]], uniform)
-        tally.mvm_shuffled.add(shuffled.mvm_logits.argmax(-1).cpu() == targets_M)
+        tally.answers["mvm_shuffled"].add(shuffled.mvm_logits.argmax(-1).cpu() == targets_M)
     if output.index is not None:
         tally.index.append(output.index[output.index >= 0].cpu())
     if getattr(output, "perplexity", None) is not None:
-        tally.model_perplexity = float(output.perplexity)
-        tally.model_active_codes = float(output.active_codes)
+        tally.codes_in_training = {
+            "model_active_codes": float(output.active_codes),
+            "model_perplexity": float(output.perplexity),
+        }
     return visual
 
 
@@ -360,7 +356,7 @@ def evaluate_pretraining(
                 say(f"held-out image left out, no other of its batch can be read: {held.records[rows[0]].image}")
             if progress is not None:
                 progress("held-out", batch.stop, len(held.records))
-        if not tally.itm.total:
+        if not tally.answers["itm"].total:
             raise CorruptImageError(
                 f"no two held-out images of a batch can be read; first: {'; '.join(tally.skipped[:5])}"
             )
@@ -369,7 +365,7 @@ def evaluate_pretraining(
             blocks = ImageBlocks(len(candidates), lambda block: candidates[block.start : block.stop])
             wanted = [np.array(candidate_rows)] * len(candidates)
             report = None if progress is None else functools.partial(progress, "retrieval")
-            scores_NN = torch.stack(score_pairs(scorer, blocks, wanted, progress=report))
+            scores_NN = torch.stack(score_pairs(scorer, blocks, wanted, Sharing(progress=report)))
     finally:
         loads.close()
         model.train(was_training)
@@ -377,31 +373,25 @@ def evaluate_pretraining(
 
 
 def _summary(tally: _Tally) -> dict[str, float]:
+    answers = tally.answers
+    names = ["mlm_content", "mlm_content_shuffled", "mlm_all", "mlm_all_shuffled", "itm", "itm_shuffled"]
     metrics = {
-        "mlm_content": tally.mlm_content.share,
-        "mlm_content_shuffled": tally.mlm_content_shuffled.share,
-        "mlm_all": tally.mlm_all.share,
-        "mlm_all_shuffled": tally.mlm_all_shuffled.share,
-        "itm": tally.itm.share,
+        **{name: answers[name].share for name in names},
         "itm_majority": 0.5,
-        "itm_shuffled": tally.itm_shuffled.share,
-        "num_images": float(tally.itm.total // 2),
+        "num_images": float(answers["itm"].total // 2),
         "num_skipped": float(len(tally.skipped)),
     }
-    if tally.mvm.total:
+    if answers["mvm"].total:
         counts = torch.bincount(torch.cat(tally.mvm_targets))
-        metrics["mvm"] = tally.mvm.share
+        metrics["mvm"] = answers["mvm"].share
         metrics["mvm_most_frequent"] = float(counts.max() / counts.sum())
-        metrics["mvm_shuffled"] = tally.mvm_shuffled.share
+        metrics["mvm_shuffled"] = answers["mvm_shuffled"].share
     if tally.index:
         counts = torch.bincount(torch.cat(tally.index)).double()
         share = counts[counts > 0] / counts.sum()
         metrics["heldout_active_codes"] = float(len(share))
         metrics["heldout_perplexity"] = float((-(share * share.log()).sum()).exp())
-    if tally.model_perplexity is not None and tally.model_active_codes is not None:
-        metrics["model_active_codes"] = tally.model_active_codes
-        metrics["model_perplexity"] = tally.model_perplexity
-    return metrics
+    return metrics | tally.codes_in_training
 
 
 def _recalls(scores_NN: torch.Tensor) -> dict[str, float]:
@@ -415,40 +405,30 @@ def _recalls(scores_NN: torch.Tensor) -> dict[str, float]:
     return metrics | {f"chance_r{k}": min(1.0, k / count) for k in RECALL_KS}
 
 
-class MetricRow(NamedTuple):
-    """A line of the closing table: what was measured, its value, and what to hold it against."""
-
-    name: str
-    value: str
-    baseline: str
-
-
-def format_table(metrics: Mapping[str, float]) -> list[MetricRow]:
-    """Rows of the closing table, for metrics of `evaluate_pretraining`."""
+def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
+    """Rows of the closing table, for metrics of `evaluate_pretraining`: what was measured, its value, the baseline."""
 
     def percent(name: str) -> str:
         return f"{100 * metrics[name]:.1f} %"
 
     rows = [
-        MetricRow(
-            "MLM, masked content words", percent("mlm_content"), f"{percent('mlm_content_shuffled')} shuffled image"
-        ),
-        MetricRow("MLM, all masked words", percent("mlm_all"), f"{percent('mlm_all_shuffled')} shuffled image"),
+        ["MLM, masked content words", percent("mlm_content"), f"{percent('mlm_content_shuffled')} shuffled image"],
+        ["MLM, all masked words", percent("mlm_all"), f"{percent('mlm_all_shuffled')} shuffled image"],
     ]
     if "mvm" in metrics:
         baseline = f"{percent('mvm_most_frequent')} most frequent index, {percent('mvm_shuffled')} shuffled caption"
-        rows.append(MetricRow("MVM, masked visual tokens", percent("mvm"), baseline))
+        rows.append(["MVM, masked visual tokens", percent("mvm"), baseline])
     baseline = f"{percent('itm_majority')} majority, {percent('itm_shuffled')} shuffled image"
-    rows.append(MetricRow("ITM, balanced pairs", percent("itm"), baseline))
+    rows.append(["ITM, balanced pairs", percent("itm"), baseline])
     if "num_candidates" in metrics:
         for direction, name in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
             for k in RECALL_KS:
                 label = f"{name} R@{k} of {metrics['num_candidates']:.0f}"
-                rows.append(MetricRow(label, percent(f"{direction}_r{k}"), f"{percent(f'chance_r{k}')} chance"))
+                rows.append([label, percent(f"{direction}_r{k}"), f"{percent(f'chance_r{k}')} chance"])
     for where, name in (("heldout", "held-out images"), ("model", "running usage in training")):
         if f"{where}_active_codes" in metrics:
             codes = f"{metrics[f'{where}_active_codes']:.0f} (perplexity {metrics[f'{where}_perplexity']:.1f})"
-            rows.append(MetricRow(f"active codes, {name}", codes, ""))
+            rows.append([f"active codes, {name}", codes, ""])
     if metrics.get("num_skipped"):
-        rows.append(MetricRow("corrupt held-out images, skipped", f"{metrics['num_skipped']:.0f}", ""))
+        rows.append(["corrupt held-out images, skipped", f"{metrics['num_skipped']:.0f}", ""])
     return rows

@@ -10,17 +10,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from soho_fast.common.files import write_atomically
 from soho_fast.common.processes import Processes
 from soho_fast.common.workers import loaded_ahead
 
@@ -52,7 +53,7 @@ class PartialResults:
             if found != wanted:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
-                _write(folder / "identity.json", lambda path: path.write_text(json.dumps(wanted, indent=1)))
+                write_atomically(folder / "identity.json", json.dumps(wanted, indent=1))
         processes.wait()
 
     def numbers(self) -> set[int]:
@@ -76,11 +77,7 @@ class PartialResults:
         content = io.BytesIO()
         torch.save(result, content)
         digest = self._digest(number, content.getbuffer())
-        _write(self._path(number), lambda path: path.write_bytes(digest + content.getbuffer()))
-
-    def delete(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        write_atomically(self._path(number), digest + content.getbuffer())
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.pt"
@@ -100,28 +97,55 @@ class PartialResults:
         return content if self._digest(number, content) == digest else None
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """How an evaluation is carried out.
+
+    Args:
+        processes: Who shares the work; all make the call and get the same.
+        progress: Called after each part.
+        keep_in: Folder for results as they come, so that a run that was killed can be taken up.
+        identity: What the results depend on, beside what the task knows (the weights).
+        kept: Parts that need not be computed again; gets those that are.
+    """
+
+    processes: Processes = field(default_factory=Processes)
+    progress: ReportProgress | None = None
+    keep_in: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    kept: PartialResults | None = None
+
+    def keeping(self, about: Mapping[str, Any], name: str = "") -> Sharing:
+        """The same with the results of `about` kept, where there is a folder for them; `name`: within it."""
+        if self.keep_in is None:
+            return self
+        return replace(self, kept=PartialResults(self.keep_in / name, {**about, **self.identity}, self.processes))
+
+    def forget(self) -> None:
+        """Delete what was kept."""
+        if self.keep_in is not None:
+            shutil.rmtree(self.keep_in, ignore_errors=True)
+
+
 def compute_parts(
     num_parts: int,
     compute: Callable[[int, Any], Any],
-    processes: Processes,
+    sharing: Sharing,
     *,
     load: Callable[[int], Any] | None = None,
     workers: int = 0,
-    kept: PartialResults | None = None,
-    progress: ReportProgress | None = None,
 ) -> list[Any]:
     """The results of parts 0 to `num_parts` - 1, in order, on every process; each part is computed by one of them.
 
     Args:
         num_parts: How many.
         compute: The result of a part, from its number and what `load` gave of it (None without it); must not depend
-            on the process. What `PartialResults.save` takes, where `kept` is given.
-        processes: All make the call.
+            on the process. What `PartialResults.save` takes, where results are kept.
+        sharing: By whom, and where they are kept.
         load: What a part needs of the disk; runs on the CPU, ahead of `compute`. See `loaded_ahead`.
         workers: Processes that load, for each of those that compute; 0 loads in these.
-        kept: Parts that are here already are not computed again, and each new one is put here as soon as it is done.
-        progress: Called after each part.
     """
+    processes, kept = sharing.processes, sharing.kept
     here = processes.gather(sorted(kept.numbers()) if kept is not None and processes.rank == 0 else [])[0]
     open_parts = sorted(set(range(num_parts)) - set(here))
     own = open_parts[processes.rank :: processes.world]
@@ -132,8 +156,8 @@ def compute_parts(
             computed[number] = compute(number, item)
             if kept is not None:
                 kept.save(number, computed[number])
-            if progress is not None:
-                progress(done, len(own))
+            if sharing.progress is not None:
+                sharing.progress(done, len(own))
     results = {number: result for part in processes.gather(computed) for number, result in part.items()}
     if kept is not None:
         results |= {number: kept.load(number) for number in here if number < num_parts}
@@ -144,11 +168,3 @@ def compute_parts(
 
 def _nothing(_: int) -> None:
     """What is loaded where nothing needs to be."""
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    write(scratch)
-    with scratch.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)

@@ -18,7 +18,7 @@ from torch import Tensor
 from soho_fast.common.processes import Processes
 from soho_fast.tasks.evaluation.metrics.recall import retrieval_recall
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer
-from soho_fast.tasks.evaluation.sharing import compute_parts
+from soho_fast.tasks.evaluation.sharing import Sharing, compute_parts
 
 # Texts whose vectors are made together: fixed, so that they do not depend on the number of processes.
 _TEXT_BATCH = 256
@@ -27,11 +27,11 @@ K_TRIED = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 50, 64, 80, 100, 128
 
 def contrastive_scores(scorer: PairScorer, images: ImageBlocks, processes: Processes | None = None) -> Tensor:
     """Inner products of the vectors of all images and texts, float32 (I, T) on the CPU; the same on every process."""
-    processes = processes or Processes()
+    sharing = Sharing(processes or Processes())
     vectors = compute_parts(
         len(images),
         lambda number, loaded: scorer.image_vectors(images.tokens(number, loaded)),
-        processes,
+        sharing,
         load=images.load,
         workers=images.workers,
     )
@@ -43,7 +43,7 @@ def contrastive_scores(scorer: PairScorer, images: ImageBlocks, processes: Proce
         for alike in np.split(order_T, ends)
         for begin in range(0, len(alike), _TEXT_BATCH)
     ]
-    parts = compute_parts(len(batches), lambda number, _: scorer.text_vectors(batches[number]), processes)
+    parts = compute_parts(len(batches), lambda number, _: scorer.text_vectors(batches[number]), sharing)
     text_TE = torch.empty(len(order_T), image_IE.shape[1])
     text_TE[torch.from_numpy(order_T)] = torch.cat(parts)
     return image_IE @ text_TE.T

@@ -131,7 +131,7 @@ def stream(dataset, collate, *, rank=0, world=1, workers=0, first_step=0, images
     settings = BatchSettings(global_batch_size=images, workers=workers)
     plan = plan_batches(settings, len(dataset), world, seed=1)
     steps = 2 * plan.steps_per_epoch
-    batches = Batches(dataset, collate, plan, settings, rank=rank, first_step=first_step, total_steps=steps, pin=False)
+    batches = Batches(dataset, collate, plan.micro_batches(rank, first_step, steps), settings)
     try:
         return list(batches)
     finally:

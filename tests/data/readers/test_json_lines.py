@@ -4,7 +4,7 @@ import pytest
 from tiny_corpus import COLOURS, draw, write_zip
 
 from soho_fast.data import ReadReport, read_json_lines, read_json_lines_questions
-from soho_fast.tasks.evaluation.metrics import vqa_accuracy, vqa_score
+from soho_fast.tasks.evaluation.metrics.vqa import vqa_accuracy, vqa_score
 
 
 def write(folder, *lines):
@@ -93,8 +93,8 @@ def test_questions_and_one_answer_is_enough(folder):
     assert second.answers.answers == ("2", "2", "3") * 3 + ("2",)
     assert (second.answers.most_common, second.answers.answer_type) == ("2", "number")
     assert report.lines() == ["images: 1 images, 2 questions", "images: 1 images left out: no question"]
-    assert vqa_accuracy({0: "red", 1: "2"}, [first, second]).overall == 1.0
-    assert vqa_accuracy({0: "blue", 1: "3"}, [first, second]).overall == pytest.approx(0.9 / 2)
+    assert vqa_accuracy({0: "red", 1: "2"}, [first, second])["vqa_score"] == 1.0
+    assert vqa_accuracy({0: "blue", 1: "3"}, [first, second])["vqa_score"] == pytest.approx(0.9 / 2)
     assert vqa_score("a cat", first.answers.answers) == 0.0
 
 

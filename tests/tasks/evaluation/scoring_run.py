@@ -15,7 +15,7 @@ from soho_fast.common.processes import Processes
 from soho_fast.data.text import EncodedText
 from soho_fast.model import SohoConfig, SohoForImageTextRetrieval
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.tasks.evaluation.sharing import PartialResults
+from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.evaluation.two_stage import contrastive_scores
 
 
@@ -89,8 +89,8 @@ def main(folder, seconds):
         time.sleep(seconds)
 
     own = blocks(scoring, chosen)
-    kept = PartialResults(folder / "partial", {}, processes)
-    scores = torch.stack(score_pairs(scoring, own, processes=processes, kept=kept, progress=progress))
+    sharing = Sharing(processes, progress, keep_in=folder).keeping({}, "partial")
+    scores = torch.stack(score_pairs(scoring, own, sharing=sharing))
     first = contrastive_scores(scoring, own, processes)
     digests = {
         name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()

@@ -17,7 +17,7 @@ import torch
 from soho_fast.common.processes import Processes
 from soho_fast.data.text import EncodedText
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
-from soho_fast.tasks.evaluation.sharing import PartialResults
+from soho_fast.tasks.evaluation.sharing import PartialResults, Sharing
 
 PROGRAM = Path(scoring_run.__file__)
 
@@ -150,7 +150,7 @@ def test_one_process_two_and_a_killed_one_give_the_same_bits(tmp_path):
 def test_what_another_model_kept_is_not_taken(tmp_path):
     scorer, images = scoring_run.scorer(), scoring_run.images(3)
     blocks = scoring_run.blocks(scorer, images)
-    score_pairs(scorer, blocks, kept=PartialResults(tmp_path / "kept", {"weights": "a"}, Processes()))
+    score_pairs(scorer, blocks, sharing=Sharing(keep_in=tmp_path).keeping({"weights": "a"}, "kept"))
     kept = PartialResults(tmp_path / "kept", {"weights": "a"}, Processes())
     assert kept.numbers() == {0, 1}
     kept = PartialResults(tmp_path / "kept", {"weights": "b"}, Processes())

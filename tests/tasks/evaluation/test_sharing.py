@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from soho_fast.common.processes import Processes
-from soho_fast.tasks.evaluation.sharing import PartialResults, compute_parts
+from soho_fast.tasks.evaluation.sharing import PartialResults, Sharing, compute_parts
 
 
 class Planted:
@@ -29,7 +29,7 @@ def _compute(kept: PartialResults) -> tuple[list, list[int]]:
         computed.append(number)
         return {"scores": torch.full((5,), float(number)), "name": str(number)}
 
-    return [float(part["scores"].sum()) for part in compute_parts(3, compute, Processes(), kept=kept)], computed
+    return [float(part["scores"].sum()) for part in compute_parts(3, compute, Sharing(kept=kept))], computed
 
 
 @pytest.fixture
@@ -103,5 +103,5 @@ def test_nobody_goes_on_before_all_have_read_what_is_kept(tmp_path):
     kept = NotedResults(tmp_path / "partial", {"of": "this"}, Told())
     kept.save(0, {"name": "0"})
     done.clear()
-    assert compute_parts(1, pytest.fail, Told(), kept=kept) == [{"name": "0"}]
+    assert compute_parts(1, pytest.fail, Sharing(Told(), kept=kept)) == [{"name": "0"}]
     assert done == ["read", "all are here"]

@@ -6,7 +6,7 @@ import scoring_run
 import torch
 import torch.nn.functional as F
 
-from soho_fast.tasks.evaluation.metrics import retrieval_recall
+from soho_fast.tasks.evaluation.metrics.recall import retrieval_recall
 from soho_fast.tasks.evaluation.pair_scoring import score_pairs
 from soho_fast.tasks.evaluation.two_stage import K_TRIED, best_pairs, choose_k, contrastive_scores, ranked_in_two_stages
 

@@ -1,37 +1,17 @@
 """What a result is worth: the published metric of each task, offline. Knows records, no model."""
 
-from soho_fast.tasks.evaluation.metrics.classification import (
-    Nlvr2Accuracy,
-    SnliVeAccuracy,
-    nlvr2_accuracy,
-    snli_ve_accuracy,
-)
-from soho_fast.tasks.evaluation.metrics.recall import (
-    RetrievalRecall,
-    recall_at,
-    retrieval_recall,
-    retrieval_recall_in_folds,
-)
-from soho_fast.tasks.evaluation.metrics.vqa import (
-    VqaAccuracy,
-    normalise_answer,
-    vqa_accuracy,
-    vqa_score,
-    write_vqa_submission,
-)
+from collections.abc import Collection, Mapping
+from typing import Any
 
-__all__ = [
-    "Nlvr2Accuracy",
-    "RetrievalRecall",
-    "SnliVeAccuracy",
-    "VqaAccuracy",
-    "nlvr2_accuracy",
-    "normalise_answer",
-    "recall_at",
-    "retrieval_recall",
-    "retrieval_recall_in_folds",
-    "snli_ve_accuracy",
-    "vqa_accuracy",
-    "vqa_score",
-    "write_vqa_submission",
-]
+
+def check_complete(predictions: Mapping[Any, Any], examples: Collection[Any]) -> None:
+    """Raises ValueError: an example, by its identifier, has no prediction, or a prediction is for no example."""
+    if not examples:
+        raise ValueError("records: expected at least one example, got none")
+    ids = set(examples)
+    missing, unknown = ids - predictions.keys(), predictions.keys() - ids
+    if missing or unknown:
+        raise ValueError(
+            f"predictions: expected one for each of {len(ids)} examples; {len(missing)} are missing, "
+            f"{len(unknown)} are for unknown ones (first: {min(missing or unknown)})"
+        )

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from soho_fast.data.readers.statements import ENTAILMENT_LABELS, Nlvr2Record, SnliVeRecord
+from soho_fast.tasks.evaluation.metrics import check_complete
 
 
-@dataclass(frozen=True)
-class Nlvr2Accuracy:
-    """Both between 0 and 1: right examples, and sentences of an image set that are right for all of their pairs."""
-
-    accuracy: float
-    consistency: float
-
-
-def nlvr2_accuracy(predictions: Mapping[str, bool], records: Sequence[Nlvr2Record]) -> Nlvr2Accuracy:
+def nlvr2_accuracy(predictions: Mapping[str, bool], records: Sequence[Nlvr2Record]) -> dict[str, float]:
     """Accuracy and consistency (Suhr et al. 2019, section 5; `nlvr2/eval/metrics.py` of the authors).
 
+    Both between 0 and 1: right examples, and sentences of an image set that are right for all of their pairs.
     A sentence is known by the identifier without its pair: the same words in another image set are another sentence.
 
     Args:
@@ -28,35 +21,20 @@ def nlvr2_accuracy(predictions: Mapping[str, bool], records: Sequence[Nlvr2Recor
     Raises:
         ValueError: An example has no prediction, or a prediction is for no example.
     """
-    identifiers = {record.identifier for record in records}
-    missing, unknown = identifiers - predictions.keys(), predictions.keys() - identifiers
-    if missing or unknown or not records:
-        some = f" (first: {min(missing or unknown)})" if missing or unknown else ""
-        raise ValueError(
-            f"predictions: expected one for each of {len(identifiers)} examples; {len(missing)} are missing, "
-            f"{len(unknown)} are for unknown ones{some}"
-        )
+    check_complete(predictions, [record.identifier for record in records])
     right_by_sentence: dict[tuple[str, str, str], list[bool]] = {}
     for record in records:
         split, image_set, _, sentence = record.identifier.split("-")
         right = predictions[record.identifier] == record.label
         right_by_sentence.setdefault((split, image_set, sentence), []).append(right)
-    return Nlvr2Accuracy(
-        accuracy=sum(map(sum, right_by_sentence.values())) / len(records),
-        consistency=sum(map(all, right_by_sentence.values())) / len(right_by_sentence),
-    )
+    return {
+        "accuracy": sum(map(sum, right_by_sentence.values())) / len(records),
+        "consistency": sum(map(all, right_by_sentence.values())) / len(right_by_sentence),
+    }
 
 
-@dataclass(frozen=True)
-class SnliVeAccuracy:
-    """Between 0 and 1: over all pairs, and over those of each label."""
-
-    overall: float
-    by_label: dict[str, float]
-
-
-def snli_ve_accuracy(predictions: Sequence[str], records: Sequence[SnliVeRecord]) -> SnliVeAccuracy:
-    """Share of pairs whose label is predicted (Xie et al. 2019).
+def snli_ve_accuracy(predictions: Sequence[str], records: Sequence[SnliVeRecord]) -> dict[str, float]:
+    """Share of pairs whose label is predicted (Xie et al. 2019): `accuracy` over all, and over those of each label.
 
     Args:
         predictions: One of `ENTAILMENT_LABELS` for each record, in order.
@@ -74,7 +52,5 @@ def snli_ve_accuracy(predictions: Sequence[str], records: Sequence[SnliVeRecord]
                 f"predictions[{number}]: expected one of {', '.join(ENTAILMENT_LABELS)}, got {predicted!r}"
             )
         right_by_label.setdefault(record.label, []).append(predicted == record.label)
-    return SnliVeAccuracy(
-        overall=sum(map(sum, right_by_label.values())) / len(records),
-        by_label={label: sum(right) / len(right) for label, right in sorted(right_by_label.items())},
-    )
+    by_label = {label: sum(right) / len(right) for label, right in sorted(right_by_label.items())}
+    return {"accuracy": sum(map(sum, right_by_label.values())) / len(records), **by_label}

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from soho_fast.data.readers.questions import VqaRecord, normalise_answer, one_line
+from soho_fast.tasks.evaluation.metrics import check_complete
 
 
 def vqa_score(answer: str, given: Sequence[str]) -> float:
     """How right an answer is, between 0 and 1: min(1, matches / 3), averaged over leaving out each person once.
 
     Both sides are normalised (`normalise_answer`) only where people differ. Where all gave the same, the official rule
-    compares the words as they stand, case and marks included, so that text read in a picture is not changed.
+    compares the words as they stand, case and marks included, so that text read in an image is not changed.
 
     Args:
         answer: What the model says.
@@ -33,17 +33,8 @@ def vqa_score(answer: str, given: Sequence[str]) -> float:
     return left_out / len(given)
 
 
-@dataclass(frozen=True)
-class VqaAccuracy:
-    """Mean VQA scores, between 0 and 1, over all questions and over those of each type."""
-
-    overall: float
-    by_answer_type: dict[str, float]
-    by_question_type: dict[str, float]
-
-
-def vqa_accuracy(predictions: Mapping[int, str], records: Sequence[VqaRecord]) -> VqaAccuracy:
-    """Score of one answer for each question of a split.
+def vqa_accuracy(predictions: Mapping[int, str], records: Sequence[VqaRecord]) -> dict[str, float]:
+    """Mean scores of one answer for each question of a split: `vqa_score` over all, and over each type of answers.
 
     Args:
         predictions: Question id to answer.
@@ -52,10 +43,9 @@ def vqa_accuracy(predictions: Mapping[int, str], records: Sequence[VqaRecord]) -
     Raises:
         ValueError: A question has no prediction or no answers, or a prediction is for no question.
     """
-    _check_complete(predictions, records)
+    check_complete(predictions, [record.question_id for record in records])
     scores: list[float] = []
     by_answer_type: dict[str, list[float]] = {}
-    by_question_type: dict[str, list[float]] = {}
     for record in records:
         if record.answers is None:
             raise ValueError(
@@ -65,8 +55,8 @@ def vqa_accuracy(predictions: Mapping[int, str], records: Sequence[VqaRecord]) -
         score = vqa_score(predictions[record.question_id], record.answers.answers)
         scores.append(score)
         by_answer_type.setdefault(record.answers.answer_type, []).append(score)
-        by_question_type.setdefault(record.answers.question_type, []).append(score)
-    return VqaAccuracy(_mean(scores), _means(by_answer_type), _means(by_question_type))
+    by_type = {kind: sum(values) / len(values) for kind, values in sorted(by_answer_type.items())}
+    return {"vqa_score": sum(scores) / len(scores), **by_type}
 
 
 def write_vqa_submission(
@@ -79,31 +69,6 @@ def write_vqa_submission(
     Raises:
         ValueError: A question has no prediction, or a prediction is for no question.
     """
-    _check_complete(predictions, records)
+    check_complete(predictions, [record.question_id for record in records])
     rows = [{"question_id": record.question_id, "answer": predictions[record.question_id]} for record in records]
     Path(path).write_text(json.dumps(rows) + "\n", encoding="utf-8")
-
-
-def _check_complete(predictions: Mapping[int, str], records: Sequence[VqaRecord]) -> None:
-    if not records:
-        raise ValueError("records: expected at least one question, got none")
-    ids = {record.question_id for record in records}
-    missing, unknown = ids - predictions.keys(), predictions.keys() - ids
-    if missing or unknown:
-        raise ValueError(
-            f"predictions: expected one for each of {len(ids)} questions; {len(missing)} are missing"
-            f"{_first(missing)}, {len(unknown)} are for unknown questions{_first(unknown)}"
-        )
-
-
-def _first(ids: Iterable[int]) -> str:
-    smallest = min(ids, default=None)
-    return "" if smallest is None else f" (first: question_id {smallest})"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _means(values_by_type: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {kind: _mean(values) for kind, values in sorted(values_by_type.items())}

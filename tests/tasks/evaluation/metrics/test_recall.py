@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from soho_fast.tasks.evaluation.metrics import recall_at, retrieval_recall, retrieval_recall_in_folds
+from soho_fast.tasks.evaluation.metrics.recall import recall_at, retrieval_recall, retrieval_recall_in_folds
 
 SCORES = torch.tensor(
     [
