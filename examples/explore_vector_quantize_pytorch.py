@@ -77,7 +77,7 @@ def main() -> int:
     with torch.no_grad():
         features_NhwC = encoder(pixels_N3HW).permute(0, 2, 3, 1)
     licences = [
-        {"what": caption, "credit": credit, "licence": licence, "pictures": [f"{Path(name).stem} at *"]}
+        {"what": caption, "credit": credit, "licence": licence, "images": [f"{Path(name).stem} at *"]}
         for name, (caption, credit, licence) in PHOTOS.items()
     ]
     explorer = build_from_arrays(

@@ -1,10 +1,10 @@
 """POST /ask: a question about images, as a form, to a model at hand; its answers and where it looked, as JSON.
 
 The form's fields: `model`, its name; `image`, once, or twice for two images, left and right: a file, or the number of a
-picture of the bundle; `text`, once a text; `question`, if it is to be checked that the model takes it; `attend`, the
+image of the bundle; `text`, once a text; `question`, if it is to be checked that the model takes it; `attend`, the
 number of the text whose attention is wanted. The reply: see `SeeingPipeline.ask`; each image has also `seen` (upload,
-original or small copy) and `picture`; `no_codes` says why no codes are given, where they are not, and `agreement` how
-many of the cells of some of the explorer's pictures, of 1, have the same code by this model.
+original or small copy) and `number`; `no_codes` says why no codes are given, where they are not, and `agreement` how
+many of the patches of some of the explorer's images, of 1, have the same code by this model.
 What can't be answered is {"error": one line}.
 """
 
@@ -24,7 +24,7 @@ from soho_fast.common.command_line import quiet_transformers
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.bundle import BundleError
-from soho_fast.explore.shown import ShownPictures
+from soho_fast.explore.shown import ShownImages
 
 with from_extra("explore"):
     from starlette.datastructures import UploadFile
@@ -36,7 +36,7 @@ with from_extra("explore"):
 if TYPE_CHECKING:
     from soho_fast.explore.attention import SeeingPipeline
 
-KINDS = {
+MODELS = {
     "SohoForPreTraining": ("pre-training", "rank"),
     "SohoForImageTextRetrieval": ("image-text retrieval", "rank"),
     "SohoForQuestionAnswering": ("question answering", "answer"),
@@ -50,7 +50,7 @@ MAX_CHARACTERS = 10_000
 """Of a text; how many tokens it may have says the model."""
 
 LEAST_AGREEMENT = 0.5
-"""Of the cells of some of the explorer's pictures: from here on a model's codes are taken for those of the explorer."""
+"""Of the patches of some of the explorer's images: from here on a model's codes are taken for those of the explorer."""
 
 WAITING = 4
 """Questions that may wait for a model that answers another one; more are turned away."""
@@ -68,7 +68,7 @@ class Refused(Exception):
 
 
 class _NobodyWaits(Exception):
-    """Raised where a model works for somebody who has been told that there will be no answer."""
+    """Raised where a model works for somebody who has been refused an answer."""
 
 
 def model_folder(given: str) -> Path:
@@ -85,7 +85,7 @@ def model_folder(given: str) -> Path:
 
 
 def kind_of(folder: Path) -> str:
-    """The class of the model in a folder, one of KINDS.
+    """The class of the model in a folder, one of MODELS.
 
     Raises:
         UserError: it holds another, or its config.json is damaged.
@@ -94,14 +94,14 @@ def kind_of(folder: Path) -> str:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         architectures = config.get("architectures") or ()
-        kind = next((name for name in KINDS if name in architectures), None)
+        kind = next((name for name in MODELS if name in architectures), None)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from error
     except (ValueError, RecursionError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is damaged: expected a JSON object with a list `architectures`") from error
     if kind is None:
         held = ", ".join(map(str, architectures)) or "a model of unknown kind"
-        raise UserError(f"model: {folder} holds {held}; expected {', '.join(KINDS)}")
+        raise UserError(f"model: {folder} holds {held}; expected {', '.join(MODELS)}")
     return kind
 
 
@@ -110,11 +110,11 @@ class AskedImage:
     """An image of a question.
 
     read: Gives its file's bytes, and what they are: "upload", "original" or "small copy". Raises Refused.
-    picture: Its number in the bundle.
+    number: Its number in the bundle; None for an upload.
     """
 
     read: Callable[[], tuple[bytes, str]]
-    picture: int | None = None
+    number: int | None = None
 
 
 class AskedModel:
@@ -123,12 +123,11 @@ class AskedModel:
     Args:
         name: How it is called in the page.
         folder: Where it lies, a run or a model.
-        say: Told what is loaded.
     """
 
-    def __init__(self, name: str, folder: Path, say: Callable[[str], None] = print) -> None:
-        self.name, self.folder, self._say = name, folder, say
-        self.kind, self.question = KINDS[kind_of(folder)]
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.kind, self.question = MODELS[kind_of(folder)]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model {name}")
         self._pipeline: SeeingPipeline | None = None
         self._codes: tuple[float | None, str | None] | None = None
@@ -136,7 +135,7 @@ class AskedModel:
         self.pending = 0
 
     async def ask(
-        self, seconds: float, shown: ShownPictures, images: Sequence[AskedImage], **question: Any
+        self, seconds: float, shown: ShownImages, images: Sequence[AskedImage], **question: Any
     ) -> dict[str, Any]:
         """`SeeingPipeline.ask`, with the codes only where they are those that are `shown`, see `_comparison`.
 
@@ -185,7 +184,7 @@ class AskedModel:
     def _answer(
         self,
         go_on: Callable[[], None],
-        shown: ShownPictures,
+        shown: ShownImages,
         images: Sequence[AskedImage],
         question: Mapping[str, Any],
     ) -> dict[str, Any]:
@@ -206,14 +205,14 @@ class AskedModel:
         except ValueError as error:
             raise Refused(400, str(error)) from error
         for image, asked, (_, seen) in zip(reply["images"], images, files, strict=True):
-            image.update(seen=seen, picture=asked.picture)
+            image.update(seen=seen, number=asked.number)
             if why is not None:
                 image["codes"] = None
         seconds = round(time.monotonic() - started, 3)
         about = {"model": self.name, "question": self.question, "seconds": seconds}
         return {**about, "agreement": agreement, "no_codes": why, **reply}
 
-    def _comparison(self, pipeline: SeeingPipeline, shown: ShownPictures) -> tuple[float | None, str | None]:
+    def _comparison(self, pipeline: SeeingPipeline, shown: ShownImages) -> tuple[float | None, str | None]:
         """How far this model's codes are those of the explorer, of 1, and why they can't be taken for these.
 
         Fine-tuning leaves the codebook alone and moves the features, until other codes are the nearest ones.
@@ -225,15 +224,15 @@ class AskedModel:
             return None, "the codes shown here are of another codebook than this model's"
         agreement = shown.agreement(pipeline.codes_of)
         if agreement is None:
-            return None, "this model divides images into other cells than the explorer"
+            return None, "this model divides images into other patches than the explorer"
         if agreement < LEAST_AGREEMENT:
-            share = f"{100 * agreement:.0f} % of the cells"
+            share = f"{100 * agreement:.0f} % of the patches"
             return agreement, f"this model's training has moved its features away from the codes ({share} agree)"
         return agreement, None
 
     def _load(self) -> SeeingPipeline:
         started = time.monotonic()
-        self._say(f"loading {self.folder} ...")
+        print(f"loading {self.folder} ...")
         try:
             with from_extra("train"):
                 from soho_fast.explore.attention import SeeingPipeline
@@ -241,9 +240,9 @@ class AskedModel:
             pipeline = SeeingPipeline.from_pretrained(self.folder)
         except (ValueError, OSError, ImportError) as error:
             why = " ".join(f"{self.name} can't be loaded: {error}".split())
-            self._say(why)
+            print(why)
             raise Refused(500, why) from error
-        self._say(f"loaded {self.folder} in {time.monotonic() - started:.1f} s")
+        print(f"loaded {self.folder} in {time.monotonic() - started:.1f} s")
         return pipeline
 
 
@@ -252,7 +251,7 @@ class Asking:
 
     Args:
         models: By name.
-        shown: The pictures of the bundle that is served.
+        shown: The images of the bundle that is served.
         upload_bytes: The largest upload, all images of a question together.
         seconds: After which an answer is given up.
     """
@@ -260,7 +259,7 @@ class Asking:
     def __init__(
         self,
         models: Mapping[str, AskedModel],
-        shown: ShownPictures,
+        shown: ShownImages,
         *,
         upload_bytes: int,
         seconds: float,
@@ -269,7 +268,7 @@ class Asking:
         self.upload_bytes, self.seconds = upload_bytes, seconds
 
     def described(self) -> dict[str, Any]:
-        """What the page is told, see SERVER in bundle.py."""
+        """What the page asks for, see `bundle`, data/server.js."""
         models = [{"name": each.name, "kind": each.kind, "question": each.question} for each in self.models.values()]
         return {"models": models, "upload_bytes": self.upload_bytes, "seconds": self.seconds}
 
@@ -380,9 +379,9 @@ class Asking:
 
     async def _image(self, value: str | UploadFile) -> AskedImage:
         if isinstance(value, str):
-            count = self.shown.bundle.meta["num_pictures"]
-            picture = _number("image", value, count, "a file, or the number of a picture")
-            return AskedImage(lambda: self.shown.read(picture), picture)
+            count = self.shown.bundle.meta["num_shown"]
+            number = _number("image", value, count, "a file, or the number of an image")
+            return AskedImage(lambda: self.shown.read(number), number)
         if not value.size:
             raise Refused(400, "image: the file is empty")
         data = await value.read()

@@ -1,6 +1,6 @@
 """A bundle from a source: one pass over the images, statistics from what is kept of it on disk, small copies, files.
 
-K codes, V words, N images, G pictures.
+K codes, V words, N images, of which G are shown.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import socket
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,11 @@ from soho_fast.explore import bundle as layout
 from soho_fast.explore import gallery, statistics, words
 from soho_fast.explore.bundle import Bundle, BundleError
 from soho_fast.explore.figure import choose_codes
-from soho_fast.explore.sources import PictureError, SeenImage, Source, digest_of
+from soho_fast.explore.sources import ImageError, Source, digest_of
 from soho_fast.explore.spool import Spool
 
 MOST_MASKED = 500
-"""Pictures of which masked visual modelling is shown at most."""
+"""Images of which masked visual modelling is shown at most."""
 
 
 def check_folder(folder: Path) -> None:
@@ -92,20 +91,18 @@ def assemble(
     folder: Path,
     *,
     made_of: str = "",
-    most_pictures: int = gallery.MOST_PICTURES,
+    most_shown: int = gallery.MOST_SHOWN,
     timeline: Mapping[str, Any] | None = None,
-    measures: Mapping[str, float] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Write the explorer of a source.
 
     Args:
-        source: The images, each with the code of every cell.
+        source: The images, each with the code of every patch.
         folder: Where it goes; an explorer that is there is replaced at the end.
         made_of: By which a rerun knows that nothing has changed.
-        most_pictures: Pictures that are shown at most.
+        most_shown: Images that are shown at most.
         timeline: Of data/timeline.js.
-        measures: Of meta.
         say: Called with each line of what is done.
 
     Returns:
@@ -113,7 +110,7 @@ def assemble(
 
     Raises:
         UserError: the folder holds something else.
-        ValueError: the source has no image, or a code that the codebook lacks.
+        ValueError: the source has no image that can be read, or features that are not finite.
     """
     folder = Path(os.path.abspath(folder))
     # What a link leads to is replaced, not the link.
@@ -121,7 +118,7 @@ def assemble(
         spool = Spool(Path(spooled))
         try:
             chosen_words = _look(source, spool, say)
-            _Writer(source, new, spool, chosen_words, most_pictures, say).write(made_of, timeline, measures)
+            _Writer(source, new, spool, chosen_words, most_shown, say).write(made_of, timeline)
         finally:
             spool.close()
     return folder
@@ -130,10 +127,10 @@ def assemble(
 def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Words:
     """The pass over all images."""
     vocabulary = words.Vocabulary()
-    num_codes = len(source.codebook)
     progress = ProgressLines(say, "images")
     for image in source.images():
-        _check(image, num_codes)
+        if not np.isfinite(image.distance[image.index >= 0]).all():
+            raise ValueError(f"{image.name}: its features are not all finite numbers")
         spool.add(image, vocabulary.numbers(image.captions))
         if source.num_images:
             progress(len(spool), source.num_images)
@@ -143,28 +140,6 @@ def _look(source: Source, spool: Spool, say: Callable[[str], None]) -> words.Wor
     return vocabulary.choose()
 
 
-def _check(image: SeenImage, num_codes: int) -> None:
-    if image.index.size and not -1 <= image.index.min() <= image.index.max() < num_codes:
-        wrong = image.index[(image.index < -1) | (image.index >= num_codes)][0]
-        raise ValueError(
-            f"{image.name}: expected codes from 0 to {num_codes - 1} (-1: none), got {wrong}; the index map belongs "
-            "to another codebook"
-        )
-    if not np.isfinite(image.distance[image.index >= 0]).all():
-        raise ValueError(f"{image.name}: its features are not all finite numbers")
-
-
-@dataclass
-class _Column:
-    """What the first page shows of every code, see `bundle.WALL`."""
-
-    values: dict[str, list[Any]]
-
-    def append(self, **values: Any) -> None:
-        for name, value in values.items():
-            self.values.setdefault(name, []).append(value)
-
-
 class _Writer:
     def __init__(
         self,
@@ -172,190 +147,183 @@ class _Writer:
         folder: Path,
         spool: Spool,
         chosen_words: words.Words,
-        most_pictures: int,
+        most_shown: int,
         say: Callable[[str], None],
     ) -> None:
         self.source, self.folder, self.spool, self.words, self.say = source, folder, spool, chosen_words, say
         self.num_codes = len(source.codebook)
+        self.num_captioned = int(spool.captioned_N.sum())
         self.usage = statistics.count_usage(spool, self.num_codes)
-        self.images_G = gallery.choose_pictures(spool, self.usage.images, most_pictures)
-        self.wall = _Column({})
+        self.images_G = gallery.choose_images(spool, self.usage.images, most_shown)
+        # What the first page shows of each code, see `bundle`, data/wall.js.
+        self.wall: list[dict[str, Any]] = []
         self.codes_of_word: dict[int, list[tuple]] = defaultdict(list)
 
-    def write(self, made_of: str, timeline: Mapping[str, Any] | None, measures: Mapping[str, float] | None) -> None:
+    def write(self, made_of: str, timeline: Mapping[str, Any] | None) -> None:
         layout.copy_pages(self.folder)
         (self.folder / "data").mkdir()
-        self._write_pictures()
-        self._write_codes()
-        layout.write_value(self.folder, "wall", self.wall.values)
+        self._write_small_copies()
+        layout.write_in_files(self.folder, "images", self._images(), layout.IMAGES_PER_FILE)
+        layout.write_in_files(self.folder, "codes", self._codes(), layout.CODES_PER_FILE)
+        columns = {name: [row[name] for row in self.wall] for name in self.wall[0]}
+        layout.write_value(self.folder, "wall", columns)
         layout.write_value(self.folder, "words", self._words())
         layout.write_value(self.folder, "timeline", timeline)
         layout.write_value(self.folder, "server", None)
-        layout.write_value(self.folder, "meta", self._meta(made_of, measures))
+        layout.write_value(self.folder, "meta", self._meta(made_of))
         self._choose_figure()
 
-    def _write_pictures(self) -> None:
-        """Small copies and what is known of each picture; one that can't be read any more is left out."""
+    def _write_small_copies(self) -> None:
+        """Those of the gallery's images; one that can't be read any more is left out of it."""
         readable: list[int] = []
-        sizes: list[Any] = []
-        cells: list[Any] = []
+        self.sizes_G: list[tuple[int, int]] = []
+        self.sizes_in_patches_G: list[tuple[float | None, float | None]] = []
         progress = ProgressLines(self.say, "images")
-        for done, number in enumerate(self.images_G):
+        for done, number in enumerate(self.images_G.tolist()):
             try:
-                text = self.spool.texts(int(number))
+                text = self.spool.texts(number)
                 jpeg, width, height = self.source.small_copy(text["place"])
-            except PictureError as error:
+            except ImageError as error:
                 self.say(f"left out: {error}")
                 continue
-            path = self.folder / layout.picture_path(len(readable))
+            path = self.folder / layout.image_path(len(readable))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg)
             readable.append(number)
-            sizes.append((width, height))
-            cells.append((_short(text["cells_high"]), _short(text["cells_wide"])))
+            self.sizes_G.append((width, height))
+            self.sizes_in_patches_G.append((_short(text["patches_high"]), _short(text["patches_wide"])))
             progress(done + 1, len(self.images_G))
         if not readable:
-            raise ValueError("images: no picture can be read any more; have they been moved?")
-        self.images_G, self.cells_G = np.array(readable, dtype=np.int64), cells
+            raise ValueError("images: no image can be read any more; have they been moved?")
+        self.images_G = np.array(readable, dtype=np.int64)
+
+    def _images(self) -> Iterator[dict[str, Any]]:
         masked = self._masked()
-        records: list[dict[str, Any]] = []
-        for picture, (number, (width, height)) in enumerate(zip(self.images_G, sizes, strict=True)):
-            text = self.spool.texts(int(number))
-            (chunk,) = self.spool.tokens([int(number)])
-            records.append(
-                {
-                    "picture": picture,
-                    "name": text["name"],
-                    "source": text["source"],
-                    "licences": text["licences"],
-                    "captions": text["captions"],
-                    "width": width,
-                    "height": height,
-                    "cells_high": cells[picture][0],
-                    "cells_wide": cells[picture][1],
-                    "rows": int(self.spool.rows_N[number]),
-                    "columns": int(self.spool.columns_N[number]),
-                    "index": [None if code < 0 else code for code in chunk.index.tolist()],
-                    "masked": masked.get(picture),
-                }
-            )
-            if len(records) == layout.PICTURES_PER_FILE or picture + 1 == len(self.images_G):
-                number = picture // layout.PICTURES_PER_FILE
-                layout.write_value(self.folder, f"images-{number:04d}", records)
-                records = []
+        for shown, number in enumerate(self.images_G.tolist()):
+            text = self.spool.texts(number)
+            yield {
+                "image": shown,
+                "name": text["name"],
+                "source": text["source"],
+                "licences": text["licences"],
+                "captions": text["captions"],
+                "width": self.sizes_G[shown][0],
+                "height": self.sizes_G[shown][1],
+                "patches_high": self.sizes_in_patches_G[shown][0],
+                "patches_wide": self.sizes_in_patches_G[shown][1],
+                "rows": int(self.spool.rows_N[number]),
+                "columns": int(self.spool.columns_N[number]),
+                "index": [None if code < 0 else code for code in self.spool.index(number).tolist()],
+                "masked": masked.get(shown),
+            }
 
     def _masked(self) -> dict[int, dict[str, Any]]:
         count = min(MOST_MASKED, len(self.images_G))
-        shown = np.unique(np.round(np.linspace(0, len(self.images_G) - 1, count)).astype(np.int64)).tolist()
-        texts = [self.spool.texts(int(self.images_G[picture])) for picture in shown]
-        captioned = [(picture, text) for picture, text in zip(shown, texts, strict=True) if text["captions"]]
+        chosen = np.unique(np.round(np.linspace(0, len(self.images_G) - 1, count)).astype(np.int64)).tolist()
+        texts = [self.spool.texts(int(self.images_G[shown])) for shown in chosen]
+        captioned = [(shown, text) for shown, text in zip(chosen, texts, strict=True) if text["captions"]]
         places = [text["place"] for _, text in captioned]
         found = self.source.masked(places, [text["captions"][0] for _, text in captioned])
-        return {picture: value for (picture, _), value in zip(captioned, found, strict=False) if value is not None}
+        return {shown: value for (shown, _), value in zip(captioned, found, strict=False) if value is not None}
 
-    def _write_codes(self) -> None:
+    def _codes(self) -> Iterator[dict[str, Any]]:
         near, near_distance = statistics.near_codes(self.source.codebook)
-        place = statistics.places_on_map(self.source.codebook, self.usage.tokens > 0)
+        place = statistics.positions_on_map(self.source.codebook, self.usage.tokens > 0)
         ranks = self.usage.ranks()
         sides = statistics.count_sides(self.spool, self.num_codes)
         most_columns = max(self.num_codes, len(self.words.spelling))
         progress = ProgressLines(self.say, "codes")
-        for first, last in statistics.blocks_of_codes(self.num_codes, most_columns, layout.CODES_PER_FILE):
-            beside, both = self._count_block(first, last)
-            members = gallery.Members.gather(self.spool.tokens(self.images_G), self.images_G, first, last)
-            file: list[dict[str, Any]] = []
+        for first, last in statistics.blocks_of_codes(self.num_codes, most_columns):
+            beside, both, assigned = self._count_block(first, last)
+            begins = np.searchsorted(assigned["code"], np.arange(first, last + 1))
             for code in range(first, last):
-                found = words.words_of_codes(
-                    both[code - first : code - first + 1],
-                    self.usage.captioned[code : code + 1],
-                    self.words.images,
-                    int(self.spool.captioned_N.sum()),
-                )[0]
-                shown = gallery.choose_occurrences(members.of(code))
-                neighbours = statistics.best_neighbours(beside[code - first], code, sides)
+                block = code - first
+                found = words.rank_words(
+                    both[block], int(self.usage.captioned[code]), self.words.images, self.num_captioned
+                )
+                shown = gallery.choose_occurrences(assigned[begins[block] : begins[block + 1]])
+                neighbours = statistics.best_neighbours(beside[block], code, sides)
                 near_row = list(zip(near[code].tolist(), near_distance[code].tolist(), strict=True))
                 entry = {
                     "code": code,
                     "tokens": int(self.usage.tokens[code]),
                     "images": int(self.usage.images[code]),
                     "rank": int(ranks[code]),
-                    **{kind: self._occurrences(cells) for kind, cells in shown.items()},
+                    **{kind: self._occurrences(patches) for kind, patches in shown.items()},
                     "histogram": self.usage.histogram[code].tolist(),
                     "positions": _counts(self.usage.positions[code]),
-                    "words": self._words_of_code(found.first(words.WORDS_PER_CODE)),
+                    "words": self._words_of_code(found[: words.WORDS_PER_CODE]),
                     "neighbours": [{"code": c, "count": n, "lift": _short(lift)} for c, n, lift in neighbours],
                     "near": [{"code": c, "distance": _short(distance)} for c, distance in near_row],
                 }
-                file.append(entry)
-                self._note_word(code, found)
-                self._append_to_wall(entry, near_row, place[code])
-                if len(file) == layout.CODES_PER_FILE or code + 1 == self.num_codes:
-                    layout.write_value(self.folder, f"codes-{code // layout.CODES_PER_FILE:04d}", file)
-                    file = []
+                self._note_words(code, found[found["low"] > 1])
+                self.wall.append(self._on_wall(entry, near_row, place[code]))
+                yield entry
             progress(last, self.num_codes)
 
-    def _count_block(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of a block of codes how often each code is beside them, and images with both them and each word."""
+    def _count_block(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of a block of codes how often each code is beside them, images with both them and each word, and the patches
+        of the gallery that have them (`gallery.assigned_patches`), by code."""
         beside = np.zeros((last - first, self.num_codes), dtype=np.int32)
         both = np.zeros((last - first, len(self.words.spelling)), dtype=np.int32)
+        shown_N = np.full(len(self.spool), -1)
+        shown_N[self.images_G] = np.arange(len(self.images_G))
+        parts = []
         for chunk in self.spool.tokens():
             statistics.count_beside(chunk, first, last, beside)
+            parts.append(gallery.assigned_patches(chunk, shown_N, first, last))
             if self.words.spelling:
                 code, image = statistics.code_images(chunk, self.num_codes)
                 wanted = (code >= first) & (code < last)
                 table = self.words.table(*self.spool.words(chunk.first, chunk.last))
                 both += words.count_both(code[wanted] - first, image[wanted], last - first, table).toarray()
-        return beside, both
+        assigned = np.concatenate(parts)
+        return beside, both, assigned[np.argsort(assigned["code"], kind="stable")]
 
-    def _append_to_wall(self, entry: Mapping[str, Any], near: Sequence[tuple[int, float]], place: np.ndarray) -> None:
+    def _on_wall(
+        self, entry: Mapping[str, Any], near: Sequence[tuple[int, float]], place: np.ndarray
+    ) -> dict[str, Any]:
         code = entry["code"]
-        # Only what is claimed stands for a code.
+        # Only a word that the code is associated with stands for it.
         word = entry["words"][0] if entry["words"] and entry["words"][0]["low"] > 1 else None
-        self.wall.append(
-            tokens=entry["tokens"],
-            images=entry["images"],
-            mean_distance=_short(self.usage.mean[code]),
-            spread=_short(self.usage.spread[code]),
-            word=word and word["word"],
-            lift=word and word["lift"],
-            lift_low=word and word["low"],
-            lift_high=word and word["high"],
-            precision=word and _short(word["both"] / self.usage.captioned[code]),
-            near_code=near[0][0] if near else None,
-            near_distance=_short(near[0][1]) if near else None,
-            x=_short(place[0]),
-            y=_short(place[1]),
-            medoid=entry["nearest"][0] if entry["nearest"] else None,
-        )
+        return {
+            "tokens": entry["tokens"],
+            "images": entry["images"],
+            "mean_distance": _short(self.usage.mean[code]),
+            "spread": _short(self.usage.spread[code]),
+            "word": word and word["word"],
+            "lift": word and word["lift"],
+            "lift_low": word and word["low"],
+            "lift_high": word and word["high"],
+            "precision": word and _short(word["both"] / self.usage.captioned[code]),
+            "near_code": near[0][0] if near else None,
+            "near_distance": _short(near[0][1]) if near else None,
+            "x": _short(place[0]),
+            "y": _short(place[1]),
+            "medoid": entry["nearest"][0] if entry["nearest"] else None,
+        }
 
-    def _occurrences(self, cells: gallery.Members) -> list[list[float]]:
-        found = []
-        for picture, row, column, distance in zip(
-            cells.picture.tolist(), cells.row.tolist(), cells.column.tolist(), cells.distance.tolist(), strict=True
-        ):
-            found.append([picture, row, column, _short(distance), *self.cells_G[picture]])
-        return found
+    def _occurrences(self, assigned: np.ndarray) -> list[list[float | None]]:
+        return [
+            [image, row, column, _short(distance), *self.sizes_in_patches_G[image]]
+            for _, image, row, column, distance, _ in assigned.tolist()
+        ]
 
-    def _words_of_code(self, found: words.CodeWords) -> list[dict[str, Any]]:
+    def _words_of_code(self, ranked: np.ndarray) -> list[dict[str, Any]]:
         return [
             {
                 "word": self.words.spelling[column],
-                "both": int(both),
+                "both": both,
                 "images": int(self.words.images[column]),
                 "lift": _short(lift),
                 "low": _short(low),
                 "high": _short(high),
             }
-            for column, both, lift, low, high in zip(
-                found.column, found.both, found.lift, found.low, found.high, strict=True
-            )
+            for column, both, lift, low, high in ranked.tolist()
         ]
 
-    def _note_word(self, code: int, found: words.CodeWords) -> None:
-        claimed = found.first(int((found.low > 1).sum()))
-        for column, both, lift, low, high in zip(
-            claimed.column.tolist(), claimed.both.tolist(), claimed.lift, claimed.low, claimed.high, strict=True
-        ):
+    def _note_words(self, code: int, associated: np.ndarray) -> None:
+        for column, both, lift, low, high in associated.tolist():
             kept = self.codes_of_word[column]
             kept.append((-low, -lift, code, both, high))
             if len(kept) > 4 * words.CODES_PER_WORD:
@@ -379,7 +347,7 @@ class _Writer:
             found.append({"word": spelling, "images": images, "codes": codes})
         return found
 
-    def _meta(self, made_of: str, measures: Mapping[str, float] | None) -> dict[str, Any]:
+    def _meta(self, made_of: str) -> dict[str, Any]:
         counts = np.zeros(len(self.source.data_sets), dtype=np.int64)
         has_captions = False
         for number in range(len(self.spool)):
@@ -394,10 +362,10 @@ class _Writer:
             "made_of": made_of,
             "num_codes": self.num_codes,
             "num_channels": int(self.source.codebook.shape[1]),
-            "num_live": int((self.usage.tokens > 0).sum()),
+            "num_active": int((self.usage.tokens > 0).sum()),
             "num_images": len(self.spool),
             "num_tokens": int(self.usage.tokens.sum()),
-            "num_pictures": len(self.images_G),
+            "num_shown": len(self.images_G),
             "num_words": len(self.words.spelling),
             "has_captions": has_captions,
             "sources": [
@@ -413,16 +381,15 @@ class _Writer:
                 "num_tests": max(len(self.words.spelling), 1),
                 "min_images": words.MIN_IMAGES,
             },
-            "measures": {**self._measures(), **(measures or {})},
+            "measures": self._measures(),
             "figure": [],
         }
 
     def _measures(self) -> dict[str, float]:
         if not self.words.spelling:
             return {}
-        live = self.usage.tokens > 0
-        claiming = np.array([word is not None for word in self.wall.values["word"]])
-        return {"share of active codes associated with a word": float(claiming[live].mean()) if live.any() else 0.0}
+        associated = [row["word"] is not None for row in self.wall if row["tokens"]]
+        return {"share of active codes associated with a word": float(np.mean(associated)) if associated else 0.0}
 
     def _choose_figure(self) -> None:
         bundle = Bundle(self.folder)

@@ -1,4 +1,4 @@
-"""A model that is asked about images and shows where it looked: the attention of each word over an image's cells.
+"""A model that is asked about images and shows where it looked: the attention of each word over an image's patches.
 
 B images, P texts with an image each, S tokens of a text, L = h x w visual tokens of the padded images, T = S + L, H
 heads.
@@ -49,7 +49,7 @@ class SeeingPipeline(SohoPipeline):
 
     @torch.no_grad()
     def codes_of(self, image: bytes) -> tuple[int, int, list[int]]:
-        """Rows and columns of an image's cells, and the nearest code of each, row by row; of a model with a dictionary.
+        """Rows and columns of an image's patches, and the nearest code of each, row by row. The model has a dictionary.
 
         Raises:
             ValueError: the image can't be used.
@@ -83,10 +83,10 @@ class SeeingPipeline(SohoPipeline):
             attended: number of the text that the attention is of.
             tokens: its tokens, [CLS] first, without the closing [SEP].
             reads: "codes" or "features": what the Transformer reads of an image.
-            images: of each image `rows`, `columns` of its cells; `cells_high`, `cells_wide`, its own height and width
-                in cells, fractions included; `codes`, the nearest code of each cell's feature, row by row, None without
-                a dictionary; `attention[layer][token][cell]`: the share of a token's attention that goes to a cell,
-                mean over the heads. What is missing to 1 in all cells goes to the text.
+            images: of each image `rows`, `columns` of its patches; `patches_high`, `patches_wide`, its own height and
+                width in patches, fractions included; `codes`, the nearest code of each patch's feature, row by row,
+                None without a dictionary; `attention[layer][token][patch]`: the share of a token's attention that goes
+                to a patch, mean over the heads. What is missing to 1 in all patches goes to the text.
 
         Raises:
             ValueError: a text or an image can't be used, or the model is not for this question.
@@ -125,7 +125,7 @@ class SeeingPipeline(SohoPipeline):
         images = []
         for number, (visual, grid) in enumerate(zip(seen, grids, strict=True)):
             index_1L = self._codes(visual)
-            cells = slice(len(ids), len(ids) + visual.valid.shape[1])
+            patches = slice(len(ids), len(ids) + visual.valid.shape[1])
             images.append(
                 {
                     **grid,
@@ -133,7 +133,7 @@ class SeeingPipeline(SohoPipeline):
                     "attention": [
                         [
                             [round(share, _DIGITS) for share in row]
-                            for row in share_PTT[number, : len(ids) - 1, cells].tolist()
+                            for row in share_PTT[number, : len(ids) - 1, patches].tolist()
                         ]
                         for share_PTT in share_layers
                     ],
@@ -155,10 +155,10 @@ class SeeingPipeline(SohoPipeline):
         return dictionary(visual.features, visual.valid)[1]  # Fine-tuned models read the features themselves.
 
     def _grid(self, visual: VisualTokens, pixels_3HW: Tensor) -> dict[str, Any]:
-        edge = 32 * self.model.config.visual_pool  # pixels of a cell
+        edge = 32 * self.model.config.visual_pool  # pixels of a patch
         (height, width), columns = pixels_3HW.shape[-2:], visual.columns
         rows = visual.valid.shape[1] // columns
-        return {"rows": rows, "columns": columns, "cells_high": height / edge, "cells_wide": width / edge}
+        return {"rows": rows, "columns": columns, "patches_high": height / edge, "patches_wide": width / edge}
 
 
 def _numbered(answers: Sequence[ScoredText], texts: Sequence[str]) -> list[dict[str, Any]]:

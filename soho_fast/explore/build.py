@@ -146,12 +146,11 @@ def _refuse_without_dictionary(folder: str) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build, and say where to look."""
-    say = print
     from soho_fast.explore.assemble import assemble, check_folder, is_made_of
 
     folder = Path(options.into) if options.into else default_folder(options.model)
     check_folder(folder)
-    opened = open_model(options, say)
+    opened = open_model(options, print)
     made_of = _made_of(opened, options)
     if is_made_of(folder, made_of):
         print(f"{folder} is up to date: {folder / 'index.html'}")
@@ -159,21 +158,20 @@ def run(options: argparse.Namespace) -> int:
     from soho_fast.explore.timeline import timeline
 
     title = options.title or f"What the codes of {opened.run.name if opened.run else Path(opened.folder).name} mean"
-    source = opened.source(title, say)
-    say(f"looking at {source.num_images:,} images with {len(source.codebook):,} codes")
+    source = opened.source(title, print)
+    print(f"looking at {source.num_images:,} images with {len(source.codebook):,} codes")
     assemble(
         source,
         folder,
         made_of=made_of,
         timeline=timeline(Path(opened.folder) if opened.run else None, source.dictionary),
-        say=say,
     )
     print(f"open {folder / 'index.html'}")
     return 0
 
 
 def default_folder(model: str) -> Path:
-    """Where the explorer of a run or of a model goes, unless told otherwise."""
+    """Where the explorer of a run or of a model goes, unless another is named."""
     if not Path(model).is_dir():
         return Path(FOLDER) / Path(model).name
     # Beside a run's model, not in it: what is in it has checksums.

@@ -6,127 +6,116 @@ fetch files. The value is JSON, so Python reads the same files.
 
     index.html, app/         the pages, copied from this package
     images/0000/000000.jpg   small copies of the images shown, number // 256 and number
-    data/meta.js             what this is a bundle of, see META
-    data/wall.js             a column a measure, K long: what the first page shows of every code, see WALL
-    data/codes-0000.js       a list of CODES_PER_FILE codes, number // 64, see CODE
-    data/words.js            what each word of the captions has to do with codes, see WORDS
-    data/images-0000.js      a list of PICTURES_PER_FILE pictures, see PICTURE
-    data/timeline.js         how the codebook came about, see TIMELINE; null where nothing is known
-    data/server.js           null; the server answers with what it can be asked in its place, see SERVER
+    data/meta.js             what this is a bundle of
+    data/wall.js             a column a measure, K long: what the first page shows of every code
+    data/codes-0000.js       a list of CODES_PER_FILE codes, number // 64
+    data/words.js            what each word of the captions has to do with codes
+    data/images-0000.js      a list of IMAGES_PER_FILE images
+    data/timeline.js         how the codebook came about; null where nothing is known
+    data/server.js           null; the server answers with what it can be asked in its place
 
-Statistics come from all images, pictures from a bounded number of them, the gallery, numbered from 0. An occurrence is
-one cell of one picture, [picture, row, column, distance, rows, columns]: where it lies in the grid of cells that the
-visual tokens are, the distance of its feature to the code, and the picture's height and width in cells, fractions
-included where the last cells reach beyond the picture.
+Statistics come from all images; a bounded number of them is shown, the gallery, numbered from 0. An occurrence is one
+patch of one image, [image, row, column, distance, rows, columns]: where it lies in the grid of patches that the
+visual tokens are, the distance of its feature to the code, and the image's height and width in patches, fractions
+included where the last patches reach beyond the image.
+
+data/meta.js:
+    schema: SCHEMA, by which the pages know what they read
+    title: what the heading says
+    model: where the model came from, or what the arrays were called
+    weights: SHA-256 of the codebook, hexadecimal
+    made_of: hash of the weights, the data and the options, by which a rerun knows that nothing has changed
+    num_codes: K
+    num_channels: C
+    num_active: codes with at least one token here
+    num_images: images that statistics come from
+    num_tokens: tokens of these
+    num_shown: images that are shown
+    num_words: words of the captions that were counted
+    has_captions: bool
+    sources: list of {name, num_images}: the data sets
+    licences: list of {what, credit, licence}; an image names the entries that hold for it
+    position_rows, position_columns: size of the heat map of positions
+    histogram_edges: list of distances, one more than there are bins
+    interval: {level, num_tests, min_images}: how intervals of lifts were made
+    measures: {name: number}: whether codes mean something, see measures.py
+    figure: list of codes that the figure shows
+
+data/wall.js, columns, each K long:
+    tokens, images: how many have the code
+    mean_distance, spread: mean and standard deviation of the distances of its features; null where it has none
+    word, lift, lift_low, lift_high: the word that it is associated with most, see a code's words; null where none
+    precision: share of the code's images with captions that have the word in them; null where none
+    near_code, near_distance: the nearest other code, and how far
+    x, y: place on the map, 0 to 1
+    medoid: the occurrence that stands for the code; null where it has none
+
+data/codes-0000.js, each code:
+    code: number
+    tokens, images, rank: how many have it, and its place by tokens, from 1
+    nearest, quantiles, random: occurrences, of distinct images; quantiles from the nearest to the farthest
+    histogram: tokens by distance, as meta's histogram_edges
+    positions: tokens by position, row by row, meta's position_rows x position_columns; a patch that lies in several
+        of these counts in each by its share of the area
+    words: list of {word, both, images, lift, low, high}: captions of `images` images have the word, `both` of them
+        have the code; lift = P(word | code) / P(word) among images with captions, its interval; those first whose
+        interval lies highest
+    neighbours: list of {code, count, lift}: codes of the patches beside its patches
+    near: list of {code, distance}: nearest codes of the codebook
+
+data/words.js, each word, in alphabetical order:
+    word: spelling
+    images: images whose captions have it
+    codes: list of {code, both, images, lift, low, high}, `images` those of the code with captions; where low > 1,
+        best first, at most 32
+
+data/images-0000.js, each image:
+    image: number
+    name: as the data set calls it
+    source: number in meta's sources
+    licences: list of numbers in meta's licences
+    captions: list of texts
+    width, height: of the small copy, pixels
+    patches_high, patches_wide: height and width in patches, fractions included
+    rows, columns: of the grid of visual tokens
+    index: the code of each patch, row by row; null where there is none
+    masked: null, or {code, patches: [{patch, guesses: [[code, probability], ...]}]}: what masked visual modelling
+        hides together, and what the model says was there
+
+data/timeline.js:
+    series: list of {name, points: [[step, value], ...]}: perplexity, active codes, reset codes (since the point
+        before), codebook drift; those that the log holds
+    events: list of [step, text]
+    reset: the step of each code's last reset, 0 at the start or before; null where it is not known
+    unused_since: the step of the first snapshot since which each code has had no assigned feature; null where
+        it has, or where it is not known
+    num_snapshots: states of the codebook's usage that were compared, the model's included: from one alone it is not
+        known since when codes are unused
+    last_step: where the run ended
+    sentences: list of texts: what the figures say
+
+data/server.js, as the server answers:
+    models: list of {name, kind, question}: question is rank, answer, entails or compare
+    upload_bytes: largest file
+    seconds: after which an answer is given up
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 2
+SCHEMA = 3
+KINDS = ("nearest", "quantiles", "random")
+"""Of the occurrences of a code."""
 CODES_PER_FILE = 64
-PICTURES_PER_FILE = 256
-
-META = {
-    "schema": "SCHEMA, by which the pages know what they read",
-    "title": "what the heading says",
-    "model": "where the model came from, or what the arrays were called",
-    "weights": "SHA-256 of the codebook, hexadecimal",
-    "made_of": "hash of the weights, the data and the options, by which a rerun knows that nothing has changed",
-    "num_codes": "K",
-    "num_channels": "C",
-    "num_live": "codes with at least one token here",
-    "num_images": "images that statistics come from",
-    "num_tokens": "tokens of these",
-    "num_pictures": "images that are shown",
-    "num_words": "words of the captions that were counted",
-    "has_captions": "bool",
-    "sources": "list of {name, num_images}: the data sets",
-    "licences": "list of {what, credit, licence}; a picture names the entries that hold for it",
-    "position_rows, position_columns": "size of the heat map of positions",
-    "histogram_edges": "list of distances, one more than there are bins",
-    "interval": "{level, num_tests, min_images}: how intervals of lifts were made",
-    "measures": "{name: number}: whether codes mean something, see measures.py",
-    "figure": "list of codes that the figure shows",
-}
-"""Fields of data/meta.js."""
-
-WALL = {
-    "tokens, images": "how many have the code",
-    "mean_distance, spread": "mean and standard deviation of its members' distances; null where it has none",
-    "word, lift, lift_low, lift_high": "the word that it says most of, see CODE's words; null where none",
-    "precision": "share of the code's images with captions that have the word in them; null where none",
-    "near_code, near_distance": "the nearest other code, and how far",
-    "x, y": "place on the map, 0 to 1",
-    "medoid": "the occurrence that stands for the code; null where it has none",
-}
-"""Columns of data/wall.js."""
-
-CODE = {
-    "code": "number",
-    "tokens, images, rank": "how many have it, and its place by tokens, from 1",
-    "nearest, quantiles, random": "occurrences, of distinct pictures; quantiles from the nearest to the farthest",
-    "histogram": "tokens by distance, as meta's histogram_edges",
-    "positions": "tokens by position, row by row, meta's position_rows x position_columns; a cell that lies in several "
-    "of these counts in each by its share of the area",
-    "words": "list of {word, both, images, lift, low, high}: captions of `images` images have the word, `both` of them "
-    "have the code; lift = P(word | code) / P(word) among images with captions, its interval; those first whose "
-    "interval lies highest",
-    "neighbours": "list of {code, count, lift}: codes of the cells beside its cells",
-    "near": "list of {code, distance}: nearest codes of the codebook",
-}
-"""Fields of each code in data/codes-*.js."""
-
-WORDS = {
-    "word": "spelling",
-    "images": "images whose captions have it",
-    "codes": "list of {code, both, images, lift, low, high}, `images` those of the code with captions; where low > 1, "
-    "best first, at most 32",
-}
-"""Fields of each word in the list data/words.js, in alphabetical order."""
-
-PICTURE = {
-    "picture": "number",
-    "name": "as the data set calls it",
-    "source": "number in meta's sources",
-    "licences": "list of numbers in meta's licences",
-    "captions": "list of texts",
-    "width, height": "of the small copy, pixels",
-    "cells_high, cells_wide": "height and width in cells, fractions included",
-    "rows, columns": "of the grid of visual tokens",
-    "index": "the code of each cell, row by row; null where there is none",
-    "masked": "null, or {code, cells: [{cell, guesses: [[code, probability], ...]}]}: what masked visual modelling "
-    "hides together, and what the model says was there",
-}
-"""Fields of each picture in data/images-*.js."""
-
-TIMELINE = {
-    "series": "list of {name, points: [[step, value], ...]}: perplexity, active codes, reset codes (since the point "
-    "before), codebook drift; those that the log holds",
-    "events": "list of [step, text]",
-    "seeded": "the step of each code's last seeding, 0 at the start or before; null where it is not known",
-    "unused_since": "the step of the first snapshot since which each code has had no member; null where it has, or "
-    "where it is not known",
-    "num_snapshots": "states of the codebook's usage that were compared, the model's included: from one alone it is "
-    "not known since when codes have no member",
-    "last_step": "where the run ended",
-    "sentences": "list of texts: what the figures say",
-}
-"""Fields of data/timeline.js."""
-
-SERVER = {
-    "models": "list of {name, kind, question}: question is rank, answer, entails or compare",
-    "upload_bytes": "largest file",
-    "seconds": "after which an answer is given up",
-}
-"""Fields of what the server answers for data/server.js."""
+IMAGES_PER_FILE = 256
 
 _FORM = re.compile(r'explorer\.receive\("([\w-]+)", (.*)\);\n', re.DOTALL)
 
@@ -141,15 +130,16 @@ def write_value(folder: Path, name: str, value: Any) -> None:
     (folder / "data" / f"{name}.js").write_text(f'explorer.receive("{name}", {text});\n', encoding="ascii")
 
 
-def write_in_files(folder: Path, name: str, values: Sequence[Any], per_file: int) -> None:
-    """Write a list in files of `per_file` each, data/<name>-0000.js and on."""
-    for number, first in enumerate(range(0, len(values), per_file)):
-        write_value(folder, f"{name}-{number:04d}", list(values[first : first + per_file]))
+def write_in_files(folder: Path, name: str, values: Iterable[Any], per_file: int) -> None:
+    """Write values in files of `per_file` each, data/<name>-0000.js and on; a file's are in memory at a time."""
+    values = iter(values)
+    for number, some in enumerate(iter(lambda: list(itertools.islice(values, per_file)), [])):
+        write_value(folder, f"{name}-{number:04d}", some)
 
 
-def picture_path(number: int) -> str:
-    """Where the small copy of a picture lies in a bundle, with forward slashes."""
-    return f"images/{number // PICTURES_PER_FILE:04d}/{number:06d}.jpg"
+def image_path(number: int) -> str:
+    """Where the small copy of an image lies in a bundle, with forward slashes."""
+    return f"images/{number // IMAGES_PER_FILE:04d}/{number:06d}.jpg"
 
 
 def copy_pages(folder: Path) -> None:
@@ -202,37 +192,32 @@ class Bundle:
             raise BundleError(f"{path} can't be read ({reason}); build the explorer anew") from error
 
     def code(self, number: int) -> Mapping[str, Any]:
-        """All of a code, see CODE. Raises IndexError: there is no such code."""
-        num_codes = self.meta["num_codes"]
-        if not 0 <= number < num_codes:
-            raise IndexError(f"code: expected 0 to {num_codes - 1}, got {number}")
-        return self._item("codes", number, CODES_PER_FILE)
+        """All of a code. Raises IndexError: there is no such code."""
+        return self._item("code", number, self.meta["num_codes"], CODES_PER_FILE)
 
-    def picture(self, number: int) -> Mapping[str, Any]:
-        """All of a picture, see PICTURE. Raises IndexError: there is no such picture."""
-        num_pictures = self.meta["num_pictures"]
-        if not 0 <= number < num_pictures:
-            raise IndexError(f"picture: expected 0 to {num_pictures - 1}, got {number}")
-        return self._item("images", number, PICTURES_PER_FILE)
+    def image(self, number: int) -> Mapping[str, Any]:
+        """All of an image. Raises IndexError: there is no such image."""
+        return self._item("image", number, self.meta["num_shown"], IMAGES_PER_FILE)
 
     def is_whole(self) -> bool:
-        """Whether every file is there and can be read; pictures are not decoded. Raises BundleError: one can't be."""
+        """Whether every file is there and can be read; images are not decoded. Raises BundleError: one can't be."""
         for name in ("wall", "words", "timeline", "server"):
             self.read(name)
-        for name, count, per_file in (
-            ("codes", self.meta["num_codes"], CODES_PER_FILE),
-            ("images", self.meta["num_pictures"], PICTURES_PER_FILE),
-        ):
-            for first in range(0, count, per_file):
-                self._item(name, min(first + per_file, count) - 1, per_file)
+        num_codes, num_shown = self.meta["num_codes"], self.meta["num_shown"]
+        for last in (*range(CODES_PER_FILE - 1, num_codes, CODES_PER_FILE), num_codes - 1):
+            self.code(last)
+        for last in (*range(IMAGES_PER_FILE - 1, num_shown, IMAGES_PER_FILE), num_shown - 1):
+            self.image(last)
         pages = _pages(self.folder)
-        pictures = (self.folder / picture_path(number) for number in range(self.meta["num_pictures"]))
+        images = (self.folder / image_path(number) for number in range(num_shown))
         return all(copy.is_file() and copy.stat().st_size == path.stat().st_size for path, copy in pages) and all(
-            picture.is_file() and picture.stat().st_size for picture in pictures
+            image.is_file() and image.stat().st_size for image in images
         )
 
-    def _item(self, name: str, number: int, per_file: int) -> Mapping[str, Any]:
-        name = f"{name}-{number // per_file:04d}"
+    def _item(self, what: str, number: int, count: int, per_file: int) -> Mapping[str, Any]:
+        if not 0 <= number < count:
+            raise IndexError(f"{what}: expected 0 to {count - 1}, got {number}")
+        name = f"{what}s-{number // per_file:04d}"
         values = self.read(name)
         if not isinstance(values, list) or len(values) <= number % per_file:
             raise BundleError(f"{self.folder / 'data' / name}.js ends too early; build the explorer anew")

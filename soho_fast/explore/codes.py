@@ -22,7 +22,7 @@ from soho_fast.explore.measures import (
     shuffled,
     words_of_active_codes,
 )
-from soho_fast.explore.words import claims
+from soho_fast.explore.words import is_associated
 
 
 def measure_codes(run: Path, most: int) -> dict[str, float]:
@@ -37,7 +37,7 @@ def measure_codes(run: Path, most: int) -> dict[str, float]:
         these whose best word has an interval of lift above 1), `lift` (their mean of the best word's lower end, 1 where
         there is none), `unexplained` (not of shuffled ones: the share of the features' variance that their codes, or
         means, leave out), and where the images are the demo corpus's `purity` and `nmi` of the objects under their
-        cells.
+        patches.
         Empty where the model has no dictionary.
     """
     if not json.loads((run / "model" / "config.json").read_text())["use_dictionary"]:
@@ -56,8 +56,8 @@ def measure_codes(run: Path, most: int) -> dict[str, float]:
         words = words_of_active_codes(code_T, seen.image, seen.captions)
         found[f"{name}with_a_token"] = float(len(words))
         found[f"{name}perplexity"] = float(np.exp(entropy(np.bincount(code_T))))
-        found[f"{name}claims"] = float(claims(words).mean())
-        found[f"{name}lift"] = float(np.mean([max(1.0, each.low[0]) if len(each.low) else 1.0 for each in words]))
+        found[f"{name}claims"] = float(np.mean([is_associated(each) for each in words]))
+        found[f"{name}lift"] = float(np.mean([max(1.0, each["low"][0]) if len(each) else 1.0 for each in words]))
         if seen.is_object.any():
             chosen = seen.is_object
             table_KS = count_labels(code_T[chosen], seen.label[chosen], num_codes, len(seen.labels))

@@ -1,4 +1,4 @@
-"""The paper's figures 3 and 4 of an explorer: rows of codes, the cells that have them, and their words by lift."""
+"""The paper's figures 3 and 4 of an explorer: rows of codes, the patches that have them, and their words by lift."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from typing import Any
 from soho_fast.common.command_line import Parser
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
-from soho_fast.explore.bundle import Bundle, BundleError, picture_path
+from soho_fast.explore.bundle import KINDS, Bundle, BundleError, image_path
 
 with from_extra("explore"):
     import numpy as np
     from PIL import Image
 
-KINDS = ("nearest", "quantiles", "random")
 ROWS, COLUMNS, DPI = 12, 8, 150
 AROUND = 1.0
-"""How much of its surroundings a cell is shown with on each side, in cells; they are faded."""
+"""How much of its surroundings a patch is shown with on each side, in patches; they are faded."""
 
 _FADED = 0.45
 _ENDINGS = (".png", ".pdf")
@@ -58,8 +57,8 @@ def run(options: argparse.Namespace) -> int:
     """Draw, and say where it lies."""
     codes = None if options.codes is None else _numbers(options.codes)
     names = ("rows", "columns", "kind", "dpi", "into")
-    picture = draw_figure(options.explorer, codes, **{name: getattr(options, name) for name in names})
-    print(f"the codes as a figure: {picture}")
+    path = draw_figure(options.explorer, codes, **{name: getattr(options, name) for name in names})
+    print(f"the codes as a figure: {path}")
     return 0
 
 
@@ -85,13 +84,13 @@ def open_explorer(path: str | Path) -> Bundle:
 
 
 def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> list[int]:
-    """Codes that a figure shows best: those whose word is surest, each word once, with enough distinct pictures.
+    """Codes that a figure shows best: those whose word is surest, each word once, with enough distinct images.
 
-    A word counts where the whole interval of its lift lies above 1, the higher the better. Where fewer codes claim
-    one, those that follow are the most frequent ones.
+    A word counts where the whole interval of its lift lies above 1, the higher the better. Where fewer codes
+    have one, those that follow are the most frequent ones.
 
     Returns:
-        At most `rows` codes, fewer where fewer have `columns` pictures.
+        At most `rows` codes, fewer where fewer have `columns` images.
     """
     wall = bundle.read("wall")
     order = sorted(
@@ -115,31 +114,31 @@ def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> li
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a picture, uint8 (h, w, 3), and the cell that it is shown for: top, left, height, width in pixels."""
+    """A part of an image, uint8 (h, w, 3), and the patch that it is shown for: top, left, height, width in pixels."""
 
     pixels: np.ndarray
-    cell: tuple[int, int, int, int]
+    patch: tuple[int, int, int, int]
 
 
-def cut_tile(picture_HWC: np.ndarray, occurrence: Sequence[float], around: float = AROUND) -> Tile:
-    """A cell of a picture with its surroundings faded, in the pixels of the picture.
+def cut_tile(image_HWC: np.ndarray, occurrence: Sequence[float], around: float = AROUND) -> Tile:
+    """A patch of an image with its surroundings faded, in the pixels of the image.
 
-    What is shown is moved into the picture where the cell lies at its edge; where the picture is smaller, the rest is
+    What is shown is moved into the image where the patch lies at its edge; where the image is smaller, the rest is
     white.
 
     Args:
-        picture_HWC: uint8 (H, W, 3).
-        occurrence: [picture, row, column, distance, rows, columns], see `bundle`.
-        around: How much is shown on each side, in cells.
+        image_HWC: uint8 (H, W, 3).
+        occurrence: [image, row, column, distance, rows, columns], see `bundle`.
+        around: How much is shown on each side, in patches.
 
     Raises:
-        BundleError: the cell lies outside the picture.
+        BundleError: the patch lies outside the image.
     """
     _, row, column, _, rows, columns = occurrence
-    starts, sizes, sides, cell = [], [], [], []
-    for place, count, length in ((row, rows, len(picture_HWC)), (column, columns, len(picture_HWC[0]))):
+    starts, sizes, sides, patch = [], [], [], []
+    for place, count, length in ((row, rows, len(image_HWC)), (column, columns, len(image_HWC[0]))):
         begin, end = (min(round(edge * length / count), length) for edge in (place, place + 1))
-        if begin >= end and 0 <= place < count:  # A cell of less than a pixel is shown as one.
+        if begin >= end and 0 <= place < count:  # A patch of less than a pixel is shown as one.
             begin = min(begin, length - 1)
             end = begin + 1
         if not 0 <= begin < end:
@@ -150,11 +149,11 @@ def cut_tile(picture_HWC: np.ndarray, occurrence: Sequence[float], around: float
         starts.append(start)
         sizes.append(min(side, length - start))
         sides.append(side)
-        cell.append((begin - start, end - begin))
+        patch.append((begin - start, end - begin))
     (y, x), (high, wide) = starts, sizes
-    (top, height), (left, width) = cell
+    (top, height), (left, width) = patch
     pixels = np.full((*sides, 3), 255, dtype=np.uint8)
-    seen = picture_HWC[y : y + high, x : x + wide]
+    seen = image_HWC[y : y + high, x : x + wide]
     pixels[:high, :wide] = np.round(255 * _FADED + seen * (1 - _FADED)).astype(np.uint8)
     inner = slice(top, top + height), slice(left, left + width)
     pixels[inner] = seen[inner]
@@ -171,13 +170,13 @@ def draw_figure(
     dpi: int = DPI,
     into: str | Path | None = None,
 ) -> Path:
-    """Draw codes with their cells and words.
+    """Draw codes with their patches and words.
 
     Args:
         explorer: Folder of an explorer, or of a run that has one.
         codes: Which; `choose_codes` says if None.
         rows: So many codes, where none are named.
-        columns: So many cells of each.
+        columns: So many patches of each.
         kind: nearest, quantiles or random.
         dpi: Pixels an inch of the file.
         into: A .png or .pdf; codes.png beside the explorer if None.
@@ -194,11 +193,11 @@ def draw_figure(
         if value < 1:
             raise UserError(f"{name}: expected at least 1, got {value}")
     bundle = open_explorer(explorer)
-    picture = bundle.folder.parent / "codes.png" if into is None else Path(into)
-    if picture.suffix.lower() not in _ENDINGS:
-        raise UserError(f"into: expected a name that ends in {' or '.join(_ENDINGS)}, got {str(picture)!r}")
-    if not picture.parent.is_dir():
-        raise UserError(f"into: there is no folder {picture.parent}")
+    path = bundle.folder.parent / "codes.png" if into is None else Path(into)
+    if path.suffix.lower() not in _ENDINGS:
+        raise UserError(f"into: expected a name that ends in {' or '.join(_ENDINGS)}, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise UserError(f"into: there is no folder {path.parent}")
     if codes is None:
         chosen = choose_codes(bundle, rows, columns)
         if not chosen:
@@ -210,8 +209,8 @@ def draw_figure(
         tiles, licences = _tiles(bundle, found, columns, kind)
     except (OSError, IndexError, BundleError) as error:
         raise UserError(f"{bundle.folder}: {error}; build the explorer anew") from error
-    _draw(picture, bundle, found, tiles, licences, columns, dpi)
-    return picture
+    _draw(path, bundle, found, tiles, licences, columns, dpi)
+    return path
 
 
 def _of_code(bundle: Bundle, code: int) -> Mapping[str, Any]:
@@ -227,8 +226,8 @@ def _of_code(bundle: Bundle, code: int) -> Mapping[str, Any]:
 def _tiles(
     bundle: Bundle, codes: Sequence[Mapping[str, Any]], columns: int, kind: str
 ) -> tuple[list[list[Tile]], list[int]]:
-    """Tiles of each code, and the licences of the pictures, by number in meta."""
-    pictures: dict[int, np.ndarray] = {}
+    """Tiles of each code, and the licences of the images, by number in meta."""
+    images: dict[int, np.ndarray] = {}
     licences: dict[int, None] = {}
     rows: list[list[Tile]] = []
     for code in codes:
@@ -239,11 +238,11 @@ def _tiles(
         row = []
         for occurrence in occurrences[:columns]:
             number = occurrence[0]
-            if number not in pictures:
-                with Image.open(bundle.folder / picture_path(number)) as image:
-                    pictures[number] = np.asarray(image.convert("RGB"))
-                licences |= dict.fromkeys(bundle.picture(number)["licences"])
-            row.append(cut_tile(pictures[number], occurrence))
+            if number not in images:
+                with Image.open(bundle.folder / image_path(number)) as image:
+                    images[number] = np.asarray(image.convert("RGB"))
+                licences |= dict.fromkeys(bundle.image(number)["licences"])
+            row.append(cut_tile(images[number], occurrence))
         rows.append(row)
     return rows, sorted(licences)
 
@@ -266,7 +265,7 @@ def _draw(
     credit = [_credit(bundle.meta["licences"][number]) for number in licences]
     across = columns * (1 + _GAP) * _TILE_INCHES
     width = _LABEL_INCHES + across
-    lines = textwrap.wrap("Pictures: " + " · ".join(credit), int(width * 22)) if credit else []
+    lines = textwrap.wrap("Images: " + " · ".join(credit), int(width * 22)) if credit else []
     below = 0.12 + 0.105 * len(lines)
     height = len(codes) * (1 + _GAP) * _TILE_INCHES + below
     pixels = max(width, height) * dpi, width * height * dpi**2
@@ -279,7 +278,6 @@ def _draw(
         figure = pyplot.figure(figsize=(width, height))
         axes = figure.add_axes((0, below / height, 1, 1 - below / height))
         left = _LABEL_INCHES / _TILE_INCHES
-        axes.set(xlim=(0, width / _TILE_INCHES), ylim=(len(codes) * (1 + _GAP), 0))
         axes.axis("off")
         for number, (code, row) in enumerate(zip(codes, tiles, strict=True)):
             top = number * (1 + _GAP) + _GAP / 2
@@ -310,17 +308,17 @@ def _outline(tile: Tile, x: float, y: float) -> Any:
     from matplotlib.patches import Rectangle
 
     high, wide = tile.pixels.shape[:2]
-    top, left, height, width = tile.cell
+    top, left, height, width = tile.patch
     place = (x + left / wide, y + top / high)
     return Rectangle(place, width / wide, height / high, fill=False, edgecolor="0.15", linewidth=0.8)
 
 
 def _words(code: Mapping[str, Any]) -> list[str]:
     """Two lines at most: the words whose interval lies above 1, the first with its interval."""
-    claimed = [word for word in code["words"] if word["low"] > 1][:_NUM_WORDS]
-    if not claimed:
+    associated = [word for word in code["words"] if word["low"] > 1][:_NUM_WORDS]
+    if not associated:
         return ["no word"] if code["words"] else []
-    first, *others = claimed
+    first, *others = associated
     lines = [f"{_shortened(first['word'])} {_TIMES}{first['lift']:.1f} ({first['low']:.1f} to {first['high']:.1f})"]
     if others:
         lines.append(", ".join(f"{_shortened(word['word'])} {_TIMES}{word['lift']:.1f}" for word in others))

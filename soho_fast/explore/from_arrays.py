@@ -1,14 +1,13 @@
 """The explorer of any codebook, from arrays: features, codes and images.
 
-N images (B of a batch), h x w cells of an image, C channels, K codes, H x W pixels.
+N images (B of a batch), h x w patches of an image, C channels, K codes, H x W pixels.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ import torch
 from soho_fast import ops
 from soho_fast.common.extras import from_extra
 from soho_fast.explore.assemble import assemble, check_folder
-from soho_fast.explore.licences import Licences
-from soho_fast.explore.sources import PictureError, SeenImage, small_copy
+from soho_fast.explore.licences import Licences, licence_of_all
+from soho_fast.explore.sources import ImageError, SeenImage, small_copy
 
 with from_extra("explore"):
     from PIL import Image, ImageOps
@@ -33,7 +32,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _MOST_PIXELS = 89_478_485
 
 Features = np.ndarray | torch.Tensor | Sequence[np.ndarray | torch.Tensor]
-Pictures = np.ndarray | torch.Tensor | Sequence[np.ndarray | torch.Tensor | str | os.PathLike[str]]
+Images = np.ndarray | torch.Tensor | Sequence[np.ndarray | torch.Tensor | str | os.PathLike[str]]
 Captions = Sequence[str | Sequence[str]]
 LicenceEntries = str | Sequence[Mapping[str, Any]] | None
 
@@ -41,7 +40,7 @@ LicenceEntries = str | Sequence[Mapping[str, Any]] | None
 def build_from_arrays(
     features: Features,
     codebook: np.ndarray | torch.Tensor,
-    images: Pictures,
+    images: Images,
     folder: str | os.PathLike[str],
     *,
     captions: Captions | None = None,
@@ -50,20 +49,20 @@ def build_from_arrays(
     licences: LicenceEntries = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write the explorer of a codebook: which cells of which images have each code, and what these have in common.
+    """Write the explorer of a codebook: which patches of which images have each code, and what these have in common.
 
     Each feature's code is the nearest one (`ops.codebook_lookup`, exact). What does not fit into memory comes in
     batches: `build_from_batches`.
 
     Args:
-        features: Floating point (N, h, w, C), or N of (h, w, C), of any number of cells each: what is quantised.
+        features: Floating point (N, h, w, C), or N of (h, w, C), of any number of patches each: what is quantised.
         codebook: Floating point (K, C).
         images: uint8 (N, H, W, 3), or N of (H, W, 3), of any size, or N paths of image files.
         folder: Where the explorer goes; one that is there is replaced, anything else is not overwritten.
         captions: N texts, or N lists of texts; words are found in them.
         names: What the images are called; the paths, or their numbers, if not given.
         title: What the pages are headed by.
-        licences: Licence and credit of all images, or a list of {what, credit, licence}, with "pictures", patterns of
+        licences: Licence and credit of all images, or a list of {what, credit, licence}, with "images", patterns of
             names, where an entry does not hold for all. The licence is said to be unknown if not given.
         say: Called with each line of what is done.
 
@@ -79,23 +78,19 @@ def build_from_arrays(
     codes = check_codebook(codebook)
     if isinstance(features, Iterator) or isinstance(images, Iterator):
         raise TypeError("features, images: expected arrays or lists, got an iterator; see build_from_batches")
-    given = {"features": features, "images": images, "captions": captions, "names": names}
-    for name, value in given.items():
-        if value is None:
-            continue
-        if isinstance(value, str) or not hasattr(value, "__len__"):
-            raise TypeError(f"{name}: expected an array or a list, got {type(value).__name__}")
-        if name == "features" and not len(value):
-            raise ValueError("features: expected at least one image, got none")
-        if len(value) != len(features):
-            raise ValueError(f"{name}: expected {len(features)}, one for each of features, got {len(value)}")
-    batches = _slices(features, images, captions, names)
+    if isinstance(features, Sized) and not len(features):
+        raise ValueError("features: expected at least one image, got none")
+    _check_lengths(features, images, captions, names)
+
+    def batches() -> Iterator[tuple[Any, ...]]:
+        for first in range(0, len(features), _IMAGES_AT_A_TIME):
+            some = slice(first, first + _IMAGES_AT_A_TIME)
+            yield tuple(None if x is None else x[some] for x in (features, images, captions, names))
+
     # All of it is looked at before anything is written.
-    first = 0
-    for batch in batches():
-        _check_batch(batch, codes.shape[1], first)
-        first += len(batch[0])
-    source = ArraySource(batches(), codes, title=title, licences=licences, num_images=len(features), images=images)
+    for number, batch in enumerate(batches()):
+        _check_batch(batch, codes.shape[1], number * _IMAGES_AT_A_TIME)
+    source = ArraySource(batches(), codes, title=title, licences=licences, num_images=len(features))
     return assemble(source, folder, say=say)
 
 
@@ -144,26 +139,16 @@ def check_codebook(codebook: Any) -> np.ndarray:
     return codes
 
 
-def _slices(features: Any, images: Any, captions: Any, names: Any) -> Callable[[], Iterator[tuple[Any, ...]]]:
-    def batches() -> Iterator[tuple[Any, ...]]:
-        for first in range(0, len(features), _IMAGES_AT_A_TIME):
-            some = slice(first, first + _IMAGES_AT_A_TIME)
-            yield tuple(None if x is None else x[some] for x in (features, images, captions, names))
-
-    return batches
-
-
 class ArraySource:
     """A `Source` of batches of arrays.
 
     Args:
         batches: (features, images, captions, names) each, the last two perhaps left out or None.
         codebook: float32 (K, C).
-        title: META's.
+        title: What the heading of the pages says.
         licences: See `build_from_arrays`.
         num_images: How many there are, where that is known.
-        images: All images, where they can be looked at again.
-        kept: Else a file for small copies.
+        kept: A file for small copies of arrays that are gone when their batch is; the arrays are held if None.
     """
 
     model = "arrays"
@@ -176,17 +161,16 @@ class ArraySource:
         title: str,
         licences: LicenceEntries = None,
         num_images: int | None = None,
-        images: Any = None,
         kept: Any = None,
     ) -> None:
         if isinstance(licences, str):
-            licences = [{"what": "all images", "credit": licences, "licence": licences}]
+            licences = licence_of_all(licences)
         self.codebook, self.title, self.num_images = codebook, title, num_images
         self.data_sets = ["images"]
         self._licences = Licences(licences or [])
-        self._batches, self._images, self._kept = batches, images, kept
-        # Of an image in the file of small copies: (begin, end, width, height); or its path.
-        self._copies: list[tuple[int, int, int, int] | str] = []
+        self._batches, self._kept = batches, kept
+        # Of each image its path or array; of one in the file of small copies (begin, end, width, height).
+        self._shown: list[Any] = []
 
     @property
     def licences(self) -> list[dict[str, str]]:
@@ -199,9 +183,8 @@ class ArraySource:
             maps = look_up(features, self.codebook)
             for number, (index, distance) in enumerate(maps):
                 image = images[number]
-                if self._kept is not None:
-                    self._keep(image)
                 is_path = isinstance(image, (str, os.PathLike))
+                self._shown.append(image if is_path or self._kept is None else self._keep(image))
                 name = (
                     names[number] if names is not None else os.fspath(image) if is_path else f"image {first + number}"
                 )
@@ -210,24 +193,20 @@ class ArraySource:
                 yield SeenImage(index, distance, name, first + number, texts, 0, self._licences.of(name))
             first += len(features)
 
-    def _keep(self, image: Any) -> None:
-        if isinstance(image, (str, os.PathLike)):
-            self._copies.append(os.fspath(image))
-            return
+    def _keep(self, image: Any) -> tuple[int, int, int, int]:
         jpeg, width, height = small_copy(Image.fromarray(_array(image)))
         begin = self._kept.seek(0, os.SEEK_END)
         self._kept.write(jpeg)
-        self._copies.append((begin, begin + len(jpeg), width, height))
+        return begin, begin + len(jpeg), width, height
 
     def small_copy(self, place: int) -> tuple[bytes, int, int]:
-        image = self._images[place] if self._kept is None else self._copies[place]
-        if isinstance(image, (str, os.PathLike)):
-            return small_copy(open_picture(image))
-        if self._kept is None:
-            return small_copy(Image.fromarray(_array(image)))
-        begin, end, width, height = image
-        self._kept.seek(begin)
-        return self._kept.read(end - begin), width, height
+        image = self._shown[place]
+        if isinstance(image, tuple):
+            begin, end, width, height = image
+            self._kept.seek(begin)
+            return self._kept.read(end - begin), width, height
+        is_path = isinstance(image, (str, os.PathLike))
+        return small_copy(open_image(image) if is_path else Image.fromarray(_array(image)))
 
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[None]:
         """Arrays have no model that guesses."""
@@ -241,20 +220,16 @@ def look_up(features: Sequence[np.ndarray], codebook: np.ndarray) -> list[tuple[
     sizes = [each.shape[:2] for each in features]
     flat = np.concatenate([each.reshape(-1, codebook.shape[1]) for each in features])
     index, squared = ops.codebook_lookup(torch.from_numpy(flat), torch.from_numpy(codebook), return_distance=True)
-    ends = list(itertools.accumulate(rows * columns for rows, columns in sizes))
+    ends = np.cumsum([rows * columns for rows, columns in sizes])[:-1]
+    indices = np.split(index.numpy().astype(np.int32), ends)
+    distances = np.split(squared.sqrt().numpy(), ends)
     return [
-        (one.reshape(size), other.reshape(size))
-        for size, one, other in zip(
-            sizes,
-            np.split(index.numpy().astype(np.int32), ends[:-1]),
-            np.split(squared.sqrt().numpy(), ends[:-1]),
-            strict=True,
-        )
+        (one.reshape(size), other.reshape(size)) for size, one, other in zip(sizes, indices, distances, strict=True)
     ]
 
 
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """An image file in RGB, upright. Raises PictureError: it can't be read."""
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """An image file in RGB, upright. Raises ImageError: it can't be read."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
             image.draft("RGB", (512, 512))  # Of a JPEG a half, quarter or eighth is decoded, at least that large.
@@ -263,7 +238,7 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # A decoder meets damage with errors of any kind.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split(" <_io")[0]
-        raise PictureError(f"{os.fspath(path)}: can't be read as an image ({reason})") from error
+        raise ImageError(f"{os.fspath(path)}: can't be read as an image ({reason})") from error
 
 
 def _array(value: Any) -> np.ndarray:
@@ -290,13 +265,7 @@ def _check_batch(batch: Any, num_channels: int, first: int) -> tuple[list[np.nda
             f"names), got {type(batch).__name__}{f' of {len(batch)}' if isinstance(batch, (tuple, list)) else ''}"
         )
     features, images, captions, names = (*batch, None, None)[:4]
-    for name, value in (("features", features), ("images", images), ("captions", captions), ("names", names)):
-        if value is None and name in ("captions", "names"):
-            continue
-        if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
-            raise TypeError(f"{name}: expected an array or a list, got {type(value).__name__}")
-        if len(value) != len(features):
-            raise ValueError(f"{name}: expected {len(features)}, one for each of features, got {len(value)}")
+    _check_lengths(features, images, captions, names)
     checked = [_check_features(each, num_channels, f"features[{first + n}]") for n, each in enumerate(features)]
     for number, image in enumerate(images):
         _check_image(image, f"images[{first + number}]")
@@ -309,6 +278,18 @@ def _check_batch(batch: Any, num_channels: int, first: int) -> tuple[list[np.nda
         if not isinstance(name, str):
             raise TypeError(f"names[{first + number}]: expected a text, got {name!r:.60}")
     return checked, images, captions, names
+
+
+def _check_lengths(features: Any, images: Any, captions: Any, names: Any) -> None:
+    """That they are arrays or lists, as many of each; captions and names may be None."""
+    given = {"features": features, "images": images, "captions": captions, "names": names}
+    for name, value in given.items():
+        if value is None and name in ("captions", "names"):
+            continue
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__len__"):
+            raise TypeError(f"{name}: expected an array or a list, got {type(value).__name__}")
+        if len(value) != len(features):
+            raise ValueError(f"{name}: expected {len(features)}, one for each of features, got {len(value)}")
 
 
 def _check_features(features: Any, num_channels: int, where: str) -> np.ndarray:

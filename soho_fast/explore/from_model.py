@@ -1,12 +1,11 @@
 """The images of a task's data sets, looked up in a model's dictionary.
 
-B images of a batch, L tokens of an image, C channels, h x w cells of a batch's grid.
+B images of a batch, L tokens of an image, C channels, h x w patches of a batch's grid.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +21,8 @@ from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.explore.gallery import draw
-from soho_fast.explore.licences import Licences, demo_licences, read_licences
-from soho_fast.explore.sources import LONGER_EDGE, PictureError, SeenImage, small_copy
+from soho_fast.explore.licences import Licences, licence_finder
+from soho_fast.explore.sources import LONGER_EDGE, ImageError, SeenImage, small_copy
 
 with from_extra("train"):
     from PIL import Image
@@ -62,8 +61,8 @@ class ImageBatch:
     """Some images and their features, as the dictionary gets them.
 
     images: those that could be read, B. features: (B, L, C) on the device, L = h * w. valid: bool (B, h, w), False at
-    padding. index: int64 (B, h, w), -1 at padding; distance: float32 (B, h, w). cells: each image's height and width in
-    cells, fractions included.
+    padding. index: int64 (B, h, w), -1 at padding; distance: float32 (B, h, w). patches: each image's height and width
+    in patches, fractions included.
     """
 
     places: list[int]
@@ -72,7 +71,7 @@ class ImageBatch:
     valid: torch.Tensor
     index: torch.Tensor
     distance: torch.Tensor
-    cells: list[tuple[float, float]]
+    patches: list[tuple[float, float]]
 
 
 class TaskImages:
@@ -87,7 +86,7 @@ class TaskImages:
     Attributes:
         images: In the order of the splits.
         data_sets: Their names.
-        licences: Entries of meta's licences, and which hold for each picture.
+        licences: Entries of meta's licences, and which hold for each image.
     """
 
     def __init__(
@@ -107,40 +106,18 @@ class TaskImages:
             places = np.unique(np.round(np.linspace(0, len(self.images) - 1, most)).astype(np.int64))
             self.images = [self.images[place] for place in places]
         self.licences = Licences()
-        self._licences_of = self._licence_finders(licence)
+        roots = dict.fromkeys(str(image.ref.store) for image in self.images)
+        self._entries_of = {root: licence_finder(root, licence) for root in roots}
 
     def _number(self, data_set: str) -> int:
         if data_set not in self.data_sets:
             self.data_sets.append(data_set)
         return self.data_sets.index(data_set)
 
-    def _licence_finders(self, licence: str | None) -> dict[str, Callable[[str], list[int]]]:
-        roots = dict.fromkeys(str(image.ref.store) for image in self.images)
-        if licence is not None:
-            number = self.licences.number({"what": "all images", "credit": licence, "licence": licence})
-            return dict.fromkeys(roots, lambda name: [number])
-        finders: dict[str, Callable[[str], list[int]]] = {}
-        for root in roots:
-            demo = demo_licences(root)
-            finders[root] = self._of_demo(demo) if demo else self._of_entries(read_licences(root))
-        return finders
-
-    def _of_demo(self, demo: Mapping[str, list[dict[str, str]]]) -> Callable[[str], list[int]]:
-        every = list({entry["what"]: entry for entries in demo.values() for entry in entries}.values())
-
-        def find(name: str) -> list[int]:
-            # Pictures of NLVR2 are scenes under other names: any of the entries may hold.
-            entries = demo.get(name.rpartition("/")[2].rpartition(".")[0], every)
-            return [self.licences.number(entry) for entry in entries]
-
-        return find
-
-    def _of_entries(self, own: Licences) -> Callable[[str], list[int]]:
-        return lambda name: [self.licences.number(own.entries[number]) for number in own.of(name)]
-
     def licences_of(self, image: DataImage) -> list[int]:
         """Numbers in `licences.entries`."""
-        return self._licences_of[str(image.ref.store)](image.ref.name)
+        entries = self._entries_of[str(image.ref.store)](image.ref.name)
+        return [self.licences.number(entry) for entry in entries]
 
     def identity(self) -> str:
         """By place and name, texts, data sets and licences of these images: equal where nothing has changed."""
@@ -176,7 +153,7 @@ class ModelSource:
         task: Whose processor is the model's.
         model: In evaluation mode, on its device.
         images: What is looked up.
-        title, called: META's `title` and `model`.
+        title, called: `title` and `model` of data/meta.js.
         say: Called with a line for each image that can't be read.
 
     Raises:
@@ -195,7 +172,7 @@ class ModelSource:
         self.title, self.model = title, called
         self.data_sets, self.licences = images.data_sets, images.licences.entries
         self.num_images = len(images.images)
-        self._cell = 32 * model.config.visual_pool
+        self._patch = 32 * model.config.visual_pool
 
     def batches(self) -> Iterator[ImageBatch]:
         """The images in their order, looked up; those that can't be read are reported, and left out."""
@@ -233,9 +210,9 @@ class ModelSource:
             feat_BLC, valid_Bhw = self._model.base().encode_features(**pixels)
         index_BL, squared_BL = ops.codebook_lookup(feat_BLC, self.dictionary.codebook, return_distance=True)
         index_Bhw = index_BL.view(valid_Bhw.shape).masked_fill(~valid_Bhw, -1)
-        cells = [(height / self._cell, width / self._cell) for height, width in sizes]
+        patches = [(height / self._patch, width / self._patch) for height, width in sizes]
         images = [self._images.images[place] for place in places]
-        return ImageBatch(places, images, feat_BLC, valid_Bhw, index_Bhw, squared_BL.sqrt().view_as(index_Bhw), cells)
+        return ImageBatch(places, images, feat_BLC, valid_Bhw, index_Bhw, squared_BL.sqrt().view_as(index_Bhw), patches)
 
     def images(self) -> Iterator[SeenImage]:
         for batch in self.batches():
@@ -250,7 +227,7 @@ class ModelSource:
                     image.captions,
                     image.data_set,
                     self._images.licences_of(image),
-                    *batch.cells[number],
+                    *batch.patches[number],
                 )
 
     def small_copy(self, place: int) -> tuple[bytes, int, int]:
@@ -258,12 +235,12 @@ class ModelSource:
         try:
             pixels_3HW = decode_image(ref.read(), shorter_edge=LONGER_EDGE)
         except (OSError, ValueError) as error:
-            raise PictureError(f"{ref}: {error}") from error
+            raise ImageError(f"{ref}: {error}") from error
         return small_copy(Image.fromarray(pixels_3HW.permute(1, 2, 0).numpy()))
 
     @torch.no_grad()
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-        """As in training one label of each picture is masked, the same in every build."""
+        """As in training one label of each image is masked, the same in every build."""
         if not isinstance(self._model, SohoForPreTraining) or not self._model.config.use_dictionary_output:
             return
         uniform_N = draw(np.asarray(places), np.zeros(len(places), dtype=np.int64)) / 2.0**64
@@ -300,16 +277,8 @@ class ModelSource:
             image_M.tolist(), place_M.tolist(), best.indices.tolist(), best.values.tolist(), strict=True
         ):
             columns = int(valid_Bhw[image].any(0).sum())
-            entry = found.setdefault(readable[image], {"code": int(labels_BL[image, token]), "cells": []})
+            entry = found.setdefault(readable[image], {"code": int(labels_BL[image, token]), "patches": []})
             guesses = [[code, float(f"{share:.3g}")] for code, share in zip(codes, shares, strict=True)]
-            cell = token // visual.columns * columns + token % visual.columns
-            entry["cells"].append({"cell": cell, "guesses": guesses})
+            patch = token // visual.columns * columns + token % visual.columns
+            entry["patches"].append({"patch": patch, "guesses": guesses})
         return found
-
-
-def weights_hash(model: Any) -> str:
-    """SHA-256 of all tensors of a model, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + b"\0" + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

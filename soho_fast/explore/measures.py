@@ -1,4 +1,4 @@
-"""Whether codes mean something: their words, and the objects under their cells, against k-means and shuffled codes.
+"""Whether codes mean something: their words, and the objects under their patches, against k-means and shuffled codes.
 
 T tokens with a code, C channels, K codes, V words, S labels.
 """
@@ -17,10 +17,9 @@ from soho_fast.explore.build import add_data_arguments, open_model
 
 with from_extra("explore"):
     import numpy as np
-    from scipy.special import betaincinv
-    from scipy.stats import entropy
+    from scipy.stats import binomtest, entropy
 
-    from soho_fast.explore.words import CodeWords, Vocabulary, claims, count_both, words_of_codes
+    from soho_fast.explore.words import Vocabulary, count_both, is_associated, rank_words
 
 TAKES_FIELDS = True
 MOST_IMAGES = 5000
@@ -29,8 +28,6 @@ LEVEL = 0.95
 
 _RESAMPLES = 200
 _UNKNOWN = -1
-# Codes whose words are counted at a time.
-_CODES_AT_A_TIME = 256
 
 
 def add_arguments(parser: Parser) -> None:
@@ -55,7 +52,7 @@ class Seen:
     """What is measured on.
 
     code: int64 (T,). image: int64 (T,), by number. features: float32 (T, C). label: int64 (T,), what lies under the
-    cell, -1 where that is not known; is_object: bool (T,), whether it is an object and not a background. labels: their
+    patch, -1 where that is not known; is_object: bool (T,), whether it is an object and not a background. labels: their
     names. shown: of each image the labels of its objects. captions: of each image.
     """
 
@@ -98,7 +95,7 @@ def measure(source: Any, say: Callable[[str], None] = print) -> Any:
         ["codes with a token", *(f"{np.unique(code).size:,} of {num_codes:,}" for code in codings.values())],
         ["perplexity of their use", *(f"{np.exp(entropy(np.bincount(code))):,.0f}" for code in codings.values())],
     ]
-    rows += _word_rows(seen, codings, num_codes)
+    rows += _word_rows(seen, codings)
     rows += _object_rows(seen, codings, num_codes)
     title = f"{seen.num_images:,} images, {len(seen.code):,} patches"
     if seen.labels:
@@ -136,7 +133,7 @@ def look(source: Any, say: Callable[[str], None] = print) -> Seen:
 
 
 class _DemoLabels:
-    """Names of objects and of backgrounds under cells, as numbers."""
+    """Names of objects and of backgrounds under patches, as numbers."""
 
     def __init__(self) -> None:
         self.number_of: dict[str, int] = {}
@@ -144,14 +141,14 @@ class _DemoLabels:
         self._scenes: dict[str, Mapping[str, Any]] = {}
 
     def labels(self, root: str, name: str, valid_hw: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """int64, one for each True of `valid_hw`, and all objects of the picture."""
+        """int64, one for each True of `valid_hw`, and all objects of the image."""
         scene = self._of_corpus(root).get(Path(name).name)
         rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
         if scene is None or rows != columns:
             return np.full(int(valid_hw.sum()), _UNKNOWN), []
         from soho_fast.data.mini.builder import objects_in_patches
 
-        # The same photograph or colour is one label, whichever part of it a cell shows.
+        # The same photograph or colour is one label, whichever part of it a patch shows.
         background = scene.background.photo or f"{scene.background.colour} background"
         objects = [self._number(item.name, True) for item in scene.objects]
         numbers = np.array([self._number(background, False), *objects])
@@ -175,7 +172,7 @@ class _DemoLabels:
 
 
 def shuffled(code_T: np.ndarray) -> np.ndarray:
-    """The same codes, as often each, over other cells and images."""
+    """The same codes, as often each, over other patches and images."""
     return np.random.default_rng(SEED).permutation(code_T)
 
 
@@ -188,16 +185,10 @@ def k_means(features_TC: np.ndarray, num_codes: int) -> np.ndarray:
     return means.fit_predict(features_TC).astype(np.int64)
 
 
-def share_of_claims(code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]) -> tuple[int, int]:
-    """(codes whose best word has an interval of lift above 1, codes with a token)."""
-    found = words_of_active_codes(code_T, image_T, captions)
-    return int(claims(found).sum()), len(found)
-
-
 def words_of_active_codes(
     code_T: np.ndarray, image_T: np.ndarray, captions: Iterable[Sequence[str]]
-) -> list[CodeWords]:
-    """The words of each code that has a token."""
+) -> list[np.ndarray]:
+    """The `rank_words` of each code that has a token."""
     captions = list(captions)
     captioned_N = np.array([any(text.strip() for text in texts) for texts in captions], dtype=bool)
     vocabulary = Vocabulary()
@@ -206,33 +197,32 @@ def words_of_active_codes(
     begins = np.cumsum([0, *map(len, numbers)])
     words_NV = chosen.table(np.concatenate([*numbers, np.zeros(0, dtype=np.int32)]), begins)
     pairs = np.unique(np.stack([code_T, image_T], axis=1), axis=0)
-    live = np.unique(pairs[:, 0])
+    active = np.unique(pairs[:, 0])
     pairs = pairs[captioned_N[pairs[:, 1]]]
-    place = np.searchsorted(live, pairs[:, 0])
-    num_images = np.bincount(place, minlength=len(live))
+    place = np.searchsorted(active, pairs[:, 0])
+    images_K = np.bincount(place, minlength=len(active))
+    both_KV = count_both(place, pairs[:, 1], len(active), words_NV).toarray()
     num_captioned = int(captioned_N.sum())
-    found: list[CodeWords] = []
-    for first in range(0, len(live), _CODES_AT_A_TIME):
-        last = min(first + _CODES_AT_A_TIME, len(live))
-        some = (place >= first) & (place < last)
-        both_KV = count_both(place[some] - first, pairs[some, 1], last - first, words_NV).toarray()
-        found += words_of_codes(both_KV, num_images[first:last], chosen.images, num_captioned)
-    return found
+    return [
+        rank_words(both_V, images, chosen.images, num_captioned)
+        for both_V, images in zip(both_KV, images_K.tolist(), strict=True)
+    ]
 
 
-def _word_rows(seen: Seen, codings: Mapping[str, np.ndarray], num_codes: int) -> list[list[str]]:
+def _word_rows(seen: Seen, codings: Mapping[str, np.ndarray]) -> list[list[str]]:
     if not any(seen.captions):
         return []
-    counts = [share_of_claims(code, seen.image, seen.captions) for code in codings.values()]
-    return [["codes associated with a word", *(_share_of(*count) for count in counts)]]
+    shares = []
+    for code in codings.values():
+        words = words_of_active_codes(code, seen.image, seen.captions)
+        shares.append(_share_of(sum(map(is_associated, words)), len(words)))
+    return [["codes associated with a word", *shares]]
 
 
 def _share_of(count: int, total: int) -> str:
     """A share with Clopper and Pearson's interval."""
-    tail = (1 - LEVEL) / 2
-    low = betaincinv(count, total - count + 1.0, tail) if count else 0.0
-    high = betaincinv(count + 1.0, total - count, 1 - tail) if count < total else 1.0
-    return f"{count / total:.1%} ({low:.1%} to {high:.1%})"
+    interval = binomtest(count, total).proportion_ci(LEVEL)
+    return f"{count / total:.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
 
 def count_labels(
@@ -255,23 +245,15 @@ def normalised_mutual_information(table_KS: np.ndarray) -> float:
     return float(2 * shared / (code + label)) if code + label else 1.0
 
 
-def with_spread(
-    statistic: Callable[[np.ndarray], float],
-    seen: Seen,
-    code_T: np.ndarray,
-    num_codes: int,
-    chosen_T: np.ndarray,
-) -> tuple[float, float]:
-    """A statistic of the table of codes and labels, and its standard deviation over resampled images."""
-    code, label, image = code_T[chosen_T], seen.label[chosen_T], seen.image[chosen_T]
-    num_labels = len(seen.labels)
-    value = statistic(count_labels(code, label, num_codes, num_labels))
+def _with_spread(statistic: Callable[[np.ndarray], float], seen: Seen) -> str:
+    """A statistic of the tokens' weights, where all are 1, and 1.96 standard deviations over resampled images."""
     generator = np.random.default_rng(SEED)
-    values = []
+    resampled = []
     for _ in range(_RESAMPLES):
-        weight = np.bincount(generator.integers(seen.num_images, size=seen.num_images), minlength=seen.num_images)
-        values.append(statistic(count_labels(code, label, num_codes, num_labels, weight[image])))
-    return value, float(np.std(values, ddof=1))
+        drawn = generator.integers(seen.num_images, size=seen.num_images)
+        resampled.append(statistic(np.bincount(drawn, minlength=seen.num_images)[seen.image]))
+    # Resampled tables are purer than the whole: only their spread is taken.
+    return f"{statistic(np.ones(len(seen.image))):.1%} ± {1.96 * np.std(resampled, ddof=1):.1%}"
 
 
 def object_is_near(
@@ -290,31 +272,25 @@ def object_is_near(
     return shown_NS[image_T, object_T]
 
 
-def _near_row(seen: Seen, codings: Mapping[str, np.ndarray]) -> list[str]:
-    behind = (seen.label != _UNKNOWN) & ~seen.is_object
-    cells = []
-    for code in codings.values():
-        near = object_is_near(code, seen.label, seen.is_object, seen.image, seen.shown)[behind]
-        hits, counts = (np.bincount(seen.image[behind], of, seen.num_images) for of in (near, None))
-        generator = np.random.default_rng(SEED)
-        drawn = generator.integers(seen.num_images, size=(_RESAMPLES, seen.num_images))
-        spread = np.std(hits[drawn].sum(1) / counts[drawn].sum(1), ddof=1)
-        cells.append(_with_spread(near.mean(), spread))
-    return ["the code's object is in the image, background patches", *cells]
-
-
-def _with_spread(value: float, spread: float) -> str:
-    return f"{value:.1%} ± {1.96 * spread:.1%}"
-
-
 def _object_rows(seen: Seen, codings: Mapping[str, np.ndarray], num_codes: int) -> list[list[str]]:
     known = seen.label != _UNKNOWN
     if not known.any():
         return []
+
+    def of_table(statistic: Callable[[np.ndarray], float], code_T: np.ndarray, chosen_T: np.ndarray) -> str:
+        code, label = code_T[chosen_T], seen.label[chosen_T]
+        sizes = num_codes, len(seen.labels)
+        return _with_spread(lambda weight_T: statistic(count_labels(code, label, *sizes, weight_T[chosen_T])), seen)
+
+    def near(code_T: np.ndarray) -> str:
+        behind = known & ~seen.is_object
+        near = object_is_near(code_T, seen.label, seen.is_object, seen.image, seen.shown)[behind]
+        return _with_spread(lambda weight_T: float(np.average(near, weights=weight_T[behind])), seen)
+
     rows = []
     for where, chosen in (("objects", seen.is_object), ("objects and backgrounds", known)):
         for name, statistic in (("purity", purity), ("NMI", normalised_mutual_information)):
-            found = [with_spread(statistic, seen, code, num_codes, chosen) for code in codings.values()]
-            # Resampled tables are purer than the whole: only their spread is taken.
-            rows.append([f"{name}, {where}", *(_with_spread(*each) for each in found)])
-    return [*rows, _near_row(seen, codings)] if seen.is_object.any() else rows
+            rows.append([f"{name}, {where}", *(of_table(statistic, code, chosen) for code in codings.values())])
+    if seen.is_object.any():
+        rows.append(["the code's object is in the image, background patches", *map(near, codings.values())])
+    return rows

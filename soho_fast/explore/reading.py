@@ -1,4 +1,4 @@
-"""What an explorer holds, as plain structured arrays of numpy: one record a cell, a word, a code."""
+"""What an explorer holds, as plain structured arrays of numpy: one record a patch, a word, a code."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from soho_fast.common.spelling import did_you_mean
-from soho_fast.explore.bundle import Bundle
-
-KINDS = ("nearest", "quantiles", "random")
+from soho_fast.explore.bundle import KINDS, Bundle
 
 _OCCURRENCE = [
-    ("picture", np.int64),
+    ("image", np.int64),
     ("row", np.int64),
     ("column", np.int64),
     ("distance", np.float64),
@@ -35,7 +33,7 @@ def occurrences(
     code: int,
     kind: Literal["nearest", "quantiles", "random"] = "nearest",
 ) -> np.ndarray:
-    """Cells that have a code, of distinct pictures.
+    """Patches that have a code, of distinct images.
 
     Args:
         explorer: Its folder, or a `Bundle`.
@@ -44,8 +42,8 @@ def occurrences(
             at random.
 
     Returns:
-        A record a cell: `picture`, its number (`Bundle.picture` has its name and captions); `row`, `column` of the
-        cell; `distance` of its feature to the code; `rows`, `columns`, the picture's height and width in cells.
+        A record a patch: `image`, its number (`Bundle.image` has its name and captions); `row`, `column` of the
+        patch; `distance` of its feature to the code; `rows`, `columns`, the image's height and width in patches.
 
     Raises:
         FileNotFoundError, BundleError: there is no explorer, or a damaged one.
@@ -65,7 +63,8 @@ def words_of_code(explorer: str | os.PathLike[str] | Bundle, code: int) -> np.nd
 
     Returns:
         A record a word: `word`; `both`, images with the code and the word; `images` with the word; `lift`,
-        P(word | code) / P(word), and its interval, `low` and `high`. The code claims a word where `low` is above 1.
+        P(word | code) / P(word), and its interval, `low` and `high`. The code is
+        associated with a word where `low` is above 1.
 
     Raises:
         FileNotFoundError, BundleError: there is no explorer, or a damaged one. IndexError: there is no such code.
@@ -82,8 +81,7 @@ def codes_of_word(explorer: str | os.PathLike[str] | Bundle, word: str) -> np.nd
 
     Returns:
         A record a code: `code`; `both`, images with the code and the word; `images` with the code, and with captions;
-        `lift`, and its
-        interval, `low` and `high`. Empty where no code claims the word.
+        `lift`, and its interval, `low` and `high`. Empty where no code is associated with the word.
 
     Raises:
         FileNotFoundError, BundleError: there is no explorer, or a damaged one.

@@ -36,7 +36,7 @@ with from_extra("explore"):
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     from soho_fast.explore.asking import AskedModel, Asking, model_folder
-    from soho_fast.explore.shown import Originals, ShownPictures
+    from soho_fast.explore.shown import Originals, ShownImages
 
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -138,19 +138,18 @@ def at_hand(given: str, more: Sequence[str] = (), explorer: str | None = None, *
     if not Path(given).is_dir():
         raise UserError(f"{given}: there is no such folder; expected that of a run, of a model or of an explorer")
     folders = [*([] if alone else [given]), *more]
-    paths = {folder: model_folder(folder) for folder in folders}
     names = [Path(os.path.abspath(folder)).name for folder in folders]
     models: dict[str, AskedModel] = {}
     for folder, name in zip(folders, names, strict=True):
         name = name if names.count(name) == 1 else folder
-        models[name] = AskedModel(name, paths[folder])
+        models[name] = AskedModel(name, model_folder(folder))
     bundle = Bundle(explorer)
-    needed = {"title": str, "weights": str, "num_pictures": int}
+    needed = {"title": str, "weights": str, "num_shown": int}
     lost = [name for name, kind in needed.items() if not isinstance(bundle.meta.get(name), kind)]
     if lost:
         raise UserError(f"{Path(explorer) / 'data' / 'meta.js'} lacks {', '.join(lost)}; build the explorer anew")
     is_run = not alone and (Path(given) / "recipe.yaml").is_file()
-    shown = ShownPictures(bundle, Originals(given if is_run else None))
+    shown = ShownImages(bundle, Originals(given if is_run else None))
     return Asking(models, shown, **limits)
 
 
@@ -164,7 +163,7 @@ def application(asking: Asking, host: str = "127.0.0.1") -> ASGIApp:
     async def failed(_: Request, __: Exception) -> Response:
         return JSONResponse({"error": "the server failed at this; its terminal says at what"}, 500)
 
-    async def told(_: Request, error: Exception) -> Response:
+    async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
 
@@ -173,7 +172,7 @@ def application(asking: Asking, host: str = "127.0.0.1") -> ASGIApp:
         Route("/data/server.js", server_js),
         Mount("/", _Files(asking.shown.bundle.folder)),
     ]
-    return _Guard(Starlette(routes=routes, exception_handlers={HTTPException: told, Exception: failed}), host)
+    return _Guard(Starlette(routes=routes, exception_handlers={HTTPException: refused, Exception: failed}), host)
 
 
 class _Files(StaticFiles):
@@ -203,7 +202,7 @@ class _Files(StaticFiles):
 class _Guard:
     """Lets requests through that are meant for this server, and says on every reply how browsers treat it.
 
-    A page of the net whose name its owner has pointed here (DNS rebinding) is told by the name; one that sends a form
+    A page of the net whose name its owner has pointed here (DNS rebinding) is known by the name; one that sends a form
     here by its origin.
     """
 

@@ -1,4 +1,4 @@
-"""The pictures of an explorer as models are given them: the image itself where it can be found, else its small copy."""
+"""The images of an explorer as models are given them: the image itself where it can be found, else its small copy."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from soho_fast.explore.bundle import Bundle, BundleError, picture_path
+from soho_fast.explore.bundle import Bundle, BundleError, image_path
+
+# Images by which a model's codes are compared with the explorer's.
+_MOST_COMPARED = 8
 
 
 class Originals:
-    """The images that the pictures of a run's explorer are copies of, found in the data sets of the run's recipe.
+    """The originals of the images of a run's explorer, found in the data sets of the run's recipe.
 
-    Nothing else is ever read: a picture names a data set and an image in it, and what the data set lists is looked up.
+    Nothing else is ever read: an image names a data set and an image in it, and what the data set lists is looked up.
 
     Args:
         run: Its folder; None where there is none, and so no original.
-        say: Told once, when the data sets are read, and when they can't be.
+        say: Called once, when the data sets are read, and when they can't be.
     """
 
     def __init__(self, run: str | None, say: Callable[[str], None] = print) -> None:
@@ -38,7 +41,7 @@ class Originals:
         from soho_fast.explore.build import open_model
 
         of_all: dict[str, Any] = {"recipe": None, "checkpoint": None, "split": [], "images": 0, "fields": []}
-        self._say(f"reading the data sets of {self._run}, to let models see the pictures themselves ...")
+        self._say(f"reading the data sets of {self._run}, to let models see the images themselves ...")
         try:
             images = open_model(argparse.Namespace(model=self._run, **of_all), lambda line: None).images
             return {(images.data_sets[image.data_set], image.ref.name): image.ref for image in images.images}
@@ -47,55 +50,54 @@ class Originals:
             return {}
 
 
-class ShownPictures:
-    """The pictures of a bundle.
+class ShownImages:
+    """The images of a bundle.
 
     Args:
         bundle: Which may be another's: no name in it is a path, and no link leads out of it.
-        originals: Where its pictures are copied from.
+        originals: Where its images are copied from.
     """
 
     def __init__(self, bundle: Bundle, originals: Originals) -> None:
         self.bundle, self.originals = bundle, originals
 
     def read(self, number: int) -> tuple[bytes, str]:
-        """A picture's file, and whether it is the "original" or the "small copy".
+        """An image's file, and whether it is the "original" or the "small copy".
 
         Raises:
             BundleError: it can't be read; the message names it.
         """
-        path = self.bundle.folder / picture_path(number)
+        path = self.bundle.folder / image_path(number)
         try:
-            picture = self.bundle.picture(number)
-            data_set = self.bundle.meta["sources"][picture["source"]]["name"]
-            original = self.originals.read(data_set, picture["name"])
+            image = self.bundle.image(number)
+            data_set = self.bundle.meta["sources"][image["source"]]["name"]
+            original = self.originals.read(data_set, image["name"])
             if original is not None:
                 return original, "original"
             if not path.resolve(strict=True).is_relative_to(self.bundle.folder.resolve()):
-                raise BundleError(f"{picture_path(number)} leads out of the explorer")
+                raise BundleError(f"{image_path(number)} leads out of the explorer")
             return path.read_bytes(), "small copy"
         except (OSError, LookupError, TypeError) as error:
-            raise BundleError(f"{picture_path(number)} can't be read; build the explorer anew") from error
+            raise BundleError(f"{image_path(number)} can't be read; build the explorer anew") from error
 
-    def agreement(self, codes_of: Callable[[bytes], tuple[int, int, list[int]]], most: int = 8) -> float | None:
-        """How many of the cells of some pictures, of all in between 0 and 1, have the code that the explorer shows.
+    def agreement(self, codes_of: Callable[[bytes], tuple[int, int, list[int]]]) -> float | None:
+        """How many of the patches of some images, of all in between 0 and 1, have the code that the explorer shows.
 
         Args:
             codes_of: gives rows, columns and codes of an image's file.
-            most: pictures that are compared.
 
         Returns:
-            None where no picture has the explorer's rows and columns.
+            None where no image has the explorer's rows and columns.
         """
-        count = self.bundle.meta["num_pictures"]
+        count = self.bundle.meta["num_shown"]
         same = total = 0
-        for number in range(0, count, max(1, count // most)):
+        for number in range(0, count, max(1, count // _MOST_COMPARED)):
             try:
-                picture = self.bundle.picture(number)
+                image = self.bundle.image(number)
                 rows, columns, codes = codes_of(self.read(number)[0])
             except ValueError:  # It is reported when it is asked about.
                 continue
-            if (rows, columns) == (picture["rows"], picture["columns"]):
+            if (rows, columns) == (image["rows"], image["columns"]):
                 total += len(codes)
-                same += sum(own == shown for own, shown in zip(codes, picture["index"], strict=True))
+                same += sum(own == shown for own, shown in zip(codes, image["index"], strict=True))
         return same / total if total else None

@@ -1,8 +1,8 @@
-"""What an explorer is made from: images, each with the code of every cell.
+"""What an explorer is made from: images, each with the code of every patch.
 
 From a model they come by `from_model.py`, from arrays by `from_arrays.py`.
 
-K codes, C channels, h x w cells of an image.
+K codes, C channels, h x w patches of an image.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ LONGER_EDGE = 256
 """Of a small copy, pixels."""
 _JPEG_QUALITY = 85
 
-UNKNOWN_LICENCE = {"what": "pictures whose licence is not known here", "credit": "unknown", "licence": "unknown"}
-"""The entry of meta's licences for pictures of which nothing else is known."""
+UNKNOWN_LICENCE = {"what": "images whose licence is not known here", "credit": "unknown", "licence": "unknown"}
+"""The entry of meta's licences for images of which nothing else is known."""
 
 
-class PictureError(ValueError):
-    """A picture that can't be read; the message names it and what went wrong."""
+class ImageError(ValueError):
+    """An image that can't be read; the message names it and what went wrong."""
 
 
 @dataclass(slots=True)
@@ -37,9 +37,9 @@ class SeenImage:
     """An image after the lookup.
 
     index: int32 (h, w), -1 where there is no code; distance: float32 (h, w), of each feature to its code, as it is
-    measured in the feature space (not squared). `place`: by which the source finds the picture again. `source`: number
-    in the source's `data_sets`; `licences`: numbers in its `licences`. `cells_high`, `cells_wide`: the picture's size
-    in cells, fractions included; 0 is that of the grid.
+    measured in the feature space (not squared). `place`: by which the source finds the image again. `source`: number
+    in the source's `data_sets`; `licences`: numbers in its `licences`. `patches_high`, `patches_wide`: the image's size
+    in patches, fractions included; 0 is that of the grid.
     """
 
     index: np.ndarray
@@ -49,14 +49,14 @@ class SeenImage:
     captions: Sequence[str] = ()
     source: int = 0
     licences: Sequence[int] = ()
-    cells_high: float = 0.0
-    cells_wide: float = 0.0
+    patches_high: float = 0.0
+    patches_wide: float = 0.0
 
 
 class Source(Protocol):
-    """Where the images, the codes and the pictures come from.
+    """Where the images and the codes come from.
 
-    codebook: float32 (K, C). title, model: see `bundle.META`. data_sets: names. licences: entries of meta's licences.
+    codebook: float32 (K, C). title, model, licences: see `bundle`, data/meta.js. data_sets: names.
     num_images: how many `images` gives at most; None where that is not known.
     """
 
@@ -73,21 +73,21 @@ class Source(Protocol):
         """The images in their order, once. Those that can't be read are reported, and left out."""
 
     def small_copy(self, place: int) -> tuple[bytes, int, int]:
-        """(JPEG, width, height) of a picture, see `small_copy`. Raises PictureError: it can't be read."""
+        """(JPEG, width, height) of an image, see `small_copy`. Raises ImageError: it can't be read."""
 
     def masked(self, places: Sequence[int], captions: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-        """Of each of some pictures, read with a caption, PICTURE's `masked`."""
+        """Of each of some images, read with a caption, `masked` of data/images-0000.js."""
 
 
-def small_copy(picture: Image.Image) -> tuple[bytes, int, int]:
-    """(JPEG, width, height) of a picture, its longer edge at most `LONGER_EDGE` pixels; never enlarged."""
-    picture = picture.convert("RGB")
-    scale = min(1.0, LONGER_EDGE / max(picture.size))
-    width, height = (max(1, round(edge * scale)) for edge in picture.size)
-    if (width, height) != picture.size:
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+def small_copy(image: Image.Image) -> tuple[bytes, int, int]:
+    """(JPEG, width, height) of an image, its longer edge at most `LONGER_EDGE` pixels; never enlarged."""
+    image = image.convert("RGB")
+    scale = min(1.0, LONGER_EDGE / max(image.size))
+    width, height = (max(1, round(edge * scale)) for edge in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=_JPEG_QUALITY)
+    image.save(file, "JPEG", quality=_JPEG_QUALITY)
     return file.getvalue(), width, height
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,6 @@ class Spool:
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def num_tokens(self) -> int:
-        """Cells of all images, those without a code included."""
-        return self._first["tokens"][-1]
-
     def close(self) -> None:
         """Close the files; they are the folder's owner's to delete."""
         for file in self._files.values():
@@ -83,8 +78,8 @@ class Spool:
                 "captions": list(image.captions),
                 "source": image.source,
                 "licences": list(image.licences),
-                "cells_high": float(image.cells_high or rows),
-                "cells_wide": float(image.cells_wide or columns),
+                "patches_high": float(image.patches_high or rows),
+                "patches_wide": float(image.patches_wide or columns),
             }
         ).encode()
         contents = {"index": index.tobytes(), "distance": distance.tobytes(), "words": words.tobytes(), "texts": text}
@@ -117,27 +112,17 @@ class Spool:
         begins = np.frombuffer(self._first["words"], dtype=np.int64)[first : last + 1]
         return self._read("words", np.int32, int(begins[0]), int(begins[-1])), begins - begins[0]
 
-    def tokens(self, numbers: Sequence[int] | np.ndarray | None = None) -> Iterator[Chunk]:
-        """The tokens of all images, or of those of ascending `numbers`; then `image` counts among these."""
-        if numbers is None:
-            for first, last in self._runs():
-                yield self._chunk(first, last)
-            return
-        held: list[Chunk] = []
-        size = begin = 0
-        for place, number in enumerate(numbers):
-            held.append(self._chunk(int(number), int(number) + 1))
-            size += len(held[-1].index)
-            if size >= _TOKENS_AT_A_TIME or place == len(numbers) - 1:
-                yield _joined(held, begin)
-                held, size, begin = [], 0, place + 1
+    def index(self, number: int) -> np.ndarray:
+        """int32 (h * w,), the codes of an image, row by row; -1 where there is none."""
+        return self._read("index", np.int32, int(self.first_N[number]), int(self.first_N[number + 1]))
 
-    def _runs(self) -> Iterator[tuple[int, int]]:
+    def tokens(self) -> Iterator[Chunk]:
+        """The tokens of all images."""
         first = 0
         while first < len(self):
             last = int(np.searchsorted(self.first_N, self.first_N[first] + _TOKENS_AT_A_TIME, side="left"))
             last = min(max(last, first + 1), len(self))
-            yield first, last
+            yield self._chunk(first, last)
             first = last
 
     def _chunk(self, first: int, last: int) -> Chunk:
@@ -163,10 +148,3 @@ class Spool:
         file, size = self._files[name], np.dtype(dtype).itemsize
         file.seek(first * size)
         return np.frombuffer(file.read((last - first) * size), dtype=dtype)
-
-
-def _joined(chunks: list[Chunk], first: int) -> Chunk:
-    image = np.concatenate([chunk.image + number for number, chunk in enumerate(chunks)])
-    names = ("row", "column", "rows", "columns", "index", "distance")
-    parts = {name: np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in names}
-    return Chunk(first, first + len(chunks), image, **parts)

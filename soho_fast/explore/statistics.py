@@ -15,6 +15,7 @@ from soho_fast.explore.spool import Chunk, Spool
 
 with from_extra("explore"):
     from scipy.sparse import csr_array, kron
+    from scipy.stats import rankdata
 
 HISTOGRAM_BINS = 32
 MOST_POSITIONS = 16
@@ -32,7 +33,7 @@ class Usage:
 
     tokens, images: int64 (K,); captioned: int64 (K,), of the images those with captions. mean, spread: float64 (K,), of
     the distances of a code's tokens, NaN where it has none. histogram: int64 (K, H) over `edges` (H + 1,), the last bin
-    closed. positions: float64 (K, P), row by row; a token counts in each position by how much of its cell lies there.
+    closed. positions: float64 (K, P), row by row; a token counts in each position by how much of its patch lies there.
     """
 
     tokens: np.ndarray
@@ -47,10 +48,8 @@ class Usage:
     positions: np.ndarray
 
     def ranks(self) -> np.ndarray:
-        """int64 (K,), the place of each code by tokens, from 1; of equals the lower number comes first."""
-        ranks = np.empty(len(self.tokens), dtype=np.int64)
-        ranks[np.argsort(-self.tokens, kind="stable")] = np.arange(1, len(self.tokens) + 1)
-        return ranks
+        """The place of each code by tokens, from 1; of equals the lower number comes first."""
+        return rankdata(-self.tokens, method="ordinal")
 
 
 def code_images(chunk: Chunk, num_codes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -96,24 +95,24 @@ def _count_into(table: np.ndarray, row: np.ndarray, column: np.ndarray) -> None:
 
 
 def _count_positions(chunk: Chunk, table: np.ndarray, rows: int, columns: int) -> None:
-    """Add tokens to positions. A cell may lie in several: put into one, those of smaller grids would leave stripes."""
+    """Add tokens to positions. A patch may lie in several: put into one, those of smaller grids would leave stripes."""
     shape_T = chunk.rows.astype(np.int64) << 32 | chunk.columns
     shape_T[chunk.index < 0] = -1
     for shape in np.unique(shape_T[shape_T >= 0]).tolist():
         here = np.flatnonzero(shape_T == shape)
         grid_rows, grid_columns = shape >> 32, shape & 0xFFFFFFFF
-        cell = chunk.row[here].astype(np.int64) * grid_columns + chunk.column[here]
+        patch = chunk.row[here].astype(np.int64) * grid_columns + chunk.column[here]
         codes, place = np.unique(chunk.index[here], return_inverse=True)
         cover = kron(_cover(grid_rows, rows), _cover(grid_columns, columns), format="csr")
-        counts = csr_array((np.ones(len(here)), (place, cell)), shape=(len(codes), grid_rows * grid_columns))
+        counts = csr_array((np.ones(len(here)), (place, patch)), shape=(len(codes), grid_rows * grid_columns))
         found = (counts @ cover).tocoo()
         table[codes[found.row], found.col] += found.data
 
 
-def _cover(num_cells: int, num_positions: int) -> csr_array:
-    """(cells, positions): which share of each of the cells along an edge lies in each of the positions along it."""
-    cell, position = np.arange(num_cells)[:, None] * num_positions, np.arange(num_positions) * num_cells
-    overlap = np.minimum(cell + num_positions, position + num_cells) - np.maximum(cell, position)
+def _cover(num_patches: int, num_positions: int) -> csr_array:
+    """(patches, positions): which share of each of the patches along an edge lies in each of the positions along it."""
+    patch, position = np.arange(num_patches)[:, None] * num_positions, np.arange(num_positions) * num_patches
+    overlap = np.minimum(patch + num_positions, position + num_patches) - np.maximum(patch, position)
     return csr_array(np.maximum(overlap, 0) / num_positions)
 
 
@@ -131,15 +130,15 @@ def _heat_map_size(spool: Spool) -> tuple[int, int]:
     return rows, columns
 
 
-def blocks_of_codes(num_codes: int, num_columns: int, per_file: int) -> Iterator[tuple[int, int]]:
-    """(first, last) of blocks of codes of which a table codes x columns fits into memory; whole files of codes."""
-    size = max(1, _TABLE_ENTRIES // max(num_columns, 1) // per_file) * per_file
+def blocks_of_codes(num_codes: int, num_columns: int) -> Iterator[tuple[int, int]]:
+    """(first, last) of blocks of codes of which a table codes x columns fits into memory."""
+    size = max(1, _TABLE_ENTRIES // num_columns)
     for first in range(0, num_codes, size):
         yield first, min(first + size, num_codes)
 
 
 def _beside(chunk: Chunk) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(codes, codes beside them): each two cells that lie side by side, then each two of which one lies below."""
+    """(codes, codes beside them): each two patches that lie side by side, then each two of which one lies below."""
     right = np.flatnonzero(chunk.column + 1 < chunk.columns)
     yield chunk.index[right], chunk.index[right + 1]
     below = np.flatnonzero(chunk.row + 1 < chunk.rows)
@@ -147,9 +146,9 @@ def _beside(chunk: Chunk) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def count_beside(chunk: Chunk, first: int, last: int, table: np.ndarray) -> None:
-    """Add to `table` int32 (last - first, K) how often a cell of each code of the block has a code beside it.
+    """Add to `table` int32 (last - first, K) how often a patch of each code of the block has a code beside it.
 
-    Beside are the cells to the left, to the right, above and below.
+    Beside are the patches to the left, to the right, above and below.
     """
     for one, other in _beside(chunk):
         for here, there in ((one, other), (other, one)):
@@ -158,7 +157,7 @@ def count_beside(chunk: Chunk, first: int, last: int, table: np.ndarray) -> None
 
 
 def count_sides(spool: Spool, num_codes: int) -> np.ndarray:
-    """int64 (K,): how many coded cells lie beside the cells of each code, all codes taken together."""
+    """int64 (K,): how many coded patches lie beside the patches of each code, all codes taken together."""
     sides = np.zeros(num_codes, dtype=np.int64)
     for chunk in spool.tokens():
         for one, other in _beside(chunk):
@@ -209,24 +208,24 @@ def near_codes(codebook: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return number, distance
 
 
-def places_on_map(codebook: np.ndarray, is_live: np.ndarray) -> np.ndarray:
-    """float64 (K, 2) in [0, 1]: the codes along the two directions in which the live ones differ most (PCA).
+def positions_on_map(codebook: np.ndarray, is_active: np.ndarray) -> np.ndarray:
+    """float64 (K, 2) in [0, 1]: the codes along the two directions in which the active ones differ most (PCA).
 
-    Both directions have the same scale; a dead code that lies outside is put on the border.
+    Both directions have the same scale; an unused code that lies outside is put on the border.
     """
     codes = codebook.astype(np.float64)
-    live = codes[is_live] if is_live.any() else codes
-    centred = live - live.mean(0)
+    active = codes[is_active] if is_active.any() else codes
+    centred = active - active.mean(0)
     _, directions = np.linalg.eigh(centred.T @ centred)
     directions = directions[:, ::-1][:, :2]
     # Eigenvectors have no sign of their own.
     largest = np.abs(directions).argmax(0)
     directions = directions * np.where(directions[largest, np.arange(directions.shape[1])] < 0, -1.0, 1.0)
-    place = (codes - live.mean(0)) @ directions
+    place = (codes - active.mean(0)) @ directions
     if place.shape[1] == 1:
         place = np.concatenate([place, np.zeros_like(place)], axis=1)
-    of_live = place[is_live] if is_live.any() else place
-    low, high = of_live.min(0), of_live.max(0)
+    of_active = place[is_active] if is_active.any() else place
+    low, high = of_active.min(0), of_active.max(0)
     extent = float((high - low).max())
     scale = extent if extent > np.finfo(np.float64).tiny else 1.0  # Codes that are all the same lie in the middle.
     return np.clip((place - (low + high) / 2) / scale + 0.5, 0.0, 1.0)

@@ -1,11 +1,10 @@
-"""How a codebook came about: what a run's log, its checkpoints and the dictionary itself tell of it. K codes."""
+"""How a codebook came about: what a run's log and the dictionary itself tell of it. K codes."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
     from soho_fast.model.visual_dictionary import VisualDictionary
 
 _FROM_TRAINING = {"perplexity": "perplexity", "active_codes": "active codes"}
-# Between two snapshots the running usage of a code without members falls by the decay alone, up to rounding in float32;
-# one member in an update adds far more.
+# Between two snapshots the running usage of a code without assigned features falls by the decay alone, up to rounding
+# in float32; one feature in an update adds far more.
 _ROUNDING = 3e-4
 _MOST_STEPS_SHOWN = 4
 
@@ -27,7 +26,7 @@ _MOST_STEPS_SHOWN = 4
 @dataclass(frozen=True)
 class _Snapshot:
     """Of each code at a step: the running mean of its share of the tokens, before it is corrected for its age, and
-    the updates since its seeding."""
+    the updates since its last reset."""
 
     step: int
     mean_K: np.ndarray
@@ -42,8 +41,8 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
         dictionary: The model's.
 
     Returns:
-        The value of a bundle's data/timeline.js, see `bundle.TIMELINE`; None where nothing is known. A log that is
-        damaged, or was written before snapshots were, gives what it holds.
+        The value of a bundle's data/timeline.js, see `bundle`; None where nothing is known. A log that is
+        damaged gives what it holds.
     """
     folder = next((path for path in (run, run.parent) if (path / "log.jsonl").is_file()), None) if run else None
     if dictionary is None and folder is None:
@@ -61,7 +60,7 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
         for field, name in _FROM_TRAINING.items()
         if (points := _points((record["step"], record.get(field)) for record in records if record["kind"] == "train"))
     ]
-    seeded: list[int | None] = []
+    reset: list[int | None] = []
     unused_since: list[int | None] = []
     snapshots: list[_Snapshot] = []
     if dictionary is not None:
@@ -69,11 +68,9 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
         model_step = _model_step(run, folder, last_step)
         age_K = dictionary.age.double().cpu().numpy()
         # Updates and steps end together; they begin together only where nothing is learnt before the dictionary.
-        seeded = [max(0, model_step - int(age)) for age in age_K] if int(dictionary.step) else [None] * num_codes
+        reset = [max(0, model_step - int(age)) for age in age_K] if int(dictionary.step) else [None] * num_codes
         snapshots = _logged_snapshots(records, num_codes, decay)
         series += _series_of_snapshots(records, snapshots)
-        if not snapshots and folder is not None:
-            snapshots = _kept_snapshots(folder / "checkpoints", num_codes)
         mean_K = dictionary.usage.double().cpu().numpy()
         snapshots = [snapshot for snapshot in snapshots if snapshot.step < model_step]
         snapshots.append(_Snapshot(model_step, mean_K, age_K))
@@ -81,13 +78,11 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
     return {
         "series": series,
         "events": events,
-        "seeded": seeded,
+        "reset": reset,
         "unused_since": unused_since,
         "num_snapshots": len(snapshots),
         "last_step": last_step,
-        "sentences": _sentences(
-            {line["name"]: line["points"] for line in series}, seeded, unused_since, len(snapshots)
-        ),
+        "sentences": _sentences({line["name"]: line["points"] for line in series}, reset, unused_since, len(snapshots)),
     }
 
 
@@ -120,26 +115,6 @@ def _logged_snapshots(records: Sequence[Mapping[str, Any]], num_codes: int, deca
     return snapshots
 
 
-def _kept_snapshots(checkpoints: Path, num_codes: int) -> list[_Snapshot]:
-    """Those of the checkpoints that are still there and can be read."""
-    import torch
-
-    snapshots = []
-    for path in sorted(checkpoints.glob("step-*")):
-        if not re.fullmatch(r"step-\d{8,}", path.name):
-            continue
-        try:
-            file = path / "mp_rank_00_model_states.pt"
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["module"]
-            values = {name.rpartition(".")[2]: value for name, value in state.items() if "visual_dictionary." in name}
-            mean_K, age_K = (values[name].double().numpy() for name in ("usage", "age"))
-        except Exception:  # What a reader meets in a damaged file has no common type; the training reports those.
-            continue
-        if mean_K.shape == age_K.shape == (num_codes,):
-            snapshots.append(_Snapshot(int(path.name[5:]), mean_K, age_K))
-    return snapshots
-
-
 def _series_of_snapshots(records: Sequence[Mapping[str, Any]], snapshots: Sequence[_Snapshot]) -> list[dict[str, Any]]:
     drift = _points(
         (record["step"], record["values"].get("drift")) for record in records if record["kind"] == "snapshot"
@@ -153,8 +128,8 @@ def _series_of_snapshots(records: Sequence[Mapping[str, Any]], snapshots: Sequen
 
 
 def _unused_since(snapshots: Sequence[_Snapshot], decay: float) -> list[int | None]:
-    """For each code the step of the first snapshot since which it had no member; since its seeding, where it never
-    had one; None where it had some before the last snapshot."""
+    """For each code the step of the first snapshot since which it had no assigned feature; since its last reset,
+    where it never had one; None where it had some before the last snapshot."""
     last = snapshots[-1]
     since_K = np.where(last.mean_K == 0, last.step - last.age_K, np.nan)
     open_K = last.mean_K > 0
@@ -169,15 +144,15 @@ def _unused_since(snapshots: Sequence[_Snapshot], decay: float) -> list[int | No
 
 def _sentences(
     series: Mapping[str, Sequence[Sequence[float]]],
-    seeded: Sequence[int | None],
+    reset: Sequence[int | None],
     unused_since: Sequence[int | None],
     num_snapshots: int,
 ) -> list[str]:
     """What the figures say, in words."""
     said = []
-    if live := series.get("active codes"):
-        last_step, last = live[-1]
-        said.append(f"Active codes: {last:,.0f} at step {last_step:,}{_fall(live)}.")
+    if active := series.get("active codes"):
+        last_step, last = active[-1]
+        said.append(f"Active codes: {last:,.0f} at step {last_step:,}{_fall(active)}.")
     if perplexity := series.get("perplexity"):
         step, highest = max(perplexity, key=lambda point: point[1])
         last_step, last = perplexity[-1]
@@ -185,7 +160,7 @@ def _sentences(
             f"Perplexity: {last:,.0f} at step {last_step:,}, as if so many codes were used alike; at its highest "
             f"{highest:,.0f}, at step {step:,}."
         )
-    if steps := [step for step in seeded if step is not None]:
+    if steps := [step for step in reset if step is not None]:
         first = min(steps)
         later = sorted(step for step in steps if step > first)
         said.append(

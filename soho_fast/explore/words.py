@@ -4,7 +4,7 @@ The unit is the image: a word is there or not, however often it is said. lift = 
 word is more frequent where the code is. An image without captions says neither, and is not counted.
 
 The interval is Clopper and Pearson's of P(word | code) over P(word), at a level that holds for all words of a code
-together (Bonferroni): of codes that have nothing to do with the captions, at most one in forty claims any word.
+together (Bonferroni): of codes that have nothing to do with the captions, at most one in forty is associated with any.
 
 N images, K codes (or a block of them), V words.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,11 +27,19 @@ with from_extra("explore"):
 
 LEVEL = 0.95
 MIN_IMAGES = 5
-"""Images with both the code and the word, below which nothing is claimed."""
+"""Images with both the code and the word, below which they are not associated."""
 MOST_WORDS = 2000
 """The most frequent words are counted, so many of them."""
 WORDS_PER_CODE = 20
 CODES_PER_WORD = 32
+
+_WORD_OF_CODE = [
+    ("column", np.int64),
+    ("both", np.int64),
+    ("lift", np.float64),
+    ("low", np.float64),
+    ("high", np.float64),
+]
 
 # Words of all scripts; hyphens and apostrophes join. Vowel signs and accents, which re counts as no part of a word, and
 # joiners within words are part of many scripts; the variation selectors that follow digits and emoji are not.
@@ -112,72 +120,51 @@ def count_both(code: np.ndarray, image: np.ndarray, num_codes: int, words_NV: cs
 
 
 def lifts(
-    both: np.ndarray, code_images: np.ndarray, word_images: np.ndarray, num_images: int, num_tests: int
+    both: np.ndarray, code_images: int, word_images: np.ndarray, num_images: int, num_tests: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(lift, low, high) of some pairs of a code and a word, float64 (pairs,).
+    """(lift, low, high) of some words with a code, float64 (words,).
 
     Args:
-        both: int (pairs,), images with both; at least 1.
-        code_images, word_images: int (pairs,), images with captions that have the code, and the word; at least 1.
+        both: int (words,), images with both; at least 1.
+        code_images: images with captions that have the code; at least 1.
+        word_images: int (words,), images that have the word; at least 1.
         num_images: all images with captions.
-        num_tests: words of which one might be claimed by chance, at least 1.
+        num_tests: words of which one might be associated by chance, at least 1.
 
     Below `MIN_IMAGES` images with both, `low` is at most 1.
     """
     tail = (1 - LEVEL) / 2 / num_tests
-    # Of many pairs few differ in what the interval depends on, and its inversion is slow.
-    (both_U, images_U), place = _distinct(both, code_images)
-    low_U = betaincinv(both_U, images_U - both_U + 1.0, tail)
+    # Many words have the same count, and the interval's inversion is slow.
+    both_U, place = np.unique(both, return_inverse=True)
+    low_U = betaincinv(both_U, code_images - both_U + 1.0, tail)
     high_U = np.ones(len(both_U))
-    some = both_U < images_U
-    high_U[some] = betaincinv(both_U[some] + 1.0, (images_U - both_U)[some], 1 - tail)
+    some = both_U < code_images
+    high_U[some] = betaincinv(both_U[some] + 1.0, code_images - both_U[some], 1 - tail)
     share = np.maximum(word_images, 1) / num_images
     low = low_U[place] / share
     return both / code_images / share, np.where(both < MIN_IMAGES, np.minimum(low, 1.0), low), high_U[place] / share
 
 
-def _distinct(one: np.ndarray, other: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    size = int(other.max(initial=0)) + 1
-    keys, place = np.unique(one.astype(np.int64) * size + other, return_inverse=True)
-    return (keys // size, keys % size), place
-
-
-@dataclass
-class CodeWords:
-    """Words of one code, those first whose interval lies highest: columns of `Words`, and counts and lifts of each."""
-
-    column: np.ndarray
-    both: np.ndarray
-    lift: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-    def first(self, count: int) -> CodeWords:
-        """The first so many."""
-        return CodeWords(*(getattr(self, name)[:count] for name in ("column", "both", "lift", "low", "high")))
-
-
-def words_of_codes(
-    both_KV: np.ndarray, code_images: np.ndarray, word_images: np.ndarray, num_images: int
-) -> list[CodeWords]:
-    """The words of each code that are more frequent in its images than elsewhere, best first.
+def rank_words(both_V: np.ndarray, code_images: int, word_images: np.ndarray, num_images: int) -> np.ndarray:
+    """The words that are more frequent in a code's images than elsewhere, those first whose interval lies highest.
 
     Args:
-        both_KV: int (K, V), images with both.
-        code_images: int (K,). word_images: int (V,). num_images: N; all of them images with captions.
+        both_V: int (V,), images with the code and the word.
+        code_images: Images that have the code. word_images: int (V,). num_images: N; all of them images with captions.
+
+    Returns:
+        A record a word: `column`, its number in `Words`; `both`; `lift`, and its interval, `low` and `high`.
     """
-    found = []
-    num_tests = max(both_KV.shape[1], 1)
-    for both_V, images in zip(both_KV, code_images, strict=True):
-        column = np.flatnonzero(both_V * num_images > images * word_images)
-        both = both_V[column].astype(np.int64)
-        lift, low, high = lifts(both, np.full(len(column), images), word_images[column], num_images, num_tests)
-        # Of equal ones the columns tell, which are in alphabetical order.
-        order = np.lexsort((column, -lift, -low))
-        found.append(CodeWords(column[order], both[order], lift[order], low[order], high[order]))
-    return found
+    column = np.flatnonzero(both_V * num_images > code_images * word_images)
+    found = np.empty(len(column), dtype=_WORD_OF_CODE)
+    found["column"], found["both"] = column, both_V[column]
+    found["lift"], found["low"], found["high"] = lifts(
+        found["both"], code_images, word_images[column], num_images, max(len(both_V), 1)
+    )
+    # Of equal ones the columns tell, which are in alphabetical order.
+    return found[np.lexsort((found["column"], -found["lift"], -found["low"]))]
 
 
-def claims(codes: Sequence[CodeWords]) -> np.ndarray:
-    """bool (K,), whether a code's best word has an interval above 1."""
-    return np.array([bool(len(words.low)) and words.low[0] > 1 for words in codes], dtype=bool)
+def is_associated(ranked: np.ndarray) -> bool:
+    """Whether a code is associated with a word: the best of its `rank_words` has an interval above 1."""
+    return len(ranked) > 0 and bool(ranked["low"][0] > 1)

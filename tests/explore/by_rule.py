@@ -3,9 +3,9 @@
 python tests/explore/by_rule.py FOLDER --images 100000 --codes 8192
 
 What every image holds follows from its number alone:
-- it belongs to topic `image % num_topics(num_codes)`; the left half of its cells have codes of that topic, the right
+- it belongs to topic `image % num_topics(num_codes)`; the left half of its patches have codes of that topic, the right
   half any code, low numbers more often than high ones;
-- the last 16 codes are dead, and `rare_code(num_codes)`, the one before them, is in the first cell of image 7 alone;
+- the last 16 codes are dead, and `rare_code(num_codes)`, the one before them, is in the first patch of image 7 alone;
 - its captions say its topic's word and another that says nothing.
 """
 
@@ -66,7 +66,7 @@ def captions(image: int, num_codes: int) -> list[str]:
 
 
 def pictures(maps: np.ndarray, side: int = 4) -> np.ndarray:
-    """uint8 (images, H, W, 3): each cell a square of a colour of its code."""
+    """uint8 (images, H, W, 3): each patch a square of a colour of its code."""
     hue = np.stack([maps * 37 % 256, maps * 101 % 256, maps * 211 % 256], axis=-1).astype(np.uint8)
     return hue.repeat(side, axis=1).repeat(side, axis=2)
 

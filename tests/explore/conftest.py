@@ -14,7 +14,7 @@ SMALL = {
     "backbone": "resnet10", "visual_pool": 1, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 64, "num_codes": 8, "max_position_embeddings": 16, "vocab_size": 31,
 }  # fmt: skip
-K, NUM_PICTURES = SMALL["num_codes"], 3
+K, NUM_SHOWN = SMALL["num_codes"], 3
 
 
 def tiny_model(kind: str, seed: int = 0, **fields):
@@ -41,10 +41,10 @@ def tiny_processor(tokenizer_dir):
 
 @pytest.fixture(scope="session")
 def codebook(tiny_processor):
-    """Some features of the explorer's pictures, so that its cells have codes of all kinds."""
+    """Some features of the explorer's pictures, so that its patches have codes of all kinds."""
     import torch
 
-    images = [picture(number) for number in range(NUM_PICTURES)]
+    images = [picture(number) for number in range(NUM_SHOWN)]
     pixels = tiny_processor.image_processor(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         features, _ = tiny_model("SohoForPreTraining").soho.encode_features(pixels)
@@ -89,7 +89,7 @@ def picture(number: int, size=(96, 80)):
 def bundle_folder(tmp_path_factory, codebook, runs):
     """An explorer of three pictures, whose codes are those of the runs `rank`, `answer` and `compare`."""
     from soho_fast.explore.attention import SeeingPipeline
-    from soho_fast.explore.bundle import SCHEMA, copy_pages, picture_path, write_in_files, write_value
+    from soho_fast.explore.bundle import SCHEMA, copy_pages, image_path, write_in_files, write_value
 
     folder = tmp_path_factory.mktemp("bundle") / "explorer"
     copy_pages(folder)
@@ -98,7 +98,7 @@ def bundle_folder(tmp_path_factory, codebook, runs):
     weights = hashlib.sha256(codebook.numpy().tobytes()).hexdigest()
     meta = {
         "schema": SCHEMA, "title": "By hand", "model": "by hand", "weights": weights, "num_codes": K,
-        "num_channels": SMALL["hidden_size"], "num_live": K, "num_images": 3, "num_tokens": 27, "num_pictures": 3,
+        "num_channels": SMALL["hidden_size"], "num_active": K, "num_images": 3, "num_tokens": 27, "num_shown": 3,
         "num_words": 2, "has_captions": True, "sources": [{"name": "hand", "num_images": 3}],
         "licences": [{"what": "pictures", "credit": "by hand", "licence": "CC0"}], "position_rows": 3,
         "position_columns": 3, "histogram_edges": [0.0, 1.0, 2.0], "measures": {}, "figure": [0, 1],
@@ -123,14 +123,14 @@ def bundle_folder(tmp_path_factory, codebook, runs):
         "medoid": [occurrence] * K,
     }  # fmt: skip
     pictures, pipeline = [], SeeingPipeline.from_pretrained(runs / "rank")
-    for number in range(NUM_PICTURES):
-        picture(number).save(folder / picture_path(number))
-        rows, columns, index = pipeline.codes_of((folder / picture_path(number)).read_bytes())
+    for number in range(NUM_SHOWN):
+        picture(number).save(folder / image_path(number))
+        rows, columns, index = pipeline.codes_of((folder / image_path(number)).read_bytes())
         assert len(set(index)) > 1
         pictures.append(
             {
-                "picture": number, "name": f"{number}.png", "source": 0, "licences": [0], "captions": ["a red man"],
-                "width": 96, "height": 80, "cells_high": 2.0, "cells_wide": 77 / 32, "rows": rows,
+                "image": number, "name": f"{number}.png", "source": 0, "licences": [0], "captions": ["a red man"],
+                "width": 96, "height": 80, "patches_high": 2.0, "patches_wide": 77 / 32, "rows": rows,
                 "columns": columns, "index": index, "masked": None,
             }
         )  # fmt: skip

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
+from soho_fast.explore import bundle
 from soho_fast.explore.sources import SeenImage, small_copy
 
 WORDS = ["dog", "cat", "tree", "sea", "car", "cup"]
@@ -18,7 +20,7 @@ def codebook(num_codes: int, channels: int = 3, seed: int = 0) -> np.ndarray:
 
 
 def seen_images(num_images: int, num_codes: int, seed: int = 0, size: tuple[int, int] | None = None) -> list[SeenImage]:
-    """Grids of all sizes (or of one), some cells without a code, the last codes dead, code 0 in image 1 alone, and
+    """Grids of all sizes (or of one), some patches without a code, the last codes dead, code 0 in image 1 alone, and
     distances of few values, so that there are ties and edges of the histogram are met."""
     rng = np.random.default_rng(seed)
     images = []
@@ -32,6 +34,12 @@ def seen_images(num_images: int, num_codes: int, seed: int = 0, size: tuple[int,
         captions = [" and ".join(rng.choice(WORDS, size=2)), f"a {WORDS[number % len(WORDS)]}"]
         images.append(SeenImage(index, distance, f"image {number}", number, captions))
     return images
+
+
+def described(file: str) -> set[str]:
+    """The fields of a file of data/ that the docstring of bundle.py describes."""
+    section = bundle.__doc__.split(f"\ndata/{file}", 1)[1].split("\n\n")[0]
+    return {name for names in re.findall(r"^ {4}(\w[\w, ]*): ", section, re.MULTILINE) for name in names.split(", ")}
 
 
 class MadeSource:
@@ -53,20 +61,20 @@ class MadeSource:
         return iter(())
 
 
-def cells_of(images: list[SeenImage]) -> dict[int, list[tuple[int, int, int, float]]]:
-    """(image, row, column, distance) of each cell of each code."""
+def patches_of(images: list[SeenImage]) -> dict[int, list[tuple[int, int, int, float]]]:
+    """(image, row, column, distance) of each patch of each code."""
     found = defaultdict(list)
     for number, image in enumerate(images):
         for row in range(image.index.shape[0]):
             for column in range(image.index.shape[1]):
                 if image.index[row, column] >= 0:
-                    cell = (number, row, column, float(image.distance[row, column]))
-                    found[int(image.index[row, column])].append(cell)
+                    patch = (number, row, column, float(image.distance[row, column]))
+                    found[int(image.index[row, column])].append(patch)
     return found
 
 
 def beside(images: list[SeenImage]) -> Counter[tuple[int, int]]:
-    """How often a cell of the first code has the second code beside it."""
+    """How often a patch of the first code has the second code beside it."""
     counts: Counter[tuple[int, int]] = Counter()
     for image in images:
         rows, columns = image.index.shape

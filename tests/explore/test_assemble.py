@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from explore_made import WORDS, MadeSource, beside, cells_of, codebook, seen_images
+from explore_made import WORDS, MadeSource, beside, codebook, described, patches_of, seen_images
 
 from soho_fast.common.errors import UserError
 from soho_fast.explore import bundle as layout
@@ -31,74 +31,74 @@ def build(folder, images=None, num_codes=NUM_CODES, **options):
 def made(tmp_path_factory):
     """(images, the explorer of 25 of them)."""
     images = seen_images(60, NUM_CODES)
-    return images, build(tmp_path_factory.mktemp("made") / "explorer", images, most_pictures=25, made_of="these")
+    return images, build(tmp_path_factory.mktemp("made") / "explorer", images, most_shown=25, made_of="these")
 
 
 def test_every_field_of_the_layout_is_there(made):
     _, bundle = made
-    assert set(bundle.meta) == {name for names in layout.META for name in names.split(", ")}
-    assert set(bundle.read("wall")) == {name for names in layout.WALL for name in names.split(", ")}
+    assert set(bundle.meta) == described("meta.js")
+    assert set(bundle.read("wall")) == described("wall.js")
     for code in range(NUM_CODES):
-        assert set(bundle.code(code)) == {name for names in layout.CODE for name in names.split(", ")}
+        assert set(bundle.code(code)) == described("codes-0000.js")
     for picture in range(25):
-        assert set(bundle.picture(picture)) == {name for names in layout.PICTURE for name in names.split(", ")}
-    assert all(set(entry) == set(layout.WORDS) for entry in bundle.read("words"))
+        assert set(bundle.image(picture)) == described("images-0000.js")
+    assert all(set(entry) == described("words.js") for entry in bundle.read("words"))
     assert bundle.read("timeline") is None and bundle.read("server") is None
     assert (bundle.folder / "index.html").is_file()
 
 
 def test_statistics_are_of_all_images_and_occurrences_of_the_gallery(made):
     images, bundle = made
-    cells, counts = cells_of(images), beside(images)
-    assert bundle.meta["num_images"] == 60 and bundle.meta["num_pictures"] == 25
-    assert bundle.meta["num_tokens"] == sum(map(len, cells.values()))
-    assert bundle.meta["num_live"] == sum(map(bool, cells.values()))
-    shown = [int(bundle.picture(picture)["name"].split()[1]) for picture in range(25)]
+    patches, counts = patches_of(images), beside(images)
+    assert bundle.meta["num_images"] == 60 and bundle.meta["num_shown"] == 25
+    assert bundle.meta["num_tokens"] == sum(map(len, patches.values()))
+    assert bundle.meta["num_active"] == sum(map(bool, patches.values()))
+    shown = [int(bundle.image(picture)["name"].split()[1]) for picture in range(25)]
     assert shown == sorted(shown)
     wall = bundle.read("wall")
     for code in range(NUM_CODES):
         entry = bundle.code(code)
         assert entry["code"] == code
-        assert entry["tokens"] == wall["tokens"][code] == len(cells[code]) == sum(entry["histogram"])
-        assert entry["images"] == wall["images"][code] == len({cell[0] for cell in cells[code]})
-        assert sum(entry["positions"]) == pytest.approx(len(cells[code]), abs=0.005 * len(entry["positions"]))
+        assert entry["tokens"] == wall["tokens"][code] == len(patches[code]) == sum(entry["histogram"])
+        assert entry["images"] == wall["images"][code] == len({patch[0] for patch in patches[code]})
+        assert sum(entry["positions"]) == pytest.approx(len(patches[code]), abs=0.005 * len(entry["positions"]))
         for neighbour in entry["neighbours"]:
             assert neighbour["count"] == counts[code, neighbour["code"]]
-        here = [cell for cell in cells[code] if cell[0] in shown]
+        here = [patch for patch in patches[code] if patch[0] in shown]
         for kind in ("nearest", "quantiles", "random"):
-            assert len(entry[kind]) == min(12, len({cell[0] for cell in here}))
+            assert len(entry[kind]) == min(12, len({patch[0] for patch in here}))
             for picture, row, column, distance, rows, columns in entry[kind]:
                 assert (shown[picture], row, column, distance) in here
                 assert (rows, columns) == images[shown[picture]].index.shape
         if here:
             assert wall["medoid"][code] == entry["nearest"][0] and wall["medoid"][code][3] == min(c[3] for c in here)
-            assert wall["mean_distance"][code] == pytest.approx(np.mean([c[3] for c in cells[code]]), rel=1e-5)
+            assert wall["mean_distance"][code] == pytest.approx(np.mean([c[3] for c in patches[code]]), rel=1e-5)
         else:
             assert wall["medoid"][code] is None
     assert wall["mean_distance"][NUM_CODES - 1] is None and wall["spread"][NUM_CODES - 1] is None
 
 
-def test_pictures_are_the_images(made):
+def test_images_are_the_images(made):
     images, bundle = made
     for picture in range(25):
-        entry = bundle.picture(picture)
+        entry = bundle.image(picture)
         image = images[int(entry["name"].split()[1])]
         codes = [None if code < 0 else int(code) for code in image.index.ravel()]
         assert entry["index"] == codes and (entry["rows"], entry["columns"]) == image.index.shape
         assert entry["captions"] == image.captions
         assert (entry["width"], entry["height"]) == (10, 8)
-        assert (bundle.folder / layout.picture_path(picture)).read_bytes()[:2] == b"\xff\xd8"
+        assert (bundle.folder / layout.image_path(picture)).read_bytes()[:2] == b"\xff\xd8"
 
 
 def test_words_on_both_sides(made):
     images, bundle = made
-    cells = cells_of(images)
+    patches = patches_of(images)
     has = {word: {n for n, image in enumerate(images) if word in " ".join(image.captions).split()} for word in WORDS}
     by_word = {entry["word"]: entry for entry in bundle.read("words")}
     assert list(by_word) == sorted(WORDS)
     claimed = set()
     for code in range(NUM_CODES):
-        of_code = {cell[0] for cell in cells[code]}
+        of_code = {patch[0] for patch in patches[code]}
         for word in words_of_code(bundle, code):
             assert word["both"] == len(of_code & has[word["word"]])
             assert word["images"] == len(has[word["word"]]) == by_word[word["word"]]["images"]
@@ -107,7 +107,7 @@ def test_words_on_both_sides(made):
             if word["low"] > 1:
                 claimed.add((word["word"], code))
     assert claimed == {(word, int(code)) for word in WORDS for code in codes_of_word(bundle, word)["code"]}
-    assert occurrences(bundle.folder, 3)["distance"].tolist() == [cell[3] for cell in bundle.code(3)["nearest"]]
+    assert occurrences(bundle.folder, 3)["distance"].tolist() == [patch[3] for patch in bundle.code(3)["nearest"]]
 
 
 def test_a_word_that_a_code_means_is_claimed(tmp_path):
@@ -129,7 +129,7 @@ def test_the_order_of_chunks_and_blocks_changes_nothing(tmp_path, monkeypatch, m
     images, bundle = made
     monkeypatch.setattr("soho_fast.explore.spool._TOKENS_AT_A_TIME", 11)
     monkeypatch.setattr("soho_fast.explore.statistics._TABLE_ENTRIES", 1)
-    other = build(tmp_path / "explorer", images, most_pictures=25, made_of="these")
+    other = build(tmp_path / "explorer", images, most_shown=25, made_of="these")
     for path in sorted((bundle.folder / "data").iterdir()):
         assert (other.folder / "data" / path.name).read_text() == path.read_text(), path.name
 
@@ -155,18 +155,15 @@ def test_hostile_captions_pass_through_unharmed(tmp_path):
     images = seen_images(5, 6)
     images[0].captions, images[0].name = HOSTILE, HOSTILE[0]
     bundle = build(tmp_path / "explorer", images, 6)
-    assert bundle.picture(0)["captions"] == HOSTILE and bundle.picture(0)["name"] == HOSTILE[0]
+    assert bundle.image(0)["captions"] == HOSTILE and bundle.image(0)["name"] == HOSTILE[0]
     text = (bundle.folder / "data" / "images-0000.js").read_bytes()
     assert text.isascii() and b"\\u2028" in text and text.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("wrong", [6, -2])
-def test_codes_of_another_codebook_are_refused(tmp_path, wrong):
+def test_features_that_are_not_finite_are_refused(tmp_path):
     images = seen_images(5, 6)
-    images[3].index[0, 0] = wrong
-    with pytest.raises(
-        ValueError, match=rf"image 3: expected codes from 0 to 5 \(-1: none\), got {wrong}; the index map"
-    ):
+    images[3].index[0, 0], images[3].distance[0, 0] = 1, np.nan
+    with pytest.raises(ValueError, match="image 3: its features are not all finite numbers"):
         build(tmp_path / "explorer", images, 6)
     assert list(tmp_path.iterdir()) == [], "nothing is left"
 
@@ -300,7 +297,7 @@ def test_damage_is_told_with_the_file(made, tmp_path):
         occurrences(folder, 64)
     meta = json.loads(json.dumps(made[1].meta)) | {"schema": 99}
     layout.write_value(folder, "meta", meta)
-    with pytest.raises(BundleError, match=r"meta\.js: expected schema 2, got 99"):
+    with pytest.raises(BundleError, match=r"meta\.js: expected schema 3, got 99"):
         occurrences(folder, 0)
     with pytest.raises(FileNotFoundError, match="is no explorer"):
         occurrences(tmp_path, 0)
@@ -313,8 +310,8 @@ def test_mistakes_of_readers(made):
         words_of_code(made[1], 70)
 
 
-def test_a_picture_that_is_lost_meanwhile_is_left_out(tmp_path):
-    from soho_fast.explore.sources import PictureError
+def test_a_image_that_is_lost_meanwhile_is_left_out(tmp_path):
+    from soho_fast.explore.sources import ImageError
 
     images = seen_images(6, 6)
     source, said = MadeSource(images, codebook(6)), []
@@ -322,14 +319,14 @@ def test_a_picture_that_is_lost_meanwhile_is_left_out(tmp_path):
 
     def small_copy(place):
         if place == 2:
-            raise PictureError("image 2: gone")
+            raise ImageError("image 2: gone")
         return whole(place)
 
     source.small_copy = small_copy
     bundle = Bundle(assemble(source, tmp_path / "explorer", say=said.append))
     assert said == ["left out: image 2: gone"]
-    assert bundle.meta["num_images"] == 6 and bundle.meta["num_pictures"] == 5
-    assert [bundle.picture(n)["name"] for n in range(5)] == [f"image {n}" for n in (0, 1, 3, 4, 5)]
+    assert bundle.meta["num_images"] == 6 and bundle.meta["num_shown"] == 5
+    assert [bundle.image(n)["name"] for n in range(5)] == [f"image {n}" for n in (0, 1, 3, 4, 5)]
     for code in range(6):
         for picture, row, column, distance, *_ in bundle.code(code)["nearest"]:
             image = images[(0, 1, 3, 4, 5)[picture]]

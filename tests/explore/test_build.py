@@ -87,12 +87,12 @@ def built(run):
 
 def test_codes_are_those_that_the_model_gives(run, built):
     _, model, task, refs = run
-    assert built.meta["num_images"] == built.meta["num_pictures"] == 12
+    assert built.meta["num_images"] == built.meta["num_shown"] == 12
     assert [source["num_images"] for source in built.meta["sources"]] == [8, 4]
     processor = task.processor.image_processor
     grids = set()
     for picture in range(12):
-        entry = built.picture(picture)
+        entry = built.image(picture)
         pixels = processor.load(refs[entry["name"]])
         with torch.no_grad():
             visual = model.encode_images(**processor.collate([pixels]))
@@ -100,8 +100,8 @@ def test_codes_are_those_that_the_model_gives(run, built):
         width = -(-pixels.shape[2] // 32)
         index = visual.index.view(-1, width)[:rows, :columns]
         assert entry["index"] == index.flatten().tolist() and (entry["rows"], entry["columns"]) == (rows, columns)
-        assert entry["cells_high"] == pytest.approx(pixels.shape[1] / 32)
-        assert entry["cells_wide"] == pytest.approx(pixels.shape[2] / 32)
+        assert entry["patches_high"] == pytest.approx(pixels.shape[1] / 32)
+        assert entry["patches_wide"] == pytest.approx(pixels.shape[2] / 32)
         grids.add((rows, columns))
         assert len(entry["captions"]) == 2 and entry["source"] == int(picture >= 8)
     assert len(grids) == 2, "batches were padded"
@@ -113,7 +113,7 @@ def test_distances_are_those_of_the_features(run, built):
     seen = 0
     for code in range(built.meta["num_codes"]):
         for picture, row, column, distance, *_ in built.code(code)["nearest"]:
-            pixels = task.processor.image_processor.load(refs[built.picture(picture)["name"]])
+            pixels = task.processor.image_processor.load(refs[built.image(picture)["name"]])
             with torch.no_grad():
                 batch = task.processor.image_processor.collate([pixels])
                 features, mask = model.base().encode_features(**batch)
@@ -126,22 +126,22 @@ def test_distances_are_those_of_the_features(run, built):
 def test_what_masked_visual_modelling_hides_and_guesses(run, built):
     hidden = 0
     for picture in range(12):
-        entry = built.picture(picture)
+        entry = built.image(picture)
         masked = entry["masked"]
-        cells = [cell for cell, code in enumerate(entry["index"]) if code == masked["code"]]
-        assert [cell["cell"] for cell in masked["cells"]] == cells, "all cells of one label"
-        for cell in masked["cells"]:
-            shares = [share for _, share in cell["guesses"]]
+        patches = [patch for patch, code in enumerate(entry["index"]) if code == masked["code"]]
+        assert [patch["patch"] for patch in masked["patches"]] == patches, "all patches of one label"
+        for patch in masked["patches"]:
+            shares = [share for _, share in patch["guesses"]]
             assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 1.001
-        hidden += len(cells)
+        hidden += len(patches)
     assert hidden >= 12
 
 
 def test_the_guesses_are_the_models_own(run, built):
-    """Alone in its batch a picture gives the same guesses, at the same cells, as among others."""
+    """Alone in its batch a picture gives the same guesses, at the same patches, as among others."""
     _, model, task, refs = run
     processor = task.processor
-    for entry in map(built.picture, range(12)):
+    for entry in map(built.image, range(12)):
         pixels = processor.image_processor.load(refs[entry["name"]])
         with torch.no_grad():
             visual = model.encode_images(**processor.image_processor.collate([pixels]))
@@ -150,10 +150,10 @@ def test_the_guesses_are_the_models_own(run, built):
             text = processor.tokenizer([entry["captions"][0]], return_tensors="pt", return_token_type_ids=False)
             output = model(visual_tokens=visual, mask_uniform=uniform, **text)
         share_MK = output.mvm_logits.softmax(-1)
-        for cell, share_K in zip(entry["masked"]["cells"], share_MK, strict=True):
+        for patch, share_K in zip(entry["masked"]["patches"], share_MK, strict=True):
             best = sorted(share_K.tolist(), reverse=True)[:5]
-            np.testing.assert_allclose([share for _, share in cell["guesses"]], best, rtol=6e-3)
-            np.testing.assert_allclose([share_K[code] for code, _ in cell["guesses"]], best, rtol=6e-3)
+            np.testing.assert_allclose([share for _, share in patch["guesses"]], best, rtol=6e-3)
+            np.testing.assert_allclose([share_K[code] for code, _ in patch["guesses"]], best, rtol=6e-3)
 
 
 def test_batches_have_no_code_at_padding(run):
@@ -195,7 +195,7 @@ def test_splits_are_chosen(run, tmp_path):
     bundle = Bundle(tmp_path / "x")
     assert bundle.meta["sources"] == [{"name": "coco, held out", "num_images": 4}]
     assert [entry["licence"] for entry in bundle.meta["licences"]] == ["CC0"]
-    assert bundle.picture(0)["licences"] == [0]
+    assert bundle.image(0)["licences"] == [0]
 
 
 def test_a_corrupt_image_is_named_and_left_out(tmp_path, capsys):
@@ -207,17 +207,17 @@ def test_a_corrupt_image_is_named_and_left_out(tmp_path, capsys):
     assert said.count("left out:") == 1 and "train2014/0003.jpg" in said
     bundle = Bundle(tmp_path / "run/explorer")
     assert bundle.meta["num_images"] == 11
-    assert "train2014/0003.jpg" not in {bundle.picture(n)["name"] for n in range(11)}
+    assert "train2014/0003.jpg" not in {bundle.image(n)["name"] for n in range(11)}
 
 
 def test_licences_beside_the_images(tmp_path):
     task = pretraining_task(tmp_path / "data", write_tokenizer(tmp_path / "tokenizer"))
     write_run(tmp_path / "run", task)
-    entries = [{"what": "training pictures", "credit": "Ada", "licence": "CC-BY-4.0", "pictures": ["train2014/*"]}]
+    entries = [{"what": "training pictures", "credit": "Ada", "licence": "CC-BY-4.0", "images": ["train2014/*"]}]
     (tmp_path / "data/licences.json").write_text(json.dumps(entries))
     assert main(["build", str(tmp_path / "run")]) == 0
     bundle = Bundle(tmp_path / "run/explorer")
-    told = [[bundle.meta["licences"][n]["licence"] for n in bundle.picture(p)["licences"]] for p in range(12)]
+    told = [[bundle.meta["licences"][n]["licence"] for n in bundle.image(p)["licences"]] for p in range(12)]
     assert told == [["CC-BY-4.0"]] * 8 + [["unknown"]] * 4
     (tmp_path / "data/licences.json").write_text("{}")
     assert main(["build", str(tmp_path / "run"), "--into", str(tmp_path / "other")]) == 2
@@ -251,9 +251,9 @@ def test_fine_tuned_models(tmp_path, tokenizer_dir, name, sources, num_images, t
     bundle = Bundle(tmp_path / "run/explorer")
     assert [source["name"] for source in bundle.meta["sources"]] == sources
     assert bundle.meta["num_images"] == num_images and bundle.meta["has_captions"]
-    assert all(bundle.picture(n)["masked"] is None for n in range(num_images))
-    assert text in [caption for n in range(num_images) for caption in bundle.picture(n)["captions"]]
-    assert all(None not in bundle.picture(n)["index"] for n in range(num_images))
+    assert all(bundle.image(n)["masked"] is None for n in range(num_images))
+    assert text in [caption for n in range(num_images) for caption in bundle.image(n)["captions"]]
+    assert all(None not in bundle.image(n)["index"] for n in range(num_images))
 
 
 MISTAKES = [

@@ -36,9 +36,9 @@ def test_codes_are_the_nearest_ones(given, tmp_path):
     bundle = Bundle(build_from_arrays(**given, folder=tmp_path / "explorer", say=quiet))
     distance = np.linalg.norm(given["features"][..., None, :].astype(float) - given["codebook"], axis=-1)
     for picture in range(N):
-        entry = bundle.picture(picture)
+        entry = bundle.image(picture)
         assert entry["index"] == distance[picture].argmin(-1).ravel().tolist()
-        assert (entry["rows"], entry["columns"], entry["cells_high"], entry["cells_wide"]) == (3, 4, 3.0, 4.0)
+        assert (entry["rows"], entry["columns"], entry["patches_high"], entry["patches_wide"]) == (3, 4, 3.0, 4.0)
         assert (entry["width"], entry["height"]) == (32, 24) and entry["name"] == f"image {picture}"
         assert entry["captions"] == (["a dog", "a cat"], ["a dog"], [])[picture % 3]
         assert [bundle.meta["licences"][n]["licence"] for n in entry["licences"]] == ["unknown"]
@@ -97,9 +97,9 @@ def test_grids_and_images_of_all_sizes_and_paths(given, tmp_path):
         paths.append(tmp_path / f"{number}.png")
         Image.new("RGB", size, (250, 0, 0)).save(paths[-1])
     explorer = tmp_path / "explorer"
-    licences = [{"what": "reds", "credit": "me", "licence": "CC0", "pictures": ["*/0.png"]}]
+    licences = [{"what": "reds", "credit": "me", "licence": "CC0", "images": ["*/0.png"]}]
     bundle = Bundle(build_from_arrays(features, given["codebook"], paths, explorer, licences=licences, say=quiet))
-    entries = [bundle.picture(n) for n in range(3)]
+    entries = [bundle.image(n) for n in range(3)]
     assert [entry["rows"] for entry in entries] == [1, 2, 3]
     assert [(entry["width"], entry["height"]) for entry in entries] == [(256, 128), (10, 256), (8, 8)]
     assert [entry["name"] for entry in entries] == [str(path) for path in paths]
@@ -136,9 +136,9 @@ def test_a_file_that_is_no_image_is_left_out(given, tmp_path):
     )
     assert len(said) == 1 and said[0].startswith(f"left out: {tmp_path / 'broken.jpg'}: can't be read as an image")
     assert "0x" not in said[0], "no address of memory"
-    assert Bundle(explorer).meta["num_pictures"] == 1
+    assert Bundle(explorer).meta["num_shown"] == 1
     (tmp_path / "whole.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="images: no picture can be read any more"):
+    with pytest.raises(ValueError, match="images: no image can be read any more"):
         build_from_arrays(given["features"][:2], given["codebook"], paths, tmp_path / "explorer", say=quiet)
 
 

@@ -1,10 +1,10 @@
-"""Which pictures are shown, and which of their cells: distinct, in order, the same whatever comes together."""
+"""Which pictures are shown, and which of their patches: distinct, in order, the same whatever comes together."""
 
 import numpy as np
 import pytest
-from explore_made import cells_of, seen_images
+from explore_made import patches_of, seen_images
 
-from soho_fast.explore.gallery import Members, SmallestOfEach, choose_occurrences, choose_pictures, draw
+from soho_fast.explore.gallery import SmallestOfEach, assigned_patches, choose_images, choose_occurrences, draw
 from soho_fast.explore.spool import Spool
 
 NUM_CODES = 12
@@ -19,21 +19,21 @@ def filled(images, folder):
 
 
 def images_of_codes(images):
-    return {code: {cell[0] for cell in cells} for code, cells in cells_of(images).items()}
+    return {code: {patch[0] for patch in patches} for code, patches in patches_of(images).items()}
 
 
-def test_few_pictures_are_all_shown(tmp_path):
+def test_few_images_are_all_shown(tmp_path):
     spool = filled(seen_images(20, NUM_CODES), tmp_path)
-    assert choose_pictures(spool, np.zeros(NUM_CODES, dtype=int), 20).tolist() == list(range(20))
+    assert choose_images(spool, np.zeros(NUM_CODES, dtype=int), 20).tolist() == list(range(20))
 
 
 @pytest.mark.parametrize("most", [100, 150, 199])
-def test_each_code_has_twelve_pictures_where_it_has_that_many(tmp_path, most):
+def test_each_code_has_twelve_images_where_it_has_that_many(tmp_path, most):
     images = seen_images(200, 40)
     has = images_of_codes(images)
     count = np.array([len(has.get(code, ())) for code in range(40)])
     assert (count == 0).any() and ((count > 0) & (count < 12)).any() and (count > 100).any()
-    chosen = choose_pictures(filled(images, tmp_path), count, most)
+    chosen = choose_images(filled(images, tmp_path), count, most)
     assert len(chosen) == most and len(set(chosen.tolist())) == most and (np.diff(chosen) > 0).all()
     shown = [len(has.get(code, set()) & set(chosen.tolist())) for code in range(40)]
     assert all(here >= min(12, there) for here, there in zip(shown, count, strict=True))
@@ -41,19 +41,19 @@ def test_each_code_has_twelve_pictures_where_it_has_that_many(tmp_path, most):
 
 def test_what_is_left_goes_to_the_nearest_of_each_code(tmp_path):
     images = seen_images(200, 40)
-    cells = cells_of(images)
-    count = np.array([len({cell[0] for cell in cells[code]}) for code in range(40)])
-    chosen = choose_pictures(filled(images, tmp_path), count, 150).tolist()
+    patches = patches_of(images)
+    count = np.array([len({patch[0] for patch in patches[code]}) for code in range(40)])
+    chosen = choose_images(filled(images, tmp_path), count, 150).tolist()
     for code in np.flatnonzero(count):
-        assert min(cells[code], key=lambda cell: (cell[3], cell[0]))[0] in chosen
+        assert min(patches[code], key=lambda patch: (patch[3], patch[0]))[0] in chosen
 
 
-def test_more_rare_codes_than_pictures_share_them(tmp_path):
+def test_more_rare_codes_than_images_share_them(tmp_path):
     """No picture has a code of another, so that not all can have twelve."""
     images = seen_images(90, 8, size=(1, 1))
     for number, image in enumerate(images):
         image.index[0, 0] = number // 3
-    chosen = choose_pictures(filled(images, tmp_path), np.full(30, 3), 20)
+    chosen = choose_images(filled(images, tmp_path), np.full(30, 3), 20)
     assert len(chosen) == 20
 
 
@@ -83,36 +83,41 @@ def test_smallest_of_each_with_too_few():
 def test_occurrences(tmp_path):
     images = seen_images(60, NUM_CODES)
     shown = np.array([1, *range(4, 60, 2)])
-    members = Members.gather(filled(images, tmp_path).tokens(shown), shown, 0, NUM_CODES)
-    cells = cells_of(images)
+    shown_N = np.full(60, -1)
+    shown_N[shown] = np.arange(len(shown))
+    (chunk,) = filled(images, tmp_path).tokens()
+    members = assigned_patches(chunk, shown_N, 0, NUM_CODES)
+    patches = patches_of(images)
     place_of = {image: place for place, image in enumerate(shown.tolist())}
     for code in range(NUM_CODES):
-        here = [(place_of[i], r, c, d) for i, r, c, d in cells[code] if i in place_of]
+        here = [(place_of[i], r, c, d) for i, r, c, d in patches[code] if i in place_of]
         keys = {
             (p, r, c): int(draw(shown[[p]], np.array([r * images[shown[p]].index.shape[1] + c]))[0])
             for p, r, c, _ in here
         }
-        found = {kind: records(at) for kind, at in choose_occurrences(members.of(code)).items()}
-        nearest = first_of_each_picture(sorted(here, key=lambda cell: (cell[3], cell[:3])))
+        found = {kind: records(at) for kind, at in choose_occurrences(members[members["code"] == code]).items()}
+        nearest = first_of_each_picture(sorted(here, key=lambda patch: (patch[3], patch[:3])))
         assert found["nearest"] == nearest[:12]
-        drawn = first_of_each_picture(sorted(here, key=lambda cell: keys[cell[:3]]))
+        drawn = first_of_each_picture(sorted(here, key=lambda patch: keys[patch[:3]]))
         assert found["random"] == drawn[:12]
         assert len(found["quantiles"]) == min(12, len(drawn)) and set(found["quantiles"]) <= set(drawn)
-        distances = sorted(cell[3] for cell in drawn)
+        distances = sorted(patch[3] for patch in drawn)
         if len(drawn) > 12:
             steps = [round(step * (len(drawn) - 1) / 11) for step in range(12)]
-            assert [cell[3] for cell in found["quantiles"]] == [distances[step] for step in steps]
+            assert [patch[3] for patch in found["quantiles"]] == [distances[step] for step in steps]
         for at in found.values():
-            assert len({cell[0] for cell in at}) == len(at), "distinct pictures"
-    assert not cells[NUM_CODES - 1] and len(choose_occurrences(members.of(0))["nearest"].code) == 1
+            assert len({patch[0] for patch in at}) == len(at), "distinct pictures"
+    assert not patches[NUM_CODES - 1] and len(choose_occurrences(members[members["code"] == 0])["nearest"]) == 1
+    some = assigned_patches(chunk, shown_N, 3, 5)
+    assert some.tolist() == members[np.isin(members["code"], [3, 4])].tolist()
 
 
 def records(at):
-    return list(zip(at.picture.tolist(), at.row.tolist(), at.column.tolist(), at.distance.tolist(), strict=True))
+    return at[["image", "row", "column", "distance"]].tolist()
 
 
-def first_of_each_picture(cells):
-    return [cell for place, cell in enumerate(cells) if cell[0] not in {before[0] for before in cells[:place]}]
+def first_of_each_picture(patches):
+    return [patch for place, patch in enumerate(patches) if patch[0] not in {before[0] for before in patches[:place]}]
 
 
 def test_draws_are_spread_evenly():

@@ -9,7 +9,7 @@ from soho_fast.data.mini import build_corpus
 from soho_fast.data.mini.concepts import COLOURS
 from soho_fast.explore.licences import Licences, demo_licences, read_licences
 
-HARBOUR = {"what": "the harbour", "credit": "Ada", "licence": "CC-BY-4.0", "pictures": ["harbour/*.jpg", "sea.png"]}
+HARBOUR = {"what": "the harbour", "credit": "Ada", "licence": "CC-BY-4.0", "images": ["harbour/*.jpg", "sea.png"]}
 ALL = {"what": "everything", "credit": "Grace", "licence": "CC0"}
 
 
@@ -23,7 +23,9 @@ def test_entries_hold_for_all_or_for_what_they_name():
     one = Licences([HARBOUR])
     assert told(one, "sea.png") == ["CC-BY-4.0"] and told(one, "hill.jpg") == ["unknown"]
     assert told(Licences(), "hill.jpg") == ["unknown"]
-    assert "pictures" not in both.entries[0]
+    assert "images" not in both.entries[0]
+    older = {"pictures" if name == "images" else name: value for name, value in HARBOUR.items()}
+    assert told(Licences([older]), "hill.jpg") == ["unknown"]
 
 
 def test_they_stand_beside_the_images(tmp_path):
@@ -40,8 +42,8 @@ def test_they_stand_beside_the_images(tmp_path):
         ("{}", r"licences\.json: expected a list of \{what, credit, licence\}, got dict"),
         ('[{"what": "a", "credit": "b"}]', r"licences\.json\[0\]: expected texts by the names what, credit, licence"),
         (
-            json.dumps([{**HARBOUR, "pictures": "*"}]),
-            r"licences\.json\[0\]\.pictures: expected a list of names or patt",
+            json.dumps([{**HARBOUR, "images": "*"}]),
+            r"licences\.json\[0\]\.images: expected a list of names or patt",
         ),
     ],
 )
@@ -51,7 +53,7 @@ def test_mistakes_name_the_file_and_the_entry(tmp_path, content, error):
         read_licences(str(tmp_path))
 
 
-def test_the_demo_corpus_knows_what_each_picture_was_composed_of(tmp_path):
+def test_the_demo_corpus_knows_what_each_image_was_composed_of(tmp_path):
     corpus = build_corpus(tmp_path / "corpus", num_train=60, num_heldout=20, image_size=32, seed=3)
     found = demo_licences(str(corpus))
     pictures = {path.stem for path in corpus.rglob("COCO_*.jpg")}

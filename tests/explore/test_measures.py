@@ -15,9 +15,10 @@ from soho_fast.explore.measures import (
     k_means,
     normalised_mutual_information,
     purity,
-    share_of_claims,
     shuffled,
+    words_of_active_codes,
 )
+from soho_fast.explore.words import is_associated
 
 CELLS = 4
 NUM_CODES = 200
@@ -30,7 +31,7 @@ def corpus(tmp_path_factory):
 
 
 class _PlantedSource:
-    """A code is the name of the object under its cell, or of the background; features lie close about it."""
+    """A code is the name of the object under its patch, or of the background; features lie close about it."""
 
     def __init__(self, corpus) -> None:
         self.scenes = corpus_scenes(corpus)
@@ -99,7 +100,7 @@ def test_labels_are_those_under_the_cells(corpus):
     assert 0.05 < seen.is_object.mean() < 0.5
 
 
-def test_a_cell_beside_an_object_counts_where_the_image_shows_what_its_code_lies_on():
+def test_a_patch_beside_an_object_counts_where_the_image_shows_what_its_code_lies_on():
     # Labels 0 and 1 are objects, 2 a background. Code 0 lies on object 0 twice and on 1 once, code 1 on nothing.
     code, label = np.array([0, 0, 0, 0, 0, 1]), np.array([0, 0, 1, 2, 2, 2])
     image, shown = np.array([0, 0, 1, 0, 1, 0]), [[0], [1, 1]]
@@ -140,20 +141,24 @@ def test_k_means_find_what_is_apart_and_take_no_more_means_than_features():
     assert sorted(k_means(features[:2], 3)) == [0, 1]
 
 
-def test_a_code_claims_a_word_that_its_images_have_and_others_do_not():
+def associated(codes, images, captions):
+    return list(map(is_associated, words_of_active_codes(codes, images, captions)))
+
+
+def test_a_code_is_associated_with_a_word_that_its_images_have_and_others_do_not():
     # Codes 0 and 1 halve the images, code 2 is in all, code 4 in two; code 3 has no token.
     image = np.arange(200)
     codes = np.concatenate([image % 2, np.full(200, 2), [4, 4]])
     images = np.concatenate([image, image, [0, 2]])
     captions = [["even" if number % 2 == 0 else "odd"] for number in image]
-    assert share_of_claims(codes, images, captions) == (2, 4)
-    assert share_of_claims(codes, images, [[]] * 200) == (0, 4)
+    assert associated(codes, images, captions) == [True, True, False, False]
+    assert associated(codes, images, [[]] * 200) == [False] * 4
 
 
 def test_images_without_captions_say_nothing_of_words():
-    """Two data sets, one without captions: that a code belongs to the other one is no reason to claim its words."""
+    """Two data sets, one without captions: a code of the other one is not associated with its words."""
     rng = np.random.default_rng(0)
     captions = [[str(rng.choice(["dog", "cat"]))] if image < 200 else ["", " "] for image in range(400)]
     image = np.repeat(np.arange(400), 4)
     codes = rng.integers(10, size=1600) + 10 * (image >= 200)
-    assert share_of_claims(codes, image, captions) == (0, 20)
+    assert associated(codes, image, captions) == [False] * 20

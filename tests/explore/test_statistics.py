@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from explore_made import beside, cells_of, codebook, seen_images
+from explore_made import beside, codebook, patches_of, seen_images
 
 from soho_fast.explore import spool as spool_module
 from soho_fast.explore.spool import Spool
@@ -15,7 +15,7 @@ from soho_fast.explore.statistics import (
     count_sides,
     count_usage,
     near_codes,
-    places_on_map,
+    positions_on_map,
 )
 
 NUM_CODES = 12
@@ -40,17 +40,17 @@ def filled(images, folder):
 def test_usage(spooled):
     images, spool = spooled
     usage = count_usage(spool, NUM_CODES)
-    cells = cells_of(images)
-    assert not cells[NUM_CODES - 1] and {image for image, *_ in cells[0]} == {1}, "a dead code, one of one image"
-    every = [cell[3] for code in cells for cell in cells[code]]
+    patches = patches_of(images)
+    assert not patches[NUM_CODES - 1] and {image for image, *_ in patches[0]} == {1}, "a dead code, one of one image"
+    every = [patch[3] for code in patches for patch in patches[code]]
     edges = np.linspace(min(every), max(every), 33)
     np.testing.assert_array_equal(usage.edges, edges)
     rows, columns = (max(image.index.shape[axis] for image in images) for axis in (0, 1))
     assert (usage.position_rows, usage.position_columns) == (rows, columns)
     for code in range(NUM_CODES):
-        distances = [cell[3] for cell in cells[code]]
+        distances = [patch[3] for patch in patches[code]]
         assert usage.tokens[code] == len(distances)
-        assert usage.images[code] == len({cell[0] for cell in cells[code]})
+        assert usage.images[code] == len({patch[0] for patch in patches[code]})
         assert usage.histogram[code].tolist() == np.histogram(distances, edges)[0].tolist()
         if distances:
             assert usage.mean[code] == pytest.approx(np.mean(distances), rel=1e-12)
@@ -58,7 +58,7 @@ def test_usage(spooled):
         else:
             assert np.isnan(usage.mean[code]) and np.isnan(usage.spread[code])
         positions = np.zeros((rows, columns))
-        for image, row, column, _ in cells[code]:
+        for image, row, column, _ in patches[code]:
             high, wide = images[image].index.shape
             down, right = share_of_edge(row, high, rows), share_of_edge(column, wide, columns)
             positions += np.outer(down, right)
@@ -68,9 +68,9 @@ def test_usage(spooled):
     assert [ranks[code] for code in by_rank] == list(range(1, NUM_CODES + 1))
 
 
-def share_of_edge(cell, num_cells, num_positions):
-    """How much of a cell lies in each position, by points that lie close."""
-    points = (cell + (np.arange(3600) + 0.5) / 3600) / num_cells
+def share_of_edge(patch, num_patches, num_positions):
+    """How much of a patch lies in each position, by points that lie close."""
+    points = (patch + (np.arange(3600) + 0.5) / 3600) / num_patches
     return np.bincount((points * num_positions).astype(int), minlength=num_positions) / 3600
 
 
@@ -118,11 +118,11 @@ def block(spool, first, last):
     return table
 
 
-def test_blocks_are_whole_files_and_cover_all_codes():
-    blocks = list(blocks_of_codes(1000, 2**17, 64))
+def test_blocks_cover_all_codes():
+    blocks = list(blocks_of_codes(1000, 2**17))
     assert blocks[0] == (0, 128) and blocks[-1][1] == 1000
     assert all(before[1] == after[0] for before, after in itertools.pairwise(blocks))
-    assert list(blocks_of_codes(3, 2**30, 64)) == [(0, 3)], "a file at least"
+    assert list(blocks_of_codes(2, 2**30)) == [(0, 1), (1, 2)], "a code at least"
 
 
 @pytest.mark.parametrize("num_codes", [1, 2, 9, 10, 300])
@@ -143,8 +143,8 @@ def test_the_map_keeps_the_plane_in_which_active_codes_lie():
     plane = rng.normal(size=(40, 2)) * (5.0, 2.0)
     turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     codes = np.concatenate([np.pad(plane, ((0, 0), (0, 4))) @ turn, [np.full(6, 1e6)]]).astype(np.float32)
-    is_live = np.arange(41) < 40
-    place = places_on_map(codes, is_live)
+    is_active = np.arange(41) < 40
+    place = positions_on_map(codes, is_active)
     assert place.shape == (41, 2) and (place >= 0).all() and (place <= 1).all(), "the dead code is on the border"
     assert np.ptp(place[:40, 0]) == pytest.approx(1.0, rel=1e-5), "the wide direction comes first, and fills the map"
     here = np.linalg.norm(place[:40, None] - place[None, :40], axis=2)
@@ -154,12 +154,12 @@ def test_the_map_keeps_the_plane_in_which_active_codes_lie():
 
 @pytest.mark.parametrize("codes", [np.zeros((3, 2)), np.ones((1, 5)), np.arange(4.0)[:, None]])
 def test_the_map_of_hardly_anything(codes):
-    place = places_on_map(codes.astype(np.float32), np.zeros(len(codes), dtype=bool))
+    place = positions_on_map(codes.astype(np.float32), np.zeros(len(codes), dtype=bool))
     assert np.isfinite(place).all() and (place >= 0).all() and (place <= 1).all()
 
 
 def test_the_map_of_one_live_code_has_it_in_the_middle():
     codes = np.array([[0.0, 0.0], [1e6, 0.0], [0.0, -1e6]], dtype=np.float32)
     with np.errstate(all="raise"):
-        place = places_on_map(codes, np.array([True, False, False]))
+        place = positions_on_map(codes, np.array([True, False, False]))
     assert place[0].tolist() == [0.5, 0.5] and sorted(map(sorted, place[1:].tolist())) in ([[0.0, 0.5], [0.5, 1.0]],)

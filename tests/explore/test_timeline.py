@@ -1,4 +1,4 @@
-"""What a run tells of its codebook: from logs, old ones and damaged ones, from checkpoints, from the dictionary."""
+"""What a run tells of its codebook: from logs, damaged ones too, and from the dictionary."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from explore_made import described
 
-from soho_fast.explore.bundle import TIMELINE
 from soho_fast.explore.timeline import timeline
 from soho_fast.model import SohoConfig
 from soho_fast.model.visual_dictionary import VisualDictionary
@@ -62,9 +62,9 @@ def test_codes_that_die_are_told_with_the_snapshot_since_which_they_had_no_membe
 
     _run(tmp_path, made, 600, members)
     found = timeline(tmp_path, made)
-    assert set(found) == set(TIMELINE)
+    assert set(found) == described("timeline.js")
     assert found["unused_since"] == [None, None, None, 15, None, 15, 0, None]
-    assert found["seeded"] == [0] * K and found["last_step"] == 600
+    assert found["reset"] == [0] * K and found["last_step"] == 600
     assert (
         "3 codes are without assigned features up to the end: since step 0 (1), since step 15 (2)."
         in found["sentences"]
@@ -79,7 +79,7 @@ def test_reseeded_codes_are_counted_between_snapshots(tmp_path):
     _run(tmp_path, made, 20, lambda step: list(range(K)) if step <= 10 else list(range(K - 1)))
     found = timeline(tmp_path, made)
     (points,) = [line["points"] for line in found["series"] if line["name"] == "reset codes"]
-    seeded = found["seeded"]
+    seeded = found["reset"]
     assert [step for step, _ in points] == [5, 10, 15, 20] and sum(count for _, count in points) >= 1
     assert points[0][1] == points[1][1] == 0, "none was dead before"
     for (earlier, _), (step, count) in zip([[0, 0], *points], points, strict=False):
@@ -99,7 +99,7 @@ def test_a_code_that_was_reseeded_and_then_used_is_not_unused(tmp_path):
     _write(tmp_path, {"kind": "snapshot", "step": 10, "values": {"usage": usage, "age": [10] * K, "drift": 0.0}})
     _write(tmp_path, _train(50))
     found = timeline(tmp_path, made)
-    assert found["unused_since"][0] is None and found["seeded"][:2] == [30, 0]
+    assert found["unused_since"][0] is None and found["reset"][:2] == [30, 0]
 
 
 def test_a_dictionary_that_begins_later_than_the_run_was_seeded_then(tmp_path):
@@ -107,25 +107,9 @@ def test_a_dictionary_that_begins_later_than_the_run_was_seeded_then(tmp_path):
     for step in range(1, 8):
         _write(tmp_path, _train(step))
     _run(tmp_path, made, 20, lambda _: [0, 1], first=7)
-    assert timeline(tmp_path, made)["seeded"] == [7] * K
+    assert timeline(tmp_path, made)["reset"] == [7] * K
     made.age.add_(1000)  # It was trained before this run.
-    assert timeline(tmp_path, made)["seeded"] == [0] * K
-
-
-def test_an_older_log_gives_what_it_holds_and_checkpoints_the_rest(tmp_path):
-    made = _dictionary()
-    _run(tmp_path, made, 10, lambda _: [0, 1, 2], every=1000)
-    for name, damage in (("step-00000004", b"no pickle"), ("step-00000010", None), ("step-00000010.partial", None)):
-        folder = tmp_path / "checkpoints" / name
-        folder.mkdir(parents=True)
-        state = {f"soho.visual_dictionary.{name}": tensor for name, tensor in made.state_dict().items()}
-        torch.save({"module": state}, folder / "mp_rank_00_model_states.pt")
-        if damage:
-            (folder / "mp_rank_00_model_states.pt").write_bytes(damage)
-    _run(tmp_path, made, 20, lambda _: [0, 1], every=1000, first=10)
-    found = timeline(tmp_path, made)
-    assert [line["name"] for line in found["series"]] == ["active codes"]
-    assert found["unused_since"] == [None, None, 10, 0, 0, 0, 0, 0]
+    assert timeline(tmp_path, made)["reset"] == [0] * K
 
 
 def test_one_state_does_not_tell_that_every_code_had_members(tmp_path):
@@ -164,7 +148,7 @@ def test_a_damaged_log_gives_what_it_holds(tmp_path):
     named = {line["name"]: line["points"] for line in found["series"]}
     assert named == {"active codes": [[1, 3.0]], "perplexity": [[9, 4.0]], "codebook drift": [[3, 0.5]]}
     assert found["events"] == [[4, "<b>resumed</b>"]] and found["last_step"] == 9
-    assert found["seeded"] == found["unused_since"] == [None] * K, "it has never moved"
+    assert found["reset"] == found["unused_since"] == [None] * K, "it has never moved"
 
 
 def test_the_best_model_is_of_its_own_step(tmp_path):
@@ -190,4 +174,4 @@ def test_a_fall_of_active_codes_is_reported(tmp_path):
 def test_where_nothing_is_known_nothing_is_told(run):
     assert timeline(run, None) is None
     found = timeline(run, _dictionary())
-    assert found["series"] == [] and found["events"] == [] and found["seeded"] == [None] * K
+    assert found["series"] == [] and found["events"] == [] and found["reset"] == [None] * K

@@ -1,4 +1,4 @@
-"""Words by lift: what is counted, the interval, and that chance claims next to nothing."""
+"""Words by lift: what is counted, the interval, and that by chance next to nothing is associated."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,11 @@ from scipy.stats import binomtest
 from soho_fast.explore.words import (
     MIN_IMAGES,
     Vocabulary,
-    claims,
     count_both,
+    is_associated,
     lifts,
+    rank_words,
     words_of,
-    words_of_codes,
 )
 
 
@@ -62,7 +62,7 @@ def test_no_words_at_all():
     vocabulary = Vocabulary()
     assert len(vocabulary.numbers([])) == 0
     assert vocabulary.choose().spelling == []
-    assert claims(words_of_codes(np.zeros((2, 0), dtype=int), np.array([3, 0]), np.zeros(0, dtype=int), 9)).sum() == 0
+    assert not is_associated(rank_words(np.zeros(0, dtype=int), 3, np.zeros(0, dtype=int), 9))
 
 
 def test_count_both():
@@ -77,50 +77,50 @@ def test_count_both():
 
 def test_the_interval_is_clopper_and_pearsons_at_bonferronis_level():
     pairs = [(1, 1, 5), (5, 5, 8), (5, 40, 8), (17, 20, 300), (900, 1000, 950)]
-    both, code, word = (np.array(column) for column in zip(*pairs, strict=True))
-    lift, low, high = lifts(both, code, word, num_images=1000, num_tests=40)
-    for place, (k, n, w) in enumerate(pairs):
+    for k, n, w in pairs:
+        # Twice the same word beside another: of equal counts the interval is computed once.
+        both, words = np.array([k, 1, k]), np.array([w, 9, w])
+        (lift, _, again), (low, _, _), (high, _, _) = lifts(both, n, words, num_images=1000, num_tests=40)
+        assert again == lift
         exact = binomtest(k, n).proportion_ci(1 - 0.05 / 40, method="exact")
         share = w / 1000
-        assert lift[place] == pytest.approx(k / n / share)
-        assert high[place] == pytest.approx(exact.high / share, rel=1e-6)
+        assert lift == pytest.approx(k / n / share)
+        assert high == pytest.approx(exact.high / share, rel=1e-6)
         expected = exact.low / share
-        assert low[place] == pytest.approx(expected if k >= MIN_IMAGES else min(expected, 1.0), rel=1e-6)
+        assert low == pytest.approx(expected if k >= MIN_IMAGES else min(expected, 1.0), rel=1e-6)
 
 
-def test_a_code_seen_twice_claims_no_word():
-    both = np.array([[2, 0], [4, 0], [30, 0]])
-    found = words_of_codes(both, np.array([2, 4, 30]), np.array([40, 50]), 1_000_000)
-    assert [words.lift[0] > 10_000 for words in found] == [True] * 3
-    assert claims(found).tolist() == [False, False, True]
-    assert found[0].low[0] <= 1 and found[1].low[0] <= 1
+def test_a_code_seen_twice_is_associated_with_no_word():
+    found = [rank_words(np.array([both, 0]), both, np.array([40, 50]), 1_000_000) for both in (2, 4, 30)]
+    assert [words["lift"][0] > 10_000 for words in found] == [True] * 3
+    assert list(map(is_associated, found)) == [False, False, True]
+    assert found[0]["low"][0] <= 1 and found[1]["low"][0] <= 1
 
 
 def test_words_come_surest_first_and_only_those_more_frequent():
-    both = np.array([[9, 5, 50, 1]])
-    (words,) = words_of_codes(both, np.array([60]), np.array([10, 100, 90, 20]), 1000)
-    assert words.column.tolist() == [2, 0], "columns 1 and 3 are no more frequent than elsewhere"
-    assert words.low[0] > words.low[1] > 1
-    assert words.lift[1] > words.lift[0], "not by lift alone"
-    assert words.first(1).column.tolist() == [2]
+    words = rank_words(np.array([9, 5, 50, 1]), 60, np.array([10, 100, 90, 20]), 1000)
+    assert words["column"].tolist() == [2, 0], "columns 1 and 3 are no more frequent than elsewhere"
+    assert words["low"][0] > words["low"][1] > 1
+    assert words["lift"][1] > words["lift"][0], "not by lift alone"
 
 
-def test_shuffled_codes_claim_next_to_nothing():
-    """The same images and words, the codes dealt anew: at most one code in twenty claims a word."""
+def test_shuffled_codes_are_associated_with_next_to_nothing():
+    """The same images and words, the codes dealt anew: at most one code in twenty is associated with a word."""
     rng = np.random.default_rng(0)
     num_images, num_codes, num_words = 2000, 400, 60
     has_word = rng.random((num_images, num_words)) < np.geomspace(0.3, 0.004, num_words)
     words_NV = csr_array(has_word.astype(np.int32))
     sizes = rng.integers(2, 200, size=num_codes)
 
-    def claimed(images_of):
+    def share_associated(images_of):
         code = np.repeat(np.arange(num_codes), [len(images) for images in images_of])
         both = count_both(code, np.concatenate(images_of), num_codes, words_NV).toarray()
         counts = np.array([len(images) for images in images_of])
-        return claims(words_of_codes(both, counts, has_word.sum(0), num_images)).mean()
+        ranked = [rank_words(*row, has_word.sum(0), num_images) for row in zip(both, counts, strict=True)]
+        return np.mean(list(map(is_associated, ranked)))
 
     shuffled = [rng.permutation(num_images)[:size] for size in sizes]
-    assert claimed(shuffled) <= 0.05
+    assert share_associated(shuffled) <= 0.05
     # The same test finds what is there: codes of the images of a word.
     meaning = [np.flatnonzero(has_word[:, code % num_words])[:size] for code, size in enumerate(sizes)]
-    assert claimed(meaning) > 0.6
+    assert share_associated(meaning) > 0.6

@@ -291,14 +291,22 @@ def corpus_scenes(folder: str | os.PathLike) -> dict[str, Scene]:
     Raises:
         FileNotFoundError: the folder holds no demo corpus.
     """
+    return {image.filename: image.scene for image in corpus_images(folder)}
+
+
+def corpus_images(folder: str | os.PathLike) -> list[CorpusImage]:
+    """The images of a built demo corpus, as its settings describe them.
+
+    Raises:
+        FileNotFoundError: the folder holds no demo corpus.
+    """
     manifest = read_manifest(Path(folder))
     if manifest is None or not manifest.get("complete"):
         raise FileNotFoundError(f"{folder} holds no demo corpus: its corpus.json is not there, or not complete")
     settings = manifest["settings"]
     options = SceneOptions.of_corpus(Path(folder), settings)
     train, held_out = describe_scenes(settings["num_train"], settings["num_heldout"], settings["seed"], options)
-    images = assign_images([(scene, ()) for scene in train], [(scene, ()) for scene in held_out])
-    return {image.filename: image.scene for image in images}
+    return assign_images([(scene, ()) for scene in train], [(scene, ()) for scene in held_out])
 
 
 def object_map(scene: Scene, side: int) -> np.ndarray:

@@ -7,14 +7,14 @@ from PIL import Image
 
 from soho_fast.explore import bundle
 
-# Width and height of the small copy, grid, and height and width in cells: wide, high, square, a last cell that reaches
+# Width and height of the small copy, grid, height and width in patches: wide, high, square, a last patch that reaches
 # beyond, a grid that ends before the picture does.
 SHAPES = [
-    {"width": 96, "height": 64, "rows": 4, "columns": 6, "cells_high": 3.75, "cells_wide": 5.5},
-    {"width": 60, "height": 100, "rows": 5, "columns": 3, "cells_high": 5.0, "cells_wide": 3.0},
-    {"width": 80, "height": 80, "rows": 4, "columns": 4, "cells_high": 4.25, "cells_wide": 4.25},
+    {"width": 96, "height": 64, "rows": 4, "columns": 6, "patches_high": 3.75, "patches_wide": 5.5},
+    {"width": 60, "height": 100, "rows": 5, "columns": 3, "patches_high": 5.0, "patches_wide": 3.0},
+    {"width": 80, "height": 80, "rows": 4, "columns": 4, "patches_high": 4.25, "patches_wide": 4.25},
 ]
-NUM_CODES, NUM_PICTURES = 70, 300  # of a small bundle: two files of codes, two of pictures
+NUM_CODES, NUM_SHOWN = 70, 300  # of a small bundle: two files of codes, two of pictures
 POSITION_ROWS, POSITION_COLUMNS = 5, 6
 EDGES = [0.0, 0.25, 0.5, 0.75, 1.0]
 WORDS = ["dolphin", "balloon", "wall", "gravel", "telephone", "lollipop"]
@@ -37,11 +37,11 @@ def is_dead(code: int) -> bool:
     return code % 10 == 9
 
 
-def code_of(picture: int, cell: int, num_codes: int) -> int | None:
-    """The index map: neighbours in a row share codes, every live code comes, some cells have none."""
-    if (picture, cell) == (2, 0):
+def code_of(picture: int, patch: int, num_codes: int) -> int | None:
+    """The index map: neighbours in a row share codes, every live code comes, some patches have none."""
+    if (picture, patch) == (2, 0):
         return None
-    code = (picture * 11 + (cell // 2) * 5) % num_codes
+    code = (picture * 11 + (patch // 2) * 5) % num_codes
     return code - 1 if is_dead(code) else code
 
 
@@ -49,23 +49,23 @@ def word_of(code: int) -> str | None:
     return None if is_dead(code) or code % 7 == 6 else WORDS[code % len(WORDS)]
 
 
-def distance_of(picture: int, cell: int) -> float:
-    return (picture * 37 + cell * 101) % 1000 / 1000
+def distance_of(picture: int, patch: int) -> float:
+    return (picture * 37 + patch * 101) % 1000 / 1000
 
 
-def write_bundle(folder: Path, num_codes: int, num_pictures: int, num_words: int = 20) -> bundle.Bundle:
+def write_bundle(folder: Path, num_codes: int, num_shown: int, num_words: int = 20) -> bundle.Bundle:
     """Write pages, data and pictures. Every tenth code is dead; pictures 1 and 4 have the hostile captions."""
     bundle.copy_pages(folder)
     (folder / "data").mkdir()
-    pictures = [_picture(number, num_codes) for number in range(num_pictures)]
+    pictures = [_picture(number, num_codes) for number in range(num_shown)]
     members: list[list[list[float]]] = [[] for _ in range(num_codes)]
     for picture in pictures:
-        for cell, code in enumerate(picture["index"]):
+        for patch, code in enumerate(picture["index"]):
             if code is not None:
-                row, column = divmod(cell, picture["columns"])
-                size = [picture["cells_high"], picture["cells_wide"]]
-                number = picture["picture"]
-                members[code].append([number, row, column, distance_of(number, cell), *size])
+                row, column = divmod(patch, picture["columns"])
+                size = [picture["patches_high"], picture["patches_wide"]]
+                number = picture["image"]
+                members[code].append([number, row, column, distance_of(number, patch), *size])
     for occurrences in members:
         occurrences.sort(key=lambda occurrence: occurrence[3])
     order = sorted(range(num_codes), key=lambda code: -len(members[code]))
@@ -85,13 +85,13 @@ def write_bundle(folder: Path, num_codes: int, num_pictures: int, num_words: int
             "weights": "0" * 64,
             "num_codes": num_codes,
             "num_channels": 2,
-            "num_live": len(live),
-            "num_images": num_pictures,
+            "num_active": len(live),
+            "num_images": num_shown,
             "num_tokens": num_tokens,
-            "num_pictures": num_pictures,
+            "num_shown": num_shown,
             "num_words": len(words),
             "has_captions": True,
-            "sources": [{"name": "rules", "num_images": num_pictures}],
+            "sources": [{"name": "rules", "num_images": num_shown}],
             "licences": LICENCES,
             "position_rows": POSITION_ROWS,
             "position_columns": POSITION_COLUMNS,
@@ -103,13 +103,13 @@ def write_bundle(folder: Path, num_codes: int, num_pictures: int, num_words: int
     )
     bundle.write_value(folder, "wall", _wall(codes, members))
     bundle.write_in_files(folder, "codes", codes, bundle.CODES_PER_FILE)
-    bundle.write_in_files(folder, "images", pictures, bundle.PICTURES_PER_FILE)
+    bundle.write_in_files(folder, "images", pictures, bundle.IMAGES_PER_FILE)
     bundle.write_value(folder, "words", words)
     bundle.write_value(folder, "timeline", None)
     bundle.write_value(folder, "server", None)
     copies = [_jpeg(SHAPES[number % 3], number) for number in range(12)]
-    for number in range(num_pictures):
-        path = folder / bundle.picture_path(number)
+    for number in range(num_shown):
+        path = folder / bundle.image_path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(copies[number % 12])
     return bundle.Bundle(folder)
@@ -117,20 +117,20 @@ def write_bundle(folder: Path, num_codes: int, num_pictures: int, num_words: int
 
 def _picture(number: int, num_codes: int) -> dict:
     shape = SHAPES[number % 3]
-    index = [code_of(number, cell, num_codes) for cell in range(shape["rows"] * shape["columns"])]
+    index = [code_of(number, patch, num_codes) for patch in range(shape["rows"] * shape["columns"])]
     captions = [f"a {word_of(index[-1]) or 'thing'} and more of picture {number}"]
     if number in (1, 4):
         captions += HOSTILE_CAPTIONS
     masked = None
     if number % 2 == 0:
         code = index[-1]
-        cells = [cell for cell, other in enumerate(index) if other == code]
+        patches = [patch for patch, other in enumerate(index) if other == code]
         masked = {
             "code": code,
-            "cells": [{"cell": cell, "guesses": [[code, 0.5], [0, 0.25], [1, 0.125]]} for cell in cells],
+            "patches": [{"patch": patch, "guesses": [[code, 0.5], [0, 0.25], [1, 0.125]]} for patch in patches],
         }
     return {
-        "picture": number,
+        "image": number,
         "name": f"{number:06d}.jpg",
         "source": 0,
         "licences": [number % 2],
@@ -219,7 +219,7 @@ def _words(codes: list[dict], num_words: int) -> list[dict]:
 
 
 def _jpeg(shape: dict, number: int) -> bytes:
-    """A picture whose cells differ, so that a wrong crop is seen."""
+    """A picture whose patches differ, so that a wrong crop is seen."""
     image = Image.new("RGB", (shape["width"], shape["height"]), ((number * 40) % 256, 90, 120))
     for x in range(0, shape["width"], 16):
         for y in range(0, shape["height"], 16):

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bundle_by_rule import NUM_CODES, NUM_PICTURES, write_bundle
+from bundle_by_rule import NUM_CODES, NUM_SHOWN, write_bundle
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
@@ -43,14 +43,14 @@ def browser():
 @pytest.fixture(scope="session")
 def small(browser, tmp_path_factory):
     """A bundle of two files of codes and of pictures; tests must not change it."""
-    return write_bundle(tmp_path_factory.mktemp("small"), NUM_CODES, NUM_PICTURES)
+    return write_bundle(tmp_path_factory.mktemp("small"), NUM_CODES, NUM_SHOWN)
 
 
 @pytest.fixture(scope="session")
 def big(browser, tmp_path_factory):
     """A bundle of the paper's scale in codes, and of as many pictures as an explorer shows at most."""
     folder = tmp_path_factory.mktemp("big")
-    return write_bundle(folder, num_codes=8192, num_pictures=10_000, num_words=5000)
+    return write_bundle(folder, num_codes=8192, num_shown=10_000, num_words=5000)
 
 
 class Window:

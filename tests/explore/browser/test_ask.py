@@ -49,24 +49,24 @@ def wait_for_answer(window, times=1):
 
 def shades(window, place=0):
     return (
-        window.page.locator(".ask-view .cells")
+        window.page.locator(".ask-view .patches")
         .nth(place)
         .evaluate(
-            "root => [...root.querySelectorAll('.cell')].map(cell => Number(cell.style.getPropertyValue('--shade')))"
+            "root => [...root.querySelectorAll('.patch')].map(patch => Number(patch.style.getPropertyValue('--shade')))"
         )
     )
 
 
 def shares(reply, token, layer=-1, place=0):
-    """What the reply says, as shades: the brightest cell of all images is 1."""
+    """What the reply says, as shades: the brightest patch of all images is 1."""
     images = [image["attention"][layer][token] for image in reply["images"]]
     most = max(max(each) for each in images)
     return [share / most for share in images[place]]
 
 
-def test_a_picture_of_the_explorer_is_ranked_and_shaded(window):
+def test_an_image_of_the_explorer_is_ranked_and_shaded(window):
     replies = Replies(window)
-    window.visit("#/ask?picture=1")
+    window.visit("#/ask?image=1")
     assert window.page.locator(".ask-preview img").get_attribute("src") == "images/0000/000001.jpg"
     assert "Images: pictures: by hand; CC0" in window.page.locator(".ask-image").inner_text()
     window.page.fill("#ask-text", "a red man\n\n  the woman is blue \n")
@@ -108,7 +108,7 @@ def test_a_picture_of_the_explorer_is_ranked_and_shaded(window):
 
 def test_from_the_answer_to_what_a_code_means_by_clicks(window):
     replies = Replies(window)
-    open_question(window, "#/ask?picture=2&text=a+red+man")
+    open_question(window, "#/ask?image=2&text=a+red+man")
     wait_for_answer(window)
     reply = replies[0]
     (image,) = reply["images"]
@@ -116,8 +116,8 @@ def test_from_the_answer_to_what_a_code_means_by_clicks(window):
     row = image["attention"][-1][2]
     brightest = max(range(len(row)), key=row.__getitem__)
     code = image["codes"][brightest]
-    cell = window.page.locator(f'.ask-view .cell[data-cell="{brightest}"]')
-    cell.hover()
+    patch = window.page.locator(f'.ask-view .patch[data-patch="{brightest}"]')
+    patch.hover()
     status = window.page.locator(".ask-view .status").inner_text()
     assert status.startswith(f"code {code} · word{code} · ") and status.endswith("% of the attention")
     by_code = {}
@@ -125,7 +125,7 @@ def test_from_the_answer_to_what_a_code_means_by_clicks(window):
         by_code[each] = by_code.get(each, 0) + share
     chips = window.page.locator(".ask-view .chip").evaluate_all("chips => chips.map(chip => chip.hash)")
     assert chips == [f"#/code/{each}" for each in sorted(by_code, key=by_code.get, reverse=True)[:6]]
-    cell.click()
+    patch.click()
     window.wait()
     assert window.address() == f"#/code/{code}" and f"Code {code}" in window.text()
     window.page.go_back()
@@ -164,15 +164,15 @@ def test_an_upload_is_shown_asked_about_and_kept_while_the_page_lives(window, ph
 
 
 def test_the_address_is_not_written_with_every_key_and_stays_short(window):
-    window.visit("#/ask?question=answer&picture=0")
+    window.visit("#/ask?question=answer&image=0")
     window.page.locator("#ask-text").press_sequentially("is there a man " * 4)
-    assert window.address() == "#/ask?question=answer&picture=0"
+    assert window.address() == "#/ask?question=answer&image=0"
     window.page.keyboard.press("Tab")
-    assert window.address() == f"#/ask?question=answer&model=answer&picture=0&text={'is+there+a+man+' * 4}"
+    assert window.address() == f"#/ask?question=answer&model=answer&image=0&text={'is+there+a+man+' * 4}"
     window.page.fill("#ask-text", "is there a man " * 1000)
     window.page.click(".ask-button")
     window.page.wait_for_selector(".ask-result .error:has-text('text 1 has 14,999 characters')")
-    assert window.address() == "#/ask?question=answer&model=answer&picture=0"
+    assert window.address() == "#/ask?question=answer&model=answer&image=0"
     window.complaints[:] = [line for line in window.complaints if "status of 400" not in line]
 
 
@@ -189,21 +189,21 @@ def test_an_image_can_be_dropped(window):
     )
     window.page.wait_for_selector('.ask-preview img[src^="blob:"]')
     assert window.page.locator(".ask-preview img").get_attribute("alt") == "<b>.png"
-    assert window.address() == "#/ask?question=rank&model=rank&picture=file"
+    assert window.address() == "#/ask?question=rank&model=rank&image=file"
 
 
 def test_an_answer_that_comes_when_the_page_was_left_changes_nothing(window):
     held = []
     window.page.route("**/ask", lambda route: held.append(route))
-    window.visit("#/ask?question=rank&picture=0")
+    window.visit("#/ask?question=rank&image=0")
     window.page.fill("#ask-text", "a red man")
     window.page.click(".ask-button")
     while not held:
         window.page.wait_for_timeout(10)
     window.click('header a[href="#/wall"]')
     answer = {"answers": [], "tokens": ["[CLS]"], "attended": 0, "reads": "codes", "seconds": 1, "no_codes": None}
-    image = {"rows": 1, "columns": 1, "cells_high": 1, "cells_wide": 1, "codes": [1], "attention": [[[0.5]]]}
-    answer["images"] = [{**image, "seen": "upload", "picture": 0}]
+    image = {"rows": 1, "columns": 1, "patches_high": 1, "patches_wide": 1, "codes": [1], "attention": [[[0.5]]]}
+    answer["images"] = [{**image, "seen": "upload", "number": 0}]
     held[0].fulfill(json=answer)
     window.page.wait_for_timeout(300)
     assert window.address() == "#/wall" and window.page.locator(".tile").count() == 8
@@ -211,19 +211,19 @@ def test_an_answer_that_comes_when_the_page_was_left_changes_nothing(window):
 
 def test_two_images_are_compared(window):
     replies = Replies(window)
-    open_question(window, "#/ask?question=compare&picture=0&right=2&text=both+red")
+    open_question(window, "#/ask?question=compare&image=0&right=2&text=both+red")
     wait_for_answer(window)
     reply = replies[0]
-    assert [image["picture"] for image in reply["images"]] == [0, 2]
+    assert [image["number"] for image in reply["images"]] == [0, 2]
     for place in (0, 1):
         assert shades(window, place) == pytest.approx(shares(reply, 0, place=place), abs=1e-6)
     assert max(shades(window, 0) + shades(window, 1)) == 1
     assert window.page.locator(".ask-image").count() == 2
 
 
-def test_cells_without_codes_are_shaded_and_lead_nowhere(window):
+def test_patches_without_codes_are_shaded_and_lead_nowhere(window):
     replies = Replies(window)
-    open_question(window, "#/ask?question=entails&picture=0&text=a+red+man")
+    open_question(window, "#/ask?question=entails&image=0&text=a+red+man")
     wait_for_answer(window)
     assert window.page.locator("#no-codes").inner_text() == (
         "Patches name no codes: the codes shown here are of another codebook than this model's."
@@ -231,12 +231,12 @@ def test_cells_without_codes_are_shaded_and_lead_nowhere(window):
     assert shades(window) == pytest.approx(shares(replies[0], 0), abs=1e-6)
     links = window.page.locator(".ask-view a").evaluate_all("links => links.map(link => link.hash)")
     assert links == ["#/image/0"]
-    window.page.locator(".ask-view .cell").first.hover()
+    window.page.locator(".ask-view .patch").first.hover()
     assert window.page.locator(".ask-view .status").inner_text().endswith("% of the attention")
 
 
 def test_some_captions_to_choose_from(window):
-    window.visit("#/ask?picture=0")
+    window.visit("#/ask?image=0")
     window.page.get_by_role("button", name="some captions").click()
     assert window.page.locator("#ask-text").input_value() == "a red man\na red man\na red man"
     window.page.get_by_role("button", name="random image").click()
@@ -269,7 +269,7 @@ def test_where_a_question_has_no_model_the_command_that_trains_one_is_told(runs,
 
 def test_a_page_that_is_not_served_says_how_to_serve_it(bundle_folder, runs, open_window):
     window = open_window(bundle_folder)
-    window.visit("#/ask?picture=1&text=a+red+man")
+    window.visit("#/ask?image=1&text=a+red+man")
     assert "python -m soho_fast.explore serve runs/mini" in window.page.locator("#not-served").inner_text()
     serving = serve(runs, bundle_folder)
     try:
@@ -306,7 +306,7 @@ def test_what_is_wrong_is_told_on_the_page(window, tmp_path):
 def test_a_server_that_went_away_is_told(runs, bundle_folder, open_window):
     serving = serve(runs, bundle_folder, ["rank"])
     window = open_window(bundle_folder, base=f"{serving.address}/")
-    window.visit("#/ask?picture=0")
+    window.visit("#/ask?image=0")
     window.page.wait_for_selector(".ask-preview img")
     window.page.fill("#ask-text", "a red man")
     serving.close()
@@ -323,7 +323,7 @@ def test_at_phone_width_by_keys_alone(window, asked, open_window, scheme):
         viewport={"width": 390, "height": 844},
         color_scheme=scheme,
     )
-    phone.visit("#/ask?question=answer&picture=1")
+    phone.visit("#/ask?question=answer&image=1")
     phone.page.locator("#ask-text").focus()
     phone.page.keyboard.type("is there a man")
     phone.page.keyboard.press("Enter")
@@ -333,10 +333,10 @@ def test_at_phone_width_by_keys_alone(window, asked, open_window, scheme):
     phone.page.keyboard.press("Tab")
     phone.page.keyboard.press("Enter")
     assert phone.page.locator('.ask-tokens [aria-pressed="true"]').inner_text() == "is"
-    cell = phone.page.locator('.ask-view .cell[tabindex="0"]')
-    cell.focus()
+    patch = phone.page.locator('.ask-view .patch[tabindex="0"]')
+    patch.focus()
     phone.page.keyboard.press("ArrowRight")
-    assert phone.page.evaluate("document.activeElement.dataset.cell") == "1"
+    assert phone.page.evaluate("document.activeElement.dataset.patch") == "1"
     assert phone.page.locator(".ask-view .status").inner_text().startswith("code ")
     phone.press("Enter")
     assert phone.address().startswith("#/code/")

@@ -43,7 +43,7 @@ def test_unknown_addresses(window, address, expected):
 @pytest.mark.parametrize(
     "address",
     [
-        "#/wall?sort=constructor&show=toString&cells=x",
+        "#/wall?sort=constructor&show=toString&patches=x",
         "#/words?sort=constructor&filter=toString",
         "#/map?code=x&zoom=-3&x=NaN&y=9e99",
         "#/map?code=9999&zoom=1e9",
@@ -56,7 +56,7 @@ def test_parameters_that_mean_nothing_are_as_if_left_out(window, address):
     assert window.page.locator("main h1").count() == 1
 
 
-def test_a_picture_without_the_code_asked_for(window):
+def test_an_image_without_the_code_asked_for(window):
     window.visit("#/image/12?code=999")
     assert window.page.locator(".status").inner_text() == "No patch here has code 999."
 
@@ -106,7 +106,7 @@ def test_files_that_end_too_early_or_lack_fields(small, copy, open_window):
     assert sentence.startswith("the data of this page are damaged (") and sentence.endswith("build the explorer anew")
     meta = small.read("meta")
     write(copy, "meta", {**meta, "schema": 99})
-    assert told(window, "#/wall") == "data/meta.js: expected schema 2, got 99: build the explorer anew"
+    assert told(window, "#/wall") == "data/meta.js: expected schema 3, got 99: build the explorer anew"
     window.complaints[:] = [text for text in window.complaints if "Failed to load resource" not in text]
 
 

@@ -33,7 +33,7 @@ def odd(tmp_path_factory):
     for code in codes:
         rows = code["words"][:1]
         code["words"] = [{**row, "word": word} for row in rows for word in ODD]
-    pictures = [made.picture(number) for number in range(24)]
+    pictures = [made.image(number) for number in range(24)]
     for picture in pictures:
         picture |= {"name": MARKUP, "captions": ["", *ODD], "licences": [0]}
     meta = {**made.meta, "title": MARKUP, "sources": [{"name": MARKUP, "num_images": 24}]}
@@ -42,7 +42,7 @@ def odd(tmp_path_factory):
     bundle.write_value(made.folder, "wall", wall)
     bundle.write_value(made.folder, "words", [{**words[0], "word": word, "codes": words[-1]["codes"]} for word in ODD])
     bundle.write_in_files(made.folder, "codes", codes, bundle.CODES_PER_FILE)
-    bundle.write_in_files(made.folder, "images", pictures, bundle.PICTURES_PER_FILE)
+    bundle.write_in_files(made.folder, "images", pictures, bundle.IMAGES_PER_FILE)
     return bundle.Bundle(made.folder)
 
 
@@ -91,15 +91,15 @@ def test_a_share_that_is_not_all_is_not_called_so(small, open_window):
 
 
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1)])
-def test_long_pictures_are_seen_in_some_windows(tmp_path, open_window, shape):
+def test_long_images_are_seen_in_some_windows(tmp_path, open_window, shape):
     rows, columns = shape
     made = write_bundle(tmp_path / "long", NUM_CODES, 3)
-    picture = made.picture(0) | {"width": 4 * columns, "height": 4 * rows, "rows": rows, "columns": columns}
-    picture |= {"cells_high": rows, "cells_wide": columns, "index": [3] * 40, "masked": None}
-    bundle.write_in_files(made.folder, "images", [picture, made.picture(1), made.picture(2)], 256)
+    picture = made.image(0) | {"width": 4 * columns, "height": 4 * rows, "rows": rows, "columns": columns}
+    picture |= {"patches_high": rows, "patches_wide": columns, "index": [3] * 40, "masked": None}
+    bundle.write_in_files(made.folder, "images", [picture, made.image(1), made.image(2)], 256)
     window = open_window(made, viewport={"width": 1200, "height": 900})
     window.visit("#/image/0")
-    box = window.page.locator(".cells").bounding_box()
+    box = window.page.locator(".patches").bounding_box()
     assert box["width"] / box["height"] == pytest.approx(columns / rows, rel=0.02)
     assert 80 <= box["width"] <= 1200 and box["height"] < 4 * 900
 
@@ -138,8 +138,8 @@ def test_colours_that_the_system_forces_leave_charts_and_lit_cells(small, open_w
         colour = one.evaluate("one => getComputedStyle(one).backgroundColor")
         assert colour != window.page.evaluate("getComputedStyle(document.body).backgroundColor"), selector
     window.visit("#/image/12?code=62")
-    dark = window.page.locator(".cell:not(.lit)").first
-    assert dark.evaluate("cell => getComputedStyle(cell).backgroundColor") == "rgba(0, 0, 0, 0.58)"
+    dark = window.page.locator(".patch:not(.lit)").first
+    assert dark.evaluate("patch => getComputedStyle(patch).backgroundColor") == "rgba(0, 0, 0, 0.58)"
 
 
 def test_from_the_first_key_to_the_last_link_and_out_again(small, open_window):
@@ -171,7 +171,7 @@ def test_a_copy_with_wrong_kinds_of_values_says_that_it_is_damaged(small, tmp_pa
     damage = {
         "#/wall": ("meta", {**small.meta, "licences": None}),
         "#/code/3": ("codes-0000", [{**small.code(number), "nearest": None} for number in range(64)]),
-        "#/image/1": ("images-0000", [{**small.picture(number), "captions": None} for number in range(256)]),
+        "#/image/1": ("images-0000", [{**small.image(number), "captions": None} for number in range(256)]),
         "#/words": ("words", {"word": 1}),
         "#/timeline": ("timeline", {"series": 3}),
     }

@@ -7,7 +7,7 @@ def focused_code(window):
     return window.page.evaluate("Number(document.activeElement.dataset.code)")
 
 
-def test_codes_and_pictures_by_arrows_and_letters(window):
+def test_codes_and_images_by_arrows_and_letters(window):
     window.visit("#/code/3")
     for key, code in (("ArrowRight", 4), ("j", 5), ("ArrowLeft", 4), ("k", 3)):
         window.press(key)
@@ -35,18 +35,20 @@ def test_the_wall_is_walked_by_arrows(window):
     assert focused_code(window) == 1
 
 
-def test_cells_of_a_picture_by_arrows(small, window):
-    picture = small.picture(12)
+def test_patches_of_an_image_by_arrows(small, window):
+    picture = small.image(12)
     window.visit("#/image/12")
-    window.page.locator('.picture-stage [data-cell="0"]').focus()
-    for key, cell in (("ArrowRight", 1), ("ArrowDown", 1 + picture["columns"]), ("ArrowLeft", picture["columns"])):
+    window.page.locator('.image-stage [data-patch="0"]').focus()
+    for key, patch in (("ArrowRight", 1), ("ArrowDown", 1 + picture["columns"]), ("ArrowLeft", picture["columns"])):
         window.page.keyboard.press(key)
-        assert window.page.evaluate("Number(document.activeElement.dataset.cell)") == cell
-        lit = window.page.eval_on_selector_all(".cell.lit", "cells => cells.map(cell => Number(cell.dataset.cell))")
-        code = picture["index"][cell]
+        assert window.page.evaluate("Number(document.activeElement.dataset.patch)") == patch
+        lit = window.page.eval_on_selector_all(
+            ".patch.lit", "patches => patches.map(patch => Number(patch.dataset.patch))"
+        )
+        code = picture["index"][patch]
         assert lit == [other for other, found in enumerate(picture["index"]) if found == code]
     window.page.keyboard.press("ArrowLeft")  # The end of the row is no way to the row above.
-    assert window.page.evaluate("Number(document.activeElement.dataset.cell)") == picture["columns"]
+    assert window.page.evaluate("Number(document.activeElement.dataset.patch)") == picture["columns"]
     assert window.address() == "#/image/12"
 
 

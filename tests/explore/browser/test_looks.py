@@ -35,7 +35,7 @@ def test_light_and_dark(small, open_window, scheme):
 
 
 CONTRASTS = """() => {
-  const SKIPPED = ".cells, [aria-disabled], svg, script, noscript";
+  const SKIPPED = ".patches, [aria-disabled], svg, script, noscript";
   const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
   const luminance = ([r, g, b]) => {
     const linear = [r, g, b].map((part) => (part /= 255) <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
@@ -62,7 +62,7 @@ CONTRASTS = """() => {
 
 def test_hostile_captions_are_text(small, window):
     window.visit("#/image/1")
-    assert small.picture(1)["captions"][1:] == HOSTILE_CAPTIONS
+    assert small.image(1)["captions"][1:] == HOSTILE_CAPTIONS
     captions = window.page.locator(".captions li")
     assert captions.count() == 1 + len(HOSTILE_CAPTIONS)
     assert captions.nth(1).inner_text() == HOSTILE_CAPTIONS[0], "markup is shown as it is written"

@@ -3,11 +3,11 @@
 import itertools
 
 import pytest
-from bundle_by_rule import EDGES, LICENCES, NUM_CODES, NUM_PICTURES, UNCLAIMED, WORDS, is_dead
+from bundle_by_rule import EDGES, LICENCES, NUM_CODES, NUM_SHOWN, UNCLAIMED, WORDS, is_dead
 
 PAGES = {
     "#/wall": "Wall",
-    "#/wall?sort=near&show=live&word=dol": "Wall",
+    "#/wall?sort=near&show=active&word=dol": "Wall",
     "#/code/3": "Code 3, gravel",
     "#/code/69": "Code 69",
     "#/image": "Images",
@@ -43,14 +43,14 @@ def test_the_wall_has_a_tile_a_code(small, window):
     wall = small.read("wall")
     by_usage = sorted(range(NUM_CODES), key=lambda code: (-wall["tokens"][code], code))
     assert codes_on_the_wall(window) == by_usage
-    dead = window.page.eval_on_selector_all(".tile.dead", "tiles => tiles.map(tile => Number(tile.dataset.code))")
+    dead = window.page.eval_on_selector_all(".tile.unused", "tiles => tiles.map(tile => Number(tile.dataset.code))")
     assert sorted(dead) == [code for code in range(NUM_CODES) if is_dead(code)]
 
 
-@pytest.mark.parametrize("cells", ["alone", ""])
-def test_a_tile_is_the_cell_of_its_medoid(small, window, cells):
-    """Which part of the picture lies under the tile, or under the outline of its cell, as the browser reckons."""
-    window.visit(f"#/wall?sort=number&cells={cells}")
+@pytest.mark.parametrize("patches", ["alone", ""])
+def test_a_tile_is_the_patch_of_its_medoid(small, window, patches):
+    """Which part of the picture lies under the tile, or under the outline of its patch, as the browser reckons."""
+    window.visit(f"#/wall?sort=number&patches={patches}")
     for code in (0, 13, 40, 42):
         picture, row, column, _, rows, columns = small.read("wall")["medoid"][code]
         tile = window.page.locator(f'.tile[data-code="{code}"] .crop')
@@ -64,20 +64,20 @@ def test_a_tile_is_the_cell_of_its_medoid(small, window, cells):
         # In widths of the tile.
         size, position, outline = ([float(part.rstrip("%")) / 100 for part in text.split()] for text in style)
         left, top = ((length - 1) * place for length, place in zip(size, position, strict=True))
-        cell = outline[2]
-        assert cell == (1 if cells == "alone" else 0.5)
-        assert [length / cell for length in size] == pytest.approx([columns, rows], abs=1e-3)
-        assert [(left + outline[0]) / cell, (top + outline[1]) / cell] == pytest.approx([column, row], abs=1e-3)
-        if not cells:
+        patch = outline[2]
+        assert patch == (1 if patches == "alone" else 0.5)
+        assert [length / patch for length in size] == pytest.approx([columns, rows], abs=1e-3)
+        assert [(left + outline[0]) / patch, (top + outline[1]) / patch] == pytest.approx([column, row], abs=1e-3)
+        if not patches:
             assert left >= -1e-6 and left + 1 <= size[0] + 1e-6, "nothing beyond the picture is shown"
 
 
-def test_cells_alone_or_with_what_is_around(window):
+def test_patches_alone_or_with_what_is_around(window):
     window.visit()
-    assert window.page.locator(".tile .crop-cell").count() > 20
+    assert window.page.locator(".tile .crop-patch").count() > 20
     window.page.get_by_label("patches alone").check()
-    assert window.page.locator(".tile .crop-cell").count() == 0 < window.page.locator(".tile .crop").count()
-    assert window.address() == "#/wall?cells=alone"
+    assert window.page.locator(".tile .crop-patch").count() == 0 < window.page.locator(".tile .crop").count()
+    assert window.address() == "#/wall?patches=alone"
 
 
 def test_the_wall_sorts_filters_and_remembers(small, window):
@@ -101,7 +101,7 @@ def test_the_wall_sorts_filters_and_remembers(small, window):
     window.page.get_by_label("word", exact=True).fill("OLLI")
     expected = [code for code in range(NUM_CODES) if wall["word"][code] == "lollipop"]
     assert expected and codes_on_the_wall(window) == expected
-    assert window.address() == "#/wall?sort=number&show=live&word=OLLI"
+    assert window.address() == "#/wall?sort=number&show=active&word=OLLI"
 
     window.click(f'.tile[data-code="{expected[1]}"]')
     assert window.address() == f"#/code/{expected[1]}"
@@ -113,24 +113,27 @@ def test_the_wall_sorts_filters_and_remembers(small, window):
 
 
 def lit_cells(window):
-    return window.page.eval_on_selector_all(".cell.lit", "cells => cells.map(cell => Number(cell.dataset.cell))")
+    return window.page.eval_on_selector_all(
+        ".patch.lit", "patches => patches.map(patch => Number(patch.dataset.patch))"
+    )
 
 
 @pytest.mark.parametrize("number", [12, 13, 14, 2])
-def test_lit_cells_are_those_of_the_index_map(small, window, number):
-    """In pictures wide, high and square, one of them with a cell that has no code."""
-    picture = small.picture(number)
+def test_lit_patches_are_those_of_the_index_map(small, window, number):
+    """In pictures wide, high and square, one of them with a patch that has no code."""
+    picture = small.image(number)
     index = picture["index"]
     window.visit(f"#/image/{number}")
     shown = window.page.eval_on_selector_all(
-        ".picture-stage .cell", "cells => cells.map(cell => [Number(cell.dataset.cell), Number(cell.dataset.code)])"
+        ".image-stage .patch",
+        "patches => patches.map(patch => [Number(patch.dataset.patch), Number(patch.dataset.code)])",
     )
-    assert shown == [[cell, code] for cell, code in enumerate(index) if code is not None]
+    assert shown == [[patch, code] for patch, code in enumerate(index) if code is not None]
     assert lit_cells(window) == []
-    for cell in (1, len(index) - 1):
-        code = index[cell]
+    for patch in (1, len(index) - 1):
+        code = index[patch]
         expected = [other for other, found in enumerate(index) if found == code]
-        window.page.locator(f'.picture-stage [data-cell="{cell}"]').hover(position={"x": 9, "y": 9})
+        window.page.locator(f'.image-stage [data-patch="{patch}"]').hover(position={"x": 9, "y": 9})
         assert lit_cells(window) == expected
         assert f"code {code} " in window.page.locator(".status").inner_text()
     window.page.locator("h1").hover()
@@ -138,28 +141,29 @@ def test_lit_cells_are_those_of_the_index_map(small, window, number):
 
 
 @pytest.mark.parametrize("number", [12, 13, 14])
-def test_cells_lie_where_they_are_in_the_picture(small, open_window, number):
-    """Also where the picture ends within a cell: what lies under a pixel is the cell of its row and column."""
-    picture = small.picture(number)
+def test_patches_lie_where_they_are_in_the_picture(small, open_window, number):
+    """Also where the picture ends within a patch: what lies under a pixel is the patch of its row and column."""
+    picture = small.image(number)
     window = open_window(small, viewport={"width": 1200, "height": 1600})
     window.visit(f"#/image/{number}")
-    box = window.page.locator(".picture-stage .cells img").bounding_box()
+    box = window.page.locator(".image-stage .patches img").bounding_box()
     assert box["width"] / box["height"] == pytest.approx(picture["width"] / picture["height"], rel=0.01)
     for row in range(picture["rows"]):
         for column in range(picture["columns"]):
-            # Near the upper left corner of the cell, and near the lower right one or the picture's end.
+            # Near the upper left corner of the patch, and near the lower right one or the picture's end.
             for place in (0.05, 0.95):
-                right = min(column + place, picture["cells_wide"] - 0.05)
-                down = min(row + place, picture["cells_high"] - 0.05)
-                x = box["x"] + right / picture["cells_wide"] * box["width"]
-                y = box["y"] + down / picture["cells_high"] * box["height"]
+                right = min(column + place, picture["patches_wide"] - 0.05)
+                down = min(row + place, picture["patches_high"] - 0.05)
+                x = box["x"] + right / picture["patches_wide"] * box["width"]
+                y = box["y"] + down / picture["patches_high"] * box["height"]
                 found = window.page.evaluate(
-                    "([x, y]) => Number(document.elementFromPoint(x, y)?.closest('.cell')?.dataset.cell ?? -1)", [x, y]
+                    "([x, y]) => Number(document.elementFromPoint(x, y)?.closest('.patch')?.dataset.patch ?? -1)",
+                    [x, y],
                 )
                 assert found == row * picture["columns"] + column
 
 
-def test_an_occurrence_opens_its_picture_with_its_code_lit(small, window):
+def test_an_occurrence_opens_its_image_with_its_code_lit(small, window):
     code = small.code(13)
     window.visit("#/code/13")
     for kind in ("nearest", "quantiles", "random"):
@@ -169,9 +173,9 @@ def test_an_occurrence_opens_its_picture_with_its_code_lit(small, window):
         assert links == [f"#/image/{occurrence[0]}?code=13" for occurrence in code[kind][:12]]
     first = code["nearest"][0]
     window.click('[data-kind="nearest"] .occurrence')
-    picture = small.picture(first[0])
+    picture = small.image(first[0])
     lit = lit_cells(window)
-    assert lit == [cell for cell, found in enumerate(picture["index"]) if found == 13]
+    assert lit == [patch for patch, found in enumerate(picture["index"]) if found == 13]
     assert first[1] * picture["columns"] + first[2] in lit
 
 
@@ -185,7 +189,9 @@ def test_a_code_shows_its_numbers(small, window):
     bars = window.page.eval_on_selector_all(".histogram .bar", "bars => bars.map(bar => bar.textContent)")
     edges = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(EDGES)]
     assert bars == [f"{edge}: {count}" for edge, count in zip(edges, code["histogram"], strict=True)]
-    heat = window.page.eval_on_selector_all(".heat", "cells => cells.map(cell => parseFloat(cell.title.split(':')[1]))")
+    heat = window.page.eval_on_selector_all(
+        ".heat", "patches => patches.map(patch => parseFloat(patch.title.split(':')[1]))"
+    )
     assert heat == code["positions"]
     near = window.page.eval_on_selector_all(".code-list a", "links => links.map(link => link.getAttribute('href'))")
     assert near == [f"#/code/{entry['code']}" for entry in code["neighbours"] + code["near"]]
@@ -198,7 +204,7 @@ def test_a_dead_code_says_so(window):
     assert window.page.locator('a[rel="next"]').count() == 0, "it is the last one"
 
 
-def test_a_picture_names_its_own_licence_only(window):
+def test_an_image_names_its_own_licence_only(window):
     for number, entry in ((12, LICENCES[0]), (13, LICENCES[1])):
         window.visit(f"#/image/{number}")
         expected = f"Images: {entry['what']}: {entry['credit']}; {entry['licence']}"
@@ -208,11 +214,13 @@ def test_a_picture_names_its_own_licence_only(window):
         assert all(entry["credit"] in window.page.locator(".licences").inner_text() for entry in LICENCES)
 
 
-def test_masked_cells_and_guesses(small, window):
-    picture = small.picture(12)
+def test_masked_patches_and_guesses(small, window):
+    picture = small.image(12)
     window.visit("#/image/12")
-    hidden = window.page.eval_on_selector_all(".hidden-cell", "cells => cells.map(cell => Number(cell.dataset.cell))")
-    assert hidden == [entry["cell"] for entry in picture["masked"]["cells"]] != []
+    hidden = window.page.eval_on_selector_all(
+        ".hidden-patch", "patches => patches.map(patch => Number(patch.dataset.patch))"
+    )
+    assert hidden == [entry["patch"] for entry in picture["masked"]["patches"]] != []
     guesses = window.page.locator(".guesses").first.inner_text().split()
     code = picture["masked"]["code"]
     assert guesses == [f"{code}", "·", "50", "%", "0", "·", "25", "%", "1", "·", "13", "%"]
@@ -286,8 +294,8 @@ def test_on_the_map_a_finger_sees_before_it_opens(small, open_window):
 
 def test_the_gallery_has_every_picture(window):
     window.visit("#/image")
-    assert window.page.locator(".gallery a").count() == NUM_PICTURES
-    window.click('.gallery a[data-picture="12"]')
+    assert window.page.locator(".gallery a").count() == NUM_SHOWN
+    window.click('.gallery a[data-image="12"]')
     assert window.page.title().startswith("Image 12 ")
 
 

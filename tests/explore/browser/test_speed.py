@@ -62,7 +62,7 @@ def test_the_other_pages(timed, capsys):
     assert max(figures.values()) < 1000, figures
 
 
-def test_pictures_are_fetched_when_they_are_seen(big, open_window):
+def test_images_are_fetched_when_they_are_seen(big, open_window):
     window = open_window(big)
     asked = []
     window.page.on("request", lambda request: asked.append(request.url) if request.url.endswith(".jpg") else None)

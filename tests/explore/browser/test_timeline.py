@@ -18,7 +18,7 @@ def _timeline() -> dict:
             {"name": "active codes", "points": [[0, 80], [500, 70], [1000, 60]]},
         ],
         "events": [[0, "the backbone is frozen"], [500, EVENT]],
-        "seeded": [0 if code % 2 else 10 * code for code in range(NUM_CODES)],
+        "reset": [0 if code % 2 else 10 * code for code in range(NUM_CODES)],
         "unused_since": unused,
         "num_snapshots": 5,
         "last_step": 1000,
@@ -58,7 +58,7 @@ def test_codes_without_a_member_are_listed_with_since_when(trained, open_window)
     dead = [code for code in range(NUM_CODES) if not tokens[code] and code not in (3, 5, 9)]
     assert [int(row[0]) for row in rows] == [3, 5, 9, *dead], "those first that died first"
     assert rows[0][1:] == ["step 300", "step 0", str(tokens[3])]
-    assert is_dead(dead[0]) and rows[3][1:] == ["used to the end", f"step {_timeline()['seeded'][dead[0]]}", "0"]
+    assert is_dead(dead[0]) and rows[3][1:] == ["used to the end", f"step {_timeline()['reset'][dead[0]]}", "0"]
     window.click(".unused tbody a")
     assert window.address() == "#/code/3"
 
@@ -66,7 +66,7 @@ def test_codes_without_a_member_are_listed_with_since_when(trained, open_window)
 def test_codes_that_died_come_before_those_that_never_lived(trained, open_window):
     seeded, unused = [0] * NUM_CODES, [None] * NUM_CODES
     unused[2], unused[4], unused[6] = 0, 700, 300
-    bundle.write_value(trained.folder, "timeline", _timeline() | {"seeded": seeded, "unused_since": unused})
+    bundle.write_value(trained.folder, "timeline", _timeline() | {"reset": seeded, "unused_since": unused})
     try:
         window = open_window(trained)
         window.visit("#/timeline")
@@ -80,11 +80,11 @@ def test_codes_that_died_come_before_those_that_never_lived(trained, open_window
 def test_codes_that_were_seeded_again_are_links_the_last_first(trained, open_window):
     window = open_window(trained)
     window.visit("#/timeline")
-    chips = window.page.locator(".reseeded a")
+    chips = window.page.locator(".resets a")
     assert chips.count() == 12 and chips.first.inner_text().split() == ["88", "step", "880"]
-    window.page.locator(".reseeded button").click()
+    window.page.locator(".resets button").click()
     assert chips.count() == NUM_CODES // 2 - 1, "the even ones but 0"
-    window.click(".reseeded a")
+    window.click(".resets a")
     assert window.address() == "#/code/88"
     window.visit("#/code/5")
     facts = dict(row.split("\n") for row in window.page.locator(".facts div").all_inner_texts())
@@ -125,7 +125,7 @@ def test_what_is_not_known_is_said(trained, small, open_window):
     window.visit("#/timeline")
     assert "no run's log lay beside the model" in window.text()
     known = {"series": [], "events": [], "sentences": [], "num_snapshots": 1, "last_step": 0}
-    unknown = {name: [None] * NUM_CODES for name in ("seeded", "unused_since")}
+    unknown = {name: [None] * NUM_CODES for name in ("reset", "unused_since")}
     bundle.write_value(trained.folder, "timeline", known | unknown)
     try:
         window = open_window(trained)

@@ -1,4 +1,4 @@
-"""Where a model looked: attention against its own weights by hand, scores against SohoPipeline's, cells and codes."""
+"""Where a model looked: attention against its own weights by hand, scores against SohoPipeline's, patches and codes."""
 
 import hashlib
 import io
@@ -108,7 +108,7 @@ def test_scores_are_the_pipelines(pipelines, runs, tmp_path, name):
 
 
 @pytest.mark.parametrize("size", [(90, 60), (64, 64), (40, 130)])
-def test_cells_and_codes_are_the_models(pipelines, size):
+def test_patches_and_codes_are_the_models(pipelines, size):
     pipeline = pipelines["rank"]
     file = as_file(size)
     (image,) = pipeline.ask("rank", [file], ["a red"])["images"]
@@ -117,8 +117,8 @@ def test_cells_and_codes_are_the_models(pipelines, size):
         visual = pipeline.model.encode_images(**pipeline.processor.image_processor.collate([pixels_3HW]))
     assert image["codes"] == visual.index[visual.valid].tolist()
     assert len(image["codes"]) == image["rows"] * image["columns"] == len(image["attention"][0][0])
-    assert (image["cells_high"], image["cells_wide"]) == tuple(edge / 32 for edge in pixels_3HW.shape[1:])
-    assert image["rows"] == math.ceil(image["cells_high"]) and image["columns"] == math.ceil(image["cells_wide"])
+    assert (image["patches_high"], image["patches_wide"]) == tuple(edge / 32 for edge in pixels_3HW.shape[1:])
+    assert image["rows"] == math.ceil(image["patches_high"]) and image["columns"] == math.ceil(image["patches_wide"])
 
 
 def test_a_model_that_reads_features_has_codes_too(pipelines, codebook):

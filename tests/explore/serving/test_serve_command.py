@@ -158,10 +158,10 @@ def test_damaged_models_and_explorers_are_told_before_anything_is_served(run, ca
     assert "meta.js can't be read" in refused(capsys, run)
     meta.write_text(text.replace('"weights"', '"waits"'))
     assert "meta.js lacks weights; build the explorer anew" in refused(capsys, run)
-    meta.write_text(re.sub('"num_pictures":[0-9]+', '"num_pictures":"many"', text))
-    assert "meta.js lacks num_pictures; build the explorer anew" in refused(capsys, run)
-    meta.write_text(text.replace('"schema":2', '"schema":1'))
-    assert "expected schema 2, got 1" in refused(capsys, run)
+    meta.write_text(re.sub('"num_shown":[0-9]+', '"num_shown":"many"', text))
+    assert "meta.js lacks num_shown; build the explorer anew" in refused(capsys, run)
+    meta.write_text(text.replace('"schema":3', '"schema":1'))
+    assert "expected schema 3, got 1" in refused(capsys, run)
 
 
 def test_models_of_one_name_are_called_by_their_paths(runs, bundle_folder, tmp_path):
@@ -187,7 +187,7 @@ data:
 """
 
 
-def test_a_model_sees_the_picture_itself_where_the_run_knows_it(runs, bundle_folder, tokenizer_dir, tmp_path):
+def test_a_model_sees_the_image_itself_where_the_run_knows_it(runs, bundle_folder, tokenizer_dir, tmp_path):
     """The explorer's second picture is called as an image of the data set, the others as files outside of it."""
     from soho_fast.explore.serve import at_hand
 

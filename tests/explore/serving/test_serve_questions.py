@@ -10,14 +10,14 @@ from loopback import serve
 
 from soho_fast.ask import SohoPipeline
 from soho_fast.explore import asking
-from soho_fast.explore.bundle import Bundle, picture_path, write_in_files
-from soho_fast.explore.shown import Originals, ShownPictures
+from soho_fast.explore.bundle import Bundle, image_path, write_in_files
+from soho_fast.explore.shown import Originals, ShownImages
 
 
 def test_kinds_are_those_of_the_pipeline():
     from soho_fast.ask.pipeline import _MODELS
 
-    assert {kind.__name__: words for kind, words in _MODELS.items()} == asking.KINDS
+    assert {kind.__name__: words for kind, words in _MODELS.items()} == asking.MODELS
 
 
 def test_rank_an_upload(served, runs, photo):
@@ -31,7 +31,7 @@ def test_rank_an_upload(served, runs, photo):
     assert (found["model"], found["question"], found["reads"]) == ("rank", "rank", "codes")
     assert found["tokens"] == ["[CLS]", *texts[found["attended"]].split()]
     (image,) = found["images"]
-    assert (image["seen"], image["picture"], image["rows"], image["columns"]) == ("upload", None, 2, 3)
+    assert (image["seen"], image["number"], image["rows"], image["columns"]) == ("upload", None, 2, 3)
     assert len(image["codes"]) == 6 and set(image["codes"]) <= set(range(8)) and found["no_codes"] is None
     chosen = served.ask(
         ("model", "rank"), ("image", ("x", photo.read_bytes())), *(("text", t) for t in texts), ("attend", "2")
@@ -39,13 +39,13 @@ def test_rank_an_upload(served, runs, photo):
     assert chosen.json["tokens"] == ["[CLS]", *texts[2].split()] and chosen.json["answers"] == found["answers"]
 
 
-def test_answer_about_a_picture_of_the_bundle(served, runs, bundle_folder):
+def test_answer_about_an_image_of_the_bundle(served, runs, bundle_folder):
     found = served.ask(("model", "answer"), ("image", "1"), ("text", "is there a man"), ("question", "answer")).json
-    expected = SohoPipeline.from_pretrained(runs / "answer").answer(bundle_folder / picture_path(1), "is there a man")
+    expected = SohoPipeline.from_pretrained(runs / "answer").answer(bundle_folder / image_path(1), "is there a man")
     assert [row["answer"] for row in found["answers"]] == [row["answer"] for row in expected]
     assert [row["score"] for row in found["answers"]] == pytest.approx([row["score"] for row in expected], abs=1e-6)
     (image,) = found["images"]
-    assert (image["seen"], image["picture"], found["reads"]) == ("small copy", 1, "features")
+    assert (image["seen"], image["number"], found["reads"]) == ("small copy", 1, "features")
     other = served.ask(("model", "answer"), ("image", "2"), ("text", "is there a man")).json
     assert other["answers"] != found["answers"]
 
@@ -54,9 +54,7 @@ def test_compare_left_and_right(served, runs, bundle_folder, photo):
     found = served.ask(
         ("model", "compare"), ("image", "0"), ("image", ("p", photo.read_bytes())), ("text", "both red")
     ).json
-    expected = SohoPipeline.from_pretrained(runs / "compare").compare(
-        bundle_folder / picture_path(0), photo, "both red"
-    )
+    expected = SohoPipeline.from_pretrained(runs / "compare").compare(bundle_folder / image_path(0), photo, "both red")
     assert {row["label"]: row["score"] for row in found["answers"]} == pytest.approx(
         {row["label"]: row["score"] for row in expected}, abs=1e-6
     )
@@ -71,12 +69,12 @@ def test_codes_are_given_only_where_they_are_the_explorers(served, runs, bundle_
     bundle = Bundle(bundle_folder)
     for name in ("rank", "answer"):
         found = served.ask(("model", name), ("image", "1"), ("text", "a red man")).json
-        assert found["images"][0]["codes"] == bundle.picture(1)["index"] and found["agreement"] == 1.0
+        assert found["images"][0]["codes"] == bundle.image(1)["index"] and found["agreement"] == 1.0
     serving = serve(runs, bundle_folder, ["moved"])
     try:
         moved = serving.ask(("model", "moved"), ("image", "1"), ("text", "a red man")).json
         assert moved["images"][0]["codes"] is None and moved["agreement"] < 0.5
-        share = f"({100 * moved['agreement']:.0f} % of the cells agree)"
+        share = f"({100 * moved['agreement']:.0f} % of the patches agree)"
         assert moved["no_codes"].endswith(f"has moved its features away from the codes {share}")
     finally:
         serving.close()
@@ -88,11 +86,11 @@ def test_codes_are_given_only_where_they_are_the_explorers(served, runs, bundle_
         assert len(reply["images"][0]["attention"][0][0]) == reply["images"][0]["rows"] * reply["images"][0]["columns"]
 
 
-def test_agreement_is_counted_over_cells_of_pictures_with_the_same_grid(bundle_folder, tmp_path):
+def test_agreement_is_counted_over_patches_of_images_with_the_same_grid(bundle_folder, tmp_path):
     shutil.copytree(bundle_folder, tmp_path / "explorer")
     bundle = Bundle(tmp_path / "explorer")
     pictures = bundle.read("images-0000")
-    shown = ShownPictures(bundle, Originals(None))
+    shown = ShownImages(bundle, Originals(None))
     codes = {shown.read(number)[0]: pictures[number]["index"] for number in range(3)}
     assert shown.agreement(lambda file: (2, 3, codes[file])) == 1.0
     pictures[0]["index"] = [(code + 1) % 8 for code in pictures[0]["index"][:3]] + pictures[0]["index"][3:]
@@ -100,7 +98,7 @@ def test_agreement_is_counted_over_cells_of_pictures_with_the_same_grid(bundle_f
     write_in_files(tmp_path / "explorer", "images", pictures, 256)
     assert shown.agreement(lambda file: (2, 3, codes[file])) == 9 / 12
     assert shown.agreement(lambda file: (3, 2, codes[file])) is None
-    (tmp_path / "explorer" / picture_path(0)).write_bytes(b"no image")
+    (tmp_path / "explorer" / image_path(0)).write_bytes(b"no image")
 
     def codes_of(file):
         if file == b"no image":
@@ -132,7 +130,7 @@ REFUSED = [
     ([MODEL, TEXT], 400, "image: rank takes 1, got 0"),
     ([MODEL, IMAGE, IMAGE, TEXT], 400, "image: rank takes 1, got 2"),
     ([("model", "compare"), IMAGE, TEXT], 400, "image: compare takes 2, got 1"),
-    ([MODEL, ("image", "3"), TEXT], 400, "image: expected a file, or the number of a picture, 0 to 2, got '3'"),
+    ([MODEL, ("image", "3"), TEXT], 400, "image: expected a file, or the number of an image, 0 to 2, got '3'"),
     ([MODEL, ("image", "-1"), TEXT], 400, "0 to 2, got '-1'"),
     ([MODEL, ("image", "0x1"), TEXT], 400, "0 to 2, got '0x1'"),
     ([MODEL, ("image", "\u0661"), TEXT], 400, r"0 to 2, got '\u0661'"),
@@ -160,13 +158,13 @@ def test_a_server_without_models_says_how_to_have_one(bundle_folder, tmp_path):
         serving.close()
 
 
-def test_pictures_that_are_gone_or_lead_out(runs, bundle_folder, tmp_path):
+def test_images_that_are_gone_or_lead_out(runs, bundle_folder, tmp_path):
     folder = tmp_path / "explorer"
     shutil.copytree(bundle_folder, folder)
-    (folder / picture_path(0)).unlink()
-    (folder / picture_path(1)).unlink()
-    shutil.copy(folder / picture_path(2), tmp_path / "secret.jpg")
-    (folder / picture_path(1)).symlink_to(tmp_path / "secret.jpg")
+    (folder / image_path(0)).unlink()
+    (folder / image_path(1)).unlink()
+    shutil.copy(folder / image_path(2), tmp_path / "secret.jpg")
+    (folder / image_path(1)).symlink_to(tmp_path / "secret.jpg")
     serving = serve(runs, folder, ["rank"])
     try:
         gone = serving.ask(MODEL, ("image", "0"), TEXT)

@@ -1,8 +1,8 @@
 "use strict";
 
 // Questions to a model, where the explorer is served (python -m soho_fast.explore serve): an answer, and the image's
-// cells shaded by the attention of [CLS] or of another token. What is asked stands in the address; a file does not, and
-// is kept while the page lives, nor does a very long text.
+// patches shaded by the attention of [CLS] or of another token. What is asked stands in the address; a file does not,
+// and is kept while the page lives, nor does a very long text.
 (() => {
   const { element } = explorer;
 
@@ -72,7 +72,7 @@
   // The files chosen last, left and right: an address can't hold them.
   const files = [null, null];
 
-  // What is asked, as far as it stands in the address: {question, model, pictures, text, attend, token, layer}.
+  // What is asked, as far as it stands in the address: {question, model, images, text, attend, token, layer}.
   const readQuestion = (parameters, server) => {
     const number = (name) => (/^\d+$/.test(parameters.get(name) ?? "") ? Number(parameters.get(name)) : null);
     const given = server.models.find(({ name }) => name === parameters.get("model"));
@@ -82,7 +82,7 @@
     return {
       question,
       model: given?.name ?? server.models.find((model) => model.question === question)?.name ?? null,
-      images: [image("picture", 0), image("right", 1)],
+      images: [image("image", 0), image("right", 1)],
       text: parameters.get("text") ?? "",
       attend: number("attend"),
       token: number("token") ?? 0,
@@ -94,7 +94,7 @@
     explorer.replaceAddress("ask", "", {
       question,
       model,
-      picture: images[0],
+      image: images[0],
       right: question === "compare" ? images[1] : null,
       text: text.length <= LONGEST_IN_ADDRESS ? text : null,
       attend,
@@ -113,8 +113,8 @@
   // {source, width, height, shown} of an image that is asked about.
   const lookAt = async (image, place) => {
     if (image !== FILE) {
-      const { width, height } = await explorer.loadPicture(image);
-      return { source: explorer.picturePath(image), width, height, shown: true };
+      const { width, height } = await explorer.loadImage(image);
+      return { source: explorer.imagePath(image), width, height, shown: true };
     }
     const { file, source } = files[place];
     const seen = new Image();
@@ -127,7 +127,7 @@
     }
   };
 
-  // Where an image is chosen: a file, dropped or picked, or a picture of the explorer.
+  // Where an image is chosen: a file, dropped or picked, or an image of the explorer.
   const imageChooser = (asked, place, meta, label, onChange) => {
     const preview = element("div", { class: "ask-preview" });
     const complaint = element("p", { class: "hint", role: "status" });
@@ -135,7 +135,7 @@
     const number = element("input", {
       type: "number",
       min: 0,
-      max: meta.num_pictures - 1,
+      max: meta.num_shown - 1,
       "aria-label": `${label}: image number`,
       placeholder: "number",
     });
@@ -162,7 +162,7 @@
       try {
         const { source, shown, name } = await lookAt(image, place);
         if (asked.images[place] !== image) return;
-        if (image !== FILE) credit.append(explorer.licenceLine(meta, (await explorer.loadPicture(image)).licences));
+        if (image !== FILE) credit.append(explorer.licenceLine(meta, (await explorer.loadImage(image)).licences));
         const alt = image === FILE ? files[place].file.name : `image ${image}`;
         preview.replaceChildren(
           shown
@@ -175,8 +175,8 @@
     };
     number.addEventListener("change", () => {
       const chosen = Number(number.value);
-      if (number.value !== "" && Number.isInteger(chosen) && chosen >= 0 && chosen < meta.num_pictures) choose(chosen);
-      else complaint.textContent = `Images have the numbers 0 to ${meta.num_pictures - 1}.`;
+      if (number.value !== "" && Number.isInteger(chosen) && chosen >= 0 && chosen < meta.num_shown) choose(chosen);
+      else complaint.textContent = `Images have the numbers 0 to ${meta.num_shown - 1}.`;
     });
     const file = element("input", {
       type: "file",
@@ -184,7 +184,7 @@
       "aria-label": `${label}: file`,
       change: ({ target }) => take(target.files[0]),
     });
-    const random = () => choose(Math.floor(Math.random() * meta.num_pictures));
+    const random = () => choose(Math.floor(Math.random() * meta.num_shown));
     const slot = element(
       "fieldset",
       {
@@ -206,7 +206,7 @@
         "div",
         { class: "ask-choose" },
         element("label", { class: "button" }, "choose a file", file),
-        meta.num_pictures ? [number, element("button", { type: "button", click: random }, "random image")] : null,
+        meta.num_shown ? [number, element("button", { type: "button", click: random }, "random image")] : null,
       ),
       complaint,
       credit,
@@ -246,13 +246,13 @@
   const megabytes = (bytes) => explorer.formatNumber(bytes / 2 ** 20, 3);
   const imagesOf = ({ question, images }) => images.slice(0, question === "compare" ? 2 : 1);
 
-  // Captions of the chosen picture and of others, so that there is something to choose from.
+  // Captions of the chosen image and of others, so that there is something to choose from.
   const someCaptions = async (asked, meta) => {
     const numbers = new Set(typeof asked.images[0] === "number" ? [asked.images[0]] : []);
-    while (numbers.size < Math.min(MOST_CAPTIONS, meta.num_pictures))
-      numbers.add(Math.floor(Math.random() * meta.num_pictures));
-    const pictures = await Promise.all([...numbers].map(explorer.loadPicture));
-    const captions = pictures.flatMap(({ captions: [first] }) =>
+    while (numbers.size < Math.min(MOST_CAPTIONS, meta.num_shown))
+      numbers.add(Math.floor(Math.random() * meta.num_shown));
+    const shown = await Promise.all([...numbers].map(explorer.loadImage));
+    const captions = shown.flatMap(({ captions: [first] }) =>
       first ? [first.replace(/\s+/g, " ").slice(0, 300)] : [],
     );
     return captions.sort().join("\n");

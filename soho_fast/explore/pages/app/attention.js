@@ -25,11 +25,11 @@
     return element("ol", { class: "plain ask-answers" }, rows);
   };
 
-  // The share of a token's attention that each cell of an image gets, in a layer or in the mean of all.
+  // The share of a token's attention that each patch of an image gets, in a layer or in the mean of all.
   const attentionOf = (image, layer, token) => {
     if (layer !== null) return image.attention[layer][token];
     return image.attention[0][token].map(
-      (_, cell) => image.attention.reduce((sum, each) => sum + each[token][cell], 0) / image.attention.length,
+      (_, patch) => image.attention.reduce((sum, each) => sum + each[token][patch], 0) / image.attention.length,
     );
   };
 
@@ -40,21 +40,21 @@
     const shares = reply.images.map(() => []);
     const views = reply.images.map((image, place) => {
       const { source, width, height } = looks[place];
-      const size = { width: width ?? image.cells_wide * 32, height: height ?? image.cells_high * 32 };
+      const size = { width: width ?? image.patches_wide * 32, height: height ?? image.patches_high * 32 };
       const status = element("p", { class: "status", role: "status" });
       const says = (code) => (wall.word[code] === null ? "" : ` · ${wall.word[code]}`);
-      const onPoint = (code, cell) => {
-        const share = `${formatPercent(shares[place][cell] ?? null)} of the attention`;
+      const onPoint = (code, patch) => {
+        const share = `${formatPercent(shares[place][patch] ?? null)} of the attention`;
         const hint = image.codes ? "Point at a patch to see its code; a click opens it." : "";
-        if (cell === null) status.textContent = hint;
+        if (patch === null) status.textContent = hint;
         else if (code === null) status.textContent = share;
         else status.replaceChildren(element("span", { dir: "auto" }, `code ${code}${says(code)}`), ` · ${share}`);
       };
-      const view = explorer.pictureWithCells({ ...image, ...size, index: image.codes }, source, seenAs(image), onPoint);
+      const view = explorer.imageWithPatches({ ...image, ...size, index: image.codes }, source, seenAs(image), onPoint);
       onPoint(null, null);
       const codes = element("div", { class: "chips" });
-      const link = element("a", { href: explorer.address("image", String(image.picture)) }, "All its codes");
-      const rest = image.picture === null ? null : [" ", link, "."];
+      const link = element("a", { href: explorer.address("image", String(image.number)) }, "All its codes");
+      const rest = image.number === null ? null : [" ", link, "."];
       const hint = element("p", { class: "hint" }, `The model saw ${seenAs(image)}.`, rest);
       return { view, codes, root: element("div", { class: "ask-view" }, view.root, status, codes, hint) };
     });
@@ -140,15 +140,15 @@
     show();
   };
 
-  const seenAs = ({ seen, picture }) =>
-    ({ upload: "the uploaded image", original: `the original of image ${picture}` })[seen] ??
-    `the small copy of image ${picture}, as the original is not at hand`;
+  const seenAs = ({ seen, number }) =>
+    ({ upload: "the uploaded image", original: `the original of image ${number}` })[seen] ??
+    `the small copy of image ${number}, as the original is not at hand`;
 
-  // The codes that get most attention, their cells together.
+  // The codes that get most attention, their patches together.
   const codeChips = (image, shares, wall) => {
     if (!image.codes) return [];
     const byCode = new Map();
-    image.codes.forEach((code, cell) => byCode.set(code, (byCode.get(code) ?? 0) + shares[cell]));
+    image.codes.forEach((code, patch) => byCode.set(code, (byCode.get(code) ?? 0) + shares[patch]));
     return [...byCode]
       .sort(([, a], [, b]) => b - a)
       .slice(0, MOST_CODES)

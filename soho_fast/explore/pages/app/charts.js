@@ -75,16 +75,16 @@ explorer.charts = {};
 
   charts.heatMap = ({ values, rows, columns, label, name = "" }) => {
     const most = Math.max(1e-12, ...values);
-    const cells = values.map((value, cell) => {
-      const row = Math.floor(cell / columns);
+    const patches = values.map((value, patch) => {
+      const row = Math.floor(patch / columns);
       return element("div", {
         class: "heat",
-        title: `row ${row + 1}, column ${(cell % columns) + 1}: ${formatNumber(value)} ${name}`.trim(),
+        title: `row ${row + 1}, column ${(patch % columns) + 1}: ${formatNumber(value)} ${name}`.trim(),
         style: { opacity: value > 0 ? 0.06 + 0.94 * (value / most) : 0 },
       });
     });
     const style = { gridTemplateColumns: `repeat(${columns}, 1fr)`, aspectRatio: `${columns} / ${rows}` };
-    return element("div", { class: "chart heat-map", role: "img", "aria-label": label, style }, cells);
+    return element("div", { class: "chart heat-map", role: "img", "aria-label": label, style }, patches);
   };
 
   charts.line = ({ series, events = [], label, height = 200, name = "" }) =>

@@ -13,17 +13,17 @@
 
   const codeAddress = (code) => explorer.address("code", String(code));
 
-  // The cells of a kind, each from another picture, with their surroundings.
+  // The patches of a kind, each from another image, with their surroundings.
   const occurrences = (code, kind, heading, meaning) => {
     const list = code[kind];
     const tiles = list.map((occurrence) => {
-      const [picture, row, column, distance] = occurrence;
+      const [image, row, column, distance] = occurrence;
       return element(
         "a",
         {
           class: "occurrence",
-          href: explorer.address("image", String(picture), { code: code.code }),
-          "aria-label": `image ${picture}, row ${row + 1}, column ${column + 1}, distance ${formatNumber(distance)}`,
+          href: explorer.address("image", String(image), { code: code.code }),
+          "aria-label": `image ${image}, row ${row + 1}, column ${column + 1}, distance ${formatNumber(distance)}`,
         },
         explorer.crop(occurrence, null, 0.75),
         formatNumber(distance),
@@ -178,16 +178,16 @@
 
   // What the run's timeline says of a code: [name, value] of what is known.
   const training = (code, timeline) => {
-    const told = (step) => element("a", { href: explorer.address("timeline") }, `step ${formatCount(step)}`);
-    const seeded = timeline?.seeded?.[code.code] ?? null;
+    const linkOf = (step) => element("a", { href: explorer.address("timeline") }, `step ${formatCount(step)}`);
+    const reset = timeline?.reset?.[code.code] ?? null;
     const unused = timeline?.unused_since?.[code.code] ?? null;
     return [
-      seeded === null ? null : ["last reset in training at", told(seeded)],
-      unused === null ? null : ["unused in training since", told(unused)],
+      reset === null ? null : ["last reset in training at", linkOf(reset)],
+      unused === null ? null : ["unused in training since", linkOf(unused)],
     ].filter((fact) => fact !== null);
   };
 
-  const showDead = (root, code, wall, timeline) => {
+  const showUnused = (root, code, wall, timeline) => {
     root.append(
       element(
         "p",
@@ -202,12 +202,12 @@
   const showLive = (root, code, wall, meta, timeline) => {
     const number = code.code;
     const says = wall.word[number];
-    const claim =
+    const meaning =
       says === null
-        ? element("p", { class: "claim" }, "No word is proven for it.")
+        ? element("p", { class: "meaning" }, "No word is proven for it.")
         : element(
             "p",
-            { class: "claim" },
+            { class: "meaning" },
             "Its best word is ",
             element("a", { href: explorer.address("words", says), class: "foreign", dir: "auto" }, says),
             `: the captions of ${formatPercent(wall.precision[number])} of its images have it, ` +
@@ -228,7 +228,7 @@
         element(
           "div",
           {},
-          claim,
+          meaning,
           facts([
             ["tokens", formatCount(code.tokens)],
             ["images", formatCount(code.images)],
@@ -273,10 +273,10 @@
       const [code, wall, timeline] = await Promise.all([
         explorer.loadCode(number),
         explorer.loadWall(),
-        explorer.load("timeline").catch(() => null), // It is told without, too.
+        explorer.load("timeline").catch(() => null), // The page says the rest without it.
       ]);
       root.append(element("div", { class: "title" }, element("h1", {}, `Code ${number}`), walk(number, meta)));
-      if (code.tokens === 0) showDead(root, code, wall, timeline);
+      if (code.tokens === 0) showUnused(root, code, wall, timeline);
       else showLive(root, code, wall, meta, timeline);
       root.append(explorer.licenceLine(meta));
       const says = wall.word[number];

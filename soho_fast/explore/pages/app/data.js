@@ -36,7 +36,7 @@ const explorer = { pages: new Map() };
   };
 
   const CODES_PER_FILE = 64;
-  const PICTURES_PER_FILE = 256;
+  const IMAGES_PER_FILE = 256;
   const fileName = (kind, number, perFile) => `${kind}-${String(Math.floor(number / perFile)).padStart(4, "0")}`;
 
   const loadItem = async (kind, what, number, perFile, count) => {
@@ -49,11 +49,11 @@ const explorer = { pages: new Map() };
     return item;
   };
 
-  // Returns a promise of all of a code, or of a picture; refuses a number that there is not.
+  // Returns a promise of all of a code, or of an image; refuses a number that there is not.
   explorer.loadCode = async (code) =>
     loadItem("codes", "code", code, CODES_PER_FILE, (await explorer.load("meta")).num_codes);
-  explorer.loadPicture = async (picture) =>
-    loadItem("images", "image", picture, PICTURES_PER_FILE, (await explorer.load("meta")).num_pictures);
+  explorer.loadImage = async (image) =>
+    loadItem("images", "image", image, IMAGES_PER_FILE, (await explorer.load("meta")).num_shown);
 
   // A promise of the wall, whose columns are all there and K long.
   explorer.loadWall = async () => {
@@ -72,8 +72,8 @@ const explorer = { pages: new Map() };
     ...["near_code", "near_distance", "x", "y", "medoid"],
   ];
 
-  explorer.picturePath = (picture) => {
-    const folder = String(Math.floor(picture / PICTURES_PER_FILE)).padStart(4, "0");
-    return `images/${folder}/${String(picture).padStart(6, "0")}.jpg`;
+  explorer.imagePath = (image) => {
+    const folder = String(Math.floor(image / IMAGES_PER_FILE)).padStart(4, "0");
+    return `images/${folder}/${String(image).padStart(6, "0")}.jpg`;
   };
 })();

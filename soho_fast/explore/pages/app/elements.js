@@ -81,7 +81,7 @@
           : part,
       );
 
-  // What the pictures of a page owe to others: `numbers` of entries of meta.licences, all where it is left out.
+  // What the images of a page owe to others: `numbers` of entries of meta.licences, all where it is left out.
   explorer.licenceLine = (meta, numbers = meta.licences.map((_, number) => number)) => {
     const texts = numbers.map((number) => {
       const { what, credit, licence } = meta.licences[number];

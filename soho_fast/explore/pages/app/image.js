@@ -1,6 +1,6 @@
 "use strict";
 
-// A picture: its index map, captions, licence, and what masked visual modelling hides of it.
+// An image: its index map, captions, licence, and what masked visual modelling hides of it.
 (() => {
   const { element, formatCount, formatPercent, formatPlural } = explorer;
 
@@ -8,7 +8,7 @@
 
   const walk = (number, meta, code) => {
     const link = (rel, target, words) =>
-      target < 0 || target >= meta.num_pictures
+      target < 0 || target >= meta.num_shown
         ? element("span", { class: "button", "aria-disabled": "true" }, words)
         : element("a", { class: "button", rel, href: explorer.address("image", String(target), { code }) }, words);
     return element(
@@ -19,7 +19,7 @@
     );
   };
 
-  // The codes of a picture, those with most cells first.
+  // The codes of an image, those with most patches first.
   const countsByCode = (index) => {
     const counts = new Map();
     for (const code of index) if (code !== null) counts.set(code, (counts.get(code) ?? 0) + 1);
@@ -29,21 +29,21 @@
   const says = (wall, code) =>
     wall.word[code] === null ? "" : ` · ${wall.word[code]}, × ${explorer.formatNumber(wall.lift[code], 2)}`;
 
-  const masked = (picture, wall, source) => {
-    const { code, cells } = picture.masked;
-    const view = explorer.pictureWithCells(picture, source, "the image with the hidden patches covered");
-    const hidden = new Map(cells.map(({ cell, guesses }) => [cell, guesses]));
-    view.cells.forEach((cell, number) => cell?.classList.toggle("hidden-cell", hidden.has(number)));
-    const right = cells.filter(({ guesses }) => guesses.length && guesses[0][0] === code).length;
+  const masked = (image, wall, source) => {
+    const { code, patches } = image.masked;
+    const view = explorer.imageWithPatches(image, source, "the image with the hidden patches covered");
+    const hidden = new Map(patches.map(({ patch, guesses }) => [patch, guesses]));
+    view.patches.forEach((patch, number) => patch?.classList.toggle("hidden-patch", hidden.has(number)));
+    const right = patches.filter(({ guesses }) => guesses.length && guesses[0][0] === code).length;
 
-    const guessRows = cells.map(({ cell, guesses }) =>
+    const guessRows = patches.map(({ patch, guesses }) =>
       element(
         "li",
         {},
         element(
           "span",
           { class: "hint" },
-          `row ${Math.floor(cell / picture.columns) + 1}, column ${(cell % picture.columns) + 1}`,
+          `row ${Math.floor(patch / image.columns) + 1}, column ${(patch % image.columns) + 1}`,
         ),
         element(
           "span",
@@ -72,24 +72,24 @@
         { class: "hint" },
         "All patches of a code are hidden together, so that none can be copied from its neighbour: here ",
         element("a", { href: explorer.address("code", String(code)) }, `code ${code}`),
-        `, ${formatPlural(cells.length, "patch", "patches")}. From the rest and the caption the model guesses ` +
-          `what was there; its best guess is right in ${right} of ${cells.length}.`,
+        `, ${formatPlural(patches.length, "patch", "patches")}. From the rest and the caption the model guesses ` +
+          `what was there; its best guess is right in ${right} of ${patches.length}.`,
       ),
       element("div", { class: "masked-view" }, view.root, element("ul", { class: "plain" }, guessRows)),
     );
   };
 
-  const showPicture = async (root, number, parameters, meta) => {
-    const [picture, wall, server] = await Promise.all([
-      explorer.loadPicture(number),
+  const showImage = async (root, number, parameters, meta) => {
+    const [image, wall, server] = await Promise.all([
+      explorer.loadImage(number),
       explorer.loadWall(),
       explorer.load("server"),
     ]);
-    const { index } = picture;
+    const { index } = image;
     const asked = parameters.get("code");
     const lit = asked !== null && index.includes(Number(asked)) ? Number(asked) : null;
     const counts = new Map(countsByCode(index));
-    const source = explorer.picturePath(number);
+    const source = explorer.imagePath(number);
 
     const status = element("p", { class: "status", role: "status" });
     const tell = (code) => {
@@ -107,15 +107,15 @@
         ` · ${formatPlural(counts.get(code), "patch", "patches")} here`,
       );
     };
-    const caption = picture.captions.find((text) => text.trim() !== "");
+    const caption = image.captions.find((text) => text.trim() !== "");
     const label = caption === undefined ? `image ${number}` : caption.slice(0, 200);
     const show = (code) => {
       view.light(code);
       tell(code);
       for (const chip of made) chip.classList.toggle("lit", chip.dataset.code === String(code));
     };
-    const view = explorer.pictureWithCells(picture, source, label, (code) => show(code ?? lit));
-    view.cells.forEach((cell) => cell?.append(element("span", { class: "cell-code" }, cell.dataset.code)));
+    const view = explorer.imageWithPatches(image, source, label, (code) => show(code ?? lit));
+    view.patches.forEach((patch) => patch?.append(element("span", { class: "patch-code" }, patch.dataset.code)));
 
     const made = [...counts].map(([code, count]) =>
       element(
@@ -150,28 +150,28 @@
     });
     view.root.classList.toggle("without-numbers", !toggle.checked);
 
-    const captions = picture.captions.length
+    const captions = image.captions.length
       ? element(
           "ul",
           { class: "captions" },
-          picture.captions.map((caption) => explorer.foreignText(caption, "li")),
+          image.captions.map((caption) => explorer.foreignText(caption, "li")),
         )
       : element("p", { class: "nothing" }, "It has none.");
     root.append(
       element("div", { class: "title" }, element("h1", {}, `Image ${number}`), walk(number, meta, asked)),
       element(
         "div",
-        { class: "picture-view" },
+        { class: "image-view" },
         element(
           "div",
-          { class: "picture-stage" },
+          { class: "image-stage" },
           view.root,
           status,
           element("label", { class: "choice-line" }, toggle, " numbers of the codes"),
         ),
         element(
           "div",
-          { class: "picture-side" },
+          { class: "image-side" },
           element("h2", {}, "Captions"),
           captions,
           element("h2", {}, "Codes"),
@@ -180,45 +180,45 @@
           element(
             "p",
             { class: "foreign", dir: "auto" },
-            `${picture.name}, of ${meta.sources[picture.source]?.name ?? "an unknown data set"}; shown smaller.`,
+            `${image.name}, of ${meta.sources[image.source]?.name ?? "an unknown data set"}; shown smaller.`,
           ),
-          explorer.licenceLine(meta, picture.licences),
+          explorer.licenceLine(meta, image.licences),
           server
             ? element(
                 "a",
-                { class: "button", href: explorer.address("ask", "", { picture: number }) },
+                { class: "button", href: explorer.address("ask", "", { image: number }) },
                 "ask about this image",
               )
             : null,
         ),
       ),
-      picture.masked ? masked(picture, wall, source) : "",
+      image.masked ? masked(image, wall, source) : "",
     );
     return `Image ${number}`;
   };
 
-  // All pictures that there are, so that any can be come by.
+  // All images that there are, so that any can be come by.
   const showAll = (root, meta) => {
     const fillWhenNear = explorer.whenNear((link) => {
-      const number = Number(link.dataset.picture);
-      link.append(element("img", { src: explorer.picturePath(number), alt: "", loading: "lazy" }));
+      const number = Number(link.dataset.image);
+      link.append(element("img", { src: explorer.imagePath(number), alt: "", loading: "lazy" }));
     });
-    const links = Array.from({ length: meta.num_pictures }, (_, number) =>
+    const links = Array.from({ length: meta.num_shown }, (_, number) =>
       element("a", {
         href: explorer.address("image", String(number)),
-        dataset: { picture: number },
+        dataset: { image: number },
         "aria-label": `image ${number}`,
       }),
     );
     links.forEach(fillWhenNear);
-    const rest = meta.num_images - meta.num_pictures;
+    const rest = meta.num_images - meta.num_shown;
     root.append(
       element("h1", {}, "Images"),
       element(
         "p",
         { class: "lead" },
         rest > 0
-          ? `${formatCount(meta.num_pictures)} of the ${formatCount(meta.num_images)} images that statistics come from.`
+          ? `${formatCount(meta.num_shown)} of the ${formatCount(meta.num_images)} images that statistics come from.`
           : `All ${formatCount(meta.num_images)} images that statistics come from.`,
       ),
       element("div", { class: "gallery" }, links),
@@ -231,9 +231,9 @@
     show: async (root, argument, parameters, meta) => {
       if (argument === "") return showAll(root, meta);
       if (!/^\d+$/.test(argument)) {
-        throw new Error(`image: expected a number from 0 to ${meta.num_pictures - 1}, got "${argument}"`);
+        throw new Error(`image: expected a number from 0 to ${meta.num_shown - 1}, got "${argument}"`);
       }
-      return showPicture(root, Number(argument), parameters, meta);
+      return showImage(root, Number(argument), parameters, meta);
     },
   });
 })();

@@ -6,7 +6,7 @@
   const CROPS_SHOWN = 400; // As many codes in view or fewer are shown as crops.
   const GREATEST_ZOOM = 40;
 
-  // One listener for all maps: it would keep each map and its pictures.
+  // One listener for all maps: it would keep each map and its images.
   let repaint = () => {};
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => repaint());
 
@@ -72,7 +72,7 @@
       };
 
       const images = new Map(); // path -> Image
-      const picture = (path) => {
+      const imageAt = (path) => {
         if (!images.has(path)) {
           const image = new Image();
           image.onload = () => drawSoon();
@@ -84,15 +84,15 @@
 
       const drawCrop = (context, code, size) => {
         const [number, row, column, , rows, columns] = wall.medoid[code];
-        const image = picture(explorer.picturePath(number));
+        const image = imageAt(explorer.imagePath(number));
         if (!image.complete || !image.naturalWidth) return false;
-        const [cellWidth, cellHeight] = [image.naturalWidth / columns, image.naturalHeight / rows];
+        const [patchWidth, patchHeight] = [image.naturalWidth / columns, image.naturalHeight / rows];
         const [x, y] = [toX(wall.x[code]) - size / 2, toY(wall.y[code]) - size / 2];
-        // Half a cell on each side is shown too, as far as the picture goes.
+        // Half a patch on each side is shown too, as far as the image goes.
         const span = Math.min(2, rows, columns);
-        const left = clamp(column - 0.5, 0, columns - span) * cellWidth;
-        const top = clamp(row - 0.5, 0, rows - span) * cellHeight;
-        context.drawImage(image, left, top, span * cellWidth, span * cellHeight, x, y, size, size);
+        const left = clamp(column - 0.5, 0, columns - span) * patchWidth;
+        const top = clamp(row - 0.5, 0, rows - span) * patchHeight;
+        context.drawImage(image, left, top, span * patchWidth, span * patchHeight, x, y, size, size);
         context.strokeStyle = "rgb(128 128 128 / 40%)";
         context.strokeRect(x + 0.5, y + 0.5, size - 1, size - 1);
         return true;
@@ -110,14 +110,14 @@
         codes.sort((a, b) => wall.tokens[b] - wall.tokens[a]);
         for (const code of codes) {
           const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];
-          const live = wall.tokens[code] > 0;
+          const active = wall.tokens[code] > 0;
           const size = Math.max(18, 2.8 * radius(code));
           context.globalAlpha = 1;
-          if (withCrops && live && drawCrop(context, code, size)) continue;
-          context.globalAlpha = live ? 0.55 : 0.8;
+          if (withCrops && active && drawCrop(context, code, size)) continue;
+          context.globalAlpha = active ? 0.55 : 0.8;
           context.beginPath();
-          context.arc(x, y, live ? radius(code) : 2, 0, 2 * Math.PI);
-          if (live) {
+          context.arc(x, y, active ? radius(code) : 2, 0, 2 * Math.PI);
+          if (active) {
             context.fillStyle = accent;
             context.fill();
           } else {
@@ -159,8 +159,8 @@
           status.textContent = "Point at a code to see it; a click opens it. Wheel or + and − zoom, drag moves.";
         } else {
           const word = wall.word[code];
-          const live = wall.tokens[code] > 0;
-          const usage = live ? formatPlural(wall.tokens[code], "token") : "unused";
+          const active = wall.tokens[code] > 0;
+          const usage = active ? formatPlural(wall.tokens[code], "token") : "unused";
           const text = [`code ${code}`, word, usage].filter((part) => part !== null).join(" · ");
           status.replaceChildren(element("a", { href: explorer.address("code", String(code)), dir: "auto" }, text));
           const [x, y] = [toX(wall.x[code]), toY(wall.y[code])];

@@ -5,7 +5,7 @@
 // inHeader: false has no link in the header. The first page is the wall.
 (() => {
   const { element, pages } = explorer;
-  const SCHEMA = 2;
+  const SCHEMA = 3;
   let current = 0; // The newest visit; an older page that is still loading shows nothing any more.
 
   const safelyDecoded = (text) => {

@@ -1,6 +1,6 @@
 "use strict";
 
-// How the codebook came about: curves from the run's log, events, and the codes that have no member.
+// How the codebook came about: curves from the run's log, events, and the unused codes.
 (() => {
   const { element, charts, formatCount, formatPlural } = explorer;
   const FIRST_SHOWN = 60;
@@ -38,21 +38,20 @@
       : null;
   };
 
-  // When the codes that were seeded after the first ones were seeded last.
-  const seedings = ({ seeded, last_step: lastStep }) => {
-    const known = seeded.filter((step) => step !== null);
+  // When the codes that were reset were reset last.
+  const resetsOf = ({ reset, last_step: lastStep }) => {
+    const known = reset.filter((step) => step !== null);
     const first = known.reduce((least, step) => Math.min(least, step), Infinity);
     const later = known.filter((step) => step > first);
     if (!later.length) return null;
     const counts = Array(NUM_BINS).fill(0);
     for (const step of later) counts[Math.min(NUM_BINS - 1, Math.floor((step / lastStep) * NUM_BINS))] += 1;
     const edges = Array.from({ length: NUM_BINS + 1 }, (_, bin) => Math.round((bin / NUM_BINS) * lastStep));
-    const label = "codes by the step of their last seeding";
+    const label = "codes by the step of their last reset";
     const codes = formatPlural(later.length, "code");
     const hint =
-      `Of the ${codes} that died after step ${formatCount(first)} and took the place of a feature: when they did so ` +
-      "last.";
-    const links = seeded
+      `Of the ${codes} that were reset after step ${formatCount(first)}: when that was last.`;
+    const links = reset
       .map((step, code) => ({ step, code }))
       .filter(({ step }) => step !== null && step > first)
       .sort((a, b) => b.step - a.step || a.code - b.code)
@@ -64,17 +63,17 @@
           element("span", { class: "hint" }, `step ${formatCount(step)}`),
         ),
       );
-    const chips = element("div", { class: "chips reseeded" }, links.slice(0, FIRST_CHIPS));
+    const chips = element("div", { class: "chips resets" }, links.slice(0, FIRST_CHIPS));
     const more = element("button", { type: "button", class: "quiet" }, `show all ${formatCount(links.length)}`);
     more.addEventListener("click", () => chips.replaceChildren(...links));
     if (links.length > FIRST_CHIPS) chips.append(more);
     return card("Codes that were unused and reset", hint, charts.histogram({ counts, edges, label }), chips);
   };
 
-  const unusedCodes = ({ seeded, unused_since: unusedSince, num_snapshots: numSnapshots }, tokens) => {
+  const unusedCodes = ({ reset, unused_since: unusedSince, num_snapshots: numSnapshots }, tokens) => {
     const known = numSnapshots > 1;
     const codes = tokens
-      .map((count, code) => ({ code, count, since: unusedSince[code] ?? null, at: seeded[code] ?? null }))
+      .map((count, code) => ({ code, count, since: unusedSince[code] ?? null, at: reset[code] ?? null }))
       .filter(({ count, since }) => since !== null || count === 0)
       .map((row) => ({ ...row, never: row.since !== null && row.since === row.at }))
       // Those first that were used and no longer are; last those that never were.
@@ -145,7 +144,7 @@
         ),
       );
     }
-    const cards = [...curves(timeline), seedings(timeline), eventList(timeline)].filter(Boolean);
+    const cards = [...curves(timeline), resetsOf(timeline), eventList(timeline)].filter(Boolean);
     root.append(element("div", { class: "cards" }, cards));
     const hint = "In training, as finely as its snapshots tell; and among the images of this explorer.";
     const unused = card("Unused codes", hint, unusedCodes(timeline, wall.tokens));

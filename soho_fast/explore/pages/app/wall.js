@@ -5,7 +5,7 @@
   const { element, formatCount, formatNumber, formatPercent, formatPlural } = explorer;
 
   // What to sort by: its words, a number of each code (null goes last), whether the greatest comes first, and how the
-  // number is told under the tile.
+  // number is said under the tile.
   const SORTS = {
     usage: { words: "usage", value: (wall) => wall.tokens, down: true, tell: (n) => formatPlural(n, "token") },
     lift: {
@@ -29,8 +29,8 @@
     },
     number: { words: "number", value: (wall) => wall.tokens.map((_, code) => code), down: false, tell: () => "" },
   };
-  const AROUND = 0.5; // A code says something of more than its cell: features see beyond it.
-  const ALIVE = { "": "all", live: "active", dead: "unused" };
+  const AROUND = 0.5; // A code says something of more than its patch: features see beyond it.
+  const USE = { "": "all", active: "active", unused: "unused" };
 
   const sortedCodes = (wall, { value, down }) => {
     const values = value(wall);
@@ -53,7 +53,7 @@
     const original = element("a", { tabindex: "-1" });
     return wall.tokens.map((tokens, code) => {
       const tile = original.cloneNode();
-      tile.className = tokens === 0 ? "tile dead" : "tile";
+      tile.className = tokens === 0 ? "tile unused" : "tile";
       tile.href = explorer.address("code", String(code));
       tile.dataset.code = code;
       tile.setAttribute("aria-label", `code ${code}, ${saidOf(wall, code)}`);
@@ -115,17 +115,18 @@
   };
 
   const summary = (meta) => {
-    const dead = meta.num_codes - meta.num_live;
+    const unused = meta.num_codes - meta.num_active;
     const images = formatPlural(meta.num_images, "image");
     return element(
       "p",
       { class: "lead" },
       "A model sees an image as a grid of patches, and takes for each patch's feature the nearest code of its " +
-        "dictionary: a token. Each tile is a code: the cell in the middle of those that have it, outlined, and what " +
+        "dictionary: a token. Each tile is a code: the patch in the middle of those that have it, outlined, and what " +
         "is around it",
       meta.has_captions ? "; below it, the word that most sets apart the captions of its images. " : ". ",
       element("strong", {}, formatCount(meta.num_codes)),
-      ` codes${dead ? `, ${formatCount(dead)} of them unused: no patch here has them` : ", all in use"}; ${images},`,
+      ` codes${unused ? `, ${formatCount(unused)} of them unused: no patch here has them` : ", all in use"};`,
+      ` ${images},`,
       ` ${formatPlural(meta.num_tokens, "token")}.`,
     );
   };
@@ -155,13 +156,13 @@
       const wall = await explorer.loadWall();
       const state = {
         sort: Object.hasOwn(SORTS, parameters.get("sort")) ? parameters.get("sort") : "usage",
-        show: Object.hasOwn(ALIVE, parameters.get("show")) ? parameters.get("show") : "",
+        show: Object.hasOwn(USE, parameters.get("show")) ? parameters.get("show") : "",
         word: parameters.get("word") ?? "",
-        cells: parameters.get("cells") === "alone" ? "alone" : "",
+        patches: parameters.get("patches") === "alone" ? "alone" : "",
       };
 
       const tiles = makeTiles(wall);
-      const fillOne = (tile) => fillTile(tile, wall, state.cells === "alone" ? 0 : AROUND);
+      const fillOne = (tile) => fillTile(tile, wall, state.patches === "alone" ? 0 : AROUND);
       const fillWhenNear = explorer.whenNear(fillOne);
       tiles.forEach(fillWhenNear);
       const grid = element("div", { class: "wall", role: "group", "aria-label": "codes" });
@@ -174,13 +175,13 @@
         const wanted = state.word.trim().toLowerCase();
         const codes = sortedCodes(wall, sort).filter(
           (code) =>
-            (state.show === "" || (state.show === "live") === wall.tokens[code] > 0) &&
+            (state.show === "" || (state.show === "active") === wall.tokens[code] > 0) &&
             (wanted === "" || (wall.word[code] ?? "").toLowerCase().includes(wanted)),
         );
         for (const code of codes) {
           const value = values[code];
-          const told = value !== null && (wall.tokens[code] > 0 || state.sort === "near" || state.sort === "number");
-          tiles[code].dataset.value = told ? sort.tell(value, wall, code) : "";
+          const isShown = value !== null && (wall.tokens[code] > 0 || state.sort === "near" || state.sort === "number");
+          tiles[code].dataset.value = isShown ? sort.tell(value, wall, code) : "";
           if (tiles[code].lastChild) tiles[code].lastChild.textContent = tiles[code].dataset.value;
           tiles[code].tabIndex = -1;
         }
@@ -212,13 +213,13 @@
       });
       const aloneBox = element("input", {
         type: "checkbox",
-        checked: state.cells === "alone",
+        checked: state.patches === "alone",
         change: ({ target }) => {
-          change("cells", target.checked ? "alone" : "");
+          change("patches", target.checked ? "alone" : "");
           tiles.filter((tile) => tile.firstChild).forEach(fillOne);
         },
       });
-      const choices = Object.entries(ALIVE).map(([value, words]) =>
+      const choices = Object.entries(USE).map(([value, words]) =>
         element(
           "label",
           { class: "choice" },

@@ -18,7 +18,7 @@
     const fillWhenNear = explorer.whenNear((row) => fillRow(row, rows.get(row), wall));
     return words.map((word) => {
       const row = original.cloneNode();
-      row.className = word.codes.length ? "word" : "word unclaimed";
+      row.className = word.codes.length ? "word" : "word unassociated";
       row.href = explorer.address("words", word.word);
       row.dataset.word = word.word;
       row.setAttribute("aria-label", `${word.word}, ${formatPlural(word.codes.length, "code")}`);
