@@ -20,6 +20,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +30,7 @@ import torch
 from soho_fast.ask.pipeline import FIELDS, LoadedImage, Question, SohoPipeline, local_folder, windows
 from soho_fast.common.checksums import folder_digest
 from soho_fast.common.errors import CorruptImageError, UserError
+from soho_fast.common.files import write_atomically
 from soho_fast.common.hub import no_such_path
 from soho_fast.common.progress import ProgressLines
 from soho_fast.common.workers import loaded_ahead
@@ -136,11 +138,8 @@ def _answer(
     say: Callable[[str], None],
 ) -> list[int]:
     """Answer what is not done yet, and write it; the numbers of the lines without an answer."""
-    parts: list[list[Question]] = []
-    ends: list[int] = []
-    for window in windows(questions, batch_size):
-        parts.append(window)
-        ends.append(len(window) + (ends[-1] if ends else 0))
+    parts = list(windows(questions, batch_size))
+    ends = list(accumulate(map(len, parts)))
     # A window of which a part is there is answered again as a whole: rounding depends on what is computed together.
     left = [number for number, end in enumerate(ends) if end > done]
     progress = ProgressLines(say, "answered")
@@ -212,9 +211,7 @@ def _kept(file: BinaryIO, path: Path, about: Mapping[str, Any], total: int) -> t
     beside = path.with_name(f"{path.name}.about.json")
     content = file.read()
     if not content:
-        scratch = beside.with_name(f"{beside.name}.{os.getpid()}.partial")
-        scratch.write_text(json.dumps(about, indent=1) + "\n")
-        os.replace(scratch, beside)
+        write_atomically(beside, json.dumps(about, indent=1) + "\n")
         return 0, []
     way_out = "give another name for the results, or delete them"
     try:

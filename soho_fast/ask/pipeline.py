@@ -26,6 +26,7 @@ with from_extra("train"):
 
     from soho_fast.ask.questions import Answer, Listed, OneImage, Questions, RaisingErrors, ReturningErrors
     from soho_fast.common.hub import loading_options
+    from soho_fast.data.batches.sample import pad_texts
     from soho_fast.data.images import is_image, load_any
     from soho_fast.data.processor import SohoProcessor
     from soho_fast.data.readers.records import check_text
@@ -370,15 +371,13 @@ class SohoPipeline(Questions):
             visual = join_images(list(place_of.values()))
             places = {key: place for place, key in enumerate(place_of)}
             index = torch.tensor([[places[id(image)] for image in images] for images, _ in lot])
-            parts.append(self.read(visual, *self._padded([ids for _, ids in lot]), index.squeeze(1)))
+            parts.append(self.read(visual, self._padded([ids for _, ids in lot]) | {"image_index": index.squeeze(1)}))
         logits = torch.cat(parts)
         return torch.empty_like(logits).index_copy_(0, torch.tensor(order), logits)
 
-    def read(
-        self, visual: VisualTokens, input_ids_PS: Tensor, attention_mask_PS: Tensor, image_index: Tensor
-    ) -> Tensor:
-        """Logits of texts about encoded images, float32 (P, A) on the CPU; inputs as of the model, on the CPU."""
-        texts = {"input_ids": input_ids_PS, "attention_mask": attention_mask_PS, "image_index": image_index}
+    def read(self, visual: VisualTokens, texts: Mapping[str, Tensor]) -> Tensor:
+        """Logits of texts about encoded images, float32 (P, A) on the CPU; `texts` are `input_ids`, `attention_mask`
+        and `image_index` as the model takes them, on the CPU."""
         output = self.model(visual_tokens=visual, **{name: value.to(self.device) for name, value in texts.items()})
         return (output.itm_logits if "itm_logits" in output else output.logits).float().cpu()
 
@@ -387,17 +386,12 @@ class SohoPipeline(Questions):
         *images, words = _values(asked, FIELDS[self.action])
         pixels = [load_any(image, self.processor.image_processor) for image in images]
         ids = usable_tokens(self._token_ids(self._usable_texts(Question((), words))))
-        input_ids_PS, attention_mask_PS = self._padded(ids)
         index = torch.arange(len(images)).repeat(len(ids), 1).squeeze(1)
-        texts = {"input_ids": input_ids_PS, "attention_mask": attention_mask_PS, "image_index": index}
-        return {**self.processor.image_processor.collate(pixels), **texts}
+        return {**self.processor.image_processor.collate(pixels), **self._padded(ids), "image_index": index}
 
-    def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """input_ids and attention_mask (P, S)."""
-        length, pad = max(map(len, ids)), self.processor.tokenizer.pad_token_id
-        input_ids_PS = torch.tensor([[*each, *[pad] * (length - len(each))] for each in ids])
-        real_P = torch.tensor([len(each) for each in ids])
-        return input_ids_PS, (torch.arange(length) < real_P.unsqueeze(1)).long()
+    def _padded(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` (P, S)."""
+        return pad_texts(ids, self.processor.tokenizer.pad_token_id)
 
     def _usable_texts(self, question: Question) -> Sequence[str]:
         """The texts of a question; raises ValueError, also for its images."""

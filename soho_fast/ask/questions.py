@@ -40,6 +40,11 @@ Answer = list[ScoredAnswer] | list[ScoredText] | list[ScoredLabel]
 
 OneImage = ImageLike | VisualTokens
 Listed = list[Any] | tuple[Any, ...]
+# In the place of one image or one text, or of those of each question: some in a list or a tuple, or in any iterable.
+ListedImages = OneImage | Listed
+ManyImages = OneImage | Iterable[Any]
+ListedTexts = str | Listed
+ManyTexts = str | Iterable[Any]
 
 
 class _Options(TypedDict, total=False):
@@ -68,19 +73,11 @@ class Questions(ABC):
     ) -> list[ScoredAnswer]: ...
     @overload
     def answer(
-        self,
-        image: OneImage | Listed,
-        question: str | Listed,
-        top_k: int | None = None,
-        **options: Unpack[RaisingErrors],
+        self, image: ListedImages, question: ListedTexts, top_k: int | None = None, **options: Unpack[RaisingErrors]
     ) -> list[list[ScoredAnswer]]: ...
     @overload
     def answer(
-        self,
-        image: OneImage | Iterable[Any],
-        question: str | Iterable[Any],
-        top_k: int | None = None,
-        **options: Unpack[RaisingErrors],
+        self, image: ManyImages, question: ManyTexts, top_k: int | None = None, **options: Unpack[RaisingErrors]
     ) -> Iterator[list[ScoredAnswer]]: ...
     @overload
     def answer(
@@ -88,11 +85,7 @@ class Questions(ABC):
     ) -> list[ScoredAnswer] | ValueError: ...
     @overload
     def answer(
-        self,
-        image: OneImage | Iterable[Any],
-        question: str | Iterable[Any],
-        top_k: int | None = None,
-        **options: Unpack[ReturningErrors],
+        self, image: ManyImages, question: ManyTexts, top_k: int | None = None, **options: Unpack[ReturningErrors]
     ) -> Iterable[list[ScoredAnswer] | ValueError]: ...
     def answer(self, image: Any, question: Any, top_k: int | None = None, **options: Any) -> Any:
         """The most likely answers to a question: [{"answer", "score"}]; five of them unless `top_k` is given."""
@@ -104,19 +97,11 @@ class Questions(ABC):
     ) -> list[ScoredText]: ...
     @overload
     def rank(
-        self,
-        image: OneImage | Listed,
-        texts: Sequence[str] | Listed,
-        top_k: int | None = None,
-        **options: Unpack[RaisingErrors],
+        self, image: ListedImages, texts: ListedTexts, top_k: int | None = None, **options: Unpack[RaisingErrors]
     ) -> list[list[ScoredText]]: ...
     @overload
     def rank(
-        self,
-        image: OneImage | Iterable[Any],
-        texts: Sequence[str] | Iterable[Any],
-        top_k: int | None = None,
-        **options: Unpack[RaisingErrors],
+        self, image: ManyImages, texts: ManyTexts, top_k: int | None = None, **options: Unpack[RaisingErrors]
     ) -> Iterator[list[ScoredText]]: ...
     @overload
     def rank(
@@ -124,11 +109,7 @@ class Questions(ABC):
     ) -> list[ScoredText] | ValueError: ...
     @overload
     def rank(
-        self,
-        image: OneImage | Iterable[Any],
-        texts: Sequence[str] | Iterable[Any],
-        top_k: int | None = None,
-        **options: Unpack[ReturningErrors],
+        self, image: ManyImages, texts: ManyTexts, top_k: int | None = None, **options: Unpack[ReturningErrors]
     ) -> Iterable[list[ScoredText] | ValueError]: ...
     def rank(self, image: Any, texts: Any, top_k: int | None = None, **options: Any) -> Any:
         """Texts by how well they describe an image: [{"text", "score"}]; all of them unless `top_k` is given."""
@@ -140,15 +121,11 @@ class Questions(ABC):
     ) -> list[ScoredLabel]: ...
     @overload
     def entails(
-        self, image: OneImage | Listed, text: str | Listed, top_k: int | None = None, **options: Unpack[RaisingErrors]
+        self, image: ListedImages, text: ListedTexts, top_k: int | None = None, **options: Unpack[RaisingErrors]
     ) -> list[list[ScoredLabel]]: ...
     @overload
     def entails(
-        self,
-        image: OneImage | Iterable[Any],
-        text: str | Iterable[Any],
-        top_k: int | None = None,
-        **options: Unpack[RaisingErrors],
+        self, image: ManyImages, text: ManyTexts, top_k: int | None = None, **options: Unpack[RaisingErrors]
     ) -> Iterator[list[ScoredLabel]]: ...
     @overload
     def entails(
@@ -156,11 +133,7 @@ class Questions(ABC):
     ) -> list[ScoredLabel] | ValueError: ...
     @overload
     def entails(
-        self,
-        image: OneImage | Iterable[Any],
-        text: str | Iterable[Any],
-        top_k: int | None = None,
-        **options: Unpack[ReturningErrors],
+        self, image: ManyImages, text: ManyTexts, top_k: int | None = None, **options: Unpack[ReturningErrors]
     ) -> Iterable[list[ScoredLabel] | ValueError]: ...
     def entails(self, image: Any, text: Any, top_k: int | None = None, **options: Any) -> Any:
         """Whether an image entails a text, contradicts it, or neither: [{"label", "score"}]."""
@@ -173,18 +146,18 @@ class Questions(ABC):
     @overload
     def compare(
         self,
-        left: OneImage | Listed,
-        right: OneImage | Listed,
-        text: str | Listed,
+        left: ListedImages,
+        right: ListedImages,
+        text: ListedTexts,
         top_k: int | None = None,
         **options: Unpack[RaisingErrors],
     ) -> list[list[ScoredLabel]]: ...
     @overload
     def compare(
         self,
-        left: OneImage | Iterable[Any],
-        right: OneImage | Iterable[Any],
-        text: str | Iterable[Any],
+        left: ManyImages,
+        right: ManyImages,
+        text: ManyTexts,
         top_k: int | None = None,
         **options: Unpack[RaisingErrors],
     ) -> Iterator[list[ScoredLabel]]: ...
@@ -195,9 +168,9 @@ class Questions(ABC):
     @overload
     def compare(
         self,
-        left: OneImage | Iterable[Any],
-        right: OneImage | Iterable[Any],
-        text: str | Iterable[Any],
+        left: ManyImages,
+        right: ManyImages,
+        text: ManyTexts,
         top_k: int | None = None,
         **options: Unpack[ReturningErrors],
     ) -> Iterable[list[ScoredLabel] | ValueError]: ...

@@ -8,6 +8,14 @@ from typing import Any
 PARTIAL = ".partial"
 """What the name of a file or folder that is being written ends with."""
 
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstandard",
+    b"PK\x03\x04": "zip",
+}
+
 # What a record of each kind holds beside `kind` and `step`.
 _CONTENTS = {
     "train": ("lr", dict), "evaluation": ("metrics", dict), "event": ("event", str), "snapshot": ("values", dict),
@@ -22,6 +30,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
+
+
+def packed_by(beginning: bytes) -> str | None:
+    """What packed a file that begins so, as "gzip"; None where it is not packed."""
+    return next((kind for start, kind in _PACKED.items() if beginning.startswith(start)), None)
 
 
 def process_is_alive(process_id: int) -> bool:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Unpack
+from typing import IO, Any, ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -152,29 +152,33 @@ def image_to_pixels(image: Image.Image) -> torch.Tensor:
 
 
 def shapes_of(
-    images: Sequence[ImageRef], progress: Callable[[int, int], None] = lambda done, total: None
+    images: Sequence[Any],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    opened: Callable[[Any], IO[bytes]] = ImageRef.open,
 ) -> np.ndarray:
     """The logarithm of width / height of each image, upright, from the beginning of its file: float64 (N,).
 
     What can't be read counts as square; reading its pixels will say why.
 
     Args:
-        images: Where they are.
+        images: `ImageRef`s, or what `opened` takes.
         progress: Called with how many are done, of how many.
+        opened: The file of an image.
     """
     shapes_N = np.zeros(len(images))
     with warnings.catch_warnings(), ThreadPoolExecutor(_HEADER_THREADS) as pool:
         # Of odd metadata and of large sizes, as in `decode_image`.
         warnings.simplefilter("ignore")
-        for number, shape in enumerate(pool.map(_shape_of, images)):
+        for number, shape in enumerate(pool.map(functools.partial(_shape_of, opened=opened), images)):
             shapes_N[number] = shape
             progress(number + 1, len(images))
     return shapes_N
 
 
-def _shape_of(image: ImageRef) -> float:
+def _shape_of(image: Any, opened: Callable[[Any], IO[bytes]]) -> float:
     try:
-        with image.store.open(image.name) as file, Image.open(file, formats=FORMATS) as header:
+        with opened(image) as file, Image.open(file, formats=FORMATS) as header:
             turned = bool(header.info.get("exif")) and _orientation(header) in _TURNED
             shape = math.log(header.width / header.height)
             return -shape if turned else shape
@@ -273,19 +277,12 @@ class SohoImageProcessor(TorchvisionBackend):
         bilinear = tvF.InterpolationMode.BILINEAR
         return tvF.resize(pixels_3HW, list(new_size), interpolation=bilinear, antialias=self.antialias)
 
-    def resize(
-        self,
-        image: torch.Tensor,
-        size: SizeDict,
-        resample: PILImageResampling | tvF.InterpolationMode | int | None = None,
-        antialias: bool = True,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+    def resize(self, image: torch.Tensor, size: SizeDict, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As every image processor's, with the edges rounded by `fitted_size`."""
         if size.shortest_edge and size.longest_edge:
             height, width = fitted_size(image.shape[-2], image.shape[-1], size.shortest_edge, size.longest_edge)
             size = SizeDict(height=height, width=width)
-        return super().resize(image, size, resample, antialias, **kwargs)
+        return super().resize(image, size, *args, **kwargs)
 
     def collate(self, images: Sequence[torch.Tensor]) -> dict[str, torch.Tensor | None]:
         """Normalise and pad resized uint8 images (3, height, width) to one batch.

@@ -117,9 +117,6 @@ class ZipStore:
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "_handle": None, "_owner": 0}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-
     def existing(self, names: Iterable[str]) -> set[str]:
         """The subset of `names` in the archive's directory."""
         members = self._open().NameToInfo
@@ -136,7 +133,7 @@ class ZipStore:
                 raise OSError("its compression is not read; expected a member stored or deflated (zip's -0 or -6)")
             check_size(member.file_size)
             with archive.open(member) as file:
-                # Not read(): that unpacks up to 2 GB before it looks at the size that the archive tells.
+                # Not read(): that unpacks up to 2 GB before it looks at the size in the archive's directory.
                 return file.read(member.file_size + 1)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{self.locate(name)}: {error}") from None

@@ -128,9 +128,9 @@ class TextFit:
     pieces_per_word: float
     unknown_share: float
 
-    def length_needed(self, share: float = _KEPT) -> int:
-        """The smallest longest length that cuts at most `1 - share` of the texts."""
-        return int(self.lengths[max(0, math.ceil(share * len(self.lengths)) - 1)])
+    def length_needed(self) -> int:
+        """The smallest longest length that cuts at most one text in a hundred."""
+        return int(self.lengths[max(0, math.ceil(_KEPT * len(self.lengths)) - 1)])
 
     def summary(self) -> str:
         """One line."""
@@ -164,7 +164,7 @@ def describe_fit(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Te
     """
     if not len(texts):
         raise ValueError("texts: expected at least one, got none")
-    counted = [texts[int(place)] for place in np.linspace(0, len(texts) - 1, min(len(texts), _MOST_COUNTED))]
+    counted = [texts[int(number)] for number in np.linspace(0, len(texts) - 1, min(len(texts), _MOST_COUNTED))]
     lengths, num_words, num_pieces, num_unknown = [], 0, 0, 0
     # Longer than any text: nothing is cut here.
     for text in encode_texts(tokenizer, counted, max_length=1_000_000):
@@ -240,7 +240,7 @@ def mask_tokens(
 
 @runtime_checkable
 class TextLists(Protocol):
-    """Many lists of texts, wherever they lie."""
+    """Many lists of texts, wherever they lie: the base class of those that keep them."""
 
     def __len__(self) -> int: ...
 
@@ -255,9 +255,10 @@ class TextLists(Protocol):
 
     def all(self, index: int) -> list[str]:
         """All texts of list `index`."""
+        return [self.get(index, number) for number in range(self.count(index))]
 
 
-class PackedTexts:
+class PackedTexts(TextLists):
     """Many lists of texts in two flat arrays.
 
     Millions of Python strings in a forked worker are copied page by page, as their reference counts are touched; flat
@@ -285,7 +286,3 @@ class PackedTexts:
         """Text `number` of list `index`."""
         position = int(self._first[index]) + number
         return self._bytes[self._ends[position] : self._ends[position + 1]].tobytes().decode()
-
-    def all(self, index: int) -> list[str]:
-        """All texts of list `index`."""
-        return [self.get(index, number) for number in range(self.count(index))]

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -138,10 +139,10 @@ def _records(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | None
         if isinstance(task, FineTuningTask):
             yield split, task.records(split)
         elif split == TRAINING:
-            for record in read_sources(task.data.sources, "sources", task._say):
+            for record in chain.from_iterable(read_sources(task.data.sources, "sources", task._say)):
                 yield None, [record]
         elif task.data.heldout:
-            for record in read_sources(task.data.heldout, "heldout", task._say):
+            for record in chain.from_iterable(read_sources(task.data.heldout, "heldout", task._say)):
                 yield f"{record.source}, held out", [record]
 
 

@@ -146,13 +146,13 @@ class _DemoLabels:
         rows, columns = int(valid_hw.any(1).sum()), int(valid_hw.any(0).sum())
         if scene is None or rows != columns:
             return np.full(int(valid_hw.sum()), _UNKNOWN), []
-        from soho_fast.data.mini.builder import objects_under_cells
+        from soho_fast.data.mini.builder import objects_in_patches
 
         # The same photograph or colour is one label, whichever part of it a patch shows.
         background = scene.background.photo or f"{scene.background.colour} background"
         objects = [self._number(item.name, True) for item in scene.objects]
         numbers = np.array([self._number(background, False), *objects])
-        return numbers[objects_under_cells(scene, rows, columns).ravel() + 1], objects
+        return numbers[objects_in_patches(scene, rows, columns).ravel() + 1], objects
 
     def _of_corpus(self, root: str) -> Mapping[str, Any]:
         if root not in self._scenes:

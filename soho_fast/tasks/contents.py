@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from soho_fast.data.readers.records import ImageRef
-from soho_fast.data.shards.records import JoinedRecords, ShardRecords
+from soho_fast.data.shards.records import ShardRecords
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -21,9 +21,6 @@ def records_identity(records: Sequence[Any]) -> str:
     images themselves, which may be mended between two starts of a run."""
     if isinstance(records, ShardRecords):
         return records.identity()
-    if isinstance(records, JoinedRecords):
-        parts = [records_identity(part) for part in records.parts]
-        return f"{len(records):,} records, {hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
     digest = hashlib.sha256()
     names: dict[type, list[str]] = {}
     for record in records:
@@ -34,6 +31,16 @@ def records_identity(records: Sequence[Any]) -> str:
         values = [getattr(record, name) for name in names[kind]]
         digest.update("\0".join(v.name if isinstance(v, ImageRef) else repr(v) for v in values).encode() + b"\1")
     return f"{len(records):,} records, {digest.hexdigest()[:12]}"
+
+
+def sets_identity(sets: Sequence[Sequence[Any]]) -> str:
+    """As `records_identity`, of sets that are read one after the other."""
+    if len(sets) == 1:
+        return records_identity(sets[0])
+    if not any(isinstance(records, ShardRecords) for records in sets):
+        return records_identity([record for records in sets for record in records])
+    identities = [records_identity(records) for records in sets]
+    return f"{sum(map(len, sets)):,} records, {hashlib.sha256(repr(identities).encode()).hexdigest()[:12]}"
 
 
 def weights_identity(name_or_path: str | None) -> str | None:

@@ -13,23 +13,16 @@ import torch
 from soho_fast.common.shared_arrays import read_once_a_machine
 from soho_fast.common.tables import Table
 from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
-from soho_fast.data.batches.record_table import FlatTexts, RecordTable, locations_of, texts_of
+from soho_fast.data.batches.record_table import FlatTexts, RecordTable
 from soho_fast.data.batches.sample import Collator, Sample
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.readers.captions import (
-    karpathy_coco_ids,
-    karpathy_flickr_ids,
-    read_coco_captions,
-    read_karpathy,
-    read_visual_genome,
-)
-from soho_fast.data.readers.json_lines import read_json_lines
+from soho_fast.data.readers.formats import FORMATS_OF, read_captions
 from soho_fast.data.readers.records import ImageTextRecord, ReadReport
-from soho_fast.data.shards.records import join, read_shards
-from soho_fast.data.text import load_tokenizer
+from soho_fast.data.shards.records import read_shards
+from soho_fast.data.text import PackedTexts, TextLists, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
 from soho_fast.tasks.base import BaseTask
-from soho_fast.tasks.contents import records_identity
+from soho_fast.tasks.contents import records_identity, sets_identity
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.settings import (
@@ -42,54 +35,22 @@ _UPDATES_BEFORE_WARNING = 100
 # Of all codes; said again only after more than the second share were live.
 _FEW_ACTIVE, _ENOUGH_ACTIVE = 0.5, 0.6
 
-# The formats of a source that take a field.
-_FORMATS_OF = {
-    "images": ("karpathy", "coco_captions", "visual_genome", "json_lines"),
-    "splits": ("karpathy", "json_lines"),
-    "heldout_share": ("json_lines",),
-    "image_data": ("visual_genome",),
-    "exclude_coco_ids_from": ("coco_captions", "visual_genome"),
-    "exclude_flickr_ids_from": ("visual_genome",),
-}
-
 HELDOUT = "heldout"
 """The one split of pre-training, by name: the held-out images."""
 
 
 def _read_source(source: CaptionSource, report: ReadReport, where: str) -> Sequence[ImageTextRecord]:
-    common: dict[str, Any] = {
-        "max_captions": source.max_captions,
-        "missing_images": source.missing_images,
-        "source": source.name,
-        "report": report,
-    }
-    refuse_fields_of_other_formats(source, _FORMATS_OF, f"{where}.")
-    annotations, images = source.annotations, source.images
-    if source.format == "karpathy":
-        return read_karpathy(annotations, images, source.splits, **common)
-    if source.format == "json_lines":
-        return read_json_lines(annotations, images, source.splits, heldout_share=source.heldout_share, **common)
+    refuse_fields_of_other_formats(source, FORMATS_OF, f"{where}.")
     if source.format == "webdataset":
-        return read_shards(annotations, max_captions=source.max_captions, source=source.name, report=report)
-    excluded = karpathy_coco_ids(source.exclude_coco_ids_from) if source.exclude_coco_ids_from else frozenset()
-    if source.format == "coco_captions":
-        return read_coco_captions(annotations, images, exclude_coco_ids=excluded, **common)
-    if not source.image_data:
+        return read_shards(source.annotations, max_captions=source.max_captions, source=source.name, report=report)
+    if source.format == "visual_genome" and not source.image_data:
         raise ValueError(f"{where}.image_data: expected the path of Visual Genome's image_data.json")
-    flickr = source.exclude_flickr_ids_from
-    return read_visual_genome(
-        annotations,
-        source.image_data,
-        images,
-        exclude_coco_ids=excluded,
-        exclude_flickr_ids=karpathy_flickr_ids(flickr) if flickr else frozenset(),
-        **common,
-    )
+    return read_captions(source.format, vars(source), report, source.name)
 
 
 def read_sources(
     sources: Sequence[CaptionSource], purpose: str, say: Callable[[str], None] = print
-) -> Sequence[ImageTextRecord]:
+) -> list[Sequence[ImageTextRecord]]:
     """Read sets one after another, and say what each holds; records in shards are made when they are asked for.
 
     Args:
@@ -115,7 +76,7 @@ def read_sources(
                         f"{purpose}: {report.source}: {field} is not set, so {name}'s val and test images may be among "
                         f"these; results on {name} would be too good"
                     )
-    return join(parts)
+    return parts
 
 
 @dataclass
@@ -156,28 +117,31 @@ class PretrainingTask(BaseTask):
         return read_once_a_machine(self._read_records, self.processes)
 
     def _read_records(self) -> tuple[RecordTable, str, list[ImageTextRecord]]:
-        training = read_sources(self.data.sources, "sources", self._say)
-        heldout = list(read_sources(self.data.heldout, "heldout", self._say)) if self.data.heldout else []
+        training_sets = read_sources(self.data.sources, "sources", self._say)
+        training = RecordTable(training_sets)
+        heldout_sets = read_sources(self.data.heldout, "heldout", self._say) if self.data.heldout else []
+        heldout = [record for records in heldout_sets for record in records]
         if len(heldout) == 1:
             raise ValueError(
                 "data.heldout: one image with captions; expected none or at least two, since a text is also scored "
                 "with another image: hold out more"
             )
-        self._check_negatives("sources", training if self.data.num_negative else [])
-        self._check_negatives("heldout", heldout)
+        if self.data.num_negative:
+            self._check_negatives("sources", training.texts)
+        if heldout:
+            self._check_negatives("heldout", PackedTexts([record.captions for record in heldout]))
         held = {str(record.image) for record in heldout}
-        shared = {location for location in locations_of(training) if location in held} if held else set()
+        shared = held.intersection(training.locations()) if held else set()
         if shared:
             raise ValueError(
                 f"data: {len(shared)} images are both in sources and in heldout, as {min(shared)}; held-out images "
                 "must not be trained on"
             )
-        return RecordTable(training), records_identity(training), heldout
+        return training, sets_identity(training_sets), heldout
 
-    def _check_negatives(self, name: str, records: Sequence[ImageTextRecord]) -> None:
+    def _check_negatives(self, name: str, texts: TextLists) -> None:
         try:
-            if len(records):
-                check_negatives(texts_of(records))
+            check_negatives(texts)
         except ValueError as error:
             raise ValueError(f"data.{name}: {error}") from None
 

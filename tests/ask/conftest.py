@@ -69,15 +69,15 @@ def images(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder with ten pictures of coloured patches, in mixed shapes, and their names."""
+def image_folder(tmp_path):
+    """A folder with ten images of coloured patches, in mixed shapes, and their names."""
     import numpy as np
     from PIL import Image
 
     sizes = [(60, 40), (40, 60), (50, 50), (90, 30), (32, 32), (64, 33), (33, 64), (20, 80), (60, 41), (64, 64)]
     names = [f"{number}.png" for number in range(len(sizes))]
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
         patches = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(patches).resize(size, Image.Resampling.NEAREST).save(tmp_path / "pictures" / name)
-    return tmp_path / "pictures", names
+        Image.fromarray(patches).resize(size, Image.Resampling.NEAREST).save(tmp_path / "images" / name)
+    return tmp_path / "images", names

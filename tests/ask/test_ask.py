@@ -39,7 +39,7 @@ def test_answer(save, processor, images):
     assert soho.answer(Image.open(images[0]), "is there a man") == soho.answer(str(images[0]), "is there a man")
 
 
-def test_a_picture_that_needs_no_padding(save, processor, tmp_path):
+def test_an_image_that_needs_no_padding(save, processor, tmp_path):
     model, folder = save(SohoForQuestionAnswering)
     square = draw(tmp_path / "square.png", "red", (32, 32))
     expected = direct(model, processor, [square], ["is there a man"])[0].sigmoid()

@@ -28,9 +28,9 @@ def read(path):
 
 
 @pytest.fixture
-def asked(tmp_path, pictures):
+def asked(tmp_path, image_folder):
     """A file of 60 questions, three about each image in turn; one image is not there."""
-    _, names = pictures
+    _, names = image_folder
     lines = [
         {"image": names[number // 3 % 10], "question": WORDS[number % 4], "id": f"q{number}"} for number in range(60)
     ]
@@ -39,17 +39,17 @@ def asked(tmp_path, pictures):
 
 
 @pytest.fixture
-def run(folder_of, asked, pictures, tmp_path):
+def run(folder_of, asked, image_folder, tmp_path):
     """The command about the questions, in batches of two; gives the exit code."""
 
     def many(*more, model=None, results="results.jsonl"):
         paths = [str(model or folder_of("answer")), str(asked), str(tmp_path / results)]
-        return main(["many", *paths, "--images", str(pictures[0]), "--batch_size", "2", "--workers", "0", *more])
+        return main(["many", *paths, "--images", str(image_folder[0]), "--batch_size", "2", "--workers", "0", *more])
 
     return many
 
 
-def test_each_line_is_answered_in_order(run, soho_of, asked, pictures, tmp_path, capsys):
+def test_each_line_is_answered_in_order(run, soho_of, asked, image_folder, tmp_path, capsys):
     assert run("--top_k", "2") == 0
     assert "60 lines; 1 have no answer but an error, the first is line 8" in capsys.readouterr().out
     for number, (line, found) in enumerate(zip(read(asked), read(tmp_path / "results.jsonl"), strict=True), start=1):
@@ -58,14 +58,14 @@ def test_each_line_is_answered_in_order(run, soho_of, asked, pictures, tmp_path,
         if number == 8:
             assert answers is None and error == "image: gone.png: there is no such file"
             continue
-        expected = soho_of("answer").answer(pictures[0] / line["image"], line["question"], top_k=2)
+        expected = soho_of("answer").answer(image_folder[0] / line["image"], line["question"], top_k=2)
         assert [row["answer"] for row in answers] == [row["answer"] for row in expected] and error is None
         assert [row["score"] for row in answers] == pytest.approx([row["score"] for row in expected], abs=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["rank", "pretrained", "entails", "compare"])
-def test_every_kind_of_model(folder_of, soho_of, pictures, tmp_path, kind):
-    folder, names = pictures
+def test_every_kind_of_model(folder_of, soho_of, image_folder, tmp_path, kind):
+    folder, names = image_folder
     rows = {
         "entails": [{"image": name, "text": "a red"} for name in names],
         "compare": [{"left": one, "right": two, "text": "a red"} for one, two in zip(names, names[::-1], strict=True)],
@@ -78,9 +78,9 @@ def test_every_kind_of_model(folder_of, soho_of, pictures, tmp_path, kind):
         assert [{**each, "score": pytest.approx(each["score"], abs=2e-6)} for each in expected] == found["answers"]
 
 
-def test_images_of_an_archive_by_workers(run, asked, pictures, folder_of, tmp_path):
+def test_images_of_an_archive_by_workers(run, asked, image_folder, folder_of, tmp_path):
     assert run() == 0
-    archive = write_zip(tmp_path / "pictures.zip", pictures[0], "*.png")
+    archive = write_zip(tmp_path / "images.zip", image_folder[0], "*.png")
     paths = [str(folder_of("answer")), str(asked), str(tmp_path / "others.jsonl")]
     assert main(["many", *paths, "--images", str(archive), "--batch_size", "2", "--workers", "2"]) == 0
     assert (tmp_path / "others.jsonl").read_bytes() == (tmp_path / "results.jsonl").read_bytes()
@@ -153,35 +153,35 @@ def test_two_commands_do_not_write_one_file(run, tmp_path, capsys):
     assert (tmp_path / "results.jsonl").read_bytes() == b"" and run() == 0
 
 
-def test_mistakes_are_told_before_anything_is_written(folder_of, pictures, tmp_path, capsys):
-    folder, names = pictures
+def test_mistakes_are_reported_before_anything_is_written(folder_of, image_folder, tmp_path, capsys):
+    folder, names = image_folder
     good = {"image": names[0], "question": "a red"}
 
-    def told(words, lines=(good,), kind="answer", results="out.jsonl", more=()):
+    def reported(words, lines=(good,), kind="answer", results="out.jsonl", more=()):
         questions = write_questions(folder / "q.jsonl", lines)
         assert main(["many", str(folder_of(kind)), str(questions), str(tmp_path / results), *more]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line, line
         assert not (tmp_path / "out.jsonl").exists()
 
-    told("q.jsonl: line 2: no field 'question' (the record has: image)", (good, {"image": names[0]}))
-    told("q.jsonl: line 1: field 'image' is 3, expected str", ({"image": 3, "question": "a"},))
-    told("q.jsonl: line 1: field 'answers' is one of the results", ({**good, "answers": []},))
-    told("q.jsonl: line 1: no field 'texts'", kind="rank")
-    told("q.jsonl: line 1: field 'texts' is [], expected a list of", ({"image": "a", "texts": []},), "rank")
-    told("q.jsonl: line 1: no field 'left'", kind="compare")
-    told("q.jsonl: holds no record; expected one question a line", ())
-    told("q.jsonl: 1 of 1 images are not in", ({"image": "gone.png", "question": "a"},))
-    told("q.jsonl: image name '../0.png' leads out of", ({"image": "../0.png", "question": "a"},))
-    told("images: /nowhere does not exist", more=["--images", "/nowhere"])
-    told("is a folder); expected the name of a file", results="")
-    told("there is no such file or folder", results="nowhere/out.jsonl")
+    reported("q.jsonl: line 2: no field 'question' (the record has: image)", (good, {"image": names[0]}))
+    reported("q.jsonl: line 1: field 'image' is 3, expected str", ({"image": 3, "question": "a"},))
+    reported("q.jsonl: line 1: field 'answers' is one of the results", ({**good, "answers": []},))
+    reported("q.jsonl: line 1: no field 'texts'", kind="rank")
+    reported("q.jsonl: line 1: field 'texts' is [], expected a list of", ({"image": "a", "texts": []},), "rank")
+    reported("q.jsonl: line 1: no field 'left'", kind="compare")
+    reported("q.jsonl: holds no record; expected one question a line", ())
+    reported("q.jsonl: 1 of 1 images are not in", ({"image": "gone.png", "question": "a"},))
+    reported("q.jsonl: image name '../0.png' leads out of", ({"image": "../0.png", "question": "a"},))
+    reported("images: /nowhere does not exist", more=["--images", "/nowhere"])
+    reported("is a folder); expected the name of a file", results="")
+    reported("there is no such file or folder", results="nowhere/out.jsonl")
     (folder / "q.jsonl").write_text('{"image": "0.png"\n')
     assert main(["many", str(folder_of("answer")), str(folder / "q.jsonl"), str(tmp_path / "out.jsonl")]) == 2
     assert "q.jsonl: line 1: not valid JSON" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_told_and_the_command_goes_on(run, folder_of, tmp_path, capsys):
+def test_a_full_disk_is_reported_and_the_command_goes_on(run, folder_of, tmp_path, capsys):
     folder_of("answer")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))  # stands for it
@@ -194,13 +194,13 @@ def test_a_full_disk_is_told_and_the_command_goes_on(run, folder_of, tmp_path, c
     assert run() == 0 and len(read(tmp_path / "results.jsonl")) == 60
 
 
-def test_killed_and_interrupted_it_goes_on_to_the_same(run, asked, folder_of, pictures, tmp_path):
+def test_killed_and_interrupted_it_goes_on_to_the_same(run, asked, folder_of, image_folder, tmp_path):
     lines = read(asked)
     write_questions(asked, [{**lines[number % 60], "id": number} for number in range(1500)])
     results = tmp_path / "results.jsonl"
     # Nicer than this process, which must not come too late on a busy machine.
     command = ["nice", sys.executable, "-m", "soho_fast.ask", "many", str(folder_of("answer")), str(asked)]
-    command += [str(results), "--images", str(pictures[0]), "--batch_size", "2", "--workers", "1"]
+    command += [str(results), "--images", str(image_folder[0]), "--batch_size", "2", "--workers", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     written = 0
     for number in (signal.SIGKILL, signal.SIGINT):

@@ -38,8 +38,8 @@ def encoded(soho, monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_lists_are_answered_as_one_by_one(soho_of, pictures, batch_size):
-    soho, (folder, names) = soho_of("answer"), pictures
+def test_lists_are_answered_as_one_by_one(soho_of, image_folder, batch_size):
+    soho, (folder, names) = soho_of("answer"), image_folder
     paths = [folder / name for name in names] * 2
     questions = [QUESTIONS[number % 4] for number in range(len(paths))]
     expected = [soho.answer(*both, top_k=3) for both in zip(paths, questions, strict=True)]
@@ -54,8 +54,8 @@ def test_lists_are_answered_as_one_by_one(soho_of, pictures, batch_size):
     assert soho(asked[0], top_k=3) == expected[0]
 
 
-def test_the_other_questions(soho_of, pictures):
-    folder, names = pictures
+def test_the_other_questions(soho_of, image_folder):
+    folder, names = image_folder
     paths = [folder / name for name in names]
     soho = soho_of("rank")
     texts = [QUESTIONS[: 1 + number % 4] for number in range(len(paths))]
@@ -71,8 +71,8 @@ def test_the_other_questions(soho_of, pictures):
     assert_same(soho.entails(paths, "a red"), [soho.entails(path, "a red") for path in paths])
 
 
-def test_one_image_of_many_texts_is_encoded_once(soho_of, pictures, monkeypatch):
-    soho, (folder, names) = soho_of("rank"), pictures
+def test_one_image_of_many_texts_is_encoded_once(soho_of, image_folder, monkeypatch):
+    soho, (folder, names) = soho_of("rank"), image_folder
     sizes = encoded(soho, monkeypatch)
     soho.rank(folder / names[0], [f"{text} {n}" for text in QUESTIONS for n in range(50)], batch_size=2)
     assert sizes == [1]
@@ -89,9 +89,9 @@ def test_one_image_of_many_texts_is_encoded_once(soho_of, pictures, monkeypatch)
     assert_same(soho.rank(together, QUESTIONS), soho.rank([folder / name for name in names], QUESTIONS))
 
 
-def test_what_feels_its_padding_is_encoded_as_alone(processor, pictures):
+def test_what_feels_its_padding_is_encoded_as_alone(processor, image_folder):
     """The released code's CNN takes the padding of a batch for a part of the image."""
-    folder, names = pictures
+    folder, names = image_folder
     torch.manual_seed(0)
     model = SohoForImageTextRetrieval(SohoConfig.from_preset("official", **SMALL))
     soho = SohoPipeline(model, processor)
@@ -100,8 +100,8 @@ def test_what_feels_its_padding_is_encoded_as_alone(processor, pictures):
         torch.testing.assert_close(one.features, soho.encode(path).features, rtol=1e-4, atol=1e-5)
 
 
-def test_a_generator_is_read_some_batches_ahead_and_no_more(soho_of, pictures):
-    soho, (folder, names) = soho_of("answer"), pictures
+def test_a_generator_is_read_some_batches_ahead_and_no_more(soho_of, image_folder):
+    soho, (folder, names) = soho_of("answer"), image_folder
     expected = [soho.answer(folder / name, "is there a man") for name in names]
     for questions in ("is there a man", itertools.repeat("is there a man")):
         count = itertools.count()
@@ -128,15 +128,15 @@ def test_a_frame_that_is_drawn_over_is_another_image(soho_of):
     assert_same(list(soho.answer(frames(), "a red")), expected)
 
 
-def test_what_cannot_be_answered_is_told_by_its_number(soho_of, pictures):
-    soho, (folder, names) = soho_of("answer"), pictures
+def test_what_cannot_be_answered_is_reported_by_its_number(soho_of, image_folder):
+    soho, (folder, names) = soho_of("answer"), image_folder
     paths = [folder / names[0], folder / "nowhere.png", folder / names[1]]
     for asked in (paths, iter(paths)):
         with pytest.raises(ValueError, match=r"^question 1 \(from 0\): image: .*nowhere\.png can't be read"):
             list(soho.answer(asked, "a red"))
-    with pytest.raises(ValueError, match=r"^image: .*nowhere\.png can't be read") as told:
+    with pytest.raises(ValueError, match=r"^image: .*nowhere\.png can't be read") as raised:
         soho.answer(paths[1], "a red")
-    assert isinstance(told.value.__cause__, FileNotFoundError)
+    assert isinstance(raised.value.__cause__, FileNotFoundError)
     answers = soho.answer(paths, ["a red", "a red", ""], errors="return")
     assert_same(answers[:1], [soho.answer(paths[0], "a red")])
     assert "nowhere.png can't be read" in str(answers[1]) and str(answers[2]) == "text: expected words, got ''"
@@ -144,23 +144,23 @@ def test_what_cannot_be_answered_is_told_by_its_number(soho_of, pictures):
     assert_same([next(first)], [soho.answer(paths[0], "a red")])
 
 
-def test_an_error_keeps_nothing_that_was_computed(soho_of, pictures):
-    soho, (folder, names) = soho_of("answer"), pictures
+def test_an_error_keeps_nothing_that_was_computed(soho_of, image_folder):
+    soho, (folder, names) = soho_of("answer"), image_folder
     paths = [folder / names[0], folder / "nowhere.png", folder / names[1]]
     answers = soho.answer(paths, ["a red", "a red", ""], errors="return")
     assert [answer.__traceback__ for answer in answers[1:]] == [None, None]
 
 
-def test_several_images_are_not_taken_for_one(soho_of, pictures):
-    soho, (folder, names) = soho_of("answer"), pictures
+def test_several_images_are_not_taken_for_one(soho_of, image_folder):
+    soho, (folder, names) = soho_of("answer"), image_folder
     pixels = [load_any(folder / name, soho.processor.image_processor) for name in names[:2]]
     both = soho.model.encode_images(**soho.processor.image_processor.collate(pixels))
     with pytest.raises(ValueError, match="image: expected one image, as encode gives it, got a batch of 2"):
         soho.answer(both, "a red")
 
 
-def test_mistakes_of_a_call(soho_of, pictures):
-    soho, (folder, names) = soho_of("answer"), pictures
+def test_mistakes_of_a_call(soho_of, image_folder):
+    soho, (folder, names) = soho_of("answer"), image_folder
     path = folder / names[0]
     for call, words in (
         (lambda: soho.answer([path], ["a", "red"]), "image, question: expected as many of each, got 1 of image, 2 of"),
@@ -184,8 +184,8 @@ def test_mistakes_of_a_call(soho_of, pictures):
             head.copy_(before)
 
 
-def test_progress(soho_of, pictures, capfd):
-    soho, (folder, names) = soho_of("answer"), pictures
+def test_progress(soho_of, image_folder, capfd):
+    soho, (folder, names) = soho_of("answer"), image_folder
     soho.answer([folder / name for name in names], "a red", progress=True)
     assert "10/10" in capfd.readouterr().err
     soho.answer([folder / name for name in names], "a red")

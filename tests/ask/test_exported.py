@@ -286,19 +286,19 @@ def test_the_plain_lookup_is_the_op():
 
 
 def test_mistakes_are_one_line(folder_of, tmp_path, capsys, monkeypatch):
-    def told(*arguments):
+    def reported(*arguments):
         assert export_main([str(each) for each in arguments]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
-    assert "no such file or folder" in told(tmp_path / "nowhere", tmp_path / "out")
-    assert "output: " in (line := told(folder_of("answer"), tmp_path)) and "exists; give the name" in line
-    assert "can't be made (there is no such" in told(folder_of("answer"), tmp_path / "a/b")
-    assert "arguments are required: output" in told(folder_of("answer"))
+    assert "no such file or folder" in reported(tmp_path / "nowhere", tmp_path / "out")
+    assert "output: " in (line := reported(folder_of("answer"), tmp_path)) and "exists; give the name" in line
+    assert "can't be made (there is no such" in reported(folder_of("answer"), tmp_path / "a/b")
+    assert "arguments are required: output" in reported(folder_of("answer"))
     (tmp_path / "empty").mkdir()
-    assert "no model could be loaded from" in told(tmp_path / "empty", tmp_path / "out")
+    assert "no model could be loaded from" in reported(tmp_path / "empty", tmp_path / "out")
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    assert "there is no C++ compiler /nowhere/g++; install g++" in told(folder_of("answer"), tmp_path / "out")
+    assert "there is no C++ compiler /nowhere/g++; install g++" in reported(folder_of("answer"), tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
 
 

@@ -11,9 +11,9 @@ HAS_INT8 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_vnni"
 pytestmark = pytest.mark.skipif(not HAS_INT8, reason="this processor has no instructions for int8")
 
 
-def asked(action, pictures):
+def asked(action, image_folder):
     """Six questions, about images of several shapes."""
-    folder, names = pictures
+    folder, names = image_folder
     words = ["a red man", "is there a woman"]
     *images, text = FIELDS[action]
     return [
@@ -33,8 +33,8 @@ def inputs(processor, question):
 
 
 @pytest.mark.parametrize("action", list(FIELDS))
-def test_it_is_the_prepared_model_by_these_ranges(folder_of, pictures, processor, action):
-    questions = asked(action, pictures)
+def test_it_is_the_prepared_model_by_these_ranges(folder_of, image_folder, processor, action):
+    questions = asked(action, image_folder)
     soho = SohoPipeline.from_pretrained(folder_of(action), precision="int8", calibration=iter(questions))
     assert soho.model.prepared == {"precision": "int8", "compile": False}
     assert {"Int8Conv2d", "Int8Linear"} <= {type(module).__name__ for module in soho.model.modules()}
@@ -47,11 +47,11 @@ def test_it_is_the_prepared_model_by_these_ranges(folder_of, pictures, processor
     assert soho(questions) != fewer(questions), "a question that was left out would be seen"
 
 
-def test_what_it_cannot_take_its_ranges_from(folder_of, pictures):
+def test_what_it_cannot_take_its_ranges_from(folder_of, image_folder):
     def load(questions, precision="int8"):
         SohoPipeline.from_pretrained(folder_of("rank"), precision=precision, calibration=questions)
 
-    good = asked("rank", pictures)
+    good = asked("rank", image_folder)
     for questions, precision, said in (
         (None, "int8", "calibration: expected batches with precision='int8', and none otherwise, got none"),
         (good, "float32", "and none otherwise, got some with precision='float32'"),

@@ -51,7 +51,7 @@ def as_pairs(answer):
 
 
 def test_they_are_told_apart(expected):
-    """Another picture than the right one would be seen: turned, opaque or of another frame."""
+    """Another image than the right one would be seen: turned, opaque or of another frame."""
     scores = [round(answer[0]["score"], 5) for answer in expected.values()]
     assert len(set(scores)) >= 8
     assert expected["turned.png"] != expected["deep colour.png"] != expected["clear.png"]
@@ -68,7 +68,7 @@ def test_an_odd_image_is_what_it_stands_for(soho_of, files, expected, name):
 
 
 @pytest.mark.parametrize("name", refused(None))
-def test_an_unusable_image_is_told_in_a_line(soho_of, files, name):
+def test_an_unusable_image_is_reported_in_a_line(soho_of, files, name):
     soho, path, words = soho_of("answer"), files / name, refused(files)[name]
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         soho.answer(path, TEXT)
@@ -99,7 +99,7 @@ def test_an_unusable_image_is_told_in_a_line(soho_of, files, name):
         ("", "can't be read ("),
     ],
 )
-def test_what_is_no_image_is_told_in_a_line(soho_of, image, words):
+def test_what_is_no_image_is_reported_in_a_line(soho_of, image, words):
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         soho_of("answer").answer(image, TEXT)
     assert str(caught.value).startswith("image: ") and "\n" not in str(caught.value)
@@ -121,14 +121,14 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(("text", "words"), [*TEXTS, (None, "got None"), (3, "got 3"), (b"man", "got b'man'")])
-def test_an_odd_text_is_told_in_a_line(soho_of, text, words):
-    picture = np.zeros((9, 9, 3), dtype=np.uint8)
+def test_an_odd_text_is_reported_in_a_line(soho_of, text, words):
+    image = np.zeros((9, 9, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
-        soho_of("answer").answer(picture, text)
+        soho_of("answer").answer(image, text)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
     with pytest.raises(ValueError, match=re.escape(words)):
-        soho_of("rank").rank(picture, ["a red", text])
-    good, bad = soho_of("rank").rank([picture] * 2, [["a red"], ["a red", text]], errors="return")
+        soho_of("rank").rank(image, ["a red", text])
+    good, bad = soho_of("rank").rank([image] * 2, [["a red"], ["a red", text]], errors="return")
     assert len(good) == 1 and isinstance(bad, ValueError)
 
 

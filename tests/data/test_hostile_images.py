@@ -62,7 +62,7 @@ def outcome(data):
 def test_sound_images_are_decoded(name):
     assert outcome(sound_images()[name]) is True
     pixels = decode_image(sound_images()[name])
-    assert len(pixels.unique()) > 1 or name.startswith("plain"), "there is a picture on it"
+    assert len(pixels.unique()) > 1 or name.startswith("plain"), "there is something on it"
 
 
 def test_thousands_of_damaged_images_are_decoded_or_refused(programs, capfd):
@@ -119,7 +119,7 @@ def test_who_stops_the_run_stops_it(error, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["exif.jpg", "exif.png", "exif.webp"])
-def test_a_picture_outlives_damage_to_its_exif(name):
+def test_an_image_outlives_damage_to_its_exif(name):
     """Its pixels are intact: it is kept, upright where the orientation can't be read."""
     data = sound_images()[name]
     turned = decode_image(data)

@@ -51,7 +51,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     pixels = decode_image(encoded(Image.fromarray(ramp), "PNG"))
     assert len(pixels.unique()) == 64 and pixels.max() == 255
     dark = decode_image(encoded(Image.fromarray(ramp // 4), "PNG"))
-    assert dark.max() == 63, "a dark picture stays dark"
+    assert dark.max() == 63, "a dark image stays dark"
 
 
 def test_exif_orientation_is_applied():

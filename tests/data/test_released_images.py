@@ -25,8 +25,8 @@ def test_sizes_are_rounded_as_the_release_does():
         assert [*resized, *padded] == expected[:4]
 
 
-def picture(name: str) -> tuple[torch.Tensor, list[int]]:
-    """The RGB picture (3, H, W) that the release read, and its sizes: before, after, padded."""
+def image_of(name: str) -> tuple[torch.Tensor, list[int]]:
+    """The RGB image (3, H, W) that the release read, and its sizes: before, after, padded."""
     sizes = fixture()[f"pipeline.{name}.shape"].tolist()
     height, width = sizes[:2]
     cells = uniform(f"pipeline/{name}", (-(-height // 4), -(-width // 4), 3))
@@ -37,7 +37,7 @@ def picture(name: str) -> tuple[torch.Tensor, list[int]]:
 @pytest.mark.parametrize("name", ["up", "down"])
 def test_pixels_are_within_one_level_of_the_release(name):
     """Its OpenCV interpolates in fixed point. Averaging over pixels is far away where it shrinks."""
-    pixels_3HW, sizes = picture(name)
+    pixels_3HW, sizes = image_of(name)
     level = 1 / 255 / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
     def off(antialias: bool) -> torch.Tensor:

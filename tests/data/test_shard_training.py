@@ -11,13 +11,14 @@ from tiny_shards import sample, write_set, write_tar
 
 from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer, read_karpathy
 from soho_fast.data.batches.pretraining import PretrainingDataset
+from soho_fast.data.batches.record_table import RecordTable
 from soho_fast.data.batches.sample import Collator
 from soho_fast.data.shards.__main__ import main as shards
 from soho_fast.data.shards.indexing import build_index
-from soho_fast.data.shards.records import epoch_order, join, read_shards
+from soho_fast.data.shards.records import epoch_order, read_shards
 from soho_fast.engine.batches import Batches, plan_batches
 from soho_fast.engine.settings import BatchSettings
-from soho_fast.tasks.contents import records_identity
+from soho_fast.tasks.contents import records_identity, sets_identity
 from soho_fast.tasks.pretraining import PretrainingTask, read_sources
 from soho_fast.tasks.settings import CaptionSource, PretrainingData
 
@@ -150,9 +151,10 @@ def test_resuming_within_a_shard_is_exact_for_any_ranks_and_workers(tmp_path, pr
 def test_shards_beside_a_folder(corpus, tmp_path, processor):
     listed = read_karpathy(corpus / "dataset_coco.json", corpus, ["train"])
     sharded = read_shards(write_set(tmp_path / "cc"))
-    both = join([listed, sharded])
-    assert (len(both), both[11], both[12].captions, both[-1]) == (24, listed[11], ("picture0 of shard0",), sharded[11])
-    assert both[10:13] == [listed[10], listed[11], sharded[0]]
+    both = RecordTable([listed, sharded])
+    assert (len(both), both[11], both[12], both[23]) == (24, listed[11].image, sharded[0].image, sharded[11].image)
+    assert (both.texts.all(11), both.texts.all(12)) == (list(listed[11].captions), ["image0 of shard0"])
+    assert list(both.locations()) == [str(image) for image in both]
     dataset = PretrainingDataset(both, processor, epoch="images", num_negative=1)
     assert dataset[3].sample_ids == ["coco/3"] and dataset[13].sample_ids == ["cc/000000001"]
     for index in range(24):
@@ -161,8 +163,9 @@ def test_shards_beside_a_folder(corpus, tmp_path, processor):
             assert bool(set(words) & {"a", "the"}) == (index < 12), "a negative is of the image's own set"
     order = dataset.epoch_order(np.random.default_rng(0))
     assert sorted(order) == list(range(24))
-    assert join([listed, listed]) == listed * 2
-    assert len({records_identity(join([listed, sharded])), records_identity(join([sharded, listed]))}) == 2
+    assert sets_identity([listed, listed]) == records_identity(listed * 2)
+    assert len({sets_identity([listed, sharded]), sets_identity([sharded, listed])}) == 2
+    assert sets_identity([sharded]) == records_identity(sharded)
 
 
 def test_another_caption_is_another_set(tmp_path):

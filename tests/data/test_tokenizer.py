@@ -16,14 +16,14 @@ LINES = [
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def annotations(tmp_path):
     path = tmp_path / "images.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
     return path
 
 
-def test_the_command_makes_what_loads(pictures, tmp_path, capsys):
-    command = [sys.executable, "-m", "soho_fast.data.tokenizer", str(pictures), str(tmp_path / "words")]
+def test_the_command_makes_what_loads(annotations, tmp_path, capsys):
+    command = [sys.executable, "-m", "soho_fast.data.tokenizer", str(annotations), str(tmp_path / "words")]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "read 4 texts from 1 file" in run.stdout and "1.00 pieces a word, 0.0% of the words [UNK]" in run.stdout
@@ -34,21 +34,21 @@ def test_the_command_makes_what_loads(pictures, tmp_path, capsys):
     assert "is not empty; give another folder, or --overwrite" in capsys.readouterr().err
 
 
-def test_what_holds_no_text_and_wrong_arguments_are_refused(pictures, tmp_path):
+def test_what_holds_no_text_and_wrong_arguments_are_refused(annotations, tmp_path):
     (tmp_path / "empty.json").write_text('{"images": []}')
     with pytest.raises(ValueError, match=r"empty\.json: no text was found; expected some under a field captions"):
         make_tokenizer([tmp_path / "empty.json"], tmp_path / "words", size=100)
     with pytest.raises(FileNotFoundError, match=r"gone\.json does not exist; expected an annotation file"):
         make_tokenizer([tmp_path / "gone.json"], tmp_path / "words", size=100)
     with pytest.raises(ValueError, match=r"size: 50 is too small; .* tokens are needed for the characters alone"):
-        make_tokenizer([pictures], tmp_path / "words", size=50)
+        make_tokenizer([annotations], tmp_path / "words", size=50)
     with pytest.raises(ValueError, match=r"output: .*images\.jsonl is a file; expected the folder"):
-        make_tokenizer([pictures], pictures, size=1000)
+        make_tokenizer([annotations], annotations, size=1000)
     assert not (tmp_path / "words").exists()
 
 
-def test_texts_of_every_format(pictures, tmp_path):
-    assert read_texts(pictures) == ["Two dogs on a sandy beach.", "dogs", "a café", "What is it?"], "no answers"
+def test_texts_of_every_format(annotations, tmp_path):
+    assert read_texts(annotations) == ["Two dogs on a sandy beach.", "dogs", "a café", "What is it?"], "no answers"
     assert read_texts(write_karpathy(tmp_path, {"train": ["red"]})) == ["There is a red.", "a red"]
     for content, texts in (
         ({"images": [{"id": 1}], "annotations": [{"caption": "a dog", "image_id": 1}]}, ["a dog"]),

@@ -31,12 +31,12 @@ def write_tar(path: Path, members, *, format=tarfile.PAX_FORMAT) -> Path:
     return path
 
 
-def sample(key: str, caption: str | None = "a dog", *, colour=(250, 10, 10), size=(48, 40), **told):
+def sample(key: str, caption: str | None = "a dog", *, colour=(250, 10, 10), size=(48, 40), **more):
     """The members of a sample as img2dataset writes them: jpg, txt, json."""
     members = [(f"{key}.jpg", jpeg(colour, size))]
     if caption is not None:
         members.append((f"{key}.txt", caption.encode()))
-    about = {"caption": caption, "key": key, "status": "success", "error_message": None, **told}
+    about = {"caption": caption, "key": key, "status": "success", "error_message": None, **more}
     return [*members, (f"{key}.json", json.dumps(about, indent=4).encode())]
 
 
@@ -49,7 +49,7 @@ def write_set(folder: Path, num_shards: int = 3, per_shard: int = 4) -> str:
         for number in range(per_shard):
             place = shard * per_shard + number
             colour = (place * 37 % 256, place * 11 % 256, place * 5 % 256)
-            caption = f"picture{place} of shard{shard}"
+            caption = f"image{place} of shard{shard}"
             members += sample(f"{shard:05d}{number:04d}", caption, colour=colour, size=(40 + place, 40))
         build_index(str(write_tar(folder / f"{shard:05d}.tar", members)))
     return str(folder / f"{{00000..{num_shards - 1:05d}}}.tar")

@@ -61,7 +61,7 @@ def test_complete_corpus_is_kept(tiny, capsys):
 
 
 def test_kept_corpus_needs_no_image_packages(tiny, monkeypatch):
-    monkeypatch.setattr(drawing, "_SOURCES", {name: ("", "nowhere") for name in drawing._SOURCES})
+    monkeypatch.setattr(drawing, "_SOURCES", dict.fromkeys(drawing._SOURCES, "nowhere"))
     build_corpus(tiny, **TINY)
 
 
@@ -181,11 +181,11 @@ def test_missing_package_says_what_to_install(tmp_path, monkeypatch, capsys, pac
 @pytest.mark.parametrize(
     ("bad", "error", "words"),
     [
-        ({"num_train": 0}, ValueError, "num_train must be between 2"),
-        ({"num_heldout": 1}, ValueError, "num_heldout must be between 2"),
-        ({"image_size": 16}, ValueError, "image_size must be between 32"),
-        ({"seed": -1}, ValueError, "seed must be between 0"),
-        ({"num_train": 10.0}, TypeError, "num_train must be an int, got float"),
+        ({"num_train": 0}, ValueError, "num_train: expected 2 to 1000000, got 0"),
+        ({"num_heldout": 1}, ValueError, "num_heldout: expected 2 to 1000000, got 1"),
+        ({"image_size": 16}, ValueError, "image_size: expected 32 to 1024, got 16"),
+        ({"seed": -1}, ValueError, "seed: expected 0 to"),
+        ({"num_train": 10.0}, TypeError, "num_train: expected a whole number, got 10.0"),
     ],
 )
 def test_bad_arguments(tmp_path, bad, error, words):

@@ -1,4 +1,4 @@
-"""The files are in the published formats, balanced, and true of the pictures they name."""
+"""The files are in the published formats, balanced, and true of the images they name."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_karpathy_coco(corpus, settings):
         for sentence in image["sentences"]:
             assert set(sentence) == {"tokens", "raw", "imgid", "sentid"} and sentence["imgid"] == image["imgid"]
             assert sentence["tokens"] == re.findall(r"[a-z]+", sentence["raw"].lower())
-        with Image.open(corpus / image["filepath"] / image["filename"]) as picture:
-            assert picture.format == "JPEG" and picture.size == (settings["image_size"],) * 2
+        with Image.open(corpus / image["filepath"] / image["filename"]) as opened:
+            assert opened.format == "JPEG" and opened.size == (settings["image_size"],) * 2
     assert {image["filepath"] for image in images if image["split"] in ("restval", "val")} == {"val2014"}
 
 
@@ -90,7 +90,7 @@ def test_vqa_files(corpus):
         assert content["data_subtype"] == subset
         for row in content["questions"]:
             assert set(row) == {"image_id", "question", "question_id"}
-            assert splits[row["image_id"]] == split, "a training picture must not be asked about in validation"
+            assert splits[row["image_id"]] == split, "a training image must not be asked about in validation"
             assert (corpus / subset / f"COCO_{subset}_{row['image_id']:012d}.jpg").is_file()
     ids = [row["question_id"] for subset in ("train2014", "val2014") for row in _questions(corpus, subset)["questions"]]
     assert len(ids) == len(set(ids))
@@ -188,15 +188,15 @@ def test_nlvr2(corpus, split):
         folder = corpus / "nlvr2" / "images" / split
         folder = folder / str(row["directory"]) if split == "train" else folder
         for side in (0, 1):
-            with Image.open(folder / f"{split}-{set_id}-{pair_id}-img{side}.png") as picture:
-                assert picture.format in ("PNG", "JPEG")
+            with Image.open(folder / f"{split}-{set_id}-{pair_id}-img{side}.png") as opened:
+                assert opened.format in ("PNG", "JPEG")
     for group in by_set.values():
         assert Counter(row["label"] for row in group) == {"True": 2, "False": 2}
         assert len({row["sentence"] for row in group}) == 1
 
 
 def test_nlvr2_labels_are_true(corpus, scenes_by_id):
-    """Pictures are recognised by their bytes; "the left image contains a dog" and the like are recomputed."""
+    """Images are recognised by their bytes; "the left image contains a dog" and the like are recomputed."""
     known = {path.read_bytes(): int(path.stem[-12:]) for path in corpus.glob("*20*/COCO_*.jpg")}
     checked = 0
     for split in ("train", "dev", "test1"):

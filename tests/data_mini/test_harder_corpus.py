@@ -71,7 +71,7 @@ def harder(tmp_path_factory, options):
 
 
 def test_the_demo_corpus_is_as_it_was(corpus):
-    """Every text of it, byte by byte, and its scenes; pictures' bytes would also tell another release of Pillow."""
+    """Every text of it, byte by byte, and its scenes; images' bytes also depend on the release of Pillow."""
     digest = hashlib.blake2b(digest_size=16)
     names = sorted(corpus.glob("*.json*")) + sorted(corpus.glob("[nsv]*/*.json*")) + [corpus / "tokenizer/vocab.txt"]
     for path in names:

@@ -1,11 +1,11 @@
-"""Which object lies under each cell, against what is drawn."""
+"""Which object covers each patch, against what is drawn."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from soho_fast.data.mini.builder import corpus_scenes, object_map, objects_under_cells
+from soho_fast.data.mini.builder import corpus_scenes, object_map, objects_in_patches
 from soho_fast.data.mini.drawing import draw_scene
 from soho_fast.data.mini.scenes import Background, Scene, SceneObject
 
@@ -25,8 +25,8 @@ def test_a_scene_made_by_hand():
         SceneObject("blue book", 0.75, 0.75, 0.5, 0.0, False),
         SceneObject("red heart", 0.75, 0.75, 0.5, 0.0, False),
     )
-    assert objects_under_cells(scene, 2, 2).tolist() == [[-1, 0], [-1, 2]], "the heart was drawn last"
-    found = objects_under_cells(scene, 4, 4)
+    assert objects_in_patches(scene, 2, 2).tolist() == [[-1, 0], [-1, 2]], "the heart was drawn last"
+    found = objects_in_patches(scene, 4, 4)
     assert (found[:2, 2:] == 0).all() and (found[:, :2] == -1).all()
     assert 2 in found[2:, 2:] and set(found[2:, 2:].ravel()) <= {-1, 1, 2}
 
@@ -46,7 +46,7 @@ def test_the_map_is_where_the_drawing_hides_the_background(angle, mirrored):
     assert np.array_equal(both == 1, object_map(_scene(items[1]), 96) == 0)
 
 
-def test_scenes_are_found_by_the_names_of_their_pictures(corpus, scenes_by_id):
+def test_scenes_are_found_by_the_names_of_their_images(corpus, scenes_by_id):
     scenes = corpus_scenes(corpus)
     assert len(scenes) == len(scenes_by_id)
     for name, scene in scenes.items():
@@ -59,4 +59,4 @@ def test_what_is_no_corpus_or_no_square_grid_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no demo corpus"):
         corpus_scenes(tmp_path)
     with pytest.raises(ValueError, match="got 2 x 3"):
-        objects_under_cells(_scene(), 2, 3)
+        objects_in_patches(_scene(), 2, 3)

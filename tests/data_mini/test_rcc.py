@@ -9,9 +9,9 @@ from soho_fast.data.mini.photographs import read_rcc
 
 
 def _rcc(version: int = 1, flags: int = 0, payload: bytes = b"RIFFwebp") -> bytes:
-    """A tree of pictures/ (a.webp, b.txt compressed) beside c.bin."""
+    """A tree of images/ (a.webp, b.txt compressed) beside c.bin."""
     names, offsets = b"", {}
-    for name in ("pictures", "a.webp", "b.txt", "c.bin"):
+    for name in ("images", "a.webp", "b.txt", "c.bin"):
         offsets[name] = len(names)
         names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
     text = b"hello " * 9
@@ -27,7 +27,7 @@ def _rcc(version: int = 1, flags: int = 0, payload: bytes = b"RIFFwebp") -> byte
     def file(name, start, kind=0):
         return struct.pack(">IHHHI", offsets[name], kind, 0, 1, start) + stamp
 
-    tree = folder("", 2, 1) + folder("pictures", 2, 3) + file("c.bin", starts[2])
+    tree = folder("", 2, 1) + folder("images", 2, 3) + file("c.bin", starts[2])
     tree += file("a.webp", starts[0], flags) + file("b.txt", starts[1], 1)
     head = 20 if version < 3 else 24
     places = (head + len(names) + len(blocks), head + len(names), head)
@@ -39,7 +39,7 @@ def _rcc(version: int = 1, flags: int = 0, payload: bytes = b"RIFFwebp") -> byte
 def test_files_are_found_by_name(tmp_path, version):
     (tmp_path / "x.rcc").write_bytes(_rcc(version))
     found = read_rcc(tmp_path / "x.rcc")
-    assert found == {"pictures/a.webp": b"RIFFwebp", "pictures/b.txt": b"hello " * 9, "c.bin": b""}
+    assert found == {"images/a.webp": b"RIFFwebp", "images/b.txt": b"hello " * 9, "c.bin": b""}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_files_are_found_by_name(tmp_path, version):
             _rcc(version=1).replace(b"qres\0\0\0\1", b"qres\0\0\0\7"),
             "expected a Qt resource file of version 1, 2 or 3, got",
         ),
-        (_rcc(flags=4), "pictures/a.webp is compressed by Zstandard"),
+        (_rcc(flags=4), "images/a.webp is compressed by Zstandard"),
         (_rcc(flags=1), "cut off or damaged"),
     ],
 )
@@ -66,7 +66,7 @@ def test_what_is_not_one_is_refused(tmp_path, content, words):
 def test_a_folder_that_holds_itself_is_refused(tmp_path):
     content = bytearray(_rcc())
     tree = struct.unpack_from(">I", content, 8)[0]
-    struct.pack_into(">I", content, tree + 14 + 10, 0)  # pictures/ begins with the root
+    struct.pack_into(">I", content, tree + 14 + 10, 0)  # images/ begins with the root
     (tmp_path / "x.rcc").write_bytes(content)
     with pytest.raises(ValueError, match="node 1 of the tree holds node 0; expected later ones"):
         read_rcc(tmp_path / "x.rcc")

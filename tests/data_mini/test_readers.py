@@ -41,7 +41,7 @@ def test_snli_ve(corpus, split):
     assert report.num_captions == len(records) and 0 < report.num_images <= len(records)
 
 
-def test_flickr_and_coco_hold_the_same_pictures(corpus):
+def test_flickr_and_coco_hold_the_same_images(corpus):
     coco = read_karpathy(corpus / "dataset_coco.json", corpus, ["test"])
     flickr = read_karpathy(corpus / "dataset_flickr30k.json", corpus, ["test"])
     assert [record.captions for record in coco] == [record.captions for record in flickr]

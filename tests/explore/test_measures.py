@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 
 from soho_fast.data.mini import build_corpus
-from soho_fast.data.mini.builder import corpus_scenes, objects_under_cells
+from soho_fast.data.mini.builder import corpus_scenes, objects_in_patches
 from soho_fast.explore import measures
 from soho_fast.explore.measures import (
     count_labels,
@@ -47,7 +47,7 @@ class _PlantedSource:
             background = scene.background.photo or scene.background.colour
             names = [f"behind {background}", *(item.name for item in scene.objects)]
             numbers = [self.number_of.setdefault(each, len(self.number_of)) for each in names]
-            index_hw = torch.tensor(numbers)[objects_under_cells(scene, CELLS, CELLS).astype(int) + 1]
+            index_hw = torch.tensor(numbers)[objects_in_patches(scene, CELLS, CELLS).astype(int) + 1]
             padded_hw = torch.full((CELLS, CELLS + 1), -1)
             padded_hw[:, :CELLS] = index_hw
             noise = torch.randn(padded_hw.numel(), 8, generator=generator)

@@ -121,7 +121,7 @@ SAYS = {
     "--recipe own_vqa": "vqa score",
     "soho_fast.data.tokenizer": "1.00 pieces a word",
     "soho_fast.data.shards write": "kept the others; as one path: data/mini_shards/00000.tar",
-    "soho_fast.data.shards check": "1 shards are as their indexes tell, and all images decode",
+    "soho_fast.data.shards check": "1 shards match their indexes, and all images decode",
     "soho_fast.evaluate --run runs/own_vqa": "in runs/own_vqa/evaluation/val-best/",
     "soho_fast.evaluate --run runs/mini_vqa": "in runs/mini_vqa/evaluation/test-best/",
     "--data.scoring both": "two stages",

@@ -55,7 +55,7 @@ class Examples:
         return self.texts.get(row, 0)
 
     def fingerprint(self) -> str:
-        """What tells these images and texts, in this order, from others."""
+        """A hash of these images and texts in this order."""
         images = (str(self.images[number]) for number in self.image_EN.flat)
         return fingerprint(images, (self.text(row) for row in range(len(self))))
 
@@ -85,31 +85,22 @@ class DownstreamDataset(SampleDataset):
         max_text_length: int,
         blank_images: bool,
     ) -> None:
-        if texts_per_sample < 1:
-            raise ValueError(f"data.texts_per_image: expected at least 1, got {texts_per_sample}")
         self.examples, self.processor, self.seed = examples, processor, seed
         self.max_text_length = max_text_length
-        super().__init__(Images(examples.images, processor, blank=blank_images))
-        num_parts_G = [-(-len(rows) // texts_per_sample) for rows in examples.groups]
-        self._group = np.repeat(np.arange(len(num_parts_G)), num_parts_G)
-        self._part = np.concatenate([np.arange(count) for count in num_parts_G])
-        self._num_parts_G = num_parts_G
+        self._num_parts_G = np.array([-(-len(rows) // texts_per_sample) for rows in examples.groups])
+        super().__init__(Images(examples.images, processor, blank=blank_images), self._num_parts_G)
 
-    def __len__(self) -> int:
-        return len(self._group)
-
-    def group_keys(self, progress: Callable[[int, int], None]) -> np.ndarray:
-        """Shapes of the samples' images, float64 (samples,), of a pair the mean; see `Images.shapes`."""
+    def unit_shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
+        """float64 (groups,), of a pair the mean; see `Images.shapes`."""
         shapes_I = self.images.shapes(progress)
-        shapes_G = np.array([shapes_I[self.examples.image_EN[rows[0]]].mean() for rows in self.examples.groups])
-        return shapes_G[self._group]
+        return np.array([shapes_I[self.examples.image_EN[rows[0]]].mean() for rows in self.examples.groups])
 
     def __getitem__(self, index: int) -> Sample:
-        group = self._group[index]
+        group, part = self.part(index)
         rows = self.examples.groups[group]
         if self._num_parts_G[group] > 1:
             rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, group])
-            rows = np.array_split(rng.permutation(rows), self._num_parts_G[group])[self._part[index]]
+            rows = np.array_split(rng.permutation(rows), self._num_parts_G[group])[part]
         return load_sample(self.examples, rows, self.images, self.processor, self.max_text_length)
 
 
@@ -141,7 +132,7 @@ class RetrievalDataset(SampleDataset):
         every_caption: Whether an epoch holds every caption, or every image once.
 
     Raises:
-        ValueError: Nothing can be told apart: there is one image, or all captions are alike.
+        ValueError: There is nothing to distinguish: there is one image, or all captions are alike.
     """
 
     def __init__(
@@ -160,29 +151,18 @@ class RetrievalDataset(SampleDataset):
                 f"{first!r:.100}"
             )
         self.processor, self.seed, self.max_text_length = processor, seed, max_text_length
-        super().__init__(Images([record.image for record in records], processor))
         self._sample_ids = [f"{record.source}/{record.image_id}" for record in records]
         self._captions = PackedTexts([record.captions for record in records])
         num_samples_I = self._captions.counts() if every_caption else np.ones(len(records), np.int64)
-        self._image_of = np.repeat(np.arange(len(records)), num_samples_I)
-        self._first_of = np.cumsum(num_samples_I) - num_samples_I
+        super().__init__(Images([record.image for record in records], processor), num_samples_I)
         self.every_caption = every_caption
 
-    def __len__(self) -> int:
-        return len(self._image_of)
-
-    def group_keys(self, progress: Callable[[int, int], None]) -> np.ndarray:
-        """Shapes of the samples' images, float64 (samples,); see `Images.shapes`."""
-        return self.images.shapes(progress)[self._image_of]
-
     def __getitem__(self, index: int) -> Sample:
-        image = int(self._image_of[index])
+        image, number = self.part(index)
         sample = Sample([self._sample_ids[image]], [image])
         if not self.images.read_into(sample):
             return sample
-        if self.every_caption:
-            number = index - int(self._first_of[image])
-        else:
+        if not self.every_caption:
             rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
             number = int(rng.integers(self._captions.count(image)))
         caption = self._captions.get(image, number)

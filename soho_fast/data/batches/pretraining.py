@@ -5,8 +5,8 @@ Which texts go with an image: its own captions, and captions of other images tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from soho_fast.data.batches.sample import CAPTION_STREAM, SAMPLE_STREAM, Images,
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.shards.records import epoch_order
+from soho_fast.data.shards.store import part_of
 from soho_fast.data.text import (
     IGNORED_LABEL,
     EncodedText,
@@ -34,21 +35,17 @@ def _folded(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def check_negatives(captions_of: Sequence[Sequence[str]] | TextLists) -> None:
+def check_negatives(captions_of: TextLists) -> None:
     """Raises ValueError: fewer than two images, or one that has every caption of the data set."""
     if len(captions_of) < 2:
         raise ValueError(f"expected at least 2 images to draw negative captions from, got {len(captions_of)}")
-    list_of: Callable[[int], Sequence[str]]
-    if isinstance(captions_of, TextLists):
-        most, list_of = int(captions_of.counts().max()), captions_of.all
-    else:
-        most, list_of = max(map(len, captions_of)), captions_of.__getitem__
+    most = int(captions_of.counts().max())
     distinct: set[str] = set()
-    for captions in map(list_of, range(len(captions_of))):
+    for captions in map(captions_of.all, range(len(captions_of))):
         distinct.update(map(_folded, captions))
         if len(distinct) > most:
             return
-    for number, captions in enumerate(map(list_of, range(len(captions_of)))):
+    for number, captions in enumerate(map(captions_of.all, range(len(captions_of)))):
         if distinct <= set(map(_folded, captions)):
             raise ValueError(
                 f"no negative caption for image {number} of {len(captions_of)}: every caption of the data set is one "
@@ -80,9 +77,9 @@ class PairSampler:
             ValueError: There is nothing to draw negatives from: fewer than two images, or one that has every caption
                 of the data set. Or there is no replacement: a data set with one image.
         """
-        if negatives:
-            check_negatives(captions_of)
         self._texts = captions_of if isinstance(captions_of, TextLists) else PackedTexts(captions_of)
+        if negatives:
+            check_negatives(self._texts)
         starts = [0]
         if sources is not None:
             starts += [number for number in range(1, len(sources)) if sources[number] != sources[number - 1]]
@@ -129,18 +126,22 @@ class PairSampler:
         The last group is filled with the image's captions from the first one on.
         """
         available = self._texts.count(index)
-        return [self._texts.get(index, (number * count + place) % available) for place in range(count)]
+        return [self._texts.get(index, (number * count + offset) % available) for offset in range(count)]
+
+    def _data_set_of(self, index: int) -> tuple[int, int]:
+        """The first image of an image's data set, and the one after the last."""
+        data_set, _ = part_of(self._bounds, index)
+        return int(self._bounds[data_set]), int(self._bounds[data_set + 1])
 
     def replacement(self, index: int, rng: np.random.Generator) -> str:
         """The first caption of a group of another image of the same data set, all groups alike. What it says is not
         looked at: it may describe this image too."""
-        place = np.searchsorted(self._bounds, index, side="right")
-        first, end = self._first_group[self._bounds[place - 1]], self._first_group[self._bounds[place]]
+        first, end = (self._first_group[bound] for bound in self._data_set_of(index))
         own_first, own_end = self._first_group[index], self._first_group[index + 1]
         group = first + rng.integers(end - first - (own_end - own_first))
         group += (own_end - own_first) * (group >= own_first)
-        other = int(np.searchsorted(self._first_group, group, side="right")) - 1
-        return self._texts.get(other, int(group - self._first_group[other]) * self._group_size)
+        other, group_of_other = part_of(self._first_group, group)
+        return self._texts.get(other, group_of_other * self._group_size)
 
     def negatives(self, index: int, count: int, rng: np.random.Generator) -> list[str]:
         """`count` captions of other images of its data set with content words that this image's captions have not.
@@ -155,8 +156,7 @@ class PairSampler:
 
     def _negative(self, index: int, own_texts: set[str], own_words: frozenset[str], rng: np.random.Generator) -> str:
         fallback = ""
-        place = np.searchsorted(self._bounds, index, side="right")
-        first, end = int(self._bounds[place - 1]), int(self._bounds[place])
+        first, end = self._data_set_of(index)
         if end - first == 1:  # There is no other image in its data set.
             first, end = 0, len(self._texts)
         for _ in range(_MAX_DRAWS):
@@ -224,21 +224,6 @@ class PretrainingDataset(SampleDataset):
             predict_unmatched: Whether masked tokens have labels in texts of other images too.
             mvm_probability: Each text is read with masked visual tokens with this probability.
         """
-        if num_positive < 1 or num_negative < 0:
-            raise ValueError(f"expected num_positive >= 1 and num_negative >= 0, got {num_positive} and {num_negative}")
-        if epoch not in get_args(Epoch):
-            raise ValueError(f"epoch: expected one of {', '.join(get_args(Epoch))}, got {epoch!r}")
-        if replace_probability and (epoch != "caption_groups" or num_negative):
-            raise ValueError(
-                "replace_probability: expected epoch caption_groups and num_negative 0 with it, got "
-                f"{epoch} and {num_negative}"
-            )
-        if max_text_length < 3:
-            raise ValueError(f"max_text_length: expected at least 3 ([CLS], a token, [SEP]), got {max_text_length}")
-        if seed < 0:
-            raise ValueError(f"seed: expected a non-negative integer, got {seed}")
-        if not len(records):
-            raise ValueError("records: the data set is empty; expected at least 2 images with captions")
         self.processor = processor
         self.seed = seed
         self.num_positive = num_positive
@@ -248,8 +233,7 @@ class PretrainingDataset(SampleDataset):
         self.max_text_length = max_text_length
         self.masking = dict(masking or {})
         self.predict_unmatched, self.mvm_probability = predict_unmatched, mvm_probability
-        self._table = records if isinstance(records, RecordTable) else RecordTable(records)
-        super().__init__(Images(self._table, processor))
+        self._table = records if isinstance(records, RecordTable) else RecordTable([records])
         self._pairs = PairSampler(
             self._table.texts,
             self._table.sources(),
@@ -258,12 +242,8 @@ class PretrainingDataset(SampleDataset):
         )
         every_caption = epoch != "images"
         num_samples_I = -(-self._pairs.counts() // num_positive) if every_caption else np.ones(len(records), np.int64)
-        self._image_of = np.repeat(np.arange(len(records)), num_samples_I)
-        self._first_of = np.cumsum(num_samples_I) - num_samples_I
+        super().__init__(Images(self._table, processor), num_samples_I)
         self._special_ids = frozenset(processor.tokenizer.all_special_ids)
-
-    def __len__(self) -> int:
-        return len(self._image_of)
 
     @property
     def num_images(self) -> int:
@@ -274,10 +254,6 @@ class PretrainingDataset(SampleDataset):
     def num_captions(self) -> int:
         """Number of captions of all images."""
         return int(self._pairs.counts().sum())
-
-    def group_keys(self, progress: Callable[[int, int], None]) -> np.ndarray:
-        """Shapes of the samples' images, float64 (samples,); see `Images.shapes`."""
-        return self.images.shapes(progress)[self._image_of]
 
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """The samples of an epoch in the order in which they are read, int64 (samples,): all at random, or nearly as
@@ -290,18 +266,18 @@ class PretrainingDataset(SampleDataset):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a data set of {len(self)}")
-        image = int(self._image_of[index])
+        image, number = self.part(index)
         sample = Sample([self._table.sample_id(image)], [image])
         if not self.images.read_into(sample):
             return sample
         rng = np.random.default_rng([SAMPLE_STREAM, self.seed, self._epoch, index])
         sample.image_fields["mask_uniform"] = float(rng.random())
-        texts = self._captions(index, image, rng)
+        texts = self._captions(image, number, rng)
         matched = np.arange(len(texts) + self.num_negative) < self.num_positive
         if self.replace_probability:
             matched = rng.random(len(texts)) >= self.replace_probability
-            for place in np.flatnonzero(~matched):
-                texts[place] = self._pairs.replacement(image, rng)
+            for replaced in np.flatnonzero(~matched):
+                texts[replaced] = self._pairs.replacement(image, rng)
         texts += self._pairs.negatives(image, self.num_negative, rng)
         masked = [self._mask(text, rng) for text in encode_texts(self.processor.tokenizer, texts, self.max_text_length)]
         sample.texts_ids = [ids for ids, _ in masked]
@@ -316,10 +292,9 @@ class PretrainingDataset(SampleDataset):
         ]
         return sample
 
-    def _captions(self, index: int, image: int, rng: np.random.Generator) -> list[str]:
+    def _captions(self, image: int, number: int, rng: np.random.Generator) -> list[str]:
         if self.epoch_of == "images":
             return self._pairs.positives(image, self.num_positive, rng)
-        number = index - int(self._first_of[image])
         if self.epoch_of == "caption_groups":
             return self._pairs.fixed_group(image, number, self.num_positive)
         of_image = np.random.default_rng([CAPTION_STREAM, self.seed, self._epoch, image])

@@ -2,59 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from soho_fast.data.images import shapes_of
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord
-from soho_fast.data.shards.records import JoinedRecords, ShardRecords
+from soho_fast.data.shards.records import ShardRecords
+from soho_fast.data.shards.store import part_of
 from soho_fast.data.text import PackedTexts, TextLists
 
 
-def parts_of(records: Sequence[ImageTextRecord]) -> list[Sequence[ImageTextRecord]]:
-    """The sets that records consist of, as far as some are in shards: lists, and `ShardRecords`."""
-    return records.parts if isinstance(records, JoinedRecords) else [records]
-
-
-def texts_of(records: Sequence[ImageTextRecord]) -> Sequence[Sequence[str]] | TextLists:
-    """The captions of each image, of those in shards as they lie there."""
-    if isinstance(records, ShardRecords):
-        return records.texts
-    if isinstance(records, JoinedRecords):
-        return JoinedTexts([texts_of(part) for part in records.parts])
-    return [record.captions for record in records]
-
-
-def locations_of(records: Sequence[ImageTextRecord]) -> Iterator[str]:
-    """Where each image is, as messages tell it."""
-    for part in parts_of(records):
-        yield from part.locations() if isinstance(part, ShardRecords) else (str(record.image) for record in part)
-
-
-class JoinedTexts:
-    """Texts of several sets, one after the other: `TextLists`.
+class JoinedTexts(TextLists):
+    """Texts of several sets, one after the other.
 
     Args:
         parts: The texts of each set.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Sequence[str]] | TextLists]) -> None:
-        self._parts = [part if isinstance(part, TextLists) else PackedTexts(part) for part in parts]
-        self._ends = np.cumsum([len(part) for part in self._parts])
+    def __init__(self, parts: Sequence[TextLists]) -> None:
+        self._parts = parts
+        self._bounds = _bounds(parts)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def _place(self, index: int) -> tuple[TextLists, int]:
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self._parts[part], index - (int(self._ends[part - 1]) if part else 0)
+        return int(self._bounds[-1])
 
     def count(self, index: int) -> int:
         """How many texts list `index` has."""
-        part, inside = self._place(index)
-        return part.count(inside)
+        part, inside = part_of(self._bounds, index)
+        return self._parts[part].count(inside)
 
     def counts(self) -> np.ndarray:
         """How many texts each list has, int64."""
@@ -62,27 +40,21 @@ class JoinedTexts:
 
     def get(self, index: int, number: int) -> str:
         """Text `number` of list `index`."""
-        part, inside = self._place(index)
-        return part.get(inside, number)
-
-    def all(self, index: int) -> list[str]:
-        """All texts of list `index`."""
-        part, inside = self._place(index)
-        return part.all(inside)
+        part, inside = part_of(self._bounds, index)
+        return self._parts[part].get(inside, number)
 
 
 class FlatTexts(Sequence[str]):
     """All texts of lists, one after the other."""
 
     def __init__(self, texts: TextLists) -> None:
-        self._texts, self._ends = texts, np.cumsum(texts.counts())
+        self._texts, self._bounds = texts, np.append(0, np.cumsum(texts.counts()))
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._bounds[-1])
 
     def __getitem__(self, number: int) -> str:  # type: ignore[override]  # no slices are asked for
-        index = int(np.searchsorted(self._ends, number, side="right"))
-        return self._texts.get(index, number - (int(self._ends[index - 1]) if index else 0))
+        return self._texts.get(*part_of(self._bounds, number))
 
 
 class _Listed(Sequence[ImageRef]):
@@ -114,21 +86,34 @@ class _Listed(Sequence[ImageRef]):
     def sources(self) -> np.ndarray:
         return np.array(self._sources, object)[self._source_N]
 
+    def shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
+        return shapes_of(self, progress)
+
+    def locations(self) -> Iterator[str]:
+        return map(str, self)
+
+
+def _bounds(parts: Sequence[Sized]) -> np.ndarray:
+    return np.cumsum([0, *map(len, parts)], dtype=np.int64)
+
 
 def _numbered(items: Sequence[Any], key: Callable[[Any], Hashable]) -> tuple[list[Any], np.ndarray]:
     """The distinct items in the order in which they come first, and the number of each, int32."""
     number_of: dict[Hashable, int] = {}
     distinct: list[Any] = []
     numbers = np.empty(len(items), np.int32)
-    for place, item in enumerate(items):
-        number = numbers[place] = number_of.setdefault(key(item), len(distinct))
+    for position, item in enumerate(items):
+        number = numbers[position] = number_of.setdefault(key(item), len(distinct))
         if number == len(distinct):
             distinct.append(item)
     return distinct, numbers
 
 
 class RecordTable(Sequence[ImageRef]):
-    """The images of records, with their texts beside them.
+    """The images of sets, one after the other, with their texts beside them.
+
+    Args:
+        sets: Lists of records, and `ShardRecords`.
 
     Attributes:
         texts: Those of each image.
@@ -136,33 +121,28 @@ class RecordTable(Sequence[ImageRef]):
             ends; two numbers of a set that is not in shards. None where no set is in shards.
     """
 
-    def __init__(self, records: Sequence[ImageTextRecord]) -> None:
-        self._parts = [part if isinstance(part, ShardRecords) else _Listed(part) for part in parts_of(records)]
-        self._ends = np.cumsum([len(part) for part in self._parts])
+    def __init__(self, sets: Sequence[Sequence[ImageTextRecord]]) -> None:
+        self._parts = [part if isinstance(part, ShardRecords) else _Listed(part) for part in sets]
+        self._bounds = _bounds(self._parts)
         texts = [part.texts for part in self._parts]
         self.texts: TextLists = texts[0] if len(texts) == 1 else JoinedTexts(texts)
         self.bounds: list[np.ndarray] | None = None
         if any(isinstance(part, ShardRecords) for part in self._parts):
-            starts = [0, *self._ends[:-1]]
-            self.bounds = [start + part.bounds for start, part in zip(starts, self._parts, strict=True)]
+            self.bounds = [start + part.bounds for start, part in zip(self._bounds, self._parts, strict=False)]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def _place(self, number: int) -> tuple[_Listed | ShardRecords, int]:
-        if not 0 <= number < len(self):
-            raise IndexError(f"image {number} of {len(self)}")
-        part = int(np.searchsorted(self._ends, number, side="right"))
-        return self._parts[part], number - (int(self._ends[part - 1]) if part else 0)
+        return int(self._bounds[-1])
 
     def __getitem__(self, number: int) -> ImageRef:  # type: ignore[override]  # no slices are asked for
-        part, inside = self._place(number)
-        return part.image(inside)
+        if not 0 <= number < len(self):
+            raise IndexError(f"image {number} of {len(self)}")
+        part, inside = part_of(self._bounds, number)
+        return self._parts[part].image(inside)
 
     def sample_id(self, number: int) -> str:
-        """What tells an image from those of other sets too, for messages."""
-        part, inside = self._place(number)
-        return part.sample_id(inside)
+        """A name for messages, unique among all sets."""
+        part, inside = part_of(self._bounds, number)
+        return self._parts[part].sample_id(inside)
 
     def sources(self) -> np.ndarray:
         """The name of the data set of each image, objects."""
@@ -170,6 +150,8 @@ class RecordTable(Sequence[ImageRef]):
 
     def shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
         """float64 (images,): see `shapes_of`; those of shards are in their index."""
-        return np.concatenate(
-            [part.shapes() if isinstance(part, ShardRecords) else shapes_of(part, progress) for part in self._parts]
-        )
+        return np.concatenate([part.shapes(progress) for part in self._parts])
+
+    def locations(self) -> Iterator[str]:
+        """Where each image is, as messages name it."""
+        return chain.from_iterable(part.locations() for part in self._parts)

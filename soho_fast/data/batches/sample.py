@@ -42,7 +42,7 @@ class Sample:
 
     Args:
         sample_ids: What the sample holds, for messages.
-        image_keys: What tells its N images from others: images of one key are one in a batch.
+        image_keys: Identify its N images: images of one key are one in a batch.
         corrupt: The reason, when an image can't be used; what follows is then empty.
         pixels: The N images, uint8 (3, H, W); none where something else stands for them.
         texts_ids: int64 (tokens,) of each text.
@@ -87,7 +87,7 @@ class Images(Dataset[Sample]):
         return sample
 
     def without_pixels(self, corrupt: Mapping[int, str]) -> Images:
-        """The same, but nothing is read: `pixels` stay empty. `corrupt` tells which are corrupt, and why."""
+        """The same, but nothing is read: `pixels` stay empty. `corrupt` has the corrupt ones, and why."""
         images = copy.copy(self)
         images._corrupt = corrupt
         return images
@@ -121,13 +121,34 @@ class Images(Dataset[Sample]):
 class SampleDataset(Dataset[Sample]):
     """Samples of images that depend on (seed, epoch, index) only.
 
-    Attributes:
+    Each is a part of a unit: of an image, or of a group of examples. Those of a unit follow each other.
+
+    Args:
         images: The images, by the numbers that are a sample's `image_keys`.
+        num_parts_U: Number of samples of each unit, int64 (units,).
     """
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, num_parts_U: np.ndarray) -> None:
         self.images = images
         self._epoch = 0
+        self._unit_of = np.repeat(np.arange(len(num_parts_U)), num_parts_U)
+        self._first_of = np.cumsum(num_parts_U) - num_parts_U
+
+    def __len__(self) -> int:
+        return len(self._unit_of)
+
+    def part(self, index: int) -> tuple[int, int]:
+        """The unit of a sample, and which of its parts this is."""
+        unit = int(self._unit_of[index])
+        return unit, index - int(self._first_of[unit])
+
+    def unit_shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
+        """float64 (units,): see `Images.shapes`."""
+        return self.images.shapes(progress)
+
+    def group_keys(self, progress: Callable[[int, int], None]) -> np.ndarray:
+        """Shapes of the samples' images, float64 (samples,)."""
+        return self.unit_shapes(progress)[self._unit_of]
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the samples asked for from here on, in this process (the engine's loaders tell each worker)."""
@@ -225,16 +246,18 @@ def collate_images(
     number_of: dict[int, int] = {}
     pixels: list[torch.Tensor] = []
     for sample in samples:
-        for place, key in enumerate(sample.image_keys):
+        for position, key in enumerate(sample.image_keys):
             if key not in number_of:
                 number_of[key] = len(number_of)
-                pixels += sample.pixels[place : place + 1]
+                pixels += sample.pixels[position : position + 1]
     images = processor.image_processor.collate_bytes(pixels) if pixels else {}
     index = [[number_of[key] for key in sample.image_keys] for sample in samples for _ in sample.texts_ids]
     return images, torch.tensor(index).squeeze(1)
 
 
-def pad_texts(texts_ids: Sequence[np.ndarray], pad_token_id: int, length: int | None = None) -> dict[str, torch.Tensor]:
+def pad_texts(
+    texts_ids: Sequence[np.ndarray | Sequence[int]], pad_token_id: int, length: int | None = None
+) -> dict[str, torch.Tensor]:
     """Pad texts at the right to `length`, or to the longest.
 
     Returns:

@@ -1,6 +1,6 @@
 """Builds the demo corpus: describe, caption, draw, write, and put in place in one rename.
 
-Of a built one it tells which object lies under each cell of a grid: what the corpus knows and no caption says.
+Of a built one it reports which object covers each patch of a grid: what the corpus knows and no caption says.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from soho_fast.data.tokenizer import build_vocabulary, write_tokenizer
 from .captions import write_captions
 from .concepts import CONCEPTS
 from .drawing import check_sources, copy_style, draw_scene, load_cutout, load_photo, place_cutout
-from .options import DRAWINGS, SceneOptions, style_name
+from .options import DRAWINGS, SceneOptions, check_number, style_name
 from .questions import write_vqa
 from .scenes import Scene, describe_scenes, photos_of
 from .statements import link_or_copy, write_nlvr2, write_snli_ve
@@ -38,8 +38,7 @@ from .writers import (
     licences_of,
     write_attribution,
     write_json,
-    write_karpathy_coco,
-    write_karpathy_flickr,
+    write_karpathy,
 )
 
 MANIFEST = "corpus.json"
@@ -94,13 +93,6 @@ def _remove_leftovers(out: Path) -> None:
         builder = (read_manifest(folder) or {}).get("builder")
         if builder and builder["host"] == socket.gethostname() and not process_is_alive(builder["process_id"]):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_number(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}: {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be between {low} and {high}, got {value}")
 
 
 def _draw_images(
@@ -162,10 +154,10 @@ def build_corpus(
         TypeError: a count, size or seed that is not an int, or an option of another type.
         FileNotFoundError: a package or folder with the images is not there; the message says which.
     """
-    _check_number("num_train", num_train, 2, 10**6)
-    _check_number("num_heldout", num_heldout, 2, 10**6)
-    _check_number("image_size", image_size, 32, 1024)
-    _check_number("seed", seed, 0, 2**63 - 1)
+    check_number("num_train", num_train, 2, 10**6)
+    check_number("num_heldout", num_heldout, 2, 10**6)
+    check_number("image_size", image_size, 32, 1024)
+    check_number("seed", seed, 0, 2**63 - 1)
     scene_options = SceneOptions(**options)
     out = Path(out_dir)
     settings = {
@@ -250,12 +242,12 @@ def _write_corpus(folder: Path, settings: dict, options: SceneOptions, progress:
     _draw_images(folder, images, settings["image_size"], options, progress)
     for style in options.folders:
         copy_style(style, folder / DRAWINGS / style_name(style))
-    write_karpathy_coco(folder / "dataset_coco.json", images)
+    write_karpathy(folder / "dataset_coco.json", images, flickr=False)
     flickr = _choose_flickr_images(images)
     (folder / "flickr30k-images").mkdir()
     for image in flickr:
         link_or_copy(folder / image.folder / image.filename, folder / "flickr30k-images" / f"{image.flickr_id}.jpg")
-    write_karpathy_flickr(folder / "dataset_flickr30k.json", flickr)
+    write_karpathy(folder / "dataset_flickr30k.json", flickr, flickr=True)
     question_texts, num_questions = write_vqa(folder / "vqa", images, seed, options.texts)
     statement_texts, num_statements = write_nlvr2(folder, images, seed, options.texts)
     hypothesis_texts, num_hypotheses = write_snli_ve(folder / "snli_ve", flickr, seed, options.texts)
@@ -333,13 +325,13 @@ def object_map(scene: Scene, side: int) -> np.ndarray:
     return seen
 
 
-def objects_under_cells(scene: Scene, rows: int, columns: int, pixels_per_cell: int = 32) -> np.ndarray:
-    """What covers most of each cell: int8 (rows, columns), a number in ``scene.objects``, -1 for the background.
+def objects_in_patches(scene: Scene, rows: int, columns: int, pixels_per_patch: int = 32) -> np.ndarray:
+    """What covers most of each patch: int8 (rows, columns), a number in ``scene.objects``, -1 for the background.
 
     Args:
         scene: the scene.
         rows, columns: of the grid, which covers the whole image; alike, since images are square.
-        pixels_per_cell: how finely areas are counted. Of equal areas the background comes first, then the object that
+        pixels_per_patch: how finely areas are counted. Of equal areas the background comes first, then the object that
             was drawn first.
 
     Raises:
@@ -347,7 +339,7 @@ def objects_under_cells(scene: Scene, rows: int, columns: int, pixels_per_cell: 
     """
     if rows != columns:
         raise ValueError(f"rows, columns: expected as many of each, since images are square; got {rows} x {columns}")
-    seen = object_map(scene, rows * pixels_per_cell)
-    cells = seen.reshape(rows, pixels_per_cell, columns, pixels_per_cell).swapaxes(1, 2).reshape(rows, columns, -1)
-    areas = np.stack([(cells == number).sum(-1) for number in range(-1, len(scene.objects))])
+    seen = object_map(scene, rows * pixels_per_patch)
+    patches = seen.reshape(rows, pixels_per_patch, columns, pixels_per_patch).swapaxes(1, 2).reshape(rows, columns, -1)
+    areas = np.stack([(patches == number).sum(-1) for number in range(-1, len(scene.objects))])
     return (areas.argmax(0) - 1).astype(np.int8)

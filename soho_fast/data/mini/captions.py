@@ -37,10 +37,6 @@ class Group:
         return len(self.objects)
 
     @property
-    def verb(self) -> str:
-        return "is" if self.count == 1 else "are"
-
-    @property
     def single(self) -> SceneObject | None:
         """The object, when there is exactly one."""
         return self.objects[0] if self.count == 1 else None
@@ -88,31 +84,18 @@ RELATION_WORDS = {"left": "to the left of", "right": "to the right of", "above":
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 
-def side(item: SceneObject) -> str | None:
-    """Return "left" or "right" for an object in an outer third of the image, else None."""
-    return "left" if item.x < _LOW_SIDE else "right" if item.x > _HIGH_SIDE else None
-
-
-def level(item: SceneObject) -> str | None:
-    """Return "top" or "bottom" for an object in an outer third of the image, else None."""
-    return "top" if item.y < _LOW_SIDE else "bottom" if item.y > _HIGH_SIDE else None
-
-
-def is_central(item: SceneObject) -> bool:
-    """Whether an object stands in the middle of the image."""
-    return _MIDDLE[0] <= item.x <= _MIDDLE[1] and _MIDDLE[0] <= item.y <= _MIDDLE[1]
-
-
 def place(item: SceneObject) -> str | None:
     """Return where an object stands, as a phrase ("in the top left corner", "on the right"), or None if unclear."""
-    horizontal, vertical = side(item), level(item)
+    horizontal = "left" if item.x < _LOW_SIDE else "right" if item.x > _HIGH_SIDE else None
+    vertical = "top" if item.y < _LOW_SIDE else "bottom" if item.y > _HIGH_SIDE else None
     if horizontal and vertical:
         return f"in the {vertical} {horizontal} corner"
     if horizontal:
         return f"on the {horizontal}"
     if vertical:
         return f"at the {vertical}"
-    return "in the middle" if is_central(item) else None
+    is_central = _MIDDLE[0] <= item.x <= _MIDDLE[1] and _MIDDLE[0] <= item.y <= _MIDDLE[1]
+    return "in the middle" if is_central else None
 
 
 def join(phrases: list[str]) -> str:

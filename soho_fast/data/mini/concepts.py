@@ -22,7 +22,7 @@ class Concept:
         plural: plural of ``name``.
         category: the category word, for example ``"animal"``, or None.
         noun: the name without its colour (``"heart"`` for ``"red heart"``); equal to ``name`` otherwise.
-        colour: the colour that tells it from its siblings, or None.
+        colour: the colour that distinguishes it from its siblings, or None.
         article: ``"a"`` or ``"an"``.
     """
 

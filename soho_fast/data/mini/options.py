@@ -33,6 +33,15 @@ def style_name(style: str) -> str:
     return Path(style).name
 
 
+def check_number(name: str, value: Any, low: float, high: float) -> None:
+    """Raises TypeError, ValueError: a setting is no number (of whole limits: no whole one), or is outside of them."""
+    kinds = (int,) if isinstance(low, int) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or math.isnan(value):
+        raise TypeError(f"{name}: expected {'a whole' if kinds == (int,) else 'a'} number, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+
+
 @dataclass(frozen=True)
 class SceneOptions:
     """How scenes are composed and drawn.
@@ -78,11 +87,7 @@ class SceneOptions:
         if not self.styles:
             raise ValueError("styles: expected one style or more, got none; the demo's is twemoji")
         for name, (low, high) in _LIMITS.items():
-            value, kinds = getattr(self, name), (int,) if isinstance(low, int) else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
-                raise TypeError(f"{name}: expected {'a whole' if kinds == (int,) else 'a'} number, got {value!r}")
-            if not low <= value <= high:
-                raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+            check_number(name, getattr(self, name), low, high)
         if not isinstance(self.monuments, bool):
             raise TypeError(f"monuments: expected true or false, got {self.monuments!r}")
         names = [style_name(style) for style in (*self.styles, *self.heldout_styles)]

@@ -84,7 +84,9 @@ def write_json_lines(path: Path, rows: Sequence[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _karpathy_images(images: Sequence[CorpusImage], *, flickr: bool) -> list[dict]:
+def write_karpathy(path: Path, images: Sequence[CorpusImage], *, flickr: bool) -> None:
+    """Write ``dataset_coco.json``, images at ``<root>/<filepath>/<filename>``; or ``dataset_flickr30k.json``: no
+    ``filepath``, no ``cocoid``, images in ``<root>/flickr30k-images/``."""
     entries = []
     sentence_id = 0
     for image_id, image in enumerate(images):
@@ -102,17 +104,7 @@ def _karpathy_images(images: Sequence[CorpusImage], *, flickr: bool) -> list[dic
         if not flickr:
             entry = {"filepath": image.folder, **entry, "cocoid": image.image_id}
         entries.append(entry)
-    return entries
-
-
-def write_karpathy_coco(path: Path, images: Sequence[CorpusImage]) -> None:
-    """Write ``dataset_coco.json``: images at ``<root>/<filepath>/<filename>``."""
-    write_json(path, {"images": _karpathy_images(images, flickr=False), "dataset": "coco"})
-
-
-def write_karpathy_flickr(path: Path, images: Sequence[CorpusImage]) -> None:
-    """Write ``dataset_flickr30k.json``: no ``filepath``, no ``cocoid``; images in ``<root>/flickr30k-images/``."""
-    write_json(path, {"images": _karpathy_images(images, flickr=True), "dataset": "flickr30k"})
+    write_json(path, {"images": entries, "dataset": "flickr30k" if flickr else "coco"})
 
 
 #: What is used, from which package, under which licence.

@@ -75,7 +75,7 @@ def read_json_lines(
     """Images with their captions, in file order.
 
     Args:
-        annotations: The file of JSON lines; its format is told above.
+        annotations: The file of JSON lines; its format is described above.
         images: Folders or .zip files in which an image is looked for first; then in the folder of `annotations`.
         splits: Splits to use; none takes all lines.
         heldout_share: Where the lines name no split: this share of the images is `val`, the rest `train`.
@@ -103,7 +103,7 @@ def read_json_lines_questions(
     missing_images: MissingImages = "error",
     report: ReadReport | None = None,
 ) -> list[VqaRecord]:
-    """Questions about the images, in file order; a question's id is its place among those of the whole file, from 0.
+    """Questions about the images, in file order; a question's id is its position among those of the whole file, from 0.
 
     Answers are kept as the VQA evaluation compares them (`normalise_answer`), so that "Two dogs" and "2 dogs" are one.
     An `answer` counts as that of all ten people; fewer than ten `answers` are counted in turn until there are ten.
@@ -155,14 +155,14 @@ def _read_lines(annotations: AnyPath, splits: Collection[str], heldout_share: fl
     if not 0 <= heldout_share < 1:
         raise ValueError(f"heldout_share: expected a share between 0 and 1 (not 1 itself), got {heldout_share}")
     lines: list[_Line] = []
-    place_of: dict[str, Entry] = {}
+    entry_of: dict[str, Entry] = {}
     first_of: dict[bool, Entry] = {}
     for entry in load_lines(annotations, _FORMAT):
         _refuse_unknown(entry)
         file = str(PurePosixPath(entry["file"]))
-        if file in place_of:
-            raise ValueError(f"{entry}: image {file} comes twice, first in {place_of[file]}; expected a line an image")
-        place_of[file] = entry
+        if file in entry_of:
+            raise ValueError(f"{entry}: image {file} comes twice, first in {entry_of[file]}; expected a line an image")
+        entry_of[file] = entry
         first_of.setdefault("split" in entry, entry)
         drawn = _drawn_split(file, heldout_share) if heldout_share else ""
         split = entry["split"] if "split" in entry.content else drawn

@@ -176,7 +176,7 @@ def read_easy_vqa(
 ) -> list[VqaRecord]:
     """Every question of a split, in file order, as if ten people had given its one answer.
 
-    A question's id is its place in the file; the type of a question is not told.
+    A question's id is its position in the file; the type of a question is not known.
 
     Args:
         questions: `questions.json` of a split.
@@ -208,20 +208,8 @@ def read_easy_vqa(
 
 _PUNCTUATION = r""";/[]"{}()=+\_-><@`,?!"""
 _ARTICLES = frozenset(("a", "an", "the"))
-_NUMBERS = {
-    "none": "0",
-    "zero": "0",
-    "one": "1",
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
-}
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBER_WORDS)}
 
 # The contractions that the official code repairs. A word that lacks one of the apostrophes gets it back.
 _CONTRACTIONS = """
@@ -234,9 +222,9 @@ _CONTRACTIONS = """
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 _REPAIRED = {
-    word[:place] + word[place + 1 :]: word
+    word[:position] + word[position + 1 :]: word
     for word in _CONTRACTIONS.split()
-    for place, letter in enumerate(word)
+    for position, letter in enumerate(word)
     if letter == "'"
 } | {"somebody'd": "somebodyd"}  # as in the official table
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import IO, Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
+from soho_fast.common.files import packed_by
 from soho_fast.data.stores import ImageStore, check_name, open_stores
 
 AnyPath = str | os.PathLike[str]
@@ -25,7 +26,6 @@ MissingImages = Literal["error", "skip"]
 
 _NUM_SHOWN = 5
 
-_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 _MOST = 2**63
 # Letters and digits: what nearly every text holds, found at once.
 _VISIBLE = re.compile(r"[^\W_]")
@@ -47,6 +47,10 @@ class ImageRef:
     def read(self) -> bytes:
         """The file's bytes. Raises OSError."""
         return self.store.read(self.name)
+
+    def open(self) -> IO[bytes]:
+        """The file, to read no more of it than is needed. Raises OSError or what its archive raises."""
+        return self.store.open(self.name)
 
     def __str__(self) -> str:
         return self.store.locate(self.name)
@@ -205,13 +209,12 @@ def _read(path: AnyPath, what: str) -> bytes:
         raise FileNotFoundError(f"{path} does not exist; expected {what}") from None
     except IsADirectoryError:
         raise FileNotFoundError(f"{path} is a folder; expected a file: {what}") from None
-    for start, kind in _PACKED.items():
-        if content.startswith(start):
-            raise ValueError(f"{path}: a {kind} file; unpack it first: expected {what}")
+    if packing := packed_by(content):
+        raise ValueError(f"{path}: a {packing} file; unpack it first: expected {what}")
     return content.removeprefix(codecs.BOM_UTF8)
 
 
-def _parse(text: bytes, where: str, what: str) -> Any:
+def _parse(text: bytes | str, where: str, what: str) -> Any:
     try:
         return json.loads(text)
     except UnicodeDecodeError as error:
@@ -220,6 +223,14 @@ def _parse(text: bytes, where: str, what: str) -> Any:
         raise ValueError(f"{where}: nested too deeply; expected {what}") from None
     except ValueError as error:  # a number of too many digits is one that is no JSONDecodeError
         raise ValueError(f"{where}: not valid JSON ({error}); expected {what}") from error
+
+
+def parse_object(text: bytes | str, where: str, what: str) -> dict[str, Any]:
+    """A JSON object. Raises ValueError naming where it is and what was expected: it is none."""
+    parsed = _parse(text, where, what)
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{where}: a JSON {type(parsed).__name__}; expected {what}")
+    return parsed
 
 
 def field_of(record: Any, name: str, kind: Any, where: object) -> Any:
@@ -273,7 +284,7 @@ def is_blank(text: str) -> bool:
     return not _VISIBLE.search(text) and all(unicodedata.category(character)[0] in "CZM" for character in text)
 
 
-def load_json_lines(path: AnyPath, what: str) -> list[tuple[str, Any]]:
+def load_json_lines(path: AnyPath, what: str) -> list[tuple[str, dict[str, Any]]]:
     """Parse a file with one JSON object a line; blank lines are passed over.
 
     Returns:
@@ -287,10 +298,7 @@ def load_json_lines(path: AnyPath, what: str) -> list[tuple[str, Any]]:
         if not line.strip():
             continue
         where = f"{path}: line {number}"
-        record = _parse(line, where, what)
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: a JSON {type(record).__name__}; expected {what}")
-        records.append((where, record))
+        records.append((where, parse_object(line, where, what)))
     if not records:
         raise ValueError(f"{path}: holds no record; expected {what}")
     return records

@@ -126,7 +126,7 @@ def _check(options: argparse.Namespace) -> list[str]:
         raise UserError(f"{len(corrupt):,} images can't be decoded; first: {min(corrupt)}")
     return [
         *lines,
-        f"{len(shards):,} shards are as their indexes tell" + ("" if options.quick else ", and all images decode"),
+        f"{len(shards):,} shards match their indexes" + ("" if options.quick else ", and all images decode"),
     ]
 
 

@@ -34,7 +34,7 @@ class ShardCounts:
     without_image: int = 0
     empty_captions: int = 0
     failed: dict[str, int] = field(default_factory=dict)
-    """Of each `status` that tells of a failed download, how many samples."""
+    """The number of samples of each `status` that reports a failed download."""
 
     def add(self, other: ShardCounts) -> None:
         """Count those of another shard too."""
@@ -141,10 +141,7 @@ def read_index(shard: str) -> ShardIndex:
     """
     path = index_path(shard)
     command = f"python -m soho_fast.data.shards index {shard}"
-    try:
-        stamp = stamp_of(shard)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{shard}: there is no such shard") from None
+    stamp = stamp_of(shard)
     if not os.path.exists(path):
         raise FileNotFoundError(f"{shard}: has no index; make it with: {command}")
     try:

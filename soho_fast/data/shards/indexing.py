@@ -5,7 +5,7 @@ the folder. What is done with each:
 
 - An image, one of `IMAGE_SUFFIXES`, makes a row. Two in a sample are refused.
 - Captions: `captions`, a list of texts, in its `.json`; else its `.txt`, a single one; else `caption` in its `.json`.
-- A `.json` with a `status` other than "success" tells of a download that failed (img2dataset): the sample is left out.
+- A `.json` with a `status` other than "success" reports a failed download (img2dataset): the sample is left out.
 - A sample without an image is left out. One without a caption stays as an image that has none.
 - A `.json` that is none, a text that is not UTF-8, two samples of one name (case does not count): refused.
 
@@ -19,18 +19,17 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
 from soho_fast.common.images import MAX_FILE_BYTES
 from soho_fast.data.images import shapes_of
-from soho_fast.data.readers.records import ImageRef, check_text, is_blank, shown
+from soho_fast.data.readers.records import check_text, is_blank, parse_object, shown
 from soho_fast.data.shards.index import FORMAT, ShardCounts, checksum_of, index_path, key_of, name_hash, stamp_of
 from soho_fast.data.shards.members import BLOCK, Member, read_members
 
@@ -45,7 +44,7 @@ def build_index(shard: str, written_from: str = "") -> ShardCounts:
 
     Args:
         shard: Path of the tar.
-        written_from: What it was written from, told to whoever would write it again.
+        written_from: What it was written from, kept for whoever would write it again.
 
     Raises:
         ValueError: The shard does not follow the format (see above); the message names it and the member.
@@ -93,8 +92,8 @@ def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray]
     captions: list[str] = []
     first = [0]
     for key, members in _samples(content, shard):
-        told = _json_of(members, content, shard)
-        status = told.get("status", _SUCCESS)
+        about = _json_of(members, content, shard)
+        status = about.get("status", _SUCCESS)
         if status != _SUCCESS:
             counts.failed[str(status)[:40]] = counts.failed.get(str(status)[:40], 0) + 1
             continue
@@ -110,17 +109,16 @@ def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray]
             raise ValueError(
                 f"{shard}!{found[0].name}: {found[0].size:,} bytes; expected an image of at most {MAX_FILE_BYTES:,}"
             )
-        texts = [text.strip() for text in _captions_of(told, members, content, shard)]
+        texts = [text.strip() for text in _captions_of(about, members, content, shard)]
         kept = [text for text in texts if not is_blank(text)]
         counts.empty_captions += len(texts) - len(kept)
         counts.without_caption += not kept
         images.append(found[0])
-        image_id = str(told.get("image_id", ""))
+        image_id = str(about.get("image_id", ""))
         ids.append(image_id if image_id != key else "")
         captions += kept
         first.append(len(captions))
     counts.images, counts.captions = len(images), len(captions)
-    store = _Mapped(content, shard, {member.name: member for member in images})
     names, names_ends = _packed([member.name for member in images], shard)
     packed_ids, ids_ends = _packed(ids if any(ids) else [], shard)
     packed_captions, captions_ends = _packed(captions, shard)
@@ -130,7 +128,7 @@ def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray]
         "size": np.array([member.size for member in images], np.uint32),
         "header": np.array(headers, np.uint32),
         "hash": np.array([name_hash(member.name) for member in images], np.int64),
-        "shape": shapes_of([ImageRef(store, member.name) for member in images]),
+        "shape": shapes_of(images, opened=lambda member: io.BytesIO(_bytes_of(member, content))),
         "first": np.array(first, np.uint32),
         "names": names,
         "names_ends": names_ends,
@@ -167,12 +165,16 @@ def _samples(content: mmap.mmap, shard: str) -> Iterator[tuple[str, dict[str, Me
         yield key, members
 
 
+def _bytes_of(member: Member, content: mmap.mmap) -> bytes:
+    return content[member.offset : member.offset + member.size]
+
+
 def _read_text(member: Member, content: mmap.mmap, shard: str) -> str:
     where = f"{shard}!{member.name}"
     if member.size > _MOST_TEXT:
         raise ValueError(f"{where}: {member.size:,} bytes; expected a text of at most {_MOST_TEXT:,}")
     try:
-        return content[member.offset : member.offset + member.size].decode()
+        return _bytes_of(member, content).decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 ({error}); expected a text in UTF-8") from None
 
@@ -180,30 +182,23 @@ def _read_text(member: Member, content: mmap.mmap, shard: str) -> str:
 def _json_of(members: dict[str, Member], content: mmap.mmap, shard: str) -> dict[str, Any]:
     if "json" not in members:
         return {}
-    where, text = f"{shard}!{members['json'].name}", _read_text(members["json"], content, shard)
-    try:
-        told = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{where}: not valid JSON ({reason}); expected an object") from None
-    if not isinstance(told, dict):
-        raise ValueError(f"{where}: a JSON {type(told).__name__}; expected an object")
-    return told
+    text = _read_text(members["json"], content, shard)
+    return parse_object(text, f"{shard}!{members['json'].name}", "an object")
 
 
-def _captions_of(told: dict[str, Any], members: dict[str, Member], content: mmap.mmap, shard: str) -> Sequence[str]:
-    if "captions" in told:
-        where, captions = f"{shard}!{members['json'].name}: field 'captions'", told["captions"]
+def _captions_of(about: dict[str, Any], members: dict[str, Member], content: mmap.mmap, shard: str) -> Sequence[str]:
+    if "captions" in about:
+        where, captions = f"{shard}!{members['json'].name}: field 'captions'", about["captions"]
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             raise ValueError(f"{where} is {shown(captions)}; expected a list of texts")
     elif "txt" in members:
         where, captions = f"{shard}!{members['txt'].name}", [_read_text(members["txt"], content, shard)]
-    elif told.get("caption") is None:
+    elif about.get("caption") is None:
         return []
     else:
-        where, captions = f"{shard}!{members['json'].name}: field 'caption'", [told["caption"]]
-        if not isinstance(told["caption"], str):
-            raise ValueError(f"{where} is {shown(told['caption'])}; expected a text")
+        where, captions = f"{shard}!{members['json'].name}: field 'caption'", [about["caption"]]
+        if not isinstance(about["caption"], str):
+            raise ValueError(f"{where} is {shown(about['caption'])}; expected a text")
     for caption in captions:
         check_text(caption, where)
     return captions
@@ -215,25 +210,3 @@ def _packed(texts: Sequence[str], shard: str) -> tuple[np.ndarray, np.ndarray]:
     if len(ends) and ends[-1] >= 2**32:
         raise ValueError(f"{shard}: its texts have {ends[-1]:,} bytes; expected less than 4 GB: make smaller shards")
     return np.frombuffer(b"".join(encoded), np.uint8), ends.astype(np.uint32)
-
-
-@dataclass(frozen=True, slots=True)
-class _Mapped:
-    """The images of a shard while it is indexed, as a store."""
-
-    content: mmap.mmap
-    shard: str
-    members: dict[str, Member]
-
-    def existing(self, names: Iterable[str]) -> set[str]:
-        return self.members.keys() & names
-
-    def read(self, name: str) -> bytes:
-        member = self.members[name]
-        return self.content[member.offset : member.offset + member.size]
-
-    def open(self, name: str) -> BinaryIO:
-        return io.BytesIO(self.read(name))
-
-    def locate(self, name: str) -> str:
-        return f"{self.shard}!{name}"

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from soho_fast.common.files import packed_by
+
 BLOCK = 512
 """A tar is made of blocks of so many bytes; a header is one."""
 
@@ -24,13 +26,6 @@ _EMPTY = bytes(BLOCK)
 _REGULAR = b"0\0"
 _DIRECTORY = ord("5")
 _SIMPLE = (*_REGULAR, _DIRECTORY)
-_PACKED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstandard",
-    b"PK\x03\x04": "zip",
-}
 _PAX = ord("x")
 # What does not change which bytes a member has.
 _TIMES = re.compile(rb"(?:\d+ (?:mtime|atime|ctime|uid|gid|uname|gname)=[^\n]*\n)+\0*")
@@ -58,9 +53,8 @@ def read_members(content: mmap.mmap, path: str) -> Iterator[Member]:
         ValueError: It is no uncompressed tar, is cut off or damaged, or holds a link, a device, or a name that leads
             out of where it would be unpacked; the message names the file and the member.
     """
-    for start, packing in _PACKED.items():
-        if content[: len(start)] == start:
-            raise ValueError(f"{path}: a {packing} file; expected a tar without compression: images gain nothing by it")
+    if packing := packed_by(content[:BLOCK]):
+        raise ValueError(f"{path}: a {packing} file; expected a tar without compression: images gain nothing by it")
     offset, last, length = 0, "its beginning", len(content)
     while True:
         header = content[offset : offset + BLOCK]
@@ -104,7 +98,7 @@ def _padded(size: int) -> int:
 
 
 def _plain(header: bytes) -> tuple[int, str, int] | None:
-    """(type, name, size) as a header of 512 bytes tells them; None where it is damaged, or has numbers in base 256."""
+    """(type, name, size) as a header of 512 bytes has them; None where it is damaged, or has numbers in base 256."""
     if len(header) < BLOCK:
         return None
     kind = header[156]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from typing import overload
 
@@ -20,20 +20,21 @@ import numpy as np
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport
 from soho_fast.data.shards.index import ShardCounts
 from soho_fast.data.shards.store import TarStore
+from soho_fast.data.text import TextLists
 
 
-class ShardTexts:
-    """The captions of `ShardRecords`: `TextLists`."""
+class ShardTexts(TextLists):
+    """The captions of `ShardRecords`."""
 
-    def __init__(self, store: TarStore, row_N: np.ndarray | None, max_captions: int | None) -> None:
+    def __init__(self, store: TarStore, row_N: np.ndarray, max_captions: int | None) -> None:
         self._store, self._row_N, self._most = store, row_N, max_captions
 
     def __len__(self) -> int:
-        return len(self._store) if self._row_N is None else len(self._row_N)
+        return len(self._row_N)
 
     def row(self, index: int) -> int:
         """The image's number in the store."""
-        return index if self._row_N is None else int(self._row_N[index])
+        return int(self._row_N[index])
 
     def count(self, index: int) -> int:
         """How many captions image `index` has."""
@@ -43,8 +44,7 @@ class ShardTexts:
 
     def counts(self) -> np.ndarray:
         """How many captions each image has, int64 (N,)."""
-        counts = np.concatenate([np.diff(shard.first.astype(np.int64)) for shard in self._store.shards])
-        counts = counts if self._row_N is None else counts[self._row_N]
+        counts = np.concatenate([np.diff(shard.first.astype(np.int64)) for shard in self._store.shards])[self._row_N]
         return counts if self._most is None else np.minimum(counts, self._most)
 
     def get(self, index: int, number: int) -> str:
@@ -52,30 +52,8 @@ class ShardTexts:
         shard, inside = self._store.place(self.row(index))
         return self._store.shards[shard].caption(inside, number)
 
-    def all(self, index: int) -> list[str]:
-        """All captions of image `index`."""
-        return [self.get(index, number) for number in range(self.count(index))]
 
-
-class _Records(Sequence[ImageTextRecord]):
-    """Records that `_record(number)` makes, 0 <= number < length."""
-
-    @overload
-    def __getitem__(self, number: int) -> ImageTextRecord: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[ImageTextRecord]: ...
-    def __getitem__(self, number: int | slice) -> ImageTextRecord | list[ImageTextRecord]:
-        if isinstance(number, slice):
-            return [self[each] for each in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"image {number} of {len(self)}")
-        return self._record(number % len(self))
-
-    def _record(self, number: int) -> ImageTextRecord:
-        raise NotImplementedError
-
-
-class ShardRecords(_Records):
+class ShardRecords(Sequence[ImageTextRecord]):
     """The images of shards that have a caption, in the shards' order.
 
     Args:
@@ -87,18 +65,24 @@ class ShardRecords(_Records):
     def __init__(self, store: TarStore, source: str, max_captions: int | None = None) -> None:
         self.store, self.source = store, source
         captioned = [np.diff(shard.first.astype(np.int64)) > 0 for shard in store.shards]
-        if not all(each.all() for each in captioned):
-            self._row_N: np.ndarray | None = np.flatnonzero(np.concatenate(captioned)).astype(np.uint32)
-            self.bounds = np.cumsum([0, *(int(each.sum()) for each in captioned)], dtype=np.int64)
-        else:
-            self._row_N, self.bounds = None, store.bounds
+        self._row_N = np.flatnonzero(np.concatenate(captioned)).astype(np.uint32)
+        self.bounds = np.cumsum([0, *(int(each.sum()) for each in captioned)], dtype=np.int64)
         self._max_captions = max_captions
         self.texts = ShardTexts(store, self._row_N, max_captions)
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def _record(self, number: int) -> ImageTextRecord:
+    @overload
+    def __getitem__(self, number: int) -> ImageTextRecord: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[ImageTextRecord]: ...
+    def __getitem__(self, number: int | slice) -> ImageTextRecord | list[ImageTextRecord]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"image {number} of {len(self)}")
+        number %= len(self)
         return ImageTextRecord(self.image(number), tuple(self.texts.all(number)), self._image_id(number), self.source)
 
     def image(self, number: int) -> ImageRef:
@@ -106,7 +90,7 @@ class ShardRecords(_Records):
         return ImageRef(self.store, self.store.name(self.texts.row(number)))
 
     def sample_id(self, number: int) -> str:
-        """What tells an image from those of other sets too, for messages."""
+        """A name for messages, unique among all sets."""
         return f"{self.source}/{self._image_id(number)}"
 
     def _image_id(self, number: int) -> str:
@@ -117,13 +101,12 @@ class ShardRecords(_Records):
         """The name of the set of each image, objects (N,)."""
         return np.full(len(self), self.source, object)
 
-    def shapes(self) -> np.ndarray:
-        """float64 (N,): see `shapes_of`; they are in the index."""
-        shapes = np.concatenate([shard.shape for shard in self.store.shards])
-        return shapes if self._row_N is None else shapes[self._row_N]
+    def shapes(self, progress: Callable[[int, int], None]) -> np.ndarray:
+        """float64 (N,): see `shapes_of`; they are in the index, so that there is no progress to report."""
+        return np.concatenate([shard.shape for shard in self.store.shards])[self._row_N]
 
     def locations(self) -> Iterator[str]:
-        """Shard and member of each image, as `str(image)` tells them."""
+        """Shard and member of each image, as `str(image)` gives them."""
         for number in range(len(self)):
             shard, inside = self.store.place(self.texts.row(number))
             yield f"{self.store.shards[shard].shard}!{self.store.shards[shard].name(inside)}"
@@ -137,25 +120,6 @@ class ShardRecords(_Records):
             digest.update(shard.captions.data)
             digest.update(shard.captions_ends.data)
         return f"{len(self):,} records, {digest.hexdigest()[:12]}"
-
-
-class JoinedRecords(_Records):
-    """Several sets, one after the other, of which some are in shards.
-
-    Attributes:
-        parts: The sets: lists, and `ShardRecords`.
-    """
-
-    def __init__(self, parts: Sequence[Sequence[ImageTextRecord]]) -> None:
-        self.parts = list(parts)
-        self._ends = np.cumsum([len(part) for part in parts])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def _record(self, number: int) -> ImageTextRecord:
-        part = int(np.searchsorted(self._ends, number, side="right"))
-        return self.parts[part][number - (int(self._ends[part - 1]) if part else 0)]
 
 
 def read_shards(
@@ -184,8 +148,7 @@ def read_shards(
     records = ShardRecords(store, source or PurePath(os.path.abspath(shards)).parent.name, max_captions)
     if not len(records):
         raise ValueError(f"{store}: no image with a caption was found ({total}); expected .txt or .json members")
-    report = report if report is not None else ReadReport()
-    report.source = records.source
+    report = ReadReport.of(report, records.source)
     report.num_images = len(records)
     report.num_captions = int(records.texts.counts().sum())
     report.num_failed = sum(total.failed.values())
@@ -193,13 +156,6 @@ def read_shards(
     report.num_without_caption = total.without_caption
     report.num_empty_captions = total.empty_captions
     return records
-
-
-def join(parts: Sequence[Sequence[ImageTextRecord]]) -> Sequence[ImageTextRecord]:
-    """Sets one after the other: one list where none is in shards."""
-    if not any(isinstance(part, ShardRecords) for part in parts):
-        return [record for part in parts for record in part]
-    return parts[0] if len(parts) == 1 else JoinedRecords(parts)
 
 
 WINDOW = 2**16

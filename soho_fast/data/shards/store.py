@@ -20,6 +20,17 @@ from soho_fast.data.shards.members import BLOCK
 _MOST_OPEN = 64
 
 
+def part_of(bounds: np.ndarray, number: int) -> tuple[int, int]:
+    """Of parts that lie one after the other the one with item `number` of all, and the item's number in it.
+
+    Args:
+        bounds: int64 (parts + 1,), the number of items before each part.
+        number: Less than the number of items.
+    """
+    part = int(np.searchsorted(bounds, number, side="right")) - 1
+    return part, number - int(bounds[part])
+
+
 class TarStore:
     """Image files in one tar shard or a range of them.
 
@@ -90,8 +101,7 @@ class TarStore:
 
     def place(self, row: int) -> tuple[int, int]:
         """(shard, row in it) of an image by its number in all shards."""
-        shard = int(np.searchsorted(self.bounds, row, side="right")) - 1
-        return shard, row - int(self.bounds[shard])
+        return part_of(self.bounds, row)
 
     def name(self, row: int) -> str:
         """Name of an image by its number in all shards."""

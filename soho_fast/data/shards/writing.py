@@ -24,16 +24,10 @@ import numpy as np
 
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.data.images import decode_image
-from soho_fast.data.readers.captions import (
-    karpathy_coco_ids,
-    karpathy_flickr_ids,
-    read_coco_captions,
-    read_karpathy,
-    read_visual_genome,
-)
-from soho_fast.data.readers.json_lines import read_json_lines, read_json_lines_questions
+from soho_fast.data.readers.formats import CAPTION_FORMATS, FORMATS_OF, read_captions
+from soho_fast.data.readers.json_lines import read_json_lines_questions
 from soho_fast.data.readers.questions import read_easy_vqa, read_vqa
-from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport, fingerprint
+from soho_fast.data.readers.records import ImageRef, ReadReport, fingerprint
 from soho_fast.data.readers.statements import Nlvr2Record, read_nlvr2, read_snli_ve
 from soho_fast.data.shards.index import index_path, key_of, read_index
 from soho_fast.data.shards.indexing import IMAGE_SUFFIXES, build_index, read_contents
@@ -78,17 +72,6 @@ class ShardSample:
     image_id: str
 
 
-_CAPTIONED: dict[str, tuple[Callable[..., Sequence[ImageTextRecord]], tuple[str, ...]]] = {
-    "karpathy": (read_karpathy, ("splits", "max_captions")),
-    "coco_captions": (read_coco_captions, ("exclude_coco_ids_from", "max_captions")),
-    "visual_genome": (
-        read_visual_genome,
-        ("image_data", "exclude_coco_ids_from", "exclude_flickr_ids_from", "max_captions"),
-    ),
-    "json_lines": (read_json_lines, ("splits", "max_captions")),
-}
-"""The readers of captions by their formats' names, and the fields of `Source` that each takes."""
-
 _TEXTS: dict[str, Callable[..., Sequence[Any]]] = {
     "json_lines_questions": read_json_lines_questions,
     "vqa": read_vqa,
@@ -97,30 +80,7 @@ _TEXTS: dict[str, Callable[..., Sequence[Any]]] = {
     "snli_ve": read_snli_ve,
 }
 
-FORMATS = (*_CAPTIONED, *_TEXTS)
-
-_EXCLUDING = {
-    "exclude_coco_ids_from": ("exclude_coco_ids", karpathy_coco_ids),
-    "exclude_flickr_ids_from": ("exclude_flickr_ids", karpathy_flickr_ids),
-}
-
-
-def _keywords(source: Source, takes: tuple[str, ...]) -> dict[str, Any]:
-    """What a reader of captions is given of a source beside the files. Raises ValueError: it takes no such thing."""
-    keywords: dict[str, Any] = {}
-    for name in ("splits", "image_data", *_EXCLUDING, "max_captions"):
-        value = getattr(source, name)
-        is_given = value is not None and value != [] and value != ()
-        if is_given and name not in takes:
-            raise ValueError(f"--{name.replace('_', '-')}: format {source.format} has none; leave it out")
-        if name in _EXCLUDING and is_given:
-            keyword, ids_of = _EXCLUDING[name]
-            keywords[keyword] = ids_of(value)
-        elif name in takes and name not in _EXCLUDING:
-            keywords[name] = value
-    if "image_data" in takes and source.image_data is None:
-        raise ValueError("--image-data: expected the path of Visual Genome's image_data.json")
-    return keywords
+FORMATS = (*CAPTION_FORMATS, *_TEXTS)
 
 
 def read_samples(source: Source, report: ReadReport) -> list[ShardSample]:
@@ -129,17 +89,17 @@ def read_samples(source: Source, report: ReadReport) -> list[ShardSample]:
     Raises:
         FileNotFoundError, ValueError: As the readers; ValueError where two names are one to WebDataset.
     """
-    read, takes = _CAPTIONED.get(source.format) or (_TEXTS[source.format], ())
-    records = read(
-        source.annotations,
-        images=source.images,
-        missing_images=source.missing_images,
-        report=report,
-        **_keywords(source, takes),
-    )
-    if takes:
-        samples = [ShardSample(record.image, record.captions, record.image_id) for record in records]
+    for name, formats in {**FORMATS_OF, "images": FORMATS, "max_captions": CAPTION_FORMATS}.items():
+        if getattr(source, name, None) not in (None, [], ()) and source.format not in formats:
+            raise ValueError(f"--{name.replace('_', '-')}: format {source.format} has none; leave it out")
+    if source.format == "visual_genome" and source.image_data is None:
+        raise ValueError("--image-data: expected the path of Visual Genome's image_data.json")
+    if source.format in CAPTION_FORMATS:
+        captioned = read_captions(source.format, vars(source), report)
+        samples = [ShardSample(record.image, record.captions, record.image_id) for record in captioned]
     else:
+        read = _TEXTS[source.format]
+        records = read(source.annotations, source.images, missing_images=source.missing_images, report=report)
         images_of = ((each.left, each.right) if isinstance(each, Nlvr2Record) else (each.image,) for each in records)
         images = {str(image): image for images in images_of for image in images}
         samples = [ShardSample(image, None, "") for image in images.values()]
@@ -168,7 +128,7 @@ def shard_names(folder: Path, num_samples: int, per_shard: int) -> list[str]:
 
 def range_of(paths: Sequence[str]) -> str:
     """The paths of `shard_names` as one path."""
-    first, last = (Path(paths[place]).stem for place in (0, -1))
+    first, last = (Path(path).stem for path in (paths[0], paths[-1]))
     return paths[0] if len(paths) == 1 else str(Path(paths[0]).parent / f"{{{first}..{last}}}.tar")
 
 
@@ -201,7 +161,7 @@ def write_shards(
     if others:
         raise ValueError(f"{others[0]}: a shard that is none of these {len(paths):,}; give another folder")
     for number, path in enumerate(paths):
-        own = [samples[place] for place in order[number * per_shard : (number + 1) * per_shard]]
+        own = [samples[row] for row in order[number * per_shard : (number + 1) * per_shard]]
         written_from = fingerprint(
             (sample.image.name for sample in own),
             (sample.image_id for sample in own),
@@ -231,8 +191,8 @@ def _write(samples: Sequence[ShardSample], path: str, written_from: str) -> None
                     if sample.captions is not None:
                         key = key_of(sample.image.name)
                         own_id = {"image_id": sample.image_id} if sample.image_id != key else {}
-                        told = {"captions": sample.captions, **own_id}
-                        _add(archive, f"{key}.json", json.dumps(told, ensure_ascii=False).encode())
+                        about = {"captions": sample.captions, **own_id}
+                        _add(archive, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
             file.flush()
             os.fsync(file.fileno())
         build_index(scratch, written_from)
@@ -261,7 +221,7 @@ def check_shard(shard: str, *, decode: bool) -> Iterator[str]:
 
     Raises:
         FileNotFoundError, ValueError: The shard does not follow the format, or its index is missing, stale, damaged or
-            tells something else than the shard.
+            does not match the shard.
     """
     index = read_index(shard)
     with open(shard, "rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
@@ -269,7 +229,7 @@ def check_shard(shard: str, *, decode: bool) -> Iterator[str]:
         different = [name for name, array in arrays.items() if not np.array_equal(array, getattr(index, name))]
         if different or counts != index.counts:
             raise ValueError(
-                f"{index_path(shard)}: does not tell what {shard} holds: {', '.join(different) or 'counts'} differ; "
+                f"{index_path(shard)}: does not match {shard}: {', '.join(different) or 'counts'} differ; "
                 f"make it anew with: python -m soho_fast.data.shards index {shard} --again"
             )
         for row in range(len(index)) if decode else ():

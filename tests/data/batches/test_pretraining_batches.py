@@ -176,7 +176,7 @@ def test_a_batch_of_one_corrupt_image_takes_another(records, dataset, collate, t
     """One image a process: every process has a batch at every step, and all others are as they were."""
     intact = stream(dataset, collate, images=1)
     for record in records[:3]:
-        (tmp_path / record.image.name).write_bytes(b"broken")
+        (tmp_path / record.image.name).write_bytes(b"corrupt")
     batches = stream(dataset, collate, images=1, workers=workers)
     assert len(batches) == len(intact) == 2 * len(dataset)
     corrupt = 0
@@ -196,7 +196,7 @@ def test_a_batch_of_one_corrupt_image_takes_another(records, dataset, collate, t
 
 def test_two_processes_take_as_many_steps_where_images_are_corrupt(records, dataset, collate, tmp_path):
     for record in records[::2]:
-        (tmp_path / record.image.name).write_bytes(b"broken")
+        (tmp_path / record.image.name).write_bytes(b"corrupt")
     ranks = [stream(dataset, collate, rank=rank, world=2) for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1]) == 2 * (len(dataset) // 2)
     assert all(len(batch["pixel_values"]) == 1 for batches in ranks for batch in batches)
@@ -204,7 +204,7 @@ def test_two_processes_take_as_many_steps_where_images_are_corrupt(records, data
 
 def test_nothing_but_corrupt_images(records, dataset, collate, tmp_path):
     for record in records:
-        (tmp_path / record.image.name).write_bytes(b"broken")
+        (tmp_path / record.image.name).write_bytes(b"corrupt")
     with pytest.raises(CorruptImageError, match=r"all 101 images of a batch are corrupt; first:(\n  coco/.*){5}$"):
         stream(dataset, collate, images=1)
 
@@ -217,19 +217,7 @@ def test_error_of_a_lost_batch_reaches_the_training_process(records, dataset, co
         next(iter(loader))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"num_positive": 0}, "num_positive >= 1"),
-        ({"max_text_length": 2}, "at least 3"),
-        ({"seed": -1}, "non-negative"),
-    ],
-)
-def test_refusals(records, processor, options, words):
-    with pytest.raises(ValueError, match=words):
-        PretrainingDataset(records, processor, **options)
-    with pytest.raises(ValueError, match="the data set is empty"):
-        PretrainingDataset([], processor)
+def test_refusals(records, processor):
     with pytest.raises(IndexError, match="sample 12 of a data set of 12"):
         PretrainingDataset(records, processor)[12]
 
