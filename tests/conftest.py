@@ -7,6 +7,9 @@ from pathlib import Path
 # Before torch loads OpenMP; see soho_fast/train.py.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+# Compiled graphs that are kept name the arguments of our ops: those of another checkout may name them otherwise.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "inductor"))
+
 # What a test starts is no worker of these tests: pytest-benchmark would measure nothing there.
 os.environ.pop("PYTEST_XDIST_WORKER", None)
 
