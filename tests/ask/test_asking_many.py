@@ -198,8 +198,7 @@ def test_killed_and_interrupted_it_goes_on_to_the_same(run, asked, folder_of, im
     lines = read(asked)
     write_questions(asked, [{**lines[number % 60], "id": number} for number in range(1500)])
     results = tmp_path / "results.jsonl"
-    # Nicer than this process, which must not come too late on a busy machine.
-    command = ["nice", sys.executable, "-m", "soho_fast.ask", "many", str(folder_of("answer")), str(asked)]
+    command = [sys.executable, "-m", "soho_fast.ask", "many", str(folder_of("answer")), str(asked)]
     command += [str(results), "--images", str(image_folder[0]), "--batch_size", "2", "--workers", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     written = 0

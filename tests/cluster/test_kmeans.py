@@ -208,7 +208,7 @@ def test_the_same_bits_at_any_number_of_threads(init, make_features, threads):
 def test_the_subspace_of_the_centres_changes_nothing(threads, lloyd):
     """So many centres and channels are looked up by low-dimensional pruning, from the labels of the step before."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(3000, 12, generator=generator) @ torch.randn(12, 160, generator=generator)
+    rows = torch.randn(1500, 12, generator=generator) @ torch.randn(12, 160, generator=generator)
     init = rows[:300].clone()
     centers, labels, _, steps = lloyd(rows.numpy(), init.numpy())
     found = []

@@ -115,13 +115,18 @@ def launch(
 ) -> Callable[..., Finished]:
     """Run requests for `engine_run.py`, or a script, one after another in the same processes, and wait.
 
-    Several processes of a script of its own are started by DeepSpeed's launcher; those of `engine_run.py` are given
-    what the launcher would give them.
+    Processes are given what DeepSpeed's launcher would give them; with `by_launcher` it starts them, which takes long.
     """
 
-    def run(*requests: dict, processes: int = 1, script: Path = SCRIPT, arguments: list[str] | None = None) -> Finished:
+    def run(
+        *requests: dict,
+        processes: int = 1,
+        script: Path = SCRIPT,
+        arguments: list[str] | None = None,
+        by_launcher: bool = False,
+    ) -> Finished:
         arguments = [json.dumps(requests)] if arguments is None else arguments
-        if processes == 1 or script == SCRIPT:
+        if not by_launcher:
             said = tmp_path_factory.mktemp("said") / "stdout"
 
             def run_rank(rank: int) -> int:

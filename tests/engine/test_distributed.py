@@ -72,7 +72,7 @@ def test_zero_stages_and_precisions_train_alike(launch, request_for, losses):
         apart = float((way_of_backbone(request, held) - way).norm() / way.norm())
         assert apart < APART[precision], f"{what}: the backbone went {apart} of its way elsewhere"
 
-    again = [runs[key] for key in [(0, "bf16"), *itertools.product((2, 3), TYPES)]]
+    again = [runs[key] for key in [(0, "bf16"), (2, "fp16"), (3, "bf16"), (3, "float32")]]
     uninterrupted = [losses(request) for request in again]
     for request in again:
         shutil.rmtree(Path(request["output"]) / "checkpoints" / "step-00000006")

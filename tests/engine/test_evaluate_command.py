@@ -58,7 +58,7 @@ def small_vqa(tmp_path) -> Path:
 
 @pytest.mark.rest
 def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, capsys):
-    done = launch(script=Path(train.__file__), arguments=["--recipe", str(small_vqa)], processes=2)
+    done = launch(script=Path(train.__file__), arguments=["--recipe", str(small_vqa)], processes=2, by_launcher=True)
     assert done.code == 0, done.text
     run = tmp_path / "run"
     metrics = json.loads((run / "metrics.json").read_text())

@@ -144,7 +144,7 @@ def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(star
     folder = small_recipe.parent
 
     def run(name: str, *options: str) -> subprocess.Popen:
-        arguments = ["--recipe", str(small_recipe), "--max_steps", "50", "--evaluation.at_end", "false"]
+        arguments = ["--recipe", str(small_recipe), "--max_steps", "20", "--evaluation.at_end", "false"]
         return start(SCRIPT, [*arguments, "--output", str(folder / name)], *options, processes=2)
 
     def end(launcher: subprocess.Popen) -> str:
@@ -168,7 +168,7 @@ def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(star
             time.sleep(0.05)
         send(launcher)
         text = end(launcher)
-        assert f"(step {steps} of 50)" in text or not steps, text
+        assert f"(step {steps} of 20)" in text or not steps, text
         steps = len(losses(stopped))
         assert f"stopped/checkpoints/step-{steps:08d}; the same command continues from here" in text, text
         assert not re.search('File ".*soho_fast', text), "a stack trace of ours"
@@ -228,7 +228,7 @@ def test_full_disk_on_one_rank_is_one_error_and_keeps_what_was_saved(launch, req
     full = request_for(
         "full", task={"small_files_at": 6, "width": 64}, checkpoint={"every_steps": 4}, engine={"zero_stage": 2}
     )
-    done = launch(full, processes=2)
+    done = launch(full, processes=2, by_launcher=True)
     assert done.code == 2, done.text
     errors = [line for line in done.text.splitlines() if line.startswith("error")]
     assert len(errors) == 1, done.text

@@ -344,8 +344,7 @@ def test_interrupted_nothing_is_left(tmp_path):
     Image.effect_noise((3000, 3000), 90).convert("RGB").save(tmp_path / "noise.jpg")
     for number in range(8):  # So large that looking at them takes a while.
         shutil.copy(tmp_path / "noise.jpg", tmp_path / f"data/train2014/{number:04d}.jpg")
-    # Nicer than this process, which must not come too late on a busy machine.
-    command = ["nice", sys.executable, "-m", "soho_fast.explore", "build", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "soho_fast.explore", "build", str(tmp_path / "run")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         while "looking at" not in child.stdout.readline():

@@ -1,4 +1,4 @@
-"""A real matrix: made by two commands at once, and one killed at three places; skipped, shared, divided, refused."""
+"""A real matrix: made by two commands at once, and one killed twice; skipped, shared, divided, refused."""
 
 import contextlib
 import json
@@ -100,7 +100,7 @@ def killed_when(arguments, condition):
         process.wait()
 
 
-def test_killed_at_three_places_it_ends_as_if_it_had_not_been(made, tiny_study, make, tmp_path):
+def test_killed_in_a_run_and_between_two_it_ends_as_if_it_had_not_been(made, tiny_study, make, tmp_path):
     arguments = (tiny_study, "--into", tmp_path, "--threads", 1, "--conditions", "none")
     results = tmp_path / "results.jsonl"
 
@@ -115,10 +115,9 @@ def test_killed_at_three_places_it_ends_as_if_it_had_not_been(made, tiny_study, 
     killed_when(arguments, lambda: trains("pretraining"))
     assert num_rows() == 0
     killed_when(arguments, lambda: num_rows() == 1)  # Between two runs.
-    killed_when(arguments, lambda: trains("vqa"))
     done = make(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     expected = [row for row in rows_of(made[0]) if row["condition"] == "none"]
     assert len(expected) == 2 and told(rows_of(tmp_path)) == told(expected)
     logs = "".join(path.read_text() for path in tmp_path.glob("runs/*/*/*/log.txt"))
-    assert logs.count("resumed from") >= 2
+    assert "resumed from" in logs

@@ -8,6 +8,7 @@ from comparison import differences
 from released_model import batch_norm_statistics, gradients, pretraining_inputs, run_pretraining, run_vqa
 from torch import nn
 
+from soho_fast import ops
 from soho_fast.model import SohoForPreTraining, Texts, VisualDictionary, VisualEncoder
 from soho_fast.model.backbones import grid_mask
 from soho_fast.model.official import visual_encoder
@@ -70,7 +71,12 @@ def images_counted_once(model: SohoForPreTraining, patch: pytest.MonkeyPatch) ->
 
 
 def codebook_before_the_update(model: SohoForPreTraining, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(OfficialDictionary, "forward", VisualDictionary.forward)
+    def forward(self: OfficialDictionary, feat_BLC: torch.Tensor, *args: torch.Tensor) -> tuple:
+        before_KC = self.codebook.clone()
+        _, index_BL = VisualDictionary.forward(self, feat_BLC, *args)
+        return ops.straight_through(feat_BLC, before_KC, index_BL), index_BL
+
+    patch.setattr(OfficialDictionary, "forward", forward)
 
 
 def decay_of_the_other_side(model: SohoForPreTraining, patch: pytest.MonkeyPatch) -> None:
