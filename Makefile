@@ -1,7 +1,7 @@
 # make demo   set up, build, make the demo corpus, pre-train on it, print what was learnt and show its codes
 # make test   set up, build and run the tests that a change is most likely to break, in minutes
 # make test-rest  the others: every documented command, builds, browser, codecs, CUDA's model, Triton, faults, studies
-# make test-all   both, and the C++ kernel tests under the sanitizers
+# make test-all   both, and the C++ kernel tests under the sanitizers        make test ARGS=-x  any option of pytest
 # make gpu-check  build, test and measure on this machine's GPU; writes benchmarks/results/<card>-<date>.json
 # make faults MINUTES=60 SEED=0  a campaign of faults: kills, full disks, damaged files, hostile images; docs/faults.md
 # make bench  every op beside its baselines, checked before it is timed (with FULL=--full the long cases too)
@@ -15,6 +15,7 @@ VENV   ?= .venv
 MINUTES ?= 60
 SEED   ?= 0
 FULL   ?=
+ARGS   ?=
 OUT    ?= build/kernel-hub
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -29,10 +30,10 @@ demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m soho_fast.explore figure runs/mini
 
 test: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --part first --durations 20
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --part first --durations 20 $(ARGS)
 
 test-rest: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --part rest --durations 40
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder --part rest --durations 40 $(ARGS)
 
 test-all: test test-rest sanitize
 

@@ -17,6 +17,7 @@ notice, and stop the same way.
 """
 
 import contextlib
+import functools
 import os
 import selectors
 import signal
@@ -246,6 +247,7 @@ class run_command:
         self.again, self.code = again, 0
 
     def __enter__(self) -> "run_command":
+        _launcher_and_starter()  # They are known while they are there: before training begins they may be killed.
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
@@ -329,6 +331,7 @@ class StopRequest:
         self.signal_number = self.signal_number or number
 
 
+@functools.cache
 def _launcher_and_starter() -> tuple[psutil.Process | None, int]:
     """DeepSpeed's per-machine launcher, where it is our parent, and the pid of the command that started it."""
     try:

@@ -176,7 +176,7 @@ def test_machines_and_stops_under_the_launcher_leave_the_losses_as_they_are(star
         assert not (folder / "stopped" / "model").exists()
     launcher = run("stopped")
     text = end(launcher)
-    assert launcher.returncode == 0 and f"(step {steps} of 50)" in text, text
+    assert launcher.returncode == 0 and f"(step {steps} of 20)" in text, text
     assert losses(stopped) == losses(through)
 
 
