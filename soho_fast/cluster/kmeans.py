@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import random
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -45,15 +46,15 @@ _MANY_ROWS = 4096
 _PRODUCT_ELEMENTS = 1 << 21  # float64 scores held at a time
 
 
-class Clusterer(Estimator):
+class Clusterer(Estimator, ABC):
     """What `KMeans` and `ResidualKMeans` share: labels, in the kind in which rows came."""
 
     cluster_centers_: Tensor | Floats
     labels_: Tensor | Labels
 
+    @abstractmethod
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Find the centres."""
-        raise NotImplementedError
 
     @overload
     def fit_predict(self, X: Tensor, y: None = None, sample_weight: Any = None) -> Tensor: ...
@@ -84,9 +85,9 @@ class Clusterer(Estimator):
             found.append(self._labels_of(features_MC, prepared))
         return give_back(torch.cat(found), as_array)
 
+    @abstractmethod
     def _labels_of(self, features_MC: Tensor, prepared: ops.PreparedCodebook) -> Tensor:
         """`predict` of rows, by the centres."""
-        raise NotImplementedError
 
     def _centers(self, device: torch.device) -> Tensor:
         return torch.as_tensor(self.cluster_centers_, dtype=torch.float32, device=device)
