@@ -53,7 +53,7 @@ def test_the_other_pages(timed, capsys):
     figures = {}
     for address in ("#/words", "#/words/dolphin", "#/map", "#/image", "#/image/12"):
         times = []
-        for _ in range(2 if address == "#/words" else 1):
+        for _ in range(3):
             timed.visit(address)
             times.append(timed.page.evaluate(PAINTED))
         figures[address] = min(times)
