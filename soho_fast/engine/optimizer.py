@@ -186,15 +186,27 @@ class Schedule:
         """
         s = self.settings
         parts = self.gradient_accumulation_steps if s.warmup_unit == "micro_batches" else 1
-        number, warmup_steps = (step + 1) * parts - 1, s.warmup_steps / parts
+        number = (step + 1) * parts - 1
         if number < s.warmup_steps:
             return s.warmup_start + (1 - s.warmup_start) * number / s.warmup_steps
+        return self._decay(step, s.warmup_steps / parts, elapsed)
+
+    def thawed_factor(self, step: int, thaw_step: float, warmup_steps: int, elapsed: float = 0.0) -> float:
+        """`factor` for a backbone that was unfrozen before step `thaw_step`: a warm-up of its own, of `warmup_steps`,
+        from `warmup_start` on. `cosine` and `linear` begin there, so that its rate is the same however long the run
+        was before, and falls over the steps that are left."""
+        s = self.settings
+        past = step - thaw_step
+        warmup = s.warmup_start + (1 - s.warmup_start) * past / warmup_steps if past < warmup_steps else 1.0
+        return warmup * self._decay(step, thaw_step, elapsed)
+
+    def _decay(self, step: int, begin: float, elapsed: float) -> float:
+        s = self.settings
         if s.decay == "constant":
             return 1.0
         if s.decay == "step":
             return self.step_decay(step)
-        past_warmup = (step - warmup_steps) / max(self.total_steps - warmup_steps, 1)
-        progress = min(max(past_warmup, elapsed), 1.0)
+        progress = min(max((step - begin) / max(self.total_steps - begin, 1), elapsed), 1.0)
         shape = 0.5 * (1 + math.cos(math.pi * progress)) if s.decay == "cosine" else 1 - progress
         return s.end_factor + (1 - s.end_factor) * shape
 

@@ -41,6 +41,8 @@ class OptimSettings:
         clip: Largest global gradient norm; 0 switches clipping off.
         frozen_backbone_epochs: Epochs [from, until] in which the backbone is kept frozen; `end` is the end of the run,
             [0, 0] never.
+        backbone_warmup_steps: Steps in which the backbone's rate warms up again from where it is unfrozen. Its decay,
+            if `cosine` or `linear`, begins there too.
     """
 
     lr: NonNegativeFloat = 1e-4
@@ -56,6 +58,7 @@ class OptimSettings:
     decay_norm_and_bias: bool = True
     clip: NonNegativeFloat = 10.0
     frozen_backbone_epochs: tuple[float, float | Literal["end"]] = (0.0, 0.0)
+    backbone_warmup_steps: NonNegativeInt = 0
 
     def frozen_span(self) -> tuple[float, float]:
         """`frozen_backbone_epochs` as numbers. Raises UserError: they are no span."""

@@ -65,7 +65,8 @@ class Task(Protocol):
         """Called before each optimiser step with the epochs behind it: what the task changes as training goes on."""
 
     def figures(self, model: nn.Module) -> Mapping[str, torch.Tensor]:
-        """After each optimiser step, scalars to log in the place of the forward's of the same names."""
+        """After each optimiser step, scalars () to log beside the losses, on the model's device, the same on each
+        rank."""
 
     def evaluate(
         self, model: nn.Module, *, quick: bool, processes: Processes, progress: Callable[[int, int], None]

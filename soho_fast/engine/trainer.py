@@ -136,9 +136,8 @@ class Step:
                     value = value.detach().float()
                     sums[name] = sums[name] + value if name in sums else value
         self.model.end_step(applied=self.engine.was_step_applied())
-        figures = self.task.figures(self.model)
-        for name in sums.keys() & figures.keys():
-            sums[name] = figures[name].float() * self.plan.gradient_accumulation_steps
+        for name, value in self.task.figures(self.model).items():
+            sums[name] = value.float() * self.plan.gradient_accumulation_steps
         self.timer.stop("optimizer")
         return sums, skipped
 
@@ -209,10 +208,14 @@ class Step:
         self.freeze_backbone(step)
 
     def _set_rates(self, step: int, elapsed: float) -> None:
-        factor = self.schedule.factor(step, elapsed)
+        optim = self.settings.optim
+        of_backbone = factor = self.schedule.factor(step, elapsed)
+        begin, end = (epoch * self.plan.steps_per_epoch for epoch in optim.frozen_span())
+        if begin < end <= step:
+            of_backbone = self.schedule.thawed_factor(step, end, optim.backbone_warmup_steps, elapsed)
         for group in self.engine.basic_optimizer.param_groups:
-            frozen = self._frozen and group["backbone"]
-            group["lr"] = 0.0 if frozen else group["base_lr"] * factor
+            of_group = of_backbone if group["backbone"] else factor
+            group["lr"] = 0.0 if self._frozen and group["backbone"] else group["base_lr"] * of_group
 
     def _step_optimizer(self) -> None:
         try:

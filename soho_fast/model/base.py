@@ -17,6 +17,7 @@ from soho_fast.common.hub import HUB_OPTIONS, loading_options
 from .auxiliary.bag_of_words import BagOfWordsHead
 from .auxiliary.contrastive import ContrastiveHead
 from .config import SohoConfig
+from .feature_watch import FeatureWatch
 from .normalization import RunningStatistics, TokenBatchNorm
 from .pretrained import LoadReport, backbone_state, bert_state, copy_state
 from .visual_dictionary import VisualDictionary
@@ -138,6 +139,14 @@ class SohoPreTrainedModel(PreTrainedModel):
     def freeze_backbone(self, frozen: bool = True) -> None:
         """Cold start of the paper; see `VisualEncoder.freeze_backbone` (learning rate 0 is the optimiser's part)."""
         self.base().visual_encoder.freeze_backbone(frozen)
+        if self.base().feature_watch is not None:
+            self.base().feature_watch.follows = frozen
+
+    def watch_features(self) -> None:
+        """From here on training says how its features fare, see `FeatureWatch`; a saved model holds nothing of it."""
+        self.base().feature_watch = FeatureWatch(self.config.hidden_size)
+        of_training = {name for name, _ in self.named_buffers() if "feature_watch." in name}
+        self._keys_to_ignore_on_save = {*(self._keys_to_ignore_on_save or ()), *of_training}
 
     def freeze_batch_norm(self, frozen: bool = True) -> None:
         """Holds the backbone's BatchNorm in eval while the rest trains: then nothing depends on who shares a batch."""
@@ -170,9 +179,10 @@ class SohoPreTrainedModel(PreTrainedModel):
         for module in self._moved_without_gradient():
             module.end_step(applied=applied)
 
-    def _moved_without_gradient(self) -> list["TokenBatchNorm | VisualDictionary"]:
-        both = (self.base().feature_norm, self.base().visual_dictionary)
-        return [module for module in both if isinstance(module, (TokenBatchNorm, VisualDictionary))]
+    def _moved_without_gradient(self) -> list["TokenBatchNorm | VisualDictionary | FeatureWatch"]:
+        base = self.base()
+        parts = (base.feature_norm, base.visual_dictionary, base.feature_watch)
+        return [part for part in parts if isinstance(part, (TokenBatchNorm, VisualDictionary, FeatureWatch))]
 
     def take_num_non_finite(self) -> int:
         """How many visual tokens were not finite in training since the last call; see `VisualDictionary`."""

@@ -59,6 +59,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "backbone": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"),
     "ema_variant": ("paper", "vqvae"),
     "dictionary_init": ("random", "data"),
+    "dictionary_follow": ("none", "mean", "affine"),
     "visual_encoder": ("paper", "official"),
     "dictionary": ("paper", "official"),
     "fusion": ("none", "gate", "features"),
@@ -145,6 +146,9 @@ class SohoConfig(PreTrainedConfig):
         fusion (`str`): what the Transformer reads of the dictionary's output: `"none"`: f(v) itself. `"gate"`: a sum of
             it and its feature with learned shares; see `official/fusion.py: GatedFusion`. `"features"`: the feature
             itself, so that the dictionary only labels what masked visual modelling masks (an ablation, ours).
+        dictionary_follow (`str`): what all codes do when all features move together, as they do when the CNN begins to
+            learn; eq. 4 moves a code by its own members alone. `"none"`: nothing (paper). `"mean"`: they move as the
+            running mean of the features does; `"affine"`: and spread as the features do.
         usage_decay (`float`): decay of the running usage behind perplexity, active codes and the dead-code reset.
         active_threshold (`float`): a code is active while its running usage, in units of the uniform share 1/k, is at
             least this.
@@ -221,6 +225,7 @@ class SohoConfig(PreTrainedConfig):
     dictionary_seed: int = 0
     dictionary_batch_norm: bool = False
     dictionary_batch_norm_max_lag: float | int | None = None
+    dictionary_follow: str = "none"
     usage_decay: float = 0.99
     active_threshold: float = 0.01
     code_reset_threshold: float = 0.0

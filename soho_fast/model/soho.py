@@ -20,6 +20,7 @@ from .base import SohoPreTrainedModel
 from .config import SohoConfig
 from .embeddings import VisualEmbeddings, sine_position
 from .fast.pair_encoder import PairMatching
+from .feature_watch import FeatureWatch
 from .heads import ItmHead, LossSum, TokenHead, at_places, cross_entropy_sum, labelled_places, total_loss
 from .inputs import (
     IMAGES,
@@ -73,6 +74,7 @@ class SohoModel(SohoPreTrainedModel):
         has_output = config.use_dictionary and config.use_dictionary_output
         self.fusion = GatedFusion(config) if has_output and config.fusion == "gate" else None
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size)) if config.use_dictionary else None
+        self.feature_watch: FeatureWatch | None = None
         self.visual_embeddings = VisualEmbeddings(config)
         self.text_embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
@@ -168,6 +170,9 @@ class SohoModel(SohoPreTrainedModel):
         if self.visual_dictionary is not None and self.config.use_dictionary_output:
             seen_BL = self.visual_encoder.counted(valid_BL)
             embed_BLD, index_BL = self.visual_dictionary(feat_BLD, seen_BL, sample_key, num_texts)
+        if self.feature_watch is not None:
+            self.feature_watch.see(feat_BLD, valid_BL, embed_BLD)
+        if embed_BLD is not None:
             if self.fusion is not None:  # not the paper's
                 embed_BLD = self.fusion(embed_BLD, feat_BLD, num_texts)
             elif self.config.fusion == "features":  # nor this

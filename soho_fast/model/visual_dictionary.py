@@ -20,6 +20,9 @@ _NO_CANDIDATE = torch.iinfo(torch.int64).max
 # Codes beyond the number of available features start near a feature; the spread is ours, in units of the features'
 # own standard deviation: enough to tell the copies apart, small beside the distance between features.
 _COPY_NOISE = 0.1
+# How far `dictionary_follow`'s running mean moves to that of a step. Ours: a tenth stays behind features that move by a
+# fifth of their deviation a step, and with two fifths still ones lose nothing either.
+_FOLLOW_MOMENTUM = 0.2
 
 
 def _mix64(x: Tensor) -> Tensor:
@@ -29,13 +32,21 @@ def _mix64(x: Tensor) -> Tensor:
     return x
 
 
+def _perplexity_of(weight_K: Tensor) -> tuple[Tensor, Tensor]:
+    """exp of the entropy of the codes' shares, (), and the shares (K,)."""
+    share_K = weight_K / weight_K.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.exp(-torch.special.xlogy(share_K, share_K).sum()), share_K
+
+
 @dataclass
 class _Assignments:
     """What a step's training forwards leave for its update, on this rank: how many features are assigned to each code
-    and their sum, the number of images, and where codes may be reset the features drawn so far, by their hashes."""
+    and their sum, with `dictionary_follow` the sum of their squares, the number of images, and where codes may be reset
+    the features drawn so far, by their hashes."""
 
     counts_K: Tensor
     sums_KC: Tensor
+    squares_C: Tensor | None
     num_images: int = 0
     key_R: Tensor | None = None
     feat_RC: Tensor | None = None
@@ -69,6 +80,8 @@ class VisualDictionary(Float32Buffers):
     initialised: Tensor
     cluster_size: Tensor
     cluster_sum: Tensor
+    feature_mean: Tensor
+    feature_variance: Tensor
 
     # Whether codes move in each training forward, within a step too, which answers with the moved ones.
     moves_in_forward = False
@@ -87,6 +100,9 @@ class VisualDictionary(Float32Buffers):
         if config.ema_variant == "vqvae":
             self.register_buffer("cluster_size", torch.zeros(self.num_codes, dtype=torch.float32))
             self.register_buffer("cluster_sum", torch.zeros(shape, dtype=torch.float32))
+        if config.dictionary_follow != "none":
+            self.register_buffer("feature_mean", torch.zeros(self.num_channels, dtype=torch.float32))
+            self.register_buffer("feature_variance", torch.ones(self.num_channels, dtype=torch.float32))
         self.register_load_state_dict_post_hook(VisualDictionary._forget_host_state)
         self.reset()
 
@@ -99,6 +115,9 @@ class VisualDictionary(Float32Buffers):
         if self.config.ema_variant == "vqvae":
             init.ones_(self.cluster_size)
             init.copy_(self.cluster_sum, self.codebook)
+        if self.config.dictionary_follow != "none":
+            init.zeros_(self.feature_mean)
+            init.ones_(self.feature_variance)
         self._forget_host_state()
 
     def _forget_host_state(self, *_: object) -> None:
@@ -110,11 +129,13 @@ class VisualDictionary(Float32Buffers):
         self._assignments: _Assignments | None = None
         self._num_non_finite: Tensor | None = None
         self._before_KC: Tensor | None = None
+        self._counts_K: Tensor | None = None
         self._subspace = ops.MovingSubspace()
 
     def begin_step(self) -> None:
         """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
-        self._in_step, self._assignments, self._before_KC = not self.moves_in_forward, None, None
+        self._in_step, self._assignments = not self.moves_in_forward, None
+        self._before_KC = self._counts_K = None
 
     @torch.no_grad()
     def end_step(self, *, applied: bool) -> None:
@@ -130,10 +151,13 @@ class VisualDictionary(Float32Buffers):
         if world_size() > 1:
             packed = all_reduce_sum_(torch.cat([sums_KC, counts_K.unsqueeze(1)], dim=1))
             counts_K, sums_KC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
+        if assignments.squares_C is not None:
+            self._follow(counts_K, sums_KC, all_reduce_sum_(assignments.squares_C))
         if self.config.ema_variant == "paper":
             ops.codebook_ema_(self.codebook, counts_K, sums_KC, self.config.ema_decay)
         else:
             self._move_vqvae(counts_K, sums_KC)
+        self._counts_K = counts_K
         self.count(counts_K)
         if assignments.key_R is not None and assignments.feat_RC is not None:
             self._reset_unused(assignments.key_R, assignments.feat_RC)
@@ -182,7 +206,11 @@ class VisualDictionary(Float32Buffers):
             embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
             if moving:
                 counts_K, sums_KC = self.assigned_to_codes(constant_BLC, index_BL, usable_BL, num_texts_B)
-                self._gather(_Assignments(counts_K, sums_KC, len(feat_BLC)), constant_BLC, valid_BL, usable_BL, image_B)
+                squares_C = None
+                if self.config.dictionary_follow != "none":
+                    squares_C = torch.where(usable_BL.unsqueeze(-1), constant_BLC.float(), 0.0).square().sum((0, 1))
+                assignments = _Assignments(counts_K, sums_KC, squares_C, len(feat_BLC))
+                self._gather(assignments, constant_BLC, valid_BL, usable_BL, image_B)
                 if not self._in_step:
                     self.end_step(applied=True)
                 if self.moves_in_forward:
@@ -196,9 +224,21 @@ class VisualDictionary(Float32Buffers):
         Perplexity is exp of the entropy of the usage: K when all codes are used alike, 1 when one takes all.
         """
         usage_K = self._unbiased_usage()
-        share_K = usage_K / usage_K.sum().clamp(min=torch.finfo(torch.float32).tiny)
-        perplexity = torch.exp(-torch.special.xlogy(share_K, share_K).sum())
+        perplexity, _ = _perplexity_of(usage_K)
         return perplexity, (usage_K >= self.config.active_threshold).sum(), usage_K
+
+    @torch.no_grad()
+    def step_statistics(self) -> dict[str, Tensor]:
+        """Of the features that the last step's update was made by, each (): `step_perplexity`, as in `statistics`, and
+        `top_share`, that of the code with the most features; empty where there was no update.
+
+        Unlike the running usage, which forgets slowly and which resets keep up, these show at once that features
+        crowd into few codes.
+        """
+        if self._counts_K is None:
+            return {}
+        perplexity, share_K = _perplexity_of(self._counts_K)
+        return {"step_perplexity": perplexity, "top_share": share_K.max()}
 
     @torch.no_grad()
     def drift(self) -> float:
@@ -300,6 +340,8 @@ class VisualDictionary(Float32Buffers):
         else:
             self._assignments.counts_K += assignments.counts_K
             self._assignments.sums_KC += assignments.sums_KC
+            if self._assignments.squares_C is not None and assignments.squares_C is not None:
+                self._assignments.squares_C += assignments.squares_C
             self._assignments.num_images += assignments.num_images
             assignments = self._assignments
         assert self._host_step is not None, "_prepare_update has read it"
@@ -325,6 +367,27 @@ class VisualDictionary(Float32Buffers):
         assert self._host_step is not None, "_prepare_update has read it"
         self._host_step += 1
         self.step.add_(1)
+
+    def _follow(self, counts_K: Tensor, sums_KC: Tensor, squares_C: Tensor) -> None:
+        """Moves all codes as the features move together, whether or not one has members."""
+        assert self._host_step is not None, "_prepare_update has read it"
+        total = counts_K.sum()
+        momentum = max(_FOLLOW_MOMENTUM, 1.0 / (self._host_step + 1))
+        mean_C = sums_KC.sum(0) / total.clamp(min=1.0)
+        variance_C = (squares_C / total.clamp(min=1.0) - mean_C.square()).clamp(min=0.0)
+        before_C, spread_C = self.feature_mean.clone(), self.feature_variance.clone()
+        self.feature_mean.lerp_(torch.where(total > 0, mean_C, before_C), momentum)
+        self.feature_variance.lerp_(torch.where(total > 1, variance_C, spread_C), momentum)
+        if momentum > _FOLLOW_MOMENTUM:  # The running mean itself is still finding its place.
+            return
+        scale_C = torch.ones_like(spread_C)
+        if self.config.dictionary_follow == "affine":
+            scale_C = torch.where(spread_C > 0, (self.feature_variance / spread_C).sqrt(), 1.0)
+        shift_C = self.feature_mean - before_C * scale_C
+        torch.addcmul(shift_C, self.codebook, scale_C, out=self.codebook)
+        if self.config.ema_variant == "vqvae":
+            size_K1 = self.cluster_size.unsqueeze(1)
+            torch.addcmul(size_K1 * shift_C, self.cluster_sum, scale_C, out=self.cluster_sum)
 
     def _move_vqvae(self, counts_K: Tensor, sums_KC: Tensor) -> None:
         # The moving average of VQ-VAE (van den Oord et al. 2017, appendix A.1) with Laplace smoothing of the counts.

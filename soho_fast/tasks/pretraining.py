@@ -96,7 +96,7 @@ class PretrainingTask(BaseTask):
     name = "pretraining"
     model_class = SohoForPreTraining
     default_split = HELDOUT
-    logged = ("mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss", "perplexity", "active_codes")
+    logged = ("mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss")
     selection = None
 
     _codebook_collapses = False
@@ -221,6 +221,7 @@ class PretrainingTask(BaseTask):
             self._say(str(model.init_text_encoder_from(self.model.text_encoder)))
         if self.model.backbone:
             self._say(str(model.init_backbone_from(self.model.backbone)))
+        model.watch_features()
         return model
 
     def before_step(self, model: SohoForPreTraining, epoch: float) -> None:
@@ -228,12 +229,13 @@ class PretrainingTask(BaseTask):
         model.bag_of_words_only = bool(self.phase(epoch))
 
     def figures(self, model: SohoForPreTraining) -> Mapping[str, torch.Tensor]:
-        """The dictionary's, as they are after the step."""
-        dictionary = model.base().visual_dictionary
-        if dictionary is None:
-            return {}
-        perplexity, active_codes, _ = dictionary.statistics()
-        return {"perplexity": perplexity, "active_codes": active_codes}
+        """How features and dictionary fare, as they are after the step; nothing while the encoder learns alone."""
+        base = model.base()
+        figures = {} if base.feature_watch is None else base.feature_watch.figures()
+        if base.visual_dictionary is not None and (of_step := base.visual_dictionary.step_statistics()):
+            perplexity, active_codes, _ = base.visual_dictionary.statistics()
+            figures |= {"perplexity": perplexity, "active_codes": active_codes, **of_step}
+        return figures
 
     def warnings(self, model: SohoForPreTraining) -> list[str]:
         """Fewer than half of the codes are active."""

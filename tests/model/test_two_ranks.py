@@ -51,6 +51,9 @@ def test_micro_batches_and_ranks_move_the_dictionary_as_one_batch(results):
     for variant in ("paper", "vqvae"):
         expected = results[2]["dictionaries"][1, variant]
         for rank, parts in itertools.product(range(3), (1, 2, 4)):
-            state = results[rank]["dictionaries"][parts, variant]
-            different = [name for name, value in expected.items() if not torch.equal(state[name], value)]
+            found = results[rank]["dictionaries"][parts, variant]
+            different = [
+                name for name, value in expected["state"].items() if not torch.equal(found["state"][name], value)
+            ]
             assert not different, (variant, rank, parts, different)
+            torch.testing.assert_close(found["figures"], expected["figures"], rtol=1e-5, atol=1e-6)

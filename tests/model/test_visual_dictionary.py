@@ -54,6 +54,44 @@ def test_vqvae_update_keeps_running_counts_and_sums(tiny_config):
     torch.testing.assert_close(made.codebook, total / smoothed.unsqueeze(1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["paper", "vqvae"])
+@pytest.mark.parametrize("follow", ["mean", "affine"])
+def test_all_codes_follow_the_features_running_mean_and_spread(tiny_config, follow, variant):
+    options = {"ema_variant": variant, "ema_decay": 1.0}  # Eq. 4 alone moves nothing.
+    following, still = (dictionary(tiny_config, dictionary_follow=each, **options) for each in (follow, "none"))
+    still.load_state_dict({name: value.clone() for name, value in following.state_dict().items() if name in still.state_dict()})
+    mean = spread = None
+    for step in range(1, 12):
+        feat, valid = features()
+        feat[valid] = feat[valid] * (1 + step / 10) + step / 5
+        before = following.codebook.double().clone()
+        following(feat, valid)
+        now = feat[valid].double()
+        momentum = max(0.2, 1 / step)
+        old_mean, old_spread = (now.mean(0), now.var(0, correction=0)) if mean is None else (mean, spread)
+        mean = old_mean + momentum * (now.mean(0) - old_mean)
+        spread = old_spread + momentum * (now.var(0, correction=0) - old_spread)
+        scale = (spread / old_spread).sqrt() if follow == "affine" else 1.0
+        # As long as the running mean is a plain one, it has yet to find its place.
+        expected = mean + (before - old_mean) * scale if step >= 5 else before
+        torch.testing.assert_close(following.codebook.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(following.feature_mean.double(), mean, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(following.codebook, still.codebook, atol=0.1)
+
+
+def test_what_a_step_used_is_told_apart_from_the_running_usage(tiny_config):
+    made = dictionary(tiny_config)
+    assert made.step_statistics() == {}
+    feat, valid = features()
+    _, index = made(feat, valid)
+    share = torch.bincount(index[valid], minlength=12).double() / int(valid.sum())
+    told = made.step_statistics()
+    assert float(told["step_perplexity"]) == pytest.approx(float(torch.exp(-torch.special.xlogy(share, share).sum())))
+    assert float(told["top_share"]) == pytest.approx(float(share.max()))
+    made.begin_step()
+    assert made.step_statistics() == {}
+
+
 def test_gradient_goes_straight_through_and_none_reaches_the_codebook(tiny_config):
     made = dictionary(tiny_config)
     feat, valid = features()

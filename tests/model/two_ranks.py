@@ -7,6 +7,7 @@ import torch.distributed as dist
 from conftest import TINY, make_batch
 
 from soho_fast.model import SohoConfig, SohoForPreTraining, VisualDictionary
+from soho_fast.model.feature_watch import FeatureWatch
 
 STEPS, PARTS, VARIANTS = 4, (1, 2, 4), ("paper", "vqvae")
 # With a threshold of half the uniform share codes are reset at every step from the second on.
@@ -14,6 +15,7 @@ KINDS = ("paper", "official")
 OPTIONS = {
     "dictionary_batch_norm": True,
     "dictionary_batch_norm_max_lag": 0.5,
+    "dictionary_follow": "affine",
     "code_reset_threshold": 0.5,
     "code_reset_patience": 1,
     "code_reset_limit": 3,
@@ -91,6 +93,7 @@ def accumulate(rank: int | None, parts: int, variant: str) -> dict:
         "code_reset_patience": 2,
     }
     made = VisualDictionary(SohoConfig(**{**TINY, **OPTIONS, **options})).train()
+    watch = FeatureWatch(16).train()
     generator = torch.Generator().manual_seed(3)
     num_reset = 0
     for _ in range(10):
@@ -99,13 +102,15 @@ def accumulate(rank: int | None, parts: int, variant: str) -> dict:
         batch = (feat, valid, torch.rand(8, dtype=torch.float64, generator=generator))
         if rank is not None:
             batch = tuple(tensor[4 * rank : 4 * rank + 4] for tensor in batch)
-        made.begin_step()
+        for part in (made, watch):
+            part.begin_step()
         for micro_batch in zip(*(tensor.chunk(parts) for tensor in batch), strict=True):
-            made(*micro_batch)
-        made.end_step(applied=True)
+            watch.see(*micro_batch[:2], made(*micro_batch)[0])
+        for part in (made, watch):
+            part.end_step(applied=True)
         num_reset += int((made.age == 0).sum())
     assert num_reset
-    return made.state_dict()
+    return {"state": made.state_dict(), "figures": {**made.step_statistics(), **watch.figures()}}
 
 
 def results(rank: int | None) -> dict:

@@ -1,0 +1,115 @@
+"""What a run says of its features: against plain formulas, over the thaw, in what is saved."""
+
+import pytest
+import torch
+
+from soho_fast.model import SohoForPreTraining
+from soho_fast.model.feature_watch import FeatureWatch
+
+B, L, C = 4, 6, 16
+
+
+def features(seed: int, shift: float = 0.0, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    valid = torch.ones(B, L, dtype=torch.bool)
+    valid[0, 4:] = False
+    feat = torch.randn(B, L, C, generator=generator) * scale + shift
+    return feat.masked_fill(~valid.unsqueeze(-1), 1e6), valid
+
+
+def one_step(watch: FeatureWatch, *seen: tuple) -> dict[str, float]:
+    watch.begin_step()
+    for each in seen:
+        watch.see(*each)
+    watch.end_step(applied=True)
+    return {name: float(value) for name, value in watch.figures().items()}
+
+
+def test_the_figures_are_those_of_all_features_of_a_step():
+    watch = FeatureWatch(C).train()
+    watch.mean.normal_()
+    watch.variance.uniform_(0.5, 2.0)
+    watch.num_updates.fill_(100)
+    (first, valid), (second, _) = features(0, 0.5), features(1, 0.7, 1.5)
+    feat = torch.cat([first[valid], second[valid]]).double()
+    codes = torch.randn(2, B, L, C)
+    figures = one_step(watch, (first, valid, codes[0]), (second, valid, codes[1]))
+    variance = feat.var(0, correction=0).sum()
+    error = (feat - torch.cat([codes[0][valid], codes[1][valid]]).double()).square().sum(1).mean()
+    drift = ((feat.mean(0) - watch.mean.double()).square().sum() / watch.variance.double().sum()).sqrt()
+    assert figures == {
+        "feature_drift": pytest.approx(float(drift), rel=1e-5),
+        "feature_spread": pytest.approx(float(variance / watch.variance.double().sum()), rel=1e-5),
+        "code_error": pytest.approx(float(error / variance), rel=1e-5),
+    }
+
+
+def test_without_codes_there_is_no_code_error_and_without_features_nothing():
+    watch = FeatureWatch(C).train()
+    assert set(one_step(watch, (*features(0), None))) == {"feature_drift", "feature_spread"}
+    assert one_step(watch) == {}
+    watch.begin_step()
+    watch.see(*features(0), None)
+    before = watch.mean.clone()
+    watch.end_step(applied=False)
+    assert watch.figures() == {} and torch.equal(watch.mean, before)
+    watch.eval().see(*features(0), None)
+    watch.end_step(applied=True)
+    assert watch.figures() == {}
+
+
+def test_the_reference_follows_while_the_backbone_is_frozen_and_stands_afterwards():
+    watch = FeatureWatch(C).train()
+    watch.follows = True
+    for step in range(150):
+        frozen = one_step(watch, (*features(step, step / 50), None))
+    assert frozen["feature_drift"] < 1.5 and 0.5 < frozen["feature_spread"] < 2
+    watch.follows = False
+    stood = watch.mean.clone()
+    moved = [one_step(watch, (*features(200 + step, 3 + step, 0.5), None)) for step in range(3)]
+    assert torch.equal(watch.mean, stood)
+    drifts = [step["feature_drift"] for step in moved]
+    assert drifts[1] - drifts[0] == pytest.approx(1, abs=0.2) and drifts[2] - drifts[1] == pytest.approx(1, abs=0.2)
+    assert all(step["feature_spread"] == pytest.approx(0.25, abs=0.1) for step in moved)
+
+
+def test_where_nothing_is_frozen_the_first_hundred_steps_are_the_reference():
+    watch = FeatureWatch(C).train()
+    for step in range(100):
+        one_step(watch, (*features(step), None))
+    stood = watch.mean.clone()
+    assert one_step(watch, (*features(7, 2.0), None))["feature_drift"] == pytest.approx(2, abs=0.3)
+    assert torch.equal(watch.mean, stood)
+
+
+def test_a_watched_model_trains_and_saves_as_an_unwatched_one(tiny_config, batch, tmp_path):
+    torch.manual_seed(0)
+    plain = SohoForPreTraining(tiny_config()).train()
+    torch.manual_seed(0)
+    watched = SohoForPreTraining(tiny_config()).train()
+    watched.watch_features()
+    losses = []
+    for model in (plain, watched):
+        model.begin_step()
+        torch.manual_seed(1)
+        loss = model(**batch()).loss
+        loss.backward()
+        model.end_step(applied=True)
+        losses.append(loss.detach())
+    assert torch.equal(*losses)
+    assert set(watched.base().feature_watch.figures()) == {"feature_drift", "feature_spread", "code_error"}
+    kept = {name for name in watched.state_dict() if name not in plain.state_dict()}
+    assert kept == {f"soho.feature_watch.{name}" for name in ("mean", "variance", "num_updates")}
+    watched.save_pretrained(tmp_path)
+    loaded, info = SohoForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["unexpected_keys"] and not info["missing_keys"]
+    assert loaded.base().feature_watch is None
+
+
+def test_the_models_freezing_tells_the_watch(tiny_config):
+    model = SohoForPreTraining(tiny_config())
+    model.watch_features()
+    model.freeze_backbone()
+    assert model.base().feature_watch.follows
+    model.freeze_backbone(False)
+    assert not model.base().feature_watch.follows
