@@ -82,6 +82,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_SIZES, (1, 10_000_000)),
     **dict.fromkeys(("visual_pool", "num_hidden_layers"), (1, 1000)),
     "backbone_frozen_stages": (0, 4),
+    "num_levels": (1, 64),
     **dict.fromkeys(("ema_decay", "usage_decay", "head_dropout", "visual_dropout_prob"), (0, 1)),
     **dict.fromkeys(("code_reset_interval", "code_reset_limit"), (1, math.inf)),
     **dict.fromkeys(("mvm_weight", "bag_of_words_weight", "contrastive_weight", "code_reset_threshold"), (0, math.inf)),
@@ -130,6 +131,8 @@ class SohoConfig(PreTrainedConfig):
         dictionary (`str`): `"paper"`, or `"official"`: a training forward moves the codes and answers with the moved
             ones; an image counts once for each of its texts; see `official/dictionary.py: OfficialDictionary`.
         num_codes (`int`): k of the paper.
+        num_levels (`int`): levels of k codes, each for what the ones before leave of a feature (residual quantisation);
+            f(v) is the sum of a token's codes, its label the first. 1 in the paper.
         ema_decay (`float`): gamma of eq. 4.
         ema_variant (`str`): `"paper"` is eq. 4: momentum mean of the batch's assigned features, only where a code
             has some.
@@ -217,6 +220,7 @@ class SohoConfig(PreTrainedConfig):
     use_dictionary_output: bool = True
     dictionary: str = "paper"
     num_codes: int = 2048
+    num_levels: int = 1
     ema_decay: float = 0.9
     ema_variant: str = "paper"
     laplace_eps: float = 1e-5
@@ -270,6 +274,11 @@ class SohoConfig(PreTrainedConfig):
             raise ValueError(
                 "dictionary_batch_norm_max_lag: expected a number above 0, and dictionary_batch_norm with it, got "
                 f"{lag} and {self.dictionary_batch_norm}"
+            )
+        if self.num_levels > 1 and (self.dictionary_init != "data" or self.dictionary == "official"):
+            raise ValueError(
+                "num_levels: expected 1, or dictionary_init='data' and dictionary='paper' with it, got "
+                f"{self.num_levels}, {self.dictionary_init!r} and {self.dictionary!r}"
             )
         if self.visual_encoder != "official" and self.recomputed_batch_norm:
             raise ValueError("recomputed_batch_norm: expected visual_encoder='official' with it, got 'paper'")

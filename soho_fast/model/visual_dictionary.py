@@ -1,6 +1,7 @@
 """The visual dictionary (paper section 3.2, eq. 2-5): a codebook that learns by a momentum mean, not by gradient.
 
-B images, L tokens per image, N = B*L, C channels, K codes, R candidates for the dead-code reset.
+B images, L tokens per image, N = B*L, C channels, Q levels (1 in the paper) of K codes, R candidates for the dead-code
+reset. Codes of all levels are rows of one table, level after level: QK.
 """
 
 from collections.abc import Callable
@@ -44,12 +45,12 @@ class _Assignments:
     and their sum, with `dictionary_follow` the sum of their squares, the number of images, and where codes may be reset
     the features drawn so far, by their hashes."""
 
-    counts_K: Tensor
-    sums_KC: Tensor
+    counts_QK: Tensor
+    sums_QKC: Tensor
     squares_C: Tensor | None
     num_images: int = 0
     key_R: Tensor | None = None
-    feat_RC: Tensor | None = None
+    rests_RQC: Tensor | None = None
 
 
 class VisualDictionary(Float32Buffers):
@@ -64,13 +65,18 @@ class VisualDictionary(Float32Buffers):
     moves nothing. (Data-dependent init is no update: the first lookup needs its codes, drawn from the first
     micro-batch.)
 
+    With `num_levels` a feature is the sum of a code of each level (a residual quantiser): the second level's codes are
+    looked up in what the first leaves, and so on. All of the above holds for each level by itself. A level's codes are
+    drawn in the update after that of the level before, until which they are zero.
+
     Attributes:
-        pack: makes of the codebook what is looked up in, for a codebook that is frozen; `None`: the codebook itself.
+        pack: makes of the codebooks what is looked up in, for codes that are frozen; `None`: the codebooks themselves.
 
     Buffers:
-        codebook (K, C); usage (K,): running mean of a code's share of the tokens in units of the uniform share 1/K,
-        counted from its start or reset; age (K,): updates since then; step (), initialised (); for
-        `ema_variant="vqvae"` also cluster_size (K,) and cluster_sum (K, C).
+        codebook (QK, C); usage (QK,): running mean of a code's share of the tokens in units of the uniform share 1/K,
+        counted from its start or reset; age (QK,): updates since then; step (); initialised (), levels whose codes are
+        drawn; for `ema_variant="vqvae"` also cluster_size (QK,) and cluster_sum (QK, C); for `dictionary_follow` also
+        feature_mean and feature_variance (C,), running ones.
     """
 
     codebook: Tensor
@@ -90,15 +96,16 @@ class VisualDictionary(Float32Buffers):
         super().__init__()
         self.config = config
         self.pack: Callable[[Tensor], ops.PreparedCodebook] | None = None
-        self.num_codes, self.num_channels = config.num_codes, config.hidden_size
-        shape = (self.num_codes, self.num_channels)
+        self.num_levels, self.num_codes, self.num_channels = config.num_levels, config.num_codes, config.hidden_size
+        num_rows = self.num_levels * self.num_codes
+        shape = (num_rows, self.num_channels)
         self.register_buffer("codebook", torch.zeros(shape, dtype=torch.float32))
-        self.register_buffer("usage", torch.zeros(self.num_codes, dtype=torch.float32))
-        self.register_buffer("age", torch.zeros(self.num_codes, dtype=torch.float32))
+        self.register_buffer("usage", torch.zeros(num_rows, dtype=torch.float32))
+        self.register_buffer("age", torch.zeros(num_rows, dtype=torch.float32))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("initialised", torch.zeros((), dtype=torch.int64))
         if config.ema_variant == "vqvae":
-            self.register_buffer("cluster_size", torch.zeros(self.num_codes, dtype=torch.float32))
+            self.register_buffer("cluster_size", torch.zeros(num_rows, dtype=torch.float32))
             self.register_buffer("cluster_sum", torch.zeros(shape, dtype=torch.float32))
         if config.dictionary_follow != "none":
             self.register_buffer("feature_mean", torch.zeros(self.num_channels, dtype=torch.float32))
@@ -107,9 +114,9 @@ class VisualDictionary(Float32Buffers):
         self.reset()
 
     def reset(self) -> None:
-        """Random codes (the paper's start), no usage, nothing learnt."""
+        """Random codes (the paper's start; zero in several levels, which are drawn), no usage, nothing learnt."""
         # transformers' functions leave alone what a checkpoint has filled.
-        init.normal_(self.codebook, std=self.config.dictionary_init_std)
+        init.normal_(self.codebook, std=self.config.dictionary_init_std if self.num_levels == 1 else 0.0)
         for name in ("usage", "age", "step", "initialised"):
             init.zeros_(getattr(self, name))
         if self.config.ema_variant == "vqvae":
@@ -123,19 +130,19 @@ class VisualDictionary(Float32Buffers):
     def _forget_host_state(self, *_: object) -> None:
         # Mirrors of `step` and `initialised`, read from the buffers once so that no step waits for the device.
         self._host_step: int | None = None
-        self._host_initialised = False
+        self._host_initialised = 0
         self._ranks_agree = False
         self._in_step = False
         self._assignments: _Assignments | None = None
         self._num_non_finite: Tensor | None = None
-        self._before_KC: Tensor | None = None
-        self._counts_K: Tensor | None = None
+        self._before_QKC: Tensor | None = None
+        self._counts_QK: Tensor | None = None
         self._subspace = ops.MovingSubspace()
 
     def begin_step(self) -> None:
         """From here on training forwards gather what `end_step` updates from; what was gathered before is forgotten."""
         self._in_step, self._assignments = not self.moves_in_forward, None
-        self._before_KC = self._counts_K = None
+        self._before_QKC = self._counts_QK = None
 
     @torch.no_grad()
     def end_step(self, *, applied: bool) -> None:
@@ -146,21 +153,22 @@ class VisualDictionary(Float32Buffers):
         assignments, self._in_step, self._assignments = self._assignments, False, None
         if not applied or assignments is None:
             return
-        self._before_KC = self.codebook.clone()
-        counts_K, sums_KC = assignments.counts_K, assignments.sums_KC
+        self._before_QKC = self.codebook.clone()
+        counts_QK, sums_QKC = assignments.counts_QK, assignments.sums_QKC
         if world_size() > 1:
-            packed = all_reduce_sum_(torch.cat([sums_KC, counts_K.unsqueeze(1)], dim=1))
-            counts_K, sums_KC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
+            packed = all_reduce_sum_(torch.cat([sums_QKC, counts_QK.unsqueeze(1)], dim=1))
+            counts_QK, sums_QKC = packed[:, -1].contiguous(), packed[:, :-1].contiguous()
         if assignments.squares_C is not None:
-            self._follow(counts_K, sums_KC, all_reduce_sum_(assignments.squares_C))
+            num = self.num_codes
+            self._follow(counts_QK[:num], sums_QKC[:num], all_reduce_sum_(assignments.squares_C))
         if self.config.ema_variant == "paper":
-            ops.codebook_ema_(self.codebook, counts_K, sums_KC, self.config.ema_decay)
+            ops.codebook_ema_(self.codebook, counts_QK, sums_QKC, self.config.ema_decay)
         else:
-            self._move_vqvae(counts_K, sums_KC)
-        self._counts_K = counts_K
-        self.count(counts_K)
-        if assignments.key_R is not None and assignments.feat_RC is not None:
-            self._reset_unused(assignments.key_R, assignments.feat_RC)
+            self._move_vqvae(counts_QK, sums_QKC)
+        self._counts_QK = counts_QK
+        self.count(counts_QK)
+        if assignments.key_R is not None and assignments.rests_RQC is not None:
+            self._reset_unused(assignments.key_R, assignments.rests_RQC)
 
     def take_num_non_finite(self) -> int:
         """How many real tokens were not finite in the training forwards since the last call, on this rank.
@@ -186,8 +194,8 @@ class VisualDictionary(Float32Buffers):
             num_texts_B: how often each image counts; `None`: once. (Read by `official/dictionary.py` alone.)
 
         Returns:
-            embed (B, L, C) in the features' type, gradient straight through (eq. 5), and index int64 (B, L), -1 at
-            padding.
+            embed (B, L, C) in the features' type, gradient straight through (eq. 5), and index int64 (B, L), the first
+            level's code of each token, -1 at padding.
         """
         if feat_BLC.shape[-1] != self.num_channels:
             raise ValueError(f"feat_BLC: expected {self.num_channels} channels, got shape {tuple(feat_BLC.shape)}")
@@ -199,63 +207,85 @@ class VisualDictionary(Float32Buffers):
                 usable_BL = valid_BL & finite_rows(constant_BLC)
                 image_B = self._image_numbers(constant_BLC, sample_key_B)
                 self._prepare_update(constant_BLC, valid_BL, usable_BL, image_B)
-            if self.pack is None:
-                index_BL = ops.codebook_lookup(constant_BLC, self.codebook, subspace=self._subspace.of(self.codebook))
-            else:
-                index_BL = ops.codebook_lookup(constant_BLC, self.pack(self.codebook))
-            embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
+            embed_BLC, index_BLQ = self._look_up(feat_BLC)
             if moving:
-                counts_K, sums_KC = self.assigned_to_codes(constant_BLC, index_BL, usable_BL, num_texts_B)
-                squares_C = None
-                if self.config.dictionary_follow != "none":
-                    squares_C = torch.where(usable_BL.unsqueeze(-1), constant_BLC.float(), 0.0).square().sum((0, 1))
-                assignments = _Assignments(counts_K, sums_KC, squares_C, len(feat_BLC))
-                self._gather(assignments, constant_BLC, valid_BL, usable_BL, image_B)
+                self._gather(constant_BLC, valid_BL, usable_BL, index_BLQ, num_texts_B, image_B)
                 if not self._in_step:
                     self.end_step(applied=True)
                 if self.moves_in_forward:
-                    embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BL)
-        return embed_BLC, index_BL.masked_fill(~valid_BL, -1)
+                    embed_BLC = ops.straight_through(feat_BLC, self.codebook, index_BLQ[..., 0])
+        return embed_BLC, index_BLQ[..., 0].masked_fill(~valid_BL, -1)
+
+    def codes_of(self, feat_BLC: Tensor) -> Tensor:
+        """int64 (B, L, Q), the code of each level for each feature, counted from 0 in each level."""
+        return self._look_up(feat_BLC.detach())[1]
+
+    def codebook_of(self, level: int) -> Tensor:
+        """(K, C), the codes of a level; the first is 0."""
+        return self.codebook[level * self.num_codes : (level + 1) * self.num_codes]
+
+    def _look_up(self, feat_BLC: Tensor) -> tuple[Tensor, Tensor]:
+        """The codes in the features' place, gradient straight through, and the code of each level (B, L, Q)."""
+        if self.num_levels > 1:
+            books_QKC: Tensor | ops.PreparedCodebook = self.codebook.view(self.num_levels, -1, self.num_channels)
+            books_QKC = books_QKC if self.pack is None else self.pack(books_QKC)
+            index_BLQ, embed_BLC = ops.residual_lookup(feat_BLC, books_QKC)
+            return embed_BLC, index_BLQ
+        constant_BLC = feat_BLC.detach()
+        if self.pack is None:
+            subspace = self._subspace.of(self.codebook)
+            index_BL = ops.codebook_lookup(constant_BLC, self.codebook, subspace=subspace)
+        else:
+            index_BL = ops.codebook_lookup(constant_BLC, self.pack(self.codebook))
+        return ops.straight_through(feat_BLC, self.codebook, index_BL), index_BL.unsqueeze(-1)
+
+    def _rests(self, feat_NC: Tensor, index_NQ: Tensor) -> list[Tensor]:
+        """What each level looks up: the features, then what the levels before have left of them, float32."""
+        rests = [feat_NC]
+        for level in range(self.num_levels - 1):
+            rests.append(rests[-1].float() - self.codebook_of(level)[index_NQ[..., level]])
+        return rests
 
     @torch.no_grad()
-    def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
-        """perplexity (), active codes () and usage (K,) in units of the uniform share, over the running usage.
+    def statistics(self, level: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a level, the first is 0: perplexity (), active codes () and usage (K,) in units of the uniform share, over
+        the running usage.
 
         Perplexity is exp of the entropy of the usage: K when all codes are used alike, 1 when one takes all.
         """
-        usage_K = self._unbiased_usage()
+        usage_K = self._unbiased_usage().view(self.num_levels, -1)[level]
         perplexity, _ = _perplexity_of(usage_K)
         return perplexity, (usage_K >= self.config.active_threshold).sum(), usage_K
 
     @torch.no_grad()
     def step_statistics(self) -> dict[str, Tensor]:
-        """Of the features that the last step's update was made by, each (): `step_perplexity`, as in `statistics`, and
-        `top_share`, that of the code with the most features; empty where there was no update.
+        """Of the features that the last step's update was made by, in the first level, each (): `step_perplexity`, as in
+        `statistics`, and `top_share`, that of the code with the most features; empty where there was no update.
 
         Unlike the running usage, which forgets slowly and which resets keep up, these show at once that features
         crowd into few codes.
         """
-        if self._counts_K is None:
+        if self._counts_QK is None:
             return {}
-        perplexity, share_K = _perplexity_of(self._counts_K)
+        perplexity, share_K = _perplexity_of(self._counts_QK[: self.num_codes])
         return {"step_perplexity": perplexity, "top_share": share_K.max()}
 
     @torch.no_grad()
     def drift(self) -> float:
         """How far the last step moved the codes that it did not reset, root mean square, in units of the codebook's
         spread (the same of the codes' distances from their mean); 0 where it moved none. Waits for the device."""
-        if self._before_KC is None:
+        if self._before_QKC is None:
             return 0.0
-        stayed_K = self.age > 0
-        moved_KC = (self.codebook - self._before_KC)[stayed_K]
-        spread_KC = self.codebook - self.codebook.mean(0)
+        first = self.codebook_of(0)
+        moved_KC = (first - self._before_QKC[: self.num_codes])[self.age[: self.num_codes] > 0]
+        spread_KC = first - first.mean(0)
         tiny = torch.finfo(torch.float32).tiny
         moved, spread = (values.square().sum() / max(len(values), 1) for values in (moved_KC, spread_KC))
         return float((moved / spread.clamp(min=tiny)).sqrt())
 
     def _unbiased_usage(self) -> Tensor:
-        seen_K = 1.0 - torch.pow(self.config.usage_decay, self.age)
-        return torch.where(self.age > 0, self.usage / seen_K.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+        seen_QK = 1.0 - torch.pow(self.config.usage_decay, self.age)
+        return torch.where(self.age > 0, self.usage / seen_QK.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
 
     @torch.no_grad()
     def _prepare_update(self, feat_BLC: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor) -> None:
@@ -265,29 +295,38 @@ class VisualDictionary(Float32Buffers):
             self._ranks_agree = True
         if self._host_step is None:
             self._host_step = int(self.step)
-            self._host_initialised = self.config.dictionary_init != "data" or bool(self.initialised)
-        if not self._host_initialised:
+            drawn = self.config.dictionary_init == "data"
+            self._host_initialised = int(self.initialised) if drawn else self.num_levels
+        # Of the features that became the codes of a level none leaves anything to the next: that draws a step later.
+        if self._host_initialised < min(self.num_levels, self._host_step + 1):
             self._init_from_data(feat_BLC, valid_BL, usable_BL, image_B)
 
     def _init_from_data(self, feat_BLC: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor) -> None:
+        """Draws the codes of the first level that has none."""
         assert self._host_step is not None, "_prepare_update has read it"
+        level = self._host_initialised
         drawn = self._draw(feat_BLC, valid_BL, usable_BL, image_B, self.num_codes, self._host_step)
         feat_RC, available_R = self._draw_from_all_ranks(*drawn, self.num_codes)
         num_available = int(available_R.sum())
         if num_available == 0:
             return
+        if level:
+            books_QKC = self.codebook.view(self.num_levels, -1, self.num_channels)[:level]
+            feat_RC = ops.residual_lookup(feat_RC, books_QKC, return_residual=True)[2]
         copy_K = torch.arange(self.num_codes, device=feat_RC.device) % num_available
-        generator = torch.Generator().manual_seed(self.config.dictionary_seed)
-        noise_KC = torch.randn(self.codebook.shape, generator=generator).to(feat_RC.device)
+        generator = torch.Generator().manual_seed(self.config.dictionary_seed + level)
+        noise_KC = torch.randn(feat_RC[copy_K].shape, generator=generator).to(feat_RC.device)
         spread_C = feat_RC[:num_available].std(0, correction=0) * _COPY_NOISE
         codebook_KC = feat_RC[copy_K]
         codebook_KC[num_available:] += (noise_KC * spread_C)[num_available:]
-        self.codebook.copy_(codebook_KC)
+        rows = slice(level * self.num_codes, (level + 1) * self.num_codes)
+        self.codebook[rows] = codebook_KC
+        self.usage[rows], self.age[rows] = 0.0, 0.0
         if self.config.ema_variant == "vqvae":
-            self.cluster_size.fill_(1.0)
-            self.cluster_sum.copy_(self.codebook)
-        self.initialised.fill_(True)
-        self._host_initialised = True
+            self.cluster_size[rows] = 1.0
+            self.cluster_sum[rows] = codebook_KC
+        self._host_initialised += 1
+        self.initialised.fill_(self._host_initialised)
 
     def _image_numbers(self, feat_BLC: Tensor, sample_key_B: Tensor | None) -> Tensor:
         """int64 (B,), what an image is known by in the draws of this step."""
@@ -330,46 +369,65 @@ class VisualDictionary(Float32Buffers):
 
     @torch.no_grad()
     def _gather(
-        self, assignments: _Assignments, feat_BLC: Tensor, valid_BL: Tensor, usable_BL: Tensor, image_B: Tensor
+        self,
+        feat_BLC: Tensor,
+        valid_BL: Tensor,
+        usable_BL: Tensor,
+        index_BLQ: Tensor,
+        num_texts_B: Tensor | None,
+        image_B: Tensor,
     ) -> None:
         """Adds a forward's assignments to those of its step."""
         num = (valid_BL & ~usable_BL).sum()
         self._num_non_finite = num if self._num_non_finite is None else self._num_non_finite.to(num.device) + num
+        rests = self._rests(feat_BLC, index_BLQ)
+        parts = [
+            self.assigned_to_codes(rest_BLC, index_BLQ[..., level], usable_BL, num_texts_B)
+            for level, rest_BLC in enumerate(rests)
+        ]
+        counts_QK, sums_QKC = (part[0] if len(parts) == 1 else torch.cat(part) for part in zip(*parts, strict=True))
+        squares_C = None
+        if self.config.dictionary_follow != "none":
+            squares_C = torch.where(usable_BL.unsqueeze(-1), feat_BLC.float(), 0.0).square().sum((0, 1))
         if self._assignments is None:
-            self._assignments = assignments
+            self._assignments = _Assignments(counts_QK, sums_QKC, squares_C, len(feat_BLC))
         else:
-            self._assignments.counts_K += assignments.counts_K
-            self._assignments.sums_KC += assignments.sums_KC
-            if self._assignments.squares_C is not None and assignments.squares_C is not None:
-                self._assignments.squares_C += assignments.squares_C
-            self._assignments.num_images += assignments.num_images
-            assignments = self._assignments
+            self._assignments.counts_QK += counts_QK
+            self._assignments.sums_QKC += sums_QKC
+            if self._assignments.squares_C is not None and squares_C is not None:
+                self._assignments.squares_C += squares_C
+            self._assignments.num_images += len(feat_BLC)
+        assignments = self._assignments
         assert self._host_step is not None, "_prepare_update has read it"
         step, num_drawn = self._host_step + 1, self._num_resettable()
         if self.config.code_reset_threshold > 0 and step % self.config.code_reset_interval == 0:
-            key_R, feat_RC = self._draw(feat_BLC, valid_BL, usable_BL, image_B, num_drawn, step)
-            if assignments.key_R is not None and assignments.feat_RC is not None:
-                key_R, feat_RC = torch.cat([assignments.key_R, key_R]), torch.cat([assignments.feat_RC, feat_RC])
+            rests_BLX = rests[0] if len(rests) == 1 else torch.cat(rests, -1)
+            key_R, rests_RX = self._draw(rests_BLX, valid_BL, usable_BL, image_B, num_drawn, step)
+            rests_RQC = rests_RX.view(len(key_R), self.num_levels, -1)
+            if assignments.key_R is not None and assignments.rests_RQC is not None:
+                key_R = torch.cat([assignments.key_R, key_R])
+                rests_RQC = torch.cat([assignments.rests_RQC, rests_RQC])
                 key_R, pick_R = key_R.topk(min(num_drawn, len(key_R)), largest=False, sorted=True)
-                feat_RC = feat_RC[pick_R]
-            assignments.key_R, assignments.feat_RC = key_R, feat_RC
+                rests_RQC = rests_RQC[pick_R]
+            assignments.key_R, assignments.rests_RQC = key_R, rests_RQC
 
     def _num_resettable(self) -> int:
         return min(self.config.code_reset_limit, self.num_codes)
 
-    def count(self, counts_K: Tensor) -> None:
+    def count(self, counts_QK: Tensor) -> None:
         """Adds an update's assignments, of all ranks, to the running usage."""
-        total = counts_K.sum()
-        share_K = counts_K * (self.num_codes / total.clamp(min=1.0))
+        total = counts_QK[: self.num_codes].sum()  # The same in each level.
+        share_QK = counts_QK * (self.num_codes / total.clamp(min=1.0))
         decay = torch.where(total > 0, self.config.usage_decay, 1.0)
-        self.usage.mul_(decay).add_(share_K * (1.0 - decay))
+        self.usage.mul_(decay).add_(share_QK * (1.0 - decay))
         self.age.add_((total > 0).float())
         assert self._host_step is not None, "_prepare_update has read it"
         self._host_step += 1
         self.step.add_(1)
 
     def _follow(self, counts_K: Tensor, sums_KC: Tensor, squares_C: Tensor) -> None:
-        """Moves all codes as the features move together, whether or not one has members."""
+        """Moves all codes as the features move together, whether or not one has members; those of further levels, in
+        which nothing of their mean is left, only spread with them."""
         assert self._host_step is not None, "_prepare_update has read it"
         total = counts_K.sum()
         momentum = max(_FOLLOW_MOMENTUM, 1.0 / (self._host_step + 1))
@@ -383,34 +441,40 @@ class VisualDictionary(Float32Buffers):
         scale_C = torch.ones_like(spread_C)
         if self.config.dictionary_follow == "affine":
             scale_C = torch.where(spread_C > 0, (self.feature_variance / spread_C).sqrt(), 1.0)
-        shift_C = self.feature_mean - before_C * scale_C
-        torch.addcmul(shift_C, self.codebook, scale_C, out=self.codebook)
+        shift_QKC = torch.zeros_like(self.codebook)
+        shift_QKC[: self.num_codes] = self.feature_mean - before_C * scale_C
+        torch.addcmul(shift_QKC, self.codebook, scale_C, out=self.codebook)
         if self.config.ema_variant == "vqvae":
-            size_K1 = self.cluster_size.unsqueeze(1)
-            torch.addcmul(size_K1 * shift_C, self.cluster_sum, scale_C, out=self.cluster_sum)
+            torch.addcmul(self.cluster_size.unsqueeze(1) * shift_QKC, self.cluster_sum, scale_C, out=self.cluster_sum)
 
-    def _move_vqvae(self, counts_K: Tensor, sums_KC: Tensor) -> None:
+    def _move_vqvae(self, counts_QK: Tensor, sums_QKC: Tensor) -> None:
         # The moving average of VQ-VAE (van den Oord et al. 2017, appendix A.1) with Laplace smoothing of the counts.
         weight = 1.0 - self.config.ema_decay
-        self.cluster_size.lerp_(counts_K, weight)
-        self.cluster_sum.lerp_(sums_KC, weight)
-        total, eps = self.cluster_size.sum(), self.config.laplace_eps
-        smoothed_K = (self.cluster_size + eps) / (total + self.num_codes * eps) * total
+        self.cluster_size.lerp_(counts_QK, weight)
+        self.cluster_sum.lerp_(sums_QKC, weight)
+        size_QxK, eps = self.cluster_size.view(self.num_levels, -1), self.config.laplace_eps
+        total_Q1 = size_QxK.sum(1, keepdim=True)
+        smoothed_QxK = (size_QxK + eps) / (total_Q1 + self.num_codes * eps) * total_Q1
         # Statistics that are empty say nothing of where the codes are.
-        self.codebook.copy_(torch.where(total > 0, self.cluster_sum / smoothed_K.unsqueeze(1), self.codebook))
+        empty_QK1 = (total_Q1 <= 0).expand_as(size_QxK).reshape(-1, 1)
+        moved_QKC = self.cluster_sum / smoothed_QxK.reshape(-1, 1)
+        self.codebook.copy_(torch.where(empty_QK1, self.codebook, moved_QKC))
 
-    def _reset_unused(self, key_R: Tensor, feat_RC: Tensor) -> None:
-        """The j-th unused code takes the j-th candidate; all of it on the device and the same on every rank."""
-        feat_RC, available_R = self._draw_from_all_ranks(key_R, feat_RC, self._num_resettable())
-        unused_K = self._unbiased_usage() < self.config.code_reset_threshold
-        unused_K &= self.age >= self.config.code_reset_patience
-        place_K = unused_K.long().cumsum(0) - 1
-        row_K = place_K.clamp(0, feat_RC.shape[0] - 1)
-        reset_K = unused_K & (place_K < feat_RC.shape[0]) & available_R[row_K]
-        reset_K1 = reset_K.unsqueeze(1)
-        self.codebook.copy_(torch.where(reset_K1, feat_RC[row_K], self.codebook))
-        self.usage.masked_fill_(reset_K, 0.0)
-        self.age.masked_fill_(reset_K, 0.0)
+    def _reset_unused(self, key_R: Tensor, rests_RQC: Tensor) -> None:
+        """In each level the j-th unused code takes the j-th candidate; on the device, and the same on every rank."""
+        rests_RX, available_R = self._draw_from_all_ranks(key_R, rests_RQC.flatten(1), self._num_resettable())
+        unused_QK = self._unbiased_usage() < self.config.code_reset_threshold
+        unused_QK &= self.age >= self.config.code_reset_patience
+        unused_QxK = unused_QK.view(self.num_levels, -1)
+        place_QxK = unused_QxK.long().cumsum(1) - 1
+        row_QxK = place_QxK.clamp(0, len(rests_RX) - 1)
+        reset_QK = (unused_QxK & (place_QxK < len(rests_RX)) & available_R[row_QxK]).flatten()
+        level_Q1 = torch.arange(self.num_levels, device=row_QxK.device).unsqueeze(1)
+        candidate_QKC = rests_RX.view(len(rests_RX), self.num_levels, -1)[row_QxK, level_Q1].flatten(0, 1)
+        reset_QK1 = reset_QK.unsqueeze(1)
+        self.codebook.copy_(torch.where(reset_QK1, candidate_QKC, self.codebook))
+        self.usage.masked_fill_(reset_QK, 0.0)
+        self.age.masked_fill_(reset_QK, 0.0)
         if self.config.ema_variant == "vqvae":
-            self.cluster_size.masked_fill_(reset_K, 1.0)
-            self.cluster_sum.copy_(torch.where(reset_K1, self.codebook, self.cluster_sum))
+            self.cluster_size.masked_fill_(reset_QK, 1.0)
+            self.cluster_sum.copy_(torch.where(reset_QK1, self.codebook, self.cluster_sum))

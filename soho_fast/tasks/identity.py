@@ -29,6 +29,8 @@ SIZES = (
     "backbone",
     "use_dictionary",
     "num_codes",
+    "num_levels",
+    "dictionary_follow",
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",

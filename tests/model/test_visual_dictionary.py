@@ -376,3 +376,92 @@ def test_a_step_that_is_not_applied_moves_nothing(tiny_config):
     assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
     made(*features())
     assert made.step == 1, "without steps every forward moves"
+
+
+def levels(tiny_config, **overrides) -> VisualDictionary:
+    """Two levels of twelve codes, drawn."""
+    made = VisualDictionary(tiny_config(num_levels=2, **overrides)).train()
+    for _ in range(3):
+        made(*features())
+    return made
+
+
+def test_a_second_level_codes_what_the_first_leaves_and_moves_by_it(tiny_config):
+    made = levels(tiny_config, ema_decay=0.7)
+    assert int(made.initialised) == 2
+    first, second = (made.codebook_of(level).double().clone() for level in range(2))
+    feat, valid = features()
+    feat.requires_grad_()
+    embed, index = made(feat, valid)
+    rows = feat.detach()[valid].double()
+    code = torch.cdist(rows, first).argmin(-1)
+    rest = rows - first[code]
+    rest_code = torch.cdist(rest, second).argmin(-1)
+    assert torch.equal(index[valid], code) and (index[~valid] == -1).all()
+    assert (embed[valid].double() - (first[code] + second[rest_code])).abs().max() < 1e-5
+    embed.sum().backward()
+    assert torch.equal(feat.grad, torch.ones_like(feat))
+    for level, (old, looked_up, number) in enumerate(((first, rows, code), (second, rest, rest_code))):
+        for each in range(12):
+            members = looked_up[number == each]
+            expected = 0.7 * old[each] + 0.3 * members.mean(0) if len(members) else old[each]
+            torch.testing.assert_close(made.codebook_of(level)[each].double(), expected, rtol=1e-5, atol=1e-5)
+    assert made.eval().codes_of(feat)[valid].shape == (int(valid.sum()), 2)
+
+
+def test_a_second_level_is_drawn_from_what_is_left_a_step_after_the_first(tiny_config):
+    made = VisualDictionary(tiny_config(num_levels=2)).train()
+    made(*features())
+    assert int(made.initialised) == 1
+    assert made.codebook_of(1).count_nonzero(1).le(16).sum() and not made.codebook_of(1)[1:].any()
+    first = made.codebook_of(0).clone()
+    feat, valid = features()
+    made(feat, valid)
+    assert int(made.initialised) == 2
+    left = feat[valid] - first[torch.cdist(feat[valid].double(), first.double()).argmin(-1)]
+    # Each is what is left of a feature, moved towards its members a tenth of the way.
+    assert torch.cdist(made.codebook_of(1), left).min(1).values.max() < 0.2 * left.norm(dim=1).mean()
+    assert int((made.age[12:] == 1).sum()) == 12 and int((made.age[:12] == 2).sum()) == 12
+
+
+def test_each_level_has_its_usage_and_its_resets(tiny_config):
+    made = levels(tiny_config, usage_decay=0.5, code_reset_threshold=0.5, code_reset_patience=0)
+    with torch.no_grad():
+        made.codebook_of(1)[5] = 1e4  # Far from all that is left.
+    made(*features())
+    made.begin_step()
+    feat, valid = features()
+    made(feat, valid)
+    made.end_step(applied=True)
+    assert float(made.codebook_of(1)[5].norm()) < 100 and float(made.age[12 + 5]) <= 1
+    made = levels(tiny_config, usage_decay=0.0)  # It remembers the last step alone.
+    feat, valid = features()
+    used = made.codes_of(feat)[valid]
+    made(feat, valid)
+    for level in range(2):
+        share = torch.bincount(used[:, level], minlength=12) / int(valid.sum())
+        torch.testing.assert_close(made.statistics(level)[2], 12 * share)
+
+
+@pytest.mark.parametrize("variant", ["paper", "vqvae"])
+def test_two_levels_leave_less_than_one_and_survive_saving(tiny_config, variant):
+    options = {"ema_variant": variant, "code_reset_threshold": 0.1}
+    one, two = (VisualDictionary(tiny_config(num_levels=number, **options)).train() for number in (1, 2))
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(40, 16, generator=generator)
+    valid = torch.ones(4, 16, dtype=torch.bool)
+    for _ in range(60):
+        feat = centres[torch.randint(40, (4, 16), generator=generator)]
+        left = [float((made(feat, valid)[0] - feat).square().mean()) for made in (one, two)]
+    assert left[1] < 0.6 * left[0]
+    again = VisualDictionary(tiny_config(num_levels=2, **options)).train()
+    again.load_state_dict(two.state_dict())
+    for made in (two, again):
+        made(feat, valid)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in two.state_dict().items())
+
+
+@pytest.mark.parametrize("wrong", [{"dictionary_init": "random"}, {"dictionary": "official"}, {"num_levels": 0}])
+def test_levels_that_cannot_be_are_refused(tiny_config, wrong):
+    with pytest.raises(ValueError, match="num_levels: expected"):
+        tiny_config(**{"num_levels": 2, **wrong})
