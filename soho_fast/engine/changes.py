@@ -27,6 +27,7 @@ NOT_COMPARED = {
     "engine.timeout_seconds": "when to give up",
     "engine.activation_checkpointing": "the same values, computed twice",
     "engine.feature_cache_*gb": "the same values, computed once",
+    "engine.end_when_lost": "when to give up",
     "engine.emulate_precision": "a permission; the precision itself is compared",
 }
 

@@ -49,7 +49,7 @@ _INERT = [DynamicLossScaler, LossScaler, fragment_address]
 @dataclass
 class Progress:
     """Where a run stands: optimiser steps done, training seconds used, unreadable images met, the step of the last
-    full evaluation, the best model so far."""
+    full evaluation, the best model so far; `sound` where nothing of it was lost when this was saved."""
 
     step: int = 0
     seconds: float = 0.0
@@ -57,6 +57,7 @@ class Progress:
     evaluated_step: int = 0
     best_step: int = 0
     best: float | None = None
+    sound: bool = True
 
 
 class _Hashed:
@@ -190,6 +191,11 @@ class Checkpoints:
         found = self.complete() if self.processes.is_main else []
         return self.processes.gather(found[-1] if found else None)[0]
 
+    def newest_sound(self) -> Path | None:
+        """The newest complete checkpoint of a run that was sound; the same on all ranks."""
+        found = [path for path in self.complete() if _is_sound(path)] if self.processes.is_main else []
+        return self.processes.gather(found[-1] if found else None)[0]
+
     def choose(self, say: Callable[[str], None]) -> Path | None:
         """The newest checkpoint whose every file has its checksum, or None where there is none; the same on all ranks.
 
@@ -317,17 +323,20 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _prune(self, saved: Path) -> None:
-        """Delete what is older than the newest `keep` checkpoints.
+        """Delete what is older than the newest `keep` checkpoints, but for the newest sound one.
 
         One that has just been written is the last of them: what has a later step was found altered at the start, or is
         incomplete, and is replaced when the run comes to that step.
         """
         self._delete_partial()
         earlier = [path for path in self._named() if int(path.name[5:]) <= int(saved.name[5:]) and _fault(path) is None]
-        kept = [path for path in earlier if path not in self._altered][-self.keep :]
+        intact = [path for path in earlier if path not in self._altered]
+        kept = intact[-self.keep :]
         if self.keep and kept:
+            sound = next((path for path in reversed(intact) if _is_sound(path)), None)
             for path in earlier[: earlier.index(kept[0])]:
-                shutil.rmtree(path, ignore_errors=True)
+                if path != sound:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _raise_first(self, error: str | None) -> None:
         errors = [text for text in self.processes.gather(error) if text]
@@ -339,6 +348,10 @@ class Checkpoints:
                 f"the checkpoint could not be written ({errors[0]}); free some space or choose another --output. "
                 + (f"The last complete checkpoint is {kept}" if kept else "There is no earlier checkpoint")
             )
+
+
+def _is_sound(path: Path) -> bool:
+    return Progress(**_read_manifest(path)["progress"]).sound
 
 
 def _rank_file(rank: int) -> str:

@@ -133,9 +133,9 @@ class EngineSettings:
             first steps take a minute longer. On a CPU it runs in the place of the engine's own faster layers. Not with
             ZeRO stage 3.
         emulate_precision: Allow a precision that the device can only emulate (slow; for checks).
-        freeze_batch_norm: Keep the backbone's BatchNorm in evaluation mode: true always, `after_freeze` from where the
-            backbone is first frozen (`optim.frozen_backbone_epochs`) to the end, so that its features do not jump when
-            it is unfrozen.
+        freeze_batch_norm: Keep the backbone's BatchNorm in evaluation mode, as it is anyway while the backbone is
+            frozen. A backbone that learns by a BatchNorm which nothing centres can carry all features away together.
+        end_when_lost: End the run where the task sees that it has lost what it learnt, as where it meets Inf or NaN.
         loss_scale_power: fp16 starts with a loss scale of 2 to this power.
         threads: CPU threads of each process; 0 shares the cores among the processes of a machine.
         timeout_seconds: A process that is alive but gives no sign of life for so long (stopped, say) counts as failed,
@@ -153,7 +153,8 @@ class EngineSettings:
     activation_checkpointing: bool = False
     compile: bool = False
     emulate_precision: bool = False
-    freeze_batch_norm: bool | Literal["after_freeze"] = False
+    freeze_batch_norm: bool = False
+    end_when_lost: bool = True
     loss_scale_power: NonNegativeInt = 16
     threads: NonNegativeInt = 0
     timeout_seconds: NonNegativeFloat = 300.0

@@ -15,7 +15,8 @@ class Task(Protocol):
     """A model, its training data and its metrics."""
 
     logged: tuple[str, ...]
-    """Names of the output's scalars to log beside the loss."""
+    """Names of scalars that the line of progress shows beside the loss; the output's are logged where they are not
+    None."""
 
     selection: str | None
     """Name of the metric by which the best model is chosen, larger is better; None keeps only the last."""
@@ -32,10 +33,10 @@ class Task(Protocol):
         what makes training faster on `device`, where it will be put.
 
         Its forward takes the batch's keywords and returns an object whose `loss` is a scalar and whose names listed in
-        `logged` are scalars or None. `parameter_groups(exclude_from_decay=...)` lists dicts with `params`, `kind`
-        ("backbone" or another name) and `decay`. `freeze_backbone(bool)`, `freeze_batch_norm(bool)` (both must outlast
-        `train()`), `activation_checkpointing_enable(...)` and `compile_transformer()` (which keeps the names of the
-        state) are called when the recipe asks for them. Around each optimiser step come `begin_step()` and
+        `logged` are scalars, None or not there. `parameter_groups(exclude_from_decay=...)` lists dicts with `params`,
+        `kind` ("backbone" or another name) and `decay`. `freeze_backbone(bool)`, `freeze_batch_norm(bool)` (both must
+        outlast `train()`), `activation_checkpointing_enable(...)` and `compile_transformer()` (which keeps the names of
+        the state) are called when the recipe asks for them. Around each optimiser step come `begin_step()` and
         `end_step(applied=...)`, not applied where the optimiser left it out (an overflow in fp16): what the model moves
         by no gradient moves there, once for all micro-batches.
         """
@@ -110,6 +111,13 @@ class WatchedTask(Task, Protocol):
 
     def non_finite(self, model: nn.Module) -> list[str]:
         """What the model met in training since the last call that was Inf or NaN and may show in no loss, in words."""
+
+    def steps_lost(self, model: nn.Module) -> int:
+        """For how many steps in a row it looks as if the run had lost what it learnt; the same on all ranks. At 0 a
+        checkpoint is saved as sound."""
+
+    def lost(self, model: nn.Module) -> str:
+        """Where those are enough to end the run: "what is seen; what to change". Otherwise empty."""
 
     def warnings(self, model: nn.Module) -> list[str]:
         """What goes wrong in training and no loss shows, each thing once: "what; what to do". Called on rank 0 whenever

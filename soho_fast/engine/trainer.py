@@ -131,7 +131,7 @@ class Step:
             self._step_optimizer()
             self.timer.stop("optimizer")
             for name in ("loss", *self.task.logged):
-                value = getattr(output, name)
+                value = getattr(output, name, None)
                 if value is not None:
                     value = value.detach().float()
                     sums[name] = sums[name] + value if name in sums else value
@@ -190,15 +190,13 @@ class Step:
 
     def freeze_backbone(self, step: int) -> None:
         """Freeze or unfreeze the backbone, as that step wants it."""
-        begin, end = self.settings.optim.frozen_span()
+        _, end = self.settings.optim.frozen_span()
         frozen = self.is_frozen(step)
         if frozen != self._frozen and (end or self._frozen):
             if frozen:
                 # What is frozen computes by these statistics, so they must be the same on all ranks.
                 average_batch_norm(self.model, self.processes)
             self.model.freeze_backbone(frozen)
-            if self.settings.engine.freeze_batch_norm == "after_freeze":
-                self.model.freeze_batch_norm(begin < end and step >= begin * self.plan.steps_per_epoch)
         self._frozen = frozen
 
     def enter_training(self, step: int) -> None:
@@ -234,7 +232,7 @@ class Step:
             model.activation_checkpointing_enable({"use_reentrant": False})
         if settings.engine.compile:
             model.compile_transformer()
-        if settings.engine.freeze_batch_norm is True:
+        if settings.engine.freeze_batch_norm:
             model.freeze_batch_norm(True)
         optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
         config = deepspeed_config(
@@ -345,6 +343,7 @@ class Run:
                     if record_due or save_due or quick_due or step.has_failed() or self._evaluation_is_due():
                         losses = step.mean_losses(sums)
                         self._refuse_divergence(losses["loss"])
+                        self._refuse_lost()
                         if record_due:
                             self._record_step(losses)
                     if quick_due:
@@ -459,6 +458,7 @@ class Run:
 
     def _save(self) -> Path:
         average_batch_norm(self.step.model, self.processes)
+        self.progress.sound = not isinstance(self.task, WatchedTask) or not self.task.steps_lost(self.step.model)
         path = self.checkpoints.save(self.step.engine, self.progress)
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
         return path
@@ -523,7 +523,8 @@ class Run:
             "seconds": progress.seconds,
         }
         self._record("train", record)
-        self.log.show(progress.step, losses, rate, self._seconds_left(rate))
+        shown = {name: value for name, value in losses.items() if name in ("loss", *self.task.logged)}
+        self.log.show(progress.step, shown, rate, self._seconds_left(rate))
         if not isinstance(self.task, WatchedTask):
             return
         for line in self.task.warnings(self.step.model):
@@ -553,6 +554,24 @@ class Run:
             raise self._diverged(self.progress.step, what)
         instead = "an older checkpoint (delete the newest)" if self.progress.step else "other starting weights"
         raise UserError(f"step {self.progress.step}, before training: {what}; start from {instead}")
+
+    def _refuse_lost(self) -> None:
+        """Ends the run on all ranks, which see the same, where the task says that it is lost."""
+        if not self.settings.engine.end_when_lost or not isinstance(self.task, WatchedTask):
+            return
+        what, _, advice = self.task.lost(self.step.model).partition("; ")
+        if not what:
+            return
+        sound = self.checkpoints.newest_sound()
+        raise UserError(
+            f"step {self.progress.step}: {what}. {advice[:1].upper()}{advice[1:]}. "
+            + (
+                f"The newest checkpoint from before is {sound}: delete what is newer, and --resume changed goes on "
+                "from it"
+                if sound
+                else "There is no checkpoint from before"
+            )
+        )
 
     def _diverged(self, step: int, what: str) -> UserError:
         newest = self.checkpoints.newest()

@@ -83,8 +83,9 @@ data/images-0000.js, each image:
         hides together, and what the model says was there
 
 data/timeline.js:
-    series: list of {name, points: [[step, value], ...]}: perplexity, active codes, reset codes (since the point
-        before), codebook drift; those that the log holds
+    series: list of {name, points: [[step, value], ...]}: perplexity, perplexity of a step, share of the most frequent
+        code, code error, feature drift, feature spread, active codes, reset codes (since the point before), codebook
+        drift; those that the log holds
     events: list of [step, text]
     reset: the step of each code's last reset, 0 at the start or before; null where it is not known
     unused_since: the step of the first snapshot since which each code has had no assigned feature; null where

@@ -168,7 +168,7 @@ class ModelSource:
             raise UserError(f"{called} has no visual dictionary (use_dictionary: false): there are no codes to show")
         self._task, self._model, self._images, self._say = task, model, images, say
         self._computing = Computing(model, task.data.precision)
-        self.codebook = self.dictionary.codebook.float().cpu().numpy()
+        self.codebook = self.dictionary.codebook_of(0).float().cpu().numpy()
         self.title, self.model = title, called
         self.data_sets, self.licences = images.data_sets, images.licences.entries
         self.num_images = len(images.images)

@@ -16,7 +16,15 @@ import numpy as np
 if TYPE_CHECKING:
     from soho_fast.model.visual_dictionary import VisualDictionary
 
-_FROM_TRAINING = {"perplexity": "perplexity", "active_codes": "active codes"}
+_FROM_TRAINING = {
+    "perplexity": "perplexity",
+    "step_perplexity": "perplexity of a step",
+    "top_share": "share of the most frequent code",
+    "code_error": "code error",
+    "feature_drift": "feature drift",
+    "feature_spread": "feature spread",
+    "active_codes": "active codes",
+}
 # Between two snapshots the running usage of a code without assigned features falls by the decay alone, up to rounding
 # in float32; one feature in an update adds far more.
 _ROUNDING = 3e-4
@@ -66,12 +74,12 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
     if dictionary is not None:
         num_codes, decay = dictionary.num_codes, dictionary.config.usage_decay
         model_step = _model_step(run, folder, last_step)
-        age_K = dictionary.age.double().cpu().numpy()
+        age_K = dictionary.age[:num_codes].double().cpu().numpy()
         # Updates and steps end together; they begin together only where nothing is learnt before the dictionary.
         reset = [max(0, model_step - int(age)) for age in age_K] if int(dictionary.step) else [None] * num_codes
         snapshots = _logged_snapshots(records, num_codes, decay)
         series += _series_of_snapshots(records, snapshots)
-        mean_K = dictionary.usage.double().cpu().numpy()
+        mean_K = dictionary.usage[:num_codes].double().cpu().numpy()
         snapshots = [snapshot for snapshot in snapshots if snapshot.step < model_step]
         snapshots.append(_Snapshot(model_step, mean_K, age_K))
         unused_since = _unused_since(snapshots, decay) if int(dictionary.step) else [None] * num_codes
@@ -150,6 +158,16 @@ def _sentences(
 ) -> list[str]:
     """What the figures say, in words."""
     said = []
+    if error := series.get("code error"):
+        last_step, last = error[-1]
+        step, largest = max(error, key=lambda point: point[1])
+        said.append(
+            f"What the codes leave of the features' variance: {last:.0%} at step {last_step:,}; at its most "
+            f"{largest:.0%}, at step {step:,}. Above 100 % a single code would be nearer to them all."
+        )
+    if crowded := series.get("share of the most frequent code"):
+        step, largest = max(crowded, key=lambda point: point[1])
+        said.append(f"Most features of a step with one code: {largest:.0%}, at step {step:,}.")
     if active := series.get("active codes"):
         last_step, last = active[-1]
         said.append(f"Active codes: {last:,.0f} at step {last_step:,}{_fall(active)}.")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from soho_fast.model.visual_dictionary import VisualDictionary
 from soho_fast.ops.codebook_lookup import reference
 
 # So many codes of each feature are compared to the last bit: those which rounding could confuse are fewer.
@@ -54,16 +55,14 @@ class PlainLookup(nn.Module):
 
 
 class PlainDictionary(nn.Module):
-    """A `VisualDictionary` in evaluation mode, by `PlainLookup`."""
+    """A `VisualDictionary` in evaluation mode, by `PlainLookup`s, one for each level."""
 
-    codebook: Tensor
-
-    def __init__(self, codebook_KC: Tensor) -> None:
+    def __init__(self, dictionary: VisualDictionary) -> None:
         super().__init__()
-        self.register_buffer("codebook", codebook_KC)
-        self.lookup = PlainLookup(codebook_KC)
-
-    lookup: PlainLookup
+        levels = [dictionary.codebook_of(level) for level in range(dictionary.num_levels)]
+        self.lookups = nn.ModuleList(PlainLookup(codebook_KC) for codebook_KC in levels)
+        for level, codebook_KC in enumerate(levels):
+            self.register_buffer(f"codebook{level}", codebook_KC)
 
     def forward(
         self,
@@ -73,8 +72,14 @@ class PlainDictionary(nn.Module):
         num_texts_B: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As of `VisualDictionary`."""
-        index_BL = self.lookup(feat_BLC)
-        return self.codebook[index_BL].to(feat_BLC.dtype), index_BL.masked_fill(~valid_BL, -1)
+        rest_BLC, embed_BLC, first_BL = feat_BLC.float(), torch.zeros_like(feat_BLC.float()), None
+        for level, lookup in enumerate(self.lookups):
+            index_BL = lookup(rest_BLC)
+            first_BL = index_BL if first_BL is None else first_BL
+            code_BLC = getattr(self, f"codebook{level}")[index_BL]
+            rest_BLC, embed_BLC = rest_BLC - code_BLC, embed_BLC + code_BLC
+        assert first_BL is not None, "there is a level"
+        return embed_BLC.to(feat_BLC.dtype), first_BL.masked_fill(~valid_BL, -1)
 
 
 class EncodeImages(nn.Module):
@@ -85,7 +90,7 @@ class EncodeImages(nn.Module):
         super().__init__()
         self.soho = model.base()
         if self.soho.visual_dictionary is not None:
-            self.soho.visual_dictionary = PlainDictionary(self.soho.visual_dictionary.codebook)
+            self.soho.visual_dictionary = PlainDictionary(self.soho.visual_dictionary)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
         """

@@ -140,7 +140,7 @@ class SohoPreTrainedModel(PreTrainedModel):
         """Cold start of the paper; see `VisualEncoder.freeze_backbone` (learning rate 0 is the optimiser's part)."""
         self.base().visual_encoder.freeze_backbone(frozen)
         if self.base().feature_watch is not None:
-            self.base().feature_watch.follows = frozen
+            self.base().feature_watch.backbone_frozen = frozen
 
     def watch_features(self) -> None:
         """From here on training says how its features fare, see `FeatureWatch`; a saved model holds nothing of it."""

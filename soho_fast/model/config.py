@@ -85,7 +85,10 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "num_levels": (1, 64),
     **dict.fromkeys(("ema_decay", "usage_decay", "head_dropout", "visual_dropout_prob"), (0, 1)),
     **dict.fromkeys(("code_reset_interval", "code_reset_limit"), (1, math.inf)),
-    **dict.fromkeys(("mvm_weight", "bag_of_words_weight", "contrastive_weight", "code_reset_threshold"), (0, math.inf)),
+    **dict.fromkeys(
+        ("mvm_weight", "commitment_weight", "bag_of_words_weight", "contrastive_weight", "code_reset_threshold"),
+        (0, math.inf),
+    ),
 }
 
 
@@ -173,6 +176,8 @@ class SohoConfig(PreTrainedConfig):
         head_act (`str`): activation within the classifiers of VQA and NLVR2; `None` takes `hidden_act`.
         head_dropout (`float`): dropout within them; `None` takes `hidden_dropout_prob`.
         mvm_weight (`float`): weight of the loss of masked visual modelling; 1 in the paper.
+        commitment_weight (`float`): weight of VQ-VAE's commitment loss: the mean square of a feature's distance from
+            its code, by which features stay near the codes; the paper does not have it. 0 leaves it out.
         bag_of_words_weight (`float`): weight of the loss of `auxiliary/bag_of_words.py` (which words do the captions
             hold?), for small corpora; the paper does not have it. 0 leaves it and its head out.
         contrastive_weight (`float`): in image-text retrieval, weight of the loss of `auxiliary/contrastive.py` (vectors
@@ -248,6 +253,7 @@ class SohoConfig(PreTrainedConfig):
     head_dropout: float | int | None = None
 
     mvm_weight: float | int = 1.0
+    commitment_weight: float | int = 0.0
     bag_of_words_weight: float | int = 0.0
     contrastive_weight: float | int = 0.0
     contrastive_size: int = 256

@@ -1,4 +1,4 @@
-"""What shows within some steps that a run is losing its visual features. Nothing that is trained depends on it.
+"""What shows within some steps that a run loses its visual features. Nothing that is trained depends on it.
 
 B images, L tokens per image, C channels.
 """
@@ -9,35 +9,46 @@ from torch import Tensor
 from .distributed import all_reduce_sum_
 from .normalization import Float32Buffers, finite_rows, is_recomputing
 
-# Steps that the reference is a plain mean of at first, and about as many that it remembers later.
-_REMEMBERED = 50
-# Steps after which a reference stands that no frozen backbone keeps alive.
-_UNTIL_IT_STANDS = 100
+# About so many steps the reference remembers, while the backbone is frozen and while it learns.
+_REMEMBERED_FROZEN, _REMEMBERED = 50.0, 1000.0
+# Steps that a reference must have followed, and steps in a row in which codes must have stood for something, before
+# anything counts as lost: a run begins with random codes, or with none.
+_UNTIL_KNOWN = 100
+# The rule, see `FeatureWatch`.
+_LEAST_SPREAD, _LARGEST_ERROR, STEPS_UNTIL_LOST = 0.05, 1.0, 20
 
 
 class FeatureWatch(Float32Buffers):
-    """Compares the features of each step, those that the dictionary gets, with what they were before the CNN learnt.
+    """Compares the features of each step, those that the dictionary gets, with a reference: what they were before.
 
-    The reference follows the features while the backbone is frozen, and stands from then on; where it is never frozen,
-    it is that of the first hundred steps.
+    The reference follows the features closely while the backbone is frozen, and from then on slowly: it is about that
+    of the thaw for as long as a collapse takes, and after many thousand steps features may be where they like.
+
+    A step counts as lost where all features have become alike: their variance is below a twentieth of their mean square
+    distance from the reference's mean; or where the codes stand for nothing: one code would be nearer to the features
+    (`code_error` above 1). After twenty such steps in a row the run does.
 
     Buffers:
-        mean, variance (C,): the reference, float32; num_updates (): steps it has followed.
+        mean, variance (C,): the reference, float32; num_updates (): steps it has followed; num_coded (): steps in a
+        row, once a hundred all steps, in which codes stood for something; num_lost (): lost steps in a row.
 
     Attributes:
-        follows: whether the reference follows the features.
+        backbone_frozen: whether the backbone is frozen.
     """
 
     mean: Tensor
     variance: Tensor
     num_updates: Tensor
+    num_coded: Tensor
+    num_lost: Tensor
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
-        self.follows = False
+        self.backbone_frozen = False
         self.register_buffer("mean", torch.zeros(num_channels, dtype=torch.float32))
         self.register_buffer("variance", torch.ones(num_channels, dtype=torch.float32))
-        self.register_buffer("num_updates", torch.zeros((), dtype=torch.float32))
+        for name in ("num_updates", "num_coded", "num_lost"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float32))
         self._gathered: Tensor | None = None
         self._has_codes = False
         self._figures: dict[str, Tensor] = {}
@@ -72,25 +83,33 @@ class FeatureWatch(Float32Buffers):
         count = count.clamp(min=1.0)
         shift_C = sums_C / count
         variance_C = (squares_C / count - shift_C.square()).clamp(min=0.0)
-        follows = torch.ones_like(self.num_updates) if self.follows else (self.num_updates < _UNTIL_IT_STANDS).float()
-        momentum = follows / (self.num_updates + 1).clamp(max=_REMEMBERED)
+        remembered = _REMEMBERED_FROZEN if self.backbone_frozen else _REMEMBERED
+        momentum = 1 / (self.num_updates + 1).clamp(max=remembered)
         self.mean.addcmul_(shift_C, momentum)
         self.variance.lerp_(variance_C, momentum)
-        self.num_updates.add_(follows)
+        self.num_updates.add_(1)
         tiny = torch.finfo(torch.float32).tiny
         before, now = self.variance.sum().clamp(min=tiny), variance_C.sum()
-        self._figures = {
-            "feature_drift": ((1 - momentum) * shift_C).square().sum().div(before).sqrt(),
-            "feature_spread": now / before,
-        }
+        drift = ((1 - momentum) * shift_C).square().sum().div(before).sqrt()
+        self._figures = {"feature_drift": drift, "feature_spread": now / before}
+        lost = (now < _LEAST_SPREAD * before * (1 + drift.square())) & (self.num_updates > _UNTIL_KNOWN)
         if self._has_codes:
-            self._figures["code_error"] = (error / count).squeeze() / now.clamp(min=tiny)
+            code_error = (error / count).squeeze() / now.clamp(min=tiny)
+            self._figures["code_error"] = code_error
+            known, coded = self.num_coded >= _UNTIL_KNOWN, code_error <= _LARGEST_ERROR
+            lost |= known & ~coded
+            self.num_coded.copy_(torch.where(known | coded, self.num_coded + 1, 0.0))
+        self.num_lost.copy_(torch.where(lost, self.num_lost + 1, 0.0))
 
     def figures(self) -> dict[str, Tensor]:
         """Of the last step, by name, each (); empty where it had no features, as in the bag-of-words phase.
 
         feature_drift: how far the mean of the features has moved from the reference's, in the reference's standard
         deviations. feature_spread: their variance in units of the reference's. code_error: mean squared distance of a
-        feature from its code, in units of the features' variance; above 1 a single code would stand closer to them all.
+        feature from its code, in units of the features' variance.
         """
         return self._figures
+
+    def steps_lost(self) -> int:
+        """For how many steps in a row this looks lost, up to the last one. Waits for the device."""
+        return int(self.num_lost)

@@ -94,6 +94,12 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> LossSum:
     return loss, torch.full((), float(targets.numel()), device=logits.device)
 
 
+def commitment_sum(feat_BLD: Tensor, code_BLD: Tensor, valid_BL: Tensor) -> LossSum:
+    """Sum over the valid tokens of the mean square, over channels, of their distance from their codes; their number."""
+    square_BL = (feat_BLD.float() - code_BLD.float()).square().mean(-1)
+    return square_BL.masked_fill(~valid_BL, 0.0).sum(), valid_BL.sum().float()
+
+
 def global_means(sums_and_counts: list[LossSum], synchronise: bool) -> list[Tensor]:
     """Means over the positions of all ranks, one collective for all losses.
 

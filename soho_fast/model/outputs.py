@@ -25,6 +25,7 @@ class VisualTokens(ModelOutput):
         index (B, L) int64: the code of each token, -1 at padding (with `visual_encoder="official"` a code there too);
             `None` without a dictionary.
         columns: of the grid of tokens, whose rows follow one another.
+        codes (B, L, D): f(v) before any `fusion`, for the commitment loss; `None` where the config has none.
     """
 
     features: Tensor = _REQUIRED
@@ -33,6 +34,7 @@ class VisualTokens(ModelOutput):
     embedding: Tensor | None = None
     index: Tensor | None = None
     columns: int = _REQUIRED
+    codes: Tensor | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -75,9 +77,12 @@ class SohoModelOutput(ModelOutput):
 class SohoForPreTrainingOutput(ModelOutput):
     """
     Args:
-        loss (): sum of the losses below that are there, `mvm_loss` and `bag_of_words_loss` by their weights.
+        loss (): sum of the losses below that are there, `mvm_loss`, `commitment_loss` and `bag_of_words_loss` by their
+            weights.
         mlm_loss, mvm_loss, itm_loss (): means over the labelled positions (pairs) of all ranks, float32; 0 where there
             is none, `None` where the labels were not given.
+        commitment_loss (): mean square of the features' distance from their codes over channels and valid tokens;
+            training only, `None` where the config has no weight for it.
         bag_of_words_loss (): binary cross-entropy summed over the words, mean over images; training only, `None` where
             the config has no weight for it.
         mlm_logits (M, V), mlm_targets (M,): at the labelled text positions, in the order of `mlm_labels != -100`.
@@ -93,6 +98,7 @@ class SohoForPreTrainingOutput(ModelOutput):
     mlm_loss: Tensor | None = None
     mvm_loss: Tensor | None = None
     itm_loss: Tensor | None = None
+    commitment_loss: Tensor | None = None
     bag_of_words_loss: Tensor | None = None
     mlm_logits: Tensor | None = None
     mlm_targets: Tensor | None = None

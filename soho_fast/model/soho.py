@@ -21,7 +21,16 @@ from .config import SohoConfig
 from .embeddings import VisualEmbeddings, sine_position
 from .fast.pair_encoder import PairMatching
 from .feature_watch import FeatureWatch
-from .heads import ItmHead, LossSum, TokenHead, at_places, cross_entropy_sum, labelled_places, total_loss
+from .heads import (
+    ItmHead,
+    LossSum,
+    TokenHead,
+    at_places,
+    commitment_sum,
+    cross_entropy_sum,
+    labelled_places,
+    total_loss,
+)
 from .inputs import (
     IMAGES,
     SohoInputs,
@@ -172,6 +181,7 @@ class SohoModel(SohoPreTrainedModel):
             embed_BLD, index_BL = self.visual_dictionary(feat_BLD, seen_BL, sample_key, num_texts)
         if self.feature_watch is not None:
             self.feature_watch.see(feat_BLD, valid_BL, embed_BLD)
+        codes_BLD = embed_BLD if self.config.commitment_weight else None
         if embed_BLD is not None:
             if self.fusion is not None:  # not the paper's
                 embed_BLD = self.fusion(embed_BLD, feat_BLD, num_texts)
@@ -184,6 +194,7 @@ class SohoModel(SohoPreTrainedModel):
             embedding=embed_BLD,
             index=index_BL,
             columns=grid_mask_BHW.shape[2],
+            codes=codes_BLD,
         )
 
     @capture_outputs
@@ -406,7 +417,9 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
             result.mvm_targets = at_places(labels_PL, place_M)
             result.mvm_logits = self.code_logits(at_places(hidden.visual_hidden, place_M))
             losses["mvm_loss"] = cross_entropy_sum(result.mvm_logits, result.mvm_targets)
-        if self.bag_of_words_head is not None and self.training:  # not the paper's
+        if visual.codes is not None and self.training:  # not the paper's
+            losses["commitment_loss"] = commitment_sum(visual.features, visual.codes.detach(), visual.valid)
+        if self.bag_of_words_head is not None and self.training:  # nor this
             captions = captions_of(texts, mlm_labels, itm_labels)
             losses["bag_of_words_loss"] = self.bag_of_words_head.loss(visual.features, visual.valid, captions)
         for name, value in total_loss(losses, self.config, synchronise=self.training).items():

@@ -70,7 +70,7 @@ class VisualDictionary(Float32Buffers):
     drawn in the update after that of the level before, until which they are zero.
 
     Attributes:
-        pack: makes of the codebooks what is looked up in, for codes that are frozen; `None`: the codebooks themselves.
+        pack: makes of the codebook what is looked up in, for codes that are frozen; `None`: the codebook itself.
 
     Buffers:
         codebook (QK, C); usage (QK,): running mean of a code's share of the tokens in units of the uniform share 1/K,
@@ -227,9 +227,8 @@ class VisualDictionary(Float32Buffers):
     def _look_up(self, feat_BLC: Tensor) -> tuple[Tensor, Tensor]:
         """The codes in the features' place, gradient straight through, and the code of each level (B, L, Q)."""
         if self.num_levels > 1:
-            books_QKC: Tensor | ops.PreparedCodebook = self.codebook.view(self.num_levels, -1, self.num_channels)
-            books_QKC = books_QKC if self.pack is None else self.pack(books_QKC)
-            index_BLQ, embed_BLC = ops.residual_lookup(feat_BLC, books_QKC)
+            books_QKC = self.codebook.unflatten(0, (self.num_levels, -1))
+            index_BLQ, embed_BLC = ops.residual_lookup(feat_BLC, self.pack(self.codebook) if self.pack else books_QKC)
             return embed_BLC, index_BLQ
         constant_BLC = feat_BLC.detach()
         if self.pack is None:
@@ -259,8 +258,8 @@ class VisualDictionary(Float32Buffers):
 
     @torch.no_grad()
     def step_statistics(self) -> dict[str, Tensor]:
-        """Of the features that the last step's update was made by, in the first level, each (): `step_perplexity`, as in
-        `statistics`, and `top_share`, that of the code with the most features; empty where there was no update.
+        """Of the features that the last step's update was made by, in the first level, each (): `step_perplexity`, as
+        in `statistics`, and `top_share`, that of the code with the most features; empty where there was no update.
 
         Unlike the running usage, which forgets slowly and which resets keep up, these show at once that features
         crowd into few codes.
@@ -311,7 +310,7 @@ class VisualDictionary(Float32Buffers):
         if num_available == 0:
             return
         if level:
-            books_QKC = self.codebook.view(self.num_levels, -1, self.num_channels)[:level]
+            books_QKC = self.codebook.unflatten(0, (self.num_levels, -1))[:level]
             feat_RC = ops.residual_lookup(feat_RC, books_QKC, return_residual=True)[2]
         copy_K = torch.arange(self.num_codes, device=feat_RC.device) % num_available
         generator = torch.Generator().manual_seed(self.config.dictionary_seed + level)

@@ -98,7 +98,12 @@ def make_plan(costs: "Costs", card: Card, rates: Rates) -> Plan:
     num_losses = {"pretraining": 3 if work.config.use_dictionary else 2}.get(recipe.task, 1)
     traffic = memory.exchanged(sizes, stage, precision, gpus, work.batches.gradient_accumulation_steps)
     if gpus > 1:
-        traffic |= memory.exchanged_by_model(work.config, num_losses, work.batches.gradient_accumulation_steps)
+        traffic |= memory.exchanged_by_model(
+            work.config,
+            num_losses,
+            work.batches.gradient_accumulation_steps,
+            watched=recipe.task == "pretraining",
+        )
     plan = Plan(
         recipe=work.name,
         card=card,

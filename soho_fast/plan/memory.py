@@ -106,14 +106,25 @@ def exchanged(sizes: Sizes, stage: int, precision: str, ranks: int, micro_batche
     return found
 
 
-def exchanged_by_model(config: SohoConfig, num_losses: int, micro_batches: int) -> dict[str, int]:
-    """Bytes that the model itself all-reduces in a step: dictionary, statistics of tokens, sums of the losses."""
+def exchanged_by_model(config: SohoConfig, num_losses: int, micro_batches: int, *, watched: bool) -> dict[str, int]:
+    """Bytes that the model itself all-reduces in a step: dictionary, statistics of tokens, sums of the losses.
+
+    Args:
+        config: The model's.
+        num_losses: Losses that are summed over all ranks.
+        micro_batches: Micro-batches that a step accumulates.
+        watched: Whether `FeatureWatch` is on, as in pre-training.
+    """
     C, found = config.hidden_size, {}
     if config.use_dictionary and config.use_dictionary_output:
-        found["dictionary"] = 4 * config.num_codes * (C + 1)
+        found["dictionary"] = 4 * config.num_levels * config.num_codes * (C + 1)
+        if config.dictionary_follow != "none":
+            found["dictionary"] += 4 * C
     if config.dictionary_batch_norm:
         # C + 1 and C of each micro-batch, forward and backward, and 2 C + 1 of the step.
         found["BatchNorm of the tokens"] = 4 * (2 * (2 * C + 1) * micro_batches + 2 * C + 1)
+    if watched:
+        found["features, watched"] = 4 * (2 * C + 2)
     if num_losses:
         found["losses"] = 4 * 2 * num_losses * micro_batches
     return found

@@ -236,6 +236,14 @@ class BaseTask(ABC):
         """Visual tokens with Inf or NaN: the lookup gives them code 0, and the loss stays finite."""
         return [f"visual tokens ({num})"] if (num := model.take_num_non_finite()) else []
 
+    def steps_lost(self, model: Any) -> int:
+        """Nothing is watched."""
+        return 0
+
+    def lost(self, model: Any) -> str:
+        """Nothing is watched."""
+        return ""
+
     def warnings(self, model: Any) -> list[str]:
         """Nothing is watched."""
         return []

@@ -21,6 +21,7 @@ from soho_fast.data.readers.records import ImageTextRecord, ReadReport
 from soho_fast.data.shards.records import read_shards
 from soho_fast.data.text import PackedTexts, TextLists, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
+from soho_fast.model.feature_watch import STEPS_UNTIL_LOST
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import records_identity, sets_identity
 from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_table
@@ -96,7 +97,9 @@ class PretrainingTask(BaseTask):
     name = "pretraining"
     model_class = SohoForPreTraining
     default_split = HELDOUT
-    logged = ("mlm_loss", "mvm_loss", "itm_loss", "bag_of_words_loss")
+    logged = (
+        "mlm_loss", "mvm_loss", "itm_loss", "commitment_loss", "bag_of_words_loss", "step_perplexity", "code_error",
+    )  # fmt: skip
     selection = None
 
     _codebook_collapses = False
@@ -237,6 +240,28 @@ class PretrainingTask(BaseTask):
             figures |= {"perplexity": perplexity, "active_codes": active_codes, **of_step}
         return figures
 
+    def steps_lost(self, model: SohoForPreTraining) -> int:
+        """By the rule of `FeatureWatch`."""
+        watch = model.base().feature_watch
+        return 0 if watch is None else watch.steps_lost()
+
+    def lost(self, model: SohoForPreTraining) -> str:
+        """The visual features have become alike, or the codes stand for none of them."""
+        steps = self.steps_lost(model)
+        if steps < STEPS_UNTIL_LOST:
+            return ""
+        seen = {name: float(value) for name, value in self.figures(model).items()}
+        told = (
+            f"for {steps} steps the visual features have been lost: they have moved by {seen['feature_drift']:.1f} of "
+            f"their deviations, their variance is {seen['feature_spread']:.2g} times what it was"
+        )
+        if "code_error" in seen:
+            told += (
+                f", {seen['top_share']:.0%} of them have one code, and the codes' error is {seen['code_error']:.1f} "
+                "times their variance"
+            )
+        return f"{told}; lower optim.backbone_lr, or give optim.backbone_warmup_steps more (docs/training.md)"
+
     def warnings(self, model: SohoForPreTraining) -> list[str]:
         """Fewer than half of the codes are active."""
         dictionary = model.base().visual_dictionary
@@ -263,7 +288,7 @@ class PretrainingTask(BaseTask):
         return {
             # As many digits as tell a member from none.
             "usage": [float(f"{usage:.6g}") for usage in usage_K.tolist()],
-            "age": [int(age) for age in dictionary.age.tolist()],
+            "age": [int(age) for age in dictionary.age[: dictionary.num_codes].tolist()],
             "drift": dictionary.drift(),
         }
 

@@ -142,6 +142,7 @@ class StubTask:
             "signal": "SIGTERM",
             "selection": None,
             "reported": False,
+            "lost_after": None,
             "poison": None,
             "config": {},
             "cacheable": False,
@@ -149,7 +150,7 @@ class StubTask:
         }
         self.options = {**defaults, **options}
         self.selection = self.options["selection"]
-        self.epoch, self.passed = 0.0, 0
+        self.epoch, self.passed, self.num_steps = 0.0, 0, 0
         self.num_warned = 0
 
     @property
@@ -173,7 +174,15 @@ class StubTask:
         self.epoch = epoch
 
     def figures(self, model: nn.Module) -> Mapping[str, torch.Tensor]:
-        return {}
+        self.num_steps += 1
+        return {"steps": torch.tensor(self.num_steps)}
+
+    def steps_lost(self, model: nn.Module) -> int:
+        begin = self.options["lost_after"]
+        return 0 if begin is None else max(0, self.num_steps - begin)
+
+    def lost(self, model: nn.Module) -> str:
+        return "for 4 steps all was lost; do something else" if self.steps_lost(model) >= 4 else ""
 
     def non_finite(self, model: nn.Module) -> list[str]:
         return []

@@ -109,3 +109,28 @@ def test_the_last_gradient_norm_of_a_limited_time_is_recorded(launch, request_fo
     (last,) = records(request)
     assert last["step"] < 10
     assert math.isfinite(last["grad_norm"]) and last["grad_norm"] > 0
+
+
+def test_a_lost_run_ends_and_names_the_last_sound_checkpoint_which_was_kept(launch, request_for):
+    each = {"log": {"every_steps": 3}, "checkpoint": {"every_steps": 1, "keep": 2}, "evaluation": {"at_end": True}}
+    lost = request_for("lost", fails=True, max_steps=20, task={"lost_after": 7}, **each)
+    goes_on = request_for("goes_on", max_steps=14, task={"lost_after": 7}, engine={"end_when_lost": False}, **each)
+    never = request_for("never", max_steps=14, **each)
+    done = launch(lost, goes_on, never)
+    assert done.code == 0, done.text
+    kept = [
+        sorted(path.name for path in (Path(each["output"]) / "checkpoints").glob("step-*"))
+        for each in (lost, goes_on, never)
+    ]
+    # At step 11 it is seen, before that step is saved.
+    assert kept[0] == ["step-00000007", "step-00000009", "step-00000010"]
+    assert kept[1] == ["step-00000007", "step-00000013", "step-00000014"]
+    assert kept[2] == ["step-00000013", "step-00000014"]
+    (error,) = errors(done.text)
+    sound = Path(lost["output"]) / "checkpoints" / "step-00000007"
+    assert error == (
+        f"step 11: for 4 steps all was lost. Do something else. The newest checkpoint from before is {sound}: delete "
+        "what is newer, and --resume changed goes on from it"
+    )
+    assert not (Path(lost["output"]) / "model").exists()
+    assert [record["steps"] for record in records(never)] == [3, 6, 9, 12, 14], "figures are logged"

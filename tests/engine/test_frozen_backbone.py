@@ -26,31 +26,41 @@ def test_backbone_stands_still_from_and_until_the_given_epochs(launch, request_f
     assert not torch.equal(moved["backbone.0.weight"], start["backbone.0.weight"])
 
 
-def test_batch_norm_may_keep_its_statistics_from_where_the_backbone_stood_still(launch, request_for):
+def test_batch_norm_learns_again_where_the_backbone_does(launch, request_for):
     options = {"task": {"size": 64}, "optim": {"frozen_backbone_epochs": (1, 1.5)}}
-    held = {**options, "engine": {"freeze_batch_norm": "after_freeze"}}
-    begin, after = request_for("begin", max_steps=8, **held), request_for("after", max_steps=14, **held)
-    again = request_for("after", max_steps=16, resume="changed", **held)
-    without = request_for("without", max_steps=14, **options)
-    done = launch(begin, after, again, without)
-    assert done.code == 0, done.text
-    start, *later, moved = (weights(request) for request in (begin, again, without))
-    assert not torch.equal(start["backbone.1.running_mean"], torch.zeros_like(start["backbone.1.running_mean"]))
-    for state in later:
-        assert torch.equal(state["backbone.1.running_mean"], start["backbone.1.running_mean"])
-        assert not torch.equal(state["backbone.0.weight"], start["backbone.0.weight"])
-    assert not torch.equal(moved["backbone.1.running_mean"], start["backbone.1.running_mean"])
-
-
-def test_batch_norm_goes_on_where_the_backbone_never_stands_still(launch, request_for):
-    optim = {"frozen_backbone_epochs": (1, 1)}
-    held, without = (
-        request_for(name, max_steps=12, optim=optim, engine=engine, evaluation={"quick_every_steps": 6})
-        for name, engine in (("held", {"freeze_batch_norm": "after_freeze"}), ("without", {}))
+    stood, after, still = (
+        request_for(name, max_steps=steps, engine=engine, **options)
+        for name, steps, engine in (("stood", 12, {}), ("after", 14, {}), ("still", 14, {"freeze_batch_norm": True}))
     )
-    done = launch(held, without)
+    done = launch(stood, after, still)
     assert done.code == 0, done.text
-    assert torch.equal(*(weights(request)["backbone.1.running_mean"] for request in (held, without)))
+    means = [weights(request)["backbone.1.running_mean"] for request in (stood, after, still)]
+    assert not torch.equal(means[0], means[1])
+    assert torch.equal(means[2], torch.zeros_like(means[2]))
+
+
+def test_the_backbones_rate_begins_anew_where_it_is_unfrozen(launch, request_for):
+    """Warm-up from the thaw on, and the same rates however long it was frozen before: they follow the steps left."""
+    schedule = {"decay": "linear", "warmup_steps": 2, "warmup_start": 0.25, "end_factor": 0.0}
+    runs = [
+        request_for(
+            f"{epochs}", max_steps=0, epochs=epochs, task={"size": 64}, schedule=schedule,
+            optim={"frozen_backbone_epochs": (0.5, epochs - 1), "backbone_warmup_steps": 4, "backbone_lr": 1.0},
+        )
+        for epochs in (2, 4)
+    ]  # fmt: skip
+    done = launch(*runs)
+    assert done.code == 0, done.text
+    rates = []
+    for run in runs:
+        records = read_log(Path(run["output"]) / "log.jsonl")[0]
+        rates.append([each["lr"]["backbone"] for each in records if each["kind"] == "train"])
+    per_epoch = len(rates[0]) // 2
+    thawed = [rate[-per_epoch:] for rate in rates]
+    assert thawed[0] == pytest.approx(thawed[1], rel=1e-9)
+    warmed = [min(1, 0.25 + 0.75 * past / 4) * (1 - past / per_epoch) for past in range(per_epoch)]
+    assert thawed[0] == pytest.approx(warmed)
+    assert set(rates[0][per_epoch // 2 : per_epoch]) == {0.0} and rates[0][0] == 0.25
 
 
 def test_a_span_to_the_end_outlasts_more_epochs(launch, request_for):

@@ -53,12 +53,10 @@ def test_a_recipe_keeps_its_codes_alive_and_random_codes_die(recipe, scale):
 
 
 def errors_of_driven_features(per_step: float, **options) -> tuple[float, float]:
-    """Mean squared distance of the features from their codes, in units of the features' variance, before and after forty
-    steps in which all features move together by so many of their standard deviations a step."""
+    """Mean squared distance of the features from their codes, in units of the features' variance, before and after
+    forty steps in which all features move together by so many of their standard deviations a step."""
     generator = torch.Generator().manual_seed(0)
-    config = SohoConfig(
-        num_codes=128, hidden_size=CHANNELS, num_attention_heads=1, dictionary_init="data", **options
-    )
+    config = SohoConfig(num_codes=128, hidden_size=CHANNELS, num_attention_heads=1, dictionary_init="data", **options)
     made = VisualDictionary(config).train()
     centres, direction = (torch.randn(count, CHANNELS, generator=generator) for count in (200, 1))
     direction /= direction.square().mean().sqrt()

@@ -58,28 +58,66 @@ def test_without_codes_there_is_no_code_error_and_without_features_nothing():
     assert watch.figures() == {}
 
 
-def test_the_reference_follows_while_the_backbone_is_frozen_and_stands_afterwards():
+def test_the_reference_follows_closely_while_the_backbone_is_frozen_and_slowly_afterwards():
     watch = FeatureWatch(C).train()
-    watch.follows = True
+    watch.backbone_frozen = True
     for step in range(150):
         frozen = one_step(watch, (*features(step, step / 50), None))
     assert frozen["feature_drift"] < 1.5 and 0.5 < frozen["feature_spread"] < 2
-    watch.follows = False
+    watch.backbone_frozen = False
     stood = watch.mean.clone()
     moved = [one_step(watch, (*features(200 + step, 3 + step, 0.5), None)) for step in range(3)]
-    assert torch.equal(watch.mean, stood)
+    assert 0 < float((watch.mean - stood).abs().max()) < 0.2
     drifts = [step["feature_drift"] for step in moved]
-    assert drifts[1] - drifts[0] == pytest.approx(1, abs=0.2) and drifts[2] - drifts[1] == pytest.approx(1, abs=0.2)
+    assert drifts[1] - drifts[0] == pytest.approx(1, abs=0.3) and drifts[2] - drifts[1] == pytest.approx(1, abs=0.3)
     assert all(step["feature_spread"] == pytest.approx(0.25, abs=0.1) for step in moved)
 
 
-def test_where_nothing_is_frozen_the_first_hundred_steps_are_the_reference():
+def lost_after(num_sound: int, shift: float, scale: float, code: float | None) -> list[int]:
+    """Lost steps in a row, over thirty steps of such features after sound ones; `code` stands for all of them."""
     watch = FeatureWatch(C).train()
-    for step in range(100):
-        one_step(watch, (*features(step), None))
-    stood = watch.mean.clone()
-    assert one_step(watch, (*features(7, 2.0), None))["feature_drift"] == pytest.approx(2, abs=0.3)
-    assert torch.equal(watch.mean, stood)
+    counted = []
+    for step in range(num_sound + 30):
+        feat, valid = features(step, *((shift, scale) if step >= num_sound else (0.0, 1.0)))
+        codes = None
+        if code is not None:
+            codes = feat + 0.5 if step < num_sound else torch.full_like(feat, code)
+        one_step(watch, (feat, valid, codes))
+        counted.append(watch.steps_lost())
+    assert set(counted[:num_sound]) == {0}
+    return counted[num_sound:]
+
+
+def test_features_that_become_alike_are_lost_with_codes_and_without():
+    for code in (None, 3.0):
+        assert lost_after(120, 3.0, 0.2, code) == list(range(1, 31))
+    assert lost_after(120, 0.0, 0.1, None) == list(range(1, 31)), "where they are does not matter"
+    assert lost_after(50, 3.0, 0.2, None)[:20] == [0] * 20, "a run that begins has nothing to lose"
+    assert not any(lost_after(120, 3.0, 1.0, None)), "they only moved"
+
+
+def test_codes_that_stand_for_nothing_are_lost_where_they_once_stood_for_something():
+    assert lost_after(120, 2.0, 1.0, 0.0) == list(range(1, 31))
+    watch = FeatureWatch(C).train()
+    for step in range(300):  # Random codes, as the paper's, far from all features.
+        feat, valid = features(step)
+        one_step(watch, (feat, valid, torch.full_like(feat, 5.0)))
+    assert watch.steps_lost() == 0
+
+
+def test_a_sound_step_begins_the_count_anew_and_it_survives_saving():
+    watch = FeatureWatch(C).train()
+    for step in range(130):
+        one_step(watch, (*features(step, *((3.0, 0.2) if step >= 120 else (0.0, 1.0))), None))
+    assert watch.steps_lost() == 10
+    again = FeatureWatch(C).train()
+    again.load_state_dict(watch.state_dict())
+    for each in (watch, again):
+        figures = one_step(each, (*features(7, 3.0, 0.2), None))
+    assert again.steps_lost() == watch.steps_lost() == 11
+    assert figures == {name: float(value) for name, value in watch.figures().items()}
+    one_step(watch, (*features(8), None))
+    assert watch.steps_lost() == 0
 
 
 def test_a_watched_model_trains_and_saves_as_an_unwatched_one(tiny_config, batch, tmp_path):
@@ -99,7 +137,9 @@ def test_a_watched_model_trains_and_saves_as_an_unwatched_one(tiny_config, batch
     assert torch.equal(*losses)
     assert set(watched.base().feature_watch.figures()) == {"feature_drift", "feature_spread", "code_error"}
     kept = {name for name in watched.state_dict() if name not in plain.state_dict()}
-    assert kept == {f"soho.feature_watch.{name}" for name in ("mean", "variance", "num_updates")}
+    assert kept == {
+        f"soho.feature_watch.{name}" for name in ("mean", "variance", "num_updates", "num_coded", "num_lost")
+    }
     watched.save_pretrained(tmp_path)
     loaded, info = SohoForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["unexpected_keys"] and not info["missing_keys"]
@@ -110,6 +150,6 @@ def test_the_models_freezing_tells_the_watch(tiny_config):
     model = SohoForPreTraining(tiny_config())
     model.watch_features()
     model.freeze_backbone()
-    assert model.base().feature_watch.follows
+    assert model.base().feature_watch.backbone_frozen
     model.freeze_backbone(False)
-    assert not model.base().feature_watch.follows
+    assert not model.base().feature_watch.backbone_frozen

@@ -59,7 +59,9 @@ def test_vqvae_update_keeps_running_counts_and_sums(tiny_config):
 def test_all_codes_follow_the_features_running_mean_and_spread(tiny_config, follow, variant):
     options = {"ema_variant": variant, "ema_decay": 1.0}  # Eq. 4 alone moves nothing.
     following, still = (dictionary(tiny_config, dictionary_follow=each, **options) for each in (follow, "none"))
-    still.load_state_dict({name: value.clone() for name, value in following.state_dict().items() if name in still.state_dict()})
+    still.load_state_dict(
+        {name: value.clone() for name, value in following.state_dict().items() if name in still.state_dict()}
+    )
     mean = spread = None
     for step in range(1, 12):
         feat, valid = features()
