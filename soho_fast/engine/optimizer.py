@@ -8,7 +8,7 @@ pure function of the step, so that a resumed run needs no schedule state.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -159,22 +159,25 @@ def optimizer_groups(model: Any, settings: OptimSettings) -> list[dict]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then step, cosine, linear or no decay.
+    """Linear warm-up, then step, cosine, linear or no decay; the backbone's span without a rate, and its way back.
 
     Args:
         settings: the recipe's schedule.
         steps_per_epoch: optimiser steps in one epoch, >= 1.
         total_steps: optimiser steps of the whole run, >= 1.
         gradient_accumulation_steps: micro-batches in a step, >= 1.
+        optim: the recipe's optimiser, for when the backbone is frozen.
     """
 
     settings: ScheduleSettings
     steps_per_epoch: int
     total_steps: int
     gradient_accumulation_steps: int = 1
+    optim: OptimSettings = field(default_factory=OptimSettings)
 
     def __post_init__(self) -> None:
         s = self.settings
+        self.optim.frozen_span()  # refuses what is no span
         if sorted(s.step_epochs) != list(s.step_epochs):
             raise UserError(f"schedule.step_epochs: expected ascending epochs, got {s.step_epochs}")
 
@@ -191,14 +194,23 @@ class Schedule:
             return s.warmup_start + (1 - s.warmup_start) * number / s.warmup_steps
         return self._decay(step, s.warmup_steps / parts, elapsed)
 
-    def thawed_factor(self, step: int, thaw_step: float, warmup_steps: int, elapsed: float = 0.0) -> float:
-        """`factor` for a backbone that was unfrozen before step `thaw_step`: a warm-up of its own, of `warmup_steps`,
-        from `warmup_start` on. `cosine` and `linear` begin there, so that its rate is the same however long the run
-        was before, and falls over the steps that are left."""
-        s = self.settings
-        past = step - thaw_step
-        warmup = s.warmup_start + (1 - s.warmup_start) * past / warmup_steps if past < warmup_steps else 1.0
-        return warmup * self._decay(step, thaw_step, elapsed)
+    def is_frozen(self, step: int) -> bool:
+        """Whether the backbone is frozen in that step."""
+        begin, end = (epoch * self.steps_per_epoch for epoch in self.optim.frozen_span())
+        return begin <= step < end
+
+    def backbone_factor(self, step: int, elapsed: float = 0.0) -> float:
+        """`factor` for the backbone: 0 while it is frozen. From where it is unfrozen it has a warm-up of its own, of
+        `backbone_warmup_steps` from `warmup_start` on; `cosine` and `linear` begin anew there, so that its rate is the
+        same however long the run was before, and falls over the steps that are left."""
+        if self.is_frozen(step):
+            return 0.0
+        begin, end = (epoch * self.steps_per_epoch for epoch in self.optim.frozen_span())
+        if not begin < end <= step:
+            return self.factor(step, elapsed)
+        s, past, steps = self.settings, step - end, self.optim.backbone_warmup_steps
+        warmup = s.warmup_start + (1 - s.warmup_start) * past / steps if past < steps else 1.0
+        return warmup * self._decay(step, end, elapsed)
 
     def _decay(self, step: int, begin: float, elapsed: float) -> float:
         s = self.settings

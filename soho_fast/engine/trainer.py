@@ -183,16 +183,10 @@ class Step:
         by_torch = self.precision == "bf16" and not self._stage
         return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=by_torch)
 
-    def is_frozen(self, step: int) -> bool:
-        """Whether the backbone is frozen in that step."""
-        begin, end = self.settings.optim.frozen_span()
-        return begin * self.plan.steps_per_epoch <= step < end * self.plan.steps_per_epoch
-
     def freeze_backbone(self, step: int) -> None:
         """Freeze or unfreeze the backbone, as that step wants it."""
-        _, end = self.settings.optim.frozen_span()
-        frozen = self.is_frozen(step)
-        if frozen != self._frozen and (end or self._frozen):
+        frozen = self.schedule.is_frozen(step)
+        if frozen != self._frozen and (self.settings.optim.frozen_span()[1] or self._frozen):
             if frozen:
                 # What is frozen computes by these statistics, so they must be the same on all ranks.
                 average_batch_norm(self.model, self.processes)
@@ -206,14 +200,9 @@ class Step:
         self.freeze_backbone(step)
 
     def _set_rates(self, step: int, elapsed: float) -> None:
-        optim = self.settings.optim
-        of_backbone = factor = self.schedule.factor(step, elapsed)
-        begin, end = (epoch * self.plan.steps_per_epoch for epoch in optim.frozen_span())
-        if begin < end <= step:
-            of_backbone = self.schedule.thawed_factor(step, end, optim.backbone_warmup_steps, elapsed)
+        factor, of_backbone = self.schedule.factor(step, elapsed), self.schedule.backbone_factor(step, elapsed)
         for group in self.engine.basic_optimizer.param_groups:
-            of_group = of_backbone if group["backbone"] else factor
-            group["lr"] = 0.0 if self._frozen and group["backbone"] else group["base_lr"] * of_group
+            group["lr"] = group["base_lr"] * (of_backbone if group["backbone"] else factor)
 
     def _step_optimizer(self) -> None:
         try:
@@ -278,8 +267,8 @@ class Run:
         self.total_steps = max(1, round(settings.epochs * plan.steps_per_epoch))
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)
-        schedule = Schedule(settings.schedule, plan.steps_per_epoch, self.total_steps, plan.gradient_accumulation_steps)
-        settings.optim.frozen_span()  # refuses what is no span
+        accumulated = plan.gradient_accumulation_steps
+        schedule = Schedule(settings.schedule, plan.steps_per_epoch, self.total_steps, accumulated, settings.optim)
         resume_point.compare({"training samples": len(self.data), **task.identity.contents()})
         if resume_point.changes and not self.steps_left:
             raise UserError(
@@ -495,7 +484,7 @@ class Run:
         def states(step: int) -> list[str]:
             factor = schedule.step_decay(step)
             return [
-                "the backbone is frozen" if self.step.is_frozen(step) else "",
+                "the backbone is frozen" if schedule.is_frozen(step) else "",
                 self.task.phase(step / self.plan.steps_per_epoch) if isinstance(self.task, WatchedTask) else "",
                 "" if factor == 1 else f"learning rates x {factor:g}",
             ]
@@ -559,19 +548,10 @@ class Run:
         """Ends the run on all ranks, which see the same, where the task says that it is lost."""
         if not self.settings.engine.end_when_lost or not isinstance(self.task, WatchedTask):
             return
-        what, _, advice = self.task.lost(self.step.model).partition("; ")
-        if not what:
-            return
-        sound = self.checkpoints.newest_sound()
-        raise UserError(
-            f"step {self.progress.step}: {what}. {advice[:1].upper()}{advice[1:]}. "
-            + (
-                f"The newest checkpoint from before is {sound}: delete what is newer, and --resume changed goes on "
-                "from it"
-                if sound
-                else "There is no checkpoint from before"
-            )
-        )
+        if told := self.task.lost(self.step.model):
+            sound = self.checkpoints.newest_sound()
+            instead = f"delete all newer than {sound}, and --resume changed goes on from it" if sound else "start anew"
+            raise UserError(f"step {self.progress.step}: {told}, and {instead}")
 
     def _diverged(self, step: int, what: str) -> UserError:
         newest = self.checkpoints.newest()

@@ -260,7 +260,7 @@ class PretrainingTask(BaseTask):
                 f", {seen['top_share']:.0%} of them have one code, and the codes' error is {seen['code_error']:.1f} "
                 "times their variance"
             )
-        return f"{told}; lower optim.backbone_lr, or give optim.backbone_warmup_steps more (docs/training.md)"
+        return f"{told}; lower optim.backbone_lr or give optim.backbone_warmup_steps more (docs/training.md)"
 
     def warnings(self, model: SohoForPreTraining) -> list[str]:
         """Fewer than half of the codes are active."""

@@ -129,8 +129,8 @@ def test_a_lost_run_ends_and_names_the_last_sound_checkpoint_which_was_kept(laun
     (error,) = errors(done.text)
     sound = Path(lost["output"]) / "checkpoints" / "step-00000007"
     assert error == (
-        f"step 11: for 4 steps all was lost. Do something else. The newest checkpoint from before is {sound}: delete "
-        "what is newer, and --resume changed goes on from it"
+        f"step 11: for 4 steps all was lost; do something else, and delete all newer than {sound}, and --resume "
+        "changed goes on from it"
     )
     assert not (Path(lost["output"]) / "model").exists()
     assert [record["steps"] for record in records(never)] == [3, 6, 9, 12, 14], "figures are logged"
