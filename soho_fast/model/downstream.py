@@ -22,7 +22,7 @@ from .fast.pair_encoder import PairMatching
 from .heads import ClassificationHead, ItmHead, LossSum, cross_entropy_sum, global_means, total_loss
 from .inputs import SohoInputs, Texts, read_inputs
 from .outputs import SohoForImageTextRetrievalOutput, SohoModelOutput, VisualTokens
-from .pretrained import LoadReport, check_finite, copy_state
+from .pretrained import LoadReport, copy_state
 from .soho import SohoForPreTraining, SohoModel, SohoModelWithHeads
 from .transformer import Reads
 
@@ -60,19 +60,8 @@ class SohoDownstreamModel(SohoModelWithHeads):
             ValueError: the checkpoint lacks a tensor that this model shares with pre-training, a size differs, or a
                 field is unknown.
         """
-        try:
-            source, info = SohoForPreTraining.from_pretrained(
-                path_or_name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-        except OSError as error:
-            raise FileNotFoundError(
-                f"from_pretraining: no model could be loaded from {path_or_name!r}: give a directory with config.json "
-                f"and model.safetensors, or a hub name this machine can reach. transformers said: {error}"
-            ) from error
-        check_finite(source, f"from_pretraining: {path_or_name!r}")
-        absent = set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}
-        state = {name: tensor for name, tensor in source.state_dict().items() if name not in absent}
-        values = source.config.to_dict()
+        config, state = SohoForPreTraining.state_of(path_or_name, "from_pretraining")
+        values = config.to_dict()
         SohoConfig.check_names(name for name in overrides if name not in values)
         values |= {"recomputed_batch_norm": False, **overrides, "use_dictionary_output": use_dictionary_output}
         model = cls(SohoConfig.from_dict(values))

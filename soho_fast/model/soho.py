@@ -48,6 +48,7 @@ from .official.heads import TiedHead, cosine_logits
 from .official.masking import label_at_place, masked_in_some_pairs
 from .official.visual_encoder import OfficialVisualEncoder
 from .outputs import SohoForPreTrainingOutput, SohoModelOutput, VisualTokens
+from .pretrained import LoadReport, check_finite, copy_state
 from .transformer import Pairs, Reads, TransformerBackend
 from .visual_dictionary import VisualDictionary
 from .visual_encoder import VisualEncoder
@@ -339,6 +340,39 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
                 "bag_of_words_head.decoder.weight": "soho.text_embeddings.word_embeddings.weight",
             }
         self.post_init()
+
+    @classmethod
+    def state_of(cls, path_or_name: str, asker: str) -> tuple[SohoConfig, dict[str, Tensor]]:
+        """Configuration and float32 tensors of a pre-trained model; `asker` begins the errors.
+
+        Raises:
+            FileNotFoundError: nothing could be loaded from there.
+            ValueError: it holds values that are not finite.
+        """
+        try:
+            source, info = cls.from_pretrained(
+                path_or_name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{asker}: no model could be loaded from {path_or_name!r}: give a directory with config.json and "
+                f"model.safetensors, or a hub name this machine can reach. transformers said: {error}"
+            ) from error
+        check_finite(source, f"{asker}: {path_or_name!r}")
+        absent = set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}
+        return source.config, {name: value for name, value in source.state_dict().items() if name not in absent}
+
+    def init_from(self, path_or_name: str) -> LoadReport:
+        """Fills all that a pre-trained model has too: with a dictionary, without one, or with another.
+
+        Args:
+            path_or_name: what `save_pretrained` wrote, or its name on the hub.
+
+        Raises:
+            FileNotFoundError, ValueError: as `state_of`; ValueError also where sizes differ. Nothing was changed then.
+        """
+        _, state = self.state_of(path_or_name, "init_from")
+        return copy_state(self, state, f"init_from({path_or_name!r})")
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.mlm_head.decoder

@@ -74,6 +74,7 @@ class BaseTask(ABC):
         return {
             "data.tokenizer": words_identity(self.processor.tokenizer),
             "model.text_encoder": weights_identity(self.model.text_encoder),
+            "model.pretrained": weights_identity(self.model.pretrained),
             "model.backbone": weights_identity(self.model.backbone),
         }
 

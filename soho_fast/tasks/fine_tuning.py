@@ -18,7 +18,6 @@ from soho_fast.model.downstream import SohoDownstreamModel
 from soho_fast.tasks.base import BaseTask
 from soho_fast.tasks.contents import (
     records_identity,
-    weights_identity,
 )
 
 
@@ -163,7 +162,6 @@ class FineTuningTask(BaseTask):
             **super().contents(),
             "training data": records_identity(self.training_records),
             "held-out data": records_identity(held_out),
-            "model.pretrained": weights_identity(self.model.pretrained),
         }
 
     def next_commands(self, folder: Path) -> list[str]:

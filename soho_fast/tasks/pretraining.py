@@ -224,8 +224,19 @@ class PretrainingTask(BaseTask):
             self._say(str(model.init_text_encoder_from(self.model.text_encoder)))
         if self.model.backbone:
             self._say(str(model.init_backbone_from(self.model.backbone)))
+        if self.model.pretrained:
+            self._check_words(self.model.pretrained)
+            self._say(str(model.init_from(self.model.pretrained)))
         model.watch_features()
         return model
+
+    def _check_words(self, pretrained: str) -> None:
+        there, here = load_tokenizer(pretrained).get_vocab(), self.tokenizer.get_vocab()
+        if there != here:
+            raise ValueError(
+                f"data.tokenizer: {self.data.tokenizer} has other words ({len(here)}) than model.pretrained, "
+                f"{pretrained}, has learnt ({len(there)}); give {pretrained} here too"
+            )
 
     def before_step(self, model: SohoForPreTraining, epoch: float) -> None:
         """The first `bag_of_words_epochs` train the visual encoder alone, by the bag-of-words loss."""

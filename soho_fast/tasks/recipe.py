@@ -296,7 +296,7 @@ def _check_files(recipe: Any) -> None:
     names = [
         ("data.tokenizer", recipe.data.tokenizer, False),
         ("model.text_encoder", recipe.model.text_encoder, False),
-        ("model.pretrained", getattr(recipe.model, "pretrained", None), True),
+        ("model.pretrained", recipe.model.pretrained, True),
     ]
     for place, name, needs_owner in names:
         if name is not None and not is_built(name):

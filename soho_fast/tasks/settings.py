@@ -270,6 +270,8 @@ class PretrainingModel:
         text_encoder: A directory with a BERT, or its name on the hub, for the word embeddings and the Transformer;
             null starts from random values.
         backbone: imagenet, or a file of the backbone's weights; null starts from random values.
+        pretrained: Folder of a pre-trained model (a run's `model`), or its name on the hub, to go on from: all that it
+            shares with this one is taken from there, whether either has a dictionary.
         bag_of_words_epochs: The first so many epochs train the visual encoder alone, to tell which words the captions
             hold (ours, for small corpora; needs config.bag_of_words_weight).
     """
@@ -278,6 +280,7 @@ class PretrainingModel:
     config: dict[str, Any] = field(default_factory=dict)
     text_encoder: str | None = None
     backbone: str | None = None
+    pretrained: str | None = None
     bag_of_words_epochs: NonNegativeFloat = 0.0
 
 

@@ -1,6 +1,7 @@
 """The task as the engine uses it, with a small model."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -66,9 +67,10 @@ def test_a_training_step_and_the_metrics(data):
     output = model(**task.on_device(inputs))
     output.loss.backward()
     assert torch.isfinite(output.loss)
-    logged = {name: getattr(output, name) for name in task.logged}
+    logged = {name: getattr(output, name, None) for name in task.logged}
     assert all(value.numel() == 1 for value in logged.values() if value is not None)
-    assert {name for name, value in logged.items() if value is None} <= {"bag_of_words_loss"}, "off in this model"
+    off_or_the_steps = {"bag_of_words_loss", "commitment_loss", "step_perplexity", "code_error"}
+    assert {name for name, value in logged.items() if value is None} == off_or_the_steps
     model.train()
     metrics = task.evaluate(model, quick=False)
     assert metrics["num_images"] == 4 and metrics["num_candidates"] == 4
@@ -113,12 +115,58 @@ def test_the_dictionary_moves_once_a_step_if_the_step_is_applied(data):
             model(**batch)
         model.end_step(applied=applied)
         figures = task.figures(model)
-        assert torch.equal(dictionary.codebook, before) != applied
+        assert torch.equal(dictionary.codebook, before) != applied and bool(figures) == applied
         assert dictionary.step == applied
     perplexity, active_codes, _ = dictionary.statistics()
-    assert figures == {"perplexity": perplexity, "active_codes": active_codes} and perplexity > 1
+    assert figures["perplexity"] == perplexity > 1 and figures["active_codes"] == active_codes
+    of_step = {"step_perplexity", "top_share", "code_error", "feature_drift", "feature_spread"}
+    assert set(figures) == {"perplexity", "active_codes"} | of_step
     (line,) = task.non_finite(model)
     assert line.startswith("visual tokens (") and task.non_finite(model) == []
+
+
+def test_it_goes_on_from_a_pre_trained_model_with_another_dictionary_or_none(data, tmp_path):
+    for name, changes in (("none", {"use_dictionary": False}), ("codes", {})):
+        config = {**SMALL, **changes}
+        task = PretrainingTask(data, 3, PretrainingModel(config=config), say=lambda line: None)
+        torch.manual_seed(5)
+        model = task.build_model()
+        task.export(model, model.state_dict(), tmp_path / name)
+        said = []
+        config = {**SMALL, "num_levels": 2, "dictionary_init": "data"} if name == "none" else SMALL
+        torch.manual_seed(6)
+        again = PretrainingTask(
+            data, 3, PretrainingModel(config=config, pretrained=str(tmp_path / name)), say=said.append
+        )
+        taken = again.build_model().state_dict()
+        there = model.state_dict()
+        shared = [key for key in there if key in taken and "feature_watch" not in key]
+        assert len(shared) > 60 and all(torch.equal(there[key], taken[key]) for key in shared)
+        own = [key for key in taken if key not in there]
+        assert bool(own) == (name == "none")
+        assert ("not in the source, initial values kept" in said[-1]) == (name == "none"), said
+        assert again.contents()["model.pretrained"].startswith("weights ")
+    wrong = PretrainingModel(config={**SMALL, "hidden_size": 16}, pretrained=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="tensors have another size"):
+        PretrainingTask(data, 3, wrong, say=lambda line: None).build_model()
+
+
+def test_a_pre_trained_model_of_other_words_is_refused(data, tmp_path):
+    task, _ = make_task(data)
+    model = task.build_model()
+    task.export(model, model.state_dict(), tmp_path / "model")
+    words = tmp_path / "model" / "tokenizer.json"
+    content = json.loads(words.read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    words.write_text(json.dumps(content))
+    (tmp_path / "model" / "SHA256SUMS").unlink()
+    again = PretrainingTask(
+        data, 3, PretrainingModel(config=SMALL, pretrained=str(tmp_path / "model")), say=lambda line: None
+    )
+    with pytest.raises(ValueError, match=r"data.tokenizer: .* has other words \(\d+\) than model.pretrained"):
+        again.build_model()
 
 
 def test_cached_tokens_score_as_pixels_do(data):
@@ -292,6 +340,24 @@ def test_dying_codes_are_told_once_and_again_after_a_recovery(data):
     assert told(1) == told(enough) == told(few) == [], "said, and hardly better since"
     assert told(num) == []
     assert len(told(few)) == 1
+
+
+def test_a_run_without_codes_that_loses_its_features_says_what_is_seen(data):
+    task, _ = make_task(data)
+    task.model.config = {**SMALL, "use_dictionary": False}
+    model = task.build_model()
+    watch = model.base().feature_watch
+    valid = torch.ones(4, 8, dtype=torch.bool)
+    for step in range(140):
+        watch.begin_step()
+        scale, shift = (1.0, 0.0) if step < 120 else (0.1, 3.0)
+        watch.see(torch.randn(4, 8, SMALL["hidden_size"]) * scale + shift, valid, None)
+        watch.end_step(applied=True)
+        assert bool(task.lost(model)) == (step == 139), step
+        assert task.steps_lost(model) == max(0, step - 119)
+    seen = r"for 20 steps the visual features .* moved by 2\.\d of their deviations, their variance is 0\.01\d* times"
+    assert re.match(seen, task.lost(model)), task.lost(model)
+    assert "code" not in task.lost(model) and "lower optim.backbone_lr" in task.lost(model)
 
 
 def test_a_snapshot_holds_usage_and_age_of_each_code(data):
