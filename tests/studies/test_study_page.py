@@ -1,15 +1,16 @@
 """The page of studies shows what the committed rows say."""
 
-from statistics import fmean
+import csv
 
 from benchmarks.studies_page import PAGE, RESULTS, rendered
-from soho_fast.studies.results import read_rows
+from soho_fast.studies.comparing import paired
 
-
-def lines_below(head: str) -> list[str]:
-    """The rows of the table in the page's text whose head begins so."""
-    _, _, table = PAGE.read_text().partition(head)
-    return table.partition("\n\n")[0].splitlines()[2:]
+TASKS = {
+    "vqa": ("test.vqa_score", "styles.vqa_score"),
+    "nlvr2": ("test-P.accuracy", "styles.accuracy"),
+    "snli_ve": ("test.accuracy", "styles.accuracy"),
+    "retrieval": ("test.mean_r1", "styles.mean_r1"),
+}
 
 
 def test_the_page_is_rendered_from_the_committed_rows():
@@ -17,39 +18,22 @@ def test_the_page_is_rendered_from_the_committed_rows():
     assert rendered(text, figures=False) == text, "python -m benchmarks.studies_page renders it"
 
 
-def test_the_table_in_its_text_is_of_the_rows():
-    rows = read_rows([RESULTS / "studies-dictionary.jsonl"])
-    conditions = ("none", "k1024", "k256", "k64", "input alone", "targets alone")
-    metrics = {
-        "VQA score": ("vqa", "test.vqa_score"),
-        "NLVR2 accuracy": ("nlvr2", "test-P.accuracy"),
-        "SNLI-VE accuracy": ("snli_ve", "test.accuracy"),
-        "mean R@1": ("retrieval", "test.mean_r1"),
-    }
-    lines = lines_below("| seeds 0 to 2, % |")
-    assert len(lines) == len(metrics)
-    for line, (name, (stage, metric)) in zip(lines, metrics.items(), strict=True):
-        means = []
-        for condition in conditions:
-            of_condition = [
-                row for row in rows if (row["condition"], row["stage"], row["variant"]) == (condition, stage, "10 %")
-            ]
-            values = [row["metrics"][metric] for row in of_condition if row["seed"] in (0, 1, 2)]
-            assert len(values) == 3
-            means.append(f"{100 * fmean(values):.1f}")
-        assert line == f"| {name} | {' | '.join(means)} |"
-
-
-def test_the_table_of_conditions_in_its_text_is_of_the_rows():
-    rows = read_rows([RESULTS / "studies-conditions.jsonl"])
-    lines = lines_below("| image to text R@1, %, seeds 0 and 1 |")
-    assert len(lines) == 10
-    for line in lines:
-        change = line.split("|")[1].strip()
-        cells = []
-        for condition in ("none", "k256"):
-            name = condition if change == "nothing else changed" else f"{condition}, {change}"
-            values = {row["seed"]: row["metrics"]["image_to_text_r1"] for row in rows if row["condition"] == name}
-            assert set(values) >= ({0} if change.startswith("4x steps") else {0, 1})
-            cells.append(", ".join(f"{100 * values[seed]:.1f}" for seed in (0, 1) if seed in values))
-        assert line == f"| {change} | {' | '.join(cells)} |"
+def test_what_the_dictionary_cost_is_of_the_rows_of_before():
+    rows = {}
+    with (RESULTS / "studies-dictionary-frozen-batch-norm.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["variant"] == "10 %":
+                rows[row["condition"], row["seed"], row["stage"]] = row
+    differences = []
+    for seed in "01234":
+        each = [
+            float(rows["k256", seed, task][metric]) - float(rows["none", seed, task][metric])
+            for task, metrics in TASKS.items()
+            for metric in metrics
+        ]
+        differences.append(100 * sum(each) / len(each))
+    mean, low, high, _ = paired(differences)
+    *first, last = (f"{-each:.1f}" for each in differences)
+    text = " ".join(PAGE.read_text().split())
+    assert f"by {', '.join(first)} and {last} points, {-mean:.1f} in the mean" in text
+    assert f"interval from {-high:.1f} to {-low:.1f}" in text
