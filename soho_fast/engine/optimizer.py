@@ -200,9 +200,9 @@ class Schedule:
         return begin <= step < end
 
     def backbone_factor(self, step: int, elapsed: float = 0.0) -> float:
-        """`factor` for the backbone: 0 while it is frozen. From where it is unfrozen it has a warm-up of its own, of
-        `backbone_warmup_steps` from `warmup_start` on; `cosine` and `linear` begin anew there, so that its rate is the
-        same however long the run was before, and falls over the steps that are left."""
+        """`factor` for the backbone: 0 while it is frozen. From where it is unfrozen it is `thawed_backbone_factor`
+        times a warm-up of its own, of `backbone_warmup_steps` from `warmup_start` on; `cosine` and `linear` begin anew
+        there, so that its rate is the same however long the run was before, and falls over the steps that are left."""
         if self.is_frozen(step):
             return 0.0
         begin, end = (epoch * self.steps_per_epoch for epoch in self.optim.frozen_span())
@@ -210,7 +210,7 @@ class Schedule:
             return self.factor(step, elapsed)
         s, past, steps = self.settings, step - end, self.optim.backbone_warmup_steps
         warmup = s.warmup_start + (1 - s.warmup_start) * past / steps if past < steps else 1.0
-        return warmup * self._decay(step, end, elapsed)
+        return self.optim.thawed_backbone_factor * warmup * self._decay(step, end, elapsed)
 
     def _decay(self, step: int, begin: float, elapsed: float) -> float:
         s = self.settings

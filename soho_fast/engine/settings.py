@@ -43,6 +43,7 @@ class OptimSettings:
             [0, 0] never.
         backbone_warmup_steps: Steps in which the backbone's rate warms up again from where it is unfrozen. Its decay,
             if `cosine` or `linear`, begins there too.
+        thawed_backbone_factor: Factor on the backbone's rate from where it is unfrozen.
     """
 
     lr: NonNegativeFloat = 1e-4
@@ -59,6 +60,7 @@ class OptimSettings:
     clip: NonNegativeFloat = 10.0
     frozen_backbone_epochs: tuple[float, float | Literal["end"]] = (0.0, 0.0)
     backbone_warmup_steps: NonNegativeInt = 0
+    thawed_backbone_factor: NonNegativeFloat = 1.0
 
     def frozen_span(self) -> tuple[float, float]:
         """`frozen_backbone_epochs` as numbers. Raises UserError: they are no span."""

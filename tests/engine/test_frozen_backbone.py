@@ -45,7 +45,10 @@ def test_the_backbones_rate_begins_anew_where_it_is_unfrozen(launch, request_for
     runs = [
         request_for(
             f"{epochs}", max_steps=0, epochs=epochs, task={"size": 64}, schedule=schedule,
-            optim={"frozen_backbone_epochs": (0.5, epochs - 1), "backbone_warmup_steps": 4, "backbone_lr": 1.0},
+            optim={
+                "frozen_backbone_epochs": (0.5, epochs - 1), "backbone_warmup_steps": 4, "backbone_lr": 2.0,
+                "thawed_backbone_factor": 0.5,
+            },
         )
         for epochs in (2, 4)
     ]  # fmt: skip
@@ -60,7 +63,7 @@ def test_the_backbones_rate_begins_anew_where_it_is_unfrozen(launch, request_for
     assert thawed[0] == pytest.approx(thawed[1], rel=1e-9)
     warmed = [min(1, 0.25 + 0.75 * past / 4) * (1 - past / per_epoch) for past in range(per_epoch)]
     assert thawed[0] == pytest.approx(warmed)
-    assert set(rates[0][per_epoch // 2 : per_epoch]) == {0.0} and rates[0][0] == 0.25
+    assert set(rates[0][per_epoch // 2 : per_epoch]) == {0.0} and rates[0][0] == 2 * 0.25
 
 
 def test_a_span_to_the_end_outlasts_more_epochs(launch, request_for):
