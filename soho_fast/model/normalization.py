@@ -181,10 +181,9 @@ class TokenBatchNorm(RunningStatistics):
     gather them, as those of the dictionary, and the end moves the running ones once. The first training forward has
     nothing to go by and takes the statistics of its own batch.
 
-    Nothing in the gradient keeps features where the running statistics are. A CNN that learns fast leaves these behind
-    within few steps, and a dictionary's codes with them: at SGD's rate of the paper features were three standard
-    deviations from all codes after fifteen steps, and all alike after a hundred. `max_lag` lets the running statistics
-    follow as fast as that takes.
+    Nothing in the gradient keeps features where the running statistics are. A CNN that nothing centres, since its own
+    BatchNorm is frozen, can carry all features away faster than these follow; `max_lag` lets them follow as fast as
+    that takes.
 
     Args:
         num_channels, eps, momentum: as in `RunningStatistics`. The running statistics are the plain mean over the first
