@@ -15,7 +15,7 @@ class BuildInfo(TypedDict):
 @type_check_only
 class LookupTotals(TypedDict):
     rows: int
-    reduced: int
+    pruning: int
     compared: int
     left: int
 

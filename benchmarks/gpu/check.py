@@ -23,7 +23,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 OP_TESTS = (
     "codebook_lookup", "codebook_update", "derivatives", "group_mask", "straight_through", "prepared_codebook",
-    "registration", "reduced",
+    "registration", "pruning",
 )  # fmt: skip
 SANITIZED = ("tests/ops/test_codebook_lookup.py", "-k", "cuda and (test_sizes or test_layouts)")
 

@@ -80,7 +80,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 PREPARED, WITHOUT_REDUCED = f"{OURS} prepared", f"{OURS} prepared, without the reduced pass"
-# Noise gains nothing from the reduced pass; this is what its trial may cost.
+# Noise gains nothing from pruning, the reduced pass of these names; this is what its trial may cost.
 AT_MOST_1_03 = 1 / 1.03
 TARGETS = (
     Target("codebook_lookup", "float32", BEST_LEVEL, FASTEST, 6.0),

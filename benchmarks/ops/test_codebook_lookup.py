@@ -56,7 +56,7 @@ def test_against_baselines(shape, dtype, method, time_checked):
 @pytest.mark.parametrize("method", [name for name in AUTOMATIC if name != "soho_fast"])
 @pytest.mark.parametrize("shape", first_by_default(LOOKUP_NKC), ids=text)
 def test_prepared_on_noise(shape, method, time_checked):
-    """What the reduced pass costs where it can prove nothing."""
+    """What pruning costs where it can prove nothing."""
     compete(time_checked, shape, torch.float32, method, AUTOMATIC[method])
 
 

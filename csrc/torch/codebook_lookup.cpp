@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kGatherRowsPerTask = 64;
 
-std::atomic<int64_t> total_rows{0}, total_reduced{0}, total_compared{0}, total_left{0};
+std::atomic<int64_t> total_rows{0}, total_pruning{0}, total_compared{0}, total_left{0};
 
 // Rows `index` of the contiguous `codes` (K, C) or (..., K, C), of which each has as many, shaped (index's shape, C).
 Tensor gather(const Tensor& codes, const Tensor& index) {
@@ -52,15 +52,15 @@ Metric metric_of(int64_t number) {
 }
 
 // The directions of one codebook or of each of several: float32 (C, D) or (..., C, D), contiguous.
-struct Bases {
-  Bases(const std::optional<Tensor>& basis, const Codebooks& books) {
-    if (!basis.has_value()) return;
-    const int64_t dims = basis->dim();
-    if (basis->scalar_type() != ScalarType::Float || dims < 2 || basis->size(dims - 2) != books.num_channels ||
-        (dims > 2 && basis->numel() != books.num_codebooks * books.num_channels * basis->size(dims - 1)))
+struct Subspaces {
+  Subspaces(const std::optional<Tensor>& subspace, const Codebooks& books) {
+    if (!subspace.has_value()) return;
+    const int64_t dims = subspace->dim();
+    if (subspace->scalar_type() != ScalarType::Float || dims < 2 || subspace->size(dims - 2) != books.num_channels ||
+        (dims > 2 && subspace->numel() != books.num_codebooks * books.num_channels * subspace->size(dims - 1)))
       throw std::invalid_argument(
           "subspace: expected float32 (C, D), or (..., C, D) with the batch shape of the codebook");
-    contiguous = as_dense(*basis);
+    contiguous = as_dense(*subspace);
     num_directions = contiguous->size(dims - 1);
     stride = dims > 2 ? books.num_channels * num_directions : 0;
   }
@@ -74,17 +74,17 @@ struct Bases {
 };
 
 // (num_codebooks, bytes) uint8: each codebook packed for the level in use, with its directions.
-Tensor pack_codebook_cpu(const Tensor& codebook, const std::optional<Tensor>& basis, int64_t metric) {
+Tensor pack_codebook_cpu(const Tensor& codebook, const std::optional<Tensor>& subspace, int64_t metric) {
   const Codebooks books = as_codebooks(codebook);
-  const Bases bases(basis, books);
+  const Subspaces subspaces(subspace, books);
   const CpuLevel level = lookup_level(books.num_channels);
   const int64_t bytes = static_cast<int64_t>(
-      packed_codebook_bytes(level, books.num_codes, books.num_channels, bases.num_directions, metric_of(metric)));
+      packed_codebook_bytes(level, books.num_codes, books.num_channels, subspaces.num_directions, metric_of(metric)));
   const Tensor packed = empty_cpu({books.num_codebooks, bytes}, ScalarType::Byte);
   for (int64_t b = 0; b < books.num_codebooks; ++b) {
     char* block = static_cast<char*>(packed.mutable_data_ptr()) + b * bytes;
-    pack_codebook(level, books.at(b), books.num_codes, books.num_channels, bases.at(b), bases.num_directions, block,
-                  intra_op_threads, metric_of(metric));
+    pack_codebook(level, books.at(b), books.num_codes, books.num_channels, subspaces.at(b), subspaces.num_directions,
+                  block, intra_op_threads, metric_of(metric));
   }
   return packed;
 }
@@ -104,8 +104,8 @@ const void* packed_block(const std::optional<Tensor>& packed, int64_t b, const C
 std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, const Tensor& codebook,
                                                        bool return_distance, bool return_codes,
                                                        const std::optional<Tensor>& packed,
-                                                       const std::optional<Tensor>& basis,
-                                                       const std::optional<Tensor>& guess, int64_t metric,
+                                                       const std::optional<Tensor>& subspace,
+                                                       const std::optional<Tensor>& warm_start, int64_t metric,
                                                        int64_t topk) {
   std::vector<int64_t> shape = shape_of(features);
   shape.pop_back();
@@ -119,12 +119,12 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
   const Rows rows = as_rows(features);
   const int64_t rows_per_batch = codebook.dim() == 2 ? rows.num_rows : features.size(features.dim() - 2);
   const CpuLevel level = lookup_level(books.num_channels);
-  const Bases bases(basis, books);
-  std::optional<Tensor> guesses;
-  if (guess.has_value()) {
-    if (guess->scalar_type() != ScalarType::Long || guess->numel() != rows.num_rows)
+  const Subspaces subspaces(subspace, books);
+  std::optional<Tensor> warm_starts;
+  if (warm_start.has_value()) {
+    if (warm_start->scalar_type() != ScalarType::Long || warm_start->numel() != rows.num_rows)
       throw std::invalid_argument("warm_start: expected int64 with a code for each row of features");
-    guesses = as_dense(*guess);
+    warm_starts = as_dense(*warm_start);
   }
   for (int64_t b = 0; b * rows_per_batch < rows.num_rows; ++b) {
     CodebookLookupArgs args{};
@@ -138,15 +138,15 @@ std::tuple<Tensor, Tensor, Tensor> codebook_lookup_cpu(const Tensor& features, c
     args.num_channels = books.num_channels;
     args.index = index.mutable_data_ptr<int64_t>() + b * rows_per_batch;
     args.distance = return_distance ? distance.mutable_data_ptr<float>() + b * rows_per_batch * topk : nullptr;
-    args.basis = bases.at(b);
-    args.num_directions = bases.num_directions;
+    args.subspace = subspaces.at(b);
+    args.num_directions = subspaces.num_directions;
     args.topk = topk;
     args.top_index = topk > 1 ? top_index.mutable_data_ptr<int64_t>() + b * rows_per_batch * topk : nullptr;
-    args.guess = guesses.has_value() ? guesses->const_data_ptr<int64_t>() + b * rows_per_batch : nullptr;
+    args.warm_start = warm_starts.has_value() ? warm_starts->const_data_ptr<int64_t>() + b * rows_per_batch : nullptr;
     const void* block = packed_block(packed, b, books, level, args.metric);
     const LookupCounts counts = codebook_lookup(level, args, block, intra_op_threads);
     total_rows += args.num_rows;
-    total_reduced += counts.reduced;
+    total_pruning += counts.pruning;
     total_compared += counts.compared;
     total_left += counts.undecided;
   }
@@ -167,6 +167,6 @@ STABLE_TORCH_LIBRARY_IMPL(SOHO_NAMESPACE, CPU, library) {
 
 }  // namespace
 
-LookupTotals lookup_totals() { return {total_rows, total_reduced, total_compared, total_left}; }
+LookupTotals lookup_totals() { return {total_rows, total_pruning, total_compared, total_left}; }
 
 }  // namespace soho

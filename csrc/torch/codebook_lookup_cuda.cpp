@@ -25,7 +25,7 @@ void refuse_other_metrics(int64_t metric) {
   if (metric != 0) throw std::invalid_argument("metric: the CUDA kernels serve 0 (euclidean) alone");
 }
 
-Tensor pack_codebook(const Tensor& codebook, const std::optional<Tensor>& /*basis*/, int64_t metric) {
+Tensor pack_codebook(const Tensor& codebook, const std::optional<Tensor>& /*subspace*/, int64_t metric) {
   refuse_other_metrics(metric);
   return pack(CudaCall(codebook), as_codebooks(codebook));
 }
@@ -54,8 +54,8 @@ Tensor gather(const CudaCall& call, const Tensor& codes, const Tensor& index) {
 
 std::tuple<Tensor, Tensor, Tensor> codebook_lookup(const Tensor& features, const Tensor& codebook, bool return_distance,
                                                    bool return_codes, const std::optional<Tensor>& packed,
-                                                   const std::optional<Tensor>& /*basis*/,
-                                                   const std::optional<Tensor>& /*guess*/, int64_t metric,
+                                                   const std::optional<Tensor>& /*subspace*/,
+                                                   const std::optional<Tensor>& /*warm_start*/, int64_t metric,
                                                    int64_t topk) {
   refuse_other_metrics(metric);
   if (topk != 1) throw std::invalid_argument("topk: the CUDA kernels serve 1 alone");

@@ -7,7 +7,7 @@ namespace soho {
 
 struct LookupTotals {
   int64_t rows;
-  int64_t reduced;   // rows decided by the reduced pass
+  int64_t pruning;   // rows decided by low-dimensional pruning
   int64_t compared;  // rows decided by a comparison in float64, of a few candidates or of all codes
   int64_t left;      // rows that the first pass left to a more exact one
 };

@@ -17,10 +17,10 @@ PYBIND11_MODULE(_C, module) {
       [] {
         const soho::LookupTotals totals = soho::lookup_totals();
         return std::map<std::string, int64_t>{
-            {"rows", totals.rows}, {"reduced", totals.reduced}, {"compared", totals.compared}, {"left", totals.left}};
+            {"rows", totals.rows}, {"pruning", totals.pruning}, {"compared", totals.compared}, {"left", totals.left}};
       },
-      "Rows of all lookups so far; of them, those that the reduced pass decided, those compared in float64 and those "
-      "that the first full pass left.");
+      "Rows of all lookups so far; of them, those that low-dimensional pruning decided, those compared in float64 "
+      "and those that the first full pass left.");
   module.def("set_cpu_level", &soho::set_cpu_level, py::arg("level"),
              "Forces a level by its name; \"\" goes back to the best one.");
 }

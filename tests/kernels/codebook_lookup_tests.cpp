@@ -8,7 +8,7 @@
 #include "common/memory.h"
 #include "kernels/codebook_lookup/packed_codebook.h"
 #include "kernels/codebook_lookup/plan.h"
-#include "kernels/codebook_lookup/reduced.h"
+#include "kernels/codebook_lookup/pruning.h"
 
 #ifdef SOHO_AMX_MODEL
 namespace soho {
@@ -87,13 +87,13 @@ const FewRows* few_of(Metric metric) {
   return few_rows_of(cpu_level_available(CpuLevel::kAvx512) ? CpuLevel::kAvx512 : CpuLevel::kAvx2, metric);
 }
 
-// What the reduced pass is given.
+// What the pruning pass is given.
 struct Hints {
-  const ReducedPass* reduced = nullptr;
+  const PruningPass* pruning = nullptr;
   const FewRows* few = nullptr;
   int64_t num_directions = 0;
-  std::vector<float> basis;
-  std::vector<int64_t> guess;
+  std::vector<float> subspace;
+  std::vector<int64_t> warm_start;
 };
 
 // Directions good and bad: channels themselves, any, all alike, none, too large or small by far, not finite.
@@ -105,10 +105,10 @@ std::vector<Hints> every_hint(int64_t num_rows, int64_t num_codes, int64_t num_c
     for (int kind = 0; kind < 6; ++kind) {
       Hints hints;
       hints.num_directions = num_directions;
-      hints.basis = normal(num_channels * num_directions, 23);
+      hints.subspace = normal(num_channels * num_directions, 23);
       for (int64_t c = 0; c < num_channels; ++c) {
         for (int64_t k = 0; k < num_directions; ++k) {
-          float& value = hints.basis[c * num_directions + k];
+          float& value = hints.subspace[c * num_directions + k];
           if (kind == 0) value = c == k ? 1.0f : 0.0f;
           if (kind == 2) value = 1.0f;
           if (kind == 3) value = k > 0 ? 1e-30f * value : 1e30f * value;
@@ -116,7 +116,7 @@ std::vector<Hints> every_hint(int64_t num_rows, int64_t num_codes, int64_t num_c
           if (kind == 5 && c == k && k == num_directions / 2) value = std::numeric_limits<float>::quiet_NaN();
         }
       }
-      for (int64_t i = 0; i < num_rows && kind % 2 == 0; ++i) hints.guess.push_back(code(engine));
+      for (int64_t i = 0; i < num_rows && kind % 2 == 0; ++i) hints.warm_start.push_back(code(engine));
       found.push_back(hints);
     }
   }
@@ -143,10 +143,10 @@ std::vector<int64_t> lookup(const std::vector<LookupPass>& passes, const std::ve
   args.index = index.data() + 1;
   args.distance = distance.data() + 1;
   args.metric = metric;
-  args.basis = hints.basis.data();
+  args.subspace = hints.subspace.data();
   args.num_directions = hints.num_directions;
-  args.guess = hints.guess.empty() ? nullptr : hints.guess.data();
-  const LookupPlan plan = make_plan(passes, hints.reduced, hints.few, num_rows, num_channels, packed != nullptr);
+  args.warm_start = hints.warm_start.empty() ? nullptr : hints.warm_start.data();
+  const LookupPlan plan = make_plan(passes, hints.pruning, hints.few, num_rows, num_channels, packed != nullptr);
   PackedCodebook packed_codebook(args, packed);
   run_plan(plan, args, packed_codebook, parts(num_parts));
   CHECK(index.front() == -7 && index.back() == -7 && distance.front() == -7.0f && distance.back() == -7.0f);
@@ -192,7 +192,7 @@ void compare_metric(const std::vector<float>& features, const std::vector<float>
     codebook_lookup(level, args, nullptr, parts(3));
     CHECK(index == expected);
   }
-  if (metric != Metric::kEuclidean || num_rows < kFewestReducedRows || num_channels > 1200) return;
+  if (metric != Metric::kEuclidean || num_rows < kFewestPruningRows || num_channels > 1200) return;
   static size_t next_hint = 0;  // two in turn: all of them are many
   std::vector<Hints> all_hints = every_hint(num_rows, num_codes, num_channels);
   for (int times = 0; times < 2; ++times) {
@@ -200,7 +200,7 @@ void compare_metric(const std::vector<float>& features, const std::vector<float>
     for (CpuLevel level : built_cpu_levels()) {
       if (!cpu_level_available(level)) continue;
       for (int64_t of_channels : {int64_t{1}, int64_t{1} << 12}) {  // float32 and bfloat16
-        hints.reduced = reduced_pass_of(level, of_channels);
+        hints.pruning = pruning_pass_of(level, of_channels);
         CHECK(lookup(passes_of(level), features, codebook, num_rows, num_codes, num_channels, 2, nullptr, metric,
                      hints) == expected);
       }
@@ -208,13 +208,13 @@ void compare_metric(const std::vector<float>& features, const std::vector<float>
   }
 }
 
-// Rows near codes that differ in some channels: the reduced pass decides them, in a basis packed with the codebook.
-void test_reduced() {
+// Rows near codes that differ in some channels: pruning decides them, in a subspace packed with the codebook.
+void test_pruning() {
   constexpr int64_t kRows = 300, kCodes = 520, kChannels = 200, kDirections = 5;
   std::vector<float> codebook = normal(kCodes * kChannels, 24), features = normal(kRows * kChannels, 25);
-  std::vector<float> basis(kChannels * kDirections, 0.0f);
+  std::vector<float> subspace(kChannels * kDirections, 0.0f);
   for (int64_t c = 0; c < kChannels; ++c) {
-    for (int64_t k = 0; k < kDirections; ++k) basis[c * kDirections + k] = c == 3 * k ? 1.0f : 0.0f;
+    for (int64_t k = 0; k < kDirections; ++k) subspace[c * kDirections + k] = c == 3 * k ? 1.0f : 0.0f;
     const bool told = c % 3 == 0 && c < 3 * kDirections;
     for (int64_t j = 0; j < kCodes; ++j) codebook[j * kChannels + c] *= told ? 50.0f : 0.01f;
     for (int64_t i = 0; i < kRows; ++i) {
@@ -234,14 +234,14 @@ void test_reduced() {
     if (!cpu_level_available(level)) continue;
     const size_t bytes = packed_codebook_bytes(level, kCodes, kChannels, kDirections);
     const Scratch packed(bytes);
-    pack_codebook(level, codebook.data(), kCodes, kChannels, basis.data(), kDirections, packed.data(), parts(3));
+    pack_codebook(level, codebook.data(), kCodes, kChannels, subspace.data(), kDirections, packed.data(), parts(3));
     CHECK(packed_codebook_is(level, kCodes, kChannels, Metric::kEuclidean, packed.data(), bytes));
     CHECK(!packed_codebook_is(level, kCodes, kChannels, Metric::kEuclidean, packed.data(), bytes - 1));
     for (const void* block : {static_cast<const void*>(packed.data()), static_cast<const void*>(nullptr)}) {
-      args.basis = basis.data();
+      args.subspace = subspace.data();
       args.num_directions = block == nullptr ? kDirections : 0;
       const LookupCounts counts = codebook_lookup(level, args, block, parts(2));
-      CHECK(counts.reduced == (level == CpuLevel::kScalar ? 0 : kRows));
+      CHECK(counts.pruning == (level == CpuLevel::kScalar ? 0 : kRows));
       for (int64_t i = 0; i < kRows; ++i) CHECK(index[i] == i * 7 % kCodes);
     }
   }
@@ -562,6 +562,6 @@ void test_codebook_lookup() {
   test_directions();
   test_topk();
   test_levels_of_packing();
-  test_reduced();
+  test_pruning();
   test_gather();
 }

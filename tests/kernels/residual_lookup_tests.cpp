@@ -72,12 +72,12 @@ void compare(const Problem& problem) {
   for (CpuLevel level : built_cpu_levels()) {
     if (!cpu_level_available(level)) continue;
     const int64_t num_directions = num_channels >= 8 ? 4 : 0;
-    const std::vector<float> basis = normal(num_channels * num_directions, 7);  // any will do
+    const std::vector<float> subspace = normal(num_channels * num_directions, 7);  // any will do
     const int64_t bytes = packed_codebook_bytes(level, num_codes, num_channels, num_directions);
     const int64_t num_codebooks = shared ? 1 : num_levels;
     const Scratch packed(bytes * num_codebooks);
     for (int64_t l = 0; l < num_codebooks; ++l) {
-      pack_codebook(level, codebooks.data() + l * num_codes * num_channels, num_codes, num_channels, basis.data(),
+      pack_codebook(level, codebooks.data() + l * num_codes * num_channels, num_codes, num_channels, subspace.data(),
                     num_directions, static_cast<char*>(packed.data()) + l * bytes, parts(1));
     }
     for (int num_parts : {1, 3}) {

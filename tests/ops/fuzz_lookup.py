@@ -196,10 +196,10 @@ def main() -> int:
         left -= features.shape[0]
         batch += 1
     ops.set_cpu_level(None)
-    print(f"{'kind':44}{'level':14}{'rows':>10}{'different':>11}{'reduced':>10}{'in float64':>12}{'left':>9}")
+    print(f"{'kind':44}{'level':14}{'rows':>10}{'different':>11}{'pruning':>10}{'in float64':>12}{'left':>9}")
     for (kind, level), total in sorted(totals.items()):
         shares = [
-            f"{total[name] / total['rows']:.2%}" if name in total else "" for name in ("reduced", "compared", "left")
+            f"{total[name] / total['rows']:.2%}" if name in total else "" for name in ("pruning", "compared", "left")
         ]
         counts = f"{total['rows']:>10}{total['different']:>11}"
         print(f"{kind:44}{level:14}{counts}{shares[0]:>10}{shares[1]:>12}{shares[2]:>9}")

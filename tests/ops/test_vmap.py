@@ -99,7 +99,7 @@ def test_lookup_with_subspace_and_warm_start(backend):
         ):
             for warm_start in (_whole(-1, 300, V, 40), _whole(-1, 300, 40)):
                 _check(
-                    lambda x, d, b, g: ops.codebook_lookup(x, d, subspace=b, warm_start=g, backend=backend),
+                    lambda x, d, s, w: ops.codebook_lookup(x, d, subspace=s, warm_start=w, backend=backend),
                     (0, of_codebook, of_subspace, 0 if warm_start.dim() == 2 else None),
                     features, codebook, subspace, warm_start,
                 )  # fmt: skip

@@ -41,9 +41,9 @@ struct CodebookLookupArgs {
   Metric metric = Metric::kEuclidean;
   // Hints, which decide how long it takes: directions in which the codes differ most, one a column, and for each row a
   // code that may be the nearest (below 0 or not below num_codes: none). Null where there are none.
-  const float* basis;  // (num_channels, num_directions), contiguous
+  const float* subspace;  // (num_channels, num_directions), contiguous
   int64_t num_directions;
-  const int64_t* guess;  // (num_rows,)
+  const int64_t* warm_start;  // (num_rows,)
   // Above 1, at most kMostNearest and num_codes: top_index (num_rows, topk) is written, index holds its first column,
   // and distance is (num_rows, topk). Hints are not used then.
   int64_t topk = 1;
@@ -52,7 +52,7 @@ struct CodebookLookupArgs {
 
 // What a lookup took.
 struct LookupCounts {
-  int64_t reduced = 0;    // rows decided by the reduced pass
+  int64_t pruning = 0;    // rows decided by low-dimensional pruning
   int64_t compared = 0;   // rows decided by a comparison in float64, of a few candidates or of all codes
   int64_t undecided = 0;  // rows that the cheapest pass left to a more exact one
 };
@@ -62,17 +62,17 @@ struct LookupCounts {
 CpuLevel lookup_level(int64_t num_channels);
 
 // Looks up all rows. `packed` is null, or args.codebook packed for this level; one packed for another level, or of
-// another size, is packed anew. With directions it was packed with, args.basis is not read.
+// another size, is packed anew. With directions it was packed with, args.subspace is not read.
 LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, const void* packed,
                              const ParallelFor& parallel_for);
 
 // For many lookups in one codebook: packs it into the block `packed` of packed_codebook_bytes(), aligned to a cache
 // line. The block may be copied; threads may share it.
-// `basis` (num_channels, num_directions) may be null with no directions.
+// `subspace` (num_channels, num_directions) may be null with no directions.
 size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels, int64_t num_directions,
                              Metric metric = Metric::kEuclidean);
-void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int64_t num_channels, const float* basis,
-                   int64_t num_directions, void* packed, const ParallelFor& parallel_for,
+void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int64_t num_channels,
+                   const float* subspace, int64_t num_directions, void* packed, const ParallelFor& parallel_for,
                    Metric metric = Metric::kEuclidean);
 
 // Whether a block of this many bytes is what pack_codebook made for this level, metric and size of codebook.

@@ -9,7 +9,7 @@
 #include "kernels/codebook_lookup/compare_few.h"
 #include "kernels/codebook_lookup/pack_group.h"
 #include "kernels/codebook_lookup/screen.h"
-#include "kernels/codebook_lookup/screen_reduced.h"
+#include "kernels/codebook_lookup/screen_pruning.h"
 
 namespace soho {
 namespace {
@@ -139,7 +139,7 @@ struct Kernel {
   }
 };
 
-struct Reduced {
+struct Pruning {
   static constexpr ScreeningType kPass = ScreeningType::kFloat32;
   static constexpr bool kCoarse = false, kSifts = false;
   static constexpr int kRows = Kernel::kRows, kCodes = Kernel::kCodes;
@@ -227,7 +227,7 @@ LookupCounts compare_all_avx2(const CodebookLookupArgs& args, const ScreenedCode
   return compare_all(args, screened, begin, end);
 }
 
-const ReducedPass kReducedAvx2 = reduced_pass<Reduced>();
+const PruningPass kPruningAvx2 = pruning_pass<Pruning>();
 
 const FewRows kFewRowsAvx2{scan_few, merge_few, decide_few};
 

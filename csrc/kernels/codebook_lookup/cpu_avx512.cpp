@@ -2,7 +2,7 @@
 #include "kernels/codebook_lookup/compare_all.h"
 #include "kernels/codebook_lookup/compare_few.h"
 #include "kernels/codebook_lookup/pack_group.h"
-#include "kernels/codebook_lookup/reduced_avx512.h"
+#include "kernels/codebook_lookup/pruning_avx512.h"
 #include "kernels/codebook_lookup/screen_avx512.h"
 
 namespace soho {
@@ -19,8 +19,8 @@ LookupCounts compare_all_avx512(const CodebookLookupArgs& args, const ScreenedCo
   return compare_all(args, screened, begin, end);
 }
 
-using Reduced = ReducedAvx512<DotFloat32, ScreeningType::kFloat32>;
-const ReducedPass kReducedAvx512 = reduced_pass<Reduced>();
+using Pruning = PruningAvx512<DotFloat32, ScreeningType::kFloat32>;
+const PruningPass kPruningAvx512 = pruning_pass<Pruning>();
 
 const FewRows kFewRowsAvx512{scan_few, merge_few, decide_few};
 

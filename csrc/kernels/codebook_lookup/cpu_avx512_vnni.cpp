@@ -1,6 +1,6 @@
 // AVX-512 VNNI level: dot products of int8 quadruples, four times the products of a float32 fused multiply-add. A row
 // has its own unit, the codes share one.
-#include "kernels/codebook_lookup/reduced_avx512.h"
+#include "kernels/codebook_lookup/pruning_avx512.h"
 #include "kernels/codebook_lookup/screen_avx512.h"
 
 namespace soho {
@@ -12,6 +12,6 @@ LookupCounts screen_avx512_vnni(const CodebookLookupArgs& args, const ScreenedCo
   return screen_by<DotInt8, 17>(args, screened, begin, end);
 }
 
-const ReducedPass kReducedAvx512Vnni = reduced_pass<CoarseAvx512<DotFloat32, ScreeningType::kFloat32>>();
+const PruningPass kPruningAvx512Vnni = pruning_pass<CoarseAvx512<DotFloat32, ScreeningType::kFloat32>>();
 
 }  // namespace soho

@@ -3,7 +3,7 @@
 
 #include "kernels/codebook_lookup/packed_codebook.h"
 #include "kernels/codebook_lookup/plan.h"
-#include "kernels/codebook_lookup/reduced.h"
+#include "kernels/codebook_lookup/pruning.h"
 
 namespace soho {
 namespace {
@@ -43,7 +43,7 @@ std::vector<LookupPass> passes_of(CpuLevel level, Metric metric) {
   return passes;
 }
 
-const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric metric) {
+const PruningPass* pruning_pass_of(CpuLevel level, int64_t num_channels, Metric metric) {
   if (metric != Metric::kEuclidean) return nullptr;
   switch (level) {
 #ifdef SOHO_X86_LEVELS
@@ -53,12 +53,12 @@ const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric 
       // Where many channels lie outside the directions, more of them say more than exact ones do.
       if (num_channels >= kChannelsOfBFloat16 && num_channels <= kMaxInt8Channels &&
           cpu_level_available(CpuLevel::kAvx512Bf16) && cpu_level_available(CpuLevel::kAvx512Vnni))
-        return &kReducedAvx512Bf16;
-      return cpu_level_available(CpuLevel::kAvx512Vnni) ? &kReducedAvx512Vnni : &kReducedAvx512;
+        return &kPruningAvx512Bf16;
+      return cpu_level_available(CpuLevel::kAvx512Vnni) ? &kPruningAvx512Vnni : &kPruningAvx512;
     case CpuLevel::kAvx512:
-      return &kReducedAvx512;
+      return &kPruningAvx512;
     case CpuLevel::kAvx2:
-      return &kReducedAvx2;
+      return &kPruningAvx2;
 #endif
     default:
       return nullptr;
@@ -84,10 +84,10 @@ const FewRows* few_rows_of(CpuLevel level, Metric metric, int64_t topk) {
 
 LookupPlan plan_of(CpuLevel level, const CodebookLookupArgs& args, const void* packed) {
   const bool has_directions = args.num_directions > 0 || (packed != nullptr && packed_directions(packed) > 0);
-  const bool may_reduce = has_directions && args.num_rows >= kFewestReducedRows && args.topk == 1;
-  const ReducedPass* reduced = may_reduce ? reduced_pass_of(level, args.num_channels, args.metric) : nullptr;
+  const bool may_prune = has_directions && args.num_rows >= kFewestPruningRows && args.topk == 1;
+  const PruningPass* pruning = may_prune ? pruning_pass_of(level, args.num_channels, args.metric) : nullptr;
   const FewRows* few = few_rows_of(level, args.metric, args.topk);
-  return make_plan(passes_of(level, args.metric), reduced, few, args.num_rows, args.num_channels, packed != nullptr);
+  return make_plan(passes_of(level, args.metric), pruning, few, args.num_rows, args.num_channels, packed != nullptr);
 }
 
 LookupCounts codebook_lookup(CpuLevel level, const CodebookLookupArgs& args, const void* packed,
@@ -109,23 +109,24 @@ CpuLevel lookup_level(int64_t num_channels) {
 size_t packed_codebook_bytes(CpuLevel level, int64_t num_codes, int64_t num_channels, int64_t num_directions,
                              Metric metric) {
   const size_t bytes = packed_codebook_bytes(passes_of(level, metric).front().format, num_codes, num_channels);
-  const ReducedPass* reduced = num_directions > 0 ? reduced_pass_of(level, num_channels, metric) : nullptr;
-  if (reduced == nullptr) return bytes;
-  return bytes + reduced_codes_bytes(*reduced, num_codes, num_channels, num_directions);
+  const PruningPass* pruning = num_directions > 0 ? pruning_pass_of(level, num_channels, metric) : nullptr;
+  if (pruning == nullptr) return bytes;
+  return bytes + pruning_codes_bytes(*pruning, num_codes, num_channels, num_directions);
 }
 
-void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int64_t num_channels, const float* basis,
-                   int64_t num_directions, void* packed, const ParallelFor& parallel_for, Metric metric) {
+void pack_codebook(CpuLevel level, const float* codebook, int64_t num_codes, int64_t num_channels,
+                   const float* subspace, int64_t num_directions, void* packed, const ParallelFor& parallel_for,
+                   Metric metric) {
   const ScreeningFormat format = passes_of(level, metric).front().format;
   pack_codebook(format, codebook, num_codes, num_channels, packed, parallel_for);
-  const ReducedPass* reduced = num_directions > 0 ? reduced_pass_of(level, num_channels, metric) : nullptr;
-  if (reduced == nullptr) return;
+  const PruningPass* pruning = num_directions > 0 ? pruning_pass_of(level, num_channels, metric) : nullptr;
+  if (pruning == nullptr) return;
   set_packed_directions(packed, num_directions);
   void* block = static_cast<char*>(packed) + packed_codebook_bytes(format, num_codes, num_channels);
   const ScreenedCodes screened = screened_codes(packed);
-  pack_directions(*reduced, num_codes, num_channels, basis, num_directions, screened, block);
-  const ReducedCodes codes = reduced_codes(*reduced, num_codes, num_channels, num_directions, block);
-  if (codes.usable) pack_reduced_codes(*reduced, codebook, num_channels, screened, codes, parallel_for);
+  pack_directions(*pruning, num_codes, num_channels, subspace, num_directions, screened, block);
+  const PruningCodes codes = pruning_codes(*pruning, num_codes, num_channels, num_directions, block);
+  if (codes.usable) pack_pruning_codes(*pruning, codebook, num_channels, screened, codes, parallel_for);
 }
 
 bool packed_codebook_is(CpuLevel level, int64_t num_codes, int64_t num_channels, Metric metric, const void* packed,

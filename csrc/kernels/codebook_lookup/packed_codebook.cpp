@@ -23,7 +23,7 @@ struct PackedHeader {
   ScreeningFormat format;
   float scale, unit;
   int64_t num_codes, num_channels, num_distinct, num_groups;
-  int64_t num_directions;  // of the reduced pass, packed behind this block
+  int64_t num_directions;  // of the pruning pass, packed behind this block
   double largest_norm, largest_rounding, largest_code;
 };
 static_assert(sizeof(PackedHeader) == sizeof(ScreeningFormat) + 2 * 4 + 5 * 8 + 3 * 8, "a gap would stay unwritten");

@@ -12,7 +12,7 @@ size_t packed_codebook_bytes(const ScreeningFormat& format, int64_t num_codes, i
 void pack_codebook(const ScreeningFormat& format, const float* codebook, int64_t num_codes, int64_t num_channels,
                    void* packed, const ParallelFor& parallel_for);
 
-// How many directions were packed behind the block for the reduced pass; 0 for none.
+// How many directions were packed behind the block for the pruning pass; 0 for none.
 int64_t packed_directions(const void* packed);
 void set_packed_directions(void* packed, int64_t num_directions);
 

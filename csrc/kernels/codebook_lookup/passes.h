@@ -40,7 +40,7 @@ namespace soho {
 enum class ScreeningType { kFloat32, kBFloat16, kInt8 };
 constexpr int64_t kMaxInt8Channels = 65536;  // whose sums fit 32 bits
 
-struct ReducedCodes;
+struct PruningCodes;
 
 // How a pass wants its codes: groups of `width` codes, of each step one word per code; steps are padded with zeros to a
 // multiple of `step_multiple`.
@@ -69,7 +69,7 @@ struct ScreenedCodes {
   int64_t num_groups, num_steps;
   const void* panel;            // (num_groups, num_steps, width) words: b^, and 0 at padding
   const float* negated_half;    // (num_groups, width): -|b|^2/2 or, of kDot and kCosine, 0; -inf at padding
-  const ReducedCodes* reduced;  // what the reduced pass reads (reduced.h), or null
+  const PruningCodes* pruning;  // what the pruning pass reads (pruning.h), or null
 };
 
 // An index below zero: the row is undecided. Of the distinct codes before `position`, and perhaps some behind, the
@@ -117,9 +117,9 @@ extern const FewRows kFewRowsAvx2, kFewRowsAvx512;
 // Null where the level, the metric or topk have none.
 const FewRows* few_rows_of(CpuLevel level, Metric metric = Metric::kEuclidean, int64_t topk = 1);
 
-struct ReducedPass;
-// The pass in front of them where there is a basis (reduced.h); null where level or metric have none.
-const ReducedPass* reduced_pass_of(CpuLevel level, int64_t num_channels, Metric metric = Metric::kEuclidean);
+struct PruningPass;
+// The pass in front of them where there is a subspace (pruning.h); null where level or metric have none.
+const PruningPass* pruning_pass_of(CpuLevel level, int64_t num_channels, Metric metric = Metric::kEuclidean);
 
 constexpr ScreeningFormat kNothingScreened{ScreeningType::kFloat32, 0, 1};
 constexpr ScreeningFormat kFormatAvx2{ScreeningType::kFloat32, 16, 1};

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "kernels/codebook_lookup/packed_codebook.h"
-#include "kernels/codebook_lookup/reduced.h"
+#include "kernels/codebook_lookup/pruning.h"
 
 namespace soho {
 namespace {
@@ -42,38 +42,38 @@ ScreenedCodes some_codes(ScreenedCodes screened, const ScreeningFormat& format, 
   return screened;
 }
 
-// Whether the reduced pass decides some rows among these codes: where it does not, packing all is not worth it.
-bool reduced_pays(const ReducedPass& pass, CodebookLookupArgs args, const ScreenedCodes& screened) {
+// Whether the pruning pass decides some rows among these codes: where it does not, packing all is not worth it.
+bool pruning_pays(const PruningPass& pass, CodebookLookupArgs args, const ScreenedCodes& screened) {
   std::vector<int64_t> index(std::min(args.num_rows, kTrialRows), kUndecided);
   args.num_rows = static_cast<int64_t>(index.size());
   args.index = index.data();
   args.distance = nullptr;
-  args.guess = nullptr;
-  return 4 * pass.run(args, screened, 0, args.num_rows).reduced >= args.num_rows;
+  args.warm_start = nullptr;
+  return 4 * pass.run(args, screened, 0, args.num_rows).pruning >= args.num_rows;
 }
 
-// What the reduced pass reads: as packed behind the codebook, or packed into `memory` from args.basis. Not usable where
-// there are no directions or nothing is gained by them.
-ReducedCodes reduced_codes_for(const ReducedPass& pass, const ScreeningFormat& format, const CodebookLookupArgs& args,
+// What the pruning pass reads: as packed behind the codebook, or packed into `memory` from args.subspace. Not usable
+// where there are no directions or nothing is gained by them.
+PruningCodes pruning_codes_for(const PruningPass& pass, const ScreeningFormat& format, const CodebookLookupArgs& args,
                                const ScreenedCodes& screened, const void* packed, std::optional<Scratch>& memory,
                                const ParallelFor& parallel_for) {
   const int64_t num_codes = args.num_codes, num_channels = args.num_channels;
   const int64_t num_packed = packed == nullptr ? 0 : packed_directions(packed);
   if (num_packed > 0) {
     const char* block = static_cast<const char*>(packed) + packed_codebook_bytes(format, num_codes, num_channels);
-    return reduced_codes(pass, num_codes, num_channels, num_packed, block);
+    return pruning_codes(pass, num_codes, num_channels, num_packed, block);
   }
   if (args.num_directions == 0) return {};
-  memory.emplace(reduced_codes_bytes(pass, num_codes, num_channels, args.num_directions));
-  pack_directions(pass, num_codes, num_channels, args.basis, args.num_directions, screened, memory->data());
-  ReducedCodes codes = reduced_codes(pass, num_codes, num_channels, args.num_directions, memory->data());
+  memory.emplace(pruning_codes_bytes(pass, num_codes, num_channels, args.num_directions));
+  pack_directions(pass, num_codes, num_channels, args.subspace, args.num_directions, screened, memory->data());
+  PruningCodes codes = pruning_codes(pass, num_codes, num_channels, args.num_directions, memory->data());
   if (!codes.usable) return codes;
   ScreenedCodes some = some_codes(screened, format, 0, std::min(kTrialGroups, screened.num_groups));
-  some.reduced = &codes;
-  pack_reduced_codes(pass, args.codebook, num_channels, some, codes, parallel_for);
-  codes.usable = reduced_pays(pass, args, some);
+  some.pruning = &codes;
+  pack_pruning_codes(pass, args.codebook, num_channels, some, codes, parallel_for);
+  codes.usable = pruning_pays(pass, args, some);
   if (codes.usable && some.num_groups < screened.num_groups)
-    pack_reduced_codes(pass, args.codebook, num_channels, screened, codes, parallel_for);
+    pack_pruning_codes(pass, args.codebook, num_channels, screened, codes, parallel_for);
   return codes;
 }
 
@@ -157,23 +157,23 @@ LookupCounts run_by_codes(const Turn& turn, const ParallelFor& parallel_for) {
 
 LookupCounts run_by_rows(const Turn& turn, const ParallelFor& parallel_for) {
   const int64_t num_rows = turn.num_rows();
-  std::atomic<int64_t> reduced{0}, compared{0}, undecided{0};
+  std::atomic<int64_t> pruning{0}, compared{0}, undecided{0};
   parallel_for(num_rows, rows_per_task(num_rows), [&](int64_t begin, int64_t end) {
     if (begin == end) return;
     const int64_t last = end < num_rows ? turn.rows[end] : turn.args.num_rows;
     const LookupCounts part = turn.planned.pass.run(turn.args, turn.screened, turn.rows[begin], last);
-    reduced += part.reduced;
+    pruning += part.pruning;
     compared += part.compared;
     undecided += part.undecided;
   });
-  return {reduced, compared, undecided};
+  return {pruning, compared, undecided};
 }
 
 }  // namespace
 
-LookupPlan make_plan(const std::vector<LookupPass>& passes, const ReducedPass* reduced, const FewRows* few,
+LookupPlan make_plan(const std::vector<LookupPass>& passes, const PruningPass* pruning, const FewRows* few,
                      int64_t num_rows, int64_t num_channels, bool is_packed) {
-  LookupPlan plan{num_rows, {}, reduced, few};
+  LookupPlan plan{num_rows, {}, pruning, few};
   plan.passes.reserve(passes.size() + 2);
   const int64_t most_few = most_few_rows(num_channels);
   const size_t turn_of_few = !is_packed && num_rows <= most_few ? 0 : 1;
@@ -182,8 +182,8 @@ LookupPlan make_plan(const std::vector<LookupPass>& passes, const ReducedPass* r
     // Float32 codes, which come after the first pass, take longer to pack.
     if (few != nullptr && p == turn_of_few && (p == 0 || pass.format.width > 0))
       plan.passes.push_back({PlannedPass::kCodebookAsItIs, {}, 1, 2 * most_few, num_rows});
-    if (reduced != nullptr && p == 0)
-      plan.passes.push_back({PlannedPass::kDirections, {pass.format, reduced->run}, kFewestReducedRows, num_rows, 0});
+    if (pruning != nullptr && p == 0)
+      plan.passes.push_back({PlannedPass::kDirections, {pass.format, pruning->run}, kFewestPruningRows, num_rows, 0});
     plan.passes.push_back({PlannedPass::kPackedCodebook, pass, 1, num_rows, few == nullptr ? 0 : kRowsSharingCodes});
   }
   return plan;
@@ -213,19 +213,19 @@ LookupCounts run_plan(const LookupPlan& plan, const CodebookLookupArgs& args, Pa
     if (num_rows == 0) break;
     if (num_rows < planned.fewest_rows || num_rows * plan.num_rows > planned.most_rows * args.num_rows) continue;
     ScreenedCodes screened{};
-    ReducedCodes directions{};
+    PruningCodes directions{};
     std::optional<Scratch> memory;
     if (planned.reads != PlannedPass::kCodebookAsItIs) screened = codebook.screened(planned.pass.format, parallel_for);
     if (planned.reads == PlannedPass::kDirections) {
-      directions = reduced_codes_for(*plan.reduced, planned.pass.format, args, screened, codebook.packed(), memory,
+      directions = pruning_codes_for(*plan.pruning, planned.pass.format, args, screened, codebook.packed(), memory,
                                      parallel_for);
       if (!directions.usable) continue;
-      screened.reduced = &directions;
+      screened.pruning = &directions;
     }
     const Turn turn{plan, planned, args, screened, rows};
     const bool by_codes = num_rows <= planned.rows_sharing_codes && turn.num_units() > 0;
     const LookupCounts counts = by_codes ? run_by_codes(turn, parallel_for) : run_by_rows(turn, parallel_for);
-    total.reduced += counts.reduced;
+    total.pruning += counts.pruning;
     total.compared += counts.compared;
     if (planned.reads == PlannedPass::kPackedCodebook && std::exchange(is_first, false))
       total.undecided = counts.undecided;

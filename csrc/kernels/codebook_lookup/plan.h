@@ -28,14 +28,14 @@ struct PlannedPass {
 struct LookupPlan {
   int64_t num_rows;  // that share a packed codebook; a lookup by this plan may be of some of them
   std::vector<PlannedPass> passes;
-  const ReducedPass* reduced;
+  const PruningPass* pruning;
   const FewRows* few;
 };
 
-// `reduced` takes its turn before `passes`, where there are directions. `few` does where a codebook would have to be
+// `pruning` takes its turn before `passes`, where there are directions. `few` does where a codebook would have to be
 // packed for few rows: before the first pass, or, where it is packed or rows are more, for what one has left. Either
 // may be null; without `few` threads share no codes.
-LookupPlan make_plan(const std::vector<LookupPass>& passes, const ReducedPass* reduced, const FewRows* few,
+LookupPlan make_plan(const std::vector<LookupPass>& passes, const PruningPass* pruning, const FewRows* few,
                      int64_t num_rows, int64_t num_channels, bool is_packed);
 
 // That of a level for args.num_rows rows; `packed` is null, or the codebook packed for the level's first pass.

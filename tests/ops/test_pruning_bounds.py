@@ -1,4 +1,4 @@
-"""Each term of the bound of low-dimensional pruning (csrc/kernels/codebook_lookup/reduced.h) on a problem that it
+"""Each term of the bound of low-dimensional pruning (csrc/kernels/codebook_lookup/pruning.h) on a problem that it
 decides: without it the nearest code is dropped, and the one behind it answered.
 
 Codes come with their negatives or balanced, so that their mean is 0 and rows and codes are rounded as they are written

@@ -1,11 +1,11 @@
-// The reduced passes of processors that have AVX-512 VNNI: groups found in int8; and for many channels, where there is
-// BF16 too, projections in bfloat16 and survivors sifted in int8.
-#include "kernels/codebook_lookup/reduced_avx512.h"
+// Low-dimensional pruning on processors that have AVX-512 VNNI: groups found in int8; and for many channels, where
+// there is BF16 too, projections in bfloat16 and survivors sifted in int8.
+#include "kernels/codebook_lookup/pruning_avx512.h"
 
 namespace soho {
 namespace {
 
-struct Reduced : CoarseAvx512<DotBFloat16, ScreeningType::kBFloat16> {
+struct Pruning : CoarseAvx512<DotBFloat16, ScreeningType::kBFloat16> {
   static constexpr bool kSifts = true;
 
   // Zeros of a row count as 128 behind the last channel, where those of a code are 0.
@@ -39,6 +39,6 @@ struct Reduced : CoarseAvx512<DotBFloat16, ScreeningType::kBFloat16> {
 
 }  // namespace
 
-const ReducedPass kReducedAvx512Bf16 = reduced_pass<Reduced>();
+const PruningPass kPruningAvx512Bf16 = pruning_pass<Pruning>();
 
 }  // namespace soho

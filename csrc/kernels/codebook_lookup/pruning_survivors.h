@@ -1,13 +1,13 @@
-// The codes that the reduced pass (reduced.h) leaves of a row: sifted, compared the highest first, and the nearest
-// found.
+// The codes that low-dimensional pruning (pruning.h) leaves of a row: sifted, compared the highest first, and the
+// nearest found.
 //
 // Included by each vector level and compiled with its flags; see exact_distance.h. On what a Kernel provides see
-// screen_reduced.h.
+// screen_pruning.h.
 #pragma once
 
 #include <cmath>
 
-#include "kernels/codebook_lookup/reduced_projection.h"
+#include "kernels/codebook_lookup/pruning_projection.h"
 
 namespace soho {
 namespace {
@@ -23,12 +23,12 @@ struct SiftedRow {
 };
 
 struct Survivor {
-  int32_t code;   // as ReducedCodes has them
+  int32_t code;   // as PruningCodes has them
   float highest;  // at least its score
 };
 
 // One row of a panel.
-struct ReducedRow {
+struct PruningRow {
   int64_t row;
   double low_square;
   int32_t num_survivors, num_known;
@@ -41,22 +41,22 @@ struct ReducedRow {
 };
 
 // What the rows of a thread share.
-struct Reduction {
+struct PruningWork {
   const CodebookLookupArgs& args;
   const ScreenedCodes& screened;
-  const ReducedCodes& reduced;
+  const PruningCodes& pruning;
   const ExactCopies& copies;  // of one row
 
-  const float* code(int32_t n) const { return args.codebook + screened.codes[reduced.order[n]] * args.num_channels; }
+  const float* code(int32_t n) const { return args.codebook + screened.codes[pruning.order[n]] * args.num_channels; }
 
   // Rounded down: no code whose score is below it is as near as the nearest known one.
-  float threshold(const ReducedRow& row) const {
+  float threshold(const PruningRow& row) const {
     const double scale = screened.scale, t = 0.5 * (row.low_square - scale * scale * row.high_distance);
     return static_cast<float>(t - 0x1p-22 * std::abs(t) - 0x1p-48);
   }
 
   // Computes the distance of up to kFloatCodes codes.
-  void know(ReducedRow& row, const int32_t* numbers, int32_t count) const {
+  void know(PruningRow& row, const int32_t* numbers, int32_t count) const {
     const float* values = copies.float_row(row.row);
     float distance[kFloatCodes];
     if (count == kFloatCodes) {
@@ -74,41 +74,41 @@ struct Reduction {
       double high = far_from(distance[k], args.num_channels);
       if (!distance_is_relative(distance[k])) {  // a float32 distance says nothing here
         copies.load_row(0, row.row);
-        high = cost_of(copies, screened, 0, reduced.order[numbers[k]]);
+        high = cost_of(copies, screened, 0, pruning.order[numbers[k]]);
       }
       row.high_distance = high * (1 + 0x1p-20) < row.high_distance ? high * (1 + 0x1p-20) : row.high_distance;
     }
   }
 };
 
-inline bool is_known(const ReducedRow& row, int32_t code) {
+inline bool is_known(const PruningRow& row, int32_t code) {
   for (int32_t n = 0; n < row.num_known; ++n) {
     if (row.known[n] == code) return true;
   }
   return false;
 }
 
-// Where the reduced pass has a code of the codebook, or -1.
-inline int32_t code_of_guess(const ScreenedCodes& screened, const ReducedCodes& reduced, int64_t code) {
+// Where the pruning pass has a code of the codebook, or -1.
+inline int32_t code_of_warm_start(const ScreenedCodes& screened, const PruningCodes& pruning, int64_t code) {
   // As a rule no code is set aside, and each is at its own position.
-  if (code >= 0 && code < screened.num_distinct && screened.codes[code] == code) return reduced.place[code];
+  if (code >= 0 && code < screened.num_distinct && screened.codes[code] == code) return pruning.place[code];
   int64_t low = 0, high = screened.num_distinct;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
     screened.codes[middle] < code ? low = middle + 1 : high = middle;
   }
-  return low < screened.num_distinct && screened.codes[low] == code ? reduced.place[low] : -1;
+  return low < screened.num_distinct && screened.codes[low] == code ? pruning.place[low] : -1;
 }
 
 // A heap of survivors: none is above the one at (n - 1) / 2.
-inline void push_survivor(ReducedRow& row, Survivor survivor) {
+inline void push_survivor(PruningRow& row, Survivor survivor) {
   int32_t n = row.num_survivors++;
   for (; n > 0 && survivor.highest > row.survivors[(n - 1) / 2].highest; n = (n - 1) / 2)
     row.survivors[n] = row.survivors[(n - 1) / 2];
   row.survivors[n] = survivor;
 }
 
-inline int32_t pop_survivor(ReducedRow& row) {
+inline int32_t pop_survivor(PruningRow& row) {
   const int32_t code = row.survivors[0].code, count = --row.num_survivors;
   const Survivor last = row.survivors[count];
   int32_t n = 0;
@@ -124,8 +124,8 @@ inline int32_t pop_survivor(ReducedRow& row) {
 
 // Drops survivors whose score in int8, with its error, is below the threshold.
 template <class Kernel>
-void sift_survivors(const Reduction& work, ReducedRow& row, float threshold, int8_t* numbers) {
-  const auto& [args, screened, reduced, copies] = work;
+void sift_survivors(const PruningWork& work, PruningRow& row, float threshold, int8_t* numbers) {
+  const auto& [args, screened, pruning, copies] = work;
   const void* features = row_at(args.features, row.row, args.row_stride, args.features_type);
   const auto [unit, lengths] = Kernel::sift_row(features, args.features_type, screened, args.num_channels, numbers);
   const Projection a = certify(lengths, {0.0f, 0.0f}, args.num_channels, 1);
@@ -141,13 +141,13 @@ void sift_survivors(const Reduction& work, ReducedRow& row, float threshold, int
     int32_t sums[4];
     for (int32_t k = 0; k < 4; ++k) {
       four[k] = row.survivors[first + k < count ? first + k : first];
-      codes[k] = reduced.numbers + four[k].code * num_numbers;
+      codes[k] = pruning.numbers + four[k].code * num_numbers;
     }
     Kernel::sift(numbers, codes, num_numbers, sums);
     for (int32_t k = 0; k < 4 && first + k < count; ++k) {
-      const SiftedCode& code = reduced.sifted[four[k].code];
+      const SiftedCode& code = pruning.sifted[four[k].code];
       const float score =
-          static_cast<float>(sums[k] + code.start) * (unit * code.unit) + reduced.negated_half[four[k].code];
+          static_cast<float>(sums[k] + code.start) * (unit * code.unit) + pruning.negated_half[four[k].code];
       const float reach = row_error * code.length + whole * code.error +
                           0x1p-21f * (whole * (code.length + code.error) + code.length * code.length);
       const float highest = score + reach < four[k].highest ? score + reach : four[k].highest;
@@ -157,8 +157,8 @@ void sift_survivors(const Reduction& work, ReducedRow& row, float threshold, int
 }
 
 // Compares the survivors of a row, the highest first, and writes its index. Returns how many distances it took.
-inline int32_t finish_reduced(const Reduction& work, ReducedRow& row, float threshold, LookupCounts& counts) {
-  const auto& [args, screened, reduced, copies] = work;
+inline int32_t finish_pruning(const PruningWork& work, PruningRow& row, float threshold, LookupCounts& counts) {
+  const auto& [args, screened, pruning, copies] = work;
   const int32_t num_survivors = row.num_survivors;
   row.num_survivors = 0;
   for (int32_t n = 0; n < num_survivors; ++n) {
@@ -182,7 +182,7 @@ inline int32_t finish_reduced(const Reduction& work, ReducedRow& row, float thre
   int32_t count = 0;
   for (int32_t n = 0; n < row.num_known; ++n) {
     if (!(row.distance[n] <= limit)) continue;
-    const int32_t position = reduced.order[row.known[n]];
+    const int32_t position = pruning.order[row.known[n]];
     int32_t place = count++;
     for (; place > 0 && row.known[place - 1] > position; --place) row.known[place] = row.known[place - 1];
     row.known[place] = position;
@@ -195,7 +195,7 @@ inline int32_t finish_reduced(const Reduction& work, ReducedRow& row, float thre
     nearest = static_cast<int32_t>(found.position);
   }
   counts.compared += count > 1;
-  ++counts.reduced;
+  ++counts.pruning;
   if (args.distance != nullptr) copies.load_row(0, row.row);
   write_row(args, copies, 0, row.row, screened.codes[nearest]);
   return num_compared;

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "common/float_environment.h"
-#include "kernels/codebook_lookup/reduced.h"
+#include "kernels/codebook_lookup/pruning.h"
 
 namespace soho {
 namespace {
@@ -16,26 +16,26 @@ constexpr int64_t kMostSampled = 64;  // codes that say in which direction they 
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-// The block: usable and factor, then the parts of ReducedCodes, each aligned to a cache line; every byte is written.
-struct ReducedHeader {
+// The block: usable and factor, then the parts of PruningCodes, each aligned to a cache line; every byte is written.
+struct PruningHeader {
   int32_t usable;
   float factor;
 };
 
 struct Sections {
-  int64_t basis, panel, negated_half, radius, group_length, group_error, coarse_panel, coarse_unit, coarse_error, order,
-      place, sifted, numbers, end;  // bytes from the start of the block
+  int64_t subspace, panel, negated_half, radius, group_length, group_error, coarse_panel, coarse_unit, coarse_error,
+      order, place, sifted, numbers, end;  // bytes from the start of the block
 };
 
 int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
-Sections sections(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions) {
+Sections sections(const PruningPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions) {
   const int64_t directions = rounded_up(num_directions, kDirectionMultiple);
   const int64_t groups = (num_codes + pass.width - 1) / pass.width;
   Sections at{};
-  at.basis = aligned(sizeof(ReducedHeader));
-  at.panel = at.basis + aligned(4 * rounded_up(directions, pass.width) * reduced_steps(pass.type, num_channels));
-  at.negated_half = at.panel + aligned(4 * groups * pass.width * reduced_steps(pass.type, directions));
+  at.subspace = aligned(sizeof(PruningHeader));
+  at.panel = at.subspace + aligned(4 * rounded_up(directions, pass.width) * pruning_steps(pass.type, num_channels));
+  at.negated_half = at.panel + aligned(4 * groups * pass.width * pruning_steps(pass.type, directions));
   at.radius = at.negated_half + aligned(4 * groups * pass.width);
   at.group_length = at.radius + aligned(4 * groups * pass.width);
   at.group_error = at.group_length + aligned(4 * groups);
@@ -128,21 +128,21 @@ void gather_neighbours(const std::vector<float>& directions, int64_t num_directi
 
 }  // namespace
 
-size_t reduced_codes_bytes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions) {
+size_t pruning_codes_bytes(const PruningPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions) {
   return static_cast<size_t>(sections(pass, num_codes, num_channels, num_directions).end);
 }
 
-ReducedCodes reduced_codes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions,
+PruningCodes pruning_codes(const PruningPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions,
                            const void* block) {
   const Sections at = sections(pass, num_codes, num_channels, num_directions);
   const char* bytes = static_cast<const char*>(block);
-  const ReducedHeader& header = *static_cast<const ReducedHeader*>(block);
+  const PruningHeader& header = *static_cast<const PruningHeader*>(block);
   const auto floats = [&](int64_t offset) { return reinterpret_cast<const float*>(bytes + offset); };
-  ReducedCodes view{};
+  PruningCodes view{};
   view.usable = header.usable != 0;
   view.num_directions = rounded_up(num_directions, kDirectionMultiple);
   view.factor = header.factor;
-  view.basis = bytes + at.basis;
+  view.subspace = bytes + at.subspace;
   view.panel = bytes + at.panel;
   view.negated_half = floats(at.negated_half);
   view.radius = floats(at.radius);
@@ -158,7 +158,7 @@ ReducedCodes reduced_codes(const ReducedPass& pass, int64_t num_codes, int64_t n
   return view;
 }
 
-void pack_directions(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, const float* basis,
+void pack_directions(const PruningPass& pass, int64_t num_codes, int64_t num_channels, const float* subspace,
                      int64_t num_directions, const ScreenedCodes& screened, void* block) {
   DefaultFloatEnvironment environment;
   const Sections at = sections(pass, num_codes, num_channels, num_directions);
@@ -167,8 +167,8 @@ void pack_directions(const ReducedPass& pass, int64_t num_codes, int64_t num_cha
   float largest = 0.0f;
   bool finite = true;
   for (int64_t n = 0; n < num_values; ++n) {
-    finite &= std::isfinite(basis[n]);
-    largest = std::max(largest, std::abs(basis[n]));
+    finite &= std::isfinite(subspace[n]);
+    largest = std::max(largest, std::abs(subspace[n]));
   }
   if (!screened.screenable || !finite || largest == 0.0f || num_directions > kMostDirections) return;
 
@@ -176,15 +176,15 @@ void pack_directions(const ReducedPass& pass, int64_t num_codes, int64_t num_cha
   std::frexp(largest, &exponent);
   std::vector<float> columns(num_values);  // as they are screened: scaled by a power of two, rounded
   for (int64_t n = 0; n < num_values; ++n) {
-    const float scaled = std::ldexp(basis[n], -exponent);
+    const float scaled = std::ldexp(subspace[n], -exponent);
     columns[n] = pass.type == ScreeningType::kBFloat16 ? to_bfloat16(scaled) : scaled;
   }
   const double norm = norm_bound(columns, num_channels, num_directions);
   const float factor = static_cast<float>((1.0 - 0x1p-22) / norm);
   if (!(factor > 0.0f && factor <= 0x1p20f)) return;
 
-  char* words = static_cast<char*>(block) + at.basis;
-  const int64_t steps = reduced_steps(pass.type, num_channels);
+  char* words = static_cast<char*>(block) + at.subspace;
+  const int64_t steps = pruning_steps(pass.type, num_channels);
   for (int64_t c = 0; c < num_channels; ++c) {
     for (int64_t k = 0; k < num_directions; ++k) {
       const float value = columns[c * num_directions + k];
@@ -199,24 +199,24 @@ void pack_directions(const ReducedPass& pass, int64_t num_codes, int64_t num_cha
       }
     }
   }
-  new (block) ReducedHeader{1, factor};
+  new (block) PruningHeader{1, factor};
 }
 
-void pack_reduced_codes(const ReducedPass& pass, const float* codebook, int64_t num_channels,
-                        const ScreenedCodes& screened, const ReducedCodes& reduced, const ParallelFor& parallel_for) {
+void pack_pruning_codes(const PruningPass& pass, const float* codebook, int64_t num_channels,
+                        const ScreenedCodes& screened, const PruningCodes& pruning, const ParallelFor& parallel_for) {
   const int64_t num_codes = screened.num_distinct;
-  std::vector<float> directions(num_codes * reduced.num_directions);
+  std::vector<float> directions(num_codes * pruning.num_directions);
   std::vector<RowLengths> lengths(num_codes);
   parallel_for(num_codes, kCodesPerTask, [&](int64_t begin, int64_t end) {
-    pass.project(codebook, num_channels, screened, reduced, begin, end,
-                 directions.data() + begin * reduced.num_directions, lengths.data() + begin);
+    pass.project(codebook, num_channels, screened, pruning, begin, end,
+                 directions.data() + begin * pruning.num_directions, lengths.data() + begin);
   });
-  int32_t* order = const_cast<int32_t*>(reduced.order);
+  int32_t* order = const_cast<int32_t*>(pruning.order);
   std::iota(order, order + num_codes, 0);
-  gather_neighbours(directions, reduced.num_directions, pass.width, order, order + num_codes);
-  for (int64_t n = 0; n < num_codes; ++n) const_cast<int32_t*>(reduced.place)[order[n]] = static_cast<int32_t>(n);
+  gather_neighbours(directions, pruning.num_directions, pass.width, order, order + num_codes);
+  for (int64_t n = 0; n < num_codes; ++n) const_cast<int32_t*>(pruning.place)[order[n]] = static_cast<int32_t>(n);
   parallel_for(screened.num_groups, kGroupsPerTask, [&](int64_t begin, int64_t end) {
-    pass.pack_groups(codebook, num_channels, screened, reduced, directions.data(), lengths.data(), begin, end);
+    pass.pack_groups(codebook, num_channels, screened, pruning, directions.data(), lengths.data(), begin, end);
   });
 }
 

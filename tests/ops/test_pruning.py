@@ -33,12 +33,12 @@ def _decided(backend, features, codes, **options):
     """The index, and the share of the rows that pruning decided."""
     from soho_fast import _C
 
-    before = _C.lookup_totals()["reduced"]
+    before = _C.lookup_totals()["pruning"]
     index = ops.codebook_lookup(features, codes, backend=backend, **options)
-    return index, (_C.lookup_totals()["reduced"] - before) / len(features)
+    return index, (_C.lookup_totals()["pruning"] - before) / len(features)
 
 
-def _has_reduced_pass(backend):
+def _prunes(backend):
     return backend == "cpu" and ops.build_info()["cpu_level"] != "scalar"
 
 
@@ -51,7 +51,7 @@ def test_decides_what_lies_near_learned_codes(num_channels, at_every_level, exac
 
     def check(backend):
         found, decided = _decided(backend, features, codebook, subspace=subspace)
-        assert torch.equal(found, index_N) and decided == _has_reduced_pass(backend)
+        assert torch.equal(found, index_N) and decided == _prunes(backend)
         assert _decided(backend, features, codebook)[1] == 0
 
     at_every_level(check)
@@ -66,7 +66,7 @@ def test_a_wrong_warm_start_leaves_pruning_its_rows(wrong_by, at_every_level):
     def check(backend):
         warm_start = (index_N + wrong_by) % NUM_CODES
         found, decided = _decided(backend, features, codebook, subspace=subspace, warm_start=warm_start)
-        assert torch.equal(found, index_N) and decided == _has_reduced_pass(backend)
+        assert torch.equal(found, index_N) and decided == _prunes(backend)
 
     at_every_level(check)
 
@@ -225,7 +225,7 @@ def test_prepared_with_a_subspace(at_every_level):
         for snapshot in (prepared, pickle.loads(pickle.dumps(prepared))):
             assert torch.equal(snapshot.subspace, subspace)
             index, decided = _decided(backend, features, snapshot)
-            assert torch.equal(index, index_N) and decided == _has_reduced_pass(backend)
+            assert torch.equal(index, index_N) and decided == _prunes(backend)
         without = ops.prepare_codebook(codebook, subspace=False, backend=backend)
         assert without.subspace is None and pickle.loads(pickle.dumps(without)).subspace is None
         index, decided = _decided(backend, features, without)
@@ -243,7 +243,7 @@ def test_the_subspace_follows_a_change_of_level(at_every_level):
 
     def check(snapshot, backend):
         index, decided = _decided(backend, features, snapshot)
-        assert torch.equal(index, index_N) and decided == _has_reduced_pass(backend)
+        assert torch.equal(index, index_N) and decided == _prunes(backend)
 
     for snapshot in prepared:
         at_every_level(check, snapshot)

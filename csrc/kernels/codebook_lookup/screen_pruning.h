@@ -1,20 +1,20 @@
-// The frame of the reduced pass (reduced.h): rows to few directions, the highest U of each group of codes for a panel
-// of rows, then a second look at the groups that reach a row's threshold.
+// The frame of low-dimensional pruning (pruning.h): rows to few directions, the highest U of each group of codes for a
+// panel of rows, then a second look at the groups that reach a row's threshold.
 //
 // Included by each vector level and compiled with its flags; see exact_distance.h. A Kernel provides, beside kRows,
 // kCodes and convert_row of screen.h,
-//   kPass                                                        its ReducedPass::type
+//   kPass                                                        its PruningPass::type
 //   static RowLengths round_directions(p, factor, num, words)    factor p as words; |factor p|^2 and of the rounding
 //   static void multiply<num>(rows, row_length, codes, num_steps, out, out_length)   products of one tile, float32
 //   static void highest(rows, row_length, radius, codes, negated_half, code_radius, num_steps, out)   U, per row
 //   kCoarse, and where it is true largest_direction, round_coarse and highest_coarse: `highest` of directions in int8
-//   kSifts, and where it is true sift_row, sift_code and sift   all channels in int8, see cpu_avx512_reduced.cpp
+//   kSifts, and where it is true sift_row, sift_code and sift   all channels in int8, see cpu_avx512_pruning.cpp
 //   static void look(row, radius, codes, negated_half, code_radius, num_steps, out)   U of one row, per code
 #pragma once
 
 #include <memory>
 
-#include "kernels/codebook_lookup/reduced_survivors.h"
+#include "kernels/codebook_lookup/pruning_survivors.h"
 #include "kernels/codebook_lookup/screen_groups.h"
 
 namespace soho {
@@ -71,7 +71,7 @@ inline uint32_t at_least(const float* scores, float limit) {
 constexpr int64_t kMostBytesAhead = 1 << 18, kLine = 64;
 
 // What the U of a row may lack to a code's: by the |b| and the e_b of its group.
-struct ReducedWindow {
+struct PruningWindow {
   alignas(64) float per_length[kGroupRows + kListSlack] = {};
   alignas(64) float per_error[kGroupRows + kListSlack] = {};
 
@@ -91,14 +91,14 @@ struct ReducedWindow {
 
 // Rows that are screened together, and what is known of each.
 template <class Kernel>
-class ReducedPanel {
+class PruningPanel {
  public:
-  ReducedPanel(const Reduction& work)
+  PruningPanel(const PruningWork& work)
       : work_(work),
         tile_(work.args.num_channels),
         word_memory_(sizeof(float) * kPanel * row_length_),
         coarse_memory_(Kernel::kCoarse ? sizeof(float) * kPanel * coarse_length_ : 0),
-        row_memory_(sizeof(ReducedRow) * kPanel),
+        row_memory_(sizeof(PruningRow) * kPanel),
         highest_memory_(sizeof(float) * (most_groups_ * kPanel + kListSlack)),
         number_memory_(Kernel::kSifts ? sifted_channels(work.args.num_channels) : 0) {
     static_assert(kPanel % kRows == 0);
@@ -111,7 +111,7 @@ class ReducedPanel {
     num_padded_ = (num_rows + kRows - 1) / kRows * kRows;
     for (int64_t r = 0; r < num_rows; ++r) rows_[r].row = rows[r];
     for (int64_t r = 0; r < num_padded_; r += kRows) project(r);
-    if (work_.args.guess != nullptr) take_guesses();
+    if (work_.args.warm_start != nullptr) take_warm_starts();
     read_ahead(next, next_end);
     for (int64_t chunk = 0; chunk < work_.screened.num_groups; chunk += most_groups_) {
       const int64_t left = work_.screened.num_groups - chunk, num_groups = left < most_groups_ ? left : most_groups_;
@@ -129,12 +129,12 @@ class ReducedPanel {
     const int64_t next_steps = work_.screened.num_steps, num_channels = work_.args.num_channels;
     const int64_t survivor_cost = 1 + 4 * num_channels / next_steps, sifted_cost = 1 + num_channels / next_steps / 4;
     const int64_t row_cost = (num_codes * (Kernel::kCoarse ? coarse_steps_ : steps_) +
-                              num_directions_ * reduced_steps(Kernel::kPass, num_channels)) /
+                              num_directions_ * pruning_steps(Kernel::kPass, num_channels)) /
                              next_steps;
     int64_t cost = num_rows_ * row_cost;
     for (int64_t r = 0; r < num_rows_; ++r) {
-      ReducedRow& row = rows_[r];
-      if (work_.args.guess != nullptr && row.num_survivors > kAlwaysCompared) compare_first(r);
+      PruningRow& row = rows_[r];
+      if (work_.args.warm_start != nullptr && row.num_survivors > kAlwaysCompared) compare_first(r);
       const int64_t first_cost = row.num_survivors * (Kernel::kSifts ? sifted_cost : survivor_cost);
       row.left |= row.num_survivors > kAlwaysCompared && first_cost > num_codes;
       if (!row.left) {
@@ -144,7 +144,7 @@ class ReducedPanel {
             sift_survivors<Kernel>(work_, row, threshold_[r], static_cast<int8_t*>(number_memory_.data()));
           }
         }
-        cost += finish_reduced(work_, row, threshold_[r], counts) * survivor_cost;
+        cost += finish_pruning(work_, row, threshold_[r], counts) * survivor_cost;
       }
       if (!row.left) continue;
       work_.args.index[row.row] = kUndecided;
@@ -160,26 +160,26 @@ class ReducedPanel {
   using OfRows = float[kPanel + kListSlack];
 
   void project(int64_t first) {
-    const auto& [args, screened, reduced, copies] = work_;
+    const auto& [args, screened, pruning, copies] = work_;
     alignas(64) float directions[kRows][kMostDirections];
     RowLengths lengths[kRows];
     const auto row_of = [&](int64_t n) {
       return row_at(args.features, rows_[first + n].row, args.row_stride, args.features_type);
     };
     const int64_t present = num_rows_ - first < kRows ? num_rows_ - first : kRows;
-    project_tile<Kernel>(screened, reduced, args.num_channels, present, args.features_type, row_of, tile_, directions,
+    project_tile<Kernel>(screened, pruning, args.num_channels, present, args.features_type, row_of, tile_, directions,
                          lengths);
     SeveralLengths<kCertified> of_rows, rounded, coarse;
     for (int64_t n = 0; n < kRows; ++n) {
       const int64_t r = first + n;
       of_rows.set(n, lengths[n]);
       rounded.set(n,
-                  Kernel::round_directions(directions[n], reduced.factor, num_directions_, words_ + r * row_length_));
+                  Kernel::round_directions(directions[n], pruning.factor, num_directions_, words_ + r * row_length_));
       if constexpr (Kernel::kCoarse) {
         float* words = coarse_ + r * coarse_length_;
-        const float largest = Kernel::largest_direction(directions[n], reduced.factor, num_directions_);
+        const float largest = Kernel::largest_direction(directions[n], pruning.factor, num_directions_);
         words[0] = largest / 127.0f;
-        coarse.set(n, Kernel::round_coarse(directions[n], reduced.factor, num_directions_, largest, 128,
+        coarse.set(n, Kernel::round_coarse(directions[n], pruning.factor, num_directions_, largest, 128,
                                            reinterpret_cast<int8_t*>(words + 1)));
       }
     }
@@ -194,7 +194,7 @@ class ReducedPanel {
       radius_[r] = finite ? static_cast<float>(a.radius * (1 + 0x1p-22)) : 0.0f;
       threshold_[r] = finite ? -kInfinity : kInfinity;
       if (n >= present) continue;
-      ReducedRow& row = rows_[r];
+      PruningRow& row = rows_[r];
       row.low_square = a.low_square;
       row.num_survivors = row.num_known = 0;
       row.nearest = kInfinity;
@@ -203,10 +203,10 @@ class ReducedPanel {
     }
   }
 
-  void take_guesses() {
+  void take_warm_starts() {
     for (int64_t r = 0; r < num_rows_; ++r) {
       if (rows_[r].left) continue;
-      const int32_t code = code_of_guess(work_.screened, work_.reduced, work_.args.guess[rows_[r].row]);
+      const int32_t code = code_of_warm_start(work_.screened, work_.pruning, work_.args.warm_start[rows_[r].row]);
       if (code >= 0) know(r, code);
     }
   }
@@ -216,9 +216,9 @@ class ReducedPanel {
     threshold_[r] = work_.threshold(rows_[r]);
   }
 
-  // The survivor with the highest U, where a guess has stood in for it: it may leave few of the others.
+  // The survivor with the highest U, where a warm start has stood in for it: it may leave few of the others.
   void compare_first(int64_t r) {
-    ReducedRow& row = rows_[r];
+    PruningRow& row = rows_[r];
     if (row.left) return;
     int32_t first = 0;
     for (int32_t n = 1; n < row.num_survivors; ++n)
@@ -244,11 +244,11 @@ class ReducedPanel {
 
   // The highest U of each group, of each row.
   void multiply(int64_t chunk, int64_t num_groups) {
-    const auto& reduced = work_.reduced;
+    const auto& pruning = work_.pruning;
     for (int64_t g = 0; g < num_groups; ++g) {
       const int64_t group = chunk + g;
-      const float* negated_half = reduced.negated_half + group * kWidth;
-      const float* code_radius = reduced.radius + group * kWidth;
+      const float* negated_half = pruning.negated_half + group * kWidth;
+      const float* code_radius = pruning.radius + group * kWidth;
       for (int64_t r = 0; r < num_padded_; r += kRows) {
         for (int64_t line = 0; line < lines_per_tile_ && bytes_ahead_ > 0; ++line) {
           _mm_prefetch(ahead_, _MM_HINT_T1);
@@ -258,7 +258,7 @@ class ReducedPanel {
         float* target = highest_ + g * kPanel + r;
         if constexpr (Kernel::kCoarse) {
           Kernel::highest_coarse(coarse_ + r * coarse_length_, coarse_length_, radius_ + r,
-                                 reduced.coarse_panel + group * coarse_steps_ * kWidth, reduced.coarse_unit[group],
+                                 pruning.coarse_panel + group * coarse_steps_ * kWidth, pruning.coarse_unit[group],
                                  negated_half, code_radius, coarse_steps_, target);
         } else {
           Kernel::highest(words_ + r * row_length_, row_length_, radius_ + r, panel_of(group), negated_half,
@@ -280,9 +280,9 @@ class ReducedPanel {
     for (int64_t r = 0; r < num_rows_; ++r) {
       const int64_t group = chunk + static_cast<int64_t>(place[r]);
       if (rows_[r].left || rows_[r].num_known == kMostKnownBefore) continue;
-      // Known before is a guess: from this group it is likely the nearest, and its threshold will do.
+      // Known before is a warm start: from this group it is likely the nearest, and its threshold will do.
       if (rows_[r].num_known > 0 && rows_[r].known[0] / kWidth == group) continue;
-      const float reach = window_of_group().at(r, work_.reduced.group_length[group], group_error_[group], per_square_);
+      const float reach = window_of_group().at(r, work_.pruning.group_length[group], group_error_[group], per_square_);
       if (!(best[r] + reach >= threshold_[r])) continue;
       look(r, group, scores);
       int32_t highest = 0;
@@ -295,10 +295,10 @@ class ReducedPanel {
   // The codes that reach their row's threshold, in the groups that do.
   void collect(int64_t chunk, int64_t num_groups) {
     alignas(64) float scores[kWidth];
-    const ReducedWindow& of_group = window_of_group();
+    const PruningWindow& of_group = window_of_group();
     for (int64_t g = 0; g < num_groups; ++g) {
       const int64_t group = chunk + g;
-      const float length = work_.reduced.group_length[group], error = group_error_[group];
+      const float length = work_.pruning.group_length[group], error = group_error_[group];
       const float square = per_square_ * length * length;
       for (int64_t first = 0; first < num_padded_; first += kFloatLanes) {
         uint32_t hits = reaching(highest_ + g * kPanel + first, threshold_ + first, of_group.per_length + first,
@@ -306,10 +306,10 @@ class ReducedPanel {
         for (; hits != 0; hits &= hits - 1) {
           const int64_t r = first + __builtin_ctz(hits);
           if (r >= num_rows_) break;
-          ReducedRow& row = rows_[r];
+          PruningRow& row = rows_[r];
           if (row.left) continue;
           look(r, group, scores);
-          const float reach = code_window_.at(r, length, work_.reduced.group_error[group], per_square_);
+          const float reach = code_window_.at(r, length, work_.pruning.group_error[group], per_square_);
           uint32_t codes = at_least<kWidth>(scores, threshold_[r] - reach);
           for (; codes != 0 && !row.left; codes &= codes - 1) {
             const int32_t k = __builtin_ctz(codes), code = static_cast<int32_t>(group * kWidth) + k;
@@ -327,48 +327,48 @@ class ReducedPanel {
   }
 
   void look(int64_t r, int64_t group, float* scores) const {
-    Kernel::look(words_ + r * row_length_, radius_[r], panel_of(group), work_.reduced.negated_half + group * kWidth,
-                 work_.reduced.radius + group * kWidth, steps_, scores);
+    Kernel::look(words_ + r * row_length_, radius_[r], panel_of(group), work_.pruning.negated_half + group * kWidth,
+                 work_.pruning.radius + group * kWidth, steps_, scores);
   }
 
   const float* panel_of(int64_t group) const {
-    return static_cast<const float*>(work_.reduced.panel) + group * steps_ * kWidth;
+    return static_cast<const float*>(work_.pruning.panel) + group * steps_ * kWidth;
   }
 
-  const ReducedWindow& window_of_group() const { return Kernel::kCoarse ? group_window_ : code_window_; }
+  const PruningWindow& window_of_group() const { return Kernel::kCoarse ? group_window_ : code_window_; }
 
-  const Reduction& work_;
-  const int64_t num_directions_ = work_.reduced.num_directions, steps_ = reduced_steps(Kernel::kPass, num_directions_);
+  const PruningWork& work_;
+  const int64_t num_directions_ = work_.pruning.num_directions, steps_ = pruning_steps(Kernel::kPass, num_directions_);
   const int64_t coarse_steps_ = coarse_steps(num_directions_);
   const int64_t row_length_ = panel_row_length(steps_), coarse_length_ = panel_row_length(coarse_steps_);
   const int64_t most_groups_ =
       work_.screened.num_groups < kGroupsPerChunk ? work_.screened.num_groups : kGroupsPerChunk;
   const double sum_ = sum_error(num_directions_);
   const float per_square_ = static_cast<float>(0.5 * sum_ * (1 + 0x1p-16));
-  const float* const group_error_ = Kernel::kCoarse ? work_.reduced.coarse_error : work_.reduced.group_error;
+  const float* const group_error_ = Kernel::kCoarse ? work_.pruning.coarse_error : work_.pruning.group_error;
 
   const TileMemory<Kernel> tile_;
   const Scratch word_memory_, coarse_memory_, row_memory_, highest_memory_, number_memory_;
   float* const words_ = static_cast<float*>(word_memory_.data());
   float* const coarse_ = static_cast<float*>(coarse_memory_.data());
-  ReducedRow* const rows_ = static_cast<ReducedRow*>(row_memory_.data());
+  PruningRow* const rows_ = static_cast<PruningRow*>(row_memory_.data());
   float* const highest_ = static_cast<float*>(highest_memory_.data());
 
   int64_t num_rows_ = 0, num_padded_ = 0;
   alignas(64) OfRows radius_ = {};     // R
   alignas(64) OfRows threshold_ = {};  // T
-  ReducedWindow code_window_, group_window_;
+  PruningWindow code_window_, group_window_;
   const char* ahead_ = nullptr;
   int64_t bytes_ahead_ = 0, lines_per_tile_ = 0;
 };
 
 template <class Kernel>
-LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
+LookupCounts screen_pruning(const CodebookLookupArgs& args, const ScreenedCodes& screened, int64_t begin, int64_t end) {
   DefaultFloatEnvironment environment;
   LookupCounts counts;
   const ExactCopies copies(args, 1);
-  const Reduction work{args, screened, *screened.reduced, copies};
-  const auto panel = std::make_unique<ReducedPanel<Kernel>>(work);
+  const PruningWork work{args, screened, *screened.pruning, copies};
+  const auto panel = std::make_unique<PruningPanel<Kernel>>(work);
   constexpr int64_t kTrialRows = kTrialTiles * Kernel::kRows;
   UndecidedRows undecided(args, begin, end);
   int64_t rows[kGroupRows], most_rows = kTrialRows;  // of the first panel
@@ -381,10 +381,10 @@ LookupCounts screen_reduced(const CodebookLookupArgs& args, const ScreenedCodes&
 }
 
 template <class Kernel>
-constexpr ReducedPass reduced_pass() {
+constexpr PruningPass pruning_pass() {
   return {Kernel::kPass,         Kernel::kCodes,        Kernel::kCoarse,
-          Kernel::kSifts,        project_codes<Kernel>, pack_reduced_groups<Kernel>,
-          screen_reduced<Kernel>};
+          Kernel::kSifts,        project_codes<Kernel>, pack_pruning_groups<Kernel>,
+          screen_pruning<Kernel>};
 }
 
 }  // namespace

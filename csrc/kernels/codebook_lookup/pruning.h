@@ -1,4 +1,5 @@
-// The reduced pass: screening in the few directions that tell the codes apart, in front of the passes of passes.h.
+// Low-dimensional pruning: screening in the few directions that tell the codes apart, in front of the passes of
+// passes.h.
 //
 // The bound. Let W be any matrix (C, D) of spectral norm at most 1, p = W'a, q = W'b, r(z)^2 = |z|^2 - |W'z|^2.
 // Complete W by a Z with WW' + ZZ' = I: then |Z'z| = r(z), and
@@ -7,8 +8,8 @@
 // score of a code that is known, T = (|a|^2 - s^2 |x - d|^2)/2 with the distance of that code; survivors are compared,
 // the highest U first, which raises T. Any W is right: it decides how many survive, nothing else.
 //
-// What is certified. The basis as it was rounded is multiplied by c, at most 1 over a bound of its spectral norm
-// (reduced_codes.cpp). Of a row or code, with p~ as computed from a^ and p^ as it is screened:
+// What is certified. The subspace as it was rounded is multiplied by c, at most 1 over a bound of its spectral norm
+// (pruning_codes.cpp). Of a row or code, with p~ as computed from a^ and p^ as it is screened:
 //   |p - p~| <= |a - a^| + 1.07 (C + 16) 2^-24 sqrt(D) |a^| + 2^-22 |p~|  (rounding; a chain of C additions; c)
 //   r <= R = sqrt(|a|^2 (1 + 1.02 (C/8 + 32) 2^-24) - (|p~| - |p - p~|)^2), rounded up: |a|^2 is summed in lanes
 //   e = |p - p~| + |p~ - p^|
@@ -30,7 +31,7 @@ namespace soho {
 
 constexpr int64_t kMostDirections = 128;
 constexpr int64_t kDirectionMultiple = 16;  // whole vectors, and chains of four steps
-constexpr int64_t kFewestReducedRows = 32;  // below, trying it costs more than it can gain
+constexpr int64_t kFewestPruningRows = 32;  // below, trying it costs more than it can gain
 
 // A code in int8, unit times its numbers, to sift survivors by; numbers of a row are multiplied with 128 added.
 struct SiftedCode {
@@ -40,13 +41,13 @@ struct SiftedCode {
   int32_t start;  // -128 times the sum of its numbers
 };
 
-// A codebook as the reduced pass reads it, with centre and scale of ScreenedCodes. Its codes are the distinct ones in
+// A codebook as the pruning pass reads it, with centre and scale of ScreenedCodes. Its codes are the distinct ones in
 // an order of its own, in which those of a group lie close together: what survives for a row then lies in few groups.
-struct ReducedCodes {
+struct PruningCodes {
   bool usable;
   int64_t num_directions;     // a multiple of kDirectionMultiple, zeros behind the last direction
   float factor;               // c
-  const void* basis;          // (num_directions / width rounded up, steps of channels, width) words
+  const void* subspace;       // (num_directions / width rounded up, steps of channels, width) words
   const void* panel;          // (num_groups, steps of directions, width) words: q^
   const float* negated_half;  // (num_groups, width): -|b|^2/2, and -inf at padding
   const float* radius;        // (num_groups, width): R_b, 0 at padding
@@ -61,22 +62,22 @@ struct ReducedCodes {
   const int8_t* numbers;      // (num_distinct, sifted_channels)
 };
 
-struct ReducedPass {
+struct PruningPass {
   ScreeningType type;  // float32 or bfloat16
   int32_t width;
   bool coarse;  // looks for groups in int8, the directions of a row and of a group by units of their own
   bool sifts;   // its survivors by all channels in int8
   // Of the codes at positions [begin, end): p~/c, num_directions each, and the lengths of b.
   void (*project)(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
-                  const ReducedCodes& reduced, int64_t begin, int64_t end, float* directions, RowLengths* lengths);
+                  const PruningCodes& pruning, int64_t begin, int64_t end, float* directions, RowLengths* lengths);
   // Writes groups [begin, end) from what `project` has given of all codes.
   void (*pack_groups)(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
-                      const ReducedCodes& reduced, const float* directions, const RowLengths* lengths, int64_t begin,
+                      const PruningCodes& pruning, const float* directions, const RowLengths* lengths, int64_t begin,
                       int64_t end);
-  RunPass* run;  // with screened.reduced
+  RunPass* run;  // with screened.pruning
 };
 
-static inline int64_t reduced_steps(ScreeningType type, int64_t num_channels) {
+static inline int64_t pruning_steps(ScreeningType type, int64_t num_channels) {
   return type == ScreeningType::kBFloat16 ? (num_channels + 1) / 2 : num_channels;
 }
 
@@ -86,16 +87,16 @@ static inline int64_t coarse_steps(int64_t num_directions) { return 1 + num_dire
 // Numbers of a row or code in int8: whole vectors, zeros behind the last channel.
 static inline int64_t sifted_channels(int64_t num_channels) { return (num_channels + 63) / 64 * 64; }
 
-extern const ReducedPass kReducedAvx2, kReducedAvx512, kReducedAvx512Vnni, kReducedAvx512Bf16;
+extern const PruningPass kPruningAvx2, kPruningAvx512, kPruningAvx512Vnni, kPruningAvx512Bf16;
 
 // In one relocatable block, as packed_codebook.h; `screened` is the same codebook packed for a pass of the same width.
-size_t reduced_codes_bytes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions);
+size_t pruning_codes_bytes(const PruningPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions);
 // First the directions, then the codes, where they are usable.
-void pack_directions(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, const float* basis,
+void pack_directions(const PruningPass& pass, int64_t num_codes, int64_t num_channels, const float* subspace,
                      int64_t num_directions, const ScreenedCodes& screened, void* block);
-void pack_reduced_codes(const ReducedPass& pass, const float* codebook, int64_t num_channels,
-                        const ScreenedCodes& screened, const ReducedCodes& reduced, const ParallelFor& parallel_for);
-ReducedCodes reduced_codes(const ReducedPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions,
+void pack_pruning_codes(const PruningPass& pass, const float* codebook, int64_t num_channels,
+                        const ScreenedCodes& screened, const PruningCodes& pruning, const ParallelFor& parallel_for);
+PruningCodes pruning_codes(const PruningPass& pass, int64_t num_codes, int64_t num_channels, int64_t num_directions,
                            const void* block);
 
 }  // namespace soho

@@ -1,15 +1,15 @@
-// The reduced pass of the AVX-512 levels, by a Dot of floating point; see screen_avx512.h on Dot and on how it is
-// included.
+// Low-dimensional pruning at the AVX-512 levels, by a Dot of floating point; see screen_avx512.h on Dot and on how it
+// is included.
 #pragma once
 
 #include "kernels/codebook_lookup/screen_avx512.h"
-#include "kernels/codebook_lookup/screen_reduced.h"
+#include "kernels/codebook_lookup/screen_pruning.h"
 
 namespace soho {
 namespace {
 
 template <class Dot, ScreeningType type>
-struct ReducedAvx512 {
+struct PruningAvx512 {
   static constexpr ScreeningType kPass = type;
   static constexpr bool kCoarse = false, kSifts = false;
   static constexpr int kRows = KernelAvx512<Dot>::kRows;
@@ -90,8 +90,8 @@ struct ReducedAvx512 {
 #ifdef __AVX512VNNI__
 // The same with groups found in int8.
 template <class Dot, ScreeningType type>
-struct CoarseAvx512 : ReducedAvx512<Dot, type> {
-  using Base = ReducedAvx512<Dot, type>;
+struct CoarseAvx512 : PruningAvx512<Dot, type> {
+  using Base = PruningAvx512<Dot, type>;
   using Base::kCodes, Base::kRows;
   static constexpr bool kCoarse = true;
 

@@ -1,18 +1,19 @@
-// Rows and codes in few directions, with what the reduced pass certifies of them (reduced.h), and its panels of codes.
+// Rows and codes in few directions, with what low-dimensional pruning certifies of them (pruning.h), and its panels of
+// codes.
 //
 // Included by each vector level and compiled with its flags; see exact_distance.h. On what a Kernel provides see
-// screen_reduced.h.
+// screen_pruning.h.
 #pragma once
 
 #include <cmath>
 
-#include "kernels/codebook_lookup/reduced.h"
+#include "kernels/codebook_lookup/pruning.h"
 #include "kernels/codebook_lookup/screen.h"
 
 namespace soho {
 namespace {
 
-// What is certified of one row or code; see reduced.h.
+// What is certified of one row or code; see pruning.h.
 struct Projection {
   double low_square;  // at most |a|^2
   double whole;       // at least |a| and the length of (p^, R)
@@ -81,7 +82,7 @@ inline double sum_error(int64_t num_directions) { return 1.07 * static_cast<doub
 template <class Kernel>
 struct TileMemory {
   explicit TileMemory(int64_t num_channels)
-      : steps(reduced_steps(Kernel::kPass, num_channels)),
+      : steps(pruning_steps(Kernel::kPass, num_channels)),
         row_length(panel_row_length(steps)),
         memory(sizeof(float) * Kernel::kRows * row_length),
         words(static_cast<float*>(memory.data())) {
@@ -95,7 +96,7 @@ struct TileMemory {
 
 // Projects up to kRows rows: p~/c and the lengths of each, zeros and NaN for a row that is not finite or absent.
 template <class Kernel, class RowAt>
-void project_tile(const ScreenedCodes& screened, const ReducedCodes& reduced, int64_t num_channels, int64_t num_rows,
+void project_tile(const ScreenedCodes& screened, const PruningCodes& pruning, int64_t num_channels, int64_t num_rows,
                   Element type, RowAt row_of, const TileMemory<Kernel>& tile, float (*directions)[kMostDirections],
                   RowLengths* lengths) {
   constexpr int64_t kRows = Kernel::kRows, kWidth = Kernel::kCodes;
@@ -108,11 +109,11 @@ void project_tile(const ScreenedCodes& screened, const ReducedCodes& reduced, in
     lengths[r] = {std::numeric_limits<float>::quiet_NaN(), 0.0f};
     std::memset(target, 0, sizeof(float) * tile.steps);
   }
-  for (int64_t k = 0; k < reduced.num_directions; k += kWidth) {
-    const float* panel = static_cast<const float*>(reduced.basis) + k * tile.steps;
+  for (int64_t k = 0; k < pruning.num_directions; k += kWidth) {
+    const float* panel = static_cast<const float*>(pruning.subspace) + k * tile.steps;
     // Behind an odd number of kDirectionMultiple the rest of a panel are zeros.
     static_assert(kWidth == kDirectionMultiple || kWidth == 2 * kDirectionMultiple);
-    const bool whole = reduced.num_directions - k >= kWidth;
+    const bool whole = pruning.num_directions - k >= kWidth;
     const auto multiply = whole ? Kernel::template multiply<kWidth> : Kernel::template multiply<kDirectionMultiple>;
     multiply(tile.words, tile.row_length, panel, tile.steps, directions[0] + k, kMostDirections);
   }
@@ -120,7 +121,7 @@ void project_tile(const ScreenedCodes& screened, const ReducedCodes& reduced, in
 
 template <class Kernel>
 void project_codes(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
-                   const ReducedCodes& reduced, int64_t begin, int64_t end, float* directions, RowLengths* lengths) {
+                   const PruningCodes& pruning, int64_t begin, int64_t end, float* directions, RowLengths* lengths) {
   DefaultFloatEnvironment environment;
   constexpr int64_t kRows = Kernel::kRows;
   const TileMemory<Kernel> tile(num_channels);
@@ -129,53 +130,53 @@ void project_codes(const float* codebook, int64_t num_channels, const ScreenedCo
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t num_rows = end - first < kRows ? end - first : kRows;
     const auto code_at = [&](int64_t r) { return codebook + screened.codes[first + r] * num_channels; };
-    project_tile<Kernel>(screened, reduced, num_channels, num_rows, Element::kFloat32, code_at, tile, of_tile,
+    project_tile<Kernel>(screened, pruning, num_channels, num_rows, Element::kFloat32, code_at, tile, of_tile,
                          lengths_of_tile);
     for (int64_t r = 0; r < num_rows; ++r) {
-      float* target = directions + (first - begin + r) * reduced.num_directions;
-      std::memcpy(target, of_tile[r], sizeof(float) * reduced.num_directions);
+      float* target = directions + (first - begin + r) * pruning.num_directions;
+      std::memcpy(target, of_tile[r], sizeof(float) * pruning.num_directions);
       lengths[first - begin + r] = lengths_of_tile[r];
     }
   }
 }
 
 template <class Kernel>
-void pack_reduced_groups(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
-                         const ReducedCodes& reduced, const float* directions, const RowLengths* lengths, int64_t begin,
+void pack_pruning_groups(const float* codebook, int64_t num_channels, const ScreenedCodes& screened,
+                         const PruningCodes& pruning, const float* directions, const RowLengths* lengths, int64_t begin,
                          int64_t end) {
   DefaultFloatEnvironment environment;
   constexpr int64_t kWidth = Kernel::kCodes;
-  const int64_t num_directions = reduced.num_directions, steps = reduced_steps(Kernel::kPass, num_directions);
+  const int64_t num_directions = pruning.num_directions, steps = pruning_steps(Kernel::kPass, num_directions);
   alignas(64) float words[kMostDirections];
-  float* panel = static_cast<float*>(const_cast<void*>(reduced.panel));
+  float* panel = static_cast<float*>(const_cast<void*>(pruning.panel));
   for (int64_t group = begin; group < end; ++group) {
     double length = 0.0, error = 0.0, coarse_error = 0.0;
     float largest = 0.0f;  // direction
     if constexpr (Kernel::kCoarse) {
       for (int64_t n = group * kWidth; n < group * kWidth + kWidth && n < screened.num_distinct; ++n) {
-        const float* of_code = directions + reduced.order[n] * num_directions;
-        const float of_largest = Kernel::largest_direction(of_code, reduced.factor, num_directions);
+        const float* of_code = directions + pruning.order[n] * num_directions;
+        const float of_largest = Kernel::largest_direction(of_code, pruning.factor, num_directions);
         largest = of_largest > largest ? of_largest : largest;
       }
     }
     for (int64_t k = 0; k < kWidth; ++k) {
       const int64_t n = group * kWidth + k;
-      float& negated_half = const_cast<float*>(reduced.negated_half)[n];
+      float& negated_half = const_cast<float*>(pruning.negated_half)[n];
       negated_half = -kInfinity;
       if (n >= screened.num_distinct) continue;
-      const int64_t position = reduced.order[n];
+      const int64_t position = pruning.order[n];
       const RowLengths of_directions =
-          Kernel::round_directions(directions + position * num_directions, reduced.factor, num_directions, words);
+          Kernel::round_directions(directions + position * num_directions, pruning.factor, num_directions, words);
       const Projection code = certify(lengths[position], of_directions, num_channels, num_directions);
       for (int64_t step = 0; step < steps; ++step)
         std::memcpy(panel + (group * steps + step) * kWidth + k, words + step, sizeof(float));
       negated_half = screened.negated_half[position];
-      const_cast<float*>(reduced.radius)[n] = static_cast<float>(code.radius * (1 + 0x1p-22));
+      const_cast<float*>(pruning.radius)[n] = static_cast<float>(code.radius * (1 + 0x1p-22));
       length = code.whole > length ? code.whole : length;
       error = code.error > error ? code.error : error;
       if constexpr (Kernel::kCoarse) {
         alignas(64) int8_t numbers[kMostDirections];
-        const RowLengths rounded = Kernel::round_coarse(directions + position * num_directions, reduced.factor,
+        const RowLengths rounded = Kernel::round_coarse(directions + position * num_directions, pruning.factor,
                                                         num_directions, largest, 0, numbers);
         const Projection coarse = certify(lengths[position], rounded, num_channels, num_directions);
         length = coarse.whole > length ? coarse.whole : length;
@@ -183,21 +184,21 @@ void pack_reduced_groups(const float* codebook, int64_t num_channels, const Scre
         int32_t sum = 0;
         for (int64_t d = 0; d < num_directions; ++d) sum += numbers[d];
         const int32_t start = -128 * sum;
-        float* target = const_cast<float*>(reduced.coarse_panel) + group * coarse_steps(num_directions) * kWidth + k;
+        float* target = const_cast<float*>(pruning.coarse_panel) + group * coarse_steps(num_directions) * kWidth + k;
         std::memcpy(target, &start, sizeof(start));
         for (int64_t d = 0; d < num_directions; d += 4) std::memcpy(target + (1 + d / 4) * kWidth, numbers + d, 4);
       }
       if constexpr (Kernel::kSifts) {
-        int8_t* numbers = const_cast<int8_t*>(reduced.numbers) + n * sifted_channels(num_channels);
-        const_cast<SiftedCode*>(reduced.sifted)[n] =
+        int8_t* numbers = const_cast<int8_t*>(pruning.numbers) + n * sifted_channels(num_channels);
+        const_cast<SiftedCode*>(pruning.sifted)[n] =
             Kernel::sift_code(codebook + screened.codes[position] * num_channels, screened, num_channels, numbers);
       }
     }
-    const_cast<float*>(reduced.group_length)[group] = static_cast<float>(length * (1 + 0x1p-22));
-    const_cast<float*>(reduced.group_error)[group] = static_cast<float>(error * (1 + 0x1p-22));
+    const_cast<float*>(pruning.group_length)[group] = static_cast<float>(length * (1 + 0x1p-22));
+    const_cast<float*>(pruning.group_error)[group] = static_cast<float>(error * (1 + 0x1p-22));
     if constexpr (Kernel::kCoarse) {
-      const_cast<float*>(reduced.coarse_unit)[group] = largest / 127.0f;
-      const_cast<float*>(reduced.coarse_error)[group] = static_cast<float>(coarse_error * (1 + 0x1p-22));
+      const_cast<float*>(pruning.coarse_unit)[group] = largest / 127.0f;
+      const_cast<float*>(pruning.coarse_error)[group] = static_cast<float>(coarse_error * (1 + 0x1p-22));
     }
   }
 }
