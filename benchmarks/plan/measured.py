@@ -118,7 +118,7 @@ def of_two_ranks() -> list[Row]:
     for stage, found in counted.items():
         plan = memory.exchanged(sizes, int(stage), "float32", 2, ACCUMULATED)
         gathered = plan.pop("parameters, gathered", 0)
-        plan |= memory.exchanged_by_model(work.config, 3, ACCUMULATED)
+        plan |= memory.exchanged_by_model(work.config, 3, ACCUMULATED, watched=True)
         # What is more are norms of gradients and paddings, some numbers each.
         rows.append(Row(f"reduced, ZeRO {stage}", "bytes", sum(plan.values()), found["allreduce"], 1e-6))
         if gathered:

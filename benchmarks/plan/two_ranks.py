@@ -40,6 +40,7 @@ def step_traffic(rank: int, stage: int) -> dict[str, int]:
     work = small_work(gpus=2)
     torch.manual_seed(0)
     model, settings = work.make_model(), work.recipe
+    model.watch_features()
     settings.engine.zero_stage = stage
     config = deepspeed_config(
         settings.engine, "float32", micro_batch_size=2, gradient_accumulation_steps=ACCUMULATED, clip=10.0
