@@ -234,14 +234,15 @@ class _Writer:
         most_columns = max(self.num_codes, len(self.words.spelling))
         progress = ProgressLines(self.say, "codes")
         for first, last in statistics.blocks_of_codes(self.num_codes, most_columns):
-            beside, both, assigned = self._count_block(first, last)
+            beside, both, second, assigned = self._count_block(first, last)
             begins = np.searchsorted(assigned["code"], np.arange(first, last + 1))
             for code in range(first, last):
                 block = code - first
                 found = words.rank_words(
                     both[block], int(self.usage.captioned[code]), self.words.images, self.num_captioned
                 )
-                shown = gallery.choose_occurrences(assigned[begins[block] : begins[block + 1]])
+                here = assigned[begins[block] : begins[block + 1]]
+                shown = gallery.choose_occurrences(here)
                 neighbours = statistics.best_neighbours(beside[block], code, sides)
                 near_row = list(zip(near[code].tolist(), near_distance[code].tolist(), strict=True))
                 entry = {
@@ -256,21 +257,26 @@ class _Writer:
                     "neighbours": [{"code": c, "count": n, "lift": _short(lift)} for c, n, lift in neighbours],
                     "near": [{"code": c, "distance": _short(distance)} for c, distance in near_row],
                 }
+                if self.source.num_levels > 1:
+                    entry["second"] = self._second_codes(second[block], here)
                 self._note_words(code, found[found["low"] > 1])
                 self.wall.append(self._on_wall(entry, near_row, place[code]))
                 yield entry
             progress(last, self.num_codes)
 
-    def _count_block(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of a block of codes how often each code is beside them, images with both them and each word, and the patches
-        of the gallery that have them (`gallery.assigned_patches`), by code."""
+    def _count_block(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Of a block of codes how often each code is beside them, images with both them and each word, tokens with both
+        them and each second-level code, and the patches of the gallery that have them (`gallery.assigned_patches`), by
+        code."""
         beside = np.zeros((last - first, self.num_codes), dtype=np.int32)
+        second = np.zeros_like(beside)
         both = np.zeros((last - first, len(self.words.spelling)), dtype=np.int32)
         shown_N = np.full(len(self.spool), -1)
         shown_N[self.images_G] = np.arange(len(self.images_G))
         parts = []
         for chunk in self.spool.tokens():
             statistics.count_beside(chunk, first, last, beside)
+            statistics.count_second(chunk, first, last, second)
             parts.append(gallery.assigned_patches(chunk, shown_N, first, last))
             if self.words.spelling:
                 code, image = statistics.code_images(chunk, self.num_codes)
@@ -278,7 +284,16 @@ class _Writer:
                 table = self.words.table(*self.spool.words(chunk.first, chunk.last))
                 both += words.count_both(code[wanted] - first, image[wanted], last - first, table).toarray()
         assigned = np.concatenate(parts)
-        return beside, both, assigned[np.argsort(assigned["code"], kind="stable")]
+        return beside, both, second, assigned[np.argsort(assigned["code"], kind="stable")]
+
+    def _second_codes(self, counts: np.ndarray, assigned: np.ndarray) -> list[dict[str, Any]]:
+        """`second` of a code: `counts` int (K,), its tokens by second-level code; `assigned`, its patches shown."""
+        found = []
+        for code, tokens in statistics.most_frequent(counts):
+            drawn = gallery.choose_occurrences(assigned[assigned["second"] == code])["random"]
+            patches = self._occurrences(drawn[: gallery.NUM_EXAMPLES])
+            found.append({"code": code, "tokens": tokens, "patches": patches})
+        return found
 
     def _on_wall(
         self, entry: Mapping[str, Any], near: Sequence[tuple[int, float]], place: np.ndarray
@@ -306,7 +321,7 @@ class _Writer:
     def _occurrences(self, assigned: np.ndarray) -> list[list[float | None]]:
         return [
             [image, row, column, _short(distance), *self.sizes_in_patches_G[image]]
-            for _, image, row, column, distance, _ in assigned.tolist()
+            for _, image, row, column, distance, *_ in assigned.tolist()
         ]
 
     def _words_of_code(self, ranked: np.ndarray) -> list[dict[str, Any]]:
@@ -383,6 +398,7 @@ class _Writer:
             },
             "measures": self._measures(),
             "figure": [],
+            **({"num_levels": self.source.num_levels} if self.source.num_levels > 1 else {}),
         }
 
     def _measures(self) -> dict[str, float]:

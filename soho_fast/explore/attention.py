@@ -41,11 +41,11 @@ class SeeingPipeline(SohoPipeline):
         self._go_on: Callable[[], None] = lambda: None
 
     def weights(self) -> str | None:
-        """`digest_of` the codebook, by which a bundle is known; None for a model without a dictionary."""
+        """`digest_of` the first level's codes, by which a bundle is known; None for a model without a dictionary."""
         dictionary = self.model.base().visual_dictionary
         if dictionary is None:
             return None
-        return digest_of(dictionary.codebook.cpu().numpy())
+        return digest_of(dictionary.codebook_of(0).cpu().numpy())
 
     @torch.no_grad()
     def codes_of(self, image: bytes) -> tuple[int, int, list[int]]:

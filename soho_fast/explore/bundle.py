@@ -23,7 +23,7 @@ data/meta.js:
     schema: SCHEMA, by which the pages know what they read
     title: what the heading says
     model: where the model came from, or what the arrays were called
-    weights: SHA-256 of the codebook, hexadecimal
+    weights: SHA-256 of the codebook, of its first level where it has several, hexadecimal
     made_of: hash of the weights, the data and the options, by which a rerun knows that nothing has changed
     num_codes: K
     num_channels: C
@@ -99,6 +99,16 @@ data/server.js, as the server answers:
     models: list of {name, kind, question}: question is rank, answer, entails or compare
     upload_bytes: largest file
     seconds: after which an answer is given up
+
+A codebook may have several levels, the second of which codes what the first leaves of a feature, and so on (a residual
+quantiser). All of the above is then of the first level's codes, and there is also:
+
+data/meta.js, of several levels:
+    num_levels: of K codes each; a token is the sum of a code of each level
+
+data/codes-0000.js, of several levels, each code:
+    second: list of {code, tokens, patches}: the second level's codes that most of the code's tokens have, at most 8;
+        occurrences of both, of distinct images, at random, at most 4
 """
 
 from __future__ import annotations

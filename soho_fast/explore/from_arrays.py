@@ -152,6 +152,7 @@ class ArraySource:
     """
 
     model = "arrays"
+    num_levels = 1
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ class ImageBatch:
 
     images: those that could be read, B. features: (B, L, C) on the device, L = h * w. valid: bool (B, h, w), False at
     padding. index: int64 (B, h, w), -1 at padding; distance: float32 (B, h, w). patches: each image's height and width
-    in patches, fractions included.
+    in patches, fractions included. second: as index, of the codebook's second level; None where it has one level.
     """
 
     places: list[int]
@@ -72,6 +72,7 @@ class ImageBatch:
     index: torch.Tensor
     distance: torch.Tensor
     patches: list[tuple[float, float]]
+    second: torch.Tensor | None
 
 
 class TaskImages:
@@ -169,6 +170,7 @@ class ModelSource:
         self._task, self._model, self._images, self._say = task, model, images, say
         self._computing = Computing(model, task.data.precision)
         self.codebook = self.dictionary.codebook_of(0).float().cpu().numpy()
+        self.num_levels = self.dictionary.num_levels
         self.title, self.model = title, called
         self.data_sets, self.licences = images.data_sets, images.licences.entries
         self.num_images = len(images.images)
@@ -208,15 +210,20 @@ class ModelSource:
         with self._computing():
             pixels = self._task.on_device(self._computing.on_device(batch))
             feat_BLC, valid_Bhw = self._model.base().encode_features(**pixels)
-        index_BL, squared_BL = ops.codebook_lookup(feat_BLC, self.dictionary.codebook, return_distance=True)
+        index_BL, squared_BL = ops.codebook_lookup(feat_BLC, self.dictionary.codebook_of(0), return_distance=True)
         index_Bhw = index_BL.view(valid_Bhw.shape).masked_fill(~valid_Bhw, -1)
+        second_Bhw = None
+        if self.num_levels > 1:
+            second_Bhw = self.dictionary.codes_of(feat_BLC)[..., 1].view_as(index_Bhw).masked_fill(~valid_Bhw, -1)
+        distance_Bhw = squared_BL.sqrt().view_as(index_Bhw)
         patches = [(height / self._patch, width / self._patch) for height, width in sizes]
         images = [self._images.images[place] for place in places]
-        return ImageBatch(places, images, feat_BLC, valid_Bhw, index_Bhw, squared_BL.sqrt().view_as(index_Bhw), patches)
+        return ImageBatch(places, images, feat_BLC, valid_Bhw, index_Bhw, distance_Bhw, patches, second_Bhw)
 
     def images(self) -> Iterator[SeenImage]:
         for batch in self.batches():
             index, distance, valid = (x.cpu().numpy() for x in (batch.index, batch.distance, batch.valid))
+            second = None if batch.second is None else batch.second.cpu().numpy().astype(np.int32)
             for number, (place, image) in enumerate(zip(batch.places, batch.images, strict=True)):
                 rows, columns = int(valid[number].any(1).sum()), int(valid[number].any(0).sum())
                 yield SeenImage(
@@ -228,6 +235,7 @@ class ModelSource:
                     image.data_set,
                     self._images.licences_of(image),
                     *batch.patches[number],
+                    None if second is None else second[number, :rows, :columns],
                 )
 
     def small_copy(self, place: int) -> tuple[bytes, int, int]:

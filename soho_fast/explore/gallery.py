@@ -11,6 +11,8 @@ from soho_fast.explore.spool import Chunk, Spool
 
 MOST_SHOWN = 10_000
 NUM_OCCURRENCES = 12
+NUM_EXAMPLES = 4
+"""Patches of a code that are shown of each of its second-level codes."""
 
 _MEMBER = [
     ("code", np.int64),
@@ -19,6 +21,7 @@ _MEMBER = [
     ("column", np.int64),
     ("distance", np.float64),
     ("key", np.uint64),
+    ("second", np.int32),
 ]
 
 
@@ -126,13 +129,14 @@ def assigned_patches(chunk: Chunk, shown_N: np.ndarray, first: int, last: int) -
         first, last: Codes.
 
     Returns:
-        A record a patch, image by image and row by row: `code`, `image`, `row`, `column`, `distance`, and `key`, by
-        which it is drawn at random.
+        A record a patch, image by image and row by row: `code`, `image`, `row`, `column`, `distance`, `key`, by which
+        it is drawn at random, and `second`, its code of the second level, -1 where there is none.
     """
     image_T = chunk.first + chunk.image
     wanted = (chunk.index >= first) & (chunk.index < last) & (shown_N[image_T] >= 0)
     found = np.empty(np.count_nonzero(wanted), dtype=_MEMBER)
     found["code"], found["distance"] = chunk.index[wanted], chunk.distance[wanted]
+    found["second"] = chunk.second[wanted]
     found["image"] = shown_N[image_T[wanted]]
     found["row"], found["column"] = chunk.row[wanted], chunk.column[wanted]
     found["key"] = draw(image_T[wanted], found["row"] * chunk.columns[wanted] + found["column"])

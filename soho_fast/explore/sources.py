@@ -39,7 +39,8 @@ class SeenImage:
     index: int32 (h, w), -1 where there is no code; distance: float32 (h, w), of each feature to its code, as it is
     measured in the feature space (not squared). `place`: by which the source finds the image again. `source`: number
     in the source's `data_sets`; `licences`: numbers in its `licences`. `patches_high`, `patches_wide`: the image's size
-    in patches, fractions included; 0 is that of the grid.
+    in patches, fractions included; 0 is that of the grid. `second`: int32 (h, w), the code of the codebook's second
+    level, -1 where there is none; None where the codebook has one level.
     """
 
     index: np.ndarray
@@ -51,16 +52,19 @@ class SeenImage:
     licences: Sequence[int] = ()
     patches_high: float = 0.0
     patches_wide: float = 0.0
+    second: np.ndarray | None = None
 
 
 class Source(Protocol):
     """Where the images and the codes come from.
 
-    codebook: float32 (K, C). title, model, licences: see `bundle`, data/meta.js. data_sets: names.
-    num_images: how many `images` gives at most; None where that is not known.
+    codebook: float32 (K, C), the codes of the first level. num_levels: of as many codes each; a token is the sum of a
+    code of each. title, model, licences: see `bundle`, data/meta.js. data_sets: names. num_images: how many `images`
+    gives at most; None where that is not known.
     """
 
     codebook: np.ndarray
+    num_levels: int
     title: str
     model: str
     data_sets: list[str]

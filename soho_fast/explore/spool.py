@@ -25,7 +25,8 @@ class Chunk:
     """The tokens of the images `first` to `last` (exclusive).
 
     image: int64 (T,), from 0 for the first; row, column: int32 (T,), in the image's grid; rows, columns: int32 (T,),
-    of that grid; index: int32 (T,), -1 where there is no code; distance: float32 (T,).
+    of that grid; index, second: int32 (T,), the codes of the first and of the second level, -1 where there is none;
+    distance: float32 (T,).
     """
 
     first: int
@@ -36,6 +37,7 @@ class Chunk:
     rows: np.ndarray
     columns: np.ndarray
     index: np.ndarray
+    second: np.ndarray
     distance: np.ndarray
 
 
@@ -47,7 +49,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._paths = {name: folder / name for name in ("index", "distance", "words", "texts")}
+        self._paths = {name: folder / name for name in ("index", "second", "distance", "words", "texts")}
         self._files = {name: path.open("w+b") for name, path in self._paths.items()}
         self._rows, self._columns, self._captioned = array("i"), array("i"), array("b")
         self._first = {name: array("q", [0]) for name in ("tokens", "words", "texts")}
@@ -83,6 +85,8 @@ class Spool:
             }
         ).encode()
         contents = {"index": index.tobytes(), "distance": distance.tobytes(), "words": words.tobytes(), "texts": text}
+        if image.second is not None:
+            contents["second"] = np.ascontiguousarray(image.second, dtype=np.int32).tobytes()
         for name, content in contents.items():
             self._files[name].write(content)
         self._rows.append(rows)
@@ -131,6 +135,7 @@ class Spool:
         image_T = np.repeat(np.arange(last - first), sizes)
         place_T = np.arange(end - begin) - (self.first_N[first:last] - begin)[image_T]
         columns_T = self.columns_N[first:last][image_T]
+        second_T = self._read("second", np.int32, begin, end)
         return Chunk(
             first,
             last,
@@ -140,6 +145,7 @@ class Spool:
             self.rows_N[first:last][image_T],
             columns_T,
             self._read("index", np.int32, begin, end),
+            second_T if len(second_T) else np.full(end - begin, -1, dtype=np.int32),
             self._read("distance", np.float32, begin, end),
         )
 

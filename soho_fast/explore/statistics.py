@@ -22,6 +22,7 @@ MOST_POSITIONS = 16
 """Rows and columns of the heat map at most."""
 NUM_NEIGHBOURS = 8
 NUM_NEAR = 8
+NUM_SECOND = 8
 
 # Entries of a table of counts, codes x columns, that are in memory at a time.
 _TABLE_ENTRIES = 2**24
@@ -154,6 +155,21 @@ def count_beside(chunk: Chunk, first: int, last: int, table: np.ndarray) -> None
         for here, there in ((one, other), (other, one)):
             wanted = (here >= first) & (here < last) & (there >= 0)
             _count_into(table, here[wanted].astype(np.int64) - first, there[wanted].astype(np.int64))
+
+
+def count_second(chunk: Chunk, first: int, last: int, table: np.ndarray) -> None:
+    """Add to `table` int32 (last - first, K) how many tokens of each code of the block have each second-level code."""
+    wanted = (chunk.index >= first) & (chunk.index < last) & (chunk.second >= 0)
+    _count_into(table, chunk.index[wanted].astype(np.int64) - first, chunk.second[wanted].astype(np.int64))
+
+
+def most_frequent(counts: np.ndarray) -> list[tuple[int, int]]:
+    """(code, count) of the second-level codes that most tokens of a code have, of `counts` int (K,); at most 8.
+
+    Of equally frequent ones the lower number comes first.
+    """
+    order = np.argsort(-counts, kind="stable")[:NUM_SECOND]
+    return [(int(second), int(counts[second])) for second in order if counts[second]]
 
 
 def count_sides(spool: Spool, num_codes: int) -> np.ndarray:

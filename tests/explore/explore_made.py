@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -36,6 +37,16 @@ def seen_images(num_images: int, num_codes: int, seed: int = 0, size: tuple[int,
     return images
 
 
+def with_second_level(images: list[SeenImage], num_codes: int, seed: int = 1) -> list[SeenImage]:
+    """The same images, each patch that has a code with one of a second level too."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for image in images:
+        second = (num_codes * rng.random(image.index.shape) ** 2).astype(np.int32)
+        found.append(dataclasses.replace(image, second=np.where(image.index < 0, np.int32(-1), second)))
+    return found
+
+
 def described(file: str) -> set[str]:
     """The fields of a file of data/ that the docstring of bundle.py describes."""
     section = bundle.__doc__.split(f"\ndata/{file}", 1)[1].split("\n\n")[0]
@@ -50,6 +61,7 @@ class MadeSource:
 
     def __init__(self, images: list[SeenImage], codes: np.ndarray) -> None:
         self.seen, self.codebook, self.num_images = images, codes, len(images)
+        self.num_levels = 1 if all(image.second is None for image in images) else 2
 
     def images(self) -> Iterator[SeenImage]:
         yield from self.seen

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from explore_made import WORDS, MadeSource, beside, codebook, described, patches_of, seen_images
+from explore_made import WORDS, MadeSource, beside, codebook, described, patches_of, seen_images, with_second_level
 
 from soho_fast.common.errors import UserError
 from soho_fast.explore import bundle as layout
@@ -132,6 +132,45 @@ def test_the_order_of_chunks_and_blocks_changes_nothing(tmp_path, monkeypatch, m
     other = build(tmp_path / "explorer", images, most_shown=25, made_of="these")
     for path in sorted((bundle.folder / "data").iterdir()):
         assert (other.folder / "data" / path.name).read_text() == path.read_text(), path.name
+
+
+def test_second_level_codes_are_those_of_the_codes_tokens(tmp_path, monkeypatch, made):
+    images = with_second_level(made[0], NUM_CODES)
+    monkeypatch.setattr("soho_fast.explore.spool._TOKENS_AT_A_TIME", 100)
+    monkeypatch.setattr("soho_fast.explore.statistics._TABLE_ENTRIES", 10 * NUM_CODES)
+    bundle = build(tmp_path / "explorer", images, most_shown=25)
+    shown = [images[int(bundle.image(picture)["name"].split()[1])] for picture in range(25)]
+    index, second = (np.concatenate([getattr(image, of).ravel() for image in images]) for of in ("index", "second"))
+    num_listed, num_examples = set(), set()
+    for code in range(NUM_CODES):
+        numbers, counts = np.unique(second[index == code], return_counts=True)
+        best = np.lexsort((numbers, -counts))[:8]
+        entries = bundle.code(code)["second"]
+        assert [entry["code"] for entry in entries] == numbers[best].tolist()
+        assert [entry["tokens"] for entry in entries] == counts[best].tolist()
+        for entry in entries:
+            both = [(image.index == code) & (image.second == entry["code"]) for image in shown]
+            assert len(entry["patches"]) == min(4, sum(map(np.any, both)))
+            assert len({patch[0] for patch in entry["patches"]}) == len(entry["patches"]), "distinct pictures"
+            for picture, row, column, distance, *size in entry["patches"]:
+                assert both[picture][row, column] and distance == shown[picture].distance[row, column]
+                assert size == list(shown[picture].index.shape)
+            num_examples.add(len(entry["patches"]))
+        num_listed.add(len(entries))
+    assert {0, 8} <= num_listed and {0, 4} <= num_examples, "none, and as many as are shown"
+
+
+def test_a_second_level_adds_its_fields_and_changes_nothing_else(tmp_path, made):
+    images, one = made
+    two = build(tmp_path / "explorer", with_second_level(images, NUM_CODES), most_shown=25, made_of="these")
+    added = {"num_levels": 2}
+    assert two.meta == one.meta | added and set(added) == described("meta.js, of several levels")
+    for code in range(NUM_CODES):
+        added = {"second": two.code(code)["second"]}
+        assert two.code(code) == one.code(code) | added and set(added) == described("codes-0000.js, of several levels")
+    for path in (one.folder / "data").iterdir():
+        if not path.name.startswith(("meta", "codes")):
+            assert (two.folder / "data" / path.name).read_text() == path.read_text(), path.name
 
 
 def test_no_captions_no_words(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tiny_tasks import SMALL, make_task
 
 from soho_fast.common.command_line import Parser
 from soho_fast.explore.__main__ import main
+from soho_fast.explore.attention import SeeingPipeline
 from soho_fast.explore.build import add_data_arguments, open_model
 from soho_fast.explore.bundle import Bundle
 from soho_fast.tasks.pretraining import PretrainingTask, read_sources
@@ -48,6 +50,8 @@ def write_run(folder, task, config=None):
         # Codes that features of flat colours are near to.
         if model.base().visual_dictionary is not None:
             model.base().visual_dictionary.codebook.mul_(0.3)
+        if task.model.config.get("num_levels", 1) > 1:  # They are zero before training.
+            model.base().visual_dictionary.codebook.normal_(std=0.3)
     (folder / "model").mkdir(parents=True)
     task.export(model, model.state_dict(), folder / "model")
     values = {"task": task.name, "data": dataclasses.asdict(task.data), "model": dataclasses.asdict(task.model)}
@@ -121,6 +125,26 @@ def test_distances_are_those_of_the_features(run, built):
             assert distance == pytest.approx(float((feature - codes[code]).double().norm()), rel=1e-4)
             seen += 1
     assert seen >= 12
+
+
+def test_codes_of_both_levels_are_those_that_the_model_gives(tmp_path):
+    config = {**SMALL, "num_levels": 2, "dictionary_init": "data"}
+    task = pretraining_task(tmp_path / "data", write_tokenizer(tmp_path / "tokenizer"), config)
+    model = write_run(tmp_path / "run", task)
+    assert main(["build", str(tmp_path / "run")]) == 0
+    bundle = Bundle(tmp_path / "run/explorer")
+    pairs, processor = [], task.processor.image_processor
+    for picture in map(bundle.image, range(12)):
+        pixels = processor.decode((tmp_path / "data" / picture["name"]).read_bytes())
+        with torch.no_grad():
+            features, _ = model.base().encode_features(**processor.collate([pixels]))
+        codes_LQ = model.base().visual_dictionary.codes_of(features)[0]
+        assert picture["index"] == codes_LQ[:, 0].tolist(), "of the first level"
+        pairs += map(tuple, codes_LQ.tolist())
+    found = [(code, entry["code"], entry["tokens"]) for code in range(8) for entry in bundle.code(code)["second"]]
+    assert sorted(found) == sorted((*pair, count) for pair, count in Counter(pairs).items())
+    assert bundle.meta["num_levels"] == 2 and len(found) > len({code for code, *_ in found}) > 1
+    assert SeeingPipeline.from_pretrained(tmp_path / "run").weights() == bundle.meta["weights"], "patches name codes"
 
 
 def test_what_masked_visual_modelling_hides_and_guesses(run, built):

@@ -13,10 +13,9 @@
 
   const codeAddress = (code) => explorer.address("code", String(code));
 
-  // The patches of a kind, each from another image, with their surroundings.
-  const occurrences = (code, kind, heading, meaning) => {
-    const list = code[kind];
-    const tiles = list.map((occurrence) => {
+  // Patches of a code with their surroundings, as links to their images.
+  const tilesOf = (code, list) =>
+    list.map((occurrence) => {
       const [image, row, column, distance] = occurrence;
       return element(
         "a",
@@ -29,6 +28,11 @@
         formatNumber(distance),
       );
     });
+
+  // The patches of a kind, each from another image.
+  const occurrences = (code, kind, heading, meaning) => {
+    const list = code[kind];
+    const tiles = tilesOf(code, list);
     const row = element("div", { class: "occurrences" }, tiles.slice(0, FIRST_SHOWN));
     const more = element("button", { type: "button", class: "quiet" }, `show all ${list.length}`);
     more.addEventListener("click", () => {
@@ -91,6 +95,27 @@
         `${formatPercent(level)}, corrected for ${formatPlural(numTests, "test")}; the dashed line is 1, as often as ` +
         "elsewhere, and what is grey may be chance.",
       code.words.length ? wordTable(code.words) : element("p", { class: "nothing" }, "No word is common enough here."),
+    );
+  };
+
+  // Codes of the second level have no pages: the pages are of the first level's.
+  const secondCard = (code, meta) => {
+    if (!meta.num_levels) return null;
+    const lines = code.second.map(({ code: number, tokens, patches }) =>
+      element(
+        "li",
+        { dataset: { second: number } },
+        element("strong", {}, number),
+        element("span", {}, formatPercent(tokens / code.tokens)),
+        tilesOf(code, patches),
+      ),
+    );
+    return card(
+      "Second-level codes",
+      `A token is the sum of a code of each of the ${meta.num_levels} levels; this code is of the first. These are ` +
+        "the second level's codes that most of its tokens have: their share of its tokens, and some of these patches, " +
+        "drawn at random.",
+      element("ul", { class: "second" }, lines),
     );
   };
 
@@ -257,7 +282,7 @@
       element(
         "div",
         { class: "cards" },
-        element("div", {}, wordCard(code, meta), besideCard(code, wall)),
+        element("div", {}, wordCard(code, meta), secondCard(code, meta), besideCard(code, wall)),
         element("div", {}, distanceCard(code, meta), positionCard(code, meta), nearCard(code, wall)),
       ),
     );

@@ -124,6 +124,10 @@
         "dictionary: a token. Each tile is a code: the patch in the middle of those that have it, outlined, and what " +
         "is around it",
       meta.has_captions ? "; below it, the word that most sets apart the captions of its images. " : ". ",
+      meta.num_levels
+        ? `The dictionary has ${meta.num_levels} levels, and a token is the sum of a code of each; shown are the ` +
+            "first level's codes. "
+        : null,
       element("strong", {}, formatCount(meta.num_codes)),
       ` codes${unused ? `, ${formatCount(unused)} of them unused: no patch here has them` : ", all in use"};`,
       ` ${images},`,
