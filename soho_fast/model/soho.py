@@ -385,7 +385,7 @@ class SohoForPreTraining(PairMatching, SohoModelWithHeads):
         if self.mvm_head is not None:
             return self.mvm_head(hidden_MD)
         assert self.soho.visual_dictionary is not None, "without codes no visual token is masked"
-        return cosine_logits(hidden_MD, self.soho.visual_dictionary.codebook)
+        return cosine_logits(hidden_MD, self.soho.visual_dictionary.codebook_of(0))
 
     @can_return_tuple
     def forward(
