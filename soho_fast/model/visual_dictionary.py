@@ -70,7 +70,7 @@ class VisualDictionary(Float32Buffers):
     drawn in the update after that of the level before, until which they are zero.
 
     Attributes:
-        pack: makes of the codebook what is looked up in, for codes that are frozen; `None`: the codebook itself.
+        pack: makes of codebook and levels what is looked up in, for codes that are frozen; `None`: the codebook itself.
 
     Buffers:
         codebook (QK, C); usage (QK,): running mean of a code's share of the tokens in units of the uniform share 1/K,
@@ -95,7 +95,7 @@ class VisualDictionary(Float32Buffers):
     def __init__(self, config: SohoConfig) -> None:
         super().__init__()
         self.config = config
-        self.pack: Callable[[Tensor], ops.PreparedCodebook] | None = None
+        self.pack: Callable[[Tensor, int], ops.PreparedCodebook] | None = None
         self.num_levels, self.num_codes, self.num_channels = config.num_levels, config.num_codes, config.hidden_size
         num_rows = self.num_levels * self.num_codes
         shape = (num_rows, self.num_channels)
@@ -228,14 +228,15 @@ class VisualDictionary(Float32Buffers):
         """The codes in the features' place, gradient straight through, and the code of each level (B, L, Q)."""
         if self.num_levels > 1:
             books_QKC = self.codebook.unflatten(0, (self.num_levels, -1))
-            index_BLQ, embed_BLC = ops.residual_lookup(feat_BLC, self.pack(self.codebook) if self.pack else books_QKC)
+            books = self.pack(self.codebook, self.num_levels) if self.pack else books_QKC
+            index_BLQ, embed_BLC = ops.residual_lookup(feat_BLC, books)
             return embed_BLC, index_BLQ
         constant_BLC = feat_BLC.detach()
         if self.pack is None:
             subspace = self._subspace.of(self.codebook)
             index_BL = ops.codebook_lookup(constant_BLC, self.codebook, subspace=subspace)
         else:
-            index_BL = ops.codebook_lookup(constant_BLC, self.pack(self.codebook))
+            index_BL = ops.codebook_lookup(constant_BLC, self.pack(self.codebook, 1))
         return ops.straight_through(feat_BLC, self.codebook, index_BL), index_BL.unsqueeze(-1)
 
     def _rests(self, feat_NC: Tensor, index_NQ: Tensor) -> list[Tensor]:

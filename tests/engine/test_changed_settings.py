@@ -241,8 +241,8 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
         and not name.startswith(read)
     } <= {
         "batch.workers", "batch.prefetch", "batch.corrupt_images", "engine.threads", "engine.timeout_seconds",
-        "engine.activation_checkpointing",
-        "engine.emulate_precision", "engine.feature_cache_gb", "engine.feature_cache_disk_gb", "corpus.folder",
+        "engine.activation_checkpointing", "engine.emulate_precision", "engine.end_when_lost",
+        "engine.feature_cache_gb", "engine.feature_cache_disk_gb", "corpus.folder",
         "data.tokenizer", "data.image_batch", "data.text_batch",
         "data.pair_batch", "data.quick_images", "data.missing_images", "model.pretrained",
         "model.text_encoder", "model.backbone",

@@ -113,7 +113,7 @@
     return card(
       "Second-level codes",
       `A token is the sum of a code of each of the ${meta.num_levels} levels; this code is of the first. These are ` +
-        "the second level's codes that most of its tokens have: their share of its tokens, and some of these patches, " +
+        "the second level's codes that most of its tokens have: their share of its tokens, and some of its patches, " +
         "drawn at random.",
       element("ul", { class: "second" }, lines),
     );

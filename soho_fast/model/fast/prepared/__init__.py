@@ -123,8 +123,7 @@ def prepare_for_inference(
         base.encoder.to(dtype)
     dictionary = base.visual_dictionary
     if dictionary is not None:
-        dictionary.codebook = counted(dictionary.codebook)
-        dictionary.pack = PackedCodes(dictionary.num_levels)
+        dictionary.codebook, dictionary.pack = counted(dictionary.codebook), PackedCodes()
     base.transformer = PreparedTransformer()
     _keep_heads_float32(model, base.encoder)
     # Where the calibration fails it stays what it is by then.
