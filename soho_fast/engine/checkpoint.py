@@ -186,14 +186,10 @@ class Checkpoints:
         """Complete checkpoints, oldest first, by what is there and its sizes; those found altered are left out."""
         return [path for path in self._named() if path not in self._altered and _fault(path) is None]
 
-    def newest(self) -> Path | None:
-        """The newest complete checkpoint, or None; the same on all ranks."""
+    def newest(self, *, sound: bool = False) -> Path | None:
+        """The newest complete checkpoint (sound: of a run that was), or None; the same on all ranks."""
         found = self.complete() if self.processes.is_main else []
-        return self.processes.gather(found[-1] if found else None)[0]
-
-    def newest_sound(self) -> Path | None:
-        """The newest complete checkpoint of a run that was sound; the same on all ranks."""
-        found = [path for path in self.complete() if _is_sound(path)] if self.processes.is_main else []
+        found = [path for path in found if not sound or _is_sound(path)]
         return self.processes.gather(found[-1] if found else None)[0]
 
     def choose(self, say: Callable[[str], None]) -> Path | None:

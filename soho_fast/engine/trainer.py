@@ -549,7 +549,7 @@ class Run:
         if not self.settings.engine.end_when_lost or not isinstance(self.task, WatchedTask):
             return
         if told := self.task.lost(self.step.model):
-            sound = self.checkpoints.newest_sound()
+            sound = self.checkpoints.newest(sound=True)
             instead = f"delete all newer than {sound}, and --resume changed goes on from it" if sound else "start anew"
             raise UserError(f"step {self.progress.step}: {told}, and {instead}")
 

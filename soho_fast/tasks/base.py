@@ -16,7 +16,7 @@ from soho_fast.common.processes import Processes
 from soho_fast.data.batches.sample import Sample, usable_samples
 from soho_fast.data.images import SohoImageProcessor
 from soho_fast.data.processor import SohoProcessor
-from soho_fast.data.text import describe_fit
+from soho_fast.data.text import describe_fit, load_tokenizer
 from soho_fast.engine.changes import TaskIdentity
 from soho_fast.model import SohoConfig, SohoPreTrainedModel
 from soho_fast.model.fast.cpu import speed_up_on_cpu
@@ -83,6 +83,15 @@ class BaseTask(ABC):
         size = {"shortest_edge": self.data.shorter_edge, "longest_edge": self.data.longer_edge}
         options = {"size_divisor": self.data.pad_to_multiple, "antialias": self.data.antialias}
         return SohoProcessor(SohoImageProcessor(size=size, **options), tokenizer)
+
+    def check_words(self, pretrained: str) -> None:
+        """Raises ValueError: `data.tokenizer` has other words than a pre-trained model has learnt."""
+        there, here = (load_tokenizer(name).get_vocab() for name in (pretrained, self.data.tokenizer))
+        if there != here:
+            raise ValueError(
+                f"data.tokenizer: {self.data.tokenizer} has other words ({len(here)}) than the pre-trained model "
+                f"{pretrained} ({len(there)}) has learnt; give {pretrained} here too, or to fine-tune null"
+            )
 
     def check_text_length(self, config: SohoConfig) -> None:
         """Raises ValueError: texts may be longer than the model has positions for."""

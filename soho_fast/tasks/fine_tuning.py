@@ -67,12 +67,7 @@ class FineTuningTask(BaseTask):
                 f"model, which a run of pre-training leaves as model/, or a hub name this machine can reach ({error})"
             ) from error
         if given is not None and pretrained is not None:
-            there, here = tokenizer.get_vocab(), load_tokenizer(given).get_vocab()
-            if there != here:
-                raise ValueError(
-                    f"data.tokenizer: {given} has other words ({len(here)}) than the pre-trained model {pretrained} "
-                    f"({len(there)}) has learnt; leave it out (null)"
-                )
+            self.check_words(pretrained)
         return self.load_processor(tokenizer)
 
     @abstractmethod

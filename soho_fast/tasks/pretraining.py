@@ -225,18 +225,10 @@ class PretrainingTask(BaseTask):
         if self.model.backbone:
             self._say(str(model.init_backbone_from(self.model.backbone)))
         if self.model.pretrained:
-            self._check_words(self.model.pretrained)
+            self.check_words(self.model.pretrained)
             self._say(str(model.init_from(self.model.pretrained)))
         model.watch_features()
         return model
-
-    def _check_words(self, pretrained: str) -> None:
-        there, here = load_tokenizer(pretrained).get_vocab(), self.tokenizer.get_vocab()
-        if there != here:
-            raise ValueError(
-                f"data.tokenizer: {self.data.tokenizer} has other words ({len(here)}) than model.pretrained, "
-                f"{pretrained}, has learnt ({len(there)}); give {pretrained} here too"
-            )
 
     def before_step(self, model: SohoForPreTraining, epoch: float) -> None:
         """The first `bag_of_words_epochs` train the visual encoder alone, by the bag-of-words loss."""
@@ -259,9 +251,9 @@ class PretrainingTask(BaseTask):
     def lost(self, model: SohoForPreTraining) -> str:
         """The visual features have become alike, or the codes stand for none of them."""
         steps = self.steps_lost(model)
-        if steps < STEPS_UNTIL_LOST:
-            return ""
         seen = {name: float(value) for name, value in self.figures(model).items()}
+        if steps < STEPS_UNTIL_LOST or not seen:  # A step that was left out has none.
+            return ""
         told = (
             f"for {steps} steps the visual features have been lost: they have moved by {seen['feature_drift']:.1f} of "
             f"their deviations, their variance is {seen['feature_spread']:.2g} times what it was"

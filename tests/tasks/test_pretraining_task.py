@@ -165,7 +165,7 @@ def test_a_pre_trained_model_of_other_words_is_refused(data, tmp_path):
     again = PretrainingTask(
         data, 3, PretrainingModel(config=SMALL, pretrained=str(tmp_path / "model")), say=lambda line: None
     )
-    with pytest.raises(ValueError, match=r"data.tokenizer: .* has other words \(\d+\) than model.pretrained"):
+    with pytest.raises(ValueError, match=r"data.tokenizer: .* has other words \(\d+\) than the pre-trained model"):
         again.build_model()
 
 
@@ -358,6 +358,9 @@ def test_a_run_without_codes_that_loses_its_features_says_what_is_seen(data):
     seen = r"for 20 steps the visual features .* moved by 2\.\d of their deviations, their variance is 0\.01\d* times"
     assert re.match(seen, task.lost(model)), task.lost(model)
     assert "code" not in task.lost(model) and "lower optim.backbone_lr" in task.lost(model)
+    watch.begin_step()
+    watch.end_step(applied=False)
+    assert task.lost(model) == "", "a step that was left out tells nothing"
 
 
 def test_a_snapshot_holds_usage_and_age_of_each_code(data):
