@@ -1,5 +1,5 @@
-"""Renders the committed rows of studies (benchmarks/results/studies-NAME.jsonl) into docs/studies.md, between markers
-of their names, and their figures beside it, so that no figure there is typed by hand.
+"""Renders the committed rows of studies that declare a composite (benchmarks/results/studies-NAME.jsonl) into
+docs/studies.md, between markers of their names, and their figures beside it, so that no figure there is typed by hand.
 
     python -m benchmarks.studies_page
 """
@@ -30,13 +30,15 @@ def rendered(text: str, *, figures: bool) -> str:
     for path in paths:
         name = path.stem.removeprefix("studies-")
         study = read_study(find_study(name))
+        if not study.composite:
+            continue  # Nothing was declared: the text above says what they give, and a test compares it with the rows.
         runs, picture = runs_of(study), f"studies-{name}.png"
         cells, old = rows_by_cell(name, runs, rows)
         differences = compare(study, cells)
         if figures:
-            draw(study, differences, PAGE.parent / picture)
+            draw(differences, PAGE.parent / picture)
         shown = picture if (PAGE.parent / picture).exists() else ""
-        section = page(name, study, runs, cells, old, differences, shown)
+        section = page(name, study, runs, cells, old, differences, shown, f"../benchmarks/results/{path.name}")
         # Below the page's own headings.
         section = re.sub(r"^#", "###", section, flags=re.MULTILINE).rstrip()
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

@@ -7,16 +7,18 @@ pure function of the step, so that a resumed run needs no schedule state.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from soho_fast.common.errors import UserError
+from soho_fast.common.spelling import did_you_mean
 from soho_fast.engine.settings import OptimSettings, ScheduleSettings
 
 
@@ -127,6 +129,24 @@ class SgdAdamW(torch.optim.Optimizer):
         )
         for state in states:
             state["step"] = int(state["step"]) + 1
+
+
+def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Takes from training what has a name of these patterns, for good.
+
+    Raises:
+        UserError: nothing has a name of one of them.
+    """
+    for pattern in patterns:
+        found = [parameter for name, parameter in model.named_parameters() if fnmatchcase(name, pattern)]
+        if not found:
+            similar = did_you_mean(pattern, [name for name, _ in model.named_parameters()])
+            raise UserError(
+                f"optim.frozen_parameters: expected patterns of the model's parameters, no name is like {pattern!r}"
+                f"{similar}"
+            )
+        for parameter in found:
+            parameter.requires_grad_(False)
 
 
 def optimizer_groups(model: Any, settings: OptimSettings) -> list[dict]:

@@ -44,6 +44,8 @@ class OptimSettings:
         backbone_warmup_steps: Steps in which the backbone's rate warms up again from where it is unfrozen. Its decay,
             if `cosine` or `linear`, begins there too.
         thawed_backbone_factor: Factor on the backbone's rate from where it is unfrozen.
+        frozen_parameters: Shell patterns of parameters' names that are not trained at all, as
+            `soho.visual_encoder.projection.*`.
     """
 
     lr: NonNegativeFloat = 1e-4
@@ -61,6 +63,7 @@ class OptimSettings:
     frozen_backbone_epochs: tuple[float, float | Literal["end"]] = (0.0, 0.0)
     backbone_warmup_steps: NonNegativeInt = 0
     thawed_backbone_factor: NonNegativeFloat = 1.0
+    frozen_parameters: list[str] = field(default_factory=list)
 
     def frozen_span(self) -> tuple[float, float]:
         """`frozen_backbone_epochs` as numbers. Raises UserError: they are no span."""

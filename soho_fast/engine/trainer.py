@@ -33,7 +33,7 @@ with from_extra("train"):
     )
     from soho_fast.engine.feature_cache import TrainingBatches
     from soho_fast.engine.logs import PhaseTimer, RunLog, Trackers, load_tracker
-    from soho_fast.engine.optimizer import Schedule, SgdAdamW, optimizer_groups
+    from soho_fast.engine.optimizer import Schedule, SgdAdamW, freeze_parameters, optimizer_groups
     from soho_fast.engine.resume import ResumePoint
     from soho_fast.engine.settings import TrainSettings
     from soho_fast.engine.task import Task, WatchedTask
@@ -223,6 +223,7 @@ class Step:
             model.compile_transformer()
         if settings.engine.freeze_batch_norm:
             model.freeze_batch_norm(True)
+        freeze_parameters(model, settings.optim.frozen_parameters)
         optimizer = SgdAdamW(optimizer_groups(model, settings.optim))
         config = deepspeed_config(
             settings.engine,

@@ -1,13 +1,16 @@
-"""What rows allow to say: differences between two conditions, seed by seed, with intervals and Holm's correction.
+"""What rows allow to say: differences between two conditions, seed by seed, tested by turning their signs around.
 
-The interval is that of the paired t-test: it takes the differences of the seeds for draws from a normal distribution,
-which few seeds can neither show nor refute.
+If a condition changes nothing, a seed's difference is as likely to have the other sign. So the observed mean is
+compared with those of all ways to turn signs around: exact for any distribution, with few seeds too, of which six are
+the fewest that can show anything (2 of 2^6 ways are below 5 %). Of several comparisons the largest t counts (Westfall
+and Young, 1993), with the same signs for all comparisons of a seed; so what hangs together is not corrected as if it
+did not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from soho_fast.common.extras import from_extra
@@ -17,9 +20,13 @@ from soho_fast.studies.study import Comparison, Study, pairs_of, split_cell
 
 with from_extra("explore"):
     import numpy as np
-    from scipy.stats import ttest_1samp
 
 LEVEL = 0.95
+# All ways to turn the signs of so many seeds around are tried; of more as many ways, drawn once and for all.
+_EXACT_UP_TO = 13
+# A share nearer to 0 or 1 than that would outweigh all others of a composite.
+_LEAST_SHARE = 0.001
+COMPOSITE = "composite (logits)"
 
 
 @dataclass
@@ -28,13 +35,16 @@ class Difference:
 
     Attributes:
         condition, against, stage, variant, metric, label: What is compared; `label` is the metric's name for readers.
-        declared: It is one of the comparisons declared in advance.
+        declared: It was declared in advance: the study's composite.
         differences: Of each pair: of each seed; where a factor has but one seed, of each combination of the others'
             levels. Of several seeds a factor's is the seed's mean over all combinations.
         missing: Pairs of which some rows are not there.
-        mean, low, high: Their mean and its 95 % interval; NaN where there are too few.
-        p: Two-sided, of no difference; NaN where there are too few.
-        adjusted: p after Holm's correction over the `family` comparisons that belong together.
+        mean: Their mean.
+        low, high: Its 95 % interval, which holds together with those of all `family` comparisons that belong together
+            (declared ones, or explored ones); NaN where there are too few.
+        p: Two-sided, of no difference in this comparison alone; NaN where there are too few.
+        adjusted: The same, that the largest of the family is so large.
+        base: Mean of what it is compared with.
     """
 
     condition: str
@@ -52,6 +62,7 @@ class Difference:
     p: float = math.nan
     adjusted: float = math.nan
     family: int = field(default=1)
+    base: float = math.nan
 
     @property
     def unit(self) -> str:
@@ -87,47 +98,102 @@ def value_of(row: Row, metric: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def paired(differences: Sequence[float]) -> tuple[float, float, float, float]:
-    """(mean, low, high, p) of paired differences; NaN but for the mean of fewer than two.
+def logit(share: float) -> float:
+    """log(share / (1 - share)), of a share that is not nearer to 0 or 1 than 0.001."""
+    share = min(max(share, _LEAST_SHARE), 1 - _LEAST_SHARE)
+    return math.log(share / (1 - share))
+
+
+def composite_of(study: Study, rows: Mapping[Cell, Row], condition: str, seed: int) -> float | None:
+    """The mean logit of the shares that a study declares; None while one of them is not there."""
+    found = []
+    for name in study.composite:
+        stage, variant, metric = split_cell(name, "composite")
+        row = rows.get(Cell(condition, seed, stage, variant))
+        value = None if row is None else value_of(row, metric)
+        if value is None:
+            return None
+        found.append(logit(value))
+    return sum(found) / len(found)
+
+
+_Tested = tuple[float, float, float, float]
+
+
+def turn_signs(family: Sequence[Sequence[float]], pairs: Sequence[Sequence[str]]) -> list[_Tested]:
+    """(low, high, p, adjusted) of each comparison's mean, see the module's text; NaN of those with too few pairs.
+
+    Args:
+        family: The differences of each comparison.
+        pairs: The names of their pairs; a name has one sign in all comparisons.
 
     Differences that are all 0 have the interval [0, 0]. Others that are all the same, but for rounding, would have one
     without a width, which says nothing of what another seed gives: NaN.
     """
-    mean = float(np.mean(differences)) if len(differences) else math.nan
-    if len(differences) >= 2 and not np.any(differences):
-        return 0.0, 0.0, 0.0, 1.0
-    if len(differences) < 2 or np.ptp(differences) <= 1e-9 * np.max(np.abs(differences)):
-        return mean, math.nan, math.nan, math.nan
-    test = ttest_1samp(differences, 0.0)
-    interval = test.confidence_interval(LEVEL)
-    return mean, float(interval.low), float(interval.high), float(test.pvalue)
+    nothing = (math.nan, math.nan, math.nan, math.nan)
+    found: list[_Tested] = [(0.0, 0.0, 1.0, 1.0) if len(each) > 1 and not np.any(each) else nothing for each in family]
+    tested = [number for number, each in enumerate(family) if _can_be_tested(each)]
+    if not tested:
+        return found
+    names = list(dict.fromkeys(name for number in tested for name in pairs[number]))
+    signs_AN = _signs(len(names))
+    observed, turned, centred, errors = [], [], [], []
+    for number in tested:
+        values_P, columns = np.asarray(family[number]), [names.index(name) for name in pairs[number]]
+        signs_AP = signs_AN[:, columns]
+        observed.append(float(_t(values_P)))
+        turned.append(_t(signs_AP * values_P))
+        centred.append(_t(signs_AP * (values_P - values_P.mean())))
+        errors.append(float(values_P.std(ddof=1) / math.sqrt(len(values_P))))
+    # What rounding makes of equal values counts as equal.
+    largest_A = np.max(turned, axis=0) * (1 + 1e-9)
+    quantile = float(np.quantile(np.max(centred, axis=0), LEVEL, method="higher"))
+    for number, t, turned_A, error in zip(tested, observed, turned, errors, strict=True):
+        mean, half = float(np.mean(family[number])), quantile * error
+        p = float(np.mean(turned_A * (1 + 1e-9) >= t))
+        found[number] = (mean - half, mean + half, p, float(np.mean(largest_A >= t)))
+    return found
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """p-values after Holm's correction (1979) over all of them; those that are not known yet, NaN, count too."""
-    adjusted = [math.nan] * len(values)
-    known = sorted((value, place) for place, value in enumerate(values) if not math.isnan(value))
-    highest = 0.0
-    for rank, (value, place) in enumerate(known):
-        highest = max(highest, min(1.0, value * (len(values) - rank)))
-        adjusted[place] = highest
-    return adjusted
+def _can_be_tested(differences: Sequence[float]) -> bool:
+    if 2 / 2 ** len(differences) >= 1 - LEVEL:
+        return False
+    return bool(np.ptp(differences) > 1e-9 * np.max(np.abs(differences)))
+
+
+def _signs(count: int) -> np.ndarray:
+    """Ways to turn signs around, (A, count), of -1 and 1, the first one being none. Half of them: the others give the
+    same t with the other sign."""
+    if count <= _EXACT_UP_TO:
+        bits_AN = np.arange(2 ** (count - 1))[:, None] >> np.arange(count) & 1
+    else:
+        bits_AN = np.random.default_rng(0).integers(0, 2, (2 ** (_EXACT_UP_TO - 1), count))
+        bits_AN[0] = 0
+    return 1 - 2 * bits_AN
+
+
+def _t(values_AP: np.ndarray) -> np.ndarray:
+    """Absolute mean over its standard error, along the last dimension; 0 of all zeros."""
+    mean = values_AP.mean(-1)
+    error = values_AP.std(-1, ddof=1) / math.sqrt(values_AP.shape[-1])
+    return np.abs(mean) / np.maximum(error, np.finfo(float).tiny)
 
 
 def compare(study: Study, rows: Mapping[Cell, Row]) -> list[Difference]:
-    """All differences of a study's comparisons, those declared in advance first.
+    """All differences of a study's comparisons, the declared ones first.
 
-    Declared ones are corrected over those of their comparison, all others over all others of the study.
+    Those of the composite belong together, and all others of the study do.
     """
     found = [each for comparison in study.comparisons for each in _of(study, comparison, rows)]
-    for comparison in study.comparisons:
-        _correct([each for each in _of_pair(found, comparison) if each.declared])
-    _correct([each for each in found if not each.declared])
+    for declared in (True, False):
+        family = [each for each in found if each.declared == declared]
+        tested = turn_signs(
+            [list(each.differences.values()) for each in family], [list(each.differences) for each in family]
+        )
+        for each, of_each in zip(family, tested, strict=True):
+            each.low, each.high, each.p, each.adjusted = of_each
+            each.family = len(family)
     return sorted(found, key=lambda each: not each.declared)
-
-
-def _of_pair(found: Sequence[Difference], comparison: Comparison) -> list[Difference]:
-    return [each for each in found if (each.condition, each.against) == _names(comparison)]
 
 
 def _names(comparison: Comparison) -> tuple[str, str]:
@@ -160,50 +226,49 @@ def _pairs(study: Study, comparison: Comparison, stage: str, variant: str) -> It
                 yield name, Cell(one, seed, stage, variant), Cell(other, seed, stage, variant)
 
 
-def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Row]) -> list[Difference]:
-    declared = [split_cell(cell, "") for cell in comparison.main]
-    found = []
+def _of(study: Study, comparison: Comparison, rows: Mapping[Cell, Row]) -> Iterator[Difference]:
+    if study.composite and not comparison.variants_of:
+        stage, variant, _ = split_cell(study.composite[0], "composite")
+        pairs = _pairs(study, comparison, stage, variant)
+        differences, missing, mean, base = _difference(
+            pairs, lambda cell: composite_of(study, rows, cell.condition, cell.seed)
+        )
+        names = _names(comparison)
+        yield Difference(*names, "", "", "composite", COMPOSITE, True, differences, missing, mean, base=base)
     for stage, settings in study.stages.items():
         variants = list(settings.variants) or [""]
         if comparison.variants_of:
             variants = [""] if {comparison.condition, comparison.against} <= set(variants) else []
         for variant in variants:
             for metric, label in settings.metrics.items():
-                is_declared = (stage, variant, metric) in declared
-                each = _difference(study, comparison, rows, (stage, variant, metric), label, is_declared)
-                if each is not None:
-                    found.append(each)
-    return found
+                found = _of_metric(_pairs(study, comparison, stage, variant), rows, metric)
+                if found is not None:
+                    differences, missing, mean, base = found
+                    where = stage, variant, metric, label
+                    yield Difference(*_names(comparison), *where, False, differences, missing, mean, base=base)
 
 
-def _difference(
-    study: Study,
-    comparison: Comparison,
-    rows: Mapping[Cell, Row],
-    where: tuple[str, str, str],
-    label: str,
-    declared: bool,
-) -> Difference | None:
-    stage, variant, metric = where
-    # Of each pair the differences of its combinations; None where a row or its metric is not there.
-    found: dict[str, list[float | None]] = {}
-    lacking = False
-    for name, *cells in _pairs(study, comparison, stage, variant):
-        rows_of_pair = [rows.get(cell) for cell in cells]
-        one, other = (None if row is None else value_of(row, metric) for row in rows_of_pair)
-        is_there = one is not None and other is not None
-        found.setdefault(name, []).append(None if one is None or other is None else one - other)
-        # A model without a dictionary has no metrics of codes.
-        lacking |= not is_there and None not in rows_of_pair
-    known = {name: [value for value in each if value is not None] for name, each in found.items()}
-    differences = {name: sum(each) / len(each) for name, each in known.items() if len(each) == len(found[name])}
-    missing = [name for name, each in found.items() if None in each]
-    if not differences and (lacking or not missing):
-        return None
-    statistics = paired(list(differences.values()))
-    return Difference(*_names(comparison), stage, variant, metric, label, declared, differences, missing, *statistics)
+_Found = tuple[dict[str, float], list[str], float, float]
 
 
-def _correct(family: list[Difference]) -> None:
-    for each, adjusted in zip(family, holm([each.p for each in family]), strict=True):
-        each.adjusted, each.family = adjusted, len(family)
+def _of_metric(pairs: Iterable[tuple[str, Cell, Cell]], rows: Mapping[Cell, Row], metric: str) -> _Found | None:
+    """Of a metric; None where a condition can't have it, as a model without a dictionary has none of codes."""
+    pairs = list(pairs)
+    found = _difference(pairs, lambda cell: value_of(rows[cell], metric) if cell in rows else None)
+    known = [(rows[one], rows[other]) for _, one, other in pairs if one in rows and other in rows]
+    cannot = any(value_of(row, metric) is None for each in known for row in each)
+    return found if found[0] or (found[1] and not cannot) else None
+
+
+def _difference(pairs: Iterable[tuple[str, Cell, Cell]], value: Callable[[Cell], float | None]) -> _Found:
+    """(differences, missing, mean, base) of `Difference`."""
+    # Of each pair the values of its combinations; None where one is not there.
+    found: dict[str, list[tuple[float, float] | None]] = {}
+    for name, *cells in pairs:
+        one, other = map(value, cells)
+        found.setdefault(name, []).append(None if one is None or other is None else (one, other))
+    known = {name: [values for values in each if values] for name, each in found.items() if None not in each}
+    differences = {name: sum(one - other for one, other in each) / len(each) for name, each in known.items()}
+    bases = [sum(other for _, other in each) / len(each) for each in known.values()]
+    mean, base = (float(np.mean(values)) if values else math.nan for values in ([*differences.values()], bases))
+    return differences, [name for name in found if name not in known], mean, base

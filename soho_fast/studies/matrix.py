@@ -112,15 +112,16 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
                     cell = Cell(condition_name, seed, stage_name, variant_name)
                     parts: list[Mapping[str, Any]] = [study.overrides, stage.overrides]
                     parts += [variant.overrides if variant else {}]
-                    parts += [condition.overrides, condition.stages.get(stage_name, {}), overrides or {}]
+                    parts += [] if stage.shared else [condition.overrides]
+                    parts += [condition.stages.get(stage_name, {}), overrides or {}]
                     content = recipe_content(stage.recipe, parts, str(cell))
                     _leave_out_roots(content, overrides or {})
-                    content["seed"] = seed + condition.seed_offset
+                    content["seed"] = 0 if stage.shared else seed + condition.seed_offset
                     start = made.get(stage.after)
                     run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, condition.launcher)
                     made[stage_name] = runs.setdefault(run.digest, run)
                     if made[stage_name] is not run:
-                        made[stage_name].cells.append(cell)
+                        made[stage_name].cells += [] if stage.shared else [cell]
                     elif start is not None:
                         start.dependents.append(run)
     return list(runs.values())

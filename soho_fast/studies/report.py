@@ -13,7 +13,7 @@ from soho_fast.common.files import write_atomically
 from soho_fast.studies.comparing import LEVEL, Difference, compare, unit_of, value_of
 from soho_fast.studies.matrix import Cell, Run
 from soho_fast.studies.results import Row, by_digest
-from soho_fast.studies.study import Study
+from soho_fast.studies.study import Study, split_cell
 
 with from_extra("explore"):
     import numpy as np
@@ -49,7 +49,7 @@ def write_report(folder: Path, name: str, study: Study, runs: Sequence[Run], row
     differences = compare(study, cells)
     folder.mkdir(parents=True, exist_ok=True)
     figure = folder / "report.png"
-    drawn = draw(study, differences, figure)
+    drawn = draw(differences, figure)
     text = page(name, study, runs, cells, old, differences, figure.name if drawn else "")
     write_atomically(folder / "report.md", text)
     records = ({**vars(each), "verdict": each.verdict} for each in differences)
@@ -66,8 +66,9 @@ def page(
     old: int,
     differences: Sequence[Difference],
     figure: str = "",
+    rows: str = "",
 ) -> str:
-    """The Markdown page."""
+    """The Markdown page; where the place of its rows is given, no more of it than fits a screen."""
     planned = sum(len(run.cells) for run in runs)
     seconds = sum({id(row): row["seconds"] for row in cells.values() if "seconds" in row}.values())
     processors = Counter(row.get("versions", {}).get("processor", "unknown") for row in cells.values())
@@ -87,35 +88,40 @@ def page(
     few = sum(not each.declared and bool(each.differences) and each.verdict == "unknown" for each in differences)
     unknown = sum(not each.declared and not each.differences for each in differences)
     if declared:
-        lines += [
-            "",
-            "## Declared in advance",
-            "",
-            *_table(declared),
-            "",
-            *(f"- {sentence(each)}" for each in declared),
-        ]
+        shares = "; ".join(composite_labels(study))
+        lines += ["", "## Declared in advance", "", f"The composite is the mean logit of {shares}.", ""]
+        lines += [*_table(declared), "", *(f"- {sentence(each)}" for each in declared)]
+    if figure:
+        lines += ["", f"![Differences with their intervals]({figure})"]
+    if rows:
+        return "\n".join([*lines, "", f"All metrics of all runs: [{Path(rows).name}]({rows})."]) + "\n"
     if explored:
         certain = [each for each in explored if each.verdict in ("helps", "hurts")]
         lines += ["", "## Explored", "", *_table(explored), ""]
-        lines += [f"- {sentence(each)}" for each in certain] or ["None of these holds after the correction."]
+        lines += [f"- {sentence(each)}" for each in certain] or ["None of these holds for all of them together."]
     if few:
         lines += ["", f"Comparisons of too few pairs for an interval, whose values stand below: {few:,}."]
     if unknown:
-        lines += ["", f"{unknown:,} more comparisons, which the correction counts, have no results yet."]
-    if figure:
-        lines += ["", f"![Differences with their intervals]({figure})"]
+        lines += ["", f"{unknown:,} more comparisons have no results yet."]
     lines += ["", "## All metrics", "", *_values(study, cells)]
     if differences:
         lines += ["", _how(differences)]
     return "\n".join(lines) + "\n"
 
 
+def composite_labels(study: Study) -> list[str]:
+    """What a study's composite is the mean of, in its readers' words."""
+    cells = (split_cell(cell, "composite") for cell in study.composite)
+    return [
+        f"{study.stages[stage].metrics[metric]}{f' ({variant})' if variant else ''}" for stage, variant, metric in cells
+    ]
+
+
 def _how(differences: Sequence[Difference]) -> str:
     text = (
-        "Differences are of the same seed, in percentage points where no unit stands; intervals are the "
-        f"{100 * LEVEL:.0f} % ones of the paired t-test. p is two-sided, after Holm's correction over the comparisons "
-        "of its table (of those declared in advance: of the same two conditions)."
+        "Differences are of the same seed, in percentage points where no unit stands. p is two-sided and exact: the "
+        "share of all ways to turn the signs of the seeds' differences around in which the largest of all comparisons "
+        f"of its table is as large; the {100 * LEVEL:.0f} % intervals, by the same, hold for all of them together."
     )
     if any(map(_has_pairs, differences)):
         text += (
@@ -134,12 +140,12 @@ def sentence(each: Difference) -> str:
     what = f"{each.label}{f', {each.variant}' if each.variant else ''}: **{each.condition}** against **{each.against}**"
     seeds = f"{len(each.differences)} {'pairs of one seed' if _has_pairs(each) else 'seeds'}"
     if each.missing:
-        seeds += f"; {'; '.join(each.missing)} missing"
+        seeds += f"; {', '.join(each.missing)} missing" if each.differences else f"; {len(each.missing)} missing"
     interval = f"[{_signed(each.low, each.unit)}, {_signed(each.high, each.unit)}]"
     match each.verdict:
         case "helps" | "hurts":
-            word = f"is {_HIGHER[each.verdict]}" if each.unit else each.verdict
-            return f"{what} {word} by {_signed(each.mean, each.unit)} {interval} ({seeds})."
+            as_shares = f", as from {_share(each.base)} to {_share(each.base + each.mean)}" if each.declared else ""
+            return f"{what} {_word(each)} by {_signed(each.mean, each.unit)} {interval}{as_shares} ({seeds})."
         case "unclear":
             return (
                 f"{what}: {_signed(each.mean, each.unit)} {interval} ({seeds}), which among {each.family} comparisons "
@@ -155,6 +161,14 @@ def sentence(each: Difference) -> str:
     return f"{what}: too few results to say anything ({seeds})."
 
 
+def _word(each: Difference) -> str:
+    return f"is {_HIGHER[each.verdict]}" if each.unit and not each.declared else each.verdict
+
+
+def _share(logit: float) -> str:
+    return f"{100 / (1 + math.exp(-logit)):.1f} %"
+
+
 def _table(differences: Sequence[Difference]) -> list[str]:
     lines = [
         "| metric | condition | against | difference | 95 % interval | p | pairs | |",
@@ -168,7 +182,7 @@ def _table(differences: Sequence[Difference]) -> list[str]:
         mean = "" if math.isnan(each.mean) else _signed(each.mean, each.unit)
         missing = f" ({len(each.missing)} missing)" if each.missing else ""
         cells = [label, each.condition, each.against, mean, interval, p, f"{len(each.differences)}{missing}"]
-        word = words.get(each.verdict) or (_HIGHER[each.verdict] if each.unit else each.verdict)
+        word = words.get(each.verdict) or _word(each).removeprefix("is ")
         lines.append(f"| {' | '.join(cells)} | {word} |")
     return lines
 
@@ -213,43 +227,29 @@ def _signed(value: float, unit: str) -> str:
     return _plain(value, unit, "+")
 
 
-def draw(study: Study, differences: Sequence[Difference], path: Path) -> bool:
-    """Draw the differences with their intervals, a panel for each two conditions. False where there is none to draw."""
+def draw(differences: Sequence[Difference], path: Path) -> bool:
+    """Draw the declared differences with their intervals, a line each. False where there is none to draw."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    # Shares alone: what has a unit has another axis.
-    shown = [each for each in differences if not each.unit and not math.isnan(each.low)]
-    pairs = list(dict.fromkeys((each.condition, each.against) for each in shown))
+    shown = [each for each in differences if each.declared and each.differences][::-1]
     if not shown:
         return False
-    heights = [sum((each.condition, each.against) == pair for each in shown) for pair in pairs]
-    figure, axes = pyplot.subplots(
-        len(pairs),
-        1,
-        figsize=(8, 0.9 * len(pairs) + 0.24 * sum(heights)),
-        sharex=True,
-        squeeze=False,
-        height_ratios=heights,
-        layout="constrained",
-    )
-    for axis, pair in zip(axes[:, 0], pairs, strict=True):
-        here = [each for each in shown if (each.condition, each.against) == pair][::-1]
-        for place, each in enumerate(here):
-            colour = {"helps": "tab:green", "hurts": "tab:red"}.get(each.verdict, "0.45")
-            axis.plot([100 * each.low, 100 * each.high], [place, place], color=colour, linewidth=2)
-            values = [100 * value for value in each.differences.values()]
-            axis.plot(values, [place] * len(values), "|", color=colour, markersize=5, alpha=0.6)
-            axis.plot(100 * each.mean, place, "D" if each.declared else "o", color=colour, markersize=5)
-        labels = [f"{each.label}{f', {each.variant}' if each.variant else ''}" for each in here]
-        axis.set_yticks(range(len(here)), labels, fontsize=8)
-        axis.set_ylim(-0.7, len(here) - 0.3)
-        axis.axvline(0, color="0.2", linewidth=0.8)
-        axis.grid(axis="x", alpha=0.3)
-        axis.set_title(f"{pair[0]} - {pair[1]}", fontsize=9, loc="left")
-    axes[-1, 0].set_xlabel("points; 95 % intervals over seeds, ticks are seeds, diamonds were declared in advance")
+    figure, axis = pyplot.subplots(figsize=(8, 1 + 0.35 * len(shown)), layout="constrained")
+    for place, each in enumerate(shown):
+        colour = {"helps": "tab:green", "hurts": "tab:red"}.get(each.verdict, "0.45")
+        if not math.isnan(each.low):
+            axis.plot([each.low, each.high], [place, place], color=colour, linewidth=2)
+        values = list(each.differences.values())
+        axis.plot(values, [place] * len(values), "|", color=colour, markersize=6, alpha=0.6)
+        axis.plot(each.mean, place, "D", color=colour, markersize=5)
+    axis.set_yticks(range(len(shown)), [f"{each.condition} - {each.against}" for each in shown], fontsize=8)
+    axis.set_ylim(-0.7, len(shown) - 0.3)
+    axis.axvline(0, color="0.2", linewidth=0.8)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel("composite, logits; 95 % intervals, which hold together; ticks are seeds", fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return True

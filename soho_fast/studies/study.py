@@ -65,6 +65,8 @@ class Stage:
     Args:
         recipe: Name or path of a recipe.
         after: The stage whose model these start from; empty: the recipe says.
+        shared: One model for all conditions and seeds: by seed 0, without the conditions' overrides but those of this
+            stage.
         overrides: Fields of the recipe by their dotted names.
         variants: Ways to train it; without any there is one.
         splits: What the trained model is measured on beside the recipe's own measuring at the end: a split of the
@@ -79,6 +81,7 @@ class Stage:
 
     recipe: str
     after: str = ""
+    shared: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
     variants: dict[str, Variant] = field(default_factory=dict)
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -96,15 +99,12 @@ class Comparison:
         against: What it is compared with.
         factor: Name of a factor: all conditions of one level against those that differ in it alone, of each seed.
         variants_of: Name of a condition: `condition` and `against` are variants of its stages.
-        main: Metrics whose comparison is declared in advance, as STAGE/METRIC or STAGE/VARIANT/METRIC. All others of
-            the stages are compared too, as explored ones.
     """
 
     condition: str
     against: str
     factor: str = ""
     variants_of: str = ""
-    main: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -120,6 +120,9 @@ class Study:
         factors: Levels of each factor, as overrides by name: every combination of levels is one more condition, named
             by them.
         stages: What is trained, by name, in this order.
+        composite: What is declared before the study is run: shares, as STAGE/METRIC or STAGE/VARIANT/METRIC, whose mean
+            logit is the one figure by which conditions are judged. All metrics of the stages are compared too, as
+            explored ones.
         comparisons: Who is compared with whom.
     """
 
@@ -130,6 +133,7 @@ class Study:
     conditions: dict[str, Condition] = field(default_factory=dict)
     factors: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
+    composite: list[str] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
 
@@ -185,6 +189,8 @@ def _check(study: Study) -> None:
     for name, stage in study.stages.items():
         if stage.after:
             known(f"stages.{name}.after", stage.after, before)
+            if stage.shared and not study.stages[stage.after].shared:
+                raise UserError(f"stages.{name}.after: {stage.after} is not shared, and this one is")
             if study.stages[stage.after].variants:
                 raise UserError(f"stages.{name}.after: {stage.after} has variants; expected a stage of one model")
         for condition_name in (
@@ -200,16 +206,17 @@ def _check(study: Study) -> None:
         names: Collection[str] = study.factors[comparison.factor] if comparison.factor else study.conditions
         if comparison.variants_of:
             known(f"{where}.variants_of", comparison.variants_of, study.conditions)
-            if comparison.factor or comparison.main:
-                raise UserError(f"{where}: variants_of goes with neither factor nor main")
+            if comparison.factor:
+                raise UserError(f"{where}: variants_of does not go with factor")
             names = dict.fromkeys(variant for each in study.stages.values() for variant in each.variants)
         known(f"{where}.condition", comparison.condition, names)
         known(f"{where}.against", comparison.against, names)
-        for cell in comparison.main:
-            of_stage, variant, _ = split_cell(cell, where)
-            known(f"{where}.main", of_stage, study.stages)
-            if variant or study.stages[of_stage].variants:
-                known(f"{where}.main", variant, study.stages[of_stage].variants)
+    for cell in study.composite:
+        stage_name, variant, metric = split_cell(cell, "composite")
+        known("composite", stage_name, study.stages)
+        if variant or study.stages[stage_name].variants:
+            known("composite", variant, study.stages[stage_name].variants)
+        known("composite", metric, study.stages[stage_name].metrics)
     for place, values in (
         ("overrides", study.overrides),
         *((f"conditions.{n}", a.overrides) for n, a in study.conditions.items()),
@@ -221,7 +228,7 @@ def split_cell(cell: str, where: str) -> tuple[str, str, str]:
     """(stage, variant or an empty text, metric) of STAGE/METRIC or STAGE/VARIANT/METRIC."""
     parts = cell.split("/")
     if len(parts) not in (2, 3):
-        raise UserError(f"{where}.main: expected STAGE/METRIC or STAGE/VARIANT/METRIC, got {cell!r}")
+        raise UserError(f"{where}: expected STAGE/METRIC or STAGE/VARIANT/METRIC, got {cell!r}")
     return parts[0], parts[1] if len(parts) == 3 else "", parts[-1]
 
 

@@ -48,7 +48,8 @@ SIZES = (
     "itm_bias",
 )
 FIXED = (
-    "data.tokenizer", "labels", "model.preset", "model.bag_of_words_head", *(f"model.config.{name}" for name in SIZES)
+    "data.tokenizer", "labels", "model.preset", "model.bag_of_words_head", "optim.frozen_parameters",
+    *(f"model.config.{name}" for name in SIZES),
 )  # fmt: skip
 
 # The best model is chosen by these metrics, so these are compared; but `evaluate` takes them without training.

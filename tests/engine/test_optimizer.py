@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from soho_fast.common.errors import UserError
-from soho_fast.engine.optimizer import Schedule, SgdAdamW, optimizer_groups
+from soho_fast.engine.optimizer import Schedule, SgdAdamW, freeze_parameters, optimizer_groups
 from soho_fast.engine.settings import OptimSettings, ScheduleSettings
 from soho_fast.tasks.recipe import read_recipe
 
@@ -103,6 +103,15 @@ def test_groups_hold_plain_numbers():
     numbers = [value for group in groups for name, value in group.items() if name not in ("params", "betas")]
     numbers += [beta for group in groups for beta in group["betas"]]
     assert {type(number) for number in numbers} <= {bool, str, float}
+
+
+def test_what_is_frozen_by_name_needs_no_gradient():
+    model = torch.nn.ModuleDict({name: torch.nn.BatchNorm1d(3) for name in ("projection", "feature_norm", "head")})
+    freeze_parameters(model, ["projection.*", "*_norm.weight"])
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained == ["feature_norm.bias", "head.weight", "head.bias"]
+    with pytest.raises(UserError, match=r"no name is like 'feature_nrm\.bias'; did you mean feature_norm\.bias"):
+        freeze_parameters(model, ["head.*", "feature_nrm.bias"])
 
 
 def test_schedule_of_the_paper():

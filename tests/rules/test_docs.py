@@ -84,6 +84,7 @@ SIZES = [
     ("soho_fast.explore serve", "--port 0"),
     ("soho_fast.explore", ""),
     ("studies dictionary --list", ""),
+    ("studies cold_start --report", ""),
     ("studies planted --report", ""),
     ("studies planted", f"--conditions honest --seeds 0 --threads 1 --data.train_share 1 {CORPUS} {SMALL}"),
     ("examples/ranked_captions.py", "--candidates 6 --columns 2"),

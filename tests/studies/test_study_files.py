@@ -75,6 +75,25 @@ def test_a_digest_follows_what_metrics_depend_on_and_nothing_else(tmp_path):
     assert changed() == [True, True, False, False, False]
 
 
+def test_a_shared_stage_is_one_model_for_all_conditions_and_seeds(tmp_path):
+    stages = {"start": {"recipe": "mini", "shared": True, "overrides": {"max_steps": 3}}, **TINY["stages"]}
+    stages["pretraining"] = {**stages["pretraining"], "after": "start"}
+    other = {"overrides": {"optim.lr": 0.5}, "stages": {"start": {"model.config.use_dictionary": False}}}
+    conditions = {**TINY["conditions"], "other": other}
+    runs = runs_of(read_study(written(tmp_path, seeds=[1, 2], stages=stages, conditions=conditions)))
+    starts = [run for run in runs if run.cell.stage == "start"]
+    assert [[(cell.condition, cell.seed) for cell in run.cells] for run in starts] == [[("none", 1)], [("other", 1)]]
+    # Of a condition it has what is said of this stage alone.
+    assert [run.content["model"]["config"].get("use_dictionary", True) for run in starts] == [True, False]
+    assert [(run.content["seed"], run.content["optim"]["lr"]) for run in starts] == [(0, 1.2e-3)] * 2
+    branches = [run for run in runs if run.cell.stage == "pretraining"]
+    assert [run.start is starts[run.cell.condition == "other"] for run in branches] == [True] * len(branches)
+    assert len(branches) == 6
+    stages = {**stages, "start": {**stages["start"], "after": "first"}, "first": TINY["stages"]["pretraining"]}
+    stages = {name: stages[name] for name in ("first", "start", "pretraining", "vqa")}
+    assert "stages.start.after: first is not shared, and this one is" in refused(written(tmp_path, stages=stages))
+
+
 def test_overrides_are_put_over_the_recipe_field_by_field(tmp_path):
     content = {run.cell: run.content for run in runs_of(read_study(written(tmp_path)))}
     tuned = content[Cell("none", 0, "vqa", "half")]
@@ -107,17 +126,19 @@ def test_mistakes_are_told_by_their_place(tmp_path):
     assert "comparisons[0].against: expected one of none, codes, again, got 'non'" in refused(
         written(tmp_path, comparisons=[{"condition": "codes", "against": "non"}])
     )
-    main = {"condition": "codes", "against": "none", "main": ["vqa/third/val.vqa_score"]}
-    assert "comparisons[0].main: expected one of half, all, output, got 'third'" in refused(
-        written(tmp_path, comparisons=[main])
-    )
+    for composite, told in (
+        ("vqa/third/val.vqa_score", "composite: expected one of half, all, output, got 'third'"),
+        ("vqa/half/val.vqa_scor", "composite: expected one of val.vqa_score, got 'val.vqa_scor'; did you mean"),
+        ("vqa", "composite: expected STAGE/METRIC or STAGE/VARIANT/METRIC, got 'vqa'"),
+    ):
+        assert told in refused(written(tmp_path, composite=[composite]))
     of = {"variants_of": "codes", "condition": "half", "against": "whole"}
     assert "comparisons[0].against: expected one of half, all, output, got 'whole'" in refused(
         written(tmp_path, comparisons=[of])
     )
-    both = {"variants_of": "codes", "condition": "half", "against": "all, output", "main": ["vqa/half/val.vqa_score"]}
-    assert "comparisons[0]: variants_of goes with neither factor nor main" in refused(
-        written(tmp_path, comparisons=[both])
+    both = {**of, "against": "all, output", "factor": "lr"}
+    assert "comparisons[0]: variants_of does not go with factor" in refused(
+        written(tmp_path, comparisons=[both], factors={"lr": {"low": {}, "high": {}}})
     )
     told = refused(written(tmp_path, overrides={"optim.lrr": 1}))
     assert "none seed 0 pretraining: recipe" in told and "there is no field optim.lrr; did you mean lr" in told

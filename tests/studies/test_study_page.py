@@ -1,9 +1,11 @@
 """The page of studies shows what the committed rows say."""
 
 import csv
+import json
+
+from scipy.stats import ttest_1samp
 
 from benchmarks.studies_page import PAGE, RESULTS, rendered
-from soho_fast.studies.comparing import paired
 
 TASKS = {
     "vqa": ("test.vqa_score", "styles.vqa_score"),
@@ -32,8 +34,49 @@ def test_what_the_dictionary_cost_is_of_the_rows_of_before():
             for metric in metrics
         ]
         differences.append(100 * sum(each) / len(each))
-    mean, low, high, _ = paired(differences)
+    mean, (low, high) = sum(differences) / 5, ttest_1samp(differences, 0.0).confidence_interval(0.95)
     *first, last = (f"{-each:.1f}" for each in differences)
     text = " ".join(PAGE.read_text().split())
     assert f"by {', '.join(first)} and {last} points, {-mean:.1f} in the mean" in text
     assert f"interval from {-high:.1f} to {-low:.1f}" in text
+
+
+def _rows(name):
+    return [json.loads(line) for line in (RESULTS / f"studies-{name}.jsonl").read_text().splitlines()]
+
+
+def test_what_is_said_of_the_cold_start_is_of_its_rows():
+    def told(values):
+        return f"{min(values):.0f} to {max(values):.0f}"
+
+    rows = _rows("cold_start")
+    active = {(reset, decay): [] for reset in ("on", "off") for decay in ("0.9", "0.99")}
+    for row in rows:
+        if row["condition"] != "fixed codes":
+            *_, reset, decay = row["condition"].split(", ")
+            active[reset, decay].append(row["metrics"]["heldout_active_codes"])
+    text = " ".join(PAGE.read_text().split())
+    assert f"With it {told(active['on', '0.9'])} of 256 codes have held-out tokens at gamma 0.9" in text
+    assert f"and {told(active['on', '0.99'])} at 0.99" in text
+    assert f"{told(active['off', '0.9'] + active['off', '0.99'])} have any" in text
+    assert f"not learnt in any ({told([100 * row['metrics']['itm'] for row in rows])} %" in text
+    better = max(100 * (row["metrics"]["codes.purity"] - row["metrics"]["codes.shuffled_purity"]) for row in rows)
+    assert f"at most {better:.0f} points better than codes that are shuffled" in text
+
+
+def test_what_is_said_of_a_step_is_of_its_rows():
+    speeds = {}
+    for row in _rows("scaling") + _rows("scaling_processes"):
+        speeds.setdefault(row["condition"], []).append(row["images_per_second"])
+    speed = {condition: sum(each) / len(each) for condition, each in speeds.items()}
+    slower = []
+    for codes in ("256 codes", "2048 codes", "8192 codes"):
+        sizes = [name.removesuffix(codes) for name in speed if name.endswith(f", {codes}")]
+        assert len(sizes) == 6
+        slower.append(100 * (1 - sum(speed[size + codes] / speed[size + "none"] for size in sizes) / 6))
+    text = " ".join(PAGE.read_text().split())
+    one, two, three = (f"{each:.0f}" for each in slower)
+    assert f"with 256 codes it is slower by {one} % in the mean" in text
+    assert f"with 2,048 by {two} and with 8,192 by {three} %" in text
+    assert f"{speed['two processes']:.1f} against {speed['one process']:.1f} a second" in text
+    assert f"with eight each they take {speed['two processes, 16 images']:.1f}." in text

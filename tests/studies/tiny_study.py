@@ -65,7 +65,8 @@ TINY = {
             "metrics": {"val.vqa_score": "VQA score"},
         },
     },
-    "comparisons": [{"condition": "codes", "against": "none", "main": ["vqa/half/val.vqa_score"]}],
+    "composite": ["vqa/half/val.vqa_score"],
+    "comparisons": [{"condition": "codes", "against": "none"}],
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from soho_fast.common.errors import CorruptImageError
 from soho_fast.common.text import STOP_WORDS
@@ -27,7 +28,7 @@ from soho_fast.data.readers.records import ImageTextRecord
 from soho_fast.data.text import IGNORED_LABEL, EncodedText, encode_texts
 from soho_fast.model import SohoForPreTraining
 from soho_fast.tasks.evaluation.computing import Computing
-from soho_fast.tasks.evaluation.metrics.recall import recall_at
+from soho_fast.tasks.evaluation.metrics.recall import mean_reciprocal_rank, recall_at
 from soho_fast.tasks.evaluation.pair_scoring import ImageBlocks, PairScorer, score_pairs
 from soho_fast.tasks.evaluation.sharing import Sharing
 
@@ -93,6 +94,22 @@ def mask_words(
         masked.labels.append(labels)
         masked.words.extend(chosen)
     return masked
+
+
+@dataclass
+class _Mean:
+    """Of losses, each of so many answers."""
+
+    sum: float = 0.0
+    total: int = 0
+
+    def add(self, logits_PV: torch.Tensor, labels_P: torch.Tensor) -> None:
+        self.sum += float(F.cross_entropy(logits_PV.float(), labels_P.to(logits_PV.device), reduction="sum"))
+        self.total += len(labels_P)
+
+    @property
+    def value(self) -> float:
+        return self.sum / self.total if self.total else float("nan")
 
 
 @dataclass
@@ -165,6 +182,8 @@ class _Tally:
 
     answers: dict[str, _Counter] = field(default_factory=lambda: defaultdict(_Counter))
     """By metric."""
+    losses: dict[str, _Mean] = field(default_factory=lambda: defaultdict(_Mean))
+    """By metric: cross entropy, in nats."""
     mvm_targets: list[torch.Tensor] = field(default_factory=list)
     index: list[torch.Tensor] = field(default_factory=list)
     codes_in_training: dict[str, float] = field(default_factory=dict)
@@ -172,8 +191,9 @@ class _Tally:
     skipped: list[str] = field(default_factory=list)
 
 
-def _measure_mlm(score: _Scorer, visual: Any, masked: _MaskedTexts, image_index: np.ndarray) -> np.ndarray:
-    """Which masked words are right, all pieces of a word counting as one: bool, one per word of `masked.words`."""
+def _measure_mlm(score: _Scorer, visual: Any, masked: _MaskedTexts, image_index: np.ndarray, loss: _Mean) -> np.ndarray:
+    """Which masked words are right, all pieces of a word counting as one: bool, one per word of `masked.words`. Each
+    piece adds to the loss."""
     labels_PS = pad_labels(masked.labels, len(masked.labels), max(map(len, masked.labels))).numpy()
     predicted = labels_PS != IGNORED_LABEL
     if not predicted.any():
@@ -182,6 +202,7 @@ def _measure_mlm(score: _Scorer, visual: Any, masked: _MaskedTexts, image_index:
     logits_MV = output.mlm_logits
     if len(logits_MV) != predicted.sum():
         raise ValueError(f"mlm_logits: expected {predicted.sum()} rows, one per label, got {len(logits_MV)}")
+    loss.add(logits_MV, torch.from_numpy(labels_PS[predicted]))
     right_PS = np.zeros_like(predicted)
     right_PS[predicted] = logits_MV.argmax(-1).cpu().numpy() == labels_PS[predicted]
     return np.array([right_PS[row, positions].all() for row, positions, _ in masked.words])
@@ -245,7 +266,7 @@ def _measure_batch(
     is_content = np.array([content for _, _, content in masked.words], dtype=bool)
     image_indices = {"": own, "_shuffled": other}
     for suffix, image_index in image_indices.items():
-        right = _measure_mlm(score, visual, masked, image_index)
+        right = _measure_mlm(score, visual, masked, image_index, tally.losses[f"mlm_loss{suffix}"])
         tally.answers[f"mlm_content{suffix}"].add(right[is_content])
         tally.answers[f"mlm_all{suffix}"].add(right)
 
@@ -254,6 +275,7 @@ def _measure_batch(
     for suffix, image_index in image_indices.items():
         logits_P2 = score(visual, texts_ids, np.concatenate([image_index, image_index])).itm_logits
         tally.answers[f"itm{suffix}"].add((logits_P2[:, 1] > logits_P2[:, 0]).cpu() == truth)
+        tally.losses[f"itm_loss{suffix}"].add(logits_P2, truth.long())
 
     uniform = held.mask_uniform[list(rows)]
     output = _measure_mvm(score, visual, positives, uniform)
@@ -299,7 +321,9 @@ def evaluate_pretraining(
       the same texts and labels with another image.
     - MVM: share of masked visual tokens whose index is guessed right; the baseline is the index that is most frequent
       among these very targets, the best constant answer. Shuffled: with another image's caption.
+    - The losses of both beside their shares: mean cross entropy in nats, of a piece of a word, and of a pair.
     - Retrieval: every candidate image with one caption each, all pairs scored by ITM on unmasked input; chance K / N.
+      Beside the recalls the mean reciprocal rank (`..._mrr`).
     - Codes: active codes and perplexity of the held-out tokens, and the dictionary's own running figures.
 
     Args:
@@ -319,7 +343,7 @@ def evaluate_pretraining(
         say: Called with a line for each held-out image that can't be read.
 
     Returns:
-        Shares between 0 and 1, and counts. Metrics that the model can't give (no dictionary) are absent.
+        Shares between 0 and 1, losses, and counts. Metrics that the model can't give (no dictionary) are absent.
 
     Raises:
         CorruptImageError: Fewer than two images can be read.
@@ -377,6 +401,7 @@ def _summary(tally: _Tally) -> dict[str, float]:
     names = ["mlm_content", "mlm_content_shuffled", "mlm_all", "mlm_all_shuffled", "itm", "itm_shuffled"]
     metrics = {
         **{name: answers[name].share for name in names},
+        **{name: tally.losses[name].value for name in ("mlm_loss", "itm_loss")},
         "itm_majority": 0.5,
         "num_images": float(answers["itm"].total // 2),
         "num_skipped": float(len(tally.skipped)),
@@ -402,6 +427,7 @@ def _recalls(scores_NN: torch.Tensor) -> dict[str, float]:
     metrics = {"num_candidates": float(count)}
     for direction, scores in (("image_to_text", scores_NN), ("text_to_image", scores_NN.T)):
         metrics |= {f"{direction}_r{k}": share for k, share in recall_at(scores, diagonal, RECALL_KS).items()}
+        metrics[f"{direction}_mrr"] = mean_reciprocal_rank(scores, diagonal)
     return metrics | {f"chance_r{k}": min(1.0, k / count) for k in RECALL_KS}
 
 

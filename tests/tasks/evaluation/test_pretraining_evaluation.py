@@ -88,8 +88,13 @@ def test_a_model_that_sees(records, processor):
     assert metrics["mvm"] == 1.0
     assert metrics["mvm_shuffled"] == pytest.approx(metrics["mvm_most_frequent"]), "only the background is left"
     assert 0.2 < metrics["mvm_most_frequent"] < 0.8
+    # Logits 0 and 1, or 0 and -1, all of them right; 1 for the right word, where it is one, and 0 for all others.
+    assert metrics["itm_loss"] == pytest.approx(np.log(1 + np.exp(-1)))
+    right, wrong = (np.log(np.e + model.vocab_size - 1) - logit for logit in (1, 0))
+    assert right < metrics["mlm_loss"] < wrong
     for direction in ("image_to_text", "text_to_image"):
         assert [metrics[f"{direction}_r{k}"] for k in (1, 5, 10)] == [1.0, 1.0, 1.0]
+        assert metrics[f"{direction}_mrr"] == pytest.approx(1.0)
     assert metrics["chance_r5"] == pytest.approx(5 / 12)
     assert metrics["heldout_active_codes"] == 13
     assert metrics["heldout_perplexity"] == pytest.approx(24**0.5 * 2**0.5, rel=1e-6)
@@ -103,6 +108,8 @@ def test_a_blind_model_gets_the_baselines(records, processor):
     assert metrics["mlm_content"] == metrics["mlm_content_shuffled"]
     assert metrics["mlm_all"] == metrics["mlm_all_shuffled"]
     assert metrics["itm"] == metrics["itm_shuffled"] == 0.5
+    # Its logits are 0.5 and 0 for every pair, of which half match.
+    assert metrics["itm_loss"] == pytest.approx(np.log(1 + np.exp(0.5)) - 0.25)
     for direction in ("image_to_text", "text_to_image"):
         for k in (1, 5, 10):
             assert metrics[f"{direction}_r{k}"] == pytest.approx(metrics[f"chance_r{k}"])

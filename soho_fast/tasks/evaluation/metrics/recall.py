@@ -72,6 +72,25 @@ def recall_at(
     return {k: value / num_queries for k, value in total.items()}
 
 
+def mean_reciprocal_rank(scores_QN: torch.Tensor, target_Q: torch.Tensor) -> float:
+    """Mean of 1 / rank of each query's one right candidate, equal scores in random order, in expectation.
+
+    With b candidates better and e as good, itself among them: (1 / (b + 1) + ... + 1 / (b + e)) / e.
+
+    Args:
+        scores_QN: Scores of N candidates for each of Q queries, higher is better; none is NaN.
+        target_Q: int64, the right candidate of each query.
+
+    Returns:
+        Between 1 / N and 1.
+    """
+    best_Q1 = scores_QN.gather(1, target_Q[:, None])
+    better_Q = (scores_QN > best_Q1).sum(1).double()
+    equal_Q = (scores_QN == best_Q1).sum(1).double()
+    # Sums of reciprocals are differences of the digamma function.
+    return float(((better_Q + equal_Q + 1).digamma() - (better_Q + 1).digamma()).div(equal_Q).mean())
+
+
 def _lowest(dtype: torch.dtype) -> float:
     """The value that no value of the type is below."""
     return float("-inf") if dtype.is_floating_point else torch.iinfo(dtype).min

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from soho_fast.tasks.evaluation.metrics.recall import recall_at, retrieval_recall, retrieval_recall_in_folds
+from soho_fast.tasks.evaluation.metrics.recall import (
+    mean_reciprocal_rank,
+    recall_at,
+    retrieval_recall,
+    retrieval_recall_in_folds,
+)
 
 SCORES = torch.tensor(
     [
@@ -19,6 +24,13 @@ def test_hand_made_scores():
     assert recall[2] == pytest.approx((1 + 1 + 0 + 2 / 3) / 4)
     assert recall[3] == pytest.approx((1 + 1 + 0 + 1) / 4)
     assert recall[4] == 1.0
+
+
+def test_the_mean_reciprocal_rank_of_hand_made_scores():
+    tied = (1 + 1 / 2 + 1 / 3) / 3
+    assert mean_reciprocal_rank(SCORES, torch.arange(4)) == pytest.approx((1 + 1 / 2 + 1 / 4 + tied) / 4)
+    blind = sum(1 / rank for rank in range(1, 41)) / 40
+    assert mean_reciprocal_rank(torch.zeros(40, 40), torch.arange(40)) == pytest.approx(blind)
 
 
 def test_columns_are_the_other_direction():
