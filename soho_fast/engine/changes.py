@@ -4,13 +4,19 @@ Compared is every field of a recipe by its dotted name, unless it is named in `N
 field therefore is compared from its first day.
 """
 
+from __future__ import annotations
+
+import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from soho_fast.common.errors import UserError
+
+if TYPE_CHECKING:
+    from soho_fast.common.processes import Processes
 
 # By pattern of the name: why two runs that differ there train the same.
 NOT_COMPARED = {
@@ -31,6 +37,9 @@ NOT_COMPARED = {
     "engine.emulate_precision": "a permission; the precision itself is compared",
 }
 
+# By pattern of the name: what may differ between the ranks of a run, since machines have cores of their own.
+OF_A_RANK = ("engine.threads", "batch.workers", "batch.prefetch")
+
 # What no run can change, since the state of its checkpoints has this shape or their place in the data depends on it.
 FIXED = (
     "task",
@@ -39,6 +48,8 @@ FIXED = (
     "optim.backbone_rule",
     "optim.decay_norm_and_bias",
 )
+
+_NUM_LISTED = 4
 
 # What a checkpoint is resharded for: free to change from one start to the next.
 SHARDING = ("processes", "engine.zero_stage")
@@ -52,6 +63,8 @@ class TaskIdentity:
     """Patterns of recipe fields that do not change what is trained, or whose contents are among `contents`."""
     fixed: Collection[str]
     """Patterns of names that cannot change within a run, because a checkpoint's tensors depend on them."""
+    places: Collection[str]
+    """Patterns of recipe fields that say where something lies; what is read from there is among `contents`."""
     evaluated_by: Collection[str]
     """Patterns of names by which a model is evaluated, but not trained."""
     contents: Callable[[], dict[str, Any]]
@@ -83,7 +96,7 @@ def settings_identity(settings: Any, not_compared: Collection[str] = ()) -> dict
         not_compared: patterns to leave out, beside `NOT_COMPARED`.
     """
     patterns = (*NOT_COMPARED, *not_compared)
-    return {name: value for name, value in all_fields(settings).items() if not _matches(name, patterns)}
+    return {name: value for name, value in all_fields(settings).items() if not matches(name, patterns)}
 
 
 def all_fields(settings: Any) -> dict[str, Any]:
@@ -113,14 +126,14 @@ def refuse_changes(what: str, step: int, changes: list[Change], identity: TaskId
     # Hardly a field of another task is the same.
     changes = [change for change in changes if change.name == "task"] or changes
     listed = "; ".join(map(str, changes))
-    impossible = [change.name for change in changes if _matches(change.name, (*FIXED, *identity.fixed))]
+    impossible = [change.name for change in changes if matches(change.name, (*FIXED, *identity.fixed))]
     if impossible:
         raise UserError(
             f"{what}: this run has other settings: {listed}. {', '.join(impossible)} cannot change within a run: give "
             "the same values or another --output"
         )
     if changes and not allowed:
-        only_evaluated = all(_matches(change.name, identity.evaluated_by) for change in changes)
+        only_evaluated = all(matches(change.name, identity.evaluated_by) for change in changes)
         instead = "; to evaluate its model by these, python -m soho_fast.evaluate --run FOLDER" * only_evaluated
         raise UserError(
             f"{what}: this run has other settings: {listed}. Give the same values, another --output, or --resume "
@@ -128,7 +141,32 @@ def refuse_changes(what: str, step: int, changes: list[Change], identity: TaskId
         )
 
 
-def _matches(name: str, patterns: Collection[str]) -> bool:
+def refuse_disagreement(processes: Processes, values: Mapping[str, Any]) -> None:
+    """Refuse to train where a rank was started in another way than the first one. All ranks call it together.
+
+    Args:
+        processes: the ranks.
+        values: what they have to agree on, by name, as JSON values.
+
+    Raises:
+        UserError: they do not; on every rank, with the first rank that differs and its fields.
+    """
+    digests = processes.gather(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest())
+    if len(set(digests)) == 1:
+        return
+    all_values = processes.gather(dict(values))
+    rank = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
+    changes = changes_between(all_values[0], all_values[rank])
+    listed = "; ".join(f"{each.name} {_shown(each.now)}, not {_shown(each.before)}" for each in changes[:_NUM_LISTED])
+    more = f" and {len(changes) - _NUM_LISTED} more" if len(changes) > _NUM_LISTED else ""
+    raise UserError(
+        f"the processes do not agree: rank {rank} has {listed}{more}, as rank 0 has; start all by the same command, "
+        "recipe, data and version"
+    )
+
+
+def matches(name: str, patterns: Collection[str]) -> bool:
+    """Whether a name is like one of these shell patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

@@ -13,7 +13,18 @@ from deepspeed import DeepSpeedEngine
 
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
-from soho_fast.engine.changes import SHARDING, Change, changes_between, refuse_changes, settings_identity
+from soho_fast.common.versions import program
+from soho_fast.engine.changes import (
+    OF_A_RANK,
+    SHARDING,
+    Change,
+    all_fields,
+    changes_between,
+    matches,
+    refuse_changes,
+    refuse_disagreement,
+    settings_identity,
+)
 from soho_fast.engine.checkpoint import Checkpoints, Progress
 from soho_fast.engine.distributed import choose_precision, zero_stage
 from soho_fast.engine.settings import TrainSettings
@@ -50,6 +61,10 @@ class ResumePoint:
 
     def __init__(self, task: Task, settings: TrainSettings, processes: Processes) -> None:
         self.task, self.settings, self.processes = task, settings, processes
+        # Before anything is read: what differs here may end in ranks that wait for each other.
+        free = (*OF_A_RANK, *task.identity.places)
+        fields = {name: value for name, value in all_fields(settings).items() if not matches(name, free)}
+        refuse_disagreement(processes, fields | program())
         self.folder = Path(settings.output)
         self.precision = choose_precision(settings.engine)
         self._recipe = settings_identity(settings, task.identity.not_compared) | {
@@ -72,8 +87,10 @@ class ResumePoint:
         """Compare all, now that it is known what the recipe's paths hold and what follows from its fields.
 
         Raises:
-            UserError: the checkpoint was trained with other settings, and these were not asked for or cannot change.
+            UserError: the checkpoint was trained with other settings, and these were not asked for or cannot change;
+                or the ranks have other data.
         """
+        refuse_disagreement(self.processes, contents)
         self.checkpoints.identity = json.loads(json.dumps(self._recipe | dict(contents)))
         if self.checkpoint is not None:
             self._compare(contents)

@@ -170,34 +170,15 @@ def _call(job: Job, command: str, arguments: list[str]) -> int:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    import torch
-
-    from soho_fast import __version__
+    from soho_fast.common.versions import program
 
     return {
-        "soho_fast": __version__,
-        "torch": str(torch.__version__),
+        **program(),
         "deepspeed": version("deepspeed"),
         "transformers": version("transformers"),
         "python": platform.python_version(),
         "processor": _processor(),
-        "commit": _commit(),
     }
-
-
-def _commit() -> str:
-    """The commit of the program, with a plus sign where files of it have changed since; empty of an installed one,
-    which another's repository may lie around."""
-    here = Path(__file__).resolve()
-    asked = ["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"], ["status", "--porcelain", "-uno", ".."]
-    try:
-        _, commit, changes = (
-            subprocess.run(["git", *words], cwd=here.parent, capture_output=True, text=True, check=True).stdout.strip()
-            for words in asked
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return f"{commit}+" if changes else commit
 
 
 def _processor() -> str:

@@ -26,7 +26,7 @@ from soho_fast.model.visual_encoder import cut_features, pad_features
 from soho_fast.tasks import TASKS
 from soho_fast.tasks.contents import weights_identity, words_identity
 from soho_fast.tasks.evaluation.sharing import ReportProgress, Sharing
-from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED
+from soho_fast.tasks.identity import EVALUATED_BY, FIXED, NOT_COMPARED, PLACES
 
 
 class BaseTask(ABC):
@@ -67,7 +67,7 @@ class BaseTask(ABC):
     @property
     def identity(self) -> TaskIdentity:
         """What is compared when a run is resumed."""
-        return TaskIdentity(NOT_COMPARED, FIXED, EVALUATED_BY, self.contents)
+        return TaskIdentity(NOT_COMPARED, FIXED, PLACES, EVALUATED_BY, self.contents)
 
     def contents(self) -> dict[str, Any]:
         """What the recipe does not tell of what is trained: contents of what its paths name."""

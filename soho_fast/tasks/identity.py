@@ -24,6 +24,13 @@ NOT_COMPARED = {
     "model.backbone": "its weights are compared",
 }
 
+# Where things lie, on each machine its own place: what is read from there is compared, between two starts of a run and
+# between its ranks.
+PLACES = (
+    "data_roots.*", "corpus.folder", "data.sources.*", "data.heldout.*", "data.splits.*", "data.tokenizer",
+    "model.pretrained", "model.text_encoder", "model.backbone",
+)  # fmt: skip
+
 # Fields of SohoConfig that change which tensors there are.
 SIZES = (
     "backbone",

@@ -116,6 +116,7 @@ def launch(
     """Run requests for `engine_run.py`, or a script, one after another in the same processes, and wait.
 
     Processes are given what DeepSpeed's launcher would give them; with `by_launcher` it starts them, which takes long.
+    `of_rank` are arguments of single ranks.
     """
 
     def run(
@@ -123,6 +124,7 @@ def launch(
         processes: int = 1,
         script: Path = SCRIPT,
         arguments: list[str] | None = None,
+        of_rank: dict[int, list[str]] | None = None,
         by_launcher: bool = False,
     ) -> Finished:
         arguments = [json.dumps(requests)] if arguments is None else arguments
@@ -133,7 +135,8 @@ def launch(
                 values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_SIZE": processes}
                 values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if processes > 1 else {}
                 started = environment() | {name: str(value) for name, value in values.items()}
-                return forked(rank).run([str(script), *arguments], ROOT, started, said, said)
+                own = [*arguments, *(of_rank or {}).get(rank, [])]
+                return forked(rank).run([str(script), *own], ROOT, started, said, said)
 
             with ThreadPoolExecutor(processes) as ranks:
                 codes = list(ranks.map(run_rank, range(processes)))

@@ -157,7 +157,7 @@ class StubTask:
     def identity(self) -> Any:
         from soho_fast.engine.changes import TaskIdentity
 
-        return TaskIdentity((), ("model.width",), (), lambda: {"model.width": self.options["width"]})
+        return TaskIdentity((), ("model.width",), (), (), lambda: {"model.width": self.options["width"]})
 
     def build_model(self, device: torch.device) -> nn.Module:
         assert device.type == "cpu"

@@ -1,0 +1,65 @@
+"""Ranks that were started in different ways are told apart before the first step, and told which field it is."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from soho_fast import train
+
+SCRIPT = Path(train.__file__)
+
+
+def refused(launch, recipe, *own: str, both: tuple[str, ...] = ()) -> str:
+    done = launch(script=SCRIPT, arguments=["--recipe", str(recipe), *both], of_rank={1: list(own)}, processes=2)
+    assert done.code == 2, done.text
+    # A launcher would have ended the other rank, which prints the same as its own.
+    other, line = sorted(line for line in done.text.splitlines() if line.startswith("error"))
+    assert other == line.replace("error:", "error on rank 1:")
+    assert "step 1/" not in done.text and "Traceback" not in done.text
+    return line
+
+
+def test_another_learning_rate_is_one_line_with_rank_and_field(launch, small_recipe):
+    line = refused(launch, small_recipe, "--optim.lr", "0.5", "--seed", "3")
+    assert line == (
+        "error: the processes do not agree: rank 1 has seed 3, not 0; optim.lr 0.5, not 0.0012, as rank 0 has; "
+        "start all by the same command, recipe, data and version"
+    )
+
+
+@pytest.mark.rest
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        (["--batch.global_batch_size", "4"], "batch.global_batch_size 4, not 8"),
+        (["--max_steps", "5"], "max_steps 5, not 3"),
+        (["--optim.frozen_backbone_epochs", "[0, 2]"], "optim.frozen_backbone_epochs [0.0, 2.0], not [0.0, 0.0]"),
+        (["--model.config.ema_decay", "0.25"], "model.config.ema_decay 0.25, not nothing"),
+        (["--data.masking.probability", "0.5"], "data.masking.probability 0.5, not 0.3"),
+        (["--checkpoint.every_steps", "1"], "checkpoint.every_steps 1, not 0"),
+    ],
+)
+def test_so_is_any_other_field(launch, small_recipe, own, told):
+    assert f"rank 1 has {told}, as rank 0 has" in refused(launch, small_recipe, *own)
+
+
+@pytest.mark.rest
+def test_places_and_cores_may_differ_but_what_is_read_there_may_not(launch, small_recipe, tmp_path):
+    """A second machine has the data in another folder."""
+    done = launch(script=SCRIPT, arguments=["--recipe", str(small_recipe), "--max_steps", "1"])
+    assert done.code == 0, done.text
+    there = shutil.copytree(tmp_path / "corpus", tmp_path / "there")
+    own = ["--data_roots.corpus", str(there), "--batch.workers", "0"]
+    command = ["--recipe", str(small_recipe), "--output", str(tmp_path / "two")]
+    done = launch(script=SCRIPT, arguments=command, of_rank={1: own}, processes=2)
+    assert done.code == 0, done.text
+    start = shutil.copytree(tmp_path / "run/model", tmp_path / "start")
+    weights = load_file(start / "model.safetensors")
+    weights["itm_head.classifier.bias"][0] += 1
+    save_file(weights, start / "model.safetensors", {"format": "pt"})
+    own = ["--model.pretrained", str(start)]
+    both = ("--output", str(tmp_path / "three"), "--model.pretrained", str(tmp_path / "run/model"))
+    line = refused(launch, small_recipe, *own, both=both)
+    assert "rank 1 has model.pretrained weights " in line and ", not weights " in line
