@@ -9,7 +9,9 @@ Killed, the same command goes on where it was, also with another number of proce
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     # Run as a script, python puts this file's own folder first, where `data`, `engine`, ... would hide other packages.
@@ -67,10 +69,23 @@ def main(arguments: list[str] | None = None) -> int:
             evaluation = task.evaluate_split(model, split, Sharing(processes, progress, folder / "partial", identity))
             if processes.is_main:
                 about = {"task": task.name, "split": split, "checkpoint": called, "model": model_folder}
-                report_evaluation(task, evaluation, about | {"prepared": prepared}, options.run, folder)
+                about |= {"prepared": prepared, **_about_images(task, split, processes.say)}
+                report_evaluation(task, evaluation, about, options.run, folder)
             processes.wait()
             leave_processes()
     return command.code
+
+
+def _about_images(task: Any, split: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Of the split's images, how many are trained on, and how many have no file; said where there are some."""
+    try:
+        num_trained_on = task.num_trained_on(split)
+    except (ValueError, OSError) as error:  # As on a machine that has the split's data alone.
+        say(f"whether images of {split} are trained on is not known: {error}")
+        num_trained_on = None
+    if num_trained_on:
+        say(f"{num_trained_on:,} images of {split} are trained on too; its metrics say little of unseen images")
+    return {"images_trained_on": num_trained_on, "images_missing": task.num_missing()}
 
 
 def _parser() -> Parser:

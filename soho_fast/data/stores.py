@@ -34,6 +34,9 @@ class ImageStore(Protocol):
     def open(self, name: str) -> IO[bytes]:
         """The file, to read no more of it than is needed. Raises OSError or what its archive raises."""
 
+    def size(self, name: str) -> int:
+        """The file's size in bytes, without reading it. Raises OSError."""
+
     def locate(self, name: str) -> str:
         """The name as a user would look for it, for messages."""
 
@@ -86,6 +89,10 @@ class FolderStore:
             raise OSError(f"{path} is no regular file")
         check_size(status.st_size)
         return path.open("rb")
+
+    def size(self, name: str) -> int:
+        """The file's size; a link is followed. Raises OSError."""
+        return os.stat(os.path.join(self.root, name)).st_size
 
     def locate(self, name: str) -> str:
         """Path of the file."""
@@ -145,6 +152,13 @@ class ZipStore:
     def open(self, name: str) -> IO[bytes]:
         """The member. Raises OSError, KeyError or what zipfile raises."""
         return self._open().open(name)
+
+    def size(self, name: str) -> int:
+        """The unpacked member's size. Raises FileNotFoundError."""
+        member = self._open().NameToInfo.get(name)
+        if member is None:
+            raise FileNotFoundError(f"{self.locate(name)}: no such member in the archive")
+        return member.file_size
 
     def locate(self, name: str) -> str:
         """Archive and member."""

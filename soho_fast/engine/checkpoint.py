@@ -22,7 +22,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,7 +39,7 @@ from soho_fast.common.processes import Processes
 from soho_fast.engine.changes import SHARDING
 from soho_fast.engine.resharding import fragments_of, load_resharded
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8,})")
 # Classes in DeepSpeed's own files. They hold numbers and do nothing when they are made.
@@ -48,16 +48,22 @@ _INERT = [DynamicLossScaler, LossScaler, fragment_address]
 
 @dataclass
 class Progress:
-    """Where a run stands: optimiser steps done, training seconds used, unreadable images met, the step of the last
-    full evaluation, the best model so far; `sound` where nothing of it was lost when this was saved."""
+    """Where a run stands: optimiser steps done, training seconds used, hashes of what was said of each unreadable
+    image, the step of the last full evaluation, the best model so far; `sound` where nothing of it was lost when this
+    was saved."""
 
     step: int = 0
     seconds: float = 0.0
-    corrupt_images: int = 0
+    corrupt: list[str] = field(default_factory=list)
     evaluated_step: int = 0
     best_step: int = 0
     best: float | None = None
     sound: bool = True
+
+    @property
+    def corrupt_images(self) -> int:
+        """How many images were unreadable; each counts once, however often it is met."""
+        return len(self.corrupt)
 
 
 class _Hashed:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from soho_fast.common.errors import UserError, environment_rank
 from soho_fast.common.processes import Processes
 from soho_fast.engine.settings import EngineSettings
-from soho_fast.engine.watchdog import start_heartbeat
+from soho_fast.engine.watchdog import LOOPBACK, start_heartbeat
 
 # Of DeepSpeed's launcher, where none is given.
 _DEFAULT_PORT = "29500"
@@ -62,8 +62,8 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
             start_heartbeat(
                 rank,
                 world,
-                os.environ["MASTER_ADDR"],
-                publish=lambda port: store.set("heartbeat", port),
+                LOOPBACK if _is_one_machine() else os.environ["MASTER_ADDR"],
+                publish=lambda place: store.set("heartbeat", place),
                 look_up=lambda: store.get("heartbeat").decode(),
                 timeout=timeout,
                 speaks=rank == 1 or environment_rank()[1] == 0,
@@ -87,7 +87,7 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
 def _meet() -> tuple[dist.Store, int, int]:
     """The store by which the processes find each other, this one's rank, and how many there are."""
     try:
-        store, rank, world = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
+        store, rank, world = _own_store() or next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
         # torchrun keeps its store when it starts the processes again, with what those before have left in it.
         return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), rank, world
     except dist.DistError as error:
@@ -98,6 +98,25 @@ def _meet() -> tuple[dist.Store, int, int]:
         ) from error
 
 
+def _own_store() -> tuple[dist.Store, int, int] | None:
+    """Of processes of one machine: a store that no other machine reaches. None where there are others, or where
+    torchrun has one."""
+    if not _is_one_machine() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    (rank, _), world, port = environment_rank(), int(os.environ["WORLD_SIZE"]), int(os.environ["MASTER_PORT"])
+    # What gloo exchanges goes the same way; "lo" is the loopback device's name on Linux.
+    if "lo" in [name for _, name in socket.if_nameindex()]:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    listener = socket.create_server((LOOPBACK, port)).detach() if rank == 0 else None
+    store = dist.TCPStore(LOOPBACK, port, world, rank == 0, _PATIENCE, master_listen_fd=listener)
+    return store, rank, world
+
+
+def _is_one_machine() -> bool:
+    """Whether the launcher started all processes here; torchrun says it by another name."""
+    return os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE")) == os.environ["WORLD_SIZE"]
+
+
 def _choose_port() -> None:
     """Sets MASTER_PORT where all processes are of one machine and DeepSpeed's launcher was given none.
 
@@ -105,7 +124,7 @@ def _choose_port() -> None:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return  # torchrun has the port already, and has chosen it.
-    if os.environ.get("LOCAL_SIZE") == os.environ["WORLD_SIZE"] and os.environ.get("MASTER_PORT") == _DEFAULT_PORT:
+    if _is_one_machine() and os.environ.get("MASTER_PORT") == _DEFAULT_PORT:
         os.environ["MASTER_PORT"] = str(10_000 + os.getppid() % 20_000)
     port = int(os.environ.get("MASTER_PORT", _DEFAULT_PORT))
     if environment_rank()[0]:

@@ -180,6 +180,7 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
             "training_seconds": progress.seconds,
             "images_per_second": progress.step * run.plan.global_batch_size / max(progress.seconds, 1e-9),
             "corrupt_images": progress.corrupt_images,
+            "images_missing": task.num_missing(),
             "precision": run.step.precision,
             "metrics": metrics,
             "best": {"step": progress.best_step, task.selection: progress.best} if progress.best is not None else None,

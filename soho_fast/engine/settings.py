@@ -113,8 +113,8 @@ class BatchSettings:
         workers: Loader processes for each training process, and as many while it evaluates; 0 loads in the process
             itself.
         prefetch: Micro-batches each loader process prepares ahead.
-        corrupt_images: Largest share of unreadable images among those seen (counted as at least 1000, all processes
-            together) before training stops and lists them.
+        corrupt_images: Largest share of unreadable images among those that were seen, each counted once (and these as
+            at least 1000, all processes together), before training stops and lists them.
     """
 
     global_batch_size: PositiveInt = 16

@@ -1,5 +1,6 @@
 """The training loop around an opaque task: `Run` decides when something is done, `Step` does what one step does."""
 
+import hashlib
 import math
 import shutil
 import time
@@ -261,7 +262,7 @@ class Run:
         self.log: RunLog | None = None
         self._evaluated_step = -1
         self._metrics: dict[str, float] = {}
-        self._skipped: dict[str, None] = {}
+        self._skipped: list[str] = []
         self.data = task.training_data()
         plan = plan_batches(settings.batch, len(self.data), processes.world, settings.seed, task.samples_together)
         self.plan = replace(plan, epoch_order=getattr(self.data, "epoch_order", None))
@@ -567,21 +568,24 @@ class Run:
         )
 
     def _count_skipped(self, skipped: list[str]) -> None:
-        (count,) = self.processes.total([len(skipped)])
-        if not count:
+        """Each unreadable image counts once, and is told once, however many epochs and starts of the run meet it."""
+        if not self.processes.total([len(skipped)])[0]:
             return
-        self.progress.corrupt_images += int(count)
-        messages = [line for lines in self.processes.gather(skipped) for line in lines]
-        for line in messages:
-            self._say(f"skipped: {line}")
-        self._skipped |= dict.fromkeys(messages)
-        seen = self.progress.step * self.plan.global_batch_size
+        known = set(self.progress.corrupt)
+        for line in dict.fromkeys(line for lines in self.processes.gather(skipped) for line in lines):
+            digest = hashlib.sha256(line.encode()).hexdigest()[:12]
+            if digest not in known:
+                known.add(digest)
+                self.progress.corrupt.append(digest)
+                self._skipped.append(line)
+                self._say(f"skipped: {line}")
+        seen = min(self.progress.step * self.plan.global_batch_size, len(self.data))
         share = self.settings.batch.corrupt_images
         if self.progress.corrupt_images > share * max(seen, _MIN_SEEN):
-            shown = "; ".join(list(self._skipped)[:_NUM_SHOWN])
             raise UserError(
-                f"batch.corrupt_images: {self.progress.corrupt_images} of {seen} images were unreadable, more than the "
-                f"share of {share:g} that is allowed (of at least {_MIN_SEEN} images): {shown}"
+                f"batch.corrupt_images: {self.progress.corrupt_images} of {seen} images are unreadable, more than the "
+                f"share of {share:g} that is allowed (of at least {_MIN_SEEN} images): "
+                f"{'; '.join(self._skipped[:_NUM_SHOWN])}"
             )
 
     def _say(self, line: str) -> None:

@@ -18,7 +18,9 @@ notice, and stop the same way.
 
 import contextlib
 import functools
+import hmac
 import os
+import secrets
 import selectors
 import signal
 import socket
@@ -36,7 +38,11 @@ from soho_fast.common.errors import DISK_ERRORS, CorruptImageError, UserError, e
 PROCESS_FAILED = os.EX_TEMPFAIL
 """Exit code of a rank that ends because another process failed: what went wrong may be gone at the next start."""
 
+LOOPBACK = "127.0.0.1"
+
 _UNREACHABLE = 30  # seconds
+# How long who connects may take to say who it is, of how many at a time that is awaited, and how long it may be.
+_PATIENCE, _MOST_STRANGERS, _LONGEST_GREETING = 10.0, 16, 1024
 # A rank that met an error reports it after 10 s, where the first rank met none (`errors.fail`).
 _REPORTED = 20.0
 _BEAT, _LEFT, _ERROR, _PROCESS_FAILED = b".", b"l", b"f", b"x"
@@ -48,9 +54,10 @@ class Heartbeat:
     Args:
         rank: this process.
         world: how many there are.
-        host: where the first rank is reached.
-        publish: gives others the first rank's port.
-        look_up: waits for that port.
+        host: where the first rank is reached; a loopback address where all ranks are of one machine, so that no other
+            machine reaches it.
+        publish: gives others the first rank's port and the run's secret, without which nobody is heard.
+        look_up: waits for these.
         timeout: seconds without a sign of life after which a rank counts as failed; 0: none do.
         speaks: whether this rank reports that the first one failed.
 
@@ -75,20 +82,23 @@ class Heartbeat:
         self._error_at: float | None = None
         self._heard: dict[socket.socket, float] = {}
         self._names: dict[socket.socket, tuple[int, str]] = {}
+        # Who has connected and not yet said who it is: what it said so far, and when it will have taken too long.
+        self._strangers: dict[socket.socket, tuple[bytes, float]] = {}
+        self._world, self._secret = world, ""
         self._selector = selectors.DefaultSelector()
         # A fork (of a loader process) would keep the connections of a process that was killed.
         os.register_at_fork(after_in_child=self._close)
         if rank == 0:
-            both = socket.has_dualstack_ipv6()
-            family = socket.AF_INET6 if both else socket.AF_INET
-            self._server = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=world)
-            publish(str(self._server.getsockname()[1]))
+            self._secret = secrets.token_hex()
+            self._server = _listen(host, world)
+            self._server.setblocking(False)
+            publish(f"{self._server.getsockname()[1]} {self._secret}")
             self._selector.register(self._server, selectors.EVENT_READ)
         else:
-            port = int(look_up())
+            port, self._secret = look_up().split()
             try:
-                first = socket.create_connection((host, port), timeout=_UNREACHABLE)
-                first.sendall(f"{rank} {os.getpid()} {socket.gethostname()}\n".encode())
+                first = socket.create_connection((host, int(port)), timeout=_UNREACHABLE)
+                first.sendall(f"{self._secret} {rank} {os.getpid()} {socket.gethostname()}\n".encode())
                 if not first.recv(1):
                     raise ConnectionError("it ended")
             except OSError as error:
@@ -117,6 +127,8 @@ class Heartbeat:
             for key, _ in self._selector.select(0.2):
                 self._read(key.fileobj)
             now = time.monotonic()
+            for stranger in [each for each, (_, until) in self._strangers.items() if until < now]:
+                self._turn_away(stranger)
             if now - looked_at > pause:
                 # This process was suspended, perhaps the whole run (Ctrl-Z, a scheduler): it has not listened either.
                 self._heard = dict.fromkeys(self._heard, now)
@@ -136,14 +148,17 @@ class Heartbeat:
 
     def _read(self, connection: Any) -> None:
         if self.rank == 0 and connection is self._server:
-            accepted, _ = self._server.accept()
-            try:
-                accepted.settimeout(5)
-                number, process, host = accepted.makefile("r", encoding="utf-8").readline().split()
-                self._add(accepted, int(number), f"rank {number} (process {process} on {host})")
-                accepted.send(_BEAT)
-            except (OSError, ValueError):  # no rank of ours
-                accepted.close()
+            with contextlib.suppress(OSError):
+                accepted, _ = self._server.accept()
+                accepted.setblocking(False)
+                if len(self._strangers) >= _MOST_STRANGERS + self._world:
+                    self._turn_away(next(iter(self._strangers)))
+                self._strangers[accepted] = b"", time.monotonic() + _PATIENCE
+                self._selector.register(accepted, selectors.EVENT_READ)
+            return
+        if connection in self._strangers:
+            self._greet(connection)
+        if connection not in self._heard:  # Turned away since it spoke, or greeted just now.
             return
         try:
             said = connection.recv(4096)
@@ -165,6 +180,37 @@ class Heartbeat:
             self._remove(connection)
             if rank not in self._left:
                 self._fail(connection, "has ended (killed, or out of memory)")
+
+    def _greet(self, stranger: socket.socket) -> None:
+        """Hear who connected: a rank that is not there yet and knows the secret, or nobody."""
+        said, until = self._strangers[stranger]
+        try:
+            more = stranger.recv(_LONGEST_GREETING)
+        except OSError:
+            more = b""
+        said += more
+        self._strangers[stranger] = said, until
+        if more and b"\n" not in said and len(said) < _LONGEST_GREETING:
+            return
+        line, end, _ = said.partition(b"\n")
+        try:
+            secret, number, process, host = line.decode().split() if end else ("", "", "", "")
+            known = {rank for rank, _ in self._names.values()}
+            if not hmac.compare_digest(secret, self._secret) or int(number) not in set(range(1, self._world)) - known:
+                raise ValueError("no rank of ours")
+        except (ValueError, TypeError):
+            self._turn_away(stranger)
+            return
+        del self._strangers[stranger]
+        self._selector.unregister(stranger)
+        self._add(stranger, int(number), f"rank {number} (process {process} on {host})")
+        with contextlib.suppress(OSError):
+            stranger.send(_BEAT)
+
+    def _turn_away(self, stranger: socket.socket) -> None:
+        del self._strangers[stranger]
+        self._selector.unregister(stranger)
+        stranger.close()
 
     def _fail(self, connection: socket.socket, why: str) -> None:
         self._remove(connection)
@@ -203,10 +249,18 @@ class Heartbeat:
             self._selector.unregister(connection)
 
     def _close(self) -> None:
-        for connection in self._names:
+        for connection in (*self._names, *self._strangers):
             connection.close()
         if self.rank == 0:
             self._server.close()
+
+
+def _listen(host: str, world: int) -> socket.socket:
+    if host == LOOPBACK:
+        return socket.create_server((host, 0), backlog=world)
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=world)
 
 
 _own: Heartbeat | None = None

@@ -78,6 +78,26 @@ class BaseTask(ABC):
             "model.backbone": weights_identity(self.model.backbone),
         }
 
+    def refuse_shared(self, trained: str, held_out: str, shared: Sequence[str]) -> None:
+        """Raises ValueError: there are images that both hold, in words of `overlap.in_words`."""
+        if shared:
+            raise ValueError(
+                f"data: {len(shared)} images are both in {trained} and in {held_out}, as {min(shared)}; held-out "
+                "images must not be trained on"
+            )
+
+    @abstractmethod
+    def num_trained_on(self, split: str) -> int:
+        """How many images of a split are trained on, under whatever name.
+
+        Raises:
+            ValueError, OSError: what is trained on can't be read.
+        """
+
+    @abstractmethod
+    def num_missing(self) -> dict[str, int]:
+        """How many images of what was read have no file, by name; those that lack none are left out."""
+
     def load_processor(self, tokenizer: Any) -> SohoProcessor:
         """The image processor of the settings, with a tokenizer."""
         size = {"shortest_edge": self.data.shorter_edge, "longest_edge": self.data.longer_edge}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.common.tables import Table
+from soho_fast.data.overlap import in_words, shared_images
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageRef, ReadReport, share_of_records
 from soho_fast.data.text import load_tokenizer
@@ -29,6 +30,11 @@ class FineTuningTask(BaseTask):
     @cached_property
     def _records(self) -> dict[str, list[Any]]:
         """Of the splits that were read."""
+        return {}
+
+    @cached_property
+    def _missing(self) -> dict[str, int]:
+        """Images without a file of the splits that were read and lack some."""
         return {}
 
     @abstractmethod
@@ -94,6 +100,8 @@ class FineTuningTask(BaseTask):
         if split not in self._records:
             report = ReadReport()
             self._records[split] = self.read(self.data.splits[split], report)
+            if report.num_missing:
+                self._missing[split] = report.num_missing
             for line in report.lines():
                 self._say(f"{split}: {line}")
         return self._records[split]
@@ -108,18 +116,20 @@ class FineTuningTask(BaseTask):
             raise ValueError("data.train: no split was given; expected at least one")
         training = [record for split in self.data.train for record in self.records(split)]
         training = share_of_records(training, self.data.train_share, self.seed)
-        if self.data.validate:
-            shared = self._image_names(self.records(self.data.validate)) & self._image_names(training)
-            if shared:
-                self._say(
-                    f"{len(shared):,} images of {self.data.validate} are trained on too; its metrics say little of "
-                    "unseen images"
-                )
+        if self.data.validate and not getattr(self.data, "blank_images", False):
+            shared = shared_images(self._images(training), self._images(self.records(self.data.validate)))
+            self.refuse_shared(", ".join(self.data.train), self.data.validate, in_words(shared))
         return training
 
-    def _image_names(self, records: Sequence[Any]) -> set[str]:
-        # Readers give one object to all records of an image.
-        return {str(image) for image in {id(ref): ref for row in records for ref in self.images_of(row)}.values()}
+    def num_trained_on(self, split: str) -> int:
+        training = (record for name in self.data.train for record in self.records(name))
+        return len(shared_images(self._images(training), self._images(self.records(split))))
+
+    def num_missing(self) -> dict[str, int]:
+        return dict(self._missing)
+
+    def _images(self, records: Iterable[Any]) -> Iterator[ImageRef]:
+        return (image for record in records for image in self.images_of(record))
 
     def new_model(self) -> SohoDownstreamModel:
         """The model on the CPU in float32, with the starting weights asked for; says what was loaded."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,7 @@ from soho_fast.common.tables import Table
 from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
 from soho_fast.data.batches.record_table import FlatTexts, RecordTable
 from soho_fast.data.batches.sample import Collator, Sample
+from soho_fast.data.overlap import in_words, shared_images
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.formats import FORMATS_OF, read_captions
 from soho_fast.data.readers.records import ImageTextRecord, ReadReport
@@ -50,7 +51,10 @@ def _read_source(source: CaptionSource, report: ReadReport, where: str) -> Seque
 
 
 def read_sources(
-    sources: Sequence[CaptionSource], purpose: str, say: Callable[[str], None] = print
+    sources: Sequence[CaptionSource],
+    purpose: str,
+    say: Callable[[str], None] = print,
+    reports: list[ReadReport] | None = None,
 ) -> list[Sequence[ImageTextRecord]]:
     """Read sets one after another, and say what each holds; records in shards are made when they are asked for.
 
@@ -58,6 +62,7 @@ def read_sources(
         sources: The sets.
         purpose: "sources" (to train on) or "heldout", for messages.
         say: Called with each line.
+        reports: Gets what was found of each set.
 
     Raises:
         ValueError, FileNotFoundError: As the readers; ValueError when no set was given.
@@ -68,6 +73,8 @@ def read_sources(
     for number, source in enumerate(sources):
         report = ReadReport()
         parts.append(_read_source(source, report, f"data.{purpose}[{number}]"))
+        if reports is not None:
+            reports.append(report)
         for line in report.lines():
             say(f"{purpose}: {line}")
         if purpose == "sources" and source.format == "visual_genome":
@@ -89,6 +96,17 @@ class HeldoutEvaluation:
     def write(self, folder: Path) -> list[str]:
         """Nothing but the metrics is kept. Returns no names of files."""
         return []
+
+
+class _Read(NamedTuple):
+    """What the recipe's annotations hold: the training images, packed, what they are known by, the held-out images,
+    which of these are trained on too, in words, and how many of either have no file."""
+
+    training: RecordTable
+    identity: str
+    heldout: list[ImageTextRecord]
+    shared: list[str]
+    num_missing: dict[str, int]
 
 
 class PretrainingTask(BaseTask):
@@ -115,14 +133,15 @@ class PretrainingTask(BaseTask):
         return self.processor.tokenizer
 
     @cached_property
-    def _records(self) -> tuple[RecordTable, str, list[ImageTextRecord]]:
-        """The training images, packed, what they are known by, and the held-out ones."""
+    def _records(self) -> _Read:
         return read_once_a_machine(self._read_records, self.processes)
 
-    def _read_records(self) -> tuple[RecordTable, str, list[ImageTextRecord]]:
-        training_sets = read_sources(self.data.sources, "sources", self._say)
+    def _read_records(self) -> _Read:
+        reports: dict[str, list[ReadReport]] = {"sources": [], HELDOUT: []}
+        training_sets = read_sources(self.data.sources, "sources", self._say, reports["sources"])
         training = RecordTable(training_sets)
-        heldout_sets = read_sources(self.data.heldout, "heldout", self._say) if self.data.heldout else []
+        given = self.data.heldout
+        heldout_sets = read_sources(given, HELDOUT, self._say, reports[HELDOUT]) if given else []
         heldout = [record for records in heldout_sets for record in records]
         if len(heldout) == 1:
             raise ValueError(
@@ -132,15 +151,10 @@ class PretrainingTask(BaseTask):
         if self.data.num_negative:
             self._check_negatives("sources", training.texts)
         if heldout:
-            self._check_negatives("heldout", PackedTexts([record.captions for record in heldout]))
-        held = {str(record.image) for record in heldout}
-        shared = held.intersection(training.locations()) if held else set()
-        if shared:
-            raise ValueError(
-                f"data: {len(shared)} images are both in sources and in heldout, as {min(shared)}; held-out images "
-                "must not be trained on"
-            )
-        return training, sets_identity(training_sets), heldout
+            self._check_negatives(HELDOUT, PackedTexts([record.captions for record in heldout]))
+        shared = in_words(shared_images(training, [record.image for record in heldout]))
+        missing = {name: sum(report.num_missing for report in each) for name, each in reports.items()}
+        return _Read(training, sets_identity(training_sets), heldout, shared, missing)
 
     def _check_negatives(self, name: str, texts: TextLists) -> None:
         try:
@@ -151,11 +165,12 @@ class PretrainingTask(BaseTask):
     @property
     def heldout_records(self) -> list[ImageTextRecord]:
         """The held-out images with their captions."""
-        return self._records[2]
+        return self._records.heldout
 
     @cached_property
     def _training_data(self) -> PretrainingDataset:
-        training = self._records[0]
+        training = self._records.training
+        self.refuse_shared("sources", HELDOUT, self._records.shared)
         self.say_fit(FlatTexts(training.texts))
         dataset = PretrainingDataset(
             training,
@@ -211,7 +226,7 @@ class PretrainingTask(BaseTask):
         self.training_data()
         return {
             **super().contents(),
-            "training data": self._records[1],
+            "training data": self._records.identity,
             "held-out data": records_identity(self.heldout_records),
             **{f"model.config.{name}": getattr(config, name) for name in SohoConfig.__annotations__},
             "model.bag_of_words_head": bool(config.bag_of_words_weight),
@@ -331,6 +346,12 @@ class PretrainingTask(BaseTask):
             progress=None if progress is None else lambda stage, done, total: progress(done, total),
             say=self._say,
         )
+
+    def num_trained_on(self, split: str) -> int:
+        return len(self._records.shared)
+
+    def num_missing(self) -> dict[str, int]:
+        return {name: count for name, count in self._records.num_missing.items() if count}
 
     def evaluate_split(self, model: SohoForPreTraining, split: str, sharing: Sharing) -> HeldoutEvaluation:
         """The metrics of the held-out images; the first process computes them alone, and keeps nothing on the way."""

@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -44,9 +45,11 @@ def write_tokenizer(folder: Path, size: int = 0) -> Path:
 
 
 def draw(path: Path, colour: str = "red", size: tuple[int, int] = (48, 40)) -> Path:
-    """A JPEG (or what the suffix says) of one colour, `size` = (width, height)."""
+    """A JPEG (or what the suffix says) of one colour, `size` = (width, height), like no other name's file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, COLOURS[colour]).save(path)
+    named = PngInfo()
+    named.add_text("Title", path.name)
+    Image.new("RGB", size, COLOURS[colour]).save(path, comment=path.name, pnginfo=named)
     return path
 
 

@@ -138,6 +138,7 @@ class StubTask:
             "size": 40,
             "delay": 0.0,
             "skip_each": 0,
+            "skip_always": 0,
             "pixels": 64,
             "signal": "SIGTERM",
             "selection": None,
@@ -199,7 +200,8 @@ class StubTask:
 
     def collate(self, samples: list) -> dict[str, Any]:
         pixels, words, labels = zip(*samples, strict=True)
-        skipped = ["corrupt.jpg: truncated"] * self.options["skip_each"]
+        skipped = [f"corrupt-{label}.jpg: truncated" for label in list(labels)[: self.options["skip_each"]]]
+        skipped += ["always.jpg: truncated"] * self.options["skip_always"]
         return {
             "pixel_values": torch.stack(pixels), "input_ids": torch.stack(words), "labels": torch.tensor(labels),
             "skipped": skipped, "sample_ids": list(labels),

@@ -75,6 +75,7 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
     assert done.code == 0 and "split val, checkpoint best" in done.text, done.text
     whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     assert (whole["checkpoint"], whole["step"]) == ("best", best)
+    assert (whole["images_trained_on"], whole["images_missing"], metrics["images_missing"]) == (0, {}, {})
     assert whole["metrics"]["vqa_score"] == pytest.approx(scores[best], abs=1e-9)
     assert not (tmp_path / "whole" / "partial").exists()
 
@@ -100,6 +101,11 @@ def test_fine_tune_then_evaluate_however_started(launch, small_vqa, tmp_path, ca
     assert json.loads((run / "evaluation/test-last/metrics.json").read_text())["step"] == metrics["step"]
     submission = json.loads((run / "evaluation/test-last/submission.json").read_text())
     assert len(submission) == 6 * 4 and set(submission[0]) == {"question_id", "answer"}
+
+    done = launch(script=script, arguments=["--run", str(run), "--split", "train", "--data.measured_images", "4"])
+    count = json.loads((run / "evaluation/train-best/metrics.json").read_text())["images_trained_on"]
+    assert done.code == 0 and count >= 30, done.text
+    assert f"{count} images of train are trained on too; its metrics say little" in done.text, done.text
 
     done = launch(script=script, arguments=["--run", str(run), "--split", "tset"])
     assert done.code == 2 and "Traceback" not in done.text, done.text
@@ -156,6 +162,12 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
 
         def evaluate_split(self, *_, **__):
             return SimpleNamespace(write=full, metrics={})
+
+        def num_trained_on(self, split):
+            return 0
+
+        def num_missing(self):
+            return {}
 
     monkeypatch.setattr(Recipe, "make_task", lambda self, say: Task())
     monkeypatch.setattr(distributed, "start_processes", lambda *_: Processes())

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from soho_fast import train
 from soho_fast.common.errors import UserError
+from soho_fast.common.files import read_log
 from soho_fast.common.processes import Processes
 from soho_fast.engine import trainer as training
 from soho_fast.engine import watchdog as stopping
@@ -304,9 +305,20 @@ def test_too_many_corrupt_images_stop_the_run(launch, request_for):
     run = request_for("run", task={"skip_each": 1}, batch={"corrupt_images": 0.003})
     done = launch(run)
     assert done.code == 2, done.text
-    assert done.text.count("skipped: corrupt.jpg: truncated") == 4
-    assert "images were unreadable, more than the share of 0.003" in done.text
-    assert done.text.rstrip().endswith("corrupt.jpg: truncated")
+    told = [line for line in done.text.splitlines() if line.startswith("skipped: corrupt-")]
+    assert len(set(told)) == len(told) == 4
+    assert "error: batch.corrupt_images: 4 of 40 images are unreadable, more than the share of 0.003" in done.text
+    assert done.text.rstrip().endswith(".jpg: truncated")
+
+
+def test_a_broken_file_is_one_however_often_it_is_met(launch, request_for):
+    """Sixty steps of five in an epoch, and a second start of the run, meet the same file."""
+    run = request_for("run", max_steps=60, task={"skip_always": 2}, checkpoint={"every_steps": 30})
+    done = launch(run, {**run, "max_steps": 90, "resume": "changed"}, processes=2)
+    assert done.code == 0, done.text
+    assert done.text.count("skipped: ") == 1
+    records = read_log(Path(run["output"]) / "log.jsonl")[0]
+    assert {record["corrupt_images"] for record in records if record["kind"] == "train"} == {1}
 
 
 def test_a_run_that_diverged_stops_and_says_so(launch, request_for):

@@ -74,3 +74,32 @@ def test_a_port_that_was_given_and_is_taken_is_told():
     assert rank.returncode == 1
     said = rank.stderr.splitlines()[-1]
     assert re.search(rf"UserError: port {port}, .* is taken, .* --master_port {port + 1}", said), said
+
+
+def test_processes_of_one_machine_are_reached_from_no_other(tmp_path):
+    """Nothing that they listen at, store, heartbeat or gloo, has another address than this machine's own."""
+    code = RANK.replace(
+        "leave_processes()\nleave",
+        """
+import psutil
+listening = [each.laddr.ip for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+print("LISTENS", sorted(set(listening)), flush=True)
+processes.wait()
+leave_processes()
+leave""",
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=os.environ | as_launched(rank, 2, port), stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert "LISTENS ['127.0.0.1']" in said[0], said
+    assert all(
+        line in ("LISTENS []", "LISTENS ['127.0.0.1']") for text in said for line in re.findall("LISTENS.*", text)
+    )

@@ -1,5 +1,6 @@
 """A rank that fails ends the others with one line, soon; one that works long, or has ended, does not."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -14,23 +15,25 @@ from pathlib import Path
 import pytest
 
 from soho_fast.engine import watchdog
-from soho_fast.engine.watchdog import PROCESS_FAILED, Heartbeat
+from soho_fast.engine.watchdog import LOOPBACK, PROCESS_FAILED, Heartbeat
 
 FORK = multiprocessing.get_context("fork")
 SCRIPT = Path(__file__).with_name("engine_run.py")
 
 
-def _rank(rank: int, folder: Path, port: object, timeout: float, work: Callable[[Heartbeat], None]) -> None:
+def _rank(rank: int, folder: Path, place: tuple, timeout: float, work: Callable[[Heartbeat], None]) -> None:
     sys.stderr = (folder / f"{rank}.txt").open("w")
     watchdog._REPORTED = 1.0
+    port, secret = place
 
     def look_up() -> str:
         while not port.value:
             time.sleep(0.01)
-        return str(port.value)
+        return f"{port.value} {secret.value.decode()}"
 
     def publish(text: str) -> None:
-        port.value = int(text)
+        number, secret.value = text.split()[0], text.split()[1].encode()
+        port.value = int(number)
 
     own = Heartbeat(rank, 3, "127.0.0.1", publish=publish, look_up=look_up, timeout=timeout, speaks=rank == 1)
     (folder / f"{rank}.ready").touch()
@@ -46,10 +49,10 @@ def ranks(tmp_path):
     started = []
 
     def start(work: Callable[[int, Heartbeat], None], timeout: float = 0) -> list:
-        port = FORK.Value("i", 0)
+        place = FORK.Value("i", 0), FORK.Array("c", 100)
         for rank in range(3):
             process = FORK.Process(
-                target=_rank, args=(rank, tmp_path, port, timeout, lambda own, rank=rank: work(rank, own)), daemon=True
+                target=_rank, args=(rank, tmp_path, place, timeout, lambda own, rank=rank: work(rank, own)), daemon=True
             )
             process.start()
             started.append(process)
@@ -156,18 +159,48 @@ def test_a_rank_that_tells_its_own_mistake_ends_the_others_silently(ranks, tmp_p
 
 
 def test_a_stranger_at_the_door_is_shown_out(ranks, tmp_path):
-    """Whoever connects and is no rank (a port scanner) changes nothing."""
+    """Whoever connects and does not know the run's secret changes nothing, says what he may, and as often as he may."""
 
     def work(rank: int, own: Heartbeat) -> None:
         if rank == 0:
-            port = own._server.getsockname()[1]
-            for words in (b"", b"GET / HTTP/1.0\r\n\r\n", b"x\n"):
-                with socket.create_connection(("127.0.0.1", port)) as stranger:
-                    stranger.sendall(words)
+            place = own._server.getsockname()
+            assert place[0] == "127.0.0.1", "all ranks are here, so nobody else has to reach it"
+            with contextlib.ExitStack() as silent:
+                for _ in range(40):  # These hold the door.
+                    silent.enter_context(socket.create_connection(place))
+                for words in (
+                    b"", b"GET / HTTP/1.0\r\n\r\n", b"x\n", b"1 99 elsewhere\n", b"wrong 1 99 elsewhere\n",
+                    b"\xff" * 5000,
+                    f"{own._secret} 1 99 elsewhere\n".encode(),  # It is there already.
+                    f"{own._secret} 7 99 elsewhere\n".encode(), f"{own._secret} 0 99 elsewhere\n".encode(),
+                ):  # fmt: skip
+                    with socket.create_connection(place, timeout=5) as stranger:
+                        answer = b""
+                        with contextlib.suppress(ConnectionError):
+                            stranger.sendall(words)
+                            answer = stranger.recv(1) if words else b""
+                        assert answer == b"", words
         time.sleep(1)
         own.leave(failed=False)
 
-    assert _end(ranks(work), 20) == [0, 0, 0] and _said(tmp_path) == []
+    assert _end(ranks(work, timeout=4.0), 20) == [0, 0, 0] and _said(tmp_path) == []
+
+
+def test_who_comes_late_is_heard_past_many_strangers(tmp_path):
+    """Strangers that say nothing are turned away, oldest first, when there are too many."""
+    told = []
+    first = Heartbeat(0, 2, LOOPBACK, publish=told.append, look_up=lambda: "", timeout=0, speaks=False)
+    port, secret = told[0].split()
+    with contextlib.ExitStack() as held:
+        for _ in range(100):
+            held.enter_context(socket.create_connection((LOOPBACK, int(port))))
+        rank = held.enter_context(socket.create_connection((LOOPBACK, int(port)), timeout=10))
+        rank.sendall(f"{secret} 1 ".encode())
+        time.sleep(0.3)
+        rank.sendall(b"99 here\n")
+        assert rank.recv(1) == b"."
+        rank.sendall(b"l")
+        first.leave(failed=False)
 
 
 def test_a_loader_process_does_not_hold_the_connection_of_a_rank_that_was_killed(ranks, tmp_path):

@@ -1,7 +1,9 @@
 """The task as the engine uses it, with a small model."""
 
 import json
+import os
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -55,6 +57,26 @@ def test_says_what_it_holds(data):
         "training on 8 images with 16 captions: 8 samples an epoch, each an image with 2 positive and 2 negative "
         f"texts; vocabulary of {len(task.tokenizer)}",
     ]
+
+
+def test_a_held_out_copy_is_refused_in_training_counted_in_evaluation_and_so_is_what_is_missing(data, tmp_path):
+    entries = json.loads((tmp_path / "dataset_coco.json").read_text())["images"]
+    path_of = {split: [] for split in ("train", "restval", "val")}
+    for entry in entries:
+        path_of[entry["split"]].append(tmp_path / entry["filepath"] / entry["filename"])
+    held, copied = path_of["val"][1], path_of["train"][2]
+    shutil.copy(copied, held)
+    path_of["restval"][0].unlink()
+    data.sources[0].missing_images = "skip"
+    task, _ = make_task(data)
+    with pytest.raises(ValueError, match=f"1 images are both in .* {copied} .held out as {held}."):
+        task.training_data()
+    assert len(task.heldout_records) == 4
+    assert task.num_trained_on("heldout") == 1 and task.num_missing() == {"sources": 1}
+    held.unlink()
+    os.link(path_of["val"][0], held)
+    task, _ = make_task(data)
+    assert len(task.training_data()) == 7 and task.num_trained_on("heldout") == 0
 
 
 def test_a_training_step_and_the_metrics(data):

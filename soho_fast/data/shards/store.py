@@ -163,6 +163,14 @@ class TarStore:
                 self._files.popitem(last=False)
         return file
 
+    def size(self, name: str) -> int:
+        """The image's size, as the index has it. Raises FileNotFoundError."""
+        (row,) = self._rows_of([name])
+        if row < 0:
+            raise FileNotFoundError(f"{self.locate(name)}: no such image in the shards")
+        shard, inside = self.place(row)
+        return int(self.shards[shard].size[inside])
+
     def locate(self, name: str) -> str:
         """Shard and member; the range where there is no such member."""
         (row,) = self._rows_of([name])
