@@ -5,6 +5,7 @@ An image that was saved anew, smaller or in another format, is another one here.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from itertools import islice
 from soho_fast.data.readers.records import ImageRef
 
 # Where files lie on another machine, asking for a size takes long, and many can be asked for at a time.
-_THREADS, _AT_ONCE = 16, 4096
+_THREADS, _OF_A_THREAD = 16, 256
 _BEGINNING = 4096
 
 
@@ -49,17 +50,18 @@ def _sizes(images: Iterable[ImageRef]) -> Iterator[tuple[int, ImageRef]]:
         if (key := (id(image.store), image.name)) not in seen and not seen.add(key)  # type: ignore[func-returns-value]
     )
     with ThreadPoolExecutor(_THREADS) as pool:
-        while part := list(islice(distinct, _AT_ONCE)):
-            for size, image in zip(pool.map(_size, part), part, strict=True):
-                if size is not None:
-                    yield size, image
+        while part := list(islice(distinct, _THREADS * _OF_A_THREAD)):
+            shares = [part[begin : begin + _OF_A_THREAD] for begin in range(0, len(part), _OF_A_THREAD)]
+            for sizes in pool.map(_sizes_of, shares):
+                yield from sizes
 
 
-def _size(image: ImageRef) -> int | None:
-    try:
-        return image.store.size(image.name)
-    except OSError:
-        return None
+def _sizes_of(images: Iterable[ImageRef]) -> list[tuple[int, ImageRef]]:
+    found = []
+    for image in images:
+        with contextlib.suppress(OSError):
+            found.append((image.store.size(image.name), image))
+    return found
 
 
 def _are_same(image: ImageRef, other: ImageRef, beginnings: dict[int, bytes | None]) -> bool:
