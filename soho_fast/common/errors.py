@@ -11,8 +11,19 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def environment_rank() -> tuple[int, int]:
-    """(rank, local rank) as the launcher's environment tells; (0, 0) without a launcher."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    """(rank, local rank) as the launcher's environment tells; (0, 0) without a launcher. Raises UserError: as
+    `environment_number`."""
+    return environment_number("RANK", 0), environment_number("LOCAL_RANK", 0)
+
+
+def environment_number(name: str, default: int) -> int:
+    """What a launcher says by a variable of the environment. Raises UserError: it is no number."""
+    value = os.environ.get(name, str(default))
+    if not (value.isascii() and value.isdigit()):
+        raise UserError(
+            f"{name}: expected a number from the launcher in this variable of the environment, got {value!r}"
+        )
+    return int(value)
 
 
 class UserError(ValueError):
@@ -21,6 +32,14 @@ class UserError(ValueError):
 
 class CorruptImageError(ValueError):
     """An image file that can't be read or decoded; the message names the file and what went wrong."""
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: names of files may hold control characters, which are shown as
+    Python writes them. Line breaks and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in "\n\t" else repr(each)[1:-1] for each in text)
 
 
 def fail(message: str, rank: int = 0, code: int = 2) -> int:
@@ -36,7 +55,7 @@ def fail(message: str, rank: int = 0, code: int = 2) -> int:
     sys.stdout.flush()
     if os.environ.get("SOHO_FAST_TRACEBACK") == "1":
         traceback.print_exc()
-    message = " ".join(message.split())
+    message = " ".join(printable(message).split())
     sys.stderr.write(f"error: {message}\n" if rank == 0 else f"error on rank {rank}: {message}\n")
     sys.stderr.flush()
     return code

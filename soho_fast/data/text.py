@@ -58,7 +58,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], **hub_options: Any) -> 
         ) from error
     check_checksums(name_or_path, weights=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), **options)
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(

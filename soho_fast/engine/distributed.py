@@ -18,7 +18,7 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
-from soho_fast.common.errors import UserError, environment_rank
+from soho_fast.common.errors import UserError, environment_number, environment_rank
 from soho_fast.common.processes import Processes
 from soho_fast.engine.settings import EngineSettings
 from soho_fast.engine.watchdog import LOOPBACK, start_heartbeat
@@ -40,14 +40,15 @@ def start_processes(threads: int = 0, timeout: float = 0) -> Processes:
     Raises:
         UserError: the port by which several processes meet is taken, or some of them have not come.
     """
-    together = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    environment_rank()  # Refuses what is none.
+    together = environment_number("WORLD_SIZE", 1) > 1
     if together and not dist.is_initialized():
         _choose_port()
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # DeepSpeed would probe for compilers here, and compile its shared-memory all-reduce, which only its inference uses.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     accelerator = get_accelerator()
-    local_world = int(os.environ.get("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    local_world = environment_number("LOCAL_SIZE", environment_number("LOCAL_WORLD_SIZE", 1))
     on_cpu = accelerator.device_name() == "cpu"
     if threads:
         torch.set_num_threads(threads)
@@ -103,7 +104,7 @@ def _own_store() -> tuple[dist.Store, int, int] | None:
     torchrun has one."""
     if not _is_one_machine() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None
-    (rank, _), world, port = environment_rank(), int(os.environ["WORLD_SIZE"]), int(os.environ["MASTER_PORT"])
+    rank, world, port = (environment_number(name, 0) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     # What gloo exchanges goes the same way; "lo" is the loopback device's name on Linux.
     if "lo" in [name for _, name in socket.if_nameindex()]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -126,7 +127,7 @@ def _choose_port() -> None:
         return  # torchrun has the port already, and has chosen it.
     if _is_one_machine() and os.environ.get("MASTER_PORT") == _DEFAULT_PORT:
         os.environ["MASTER_PORT"] = str(10_000 + os.getppid() % 20_000)
-    port = int(os.environ.get("MASTER_PORT", _DEFAULT_PORT))
+    port = environment_number("MASTER_PORT", int(_DEFAULT_PORT))
     if environment_rank()[0]:
         return
     with socket.socket() as probe:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, printable
 from soho_fast.common.files import read_log, write_atomically
 from soho_fast.engine.settings import LogSettings, TrainSettings
 
@@ -199,6 +199,7 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """Print a line without breaking the bar."""
+        line = printable(line)
         if self._bar is not None:
             self._bar.write(line, file=sys.stdout)
         else:

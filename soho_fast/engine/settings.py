@@ -17,7 +17,13 @@ from soho_fast.common.errors import UserError
 
 if TYPE_CHECKING:  # which sees no type in what a function makes
     ShareBelowOne = float
+    Seed = int
+    Threads = int
 else:
+    # Ranks draw with seeds of their own beside it, which are numbers of 64 bits too.
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**62)])
+    # More than any machine's; so many more could not be started.
+    Threads = restricted_number_type("Threads", int, [(">=", 0), ("<=", 4096)])
     ShareBelowOne = restricted_number_type("ShareBelowOne", float, [(">=", 0), ("<", 1)])
 
 
@@ -161,7 +167,7 @@ class EngineSettings:
     freeze_batch_norm: bool = False
     end_when_lost: bool = True
     loss_scale_power: NonNegativeInt = 16
-    threads: NonNegativeInt = 0
+    threads: Threads = 0
     timeout_seconds: NonNegativeFloat = 300.0
     feature_cache_gb: NonNegativeFloat = 4.0
     feature_cache_disk_gb: NonNegativeFloat = 0.0
@@ -249,7 +255,7 @@ class TrainSettings:
     epochs: PositiveFloat = 40.0
     max_steps: NonNegativeInt = 0
     max_minutes: NonNegativeFloat = 0.0
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     resume: bool | Literal["auto", "changed"] = "auto"
     overwrite: bool = False
     optim: OptimSettings = field(default_factory=OptimSettings)

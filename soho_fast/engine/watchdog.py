@@ -306,7 +306,10 @@ class run_command:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
         leave_heartbeat(error)
-        rank, _ = environment_rank()
+        try:
+            rank, _ = environment_rank()
+        except UserError:  # which is what this is about
+            rank = 0
         if isinstance(error, KeyboardInterrupt):
             # In training, between the first and the last step, `StopRequest` hears it.
             if rank == 0:

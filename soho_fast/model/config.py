@@ -78,12 +78,16 @@ _SIZES = (
     "num_codes", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings",
     "type_vocab_size", "contrastive_size",
 )  # fmt: skip
+_SHARES = (
+    "ema_decay", "usage_decay", "head_dropout", "visual_dropout_prob", "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)  # fmt: skip
 _LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_SIZES, (1, 10_000_000)),
     **dict.fromkeys(("visual_pool", "num_hidden_layers"), (1, 1000)),
     "backbone_frozen_stages": (0, 4),
     "num_levels": (1, 64),
-    **dict.fromkeys(("ema_decay", "usage_decay", "head_dropout", "visual_dropout_prob"), (0, 1)),
+    **dict.fromkeys(_SHARES, (0, 1)),
     **dict.fromkeys(("code_reset_interval", "code_reset_limit"), (1, math.inf)),
     **dict.fromkeys(
         ("mvm_weight", "commitment_weight", "bag_of_words_weight", "contrastive_weight", "code_reset_threshold"),

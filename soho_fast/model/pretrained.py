@@ -91,7 +91,7 @@ def bert_state(path_or_name: str) -> tuple[dict[str, Tensor], BertConfig]:
     failure = ""
     try:
         options, failure = loading_options(path_or_name)
-        source = AutoModel.from_pretrained(path_or_name, dtype=torch.float32, **options)
+        source = AutoModel.from_pretrained(path_or_name, trust_remote_code=False, dtype=torch.float32, **options)
     except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
         reason = failure or str(error).partition("\n")[0]
         raise FileNotFoundError(

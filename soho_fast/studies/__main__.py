@@ -24,7 +24,7 @@ with from_extra("train"):
 
     from soho_fast.common.command_line import Parser, exit_code
     from soho_fast.common.errors import UserError
-    from soho_fast.studies.study import STUDIES, Study, find_study, read_study
+    from soho_fast.studies.study import STUDIES, Study, find_study, read_study, refuse_foreign_code
 
 if TYPE_CHECKING:
     from soho_fast.studies.matrix import Run
@@ -60,6 +60,9 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, An
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="Only these seeds.")
     parser.add_argument("--conditions", nargs="+", default=[], help="Only these conditions.")
     parser.add_argument("--stages", nargs="+", default=[], help="Only these stages, and those they start from.")
+    parser.add_argument(
+        "--trust-file", action="store_true", help="Take launchers and trackers that the study's file names."
+    )
     parser.add_argument("--list", action="store_true", help="List the runs and how long they will take.")
     parser.add_argument("--report", action="store_true", help="Make no runs; report on the rows so far.")
     options, rest = parser.parse_known_args(arguments)
@@ -94,6 +97,8 @@ def _run(arguments: list[str]) -> int:
     options, fields = _options(arguments)
     path = find_study(options.study)
     study = read_study(path)
+    if not options.trust_file:
+        refuse_foreign_code(study, path)
     # A mistake is reported before torch and DeepSpeed are loaded.
     from soho_fast.studies.matrix import chosen, runs_of
     from soho_fast.studies.running import Place, Runner, build_corpora

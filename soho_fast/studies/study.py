@@ -175,6 +175,29 @@ def read_study(path: Path) -> Study:
     return study
 
 
+def refuse_foreign_code(study: Study, path: Path) -> None:
+    """Raises UserError: a study's file, which may be another's, names programs that its runs would start or import.
+    Those of this package may."""
+    if path.resolve().parent == STUDIES:
+        return
+    overrides = [study.overrides]
+    for condition in study.conditions.values():
+        overrides += [condition.overrides, *condition.stages.values()]
+    for stage in study.stages.values():
+        overrides += [stage.overrides, *(variant.overrides for variant in stage.variants.values())]
+    overrides += [level for levels in study.factors.values() for level in levels.values()]
+    named = [f"conditions.{name}.launcher: {each.launcher}" for name, each in study.conditions.items() if each.launcher]
+    for each in overrides:
+        log = each.get("log")
+        trackers = each.get("log.trackers") or (log.get("trackers") if isinstance(log, dict) else None)
+        named += [f"log.trackers: {trackers}"] if trackers else []
+    if named:
+        raise UserError(
+            f"study {path}: {named[0]!r:.200}, which a file alone may not; give it on the command line (--launcher, "
+            "--log.trackers), or --trust-file to take what the file says"
+        )
+
+
 def _check(study: Study) -> None:
     for what in ("conditions", "stages", "seeds"):
         if not getattr(study, what):

@@ -163,6 +163,7 @@ def load_recipe(
     recipe = with_data_roots(read_recipe(arguments, flags))
     if with_files:
         _check_files(recipe)
+        _refuse_foreign_code(recipe, as_text(arguments))
     recipe.output = recipe.output or f"runs/{recipe.name}"
     return recipe
 
@@ -171,6 +172,7 @@ def read_recipe(arguments: Sequence[str] | None, flags: Sequence[str] = ()) -> R
     """As `load_recipe`, but as it is written: `{key}` of data roots is not yet filled in."""
     first = Parser(add_help=False)
     first.add_argument("--recipe", default="mini")
+    first.add_argument("--trust-file", "--trust_file", action="store_true")
     first.add_argument("--overwrite", nargs="?", const="true")  # The one flag that may stand without a value.
     given, fields = first.parse_known_args(as_text(arguments))
     if given.overwrite is not None:
@@ -198,6 +200,9 @@ def _parse(kind: type[Recipe], path: Path, fields: list[str], flags: Sequence[st
     options: dict[str, Any] = {"default_config_files": [str(path)], "allow_abbrev": False, "exit_on_error": False}
     parser = ArgumentParser("train.py", description=kind.__doc__.splitlines()[0], **options)
     parser.add_argument("--recipe", help="Name of a recipe of this package, or path of a YAML file (default: mini).")
+    parser.add_argument(
+        "--trust-file", action="store_true", help="Take modules that the recipe's file wants imported, log.trackers."
+    )
     parser.add_argument("--local_rank", type=int, default=0, help="Given by DeepSpeed's launcher.")
     parser.add_class_arguments(kind)
     where = f"recipe {path}: "
@@ -285,6 +290,17 @@ def _fill(value: Any, roots: dict[str, str]) -> Any:
         changes = {field.name: _fill(getattr(value, field.name), roots) for field in dataclasses.fields(value)}
         return dataclasses.replace(value, **changes)
     return value
+
+
+def _refuse_foreign_code(recipe: Recipe, arguments: Sequence[str]) -> None:
+    """Raises UserError: the recipe's file, which may be another's, names modules that this command would import."""
+    on_command_line = any(re.match(r"--(log\.trackers\b|trust[-_]file$)", argument) for argument in arguments)
+    if recipe.log.trackers and not on_command_line:
+        named = ", ".join(map(str, recipe.log.trackers))
+        raise UserError(
+            f"log.trackers: recipe {recipe.name} wants {named} imported, which a file alone may not; give "
+            f"--log.trackers '[{named}]', or --trust-file to take what the file says"
+        )
 
 
 def _check_files(recipe: Any) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from soho_fast.engine.distributed import start_processes
+from soho_fast.engine.watchdog import run_command
+
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
 from soho_fast.engine.watchdog import leave_heartbeat
@@ -103,3 +106,13 @@ leave""",
     assert all(
         line in ("LISTENS []", "LISTENS ['127.0.0.1']") for text in said for line in re.findall("LISTENS.*", text)
     )
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE"])
+def test_a_launcher_that_says_no_number_is_told_by_its_variable(name, monkeypatch, capsys):
+    monkeypatch.setenv(name, "abc")
+    with run_command("again") as command:
+        start_processes(1)
+    assert command.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {name}: expected a number from the launcher in this variable of the environment, got 'abc'"

@@ -159,6 +159,8 @@ def test_a_number_that_cannot_be_used_is_refused_before_the_run(recipe, field):
     [
         ("epochs", 0),
         ("optim.beta1", 1),
+        ("seed", 2**64),
+        ("engine.threads", 100_000),
         ("batch.corrupt_images", 1.5),
         ("schedule.warmup_start", 2),
         ("data.masking.probability", 1.5),
