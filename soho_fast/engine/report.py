@@ -23,7 +23,7 @@ _NOT_LOSSES = {
     "corrupt_images", "seconds",
 }  # fmt: skip
 # What a metric's name has before or behind it where it is one that needs no learning, or a count.
-_BASELINES = ("majority", "chance", "shuffled", "most_frequent")
+_BASELINES = ("majority", "chance", "shuffled", "most_frequent", "no_caption")
 _COUNTS, _CHANCE = "num_", "chance_"
 _MOST_METRICS = 8
 

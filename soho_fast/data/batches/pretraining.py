@@ -120,13 +120,17 @@ class PairSampler:
         order = np.resize(rng.permutation(available), (-(-available // count), count))
         return [self._texts.get(index, int(chosen)) for chosen in order[number]]
 
-    def fixed_group(self, index: int, number: int, count: int) -> list[str]:
-        """Group `number` of the image's captions, divided in their order into groups of `count`, always the same.
+    def fixed_group(self, index: int, number: int, count: int, rng: np.random.Generator) -> list[str]:
+        """Group `number` of the image's captions, divided in their order into groups of `count`.
 
-        The last group is filled with the image's captions from the first one on.
+        What the last group lacks are captions of the image, drawn by `rng`, its own among them: different ones, or,
+        where the image has fewer than that, any.
         """
         available = self._texts.count(index)
-        return [self._texts.get(index, (number * count + offset) % available) for offset in range(count)]
+        chosen = list(range(number * count, min((number + 1) * count, available)))
+        missing = count - len(chosen)
+        drawn = rng.permutation(available) if missing <= available else rng.integers(available, size=missing)
+        return [self._texts.get(index, int(place)) for place in [*chosen, *drawn[:missing]]]
 
     def _data_set_of(self, index: int) -> tuple[int, int]:
         """The first image of an image's data set, and the one after the last."""
@@ -296,7 +300,8 @@ class PretrainingDataset(SampleDataset):
         if self.epoch_of == "images":
             return self._pairs.positives(image, self.num_positive, rng)
         if self.epoch_of == "caption_groups":
-            return self._pairs.fixed_group(image, number, self.num_positive)
+            once_for_all = np.random.default_rng([CAPTION_STREAM, self.seed, image])
+            return self._pairs.fixed_group(image, number, self.num_positive, once_for_all)
         of_image = np.random.default_rng([CAPTION_STREAM, self.seed, self._epoch, image])
         return self._pairs.group(image, number, self.num_positive, of_image)
 

@@ -283,8 +283,10 @@ def _measure_batch(
         targets_M = output.mvm_targets.cpu()
         tally.answers["mvm"].add(output.mvm_logits.argmax(-1).cpu() == targets_M)
         tally.mvm_targets.append(targets_M)
-        shuffled = _measure_mvm(score, visual, [*positives[1:], positives[0]], uniform)
-        tally.answers["mvm_shuffled"].add(shuffled.mvm_logits.argmax(-1).cpu() == targets_M)
+        nothing = encode_texts(score.processor.tokenizer, [""] * len(rows), len(positives[0].ids) + 2)
+        for baseline, texts in (("shuffled", [*positives[1:], positives[0]]), ("no_caption", nothing)):
+            other_output = _measure_mvm(score, visual, texts, uniform)
+            tally.answers[f"mvm_{baseline}"].add(other_output.mvm_logits.argmax(-1).cpu() == targets_M)
     if output.index is not None:
         tally.index.append(output.index[output.index >= 0].cpu())
     if getattr(output, "perplexity", None) is not None:
@@ -320,7 +322,8 @@ def evaluate_pretraining(
     - ITM: share of right verdicts on as many matched as unmatched pairs of unmasked input; majority is 50 %. Shuffled:
       the same texts and labels with another image.
     - MVM: share of masked visual tokens whose index is guessed right; the baseline is the index that is most frequent
-      among these very targets, the best constant answer. Shuffled: with another image's caption.
+      among these very targets, the best constant answer. Shuffled: with another image's caption, which may be worse
+      than none; so also without a caption.
     - The losses of both beside their shares: mean cross entropy in nats, of a piece of a word, and of a pair.
     - Retrieval: every candidate image with one caption each, all pairs scored by ITM on unmasked input; chance K / N.
       Beside the recalls the mean reciprocal rank (`..._mrr`).
@@ -411,6 +414,7 @@ def _summary(tally: _Tally) -> dict[str, float]:
         metrics["mvm"] = answers["mvm"].share
         metrics["mvm_most_frequent"] = float(counts.max() / counts.sum())
         metrics["mvm_shuffled"] = answers["mvm_shuffled"].share
+        metrics["mvm_no_caption"] = answers["mvm_no_caption"].share
     if tally.index:
         counts = torch.bincount(torch.cat(tally.index)).double()
         share = counts[counts > 0] / counts.sum()
@@ -442,7 +446,10 @@ def format_table(metrics: Mapping[str, float]) -> list[list[str]]:
         ["MLM, all masked words", percent("mlm_all"), f"{percent('mlm_all_shuffled')} shuffled image"],
     ]
     if "mvm" in metrics:
-        baseline = f"{percent('mvm_most_frequent')} most frequent index, {percent('mvm_shuffled')} shuffled caption"
+        baseline = (
+            f"{percent('mvm_most_frequent')} most frequent index, {percent('mvm_shuffled')} another image's caption, "
+            f"{percent('mvm_no_caption')} no caption"
+        )
         rows.append(["MVM, masked visual tokens", percent("mvm"), baseline])
     baseline = f"{percent('itm_majority')} majority, {percent('itm_shuffled')} shuffled image"
     rows.append(["ITM, balanced pairs", percent("itm"), baseline])

@@ -47,11 +47,18 @@ def test_groups_are_cut_once_and_the_last_is_filled_from_the_images_own(many, pr
     dataset = make(many, processor, replace_probability=0.0)
     assert len(dataset) == sum(GROUPS) and dataset.num_captions == sum(COUNTS)
     first = [texts_of(dataset, index)[0] for index in range(len(dataset))]
-    expected = []
+    left, repeated = iter(first), 0
     for record, count, groups in zip(many, COUNTS, GROUPS, strict=True):
-        order = [number % count for number in range(4 * groups)]
-        expected += [[record.captions[number] for number in order[at : at + 4]] for at in range(0, len(order), 4)]
-    assert first == expected
+        for at in range(0, 4 * groups, 4):
+            own, filled = list(record.captions[at : at + 4]), next(left)
+            drawn = filled[len(own) :]
+            assert filled[: len(own)] == own and set(drawn) <= set(record.captions)
+            # Different ones where there are enough, in which the group's own may come again, as in the released code.
+            assert len(set(drawn)) == len(drawn) or len(drawn) > count
+            repeated += bool(set(own) & set(drawn))
+    assert repeated > 0 and first != [
+        texts_of(make(many, processor, replace_probability=0.0, seed=6), index)[0] for index in range(len(first))
+    ]
     assert all(texts_of(dataset, index, epoch)[0] == first[index] for epoch in (1, 7) for index in range(len(dataset)))
     captions = make(many, processor, replace_probability=0.0, epoch="captions")
     again = [[texts_of(captions, index, epoch)[0] for index in range(len(captions))] for epoch in (0, 1)]

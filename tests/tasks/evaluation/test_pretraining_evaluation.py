@@ -87,6 +87,8 @@ def test_a_model_that_sees(records, processor):
     assert 0.4 <= metrics["itm_shuffled"] <= 0.6
     assert metrics["mvm"] == 1.0
     assert metrics["mvm_shuffled"] == pytest.approx(metrics["mvm_most_frequent"]), "only the background is left"
+    # Told nothing, the oracle says the first colour: right of the background, and of that colour's image.
+    assert metrics["mvm_most_frequent"] <= metrics["mvm_no_caption"] < 1
     assert 0.2 < metrics["mvm_most_frequent"] < 0.8
     # Logits 0 and 1, or 0 and -1, all of them right; 1 for the right word, where it is one, and 0 for all others.
     assert metrics["itm_loss"] == pytest.approx(np.log(1 + np.exp(-1)))
