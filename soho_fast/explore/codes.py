@@ -36,8 +36,8 @@ def measure_codes(run: Path, most: int) -> dict[str, float]:
         Of the codes, and with `k_means_` or `shuffled_` before it: `with_a_token`, `perplexity`, `claims` (share of
         these whose best word has an interval of lift above 1), `lift` (their mean of the best word's lower end, 1 where
         there is none), `unexplained` (not of shuffled ones: the share of the features' variance that their codes, or
-        means, leave out; the means are of these very features, so codes of others' leave out more), and where the images are the demo corpus's `purity` and `nmi` of the objects under their
-        patches.
+        means, leave out; the means are of these very features, so codes of others' leave out more), and where the
+        images are the demo corpus's `purity` and `nmi` of the objects under their patches.
         Empty where the model has no dictionary.
     """
     if not json.loads((run / "model" / "config.json").read_text())["use_dictionary"]:
