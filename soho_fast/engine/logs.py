@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from soho_fast.common.errors import UserError, printable
 from soho_fast.common.files import read_log, write_atomically
 from soho_fast.engine.settings import LogSettings, TrainSettings
+from soho_fast.engine.watchdog import say_nothing_more
 
 _SHAPE = ("init", "log", "finish")
 RUNS_FILE = "trackers.json"
@@ -200,10 +202,15 @@ class RunLog:
     def say(self, line: str) -> None:
         """Print a line without breaking the bar."""
         line = printable(line)
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stdout)
-        else:
-            print(line, flush=True)
+        try:
+            if self._bar is not None:
+                self._bar.write(line, file=sys.stdout)
+            else:
+                print(line, flush=True)
+        except BrokenPipeError:
+            say_nothing_more()
+            # As if the terminal had gone: the next step saves and stops.
+            os.kill(os.getpid(), signal.SIGHUP)
 
     def close(self) -> None:
         """Flush to disk and take the bar down."""

@@ -6,7 +6,8 @@ is suspended. Here a thread of each rank has a connection to the first rank's. T
 however it ends, and half a minute after a machine can no more be reached; what is sent over it every few seconds shows
 that a process runs. Long work (compiling, building a corpus, saving) goes on in other threads and is no failure.
 
-Ctrl-C and SIGTERM end the run at the next step on all ranks, with a checkpoint. DeepSpeed's launcher answers both by
+Ctrl-C, SIGTERM, a terminal that goes (SIGHUP, but for `nohup`) and a reader of the output that ends (`| head`, a dying
+`tee`) end the run at the next step on all ranks, with a checkpoint. DeepSpeed's launcher answers both by
 sending SIGTERM to one rank after the other, and SIGKILL to any that is still there after 30 seconds. A rank therefore
 only raises a flag, and the flag is agreed on between ranks at each step (`Processes.maximum`): the first rank that
 is asked stops them all at the same step. On Ctrl-C a terminal signals the ranks as well as the launcher, so SIGINT and
@@ -320,6 +321,9 @@ class run_command:
             self.code = fail(str(error).rpartition("CorruptImageError: ")[2], rank)
         elif isinstance(error, UserError):
             self.code = fail(str(error), rank)
+        elif isinstance(error, BrokenPipeError):
+            say_nothing_more()
+            self.code = 128 + signal.SIGPIPE
         elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
             # Logs, curves and tables meet a full disk too; checkpoints and the model report theirs themselves.
             self.code = fail(f"{error.filename or 'output'}: {error.strerror}; with room again {self.again}", rank)
@@ -333,6 +337,16 @@ class run_command:
         else:
             return False
         return True
+
+
+def say_nothing_more() -> None:
+    """Called where whoever reads the output has ended: from here on it goes nowhere, and no error comes of it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    with contextlib.suppress(OSError):  # Its reader may have ended too.
+        sys.stderr.write("stopped: what read this command's output has ended\n")
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager
@@ -358,8 +372,9 @@ class StopRequest:
         self._launcher, self._starter = _launcher_and_starter()
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._hear)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # which nohup has chosen
+                self._previous[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from soho_fast.engine import watchdog as stopping
 from soho_fast.engine.trainer import Run, steps_between_snapshots
 
 SCRIPT = Path(train.__file__)
+ENGINE_RUN = Path(__file__).with_name("engine_run.py")
 
 SOHO = {"soho": True, "dropout": 0.1, "pixels": 32}
 
@@ -61,7 +63,7 @@ def test_kill_and_resume_continues_the_same_losses(launch, request_for, losses):
     assert _checkpoints(resumed) == ["step-00000012"]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_signal_saves_and_stops_at_the_next_step(launch, request_for, losses, name):
     asked = request_for("run", task={"signal_at": 4, "signal": name})
     done = launch(asked)
@@ -70,6 +72,23 @@ def test_signal_saves_and_stops_at_the_next_step(launch, request_for, losses, na
     assert len(losses(asked)) in (4, 5)
     assert _checkpoints(asked) == [f"step-0000000{len(losses(asked))}"]
     assert not (Path(asked["output"]) / "model").exists()
+
+
+def test_a_reader_of_the_output_that_ends_saves_and_stops(request_for, losses, clean_environment):
+    """As by `| head -n 3`: no stack trace, a checkpoint, and one line where errors go."""
+    request = request_for("run", max_steps=400, task={"delay": 0.02, "size": 400}, log={"line_seconds": 0})
+    process = subprocess.Popen(
+        [sys.executable, str(ENGINE_RUN), json.dumps([request])], env=clean_environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not process.stdout.readline().startswith("step "):
+        assert process.poll() is None, process.stderr.read()
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(60) == 128 + signal.SIGHUP, said
+    assert "Traceback" not in said and "BrokenPipe" not in said
+    assert said.splitlines().count("stopped: what read this command's output has ended") == 1, said
+    assert 0 < len(losses(request)) < 400 and _checkpoints(request) == [f"step-{len(losses(request)):08d}"]
 
 
 def test_a_stop_where_an_evaluation_is_due_leaves_the_same_best_model(launch, request_for, losses):
