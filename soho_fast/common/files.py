@@ -1,12 +1,18 @@
 """Files that a run leaves: written whole or not at all, and read as far as they are whole."""
 
+import contextlib
+import glob
 import json
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
 """What the name of a file or folder that is being written ends with."""
+
+_LEFT_AFTER = 3600.0  # seconds
 
 _PACKED = {
     b"\x1f\x8b": "gzip",
@@ -46,6 +52,21 @@ def process_is_alive(process_id: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return True
+
+
+def own_scratch(path: Path) -> Path:
+    """A name beside `path` that is this process's own, `NAME.PID.partial`, to write there and to rename.
+
+    What killed processes left of that name is deleted: those that no process of this machine has and that nobody, as on
+    another machine that shares the disk, has touched for an hour.
+    """
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}"):
+        process_id = left.name.removeprefix(f"{path.name}.").removesuffix(PARTIAL)
+        if process_id.isascii() and process_id.isdigit() and not process_is_alive(int(process_id)):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > _LEFT_AFTER:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -17,6 +17,7 @@ from torch.export import Dim, export
 
 from soho_fast.ask.pipeline import FIELDS, SohoPipeline, load_model
 from soho_fast.common.errors import UserError
+from soho_fast.common.files import own_scratch
 from soho_fast.common.images import one_line
 from soho_fast.export.graphs import EncodeImages, ReadTexts
 
@@ -42,7 +43,7 @@ def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[st
         raise UserError(
             f"{folder}: visual_encoder is {config.visual_encoder!r}; expected 'paper', the one that is exported"
         )
-    scratch = output.with_name(f"{output.name}.{os.getpid()}.partial")
+    scratch = own_scratch(output)
     scratch.mkdir()
     try:
         say("compiling the first stage, images to visual tokens ...")

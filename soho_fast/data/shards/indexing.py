@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from soho_fast.common.files import own_scratch
 from soho_fast.common.images import MAX_FILE_BYTES
 from soho_fast.data.images import shapes_of
 from soho_fast.data.readers.records import check_text, is_blank, parse_object, shown
@@ -70,15 +71,15 @@ def build_index(shard: str, written_from: str = "") -> ShardCounts:
 
 def write_whole(path: str, content: bytes) -> None:
     """Write a file such that it is there whole or not at all."""
-    scratch = f"{path}.{os.getpid()}.tmp"
+    scratch = own_scratch(Path(path))
     try:
-        with open(scratch, "wb") as file:
+        with scratch.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
     finally:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
 
 
 def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray], ShardCounts]:
