@@ -141,6 +141,11 @@ def refuse_changes(what: str, step: int, changes: list[Change], identity: TaskId
         )
 
 
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """By what a run is known, of its compared fields, contents and versions: the same for two that train the same."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def refuse_disagreement(processes: Processes, values: Mapping[str, Any]) -> None:
     """Refuse to train where a rank was started in another way than the first one. All ranks call it together.
 
@@ -151,7 +156,7 @@ def refuse_disagreement(processes: Processes, values: Mapping[str, Any]) -> None
     Raises:
         UserError: they do not; on every rank, with the first rank that differs and its fields.
     """
-    digests = processes.gather(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest())
+    digests = processes.gather(digest_of(values))
     if len(set(digests)) == 1:
         return
     all_values = processes.gather(dict(values))

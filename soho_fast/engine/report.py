@@ -13,6 +13,8 @@ import numpy as np
 from soho_fast.common.files import read_log, write_atomically
 from soho_fast.common.hub import RUN_MODELS
 from soho_fast.common.tables import print_table
+from soho_fast.common.versions import program
+from soho_fast.engine.changes import digest_of
 
 if TYPE_CHECKING:
     from soho_fast.engine.trainer import Run
@@ -181,6 +183,8 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
             "images_per_second": progress.step * run.plan.global_batch_size / max(progress.seconds, 1e-9),
             "corrupt_images": progress.corrupt_images,
             "images_missing": task.num_missing(),
+            "identity": digest_of(run.checkpoints.identity),
+            "program": program(),
             "precision": run.step.precision,
             "metrics": metrics,
             "best": {"step": progress.best_step, task.selection: progress.best} if progress.best is not None else None,
@@ -192,11 +196,11 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
     best = f"  best/ (step {progress.best_step})" if progress.best is not None else ""
     print(f"  curves.png  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/{best}")
     print("next:")
-    program = "deepspeed soho_fast/train.py" if Path("soho_fast/train.py").is_file() else "python -m soho_fast.train"
+    train = "deepspeed soho_fast/train.py" if Path("soho_fast/train.py").is_file() else "python -m soho_fast.train"
     for command in [
         *task.next_commands(folder),
-        f"{program} --recipe {folder}/recipe.yaml --output {folder}-longer {_twice(run)}",
-        f"{program} --help",
+        f"{train} --recipe {folder}/recipe.yaml --output {folder}-longer {_twice(run)}",
+        f"{train} --help",
     ]:
         print(f"  {command}")
     sys.stdout.flush()
@@ -231,7 +235,8 @@ def report_evaluation(task: Any, evaluation: Any, about: Mapping[str, Any], run:
     """
     metrics, where = evaluation.metrics, f"split {about['split']}"
     files = evaluation.write(folder)
-    write_metrics(folder / "metrics.json", {**about, **_step_of(run, about["checkpoint"]), "metrics": metrics})
+    about = {**about, **_run_of(run, about["checkpoint"]), "program": program(), "metrics": metrics}
+    write_metrics(folder / "metrics.json", about)
     if metrics:
         table = task.table(metrics)
         table.title = f"{table.title}, {where}, checkpoint {about['checkpoint']}"
@@ -241,12 +246,13 @@ def report_evaluation(task: Any, evaluation: Any, about: Mapping[str, Any], run:
     print(f"in {folder}/:  metrics.json  {'  '.join(files)}")
 
 
-def _step_of(run: str | None, checkpoint: str) -> dict[str, int]:
-    """The training step of a run's best or last model, where the run has ended and says so."""
+def _run_of(run: str | None, checkpoint: str) -> dict[str, Any]:
+    """The training step of a run's best or last model, and what the run is known by, where it has ended and says so."""
     if run is None or checkpoint not in RUN_MODELS:
         return {}
     try:
         found = json.loads((Path(run) / "metrics.json").read_text())
-        return {"step": found["best"]["step"] if checkpoint == "best" else found["step"]}
+        step = found["best"]["step"] if checkpoint == "best" else found["step"]
+        return {"step": step, "identity": found["identity"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

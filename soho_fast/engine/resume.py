@@ -39,6 +39,8 @@ RUN_FILES = (
 # die before its first checkpoint with one.
 _RESULTS = ("model", "metrics.json")
 
+_PROGRAM = "program."
+
 
 class ResumePoint:
     """The output folder of a run, and how what it holds goes together with the run's settings.
@@ -53,6 +55,7 @@ class ResumePoint:
         progress: where the run stands.
         changes: settings other than the checkpoint was trained with, which was asked for.
         resharded: of `SHARDING`, what is otherwise than when it was saved.
+        versions: of the program, what is otherwise than when it was saved.
 
     Raises:
         UserError: the folder holds a run of other settings, or one that may not be deleted; or a precision that the
@@ -71,10 +74,12 @@ class ResumePoint:
             "engine.precision": self.precision,
             "engine.zero_stage": zero_stage(settings.engine, self.precision),
             "processes": processes.world,
+            **{f"{_PROGRAM}{name}": value for name, value in program().items()},
         }
         self.checkpoints = Checkpoints(self.folder / "checkpoints", processes, settings.checkpoint.keep)
         self.changes: list[Change] = []
         self.resharded: list[Change] = []
+        self.versions: list[Change] = []
         self.progress = Progress()
         self._before: dict[str, Any] = {}
         self.checkpoint = self._choose_checkpoint()
@@ -140,11 +145,14 @@ class ResumePoint:
     def lines(self) -> list[str]:
         """What is said of the changes when the run goes on."""
         lines = [f"changed: {change}" for change in self.changes]
-        return lines + [f"resharded: {change.event()}" for change in self.resharded]
+        lines += [f"resharded: {change.event()}" for change in self.resharded]
+        return lines + [f"another version: {change.event()}" for change in self.versions]
 
     def events(self) -> list[str]:
         """What the log gets of the changes."""
-        kinds = (("settings changed", self.changes), ("resharded", self.resharded))
+        kinds = (
+            ("settings changed", self.changes), ("resharded", self.resharded), ("another version", self.versions)
+        )  # fmt: skip
         return [f"{what}: {', '.join(change.event() for change in changes)}" for what, changes in kinds if changes]
 
     def results(self) -> dict[str, Any] | None:
@@ -165,7 +173,8 @@ class ResumePoint:
         now = json.loads(json.dumps(self._recipe | dict(contents)))
         changes = changes_between(self._before, now)
         self.resharded = [change for change in changes if change.name in SHARDING]
-        self.changes = [change for change in changes if change.name not in SHARDING]
+        self.versions = [change for change in changes if change.name.startswith(_PROGRAM)]
+        self.changes = [change for change in changes if change not in (*self.resharded, *self.versions)]
         allowed = self.settings.resume == "changed"
         refuse_changes(str(self.checkpoint), self.progress.step, self.changes, self.task.identity, allowed=allowed)
         sizes = [_micro_batch(values) for values in (self._before, now)]

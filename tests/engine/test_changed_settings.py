@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from soho_fast.engine import report
+from soho_fast.engine import checkpoint, report
 from soho_fast.engine.changes import all_fields, changes_between, settings_identity
 from soho_fast.engine.settings import OptimSettings, TrainSettings
 from soho_fast.tasks.recipe import read_recipe
@@ -155,6 +155,22 @@ def test_what_tells_that_a_run_is_finished_is_written_last(tmp_path, monkeypatch
         run = SimpleNamespace(task=None, finished=None, progress=progress, plan=plan, step=step, folder=tmp_path)
         report.report_run(run, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_version_goes_on_and_says_so(launch, request_for):
+    """What a run was begun with is no reason to refuse it, but whoever compares its figures has to know."""
+    half = request_for("run", task={"kill_at": 6}, checkpoint={"every_steps": 4}, max_steps=8)
+    assert launch(half).code < 0
+    path = Path(half["output"]) / "checkpoints/step-00000004/checkpoint.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    now = manifest["identity"]["program.torch"]
+    manifest["identity"]["program.torch"] = "1.0"
+    path.write_text(json.dumps({**manifest, "sha256": checkpoint._digest(manifest)}))
+    done = launch({**half, "task": {}})
+    assert done.code == 0, done.text
+    assert f"another version: program.torch 1.0 -> {now}" in done.text.splitlines()
+    assert (4, f"another version: program.torch 1.0 -> {now}") in events(Path(half["output"]))
 
 
 def test_a_half_done_run_keeps_its_schedule(launch, request_for):
