@@ -1,13 +1,14 @@
 import json
 import tarfile
 
+import numpy as np
 import pytest
 from tiny_shards import jpeg, sample, write_tar
 
 from soho_fast.data import ReadReport
 from soho_fast.data.shards.index import read_index
 from soho_fast.data.shards.indexing import build_index
-from soho_fast.data.shards.records import read_shards
+from soho_fast.data.shards.records import epoch_order, read_shards
 from soho_fast.data.shards.store import TarStore
 
 
@@ -87,7 +88,6 @@ REFUSED = {
     "captions in a text": ([("0.jpg", jpeg()), ("0.json", b'{"captions": "a"}')], r"0\.json: field 'captions' is 'a'"),
     "half a character": ([("0.jpg", jpeg()), ("0.json", b'{"caption": "\\ud800"}')], r"0\.json: .*surrogate"),
     "latin text": ([("0.jpg", jpeg()), ("0.txt", "été".encode("latin-1"))], r"a\.tar!0\.txt: not UTF-8"),
-    "nothing": ([], r"a\.tar: holds no file"),
 }
 
 
@@ -134,7 +134,7 @@ def test_a_damaged_header_names_the_place(tmp_path):
         (b"\x1f\x8b", "a gzip file"),
         (b"PK\x03\x04", "a zip file"),
         (b"not a tar", "no tar file"),
-        (bytes(9), "holds no file"),
+        (bytes(9), "damaged: an empty block after its beginning"),
     ],
 )
 def test_no_tar(tmp_path, start, words):
@@ -142,6 +142,29 @@ def test_no_tar(tmp_path, start, words):
     path.write_bytes(start + bytes(1000) + b"x" * 1000)
     with pytest.raises(ValueError, match=rf"a\.tar: {words}"):
         build_index(str(path))
+
+
+def test_zeros_in_the_place_of_a_shard_are_no_empty_one(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(100_000 * 512))
+    with pytest.raises(ValueError, match=r"a\.tar: holds no file, but 51,200,000 bytes of zeros; fetch the file again"):
+        build_index(str(path))
+
+
+def test_a_shard_without_a_sample_is_one_of_a_range(tmp_path):
+    """img2dataset leaves one where no download succeeded."""
+    write_tar(tmp_path / "0.tar", [])
+    write_tar(tmp_path / "1.tar", [*sample("first"), *sample("second")])
+    write_tar(tmp_path / "2.tar", [])
+    for number in range(3):
+        counts = build_index(str(tmp_path / f"{number}.tar"))
+        assert counts.images == 2 * (number == 1)
+    records = read_shards(str(tmp_path / "{0..2}.tar"))
+    assert [record.image.name for record in records] == ["first.jpg", "second.jpg"]
+    assert sorted(epoch_order([np.array([0, 0, 2, 2])], np.random.default_rng(0)).tolist()) == [0, 1]
+    assert all(record.image.read() for record in records)
+    with pytest.raises(ValueError, match=r"no image with a caption was found"):
+        read_shards(str(tmp_path / "0.tar"))
 
 
 def test_an_index_of_another_file_or_an_earlier_state(tmp_path):

@@ -23,6 +23,7 @@ BLOCK = 512
 """A tar is made of blocks of so many bytes; a header is one."""
 
 _EMPTY = bytes(BLOCK)
+_EMPTY_TAR = 20 * BLOCK  # a tar's usual record: so long is one without a file, as img2dataset leaves it
 _REGULAR = b"0\0"
 _DIRECTORY = ord("5")
 _SIMPLE = (*_REGULAR, _DIRECTORY)
@@ -59,8 +60,8 @@ def read_members(content: mmap.mmap, path: str) -> Iterator[Member]:
     while True:
         header = content[offset : offset + BLOCK]
         if header == _EMPTY:
-            if offset == 0:
-                raise ValueError(f"{path}: holds no file; expected a tar of images")
+            if offset == 0 and length > _EMPTY_TAR:
+                raise ValueError(f"{path}: holds no file, but {length:,} bytes of zeros; fetch the file again")
             if np.frombuffer(content, np.uint8, offset=offset).any():
                 raise ValueError(
                     f"{path}: damaged: an empty block after {last}, at byte {offset:,}, and data behind it"
