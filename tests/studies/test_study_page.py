@@ -80,3 +80,24 @@ def test_what_is_said_of_a_step_is_of_its_rows():
     assert f"with 2,048 by {two} and with 8,192 by {three} %" in text
     assert f"{speed['two processes']:.1f} against {speed['one process']:.1f} a second" in text
     assert f"with eight each they take {speed['two processes, 16 images']:.1f}." in text
+
+
+def test_what_is_said_of_longer_runs_is_of_their_rows():
+    text = PAGE.read_text()
+    with (RESULTS / "longer-metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) >= 4
+    for row in rows:
+        words, matching, one, other, visual = (
+            f"{100 * float(row[name]):.1f}"
+            for name in ("mlm_content", "itm", "image_to_text_r1", "text_to_image_r1", "mvm")
+        )
+        told = f"| {int(row['step']):,} | {words} % | {matching} % | {one} / {other} % | {visual} % |"
+        assert f"{told} {float(row['largest_code_error']):.2f} |" in text
+    before = {}
+    with (RESULTS / "studies-conditions-frozen-batch-norm.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            shares = (100 * float(row[name] or 0) for name in ("image_to_text_r1", "text_to_image_r1"))
+            before[row["condition"]] = " / ".join(f"{share:.1f}" for share in shares)
+    told = f"ended at R@1 {before['k256, 4x steps']} %, and at {before['none, 4x steps']} % without a dictionary"
+    assert told in " ".join(text.split())
