@@ -209,8 +209,7 @@ class RunLog:
                 print(line, flush=True)
         except BrokenPipeError:
             say_nothing_more()
-            # As if the terminal had gone: the next step saves and stops.
-            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)  # The next step saves and stops.
 
     def close(self) -> None:
         """Flush to disk and take the bar down."""

@@ -140,7 +140,7 @@ def test_options_of_the_hub_reach_the_loading(tmp_path, tokenizer_dir, monkeypat
         lambda name, **options: asked.update(options) or load(name, **options),
     )
     load_tokenizer(tokenizer_dir, revision="v1", token="secret")
-    assert asked == {"revision": "v1", "token": "secret"}
+    assert asked == {"revision": "v1", "token": "secret", "trust_remote_code": False}
 
 
 def test_a_hub_that_is_out_of_reach_is_tried_once(tmp_path, monkeypatch):
