@@ -27,11 +27,15 @@ def shared_images(training: Iterable[ImageRef], held_out: Iterable[ImageRef]) ->
     by_size: dict[int, list[ImageRef]] = defaultdict(list)
     for size, image in _sizes(held_out):
         by_size[size].append(image)
+    if not by_size:
+        return []
     found: dict[int, tuple[ImageRef, ImageRef]] = {}
     contents: dict[int, bytes | None] = {}
     for size, image in _sizes(training):
-        for other in by_size.get(size, ()):
-            if id(other) not in found and _are_same(image, other, contents):
+        others = [other for other in by_size.get(size, ()) if id(other) not in found]
+        mine = _beginning(image) if others else None
+        for other in others:
+            if _are_same(image, mine, other, contents):
                 found[id(other)] = image, other
     return list(found.values())
 
@@ -64,11 +68,10 @@ def _sizes_of(images: Iterable[ImageRef]) -> list[tuple[int, ImageRef]]:
     return found
 
 
-def _are_same(image: ImageRef, other: ImageRef, beginnings: dict[int, bytes | None]) -> bool:
+def _are_same(image: ImageRef, mine: bytes | None, other: ImageRef, beginnings: dict[int, bytes | None]) -> bool:
     if id(other) not in beginnings:
         beginnings[id(other)] = _beginning(other)
-    mine, others = _beginning(image), beginnings[id(other)]
-    if mine is None or mine != others:
+    if mine is None or mine != beginnings[id(other)]:
         return False
     try:
         return image.read() == other.read()

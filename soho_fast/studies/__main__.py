@@ -104,6 +104,13 @@ def _run(arguments: list[str]) -> int:
     from soho_fast.studies.running import Place, Runner, build_corpora
 
     runs = runs_of(study, fields)
+    named = next((run for run in runs if run.content.get("log", {}).get("trackers")), None)
+    if named is not None and not options.trust_file and "log.trackers" not in fields:
+        # Of a recipe that the study names: its runs are trusted with what has passed here.
+        raise UserError(
+            f"{named.cell}: its recipe wants log.trackers {named.content['log']['trackers']} imported, which a file "
+            "alone may not; give --log.trackers, or --trust-file to take what the file says"
+        )
     folder = Path(options.into or f"runs/studies/{path.stem}")
     place = Place(folder, [Path(name) for name in options.results], options.jobs, options.threads, options.launcher)
     rows = place.rows()

@@ -294,7 +294,7 @@ def _fill(value: Any, roots: dict[str, str]) -> Any:
 
 def _refuse_foreign_code(recipe: Recipe, arguments: Sequence[str]) -> None:
     """Raises UserError: the recipe's file, which may be another's, names modules that this command would import."""
-    on_command_line = any(re.match(r"--(log\.trackers\b|trust[-_]file$)", argument) for argument in arguments)
+    on_command_line = any(re.match(r"--(log\.trackers(=|$)|trust[-_]file$)", argument) for argument in arguments)
     if recipe.log.trackers and not on_command_line:
         named = ", ".join(map(str, recipe.log.trackers))
         raise UserError(

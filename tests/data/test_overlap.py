@@ -71,3 +71,5 @@ def test_files_of_other_sizes_are_not_read(folder, tmp_path, monkeypatch):
     (tmp_path / "val/held.jpg").write_bytes(CONTENTS["7.jpg"])
     assert len(shared_images(images(folder, *CONTENTS), images(tmp_path / "val", "held.jpg"))) == 1
     assert set(read) == {"6.jpg", "7.jpg", "held.jpg"}
+    monkeypatch.setattr(FolderStore, "size", lambda *_: pytest.fail("nothing is held out"))
+    assert shared_images(images(folder, *CONTENTS), []) == []

@@ -60,6 +60,9 @@ def test_trackers_come_from_the_command_line_or_a_trusted_file(tmp_path):
         load_recipe(command, with_files=True)
     for trusted in (["--trust-file"], ["--log.trackers", "[theirs]"], ["--log.trackers=[theirs]"]):
         assert load_recipe([*command, *trusted], with_files=True).log.trackers == ["theirs"]
+    for added in (["--log.trackers+", "mine"], ["--log.trackers+=mine"]):
+        with pytest.raises(UserError, match="a file alone may"):
+            load_recipe([*command, *added], with_files=True)
     # Commands that import none may read it.
     assert load_recipe(command).log.trackers == ["theirs"]
 
@@ -98,3 +101,14 @@ def test_names_are_printed_without_what_a_terminal_obeys(capsys):
     Processes().say(f"skipped: {name}")
     said = capsys.readouterr()
     assert said.err == f"error: {shown} can't be read\n" and said.out == f"skipped: {shown}\n"
+
+
+def test_a_recipe_that_a_study_names_neither(tmp_path, capsys):
+    recipe = tmp_path / "theirs.yaml"
+    recipe.write_text(yaml.safe_dump({"log": {"trackers": ["theirs"]}}))
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"title": "T", "conditions": {"a": {}}, "stages": {"x": {"recipe": str(recipe)}}}))
+    command = [str(path), "--list", "--into", str(tmp_path / "into")]
+    assert studies(command) == 2
+    assert "its recipe wants log.trackers ['theirs'] imported" in capsys.readouterr().err
+    assert studies([*command, "--trust-file"]) == 0 == studies([*command, "--log.trackers", "[mine]"])
