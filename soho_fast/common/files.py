@@ -62,9 +62,12 @@ def own_scratch(path: Path) -> Path:
     """
     for left in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}"):
         process_id = left.name.removeprefix(f"{path.name}.").removesuffix(PARTIAL)
-        if process_id.isascii() and process_id.isdigit() and not process_is_alive(int(process_id)):
+        if not (process_id.isascii() and process_id.isdigit()):
+            continue
+        own = int(process_id) == os.getpid()  # In a container a process has its predecessor's number.
+        if own or not process_is_alive(int(process_id)):
             with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime > _LEFT_AFTER:
+                if own or time.time() - left.stat().st_mtime > _LEFT_AFTER:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
     return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
 

@@ -1,5 +1,6 @@
 """What a run shows and writes while it trains: progress, log.jsonl, TensorBoard, trackers. Rank 0 only."""
 
+import errno
 import importlib
 import inspect
 import json
@@ -207,9 +208,12 @@ class RunLog:
                 self._bar.write(line, file=sys.stdout)
             else:
                 print(line, flush=True)
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: of a terminal that has gone
+                raise
             say_nothing_more()
-            os.kill(os.getpid(), signal.SIGTERM)  # The next step saves and stops.
+            if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+                os.kill(os.getpid(), signal.SIGTERM)  # The next step saves and stops; outside of steps the run goes on.
 
     def close(self) -> None:
         """Flush to disk and take the bar down."""

@@ -33,11 +33,12 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp
     names = {
         "left": f"a[1].index.{ended.pid}.partial", "folder": f"a[1].index.{ended.pid + 10**6}.partial",
         "just now": f"a[1].index.{ended.pid + 2 * 10**6}.partial", "at work": f"a[1].index.{os.getppid()}.partial",
-        "another's": f"a1.index.{ended.pid}.partial", "no process": "a[1].index.old.partial",
+        "own": f"a[1].index.{os.getpid()}.partial", "another's": f"a1.index.{ended.pid}.partial",
+        "no process": "a[1].index.old.partial",
     }  # fmt: skip
     for what, name in names.items():
         (tmp_path / name).mkdir() if what == "folder" else (tmp_path / name).touch()
         if what != "just now":
             os.utime(tmp_path / name, (old, old))
     assert own_scratch(path) == tmp_path / f"a[1].index.{os.getpid()}.partial"
-    assert {what for what, name in names.items() if not (tmp_path / name).exists()} == {"left", "folder"}
+    assert {what for what, name in names.items() if not (tmp_path / name).exists()} == {"left", "folder", "own"}
