@@ -1,4 +1,4 @@
-"""A folder of a model is what was written: SHA256SUMS beside its files, as `sha256sum -c SHA256SUMS` reads it."""
+"""A folder is what was written: SHA256SUMS beside its files, as `sha256sum -c SHA256SUMS` reads it."""
 
 import hashlib
 import json
@@ -16,13 +16,51 @@ _JSON_OBJECTS = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-_LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)\n")
+_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)\n")
+_MOST_NAMED = 3
 
 
 def write_checksums(folder: Path) -> None:
-    """Write SHA256SUMS of all files in a folder."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
-    (folder / SUMS).write_text("".join(f"{_sha256(folder / name)}  {name}\n" for name in names))
+    """Write SHA256SUMS of all files in a folder, and in those within it."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    lines = [f"{_sha256(files[name])}  {name}\n" for name in sorted(files) if name != SUMS]
+    (folder / SUMS).write_text("".join(lines))
+
+
+def read_checksums(folder: Path) -> dict[str, str] | None:
+    """What SHA256SUMS lists: SHA-256 in hexadecimal by name; None where there is no SHA256SUMS.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        text = (folder / SUMS).read_bytes().decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    sums = {name: digest for digest, name in _LINE.findall(text)}
+    inside = not any(name.startswith("/") or ".." in name.split("/") for name in sums)
+    if not (sums and inside) or "".join(f"{digest}  {name}\n" for name, digest in sums.items()) != text:
+        raise ValueError(f"{folder / SUMS} is damaged")
+    return sums
+
+
+def altered_files(folder: Path, *, weights: bool = True) -> str:
+    """What is missing or has changed of the files that SHA256SUMS lists, in words; empty where nothing is, or where
+    there is no SHA256SUMS. `weights`: those of the weights too, which take the longest.
+
+    Raises:
+        ValueError: SHA256SUMS is damaged.
+    """
+    wrong = []
+    for name, digest in (read_checksums(folder) or {}).items():
+        if not weights and name.endswith(".safetensors"):
+            continue
+        if not (folder / name).is_file():
+            wrong.append(f"{name} is missing")
+        elif _sha256(folder / name) != digest:
+            wrong.append(f"{name} has changed")
+    more = [f"and {len(wrong) - _MOST_NAMED:,} more"] if len(wrong) > _MOST_NAMED else []
+    return ", ".join(wrong[:_MOST_NAMED] + more)
 
 
 def check_checksums(folder: str | os.PathLike[str], *, weights: bool = True) -> None:
@@ -38,7 +76,15 @@ def check_checksums(folder: str | os.PathLike[str], *, weights: bool = True) -> 
         ValueError: a file is missing or differs, is not what it should be, or SHA256SUMS is damaged itself.
     """
     folder = Path(folder)
-    _check_sums(folder, weights)
+    try:
+        altered = altered_files(folder, weights=weights)
+    except ValueError as error:
+        raise ValueError(f"{error}; copy the folder again, or delete that file to load it unchecked") from error
+    if altered:
+        raise ValueError(
+            f"{folder}: {altered} since the model was written ({SUMS}); copy the folder again, or delete {SUMS} if you "
+            "changed it yourself"
+        )
     for name in _JSON_OBJECTS:
         if (folder / name).is_file():
             _check_json_object(folder / name)
@@ -59,29 +105,6 @@ def _check_json_object(path: Path) -> None:
         raise ValueError(f"{path} is damaged: not valid JSON ({reason}); copy it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: expected a JSON object, got {content!r:.60}; copy it again")
-
-
-def _check_sums(folder: Path, weights: bool) -> None:
-    try:
-        text = (folder / SUMS).read_bytes().decode(errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    sums = {name: digest for digest, name in _LINE.findall(text)}
-    if not sums or "".join(f"{digest}  {name}\n" for name, digest in sums.items()) != text:
-        raise ValueError(f"{folder / SUMS} is damaged; copy the folder again, or delete that file to load it unchecked")
-    wrong = []
-    for name, digest in sums.items():
-        if not weights and name.endswith(".safetensors"):
-            continue
-        if not (folder / name).is_file():
-            wrong.append(f"{name} is missing")
-        elif _sha256(folder / name) != digest:
-            wrong.append(f"{name} has changed")
-    if wrong:
-        raise ValueError(
-            f"{folder}: {', '.join(wrong)} since the model was written ({SUMS}); copy the folder again, or delete "
-            f"{SUMS} if you changed it yourself"
-        )
 
 
 def _sha256(path: Path) -> str:

@@ -1,12 +1,17 @@
-"""Which program this is. Its version alone does not tell a change that was made since."""
+"""Which program this is (its version alone does not tell a change that was made since), and of which run a model is."""
 
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import soho_fast
+
+RUN_OF = "run.json"
+"""In a model's folder: `step`, `identity` (the digest of what it was trained with) and `program`."""
 
 
 @functools.cache
@@ -30,3 +35,28 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return f"{head}+" if changes else head
+
+
+def write_run_of(folder: Path, step: int, identity: str) -> None:
+    """Write into a model's folder of which step of which run it is."""
+    about = {"step": step, "identity": identity, "program": program()}
+    (folder / RUN_OF).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def read_run_of(folder: str | Path) -> dict[str, Any] | None:
+    """What `write_run_of` wrote there; None where nothing says it, as of a model of others."""
+    try:
+        about = json.loads((Path(folder) / RUN_OF).read_text())
+        return about if isinstance(about["step"], int) and about["identity"] else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def gone_on(folder: str | Path) -> list[str]:
+    """A line where the run of a model, whose folder lies in the run's, has gone on since; nothing where it has not."""
+    about, run = read_run_of(folder), Path(folder).resolve().parent
+    if about is None or not (run / "recipe.yaml").is_file():
+        return []
+    saved = [path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*")]
+    last = max([int(step) for step in saved if step.isdecimal()], default=0)
+    return [f"{folder} is of step {about['step']:,}; its run has gone on to step {last:,}"] * (last > about["step"])

@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from soho_fast.common.checksums import write_checksums
 from soho_fast.common.errors import UserError
 from soho_fast.common.files import process_is_alive
 from soho_fast.common.progress import ProgressLines
+from soho_fast.common.versions import program
 from soho_fast.explore import bundle as layout
 from soho_fast.explore import gallery, statistics, words
-from soho_fast.explore.bundle import Bundle, BundleError
+from soho_fast.explore.bundle import Bundle, check_unaltered
 from soho_fast.explore.figure import choose_codes
 from soho_fast.explore.sources import ImageError, Source, digest_of
 from soho_fast.explore.spool import Spool
@@ -44,13 +46,22 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def is_made_of(folder: Path, made_of: str) -> bool:
-    """Whether an explorer of these weights, data and options is there, and nothing of it is lost or damaged."""
-    try:
-        bundle = Bundle(folder)
-        return bundle.meta.get("made_of") == made_of and bundle.is_whole()
-    except (FileNotFoundError, BundleError):
+def is_made_of(folder: Path, made_of: str, say: Callable[[str], None] = print) -> bool:
+    """Whether an explorer of these weights, data and options is there, as it was built; says so where one is that was
+    altered since, or is of another model."""
+    if not (folder / "data" / "meta.js").is_file():
         return False
+    try:
+        check_unaltered(folder)
+        bundle = Bundle(folder)
+    except (ValueError, OSError) as error:
+        say(f"{str(error).removesuffix('; build the explorer anew')}; it is built anew")
+        return False
+    if bundle.meta.get("made_of") == made_of:
+        return True
+    for line in bundle.of_another_model():
+        say(f"{line}; it is built anew")
+    return False
 
 
 @contextlib.contextmanager
@@ -91,6 +102,7 @@ def assemble(
     folder: Path,
     *,
     made_of: str = "",
+    run: Mapping[str, Any] | None = None,
     most_shown: int = gallery.MOST_SHOWN,
     timeline: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
@@ -101,6 +113,7 @@ def assemble(
         source: The images, each with the code of every patch.
         folder: Where it goes; an explorer that is there is replaced at the end.
         made_of: By which a rerun knows that nothing has changed.
+        run: Of which step of which run the model is.
         most_shown: Images that are shown at most.
         timeline: Of data/timeline.js.
         say: Called with each line of what is done.
@@ -118,9 +131,10 @@ def assemble(
         spool = Spool(Path(spooled))
         try:
             chosen_words = _look(source, spool, say)
-            _Writer(source, new, spool, chosen_words, most_shown, say).write(made_of, timeline)
+            _Writer(source, new, spool, chosen_words, most_shown, say).write(made_of, run, timeline)
         finally:
             spool.close()
+        write_checksums(new)
     return folder
 
 
@@ -159,7 +173,7 @@ class _Writer:
         self.wall: list[dict[str, Any]] = []
         self.codes_of_word: dict[int, list[tuple]] = defaultdict(list)
 
-    def write(self, made_of: str, timeline: Mapping[str, Any] | None) -> None:
+    def write(self, made_of: str, run: Mapping[str, Any] | None, timeline: Mapping[str, Any] | None) -> None:
         layout.copy_pages(self.folder)
         (self.folder / "data").mkdir()
         self._write_small_copies()
@@ -170,7 +184,7 @@ class _Writer:
         layout.write_value(self.folder, "words", self._words())
         layout.write_value(self.folder, "timeline", timeline)
         layout.write_value(self.folder, "server", None)
-        layout.write_value(self.folder, "meta", self._meta(made_of))
+        layout.write_value(self.folder, "meta", self._meta(made_of, run))
         self._choose_figure()
 
     def _write_small_copies(self) -> None:
@@ -362,7 +376,7 @@ class _Writer:
             found.append({"word": spelling, "images": images, "codes": codes})
         return found
 
-    def _meta(self, made_of: str) -> dict[str, Any]:
+    def _meta(self, made_of: str, run: Mapping[str, Any] | None) -> dict[str, Any]:
         counts = np.zeros(len(self.source.data_sets), dtype=np.int64)
         has_captions = False
         for number in range(len(self.spool)):
@@ -375,6 +389,8 @@ class _Writer:
             "model": self.source.model,
             "weights": digest_of(self.source.codebook),
             "made_of": made_of,
+            "run": run,
+            "program": program(),
             "num_codes": self.num_codes,
             "num_channels": int(self.source.codebook.shape[1]),
             "num_active": int((self.usage.tokens > 0).sum()),

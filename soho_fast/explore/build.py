@@ -20,6 +20,7 @@ from soho_fast.common.command_line import Parser, quiet_transformers
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
 from soho_fast.common.hub import RUN_MODELS, check_name, run_model
+from soho_fast.common.versions import gone_on, read_run_of
 
 TAKES_FIELDS = True
 FOLDER = "explorer"
@@ -151,6 +152,8 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.into) if options.into else default_folder(options.model)
     check_folder(folder)
     opened = open_model(options, print)
+    for line in gone_on(opened.folder):
+        print(line)
     made_of = _made_of(opened, options)
     if is_made_of(folder, made_of):
         print(f"{folder} is up to date: {folder / 'index.html'}")
@@ -164,6 +167,7 @@ def run(options: argparse.Namespace) -> int:
         source,
         folder,
         made_of=made_of,
+        run=read_run_of(opened.folder),
         timeline=timeline(Path(opened.folder) if opened.run else None, source.dictionary),
     )
     print(f"open {folder / 'index.html'}")

@@ -13,6 +13,7 @@ fetch files. The value is JSON, so Python reads the same files.
     data/images-0000.js      a list of IMAGES_PER_FILE images
     data/timeline.js         how the codebook came about; null where nothing is known
     data/server.js           null; the server answers with what it can be asked in its place
+    SHA256SUMS               checksums of all of these
 
 Statistics come from all images; a bounded number of them is shown, the gallery, numbered from 0. An occurrence is one
 patch of one image, [image, row, column, distance, rows, columns]: where it lies in the grid of patches that the
@@ -25,6 +26,8 @@ data/meta.js:
     model: where the model came from, or what the arrays were called
     weights: SHA-256 of the codebook, of its first level where it has several, hexadecimal
     made_of: hash of the weights, the data and the options, by which a rerun knows that nothing has changed
+    run: of which step of which run the model is, as run.json in its folder says; null where that is not known
+    program: versions of this package and of torch by which it was built, and the commit
     num_codes: K
     num_channels: C
     num_active: codes with at least one token here
@@ -113,6 +116,7 @@ data/codes-0000.js, of several levels, each code:
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -122,6 +126,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from soho_fast.common.checksums import SUMS, altered_files, read_checksums
+from soho_fast.common.versions import read_run_of
+
+PAGES = Path(__file__).parent / "pages"
 SCHEMA = 3
 KINDS = ("nearest", "quantiles", "random")
 """Of the occurrences of a code."""
@@ -155,19 +163,25 @@ def image_path(number: int) -> str:
 
 def copy_pages(folder: Path) -> None:
     """Put the pages beside the data."""
-    for path, copy in _pages(folder):
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+    for path in PAGES.rglob("*"):
+        if path.is_file():
+            copy = folder / path.relative_to(PAGES)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
-def _pages(folder: Path) -> list[tuple[Path, Path]]:
-    """(a page's file, its copy in a bundle)."""
-    pages = Path(__file__).parent / "pages"
-    return [(path, folder / path.relative_to(pages)) for path in sorted(pages.rglob("*")) if path.is_file()]
+def check_unaltered(folder: Path) -> None:
+    """Raises BundleError: SHA256SUMS is missing or damaged, or a file is not as it lists it."""
+    try:
+        altered = altered_files(folder) if (folder / SUMS).is_file() else f"{SUMS} is missing"
+    except ValueError as error:
+        raise BundleError(f"{error}; build the explorer anew") from error
+    if altered:
+        raise BundleError(f"{folder}: {altered} since it was built; build the explorer anew")
 
 
 class Bundle:
-    """A bundle that was written before.
+    """A bundle that was written before. Each file that is read is compared with its checksum, where there are some.
 
     Args:
         folder: Where it lies.
@@ -183,6 +197,10 @@ class Bundle:
             raise FileNotFoundError(
                 f"{folder} is no explorer (it has no data/meta.js); make one: python -m soho_fast.explore build RUN"
             )
+        try:
+            self._sums = read_checksums(self.folder) or {}
+        except ValueError as error:
+            raise BundleError(f"{error}; build the explorer anew") from error
         self.meta: Mapping[str, Any] = self.read("meta")
         if self.meta.get("schema") != SCHEMA:
             raise BundleError(
@@ -192,15 +210,39 @@ class Bundle:
 
     def read(self, name: str) -> Any:
         """The value of data/<name>.js. Raises BundleError: it is missing or damaged."""
-        path = self.folder / "data" / f"{name}.js"
+        content = self.content(f"data/{name}.js")
         try:
-            found = _FORM.fullmatch(path.read_text(encoding="ascii"))
+            found = _FORM.fullmatch(content.decode("ascii"))
             if found is None or found[1] != name:
                 raise ValueError("it does not hand over one value")
             return json.loads(found[2])
-        except (OSError, ValueError, RecursionError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise BundleError(f"{path} can't be read ({reason}); build the explorer anew") from error
+        except (ValueError, RecursionError) as error:
+            raise BundleError(
+                f"{self.folder / 'data' / name}.js can't be read ({error}); build the explorer anew"
+            ) from error
+
+    def content(self, name: str) -> bytes:
+        """A file, by its name in the bundle. Raises BundleError: it is missing, or was altered."""
+        try:
+            content = (self.folder / name).read_bytes()
+        except OSError as error:
+            raise BundleError(
+                f"{self.folder / name} can't be read ({error.strerror}); build the explorer anew"
+            ) from error
+        if name in self._sums and hashlib.sha256(content).hexdigest() != self._sums[name]:
+            raise BundleError(f"{self.folder}: {name} has changed since it was built; build the explorer anew")
+        return content
+
+    def of_another_model(self) -> list[str]:
+        """A line where the model that it was built of, which lies beside it, is another one by now."""
+        run, beside = self.meta.get("run"), self.folder.parent
+        for folder in (beside / Path(self.meta["model"]).name, beside):
+            now = read_run_of(folder)
+            if run and now and run != now:
+                other = "" if run["step"] != now["step"] else "another one "
+                was = f"{self.folder} was built of the model of step {run['step']:,}"
+                return [f"{was}; {folder} is {other}of step {now['step']:,} by now"]
+        return []
 
     def code(self, number: int) -> Mapping[str, Any]:
         """All of a code. Raises IndexError: there is no such code."""
@@ -209,21 +251,6 @@ class Bundle:
     def image(self, number: int) -> Mapping[str, Any]:
         """All of an image. Raises IndexError: there is no such image."""
         return self._item("image", number, self.meta["num_shown"], IMAGES_PER_FILE)
-
-    def is_whole(self) -> bool:
-        """Whether every file is there and can be read; images are not decoded. Raises BundleError: one can't be."""
-        for name in ("wall", "words", "timeline", "server"):
-            self.read(name)
-        num_codes, num_shown = self.meta["num_codes"], self.meta["num_shown"]
-        for last in (*range(CODES_PER_FILE - 1, num_codes, CODES_PER_FILE), num_codes - 1):
-            self.code(last)
-        for last in (*range(IMAGES_PER_FILE - 1, num_shown, IMAGES_PER_FILE), num_shown - 1):
-            self.image(last)
-        pages = _pages(self.folder)
-        images = (self.folder / image_path(number) for number in range(num_shown))
-        return all(copy.is_file() and copy.stat().st_size == path.stat().st_size for path, copy in pages) and all(
-            image.is_file() and image.stat().st_size for image in images
-        )
 
     def _item(self, what: str, number: int, count: int, per_file: int) -> Mapping[str, Any]:
         if not 0 <= number < count:

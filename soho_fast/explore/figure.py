@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     codes = None if options.codes is None else _numbers(options.codes)
     names = ("rows", "columns", "kind", "dpi", "into")
     path = draw_figure(options.explorer, codes, **{name: getattr(options, name) for name in names})
+    for line in open_explorer(options.explorer).of_another_model():
+        print(line)
     print(f"the codes as a figure: {path}")
     return 0
 
@@ -208,7 +211,8 @@ def draw_figure(
     try:
         tiles, licences = _tiles(bundle, found, columns, kind)
     except (OSError, IndexError, BundleError) as error:
-        raise UserError(f"{bundle.folder}: {error}; build the explorer anew") from error
+        told = str(error).removesuffix("; build the explorer anew")
+        raise UserError(f"{bundle.folder}: {told}; build the explorer anew") from error
     _draw(path, bundle, found, tiles, licences, columns, dpi)
     return path
 
@@ -239,7 +243,7 @@ def _tiles(
         for occurrence in occurrences[:columns]:
             number = occurrence[0]
             if number not in images:
-                with Image.open(bundle.folder / image_path(number)) as image:
+                with Image.open(io.BytesIO(bundle.content(image_path(number)))) as image:
                     images[number] = np.asarray(image.convert("RGB"))
                 licences |= dict.fromkeys(bundle.image(number)["licences"])
             row.append(cut_tile(images[number], occurrence))

@@ -18,10 +18,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from soho_fast.common.checksums import SUMS
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
+from soho_fast.common.versions import gone_on
 from soho_fast.explore.build import default_folder
-from soho_fast.explore.bundle import Bundle
+from soho_fast.explore.bundle import PAGES, Bundle, check_unaltered
 
 with from_extra("explore"):
     import uvicorn
@@ -144,6 +146,15 @@ def at_hand(given: str, more: Sequence[str] = (), explorer: str | None = None, *
         name = name if names.count(name) == 1 else folder
         models[name] = AskedModel(name, model_folder(folder))
     bundle = Bundle(explorer)
+    if (bundle.folder / SUMS).is_file():
+        check_unaltered(bundle.folder)
+    else:
+        print(f"{explorer} has no {SUMS}: whether it is as it was built is not known")
+    for line in bundle.of_another_model():
+        print(line)
+    for folder in folders:
+        for line in gone_on(model_folder(folder)):
+            print(line)
     needed = {"title": str, "weights": str, "num_shown": int}
     lost = [name for name, kind in needed.items() if not isinstance(bundle.meta.get(name), kind)]
     if lost:
@@ -176,17 +187,19 @@ def application(asking: Asking, host: str = "127.0.0.1") -> ASGIApp:
 
 
 class _Files(StaticFiles):
-    """The bundle's files as they lie: index.html, and what is in app/, data/ and images/; no link leads out."""
+    """The installed pages, index.html and app/, and a bundle's data/ and images/ as they lie; no link leads out."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(directory=folder)
-        self._root = os.path.realpath(folder)
+        self._root, self._pages = os.path.realpath(folder), StaticFiles(directory=PAGES)
 
     def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
         path = "index.html" if path == "." else path
         asked = Path(path).parts
+        if asked[0] in ("index.html", "app"):
+            return self._pages.lookup_path(path)
         found, stat = super().lookup_path(path)
-        if not found or asked[0] not in ("index.html", "app", "data", "images"):
+        if not found or asked[0] not in ("data", "images"):
             return "", None
         return (found, stat) if Path(found).relative_to(self._root).parts[:1] == asked[:1] else ("", None)
 

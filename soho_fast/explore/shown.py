@@ -67,16 +67,16 @@ class ShownImages:
         Raises:
             BundleError: it can't be read; the message names it.
         """
-        path = self.bundle.folder / image_path(number)
         try:
             image = self.bundle.image(number)
             data_set = self.bundle.meta["sources"][image["source"]]["name"]
             original = self.originals.read(data_set, image["name"])
             if original is not None:
                 return original, "original"
-            if not path.resolve(strict=True).is_relative_to(self.bundle.folder.resolve()):
+            folder = self.bundle.folder.resolve()
+            if not (folder / image_path(number)).resolve(strict=True).is_relative_to(folder):
                 raise BundleError(f"{image_path(number)} leads out of the explorer")
-            return path.read_bytes(), "small copy"
+            return self.bundle.content(image_path(number)), "small copy"
         except (OSError, LookupError, TypeError) as error:
             raise BundleError(f"{image_path(number)} can't be read; build the explorer anew") from error
 

@@ -326,6 +326,7 @@ def test_what_is_no_explorer_is_not_overwritten(tmp_path):
 
 def test_damage_is_told_with_the_file(made, tmp_path):
     folder = shutil.copytree(made[1].folder, tmp_path / "explorer")
+    (folder / "SHA256SUMS").unlink()  # as of an explorer that says nothing of its files
     path = folder / "data" / "codes-0001.js"
     path.write_text(path.read_text()[:-200])
     with pytest.raises(BundleError, match=r"codes-0001\.js can't be read .*; build the explorer anew"):

@@ -20,6 +20,7 @@ from tiny_corpus import COLOURS, draw, write_karpathy, write_tokenizer
 from tiny_tasks import SMALL, make_task
 
 from soho_fast.common.command_line import Parser
+from soho_fast.common.versions import write_run_of
 from soho_fast.explore.__main__ import main
 from soho_fast.explore.attention import SeeingPipeline
 from soho_fast.explore.build import add_data_arguments, open_model
@@ -40,8 +41,8 @@ SIZES = {"shorter_edge": 32, "longer_edge": 64}
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_run(folder, task, config=None):
-    """A run as training leaves it, but for its log: recipe.yaml and model/."""
+def write_run(folder, task, step=None):
+    """A run as training leaves it, but for its log: recipe.yaml and model/, of that step."""
     torch.manual_seed(0)
     model = task.build_model().eval()
     with torch.no_grad():
@@ -53,6 +54,8 @@ def write_run(folder, task, config=None):
         if task.model.config.get("num_levels", 1) > 1:  # They are zero before training.
             model.base().visual_dictionary.codebook.normal_(std=0.3)
     (folder / "model").mkdir(parents=True)
+    if step is not None:
+        write_run_of(folder / "model", step, "0123456789abcdef")
     task.export(model, model.state_dict(), folder / "model")
     values = {"task": task.name, "data": dataclasses.asdict(task.data), "model": dataclasses.asdict(task.model)}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False))

@@ -17,6 +17,7 @@ import pytest
 from loopback import Served, form_of
 from PIL import Image
 
+from soho_fast.common.checksums import write_checksums
 from soho_fast.explore.__main__ import main
 from soho_fast.explore.bundle import Bundle, write_in_files
 
@@ -49,6 +50,7 @@ def started(*arguments):
 
 
 def test_it_says_what_is_served_and_ends_at_ctrl_c_while_a_model_works(run):
+    write_checksums(run / "explorer")
     process, lines, address = started(run, "--port", "0")
     try:
         assert lines == [
@@ -86,7 +88,8 @@ def test_it_says_what_is_served_and_ends_at_ctrl_c_while_a_model_works(run):
 def test_leaving_the_loopback_is_warned_of(run):
     process, lines, address = started(run / "explorer", "--port", "0", "--host", "0.0.0.0")
     try:
-        assert lines[0] == "no model: the explorer alone" and address.startswith("localhost:")
+        assert lines[0].endswith("explorer has no SHA256SUMS: whether it is as it was built is not known")
+        assert lines[1] == "no model: the explorer alone" and address.startswith("localhost:")
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
         warning, *rest = process.stderr.read().splitlines()

@@ -219,7 +219,7 @@ def test_a_link_of_the_bundle_itself_does_not_lead_out(bundle_folder, tmp_path):
     (folder / "images").symlink_to(tmp_path / "images")
     serving = serve(folder, folder)
     try:
-        assert serving.get("/").status == serving.get("/images/0000/000000.jpg").status == 404
+        assert b"root:" not in serving.get("/").body and serving.get("/images/0000/000000.jpg").status == 404
         assert serving.get("/data/meta.js").status == 200
     finally:
         serving.close()

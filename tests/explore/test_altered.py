@@ -1,0 +1,162 @@
+"""An explorer is what was built: each altered file of it is named, by `build`, `serve`, `figure` and in Python."""
+
+import json
+import os
+import shutil
+
+import pytest
+from explore_made import MadeSource, codebook, seen_images
+from test_build import pretraining_task, write_run, write_tokenizer
+
+from soho_fast.common.versions import write_run_of
+from soho_fast.explore import Bundle, words_of_code
+from soho_fast.explore.__main__ import main
+from soho_fast.explore.assemble import assemble, is_made_of
+from soho_fast.explore.bundle import BundleError
+
+NUM_CODES = 70  # two files of codes
+PAGES = (
+    "index.html", "app/style.css", "app/ask.css", "app/ask.js", "app/attention.js", "app/charts.js", "app/code.js",
+    "app/data.js", "app/elements.js", "app/image.js", "app/keys.js", "app/map.js", "app/patches.js", "app/router.js",
+    "app/timeline.js", "app/wall.js", "app/words.js",
+)  # fmt: skip
+DATA = (
+    "data/meta.js", "data/wall.js", "data/words.js", "data/timeline.js", "data/server.js", "data/codes-0000.js",
+    "data/codes-0001.js", "data/images-0000.js", "images/0000/000000.jpg", "images/0000/000004.jpg",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    source = MadeSource(seen_images(5, NUM_CODES), codebook(NUM_CODES))
+    return assemble(source, tmp_path_factory.mktemp("built") / "explorer", made_of="these", say=lambda line: None)
+
+
+@pytest.fixture
+def explorer(built, tmp_path):
+    return shutil.copytree(built, tmp_path / "run" / "explorer")
+
+
+def another(content: bytes) -> bytes:
+    """As long, and as well-formed where it is text: another digit or letter in the middle."""
+    places = [place for place, byte in enumerate(content) if 48 <= byte < 57 or 97 <= byte < 122]
+    place = places[len(places) // 2]
+    return content[:place] + bytes([content[place] + 1]) + content[place + 1 :]
+
+
+DAMAGES = {"another value": another, "cut short": lambda content: content[:-2], "empty": lambda content: b""}
+
+
+def test_all_kinds_of_files_are_altered_here(built):
+    found = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()} - {"SHA256SUMS"}
+    others = {f"images/0000/00000{number}.jpg" for number in (1, 2, 3)}
+    assert found == {*PAGES, *DATA, *others}
+
+
+@pytest.mark.parametrize("name", [*PAGES, *DATA])
+def test_an_altered_file_is_named_and_not_up_to_date(explorer, name, capsys):
+    path = explorer / name
+    content, times = path.read_bytes(), path.stat()
+    for damage in DAMAGES.values():
+        path.write_bytes(damage(content))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        said = []
+        assert not is_made_of(explorer, "these", said.append)
+        assert said == [f"{explorer}: {name} has changed since it was built; it is built anew"]
+        assert main(["serve", str(explorer), "--port", "0"]) == 2
+        error = capsys.readouterr().err
+        assert f"{name} has changed since it was built; build the explorer anew" in error and error.count("\n") == 1
+    path.unlink()
+    assert not is_made_of(explorer, "these", said.append)
+    path.write_bytes(content)
+    assert is_made_of(explorer, "these", print)
+    if name != "data/meta.js":  # without which it is no explorer
+        assert said[-1] == f"{explorer}: {name} is missing since it was built; it is built anew"
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES.values(), None])
+def test_the_list_itself_is_noticed(explorer, damage):
+    sums, said = explorer / "SHA256SUMS", []
+    sums.unlink() if damage is None else sums.write_bytes(damage(sums.read_bytes()))
+    assert not is_made_of(explorer, "these", said.append) and len(said) == 1
+
+
+def test_many_altered_files_are_one_short_line(explorer):
+    for name in DATA[1:]:
+        (explorer / name).write_bytes(b"")
+    said = []
+    assert not is_made_of(explorer, "these", said.append)
+    assert len(said[0]) < len(str(explorer)) + 200 and "and 6 more" in said[0]
+
+
+def test_readers_refuse_what_was_altered(explorer, capsys):
+    """Each file when it is read: what is sound of a large explorer can be read at once."""
+    path = explorer / "data/codes-0001.js"
+    path.write_bytes(another(path.read_bytes()))
+    with pytest.raises(BundleError, match=r"data/codes-0001\.js has changed since it was built; build the explorer"):
+        words_of_code(explorer, 65)
+    words_of_code(explorer, 3)
+    for number in range(5):
+        image = explorer / f"images/0000/00000{number}.jpg"
+        image.write_bytes(another(image.read_bytes()))
+    assert main(["figure", str(explorer), "--codes", "1", "--into", str(explorer.parent / "codes.png")]) == 2
+    assert ".jpg has changed since it was built" in capsys.readouterr().err
+    path = explorer / "data/meta.js"
+    path.write_bytes(another(path.read_bytes()))
+    with pytest.raises(BundleError, match=r"data/meta\.js has changed since it was built"):
+        Bundle(explorer)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run at step 4 whose explorer was built."""
+    folder = tmp_path_factory.mktemp("altered")
+    task = pretraining_task(folder / "data", write_tokenizer(folder / "tokenizer"))
+    write_run(folder / "tiny", task, step=4)
+    assert main(["build", str(folder / "tiny")]) == 0
+    return folder / "tiny"
+
+
+def test_what_was_altered_is_built_anew(run, capsys):
+    page = run / "explorer/app/code.js"
+    sound = page.read_bytes()
+    page.write_bytes(another(sound))
+    assert main(["build", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "app/code.js has changed since it was built; it is built anew" in said and "up to date" not in said
+    assert page.read_bytes() == sound
+    assert main(["build", str(run)]) == 0
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_pages_are_served_as_they_are_installed(run, tmp_path):
+    from loopback import serve
+
+    explorer = shutil.copytree(run / "explorer", tmp_path / "explorer")
+    serving = serve(explorer, explorer)
+    try:
+        sound = (explorer / "app/code.js").read_bytes()
+        for name in ("app/code.js", "index.html"):
+            (explorer / name).write_text("something else")
+        (explorer / "app/more.js").write_text("something else")
+        assert serving.get("/app/code.js").body == sound and b"<script" in serving.get("/").body
+        assert serving.get("/app/more.js").status == 404 and serving.get("/data/meta.js").status == 200
+    finally:
+        serving.close()
+
+
+def test_an_explorer_beside_a_newer_model_says_so(run, tmp_path, capsys):
+    later = shutil.copytree(run, tmp_path / "tiny")
+    about = json.loads((later / "model/run.json").read_text())
+    assert Bundle(later / "explorer").meta["run"] == about and about["step"] == 4
+    assert "torch" in Bundle(later / "explorer").meta["program"] and about["program"]["soho_fast"]
+    assert main(["figure", str(later), "--columns", "2"]) == 0
+    assert "built of the model of step" not in capsys.readouterr().out
+    write_run_of(later / "model", 6, about["identity"])
+    line = f"{later / 'explorer'} was built of the model of step 4; {later / 'model'} is of step 6 by now"
+    assert main(["figure", str(later), "--columns", "2"]) == 0
+    assert f"{line}\n" in capsys.readouterr().out
+    write_run_of(later / "model", 4, "another")
+    assert main(["figure", str(later), "--columns", "2"]) == 0
+    said = capsys.readouterr().out
+    assert f"built of the model of step 4; {later / 'model'} is another one of step 4 by now\n" in said
