@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         with from_extra("train"):
             from soho_fast.common.lock import only_user
             from soho_fast.common.progress import ProgressLines
+            from soho_fast.common.versions import gone_on
             from soho_fast.engine.distributed import leave_processes, start_processes
             from soho_fast.engine.report import report_evaluation
             from soho_fast.tasks.contents import weights_identity
@@ -63,14 +64,15 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(options.into or Path(options.run or f"runs/{recipe.name}") / "evaluation" / own)
         what = f"{task.name}, split {split}, checkpoint {called} ({model_folder})"
         how = f", prepared in {prepared}" if prepared else ""
-        processes.say(f"{what}{how}, {processes.world} process(es)")
+        for line in (f"{what}{how}, {processes.world} process(es)", *gone_on(model_folder)):
+            processes.say(line)
         with only_user(folder, processes, processes.say):
             progress, identity = ProgressLines(processes.say, "evaluation"), {"weights": weights_identity(model_folder)}
             evaluation = task.evaluate_split(model, split, Sharing(processes, progress, folder / "partial", identity))
             if processes.is_main:
                 about = {"task": task.name, "split": split, "checkpoint": called, "model": model_folder}
                 about |= {"prepared": prepared, **_about_images(task, split, processes.say)}
-                report_evaluation(task, evaluation, about, options.run, folder)
+                report_evaluation(task, evaluation, about, folder)
             processes.wait()
             leave_processes()
     return command.code

@@ -20,6 +20,7 @@ with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
     from soho_fast.common.errors import UserError
     from soho_fast.common.hub import check_name, no_such_path
+    from soho_fast.common.versions import gone_on
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,8 +83,10 @@ def _run(arguments: list[str]) -> int:
     quiet_transformers()
     with from_extra("train"):
         from soho_fast.ask.many import ask_many
-        from soho_fast.ask.pipeline import SohoPipeline
+        from soho_fast.ask.pipeline import SohoPipeline, model_folder
 
+    for line in gone_on(model_folder(folder)):
+        print(line, file=sys.stderr)
     if action == "many":
         ask_many(folder, **options)
         return 0

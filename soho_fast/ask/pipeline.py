@@ -24,6 +24,7 @@ with from_extra("train"):
     from tqdm import tqdm
     from transformers.utils import cached_file
 
+    from soho_fast.ask import MODELS
     from soho_fast.ask.questions import Answer, Listed, OneImage, Questions, RaisingErrors, ReturningErrors
     from soho_fast.common.hub import loading_options
     from soho_fast.data.batches.sample import pad_texts
@@ -43,14 +44,13 @@ with from_extra("train"):
     from soho_fast.model.image_tokens import join_images, split_images
     from soho_fast.model.pretrained import check_finite
 
-# What each kind of model is for, in words, and the question that it takes.
-_MODELS = {
-    SohoForPreTraining: ("pre-training", "rank"),
-    SohoForImageTextRetrieval: ("image-text retrieval", "rank"),
-    SohoForQuestionAnswering: ("question answering", "answer"),
-    SohoForVisualReasoning: ("visual reasoning about two images", "compare"),
-    SohoForVisualEntailment: ("visual entailment", "entails"),
-}
+_CLASSES = (
+    SohoForPreTraining,
+    SohoForImageTextRetrieval,
+    SohoForQuestionAnswering,
+    SohoForVisualReasoning,
+    SohoForVisualEntailment,
+)
 
 FIELDS = {
     "answer": ("image", "question"),
@@ -154,7 +154,7 @@ class SohoPipeline(Questions):
     @property
     def action(self) -> str:
         """The question that this model takes, one of `FIELDS`."""
-        return _MODELS[type(self.model)][1]
+        return MODELS[type(self.model).__name__][1]
 
     @overload
     def __call__(
@@ -253,8 +253,8 @@ class SohoPipeline(Questions):
 
     def _ask(self, action: str, values: Sequence[Any], top_k: int | None, **options: Any) -> Any:
         if self.action != action:
-            wanted = " or ".join(purpose for purpose, question in reversed(_MODELS.values()) if question == action)
-            purpose, question = _MODELS[type(self.model)]
+            wanted = " or ".join(purpose for purpose, question in reversed(MODELS.values()) if question == action)
+            purpose, question = MODELS[type(self.model).__name__]
             raise ValueError(f"{action}: needs a model for {wanted}; this one is for {purpose}, ask it by {question}")
         *images, words = values
         is_many = [*map(_are_many, images), _are_lists_of_texts(words) if action == "rank" else _are_many(words)]
@@ -457,10 +457,10 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[Any, SohoProcessor]:
         options, _ = loading_options(found)  # The hub is asked once.
         config = SohoConfig.from_pretrained(found, **options)
         processor = SohoProcessor.from_pretrained(found, **options)
-        kind = next((model for model in _MODELS if model.__name__ in (config.architectures or ())), None)
+        kind = next((model for model in _CLASSES if model.__name__ in (config.architectures or ())), None)
         if kind is None:
             held = ", ".join(config.architectures or ()) or "a model of unknown kind"
-            raise ValueError(f"{found} holds {held}; expected {', '.join(model.__name__ for model in _MODELS)}")
+            raise ValueError(f"{found} holds {held}; expected {', '.join(MODELS)}")
         model, info = kind.from_pretrained(
             found, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )

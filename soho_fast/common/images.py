@@ -5,6 +5,16 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""The formats that are decoded, by Pillow's names: those in which photographs and drawings are kept.
+
+Of Pillow's other forty some start a program (EPS), some only stand for a plug-in, and few are fed with hostile files.
+"""
+
+MAX_PIXELS = 89_478_485
+"""Width times height of the largest image that is decoded, of a JPEG after it was reduced on reading: from where on
+Pillow, as it comes, warns of a decompression bomb."""
+
 MAX_FILE_BYTES = 2**29
 """The largest image file that is read, in a folder or in an archive: 512 MiB, more than 170 million RGB pixels."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def write_run_of(folder: Path, step: int, identity: str) -> None:
     (folder / RUN_OF).write_text(json.dumps(about, indent=1) + "\n")
 
 
-def read_run_of(folder: str | Path) -> dict[str, Any] | None:
+def read_run_of(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """What `write_run_of` wrote there; None where nothing says it, as of a model of others."""
     try:
         about = json.loads((Path(folder) / RUN_OF).read_text())
@@ -52,7 +53,7 @@ def read_run_of(folder: str | Path) -> dict[str, Any] | None:
         return None
 
 
-def gone_on(folder: str | Path) -> list[str]:
+def gone_on(folder: str | os.PathLike[str]) -> list[str]:
     """A line where the run of a model, whose folder lies in the run's, has gone on since; nothing where it has not."""
     about, run = read_run_of(folder), Path(folder).resolve().parent
     if about is None or not (run / "recipe.yaml").is_file():

@@ -33,23 +33,13 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType
 
 from soho_fast.common.errors import CorruptImageError
-from soho_fast.common.images import one_line, to_rgb
+from soho_fast.common.images import FORMATS, MAX_PIXELS, one_line, to_rgb
 from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.stores import FolderStore
 
 # Pillow's own default for thumbnail(): decode a JPEG at a reduced DCT size only while that stays this many times larger
 # than the wanted size, which keeps the result indistinguishable from a full decode.
 _REDUCING_GAP = 2.0
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""The formats that are decoded, by Pillow's names: those in which photographs and drawings are kept.
-
-Of Pillow's other forty some start a program (EPS), some only stand for a plug-in, and few are fed with hostile files.
-"""
-
-MAX_PIXELS = 89_478_485
-"""Width times height of the largest image that is decoded, of a JPEG after it was reduced on reading: from where on
-Pillow, as it comes, warns of a decompression bomb."""
 
 # Pixels that are turned into RGB at a time: on the way they take several times their own memory.
 _BAND = 2**22

@@ -36,7 +36,8 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from soho_fast.common.errors import UserError
 from soho_fast.common.files import PARTIAL, write_atomically
 from soho_fast.common.processes import Processes
-from soho_fast.engine.changes import SHARDING
+from soho_fast.common.versions import write_run_of
+from soho_fast.engine.changes import SHARDING, digest_of
 from soho_fast.engine.resharding import fragments_of, load_resharded
 
 FORMAT = 3
@@ -265,6 +266,11 @@ class Checkpoints:
                 error = f"{failure.filename}: {failure.strerror}"
         self._raise_first(error)
         return final
+
+    def make_model_folder(self, folder: Path, step: int) -> None:
+        """Make the folder of a model of this run, with the file that says of which step it is."""
+        folder.mkdir()
+        write_run_of(folder, step, digest_of(self.identity))
 
     def load(self, engine: DeepSpeedEngine, path: Path) -> Progress:
         """Restore engine, optimiser, loss scale and this rank's RNG from a complete checkpoint.

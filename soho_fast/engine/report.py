@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from soho_fast.common.files import read_log, write_atomically
-from soho_fast.common.hub import RUN_MODELS
 from soho_fast.common.tables import print_table
-from soho_fast.common.versions import program
+from soho_fast.common.versions import program, read_run_of
 from soho_fast.engine.changes import digest_of
 
 if TYPE_CHECKING:
@@ -195,6 +194,8 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
     print(f"{progress.step} steps in {progress.seconds / 60:.1f} minutes of training; in {folder}/:")
     best = f"  best/ (step {progress.best_step})" if progress.best is not None else ""
     print(f"  curves.png  metrics.json  log.jsonl  recipe.yaml  tensorboard/  checkpoints/  model/{best}")
+    for line in older_evaluations(folder):
+        print(line)
     print("next:")
     train = "deepspeed soho_fast/train.py" if Path("soho_fast/train.py").is_file() else "python -m soho_fast.train"
     for command in [
@@ -204,6 +205,21 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
     ]:
         print(f"  {command}")
     sys.stdout.flush()
+
+
+def older_evaluations(run: Path) -> list[str]:
+    """A line for each evaluation in a run's folder that is of another model than the one that has its name by now."""
+    lines = []
+    for path in sorted((run / "evaluation").glob("*/metrics.json")):
+        try:
+            about = json.loads(path.read_text())
+            model, was = run / Path(about["model"]).name, [about["step"], about["identity"]]
+        except (OSError, ValueError, KeyError, TypeError):  # As of a model that is of no run.
+            continue
+        now = read_run_of(model)
+        if now and was != [now["step"], now["identity"]]:
+            lines.append(f"{path.parent} is of step {was[0]}; {model} is of step {now['step']} by now: evaluate again")
+    return lines
 
 
 def _twice(run: Run) -> str:
@@ -223,20 +239,20 @@ def _twice(run: Run) -> str:
     return " ".join(options)
 
 
-def report_evaluation(task: Any, evaluation: Any, about: Mapping[str, Any], run: str | None, folder: Path) -> None:
+def report_evaluation(task: Any, evaluation: Any, about: Mapping[str, Any], folder: Path) -> None:
     """Write what an evaluation of one split found, and print its metrics.
 
     Args:
         task: the task.
         evaluation: what `evaluate_split` gave: its `metrics`, and `write(folder)`, which returns the names of files.
         about: what was evaluated, as metrics.json has it; its split and its checkpoint are printed.
-        run: the run's folder; None where the model is of none.
         folder: where the files go.
     """
     metrics, where = evaluation.metrics, f"split {about['split']}"
     files = evaluation.write(folder)
-    about = {**about, **_run_of(run, about["checkpoint"]), "program": program(), "metrics": metrics}
-    write_metrics(folder / "metrics.json", about)
+    of_run = read_run_of(about["model"]) or {}
+    of_run = {name: of_run[name] for name in ("step", "identity") if name in of_run}
+    write_metrics(folder / "metrics.json", {**about, **of_run, "program": program(), "metrics": metrics})
     if metrics:
         table = task.table(metrics)
         table.title = f"{table.title}, {where}, checkpoint {about['checkpoint']}"
@@ -244,15 +260,3 @@ def report_evaluation(task: Any, evaluation: Any, about: Mapping[str, Any], run:
     else:
         print(f"{where} has no published answers to compare with")
     print(f"in {folder}/:  metrics.json  {'  '.join(files)}")
-
-
-def _run_of(run: str | None, checkpoint: str) -> dict[str, Any]:
-    """The training step of a run's best or last model, and what the run is known by, where it has ended and says so."""
-    if run is None or checkpoint not in RUN_MODELS:
-        return {}
-    try:
-        found = json.loads((Path(run) / "metrics.json").read_text())
-        step = found["best"]["step"] if checkpoint == "best" else found["step"]
-        return {"step": step, "identity": found["identity"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}

@@ -79,7 +79,7 @@ class Task(Protocol):
         """
 
     def export(self, model: nn.Module, state_dict: Mapping[str, Any], folder: Path) -> None:
-        """Write a loadable model folder: weights (safetensors), config, processor."""
+        """Write a loadable model into a folder: weights (safetensors), config, processor."""
 
 
 @runtime_checkable

@@ -384,13 +384,13 @@ class Run:
         """Write `<name>/`: weights, config and processor, gathered from all ranks under ZeRO 3."""
         state = whole_state(self.step.engine)
         if self.processes.is_main:
-            folder = self.folder / name
             partial = self.folder / f"{name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             try:
+                self.checkpoints.make_model_folder(partial, self.progress.step)
                 self.task.export(self.step.model, state, partial)
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                partial.rename(self.folder / name)
             except (OSError, SafetensorError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise UserError(f"{partial}: the model could not be written: {reason}") from error

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from soho_fast.ask import MODELS
 from soho_fast.common.command_line import quiet_transformers
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
@@ -35,15 +36,6 @@ with from_extra("explore"):
 
 if TYPE_CHECKING:
     from soho_fast.explore.attention import SeeingPipeline
-
-MODELS = {
-    "SohoForPreTraining": ("pre-training", "rank"),
-    "SohoForImageTextRetrieval": ("image-text retrieval", "rank"),
-    "SohoForQuestionAnswering": ("question answering", "answer"),
-    "SohoForVisualReasoning": ("visual reasoning about two images", "compare"),
-    "SohoForVisualEntailment": ("visual entailment", "entails"),
-}
-"""What each kind of model is for, in words, and the question that it takes; as in pipeline.py, without torch."""
 
 MAX_TEXTS = 100
 MAX_CHARACTERS = 10_000

@@ -25,7 +25,7 @@ from soho_fast.common.progress import ProgressLines
 from soho_fast.common.versions import program
 from soho_fast.explore import bundle as layout
 from soho_fast.explore import gallery, statistics, words
-from soho_fast.explore.bundle import Bundle, check_unaltered
+from soho_fast.explore.bundle import Bundle, BundleError
 from soho_fast.explore.figure import choose_codes
 from soho_fast.explore.sources import ImageError, Source, digest_of
 from soho_fast.explore.spool import Spool
@@ -49,13 +49,13 @@ def check_folder(folder: Path) -> None:
 def is_made_of(folder: Path, made_of: str, say: Callable[[str], None] = print) -> bool:
     """Whether an explorer of these weights, data and options is there, as it was built; says so where one is that was
     altered since, or is of another model."""
-    if not (folder / "data" / "meta.js").is_file():
-        return False
     try:
-        check_unaltered(folder)
         bundle = Bundle(folder)
-    except (ValueError, OSError) as error:
-        say(f"{str(error).removesuffix('; build the explorer anew')}; it is built anew")
+        bundle.check()
+    except FileNotFoundError:
+        return False
+    except BundleError as error:
+        say(f"{error.told}; it is built anew")
         return False
     if bundle.meta.get("made_of") == made_of:
         return True

@@ -193,6 +193,7 @@ def _made_of(opened: Opened, options: argparse.Namespace) -> str:
         weights_identity(opened.folder) or "",
         opened.images.identity(),
         json.dumps([options.title, options.licence, data.shorter_edge, data.longer_edge, data.precision]),
+        json.dumps(read_run_of(opened.folder)),
         *_program(),
     ):
         digest.update(part.encode() + b"\0")

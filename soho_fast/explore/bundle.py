@@ -127,6 +127,7 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.common.checksums import SUMS, altered_files, read_checksums
+from soho_fast.common.errors import UserError
 from soho_fast.common.versions import read_run_of
 
 PAGES = Path(__file__).parent / "pages"
@@ -139,8 +140,12 @@ IMAGES_PER_FILE = 256
 _FORM = re.compile(r'explorer\.receive\("([\w-]+)", (.*)\);\n', re.DOTALL)
 
 
-class BundleError(ValueError):
-    """A folder that is no bundle, or a damaged one; the message names the file, and what to do."""
+class BundleError(UserError):
+    """A damaged bundle; the message names the file (`told`), and what to do."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(f"{told}; build the explorer anew")
+        self.told = told
 
 
 def write_value(folder: Path, name: str, value: Any) -> None:
@@ -170,21 +175,14 @@ def copy_pages(folder: Path) -> None:
             shutil.copyfile(path, copy)
 
 
-def check_unaltered(folder: Path) -> None:
-    """Raises BundleError: SHA256SUMS is missing or damaged, or a file is not as it lists it."""
-    try:
-        altered = altered_files(folder) if (folder / SUMS).is_file() else f"{SUMS} is missing"
-    except ValueError as error:
-        raise BundleError(f"{error}; build the explorer anew") from error
-    if altered:
-        raise BundleError(f"{folder}: {altered} since it was built; build the explorer anew")
-
-
 class Bundle:
     """A bundle that was written before. Each file that is read is compared with its checksum, where there are some.
 
     Args:
         folder: Where it lies.
+
+    Attributes:
+        sums: SHA-256 of its files by name; None where it has no SHA256SUMS.
 
     Raises:
         FileNotFoundError: there is none.
@@ -198,15 +196,13 @@ class Bundle:
                 f"{folder} is no explorer (it has no data/meta.js); make one: python -m soho_fast.explore build RUN"
             )
         try:
-            self._sums = read_checksums(self.folder) or {}
+            self.sums = read_checksums(self.folder)
         except ValueError as error:
-            raise BundleError(f"{error}; build the explorer anew") from error
+            raise BundleError(str(error)) from error
         self.meta: Mapping[str, Any] = self.read("meta")
         if self.meta.get("schema") != SCHEMA:
-            raise BundleError(
-                f"{self.folder / 'data' / 'meta.js'}: expected schema {SCHEMA}, got {self.meta.get('schema')!r}; "
-                "build the explorer anew"
-            )
+            found = self.meta.get("schema")
+            raise BundleError(f"{self.folder / 'data' / 'meta.js'}: expected schema {SCHEMA}, got {found!r}")
 
     def read(self, name: str) -> Any:
         """The value of data/<name>.js. Raises BundleError: it is missing or damaged."""
@@ -217,21 +213,23 @@ class Bundle:
                 raise ValueError("it does not hand over one value")
             return json.loads(found[2])
         except (ValueError, RecursionError) as error:
-            raise BundleError(
-                f"{self.folder / 'data' / name}.js can't be read ({error}); build the explorer anew"
-            ) from error
+            raise BundleError(f"{self.folder / 'data' / name}.js can't be read ({error})") from error
 
     def content(self, name: str) -> bytes:
         """A file, by its name in the bundle. Raises BundleError: it is missing, or was altered."""
         try:
             content = (self.folder / name).read_bytes()
         except OSError as error:
-            raise BundleError(
-                f"{self.folder / name} can't be read ({error.strerror}); build the explorer anew"
-            ) from error
-        if name in self._sums and hashlib.sha256(content).hexdigest() != self._sums[name]:
-            raise BundleError(f"{self.folder}: {name} has changed since it was built; build the explorer anew")
+            raise BundleError(f"{self.folder / name} can't be read ({error.strerror})") from error
+        if self.sums and hashlib.sha256(content).hexdigest() != self.sums.get(name):
+            raise BundleError(f"{self.folder}: {name} has changed since it was built")
         return content
+
+    def check(self) -> None:
+        """Compare all files with their checksums. Raises BundleError: one was altered, or there are no checksums."""
+        altered = altered_files(self.folder) if self.sums else f"{SUMS} is missing"
+        if altered:
+            raise BundleError(f"{self.folder}: {altered} since it was built")
 
     def of_another_model(self) -> list[str]:
         """A line where the model that it was built of, which lies beside it, is another one by now."""
@@ -258,5 +256,5 @@ class Bundle:
         name = f"{what}s-{number // per_file:04d}"
         values = self.read(name)
         if not isinstance(values, list) or len(values) <= number % per_file:
-            raise BundleError(f"{self.folder / 'data' / name}.js ends too early; build the explorer anew")
+            raise BundleError(f"{self.folder / 'data' / name}.js ends too early")
         return values[number % per_file]

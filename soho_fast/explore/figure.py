@@ -73,17 +73,10 @@ def _numbers(text: str) -> list[int]:
 
 
 def open_explorer(path: str | Path) -> Bundle:
-    """The explorer in a folder, or in the run's folder that is named.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
+    """The explorer in a folder, or in the run's folder that is named; raises as `Bundle`."""
     path = Path(path)
     inner = path / "explorer"
-    try:
-        return Bundle(inner if not (path / "data").is_dir() and inner.is_dir() else path)
-    except (FileNotFoundError, BundleError) as error:
-        raise UserError(str(error)) from error
+    return Bundle(inner if not (path / "data").is_dir() and inner.is_dir() else path)
 
 
 def choose_codes(bundle: Bundle, rows: int = ROWS, columns: int = COLUMNS) -> list[int]:
@@ -188,6 +181,7 @@ def draw_figure(
         The file.
 
     Raises:
+        FileNotFoundError: there is no explorer.
         UserError: one of them can't be used; the message says which.
     """
     if kind not in KINDS:
@@ -210,9 +204,8 @@ def draw_figure(
     found = [_of_code(bundle, code) for code in chosen]
     try:
         tiles, licences = _tiles(bundle, found, columns, kind)
-    except (OSError, IndexError, BundleError) as error:
-        told = str(error).removesuffix("; build the explorer anew")
-        raise UserError(f"{bundle.folder}: {told}; build the explorer anew") from error
+    except (OSError, IndexError) as error:
+        raise BundleError(f"{bundle.folder}: {error}") from error
     _draw(path, bundle, found, tiles, licences, columns, dpi)
     return path
 
@@ -220,7 +213,7 @@ def draw_figure(
 def _of_code(bundle: Bundle, code: int) -> Mapping[str, Any]:
     try:
         found = bundle.code(code)
-    except (IndexError, BundleError) as error:
+    except IndexError as error:
         raise UserError(str(error)) from error
     if not found["tokens"]:
         raise UserError(f"code {code} is unused: none of the {bundle.meta['num_tokens']:,} tokens here has it")

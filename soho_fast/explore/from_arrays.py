@@ -23,13 +23,10 @@ from soho_fast.explore.sources import ImageError, SeenImage, small_copy
 with from_extra("explore"):
     from PIL import Image, ImageOps
 
-    from soho_fast.common.images import to_rgb
+    from soho_fast.common.images import FORMATS, MAX_PIXELS, to_rgb
 
 # Looked up at a time: enough to keep the lookup busy, little beside the images.
 _IMAGES_AT_A_TIME = 256
-# As in data/images.py, which needs the extra `train`.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-_MOST_PIXELS = 89_478_485
 
 Features = np.ndarray | torch.Tensor | Sequence[np.ndarray | torch.Tensor]
 Images = np.ndarray | torch.Tensor | Sequence[np.ndarray | torch.Tensor | str | os.PathLike[str]]
@@ -232,10 +229,10 @@ def look_up(features: Sequence[np.ndarray], codebook: np.ndarray) -> list[tuple[
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """An image file in RGB, upright. Raises ImageError: it can't be read."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.draft("RGB", (512, 512))  # Of a JPEG a half, quarter or eighth is decoded, at least that large.
-            if image.width * image.height > _MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels; expected at most {_MOST_PIXELS:,} in all")
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels; expected at most {MAX_PIXELS:,} in all")
             return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # A decoder meets damage with errors of any kind.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split(" <_io")[0]

@@ -23,7 +23,7 @@ from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
 from soho_fast.common.versions import gone_on
 from soho_fast.explore.build import default_folder
-from soho_fast.explore.bundle import PAGES, Bundle, check_unaltered
+from soho_fast.explore.bundle import PAGES, Bundle, BundleError
 
 with from_extra("explore"):
     import uvicorn
@@ -146,19 +146,16 @@ def at_hand(given: str, more: Sequence[str] = (), explorer: str | None = None, *
         name = name if names.count(name) == 1 else folder
         models[name] = AskedModel(name, model_folder(folder))
     bundle = Bundle(explorer)
-    if (bundle.folder / SUMS).is_file():
-        check_unaltered(bundle.folder)
+    if bundle.sums:
+        bundle.check()
     else:
         print(f"{explorer} has no {SUMS}: whether it is as it was built is not known")
-    for line in bundle.of_another_model():
+    for line in sum([gone_on(model.folder) for model in models.values()], bundle.of_another_model()):
         print(line)
-    for folder in folders:
-        for line in gone_on(model_folder(folder)):
-            print(line)
     needed = {"title": str, "weights": str, "num_shown": int}
     lost = [name for name, kind in needed.items() if not isinstance(bundle.meta.get(name), kind)]
     if lost:
-        raise UserError(f"{Path(explorer) / 'data' / 'meta.js'} lacks {', '.join(lost)}; build the explorer anew")
+        raise BundleError(f"{Path(explorer) / 'data' / 'meta.js'} lacks {', '.join(lost)}")
     is_run = not alone and (Path(given) / "recipe.yaml").is_file()
     shown = ShownImages(bundle, Originals(given if is_run else None))
     return Asking(models, shown, **limits)

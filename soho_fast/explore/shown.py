@@ -78,7 +78,7 @@ class ShownImages:
                 raise BundleError(f"{image_path(number)} leads out of the explorer")
             return self.bundle.content(image_path(number)), "small copy"
         except (OSError, LookupError, TypeError) as error:
-            raise BundleError(f"{image_path(number)} can't be read; build the explorer anew") from error
+            raise BundleError(f"{image_path(number)} can't be read") from error
 
     def agreement(self, codes_of: Callable[[bytes], tuple[int, int, list[int]]]) -> float | None:
         """How many of the patches of some images, of all in between 0 and 1, have the code that the explorer shows.

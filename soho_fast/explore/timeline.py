@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from soho_fast.common.versions import read_run_of
 
 if TYPE_CHECKING:
     from soho_fast.model.visual_dictionary import VisualDictionary
@@ -73,7 +74,9 @@ def timeline(run: Path | None, dictionary: VisualDictionary | None) -> dict[str,
     snapshots: list[_Snapshot] = []
     if dictionary is not None:
         num_codes, decay = dictionary.num_codes, dictionary.config.usage_decay
-        model_step = _model_step(run, folder, last_step)
+        # A best one, and the last one of a run that has gone on, are older than the log.
+        about = read_run_of(run) if run else None
+        model_step = about["step"] if about else last_step
         age_K = dictionary.age[:num_codes].double().cpu().numpy()
         # Updates and steps end together; they begin together only where nothing is learnt before the dictionary.
         reset = [max(0, model_step - int(age)) for age in age_K] if int(dictionary.step) else [None] * num_codes
@@ -100,16 +103,6 @@ def _points(pairs: Iterable[tuple[int, Any]]) -> list[list[float]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _model_step(run: Path | None, folder: Path | None, last_step: int) -> int:
-    """The step that the model is of: a best one is older than the last."""
-    if run is not None and folder is not None and run.name == "best" and run != folder:
-        try:
-            return int(json.loads((folder / "metrics.json").read_text())["best"]["step"])
-        except (OSError, ValueError, TypeError, KeyError):
-            pass
-    return last_step
 
 
 def _logged_snapshots(records: Sequence[Mapping[str, Any]], num_codes: int, decay: float) -> list[_Snapshot]:

@@ -15,10 +15,12 @@ from torch import nn
 from torch._inductor import aoti_compile_and_package
 from torch.export import Dim, export
 
-from soho_fast.ask.pipeline import FIELDS, SohoPipeline, load_model
+from soho_fast.ask.pipeline import FIELDS, SohoPipeline, load_model, model_folder
+from soho_fast.common.checksums import SUMS, write_checksums
 from soho_fast.common.errors import UserError
 from soho_fast.common.files import own_scratch
 from soho_fast.common.images import one_line
+from soho_fast.common.versions import gone_on, program, read_run_of
 from soho_fast.export.graphs import EncodeImages, ReadTexts
 
 _STRIDE = 32
@@ -38,6 +40,8 @@ def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[st
         ValueError, OSError: the model can't be loaded, can't be exported, or the folder can't be written.
     """
     model, processor = load_model(folder)
+    for line in gone_on(model_folder(folder)):
+        say(line)
     question, config = SohoPipeline(model, processor).action, model.config
     if config.visual_encoder != "paper":
         raise UserError(
@@ -50,13 +54,15 @@ def export_model(folder: str | os.PathLike[str], output: Path, say: Callable[[st
         _compile(EncodeImages(model), _images(config), scratch / "encode.pt2")
         say("compiling the second stage, visual tokens and texts to logits ...")
         _compile(ReadTexts(model), _texts(config, question), scratch / "read.pt2")
-        (scratch / "about.json").write_text(json.dumps(_about(model, processor, question), indent=1) + "\n")
+        about = {**_about(model, processor, question), "run": read_run_of(model_folder(folder))}
+        (scratch / "about.json").write_text(json.dumps(about, indent=1) + "\n")
         processor.tokenizer.backend_tokenizer.save(str(scratch / "tokenizer.json"))
         shutil.copyfile(Path(__file__).with_name("run.py"), scratch / "run.py")
+        write_checksums(scratch)
         os.replace(scratch, output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    say(f"{output}: encode.pt2, read.pt2, about.json, tokenizer.json, run.py")
+    say(f"{output}: encode.pt2, read.pt2, about.json, tokenizer.json, run.py, {SUMS}")
 
 
 def _compile(stage: nn.Module, inputs: dict[str, tuple[torch.Tensor, dict[int, Any]]], path: Path) -> None:
@@ -151,5 +157,5 @@ def _about(model: Any, processor: Any, question: str) -> dict[str, Any]:
             },
             "outputs": {"logits": "float32 (texts, labels)"},
         },
-        "made_with": {"torch": str(torch.__version__), "machine": platform.machine()},
+        "made_with": {**program(), "machine": platform.machine()},
     }

@@ -10,6 +10,7 @@ two images takes two files.
 about.json says what the two compiled stages, encode.pt2 and read.pt2, take and give.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ class Model:
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
+        _check_files(folder)
         self.about: dict[str, Any] = json.loads((folder / "about.json").read_text())
         self._encode, self._read = (
             torch._inductor.aoti_load_package(str(folder / name)) for name in ("encode.pt2", "read.pt2")
@@ -133,6 +135,15 @@ def read_ppm(path: str | Path) -> Tensor:
         raise ValueError(f"{path}: expected {width} x {height} pixels, got {len(content) - place} bytes")
     pixels = torch.frombuffer(bytearray(content[place : place + 3 * width * height]), dtype=torch.uint8)
     return pixels.view(height, width, 3).permute(2, 0, 1)
+
+
+def _check_files(folder: Path) -> None:
+    """That the files are those that were exported, where SHA256SUMS lists them."""
+    path = folder / "SHA256SUMS"
+    for line in path.read_text(errors="replace").removesuffix("\n").split("\n") if path.is_file() else []:
+        digest, name = line[:64], line[66:]
+        if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+            raise ValueError(f"{folder}: {name} is missing or has changed since it was exported; export it again")
 
 
 def _check(name: str, value: object, dtype: torch.dtype, shape: str, dims: int) -> None:

@@ -11,6 +11,7 @@ from tiny_corpus import draw
 
 from soho_fast.ask import SohoPipeline
 from soho_fast.ask.__main__ import main
+from soho_fast.common.versions import write_run_of
 from soho_fast.model import (
     SohoForImageTextRetrieval,
     SohoForPreTraining,
@@ -104,6 +105,20 @@ def test_errors_in_plain_words(save, images, tmp_path):
     (folder / "model/config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
     with pytest.raises(ValueError, match="holds BertModel; expected SohoForPreTraining"):
         SohoPipeline.from_pretrained(folder)
+
+
+def test_an_answer_of_a_model_whose_run_went_on_says_of_which_step(save, images, capsys):
+    """Beside the answer, which a program may read."""
+    _, run = save(SohoForQuestionAnswering)
+    (run / "recipe.yaml").write_text("task: vqa\n")
+    (run / "checkpoints/step-00000006").mkdir(parents=True)
+    assert main(["answer", str(run), str(images[0]), "a red", "--json"]) == 0
+    plain = capsys.readouterr()
+    write_run_of(run / "model", 4, "0123456789abcdef")
+    assert main(["answer", str(run), str(images[0]), "a red", "--json"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, plain.err) == (plain.out, "")
+    assert said.err == f"{run / 'model'} is of step 4; its run has gone on to step 6\n"
 
 
 def test_a_model_that_cannot_be_used_gives_no_answer(save, images, tmp_path):

@@ -1,9 +1,13 @@
 """An exported model, in a process that has torch alone: the pipeline's answers and codes, for any sizes of a call."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +20,7 @@ from tokenizers import Tokenizer
 
 from soho_fast import ops
 from soho_fast.ask.pipeline import load_model
+from soho_fast.common.versions import program, write_run_of
 from soho_fast.export.__main__ import main as export_main
 from soho_fast.export.graphs import EncodeImages, PlainLookup, ReadTexts
 
@@ -57,9 +62,17 @@ def padded(processor, texts):
 
 @pytest.fixture(scope="session")
 def exported(folder_of, tmp_path_factory):
-    output = tmp_path_factory.mktemp("exported") / "model"
-    assert export_main([str(folder_of("compare")), str(output)]) == 0
-    return output
+    """Of a run's best model, of step 4; the run went on to step 6."""
+    run = tmp_path_factory.mktemp("exported")
+    shutil.copytree(folder_of("compare"), run / "best")
+    write_run_of(run / "best", 4, "0123456789abcdef")
+    (run / "recipe.yaml").write_text("task: nlvr2\n")
+    (run / "checkpoints/step-00000006").mkdir(parents=True)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert export_main([str(run), str(run / "model-of-torch")]) == 0
+    assert f"{run / 'best'} is of step 4; its run has gone on to step 6\n" in said.getvalue()
+    return run / "model-of-torch"
 
 
 @pytest.fixture(scope="session")
@@ -140,9 +153,11 @@ def test_the_example_prints_the_answer(answers, soho_of):
 
 def test_what_lies_beside_the_stages(exported, processor, folder_of):
     assert sorted(path.name for path in exported.iterdir() if path.is_file()) == [
-        "about.json", "encode.pt2", "read.pt2", "run.py", "tokenizer.json",
+        "SHA256SUMS", "about.json", "encode.pt2", "read.pt2", "run.py", "tokenizer.json",
     ]  # fmt: skip
     about = json.loads((exported / "about.json").read_text())
+    assert about["run"] == {"step": 4, "identity": "0123456789abcdef", "program": program()}
+    assert about["made_with"] == {**program(), "machine": platform.machine()}
     assert about["labels"] == ["False", "True"] and about["images"] == ["left", "right"]
     assert (about["image"]["shortest_edge"], about["image"]["longest_edge"]) == (64, 128)
     assert about["text"]["max_tokens"] == 16 and about["text"]["cls_token"] == processor.tokenizer.cls_token_id
@@ -156,6 +171,24 @@ def test_what_lies_beside_the_stages(exported, processor, folder_of):
         if line.startswith("import ") and "torch" in line
     ][:1]
     assert file == "import torch"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-9], lambda content: bytes([content[0] ^ 1]) + content[1:]]
+)
+@pytest.mark.parametrize("name", ["SHA256SUMS", "about.json", "encode.pt2", "read.pt2", "run.py", "tokenizer.json"])
+def test_an_altered_file_is_named_before_anything_is_loaded(exported, tmp_path, name, damage):
+    from soho_fast.export.run import Model
+
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    named = "" if name == "SHA256SUMS" else f"{name} "
+    with pytest.raises(ValueError, match=rf"copy: .*{named}is missing or has changed since it was exported"):
+        Model(folder)
+    (folder / name).unlink()
+    if name != "SHA256SUMS":
+        with pytest.raises(ValueError, match=rf"{name} is missing or has changed"):
+            Model(folder)
 
 
 def test_wrong_inputs_are_refused(runner, exported):

@@ -217,7 +217,7 @@ class StubTask:
         return {"loss": float(model(*inputs).loss), "random": float(torch.rand(()))}
 
     def export(self, model: nn.Module, state_dict: Mapping[str, Any], folder: Path) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         torch.save(dict(state_dict), folder / "weights.pt")
 
 

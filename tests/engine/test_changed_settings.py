@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
+from soho_fast.common.versions import read_run_of
 from soho_fast.engine import checkpoint, report
-from soho_fast.engine.changes import all_fields, changes_between, settings_identity
+from soho_fast.engine.changes import all_fields, changes_between, digest_of, settings_identity
 from soho_fast.engine.settings import OptimSettings, TrainSettings
 from soho_fast.tasks.recipe import read_recipe
 
@@ -171,6 +172,9 @@ def test_another_version_goes_on_and_says_so(launch, request_for):
     assert done.code == 0, done.text
     assert f"another version: program.torch 1.0 -> {now}" in done.text.splitlines()
     assert (4, f"another version: program.torch 1.0 -> {now}") in events(Path(half["output"]))
+    about = read_run_of(Path(half["output"]) / "model")
+    last = json.loads((path.parents[1] / "step-00000008/checkpoint.json").read_text())
+    assert (about["step"], about["identity"]) == (8, digest_of(last["identity"])), "a model says what it is of"
 
 
 def test_a_half_done_run_keeps_its_schedule(launch, request_for):

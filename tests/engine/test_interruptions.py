@@ -21,6 +21,7 @@ from soho_fast.common.files import read_log
 from soho_fast.common.processes import Processes
 from soho_fast.engine import trainer as training
 from soho_fast.engine import watchdog as stopping
+from soho_fast.engine.checkpoint import Checkpoints, Progress
 from soho_fast.engine.trainer import Run, steps_between_snapshots
 
 SCRIPT = Path(train.__file__)
@@ -356,6 +357,7 @@ def test_a_model_that_a_full_disk_refuses_is_one_line(tmp_path, monkeypatch):
 
     run = object.__new__(Run)
     run.processes, run.folder, run.task = Processes(), tmp_path, SimpleNamespace(export=export)
+    run.checkpoints, run.progress = Checkpoints(tmp_path, run.processes, 0), Progress()
     run.step = SimpleNamespace(engine=None, model=None)
     monkeypatch.setattr(training, "whole_state", lambda engine: {})
     with pytest.raises(UserError, match=r"model\.partial: the model could not be written: .* No space left on device"):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from soho_fast.engine.report import draw_curves
+from soho_fast.common.versions import write_run_of
+from soho_fast.engine.report import draw_curves, older_evaluations
 
 
 def train(step, **values):
@@ -81,3 +82,22 @@ def test_a_log_without_metrics_or_events(drawn):
 def test_a_log_without_training_draws_nothing(drawn, tmp_path):
     assert drawn([{"kind": "evaluation", "step": 0, "metrics": {"itm": 0.5}}]) is None
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_an_evaluation_that_is_older_than_its_model_is_told(tmp_path):
+    (tmp_path / "best").mkdir()
+    about = {"model": "runs/elsewhere/best", "step": 4, "identity": "a"}
+    for name, content in (
+        ("val-best", json.dumps(about)),
+        ("test-best", json.dumps({**about, "step": 6})),
+        ("of-another", json.dumps({"model": "owner/name"})),
+        ("damaged", "{"),
+    ):
+        (tmp_path / "evaluation" / name).mkdir(parents=True)
+        (tmp_path / "evaluation" / name / "metrics.json").write_text(content)
+    assert older_evaluations(tmp_path) == [], "nothing says what the model is"
+    write_run_of(tmp_path / "best", 6, "a")
+    old, best = tmp_path / "evaluation/val-best", tmp_path / "best"
+    assert older_evaluations(tmp_path) == [f"{old} is of step 4; {best} is of step 6 by now: evaluate again"]
+    write_run_of(best, 6, "b")
+    assert len(older_evaluations(tmp_path)) == 2, "another run of as many steps"

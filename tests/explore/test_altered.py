@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 from explore_made import MadeSource, codebook, seen_images
+from safetensors.torch import load_file, save_file
 from test_build import pretraining_task, write_run, write_tokenizer
 
+from soho_fast.common.checksums import write_checksums
 from soho_fast.common.versions import write_run_of
 from soho_fast.explore import Bundle, words_of_code
 from soho_fast.explore.__main__ import main
@@ -160,3 +162,25 @@ def test_an_explorer_beside_a_newer_model_says_so(run, tmp_path, capsys):
     assert main(["figure", str(later), "--columns", "2"]) == 0
     said = capsys.readouterr().out
     assert f"built of the model of step 4; {later / 'model'} is another one of step 4 by now\n" in said
+
+
+def test_build_and_serve_say_that_a_model_is_newer_or_its_run_went_on(run, tmp_path, capsys):
+    from soho_fast.explore.serve import at_hand
+
+    later = shutil.copytree(run, tmp_path / "tiny")
+    (later / "checkpoints/step-00000009").mkdir(parents=True)
+    write_run_of(later / "model", 6, "0123456789abcdef")
+    write_checksums(later / "model")
+    line = f"{later / 'explorer'} was built of the model of step 4; {later / 'model'} is of step 6 by now"
+    on = f"{later / 'model'} is of step 6; its run has gone on to step 9"
+    at_hand(str(later), upload_bytes=1, seconds=1.0)
+    assert capsys.readouterr().out.splitlines() == [line, on]
+    weights = later / "model/model.safetensors"
+    tensors = load_file(weights)
+    tensors["soho.visual_dictionary.codebook"] += 1.0
+    save_file(tensors, weights, {"format": "pt"})
+    write_checksums(later / "model")
+    assert main(["build", str(later)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == on and f"{line}; it is built anew" in said
+    assert Bundle(later / "explorer").meta["run"]["step"] == 6

@@ -8,6 +8,7 @@ import pytest
 import torch
 from explore_made import described
 
+from soho_fast.common.versions import write_run_of
 from soho_fast.explore.timeline import timeline
 from soho_fast.model import SohoConfig
 from soho_fast.model.visual_dictionary import VisualDictionary
@@ -157,7 +158,8 @@ def test_the_best_model_is_of_its_own_step(tmp_path):
     best = {name: tensor.clone() for name, tensor in made.state_dict().items()}
     _run(tmp_path, made, 20, lambda _: [1, 2], first=10)
     made.load_state_dict(best)
-    (tmp_path / "metrics.json").write_text('{"best": {"step": 10, "itm": 0.9}}')
+    (tmp_path / "best").mkdir()
+    write_run_of(tmp_path / "best", 10, "of that run")
     found = timeline(tmp_path / "best", made)
     assert found["unused_since"][:3] == [None, 5, 0] and found["last_step"] == 20
 

@@ -1,0 +1,42 @@
+"""Of which step of which run a model is, and whether its run has gone on since."""
+
+import json
+
+import pytest
+
+from soho_fast.common.versions import RUN_OF, gone_on, program, read_run_of, write_run_of
+
+
+@pytest.fixture
+def best(tmp_path):
+    """The best model, of step 4, of a run at step 6."""
+    (tmp_path / "run/best").mkdir(parents=True)
+    (tmp_path / "run/recipe.yaml").write_text("task: vqa\n")
+    (tmp_path / "run/checkpoints/step-00000006").mkdir(parents=True)
+    write_run_of(tmp_path / "run/best", 4, "0123456789abcdef")
+    return tmp_path / "run/best"
+
+
+def test_what_is_written_is_read(best):
+    assert read_run_of(best) == {"step": 4, "identity": "0123456789abcdef", "program": program()}
+
+
+def test_a_model_whose_run_went_on_says_so(best):
+    assert gone_on(best) == [f"{best} is of step 4; its run has gone on to step 6"]
+    write_run_of(best, 6, "0123456789abcdef")
+    (best.parent / "checkpoints/step-00000008.partial").mkdir()
+    (best.parent / "checkpoints/notes").mkdir()
+    assert gone_on(best) == [], "half-written, a step may never be there"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"step": "4", "identity": "a"}', '{"step": 4}'])
+def test_what_is_not_known_is_not_said(best, content):
+    (best / RUN_OF).write_text(content)
+    assert read_run_of(best) is None and gone_on(best) == []
+    assert read_run_of("owner/name") is None and gone_on("owner/name") == []
+
+
+def test_a_folder_beside_is_no_run(best):
+    """A model that was copied elsewhere tells its step, and nothing of what lies beside it."""
+    (best.parent / "recipe.yaml").unlink()
+    assert gone_on(best) == [] and json.loads((best / RUN_OF).read_text())["step"] == 4
