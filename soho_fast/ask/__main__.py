@@ -19,7 +19,7 @@ from soho_fast.common.extras import from_extra
 with from_extra("train"):
     from soho_fast.common.command_line import Parser, exit_code, quiet_transformers
     from soho_fast.common.errors import UserError
-    from soho_fast.common.hub import check_name, no_such_path
+    from soho_fast.common.hub import check_name, model_folder, no_such_path
     from soho_fast.common.versions import gone_on
 
 
@@ -83,7 +83,7 @@ def _run(arguments: list[str]) -> int:
     quiet_transformers()
     with from_extra("train"):
         from soho_fast.ask.many import ask_many
-        from soho_fast.ask.pipeline import SohoPipeline, model_folder
+        from soho_fast.ask.pipeline import SohoPipeline
 
     for line in gone_on(model_folder(folder)):
         print(line, file=sys.stderr)

@@ -26,7 +26,7 @@ with from_extra("train"):
 
     from soho_fast.ask import MODELS
     from soho_fast.ask.questions import Answer, Listed, OneImage, Questions, RaisingErrors, ReturningErrors
-    from soho_fast.common.hub import loading_options
+    from soho_fast.common.hub import loading_options, model_folder
     from soho_fast.data.batches.sample import pad_texts
     from soho_fast.data.images import is_image, load_any
     from soho_fast.data.processor import SohoProcessor
@@ -474,14 +474,6 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[Any, SohoProcessor]:
         raise ValueError(f"{found} lacks {len(lost)} tensors of {kind.__name__} ({', '.join(lost[:3])})")
     check_finite(model, str(found))
     return model.eval(), processor
-
-
-def model_folder(folder: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Where the model of a run is, or what was given. Raises FileNotFoundError: it is a run without one."""
-    found = next((Path(folder) / name for name in ("best", "model") if (Path(folder) / name).is_dir()), folder)
-    if found is folder and (Path(folder) / "recipe.yaml").is_file():
-        raise FileNotFoundError(f"{folder} is a run without a model yet: best/ and model/ come at its end")
-    return found
 
 
 def local_folder(folder: str | os.PathLike[str]) -> Path:

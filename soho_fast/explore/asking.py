@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soho_fast.ask import MODELS
+from soho_fast.common import hub
 from soho_fast.common.command_line import quiet_transformers
 from soho_fast.common.errors import UserError
 from soho_fast.common.extras import from_extra
@@ -65,14 +66,11 @@ class _NobodyWaits(Exception):
 
 def model_folder(given: str) -> Path:
     """The folder of the model of a run, or the folder of a model itself. Raises UserError."""
-    folder = Path(given)
-    if not folder.is_dir():
+    if not Path(given).is_dir():
         raise UserError(f"model: {given}: there is no such folder; expected that of a run or of a model")
-    found = next((folder / name for name in ("best", "model") if (folder / name).is_dir()), folder)
-    if found == folder and not (folder / "config.json").is_file():
-        is_run = (folder / "recipe.yaml").is_file()
-        why = "is a run without a model yet: best/ and model/ come at its end" if is_run else "has no config.json"
-        raise UserError(f"model: {given} {why}; to see an explorer without asking, serve its folder alone")
+    found = Path(hub.model_folder(given))
+    if not (found / "config.json").is_file():
+        raise UserError(f"model: {found} has no config.json; to see an explorer without asking, serve its folder alone")
     return found
 
 

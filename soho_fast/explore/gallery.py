@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from soho_fast.explore.sources import fields_of
 from soho_fast.explore.spool import Chunk, Spool
 
 MOST_SHOWN = 10_000
@@ -14,15 +15,7 @@ NUM_OCCURRENCES = 12
 NUM_EXAMPLES = 4
 """Patches of a code that are shown of each of its second-level codes."""
 
-_MEMBER = [
-    ("code", np.int64),
-    ("image", np.int64),
-    ("row", np.int64),
-    ("column", np.int64),
-    ("distance", np.float64),
-    ("key", np.uint64),
-    ("second", np.int32),
-]
+_MEMBER = [*fields_of("code image row column", "distance"), ("key", np.uint64), ("second", np.int32)]
 
 
 def draw(image: np.ndarray, patch: np.ndarray) -> np.ndarray:

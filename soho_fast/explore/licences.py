@@ -11,7 +11,6 @@ if none does, its licence is said to be unknown. The demo corpus knows of each o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -98,14 +97,10 @@ def read_licences(root: str) -> Licences:
     Raises:
         ValueError: it is no JSON, or not as it should be.
     """
+    from soho_fast.data.readers.records import load_json
+
     path = Path(root) / FILE if Path(root).is_dir() else Path(root).parent / FILE
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return Licences()
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected a list of licences as JSON ({error})") from error
-    return Licences(entries, str(path))
+    return Licences(load_json(path, "a list of licences") if path.is_file() else [], str(path))
 
 
 def demo_licences(root: str) -> dict[str, list[dict[str, str]]] | None:

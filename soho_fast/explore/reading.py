@@ -10,22 +10,10 @@ import numpy as np
 
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.explore.bundle import KINDS, Bundle
+from soho_fast.explore.sources import fields_of
 
-_OCCURRENCE = [
-    ("image", np.int64),
-    ("row", np.int64),
-    ("column", np.int64),
-    ("distance", np.float64),
-    ("rows", np.float64),
-    ("columns", np.float64),
-]
-_COUNTS = [
-    ("both", np.int64),
-    ("images", np.int64),
-    ("lift", np.float64),
-    ("low", np.float64),
-    ("high", np.float64),
-]
+_OCCURRENCE = fields_of("image row column", "distance rows columns")
+_COUNTS = fields_of("both images", "lift low high")
 
 
 def occurrences(
@@ -69,7 +57,10 @@ def words_of_code(explorer: str | os.PathLike[str] | Bundle, code: int) -> np.nd
     Raises:
         FileNotFoundError, BundleError: there is no explorer, or a damaged one. IndexError: there is no such code.
     """
-    return _named(_bundle(explorer).code(code)["words"], "word", _COUNTS)
+    entries = _bundle(explorer).code(code)["words"]
+    longest = max((len(entry["word"]) for entry in entries), default=1)
+    fields = [("word", f"U{longest}"), *_COUNTS]
+    return _records([[entry[name] for name, _ in fields] for entry in entries], fields)
 
 
 def codes_of_word(explorer: str | os.PathLike[str] | Bundle, word: str) -> np.ndarray:
@@ -100,9 +91,3 @@ def _bundle(explorer: str | os.PathLike[str] | Bundle) -> Bundle:
 
 def _records(rows: Sequence[Sequence[Any]], fields: Sequence[tuple[str, Any]]) -> np.ndarray:
     return np.array([tuple(row) for row in rows], dtype=list(fields))
-
-
-def _named(entries: Sequence[dict[str, Any]], name: str, fields: Sequence[tuple[str, Any]]) -> np.ndarray:
-    longest = max((len(entry[name]) for entry in entries), default=1)
-    dtype = [(name, f"U{longest}"), *fields]
-    return _records([[entry[field] for field, _ in dtype] for entry in entries], dtype)

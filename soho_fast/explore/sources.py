@@ -95,6 +95,11 @@ def small_copy(image: Image.Image) -> tuple[bytes, int, int]:
     return file.getvalue(), width, height
 
 
+def fields_of(integers: str, floats: str) -> list[tuple[str, type]]:
+    """Names of fields, int64 and float64, as numpy takes them for records."""
+    return [(name, np.int64) for name in integers.split()] + [(name, np.float64) for name in floats.split()]
+
+
 def digest_of(codebook: np.ndarray) -> str:
     """SHA-256 of a codebook, float32 (K, C), in hexadecimal."""
     return hashlib.sha256(np.ascontiguousarray(codebook, dtype="<f4").tobytes()).hexdigest()

@@ -20,6 +20,7 @@ import numpy as np
 
 from soho_fast.common.extras import from_extra
 from soho_fast.common.text import STOP_WORDS
+from soho_fast.explore.sources import fields_of
 
 with from_extra("explore"):
     from scipy.sparse import csr_array
@@ -33,13 +34,7 @@ MOST_WORDS = 2000
 WORDS_PER_CODE = 20
 CODES_PER_WORD = 32
 
-_WORD_OF_CODE = [
-    ("column", np.int64),
-    ("both", np.int64),
-    ("lift", np.float64),
-    ("low", np.float64),
-    ("high", np.float64),
-]
+_WORD_OF_CODE = fields_of("column both", "lift low high")
 
 # Words of all scripts; hyphens and apostrophes join. Vowel signs and accents, which re counts as no part of a word, and
 # joiners within words are part of many scripts; the variation selectors that follow digits and emoji are not.

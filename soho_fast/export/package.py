@@ -15,10 +15,11 @@ from torch import nn
 from torch._inductor import aoti_compile_and_package
 from torch.export import Dim, export
 
-from soho_fast.ask.pipeline import FIELDS, SohoPipeline, load_model, model_folder
+from soho_fast.ask.pipeline import FIELDS, SohoPipeline, load_model
 from soho_fast.common.checksums import SUMS, write_checksums
 from soho_fast.common.errors import UserError
 from soho_fast.common.files import own_scratch
+from soho_fast.common.hub import model_folder
 from soho_fast.common.images import one_line
 from soho_fast.common.versions import gone_on, program, read_run_of
 from soho_fast.export.graphs import EncodeImages, ReadTexts

@@ -38,7 +38,7 @@ def test_they_stand_beside_the_images(tmp_path):
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        ("[", r"licences\.json: expected a list of licences as JSON"),
+        ("[", r"licences\.json: not valid JSON .*; expected a list of licences"),
         ("{}", r"licences\.json: expected a list of \{what, credit, licence\}, got dict"),
         ('[{"what": "a", "credit": "b"}]', r"licences\.json\[0\]: expected texts by the names what, credit, licence"),
         (
