@@ -34,6 +34,15 @@ class CorruptImageError(ValueError):
     """An image file that can't be read or decoded; the message names the file and what went wrong."""
 
 
+MIN_SEEN = 1000
+"""One corrupt image in the first batch is no verdict on a data set: shares are of so many images at least."""
+
+
+def too_many_corrupt(count: int, seen: int, share: float) -> bool:
+    """Whether so many corrupt images of those seen are more than a share of them."""
+    return count > share * max(seen, MIN_SEEN)
+
+
 def printable(text: str) -> str:
     """The text without what a terminal would obey: names of files may hold control characters, which are shown as
     Python writes them. Line breaks and tabs stay."""

@@ -52,6 +52,7 @@ class Task(Protocol):
         random; it depends on the generator alone.
 
         A sample that can't be used says why in its attribute `corrupt`, a text; otherwise that is None or not there.
+        Where it has `data.images`, samples share images, and as many as there are images can be corrupt.
         """
 
     def collate(self, samples: list[Any]) -> Mapping[str, Any]:

@@ -19,10 +19,10 @@ with from_extra("train"):
     from deepspeed import DeepSpeedEngine
     from safetensors import SafetensorError
 
-    from soho_fast.common.errors import UserError
+    from soho_fast.common.errors import MIN_SEEN, UserError, too_many_corrupt
     from soho_fast.common.processes import Processes
     from soho_fast.common.progress import ProgressLines
-    from soho_fast.engine.batches import BatchPlan, grouped_plan, plan_batches, split_batch
+    from soho_fast.engine.batches import BatchPlan, grouped_plan, own_reason, plan_batches, split_batch
     from soho_fast.engine.checkpoint import Progress, rng_state, seed_everything, set_rng_state
     from soho_fast.engine.distributed import (
         average_batch_norm,
@@ -41,8 +41,6 @@ with from_extra("train"):
     from soho_fast.engine.watchdog import StopRequest
 
 
-# One unreadable image in the first batch is no verdict on a data set.
-_MIN_SEEN = 1000
 _NUM_SHOWN = 20
 # Over a run; each holds a number or two of every code, say.
 _NUM_SNAPSHOTS = 100
@@ -573,18 +571,20 @@ class Run:
             return
         known = set(self.progress.corrupt)
         for line in dict.fromkeys(line for lines in self.processes.gather(skipped) for line in lines):
-            digest = hashlib.sha256(line.encode()).hexdigest()[:12]
+            digest = hashlib.sha256(own_reason(line).encode()).hexdigest()[:12]
             if digest not in known:
                 known.add(digest)
                 self.progress.corrupt.append(digest)
                 self._skipped.append(line)
                 self._say(f"skipped: {line}")
-        seen = min(self.progress.step * self.plan.global_batch_size, len(self.data))
+        # Of several captions each image makes several samples.
+        num_images = len(getattr(self.data, "images", self.data))
+        seen = min(self.progress.step * self.plan.global_batch_size, num_images)
         share = self.settings.batch.corrupt_images
-        if self.progress.corrupt_images > share * max(seen, _MIN_SEEN):
+        if too_many_corrupt(self.progress.corrupt_images, seen, share):
             raise UserError(
                 f"batch.corrupt_images: {self.progress.corrupt_images} of {seen} images are unreadable, more than the "
-                f"share of {share:g} that is allowed (of at least {_MIN_SEEN} images): "
+                f"share of {share:g} that is allowed (of at least {MIN_SEEN} images): "
                 f"{'; '.join(self._skipped[:_NUM_SHOWN])}"
             )
 

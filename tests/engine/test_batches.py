@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import torch
 
 from soho_fast.common.errors import UserError
 from soho_fast.common.processes import Processes
-from soho_fast.engine.batches import Batches, grouped_plan, plan_batches, split_batch
+from soho_fast.engine.batches import _STAND_IN_NOTE, Batches, grouped_plan, plan_batches, split_batch
+from soho_fast.engine.checkpoint import Progress
 from soho_fast.engine.settings import BatchSettings
+from soho_fast.engine.trainer import Run
 
 
 def _plan(num_samples: int = 50, world: int = 1, gradient_accumulation_steps: int = 1, images: int = 12, seed: int = 3):
@@ -153,3 +156,31 @@ def test_samples_that_belong_together_are_in_one_forward_or_refused(world, parts
         said = rf"data\.pairs: 24 in one forward.* of {images}, got {other}; give --batch.global_batch_size {images}"
         with pytest.raises(UserError, match=said):
             plan_batches(settings, 1000, world, 0, ("data.pairs", 24))
+
+
+def _counting(data, step):
+    """A run in so far as it counts unreadable images: of batches of 100 samples, a hundredth may be."""
+    settings, plan = SimpleNamespace(batch=BatchSettings()), SimpleNamespace(global_batch_size=100)
+    counting = {"progress": Progress(step=step), "settings": settings, "plan": plan, "data": data}
+    return SimpleNamespace(**counting, processes=Processes(), _skipped=[], _say=[].append)
+
+
+@pytest.mark.parametrize(("step", "seen", "allowed"), [(10, 1000, 10), (15, 1500, 15), (100, 2000, 20)])
+def test_the_share_of_unreadable_images_is_of_images_and_not_of_their_captions(step, seen, allowed):
+    """Five captions an image: 10,000 samples an epoch of 2,000 images."""
+
+    class Data(list):
+        images = range(2000)
+
+    run = _counting(Data(range(10_000)), step)
+    lines = [f"coco/{number}: {number}.jpg: truncated" for number in range(allowed + 1)]
+    Run._count_skipped(run, lines[:-1])
+    with pytest.raises(UserError, match=rf"corrupt_images: {allowed + 1} of {seen} images are unreadable"):
+        Run._count_skipped(run, lines[-1:])
+
+
+def test_an_unreadable_image_is_one_whether_its_batch_held_others_or_not():
+    run = _counting(range(5000), 20)
+    for line in ("0.jpg: truncated", f"0.jpg: truncated{_STAND_IN_NOTE}"):
+        Run._count_skipped(run, [line])
+    assert run.progress.corrupt_images == 1
