@@ -38,7 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     with run_command("the same command goes on where this one was") as command, user_input():
         parser = _parser()
         options, fields = parser.parse_known_args(as_text(arguments))
-        recipe = load_recipe(["--recipe", _recipe_file(options.run, options.recipe), *fields], flags=flags_of(parser))
+        of_recipe = ["--recipe", _recipe_file(options.run, options.recipe)]
+        recipe = load_recipe([*of_recipe, *fields], flags=flags_of(parser))
+        # What a command changes of a run's recipe is how it is evaluated, not how it was trained.
+        trained = load_recipe(of_recipe) if options.run else recipe
         _check_split(recipe, options.split)
         if options.into and (Path(options.into) / "recipe.yaml").exists():
             raise UserError(f"into: {options.into} is a run, whose metrics.json would be lost; give another folder")
@@ -71,17 +74,17 @@ def main(arguments: list[str] | None = None) -> int:
             evaluation = task.evaluate_split(model, split, Sharing(processes, progress, folder / "partial", identity))
             if processes.is_main:
                 about = {"task": task.name, "split": split, "checkpoint": called, "model": model_folder}
-                about |= {"prepared": prepared, **_about_images(task, split, processes.say)}
+                about |= {"prepared": prepared, **_about_images(task, split, trained, processes.say)}
                 report_evaluation(task, evaluation, about, folder)
             processes.wait()
             leave_processes()
     return command.code
 
 
-def _about_images(task: Any, split: str, say: Callable[[str], None]) -> dict[str, Any]:
+def _about_images(task: Any, split: str, trained: Recipe, say: Callable[[str], None]) -> dict[str, Any]:
     """Of the split's images, how many are trained on, and how many have no file; said where there are some."""
     try:
-        num_trained_on = task.num_trained_on(split)
+        num_trained_on = task.num_trained_on(split, trained.data, trained.seed)
     except (ValueError, OSError) as error:  # As on a machine that has the split's data alone.
         say(f"whether images of {split} are trained on is not known: {error}")
         num_trained_on = None

@@ -87,8 +87,13 @@ class BaseTask(ABC):
             )
 
     @abstractmethod
-    def num_trained_on(self, split: str) -> int:
+    def num_trained_on(self, split: str, data: Any, seed: int) -> int:
         """How many images of a split are trained on, under whatever name.
+
+        Args:
+            split: The split.
+            data: Those settings of the recipe that the model was trained by.
+            seed: Its seed.
 
         Raises:
             ValueError, OSError: what is trained on can't be read.

@@ -114,16 +114,22 @@ class FineTuningTask(BaseTask):
         """
         if not self.data.train:
             raise ValueError("data.train: no split was given; expected at least one")
-        training = [record for split in self.data.train for record in self.records(split)]
-        training = share_of_records(training, self.data.train_share, self.seed)
+        training = self._share(self.data, self.seed)
         if self.data.validate and not getattr(self.data, "blank_images", False):
             shared = shared_images(self._images(training), self._images(self.records(self.data.validate)))
             self.refuse_shared(", ".join(self.data.train), self.data.validate, in_words(shared))
         return training
 
-    def num_trained_on(self, split: str) -> int:
-        training = (record for name in self.data.train for record in self.records(name))
+    def num_trained_on(self, split: str, data: Any, seed: int) -> int:
+        if getattr(data, "blank_images", False):
+            return 0
+        training = self._share(data, seed)
         return len(shared_images(self._images(training), self._images(self.records(split))))
+
+    def _share(self, data: Any, seed: int) -> list[Any]:
+        """The records that are trained on by these settings."""
+        training = [record for split in data.train for record in self.records(split)]
+        return share_of_records(training, data.train_share, seed)
 
     def num_missing(self) -> dict[str, int]:
         return dict(self._missing)

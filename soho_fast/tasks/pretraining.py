@@ -347,7 +347,7 @@ class PretrainingTask(BaseTask):
             say=self._say,
         )
 
-    def num_trained_on(self, split: str) -> int:
+    def num_trained_on(self, split: str, data: Any, seed: int) -> int:
         return len(self._records.shared)
 
     def num_missing(self) -> dict[str, int]:

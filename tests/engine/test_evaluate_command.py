@@ -165,7 +165,9 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
         def evaluate_split(self, *_, **__):
             return SimpleNamespace(write=full, metrics={})
 
-        def num_trained_on(self, split):
+        def num_trained_on(self, split, data, seed):
+            # As it was trained, not as it is evaluated.
+            assert (data.train_share, data.blank_images, seed) == (0.1, False, 7)
             return 0
 
         def num_missing(self):
@@ -174,8 +176,8 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(Recipe, "make_task", lambda self, say: Task())
     monkeypatch.setattr(distributed, "start_processes", lambda *_: Processes())
     (tmp_path / "best").mkdir()
-    (tmp_path / "recipe.yaml").write_text("task: vqa\n")
-    assert evaluate.main(["--run", str(tmp_path)]) == 2
+    (tmp_path / "recipe.yaml").write_text("task: vqa\nseed: 7\ndata:\n  train_share: 0.1\n")
+    assert evaluate.main(["--run", str(tmp_path), "--data.blank_images", "true", "--seed", "8"]) == 2
     said = "predictions.jsonl: No space left on device; with room again the same command goes on where this one was"
     assert capsys.readouterr().err == f"error: {said}\n"
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -389,14 +390,22 @@ def test_images_that_are_trained_on_are_not_validated_on_and_otherwise_counted(n
     task, said = make_task(name, tmp_path, tokenizer_dir)
     task.training_data()
     validate = task.data.validate
-    assert task.num_trained_on(validate) == 0
+    assert task.num_trained_on(validate, task.data, 3) == 0
     task.data.splits["more"] = task.data.splits[validate]
     leaky = type(task)(task.data, 3, task.model, say=said.append)
     task.data.train = ["train", "more"]
     count = len({ref for record in task.records(validate) for ref in map(str, task.images_of(record))})
     with pytest.raises(ValueError, match=f"{count} images are both in train, more and in {validate}, as "):
         leaky.training_data()
-    assert leaky.num_trained_on(validate) == count
+    assert leaky.num_trained_on(validate, task.data, 3) == count
+    # Of a share of the records only these are trained on, and of blank images none, however it is evaluated.
+    some = replace(task.data, train_share=0.25, validate="")
+    used = type(task)(some, 5, task.model, say=said.append)
+    names = {ref for record in used.training_records for ref in map(str, task.images_of(record))}
+    held = {ref for record in task.records(validate) for ref in map(str, task.images_of(record))}
+    assert leaky.num_trained_on(validate, some, 5) == len(names & held) < count
+    if name != "retrieval":
+        assert leaky.num_trained_on(validate, replace(task.data, blank_images=True), 3) == 0
     task.data.validate = ""
     assert type(task)(task.data, 3, task.model, say=said.append).training_data()
     Path(str(task.images_of(task.records("train")[0])[0])).unlink()

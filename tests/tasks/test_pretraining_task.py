@@ -72,11 +72,11 @@ def test_a_held_out_copy_is_refused_in_training_counted_in_evaluation_and_so_is_
     with pytest.raises(ValueError, match=f"1 images are both in .* {copied} .held out as {held}."):
         task.training_data()
     assert len(task.heldout_records) == 4
-    assert task.num_trained_on("heldout") == 1 and task.num_missing() == {"sources": 1}
+    assert task.num_trained_on("heldout", task.data, 3) == 1 and task.num_missing() == {"sources": 1}
     held.unlink()
     os.link(path_of["val"][0], held)
     task, _ = make_task(data)
-    assert len(task.training_data()) == 7 and task.num_trained_on("heldout") == 0
+    assert len(task.training_data()) == 7 and task.num_trained_on("heldout", task.data, 3) == 0
 
 
 def test_a_training_step_and_the_metrics(data):
