@@ -6,12 +6,20 @@ An image that was saved anew, smaller or in another format, is another one here.
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
+from typing import Any
 
-from soho_fast.data.readers.records import ImageRef
+import numpy as np
+
+from soho_fast.common.images import one_line
+from soho_fast.data.readers.records import ImageRef, ReadReport
+from soho_fast.data.shards.records import ShardRecords
+from soho_fast.data.stores import FolderStore, open_stores
 
 # Where files lie on another machine, asking for a size takes long, and many can be asked for at a time.
 _THREADS, _OF_A_THREAD = 16, 256
@@ -41,8 +49,76 @@ def shared_images(training: Iterable[ImageRef], held_out: Iterable[ImageRef]) ->
 
 
 def in_words(shared: Sequence[tuple[ImageRef, ImageRef]]) -> list[str]:
-    """What `shared_images` found, as messages have it."""
-    return [str(one) if str(one) == str(two) else f"{one} (held out as {two})" for one, two in shared]
+    """What `shared_images` found, as messages have it: each content once, what is held out most often first."""
+    held_out_as: dict[str, list[str]] = defaultdict(list)
+    for one, two in shared:
+        held_out_as[str(one)].append(str(two))
+    most_first = sorted(held_out_as.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [
+        one if others == [one] else f"{one} (held out as {others[0]}{_and_more(len(others) - 1)})"
+        for one, others in most_first
+    ]
+
+
+def _and_more(count: int) -> str:
+    return f" and {count:,} more" if count else ""
+
+
+def without_copies(
+    records: Sequence[Any],
+    images_of: Callable[[Any], Iterable[ImageRef]],
+    files: Sequence[str],
+    report: ReadReport | None = None,
+) -> Any:
+    """The records none of whose images has the same bytes as one of some files.
+
+    Args:
+        records: Records, or `ShardRecords`.
+        images_of: The images of a record.
+        files: Paths of `data.placeholders`; of a file in an archive as messages have it, `shard.tar!0.jpg`.
+        report: The images that have are counted as missing there, each once.
+
+    Raises:
+        ValueError: One of the files can't be read, or no record is left.
+    """
+    contents = {_read_file(file) for file in files}
+    if not contents:
+        return records
+    in_shards = isinstance(records, ShardRecords)
+    images = map(records.image, range(len(records))) if in_shards else chain.from_iterable(map(images_of, records))
+    sizes = set(map(len, contents))
+    found = {_key(image) for size, image in _sizes(images) if size in sizes and _content(image) in contents}
+    if in_shards:
+        kept = records.where(np.array([_key(records.image(number)) not in found for number in range(len(records))]))
+    else:
+        kept = [record for record in records if found.isdisjoint(map(_key, images_of(record)))]
+    if not len(kept):
+        raise ValueError(f"data.placeholders: all {len(records):,} records are of copies of {', '.join(files)}")
+    report = report or ReadReport()
+    report.num_placeholders += len(found)
+    report.num_missing += len(found)
+    return kept
+
+
+def _key(image: ImageRef) -> tuple[int, str]:
+    return id(image.store), image.name
+
+
+def _read_file(path: str) -> bytes:
+    in_archive = re.fullmatch(r"(.+?\.(?:zip|tar))!(.+)", path, re.IGNORECASE)
+    try:
+        if in_archive and not os.path.exists(path):
+            return open_stores(in_archive[1])[0].read(in_archive[2])
+        return FolderStore(os.path.dirname(path) or ".").read(os.path.basename(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data.placeholders: {path} can't be read ({one_line(error)})") from error
+
+
+def _content(image: ImageRef) -> bytes | None:
+    try:
+        return image.read()
+    except OSError:  # whoever uses it says so
+        return None
 
 
 def _sizes(images: Iterable[ImageRef]) -> Iterator[tuple[int, ImageRef]]:
@@ -51,7 +127,7 @@ def _sizes(images: Iterable[ImageRef]) -> Iterator[tuple[int, ImageRef]]:
     distinct = (
         image
         for image in images
-        if (key := (id(image.store), image.name)) not in seen and not seen.add(key)  # type: ignore[func-returns-value]
+        if (key := _key(image)) not in seen and not seen.add(key)  # type: ignore[func-returns-value]
     )
     with ThreadPoolExecutor(_THREADS) as pool:
         while part := list(islice(distinct, _THREADS * _OF_A_THREAD)):

@@ -140,10 +140,10 @@ def _records(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | None
         if isinstance(task, FineTuningTask):
             yield split, task.records(split)
         elif split == TRAINING:
-            for record in chain.from_iterable(read_sources(task.data.sources, "sources", task._say)):
+            for record in chain.from_iterable(read_sources(task.data, "sources", task._say)):
                 yield None, [record]
         elif task.data.heldout:
-            for record in chain.from_iterable(read_sources(task.data.heldout, "heldout", task._say)):
+            for record in chain.from_iterable(read_sources(task.data, "heldout", task._say)):
                 yield f"{record.source}, held out", [record]
 
 

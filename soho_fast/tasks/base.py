@@ -15,7 +15,9 @@ from soho_fast.common.hub import loading_options
 from soho_fast.common.processes import Processes
 from soho_fast.data.batches.sample import Sample, usable_samples
 from soho_fast.data.images import SohoImageProcessor
+from soho_fast.data.overlap import in_words
 from soho_fast.data.processor import SohoProcessor
+from soho_fast.data.readers.records import ImageRef
 from soho_fast.data.text import describe_fit, load_tokenizer
 from soho_fast.engine.changes import TaskIdentity
 from soho_fast.model import SohoConfig, SohoPreTrainedModel
@@ -78,12 +80,14 @@ class BaseTask(ABC):
             "model.backbone": weights_identity(self.model.backbone),
         }
 
-    def refuse_shared(self, trained: str, held_out: str, shared: Sequence[str]) -> None:
-        """Raises ValueError: there are images that both hold, in words of `overlap.in_words`."""
+    def refuse_shared(self, trained: str, held_out: str, shared: Sequence[tuple[ImageRef, ImageRef]]) -> None:
+        """Raises ValueError: there are images that both hold, as `shared_images` gives them."""
         if shared:
+            first = in_words(shared)[0]
             raise ValueError(
-                f"data: {len(shared)} images are both in {trained} and in {held_out}, as {min(shared)}; held-out "
-                "images must not be trained on"
+                f"data: {len(shared)} images are both in {trained} and in {held_out}, as {first}; held-out images must "
+                "not be trained on. Leave them out of one of the two; a placeholder, one picture in the place of "
+                f"missing ones, is left out of both by --data.placeholders '[{first.partition(' (held out as ')[0]}]'"
             )
 
     @abstractmethod

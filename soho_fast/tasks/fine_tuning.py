@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from soho_fast.common.spelling import did_you_mean
 from soho_fast.common.tables import Table
-from soho_fast.data.overlap import in_words, shared_images
+from soho_fast.data.overlap import shared_images, without_copies
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.records import ImageRef, ReadReport, share_of_records
 from soho_fast.data.text import load_tokenizer
@@ -99,7 +99,8 @@ class FineTuningTask(BaseTask):
             raise ValueError(f"split: expected one of {splits}, got {split!r}{similar}")
         if split not in self._records:
             report = ReadReport()
-            self._records[split] = self.read(self.data.splits[split], report)
+            records = self.read(self.data.splits[split], report)
+            self._records[split] = without_copies(records, self.images_of, self.data.placeholders, report)
             if report.num_missing:
                 self._missing[split] = report.num_missing
             for line in report.lines():
@@ -117,7 +118,7 @@ class FineTuningTask(BaseTask):
         training = self._share(self.data, self.seed)
         if self.data.validate and not getattr(self.data, "blank_images", False):
             shared = shared_images(self._images(training), self._images(self.records(self.data.validate)))
-            self.refuse_shared(", ".join(self.data.train), self.data.validate, in_words(shared))
+            self.refuse_shared(", ".join(self.data.train), self.data.validate, shared)
         return training
 
     def num_trained_on(self, split: str, data: Any, seed: int) -> int:

@@ -13,6 +13,7 @@ NOT_COMPARED = {
     "data.sources.*": "the records read from there are compared",
     "data.heldout.*": "the records read from there are compared",
     "data.splits.*": "the records read from there are compared",
+    "data.placeholders": "the records that are left are compared",
     "data.missing_images": "the records that are left are compared",
     "data.tokenizer": "its words are compared",
     "data.quick_images": "how much is evaluated in mid-training, which chooses no best model",
@@ -27,8 +28,8 @@ NOT_COMPARED = {
 # Where things lie, on each machine its own place: what is read from there is compared, between two starts of a run and
 # between its ranks.
 PLACES = (
-    "data_roots.*", "corpus.folder", "data.sources.*", "data.heldout.*", "data.splits.*", "data.tokenizer",
-    "model.pretrained", "model.text_encoder", "model.backbone",
+    "data_roots.*", "corpus.folder", "data.sources.*", "data.heldout.*", "data.splits.*", "data.placeholders",
+    "data.tokenizer", "model.pretrained", "model.text_encoder", "model.backbone",
 )  # fmt: skip
 
 # Fields of SohoConfig that change which tensors there are.

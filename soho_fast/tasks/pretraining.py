@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 
@@ -15,10 +15,10 @@ from soho_fast.common.tables import Table
 from soho_fast.data.batches.pretraining import PretrainingDataset, check_negatives
 from soho_fast.data.batches.record_table import FlatTexts, RecordTable
 from soho_fast.data.batches.sample import Collator, Sample
-from soho_fast.data.overlap import in_words, shared_images
+from soho_fast.data.overlap import shared_images, without_copies
 from soho_fast.data.processor import SohoProcessor
 from soho_fast.data.readers.formats import FORMATS_OF, read_captions
-from soho_fast.data.readers.records import ImageTextRecord, ReadReport
+from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport
 from soho_fast.data.shards.records import read_shards
 from soho_fast.data.text import PackedTexts, TextLists, load_tokenizer
 from soho_fast.model import SohoConfig, SohoForPreTraining
@@ -29,6 +29,7 @@ from soho_fast.tasks.evaluation.pretraining import evaluate_pretraining, format_
 from soho_fast.tasks.evaluation.sharing import Sharing
 from soho_fast.tasks.settings import (
     CaptionSource,
+    PretrainingData,
     refuse_fields_of_other_formats,
 )
 
@@ -37,7 +38,7 @@ _UPDATES_BEFORE_WARNING = 100
 # Of all codes; said again only after more than the second share were live.
 _FEW_ACTIVE, _ENOUGH_ACTIVE = 0.5, 0.6
 
-HELDOUT = "heldout"
+HELDOUT: Final = "heldout"
 """The one split of pre-training, by name: the held-out images."""
 
 
@@ -51,28 +52,30 @@ def _read_source(source: CaptionSource, report: ReadReport, where: str) -> Seque
 
 
 def read_sources(
-    sources: Sequence[CaptionSource],
-    purpose: str,
+    data: PretrainingData,
+    purpose: Literal["sources", "heldout"],
     say: Callable[[str], None] = print,
     reports: list[ReadReport] | None = None,
 ) -> list[Sequence[ImageTextRecord]]:
     """Read sets one after another, and say what each holds; records in shards are made when they are asked for.
 
     Args:
-        sources: The sets.
-        purpose: "sources" (to train on) or "heldout", for messages.
+        data: What names the sets.
+        purpose: Which of them: "sources" (to train on) or "heldout".
         say: Called with each line.
         reports: Gets what was found of each set.
 
     Raises:
         ValueError, FileNotFoundError: As the readers; ValueError when no set was given.
     """
+    sources: Sequence[CaptionSource] = getattr(data, purpose)
     if not sources:
         raise ValueError(f"data.{purpose}: no data set was given; expected at least one (see --help)")
     parts: list[Sequence[ImageTextRecord]] = []
     for number, source in enumerate(sources):
         report = ReadReport()
-        parts.append(_read_source(source, report, f"data.{purpose}[{number}]"))
+        records = _read_source(source, report, f"data.{purpose}[{number}]")
+        parts.append(without_copies(records, lambda record: (record.image,), data.placeholders, report))
         if reports is not None:
             reports.append(report)
         for line in report.lines():
@@ -100,12 +103,12 @@ class HeldoutEvaluation:
 
 class _Read(NamedTuple):
     """What the recipe's annotations hold: the training images, packed, what they are known by, the held-out images,
-    which of these are trained on too, in words, and how many of either have no file."""
+    which of these are trained on too, and how many of either have no file."""
 
     training: RecordTable
     identity: str
     heldout: list[ImageTextRecord]
-    shared: list[str]
+    shared: list[tuple[ImageRef, ImageRef]]
     num_missing: dict[str, int]
 
 
@@ -138,10 +141,9 @@ class PretrainingTask(BaseTask):
 
     def _read_records(self) -> _Read:
         reports: dict[str, list[ReadReport]] = {"sources": [], HELDOUT: []}
-        training_sets = read_sources(self.data.sources, "sources", self._say, reports["sources"])
+        training_sets = read_sources(self.data, "sources", self._say, reports["sources"])
         training = RecordTable(training_sets)
-        given = self.data.heldout
-        heldout_sets = read_sources(given, HELDOUT, self._say, reports[HELDOUT]) if given else []
+        heldout_sets = read_sources(self.data, HELDOUT, self._say, reports[HELDOUT]) if self.data.heldout else []
         heldout = [record for records in heldout_sets for record in records]
         if len(heldout) == 1:
             raise ValueError(
@@ -152,7 +154,7 @@ class PretrainingTask(BaseTask):
             self._check_negatives("sources", training.texts)
         if heldout:
             self._check_negatives(HELDOUT, PackedTexts([record.captions for record in heldout]))
-        shared = in_words(shared_images(training, [record.image for record in heldout]))
+        shared = shared_images(training, [record.image for record in heldout])
         missing = {name: sum(report.num_missing for report in each) for name, each in reports.items()}
         return _Read(training, sets_identity(training_sets), heldout, shared, missing)
 

@@ -56,6 +56,8 @@ class InputData:
         antialias: Shrink images by averaging over the pixels that fall together; false takes the four nearest alone and
             decodes large JPEGs in full, as the released code does.
         max_text_length: Longest text in tokens, [CLS] and [SEP] included; longer ones are cut.
+        placeholders: Image files that stand in the place of missing ones ("image not available"): images with the same
+            bytes are left out of all sets, and counted with the missing ones. In an archive: `shard.tar!0.jpg`.
         image_batch: Images (in NLVR2 pairs) encoded at a time when evaluating.
         precision: Type of the products when evaluating: `auto` takes bf16 on a GPU that has it, and float32 elsewhere.
             The codebook and the lookup in it stay float32.
@@ -67,6 +69,7 @@ class InputData:
     pad_to_multiple: PositiveInt = 32
     antialias: bool = True
     max_text_length: TextLength = 32
+    placeholders: list[str] = field(default_factory=list)
     image_batch: PositiveInt = 32
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
 

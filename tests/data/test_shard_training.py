@@ -209,4 +209,5 @@ def test_shards_without_a_caption_are_refused(tmp_path):
     path = write_tar(tmp_path / "a.tar", sample("0", None))
     build_index(str(path))
     with pytest.raises(ValueError, match=r"a\.tar: no image with a caption was found \(1 images, 0 captions; 1 images"):
-        read_sources([CaptionSource(annotations=str(path), format="webdataset")], "sources", say=[].append)
+        data = PretrainingData(sources=[CaptionSource(annotations=str(path), format="webdataset")])
+        read_sources(data, "sources", say=[].append)

@@ -406,6 +406,12 @@ def test_images_that_are_trained_on_are_not_validated_on_and_otherwise_counted(n
     assert leaky.num_trained_on(validate, some, 5) == len(names & held) < count
     if name != "retrieval":
         assert leaky.num_trained_on(validate, replace(task.data, blank_images=True), 3) == 0
+    # Named as a placeholder, an image is left out of both, with what is said of it.
+    image = task.images_of(task.records(validate)[0])[0]
+    named = replace(task.data, placeholders=[str(image)])
+    less = type(task)(named, 3, task.model, say=said.append)
+    assert 0 < len(less.records(validate)) < len(task.records(validate)) and less.num_missing() == {validate: 1}
+    assert not any(image.read() == other.read() for r in less.records("more") for other in less.images_of(r))
     task.data.validate = ""
     assert type(task)(task.data, 3, task.model, say=said.append).training_data()
     Path(str(task.images_of(task.records("train")[0])[0])).unlink()

@@ -73,7 +73,8 @@ class ImageTextRecord:
 class ReadReport:
     """What a reader found and what it left out, filled while it reads.
 
-    `texts` says what `num_captions` counts: captions, questions, statements or hypotheses.
+    `texts` says what `num_captions` counts: captions, questions, statements or hypotheses. `num_missing` has those of
+    `num_placeholders` too.
     """
 
     source: str = ""
@@ -81,6 +82,7 @@ class ReadReport:
     num_images: int = 0
     num_captions: int = 0
     num_missing: int = 0
+    num_placeholders: int = 0
     num_failed: int = 0
     num_without_caption: int = 0
     num_empty_captions: int = 0
@@ -109,7 +111,8 @@ class ReadReport:
         ]
         left_out = (
             (self.num_excluded, "images left out: held out in COCO or Flickr30K"),
-            (self.num_missing, "images left out: no file"),
+            (self.num_missing - self.num_placeholders, "images left out: no file"),
+            (self.num_placeholders, "of these images left out: placeholders (data.placeholders)"),
             (self.num_failed, "images left out: their download failed"),
             (self.num_without_caption, f"images left out: no {self.texts.removesuffix('s')}"),
             (self.num_empty_captions, "captions left out: empty"),

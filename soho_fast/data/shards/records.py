@@ -9,6 +9,7 @@ Shapes: N images with captions.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -65,10 +66,21 @@ class ShardRecords(Sequence[ImageTextRecord]):
     def __init__(self, store: TarStore, source: str, max_captions: int | None = None) -> None:
         self.store, self.source = store, source
         captioned = [np.diff(shard.first.astype(np.int64)) > 0 for shard in store.shards]
-        self._row_N = np.flatnonzero(np.concatenate(captioned)).astype(np.uint32)
-        self.bounds = np.cumsum([0, *(int(each.sum()) for each in captioned)], dtype=np.int64)
         self._max_captions = max_captions
-        self.texts = ShardTexts(store, self._row_N, max_captions)
+        self._is_whole = True
+        self._take(np.flatnonzero(np.concatenate(captioned)).astype(np.uint32))
+
+    def _take(self, row_N: np.ndarray) -> None:
+        self._row_N = row_N
+        self.bounds = np.searchsorted(row_N, self.store.bounds)
+        self.texts = ShardTexts(self.store, row_N, self._max_captions)
+
+    def where(self, is_kept_N: np.ndarray) -> ShardRecords:
+        """Those of these images, bool (N,), in the same order."""
+        records = copy.copy(self)
+        records._take(self._row_N[is_kept_N])
+        records._is_whole = self._is_whole and bool(is_kept_N.all())
+        return records
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -119,6 +131,8 @@ class ShardRecords(Sequence[ImageTextRecord]):
                 digest.update(array.data)
             digest.update(shard.captions.data)
             digest.update(shard.captions_ends.data)
+        if not self._is_whole:
+            digest.update(self._row_N.data)
         return f"{len(self):,} records, {digest.hexdigest()[:12]}"
 
 
