@@ -140,10 +140,12 @@ def _records(task: BaseTask, splits: Sequence[str]) -> Iterator[tuple[str | None
         if isinstance(task, FineTuningTask):
             yield split, task.records(split)
         elif split == TRAINING:
-            for record in chain.from_iterable(read_sources(task.data, "sources", task._say)):
+            sources = read_sources(task.data, "sources", task._say, max_broken=task.corrupt_images)
+            for record in chain.from_iterable(sources):
                 yield None, [record]
         elif task.data.heldout:
-            for record in chain.from_iterable(read_sources(task.data, "heldout", task._say)):
+            heldout = read_sources(task.data, "heldout", task._say, max_broken=task.corrupt_images)
+            for record in chain.from_iterable(heldout):
                 yield f"{record.source}, held out", [record]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -42,10 +42,11 @@ HELDOUT: Final = "heldout"
 """The one split of pre-training, by name: the held-out images."""
 
 
-def _read_source(source: CaptionSource, report: ReadReport, where: str) -> Sequence[ImageTextRecord]:
+def _read_source(source: CaptionSource, report: ReadReport, where: str, max_broken: float) -> Sequence[ImageTextRecord]:
     refuse_fields_of_other_formats(source, FORMATS_OF, f"{where}.")
     if source.format == "webdataset":
-        return read_shards(source.annotations, max_captions=source.max_captions, source=source.name, report=report)
+        place, captions, name = source.annotations, source.max_captions, source.name
+        return read_shards(place, max_captions=captions, source=name, max_broken=max_broken, report=report)
     if source.format == "visual_genome" and not source.image_data:
         raise ValueError(f"{where}.image_data: expected the path of Visual Genome's image_data.json")
     return read_captions(source.format, vars(source), report, source.name)
@@ -56,6 +57,8 @@ def read_sources(
     purpose: Literal["sources", "heldout"],
     say: Callable[[str], None] = print,
     reports: list[ReadReport] | None = None,
+    *,
+    max_broken: float,
 ) -> list[Sequence[ImageTextRecord]]:
     """Read sets one after another, and say what each holds; records in shards are made when they are asked for.
 
@@ -64,6 +67,7 @@ def read_sources(
         purpose: Which of them: "sources" (to train on) or "heldout".
         say: Called with each line.
         reports: Gets what was found of each set.
+        max_broken: As that of `read_shards`.
 
     Raises:
         ValueError, FileNotFoundError: As the readers; ValueError when no set was given.
@@ -74,7 +78,7 @@ def read_sources(
     parts: list[Sequence[ImageTextRecord]] = []
     for number, source in enumerate(sources):
         report = ReadReport()
-        records = _read_source(source, report, f"data.{purpose}[{number}]")
+        records = _read_source(source, report, f"data.{purpose}[{number}]", max_broken)
         parts.append(without_copies(records, lambda record: (record.image,), data.placeholders, report))
         if reports is not None:
             reports.append(report)
@@ -141,9 +145,10 @@ class PretrainingTask(BaseTask):
 
     def _read_records(self) -> _Read:
         reports: dict[str, list[ReadReport]] = {"sources": [], HELDOUT: []}
-        training_sets = read_sources(self.data, "sources", self._say, reports["sources"])
+        read = partial(read_sources, self.data, say=self._say, max_broken=self.corrupt_images)
+        training_sets = read("sources", reports=reports["sources"])
         training = RecordTable(training_sets)
-        heldout_sets = read_sources(self.data, HELDOUT, self._say, reports[HELDOUT]) if self.data.heldout else []
+        heldout_sets = read(HELDOUT, reports=reports[HELDOUT]) if self.data.heldout else []
         heldout = [record for records in heldout_sets for record in records]
         if len(heldout) == 1:
             raise ValueError(
@@ -155,7 +160,7 @@ class PretrainingTask(BaseTask):
         if heldout:
             self._check_negatives(HELDOUT, PackedTexts([record.captions for record in heldout]))
         shared = shared_images(training, [record.image for record in heldout])
-        missing = {name: sum(report.num_missing for report in each) for name, each in reports.items()}
+        missing = {name: sum(each.num_missing + each.num_broken for each in those) for name, those in reports.items()}
         return _Read(training, sets_identity(training_sets), heldout, shared, missing)
 
     def _check_negatives(self, name: str, texts: TextLists) -> None:

@@ -112,7 +112,7 @@ class Recipe(TrainSettings):
                 one alone.
         """
         task = TASKS[self.task].load()(self.data, self.seed, self.model, say=say)
-        task.workers = self.batch.workers
+        task.workers, task.corrupt_images = self.batch.workers, self.batch.corrupt_images
         task.processes = processes or task.processes
         return task
 

@@ -217,6 +217,23 @@ def test_damage_is_reported_with_shard_and_member(tmp_path, capsys, damage):
     assert "00001.tar" in said.splitlines()[-1] and words[damage] in said.splitlines()[-1]
 
 
+def test_indexing_lists_what_is_left_out_broken_samples_first(tmp_path, capsys):
+    for number in (0, 1):
+        bad = [(f"b{number}.jpg", b""), (f"b{number}.json", b"{"), (f"n{number}.txt", b"no image")]
+        write_tar(tmp_path / f"{number}.tar", [*sample(f"a{number}"), *bad[::-1], *sample(f"c{number}", None)])
+    path = tmp_path / "{0..1}.tar"
+    said = run(capsys, "index", path)
+    assert f"{path}: 6 images, 2 captions; 2 broken samples; 2 samples without an image; 2 images without" in said
+    listed = [line for line in said.splitlines() if line.startswith("left out: ")]
+    assert [line.partition("!")[2].partition(" (")[0] for line in listed] == [
+        "b0.json: not valid JSON", "b1.json: not valid JSON", "n0: no image", "c0: no caption", "n1: no image",
+        "c1: no caption",
+    ]  # fmt: skip
+    assert "match their indexes" in run(capsys, "check", path, "--quick")
+    # Of shards that hold images alone nothing is left out.
+    assert "left out: " not in run(capsys, "index", write_tar(tmp_path / "images.tar", sample("0", None)))
+
+
 def test_checking_finds_what_is_no_image_and_an_index_that_lies(tmp_path, capsys):
     path = write_tar(tmp_path / "a.tar", [*sample("0"), ("1.jpg", b"no image at all"), *sample("2")])
     run(capsys, "index", path)

@@ -1,13 +1,16 @@
 import json
+import mmap
+import os
+import subprocess
 import tarfile
 
 import numpy as np
 import pytest
 from tiny_shards import jpeg, sample, write_tar
 
-from soho_fast.data import ReadReport
+from soho_fast.data import CorruptImageError, ReadReport, SohoImageProcessor
 from soho_fast.data.shards.index import read_index
-from soho_fast.data.shards.indexing import build_index
+from soho_fast.data.shards.indexing import _samples, build_index
 from soho_fast.data.shards.records import epoch_order, read_shards
 from soho_fast.data.shards.store import TarStore
 
@@ -34,7 +37,9 @@ def test_what_img2dataset_writes(tmp_path):
         "without_caption": 2,
         "without_image": 2,
         "empty_captions": 2,
+        "broken": 0,
         "failed": {"failed_to_download": 1},
+        "left_out": ["000000004: no caption", "000000005: no image", "000000006: no caption", "000000008: no image"],
     }
     report = ReadReport()
     records = read_shards(path, report=report)
@@ -71,23 +76,53 @@ def link(name, kind=tarfile.SYMTYPE):
     return info
 
 
+BROKEN = {
+    "a link": ([link("0.jpg")], "0.jpg: a link or a device (type '2')"),
+    "a hard link": ([link("0.jpg", tarfile.LNKTYPE)], "0.jpg: a link or a device (type '1')"),
+    "a device": ([link("0.jpg", tarfile.CHRTYPE)], "0.jpg: a link or a device (type '3')"),
+    "two images": ([("0.jpg", jpeg()), ("0.png", jpeg())], "0.png: a second image of sample 0, beside 0.jpg"),
+    "no json": ([("0.jpg", jpeg()), ("0.json", b'{"caption": ')], "0.json: not valid JSON"),
+    "a json list": ([("0.jpg", jpeg()), ("0.json", b"[1]")], "0.json: a JSON list; expected an object"),
+    "deep json": ([("0.jpg", jpeg()), ("0.json", b"[" * 10**5)], "0.json: nested too deeply"),
+    "a caption of a number": ([("0.jpg", jpeg()), ("0.json", b'{"caption": 3}')], "0.json: field 'caption' is 3"),
+    "captions in a text": ([("0.jpg", jpeg()), ("0.json", b'{"captions": "a"}')], "0.json: field 'captions' is 'a'"),
+    "half a character": ([("0.jpg", jpeg()), ("0.json", b'{"caption": "\\ud800"}')], "0.json: field 'caption' is"),
+    "latin text": ([("0.jpg", jpeg()), ("0.txt", "été".encode("latin-1"))], "0.txt: not UTF-8"),
+    "a link to a text": ([("0.jpg", jpeg()), link("0.txt")], "0.txt: a link or a device"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_sample_is_one_of_a_shard(tmp_path, case):
+    members, words = BROKEN[case]
+    path = str(write_tar(tmp_path / "a.tar", [*sample("a"), *members, *sample("z")]))
+    counts = build_index(path)
+    assert counts.broken == 1 and counts.without_image == counts.without_caption == 0
+    assert len(counts.left_out) == 1 and counts.left_out[0].startswith(words)
+    report = ReadReport()
+    assert [record.image_id for record in read_shards(path, report=report)] == ["a", "z"]
+    assert f"{tmp_path.name}: 1 samples left out: broken, as {path}!{counts.left_out[0]}" in report.lines()
+    # An image whose text is broken is there for another annotation file, as one without a text.
+    assert ("0.jpg" in TarStore(path).existing(["0.jpg"])) == words.startswith(("0.json", "0.txt"))
+
+
+def test_more_broken_samples_than_are_allowed_are_refused_with_the_first(tmp_path):
+    members = []
+    for number in range(30):
+        members += [*sample(str(number)), (f"b{number}.jpg", jpeg()), (f"b{number}.json", b"{")]
+    path = str(write_tar(tmp_path / "a.tar", members))
+    assert build_index(path).broken == 30
+    with pytest.raises(ValueError, match=r"batch\.corrupt_images: 30 of 60 samples .* 0\.01 .*a\.tar!b0\.json"):
+        read_shards(path)
+    assert len(read_shards(path, max_broken=0.03)) == 30
+
+
 REFUSED = {
-    "a link": ([link("0.jpg")], r"a\.tar!0\.jpg: a link"),
-    "a hard link": ([link("0.jpg", tarfile.LNKTYPE)], r"a\.tar!0\.jpg: a link"),
-    "a device": ([link("0.jpg", tarfile.CHRTYPE)], r"a\.tar!0\.jpg: a link or a device"),
     "an absolute name": ([("/0.jpg", jpeg())], r"a\.tar!'/0\.jpg': leads out"),
     "a name above": ([("a/../../0.jpg", jpeg())], r"a\.tar!'a/\.\./\.\./0\.jpg': leads out"),
-    "two images": ([("0.jpg", jpeg()), ("0.png", jpeg())], r"a\.tar!0\.png: a second image of sample 0, beside 0\.jpg"),
     "one name twice": ([("0.jpg", jpeg()), ("0.jpg", jpeg())], r"a\.tar!0\.jpg: comes twice in sample 0"),
     "a sample twice": ([*sample("0"), *sample("1"), *sample("0")], r"a\.tar!0\.jpg: sample 0 comes a second time"),
     "names but for case": ([*sample("dog"), *sample("Dog")], r"a\.tar!Dog\.jpg: sample Dog comes beside dog"),
-    "no json": ([("0.jpg", jpeg()), ("0.json", b'{"caption": ')], r"a\.tar!0\.json: not valid JSON"),
-    "a json list": ([("0.jpg", jpeg()), ("0.json", b"[1]")], r"a\.tar!0\.json: a JSON list; expected an object"),
-    "deep json": ([("0.jpg", jpeg()), ("0.json", b"[" * 10**5)], r"a\.tar!0\.json: nested too deeply"),
-    "a caption of a number": ([("0.jpg", jpeg()), ("0.json", b'{"caption": 3}')], r"0\.json: field 'caption' is 3"),
-    "captions in a text": ([("0.jpg", jpeg()), ("0.json", b'{"captions": "a"}')], r"0\.json: field 'captions' is 'a'"),
-    "half a character": ([("0.jpg", jpeg()), ("0.json", b'{"caption": "\\ud800"}')], r"0\.json: .*surrogate"),
-    "latin text": ([("0.jpg", jpeg()), ("0.txt", "été".encode("latin-1"))], r"a\.tar!0\.txt: not UTF-8"),
 }
 
 
@@ -221,3 +256,72 @@ def test_the_shape_is_that_of_the_file_upright(tmp_path):
     from math import log
 
     assert read_index(path).shape.tolist() == [log(3), -log(3), 0.0]
+
+
+# As webdataset 1.0.2 groups them: (key, what follows its dot), with `tariterators.tarfile_samples`.
+ODD = [
+    ("README", b"of no extension"),
+    ("0.jpg", jpeg()),
+    ("LICENSE", b"between the files of a sample"),
+    ("0.txt", b"\xef\xbb\xbfa dog"),
+    ("__meta__", b"{}"),
+    ("__meta__/1.json", b"{}"),
+    ("__info__.json", b'[{"of": "the shard"}]'),
+    ("a.b/1.jpg", jpeg()),
+    ("a.b/1.json", b'\xef\xbb\xbf{"caption": "a cat"}'),
+    ("a.b/README", b""),
+    ("2.JPG", jpeg()),
+    ("2.json", '{"caption": "été"}'.encode("utf-16")),
+    ("3.jpg", jpeg()),
+    ("3.seg.npy", b"of another kind"),
+    ("3.txt", b"three"),
+]
+GROUPS = [("0", "jpg txt"), ("__info__", "json"), ("a.b/1", "jpg json"), ("2", "jpg json"), ("3", "jpg seg.npy txt")]
+
+
+def test_odd_members_are_read_as_webdataset_reads_them(tmp_path):
+    path = str(write_tar(tmp_path / "a.tar", ODD))
+    counts = build_index(path)
+    assert (counts.images, counts.without_image, counts.broken) == (4, 1, 0), "__info__ is a sample without an image"
+    found = [(record.image_id, record.captions) for record in read_shards(path)]
+    assert found == [("0", ("a dog",)), ("a.b/1", ("a cat",)), ("2", ("été",)), ("3", ("three",))]
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        assert [(key, " ".join(sorted(members))) for key, members in _samples(content, path)] == GROUPS
+
+
+def test_webdataset_groups_odd_members_so(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    path = str(write_tar(tmp_path / "a.tar", ODD))
+    groups = webdataset.tariterators.tarfile_samples([{"url": path}])
+    assert [(each["__key__"], " ".join(sorted(set(each) - {"__key__", "__url__"}))) for each in groups] == GROUPS
+
+
+def test_a_sparse_file_is_a_broken_sample_and_what_comes_after_it_is_read(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    os.truncate(tmp_path / "1.jpg", 2**20)
+    for name in ("0.jpg", "2.jpg"):
+        (tmp_path / name).write_bytes(jpeg())
+    for name in "012":
+        (tmp_path / f"{name}.txt").write_text("a dog")
+    names = [f"{name}.{end}" for name in "012" for end in ("jpg", "txt")]
+    for kind in ("gnu", "posix"):
+        path = str(tmp_path / f"{kind}.tar")
+        subprocess.run(["tar", "--sparse", f"--format={kind}", "-cf", path, *names], cwd=tmp_path, check=True)
+        assert os.path.getsize(path) < 2**17
+        counts = build_index(path)
+        assert (counts.images, counts.broken) == (2, 1) and counts.left_out[0].startswith("1.jpg: a sparse file")
+        records = read_shards(path)
+        assert [record.image.read() for record in records] == [jpeg()] * 2
+
+
+def test_what_is_no_image_is_a_corrupt_image_when_it_is_read(tmp_path):
+    bad = [("1.jpg", b""), ("1.txt", b"empty"), ("2.jpg", b"no image"), ("2.txt", b"none")]
+    path = str(write_tar(tmp_path / "a.tar", [*sample("0"), *bad, *sample("3")]))
+    build_index(path)
+    processor = SohoImageProcessor()
+    for record in read_shards(path):
+        if record.image_id in "12":
+            with pytest.raises(CorruptImageError, match=rf"a\.tar!{record.image_id}\.jpg: "):
+                processor.load(record.image)
+        else:
+            assert processor.load(record.image).ndim == 3

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_corpus import COLOURS, write_karpathy, write_tokenizer, write_zip
-from tiny_shards import sample, write_set, write_tar
+from tiny_shards import jpeg, sample, write_set, write_tar
 
 from soho_fast.data import SohoImageProcessor, SohoProcessor, load_tokenizer, read_karpathy
 from soho_fast.data.batches.pretraining import PretrainingDataset
@@ -197,6 +197,22 @@ def test_a_recipe_reads_them(corpus):
         task.training_data()
 
 
+def test_a_recipe_says_how_many_samples_may_be_broken(tmp_path):
+    members = [part for number in range(20) for part in sample(str(number), f"a {number}")]
+    for number in range(20, 32):
+        members += [(f"{number}.jpg", jpeg()), (f"{number}.json", b"{")]
+    build_index(str(write_tar(tmp_path / "shards/00000.tar", members)))
+    build_index(str(write_tar(tmp_path / "shards/00001.tar", sample("last"))))
+    build_index(str(write_tar(tmp_path / "shards/00002.tar", sample("other"))))
+    with pytest.raises(
+        ValueError, match=r"batch\.corrupt_images: 12 of 34 samples .* 0\.01 .* as .*00000\.tar!20\.json"
+    ):
+        task_of(tmp_path).training_data()
+    task = task_of(tmp_path)
+    task.corrupt_images = 0.012
+    assert len(task.training_data()) == 22
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("images", ["x"]), ("splits", ["train"]), ("image_data", "x"), ("exclude_coco_ids_from", "x")]
 )
@@ -210,4 +226,4 @@ def test_shards_without_a_caption_are_refused(tmp_path):
     build_index(str(path))
     with pytest.raises(ValueError, match=r"a\.tar: no image with a caption was found \(1 images, 0 captions; 1 images"):
         data = PretrainingData(sources=[CaptionSource(annotations=str(path), format="webdataset")])
-        read_sources(data, "sources", say=[].append)
+        read_sources(data, "sources", say=[].append, max_broken=0.01)

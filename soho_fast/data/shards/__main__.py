@@ -25,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from soho_fast.common.command_line import Parser, exit_code
-from soho_fast.common.errors import UserError
+from soho_fast.common.errors import UserError, printable
 from soho_fast.common.path_ranges import expand_range
 from soho_fast.common.workers import end_with_parent
 from soho_fast.data.readers.records import ReadReport
@@ -108,8 +108,11 @@ def _index(options: argparse.Namespace) -> list[str]:
 
 def _describe(path: str) -> str:
     total = ShardCounts()
-    for shard in TarStore(path).shards:  # refuses names that come twice
+    store = TarStore(path)  # refuses names that come twice
+    for shard in store.shards:
         total.add(shard.counts)
+    for line in store.left_out()[:_MOST_SHOWN]:
+        print(f"left out: {printable(line)}", file=sys.stderr)
     return f"{path}: {total}"
 
 

@@ -33,12 +33,15 @@ class ShardCounts:
     without_caption: int = 0
     without_image: int = 0
     empty_captions: int = 0
+    broken: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     """The number of samples of each `status` that reports a failed download."""
+    left_out: list[str] = field(default_factory=list)
+    """Of the first samples that are left out otherwise, broken ones before others: which, and why."""
 
     def add(self, other: ShardCounts) -> None:
         """Count those of another shard too."""
-        for name in ("images", "captions", "without_caption", "without_image", "empty_captions"):
+        for name in ("images", "captions", "without_caption", "without_image", "empty_captions", "broken"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.failed = dict(Counter(self.failed) + Counter(other.failed))
 
@@ -46,6 +49,7 @@ class ShardCounts:
         parts = [f"{self.images:,} images, {self.captions:,} captions"]
         left_out = [
             *((count, f"failed downloads ({status})") for status, count in sorted(self.failed.items())),
+            (self.broken, "broken samples"),
             (self.without_image, "samples without an image"),
             (self.without_caption, "images without a caption"),
             (self.empty_captions, "empty captions"),

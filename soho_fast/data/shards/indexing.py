@@ -3,13 +3,16 @@
 A sample is what WebDataset calls one: members that follow each other and have the same name up to the first dot after
 the folder. What is done with each:
 
-- An image, one of `IMAGE_SUFFIXES`, makes a row. Two in a sample are refused.
+- Names without a dot and what is in a folder `__NAME__` are passed over, as WebDataset does.
+- An image, one of `IMAGE_SUFFIXES`, makes a row.
 - Captions: `captions`, a list of texts, in its `.json`; else its `.txt`, a single one; else `caption` in its `.json`.
 - A `.json` with a `status` other than "success" reports a failed download (img2dataset): the sample is left out.
 - A sample without an image is left out. One without a caption stays as an image that has none.
-- A `.json` that is none, a text that is not UTF-8, two samples of one name (case does not count): refused.
+- Broken is a sample whose `.json` is none, whose text is not UTF-8, whose image is a link, a sparse file or larger than
+  any image, or that has two. It is left out; an image with a broken text stays, as one without a caption.
+- Two samples of one name (case does not count): refused.
 
-Samples left out are counted.
+Samples left out are counted, and the first of them listed.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import io
 import json
 import mmap
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -37,7 +41,9 @@ from soho_fast.data.shards.members import BLOCK, Member, read_members
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})
 
 _MOST_TEXT = 2**24
+_MOST_LISTED = 20
 _SUCCESS = "success"
+_META = re.compile(r"__[^/]*__(/|$)")
 
 
 def build_index(shard: str, written_from: str = "") -> ShardCounts:
@@ -92,34 +98,45 @@ def read_contents(content: mmap.mmap, shard: str) -> tuple[dict[str, np.ndarray]
     ids: list[str] = []
     captions: list[str] = []
     first = [0]
+    broken: list[str] = []
+    without: list[str] = []
     for key, members in _samples(content, shard):
-        about = _json_of(members, content, shard)
+        found = [member for suffix, member in members.items() if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
+        about: dict[str, Any] = {}
+        texts: list[str] = []
+        wrong = _wrong_with(found, key)
+        is_usable = bool(found) and not wrong
+        try:
+            about = _json_of(members, content, shard)
+            texts = [text.strip() for text in _captions_of(about, members, content, shard)]
+        except ValueError as error:
+            wrong = wrong or str(error).removeprefix(f"{shard}!")
         status = about.get("status", _SUCCESS)
         if status != _SUCCESS:
             counts.failed[str(status)[:40]] = counts.failed.get(str(status)[:40], 0) + 1
             continue
-        found = [member for suffix, member in members.items() if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
         if not found:
             counts.without_image += 1
+            without.append(f"{key}: no image")
             continue
-        if len(found) > 1:
-            raise ValueError(
-                f"{shard}!{found[1].name}: a second image of sample {key}, beside {found[0].name}; expected one"
-            )
-        if found[0].size > MAX_FILE_BYTES:
-            raise ValueError(
-                f"{shard}!{found[0].name}: {found[0].size:,} bytes; expected an image of at most {MAX_FILE_BYTES:,}"
-            )
-        texts = [text.strip() for text in _captions_of(about, members, content, shard)]
         kept = [text for text in texts if not is_blank(text)]
+        if wrong:
+            counts.broken += 1
+            broken.append(wrong)
+        elif not kept:
+            counts.without_caption += 1
+            without.append(f"{key}: no caption")
+        if not is_usable:
+            continue
         counts.empty_captions += len(texts) - len(kept)
-        counts.without_caption += not kept
         images.append(found[0])
         image_id = str(about.get("image_id", ""))
         ids.append(image_id if image_id != key else "")
         captions += kept
         first.append(len(captions))
     counts.images, counts.captions = len(images), len(captions)
+    # Where no image has a caption they stand elsewhere.
+    counts.left_out = [" ".join(line.split()) for line in (broken + without * bool(captions))[:_MOST_LISTED]]
     names, names_ends = _packed([member.name for member in images], shard)
     packed_ids, ids_ends = _packed(ids if any(ids) else [], shard)
     packed_captions, captions_ends = _packed(captions, shard)
@@ -147,7 +164,8 @@ def _samples(content: mmap.mmap, shard: str) -> Iterator[tuple[str, dict[str, Me
     members: dict[str, Member] = {}
     for member in read_members(content, shard):
         name_key = key_of(member.name)
-        if not name_key or name_key.endswith("/"):  # a hidden file, such as .DS_Store
+        # The third is a hidden file, such as .DS_Store.
+        if name_key == member.name or _META.match(member.name) or not name_key or name_key.endswith("/"):
             continue
         if name_key != key:
             if members:
@@ -166,16 +184,34 @@ def _samples(content: mmap.mmap, shard: str) -> Iterator[tuple[str, dict[str, Me
         yield key, members
 
 
+def _wrong_with(images: Sequence[Member], key: str) -> str:
+    """Why the image of a sample can't be used; empty where it can, or there is none."""
+    if len(images) > 1:
+        return f"{images[1].name}: a second image of sample {key}, beside {images[0].name}; expected one"
+    for image in images:
+        if image.odd:
+            return f"{image.name}: {image.odd}"
+        if image.size > MAX_FILE_BYTES:
+            return f"{image.name}: {image.size:,} bytes; expected an image of at most {MAX_FILE_BYTES:,}"
+    return ""
+
+
 def _bytes_of(member: Member, content: mmap.mmap) -> bytes:
     return content[member.offset : member.offset + member.size]
 
 
-def _read_text(member: Member, content: mmap.mmap, shard: str) -> str:
-    where = f"{shard}!{member.name}"
+def _text_of(member: Member, content: mmap.mmap, where: str) -> bytes:
+    if member.odd:
+        raise ValueError(f"{where}: {member.odd}")
     if member.size > _MOST_TEXT:
         raise ValueError(f"{where}: {member.size:,} bytes; expected a text of at most {_MOST_TEXT:,}")
+    return _bytes_of(member, content)
+
+
+def _read_text(member: Member, content: mmap.mmap, shard: str) -> str:
+    where = f"{shard}!{member.name}"
     try:
-        return _bytes_of(member, content).decode()
+        return _text_of(member, content, where).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 ({error}); expected a text in UTF-8") from None
 
@@ -183,8 +219,8 @@ def _read_text(member: Member, content: mmap.mmap, shard: str) -> str:
 def _json_of(members: dict[str, Member], content: mmap.mmap, shard: str) -> dict[str, Any]:
     if "json" not in members:
         return {}
-    text = _read_text(members["json"], content, shard)
-    return parse_object(text, f"{shard}!{members['json'].name}", "an object")
+    where = f"{shard}!{members['json'].name}"
+    return parse_object(_text_of(members["json"], content, where), where, "an object")
 
 
 def _captions_of(about: dict[str, Any], members: dict[str, Member], content: mmap.mmap, shard: str) -> Sequence[str]:

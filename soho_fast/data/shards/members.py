@@ -36,11 +36,13 @@ _OCTAL = re.compile(rb"[ 0]*([0-7]*)[ \0]*")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar: its name, with forward slashes and without a leading `./`, where its bytes begin, how many."""
+    """A file in a tar: its name, with forward slashes and without a leading `./`, where its bytes begin, how many; and
+    what it is, where these are not the file's: a link, say."""
 
     name: str
     offset: int
     size: int
+    odd: str = ""
 
 
 def read_members(content: mmap.mmap, path: str) -> Iterator[Member]:
@@ -51,8 +53,8 @@ def read_members(content: mmap.mmap, path: str) -> Iterator[Member]:
         path: Its path, for messages.
 
     Raises:
-        ValueError: It is no uncompressed tar, is cut off or damaged, or holds a link, a device, or a name that leads
-            out of where it would be unpacked; the message names the file and the member.
+        ValueError: It is no uncompressed tar, is cut off or damaged, or holds a name that leads out of where it would
+            be unpacked; the message names the file and the member.
     """
     if packing := packed_by(content[:BLOCK]):
         raise ValueError(f"{path}: a {packing} file; expected a tar without compression: images gain nothing by it")
@@ -69,28 +71,26 @@ def read_members(content: mmap.mmap, path: str) -> Iterator[Member]:
             return
         if len(header) < BLOCK:
             raise ValueError(f"{path}: cut off after {last}: {length:,} bytes, and no end mark; fetch the file again")
-        plain, begin = _plain(header), offset + BLOCK
+        plain, begin, odd = _plain(header), offset + BLOCK, ""
         if plain is not None and plain[0] == _PAX:
             after = begin + _padded(plain[2])
             times_only = plain[2] <= _MOST_TIMES and _TIMES.fullmatch(content[begin:after])
             plain, begin = _plain(content[after : after + BLOCK]) if times_only else None, after + BLOCK
         if plain is None or plain[0] not in _SIMPLE:
-            kind, name, begin, size, after = _other(path, offset, last)
+            kind, name, begin, size, after, odd = _other(path, offset, last)
         else:
             kind, name, size = plain
             after = begin + _padded(size)
         if kind in _REGULAR and name.endswith("/"):
             kind = _DIRECTORY  # as tars from before 1988 have it
         name = _checked(name, path)
-        if begin + size > length:
+        if max(begin + size * (not odd), after) > length:
             raise ValueError(
                 f"{path}!{name}: cut off: its {size:,} bytes begin at {begin:,} of a file of {length:,} bytes; fetch "
                 "the file again"
             )
-        if kind in _REGULAR:
-            yield Member(name, begin, size)
-        elif kind != _DIRECTORY:
-            raise ValueError(f"{path}!{name}: a link or a device (type {chr(kind)!r}); expected files and folders only")
+        if kind != _DIRECTORY:
+            yield Member(name, begin, size, odd)
         offset, last = after, name
 
 
@@ -114,8 +114,8 @@ def _plain(header: bytes) -> tuple[int, str, int] | None:
     return kind, name.decode("utf-8", "surrogateescape"), int(size[1] or b"0", 8)
 
 
-def _other(path: str, offset: int, last: str) -> tuple[int, str, int, int, int]:
-    """(type, name, first byte, size, next header) of a member with any header that tarfile knows."""
+def _other(path: str, offset: int, last: str) -> tuple[int, str, int, int, int, str]:
+    """(type, name, first byte, size, next header, `Member.odd`) of a member with any header that tarfile knows."""
     member = None
     with (
         open(path, "rb") as file,
@@ -127,9 +127,10 @@ def _other(path: str, offset: int, last: str) -> tuple[int, str, int, int, int]:
     if member is None:
         what = f"damaged: no header of a file after {last}, at byte {offset:,}" if offset else "no tar file"
         raise ValueError(f"{path}: {what}; expected an uncompressed tar")
-    if member.issparse():
-        raise ValueError(f"{path}!{member.name}: a sparse file; expected files that are stored whole")
-    return member.type[0], member.name, member.offset_data, member.size, archive.offset
+    odd = "a sparse file; expected one that is stored whole" if member.issparse() else ""
+    if not (member.isreg() or member.isdir()):
+        odd = f"a link or a device (type {chr(member.type[0])!r}); expected a file"
+    return member.type[0], member.name, member.offset_data, member.size, archive.offset, odd
 
 
 def _checked(name: str, path: str) -> str:

@@ -18,6 +18,7 @@ from typing import overload
 
 import numpy as np
 
+from soho_fast.common.errors import MIN_SEEN, too_many_corrupt
 from soho_fast.data.readers.records import ImageRef, ImageTextRecord, ReadReport
 from soho_fast.data.shards.index import ShardCounts
 from soho_fast.data.shards.store import TarStore
@@ -141,6 +142,7 @@ def read_shards(
     *,
     max_captions: int | None = None,
     source: str | None = None,
+    max_broken: float = 0.01,
     report: ReadReport | None = None,
 ) -> ShardRecords:
     """Images with captions in tar shards as img2dataset writes them (docs/own_data.md).
@@ -149,11 +151,12 @@ def read_shards(
         shards: A `.tar`, or a range of them: `cc3m/{00000..00331}.tar`, each with its index.
         max_captions: Keep only the first so many captions of an image; None keeps all.
         source: Name of the set in messages; the name of the shards' folder when None.
+        max_broken: Largest share of the samples that may be broken (of at least 1,000).
         report: Filled with what was found and left out.
 
     Raises:
         FileNotFoundError: A shard or its index is missing.
-        ValueError: An index is stale or damaged, a name comes twice, or no image has a caption.
+        ValueError: An index is stale or damaged, a name comes twice, no image has a caption, or more are broken.
     """
     store = TarStore(shards)
     total = ShardCounts()
@@ -162,11 +165,18 @@ def read_shards(
     records = ShardRecords(store, source or PurePath(os.path.abspath(shards)).parent.name, max_captions)
     if not len(records):
         raise ValueError(f"{store}: no image with a caption was found ({total}); expected .txt or .json members")
+    first_broken = store.left_out()[0] if total.broken else ""
+    if too_many_corrupt(total.broken, len(records) + total.broken, max_broken):
+        raise ValueError(
+            f"batch.corrupt_images: {total.broken:,} of {len(records) + total.broken:,} samples of {store} are broken, "
+            f"more than the share of {max_broken:g} that is allowed (of at least {MIN_SEEN}), as {first_broken}"
+        )
     report = ReadReport.of(report, records.source)
     report.num_images = len(records)
     report.num_captions = int(records.texts.counts().sum())
     report.num_failed = sum(total.failed.values())
     report.num_missing = total.without_image
+    report.num_broken, report.first_broken = total.broken, first_broken
     report.num_without_caption = total.without_caption
     report.num_empty_captions = total.empty_captions
     return records

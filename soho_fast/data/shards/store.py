@@ -99,6 +99,15 @@ class TarStore:
                     "(case does not count)"
                 )
 
+    def left_out(self) -> list[str]:
+        """Which samples are left out and why, as far as the indexes list them: broken ones first."""
+        lines = [
+            (number >= shard.counts.broken, f"{shard.shard}!{line}")
+            for shard in self.shards
+            for number, line in enumerate(shard.counts.left_out)
+        ]
+        return [line for _, line in sorted(lines, key=lambda each: each[0])]
+
     def place(self, row: int) -> tuple[int, int]:
         """(shard, row in it) of an image by its number in all shards."""
         return part_of(self.bounds, row)
