@@ -264,6 +264,6 @@ def test_what_is_not_compared_is_this_and_no_more(recipe):
         "engine.activation_checkpointing", "engine.emulate_precision", "engine.end_when_lost",
         "engine.feature_cache_gb", "engine.feature_cache_disk_gb", "corpus.folder",
         "data.tokenizer", "data.image_batch", "data.text_batch",
-        "data.pair_batch", "data.quick_images", "data.missing_images", "model.pretrained",
+        "data.pair_batch", "data.quick_images", "data.missing_images", "data.placeholders", "model.pretrained",
         "model.text_encoder", "model.backbone",
     }  # fmt: skip
