@@ -37,6 +37,9 @@ NOT_COMPARED = {
     "engine.emulate_precision": "a permission; the precision itself is compared",
 }
 
+# Of what contents a task gives, those of its data.
+OF_THE_DATA = ("training data", "held-out data", "data.tokenizer")
+
 # By pattern of the name: what may differ between the ranks of a run, since machines have cores of their own.
 OF_A_RANK = ("engine.threads", "batch.workers", "batch.prefetch")
 

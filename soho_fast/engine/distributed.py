@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -108,7 +109,8 @@ def _own_store() -> tuple[dist.Store, int, int] | None:
     # What gloo exchanges goes the same way; "lo" is the loopback device's name on Linux.
     if "lo" in [name for _, name in socket.if_nameindex()]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    listener = socket.create_server((LOOPBACK, port)).detach() if rank == 0 else None
+    with _told_if_taken(port):
+        listener = socket.create_server((LOOPBACK, port)).detach() if rank == 0 else None
     store = dist.TCPStore(LOOPBACK, port, world, rank == 0, _PATIENCE, master_listen_fd=listener)
     return store, rank, world
 
@@ -130,17 +132,22 @@ def _choose_port() -> None:
     port = environment_number("MASTER_PORT", int(_DEFAULT_PORT))
     if environment_rank()[0]:
         return
-    with socket.socket() as probe:
+    with socket.socket() as probe, _told_if_taken(port):
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise UserError(
-                f"port {port}, by which the processes meet, is taken, perhaps by another run on this machine; give "
-                f"another: deepspeed --master_port {port + 1} ..."
-            ) from error
+        probe.bind(("", port))
+
+
+@contextmanager
+def _told_if_taken(port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise UserError(
+            f"port {port}, by which the processes meet, is taken, perhaps by another run on this machine; give "
+            f"another: deepspeed --master_port {port + 1} ..."
+        ) from error
 
 
 def leave_processes() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from soho_fast.common.files import read_log, write_atomically
 from soho_fast.common.tables import print_table
 from soho_fast.common.versions import program, read_run_of
-from soho_fast.engine.changes import digest_of
+from soho_fast.engine.changes import OF_THE_DATA, digest_of
 
 if TYPE_CHECKING:
     from soho_fast.engine.trainer import Run
@@ -162,7 +162,7 @@ def say_start(run: Run, name: str) -> None:
 def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
     """Draw the curves, write metrics.json, print the metrics and what to do next."""
     task: Any = run.task  # which has a table and next commands beside what training asks of it
-    folder, progress = run.folder, run.progress
+    folder, progress, identity = run.folder, run.progress, run.checkpoints.identity
     if run.finished is not None:
         if metrics:
             print_table(task.table(metrics))
@@ -182,7 +182,8 @@ def report_run(run: Run, metrics: Mapping[str, float] | None) -> None:
             "images_per_second": progress.step * run.plan.global_batch_size / max(progress.seconds, 1e-9),
             "corrupt_images": progress.corrupt_images,
             "images_missing": task.num_missing(),
-            "identity": digest_of(run.checkpoints.identity),
+            "identity": digest_of(identity),
+            "data": {name: identity[name] for name in OF_THE_DATA if name in identity},
             "program": program(),
             "precision": run.step.precision,
             "metrics": metrics,

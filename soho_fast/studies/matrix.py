@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from soho_fast.common.errors import UserError
+from soho_fast.studies.results import Row
 from soho_fast.studies.study import Study, Variant
 from soho_fast.tasks import TASKS
 from soho_fast.tasks.identity import OF_A_STUDY
@@ -21,6 +22,8 @@ from soho_fast.tasks.recipe_file import check_fields, read_yaml
 
 # What is measured, which a row depends on, though no training does.
 _IDENTIFYING = ("evaluation.at_end",)
+# The parts of a recipe that say what is read.
+_DATA = ("data", "corpus")
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def runs_of(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Ru
                     _leave_out_roots(content, overrides or {})
                     content["seed"] = 0 if stage.shared else seed + condition.seed_offset
                     start = made.get(stage.after)
-                    run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, condition.launcher)
+                    launcher = "" if stage.shared else condition.launcher
+                    run = Run(cell, stage.recipe, content, stage.splits, stage.codes, start, launcher)
                     made[stage_name] = runs.setdefault(run.digest, run)
                     if made[stage_name] is not run:
                         made[stage_name].cells += [] if stage.shared else [cell]
@@ -161,6 +165,29 @@ def recipe_content(recipe: str, overrides: list[Mapping[str, Any]], where: str) 
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return content
+
+
+def of_other_data(runs: Sequence[Run], rows: Mapping[str, Row]) -> list[str]:
+    """A line for each run whose data were not those of the runs before it, though both name the same: rows of other
+    data roots, or of a corpus that has changed.
+
+    Args:
+        runs: The runs.
+        rows: Theirs, by digest.
+    """
+    first: dict[str, tuple[Run, str]] = {}
+    lines = []
+    for run in runs:
+        settings = {
+            name: value for name, value in identity(run.content).items() if name.startswith(("data.", "corpus."))
+        }
+        for what, content in rows[run.digest].get("data", {}).items() if run.digest in rows else ():
+            # Which share of it is trained on is drawn by the seed.
+            seed = run.content["seed"] if what == "training data" else None
+            other, known = first.setdefault(json.dumps([what, seed, run.recipe, settings]), (run, content))
+            if content != known:
+                lines.append(f"{run.cell}: another {what} than of {other.cell}: {content}, not {known}")
+    return lines
 
 
 def _leave_out_roots(content: dict[str, Any], overrides: Mapping[str, Any]) -> None:

@@ -141,6 +141,8 @@ def _make(job: Job, folder: Path) -> int:
                 "precision": about["precision"],
                 "launcher": job.launcher,
                 "versions": _versions(),
+                "identity": about["identity"],
+                "data": about["data"],
             },
         )
     # Before anything is deleted: what is half deleted could not be gone on from.

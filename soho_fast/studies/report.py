@@ -11,7 +11,7 @@ from pathlib import Path
 from soho_fast.common.extras import from_extra
 from soho_fast.common.files import write_atomically
 from soho_fast.studies.comparing import LEVEL, Difference, compare, unit_of, value_of
-from soho_fast.studies.matrix import Cell, Run
+from soho_fast.studies.matrix import Cell, Run, of_other_data
 from soho_fast.studies.results import Row, by_digest
 from soho_fast.studies.study import Study, split_cell
 
@@ -79,6 +79,7 @@ def page(
         lines.append(f"**{planned - len(cells):,} are missing**; what is said below is of those that are there.")
     if old:
         lines.append(f"{old:,} of them were made by other settings than `{name}.yaml` has now.")
+    lines += [f"\n**{line}**" for line in of_other_data(runs, by_digest(cells.values()))]
     lines += ["", "| condition | what it is | seeds |", "|---|---|---|"]
     for condition, settings in study.conditions.items():
         seeds = settings.seeds or study.seeds

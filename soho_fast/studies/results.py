@@ -32,7 +32,8 @@ class Row(RowStart):
 
     metrics: Of the trained model, by name. steps: Of training. training_seconds, seconds: Of training, and of all.
     images_per_second: In training. peak_memory_gb: Of the largest process. precision: Trained in. launcher: Words
-    before the training command. versions: Of the packages, and the processor.
+    before the training command. versions: Of the packages, and the processor. identity, data: Of the run's
+    `metrics.json`, by which it is known and what its data held.
     """
 
     metrics: dict[str, float]
@@ -44,6 +45,8 @@ class Row(RowStart):
     precision: NotRequired[str]
     launcher: NotRequired[str]
     versions: NotRequired[dict[str, str]]
+    identity: NotRequired[str]
+    data: NotRequired[dict[str, str]]
 
 
 FIELDS = ("study", "condition", "seed", "stage", "variant", "digest", "metrics")

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from soho_fast.common.errors import UserError
-from soho_fast.studies.matrix import Run
+from soho_fast.studies.matrix import Run, of_other_data
 from soho_fast.studies.one import TAKEN, Job, run_one
 from soho_fast.studies.results import Row, by_digest, read_rows
 
@@ -219,6 +219,8 @@ class Runner:
                     f"{run.cell}: done in {clock(time.monotonic() - began)}; {len(self.runs) - len(left)} of "
                     f"{len(self.runs)} runs, {total} left"
                 )
+                for line in of_other_data(self.runs, by_digest(rows)):
+                    self.say(line)
             elif code == TAKEN:
                 self._left_alone[digest] = time.monotonic() + _LEFT_ALONE
                 self.say(f"{run.cell}: another process is at it")

@@ -193,8 +193,8 @@ def refuse_foreign_code(study: Study, path: Path) -> None:
         named += [f"log.trackers: {trackers}"] if trackers else []
     if named:
         raise UserError(
-            f"study {path}: {named[0]!r:.200}, which a file alone may not; give it on the command line (--launcher, "
-            "--log.trackers), or --trust-file to take what the file says"
+            f"study {path}: {named[0]!r:.200}, which a file alone may not; --trust-file takes what the file says, or "
+            "delete it there and give it on the command line (--launcher, --log.trackers)"
         )
 
 
@@ -210,6 +210,8 @@ def _check(study: Study) -> None:
             raise UserError(f"{name!r}: a name of a condition, stage or variant is also a folder's; leave / out")
     before: list[str] = []
     for name, stage in study.stages.items():
+        if stage.shared and stage.metrics:
+            raise UserError(f"stages.{name}.metrics: this stage is shared by all conditions: there is none to compare")
         if stage.after:
             known(f"stages.{name}.after", stage.after, before)
             if stage.shared and not study.stages[stage.after].shared:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from soho_fast.common.errors import UserError
+from soho_fast.engine import distributed
 from soho_fast.engine.distributed import start_processes
 from soho_fast.engine.watchdog import run_command
 
@@ -77,6 +79,15 @@ def test_a_port_that_was_given_and_is_taken_is_told():
     assert rank.returncode == 1
     said = rank.stderr.splitlines()[-1]
     assert re.search(rf"UserError: port {port}, .* is taken, .* --master_port {port + 1}", said), said
+
+
+def test_one_that_is_taken_after_it_was_looked_at_too(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        for name, value in as_launched(0, 2, port).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"port {port}, .* is taken, .* --master_port {port + 1}"):
+            distributed._own_store()
 
 
 def test_processes_of_one_machine_are_reached_from_no_other(tmp_path):

@@ -47,7 +47,8 @@ def test_its_words_stand_before_the_command(tmp_path, monkeypatch, signals):
     job = one.Job(row, {}, {}, 0, str(folder), str(rows), [], keep_model=False, launcher=launcher)
     assert one._make(job, folder) == 0
     program = str(Path(one.__file__).parent.parent / "train.py")
-    assert json.loads(told.read_text()) == ["--processes", "2", program, "--recipe", str(folder / "recipe.yaml")]
+    words = ["--processes", "2", program, "--recipe", str(folder / "recipe.yaml"), "--trust-file"]
+    assert json.loads(told.read_text()) == words
     assert [each["launcher"] for each in read_rows([rows])] == [launcher]
 
 

@@ -79,7 +79,8 @@ def test_a_shared_stage_is_one_model_for_all_conditions_and_seeds(tmp_path):
     stages = {"start": {"recipe": "mini", "shared": True, "overrides": {"max_steps": 3}}, **TINY["stages"]}
     stages["pretraining"] = {**stages["pretraining"], "after": "start"}
     other = {"overrides": {"optim.lr": 0.5}, "stages": {"start": {"model.config.use_dictionary": False}}}
-    conditions = {**TINY["conditions"], "other": other}
+    launched = {"launcher": "deepspeed --num_accelerators 2"}
+    conditions = {**TINY["conditions"], "other": other, "launched": launched}
     runs = runs_of(read_study(written(tmp_path, seeds=[1, 2], stages=stages, conditions=conditions)))
     starts = [run for run in runs if run.cell.stage == "start"]
     assert [[(cell.condition, cell.seed) for cell in run.cells] for run in starts] == [[("none", 1)], [("other", 1)]]
@@ -87,8 +88,13 @@ def test_a_shared_stage_is_one_model_for_all_conditions_and_seeds(tmp_path):
     assert [run.content["model"]["config"].get("use_dictionary", True) for run in starts] == [True, False]
     assert [(run.content["seed"], run.content["optim"]["lr"]) for run in starts] == [(0, 1.2e-3)] * 2
     branches = [run for run in runs if run.cell.stage == "pretraining"]
+    assert [run.launcher for run in branches[:4]] == ["", "", "", launched["launcher"]], (
+        "which made no start of its own"
+    )
     assert [run.start is starts[run.cell.condition == "other"] for run in branches] == [True] * len(branches)
-    assert len(branches) == 6
+    assert len(branches) == 8
+    compared = {**stages, "start": {**stages["start"], "metrics": {"itm": "matching"}}}
+    assert "stages.start.metrics: this stage is shared by all" in refused(written(tmp_path, stages=compared))
     stages = {**stages, "start": {**stages["start"], "after": "first"}, "first": TINY["stages"]["pretraining"]}
     stages = {name: stages[name] for name in ("first", "start", "pretraining", "vqa")}
     assert "stages.start.after: first is not shared, and this one is" in refused(written(tmp_path, stages=stages))
