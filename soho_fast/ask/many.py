@@ -33,7 +33,9 @@ from soho_fast.common.errors import CorruptImageError, UserError
 from soho_fast.common.files import write_atomically
 from soho_fast.common.hub import no_such_path
 from soho_fast.common.progress import ProgressLines
+from soho_fast.common.versions import in_words, program
 from soho_fast.common.workers import loaded_ahead
+from soho_fast.data.overlap import sampled_digest
 from soho_fast.data.readers.records import ImageRef, ReadReport, field_of, find_images, load_json_lines
 
 _OWN = ("line", "answers", "error")
@@ -85,15 +87,19 @@ def ask_many(
         "model": folder_digest(local_folder(model)),
         "questions": hashlib.sha256(questions.read_bytes()).hexdigest(),
         "images": [os.path.abspath(each) for each in images],
+        "content of images": sampled_digest(image for image in found.values() if image is not None),
         "top_k": top_k,
         "batch_size": batch_size,
         "precision": precision,
         "compile": compile,
+        "program": program(),
     }
     with _open_locked(results) as file:
-        done, failed = _kept(file, results, about, len(lines))
+        done, failed, before = _kept(file, results, about, len(lines))
         if done:
             say(f"{results}: {done:,} of {len(lines):,} lines are there")
+        if before != about["program"]:
+            say(f"{results}: its first {done:,} lines were answered by another version, {in_words(before)}")
         try:
             failed += _answer(soho, asked, found, lines, file, done, top_k, batch_size, workers, say)
         except KeyboardInterrupt:
@@ -202,8 +208,8 @@ def _open_locked(path: Path) -> BinaryIO:
     return file
 
 
-def _kept(file: BinaryIO, path: Path, about: Mapping[str, Any], total: int) -> tuple[int, list[int]]:
-    """How many lines are there, and which have no answer; a line that is not whole is cut off.
+def _kept(file: BinaryIO, path: Path, about: Mapping[str, Any], total: int) -> tuple[int, list[int], Any]:
+    """How many lines are there, which have no answer, and the program that began; a line that is not whole is cut off.
 
     Raises:
         UserError: what is there is of something else.
@@ -212,14 +218,14 @@ def _kept(file: BinaryIO, path: Path, about: Mapping[str, Any], total: int) -> t
     content = file.read()
     if not content:
         write_atomically(beside, json.dumps(about, indent=1) + "\n")
-        return 0, []
+        return 0, [], about["program"]
     way_out = "give another name for the results, or delete them"
     try:
-        known = json.loads(beside.read_text())
-    except (OSError, ValueError):
+        known = dict(json.loads(beside.read_text()))
+    except (OSError, ValueError, TypeError):
         raise UserError(f"results: {path} holds something, and {beside.name} does not say what; {way_out}") from None
-    if known != about:
-        changed = [name for name in about if known.get(name) != about[name]] if isinstance(known, dict) else list(about)
+    changed = [name for name in about if name != "program" and known.get(name) != about[name]]
+    if changed:
         raise UserError(f"results: {path} was made with another {', '.join(changed)}; {way_out}")
     whole = content[: content.rfind(b"\n") + 1]
     failed = []
@@ -234,4 +240,4 @@ def _kept(file: BinaryIO, path: Path, about: Mapping[str, Any], total: int) -> t
             failed.append(number)
     file.seek(len(whole))
     file.truncate()
-    return whole.count(b"\n"), failed
+    return whole.count(b"\n"), failed, known.get("program") or {}

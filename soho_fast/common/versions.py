@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ def program() -> dict[str, str]:
     import torch
 
     return {"soho_fast": soho_fast.__version__, "torch": str(torch.__version__), "commit": commit()}
+
+
+def in_words(program: Mapping[str, str]) -> str:
+    """As messages have it."""
+    return ", ".join(f"{name} {version}" for name, version in program.items() if version) or "an unknown one"
 
 
 def commit() -> str:

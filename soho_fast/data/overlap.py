@@ -6,6 +6,7 @@ An image that was saved anew, smaller or in another format, is another one here.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 from collections import defaultdict
@@ -46,6 +47,15 @@ def shared_images(training: Iterable[ImageRef], held_out: Iterable[ImageRef]) ->
             if _are_same(image, mine, other, contents):
                 found[id(other)] = image, other
     return list(found.values())
+
+
+def sampled_digest(images: Iterable[ImageRef]) -> str:
+    """A hash of images by names, sizes and beginnings of their files; files that can't be read count as that."""
+    digest = hashlib.sha256()
+    for image in images:
+        with contextlib.suppress(OSError):
+            digest.update(repr((image.name, image.store.size(image.name), _beginning(image))).encode())
+    return digest.hexdigest()
 
 
 def in_words(shared: Sequence[tuple[ImageRef, ImageRef]]) -> list[str]:

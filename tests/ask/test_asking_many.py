@@ -101,7 +101,7 @@ def test_a_cut_file_goes_on_to_the_same_bytes(run, tmp_path, capsys):
         assert "1 have no answer" in said
 
 
-def test_what_is_of_something_else_is_refused_and_left(run, folder_of, asked, tmp_path, capsys):
+def test_what_is_of_something_else_is_refused_and_left(run, folder_of, asked, image_folder, tmp_path, capsys):
     assert run() == 0
     results, whole = tmp_path / "results.jsonl", (tmp_path / "results.jsonl").read_bytes()
 
@@ -127,7 +127,17 @@ def test_what_is_of_something_else_is_refused_and_left(run, folder_of, asked, tm
     refused("line 9 is not as it was written")
     results.write_bytes(whole[: whole.index(b"\n", 900) - 4] + whole[whole.index(b"\n", 900) :])
     refused(" is not as it was written")
-    results.write_bytes(whole)
+    results.write_bytes(whole[:500])
+    image = image_folder[0] / read(asked)[30]["image"]
+    pixels = image.read_bytes()
+    image.write_bytes(pixels[:-20] + bytes(20))
+    refused("was made with another content of images;")
+    image.write_bytes(pixels)
+    beside = tmp_path / "results.jsonl.about.json"
+    beside.write_text(beside.read_text().replace('"soho_fast": "', '"soho_fast": "0.'))
+    capsys.readouterr()
+    assert run() == 0 and results.read_bytes() == whole
+    assert "its first 2 lines were answered by another version, soho_fast 0." in capsys.readouterr().out
     asked.write_text(asked.read_text().replace("q3", "q03"))
     refused("was made with another questions;")
     (tmp_path / "results.jsonl.about.json").unlink()
