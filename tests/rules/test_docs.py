@@ -288,5 +288,13 @@ def test_every_link_leads_somewhere():
     assert not missing, missing
 
 
-def test_the_door_is_short():
-    assert len(PAGES[0].read_text().splitlines()) <= 130
+def test_the_readme_is_short_and_its_figures_are_of_their_sources():
+    readme, results = PAGES[0].read_text(), (ROOT / "docs/results.md").read_text()
+    assert len(readme.splitlines()) <= 100
+    speeds = re.findall(r"^\| .* \| ([\d.]+ to [\d.]+) \(", readme, flags=re.MULTILINE)
+    assert len(speeds) == 3 and all(f"x ({speed} in " in results for speed in speeds), speeds
+    files = re.findall(r"^\| (`.*\.py`) \| ([\d,]+) \|", readme, flags=re.MULTILINE)
+    assert sum(names.count("`") // 2 for names, _ in files) == 10
+    for names, lines in files:
+        texts = [(ROOT / "soho_fast" / name).read_text() for name in re.findall("`(.*?)`", names)]
+        assert abs(sum(text.count("\n") for text in texts) / int(lines.replace(",", "")) - 1) < 0.1, names
